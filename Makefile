@@ -1,0 +1,30 @@
+# The commands of this project. Each is a line or two here, or one script in scripts/.
+# The rule: a target says in plain words what it does, and leaves nothing running behind it.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check deny clean
+
+# Where `make run` serves HTTP on 127.0.0.1: make run PORT=9000
+PORT ?= 8080
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080)
+	@scripts/run '$(PORT)'
+
+test: ## Run every test: unit, documentation, and integration against real redis-servers
+	@scripts/test
+
+check: ## Check the formatting, the lints and the documentation, with warnings as errors
+	@echo 'Checking the formatting, the lints and the documentation.'
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
+
+deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny if missing)
+	@cargo deny --version >/dev/null 2>&1 || { echo 'Installing cargo-deny; this takes some minutes.' && cargo install --locked cargo-deny; }
+	cargo deny check licenses bans sources
+
+clean: ## Remove everything that was built, and the Redis that was unpacked beside it
+	cargo clean

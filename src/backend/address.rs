@@ -1,0 +1,268 @@
+//! Where Redis is: `redis://`, `rediss://` (TLS) or `unix://`, with user, password and database.
+//!
+//! The password in it is never printed.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use url::Url;
+
+use crate::units::{MASK, Secret};
+
+const DEFAULT_PORT: u16 = 6379;
+const ALLOWED: &str = "redis://[user:password@]host[:port][/database], the same with rediss:// for TLS, \
+                       or unix:///path/to/socket[?db=database]";
+
+/// The address of a Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The way there.
+    pub endpoint: Endpoint,
+    /// The user named in the address, or empty.
+    pub username: String,
+    /// The password in the address, or empty.
+    pub password: Secret,
+    /// The number of the database.
+    pub database: u32,
+}
+
+/// The way to a Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A TCP connection.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// Whether TLS is spoken there.
+        tls: bool,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl Default for Address {
+    fn default() -> Self {
+        Self {
+            endpoint: Endpoint::Tcp {
+                host: "127.0.0.1".to_owned(),
+                port: DEFAULT_PORT,
+                tls: false,
+            },
+            username: String::new(),
+            password: Secret::default(),
+            database: 0,
+        }
+    }
+}
+
+impl Address {
+    /// Whether TLS is spoken.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Tcp { tls: true, .. })
+    }
+
+    /// The same address with another host or port, as `--redis_host` and `--redis_port` ask for. A unix socket
+    /// gives way to TCP.
+    #[must_use]
+    pub fn with_host_and_port(mut self, new_host: Option<&str>, new_port: Option<u16>) -> Self {
+        if let Endpoint::Unix(_) = self.endpoint {
+            self.endpoint = Self::default().endpoint;
+        }
+        if let Endpoint::Tcp { host, port, .. } = &mut self.endpoint {
+            if let Some(new_host) = new_host {
+                new_host.trim_start_matches('[').trim_end_matches(']').clone_into(host);
+            }
+            *port = new_port.unwrap_or(*port);
+        }
+        self
+    }
+
+    /// The address with its password, as it would be written in a config file.
+    pub fn reveal(&self) -> String {
+        self.write(self.password.reveal())
+    }
+
+    fn write(&self, password: &str) -> String {
+        let (scheme, place) = match &self.endpoint {
+            Endpoint::Tcp { host, port, tls } => {
+                let host = if host.contains(':') {
+                    format!("[{host}]")
+                } else {
+                    host.clone()
+                };
+                (
+                    if *tls { "rediss" } else { "redis" },
+                    format!("{host}:{port}/{}", self.database),
+                )
+            }
+            Endpoint::Unix(path) => ("unix", format!("{}?db={}", path.display(), self.database)),
+        };
+        let login = match (&*self.username, password) {
+            ("", "") => String::new(),
+            (username, "") => format!("{}@", escape(username)),
+            (username, password) => format!("{}:{}@", escape(username), escape(password)),
+        };
+        format!("{scheme}://{login}{place}")
+    }
+}
+
+fn escape(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes())
+        .collect::<String>()
+        .replace('+', "%20")
+}
+
+/// With the password masked.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mask = if self.password.is_empty() { "" } else { MASK };
+        f.write_str(&self.write(mask).replace("%2A", "*"))
+    }
+}
+
+/// An address that cannot be understood. Says what is wrong without repeating the password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid value: {problem}, expected {ALLOWED}")]
+pub struct BadAddress {
+    problem: String,
+}
+
+impl FromStr for Address {
+    type Err = BadAddress;
+
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        let bad = |problem: String| BadAddress { problem };
+        let url = Url::parse(text).map_err(|error| bad(format!("\"{}\" ({error})", mask_login(text))))?;
+        let endpoint = endpoint(&url).ok_or_else(|| bad(format!("\"{}\"", mask_login(text))))?;
+        let database = database(&url, &endpoint);
+        let database = database.parse().map_err(|_| bad(format!("database \"{database}\"")))?;
+        let decode = |part: &str| {
+            let decoded =
+                crate::key::percent_decode(part.as_bytes()).map_err(|_| bad("a bad escape in the login".into()))?;
+            String::from_utf8(decoded.into_owned()).map_err(|_| bad("a login that is not UTF-8".into()))
+        };
+        Ok(Self {
+            endpoint,
+            username: decode(url.username())?,
+            password: Secret::new(decode(url.password().unwrap_or_default())?),
+            database,
+        })
+    }
+}
+
+fn endpoint(url: &Url) -> Option<Endpoint> {
+    match url.scheme() {
+        "redis" | "rediss" => {
+            let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
+            let port = url.port().unwrap_or(DEFAULT_PORT);
+            Some(Endpoint::Tcp {
+                host: host.to_owned(),
+                port,
+                tls: url.scheme() == "rediss",
+            })
+        }
+        "unix" | "redis+unix" if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 => {
+            let path = crate::key::percent_decode(url.path().as_bytes()).ok()?;
+            Some(Endpoint::Unix(String::from_utf8(path.into_owned()).ok()?.into()))
+        }
+        _ => None,
+    }
+}
+
+/// The text of the database number: the path of a TCP address, the parameter `db` of either.
+fn database(url: &Url, endpoint: &Endpoint) -> String {
+    let parameter = url
+        .query_pairs()
+        .find(|(name, _)| name == "db")
+        .map(|(_, value)| value.into_owned());
+    let path = match endpoint {
+        Endpoint::Tcp { .. } => url.path().trim_matches('/'),
+        Endpoint::Unix(_) => "",
+    };
+    parameter
+        .or_else(|| (!path.is_empty()).then(|| path.to_owned()))
+        .unwrap_or_else(|| "0".to_owned())
+}
+
+/// `text` with what stands between `://` and the last `@` masked, for an address that could not be parsed.
+fn mask_login(text: &str) -> String {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}{MASK}{}", &text[..scheme + 3], &text[at..]),
+        (None, Some(at)) => format!("{MASK}{}", &text[at..]),
+        _ => text.to_owned(),
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for text in [
+            "redis://127.0.0.1:6379/0",
+            "redis://user:p%40ss@example.org:7000/3",
+            "rediss://[::1]:6380/0",
+            "unix:///run/redis/redis.sock?db=2",
+            "redis://:secret@host:1/0",
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().reveal(), text);
+        }
+        let short: Address = "redis://host".parse().unwrap();
+        assert_eq!(short.reveal(), "redis://host:6379/0");
+        assert_eq!("redis://host/5".parse::<Address>().unwrap().database, 5);
+    }
+
+    #[test]
+    fn the_password_is_not_printed() {
+        let address: Address = "redis://user:hunter2@host/0".parse().unwrap();
+        assert_eq!(address.to_string(), "redis://user:********@host:6379/0");
+        assert!(!format!("{address:?}").contains("hunter2"));
+        for bad in [
+            "redis://user:hunter2@host/x",
+            "http://user:hunter2@host",
+            "redis://u:hunter2@h:port",
+            "u:hunter2@host",
+        ] {
+            let error = bad.parse::<Address>().unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+            assert!(error.contains("expected redis://"), "{error}");
+        }
+    }
+
+    #[test]
+    fn host_and_port_are_replaced_apart() {
+        let address: Address = "redis://u:p@host:1/2".parse().unwrap();
+        assert_eq!(
+            address.clone().with_host_and_port(Some("other"), None).reveal(),
+            "redis://u:p@other:1/2"
+        );
+        assert_eq!(
+            address.with_host_and_port(None, Some(9)).reveal(),
+            "redis://u:p@host:9/2"
+        );
+        let unix: Address = "unix:///run/r.sock?db=2".parse().unwrap();
+        assert_eq!(
+            unix.with_host_and_port(Some("::1"), None).reveal(),
+            "redis://[::1]:6379/2"
+        );
+    }
+}

@@ -1,0 +1,397 @@
+//! One link to Redis: connecting, logging in, keeping watch, and connecting again.
+//!
+//! A link is [`LinkState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
+//! PING goes unanswered; nobody is ever given a link that is neither. The redis crate's `MultiplexedConnection`
+//! carries the requests; connecting and watching are done here, because its `ConnectionManager` hides when a link
+//! was lost.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, ServerError, Value};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::address::Endpoint;
+use super::{BackendError, LinkState, Reply, Settings};
+use crate::activity::{Activity, Observed};
+use crate::metrics::Metrics;
+use crate::units::Secret;
+
+/// The name the link has in Redis's `CLIENT LIST`.
+const CLIENT_NAME: &str = "redis-proxy";
+/// A link is not tried again sooner than this, however urgently it is needed.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
+/// The file in systemd's credential directory that holds the password.
+const CREDENTIAL: &str = "redis-password";
+
+/// A file that `[redis]` names and that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("redis.{key}: \"{}\" cannot be used: {problem}", path.display())]
+pub struct PrepareError {
+    key: &'static str,
+    path: PathBuf,
+    problem: String,
+}
+
+impl PrepareError {
+    fn new(key: &'static str, path: &Path, problem: impl ToString) -> Self {
+        Self {
+            key,
+            path: path.to_owned(),
+            problem: problem.to_string(),
+        }
+    }
+}
+
+/// The one who connects, and connects again.
+pub struct Link {
+    settings: Settings,
+    tls: Option<TlsConnector>,
+    state: watch::Sender<LinkState>,
+    needed: Arc<Notify>,
+    metrics: Arc<Metrics>,
+    /// The error last logged, so that an outage is one line and not one an attempt.
+    reported: Option<BackendError>,
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// What reads and writes the stream, for as long as there is a link.
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+struct Connected {
+    connection: MultiplexedConnection,
+    driver: Driver,
+    activity: Arc<Activity>,
+}
+
+impl Link {
+    pub(super) fn prepare(
+        settings: &Settings,
+        needed: Arc<Notify>,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, watch::Receiver<LinkState>), PrepareError> {
+        let tls = if settings.url.is_tls() {
+            Some(tls_connector(settings)?)
+        } else {
+            None
+        };
+        password(settings)?;
+        let starting = LinkState::Down(BackendError::Unreachable("not connected yet".into()));
+        let (state, receiver) = watch::channel(starting);
+        Ok((
+            Self {
+                settings: settings.clone(),
+                tls,
+                state,
+                needed,
+                metrics,
+                reported: None,
+            },
+            receiver,
+        ))
+    }
+
+    /// Keeps a link for as long as the daemon lives.
+    pub async fn run(mut self) {
+        let mut delay = RECONNECT_DELAY_MIN;
+        loop {
+            let attempt = Instant::now();
+            let connected = timeout(self.settings.connect_timeout, self.connect()).await;
+            let error = match connected.unwrap_or(Err(BackendError::TimedOut)) {
+                Err(error) => error,
+                Ok(connected) => {
+                    delay = RECONNECT_DELAY_MIN;
+                    self.up(&connected.connection, attempt);
+                    self.watch_over(connected).await
+                }
+            };
+            self.down(error);
+            let jitter = rand::random_range(0.5..=1.0);
+            tokio::select! {
+                () = sleep_until(Instant::now() + delay.mul_f64(jitter)) => {}
+                () = self.needed.notified() => sleep_until(attempt + RECONNECT_DELAY_MIN).await,
+            }
+            delay = (delay * 2)
+                .min(self.settings.reconnect_delay_max)
+                .max(RECONNECT_DELAY_MIN);
+        }
+    }
+
+    fn up(&mut self, connection: &MultiplexedConnection, since: Instant) {
+        self.state.send_replace(LinkState::Up(connection.clone()));
+        self.metrics.backend_up(true);
+        self.reported = None;
+        let took = since.elapsed();
+        tracing::info!(redis = %self.settings.url, took = ?took, "connected to Redis");
+    }
+
+    fn down(&mut self, error: BackendError) {
+        self.metrics.backend_up(false);
+        self.state.send_replace(LinkState::Down(error.clone()));
+        if self.reported.as_ref() != Some(&error) {
+            self.metrics.backend_error(error.kind());
+            tracing::warn!(redis = %self.settings.url, reason = %error, "no link to Redis; trying again until there is");
+            self.reported = Some(error);
+        }
+    }
+
+    async fn connect(&self) -> Result<Connected, BackendError> {
+        let (stream, activity) = Observed::new(self.open().await.map_err(unreachable)?);
+        // The handshake is ours, so that its errors are Redis's own words.
+        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new()
+            .set_response_timeout(None)
+            .set_connection_timeout(None);
+        let (connection, driver) = MultiplexedConnection::new_with_config(&bare, stream, config)
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let mut driver: Driver = Box::pin(driver);
+        tokio::select! {
+            () = &mut driver => Err(BackendError::Unreachable("Redis closed the connection during the handshake".into())),
+            shaken = self.shake_hands(connection.clone()) => {
+                shaken?;
+                Ok(Connected { connection, driver, activity })
+            }
+        }
+    }
+
+    async fn open(&self) -> io::Result<Box<dyn Stream>> {
+        match &self.settings.url.endpoint {
+            Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            Endpoint::Tcp { host, port, .. } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                let Some(tls) = &self.tls else {
+                    return Ok(Box::new(stream));
+                };
+                let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+                Ok(Box::new(tls.connect(name, stream).await?))
+            }
+        }
+    }
+
+    /// Logs in, chooses the database, says who we are, and sees whether Redis answers.
+    async fn shake_hands(&self, mut connection: MultiplexedConnection) -> Result<(), BackendError> {
+        if let Some(login) = self.login()? {
+            ask(&mut connection, &login).await?;
+        }
+        if self.settings.url.database != 0 {
+            let mut select = redis::cmd("SELECT");
+            ask(&mut connection, select.arg(self.settings.url.database)).await?;
+        }
+        // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
+        for courtesy in [
+            ["SETNAME", CLIENT_NAME].as_slice(),
+            &["SETINFO", "LIB-NAME", CLIENT_NAME],
+        ] {
+            let mut client = redis::cmd("CLIENT");
+            accept_refusal(ask(&mut connection, client.arg(courtesy)).await)?;
+        }
+        let ping = redis::cmd("PING");
+        match ask(&mut connection, &ping).await {
+            // It may not answer PING, which is an answer.
+            Err(BackendError::Unreachable(reason)) if reason.contains("NOPERM") => Ok(()),
+            answer => answer.map(|_| ()),
+        }
+    }
+
+    fn login(&self) -> Result<Option<Cmd>, BackendError> {
+        let settings = &self.settings;
+        let password = password(settings).map_err(unreachable)?;
+        let username = if settings.username.is_empty() {
+            &settings.url.username
+        } else {
+            &settings.username
+        };
+        if password.is_empty() && username.is_empty() {
+            return Ok(None);
+        }
+        let mut login = redis::cmd("AUTH");
+        if !username.is_empty() {
+            login.arg(username);
+        }
+        login.arg(password.reveal());
+        Ok(Some(login))
+    }
+
+    /// Drives the link until it is lost; returns how that was.
+    async fn watch_over(
+        &self,
+        Connected {
+            connection,
+            mut driver,
+            activity,
+        }: Connected,
+    ) -> BackendError {
+        let silence = self.silence(connection, &activity);
+        tokio::select! {
+            () = &mut driver => BackendError::Unreachable("Redis closed the connection".into()),
+            () = silence => BackendError::TimedOut,
+        }
+    }
+
+    /// Returns when a PING went unanswered and not a byte of anything else came either.
+    async fn silence(&self, mut connection: MultiplexedConnection, activity: &Activity) {
+        let patience = self.settings.response_timeout;
+        let ping = redis::cmd("PING");
+        loop {
+            sleep_until(activity.last_read() + self.settings.ping_interval).await;
+            if activity.last_read().elapsed() < self.settings.ping_interval {
+                continue;
+            }
+            let answer = connection.send_packed_command(&ping);
+            // An error is the driver's to report.
+            if timeout(patience, answer).await.is_err() && activity.last_read().elapsed() >= patience {
+                return;
+            }
+        }
+    }
+}
+
+fn unreachable(reason: impl ToString) -> BackendError {
+    BackendError::Unreachable(reason.to_string().into())
+}
+
+/// One command of the handshake.
+async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
+    match connection.send_packed_command(command).await {
+        Ok(Value::ServerError(error)) => Err(unreachable(format!("Redis refused the link: {}", words(&error)))),
+        Ok(value) => Ok(value),
+        Err(error) => Err(unreachable(format!("the handshake failed: {error}"))),
+    }
+}
+
+fn accept_refusal(answer: Result<Value, BackendError>) -> Result<(), BackendError> {
+    match answer {
+        Err(BackendError::Unreachable(reason)) if reason.starts_with("the handshake failed") => {
+            Err(BackendError::Unreachable(reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn words(error: &ServerError) -> String {
+    format!("{} {}", error.code(), error.details().unwrap_or_default())
+}
+
+/// What a request's error means: the link carries on after an answer, and nothing else.
+pub(super) fn classify(error: &RedisError) -> BackendError {
+    match error.code() {
+        Some(code) => refused(code),
+        None => BackendError::Disconnected,
+    }
+}
+
+/// What an error reply means, by its first word.
+fn refused(code: &str) -> BackendError {
+    match code {
+        "WRONGTYPE" => BackendError::WrongType,
+        "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => BackendError::Unavailable(code.into()),
+        code => BackendError::Refused(code.into()),
+    }
+}
+
+/// Reads the replies to MULTI, GET, PTTL, EXEC. The pipeline is not declared a transaction to the redis crate,
+/// because 1.8.1 computes the place of a refused MULTI as 1 - 2, which panics in a debug build.
+pub(super) fn read_reply(mut replies: Vec<Value>) -> Result<Reply, BackendError> {
+    let unexpected = || BackendError::Refused("an unexpected reply".into());
+    let executed = replies.pop().ok_or_else(unexpected)?;
+    // A command refused while it was queued says why; EXEC then says only that it was.
+    if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
+        return Err(refused(error.code()));
+    }
+    match executed {
+        Value::ServerError(error) => Err(refused(error.code())),
+        Value::Array(results) => match <[Value; 2]>::try_from(results) {
+            Ok([Value::ServerError(error), _] | [_, Value::ServerError(error)]) => Err(refused(error.code())),
+            Ok([Value::Nil, _]) => Ok(None),
+            Ok([Value::BulkString(value), Value::Int(milliseconds)]) => {
+                // PTTL: -1 is a key without expiry, -2 no key at all.
+                let expires_in = u64::try_from(milliseconds).ok().map(Duration::from_millis);
+                Ok(Some((Bytes::from(value), expires_in)))
+            }
+            _ => Err(unexpected()),
+        },
+        _ => Err(unexpected()),
+    }
+}
+
+/// The password, from where it is kept: the config, a file, systemd's credentials, or the address.
+fn password(settings: &Settings) -> Result<Secret, PrepareError> {
+    let read = |key, path: &Path| {
+        let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, error))?;
+        Ok(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+    };
+    if !settings.password.is_empty() {
+        return Ok(settings.password.clone());
+    }
+    if !settings.password_file.as_os_str().is_empty() {
+        return read("password_file", &settings.password_file);
+    }
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(CREDENTIAL));
+    match credential {
+        Some(path) if path.exists() => read("password (systemd credential)", &path),
+        _ => Ok(settings.url.password.clone()),
+    }
+}
+
+fn tls_connector(settings: &Settings) -> Result<TlsConnector, PrepareError> {
+    let roots = root_certificates(&settings.tls_ca_file)?;
+    let builder = ClientConfig::builder().with_root_certificates(roots);
+    let config = if settings.tls_cert_file.as_os_str().is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let certificates = certificates("tls_cert_file", &settings.tls_cert_file)?;
+        let path = &settings.tls_key_file;
+        let key = PrivateKeyDer::from_pem_file(path).map_err(|error| PrepareError::new("tls_key_file", path, error))?;
+        let config = builder.with_client_auth_cert(certificates, key);
+        config.map_err(|error| PrepareError::new("tls_cert_file", &settings.tls_cert_file, error))?
+    };
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn root_certificates(ca_file: &Path) -> Result<RootCertStore, PrepareError> {
+    let mut roots = RootCertStore::empty();
+    if ca_file.as_os_str().is_empty() {
+        let system = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(system.certs);
+        if roots.is_empty() {
+            return Err(PrepareError::new(
+                "tls_ca_file",
+                ca_file,
+                "empty, and the system has no root certificates",
+            ));
+        }
+    } else {
+        for certificate in certificates("tls_ca_file", ca_file)? {
+            roots
+                .add(certificate)
+                .map_err(|error| PrepareError::new("tls_ca_file", ca_file, error))?;
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, PrepareError> {
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => Err(PrepareError::new(key, path, "no certificate in it (PEM)")),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(PrepareError::new(key, path, error)),
+    }
+}

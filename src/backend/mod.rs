@@ -1,0 +1,290 @@
+//! The Redis behind: asks it for a value, and says in one word what went wrong when it cannot.
+//!
+//! The value and the key's time to live are asked for in one transaction, so they belong together. Every wait
+//! here has an end: `response_timeout` bounds a fetch from its first step to its last, whatever Redis does.
+
+mod address;
+mod connection;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::time::{Instant, timeout_at};
+
+pub use self::address::Address;
+pub use self::connection::{Link, PrepareError};
+use crate::cache::{Fetched, Vanished};
+use crate::key::Key;
+use crate::metrics::Metrics;
+use crate::units::{self, Secret};
+
+/// `[redis]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where Redis is, and which database.
+    pub url: Address,
+    /// The ACL user; empty: the default user, or the one in the URL.
+    pub username: String,
+    /// The password; empty: none, or the one in the URL.
+    pub password: Secret,
+    /// A file that holds the password, read anew at every connect.
+    pub password_file: PathBuf,
+    /// The authorities that Redis's certificate may be from (PEM); empty: the system's.
+    pub tls_ca_file: PathBuf,
+    /// The proxy's own certificate (PEM), for a Redis that asks for one.
+    pub tls_cert_file: PathBuf,
+    /// The private key of that certificate (PEM).
+    pub tls_key_file: PathBuf,
+    /// How long connecting may take, TLS and login included.
+    #[serde(with = "units::duration")]
+    pub connect_timeout: Duration,
+    /// How long a fetch may take, from its first step to its last.
+    #[serde(with = "units::duration")]
+    pub response_timeout: Duration,
+    /// A link silent for so long is asked for a sign of life.
+    #[serde(with = "units::duration")]
+    pub ping_interval: Duration,
+    /// How long to wait at most between two attempts to connect.
+    #[serde(with = "units::duration")]
+    pub reconnect_delay_max: Duration,
+    /// Fetches in progress at most.
+    #[serde(with = "units::count")]
+    pub max_fetches: usize,
+    /// Fetches that may wait for their turn.
+    #[serde(with = "units::count")]
+    pub max_queue: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            url: Address::default(),
+            username: String::new(),
+            password: Secret::default(),
+            password_file: PathBuf::new(),
+            tls_ca_file: PathBuf::new(),
+            tls_cert_file: PathBuf::new(),
+            tls_key_file: PathBuf::new(),
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(2),
+            ping_interval: Duration::from_secs(1),
+            reconnect_delay_max: Duration::from_millis(500),
+            max_fetches: 1024,
+            max_queue: 4096,
+        }
+    }
+}
+
+/// Why Redis gave no value. Cheap to clone: every reader of a flight gets one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// There is no link to Redis.
+    #[error("{0}")]
+    Unreachable(Arc<str>),
+    /// Redis, or the way to it, did not answer in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The link was lost while the answer was awaited.
+    #[error("the link was lost")]
+    Disconnected,
+    /// As many fetches wait as may.
+    #[error("too many fetches are waiting")]
+    Overloaded,
+    /// Redis answered that it cannot answer now (`LOADING`, `MASTERDOWN`...).
+    #[error("Redis is not able to answer now: {0}")]
+    Unavailable(Arc<str>),
+    /// Redis answered with an error, known by its first word.
+    #[error("Redis answered with the error {0}")]
+    Refused(Arc<str>),
+    /// The key holds something else than a string.
+    #[error("the key holds another type than a string")]
+    WrongType,
+    /// The daemon is going down.
+    #[error("the fetch was given up")]
+    Vanished,
+}
+
+impl BackendError {
+    /// The kind, as a label: one of [`BACKEND_ERROR_KINDS`](crate::metrics::BACKEND_ERROR_KINDS).
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::TimedOut => "timeout",
+            Self::Disconnected => "disconnected",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable(_) => "unavailable",
+            Self::Refused(_) => "refused",
+            Self::WrongType => "wrong_type",
+            Self::Vanished => "vanished",
+        }
+    }
+
+    /// Whether Redis said this, rather than saying nothing.
+    fn is_answer(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::WrongType)
+    }
+}
+
+impl From<Vanished> for BackendError {
+    fn from(Vanished: Vanished) -> Self {
+        Self::Vanished
+    }
+}
+
+/// What links to Redis there are now.
+#[derive(Clone)]
+pub enum LinkState {
+    /// Ready for requests.
+    Up(MultiplexedConnection),
+    /// Not connected, for this reason.
+    Down(BackendError),
+}
+
+/// A handle to the Redis behind; clones share its link and its limits.
+#[derive(Clone)]
+pub struct Backend(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    link: watch::Receiver<LinkState>,
+    /// Rouses the link's owner when somebody needs a link that is not there.
+    needed: Arc<Notify>,
+    turns: Semaphore,
+    waiting: AtomicUsize,
+    metrics: Arc<Metrics>,
+}
+
+/// How long a reader waits for a link that is being made: enough for a Redis that has just come back, and short
+/// enough to be a quick answer when it has not.
+const LINK_WAIT: Duration = Duration::from_millis(100);
+
+impl Backend {
+    /// A backend and the link it asks through, which somebody has to [run](Link::run).
+    ///
+    /// # Errors
+    /// A certificate, key or password file that cannot be used.
+    pub fn prepare(settings: Settings, metrics: Arc<Metrics>) -> Result<(Self, Link), PrepareError> {
+        let needed = Arc::new(Notify::new());
+        let (link, state) = Link::prepare(&settings, Arc::clone(&needed), Arc::clone(&metrics))?;
+        let shared = Shared {
+            turns: Semaphore::new(settings.max_fetches),
+            link: state,
+            needed,
+            waiting: AtomicUsize::new(0),
+            metrics,
+            settings,
+        };
+        Ok((Self(Arc::new(shared)), link))
+    }
+
+    /// Asks Redis for `key`: its value and its time to live, as one.
+    pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
+        let begun = Instant::now();
+        let fetched = self.0.fetch(&key, begun + self.0.settings.response_timeout).await;
+        self.0.metrics.fetched(begun.elapsed());
+        match fetched {
+            Ok(Some((value, expires_in))) => Fetched::Value(value, expires_in),
+            Ok(None) => Fetched::Absent,
+            Err(error) => {
+                self.0.metrics.backend_error(error.kind());
+                if error.is_answer() {
+                    Fetched::Refused(error)
+                } else {
+                    Fetched::Failed(error)
+                }
+            }
+        }
+    }
+
+    /// Whether there is a link now, or why not.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn state(&self) -> Result<(), BackendError> {
+        match &*self.0.link.borrow() {
+            LinkState::Up(_) => Ok(()),
+            LinkState::Down(error) => Err(error.clone()),
+        }
+    }
+}
+
+type Reply = Option<(Bytes, Option<Duration>)>;
+
+impl Shared {
+    async fn fetch(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
+        let _turn = self.turn(deadline).await?;
+        match self.ask(key, deadline).await {
+            // A read may be asked again, and a link lost under a request is most often a Redis that is coming back.
+            Err(BackendError::Disconnected) => self.ask(key, deadline).await,
+            answer => answer,
+        }
+    }
+
+    /// Waits for a place among those who ask at the same time.
+    async fn turn(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, BackendError> {
+        if let Ok(turn) = self.turns.try_acquire() {
+            return Ok(turn);
+        }
+        let place = Place::take(&self.waiting, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
+        let turn = timeout_at(deadline, self.turns.acquire()).await;
+        drop(place);
+        turn.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)
+    }
+
+    async fn ask(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
+        let mut link = self.link(deadline).await?;
+        let mut transaction = redis::pipe();
+        transaction
+            .cmd("MULTI")
+            .cmd("GET")
+            .arg(key.as_bytes())
+            .cmd("PTTL")
+            .arg(key.as_bytes())
+            .cmd("EXEC");
+        let replies = timeout_at(deadline, link.send_packed_commands(&transaction, 0, 4)).await;
+        let replies = replies
+            .map_err(|_| BackendError::TimedOut)?
+            .map_err(|error| connection::classify(&error))?;
+        connection::read_reply(replies)
+    }
+
+    /// The link, once it is there, or why it is not.
+    async fn link(&self, deadline: Instant) -> Result<MultiplexedConnection, BackendError> {
+        let mut link = self.link.clone();
+        if let LinkState::Up(connection) = &*link.borrow() {
+            return Ok(connection.clone());
+        }
+        self.needed.notify_one();
+        let until = deadline.min(Instant::now() + LINK_WAIT);
+        _ = timeout_at(until, link.wait_for(|state| matches!(state, LinkState::Up(_)))).await;
+        let state = link.borrow().clone();
+        match state {
+            LinkState::Up(connection) => Ok(connection),
+            LinkState::Down(error) => Err(error),
+        }
+    }
+}
+
+/// A place in a queue of limited length, free again when dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let place = Self(waiting);
+        // Dropping the place takes back the addition.
+        (waiting.fetch_add(1, Relaxed) < most).then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}

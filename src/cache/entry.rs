@@ -1,0 +1,218 @@
+//! One answer of Redis, and for how long it may be given.
+//!
+//! Whether an entry is fresh, stale or dead is a function of the time now, the entry's own clock and the
+//! lifetimes in force now. Nothing is decided when the entry is stored, so a lifetime changed at run time
+//! holds at once for what is already cached. An entry's clock starts before its fetch is sent, so an entry is
+//! never younger than what Redis said.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+/// For how long entries may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// How old a value may be.
+    pub ttl: Duration,
+    /// How old the knowledge may be that a key does not exist; zero: such knowledge is not kept.
+    pub ttl_absent: Duration,
+    /// For how long after its TTL a value may still stand in when Redis cannot answer.
+    pub stale_grace: Duration,
+}
+
+/// What an entry may be used for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// May be given, for `remaining` from now on.
+    Fresh {
+        /// How much longer.
+        remaining: Duration,
+    },
+    /// May be given only when Redis cannot answer; fresh until `past` ago.
+    Stale {
+        /// How long ago it ceased to be fresh.
+        past: Duration,
+    },
+    /// May not be given any more.
+    Dead,
+}
+
+/// The bytes of a value with the digest that names them.
+#[derive(Debug, Clone)]
+pub struct Value {
+    /// The value as Redis holds it.
+    pub bytes: Bytes,
+    /// The first 16 bytes of the BLAKE3 hash of the value: equal digests mean equal values.
+    pub digest: [u8; 16],
+}
+
+/// What Redis answered for a key, and when it was asked.
+#[derive(Debug)]
+pub struct Entry {
+    value: Option<Value>,
+    fetched: Instant,
+    /// When Redis itself lets the key expire.
+    deadline: Option<Instant>,
+    /// Nanoseconds on the cache's clock: tells the order of reads when a store is rebuilt.
+    last_read: AtomicU64,
+}
+
+impl Entry {
+    /// An entry for what Redis answered (`None`: no such key) to a fetch begun at `fetched`; `expires_in` is the
+    /// key's own time to live in Redis (`PTTL`).
+    pub fn new(bytes: Option<Bytes>, fetched: Instant, expires_in: Option<Duration>) -> Self {
+        let value = bytes.map(|bytes| {
+            let mut digest = [0; 16];
+            blake3::Hasher::new().update(&bytes).finalize_xof().fill(&mut digest);
+            Value { bytes, digest }
+        });
+        // A time to live too long for the clock is as good as none.
+        let deadline = expires_in.and_then(|expires_in| fetched.checked_add(expires_in));
+        Self {
+            value,
+            fetched,
+            deadline,
+            last_read: AtomicU64::new(0),
+        }
+    }
+
+    /// The value, or `None` where Redis had no such key.
+    pub fn value(&self) -> Option<&Value> {
+        self.value.as_ref()
+    }
+
+    /// How long ago Redis was asked.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.fetched)
+    }
+
+    /// What the entry may be used for at `now`. The end of the key's own life in Redis is the end of the entry,
+    /// stale or not.
+    pub fn freshness(&self, now: Instant, lifetimes: Lifetimes) -> Freshness {
+        let until_deadline = self
+            .deadline
+            .map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
+        if until_deadline.is_zero() {
+            return Freshness::Dead;
+        }
+        let (ttl, grace) = match self.value {
+            Some(_) => (lifetimes.ttl, lifetimes.stale_grace),
+            None => (lifetimes.ttl_absent, Duration::ZERO),
+        };
+        let age = self.age(now);
+        if age < ttl {
+            Freshness::Fresh {
+                remaining: (ttl - age).min(until_deadline),
+            }
+        } else if age < ttl.saturating_add(grace) {
+            Freshness::Stale { past: age - ttl }
+        } else {
+            Freshness::Dead
+        }
+    }
+
+    pub(super) fn touch(&self, clock: u64) {
+        self.last_read.store(clock, Relaxed);
+    }
+
+    pub(super) fn last_read(&self) -> u64 {
+        self.last_read.load(Relaxed)
+    }
+
+    /// Bytes of payload, without the structures that hold it.
+    pub(super) fn size(&self) -> usize {
+        self.value.as_ref().map_or(0, |value| value.bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        ttl: Duration::from_secs(10),
+        ttl_absent: Duration::from_secs(2),
+        stale_grace: Duration::from_secs(5),
+    };
+
+    fn after(entry: &Entry, milliseconds: u64) -> Freshness {
+        entry.freshness(entry.fetched + Duration::from_millis(milliseconds), LIFETIMES)
+    }
+
+    fn value(expires_in: Option<Duration>) -> Entry {
+        Entry::new(Some(Bytes::from_static(b"v")), Instant::now(), expires_in)
+    }
+
+    #[test]
+    fn a_value_is_fresh_then_stale_then_dead() {
+        let entry = value(None);
+        assert_eq!(
+            after(&entry, 0),
+            Freshness::Fresh {
+                remaining: Duration::from_secs(10)
+            }
+        );
+        assert_eq!(
+            after(&entry, 9_999),
+            Freshness::Fresh {
+                remaining: Duration::from_millis(1)
+            }
+        );
+        assert_eq!(after(&entry, 10_000), Freshness::Stale { past: Duration::ZERO });
+        assert_eq!(
+            after(&entry, 14_999),
+            Freshness::Stale {
+                past: Duration::from_millis(4_999)
+            }
+        );
+        assert_eq!(after(&entry, 15_000), Freshness::Dead);
+    }
+
+    #[test]
+    fn the_keys_own_expiry_ends_the_entry_and_its_grace() {
+        let entry = value(Some(Duration::from_secs(3)));
+        assert_eq!(
+            after(&entry, 0),
+            Freshness::Fresh {
+                remaining: Duration::from_secs(3)
+            }
+        );
+        assert_eq!(after(&entry, 3_000), Freshness::Dead);
+        let entry = value(Some(Duration::from_secs(12)));
+        assert_eq!(
+            after(&entry, 11_000),
+            Freshness::Stale {
+                past: Duration::from_secs(1)
+            }
+        );
+        assert_eq!(after(&entry, 12_000), Freshness::Dead);
+        assert_eq!(after(&value(Some(Duration::ZERO)), 0), Freshness::Dead);
+        assert!(matches!(after(&value(Some(Duration::MAX)), 0), Freshness::Fresh { .. }));
+    }
+
+    #[test]
+    fn an_absent_key_has_its_own_ttl_and_no_grace() {
+        let entry = Entry::new(None, Instant::now(), None);
+        assert_eq!(
+            after(&entry, 1_999),
+            Freshness::Fresh {
+                remaining: Duration::from_millis(1)
+            }
+        );
+        assert_eq!(after(&entry, 2_000), Freshness::Dead);
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_makes_nothing_younger_than_new() {
+        let entry = value(None);
+        let before = entry.fetched.checked_sub(Duration::from_secs(1)).unwrap();
+        assert_eq!(
+            entry.freshness(before, LIFETIMES),
+            Freshness::Fresh {
+                remaining: Duration::from_secs(10)
+            }
+        );
+    }
+}

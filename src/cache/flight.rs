@@ -1,0 +1,265 @@
+//! Single flight: at most one fetch in progress for a key, shared by all who ask meanwhile; and the two rules
+//! that keep stale values out of the store.
+//!
+//! 1. A flight is opened *before* its fetch is sent.
+//! 2. An invalidation closes the flight *before* it removes the stored entry, and a landing stores *while it
+//!    holds the flight's lock* and only if the flight is still open.
+//!
+//! So whatever Redis said before an invalidation can be answered to those who had asked, but never stored after
+//! it. Check-then-store, opening late, and removing before closing each leave a stale value behind. Everything
+//! that changes the store therefore goes through here, with the lock of the key's shard held: the closures
+//! below run under it, so they must be short, must not wait, and must not come back in here.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::key::Key;
+
+/// More shards than threads that fetch or invalidate, so that they seldom meet.
+const SHARDS: usize = 64;
+
+/// The flights in progress; `T` is what a flight brings home.
+pub(super) struct Flights<T> {
+    shards: Box<[Mutex<Shard<T>>]>,
+    hasher: ahash::RandomState,
+    next_number: AtomicU64,
+    discarded: AtomicU64,
+}
+
+type Shard<T> = HashMap<Key, Flight<T>, ahash::RandomState>;
+
+struct Flight<T> {
+    /// Tells this flight from a later one for the same key.
+    number: u64,
+    arrival: watch::Receiver<Option<T>>,
+}
+
+/// How a reader takes part in a flight.
+pub(super) enum Joined<T, R> {
+    /// It was in the store after all.
+    Found(R),
+    /// Nobody was fetching: the caller does, and waits like the others.
+    Leader(Ticket<T>, Arrival<T>),
+    /// Somebody is fetching already.
+    Follower(Arrival<T>),
+}
+
+/// What a reader waits on.
+pub(super) struct Arrival<T>(watch::Receiver<Option<T>>);
+
+impl<T: Clone> Arrival<T> {
+    /// What the flight brings, or `None` when it vanished (its fetch was dropped unfinished).
+    pub(super) async fn wait(mut self) -> Option<T> {
+        self.0.wait_for(Option::is_some).await.ok()?.clone()
+    }
+}
+
+/// The right and the duty to land a flight. Dropped without landing, it closes the flight, so the next reader
+/// opens a new one.
+pub(super) struct Ticket<T> {
+    flights: Arc<Flights<T>>,
+    key: Key,
+    number: u64,
+    announce: watch::Sender<Option<T>>,
+}
+
+impl<T> Flights<T> {
+    pub(super) fn new() -> Arc<Self> {
+        let hasher = ahash::RandomState::new();
+        let shards = (0..SHARDS)
+            .map(|_| Mutex::new(Shard::with_hasher(hasher.clone())))
+            .collect();
+        Arc::new(Self {
+            shards,
+            hasher,
+            next_number: AtomicU64::new(0),
+            discarded: AtomicU64::new(0),
+        })
+    }
+
+    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<T>> {
+        // The high bits, since the shard's own table goes by the low ones. The remainder always fits.
+        let index = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or(0) % SHARDS;
+        lock(&self.shards[index])
+    }
+
+    /// Joins the flight for `key`, or opens one. `look_again` is asked first: a flight may have landed since the
+    /// caller looked.
+    pub(super) fn join<R>(self: &Arc<Self>, key: &[u8], look_again: impl FnOnce() -> Option<R>) -> Joined<T, R> {
+        let mut shard = self.shard(key);
+        if let Some(flight) = shard.get(key) {
+            return Joined::Follower(Arrival(flight.arrival.clone()));
+        }
+        if let Some(found) = look_again() {
+            return Joined::Found(found);
+        }
+        let (announce, arrival) = watch::channel(None);
+        let number = self.next_number.fetch_add(1, Relaxed);
+        let key = Key::from(key);
+        shard.insert(
+            key.clone(),
+            Flight {
+                number,
+                arrival: arrival.clone(),
+            },
+        );
+        Joined::Leader(
+            Ticket {
+                flights: Arc::clone(self),
+                key,
+                number,
+                announce,
+            },
+            Arrival(arrival),
+        )
+    }
+
+    /// Closes the flight for `key`, then calls `remove`: what is being fetched will be answered, not stored.
+    pub(super) fn close<R>(&self, key: &[u8], remove: impl FnOnce() -> R) -> R {
+        let mut shard = self.shard(key);
+        shard.remove(key);
+        remove()
+    }
+
+    /// Closes every flight, then calls `clear`, with no flight landing or opening in between.
+    pub(super) fn close_all<R>(&self, clear: impl FnOnce() -> R) -> R {
+        let mut shards: Vec<_> = self.shards.iter().map(lock).collect();
+        shards.iter_mut().for_each(|shard| shard.clear());
+        clear()
+    }
+
+    /// Calls `change` while no flight for `key` can land; closes none.
+    pub(super) fn hold<R>(&self, key: &[u8], change: impl FnOnce() -> R) -> R {
+        let _shard = self.shard(key);
+        change()
+    }
+
+    /// Calls `change` while no flight can land; closes none.
+    pub(super) fn hold_all<R>(&self, change: impl FnOnce() -> R) -> R {
+        let _shards: Vec<_> = self.shards.iter().map(lock).collect();
+        change()
+    }
+
+    /// How many flights are in progress.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// How many flights landed after they had been closed: answered, not stored.
+    pub(super) fn discarded(&self) -> u64 {
+        self.discarded.load(Relaxed)
+    }
+}
+
+impl<T> Ticket<T> {
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Ends the flight: `store` is called under the flight's lock, and only if the flight is still open; `bring`
+    /// makes what is announced to all who wait out of whether that was so.
+    pub(super) fn land(self, store: impl FnOnce(), bring: impl FnOnce(bool) -> T) {
+        let mut shard = self.flights.shard(self.key.as_bytes());
+        let open = shard
+            .get(self.key.as_bytes())
+            .is_some_and(|flight| flight.number == self.number);
+        if open {
+            store();
+            shard.remove(self.key.as_bytes());
+        } else {
+            self.flights.discarded.fetch_add(1, Relaxed);
+        }
+        drop(shard);
+        self.announce.send_replace(Some(bring(open)));
+    }
+}
+
+impl<T> Drop for Ticket<T> {
+    fn drop(&mut self) {
+        let mut shard = self.flights.shard(self.key.as_bytes());
+        if shard
+            .get(self.key.as_bytes())
+            .is_some_and(|flight| flight.number == self.number)
+        {
+            shard.remove(self.key.as_bytes());
+        }
+    }
+}
+
+/// A panic under the lock cannot leave a shard half changed (each change is one map operation), so a poisoned
+/// lock is used on.
+fn lock<T>(shard: &Mutex<Shard<T>>) -> MutexGuard<'_, Shard<T>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &[u8] = b"key";
+
+    fn lead(flights: &Arc<Flights<u32>>) -> (Ticket<u32>, Arrival<u32>) {
+        match flights.join(KEY, || None::<()>) {
+            Joined::Leader(ticket, arrival) => (ticket, arrival),
+            _ => panic!("a flight is in progress"),
+        }
+    }
+
+    fn land(ticket: Ticket<u32>, value: u32) -> bool {
+        let mut stored = false;
+        ticket.land(|| stored = true, |_| value);
+        stored
+    }
+
+    #[tokio::test]
+    async fn all_who_join_get_what_the_leader_brings() {
+        let flights = Flights::new();
+        let (ticket, arrival) = lead(&flights);
+        let Joined::Follower(follower) = flights.join(KEY, || Some(())) else {
+            panic!("no flight to follow")
+        };
+        assert!(land(ticket, 7));
+        assert_eq!((arrival.wait().await, follower.wait().await), (Some(7), Some(7)));
+        assert_eq!(flights.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_flight_closed_by_an_invalidation_is_answered_and_not_stored() {
+        let flights = Flights::new();
+        let (ticket, arrival) = lead(&flights);
+        flights.close(KEY, || ());
+        let (second, _) = lead(&flights);
+        assert!(!land(ticket, 1), "the first flight left before the invalidation");
+        assert_eq!(arrival.wait().await, Some(1));
+        assert!(land(second, 2), "the second one after it");
+        assert_eq!(flights.discarded(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_flush_closes_every_flight() {
+        let flights = Flights::new();
+        let (ticket, _) = lead(&flights);
+        flights.close_all(|| ());
+        assert!(!land(ticket, 1));
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_vanishes_frees_the_flight() {
+        let flights = Flights::new();
+        let (ticket, arrival) = lead(&flights);
+        drop(ticket);
+        assert_eq!(arrival.wait().await, None);
+        let (ticket, _) = lead(&flights);
+        assert!(land(ticket, 1));
+    }
+
+    #[tokio::test]
+    async fn what_landed_since_the_caller_looked_is_found() {
+        let flights = Flights::<u32>::new();
+        assert!(matches!(flights.join(KEY, || Some(9)), Joined::Found(9)));
+        assert_eq!(flights.len(), 0);
+    }
+}

@@ -1,0 +1,558 @@
+//! The cache: what Redis answered, for as long as it may be given again.
+//!
+//! A read looks in the store; if nothing fresh is there it joins the flight for its key, and the flight's fetch
+//! brings an entry that all its readers get and the store keeps. The cache knows nothing of Redis: it is handed
+//! the fetch as a future. The rule that must not be broken is in [`flight`]: every change of the store happens
+//! under the lock of the flights it concerns, closing before removing.
+//!
+//! While the capacity or the policy is being changed there are two stores: readers still look in the old one,
+//! landings and invalidations go to both, and a mover carries the old entries over, least recently read first.
+//! So a resize fails no read, loses no invalidation and keeps the order.
+
+mod entry;
+mod flight;
+mod store;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+pub use self::entry::{Entry, Freshness, Lifetimes, Value};
+use self::flight::{Flights, Joined, Ticket};
+use self::store::Store;
+use crate::key::Key;
+use crate::units;
+
+/// `[cache]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// How many keys are kept at most.
+    #[serde(with = "units::count")]
+    pub capacity: usize,
+    /// How old a value may be; zero: nothing is kept.
+    #[serde(with = "units::duration")]
+    pub ttl: Duration,
+    /// How old the knowledge may be that a key does not exist; zero: it is not kept.
+    #[serde(with = "units::duration")]
+    pub ttl_absent: Duration,
+    /// For how long after its TTL a value stands in when Redis cannot answer.
+    #[serde(with = "units::duration")]
+    pub stale_grace: Duration,
+    /// Which entry goes when the cache is full.
+    pub policy: Policy,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            capacity: 10_000,
+            ttl: Duration::from_secs(60),
+            ttl_absent: Duration::ZERO,
+            stale_grace: Duration::ZERO,
+            policy: Policy::Lru,
+        }
+    }
+}
+
+impl Settings {
+    fn lifetimes(&self) -> Lifetimes {
+        Lifetimes {
+            ttl: self.ttl,
+            ttl_absent: self.ttl_absent,
+            stale_grace: self.stale_grace,
+        }
+    }
+}
+
+/// Which entry goes when the cache is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// The least recently read one.
+    Lru,
+    /// One read seldom: a new key must have been asked for more often than the one it would drive out.
+    Tinylfu,
+}
+
+/// How a read was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// From memory.
+    Hit,
+    /// By a fetch of its own.
+    Miss,
+    /// By a fetch that another read had begun.
+    Coalesced,
+    /// From memory, past its TTL, because Redis could not answer.
+    Stale,
+    /// From memory: the key is known not to exist.
+    Absent,
+    /// Past the cache.
+    Bypass,
+}
+
+impl Outcome {
+    /// Every outcome there is.
+    pub const ALL: [Self; 6] = [
+        Self::Hit,
+        Self::Miss,
+        Self::Coalesced,
+        Self::Stale,
+        Self::Absent,
+        Self::Bypass,
+    ];
+
+    /// The name in labels and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Coalesced => "coalesced",
+            Self::Stale => "stale",
+            Self::Absent => "absent",
+            Self::Bypass => "bypass",
+        }
+    }
+
+    /// Whether the answer came from memory.
+    pub fn from_memory(self) -> bool {
+        matches!(self, Self::Hit | Self::Stale | Self::Absent)
+    }
+}
+
+/// Why an entry left the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// To make room for another.
+    Capacity,
+    /// Its time was over.
+    Expired,
+    /// Redis said that the key changed.
+    Invalidated,
+    /// Everything was dropped.
+    Flushed,
+    /// The capacity was made smaller.
+    Resized,
+}
+
+impl Cause {
+    /// Every cause there is.
+    pub const ALL: [Self; 5] = [
+        Self::Capacity,
+        Self::Expired,
+        Self::Invalidated,
+        Self::Flushed,
+        Self::Resized,
+    ];
+
+    /// The name in labels and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Capacity => "capacity",
+            Self::Expired => "expired",
+            Self::Invalidated => "invalidated",
+            Self::Flushed => "flushed",
+            Self::Resized => "resized",
+        }
+    }
+}
+
+/// How many entries left the store, by cause.
+#[derive(Debug, Default)]
+struct Evictions([AtomicU64; Cause::ALL.len()]);
+
+impl Evictions {
+    fn count(&self, cause: Cause, entries: u64) {
+        self.0[cause as usize].fetch_add(entries, Relaxed);
+    }
+}
+
+/// What the cache holds and what became of what it held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statistics {
+    /// Entries now.
+    pub entries: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// Entries that left, by cause, in the order of [`Cause::ALL`].
+    pub evictions: [u64; Cause::ALL.len()],
+    /// Fetches in progress.
+    pub flights: usize,
+    /// Fetched and answered, but not stored, because the key changed meanwhile.
+    pub flights_discarded: u64,
+    /// The settings in force.
+    pub settings: Settings,
+}
+
+/// What a fetch brought.
+#[derive(Debug, Clone)]
+pub enum Fetched<E> {
+    /// The value, and how long Redis lets it live (`None`: for good).
+    Value(Bytes, Option<Duration>),
+    /// There is no such key.
+    Absent,
+    /// Redis answered, and not with a value: what is stored for the key, if anything, is no longer true.
+    Refused(E),
+    /// Redis did not answer: what is stored may stand in.
+    Failed(E),
+}
+
+/// The fetch of a flight ended without bringing anything, as when the daemon is going down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the fetch was given up")]
+pub struct Vanished;
+
+/// What a reader gets.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// What Redis said.
+    pub entry: Arc<Entry>,
+    /// How it was come by.
+    pub outcome: Outcome,
+    /// What the entry may be used for at the moment of the answer.
+    pub freshness: Freshness,
+    /// How long ago Redis was asked.
+    pub age: Duration,
+}
+
+impl Answer {
+    fn new(entry: Arc<Entry>, outcome: Outcome, now: Instant, lifetimes: Lifetimes) -> Self {
+        Self {
+            freshness: entry.freshness(now, lifetimes),
+            age: entry.age(now),
+            outcome,
+            entry,
+        }
+    }
+}
+
+/// The error of a fetch is what its readers get, each of them, so it must be cheap to clone.
+pub trait FetchError: Clone + From<Vanished> + Send + Sync + 'static {}
+
+impl<E: Clone + From<Vanished> + Send + Sync + 'static> FetchError for E {}
+
+/// The cache; `E` is what a fetch fails with. Cloning gives another handle to the same cache.
+pub struct Cache<E>(Arc<Shared<E>>);
+
+impl<E> Clone for Cache<E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+struct Shared<E> {
+    flights: Arc<Flights<Landed<E>>>,
+    stores: ArcSwap<Stores>,
+    lifetimes: ArcSwap<Lifetimes>,
+    settings: Mutex<Settings>,
+    /// Held by whoever goes through the whole store, so that they do so one after the other.
+    whole_store: Mutex<()>,
+    evictions: Arc<Evictions>,
+    fetches: Handle,
+    created: Instant,
+}
+
+/// What a flight announces.
+#[derive(Clone)]
+enum Landed<E> {
+    Answered(Arc<Entry>),
+    Refused(E),
+    Failed(E),
+}
+
+/// The store, and while it is being replaced, its successor.
+struct Stores {
+    active: Arc<Store>,
+    next: Option<Arc<Store>>,
+}
+
+impl Stores {
+    fn each(&self) -> impl Iterator<Item = &Arc<Store>> {
+        std::iter::once(&self.active).chain(&self.next)
+    }
+
+    fn insert(&self, key: &Key, entry: &Arc<Entry>) {
+        self.each().for_each(|store| store.insert(key, Arc::clone(entry)));
+    }
+
+    /// Removes `key` from each; tells whether the active store had it.
+    fn remove(&self, key: &[u8]) -> bool {
+        self.next.iter().for_each(|store| _ = store.remove(key));
+        self.active.remove(key)
+    }
+}
+
+impl<E: FetchError> Cache<E> {
+    /// An empty cache, whose fetches run on `fetches`, so that a reader who goes away takes none with him.
+    pub fn new(settings: Settings, fetches: Handle) -> Self {
+        let evictions = Arc::new(Evictions::default());
+        let active = Store::new(settings.capacity, settings.policy, &evictions);
+        Self(Arc::new(Shared {
+            flights: Flights::new(),
+            stores: ArcSwap::from_pointee(Stores { active, next: None }),
+            lifetimes: ArcSwap::from_pointee(settings.lifetimes()),
+            settings: Mutex::new(settings),
+            whole_store: Mutex::new(()),
+            evictions,
+            fetches,
+            created: Instant::now(),
+        }))
+    }
+
+    /// Looks in memory only: a fresh entry, or nothing.
+    pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
+        self.0.lookup(key, now)
+    }
+
+    /// A fresh entry from memory, or what the flight for `key` brings, which `fetch` starts if there is none. A
+    /// stale entry stands in when the fetch failed.
+    ///
+    /// # Errors
+    /// The error of the fetch, to all who waited for it; it is not cached.
+    pub async fn get_or_fetch<F>(&self, key: &[u8], fetch: impl FnOnce(Key) -> F) -> Result<Answer, (Outcome, E)>
+    where
+        F: Future<Output = Fetched<E>> + Send + 'static,
+    {
+        let shared = &self.0;
+        if let Some(answer) = shared.lookup(key, Instant::now()) {
+            return Ok(answer);
+        }
+        let (arrival, outcome) = match shared.flights.join(key, || shared.lookup(key, Instant::now())) {
+            Joined::Found(answer) => return Ok(answer),
+            Joined::Follower(arrival) => (arrival, Outcome::Coalesced),
+            Joined::Leader(ticket, arrival) => {
+                self.take_off(ticket, fetch);
+                (arrival, Outcome::Miss)
+            }
+        };
+        let landed = arrival
+            .wait()
+            .await
+            .unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
+        let now = Instant::now();
+        match landed {
+            Landed::Answered(entry) => Ok(Answer::new(entry, outcome, now, shared.lifetimes())),
+            Landed::Refused(error) => Err((outcome, error)),
+            Landed::Failed(error) => shared.stand_in(key, now).ok_or((outcome, error)),
+        }
+    }
+
+    /// Runs the fetch of a flight to its end, whoever still waits for it.
+    fn take_off<F>(&self, ticket: Ticket<Landed<E>>, fetch: impl FnOnce(Key) -> F)
+    where
+        F: Future<Output = Fetched<E>> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.0);
+        let asked = Instant::now();
+        let fetch = fetch(ticket.key().clone());
+        self.0.fetches.spawn(async move {
+            let fetched = fetch.await;
+            shared.land(ticket, asked, fetched);
+        });
+    }
+
+    /// Drops `key`: what is stored, and what is being fetched.
+    pub fn invalidate(&self, key: &[u8]) {
+        let shared = &self.0;
+        if shared.flights.close(key, || shared.stores.load().remove(key)) {
+            shared.evictions.count(Cause::Invalidated, 1);
+        }
+    }
+
+    /// Drops everything: what is stored, and what is being fetched.
+    pub fn invalidate_all(&self) {
+        let shared = &self.0;
+        let settings = shared.settings();
+        let empty = Store::new(settings.capacity, settings.policy, &shared.evictions);
+        let full = shared.flights.close_all(|| {
+            shared.stores.swap(Arc::new(Stores {
+                active: empty,
+                next: None,
+            }))
+        });
+        full.active.retire();
+        shared.evictions.count(Cause::Flushed, full.active.size().0);
+    }
+
+    /// Puts `settings` in force, for what is cached already too. Takes time in proportion to the number of
+    /// entries when the capacity or the policy changes, so call it where blocking is allowed. Returns how many
+    /// entries went because the cache became smaller.
+    pub fn apply(&self, settings: &Settings) -> u64 {
+        let shared = &self.0;
+        let _alone = lock(&shared.whole_store);
+        shared.lifetimes.store(Arc::new(settings.lifetimes()));
+        let before = std::mem::replace(&mut *lock(&shared.settings), settings.clone());
+        shared.remove_dead(Instant::now());
+        if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
+            return 0;
+        }
+        shared.move_to(
+            Store::new(settings.capacity, settings.policy, &shared.evictions),
+            settings.capacity,
+        )
+    }
+
+    /// Removes the entries whose time is over. Takes time in proportion to the number of entries.
+    pub fn sweep(&self) {
+        let _alone = lock(&self.0.whole_store);
+        self.0.remove_dead(Instant::now());
+    }
+
+    /// What the cache holds now; exact once no read or reload is in progress.
+    pub fn statistics(&self) -> Statistics {
+        let shared = &self.0;
+        let (entries, bytes) = shared.stores.load().active.size();
+        Statistics {
+            entries,
+            bytes,
+            evictions: std::array::from_fn(|cause| shared.evictions.0[cause].load(Relaxed)),
+            flights: shared.flights.len(),
+            flights_discarded: shared.flights.discarded(),
+            settings: shared.settings(),
+        }
+    }
+}
+
+impl<E: FetchError> Shared<E> {
+    fn settings(&self) -> Settings {
+        lock(&self.settings).clone()
+    }
+
+    fn lifetimes(&self) -> Lifetimes {
+        **self.lifetimes.load()
+    }
+
+    fn clock(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.created).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
+        let entry = self.stores.load().active.get(key)?;
+        let outcome = if entry.value().is_some() {
+            Outcome::Hit
+        } else {
+            Outcome::Absent
+        };
+        let answer = Answer::new(entry, outcome, now, self.lifetimes());
+        if !matches!(answer.freshness, Freshness::Fresh { .. }) {
+            return None;
+        }
+        answer.entry.touch(self.clock(now));
+        Some(answer)
+    }
+
+    /// What may be given when Redis cannot answer.
+    fn stand_in(&self, key: &[u8], now: Instant) -> Option<Answer> {
+        let entry = self.stores.load().active.get(key)?;
+        let answer = Answer::new(entry, Outcome::Stale, now, self.lifetimes());
+        if answer.freshness == Freshness::Dead {
+            return None;
+        }
+        answer.entry.touch(self.clock(now));
+        Some(answer)
+    }
+
+    fn land(&self, ticket: Ticket<Landed<E>>, asked: Instant, fetched: Fetched<E>) {
+        let landed = match fetched {
+            Fetched::Value(bytes, expires_in) => Landed::Answered(Arc::new(Entry::new(Some(bytes), asked, expires_in))),
+            Fetched::Absent => Landed::Answered(Arc::new(Entry::new(None, asked, None))),
+            Fetched::Refused(error) => Landed::Refused(error),
+            Fetched::Failed(error) => Landed::Failed(error),
+        };
+        let key = ticket.key().clone();
+        ticket.land(|| self.keep(&key, &landed), |_stored| landed.clone());
+    }
+
+    /// Makes the store say what Redis said. Called under the flight's lock.
+    fn keep(&self, key: &Key, landed: &Landed<E>) {
+        let now = Instant::now();
+        let stores = self.stores.load();
+        match landed {
+            Landed::Failed(_) => {}
+            Landed::Answered(entry) if entry.freshness(now, self.lifetimes()) != Freshness::Dead => {
+                entry.touch(self.clock(now));
+                stores.insert(key, entry);
+            }
+            Landed::Answered(_) | Landed::Refused(_) => {
+                if stores.remove(key.as_bytes()) {
+                    self.evictions.count(Cause::Expired, 1);
+                }
+            }
+        }
+    }
+
+    fn remove_dead(&self, now: Instant) {
+        let lifetimes = self.lifetimes();
+        let active = Arc::clone(&self.stores.load().active);
+        for (key, entry) in active
+            .iter()
+            .filter(|(_, entry)| entry.freshness(now, lifetimes) == Freshness::Dead)
+        {
+            let bytes = key.as_bytes();
+            let removed = self.flights.hold(bytes, || {
+                active.holds(bytes, &entry) && self.stores.load().remove(bytes)
+            });
+            self.evictions.count(Cause::Expired, removed.into());
+        }
+    }
+
+    /// Makes `next`, which has room for `capacity` entries, the store. Returns how many entries it had no room for.
+    fn move_to(&self, next: Arc<Store>, capacity: usize) -> u64 {
+        let old = self.flights.hold_all(|| {
+            let old = Arc::clone(&self.stores.load().active);
+            self.stores.store(Arc::new(Stores {
+                active: Arc::clone(&old),
+                next: Some(Arc::clone(&next)),
+            }));
+            old
+        });
+        old.retire();
+        let mut entries: Vec<_> = old.iter().collect();
+        entries.sort_unstable_by_key(|(_, entry)| entry.last_read());
+        let dropped = entries.len().saturating_sub(capacity);
+        entries.drain(..dropped);
+        for (key, entry) in entries {
+            self.flights.hold(key.as_bytes(), || {
+                // Not there any more: invalidated. Not the same any more: landed meanwhile, in both.
+                if old.holds(key.as_bytes(), &entry) && self.is_next(&next) {
+                    next.insert(&key, entry);
+                }
+            });
+        }
+        self.flights.hold_all(|| {
+            // A flush in between has put an empty store of the new size there already.
+            if self.is_next(&next) {
+                self.stores.store(Arc::new(Stores {
+                    active: next,
+                    next: None,
+                }));
+            }
+        });
+        let dropped = dropped as u64;
+        self.evictions.count(Cause::Resized, dropped);
+        dropped
+    }
+
+    fn is_next(&self, store: &Arc<Store>) -> bool {
+        self.stores
+            .load()
+            .next
+            .as_ref()
+            .is_some_and(|next| Arc::ptr_eq(next, store))
+    }
+}
+
+/// What these locks guard is replaced whole, so a panic elsewhere leaves nothing half done behind them.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! The command line. Values of the config are kept as text here: they are read where all values are, so that a
+//! bad one is reported like any other.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Answers hot reads of a Redis from its own memory, over HTTP.
+///
+/// Every key of the configuration can also be set in the environment, as in `REDIS_PROXY_CACHE__TTL=30s`. Flags win
+/// over the environment, the environment over the file, the file over the defaults.
+#[derive(Debug, Parser)]
+#[command(name = "redis-proxy", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What is configured on the command line.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Command {
+    /// Check the configuration and exit: 0 if it is right, 78 if not. Opens no socket and reads no secret.
+    Check,
+}
+
+/// What is configured on the command line.
+#[derive(Debug, Default, Args)]
+pub struct Flags {
+    /// The configuration file (TOML)
+    #[arg(long, short, global = true, value_name = "FILE", env = "REDIS_PROXY_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print the configuration in force, secrets masked, and exit
+    #[arg(long = "print-config", alias = "print_config", global = true)]
+    pub print_config: bool,
+    /// Host of the Redis behind [redis.url]
+    #[arg(
+        long = "redis_host",
+        visible_alias = "redis-host",
+        global = true,
+        value_name = "HOST"
+    )]
+    pub redis_host: Option<String>,
+    /// Port of the Redis behind [redis.url]
+    #[arg(
+        long = "redis_port",
+        visible_alias = "redis-port",
+        global = true,
+        value_name = "PORT"
+    )]
+    pub redis_port: Option<String>,
+    /// Password for Redis; every user of this machine can see it, so prefer redis.password_file [redis.password]
+    #[arg(long, global = true, value_name = "PASSWORD")]
+    pub password: Option<String>,
+    /// How old a cached value may be: seconds, or with a unit as in 90s, 5m [cache.ttl]
+    #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
+    pub ttl: Option<String>,
+    /// How many keys are cached at most [cache.capacity]
+    #[arg(long, global = true, value_name = "KEYS", allow_hyphen_values = true)]
+    pub k: Option<String>,
+    /// Address to listen on [http.listen]
+    #[arg(
+        long = "proxy_host",
+        visible_alias = "proxy-host",
+        global = true,
+        value_name = "HOST"
+    )]
+    pub proxy_host: Option<String>,
+    /// Port to listen on [http.listen]
+    #[arg(
+        long = "proxy_port",
+        visible_alias = "proxy-port",
+        global = true,
+        value_name = "PORT"
+    )]
+    pub proxy_port: Option<String>,
+}

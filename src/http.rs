@@ -1,0 +1,353 @@
+//! Reads over HTTP: `GET` and `HEAD /keys/{key}`.
+//!
+//! The key is the rest of the path, percent-decoded to bytes; the body is the value, byte for byte. What the
+//! answer is worth is told by the standard headers: a strong `ETag` (RFC 9110, section 8.8.3), `Age` (RFC 9111,
+//! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC 9457) that say
+//! what was wrong with the request and nothing about what is behind the proxy.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::backend::BackendError;
+use crate::cache::{Answer, Freshness, Outcome};
+use crate::key::{BadEscape, percent_decode};
+use crate::metrics::FrontEnd;
+use crate::proxy::Proxy;
+use crate::server::Listen;
+use crate::units::{self, ByteSize};
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where reads are served.
+    pub listen: Listen,
+    /// Connections at most.
+    #[serde(with = "units::count")]
+    pub max_connections: usize,
+    /// How long a connection may go without moving a byte while no request is being answered.
+    #[serde(with = "units::duration")]
+    pub idle_timeout: Duration,
+    /// How long the head of a request may take to arrive.
+    #[serde(with = "units::duration")]
+    pub header_timeout: Duration,
+    /// The largest head of a request.
+    pub max_header: ByteSize,
+    /// The longest key.
+    pub max_key: ByteSize,
+    /// The largest value that is given out.
+    pub max_value: ByteSize,
+    /// What caches further on may do with an answer.
+    pub cache_control: CacheControl,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: Listen::from_static("127.0.0.1:8080"),
+            max_connections: 10_000,
+            idle_timeout: Duration::from_secs(60),
+            header_timeout: Duration::from_secs(10),
+            max_header: ByteSize(64 << 10),
+            max_key: ByteSize(16 << 10),
+            max_value: ByteSize(512 << 20),
+            cache_control: CacheControl::default(),
+        }
+    }
+}
+
+/// The value of the `Cache-Control` header of answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CacheControl(HeaderValue);
+
+impl Default for CacheControl {
+    /// To be kept, but never given again without asking here, which costs one 304.
+    fn default() -> Self {
+        Self(HeaderValue::from_static("no-cache"))
+    }
+}
+
+impl TryFrom<String> for CacheControl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let printable = !text.is_empty() && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        HeaderValue::try_from(&text).ok().filter(|_| printable).map(Self).ok_or_else(|| {
+            format!("invalid value: string {text:?}, expected a Cache-Control header such as \"no-cache\" or \"max-age=5\"")
+        })
+    }
+}
+
+impl From<CacheControl> for String {
+    fn from(CacheControl(value): CacheControl) -> Self {
+        value.to_str().unwrap_or_default().to_owned()
+    }
+}
+
+const PREFIX: &str = "/keys/";
+/// A second is how long a link to Redis that is down is at most from being tried again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+struct Http {
+    proxy: Proxy,
+    settings: Settings,
+}
+
+/// The routes of this front end: every path that is nobody else's.
+pub fn router(proxy: Proxy, settings: Settings) -> Router {
+    Router::new()
+        .fallback(keys)
+        .with_state(Arc::new(Http { proxy, settings }))
+}
+
+/// Answers a path that no route knows, for a listener that serves only the operator's.
+pub async fn not_found() -> Response {
+    Problem::NoRoute.into_response()
+}
+
+async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
+    let Some(escaped) = request.uri().path().strip_prefix(PREFIX) else {
+        return Problem::NoRoute.into_response();
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return Problem::MethodNotAllowed.into_response();
+    }
+    let response = match http.read(escaped, request.uri().query()).await {
+        Ok(answer) => http.answer(&answer, request.headers()),
+        Err(problem) => problem.into_response(),
+    };
+    if request.method() == Method::HEAD {
+        without_body(response)
+    } else {
+        response
+    }
+}
+
+impl Http {
+    async fn read(&self, escaped: &str, query: Option<&str>) -> Result<Answer, Problem> {
+        if query.is_some() {
+            return Err(Problem::Query);
+        }
+        let key = percent_decode(escaped.as_bytes()).map_err(Problem::BadEscape)?;
+        if key.is_empty() {
+            return Err(Problem::EmptyKey);
+        }
+        if key.len() > self.settings.max_key.0 {
+            return Err(Problem::KeyTooLong {
+                length: key.len(),
+                most: self.settings.max_key,
+            });
+        }
+        self.proxy.get(FrontEnd::Http, &key).await.map_err(Problem::Backend)
+    }
+
+    fn answer(&self, answer: &Answer, request: &HeaderMap) -> Response {
+        let mut response = match answer.entry.value() {
+            None => Problem::Absent.into_response(),
+            Some(value) if value.bytes.len() > self.settings.max_value.0 => Problem::ValueTooLarge.into_response(),
+            Some(value) => {
+                let etag = etag(&value.digest);
+                let mut response = if none_match(request, &etag) {
+                    let mut unmodified = Response::new(Body::empty());
+                    *unmodified.status_mut() = StatusCode::NOT_MODIFIED;
+                    unmodified
+                } else {
+                    value_response(value.bytes.clone())
+                };
+                response.headers_mut().insert(header::ETAG, etag);
+                response
+            }
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
+        headers.insert("cache-status", cache_status(answer));
+        if answer.outcome.from_memory() {
+            headers.insert(header::AGE, HeaderValue::from(answer.age.as_secs()));
+        }
+        response
+    }
+}
+
+fn value_response(value: bytes::Bytes) -> Response {
+    let length = value.len();
+    let mut response = Response::new(Body::from(value));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    // A value is data, whatever a browser takes it for.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The headers of an answer alone (RFC 9110, section 9.3.2), the length of the body among them.
+fn without_body(response: Response) -> Response {
+    response.map(|_| Body::empty())
+}
+
+fn etag(digest: &[u8; 16]) -> HeaderValue {
+    let mut text = String::with_capacity(34);
+    text.push('"');
+    digest.iter().for_each(|byte| _ = write!(text, "{byte:02x}"));
+    text.push('"');
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+}
+
+/// Whether `If-None-Match` names this tag or any (RFC 9110, section 13.1.2: compared weakly).
+fn none_match(request: &HeaderMap, etag: &HeaderValue) -> bool {
+    let listed = |value: &HeaderValue| {
+        value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .map(<[u8]>::trim_ascii)
+            .any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes())
+    };
+    request.get_all(header::IF_NONE_MATCH).iter().any(listed)
+}
+
+/// RFC 9211: where the answer came from, and for how much longer it would be given from memory.
+fn cache_status(answer: &Answer) -> HeaderValue {
+    let mut text = String::with_capacity(48);
+    text.push_str(match answer.outcome {
+        Outcome::Hit | Outcome::Stale => "redis-proxy; hit",
+        Outcome::Absent => "redis-proxy; hit; detail=absent",
+        Outcome::Miss => "redis-proxy; fwd=miss",
+        Outcome::Coalesced => "redis-proxy; fwd=miss; collapsed",
+        Outcome::Bypass => "redis-proxy; fwd=bypass",
+    });
+    _ = match answer.freshness {
+        Freshness::Fresh { remaining } => write!(text, "; ttl={}", remaining.as_secs()),
+        // Never "-0": what is past is past by a second at least.
+        Freshness::Stale { past } => write!(text, "; ttl=-{}", past.as_secs() + 1),
+        Freshness::Dead => Ok(()),
+    };
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("redis-proxy"))
+}
+
+/// Why a request gets no value.
+#[derive(Debug)]
+enum Problem {
+    NoRoute,
+    MethodNotAllowed,
+    Query,
+    BadEscape(BadEscape),
+    EmptyKey,
+    KeyTooLong { length: usize, most: ByteSize },
+    Absent,
+    ValueTooLarge,
+    Backend(BackendError),
+}
+
+/// The status, the last word of the problem's type, and its title.
+type Kind = (StatusCode, &'static str, &'static str);
+
+impl Problem {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NoRoute => (StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path"),
+            Self::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "Keys can only be read here",
+            ),
+            Self::Query => (StatusCode::BAD_REQUEST, "query", "A key has no query"),
+            Self::BadEscape(_) => (
+                StatusCode::BAD_REQUEST,
+                "bad-escape",
+                "The key is not percent-encoded correctly",
+            ),
+            Self::EmptyKey => (StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
+            Self::KeyTooLong { .. } => (StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
+            Self::Absent => (StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
+            Self::ValueTooLarge => (
+                StatusCode::BAD_GATEWAY,
+                "value-too-large",
+                "The value is larger than is given out",
+            ),
+            Self::Backend(error) => backend_kind(error),
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::NoRoute => Some("Values are at /keys/{key}.".into()),
+            Self::MethodNotAllowed => Some("GET and HEAD are allowed.".into()),
+            Self::Query => Some("A question mark that belongs to the key is written %3F.".into()),
+            Self::BadEscape(error) => Some(error.to_string()),
+            Self::EmptyKey => Some("The path goes on after /keys/ with the key.".into()),
+            Self::KeyTooLong { length, most } => Some(format!("It has {length} bytes; {most} are allowed.")),
+            Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
+                Some(format!("Redis answered: {code}"))
+            }
+            Self::Absent | Self::ValueTooLarge | Self::Backend(_) => None,
+        }
+    }
+
+    fn into_response(self) -> Response {
+        let (status, name, title) = self.kind();
+        let mut body =
+            json!({ "type": format!("urn:redis-proxy:problem:{name}"), "title": title, "status": status.as_u16() });
+        if let Some(detail) = self.detail() {
+            body["detail"] = detail.into();
+        }
+        let body = body.to_string();
+        let length = body.len();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+fn backend_kind(error: &BackendError) -> Kind {
+    match error {
+        BackendError::Unreachable(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unreachable",
+            "Redis cannot be reached",
+        ),
+        BackendError::Disconnected => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "disconnected",
+            "The link to Redis was lost",
+        ),
+        BackendError::Overloaded => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded",
+            "Too many reads wait for Redis",
+        ),
+        BackendError::Unavailable(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "Redis cannot answer now",
+        ),
+        BackendError::Vanished => (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down"),
+        BackendError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time"),
+        BackendError::Refused(_) => (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error"),
+        BackendError::WrongType => (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string"),
+    }
+}

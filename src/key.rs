@@ -1,0 +1,147 @@
+//! A key is a string of bytes, any bytes, compared and hashed byte by byte.
+//!
+//! Nothing here may change a byte: what the client escaped is what Redis is asked for.
+
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+
+use bytes::Bytes;
+
+/// The name of a value in Redis: any bytes, of any length, the empty one included.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Bytes);
+
+impl Key {
+    /// The bytes as Redis is given them.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// How many bytes the key has.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the key has no byte at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<&[u8]> for Key {
+    fn from(bytes: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(bytes))
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Escaped, so that a key in a log line can neither break the line nor colour the terminal.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
+}
+
+/// A `%` that two hexadecimal digits do not follow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{found}\" at byte {at} is not an escape: '%' takes two hexadecimal digits, and '%' itself is written %25")]
+pub struct BadEscape {
+    /// Where the `%` stands, counted in bytes from the start of the key as it was sent.
+    pub at: usize,
+    /// The `%` and at most the two bytes after it, escaped for printing.
+    pub found: String,
+}
+
+/// Percent-decodes `escaped` (RFC 3986, section 2.1) to bytes; `+` stays `+`. Borrows when nothing is escaped.
+///
+/// # Errors
+/// [`BadEscape`] for the first `%` without two hexadecimal digits behind it.
+pub fn percent_decode(escaped: &[u8]) -> Result<Cow<'_, [u8]>, BadEscape> {
+    let Some(first) = escaped.iter().position(|&byte| byte == b'%') else {
+        return Ok(Cow::Borrowed(escaped));
+    };
+    let mut decoded = Vec::with_capacity(escaped.len());
+    decoded.extend_from_slice(&escaped[..first]);
+    let mut at = first;
+    while at < escaped.len() {
+        if escaped[at] == b'%' {
+            decoded.push(escape_at(escaped, at)?);
+            at += 3;
+        } else {
+            decoded.push(escaped[at]);
+            at += 1;
+        }
+    }
+    Ok(Cow::Owned(decoded))
+}
+
+fn escape_at(escaped: &[u8], at: usize) -> Result<u8, BadEscape> {
+    let digit = |offset: usize| {
+        let byte = *escaped.get(at + offset)?;
+        char::from(byte).to_digit(16)
+    };
+    match (digit(1), digit(2)) {
+        (Some(high), Some(low)) => Ok(u8::try_from(high * 16 + low).unwrap_or(u8::MAX)),
+        _ => Err(BadEscape {
+            at,
+            found: escaped[at..escaped.len().min(at + 3)].escape_ascii().to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn escape_all(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("%{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn every_malformed_escape_is_named_with_its_place() {
+        for (escaped, at, found) in [
+            ("%", 0, "%"),
+            ("ab%", 2, "%"),
+            ("%4", 0, "%4"),
+            ("%zz", 0, "%zz"),
+            ("x%4gy", 1, "%4g"),
+            ("%%41", 0, "%%4"),
+        ] {
+            let error = percent_decode(escaped.as_bytes()).unwrap_err();
+            assert_eq!((error.at, error.found.as_str()), (at, found), "{escaped}");
+        }
+    }
+
+    #[test]
+    fn a_key_prints_on_one_line() {
+        assert_eq!(
+            format!("{:?}", Key::from(&b"a\r\n\x1b[31m\xff"[..])),
+            r#""a\r\n\x1b[31m\xff""#
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_undoes_escaping(bytes: Vec<u8>) {
+            prop_assert_eq!(&*percent_decode(escape_all(&bytes).as_bytes()).unwrap(), &bytes[..]);
+        }
+
+        #[test]
+        fn text_without_escapes_is_itself(text in "[^%]*") {
+            prop_assert!(matches!(percent_decode(text.as_bytes()).unwrap(), Cow::Borrowed(b) if b == text.as_bytes()));
+        }
+
+        #[test]
+        fn any_input_is_answered(bytes: Vec<u8>) {
+            if let Ok(decoded) = percent_decode(&bytes) {
+                prop_assert!(decoded.len() <= bytes.len());
+            }
+        }
+    }
+}

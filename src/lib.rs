@@ -1,0 +1,18 @@
+//! A near cache for Redis in a daemon of its own: hot reads are answered from memory, over HTTP.
+//!
+//! The road of a read is `http` → `proxy` → `cache` → (on a miss) `backend`; see ARCHITECTURE.md.
+
+mod activity;
+pub mod admin;
+pub mod backend;
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod http;
+pub mod key;
+pub mod metrics;
+pub mod proxy;
+pub mod server;
+pub mod telemetry;
+pub mod units;

@@ -1,0 +1,88 @@
+//! The daemon: parse, load, say what is wrong or serve, and tell how it ended by the exit code.
+//!
+//! Exit codes: 0 done, 1 failed, 64 the command line is wrong, 78 the configuration is wrong (sysexits.h).
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use redis_proxy::cli::{Cli, Command};
+use redis_proxy::config::{self, Config, Problems, Sources};
+use redis_proxy::daemon::{Daemon, Ending, StartError};
+use redis_proxy::telemetry;
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 64;
+const CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let sources = Sources {
+        flags: cli.flags,
+        environment: config::environment(),
+    };
+    let config = match sources.load() {
+        Ok(config) => config,
+        Err(problems) => return refuse(&problems),
+    };
+    let ended = match cli.command {
+        Some(Command::Check) => say("The configuration is right.\n"),
+        None if sources.flags.print_config => config.to_toml().map_err(Into::into).and_then(|text| say(&text)),
+        None => serve(config, sources),
+    };
+    ended.unwrap_or_else(|error| complain(&format!("{error:#}"), exit_code(&error)))
+}
+
+fn refuse(problems: &Problems) -> ExitCode {
+    complain(
+        &problems.to_string(),
+        if problems.blame_a_flag() { USAGE } else { CONFIG },
+    )
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(StartError::Prepare(_)) => CONFIG,
+        _ => FAILED,
+    }
+}
+
+fn complain(text: &str, code: u8) -> ExitCode {
+    let mut stderr = std::io::stderr().lock();
+    text.lines()
+        .for_each(|line| _ = writeln!(stderr, "redis-proxy: {line}"));
+    ExitCode::from(code)
+}
+
+fn say(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
+    let filter = telemetry::start(&config.telemetry).context("cannot begin to log")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    let ending = runtime.block_on(async { anyhow::Ok(Daemon::build(config, sources, filter).await?.run().await) })?;
+    // What still runs has been given its time.
+    runtime.shutdown_background();
+    Ok(match ending {
+        Ending::Drained => ExitCode::SUCCESS,
+        Ending::Hurried => ExitCode::from(FAILED),
+    })
+}

@@ -1,0 +1,326 @@
+//! What an operator sees at `/metrics`; the only user of the `prometheus` crate.
+//!
+//! Every label value is there from the start, at zero. What the cache counts itself is copied when somebody
+//! looks; hits and misses are sums of the reads, so hits + misses = reads in every scrape.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::cache::{Cause, Outcome, Statistics};
+
+/// Who was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// Reads over HTTP.
+    Http,
+    /// The operator's listener.
+    Admin,
+}
+
+impl FrontEnd {
+    const ALL: [Self; 2] = [Self::Http, Self::Admin];
+    /// Those that answer reads.
+    const READERS: [Self; 1] = [Self::Http];
+
+    /// The name in labels and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// The label values of `redis_proxy_backend_errors_total`.
+pub const BACKEND_ERROR_KINDS: [&str; 8] = [
+    "unreachable",
+    "timeout",
+    "disconnected",
+    "overloaded",
+    "unavailable",
+    "refused",
+    "wrong_type",
+    "vanished",
+];
+
+/// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck.
+const DURATION_BUCKETS: [f64; 19] = [
+    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// The metrics of one daemon.
+pub struct Metrics {
+    registry: Registry,
+    /// By front end and outcome, in the order of their `ALL`.
+    reads: [[(IntCounter, Histogram); Outcome::ALL.len()]; FrontEnd::READERS.len()],
+    hits: IntCounter,
+    misses: IntCounter,
+    evictions: IntCounterVec,
+    flights: IntGauge,
+    flights_discarded: IntCounter,
+    entries: IntGauge,
+    bytes: IntGauge,
+    capacity: IntGauge,
+    ttl: Gauge,
+    backend_duration: Histogram,
+    backend_up: IntGauge,
+    backend_errors: IntCounterVec,
+    connections: IntGaugeVec,
+    connections_refused: IntCounterVec,
+    reloads: IntCounterVec,
+    last_reload: Gauge,
+    /// Held while the copied figures are being set, so that two scrapes do not mix.
+    rendering: Mutex<()>,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    /// Two metrics with one name, which would be a mistake in this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let new = Registration(&registry);
+        let metrics = Self {
+            reads: new.reads()?,
+            hits: new.counter("cache_hits_total", "Reads answered from memory: hit, stale or absent.")?,
+            misses: new.counter(
+                "cache_misses_total",
+                "Reads that needed Redis: miss, coalesced or bypass.",
+            )?,
+            evictions: new.counters(
+                "cache_evictions_total",
+                "Entries that left the cache, by cause.",
+                "cause",
+            )?,
+            flights: new.gauge("flights", "Fetches in progress, each for one key.")?,
+            flights_discarded: new.counter(
+                "flights_discarded_total",
+                "Fetches answered but not stored, because the key was invalidated meanwhile.",
+            )?,
+            entries: new.gauge("cache_entries", "Entries in the cache.")?,
+            bytes: new.gauge("cache_bytes", "Bytes of the keys and values in the cache.")?,
+            capacity: new.gauge("cache_capacity_entries", "How many entries the cache keeps at most.")?,
+            ttl: new.seconds("cache_ttl_seconds", "How old a cached value may be.")?,
+            backend_duration: new.histogram("backend_duration_seconds", "How long fetches from Redis took.")?,
+            backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
+            backend_errors: new.counters(
+                "backend_errors_total",
+                "Fetches and links that failed, by kind.",
+                "kind",
+            )?,
+            connections: new.gauges("connections", "Open client connections.", "front_end")?,
+            connections_refused: new.counters(
+                "connections_refused_total",
+                "Client connections refused because there were as many as may be.",
+                "front_end",
+            )?,
+            reloads: new.counters(
+                "config_reloads_total",
+                "Reloads of the configuration, by result.",
+                "result",
+            )?,
+            last_reload: new.seconds(
+                "config_last_reload_success_timestamp_seconds",
+                "When the configuration in force was loaded, in seconds since 1970.",
+            )?,
+            rendering: Mutex::new(()),
+            registry: registry.clone(),
+        };
+        new.build_info()?;
+        metrics.start_labels();
+        metrics.config_in_force();
+        Ok(metrics)
+    }
+
+    fn start_labels(&self) {
+        let zero = |counters: &IntCounterVec, label| counters.with_label_values(&[label]).reset();
+        Cause::ALL.iter().for_each(|cause| zero(&self.evictions, cause.name()));
+        BACKEND_ERROR_KINDS
+            .iter()
+            .for_each(|kind| zero(&self.backend_errors, kind));
+        for front_end in FrontEnd::ALL {
+            self.connections.with_label_values(&[front_end.name()]).set(0);
+            zero(&self.connections_refused, front_end.name());
+        }
+        ["success", "failure"]
+            .iter()
+            .for_each(|result| zero(&self.reloads, result));
+    }
+
+    /// A read was answered, in the time it took.
+    pub fn read(&self, front_end: FrontEnd, outcome: Outcome, took: Duration) {
+        let Some(outcomes) = self.reads.get(front_end as usize) else {
+            return;
+        };
+        let (count, duration) = &outcomes[outcome as usize];
+        count.inc();
+        duration.observe(took.as_secs_f64());
+    }
+
+    /// A fetch ended, well or not.
+    pub fn fetched(&self, took: Duration) {
+        self.backend_duration.observe(took.as_secs_f64());
+    }
+
+    /// A fetch or a link failed; `kind` is one of [`BACKEND_ERROR_KINDS`].
+    pub fn backend_error(&self, kind: &str) {
+        self.backend_errors.with_label_values(&[kind]).inc();
+    }
+
+    /// Whether there is a link to Redis.
+    pub fn backend_up(&self, up: bool) {
+        self.backend_up.set(up.into());
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub fn connection(&self, front_end: FrontEnd) -> OpenConnection {
+        let gauge = self.connections.with_label_values(&[front_end.name()]);
+        gauge.inc();
+        OpenConnection(gauge)
+    }
+
+    /// How many connections are open, over all front ends.
+    pub fn open_connections(&self) -> i64 {
+        FrontEnd::ALL
+            .iter()
+            .map(|front_end| self.connections.with_label_values(&[front_end.name()]).get())
+            .sum()
+    }
+
+    /// A connection was refused because there were as many as may be.
+    pub fn connection_refused(&self, front_end: FrontEnd) {
+        self.connections_refused.with_label_values(&[front_end.name()]).inc();
+    }
+
+    /// A new configuration was put in force.
+    pub fn config_reloaded(&self) {
+        self.reloads.with_label_values(&["success"]).inc();
+        self.config_in_force();
+    }
+
+    /// A new configuration was refused.
+    pub fn config_refused(&self) {
+        self.reloads.with_label_values(&["failure"]).inc();
+    }
+
+    fn config_in_force(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_reload.set(now.as_secs_f64());
+    }
+
+    /// The Prometheus text format, with the cache's figures as they are now.
+    pub fn render(&self, cache: &Statistics) -> String {
+        let _alone = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        self.copy(cache);
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+
+    fn copy(&self, cache: &Statistics) {
+        let set = |counter: &IntCounter, value| {
+            counter.reset();
+            counter.inc_by(value);
+        };
+        let gauge = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        let (mut hits, mut misses) = (0, 0);
+        for (outcome, (count, _)) in Outcome::ALL.iter().zip(self.reads.iter().flatten()) {
+            *(if outcome.from_memory() { &mut hits } else { &mut misses }) += count.get();
+        }
+        set(&self.hits, hits);
+        set(&self.misses, misses);
+        for (cause, evicted) in Cause::ALL.iter().zip(cache.evictions) {
+            set(&self.evictions.with_label_values(&[cause.name()]), evicted);
+        }
+        set(&self.flights_discarded, cache.flights_discarded);
+        gauge(&self.flights, cache.flights as u64);
+        gauge(&self.entries, cache.entries);
+        gauge(&self.bytes, cache.bytes);
+        gauge(&self.capacity, cache.settings.capacity as u64);
+        self.ttl.set(cache.settings.ttl.as_secs_f64());
+    }
+}
+
+/// Counts as an open connection until dropped.
+#[derive(Debug)]
+pub struct OpenConnection(IntGauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Makes metrics and registers them.
+struct Registration<'a>(&'a Registry);
+
+impl Registration<'_> {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.add(IntCounter::with_opts(options(name, help))?)
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntCounterVec> {
+        self.add(IntCounterVec::new(options(name, help), &[label])?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.add(IntGauge::with_opts(options(name, help))?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(options(name, help), &[label])?)
+    }
+
+    fn seconds(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.add(Gauge::with_opts(options(name, help))?)
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
+        self.add(Histogram::with_opts(durations(name, help))?)
+    }
+
+    fn reads<const F: usize>(&self) -> prometheus::Result<[[(IntCounter, Histogram); Outcome::ALL.len()]; F]> {
+        let labels = ["front_end", "outcome"];
+        let counts = options("reads_total", "Reads, by front end and by how they were answered.");
+        let counts = self.add(IntCounterVec::new(counts, &labels)?)?;
+        let durations = durations(
+            "request_duration_seconds",
+            "How long reads took, by front end and outcome.",
+        );
+        let durations = self.add(HistogramVec::new(durations, &labels)?)?;
+        Ok(std::array::from_fn(|front_end| {
+            std::array::from_fn(|outcome| {
+                let values = [FrontEnd::READERS[front_end].name(), Outcome::ALL[outcome].name()];
+                (counts.with_label_values(&values), durations.with_label_values(&values))
+            })
+        }))
+    }
+
+    fn build_info(&self) -> prometheus::Result<()> {
+        let info = self.gauges("build_info", "The program that runs; always 1.", "version")?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        self.0
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(())
+    }
+}
+
+fn options(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("redis_proxy")
+}
+
+fn durations(name: &str, help: &str) -> HistogramOpts {
+    HistogramOpts::from(options(name, help)).buckets(DURATION_BUCKETS.to_vec())
+}

@@ -1,0 +1,78 @@
+//! What both front ends and the operator's routes ask for: a read, and how things stand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use tokio::time::Instant;
+
+use crate::backend::{Backend, BackendError};
+use crate::cache::{Answer, Cache};
+use crate::metrics::{FrontEnd, Metrics};
+
+/// The cache in front of its backend. Clones share both.
+#[derive(Clone)]
+pub struct Proxy {
+    cache: Cache<BackendError>,
+    backend: Backend,
+    metrics: Arc<Metrics>,
+    draining: Arc<AtomicBool>,
+}
+
+/// Why reads may not be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// The daemon is going down.
+    #[error("draining")]
+    Draining,
+    /// Redis cannot be asked.
+    #[error("no link to Redis: {0}")]
+    NoBackend(BackendError),
+}
+
+impl Proxy {
+    /// Puts `cache` in front of `backend`.
+    pub fn new(cache: Cache<BackendError>, backend: Backend, metrics: Arc<Metrics>) -> Self {
+        Self {
+            cache,
+            backend,
+            metrics,
+            draining: Arc::default(),
+        }
+    }
+
+    /// Answers a read of `key`, from memory or from Redis, and counts it.
+    ///
+    /// # Errors
+    /// Why Redis gave no value, when nothing in memory could stand in.
+    pub async fn get(&self, front_end: FrontEnd, key: &[u8]) -> Result<Answer, BackendError> {
+        let begun = Instant::now();
+        let backend = &self.backend;
+        let answer = self.cache.get_or_fetch(key, |key| backend.clone().fetch(key)).await;
+        let outcome = answer
+            .as_ref()
+            .map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
+        self.metrics.read(front_end, outcome, begun.elapsed());
+        answer.map_err(|(_, error)| error)
+    }
+
+    /// Whether reads can be answered.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> Result<(), NotReady> {
+        if self.draining.load(Relaxed) {
+            return Err(NotReady::Draining);
+        }
+        self.backend.state().map_err(NotReady::NoBackend)
+    }
+
+    /// From now on the daemon is going down.
+    pub fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    /// The Prometheus text.
+    pub fn metrics(&self) -> String {
+        self.metrics.render(&self.cache.statistics())
+    }
+}

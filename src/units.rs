@@ -1,0 +1,283 @@
+//! How durations, sizes and counts are written in a config file, the environment and on the command line.
+//!
+//! A bare number is seconds for a duration and bytes for a size, whether it comes as a number or as text,
+//! since the environment and the command line know only text.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// For `#[serde(with = "units::duration")]`: `"250ms"`, `"1m 30s"`, or seconds as a number.
+pub mod duration {
+    use super::{Deserializer, Duration, DurationVisitor, Serializer};
+
+    /// Writes the shortest text that reads back as the same duration.
+    ///
+    /// # Errors
+    /// Only what the serializer itself reports.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    /// Reads text with units, or a number of seconds.
+    ///
+    /// # Errors
+    /// Names what was found and what would be right.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_any(DurationVisitor)
+    }
+}
+
+struct DurationVisitor;
+
+impl Visitor<'_> for DurationVisitor {
+    type Value = Duration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a duration: seconds as a number, or text such as \"250ms\", \"90s\", \"5m\", \"1h 30m\"")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+        let seconds = text
+            .parse::<f64>()
+            .ok()
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        seconds
+            .or_else(|| humantime::parse_duration(text).ok())
+            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, seconds: i64) -> Result<Duration, E> {
+        let seconds = u64::try_from(seconds).map_err(|_| E::invalid_value(Unexpected::Signed(seconds), &self))?;
+        Ok(Duration::from_secs(seconds))
+    }
+
+    fn visit_u64<E: Error>(self, seconds: u64) -> Result<Duration, E> {
+        Ok(Duration::from_secs(seconds))
+    }
+
+    fn visit_f64<E: Error>(self, seconds: f64) -> Result<Duration, E> {
+        Duration::try_from_secs_f64(seconds).map_err(|_| E::invalid_value(Unexpected::Float(seconds), &self))
+    }
+}
+
+/// For `#[serde(with = "units::count")]`: a whole number, as a number or as text; never a boolean or a fraction.
+pub mod count {
+    use super::{CountVisitor, Deserializer, Serializer};
+
+    /// Writes the number.
+    ///
+    /// # Errors
+    /// Only what the serializer itself reports.
+    pub fn serialize<S: Serializer>(count: &usize, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(*count as u64)
+    }
+
+    /// Reads a whole number of zero or more.
+    ///
+    /// # Errors
+    /// Names what was found and what would be right.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+struct CountVisitor;
+
+impl Visitor<'_> for CountVisitor {
+    type Value = usize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number of zero or more")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
+        text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<usize, E> {
+        usize::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<usize, E> {
+        usize::try_from(number).map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))
+    }
+}
+
+/// A number of bytes, written `"64KiB"`, `"512MiB"`, `"1GiB"`, or as a bare number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub usize);
+
+const BYTE_UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = BYTE_UNITS
+            .iter()
+            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        let (name, unit) = exact.unwrap_or(&("B", 1));
+        write!(f, "{}{name}", self.0 / unit)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ByteSizeVisitor)
+    }
+}
+
+struct ByteSizeVisitor;
+
+impl Visitor<'_> for ByteSizeVisitor {
+    type Value = ByteSize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a size: bytes as a number, or text such as \"64KiB\", \"512MiB\", \"1GiB\"")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<ByteSize, E> {
+        let digits = text
+            .trim_end_matches(|letter: char| letter.is_ascii_alphabetic())
+            .trim_end();
+        let suffix = text[digits.len()..].trim_start();
+        let unit = BYTE_UNITS
+            .iter()
+            .find(|(name, _)| suffix.eq_ignore_ascii_case(name))
+            .map(|(_, unit)| *unit);
+        let unit = if suffix.is_empty() { Some(1) } else { unit };
+        let bytes = digits
+            .parse::<usize>()
+            .ok()
+            .zip(unit)
+            .and_then(|(number, unit)| number.checked_mul(unit));
+        bytes
+            .map(ByteSize)
+            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, bytes: i64) -> Result<ByteSize, E> {
+        usize::try_from(bytes)
+            .map(ByteSize)
+            .map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+    }
+
+    fn visit_u64<E: Error>(self, bytes: u64) -> Result<ByteSize, E> {
+        usize::try_from(bytes)
+            .map(ByteSize)
+            .map_err(|_| E::invalid_value(Unexpected::Unsigned(bytes), &self))
+    }
+}
+
+/// A text that may be used but never shown: its `Debug` and its serialized form are asterisks.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret text.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The secret itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether no secret is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What stands in the place of a secret.
+pub const MASK: &str = "********";
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_empty() { "" } else { MASK })
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize, Serialize, Debug)]
+    struct Sample {
+        #[serde(with = "duration")]
+        wait: Duration,
+        size: ByteSize,
+        #[serde(with = "count")]
+        number: usize,
+    }
+
+    fn sample(wait: &str, size: &str, number: &str) -> Result<Sample, toml::de::Error> {
+        toml::from_str(&format!("wait = {wait}\nsize = {size}\nnumber = {number}"))
+    }
+
+    #[test]
+    fn numbers_and_text_read_alike() {
+        for wait in ["90", "\"90\"", "\"90s\"", "\"1m 30s\"", "90.0", "\"1500ms 88500ms\""] {
+            assert_eq!(sample(wait, "1", "1").unwrap().wait, Duration::from_secs(90), "{wait}");
+        }
+        for size in ["2048", "\"2048\"", "\"2KiB\"", "\"2 kib\"", "\"2048B\""] {
+            assert_eq!(sample("1", size, "1").unwrap().size, ByteSize(2048), "{size}");
+        }
+        assert_eq!(sample("1", "1", "\"7\"").unwrap().number, 7);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_would_be_right() {
+        for (wait, size, number) in [
+            ("\"banana\"", "1", "1"),
+            ("-1", "1", "1"),
+            ("\"-1s\"", "1", "1"),
+            ("true", "1", "1"),
+            ("\"NaN\"", "1", "1"),
+            ("1", "\"2 kilo\"", "1"),
+            ("1", "\"99999999999GiB\"", "1"),
+            ("1", "1", "-3"),
+            ("1", "1", "1.5"),
+            ("1", "1", "true"),
+        ] {
+            let error = sample(wait, size, number).unwrap_err().to_string();
+            assert!(error.contains(", expected a "), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_print_in_their_largest_exact_unit() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1, "1B"),
+            (1024, "1KiB"),
+            (1536, "1536B"),
+            (512 << 20, "512MiB"),
+        ] {
+            assert_eq!(ByteSize(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret = Secret::new("hunter2".into());
+        assert_eq!(format!("{secret:?}"), MASK);
+        assert_eq!(serde_json::to_string(&secret).unwrap(), format!("\"{MASK}\""));
+        assert_eq!(serde_json::to_string(&Secret::default()).unwrap(), "\"\"");
+    }
+}

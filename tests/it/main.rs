@@ -1,0 +1,3 @@
+//! What the README promises, tried on the real program in front of a real Redis: one module a promise.
+
+mod support;

@@ -1,0 +1,383 @@
+//! The real proxy binary as one test's process.
+//!
+//! Model: a process with a configuration file in a temporary directory and a log on standard
+//! error. It has started once its log says where it listens, and it has ended well if it did
+//! so on SIGTERM, with the expected exit code, and if nobody would have to look into its log:
+//! every warning and error in it must have been named by the test. A test that does not say
+//! `finish` gets the same verdict when the proxy is dropped.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::http;
+use super::log::{Log, LogLine};
+use super::metrics::Metrics;
+use super::wait::within;
+
+const START_BOUND: Duration = Duration::from_secs(20);
+const LOG_BOUND: Duration = Duration::from_secs(10);
+const END_BOUND: Duration = Duration::from_secs(15);
+const RAW_BOUND: Duration = Duration::from_secs(20);
+const LOG_FORMAT: &str = "REDIS_PROXY_TELEMETRY__LOG_FORMAT";
+const ADMIN_LISTEN: &str = "REDIS_PROXY_ADMIN__LISTEN";
+
+/// A running proxy.
+pub(crate) struct Proxy {
+    child: Child,
+    directory: TempDir,
+    log: Arc<Log>,
+    http: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    expected_trouble: Mutex<Vec<String>>,
+    expected_exit: AtomicI32,
+    told_to_end: AtomicBool,
+    judged: bool,
+}
+
+/// What a [`Proxy`] is to be started with.
+pub(crate) struct ProxyBuilder {
+    directory: TempDir,
+    command: Command,
+    admin: bool,
+}
+
+/// What became of a changed configuration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Reload {
+    Reloaded,
+    Refused,
+}
+
+impl ProxyBuilder {
+    pub(crate) fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    pub(crate) fn environment(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.admin |= name == ADMIN_LISTEN && !value.as_ref().is_empty();
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts the proxy and returns once it listens; panics with its log if it does not.
+    pub(crate) fn start(mut self) -> Proxy {
+        let mut child = self
+            .command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the proxy starts");
+        let log = Log::follow(child.stderr.take().expect("standard error is piped"));
+        let mut proxy = Proxy::new(child, self.directory, log);
+        proxy.await_addresses(self.admin);
+        proxy
+    }
+}
+
+impl Proxy {
+    pub(crate) fn start(config: &str) -> Self {
+        Self::builder(config).start()
+    }
+
+    /// A proxy with this configuration file; its log is JSON unless the environment given says
+    /// otherwise.
+    pub(crate) fn builder(config: &str) -> ProxyBuilder {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = config_in(directory.path());
+        fs::write(&file, config).expect("the configuration is written");
+        let mut command = command();
+        command.env(LOG_FORMAT, "json").arg("--config").arg(file);
+        ProxyBuilder {
+            directory,
+            command,
+            admin: sets_admin_listen(config),
+        }
+    }
+
+    /// Runs the binary to its end, which must come by itself.
+    pub(crate) fn spawn_raw(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        let mut child = command()
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the proxy starts");
+        let stdout = drain(child.stdout.take().expect("standard output is piped"));
+        let stderr = drain(child.stderr.take().expect("standard error is piped"));
+        let ended = ends_within(&mut child, RAW_BOUND);
+        let output = Output {
+            status: end_of(&mut child),
+            stdout: stdout.join().expect("standard output is read"),
+            stderr: stderr.join().expect("standard error is read"),
+        };
+        assert!(ended, "did not end within {RAW_BOUND:?}: {output:?}");
+        output
+    }
+
+    /// Where it serves HTTP.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http.expect("a proxy that has started")
+    }
+
+    /// Where it serves its metrics and the like.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin.expect("a configuration with admin.listen")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal. After one that asks for the end, `finish` sends none of its own.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let asks_for_the_end = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::KILL];
+        if asks_for_the_end.contains(&signal) {
+            self.told_to_end.store(true, Ordering::SeqCst);
+        }
+        kill_process(Pid::from_child(&self.child), signal).expect("the proxy takes the signal");
+    }
+
+    /// Replaces the configuration file, asks for it to be read, and returns what was made of it.
+    #[track_caller]
+    pub(crate) fn reload(&self, config: &str) -> Reload {
+        let file = config_in(self.directory.path());
+        let next = file.with_extension("next");
+        fs::write(&next, config).expect("the configuration is written");
+        fs::rename(&next, &file).expect("the configuration is replaced");
+        // Lines of before the signal speak of earlier configurations.
+        let seen = self.log.length();
+        self.signal(Signal::HUP);
+        let outcome = self
+            .log
+            .wait(LOG_BOUND, |lines| lines[seen..].iter().find_map(reload_outcome));
+        require(outcome, "the configuration reloaded or refused")
+    }
+
+    /// Returns the first line of the whole log that `predicate` holds for, once there is one.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&self, predicate: impl Fn(&LogLine) -> bool) -> LogLine {
+        let found = self
+            .log
+            .wait(LOG_BOUND, |lines| lines.iter().find(|line| predicate(line)).cloned());
+        require(found, "the awaited line in the log")
+    }
+
+    pub(crate) fn log_lines(&self) -> Vec<LogLine> {
+        self.log.lines()
+    }
+
+    /// Names warnings and errors that belong to this test: the lines that contain `part`. There
+    /// may be any number of them, none included.
+    pub(crate) fn expect_log(&self, part: &str) {
+        self.expected_trouble.lock().unwrap().push(part.to_owned());
+    }
+
+    /// Names the exit code that belongs to this test; for an end by a signal, 128 and its
+    /// number.
+    pub(crate) fn expect_exit(&self, code: i32) {
+        self.expected_exit.store(code, Ordering::SeqCst);
+    }
+
+    /// Reads the metrics from the admin address.
+    pub(crate) fn metrics(&self) -> Metrics {
+        let response = http::get(self.admin(), "/metrics");
+        assert_eq!(response.status, 200, "the proxy tells its metrics");
+        Metrics::parse(String::from_utf8(response.body).expect("metrics are text"))
+    }
+
+    /// Ends the proxy and judges how it ran.
+    #[track_caller]
+    pub(crate) fn finish(mut self) {
+        self.judge();
+    }
+
+    fn new(child: Child, directory: TempDir, log: Arc<Log>) -> Self {
+        Self {
+            child,
+            directory,
+            log,
+            http: None,
+            admin: None,
+            expected_trouble: Mutex::default(),
+            expected_exit: AtomicI32::new(0),
+            told_to_end: AtomicBool::new(false),
+            judged: false,
+        }
+    }
+
+    fn await_addresses(&mut self, admin: bool) {
+        let addresses = self.log.wait(START_BOUND, |lines| {
+            let http = listening_address(lines, "http")?;
+            let admin = if admin {
+                Some(listening_address(lines, "admin")?)
+            } else {
+                None
+            };
+            Some((http, admin))
+        });
+        let (http, admin) = require(addresses, "the proxy's addresses in the log");
+        (self.http, self.admin) = (Some(http), admin);
+    }
+
+    #[track_caller]
+    fn judge(&mut self) {
+        self.judged = true;
+        let status = self.end();
+        let mut complaints = self.trouble();
+        let code = status.map(exit_code);
+        if code != Some(self.expected_exit.load(Ordering::SeqCst)) {
+            complaints.push(match code {
+                Some(code) => format!("exit code {code}"),
+                None => format!("no end within {END_BOUND:?} of being told to"),
+            });
+        }
+        let complaints = complaints.join("\n");
+        let log = self.log.text();
+        assert!(complaints.is_empty(), "the proxy:\n{complaints}\nits log:\n{log}");
+    }
+
+    /// Has the process end by itself; without a status if it had to be killed.
+    fn end(&mut self) -> Option<ExitStatus> {
+        if !self.told_to_end.load(Ordering::SeqCst) {
+            self.signal(Signal::TERM);
+        }
+        let ended = ends_within(&mut self.child, END_BOUND);
+        let status = end_of(&mut self.child);
+        // What the process wrote last is part of the log as well.
+        self.log.wait_for_end(LOG_BOUND);
+        ended.then_some(status)
+    }
+
+    fn trouble(&self) -> Vec<String> {
+        let expected = self.expected_trouble.lock().unwrap();
+        let is_expected = |line: &LogLine| {
+            let mut parts = expected.iter();
+            parts.any(|part| line.text().contains(part))
+        };
+        let mut lines = self.log.lines();
+        lines.retain(|line| {
+            let panicked = line.text().contains("panicked");
+            panicked || line.is_trouble() && !is_expected(line)
+        });
+        lines
+            .iter()
+            .map(|line| format!("unexpected: {}", line.text()))
+            .collect()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if self.judged {
+            return;
+        }
+        if thread::panicking() {
+            let status = end_of(&mut self.child);
+            self.log.wait_for_end(LOG_BOUND);
+            eprintln!("the proxy ({status}), its log:\n{}", self.log.text());
+        } else {
+            self.judge();
+        }
+    }
+}
+
+/// The log is shown when the proxy is dropped, which the panic leads to.
+#[track_caller]
+fn require<T>(found: Option<T>, what: &str) -> T {
+    match found {
+        Some(found) => found,
+        None => panic!("missing: {what}"),
+    }
+}
+
+/// The binary in an environment without settings of its own.
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_redis-proxy"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("REDIS_PROXY_") || text == "CREDENTIALS_DIRECTORY" {
+            command.env_remove(&name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn config_in(directory: &Path) -> PathBuf {
+    directory.join("config.toml")
+}
+
+/// Whether the configuration gives `admin.listen` a value. Looks at lines instead of parsing,
+/// since tests also start proxies with files that are no TOML.
+fn sets_admin_listen(config: &str) -> bool {
+    let mut section = String::new();
+    for line in config.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = format!("{name}.");
+        } else if let Some((key, value)) = line.split_once('=')
+            && format!("{section}{}", key.trim()) == "admin.listen"
+        {
+            let value = value.split('#').next().unwrap_or_default().trim();
+            return !["\"\"", "''", "[]"].contains(&value);
+        }
+    }
+    false
+}
+
+fn listening_address(lines: &[LogLine], front_end: &str) -> Option<SocketAddr> {
+    let line = lines
+        .iter()
+        .find(|line| line.says("listening") && line.field("front_end").as_deref() == Some(front_end))?;
+    line.field("address")?.parse().ok()
+}
+
+fn reload_outcome(line: &LogLine) -> Option<Reload> {
+    if line.says("config reloaded") {
+        Some(Reload::Reloaded)
+    } else if line.says("config refused") {
+        Some(Reload::Refused)
+    } else {
+        None
+    }
+}
+
+fn drain(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read up to an error is all there is to show.
+        let _ = source.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    let status = within(limit, || child.try_wait().expect("the proxy is a child"));
+    status.is_some()
+}
+
+/// How the process ended, killing it if it has not.
+fn end_of(child: &mut Child) -> ExitStatus {
+    // An error means that it has ended already.
+    let _ = child.kill();
+    child.wait().expect("the proxy is a child")
+}
+
+/// The exit code as a shell gives it.
+fn exit_code(status: ExitStatus) -> i32 {
+    let by_signal = || status.signal().map(|number| 128 + number);
+    status.code().or_else(by_signal).unwrap_or(-1)
+}

@@ -1,0 +1,358 @@
+//! A real Redis for one test.
+//!
+//! Model: one `redis-server` process in one temporary directory, without persistence, always
+//! listening on a unix socket there and, when asked, on TCP and TLS ports of 127.0.0.1. A
+//! restarted server is an empty one at the same addresses.
+//!
+//! The test looks into the server over the unix socket as a user of its own, so that passwords
+//! and access rules given for the proxy never lock the test out. Its looking is visible in
+//! the server's statistics as `auth` and as the commands it sends, and as nothing else.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redis::{Connection, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisResult, Value};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use tempfile::TempDir;
+
+use super::wait::{eventually, within};
+
+const BOUND: Duration = Duration::from_secs(10);
+const PORT_ATTEMPTS: usize = 5;
+const TEST_USER: &str = "integration-test";
+
+/// A running `redis-server`; dropping it ends the process.
+pub(crate) struct RedisServer {
+    directory: TempDir,
+    options: RedisServerBuilder,
+    ports: Ports,
+    process: Child,
+}
+
+/// What a [`RedisServer`] is to be started with.
+#[derive(Default)]
+pub(crate) struct RedisServerBuilder {
+    tcp: bool,
+    tls: Option<TlsFiles>,
+    require_client_certificate: bool,
+    arguments: Vec<String>,
+}
+
+struct TlsFiles {
+    certificate: PathBuf,
+    key: PathBuf,
+    authority: PathBuf,
+}
+
+#[derive(Clone, Copy)]
+struct Ports {
+    tcp: Option<u16>,
+    tls: Option<u16>,
+}
+
+#[derive(PartialEq)]
+enum Startup {
+    Answering,
+    PortTaken,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum PortsTaken {
+    ChooseOthers,
+    TryAgain,
+}
+
+impl RedisServerBuilder {
+    /// Also listens on a free TCP port.
+    pub(crate) fn tcp(mut self) -> Self {
+        self.tcp = true;
+        self
+    }
+
+    /// Also listens on a free TLS port, with these PEM files.
+    pub(crate) fn tls(mut self, certificate: &Path, key: &Path, authority: &Path) -> Self {
+        self.tls = Some(TlsFiles {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            authority: authority.to_owned(),
+        });
+        self
+    }
+
+    /// Refuses TLS clients that show no certificate of the authority.
+    pub(crate) fn require_client_certificate(mut self) -> Self {
+        self.require_client_certificate = true;
+        self
+    }
+
+    /// Adds command-line arguments, one word each: `["--maxmemory", "1mb"]`.
+    pub(crate) fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&word| word.to_owned()));
+        self
+    }
+
+    /// Starts the server and returns once it answers; panics with its log if it does not.
+    pub(crate) fn start(self) -> RedisServer {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let ports = self.choose_ports();
+        let process = self.launch(directory.path(), ports);
+        let mut server = RedisServer {
+            directory,
+            options: self,
+            ports,
+            process,
+        };
+        server.settle(PortsTaken::ChooseOthers);
+        server
+    }
+
+    fn choose_ports(&self) -> Ports {
+        Ports {
+            tcp: self.tcp.then(free_port),
+            tls: self.tls.is_some().then(free_port),
+        }
+    }
+
+    fn launch(&self, directory: &Path, ports: Ports) -> Child {
+        // Emptied, lest the failure of the process before be taken for this one's.
+        let log = File::create(log_in(directory)).expect("the server's log file");
+        Command::new("redis-server")
+            .args(base_arguments(directory, ports.tcp))
+            .args(self.tls_arguments(ports.tls))
+            .args(["--user", TEST_USER, "on", "nopass", "~*", "&*", "+@all"])
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle to the log"))
+            .stderr(log)
+            .spawn()
+            .expect("redis-server starts")
+    }
+
+    fn tls_arguments(&self, port: Option<u16>) -> Vec<String> {
+        let (Some(files), Some(port)) = (&self.tls, port) else {
+            return Vec::new();
+        };
+        let clients = if self.require_client_certificate { "yes" } else { "no" };
+        let words = [
+            ("--tls-port", port.to_string()),
+            ("--tls-cert-file", text(&files.certificate)),
+            ("--tls-key-file", text(&files.key)),
+            ("--tls-ca-cert-file", text(&files.authority)),
+            ("--tls-auth-clients", clients.to_owned()),
+        ];
+        words
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), value])
+            .collect()
+    }
+}
+
+impl RedisServer {
+    /// A server on its unix socket only.
+    pub(crate) fn start() -> Self {
+        Self::builder().start()
+    }
+
+    pub(crate) fn builder() -> RedisServerBuilder {
+        RedisServerBuilder::default()
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        socket_in(self.directory.path())
+    }
+
+    /// `unix:///path/of/the/socket`
+    pub(crate) fn url(&self) -> String {
+        format!("unix://{}", text(&self.socket()))
+    }
+
+    /// `redis://127.0.0.1:port`
+    pub(crate) fn tcp_url(&self) -> String {
+        format!("redis://{}", self.tcp_address())
+    }
+
+    /// `rediss://127.0.0.1:port`
+    pub(crate) fn tls_url(&self) -> String {
+        format!("rediss://{}", self.tls_address())
+    }
+
+    pub(crate) fn tcp_address(&self) -> SocketAddr {
+        let port = self.ports.tcp.expect("a server built with tcp()");
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    pub(crate) fn tls_address(&self) -> SocketAddr {
+        let port = self.ports.tls.expect("a server built with tls()");
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    /// A connection that may run every command, whatever the server asks of others.
+    pub(crate) fn connection(&self) -> Connection {
+        self.try_connection().expect("a connection to redis-server")
+    }
+
+    /// Runs one command on a connection of its own.
+    pub(crate) fn command<Word: AsRef<[u8]>>(&self, words: &[Word]) -> Value {
+        let mut command = redis::Cmd::new();
+        for word in words {
+            command.arg(word.as_ref());
+        }
+        command
+            .query(&mut self.connection())
+            .expect("redis-server runs the command")
+    }
+
+    /// How often the server has run a command, subcommands as in `config|get`.
+    pub(crate) fn calls(&self, command: &str) -> u64 {
+        let statistics: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query(&mut self.connection())
+            .expect("redis-server tells its statistics");
+        let start = format!("cmdstat_{command}:calls=");
+        statistics
+            .lines()
+            .find_map(|line| line.strip_prefix(&start)?.split(',').next()?.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Stops the process in its tracks: it keeps its connections and answers nothing.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::STOP);
+        // Left to be seen again, so that pausing a paused server is no different.
+        let look = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        eventually("redis-server stands still", || {
+            waitid(WaitId::Pid(self.process_id()), look).expect("redis-server is a child")
+        });
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills the process; its addresses refuse connections from here on.
+    pub(crate) fn stop(&mut self) {
+        // A process that is already gone is as good as killed, and a paused one dies as well.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts an empty server at the same addresses, in place of the one before.
+    pub(crate) fn restart(&mut self) {
+        self.relaunch();
+        self.settle(PortsTaken::TryAgain);
+    }
+
+    /// What the server has logged since its latest start.
+    pub(crate) fn log(&self) -> String {
+        let log = fs::read(log_in(self.directory.path())).expect("the server's log");
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    fn try_connection(&self) -> RedisResult<Connection> {
+        // Protocol 2 and no library name: `hello` and `client` stay the proxy's statistics.
+        let settings = RedisConnectionInfo::default()
+            .set_username(TEST_USER)
+            .set_password("")
+            .set_protocol(ProtocolVersion::RESP2)
+            .set_skip_set_lib_name();
+        let server = ConnectionAddr::Unix(self.socket())
+            .into_connection_info()?
+            .set_redis_settings(settings);
+        let connection = redis::Client::open(server)?.get_connection_with_timeout(BOUND)?;
+        connection.set_read_timeout(Some(BOUND))?;
+        connection.set_write_timeout(Some(BOUND))?;
+        Ok(connection)
+    }
+
+    fn answers(&self) -> bool {
+        self.try_connection()
+            .and_then(|mut connection| redis::cmd("PING").exec(&mut connection))
+            .is_ok()
+    }
+
+    fn relaunch(&mut self) {
+        self.stop();
+        self.process = self.options.launch(self.directory.path(), self.ports);
+    }
+
+    /// Returns once the server answers. A free port can be taken by somebody else before the
+    /// server binds it, which costs an attempt and no more.
+    fn settle(&mut self, remedy: PortsTaken) {
+        for _ in 0..PORT_ATTEMPTS {
+            if self.await_startup() == Startup::Answering {
+                return;
+            }
+            if remedy == PortsTaken::ChooseOthers {
+                self.ports = self.options.choose_ports();
+            }
+            self.relaunch();
+        }
+        panic!("no port for redis-server:\n{}", self.log());
+    }
+
+    fn await_startup(&mut self) -> Startup {
+        let answering = within(BOUND, || {
+            let ended = self.process.try_wait().expect("redis-server is a child");
+            match ended {
+                Some(_) => Some(false),
+                None => self.answers().then_some(true),
+            }
+        });
+        match answering {
+            Some(true) => Startup::Answering,
+            Some(false) if self.log().contains("Address already in use") => Startup::PortTaken,
+            _ => panic!("redis-server does not answer:\n{}", self.log()),
+        }
+    }
+
+    fn process_id(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.process_id(), signal).expect("redis-server takes the signal");
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn base_arguments(directory: &Path, tcp_port: Option<u16>) -> Vec<String> {
+    let words = [
+        ("--dir", text(directory)),
+        ("--unixsocket", text(&socket_in(directory))),
+        ("--bind", Ipv4Addr::LOCALHOST.to_string()),
+        ("--port", tcp_port.unwrap_or(0).to_string()),
+        ("--save", String::new()),
+        ("--appendonly", "no".to_owned()),
+    ];
+    words
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect()
+}
+
+fn socket_in(directory: &Path) -> PathBuf {
+    directory.join("redis.sock")
+}
+
+fn log_in(directory: &Path) -> PathBuf {
+    directory.join("log")
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("a path that is text").to_owned()
+}

@@ -1,0 +1,284 @@
+//! A line to Redis that a test can make fail.
+//!
+//! Model: a TCP listener on 127.0.0.1; each connection it takes is joined to one of its own to
+//! the upstream, chunk by chunk. Whether and how chunks pass is read anew for each of them, so
+//! a change holds for all connections, the existing ones included, from the moment the call
+//! that made it returns. Whatever is sent after `stall` returned stays where it is, the end of
+//! the stream included: to either end the other looks alive and silent.
+//!
+//! It runs on a thread of its own and works the same under synchronous and asynchronous tests.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+
+use super::wait::eventually;
+
+const CHUNK: usize = 16 * 1024;
+const PENDING_INJECTIONS: usize = 64;
+
+/// A TCP address that leads to an upstream; dropping it ends it and all its connections.
+pub(crate) struct Relay {
+    runtime: Option<Runtime>,
+    line: Arc<Line>,
+    address: SocketAddr,
+    listening: Mutex<Option<JoinHandle<()>>>,
+    /// Bound without listening: the port stays this relay's while it refuses connections.
+    _reservation: TcpSocket,
+}
+
+/// What the connections of a relay share.
+struct Line {
+    upstream: Upstream,
+    flow: watch::Sender<Flow>,
+    injections: broadcast::Sender<Vec<u8>>,
+    connections: Mutex<Vec<JoinHandle<()>>>,
+}
+
+enum Upstream {
+    Socket(PathBuf),
+    Address(SocketAddr),
+}
+
+#[derive(Clone, Copy, Default)]
+struct Flow {
+    stalled: bool,
+    delay: Duration,
+    byte_at_a_time: bool,
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<Any: AsyncRead + AsyncWrite + Send + Unpin> Stream for Any {}
+
+impl Relay {
+    pub(crate) fn to_socket(path: impl AsRef<Path>) -> Self {
+        Self::start(Upstream::Socket(path.as_ref().to_owned()))
+    }
+
+    pub(crate) fn to_address(address: SocketAddr) -> Self {
+        Self::start(Upstream::Address(address))
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections are open now.
+    pub(crate) fn connections(&self) -> usize {
+        let connections = self.line.connections.lock().unwrap();
+        connections.iter().filter(|one| !one.is_finished()).count()
+    }
+
+    /// Closes all connections and refuses new ones until `resume`.
+    pub(crate) fn cut(&self) {
+        if let Some(listening) = self.listening.lock().unwrap().take() {
+            end(&[listening]);
+            // A process that another test is starting holds a copy until it is executed.
+            eventually("the relay refuses connections", || {
+                std::net::TcpStream::connect(self.address).err()
+            });
+        }
+        self.cut_once();
+    }
+
+    /// Closes all connections and takes new ones.
+    pub(crate) fn cut_once(&self) {
+        let connections = std::mem::take(&mut *self.line.connections.lock().unwrap());
+        end(&connections);
+    }
+
+    /// Keeps all connections, new ones included, and passes nothing either way.
+    pub(crate) fn stall(&self) {
+        self.line.flow.send_modify(|flow| flow.stalled = true);
+    }
+
+    /// Makes the line whole again: what was held passes, and nothing is slowed or refused.
+    pub(crate) fn resume(&self) {
+        self.line.flow.send_replace(Flow::default());
+        let mut listening = self.listening.lock().unwrap();
+        if listening.is_none() {
+            *listening = Some(self.listen());
+        }
+    }
+
+    /// Passes each chunk only after `delay`; the chunks behind it wait for it.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.line.flow.send_modify(|flow| flow.delay = delay);
+    }
+
+    /// Makes every byte a chunk. Without a delay the other end may still read several at once.
+    pub(crate) fn byte_at_a_time(&self) {
+        self.line.flow.send_modify(|flow| flow.byte_at_a_time = true);
+    }
+
+    /// Sends bytes the upstream never sent to those connected, between two of its chunks.
+    pub(crate) fn inject(&self, bytes: &[u8]) {
+        // It is no error that nobody is connected.
+        let _ = self.line.injections.send(bytes.to_owned());
+    }
+
+    fn start(upstream: Upstream) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime for the relay");
+        let reservation = bind((Ipv4Addr::LOCALHOST, 0).into());
+        let relay = Self {
+            runtime: Some(runtime),
+            address: reservation.local_addr().expect("the relay's address"),
+            line: Arc::new(Line::new(upstream)),
+            listening: Mutex::new(None),
+            _reservation: reservation,
+        };
+        relay.resume();
+        relay
+    }
+
+    fn listen(&self) -> JoinHandle<()> {
+        let runtime = self.runtime.as_ref().expect("a relay until it is dropped");
+        let _context = runtime.enter();
+        let listener = bind(self.address).listen(128).expect("the relay listens");
+        runtime.spawn(Arc::clone(&self.line).accept(listener))
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // Without waiting for the tasks: this may run where blocking is not allowed.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Line {
+    fn new(upstream: Upstream) -> Self {
+        Self {
+            upstream,
+            flow: watch::Sender::new(Flow::default()),
+            injections: broadcast::Sender::new(PENDING_INJECTIONS),
+            connections: Mutex::default(),
+        }
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        while let Ok((downstream, _)) = listener.accept().await {
+            // Subscribed here, so that an injection reaches whoever counts as connected.
+            let injections = self.injections.subscribe();
+            let joined = Arc::clone(&self).join(downstream, injections);
+            let mut connections = self.connections.lock().unwrap();
+            connections.retain(|one| !one.is_finished());
+            connections.push(tokio::spawn(joined));
+        }
+    }
+
+    /// Carries both ways until both ends are done, or one is gone.
+    async fn join(self: Arc<Self>, downstream: TcpStream, mut injections: broadcast::Receiver<Vec<u8>>) {
+        let Ok(upstream) = self.upstream.connect().await else {
+            return;
+        };
+        let _ = downstream.set_nodelay(true);
+        let (from_upstream, to_upstream) = tokio::io::split(upstream);
+        let (from_downstream, to_downstream) = tokio::io::split(downstream);
+        let flow = || self.flow.subscribe();
+        let up = carry(from_downstream, to_upstream, flow(), None);
+        let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections));
+        // How a connection fails is for its two ends to see.
+        let _ = tokio::try_join!(up, down);
+    }
+}
+
+impl Upstream {
+    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Self::Socket(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            Self::Address(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream))
+            }
+        }
+    }
+}
+
+/// Passes on what it reads, and what is injected, until the end of the stream.
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut flow: watch::Receiver<Flow>,
+    mut injections: Option<&mut broadcast::Receiver<Vec<u8>>>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        flowing(&mut flow).await?;
+        tokio::select! {
+            read = from.read(&mut buffer) => {
+                let length = read?;
+                pass(&buffer[..length], &mut to, &mut flow).await?;
+                if length == 0 {
+                    return to.shutdown().await;
+                }
+            }
+            bytes = next_injection(&mut injections) => {
+                pass(&bytes, &mut to, &mut flow).await?;
+            }
+        }
+    }
+}
+
+async fn pass(chunk: &[u8], to: &mut (impl AsyncWrite + Unpin), flow: &mut watch::Receiver<Flow>) -> io::Result<()> {
+    let now = flowing(flow).await?;
+    let most = if now.byte_at_a_time { 1 } else { CHUNK };
+    for piece in chunk.chunks(most) {
+        let delay = flow.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        // The line may have been stalled meanwhile.
+        flowing(flow).await?;
+        to.write_all(piece).await?;
+        to.flush().await?;
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Waits out a stall.
+async fn flowing(flow: &mut watch::Receiver<Flow>) -> io::Result<Flow> {
+    let now = flow.wait_for(|flow| !flow.stalled).await;
+    now.map(|flow| *flow).map_err(io::Error::other)
+}
+
+async fn next_injection(injections: &mut Option<&mut broadcast::Receiver<Vec<u8>>>) -> Vec<u8> {
+    if let Some(injections) = injections
+        && let Ok(bytes) = injections.recv().await
+    {
+        return bytes;
+    }
+    std::future::pending().await
+}
+
+/// Ends tasks, and with them the connections they hold, before it returns.
+fn end(tasks: &[JoinHandle<()>]) {
+    tasks.iter().for_each(JoinHandle::abort);
+    eventually("the relay's tasks end", || {
+        tasks.iter().all(JoinHandle::is_finished).then_some(())
+    });
+}
+
+/// Binds without listening; several sockets may share an address of which one listens.
+fn bind(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("an address to be shared");
+    socket.bind(address).expect("an address of 127.0.0.1");
+    socket
+}
