@@ -190,7 +190,7 @@ async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
         tokio::task::yield_now().await;
         release.send(()).unwrap();
     };
-    let (leader, others, ()) = futures::join!(leader, others, release);
+    let (leader, others, ()) = tokio::join!(leader, others, release);
     assert_eq!(leader.unwrap_err(), (Outcome::Miss, Failure::Down));
     assert!(others);
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
@@ -280,7 +280,7 @@ async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
             );
             release.send(()).unwrap();
         };
-        let (old, ()) = futures::join!(old, invalidate);
+        let (old, ()) = tokio::join!(old, invalidate);
         assert_eq!(
             &*old.unwrap().entry.value().unwrap().bytes,
             b"old",
