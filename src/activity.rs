@@ -25,12 +25,7 @@ pub(crate) struct Activity {
 impl Activity {
     fn new() -> Arc<Self> {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self {
-            opened: Instant::now(),
-            read: zero(),
-            written: zero(),
-            unsettled: zero(),
-        })
+        Arc::new(Self { opened: Instant::now(), read: zero(), written: zero(), unsettled: zero() })
     }
 
     fn clock(&self) -> u64 {
@@ -79,13 +74,7 @@ impl<S> Observed<S> {
     /// Wraps `stream`, which counts as opened now.
     pub(crate) fn new(stream: S) -> (Self, Arc<Activity>) {
         let activity = Activity::new();
-        (
-            Self {
-                stream,
-                activity: Arc::clone(&activity),
-            },
-            activity,
-        )
+        (Self { stream, activity: Arc::clone(&activity) }, activity)
     }
 
     fn wrote(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::proxy::Proxy;
 use crate::server::Listen;
-use crate::units;
+use crate::units::{self, AT_LEAST_ONE, Contradiction, MOST, NOT_ABSURD, broken};
 
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,10 +26,16 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            listen: Listen::default(),
-            max_connections: 64,
-        }
+        Self { listen: Listen::default(), max_connections: 64 }
+    }
+}
+
+impl Settings {
+    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+        broken([
+            (self.max_connections == 0, "admin.max_connections", AT_LEAST_ONE),
+            (self.max_connections > MOST, "admin.max_connections", NOT_ABSURD),
+        ])
     }
 }
 
@@ -44,11 +50,7 @@ pub fn router(proxy: Proxy) -> Router {
 
 async fn metrics(State(proxy): State<Proxy>) -> Response {
     // The Prometheus text exposition format, version 0.0.4.
-    (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        proxy.metrics(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], proxy.metrics()).into_response()
 }
 
 /// The daemon runs and serves: nothing else is asked, least of all Redis.
@@ -68,9 +70,6 @@ async fn readyz(State(proxy): State<Proxy>) -> Response {
 }
 
 fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     (status, headers, body.to_string()).into_response()
 }

@@ -37,22 +37,12 @@ pub struct Flags {
     #[arg(long = "print-config", alias = "print_config", global = true)]
     pub print_config: bool,
     /// Host of the Redis behind [redis.url]
-    #[arg(
-        long = "redis_host",
-        visible_alias = "redis-host",
-        global = true,
-        value_name = "HOST"
-    )]
+    #[arg(long = "redis_host", visible_alias = "redis-host", global = true, value_name = "HOST")]
     pub redis_host: Option<String>,
     /// Port of the Redis behind [redis.url]
-    #[arg(
-        long = "redis_port",
-        visible_alias = "redis-port",
-        global = true,
-        value_name = "PORT"
-    )]
+    #[arg(long = "redis_port", visible_alias = "redis-port", global = true, value_name = "PORT")]
     pub redis_port: Option<String>,
-    /// Password for Redis; every user of this machine can see it, so prefer redis.password_file [redis.password]
+    /// Password for Redis; every user of this machine can see it, so a file is better [redis.password]
     #[arg(long, global = true, value_name = "PASSWORD")]
     pub password: Option<String>,
     /// How old a cached value may be: seconds, or with a unit as in 90s, 5m [cache.ttl]
@@ -62,19 +52,9 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "KEYS", allow_hyphen_values = true)]
     pub k: Option<String>,
     /// Address to listen on [http.listen]
-    #[arg(
-        long = "proxy_host",
-        visible_alias = "proxy-host",
-        global = true,
-        value_name = "HOST"
-    )]
+    #[arg(long = "proxy_host", visible_alias = "proxy-host", global = true, value_name = "HOST")]
     pub proxy_host: Option<String>,
     /// Port to listen on [http.listen]
-    #[arg(
-        long = "proxy_port",
-        visible_alias = "proxy-port",
-        global = true,
-        value_name = "PORT"
-    )]
+    #[arg(long = "proxy_port", visible_alias = "proxy-port", global = true, value_name = "PORT")]
     pub proxy_port: Option<String>,
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Address;
 use crate::cli::Flags;
 use crate::server::Listen;
-use crate::units::MASK;
+use crate::units::{Contradiction, MASK, broken};
 use crate::{admin, backend, cache, daemon, http, telemetry};
 
 /// Everything that can be configured.
@@ -49,11 +49,7 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, key, text } = self;
-        if key.is_empty() {
-            write!(f, "{origin}: {text}")
-        } else {
-            write!(f, "{origin}: {key}: {text}")
-        }
+        if key.is_empty() { write!(f, "{origin}: {text}") } else { write!(f, "{origin}: {key}: {text}") }
     }
 }
 
@@ -63,12 +59,8 @@ impl fmt::Display for Problem {
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    fn one(origin: impl ToString, text: impl ToString) -> Self {
-        Self(vec![Problem {
-            origin: origin.to_string(),
-            key: String::new(),
-            text: text.to_string(),
-        }])
+    fn one(origin: &str, text: String) -> Self {
+        Self(vec![Problem { origin: origin.to_owned(), key: String::new(), text }])
     }
 
     /// Whether the command line is at fault, at least in part.
@@ -88,8 +80,7 @@ const CONFIG_VARIABLE: &str = "REDIS_PROXY_CONFIG";
 pub fn environment() -> Environment {
     let variables = std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value));
     let ours = variables.filter(|(name, _)| name.starts_with(PREFIX) && name != CONFIG_VARIABLE);
-    ours.map(|(name, value)| (name, value.to_string_lossy().into_owned()))
-        .collect()
+    ours.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect()
 }
 
 /// Loads the configuration from all its sources.
@@ -110,20 +101,10 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, Problems
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
-    let config: Config = values
-        .tree()
-        .try_deserialize()
-        .map_err(|error| Problems::one("configuration", error))?;
-    let problems: Vec<_> = config
-        .contradictions()
-        .into_iter()
-        .map(|(key, text)| values.problem(key, text))
-        .collect();
-    if problems.is_empty() {
-        Ok(config)
-    } else {
-        Err(Problems(problems))
-    }
+    let config: Config =
+        values.tree().try_deserialize().map_err(|error| Problems::one("configuration", error.to_string()))?;
+    let problems: Vec<_> = config.contradictions().into_iter().map(|(key, text)| values.problem(key, text)).collect();
+    if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
 }
 
 impl Config {
@@ -158,128 +139,23 @@ impl Config {
     }
 
     /// What is wrong although each value by itself is right: the key to be named, and the text.
-    fn contradictions(&self) -> Vec<(&'static str, String)> {
-        let Self {
-            http,
-            admin,
-            redis,
-            cache,
-            daemon,
-            ..
-        } = self;
-        let tls_files = [&redis.tls_ca_file, &redis.tls_cert_file, &redis.tls_key_file];
-        let set = |path: &Path| !path.as_os_str().is_empty();
-        let rules = [
-            (
-                http.listen.is_off(),
-                "http.listen",
-                "found \"\", expected an address: there is no other way to read",
-            ),
-            (
-                http.listen.collides(&admin.listen),
+    fn contradictions(&self) -> Vec<Contradiction> {
+        let shared = self.http.listen.collides(&self.admin.listen);
+        let own = [
+            self.http.contradictions(),
+            self.admin.contradictions(),
+            self.redis.contradictions(),
+            self.cache.contradictions(),
+            self.daemon.contradictions(),
+            broken([(
+                shared,
                 "admin.listen",
-                "is http.listen too; leave it empty to serve both there",
-            ),
-            (
-                http.max_connections == 0,
-                "http.max_connections",
-                "found 0, expected at least 1",
-            ),
-            (
-                admin.max_connections == 0,
-                "admin.max_connections",
-                "found 0, expected at least 1",
-            ),
-            (
-                http.max_header.0 < 8192,
-                "http.max_header",
-                "too small, expected at least \"8KiB\"",
-            ),
-            (
-                http.idle_timeout.is_zero(),
-                "http.idle_timeout",
-                "found 0, expected a duration above zero",
-            ),
-            (
-                http.header_timeout.is_zero(),
-                "http.header_timeout",
-                "found 0, expected a duration above zero",
-            ),
-            (
-                cache.capacity == 0,
-                "cache.capacity",
-                "found 0, expected at least 1; to cache nothing, set cache.ttl to 0",
-            ),
-            (
-                redis.connect_timeout.is_zero(),
-                "redis.connect_timeout",
-                "found 0, expected a duration above zero",
-            ),
-            (
-                redis.response_timeout.is_zero(),
-                "redis.response_timeout",
-                "found 0, expected a duration above zero",
-            ),
-            (
-                redis.ping_interval.is_zero(),
-                "redis.ping_interval",
-                "found 0, expected a duration above zero",
-            ),
-            (
-                redis.max_fetches == 0,
-                "redis.max_fetches",
-                "found 0, expected at least 1",
-            ),
-            (
-                redis.max_fetches > MOST_PERMITS,
-                "redis.max_fetches",
-                "too many, expected a number a machine could hold",
-            ),
-            (
-                http.max_connections > MOST_PERMITS,
-                "http.max_connections",
-                "too many, expected a number a machine could hold",
-            ),
-            (
-                daemon.worker_threads > 1024,
-                "daemon.worker_threads",
-                "too many, expected at most 1024; 0 is one a processor",
-            ),
-            (
-                !redis.password.is_empty() && set(&redis.password_file),
-                "redis.password_file",
-                "redis.password is set too, expected one of the two",
-            ),
-            (
-                !redis.username.is_empty()
-                    && redis.password.is_empty()
-                    && !set(&redis.password_file)
-                    && redis.url.password.is_empty()
-                    && std::env::var_os("CREDENTIALS_DIRECTORY").is_none(),
-                "redis.username",
-                "there is no password for this user, expected redis.password_file or redis.password",
-            ),
-            (
-                !redis.url.is_tls() && tls_files.into_iter().any(|path| set(path)),
-                "redis.url",
-                "TLS files are set, but only rediss:// speaks TLS",
-            ),
-            (
-                set(&redis.tls_cert_file) != set(&redis.tls_key_file),
-                "redis.tls_cert_file",
-                "a certificate and its key go together, expected both redis.tls_cert_file and redis.tls_key_file",
-            ),
+                "the same as http.listen, expected another, or \"\" to serve both there",
+            )]),
         ];
-        rules
-            .into_iter()
-            .filter(|(broken, ..)| *broken)
-            .map(|(_, key, text)| (key, text.to_owned()))
-            .collect()
+        own.concat()
     }
 }
-
-/// More than any machine has descriptors, and less than a semaphore takes.
-const MOST_PERMITS: usize = 1 << 28;
 
 /// Values by key, each with its origin.
 #[derive(Debug, Default)]
@@ -289,7 +165,7 @@ impl Layer {
     /// The values of a configuration.
     fn of(config: &Config) -> Self {
         let tree = config::Config::try_from(config).map(|tree| tree.cache);
-        tree.map_or_else(|_| Self::default(), Self::flatten)
+        tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree))
     }
 
     fn file(path: &Path) -> Result<Self, Problems> {
@@ -297,10 +173,8 @@ impl Layer {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Problems::one(&origin, format!("cannot be read: {error}")))?;
         let file = config::File::from_str(&text, config::FileFormat::Toml);
-        let values = file
-            .collect()
-            .map_err(|error| Problems::one(&origin, format!("is not TOML: {error}")))?;
-        let tree = Self::flatten(Value::new(None, ValueKind::Table(values)));
+        let values = file.collect().map_err(|error| Problems::one(&origin, format!("is not TOML: {error}")))?;
+        let tree = Self::flatten(&Value::new(None, ValueKind::Table(values)));
         let named = |(key, value): (String, Value)| (key, Value::new(Some(&origin), value.kind));
         Ok(Self(tree.0.into_iter().map(named).collect()))
     }
@@ -309,12 +183,8 @@ impl Layer {
         let values = environment.iter().filter_map(|(name, value)| {
             let key = name.strip_prefix(PREFIX)?.to_lowercase();
             // Names without the double underscore are others': a container platform makes some for a service.
-            key.contains("__").then(|| {
-                (
-                    key.replace("__", "."),
-                    Value::new(Some(name), ValueKind::String(value.clone())),
-                )
-            })
+            key.contains("__")
+                .then(|| (key.replace("__", "."), Value::new(Some(name), ValueKind::String(value.clone()))))
         });
         Self(values.collect())
     }
@@ -354,10 +224,7 @@ impl Layer {
 
     fn put(&mut self, origin: &str, key: &str, text: Option<String>) {
         if let Some(text) = text {
-            self.0.insert(
-                key.to_owned(),
-                Value::new(Some(&origin.to_owned()), ValueKind::String(text)),
-            );
+            self.0.insert(key.to_owned(), Value::new(Some(&origin.to_owned()), ValueKind::String(text)));
         }
     }
 
@@ -365,7 +232,7 @@ impl Layer {
         self.0.extend(above.0);
     }
 
-    fn flatten(tree: Value) -> Self {
+    fn flatten(tree: &Value) -> Self {
         let mut values = BTreeMap::new();
         flatten(String::new(), tree, &mut values);
         Self(values)
@@ -377,36 +244,26 @@ impl Layer {
         nest(leaves)
     }
 
-    fn problem(&self, key: &str, text: String) -> Problem {
+    fn problem(&self, key: &str, text: &str) -> Problem {
         let origin = self.0.get(key).and_then(Value::origin).unwrap_or("defaults");
-        Problem {
-            origin: origin.to_owned(),
-            key: key.to_owned(),
-            text,
-        }
+        Problem { origin: origin.to_owned(), key: key.to_owned(), text: text.to_owned() }
     }
 }
 
 /// The first of `flags` that is given.
 fn origin<const N: usize>(flags: [(&'static str, &Option<String>); N]) -> Option<&'static str> {
-    flags
-        .into_iter()
-        .find(|(_, value)| value.is_some())
-        .map(|(name, _)| name)
+    flags.into_iter().find(|(_, value)| value.is_some()).map(|(name, _)| name)
 }
 
-fn flatten(key: String, value: Value, values: &mut BTreeMap<String, Value>) {
-    match value.kind.clone() {
+fn flatten(key: String, value: &Value, values: &mut BTreeMap<String, Value>) {
+    match &value.kind {
         ValueKind::Table(table) if !table.is_empty() || key.is_empty() => {
             for (name, value) in table {
-                let key = if key.is_empty() { name } else { format!("{key}.{name}") };
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
                 flatten(key, value, values);
             }
         }
-        kind => {
-            let origin = value.origin().map(str::to_owned);
-            values.insert(key, Value::new(origin.as_ref(), kind));
-        }
+        _ => _ = values.insert(key, value.clone()),
     }
 }
 
@@ -419,9 +276,7 @@ fn nest<'a>(leaves: impl Iterator<Item = (&'a str, &'a Value)>) -> Value {
             section.insert(name.to_owned(), value.clone());
         }
     }
-    let sections = sections
-        .into_iter()
-        .map(|(name, table)| (name, Value::new(None, ValueKind::Table(table))));
+    let sections = sections.into_iter().map(|(name, table)| (name, Value::new(None, ValueKind::Table(table))));
     Value::new(None, ValueKind::Table(sections.collect()))
 }
 
@@ -442,11 +297,8 @@ impl Keys {
 
     /// What is wrong with this value by itself.
     fn check(&self, key: &str, value: &Value) -> Option<Problem> {
-        let problem = |text| Problem {
-            origin: value.origin().unwrap_or("defaults").to_owned(),
-            key: key.to_owned(),
-            text,
-        };
+        let problem =
+            |text| Problem { origin: value.origin().unwrap_or("defaults").to_owned(), key: key.to_owned(), text };
         if self.is_section(key) {
             let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
             return (!empty).then(|| problem("a value where a section of keys is expected".to_owned()));
@@ -457,48 +309,33 @@ impl Keys {
         let alone = nest(std::iter::once((key, value)));
         let error = alone.try_deserialize::<Config>().err()?;
         let text = explain(&error);
-        Some(problem(if key == SECRET {
-            format!("{MASK} is not a text")
-        } else {
-            text
-        }))
+        Some(problem(if key == SECRET { format!("{MASK} is not a text") } else { text }))
     }
 
     fn is_section(&self, key: &str) -> bool {
-        self.0
-            .iter()
-            .any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+        self.0.iter().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
     }
 
     fn nearest(&self, key: &str) -> &str {
         let similarity = |known: &String| strsim::jaro_winkler(known, key);
         // Somebody who left out the section has the name right.
-        let by_name = self
-            .0
-            .iter()
-            .find(|known| known.rsplit('.').next() == key.rsplit('.').next());
-        let by_text = self
-            .0
-            .iter()
-            .max_by(|one, other| similarity(one).total_cmp(&similarity(other)));
+        let by_name = self.0.iter().find(|known| known.rsplit('.').next() == key.rsplit('.').next());
+        let by_text = self.0.iter().max_by(|one, other| similarity(one).total_cmp(&similarity(other)));
         by_name.or(by_text).map_or("", String::as_str)
     }
 
     /// Variables that would name a key if their underscores were right.
     fn misspelt_variables(&self, environment: &Environment) -> Vec<Problem> {
         let bare = |text: &str| text.to_lowercase().replace(['_', '.'], "");
-        let misspelt = environment
-            .keys()
-            .filter(|name| !name[PREFIX.len()..].contains("__"))
-            .filter_map(|name| {
-                let known = self.0.iter().find(|known| bare(known) == bare(&name[PREFIX.len()..]))?;
-                let right = format!("{PREFIX}{}", known.replace('.', "__").to_uppercase());
-                Some(Problem {
-                    origin: name.clone(),
-                    key: String::new(),
-                    text: format!("unknown variable; did you mean {right}?"),
-                })
-            });
+        let misspelt = environment.keys().filter(|name| !name[PREFIX.len()..].contains("__")).filter_map(|name| {
+            let known = self.0.iter().find(|known| bare(known) == bare(&name[PREFIX.len()..]))?;
+            let right = format!("{PREFIX}{}", known.replace('.', "__").to_uppercase());
+            Some(Problem {
+                origin: name.clone(),
+                key: String::new(),
+                text: format!("unknown variable; did you mean {right}?"),
+            })
+        });
         misspelt.collect()
     }
 }
@@ -507,12 +344,9 @@ impl Keys {
 fn explain(error: &ConfigError) -> String {
     match error {
         ConfigError::At { error, .. } => explain(error),
-        ConfigError::Type {
-            unexpected, expected, ..
-        } => format!("found {unexpected}, expected {expected}"),
+        ConfigError::Type { unexpected, expected, .. } => format!("found {unexpected}, expected {expected}"),
         ConfigError::Message(text) => {
-            text.replacen("invalid value: ", "found ", 1)
-                .replacen("invalid type: ", "found ", 1)
+            text.replacen("invalid value: ", "found ", 1).replacen("invalid type: ", "found ", 1)
         }
         other => other.to_string(),
     }

@@ -22,7 +22,8 @@ use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::server::{BindError, Drain, DrainControl, Limits, Listener, Workers};
 use crate::telemetry::FilterHandle;
-use crate::{admin, http, units};
+use crate::units::{self, Contradiction, broken};
+use crate::{admin, http};
 
 /// `[daemon]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,10 +39,14 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            drain_timeout: Duration::from_secs(8),
-            worker_threads: 0,
-        }
+        Self { drain_timeout: Duration::from_secs(8), worker_threads: 0 }
+    }
+}
+
+impl Settings {
+    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+        let text = "found more than 1024, expected fewer, or 0 for one a processor";
+        broken([(self.worker_threads > 1024, "daemon.worker_threads", text)])
     }
 }
 
@@ -101,18 +106,7 @@ impl Daemon {
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
         let listeners = listeners(&config, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
-        Ok(Self {
-            config,
-            sources,
-            filter,
-            signals,
-            listeners,
-            workers,
-            link: Some(link),
-            proxy,
-            cache,
-            metrics,
-        })
+        Ok(Self { config, sources, filter, signals, listeners, workers, link: Some(link), proxy, cache, metrics })
     }
 
     /// Serves until told to stop.
@@ -148,9 +142,7 @@ impl Daemon {
             }
         };
         let (cache, settings) = (self.cache.clone(), new.cache.clone());
-        let resized = tokio::task::spawn_blocking(move || cache.apply(&settings))
-            .await
-            .unwrap_or_default();
+        let resized = tokio::task::spawn_blocking(move || cache.apply(&settings)).await.unwrap_or_default();
         self.filter.set(&new.telemetry.log_filter);
         self.config = new;
         self.metrics.config_reloaded();
@@ -165,21 +157,10 @@ impl Daemon {
 
     /// A configuration is taken whole or not at all.
     fn accept(&self, new: Config) -> Result<Config, Problems> {
-        let origin = self
-            .sources
-            .file()
-            .map_or_else(|| "environment".to_owned(), |file| file.display().to_string());
-        let problem = |key| Problem {
-            origin: origin.clone(),
-            key,
-            text: "changes only at a restart".to_owned(),
-        };
+        let origin = self.sources.file().map_or_else(|| "environment".to_owned(), |file| file.display().to_string());
+        let problem = |key| Problem { origin: origin.clone(), key, text: "changes only at a restart".to_owned() };
         let problems: Vec<_> = self.config.needs_restart(&new).into_iter().map(problem).collect();
-        if problems.is_empty() {
-            Ok(new)
-        } else {
-            Err(Problems(problems))
-        }
+        if problems.is_empty() { Ok(new) } else { Err(Problems(problems)) }
     }
 
     async fn drain(&mut self, control: &mut DrainControl) -> Ending {
@@ -217,9 +198,7 @@ async fn listeners(config: &Config, proxy: &Proxy, metrics: &Arc<Metrics>) -> Re
     let (http, admin) = (&config.http, &config.admin);
     if admin.listen.is_off() {
         let all: Router = reads.merge(operators);
-        return Ok(vec![
-            bind(FrontEnd::Http, &http.listen, all, http.max_connections).await?,
-        ]);
+        return Ok(vec![bind(FrontEnd::Http, &http.listen, all, http.max_connections).await?]);
     }
     let operators = operators.fallback(http::not_found);
     Ok(vec![
@@ -254,19 +233,12 @@ async fn sweep(cache: Cache<BackendError>) {
 fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     _ = setrlimit(Resource::Nofile, raised);
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let needed = connections as u64 + DESCRIPTORS_BESIDE;
     if most < needed {
-        tracing::warn!(
-            most,
-            needed,
-            "the system allows fewer open files than max_connections may need"
-        );
+        tracing::warn!(most, needed, "the system allows fewer open files than max_connections may need");
     }
 }
 

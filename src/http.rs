@@ -23,7 +23,7 @@ use crate::key::{BadEscape, percent_decode};
 use crate::metrics::FrontEnd;
 use crate::proxy::Proxy;
 use crate::server::Listen;
-use crate::units::{self, ByteSize};
+use crate::units::{self, ABOVE_ZERO, AT_LEAST_ONE, ByteSize, Contradiction, MOST, NOT_ABSURD, broken};
 
 /// `[http]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,23 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+        let small = self.max_header.0 < SMALLEST_HEADER;
+        broken([
+            (self.listen.is_off(), "http.listen", "found \"\", expected an address: there is no other way to read"),
+            (self.max_connections == 0, "http.max_connections", AT_LEAST_ONE),
+            (self.max_connections > MOST, "http.max_connections", NOT_ABSURD),
+            (self.idle_timeout.is_zero(), "http.idle_timeout", ABOVE_ZERO),
+            (self.header_timeout.is_zero(), "http.header_timeout", ABOVE_ZERO),
+            (small, "http.max_header", "found less than 8KiB, expected at least that, which ordinary clients need"),
+        ])
+    }
+}
+
+/// The least that hyper reads at once.
+const SMALLEST_HEADER: usize = 8 << 10;
+
 /// The value of the `Cache-Control` header of answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -83,7 +100,9 @@ impl TryFrom<String> for CacheControl {
     fn try_from(text: String) -> Result<Self, String> {
         let printable = !text.is_empty() && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         HeaderValue::try_from(&text).ok().filter(|_| printable).map(Self).ok_or_else(|| {
-            format!("invalid value: string {text:?}, expected a Cache-Control header such as \"no-cache\" or \"max-age=5\"")
+            format!(
+                "invalid value: string {text:?}, expected a Cache-Control header such as \"no-cache\" or \"max-age=5\""
+            )
         })
     }
 }
@@ -105,9 +124,7 @@ struct Http {
 
 /// The routes of this front end: every path that is nobody else's.
 pub fn router(proxy: Proxy, settings: Settings) -> Router {
-    Router::new()
-        .fallback(keys)
-        .with_state(Arc::new(Http { proxy, settings }))
+    Router::new().fallback(keys).with_state(Arc::new(Http { proxy, settings }))
 }
 
 /// Answers a path that no route knows, for a listener that serves only the operator's.
@@ -126,11 +143,7 @@ async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
         Ok(answer) => http.answer(&answer, request.headers()),
         Err(problem) => problem.into_response(),
     };
-    if request.method() == Method::HEAD {
-        without_body(response)
-    } else {
-        response
-    }
+    if request.method() == Method::HEAD { without_body(response) } else { response }
 }
 
 impl Http {
@@ -143,10 +156,7 @@ impl Http {
             return Err(Problem::EmptyKey);
         }
         if key.len() > self.settings.max_key.0 {
-            return Err(Problem::KeyTooLong {
-                length: key.len(),
-                most: self.settings.max_key,
-            });
+            return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
         }
         self.proxy.get(FrontEnd::Http, &key).await.map_err(Problem::Backend)
     }
@@ -183,10 +193,7 @@ fn value_response(value: bytes::Bytes) -> Response {
     let mut response = Response::new(Body::from(value));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     // A value is data, whatever a browser takes it for.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
@@ -200,7 +207,9 @@ fn without_body(response: Response) -> Response {
 fn etag(digest: &[u8; 16]) -> HeaderValue {
     let mut text = String::with_capacity(34);
     text.push('"');
-    digest.iter().for_each(|byte| _ = write!(text, "{byte:02x}"));
+    for byte in digest {
+        _ = write!(text, "{byte:02x}");
+    }
     text.push('"');
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
@@ -257,25 +266,17 @@ impl Problem {
     fn kind(&self) -> Kind {
         match self {
             Self::NoRoute => (StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path"),
-            Self::MethodNotAllowed => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method-not-allowed",
-                "Keys can only be read here",
-            ),
+            Self::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Keys can only be read here")
+            }
             Self::Query => (StatusCode::BAD_REQUEST, "query", "A key has no query"),
-            Self::BadEscape(_) => (
-                StatusCode::BAD_REQUEST,
-                "bad-escape",
-                "The key is not percent-encoded correctly",
-            ),
+            Self::BadEscape(_) => (StatusCode::BAD_REQUEST, "bad-escape", "The key is not percent-encoded correctly"),
             Self::EmptyKey => (StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
             Self::KeyTooLong { .. } => (StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
             Self::Absent => (StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
-            Self::ValueTooLarge => (
-                StatusCode::BAD_GATEWAY,
-                "value-too-large",
-                "The value is larger than is given out",
-            ),
+            Self::ValueTooLarge => {
+                (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out")
+            }
             Self::Backend(error) => backend_kind(error),
         }
     }
@@ -308,10 +309,7 @@ impl Problem {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -325,26 +323,10 @@ impl Problem {
 
 fn backend_kind(error: &BackendError) -> Kind {
     match error {
-        BackendError::Unreachable(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unreachable",
-            "Redis cannot be reached",
-        ),
-        BackendError::Disconnected => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "disconnected",
-            "The link to Redis was lost",
-        ),
-        BackendError::Overloaded => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "overloaded",
-            "Too many reads wait for Redis",
-        ),
-        BackendError::Unavailable(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unavailable",
-            "Redis cannot answer now",
-        ),
+        BackendError::Unreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached"),
+        BackendError::Disconnected => (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The link to Redis was lost"),
+        BackendError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many reads wait for Redis"),
+        BackendError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now"),
         BackendError::Vanished => (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down"),
         BackendError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time"),
         BackendError::Refused(_) => (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error"),

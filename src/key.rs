@@ -87,10 +87,7 @@ fn escape_at(escaped: &[u8], at: usize) -> Result<u8, BadEscape> {
     };
     match (digit(1), digit(2)) {
         (Some(high), Some(low)) => Ok(u8::try_from(high * 16 + low).unwrap_or(u8::MAX)),
-        _ => Err(BadEscape {
-            at,
-            found: escaped[at..escaped.len().min(at + 3)].escape_ascii().to_string(),
-        }),
+        _ => Err(BadEscape { at, found: escaped[at..escaped.len().min(at + 3)].escape_ascii().to_string() }),
     }
 }
 
@@ -100,7 +97,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn escape_all(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("%{byte:02x}")).collect()
+        bytes.iter().fold(String::new(), |escaped, byte| escaped + &format!("%{byte:02x}"))
     }
 
     #[test]
@@ -120,10 +117,7 @@ mod tests {
 
     #[test]
     fn a_key_prints_on_one_line() {
-        assert_eq!(
-            format!("{:?}", Key::from(&b"a\r\n\x1b[31m\xff"[..])),
-            r#""a\r\n\x1b[31m\xff""#
-        );
+        assert_eq!(format!("{:?}", Key::from(&b"a\r\n\x1b[31m\xff"[..])), r#""a\r\n\x1b[31m\xff""#);
     }
 
     proptest! {

@@ -21,17 +21,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let sources = Sources {
-        flags: cli.flags,
-        environment: config::environment(),
-    };
+    let sources = Sources { flags: cli.flags, environment: config::environment() };
     let config = match sources.load() {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),
@@ -45,10 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn refuse(problems: &Problems) -> ExitCode {
-    complain(
-        &problems.to_string(),
-        if problems.blame_a_flag() { USAGE } else { CONFIG },
-    )
+    complain(&problems.to_string(), if problems.blame_a_flag() { USAGE } else { CONFIG })
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -60,24 +50,18 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn complain(text: &str, code: u8) -> ExitCode {
     let mut stderr = std::io::stderr().lock();
-    text.lines()
-        .for_each(|line| _ = writeln!(stderr, "redis-proxy: {line}"));
+    text.lines().for_each(|line| _ = writeln!(stderr, "redis-proxy: {line}"));
     ExitCode::from(code)
 }
 
 fn say(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("cannot write to standard output")?;
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
     let filter = telemetry::start(&config.telemetry).context("cannot begin to log")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("no runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let ending = runtime.block_on(async { anyhow::Ok(Daemon::build(config, sources, filter).await?.run().await) })?;
     // What still runs has been given its time.
     runtime.shutdown_background();

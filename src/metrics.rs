@@ -37,16 +37,8 @@ impl FrontEnd {
 }
 
 /// The label values of `redis_proxy_backend_errors_total`.
-pub const BACKEND_ERROR_KINDS: [&str; 8] = [
-    "unreachable",
-    "timeout",
-    "disconnected",
-    "overloaded",
-    "unavailable",
-    "refused",
-    "wrong_type",
-    "vanished",
-];
+pub const BACKEND_ERROR_KINDS: [&str; 8] =
+    ["unreachable", "timeout", "disconnected", "overloaded", "unavailable", "refused", "wrong_type", "vanished"];
 
 /// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck.
 const DURATION_BUCKETS: [f64; 19] = [
@@ -89,15 +81,8 @@ impl Metrics {
         let metrics = Self {
             reads: new.reads()?,
             hits: new.counter("cache_hits_total", "Reads answered from memory: hit, stale or absent.")?,
-            misses: new.counter(
-                "cache_misses_total",
-                "Reads that needed Redis: miss, coalesced or bypass.",
-            )?,
-            evictions: new.counters(
-                "cache_evictions_total",
-                "Entries that left the cache, by cause.",
-                "cause",
-            )?,
+            misses: new.counter("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.")?,
+            evictions: new.counters("cache_evictions_total", "Entries that left the cache, by cause.", "cause")?,
             flights: new.gauge("flights", "Fetches in progress, each for one key.")?,
             flights_discarded: new.counter(
                 "flights_discarded_total",
@@ -109,22 +94,14 @@ impl Metrics {
             ttl: new.seconds("cache_ttl_seconds", "How old a cached value may be.")?,
             backend_duration: new.histogram("backend_duration_seconds", "How long fetches from Redis took.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
-            backend_errors: new.counters(
-                "backend_errors_total",
-                "Fetches and links that failed, by kind.",
-                "kind",
-            )?,
+            backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
             connections: new.gauges("connections", "Open client connections.", "front_end")?,
             connections_refused: new.counters(
                 "connections_refused_total",
                 "Client connections refused because there were as many as may be.",
                 "front_end",
             )?,
-            reloads: new.counters(
-                "config_reloads_total",
-                "Reloads of the configuration, by result.",
-                "result",
-            )?,
+            reloads: new.counters("config_reloads_total", "Reloads of the configuration, by result.", "result")?,
             last_reload: new.seconds(
                 "config_last_reload_success_timestamp_seconds",
                 "When the configuration in force was loaded, in seconds since 1970.",
@@ -140,17 +117,19 @@ impl Metrics {
 
     fn start_labels(&self) {
         let zero = |counters: &IntCounterVec, label| counters.with_label_values(&[label]).reset();
-        Cause::ALL.iter().for_each(|cause| zero(&self.evictions, cause.name()));
-        BACKEND_ERROR_KINDS
-            .iter()
-            .for_each(|kind| zero(&self.backend_errors, kind));
+        for cause in Cause::ALL {
+            zero(&self.evictions, cause.name());
+        }
+        for kind in BACKEND_ERROR_KINDS {
+            zero(&self.backend_errors, kind);
+        }
         for front_end in FrontEnd::ALL {
             self.connections.with_label_values(&[front_end.name()]).set(0);
             zero(&self.connections_refused, front_end.name());
         }
-        ["success", "failure"]
-            .iter()
-            .for_each(|result| zero(&self.reloads, result));
+        for result in ["success", "failure"] {
+            zero(&self.reloads, result);
+        }
     }
 
     /// A read was answered, in the time it took.
@@ -187,10 +166,7 @@ impl Metrics {
 
     /// How many connections are open, over all front ends.
     pub fn open_connections(&self) -> i64 {
-        FrontEnd::ALL
-            .iter()
-            .map(|front_end| self.connections.with_label_values(&[front_end.name()]).get())
-            .sum()
+        FrontEnd::ALL.iter().map(|front_end| self.connections.with_label_values(&[front_end.name()]).get()).sum()
     }
 
     /// A connection was refused because there were as many as may be.
@@ -218,9 +194,7 @@ impl Metrics {
     pub fn render(&self, cache: &Statistics) -> String {
         let _alone = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.copy(cache);
-        TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
-            .unwrap_or_default()
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 
     fn copy(&self, cache: &Statistics) {
@@ -294,10 +268,7 @@ impl Registration<'_> {
         let labels = ["front_end", "outcome"];
         let counts = options("reads_total", "Reads, by front end and by how they were answered.");
         let counts = self.add(IntCounterVec::new(counts, &labels)?)?;
-        let durations = durations(
-            "request_duration_seconds",
-            "How long reads took, by front end and outcome.",
-        );
+        let durations = durations("request_duration_seconds", "How long reads took, by front end and outcome.");
         let durations = self.add(HistogramVec::new(durations, &labels)?)?;
         Ok(std::array::from_fn(|front_end| {
             std::array::from_fn(|outcome| {
@@ -311,8 +282,7 @@ impl Registration<'_> {
         let info = self.gauges("build_info", "The program that runs; always 1.", "version")?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
-        self.0
-            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        self.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(())
     }
 }

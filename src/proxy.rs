@@ -32,12 +32,7 @@ pub enum NotReady {
 impl Proxy {
     /// Puts `cache` in front of `backend`.
     pub fn new(cache: Cache<BackendError>, backend: Backend, metrics: Arc<Metrics>) -> Self {
-        Self {
-            cache,
-            backend,
-            metrics,
-            draining: Arc::default(),
-        }
+        Self { cache, backend, metrics, draining: Arc::default() }
     }
 
     /// Answers a read of `key`, from memory or from Redis, and counts it.
@@ -48,9 +43,7 @@ impl Proxy {
         let begun = Instant::now();
         let backend = &self.backend;
         let answer = self.cache.get_or_fetch(key, |key| backend.clone().fetch(key)).await;
-        let outcome = answer
-            .as_ref()
-            .map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
+        let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.read(front_end, outcome, begun.elapsed());
         answer.map_err(|(_, error)| error)
     }

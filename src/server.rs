@@ -55,11 +55,7 @@ impl Listen {
     pub fn with_host_and_port(&self, host: Option<&str>, port: Option<&str>) -> String {
         let (old_host, old_port) = self.0.rsplit_once(':').unwrap_or(("127.0.0.1", "8080"));
         let host = host.unwrap_or(old_host);
-        let host = if host.contains(':') && !host.starts_with('[') {
-            format!("[{host}]")
-        } else {
-            host.to_owned()
-        };
+        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
         format!("{host}:{}", port.unwrap_or(old_port))
     }
 }
@@ -93,9 +89,7 @@ impl TryFrom<String> for Listen {
         if valid {
             return Ok(Self(text));
         }
-        Err(format!(
-            "invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \"[::1]:8080\""
-        ))
+        Err(format!("invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \"[::1]:8080\""))
     }
 }
 
@@ -148,26 +142,13 @@ impl Listener {
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BindError> {
-        let failed = |error| BindError {
-            front_end,
-            address: listen.to_string(),
-            error,
-        };
+        let failed = |error| BindError { front_end, address: listen.to_string(), error };
         let addresses: Vec<SocketAddr> = listen.0.to_socket_addrs().map_err(failed)?.collect();
         let socket = TcpListener::bind(&*addresses).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         tracing::info!(front_end = front_end.name(), %address, "listening");
         let permits = Arc::new(Semaphore::new(limits.max_connections));
-        Ok(Self {
-            front_end,
-            socket,
-            service: Service {
-                router,
-                limits: Arc::new(limits),
-            },
-            permits,
-            metrics,
-        })
+        Ok(Self { front_end, socket, service: Service { router, limits: Arc::new(limits) }, permits, metrics })
     }
 
     /// Accepts until `drain` says that the daemon is going down; the socket closes then.
@@ -182,7 +163,7 @@ impl Listener {
             match accepted {
                 Ok((stream, _)) => {
                     failing = false;
-                    self.admit(stream, &workers, &drain, &refusals).await;
+                    self.admit(stream, &workers, &drain, &refusals);
                 }
                 Err(error) => {
                     if !failing {
@@ -197,7 +178,7 @@ impl Listener {
         }
     }
 
-    async fn admit(&self, stream: TcpStream, workers: &Workers, drain: &Drain, refusals: &Arc<Semaphore>) {
+    fn admit(&self, stream: TcpStream, workers: &Workers, drain: &Drain, refusals: &Arc<Semaphore>) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.metrics.connection_refused(self.front_end);
             if let Ok(turn) = Arc::clone(refusals).try_acquire_owned() {
@@ -325,9 +306,7 @@ impl Worker {
                 });
             }
         };
-        std::thread::Builder::new()
-            .name(format!("worker-{number}"))
-            .spawn(move || runtime.block_on(work))?;
+        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || runtime.block_on(work))?;
         Ok(Self { connections, open })
     }
 }
@@ -345,13 +324,7 @@ enum Protocol {
 
 impl Connection {
     async fn serve(self) {
-        let Self {
-            stream,
-            service,
-            mut drain,
-            _permit,
-            _counted,
-        } = self;
+        let Self { stream, service, mut drain, _permit, _counted } = self;
         let Ok(stream) = TcpStream::from_std(stream) else {
             return;
         };
@@ -364,11 +337,7 @@ impl Connection {
         };
         let Some(protocol) = protocol else { return };
         let (stream, activity) = Observed::new(stream);
-        let watch = Arc::new(Watch {
-            activity,
-            requests: AtomicUsize::new(0),
-            answering: AtomicUsize::new(0),
-        });
+        let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: AtomicUsize::new(0) });
         let stream = TokioIo::new(stream);
         let limits = Arc::clone(&service.limits);
         let watching = Arc::clone(&watch);

@@ -40,10 +40,7 @@ impl Visitor<'_> for DurationVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
-        let seconds = text
-            .parse::<f64>()
-            .ok()
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         seconds
             .or_else(|| humantime::parse_duration(text).ok())
             .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
@@ -114,9 +111,7 @@ const BYTE_UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("Ki
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = BYTE_UNITS
-            .iter()
-            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        let exact = BYTE_UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
         let (name, unit) = exact.unwrap_or(&("B", 1));
         write!(f, "{}{name}", self.0 / unit)
     }
@@ -144,35 +139,20 @@ impl Visitor<'_> for ByteSizeVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ByteSize, E> {
-        let digits = text
-            .trim_end_matches(|letter: char| letter.is_ascii_alphabetic())
-            .trim_end();
+        let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic()).trim_end();
         let suffix = text[digits.len()..].trim_start();
-        let unit = BYTE_UNITS
-            .iter()
-            .find(|(name, _)| suffix.eq_ignore_ascii_case(name))
-            .map(|(_, unit)| *unit);
+        let unit = BYTE_UNITS.iter().find(|(name, _)| suffix.eq_ignore_ascii_case(name)).map(|(_, unit)| *unit);
         let unit = if suffix.is_empty() { Some(1) } else { unit };
-        let bytes = digits
-            .parse::<usize>()
-            .ok()
-            .zip(unit)
-            .and_then(|(number, unit)| number.checked_mul(unit));
-        bytes
-            .map(ByteSize)
-            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        let bytes = digits.parse::<usize>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+        bytes.map(ByteSize).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_i64<E: Error>(self, bytes: i64) -> Result<ByteSize, E> {
-        usize::try_from(bytes)
-            .map(ByteSize)
-            .map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+        usize::try_from(bytes).map(ByteSize).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
     }
 
     fn visit_u64<E: Error>(self, bytes: u64) -> Result<ByteSize, E> {
-        usize::try_from(bytes)
-            .map(ByteSize)
-            .map_err(|_| E::invalid_value(Unexpected::Unsigned(bytes), &self))
+        usize::try_from(bytes).map(ByteSize).map_err(|_| E::invalid_value(Unexpected::Unsigned(bytes), &self))
     }
 }
 
@@ -212,6 +192,23 @@ impl Serialize for Secret {
         serializer.collect_str(&format_args!("{self:?}"))
     }
 }
+
+/// A key and what is wrong with its value although the value by itself is right.
+pub type Contradiction = (&'static str, &'static str);
+
+/// Those of `rules` that are broken: each is whether it is, the key to be named, and the text.
+pub fn broken<const N: usize>(rules: [(bool, &'static str, &'static str); N]) -> Vec<Contradiction> {
+    rules.into_iter().filter(|(broken, ..)| *broken).map(|(_, key, text)| (key, text)).collect()
+}
+
+/// For [`broken`]: a limit of zero would let nothing through.
+pub const AT_LEAST_ONE: &str = "found 0, expected at least 1";
+/// For [`broken`]: a time-out of zero would strike at once.
+pub const ABOVE_ZERO: &str = "found 0, expected a duration above zero";
+/// For [`broken`]: more than any machine has, and than a semaphore can count.
+pub const NOT_ABSURD: &str = "found more than 268435456, expected a number that a machine can hold";
+/// The largest limit that is not absurd.
+pub const MOST: usize = 1 << 28;
 
 #[cfg(test)]
 mod tests {
@@ -262,13 +259,7 @@ mod tests {
 
     #[test]
     fn sizes_print_in_their_largest_exact_unit() {
-        for (bytes, text) in [
-            (0, "0B"),
-            (1, "1B"),
-            (1024, "1KiB"),
-            (1536, "1536B"),
-            (512 << 20, "512MiB"),
-        ] {
+        for (bytes, text) in [(0, "0B"), (1, "1B"), (1024, "1KiB"), (1536, "1536B"), (512 << 20, "512MiB")] {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }
     }

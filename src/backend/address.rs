@@ -47,11 +47,7 @@ pub enum Endpoint {
 impl Default for Address {
     fn default() -> Self {
         Self {
-            endpoint: Endpoint::Tcp {
-                host: "127.0.0.1".to_owned(),
-                port: DEFAULT_PORT,
-                tls: false,
-            },
+            endpoint: Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT, tls: false },
             username: String::new(),
             password: Secret::default(),
             database: 0,
@@ -89,15 +85,8 @@ impl Address {
     fn write(&self, password: &str) -> String {
         let (scheme, place) = match &self.endpoint {
             Endpoint::Tcp { host, port, tls } => {
-                let host = if host.contains(':') {
-                    format!("[{host}]")
-                } else {
-                    host.clone()
-                };
-                (
-                    if *tls { "rediss" } else { "redis" },
-                    format!("{host}:{port}/{}", self.database),
-                )
+                let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                (if *tls { "rediss" } else { "redis" }, format!("{host}:{port}/{}", self.database))
             }
             Endpoint::Unix(path) => ("unix", format!("{}?db={}", path.display(), self.database)),
         };
@@ -111,9 +100,7 @@ impl Address {
 }
 
 fn escape(text: &str) -> String {
-    url::form_urlencoded::byte_serialize(text.as_bytes())
-        .collect::<String>()
-        .replace('+', "%20")
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
 /// With the password masked.
@@ -159,11 +146,7 @@ fn endpoint(url: &Url) -> Option<Endpoint> {
         "redis" | "rediss" => {
             let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
             let port = url.port().unwrap_or(DEFAULT_PORT);
-            Some(Endpoint::Tcp {
-                host: host.to_owned(),
-                port,
-                tls: url.scheme() == "rediss",
-            })
+            Some(Endpoint::Tcp { host: host.to_owned(), port, tls: url.scheme() == "rediss" })
         }
         "unix" | "redis+unix" if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 => {
             let path = crate::key::percent_decode(url.path().as_bytes()).ok()?;
@@ -175,17 +158,12 @@ fn endpoint(url: &Url) -> Option<Endpoint> {
 
 /// The text of the database number: the path of a TCP address, the parameter `db` of either.
 fn database(url: &Url, endpoint: &Endpoint) -> String {
-    let parameter = url
-        .query_pairs()
-        .find(|(name, _)| name == "db")
-        .map(|(_, value)| value.into_owned());
+    let parameter = url.query_pairs().find(|(name, _)| name == "db").map(|(_, value)| value.into_owned());
     let path = match endpoint {
         Endpoint::Tcp { .. } => url.path().trim_matches('/'),
         Endpoint::Unix(_) => "",
     };
-    parameter
-        .or_else(|| (!path.is_empty()).then(|| path.to_owned()))
-        .unwrap_or_else(|| "0".to_owned())
+    parameter.or_else(|| (!path.is_empty()).then(|| path.to_owned())).unwrap_or_else(|| "0".to_owned())
 }
 
 /// `text` with what stands between `://` and the last `@` masked, for an address that could not be parsed.
@@ -205,9 +183,7 @@ impl Serialize for Address {
 
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -236,12 +212,9 @@ mod tests {
         let address: Address = "redis://user:hunter2@host/0".parse().unwrap();
         assert_eq!(address.to_string(), "redis://user:********@host:6379/0");
         assert!(!format!("{address:?}").contains("hunter2"));
-        for bad in [
-            "redis://user:hunter2@host/x",
-            "http://user:hunter2@host",
-            "redis://u:hunter2@h:port",
-            "u:hunter2@host",
-        ] {
+        for bad in
+            ["redis://user:hunter2@host/x", "http://user:hunter2@host", "redis://u:hunter2@h:port", "u:hunter2@host"]
+        {
             let error = bad.parse::<Address>().unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
             assert!(error.contains("expected redis://"), "{error}");
@@ -251,18 +224,9 @@ mod tests {
     #[test]
     fn host_and_port_are_replaced_apart() {
         let address: Address = "redis://u:p@host:1/2".parse().unwrap();
-        assert_eq!(
-            address.clone().with_host_and_port(Some("other"), None).reveal(),
-            "redis://u:p@other:1/2"
-        );
-        assert_eq!(
-            address.with_host_and_port(None, Some(9)).reveal(),
-            "redis://u:p@host:9/2"
-        );
+        assert_eq!(address.clone().with_host_and_port(Some("other"), None).reveal(), "redis://u:p@other:1/2");
+        assert_eq!(address.with_host_and_port(None, Some(9)).reveal(), "redis://u:p@host:9/2");
         let unix: Address = "unix:///run/r.sock?db=2".parse().unwrap();
-        assert_eq!(
-            unix.with_host_and_port(Some("::1"), None).reveal(),
-            "redis://[::1]:6379/2"
-        );
+        assert_eq!(unix.with_host_and_port(Some("::1"), None).reveal(), "redis://[::1]:6379/2");
     }
 }

@@ -5,6 +5,7 @@
 //! carries the requests; connecting and watching are done here, because its `ConnectionManager` hides when a link
 //! was lost.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -47,12 +48,8 @@ pub struct PrepareError {
 }
 
 impl PrepareError {
-    fn new(key: &'static str, path: &Path, problem: impl ToString) -> Self {
-        Self {
-            key,
-            path: path.to_owned(),
-            problem: problem.to_string(),
-        }
+    fn new(key: &'static str, path: &Path, problem: &dyn fmt::Display) -> Self {
+        Self { key, path: path.to_owned(), problem: problem.to_string() }
     }
 }
 
@@ -85,25 +82,11 @@ impl Link {
         needed: Arc<Notify>,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, watch::Receiver<LinkState>), PrepareError> {
-        let tls = if settings.url.is_tls() {
-            Some(tls_connector(settings)?)
-        } else {
-            None
-        };
+        let tls = if settings.url.is_tls() { Some(tls_connector(settings)?) } else { None };
         password(settings)?;
         let starting = LinkState::Down(BackendError::Unreachable("not connected yet".into()));
         let (state, receiver) = watch::channel(starting);
-        Ok((
-            Self {
-                settings: settings.clone(),
-                tls,
-                state,
-                needed,
-                metrics,
-                reported: None,
-            },
-            receiver,
-        ))
+        Ok((Self { settings: settings.clone(), tls, state, needed, metrics, reported: None }, receiver))
     }
 
     /// Keeps a link for as long as the daemon lives.
@@ -126,9 +109,7 @@ impl Link {
                 () = sleep_until(Instant::now() + delay.mul_f64(jitter)) => {}
                 () = self.needed.notified() => sleep_until(attempt + RECONNECT_DELAY_MIN).await,
             }
-            delay = (delay * 2)
-                .min(self.settings.reconnect_delay_max)
-                .max(RECONNECT_DELAY_MIN);
+            delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
         }
     }
 
@@ -151,15 +132,12 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connected, BackendError> {
-        let (stream, activity) = Observed::new(self.open().await.map_err(unreachable)?);
+        let (stream, activity) = Observed::new(self.open().await.map_err(|error| unreachable(&error))?);
         // The handshake is ours, so that its errors are Redis's own words.
         let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let config = AsyncConnectionConfig::new()
-            .set_response_timeout(None)
-            .set_connection_timeout(None);
-        let (connection, driver) = MultiplexedConnection::new_with_config(&bare, stream, config)
-            .await
-            .map_err(|error| unreachable(&error))?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(&bare, stream, config).await.map_err(|error| unreachable(&error))?;
         let mut driver: Driver = Box::pin(driver);
         tokio::select! {
             () = &mut driver => Err(BackendError::Unreachable("Redis closed the connection during the handshake".into())),
@@ -195,10 +173,7 @@ impl Link {
             ask(&mut connection, select.arg(self.settings.url.database)).await?;
         }
         // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
-        for courtesy in [
-            ["SETNAME", CLIENT_NAME].as_slice(),
-            &["SETINFO", "LIB-NAME", CLIENT_NAME],
-        ] {
+        for courtesy in [["SETNAME", CLIENT_NAME].as_slice(), &["SETINFO", "LIB-NAME", CLIENT_NAME]] {
             let mut client = redis::cmd("CLIENT");
             accept_refusal(ask(&mut connection, client.arg(courtesy)).await)?;
         }
@@ -212,12 +187,8 @@ impl Link {
 
     fn login(&self) -> Result<Option<Cmd>, BackendError> {
         let settings = &self.settings;
-        let password = password(settings).map_err(unreachable)?;
-        let username = if settings.username.is_empty() {
-            &settings.url.username
-        } else {
-            &settings.username
-        };
+        let password = password(settings).map_err(|error| unreachable(&error))?;
+        let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
         if password.is_empty() && username.is_empty() {
             return Ok(None);
         }
@@ -230,14 +201,7 @@ impl Link {
     }
 
     /// Drives the link until it is lost; returns how that was.
-    async fn watch_over(
-        &self,
-        Connected {
-            connection,
-            mut driver,
-            activity,
-        }: Connected,
-    ) -> BackendError {
+    async fn watch_over(&self, Connected { connection, mut driver, activity }: Connected) -> BackendError {
         let silence = self.silence(connection, &activity);
         tokio::select! {
             () = &mut driver => BackendError::Unreachable("Redis closed the connection".into()),
@@ -263,16 +227,16 @@ impl Link {
     }
 }
 
-fn unreachable(reason: impl ToString) -> BackendError {
+fn unreachable(reason: &dyn fmt::Display) -> BackendError {
     BackendError::Unreachable(reason.to_string().into())
 }
 
 /// One command of the handshake.
 async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
     match connection.send_packed_command(command).await {
-        Ok(Value::ServerError(error)) => Err(unreachable(format!("Redis refused the link: {}", words(&error)))),
+        Ok(Value::ServerError(error)) => Err(unreachable(&format_args!("Redis refused the link: {}", words(&error)))),
         Ok(value) => Ok(value),
-        Err(error) => Err(unreachable(format!("the handshake failed: {error}"))),
+        Err(error) => Err(unreachable(&format_args!("the handshake failed: {error}"))),
     }
 }
 
@@ -334,7 +298,7 @@ pub(super) fn read_reply(mut replies: Vec<Value>) -> Result<Reply, BackendError>
 /// The password, from where it is kept: the config, a file, systemd's credentials, or the address.
 fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     let read = |key, path: &Path| {
-        let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, error))?;
+        let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, &error))?;
         Ok(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))
     };
     if !settings.password.is_empty() {
@@ -358,9 +322,10 @@ fn tls_connector(settings: &Settings) -> Result<TlsConnector, PrepareError> {
     } else {
         let certificates = certificates("tls_cert_file", &settings.tls_cert_file)?;
         let path = &settings.tls_key_file;
-        let key = PrivateKeyDer::from_pem_file(path).map_err(|error| PrepareError::new("tls_key_file", path, error))?;
+        let key =
+            PrivateKeyDer::from_pem_file(path).map_err(|error| PrepareError::new("tls_key_file", path, &error))?;
         let config = builder.with_client_auth_cert(certificates, key);
-        config.map_err(|error| PrepareError::new("tls_cert_file", &settings.tls_cert_file, error))?
+        config.map_err(|error| PrepareError::new("tls_cert_file", &settings.tls_cert_file, &error))?
     };
     Ok(TlsConnector::from(Arc::new(config)))
 }
@@ -371,17 +336,11 @@ fn root_certificates(ca_file: &Path) -> Result<RootCertStore, PrepareError> {
         let system = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(system.certs);
         if roots.is_empty() {
-            return Err(PrepareError::new(
-                "tls_ca_file",
-                ca_file,
-                "empty, and the system has no root certificates",
-            ));
+            return Err(PrepareError::new("tls_ca_file", ca_file, &"empty, and the system has no root certificates"));
         }
     } else {
         for certificate in certificates("tls_ca_file", ca_file)? {
-            roots
-                .add(certificate)
-                .map_err(|error| PrepareError::new("tls_ca_file", ca_file, error))?;
+            roots.add(certificate).map_err(|error| PrepareError::new("tls_ca_file", ca_file, &error))?;
         }
     }
     Ok(roots)
@@ -390,8 +349,8 @@ fn root_certificates(ca_file: &Path) -> Result<RootCertStore, PrepareError> {
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, PrepareError> {
     let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match certificates {
-        Ok(certificates) if certificates.is_empty() => Err(PrepareError::new(key, path, "no certificate in it (PEM)")),
+        Ok(certificates) if certificates.is_empty() => Err(PrepareError::new(key, path, &"no certificate in it (PEM)")),
         Ok(certificates) => Ok(certificates),
-        Err(error) => Err(PrepareError::new(key, path, error)),
+        Err(error) => Err(PrepareError::new(key, path, &error)),
     }
 }

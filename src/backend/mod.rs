@@ -22,7 +22,7 @@ pub use self::connection::{Link, PrepareError};
 use crate::cache::{Fetched, Vanished};
 use crate::key::Key;
 use crate::metrics::Metrics;
-use crate::units::{self, Secret};
+use crate::units::{self, ABOVE_ZERO, AT_LEAST_ONE, Contradiction, MOST, NOT_ABSURD, Secret, broken};
 
 /// `[redis]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,26 @@ impl Default for Settings {
             max_fetches: 1024,
             max_queue: 4096,
         }
+    }
+}
+
+impl Settings {
+    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+        let set = |path: &PathBuf| !path.as_os_str().is_empty();
+        let tls_files = [&self.tls_ca_file, &self.tls_cert_file, &self.tls_key_file];
+        let tls_unused = !self.url.is_tls() && tls_files.into_iter().any(set);
+        let tls_half = set(&self.tls_cert_file) != set(&self.tls_key_file);
+        let two_passwords = !self.password.is_empty() && set(&self.password_file);
+        broken([
+            (self.connect_timeout.is_zero(), "redis.connect_timeout", ABOVE_ZERO),
+            (self.response_timeout.is_zero(), "redis.response_timeout", ABOVE_ZERO),
+            (self.ping_interval.is_zero(), "redis.ping_interval", ABOVE_ZERO),
+            (self.max_fetches == 0, "redis.max_fetches", AT_LEAST_ONE),
+            (self.max_fetches > MOST, "redis.max_fetches", NOT_ABSURD),
+            (two_passwords, "redis.password_file", "redis.password is set too, expected one of the two"),
+            (tls_unused, "redis.url", "found a url without TLS beside files for TLS, expected rediss://"),
+            (tls_half, "redis.tls_cert_file", "found one of certificate and key, expected both or neither"),
+        ])
     }
 }
 
@@ -194,11 +214,7 @@ impl Backend {
             Ok(None) => Fetched::Absent,
             Err(error) => {
                 self.0.metrics.backend_error(error.kind());
-                if error.is_answer() {
-                    Fetched::Refused(error)
-                } else {
-                    Fetched::Failed(error)
-                }
+                if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
             }
         }
     }
@@ -241,17 +257,9 @@ impl Shared {
     async fn ask(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
         let mut link = self.link(deadline).await?;
         let mut transaction = redis::pipe();
-        transaction
-            .cmd("MULTI")
-            .cmd("GET")
-            .arg(key.as_bytes())
-            .cmd("PTTL")
-            .arg(key.as_bytes())
-            .cmd("EXEC");
+        transaction.cmd("MULTI").cmd("GET").arg(key.as_bytes()).cmd("PTTL").arg(key.as_bytes()).cmd("EXEC");
         let replies = timeout_at(deadline, link.send_packed_commands(&transaction, 0, 4)).await;
-        let replies = replies
-            .map_err(|_| BackendError::TimedOut)?
-            .map_err(|error| connection::classify(&error))?;
+        let replies = replies.map_err(|_| BackendError::TimedOut)?.map_err(|error| connection::classify(&error))?;
         connection::read_reply(replies)
     }
 

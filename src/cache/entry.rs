@@ -70,12 +70,7 @@ impl Entry {
         });
         // A time to live too long for the clock is as good as none.
         let deadline = expires_in.and_then(|expires_in| fetched.checked_add(expires_in));
-        Self {
-            value,
-            fetched,
-            deadline,
-            last_read: AtomicU64::new(0),
-        }
+        Self { value, fetched, deadline, last_read: AtomicU64::new(0) }
     }
 
     /// The value, or `None` where Redis had no such key.
@@ -91,9 +86,7 @@ impl Entry {
     /// What the entry may be used for at `now`. The end of the key's own life in Redis is the end of the entry,
     /// stale or not.
     pub fn freshness(&self, now: Instant, lifetimes: Lifetimes) -> Freshness {
-        let until_deadline = self
-            .deadline
-            .map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
+        let until_deadline = self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
         if until_deadline.is_zero() {
             return Freshness::Dead;
         }
@@ -103,11 +96,9 @@ impl Entry {
         };
         let age = self.age(now);
         if age < ttl {
-            Freshness::Fresh {
-                remaining: (ttl - age).min(until_deadline),
-            }
+            Freshness::Fresh { remaining: ttl.saturating_sub(age).min(until_deadline) }
         } else if age < ttl.saturating_add(grace) {
-            Freshness::Stale { past: age - ttl }
+            Freshness::Stale { past: age.saturating_sub(ttl) }
         } else {
             Freshness::Dead
         }
@@ -148,45 +139,20 @@ mod tests {
     #[test]
     fn a_value_is_fresh_then_stale_then_dead() {
         let entry = value(None);
-        assert_eq!(
-            after(&entry, 0),
-            Freshness::Fresh {
-                remaining: Duration::from_secs(10)
-            }
-        );
-        assert_eq!(
-            after(&entry, 9_999),
-            Freshness::Fresh {
-                remaining: Duration::from_millis(1)
-            }
-        );
+        assert_eq!(after(&entry, 0), Freshness::Fresh { remaining: Duration::from_secs(10) });
+        assert_eq!(after(&entry, 9_999), Freshness::Fresh { remaining: Duration::from_millis(1) });
         assert_eq!(after(&entry, 10_000), Freshness::Stale { past: Duration::ZERO });
-        assert_eq!(
-            after(&entry, 14_999),
-            Freshness::Stale {
-                past: Duration::from_millis(4_999)
-            }
-        );
+        assert_eq!(after(&entry, 14_999), Freshness::Stale { past: Duration::from_millis(4_999) });
         assert_eq!(after(&entry, 15_000), Freshness::Dead);
     }
 
     #[test]
     fn the_keys_own_expiry_ends_the_entry_and_its_grace() {
         let entry = value(Some(Duration::from_secs(3)));
-        assert_eq!(
-            after(&entry, 0),
-            Freshness::Fresh {
-                remaining: Duration::from_secs(3)
-            }
-        );
+        assert_eq!(after(&entry, 0), Freshness::Fresh { remaining: Duration::from_secs(3) });
         assert_eq!(after(&entry, 3_000), Freshness::Dead);
         let entry = value(Some(Duration::from_secs(12)));
-        assert_eq!(
-            after(&entry, 11_000),
-            Freshness::Stale {
-                past: Duration::from_secs(1)
-            }
-        );
+        assert_eq!(after(&entry, 11_000), Freshness::Stale { past: Duration::from_secs(1) });
         assert_eq!(after(&entry, 12_000), Freshness::Dead);
         assert_eq!(after(&value(Some(Duration::ZERO)), 0), Freshness::Dead);
         assert!(matches!(after(&value(Some(Duration::MAX)), 0), Freshness::Fresh { .. }));
@@ -195,12 +161,7 @@ mod tests {
     #[test]
     fn an_absent_key_has_its_own_ttl_and_no_grace() {
         let entry = Entry::new(None, Instant::now(), None);
-        assert_eq!(
-            after(&entry, 1_999),
-            Freshness::Fresh {
-                remaining: Duration::from_millis(1)
-            }
-        );
+        assert_eq!(after(&entry, 1_999), Freshness::Fresh { remaining: Duration::from_millis(1) });
         assert_eq!(after(&entry, 2_000), Freshness::Dead);
     }
 
@@ -208,11 +169,6 @@ mod tests {
     fn a_clock_that_steps_back_makes_nothing_younger_than_new() {
         let entry = value(None);
         let before = entry.fetched.checked_sub(Duration::from_secs(1)).unwrap();
-        assert_eq!(
-            entry.freshness(before, LIFETIMES),
-            Freshness::Fresh {
-                remaining: Duration::from_secs(10)
-            }
-        );
+        assert_eq!(entry.freshness(before, LIFETIMES), Freshness::Fresh { remaining: Duration::from_secs(10) });
     }
 }

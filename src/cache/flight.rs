@@ -69,15 +69,8 @@ pub(super) struct Ticket<T> {
 impl<T> Flights<T> {
     pub(super) fn new() -> Arc<Self> {
         let hasher = ahash::RandomState::new();
-        let shards = (0..SHARDS)
-            .map(|_| Mutex::new(Shard::with_hasher(hasher.clone())))
-            .collect();
-        Arc::new(Self {
-            shards,
-            hasher,
-            next_number: AtomicU64::new(0),
-            discarded: AtomicU64::new(0),
-        })
+        let shards = (0..SHARDS).map(|_| Mutex::new(Shard::with_hasher(hasher.clone()))).collect();
+        Arc::new(Self { shards, hasher, next_number: AtomicU64::new(0), discarded: AtomicU64::new(0) })
     }
 
     fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<T>> {
@@ -99,22 +92,8 @@ impl<T> Flights<T> {
         let (announce, arrival) = watch::channel(None);
         let number = self.next_number.fetch_add(1, Relaxed);
         let key = Key::from(key);
-        shard.insert(
-            key.clone(),
-            Flight {
-                number,
-                arrival: arrival.clone(),
-            },
-        );
-        Joined::Leader(
-            Ticket {
-                flights: Arc::clone(self),
-                key,
-                number,
-                announce,
-            },
-            Arrival(arrival),
-        )
+        shard.insert(key.clone(), Flight { number, arrival: arrival.clone() });
+        Joined::Leader(Ticket { flights: Arc::clone(self), key, number, announce }, Arrival(arrival))
     }
 
     /// Closes the flight for `key`, then calls `remove`: what is being fetched will be answered, not stored.
@@ -127,7 +106,9 @@ impl<T> Flights<T> {
     /// Closes every flight, then calls `clear`, with no flight landing or opening in between.
     pub(super) fn close_all<R>(&self, clear: impl FnOnce() -> R) -> R {
         let mut shards: Vec<_> = self.shards.iter().map(lock).collect();
-        shards.iter_mut().for_each(|shard| shard.clear());
+        for shard in &mut shards {
+            shard.clear();
+        }
         clear()
     }
 
@@ -163,9 +144,7 @@ impl<T> Ticket<T> {
     /// makes what is announced to all who wait out of whether that was so.
     pub(super) fn land(self, store: impl FnOnce(), bring: impl FnOnce(bool) -> T) {
         let mut shard = self.flights.shard(self.key.as_bytes());
-        let open = shard
-            .get(self.key.as_bytes())
-            .is_some_and(|flight| flight.number == self.number);
+        let open = shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
         if open {
             store();
             shard.remove(self.key.as_bytes());
@@ -180,10 +159,7 @@ impl<T> Ticket<T> {
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
         let mut shard = self.flights.shard(self.key.as_bytes());
-        if shard
-            .get(self.key.as_bytes())
-            .is_some_and(|flight| flight.number == self.number)
-        {
+        if shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number) {
             shard.remove(self.key.as_bytes());
         }
     }
@@ -218,9 +194,7 @@ mod tests {
     async fn all_who_join_get_what_the_leader_brings() {
         let flights = Flights::new();
         let (ticket, arrival) = lead(&flights);
-        let Joined::Follower(follower) = flights.join(KEY, || Some(())) else {
-            panic!("no flight to follow")
-        };
+        let Joined::Follower(follower) = flights.join(KEY, || Some(())) else { panic!("no flight to follow") };
         assert!(land(ticket, 7));
         assert_eq!((arrival.wait().await, follower.wait().await), (Some(7), Some(7)));
         assert_eq!(flights.len(), 0);

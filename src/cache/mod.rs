@@ -27,7 +27,7 @@ pub use self::entry::{Entry, Freshness, Lifetimes, Value};
 use self::flight::{Flights, Joined, Ticket};
 use self::store::Store;
 use crate::key::Key;
-use crate::units;
+use crate::units::{self, Contradiction, broken};
 
 /// `[cache]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,12 +62,13 @@ impl Default for Settings {
 }
 
 impl Settings {
+    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+        let text = "found 0, expected at least 1; to keep nothing, set cache.ttl to 0";
+        broken([(self.capacity == 0, "cache.capacity", text)])
+    }
+
     fn lifetimes(&self) -> Lifetimes {
-        Lifetimes {
-            ttl: self.ttl,
-            ttl_absent: self.ttl_absent,
-            stale_grace: self.stale_grace,
-        }
+        Lifetimes { ttl: self.ttl, ttl_absent: self.ttl_absent, stale_grace: self.stale_grace }
     }
 }
 
@@ -100,14 +101,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome there is.
-    pub const ALL: [Self; 6] = [
-        Self::Hit,
-        Self::Miss,
-        Self::Coalesced,
-        Self::Stale,
-        Self::Absent,
-        Self::Bypass,
-    ];
+    pub const ALL: [Self; 6] = [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::Absent, Self::Bypass];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -144,13 +138,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 5] = [
-        Self::Capacity,
-        Self::Expired,
-        Self::Invalidated,
-        Self::Flushed,
-        Self::Resized,
-    ];
+    pub const ALL: [Self; 5] = [Self::Capacity, Self::Expired, Self::Invalidated, Self::Flushed, Self::Resized];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -224,12 +212,7 @@ pub struct Answer {
 
 impl Answer {
     fn new(entry: Arc<Entry>, outcome: Outcome, now: Instant, lifetimes: Lifetimes) -> Self {
-        Self {
-            freshness: entry.freshness(now, lifetimes),
-            age: entry.age(now),
-            outcome,
-            entry,
-        }
+        Self { freshness: entry.freshness(now, lifetimes), age: entry.age(now), outcome, entry }
     }
 }
 
@@ -332,10 +315,7 @@ impl<E: FetchError> Cache<E> {
                 (arrival, Outcome::Miss)
             }
         };
-        let landed = arrival
-            .wait()
-            .await
-            .unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
+        let landed = arrival.wait().await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
         let now = Instant::now();
         match landed {
             Landed::Answered(entry) => Ok(Answer::new(entry, outcome, now, shared.lifetimes())),
@@ -371,12 +351,7 @@ impl<E: FetchError> Cache<E> {
         let shared = &self.0;
         let settings = shared.settings();
         let empty = Store::new(settings.capacity, settings.policy, &shared.evictions);
-        let full = shared.flights.close_all(|| {
-            shared.stores.swap(Arc::new(Stores {
-                active: empty,
-                next: None,
-            }))
-        });
+        let full = shared.flights.close_all(|| shared.stores.swap(Arc::new(Stores { active: empty, next: None })));
         full.active.retire();
         shared.evictions.count(Cause::Flushed, full.active.size().0);
     }
@@ -393,10 +368,7 @@ impl<E: FetchError> Cache<E> {
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
             return 0;
         }
-        shared.move_to(
-            Store::new(settings.capacity, settings.policy, &shared.evictions),
-            settings.capacity,
-        )
+        shared.move_to(Store::new(settings.capacity, settings.policy, &shared.evictions), settings.capacity)
     }
 
     /// Removes the entries whose time is over. Takes time in proportion to the number of entries.
@@ -435,11 +407,7 @@ impl<E: FetchError> Shared<E> {
 
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         let entry = self.stores.load().active.get(key)?;
-        let outcome = if entry.value().is_some() {
-            Outcome::Hit
-        } else {
-            Outcome::Absent
-        };
+        let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::Absent };
         let answer = Answer::new(entry, outcome, now, self.lifetimes());
         if !matches!(answer.freshness, Freshness::Fresh { .. }) {
             return None;
@@ -491,14 +459,9 @@ impl<E: FetchError> Shared<E> {
     fn remove_dead(&self, now: Instant) {
         let lifetimes = self.lifetimes();
         let active = Arc::clone(&self.stores.load().active);
-        for (key, entry) in active
-            .iter()
-            .filter(|(_, entry)| entry.freshness(now, lifetimes) == Freshness::Dead)
-        {
+        for (key, entry) in active.iter().filter(|(_, entry)| entry.freshness(now, lifetimes) == Freshness::Dead) {
             let bytes = key.as_bytes();
-            let removed = self.flights.hold(bytes, || {
-                active.holds(bytes, &entry) && self.stores.load().remove(bytes)
-            });
+            let removed = self.flights.hold(bytes, || active.holds(bytes, &entry) && self.stores.load().remove(bytes));
             self.evictions.count(Cause::Expired, removed.into());
         }
     }
@@ -507,18 +470,15 @@ impl<E: FetchError> Shared<E> {
     fn move_to(&self, next: Arc<Store>, capacity: usize) -> u64 {
         let old = self.flights.hold_all(|| {
             let old = Arc::clone(&self.stores.load().active);
-            self.stores.store(Arc::new(Stores {
-                active: Arc::clone(&old),
-                next: Some(Arc::clone(&next)),
-            }));
+            self.stores.store(Arc::new(Stores { active: Arc::clone(&old), next: Some(Arc::clone(&next)) }));
             old
         });
         old.retire();
-        let mut entries: Vec<_> = old.iter().collect();
-        entries.sort_unstable_by_key(|(_, entry)| entry.last_read());
+        // Readers go on meanwhile, so the order is that of one moment.
+        let mut entries: Vec<_> = old.iter().map(|(key, entry)| (entry.last_read(), key, entry)).collect();
+        entries.sort_unstable_by_key(|(last_read, ..)| *last_read);
         let dropped = entries.len().saturating_sub(capacity);
-        entries.drain(..dropped);
-        for (key, entry) in entries {
+        for (_, key, entry) in entries.drain(..).skip(dropped) {
             self.flights.hold(key.as_bytes(), || {
                 // Not there any more: invalidated. Not the same any more: landed meanwhile, in both.
                 if old.holds(key.as_bytes(), &entry) && self.is_next(&next) {
@@ -529,10 +489,7 @@ impl<E: FetchError> Shared<E> {
         self.flights.hold_all(|| {
             // A flush in between has put an empty store of the new size there already.
             if self.is_next(&next) {
-                self.stores.store(Arc::new(Stores {
-                    active: next,
-                    next: None,
-                }));
+                self.stores.store(Arc::new(Stores { active: next, next: None }));
             }
         });
         let dropped = dropped as u64;
@@ -541,11 +498,7 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn is_next(&self, store: &Arc<Store>) -> bool {
-        self.stores
-            .load()
-            .next
-            .as_ref()
-            .is_some_and(|next| Arc::ptr_eq(next, store))
+        self.stores.load().next.as_ref().is_some_and(|next| Arc::ptr_eq(next, store))
     }
 }
 

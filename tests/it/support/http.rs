@@ -58,11 +58,7 @@ impl Client {
         let stream = TcpStream::connect_timeout(&address, BOUND).expect("an HTTP connection");
         stream.set_nodelay(true).expect("a connection to set up");
         stream.set_write_timeout(Some(BOUND)).expect("a connection to set up");
-        let client = Self {
-            stream: BufReader::new(stream),
-            host: address.to_string(),
-            awaits_head: false,
-        };
+        let client = Self { stream: BufReader::new(stream), host: address.to_string(), awaits_head: false };
         client.read_timeout(BOUND);
         client
     }
@@ -118,11 +114,7 @@ impl Client {
     /// that was closed, and `WouldBlock` on one that stayed silent.
     pub(crate) fn try_read_response(&mut self) -> io::Result<Response> {
         let status = self.read_status()?;
-        let mut response = Response {
-            status,
-            headers: self.read_headers()?,
-            body: Vec::new(),
-        };
+        let mut response = Response { status, headers: self.read_headers()?, body: Vec::new() };
         let interim = status < 200;
         if !interim && !std::mem::take(&mut self.awaits_head) && ![204, 304].contains(&status) {
             response.body = self.read_body(&response)?;

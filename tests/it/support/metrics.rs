@@ -37,9 +37,7 @@ fn sample(line: &str) -> Option<(String, f64)> {
 
 fn series_end(line: &str) -> Option<usize> {
     let labels_end = unquoted(line).find(|&(_, character)| character == '}');
-    labels_end
-        .map(|(index, _)| index + 1)
-        .or_else(|| line.find(char::is_whitespace))
+    labels_end.map(|(index, _)| index + 1).or_else(|| line.find(char::is_whitespace))
 }
 
 /// The series with its labels in alphabetical order.

@@ -74,12 +74,7 @@ impl ProxyBuilder {
 
     /// Starts the proxy and returns once it listens; panics with its log if it does not.
     pub(crate) fn start(mut self) -> Proxy {
-        let mut child = self
-            .command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the proxy starts");
+        let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the proxy starts");
         let log = Log::follow(child.stderr.take().expect("standard error is piped"));
         let mut proxy = Proxy::new(child, self.directory, log);
         proxy.await_addresses(self.admin);
@@ -100,11 +95,7 @@ impl Proxy {
         fs::write(&file, config).expect("the configuration is written");
         let mut command = command();
         command.env(LOG_FORMAT, "json").arg("--config").arg(file);
-        ProxyBuilder {
-            directory,
-            command,
-            admin: sets_admin_listen(config),
-        }
+        ProxyBuilder { directory, command, admin: sets_admin_listen(config) }
     }
 
     /// Runs the binary to its end, which must come by itself.
@@ -161,18 +152,14 @@ impl Proxy {
         // Lines of before the signal speak of earlier configurations.
         let seen = self.log.length();
         self.signal(Signal::HUP);
-        let outcome = self
-            .log
-            .wait(LOG_BOUND, |lines| lines[seen..].iter().find_map(reload_outcome));
+        let outcome = self.log.wait(LOG_BOUND, |lines| lines[seen..].iter().find_map(reload_outcome));
         require(outcome, "the configuration reloaded or refused")
     }
 
     /// Returns the first line of the whole log that `predicate` holds for, once there is one.
     #[track_caller]
     pub(crate) fn wait_for_log(&self, predicate: impl Fn(&LogLine) -> bool) -> LogLine {
-        let found = self
-            .log
-            .wait(LOG_BOUND, |lines| lines.iter().find(|line| predicate(line)).cloned());
+        let found = self.log.wait(LOG_BOUND, |lines| lines.iter().find(|line| predicate(line)).cloned());
         require(found, "the awaited line in the log")
     }
 
@@ -222,11 +209,7 @@ impl Proxy {
     fn await_addresses(&mut self, admin: bool) {
         let addresses = self.log.wait(START_BOUND, |lines| {
             let http = listening_address(lines, "http")?;
-            let admin = if admin {
-                Some(listening_address(lines, "admin")?)
-            } else {
-                None
-            };
+            let admin = if admin { Some(listening_address(lines, "admin")?) } else { None };
             Some((http, admin))
         });
         let (http, admin) = require(addresses, "the proxy's addresses in the log");
@@ -273,10 +256,7 @@ impl Proxy {
             let panicked = line.text().contains("panicked");
             panicked || line.is_trouble() && !is_expected(line)
         });
-        lines
-            .iter()
-            .map(|line| format!("unexpected: {}", line.text()))
-            .collect()
+        lines.iter().map(|line| format!("unexpected: {}", line.text())).collect()
     }
 }
 
@@ -339,9 +319,8 @@ fn sets_admin_listen(config: &str) -> bool {
 }
 
 fn listening_address(lines: &[LogLine], front_end: &str) -> Option<SocketAddr> {
-    let line = lines
-        .iter()
-        .find(|line| line.says("listening") && line.field("front_end").as_deref() == Some(front_end))?;
+    let line =
+        lines.iter().find(|line| line.says("listening") && line.field("front_end").as_deref() == Some(front_end))?;
     line.field("address")?.parse().ok()
 }
 

@@ -99,21 +99,13 @@ impl RedisServerBuilder {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let ports = self.choose_ports();
         let process = self.launch(directory.path(), ports);
-        let mut server = RedisServer {
-            directory,
-            options: self,
-            ports,
-            process,
-        };
+        let mut server = RedisServer { directory, options: self, ports, process };
         server.settle(PortsTaken::ChooseOthers);
         server
     }
 
     fn choose_ports(&self) -> Ports {
-        Ports {
-            tcp: self.tcp.then(free_port),
-            tls: self.tls.is_some().then(free_port),
-        }
+        Ports { tcp: self.tcp.then(free_port), tls: self.tls.is_some().then(free_port) }
     }
 
     fn launch(&self, directory: &Path, ports: Ports) -> Child {
@@ -143,10 +135,7 @@ impl RedisServerBuilder {
             ("--tls-ca-cert-file", text(&files.authority)),
             ("--tls-auth-clients", clients.to_owned()),
         ];
-        words
-            .into_iter()
-            .flat_map(|(name, value)| [name.to_owned(), value])
-            .collect()
+        words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
     }
 }
 
@@ -200,9 +189,7 @@ impl RedisServer {
         for word in words {
             command.arg(word.as_ref());
         }
-        command
-            .query(&mut self.connection())
-            .expect("redis-server runs the command")
+        command.query(&mut self.connection()).expect("redis-server runs the command")
     }
 
     /// How often the server has run a command, subcommands as in `config|get`.
@@ -212,10 +199,7 @@ impl RedisServer {
             .query(&mut self.connection())
             .expect("redis-server tells its statistics");
         let start = format!("cmdstat_{command}:calls=");
-        statistics
-            .lines()
-            .find_map(|line| line.strip_prefix(&start)?.split(',').next()?.parse().ok())
-            .unwrap_or(0)
+        statistics.lines().find_map(|line| line.strip_prefix(&start)?.split(',').next()?.parse().ok()).unwrap_or(0)
     }
 
     /// Stops the process in its tracks: it keeps its connections and answers nothing.
@@ -258,9 +242,7 @@ impl RedisServer {
             .set_password("")
             .set_protocol(ProtocolVersion::RESP2)
             .set_skip_set_lib_name();
-        let server = ConnectionAddr::Unix(self.socket())
-            .into_connection_info()?
-            .set_redis_settings(settings);
+        let server = ConnectionAddr::Unix(self.socket()).into_connection_info()?.set_redis_settings(settings);
         let connection = redis::Client::open(server)?.get_connection_with_timeout(BOUND)?;
         connection.set_read_timeout(Some(BOUND))?;
         connection.set_write_timeout(Some(BOUND))?;
@@ -268,9 +250,7 @@ impl RedisServer {
     }
 
     fn answers(&self) -> bool {
-        self.try_connection()
-            .and_then(|mut connection| redis::cmd("PING").exec(&mut connection))
-            .is_ok()
+        self.try_connection().and_then(|mut connection| redis::cmd("PING").exec(&mut connection)).is_ok()
     }
 
     fn relaunch(&mut self) {
@@ -332,10 +312,7 @@ fn base_arguments(directory: &Path, tcp_port: Option<u16>) -> Vec<String> {
         ("--save", String::new()),
         ("--appendonly", "no".to_owned()),
     ];
-    words
-        .into_iter()
-        .flat_map(|(name, value)| [name.to_owned(), value])
-        .collect()
+    words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
 }
 
 fn socket_in(directory: &Path) -> PathBuf {
@@ -347,10 +324,7 @@ fn log_in(directory: &Path) -> PathBuf {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 fn text(path: &Path) -> String {

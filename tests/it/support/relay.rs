@@ -82,9 +82,7 @@ impl Relay {
         if let Some(listening) = self.listening.lock().unwrap().take() {
             end(&[listening]);
             // A process that another test is starting holds a copy until it is executed.
-            eventually("the relay refuses connections", || {
-                std::net::TcpStream::connect(self.address).err()
-            });
+            eventually("the relay refuses connections", || std::net::TcpStream::connect(self.address).err());
         }
         self.cut_once();
     }
@@ -270,9 +268,7 @@ async fn next_injection(injections: &mut Option<&mut broadcast::Receiver<Vec<u8>
 /// Ends tasks, and with them the connections they hold, before it returns.
 fn end(tasks: &[JoinHandle<()>]) {
     tasks.iter().for_each(JoinHandle::abort);
-    eventually("the relay's tasks end", || {
-        tasks.iter().all(JoinHandle::is_finished).then_some(())
-    });
+    eventually("the relay's tasks end", || tasks.iter().all(JoinHandle::is_finished).then_some(()));
 }
 
 /// Binds without listening; several sockets may share an address of which one listens.
