@@ -34,7 +34,7 @@ use crate::units::Secret;
 /// The name the link has in Redis's `CLIENT LIST`.
 const CLIENT_NAME: &str = "redis-proxy";
 /// A link is not tried again sooner than this, however urgently it is needed.
-const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// The file in systemd's credential directory that holds the password.
 const CREDENTIAL: &str = "redis-password";
 

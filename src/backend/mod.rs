@@ -73,7 +73,7 @@ impl Default for Settings {
             tls_cert_file: PathBuf::new(),
             tls_key_file: PathBuf::new(),
             connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(1),
             reconnect_delay_max: Duration::from_millis(500),
             max_fetches: 1024,

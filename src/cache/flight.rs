@@ -140,9 +140,9 @@ impl<T> Ticket<T> {
         &self.key
     }
 
-    /// Ends the flight: `store` is called under the flight's lock, and only if the flight is still open; `bring`
-    /// makes what is announced to all who wait out of whether that was so.
-    pub(super) fn land(self, store: impl FnOnce(), bring: impl FnOnce(bool) -> T) {
+    /// Ends the flight: `store` is called under the flight's lock, and only if the flight is still open; `cargo` is
+    /// what all who wait get either way.
+    pub(super) fn land(self, store: impl FnOnce(), cargo: T) {
         let mut shard = self.flights.shard(self.key.as_bytes());
         let open = shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
         if open {
@@ -152,7 +152,7 @@ impl<T> Ticket<T> {
             self.flights.discarded.fetch_add(1, Relaxed);
         }
         drop(shard);
-        self.announce.send_replace(Some(bring(open)));
+        self.announce.send_replace(Some(cargo));
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
 
     fn land(ticket: Ticket<u32>, value: u32) -> bool {
         let mut stored = false;
-        ticket.land(|| stored = true, |_| value);
+        ticket.land(|| stored = true, value);
         stored
     }
 

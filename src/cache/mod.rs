@@ -250,6 +250,24 @@ enum Landed<E> {
     Failed(E),
 }
 
+impl<E: FetchError> Landed<E> {
+    async fn of(fetched: Fetched<E>, asked: Instant) -> Option<Self> {
+        Some(match fetched {
+            Fetched::Value(bytes, expires_in) if bytes.len() > DIGEST_AT_ONCE => {
+                let entry = tokio::task::spawn_blocking(move || Entry::new(Some(bytes), asked, expires_in));
+                Self::Answered(Arc::new(entry.await.ok()?))
+            }
+            Fetched::Value(bytes, expires_in) => Self::Answered(Arc::new(Entry::new(Some(bytes), asked, expires_in))),
+            Fetched::Absent => Self::Answered(Arc::new(Entry::new(None, asked, None))),
+            Fetched::Refused(error) => Self::Refused(error),
+            Fetched::Failed(error) => Self::Failed(error),
+        })
+    }
+}
+
+/// The digest of a larger value takes so long that other fetches would notice.
+const DIGEST_AT_ONCE: usize = 1 << 20;
+
 /// The store, and while it is being replaced, its successor.
 struct Stores {
     active: Arc<Store>,
@@ -333,8 +351,10 @@ impl<E: FetchError> Cache<E> {
         let asked = Instant::now();
         let fetch = fetch(ticket.key().clone());
         self.0.fetches.spawn(async move {
-            let fetched = fetch.await;
-            shared.land(ticket, asked, fetched);
+            // Should making an entry fail, the ticket is dropped, which ends the flight.
+            if let Some(landed) = Landed::of(fetch.await, asked).await {
+                shared.land(ticket, &landed);
+            }
         });
     }
 
@@ -427,15 +447,9 @@ impl<E: FetchError> Shared<E> {
         Some(answer)
     }
 
-    fn land(&self, ticket: Ticket<Landed<E>>, asked: Instant, fetched: Fetched<E>) {
-        let landed = match fetched {
-            Fetched::Value(bytes, expires_in) => Landed::Answered(Arc::new(Entry::new(Some(bytes), asked, expires_in))),
-            Fetched::Absent => Landed::Answered(Arc::new(Entry::new(None, asked, None))),
-            Fetched::Refused(error) => Landed::Refused(error),
-            Fetched::Failed(error) => Landed::Failed(error),
-        };
+    fn land(&self, ticket: Ticket<Landed<E>>, landed: &Landed<E>) {
         let key = ticket.key().clone();
-        ticket.land(|| self.keep(&key, &landed), |_stored| landed.clone());
+        ticket.land(|| self.keep(&key, landed), landed.clone());
     }
 
     /// Makes the store say what Redis said. Called under the flight's lock.
