@@ -384,11 +384,12 @@ impl<E: FetchError> Cache<E> {
         let _alone = lock(&shared.whole_store);
         shared.lifetimes.store(Arc::new(settings.lifetimes()));
         let before = std::mem::replace(&mut *lock(&shared.settings), settings.clone());
-        shared.remove_dead(Instant::now());
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
+            shared.remove_dead(Instant::now());
             return 0;
         }
-        shared.move_to(Store::new(settings.capacity, settings.policy, &shared.evictions), settings.capacity)
+        let next = Store::new(settings.capacity, settings.policy, &shared.evictions);
+        shared.move_to(next, settings.capacity, Instant::now())
     }
 
     /// Removes the entries whose time is over. Takes time in proportion to the number of entries.
@@ -480,35 +481,46 @@ impl<E: FetchError> Shared<E> {
         }
     }
 
-    /// Makes `next`, which has room for `capacity` entries, the store. Returns how many entries it had no room for.
-    fn move_to(&self, next: Arc<Store>, capacity: usize) -> u64 {
+    /// Makes `next`, which has room for `capacity` entries, the store, without the entries whose time is over.
+    /// Returns how many others it had no room for.
+    fn move_to(&self, next: Arc<Store>, capacity: usize, now: Instant) -> u64 {
         let old = self.flights.hold_all(|| {
             let old = Arc::clone(&self.stores.load().active);
             self.stores.store(Arc::new(Stores { active: Arc::clone(&old), next: Some(Arc::clone(&next)) }));
             old
         });
         old.retire();
-        // Readers go on meanwhile, so the order is that of one moment.
-        let mut entries: Vec<_> = old.iter().map(|(key, entry)| (entry.last_read(), key, entry)).collect();
-        entries.sort_unstable_by_key(|(last_read, ..)| *last_read);
-        let dropped = entries.len().saturating_sub(capacity);
-        for (_, key, entry) in entries.drain(..).skip(dropped) {
+        let lifetimes = self.lifetimes();
+        let (mut alive, mut dead) = (Vec::new(), 0);
+        for (key, entry) in old.iter() {
+            if entry.freshness(now, lifetimes) == Freshness::Dead {
+                dead += 1;
+            } else {
+                // Readers go on meanwhile, so the order is that of one moment.
+                alive.push((entry.last_read(), key, entry));
+            }
+        }
+        alive.sort_unstable_by_key(|(last_read, ..)| *last_read);
+        let surplus = alive.len().saturating_sub(capacity);
+        for (_, key, entry) in alive.drain(surplus..) {
             self.flights.hold(key.as_bytes(), || {
                 // Not there any more: invalidated. Not the same any more: landed meanwhile, in both.
                 if old.holds(key.as_bytes(), &entry) && self.is_next(&next) {
-                    next.insert(&key, entry);
+                    next.carry(&key, entry);
                 }
             });
         }
+        next.settle();
         self.flights.hold_all(|| {
             // A flush in between has put an empty store of the new size there already.
             if self.is_next(&next) {
                 self.stores.store(Arc::new(Stores { active: next, next: None }));
             }
         });
-        let dropped = dropped as u64;
-        self.evictions.count(Cause::Resized, dropped);
-        dropped
+        let surplus = surplus as u64;
+        self.evictions.count(Cause::Expired, dead);
+        self.evictions.count(Cause::Resized, surplus);
+        surplus
     }
 
     fn is_next(&self, store: &Arc<Store>) -> bool {

@@ -72,8 +72,18 @@ impl Store {
     }
 
     pub(super) fn insert(&self, key: &Key, entry: Arc<Entry>) {
+        self.carry(key, entry);
+        self.settle();
+    }
+
+    /// Inserts one of many; after the last of them the store has to be [settled](Self::settle).
+    pub(super) fn carry(&self, key: &Key, entry: Arc<Entry>) {
         self.ledger.bytes.fetch_add(size(key, &entry), Relaxed);
         self.entries.insert(key.clone(), entry);
+    }
+
+    /// Applies the reads and insertions so far to the order and the size.
+    pub(super) fn settle(&self) {
         self.entries.run_pending_tasks();
     }
 
@@ -94,7 +104,7 @@ impl Store {
 
     /// How many entries there are, exactly, and the bytes of their keys and values.
     pub(super) fn size(&self) -> (u64, u64) {
-        self.entries.run_pending_tasks();
+        self.settle();
         (self.entries.entry_count(), self.ledger.bytes.load(Relaxed))
     }
 
