@@ -1,3 +1,5 @@
 //! What the README promises, tried on the real program in front of a real Redis: one module a promise.
 
+mod architecture;
+mod readme;
 mod support;

@@ -1,0 +1,88 @@
+//! What the README shows is what the program answers.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::support::http::{Client, Response};
+use crate::support::{Proxy, RedisServer};
+
+/// A command of the README with what stands below it.
+struct Example {
+    command: String,
+    output: Vec<String>,
+}
+
+#[test]
+fn the_curl_lines_of_the_readme_answer_as_printed() {
+    let redis = RedisServer::start();
+    redis.command(&["SET", "greeting", "hello"]);
+    let proxy = Proxy::start(&format!("[http]\nlisten = \"127.0.0.1:0\"\n[redis]\nurl = \"{}\"\n", redis.url()));
+    let examples = examples();
+    assert_eq!(examples.len(), 4, "miss, hit, 304, 404");
+    for Example { command, output } in examples {
+        let response = perform(proxy.http(), &command);
+        let printed = printed(&response);
+        for line in output.iter().filter(|line| !line.is_empty()).map(|line| without_times(line)) {
+            assert!(printed.contains(&line), "{command}\nthe README prints {line:?}, the proxy answers {printed:#?}");
+        }
+        assert_eq!(printed.len(), output.iter().filter(|line| !line.is_empty()).count(), "{command}: {printed:#?}");
+    }
+}
+
+#[test]
+fn every_file_the_readme_links_is_there() {
+    let readme = readme();
+    let links = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    for link in links.filter(|link| !link.contains("://")) {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists(), "{link}");
+    }
+}
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+}
+
+fn examples() -> Vec<Example> {
+    let readme = readme();
+    let block = readme.split("```console\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a console block");
+    let examples = block.split("$ ").skip(1).map(|example| {
+        let mut lines = example.lines().map(str::to_owned);
+        Example { command: lines.next().expect("a command"), output: lines.collect() }
+    });
+    examples.collect()
+}
+
+/// Does what `curl -i [-H 'Name: value'] URL` does.
+fn perform(proxy: SocketAddr, command: &str) -> Response {
+    let (_, path) = command.split_once("http://127.0.0.1:8080").expect("the address of make run");
+    let header = command.split_once("-H '").map(|(_, rest)| rest.split('\'').next().expect("a quoted header"));
+    let headers: Vec<_> = header.into_iter().filter_map(|header| header.split_once(": ")).collect();
+    let mut client = Client::connect(proxy);
+    client.request("GET", path, &headers)
+}
+
+/// The response as curl prints it, without the date and with seconds blotted out.
+fn printed(response: &Response) -> Vec<String> {
+    let reason = match response.status {
+        200 => "OK",
+        304 => "Not Modified",
+        404 => "Not Found",
+        other => panic!("{other} is not in the README"),
+    };
+    let mut lines = vec![format!("HTTP/1.1 {} {reason}", response.status)];
+    let headers = response.headers.iter().filter(|(name, _)| name != "date");
+    lines.extend(headers.map(|(name, value)| without_times(&format!("{name}: {value}"))));
+    if !response.body.is_empty() {
+        lines.push(String::from_utf8_lossy(&response.body).into_owned());
+    }
+    lines
+}
+
+fn without_times(line: &str) -> String {
+    match (line.split_once("ttl="), line.strip_prefix("age: ")) {
+        (Some((before, _)), _) => format!("{before}ttl=N"),
+        (None, Some(_)) => "age: N".to_owned(),
+        (None, None) => line.to_owned(),
+    }
+}
