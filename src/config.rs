@@ -4,9 +4,10 @@
 //! of its key, so that one bad value hides no other; only when all are good are they put together, and then the
 //! rules that concern several keys are checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use config::{ConfigError, Map, Source, Value, ValueKind};
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Address;
 use crate::cli::Flags;
 use crate::server::Listen;
-use crate::units::{Contradiction, MASK, broken};
-use crate::{admin, backend, cache, daemon, http, telemetry};
+use crate::units::{self, Contradiction, MASK, broken};
+use crate::{admin, backend, cache, http, telemetry};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +33,32 @@ pub struct Config {
     /// Logs.
     pub telemetry: telemetry::Settings,
     /// The process.
-    pub daemon: daemon::Settings,
+    pub daemon: DaemonSettings,
+}
+
+/// `[daemon]`. It is here, and not with the daemon, because the daemon knows the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DaemonSettings {
+    /// How long requests in flight may take to finish when the daemon is told to stop.
+    #[serde(with = "units::duration")]
+    pub drain_timeout: Duration,
+    /// Threads that serve; zero: one a processor.
+    #[serde(with = "units::count")]
+    pub worker_threads: usize,
+}
+
+impl Default for DaemonSettings {
+    fn default() -> Self {
+        Self { drain_timeout: Duration::from_secs(8), worker_threads: 0 }
+    }
+}
+
+impl DaemonSettings {
+    fn contradictions(&self) -> Vec<Contradiction> {
+        let text = "found more than 1024, expected fewer, or 0 for one a processor";
+        broken([(self.worker_threads > 1024, "daemon.worker_threads", text)])
+    }
 }
 
 /// One thing that is wrong with a configuration.
@@ -88,23 +114,38 @@ pub fn environment() -> Environment {
 /// # Errors
 /// Every problem of every source.
 pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, Problems> {
+    let file = flags.config.as_deref().map_or_else(|| Ok(Layer::default()), Layer::file)?;
+    let variables = Layer::environment(environment);
+    let flags = Layer::flags(flags, &[&variables, &file]);
+    let layers = [file, variables, flags];
     let known = Keys::of_defaults();
-    let mut problems = known.misspelt_variables(environment);
-    let mut values = Layer::default();
-    if let Some(path) = &flags.config {
-        values.put_over(Layer::file(path)?);
-    }
-    values.put_over(Layer::environment(environment));
-    let flags = Layer::flags(flags, &values);
-    values.put_over(flags);
-    problems.extend(values.0.iter().filter_map(|(key, value)| known.check(key, value)));
+    let values = layers.iter().flat_map(|layer| &layer.0);
+    let mut problems: Vec<_> = values.filter_map(|(key, value)| known.check(key, value)).collect();
+    problems.extend(known.misspelt_variables(environment));
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
-    let config: Config =
-        values.tree().try_deserialize().map_err(|error| Problems::one("configuration", error.to_string()))?;
-    let problems: Vec<_> = config.contradictions().into_iter().map(|(key, text)| values.problem(key, text)).collect();
+    let config = put_together(&layers).map_err(|error| Problems::one("configuration", error.to_string()))?;
+    let contradiction = |(key, text): Contradiction| {
+        let value = layers.iter().rev().find_map(|layer| layer.0.get(key));
+        problem(key, value, text.to_owned())
+    };
+    let problems: Vec<_> = config.contradictions().into_iter().map(contradiction).collect();
     if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+}
+
+/// Later layers win.
+fn put_together(layers: &[Layer]) -> Result<Config, ConfigError> {
+    let mut builder = config::Config::builder();
+    for layer in layers {
+        builder = builder.add_source(layer.clone());
+    }
+    builder.build()?.try_deserialize()
+}
+
+fn problem(key: &str, value: Option<&Value>, text: String) -> Problem {
+    let origin = value.and_then(Value::origin).unwrap_or("defaults");
+    Problem { origin: origin.to_owned(), key: key.to_owned(), text }
 }
 
 impl Config {
@@ -117,25 +158,18 @@ impl Config {
     }
 
     /// The keys in which `new` differs and that take effect only at a start.
-    pub fn needs_restart(&self, new: &Self) -> Vec<String> {
+    pub fn needs_restart(&self, new: &Self) -> BTreeSet<String> {
         let mut live = self.clone();
         live.cache = new.cache.clone();
         live.telemetry.log_filter = new.telemetry.log_filter.clone();
-        let (old, new_values) = (Layer::of(&live), Layer::of(new));
-        let mut keys: Vec<_> = new_values
-            .0
-            .iter()
-            .filter(|(key, value)| !same(old.0.get(*key), value))
-            .map(|(key, _)| key.clone())
-            .collect();
+        let old = Layer::of(&live);
+        let differs = |key: &String, value: &Value| old.0.get(key).is_none_or(|old| old.kind != value.kind);
+        let differing = Layer::of(new).0.into_iter().filter(|(key, value)| differs(key, value)).map(|(key, _)| key);
         // A secret looks the same whatever it is.
-        if live.redis.password != new.redis.password {
-            keys.push("redis.password".to_owned());
-        }
-        if live.redis.url != new.redis.url && !keys.iter().any(|key| key == "redis.url") {
-            keys.push("redis.url".to_owned());
-        }
-        keys
+        let password = live.redis.password != new.redis.password;
+        let url = live.redis.url != new.redis.url;
+        let secrets = [(password, "redis.password"), (url, "redis.url")].into_iter().filter(|(differs, _)| *differs);
+        differing.chain(secrets.map(|(_, key)| key.to_owned())).collect()
     }
 
     /// What is wrong although each value by itself is right: the key to be named, and the text.
@@ -158,8 +192,18 @@ impl Config {
 }
 
 /// Values by key, each with its origin.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Layer(BTreeMap<String, Value>);
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(self.0.clone().into_iter().collect())
+    }
+}
 
 impl Layer {
     /// The values of a configuration.
@@ -189,13 +233,14 @@ impl Layer {
         Self(values.collect())
     }
 
-    /// The flags; `--redis_host` and the like change a part of what the layers `below` say.
-    fn flags(flags: &Flags, below: &Self) -> Self {
+    /// The flags; `--redis_host` and the like change a part of what the layers `below` say, the uppermost first.
+    fn flags(flags: &Flags, below: &[&Self]) -> Self {
         let mut layer = Self::default();
         layer.put("--password", "redis.password", flags.password.clone());
         layer.put("--ttl", "cache.ttl", flags.ttl.clone());
         layer.put("--k", "cache.capacity", flags.k.clone());
-        let text = |key| below.0.get(key).and_then(|value| value.clone().into_string().ok());
+        let value = |key| below.iter().find_map(|layer| layer.0.get(key));
+        let text = |key| value(key).and_then(|value| value.clone().into_string().ok());
         if let (Some(origin), Ok(listen)) = (
             origin([("--proxy_host", &flags.proxy_host), ("--proxy_port", &flags.proxy_port)]),
             text("http.listen").map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from),
@@ -228,25 +273,10 @@ impl Layer {
         }
     }
 
-    fn put_over(&mut self, above: Self) {
-        self.0.extend(above.0);
-    }
-
     fn flatten(tree: &Value) -> Self {
         let mut values = BTreeMap::new();
         flatten(String::new(), tree, &mut values);
         Self(values)
-    }
-
-    /// The values as nested tables.
-    fn tree(&self) -> Value {
-        let leaves = self.0.iter().map(|(key, value)| (key.as_str(), value));
-        nest(leaves)
-    }
-
-    fn problem(&self, key: &str, text: &str) -> Problem {
-        let origin = self.0.get(key).and_then(Value::origin).unwrap_or("defaults");
-        Problem { origin: origin.to_owned(), key: key.to_owned(), text: text.to_owned() }
     }
 }
 
@@ -267,26 +297,11 @@ fn flatten(key: String, value: &Value, values: &mut BTreeMap<String, Value>) {
     }
 }
 
-fn nest<'a>(leaves: impl Iterator<Item = (&'a str, &'a Value)>) -> Value {
-    let mut sections: Map<String, Map<String, Value>> = Map::new();
-    for (key, value) in leaves {
-        let (section, name) = key.split_once('.').unwrap_or((key, ""));
-        let section = sections.entry(section.to_owned()).or_default();
-        if !name.is_empty() {
-            section.insert(name.to_owned(), value.clone());
-        }
-    }
-    let sections = sections.into_iter().map(|(name, table)| (name, Value::new(None, ValueKind::Table(table))));
-    Value::new(None, ValueKind::Table(sections.collect()))
-}
-
-fn same(old: Option<&Value>, new: &Value) -> bool {
-    old.is_some_and(|old| old.kind == new.kind)
-}
-
 /// The keys there are.
 struct Keys(Vec<String>);
 
+/// Texts less alike than this, of 1, are not taken for one another.
+const LIKE: f64 = 0.8;
 /// Keys whose values are not repeated in a message.
 const SECRET: &str = "redis.password";
 
@@ -304,10 +319,11 @@ impl Keys {
             return (!empty).then(|| problem("a value where a section of keys is expected".to_owned()));
         }
         if !self.0.iter().any(|known| known == key) {
-            return Some(problem(format!("unknown key; did you mean {}?", self.nearest(key))));
+            let hint = self.nearest(key).map_or_else(String::new, |known| format!("; did you mean {known}?"));
+            return Some(problem(format!("unknown key{hint}")));
         }
-        let alone = nest(std::iter::once((key, value)));
-        let error = alone.try_deserialize::<Config>().err()?;
+        let alone = Layer(BTreeMap::from([(key.to_owned(), value.clone())]));
+        let error = put_together(&[alone]).err()?;
         let text = explain(&error);
         Some(problem(if key == SECRET { format!("{MASK} is not a text") } else { text }))
     }
@@ -316,12 +332,13 @@ impl Keys {
         self.0.iter().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
     }
 
-    fn nearest(&self, key: &str) -> &str {
-        let similarity = |known: &String| strsim::jaro_winkler(known, key);
-        // Somebody who left out the section has the name right.
-        let by_name = self.0.iter().find(|known| known.rsplit('.').next() == key.rsplit('.').next());
-        let by_text = self.0.iter().max_by(|one, other| similarity(one).total_cmp(&similarity(other)));
-        by_name.or(by_text).map_or("", String::as_str)
+    /// The key that was probably meant: of the same name, in the section most like it, or else the most like it.
+    fn nearest(&self, key: &str) -> Option<&String> {
+        let name = |key: &str| key.rsplit('.').next().map(str::to_owned);
+        let similarity = |known: &String| strsim::jaro_winkler(known, key) + f64::from(name(known) == name(key));
+        let (nearest, similarity) =
+            self.0.iter().map(|known| (known, similarity(known))).max_by(|a, b| a.1.total_cmp(&b.1))?;
+        (similarity > LIKE).then_some(nearest)
     }
 
     /// Variables that would name a key if their underscores were right.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::runtime::Handle;
@@ -17,38 +16,12 @@ use tokio_stream::StreamExt as _;
 
 use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
-use crate::config::{Config, Problem, Problems, Sources};
+use crate::config::{Config, DaemonSettings, Problem, Problems, Sources};
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::server::{BindError, Drain, DrainControl, Limits, Listener, Workers};
 use crate::telemetry::FilterHandle;
-use crate::units::{self, Contradiction, broken};
 use crate::{admin, http};
-
-/// `[daemon]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// How long requests in flight may take to finish when the daemon is told to stop.
-    #[serde(with = "units::duration")]
-    pub drain_timeout: Duration,
-    /// Threads that serve; zero: one a processor.
-    #[serde(with = "units::count")]
-    pub worker_threads: usize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { drain_timeout: Duration::from_secs(8), worker_threads: 0 }
-    }
-}
-
-impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let text = "found more than 1024, expected fewer, or 0 for one a processor";
-        broken([(self.worker_threads > 1024, "daemon.worker_threads", text)])
-    }
-}
 
 /// Why the daemon could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -207,7 +180,7 @@ async fn listeners(config: &Config, proxy: &Proxy, metrics: &Arc<Metrics>) -> Re
     ])
 }
 
-fn worker_threads(settings: &Settings) -> usize {
+fn worker_threads(settings: &DaemonSettings) -> usize {
     match settings.worker_threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,

@@ -188,14 +188,8 @@ impl Listener {
         };
         // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
         let Ok(stream) = stream.into_std() else { return };
-        let counted = self.metrics.connection(self.front_end);
-        workers.serve(Connection {
-            stream,
-            service: self.service.clone(),
-            drain: drain.clone(),
-            _permit: permit,
-            _counted: counted,
-        });
+        let counted = Counted { _permit: permit, _open: self.metrics.connection(self.front_end) };
+        workers.serve(Connection { stream, service: self.service.clone(), drain: drain.clone(), counted });
     }
 }
 
@@ -259,8 +253,29 @@ struct Connection {
     stream: std::net::TcpStream,
     service: Service,
     drain: Drain,
+    counted: Counted,
+}
+
+/// What a connection takes up until it is dropped.
+struct Counted {
     _permit: OwnedSemaphorePermit,
-    _counted: OpenConnection,
+    _open: OpenConnection,
+}
+
+/// Counts one for as long as it lives, so that whatever ends early, by a panic even, is not counted for ever.
+struct Count(Arc<AtomicUsize>);
+
+impl Count {
+    fn one(of: &Arc<AtomicUsize>) -> Self {
+        of.fetch_add(1, Relaxed);
+        Self(Arc::clone(of))
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// The threads that serve.
@@ -268,7 +283,7 @@ pub struct Workers(Vec<Worker>);
 
 struct Worker {
     /// Never longer than the listeners' `max_connections`, since each holds a permit.
-    connections: mpsc::UnboundedSender<Connection>,
+    connections: mpsc::UnboundedSender<(Connection, Count)>,
     open: Arc<AtomicUsize>,
 }
 
@@ -285,29 +300,25 @@ impl Workers {
         let Some(worker) = self.0.iter().min_by_key(|worker| worker.open.load(Relaxed)) else {
             return;
         };
-        worker.open.fetch_add(1, Relaxed);
         // A worker ends only with the daemon; then the connection is closed by being dropped.
-        _ = worker.connections.send(connection);
+        _ = worker.connections.send((connection, Count::one(&worker.open)));
     }
 }
 
 impl Worker {
     fn start(number: usize) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (connections, mut arriving) = mpsc::unbounded_channel::<Connection>();
-        let open = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&open);
+        let (connections, mut arriving) = mpsc::unbounded_channel::<(Connection, Count)>();
         let work = async move {
-            while let Some(connection) = arriving.recv().await {
-                let count = Arc::clone(&count);
+            while let Some((connection, count)) = arriving.recv().await {
                 tokio::spawn(async move {
                     connection.serve().await;
-                    count.fetch_sub(1, Relaxed);
+                    drop(count);
                 });
             }
         };
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || runtime.block_on(work))?;
-        Ok(Self { connections, open })
+        Ok(Self { connections, open: Arc::default() })
     }
 }
 
@@ -324,7 +335,7 @@ enum Protocol {
 
 impl Connection {
     async fn serve(self) {
-        let Self { stream, service, mut drain, _permit, _counted } = self;
+        let Self { stream, service, mut drain, counted: _counted } = self;
         let Ok(stream) = TcpStream::from_std(stream) else {
             return;
         };
@@ -337,7 +348,7 @@ impl Connection {
         };
         let Some(protocol) = protocol else { return };
         let (stream, activity) = Observed::new(stream);
-        let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: AtomicUsize::new(0) });
+        let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: Arc::default() });
         let stream = TokioIo::new(stream);
         let limits = Arc::clone(&service.limits);
         let watching = Arc::clone(&watch);
@@ -408,10 +419,8 @@ impl Service {
     ) -> Result<Response<Body>, std::convert::Infallible> {
         watch.activity.settle();
         watch.requests.fetch_add(1, Relaxed);
-        watch.answering.fetch_add(1, Relaxed);
-        let answer = self.router.call(request).await;
-        watch.answering.fetch_sub(1, Relaxed);
-        answer
+        let _answering = Count::one(&watch.answering);
+        self.router.call(request).await
     }
 }
 
@@ -428,7 +437,7 @@ enum HeadRule {
 struct Watch {
     activity: Arc<Activity>,
     requests: AtomicUsize,
-    answering: AtomicUsize,
+    answering: Arc<AtomicUsize>,
 }
 
 impl Watch {

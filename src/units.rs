@@ -193,6 +193,18 @@ impl Serialize for Secret {
     }
 }
 
+/// For `TryFrom<String>`: what `text` names among `choices`.
+///
+/// # Errors
+/// Names what was found and what may be chosen.
+pub fn choose<T: Copy, const N: usize>(text: &str, choices: [(&str, T); N]) -> Result<T, String> {
+    let found = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
+    found.ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+        format!("invalid value: string {text:?}, expected {}", names.join(" or "))
+    })
+}
+
 /// A key and what is wrong with its value although the value by itself is right.
 pub type Contradiction = (&'static str, &'static str);
 

@@ -74,12 +74,20 @@ impl Settings {
 
 /// Which entry goes when the cache is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Policy {
     /// The least recently read one.
     Lru,
     /// One read seldom: a new key must have been asked for more often than the one it would drive out.
     Tinylfu,
+}
+
+impl TryFrom<String> for Policy {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        units::choose(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
+    }
 }
 
 /// How a read was answered.
