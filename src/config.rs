@@ -319,8 +319,9 @@ impl Keys {
             return (!empty).then(|| problem("a value where a section of keys is expected".to_owned()));
         }
         if !self.0.iter().any(|known| known == key) {
-            let hint = self.nearest(key).map_or_else(String::new, |known| format!("; did you mean {known}?"));
-            return Some(problem(format!("unknown key{hint}")));
+            let nearest = self.nearest(key).map(|known| format!("did you mean {known}?"));
+            let hint = nearest.unwrap_or_else(|| format!("the sections are {}", self.sections().join(", ")));
+            return Some(problem(format!("unknown key; {hint}")));
         }
         let alone = Layer(BTreeMap::from([(key.to_owned(), value.clone())]));
         let error = put_together(&[alone]).err()?;
@@ -330,6 +331,12 @@ impl Keys {
 
     fn is_section(&self, key: &str) -> bool {
         self.0.iter().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    }
+
+    fn sections(&self) -> Vec<&str> {
+        let mut sections: Vec<_> = self.0.iter().filter_map(|known| Some(known.split_once('.')?.0)).collect();
+        sections.dedup();
+        sections
     }
 
     /// The key that was probably meant: of the same name, in the section most like it, or else the most like it.
