@@ -218,10 +218,12 @@ impl Link {
             if activity.last_read().elapsed() < self.settings.ping_interval {
                 continue;
             }
-            let answer = connection.send_packed_command(&ping);
-            // An error is the driver's to report.
-            if timeout(patience, answer).await.is_err() && activity.last_read().elapsed() >= patience {
-                return;
+            match timeout(patience, connection.send_packed_command(&ping)).await {
+                Ok(Ok(_)) => {}
+                // The stream has ended, which is the driver's to report.
+                Ok(Err(_)) => std::future::pending().await,
+                Err(_) if activity.last_read().elapsed() < patience => {}
+                Err(_) => return,
             }
         }
     }

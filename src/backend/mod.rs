@@ -263,15 +263,14 @@ impl Shared {
         connection::read_reply(replies)
     }
 
-    /// The link, once it is there, or why it is not.
+    /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
     async fn link(&self, deadline: Instant) -> Result<MultiplexedConnection, BackendError> {
         let mut link = self.link.clone();
-        if let LinkState::Up(connection) = &*link.borrow() {
+        if let LinkState::Up(connection) = &*link.borrow_and_update() {
             return Ok(connection.clone());
         }
         self.needed.notify_one();
-        let until = deadline.min(Instant::now() + LINK_WAIT);
-        _ = timeout_at(until, link.wait_for(|state| matches!(state, LinkState::Up(_)))).await;
+        _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), link.changed()).await;
         let state = link.borrow().clone();
         match state {
             LinkState::Up(connection) => Ok(connection),
