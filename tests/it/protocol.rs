@@ -390,6 +390,23 @@ fn a_head_larger_than_max_header_is_refused() {
 }
 
 #[test]
+fn max_header_holds_to_within_a_kibibyte() {
+    for (limit, bytes) in [("8KiB", 8 << 10), ("20KiB", 20 << 10), ("64KiB", 64 << 10)] {
+        let serving = serving_a(&[("HTTP__MAX_HEADER", limit)]);
+        for (length, expected) in [(bytes - 1024, "200"), (bytes + 1024, "431")] {
+            let start = "GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ";
+            let filling = "x".repeat(length - start.len() - 4);
+            let answer = exchange(serving.address(), format!("{start}{filling}\r\n\r\n").as_bytes());
+            assert_eq!(
+                status(&answer),
+                expected,
+                "{length} bytes where {limit} are allowed: {answer:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_head_of_too_many_lines_is_refused() {
     let serving = serving_a(&[]);
     let lines = "X: y\r\n".repeat(1000);

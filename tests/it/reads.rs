@@ -138,6 +138,7 @@ fn a_plus_is_a_plus_and_no_space() {
     let mut client = serving.client();
     assert_value(&mut client, "/keys/a+b", "plus");
     assert_value(&mut client, "/keys/a%2Bb", "plus");
+    assert_value(&mut client, "/keys/%61+b", "plus");
     assert_value(&mut client, "/keys/a%20b", "space");
 }
 
