@@ -1,6 +1,6 @@
 //! HTTP/1.1 and HTTP/2 as clients speak them, well or badly, within limits that bound what each may take.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
+#![expect(clippy::expect_used, reason = "a test that panics has failed")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -111,9 +111,8 @@ fn http_1_0_may_ask_to_keep_the_connection() {
 fn pipelined_requests_are_answered_in_order() {
     let serving = serving(&[]);
     (0..100).for_each(|number| serving.set(format!("k{number}"), format!("v{number}")));
-    let requests: String = (0..100)
-        .map(|number| format!("GET /keys/k{number} HTTP/1.1\r\nHost: x\r\n\r\n"))
-        .collect();
+    let request = |number| format!("GET /keys/k{number} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let requests = (0..100).map(request).collect::<Vec<_>>().concat();
     let mut client = serving.client();
     // From Redis, then from memory.
     for _ in 0..2 {
@@ -235,6 +234,18 @@ fn a_client_that_waits_to_be_asked_for_its_body_is_answered() {
         }
         assert_eq!(response.status, expected, "{method}");
     }
+}
+
+#[test]
+fn a_write_is_refused_in_words_however_big_its_body() {
+    let serving = serving_a(&[]);
+    for length in [10, 10_000, 4_000_000] {
+        let mut client = serving.client();
+        let head = format!("PUT /keys/a HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        client.send_raw(&[head.into_bytes(), vec![b'x'; length]].concat());
+        assert_eq!(client.read_response().status, 405, "{length} bytes");
+    }
+    assert_serves(&serving);
 }
 
 // HTTP/2
@@ -472,6 +483,26 @@ fn a_second_head_on_a_connection_has_no_more_time_than_the_first() {
     assert!(dribble(&mut stream, head.as_bytes()), "the head was taken for 8 s");
 }
 
+/// That the proxy neither says anything nor closes for more than twice the `header_timeout` of the test below.
+#[track_caller]
+fn assert_left_open(client: &mut Client) {
+    client.read_timeout(Duration::from_millis(700));
+    let silence = client.try_read_response().expect_err("nothing was asked");
+    let silent = [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&silence.kind());
+    assert!(silent, "{silence}");
+    client.read_timeout(BOUND);
+}
+
+#[test]
+fn the_time_for_a_head_does_not_run_between_requests() {
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
+    let mut client = serving.client();
+    assert_left_open(&mut client);
+    assert_eq!(client.get("/keys/a").body, b"value");
+    assert_left_open(&mut client);
+    assert_eq!(client.get("/keys/a").body, b"value");
+}
+
 #[test]
 fn a_slow_head_that_is_complete_in_time_is_answered() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "5s"), ("HTTP__IDLE_TIMEOUT", "800ms")]);
@@ -605,7 +636,9 @@ fn a_client_that_reads_nothing_is_cut_off() {
 fn a_connection_beyond_max_connections_is_told_so() {
     let serving = serving_a(&[("HTTP__MAX_CONNECTIONS", "2")]);
     let mut held = [serving.client(), serving.client()];
-    held.iter_mut().for_each(|client| _ = client.get("/keys/a"));
+    for client in &mut held {
+        assert_eq!(client.get("/keys/a").body, b"value");
+    }
     let refused = get(serving.address(), "/keys/a");
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("content-type"), Some("application/problem+json"));
@@ -618,8 +651,9 @@ fn a_connection_beyond_max_connections_is_told_so() {
     let count = serving.metric(r#"redis_proxy_connections_refused_total{front_end="http"}"#);
     assert!((count - 1.0).abs() < 0.5, "{count}");
     // Those that were there are not harmed.
-    held.iter_mut()
-        .for_each(|client| assert_eq!(client.get("/keys/a").body, b"value"));
+    for client in &mut held {
+        assert_eq!(client.get("/keys/a").body, b"value");
+    }
 }
 
 #[test]
