@@ -1,0 +1,755 @@
+//! Defaults < file < environment < flags; all that is wrong told at once; secrets never shown.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use redis_proxy::cli::Flags;
+use redis_proxy::config::{Config, Environment, load};
+use tempfile::TempDir;
+use toml::{Table, Value};
+
+use crate::serving::{serving, serving_from};
+use crate::support::http::get;
+use crate::support::{Proxy, RedisServer, eventually};
+
+const SECRET: &str = "hunter2";
+
+/// A configuration file of this content.
+struct File {
+    _directory: TempDir,
+    path: PathBuf,
+}
+
+impl File {
+    fn new(content: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("redis-proxy.toml");
+        fs::write(&path, content).expect("the file is written");
+        Self {
+            _directory: directory,
+            path,
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.path.to_str().expect("a path that is text")
+    }
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The configuration that these sources make, as `--print-config` shows it.
+#[track_caller]
+fn printed(arguments: &[&str], environment: &[(&str, &str)]) -> Table {
+    let output = Proxy::spawn_raw(&[arguments, &["--print-config"]].concat(), environment);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("a configuration is text");
+    text.parse().expect("a configuration is TOML")
+}
+
+/// One setting as text: `of(&table, "cache.ttl")`.
+#[track_caller]
+fn of(config: &Table, key: &str) -> String {
+    let (section, name) = key.split_once('.').expect("a section and a name");
+    match &config[section][name] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The keys of a configuration, each with its section.
+fn keys(config: &Table) -> Vec<String> {
+    let sections = config.iter();
+    let names = sections.flat_map(|(section, keys)| {
+        let keys = keys.as_table().expect("a section of keys");
+        keys.keys().map(move |key| format!("{section}.{key}"))
+    });
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+/// What `check` says to a file and an environment, refused with that code: a line a problem, without the first word.
+#[track_caller]
+fn complaints(expected: i32, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
+    let output = Proxy::spawn_raw(&[&["check"], arguments].concat(), environment);
+    assert_eq!(code(&output), Some(expected), "{output:?}");
+    let text = stderr(&output);
+    let lines = text.lines().map(|line| line.strip_prefix("redis-proxy: "));
+    let lines = lines.map(|line| line.expect("who complains").to_owned());
+    lines.collect()
+}
+
+#[track_caller]
+fn complaints_about(content: &str) -> Vec<String> {
+    let file = File::new(content);
+    let complaints = complaints(78, &["--config", file.name()], &[]);
+    let source = format!("{}: ", file.name());
+    let texts = complaints.iter().map(|line| {
+        let text = line.strip_prefix(&source);
+        text.unwrap_or_else(|| panic!("no source in {line}")).to_owned()
+    });
+    texts.collect()
+}
+
+/// That one of the lines has all of the parts.
+#[track_caller]
+fn assert_line(lines: &[String], parts: &[&str]) {
+    let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+    assert!(lines.iter().any(has_all), "{parts:?} in none of {lines:#?}");
+}
+
+// The file that comes with the program
+
+fn shipped() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("redis-proxy.toml");
+    fs::read_to_string(path).expect("the file that comes with the program")
+}
+
+#[test]
+fn the_shipped_file_is_the_defaults() {
+    let file = File::new(&shipped());
+    let flags = Flags {
+        config: Some(file.path.clone()),
+        ..Flags::default()
+    };
+    assert_eq!(load(&flags, &Environment::new()), Ok(Config::default()));
+}
+
+#[test]
+fn the_shipped_file_names_every_key_and_no_other() {
+    let file: Table = shipped().parse().expect("TOML");
+    let defaults = Config::default().to_toml().expect("a configuration as TOML");
+    let defaults: Table = defaults.parse().expect("TOML");
+    assert_eq!(keys(&file), keys(&defaults));
+}
+
+#[test]
+fn the_shipped_file_explains_every_section_and_most_keys() {
+    let text = shipped();
+    let explained = text
+        .lines()
+        .zip(text.lines().skip(1))
+        .filter(|(before, line)| before.starts_with('#') && line.contains(" = "));
+    let keys = text
+        .lines()
+        .filter(|line| line.contains(" = ") && !line.starts_with('#'));
+    assert!(explained.count() + 3 >= keys.count());
+}
+
+#[test]
+fn without_a_word_only_this_machine_is_served() {
+    assert_eq!(of(&printed(&[], &[]), "http.listen"), "127.0.0.1:8080");
+}
+
+// Layers
+
+#[test]
+fn each_source_wins_over_the_one_below() {
+    let file = File::new("[cache]\nttl = \"2s\"\ncapacity = 2\nttl_absent = \"2s\"\n");
+    let config = printed(
+        &["--config", file.name(), "--ttl", "4"],
+        &[("REDIS_PROXY_CACHE__TTL", "3s"), ("REDIS_PROXY_CACHE__CAPACITY", "3")],
+    );
+    assert_eq!(of(&config, "cache.ttl"), "4s", "the flag");
+    assert_eq!(of(&config, "cache.capacity"), "3", "the environment");
+    assert_eq!(of(&config, "cache.ttl_absent"), "2s", "the file");
+    assert_eq!(of(&config, "cache.stale_grace"), "0s", "the default");
+}
+
+#[test]
+fn the_file_may_be_named_in_the_environment_and_the_flag_wins() {
+    let (one, other) = (
+        File::new("[cache]\ncapacity = 1\n"),
+        File::new("[cache]\ncapacity = 2\n"),
+    );
+    let environment = [("REDIS_PROXY_CONFIG", one.name())];
+    assert_eq!(of(&printed(&[], &environment), "cache.capacity"), "1");
+    assert_eq!(of(&printed(&["-c", other.name()], &environment), "cache.capacity"), "2");
+}
+
+#[test]
+fn every_key_can_be_set_in_the_environment() {
+    // Nothing here contradicts any one other key.
+    let others = Environment::from(
+        [
+            ("URL", "rediss://:x@h"),
+            ("TLS_CERT_FILE", "/x"),
+            ("TLS_KEY_FILE", "/x"),
+        ]
+        .map(|(key, value)| (format!("REDIS_PROXY_REDIS__{key}"), value.to_owned())),
+    );
+    let without = load(&Flags::default(), &others).expect("a right configuration");
+    let defaults: Table = Config::default().to_toml().expect("TOML").parse().expect("TOML");
+    for key in keys(&defaults) {
+        let variable = format!("REDIS_PROXY_{}", key.replace('.', "__").to_uppercase());
+        let mut environment = others.clone();
+        environment.insert(variable.clone(), "=".to_owned());
+        // Where this is no right value the variable is blamed, and where it is one it makes a difference.
+        match load(&Flags::default(), &environment) {
+            Ok(config) => assert_ne!(config, without, "{variable} was passed over"),
+            Err(problems) => assert!(problems.to_string().starts_with(&variable), "{variable}: {problems}"),
+        }
+    }
+}
+
+#[test]
+fn the_short_flags_work_in_snake_case_and_in_kebab_case() {
+    let snake = [
+        "--redis_host",
+        "h",
+        "--redis_port",
+        "1",
+        "--proxy_host",
+        "::1",
+        "--proxy_port",
+        "2",
+    ];
+    let kebab = snake.map(|word| {
+        if word.starts_with("--") {
+            word.replace('_', "-")
+        } else {
+            word.into()
+        }
+    });
+    let kebab = kebab.each_ref().map(String::as_str);
+    for places in [snake, kebab] {
+        let others = ["--password", SECRET, "--ttl", "3", "--k", "7"];
+        let config = printed(&[&places[..], &others].concat(), &[]);
+        for (key, value) in [
+            ("redis.url", "redis://h:1/0"),
+            ("redis.password", "********"),
+            ("cache.ttl", "3s"),
+            ("cache.capacity", "7"),
+            ("http.listen", "[::1]:2"),
+        ] {
+            assert_eq!(of(&config, key), value, "{places:?}");
+        }
+    }
+}
+
+#[test]
+fn a_short_flag_changes_only_its_part_of_an_address() {
+    let file = File::new("[http]\nlisten = \"0.0.0.0:81\"\n[redis]\nurl = \"rediss://user:pass@host:7/3\"\n");
+    let arguments = ["--config", file.name(), "--redis_port", "8", "--proxy_port", "82"];
+    let config = printed(&arguments, &[]);
+    assert_eq!(of(&config, "redis.url"), "rediss://user:********@host:8/3");
+    assert_eq!(of(&config, "http.listen"), "0.0.0.0:82");
+    let arguments = [
+        "--config",
+        file.name(),
+        "--redis_host",
+        "other",
+        "--proxy_host",
+        "127.0.0.1",
+    ];
+    let config = printed(&arguments, &[]);
+    assert_eq!(of(&config, "redis.url"), "rediss://user:********@other:7/3");
+    assert_eq!(of(&config, "http.listen"), "127.0.0.1:81");
+}
+
+#[test]
+fn a_ttl_is_seconds_or_has_a_unit() {
+    for (given, shown) in [
+        ("60", "1m"),
+        ("90s", "1m 30s"),
+        ("5m", "5m"),
+        ("0", "0s"),
+        ("0.25", "250ms"),
+        ("1h 30m", "1h 30m"),
+    ] {
+        assert_eq!(
+            of(&printed(&["--ttl", given], &[]), "cache.ttl"),
+            shown,
+            "--ttl {given}"
+        );
+    }
+}
+
+#[test]
+fn variables_that_a_container_platform_makes_do_no_harm() {
+    let environment = [
+        ("REDIS_PROXY_PORT", "tcp://10.0.0.1:8080"),
+        ("REDIS_PROXY_SERVICE_HOST", "10.0.0.1"),
+        ("REDIS_PROXY_SERVICE_PORT", "8080"),
+        ("REDIS_PROXY_SERVICE_PORT_HTTP", "8080"),
+        ("REDIS_PROXY_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("REDIS_PROXY_PORT_8080_TCP_ADDR", "10.0.0.1"),
+    ];
+    assert_eq!(printed(&[], &environment), printed(&[], &[]));
+}
+
+// Problems
+
+#[test]
+fn all_bad_values_of_all_sources_are_told_at_once() {
+    let file = File::new("[cache]\ncapacity = -1\npolicy = \"fifo\"\n[http]\nmax_key = \"big\"\nlisten = 8080\n");
+    let environment = [
+        ("REDIS_PROXY_CACHE__STALE_GRACE", "long"),
+        ("REDIS_PROXY_CACHE_TTL_ABSENT", "5s"),
+        ("REDIS_PROXY_REDIS__MAX_FETCHES", "1.5"),
+    ];
+    let lines = complaints(64, &["--config", file.name(), "--ttl", "banana"], &environment);
+    for (source, key, found, allowed) in [
+        (file.name(), "cache.capacity", "-1", "a whole number"),
+        (file.name(), "cache.policy", "fifo", "tinylfu"),
+        (file.name(), "http.max_key", "\"big\"", "\"64KiB\""),
+        (file.name(), "http.listen", "8080", "host:port"),
+        (
+            "REDIS_PROXY_CACHE__STALE_GRACE",
+            "cache.stale_grace",
+            "\"long\"",
+            "a duration",
+        ),
+        (
+            "REDIS_PROXY_REDIS__MAX_FETCHES",
+            "redis.max_fetches",
+            "\"1.5\"",
+            "a whole number",
+        ),
+        ("--ttl", "cache.ttl", "\"banana\"", "\"5m\""),
+    ] {
+        let source = format!("{source}: {key}: ");
+        assert_line(&lines, &[&source, found, allowed]);
+    }
+    assert_line(
+        &lines,
+        &["REDIS_PROXY_CACHE_TTL_ABSENT", "REDIS_PROXY_CACHE__TTL_ABSENT"],
+    );
+    assert_eq!(lines.len(), 8, "a line a problem: {lines:#?}");
+}
+
+#[test]
+fn a_missing_file_hides_no_other_problem() {
+    let environment = [("REDIS_PROXY_CACHE__CAPACITY", "many")];
+    let lines = complaints(78, &["--config", "/nowhere/redis-proxy.toml"], &environment);
+    assert_line(&lines, &["/nowhere/redis-proxy.toml", "cannot be read"]);
+    assert_line(&lines, &["REDIS_PROXY_CACHE__CAPACITY", "cache.capacity", "\"many\""]);
+}
+
+#[test]
+fn an_unknown_key_or_section_is_named_with_the_nearest_right_one() {
+    let lines = complaints_about(
+        "ttl = 5\n[cache]\ncapasity = 5\nttl_abscent = 5\n[htttp]\nlisten = \"127.0.0.1:1\"\n\
+         [redis]\npasword_file = \"x\"\n[daemon]\ndrain-timeout = 1\n[tellemetry]\n",
+    );
+    for (wrong, right) in [
+        ("cache.capasity", "cache.capacity"),
+        ("cache.ttl_abscent", "cache.ttl_absent"),
+        ("htttp.listen", "http.listen"),
+        ("redis.pasword_file", "redis.password_file"),
+        ("daemon.drain-timeout", "daemon.drain_timeout"),
+        ("ttl", "cache.ttl"),
+    ] {
+        assert_line(
+            &lines,
+            &[&format!("{wrong}: unknown"), &format!("did you mean {right}?")],
+        );
+    }
+    assert_line(&lines, &["tellemetry: unknown", "did you mean telemetry"]);
+}
+
+#[test]
+fn a_misspelt_variable_is_named_with_the_right_one() {
+    let environment = [
+        ("REDIS_PROXY_CACHE_TTL", "5s"),
+        ("REDIS_PROXY_REDIS__PASWORD", SECRET),
+        ("REDIS_PROXY_CASH__TTL", "5s"),
+    ];
+    let lines = complaints(78, &[], &environment);
+    assert_line(&lines, &["REDIS_PROXY_CACHE_TTL: ", "REDIS_PROXY_CACHE__TTL"]);
+    assert_line(&lines, &["REDIS_PROXY_REDIS__PASWORD: ", "redis.password"]);
+    assert_line(&lines, &["REDIS_PROXY_CASH__TTL: ", "cache.ttl"]);
+    assert!(!lines.concat().contains(SECRET));
+}
+
+#[test]
+fn values_that_contradict_each_other_are_all_named() {
+    let lines = complaints_about(
+        "[http]\nlisten = \"127.0.0.1:7000\"\n[admin]\nlisten = \"127.0.0.1:7000\"\n\
+         [redis]\nurl = \"redis://h\"\npassword = \"hunter2\"\npassword_file = \"/p\"\n\
+         tls_ca_file = \"/ca\"\ntls_cert_file = \"/cert\"\n",
+    );
+    assert_line(&lines, &["admin.listen: ", "http.listen"]);
+    assert_line(&lines, &["redis.password_file: ", "redis.password "]);
+    assert_line(&lines, &["redis.url: ", "rediss://"]);
+    assert_line(&lines, &["redis.tls_cert_file: ", "redis.tls_key_file"]);
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+    assert!(!lines.concat().contains(SECRET));
+}
+
+#[test]
+fn a_user_without_a_password_is_a_problem() {
+    assert_line(
+        &complaints_about("[redis]\nusername = \"me\"\n"),
+        &["redis.username: ", "redis.password_file"],
+    );
+}
+
+#[test]
+fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
+    let lines = complaints_about(
+        "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\nheader_timeout = 0\n\
+         [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\n[daemon]\nworker_threads = 5000\n\
+         [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\nping_interval = 0\n",
+    );
+    for (key, found) in [
+        ("http.listen", "\"\""),
+        ("http.max_connections", "0"),
+        ("http.idle_timeout", "0"),
+        ("http.header_timeout", "0"),
+        ("admin.max_connections", "0"),
+        ("cache.capacity", "0"),
+        ("redis.connect_timeout", "0"),
+        ("redis.response_timeout", "0"),
+        ("redis.ping_interval", "0"),
+        ("http.max_header", "1KiB"),
+        ("daemon.worker_threads", "5000"),
+        ("redis.max_fetches", "999999999"),
+    ] {
+        assert_line(&lines, &[&format!("{key}: "), &format!("found {found}"), "expected"]);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_named_with_the_reason() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let directory = directory.path().to_str().expect("a path that is text");
+    for path in ["/nowhere/redis-proxy.toml", directory] {
+        assert_line(&complaints(78, &["--config", path], &[]), &[path, "cannot be read"]);
+    }
+    for content in ["[cache", "cache = {", "[cache]\nttl = 1\nttl = 2\n", "no toml"] {
+        let file = File::new(content);
+        assert_line(
+            &complaints(78, &["--config", file.name()], &[]),
+            &[file.name(), "not TOML"],
+        );
+    }
+    let not_text = File::new("");
+    fs::write(&not_text.path, b"\xff\xfe").expect("the file is written");
+    assert_line(&complaints(78, &["--config", not_text.name()], &[]), &[not_text.name()]);
+}
+
+#[test]
+fn an_empty_file_is_a_right_one() {
+    let file = File::new("");
+    assert_eq!(printed(&["--config", file.name()], &[]), printed(&[], &[]));
+}
+
+#[test]
+fn a_section_must_be_a_section_and_a_value_a_value() {
+    assert_line(&complaints_about("cache = 5\n"), &["cache: ", "section"]);
+    assert_line(&complaints_about("[cache.ttl]\n"), &["cache.ttl: "]);
+    assert_line(
+        &complaints_about("[cache.ttl]\nseconds = 5\n"),
+        &["cache.ttl.seconds: "],
+    );
+    assert_line(&complaints_about("[[cache]]\nttl = 5\n"), &["cache: ", "section"]);
+}
+
+#[test]
+fn a_wrong_command_line_is_a_usage_error() {
+    for arguments in [
+        &["--frobnicate"][..],
+        &["serve"],
+        &["check", "extra"],
+        &["--ttl"],
+        &["--ttl", "banana"],
+        &["--ttl", "-1"],
+        &["--k", "many"],
+        &["--k", "0"],
+        &["--k=-5"],
+        &["--redis_port", "banana"],
+        &["--redis_port", "65536"],
+        &["--proxy_port", "banana"],
+        &["--proxy_host", "a/b"],
+    ] {
+        let output = Proxy::spawn_raw(arguments, &[]);
+        assert_eq!(code(&output), Some(64), "{arguments:?}: {output:?}");
+        assert!(
+            stderr(&output).contains(arguments[0].split('=').next().unwrap_or_default()) || arguments[0] == "check"
+        );
+    }
+}
+
+#[test]
+fn a_bad_part_of_an_address_is_blamed_on_the_flag_that_gave_it() {
+    for (good, bad) in [("--redis_host", "--redis_port"), ("--proxy_host", "--proxy_port")] {
+        let lines = complaints(64, &[good, "localhost", bad, "banana"], &[]);
+        assert_line(&lines, &[&format!("{bad}: "), "banana"]);
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for argument in ["--help", "--version", "-h", "-V"] {
+        let output = Proxy::spawn_raw(&[argument], &[]);
+        assert_eq!(code(&output), Some(0), "{argument}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{argument}");
+    }
+}
+
+#[test]
+fn a_duration_beyond_all_clocks_is_refused_or_served_but_no_panic() {
+    for key in [
+        "CACHE__TTL",
+        "CACHE__TTL_ABSENT",
+        "CACHE__STALE_GRACE",
+        "HTTP__IDLE_TIMEOUT",
+        "HTTP__HEADER_TIMEOUT",
+        "REDIS__CONNECT_TIMEOUT",
+        "REDIS__RESPONSE_TIMEOUT",
+        "REDIS__PING_INTERVAL",
+        "REDIS__RECONNECT_DELAY_MAX",
+        "DAEMON__DRAIN_TIMEOUT",
+    ] {
+        let forever = "10000000000000000000s";
+        let variable = format!("REDIS_PROXY_{key}");
+        if code(&Proxy::spawn_raw(&["check"], &[(&variable, forever)])) == Some(78) {
+            continue;
+        }
+        let serving = serving(&[(key, forever)]);
+        serving.set("a", "value");
+        let mut client = serving.client();
+        for path in ["/keys/a", "/keys/a", "/keys/absent", "/keys/absent"] {
+            assert!([200, 404].contains(&client.get(path).status), "{key} {path}");
+        }
+    }
+}
+
+// Starting
+
+#[test]
+fn a_port_in_use_is_named_and_the_exit_code_is_1() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = taken.local_addr().expect("its address").port().to_string();
+    let http = Proxy::spawn_raw(&["--proxy_port", &port], &[]);
+    assert_eq!(code(&http), Some(1), "{http:?}");
+    assert!(stderr(&http).contains(&format!("http.listen: cannot listen on 127.0.0.1:{port}")));
+    let address = format!("127.0.0.1:{port}");
+    let admin = Proxy::spawn_raw(&["--proxy_port", "0"], &[("REDIS_PROXY_ADMIN__LISTEN", &address)]);
+    assert_eq!(code(&admin), Some(1), "{admin:?}");
+    assert!(stderr(&admin).contains("admin.listen: "));
+}
+
+#[test]
+fn a_file_that_is_needed_and_cannot_be_used_is_named_at_the_start() {
+    let no_pem = File::new("this is no certificate");
+    for path in ["/nowhere/file", "/", no_pem.name()] {
+        let (url, ca) = ("REDIS_PROXY_REDIS__URL", "REDIS_PROXY_REDIS__TLS_CA_FILE");
+        let output = Proxy::spawn_raw(&["--proxy_port", "0"], &[(url, "rediss://127.0.0.1:1"), (ca, path)]);
+        assert_eq!(code(&output), Some(78), "{output:?}");
+        let text = stderr(&output);
+        assert!(text.contains("redis.tls_ca_file") && text.contains(path), "{text}");
+    }
+    for path in ["/nowhere/file", "/"] {
+        let variable = "REDIS_PROXY_REDIS__PASSWORD_FILE";
+        let output = Proxy::spawn_raw(&["--proxy_port", "0"], &[(variable, path)]);
+        assert_eq!(code(&output), Some(78), "{output:?}");
+        let text = stderr(&output);
+        assert!(text.contains("redis.password_file") && text.contains(path), "{text}");
+    }
+}
+
+#[test]
+fn check_opens_no_socket_and_reads_no_secret() {
+    let (http, redis) = (
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)),
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)),
+    );
+    let (http, redis) = (http.expect("a port"), redis.expect("a port"));
+    redis.set_nonblocking(true).expect("a listener to set up");
+    let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
+    let file = File::new(&format!(
+        "[http]\nlisten = \"127.0.0.1:{}\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\npassword_file = \"/nowhere/secret\"\n",
+        port(&http),
+        port(&redis),
+    ));
+    for arguments in [["check", "--config", file.name()], ["--config", file.name(), "check"]] {
+        let output = Proxy::spawn_raw(&arguments, &[]);
+        assert_eq!(code(&output), Some(0), "{output:?}");
+        assert!(output.stderr.is_empty() && !output.stdout.is_empty(), "{output:?}");
+    }
+    assert!(redis.accept().is_err(), "Redis was connected to");
+}
+
+// Printing
+
+#[test]
+fn what_is_printed_loads_to_the_same_configuration() {
+    let file = File::new(
+        "[http]\nlisten = \"[::1]:81\"\nidle_timeout = \"1h 1m 1s 1ms\"\nmax_key = 1025\ncache_control = \"a=\\\"b\\\"\"\n\
+         [admin]\nlisten = \"localhost:82\"\n[cache]\nttl = 0.5\npolicy = \"tinylfu\"\n\
+         [redis]\nurl = \"unix:///run/a%20b.sock?db=3\"\nusername = \"u\\\\\\\"\"\npassword = \"hunter2\"\n\
+         [telemetry]\nlog_format = \"json\"\nlog_filter = \"warn,redis_proxy=debug\"\n",
+    );
+    let first = printed(&["--config", file.name()], &[]);
+    let again = File::new(&first.to_string());
+    assert_eq!(printed(&["--config", again.name()], &[]), first);
+    // Apart from the mask in the place of the password.
+    let load = |file: &File| {
+        let flags = Flags {
+            config: Some(file.path.clone()),
+            password: Some("the same".to_owned()),
+            ..Flags::default()
+        };
+        load(&flags, &Environment::new()).expect("a right configuration")
+    };
+    assert_eq!(load(&again), load(&file));
+}
+
+#[test]
+fn what_is_printed_masks_every_password() {
+    for (variable, value) in [
+        ("REDIS_PROXY_REDIS__PASSWORD", SECRET),
+        ("REDIS_PROXY_REDIS__URL", "redis://user:hunter2@host:1/2"),
+        ("REDIS_PROXY_REDIS__URL", "redis://:hunter2@host"),
+        ("REDIS_PROXY_REDIS__URL", "rediss://:%68unter2@host"),
+    ] {
+        let config = printed(&[], &[(variable, value)]).to_string();
+        assert!(
+            !config.contains("hunter2") && config.contains("********"),
+            "{value}: {config}"
+        );
+    }
+    assert!(!printed(&["--password", SECRET], &[]).to_string().contains(SECRET));
+}
+
+// Secrets
+
+#[test]
+fn no_complaint_repeats_a_password() {
+    let wrong_files = [
+        "[redis]\npassword = \"hunter2\n",
+        "[redis]\npassword = hunter2\n",
+        "[redis]\npassword = \"hunter2\"\npassword = \"hunter2\"\n",
+        "[redis]\npassword = [\"hunter2\"]\n",
+        "[redis]\npasswrod = \"hunter2\"\n",
+        "[redis.password]\nvalue = \"hunter2\"\n",
+        "[redis]\npassword = \"hunter2\"\npassword_file = \"/p\"\n",
+        "[redis]\nurl = \"redis://user:hunter2@host:banana\"\n",
+        "[redis]\nurl = \"redis://user:hunter2@host/banana\"\n",
+        "[redis]\nurl = \"redis://user:a@b/hunter2@host:1/0\"\n",
+        "[redis]\nurl = \"redis://user:a/hunter2@host:1/0\"\n",
+        "[redis]\nurl = \"redis://user:a#hunter2@host:1/0\"\n",
+        "[redis]\nurl = \"http://user:hunter2@host\"\n",
+        "[redis]\nurl = \"user:hunter2@host\"\n",
+        "[redis]\nurl = \"redis://user:hunter2@host\n",
+        "[redis]\nurl = [\"redis://user:hunter2@host\"]\n",
+    ];
+    let mut told = Vec::new();
+    for content in wrong_files {
+        let file = File::new(content);
+        let output = Proxy::spawn_raw(&["check", "--config", file.name()], &[]);
+        assert_eq!(code(&output), Some(78), "{content}{output:?}");
+        if stderr(&output).contains(SECRET) {
+            told.push(format!("{content}{}", stderr(&output)));
+        }
+    }
+    assert!(told.is_empty(), "{}", told.join("\n"));
+}
+
+#[test]
+fn no_usage_error_repeats_a_password() {
+    for arguments in [
+        &["--password", SECRET, "--frobnicate"][..],
+        &["--pasword", SECRET],
+        &["--pasword=hunter2"],
+        &["--password", SECRET, "--password", SECRET],
+        &["--password", SECRET, "--ttl", "banana"],
+    ] {
+        let output = Proxy::spawn_raw(arguments, &[]);
+        assert_eq!(code(&output), Some(64), "{arguments:?}");
+        assert!(!stderr(&output).contains(SECRET), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+/// That neither the log at its most talkative, nor the metrics, nor any answer has the secret in it.
+#[track_caller]
+fn assert_not_told(proxy: &Proxy, secret: &str) {
+    let mut told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
+    assert!(told.len() > 2, "the log is talkative");
+    told.push(proxy.metrics().text().to_owned());
+    for (address, path) in [
+        (proxy.admin(), "/readyz"),
+        (proxy.admin(), "/livez"),
+        (proxy.http(), "/keys/a"),
+    ] {
+        let response = get(address, path);
+        told.push(format!("{response:?}{}", String::from_utf8_lossy(&response.body)));
+    }
+    let leak = told.iter().find(|text| text.contains(secret));
+    assert!(leak.is_none(), "{leak:?}");
+}
+
+#[test]
+fn a_running_proxy_never_tells_the_password_it_uses() {
+    let redis = RedisServer::builder()
+        .tcp()
+        .arguments(&["--requirepass", SECRET])
+        .start();
+    let url = format!("redis://:{SECRET}@{}", redis.tcp_address());
+    let serving = serving_from(redis, &url, &[("TELEMETRY__LOG_FILTER", "trace")]);
+    serving.set("a", "value");
+    assert_eq!(get(serving.address(), "/keys/a").body, b"value");
+    assert_not_told(&serving.proxy, SECRET);
+}
+
+#[test]
+fn a_password_that_is_refused_is_not_told_either() {
+    let redis = RedisServer::builder()
+        .tcp()
+        .arguments(&["--requirepass", "another"])
+        .start();
+    let secret_file = File::new("hunter2\n");
+    let in_url = redis.tcp_url().replace("://", "://default:hunter2@");
+    for settings in [
+        format!("url = \"{}\"\npassword = \"hunter2\"\n", redis.tcp_url()),
+        format!(
+            "url = \"{}\"\npassword_file = \"{}\"\n",
+            redis.tcp_url(),
+            secret_file.name()
+        ),
+        format!("url = \"{in_url}\"\n"),
+    ] {
+        let proxy = Proxy::start(&format!(
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\n{settings}\
+             [telemetry]\nlog_filter = \"trace\"\n"
+        ));
+        proxy.expect_log("no link to Redis");
+        eventually("/readyz says that the password is wrong", || {
+            let response = get(proxy.admin(), "/readyz");
+            let reason = String::from_utf8_lossy(&response.body).into_owned();
+            (response.status == 503 && reason.contains("WRONGPASS")).then_some(())
+        });
+        assert_eq!(get(proxy.http(), "/keys/a").status, 503);
+        assert_not_told(&proxy, SECRET);
+    }
+}
+
+#[test]
+fn a_file_refused_at_a_reload_does_not_tell_its_password() {
+    let redis = RedisServer::start();
+    let config = |password: &str| {
+        format!(
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\nurl = \"{}\"\n{password}",
+            redis.url()
+        )
+    };
+    let proxy = Proxy::start(&config(""));
+    proxy.expect_log("config refused");
+    for password in ["password = \"hunter2\"\n", "password = \"hunter2\n"] {
+        proxy.reload(&config(password));
+        assert_not_told(&proxy, SECRET);
+    }
+}

@@ -1,0 +1,704 @@
+//! HTTP/1.1 and HTTP/2 as clients speak them, well or badly, within limits that bound what each may take.
+
+#![expect(clippy::expect_used, reason = "a test that panics has failed")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value as Json;
+
+use crate::serving::{CONNECTIONS, FLIGHTS, Serving, serving};
+use crate::support::eventually;
+use crate::support::http::{Client, get};
+
+const BOUND: Duration = Duration::from_secs(10);
+
+/// A connection without any knowledge of HTTP; reading fails after 10 s.
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("a connection");
+    stream.set_nodelay(true).expect("a connection to set up");
+    stream.set_read_timeout(Some(BOUND)).expect("a connection to set up");
+    stream
+}
+
+fn send(stream: &mut TcpStream, bytes: &[u8]) {
+    match stream.write_all(bytes) {
+        // The proxy may have said no before the end.
+        Err(error) if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
+        sent => sent.expect("bytes sent"),
+    }
+}
+
+/// Everything until the proxy closes the connection; panics if it does not.
+#[track_caller]
+fn read_to_close(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        read => _ = read.expect("the proxy closes the connection"),
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Sends the bytes and reads until the proxy closes the connection.
+#[track_caller]
+fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = connect(address);
+    send(&mut stream, bytes);
+    read_to_close(&mut stream)
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or_default()
+}
+
+/// A serving proxy whose key `a` holds `value`.
+fn serving_a(settings: &[(&str, &str)]) -> Serving {
+    let serving = serving(settings);
+    serving.set("a", "value");
+    serving
+}
+
+#[track_caller]
+fn assert_serves(serving: &Serving) {
+    let response = get(serving.address(), "/keys/a");
+    assert_eq!((response.status, &*response.body), (200, &b"value"[..]));
+}
+
+// HTTP/1
+
+#[test]
+fn one_connection_carries_many_requests() {
+    let serving = serving_a(&[]);
+    let mut client = serving.client();
+    for _ in 0..500 {
+        assert_eq!(client.get("/keys/a").body, b"value");
+        assert_eq!(client.get("/keys/%").status, 400);
+    }
+    serving.await_metric(CONNECTIONS, 1);
+    drop(client);
+    serving.await_metric(CONNECTIONS, 0);
+}
+
+#[test]
+fn http_1_0_gets_its_answer_and_the_end() {
+    let serving = serving_a(&[]);
+    let answer = exchange(serving.address(), b"GET /keys/a HTTP/1.0\r\n\r\n");
+    assert!(
+        answer.starts_with("HTTP/1.0 200 ") || answer.starts_with("HTTP/1.1 200 "),
+        "{answer}"
+    );
+    assert!(answer.ends_with("\r\n\r\nvalue"), "{answer}");
+}
+
+#[test]
+fn http_1_0_may_ask_to_keep_the_connection() {
+    let serving = serving_a(&[]);
+    let mut client = serving.client();
+    for _ in 0..3 {
+        client.send_raw(b"GET /keys/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+        assert_eq!(client.read_response().body, b"value");
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let serving = serving(&[]);
+    (0..100).for_each(|number| serving.set(format!("k{number}"), format!("v{number}")));
+    let request = |number| format!("GET /keys/k{number} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let requests = (0..100).map(request).collect::<Vec<_>>().concat();
+    let mut client = serving.client();
+    // From Redis, then from memory.
+    for _ in 0..2 {
+        client.send_raw(requests.as_bytes());
+        for number in 0..100 {
+            assert_eq!(client.read_response().body, format!("v{number}").as_bytes());
+        }
+    }
+}
+
+#[test]
+fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+    let serving = serving_a(&[]);
+    let mut client = serving.client();
+    client.read_timeout(Duration::from_secs(2));
+    client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\nGET /keys/a HTT");
+    assert_eq!(client.read_response().body, b"value");
+    client.send_raw(b"P/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.read_response().body, b"value");
+}
+
+#[test]
+fn empty_lines_between_requests_are_passed_over() {
+    let serving = serving_a(&[]);
+    let mut client = serving.client();
+    client.read_timeout(Duration::from_secs(2));
+    for _ in 0..3 {
+        client.send_raw(b"\r\nGET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n\r\n");
+        assert_eq!(client.read_response().body, b"value");
+    }
+}
+
+#[test]
+fn a_client_that_has_said_its_last_word_still_gets_its_answer() {
+    let serving = serving_a(&[]);
+    serving.redis.pause();
+    let mut stream = connect(serving.address());
+    send(&mut stream, b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.shutdown(Shutdown::Write).expect("a connection that is open");
+    serving.await_metric(FLIGHTS, 1);
+    serving.redis.resume();
+    let answer = read_to_close(&mut stream);
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nvalue"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_request_may_come_byte_by_byte() {
+    let serving = serving_a(&[]);
+    let mut client = serving.client();
+    for _ in 0..3 {
+        for byte in b"GET /keys/a HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n" {
+            client.send_raw(&[*byte]);
+        }
+        assert_eq!(client.read_response().body, b"value");
+    }
+}
+
+#[test]
+fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
+    let serving = serving_a(&[]);
+    let answer = exchange(
+        serving.address(),
+        b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\nvalue"), "{answer}");
+}
+
+#[test]
+fn the_whole_address_may_be_asked_for() {
+    let serving = serving_a(&[]);
+    let mut client = serving.client();
+    for target in [
+        "http://proxy.example:99/keys/a",
+        "http://[::1]/keys/a",
+        "https://x/keys/a",
+    ] {
+        assert_eq!(client.get(target).body, b"value", "{target}");
+    }
+    assert_eq!(client.get("http://proxy.example").status, 404);
+    assert_eq!(client.request("OPTIONS", "*", &[]).status, 404);
+}
+
+#[test]
+fn the_body_of_a_get_is_passed_over_and_never_taken_for_a_request() {
+    let serving = serving_a(&[]);
+    serving.set("b", "other");
+    for (length, body) in [
+        ("Content-Length: 32", "GET /keys/b HTTP/1.1\r\nHost:x\r\n\r\n"),
+        ("Content-Length: 5", "hello"),
+        ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        let mut client = serving.client();
+        client.read_timeout(Duration::from_secs(2));
+        client.send_raw(format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{body}").as_bytes());
+        assert_eq!(client.read_response().body, b"value", "{length}");
+        client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
+        // The proxy may close rather than read a body to its end.
+        let next = client.try_read_response();
+        assert!(
+            next.as_ref().map_or(true, |next| next.body == b"value"),
+            "{length}: {next:?}"
+        );
+    }
+}
+
+#[test]
+fn a_client_that_waits_to_be_asked_for_its_body_is_answered() {
+    let serving = serving_a(&[]);
+    for (method, expected) in [("GET", 200), ("PUT", 405)] {
+        let mut client = serving.client();
+        let headers = [("Content-Length", "5"), ("Expect", "100-continue")];
+        let mut response = client.request(method, "/keys/a", &headers);
+        if response.status == 100 {
+            response = client.read_response();
+        }
+        assert_eq!(response.status, expected, "{method}");
+    }
+}
+
+#[test]
+fn a_write_is_refused_in_words_however_big_its_body() {
+    let serving = serving_a(&[]);
+    for length in [10, 10_000, 4_000_000] {
+        let mut client = serving.client();
+        let head = format!("PUT /keys/a HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        client.send_raw(&[head.into_bytes(), vec![b'x'; length]].concat());
+        assert_eq!(client.read_response().status, 405, "{length} bytes");
+    }
+    assert_serves(&serving);
+}
+
+// HTTP/2
+
+/// Runs a test that speaks HTTP/2.
+fn with_http2<F: Future<Output = ()>>(address: SocketAddr, test: impl FnOnce(SendRequest<Empty<Bytes>>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let test = async {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = handshake.await.expect("HTTP/2 with prior knowledge");
+        // How a connection ends is for the requests on it to tell.
+        tokio::spawn(async { _ = connection.await });
+        test(sender).await;
+    };
+    let bounded = async { tokio::time::timeout(BOUND, test).await };
+    runtime.block_on(bounded).expect("an end of the test");
+}
+
+fn request(method: Method, path: &str) -> Request<Empty<Bytes>> {
+    let uri = format!("http://proxy.example{path}");
+    let request = Request::builder().method(method).uri(uri).version(Version::HTTP_2);
+    request.body(Empty::new()).expect("a request")
+}
+
+type Answer = (StatusCode, http::HeaderMap, Bytes);
+
+async fn ask(mut sender: SendRequest<Empty<Bytes>>, request: Request<Empty<Bytes>>) -> Answer {
+    sender.ready().await.expect("a connection that is open");
+    let (head, body) = sender.send_request(request).await.expect("an answer").into_parts();
+    let body = body.collect().await.expect("a whole body").to_bytes();
+    (head.status, head.headers, body)
+}
+
+#[test]
+fn http_2_answers_many_streams_of_one_connection_at_once() {
+    let serving = serving(&[]);
+    (0..300).for_each(|number| serving.set(format!("k{number}"), format!("v{number}")));
+    with_http2(serving.address(), async |sender| {
+        let reads = (0..300).map(|number| ask(sender.clone(), request(Method::GET, &format!("/keys/k{number}"))));
+        for (number, (status, _, body)) in futures::future::join_all(reads).await.into_iter().enumerate() {
+            assert_eq!((status, &*body), (StatusCode::OK, format!("v{number}").as_bytes()));
+        }
+        serving.await_metric(CONNECTIONS, 1);
+    });
+}
+
+#[test]
+fn http_2_has_the_same_answers_as_http_1() {
+    let serving = serving_a(&[]);
+    serving.set("a/b c", "slashed");
+    let mut client = serving.client();
+    client.get("/keys/a");
+    with_http2(serving.address(), async |sender| {
+        for path in [
+            "/keys/a",
+            "/keys/a%2Fb%20c",
+            "/keys/absent",
+            "/nothing",
+            "/keys/%",
+            "/keys/",
+            "/keys/a?b",
+        ] {
+            let (status, headers, body) = ask(sender.clone(), request(Method::GET, path)).await;
+            let plain = client.get(path);
+            assert_eq!((status.as_u16(), &body[..]), (plain.status, &plain.body[..]), "{path}");
+            let etag = headers.get("etag").and_then(|etag| etag.to_str().ok());
+            assert_eq!(etag, plain.header("etag"), "{path}");
+        }
+    });
+}
+
+#[test]
+fn http_2_head_has_no_body_and_leaves_the_connection_usable() {
+    let serving = serving_a(&[]);
+    with_http2(serving.address(), async |sender| {
+        for (path, expected, length) in [
+            ("/keys/a", 200, Some("5")),
+            ("/keys/absent", 404, None),
+            ("/nothing", 404, None),
+        ] {
+            let (status, headers, body) = ask(sender.clone(), request(Method::HEAD, path)).await;
+            assert_eq!((status.as_u16(), body.len()), (expected, 0), "{path}");
+            let told = headers.get("content-length").and_then(|length| length.to_str().ok());
+            assert!(
+                told.is_some() && length.is_none_or(|length| told == Some(length)),
+                "{path}"
+            );
+        }
+        let (status, _, body) = ask(sender.clone(), request(Method::PUT, "/keys/a")).await;
+        assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+        assert!(!body.is_empty());
+        assert_eq!(&ask(sender, request(Method::GET, "/keys/a")).await.2[..], b"value");
+    });
+}
+
+#[test]
+fn http_2_carries_a_big_value_whole() {
+    let serving = serving(&[]);
+    let value: Vec<u8> = (0_u32..1_000_000).flat_map(u32::to_le_bytes).collect();
+    serving.set("big", &value);
+    with_http2(serving.address(), async |sender| {
+        let (status, _, body) = ask(sender, request(Method::GET, "/keys/big")).await;
+        assert!(
+            status == StatusCode::OK && body == value,
+            "{status}, {} bytes",
+            body.len()
+        );
+    });
+}
+
+#[test]
+fn an_http_2_stream_that_is_given_up_does_not_keep_an_idle_connection_open() {
+    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
+    with_http2(serving.address(), async |mut sender| {
+        serving.redis.pause();
+        let given_up = tokio::spawn(sender.send_request(request(Method::GET, "/keys/a")));
+        until(|| serving.metric(FLIGHTS) > 0.5).await;
+        given_up.abort();
+        _ = given_up.await;
+        // Redis stays silent until the proxy has answered a later stream, so it knows that this one is over.
+        ask(sender.clone(), request(Method::GET, "/nothing")).await;
+        serving.redis.resume();
+        let closed = tokio::time::timeout(Duration::from_secs(3), until(|| sender.is_closed()));
+        assert!(closed.await.is_ok(), "still open after ten times its idle_timeout");
+    });
+}
+
+/// Looks again and again, letting the runtime go on meanwhile.
+async fn until(mut seen: impl FnMut() -> bool) {
+    while !seen() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+// Limits
+
+#[test]
+fn a_head_larger_than_max_header_is_refused() {
+    let serving = serving_a(&[("HTTP__MAX_HEADER", "8KiB")]);
+    let head = |length: usize| format!("GET /keys/a HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(length));
+    let mut client = serving.client();
+    client.send_raw(head(8000).as_bytes());
+    assert_eq!(client.read_response().status, 200);
+    for length in [9 << 10, 32 << 10, 1 << 20] {
+        let answer = exchange(serving.address(), head(length).as_bytes());
+        assert_eq!(status(&answer), "431", "{length}: {answer:?}");
+    }
+    assert_serves(&serving);
+}
+
+#[test]
+fn max_header_holds_to_within_a_kibibyte() {
+    for (limit, bytes) in [("8KiB", 8 << 10), ("20KiB", 20 << 10), ("64KiB", 64 << 10)] {
+        let serving = serving_a(&[("HTTP__MAX_HEADER", limit)]);
+        for (length, expected) in [(bytes - 1024, "200"), (bytes + 1024, "431")] {
+            let start = "GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ";
+            let filling = "x".repeat(length - start.len() - 4);
+            let answer = exchange(serving.address(), format!("{start}{filling}\r\n\r\n").as_bytes());
+            assert_eq!(
+                status(&answer),
+                expected,
+                "{length} bytes where {limit} are allowed: {answer:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_head_of_too_many_lines_is_refused() {
+    let serving = serving_a(&[]);
+    let lines = "X: y\r\n".repeat(1000);
+    let answer = exchange(
+        serving.address(),
+        format!("GET /keys/a HTTP/1.1\r\n{lines}\r\n").as_bytes(),
+    );
+    assert_eq!(status(&answer), "431", "{answer:?}");
+}
+
+#[test]
+fn a_head_without_end_is_cut_off() {
+    let serving = serving_a(&[]);
+    let mut stream = connect(serving.address());
+    send(&mut stream, b"GET /keys/a HTTP/1.1\r\n");
+    let line = format!("X: {}\r\n", "x".repeat(1000)).repeat(64);
+    let sent = (0..1000)
+        .take_while(|_| stream.write_all(line.as_bytes()).is_ok())
+        .count();
+    assert!(sent < 1000, "64 MB of a head were taken");
+    serving.await_metric(CONNECTIONS, 0);
+    assert_serves(&serving);
+}
+
+/// Sends one byte each 20 ms until all are sent or the proxy has closed; true if it has.
+fn dribble(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+    let limit = Some(Duration::from_millis(20));
+    stream.set_read_timeout(limit).expect("a connection to set up");
+    let closed = bytes.iter().any(|byte| {
+        let written = stream.write_all(&[*byte]);
+        let silent = stream
+            .peek(&mut [0])
+            .is_err_and(|error| [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()));
+        written.is_err() || !silent
+    });
+    stream.set_read_timeout(Some(BOUND)).expect("a connection to set up");
+    closed
+}
+
+#[test]
+fn a_head_that_dribbles_in_for_too_long_is_cut_off() {
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
+    let mut stream = connect(serving.address());
+    let begun = Instant::now();
+    let head = format!("GET /keys/a HTTP/1.1\r\nX: {}", "x".repeat(400));
+    assert!(dribble(&mut stream, head.as_bytes()), "the head was taken for 8 s");
+    assert!(begun.elapsed() >= Duration::from_millis(250), "{:?}", begun.elapsed());
+    serving.await_metric(CONNECTIONS, 0);
+}
+
+#[test]
+fn a_second_head_on_a_connection_has_no_more_time_than_the_first() {
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
+    let mut stream = connect(serving.address());
+    send(&mut stream, b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"value") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("an answer");
+        answer.push(byte[0]);
+    }
+    let head = format!("GET /keys/a HTTP/1.1\r\nX: {}", "x".repeat(400));
+    assert!(dribble(&mut stream, head.as_bytes()), "the head was taken for 8 s");
+}
+
+/// That the proxy neither says anything nor closes for more than twice the `header_timeout` of the test below.
+#[track_caller]
+fn assert_left_open(client: &mut Client) {
+    client.read_timeout(Duration::from_millis(700));
+    let silence = client.try_read_response().expect_err("nothing was asked");
+    let silent = [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&silence.kind());
+    assert!(silent, "{silence}");
+    client.read_timeout(BOUND);
+}
+
+#[test]
+fn the_time_for_a_head_does_not_run_between_requests() {
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
+    let mut client = serving.client();
+    assert_left_open(&mut client);
+    assert_eq!(client.get("/keys/a").body, b"value");
+    assert_left_open(&mut client);
+    assert_eq!(client.get("/keys/a").body, b"value");
+}
+
+#[test]
+fn a_slow_head_that_is_complete_in_time_is_answered() {
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "5s"), ("HTTP__IDLE_TIMEOUT", "800ms")]);
+    let mut stream = connect(serving.address());
+    let head = b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r";
+    assert!(!dribble(&mut stream, head), "cut off although bytes kept coming");
+    send(&mut stream, b"\n");
+    assert_eq!(status(&read_to_close(&mut stream)), "200");
+}
+
+#[test]
+fn the_first_letter_alone_is_no_head_and_is_cut_off_like_any_other() {
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "200ms"), ("HTTP__IDLE_TIMEOUT", "60s")]);
+    // P may begin POST, or the preface of HTTP/2.
+    for word in [&b"G"[..], b"P", b"PRI ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
+        let mut stream = connect(serving.address());
+        send(&mut stream, word);
+        let limit = Some(Duration::from_secs(2));
+        stream.set_read_timeout(limit).expect("a connection to set up");
+        let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
+        let closed = matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset));
+        assert!(closed, "open 2 s after {}", word.escape_ascii());
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_after_a_letter_is_gone() {
+    // Not for having been silent for long.
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "60s"), ("HTTP__IDLE_TIMEOUT", "60s")]);
+    for word in [&b""[..], b"G", b"P", b"PR", b"PRI "] {
+        let mut stream = connect(serving.address());
+        send(&mut stream, word);
+        serving.await_metric(CONNECTIONS, 1);
+        drop(stream);
+        let gone = || (serving.metric(CONNECTIONS) < 0.5).then_some(());
+        eventually(&format!("no connection is left of \"{}\"", word.escape_ascii()), gone);
+    }
+}
+
+#[test]
+fn an_idle_connection_is_closed() {
+    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "200ms")]);
+    let (mut silent, mut used) = (connect(serving.address()), connect(serving.address()));
+    let begun = Instant::now();
+    send(&mut used, b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(status(&read_to_close(&mut used)), "200");
+    assert_eq!(read_to_close(&mut silent), "");
+    let took = begun.elapsed();
+    assert!(
+        took >= Duration::from_millis(190) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
+    serving.await_metric(CONNECTIONS, 0);
+}
+
+#[test]
+fn a_connection_that_waits_for_redis_is_not_idle() {
+    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "100ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
+    serving.proxy.expect_log("no link to Redis");
+    let mut client = serving.client();
+    serving.redis.pause();
+    // Longer than both, and shorter than redis.response_timeout.
+    let resumed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(600));
+            serving.redis.resume();
+        });
+        client.get("/keys/a")
+    });
+    assert_eq!(resumed.body, b"value");
+}
+
+/// Asks for a big value through a receive buffer that holds little of it.
+fn ask_for_big(serving: &Serving) -> TcpStream {
+    serving.set("big", vec![b'x'; BIG]);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let mut stream = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(16 << 10).expect("a smaller buffer");
+        let stream = socket.connect(serving.address()).await.expect("a connection");
+        stream.into_std().expect("a socket")
+    });
+    stream.set_nonblocking(false).expect("a connection to set up");
+    stream.set_read_timeout(Some(BOUND)).expect("a connection to set up");
+    send(
+        &mut stream,
+        b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    stream
+}
+
+const BIG: usize = 24 << 20;
+
+#[test]
+fn a_client_that_reads_slowly_gets_all_of_it() {
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
+    let mut stream = ask_for_big(&serving);
+    let begun = Instant::now();
+    let mut received = 0;
+    let mut chunk = vec![0; 256 << 10];
+    loop {
+        let length = stream.read(&mut chunk).expect("more of the value");
+        if length == 0 {
+            break;
+        }
+        received += length;
+        // A slow client is one that reads 12 MB a second: longer in all than either time-out.
+        let due = Duration::from_secs_f64(f64::from(u32::try_from(received).expect("less than 4 GB")) / 12e6);
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+    assert!(received > BIG, "{received} bytes");
+    assert!(
+        begun.elapsed() > Duration::from_millis(1500),
+        "too fast to show anything"
+    );
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_cut_off() {
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
+    let stream = ask_for_big(&serving);
+    serving.await_metric(r#"redis_proxy_reads_total{front_end="http",outcome="miss"}"#, 1);
+    serving.await_metric(CONNECTIONS, 0);
+    drop(stream);
+}
+
+#[test]
+fn a_connection_beyond_max_connections_is_told_so() {
+    let serving = serving_a(&[("HTTP__MAX_CONNECTIONS", "2")]);
+    let mut held = [serving.client(), serving.client()];
+    for client in &mut held {
+        assert_eq!(client.get("/keys/a").body, b"value");
+    }
+    let refused = get(serving.address(), "/keys/a");
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    let after = refused
+        .header("retry-after")
+        .and_then(|after| after.parse::<u32>().ok());
+    assert!(after.is_some_and(|seconds| seconds > 0), "{refused:?}");
+    let problem: Json = serde_json::from_slice(&refused.body).expect("a problem");
+    assert_eq!(problem["status"], 503);
+    let count = serving.metric(r#"redis_proxy_connections_refused_total{front_end="http"}"#);
+    assert!((count - 1.0).abs() < 0.5, "{count}");
+    // Those that were there are not harmed.
+    for client in &mut held {
+        assert_eq!(client.get("/keys/a").body, b"value");
+    }
+}
+
+#[test]
+fn when_a_connection_closes_another_is_served() {
+    let serving = serving_a(&[("HTTP__MAX_CONNECTIONS", "1")]);
+    for _ in 0..5 {
+        eventually("the place is free", || {
+            let mut client = Client::connect(serving.address());
+            (client.get("/keys/a").status == 200).then_some(())
+        });
+    }
+}
+
+#[test]
+fn what_is_not_http_is_refused_and_harms_nobody() {
+    let serving = serving_a(&[]);
+    let tls_hello = [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), vec![7; 512]].concat();
+    for garbage in [
+        &b"\x00\xff\xfe\r\n\r\n"[..],
+        &tls_hello,
+        b"GET\r\n\r\n",
+        b"GET /keys/a\r\n\r\n",
+        b"GET /keys/a HTTP/9.9\r\n\r\n",
+        b"GET /keys/a HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /keys/a HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"*1\r\n$4\r\nPING\r\n",
+    ] {
+        let answer = exchange(serving.address(), garbage);
+        assert_eq!(status(&answer), "400", "{}: {answer:?}", garbage.escape_ascii());
+    }
+    serving.await_metric(CONNECTIONS, 0);
+    assert_serves(&serving);
+}
+
+#[test]
+fn what_is_not_http_2_after_its_preface_is_cut_off() {
+    let serving = serving_a(&[]);
+    for garbage in [
+        &b"PRI * HTTP/1.1\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage that is no frame at all",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\x00\x00\x00\x00\x00\x00",
+    ] {
+        let answer = exchange(serving.address(), garbage);
+        assert!(!answer.contains("200"), "{answer:?}");
+    }
+    serving.await_metric(CONNECTIONS, 0);
+    assert_serves(&serving);
+}
