@@ -104,10 +104,7 @@ fn a_thousand_readers_of_one_cold_key_are_one_get() {
 /// A thousand connections need more descriptors than a process usually begins with.
 fn allow_open_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
+    let raised = Rlimit { current: maximum, maximum };
     assert!(setrlimit(Resource::Nofile, raised).is_ok());
 }
 
@@ -203,10 +200,7 @@ fn nothing_older_than_the_ttl_is_given() {
     let mut written: Vec<Instant> = Vec::new();
     let begun = Instant::now();
     while begun.elapsed() < TTL * 5 {
-        let set = redis::cmd("SET")
-            .arg("counter")
-            .arg(written.len())
-            .exec(&mut connection);
+        let set = redis::cmd("SET").arg("counter").arg(written.len()).exec(&mut connection);
         assert_eq!(set, Ok(()));
         written.push(Instant::now());
         let asked = Instant::now();
@@ -214,10 +208,7 @@ fn nothing_older_than_the_ttl_is_given() {
         let number: usize = text(&response).parse().unwrap();
         if let Some(overwritten) = written.get(number + 1) {
             let age = asked.saturating_duration_since(*overwritten);
-            assert!(
-                age < TTL,
-                "value {number} was overwritten {age:?} before it was asked for"
-            );
+            assert!(age < TTL, "value {number} was overwritten {age:?} before it was asked for");
         }
     }
     let gets = redis.calls("get");
@@ -239,10 +230,7 @@ fn a_key_is_not_given_longer_than_redis_lets_it_live() {
             return Some(());
         }
         // Redis counts in milliseconds.
-        assert!(
-            asked < LIFE + Duration::from_millis(2),
-            "given {asked:?} after it was set"
-        );
+        assert!(asked < LIFE + Duration::from_millis(2), "given {asked:?} after it was set");
         hits += u32::from(cache_status(&response).contains("; hit"));
         None
     });
@@ -299,11 +287,7 @@ fn while_redis_is_down_an_expired_value_stands_in() {
     assert!(cache_status(&stale).starts_with("redis-proxy; hit; ttl=-"), "{stale:?}");
     assert!(stale.header("age").is_some());
     assert!(reads(&proxy, "stale") >= 1.0);
-    assert_eq!(
-        read(&proxy, "another").status,
-        503,
-        "what was never read has no stand-in"
-    );
+    assert_eq!(read(&proxy, "another").status, 503, "what was never read has no stand-in");
 
     redis.restart();
     set(&redis, "key", "new");
@@ -334,11 +318,7 @@ fn an_expired_value_stands_in_no_longer_than_the_grace() {
         }
     });
     assert!(stood_in);
-    assert!(
-        fetched.elapsed() < LIFE + Duration::from_millis(500),
-        "{:?}",
-        fetched.elapsed()
-    );
+    assert!(fetched.elapsed() < LIFE + Duration::from_millis(500), "{:?}", fetched.elapsed());
     assert_eq!(read(&proxy, "key").status, 503);
 }
 
@@ -354,10 +334,7 @@ fn without_a_grace_nothing_stands_in() {
     eventually("the value is refused", || {
         let asked = fetched.elapsed();
         let status = read(&proxy, "key").status;
-        assert!(
-            status == 503 || asked < Duration::from_millis(100),
-            "{status} after {asked:?}"
-        );
+        assert!(status == 503 || asked < Duration::from_millis(100), "{status} after {asked:?}");
         (status == 503).then_some(())
     });
     assert_eq!(reads(&proxy, "stale").to_string(), "0");
@@ -371,9 +348,7 @@ fn an_answer_of_redis_is_not_replaced_by_a_stale_value() {
     value(&proxy, "key");
     redis.command(&["DEL", "key"]);
     redis.command(&["LPUSH", "key", "element"]);
-    eventually("the list is noticed", || {
-        (read(&proxy, "key").status == 409).then_some(())
-    });
+    eventually("the list is noticed", || (read(&proxy, "key").status == 409).then_some(()));
     redis.command(&["DEL", "key"]);
     assert_eq!(read(&proxy, "key").status, 404);
 }
@@ -415,10 +390,7 @@ fn the_value_and_its_time_to_live_are_asked_for_in_one_transaction() {
     let multi = commands.iter().position(|line| line.contains("\"MULTI\""));
     let transaction = &commands[multi.unwrap()..];
     let client = |line: &str| line.split(['[', ']']).nth(1).map(str::to_owned);
-    for (line, expected) in transaction
-        .iter()
-        .zip(["\"MULTI\"", "\"GET\" \"key\"", "\"PTTL\" \"key\"", "\"EXEC\""])
-    {
+    for (line, expected) in transaction.iter().zip(["\"MULTI\"", "\"GET\" \"key\"", "\"PTTL\" \"key\"", "\"EXEC\""]) {
         assert!(line.contains(expected), "{transaction:#?}");
         assert_eq!(client(line), client(&transaction[0]));
     }

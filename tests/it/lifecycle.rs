@@ -1,1 +1,286 @@
-//! To come.
+//! "Stops when told, losing nothing in flight": what TERM and INT do, how long it takes, and what is left.
+//!
+//! A request is held in flight by a line to Redis that stands still.
+
+#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::stage::{
+    Http2, ask_and_await_flight, await_metric, behind_relay, config, linked, metric, proxy, request, set, text, value,
+};
+use crate::support::http::{self, Client};
+use crate::support::{Proxy, RedisServer, Relay, Signal, eventually};
+
+/// Far below `daemon.drain_timeout`, which is 8 s.
+const SOON: Duration = Duration::from_secs(2);
+const PATIENT: &str = "redis.response_timeout = \"10s\"\nredis.ping_interval = \"10s\"";
+
+/// A proxy with a request in flight.
+fn with_a_request_in_flight(more: &str) -> (RedisServer, Relay, Proxy, Client) {
+    let (redis, relay, proxy) = behind_relay(&format!("{PATIENT}\n{more}"));
+    set(&redis, "key", "value");
+    relay.stall();
+    let client = ask_and_await_flight(&proxy, "key", 1);
+    (redis, relay, proxy, client)
+}
+
+fn tell_to_stop(proxy: &Proxy, signal: Signal) {
+    proxy.signal(signal);
+    proxy.wait_for_log(|line| line.says("stopping"));
+}
+
+/// Sees that the connection was closed in order.
+#[track_caller]
+fn assert_closed(client: &mut Client) {
+    let error = client.try_read_response().expect_err("no further answer");
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
+}
+
+#[test]
+fn term_and_int_let_a_request_in_flight_finish() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+        tell_to_stop(&proxy, signal);
+        relay.resume();
+        let response = client.read_response();
+        assert_eq!((response.status, text(&response)), (200, "value".to_owned()));
+        assert_closed(&mut client);
+        proxy.wait_for_log(|line| line.says("stopped") && line.level() == "INFO");
+        proxy.finish();
+    }
+}
+
+#[test]
+fn the_log_says_how_many_connections_there_are_to_finish() {
+    let (_redis, relay, proxy, _client) = with_a_request_in_flight("");
+    await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
+    proxy.signal(Signal::TERM);
+    let line = proxy.wait_for_log(|line| line.says("stopping"));
+    let connections: u32 = line.field("connections").and_then(|count| count.parse().ok()).unwrap();
+    assert!((1..=2).contains(&connections), "the client, and perhaps the look at the metrics: {connections}");
+    relay.resume();
+}
+
+#[test]
+fn a_large_answer_on_its_way_is_sent_to_its_end() {
+    const SIZE: usize = 32 << 20;
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "large", &"x".repeat(SIZE));
+    let mut stream = TcpStream::connect(proxy.http()).unwrap();
+    stream.write_all(&request("large")).unwrap();
+    let mut start = [0; 1024];
+    stream.read_exact(&mut start).unwrap();
+    tell_to_stop(&proxy, Signal::TERM);
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    let head = start.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(start.len() - head + rest.len(), SIZE);
+}
+
+#[test]
+fn idle_connections_are_closed_at_once() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let mut idle: Vec<Client> = (0..5).map(|_| Client::connect(proxy.http())).collect();
+    idle.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    let silent = Client::connect(proxy.http());
+    await_metric(&proxy, "connections{front_end=\"http\"}", 6.0);
+    let begun = Instant::now();
+    proxy.signal(Signal::TERM);
+    idle.iter_mut().for_each(assert_closed);
+    proxy.finish();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    drop(silent);
+}
+
+#[test]
+fn new_connections_are_refused_while_the_last_requests_finish() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+    tell_to_stop(&proxy, Signal::TERM);
+    let refused = eventually("the listener is closed", || TcpStream::connect(proxy.http()).err());
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    relay.resume();
+    assert_eq!(client.read_response().status, 200);
+}
+
+#[test]
+fn what_does_not_finish_in_time_is_cut_and_counted() {
+    let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("daemon.drain_timeout = \"300ms\"");
+    proxy.expect_log("did not finish in time");
+    await_metric(&proxy, "connections{front_end=\"http\"}", 1.0);
+    let begun = Instant::now();
+    proxy.signal(Signal::TERM);
+    let line =
+        proxy.wait_for_log(|line| line.says("stopped; connections were cut because they did not finish in time"));
+    assert_eq!(line.field("cut").as_deref(), Some("1"));
+    assert!(client.try_read_response().is_err());
+    proxy.finish();
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
+        let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("");
+        proxy.expect_log("told twice");
+        proxy.expect_exit(1);
+        tell_to_stop(&proxy, first);
+        let begun = Instant::now();
+        proxy.signal(second);
+        assert!(client.try_read_response().is_err());
+        proxy.finish();
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_reload_while_stopping_neither_hurries_nor_stops_it() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+    tell_to_stop(&proxy, Signal::TERM);
+    proxy.signal(Signal::HUP);
+    relay.resume();
+    assert_eq!(client.read_response().status, 200);
+    proxy.finish();
+}
+
+#[test]
+fn readyz_says_that_it_is_draining() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+    // Who has connected but not asked yet is heard for a moment more.
+    let mut operator = Client::connect(proxy.admin());
+    await_metric(&proxy, "connections{front_end=\"admin\"}", 2.0);
+    tell_to_stop(&proxy, Signal::TERM);
+    let response = operator.get("/readyz");
+    assert_eq!(response.status, 503);
+    assert!(text(&response).contains("draining"), "{}", text(&response));
+    relay.resume();
+    assert_eq!(client.read_response().status, 200);
+}
+
+#[test]
+fn pipelined_requests_in_flight_are_answered() {
+    let (redis, relay, proxy) = behind_relay(PATIENT);
+    for key in ["0", "1", "2"] {
+        set(&redis, key, key);
+    }
+    relay.stall();
+    let mut client = Client::connect(proxy.http());
+    client.send_raw(&[request("0"), request("1"), request("2")].concat());
+    await_metric(&proxy, "flights", 1.0);
+    tell_to_stop(&proxy, Signal::TERM);
+    relay.resume();
+    let mut answered = 0;
+    let last = loop {
+        let response = client.read_response();
+        assert_eq!((response.status, text(&response)), (200, answered.to_string()));
+        answered += 1;
+        if answered == 3 || response.header("connection") == Some("close") {
+            break response;
+        }
+    };
+    // A client may ask again for what comes after an answer that says so, and only for that.
+    assert_eq!(last.header("connection"), Some("close"), "after {answered} answers");
+    assert_closed(&mut client);
+}
+
+#[test]
+fn streams_of_http2_in_flight_are_answered() {
+    let (redis, relay, proxy) = behind_relay(PATIENT);
+    let client = Http2::connect(proxy.http());
+    relay.stall();
+    let keys: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+    keys.iter().for_each(|key| set(&redis, key, key));
+    let streams: Vec<_> = keys.iter().map(|key| client.send(key)).collect();
+    await_metric(&proxy, "flights", 10.0);
+    tell_to_stop(&proxy, Signal::TERM);
+    relay.resume();
+    for (stream, key) in streams.into_iter().zip(keys) {
+        assert_eq!(client.answer(stream), (200, key.into()));
+    }
+    client.end().unwrap();
+    proxy.finish();
+}
+
+#[test]
+fn an_idle_http2_connection_is_closed_at_once() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    let client = Http2::connect(proxy.http());
+    let stream = client.send("key");
+    assert_eq!(client.answer(stream).0, 404);
+    let begun = Instant::now();
+    proxy.signal(Signal::TERM);
+    client.end().unwrap();
+    proxy.finish();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn with_no_redis_it_stops_as_well() {
+    let mut redis = RedisServer::start();
+    redis.stop();
+    let proxy = Proxy::start(&config(&redis.url(), ""));
+    proxy.expect_log("no link to Redis");
+    let begun = Instant::now();
+    tell_to_stop(&proxy, Signal::TERM);
+    proxy.finish();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn it_starts_again_on_the_same_port_at_once() {
+    let redis = RedisServer::start();
+    set(&redis, "key", "value");
+    let first = proxy(&redis, "");
+    let address = first.http();
+    let mut clients: Vec<Client> = (0..5).map(|_| Client::connect(address)).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    first.finish();
+    let same_port = config(&redis.url(), "").replacen("127.0.0.1:0", &address.to_string(), 1);
+    let second = linked(&same_port);
+    assert_eq!(second.http(), address);
+    assert_eq!(value(&second, "key"), "value");
+}
+
+#[test]
+fn the_operators_routes_are_on_their_own_listener_or_beside_the_keys() {
+    let redis = RedisServer::start();
+    let routes = ["/metrics", "/livez", "/readyz"];
+    let apart = proxy(&redis, "");
+    for route in routes {
+        assert_eq!(http::get(apart.admin(), route).status, 200, "{route}");
+        assert_eq!(http::get(apart.http(), route).status, 404, "{route}");
+    }
+    assert_eq!(http::get(apart.admin(), "/keys/key").status, 404);
+    assert_eq!(redis.calls("get"), 0, "keys are not read through the operators' listener");
+
+    let beside = config(&redis.url(), "").replacen("admin.listen = \"127.0.0.1:0\"\n", "", 1);
+    let together = Proxy::start(&beside);
+    eventually("ready", || (http::get(together.http(), "/readyz").status == 200).then_some(()));
+    for route in routes {
+        assert_eq!(http::get(together.http(), route).status, 200, "{route}");
+    }
+}
+
+#[test]
+fn closed_connections_leave_no_descriptor_behind() {
+    let redis = RedisServer::start();
+    set(&redis, "key", "value");
+    let proxy = proxy(&redis, "");
+    // The idle state, with a look at it.
+    let open = || proxy.metrics().value("process_open_fds").expect("the count of descriptors");
+    await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
+    let before = open();
+    let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(proxy.http())).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    assert!(open() >= before + 200.0);
+    drop(clients);
+    eventually("as many descriptors as before", || (open() <= before).then_some(()));
+    assert_eq!(metric(&proxy, "connections{front_end=\"http\"}").to_string(), "0");
+}

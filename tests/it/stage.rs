@@ -1,9 +1,6 @@
 //! The usual stage: a Redis, the proxy in front of it with an admin listener, and short ways to look at both.
 
-#![expect(
-    clippy::expect_used,
-    reason = "a test that panics has failed, which is what it should do"
-)]
+#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -132,10 +129,7 @@ pub(crate) fn await_metric(proxy: &Proxy, series: &str, expected: f64) {
 
 /// How many reads had this outcome.
 pub(crate) fn reads(proxy: &Proxy, outcome: &str) -> f64 {
-    metric(
-        proxy,
-        &format!("reads_total{{front_end=\"http\",outcome=\"{outcome}\"}}"),
-    )
+    metric(proxy, &format!("reads_total{{front_end=\"http\",outcome=\"{outcome}\"}}"))
 }
 
 /// How many lines of the log say this.
@@ -153,13 +147,8 @@ pub(crate) struct Monitor<'a> {
 impl<'a> Monitor<'a> {
     pub(crate) fn start(redis: &'a RedisServer) -> Self {
         let mut stream = UnixStream::connect(redis.socket()).expect("a connection to redis-server");
-        stream
-            .write_all(b"MONITOR\r\n")
-            .expect("redis-server takes the command");
-        let mut monitor = Self {
-            redis,
-            lines: BufReader::new(stream),
-        };
+        stream.write_all(b"MONITOR\r\n").expect("redis-server takes the command");
+        let mut monitor = Self { redis, lines: BufReader::new(stream) };
         assert_eq!(monitor.line(), "+OK");
         monitor
     }
@@ -204,11 +193,7 @@ impl Http2 {
             let shaken = handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
             shaken.expect("the proxy speaks HTTP/2")
         });
-        Self {
-            connection: runtime.spawn(connection),
-            runtime,
-            requests,
-        }
+        Self { connection: runtime.spawn(connection), runtime, requests }
     }
 
     pub(crate) fn send(&self, key: &str) -> Stream {
