@@ -284,3 +284,33 @@ fn closed_connections_leave_no_descriptor_behind() {
     eventually("as many descriptors as before", || (open() <= before).then_some(()));
     assert_eq!(metric(&proxy, "connections{front_end=\"http\"}").to_string(), "0");
 }
+/// What comes after a request that ends its connection is nobody's; it must not cost the answer.
+#[test]
+fn a_connection_that_the_client_ends_gets_its_last_answer_whatever_follows() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let last = "GET /keys/key HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let old = "GET /keys/key HTTP/1.0\r\n\r\n";
+    for bytes in [last.to_owned(), format!("{last}{last}"), format!("{last}\r\n"), format!("{old}\r\n")] {
+        let mut client = Client::connect(proxy.http());
+        client.send_raw(bytes.as_bytes());
+        match client.try_read_response() {
+            Ok(response) => assert_eq!(text(&response), "value", "{bytes:?}"),
+            Err(error) => panic!("no answer to {bytes:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let mut client = Client::connect(proxy.http());
+    client.read_timeout(Duration::from_secs(1));
+    client.send_raw(&[request("key"), b"GET /keys/ke".to_vec()].concat());
+    assert_eq!(text(&client.read_response()), "value");
+    client.send_raw(b"y HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(text(&client.read_response()), "value");
+}

@@ -25,16 +25,21 @@ fn reload(proxy: &Proxy, redis: &RedisServer, more: &str) {
 /// Sees that a configuration is refused; returns the line that says why.
 #[track_caller]
 fn refuse(proxy: &Proxy, config: &str) -> LogLine {
-    proxy.expect_log("config refused");
-    let before = lines_that_say(proxy, REFUSED);
+    proxy.expect_log(REFUSED);
+    let before = refusals(proxy).len();
     assert_eq!(proxy.reload(config), Reload::Refused, "{config}");
-    let lines = proxy.log_lines();
-    let refusals: Vec<_> = lines.iter().filter(|line| line.says(REFUSED)).collect();
+    let mut refusals = refusals(proxy);
     assert_eq!(refusals.len(), before + 1, "one line: {refusals:#?}");
-    refusals[before].clone()
+    refusals.swap_remove(before)
 }
 
-const REFUSED: &str = "config refused; the one in force stays";
+const REFUSED: &str = "config refused";
+
+fn refusals(proxy: &Proxy) -> Vec<LogLine> {
+    let mut lines = proxy.log_lines();
+    lines.retain(|line| line.text().contains(REFUSED));
+    lines
+}
 
 /// Sets `keys` keys, each to its own name, and reads each once, in order.
 fn fill(redis: &RedisServer, proxy: &Proxy, keys: usize) {
@@ -313,11 +318,11 @@ mod refusals {
     fn without_its_file_the_one_in_force_stays() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        proxy.expect_log("config refused");
+        proxy.expect_log(REFUSED);
         let file = file_of(&proxy);
         fs::remove_file(&file).unwrap();
         proxy.signal(Signal::HUP);
-        let line = proxy.wait_for_log(|line| line.says(REFUSED));
+        let line = proxy.wait_for_log(|line| line.text().contains(REFUSED));
         assert!(line.text().contains(file.to_str().unwrap()), "{}", line.text());
         assert_unchanged(&proxy, 1);
         reload(&proxy, &redis, "cache.capacity = 9");
