@@ -54,6 +54,23 @@ fn term_and_int_let_a_request_in_flight_finish() {
 }
 
 #[test]
+fn requests_sent_before_the_signal_are_answered() {
+    const CLIENTS: usize = 100;
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let mut kept_alive: Vec<Client> = (0..CLIENTS).map(|_| Client::connect(proxy.http())).collect();
+    kept_alive.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    let mut fresh: Vec<Client> = (0..CLIENTS).map(|_| Client::connect(proxy.http())).collect();
+    let mut clients: Vec<&mut Client> = kept_alive.iter_mut().chain(&mut fresh).collect();
+    clients.iter_mut().for_each(|client| client.send_raw(&request("key")));
+    proxy.signal(Signal::TERM);
+    let answers = clients.iter_mut().map(|client| client.try_read_response().map(|response| response.status));
+    let lost: Vec<_> = answers.enumerate().filter(|(_, answer)| !matches!(answer, Ok(200))).collect();
+    assert!(lost.is_empty(), "{} of {}: {lost:?}", lost.len(), CLIENTS * 2);
+}
+
+#[test]
 fn the_log_says_how_many_connections_there_are_to_finish() {
     let (_redis, relay, proxy, _client) = with_a_request_in_flight("");
     await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
