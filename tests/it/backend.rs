@@ -389,7 +389,9 @@ mod outages {
         redis.stop();
         eventually("Redis is gone", || (readyz(&proxy).0 == 503).then_some(()));
         // Each of these reads makes the link be tried at once.
-        (0..10).for_each(|_| assert_eq!(read(&proxy, "key").status, 503));
+        for _ in 0..10 {
+            assert_eq!(read(&proxy, "key").status, 503);
+        }
         redis.restart();
         await_ready(&proxy);
         let told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
@@ -472,7 +474,9 @@ mod odd_answers {
         const READERS: usize = 4;
         let (redis, relay, proxy) = behind_relay("cache.ttl = 0");
         proxy.expect_log(DOWN);
-        (0..READERS).for_each(|key| set(&redis, &key.to_string(), &key.to_string()));
+        for key in 0..READERS {
+            set(&redis, &key.to_string(), &key.to_string());
+        }
         relay.delay(Duration::from_millis(10));
         // They keep the link busy, so that it never comes to rest on its own.
         let recovered = thread::scope(|scope| {

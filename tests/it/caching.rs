@@ -57,7 +57,9 @@ fn with_room_for_three_keys_the_least_recently_read_one_goes() {
 fn the_order_of_reads_is_exact_for_every_sequence() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.capacity = 4");
-    (0..8).for_each(|key| set(&redis, &key.to_string(), "value"));
+    for key in 0..8 {
+        set(&redis, &key.to_string(), "value");
+    }
     let mut client = Client::connect(proxy.http());
     let mut model: Vec<u32> = Vec::new();
     let mut seed = 12_345_u32;
@@ -363,7 +365,9 @@ fn the_policy_tinylfu_serves_within_its_capacity() {
         assert_eq!(value(&proxy, &key), key);
     }
     assert!(metric(&proxy, "cache_entries") <= 5.0);
-    (0..10).for_each(|_| assert_eq!(value(&proxy, "7"), "7"));
+    for _ in 0..10 {
+        assert_eq!(value(&proxy, "7"), "7");
+    }
     assert_hit(&read(&proxy, "7"));
 }
 

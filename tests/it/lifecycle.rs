@@ -60,10 +60,14 @@ fn requests_sent_before_the_signal_are_answered() {
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
     let mut kept_alive: Vec<Client> = (0..CLIENTS).map(|_| Client::connect(proxy.http())).collect();
-    kept_alive.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    for client in &mut kept_alive {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
     let mut fresh: Vec<Client> = (0..CLIENTS).map(|_| Client::connect(proxy.http())).collect();
     let mut clients: Vec<&mut Client> = kept_alive.iter_mut().chain(&mut fresh).collect();
-    clients.iter_mut().for_each(|client| client.send_raw(&request("key")));
+    for client in &mut clients {
+        client.send_raw(&request("key"));
+    }
     proxy.signal(Signal::TERM);
     let answers = clients.iter_mut().map(|client| client.try_read_response().map(|response| response.status));
     let lost: Vec<_> = answers.enumerate().filter(|(_, answer)| !matches!(answer, Ok(200))).collect();
@@ -104,7 +108,9 @@ fn idle_connections_are_closed_at_once() {
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
     let mut idle: Vec<Client> = (0..5).map(|_| Client::connect(proxy.http())).collect();
-    idle.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    for client in &mut idle {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
     let silent = Client::connect(proxy.http());
     await_metric(&proxy, "connections{front_end=\"http\"}", 6.0);
     let begun = Instant::now();
@@ -212,7 +218,9 @@ fn streams_of_http2_in_flight_are_answered() {
     let client = Http2::connect(proxy.http());
     relay.stall();
     let keys: Vec<String> = (0..10).map(|number| number.to_string()).collect();
-    keys.iter().for_each(|key| set(&redis, key, key));
+    for key in &keys {
+        set(&redis, key, key);
+    }
     let streams: Vec<_> = keys.iter().map(|key| client.send(key)).collect();
     await_metric(&proxy, "flights", 10.0);
     tell_to_stop(&proxy, Signal::TERM);
@@ -257,7 +265,9 @@ fn it_starts_again_on_the_same_port_at_once() {
     let first = proxy(&redis, "");
     let address = first.http();
     let mut clients: Vec<Client> = (0..5).map(|_| Client::connect(address)).collect();
-    clients.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    for client in &mut clients {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
     first.finish();
     let same_port = config(&redis.url(), "").replacen("127.0.0.1:0", &address.to_string(), 1);
     let second = linked(&same_port);
@@ -295,7 +305,9 @@ fn closed_connections_leave_no_descriptor_behind() {
     await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
     let before = open();
     let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(proxy.http())).collect();
-    clients.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 200));
+    for client in &mut clients {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
     assert!(open() >= before + 200.0);
     drop(clients);
     eventually("as many descriptors as before", || (open() <= before).then_some(()));

@@ -47,8 +47,12 @@ fn every_figure_is_there_from_the_start() {
     let proxy = Proxy::start(&config(&redis.url(), "cache.capacity = 123\ncache.ttl = \"90s\""));
     proxy.expect_log("no link to Redis");
     let zero = ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
-    zero.iter().for_each(|name| assert_metric(&proxy, name, 0));
-    CAUSES.iter().for_each(|cause| assert_metric(&proxy, &format!("cache_evictions_total{{cause=\"{cause}\"}}"), 0));
+    for name in &zero {
+        assert_metric(&proxy, name, 0);
+    }
+    for cause in &CAUSES {
+        assert_metric(&proxy, &format!("cache_evictions_total{{cause=\"{cause}\"}}"), 0);
+    }
     assert_eq!(all_reads(&proxy), (0.0, 0.0));
     assert_metric(&proxy, "backend_duration_seconds_count", 0);
     assert_metric(&proxy, "connections{front_end=\"http\"}", 0);
@@ -76,7 +80,9 @@ fn buckets_begin_at_ten_microseconds() {
         "redis_proxy_request_duration_seconds_bucket{front_end=\"http\",outcome=\"hit\",le=\"0.00001\"}",
         "redis_proxy_backend_duration_seconds_bucket{le=\"0.00001\"}",
     ];
-    buckets.iter().for_each(|bucket| assert_eq!(metrics.value(bucket), Some(0.0), "{}", metrics.text()));
+    for bucket in &buckets {
+        assert_eq!(metrics.value(bucket), Some(0.0), "{}", metrics.text());
+    }
 }
 
 #[test]
@@ -96,7 +102,9 @@ fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
     await_metric(&proxy, "flights", 1.0);
     await_metric(&proxy, "connections{front_end=\"http\"}", 5.0);
     relay.resume();
-    readers.iter_mut().for_each(|reader| assert_eq!(reader.read_response().status, 200));
+    for reader in &mut readers {
+        assert_eq!(reader.read_response().status, 200);
+    }
     redis.stop();
     assert_eq!(proxy.reload(&config(&format!("redis://{}", relay.address()), TINY_TTL)), Reload::Reloaded);
     eventually("a stale read", || cache_status(&read(&proxy, "key")).contains("ttl=-").then_some(()));

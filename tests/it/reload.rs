@@ -149,7 +149,9 @@ mod live {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         reload(&proxy, &redis, "cache.ttl_absent = \"60s\"");
-        (0..3).for_each(|_| assert_eq!(read(&proxy, "key").status, 404));
+        for _ in 0..3 {
+            assert_eq!(read(&proxy, "key").status, 404);
+        }
         assert_eq!(redis.calls("get"), 1);
         set(&redis, "key", "value");
         reload(&proxy, &redis, "");
@@ -237,7 +239,9 @@ mod live {
         assert_eq!(metric(&proxy, "cache_capacity_entries").to_string(), "7");
         assert_eq!(metric(&proxy, "cache_ttl_seconds").to_string(), "33");
         await_ready(&proxy);
-        (0..3).for_each(|_| assert_eq!(read(&proxy, "key").status, 404));
+        for _ in 0..3 {
+            assert_eq!(read(&proxy, "key").status, 404);
+        }
         assert_eq!(redis.calls("get"), 1, "what only the file says holds");
     }
 }
@@ -431,7 +435,9 @@ mod under_load {
         fill(&redis, &proxy, KEYS);
         let read = while_reading(&proxy, |count| {
             await_reads(count, 100);
-            (0..100).for_each(|_| proxy.signal(Signal::HUP));
+            for _ in 0..100 {
+                proxy.signal(Signal::HUP);
+            }
             reload(&proxy, &redis, "cache.capacity = 42");
             await_metric(&proxy, "cache_capacity_entries", 42.0);
             await_reads(count, 100);
