@@ -278,6 +278,21 @@ mod outages {
     }
 
     #[test]
+    fn a_long_outage_ends_with_the_first_read_after_it() {
+        let mut redis = RedisServer::start();
+        let proxy = proxy(&redis, "redis.reconnect_delay_max = \"60s\"");
+        proxy.expect_log(DOWN);
+        redis.stop();
+        // The pause between two attempts grows with each of them.
+        for _ in 0..12 {
+            assert_eq!(read(&proxy, "key").status, 503);
+        }
+        redis.restart();
+        set(&redis, "key", "there again");
+        assert_eq!(value(&proxy, "key"), "there again");
+    }
+
+    #[test]
     fn a_restarted_redis_is_read_within_a_second() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "");

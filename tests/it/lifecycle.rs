@@ -51,9 +51,11 @@ fn assert_not_answered(client: &mut Client) {
 #[test]
 fn term_and_int_let_a_request_in_flight_finish() {
     for signal in [Signal::TERM, Signal::INT] {
-        let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+        let (redis, relay, proxy) = behind_relay("");
+        set(&redis, "key", "value");
+        relay.delay(Duration::from_millis(150));
+        let mut client = ask_and_await_flight(&proxy, "key", 1);
         tell_to_stop(&proxy, signal);
-        relay.resume();
         let response = client.read_response();
         assert_eq!((response.status, text(&response)), (200, "value".to_owned()));
         assert_closed(&mut client);
