@@ -393,7 +393,7 @@ mod under_load {
     fn capacity_and_ttl_change_and_no_request_fails() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
-        fill(&redis, &proxy, 2000);
+        fill(&redis, &proxy, 1000);
         let changes = [
             "cache.capacity = 100\ncache.ttl = 1",
             "cache.capacity = 10000\ncache.ttl = 60",
@@ -420,7 +420,7 @@ mod under_load {
     fn the_first_reload_leaves_exactly_the_new_capacity() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
-        fill(&redis, &proxy, 2000);
+        fill(&redis, &proxy, 1000);
         while_reading(&proxy, |count| {
             await_reads(count, 100);
             reload(&proxy, &redis, "cache.capacity = 100");
