@@ -1,9 +1,15 @@
 //! What the README promises, tried on the real program in front of a real Redis: one module a promise.
 
 mod architecture;
+mod backend;
+mod caching;
 mod config;
+mod lifecycle;
+mod metrics;
 mod protocol;
 mod readme;
 mod reads;
+mod reload;
 mod serving;
+mod stage;
 mod support;

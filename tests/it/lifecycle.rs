@@ -1,0 +1,371 @@
+//! "Stops when told, losing nothing in flight": what TERM and INT do, how long it takes, and what is left.
+//!
+//! A request is held in flight by a line to Redis that stands still.
+
+#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::stage::{
+    Http2, ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set, text, value,
+};
+use crate::support::http::{self, Client};
+use crate::support::metrics::Metrics;
+use crate::support::{Proxy, RedisServer, Relay, Signal, eventually};
+
+/// Far below `daemon.drain_timeout`, which is 8 s.
+const SOON: Duration = Duration::from_secs(2);
+const PATIENT: &str = "redis.response_timeout = \"10s\"\nredis.ping_interval = \"10s\"";
+
+/// A proxy with a request in flight.
+fn with_a_request_in_flight(more: &str) -> (RedisServer, Relay, Proxy, Client) {
+    let (redis, relay, proxy) = behind_relay(&format!("{PATIENT}\n{more}"));
+    set(&redis, "key", "value");
+    relay.stall();
+    let client = ask_and_await_flight(&proxy, "key", 1);
+    (redis, relay, proxy, client)
+}
+
+fn tell_to_stop(proxy: &Proxy, signal: Signal) {
+    proxy.signal(signal);
+    proxy.wait_for_log(|line| line.says("stopping"));
+}
+
+/// Sees that the connection was closed in order.
+#[track_caller]
+fn assert_closed(client: &mut Client) {
+    let error = client.try_read_response().expect_err("no further answer");
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
+}
+
+/// Sees that the connection was cut; a worker may have had the time to say so.
+#[track_caller]
+fn assert_not_answered(client: &mut Client) {
+    if let Ok(response) = client.try_read_response() {
+        assert_eq!(response.status, 503, "{response:?}");
+    }
+}
+
+#[test]
+fn term_and_int_let_a_request_in_flight_finish() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let (redis, relay, proxy) = behind_relay("");
+        set(&redis, "key", "value");
+        relay.delay(Duration::from_millis(150));
+        let mut client = ask_and_await_flight(&proxy, "key", 1);
+        tell_to_stop(&proxy, signal);
+        let response = client.read_response();
+        assert_eq!((response.status, text(&response)), (200, "value".to_owned()));
+        assert_closed(&mut client);
+        proxy.wait_for_log(|line| line.says("stopped") && line.level() == "INFO");
+        proxy.finish();
+    }
+}
+
+#[test]
+fn a_request_sent_before_the_signal_is_answered_though_it_is_the_first_of_its_connection() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let clients = (0..100).map(|_| Client::connect(proxy.http())).collect();
+    assert_answered_though_signalled(&proxy, clients);
+}
+
+#[test]
+fn a_request_sent_before_the_signal_is_answered_though_its_connection_was_idle() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let mut clients: Vec<Client> = (0..100).map(|_| Client::connect(proxy.http())).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
+    assert_answered_though_signalled(&proxy, clients);
+}
+
+#[track_caller]
+fn assert_answered_though_signalled(proxy: &Proxy, mut clients: Vec<Client>) {
+    for client in &mut clients {
+        client.send_raw(&request("key"));
+    }
+    proxy.signal(Signal::TERM);
+    let answers = clients.iter_mut().map(|client| client.try_read_response().map(|response| response.status));
+    let lost: Vec<_> = answers.filter(|answer| !matches!(answer, Ok(200))).collect();
+    assert!(lost.is_empty(), "{} of {}: {:?}", lost.len(), clients.len(), lost[0]);
+}
+
+#[test]
+fn the_log_says_how_many_connections_there_are_to_finish() {
+    let (_redis, relay, proxy, _client) = with_a_request_in_flight("");
+    await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
+    proxy.signal(Signal::TERM);
+    let line = proxy.wait_for_log(|line| line.says("stopping"));
+    let connections: u32 = line.field("connections").and_then(|count| count.parse().ok()).unwrap();
+    assert!((1..=2).contains(&connections), "the client, and perhaps the look at the metrics: {connections}");
+    relay.resume();
+}
+
+#[test]
+fn a_large_answer_on_its_way_is_sent_to_its_end() {
+    const SIZE: usize = 32 << 20;
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "large", &"x".repeat(SIZE));
+    let mut stream = TcpStream::connect(proxy.http()).unwrap();
+    stream.write_all(&request("large")).unwrap();
+    let mut start = [0; 1024];
+    stream.read_exact(&mut start).unwrap();
+    tell_to_stop(&proxy, Signal::TERM);
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    let head = start.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(start.len() - head + rest.len(), SIZE);
+}
+
+#[test]
+fn idle_connections_are_closed_at_once() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let mut idle: Vec<Client> = (0..5).map(|_| Client::connect(proxy.http())).collect();
+    for client in &mut idle {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
+    let silent = Client::connect(proxy.http());
+    await_metric(&proxy, "connections{front_end=\"http\"}", 6.0);
+    let begun = Instant::now();
+    proxy.signal(Signal::TERM);
+    idle.iter_mut().for_each(assert_closed);
+    proxy.finish();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    drop(silent);
+}
+
+#[test]
+fn new_connections_are_refused_while_the_last_requests_finish() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+    tell_to_stop(&proxy, Signal::TERM);
+    eventually("the listener is closed", || {
+        let error = TcpStream::connect(proxy.http()).err()?;
+        (error.kind() == ErrorKind::ConnectionRefused).then_some(())
+    });
+    relay.resume();
+    assert_eq!(client.read_response().status, 200);
+}
+
+#[test]
+fn what_does_not_finish_in_time_is_cut_and_counted() {
+    let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("daemon.drain_timeout = \"300ms\"");
+    proxy.expect_log("did not finish in time");
+    await_metric(&proxy, "connections{front_end=\"http\"}", 1.0);
+    let begun = Instant::now();
+    proxy.signal(Signal::TERM);
+    let line =
+        proxy.wait_for_log(|line| line.says("stopped; connections were cut because they did not finish in time"));
+    assert_eq!(line.field("cut").as_deref(), Some("1"));
+    assert_not_answered(&mut client);
+    proxy.finish();
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
+        let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("");
+        proxy.expect_log("told twice");
+        proxy.expect_exit(1);
+        tell_to_stop(&proxy, first);
+        let begun = Instant::now();
+        proxy.signal(second);
+        assert_not_answered(&mut client);
+        proxy.finish();
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_reload_while_stopping_neither_hurries_nor_stops_it() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+    tell_to_stop(&proxy, Signal::TERM);
+    proxy.signal(Signal::HUP);
+    relay.resume();
+    assert_eq!(client.read_response().status, 200);
+    proxy.finish();
+}
+
+#[test]
+fn readyz_says_that_it_is_draining() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+    // Who has connected but not asked yet is heard for a moment more.
+    let mut operator = Client::connect(proxy.admin());
+    await_metric(&proxy, "connections{front_end=\"admin\"}", 2.0);
+    tell_to_stop(&proxy, Signal::TERM);
+    let response = operator.get("/readyz");
+    assert_eq!(response.status, 503);
+    assert!(text(&response).contains("draining"), "{}", text(&response));
+    relay.resume();
+    assert_eq!(client.read_response().status, 200);
+}
+
+#[test]
+fn pipelined_requests_in_flight_are_answered() {
+    let (redis, relay, proxy) = behind_relay(PATIENT);
+    for key in ["0", "1", "2"] {
+        set(&redis, key, key);
+    }
+    relay.stall();
+    let mut client = Client::connect(proxy.http());
+    client.send_raw(&[request("0"), request("1"), request("2")].concat());
+    await_metric(&proxy, "flights", 1.0);
+    tell_to_stop(&proxy, Signal::TERM);
+    relay.resume();
+    for key in ["0", "1", "2"] {
+        let response = client.read_response();
+        assert_eq!((response.status, text(&response)), (200, key.to_owned()));
+        // A client may ask again for what comes after an answer that says so, and only for that.
+        if response.header("connection") == Some("close") {
+            break;
+        }
+    }
+    assert_closed(&mut client);
+}
+
+#[test]
+fn streams_of_http2_in_flight_are_answered() {
+    let (redis, relay, proxy) = behind_relay(PATIENT);
+    let client = Http2::connect(proxy.http());
+    relay.stall();
+    let keys: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+    for key in &keys {
+        set(&redis, key, key);
+    }
+    let streams: Vec<_> = keys.iter().map(|key| client.send(key)).collect();
+    await_metric(&proxy, "flights", 10.0);
+    tell_to_stop(&proxy, Signal::TERM);
+    relay.resume();
+    for (stream, key) in streams.into_iter().zip(keys) {
+        assert_eq!(client.answer(stream), (200, key.into()));
+    }
+    client.end().unwrap();
+    proxy.finish();
+}
+
+#[test]
+fn an_idle_http2_connection_is_closed_at_once() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    let client = Http2::connect(proxy.http());
+    let stream = client.send("key");
+    assert_eq!(client.answer(stream).0, 404);
+    let begun = Instant::now();
+    proxy.signal(Signal::TERM);
+    client.end().unwrap();
+    proxy.finish();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn with_no_redis_it_stops_as_well() {
+    let mut redis = RedisServer::start();
+    redis.stop();
+    let proxy = Proxy::start(&config(&redis.url(), ""));
+    proxy.expect_log("no link to Redis");
+    let begun = Instant::now();
+    tell_to_stop(&proxy, Signal::TERM);
+    proxy.finish();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn it_starts_again_on_the_same_port_at_once() {
+    let redis = RedisServer::start();
+    set(&redis, "key", "value");
+    let first = proxy(&redis, "");
+    let address = first.http();
+    let mut clients: Vec<Client> = (0..5).map(|_| Client::connect(address)).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
+    first.finish();
+    let same_port = config(&redis.url(), "").replacen("127.0.0.1:0", &address.to_string(), 1);
+    let second = linked(&same_port);
+    assert_eq!(second.http(), address);
+    assert_eq!(value(&second, "key"), "value");
+}
+
+#[test]
+fn the_operators_routes_are_on_their_own_listener_or_beside_the_keys() {
+    let redis = RedisServer::start();
+    let routes = ["/metrics", "/livez", "/readyz"];
+    let apart = proxy(&redis, "");
+    for route in routes {
+        assert_eq!(http::get(apart.admin(), route).status, 200, "{route}");
+        assert_eq!(http::get(apart.http(), route).status, 404, "{route}");
+    }
+    assert_eq!(http::get(apart.admin(), "/keys/key").status, 404);
+    assert_eq!(redis.calls("get"), 0, "keys are not read through the operators' listener");
+
+    let beside = config(&redis.url(), "").replacen("admin.listen = \"127.0.0.1:0\"\n", "", 1);
+    let together = Proxy::start(&beside);
+    eventually("ready", || (http::get(together.http(), "/readyz").status == 200).then_some(()));
+    for route in routes {
+        assert_eq!(http::get(together.http(), route).status, 200, "{route}");
+    }
+}
+
+#[test]
+fn closed_connections_leave_no_descriptor_behind() {
+    let redis = RedisServer::start();
+    set(&redis, "key", "value");
+    let proxy = proxy(&redis, "");
+    let mut operator = Client::connect(proxy.admin());
+    let mut look = |series| {
+        let text = String::from_utf8(operator.get("/metrics").body).expect("metrics are text");
+        Metrics::parse(text).value(series).expect("a figure")
+    };
+    eventually("earlier looks are over", || (look("redis_proxy_connections{front_end=\"admin\"}") < 2.0).then_some(()));
+    let before = look("process_open_fds");
+    let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(proxy.http())).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/keys/key").status, 200);
+    }
+    let with_clients = look("process_open_fds");
+    assert!(with_clients >= before + 200.0, "{before}, then {with_clients}");
+    drop(clients);
+    eventually("as many descriptors as before", || (look("process_open_fds") <= before).then_some(()));
+    assert_eq!(look("redis_proxy_connections{front_end=\"http\"}").to_string(), "0");
+}
+
+/// What comes after a request that ends its connection is nobody's; it must not cost the answer.
+#[test]
+fn a_connection_that_the_client_ends_gets_its_last_answer_whatever_follows() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let last = "GET /keys/key HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let old = "GET /keys/key HTTP/1.0\r\n\r\n";
+    for bytes in [last.to_owned(), format!("{last}{last}"), format!("{last}\r\n"), format!("{old}\r\n")] {
+        let mut client = Client::connect(proxy.http());
+        client.send_raw(bytes.as_bytes());
+        match client.try_read_response() {
+            Ok(response) => assert_eq!(text(&response), "value", "{bytes:?}"),
+            Err(error) => panic!("no answer to {bytes:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let mut client = Client::connect(proxy.http());
+    client.read_timeout(Duration::from_secs(1));
+    client.send_raw(&[request("key"), b"GET /keys/ke".to_vec()].concat());
+    assert_eq!(text(&client.read_response()), "value");
+    client.send_raw(b"y HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(text(&client.read_response()), "value");
+}

@@ -1,0 +1,315 @@
+//! "Every figure there from the start, and they add up": what /metrics tells is complete, true and well formed.
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that panics has failed, which is what it should do, and one that is skipped says why"
+)]
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::stage::{
+    ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads, set, text, value,
+};
+use crate::support::http::{self, Client};
+use crate::support::{Proxy, RedisServer, Reload, eventually};
+
+const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "absent", "bypass"];
+const CAUSES: [&str; 5] = ["capacity", "expired", "invalidated", "flushed", "resized"];
+
+/// Sees that `redis_proxy_{series}` is `expected`.
+#[track_caller]
+fn assert_metric(proxy: &Proxy, series: &str, expected: u64) {
+    assert_eq!(metric(proxy, series).to_string(), expected.to_string(), "{series}");
+}
+
+#[track_caller]
+fn assert_evictions(proxy: &Proxy, expected: [(&str, u64); 5]) {
+    for (cause, count) in expected {
+        assert_metric(proxy, &format!("cache_evictions_total{{cause=\"{cause}\"}}"), count);
+    }
+}
+
+/// All reads, and how many of them the histogram of their durations knows.
+fn all_reads(proxy: &Proxy) -> (f64, f64) {
+    let sum = |name: &str| {
+        OUTCOMES.map(|outcome| metric(proxy, &format!("{name}{{front_end=\"http\",outcome=\"{outcome}\"}}")))
+    };
+    (sum("reads_total").iter().sum(), sum("request_duration_seconds_count").iter().sum())
+}
+
+#[test]
+fn every_figure_is_there_from_the_start() {
+    let mut redis = RedisServer::start();
+    redis.stop();
+    let proxy = Proxy::start(&config(&redis.url(), "cache.capacity = 123\ncache.ttl = \"90s\""));
+    proxy.expect_log("no link to Redis");
+    let zero = ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
+    for name in &zero {
+        assert_metric(&proxy, name, 0);
+    }
+    for cause in &CAUSES {
+        assert_metric(&proxy, &format!("cache_evictions_total{{cause=\"{cause}\"}}"), 0);
+    }
+    assert_eq!(all_reads(&proxy), (0.0, 0.0));
+    assert_metric(&proxy, "backend_duration_seconds_count", 0);
+    assert_metric(&proxy, "connections{front_end=\"http\"}", 0);
+    for result in ["success", "failure"] {
+        assert_metric(&proxy, &format!("config_reloads_total{{result=\"{result}\"}}"), 0);
+    }
+    for kind in ["timeout", "disconnected", "overloaded", "unavailable", "refused", "wrong_type", "vanished"] {
+        assert_metric(&proxy, &format!("backend_errors_total{{kind=\"{kind}\"}}"), 0);
+    }
+    assert_metric(&proxy, "cache_capacity_entries", 123);
+    assert_metric(&proxy, "cache_ttl_seconds", 90);
+    assert_metric(&proxy, &format!("build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1);
+    let metrics = proxy.metrics();
+    for name in ["process_open_fds", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_threads"] {
+        assert!(metrics.value(name).is_some(), "{name}");
+    }
+}
+
+#[test]
+fn buckets_begin_at_ten_microseconds() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    let metrics = proxy.metrics();
+    let buckets = [
+        "redis_proxy_request_duration_seconds_bucket{front_end=\"http\",outcome=\"hit\",le=\"0.00001\"}",
+        "redis_proxy_backend_duration_seconds_bucket{le=\"0.00001\"}",
+    ];
+    for bucket in &buckets {
+        assert_eq!(metrics.value(bucket), Some(0.0), "{}", metrics.text());
+    }
+}
+
+#[test]
+fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
+    let (mut redis, relay, proxy) = behind_relay("cache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"");
+    proxy.expect_log("no link to Redis");
+    set(&redis, "key", "value");
+    redis.command(&["LPUSH", "list", "element"]);
+    for _ in 0..3 {
+        value(&proxy, "key");
+        assert_eq!(read(&proxy, "nothing").status, 404);
+        assert_eq!(read(&proxy, "list").status, 409);
+    }
+    relay.stall();
+    set(&redis, "shared", "value");
+    let mut readers: Vec<Client> = (0..5).map(|_| ask(&proxy, "shared")).collect();
+    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "connections{front_end=\"http\"}", 5.0);
+    relay.resume();
+    for reader in &mut readers {
+        assert_eq!(reader.read_response().status, 200);
+    }
+    redis.stop();
+    assert_eq!(proxy.reload(&config(&format!("redis://{}", relay.address()), TINY_TTL)), Reload::Reloaded);
+    eventually("a stale read", || cache_status(&read(&proxy, "key")).contains("ttl=-").then_some(()));
+    assert_eq!(read(&proxy, "never read").status, 503);
+
+    // key: one miss, two hits; nothing: one miss, two absent; list: three misses; shared: one miss.
+    let hits = metric(&proxy, "cache_hits_total");
+    let misses = metric(&proxy, "cache_misses_total");
+    assert_eq!((hits + misses, hits + misses), all_reads(&proxy));
+    let from_memory: f64 = ["hit", "absent", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
+    assert_eq!(hits.to_string(), from_memory.to_string());
+    assert_eq!(reads(&proxy, "absent").to_string(), "2");
+    assert_eq!(reads(&proxy, "miss").to_string(), "7", "with the one of the key that was never read");
+    let shared = reads(&proxy, "coalesced") + reads(&proxy, "hit");
+    assert_eq!(shared.to_string(), (2 + 4).to_string());
+    assert!(reads(&proxy, "stale") >= 1.0);
+}
+
+const TINY_TTL: &str = "cache.ttl = \"1ms\"\ncache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"";
+
+#[test]
+fn requests_that_are_no_reads_are_not_counted() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    for path in ["/keys/", "/keys/%zz", "/elsewhere", "/metrics"] {
+        http::get(proxy.http(), path);
+    }
+    assert_eq!(all_reads(&proxy), (0.0, 0.0));
+}
+
+#[test]
+fn entries_and_bytes_are_exact_as_values_come_and_go() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "cache.capacity = 3\ncache.ttl_absent = \"60s\"");
+    // A key of 1, 2, 3... bytes with a value of ten times as many.
+    for length in 1..=4 {
+        set(&redis, &"k".repeat(length), &"v".repeat(length * 10));
+    }
+    let mut expected = 0;
+    for length in 1..=3 {
+        value(&proxy, &"k".repeat(length));
+        expected += 11 * length as u64;
+        assert_metric(&proxy, "cache_bytes", expected);
+        assert_metric(&proxy, "cache_entries", length as u64);
+    }
+    value(&proxy, "kkkk");
+    assert_metric(&proxy, "cache_bytes", 11 * (2 + 3 + 4));
+    assert_metric(&proxy, "cache_entries", 3);
+
+    assert_eq!(read(&proxy, "absent").status, 404);
+    assert_metric(&proxy, "cache_bytes", 11 * (3 + 4) + 6);
+
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.ttl_absent = \"60s\"")), Reload::Reloaded);
+    assert_metric(&proxy, "cache_entries", 1);
+    assert_metric(&proxy, "cache_bytes", 6);
+    assert_eq!(proxy.reload(&config(&redis.url(), "")), Reload::Reloaded);
+    assert_metric(&proxy, "cache_entries", 0);
+    assert_metric(&proxy, "cache_bytes", 0);
+}
+
+#[test]
+fn a_value_that_changed_its_size_is_counted_anew() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "cache.ttl = \"20ms\"\ncache.stale_grace = \"60s\"");
+    set(&redis, "key", "short");
+    value(&proxy, "key");
+    set(&redis, "key", "rather longer");
+    eventually("the new value", || (value(&proxy, "key") == "rather longer").then_some(()));
+    assert_metric(&proxy, "cache_entries", 1);
+    assert_metric(&proxy, "cache_bytes", "keyrather longer".len() as u64);
+}
+
+#[test]
+fn what_nobody_may_be_given_any_more_is_forgotten_without_a_read() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "cache.ttl = \"50ms\"");
+    for key in ["a", "b", "c"] {
+        set(&redis, key, "value");
+        value(&proxy, key);
+    }
+    await_metric(&proxy, "cache_entries", 0.0);
+    assert_metric(&proxy, "cache_bytes", 0);
+    assert_evictions(&proxy, [("expired", 3), ("capacity", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)]);
+}
+
+#[test]
+fn evictions_are_counted_by_their_causes() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "cache.capacity = 5");
+    for number in 0..8 {
+        set(&redis, &number.to_string(), "value");
+        value(&proxy, &number.to_string());
+    }
+    assert_evictions(&proxy, [("capacity", 3), ("expired", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)]);
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 3")), Reload::Reloaded);
+    assert_evictions(&proxy, [("capacity", 3), ("expired", 0), ("resized", 2), ("invalidated", 0), ("flushed", 0)]);
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 3\ncache.ttl = \"1ms\"")), Reload::Reloaded);
+    await_metric(&proxy, "cache_entries", 0.0);
+    assert_evictions(&proxy, [("capacity", 3), ("expired", 3), ("resized", 2), ("invalidated", 0), ("flushed", 0)]);
+}
+
+#[test]
+fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "cache.ttl = \"100ms\"");
+    set(&redis, "key", "value");
+    value(&proxy, "key");
+    eventually("fetched again", || {
+        value(&proxy, "key");
+        (redis.calls("get") == 2).then_some(())
+    });
+    assert_evictions(&proxy, [("expired", 1), ("capacity", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)]);
+    assert_metric(&proxy, "cache_entries", 1);
+}
+
+#[test]
+fn every_read_and_every_fetch_is_timed() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    for _ in 0..10 {
+        value(&proxy, "key");
+        assert_eq!(read(&proxy, "nothing").status, 404);
+    }
+    assert_eq!(all_reads(&proxy), (20.0, 20.0));
+    assert_metric(&proxy, "backend_duration_seconds_count", redis.calls("get"));
+    assert_metric(&proxy, "backend_duration_seconds_count", 11);
+    assert!(metric(&proxy, "backend_duration_seconds_sum") > 0.0);
+    let hits = metric(&proxy, "request_duration_seconds_sum{front_end=\"http\",outcome=\"hit\"}");
+    assert!(hits > 0.0 && hits < 1.0, "{hits}");
+}
+
+#[test]
+fn whether_redis_is_there_and_what_went_wrong_is_told() {
+    let mut redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    proxy.expect_log("no link to Redis");
+    assert_metric(&proxy, "backend_up", 1);
+    redis.command(&["LPUSH", "list", "element"]);
+    assert_eq!(read(&proxy, "list").status, 409);
+    assert_metric(&proxy, "backend_errors_total{kind=\"wrong_type\"}", 1);
+    redis.stop();
+    await_metric(&proxy, "backend_up", 0.0);
+    let before = metric(&proxy, "backend_errors_total{kind=\"unreachable\"}");
+    assert_eq!(read(&proxy, "key").status, 503);
+    assert!(metric(&proxy, "backend_errors_total{kind=\"unreachable\"}") > before);
+    redis.restart();
+    await_metric(&proxy, "backend_up", 1.0);
+}
+
+#[test]
+fn open_connections_are_counted_by_front_end() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    let clients: Vec<Client> = (0..3).map(|_| Client::connect(proxy.http())).collect();
+    await_metric(&proxy, "connections{front_end=\"http\"}", 3.0);
+    drop(clients);
+    await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
+    await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
+}
+
+#[test]
+fn the_time_of_the_configuration_in_force_is_told() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
+    let redis = RedisServer::start();
+    let started = now();
+    let proxy = proxy(&redis, "");
+    let loaded = || metric(&proxy, "config_last_reload_success_timestamp_seconds");
+    let first = loaded();
+    assert!(first >= started && first <= now());
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 9")), Reload::Reloaded);
+    let second = loaded();
+    assert!(second > first && second <= now());
+    proxy.expect_log("config refused");
+    assert_eq!(proxy.reload("cache.capacity = 0"), Reload::Refused);
+    assert!(loaded() <= second, "a refused one is not in force");
+    assert_metric(&proxy, "config_reloads_total{result=\"success\"}", 1);
+    assert_metric(&proxy, "config_reloads_total{result=\"failure\"}", 1);
+}
+
+#[test]
+fn the_text_is_what_prometheus_reads() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    value(&proxy, "key");
+    assert_hit(&read(&proxy, "key"));
+    let response = http::get(proxy.admin(), "/metrics");
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    match check_with_promtool(text(&response).as_bytes()) {
+        Ok((success, complaints)) => assert!(success && complaints.is_empty(), "{complaints}"),
+        Err(error) => eprintln!("skipped: promtool is not here ({error}); it is part of Debian's package prometheus"),
+    }
+}
+
+/// Whether promtool is content, and what it says.
+fn check_with_promtool(metrics: &[u8]) -> std::io::Result<(bool, String)> {
+    let mut child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().expect("standard input is piped").write_all(metrics)?;
+    let output = child.wait_with_output()?;
+    let complaints = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&complaints).into_owned()))
+}
