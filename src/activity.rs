@@ -4,10 +4,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -20,12 +21,19 @@ pub(crate) struct Activity {
     written: AtomicU64,
     /// The first read of what has not been made sense of yet; zero: there is nothing such.
     unsettled: AtomicU64,
+    suspicious: AtomicBool,
 }
 
 impl Activity {
     fn new() -> Arc<Self> {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self { opened: Instant::now(), read: zero(), written: zero(), unsettled: zero() })
+        Arc::new(Self {
+            opened: Instant::now(),
+            read: zero(),
+            written: zero(),
+            unsettled: zero(),
+            suspicious: AtomicBool::new(false),
+        })
     }
 
     fn clock(&self) -> u64 {
@@ -51,6 +59,11 @@ impl Activity {
         (self.unsettled.load(Relaxed) > 0).then(|| self.at(&self.unsettled))
     }
 
+    /// Whether something suspicious has come in.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        self.suspicious.load(Relaxed)
+    }
+
     fn note_read(&self) {
         let now = self.clock().max(1);
         self.read.store(now, Relaxed);
@@ -68,13 +81,23 @@ impl Activity {
 pub(crate) struct Observed<S> {
     stream: S,
     activity: Arc<Activity>,
+    /// What was read and is to be read again.
+    returned: Bytes,
+    /// Looks at what comes in and says whether it is suspicious.
+    inspect: fn(&[u8]) -> bool,
 }
 
 impl<S> Observed<S> {
     /// Wraps `stream`, which counts as opened now.
     pub(crate) fn new(stream: S) -> (Self, Arc<Activity>) {
         let activity = Activity::new();
-        (Self { stream, activity: Arc::clone(&activity) }, activity)
+        (Self { stream, activity: Arc::clone(&activity), returned: Bytes::new(), inspect: |_| false }, activity)
+    }
+
+    /// Gives back what was read, to be read again, and shows `inspect` everything that is read from now on.
+    #[must_use]
+    pub(crate) fn returning(self, returned: Bytes, inspect: fn(&[u8]) -> bool) -> Self {
+        Self { returned, inspect, ..self }
     }
 
     fn wrote(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
@@ -92,9 +115,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
+        let read = if self.returned.is_empty() {
+            Pin::new(&mut self.stream).poll_read(cx, buffer)
+        } else {
+            let most = self.returned.len().min(buffer.remaining());
+            buffer.put_slice(&self.returned.split_to(most));
+            Poll::Ready(Ok(()))
+        };
+        let new = &buffer.filled()[before..];
+        if !new.is_empty() {
             self.activity.note_read();
+            if (self.inspect)(new) {
+                self.activity.suspicious.store(true, Relaxed);
+            }
         }
         read
     }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::proxy::Proxy;
 use crate::server::Listen;
-use crate::units::{self, AT_LEAST_ONE, Contradiction, MOST, NOT_ABSURD, broken};
+use crate::units::{self, Contradiction, absurd_limits};
 
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,10 +32,7 @@ impl Default for Settings {
 
 impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        broken([
-            (self.max_connections == 0, "admin.max_connections", AT_LEAST_ONE),
-            (self.max_connections > MOST, "admin.max_connections", NOT_ABSURD),
-        ])
+        absurd_limits([(self.max_connections, "admin.max_connections")])
     }
 }
 

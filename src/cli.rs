@@ -28,7 +28,7 @@ pub enum Command {
 }
 
 /// What is configured on the command line.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Flags {
     /// The configuration file (TOML)
     #[arg(long, short, global = true, value_name = "FILE", env = "REDIS_PROXY_CONFIG")]

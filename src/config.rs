@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use config::{ConfigError, Map, Source, Value, ValueKind};
@@ -56,8 +56,8 @@ impl Default for DaemonSettings {
 
 impl DaemonSettings {
     fn contradictions(&self) -> Vec<Contradiction> {
-        let text = "found more than 1024, expected fewer, or 0 for one a processor";
-        broken([(self.worker_threads > 1024, "daemon.worker_threads", text)])
+        let text = format!("found {}, expected at most 1024, or 0 for one a processor", self.worker_threads);
+        broken([(self.worker_threads > 1024, "daemon.worker_threads", &text)])
     }
 }
 
@@ -85,10 +85,6 @@ impl fmt::Display for Problem {
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    fn one(origin: &str, text: String) -> Self {
-        Self(vec![Problem { origin: origin.to_owned(), key: String::new(), text }])
-    }
-
     /// Whether the command line is at fault, at least in part.
     pub fn blame_a_flag(&self) -> bool {
         self.0.iter().any(|problem| problem.origin.starts_with("--"))
@@ -109,29 +105,50 @@ pub fn environment() -> Environment {
     ours.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect()
 }
 
-/// Loads the configuration from all its sources.
-///
-/// # Errors
-/// Every problem of every source.
-pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, Problems> {
-    let file = flags.config.as_deref().map_or_else(|| Ok(Layer::default()), Layer::file)?;
-    let variables = Layer::environment(environment);
-    let flags = Layer::flags(flags, &[&variables, &file]);
-    let layers = [file, variables, flags];
-    let known = Keys::of_defaults();
-    let values = layers.iter().flat_map(|layer| &layer.0);
-    let mut problems: Vec<_> = values.filter_map(|(key, value)| known.check(key, value)).collect();
-    problems.extend(known.misspelt_variables(environment));
-    if !problems.is_empty() {
-        return Err(Problems(problems));
+/// What the sources say: the configuration of all that is right in them, and all that is wrong.
+struct Reading {
+    config: Config,
+    layers: Vec<Layer>,
+    problems: Vec<Problem>,
+}
+
+impl Reading {
+    fn of(flags: &Flags, environment: &Environment) -> Self {
+        let known = Keys::of_defaults();
+        let mut problems = known.misspelt_variables(environment);
+        let file = flags.config.as_deref().map_or_else(|| Ok(Layer::default()), Layer::file);
+        let file = file.unwrap_or_else(|problem| {
+            problems.push(problem);
+            Layer::default()
+        });
+        let variables = Layer::environment(environment);
+        let flags = Layer::flags(flags, &[&variables, &file]);
+        let mut layers = vec![file, variables, flags];
+        for layer in &mut layers {
+            layer.0.retain(|key, value| known.check(key, value).map(|problem| problems.push(problem)).is_none());
+        }
+        let config = put_together(&layers).unwrap_or_else(|error| {
+            problems.push(problem("", None, error.to_string()));
+            Config::default()
+        });
+        let mut reading = Self { config, layers, problems };
+        reading.blame(reading.config.contradictions().into_iter().map(|(key, text)| (key.to_owned(), text)));
+        reading
     }
-    let config = put_together(&layers).map_err(|error| Problems::one("configuration", error.to_string()))?;
-    let contradiction = |(key, text): Contradiction| {
-        let value = layers.iter().rev().find_map(|layer| layer.0.get(key));
-        problem(key, value, text.to_owned())
-    };
-    let problems: Vec<_> = config.contradictions().into_iter().map(contradiction).collect();
-    if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+
+    /// Adds problems, but none for a key that has one already.
+    fn blame(&mut self, found: impl IntoIterator<Item = (String, String)>) {
+        for (key, text) in found {
+            if !self.problems.iter().any(|problem| problem.key == key) {
+                let value = self.layers.iter().rev().find_map(|layer| layer.0.get(&key));
+                self.problems.push(problem(&key, value, text));
+            }
+        }
+    }
+
+    fn result(self) -> Result<Config, Problems> {
+        if self.problems.is_empty() { Ok(self.config) } else { Err(Problems(self.problems)) }
+    }
 }
 
 /// Later layers win.
@@ -212,12 +229,12 @@ impl Layer {
         tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree))
     }
 
-    fn file(path: &Path) -> Result<Self, Problems> {
+    fn file(path: &Path) -> Result<Self, Problem> {
         let origin = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Problems::one(&origin, format!("cannot be read: {error}")))?;
+        let wrong = |text| Problem { origin: origin.clone(), key: String::new(), text };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let file = config::File::from_str(&text, config::FileFormat::Toml);
-        let values = file.collect().map_err(|error| Problems::one(&origin, format!("is not TOML: {error}")))?;
+        let values = file.collect().map_err(|_| wrong(not_toml(&text)))?;
         let tree = Self::flatten(&Value::new(None, ValueKind::Table(values)));
         let named = |(key, value): (String, Value)| (key, Value::new(Some(&origin), value.kind));
         Ok(Self(tree.0.into_iter().map(named).collect()))
@@ -241,28 +258,15 @@ impl Layer {
         layer.put("--k", "cache.capacity", flags.k.clone());
         let value = |key| below.iter().find_map(|layer| layer.0.get(key));
         let text = |key| value(key).and_then(|value| value.clone().into_string().ok());
-        if let (Some(origin), Ok(listen)) = (
-            origin([("--proxy_host", &flags.proxy_host), ("--proxy_port", &flags.proxy_port)]),
-            text("http.listen").map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from),
-        ) {
-            let changed = listen.with_host_and_port(flags.proxy_host.as_deref(), flags.proxy_port.as_deref());
-            layer.put(origin, "http.listen", Some(changed));
+        let listen = text("http.listen").map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from);
+        let (host, port) = (flags.proxy_host.as_deref(), flags.proxy_port.as_deref());
+        if let (Some(origin), Ok(listen)) = (to_blame(["--proxy_host", "--proxy_port"], host, port), listen) {
+            layer.put(origin, "http.listen", Some(listen.with_host_and_port(host, port)));
         }
-        if let (Some(origin), Ok(url)) = (
-            origin([("--redis_host", &flags.redis_host), ("--redis_port", &flags.redis_port)]),
-            text("redis.url").map_or_else(|| Ok(Address::default()), |url| url.parse()),
-        ) {
-            let port = flags.redis_port.as_deref().map(str::parse);
-            let changed = match port.transpose() {
-                Ok(port) => url.with_host_and_port(flags.redis_host.as_deref(), port).reveal(),
-                // Not a port: left in the text, so that reading it says so.
-                Err(_) => format!(
-                    "redis://{}:{}",
-                    flags.redis_host.as_deref().unwrap_or("127.0.0.1"),
-                    flags.redis_port.as_deref().unwrap_or_default()
-                ),
-            };
-            layer.put(origin, "redis.url", Some(changed));
+        let url = text("redis.url").map_or_else(|| Ok(Address::default()), |url| url.parse());
+        let (host, port) = (flags.redis_host.as_deref(), flags.redis_port.as_deref());
+        if let (Some(origin), Ok(url)) = (to_blame(["--redis_host", "--redis_port"], host, port), url) {
+            layer.put(origin, "redis.url", Some(url.with_host_and_port(host, port)));
         }
         layer
     }
@@ -280,9 +284,20 @@ impl Layer {
     }
 }
 
-/// The first of `flags` that is given.
-fn origin<const N: usize>(flags: [(&'static str, &Option<String>); N]) -> Option<&'static str> {
-    flags.into_iter().find(|(_, value)| value.is_some()).map(|(name, _)| name)
+/// Which of the two flags is at fault if what they make together is wrong; none if neither is given.
+fn to_blame(flags: [&'static str; 2], host: Option<&str>, port: Option<&str>) -> Option<&'static str> {
+    let [host_flag, port_flag] = flags;
+    let bad_port = port.is_some_and(|port| port.parse::<u16>().is_err());
+    if host.is_some() && !bad_port { Some(host_flag) } else { port.map(|_| port_flag) }
+}
+
+/// Why `text` is not TOML, without repeating any of it: the line may hold a password.
+fn not_toml(text: &str) -> String {
+    let Err(error) = toml::from_str::<toml::Table>(text) else { return "is not TOML".to_owned() };
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let column = before.chars().rev().take_while(|letter| *letter != '\n').count() + 1;
+    let line = before.matches('\n').count() + 1;
+    format!("line {line}, column {column}: is not TOML")
 }
 
 fn flatten(key: String, value: &Value, values: &mut BTreeMap<String, Value>) {
@@ -391,11 +406,20 @@ impl Sources {
     /// # Errors
     /// Every problem of every source.
     pub fn load(&self) -> Result<Config, Problems> {
-        load(&self.flags, &self.environment)
+        Reading::of(&self.flags, &self.environment).result()
     }
 
-    /// The file, if there is one.
-    pub fn file(&self) -> Option<&PathBuf> {
-        self.flags.config.as_ref()
+    /// Loads the configuration that is to take the place of `current` in a running daemon.
+    ///
+    /// # Errors
+    /// Every problem of every source, changes that need a restart among them.
+    pub fn reload(&self, current: &Config) -> Result<Config, Problems> {
+        let mut reading = Reading::of(&self.flags, &self.environment);
+        // Where a source could not be read at all, what it would have changed is not known.
+        if !reading.problems.iter().any(|problem| problem.key.is_empty()) {
+            let keys = current.needs_restart(&reading.config);
+            reading.blame(keys.into_iter().map(|key| (key, "changes only at a restart".to_owned())));
+        }
+        reading.result()
     }
 }

@@ -16,7 +16,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
-use crate::config::{Config, DaemonSettings, Problem, Problems, Sources};
+use crate::config::{Config, DaemonSettings, Sources};
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::server::{BindError, Drain, DrainControl, Limits, Listener, Workers};
@@ -86,7 +86,9 @@ impl Daemon {
     pub async fn run(mut self) -> Ending {
         let (mut control, drain) = Drain::new();
         for listener in std::mem::take(&mut self.listeners) {
-            tokio::spawn(listener.accept(Arc::clone(&self.workers), drain.clone()));
+            // The operator can look on to the end.
+            let drain = if listener.front_end() == FrontEnd::Admin { Drain::never() } else { drain.clone() };
+            tokio::spawn(listener.accept(Arc::clone(&self.workers), drain));
         }
         drop(drain);
         if let Some(link) = self.link.take() {
@@ -106,11 +108,11 @@ impl Daemon {
     /// Puts the configuration in force as it is written now, or says what is wrong with it and changes nothing.
     async fn reload(&mut self) {
         let begun = Instant::now();
-        let new = match self.sources.load().and_then(|new| self.accept(new)) {
+        let new = match self.sources.reload(&self.config) {
             Ok(new) => new,
             Err(problems) => {
                 self.metrics.config_refused();
-                tracing::error!(%problems, "config refused; the one in force stays");
+                tracing::error!(%problems, "config refused");
                 return;
             }
         };
@@ -126,14 +128,6 @@ impl Daemon {
             took = ?begun.elapsed(),
             "config reloaded"
         );
-    }
-
-    /// A configuration is taken whole or not at all.
-    fn accept(&self, new: Config) -> Result<Config, Problems> {
-        let origin = self.sources.file().map_or_else(|| "environment".to_owned(), |file| file.display().to_string());
-        let problem = |key| Problem { origin: origin.clone(), key, text: "changes only at a restart".to_owned() };
-        let problems: Vec<_> = self.config.needs_restart(&new).into_iter().map(problem).collect();
-        if problems.is_empty() { Ok(new) } else { Err(Problems(problems)) }
     }
 
     async fn drain(&mut self, control: &mut DrainControl) -> Ending {

@@ -15,15 +15,15 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::backend::BackendError;
 use crate::cache::{Answer, Freshness, Outcome};
 use crate::key::{BadEscape, percent_decode};
 use crate::metrics::FrontEnd;
+use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::Listen;
-use crate::units::{self, ABOVE_ZERO, AT_LEAST_ONE, ByteSize, Contradiction, MOST, NOT_ABSURD, broken};
+use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
 /// `[http]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,14 +68,15 @@ impl Default for Settings {
 impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let small = self.max_header.0 < SMALLEST_HEADER;
-        broken([
+        let header = format!("found {}, expected at least 8KiB, which ordinary clients need", self.max_header);
+        let own = broken([
             (self.listen.is_off(), "http.listen", "found \"\", expected an address: there is no other way to read"),
-            (self.max_connections == 0, "http.max_connections", AT_LEAST_ONE),
-            (self.max_connections > MOST, "http.max_connections", NOT_ABSURD),
-            (self.idle_timeout.is_zero(), "http.idle_timeout", ABOVE_ZERO),
-            (self.header_timeout.is_zero(), "http.header_timeout", ABOVE_ZERO),
-            (small, "http.max_header", "found less than 8KiB, expected at least that, which ordinary clients need"),
-        ])
+            (small, "http.max_header", &header),
+        ]);
+        let limits = absurd_limits([(self.max_connections, "http.max_connections")]);
+        let timeouts =
+            zero_timeouts([(self.idle_timeout, "http.idle_timeout"), (self.header_timeout, "http.header_timeout")]);
+        [own, limits, timeouts].concat()
     }
 }
 
@@ -114,8 +115,6 @@ impl From<CacheControl> for String {
 }
 
 const PREFIX: &str = "/keys/";
-/// A second is how long a link to Redis that is down is at most from being tried again.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 struct Http {
     proxy: Proxy,
@@ -259,23 +258,22 @@ enum Problem {
     Backend(BackendError),
 }
 
-/// The status, the last word of the problem's type, and its title.
-type Kind = (StatusCode, &'static str, &'static str);
-
 impl Problem {
     fn kind(&self) -> Kind {
         match self {
-            Self::NoRoute => (StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path"),
+            Self::NoRoute => Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path"),
             Self::MethodNotAllowed => {
-                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Keys can only be read here")
+                Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Keys can only be read here")
             }
-            Self::Query => (StatusCode::BAD_REQUEST, "query", "A key has no query"),
-            Self::BadEscape(_) => (StatusCode::BAD_REQUEST, "bad-escape", "The key is not percent-encoded correctly"),
-            Self::EmptyKey => (StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
-            Self::KeyTooLong { .. } => (StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
-            Self::Absent => (StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
+            Self::Query => Kind::new(StatusCode::BAD_REQUEST, "query", "A key has no query"),
+            Self::BadEscape(_) => {
+                Kind::new(StatusCode::BAD_REQUEST, "bad-escape", "The key is not percent-encoded correctly")
+            }
+            Self::EmptyKey => Kind::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
+            Self::KeyTooLong { .. } => Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
+            Self::Absent => Kind::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
             Self::ValueTooLarge => {
-                (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out")
+                Kind::new(StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out")
             }
             Self::Backend(error) => backend_kind(error),
         }
@@ -297,32 +295,16 @@ impl Problem {
     }
 
     fn into_response(self) -> Response {
-        let (status, name, title) = self.kind();
-        let mut body =
-            json!({ "type": format!("urn:redis-proxy:problem:{name}"), "title": title, "status": status.as_u16() });
-        if let Some(detail) = self.detail() {
-            body["detail"] = detail.into();
-        }
-        let body = body.to_string();
-        let length = body.len();
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        let mut response = self.kind().response(self.detail().as_deref());
+        if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         response
     }
 }
 
 fn backend_kind(error: &BackendError) -> Kind {
-    match error {
+    let (status, name, title) = match error {
         BackendError::Unreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached"),
         BackendError::Disconnected => (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The link to Redis was lost"),
         BackendError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many reads wait for Redis"),
@@ -331,5 +313,6 @@ fn backend_kind(error: &BackendError) -> Kind {
         BackendError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time"),
         BackendError::Refused(_) => (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error"),
         BackendError::WrongType => (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string"),
-    }
+    };
+    Kind::new(status, name, title)
 }

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod http;
 pub mod key;
 pub mod metrics;
+mod problem;
 pub mod proxy;
 pub mod server;
 pub mod telemetry;

@@ -164,9 +164,9 @@ impl Metrics {
         OpenConnection(gauge)
     }
 
-    /// How many connections are open, over all front ends.
+    /// How many connections are open to the front ends that answer reads.
     pub fn open_connections(&self) -> i64 {
-        FrontEnd::ALL.iter().map(|front_end| self.connections.with_label_values(&[front_end.name()]).get()).sum()
+        FrontEnd::READERS.iter().map(|front_end| self.connections.with_label_values(&[front_end.name()]).get()).sum()
     }
 
     /// A connection was refused because there were as many as may be.

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use http::{Request, Response};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -29,6 +30,7 @@ use tower_service::Service as _;
 
 use crate::activity::{Activity, Observed};
 use crate::metrics::{FrontEnd, Metrics, OpenConnection};
+use crate::problem::Kind;
 
 /// Where a listener is bound: `host:port`, or empty for none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +153,11 @@ impl Listener {
         Ok(Self { front_end, socket, service: Service { router, limits: Arc::new(limits) }, permits, metrics })
     }
 
+    /// Who is asked there.
+    pub fn front_end(&self) -> FrontEnd {
+        self.front_end
+    }
+
     /// Accepts until `drain` says that the daemon is going down; the socket closes then.
     pub async fn accept(self, workers: Arc<Workers>, mut drain: Drain) {
         let refusals = Arc::new(Semaphore::new(REFUSALS));
@@ -195,15 +202,23 @@ impl Listener {
 
 /// Connections that are being told that there are too many; any more are closed without a word.
 const REFUSALS: usize = 64;
-const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
-    Cache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 118\r\n\r\n\
-    {\"type\":\"urn:redis-proxy:problem:too-many-connections\",\"title\":\"There are as many connections as may be\",\"status\":503}";
+const TOO_MANY: Kind =
+    Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
+const HEAD_TOO_LARGE: Kind =
+    Kind::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "The head of the request is too large");
+const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
 /// Answers without looking at the request, then reads a little, since closing with unread bytes would reset the
 /// connection and take the answer with it.
 async fn refuse(mut stream: TcpStream, _turn: OwnedSemaphorePermit) {
+    let body = TOO_MANY.body(None);
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n\
+         Retry-After: 1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let goodbye = async {
-        stream.write_all(REFUSAL).await?;
+        stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await?;
         let mut discarded = [0; 4096];
         while stream.read(&mut discarded).await? > 0 {}
@@ -216,8 +231,8 @@ async fn refuse(mut stream: TcpStream, _turn: OwnedSemaphorePermit) {
 #[derive(Clone)]
 pub struct Drain {
     signal: watch::Receiver<bool>,
-    /// Closed when every clone is gone.
-    _alive: mpsc::Sender<()>,
+    /// Closed when every clone is gone; none where nobody waits for that.
+    _alive: Option<mpsc::Sender<()>>,
 }
 
 /// The daemon's end of [`Drain`].
@@ -231,12 +246,19 @@ impl Drain {
     pub fn new() -> (DrainControl, Self) {
         let (sender, signal) = watch::channel(false);
         let (alive, gone) = mpsc::channel(1);
-        (DrainControl { signal: sender, gone }, Self { signal, _alive: alive })
+        (DrainControl { signal: sender, gone }, Self { signal, _alive: Some(alive) })
+    }
+
+    /// For what goes on until the process ends.
+    pub fn never() -> Self {
+        Self { signal: watch::channel(false).1, _alive: None }
     }
 
     /// Returns once the daemon is going down.
     async fn begun(&mut self) {
-        _ = self.signal.wait_for(|draining| *draining).await;
+        if self.signal.wait_for(|draining| *draining).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -322,73 +344,71 @@ impl Worker {
     }
 }
 
-/// How long a connection on which nothing has come yet may still say something once the daemon drains: its
-/// request may be on the way.
-const FIRST_WORD: Duration = Duration::from_millis(200);
+/// For how long after the daemon was told to stop a connection still listens: a request may be on its way, or here
+/// and unread.
+const LAST_WORD: Duration = Duration::from_millis(50);
 /// The start of the preface of HTTP/2 with prior knowledge (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8; 4] = b"PRI ";
-
-enum Protocol {
-    Http1,
-    Http2,
-}
 
 impl Connection {
     async fn serve(self) {
         let Self { stream, service, mut drain, counted: _counted } = self;
-        let Ok(stream) = TcpStream::from_std(stream) else {
-            return;
-        };
+        let Ok(stream) = TcpStream::from_std(stream) else { return };
         _ = stream.set_nodelay(true);
-        let first_word = timeout(service.limits.idle_timeout, protocol(&stream));
-        let protocol = tokio::select! {
-            biased;
-            protocol = first_word => protocol.ok().and_then(Result::ok),
-            () = async { drain.begun().await; sleep(FIRST_WORD).await } => None,
-        };
-        let Some(protocol) = protocol else { return };
-        let (stream, activity) = Observed::new(stream);
-        let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: Arc::default() });
-        let stream = TokioIo::new(stream);
+        let (mut stream, activity) = Observed::new(stream);
         let limits = Arc::clone(&service.limits);
+        let first = tokio::select! {
+            biased;
+            first = first_bytes(&mut stream, &limits) => first,
+            () = async { drain.begun().await; sleep(LAST_WORD).await } => None,
+        };
+        let Some(first) = first else { return };
+        let http2 = first == HTTP2_PREFACE[..];
+        let stream = TokioIo::new(stream.returning(first, if http2 { |_| false } else { has_fragment }));
+        let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: Arc::default() });
         let watching = Arc::clone(&watch);
         let answer = service_fn(move |request| service.clone().answer(request, Arc::clone(&watching)));
-        match protocol {
-            Protocol::Http1 => {
-                let connection = http1::Builder::new()
-                    .half_close(true)
-                    .pipeline_flush(true)
-                    .header_read_timeout(None)
-                    .max_buf_size(limits.max_header)
-                    .serve_connection(stream, answer);
-                let overdue = watch.overdue(&limits, HeadRule::EveryRequest);
-                run(pin!(connection), drain, overdue, http1::Connection::graceful_shutdown).await;
-            }
-            Protocol::Http2 => {
-                let largest = u32::try_from(limits.max_header).unwrap_or(u32::MAX);
-                let connection = http2::Builder::new(TokioExecutor::new())
-                    .max_header_list_size(largest)
-                    .serve_connection(stream, answer);
-                let overdue = watch.overdue(&limits, HeadRule::FirstRequest);
-                run(pin!(connection), drain, overdue, http2::Connection::graceful_shutdown).await;
-            }
+        if http2 {
+            let largest = u32::try_from(limits.max_header).unwrap_or(u32::MAX);
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .max_header_list_size(largest)
+                .serve_connection(stream, answer);
+            let overdue = watch.overdue(&limits, HeadRule::FirstRequest);
+            run(pin!(connection), drain, overdue, http2::Connection::graceful_shutdown).await;
+        } else {
+            // No `pipeline_flush`: with it hyper holds an answer back, or loses it, while more bytes have come in.
+            let connection = http1::Builder::new()
+                .half_close(true)
+                .header_read_timeout(None)
+                .max_buf_size(limits.max_header)
+                .serve_connection(stream, answer);
+            let overdue = watch.overdue(&limits, HeadRule::EveryRequest);
+            run(pin!(connection), drain, overdue, http1::Connection::graceful_shutdown).await;
         }
     }
 }
 
-/// Looks at the first bytes without taking them.
-async fn protocol(stream: &TcpStream) -> io::Result<Protocol> {
-    let mut first = [0; HTTP2_PREFACE.len()];
-    loop {
-        let seen = stream.peek(&mut first).await?;
-        match seen {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            _ if !HTTP2_PREFACE.starts_with(&first[..seen]) => return Ok(Protocol::Http1),
-            _ if seen == HTTP2_PREFACE.len() => return Ok(Protocol::Http2),
-            // "P" so far. The socket stays readable, so there is nothing to wait on but time.
-            _ => sleep(Duration::from_millis(5)).await,
+/// As many of the first bytes as it takes to tell the protocol; none if they do not come, or not in time.
+async fn first_bytes(stream: &mut Observed<TcpStream>, limits: &Limits) -> Option<Bytes> {
+    let mut first = BytesMut::with_capacity(HTTP2_PREFACE.len());
+    let mut patience = limits.idle_timeout;
+    while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+        let mut wanted = (&mut *stream).take((HTTP2_PREFACE.len() - first.len()) as u64);
+        if timeout(patience, wanted.read_buf(&mut first)).await.ok()?.ok()? == 0 {
+            return None;
         }
+        // A head has begun.
+        patience = limits.header_timeout;
     }
+    Some(first.freeze())
+}
+
+/// Whether there is a request line with a `#` in it. No client may send one (RFC 9112, section 3.2), and hyper would
+/// cut the target there, so that another key than the one asked for would be read.
+fn has_fragment(bytes: &[u8]) -> bool {
+    let is_request_line = |line: &[u8]| line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
+    let request_line = |line: &[u8]| line.contains(&b'#') && is_request_line(line.trim_ascii_end());
+    bytes.contains(&b'#') && bytes.split(|&byte| byte == b'\n').any(request_line)
 }
 
 /// Drives a connection to its end: its own, or because it is overdue. When the daemon drains it is told to finish.
@@ -400,9 +420,10 @@ async fn run<C: Future>(
 ) {
     let mut overdue = pin!(overdue);
     tokio::select! {
+        biased;
         _ = connection.as_mut() => return,
         () = &mut overdue => return,
-        () = drain.begun() => finish(connection.as_mut()),
+        () = async { drain.begun().await; sleep(LAST_WORD).await } => finish(connection.as_mut()),
     }
     tokio::select! {
         _ = connection => {}
@@ -420,8 +441,27 @@ impl Service {
         watch.activity.settle();
         watch.requests.fetch_add(1, Relaxed);
         let _answering = Count::one(&watch.answering);
+        if watch.activity.is_suspicious() {
+            return Ok(last_answer(FRAGMENT.response(Some("A number sign that belongs to the key is written %23."))));
+        }
+        if head_size(&request) > self.limits.max_header {
+            return Ok(last_answer(HEAD_TOO_LARGE.response(None)));
+        }
         self.router.call(request).await
     }
+}
+
+/// An answer after which the connection is closed.
+fn last_answer(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// How large the head of an HTTP/1 request was, near enough; hyper limits only heads that come in pieces.
+fn head_size(request: &Request<Incoming>) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    request.method().as_str().len() + target + "  HTTP/1.1\r\n\r\n".len() + headers.sum::<usize>()
 }
 
 /// When the time for the head of a request runs.

@@ -32,31 +32,41 @@ pub mod duration {
 
 struct DurationVisitor;
 
+/// Longer than anybody waits, and short enough to be added to any time without overflow.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+fn bounded(duration: Option<Duration>) -> Option<Duration> {
+    duration.filter(|duration| *duration <= LONGEST)
+}
+
 impl Visitor<'_> for DurationVisitor {
     type Value = Duration;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a duration: seconds as a number, or text such as \"250ms\", \"90s\", \"5m\", \"1h 30m\"")
+        f.write_str(
+            "a duration of at most 100 years: seconds as a number, or text such as \"250ms\", \"90s\", \"5m\", \"1h 30m\"",
+        )
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
         let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        seconds
-            .or_else(|| humantime::parse_duration(text).ok())
-            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_i64<E: Error>(self, seconds: i64) -> Result<Duration, E> {
-        let seconds = u64::try_from(seconds).map_err(|_| E::invalid_value(Unexpected::Signed(seconds), &self))?;
-        Ok(Duration::from_secs(seconds))
+        let duration = u64::try_from(seconds).ok().map(Duration::from_secs);
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Signed(seconds), &self))
     }
 
     fn visit_u64<E: Error>(self, seconds: u64) -> Result<Duration, E> {
-        Ok(Duration::from_secs(seconds))
+        let duration = Some(Duration::from_secs(seconds));
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(seconds), &self))
     }
 
     fn visit_f64<E: Error>(self, seconds: f64) -> Result<Duration, E> {
-        Duration::try_from_secs_f64(seconds).map_err(|_| E::invalid_value(Unexpected::Float(seconds), &self))
+        let duration = Duration::try_from_secs_f64(seconds).ok();
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Float(seconds), &self))
     }
 }
 
@@ -83,23 +93,30 @@ pub mod count {
 
 struct CountVisitor;
 
+/// More than there can be of anything here, and a number that every format can write.
+const LARGEST_COUNT: u64 = 1 << 40;
+
+fn bounded_count(number: Option<u64>) -> Option<usize> {
+    number.filter(|number| *number <= LARGEST_COUNT).and_then(|number| usize::try_from(number).ok())
+}
+
 impl Visitor<'_> for CountVisitor {
     type Value = usize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a whole number of zero or more")
+        write!(f, "a whole number from 0 to {LARGEST_COUNT}")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
-        text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+        bounded_count(text.parse().ok()).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<usize, E> {
-        usize::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+        bounded_count(number.try_into().ok()).ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<usize, E> {
-        usize::try_from(number).map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))
+        bounded_count(Some(number)).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
     }
 }
 
@@ -206,21 +223,27 @@ pub fn choose<T: Copy, const N: usize>(text: &str, choices: [(&str, T); N]) -> R
 }
 
 /// A key and what is wrong with its value although the value by itself is right.
-pub type Contradiction = (&'static str, &'static str);
+pub type Contradiction = (&'static str, String);
 
 /// Those of `rules` that are broken: each is whether it is, the key to be named, and the text.
-pub fn broken<const N: usize>(rules: [(bool, &'static str, &'static str); N]) -> Vec<Contradiction> {
-    rules.into_iter().filter(|(broken, ..)| *broken).map(|(_, key, text)| (key, text)).collect()
+pub fn broken<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec<Contradiction> {
+    rules.into_iter().filter(|(broken, ..)| *broken).map(|(_, key, text)| (key, text.to_owned())).collect()
 }
 
-/// For [`broken`]: a limit of zero would let nothing through.
-pub const AT_LEAST_ONE: &str = "found 0, expected at least 1";
-/// For [`broken`]: a time-out of zero would strike at once.
-pub const ABOVE_ZERO: &str = "found 0, expected a duration above zero";
-/// For [`broken`]: more than any machine has, and than a semaphore can count.
-pub const NOT_ABSURD: &str = "found more than 268435456, expected a number that a machine can hold";
-/// The largest limit that is not absurd.
-pub const MOST: usize = 1 << 28;
+/// Those of `limits` that are zero, which would let nothing through, or more than a semaphore can count.
+pub fn absurd_limits<const N: usize>(limits: [(usize, &'static str); N]) -> Vec<Contradiction> {
+    let absurd = limits.into_iter().filter(|(limit, _)| !(1..=MOST).contains(limit));
+    absurd.map(|(limit, key)| (key, format!("found {limit}, expected a number from 1 to {MOST}"))).collect()
+}
+
+/// More than any machine has of anything that is limited by number.
+const MOST: usize = 1 << 28;
+
+/// Those of `timeouts` that are zero and would strike at once.
+pub fn zero_timeouts<const N: usize>(timeouts: [(Duration, &'static str); N]) -> Vec<Contradiction> {
+    let zero = timeouts.into_iter().filter(|(timeout, _)| timeout.is_zero());
+    zero.map(|(_, key)| (key, "found 0s, expected a duration above zero".to_owned())).collect()
+}
 
 #[cfg(test)]
 mod tests {

@@ -61,53 +61,47 @@ impl Address {
         matches!(self.endpoint, Endpoint::Tcp { tls: true, .. })
     }
 
-    /// The same address with another host or port, as `--redis_host` and `--redis_port` ask for. A unix socket
-    /// gives way to TCP.
-    #[must_use]
-    pub fn with_host_and_port(mut self, new_host: Option<&str>, new_port: Option<u16>) -> Self {
-        if let Endpoint::Unix(_) = self.endpoint {
-            self.endpoint = Self::default().endpoint;
-        }
-        if let Endpoint::Tcp { host, port, .. } = &mut self.endpoint {
-            if let Some(new_host) = new_host {
-                new_host.trim_start_matches('[').trim_end_matches(']').clone_into(host);
-            }
-            *port = new_port.unwrap_or(*port);
-        }
-        self
-    }
-
-    /// The address with its password, as it would be written in a config file.
-    pub fn reveal(&self) -> String {
-        self.write(self.password.reveal())
-    }
-
-    fn write(&self, password: &str) -> String {
-        let (scheme, place) = match &self.endpoint {
-            Endpoint::Tcp { host, port, tls } => {
-                let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-                (if *tls { "rediss" } else { "redis" }, format!("{host}:{port}/{}", self.database))
-            }
-            Endpoint::Unix(path) => ("unix", format!("{}?db={}", path.display(), self.database)),
+    /// The same address with another host or port, as text, password included, and as `--redis_host` and
+    /// `--redis_port` give them: what is wrong with them shows when the text is read. A unix socket gives way to TCP.
+    pub fn with_host_and_port(&self, new_host: Option<&str>, new_port: Option<&str>) -> String {
+        let (scheme, host, port) = match &self.endpoint {
+            Endpoint::Tcp { host, port, tls } => (if *tls { "rediss" } else { "redis" }, host.as_str(), *port),
+            Endpoint::Unix(_) => ("redis", "127.0.0.1", DEFAULT_PORT),
         };
-        let login = match (&*self.username, password) {
+        let (host, port) = (new_host.unwrap_or(host), new_port.map_or_else(|| port.to_string(), str::to_owned));
+        format!("{scheme}://{}{}:{port}/{}", self.login(self.password.reveal()), bracketed(host), self.database)
+    }
+
+    fn login(&self, password: &str) -> String {
+        match (&*self.username, password) {
             ("", "") => String::new(),
             (username, "") => format!("{}@", escape(username)),
             (username, password) => format!("{}:{}@", escape(username), escape(password)),
-        };
-        format!("{scheme}://{login}{place}")
+        }
     }
+}
+
+/// An IPv6 address in the brackets that set it apart from a port.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
 
 fn escape(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
-/// With the password masked.
+/// As it would be written in a config file, with the password masked.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mask = if self.password.is_empty() { "" } else { MASK };
-        f.write_str(&self.write(mask).replace("%2A", "*"))
+        let login = self.login(mask).replace("%2A", "*");
+        match &self.endpoint {
+            Endpoint::Tcp { host, port, tls } => {
+                let scheme = if *tls { "rediss" } else { "redis" };
+                write!(f, "{scheme}://{login}{}:{port}/{}", bracketed(host), self.database)
+            }
+            Endpoint::Unix(path) => write!(f, "unix://{login}{}?db={}", path.display(), self.database),
+        }
     }
 }
 
@@ -125,6 +119,13 @@ impl FromStr for Address {
         let bad = |problem: String| BadAddress { problem };
         let url = Url::parse(text).map_err(|error| bad(format!("\"{}\" ({error})", mask_login(text))))?;
         let endpoint = endpoint(&url).ok_or_else(|| bad(format!("\"{}\"", mask_login(text))))?;
+        if matches!(endpoint, Endpoint::Tcp { .. }) && url[url::Position::BeforePath..].contains('@') {
+            let hint = "in a user or password '@' is written %40, ':' %3A, '/' %2F, '?' %3F, '#' %23";
+            return Err(bad(format!("\"{}\" ({hint})", mask_login(text))));
+        }
+        if url.fragment().is_some() || url.query_pairs().any(|(name, _)| name != "db") {
+            return Err(bad(format!("\"{}\" (what follows '?' can only be db=)", mask_login(text))));
+        }
         let database = database(&url, &endpoint);
         let database = database.parse().map_err(|_| bad(format!("database \"{database}\"")))?;
         let decode = |part: &str| {
@@ -195,16 +196,15 @@ mod tests {
     fn what_is_written_is_read_back() {
         for text in [
             "redis://127.0.0.1:6379/0",
-            "redis://user:p%40ss@example.org:7000/3",
+            "redis://user@example.org:7000/3",
             "rediss://[::1]:6380/0",
             "unix:///run/redis/redis.sock?db=2",
-            "redis://:secret@host:1/0",
         ] {
-            assert_eq!(text.parse::<Address>().unwrap().reveal(), text);
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        let short: Address = "redis://host".parse().unwrap();
-        assert_eq!(short.reveal(), "redis://host:6379/0");
-        assert_eq!("redis://host/5".parse::<Address>().unwrap().database, 5);
+        let login: Address = "redis://us%3Aer:p%40ss@host/5".parse().unwrap();
+        assert_eq!((&*login.username, login.password.reveal(), login.database), ("us:er", "p@ss", 5));
+        assert_eq!("redis://host".parse::<Address>().unwrap().to_string(), "redis://host:6379/0");
     }
 
     #[test]
@@ -212,9 +212,15 @@ mod tests {
         let address: Address = "redis://user:hunter2@host/0".parse().unwrap();
         assert_eq!(address.to_string(), "redis://user:********@host:6379/0");
         assert!(!format!("{address:?}").contains("hunter2"));
-        for bad in
-            ["redis://user:hunter2@host/x", "http://user:hunter2@host", "redis://u:hunter2@h:port", "u:hunter2@host"]
-        {
+        for bad in [
+            "redis://user:hunter2@host/x",
+            "http://user:hunter2@host",
+            "redis://u:hunter2@h:port",
+            "u:hunter2@host",
+            "redis://u:a@b/hunter2@host:1/0",
+            "redis://u:12?hunter2@host",
+            "redis://u:1#hunter2@host",
+        ] {
             let error = bad.parse::<Address>().unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
             assert!(error.contains("expected redis://"), "{error}");
@@ -223,10 +229,10 @@ mod tests {
 
     #[test]
     fn host_and_port_are_replaced_apart() {
-        let address: Address = "redis://u:p@host:1/2".parse().unwrap();
-        assert_eq!(address.clone().with_host_and_port(Some("other"), None).reveal(), "redis://u:p@other:1/2");
-        assert_eq!(address.with_host_and_port(None, Some(9)).reveal(), "redis://u:p@host:9/2");
+        let address: Address = "redis://u:p%40@host:1/2".parse().unwrap();
+        assert_eq!(address.with_host_and_port(Some("other"), None), "redis://u:p%40@other:1/2");
+        assert_eq!(address.with_host_and_port(None, Some("9")), "redis://u:p%40@host:9/2");
         let unix: Address = "unix:///run/r.sock?db=2".parse().unwrap();
-        assert_eq!(unix.with_host_and_port(Some("::1"), None).reveal(), "redis://[::1]:6379/2");
+        assert_eq!(unix.with_host_and_port(Some("::1"), None), "redis://[::1]:6379/2");
     }
 }

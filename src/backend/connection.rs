@@ -18,7 +18,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, ServerError, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -26,7 +26,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::Endpoint;
-use super::{BackendError, LinkState, Reply, Settings};
+use super::{BackendError, CREDENTIALS_DIRECTORY, Calls, LinkState, Reply, Settings, Unexpected};
 use crate::activity::{Activity, Observed};
 use crate::metrics::Metrics;
 use crate::units::Secret;
@@ -58,10 +58,10 @@ pub struct Link {
     settings: Settings,
     tls: Option<TlsConnector>,
     state: watch::Sender<LinkState>,
-    needed: Arc<Notify>,
+    calls: Arc<Calls>,
     metrics: Arc<Metrics>,
-    /// The error last logged, so that an outage is one line and not one an attempt.
-    reported: Option<BackendError>,
+    /// Whether the present outage has been reported: it is one line, not one an attempt.
+    reported: bool,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -79,14 +79,14 @@ struct Connected {
 impl Link {
     pub(super) fn prepare(
         settings: &Settings,
-        needed: Arc<Notify>,
+        calls: Arc<Calls>,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, watch::Receiver<LinkState>), PrepareError> {
         let tls = if settings.url.is_tls() { Some(tls_connector(settings)?) } else { None };
         password(settings)?;
         let starting = LinkState::Down(BackendError::Unreachable("not connected yet".into()));
         let (state, receiver) = watch::channel(starting);
-        Ok((Self { settings: settings.clone(), tls, state, needed, metrics, reported: None }, receiver))
+        Ok((Self { settings: settings.clone(), tls, state, calls, metrics, reported: false }, receiver))
     }
 
     /// Keeps a link for as long as the daemon lives.
@@ -103,11 +103,11 @@ impl Link {
                     self.watch_over(connected).await
                 }
             };
-            self.down(error);
+            self.down(&error);
             let jitter = rand::random_range(0.5..=1.0);
             tokio::select! {
                 () = sleep_until(Instant::now() + delay.mul_f64(jitter)) => {}
-                () = self.needed.notified() => sleep_until(attempt + RECONNECT_DELAY_MIN).await,
+                () = self.calls.needed.notified() => sleep_until(attempt + RECONNECT_DELAY_MIN).await,
             }
             delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
         }
@@ -116,19 +116,21 @@ impl Link {
     fn up(&mut self, connection: &MultiplexedConnection, since: Instant) {
         self.state.send_replace(LinkState::Up(connection.clone()));
         self.metrics.backend_up(true);
-        self.reported = None;
+        self.reported = false;
         let took = since.elapsed();
         tracing::info!(redis = %self.settings.url, took = ?took, "connected to Redis");
     }
 
-    fn down(&mut self, error: BackendError) {
+    fn down(&mut self, error: &BackendError) {
         self.metrics.backend_up(false);
         self.state.send_replace(LinkState::Down(error.clone()));
-        if self.reported.as_ref() != Some(&error) {
-            self.metrics.backend_error(error.kind());
-            tracing::warn!(redis = %self.settings.url, reason = %error, "no link to Redis; trying again until there is");
-            self.reported = Some(error);
+        if self.reported {
+            tracing::debug!(redis = %self.settings.url, reason = %error, "still no link to Redis");
+            return;
         }
+        self.reported = true;
+        self.metrics.backend_error(error.kind());
+        tracing::warn!(redis = %self.settings.url, reason = %error, "no link to Redis; trying again until there is");
     }
 
     async fn connect(&self) -> Result<Connected, BackendError> {
@@ -203,9 +205,16 @@ impl Link {
     /// Drives the link until it is lost; returns how that was.
     async fn watch_over(&self, Connected { connection, mut driver, activity }: Connected) -> BackendError {
         let silence = self.silence(connection, &activity);
+        // Distrust of the link before this one is settled.
+        tokio::select! {
+            biased;
+            () = self.calls.distrusted.notified() => {}
+            () = std::future::ready(()) => {}
+        }
         tokio::select! {
             () = &mut driver => BackendError::Unreachable("Redis closed the connection".into()),
             () = silence => BackendError::TimedOut,
+            () = self.calls.distrusted.notified() => unreachable(&"Redis gave an answer that nothing asked for"),
         }
     }
 
@@ -272,28 +281,41 @@ fn refused(code: &str) -> BackendError {
     }
 }
 
-/// Reads the replies to MULTI, GET, PTTL, EXEC. The pipeline is not declared a transaction to the redis crate,
-/// because 1.8.1 computes the place of a refused MULTI as 1 - 2, which panics in a debug build.
-pub(super) fn read_reply(mut replies: Vec<Value>) -> Result<Reply, BackendError> {
-    let unexpected = || BackendError::Refused("an unexpected reply".into());
-    let executed = replies.pop().ok_or_else(unexpected)?;
-    // A command refused while it was queued says why; EXEC then says only that it was.
-    if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
-        return Err(refused(error.code()));
+/// Reads the replies to MULTI, GET, PTTL, EXEC. Each must be one that its command can have: a link on which answers
+/// have shifted would otherwise give one key's value for another.
+///
+/// The pipeline is not declared a transaction to the redis crate, because 1.8.1 computes the place of a refused MULTI
+/// as 1 - 2, which panics in a debug build.
+pub(super) fn read_reply(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+    let [multi, get, pttl, exec] = <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
+    // A command refused before EXEC says why; EXEC then says only that it was.
+    if let Some(error) = [&multi, &get, &pttl, &exec].into_iter().find_map(server_error) {
+        return Ok(Err(error));
     }
-    match executed {
-        Value::ServerError(error) => Err(refused(error.code())),
-        Value::Array(results) => match <[Value; 2]>::try_from(results) {
-            Ok([Value::ServerError(error), _] | [_, Value::ServerError(error)]) => Err(refused(error.code())),
-            Ok([Value::Nil, _]) => Ok(None),
-            Ok([Value::BulkString(value), Value::Int(milliseconds)]) => {
-                // PTTL: -1 is a key without expiry, -2 no key at all.
-                let expires_in = u64::try_from(milliseconds).ok().map(Duration::from_millis);
-                Ok(Some((Bytes::from(value), expires_in)))
-            }
-            _ => Err(unexpected()),
-        },
-        _ => Err(unexpected()),
+    let queued = |reply: &Value| matches!(reply, Value::SimpleString(text) if text == "QUEUED");
+    if multi != Value::Okay || !queued(&get) || !queued(&pttl) {
+        return Err(Unexpected);
+    }
+    let Value::Array(results) = exec else { return Err(Unexpected) };
+    let [value, expiry] = <[Value; 2]>::try_from(results).map_err(|_| Unexpected)?;
+    if let Some(error) = [&value, &expiry].into_iter().find_map(server_error) {
+        return Ok(Err(error));
+    }
+    match (value, expiry) {
+        (Value::Nil, Value::Int(_)) => Ok(Ok(None)),
+        (Value::BulkString(value), Value::Int(milliseconds)) => {
+            // PTTL: -1 is a key without expiry, -2 no key at all.
+            let expires_in = u64::try_from(milliseconds).ok().map(Duration::from_millis);
+            Ok(Ok(Some((Bytes::from(value), expires_in))))
+        }
+        _ => Err(Unexpected),
+    }
+}
+
+fn server_error(reply: &Value) -> Option<BackendError> {
+    match reply {
+        Value::ServerError(error) => Some(refused(error.code())),
+        _ => None,
     }
 }
 
@@ -309,7 +331,7 @@ fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     if !settings.password_file.as_os_str().is_empty() {
         return read("password_file", &settings.password_file);
     }
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(CREDENTIAL));
+    let credential = std::env::var_os(CREDENTIALS_DIRECTORY).map(|directory| Path::new(&directory).join(CREDENTIAL));
     match credential {
         Some(path) if path.exists() => read("password (systemd credential)", &path),
         _ => Ok(settings.url.password.clone()),

@@ -22,7 +22,7 @@ pub use self::connection::{Link, PrepareError};
 use crate::cache::{Fetched, Vanished};
 use crate::key::Key;
 use crate::metrics::Metrics;
-use crate::units::{self, ABOVE_ZERO, AT_LEAST_ONE, Contradiction, MOST, NOT_ABSURD, Secret, broken};
+use crate::units::{self, Contradiction, Secret, absurd_limits, broken, zero_timeouts};
 
 /// `[redis]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,18 +89,27 @@ impl Settings {
         let tls_unused = !self.url.is_tls() && tls_files.into_iter().any(set);
         let tls_half = set(&self.tls_cert_file) != set(&self.tls_key_file);
         let two_passwords = !self.password.is_empty() && set(&self.password_file);
-        broken([
-            (self.connect_timeout.is_zero(), "redis.connect_timeout", ABOVE_ZERO),
-            (self.response_timeout.is_zero(), "redis.response_timeout", ABOVE_ZERO),
-            (self.ping_interval.is_zero(), "redis.ping_interval", ABOVE_ZERO),
-            (self.max_fetches == 0, "redis.max_fetches", AT_LEAST_ONE),
-            (self.max_fetches > MOST, "redis.max_fetches", NOT_ABSURD),
+        let password = !self.password.is_empty() || set(&self.password_file) || !self.url.password.is_empty();
+        let named = !self.username.is_empty() || !self.url.username.is_empty();
+        let no_password = named && !password && std::env::var_os(CREDENTIALS_DIRECTORY).is_none();
+        let own = broken([
             (two_passwords, "redis.password_file", "redis.password is set too, expected one of the two"),
+            (no_password, "redis.username", "found a user without a password, expected redis.password_file too"),
             (tls_unused, "redis.url", "found a url without TLS beside files for TLS, expected rediss://"),
-            (tls_half, "redis.tls_cert_file", "found one of certificate and key, expected both or neither"),
-        ])
+            (tls_half, "redis.tls_cert_file", "found one of the two, expected redis.tls_key_file with it, or neither"),
+        ]);
+        let limits = absurd_limits([(self.max_fetches, "redis.max_fetches")]);
+        let timeouts = zero_timeouts([
+            (self.connect_timeout, "redis.connect_timeout"),
+            (self.response_timeout, "redis.response_timeout"),
+            (self.ping_interval, "redis.ping_interval"),
+        ]);
+        [own, limits, timeouts].concat()
     }
 }
+
+/// Where systemd puts the secrets of a service.
+const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
 /// Why Redis gave no value. Cheap to clone: every reader of a flight gets one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -174,11 +183,19 @@ pub struct Backend(Arc<Shared>);
 struct Shared {
     settings: Settings,
     link: watch::Receiver<LinkState>,
-    /// Rouses the link's owner when somebody needs a link that is not there.
-    needed: Arc<Notify>,
+    calls: Arc<Calls>,
     turns: Semaphore,
     waiting: AtomicUsize,
     metrics: Arc<Metrics>,
+}
+
+/// What those who ask tell the one who keeps the link.
+#[derive(Default)]
+struct Calls {
+    /// A link is needed, and there is none.
+    needed: Notify,
+    /// The link gave an answer that no question of ours has.
+    distrusted: Notify,
 }
 
 /// How long a reader waits for a link that is being made: enough for a Redis that has just come back, and short
@@ -191,12 +208,12 @@ impl Backend {
     /// # Errors
     /// A certificate, key or password file that cannot be used.
     pub fn prepare(settings: Settings, metrics: Arc<Metrics>) -> Result<(Self, Link), PrepareError> {
-        let needed = Arc::new(Notify::new());
-        let (link, state) = Link::prepare(&settings, Arc::clone(&needed), Arc::clone(&metrics))?;
+        let calls = Arc::new(Calls::default());
+        let (link, state) = Link::prepare(&settings, Arc::clone(&calls), Arc::clone(&metrics))?;
         let shared = Shared {
             turns: Semaphore::new(settings.max_fetches),
             link: state,
-            needed,
+            calls,
             waiting: AtomicUsize::new(0),
             metrics,
             settings,
@@ -233,6 +250,10 @@ impl Backend {
 
 type Reply = Option<(Bytes, Option<Duration>)>;
 
+/// A reply that nothing that was asked can have.
+#[derive(Debug, PartialEq)]
+struct Unexpected;
+
 impl Shared {
     async fn fetch(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
         let _turn = self.turn(deadline).await?;
@@ -260,7 +281,15 @@ impl Shared {
         transaction.cmd("MULTI").cmd("GET").arg(key.as_bytes()).cmd("PTTL").arg(key.as_bytes()).cmd("EXEC");
         let replies = timeout_at(deadline, link.send_packed_commands(&transaction, 0, 4)).await;
         let replies = replies.map_err(|_| BackendError::TimedOut)?.map_err(|error| connection::classify(&error))?;
-        connection::read_reply(replies)
+        if let Ok(reply) = connection::read_reply(replies) {
+            return reply;
+        }
+        // Answers and questions do not match any more, so whose would the next answer be?
+        let mut state = self.link.clone();
+        state.mark_unchanged();
+        self.calls.distrusted.notify_one();
+        _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), state.changed()).await;
+        Err(BackendError::Disconnected)
     }
 
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
@@ -269,7 +298,7 @@ impl Shared {
         if let LinkState::Up(connection) = &*link.borrow_and_update() {
             return Ok(connection.clone());
         }
-        self.needed.notify_one();
+        self.calls.needed.notify_one();
         _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), link.changed()).await;
         let state = link.borrow().clone();
         match state {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use redis_proxy::cli::Flags;
-use redis_proxy::config::{Config, Environment, load};
+use redis_proxy::config::{Config, Environment, Problems, Sources};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
@@ -29,10 +29,7 @@ impl File {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("redis-proxy.toml");
         fs::write(&path, content).expect("the file is written");
-        Self {
-            _directory: directory,
-            path,
-        }
+        Self { _directory: directory, path }
     }
 
     fn name(&self) -> &str {
@@ -119,10 +116,7 @@ fn shipped() -> String {
 #[test]
 fn the_shipped_file_is_the_defaults() {
     let file = File::new(&shipped());
-    let flags = Flags {
-        config: Some(file.path.clone()),
-        ..Flags::default()
-    };
+    let flags = Flags { config: Some(file.path.clone()), ..Flags::default() };
     assert_eq!(load(&flags, &Environment::new()), Ok(Config::default()));
 }
 
@@ -137,13 +131,9 @@ fn the_shipped_file_names_every_key_and_no_other() {
 #[test]
 fn the_shipped_file_explains_every_section_and_most_keys() {
     let text = shipped();
-    let explained = text
-        .lines()
-        .zip(text.lines().skip(1))
-        .filter(|(before, line)| before.starts_with('#') && line.contains(" = "));
-    let keys = text
-        .lines()
-        .filter(|line| line.contains(" = ") && !line.starts_with('#'));
+    let explained =
+        text.lines().zip(text.lines().skip(1)).filter(|(before, line)| before.starts_with('#') && line.contains(" = "));
+    let keys = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#'));
     assert!(explained.count() + 3 >= keys.count());
 }
 
@@ -169,10 +159,7 @@ fn each_source_wins_over_the_one_below() {
 
 #[test]
 fn the_file_may_be_named_in_the_environment_and_the_flag_wins() {
-    let (one, other) = (
-        File::new("[cache]\ncapacity = 1\n"),
-        File::new("[cache]\ncapacity = 2\n"),
-    );
+    let (one, other) = (File::new("[cache]\ncapacity = 1\n"), File::new("[cache]\ncapacity = 2\n"));
     let environment = [("REDIS_PROXY_CONFIG", one.name())];
     assert_eq!(of(&printed(&[], &environment), "cache.capacity"), "1");
     assert_eq!(of(&printed(&["-c", other.name()], &environment), "cache.capacity"), "2");
@@ -182,12 +169,8 @@ fn the_file_may_be_named_in_the_environment_and_the_flag_wins() {
 fn every_key_can_be_set_in_the_environment() {
     // Nothing here contradicts any one other key.
     let others = Environment::from(
-        [
-            ("URL", "rediss://:x@h"),
-            ("TLS_CERT_FILE", "/x"),
-            ("TLS_KEY_FILE", "/x"),
-        ]
-        .map(|(key, value)| (format!("REDIS_PROXY_REDIS__{key}"), value.to_owned())),
+        [("URL", "rediss://:x@h"), ("TLS_CERT_FILE", "/x"), ("TLS_KEY_FILE", "/x")]
+            .map(|(key, value)| (format!("REDIS_PROXY_REDIS__{key}"), value.to_owned())),
     );
     let without = load(&Flags::default(), &others).expect("a right configuration");
     let defaults: Table = Config::default().to_toml().expect("TOML").parse().expect("TOML");
@@ -205,23 +188,8 @@ fn every_key_can_be_set_in_the_environment() {
 
 #[test]
 fn the_short_flags_work_in_snake_case_and_in_kebab_case() {
-    let snake = [
-        "--redis_host",
-        "h",
-        "--redis_port",
-        "1",
-        "--proxy_host",
-        "::1",
-        "--proxy_port",
-        "2",
-    ];
-    let kebab = snake.map(|word| {
-        if word.starts_with("--") {
-            word.replace('_', "-")
-        } else {
-            word.into()
-        }
-    });
+    let snake = ["--redis_host", "h", "--redis_port", "1", "--proxy_host", "::1", "--proxy_port", "2"];
+    let kebab = snake.map(|word| if word.starts_with("--") { word.replace('_', "-") } else { word.into() });
     let kebab = kebab.each_ref().map(String::as_str);
     for places in [snake, kebab] {
         let others = ["--password", SECRET, "--ttl", "3", "--k", "7"];
@@ -245,14 +213,7 @@ fn a_short_flag_changes_only_its_part_of_an_address() {
     let config = printed(&arguments, &[]);
     assert_eq!(of(&config, "redis.url"), "rediss://user:********@host:8/3");
     assert_eq!(of(&config, "http.listen"), "0.0.0.0:82");
-    let arguments = [
-        "--config",
-        file.name(),
-        "--redis_host",
-        "other",
-        "--proxy_host",
-        "127.0.0.1",
-    ];
+    let arguments = ["--config", file.name(), "--redis_host", "other", "--proxy_host", "127.0.0.1"];
     let config = printed(&arguments, &[]);
     assert_eq!(of(&config, "redis.url"), "rediss://user:********@other:7/3");
     assert_eq!(of(&config, "http.listen"), "127.0.0.1:81");
@@ -260,19 +221,10 @@ fn a_short_flag_changes_only_its_part_of_an_address() {
 
 #[test]
 fn a_ttl_is_seconds_or_has_a_unit() {
-    for (given, shown) in [
-        ("60", "1m"),
-        ("90s", "1m 30s"),
-        ("5m", "5m"),
-        ("0", "0s"),
-        ("0.25", "250ms"),
-        ("1h 30m", "1h 30m"),
-    ] {
-        assert_eq!(
-            of(&printed(&["--ttl", given], &[]), "cache.ttl"),
-            shown,
-            "--ttl {given}"
-        );
+    for (given, shown) in
+        [("60", "1m"), ("90s", "1m 30s"), ("5m", "5m"), ("0", "0s"), ("0.25", "250ms"), ("1h 30m", "1h 30m")]
+    {
+        assert_eq!(of(&printed(&["--ttl", given], &[]), "cache.ttl"), shown, "--ttl {given}");
     }
 }
 
@@ -305,27 +257,14 @@ fn all_bad_values_of_all_sources_are_told_at_once() {
         (file.name(), "cache.policy", "fifo", "tinylfu"),
         (file.name(), "http.max_key", "\"big\"", "\"64KiB\""),
         (file.name(), "http.listen", "8080", "host:port"),
-        (
-            "REDIS_PROXY_CACHE__STALE_GRACE",
-            "cache.stale_grace",
-            "\"long\"",
-            "a duration",
-        ),
-        (
-            "REDIS_PROXY_REDIS__MAX_FETCHES",
-            "redis.max_fetches",
-            "\"1.5\"",
-            "a whole number",
-        ),
+        ("REDIS_PROXY_CACHE__STALE_GRACE", "cache.stale_grace", "\"long\"", "a duration"),
+        ("REDIS_PROXY_REDIS__MAX_FETCHES", "redis.max_fetches", "\"1.5\"", "a whole number"),
         ("--ttl", "cache.ttl", "\"banana\"", "\"5m\""),
     ] {
         let source = format!("{source}: {key}: ");
         assert_line(&lines, &[&source, found, allowed]);
     }
-    assert_line(
-        &lines,
-        &["REDIS_PROXY_CACHE_TTL_ABSENT", "REDIS_PROXY_CACHE__TTL_ABSENT"],
-    );
+    assert_line(&lines, &["REDIS_PROXY_CACHE_TTL_ABSENT", "REDIS_PROXY_CACHE__TTL_ABSENT"]);
     assert_eq!(lines.len(), 8, "a line a problem: {lines:#?}");
 }
 
@@ -351,21 +290,15 @@ fn an_unknown_key_or_section_is_named_with_the_nearest_right_one() {
         ("daemon.drain-timeout", "daemon.drain_timeout"),
         ("ttl", "cache.ttl"),
     ] {
-        assert_line(
-            &lines,
-            &[&format!("{wrong}: unknown"), &format!("did you mean {right}?")],
-        );
+        assert_line(&lines, &[&format!("{wrong}: unknown"), &format!("did you mean {right}?")]);
     }
     assert_line(&lines, &["tellemetry: unknown", "did you mean telemetry"]);
 }
 
 #[test]
 fn a_misspelt_variable_is_named_with_the_right_one() {
-    let environment = [
-        ("REDIS_PROXY_CACHE_TTL", "5s"),
-        ("REDIS_PROXY_REDIS__PASWORD", SECRET),
-        ("REDIS_PROXY_CASH__TTL", "5s"),
-    ];
+    let environment =
+        [("REDIS_PROXY_CACHE_TTL", "5s"), ("REDIS_PROXY_REDIS__PASWORD", SECRET), ("REDIS_PROXY_CASH__TTL", "5s")];
     let lines = complaints(78, &[], &environment);
     assert_line(&lines, &["REDIS_PROXY_CACHE_TTL: ", "REDIS_PROXY_CACHE__TTL"]);
     assert_line(&lines, &["REDIS_PROXY_REDIS__PASWORD: ", "redis.password"]);
@@ -390,10 +323,7 @@ fn values_that_contradict_each_other_are_all_named() {
 
 #[test]
 fn a_user_without_a_password_is_a_problem() {
-    assert_line(
-        &complaints_about("[redis]\nusername = \"me\"\n"),
-        &["redis.username: ", "redis.password_file"],
-    );
+    assert_line(&complaints_about("[redis]\nusername = \"me\"\n"), &["redis.username: ", "redis.password_file"]);
 }
 
 #[test]
@@ -430,10 +360,7 @@ fn a_file_that_cannot_be_used_is_named_with_the_reason() {
     }
     for content in ["[cache", "cache = {", "[cache]\nttl = 1\nttl = 2\n", "no toml"] {
         let file = File::new(content);
-        assert_line(
-            &complaints(78, &["--config", file.name()], &[]),
-            &[file.name(), "not TOML"],
-        );
+        assert_line(&complaints(78, &["--config", file.name()], &[]), &[file.name(), "not TOML"]);
     }
     let not_text = File::new("");
     fs::write(&not_text.path, b"\xff\xfe").expect("the file is written");
@@ -450,10 +377,7 @@ fn an_empty_file_is_a_right_one() {
 fn a_section_must_be_a_section_and_a_value_a_value() {
     assert_line(&complaints_about("cache = 5\n"), &["cache: ", "section"]);
     assert_line(&complaints_about("[cache.ttl]\n"), &["cache.ttl: "]);
-    assert_line(
-        &complaints_about("[cache.ttl]\nseconds = 5\n"),
-        &["cache.ttl.seconds: "],
-    );
+    assert_line(&complaints_about("[cache.ttl]\nseconds = 5\n"), &["cache.ttl.seconds: "]);
     assert_line(&complaints_about("[[cache]]\nttl = 5\n"), &["cache: ", "section"]);
 }
 
@@ -563,10 +487,7 @@ fn a_file_that_is_needed_and_cannot_be_used_is_named_at_the_start() {
 
 #[test]
 fn check_opens_no_socket_and_reads_no_secret() {
-    let (http, redis) = (
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)),
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)),
-    );
+    let (http, redis) = (TcpListener::bind((Ipv4Addr::LOCALHOST, 0)), TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
     let (http, redis) = (http.expect("a port"), redis.expect("a port"));
     redis.set_nonblocking(true).expect("a listener to set up");
     let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
@@ -598,11 +519,8 @@ fn what_is_printed_loads_to_the_same_configuration() {
     assert_eq!(printed(&["--config", again.name()], &[]), first);
     // Apart from the mask in the place of the password.
     let load = |file: &File| {
-        let flags = Flags {
-            config: Some(file.path.clone()),
-            password: Some("the same".to_owned()),
-            ..Flags::default()
-        };
+        let flags =
+            Flags { config: Some(file.path.clone()), password: Some("the same".to_owned()), ..Flags::default() };
         load(&flags, &Environment::new()).expect("a right configuration")
     };
     assert_eq!(load(&again), load(&file));
@@ -617,10 +535,7 @@ fn what_is_printed_masks_every_password() {
         ("REDIS_PROXY_REDIS__URL", "rediss://:%68unter2@host"),
     ] {
         let config = printed(&[], &[(variable, value)]).to_string();
-        assert!(
-            !config.contains("hunter2") && config.contains("********"),
-            "{value}: {config}"
-        );
+        assert!(!config.contains("hunter2") && config.contains("********"), "{value}: {config}");
     }
     assert!(!printed(&["--password", SECRET], &[]).to_string().contains(SECRET));
 }
@@ -680,11 +595,7 @@ fn assert_not_told(proxy: &Proxy, secret: &str) {
     let mut told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
     assert!(told.len() > 2, "the log is talkative");
     told.push(proxy.metrics().text().to_owned());
-    for (address, path) in [
-        (proxy.admin(), "/readyz"),
-        (proxy.admin(), "/livez"),
-        (proxy.http(), "/keys/a"),
-    ] {
+    for (address, path) in [(proxy.admin(), "/readyz"), (proxy.admin(), "/livez"), (proxy.http(), "/keys/a")] {
         let response = get(address, path);
         told.push(format!("{response:?}{}", String::from_utf8_lossy(&response.body)));
     }
@@ -694,10 +605,7 @@ fn assert_not_told(proxy: &Proxy, secret: &str) {
 
 #[test]
 fn a_running_proxy_never_tells_the_password_it_uses() {
-    let redis = RedisServer::builder()
-        .tcp()
-        .arguments(&["--requirepass", SECRET])
-        .start();
+    let redis = RedisServer::builder().tcp().arguments(&["--requirepass", SECRET]).start();
     let url = format!("redis://:{SECRET}@{}", redis.tcp_address());
     let serving = serving_from(redis, &url, &[("TELEMETRY__LOG_FILTER", "trace")]);
     serving.set("a", "value");
@@ -707,19 +615,12 @@ fn a_running_proxy_never_tells_the_password_it_uses() {
 
 #[test]
 fn a_password_that_is_refused_is_not_told_either() {
-    let redis = RedisServer::builder()
-        .tcp()
-        .arguments(&["--requirepass", "another"])
-        .start();
+    let redis = RedisServer::builder().tcp().arguments(&["--requirepass", "another"]).start();
     let secret_file = File::new("hunter2\n");
     let in_url = redis.tcp_url().replace("://", "://default:hunter2@");
     for settings in [
         format!("url = \"{}\"\npassword = \"hunter2\"\n", redis.tcp_url()),
-        format!(
-            "url = \"{}\"\npassword_file = \"{}\"\n",
-            redis.tcp_url(),
-            secret_file.name()
-        ),
+        format!("url = \"{}\"\npassword_file = \"{}\"\n", redis.tcp_url(), secret_file.name()),
         format!("url = \"{in_url}\"\n"),
     ] {
         let proxy = Proxy::start(&format!(
@@ -752,4 +653,8 @@ fn a_file_refused_at_a_reload_does_not_tell_its_password() {
         proxy.reload(&config(password));
         assert_not_told(&proxy, SECRET);
     }
+}
+
+fn load(flags: &Flags, environment: &Environment) -> Result<Config, Problems> {
+    Sources { flags: flags.clone(), environment: environment.clone() }.load()
 }

@@ -90,10 +90,7 @@ fn one_connection_carries_many_requests() {
 fn http_1_0_gets_its_answer_and_the_end() {
     let serving = serving_a(&[]);
     let answer = exchange(serving.address(), b"GET /keys/a HTTP/1.0\r\n\r\n");
-    assert!(
-        answer.starts_with("HTTP/1.0 200 ") || answer.starts_with("HTTP/1.1 200 "),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.0 200 ") || answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(answer.ends_with("\r\n\r\nvalue"), "{answer}");
 }
 
@@ -155,10 +152,7 @@ fn a_client_that_has_said_its_last_word_still_gets_its_answer() {
     serving.await_metric(FLIGHTS, 1);
     serving.redis.resume();
     let answer = read_to_close(&mut stream);
-    assert!(
-        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nvalue"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nvalue"), "{answer}");
 }
 
 #[test]
@@ -176,10 +170,7 @@ fn a_request_may_come_byte_by_byte() {
 #[test]
 fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
     let serving = serving_a(&[]);
-    let answer = exchange(
-        serving.address(),
-        b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    );
+    let answer = exchange(serving.address(), b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
     assert!(answer.ends_with("\r\n\r\nvalue"), "{answer}");
 }
@@ -188,11 +179,7 @@ fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
 fn the_whole_address_may_be_asked_for() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
-    for target in [
-        "http://proxy.example:99/keys/a",
-        "http://[::1]/keys/a",
-        "https://x/keys/a",
-    ] {
+    for target in ["http://proxy.example:99/keys/a", "http://[::1]/keys/a", "https://x/keys/a"] {
         assert_eq!(client.get(target).body, b"value", "{target}");
     }
     assert_eq!(client.get("http://proxy.example").status, 404);
@@ -215,10 +202,7 @@ fn the_body_of_a_get_is_passed_over_and_never_taken_for_a_request() {
         client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
         // The proxy may close rather than read a body to its end.
         let next = client.try_read_response();
-        assert!(
-            next.as_ref().map_or(true, |next| next.body == b"value"),
-            "{length}: {next:?}"
-        );
+        assert!(next.as_ref().map_or(true, |next| next.body == b"value"), "{length}: {next:?}");
     }
 }
 
@@ -252,10 +236,7 @@ fn a_write_is_refused_in_words_however_big_its_body() {
 
 /// Runs a test that speaks HTTP/2.
 fn with_http2<F: Future<Output = ()>>(address: SocketAddr, test: impl FnOnce(SendRequest<Empty<Bytes>>) -> F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let test = async {
         let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
@@ -303,15 +284,7 @@ fn http_2_has_the_same_answers_as_http_1() {
     let mut client = serving.client();
     client.get("/keys/a");
     with_http2(serving.address(), async |sender| {
-        for path in [
-            "/keys/a",
-            "/keys/a%2Fb%20c",
-            "/keys/absent",
-            "/nothing",
-            "/keys/%",
-            "/keys/",
-            "/keys/a?b",
-        ] {
+        for path in ["/keys/a", "/keys/a%2Fb%20c", "/keys/absent", "/nothing", "/keys/%", "/keys/", "/keys/a?b"] {
             let (status, headers, body) = ask(sender.clone(), request(Method::GET, path)).await;
             let plain = client.get(path);
             assert_eq!((status.as_u16(), &body[..]), (plain.status, &plain.body[..]), "{path}");
@@ -325,18 +298,13 @@ fn http_2_has_the_same_answers_as_http_1() {
 fn http_2_head_has_no_body_and_leaves_the_connection_usable() {
     let serving = serving_a(&[]);
     with_http2(serving.address(), async |sender| {
-        for (path, expected, length) in [
-            ("/keys/a", 200, Some("5")),
-            ("/keys/absent", 404, None),
-            ("/nothing", 404, None),
-        ] {
+        for (path, expected, length) in
+            [("/keys/a", 200, Some("5")), ("/keys/absent", 404, None), ("/nothing", 404, None)]
+        {
             let (status, headers, body) = ask(sender.clone(), request(Method::HEAD, path)).await;
             assert_eq!((status.as_u16(), body.len()), (expected, 0), "{path}");
             let told = headers.get("content-length").and_then(|length| length.to_str().ok());
-            assert!(
-                told.is_some() && length.is_none_or(|length| told == Some(length)),
-                "{path}"
-            );
+            assert!(told.is_some() && length.is_none_or(|length| told == Some(length)), "{path}");
         }
         let (status, _, body) = ask(sender.clone(), request(Method::PUT, "/keys/a")).await;
         assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
@@ -352,11 +320,7 @@ fn http_2_carries_a_big_value_whole() {
     serving.set("big", &value);
     with_http2(serving.address(), async |sender| {
         let (status, _, body) = ask(sender, request(Method::GET, "/keys/big")).await;
-        assert!(
-            status == StatusCode::OK && body == value,
-            "{status}, {} bytes",
-            body.len()
-        );
+        assert!(status == StatusCode::OK && body == value, "{status}, {} bytes", body.len());
     });
 }
 
@@ -408,11 +372,7 @@ fn max_header_holds_to_within_a_kibibyte() {
             let start = "GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ";
             let filling = "x".repeat(length - start.len() - 4);
             let answer = exchange(serving.address(), format!("{start}{filling}\r\n\r\n").as_bytes());
-            assert_eq!(
-                status(&answer),
-                expected,
-                "{length} bytes where {limit} are allowed: {answer:?}"
-            );
+            assert_eq!(status(&answer), expected, "{length} bytes where {limit} are allowed: {answer:?}");
         }
     }
 }
@@ -421,10 +381,7 @@ fn max_header_holds_to_within_a_kibibyte() {
 fn a_head_of_too_many_lines_is_refused() {
     let serving = serving_a(&[]);
     let lines = "X: y\r\n".repeat(1000);
-    let answer = exchange(
-        serving.address(),
-        format!("GET /keys/a HTTP/1.1\r\n{lines}\r\n").as_bytes(),
-    );
+    let answer = exchange(serving.address(), format!("GET /keys/a HTTP/1.1\r\n{lines}\r\n").as_bytes());
     assert_eq!(status(&answer), "431", "{answer:?}");
 }
 
@@ -434,9 +391,7 @@ fn a_head_without_end_is_cut_off() {
     let mut stream = connect(serving.address());
     send(&mut stream, b"GET /keys/a HTTP/1.1\r\n");
     let line = format!("X: {}\r\n", "x".repeat(1000)).repeat(64);
-    let sent = (0..1000)
-        .take_while(|_| stream.write_all(line.as_bytes()).is_ok())
-        .count();
+    let sent = (0..1000).take_while(|_| stream.write_all(line.as_bytes()).is_ok()).count();
     assert!(sent < 1000, "64 MB of a head were taken");
     serving.await_metric(CONNECTIONS, 0);
     assert_serves(&serving);
@@ -551,10 +506,7 @@ fn an_idle_connection_is_closed() {
     assert_eq!(status(&read_to_close(&mut used)), "200");
     assert_eq!(read_to_close(&mut silent), "");
     let took = begun.elapsed();
-    assert!(
-        took >= Duration::from_millis(190) && took < Duration::from_secs(3),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_millis(190) && took < Duration::from_secs(3), "{took:?}");
     serving.await_metric(CONNECTIONS, 0);
 }
 
@@ -578,10 +530,7 @@ fn a_connection_that_waits_for_redis_is_not_idle() {
 /// Asks for a big value through a receive buffer that holds little of it.
 fn ask_for_big(serving: &Serving) -> TcpStream {
     serving.set("big", vec![b'x'; BIG]);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut stream = runtime.block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(16 << 10).expect("a smaller buffer");
@@ -590,10 +539,7 @@ fn ask_for_big(serving: &Serving) -> TcpStream {
     });
     stream.set_nonblocking(false).expect("a connection to set up");
     stream.set_read_timeout(Some(BOUND)).expect("a connection to set up");
-    send(
-        &mut stream,
-        b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    );
+    send(&mut stream, b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream
 }
 
@@ -617,10 +563,7 @@ fn a_client_that_reads_slowly_gets_all_of_it() {
         std::thread::sleep(due.saturating_sub(begun.elapsed()));
     }
     assert!(received > BIG, "{received} bytes");
-    assert!(
-        begun.elapsed() > Duration::from_millis(1500),
-        "too fast to show anything"
-    );
+    assert!(begun.elapsed() > Duration::from_millis(1500), "too fast to show anything");
 }
 
 #[test]
@@ -642,9 +585,7 @@ fn a_connection_beyond_max_connections_is_told_so() {
     let refused = get(serving.address(), "/keys/a");
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("content-type"), Some("application/problem+json"));
-    let after = refused
-        .header("retry-after")
-        .and_then(|after| after.parse::<u32>().ok());
+    let after = refused.header("retry-after").and_then(|after| after.parse::<u32>().ok());
     assert!(after.is_some_and(|seconds| seconds > 0), "{refused:?}");
     let problem: Json = serde_json::from_slice(&refused.body).expect("a problem");
     assert_eq!(problem["status"], 503);

@@ -19,11 +19,7 @@ fn assert_value(client: &mut Client, path: impl AsRef<[u8]>, value: impl AsRef<[
     let response = client.get(path);
     let shown = path.escape_ascii();
     assert_eq!(response.status, 200, "{shown}: {response:?}");
-    assert!(
-        response.body == value.as_ref(),
-        "{shown}: a value of {} bytes",
-        response.body.len()
-    );
+    assert!(response.body == value.as_ref(), "{shown}: a value of {} bytes", response.body.len());
 }
 
 /// That the answer is a problem of RFC 9457 with that status; returns the last word of its type.
@@ -111,18 +107,7 @@ fn a_slash_is_the_same_raw_and_escaped() {
 fn dots_are_part_of_the_key_and_lead_nowhere() {
     let serving = serving(&[]);
     let mut client = serving.client();
-    for key in [
-        ".",
-        "..",
-        "...",
-        "./a",
-        "../a",
-        "a/../b",
-        "a/./b",
-        "a/..",
-        "../../metrics",
-        "a/.hidden",
-    ] {
+    for key in [".", "..", "...", "./a", "../a", "a/../b", "a/./b", "a/..", "../../metrics", "a/.hidden"] {
         serving.set(key, format!("value of {key}"));
         assert_value(&mut client, format!("/keys/{key}"), format!("value of {key}"));
         let escaped = key.replace('.', "%2e");
@@ -165,21 +150,7 @@ fn text_beyond_ascii_is_the_same_key_raw_and_escaped() {
 fn a_raw_byte_that_a_path_may_not_contain_never_reads_another_key() {
     let serving = serving(&[]);
     serving.set("a", "another");
-    for illegal in [
-        &b"\""[..],
-        b"<",
-        b">",
-        b"\\",
-        b"^",
-        b"`",
-        b"{",
-        b"|",
-        b"}",
-        b"\x7f",
-        b"\xff",
-        b"\x80z",
-        b"\x01",
-    ] {
+    for illegal in [&b"\""[..], b"<", b">", b"\\", b"^", b"`", b"{", b"|", b"}", b"\x7f", b"\xff", b"\x80z", b"\x01"] {
         let key = [b"a", illegal].concat();
         serving.set(&key, "this one");
         let response = get(serving.address(), [b"/keys/", &key[..]].concat());
@@ -238,17 +209,7 @@ fn a_query_is_a_bad_request() {
 fn a_path_that_is_no_keys_is_not_found() {
     let serving = serving(&[]);
     let mut client = serving.client();
-    for path in [
-        "/",
-        "/keys",
-        "/key/a",
-        "/KEYS/a",
-        "//keys/a",
-        "/k%65ys/a",
-        "/keysa",
-        "/metrics",
-        "/livez/",
-    ] {
+    for path in ["/", "/keys", "/key/a", "/KEYS/a", "//keys/a", "/k%65ys/a", "/keysa", "/metrics", "/livez/"] {
         assert_eq!(problem(&client.get(path), 404), "no-such-route", "{path}");
     }
 }
@@ -314,14 +275,9 @@ fn errors_tell_nothing_of_what_is_behind_the_proxy() {
     serving.proxy.expect_log("no link to Redis");
     serving.redis.command(&["RPUSH", "list", "one"]);
     let address = serving.address();
-    let mut errors = vec![
-        (400, get(address, "/keys/%")),
-        (404, get(address, "/keys/absent")),
-        (409, get(address, "/keys/list")),
-    ];
-    serving
-        .redis
-        .command(&["ACL", "SETUSER", "default", "resetkeys", "~allowed"]);
+    let mut errors =
+        vec![(400, get(address, "/keys/%")), (404, get(address, "/keys/absent")), (409, get(address, "/keys/list"))];
+    serving.redis.command(&["ACL", "SETUSER", "default", "resetkeys", "~allowed"]);
     errors.push((502, get(address, "/keys/forbidden")));
     serving.redis.pause();
     errors.push((504, get(address, "/keys/slow")));
@@ -338,15 +294,7 @@ fn errors_tell_nothing_of_what_is_behind_the_proxy() {
     for (status, error) in &errors {
         problem(error, *status);
         let text = String::from_utf8_lossy(&error.body);
-        for secret in [
-            "127.0.0.1",
-            port.as_str(),
-            "os error",
-            "refused the",
-            "Operation against",
-            "ACL",
-            "user",
-        ] {
+        for secret in ["127.0.0.1", port.as_str(), "os error", "refused the", "Operation against", "ACL", "user"] {
             assert!(!text.contains(secret), "{secret}: {text}");
         }
     }
@@ -388,9 +336,8 @@ fn a_value_says_how_long_it_is_and_is_not_to_be_guessed_at() {
 fn a_value_of_20_megabytes_arrives_whole() {
     let serving = serving(&[]);
     // No part of it repeats where a mistake would put it.
-    let value: Vec<u8> = (0_u32..5_000_000)
-        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
-        .collect();
+    let value: Vec<u8> =
+        (0_u32..5_000_000).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     serving.set("big", &value);
     let mut client = serving.client();
     for _ in 0..2 {
@@ -430,10 +377,7 @@ fn equal_values_have_equal_strong_etags_and_others_have_others() {
     assert_eq!(a, etag("a"), "from memory as from Redis");
     assert!(a != c && a != d && c != d);
     let inner = a.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    assert!(
-        inner.is_some_and(|inner| inner.len() >= 16 && !inner.contains('"')),
-        "{a}"
-    );
+    assert!(inner.is_some_and(|inner| inner.len() >= 16 && !inner.contains('"')), "{a}");
 }
 
 #[test]
@@ -459,11 +403,7 @@ fn if_none_match_spares_a_client_the_value_it_has() {
             assert_eq!(response.status, status, "{method} {condition}");
             assert_eq!(response.header("etag"), Some(&*etag));
             assert!(response.header("cache-control").is_some() && response.header("cache-status").is_some());
-            let body: &[u8] = if (method, status) == ("GET", 200) {
-                b"value"
-            } else {
-                b""
-            };
+            let body: &[u8] = if (method, status) == ("GET", 200) { b"value" } else { b"" };
             assert_eq!(response.body, body);
         }
     }
@@ -504,9 +444,7 @@ fn age_is_told_of_what_comes_from_memory_only() {
     let mut client = serving.client();
     assert_eq!(client.get("/keys/a").header("age"), None, "of a miss");
     assert_eq!(client.get("/keys/a").header("age"), Some("0"), "of a hit");
-    eventually("the value is a second old", || {
-        (client.get("/keys/a").header("age") == Some("1")).then_some(())
-    });
+    eventually("the value is a second old", || (client.get("/keys/a").header("age") == Some("1")).then_some(()));
 }
 
 #[test]
@@ -548,10 +486,7 @@ fn cache_status_tells_that_absence_was_remembered() {
     let second = client.get("/keys/a");
     assert_eq!(problem(&second, 404), "no-such-key");
     let status = cache_status(&second);
-    assert!(
-        has(&status, "hit", "?1") && has(&status, "detail", "absent"),
-        "{status:?}"
-    );
+    assert!(has(&status, "hit", "?1") && has(&status, "detail", "absent"), "{status:?}");
     assert!(second.header("age").is_some());
     assert_eq!(serving.redis.calls("get"), 1);
 }
@@ -570,18 +505,9 @@ fn cache_status_tells_that_two_reads_shared_a_fetch() {
     // There is one worker, which has seen the second request by the time it has answered others sent later.
     (0..3).for_each(|_| _ = third.get("/keys/hot"));
     serving.redis.resume();
-    let (first, second) = (
-        cache_status(&first.read_response()),
-        cache_status(&second.read_response()),
-    );
-    assert!(
-        has(&first, "fwd", "miss") && !has(&first, "collapsed", "?1"),
-        "{first:?}"
-    );
-    assert!(
-        has(&second, "fwd", "miss") && has(&second, "collapsed", "?1"),
-        "{second:?}"
-    );
+    let (first, second) = (cache_status(&first.read_response()), cache_status(&second.read_response()));
+    assert!(has(&first, "fwd", "miss") && !has(&first, "collapsed", "?1"), "{first:?}");
+    assert!(has(&second, "fwd", "miss") && has(&second, "collapsed", "?1"), "{second:?}");
     assert_eq!(serving.redis.calls("get"), 2, "one for each key");
 }
 

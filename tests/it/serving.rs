@@ -28,13 +28,9 @@ pub(crate) fn serving_from(redis: RedisServer, url: &str, settings: &[(&str, &st
     let builder = Proxy::builder(&config);
     let proxy = settings
         .iter()
-        .fold(builder, |builder, (name, value)| {
-            builder.environment(&format!("REDIS_PROXY_{name}"), value)
-        })
+        .fold(builder, |builder, (name, value)| builder.environment(&format!("REDIS_PROXY_{name}"), value))
         .start();
-    eventually("the proxy is ready", || {
-        (http::get(proxy.admin(), "/readyz").status == 200).then_some(())
-    });
+    eventually("the proxy is ready", || (http::get(proxy.admin(), "/readyz").status == 200).then_some(()));
     Serving { proxy, redis }
 }
 

@@ -37,15 +37,11 @@ pub(crate) struct Relay {
 
 /// What the connections of a relay share.
 struct Line {
-    upstream: Upstream,
+    /// The upstream's unix socket.
+    upstream: PathBuf,
     flow: watch::Sender<Flow>,
     injections: broadcast::Sender<Vec<u8>>,
     connections: Mutex<Vec<JoinHandle<()>>>,
-}
-
-enum Upstream {
-    Socket(PathBuf),
-    Address(SocketAddr),
 }
 
 #[derive(Clone, Copy, Default)]
@@ -55,26 +51,13 @@ struct Flow {
     byte_at_a_time: bool,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<Any: AsyncRead + AsyncWrite + Send + Unpin> Stream for Any {}
-
 impl Relay {
     pub(crate) fn to_socket(path: impl AsRef<Path>) -> Self {
-        Self::start(Upstream::Socket(path.as_ref().to_owned()))
-    }
-
-    pub(crate) fn to_address(address: SocketAddr) -> Self {
-        Self::start(Upstream::Address(address))
+        Self::start(path.as_ref().to_owned())
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// How many connections are open now.
-    pub(crate) fn connections(&self) -> usize {
-        let connections = self.line.connections.lock().unwrap();
-        connections.iter().filter(|one| !one.is_finished()).count()
     }
 
     /// Closes all connections and refuses new ones until `resume`.
@@ -123,7 +106,7 @@ impl Relay {
         let _ = self.line.injections.send(bytes.to_owned());
     }
 
-    fn start(upstream: Upstream) -> Self {
+    fn start(upstream: PathBuf) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -159,7 +142,7 @@ impl Drop for Relay {
 }
 
 impl Line {
-    fn new(upstream: Upstream) -> Self {
+    fn new(upstream: PathBuf) -> Self {
         Self {
             upstream,
             flow: watch::Sender::new(Flow::default()),
@@ -181,7 +164,7 @@ impl Line {
 
     /// Carries both ways until both ends are done, or one is gone.
     async fn join(self: Arc<Self>, downstream: TcpStream, mut injections: broadcast::Receiver<Vec<u8>>) {
-        let Ok(upstream) = self.upstream.connect().await else {
+        let Ok(upstream) = UnixStream::connect(&self.upstream).await else {
             return;
         };
         let _ = downstream.set_nodelay(true);
@@ -192,19 +175,6 @@ impl Line {
         let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections));
         // How a connection fails is for its two ends to see.
         let _ = tokio::try_join!(up, down);
-    }
-}
-
-impl Upstream {
-    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        match self {
-            Self::Socket(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-            Self::Address(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Ok(Box::new(stream))
-            }
-        }
     }
 }
 
