@@ -12,7 +12,7 @@ use redis_proxy::config::{Config, Environment, Problems, Sources};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use crate::serving::{serving, serving_from};
+use crate::stage::{serving, serving_from};
 use crate::support::http::get;
 use crate::support::{Proxy, RedisServer, eventually};
 

@@ -10,6 +10,5 @@ mod protocol;
 mod readme;
 mod reads;
 mod reload;
-mod serving;
 mod stage;
 mod support;

@@ -13,7 +13,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value as Json;
 
-use crate::serving::{CONNECTIONS, FLIGHTS, Serving, serving};
+use crate::stage::{CONNECTIONS, FLIGHTS, Serving, serving};
 use crate::support::eventually;
 use crate::support::http::{Client, get};
 
@@ -570,7 +570,7 @@ fn a_client_that_reads_slowly_gets_all_of_it() {
 fn a_client_that_reads_nothing_is_cut_off() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
     let stream = ask_for_big(&serving);
-    serving.await_metric(r#"redis_proxy_reads_total{front_end="http",outcome="miss"}"#, 1);
+    serving.await_metric(r#"reads_total{front_end="http",outcome="miss"}"#, 1);
     serving.await_metric(CONNECTIONS, 0);
     drop(stream);
 }
@@ -589,7 +589,7 @@ fn a_connection_beyond_max_connections_is_told_so() {
     assert!(after.is_some_and(|seconds| seconds > 0), "{refused:?}");
     let problem: Json = serde_json::from_slice(&refused.body).expect("a problem");
     assert_eq!(problem["status"], 503);
-    let count = serving.metric(r#"redis_proxy_connections_refused_total{front_end="http"}"#);
+    let count = serving.metric(r#"connections_refused_total{front_end="http"}"#);
     assert!((count - 1.0).abs() < 0.5, "{count}");
     // Those that were there are not harmed.
     for client in &mut held {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use crate::serving::{FLIGHTS, Serving, serving, serving_from};
+use crate::stage::{FLIGHTS, Serving, serving, serving_from};
 use crate::support::http::{Client, Response, get, key_path};
 use crate::support::{RedisServer, eventually};
 

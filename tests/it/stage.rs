@@ -24,6 +24,61 @@ pub(crate) fn config(url: &str, more: &str) -> String {
     format!("{listen}redis.url = \"{url}\"\n{more}\n")
 }
 
+/// A proxy and its own Redis. The proxy is the first field, so it ends before its Redis does and has nothing to
+/// complain about.
+pub(crate) struct Serving {
+    pub(crate) proxy: Proxy,
+    pub(crate) redis: RedisServer,
+}
+
+/// A proxy with these settings, written as in the environment but without the prefix: `("CACHE__TTL", "5s")`.
+pub(crate) fn serving(settings: &[(&str, &str)]) -> Serving {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    serving_from(redis, &url, settings)
+}
+
+/// The same, in front of this Redis at this of its addresses.
+pub(crate) fn serving_from(redis: RedisServer, url: &str, settings: &[(&str, &str)]) -> Serving {
+    let mut builder = Proxy::builder(&config(url, "daemon.worker_threads = 1"));
+    for (name, value) in settings {
+        builder = builder.environment(&format!("REDIS_PROXY_{name}"), value);
+    }
+    let proxy = builder.start();
+    await_ready(&proxy);
+    Serving { proxy, redis }
+}
+
+impl Serving {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.proxy.http()
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.address())
+    }
+
+    pub(crate) fn set(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        self.redis.command(&[b"SET", key.as_ref(), value.as_ref()]);
+    }
+
+    /// The value of `redis_proxy_{series}`.
+    #[track_caller]
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        metric(&self.proxy, series)
+    }
+
+    #[track_caller]
+    pub(crate) fn await_metric(&self, series: &str, value: u32) {
+        await_metric(&self.proxy, series, f64::from(value));
+    }
+}
+
+/// How many connections of clients are open.
+pub(crate) const CONNECTIONS: &str = r#"connections{front_end="http"}"#;
+/// How many fetches Redis has not answered yet.
+pub(crate) const FLIGHTS: &str = "flights";
+
 /// A proxy that has its link to `redis`.
 pub(crate) fn proxy(redis: &RedisServer, more: &str) -> Proxy {
     linked(&config(&redis.url(), more))
@@ -121,6 +176,7 @@ pub(crate) fn metric(proxy: &Proxy, series: &str) -> f64 {
     value.unwrap_or(f64::NAN)
 }
 
+#[track_caller]
 pub(crate) fn await_metric(proxy: &Proxy, series: &str, expected: f64) {
     eventually(&format!("{series} is {expected}"), || {
         (metric(proxy, series).total_cmp(&expected).is_eq()).then_some(())
