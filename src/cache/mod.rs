@@ -2,7 +2,7 @@
 //!
 //! A read looks in the store; if nothing fresh is there it joins the flight for its key, and the flight's fetch
 //! brings an entry that all its readers get and the store keeps. The cache knows nothing of Redis: it is handed
-//! the fetch as a future. The rule that must not be broken is in [`flight`]: every change of the store happens
+//! the fetch as a future. The rule that must not be broken is in `flight`: every change of the store happens
 //! under the lock of the flights it concerns, closing before removing.
 //!
 //! While the capacity or the policy is being changed there are two stores: readers still look in the old one,
