@@ -162,11 +162,15 @@ impl Listener {
     pub async fn accept(self, workers: Arc<Workers>, mut drain: Drain) {
         let refusals = Arc::new(Semaphore::new(REFUSALS));
         let mut failing = false;
-        loop {
+        // Who has connected already is not turned away by a stop; who goes on connecting does not put it off.
+        let mut latecomers = LATECOMERS;
+        while latecomers > 0 {
             let accepted = tokio::select! {
+                biased;
                 accepted = self.socket.accept() => accepted,
                 () = drain.begun() => return,
             };
+            latecomers -= usize::from(drain.has_begun());
             match accepted {
                 Ok((stream, _)) => {
                     failing = false;
@@ -200,6 +204,8 @@ impl Listener {
     }
 }
 
+/// Connections taken at most after the daemon was told to stop: as many as the system holds ready for us.
+const LATECOMERS: usize = 1024;
 /// Connections that are being told that there are too many; any more are closed without a word.
 const REFUSALS: usize = 64;
 const TOO_MANY: Kind =
@@ -252,6 +258,10 @@ impl Drain {
     /// For what goes on until the process ends.
     pub fn never() -> Self {
         Self { signal: watch::channel(false).1, _alive: None }
+    }
+
+    fn has_begun(&self) -> bool {
+        *self.signal.borrow()
     }
 
     /// Returns once the daemon is going down.
