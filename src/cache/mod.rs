@@ -5,15 +5,15 @@
 //! the fetch as a future. The rule that must not be broken is in `flight`: every change of the store happens
 //! under the lock of the flights it concerns, closing before removing.
 //!
-//! While the capacity or the policy is being changed there are two stores: readers still look in the old one,
-//! landings and invalidations go to both, and a mover carries the old entries over, least recently read first.
-//! So a resize fails no read, loses no invalidation and keeps the order.
+//! While the capacity or the policy is being changed there are two stores: readers look in both, landings go to the
+//! new one, invalidations to both, and a mover carries the old entries over. So a resize fails no read, loses no
+//! invalidation and no entry, and keeps the order of reads.
 
 mod entry;
 mod flight;
 mod store;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 pub use self::entry::{Entry, Freshness, Lifetimes, Value};
-use self::flight::{Flights, Joined, Ticket};
+use self::flight::{Arrival, Flights, Joined, Ticket};
 use self::store::Store;
 use crate::key::Key;
 use crate::units::{self, Contradiction, broken};
@@ -222,6 +222,11 @@ impl Answer {
     fn new(entry: Arc<Entry>, outcome: Outcome, now: Instant, lifetimes: Lifetimes) -> Self {
         Self { freshness: entry.freshness(now, lifetimes), age: entry.age(now), outcome, entry }
     }
+
+    /// Whether it came from Redis, and is too old all the same.
+    fn is_past(&self) -> bool {
+        self.outcome == Outcome::Coalesced && !matches!(self.freshness, Freshness::Fresh { .. })
+    }
 }
 
 /// The error of a fetch is what its readers get, each of them, so it must be cheap to clone.
@@ -279,22 +284,48 @@ const DIGEST_AT_ONCE: usize = 1 << 20;
 /// The store, and while it is being replaced, its successor.
 struct Stores {
     active: Arc<Store>,
-    next: Option<Arc<Store>>,
+    next: Option<Arc<Successor>>,
+}
+
+struct Successor {
+    store: Arc<Store>,
+    /// Entries that landed in it, which leave so much less room for those that are carried.
+    landed: AtomicUsize,
 }
 
 impl Stores {
-    fn each(&self) -> impl Iterator<Item = &Arc<Store>> {
-        std::iter::once(&self.active).chain(&self.next)
+    fn get(&self, key: &[u8]) -> Option<Arc<Entry>> {
+        let in_next = self.next.as_ref().and_then(|next| next.store.get(key));
+        in_next.or_else(|| self.active.get(key))
     }
 
-    fn insert(&self, key: &Key, entry: &Arc<Entry>) {
-        self.each().for_each(|store| store.insert(key, Arc::clone(entry)));
+    /// Puts `entry` where it is to stay. Returns whether another had to go for it.
+    fn insert(&self, key: &Key, entry: &Arc<Entry>) -> bool {
+        let Some(next) = &self.next else { return self.active.insert(key, Arc::clone(entry)) };
+        next.landed.fetch_add(1, Relaxed);
+        next.store.insert(key, Arc::clone(entry)) | self.active.remove(key.as_bytes())
     }
 
-    /// Removes `key` from each; tells whether the active store had it.
+    /// Removes `key` from each; tells whether one had it.
     fn remove(&self, key: &[u8]) -> bool {
-        self.next.iter().for_each(|store| _ = store.remove(key));
-        self.active.remove(key)
+        let in_next = self.next.as_ref().is_some_and(|next| next.store.remove(key));
+        self.active.remove(key) | in_next
+    }
+
+    /// Whether `key` stands for this very entry.
+    fn holds(&self, key: &[u8], entry: &Arc<Entry>) -> bool {
+        self.get(key).is_some_and(|stored| Arc::ptr_eq(&stored, entry))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Arc<Key>, Arc<Entry>)> {
+        self.active.iter().chain(self.next.iter().flat_map(|next| next.store.iter()))
+    }
+
+    /// Entries, and bytes of their keys and values.
+    fn size(&self) -> (u64, u64) {
+        let (entries, bytes) = self.active.size();
+        let (more_entries, more_bytes) = self.next.as_ref().map_or((0, 0), |next| next.store.size());
+        (entries + more_entries, bytes + more_bytes)
     }
 }
 
@@ -333,20 +364,23 @@ impl<E: FetchError> Cache<E> {
         if let Some(answer) = shared.lookup(key, Instant::now()) {
             return Ok(answer);
         }
-        let (arrival, outcome) = match shared.flights.join(key, || shared.lookup(key, Instant::now())) {
-            Joined::Found(answer) => return Ok(answer),
-            Joined::Follower(arrival) => (arrival, Outcome::Coalesced),
+        let mut joined = shared.join(key);
+        if let Joined::Follower(arrival) = joined {
+            let answer = shared.arrival(key, arrival, Outcome::Coalesced).await;
+            if !answer.as_ref().is_ok_and(Answer::is_past) {
+                return answer;
+            }
+            // Redis was asked before this reader came, and what it said is too old already. A flight that is joined
+            // now was opened after he came.
+            joined = shared.join(key);
+        }
+        match joined {
+            Joined::Found(answer) => Ok(answer),
+            Joined::Follower(arrival) => shared.arrival(key, arrival, Outcome::Coalesced).await,
             Joined::Leader(ticket, arrival) => {
                 self.take_off(ticket, fetch);
-                (arrival, Outcome::Miss)
+                shared.arrival(key, arrival, Outcome::Miss).await
             }
-        };
-        let landed = arrival.wait().await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
-        let now = Instant::now();
-        match landed {
-            Landed::Answered(entry) => Ok(Answer::new(entry, outcome, now, shared.lifetimes())),
-            Landed::Refused(error) => Err((outcome, error)),
-            Landed::Failed(error) => shared.stand_in(key, now).ok_or((outcome, error)),
         }
     }
 
@@ -377,11 +411,13 @@ impl<E: FetchError> Cache<E> {
     /// Drops everything: what is stored, and what is being fetched.
     pub fn invalidate_all(&self) {
         let shared = &self.0;
-        let settings = shared.settings();
-        let empty = Store::new(settings.capacity, settings.policy, &shared.evictions);
-        let full = shared.flights.close_all(|| shared.stores.swap(Arc::new(Stores { active: empty, next: None })));
-        full.active.retire();
-        shared.evictions.count(Cause::Flushed, full.active.size().0);
+        let full = shared.flights.close_all(|| {
+            let settings = shared.settings();
+            let empty = Store::new(settings.capacity, settings.policy, &shared.evictions);
+            shared.stores.swap(Arc::new(Stores { active: empty, next: None }))
+        });
+        // What a mover had not carried yet and what it had is there only once.
+        shared.evictions.count(Cause::Flushed, full.size().0);
     }
 
     /// Puts `settings` in force, for what is cached already too. Takes time in proportion to the number of
@@ -391,13 +427,13 @@ impl<E: FetchError> Cache<E> {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
         shared.lifetimes.store(Arc::new(settings.lifetimes()));
-        let before = std::mem::replace(&mut *lock(&shared.settings), settings.clone());
+        let before = shared.settings();
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
+            *lock(&shared.settings) = settings.clone();
             shared.remove_dead(Instant::now());
             return 0;
         }
-        let next = Store::new(settings.capacity, settings.policy, &shared.evictions);
-        shared.move_to(next, settings.capacity, Instant::now())
+        shared.move_to_new_store(settings, Instant::now())
     }
 
     /// Removes the entries whose time is over. Takes time in proportion to the number of entries.
@@ -409,7 +445,7 @@ impl<E: FetchError> Cache<E> {
     /// What the cache holds now; exact once no read or reload is in progress.
     pub fn statistics(&self) -> Statistics {
         let shared = &self.0;
-        let (entries, bytes) = shared.stores.load().active.size();
+        let (entries, bytes) = shared.stores.load().size();
         Statistics {
             entries,
             bytes,
@@ -435,7 +471,7 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        let entry = self.stores.load().active.get(key)?;
+        let entry = self.stores.load().get(key)?;
         let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::Absent };
         let answer = Answer::new(entry, outcome, now, self.lifetimes());
         if !matches!(answer.freshness, Freshness::Fresh { .. }) {
@@ -445,9 +481,24 @@ impl<E: FetchError> Shared<E> {
         Some(answer)
     }
 
+    fn join(&self, key: &[u8]) -> Joined<Landed<E>, Answer> {
+        self.flights.join(key, || self.lookup(key, Instant::now()))
+    }
+
+    /// What a flight brings, or what stands in for it.
+    async fn arrival(&self, key: &[u8], arrival: Arrival<Landed<E>>, outcome: Outcome) -> Result<Answer, (Outcome, E)> {
+        let landed = arrival.wait().await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
+        let now = Instant::now();
+        match landed {
+            Landed::Answered(entry) => Ok(Answer::new(entry, outcome, now, self.lifetimes())),
+            Landed::Refused(error) => Err((outcome, error)),
+            Landed::Failed(error) => self.stand_in(key, now).ok_or((outcome, error)),
+        }
+    }
+
     /// What may be given when Redis cannot answer.
     fn stand_in(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        let entry = self.stores.load().active.get(key)?;
+        let entry = self.stores.load().get(key)?;
         let answer = Answer::new(entry, Outcome::Stale, now, self.lifetimes());
         if answer.freshness == Freshness::Dead {
             return None;
@@ -469,7 +520,8 @@ impl<E: FetchError> Shared<E> {
             Landed::Failed(_) => {}
             Landed::Answered(entry) if entry.freshness(now, self.lifetimes()) != Freshness::Dead => {
                 entry.touch(self.clock(now));
-                stores.insert(key, entry);
+                // Only what had ceased to be fresh is fetched again.
+                self.evictions.count(Cause::Expired, stores.insert(key, entry).into());
             }
             Landed::Answered(_) | Landed::Refused(_) => {
                 if stores.remove(key.as_bytes()) {
@@ -481,58 +533,70 @@ impl<E: FetchError> Shared<E> {
 
     fn remove_dead(&self, now: Instant) {
         let lifetimes = self.lifetimes();
-        let active = Arc::clone(&self.stores.load().active);
-        for (key, entry) in active.iter().filter(|(_, entry)| entry.freshness(now, lifetimes) == Freshness::Dead) {
+        let seen = self.stores.load_full();
+        for (key, entry) in seen.iter().filter(|(_, entry)| entry.freshness(now, lifetimes) == Freshness::Dead) {
             let bytes = key.as_bytes();
-            let removed = self.flights.hold(bytes, || active.holds(bytes, &entry) && self.stores.load().remove(bytes));
+            let removed = self.flights.hold(bytes, || {
+                let stores = self.stores.load();
+                stores.holds(bytes, &entry) && stores.remove(bytes)
+            });
             self.evictions.count(Cause::Expired, removed.into());
         }
     }
 
-    /// Makes `next`, which has room for `capacity` entries, the store, without the entries whose time is over.
-    /// Returns how many others it had no room for.
-    fn move_to(&self, next: Arc<Store>, capacity: usize, now: Instant) -> u64 {
+    /// Moves everything whose time is not over to a store for `settings`. Returns how many entries it had no room for.
+    fn move_to_new_store(&self, settings: &Settings, now: Instant) -> u64 {
+        let store = Store::new(settings.capacity, settings.policy, &self.evictions);
+        let next = Arc::new(Successor { store, landed: AtomicUsize::new(0) });
         let old = self.flights.hold_all(|| {
             let old = Arc::clone(&self.stores.load().active);
+            // With the stores, so that a flush makes an empty one of the right size.
+            *lock(&self.settings) = settings.clone();
             self.stores.store(Arc::new(Stores { active: Arc::clone(&old), next: Some(Arc::clone(&next)) }));
             old
         });
-        old.retire();
-        let lifetimes = self.lifetimes();
-        let (mut alive, mut dead) = (Vec::new(), 0);
-        for (key, entry) in old.iter() {
-            if entry.freshness(now, lifetimes) == Freshness::Dead {
-                dead += 1;
-            } else {
-                // Readers go on meanwhile, so the order is that of one moment.
-                alive.push((entry.last_read(), key, entry));
-            }
-        }
-        alive.sort_unstable_by_key(|(last_read, ..)| *last_read);
-        let surplus = alive.len().saturating_sub(capacity);
-        for (_, key, entry) in alive.drain(surplus..) {
-            self.flights.hold(key.as_bytes(), || {
-                // Not there any more: invalidated. Not the same any more: landed meanwhile, in both.
-                if old.holds(key.as_bytes(), &entry) && self.is_next(&next) {
-                    next.carry(&key, entry);
+        // Readers go on meanwhile, so the order is that of one moment.
+        let mut entries: Vec<_> = old.iter().map(|(key, entry)| (entry.last_read(), key, entry)).collect();
+        entries.sort_unstable_by_key(|(last_read, ..)| *last_read);
+        let mut dropped = 0;
+        let mut left = entries.len();
+        for (_, key, entry) in entries {
+            left -= 1;
+            dropped += self.flights.hold(key.as_bytes(), || {
+                let room = settings.capacity.saturating_sub(next.landed.load(Relaxed));
+                if !self.take_along(&old, &next, &key, &entry, now) {
+                    return 0;
                 }
+                if left >= room {
+                    return 1;
+                }
+                next.store.carry(&key, entry);
+                0
             });
         }
-        next.settle();
+        next.store.read_again_since(self.clock(now));
         self.flights.hold_all(|| {
-            // A flush in between has put an empty store of the new size there already.
             if self.is_next(&next) {
-                self.stores.store(Arc::new(Stores { active: next, next: None }));
+                self.stores.store(Arc::new(Stores { active: Arc::clone(&next.store), next: None }));
             }
         });
-        let surplus = surplus as u64;
-        self.evictions.count(Cause::Expired, dead);
-        self.evictions.count(Cause::Resized, surplus);
-        surplus
+        self.evictions.count(Cause::Resized, dropped);
+        dropped
     }
 
-    fn is_next(&self, store: &Arc<Store>) -> bool {
-        self.stores.load().next.as_ref().is_some_and(|next| Arc::ptr_eq(next, store))
+    /// Takes an entry out of `old`, under the lock of its key; tells whether it belongs into `next`. What was invalidated
+    /// or fetched anew meanwhile is not in `old` any more; after a flush nothing does.
+    fn take_along(&self, old: &Store, next: &Arc<Successor>, key: &Key, entry: &Entry, now: Instant) -> bool {
+        if !self.is_next(next) || !old.remove(key.as_bytes()) {
+            return false;
+        }
+        let dead = entry.freshness(now, self.lifetimes()) == Freshness::Dead;
+        self.evictions.count(Cause::Expired, dead.into());
+        !dead
+    }
+
+    fn is_next(&self, successor: &Arc<Successor>) -> bool {
+        self.stores.load().next.as_ref().is_some_and(|next| Arc::ptr_eq(next, successor))
     }
 }
 

@@ -5,7 +5,7 @@
 //! a store of another size is another [`Store`]; what moves entries from one to the other is in the parent.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
@@ -23,22 +23,14 @@ pub(super) struct Store {
 struct Ledger {
     evictions: Arc<Evictions>,
     bytes: AtomicU64,
-    /// A store that is being left is emptied without that being an eviction.
-    retired: AtomicBool,
 }
 
 impl Ledger {
     fn removed(&self, key: &Key, entry: &Entry, cause: RemovalCause) {
         self.bytes.fetch_sub(size(key, entry), Relaxed);
-        if self.retired.load(Relaxed) {
-            return;
-        }
-        match cause {
-            RemovalCause::Size => self.evictions.count(Cause::Capacity, 1),
-            // Only an entry that had ceased to be fresh is fetched again.
-            RemovalCause::Replaced | RemovalCause::Expired => self.evictions.count(Cause::Expired, 1),
-            // Counted by who removed it, who knows why.
-            RemovalCause::Explicit => {}
+        // Of the others whoever caused them knows why.
+        if cause == RemovalCause::Size {
+            self.evictions.count(Cause::Capacity, 1);
         }
     }
 }
@@ -49,11 +41,7 @@ fn size(key: &Key, entry: &Entry) -> u64 {
 
 impl Store {
     pub(super) fn new(capacity: usize, policy: Policy, evictions: &Arc<Evictions>) -> Arc<Self> {
-        let ledger = Arc::new(Ledger {
-            evictions: Arc::clone(evictions),
-            bytes: AtomicU64::new(0),
-            retired: AtomicBool::new(false),
-        });
+        let ledger = Arc::new(Ledger { evictions: Arc::clone(evictions), bytes: AtomicU64::new(0) });
         let removals = Arc::clone(&ledger);
         let entries = moka::sync::Cache::builder()
             .max_capacity(capacity as u64)
@@ -71,9 +59,12 @@ impl Store {
         self.entries.get(key)
     }
 
-    pub(super) fn insert(&self, key: &Key, entry: Arc<Entry>) {
+    /// Inserts an entry; tells whether another of that key had to go for it.
+    pub(super) fn insert(&self, key: &Key, entry: Arc<Entry>) -> bool {
+        let replaces = self.entries.contains_key(key);
         self.carry(key, entry);
         self.settle();
+        replaces
     }
 
     /// Inserts one of many; after the last of them the store has to be [settled](Self::settle).
@@ -92,23 +83,27 @@ impl Store {
         self.entries.remove(key).is_some()
     }
 
-    /// Whether `key` stands for this very entry.
-    pub(super) fn holds(&self, key: &[u8], entry: &Arc<Entry>) -> bool {
-        self.entries.get(key).is_some_and(|stored| Arc::ptr_eq(&stored, entry))
-    }
-
     /// Every key and entry, in no order; moves nothing in the order of reads.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Arc<Key>, Arc<Entry>)> {
         self.entries.iter()
+    }
+
+    /// Reads again, in their order, the entries last read at `clock` or later, and so settles the order of a store that
+    /// was filled in another.
+    pub(super) fn read_again_since(&self, clock: u64) {
+        self.settle();
+        let mut recent: Vec<_> = self.iter().map(|(key, entry)| (entry.last_read(), key)).collect();
+        recent.retain(|(last_read, _)| *last_read >= clock);
+        recent.sort_unstable_by_key(|(last_read, _)| *last_read);
+        for (_, key) in recent {
+            self.get(key.as_bytes());
+        }
+        self.settle();
     }
 
     /// How many entries there are, exactly, and the bytes of their keys and values.
     pub(super) fn size(&self) -> (u64, u64) {
         self.settle();
         (self.entries.entry_count(), self.ledger.bytes.load(Relaxed))
-    }
-
-    pub(super) fn retire(&self) {
-        self.ledger.retired.store(true, Relaxed);
     }
 }

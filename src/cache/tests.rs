@@ -51,8 +51,7 @@ async fn outcome(cache: &TestCache, key: &str) -> Outcome {
 /// The keys in memory, without moving one in the order of reads.
 fn keys(cache: &TestCache) -> Vec<String> {
     let stores = cache.0.stores.load();
-    let mut keys: Vec<_> =
-        stores.active.iter().map(|(key, _)| String::from_utf8_lossy(key.as_bytes()).into_owned()).collect();
+    let mut keys: Vec<_> = stores.iter().map(|(key, _)| String::from_utf8_lossy(key.as_bytes()).into_owned()).collect();
     keys.sort();
     keys
 }
@@ -301,6 +300,22 @@ async fn the_policy_changes_with_what_is_cached() {
     assert!(kept >= 8, "{kept} of 10 kept");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_reader_is_not_given_what_was_asked_for_before_he_came_and_is_too_old() {
+    let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
+    let slow = cache.get_or_fetch(b"k", |_| async {
+        tokio::time::sleep(SECOND).await;
+        value("old")
+    });
+    let late = async {
+        tokio::time::sleep(SECOND / 2).await;
+        read(&cache, "k", value("new")).await
+    };
+    let (first, late) = tokio::join!(slow, late);
+    assert_eq!(&*first.unwrap().entry.value().unwrap().bytes, b"old");
+    assert_eq!(&*late.unwrap().entry.value().unwrap().bytes, b"new");
+}
+
 #[tokio::test]
 async fn a_ttl_of_zero_keeps_nothing() {
     let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
@@ -359,6 +374,40 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
         reader.await.unwrap();
     }
     assert!(resizer.await.unwrap() > 10);
+}
+
+/// Every entry that was stored is there or was counted when it left, whatever went on at the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_resize_under_load_loses_no_entry_and_counts_each_once() {
+    let cache = cache(settings(3000));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers = (0..2).map(|reader| {
+        let (cache, stop) = (cache.clone(), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut stored = 0;
+            while !stop.load(Relaxed) {
+                let key = format!("{reader}:{stored}");
+                assert_eq!(outcome(&cache, &key).await, Outcome::Miss);
+                stored += 1;
+            }
+            stored
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    let resizes = tokio::task::spawn_blocking({
+        let cache = cache.clone();
+        move || [6000, 3000, 6000, 500, 6000, 100, 3000].map(|capacity| cache.apply(&settings(capacity)))
+    });
+    resizes.await.unwrap();
+    stop.store(true, Relaxed);
+    let mut stored = 0;
+    for reader in readers {
+        stored += reader.await.unwrap();
+    }
+    let statistics = cache.statistics();
+    assert_eq!(stored, statistics.entries + statistics.evictions.iter().sum::<u64>(), "{statistics:?}");
+    assert_eq!(evicted(&cache, Cause::Expired), 0);
+    assert!(statistics.entries <= 3000, "{statistics:?}");
 }
 
 /// The reference: what a cache of this capacity, TTL and order must hold, written down plainly.
