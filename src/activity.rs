@@ -4,13 +4,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+
+use crate::request_line::RequestLines;
 
 /// The times of a stream's last read and write.
 #[derive(Debug)]
@@ -21,7 +23,8 @@ pub(crate) struct Activity {
     written: AtomicU64,
     /// The first read of what has not been made sense of yet; zero: there is nothing such.
     unsettled: AtomicU64,
-    suspicious: AtomicBool,
+    /// The number of the first request whose request line has a fragment.
+    bad_request: AtomicUsize,
 }
 
 impl Activity {
@@ -32,7 +35,7 @@ impl Activity {
             read: zero(),
             written: zero(),
             unsettled: zero(),
-            suspicious: AtomicBool::new(false),
+            bad_request: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -59,9 +62,9 @@ impl Activity {
         (self.unsettled.load(Relaxed) > 0).then(|| self.at(&self.unsettled))
     }
 
-    /// Whether something suspicious has come in.
-    pub(crate) fn is_suspicious(&self) -> bool {
-        self.suspicious.load(Relaxed)
+    /// Whether the request of this number, counted from 1, or one before it, has a fragment.
+    pub(crate) fn has_fragment(&self, number: usize) -> bool {
+        self.bad_request.load(Relaxed) <= number
     }
 
     fn note_read(&self) {
@@ -83,21 +86,21 @@ pub(crate) struct Observed<S> {
     activity: Arc<Activity>,
     /// What was read and is to be read again.
     returned: Bytes,
-    /// Looks at what comes in and says whether it is suspicious.
-    inspect: fn(&[u8]) -> bool,
+    /// Looks at what comes in, where that is HTTP/1.
+    lines: Option<RequestLines>,
 }
 
 impl<S> Observed<S> {
     /// Wraps `stream`, which counts as opened now.
     pub(crate) fn new(stream: S) -> (Self, Arc<Activity>) {
         let activity = Activity::new();
-        (Self { stream, activity: Arc::clone(&activity), returned: Bytes::new(), inspect: |_| false }, activity)
+        (Self { stream, activity: Arc::clone(&activity), returned: Bytes::new(), lines: None }, activity)
     }
 
-    /// Gives back what was read, to be read again, and shows `inspect` everything that is read from now on.
+    /// Gives back what was read, to be read again, and from there on follows the `lines`.
     #[must_use]
-    pub(crate) fn returning(self, returned: Bytes, inspect: fn(&[u8]) -> bool) -> Self {
-        Self { returned, inspect, ..self }
+    pub(crate) fn returning(self, returned: Bytes, lines: Option<RequestLines>) -> Self {
+        Self { returned, lines, ..self }
     }
 
     fn wrote(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
@@ -115,18 +118,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
-        let read = if self.returned.is_empty() {
-            Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let this = &mut *self;
+        let read = if this.returned.is_empty() {
+            Pin::new(&mut this.stream).poll_read(cx, buffer)
         } else {
-            let most = self.returned.len().min(buffer.remaining());
-            buffer.put_slice(&self.returned.split_to(most));
+            let most = this.returned.len().min(buffer.remaining());
+            buffer.put_slice(&this.returned.split_to(most));
             Poll::Ready(Ok(()))
         };
         let new = &buffer.filled()[before..];
         if !new.is_empty() {
-            self.activity.note_read();
-            if (self.inspect)(new) {
-                self.activity.suspicious.store(true, Relaxed);
+            this.activity.note_read();
+            if let Some(bad) = this.lines.as_mut().and_then(|lines| lines.take(new)) {
+                this.activity.bad_request.fetch_min(bad, Relaxed);
             }
         }
         read

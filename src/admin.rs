@@ -9,6 +9,7 @@ use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::Listen;
 use crate::units::{self, Contradiction, absurd_limits};
@@ -42,7 +43,23 @@ pub fn router(proxy: Proxy) -> Router {
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .method_not_allowed_fallback(method_not_allowed)
         .with_state(proxy)
+}
+
+/// The operator's routes for a listener that serves nothing else.
+pub fn router_alone(proxy: Proxy) -> Router {
+    router(proxy).fallback(not_found)
+}
+
+async fn method_not_allowed() -> Response {
+    let kind = Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "This can only be read");
+    kind.response(Some("GET and HEAD are allowed."))
+}
+
+async fn not_found() -> Response {
+    let kind = Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
+    kind.response(Some("Here are /metrics, /livez and /readyz."))
 }
 
 async fn metrics(State(proxy): State<Proxy>) -> Response {

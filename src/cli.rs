@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::units::Secret;
+
 /// Answers hot reads of a Redis from its own memory, over HTTP.
 ///
 /// Every key of the configuration can also be set in the environment, as in `REDIS_PROXY_CACHE__TTL=30s`. Flags win
@@ -43,8 +45,8 @@ pub struct Flags {
     #[arg(long = "redis_port", visible_alias = "redis-port", global = true, value_name = "PORT")]
     pub redis_port: Option<String>,
     /// Password for Redis; every user of this machine can see it, so a file is better [redis.password]
-    #[arg(long, global = true, value_name = "PASSWORD")]
-    pub password: Option<String>,
+    #[arg(long, global = true, value_name = "PASSWORD", allow_hyphen_values = true)]
+    pub password: Option<Secret>,
     /// How old a cached value may be: seconds, or with a unit as in 90s, 5m [cache.ttl]
     #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
     pub ttl: Option<String>,

@@ -98,7 +98,7 @@ const PREFIX: &str = "REDIS_PROXY_";
 /// Read by the command line.
 const CONFIG_VARIABLE: &str = "REDIS_PROXY_CONFIG";
 
-/// The variables of this process that may concern the configuration. One that is not UTF-8 becomes a bad value.
+/// The variables of this process that may concern the configuration.
 pub fn environment() -> Environment {
     let variables = std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value));
     let ours = variables.filter(|(name, _)| name.starts_with(PREFIX) && name != CONFIG_VARIABLE);
@@ -122,6 +122,8 @@ impl Reading {
             Layer::default()
         });
         let variables = Layer::environment(environment);
+        problems.extend(bad_ports(flags));
+        problems.extend(environment.iter().filter_map(not_unicode));
         let flags = Layer::flags(flags, &[&variables, &file]);
         let mut layers = vec![file, variables, flags];
         for layer in &mut layers {
@@ -253,19 +255,21 @@ impl Layer {
     /// The flags; `--redis_host` and the like change a part of what the layers `below` say, the uppermost first.
     fn flags(flags: &Flags, below: &[&Self]) -> Self {
         let mut layer = Self::default();
-        layer.put("--password", "redis.password", flags.password.clone());
+        layer.put("--password", "redis.password", flags.password.as_ref().map(|password| password.reveal().to_owned()));
         layer.put("--ttl", "cache.ttl", flags.ttl.clone());
         layer.put("--k", "cache.capacity", flags.k.clone());
         let value = |key| below.iter().find_map(|layer| layer.0.get(key));
         let text = |key| value(key).and_then(|value| value.clone().into_string().ok());
         let listen = text("http.listen").map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from);
-        let (host, port) = (flags.proxy_host.as_deref(), flags.proxy_port.as_deref());
-        if let (Some(origin), Ok(listen)) = (to_blame(["--proxy_host", "--proxy_port"], host, port), listen) {
+        let (host, port) = (flags.proxy_host.as_deref(), good_port(flags.proxy_port.as_ref()));
+        if let (true, Ok(listen)) = (host.is_some() || port.is_some(), listen) {
+            let origin = if host.is_some() { "--proxy_host" } else { "--proxy_port" };
             layer.put(origin, "http.listen", Some(listen.with_host_and_port(host, port)));
         }
         let url = text("redis.url").map_or_else(|| Ok(Address::default()), |url| url.parse());
-        let (host, port) = (flags.redis_host.as_deref(), flags.redis_port.as_deref());
-        if let (Some(origin), Ok(url)) = (to_blame(["--redis_host", "--redis_port"], host, port), url) {
+        let (host, port) = (flags.redis_host.as_deref(), good_port(flags.redis_port.as_ref()));
+        if let (true, Ok(url)) = (host.is_some() || port.is_some(), url) {
+            let origin = if host.is_some() { "--redis_host" } else { "--redis_port" };
             layer.put(origin, "redis.url", Some(url.with_host_and_port(host, port)));
         }
         layer
@@ -284,11 +288,27 @@ impl Layer {
     }
 }
 
-/// Which of the two flags is at fault if what they make together is wrong; none if neither is given.
-fn to_blame(flags: [&'static str; 2], host: Option<&str>, port: Option<&str>) -> Option<&'static str> {
-    let [host_flag, port_flag] = flags;
-    let bad_port = port.is_some_and(|port| port.parse::<u16>().is_err());
-    if host.is_some() && !bad_port { Some(host_flag) } else { port.map(|_| port_flag) }
+fn good_port(port: Option<&String>) -> Option<u16> {
+    port?.parse().ok()
+}
+
+/// The ports on the command line that are none. They are told by themselves, because they become parts of addresses,
+/// and an address is not repeated in a message.
+fn bad_ports(flags: &Flags) -> Vec<Problem> {
+    let ports = [("--proxy_port", "http.listen", &flags.proxy_port), ("--redis_port", "redis.url", &flags.redis_port)];
+    let bad = ports.into_iter().filter(|(_, _, port)| port.is_some() && good_port(port.as_ref()).is_none());
+    bad.map(|(flag, key, port)| Problem {
+        origin: flag.to_owned(),
+        key: key.to_owned(),
+        text: format!("found {:?}, expected a port number from 0 to 65535", port.as_deref().unwrap_or_default()),
+    })
+    .collect()
+}
+
+/// A variable that is not UTF-8 was read with the mark that stands for what could not be read.
+fn not_unicode((name, value): (&String, &String)) -> Option<Problem> {
+    let text = "found bytes that are not UTF-8, expected text".to_owned();
+    value.contains(char::REPLACEMENT_CHARACTER).then(|| Problem { origin: name.clone(), key: String::new(), text })
 }
 
 /// Why `text` is not TOML, without repeating any of it: the line may hold a password.
@@ -391,8 +411,8 @@ fn explain(error: &ConfigError) -> String {
     }
 }
 
-/// Where to load from again.
-#[derive(Debug)]
+/// Where to load from again. Has no `Debug`: the environment may hold a password.
+#[derive(Clone)]
 pub struct Sources {
     /// The command line.
     pub flags: Flags,

@@ -11,12 +11,13 @@ use axum::Router;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::runtime::Handle;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
-use crate::config::{Config, DaemonSettings, Sources};
+use crate::config::{Config, DaemonSettings, Problems, Sources};
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::server::{BindError, Drain, DrainControl, Limits, Listener, Workers};
@@ -47,6 +48,8 @@ pub enum Ending {
     Drained,
     /// It was told twice.
     Hurried,
+    /// A part of it ended that must not.
+    Failed,
 }
 
 /// A daemon that listens but does not serve yet.
@@ -72,9 +75,9 @@ impl Daemon {
     pub async fn build(config: Config, sources: Sources, filter: FilterHandle) -> Result<Self, StartError> {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
-        raise_descriptor_limit(config.http.max_connections + config.admin.max_connections);
+        let config = within_means(config);
         let metrics = Arc::new(Metrics::new()?);
-        let (backend, link) = Backend::prepare(config.redis.clone(), Arc::clone(&metrics))?;
+        let (backend, link) = Backend::prepare(config.redis.clone(), config.http.max_value.0, Arc::clone(&metrics))?;
         let cache = Cache::new(config.cache.clone(), Handle::current());
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
         let listeners = listeners(&config, &proxy, &metrics).await?;
@@ -85,49 +88,75 @@ impl Daemon {
     /// Serves until told to stop.
     pub async fn run(mut self) -> Ending {
         let (mut control, drain) = Drain::new();
+        let mut tasks = self.start(&drain);
+        // What is left of it are the listeners' and connections' own.
+        drop(drain);
+        let (mut reload, mut reload_wanted) = (None, false);
+        loop {
+            tokio::select! {
+                signal = self.signals.next() => match signal {
+                    Some(SIGHUP) => reload_wanted = true,
+                    _ => return self.drain(&mut control).await,
+                },
+                reloaded = finished(&mut reload) => self.settle(reloaded),
+                ended = tasks.join_next() => {
+                    tracing::error!(?ended, "a part of the daemon ended that must not; giving up");
+                    return Ending::Failed;
+                }
+            }
+            if reload_wanted && reload.is_none() {
+                reload_wanted = false;
+                reload = Some(self.reload());
+            }
+        }
+    }
+
+    /// Starts what goes on for as long as the daemon lives: none of it ends by itself.
+    fn start(&mut self, drain: &Drain) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
         for listener in std::mem::take(&mut self.listeners) {
             // The operator can look on to the end.
             let drain = if listener.front_end() == FrontEnd::Admin { Drain::never() } else { drain.clone() };
-            tokio::spawn(listener.accept(Arc::clone(&self.workers), drain));
+            tasks.spawn(listener.accept(Arc::clone(&self.workers), drain));
         }
-        drop(drain);
         if let Some(link) = self.link.take() {
-            tokio::spawn(link.run());
+            tasks.spawn(link.run());
         }
-        tokio::spawn(sweep(self.cache.clone()));
-        while let Some(signal) = self.signals.next().await {
-            if signal == SIGHUP {
-                self.reload().await;
-            } else {
-                return self.drain(&mut control).await;
-            }
-        }
-        Ending::Drained
+        tasks.spawn(sweep(self.cache.clone()));
+        tasks
     }
 
-    /// Puts the configuration in force as it is written now, or says what is wrong with it and changes nothing.
-    async fn reload(&mut self) {
-        let begun = Instant::now();
-        let new = match self.sources.reload(&self.config) {
-            Ok(new) => new,
-            Err(problems) => {
+    /// Loads the configuration as it is written now and puts the cache's part of it in force, beside everything else:
+    /// the file may be on a disk that hangs, and a large cache takes its time.
+    fn reload(&self) -> Reload {
+        let (sources, current, cache) = (self.sources.clone(), self.config.clone(), self.cache.clone());
+        tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            let config = sources.reload(&current)?;
+            let evicted = cache.apply(&config.cache);
+            Ok(Reloaded { config, evicted, took: begun.elapsed() })
+        })
+    }
+
+    /// Puts the rest of a new configuration in force, or says why the one in force stays.
+    fn settle(&mut self, reloaded: Result<Result<Reloaded, Problems>, JoinError>) {
+        match reloaded {
+            Ok(Ok(Reloaded { config, evicted, took })) => {
+                self.filter.set(&config.telemetry.log_filter);
+                self.config = config;
+                self.metrics.config_reloaded();
+                let cache = &self.config.cache;
+                tracing::info!(capacity = cache.capacity, ttl = ?cache.ttl, evicted, ?took, "config reloaded");
+            }
+            Ok(Err(problems)) => {
                 self.metrics.config_refused();
                 tracing::error!(%problems, "config refused");
-                return;
             }
-        };
-        let (cache, settings) = (self.cache.clone(), new.cache.clone());
-        let resized = tokio::task::spawn_blocking(move || cache.apply(&settings)).await.unwrap_or_default();
-        self.filter.set(&new.telemetry.log_filter);
-        self.config = new;
-        self.metrics.config_reloaded();
-        tracing::info!(
-            capacity = self.config.cache.capacity,
-            ttl = ?self.config.cache.ttl,
-            evicted = resized,
-            took = ?begun.elapsed(),
-            "config reloaded"
-        );
+            Err(error) => {
+                self.metrics.config_refused();
+                tracing::error!(%error, "config refused");
+            }
+        }
     }
 
     async fn drain(&mut self, control: &mut DrainControl) -> Ending {
@@ -151,6 +180,24 @@ impl Daemon {
     }
 }
 
+/// A reload on its way.
+type Reload = JoinHandle<Result<Reloaded, Problems>>;
+
+/// A configuration whose part for the cache is in force.
+struct Reloaded {
+    config: Config,
+    evicted: u64,
+    took: Duration,
+}
+
+/// The end of the reload on its way, which then is on its way no more; never, if there is none.
+async fn finished(reload: &mut Option<Reload>) -> Result<Result<Reloaded, Problems>, JoinError> {
+    let Some(running) = reload else { return std::future::pending().await };
+    let reloaded = running.await;
+    *reload = None;
+    reloaded
+}
+
 async fn listeners(config: &Config, proxy: &Proxy, metrics: &Arc<Metrics>) -> Result<Vec<Listener>, BindError> {
     let limits = |max_connections| Limits {
         max_connections,
@@ -161,13 +208,12 @@ async fn listeners(config: &Config, proxy: &Proxy, metrics: &Arc<Metrics>) -> Re
     let bind =
         |front_end, listen, router, most| Listener::bind(front_end, listen, router, limits(most), Arc::clone(metrics));
     let reads = http::router(proxy.clone(), config.http.clone());
-    let operators = admin::router(proxy.clone());
     let (http, admin) = (&config.http, &config.admin);
     if admin.listen.is_off() {
-        let all: Router = reads.merge(operators);
+        let all: Router = reads.merge(admin::router(proxy.clone()));
         return Ok(vec![bind(FrontEnd::Http, &http.listen, all, http.max_connections).await?]);
     }
-    let operators = operators.fallback(http::not_found);
+    let operators = admin::router_alone(proxy.clone());
     Ok(vec![
         bind(FrontEnd::Http, &http.listen, reads, http.max_connections).await?,
         bind(FrontEnd::Admin, &admin.listen, operators, admin.max_connections).await?,
@@ -196,18 +242,24 @@ async fn sweep(cache: Cache<BackendError>) {
     }
 }
 
-/// A connection needs a descriptor; the usual soft limit of 1024 is for programs that use `select`.
-fn raise_descriptor_limit(connections: usize) {
+/// Raises the limit on open files as far as the system allows, since the usual 1024 is for programs that use `select`,
+/// and lets in no more clients than there are descriptors for beside the proxy's own: a link to Redis must always be
+/// possible.
+fn within_means(mut config: Config) -> Config {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    _ = setrlimit(Resource::Nofile, raised);
-    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let needed = connections as u64 + DESCRIPTORS_BESIDE;
-    if most < needed {
-        tracing::warn!(most, needed, "the system allows fewer open files than max_connections may need");
+    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let open_files = getrlimit(Resource::Nofile).current.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX);
+    let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * worker_threads(&config.daemon);
+    let affordable = open_files.saturating_sub(own + config.admin.max_connections).max(1);
+    if config.http.max_connections > affordable {
+        tracing::warn!(open_files, affordable, "http.max_connections is more than the system has open files for");
+        config.http.max_connections = affordable;
     }
+    config
 }
 
-/// Listeners, the link, event queues, standard streams, and what a reload opens for a moment.
-const DESCRIPTORS_BESIDE: u64 = 64;
+/// Listeners, the link, event queues, standard streams, and what a reload or a refusal opens for a moment.
+const DESCRIPTORS_BESIDE: usize = 128;
+/// The event queue of a worker.
+const DESCRIPTORS_PER_WORKER: usize = 4;

@@ -40,7 +40,7 @@ pub struct Settings {
     /// How long the head of a request may take to arrive.
     #[serde(with = "units::duration")]
     pub header_timeout: Duration,
-    /// The largest head of a request.
+    /// How large the headers of a request may be.
     pub max_header: ByteSize,
     /// The longest key.
     pub max_key: ByteSize,
@@ -126,11 +126,6 @@ pub fn router(proxy: Proxy, settings: Settings) -> Router {
     Router::new().fallback(keys).with_state(Arc::new(Http { proxy, settings }))
 }
 
-/// Answers a path that no route knows, for a listener that serves only the operator's.
-pub async fn not_found() -> Response {
-    Problem::NoRoute.into_response()
-}
-
 async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
     let Some(escaped) = request.uri().path().strip_prefix(PREFIX) else {
         return Problem::NoRoute.into_response();
@@ -163,7 +158,6 @@ impl Http {
     fn answer(&self, answer: &Answer, request: &HeaderMap) -> Response {
         let mut response = match answer.entry.value() {
             None => Problem::Absent.into_response(),
-            Some(value) if value.bytes.len() > self.settings.max_value.0 => Problem::ValueTooLarge.into_response(),
             Some(value) => {
                 let etag = etag(&value.digest);
                 let mut response = if none_match(request, &etag) {
@@ -174,11 +168,11 @@ impl Http {
                     value_response(value.bytes.clone())
                 };
                 response.headers_mut().insert(header::ETAG, etag);
+                response.headers_mut().insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
                 response
             }
         };
         let headers = response.headers_mut();
-        headers.insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
         headers.insert("cache-status", cache_status(answer));
         if answer.outcome.from_memory() {
             headers.insert(header::AGE, HeaderValue::from(answer.age.as_secs()));
@@ -254,7 +248,6 @@ enum Problem {
     EmptyKey,
     KeyTooLong { length: usize, most: ByteSize },
     Absent,
-    ValueTooLarge,
     Backend(BackendError),
 }
 
@@ -272,9 +265,6 @@ impl Problem {
             Self::EmptyKey => Kind::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
             Self::KeyTooLong { .. } => Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
             Self::Absent => Kind::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
-            Self::ValueTooLarge => {
-                Kind::new(StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out")
-            }
             Self::Backend(error) => backend_kind(error),
         }
     }
@@ -290,7 +280,7 @@ impl Problem {
             Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
                 Some(format!("Redis answered: {code}"))
             }
-            Self::Absent | Self::ValueTooLarge | Self::Backend(_) => None,
+            Self::Absent | Self::Backend(_) => None,
         }
     }
 
@@ -305,13 +295,16 @@ impl Problem {
 
 fn backend_kind(error: &BackendError) -> Kind {
     let (status, name, title) = match error {
-        BackendError::Unreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached"),
+        BackendError::Unreachable(_) | BackendError::NotAdmitted(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached")
+        }
         BackendError::Disconnected => (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The link to Redis was lost"),
         BackendError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many reads wait for Redis"),
         BackendError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now"),
         BackendError::Vanished => (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down"),
         BackendError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time"),
         BackendError::Refused(_) => (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error"),
+        BackendError::TooLarge => (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out"),
         BackendError::WrongType => (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string"),
     };
     Kind::new(status, name, title)

@@ -14,6 +14,7 @@ pub mod key;
 pub mod metrics;
 mod problem;
 pub mod proxy;
+mod request_line;
 pub mod server;
 pub mod telemetry;
 pub mod units;

@@ -67,6 +67,6 @@ fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
     runtime.shutdown_background();
     Ok(match ending {
         Ending::Drained => ExitCode::SUCCESS,
-        Ending::Hurried => ExitCode::from(FAILED),
+        Ending::Hurried | Ending::Failed => ExitCode::from(FAILED),
     })
 }

@@ -1,11 +1,14 @@
 //! What an operator sees at `/metrics`; the only user of the `prometheus` crate.
 //!
 //! Every label value is there from the start, at zero. What the cache counts itself is copied when somebody
-//! looks; hits and misses are sums of the reads, so hits + misses = reads in every scrape.
+//! looks; hits and misses are sums over the same look at the reads, so hits + misses = reads in every scrape.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -37,8 +40,18 @@ impl FrontEnd {
 }
 
 /// The label values of `redis_proxy_backend_errors_total`.
-pub const BACKEND_ERROR_KINDS: [&str; 8] =
-    ["unreachable", "timeout", "disconnected", "overloaded", "unavailable", "refused", "wrong_type", "vanished"];
+pub const BACKEND_ERROR_KINDS: [&str; 10] = [
+    "unreachable",
+    "not_admitted",
+    "timeout",
+    "disconnected",
+    "overloaded",
+    "unavailable",
+    "refused",
+    "wrong_type",
+    "too_large",
+    "vanished",
+];
 
 /// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck.
 const DURATION_BUCKETS: [f64; 19] = [
@@ -48,10 +61,9 @@ const DURATION_BUCKETS: [f64; 19] = [
 /// The metrics of one daemon.
 pub struct Metrics {
     registry: Registry,
+    reads: Reads,
     /// By front end and outcome, in the order of their `ALL`.
-    reads: [[(IntCounter, Histogram); Outcome::ALL.len()]; FrontEnd::READERS.len()],
-    hits: IntCounter,
-    misses: IntCounter,
+    durations: [[Histogram; Outcome::ALL.len()]; FrontEnd::READERS.len()],
     evictions: IntCounterVec,
     flights: IntGauge,
     flights_discarded: IntCounter,
@@ -79,9 +91,8 @@ impl Metrics {
         let registry = Registry::new();
         let new = Registration(&registry);
         let metrics = Self {
-            reads: new.reads()?,
-            hits: new.counter("cache_hits_total", "Reads answered from memory: hit, stale or absent.")?,
-            misses: new.counter("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.")?,
+            reads: new.add(Reads::default())?,
+            durations: new.request_durations()?,
             evictions: new.counters("cache_evictions_total", "Entries that left the cache, by cause.", "cause")?,
             flights: new.gauge("flights", "Fetches in progress, each for one key.")?,
             flights_discarded: new.counter(
@@ -92,7 +103,7 @@ impl Metrics {
             bytes: new.gauge("cache_bytes", "Bytes of the keys and values in the cache.")?,
             capacity: new.gauge("cache_capacity_entries", "How many entries the cache keeps at most.")?,
             ttl: new.seconds("cache_ttl_seconds", "How old a cached value may be.")?,
-            backend_duration: new.histogram("backend_duration_seconds", "How long fetches from Redis took.")?,
+            backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
             backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
             connections: new.gauges("connections", "Open client connections.", "front_end")?,
@@ -134,15 +145,12 @@ impl Metrics {
 
     /// A read was answered, in the time it took.
     pub fn read(&self, front_end: FrontEnd, outcome: Outcome, took: Duration) {
-        let Some(outcomes) = self.reads.get(front_end as usize) else {
-            return;
-        };
-        let (count, duration) = &outcomes[outcome as usize];
-        count.inc();
-        duration.observe(took.as_secs_f64());
+        let Some(durations) = self.durations.get(front_end as usize) else { return };
+        durations[outcome as usize].observe(took.as_secs_f64());
+        self.reads.0[front_end as usize][outcome as usize].fetch_add(1, Relaxed);
     }
 
-    /// A fetch ended, well or not.
+    /// Redis answered a fetch, in this time.
     pub fn fetched(&self, took: Duration) {
         self.backend_duration.observe(took.as_secs_f64());
     }
@@ -203,12 +211,6 @@ impl Metrics {
             counter.inc_by(value);
         };
         let gauge = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        let (mut hits, mut misses) = (0, 0);
-        for (outcome, (count, _)) in Outcome::ALL.iter().zip(self.reads.iter().flatten()) {
-            *(if outcome.from_memory() { &mut hits } else { &mut misses }) += count.get();
-        }
-        set(&self.hits, hits);
-        set(&self.misses, misses);
         for (cause, evicted) in Cause::ALL.iter().zip(cache.evictions) {
             set(&self.evictions.with_label_values(&[cause.name()]), evicted);
         }
@@ -218,6 +220,49 @@ impl Metrics {
         gauge(&self.bytes, cache.bytes);
         gauge(&self.capacity, cache.settings.capacity as u64);
         self.ttl.set(cache.settings.ttl.as_secs_f64());
+    }
+}
+
+const READ_LABELS: [&str; 2] = ["front_end", "outcome"];
+
+fn read_labels(front_end: usize, outcome: usize) -> [&'static str; 2] {
+    [FrontEnd::READERS[front_end].name(), Outcome::ALL[outcome].name()]
+}
+
+/// The reads so far, by front end and outcome. Reads, hits and misses are collected from one look at them, so they
+/// agree in every scrape.
+#[derive(Clone, Default)]
+struct Reads(Arc<[[AtomicU64; Outcome::ALL.len()]; FrontEnd::READERS.len()]>);
+
+impl Reads {
+    fn counters() -> prometheus::Result<(IntCounterVec, IntCounter, IntCounter)> {
+        let reads = options("reads_total", "Reads, by front end and by how they were answered.");
+        let hits = options("cache_hits_total", "Reads answered from memory: hit, stale or absent.");
+        let misses = options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
+        Ok((IntCounterVec::new(reads, &READ_LABELS)?, IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?))
+    }
+
+    fn look(&self) -> prometheus::Result<Vec<MetricFamily>> {
+        let (reads, hits, misses) = Self::counters()?;
+        for (front_end, counts) in self.0.iter().enumerate() {
+            for (outcome, count) in counts.iter().enumerate() {
+                let count = count.load(Relaxed);
+                reads.with_label_values(&read_labels(front_end, outcome)).inc_by(count);
+                if Outcome::ALL[outcome].from_memory() { &hits } else { &misses }.inc_by(count);
+            }
+        }
+        Ok([reads.collect(), hits.collect(), misses.collect()].concat())
+    }
+}
+
+impl Collector for Reads {
+    fn desc(&self) -> Vec<&Desc> {
+        // None: the names are this file's own, and no other metric here has them.
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.look().unwrap_or_default()
     }
 }
 
@@ -235,7 +280,7 @@ impl Drop for OpenConnection {
 struct Registration<'a>(&'a Registry);
 
 impl Registration<'_> {
-    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+    fn add<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
         self.0.register(Box::new(collector.clone()))?;
         Ok(collector)
     }
@@ -264,18 +309,11 @@ impl Registration<'_> {
         self.add(Histogram::with_opts(durations(name, help))?)
     }
 
-    fn reads<const F: usize>(&self) -> prometheus::Result<[[(IntCounter, Histogram); Outcome::ALL.len()]; F]> {
-        let labels = ["front_end", "outcome"];
-        let counts = options("reads_total", "Reads, by front end and by how they were answered.");
-        let counts = self.add(IntCounterVec::new(counts, &labels)?)?;
-        let durations = durations("request_duration_seconds", "How long reads took, by front end and outcome.");
-        let durations = self.add(HistogramVec::new(durations, &labels)?)?;
-        Ok(std::array::from_fn(|front_end| {
-            std::array::from_fn(|outcome| {
-                let values = [FrontEnd::READERS[front_end].name(), Outcome::ALL[outcome].name()];
-                (counts.with_label_values(&values), durations.with_label_values(&values))
-            })
-        }))
+    fn request_durations<const F: usize>(&self) -> prometheus::Result<[[Histogram; Outcome::ALL.len()]; F]> {
+        let options = durations("request_duration_seconds", "How long reads took, by front end and outcome.");
+        let durations = self.add(HistogramVec::new(options, &READ_LABELS)?)?;
+        let of = |front_end, outcome| durations.with_label_values(&read_labels(front_end, outcome));
+        Ok(std::array::from_fn(|front_end| std::array::from_fn(|outcome| of(front_end, outcome))))
     }
 
     fn build_info(&self) -> prometheus::Result<()> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -25,12 +25,13 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tower_service::Service as _;
 
 use crate::activity::{Activity, Observed};
 use crate::metrics::{FrontEnd, Metrics, OpenConnection};
 use crate::problem::Kind;
+use crate::request_line::RequestLines;
 
 /// Where a listener is bound: `host:port`, or empty for none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,11 +55,11 @@ impl Listen {
     }
 
     /// The same with another host or port, as `--proxy_host` and `--proxy_port` ask for.
-    pub fn with_host_and_port(&self, host: Option<&str>, port: Option<&str>) -> String {
+    pub fn with_host_and_port(&self, host: Option<&str>, port: Option<u16>) -> String {
         let (old_host, old_port) = self.0.rsplit_once(':').unwrap_or(("127.0.0.1", "8080"));
         let host = host.unwrap_or(old_host);
         let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
-        format!("{host}:{}", port.unwrap_or(old_port))
+        port.map_or_else(|| format!("{host}:{old_port}"), |port| format!("{host}:{port}"))
     }
 }
 
@@ -104,7 +105,7 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long the head of a request may take to arrive.
     pub header_timeout: Duration,
-    /// The largest head of a request, in bytes.
+    /// How large the headers of a request may be, in bytes.
     pub max_header: usize,
 }
 
@@ -210,8 +211,9 @@ const LATECOMERS: usize = 1024;
 const REFUSALS: usize = 64;
 const TOO_MANY: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
-const HEAD_TOO_LARGE: Kind =
-    Kind::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "The head of the request is too large");
+const HEADER_TOO_LARGE: Kind =
+    Kind::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The headers are too large");
+const NO_HOST: Kind = Kind::new(StatusCode::BAD_REQUEST, "no-host", "The request does not say which host it is for");
 const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
 /// Answers without looking at the request, then reads a little, since closing with unread bytes would reset the
@@ -357,8 +359,8 @@ impl Worker {
 /// For how long after the daemon was told to stop a connection still listens: a request may be on its way, or here
 /// and unread.
 const LAST_WORD: Duration = Duration::from_millis(50);
-/// The start of the preface of HTTP/2 with prior knowledge (RFC 9113, section 3.4).
-const HTTP2_PREFACE: &[u8; 4] = b"PRI ";
+/// What a client of HTTP/2 with prior knowledge says first (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Connection {
     async fn serve(self) {
@@ -374,54 +376,53 @@ impl Connection {
         };
         let Some(first) = first else { return };
         let http2 = first == HTTP2_PREFACE[..];
-        let stream = TokioIo::new(stream.returning(first, if http2 { |_| false } else { has_fragment }));
+        let stream = TokioIo::new(stream.returning(first, (!http2).then(RequestLines::new)));
         let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: Arc::default() });
         let watching = Arc::clone(&watch);
         let answer = service_fn(move |request| service.clone().answer(request, Arc::clone(&watching)));
         if http2 {
-            let largest = u32::try_from(limits.max_header).unwrap_or(u32::MAX);
             let connection = http2::Builder::new(TokioExecutor::new())
-                .max_header_list_size(largest)
+                .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX))
                 .serve_connection(stream, answer);
-            let overdue = watch.overdue(&limits, HeadRule::FirstRequest);
+            // Later bytes may be of the connection itself, so there is no telling when a head begins.
+            let overdue = watch.overdue(&limits, None);
             run(pin!(connection), drain, overdue, http2::Connection::graceful_shutdown).await;
         } else {
-            // No `pipeline_flush`: with it hyper holds an answer back, or loses it, while more bytes have come in.
+            // No `pipeline_flush`: with it hyper holds an answer back, or loses it, while more bytes have come in. Room
+            // for more than the head may have, so that it is refused here, in words.
             let connection = http1::Builder::new()
                 .half_close(true)
                 .header_read_timeout(None)
-                .max_buf_size(limits.max_header)
+                .max_buf_size(limits.max_header.saturating_add(LONGEST_TARGET))
                 .serve_connection(stream, answer);
-            let overdue = watch.overdue(&limits, HeadRule::EveryRequest);
+            let overdue = watch.overdue(&limits, Some(limits.header_timeout));
             run(pin!(connection), drain, overdue, http1::Connection::graceful_shutdown).await;
         }
     }
 }
 
+/// The longest request target that hyper takes.
+const LONGEST_TARGET: usize = 64 << 10;
+
 /// As many of the first bytes as it takes to tell the protocol; none if they do not come, or not in time.
 async fn first_bytes(stream: &mut Observed<TcpStream>, limits: &Limits) -> Option<Bytes> {
     let mut first = BytesMut::with_capacity(HTTP2_PREFACE.len());
-    let mut patience = limits.idle_timeout;
+    let mut deadline = Instant::now() + limits.idle_timeout;
     while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
         let mut wanted = (&mut *stream).take((HTTP2_PREFACE.len() - first.len()) as u64);
-        if timeout(patience, wanted.read_buf(&mut first)).await.ok()?.ok()? == 0 {
+        let nothing_yet = first.is_empty();
+        if timeout_at(deadline, wanted.read_buf(&mut first)).await.ok()?.ok()? == 0 {
             return None;
         }
-        // A head has begun.
-        patience = limits.header_timeout;
+        if nothing_yet {
+            // A head has begun.
+            deadline = Instant::now() + limits.header_timeout;
+        }
     }
     Some(first.freeze())
 }
 
-/// Whether there is a request line with a `#` in it. No client may send one (RFC 9112, section 3.2), and hyper would
-/// cut the target there, so that another key than the one asked for would be read.
-fn has_fragment(bytes: &[u8]) -> bool {
-    let is_request_line = |line: &[u8]| line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
-    let request_line = |line: &[u8]| line.contains(&b'#') && is_request_line(line.trim_ascii_end());
-    bytes.contains(&b'#') && bytes.split(|&byte| byte == b'\n').any(request_line)
-}
-
-/// Drives a connection to its end: its own, or because it is overdue. When the daemon drains it is told to finish.
+/// Drives a connection to its end. When it is overdue, or the daemon drains, it is told to finish.
 async fn run<C: Future>(
     mut connection: Pin<&mut C>,
     mut drain: Drain,
@@ -429,17 +430,22 @@ async fn run<C: Future>(
     finish: impl FnOnce(Pin<&mut C>),
 ) {
     let mut overdue = pin!(overdue);
-    tokio::select! {
+    let patience = tokio::select! {
         biased;
         _ = connection.as_mut() => return,
-        () = &mut overdue => return,
-        () = async { drain.begun().await; sleep(LAST_WORD).await } => finish(connection.as_mut()),
-    }
+        () = &mut overdue => FAREWELL,
+        () = async { drain.begun().await; sleep(LAST_WORD).await } => Duration::MAX,
+    };
+    finish(connection.as_mut());
     tokio::select! {
         _ = connection => {}
-        () = overdue => {}
+        () = overdue, if patience > FAREWELL => {}
+        () = sleep(patience) => {}
     }
 }
+
+/// How long an overdue connection has to say that it ends, as HTTP/2 does.
+const FAREWELL: Duration = Duration::from_millis(100);
 
 impl Service {
     /// An answer, during which the connection is not idle.
@@ -449,13 +455,16 @@ impl Service {
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, std::convert::Infallible> {
         watch.activity.settle();
-        watch.requests.fetch_add(1, Relaxed);
+        let number = watch.requests.fetch_add(1, Relaxed) + 1;
         let _answering = Count::one(&watch.answering);
-        if watch.activity.is_suspicious() {
+        if watch.activity.has_fragment(number) {
             return Ok(last_answer(FRAGMENT.response(Some("A number sign that belongs to the key is written %23."))));
         }
-        if head_size(&request) > self.limits.max_header {
-            return Ok(last_answer(HEAD_TOO_LARGE.response(None)));
+        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+            return Ok(last_answer(NO_HOST.response(Some("HTTP/1.1 asks for one Host header."))));
+        }
+        if header_size(request.headers()) > self.limits.max_header {
+            return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
         }
         self.router.call(request).await
     }
@@ -467,20 +476,9 @@ fn last_answer(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// How large the head of an HTTP/1 request was, near enough; hyper limits only heads that come in pieces.
-fn head_size(request: &Request<Incoming>) -> usize {
-    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
-    request.method().as_str().len() + target + "  HTTP/1.1\r\n\r\n".len() + headers.sum::<usize>()
-}
-
-/// When the time for the head of a request runs.
-#[derive(PartialEq)]
-enum HeadRule {
-    /// HTTP/1: bytes that come while nothing is being answered are a head.
-    EveryRequest,
-    /// HTTP/2: later bytes may be of the connection itself.
-    FirstRequest,
+/// How large the headers of a request are, as they came.
+fn header_size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
 }
 
 /// What is known about a connection from outside.
@@ -491,13 +489,12 @@ struct Watch {
 }
 
 impl Watch {
-    /// Returns when the connection has been idle, or a head on the way, for too long.
-    async fn overdue(&self, limits: &Limits, rule: HeadRule) {
+    /// Returns when the connection has been idle for too long, or a head longer than `header_timeout` on its way.
+    async fn overdue(&self, limits: &Limits, header_timeout: Option<Duration>) {
         loop {
             let idle = self.activity.last_moved() + limits.idle_timeout;
-            let head_counts = rule == HeadRule::EveryRequest || self.requests.load(Relaxed) == 0;
-            let head = self.activity.unsettled_since().filter(|_| head_counts);
-            let due = head.map_or(idle, |since| idle.min(since + limits.header_timeout));
+            let head = self.activity.unsettled_since().zip(header_timeout);
+            let due = head.map_or(idle, |(since, timeout)| idle.min(since + timeout));
             let now = Instant::now();
             let answering = self.answering.load(Relaxed) > 0;
             if due <= now && !answering {
@@ -505,7 +502,7 @@ impl Watch {
             }
             let look = if answering { now + WHILE_ANSWERING } else { due };
             // A head may begin at any time, and must not have begun longer ago than it may take.
-            sleep_until(look.min(now + limits.header_timeout)).await;
+            sleep_until(header_timeout.map_or(look, |timeout| look.min(now + timeout))).await;
         }
     }
 }

@@ -195,6 +195,12 @@ impl Secret {
     }
 }
 
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 /// What stands in the place of a secret.
 pub const MASK: &str = "********";
 

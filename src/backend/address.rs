@@ -62,13 +62,13 @@ impl Address {
     }
 
     /// The same address with another host or port, as text, password included, and as `--redis_host` and
-    /// `--redis_port` give them: what is wrong with them shows when the text is read. A unix socket gives way to TCP.
-    pub fn with_host_and_port(&self, new_host: Option<&str>, new_port: Option<&str>) -> String {
+    /// `--redis_port` give them: what is wrong with the host shows when the text is read. A unix socket gives way to TCP.
+    pub fn with_host_and_port(&self, new_host: Option<&str>, new_port: Option<u16>) -> String {
         let (scheme, host, port) = match &self.endpoint {
             Endpoint::Tcp { host, port, tls } => (if *tls { "rediss" } else { "redis" }, host.as_str(), *port),
             Endpoint::Unix(_) => ("redis", "127.0.0.1", DEFAULT_PORT),
         };
-        let (host, port) = (new_host.unwrap_or(host), new_port.map_or_else(|| port.to_string(), str::to_owned));
+        let (host, port) = (new_host.unwrap_or(host), new_port.unwrap_or(port));
         format!("{scheme}://{}{}:{port}/{}", self.login(self.password.reveal()), bracketed(host), self.database)
     }
 
@@ -107,7 +107,7 @@ impl fmt::Display for Address {
 
 /// An address that cannot be understood. Says what is wrong without repeating the password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid value: {problem}, expected {ALLOWED}")]
+#[error("found {problem}, expected {ALLOWED}")]
 pub struct BadAddress {
     problem: String,
 }
@@ -116,22 +116,22 @@ impl FromStr for Address {
     type Err = BadAddress;
 
     fn from_str(text: &str) -> Result<Self, BadAddress> {
-        let bad = |problem: String| BadAddress { problem };
-        let url = Url::parse(text).map_err(|error| bad(format!("\"{}\" ({error})", mask_login(text))))?;
-        let endpoint = endpoint(&url).ok_or_else(|| bad(format!("\"{}\"", mask_login(text))))?;
-        if matches!(endpoint, Endpoint::Tcp { .. }) && url[url::Position::BeforePath..].contains('@') {
-            let hint = "in a user or password '@' is written %40, ':' %3A, '/' %2F, '?' %3F, '#' %23";
-            return Err(bad(format!("\"{}\" ({hint})", mask_login(text))));
+        let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+        // Nothing else of the text: where it is wrong, a password may stand anywhere in it.
+        let bad = |problem: &dyn fmt::Display| BadAddress { problem: format!("{scheme:?} address with {problem}") };
+        let url = Url::parse(text).map_err(|error| bad(&error))?;
+        let endpoint = endpoint(&url).ok_or_else(|| bad(&"another scheme, or without host or path"))?;
+        let after_host = &url[url::Position::BeforePath..];
+        if matches!(endpoint, Endpoint::Tcp { .. }) && after_host.contains('@') {
+            return Err(bad(&"a login that is not escaped: '@' is written %40, ':' %3A, '/' %2F, '?' %3F, '#' %23"));
         }
         if url.fragment().is_some() || url.query_pairs().any(|(name, _)| name != "db") {
-            return Err(bad(format!("\"{}\" (what follows '?' can only be db=)", mask_login(text))));
+            return Err(bad(&"something else than db= behind a '?'"));
         }
-        let database = database(&url, &endpoint);
-        let database = database.parse().map_err(|_| bad(format!("database \"{database}\"")))?;
+        let database = database(&url, &endpoint).parse().map_err(|_| bad(&"a database that is not a number"))?;
         let decode = |part: &str| {
-            let decoded =
-                crate::key::percent_decode(part.as_bytes()).map_err(|_| bad("a bad escape in the login".into()))?;
-            String::from_utf8(decoded.into_owned()).map_err(|_| bad("a login that is not UTF-8".into()))
+            let decoded = crate::key::percent_decode(part.as_bytes()).map_err(|_| bad(&"a bad escape in the login"))?;
+            String::from_utf8(decoded.into_owned()).map_err(|_| bad(&"a login that is not UTF-8"))
         };
         Ok(Self {
             endpoint,
@@ -165,15 +165,6 @@ fn database(url: &Url, endpoint: &Endpoint) -> String {
         Endpoint::Unix(_) => "",
     };
     parameter.or_else(|| (!path.is_empty()).then(|| path.to_owned())).unwrap_or_else(|| "0".to_owned())
-}
-
-/// `text` with what stands between `://` and the last `@` masked, for an address that could not be parsed.
-fn mask_login(text: &str) -> String {
-    match (text.find("://"), text.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}{MASK}{}", &text[..scheme + 3], &text[at..]),
-        (None, Some(at)) => format!("{MASK}{}", &text[at..]),
-        _ => text.to_owned(),
-    }
 }
 
 impl Serialize for Address {
@@ -220,6 +211,13 @@ mod tests {
             "redis://u:a@b/hunter2@host:1/0",
             "redis://u:12?hunter2@host",
             "redis://u:1#hunter2@host",
+            "redis://user:hunter2",
+            "redis://:hunter2",
+            "redis://user:hunter2/0",
+            "redis://host/0?password=hunter2",
+            "unix:///run/r.sock?db=0&pass=hunter2",
+            "unix://hunter2",
+            "hunter2",
         ] {
             let error = bad.parse::<Address>().unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
@@ -231,7 +229,7 @@ mod tests {
     fn host_and_port_are_replaced_apart() {
         let address: Address = "redis://u:p%40@host:1/2".parse().unwrap();
         assert_eq!(address.with_host_and_port(Some("other"), None), "redis://u:p%40@other:1/2");
-        assert_eq!(address.with_host_and_port(None, Some("9")), "redis://u:p%40@host:9/2");
+        assert_eq!(address.with_host_and_port(None, Some(9)), "redis://u:p%40@host:9/2");
         let unix: Address = "unix:///run/r.sock?db=2".parse().unwrap();
         assert_eq!(unix.with_host_and_port(Some("::1"), None), "redis://[::1]:6379/2");
     }

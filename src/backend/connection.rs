@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, ServerError, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::watch;
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -26,7 +26,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::Endpoint;
-use super::{BackendError, CREDENTIALS_DIRECTORY, Calls, LinkState, Reply, Settings, Unexpected};
+use super::{BackendError, Calls, LinkState, Reply, Settings, Unexpected};
 use crate::activity::{Activity, Observed};
 use crate::metrics::Metrics;
 use crate::units::Secret;
@@ -104,12 +104,22 @@ impl Link {
                 }
             };
             self.down(&error);
-            let jitter = rand::random_range(0.5..=1.0);
-            tokio::select! {
-                () = sleep_until(Instant::now() + delay.mul_f64(jitter)) => {}
-                () = self.calls.needed.notified() => sleep_until(attempt + RECONNECT_DELAY_MIN).await,
-            }
+            self.pause(delay, attempt, &error).await;
             delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
+        }
+    }
+
+    /// Waits before the next attempt: `delay`, or until a reader needs the link, unless trying sooner would only knock
+    /// at a door that is shut on purpose.
+    async fn pause(&self, delay: Duration, attempt: Instant, error: &BackendError) {
+        let until = Instant::now() + delay.mul_f64(rand::random_range(0.5..=1.0));
+        // Who needed a link during the attempt has been answered by its failure.
+        settle(&self.calls.needed).await;
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = self.calls.needed.notified(), if !matches!(error, BackendError::NotAdmitted(_)) => {
+                sleep_until(attempt + RECONNECT_DELAY_MIN).await;
+            }
         }
     }
 
@@ -134,62 +144,94 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connected, BackendError> {
-        let (stream, activity) = Observed::new(self.open().await.map_err(|error| unreachable(&error))?);
+        let (stream, activity) = Observed::new(self.open().await?);
         // The handshake is ours, so that its errors are Redis's own words.
         let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         let (connection, driver) =
             MultiplexedConnection::new_with_config(&bare, stream, config).await.map_err(|error| unreachable(&error))?;
         let mut driver: Driver = Box::pin(driver);
+        let mut shaken = pin!(self.shake_hands(connection.clone()));
         tokio::select! {
-            () = &mut driver => Err(BackendError::Unreachable("Redis closed the connection during the handshake".into())),
-            shaken = self.shake_hands(connection.clone()) => {
-                shaken?;
-                Ok(Connected { connection, driver, activity })
+            biased;
+            shaken = &mut shaken => shaken?,
+            () = &mut driver => {
+                // What Redis said before it hung up is the better reason.
+                shaken.await?;
+                return Err(unreachable(&"Redis closed the connection during the handshake"));
             }
         }
+        Ok(Connected { connection, driver, activity })
     }
 
-    async fn open(&self) -> io::Result<Box<dyn Stream>> {
-        match &self.settings.url.endpoint {
-            Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-            Endpoint::Tcp { host, port, .. } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                let Some(tls) = &self.tls else {
-                    return Ok(Box::new(stream));
-                };
-                let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-                Ok(Box::new(tls.connect(name, stream).await?))
+    async fn open(&self) -> Result<Box<dyn Stream>, BackendError> {
+        let (host, port) = match &self.settings.url.endpoint {
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
+                return Ok(Box::new(stream));
+            }
+            Endpoint::Tcp { host, port, .. } => (host, *port),
+        };
+        let stream = self.connect_to_any(host, port).await.map_err(|error| unreachable(&error))?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from(host.clone()).map_err(|error| not_admitted(&error))?;
+        let stream = tls.connect(name, stream).await.map_err(|error| match error.kind() {
+            // What rustls says of a certificate.
+            io::ErrorKind::InvalidData => not_admitted(&error),
+            _ => unreachable(&error),
+        })?;
+        Ok(Box::new(stream))
+    }
+
+    /// Tries the addresses of `host` one after the other, each for its share of the time, so that one that swallows
+    /// everything does not hide the next.
+    async fn connect_to_any(&self, host: &str, port: u16) -> io::Result<TcpStream> {
+        let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+        let share = self.settings.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in addresses {
+            match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
         }
+        Err(last)
     }
 
     /// Logs in, chooses the database, says who we are, and sees whether Redis answers.
     async fn shake_hands(&self, mut connection: MultiplexedConnection) -> Result<(), BackendError> {
-        if let Some(login) = self.login()? {
-            ask(&mut connection, &login).await?;
+        if let Some(login) = self.login().await? {
+            // Only the first word: Redis may repeat what it was given.
+            let refused =
+                |error: &ServerError| not_admitted(&format_args!("Redis refused the login: {}", error.code()));
+            ask(&mut connection, &login, refused).await?;
         }
         if self.settings.url.database != 0 {
             let mut select = redis::cmd("SELECT");
-            ask(&mut connection, select.arg(self.settings.url.database)).await?;
+            ask(&mut connection, select.arg(self.settings.url.database), refused_link).await?;
         }
         // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
+        let refused = |error: &ServerError| {
+            if is_unable(error) { BackendError::Refused(error.code().into()) } else { refused_link(error) }
+        };
         for courtesy in [["SETNAME", CLIENT_NAME].as_slice(), &["SETINFO", "LIB-NAME", CLIENT_NAME]] {
             let mut client = redis::cmd("CLIENT");
-            accept_refusal(ask(&mut connection, client.arg(courtesy)).await)?;
+            accept_refusal(ask(&mut connection, client.arg(courtesy), refused).await)?;
         }
         let ping = redis::cmd("PING");
-        match ask(&mut connection, &ping).await {
-            // It may not answer PING, which is an answer.
-            Err(BackendError::Unreachable(reason)) if reason.contains("NOPERM") => Ok(()),
-            answer => answer.map(|_| ()),
-        }
+        accept_refusal(ask(&mut connection, &ping, refused).await)
     }
 
-    fn login(&self) -> Result<Option<Cmd>, BackendError> {
+    async fn login(&self) -> Result<Option<Cmd>, BackendError> {
+        let settings = self.settings.clone();
+        // The file may be on a disk that hangs.
+        let password = tokio::task::spawn_blocking(move || password(&settings)).await;
+        let password = password.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         let settings = &self.settings;
-        let password = password(settings).map_err(|error| unreachable(&error))?;
         let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
         if password.is_empty() && username.is_empty() {
             return Ok(None);
@@ -205,15 +247,13 @@ impl Link {
     /// Drives the link until it is lost; returns how that was.
     async fn watch_over(&self, Connected { connection, mut driver, activity }: Connected) -> BackendError {
         let silence = self.silence(connection, &activity);
-        // Distrust of the link before this one is settled.
-        tokio::select! {
-            biased;
-            () = self.calls.distrusted.notified() => {}
-            () = std::future::ready(()) => {}
-        }
+        // What was said of the link before this one has been heeded.
+        settle(&self.calls.distrusted).await;
+        settle(&self.calls.overdue).await;
         tokio::select! {
             () = &mut driver => BackendError::Unreachable("Redis closed the connection".into()),
             () = silence => BackendError::TimedOut,
+            () = self.calls.overdue.notified() => BackendError::TimedOut,
             () = self.calls.distrusted.notified() => unreachable(&"Redis gave an answer that nothing asked for"),
         }
     }
@@ -238,30 +278,56 @@ impl Link {
     }
 }
 
+/// Takes back a call that nobody has heard yet.
+async fn settle(call: &Notify) {
+    tokio::select! {
+        biased;
+        () = call.notified() => {}
+        () = std::future::ready(()) => {}
+    }
+}
+
 fn unreachable(reason: &dyn fmt::Display) -> BackendError {
     BackendError::Unreachable(reason.to_string().into())
 }
 
-/// One command of the handshake.
-async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
+fn not_admitted(reason: &dyn fmt::Display) -> BackendError {
+    BackendError::NotAdmitted(reason.to_string().into())
+}
+
+fn refused_link(error: &ServerError) -> BackendError {
+    let meaning = refused(error.code());
+    if let BackendError::Unavailable(_) = meaning {
+        return meaning;
+    }
+    let details = error.details().unwrap_or_default();
+    not_admitted(&format_args!("Redis refused the link: {} {details}", error.code()))
+}
+
+/// One command of the handshake; `refused` says what it means that Redis answers with an error.
+async fn ask(
+    connection: &mut MultiplexedConnection,
+    command: &Cmd,
+    refused: impl FnOnce(&ServerError) -> BackendError,
+) -> Result<(), BackendError> {
     match connection.send_packed_command(command).await {
-        Ok(Value::ServerError(error)) => Err(unreachable(&format_args!("Redis refused the link: {}", words(&error)))),
-        Ok(value) => Ok(value),
+        Ok(Value::ServerError(error)) => Err(refused(&error)),
+        Ok(_) => Ok(()),
         Err(error) => Err(unreachable(&format_args!("the handshake failed: {error}"))),
     }
 }
 
-fn accept_refusal(answer: Result<Value, BackendError>) -> Result<(), BackendError> {
-    match answer {
-        Err(BackendError::Unreachable(reason)) if reason.starts_with("the handshake failed") => {
-            Err(BackendError::Unreachable(reason))
-        }
-        _ => Ok(()),
-    }
+/// Whether the user may not do this, or the server has no such command: it answers, and that is enough.
+fn is_unable(error: &ServerError) -> bool {
+    let unknown = error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
+    error.code() == "NOPERM" || (error.code() == "ERR" && unknown)
 }
 
-fn words(error: &ServerError) -> String {
-    format!("{} {}", error.code(), error.details().unwrap_or_default())
+fn accept_refusal(answer: Result<(), BackendError>) -> Result<(), BackendError> {
+    match answer {
+        Err(BackendError::Refused(_)) => Ok(()),
+        answer => answer,
+    }
 }
 
 /// What a request's error means: the link carries on after an answer, and nothing else.
@@ -331,7 +397,7 @@ fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     if !settings.password_file.as_os_str().is_empty() {
         return read("password_file", &settings.password_file);
     }
-    let credential = std::env::var_os(CREDENTIALS_DIRECTORY).map(|directory| Path::new(&directory).join(CREDENTIAL));
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(CREDENTIAL));
     match credential {
         Some(path) if path.exists() => read("password (systemd credential)", &path),
         _ => Ok(settings.url.password.clone()),

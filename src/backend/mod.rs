@@ -8,7 +8,7 @@ mod connection;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,27 +89,24 @@ impl Settings {
         let tls_unused = !self.url.is_tls() && tls_files.into_iter().any(set);
         let tls_half = set(&self.tls_cert_file) != set(&self.tls_key_file);
         let two_passwords = !self.password.is_empty() && set(&self.password_file);
-        let password = !self.password.is_empty() || set(&self.password_file) || !self.url.password.is_empty();
-        let named = !self.username.is_empty() || !self.url.username.is_empty();
-        let no_password = named && !password && std::env::var_os(CREDENTIALS_DIRECTORY).is_none();
+        let ping = format!("found {:?}, expected at least {PING_INTERVAL_MIN:?}", self.ping_interval);
         let own = broken([
             (two_passwords, "redis.password_file", "redis.password is set too, expected one of the two"),
-            (no_password, "redis.username", "found a user without a password, expected redis.password_file too"),
             (tls_unused, "redis.url", "found a url without TLS beside files for TLS, expected rediss://"),
+            (self.ping_interval < PING_INTERVAL_MIN, "redis.ping_interval", &ping),
             (tls_half, "redis.tls_cert_file", "found one of the two, expected redis.tls_key_file with it, or neither"),
         ]);
         let limits = absurd_limits([(self.max_fetches, "redis.max_fetches")]);
         let timeouts = zero_timeouts([
             (self.connect_timeout, "redis.connect_timeout"),
             (self.response_timeout, "redis.response_timeout"),
-            (self.ping_interval, "redis.ping_interval"),
         ]);
         [own, limits, timeouts].concat()
     }
 }
 
-/// Where systemd puts the secrets of a service.
-const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+/// More PINGs than this would be work of their own.
+const PING_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// Why Redis gave no value. Cheap to clone: every reader of a flight gets one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -117,6 +114,9 @@ pub enum BackendError {
     /// There is no link to Redis.
     #[error("{0}")]
     Unreachable(Arc<str>),
+    /// There is no link to Redis, because it, or the certificate it shows, does not admit one.
+    #[error("{0}")]
+    NotAdmitted(Arc<str>),
     /// Redis, or the way to it, did not answer in time.
     #[error("no answer in time")]
     TimedOut,
@@ -135,6 +135,9 @@ pub enum BackendError {
     /// The key holds something else than a string.
     #[error("the key holds another type than a string")]
     WrongType,
+    /// The value is larger than may be given out.
+    #[error("the value is larger than is given out")]
+    TooLarge,
     /// The daemon is going down.
     #[error("the fetch was given up")]
     Vanished,
@@ -145,19 +148,21 @@ impl BackendError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
+            Self::NotAdmitted(_) => "not_admitted",
             Self::TimedOut => "timeout",
             Self::Disconnected => "disconnected",
             Self::Overloaded => "overloaded",
             Self::Unavailable(_) => "unavailable",
             Self::Refused(_) => "refused",
             Self::WrongType => "wrong_type",
+            Self::TooLarge => "too_large",
             Self::Vanished => "vanished",
         }
     }
 
     /// Whether Redis said this, rather than saying nothing.
     fn is_answer(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::WrongType)
+        matches!(self, Self::Refused(_) | Self::WrongType | Self::TooLarge)
     }
 }
 
@@ -186,6 +191,10 @@ struct Shared {
     calls: Arc<Calls>,
     turns: Semaphore,
     waiting: AtomicUsize,
+    /// The largest value that is given out, in bytes.
+    max_value: usize,
+    /// Answers to fetches so far.
+    answered: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -196,6 +205,8 @@ struct Calls {
     needed: Notify,
     /// The link gave an answer that no question of ours has.
     distrusted: Notify,
+    /// The link owes answers that cannot be waited for.
+    overdue: Notify,
 }
 
 /// How long a reader waits for a link that is being made: enough for a Redis that has just come back, and short
@@ -203,11 +214,12 @@ struct Calls {
 const LINK_WAIT: Duration = Duration::from_millis(100);
 
 impl Backend {
-    /// A backend and the link it asks through, which somebody has to [run](Link::run).
+    /// A backend that gives values of at most `max_value` bytes, and the link it asks through, which somebody has to
+    /// [run](Link::run).
     ///
     /// # Errors
     /// A certificate, key or password file that cannot be used.
-    pub fn prepare(settings: Settings, metrics: Arc<Metrics>) -> Result<(Self, Link), PrepareError> {
+    pub fn prepare(settings: Settings, max_value: usize, metrics: Arc<Metrics>) -> Result<(Self, Link), PrepareError> {
         let calls = Arc::new(Calls::default());
         let (link, state) = Link::prepare(&settings, Arc::clone(&calls), Arc::clone(&metrics))?;
         let shared = Shared {
@@ -215,6 +227,8 @@ impl Backend {
             link: state,
             calls,
             waiting: AtomicUsize::new(0),
+            max_value,
+            answered: AtomicU64::new(0),
             metrics,
             settings,
         };
@@ -223,16 +237,11 @@ impl Backend {
 
     /// Asks Redis for `key`: its value and its time to live, as one.
     pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
-        let begun = Instant::now();
-        let fetched = self.0.fetch(&key, begun + self.0.settings.response_timeout).await;
-        self.0.metrics.fetched(begun.elapsed());
-        match fetched {
+        match self.0.fetch(&key, Instant::now() + self.0.settings.response_timeout).await {
+            Ok(Some((value, _))) if value.len() > self.0.max_value => self.0.failed(BackendError::TooLarge),
             Ok(Some((value, expires_in))) => Fetched::Value(value, expires_in),
             Ok(None) => Fetched::Absent,
-            Err(error) => {
-                self.0.metrics.backend_error(error.kind());
-                if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
-            }
+            Err(error) => self.0.failed(error),
         }
     }
 
@@ -255,6 +264,11 @@ type Reply = Option<(Bytes, Option<Duration>)>;
 struct Unexpected;
 
 impl Shared {
+    fn failed(&self, error: BackendError) -> Fetched<BackendError> {
+        self.metrics.backend_error(error.kind());
+        if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
+    }
+
     async fn fetch(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
         let _turn = self.turn(deadline).await?;
         match self.ask(key, deadline).await {
@@ -279,8 +293,18 @@ impl Shared {
         let mut link = self.link(deadline).await?;
         let mut transaction = redis::pipe();
         transaction.cmd("MULTI").cmd("GET").arg(key.as_bytes()).cmd("PTTL").arg(key.as_bytes()).cmd("EXEC");
-        let replies = timeout_at(deadline, link.send_packed_commands(&transaction, 0, 4)).await;
-        let replies = replies.map_err(|_| BackendError::TimedOut)?.map_err(|error| connection::classify(&error))?;
+        let (asked, answered) = (Instant::now(), self.answered.load(Relaxed));
+        let Ok(replies) = timeout_at(deadline, link.send_packed_commands(&transaction, 0, 4)).await else {
+            // Redis answers in order. If it answered nobody since, what it owes stands in the way of all who ask next:
+            // a value that takes too long, or answers that make no sense any more.
+            if self.answered.load(Relaxed) == answered {
+                self.calls.overdue.notify_one();
+            }
+            return Err(BackendError::TimedOut);
+        };
+        let replies = replies.map_err(|error| connection::classify(&error))?;
+        self.answered.fetch_add(1, Relaxed);
+        self.metrics.fetched(asked.elapsed());
         if let Ok(reply) = connection::read_reply(replies) {
             return reply;
         }

@@ -7,12 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 15] = [
-    ("activity", ""),
-    ("admin", "proxy server units"),
+const ALLOWED: [(&str, &str); 16] = [
+    ("activity", "request_line"),
+    ("admin", "problem proxy server units"),
     ("backend", "activity cache key metrics units"),
     ("cache", "key units"),
-    ("cli", ""),
+    ("cli", "units"),
     ("config", "admin backend cache cli http server telemetry units"),
     ("daemon", "admin backend cache config http metrics proxy server telemetry"),
     ("http", "backend cache key metrics problem proxy server units"),
@@ -20,7 +20,8 @@ const ALLOWED: [(&str, &str); 15] = [
     ("metrics", "cache"),
     ("proxy", "backend cache metrics"),
     ("problem", ""),
-    ("server", "activity metrics problem"),
+    ("request_line", ""),
+    ("server", "activity metrics problem request_line"),
     ("telemetry", "units"),
     ("units", ""),
 ];

@@ -6,6 +6,8 @@
 #![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -144,6 +146,38 @@ mod logins {
         let redis = locked();
         let proxy = Proxy::start(&config(&redis.url(), ""));
         assert_unusable(&proxy, "NOAUTH");
+    }
+
+    #[test]
+    fn a_server_that_repeats_the_login_does_not_make_the_proxy_tell_it() {
+        let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = server.local_addr().expect("an address");
+        thread::spawn(move || {
+            for stream in server.incoming() {
+                let mut stream = stream.expect("a connection");
+                _ = stream.read(&mut [0; 1024]);
+                let answer = format!("-ERR unknown command 'AUTH', with args beginning with: '{SECRET}'\r\n");
+                _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        let proxy = Proxy::start(&config(&format!("redis://{address}"), &format!("redis.password = \"{SECRET}\"")));
+        assert_unusable(&proxy, "refused the login: ERR");
+        assert_tells_no_secret(&proxy);
+    }
+
+    #[test]
+    fn a_refused_login_is_not_tried_again_for_every_read() {
+        let redis = RedisServer::builder().arguments(&["--requirepass", "another"]).start();
+        let proxy = Proxy::start(&config(&redis.url(), "redis.password = \"wrong\""));
+        proxy.expect_log(DOWN);
+        let before = redis.calls("auth");
+        let begun = Instant::now();
+        while begun.elapsed() < A_SECOND {
+            assert_eq!(read(&proxy, "key").status, 503);
+        }
+        // The pauses grow from 50 ms to half a second; with one attempt a read there would be 20.
+        let attempts = redis.calls("auth") - before;
+        assert!(attempts < 12, "{attempts} attempts");
     }
 
     fn assert_tells_no_secret(proxy: &Proxy) {
@@ -369,6 +403,18 @@ mod outages {
     }
 
     #[test]
+    fn a_value_that_takes_too_long_does_not_hold_up_the_others() {
+        let (redis, relay, proxy) = behind_relay("redis.response_timeout = \"500ms\"");
+        proxy.expect_log(DOWN);
+        set(&redis, "big", &"x".repeat(4 << 20));
+        set(&redis, "small", "value");
+        // 16 KiB each 20 ms: five seconds for the big one.
+        relay.delay(Duration::from_millis(20));
+        assert_eq!(read(&proxy, "big").status, 504);
+        await_value(&proxy, "small", "value");
+    }
+
+    #[test]
     fn a_half_open_link_is_given_up_and_made_anew() {
         let timeouts = "redis.response_timeout = \"200ms\"\nredis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"200ms\"";
@@ -588,6 +634,7 @@ mod limits {
         let redis = RedisServer::start();
         let relay = Relay::to_socket(redis.socket());
         let proxy = linked(&config(&relay_url(&relay), limits));
+        proxy.expect_log(DOWN);
         relay.stall();
         let begun = Instant::now();
         let mut first = ask(&proxy, "first");

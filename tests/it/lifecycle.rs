@@ -97,6 +97,39 @@ fn assert_answered_though_signalled(proxy: &Proxy, mut clients: Vec<Client>) {
 }
 
 #[test]
+fn who_has_connected_is_answered_though_nobody_has_taken_the_connection_yet() {
+    let redis = RedisServer::start();
+    set(&redis, "key", "value");
+    let proxy = proxy(&redis, "");
+    value(&proxy, "key");
+    proxy.signal(Signal::STOP);
+    let mut clients: Vec<_> = (0..30).map(|_| Client::connect(proxy.http())).collect();
+    for client in &mut clients {
+        client.send_raw(&request("key"));
+    }
+    proxy.signal(Signal::TERM);
+    proxy.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.read_response().status, 200);
+    }
+}
+
+#[test]
+fn a_reload_that_hangs_does_not_keep_it_from_stopping() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    let path = proxy.config_path();
+    std::fs::remove_file(&path).expect("the file was there");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo");
+    assert!(made.success());
+    proxy.signal(Signal::HUP);
+    set(&redis, "key", "value");
+    assert_eq!(value(&proxy, "key"), "value", "reads go on");
+    proxy.signal(Signal::TERM);
+    proxy.wait_for_log(|line| line.says("stopped"));
+}
+
+#[test]
 fn the_log_says_how_many_connections_there_are_to_finish() {
     let (_redis, relay, proxy, _client) = with_a_request_in_flight("");
     await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);

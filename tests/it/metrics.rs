@@ -8,7 +8,8 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::stage::{
     ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads, set, text, value,
@@ -312,4 +313,29 @@ fn check_with_promtool(metrics: &[u8]) -> std::io::Result<(bool, String)> {
     let output = child.wait_with_output()?;
     let complaints = [output.stdout, output.stderr].concat();
     Ok((output.status.success(), String::from_utf8_lossy(&complaints).into_owned()))
+}
+
+#[test]
+fn hits_and_misses_are_all_reads_in_every_scrape_under_load() {
+    let redis = RedisServer::start();
+    set(&redis, "key", "value");
+    let proxy = proxy(&redis, "cache.ttl = \"10ms\"");
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut client = Client::connect(proxy.http());
+                while begun.elapsed() < Duration::from_millis(500) {
+                    client.get("/keys/key");
+                }
+            });
+        }
+        while begun.elapsed() < Duration::from_millis(500) {
+            let metrics = proxy.metrics();
+            let of = |series: &str| metrics.value(&format!("redis_proxy_{series}")).unwrap_or(f64::NAN);
+            let reads = OUTCOMES.map(|outcome| of(&format!("reads_total{{front_end=\"http\",outcome=\"{outcome}\"}}")));
+            let sum = of("cache_hits_total") + of("cache_misses_total");
+            assert!((reads.iter().sum::<f64>() - sum).abs() < 0.5, "{reads:?}, {sum}");
+        }
+    });
 }

@@ -357,6 +357,7 @@ fn a_value_larger_than_max_value_is_not_given_out() {
         assert_eq!(problem(&refused, 502), "value-too-large");
         assert_eq!(refused.header("etag"), None);
     }
+    assert_eq!(serving.metric("cache_entries").to_string(), "1", "what is not given out is not kept");
 }
 
 // Headers
@@ -453,7 +454,7 @@ fn cache_control_is_what_was_configured_and_no_error_is_kept() {
     by_default.set("a", "value");
     let mut client = by_default.client();
     assert_eq!(client.get("/keys/a").header("cache-control"), Some("no-cache"));
-    assert_eq!(client.get("/keys/absent").header("cache-control"), Some("no-cache"));
+    assert_eq!(client.get("/keys/absent").header("cache-control"), Some("no-store"));
     assert_eq!(client.get("/keys/%").header("cache-control"), Some("no-store"));
     by_default.redis.command(&["RPUSH", "list", "one"]);
     assert_eq!(client.get("/keys/list").header("cache-control"), Some("no-store"));
@@ -499,9 +500,9 @@ fn cache_status_tells_that_two_reads_shared_a_fetch() {
     let (mut first, mut second, mut third) = (serving.client(), serving.client(), serving.client());
     third.get("/keys/hot");
     serving.redis.pause();
-    first.send_raw(b"GET /keys/a HTTP/1.1\r\n\r\n");
+    first.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
     serving.await_metric(FLIGHTS, 1);
-    second.send_raw(b"GET /keys/a HTTP/1.1\r\n\r\n");
+    second.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
     // There is one worker, which has seen the second request by the time it has answered others sent later.
     (0..3).for_each(|_| _ = third.get("/keys/hot"));
     serving.redis.resume();

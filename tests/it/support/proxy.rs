@@ -142,10 +142,15 @@ impl Proxy {
         kill_process(Pid::from_child(&self.child), signal).expect("the proxy takes the signal");
     }
 
+    /// Where its configuration file is.
+    pub(crate) fn config_path(&self) -> PathBuf {
+        config_in(self.directory.path())
+    }
+
     /// Replaces the configuration file, asks for it to be read, and returns what was made of it.
     #[track_caller]
     pub(crate) fn reload(&self, config: &str) -> Reload {
-        let file = config_in(self.directory.path());
+        let file = self.config_path();
         let next = file.with_extension("next");
         fs::write(&next, config).expect("the configuration is written");
         fs::rename(&next, &file).expect("the configuration is replaced");
