@@ -250,8 +250,9 @@ fn within_means(mut config: Config) -> Config {
     let limit = getrlimit(Resource::Nofile);
     _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let open_files = getrlimit(Resource::Nofile).current.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX);
-    let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * worker_threads(&config.daemon);
-    let affordable = open_files.saturating_sub(own + config.admin.max_connections).max(1);
+    let operators = if config.admin.listen.is_off() { 0 } else { config.admin.max_connections };
+    let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * worker_threads(&config.daemon) + operators;
+    let affordable = open_files.saturating_sub(own).max(1);
     if config.http.max_connections > affordable {
         tracing::warn!(open_files, affordable, "http.max_connections is more than the system has open files for");
         config.http.max_connections = affordable;
@@ -260,6 +261,6 @@ fn within_means(mut config: Config) -> Config {
 }
 
 /// Listeners, the link, event queues, standard streams, and what a reload or a refusal opens for a moment.
-const DESCRIPTORS_BESIDE: usize = 128;
+const DESCRIPTORS_BESIDE: usize = 64;
 /// The event queue of a worker.
 const DESCRIPTORS_PER_WORKER: usize = 4;

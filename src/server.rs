@@ -208,7 +208,7 @@ impl Listener {
 /// Connections taken at most after the daemon was told to stop: as many as the system holds ready for us.
 const LATECOMERS: usize = 1024;
 /// Connections that are being told that there are too many; any more are closed without a word.
-const REFUSALS: usize = 64;
+const REFUSALS: usize = 32;
 const TOO_MANY: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
 const HEADER_TOO_LARGE: Kind =
