@@ -1,0 +1,199 @@
+//! A bound socket: accepts, counts, and hands over, or says that there are too many.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+
+use super::connection::{Connection, Counted};
+use super::{Drain, Limits, Service, Workers};
+use crate::metrics::{FrontEnd, Metrics};
+use crate::problem::Kind;
+
+/// Where a listener is bound: `host:port`, or empty for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Listen(String);
+
+impl Listen {
+    /// For the defaults.
+    pub fn from_static(text: &'static str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// Whether there is to be no such listener.
+    pub fn is_off(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether both would want the same port of the same address.
+    pub fn collides(&self, other: &Self) -> bool {
+        !self.is_off() && self == other && !self.0.ends_with(":0")
+    }
+
+    /// The same with another host or port, as `--proxy_host` and `--proxy_port` ask for.
+    pub fn with_host_and_port(&self, host: Option<&str>, port: Option<u16>) -> String {
+        let (old_host, old_port) = self.0.rsplit_once(':').unwrap_or(("127.0.0.1", "8080"));
+        let host = host.unwrap_or(old_host);
+        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+        port.map_or_else(|| format!("{host}:{old_port}"), |port| format!("{host}:{port}"))
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> Self {
+        listen.0
+    }
+}
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let valid = match text.rsplit_once(':') {
+            None => text.is_empty(),
+            Some((host, port)) => {
+                let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+                let host_is_one = bare.map_or(!host.is_empty() && !host.contains([':', '[', ']', '/']), |host| {
+                    host.parse::<std::net::Ipv6Addr>().is_ok()
+                });
+                host_is_one && port.parse::<u16>().is_ok()
+            }
+        };
+        if valid {
+            return Ok(Self(text));
+        }
+        Err(format!("invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \"[::1]:8080\""))
+    }
+}
+
+/// A bound socket with what it serves.
+pub struct Listener {
+    front_end: FrontEnd,
+    socket: TcpListener,
+    service: Service,
+    permits: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+/// A listener that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("{}.listen: cannot listen on {address}: {error}", front_end.name())]
+pub struct BindError {
+    front_end: FrontEnd,
+    address: String,
+    error: io::Error,
+}
+
+impl Listener {
+    /// Binds `listen` and says where that is.
+    ///
+    /// # Errors
+    /// The address cannot be resolved or is taken.
+    pub async fn bind(
+        front_end: FrontEnd,
+        listen: &Listen,
+        router: Router,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BindError> {
+        let failed = |error| BindError { front_end, address: listen.to_string(), error };
+        let addresses: Vec<SocketAddr> = listen.0.to_socket_addrs().map_err(failed)?.collect();
+        let socket = TcpListener::bind(&*addresses).await.map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        tracing::info!(front_end = front_end.name(), %address, "listening");
+        let permits = Arc::new(Semaphore::new(limits.max_connections));
+        Ok(Self { front_end, socket, service: Service { router, limits: Arc::new(limits) }, permits, metrics })
+    }
+
+    /// Who is asked there.
+    pub fn front_end(&self) -> FrontEnd {
+        self.front_end
+    }
+
+    /// Accepts until `drain` says that the daemon is going down; the socket closes then.
+    pub async fn accept(self, workers: Arc<Workers>, mut drain: Drain) {
+        let refusals = Arc::new(Semaphore::new(REFUSALS));
+        let mut failing = false;
+        // Who has connected already is not turned away by a stop; who goes on connecting does not put it off.
+        let mut latecomers = LATECOMERS;
+        while latecomers > 0 {
+            let accepted = tokio::select! {
+                biased;
+                accepted = self.socket.accept() => accepted,
+                () = drain.begun() => return,
+            };
+            latecomers -= usize::from(drain.has_begun());
+            match accepted {
+                Ok((stream, _)) => {
+                    failing = false;
+                    self.admit(stream, &workers, &drain, &refusals);
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept connections");
+                    }
+                    failing = true;
+                    // Out of descriptors most likely: some will be closed, and until then accepting again at once
+                    // would only burn the processor.
+                    sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, workers: &Workers, drain: &Drain, refusals: &Arc<Semaphore>) {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            self.metrics.connection_refused(self.front_end);
+            if let Ok(turn) = Arc::clone(refusals).try_acquire_owned() {
+                tokio::spawn(refuse(stream, turn));
+            }
+            return;
+        };
+        // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
+        let Ok(stream) = stream.into_std() else { return };
+        let counted = Counted { _permit: permit, _open: self.metrics.connection(self.front_end) };
+        workers.serve(Connection { stream, service: self.service.clone(), drain: drain.clone(), counted });
+    }
+}
+
+/// Connections taken at most after the daemon was told to stop: as many as the system holds ready for us.
+const LATECOMERS: usize = 1024;
+/// Connections that are being told that there are too many; any more are closed without a word.
+const REFUSALS: usize = 32;
+const TOO_MANY: Kind =
+    Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
+
+/// Answers without looking at the request, then reads a little, since closing with unread bytes would reset the
+/// connection and take the answer with it.
+async fn refuse(mut stream: TcpStream, _turn: OwnedSemaphorePermit) {
+    let body = TOO_MANY.body(None);
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n\
+         Retry-After: 1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let goodbye = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut discarded = [0; 4096];
+        while stream.read(&mut discarded).await? > 0 {}
+        io::Result::Ok(())
+    };
+    _ = timeout(Duration::from_secs(1), goodbye).await;
+}
