@@ -106,6 +106,8 @@ impl<S> Observed<S> {
     fn wrote(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
         if let Poll::Ready(Ok(1..)) = written {
             self.activity.written.store(self.activity.clock(), Relaxed);
+            // What is written answers what was read; a body that came late is no head that has begun.
+            self.activity.settle();
         }
         written
     }

@@ -75,12 +75,12 @@ impl Daemon {
     pub async fn build(config: Config, sources: Sources, filter: FilterHandle) -> Result<Self, StartError> {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
-        let config = within_means(config);
+        let connections = within_means(&config);
         let metrics = Arc::new(Metrics::new()?);
         let (backend, link) = Backend::prepare(config.redis.clone(), config.http.max_value.0, Arc::clone(&metrics))?;
         let cache = Cache::new(config.cache.clone(), Handle::current());
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
-        let listeners = listeners(&config, &proxy, &metrics).await?;
+        let listeners = listeners(&config, connections, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         Ok(Self { config, sources, filter, signals, listeners, workers, link: Some(link), proxy, cache, metrics })
     }
@@ -198,7 +198,13 @@ async fn finished(reload: &mut Option<Reload>) -> Result<Result<Reloaded, Proble
     reloaded
 }
 
-async fn listeners(config: &Config, proxy: &Proxy, metrics: &Arc<Metrics>) -> Result<Vec<Listener>, BindError> {
+/// The listeners of `config`, of which that for reads lets in `connections` clients.
+async fn listeners(
+    config: &Config,
+    connections: usize,
+    proxy: &Proxy,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<Listener>, BindError> {
     let limits = |max_connections| Limits {
         max_connections,
         idle_timeout: config.http.idle_timeout,
@@ -211,11 +217,11 @@ async fn listeners(config: &Config, proxy: &Proxy, metrics: &Arc<Metrics>) -> Re
     let (http, admin) = (&config.http, &config.admin);
     if admin.listen.is_off() {
         let all: Router = reads.merge(admin::router(proxy.clone()));
-        return Ok(vec![bind(FrontEnd::Http, &http.listen, all, http.max_connections).await?]);
+        return Ok(vec![bind(FrontEnd::Http, &http.listen, all, connections).await?]);
     }
     let operators = admin::router_alone(proxy.clone());
     Ok(vec![
-        bind(FrontEnd::Http, &http.listen, reads, http.max_connections).await?,
+        bind(FrontEnd::Http, &http.listen, reads, connections).await?,
         bind(FrontEnd::Admin, &admin.listen, operators, admin.max_connections).await?,
     ])
 }
@@ -242,10 +248,10 @@ async fn sweep(cache: Cache<BackendError>) {
     }
 }
 
-/// Raises the limit on open files as far as the system allows, since the usual 1024 is for programs that use `select`,
-/// and lets in no more clients than there are descriptors for beside the proxy's own: a link to Redis must always be
-/// possible.
-fn within_means(mut config: Config) -> Config {
+/// Raises the limit on open files as far as the system allows, since the usual 1024 is for programs that use `select`.
+/// Returns how many clients may be let in: no more than there are descriptors for beside the proxy's own, since a link to
+/// Redis must always be possible.
+fn within_means(config: &Config) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
@@ -255,9 +261,8 @@ fn within_means(mut config: Config) -> Config {
     let affordable = open_files.saturating_sub(own).max(1);
     if config.http.max_connections > affordable {
         tracing::warn!(open_files, affordable, "http.max_connections is more than the system has open files for");
-        config.http.max_connections = affordable;
     }
-    config
+    config.http.max_connections.min(affordable)
 }
 
 /// Listeners, the link, event queues, standard streams, and what a reload or a refusal opens for a moment.

@@ -19,6 +19,7 @@ use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, ServerE
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -62,6 +63,10 @@ pub struct Link {
     metrics: Arc<Metrics>,
     /// Whether the present outage has been reported: it is one line, not one an attempt.
     reported: bool,
+    /// Attempts that failed: each that follows begins with another address of the host.
+    attempts: usize,
+    /// The password, on its way from a disk that may hang: one read at a time.
+    reading: Option<JoinHandle<Result<Secret, PrepareError>>>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -86,7 +91,19 @@ impl Link {
         password(settings)?;
         let starting = LinkState::Down(BackendError::Unreachable("not connected yet".into()));
         let (state, receiver) = watch::channel(starting);
-        Ok((Self { settings: settings.clone(), tls, state, calls, metrics, reported: false }, receiver))
+        Ok((
+            Self {
+                settings: settings.clone(),
+                tls,
+                state,
+                calls,
+                metrics,
+                reported: false,
+                attempts: 0,
+                reading: None,
+            },
+            receiver,
+        ))
     }
 
     /// Keeps a link for as long as the daemon lives.
@@ -96,7 +113,10 @@ impl Link {
             let attempt = Instant::now();
             let connected = timeout(self.settings.connect_timeout, self.connect()).await;
             let error = match connected.unwrap_or(Err(BackendError::TimedOut)) {
-                Err(error) => error,
+                Err(error) => {
+                    self.attempts = self.attempts.wrapping_add(1);
+                    error
+                }
                 Ok(connected) => {
                     delay = RECONNECT_DELAY_MIN;
                     self.up(&connected.connection, attempt);
@@ -143,7 +163,7 @@ impl Link {
         tracing::warn!(redis = %self.settings.url, reason = %error, "no link to Redis; trying again until there is");
     }
 
-    async fn connect(&self) -> Result<Connected, BackendError> {
+    async fn connect(&mut self) -> Result<Connected, BackendError> {
         let (stream, activity) = Observed::new(self.open().await?);
         // The handshake is ours, so that its errors are Redis's own words.
         let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
@@ -151,7 +171,8 @@ impl Link {
         let (connection, driver) =
             MultiplexedConnection::new_with_config(&bare, stream, config).await.map_err(|error| unreachable(&error))?;
         let mut driver: Driver = Box::pin(driver);
-        let mut shaken = pin!(self.shake_hands(connection.clone()));
+        let login = self.login().await?;
+        let mut shaken = pin!(self.shake_hands(connection.clone(), login));
         tokio::select! {
             biased;
             shaken = &mut shaken => shaken?,
@@ -183,10 +204,12 @@ impl Link {
         Ok(Box::new(stream))
     }
 
-    /// Tries the addresses of `host` one after the other, each for its share of the time, so that one that swallows
-    /// everything does not hide the next.
+    /// Tries the addresses of `host` one after the other, each for its share of the time and each attempt another first,
+    /// so that one that swallows everything does not hide the next.
     async fn connect_to_any(&self, host: &str, port: u16) -> io::Result<TcpStream> {
-        let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+        let mut addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+        let first = self.attempts % addresses.len().max(1);
+        addresses.rotate_left(first);
         let share = self.settings.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in addresses {
@@ -203,8 +226,8 @@ impl Link {
     }
 
     /// Logs in, chooses the database, says who we are, and sees whether Redis answers.
-    async fn shake_hands(&self, mut connection: MultiplexedConnection) -> Result<(), BackendError> {
-        if let Some(login) = self.login().await? {
+    async fn shake_hands(&self, mut connection: MultiplexedConnection, login: Option<Cmd>) -> Result<(), BackendError> {
+        if let Some(login) = login {
             // Only the first word: Redis may repeat what it was given.
             let refused =
                 |error: &ServerError| not_admitted(&format_args!("Redis refused the login: {}", error.code()));
@@ -226,10 +249,11 @@ impl Link {
         accept_refusal(ask(&mut connection, &ping, refused).await)
     }
 
-    async fn login(&self) -> Result<Option<Cmd>, BackendError> {
+    async fn login(&mut self) -> Result<Option<Cmd>, BackendError> {
         let settings = self.settings.clone();
-        // The file may be on a disk that hangs.
-        let password = tokio::task::spawn_blocking(move || password(&settings)).await;
+        let reading = self.reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || password(&settings)));
+        let password = reading.await;
+        self.reading = None;
         let password = password.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         let settings = &self.settings;
         let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };

@@ -294,10 +294,15 @@ impl Shared {
         let mut transaction = redis::pipe();
         transaction.cmd("MULTI").cmd("GET").arg(key.as_bytes()).cmd("PTTL").arg(key.as_bytes()).cmd("EXEC");
         let (asked, answered) = (Instant::now(), self.answered.load(Relaxed));
+        if asked >= deadline {
+            return Err(BackendError::TimedOut);
+        }
         let Ok(replies) = timeout_at(deadline, link.send_packed_commands(&transaction, 0, 4)).await else {
             // Redis answers in order. If it answered nobody since, what it owes stands in the way of all who ask next:
-            // a value that takes too long, or answers that make no sense any more.
-            if self.answered.load(Relaxed) == answered {
+            // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn
+            // so long that there was little time left for Redis proves nothing.
+            let waited = asked.elapsed() >= self.settings.response_timeout / 2;
+            if waited && self.answered.load(Relaxed) == answered {
                 self.calls.overdue.notify_one();
             }
             return Err(BackendError::TimedOut);

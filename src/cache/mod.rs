@@ -498,7 +498,8 @@ impl<E: FetchError> Shared<E> {
 
     /// What may be given when Redis cannot answer.
     fn stand_in(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        let entry = self.stores.load().get(key)?;
+        // Under the lock, or a mover might have it in its hands.
+        let entry = self.flights.hold(key, || self.stores.load().get(key))?;
         let answer = Answer::new(entry, Outcome::Stale, now, self.lifetimes());
         if answer.freshness == Freshness::Dead {
             return None;

@@ -107,3 +107,26 @@ impl Store {
         (self.entries.entry_count(), self.ledger.bytes.load(Relaxed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn reading_again_puts_entries_in_the_order_of_their_last_reads() {
+        let store = Store::new(3, Policy::Lru, &Arc::default());
+        // Inserted in another order than they were read in.
+        for (key, last_read) in [("b", 2), ("c", 3), ("a", 1)] {
+            let entry = Entry::new(None, Instant::now(), None);
+            entry.touch(last_read);
+            store.carry(&Key::from(key.as_bytes()), Arc::new(entry));
+        }
+        store.read_again_since(2);
+        store.insert(&Key::from(&b"d"[..]), Arc::new(Entry::new(None, Instant::now(), None)));
+        let mut keys: Vec<_> = store.iter().map(|(key, _)| key.as_bytes().to_vec()).collect();
+        keys.sort();
+        assert_eq!(keys, [b"b", b"c", b"d"]);
+    }
+}

@@ -144,6 +144,7 @@ impl Listener {
                     failing = false;
                     self.admit(stream, &workers, &drain, &refusals);
                 }
+                Err(_) if drain.has_begun() => return,
                 Err(error) => {
                     if !failing {
                         tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept connections");

@@ -601,6 +601,21 @@ mod limits {
     use super::*;
 
     #[test]
+    fn too_many_misses_for_redis_do_not_cost_the_link() {
+        let limits = "redis.max_fetches = 4\nredis.response_timeout = \"300ms\"\nredis.ping_interval = \"10s\"";
+        let (redis, relay, proxy) = behind_relay(limits);
+        set(&redis, "key", "value");
+        // Forty answers a second at most, and twice as many questions.
+        relay.delay(Duration::from_millis(50));
+        let mut readers: Vec<Client> = (0..80).map(|number| ask(&proxy, &number.to_string())).collect();
+        let answers: Vec<_> = readers.iter_mut().map(|reader| reader.read_response().status).collect();
+        assert!(answers.iter().filter(|status| **status == 404).count() >= 4, "{answers:?}");
+        assert!(answers.contains(&504), "{answers:?}");
+        // A lost link would be a warning, which no line here expects.
+        assert_eq!(lines_that_say(&proxy, "connected to Redis"), 1);
+    }
+
+    #[test]
     fn with_all_places_taken_one_more_miss_is_refused_at_once_and_hits_are_not() {
         let limits = "redis.max_fetches = 2\nredis.max_queue = 2\n\
                       redis.response_timeout = \"10s\"\nredis.ping_interval = \"10s\"";

@@ -548,7 +548,27 @@ const BIG: usize = 24 << 20;
 #[test]
 fn a_client_that_reads_slowly_gets_all_of_it() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
-    let mut stream = ask_for_big(&serving);
+    read_slowly(ask_for_big(&serving));
+}
+
+#[test]
+fn a_body_that_comes_after_its_head_is_no_head_that_takes_too_long() {
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
+    serving.set("big", vec![b'x'; BIG]);
+    serving.redis.pause();
+    let mut stream = TcpStream::connect(serving.address()).expect("a connection");
+    stream
+        .write_all(b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
+        .expect("sent");
+    serving.await_metric(FLIGHTS, 1);
+    stream.write_all(b"later").expect("sent");
+    serving.redis.resume();
+    read_slowly(stream);
+}
+
+/// Reads an answer to its end at 12 MB a second, which for a big one is longer in all than the time-outs above.
+#[track_caller]
+fn read_slowly(mut stream: TcpStream) {
     let begun = Instant::now();
     let mut received = 0;
     let mut chunk = vec![0; 256 << 10];
@@ -558,7 +578,6 @@ fn a_client_that_reads_slowly_gets_all_of_it() {
             break;
         }
         received += length;
-        // A slow client is one that reads 12 MB a second: longer in all than either time-out.
         let due = Duration::from_secs_f64(f64::from(u32::try_from(received).expect("less than 4 GB")) / 12e6);
         std::thread::sleep(due.saturating_sub(begun.elapsed()));
     }
