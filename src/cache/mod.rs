@@ -556,8 +556,7 @@ impl<E: FetchError> Shared<E> {
             self.stores.store(Arc::new(Stores { active: Arc::clone(&old), next: Some(Arc::clone(&next)) }));
             old
         });
-        // Readers go on meanwhile, so the order is that of one moment.
-        let mut entries: Vec<_> = old.iter().map(|(key, entry)| (entry.last_read(), key, entry)).collect();
+        let mut entries = self.alive(&old, &next, now);
         entries.sort_unstable_by_key(|(last_read, ..)| *last_read);
         let mut dropped = 0;
         let mut left = entries.len();
@@ -565,7 +564,7 @@ impl<E: FetchError> Shared<E> {
             left -= 1;
             dropped += self.flights.hold(key.as_bytes(), || {
                 let room = settings.capacity.saturating_sub(next.landed.load(Relaxed));
-                if !self.take_along(&old, &next, &key, &entry, now) {
+                if !self.take_out(&old, &next, &key) {
                     return 0;
                 }
                 if left >= room {
@@ -585,15 +584,26 @@ impl<E: FetchError> Shared<E> {
         dropped
     }
 
-    /// Takes an entry out of `old`, under the lock of its key; tells whether it belongs into `next`. What was invalidated
-    /// or fetched anew meanwhile is not in `old` any more; after a flush nothing does.
-    fn take_along(&self, old: &Store, next: &Arc<Successor>, key: &Key, entry: &Entry, now: Instant) -> bool {
-        if !self.is_next(next) || !old.remove(key.as_bytes()) {
-            return false;
+    /// The entries of `old` whose time is not over, each with its last read as of now, since readers go on meanwhile.
+    /// The others are removed.
+    fn alive(&self, old: &Store, next: &Arc<Successor>, now: Instant) -> Vec<(u64, Arc<Key>, Arc<Entry>)> {
+        let lifetimes = self.lifetimes();
+        let mut alive = Vec::new();
+        for (key, entry) in old.iter() {
+            if entry.freshness(now, lifetimes) == Freshness::Dead {
+                let removed = self.flights.hold(key.as_bytes(), || self.take_out(old, next, &key));
+                self.evictions.count(Cause::Expired, removed.into());
+            } else {
+                alive.push((entry.last_read(), key, entry));
+            }
         }
-        let dead = entry.freshness(now, self.lifetimes()) == Freshness::Dead;
-        self.evictions.count(Cause::Expired, dead.into());
-        !dead
+        alive
+    }
+
+    /// Takes `key` out of `old`, under the key's lock; tells whether it was there. What was invalidated or fetched anew
+    /// meanwhile is not; after a flush nothing is to be taken.
+    fn take_out(&self, old: &Store, next: &Arc<Successor>, key: &Key) -> bool {
+        self.is_next(next) && old.remove(key.as_bytes())
     }
 
     fn is_next(&self, successor: &Arc<Successor>) -> bool {

@@ -270,6 +270,19 @@ async fn shrinking_keeps_the_most_recently_read_and_growing_keeps_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_entry_whose_time_is_over_takes_no_room_from_another() {
+    let cache = cache(settings(10));
+    outcome(&cache, "old").await;
+    advance(40 * SECOND).await;
+    outcome(&cache, "young").await;
+    advance(SECOND).await;
+    assert_eq!(outcome(&cache, "old").await, Outcome::Hit, "and so the most recently read");
+    advance(20 * SECOND).await;
+    assert_eq!(cache.apply(&settings(1)), 0);
+    assert_eq!((keys(&cache), evicted(&cache, Cause::Expired)), (vec!["young".to_owned()], 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shorter_ttl_holds_for_what_is_cached_and_a_longer_one_revives_nothing() {
     let cache = cache(settings(10));
     outcome(&cache, "k").await;
@@ -515,7 +528,8 @@ async fn perform(cache: &TestCache, model: &mut Model, operation: &Operation) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    // PROPTEST_CASES=3000 for a longer look.
+    #![proptest_config(ProptestConfig::with_cases(std::env::var("PROPTEST_CASES").map_or(64, |cases| cases.parse().unwrap())))]
 
     #[test]
     fn a_sequential_client_sees_the_reference(operations in prop::collection::vec(operation(), 1..200)) {
