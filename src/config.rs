@@ -1,8 +1,8 @@
 //! The configuration: defaults < file < environment < flags, every problem reported at once.
 //!
 //! Each module owns its `Settings`; this file composes them. A value is checked by itself first, against the type
-//! of its key, so that one bad value hides no other; only when all are good are they put together, and then the
-//! rules that concern several keys are checked.
+//! of its key, so that one bad value hides no other. What is good is put together and held against the rules that
+//! concern several keys. A configuration with any problem is never given out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -347,8 +347,7 @@ impl Keys {
 
     /// What is wrong with this value by itself.
     fn check(&self, key: &str, value: &Value) -> Option<Problem> {
-        let problem =
-            |text| Problem { origin: value.origin().unwrap_or("defaults").to_owned(), key: key.to_owned(), text };
+        let problem = |text| problem(key, Some(value), text);
         if self.is_section(key) {
             let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
             return (!empty).then(|| problem("a value where a section of keys is expected".to_owned()));

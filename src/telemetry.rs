@@ -1,6 +1,5 @@
 //! What the daemon says while it runs: lines on standard error, for people or for machines.
 
-use std::fmt;
 use std::io::{self, IsTerminal as _};
 
 use serde::{Deserialize, Serialize};
@@ -53,12 +52,6 @@ impl Default for LogFilter {
 impl LogFilter {
     fn filter(&self) -> EnvFilter {
         EnvFilter::new(&self.0)
-    }
-}
-
-impl fmt::Display for LogFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

@@ -179,11 +179,6 @@ impl Visitor<'_> for ByteSizeVisitor {
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a secret text.
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
     /// The secret itself, for the one place that needs it.
     pub fn reveal(&self) -> &str {
         &self.0
@@ -307,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_shown() {
-        let secret = Secret::new("hunter2".into());
+        let secret = Secret::from("hunter2".to_owned());
         assert_eq!(format!("{secret:?}"), MASK);
         assert_eq!(serde_json::to_string(&secret).unwrap(), format!("\"{MASK}\""));
         assert_eq!(serde_json::to_string(&Secret::default()).unwrap(), "\"\"");

@@ -136,7 +136,7 @@ impl FromStr for Address {
         Ok(Self {
             endpoint,
             username: decode(url.username())?,
-            password: Secret::new(decode(url.password().unwrap_or_default())?),
+            password: Secret::from(decode(url.password().unwrap_or_default())?),
             database,
         })
     }

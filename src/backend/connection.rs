@@ -413,7 +413,7 @@ fn server_error(reply: &Value) -> Option<BackendError> {
 fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     let read = |key, path: &Path| {
         let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, &error))?;
-        Ok(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+        Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
     };
     if !settings.password.is_empty() {
         return Ok(settings.password.clone());

@@ -46,10 +46,12 @@ const LAST_WORD: Duration = Duration::from_millis(50);
 /// What a client of HTTP/2 with prior knowledge says first (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// What is refused before any route sees it.
 const HEADER_TOO_LARGE: Kind =
     Kind::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The headers are too large");
 const NO_HOST: Kind = Kind::new(StatusCode::BAD_REQUEST, "no-host", "The request does not say which host it is for");
 const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
+
 impl Connection {
     pub(super) async fn serve(self) {
         let Self { stream, service, mut drain, counted: _counted } = self;
