@@ -74,10 +74,11 @@ async fn livez() -> Response {
 
 /// Whether reads can be answered, and if not, why.
 async fn readyz(State(proxy): State<Proxy>) -> Response {
+    let coherence = proxy.coherence().name();
     match proxy.ready() {
-        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": "ttl" })),
+        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": coherence })),
         Err(reason) => {
-            let body = json!({ "status": "not ready", "reason": reason.to_string(), "coherence": "ttl" });
+            let body = json!({ "status": "not ready", "reason": reason.to_string(), "coherence": coherence });
             json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }

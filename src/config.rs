@@ -179,7 +179,7 @@ impl Config {
     /// The keys in which `new` differs and that take effect only at a start.
     pub fn needs_restart(&self, new: &Self) -> BTreeSet<String> {
         let mut live = self.clone();
-        live.cache = new.cache.clone();
+        live.cache = cache::Settings { coherence: self.cache.coherence, ..new.cache.clone() };
         live.telemetry.log_filter = new.telemetry.log_filter.clone();
         let old = Layer::of(&live);
         let differs = |key: &String, value: &Value| old.0.get(key).is_none_or(|old| old.kind != value.kind);

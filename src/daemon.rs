@@ -77,8 +77,9 @@ impl Daemon {
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
         let connections = within_means(&config);
         let metrics = Arc::new(Metrics::new()?);
-        let (backend, link) = Backend::prepare(config.redis.clone(), config.http.max_value.0, Arc::clone(&metrics))?;
         let cache = Cache::new(config.cache.clone(), Handle::current());
+        let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
+        let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
         let listeners = listeners(&config, connections, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
@@ -146,6 +147,7 @@ impl Daemon {
                 self.config = config;
                 self.metrics.config_reloaded();
                 let cache = &self.config.cache;
+                self.proxy.cache_changed(cache);
                 tracing::info!(capacity = cache.capacity, ttl = ?cache.ttl, evicted, ?took, "config reloaded");
             }
             Ok(Err(problems)) => {

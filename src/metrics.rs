@@ -14,7 +14,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::cache::{Cause, Outcome, Statistics};
+use crate::cache::{Cause, Coherence, Outcome, Statistics};
 
 /// Who was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,32 @@ pub const BACKEND_ERROR_KINDS: [&str; 10] = [
     "vanished",
 ];
 
+/// What Redis, or the loss of it, invalidated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Invalidation {
+    /// A key.
+    Key,
+    /// Everything: a database was flushed.
+    All,
+    /// Everything: a link was lost, and what would have been told over it.
+    Disconnect,
+    /// Everything: more was told than could be heeded.
+    Overflow,
+}
+
+impl Invalidation {
+    const ALL: [Self; 4] = [Self::Key, Self::All, Self::Disconnect, Self::Overflow];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::All => "all",
+            Self::Disconnect => "disconnect",
+            Self::Overflow => "overflow",
+        }
+    }
+}
+
 /// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck.
 const DURATION_BUCKETS: [f64; 19] = [
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -74,6 +100,9 @@ pub struct Metrics {
     backend_duration: Histogram,
     backend_up: IntGauge,
     backend_errors: IntCounterVec,
+    coherent: IntGauge,
+    invalidations: IntCounterVec,
+    tracking_reconnects: IntCounter,
     connections: IntGaugeVec,
     connections_refused: IntCounterVec,
     reloads: IntCounterVec,
@@ -106,6 +135,12 @@ impl Metrics {
             backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
             backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
+            coherent: new.gauge("coherent", "Whether Redis tells of changes, and is heard (1), or not (0).")?,
+            invalidations: new.counters("invalidations_total", "Changes heeded, by what was invalidated.", "kind")?,
+            tracking_reconnects: new.counter(
+                "tracking_reconnects_total",
+                "Links with tracking that took the place of one that was lost.",
+            )?,
             connections: new.gauges("connections", "Open client connections.", "front_end")?,
             connections_refused: new.counters(
                 "connections_refused_total",
@@ -133,6 +168,9 @@ impl Metrics {
         }
         for kind in BACKEND_ERROR_KINDS {
             zero(&self.backend_errors, kind);
+        }
+        for kind in Invalidation::ALL {
+            zero(&self.invalidations, kind.name());
         }
         for front_end in FrontEnd::ALL {
             self.connections.with_label_values(&[front_end.name()]).set(0);
@@ -163,6 +201,16 @@ impl Metrics {
     /// Whether there is a link to Redis.
     pub fn backend_up(&self, up: bool) {
         self.backend_up.set(up.into());
+    }
+
+    /// So much was invalidated.
+    pub fn invalidated(&self, what: Invalidation, count: usize) {
+        self.invalidations.with_label_values(&[what.name()]).inc_by(count as u64);
+    }
+
+    /// A link with tracking took the place of one that was lost.
+    pub fn tracking_reconnected(&self) {
+        self.tracking_reconnects.inc();
     }
 
     /// Counts a connection for as long as the guard lives.
@@ -216,6 +264,7 @@ impl Metrics {
         }
         set(&self.flights_discarded, cache.flights_discarded);
         gauge(&self.flights, cache.flights as u64);
+        self.coherent.set((cache.coherence == Coherence::Tracking).into());
         gauge(&self.entries, cache.entries);
         gauge(&self.bytes, cache.bytes);
         gauge(&self.capacity, cache.settings.capacity as u64);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError};
-use crate::cache::{Answer, Cache};
+use crate::cache::{Answer, Cache, Coherence, Settings};
 use crate::metrics::{FrontEnd, Metrics};
 
 /// The cache in front of its backend. Clones share both.
@@ -57,6 +57,16 @@ impl Proxy {
             return Err(NotReady::Draining);
         }
         self.backend.state().map_err(NotReady::NoBackend)
+    }
+
+    /// By what the answers are kept true now.
+    pub fn coherence(&self) -> Coherence {
+        self.cache.coherence()
+    }
+
+    /// The cache's settings have been changed.
+    pub fn cache_changed(&self, settings: &Settings) {
+        self.backend.capacity_changed(settings.capacity);
     }
 
     /// From now on the daemon is going down.

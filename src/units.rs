@@ -21,12 +21,52 @@ pub mod duration {
         serializer.collect_str(&humantime::format_duration(*duration))
     }
 
+    /// Reads a duration, or `word`, which gives `None`.
+    ///
+    /// # Errors
+    /// Names what was found and what would be right.
+    pub fn or_word<'de, D: Deserializer<'de>>(word: &'static str, from: D) -> Result<Option<Duration>, D::Error> {
+        from.deserialize_any(super::DurationOr(word))
+    }
+
     /// Reads text with units, or a number of seconds.
     ///
     /// # Errors
     /// Names what was found and what would be right.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         deserializer.deserialize_any(DurationVisitor)
+    }
+}
+
+/// A duration, or this word.
+struct DurationOr(&'static str);
+
+impl Visitor<'_> for DurationOr {
+    type Value = Option<Duration>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} or ", self.0)?;
+        DurationVisitor.expecting(f)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Option<Duration>, E> {
+        if text == self.0 {
+            return Ok(None);
+        }
+        let duration = DurationVisitor.visit_str::<E>(text).ok();
+        duration.map(Some).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, seconds: i64) -> Result<Option<Duration>, E> {
+        DurationVisitor.visit_i64(seconds).map(Some)
+    }
+
+    fn visit_u64<E: Error>(self, seconds: u64) -> Result<Option<Duration>, E> {
+        DurationVisitor.visit_u64(seconds).map(Some)
+    }
+
+    fn visit_f64<E: Error>(self, seconds: f64) -> Result<Option<Duration>, E> {
+        DurationVisitor.visit_f64(seconds).map(Some)
     }
 }
 

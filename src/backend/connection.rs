@@ -1,9 +1,11 @@
 //! One link to Redis: connecting, logging in, keeping watch, and connecting again.
 //!
 //! A link is [`LinkState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
-//! PING goes unanswered; nobody is ever given a link that is neither. The redis crate's `MultiplexedConnection`
+//! PING goes unanswered; nobody is ever given a link that is neither. What was learnt over a link is worth nothing once
+//! it is lost, since changes may have gone untold: the cache is told after nobody can get the link any more and nothing
+//! is read from it, and it starts anew before anybody can get the next. The redis crate's `MultiplexedConnection`
 //! carries the requests; connecting and watching are done here, because its `ConnectionManager` hides when a link
-//! was lost.
+//! was lost, and loses the tracking with it.
 
 use std::fmt;
 use std::fs;
@@ -15,27 +17,35 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, ServerError, Value};
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, ServerError, Value,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::Endpoint;
+use super::tracking::{self, Tracking, Untracked};
 use super::{BackendError, Calls, LinkState, Reply, Settings, Unexpected};
 use crate::activity::{Activity, Observed};
-use crate::metrics::Metrics;
+use crate::cache::{Cache, CoherenceMode};
+use crate::metrics::{Invalidation, Metrics};
 use crate::units::Secret;
 
 /// The name the link has in Redis's `CLIENT LIST`.
 const CLIENT_NAME: &str = "redis-proxy";
+/// Whom a password without a user is for.
+const DEFAULT_USER: &str = "default";
 /// A link is not tried again sooner than this, however urgently it is needed.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
+/// Where Redis refused to track, it is asked again so often: its operator may have allowed it meanwhile.
+const TRACKING_RETRY: Duration = Duration::from_secs(5);
 /// The file in systemd's credential directory that holds the password.
 const CREDENTIAL: &str = "redis-password";
 
@@ -57,12 +67,18 @@ impl PrepareError {
 /// The one who connects, and connects again.
 pub struct Link {
     settings: Settings,
+    mode: CoherenceMode,
+    cache: Cache<BackendError>,
     tls: Option<TlsConnector>,
     state: watch::Sender<LinkState>,
     calls: Arc<Calls>,
     metrics: Arc<Metrics>,
     /// Whether the present outage has been reported: it is one line, not one an attempt.
     reported: bool,
+    /// Whether it has been reported that Redis does not track.
+    reported_untracked: bool,
+    /// Whether there has been a link with tracking before.
+    has_tracked: bool,
     /// Attempts that failed: each that follows begins with another address of the host.
     attempts: usize,
     /// The password, on its way from a disk that may hang: one read at a time.
@@ -79,14 +95,31 @@ struct Connected {
     connection: MultiplexedConnection,
     driver: Driver,
     activity: Arc<Activity>,
+    tracking: Option<Granted>,
+    /// Redis refused to track, and might grant it when asked again.
+    may_track: bool,
+}
+
+/// The tracking Redis does for a link, and when it was asked to.
+type Granted = (Tracking, Instant);
+
+/// The user and password to log in with.
+struct Login {
+    username: String,
+    password: Secret,
 }
 
 impl Link {
     pub(super) fn prepare(
         settings: &Settings,
+        cache: Cache<BackendError>,
         calls: Arc<Calls>,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, watch::Receiver<LinkState>), PrepareError> {
+        let mode = cache.settings().coherence;
+        if mode != CoherenceMode::Ttl {
+            cache.forsake();
+        }
         let tls = if settings.url.is_tls() { Some(tls_connector(settings)?) } else { None };
         password(settings)?;
         let starting = LinkState::Down(BackendError::Unreachable("not connected yet".into()));
@@ -94,11 +127,15 @@ impl Link {
         Ok((
             Self {
                 settings: settings.clone(),
+                mode,
+                cache,
                 tls,
                 state,
                 calls,
                 metrics,
                 reported: false,
+                reported_untracked: false,
+                has_tracked: false,
                 attempts: 0,
                 reading: None,
             },
@@ -119,7 +156,7 @@ impl Link {
                 }
                 Ok(connected) => {
                     delay = RECONNECT_DELAY_MIN;
-                    self.up(&connected.connection, attempt);
+                    self.up(&connected, attempt);
                     self.watch_over(connected).await
                 }
             };
@@ -143,17 +180,43 @@ impl Link {
         }
     }
 
-    fn up(&mut self, connection: &MultiplexedConnection, since: Instant) {
-        self.state.send_replace(LinkState::Up(connection.clone()));
+    fn up(&mut self, connected: &Connected, since: Instant) {
+        self.give_out(connected);
         self.metrics.backend_up(true);
         self.reported = false;
-        let took = since.elapsed();
-        tracing::info!(redis = %self.settings.url, took = ?took, "connected to Redis");
+        let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
+        tracing::info!(redis = %self.settings.url, took = ?took, coherence, "connected to Redis");
     }
 
+    /// Gives the link out. The cache has begun anew before anybody can get it.
+    fn give_out(&mut self, connected: &Connected) {
+        match connected.tracking {
+            Some((tracking, asked)) => self.tracked(tracking, asked),
+            None => self.cache.rely_on_ttl(),
+        }
+        let tracking = connected.tracking.map(|(tracking, _)| tracking);
+        self.state.send_replace(LinkState::Up(connected.connection.clone(), tracking));
+    }
+
+    /// From now on Redis tells of changes.
+    fn tracked(&mut self, tracking: Tracking, asked: Instant) {
+        self.cache.rely_on_tracking(asked);
+        if std::mem::replace(&mut self.has_tracked, true) {
+            self.metrics.tracking_reconnected();
+        }
+        self.reported_untracked = false;
+        tracking::warn_of_small_table(tracking, self.cache.settings().capacity);
+    }
+
+    /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
+    /// be kept.
     fn down(&mut self, error: &BackendError) {
         self.metrics.backend_up(false);
-        self.state.send_replace(LinkState::Down(error.clone()));
+        let before = self.state.send_replace(LinkState::Down(error.clone()));
+        if let LinkState::Up(_, Some(_)) = before {
+            self.metrics.invalidated(Invalidation::Disconnect, 1);
+            self.cache.forsake();
+        }
         if self.reported {
             tracing::debug!(redis = %self.settings.url, reason = %error, "still no link to Redis");
             return;
@@ -164,25 +227,86 @@ impl Link {
     }
 
     async fn connect(&mut self) -> Result<Connected, BackendError> {
-        let (stream, activity) = Observed::new(self.open().await?);
-        // The handshake is ours, so that its errors are Redis's own words.
-        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
-        let (connection, driver) =
-            MultiplexedConnection::new_with_config(&bare, stream, config).await.map_err(|error| unreachable(&error))?;
-        let mut driver: Driver = Box::pin(driver);
         let login = self.login().await?;
-        let mut shaken = pin!(self.shake_hands(connection.clone(), login));
-        tokio::select! {
-            biased;
-            shaken = &mut shaken => shaken?,
-            () = &mut driver => {
-                // What Redis said before it hung up is the better reason.
-                shaken.await?;
-                return Err(unreachable(&"Redis closed the connection during the handshake"));
+        if self.mode == CoherenceMode::Ttl {
+            return self.connect_untracked(login.as_ref()).await;
+        }
+        match self.connect_tracked(login.as_ref()).await {
+            Ok(connected) => Ok(connected),
+            Err(Untracked::NoAnswer(error)) => Err(error),
+            Err(Untracked::Refused(reason)) => {
+                self.untracked(&reason)?;
+                self.connect_untracked(login.as_ref()).await
             }
         }
-        Ok(Connected { connection, driver, activity })
+    }
+
+    /// What follows when Redis does not track: another way where there may be one, else no link.
+    fn untracked(&mut self, reason: &str) -> Result<(), BackendError> {
+        if self.mode == CoherenceMode::Tracking {
+            return Err(not_admitted(&format_args!("Redis does not tell of changes (CLIENT TRACKING): {reason}")));
+        }
+        if !std::mem::replace(&mut self.reported_untracked, true) {
+            tracing::warn!(
+                redis = %self.settings.url, reason,
+                "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old as cache.ttl"
+            );
+        }
+        Ok(())
+    }
+
+    /// A link over RESP2, over which Redis tells nothing.
+    async fn connect_untracked(&self, login: Option<&Login>) -> Result<Connected, BackendError> {
+        let mut connected = match self.start(RedisConnectionInfo::default(), AsyncConnectionConfig::new()).await {
+            Ok(connected) => connected,
+            Err(Untracked::NoAnswer(error)) => return Err(error),
+            Err(Untracked::Refused(reason)) => return Err(unreachable(&reason)),
+        };
+        let mut connection = connected.connection.clone();
+        let shaken = async {
+            if let Some(login) = login {
+                authenticate(&mut connection, login).await?;
+            }
+            self.shake_hands(&mut connection).await
+        };
+        driven(&mut connected.driver, shaken).await?;
+        Ok(connected)
+    }
+
+    /// A link over RESP3, with tracking if Redis grants it, and without if it may grant it later and that is enough.
+    async fn connect_tracked(&mut self, login: Option<&Login>) -> Result<Connected, Untracked> {
+        let (cache, metrics) = (self.cache.clone(), Arc::clone(&self.metrics));
+        let heed = move |push| {
+            tracking::heed(push, &cache, &metrics);
+            Ok::<_, ()>(())
+        };
+        let info = hello_info(login);
+        let mut connected = self.start(info, AsyncConnectionConfig::new().set_push_sender(heed)).await?;
+        let mut connection = connected.connection.clone();
+        let asked = Instant::now();
+        let started = async {
+            self.shake_hands(&mut connection).await?;
+            Ok(tracking::start(&mut connection).await)
+        };
+        match driven(&mut connected.driver, started).await? {
+            Ok(tracking) => connected.tracking = Some((tracking, asked)),
+            Err(Untracked::Refused(reason)) => {
+                self.untracked(&reason)?;
+                connected.may_track = true;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(connected)
+    }
+
+    /// Opens a stream and speaks the protocol of `info` on it, which for RESP3 begins with HELLO.
+    async fn start(&self, info: RedisConnectionInfo, config: AsyncConnectionConfig) -> Result<Connected, Untracked> {
+        let (stream, activity) = Observed::new(self.open().await?);
+        let config = config.set_response_timeout(None).set_connection_timeout(None);
+        let has_login = info.password().is_some();
+        let started = MultiplexedConnection::new_with_config(&info.set_skip_set_lib_name(), stream, config).await;
+        let (connection, driver) = started.map_err(|error| hello_refused(&error, has_login))?;
+        Ok(Connected { connection, driver: Box::pin(driver), activity, tracking: None, may_track: false })
     }
 
     async fn open(&self) -> Result<Box<dyn Stream>, BackendError> {
@@ -225,31 +349,28 @@ impl Link {
         Err(last)
     }
 
-    /// Logs in, chooses the database, says who we are, and sees whether Redis answers.
-    async fn shake_hands(&self, mut connection: MultiplexedConnection, login: Option<Cmd>) -> Result<(), BackendError> {
-        if let Some(login) = login {
-            // Only the first word: Redis may repeat what it was given.
-            let refused =
-                |error: &ServerError| not_admitted(&format_args!("Redis refused the login: {}", error.code()));
-            ask(&mut connection, &login, refused).await?;
-        }
+    /// Chooses the database, says who we are, and sees whether Redis answers.
+    async fn shake_hands(&self, connection: &mut MultiplexedConnection) -> Result<(), BackendError> {
         if self.settings.url.database != 0 {
             let mut select = redis::cmd("SELECT");
-            ask(&mut connection, select.arg(self.settings.url.database), refused_link).await?;
+            demand(connection, select.arg(self.settings.url.database), refused_link).await?;
         }
         // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
         let refused = |error: &ServerError| {
             if is_unable(error) { BackendError::Refused(error.code().into()) } else { refused_link(error) }
         };
-        for courtesy in [["SETNAME", CLIENT_NAME].as_slice(), &["SETINFO", "LIB-NAME", CLIENT_NAME]] {
+        // Redis is asked, too, not to let this link go first when it is short of memory: all its readers would wait.
+        let courtesies =
+            [["SETNAME", CLIENT_NAME].as_slice(), &["SETINFO", "LIB-NAME", CLIENT_NAME], &["NO-EVICT", "on"]];
+        for courtesy in courtesies {
             let mut client = redis::cmd("CLIENT");
-            accept_refusal(ask(&mut connection, client.arg(courtesy), refused).await)?;
+            accept_refusal(demand(connection, client.arg(courtesy), refused).await)?;
         }
         let ping = redis::cmd("PING");
-        accept_refusal(ask(&mut connection, &ping, refused).await)
+        accept_refusal(demand(connection, &ping, refused).await)
     }
 
-    async fn login(&mut self) -> Result<Option<Cmd>, BackendError> {
+    async fn login(&mut self) -> Result<Option<Login>, BackendError> {
         let settings = self.settings.clone();
         let reading = self.reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || password(&settings)));
         let password = reading.await;
@@ -257,47 +378,107 @@ impl Link {
         let password = password.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         let settings = &self.settings;
         let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
-        if password.is_empty() && username.is_empty() {
-            return Ok(None);
-        }
-        let mut login = redis::cmd("AUTH");
-        if !username.is_empty() {
-            login.arg(username);
-        }
-        login.arg(password.reveal());
-        Ok(Some(login))
+        let login = Login { username: username.clone(), password };
+        Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
     }
 
     /// Drives the link until it is lost; returns how that was.
-    async fn watch_over(&self, Connected { connection, mut driver, activity }: Connected) -> BackendError {
-        let silence = self.silence(connection, &activity);
+    async fn watch_over(&mut self, mut connected: Connected) -> BackendError {
         // What was said of the link before this one has been heeded.
         settle(&self.calls.distrusted).await;
         settle(&self.calls.overdue).await;
-        tokio::select! {
-            () = &mut driver => BackendError::Unreachable("Redis closed the connection".into()),
-            () = silence => BackendError::TimedOut,
-            () = self.calls.overdue.notified() => BackendError::TimedOut,
-            () = self.calls.distrusted.notified() => unreachable(&"Redis gave an answer that nothing asked for"),
+        loop {
+            let Connected { connection, driver, activity, tracking, may_track } = &mut connected;
+            let granted = tokio::select! {
+                () = driver => return BackendError::Unreachable("Redis closed the connection".into()),
+                () = self.silence(connection.clone(), activity, *tracking) => return BackendError::TimedOut,
+                () = self.calls.overdue.notified() => return BackendError::TimedOut,
+                () = self.calls.distrusted.notified() => {
+                    return unreachable(&"Redis gave an answer that nothing asked for");
+                }
+                granted = track_again(connection.clone()), if *may_track => granted,
+            };
+            (*tracking, *may_track) = (Some(granted), false);
+            self.give_out(&connected);
+            tracing::info!(redis = %self.settings.url, "Redis tells of changes now");
         }
     }
 
-    /// Returns when a PING went unanswered and not a byte of anything else came either.
-    async fn silence(&self, mut connection: MultiplexedConnection, activity: &Activity) {
-        let patience = self.settings.response_timeout;
+    /// Returns when a PING went unanswered and not a byte of anything else came either. Without tracking a link is
+    /// asked only when it is silent; with it always, since each answer proves that all changes are known.
+    async fn silence(&self, mut connection: MultiplexedConnection, activity: &Activity, tracking: Option<Granted>) {
         let ping = redis::cmd("PING");
+        let mut asked = tracking.map_or_else(Instant::now, |(_, asked)| asked);
         loop {
-            sleep_until(activity.last_read() + self.settings.ping_interval).await;
-            if activity.last_read().elapsed() < self.settings.ping_interval {
+            sleep_until(match tracking {
+                Some(_) => asked + self.proof_interval(),
+                None => activity.last_read() + self.settings.ping_interval,
+            })
+            .await;
+            if tracking.is_none() && activity.last_read().elapsed() < self.settings.ping_interval {
                 continue;
             }
-            match timeout(patience, connection.send_packed_command(&ping)).await {
-                Ok(Ok(_)) => {}
+            asked = Instant::now();
+            match self.unless_silent(activity, connection.send_packed_command(&ping)).await {
+                None => return,
                 // The stream has ended, which is the driver's to report.
-                Ok(Err(_)) => std::future::pending().await,
-                Err(_) if activity.last_read().elapsed() < patience => {}
-                Err(_) => return,
+                Some(Err(_)) => std::future::pending().await,
+                Some(Ok(Value::SimpleString(_) | Value::ServerError(_))) if tracking.is_some() => {
+                    self.cache.prove(asked);
+                }
+                Some(Ok(_)) => {}
             }
+        }
+    }
+
+    /// How often proof is asked for, so that one answer that is late leaves no time without.
+    fn proof_interval(&self) -> Duration {
+        self.settings.ping_interval.min(self.cache.settings().coherence_timeout / 3)
+    }
+
+    /// The answer, however long it takes while bytes come in; `None` when none come either.
+    async fn unless_silent<T>(&self, activity: &Activity, answer: impl Future<Output = T>) -> Option<T> {
+        let patience = self.settings.response_timeout;
+        let mut answer = pin!(answer);
+        let mut until = Instant::now() + patience;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Some(answer),
+                () = sleep_until(until) => {}
+            }
+            until = activity.last_read() + patience;
+            if until <= Instant::now() {
+                return None;
+            }
+        }
+    }
+}
+
+/// Asks for tracking now and then, until Redis grants it.
+async fn track_again(mut connection: MultiplexedConnection) -> Granted {
+    loop {
+        sleep(TRACKING_RETRY).await;
+        let asked = Instant::now();
+        if let Ok(tracking) = tracking::start(&mut connection).await {
+            return (tracking, asked);
+        }
+    }
+}
+
+/// Runs the handshake while the driver moves its bytes.
+async fn driven<T>(
+    driver: &mut Driver,
+    handshake: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    let mut handshake = pin!(handshake);
+    tokio::select! {
+        biased;
+        shaken = &mut handshake => shaken,
+        () = driver => {
+            // What Redis said before it hung up is the better reason.
+            handshake.await?;
+            Err(unreachable(&"Redis closed the connection during the handshake"))
         }
     }
 }
@@ -320,24 +501,69 @@ fn not_admitted(reason: &dyn fmt::Display) -> BackendError {
 }
 
 fn refused_link(error: &ServerError) -> BackendError {
-    let meaning = refused(error.code());
-    if let BackendError::Unavailable(_) = meaning {
-        return meaning;
+    refused_with(error.code(), error.details().unwrap_or_default())
+}
+
+fn refused_with(code: &str, details: &str) -> BackendError {
+    if is_final(code) { not_admitted(&format_args!("Redis refused the link: {code} {details}")) } else { refused(code) }
+}
+
+/// Whether Redis will say the same in a moment.
+fn is_final(code: &str) -> bool {
+    !matches!(refused(code), BackendError::Unavailable(_))
+}
+
+/// What HELLO is told of who we are.
+fn hello_info(login: Option<&Login>) -> RedisConnectionInfo {
+    let info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+    let Some(Login { username, password }) = login else { return info };
+    info.set_username(if username.is_empty() { DEFAULT_USER } else { username }).set_password(password.reveal())
+}
+
+/// What it means that a connection could not begin with HELLO.
+fn hello_refused(error: &RedisError, has_login: bool) -> Untracked {
+    let details = error.detail().unwrap_or_default();
+    let begins = |with| details.to_ascii_lowercase().starts_with(with);
+    match error.code() {
+        None if error.kind() == ErrorKind::RESP3NotSupported => Untracked::Refused("it does not know HELLO".to_owned()),
+        None => unreachable(&format_args!("the handshake failed: {error}")).into(),
+        Some("ERR") if begins("unknown") => Untracked::Refused("it does not know HELLO".to_owned()),
+        Some("NOPROTO") => Untracked::Refused("it does not speak RESP3".to_owned()),
+        // Said of every client, so it repeats nothing.
+        Some(code @ "ERR") if begins("max number of clients") => refused_with(code, details).into(),
+        Some(code) if has_login && is_final(code) => refused_login(code).into(),
+        Some(code) => refused_with(code, details).into(),
     }
-    let details = error.details().unwrap_or_default();
-    not_admitted(&format_args!("Redis refused the link: {} {details}", error.code()))
+}
+
+async fn authenticate(connection: &mut MultiplexedConnection, login: &Login) -> Result<(), BackendError> {
+    let mut command = redis::cmd("AUTH");
+    if !login.username.is_empty() {
+        command.arg(&login.username);
+    }
+    demand(connection, command.arg(login.password.reveal()), |error| refused_login(error.code())).await
+}
+
+/// Only the first word: Redis may repeat what it was given.
+fn refused_login(code: &str) -> BackendError {
+    not_admitted(&format_args!("Redis refused the login: {code}"))
+}
+
+/// One command of the handshake, whose answer may be an error.
+pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
+    let answer = connection.send_packed_command(command).await;
+    answer.map_err(|error| unreachable(&format_args!("the handshake failed: {error}")))
 }
 
 /// One command of the handshake; `refused` says what it means that Redis answers with an error.
-async fn ask(
+async fn demand(
     connection: &mut MultiplexedConnection,
     command: &Cmd,
     refused: impl FnOnce(&ServerError) -> BackendError,
 ) -> Result<(), BackendError> {
-    match connection.send_packed_command(command).await {
-        Ok(Value::ServerError(error)) => Err(refused(&error)),
-        Ok(_) => Ok(()),
-        Err(error) => Err(unreachable(&format_args!("the handshake failed: {error}"))),
+    match ask(connection, command).await? {
+        Value::ServerError(error) => Err(refused(&error)),
+        _ => Ok(()),
     }
 }
 

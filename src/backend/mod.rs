@@ -5,6 +5,7 @@
 
 mod address;
 mod connection;
+mod tracking;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use tokio::time::{Instant, timeout_at};
 
 pub use self::address::Address;
 pub use self::connection::{Link, PrepareError};
-use crate::cache::{Fetched, Vanished};
+use self::tracking::Tracking;
+use crate::cache::{Cache, Fetched, Vanished};
 use crate::key::Key;
 use crate::metrics::Metrics;
 use crate::units::{self, Contradiction, Secret, absurd_limits, broken, zero_timeouts};
@@ -174,9 +176,9 @@ impl From<Vanished> for BackendError {
 
 /// What links to Redis there are now.
 #[derive(Clone)]
-pub enum LinkState {
-    /// Ready for requests.
-    Up(MultiplexedConnection),
+enum LinkState {
+    /// Ready for requests, and if Redis tells of changes, how.
+    Up(MultiplexedConnection, Option<Tracking>),
     /// Not connected, for this reason.
     Down(BackendError),
 }
@@ -215,13 +217,18 @@ const LINK_WAIT: Duration = Duration::from_millis(100);
 
 impl Backend {
     /// A backend that gives values of at most `max_value` bytes, and the link it asks through, which somebody has to
-    /// [run](Link::run).
+    /// [run](Link::run). What Redis says was changed is dropped from `cache`.
     ///
     /// # Errors
     /// A certificate, key or password file that cannot be used.
-    pub fn prepare(settings: Settings, max_value: usize, metrics: Arc<Metrics>) -> Result<(Self, Link), PrepareError> {
+    pub fn prepare(
+        settings: Settings,
+        max_value: usize,
+        cache: Cache<BackendError>,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, Link), PrepareError> {
         let calls = Arc::new(Calls::default());
-        let (link, state) = Link::prepare(&settings, Arc::clone(&calls), Arc::clone(&metrics))?;
+        let (link, state) = Link::prepare(&settings, cache, Arc::clone(&calls), Arc::clone(&metrics))?;
         let shared = Shared {
             turns: Semaphore::new(settings.max_fetches),
             link: state,
@@ -251,8 +258,15 @@ impl Backend {
     /// Why there is none.
     pub fn state(&self) -> Result<(), BackendError> {
         match &*self.0.link.borrow() {
-            LinkState::Up(_) => Ok(()),
+            LinkState::Up(..) => Ok(()),
             LinkState::Down(error) => Err(error.clone()),
+        }
+    }
+
+    /// The cache may now keep so many keys.
+    pub fn capacity_changed(&self, capacity: usize) {
+        if let LinkState::Up(_, Some(tracking)) = *self.0.link.borrow() {
+            tracking::warn_of_small_table(tracking, capacity);
         }
     }
 }
@@ -324,14 +338,14 @@ impl Shared {
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
     async fn link(&self, deadline: Instant) -> Result<MultiplexedConnection, BackendError> {
         let mut link = self.link.clone();
-        if let LinkState::Up(connection) = &*link.borrow_and_update() {
+        if let LinkState::Up(connection, _) = &*link.borrow_and_update() {
             return Ok(connection.clone());
         }
         self.calls.needed.notify_one();
         _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), link.changed()).await;
         let state = link.borrow().clone();
         match state {
-            LinkState::Up(connection) => Ok(connection),
+            LinkState::Up(connection, _) => Ok(connection),
             LinkState::Down(error) => Err(error),
         }
     }

@@ -1,7 +1,7 @@
 //! One answer of Redis, and for how long it may be given.
 //!
-//! Whether an entry is fresh, stale or dead is a function of the time now, the entry's own clock and the
-//! lifetimes in force now. Nothing is decided when the entry is stored, so a lifetime changed at run time
+//! Whether an entry is fresh, stale or dead is a function of the time now, the entry's own clock, the lifetimes in
+//! force now, and who vouches for it. Nothing is decided when the entry is stored, so a lifetime changed at run time
 //! holds at once for what is already cached. An entry's clock starts before its fetch is sent, so an entry is
 //! never younger than what Redis said.
 
@@ -9,17 +9,58 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::time::Instant;
+
+use super::coherence::Voucher;
+use crate::units;
 
 /// For how long entries may be given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetimes {
     /// How old a value may be.
     pub ttl: Duration,
-    /// How old the knowledge may be that a key does not exist; zero: such knowledge is not kept.
-    pub ttl_absent: Duration,
-    /// For how long after its TTL a value may still stand in when Redis cannot answer.
+    /// How old the knowledge may be that a key does not exist.
+    pub ttl_absent: AbsentTtl,
+    /// For how long after it ceased to be fresh a value may still stand in when Redis cannot answer.
     pub stale_grace: Duration,
+}
+
+impl Lifetimes {
+    fn of_absence(&self, voucher: Voucher) -> Duration {
+        match (self.ttl_absent, voucher) {
+            (AbsentTtl::Fixed(ttl), _) => ttl,
+            (AbsentTtl::Auto, Voucher::Time) => Duration::ZERO,
+            (AbsentTtl::Auto, Voucher::Redis | Voucher::Nobody { .. }) => self.ttl,
+        }
+    }
+}
+
+/// How old the knowledge may be that a key does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AbsentTtl {
+    /// As old as a value where Redis tells when the key comes to be; not kept where it does not.
+    Auto,
+    /// So old; zero: it is not kept.
+    Fixed(Duration),
+}
+
+const AUTO: &str = "auto";
+
+impl Serialize for AbsentTtl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Fixed(ttl) => units::duration::serialize(ttl, serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AbsentTtl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ttl = units::duration::or_word(AUTO, deserializer)?;
+        Ok(ttl.map_or(Self::Auto, Self::Fixed))
+    }
 }
 
 /// What an entry may be used for now.
@@ -84,23 +125,26 @@ impl Entry {
     }
 
     /// What the entry may be used for at `now`. The end of the key's own life in Redis is the end of the entry,
-    /// stale or not.
-    pub fn freshness(&self, now: Instant, lifetimes: Lifetimes) -> Freshness {
+    /// stale or not. It is stale from when its time was over or nobody vouched for it any more, whichever was first.
+    pub fn freshness(&self, now: Instant, lifetimes: Lifetimes, voucher: Voucher) -> Freshness {
         let until_deadline = self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
         if until_deadline.is_zero() {
             return Freshness::Dead;
         }
         let (ttl, grace) = match self.value {
             Some(_) => (lifetimes.ttl, lifetimes.stale_grace),
-            None => (lifetimes.ttl_absent, Duration::ZERO),
+            None => (lifetimes.of_absence(voucher), Duration::ZERO),
         };
         let age = self.age(now);
-        if age < ttl {
-            Freshness::Fresh { remaining: ttl.saturating_sub(age).min(until_deadline) }
-        } else if age < ttl.saturating_add(grace) {
-            Freshness::Stale { past: age.saturating_sub(ttl) }
-        } else {
-            Freshness::Dead
+        let over = (age >= ttl).then(|| age.saturating_sub(ttl));
+        let past = match voucher {
+            Voucher::Nobody { since } => Some(since.max(over.unwrap_or_default())),
+            Voucher::Time | Voucher::Redis => over,
+        };
+        match past {
+            None => Freshness::Fresh { remaining: ttl.saturating_sub(age).min(until_deadline) },
+            Some(past) if past < grace => Freshness::Stale { past },
+            Some(_) => Freshness::Dead,
         }
     }
 
@@ -124,12 +168,12 @@ mod tests {
 
     const LIFETIMES: Lifetimes = Lifetimes {
         ttl: Duration::from_secs(10),
-        ttl_absent: Duration::from_secs(2),
+        ttl_absent: AbsentTtl::Fixed(Duration::from_secs(2)),
         stale_grace: Duration::from_secs(5),
     };
 
     fn after(entry: &Entry, milliseconds: u64) -> Freshness {
-        entry.freshness(entry.fetched + Duration::from_millis(milliseconds), LIFETIMES)
+        entry.freshness(entry.fetched + Duration::from_millis(milliseconds), LIFETIMES, Voucher::Time)
     }
 
     fn value(expires_in: Option<Duration>) -> Entry {
@@ -169,6 +213,36 @@ mod tests {
     fn a_clock_that_steps_back_makes_nothing_younger_than_new() {
         let entry = value(None);
         let before = entry.fetched.checked_sub(Duration::from_secs(1)).unwrap();
-        assert_eq!(entry.freshness(before, LIFETIMES), Freshness::Fresh { remaining: Duration::from_secs(10) });
+        let freshness = entry.freshness(before, LIFETIMES, Voucher::Time);
+        assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_secs(10) });
+    }
+
+    #[test]
+    fn a_value_nobody_vouches_for_is_stale_from_then_on_or_from_the_end_of_its_time() {
+        let entry = value(None);
+        let seconds = Duration::from_secs;
+        let freshness = |age, since| {
+            let voucher = Voucher::Nobody { since: seconds(since) };
+            entry.freshness(entry.fetched + seconds(age), LIFETIMES, voucher)
+        };
+        assert_eq!(freshness(1, 0), Freshness::Stale { past: Duration::ZERO });
+        assert_eq!(freshness(6, 4), Freshness::Stale { past: seconds(4) });
+        assert_eq!(freshness(6, 5), Freshness::Dead);
+        assert_eq!(freshness(13, 1), Freshness::Stale { past: seconds(3) });
+        assert_eq!(freshness(15, 1), Freshness::Dead);
+        let vouched = entry.freshness(entry.fetched + seconds(1), LIFETIMES, Voucher::Redis);
+        assert_eq!(vouched, Freshness::Fresh { remaining: seconds(9) });
+    }
+
+    #[test]
+    fn where_redis_tells_absence_is_known_as_long_as_a_value_unless_told_otherwise() {
+        let entry = Entry::new(None, Instant::now(), None);
+        let auto = Lifetimes { ttl_absent: AbsentTtl::Auto, ..LIFETIMES };
+        let at = entry.fetched + Duration::from_secs(3);
+        let fresh = Freshness::Fresh { remaining: Duration::from_secs(7) };
+        assert_eq!(entry.freshness(at, auto, Voucher::Redis), fresh);
+        assert_eq!(entry.freshness(at, auto, Voucher::Time), Freshness::Dead);
+        assert_eq!(entry.freshness(at, LIFETIMES, Voucher::Redis), Freshness::Dead);
+        assert_eq!(entry.freshness(at, auto, Voucher::Nobody { since: Duration::ZERO }), Freshness::Dead);
     }
 }

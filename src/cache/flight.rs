@@ -11,11 +11,12 @@
 //! below run under it, so they must be short, must not wait, and must not come back in here.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
 
+use super::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use super::sync::{Mutex, MutexGuard};
 use crate::key::Key;
 
 /// More shards than threads that fetch or invalidate, so that they seldom meet.

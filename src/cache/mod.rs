@@ -2,19 +2,21 @@
 //!
 //! A read looks in the store; if nothing fresh is there it joins the flight for its key, and the flight's fetch
 //! brings an entry that all its readers get and the store keeps. The cache knows nothing of Redis: it is handed
-//! the fetch as a future. The rule that must not be broken is in `flight`: every change of the store happens
-//! under the lock of the flights it concerns, closing before removing.
+//! the fetch as a future, and told what changed and until when that is all. The rules that must not be broken are in
+//! `flight` (every change of the store happens under the lock of the flights it concerns, closing before removing) and
+//! in `coherence` (who vouches for the store is asked before the store).
 //!
 //! While the capacity or the policy is being changed there are two stores: readers look in both, landings go to the
 //! new one, invalidations to both, and a mover carries the old entries over. So a resize fails no read, loses no
 //! invalidation and no entry, and keeps the order of reads.
 
+mod coherence;
 mod entry;
 mod flight;
 mod store;
+mod sync;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,9 +25,13 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-pub use self::entry::{Entry, Freshness, Lifetimes, Value};
+use self::coherence::Proof;
+pub use self::coherence::{Coherence, Voucher};
+pub use self::entry::{AbsentTtl, Entry, Freshness, Lifetimes, Value};
 use self::flight::{Arrival, Flights, Joined, Ticket};
 use self::store::Store;
+use self::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use self::sync::{Mutex, MutexGuard};
 use crate::key::Key;
 use crate::units::{self, Contradiction, broken};
 
@@ -39,14 +45,18 @@ pub struct Settings {
     /// How old a value may be; zero: nothing is kept.
     #[serde(with = "units::duration")]
     pub ttl: Duration,
-    /// How old the knowledge may be that a key does not exist; zero: it is not kept.
-    #[serde(with = "units::duration")]
-    pub ttl_absent: Duration,
-    /// For how long after its TTL a value stands in when Redis cannot answer.
+    /// How old the knowledge may be that a key does not exist.
+    pub ttl_absent: AbsentTtl,
+    /// For how long after it ceased to be fresh a value stands in when Redis cannot answer.
     #[serde(with = "units::duration")]
     pub stale_grace: Duration,
     /// Which entry goes when the cache is full.
     pub policy: Policy,
+    /// By what the answers are to be kept true.
+    pub coherence: CoherenceMode,
+    /// With tracking: for how long one sign of Redis proves that all changes are known.
+    #[serde(with = "units::duration")]
+    pub coherence_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -54,23 +64,30 @@ impl Default for Settings {
         Self {
             capacity: 10_000,
             ttl: Duration::from_secs(60),
-            ttl_absent: Duration::ZERO,
+            ttl_absent: AbsentTtl::Auto,
             stale_grace: Duration::ZERO,
             policy: Policy::Lru,
+            coherence: CoherenceMode::Auto,
+            coherence_timeout: Duration::from_secs(3),
         }
     }
 }
 
 impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let text = "found 0, expected at least 1; to keep nothing, set cache.ttl to 0";
-        broken([(self.capacity == 0, "cache.capacity", text)])
+        let nothing = "found 0, expected at least 1; to keep nothing, set cache.ttl to 0";
+        let impatient = self.coherence_timeout < COHERENCE_TIMEOUT_MIN;
+        let patience = format!("found {:?}, expected at least {COHERENCE_TIMEOUT_MIN:?}", self.coherence_timeout);
+        broken([(self.capacity == 0, "cache.capacity", nothing), (impatient, "cache.coherence_timeout", &patience)])
     }
 
     fn lifetimes(&self) -> Lifetimes {
         Lifetimes { ttl: self.ttl, ttl_absent: self.ttl_absent, stale_grace: self.stale_grace }
     }
 }
+
+/// Redis has to be asked several times in it.
+const COHERENCE_TIMEOUT_MIN: Duration = Duration::from_millis(50);
 
 /// Which entry goes when the cache is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +104,26 @@ impl TryFrom<String> for Policy {
 
     fn try_from(text: String) -> Result<Self, String> {
         units::choose(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
+    }
+}
+
+/// By what the answers are to be kept true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum CoherenceMode {
+    /// By tracking where Redis allows it, else by the time to live.
+    Auto,
+    /// By tracking; where Redis does not allow it, there are no answers.
+    Tracking,
+    /// By the time to live.
+    Ttl,
+}
+
+impl TryFrom<String> for CoherenceMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        units::choose(&text, [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)])
     }
 }
 
@@ -185,6 +222,8 @@ pub struct Statistics {
     pub flights_discarded: u64,
     /// The settings in force.
     pub settings: Settings,
+    /// By what the answers are kept true now.
+    pub coherence: Coherence,
 }
 
 /// What a fetch brought.
@@ -219,8 +258,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn new(entry: Arc<Entry>, outcome: Outcome, now: Instant, lifetimes: Lifetimes) -> Self {
-        Self { freshness: entry.freshness(now, lifetimes), age: entry.age(now), outcome, entry }
+    fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: Instant) -> Self {
+        Self { age: entry.age(now), outcome, freshness, entry }
     }
 
     /// Whether it came from Redis, and is too old all the same.
@@ -247,6 +286,7 @@ struct Shared<E> {
     flights: Arc<Flights<Landed<E>>>,
     stores: ArcSwap<Stores>,
     lifetimes: ArcSwap<Lifetimes>,
+    proof: Proof,
     settings: Mutex<Settings>,
     /// Held by whoever goes through the whole store, so that they do so one after the other.
     whole_store: Mutex<()>,
@@ -338,6 +378,7 @@ impl<E: FetchError> Cache<E> {
             flights: Flights::new(),
             stores: ArcSwap::from_pointee(Stores { active, next: None }),
             lifetimes: ArcSwap::from_pointee(settings.lifetimes()),
+            proof: Proof::not_needed(),
             settings: Mutex::new(settings),
             whole_store: Mutex::new(()),
             evictions,
@@ -411,13 +452,57 @@ impl<E: FetchError> Cache<E> {
     /// Drops everything: what is stored, and what is being fetched.
     pub fn invalidate_all(&self) {
         let shared = &self.0;
-        let full = shared.flights.close_all(|| {
-            let settings = shared.settings();
-            let empty = Store::new(settings.capacity, settings.policy, &shared.evictions);
-            shared.stores.swap(Arc::new(Stores { active: empty, next: None }))
+        shared.flushed(shared.flights.close_all(|| shared.start_over()));
+    }
+
+    /// Begins anew, empty, with Redis telling of changes. Everything it told of writes acknowledged before `asked` has
+    /// been heeded.
+    pub fn rely_on_tracking(&self, asked: Instant) {
+        let shared = &self.0;
+        let before = shared.proof.next_voucher();
+        shared.proof.end(0);
+        shared.flushed(match before {
+            Voucher::Time => shared.flights.close_all(|| shared.start_over()),
+            // What is being fetched now was asked for after the loss of the last link, thus over the new one.
+            Voucher::Redis | Voucher::Nobody { .. } => shared.flights.hold_all(|| shared.start_over()),
         });
-        // What a mover had not carried yet and what it had is there only once.
-        shared.evictions.count(Cause::Flushed, full.size().0);
+        self.prove(asked);
+    }
+
+    /// Everything Redis told of writes acknowledged before `asked` has been heeded.
+    pub fn prove(&self, asked: Instant) {
+        let shared = &self.0;
+        shared.proof.hold_until(shared.clock(asked + shared.settings().coherence_timeout));
+    }
+
+    /// Changes are not told of any more: nothing is fresh, and nothing that is being fetched will be kept. What is stored
+    /// is dropped, unless it may stand in until Redis answers again.
+    pub fn forsake(&self) {
+        let shared = &self.0;
+        shared.proof.end(shared.clock(Instant::now()));
+        if shared.settings().stale_grace.is_zero() {
+            self.invalidate_all();
+        } else {
+            shared.flights.close_all(|| ());
+        }
+    }
+
+    /// Lets the time to live alone decide. What was kept true by tracking until now is dropped.
+    pub fn rely_on_ttl(&self) {
+        if self.0.proof.next_voucher() == Voucher::Redis {
+            self.invalidate_all();
+            self.0.proof.set_not_needed();
+        }
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Settings {
+        self.0.settings()
+    }
+
+    /// By what the answers are kept true now.
+    pub fn coherence(&self) -> Coherence {
+        self.0.proof.voucher(self.0.clock(Instant::now())).into()
     }
 
     /// Puts `settings` in force, for what is cached already too. Takes time in proportion to the number of
@@ -453,6 +538,7 @@ impl<E: FetchError> Cache<E> {
             flights: shared.flights.len(),
             flights_discarded: shared.flights.discarded(),
             settings: shared.settings(),
+            coherence: self.coherence(),
         }
     }
 }
@@ -460,6 +546,20 @@ impl<E: FetchError> Cache<E> {
 impl<E: FetchError> Shared<E> {
     fn settings(&self) -> Settings {
         lock(&self.settings).clone()
+    }
+
+    /// Puts an empty store in the place of what there is. Called with all flights held.
+    fn start_over(&self) -> Arc<Stores> {
+        let settings = self.settings();
+        let empty = Store::new(settings.capacity, settings.policy, &self.evictions);
+        self.stores.swap(Arc::new(Stores { active: empty, next: None }))
+    }
+
+    fn flushed(&self, full: Arc<Stores>) {
+        // What a mover had not carried yet and what it had is there only once.
+        self.evictions.count(Cause::Flushed, full.size().0);
+        // Taking down a large store takes its time, which nobody should have to wait for.
+        self.fetches.spawn_blocking(move || drop(full));
     }
 
     fn lifetimes(&self) -> Lifetimes {
@@ -471,14 +571,21 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
+        let clock = self.clock(now);
+        let voucher = self.proof.voucher(clock);
         let entry = self.stores.load().get(key)?;
-        let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::Absent };
-        let answer = Answer::new(entry, outcome, now, self.lifetimes());
-        if !matches!(answer.freshness, Freshness::Fresh { .. }) {
+        let freshness = entry.freshness(now, self.lifetimes(), voucher);
+        if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
         }
-        answer.entry.touch(self.clock(now));
-        Some(answer)
+        entry.touch(clock);
+        let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::Absent };
+        Some(Answer::new(entry, outcome, freshness, now))
+    }
+
+    /// What an entry may be used for apart from whether Redis was heard of late.
+    fn own_freshness(&self, entry: &Entry, now: Instant) -> Freshness {
+        entry.freshness(now, self.lifetimes(), self.proof.next_voucher())
     }
 
     fn join(&self, key: &[u8]) -> Joined<Landed<E>, Answer> {
@@ -490,7 +597,10 @@ impl<E: FetchError> Shared<E> {
         let landed = arrival.wait().await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
         let now = Instant::now();
         match landed {
-            Landed::Answered(entry) => Ok(Answer::new(entry, outcome, now, self.lifetimes())),
+            Landed::Answered(entry) => {
+                let freshness = self.own_freshness(&entry, now);
+                Ok(Answer::new(entry, outcome, freshness, now))
+            }
             Landed::Refused(error) => Err((outcome, error)),
             Landed::Failed(error) => self.stand_in(key, now).ok_or((outcome, error)),
         }
@@ -498,14 +608,16 @@ impl<E: FetchError> Shared<E> {
 
     /// What may be given when Redis cannot answer.
     fn stand_in(&self, key: &[u8], now: Instant) -> Option<Answer> {
+        let clock = self.clock(now);
+        let voucher = self.proof.voucher(clock);
         // Under the lock, or a mover might have it in its hands.
         let entry = self.flights.hold(key, || self.stores.load().get(key))?;
-        let answer = Answer::new(entry, Outcome::Stale, now, self.lifetimes());
-        if answer.freshness == Freshness::Dead {
+        let freshness = entry.freshness(now, self.lifetimes(), voucher);
+        if freshness == Freshness::Dead {
             return None;
         }
-        answer.entry.touch(self.clock(now));
-        Some(answer)
+        entry.touch(clock);
+        Some(Answer::new(entry, Outcome::Stale, freshness, now))
     }
 
     fn land(&self, ticket: Ticket<Landed<E>>, landed: &Landed<E>) {
@@ -519,7 +631,7 @@ impl<E: FetchError> Shared<E> {
         let stores = self.stores.load();
         match landed {
             Landed::Failed(_) => {}
-            Landed::Answered(entry) if entry.freshness(now, self.lifetimes()) != Freshness::Dead => {
+            Landed::Answered(entry) if self.own_freshness(entry, now) != Freshness::Dead => {
                 entry.touch(self.clock(now));
                 // Only what had ceased to be fresh is fetched again.
                 self.evictions.count(Cause::Expired, stores.insert(key, entry).into());
@@ -533,9 +645,8 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn remove_dead(&self, now: Instant) {
-        let lifetimes = self.lifetimes();
         let seen = self.stores.load_full();
-        for (key, entry) in seen.iter().filter(|(_, entry)| entry.freshness(now, lifetimes) == Freshness::Dead) {
+        for (key, entry) in seen.iter().filter(|(_, entry)| self.own_freshness(entry, now) == Freshness::Dead) {
             let bytes = key.as_bytes();
             let removed = self.flights.hold(bytes, || {
                 let stores = self.stores.load();
@@ -587,10 +698,9 @@ impl<E: FetchError> Shared<E> {
     /// The entries of `old` whose time is not over, each with its last read as of now, since readers go on meanwhile.
     /// The others are removed.
     fn alive(&self, old: &Store, next: &Arc<Successor>, now: Instant) -> Vec<(u64, Arc<Key>, Arc<Entry>)> {
-        let lifetimes = self.lifetimes();
         let mut alive = Vec::new();
         for (key, entry) in old.iter() {
-            if entry.freshness(now, lifetimes) == Freshness::Dead {
+            if self.own_freshness(&entry, now) == Freshness::Dead {
                 let removed = self.flights.hold(key.as_bytes(), || self.take_out(old, next, &key));
                 self.evictions.count(Cause::Expired, removed.into());
             } else {
@@ -612,7 +722,7 @@ impl<E: FetchError> Shared<E> {
 }
 
 /// What these locks guard is replaced whole, so a panic elsewhere leaves nothing half done behind them.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -109,7 +109,7 @@ async fn absent_keys_are_kept_for_their_own_time_only() {
         let answer = read(&cache, "k", Fetched::Absent).await.unwrap();
         assert_eq!((answer.outcome, answer.entry.value().is_none()), (Outcome::Miss, true));
     }
-    cache.apply(&Settings { ttl_absent: SECOND, ..settings(10) });
+    cache.apply(&Settings { ttl_absent: AbsentTtl::Fixed(SECOND), ..settings(10) });
     read(&cache, "k", Fetched::Absent).await.unwrap();
     assert_eq!(outcome(&cache, "k").await, Outcome::Absent);
     advance(SECOND).await;

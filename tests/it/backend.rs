@@ -23,6 +23,8 @@ use crate::support::http::{self, Client};
 use crate::support::{Proxy, RedisServer, Relay, eventually};
 
 const DOWN: &str = "no link to Redis";
+/// What is said once where Redis refuses to track.
+const UNTRACKED: &str = "Redis does not tell of changes";
 const SECRET: &str = "hunter2";
 /// What an answer may take that nothing holds up.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -127,6 +129,7 @@ mod logins {
         set(&redis, "private:key", "for few");
         let login = "redis.username = \"reader\"\nredis.password = \"hunter2\"";
         let proxy = proxy(&redis, login);
+        proxy.expect_log(UNTRACKED);
         assert_eq!(value(&proxy, "public:key"), "for all");
         assert_eq!(read(&proxy, "private:key").status, 502);
         assert_eq!(value(&proxy, "public:key"), "for all");
@@ -161,6 +164,7 @@ mod logins {
             }
         });
         let proxy = Proxy::start(&config(&format!("redis://{address}"), &format!("redis.password = \"{SECRET}\"")));
+        proxy.expect_log(UNTRACKED);
         assert_unusable(&proxy, "refused the login: ERR");
         assert_tells_no_secret(&proxy);
     }
@@ -346,7 +350,8 @@ mod outages {
     #[test]
     fn while_redis_stands_still_hits_go_on_and_misses_time_out() {
         let redis = RedisServer::start();
-        let proxy = proxy(&redis, "redis.response_timeout = \"300ms\"\nredis.ping_interval = \"200ms\"");
+        let timeouts = "redis.response_timeout = \"300ms\"\nredis.ping_interval = \"200ms\"";
+        let proxy = proxy(&redis, &format!("cache.coherence = \"ttl\"\n{timeouts}"));
         proxy.expect_log(DOWN);
         set(&redis, "hot", "in memory");
         set(&redis, "cold", "in Redis");

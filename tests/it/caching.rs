@@ -198,7 +198,7 @@ fn await_arrivals(proxy: &Proxy) {
 fn nothing_older_than_the_ttl_is_given() {
     const TTL: Duration = Duration::from_millis(200);
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"200ms\"");
+    let proxy = proxy(&redis, "cache.coherence = \"ttl\"\ncache.ttl = \"200ms\"");
     let mut client = Client::connect(proxy.http());
     let mut connection = redis.connection();
     let mut written: Vec<Instant> = Vec::new();
@@ -243,9 +243,9 @@ fn a_key_is_not_given_longer_than_redis_lets_it_live() {
 }
 
 #[test]
-fn that_a_key_does_not_exist_is_not_remembered_by_default() {
+fn that_a_key_does_not_exist_is_not_remembered_where_redis_does_not_tell_when_it_does() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "");
+    let proxy = proxy(&redis, "cache.coherence = \"ttl\"");
     assert_eq!(read(&proxy, "nothing").status, 404);
     assert_eq!(read(&proxy, "nothing").status, 404);
     assert_eq!(redis.calls("get"), 2);

@@ -161,7 +161,7 @@ fn entries_and_bytes_are_exact_as_values_come_and_go() {
     assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.ttl_absent = \"60s\"")), Reload::Reloaded);
     assert_metric(&proxy, "cache_entries", 1);
     assert_metric(&proxy, "cache_bytes", 6);
-    assert_eq!(proxy.reload(&config(&redis.url(), "")), Reload::Reloaded);
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.ttl_absent = 0")), Reload::Reloaded);
     assert_metric(&proxy, "cache_entries", 0);
     assert_metric(&proxy, "cache_bytes", 0);
 }
@@ -224,7 +224,7 @@ fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
 #[test]
 fn every_read_and_every_fetch_is_timed() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "");
+    let proxy = proxy(&redis, "cache.ttl_absent = 0");
     set(&redis, "key", "value");
     for _ in 0..10 {
         value(&proxy, "key");

@@ -526,7 +526,7 @@ fn lasting_headers(response: &Response) -> Vec<(String, String)> {
 
 #[test]
 fn head_has_the_status_and_headers_of_get_and_no_body() {
-    let serving = serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8")]);
+    let serving = serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8"), ("CACHE__TTL_ABSENT", "0")]);
     serving.set("a", "value");
     serving.set("empty", "");
     serving.set("large", "123456789");

@@ -1,0 +1,230 @@
+//! Tracking: Redis tells a link which of the keys it has read were changed (server-assisted client-side caching).
+//!
+//! A push is heeded where it is read, in the order in which Redis sent it and before any answer behind it, so nothing
+//! is queued here that could overflow, and an answer to a question proves that everything Redis told before it has been
+//! heeded. Every key of a push is invalidated, whichever database it names, since Redis does not say which. A push that
+//! cannot be understood means that everything may have changed.
+//!
+//! <https://redis.io/docs/latest/develop/reference/client-side-caching/>
+
+use redis::aio::MultiplexedConnection;
+use redis::{PushInfo, PushKind, Value};
+
+use super::BackendError;
+use super::connection::ask;
+use crate::cache::Cache;
+use crate::metrics::{Invalidation, Metrics};
+
+/// Older ones put pushes into the middle of replies.
+const OLDEST_MAJOR_VERSION: u32 = 7;
+
+/// What Redis says of the tracking it does for a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tracking {
+    /// For how many keys Redis remembers who has read them; `None`: for all, or it does not say.
+    pub(super) table_limit: Option<usize>,
+}
+
+/// Why there is no tracking on a link.
+#[derive(Debug)]
+pub(super) enum Untracked {
+    /// Redis does not do it, or not reliably: the reason.
+    Refused(String),
+    /// Redis cannot be asked.
+    NoAnswer(BackendError),
+}
+
+impl From<BackendError> for Untracked {
+    fn from(error: BackendError) -> Self {
+        Self::NoAnswer(error)
+    }
+}
+
+/// Turns tracking on and sees whether it is, without writing anything: a link that speaks RESP3 to a server that can do
+/// it, and for all that the link reads, changes by anyone. Redis says yes to the command over RESP2 as well, and then
+/// tells nothing.
+pub(super) async fn start(connection: &mut MultiplexedConnection) -> Result<Tracking, Untracked> {
+    let server = query(connection, &["HELLO"]).await?;
+    require_server(&server)?;
+    query(connection, &["CLIENT", "TRACKING", "ON"]).await?;
+    require_tracking(&query(connection, &["CLIENT", "TRACKINGINFO"]).await?)?;
+    // It may be forbidden, and is only there to be warned of.
+    let limit = match query(connection, &["CONFIG", "GET", TABLE_LIMIT]).await {
+        Ok(limits) => table_limit(&limits),
+        Err(Untracked::Refused(_)) => None,
+        Err(error) => return Err(error),
+    };
+    Ok(Tracking { table_limit: limit })
+}
+
+const TABLE_LIMIT: &str = "tracking-table-max-keys";
+
+async fn query(connection: &mut MultiplexedConnection, words: &[&str]) -> Result<Value, Untracked> {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    match ask(connection, &command).await? {
+        Value::ServerError(error) => {
+            let details = error.details().unwrap_or_default();
+            Err(Untracked::Refused(format!("it answered {}: {} {details}", words.join(" "), error.code())))
+        }
+        answer => Ok(answer),
+    }
+}
+
+fn require_server(hello: &Value) -> Result<(), Untracked> {
+    let protocol = field(hello, "proto");
+    if !matches!(protocol, Some(Value::Int(3))) {
+        return Err(Untracked::Refused("it does not speak RESP3".to_owned()));
+    }
+    let version = field(hello, "version").and_then(text).unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major >= OLDEST_MAJOR_VERSION) {
+        return Ok(());
+    }
+    Err(Untracked::Refused(format!("its version is {version:?}, expected {OLDEST_MAJOR_VERSION}.0 or newer")))
+}
+
+/// Tracking must be on, for what this link reads (no prefixes, no opting), and also for changes that it makes itself.
+fn require_tracking(info: &Value) -> Result<(), Untracked> {
+    let flags = match field(info, "flags") {
+        Some(Value::Set(flags) | Value::Array(flags)) => flags.iter().filter_map(text).collect(),
+        _ => Vec::new(),
+    };
+    if flags == ["on"] {
+        return Ok(());
+    }
+    Err(Untracked::Refused(format!("CLIENT TRACKINGINFO says {flags:?}, expected [\"on\"]")))
+}
+
+fn table_limit(limits: &Value) -> Option<usize> {
+    // Zero is no limit.
+    field(limits, TABLE_LIMIT).and_then(text)?.parse().ok().filter(|limit| *limit != 0)
+}
+
+fn field<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
+    let Value::Map(fields) = map else { return None };
+    fields.iter().find(|(key, _)| text(key) == Some(name)).map(|(_, value)| value)
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// What a push says was changed.
+#[derive(Debug, PartialEq, Eq)]
+enum Changed {
+    Keys(Vec<Vec<u8>>),
+    Everything,
+}
+
+/// Reads a push; `None` where it is about something else.
+fn read_push(push: PushInfo) -> Option<Changed> {
+    if push.kind != PushKind::Invalidate {
+        return None;
+    }
+    let Ok([Value::Array(keys)]) = <[Value; 1]>::try_from(push.data) else { return Some(Changed::Everything) };
+    let keys = keys.into_iter().map(|key| match key {
+        Value::BulkString(key) => Some(key),
+        _ => None,
+    });
+    Some(keys.collect::<Option<_>>().map_or(Changed::Everything, Changed::Keys))
+}
+
+/// Does what a push of a tracked link asks for.
+pub(super) fn heed(push: PushInfo, cache: &Cache<BackendError>, metrics: &Metrics) {
+    match read_push(push) {
+        None => {}
+        Some(Changed::Everything) => {
+            metrics.invalidated(Invalidation::All, 1);
+            cache.invalidate_all();
+        }
+        Some(Changed::Keys(keys)) => {
+            metrics.invalidated(Invalidation::Key, keys.len());
+            for key in keys {
+                cache.invalidate(&key);
+            }
+        }
+    }
+}
+
+/// Says so when Redis is to remember more keys than it does.
+pub(super) fn warn_of_small_table(tracking: Tracking, capacity: usize) {
+    if let Some(limit) = tracking.table_limit.filter(|limit| *limit < capacity) {
+        tracing::warn!(
+            capacity,
+            limit,
+            "cache.capacity is more than Redis's {TABLE_LIMIT}; keys beyond that are dropped from the cache again"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    fn invalidate(data: Vec<Value>) -> Option<Changed> {
+        read_push(PushInfo { kind: PushKind::Invalidate, data })
+    }
+
+    #[test]
+    fn a_push_names_every_key_it_names_or_everything() {
+        let two = vec![Value::Array(vec![bulk("a"), bulk("b")])];
+        assert_eq!(invalidate(two), Some(Changed::Keys(vec![b"a".to_vec(), b"b".to_vec()])));
+        assert_eq!(invalidate(vec![Value::Nil]), Some(Changed::Everything));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_everything() {
+        for odd in [
+            vec![],
+            vec![Value::Array(vec![bulk("a"), Value::Int(1)])],
+            vec![Value::Array(vec![bulk("a")]), Value::Nil],
+            vec![bulk("a")],
+        ] {
+            assert_eq!(invalidate(odd.clone()), Some(Changed::Everything), "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn a_push_about_something_else_is_let_be() {
+        assert_eq!(read_push(PushInfo { kind: PushKind::Message, data: vec![bulk("channel"), bulk("text")] }), None);
+    }
+
+    fn hello(protocol: i64, version: &str) -> Value {
+        Value::Map(vec![
+            (bulk("server"), bulk("redis")),
+            (bulk("version"), bulk(version)),
+            (bulk("proto"), Value::Int(protocol)),
+        ])
+    }
+
+    #[test]
+    fn a_server_that_does_not_tell_reliably_is_not_relied_on() {
+        assert!(require_server(&hello(3, "7.0.15")).is_ok());
+        assert!(require_server(&hello(3, "10.1")).is_ok());
+        for bad in [hello(2, "7.0.15"), hello(3, "6.2.14"), hello(3, ""), hello(3, "unstable"), Value::Okay] {
+            assert!(require_server(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn tracking_must_be_on_for_all_that_is_read_and_all_who_write() {
+        let info = |flags: &[&str]| {
+            let flags = flags.iter().map(|flag| bulk(flag)).collect();
+            Value::Map(vec![(bulk("flags"), Value::Set(flags)), (bulk("redirect"), Value::Int(0))])
+        };
+        assert!(require_tracking(&info(&["on"])).is_ok());
+        for bad in [&["off"][..], &["on", "bcast"], &["on", "noloop"], &["on", "optin"], &[]] {
+            assert!(require_tracking(&info(bad)).is_err(), "{bad:?}");
+        }
+        assert!(require_tracking(&Value::Okay).is_err());
+    }
+}
