@@ -102,6 +102,7 @@ pub struct Metrics {
     backend_errors: IntCounterVec,
     coherent: IntGauge,
     invalidations: IntCounterVec,
+    invalidation_lag: Histogram,
     tracking_reconnects: IntCounter,
     connections: IntGaugeVec,
     connections_refused: IntCounterVec,
@@ -137,6 +138,10 @@ impl Metrics {
             backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
             coherent: new.gauge("coherent", "Whether Redis tells of changes, and is heard (1), or not (0).")?,
             invalidations: new.counters("invalidations_total", "Changes heeded, by what was invalidated.", "kind")?,
+            invalidation_lag: new.histogram(
+                "invalidation_lag_seconds",
+                "How long after Redis acknowledged a write of the probe its invalidation was heeded.",
+            )?,
             tracking_reconnects: new.counter(
                 "tracking_reconnects_total",
                 "Links with tracking that took the place of one that was lost.",
@@ -206,6 +211,11 @@ impl Metrics {
     /// So much was invalidated.
     pub fn invalidated(&self, what: Invalidation, count: usize) {
         self.invalidations.with_label_values(&[what.name()]).inc_by(count as u64);
+    }
+
+    /// An invalidation was heeded so long after its write had been acknowledged.
+    pub fn invalidation_lag(&self, lag: Duration) {
+        self.invalidation_lag.observe(lag.as_secs_f64());
     }
 
     /// A link with tracking took the place of one that was lost.

@@ -31,7 +31,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::Endpoint;
-use super::tracking::{self, Tracking, Untracked};
+use super::probe::{Ended, Probe};
+use super::tracking::{self, Listener, Tracking, Untracked};
 use super::{BackendError, Calls, LinkState, Reply, Settings, Unexpected};
 use crate::activity::{Activity, Observed};
 use crate::cache::{Cache, CoherenceMode};
@@ -69,6 +70,7 @@ pub struct Link {
     settings: Settings,
     mode: CoherenceMode,
     cache: Cache<BackendError>,
+    probe: Arc<Probe>,
     tls: Option<TlsConnector>,
     state: watch::Sender<LinkState>,
     calls: Arc<Calls>,
@@ -95,6 +97,7 @@ struct Connected {
     connection: MultiplexedConnection,
     driver: Driver,
     activity: Arc<Activity>,
+    login: Option<Login>,
     tracking: Option<Granted>,
     /// Redis refused to track, and might grant it when asked again.
     may_track: bool,
@@ -129,6 +132,7 @@ impl Link {
                 settings: settings.clone(),
                 mode,
                 cache,
+                probe: Arc::new(Probe::new()),
                 tls,
                 state,
                 calls,
@@ -232,7 +236,7 @@ impl Link {
             return self.connect_untracked(login.as_ref()).await;
         }
         match self.connect_tracked(login.as_ref()).await {
-            Ok(connected) => Ok(connected),
+            Ok(connected) => Ok(Connected { login, ..connected }),
             Err(Untracked::NoAnswer(error)) => Err(error),
             Err(Untracked::Refused(reason)) => {
                 self.untracked(&reason)?;
@@ -275,9 +279,10 @@ impl Link {
 
     /// A link over RESP3, with tracking if Redis grants it, and without if it may grant it later and that is enough.
     async fn connect_tracked(&mut self, login: Option<&Login>) -> Result<Connected, Untracked> {
-        let (cache, metrics) = (self.cache.clone(), Arc::clone(&self.metrics));
+        let (cache, metrics, probe) = (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
+        let listener = Listener { cache, metrics, probe };
         let heed = move |push| {
-            tracking::heed(push, &cache, &metrics);
+            listener.heed(push);
             Ok::<_, ()>(())
         };
         let info = hello_info(login);
@@ -306,7 +311,8 @@ impl Link {
         let has_login = info.password().is_some();
         let started = MultiplexedConnection::new_with_config(&info.set_skip_set_lib_name(), stream, config).await;
         let (connection, driver) = started.map_err(|error| hello_refused(&error, has_login))?;
-        Ok(Connected { connection, driver: Box::pin(driver), activity, tracking: None, may_track: false })
+        let driver = Box::pin(driver);
+        Ok(Connected { connection, driver, activity, login: None, tracking: None, may_track: false })
     }
 
     async fn open(&self) -> Result<Box<dyn Stream>, BackendError> {
@@ -388,13 +394,16 @@ impl Link {
         settle(&self.calls.distrusted).await;
         settle(&self.calls.overdue).await;
         loop {
-            let Connected { connection, driver, activity, tracking, may_track } = &mut connected;
+            let Connected { connection, driver, activity, login, tracking, may_track } = &mut connected;
             let granted = tokio::select! {
                 () = driver => return BackendError::Unreachable("Redis closed the connection".into()),
                 () = self.silence(connection.clone(), activity, *tracking) => return BackendError::TimedOut,
                 () = self.calls.overdue.notified() => return BackendError::TimedOut,
                 () = self.calls.distrusted.notified() => {
                     return unreachable(&"Redis gave an answer that nothing asked for");
+                }
+                () = self.probe(connection.clone(), login.as_ref()), if self.is_probing(*tracking) => {
+                    return unreachable(&"Redis did not tell of a change that it had acknowledged");
                 }
                 granted = track_again(connection.clone()), if *may_track => granted,
             };
@@ -428,6 +437,33 @@ impl Link {
                 }
                 Some(Ok(_)) => {}
             }
+        }
+    }
+
+    fn is_probing(&self, tracking: Option<Granted>) -> bool {
+        tracking.is_some() && !self.settings.probe_interval.is_zero()
+    }
+
+    /// Probes the link for as long as it tells; returns when it does not.
+    async fn probe(&self, link: MultiplexedConnection, login: Option<&Login>) {
+        let times = (self.settings.probe_interval, self.settings.response_timeout);
+        loop {
+            let connected = timeout(self.settings.connect_timeout, self.connect_untracked(login)).await;
+            if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
+                let ended = tokio::select! {
+                    ended = self.probe.run(link.clone(), writer, times, &self.metrics) => ended,
+                    () = driver => Ended::Disconnected,
+                };
+                match ended {
+                    Ended::Untold => return,
+                    Ended::Disconnected => {}
+                    Ended::Refused(reason) => {
+                        tracing::warn!(reason, "Redis refuses the probe (redis.probe_interval); it is not tried again");
+                        std::future::pending::<()>().await;
+                    }
+                }
+            }
+            sleep(self.settings.probe_interval).await;
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod address;
 mod connection;
+mod probe;
 mod tracking;
 
 use std::path::PathBuf;
@@ -53,6 +54,9 @@ pub struct Settings {
     /// A link silent for so long is asked for a sign of life.
     #[serde(with = "units::duration")]
     pub ping_interval: Duration,
+    /// How often the proxy writes to a key of its own and measures how long it takes until that is told; zero: never.
+    #[serde(with = "units::duration")]
+    pub probe_interval: Duration,
     /// How long to wait at most between two attempts to connect.
     #[serde(with = "units::duration")]
     pub reconnect_delay_max: Duration,
@@ -77,6 +81,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(1),
+            probe_interval: Duration::ZERO,
             reconnect_delay_max: Duration::from_millis(500),
             max_fetches: 1024,
             max_queue: 4096,

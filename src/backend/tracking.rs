@@ -7,11 +7,14 @@
 //!
 //! <https://redis.io/docs/latest/develop/reference/client-side-caching/>
 
+use std::sync::Arc;
+
 use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, Value};
 
 use super::BackendError;
 use super::connection::ask;
+use super::probe::Probe;
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};
 
@@ -134,18 +137,28 @@ fn read_push(push: PushInfo) -> Option<Changed> {
     Some(keys.collect::<Option<_>>().map_or(Changed::Everything, Changed::Keys))
 }
 
-/// Does what a push of a tracked link asks for.
-pub(super) fn heed(push: PushInfo, cache: &Cache<BackendError>, metrics: &Metrics) {
-    match read_push(push) {
-        None => {}
-        Some(Changed::Everything) => {
-            metrics.invalidated(Invalidation::All, 1);
-            cache.invalidate_all();
-        }
-        Some(Changed::Keys(keys)) => {
-            metrics.invalidated(Invalidation::Key, keys.len());
-            for key in keys {
-                cache.invalidate(&key);
+/// Does what the pushes of tracked links ask for.
+#[derive(Clone)]
+pub(super) struct Listener {
+    pub(super) cache: Cache<BackendError>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) probe: Arc<Probe>,
+}
+
+impl Listener {
+    pub(super) fn heed(&self, push: PushInfo) {
+        match read_push(push) {
+            None => {}
+            Some(Changed::Everything) => {
+                self.metrics.invalidated(Invalidation::All, 1);
+                self.cache.invalidate_all();
+            }
+            Some(Changed::Keys(keys)) => {
+                self.metrics.invalidated(Invalidation::Key, keys.len());
+                for key in keys {
+                    self.cache.invalidate(&key);
+                    self.probe.heed(&key);
+                }
             }
         }
     }

@@ -1,0 +1,93 @@
+//! The probe: writes to a key of its own and sees how long it takes until that is told.
+//!
+//! It is off unless asked for, since it writes: one small key with a random name under [`KEY_PREFIX`], which expires.
+//! The write goes over a connection of its own, so that to Redis it is somebody else's. A change that Redis
+//! acknowledged and does not tell means that the link cannot be relied on, and is the end of it.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Value};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::metrics::Metrics;
+
+/// Under it the proxy writes, where it was told to.
+const KEY_PREFIX: &str = "redis-proxy:probe:";
+/// How much longer than the time to the next probe the key lives: never gone in between, and gone soon after the last.
+const SPARE_LIFE: Duration = Duration::from_secs(60);
+
+/// The probe's key, and when its change was last heeded.
+pub(super) struct Probe {
+    key: String,
+    heeded: watch::Sender<Option<Instant>>,
+}
+
+/// How probing ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// Redis acknowledged a change and did not tell of it in time.
+    Untold,
+    /// Redis does not let the proxy do what it takes: its answer.
+    Refused(String),
+    /// One of the two connections is gone.
+    Disconnected,
+}
+
+impl Probe {
+    pub(super) fn new() -> Self {
+        Self { key: format!("{KEY_PREFIX}{:016x}", rand::random::<u64>()), heeded: watch::Sender::new(None) }
+    }
+
+    /// A change of `key` was heeded.
+    pub(super) fn heed(&self, key: &[u8]) {
+        if key == self.key.as_bytes() {
+            self.heeded.send_replace(Some(Instant::now()));
+        }
+    }
+
+    /// Writes over `writer` every `interval` and waits, each time no longer than `patience`, until the change has been
+    /// told over `link`. A lag is counted from when the write was acknowledged; zero: it was heeded before.
+    pub(super) async fn run(
+        &self,
+        mut link: MultiplexedConnection,
+        mut writer: MultiplexedConnection,
+        (interval, patience): (Duration, Duration),
+        metrics: &Metrics,
+    ) -> Ended {
+        let mut heeded = self.heeded.subscribe();
+        let life = u64::try_from((interval + SPARE_LIFE).as_millis()).unwrap_or(u64::MAX);
+        let mut set = redis::cmd("SET");
+        set.arg(&self.key).arg("").arg("PX").arg(life);
+        let mut get = redis::cmd("GET");
+        get.arg(&self.key);
+        loop {
+            // Redis tells those who have read the key since it was last told of.
+            if let Err(ended) = ask(&mut link, &get).await {
+                return ended;
+            }
+            heeded.mark_unchanged();
+            if let Err(ended) = ask(&mut writer, &set).await {
+                return ended;
+            }
+            let acknowledged = Instant::now();
+            if timeout(patience, heeded.changed()).await.is_err() {
+                return Ended::Untold;
+            }
+            let at = heeded.borrow_and_update().unwrap_or(acknowledged);
+            metrics.invalidation_lag(at.saturating_duration_since(acknowledged));
+            sleep(interval).await;
+        }
+    }
+}
+
+async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<(), Ended> {
+    match connection.send_packed_command(command).await {
+        Ok(Value::ServerError(error)) => {
+            Err(Ended::Refused(format!("{} {}", error.code(), error.details().unwrap_or_default())))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(Ended::Disconnected),
+    }
+}
