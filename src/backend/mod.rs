@@ -4,8 +4,11 @@
 //! here has an end: `response_timeout` bounds a fetch from its first step to its last, whatever Redis does.
 
 mod address;
-mod connection;
+mod handshake;
+mod link;
 mod probe;
+mod reply;
+mod stream;
 mod tracking;
 
 use std::path::PathBuf;
@@ -13,14 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
 pub use self::address::Address;
-pub use self::connection::{Link, PrepareError};
+pub use self::link::Link;
+use self::reply::Reply;
+pub use self::stream::PrepareError;
 use self::tracking::Tracking;
 use crate::cache::{Cache, Fetched, Vanished};
 use crate::key::Key;
@@ -276,12 +280,6 @@ impl Backend {
     }
 }
 
-type Reply = Option<(Bytes, Option<Duration>)>;
-
-/// A reply that nothing that was asked can have.
-#[derive(Debug, PartialEq)]
-struct Unexpected;
-
 impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
         self.metrics.backend_error(error.kind());
@@ -326,10 +324,10 @@ impl Shared {
             }
             return Err(BackendError::TimedOut);
         };
-        let replies = replies.map_err(|error| connection::classify(&error))?;
+        let replies = replies.map_err(|error| reply::classify(&error))?;
         self.answered.fetch_add(1, Relaxed);
         self.metrics.fetched(asked.elapsed());
-        if let Ok(reply) = connection::read_reply(replies) {
+        if let Ok(reply) = reply::read_reply(replies) {
             return reply;
         }
         // Answers and questions do not match any more, so whose would the next answer be?

@@ -13,7 +13,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, Value};
 
 use super::BackendError;
-use super::connection::ask;
+use super::handshake::ask;
 use super::probe::Probe;
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};

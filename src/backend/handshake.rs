@@ -1,0 +1,276 @@
+//! The handshake: from a stream to a connection on which Redis can be asked, and on which it tells of changes.
+//!
+//! Nothing is asked before Redis has said who we are to it and that it tells, if it is to. Its errors are passed on in
+//! its own words, but those about a login only by their first: Redis may repeat what it was given.
+
+use std::fs;
+use std::path::Path;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, ServerError, Value,
+};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::reply::{is_final, not_admitted, refused, unreachable};
+use super::stream::{Opener, PrepareError};
+use super::tracking::{self, Listener, Tracking, Untracked};
+use super::{BackendError, Settings};
+use crate::activity::{Activity, Observed};
+use crate::units::Secret;
+
+/// The name the link has in Redis's `CLIENT LIST`.
+const CLIENT_NAME: &str = "redis-proxy";
+
+/// Whom a password without a user is for.
+const DEFAULT_USER: &str = "default";
+
+/// The file in systemd's credential directory that holds the password.
+const CREDENTIAL: &str = "redis-password";
+
+/// What reads and writes the stream, for as long as there is a connection.
+pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A connection whose handshake is complete.
+pub(super) struct Connected {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) driver: Driver,
+    pub(super) activity: Arc<Activity>,
+    pub(super) tracking: Option<Granted>,
+    /// Why Redis does not track here, where it might when asked again.
+    pub(super) refusal: Option<String>,
+}
+
+/// The tracking Redis does for a link, and when it was asked to.
+pub(super) type Granted = (Tracking, Instant);
+
+/// The user and password to log in with.
+struct Login {
+    username: String,
+    password: Secret,
+}
+
+/// The one who connects.
+pub(super) struct Connector {
+    settings: Settings,
+    opener: Opener,
+    /// The password, on its way from a disk that may hang: one read at a time.
+    reading: Option<JoinHandle<Result<Secret, PrepareError>>>,
+    login: Option<Login>,
+    /// Attempts that failed: each that follows begins with another address of the host.
+    failures: usize,
+}
+
+impl Connector {
+    pub(super) fn prepare(settings: &Settings) -> Result<Self, PrepareError> {
+        let opener = Opener::prepare(settings)?;
+        password(settings)?;
+        Ok(Self { settings: settings.clone(), opener, reading: None, login: None, failures: 0 })
+    }
+
+    /// An attempt came to nothing.
+    pub(super) fn failed(&mut self) {
+        self.failures = self.failures.wrapping_add(1);
+    }
+
+    /// Finds out anew whom to log in as.
+    pub(super) async fn read_login(&mut self) -> Result<(), BackendError> {
+        let settings = self.settings.clone();
+        let reading = self.reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || password(&settings)));
+        let password = reading.await;
+        self.reading = None;
+        let password = password.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
+        let settings = &self.settings;
+        let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
+        let login = Login { username: username.clone(), password };
+        self.login = if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) };
+        Ok(())
+    }
+
+    /// A link over RESP2, over which Redis tells nothing.
+    pub(super) async fn connect_untracked(&self) -> Result<Connected, BackendError> {
+        let mut connected = match self.start(RedisConnectionInfo::default(), AsyncConnectionConfig::new()).await {
+            Ok(connected) => connected,
+            Err(Untracked::NoAnswer(error)) => return Err(error),
+            Err(Untracked::Refused(reason)) => return Err(unreachable(&reason)),
+        };
+        let mut connection = connected.connection.clone();
+        let shaken = async {
+            if let Some(login) = &self.login {
+                authenticate(&mut connection, login).await?;
+            }
+            self.shake_hands(&mut connection).await
+        };
+        driven(&mut connected.driver, shaken).await?;
+        Ok(connected)
+    }
+
+    /// A link over RESP3, with tracking if Redis grants it, and without if it may grant it later. `listener` is told what
+    /// Redis tells.
+    pub(super) async fn connect_tracked(&self, listener: Listener) -> Result<Connected, Untracked> {
+        let heed = move |push| {
+            listener.heed(push);
+            Ok::<_, ()>(())
+        };
+        let info = hello_info(self.login.as_ref());
+        let mut connected = self.start(info, AsyncConnectionConfig::new().set_push_sender(heed)).await?;
+        let mut connection = connected.connection.clone();
+        let asked = Instant::now();
+        let started = async {
+            self.shake_hands(&mut connection).await?;
+            Ok(tracking::start(&mut connection).await)
+        };
+        match driven(&mut connected.driver, started).await? {
+            Ok(tracking) => connected.tracking = Some((tracking, asked)),
+            Err(Untracked::Refused(reason)) => connected.refusal = Some(reason),
+            Err(error) => return Err(error),
+        }
+        Ok(connected)
+    }
+
+    /// Opens a stream and speaks the protocol of `info` on it, which for RESP3 begins with HELLO.
+    async fn start(&self, info: RedisConnectionInfo, config: AsyncConnectionConfig) -> Result<Connected, Untracked> {
+        let (stream, activity) = Observed::new(self.opener.open(self.failures).await?);
+        let config = config.set_response_timeout(None).set_connection_timeout(None);
+        let has_login = info.password().is_some();
+        let started = MultiplexedConnection::new_with_config(&info.set_skip_set_lib_name(), stream, config).await;
+        let (connection, driver) = started.map_err(|error| hello_refused(&error, has_login))?;
+        let driver = Box::pin(driver);
+        Ok(Connected { connection, driver, activity, tracking: None, refusal: None })
+    }
+
+    /// Chooses the database, says who we are, and sees whether Redis answers.
+    async fn shake_hands(&self, connection: &mut MultiplexedConnection) -> Result<(), BackendError> {
+        if self.settings.url.database != 0 {
+            let mut select = redis::cmd("SELECT");
+            demand(connection, select.arg(self.settings.url.database), refused_link).await?;
+        }
+        // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
+        let refused = |error: &ServerError| {
+            if is_unable(error) { BackendError::Refused(error.code().into()) } else { refused_link(error) }
+        };
+        // Redis is asked, too, not to let this link go first when it is short of memory: all its readers would wait.
+        let courtesies =
+            [["SETNAME", CLIENT_NAME].as_slice(), &["SETINFO", "LIB-NAME", CLIENT_NAME], &["NO-EVICT", "on"]];
+        for courtesy in courtesies {
+            let mut client = redis::cmd("CLIENT");
+            accept_refusal(demand(connection, client.arg(courtesy), refused).await)?;
+        }
+        let ping = redis::cmd("PING");
+        accept_refusal(demand(connection, &ping, refused).await)
+    }
+}
+
+/// Runs the handshake while the driver moves its bytes.
+async fn driven<T>(
+    driver: &mut Driver,
+    handshake: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    let mut handshake = pin!(handshake);
+    tokio::select! {
+        biased;
+        shaken = &mut handshake => shaken,
+        () = driver => {
+            // What Redis said before it hung up is the better reason.
+            handshake.await?;
+            Err(unreachable(&"Redis closed the connection during the handshake"))
+        }
+    }
+}
+
+/// What HELLO is told of who we are.
+fn hello_info(login: Option<&Login>) -> RedisConnectionInfo {
+    let info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+    let Some(Login { username, password }) = login else { return info };
+    info.set_username(if username.is_empty() { DEFAULT_USER } else { username }).set_password(password.reveal())
+}
+
+/// What it means that a connection could not begin with HELLO.
+fn hello_refused(error: &RedisError, has_login: bool) -> Untracked {
+    let details = error.detail().unwrap_or_default();
+    let begins = |with| details.to_ascii_lowercase().starts_with(with);
+    match error.code() {
+        None if error.kind() == ErrorKind::RESP3NotSupported => Untracked::Refused("it does not know HELLO".to_owned()),
+        None => unreachable(&format_args!("the handshake failed: {error}")).into(),
+        Some("ERR") if begins("unknown") => Untracked::Refused("it does not know HELLO".to_owned()),
+        Some("NOPROTO") => Untracked::Refused("it does not speak RESP3".to_owned()),
+        // Said of every client, so it repeats nothing.
+        Some(code @ "ERR") if begins("max number of clients") => refused_with(code, details).into(),
+        Some(code) if has_login && is_final(code) => refused_login(code).into(),
+        Some(code) => refused_with(code, details).into(),
+    }
+}
+
+async fn authenticate(connection: &mut MultiplexedConnection, login: &Login) -> Result<(), BackendError> {
+    let mut command = redis::cmd("AUTH");
+    if !login.username.is_empty() {
+        command.arg(&login.username);
+    }
+    demand(connection, command.arg(login.password.reveal()), |error| refused_login(error.code())).await
+}
+
+/// Only the first word: Redis may repeat what it was given.
+fn refused_login(code: &str) -> BackendError {
+    not_admitted(&format_args!("Redis refused the login: {code}"))
+}
+
+fn refused_link(error: &ServerError) -> BackendError {
+    refused_with(error.code(), error.details().unwrap_or_default())
+}
+
+fn refused_with(code: &str, details: &str) -> BackendError {
+    if is_final(code) { not_admitted(&format_args!("Redis refused the link: {code} {details}")) } else { refused(code) }
+}
+
+/// One command of the handshake, whose answer may be an error.
+pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
+    let answer = connection.send_packed_command(command).await;
+    answer.map_err(|error| unreachable(&format_args!("the handshake failed: {error}")))
+}
+
+/// One command of the handshake; `refused` says what it means that Redis answers with an error.
+async fn demand(
+    connection: &mut MultiplexedConnection,
+    command: &Cmd,
+    refused: impl FnOnce(&ServerError) -> BackendError,
+) -> Result<(), BackendError> {
+    match ask(connection, command).await? {
+        Value::ServerError(error) => Err(refused(&error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the user may not do this, or the server has no such command: it answers, and that is enough.
+fn is_unable(error: &ServerError) -> bool {
+    let unknown = error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
+    error.code() == "NOPERM" || (error.code() == "ERR" && unknown)
+}
+
+fn accept_refusal(answer: Result<(), BackendError>) -> Result<(), BackendError> {
+    match answer {
+        Err(BackendError::Refused(_)) => Ok(()),
+        answer => answer,
+    }
+}
+
+/// The password, from where it is kept: the config, a file, systemd's credentials, or the address.
+fn password(settings: &Settings) -> Result<Secret, PrepareError> {
+    let read = |key, path: &Path| {
+        let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, &error))?;
+        Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
+    };
+    if !settings.password.is_empty() {
+        return Ok(settings.password.clone());
+    }
+    if !settings.password_file.as_os_str().is_empty() {
+        return read("password_file", &settings.password_file);
+    }
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(CREDENTIAL));
+    match credential {
+        Some(path) if path.exists() => read("password (systemd credential)", &path),
+        _ => Ok(settings.url.password.clone()),
+    }
+}

@@ -1,0 +1,321 @@
+//! One link to Redis: connecting, keeping watch, and connecting again.
+//!
+//! A link is [`LinkState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
+//! PING goes unanswered; nobody is ever given a link that is neither. What was learnt over a link is worth nothing once
+//! it is lost, since changes may have gone untold: the cache is told after nobody can get the link any more and nothing
+//! is read from it, and it starts anew before anybody can get the next. The redis crate's `MultiplexedConnection`
+//! carries the requests; connecting and watching are done here, because its `ConnectionManager` hides when a link
+//! was lost, and loses the tracking with it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::handshake::{Connected, Connector, Granted};
+use super::probe::{Ended, Probe};
+use super::reply::{not_admitted, unreachable};
+use super::stream::PrepareError;
+use super::tracking::{self, Listener, Tracking, Untracked};
+use super::{BackendError, Calls, LinkState, Settings};
+use crate::activity::Activity;
+use crate::cache::{Cache, CoherenceMode};
+use crate::metrics::{Invalidation, Metrics};
+
+/// A link is not tried again sooner than this, however urgently it is needed.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
+/// Where Redis refused to track, it is asked again so often: its operator may have allowed it meanwhile.
+const TRACKING_RETRY: Duration = Duration::from_secs(5);
+
+/// The one who connects, and connects again.
+pub struct Link {
+    settings: Settings,
+    mode: CoherenceMode,
+    cache: Cache<BackendError>,
+    probe: Arc<Probe>,
+    connector: Connector,
+    state: watch::Sender<LinkState>,
+    calls: Arc<Calls>,
+    metrics: Arc<Metrics>,
+    /// Whether the present outage has been reported: it is one line, not one an attempt.
+    reported: bool,
+    /// Whether it has been reported that Redis does not track.
+    reported_untracked: bool,
+    /// Whether there has been a link with tracking before.
+    has_tracked: bool,
+}
+
+impl Link {
+    pub(super) fn prepare(
+        settings: &Settings,
+        cache: Cache<BackendError>,
+        calls: Arc<Calls>,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, watch::Receiver<LinkState>), PrepareError> {
+        let connector = Connector::prepare(settings)?;
+        let mode = cache.settings().coherence;
+        if mode != CoherenceMode::Ttl {
+            cache.forsake();
+        }
+        let starting = LinkState::Down(BackendError::Unreachable("not connected yet".into()));
+        let (state, receiver) = watch::channel(starting);
+        Ok((
+            Self {
+                settings: settings.clone(),
+                mode,
+                cache,
+                probe: Arc::new(Probe::new()),
+                connector,
+                state,
+                calls,
+                metrics,
+                reported: false,
+                reported_untracked: false,
+                has_tracked: false,
+            },
+            receiver,
+        ))
+    }
+
+    /// Keeps a link for as long as the daemon lives.
+    pub async fn run(mut self) {
+        let mut delay = RECONNECT_DELAY_MIN;
+        loop {
+            let attempt = Instant::now();
+            let connected = timeout(self.settings.connect_timeout, self.connect()).await;
+            let error = match connected.unwrap_or(Err(BackendError::TimedOut)) {
+                Err(error) => {
+                    self.connector.failed();
+                    error
+                }
+                Ok(connected) => {
+                    delay = RECONNECT_DELAY_MIN;
+                    self.up(&connected, attempt);
+                    self.watch_over(connected).await
+                }
+            };
+            self.down(&error);
+            self.pause(delay, attempt, &error).await;
+            delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
+        }
+    }
+
+    /// Waits before the next attempt: `delay`, or until a reader needs the link, unless trying sooner would only knock
+    /// at a door that is shut on purpose.
+    async fn pause(&self, delay: Duration, attempt: Instant, error: &BackendError) {
+        let until = Instant::now() + delay.mul_f64(rand::random_range(0.5..=1.0));
+        // Who needed a link during the attempt has been answered by its failure.
+        settle(&self.calls.needed).await;
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = self.calls.needed.notified(), if !matches!(error, BackendError::NotAdmitted(_)) => {
+                sleep_until(attempt + RECONNECT_DELAY_MIN).await;
+            }
+        }
+    }
+
+    fn up(&mut self, connected: &Connected, since: Instant) {
+        self.give_out(connected);
+        self.metrics.backend_up(true);
+        self.reported = false;
+        let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
+        tracing::info!(redis = %self.settings.url, took = ?took, coherence, "connected to Redis");
+    }
+
+    /// Gives the link out. The cache has begun anew before anybody can get it.
+    fn give_out(&mut self, connected: &Connected) {
+        match connected.tracking {
+            Some((tracking, asked)) => self.tracked(tracking, asked),
+            None => self.cache.rely_on_ttl(),
+        }
+        let tracking = connected.tracking.map(|(tracking, _)| tracking);
+        self.state.send_replace(LinkState::Up(connected.connection.clone(), tracking));
+    }
+
+    /// From now on Redis tells of changes.
+    fn tracked(&mut self, tracking: Tracking, asked: Instant) {
+        self.cache.rely_on_tracking(asked);
+        if std::mem::replace(&mut self.has_tracked, true) {
+            self.metrics.tracking_reconnected();
+        }
+        self.reported_untracked = false;
+        tracking::warn_of_small_table(tracking, self.cache.settings().capacity);
+    }
+
+    /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
+    /// be kept.
+    fn down(&mut self, error: &BackendError) {
+        self.metrics.backend_up(false);
+        let before = self.state.send_replace(LinkState::Down(error.clone()));
+        if let LinkState::Up(_, Some(_)) = before {
+            self.metrics.invalidated(Invalidation::Disconnect, 1);
+            self.cache.forsake();
+        }
+        if self.reported {
+            tracing::debug!(redis = %self.settings.url, reason = %error, "still no link to Redis");
+            return;
+        }
+        self.reported = true;
+        self.metrics.backend_error(error.kind());
+        tracing::warn!(redis = %self.settings.url, reason = %error, "no link to Redis; trying again until there is");
+    }
+
+    async fn connect(&mut self) -> Result<Connected, BackendError> {
+        self.connector.read_login().await?;
+        if self.mode == CoherenceMode::Ttl {
+            return self.connector.connect_untracked().await;
+        }
+        let (cache, metrics, probe) = (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
+        match self.connector.connect_tracked(Listener { cache, metrics, probe }).await {
+            Ok(connected) => {
+                connected.refusal.as_ref().map_or(Ok(()), |reason| self.untracked(reason))?;
+                Ok(connected)
+            }
+            Err(Untracked::NoAnswer(error)) => Err(error),
+            Err(Untracked::Refused(reason)) => {
+                self.untracked(&reason)?;
+                self.connector.connect_untracked().await
+            }
+        }
+    }
+
+    /// What follows when Redis does not track: another way where there may be one, else no link.
+    fn untracked(&mut self, reason: &str) -> Result<(), BackendError> {
+        if self.mode == CoherenceMode::Tracking {
+            return Err(not_admitted(&format_args!("Redis does not tell of changes (CLIENT TRACKING): {reason}")));
+        }
+        if !std::mem::replace(&mut self.reported_untracked, true) {
+            tracing::warn!(
+                redis = %self.settings.url, reason,
+                "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old as cache.ttl"
+            );
+        }
+        Ok(())
+    }
+
+    /// Drives the link until it is lost; returns how that was.
+    async fn watch_over(&mut self, mut connected: Connected) -> BackendError {
+        // What was said of the link before this one has been heeded.
+        settle(&self.calls.distrusted).await;
+        settle(&self.calls.overdue).await;
+        loop {
+            let Connected { connection, driver, activity, tracking, refusal } = &mut connected;
+            let granted = tokio::select! {
+                () = driver => return BackendError::Unreachable("Redis closed the connection".into()),
+                () = self.silence(connection.clone(), activity, *tracking) => return BackendError::TimedOut,
+                () = self.calls.overdue.notified() => return BackendError::TimedOut,
+                () = self.calls.distrusted.notified() => {
+                    return unreachable(&"Redis gave an answer that nothing asked for");
+                }
+                () = self.probe(connection.clone()), if self.is_probing(*tracking) => {
+                    return unreachable(&"Redis did not tell of a change that it had acknowledged");
+                }
+                granted = track_again(connection.clone()), if refusal.is_some() => granted,
+            };
+            (*tracking, *refusal) = (Some(granted), None);
+            self.give_out(&connected);
+            tracing::info!(redis = %self.settings.url, "Redis tells of changes now");
+        }
+    }
+
+    /// Returns when a PING went unanswered and not a byte of anything else came either. Without tracking a link is
+    /// asked only when it is silent; with it always, since each answer proves that all changes are known.
+    async fn silence(&self, mut connection: MultiplexedConnection, activity: &Activity, tracking: Option<Granted>) {
+        let ping = redis::cmd("PING");
+        let mut asked = tracking.map_or_else(Instant::now, |(_, asked)| asked);
+        loop {
+            sleep_until(match tracking {
+                Some(_) => asked + self.proof_interval(),
+                None => activity.last_read() + self.settings.ping_interval,
+            })
+            .await;
+            if tracking.is_none() && activity.last_read().elapsed() < self.settings.ping_interval {
+                continue;
+            }
+            asked = Instant::now();
+            match self.unless_silent(activity, connection.send_packed_command(&ping)).await {
+                None => return,
+                // The stream has ended, which is the driver's to report.
+                Some(Err(_)) => std::future::pending().await,
+                Some(Ok(Value::SimpleString(_) | Value::ServerError(_))) if tracking.is_some() => {
+                    self.cache.prove(asked);
+                }
+                Some(Ok(_)) => {}
+            }
+        }
+    }
+
+    fn is_probing(&self, tracking: Option<Granted>) -> bool {
+        tracking.is_some() && !self.settings.probe_interval.is_zero()
+    }
+
+    /// Probes the link for as long as it tells; returns when it does not.
+    async fn probe(&self, link: MultiplexedConnection) {
+        let times = (self.settings.probe_interval, self.settings.response_timeout);
+        loop {
+            let connected = timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
+            if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
+                let ended = tokio::select! {
+                    ended = self.probe.run(link.clone(), writer, times, &self.metrics) => ended,
+                    () = driver => Ended::Disconnected,
+                };
+                match ended {
+                    Ended::Untold => return,
+                    Ended::Disconnected => {}
+                    Ended::Refused(reason) => {
+                        tracing::warn!(reason, "Redis refuses the probe (redis.probe_interval); it is not tried again");
+                        std::future::pending::<()>().await;
+                    }
+                }
+            }
+            sleep(self.settings.probe_interval).await;
+        }
+    }
+
+    /// How often proof is asked for, so that one answer that is late leaves no time without.
+    fn proof_interval(&self) -> Duration {
+        self.settings.ping_interval.min(self.cache.settings().coherence_timeout / 3)
+    }
+
+    /// The answer, however long it takes while bytes come in; `None` when none come either.
+    async fn unless_silent<T>(&self, activity: &Activity, answer: impl Future<Output = T>) -> Option<T> {
+        let patience = self.settings.response_timeout;
+        let mut answer = pin!(answer);
+        let mut until = Instant::now() + patience;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Some(answer),
+                () = sleep_until(until) => {}
+            }
+            until = activity.last_read() + patience;
+            if until <= Instant::now() {
+                return None;
+            }
+        }
+    }
+}
+
+/// Asks for tracking now and then, until Redis grants it.
+async fn track_again(mut connection: MultiplexedConnection) -> Granted {
+    loop {
+        sleep(TRACKING_RETRY).await;
+        let asked = Instant::now();
+        if let Ok(tracking) = tracking::start(&mut connection).await {
+            return (tracking, asked);
+        }
+    }
+}
+
+/// Takes back a call that nobody has heard yet.
+async fn settle(call: &Notify) {
+    tokio::select! {
+        biased;
+        () = call.notified() => {}
+        () = std::future::ready(()) => {}
+    }
+}

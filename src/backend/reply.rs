@@ -1,0 +1,87 @@
+//! What Redis's answers mean.
+//!
+//! An answer that its question cannot have means that answers and questions do not match any more, so whose would the
+//! next one be? It is told apart from every error that Redis may give.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{RedisError, Value};
+
+use super::BackendError;
+
+/// What Redis has for a key: nothing, or its value, with its time to live if it has one.
+pub(super) type Reply = Option<(Bytes, Option<Duration>)>;
+
+/// A reply that nothing that was asked can have.
+#[derive(Debug, PartialEq)]
+pub(super) struct Unexpected;
+
+/// What a request's error means: the link carries on after an answer, and nothing else.
+pub(super) fn classify(error: &RedisError) -> BackendError {
+    match error.code() {
+        Some(code) => refused(code),
+        None => BackendError::Disconnected,
+    }
+}
+
+/// What an error reply means, by its first word.
+pub(super) fn refused(code: &str) -> BackendError {
+    match code {
+        "WRONGTYPE" => BackendError::WrongType,
+        "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => BackendError::Unavailable(code.into()),
+        code => BackendError::Refused(code.into()),
+    }
+}
+
+/// Whether Redis will say the same in a moment.
+pub(super) fn is_final(code: &str) -> bool {
+    !matches!(refused(code), BackendError::Unavailable(_))
+}
+
+/// Reads the replies to MULTI, GET, PTTL, EXEC. Each must be one that its command can have: a link on which answers
+/// have shifted would otherwise give one key's value for another.
+///
+/// The pipeline is not declared a transaction to the redis crate, because 1.8.1 computes the place of a refused MULTI
+/// as 1 - 2, which panics in a debug build.
+pub(super) fn read_reply(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+    let [multi, get, pttl, exec] = <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
+    // A command refused before EXEC says why; EXEC then says only that it was.
+    if let Some(error) = [&multi, &get, &pttl, &exec].into_iter().find_map(server_error) {
+        return Ok(Err(error));
+    }
+    let queued = |reply: &Value| matches!(reply, Value::SimpleString(text) if text == "QUEUED");
+    if multi != Value::Okay || !queued(&get) || !queued(&pttl) {
+        return Err(Unexpected);
+    }
+    let Value::Array(results) = exec else { return Err(Unexpected) };
+    let [value, expiry] = <[Value; 2]>::try_from(results).map_err(|_| Unexpected)?;
+    if let Some(error) = [&value, &expiry].into_iter().find_map(server_error) {
+        return Ok(Err(error));
+    }
+    match (value, expiry) {
+        (Value::Nil, Value::Int(_)) => Ok(Ok(None)),
+        (Value::BulkString(value), Value::Int(milliseconds)) => {
+            // PTTL: -1 is a key without expiry, -2 no key at all.
+            let expires_in = u64::try_from(milliseconds).ok().map(Duration::from_millis);
+            Ok(Ok(Some((Bytes::from(value), expires_in))))
+        }
+        _ => Err(Unexpected),
+    }
+}
+
+fn server_error(reply: &Value) -> Option<BackendError> {
+    match reply {
+        Value::ServerError(error) => Some(refused(error.code())),
+        _ => None,
+    }
+}
+
+pub(super) fn unreachable(reason: &dyn fmt::Display) -> BackendError {
+    BackendError::Unreachable(reason.to_string().into())
+}
+
+pub(super) fn not_admitted(reason: &dyn fmt::Display) -> BackendError {
+    BackendError::NotAdmitted(reason.to_string().into())
+}
