@@ -1,9 +1,11 @@
 //! The command line. Values of the config are kept as text here: they are read where all values are, so that a
 //! bad one is reported like any other.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::units::Secret;
 
@@ -27,6 +29,32 @@ pub struct Cli {
 pub enum Command {
     /// Check the configuration and exit: 0 if it is right, 78 if not. Opens no socket and reads no secret.
     Check,
+    /// Ask a running proxy with this configuration whether reads can be answered, and exit: 0 if so, 1 if not.
+    Health {
+        /// Ask only whether the process serves, whatever becomes of Redis
+        #[arg(long)]
+        live: bool,
+    },
+    /// Print the manual page, in roff.
+    Man,
+    /// Print what completes the command line in a shell.
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Writes the manual page.
+///
+/// # Errors
+/// What `out` reports.
+pub fn write_man(out: &mut dyn Write) -> io::Result<()> {
+    clap_mangen::Man::new(Cli::command()).render(out)
+}
+
+/// Writes what completes the command line in `shell`.
+pub fn write_completions(shell: Shell, out: &mut dyn Write) {
+    clap_complete::generate(shell, &mut Cli::command(), "redis-proxy", out);
 }
 
 /// What is configured on the command line.

@@ -21,6 +21,7 @@ use crate::config::{Config, DaemonSettings, Problems, Sources};
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::server::{BindError, Drain, DrainControl, Limits, Listener, Workers};
+use crate::systemd::{self, InheritError, Inherited};
 use crate::telemetry::FilterHandle;
 use crate::{admin, http};
 
@@ -33,6 +34,9 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A socket that was handed over cannot be used.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
     /// The system gives no threads, signals or the like.
     #[error("the system refuses what the daemon needs: {0}")]
     System(#[from] io::Error),
@@ -75,13 +79,14 @@ impl Daemon {
     pub async fn build(config: Config, sources: Sources, filter: FilterHandle) -> Result<Self, StartError> {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+        let inherited = Inherited::take(&[FrontEnd::Http.name(), FrontEnd::Admin.name()])?;
         let connections = within_means(&config);
         let metrics = Arc::new(Metrics::new()?);
         let cache = Cache::new(config.cache.clone(), Handle::current());
         let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
-        let listeners = listeners(&config, connections, &proxy, &metrics).await?;
+        let listeners = listeners(&config, inherited, connections, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         Ok(Self { config, sources, filter, signals, listeners, workers, link: Some(link), proxy, cache, metrics })
     }
@@ -92,6 +97,7 @@ impl Daemon {
         let mut tasks = self.start(&drain);
         // What is left of it are the listeners' and connections' own.
         drop(drain);
+        systemd::ready();
         let (mut reload, mut reload_wanted) = (None, false);
         loop {
             tokio::select! {
@@ -107,6 +113,7 @@ impl Daemon {
             }
             if reload_wanted && reload.is_none() {
                 reload_wanted = false;
+                systemd::reloading();
                 reload = Some(self.reload());
             }
         }
@@ -124,6 +131,10 @@ impl Daemon {
             tasks.spawn(link.run());
         }
         tasks.spawn(sweep(self.cache.clone()));
+        tasks.spawn(report(self.proxy.clone()));
+        if let Some(interval) = systemd::watchdog_interval() {
+            tasks.spawn(feed_watchdog(Arc::clone(&self.workers), interval));
+        }
         tasks
     }
 
@@ -159,10 +170,12 @@ impl Daemon {
                 tracing::error!(%error, "config refused");
             }
         }
+        systemd::ready();
     }
 
     async fn drain(&mut self, control: &mut DrainControl) -> Ending {
         self.proxy.drain();
+        systemd::stopping();
         let patience = self.config.daemon.drain_timeout;
         tracing::info!(connections = self.metrics.open_connections(), drain_timeout = ?patience, "stopping");
         let hurry = async { while self.signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
@@ -203,6 +216,7 @@ async fn finished(reload: &mut Option<Reload>) -> Result<Result<Reloaded, Proble
 /// The listeners of `config`, of which that for reads lets in `connections` clients.
 async fn listeners(
     config: &Config,
+    mut inherited: Inherited,
     connections: usize,
     proxy: &Proxy,
     metrics: &Arc<Metrics>,
@@ -213,11 +227,14 @@ async fn listeners(
         header_timeout: config.http.header_timeout,
         max_header: config.http.max_header.0,
     };
-    let bind =
-        |front_end, listen, router, most| Listener::bind(front_end, listen, router, limits(most), Arc::clone(metrics));
+    let has_admin_socket = inherited.has(FrontEnd::Admin.name());
+    let mut bind = |front_end: FrontEnd, listen, router, most| {
+        let socket = inherited.remove(front_end.name());
+        Listener::bind(front_end, listen, socket, (router, limits(most)), Arc::clone(metrics))
+    };
     let reads = http::router(proxy.clone(), config.http.clone());
     let (http, admin) = (&config.http, &config.admin);
-    if admin.listen.is_off() {
+    if !has_admin_socket && admin.listen.is_off() {
         let all: Router = reads.merge(admin::router(proxy.clone()));
         return Ok(vec![bind(FrontEnd::Http, &http.listen, all, connections).await?]);
     }
@@ -234,6 +251,26 @@ fn worker_threads(settings: &DaemonSettings) -> usize {
         threads => threads,
     }
 }
+
+/// Keeps the line of `systemctl status` true.
+async fn report(proxy: Proxy) {
+    loop {
+        systemd::status(&proxy.summary());
+        tokio::time::sleep(REPORT_INTERVAL).await;
+    }
+}
+
+/// Says so, for as long as every worker serves.
+async fn feed_watchdog(workers: Arc<Workers>, interval: Duration) {
+    loop {
+        workers.alive().await;
+        systemd::alive();
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// How old the line of `systemctl status` may be.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Forgets entries whose time is over, so that memory is not held for what nobody may be given. A sweep looks at
 /// every entry; the pause after it is fifty times as long as it took, so it never costs more than a fiftieth of a

@@ -2,14 +2,15 @@
 //!
 //! Exit codes: 0 done, 1 failed, 64 the command line is wrong, 78 the configuration is wrong (sysexits.h).
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use redis_proxy::cli::{Cli, Command};
+use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::daemon::{Daemon, Ending, StartError};
+use redis_proxy::health::{self, Question};
 use redis_proxy::telemetry;
 
 const FAILED: u8 = 1;
@@ -24,16 +25,32 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let sources = Sources { flags: cli.flags, environment: config::environment() };
+    match cli.command {
+        Some(Command::Man) => finish(print(|out| cli::write_man(out))),
+        Some(Command::Completions { shell }) => finish(print(|out| {
+            cli::write_completions(shell, out);
+            Ok(())
+        })),
+        command => configured(command, cli.flags),
+    }
+}
+
+/// What needs the configuration.
+fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
+    let sources = Sources { flags, environment: config::environment() };
     let config = match sources.load() {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),
     };
-    let ended = match cli.command {
+    finish(match command {
         Some(Command::Check) => say("The configuration is right.\n"),
-        None if sources.flags.print_config => config.to_toml().map_err(Into::into).and_then(|text| say(&text)),
-        None => serve(config, sources),
-    };
+        Some(Command::Health { live }) => health(&config, if live { Question::Live } else { Question::Ready }),
+        _ if sources.flags.print_config => config.to_toml().map_err(Into::into).and_then(|text| say(&text)),
+        _ => serve(config, sources),
+    })
+}
+
+fn finish(ended: anyhow::Result<ExitCode>) -> ExitCode {
     ended.unwrap_or_else(|error| complain(&format!("{error:#}"), exit_code(&error)))
 }
 
@@ -55,8 +72,21 @@ fn complain(text: &str, code: u8) -> ExitCode {
 }
 
 fn say(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    print(|out| out.write_all(text.as_bytes()))
+}
+
+fn print(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<ExitCode> {
+    let mut text = Vec::new();
+    write(&mut text)?;
+    io::stdout().write_all(&text).context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn health(config: &Config, question: Question) -> anyhow::Result<ExitCode> {
+    let listen = if config.admin.listen.is_off() { &config.http.listen } else { &config.admin.listen };
+    let (well, answer) = health::ask(listen, question).with_context(|| format!("no answer from {listen}"))?;
+    say(&format!("{answer}\n"))?;
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {

@@ -193,6 +193,15 @@ impl Metrics {
         self.reads.0[front_end as usize][outcome as usize].fetch_add(1, Relaxed);
     }
 
+    /// How many reads there were: those answered from memory, and all.
+    pub fn reads(&self) -> (u64, u64) {
+        let counts = || self.reads.0.iter().flatten().zip(Outcome::ALL.iter().cycle());
+        let sum = |of: fn(&Outcome) -> bool| {
+            counts().filter(|(_, outcome)| of(outcome)).map(|(count, _)| count.load(Relaxed)).sum()
+        };
+        (sum(|outcome| outcome.from_memory()), sum(|_| true))
+    }
+
     /// Redis answered a fetch, in this time.
     pub fn fetched(&self, took: Duration) {
         self.backend_duration.observe(took.as_secs_f64());

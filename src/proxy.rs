@@ -69,6 +69,17 @@ impl Proxy {
         self.backend.capacity_changed(settings.capacity);
     }
 
+    /// How things stand, in a line.
+    pub fn summary(&self) -> String {
+        let link = match self.ready() {
+            Ok(()) => format!("serving, coherence {}", self.coherence().name()),
+            Err(reason) => format!("not ready: {reason}"),
+        };
+        let (from_memory, reads) = self.metrics.reads();
+        let permille = from_memory.saturating_mul(1000).checked_div(reads).unwrap_or(0);
+        format!("{link}; {}.{} % of {reads} reads from memory", permille / 10, permille % 10)
+    }
+
     /// From now on the daemon is going down.
     pub fn drain(&self) {
         self.draining.store(true, Relaxed);

@@ -101,20 +101,23 @@ pub struct BindError {
 }
 
 impl Listener {
-    /// Binds `listen` and says where that is.
+    /// Listens on `inherited`, or else binds `listen`, and says where that is.
     ///
     /// # Errors
     /// The address cannot be resolved or is taken.
     pub async fn bind(
         front_end: FrontEnd,
         listen: &Listen,
-        router: Router,
-        limits: Limits,
+        inherited: Option<std::net::TcpListener>,
+        (router, limits): (Router, Limits),
         metrics: Arc<Metrics>,
     ) -> Result<Self, BindError> {
         let failed = |error| BindError { front_end, address: listen.to_string(), error };
-        let addresses: Vec<SocketAddr> = listen.0.to_socket_addrs().map_err(failed)?.collect();
-        let socket = TcpListener::bind(&*addresses).await.map_err(failed)?;
+        let socket = match inherited {
+            Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
+            None => bind(listen).await,
+        };
+        let socket = socket.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         tracing::info!(front_end = front_end.name(), %address, "listening");
         let permits = Arc::new(Semaphore::new(limits.max_connections));
@@ -171,6 +174,11 @@ impl Listener {
         let counted = Counted { _permit: permit, _open: self.metrics.connection(self.front_end) };
         workers.serve(Connection { stream, service: self.service.clone(), drain: drain.clone(), counted });
     }
+}
+
+async fn bind(listen: &Listen) -> io::Result<TcpListener> {
+    let addresses: Vec<SocketAddr> = listen.0.to_socket_addrs()?.collect();
+    TcpListener::bind(&*addresses).await
 }
 
 /// Connections taken at most after the daemon was told to stop: as many as the system holds ready for us.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Connection, Count};
 
@@ -12,9 +12,15 @@ use super::{Connection, Count};
 pub struct Workers(Vec<Worker>);
 
 struct Worker {
-    /// Never longer than the listeners' `max_connections`, since each holds a permit.
-    connections: mpsc::UnboundedSender<(Connection, Count)>,
+    /// Never longer than the listeners' `max_connections`, since each holds a permit, and the questions of one caller.
+    tasks: mpsc::UnboundedSender<Task>,
     open: Arc<AtomicUsize>,
+}
+
+enum Task {
+    Serve(Box<Connection>, Count),
+    /// Whoever runs this, lives.
+    SayAlive(oneshot::Sender<()>),
 }
 
 impl Workers {
@@ -31,23 +37,39 @@ impl Workers {
             return;
         };
         // A worker ends only with the daemon; then the connection is closed by being dropped.
-        _ = worker.connections.send((connection, Count::one(&worker.open)));
+        _ = worker.tasks.send(Task::Serve(Box::new(connection), Count::one(&worker.open)));
+    }
+
+    /// Returns once every worker has shown that it gets to do what it is given.
+    pub async fn alive(&self) {
+        for worker in &self.0 {
+            let (say, said) = oneshot::channel();
+            _ = worker.tasks.send(Task::SayAlive(say));
+            if said.await.is_err() {
+                // It has ended, and will never again.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
 
 impl Worker {
     fn start(number: usize) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (connections, mut arriving) = mpsc::unbounded_channel::<(Connection, Count)>();
+        let (tasks, mut arriving) = mpsc::unbounded_channel();
         let work = async move {
-            while let Some((connection, count)) = arriving.recv().await {
-                tokio::spawn(async move {
-                    connection.serve().await;
-                    drop(count);
-                });
+            while let Some(task) = arriving.recv().await {
+                match task {
+                    Task::Serve(connection, count) => _ = tokio::spawn(serve(connection, count)),
+                    Task::SayAlive(say) => _ = say.send(()),
+                }
             }
         };
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || runtime.block_on(work))?;
-        Ok(Self { connections, open: Arc::default() })
+        Ok(Self { tasks, open: Arc::default() })
     }
+}
+
+async fn serve(connection: Box<Connection>, _count: Count) {
+    connection.serve().await;
 }

@@ -7,14 +7,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 16] = [
+const ALLOWED: [(&str, &str); 18] = [
     ("activity", "request_line"),
     ("admin", "problem proxy server units"),
     ("backend", "activity cache key metrics units"),
     ("cache", "key units"),
     ("cli", "units"),
     ("config", "admin backend cache cli http server telemetry units"),
-    ("daemon", "admin backend cache config http metrics proxy server telemetry"),
+    ("daemon", "admin backend cache config http metrics proxy server systemd telemetry"),
+    ("health", "server"),
     ("http", "backend cache key metrics problem proxy server units"),
     ("key", ""),
     ("metrics", "cache"),
@@ -22,6 +23,7 @@ const ALLOWED: [(&str, &str); 16] = [
     ("problem", ""),
     ("request_line", ""),
     ("server", "activity metrics problem request_line"),
+    ("systemd", ""),
     ("telemetry", "units"),
     ("units", ""),
 ];
