@@ -118,20 +118,20 @@ impl Link {
         }
     }
 
+    /// Gives the link out, once the cache has begun anew.
     fn up(&mut self, connected: &Connected, since: Instant) {
-        self.give_out(connected);
-        self.metrics.backend_up(true);
-        self.reported = false;
-        let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
-        tracing::info!(redis = %self.settings.url, took = ?took, coherence, "connected to Redis");
-    }
-
-    /// Gives the link out. The cache has begun anew before anybody can get it.
-    fn give_out(&mut self, connected: &Connected) {
         match connected.tracking {
             Some((tracking, asked)) => self.tracked(tracking, asked),
             None => self.cache.rely_on_ttl(),
         }
+        self.metrics.backend_up(true);
+        self.reported = false;
+        let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
+        tracing::info!(redis = %self.settings.url, took = ?took, coherence, "connected to Redis");
+        self.give_out(connected);
+    }
+
+    fn give_out(&self, connected: &Connected) {
         let tracking = connected.tracking.map(|(tracking, _)| tracking);
         self.state.send_replace(LinkState::Up(connected.connection.clone(), tracking));
     }
@@ -217,8 +217,9 @@ impl Link {
                 granted = track_again(connection.clone()), if refusal.is_some() => granted,
             };
             (*tracking, *refusal) = (Some(granted), None);
-            self.give_out(&connected);
+            self.tracked(granted.0, granted.1);
             tracing::info!(redis = %self.settings.url, "Redis tells of changes now");
+            self.give_out(&connected);
         }
     }
 
