@@ -7,9 +7,11 @@
 //! `finish` gets the same verdict when the proxy is dropped.
 
 use std::ffi::OsStr;
+use std::fmt::Write;
 use std::fs;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -18,6 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -70,6 +73,41 @@ impl ProxyBuilder {
         self.admin |= name == ADMIN_LISTEN && !value.as_ref().is_empty();
         self.command.env(name, value);
         self
+    }
+
+    /// Hands the proxy these sockets, each with its name, as systemd does (`sd_listen_fds(3)`). They stay open here.
+    pub(crate) fn inherit(mut self, sockets: &[(&str, &TcpListener)]) -> Self {
+        // Only a shell can say under which number a descriptor is inherited, and which process it will be.
+        let (mut aside, mut in_place) = (String::new(), String::new());
+        for (index, (_, socket)) in sockets.iter().enumerate() {
+            fcntl_setfd(socket, FdFlags::empty()).expect("a socket to be inherited");
+            // By way of numbers that none of them has.
+            let (number, spare) = (index + 3, index + 10_000);
+            write!(aside, "exec {spare}<&{}; ", socket.as_raw_fd()).expect("a string takes all");
+            write!(in_place, "exec {number}<&{spare} {spare}<&-; ").expect("a string takes all");
+        }
+        let mut script = aside + &in_place;
+        let names: Vec<_> = sockets.iter().map(|(name, _)| *name).collect();
+        script += "export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &script]).arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        shell.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        shell.stdin(Stdio::null());
+        self.admin |= names.contains(&"admin");
+        self.command = shell;
+        self
+    }
+
+    /// Runs the proxy to its end, which must come by itself; returns the exit code and what it said.
+    pub(crate) fn run_to_end(mut self) -> (i32, String) {
+        let output = self.command.output().expect("the proxy starts");
+        (exit_code(output.status), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// Starts the proxy and returns once it listens; panics with its log if it does not.
