@@ -61,8 +61,7 @@ impl Link {
         if mode != CoherenceMode::Ttl {
             cache.forsake();
         }
-        let starting = LinkState::Down(BackendError::Unreachable("not connected yet".into()));
-        let (state, receiver) = watch::channel(starting);
+        let (state, receiver) = watch::channel(LinkState::Starting);
         Ok((
             Self {
                 settings: settings.clone(),

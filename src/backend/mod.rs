@@ -186,6 +186,8 @@ impl From<Vanished> for BackendError {
 /// What links to Redis there are now.
 #[derive(Clone)]
 enum LinkState {
+    /// Nothing has come of the first attempt to connect yet.
+    Starting,
     /// Ready for requests, and if Redis tells of changes, how.
     Up(MultiplexedConnection, Option<Tracking>),
     /// Not connected, for this reason.
@@ -267,6 +269,7 @@ impl Backend {
     /// Why there is none.
     pub fn state(&self) -> Result<(), BackendError> {
         match &*self.0.link.borrow() {
+            LinkState::Starting => Err(BackendError::Unreachable("not connected yet".into())),
             LinkState::Up(..) => Ok(()),
             LinkState::Down(error) => Err(error.clone()),
         }
@@ -341,13 +344,17 @@ impl Shared {
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
     async fn link(&self, deadline: Instant) -> Result<MultiplexedConnection, BackendError> {
         let mut link = self.link.clone();
-        if let LinkState::Up(connection, _) = &*link.borrow_and_update() {
-            return Ok(connection.clone());
-        }
+        let patience = match &*link.borrow_and_update() {
+            LinkState::Up(connection, _) => return Ok(connection.clone()),
+            // A daemon that has just taken the place of another turns nobody away before it has tried.
+            LinkState::Starting => deadline,
+            LinkState::Down(_) => deadline.min(Instant::now() + LINK_WAIT),
+        };
         self.calls.needed.notify_one();
-        _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), link.changed()).await;
+        _ = timeout_at(patience, link.changed()).await;
         let state = link.borrow().clone();
         match state {
+            LinkState::Starting => Err(BackendError::TimedOut),
             LinkState::Up(connection, _) => Ok(connection),
             LinkState::Down(error) => Err(error),
         }
