@@ -181,7 +181,7 @@ impl Adversary<'_> {
             Fault::CutOnce => self.relay.cut_once(),
             Fault::Cut => self.on_the_line(Relay::cut, 50..1500),
             Fault::Stall => self.on_the_line(Relay::stall, 20..350),
-            Fault::HalfOpen => self.on_the_line(Relay::stall, 700..2000),
+            Fault::HalfOpen => self.on_the_line(Relay::stall, 700..2600),
             Fault::Delay => {
                 let delay = Duration::from_millis(self.random.random_range(5..60));
                 self.on_the_line(|relay| relay.delay(delay), 500..1200);

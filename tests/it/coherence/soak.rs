@@ -48,7 +48,7 @@ impl Plan {
     fn config(&self, relay: &Relay, capacity: u32, grace: &str) -> String {
         let more = format!(
             "daemon.worker_threads = 2\ncache.capacity = {capacity}\n\
-             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"1s\"\n{}",
+             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{}",
             self.coherence
         );
         config(&relay_url(relay), &more)
