@@ -187,10 +187,7 @@ impl Adversary<'_> {
                 self.on_the_line(|relay| relay.delay(delay), 500..1200);
             }
             Fault::Trickle => self.on_the_line(Relay::byte_at_a_time, 500..1200),
-            Fault::Resize => {
-                self.capacity = CAPACITIES[self.random.random_range(0..CAPACITIES.len())];
-                self.reload();
-            }
+            Fault::Resize => self.resize(),
             Fault::TinyTrackingTable => {
                 self.redis.command(&["CONFIG", "SET", "tracking-table-max-keys", "10"]);
                 self.hold(400..1500);
@@ -231,6 +228,16 @@ impl Adversary<'_> {
         let whom = ["ALL", "WRITE"][self.random.random_range(0..2)];
         self.redis.command(&["CLIENT", "PAUSE", &millis.to_string(), whom]);
         thread::sleep(Duration::from_millis(millis));
+    }
+
+    /// Moving a small cache takes no time, so it is moved again and again for writes to come in between.
+    fn resize(&mut self) {
+        let time = Duration::from_millis(self.random.random_range(300..900));
+        let until = self.world.clock.now() + time;
+        while self.world.clock.now() < until {
+            self.capacity = CAPACITIES[self.random.random_range(0..CAPACITIES.len())];
+            self.reload();
+        }
     }
 
     /// Every key is gone with the process. No writer is at work meanwhile, since none has anybody to talk to.
