@@ -79,6 +79,8 @@ impl Tally {
 #[derive(Default)]
 pub(super) struct Report {
     pub(super) seed: u64,
+    /// The kind and the version of Redis.
+    pub(super) server: String,
     pub(super) took: Duration,
     pub(super) writes: u64,
     pub(super) unacknowledged: u64,
@@ -95,8 +97,8 @@ impl Report {
         let tally = &self.tally;
         let from_memory: u64 = ["hit", "absent", "stale"].iter().filter_map(|name| tally.outcomes.get(name)).sum();
         let mut text = String::new();
-        let seconds = self.took.as_secs();
-        _ = writeln!(text, "soak of {seconds} s, SEED={}: {} violations", self.seed, self.violations.len());
+        let (seconds, violations) = (self.took.as_secs(), self.violations.len());
+        _ = writeln!(text, "soak of {seconds} s on {}, SEED={}: {} violations", self.server, self.seed, violations);
         _ = writeln!(text, "  reads       {}: {}", tally.reads, list(&tally.outcomes));
         _ = writeln!(text, "  no answers  {} refused, {} not waited for", tally.no_answers, tally.given_up);
         _ = writeln!(text, "  hit ratio   {} %", (from_memory * 100).checked_div(tally.reads).unwrap_or(0));

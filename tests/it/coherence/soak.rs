@@ -5,11 +5,12 @@
 //!
 //! The rule: the soak may fail only for what the proxy did. What the machine or the harness did wrong is told apart.
 
-use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
+
+use redis::cmd;
 
 use super::faults::{Adversary, Fault, NO_GRACE};
 use super::readers::{self, READERS};
@@ -83,23 +84,20 @@ impl Plan {
             world.stop();
             (sum(readers), faults)
         });
-        let report = self.report(&world, &proxy, tally, faults);
-        proxy.finish();
-        report
-    }
-
-    fn report(&self, world: &World, proxy: &Proxy, tally: Tally, faults: BTreeMap<&'static str, u64>) -> Report {
-        Report {
+        let report = Report {
             seed: self.seed,
+            server: version(&redis),
             took: world.clock.now(),
             writes: world.writes.load(Relaxed),
             unacknowledged: world.unacknowledged.load(Relaxed),
             foreign_writes: world.foreign_writes.load(Relaxed),
             tally,
             faults,
-            figures: figures(proxy),
+            figures: figures(&proxy),
             violations: world.violations.lock().unwrap().clone(),
-        }
+        };
+        proxy.finish();
+        report
     }
 }
 
@@ -151,6 +149,14 @@ fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
         sum.add(&join(reader));
     }
     sum
+}
+
+/// As the server tells it; a fork has a version of its own beside that of the Redis it stands for.
+fn version(redis: &RedisServer) -> String {
+    let told: String =
+        cmd("INFO").arg("server").query(&mut redis.connection()).expect("redis-server tells its version");
+    let find = |name| told.lines().find(|line| line.starts_with(name)).map(|line| line.replacen("_version:", " ", 1));
+    find("valkey_version:").or_else(|| find("redis_version:")).unwrap_or_default()
 }
 
 fn figures(proxy: &Proxy) -> Vec<(&'static str, f64)> {
