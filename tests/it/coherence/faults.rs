@@ -283,3 +283,27 @@ fn differs(expected: Option<&[u8]>, answer: &Response) -> Option<String> {
     let agrees = found == expected && [200, 404].contains(&answer.status);
     (!agrees).then(|| format!("Redis has {}, the proxy {} ({})", text(expected), text(found), answer.status))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Response {
+        Response { status, headers: Vec::new(), body: body.as_bytes().to_owned() }
+    }
+
+    #[test]
+    fn when_all_is_quiet_the_proxy_says_what_redis_says() {
+        assert_eq!(differs(Some(b"value"), &answer(200, "value")), None);
+        assert_eq!(differs(None, &answer(404, "a problem")), None);
+        for (expected, wrong) in [
+            (Some(b"value".as_slice()), answer(200, "another")),
+            (Some(b"value"), answer(404, "a problem")),
+            (Some(b"value"), answer(503, "value")),
+            (None, answer(200, "value")),
+            (None, answer(503, "a problem")),
+        ] {
+            assert!(differs(expected, &wrong).is_some(), "{expected:?} {wrong:?}");
+        }
+    }
+}

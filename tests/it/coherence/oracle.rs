@@ -248,6 +248,15 @@ mod tests {
     }
 
     #[test]
+    fn an_absence_that_nobody_remembers_is_none() {
+        let (mut history, _) = written();
+        for number in 1..500 {
+            write(&mut history, Effect::Value, number * 1000, number * 1000 + 10);
+        }
+        assert_eq!(read(&history, Answer::Absent, 500_000, 0), Err(Breach::NeverAbsent));
+    }
+
+    #[test]
     fn a_value_that_expires_is_absent_from_its_end_on() {
         let (mut history, _) = written();
         let expiring = write(&mut history, Effect::Expiring(ms(500)), 1000, 1010);

@@ -117,10 +117,7 @@ impl Reader<'_> {
     /// A stale value needs a setting that allows it and a Redis that is gone.
     fn check_stale(&self, key: usize, read: &Read) {
         let weather = &self.world.weather;
-        let is_wrong = || {
-            let grace = !weather.grace.between(read.began, read.ended).is_empty();
-            !grace || weather.is_peace(read.began, read.ended)
-        };
+        let is_wrong = || !weather.may_be_stale(read.began, read.ended);
         if read.outcome == STALE && is_wrong() && second_look(is_wrong) {
             let (began, around) = (millis(read.began), weather.tell(read.began, read.ended));
             self.world.violation(format!("key/{key}: a stale value at {began}, in force: {around}"));

@@ -88,6 +88,11 @@ impl Weather {
         if self.is_peace(from, to) { BOUND_IN_PEACE } else { BOUND_IN_TROUBLE }
     }
 
+    /// Whether a read between these moments may get what is past its time: where that is allowed, and Redis gone.
+    pub(super) fn may_be_stale(&self, began: Moment, ended: Moment) -> bool {
+        !self.grace.between(began, ended).is_empty() && !self.is_peace(began, ended)
+    }
+
     pub(super) fn tell(&self, from: Moment, to: Moment) -> String {
         let mut names = self.trouble.between(from, to);
         names.extend(self.changes.between(from, to));
@@ -105,5 +110,46 @@ impl Weather {
                 self.trouble.add(STANDSTILL, before, after);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(millis: u64) -> Moment {
+        Duration::from_millis(millis)
+    }
+
+    /// A fault from 100 to 200 ms, and one that goes on since 500 ms; the grace is from 150 to 600 ms.
+    fn weather() -> Weather {
+        let weather = Weather::default();
+        weather.trouble.begin("a fault", ms(100));
+        weather.trouble.end(ms(200));
+        weather.trouble.begin("another fault", ms(500));
+        weather.grace.begin("stale_grace", ms(150));
+        weather.grace.end(ms(600));
+        weather
+    }
+
+    #[test]
+    fn news_may_be_late_only_if_a_fault_fell_into_its_way() {
+        let bound = |from, to| weather().bound(ms(from), ms(to));
+        for (from, to) in [(0, 99), (201, 499)] {
+            assert_eq!(bound(from, to), BOUND_IN_PEACE, "{from} {to}");
+        }
+        for (from, to) in [(0, 100), (120, 130), (200, 300), (50, 450), (400, 501), (9000, 9001)] {
+            assert_eq!(bound(from, to), BOUND_IN_TROUBLE, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn a_value_past_its_time_needs_both_a_grace_and_a_fault() {
+        let may_be_stale = |began, ended| weather().may_be_stale(ms(began), ms(ended));
+        assert!(may_be_stale(160, 170));
+        assert!(may_be_stale(450, 510), "the fault came before the answer");
+        assert!(!may_be_stale(110, 120), "no grace");
+        assert!(!may_be_stale(300, 310), "no fault");
+        assert!(!may_be_stale(700, 710), "no grace any more");
     }
 }
