@@ -1,8 +1,8 @@
 //! Those who break things.
 //!
 //! Model: a deck of all faults is shuffled by the seed and dealt out, and then again. Each fault is done, lasts for a
-//! while, is healed, and is over when the proxy has been seen ready; then there is peace for a while. Between faults
-//! `cache.stale_grace` changes now and then, by a reload.
+//! while, is healed, and is over when the proxy has been seen ready; then there is peace for a while. Every other
+//! fault comes while `cache.stale_grace` lets values stand in, which is changed by a reload.
 //!
 //! The rule: the weather knows of a fault before the fault is done, and of its end only after it.
 
@@ -19,7 +19,7 @@ use redis::cmd;
 
 use super::weather::BOUND_IN_TROUBLE;
 use super::world::{KEYS, World};
-use crate::stage::readyz;
+use crate::stage::{readyz, request};
 use crate::support::http::{Client, Response, key_path};
 use crate::support::{Proxy, RedisServer, Relay, Reload, within};
 
@@ -30,6 +30,11 @@ const SETTLED: Duration = Duration::from_millis(250);
 /// So many times a key may change while it is compared.
 const LOOKS: usize = 50;
 const CAPACITIES: [u32; 4] = [30, 120, 250, 1000];
+/// All of them hold every key, and the ballast.
+const LARGE_CAPACITIES: [u32; 3] = [4000, 5000, 8000];
+const FILLERS: usize = 30;
+/// For each of the fillers.
+const BALLAST: usize = 100;
 /// How many keys Redis remembers that somebody has read.
 const TRACKING_TABLE: &str = "1000000";
 
@@ -230,13 +235,34 @@ impl Adversary<'_> {
         thread::sleep(Duration::from_millis(millis));
     }
 
-    /// Moving a small cache takes no time, so it is moved again and again for writes to come in between.
+    /// Moving a small cache takes no time, so it is filled and moved again and again, for writes to come in between.
     fn resize(&mut self) {
+        self.resize_to(&LARGE_CAPACITIES);
+        self.fill();
         let time = Duration::from_millis(self.random.random_range(300..900));
         let until = self.world.clock.now() + time;
         while self.world.clock.now() < until {
-            self.capacity = CAPACITIES[self.random.random_range(0..CAPACITIES.len())];
-            self.reload();
+            self.resize_to(&LARGE_CAPACITIES);
+        }
+        self.resize_to(&CAPACITIES);
+    }
+
+    fn resize_to(&mut self, capacities: &[u32]) {
+        self.capacity = capacities[self.random.random_range(0..capacities.len())];
+        self.reload();
+    }
+
+    /// Has the proxy remember of many keys that they do not exist.
+    fn fill(&self) {
+        let ask = |client: usize| {
+            let mut connection = Client::connect(self.proxy.http());
+            let requests = (0..BALLAST).map(|number| request(&format!("ballast/{client}/{number}")));
+            connection.send_raw(&requests.collect::<Vec<_>>().concat());
+            connection
+        };
+        let connections: Vec<_> = (0..FILLERS).map(ask).collect();
+        for mut connection in connections {
+            (0..BALLAST).for_each(|_| _ = connection.read_response());
         }
     }
 
@@ -255,10 +281,7 @@ impl Adversary<'_> {
     }
 
     fn change_grace(&mut self) {
-        let next = if self.random.random_bool(0.5) { SOME_GRACE } else { NO_GRACE };
-        if next == self.grace {
-            return;
-        }
+        let next = if self.grace == NO_GRACE { SOME_GRACE } else { NO_GRACE };
         self.grace = next;
         let (grace, clock) = (&self.world.weather.grace, &self.world.clock);
         if next == SOME_GRACE {
