@@ -2,7 +2,7 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check deny clean
+.PHONY: help run test soak check deny clean
 
 # Where `make run` serves HTTP on 127.0.0.1: make run PORT=9000
 PORT ?= 8080
@@ -15,6 +15,9 @@ run: ## Build the proxy and run it with a private Redis and sample keys until Ct
 
 test: ## Run every test: unit, documentation, and integration against real redis-servers
 	@scripts/test
+
+soak: ## Soak the coherence of the cache in faults (SECONDS=60 SEED=1 SERVER=redis-server)
+	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)'
 
 check: ## Check the formatting, the lints and the documentation, with warnings as errors
 	@echo 'Checking the formatting, the lints and the documentation.'

@@ -3,6 +3,7 @@
 mod architecture;
 mod backend;
 mod caching;
+mod coherence;
 mod config;
 mod lifecycle;
 mod metrics;

@@ -25,4 +25,4 @@ pub(crate) use proxy::{Proxy, Reload};
 pub(crate) use redis_server::RedisServer;
 pub(crate) use relay::Relay;
 pub(crate) use rustix::process::Signal;
-pub(crate) use wait::eventually;
+pub(crate) use wait::{eventually, within};

@@ -8,6 +8,7 @@
 //! and access rules given for the proxy never lock the test out. Its looking is visible in
 //! the server's statistics as `auth` and as the commands it sends, and as nothing else.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ use super::wait::{eventually, within};
 
 const BOUND: Duration = Duration::from_secs(10);
 const PORT_ATTEMPTS: usize = 5;
+/// The environment variable that names another program, to run the tests on another version or kind of Redis.
+const PROGRAM: &str = "REDIS_SERVER";
 const TEST_USER: &str = "integration-test";
 
 /// A running `redis-server`; dropping it ends the process.
@@ -111,7 +114,7 @@ impl RedisServerBuilder {
     fn launch(&self, directory: &Path, ports: Ports) -> Child {
         // Emptied, lest the failure of the process before be taken for this one's.
         let log = File::create(log_in(directory)).expect("the server's log file");
-        Command::new("redis-server")
+        Command::new(program())
             .args(base_arguments(directory, ports.tcp))
             .args(self.tls_arguments(ports.tls))
             .args(["--user", TEST_USER, "on", "nopass", "~*", "&*", "+@all"])
@@ -236,17 +239,7 @@ impl RedisServer {
     }
 
     fn try_connection(&self) -> RedisResult<Connection> {
-        // Protocol 2 and no library name: `hello` and `client` stay the proxy's statistics.
-        let settings = RedisConnectionInfo::default()
-            .set_username(TEST_USER)
-            .set_password("")
-            .set_protocol(ProtocolVersion::RESP2)
-            .set_skip_set_lib_name();
-        let server = ConnectionAddr::Unix(self.socket()).into_connection_info()?.set_redis_settings(settings);
-        let connection = redis::Client::open(server)?.get_connection_with_timeout(BOUND)?;
-        connection.set_read_timeout(Some(BOUND))?;
-        connection.set_write_timeout(Some(BOUND))?;
-        Ok(connection)
+        connect(&self.socket())
     }
 
     fn answers(&self) -> bool {
@@ -303,6 +296,21 @@ impl Drop for RedisServer {
     }
 }
 
+/// A connection to the server behind this socket that may run every command, as long as there is one.
+pub(crate) fn connect(socket: &Path) -> RedisResult<Connection> {
+    // Protocol 2 and no library name: `hello` and `client` stay the proxy's statistics.
+    let settings = RedisConnectionInfo::default()
+        .set_username(TEST_USER)
+        .set_password("")
+        .set_protocol(ProtocolVersion::RESP2)
+        .set_skip_set_lib_name();
+    let server = ConnectionAddr::Unix(socket.to_owned()).into_connection_info()?.set_redis_settings(settings);
+    let connection = redis::Client::open(server)?.get_connection_with_timeout(BOUND)?;
+    connection.set_read_timeout(Some(BOUND))?;
+    connection.set_write_timeout(Some(BOUND))?;
+    Ok(connection)
+}
+
 fn base_arguments(directory: &Path, tcp_port: Option<u16>) -> Vec<String> {
     let words = [
         ("--dir", text(directory)),
@@ -313,6 +321,11 @@ fn base_arguments(directory: &Path, tcp_port: Option<u16>) -> Vec<String> {
         ("--appendonly", "no".to_owned()),
     ];
     words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+}
+
+/// What is started: `redis-server`, or another program that takes its arguments.
+fn program() -> OsString {
+    std::env::var_os(PROGRAM).filter(|program| !program.is_empty()).unwrap_or_else(|| "redis-server".into())
 }
 
 fn socket_in(directory: &Path) -> PathBuf {

@@ -1,0 +1,332 @@
+//! Those who break things.
+//!
+//! Model: a deck of all faults is shuffled by the seed and dealt out, and then again. Each fault is done, lasts for a
+//! while, is healed, and is over when the proxy has been seen ready; then there is peace for a while. Every other
+//! fault comes while `cache.stale_grace` lets values stand in, which is changed by a reload.
+//!
+//! The rule: the weather knows of a fault before the fault is done, and of its end only after it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::thread;
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use redis::cmd;
+
+use super::weather::BOUND_IN_TROUBLE;
+use super::world::{KEYS, World};
+use crate::stage::{readyz, request};
+use crate::support::http::{Client, Response, key_path};
+use crate::support::{Proxy, RedisServer, Relay, Reload, within};
+
+/// Within so long after a fault the proxy must be ready.
+const READY: Duration = Duration::from_secs(3);
+/// What was held up on the line is through by then.
+const SETTLED: Duration = Duration::from_millis(250);
+/// So many times a key may change while it is compared.
+const LOOKS: usize = 50;
+const CAPACITIES: [u32; 4] = [30, 120, 250, 1000];
+/// All of them hold every key, and the ballast.
+const LARGE_CAPACITIES: [u32; 3] = [4000, 5000, 8000];
+const FILLERS: usize = 30;
+/// For each of the fillers.
+const BALLAST: usize = 100;
+/// How many keys Redis remembers that somebody has read.
+const TRACKING_TABLE: &str = "1000000";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Fault {
+    LinkKilled,
+    RedisStopped,
+    RedisStoppedLong,
+    RedisPaused,
+    Restart,
+    RestartEmpty,
+    CutOnce,
+    Cut,
+    Stall,
+    HalfOpen,
+    Delay,
+    Trickle,
+    Resize,
+    TinyTrackingTable,
+}
+
+pub(super) const ALL: [Fault; 14] = [
+    Fault::LinkKilled,
+    Fault::RedisStopped,
+    Fault::RedisStoppedLong,
+    Fault::RedisPaused,
+    Fault::Restart,
+    Fault::RestartEmpty,
+    Fault::CutOnce,
+    Fault::Cut,
+    Fault::Stall,
+    Fault::HalfOpen,
+    Fault::Delay,
+    Fault::Trickle,
+    Fault::Resize,
+    Fault::TinyTrackingTable,
+];
+
+impl Fault {
+    fn name(self) -> &'static str {
+        match self {
+            Self::LinkKilled => "CLIENT KILL",
+            Self::RedisStopped => "SIGSTOP",
+            Self::RedisStoppedLong => "long SIGSTOP",
+            Self::RedisPaused => "CLIENT PAUSE",
+            Self::Restart => "restart",
+            Self::RestartEmpty => "empty restart",
+            Self::CutOnce => "cut",
+            Self::Cut => "long cut",
+            Self::Stall => "stall",
+            Self::HalfOpen => "half-open link",
+            Self::Delay => "delay",
+            Self::Trickle => "byte by byte",
+            Self::Resize => "resize",
+            Self::TinyTrackingTable => "tracking table of 10",
+        }
+    }
+
+    /// Whether it keeps news of writes from travelling; in the others a value may be no older than in peace.
+    fn is_on_the_link(self) -> bool {
+        ![Self::Resize, Self::TinyTrackingTable].contains(&self)
+    }
+}
+
+pub(super) struct Adversary<'a> {
+    pub(super) world: &'a World,
+    pub(super) redis: &'a mut RedisServer,
+    pub(super) relay: &'a Relay,
+    pub(super) proxy: &'a Proxy,
+    /// The proxy's configuration for a capacity and a grace.
+    pub(super) config: &'a dyn Fn(u32, &str) -> String,
+    pub(super) random: StdRng,
+    pub(super) capacity: u32,
+    pub(super) grace: &'static str,
+}
+
+pub(super) const NO_GRACE: &str = "0s";
+const SOME_GRACE: &str = "3s";
+
+impl Adversary<'_> {
+    /// Deals out faults for so long; returns how many of each kind there were.
+    pub(super) fn strike(&mut self, faults: &[Fault], duration: Duration) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        let mut deck = Vec::new();
+        while self.world.is_written() && self.world.clock.now() < duration {
+            self.hold(400..1600);
+            if deck.is_empty() {
+                deck = faults.to_vec();
+                deck.shuffle(&mut self.random);
+            }
+            if let Some(fault) = deck.pop() {
+                self.change_grace();
+                self.undergo(fault);
+                *counts.entry(fault.name()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// After the last write and the last fault: when one bound is over, each key must be the same in Redis and
+    /// through the proxy.
+    pub(super) fn settle(&self) {
+        thread::sleep(BOUND_IN_TROUBLE);
+        let mut straight = self.redis.connection();
+        let mut client = Client::connect(self.proxy.http());
+        for key in 0..KEYS {
+            let name = format!("key/{key}");
+            let mut look = || cmd("GET").arg(&name).query(&mut straight).expect("redis-server answers");
+            let differs = (0..LOOKS).find_map(|_| {
+                let before: Option<Vec<u8>> = look();
+                let through = client.get(key_path(name.as_bytes()));
+                // A key may expire between two looks at it.
+                (before == look()).then(|| differs(before.as_deref(), &through))
+            });
+            match differs {
+                Some(None) => {}
+                Some(Some(difference)) => self.world.violation(format!("{name}, when all was quiet: {difference}")),
+                None => self.world.violation(format!("{name} changes while nobody writes: the harness is wrong")),
+            }
+        }
+    }
+
+    fn undergo(&mut self, fault: Fault) {
+        let weather = &self.world.weather;
+        let spells = if fault.is_on_the_link() { &weather.trouble } else { &weather.changes };
+        spells.begin(fault.name(), self.world.clock.now());
+        self.perform(fault);
+        if within(READY, || (readyz(self.proxy).0 == 200).then_some(())).is_none() {
+            let (_, reason) = readyz(self.proxy);
+            let name = fault.name();
+            self.world.violation(format!("not ready {READY:?} after a fault was healed ({name}): {reason}"));
+        }
+        thread::sleep(SETTLED);
+        spells.end(self.world.clock.now());
+    }
+
+    fn perform(&mut self, fault: Fault) {
+        match fault {
+            Fault::LinkKilled => self.kill_link(),
+            Fault::RedisStopped => self.stop_redis(20..300),
+            Fault::RedisStoppedLong => self.stop_redis(700..1800),
+            Fault::RedisPaused => self.pause_redis(),
+            Fault::Restart => {
+                self.redis.stop();
+                self.hold(10..700);
+                self.redis.restart();
+            }
+            Fault::RestartEmpty => self.restart_empty(),
+            Fault::CutOnce => self.relay.cut_once(),
+            Fault::Cut => self.on_the_line(Relay::cut, 50..1500),
+            Fault::Stall => self.on_the_line(Relay::stall, 20..350),
+            Fault::HalfOpen => self.on_the_line(Relay::stall, 700..2600),
+            Fault::Delay => {
+                let delay = Duration::from_millis(self.random.random_range(5..60));
+                self.on_the_line(|relay| relay.delay(delay), 500..1200);
+            }
+            Fault::Trickle => self.on_the_line(Relay::byte_at_a_time, 500..1200),
+            Fault::Resize => self.resize(),
+            Fault::TinyTrackingTable => {
+                self.redis.command(&["CONFIG", "SET", "tracking-table-max-keys", "10"]);
+                self.hold(400..1500);
+                self.redis.command(&["CONFIG", "SET", "tracking-table-max-keys", TRACKING_TABLE]);
+            }
+        }
+    }
+
+    fn hold(&mut self, millis: Range<u64>) {
+        thread::sleep(Duration::from_millis(self.random.random_range(millis)));
+    }
+
+    fn on_the_line(&mut self, break_it: impl Fn(&Relay), millis: Range<u64>) {
+        break_it(self.relay);
+        self.hold(millis);
+        self.relay.resume();
+    }
+
+    fn kill_link(&self) {
+        let mut connection = self.redis.connection();
+        let clients: String = cmd("CLIENT").arg("LIST").query(&mut connection).expect("redis-server lists its clients");
+        let links = clients.lines().filter(|line| line.contains(" name=redis-proxy "));
+        for id in links.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()) {
+            // It may have gone by itself.
+            _ = cmd("CLIENT").arg("KILL").arg("ID").arg(id).exec(&mut connection);
+        }
+    }
+
+    fn stop_redis(&mut self, millis: Range<u64>) {
+        self.redis.pause();
+        self.hold(millis);
+        self.redis.resume();
+    }
+
+    /// Redis takes commands and runs none, or only those that write nothing, until the time is over.
+    fn pause_redis(&mut self) {
+        let millis = self.random.random_range(100..900_u64);
+        let whom = ["ALL", "WRITE"][self.random.random_range(0..2)];
+        self.redis.command(&["CLIENT", "PAUSE", &millis.to_string(), whom]);
+        thread::sleep(Duration::from_millis(millis));
+    }
+
+    /// Moving a small cache takes no time, so it is filled and moved again and again, for writes to come in between.
+    fn resize(&mut self) {
+        self.resize_to(&LARGE_CAPACITIES);
+        self.fill();
+        let time = Duration::from_millis(self.random.random_range(300..900));
+        let until = self.world.clock.now() + time;
+        while self.world.clock.now() < until {
+            self.resize_to(&LARGE_CAPACITIES);
+        }
+        self.resize_to(&CAPACITIES);
+    }
+
+    fn resize_to(&mut self, capacities: &[u32]) {
+        self.capacity = capacities[self.random.random_range(0..capacities.len())];
+        self.reload();
+    }
+
+    /// Has the proxy remember of many keys that they do not exist.
+    fn fill(&self) {
+        let ask = |client: usize| {
+            let mut connection = Client::connect(self.proxy.http());
+            let requests = (0..BALLAST).map(|number| request(&format!("ballast/{client}/{number}")));
+            connection.send_raw(&requests.collect::<Vec<_>>().concat());
+            connection
+        };
+        let connections: Vec<_> = (0..FILLERS).map(ask).collect();
+        for mut connection in connections {
+            (0..BALLAST).for_each(|_| _ = connection.read_response());
+        }
+    }
+
+    /// Every key is gone with the process. No writer is at work meanwhile, since none has anybody to talk to.
+    fn restart_empty(&mut self) {
+        let world = self.world;
+        self.redis.stop();
+        let alone = world.all.write().unwrap();
+        let begun = world.begin_all("restart");
+        let data = self.redis.socket().with_file_name("appendonlydir");
+        fs::remove_dir_all(&data).expect("the data of a Redis that has been killed");
+        world.end_all(&begun, &Ok(()));
+        drop(alone);
+        self.hold(10..700);
+        self.redis.restart();
+    }
+
+    fn change_grace(&mut self) {
+        let next = if self.grace == NO_GRACE { SOME_GRACE } else { NO_GRACE };
+        self.grace = next;
+        let (grace, clock) = (&self.world.weather.grace, &self.world.clock);
+        if next == SOME_GRACE {
+            grace.begin("stale_grace", clock.now());
+        }
+        self.reload();
+        if next == NO_GRACE {
+            grace.end(clock.now());
+        }
+    }
+
+    fn reload(&self) {
+        let config = (self.config)(self.capacity, self.grace);
+        assert_eq!(self.proxy.reload(&config), Reload::Reloaded, "{config}");
+    }
+}
+
+/// What is wrong with an answer, if anything is.
+fn differs(expected: Option<&[u8]>, answer: &Response) -> Option<String> {
+    let found = (answer.status == 200).then_some(answer.body.as_slice());
+    let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or(b"nothing")).into_owned();
+    let agrees = found == expected && [200, 404].contains(&answer.status);
+    (!agrees).then(|| format!("Redis has {}, the proxy {} ({})", text(expected), text(found), answer.status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Response {
+        Response { status, headers: Vec::new(), body: body.as_bytes().to_owned() }
+    }
+
+    #[test]
+    fn when_all_is_quiet_the_proxy_says_what_redis_says() {
+        assert_eq!(differs(Some(b"value"), &answer(200, "value")), None);
+        assert_eq!(differs(None, &answer(404, "a problem")), None);
+        for (expected, wrong) in [
+            (Some(b"value".as_slice()), answer(200, "another")),
+            (Some(b"value"), answer(404, "a problem")),
+            (Some(b"value"), answer(503, "value")),
+            (None, answer(200, "value")),
+            (None, answer(503, "a problem")),
+        ] {
+            assert!(differs(expected, &wrong).is_some(), "{expected:?} {wrong:?}");
+        }
+    }
+}

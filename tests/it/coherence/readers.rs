@@ -1,0 +1,195 @@
+//! Those who read, and have each of their reads judged.
+//!
+//! Model: a client of the proxy with one connection, which remembers for each key the version it saw last. Half of the
+//! clients wait for every answer; the others go away from one that is not here at once and ask for something else, so
+//! that they still read from memory while Redis keeps everybody else waiting. Beside them one thread reads straight from Redis and allows for nothing: should it find a breach, then the history is
+//! wrong, and no verdict on the proxy is worth anything.
+//!
+//! The rule: a breach is looked at again after a moment, when all that was noted late is noted, before it counts.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use redis::cmd;
+
+use super::history::{Moment, millis};
+use super::oracle::{Answer, Breach, Read, STALE, Verdict, judge};
+use super::report::Tally;
+use super::world::{Door, KEYS, Pace, World, skewed};
+use crate::stage::request;
+use crate::support::http::{Client, Response};
+
+pub(super) const READERS: usize = 4;
+const GAP: Duration = Duration::from_millis(2);
+/// For how long half of the readers wait for an answer.
+const IMPATIENCE: Duration = Duration::from_millis(20);
+const STRAIGHT_GAP: Duration = Duration::from_millis(10);
+/// By then every thread has noted what happened before.
+const SECOND_LOOK: Duration = Duration::from_millis(150);
+
+/// Reads until the soak ends.
+pub(super) fn read(world: &World, address: SocketAddr, number: usize) -> Tally {
+    let thread = format!("reader {number}");
+    let mut random = world.random(&thread);
+    let mut reader = Reader { world, thread, seen: vec![0; KEYS], tally: Tally::default() };
+    let is_patient = number.is_multiple_of(2);
+    let connect = || {
+        let client = Client::connect(address);
+        if !is_patient {
+            client.read_timeout(IMPATIENCE);
+        }
+        client
+    };
+    let mut client = connect();
+    let mut pace = Pace::every(GAP);
+    while world.is_read() {
+        pace.wait();
+        let key = skewed(&mut random, KEYS);
+        let began = world.clock.now();
+        client.send_raw(&request(&format!("key/{key}")));
+        match client.try_read_response() {
+            Ok(response) => reader.take(key, began, response),
+            Err(error) if !is_patient && error.kind() == ErrorKind::WouldBlock => {
+                reader.tally.given_up += 1;
+                client = connect();
+            }
+            Err(error) => {
+                world.violation(format!("key/{key}: the proxy's connection to a client broke: {error}"));
+                client = connect();
+            }
+        }
+    }
+    reader.tally
+}
+
+struct Reader<'a> {
+    world: &'a World,
+    thread: String,
+    /// The latest version of each key.
+    seen: Vec<u64>,
+    tally: Tally,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, key: usize, began: Moment, response: Response) {
+        let ended = self.world.clock.now();
+        let outcome = outcome(&response);
+        self.tally.reads += 1;
+        let answer = match response.status {
+            200 => Answer::Value(response.body),
+            404 => Answer::Absent,
+            status => return self.take_refusal(key, began, status, &response),
+        };
+        *self.tally.outcomes.entry(outcome).or_default() += 1;
+        let read = Read { began, ended, answer, outcome };
+        self.check_stale(key, &read);
+        match verdict(self.world, key, &read, self.seen[key]) {
+            Ok(verdict) => {
+                self.seen[key] = verdict.version;
+                self.count(&verdict, began);
+            }
+            Err(breach) => self.world.violation(tell(self.world, &self.thread, key, &read, &breach)),
+        }
+    }
+
+    fn count(&mut self, verdict: &Verdict, began: Moment) {
+        let (lag, since) = verdict.lag.unwrap_or((Duration::ZERO, began));
+        if self.world.weather.is_peace(since, began) {
+            self.tally.peace.count(lag);
+        } else {
+            self.tally.trouble.count(lag);
+        }
+    }
+
+    /// An answer that is none is due to a fault, and to nothing else.
+    fn take_refusal(&mut self, key: usize, began: Moment, status: u16, response: &Response) {
+        let ended = self.world.clock.now();
+        self.tally.no_answers += 1;
+        let is_peace = || self.world.weather.is_peace(began, ended);
+        if ![502, 503, 504].contains(&status) || is_peace() && second_look(is_peace) {
+            let (began, body) = (millis(began), String::from_utf8_lossy(&response.body));
+            self.world.violation(format!("key/{key}: status {status} at {began}, with no fault in force: {body}"));
+        }
+    }
+
+    /// A stale value needs a setting that allows it and a Redis that is gone.
+    fn check_stale(&self, key: usize, read: &Read) {
+        let weather = &self.world.weather;
+        let is_wrong = || !weather.may_be_stale(read.began, read.ended);
+        if read.outcome == STALE && is_wrong() && second_look(is_wrong) {
+            let (began, around) = (millis(read.began), weather.tell(read.began, read.ended));
+            self.world.violation(format!("key/{key}: a stale value at {began}, in force: {around}"));
+        }
+    }
+}
+
+fn second_look(is_wrong: impl Fn() -> bool) -> bool {
+    thread::sleep(SECOND_LOOK);
+    is_wrong()
+}
+
+fn verdict(world: &World, key: usize, read: &Read, seen: u64) -> Result<Verdict, Breach> {
+    let judge = || judge(&world.keys[key].lock().unwrap(), read, seen, |from, to| world.weather.bound(from, to));
+    judge().or_else(|_| {
+        thread::sleep(SECOND_LOOK);
+        judge()
+    })
+}
+
+/// Reads from Redis itself until the soak's writers end.
+pub(super) fn read_straight(world: &World) {
+    let mut random = world.random("straight reader");
+    let mut door = Door::to(world, 0);
+    let mut pace = Pace::every(STRAIGHT_GAP);
+    while world.is_written() {
+        pace.wait();
+        let Some(connection) = door.open() else {
+            continue;
+        };
+        let key = skewed(&mut random, KEYS);
+        let began = world.clock.now();
+        match cmd("GET").arg(format!("key/{key}")).query::<Option<Vec<u8>>>(connection) {
+            Ok(value) => check_straight(world, key, began, value.map_or(Answer::Absent, Answer::Value)),
+            Err(error) => door.close(&error),
+        }
+    }
+}
+
+pub(super) fn check_straight(world: &World, key: usize, began: Moment, answer: Answer) {
+    let read = Read { began, ended: world.clock.now(), answer, outcome: "straight" };
+    let verdict = judge(&world.keys[key].lock().unwrap(), &read, 0, |_, _| Duration::ZERO);
+    if let Err(breach) = verdict {
+        let told = tell(world, "the harness, from Redis itself,", key, &read, &breach);
+        world.violation(format!("the harness is wrong: {told}"));
+    }
+}
+
+/// A violation with all there is to know about it.
+fn tell(world: &World, who: &str, key: usize, read: &Read, breach: &Breach) -> String {
+    let took = millis(read.ended.saturating_sub(read.began));
+    let answer = match &read.answer {
+        Answer::Value(value) => String::from_utf8_lossy(&value[..value.len().min(40)]).into_owned(),
+        Answer::Absent => "nothing".to_owned(),
+    };
+    let around = world.weather.tell(read.began.saturating_sub(Duration::from_secs(2)), read.ended);
+    let states = world.keys[key].lock().unwrap().tell(breach.version(), read.ended);
+    format!(
+        "key/{key}: {breach}\n  {who} asked at {}, was answered {took} later ({}): {answer}\n  \
+         in force from 2 s before: {around}\n{states}",
+        millis(read.began),
+        read.outcome,
+    )
+}
+
+/// What the proxy says it did.
+fn outcome(response: &Response) -> &'static str {
+    let status = response.header("cache-status").unwrap_or_default();
+    let words = [("detail=absent", "absent"), ("; hit", "hit"), ("collapsed", "coalesced"), ("fwd=miss", "miss")];
+    // What was fetched just now may be stale at once, with a lifetime of zero.
+    if status.contains("; hit") && status.contains("ttl=-") {
+        return STALE;
+    }
+    words.iter().find(|(word, _)| status.contains(word)).map_or("bypass", |(_, outcome)| outcome)
+}

@@ -1,0 +1,146 @@
+//! What a soak tells in the end, and what it tells when it fails.
+//!
+//! Model: each reader counts for itself; the sums are printed once. A violation is told with all that is needed to
+//! understand it without running anything again: the read, the life of its key around that time, and the fault in force.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::history::millis;
+
+/// Ages are counted by the millisecond up to this one.
+const MOST_MILLIS: usize = 5000;
+
+/// One violation is often many; so many are told.
+const MOST_TOLD: usize = 3;
+
+/// How old what was read was: the share of reads by age, exact to a millisecond, and the worst of all.
+pub(super) struct Lags {
+    counts: Vec<u64>,
+    pub(super) worst: Duration,
+}
+
+impl Default for Lags {
+    fn default() -> Self {
+        Self { counts: vec![0; MOST_MILLIS + 1], worst: Duration::ZERO }
+    }
+}
+
+impl Lags {
+    pub(super) fn count(&mut self, lag: Duration) {
+        let slot = usize::try_from(lag.as_millis()).unwrap_or(MOST_MILLIS).min(MOST_MILLIS);
+        self.counts[slot] += 1;
+        self.worst = self.worst.max(lag);
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
+        self.worst = self.worst.max(other.worst);
+    }
+
+    /// The whole milliseconds that 999 of 1000 reads did not exceed.
+    fn p999(&self) -> usize {
+        let beyond = self.counts.iter().sum::<u64>() / 1000;
+        let mut seen = 0;
+        let slot = self.counts.iter().rposition(|count| {
+            seen += count;
+            seen > beyond
+        });
+        slot.unwrap_or(0)
+    }
+}
+
+/// What one reader has seen.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) reads: u64,
+    pub(super) outcomes: BTreeMap<&'static str, u64>,
+    pub(super) no_answers: u64,
+    /// Reads whose client went away before the answer.
+    pub(super) given_up: u64,
+    pub(super) peace: Lags,
+    pub(super) trouble: Lags,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.no_answers += other.no_answers;
+        self.given_up += other.given_up;
+        for (outcome, count) in &other.outcomes {
+            *self.outcomes.entry(outcome).or_default() += count;
+        }
+        self.peace.add(&other.peace);
+        self.trouble.add(&other.trouble);
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Report {
+    pub(super) seed: u64,
+    /// The kind and the version of Redis.
+    pub(super) server: String,
+    pub(super) took: Duration,
+    pub(super) writes: u64,
+    pub(super) unacknowledged: u64,
+    pub(super) foreign_writes: u64,
+    pub(super) tally: Tally,
+    pub(super) faults: BTreeMap<&'static str, u64>,
+    /// Figures of the proxy, by name.
+    pub(super) figures: Vec<(&'static str, f64)>,
+    pub(super) violations: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn text(&self) -> String {
+        let tally = &self.tally;
+        let from_memory: u64 = ["hit", "absent", "stale"].iter().filter_map(|name| tally.outcomes.get(name)).sum();
+        let mut text = String::new();
+        let (seconds, violations) = (self.took.as_secs(), self.violations.len());
+        _ = writeln!(text, "soak of {seconds} s on {}, SEED={}: {} violations", self.server, self.seed, violations);
+        _ = writeln!(text, "  reads       {}: {}", tally.reads, list(&tally.outcomes));
+        _ = writeln!(text, "  no answers  {} refused, {} not waited for", tally.no_answers, tally.given_up);
+        _ = writeln!(text, "  hit ratio   {} %", (from_memory * 100).checked_div(tally.reads).unwrap_or(0));
+        let (writes, unacknowledged, foreign) = (self.writes, self.unacknowledged, self.foreign_writes);
+        _ = writeln!(
+            text,
+            "  writes      {writes}, {unacknowledged} never acknowledged; {foreign} to another database"
+        );
+        let faults: u64 = self.faults.values().sum();
+        _ = writeln!(text, "  faults      {faults}: {}", list(&self.faults));
+        for (name, lags) in [("in peace", &tally.peace), ("in trouble", &tally.trouble)] {
+            let (worst, p999) = (millis(lags.worst), lags.p999());
+            _ = writeln!(text, "  staleness   {name}: worst {worst}, 99.9 % of reads at most {} ms", p999 + 1);
+        }
+        let figures: Vec<_> = self.figures.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        _ = writeln!(text, "  the proxy   {}", figures.join(", "));
+        for violation in self.violations.iter().take(MOST_TOLD) {
+            _ = writeln!(text, "\n{violation}");
+        }
+        if !self.violations.is_empty() {
+            _ = writeln!(text, "\nagain: make soak SECONDS={} SEED={}", seconds.max(1), self.seed);
+        }
+        text
+    }
+}
+
+fn list(counts: &BTreeMap<&'static str, u64>) -> String {
+    let parts: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_read_in_a_thousand_may_be_older() {
+        let mut lags = Lags::default();
+        for _ in 0..1000 {
+            lags.count(Duration::from_millis(3));
+        }
+        lags.count(Duration::from_secs(60));
+        assert_eq!((lags.p999(), lags.worst), (3, Duration::from_secs(60)));
+    }
+}

@@ -1,0 +1,166 @@
+//! One soak from its beginning to its report.
+//!
+//! Model: a Redis that keeps its data, the proxy behind a relay, and threads that write, read and break things for
+//! some seconds. Then the writers end, everything is healed, and after one bound every key is read once more.
+//!
+//! The rule: the soak may fail only for what the proxy did. What the machine or the harness did wrong is told apart.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Duration;
+
+use redis::cmd;
+
+use super::faults::{Adversary, Fault, NO_GRACE};
+use super::readers::{self, READERS};
+use super::report::{Report, Tally};
+use super::world::{StopOnPanic, World};
+use super::writers::{self, WRITERS};
+use crate::stage::{config, linked, relay_url};
+use crate::support::{Proxy, RedisServer, Relay};
+
+const CAPACITY: u32 = 1000;
+/// What the file system has survives the process, so nothing need be flushed for a restart with data.
+const KEEP_DATA: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-min-size", "16mb"];
+/// What the proxy counts, by the name it has in the report.
+const FIGURES: [(&str, &str); 7] = [
+    ("flights discarded", "flights_discarded_total"),
+    ("reconnects", "tracking_reconnects_total"),
+    ("invalidations of a key", "invalidations_total{kind=\"key\"}"),
+    ("of all", "invalidations_total{kind=\"all\"}"),
+    ("by disconnect", "invalidations_total{kind=\"disconnect\"}"),
+    ("by overflow", "invalidations_total{kind=\"overflow\"}"),
+    ("evictions for room", "cache_evictions_total{cause=\"capacity\"}"),
+];
+
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) duration: Duration,
+    /// Lines of the configuration: how long to keep what is read, and how to learn of writes.
+    pub(super) coherence: &'static str,
+    pub(super) faults: &'static [Fault],
+    /// What the log says in faults.
+    pub(super) expected_log: &'static [&'static str],
+}
+
+impl Plan {
+    /// Settings that make every wait short, and let nothing end by its age.
+    fn config(&self, relay: &Relay, capacity: u32, grace: &str) -> String {
+        let more = format!(
+            "daemon.worker_threads = 2\ncache.capacity = {capacity}\n\
+             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{}",
+            self.coherence
+        );
+        config(&relay_url(relay), &more)
+    }
+
+    pub(super) fn run(&self) -> Report {
+        let mut redis = RedisServer::builder().arguments(&KEEP_DATA).start();
+        let relay = Relay::to_socket(redis.socket());
+        let config = |capacity, grace: &str| self.config(&relay, capacity, grace);
+        let proxy = linked(&config(CAPACITY, NO_GRACE));
+        self.expected_log.iter().for_each(|part| proxy.expect_log(part));
+        let world = World::new(self.seed, redis.socket());
+        let mut adversary = Adversary {
+            world: &world,
+            redis: &mut redis,
+            relay: &relay,
+            proxy: &proxy,
+            config: &config,
+            random: world.random("adversary"),
+            capacity: CAPACITY,
+            grace: NO_GRACE,
+        };
+        let (tally, faults) = thread::scope(|scope| {
+            let _guard = StopOnPanic(&world);
+            let readers = start_readers(scope, &world, &proxy);
+            start(scope, &world, |world| world.weather.metronome(&world.clock, || world.is_read()));
+            let writers = start_writers(scope, &world);
+            let faults = adversary.strike(self.faults, self.duration);
+            world.stop_writing();
+            writers.into_iter().for_each(join);
+            adversary.settle();
+            world.stop();
+            (sum(readers), faults)
+        });
+        let report = Report {
+            seed: self.seed,
+            server: version(&redis),
+            took: world.clock.now(),
+            writes: world.writes.load(Relaxed),
+            unacknowledged: world.unacknowledged.load(Relaxed),
+            foreign_writes: world.foreign_writes.load(Relaxed),
+            tally,
+            faults,
+            figures: figures(&proxy),
+            violations: world.violations.lock().unwrap().clone(),
+        };
+        proxy.finish();
+        report
+    }
+}
+
+fn start<'scope, 'world: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    world: &'world World,
+    work: impl FnOnce(&World) + Send + 'scope,
+) -> ScopedJoinHandle<'scope, ()> {
+    scope.spawn(move || {
+        let _guard = StopOnPanic(world);
+        work(world);
+    })
+}
+
+fn start_writers<'scope, 'world: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    world: &'world World,
+) -> Vec<ScopedJoinHandle<'scope, ()>> {
+    let writers = (0..WRITERS).map(|number| start(scope, world, move |world| writers::write(world, number)));
+    let mut all: Vec<_> = writers.collect();
+    all.push(start(scope, world, writers::flush));
+    all.push(start(scope, world, writers::write_elsewhere));
+    all.push(start(scope, world, readers::read_straight));
+    all
+}
+
+fn start_readers<'scope, 'world: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    world: &'world World,
+    proxy: &Proxy,
+) -> Vec<ScopedJoinHandle<'scope, Tally>> {
+    let address = proxy.http();
+    let reader = |number| {
+        scope.spawn(move || {
+            let _guard = StopOnPanic(world);
+            readers::read(world, address, number)
+        })
+    };
+    (0..READERS).map(reader).collect()
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
+    let mut sum = Tally::default();
+    for reader in readers {
+        sum.add(&join(reader));
+    }
+    sum
+}
+
+/// As the server tells it; a fork has a version of its own beside that of the Redis it stands for.
+fn version(redis: &RedisServer) -> String {
+    let told: String =
+        cmd("INFO").arg("server").query(&mut redis.connection()).expect("redis-server tells its version");
+    let find = |name| told.lines().find(|line| line.starts_with(name)).map(|line| line.replacen("_version:", " ", 1));
+    find("valkey_version:").or_else(|| find("redis_version:")).unwrap_or_default()
+}
+
+fn figures(proxy: &Proxy) -> Vec<(&'static str, f64)> {
+    let metrics = proxy.metrics();
+    let value = |(name, series): &(_, &str)| Some((*name, metrics.value(&format!("redis_proxy_{series}"))?));
+    FIGURES.iter().filter_map(value).collect()
+}
