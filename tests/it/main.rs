@@ -12,3 +12,4 @@ mod reads;
 mod reload;
 mod stage;
 mod support;
+mod tracking;
