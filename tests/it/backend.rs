@@ -583,6 +583,17 @@ mod odd_answers {
     }
 
     #[test]
+    #[ignore = "it is not: Redis refuses GET with OOM in a transaction, though not without one"]
+    fn a_redis_that_has_no_room_for_writes_is_read() {
+        let redis = RedisServer::start();
+        let proxy = proxy(&redis, "");
+        set(&redis, "key", "value");
+        redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+        redis.command(&["GET", "key"]);
+        assert_eq!(value(&proxy, "key"), "value");
+    }
+
+    #[test]
     fn a_redis_that_runs_a_long_script_is_unavailable() {
         let redis = RedisServer::builder().arguments(&["--busy-reply-threshold", "10"]).start();
         let proxy = proxy(&redis, "");

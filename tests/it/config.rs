@@ -245,7 +245,9 @@ fn variables_that_a_container_platform_makes_do_no_harm() {
 
 #[test]
 fn all_bad_values_of_all_sources_are_told_at_once() {
-    let file = File::new("[cache]\ncapacity = -1\npolicy = \"fifo\"\n[http]\nmax_key = \"big\"\nlisten = 8080\n");
+    let file = File::new(
+        "[cache]\ncapacity = -1\npolicy = \"fifo\"\ncoherence = \"magic\"\n[http]\nmax_key = \"big\"\nlisten = 8080\n",
+    );
     let environment = [
         ("REDIS_PROXY_CACHE__STALE_GRACE", "long"),
         ("REDIS_PROXY_CACHE_TTL_ABSENT", "5s"),
@@ -255,6 +257,7 @@ fn all_bad_values_of_all_sources_are_told_at_once() {
     for (source, key, found, allowed) in [
         (file.name(), "cache.capacity", "-1", "a whole number"),
         (file.name(), "cache.policy", "fifo", "tinylfu"),
+        (file.name(), "cache.coherence", "magic", "\"auto\" or \"tracking\" or \"ttl\""),
         (file.name(), "http.max_key", "\"big\"", "\"64KiB\""),
         (file.name(), "http.listen", "8080", "host:port"),
         ("REDIS_PROXY_CACHE__STALE_GRACE", "cache.stale_grace", "\"long\"", "a duration"),
@@ -265,7 +268,7 @@ fn all_bad_values_of_all_sources_are_told_at_once() {
         assert_line(&lines, &[&source, found, allowed]);
     }
     assert_line(&lines, &["REDIS_PROXY_CACHE_TTL_ABSENT", "REDIS_PROXY_CACHE__TTL_ABSENT"]);
-    assert_eq!(lines.len(), 8, "a line a problem: {lines:#?}");
+    assert_eq!(lines.len(), 9, "a line a problem: {lines:#?}");
 }
 
 #[test]
@@ -325,7 +328,7 @@ fn values_that_contradict_each_other_are_all_named() {
 fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
     let lines = complaints_about(
         "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\nheader_timeout = 0\n\
-         [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\n[daemon]\nworker_threads = 5000\n\
+         [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\ncoherence_timeout = 0\n[daemon]\nworker_threads = 5000\n\
          [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\nping_interval = 0\n",
     );
     for (key, found) in [
@@ -335,6 +338,7 @@ fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
         ("http.header_timeout", "0"),
         ("admin.max_connections", "0"),
         ("cache.capacity", "0"),
+        ("cache.coherence_timeout", "0"),
         ("redis.connect_timeout", "0"),
         ("redis.response_timeout", "0"),
         ("redis.ping_interval", "0"),

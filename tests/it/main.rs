@@ -14,3 +14,4 @@ mod reload;
 mod stage;
 mod support;
 mod systemd;
+mod tracking;

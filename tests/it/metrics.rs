@@ -48,11 +48,14 @@ fn every_figure_is_there_from_the_start() {
     let proxy = Proxy::start(&config(&redis.url(), "cache.capacity = 123\ncache.ttl = \"90s\""));
     proxy.expect_log("no link to Redis");
     let zero = ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
-    for name in &zero {
+    for name in zero.into_iter().chain(["coherent", "tracking_reconnects_total", "flights_discarded_total"]) {
         assert_metric(&proxy, name, 0);
     }
     for cause in &CAUSES {
         assert_metric(&proxy, &format!("cache_evictions_total{{cause=\"{cause}\"}}"), 0);
+    }
+    for kind in ["key", "all", "disconnect", "overflow"] {
+        assert_metric(&proxy, &format!("invalidations_total{{kind=\"{kind}\"}}"), 0);
     }
     assert_eq!(all_reads(&proxy), (0.0, 0.0));
     assert_metric(&proxy, "backend_duration_seconds_count", 0);

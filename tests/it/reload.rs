@@ -277,6 +277,21 @@ mod refusals {
     }
 
     #[test]
+    fn another_way_to_keep_answers_true_needs_a_restart() {
+        let redis = RedisServer::start();
+        let proxy = proxy(&redis, "cache.capacity = 5");
+        for mode in ["tracking", "ttl"] {
+            let more = format!("cache.capacity = 6\ncache.coherence = \"{mode}\"");
+            let line = refuse(&proxy, &config(&redis.url(), &more));
+            let named = line.text().contains("cache.coherence") && line.text().contains("restart");
+            assert!(named && !line.text().contains("cache.capacity"), "{}", line.text());
+        }
+        assert_unchanged(&proxy, 2);
+        let live = "cache.capacity = 5\ncache.coherence_timeout = \"1s\"";
+        assert_eq!(proxy.reload(&config(&redis.url(), live)), Reload::Reloaded);
+    }
+
+    #[test]
     fn another_secret_needs_a_restart_and_is_not_told() {
         let redis = RedisServer::start();
         redis.command(&["ACL", "SETUSER", "default", ">hunter2"]);
