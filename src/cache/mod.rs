@@ -16,6 +16,7 @@ mod flight;
 mod store;
 mod sync;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ pub use self::coherence::{Coherence, Voucher};
 pub use self::entry::{AbsentTtl, Entry, Freshness, Lifetimes, Value};
 use self::flight::{Arrival, Flights, Joined, Ticket};
 use self::store::Store;
-use self::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use self::sync::{Mutex, MutexGuard};
+use self::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use self::sync::{Mutex, MutexGuard, Swapped};
 use crate::key::Key;
 use crate::units::{self, Contradiction, broken};
 
@@ -284,7 +285,7 @@ impl<E> Clone for Cache<E> {
 
 struct Shared<E> {
     flights: Arc<Flights<Landed<E>>>,
-    stores: ArcSwap<Stores>,
+    stores: Swapped<Stores>,
     lifetimes: ArcSwap<Lifetimes>,
     proof: Proof,
     settings: Mutex<Settings>,
@@ -376,7 +377,7 @@ impl<E: FetchError> Cache<E> {
         let active = Store::new(settings.capacity, settings.policy, &evictions);
         Self(Arc::new(Shared {
             flights: Flights::new(),
-            stores: ArcSwap::from_pointee(Stores { active, next: None }),
+            stores: Swapped::new(Stores { active, next: None }),
             lifetimes: ArcSwap::from_pointee(settings.lifetimes()),
             proof: Proof::not_needed(),
             settings: Mutex::new(settings),
@@ -645,7 +646,7 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn remove_dead(&self, now: Instant) {
-        let seen = self.stores.load_full();
+        let seen = Arc::clone(&self.stores.load());
         for (key, entry) in seen.iter().filter(|(_, entry)| self.own_freshness(entry, now) == Freshness::Dead) {
             let bytes = key.as_bytes();
             let removed = self.flights.hold(bytes, || {
@@ -727,4 +728,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod interleavings;
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests;

@@ -11,6 +11,7 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 
 use super::entry::Entry;
+use super::sync::preemption_point;
 use super::{Cause, Evictions, Policy};
 use crate::key::Key;
 
@@ -56,6 +57,7 @@ impl Store {
 
     /// The entry for `key`; moves it to the front of the order of reads.
     pub(super) fn get(&self, key: &[u8]) -> Option<Arc<Entry>> {
+        preemption_point();
         self.entries.get(key)
     }
 
@@ -69,6 +71,7 @@ impl Store {
 
     /// Inserts one of many; after the last of them the store has to be [settled](Self::settle).
     pub(super) fn carry(&self, key: &Key, entry: Arc<Entry>) {
+        preemption_point();
         self.ledger.bytes.fetch_add(size(key, &entry), Relaxed);
         self.entries.insert(key.clone(), entry);
     }
@@ -80,11 +83,13 @@ impl Store {
 
     /// Removes `key`; tells whether it was there.
     pub(super) fn remove(&self, key: &[u8]) -> bool {
+        preemption_point();
         self.entries.remove(key).is_some()
     }
 
     /// Every key and entry, in no order; moves nothing in the order of reads.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Arc<Key>, Arc<Entry>)> {
+        preemption_point();
         self.entries.iter()
     }
 
@@ -109,6 +114,7 @@ impl Store {
 }
 
 #[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests {
     use tokio::time::Instant;
 
