@@ -13,11 +13,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::BackendError;
-use crate::cache::{Answer, Freshness, Outcome};
+use crate::cache::{Answer, Demand, Freshness, Outcome};
 use crate::key::{BadEscape, percent_decode};
 use crate::metrics::FrontEnd;
 use crate::problem::Kind;
@@ -133,7 +133,7 @@ async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Problem::MethodNotAllowed.into_response();
     }
-    let response = match http.read(escaped, request.uri().query()).await {
+    let response = match http.read(escaped, request.uri().query(), demand(request.headers())).await {
         Ok(answer) => http.answer(&answer, request.headers()),
         Err(problem) => problem.into_response(),
     };
@@ -141,7 +141,7 @@ async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
 }
 
 impl Http {
-    async fn read(&self, escaped: &str, query: Option<&str>) -> Result<Answer, Problem> {
+    async fn read(&self, escaped: &str, query: Option<&str>, demand: Demand) -> Result<Answer, Problem> {
         if query.is_some() {
             return Err(Problem::Query);
         }
@@ -152,7 +152,7 @@ impl Http {
         if key.len() > self.settings.max_key.0 {
             return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
         }
-        self.proxy.get(FrontEnd::Http, &key).await.map_err(Problem::Backend)
+        self.proxy.get(FrontEnd::Http, &key, demand).await.map_err(Problem::Backend)
     }
 
     fn answer(&self, answer: &Answer, request: &HeaderMap) -> Response {
@@ -209,14 +209,23 @@ fn etag(digest: &[u8; 16]) -> HeaderValue {
 
 /// Whether `If-None-Match` names this tag or any (RFC 9110, section 13.1.2: compared weakly).
 fn none_match(request: &HeaderMap, etag: &HeaderValue) -> bool {
-    let listed = |value: &HeaderValue| {
-        value
-            .as_bytes()
-            .split(|&byte| byte == b',')
-            .map(<[u8]>::trim_ascii)
-            .any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes())
-    };
-    request.get_all(header::IF_NONE_MATCH).iter().any(listed)
+    let names = |tag: &[u8]| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes();
+    any_in_list(request, &header::IF_NONE_MATCH, names)
+}
+
+/// What a request asks for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not known to be current, and so
+/// does `max-age=0`.
+fn demand(request: &HeaderMap) -> Demand {
+    let current =
+        |directive: &[u8]| directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0");
+    if any_in_list(request, &header::CACHE_CONTROL, current) { Demand::Current } else { Demand::Usual }
+}
+
+/// Whether any member of the lists in the headers of this name is `wanted`.
+fn any_in_list(request: &HeaderMap, name: &HeaderName, wanted: impl Fn(&[u8]) -> bool) -> bool {
+    let members =
+        |value: &HeaderValue| value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).any(&wanted);
+    request.get_all(name).iter().any(members)
 }
 
 /// RFC 9211: where the answer came from, and for how much longer it would be given from memory.

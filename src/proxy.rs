@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use tokio::time::Instant;
 
-use crate::backend::{Backend, BackendError};
-use crate::cache::{Answer, Cache, Coherence, Settings};
+use crate::backend::{Backend, BackendError, Fence};
+use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
+use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics};
 
 /// The cache in front of its backend. Clones share both.
@@ -39,13 +40,28 @@ impl Proxy {
     ///
     /// # Errors
     /// Why Redis gave no value, when nothing in memory could stand in.
-    pub async fn get(&self, front_end: FrontEnd, key: &[u8]) -> Result<Answer, BackendError> {
+    pub async fn get(&self, front_end: FrontEnd, key: &[u8], demand: Demand) -> Result<Answer, BackendError> {
         let begun = Instant::now();
-        let backend = &self.backend;
-        let answer = self.cache.get_or_fetch(key, |key| backend.clone().fetch(key)).await;
+        let answer = match demand {
+            Demand::Usual => self.get_or_fetch(key, demand).await,
+            Demand::Current => self.get_current(key).await,
+        };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.read(front_end, outcome, begun.elapsed());
         answer.map_err(|(_, error)| error)
+    }
+
+    async fn get_or_fetch(&self, key: &[u8], demand: Demand) -> Result<Answer, (Outcome, BackendError)> {
+        self.cache.get_or_fetch(key, demand, |key| self.backend.clone().fetch(key)).await
+    }
+
+    /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
+    async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
+        match self.backend.fence().await {
+            Ok(Fence::Told) => self.get_or_fetch(key, Demand::Current).await,
+            Ok(Fence::Untold) => self.cache.bypass(self.backend.clone().fetch(Key::from(key))).await,
+            Err(error) => Err((Outcome::Miss, error)),
+        }
     }
 
     /// Whether reads can be answered.
@@ -66,7 +82,7 @@ impl Proxy {
 
     /// The cache's settings have been changed.
     pub fn cache_changed(&self, settings: &Settings) {
-        self.backend.capacity_changed(settings.capacity);
+        self.backend.cache_changed(settings.capacity);
     }
 
     /// How things stand, in a line.

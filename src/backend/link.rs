@@ -39,6 +39,7 @@ pub struct Link {
     probe: Arc<Probe>,
     connector: Connector,
     state: watch::Sender<LinkState>,
+    proved: watch::Sender<Instant>,
     calls: Arc<Calls>,
     metrics: Arc<Metrics>,
     /// Whether the present outage has been reported: it is one line, not one an attempt.
@@ -55,13 +56,14 @@ impl Link {
         cache: Cache<BackendError>,
         calls: Arc<Calls>,
         metrics: Arc<Metrics>,
-    ) -> Result<(Self, watch::Receiver<LinkState>), PrepareError> {
+    ) -> Result<(Self, watch::Receiver<LinkState>, watch::Receiver<Instant>), PrepareError> {
         let connector = Connector::prepare(settings)?;
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
             cache.forsake();
         }
-        let (state, receiver) = watch::channel(LinkState::Starting);
+        let (state, states) = watch::channel(LinkState::Starting);
+        let (proved, proofs) = watch::channel(Instant::now());
         Ok((
             Self {
                 settings: settings.clone(),
@@ -70,13 +72,15 @@ impl Link {
                 probe: Arc::new(Probe::new()),
                 connector,
                 state,
+                proved,
                 calls,
                 metrics,
                 reported: false,
                 reported_untracked: false,
                 has_tracked: false,
             },
-            receiver,
+            states,
+            proofs,
         ))
     }
 
@@ -138,6 +142,8 @@ impl Link {
     /// From now on Redis tells of changes.
     fn tracked(&mut self, tracking: Tracking, asked: Instant) {
         self.cache.rely_on_tracking(asked);
+        // Memory is empty, so there is nothing old in it.
+        self.proved.send_replace(Instant::now());
         if std::mem::replace(&mut self.has_tracked, true) {
             self.metrics.tracking_reconnected();
         }
@@ -228,11 +234,10 @@ impl Link {
         let ping = redis::cmd("PING");
         let mut asked = tracking.map_or_else(Instant::now, |(_, asked)| asked);
         loop {
-            sleep_until(match tracking {
-                Some(_) => asked + self.proof_interval(),
-                None => activity.last_read() + self.settings.ping_interval,
-            })
-            .await;
+            match tracking {
+                Some(_) => self.proof_due(asked).await,
+                None => sleep_until(activity.last_read() + self.settings.ping_interval).await,
+            }
             if tracking.is_none() && activity.last_read().elapsed() < self.settings.ping_interval {
                 continue;
             }
@@ -243,6 +248,7 @@ impl Link {
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(Value::SimpleString(_) | Value::ServerError(_))) if tracking.is_some() => {
                     self.cache.prove(asked);
+                    self.proved.send_replace(asked);
                 }
                 Some(Ok(_)) => {}
             }
@@ -276,9 +282,14 @@ impl Link {
         }
     }
 
-    /// How often proof is asked for, so that one answer that is late leaves no time without.
-    fn proof_interval(&self) -> Duration {
-        self.settings.ping_interval.min(self.cache.settings().coherence_timeout / 3)
+    /// Returns when it is time for the next proof: when somebody waits for one, and so often that one answer that is
+    /// late leaves no time without.
+    async fn proof_due(&self, asked: Instant) {
+        let interval = self.settings.ping_interval.min(self.cache.settings().coherence_timeout / 3);
+        tokio::select! {
+            () = sleep_until(asked + interval) => {}
+            () = self.calls.proof.notified() => {}
+        }
     }
 
     /// The answer, however long it takes while bytes come in; `None` when none come either.

@@ -1,7 +1,8 @@
 //! The Redis behind: asks it for a value, and says in one word what went wrong when it cannot.
 //!
-//! The value and the key's time to live are asked for in one transaction, so they belong together. Every wait
-//! here has an end: `response_timeout` bounds a fetch from its first step to its last, whatever Redis does.
+//! The value and the key's time to live belong together: they are asked for in one transaction, or where Redis tells of
+//! changes one after the other. Every wait here has an end: `response_timeout` bounds a fetch from its first step to its
+//! last, whatever Redis does.
 
 mod address;
 mod handshake;
@@ -19,11 +20,11 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub use self::address::Address;
 pub use self::link::Link;
-use self::reply::Reply;
+use self::reply::{Question, Reply};
 pub use self::stream::PrepareError;
 use self::tracking::Tracking;
 use crate::cache::{Cache, Fetched, Vanished};
@@ -201,6 +202,8 @@ pub struct Backend(Arc<Shared>);
 struct Shared {
     settings: Settings,
     link: watch::Receiver<LinkState>,
+    /// Since when memory is proved to hold no change that was acknowledged before and not heeded.
+    proved: watch::Receiver<Instant>,
     calls: Arc<Calls>,
     turns: Semaphore,
     waiting: AtomicUsize,
@@ -211,9 +214,20 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
+/// How far memory can be relied on after waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fence {
+    /// It is no older than the wait began.
+    Told,
+    /// Redis does not tell of changes, so nothing is known.
+    Untold,
+}
+
 /// What those who ask tell the one who keeps the link.
 #[derive(Default)]
 struct Calls {
+    /// Somebody waits for a proof.
+    proof: Notify,
     /// A link is needed, and there is none.
     needed: Notify,
     /// The link gave an answer that no question of ours has.
@@ -239,10 +253,11 @@ impl Backend {
         metrics: Arc<Metrics>,
     ) -> Result<(Self, Link), PrepareError> {
         let calls = Arc::new(Calls::default());
-        let (link, state) = Link::prepare(&settings, cache, Arc::clone(&calls), Arc::clone(&metrics))?;
+        let (link, state, proved) = Link::prepare(&settings, cache, Arc::clone(&calls), Arc::clone(&metrics))?;
         let shared = Shared {
             turns: Semaphore::new(settings.max_fetches),
             link: state,
+            proved,
             calls,
             waiting: AtomicUsize::new(0),
             max_value,
@@ -275,8 +290,20 @@ impl Backend {
         }
     }
 
-    /// The cache may now keep so many keys.
-    pub fn capacity_changed(&self, capacity: usize) {
+    /// Returns once everything has been heeded that Redis told of writes that it had acknowledged before this was
+    /// called, so that what is in memory then is no older than that. One question serves all who wait.
+    ///
+    /// # Errors
+    /// Redis cannot be asked, or does not answer in time.
+    pub async fn fence(&self) -> Result<Fence, BackendError> {
+        let fence = self.0.fence().await;
+        fence.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
+    }
+
+    /// The cache's settings were changed; it may now keep so many keys.
+    pub fn cache_changed(&self, capacity: usize) {
+        // For as long as the new coherence_timeout, which the proofs of before may not hold.
+        self.0.calls.proof.notify_one();
         if let LinkState::Up(_, Some(tracking)) = *self.0.link.borrow() {
             tracking::warn_of_small_table(tracking, capacity);
         }
@@ -310,14 +337,30 @@ impl Shared {
     }
 
     async fn ask(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
-        let mut link = self.link(deadline).await?;
-        let mut transaction = redis::pipe();
-        transaction.cmd("MULTI").cmd("GET").arg(key.as_bytes()).cmd("PTTL").arg(key.as_bytes()).cmd("EXEC");
+        let (link, tracking) = self.link(deadline).await?;
+        if tracking.is_some() {
+            return self.put(Question::Pair, link, key, deadline).await;
+        }
+        match self.put(Question::Transaction, link.clone(), key, deadline).await {
+            // Short of memory, Redis queues nothing, though it reads.
+            Err(BackendError::Refused(code)) if &*code == "OOM" => self.put(Question::Pair, link, key, deadline).await,
+            answer => answer,
+        }
+    }
+
+    async fn put(
+        &self,
+        question: Question,
+        mut link: MultiplexedConnection,
+        key: &Key,
+        deadline: Instant,
+    ) -> Result<Reply, BackendError> {
+        let (commands, answers) = question.commands(key.as_bytes());
         let (asked, answered) = (Instant::now(), self.answered.load(Relaxed));
         if asked >= deadline {
             return Err(BackendError::TimedOut);
         }
-        let Ok(replies) = timeout_at(deadline, link.send_packed_commands(&transaction, 0, 4)).await else {
+        let Ok(replies) = timeout_at(deadline, link.send_packed_commands(&commands, 0, answers)).await else {
             // Redis answers in order. If it answered nobody since, what it owes stands in the way of all who ask next:
             // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn
             // so long that there was little time left for Redis proves nothing.
@@ -330,7 +373,7 @@ impl Shared {
         let replies = replies.map_err(|error| reply::classify(&error))?;
         self.answered.fetch_add(1, Relaxed);
         self.metrics.fetched(asked.elapsed());
-        if let Ok(reply) = reply::read_reply(replies) {
+        if let Ok(reply) = question.read(replies) {
             return reply;
         }
         // Answers and questions do not match any more, so whose would the next answer be?
@@ -342,10 +385,10 @@ impl Shared {
     }
 
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
-    async fn link(&self, deadline: Instant) -> Result<MultiplexedConnection, BackendError> {
+    async fn link(&self, deadline: Instant) -> Result<Linked, BackendError> {
         let mut link = self.link.clone();
         let patience = match &*link.borrow_and_update() {
-            LinkState::Up(connection, _) => return Ok(connection.clone()),
+            LinkState::Up(connection, tracking) => return Ok((connection.clone(), *tracking)),
             // A daemon that has just taken the place of another turns nobody away before it has tried.
             LinkState::Starting => deadline,
             LinkState::Down(_) => deadline.min(Instant::now() + LINK_WAIT),
@@ -355,11 +398,32 @@ impl Shared {
         let state = link.borrow().clone();
         match state {
             LinkState::Starting => Err(BackendError::TimedOut),
-            LinkState::Up(connection, _) => Ok(connection),
+            LinkState::Up(connection, tracking) => Ok((connection, tracking)),
             LinkState::Down(error) => Err(error),
         }
     }
+
+    /// Returns once everything has been heeded that Redis told of writes acknowledged before this was called.
+    async fn fence(&self) -> Result<Fence, BackendError> {
+        let since = Instant::now();
+        let deadline = since + self.settings.response_timeout;
+        let mut proved = self.proved.clone();
+        if let (_, None) = self.link(deadline).await? {
+            return Ok(Fence::Untold);
+        }
+        self.calls.proof.notify_one();
+        let mut link = self.link.clone();
+        let lost = link.wait_for(|state| matches!(state, LinkState::Down(_)));
+        tokio::select! {
+            _ = proved.wait_for(|asked| *asked >= since) => Ok(Fence::Told),
+            _ = lost => Err(BackendError::Disconnected),
+            () = sleep_until(deadline) => Err(BackendError::TimedOut),
+        }
+    }
 }
+
+/// A link, and whether Redis tells of changes over it.
+type Linked = (MultiplexedConnection, Option<Tracking>);
 
 /// A place in a queue of limited length, free again when dropped.
 struct Place<'a>(&'a AtomicUsize);

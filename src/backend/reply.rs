@@ -14,6 +14,42 @@ use super::BackendError;
 /// What Redis has for a key: nothing, or its value, with its time to live if it has one.
 pub(super) type Reply = Option<(Bytes, Option<Duration>)>;
 
+/// How a key's value and its time to live are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Both in a transaction, so they belong together.
+    Transaction,
+    /// One after the other. What comes in between is told before the second answer where Redis tells of changes, and
+    /// then the answer is not kept.
+    Pair,
+}
+
+impl Question {
+    /// The commands, and how many answers they have.
+    ///
+    /// The transaction is not declared one to the redis crate, because 1.8.1 computes the place of a refused MULTI as
+    /// 1 - 2, which panics in a debug build.
+    pub(super) fn commands(self, key: &[u8]) -> (redis::Pipeline, usize) {
+        let mut commands = redis::pipe();
+        match self {
+            Self::Pair => (commands.cmd("GET").arg(key).cmd("PTTL").arg(key).clone(), 2),
+            Self::Transaction => {
+                let commands = commands.cmd("MULTI").cmd("GET").arg(key).cmd("PTTL").arg(key).cmd("EXEC");
+                (commands.clone(), 4)
+            }
+        }
+    }
+
+    /// Reads the answers. Each must be one that its command can have: a link on which answers have shifted would
+    /// otherwise give one key's value for another.
+    pub(super) fn read(self, replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+        match self {
+            Self::Pair => read_pair(replies),
+            Self::Transaction => read_transaction(replies),
+        }
+    }
+}
+
 /// A reply that nothing that was asked can have.
 #[derive(Debug, PartialEq)]
 pub(super) struct Unexpected;
@@ -40,12 +76,7 @@ pub(super) fn is_final(code: &str) -> bool {
     !matches!(refused(code), BackendError::Unavailable(_))
 }
 
-/// Reads the replies to MULTI, GET, PTTL, EXEC. Each must be one that its command can have: a link on which answers
-/// have shifted would otherwise give one key's value for another.
-///
-/// The pipeline is not declared a transaction to the redis crate, because 1.8.1 computes the place of a refused MULTI
-/// as 1 - 2, which panics in a debug build.
-pub(super) fn read_reply(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+fn read_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
     let [multi, get, pttl, exec] = <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
     // A command refused before EXEC says why; EXEC then says only that it was.
     if let Some(error) = [&multi, &get, &pttl, &exec].into_iter().find_map(server_error) {
@@ -56,20 +87,32 @@ pub(super) fn read_reply(replies: Vec<Value>) -> Result<Result<Reply, BackendErr
         return Err(Unexpected);
     }
     let Value::Array(results) = exec else { return Err(Unexpected) };
-    let [value, expiry] = <[Value; 2]>::try_from(results).map_err(|_| Unexpected)?;
+    read_pair(results)
+}
+
+fn read_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+    let [value, expiry] = <[Value; 2]>::try_from(replies).map_err(|_| Unexpected)?;
     if let Some(error) = [&value, &expiry].into_iter().find_map(server_error) {
         return Ok(Err(error));
     }
     match (value, expiry) {
         (Value::Nil, Value::Int(_)) => Ok(Ok(None)),
         (Value::BulkString(value), Value::Int(milliseconds)) => {
-            // PTTL: -1 is a key without expiry, -2 no key at all.
-            let expires_in = u64::try_from(milliseconds).ok().map(Duration::from_millis);
+            let expires_in = match milliseconds {
+                NO_EXPIRY => None,
+                // The value was there, and is gone by now.
+                NO_KEY => Some(Duration::ZERO),
+                milliseconds => Some(Duration::from_millis(u64::try_from(milliseconds).map_err(|_| Unexpected)?)),
+            };
             Ok(Ok(Some((Bytes::from(value), expires_in))))
         }
         _ => Err(Unexpected),
     }
 }
+
+/// What PTTL says of a key without expiry, and of one that is not there.
+const NO_EXPIRY: i64 = -1;
+const NO_KEY: i64 = -2;
 
 fn server_error(reply: &Value) -> Option<BackendError> {
     match reply {

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use super::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
+use super::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 
 /// Who vouches for what is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,9 +79,15 @@ impl Proof {
         self.0.store(clock.min(FOR_GOOD - 1), Release);
     }
 
-    /// Whatever proof there was holds no longer than `clock`.
+    /// Whatever proof there was holds no longer than `clock`, and one is needed from now on.
     pub(super) fn end(&self, clock: u64) {
-        self.hold_until(clock.min(self.0.load(Acquire)));
+        self.0.fetch_min(clock.min(FOR_GOOD - 1), AcqRel);
+    }
+
+    /// If a proof is needed, that which there is holds no longer than `clock`.
+    pub(super) fn shorten(&self, clock: u64) {
+        let shorter = |until| (until != FOR_GOOD).then_some(clock.min(until));
+        _ = self.0.fetch_update(AcqRel, Acquire, shorter);
     }
 
     pub(super) fn voucher(&self, clock: u64) -> Voucher {

@@ -128,6 +128,15 @@ impl TryFrom<String> for CoherenceMode {
     }
 }
 
+/// What a reader asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// What is fresh, or if Redis cannot answer, what may stand in.
+    Usual,
+    /// What is no older than the question; nothing else will do.
+    Current,
+}
+
 /// How a read was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -262,11 +271,6 @@ impl Answer {
     fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: Instant) -> Self {
         Self { age: entry.age(now), outcome, freshness, entry }
     }
-
-    /// Whether it came from Redis, and is too old all the same.
-    fn is_past(&self) -> bool {
-        self.outcome == Outcome::Coalesced && !matches!(self.freshness, Freshness::Fresh { .. })
-    }
 }
 
 /// The error of a fetch is what its readers get, each of them, so it must be cheap to clone.
@@ -393,23 +397,29 @@ impl<E: FetchError> Cache<E> {
         self.0.lookup(key, now)
     }
 
-    /// A fresh entry from memory, or what the flight for `key` brings, which `fetch` starts if there is none. A
-    /// stale entry stands in when the fetch failed.
+    /// A fresh entry from memory, or what the flight for `key` brings, which `fetch` starts if there is none. When the
+    /// fetch failed, a stale entry stands in if the reader takes one.
     ///
     /// # Errors
     /// The error of the fetch, to all who waited for it; it is not cached.
-    pub async fn get_or_fetch<F>(&self, key: &[u8], fetch: impl FnOnce(Key) -> F) -> Result<Answer, (Outcome, E)>
+    pub async fn get_or_fetch<F>(
+        &self,
+        key: &[u8],
+        demand: Demand,
+        fetch: impl FnOnce(Key) -> F,
+    ) -> Result<Answer, (Outcome, E)>
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         let shared = &self.0;
-        if let Some(answer) = shared.lookup(key, Instant::now()) {
+        let came = Instant::now();
+        if let Some(answer) = shared.lookup(key, came) {
             return Ok(answer);
         }
         let mut joined = shared.join(key);
         if let Joined::Follower(arrival) = joined {
-            let answer = shared.arrival(key, arrival, Outcome::Coalesced).await;
-            if !answer.as_ref().is_ok_and(Answer::is_past) {
+            let answer = shared.arrival(key, demand, arrival, Outcome::Coalesced).await;
+            if !answer.as_ref().is_ok_and(|answer| shared.is_past(answer, came)) {
                 return answer;
             }
             // Redis was asked before this reader came, and what it said is too old already. A flight that is joined
@@ -418,11 +428,24 @@ impl<E: FetchError> Cache<E> {
         }
         match joined {
             Joined::Found(answer) => Ok(answer),
-            Joined::Follower(arrival) => shared.arrival(key, arrival, Outcome::Coalesced).await,
+            Joined::Follower(arrival) => shared.arrival(key, demand, arrival, Outcome::Coalesced).await,
             Joined::Leader(ticket, arrival) => {
                 self.take_off(ticket, fetch);
-                shared.arrival(key, arrival, Outcome::Miss).await
+                shared.arrival(key, demand, arrival, Outcome::Miss).await
             }
+        }
+    }
+
+    /// What `fetch` brings, past everything that is kept, and without keeping it.
+    ///
+    /// # Errors
+    /// The error of the fetch.
+    pub async fn bypass(&self, fetch: impl Future<Output = Fetched<E>>) -> Result<Answer, (Outcome, E)> {
+        let asked = Instant::now();
+        let landed = Landed::of(fetch.await, asked).await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
+        match landed {
+            Landed::Answered(entry) => Ok(self.0.answered(entry, Outcome::Bypass)),
+            Landed::Refused(error) | Landed::Failed(error) => Err((Outcome::Bypass, error)),
         }
     }
 
@@ -513,6 +536,8 @@ impl<E: FetchError> Cache<E> {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
         shared.lifetimes.store(Arc::new(settings.lifetimes()));
+        // A proof of before may have been meant to hold for longer.
+        shared.proof.shorten(shared.clock(Instant::now() + settings.coherence_timeout));
         let before = shared.settings();
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
             *lock(&shared.settings) = settings.clone();
@@ -594,17 +619,35 @@ impl<E: FetchError> Shared<E> {
     }
 
     /// What a flight brings, or what stands in for it.
-    async fn arrival(&self, key: &[u8], arrival: Arrival<Landed<E>>, outcome: Outcome) -> Result<Answer, (Outcome, E)> {
+    async fn arrival(
+        &self,
+        key: &[u8],
+        demand: Demand,
+        arrival: Arrival<Landed<E>>,
+        outcome: Outcome,
+    ) -> Result<Answer, (Outcome, E)> {
         let landed = arrival.wait().await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
-        let now = Instant::now();
         match landed {
-            Landed::Answered(entry) => {
-                let freshness = self.own_freshness(&entry, now);
-                Ok(Answer::new(entry, outcome, freshness, now))
-            }
+            Landed::Answered(entry) => Ok(self.answered(entry, outcome)),
             Landed::Refused(error) => Err((outcome, error)),
-            Landed::Failed(error) => self.stand_in(key, now).ok_or((outcome, error)),
+            Landed::Failed(error) if demand == Demand::Current => Err((outcome, error)),
+            Landed::Failed(error) => self.stand_in(key, Instant::now()).ok_or((outcome, error)),
         }
+    }
+
+    fn answered(&self, entry: Arc<Entry>, outcome: Outcome) -> Answer {
+        let now = Instant::now();
+        let freshness = self.own_freshness(&entry, now);
+        Answer::new(entry, outcome, freshness, now)
+    }
+
+    /// Whether what a flight brought to a reader who `came` while it was under way is too old for him: its time is over,
+    /// or Redis was asked longer before he came than it vouches for what is stored.
+    fn is_past(&self, answer: &Answer, came: Instant) -> bool {
+        let told = self.proof.next_voucher() == Voucher::Redis;
+        let long_before = || answer.entry.age(came) >= self.settings().coherence_timeout;
+        let over = !matches!(answer.freshness, Freshness::Fresh { .. });
+        answer.outcome == Outcome::Coalesced && (over || (told && long_before()))
     }
 
     /// What may be given when Redis cannot answer.

@@ -41,7 +41,7 @@ fn value(text: &str) -> Fetched<Failure> {
 
 /// Reads `key`; a fetch, if there is one, brings `fetched`.
 async fn read(cache: &TestCache, key: &str, fetched: Fetched<Failure>) -> Result<Answer, (Outcome, Failure)> {
-    cache.get_or_fetch(key.as_bytes(), |_| async { fetched }).await
+    cache.get_or_fetch(key.as_bytes(), Demand::Usual, |_| async { fetched }).await
 }
 
 async fn outcome(cache: &TestCache, key: &str) -> Outcome {
@@ -88,7 +88,7 @@ async fn the_age_counts_from_before_the_fetch() {
         tokio::time::sleep(5 * SECOND).await;
         value("v")
     };
-    let answer = cache.get_or_fetch(b"k", |_| slow).await.unwrap();
+    let answer = cache.get_or_fetch(b"k", Demand::Usual, |_| slow).await.unwrap();
     assert_eq!(answer.age, 5 * SECOND);
     advance(55 * SECOND).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
@@ -145,7 +145,7 @@ async fn what_redis_contradicted_does_not_stand_in() {
 async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
     let cache = cache(settings(10));
     let (release, gate) = oneshot::channel::<()>();
-    let leader = cache.get_or_fetch(b"k", |_| async {
+    let leader = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
         _ = gate.await;
         Fetched::Failed(Failure::Down)
     });
@@ -174,7 +174,7 @@ async fn a_thousand_readers_cause_one_fetch() {
                 fetches.fetch_add(1, Relaxed);
                 value("v")
             };
-            cache.get_or_fetch(b"k", fetch).await.unwrap().entry.value().unwrap().bytes.clone()
+            cache.get_or_fetch(b"k", Demand::Usual, fetch).await.unwrap().entry.value().unwrap().bytes.clone()
         })
     });
     for reader in readers.collect::<Vec<_>>() {
@@ -194,7 +194,7 @@ async fn a_leader_who_goes_away_harms_nobody() {
                 _ = gate.await;
                 value("v")
             };
-            cache.get_or_fetch(b"k", fetch).await.map(|_| ())
+            cache.get_or_fetch(b"k", Demand::Usual, fetch).await.map(|_| ())
         }
     });
     while cache.statistics().flights == 0 {
@@ -213,7 +213,7 @@ async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
     for flush in [false, true] {
         let cache = cache(settings(10));
         let (release, gate) = oneshot::channel::<()>();
-        let old = cache.get_or_fetch(b"k", |_| async {
+        let old = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
             _ = gate.await;
             value("old")
         });
@@ -316,7 +316,7 @@ async fn the_policy_changes_with_what_is_cached() {
 #[tokio::test(start_paused = true)]
 async fn a_reader_is_not_given_what_was_asked_for_before_he_came_and_is_too_old() {
     let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
-    let slow = cache.get_or_fetch(b"k", |_| async {
+    let slow = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
         tokio::time::sleep(SECOND).await;
         value("old")
     });
@@ -351,7 +351,7 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
                 for key in &keys {
                     let version = Arc::clone(&version);
                     let fetch = |_| async move { value(&version.load(Relaxed).to_string()) };
-                    cache.get_or_fetch(key.as_bytes(), fetch).await.unwrap();
+                    cache.get_or_fetch(key.as_bytes(), Demand::Usual, fetch).await.unwrap();
                 }
             }
         })

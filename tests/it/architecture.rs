@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &str); 18] = [
     ("http", "backend cache key metrics problem proxy server units"),
     ("key", ""),
     ("metrics", "cache"),
-    ("proxy", "backend cache metrics"),
+    ("proxy", "backend cache key metrics"),
     ("problem", ""),
     ("request_line", ""),
     ("server", "activity metrics problem request_line"),

@@ -386,9 +386,9 @@ fn with_a_ttl_of_zero_nothing_is_kept() {
 }
 
 #[test]
-fn the_value_and_its_time_to_live_are_asked_for_in_one_transaction() {
+fn where_redis_does_not_tell_the_value_and_its_time_to_live_are_asked_for_in_one_transaction() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "");
+    let proxy = proxy(&redis, "cache.coherence = \"ttl\"");
     set(&redis, "key", "value");
     let monitor = Monitor::start(&redis);
     value(&proxy, "key");

@@ -5,6 +5,7 @@ mod backend;
 mod caching;
 mod coherence;
 mod config;
+mod current;
 mod lifecycle;
 mod metrics;
 mod protocol;

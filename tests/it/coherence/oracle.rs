@@ -23,6 +23,15 @@ pub(super) struct Read {
     pub(super) answer: Answer,
     /// As the proxy calls it.
     pub(super) outcome: &'static str,
+    pub(super) demand: Demand,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Demand {
+    Usual,
+    /// Nothing older than the question.
+    Current,
 }
 
 /// A read that is in order.
@@ -184,7 +193,7 @@ mod tests {
         began: u64,
         seen: u64,
     ) -> Result<Verdict, Breach> {
-        let read = Read { began: ms(began), ended: ms(began + 1), answer, outcome };
+        let read = Read { began: ms(began), ended: ms(began + 1), answer, outcome, demand: Demand::Usual };
         judge(history, &read, seen, |_, _| BOUND)
     }
 

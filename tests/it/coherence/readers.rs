@@ -2,8 +2,9 @@
 //!
 //! Model: a client of the proxy with one connection, which remembers for each key the version it saw last. Half of the
 //! clients wait for every answer; the others go away from one that is not here at once and ask for something else, so
-//! that they still read from memory while Redis keeps everybody else waiting. Beside them one thread reads straight from Redis and allows for nothing: should it find a breach, then the history is
-//! wrong, and no verdict on the proxy is worth anything.
+//! that they still read from memory while Redis keeps everybody else waiting. Every fourth read asks for what is
+//! current and is allowed no age at all. Beside them one thread reads straight from Redis and allows for nothing either:
+//! should it find a breach, then the history is wrong, and no verdict on the proxy is worth anything.
 //!
 //! The rule: a breach is looked at again after a moment, when all that was noted late is noted, before it counts.
 
@@ -12,14 +13,15 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
+use rand::Rng;
 use redis::cmd;
 
 use super::history::{Moment, millis};
-use super::oracle::{Answer, Breach, Read, STALE, Verdict, judge};
+use super::oracle::{Answer, Breach, Demand, Read, STALE, Verdict, judge};
 use super::report::Tally;
 use super::world::{Door, KEYS, Pace, World, skewed};
 use crate::stage::request;
-use crate::support::http::{Client, Response};
+use crate::support::http::{Client, Response, key_path};
 
 pub(super) const READERS: usize = 4;
 const GAP: Duration = Duration::from_millis(2);
@@ -47,10 +49,11 @@ pub(super) fn read(world: &World, address: SocketAddr, number: usize) -> Tally {
     while world.is_read() {
         pace.wait();
         let key = skewed(&mut random, KEYS);
+        let demand = if random.random_ratio(1, 4) { Demand::Current } else { Demand::Usual };
         let began = world.clock.now();
-        client.send_raw(&request(&format!("key/{key}")));
+        client.send_raw(&question(&format!("key/{key}"), demand));
         match client.try_read_response() {
-            Ok(response) => reader.take(key, began, response),
+            Ok(response) => reader.take(key, began, demand, response),
             Err(error) if !is_patient && error.kind() == ErrorKind::WouldBlock => {
                 reader.tally.given_up += 1;
                 client = connect();
@@ -64,6 +67,16 @@ pub(super) fn read(world: &World, address: SocketAddr, number: usize) -> Tally {
     reader.tally
 }
 
+fn question(key: &str, demand: Demand) -> Vec<u8> {
+    match demand {
+        Demand::Usual => request(key),
+        Demand::Current => {
+            let path = key_path(key.as_bytes());
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\nCache-Control: no-cache\r\n\r\n").into_bytes()
+        }
+    }
+}
+
 struct Reader<'a> {
     world: &'a World,
     thread: String,
@@ -73,17 +86,18 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn take(&mut self, key: usize, began: Moment, response: Response) {
+    fn take(&mut self, key: usize, began: Moment, demand: Demand, response: Response) {
         let ended = self.world.clock.now();
         let outcome = outcome(&response);
         self.tally.reads += 1;
+        self.tally.current += u64::from(demand == Demand::Current);
         let answer = match response.status {
             200 => Answer::Value(response.body),
             404 => Answer::Absent,
             status => return self.take_refusal(key, began, status, &response),
         };
         *self.tally.outcomes.entry(outcome).or_default() += 1;
-        let read = Read { began, ended, answer, outcome };
+        let read = Read { began, ended, answer, outcome, demand };
         self.check_stale(key, &read);
         match verdict(self.world, key, &read, self.seen[key]) {
             Ok(verdict) => {
@@ -117,7 +131,7 @@ impl Reader<'_> {
     /// A stale value needs a setting that allows it and a Redis that is gone.
     fn check_stale(&self, key: usize, read: &Read) {
         let weather = &self.world.weather;
-        let is_wrong = || !weather.may_be_stale(read.began, read.ended);
+        let is_wrong = || read.demand == Demand::Current || !weather.may_be_stale(read.began, read.ended);
         if read.outcome == STALE && is_wrong() && second_look(is_wrong) {
             let (began, around) = (millis(read.began), weather.tell(read.began, read.ended));
             self.world.violation(format!("key/{key}: a stale value at {began}, in force: {around}"));
@@ -131,7 +145,11 @@ fn second_look(is_wrong: impl Fn() -> bool) -> bool {
 }
 
 fn verdict(world: &World, key: usize, read: &Read, seen: u64) -> Result<Verdict, Breach> {
-    let judge = || judge(&world.keys[key].lock().unwrap(), read, seen, |from, to| world.weather.bound(from, to));
+    let bound = |from, to| match read.demand {
+        Demand::Usual => world.weather.bound(from, to),
+        Demand::Current => Duration::ZERO,
+    };
+    let judge = || judge(&world.keys[key].lock().unwrap(), read, seen, bound);
     judge().or_else(|_| {
         thread::sleep(SECOND_LOOK);
         judge()
@@ -158,7 +176,7 @@ pub(super) fn read_straight(world: &World) {
 }
 
 pub(super) fn check_straight(world: &World, key: usize, began: Moment, answer: Answer) {
-    let read = Read { began, ended: world.clock.now(), answer, outcome: "straight" };
+    let read = Read { began, ended: world.clock.now(), answer, outcome: "straight", demand: Demand::Current };
     let verdict = judge(&world.keys[key].lock().unwrap(), &read, 0, |_, _| Duration::ZERO);
     if let Err(breach) = verdict {
         let told = tell(world, "the harness, from Redis itself,", key, &read, &breach);
@@ -176,8 +194,9 @@ fn tell(world: &World, who: &str, key: usize, read: &Read, breach: &Breach) -> S
     let around = world.weather.tell(read.began.saturating_sub(Duration::from_secs(2)), read.ended);
     let states = world.keys[key].lock().unwrap().tell(breach.version(), read.ended);
     format!(
-        "key/{key}: {breach}\n  {who} asked at {}, was answered {took} later ({}): {answer}\n  \
+        "key/{key}: {breach}\n  {who} asked ({:?}) at {}, was answered {took} later ({}): {answer}\n  \
          in force from 2 s before: {around}\n{states}",
+        read.demand,
         millis(read.began),
         read.outcome,
     )

@@ -55,6 +55,8 @@ impl Lags {
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) reads: u64,
+    /// Of these, those that asked for what is current.
+    pub(super) current: u64,
     pub(super) outcomes: BTreeMap<&'static str, u64>,
     pub(super) no_answers: u64,
     /// Reads whose client went away before the answer.
@@ -66,6 +68,7 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
         self.reads += other.reads;
+        self.current += other.current;
         self.no_answers += other.no_answers;
         self.given_up += other.given_up;
         for (outcome, count) in &other.outcomes {
@@ -99,7 +102,8 @@ impl Report {
         let mut text = String::new();
         let (seconds, violations) = (self.took.as_secs(), self.violations.len());
         _ = writeln!(text, "soak of {seconds} s on {}, SEED={}: {} violations", self.server, self.seed, violations);
-        _ = writeln!(text, "  reads       {}: {}", tally.reads, list(&tally.outcomes));
+        let outcomes = list(&tally.outcomes);
+        _ = writeln!(text, "  reads       {}, {} of them current: {outcomes}", tally.reads, tally.current);
         _ = writeln!(text, "  no answers  {} refused, {} not waited for", tally.no_answers, tally.given_up);
         _ = writeln!(text, "  hit ratio   {} %", (from_memory * 100).checked_div(tally.reads).unwrap_or(0));
         let (writes, unacknowledged, foreign) = (self.writes, self.unacknowledged, self.foreign_writes);
