@@ -27,6 +27,8 @@ const UNTRACKED: &str = "Redis does not tell of changes";
 const SMALL_TABLE: &str = "tracking-table-max-keys";
 const CONNECTED: &str = "connected to Redis";
 const A_SECOND: Duration = Duration::from_secs(1);
+/// What a change may take to be seen on a machine that has much to do.
+const SOON: Duration = Duration::from_secs(3);
 
 /// These settings, and a time to live that explains nothing.
 fn lasting(more: &str) -> String {
@@ -57,6 +59,12 @@ fn coherence(proxy: &Proxy) -> String {
 #[track_caller]
 fn await_coherence(proxy: &Proxy, expected: &str) {
     eventually(&format!("the coherence is {expected}"), || (coherence(proxy) == expected).then_some(()));
+}
+
+/// Returns once the log tells of the link, and so of all that was wrong with it.
+#[track_caller]
+fn await_told_link(proxy: &Proxy) {
+    proxy.wait_for_log(|line| line.says(CONNECTED));
 }
 
 fn invalidations(proxy: &Proxy, kind: &str) -> f64 {
@@ -128,7 +136,7 @@ fn run(redis: &RedisServer, key: &str, commands: &str) {
 fn assert_comes_true(redis: &RedisServer, proxy: &Proxy, key: &str, commands: &str) {
     let begun = Instant::now();
     eventually(&format!("{commands}: the read is true"), || (given(proxy, key) == truth(redis, key)).then_some(()));
-    assert!(begun.elapsed() < A_SECOND, "{commands}: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < SOON, "{commands}: {:?}", begun.elapsed());
     assert_eq!(given(proxy, key), truth(redis, key), "{commands}");
 }
 
@@ -266,12 +274,13 @@ mod writes {
     #[test]
     fn resizes_in_a_storm_of_writes_lose_no_change() {
         let redis = RedisServer::start();
-        let proxy = tracked(&redis, "cache.capacity = 500");
-        let keys: Vec<String> = (0..200).map(|key| format!("key {key}")).collect();
+        let proxy = tracked(&redis, "cache.capacity = 1000");
+        let keys: Vec<String> = (0..1000).map(|key| format!("key {key}")).collect();
         while_reading(&proxy, &keys, || {
             thread::scope(|scope| {
-                let writer = scope.spawn(|| write_each(&redis, &keys, "in the storm", 40));
-                let mut capacities = [500, 100, 1000, 50, 300].into_iter().cycle();
+                let writer = scope.spawn(|| write_each(&redis, &keys, "in the storm", 10));
+                // There is always room for all, so that an old value that was carried over stays and is found.
+                let mut capacities = [2000, 1500, 3000, 1000].into_iter().cycle();
                 while !writer.is_finished() {
                     let capacity = capacities.next().expect("there is always another");
                     let more = lasting(&format!("cache.capacity = {capacity}"));
@@ -279,7 +288,6 @@ mod writes {
                 }
             });
         });
-        assert_eq!(proxy.reload(&config(&redis.url(), &lasting("cache.capacity = 500"))), Reload::Reloaded);
         await_truth(&redis, &proxy, &keys);
         assert!(invalidations(&proxy, "key") > 0.0);
     }
@@ -396,10 +404,11 @@ mod absence {
         let proxy = tracked(&redis, "cache.ttl_absent = \"300ms\"");
         let begun = Instant::now();
         assert_eq!(read(&proxy, "nothing").status, 404);
+        let answered = Instant::now();
         eventually("Redis is asked again", || {
-            let asked = begun.elapsed();
+            let asked = answered.elapsed();
             let again = !is_hit(&read(&proxy, "nothing"));
-            assert!(again || asked < TTL_ABSENT + Duration::from_millis(100), "kept for {asked:?}");
+            assert!(again || asked < TTL_ABSENT, "kept for {asked:?}");
             again.then_some(())
         });
         assert!(begun.elapsed() >= TTL_ABSENT, "{:?}", begun.elapsed());
@@ -630,7 +639,9 @@ mod lost_links {
 
     #[test]
     fn a_redis_that_comes_back_with_its_data_is_asked_anew() {
-        let mut redis = RedisServer::builder().arguments(&["--appendonly", "yes"]).start();
+        // Otherwise Redis may answer before it has written to its file.
+        let always = ["--appendonly", "yes", "--appendfsync", "always"];
+        let mut redis = RedisServer::builder().arguments(&always).start();
         let (relay, proxy) = tracked_over_relay(&redis, "");
         proxy.expect_log(DOWN);
         keep(&redis, &proxy, "key", "old");
@@ -794,14 +805,15 @@ mod silence {
         const DELAY: Duration = Duration::from_millis(50);
         let redis = RedisServer::start();
         let (relay, proxy) = tracked_over_relay(&redis, PATIENT);
-        for round in 0..12 {
+        for round in 1..=8 {
             keep(&redis, &proxy, "key", "old");
             relay.delay(DELAY);
-            await_metric(&proxy, "coherent", 1.0);
+            let pings = redis.calls("ping");
+            eventually("signs of life that are late", || (redis.calls("ping") >= pings + 3).then_some(()));
             set(&redis, "key", "new");
             let written = Instant::now();
-            // An answer may pass that was given before the write, and what Redis tells of the write may not.
-            eventually("its moment", || (written.elapsed() > DELAY * round / 4).then_some(()));
+            // One that was given before the write may still pass, and what Redis tells of the write may not.
+            eventually("its moment", || (written.elapsed() > DELAY * round / 6).then_some(()));
             relay.stall();
             let reader = eventually("the old value is given no more", || {
                 let asked = written.elapsed();
@@ -1013,6 +1025,7 @@ mod fallback {
     #[track_caller]
     fn assert_untracked(redis: &RedisServer, proxy: &Proxy) {
         await_ready(proxy);
+        await_told_link(proxy);
         assert_eq!(coherence(proxy), "ttl");
         assert_metric(proxy, "coherent", 0);
         keep(redis, proxy, "key", "old");
@@ -1059,6 +1072,7 @@ mod fallback {
         keep(&redis, &proxy, "key", "newer");
         set(&redis, "key", "newest");
         assert_comes_true(&redis, &proxy, "key", "SET");
+        proxy.wait_for_log(|line| line.says("Redis tells of changes now"));
         assert_eq!(lines_that_say(&proxy, CONNECTED), 1, "over the same link");
         assert_eq!(warnings(&proxy, UNTRACKED), 1);
     }
@@ -1075,6 +1089,7 @@ mod fallback {
         run(&redis, "key", "MULTI; CLIENT KILL TYPE normal; SET K new; EXEC");
         await_coherence(&proxy, "ttl");
         assert_eq!(value(&proxy, "key"), "new", "what was kept before is dropped");
+        eventually("the log tells of the link", || (lines_that_say(&proxy, CONNECTED) == 2).then_some(()));
         assert_eq!(warnings(&proxy, UNTRACKED), 1);
     }
 
@@ -1083,6 +1098,7 @@ mod fallback {
         let redis = RedisServer::start();
         let proxy = restricted(&redis, &["-client|trackinginfo"], "");
         await_ready(&proxy);
+        await_told_link(&proxy);
         assert_eq!(coherence(&proxy), "ttl");
         assert_eq!(warnings(&proxy, "CLIENT TRACKINGINFO"), 1);
     }
@@ -1209,6 +1225,7 @@ mod small_tables {
         let redis = RedisServer::builder().arguments(&TEN).start();
         let proxy = tracked(&redis, "cache.capacity = 11");
         proxy.expect_log(SMALL_TABLE);
+        await_told_link(&proxy);
         assert_eq!(warnings(&proxy), [named("11")]);
     }
 
@@ -1217,6 +1234,7 @@ mod small_tables {
         let redis = RedisServer::builder().arguments(&TEN).start();
         let proxy = tracked(&redis, "cache.capacity = 10");
         proxy.expect_log(SMALL_TABLE);
+        await_told_link(&proxy);
         assert_eq!(warnings(&proxy), []);
         for (capacity, expected) in [("50", vec![named("50")]), ("10", vec![named("50")])] {
             let more = lasting(&format!("cache.capacity = {capacity}"));
@@ -1233,6 +1251,7 @@ mod small_tables {
         keep(&redis, &proxy, "key", "old");
         set(&redis, "key", "new");
         assert_comes_true(&redis, &proxy, "key", "SET");
+        await_told_link(&proxy);
         assert_eq!(warnings(&proxy), []);
     }
 
