@@ -728,5 +728,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod interleavings;
+#[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests;
