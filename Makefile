@@ -13,13 +13,14 @@ help: ## Show this list
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080)
 	@scripts/run '$(PORT)'
 
-test: ## Run every test: unit, documentation, and integration against real redis-servers
+test: ## Run every test: unit, documentation, orders of steps, and integration against real redis-servers
 	@scripts/test
 
 check: ## Check the formatting, the lints and the documentation, with warnings as errors
 	@echo 'Checking the formatting, the lints and the documentation.'
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --lib --profile test --features shuttle --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
 
 deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny if missing)
