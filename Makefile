@@ -13,7 +13,7 @@ help: ## Show this list
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080)
 	@scripts/run '$(PORT)'
 
-test: ## Run every test: unit, documentation, and integration against real redis-servers
+test: ## Run every test: unit, documentation, orders of steps, and integration against real redis-servers
 	@scripts/test
 
 soak: ## Soak the coherence of the cache in faults (SECONDS=60 SEED=1 SERVER=redis-server)
@@ -23,6 +23,7 @@ check: ## Check the formatting, the lints and the documentation, with warnings a
 	@echo 'Checking the formatting, the lints and the documentation.'
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --lib --profile test --features shuttle --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
 
 deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny if missing)
