@@ -15,7 +15,7 @@ use redis::{
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::reply::{is_final, not_admitted, refused, unreachable};
+use super::reply::{ask, is_final, not_admitted, refused, unreachable};
 use super::stream::{Opener, PrepareError};
 use super::tracking::{self, Listener, Tracking, Untracked};
 use super::{BackendError, Settings};
@@ -223,12 +223,6 @@ fn refused_link(error: &ServerError) -> BackendError {
 
 fn refused_with(code: &str, details: &str) -> BackendError {
     if is_final(code) { not_admitted(&format_args!("Redis refused the link: {code} {details}")) } else { refused(code) }
-}
-
-/// One command of the handshake, whose answer may be an error.
-pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
-    let answer = connection.send_packed_command(command).await;
-    answer.map_err(|error| unreachable(&format_args!("the handshake failed: {error}")))
 }
 
 /// One command of the handshake; `refused` says what it means that Redis answers with an error.

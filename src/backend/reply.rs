@@ -1,4 +1,4 @@
-//! What Redis's answers mean.
+//! What is asked of Redis, and what its answers mean.
 //!
 //! An answer that its question cannot have means that answers and questions do not match any more, so whose would the
 //! next one be? It is told apart from every error that Redis may give.
@@ -7,7 +7,8 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::{RedisError, Value};
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisError, Value};
 
 use super::BackendError;
 
@@ -53,6 +54,12 @@ impl Question {
 /// A reply that nothing that was asked can have.
 #[derive(Debug, PartialEq)]
 pub(super) struct Unexpected;
+
+/// One command of the handshake, whose answer may be an error.
+pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
+    let answer = connection.send_packed_command(command).await;
+    answer.map_err(|error| unreachable(&format_args!("the handshake failed: {error}")))
+}
 
 /// What a request's error means: the link carries on after an answer, and nothing else.
 pub(super) fn classify(error: &RedisError) -> BackendError {

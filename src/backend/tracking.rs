@@ -13,8 +13,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, Value};
 
 use super::BackendError;
-use super::handshake::ask;
 use super::probe::Probe;
+use super::reply::ask;
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};
 

@@ -223,7 +223,7 @@ fn nothing_older_than_the_ttl_is_given() {
 fn a_key_is_not_given_longer_than_redis_lets_it_live() {
     const LIFE: Duration = Duration::from_millis(300);
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"60s\"\ncache.stale_grace = \"60s\"");
+    let proxy = proxy(&redis, "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"\ncache.stale_grace = \"60s\"");
     redis.command(&["SET", "brief", "value", "PX", "300"]);
     let written = Instant::now();
     let mut hits = 0;
