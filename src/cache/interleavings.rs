@@ -19,6 +19,8 @@ use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, Runner, thread};
 use tokio::runtime::Builder;
 
+use super::resize::Successor;
+use super::sync::atomic::AtomicUsize;
 use super::sync::preemption_point;
 use super::*;
 

@@ -5,24 +5,21 @@
 //! the fetch as a future, and told what changed and until when that is all. The rules that must not be broken are in
 //! `flight` (every change of the store happens under the lock of the flights it concerns, closing before removing) and
 //! in `coherence` (who vouches for the store is asked before the store).
-//!
-//! While the capacity or the policy is being changed there are two stores: readers look in both, landings go to the
-//! new one, invalidations to both, and a mover carries the old entries over. So a resize fails no read, loses no
-//! invalidation and no entry, and keeps the order of reads.
 
 mod coherence;
 mod entry;
 mod flight;
+mod resize;
+mod settings;
 mod store;
 mod sync;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -30,103 +27,11 @@ use self::coherence::Proof;
 pub use self::coherence::{Coherence, Voucher};
 pub use self::entry::{AbsentTtl, Entry, Freshness, Lifetimes, Value};
 use self::flight::{Arrival, Flights, Joined, Ticket};
+use self::resize::Stores;
+pub use self::settings::{CoherenceMode, Policy, Settings};
 use self::store::Store;
-use self::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use self::sync::{Mutex, MutexGuard, Swapped};
 use crate::key::Key;
-use crate::units::{self, Contradiction, broken};
-
-/// `[cache]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// How many keys are kept at most.
-    #[serde(with = "units::count")]
-    pub capacity: usize,
-    /// How old a value may be; zero: nothing is kept.
-    #[serde(with = "units::duration")]
-    pub ttl: Duration,
-    /// How old the knowledge may be that a key does not exist.
-    pub ttl_absent: AbsentTtl,
-    /// For how long after it ceased to be fresh a value stands in when Redis cannot answer.
-    #[serde(with = "units::duration")]
-    pub stale_grace: Duration,
-    /// Which entry goes when the cache is full.
-    pub policy: Policy,
-    /// By what the answers are to be kept true.
-    pub coherence: CoherenceMode,
-    /// With tracking: for how long one sign of Redis proves that all changes are known.
-    #[serde(with = "units::duration")]
-    pub coherence_timeout: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            capacity: 10_000,
-            ttl: Duration::from_secs(60),
-            ttl_absent: AbsentTtl::Auto,
-            stale_grace: Duration::ZERO,
-            policy: Policy::Lru,
-            coherence: CoherenceMode::Auto,
-            coherence_timeout: Duration::from_secs(3),
-        }
-    }
-}
-
-impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let nothing = "found 0, expected at least 1; to keep nothing, set cache.ttl to 0";
-        let impatient = self.coherence_timeout < COHERENCE_TIMEOUT_MIN;
-        let patience = format!("found {:?}, expected at least {COHERENCE_TIMEOUT_MIN:?}", self.coherence_timeout);
-        broken([(self.capacity == 0, "cache.capacity", nothing), (impatient, "cache.coherence_timeout", &patience)])
-    }
-
-    fn lifetimes(&self) -> Lifetimes {
-        Lifetimes { ttl: self.ttl, ttl_absent: self.ttl_absent, stale_grace: self.stale_grace }
-    }
-}
-
-/// Redis has to be asked several times in it.
-const COHERENCE_TIMEOUT_MIN: Duration = Duration::from_millis(50);
-
-/// Which entry goes when the cache is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", try_from = "String")]
-pub enum Policy {
-    /// The least recently read one.
-    Lru,
-    /// One read seldom: a new key must have been asked for more often than the one it would drive out.
-    Tinylfu,
-}
-
-impl TryFrom<String> for Policy {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        units::choose(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
-    }
-}
-
-/// By what the answers are to be kept true.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", try_from = "String")]
-pub enum CoherenceMode {
-    /// By tracking where Redis allows it, else by the time to live.
-    Auto,
-    /// By tracking; where Redis does not allow it, there are no answers.
-    Tracking,
-    /// By the time to live.
-    Ttl,
-}
-
-impl TryFrom<String> for CoherenceMode {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        units::choose(&text, [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)])
-    }
-}
 
 /// What a reader asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -325,54 +230,6 @@ impl<E: FetchError> Landed<E> {
 
 /// The digest of a larger value takes so long that other fetches would notice.
 const DIGEST_AT_ONCE: usize = 1 << 20;
-
-/// The store, and while it is being replaced, its successor.
-struct Stores {
-    active: Arc<Store>,
-    next: Option<Arc<Successor>>,
-}
-
-struct Successor {
-    store: Arc<Store>,
-    /// Entries that landed in it, which leave so much less room for those that are carried.
-    landed: AtomicUsize,
-}
-
-impl Stores {
-    fn get(&self, key: &[u8]) -> Option<Arc<Entry>> {
-        let in_next = self.next.as_ref().and_then(|next| next.store.get(key));
-        in_next.or_else(|| self.active.get(key))
-    }
-
-    /// Puts `entry` where it is to stay. Returns whether another had to go for it.
-    fn insert(&self, key: &Key, entry: &Arc<Entry>) -> bool {
-        let Some(next) = &self.next else { return self.active.insert(key, Arc::clone(entry)) };
-        next.landed.fetch_add(1, Relaxed);
-        next.store.insert(key, Arc::clone(entry)) | self.active.remove(key.as_bytes())
-    }
-
-    /// Removes `key` from each; tells whether one had it.
-    fn remove(&self, key: &[u8]) -> bool {
-        let in_next = self.next.as_ref().is_some_and(|next| next.store.remove(key));
-        self.active.remove(key) | in_next
-    }
-
-    /// Whether `key` stands for this very entry.
-    fn holds(&self, key: &[u8], entry: &Arc<Entry>) -> bool {
-        self.get(key).is_some_and(|stored| Arc::ptr_eq(&stored, entry))
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (Arc<Key>, Arc<Entry>)> {
-        self.active.iter().chain(self.next.iter().flat_map(|next| next.store.iter()))
-    }
-
-    /// Entries, and bytes of their keys and values.
-    fn size(&self) -> (u64, u64) {
-        let (entries, bytes) = self.active.size();
-        let (more_entries, more_bytes) = self.next.as_ref().map_or((0, 0), |next| next.store.size());
-        (entries + more_entries, bytes + more_bytes)
-    }
-}
 
 impl<E: FetchError> Cache<E> {
     /// An empty cache, whose fetches run on `fetches`, so that a reader who goes away takes none with him.
@@ -698,70 +555,6 @@ impl<E: FetchError> Shared<E> {
             });
             self.evictions.count(Cause::Expired, removed.into());
         }
-    }
-
-    /// Moves everything whose time is not over to a store for `settings`. Returns how many entries it had no room for.
-    fn move_to_new_store(&self, settings: &Settings, now: Instant) -> u64 {
-        let store = Store::new(settings.capacity, settings.policy, &self.evictions);
-        let next = Arc::new(Successor { store, landed: AtomicUsize::new(0) });
-        let old = self.flights.hold_all(|| {
-            let old = Arc::clone(&self.stores.load().active);
-            // With the stores, so that a flush makes an empty one of the right size.
-            *lock(&self.settings) = settings.clone();
-            self.stores.store(Arc::new(Stores { active: Arc::clone(&old), next: Some(Arc::clone(&next)) }));
-            old
-        });
-        let mut entries = self.alive(&old, &next, now);
-        entries.sort_unstable_by_key(|(last_read, ..)| *last_read);
-        let mut dropped = 0;
-        let mut left = entries.len();
-        for (_, key, entry) in entries {
-            left -= 1;
-            dropped += self.flights.hold(key.as_bytes(), || {
-                let room = settings.capacity.saturating_sub(next.landed.load(Relaxed));
-                if !self.take_out(&old, &next, &key) {
-                    return 0;
-                }
-                if left >= room {
-                    return 1;
-                }
-                next.store.carry(&key, entry);
-                0
-            });
-        }
-        next.store.read_again_since(self.clock(now));
-        self.flights.hold_all(|| {
-            if self.is_next(&next) {
-                self.stores.store(Arc::new(Stores { active: Arc::clone(&next.store), next: None }));
-            }
-        });
-        self.evictions.count(Cause::Resized, dropped);
-        dropped
-    }
-
-    /// The entries of `old` whose time is not over, each with its last read as of now, since readers go on meanwhile.
-    /// The others are removed.
-    fn alive(&self, old: &Store, next: &Arc<Successor>, now: Instant) -> Vec<(u64, Arc<Key>, Arc<Entry>)> {
-        let mut alive = Vec::new();
-        for (key, entry) in old.iter() {
-            if self.own_freshness(&entry, now) == Freshness::Dead {
-                let removed = self.flights.hold(key.as_bytes(), || self.take_out(old, next, &key));
-                self.evictions.count(Cause::Expired, removed.into());
-            } else {
-                alive.push((entry.last_read(), key, entry));
-            }
-        }
-        alive
-    }
-
-    /// Takes `key` out of `old`, under the key's lock; tells whether it was there. What was invalidated or fetched anew
-    /// meanwhile is not; after a flush nothing is to be taken.
-    fn take_out(&self, old: &Store, next: &Arc<Successor>, key: &Key) -> bool {
-        self.is_next(next) && old.remove(key.as_bytes())
-    }
-
-    fn is_next(&self, successor: &Arc<Successor>) -> bool {
-        self.stores.load().next.as_ref().is_some_and(|next| Arc::ptr_eq(next, successor))
     }
 }
 
