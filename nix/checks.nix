@@ -1,0 +1,32 @@
+# What `nix flake check` runs beside evaluating everything.
+{
+  pkgs,
+  package,
+}:
+
+{
+  inherit package;
+
+  clippy = package.overrideAttrs (old: {
+    pname = "${old.pname}-clippy";
+    nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.clippy ];
+    buildPhase = "cargo clippy --all-targets --frozen -- --deny warnings";
+    installPhase = "touch $out";
+    doCheck = false;
+    doInstallCheck = false;
+  });
+
+  rustfmt =
+    pkgs.runCommand "redis-proxy-rustfmt"
+      {
+        nativeBuildInputs = [
+          pkgs.cargo
+          pkgs.rustfmt
+        ];
+      }
+      ''
+        cd ${package.src}
+        cargo fmt --check
+        touch $out
+      '';
+}
