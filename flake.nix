@@ -36,6 +36,15 @@
         redis-proxy = final.callPackage ./nix/package.nix { };
       };
 
+      nixosModules.default =
+        { pkgs, ... }:
+        {
+          imports = [ ./nixos-module.nix ];
+          services.redis-proxy.package =
+            lib.mkDefault
+              self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+        };
+
       checks = forEachSystem (pkgs: package: import ./nix/checks.nix { inherit pkgs package; });
 
       devShells = forEachSystem (

@@ -18,21 +18,26 @@ rustPlatform.buildRustPackage {
   # Everything but what Nix and the CI read: a list of what belongs in would lose tests in silence.
   src = lib.fileset.toSource {
     root = ../.;
-    fileset = lib.fileset.difference ../. (
-      lib.fileset.unions [
-        (lib.fileset.maybeMissing ../.ci)
-        (lib.fileset.maybeMissing ../.git)
-        (lib.fileset.maybeMissing ../target)
-        ../flake.lock
-        ../flake.nix
-        ../nix
-      ]
-    );
+    fileset = lib.fileset.unions [
+      (lib.fileset.difference ../. (
+        lib.fileset.unions [
+          (lib.fileset.maybeMissing ../.ci)
+          (lib.fileset.maybeMissing ../.git)
+          (lib.fileset.maybeMissing ../target)
+          ../flake.lock
+          ../flake.nix
+          ../nix
+          ../nixos-module.nix
+        ]
+      ))
+      # The tests hold the README against it.
+      ./example.nix
+    ];
   };
 
   cargoLock.lockFile = ../Cargo.lock;
-  # As in `cargo test`, with what only a debug build checks.
-  checkType = "debug";
+  # As `cargo test` does, so with what only a debug build checks.
+  checkType = "dev";
 
   nativeBuildInputs = [ installShellFiles ];
   nativeCheckInputs = [ redis ];
