@@ -45,7 +45,13 @@
               self.packages.${pkgs.stdenv.hostPlatform.system}.default;
         };
 
-      checks = forEachSystem (pkgs: package: import ./nix/checks.nix { inherit pkgs package; });
+      checks = forEachSystem (
+        pkgs: package:
+        import ./nix/checks.nix {
+          inherit pkgs package;
+          module = self.nixosModules.default;
+        }
+      );
 
       devShells = forEachSystem (
         pkgs: package: {

@@ -2,8 +2,12 @@
 {
   pkgs,
   package,
+  module,
 }:
 
+let
+  inherit (pkgs) lib;
+in
 {
   inherit package;
 
@@ -29,4 +33,8 @@
         cargo fmt --check
         touch $out
       '';
+}
+// lib.optionalAttrs pkgs.stdenv.hostPlatform.isLinux {
+  module-cases = import ./module-cases.nix { inherit pkgs module; };
+  units = import ./units.nix { inherit pkgs module; };
 }
