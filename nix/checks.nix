@@ -37,4 +37,5 @@ in
 // lib.optionalAttrs pkgs.stdenv.hostPlatform.isLinux {
   module-cases = import ./module-cases.nix { inherit pkgs module; };
   units = import ./units.nix { inherit pkgs module; };
+  vm = pkgs.testers.runNixOSTest (import ./vm-test.nix { inherit module; });
 }
