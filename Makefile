@@ -2,13 +2,13 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check deny clean
+.PHONY: help run test soak check deny nix-check clean
 
 # Where `make run` serves HTTP on 127.0.0.1: make run PORT=9000
 PORT ?= 8080
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080)
 	@scripts/run '$(PORT)'
@@ -29,6 +29,9 @@ check: ## Check the formatting, the lints and the documentation, with warnings a
 deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny if missing)
 	@cargo deny --version >/dev/null 2>&1 || { echo 'Installing cargo-deny; this takes some minutes.' && cargo install --locked cargo-deny; }
 	cargo deny check licenses bans sources
+
+nix-check: ## Check everything Nix: packages, the NixOS module, its tests and a virtual machine (needs Nix)
+	nix --extra-experimental-features 'nix-command flakes' flake check --print-build-logs
 
 clean: ## Remove everything that was built, and the Redis that was unpacked beside it
 	cargo clean

@@ -41,8 +41,19 @@ fn every_file_the_readme_links_is_there() {
     }
 }
 
+#[test]
+fn the_configuration_for_nixos_is_the_one_that_is_tried() {
+    let readme = readme();
+    let shown = readme.split("```nix\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block of Nix");
+    assert_eq!(shown, file("nix/example.nix"));
+}
+
 fn readme() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+    file("README.md")
+}
+
+fn file(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a file of this project")
 }
 
 fn examples() -> Vec<Example> {

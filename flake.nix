@@ -1,0 +1,78 @@
+{
+  description = "A near cache for Redis in a daemon of its own: hot reads answered from memory over HTTP";
+
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
+
+  outputs =
+    { self, nixpkgs }:
+    let
+      inherit (nixpkgs) lib;
+      forEachSystem =
+        f:
+        lib.genAttrs [
+          "x86_64-linux"
+          "aarch64-linux"
+          "aarch64-darwin"
+        ] (system: f nixpkgs.legacyPackages.${system} self.packages.${system}.default);
+    in
+    {
+      packages = forEachSystem (
+        pkgs: _: {
+          default = pkgs.callPackage ./nix/package.nix { };
+        }
+      );
+
+      apps = forEachSystem (
+        _: package: {
+          default = {
+            type = "app";
+            program = lib.getExe package;
+            meta.description = "Serve reads of a Redis from memory, over HTTP";
+          };
+        }
+      );
+
+      overlays.default = final: _: {
+        redis-proxy = final.callPackage ./nix/package.nix { };
+      };
+
+      nixosModules.default =
+        { pkgs, ... }:
+        {
+          imports = [ ./nixos-module.nix ];
+          services.redis-proxy.package =
+            lib.mkDefault
+              self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+        };
+
+      checks = forEachSystem (
+        pkgs: package:
+        import ./nix/checks.nix {
+          inherit pkgs package;
+          module = self.nixosModules.default;
+        }
+      );
+
+      devShells = forEachSystem (
+        pkgs: package: {
+          default = pkgs.mkShell {
+            inputsFrom = [ package ];
+            packages = [
+              pkgs.cargo
+              pkgs.cargo-deny
+              pkgs.clippy
+              pkgs.curl
+              pkgs.deadnix
+              pkgs.nixfmt
+              pkgs.redis
+              pkgs.rust-analyzer
+              pkgs.rustc
+              pkgs.rustfmt
+            ];
+          };
+        }
+      );
+
+      formatter = forEachSystem (pkgs: _: pkgs.nixfmt-tree);
+    };
+}

@@ -1,0 +1,136 @@
+# The example of the README on a machine: reads and their freshness, reload, restart under load, metrics, secrets.
+{ module }:
+
+let
+  password = "correct-horse-battery";
+in
+{
+  name = "redis-proxy";
+
+  nodes.machine =
+    { pkgs, ... }:
+    {
+      imports = [
+        module
+        ./example.nix
+      ];
+      # Whoever looks after secrets puts it there otherwise.
+      systemd.tmpfiles.rules = [
+        "d /run/secrets 0700 root root -"
+        "f /run/secrets/redis-password 0400 root root - ${password}"
+      ];
+      services.prometheus.globalConfig.scrape_interval = "1s";
+      environment.systemPackages = [
+        pkgs.curl
+        pkgs.jq
+        pkgs.redis
+      ];
+    };
+
+  testScript = ''
+    url = "http://127.0.0.1:8080"
+    config = "/etc/redis-proxy/redis-proxy.toml"
+    socket = "/run/redis-redis-proxy/redis.sock"
+
+
+    def redis(command):
+        login = "export REDISCLI_AUTH=$(cat /run/secrets/redis-password)"
+        return machine.succeed(f"{login}; redis-cli -s {socket} {command}")
+
+
+    def read(key):
+        return machine.succeed(f"curl --silent --show-error --fail --include {url}/keys/{key}")
+
+
+    def metric(name):
+        return float(machine.succeed(f"curl --silent --fail {url}/metrics | grep '^{name} '").split()[1])
+
+
+    def pid():
+        return machine.succeed("systemctl show --property MainPID --value redis-proxy.service").strip()
+
+
+    machine.wait_for_unit("redis-proxy.socket")
+    machine.wait_for_unit("redis-proxy.service")
+    machine.wait_until_succeeds(f"curl --silent --fail {url}/readyz")
+
+    with subtest("the credential is what Redis lets the proxy in by"):
+        assert "NOAUTH" in machine.succeed(f"redis-cli -s {socket} ping 2>&1 || true")
+        assert "tracking" in machine.succeed(f"curl --silent --fail {url}/readyz")
+
+    with subtest("a miss, then a hit"):
+        redis("set greeting hello")
+        first, second = read("greeting"), read("greeting")
+        assert "fwd=miss" in first and first.endswith("hello"), first
+        assert "redis-proxy; hit" in second and second.endswith("hello"), second
+
+    with subtest("a write by another is seen by the next read"):
+        redis("set greeting bonjour")
+        changed = read("greeting")
+        assert "fwd=miss" in changed and changed.endswith("bonjour"), changed
+
+    with subtest("a reload keeps the process and puts the new capacity in force"):
+        before = pid()
+        assert metric("redis_proxy_cache_capacity_entries") == 50000
+        machine.succeed(f"sed 's/capacity = 50000/capacity = 7/' {config} > /run/changed.toml")
+        machine.succeed(f"rm {config} && cp /run/changed.toml {config}")
+        machine.succeed("systemctl reload redis-proxy.service")
+        machine.wait_until_succeeds(f"curl --silent {url}/metrics | grep -x 'redis_proxy_cache_capacity_entries 7'")
+        assert pid() == before
+        assert read("greeting").endswith("bonjour")
+
+    with subtest("a reload with a wrong file changes nothing"):
+        machine.succeed(f"echo nonsense > {config}")
+        machine.succeed("systemctl reload redis-proxy.service")
+        machine.wait_until_succeeds("journalctl --unit redis-proxy.service | grep 'config refused'")
+        assert pid() == before
+        assert metric("redis_proxy_cache_capacity_entries") == 7
+        assert read("greeting").endswith("bonjour")
+        machine.succeed(f"cp /run/changed.toml {config}")
+
+    with subtest("the socket starts the proxy"):
+        machine.succeed("systemctl stop redis-proxy.service")
+        machine.succeed("systemctl is-active redis-proxy.socket")
+        machine.succeed(f"curl --silent --fail {url}/livez")
+        machine.wait_for_unit("redis-proxy.service")
+        assert pid() != before
+
+    with subtest("a restart under load turns nobody away"):
+        before = pid()
+        machine.succeed(
+            "(while test ! -e /run/load-is-over; do"
+            f" curl --silent --show-error --fail --max-time 20 --output /dev/null {url}/keys/greeting && echo good || echo bad;"
+            " done) < /dev/null > /run/load 2>&1 &"
+        )
+        for _ in range(3):
+            answered = int(machine.succeed("grep --count good /run/load || true"))
+            machine.succeed("systemctl restart redis-proxy.service")
+            machine.wait_until_succeeds(f"test $(grep --count good /run/load) -gt {answered + 5}")
+        machine.succeed("touch /run/load-is-over")
+        assert pid() != before
+        machine.fail("grep --invert-match good /run/load")
+
+    with subtest("Prometheus has the metrics"):
+        query = "curl --silent --get --data-urlencode 'query=up{job=\"redis-proxy\"} == 1' 127.0.0.1:9090/api/v1/query"
+        machine.wait_until_succeeds(f"{query} | jq --exit-status '.data.result | length == 1'")
+        query = query.replace("up{job=\"redis-proxy\"} == 1", "redis_proxy_cache_capacity_entries")
+        machine.wait_until_succeeds(f"{query} | jq --exit-status '.data.result[0].value[1] == \"7\"'")
+
+    with subtest("the password is nowhere to be read"):
+        machine.succeed(
+            "journalctl > /run/seen",
+            "systemctl show redis-proxy.service >> /run/seen",
+            f"cat {config} /proc/{pid()}/environ /proc/{pid()}/cmdline >> /run/seen",
+            f"curl --silent {url}/metrics {url}/readyz >> /run/seen",
+        )
+        for part in ["config refused", "DynamicUser=yes", "capacity = 7", "INVOCATION_ID", "--config", "coherence"]:
+            machine.succeed(f"grep --text --quiet -e '{part}' /run/seen")
+        machine.fail("grep --text --fixed-strings ${password} /run/seen")
+        secret = "/run/credentials/redis-proxy.service/redis-password"
+        assert machine.succeed(f"cat {secret}").strip() == "${password}"
+        assert "Permission denied" in machine.succeed(f"runuser -u nobody -- cat {secret} 2>&1 || true")
+
+    with subtest("the unit is as confined as it is meant to be"):
+        machine.succeed("systemd-analyze security --threshold=15 redis-proxy.service")
+  '';
+}
