@@ -2,13 +2,13 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check deny clean
+.PHONY: help run test soak compose-test check deny clean
 
 # Where `make run` serves HTTP on 127.0.0.1: make run PORT=9000
 PORT ?= 8080
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080)
 	@scripts/run '$(PORT)'
@@ -18,6 +18,9 @@ test: ## Run every test: unit, documentation, orders of steps, and integration a
 
 soak: ## Soak the coherence of the cache in faults (SECONDS=60 SEED=1 SERVER=redis-server)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)'
+
+compose-test: ## Try docker-compose.yml with all it starts: healthy, scraped, shown, reloaded, tested, stopped
+	@scripts/compose-test
 
 check: ## Check the formatting, the lints and the documentation, with warnings as errors
 	@echo 'Checking the formatting, the lints and the documentation.'
