@@ -2,7 +2,7 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak compose-test check deny clean
+.PHONY: help run test soak compose-test check deny deb clean
 
 # Where `make run` serves HTTP on 127.0.0.1: make run PORT=9000
 PORT ?= 8080
@@ -32,6 +32,9 @@ check: ## Check the formatting, the lints and the documentation, with warnings a
 deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny if missing)
 	@cargo deny --version >/dev/null 2>&1 || { echo 'Installing cargo-deny; this takes some minutes.' && cargo install --locked cargo-deny; }
 	cargo deny check licenses bans sources
+
+deb: ## Build a Debian package (installs cargo-deb if missing)
+	@scripts/deb
 
 clean: ## Remove everything that was built, and the Redis that was unpacked beside it
 	cargo clean
