@@ -2,13 +2,13 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check deny nix-check clean
+.PHONY: help run test soak check deny compose-test nix-check systemd-check deb clean
 
 # Where `make run` serves HTTP on 127.0.0.1: make run PORT=9000
 PORT ?= 8080
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080)
 	@scripts/run '$(PORT)'
@@ -18,6 +18,9 @@ test: ## Run every test: unit, documentation, orders of steps, and integration a
 
 soak: ## Soak the coherence of the cache in faults (SECONDS=60 SEED=1 SERVER=redis-server)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)'
+
+compose-test: ## Try docker-compose.yml with all it starts: healthy, scraped, shown, reloaded, tested, stopped
+	@scripts/compose-test
 
 check: ## Check the formatting, the lints and the documentation, with warnings as errors
 	@echo 'Checking the formatting, the lints and the documentation.'
@@ -32,6 +35,12 @@ deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny
 
 nix-check: ## Check everything Nix: packages, the NixOS module, its tests and a virtual machine (needs Nix)
 	nix --extra-experimental-features 'nix-command flakes' flake check --print-build-logs
+
+systemd-check: ## Check the units in systemd/ by systemd's own rules, and how exposed the service is (needs systemd)
+	@scripts/systemd-check
+
+deb: ## Build a Debian package (installs cargo-deb if missing)
+	@scripts/deb
 
 clean: ## Remove everything that was built, and the Redis that was unpacked beside it
 	cargo clean

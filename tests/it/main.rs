@@ -8,6 +8,7 @@ mod config;
 mod current;
 mod lifecycle;
 mod metrics;
+mod operations;
 mod protocol;
 mod readme;
 mod reads;

@@ -1,0 +1,49 @@
+# Images of redis-proxy. `docker build .` makes the last stage: the program, the authorities it trusts for TLS and the C
+# library, no shell, no root. `docker build --target test .` makes the one that runs the tests.
+#
+# No step knows an architecture: docker buildx build --platform linux/amd64,linux/arm64 .
+
+FROM rust:1.95-slim-bookworm AS toolchain
+WORKDIR /src
+
+FROM toolchain AS build
+ARG TARGETARCH
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+# What was built for the dependencies is kept between builds; cargo tells their versions apart. Our own files are touched
+# because cargo tells those apart by their times alone, and another checkout may have older files that say something else.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target,id=redis-proxy-target-$TARGETARCH,sharing=locked \
+    find src -name '*.rs' -exec touch {} + && \
+    cargo build --release --locked --bin redis-proxy && \
+    install -D target/release/redis-proxy /out/redis-proxy
+
+# For promtool, with which the tests check the alerts and what the daemon exposes.
+FROM prom/prometheus:v3.5.0 AS prometheus
+
+FROM toolchain AS test
+RUN apt-get update && \
+    apt-get install -y --no-install-recommends make redis-server && \
+    rm -rf /var/lib/apt/lists/* && \
+    useradd --create-home tester && \
+    install -d -o tester -g tester /build /build/target /build/cargo
+COPY --from=prometheus /bin/promtool /usr/local/bin/
+COPY . .
+# Nothing is written beside the sources, so that the root may be read-only; volumes on /build keep what was built.
+ENV CARGO_HOME=/build/cargo CARGO_TARGET_DIR=/build/target
+USER tester
+CMD ["make", "test"]
+
+FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
+LABEL org.opencontainers.image.title="redis-proxy" \
+      org.opencontainers.image.description="A near cache for Redis in a daemon of its own" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /out/redis-proxy /usr/bin/redis-proxy
+# In a container loopback reaches nobody; who may reach the port is said where it is published. An environment variable
+# and no flag, so that `health` knows it too.
+ENV REDIS_PROXY_HTTP__LISTEN=0.0.0.0:8080
+EXPOSE 8080
+# By number, so that Kubernetes can see that it is not root.
+USER 65532:65532
+HEALTHCHECK --interval=5s --timeout=5s --start-period=10s --retries=3 CMD ["/usr/bin/redis-proxy", "health"]
+ENTRYPOINT ["/usr/bin/redis-proxy"]

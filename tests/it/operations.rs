@@ -1,0 +1,230 @@
+//! "What you watch is what it tells": dashboard, alerts, runbook and README name metrics that the proxy has.
+//!
+//! A metric that is named is a name and, in braces, labels with or without a value; job and instance are Prometheus's.
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that panics has failed, which is what it should do, and one that is skipped says why"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::stage::{proxy, set, value};
+use crate::support::RedisServer;
+
+/// The labels of one series, or those that are asked for; without a value where any will do.
+type Labels = BTreeMap<String, Option<String>>;
+
+const OF_PROMETHEUS: [&str; 3] = ["job", "instance", "le"];
+const DASHBOARD: &str = "dashboards/redis-proxy.json";
+const ALERTS: &str = "dashboards/alerts.yml";
+const RUNBOOK: &str = "docs/runbook.md";
+
+#[test]
+fn every_metric_that_is_named_is_told_with_these_labels() {
+    let told = told();
+    for (file, least) in [(ALERTS, 10), ("README.md", 20), (RUNBOOK, 2)] {
+        let named = named(&abbreviations_in_full(&read(file)));
+        assert!(named.len() >= least, "{file} names only {named:?}");
+        for (name, labels) in &named {
+            assert_told(&told, file, name, labels);
+        }
+    }
+    for query in queries() {
+        let named = named(&query.expression);
+        let up = query.expression.contains("up{job=");
+        assert!(!named.is_empty() || up, "{}: {}", query.panel, query.expression);
+        for (name, labels) in &named {
+            assert_told(&told, &query.panel, name, labels);
+        }
+        let known: BTreeSet<_> = named.iter().flat_map(|(name, _)| labels_of(&told, name)).collect();
+        for label in grouped_by(&query.expression).chain(placeholders(&query.legend)) {
+            let known = known.contains(&label) || OF_PROMETHEUS.contains(&label.as_str());
+            assert!(known, "{}: {label} is no label of {}", query.panel, query.expression);
+        }
+    }
+}
+
+#[test]
+fn every_panel_says_what_it_shows_and_follows_the_variables() {
+    let panels = panels();
+    assert!(panels.len() > 20, "{}", panels.len());
+    for panel in panels {
+        let title = text(&panel, "/title");
+        for place in ["/description", "/fieldConfig/defaults/unit"] {
+            assert!(!text(&panel, place).is_empty(), "{title} has no {place}");
+        }
+        let thresholds = panel.pointer("/fieldConfig/defaults/thresholds/steps").and_then(Value::as_array);
+        assert!(thresholds.is_some_and(|steps| !steps.is_empty()), "{title} has no thresholds");
+    }
+    for Query { panel, expression, .. } in queries() {
+        let selectors = expression.matches('{').count();
+        let following = expression.matches(r#"{job=~"$job",instance=~"$instance""#).count();
+        assert!(selectors > 0 && selectors == following, "{panel}: {expression}");
+    }
+}
+
+#[test]
+fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook() {
+    let (alerts, runbook, tests) = (read(ALERTS), read(RUNBOOK), read("dashboards/alerts.test.yml"));
+    let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let rules: Vec<_> = alerts.split("- alert: ").skip(1).collect();
+    let names: Vec<_> = rules.iter().map(|rule| rule.lines().next().expect("a name")).collect();
+    assert_eq!(names, sections, "the runbook has the alerts in their order");
+    for (name, rule) in names.iter().zip(&rules) {
+        for annotation in ["summary: \"", "description: \""] {
+            assert!(rule.contains(annotation), "{name} has no {annotation}");
+        }
+        // The anchor that a heading gets where the file is shown.
+        let anchor = format!("runbook: {RUNBOOK}#{}\n", name.to_lowercase());
+        assert!(format!("{rule}\n").contains(&anchor), "{name}: not {anchor}");
+        let trials: Vec<_> = tests.split("alertname: ").skip(1).filter(|trial| trial.starts_with(name)).collect();
+        for (fires, expected) in [(true, "exp_labels:"), (false, "exp_alerts: []")] {
+            let next = |trial: &&str| trial.lines().skip(1).take(2).any(|line| line.contains(expected));
+            assert!(trials.iter().any(next), "{name}: no trial where it fires = {fires}");
+        }
+    }
+}
+
+#[test]
+fn promtool_has_nothing_to_say_against_the_configuration_and_the_alerts_fire_as_tried() {
+    for arguments in [
+        ["check", "config", "--lint=all", "--lint-fatal", "prometheus.yml"].as_slice(),
+        &["check", "rules", "--lint=all", "--lint-fatal", "alerts.yml"],
+        &["test", "rules", "alerts.test.yml"],
+    ] {
+        match Command::new("promtool").args(arguments).current_dir(path("dashboards")).output() {
+            Ok(output) => assert!(output.status.success(), "{arguments:?}: {output:?}"),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return eprintln!("skipped: promtool is not here; it is part of Debian's package prometheus");
+            }
+            Err(error) => panic!("promtool does not start: {error}"),
+        }
+    }
+}
+
+/// One query of the dashboard.
+struct Query {
+    panel: String,
+    expression: String,
+    legend: String,
+}
+
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(path(file)).expect(file)
+}
+
+fn text(value: &Value, pointer: &str) -> String {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// The panels of the dashboard but for its headings.
+fn panels() -> Vec<Value> {
+    let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).expect("a dashboard in JSON");
+    let mut panels = dashboard.get("panels").and_then(Value::as_array).expect("panels").clone();
+    panels.retain(|panel| text(panel, "/type") != "text");
+    panels
+}
+
+fn queries() -> Vec<Query> {
+    let of = |panel: &Value| {
+        let targets = panel.get("targets").and_then(Value::as_array).expect("a panel with queries").clone();
+        let panel = format!("panel {:?}", text(panel, "/title"));
+        targets.into_iter().map(move |target| Query {
+            panel: panel.clone(),
+            expression: text(&target, "/expr"),
+            legend: text(&target, "/legendFormat"),
+        })
+    };
+    panels().iter().flat_map(of).collect()
+}
+
+/// What a proxy tells that has been read from: each name with the labels of its series.
+fn told() -> Vec<(String, Labels)> {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "redis.probe_interval = \"50ms\"");
+    set(&redis, "key", "value");
+    value(&proxy, "key");
+    let metrics = proxy.metrics();
+    metrics.text().lines().filter(|line| !line.starts_with('#')).flat_map(named).collect()
+}
+
+fn assert_told(told: &[(String, Labels)], place: &str, name: &str, labels: &Labels) {
+    let fits = |(of, its): &(String, Labels)| {
+        let is_it = of == name || of.strip_suffix("_count") == Some(name);
+        let has = |(label, value): (&String, &Option<String>)| match value {
+            Some(value) => its.get(label).is_some_and(|its| its.as_ref() == Some(value)),
+            None => its.contains_key(label),
+        };
+        is_it && labels.iter().all(has)
+    };
+    assert!(told.iter().any(fits), "{place} names {name} with {labels:?}, which the proxy does not tell");
+}
+
+fn labels_of(told: &[(String, Labels)], name: &str) -> BTreeSet<String> {
+    told.iter().filter(|(of, _)| of == name).flat_map(|(_, labels)| labels.keys().cloned()).collect()
+}
+
+/// Where a table goes on with "`_cache_bytes`", the front of the name is left out.
+fn abbreviations_in_full(text: &str) -> String {
+    text.replace("`_", "`redis_proxy_")
+}
+
+/// Every metric of ours in `text`; one whose label may have several values is there once for each.
+fn named(text: &str) -> Vec<(String, Labels)> {
+    let mut found = Vec::new();
+    let is_of_a_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    for (start, _) in text.match_indices("redis_proxy_").chain(text.match_indices("process_")) {
+        let rest = &text[start..];
+        let end = rest.find(|letter| !is_of_a_name(letter)).unwrap_or(rest.len());
+        let (name, rest) = rest.split_at(end);
+        // A part of a longer word, or a placeholder for several names.
+        if text[..start].ends_with(is_of_a_name) || rest.starts_with('*') {
+            continue;
+        }
+        let braces = rest.strip_prefix('{').and_then(|rest| rest.split('}').next()).unwrap_or_default();
+        found.extend(choices(braces).into_iter().map(|labels| (name.to_owned(), labels)));
+    }
+    found
+}
+
+/// `a="1",b=~"2|3",c` as `a="1",b="2",c` and `a="1",b="3",c`, without what Prometheus adds.
+fn choices(braces: &str) -> Vec<Labels> {
+    let mut choices = vec![Labels::new()];
+    for matcher in braces.split(',').filter(|matcher| !matcher.is_empty()) {
+        let (label, value) = matcher.split_once('=').map_or((matcher, None), |(label, value)| (label, Some(value)));
+        if ["job", "instance"].contains(&label) {
+            continue;
+        }
+        let values = value.map(|value| value.trim_start_matches('~').trim_matches('"').split('|').map(str::to_owned));
+        let values: Vec<_> = values.map_or(vec![None], |values| values.map(Some).collect());
+        let with = |labels: &Labels| {
+            let one = |value: &Option<String>| [labels.clone(), [(label.to_owned(), value.clone())].into()];
+            values.iter().map(|value| one(value).into_iter().flatten().collect()).collect::<Vec<_>>()
+        };
+        choices = choices.iter().flat_map(with).collect();
+    }
+    choices
+}
+
+/// The labels in `by (a, b)`.
+fn grouped_by(expression: &str) -> impl Iterator<Item = String> {
+    let lists = expression.split("by (").skip(1).filter_map(|rest| rest.split(')').next());
+    lists.flat_map(|list| list.split(',').map(|label| label.trim().to_owned()))
+}
+
+/// The labels in `{{a}} and {{b}}`.
+fn placeholders(legend: &str) -> impl Iterator<Item = String> {
+    legend.split("{{").skip(1).filter_map(|rest| rest.split("}}").next()).map(|label| label.trim().to_owned())
+}
