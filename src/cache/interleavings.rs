@@ -717,3 +717,28 @@ fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
     };
     Scenario(World::dead, &[World::sweep, World::read]).fails(3, Steps { sweep, ..RIGHT }, "or were counted");
 }
+
+#[test]
+fn a_shorter_coherence_timeout_is_obeyed_by_the_proof_that_comes_meanwhile() {
+    const SHORT: Duration = Duration::from_secs(60);
+    let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let fetches = runtime.handle().clone();
+    let mut config = Config::new();
+    config.stack_size = STACK_SIZE;
+    config.silence_warnings = true;
+    let orders = Runner::new(Orders::new(ANY), config).run(move || {
+        let settings = Settings { ttl: HOUR, coherence_timeout: HOUR, ..Settings::default() };
+        let cache = TestCache::new(settings.clone(), fetches.clone());
+        cache.rely_on_tracking(Instant::now());
+        let proved = cache.clone();
+        let link = thread::spawn(move || proved.prove(Instant::now()));
+        let changed = cache.clone();
+        let reload = thread::spawn(move || changed.apply(&Settings { coherence_timeout: SHORT, ..settings }));
+        link.join().unwrap();
+        reload.join().unwrap();
+        let later = cache.0.clock(Instant::now() + SHORT);
+        let voucher = cache.0.proof.voucher(later);
+        assert_ne!(voucher, Voucher::Redis, "a proof holds for longer than the coherence_timeout in force");
+    });
+    assert!(orders > 10, "{orders} orders are too few to tell anything");
+}

@@ -142,3 +142,20 @@ fn a_link_that_is_lost_while_it_is_asked_is_asked_no_more() {
     assert_eq!(waiting.status, 503, "{}", text(&waiting));
     relay.resume();
 }
+
+#[test]
+fn a_link_lost_in_passing_costs_a_current_read_no_more_than_another() {
+    const READS: usize = 300;
+    let (redis, _relay, proxy) = behind_relay(LASTING);
+    proxy.expect_log(DOWN);
+    set(&redis, "key", "value");
+    let mut client = Client::connect(proxy.http());
+    let mut refused = 0;
+    for number in 0..READS {
+        if number % 30 == 0 {
+            _ = redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+        }
+        refused += usize::from(client.request("GET", "/keys/key", &NO_CACHE).status == 503);
+    }
+    assert_eq!(refused, 0);
+}

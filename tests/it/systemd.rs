@@ -225,3 +225,31 @@ fn listener() -> TcpListener {
 fn address(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().expect("an address")
 }
+
+#[test]
+fn a_supervisor_that_does_not_listen_is_in_nobodys_way() {
+    let redis = RedisServer::start();
+    let supervisor = Supervisor::new();
+    let proxy = supervisor.start(&redis, &[]);
+    await_ready(&proxy);
+    // Longer than it takes until the socket is full: the system lets ten messages wait, and there is one every two seconds.
+    std::thread::sleep(Duration::from_secs(25));
+    assert_eq!(http::get(proxy.admin(), "/livez").status, 200);
+}
+
+#[test]
+fn what_redis_says_is_one_line_to_the_supervisor() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("an address");
+    let url = format!("redis://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            _ = std::io::Write::write_all(&mut stream.expect("a stream"), b"-ERR no\nMAINPID=1\r\n");
+        }
+    });
+    let supervisor = Supervisor::new();
+    let builder = Proxy::builder(&config(&url, "")).environment("NOTIFY_SOCKET", supervisor.path());
+    let proxy = builder.start();
+    proxy.expect_log("no link to Redis");
+    let status = supervisor.await_line("STATUS=not ready: no link to Redis: Redis refused");
+    assert_eq!(status.lines().count(), 1, "{status}");
+}
