@@ -428,6 +428,11 @@ impl Sources {
         Reading::of(&self.flags, &self.environment).result()
     }
 
+    /// What is right of the configuration as it is written now, whatever else is wrong with it.
+    pub fn load_what_is_right(&self) -> Config {
+        Reading::of(&self.flags, &self.environment).config
+    }
+
     /// Loads the configuration that is to take the place of `current` in a running daemon.
     ///
     /// # Errors

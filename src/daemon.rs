@@ -21,7 +21,7 @@ use crate::config::{Config, DaemonSettings, Problems, Sources};
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::server::{BindError, Drain, DrainControl, Limits, Listener, Workers};
-use crate::systemd::{self, InheritError, Inherited};
+use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::FilterHandle;
 use crate::{admin, http};
 
@@ -62,6 +62,7 @@ pub struct Daemon {
     sources: Sources,
     filter: FilterHandle,
     signals: Signals,
+    notifier: Arc<Notifier>,
     listeners: Vec<Listener>,
     workers: Arc<Workers>,
     link: Option<Link>,
@@ -79,6 +80,7 @@ impl Daemon {
     pub async fn build(config: Config, sources: Sources, filter: FilterHandle) -> Result<Self, StartError> {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+        let notifier = Arc::new(Notifier::start()?);
         let inherited = Inherited::take(&[FrontEnd::Http.name(), FrontEnd::Admin.name()])?;
         let connections = within_means(&config);
         let metrics = Arc::new(Metrics::new()?);
@@ -88,7 +90,8 @@ impl Daemon {
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
         let listeners = listeners(&config, inherited, connections, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
-        Ok(Self { config, sources, filter, signals, listeners, workers, link: Some(link), proxy, cache, metrics })
+        let link = Some(link);
+        Ok(Self { config, sources, filter, signals, notifier, listeners, workers, link, proxy, cache, metrics })
     }
 
     /// Serves until told to stop.
@@ -97,7 +100,7 @@ impl Daemon {
         let mut tasks = self.start(&drain);
         // What is left of it are the listeners' and connections' own.
         drop(drain);
-        systemd::ready();
+        self.notifier.ready();
         let (mut reload, mut reload_wanted) = (None, false);
         loop {
             tokio::select! {
@@ -113,7 +116,7 @@ impl Daemon {
             }
             if reload_wanted && reload.is_none() {
                 reload_wanted = false;
-                systemd::reloading();
+                self.notifier.reloading();
                 reload = Some(self.reload());
             }
         }
@@ -131,9 +134,9 @@ impl Daemon {
             tasks.spawn(link.run());
         }
         tasks.spawn(sweep(self.cache.clone()));
-        tasks.spawn(report(self.proxy.clone()));
+        tasks.spawn(report(self.proxy.clone(), Arc::clone(&self.notifier)));
         if let Some(interval) = systemd::watchdog_interval() {
-            tasks.spawn(feed_watchdog(Arc::clone(&self.workers), interval));
+            tasks.spawn(feed_watchdog(Arc::clone(&self.workers), Arc::clone(&self.notifier), interval));
         }
         tasks
     }
@@ -170,12 +173,12 @@ impl Daemon {
                 tracing::error!(%error, "config refused");
             }
         }
-        systemd::ready();
+        self.notifier.ready();
     }
 
     async fn drain(&mut self, control: &mut DrainControl) -> Ending {
         self.proxy.drain();
-        systemd::stopping();
+        self.notifier.stopping();
         let patience = self.config.daemon.drain_timeout;
         tracing::info!(connections = self.metrics.open_connections(), drain_timeout = ?patience, "stopping");
         let hurry = async { while self.signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
@@ -253,18 +256,18 @@ fn worker_threads(settings: &DaemonSettings) -> usize {
 }
 
 /// Keeps the line of `systemctl status` true.
-async fn report(proxy: Proxy) {
+async fn report(proxy: Proxy, notifier: Arc<Notifier>) {
     loop {
-        systemd::status(&proxy.summary());
+        notifier.status(proxy.summary());
         tokio::time::sleep(REPORT_INTERVAL).await;
     }
 }
 
 /// Says so, for as long as every worker serves.
-async fn feed_watchdog(workers: Arc<Workers>, interval: Duration) {
+async fn feed_watchdog(workers: Arc<Workers>, notifier: Arc<Notifier>, interval: Duration) {
     loop {
         workers.alive().await;
-        systemd::alive();
+        notifier.alive();
         tokio::time::sleep(interval).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::server::Listen;
 
@@ -27,25 +27,42 @@ impl Question {
 /// Long enough for a busy machine, and shorter than whoever asks waits for us.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// More than any of the answers has.
-const LONGEST_ANSWER: u64 = 64 << 10;
+const LONGEST_ANSWER: usize = 64 << 10;
 
 /// Asks the daemon that listens on `listen`; returns whether it says yes, and what it says.
 ///
 /// # Errors
 /// Nobody answers there, or not in HTTP.
 pub fn ask(listen: &Listen, question: Question) -> io::Result<(bool, String)> {
+    let until = Instant::now() + PATIENCE;
     let mut stream = connect(listen)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     write!(stream, "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", question.path())?;
-    let mut answer = Vec::new();
-    stream.take(LONGEST_ANSWER).read_to_end(&mut answer)?;
+    let answer = read_until(stream, until)?;
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
     let (Some(status), Some((_, body))) = (status, answer.split_once("\r\n\r\n")) else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"));
     };
     Ok((status == "200", body.trim().to_owned()))
+}
+
+/// Reads to the end, and no longer than `until`, however slowly it comes.
+fn read_until(mut stream: TcpStream, until: Instant) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    while answer.len() < LONGEST_ANSWER {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece)? {
+            0 => break,
+            length => answer.extend_from_slice(&piece[..length]),
+        }
+    }
+    Ok(answer)
 }
 
 fn connect(listen: &Listen) -> io::Result<TcpStream> {

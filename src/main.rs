@@ -38,13 +38,17 @@ fn main() -> ExitCode {
 /// What needs the configuration.
 fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
+    if let Some(Command::Health { live }) = command {
+        // A daemon whose reload was refused is as well as before.
+        let config = sources.load_what_is_right();
+        return finish(health(&config, if live { Question::Live } else { Question::Ready }));
+    }
     let config = match sources.load() {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),
     };
     finish(match command {
         Some(Command::Check) => say("The configuration is right.\n"),
-        Some(Command::Health { live }) => health(&config, if live { Question::Live } else { Question::Ready }),
         _ if sources.flags.print_config => config.to_toml().map_err(Into::into).and_then(|text| say(&text)),
         _ => serve(config, sources),
     })

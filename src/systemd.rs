@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use listenfd::ListenFd;
@@ -77,37 +78,88 @@ pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|timeout| timeout / 2)
 }
 
-/// The daemon listens.
-pub fn ready() {
-    tell(&[NotifyState::Ready]);
+/// Tells systemd how the daemon is doing, if it wants to know.
+///
+/// A thread of its own does the telling, since a supervisor that does not listen makes it wait; then what there is no
+/// room for is left out.
+pub struct Notifier(Option<SyncSender<Message>>);
+
+enum Message {
+    States(Vec<NotifyState<'static>>),
+    Status(String),
+    /// All before this has been told.
+    Told(SyncSender<()>),
 }
 
-/// The daemon reads its configuration again; [`ready`] says that it has.
-pub fn reloading() {
-    // Without the time, systemd 253 and newer would take the reload for a failure.
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "no monotonic time to tell systemd"),
+/// For how long the last message is waited for.
+const LAST_WORD: Duration = Duration::from_millis(100);
+/// Messages that may wait to be told.
+const WAITING: usize = 16;
+
+impl Notifier {
+    /// Begins to tell, if there is anybody.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start() -> io::Result<Self> {
+        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+            return Ok(Self(None));
+        }
+        let (messages, waiting) = sync_channel(WAITING);
+        std::thread::Builder::new().name("systemd".to_owned()).spawn(move || waiting.iter().for_each(tell))?;
+        Ok(Self(Some(messages)))
+    }
+
+    /// The daemon listens.
+    pub fn ready(&self) {
+        self.send(Message::States(vec![NotifyState::Ready]));
+    }
+
+    /// The daemon reads its configuration again; [`ready`](Self::ready) says that it has.
+    pub fn reloading(&self) {
+        // Without the time, systemd 253 and newer would take the reload for a failure.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.send(Message::States(vec![NotifyState::Reloading, now])),
+            Err(error) => tracing::debug!(%error, "no monotonic time to tell systemd"),
+        }
+    }
+
+    /// The daemon is going down. Returns once that is told, or nobody has listened for a while: the process may end
+    /// before anybody else gets to do anything.
+    pub fn stopping(&self) {
+        self.send(Message::States(vec![NotifyState::Stopping]));
+        let (told, wait) = sync_channel(1);
+        self.send(Message::Told(told));
+        _ = wait.recv_timeout(LAST_WORD);
+    }
+
+    /// A line for `systemctl status`.
+    pub fn status(&self, text: String) {
+        self.send(Message::Status(text));
+    }
+
+    /// All that serves is alive.
+    pub fn alive(&self) {
+        self.send(Message::States(vec![NotifyState::Watchdog]));
+    }
+
+    fn send(&self, message: Message) {
+        if let Some(messages) = &self.0 {
+            _ = messages.try_send(message);
+        }
     }
 }
 
-/// The daemon is going down.
-pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
-}
-
-/// A line for `systemctl status`.
-pub fn status(text: &str) {
-    tell(&[NotifyState::Status(text)]);
-}
-
-/// All that serves is alive.
-pub fn alive() {
-    tell(&[NotifyState::Watchdog]);
-}
-
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
+fn tell(message: Message) {
+    let told = match message {
+        Message::States(states) => sd_notify::notify(&states),
+        Message::Status(text) => sd_notify::notify(&[NotifyState::Status(&text)]),
+        Message::Told(told) => {
+            _ = told.try_send(());
+            return;
+        }
+    };
+    if let Err(error) = told {
         tracing::debug!(%error, "systemd cannot be told");
     }
 }

@@ -23,7 +23,7 @@ use super::stream::PrepareError;
 use super::tracking::{self, Listener, Tracking, Untracked};
 use super::{BackendError, Calls, LinkState, Settings};
 use crate::activity::Activity;
-use crate::cache::{Cache, CoherenceMode};
+use crate::cache::{Cache, Coherence, CoherenceMode};
 use crate::metrics::{Invalidation, Metrics};
 
 /// A link is not tried again sooner than this, however urgently it is needed.
@@ -160,6 +160,10 @@ impl Link {
             self.metrics.invalidated(Invalidation::Disconnect, 1);
             self.cache.forsake();
         }
+        if matches!(error, BackendError::NotAdmitted(_)) && self.cache.coherence() == Coherence::None {
+            // Redis is there and answers, so nothing may stand in for it.
+            self.cache.invalidate_all();
+        }
         if self.reported {
             tracing::debug!(redis = %self.settings.url, reason = %error, "still no link to Redis");
             return;
@@ -231,7 +235,7 @@ impl Link {
     /// Returns when a PING went unanswered and not a byte of anything else came either. Without tracking a link is
     /// asked only when it is silent; with it always, since each answer proves that all changes are known.
     async fn silence(&self, mut connection: MultiplexedConnection, activity: &Activity, tracking: Option<Granted>) {
-        let ping = redis::cmd("PING");
+        let mut number = 0_u64;
         let mut asked = tracking.map_or_else(Instant::now, |(_, asked)| asked);
         loop {
             match tracking {
@@ -242,11 +246,16 @@ impl Link {
                 continue;
             }
             asked = Instant::now();
+            number = number.wrapping_add(1);
+            let name = number.to_string();
+            let mut ping = redis::cmd("PING");
+            ping.arg(&name);
             match self.unless_silent(activity, connection.send_packed_command(&ping)).await {
                 None => return,
                 // The stream has ended, which is the driver's to report.
                 Some(Err(_)) => std::future::pending().await,
-                Some(Ok(Value::SimpleString(_) | Value::ServerError(_))) if tracking.is_some() => {
+                Some(Ok(answer)) if !is_pong(&answer, &name) => self.calls.distrusted.notify_one(),
+                Some(Ok(_)) if tracking.is_some() => {
                     self.cache.prove(asked);
                     self.proved.send_replace(asked);
                 }
@@ -271,11 +280,10 @@ impl Link {
                 };
                 match ended {
                     Ended::Untold => return,
-                    Ended::Disconnected => {}
-                    Ended::Refused(reason) => {
-                        tracing::warn!(reason, "Redis refuses the probe (redis.probe_interval); it is not tried again");
-                        std::future::pending::<()>().await;
+                    Ended::Refused(reason) if self.probe.report() => {
+                        tracing::warn!(reason, "Redis refuses the probe (redis.probe_interval)");
                     }
+                    Ended::Refused(_) | Ended::Disconnected => {}
                 }
             }
             sleep(self.settings.probe_interval).await;
@@ -319,6 +327,16 @@ async fn track_again(mut connection: MultiplexedConnection) -> Granted {
         if let Ok(tracking) = tracking::start(&mut connection).await {
             return (tracking, asked);
         }
+    }
+}
+
+/// Whether this is what Redis answers to a PING with this name: the name, or why it answers nothing else. An answer to
+/// another question would prove what is not so.
+fn is_pong(answer: &Value, name: &str) -> bool {
+    match answer {
+        Value::BulkString(echo) => echo == name.as_bytes(),
+        Value::ServerError(_) => true,
+        _ => false,
     }
 }
 

@@ -407,14 +407,23 @@ impl Shared {
     async fn fence(&self) -> Result<Fence, BackendError> {
         let since = Instant::now();
         let deadline = since + self.settings.response_timeout;
+        match self.prove(since, deadline).await {
+            // A new link proves as much as an answer: there is nothing in memory then.
+            Err(BackendError::Disconnected) => self.prove(since, deadline).await,
+            fence => fence,
+        }
+    }
+
+    async fn prove(&self, since: Instant, deadline: Instant) -> Result<Fence, BackendError> {
         let mut proved = self.proved.clone();
         if let (_, None) = self.link(deadline).await? {
             return Ok(Fence::Untold);
         }
         self.calls.proof.notify_one();
         let mut link = self.link.clone();
-        let lost = link.wait_for(|state| matches!(state, LinkState::Down(_)));
+        let lost = link.wait_for(|state| !matches!(state, LinkState::Up(_, Some(_))));
         tokio::select! {
+            biased;
             _ = proved.wait_for(|asked| *asked >= since) => Ok(Fence::Told),
             _ = lost => Err(BackendError::Disconnected),
             () = sleep_until(deadline) => Err(BackendError::TimedOut),

@@ -4,6 +4,7 @@
 //! The write goes over a connection of its own, so that to Redis it is somebody else's. A change that Redis
 //! acknowledged and does not tell means that the link cannot be relied on, and is the end of it.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -22,6 +23,8 @@ const SPARE_LIFE: Duration = Duration::from_secs(60);
 pub(super) struct Probe {
     key: String,
     heeded: watch::Sender<Option<Instant>>,
+    /// Whether it has been reported that Redis refuses it.
+    reported: AtomicBool,
 }
 
 /// How probing ended.
@@ -29,22 +32,36 @@ pub(super) struct Probe {
 pub(super) enum Ended {
     /// Redis acknowledged a change and did not tell of it in time.
     Untold,
-    /// Redis does not let the proxy do what it takes: its answer.
+    /// Redis does not let the proxy do what it takes, now at least: its answer.
     Refused(String),
-    /// One of the two connections is gone.
+    /// One of the two connections is gone, or silent, which whoever keeps it finds out.
     Disconnected,
 }
 
 impl Probe {
     pub(super) fn new() -> Self {
-        Self { key: format!("{KEY_PREFIX}{:016x}", rand::random::<u64>()), heeded: watch::Sender::new(None) }
+        Self {
+            key: format!("{KEY_PREFIX}{:016x}", rand::random::<u64>()),
+            heeded: watch::Sender::new(None),
+            reported: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it is yet to be reported that Redis refuses the probe: it is one line, not one an attempt.
+    pub(super) fn report(&self) -> bool {
+        !self.reported.swap(true, Relaxed)
     }
 
     /// A change of `key` was heeded.
     pub(super) fn heed(&self, key: &[u8]) {
         if key == self.key.as_bytes() {
-            self.heeded.send_replace(Some(Instant::now()));
+            self.heed_all();
         }
+    }
+
+    /// A change of everything was heeded. After it Redis has forgotten who had read the probe's key.
+    pub(super) fn heed_all(&self) {
+        self.heeded.send_replace(Some(Instant::now()));
     }
 
     /// Writes over `writer` every `interval` and waits, each time no longer than `patience`, until the change has been
@@ -64,11 +81,11 @@ impl Probe {
         get.arg(&self.key);
         loop {
             // Redis tells those who have read the key since it was last told of.
-            if let Err(ended) = ask(&mut link, &get).await {
+            if let Err(ended) = ask(&mut link, &get, patience).await {
                 return ended;
             }
             heeded.mark_unchanged();
-            if let Err(ended) = ask(&mut writer, &set).await {
+            if let Err(ended) = ask(&mut writer, &set, patience).await {
                 return ended;
             }
             let acknowledged = Instant::now();
@@ -77,13 +94,17 @@ impl Probe {
             }
             let at = heeded.borrow_and_update().unwrap_or(acknowledged);
             metrics.invalidation_lag(at.saturating_duration_since(acknowledged));
+            self.reported.store(false, Relaxed);
             sleep(interval).await;
         }
     }
 }
 
-async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<(), Ended> {
-    match connection.send_packed_command(command).await {
+async fn ask(connection: &mut MultiplexedConnection, command: &Cmd, patience: Duration) -> Result<(), Ended> {
+    let Ok(answer) = timeout(patience, connection.send_packed_command(command)).await else {
+        return Err(Ended::Disconnected);
+    };
+    match answer {
         Ok(Value::ServerError(error)) => {
             Err(Ended::Refused(format!("{} {}", error.code(), error.details().unwrap_or_default())))
         }

@@ -129,9 +129,14 @@ fn server_error(reply: &Value) -> Option<BackendError> {
 }
 
 pub(super) fn unreachable(reason: &dyn fmt::Display) -> BackendError {
-    BackendError::Unreachable(reason.to_string().into())
+    BackendError::Unreachable(one_line(reason).into())
 }
 
 pub(super) fn not_admitted(reason: &dyn fmt::Display) -> BackendError {
-    BackendError::NotAdmitted(reason.to_string().into())
+    BackendError::NotAdmitted(one_line(reason).into())
+}
+
+/// A reason may hold what the other side said, and goes into logs and to systemd, where a line end begins something new.
+fn one_line(reason: &dyn fmt::Display) -> String {
+    reason.to_string().replace(char::is_control, " ")
 }

@@ -152,6 +152,7 @@ impl Listener {
             Some(Changed::Everything) => {
                 self.metrics.invalidated(Invalidation::All, 1);
                 self.cache.invalidate_all();
+                self.probe.heed_all();
             }
             Some(Changed::Keys(keys)) => {
                 self.metrics.invalidated(Invalidation::Key, keys.len());

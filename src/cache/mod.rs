@@ -353,7 +353,9 @@ impl<E: FetchError> Cache<E> {
     /// Everything Redis told of writes acknowledged before `asked` has been heeded.
     pub fn prove(&self, asked: Instant) {
         let shared = &self.0;
-        shared.proof.hold_until(shared.clock(asked + shared.settings().coherence_timeout));
+        // Under the lock, lest a timeout be put in force that this proof knows nothing of.
+        let settings = lock(&shared.settings);
+        shared.proof.hold_until(shared.clock(asked + settings.coherence_timeout));
     }
 
     /// Changes are not told of any more: nothing is fresh, and nothing that is being fetched will be kept. What is stored
@@ -393,8 +395,7 @@ impl<E: FetchError> Cache<E> {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
         shared.lifetimes.store(Arc::new(settings.lifetimes()));
-        // A proof of before may have been meant to hold for longer.
-        shared.proof.shorten(shared.clock(Instant::now() + settings.coherence_timeout));
+        shared.shorten_proof(settings.coherence_timeout);
         let before = shared.settings();
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
             *lock(&shared.settings) = settings.clone();
@@ -443,6 +444,13 @@ impl<E: FetchError> Shared<E> {
         self.evictions.count(Cause::Flushed, full.size().0);
         // Taking down a large store takes its time, which nobody should have to wait for.
         self.fetches.spawn_blocking(move || drop(full));
+    }
+
+    /// Puts another timeout in force, for the proof that there is too.
+    fn shorten_proof(&self, timeout: Duration) {
+        let mut settings = lock(&self.settings);
+        settings.coherence_timeout = timeout;
+        self.proof.shorten(self.clock(Instant::now() + timeout));
     }
 
     fn lifetimes(&self) -> Lifetimes {

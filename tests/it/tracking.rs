@@ -1041,6 +1041,20 @@ mod fallback {
     }
 
     #[test]
+    fn nothing_stands_in_for_a_redis_that_answers_and_refuses_to_track() {
+        let redis = RedisServer::start();
+        let proxy = restricted(&redis, &[], "cache.coherence = \"tracking\"\ncache.stale_grace = \"1h\"");
+        proxy.expect_log(DOWN);
+        await_ready(&proxy);
+        keep(&redis, &proxy, "key", "old");
+        allow(&redis, &NO_TRACKING);
+        redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+        eventually("the refusal is noticed", || readyz(&proxy).1.contains("CLIENT TRACKING").then_some(()));
+        assert_eq!(read(&proxy, "key").status, 503);
+        assert_metric(&proxy, "cache_entries", 0);
+    }
+
+    #[test]
     fn a_user_who_may_not_be_told_gets_values_as_old_as_the_ttl_and_one_warning() {
         let redis = RedisServer::start();
         let proxy = restricted(&redis, &NO_TRACKING, "");
