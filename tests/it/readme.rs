@@ -33,11 +33,18 @@ fn the_curl_lines_of_the_readme_answer_as_printed() {
 }
 
 #[test]
-fn every_file_the_readme_links_is_there() {
+fn every_file_and_section_the_readme_links_is_there() {
     let readme = readme();
+    let headings = readme.lines().filter_map(|line| line.strip_prefix("## "));
+    let sections: Vec<_> = headings.map(|heading| format!("#{}", heading.to_lowercase().replace(' ', "-"))).collect();
     let links = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     for link in links.filter(|link| !link.contains("://")) {
-        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists(), "{link}");
+        let is_there = if link.starts_with('#') {
+            sections.iter().any(|section| section == link)
+        } else {
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists()
+        };
+        assert!(is_there, "{link}");
     }
 }
 
