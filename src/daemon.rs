@@ -134,7 +134,9 @@ impl Daemon {
             tasks.spawn(link.run());
         }
         tasks.spawn(sweep(self.cache.clone()));
-        tasks.spawn(report(self.proxy.clone(), Arc::clone(&self.notifier)));
+        if self.notifier.is_heard() {
+            tasks.spawn(report(self.proxy.clone(), Arc::clone(&self.notifier)));
+        }
         if let Some(interval) = systemd::watchdog_interval() {
             tasks.spawn(feed_watchdog(Arc::clone(&self.workers), Arc::clone(&self.notifier), interval));
         }

@@ -110,6 +110,11 @@ impl Notifier {
         Ok(Self(Some(messages)))
     }
 
+    /// Whether there is anybody to tell.
+    pub fn is_heard(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The daemon listens.
     pub fn ready(&self) {
         self.send(Message::States(vec![NotifyState::Ready]));

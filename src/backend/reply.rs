@@ -33,12 +33,11 @@ impl Question {
     pub(super) fn commands(self, key: &[u8]) -> (redis::Pipeline, usize) {
         let mut commands = redis::pipe();
         match self {
-            Self::Pair => (commands.cmd("GET").arg(key).cmd("PTTL").arg(key).clone(), 2),
-            Self::Transaction => {
-                let commands = commands.cmd("MULTI").cmd("GET").arg(key).cmd("PTTL").arg(key).cmd("EXEC");
-                (commands.clone(), 4)
-            }
-        }
+            Self::Pair => commands.cmd("GET").arg(key).cmd("PTTL").arg(key),
+            Self::Transaction => commands.cmd("MULTI").cmd("GET").arg(key).cmd("PTTL").arg(key).cmd("EXEC"),
+        };
+        let answers = commands.len();
+        (commands, answers)
     }
 
     /// Reads the answers. Each must be one that its command can have: a link on which answers have shifted would

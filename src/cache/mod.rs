@@ -340,12 +340,13 @@ impl<E: FetchError> Cache<E> {
     /// been heeded.
     pub fn rely_on_tracking(&self, asked: Instant) {
         let shared = &self.0;
-        let before = shared.proof.next_voucher();
+        let was_tracking = shared.proof.next_voucher() == Voucher::Redis;
         shared.proof.end(0);
-        shared.flushed(match before {
-            Voucher::Time => shared.flights.close_all(|| shared.start_over()),
+        shared.flushed(if was_tracking {
             // What is being fetched now was asked for after the loss of the last link, thus over the new one.
-            Voucher::Redis | Voucher::Nobody { .. } => shared.flights.hold_all(|| shared.start_over()),
+            shared.flights.hold_all(|| shared.start_over())
+        } else {
+            shared.flights.close_all(|| shared.start_over())
         });
         self.prove(asked);
     }
