@@ -159,7 +159,10 @@ impl Standing {
                 }
             }
             Effect::Reset => *self = Self::of(User::Nobody),
-            Effect::Aside | Effect::Reveal | Effect::Block | Effect::Multi | Effect::Watch => {}
+            // Again: what was sent before it and answered since it was sent may have ended an earlier one.
+            Effect::Multi => self.is_in_multi = true,
+            Effect::Watch => self.is_watching = true,
+            Effect::Aside | Effect::Reveal | Effect::Block => {}
         }
     }
 
