@@ -212,7 +212,8 @@ impl Connection {
         if effect == Effect::Exec {
             dropped.add(std::mem::take(&mut self.transaction));
         } else if self.standing.is_in_multi() {
-            self.transaction.add(std::mem::take(&mut dropped));
+            // It may be queued; or it is not, since an EXEC before it is not answered yet.
+            self.transaction.add(dropped.clone());
         }
         self.drop_from_memory(&dropped);
         self.standing.asked(&effect);
