@@ -29,7 +29,9 @@ pub(super) fn is_straight() -> bool {
 
 /// The configuration of a proxy with a RESP front end; `more` is dotted keys, one a line.
 pub(super) fn resp_config(url: &str, more: &str) -> String {
-    config(url, &format!("resp.listen = \"127.0.0.1:0\"\ndaemon.worker_threads = 2\n{more}"))
+    const FEW: &str = "resp.listen = \"127.0.0.1:0\"\ndaemon.worker_threads = 2\nhttp.max_connections = 500\n";
+    let limit = if more.contains("resp.max_connections") { "" } else { "resp.max_connections = 500\n" };
+    config(url, &format!("{FEW}{limit}{more}"))
 }
 
 impl Ways {

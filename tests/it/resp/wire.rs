@@ -173,7 +173,7 @@ pub(super) fn answer_length(bytes: &[u8]) -> Option<usize> {
     let (mut at, mut missing) = (0, 1_usize);
     while missing > 0 {
         missing -= 1;
-        let line = at + memmem::find(&bytes[at..], b"\r\n")?;
+        let line = at + memmem::find(bytes.get(at..)?, b"\r\n")?;
         let kind = bytes[at];
         let text = str::from_utf8(&bytes[at + 1..line]).unwrap_or_default();
         let length = usize::try_from(text.parse::<i64>().unwrap_or(0)).ok();
