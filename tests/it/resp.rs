@@ -13,6 +13,7 @@
 )]
 
 mod answers;
+mod clients;
 mod script;
 mod ways;
 mod wire;

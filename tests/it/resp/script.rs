@@ -36,7 +36,7 @@ pub(super) struct Said {
 impl Script {
     pub(super) fn from_seed(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let rounds = random.random_range(4..12);
+        let rounds = random.random_range(4..16);
         let mut writer = Writer { random, is_in_multi: [false; 2] };
         let mut all = vec![writer.beginning(), writer.reset()];
         all.extend((0..rounds).map(|_| writer.round()));
@@ -292,9 +292,9 @@ impl Writer {
         let connection = self.random.random_range(0..2);
         let commands = match self.random.random_range(0..10) {
             // Reads behind anything else go to Redis, so that memory is asked only by those that come alone.
-            0..4 => (0..self.random.random_range(1..=16)).map(|_| self.said_of(&READS)).collect(),
-            4..6 => self.some(connection),
-            6..9 => (0..self.random.random_range(1..=6)).flat_map(|_| self.some(connection)).collect(),
+            0..6 => (0..self.random.random_range(1..=24)).map(|_| self.said_of(&READS)).collect(),
+            6..8 => self.some(connection),
+            8 => (0..self.random.random_range(1..=6)).flat_map(|_| self.some(connection)).collect(),
             _ => (0..self.random.random_range(1..=40)).flat_map(|_| self.some(connection)).collect(),
         };
         Round::new(connection, commands, &mut self.random)

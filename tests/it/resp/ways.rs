@@ -44,7 +44,7 @@ impl Ways {
         let start = || server(RedisServer::builder().tcp()).start();
         let (straight, behind) = (start(), start());
         let proxy = (!is_straight()).then(|| {
-            let proxy = Proxy::start(&resp_config(&behind.url(), settings));
+            let proxy = Proxy::start(&resp_config(&behind.tcp_url(), settings));
             await_ready(&proxy);
             proxy
         });
