@@ -14,6 +14,7 @@
 
 mod answers;
 mod clients;
+mod own_writes;
 mod script;
 mod ways;
 mod wire;
