@@ -14,8 +14,13 @@
 
 mod answers;
 mod clients;
+mod edges;
+mod identity;
+mod limits;
 mod own_writes;
+mod pubsub;
 mod script;
+mod transactions;
 mod ways;
 mod wire;
 

@@ -111,14 +111,12 @@ impl Wire {
         Ok(self.held.split_off(std::mem::take(&mut self.from)))
     }
 
-    /// Whether the other end has closed, as far as an answer to `PING` tells.
-    #[track_caller]
-    pub(super) fn is_closed(&mut self) -> bool {
+    /// Whether the other end has closed, as far as an answer to `PING` tells; nothing if there is neither.
+    pub(super) fn is_closed(&mut self) -> Option<bool> {
         self.send("PING\r\n");
         match self.try_answer() {
-            Ok(_) => false,
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => true,
-            Err(error) => panic!("neither closed nor answered: {error}"),
+            Ok(_) => Some(false),
+            Err(error) => (error.kind() == ErrorKind::UnexpectedEof).then_some(true),
         }
     }
 
@@ -194,6 +192,14 @@ pub(super) fn show(bytes: &[u8]) -> String {
     const MOST: usize = 600;
     let text = bytes[..bytes.len().min(MOST)].escape_ascii().to_string();
     if bytes.len() > MOST { format!("{text}... ({} bytes)", bytes.len()) } else { text }
+}
+
+/// What an answer says, without the number of the connection, of which `HELLO` tells.
+pub(super) fn show_without_id(answer: &[u8]) -> String {
+    const BEFORE: &str = "$2\\r\\nid\\r\\n:";
+    let text = show(answer);
+    let Some((before, rest)) = text.split_once(BEFORE) else { return text };
+    format!("{before}{BEFORE}{}", rest.trim_start_matches(|digit: char| digit.is_ascii_digit()))
 }
 
 #[cfg(test)]
