@@ -11,10 +11,10 @@ use std::net::SocketAddr;
 
 use memchr::memmem;
 
+use super::number;
 use super::script::{Round, Script};
 use super::ways::{LASTING, Ways, is_straight, resp_config};
 use super::wire::{Wire, show};
-use super::number;
 use crate::stage::await_ready;
 use crate::support::http::Client;
 use crate::support::{Proxy, RedisServer, Relay};

@@ -150,12 +150,21 @@ fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
 
 #[test]
 fn a_proxy_without_a_login_answers_the_default_user() {
-    let ways = Ways::between(|server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]), LASTING);
+    let ways =
+        Ways::between(|server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]), LASTING);
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
     }
     Wire::connect(ways.through()).ask_line("GET secret");
-    let lines = ["GET secret", "AUTH default anything", "GET secret", "AUTH other wrong", "GET secret", "AUTH other secret", "GET secret"];
+    let lines = [
+        "GET secret",
+        "AUTH default anything",
+        "GET secret",
+        "AUTH other wrong",
+        "GET secret",
+        "AUTH other secret",
+        "GET secret",
+    ];
     ways.expect_from_memory(3.0, || {
         let told = ways.same_answers(&lines);
         assert!(told[6].contains("-NOPERM"), "{told:#?}");
@@ -196,7 +205,9 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
     for (line, expected) in talk {
         assert_eq!(wire.told_line(line), expected, "{line}");
     }
-    for hello in ["HELLO", "HELLO 3", "HELLO 2 SETNAME me", "HELLO 3 AUTH default wrong", "HELLO 3 AUTH reader reader-secret"] {
+    for hello in
+        ["HELLO", "HELLO 3", "HELLO 2 SETNAME me", "HELLO 3 AUTH default wrong", "HELLO 3 AUTH reader reader-secret"]
+    {
         let mut wire = Wire::connect(proxy.resp_address());
         let told = wire.told_line(hello);
         assert!(told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"), "{hello}: {told}");

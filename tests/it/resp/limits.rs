@@ -5,9 +5,9 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::number;
 use super::ways::{LASTING, Ways, is_straight};
 use super::wire::{Wire, bulk, command, show, words};
-use super::number;
 use crate::stage::{await_metric, metric};
 use crate::support::{Proxy, eventually};
 
@@ -83,10 +83,12 @@ fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
         let mut wire = Wire::connect(address);
         let many: Vec<_> = ["MSET"].into_iter().chain(keys.iter().flat_map(|key| [key.as_str(), "value"])).collect();
         let all: Vec<_> = ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
-        let mut told = vec![wire.ask(&[b"SET", &b"large"[..], &large]), wire.ask_line("GET large"), wire.ask_line("GET large")];
+        let mut told =
+            vec![wire.ask(&[b"SET", &b"large"[..], &large]), wire.ask_line("GET large"), wire.ask_line("GET large")];
         told.extend([wire.ask(&many), wire.ask_line("GET key:19999"), wire.ask(&all)]);
         // Pipelined, with reads from memory around.
-        let both = [words("GET large"), command(&[b"SET", &b"large"[..], &large[1..]]), words("STRLEN large"), command(&all)];
+        let both =
+            [words("GET large"), command(&[b"SET", &b"large"[..], &large[1..]]), words("STRLEN large"), command(&all)];
         wire.send(both.concat());
         told.extend(wire.answers(4));
         told.push(wire.ask_line("STRLEN large"));
@@ -135,8 +137,11 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
             assert_eq!(wire.answer().len(), expected.len(), "answer {number} to {line}");
         }
         sending.join().unwrap().unwrap();
-        let commands = metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
-        println!("{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first");
+        let commands =
+            metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
+        println!(
+            "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first"
+        );
         // Twice the limit, for the buffers of both connections and what the allocator keeps.
         assert!(most < 2 * LIMIT + 24 * MEBIBYTE, "{line}: {most} bytes more than before");
     }
@@ -144,7 +149,8 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
 
 /// Returns, once no more commands are taken up, how many were.
 fn stands_still(proxy: &Proxy) -> f64 {
-    let taken = || metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
+    let taken =
+        || metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
     let (mut last, mut since) = (taken(), Instant::now());
     eventually("no more commands are taken up", || {
         let now = taken();

@@ -21,7 +21,8 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
         heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
     };
     // From memory before, and in order with what is pipelined behind.
-    subscriber.send([words("GET key"), words("GET key"), words("SUBSCRIBE news weather"), words("PSUBSCRIBE n*")].concat());
+    subscriber
+        .send([words("GET key"), words("GET key"), words("SUBSCRIBE news weather"), words("PSUBSCRIBE n*")].concat());
     hear(&mut subscriber, 5);
     for line in ["PUBLISH news one", "PUBLISH weather two", "PUBLISH none x", "PUBLISH silence x"] {
         publisher.ask_line(line);
@@ -34,7 +35,8 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
     hear(&mut subscriber, 3);
     // Afterwards it is a connection like any other.
     publisher.ask_line("SET key changed");
-    subscriber.send([words("GET key"), words("UNSUBSCRIBE"), words("GET key"), words("RESET"), words("GET key")].concat());
+    subscriber
+        .send([words("GET key"), words("UNSUBSCRIBE"), words("GET key"), words("RESET"), words("GET key")].concat());
     hear(&mut subscriber, 5);
     heard
 }

@@ -26,7 +26,8 @@ fn a_connection_with_a_state_is_answered_as_by_redis() {
             let mut wire = Wire::connect(address);
             wire.ask_line("SET k 1");
             // One by one, then in one piece.
-            let told: Vec<_> = talk.iter().map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line)))).collect();
+            let told: Vec<_> =
+                talk.iter().map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line)))).collect();
             let mut wire = Wire::connect(address);
             wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             let at_once: Vec<_> = wire.answers(talk.len()).iter().map(|answer| show_without_id(answer)).collect();
