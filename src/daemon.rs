@@ -85,6 +85,8 @@ impl Daemon {
         let connections = within_means(&config);
         let metrics = Arc::new(Metrics::new()?);
         let cache = Cache::new(config.cache.clone(), Handle::current());
+        let looked_at = cache.clone();
+        metrics.tell_of_cache(move || looked_at.statistics())?;
         let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
@@ -235,6 +237,7 @@ async fn listeners(
     let has_admin_socket = inherited.has(FrontEnd::Admin.name());
     let mut bind = |front_end: FrontEnd, listen, router, most| {
         let socket = inherited.remove(front_end.name());
+        metrics.connections_limit(front_end, most);
         Listener::bind(front_end, listen, socket, (router, limits(most)), Arc::clone(metrics))
     };
     let reads = http::router(proxy.clone(), config.http.clone());

@@ -103,6 +103,6 @@ impl Proxy {
 
     /// The Prometheus text.
     pub fn metrics(&self) -> String {
-        self.metrics.render(&self.cache.statistics())
+        self.metrics.render()
     }
 }

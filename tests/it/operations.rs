@@ -1,4 +1,5 @@
-//! "What you watch is what it tells": dashboard, alerts, runbook and README name metrics that the proxy has.
+//! "What you watch is what it tells": dashboard, alerts, runbook and README name metrics that the proxy has, and
+//! docs/metrics.md all of them.
 //!
 //! A metric that is named is a name and, in braces, labels with or without a value; job and instance are Prometheus's.
 
@@ -30,7 +31,7 @@ const RUNBOOK: &str = "docs/runbook.md";
 #[test]
 fn every_metric_that_is_named_is_told_with_these_labels() {
     let told = told();
-    for (file, least) in [(ALERTS, 10), ("README.md", 20), (RUNBOOK, 2)] {
+    for (file, least) in [(ALERTS, 10), ("README.md", 20), (RUNBOOK, 4), ("docs/metrics.md", 30)] {
         let named = named(&abbreviations_in_full(&read(file)));
         assert!(named.len() >= least, "{file} names only {named:?}");
         for (name, labels) in &named {
@@ -50,6 +51,52 @@ fn every_metric_that_is_named_is_told_with_these_labels() {
             assert!(known, "{}: {label} is no label of {}", query.panel, query.expression);
         }
     }
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_metric_is_told() {
+    let told = families(&exposition());
+    let documented = documented_families();
+    assert!(documented.len() > 30, "{}", documented.len());
+    for name in told.keys().chain(documented.keys()) {
+        assert_eq!(told.get(name), documented.get(name), "{name}, told and documented");
+    }
+}
+
+/// A metric: its type, and its labels with their values; a label with one value that tests cannot know has "any".
+type Family = (String, BTreeMap<String, BTreeSet<String>>);
+
+/// The metrics of an exposition by name.
+fn families(exposition: &str) -> BTreeMap<String, Family> {
+    let types = exposition.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let mut families: BTreeMap<_, Family> =
+        types.map(|(name, kind)| (name.to_owned(), (kind.to_owned(), BTreeMap::new()))).collect();
+    for (name, labels) in exposition.lines().filter(|line| !line.starts_with('#')).flat_map(named) {
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        let name = of_histogram.filter(|name| families.contains_key(*name)).unwrap_or(&name).to_owned();
+        let (_, known) = families.get_mut(&name).unwrap_or_else(|| panic!("{name} has no type"));
+        for (label, value) in labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str())) {
+            let value = if label == "version" { "any".to_owned() } else { value.expect("a value") };
+            known.entry(label).or_default().insert(value);
+        }
+    }
+    families
+}
+
+/// The metrics in the tables of docs/metrics.md: name, type, and labels as `` `label`: `value`, `value`; `label`: any ``.
+fn documented_families() -> BTreeMap<String, Family> {
+    let page = read("docs/metrics.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let family = |row: &str| {
+        let cells: Vec<_> = row.split('|').map(|cell| cell.trim().replace('`', "")).collect();
+        let [_, name, kind, labels, meaning, _, _] = cells.as_slice() else { panic!("six columns, not: {row}") };
+        assert!(!meaning.is_empty(), "{name} has no meaning");
+        let labels = labels.split(';').filter_map(|label| label.split_once(':'));
+        let values = |values: &str| values.split(',').map(|value| value.trim().to_owned()).collect();
+        let labels = labels.map(|(label, of)| (label.trim().to_owned(), values(of))).collect();
+        (name.clone(), (kind.clone(), labels))
+    };
+    rows.map(family).collect()
 }
 
 #[test]
@@ -152,12 +199,15 @@ fn queries() -> Vec<Query> {
 
 /// What a proxy tells that has been read from: each name with the labels of its series.
 fn told() -> Vec<(String, Labels)> {
+    exposition().lines().filter(|line| !line.starts_with('#')).flat_map(named).collect()
+}
+
+fn exposition() -> String {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "redis.probe_interval = \"50ms\"");
     set(&redis, "key", "value");
     value(&proxy, "key");
-    let metrics = proxy.metrics();
-    metrics.text().lines().filter(|line| !line.starts_with('#')).flat_map(named).collect()
+    proxy.metrics().text().to_owned()
 }
 
 fn assert_told(told: &[(String, Labels)], place: &str, name: &str, labels: &Labels) {
