@@ -19,4 +19,5 @@ mod request_line;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;
+pub mod trace;
 pub mod units;

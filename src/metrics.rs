@@ -267,6 +267,15 @@ impl Metrics {
         Registration(&self.registry).look(move || cache_figures(&look()))
     }
 
+    /// From now on it is told how many spans were dropped.
+    ///
+    /// # Errors
+    /// It is told already.
+    pub fn tell_of_spans_dropped(&self, look: impl Fn() -> u64 + Send + Sync + 'static) -> prometheus::Result<()> {
+        let help = "Spans that no collector got: it did not take them, or there were more than may wait for it.";
+        Registration(&self.registry).look(move || Ok(vec![counted("spans_dropped_total", help, look())?]))
+    }
+
     /// The Prometheus text format.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()

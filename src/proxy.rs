@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use crate::backend::{Backend, BackendError, Fence};
 use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics};
+use crate::trace;
 
 /// The cache in front of its backend. Clones share both.
 #[derive(Clone)]
@@ -36,11 +38,18 @@ impl Proxy {
         Self { cache, backend, metrics, draining: Arc::default() }
     }
 
-    /// Answers a read of `key`, from memory or from Redis, and counts it.
+    /// Answers a read of `key`, from memory or from Redis, and counts it. `span` is what it is traced as, the one that
+    /// is entered then, or none.
     ///
     /// # Errors
     /// Why Redis gave no value, when nothing in memory could stand in.
-    pub async fn get(&self, front_end: FrontEnd, key: &[u8], demand: Demand) -> Result<Answer, BackendError> {
+    pub async fn get(
+        &self,
+        front_end: FrontEnd,
+        key: &[u8],
+        demand: Demand,
+        span: &Span,
+    ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
         let answer = match demand {
             Demand::Usual => self.get_or_fetch(key, demand).await,
@@ -48,6 +57,7 @@ impl Proxy {
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.read(front_end, outcome, begun.elapsed());
+        trace::outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
     }
 
@@ -59,7 +69,10 @@ impl Proxy {
     async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         match self.backend.fence().await {
             Ok(Fence::Told) => self.get_or_fetch(key, Demand::Current).await,
-            Ok(Fence::Untold) => self.cache.bypass(self.backend.clone().fetch(Key::from(key))).await,
+            Ok(Fence::Untold) => {
+                let fetch = self.backend.clone().fetch(Key::from(key));
+                self.cache.bypass(fetch.instrument(trace::fetch())).await
+            }
             Err(error) => Err((Outcome::Miss, error)),
         }
     }

@@ -7,24 +7,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 18] = [
+const ALLOWED: [(&str, &str); 19] = [
     ("activity", "request_line"),
     ("admin", "problem proxy server units"),
-    ("backend", "activity cache key metrics units"),
-    ("cache", "key units"),
+    ("backend", "activity cache key metrics trace units"),
+    ("cache", "key trace units"),
     ("cli", "units"),
     ("config", "admin backend cache cli http server telemetry units"),
     ("daemon", "admin backend cache config http metrics proxy server systemd telemetry"),
     ("health", "server"),
-    ("http", "backend cache key metrics problem proxy server units"),
+    ("http", "backend cache key metrics problem proxy server trace units"),
     ("key", ""),
     ("metrics", "cache"),
-    ("proxy", "backend cache key metrics"),
+    ("proxy", "backend cache key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
     ("server", "activity metrics problem request_line"),
     ("systemd", ""),
-    ("telemetry", "units"),
+    ("telemetry", "trace units"),
+    ("trace", ""),
     ("units", ""),
 ];
 
