@@ -41,8 +41,8 @@ LABEL org.opencontainers.image.title="redis-proxy" \
 COPY --from=build /out/redis-proxy /usr/bin/redis-proxy
 # In a container loopback reaches nobody; who may reach the port is said where it is published. An environment variable
 # and no flag, so that `health` knows it too.
-ENV REDIS_PROXY_HTTP__LISTEN=0.0.0.0:8080
-EXPOSE 8080
+ENV REDIS_PROXY_HTTP__LISTEN=0.0.0.0:8080 REDIS_PROXY_RESP__LISTEN=0.0.0.0:6380
+EXPOSE 8080 6380
 # By number, so that Kubernetes can see that it is not root.
 USER 65532:65532
 HEALTHCHECK --interval=5s --timeout=5s --start-period=10s --retries=3 CMD ["/usr/bin/redis-proxy", "health"]

@@ -4,14 +4,15 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test soak bench check deny compose-test nix-check systemd-check deb clean
 
-# Where `make run` serves HTTP on 127.0.0.1: make run PORT=9000
+# Where `make run` serves HTTP and clients of Redis on 127.0.0.1: make run PORT=9000 RESP_PORT=9001
 PORT ?= 8080
+RESP_PORT ?= 6380
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080)
-	@scripts/run '$(PORT)'
+run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080 RESP_PORT=6380)
+	@scripts/run '$(PORT)' '$(RESP_PORT)'
 
 test: ## Run every test: unit, documentation, orders of steps, and integration against real redis-servers
 	@scripts/test

@@ -70,8 +70,11 @@ let
     };
   http = parse cfg.settings.http.listen;
   admin = parse cfg.settings.admin.listen;
+  resp = parse cfg.settings.resp.listen;
   hasAdmin = cfg.settings.admin.listen != "";
-  listeners = [ http ] ++ lib.optional hasAdmin admin;
+  # A unix socket is the daemon's own to make.
+  hasResp = cfg.settings.resp.listen != "" && !lib.hasPrefix "unix:" cfg.settings.resp.listen;
+  listeners = [ http ] ++ lib.optional hasAdmin admin ++ lib.optional hasResp resp;
 
   isLoopback = host: host == "localhost" || host == "[::1]" || lib.hasPrefix "127." host;
   isAddress = host: builtins.match "[0-9.]+|\\[[0-9a-fA-F:.]+]" host != null;
@@ -106,7 +109,8 @@ let
   };
   sockets =
     lib.optional cfg.socketActivation "redis-proxy.socket"
-    ++ lib.optional (cfg.socketActivation && hasAdmin) "redis-proxy-admin.socket";
+    ++ lib.optional (cfg.socketActivation && hasAdmin) "redis-proxy-admin.socket"
+    ++ lib.optional (cfg.socketActivation && hasResp) "redis-proxy-resp.socket";
 in
 {
   options.services.redis-proxy = {
@@ -126,6 +130,16 @@ in
               description = ''
                 Where reads are served, as host and port. There is no login and no TLS here: whoever reaches this
                 address can read every string in Redis.
+              '';
+            };
+          };
+          resp = section "Clients of Redis." {
+            listen = lib.mkOption {
+              type = types.str;
+              default = "";
+              example = "127.0.0.1:6380";
+              description = ''
+                Where clients of Redis are served, as host and port or `unix:///path`; empty: nowhere.
               '';
             };
           };
@@ -195,7 +209,7 @@ in
       example = true;
       description = ''
         Whether systemd holds the addresses, so that a restart turns nobody away and ports below 1024 can be served.
-        `http.listen` and `admin.listen` must be IP addresses then.
+        `http.listen`, `resp.listen` and `admin.listen` must be IP addresses then.
       '';
     };
 
@@ -307,7 +321,7 @@ in
       {
         assertion = cfg.socketActivation -> lib.all (listener: isAddress listener.host) listeners;
         message = ''
-          services.redis-proxy.socketActivation needs IP addresses in settings.http.listen and settings.admin.listen,
+          services.redis-proxy.socketActivation needs IP addresses in settings.http.listen, resp.listen and admin.listen,
           since systemd looks up no names; found ${
             lib.concatMapStringsSep ", " (listener: listener.host) listeners
           }.
@@ -378,6 +392,7 @@ in
     systemd.sockets = lib.mkIf cfg.socketActivation {
       redis-proxy = socketUnit "http" cfg.settings.http.listen;
       redis-proxy-admin = lib.mkIf hasAdmin (socketUnit "admin" cfg.settings.admin.listen);
+      redis-proxy-resp = lib.mkIf hasResp (socketUnit "resp" cfg.settings.resp.listen);
     };
 
     systemd.services.redis-proxy = {

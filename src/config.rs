@@ -16,7 +16,7 @@ use crate::backend::Address;
 use crate::cli::Flags;
 use crate::server::Listen;
 use crate::units::{self, Contradiction, MASK, broken};
-use crate::{admin, backend, cache, http, telemetry};
+use crate::{admin, backend, cache, http, resp, telemetry};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ use crate::{admin, backend, cache, http, telemetry};
 pub struct Config {
     /// Reads over HTTP.
     pub http: http::Settings,
+    /// Clients of Redis.
+    pub resp: resp::Settings,
     /// The operator's routes.
     pub admin: admin::Settings,
     /// The Redis behind.
@@ -194,17 +196,21 @@ impl Config {
     /// What is wrong although each value by itself is right: the key to be named, and the text.
     fn contradictions(&self) -> Vec<Contradiction> {
         let shared = self.http.listen.collides(&self.admin.listen);
+        let others = [&self.http.listen, &self.admin.listen];
+        let resp_shared = others.iter().any(|listen| self.resp.listen.collides(listen));
         let own = [
             self.http.contradictions(),
+            self.resp.contradictions(),
             self.admin.contradictions(),
             self.redis.contradictions(),
             self.cache.contradictions(),
             self.daemon.contradictions(),
-            broken([(
-                shared,
-                "admin.listen",
-                "the same as http.listen, expected another, or \"\" to serve both there",
-            )]),
+            broken([
+                (shared, "admin.listen", "the same as http.listen, expected another, or \"\" to serve both there"),
+                (resp_shared, "resp.listen", "the same as another listener, expected one of its own"),
+                (self.http.listen.unix_path().is_some(), "http.listen", "found a unix socket, expected host:port"),
+                (self.admin.listen.unix_path().is_some(), "admin.listen", "found a unix socket, expected host:port"),
+            ]),
         ];
         own.concat()
     }

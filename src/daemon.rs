@@ -7,7 +7,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::runtime::Handle;
@@ -20,7 +19,8 @@ use crate::cache::Cache;
 use crate::config::{Config, DaemonSettings, Problems, Sources};
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
-use crate::server::{BindError, Drain, DrainControl, Limits, Listener, Workers};
+use crate::resp::{self, PasswordError, Resp};
+use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::Telemetry;
 use crate::{admin, http};
@@ -31,6 +31,9 @@ pub enum StartError {
     /// A file that the configuration names cannot be used.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    /// The file of a front end's password cannot be used.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -81,9 +84,9 @@ impl Daemon {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
         let notifier = Arc::new(Notifier::start()?);
-        let inherited = Inherited::take(&[FrontEnd::Http.name(), FrontEnd::Admin.name()])?;
-        let connections = within_means(&config);
-        let metrics = Arc::new(Metrics::new()?);
+        let inherited = Inherited::take(&[FrontEnd::Http.name(), FrontEnd::Resp.name(), FrontEnd::Admin.name()])?;
+        let means = within_means(&config);
+        let metrics = Arc::new(Metrics::new(&resp::names())?);
         let cache = Cache::new(config.cache.clone(), Handle::current());
         let looked_at = cache.clone();
         metrics.tell_of_cache(move || looked_at.statistics())?;
@@ -92,7 +95,7 @@ impl Daemon {
         let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
-        let listeners = listeners(&config, inherited, connections, &proxy, &metrics).await?;
+        let listeners = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         let link = Some(link);
         Ok(Self { config, sources, telemetry, signals, notifier, listeners, workers, link, proxy, cache, metrics })
@@ -222,37 +225,38 @@ async fn finished(reload: &mut Option<Reload>) -> Result<Result<Reloaded, Proble
     reloaded
 }
 
-/// The listeners of `config`, of which that for reads lets in `connections` clients.
+/// The listeners of `config`; those for reads let in as many clients as `means` allows.
 async fn listeners(
     config: &Config,
     mut inherited: Inherited,
-    connections: usize,
+    means: Means,
     proxy: &Proxy,
     metrics: &Arc<Metrics>,
-) -> Result<Vec<Listener>, BindError> {
-    let limits = |max_connections| Limits {
-        max_connections,
-        idle_timeout: config.http.idle_timeout,
-        header_timeout: config.http.header_timeout,
-        max_header: config.http.max_header.0,
-    };
-    let has_admin_socket = inherited.has(FrontEnd::Admin.name());
-    let mut bind = |front_end: FrontEnd, listen, router, most| {
-        let socket = inherited.remove(front_end.name());
-        metrics.connections_limit(front_end, most);
-        Listener::bind(front_end, listen, socket, (router, limits(most)), Arc::clone(metrics))
+) -> Result<Vec<Listener>, StartError> {
+    let admin = &config.admin;
+    let http_service = |router| -> Arc<dyn Serve> {
+        let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
+        Arc::new(Http::new(router, Limits { idle_timeout, header_timeout, max_header: max_header.0 }))
     };
     let reads = http::router(proxy.clone(), config.http.clone());
-    let (http, admin) = (&config.http, &config.admin);
-    if !has_admin_socket && admin.listen.is_off() {
-        let all: Router = reads.merge(admin::router(proxy.clone()));
-        return Ok(vec![bind(FrontEnd::Http, &http.listen, all, connections).await?]);
+    let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
+    let reads = if is_admin_apart { reads } else { reads.merge(admin::router(proxy.clone())) };
+    let mut services = vec![(FrontEnd::Http, &config.http.listen, http_service(reads), means.http)];
+    if is_admin_apart {
+        let operators = http_service(admin::router_alone(proxy.clone()));
+        services.push((FrontEnd::Admin, &admin.listen, operators, admin.max_connections));
     }
-    let operators = admin::router_alone(proxy.clone());
-    Ok(vec![
-        bind(FrontEnd::Http, &http.listen, reads, connections).await?,
-        bind(FrontEnd::Admin, &admin.listen, operators, admin.max_connections).await?,
-    ])
+    if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
+        let resp = Arc::new(Resp::prepare(config.resp.clone(), proxy.clone())?);
+        services.push((FrontEnd::Resp, &config.resp.listen, resp, means.resp));
+    }
+    let mut listeners = Vec::new();
+    for (front_end, listen, service, most) in services {
+        let socket = inherited.remove(front_end.name());
+        metrics.connections_limit(front_end, most);
+        listeners.push(Listener::bind(front_end, listen, socket, (service, most), Arc::clone(metrics)).await?);
+    }
+    Ok(listeners)
 }
 
 fn worker_threads(settings: &DaemonSettings) -> usize {
@@ -297,23 +301,41 @@ async fn sweep(cache: Cache<BackendError>) {
     }
 }
 
+/// How many clients may be let in.
+#[derive(Debug, Clone, Copy)]
+struct Means {
+    http: usize,
+    resp: usize,
+}
+
 /// Raises the limit on open files as far as the system allows, since the usual 1024 is for programs that use `select`.
 /// Returns how many clients may be let in: no more than there are descriptors for beside the proxy's own, since a link to
 /// Redis must always be possible.
-fn within_means(config: &Config) -> usize {
+fn within_means(config: &Config) -> Means {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let open_files = getrlimit(Resource::Nofile).current.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX);
     let operators = if config.admin.listen.is_off() { 0 } else { config.admin.max_connections };
     let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * worker_threads(&config.daemon) + operators;
-    let affordable = open_files.saturating_sub(own).max(1);
-    if config.http.max_connections > affordable {
-        tracing::warn!(open_files, affordable, "http.max_connections is more than the system has open files for");
-    }
-    config.http.max_connections.min(affordable)
+    let left = open_files.saturating_sub(own);
+    let http = clamped("http.max_connections", config.http.max_connections, left, open_files);
+    let left = left.saturating_sub(http) / DESCRIPTORS_PER_RESP_CLIENT;
+    let resp = config.resp.max_connections;
+    let resp = if config.resp.listen.is_off() { resp } else { clamped("resp.max_connections", resp, left, open_files) };
+    Means { http, resp }
 }
 
+fn clamped(key: &str, wanted: usize, left: usize, open_files: usize) -> usize {
+    let affordable = left.max(1);
+    if wanted > affordable {
+        tracing::warn!(open_files, affordable, "{key} is more than the system has open files for");
+    }
+    wanted.min(affordable)
+}
+
+/// Its own, and that of its link.
+const DESCRIPTORS_PER_RESP_CLIENT: usize = 2;
 /// Listeners, the link, event queues, standard streams, and what a reload or a refusal opens for a moment.
 const DESCRIPTORS_BESIDE: usize = 64;
 /// The event queue of a worker.

@@ -1,6 +1,7 @@
-//! A near cache for Redis in a daemon of its own: hot reads are answered from memory, over HTTP.
+//! A near cache for Redis in a daemon of its own: hot reads are answered from memory, over HTTP and
+//! over Redis's own protocol.
 //!
-//! The road of a read is `http` → `proxy` → `cache` → (on a miss) `backend`; see ARCHITECTURE.md.
+//! The road of a read is `http` or `resp` → `proxy` → `cache` → (on a miss) `backend`; see ARCHITECTURE.md.
 
 mod activity;
 pub mod admin;
@@ -16,6 +17,7 @@ pub mod metrics;
 mod problem;
 pub mod proxy;
 mod request_line;
+pub mod resp;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;

@@ -22,19 +22,22 @@ use crate::cache::{Cause, Coherence, CoherenceMode, Outcome, Statistics};
 pub enum FrontEnd {
     /// Reads over HTTP.
     Http,
+    /// Clients of Redis.
+    Resp,
     /// The operator's listener.
     Admin,
 }
 
 impl FrontEnd {
-    const ALL: [Self; 2] = [Self::Http, Self::Admin];
+    const ALL: [Self; 3] = [Self::Http, Self::Resp, Self::Admin];
     /// Those that answer reads.
-    const READERS: [Self; 1] = [Self::Http];
+    const READERS: [Self; 2] = [Self::Http, Self::Resp];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Resp => "resp",
             Self::Admin => "admin",
         }
     }
@@ -91,6 +94,8 @@ pub struct Metrics {
     reads: Reads,
     /// By front end and outcome, in the order of their `ALL`.
     durations: [[Histogram; Outcome::ALL.len()]; FrontEnd::READERS.len()],
+    /// By name, in the order of the list that this was made with.
+    commands: Vec<IntCounter>,
     backend_duration: Histogram,
     backend_up: IntGauge,
     backend_errors: IntCounterVec,
@@ -106,16 +111,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers every metric.
+    /// Registers every metric; `commands` are the names by which commands are told apart.
     ///
     /// # Errors
     /// Two metrics with one name, which would be a mistake in this file.
-    pub fn new() -> prometheus::Result<Self> {
+    pub fn new(commands: &[&str]) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let new = Registration(&registry);
+        let said = new.counters("commands_total", "Commands of clients of Redis (resp), by name.", "command")?;
         let metrics = Self {
             reads: new.reads()?,
             durations: new.request_durations()?,
+            commands: commands.iter().map(|name| said.with_label_values(&[name])).collect(),
             backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
             backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
@@ -173,15 +180,23 @@ impl Metrics {
         }
     }
 
-    /// A read was answered, in the time it took.
-    pub fn read(&self, front_end: FrontEnd, outcome: Outcome, took: Duration) {
+    /// So many reads were answered, each in this time.
+    pub fn reads(&self, front_end: FrontEnd, outcome: Outcome, count: u64, took: Duration) {
         let Some(durations) = self.durations.get(front_end as usize) else { return };
-        durations[outcome as usize].observe(took.as_secs_f64());
-        self.reads.0[front_end as usize][outcome as usize].fetch_add(1, Relaxed);
+        let seconds = took.as_secs_f64();
+        (0..count).for_each(|_| durations[outcome as usize].observe(seconds));
+        self.reads.0[front_end as usize][outcome as usize].fetch_add(count, Relaxed);
+    }
+
+    /// A client of Redis said the command with this place in the list of names.
+    pub fn command(&self, label: usize) {
+        if let Some(commands) = self.commands.get(label) {
+            commands.inc();
+        }
     }
 
     /// How many reads there were: those answered from memory, and all.
-    pub fn reads(&self) -> (u64, u64) {
+    pub fn reads_so_far(&self) -> (u64, u64) {
         let counts = || self.reads.0.iter().flatten().zip(Outcome::ALL.iter().cycle());
         let sum = |of: fn(&Outcome) -> bool| {
             counts().filter(|(_, outcome)| of(outcome)).map(|(count, _)| count.load(Relaxed)).sum()

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
-use crate::backend::{Backend, BackendError, Fence};
+use crate::backend::{Backend, BackendError, Client, Fence, Stream};
 use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics};
@@ -56,7 +57,7 @@ impl Proxy {
             Demand::Current => self.get_current(key).await,
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
-        self.metrics.read(front_end, outcome, begun.elapsed());
+        self.metrics.reads(front_end, outcome, 1, begun.elapsed());
         trace::outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
     }
@@ -67,7 +68,7 @@ impl Proxy {
 
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
     async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
-        match self.backend.fence().await {
+        match self.backend.fence(Instant::now()).await {
             Ok(Fence::Told) => self.get_or_fetch(key, Demand::Current).await,
             Ok(Fence::Untold) => {
                 let fetch = self.backend.clone().fetch(Key::from(key));
@@ -75,6 +76,62 @@ impl Proxy {
             }
             Err(error) => Err((Outcome::Miss, error)),
         }
+    }
+
+    /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
+    pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
+        self.cache.lookup(key, now)
+    }
+
+    /// Counts reads that took the same time.
+    pub fn count(&self, front_end: FrontEnd, outcome: Outcome, reads: u64, took: Duration) {
+        self.metrics.reads(front_end, outcome, reads, took);
+    }
+
+    /// Counts a command of a client of Redis, by its place in the list that the metrics were made with.
+    pub fn command(&self, label: usize) {
+        self.metrics.command(label);
+    }
+
+    /// Returns once memory holds all that Redis acknowledged before `since`, where Redis tells of changes.
+    ///
+    /// # Errors
+    /// Redis cannot be asked, or does not answer in time.
+    pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
+        self.backend.fence(since).await
+    }
+
+    /// Whether memory is known to hold all that Redis acknowledged before `since`.
+    pub fn is_current(&self, since: Instant) -> bool {
+        self.backend.is_current(since)
+    }
+
+    /// Whether time alone decides what may be given.
+    pub fn relies_on_ttl(&self) -> bool {
+        self.cache.relies_on_ttl()
+    }
+
+    /// Drops `key` from memory.
+    pub fn invalidate(&self, key: &[u8]) {
+        self.cache.invalidate(key);
+    }
+
+    /// Drops everything from memory.
+    pub fn invalidate_all(&self) {
+        self.cache.invalidate_all();
+    }
+
+    /// As whom the proxy reads, if it logs in, and from which database.
+    pub fn origin(&self) -> (Option<String>, u32) {
+        self.backend.origin()
+    }
+
+    /// A stream to Redis for one client alone.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or refuses the proxy's login.
+    pub async fn open(&self, client: Client) -> Result<Box<dyn Stream>, BackendError> {
+        self.backend.open(client).await
     }
 
     /// Whether reads can be answered.
@@ -104,7 +161,7 @@ impl Proxy {
             Ok(()) => format!("serving, coherence {}", self.coherence().name()),
             Err(reason) => format!("not ready: {reason}"),
         };
-        let (from_memory, reads) = self.metrics.reads();
+        let (from_memory, reads) = self.metrics.reads_so_far();
         let permille = from_memory.saturating_mul(1000).checked_div(reads).unwrap_or(0);
         format!("{link}; {}.{} % of {reads} reads from memory", permille / 10, permille % 10)
     }

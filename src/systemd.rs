@@ -31,7 +31,7 @@ pub enum InheritError {
         error: io::Error,
     },
     /// Nobody has asked for it.
-    #[error("a socket called {0:?} was handed over, expected FileDescriptorName=http or admin, each once")]
+    #[error("a socket called {0:?} was handed over, expected FileDescriptorName=http, resp or admin, each once")]
     Name(String),
 }
 

@@ -12,11 +12,12 @@ use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, ServerError, Value,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::reply::{ask, is_final, not_admitted, refused, unreachable};
-use super::stream::{Opener, PrepareError};
+use super::stream::{Opener, PrepareError, Stream};
 use super::tracking::{self, Listener, Tracking, Untracked};
 use super::{BackendError, Settings};
 use crate::activity::{Activity, Observed};
@@ -48,27 +49,70 @@ pub(super) struct Connected {
 pub(super) type Granted = (Tracking, Instant);
 
 /// The user and password to log in with.
-struct Login {
+pub(super) struct Login {
     username: String,
     password: Secret,
 }
 
+/// Whom to log in as; none: nobody has to.
+///
+/// # Errors
+/// The file of the password cannot be read.
+pub(super) fn login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
+    let password = password(settings)?;
+    let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
+    let login = Login { username: username.clone(), password };
+    Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
+}
+
+impl Login {
+    /// The user Redis knows.
+    pub(super) fn user(&self) -> &str {
+        if self.username.is_empty() { DEFAULT_USER } else { &self.username }
+    }
+
+    fn command(&self) -> Cmd {
+        let mut command = redis::cmd("AUTH");
+        if !self.username.is_empty() {
+            command.arg(&self.username);
+        }
+        command.arg(self.password.reveal());
+        command
+    }
+
+    /// Logs in on a stream on which nothing has been said.
+    pub(super) async fn log_in(&self, stream: &mut dyn Stream) -> Result<(), BackendError> {
+        stream.write_all(&self.command().get_packed_command()).await.map_err(|error| unreachable(&error))?;
+        stream.flush().await.map_err(|error| unreachable(&error))?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n") && answer.len() < LONGEST_ANSWER {
+            answer.push(stream.read_u8().await.map_err(|error| unreachable(&error))?);
+        }
+        if answer.starts_with(b"+") {
+            return Ok(());
+        }
+        let code = answer.get(1..).unwrap_or_default().split(u8::is_ascii_whitespace).next().unwrap_or_default();
+        Err(refused_login(&String::from_utf8_lossy(code)))
+    }
+}
+
+/// Longer than anything that Redis says to a login.
+const LONGEST_ANSWER: usize = 1024;
+
 /// The one who connects.
 pub(super) struct Connector {
     settings: Settings,
-    opener: Opener,
-    /// The password, on its way from a disk that may hang: one read at a time.
-    reading: Option<JoinHandle<Result<Secret, PrepareError>>>,
+    opener: Arc<Opener>,
+    /// The login, with the password, on its way from a disk that may hang: one read at a time.
+    reading: Option<JoinHandle<Result<Option<Login>, PrepareError>>>,
     login: Option<Login>,
     /// Attempts that failed: each that follows begins with another address of the host.
     failures: usize,
 }
 
 impl Connector {
-    pub(super) fn prepare(settings: &Settings) -> Result<Self, PrepareError> {
-        let opener = Opener::prepare(settings)?;
-        password(settings)?;
-        Ok(Self { settings: settings.clone(), opener, reading: None, login: None, failures: 0 })
+    pub(super) fn new(settings: &Settings, opener: Arc<Opener>) -> Self {
+        Self { settings: settings.clone(), opener, reading: None, login: None, failures: 0 }
     }
 
     /// An attempt came to nothing.
@@ -79,14 +123,10 @@ impl Connector {
     /// Finds out anew whom to log in as.
     pub(super) async fn read_login(&mut self) -> Result<(), BackendError> {
         let settings = self.settings.clone();
-        let reading = self.reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || password(&settings)));
-        let password = reading.await;
+        let reading = self.reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || login(&settings)));
+        let login = reading.await;
         self.reading = None;
-        let password = password.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
-        let settings = &self.settings;
-        let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
-        let login = Login { username: username.clone(), password };
-        self.login = if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) };
+        self.login = login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         Ok(())
     }
 
@@ -184,8 +224,8 @@ async fn driven<T>(
 /// What HELLO is told of who we are.
 fn hello_info(login: Option<&Login>) -> RedisConnectionInfo {
     let info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
-    let Some(Login { username, password }) = login else { return info };
-    info.set_username(if username.is_empty() { DEFAULT_USER } else { username }).set_password(password.reveal())
+    let Some(login) = login else { return info };
+    info.set_username(login.user()).set_password(login.password.reveal())
 }
 
 /// What it means that a connection could not begin with HELLO.
@@ -205,11 +245,7 @@ fn hello_refused(error: &RedisError, has_login: bool) -> Untracked {
 }
 
 async fn authenticate(connection: &mut MultiplexedConnection, login: &Login) -> Result<(), BackendError> {
-    let mut command = redis::cmd("AUTH");
-    if !login.username.is_empty() {
-        command.arg(&login.username);
-    }
-    demand(connection, command.arg(login.password.reveal()), |error| refused_login(error.code())).await
+    demand(connection, &login.command(), |error| refused_login(error.code())).await
 }
 
 /// Only the first word: Redis may repeat what it was given.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::handshake::{Connected, Connector, Granted};
 use super::probe::{Ended, Probe};
 use super::reply::{not_admitted, unreachable};
-use super::stream::PrepareError;
+use super::stream::Opener;
 use super::tracking::{self, Listener, Tracking, Untracked};
 use super::{BackendError, Calls, LinkState, Settings};
 use crate::activity::Activity;
@@ -53,18 +53,19 @@ pub struct Link {
 impl Link {
     pub(super) fn prepare(
         settings: &Settings,
+        opener: Arc<Opener>,
         cache: Cache<BackendError>,
         calls: Arc<Calls>,
         metrics: Arc<Metrics>,
-    ) -> Result<(Self, watch::Receiver<LinkState>, watch::Receiver<Instant>), PrepareError> {
-        let connector = Connector::prepare(settings)?;
+    ) -> (Self, watch::Receiver<LinkState>, watch::Receiver<Instant>) {
+        let connector = Connector::new(settings, opener);
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
             cache.forsake();
         }
         let (state, states) = watch::channel(LinkState::Starting);
         let (proved, proofs) = watch::channel(Instant::now());
-        Ok((
+        (
             Self {
                 settings: settings.clone(),
                 mode,
@@ -81,7 +82,7 @@ impl Link {
             },
             states,
             proofs,
-        ))
+        )
     }
 
     /// Keeps a link for as long as the daemon lives.

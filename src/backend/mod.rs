@@ -20,12 +20,13 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::Address;
 pub use self::link::Link;
-use self::reply::{Question, Reply};
-pub use self::stream::PrepareError;
+use self::reply::{Question, Reply, unreachable};
+use self::stream::Opener;
+pub use self::stream::{PrepareError, Stream};
 use self::tracking::Tracking;
 use crate::cache::{Cache, Fetched, Vanished};
 use crate::key::Key;
@@ -182,6 +183,11 @@ impl BackendError {
         }
     }
 
+    /// Whether another client of the same Redis may be told something else, a wrong type in Redis's own words at least.
+    pub fn may_differ_by_client(&self) -> bool {
+        !matches!(self, Self::TimedOut | Self::Overloaded | Self::Vanished)
+    }
+
     /// Whether Redis said this, rather than saying nothing.
     fn is_answer(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::WrongType | Self::TooLarge)
@@ -211,6 +217,9 @@ pub struct Backend(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    opener: Arc<Opener>,
+    /// As whom the proxy reads; none: it does not log in.
+    user: Option<String>,
     link: watch::Receiver<LinkState>,
     /// Since when memory is proved to hold no change that was acknowledged before and not heeded.
     proved: watch::Receiver<Instant>,
@@ -222,6 +231,15 @@ struct Shared {
     /// Answers to fetches so far.
     answered: AtomicU64,
     metrics: Arc<Metrics>,
+}
+
+/// As whom a link of a client's own begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// As nobody: the client logs in by itself, or Redis asks for no login.
+    Stranger,
+    /// As the user that the proxy is.
+    Proxy,
 }
 
 /// How far memory can be relied on after waiting.
@@ -263,8 +281,13 @@ impl Backend {
         metrics: Arc<Metrics>,
     ) -> Result<(Self, Link), PrepareError> {
         let calls = Arc::new(Calls::default());
-        let (link, state, proved) = Link::prepare(&settings, cache, Arc::clone(&calls), Arc::clone(&metrics))?;
+        let opener = Arc::new(Opener::prepare(&settings)?);
+        let user = handshake::login(&settings)?.map(|login| login.user().to_owned());
+        let link = Link::prepare(&settings, Arc::clone(&opener), cache, Arc::clone(&calls), Arc::clone(&metrics));
+        let (link, state, proved) = link;
         let shared = Shared {
+            opener,
+            user,
             turns: Semaphore::new(settings.max_fetches),
             link: state,
             proved,
@@ -301,14 +324,34 @@ impl Backend {
         }
     }
 
-    /// Returns once everything has been heeded that Redis told of writes that it had acknowledged before this was
-    /// called, so that what is in memory then is no older than that. One question serves all who wait.
+    /// Returns once everything has been heeded that Redis told of writes that it had acknowledged before `since`, so that
+    /// what is in memory then is no older than that. One question serves all who wait.
     ///
     /// # Errors
     /// Redis cannot be asked, or does not answer in time.
-    pub async fn fence(&self) -> Result<Fence, BackendError> {
-        let fence = self.0.fence().await;
+    pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
+        let fence = self.0.fence(since).await;
         fence.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
+    }
+
+    /// Whether a fence for `since` would have nothing to wait for.
+    pub fn is_current(&self, since: Instant) -> bool {
+        *self.0.proved.borrow() >= since
+    }
+
+    /// As whom the proxy reads, if it logs in, and from which database.
+    pub fn origin(&self) -> (Option<String>, u32) {
+        (self.0.user.clone(), self.0.settings.url.database)
+    }
+
+    /// A stream to Redis for one client alone, that nothing has been said on but a login.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or refuses the proxy's login.
+    pub async fn open(&self, client: Client) -> Result<Box<dyn Stream>, BackendError> {
+        let opened = timeout(self.0.settings.connect_timeout, self.0.open(client)).await;
+        let opened = opened.unwrap_or(Err(BackendError::TimedOut));
+        opened.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
     }
 
     /// The cache's settings were changed; it may now keep so many keys.
@@ -416,10 +459,26 @@ impl Shared {
         }
     }
 
-    /// Returns once everything has been heeded that Redis told of writes acknowledged before this was called.
-    async fn fence(&self) -> Result<Fence, BackendError> {
-        let since = Instant::now();
-        let deadline = since + self.settings.response_timeout;
+    async fn open(&self, client: Client) -> Result<Box<dyn Stream>, BackendError> {
+        let login = match client {
+            Client::Stranger => None,
+            Client::Proxy => {
+                // The file of the password may be on a disk that hangs.
+                let settings = self.settings.clone();
+                let login = tokio::task::spawn_blocking(move || handshake::login(&settings)).await;
+                login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?
+            }
+        };
+        let mut stream = self.opener.open(0).await?;
+        if let Some(login) = login {
+            login.log_in(&mut stream).await?;
+        }
+        Ok(stream)
+    }
+
+    /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.
+    async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
+        let deadline = Instant::now() + self.settings.response_timeout;
         match self.prove(since, deadline).await {
             // A new link proves as much as an answer: there is nothing in memory then.
             Err(BackendError::Disconnected) => self.prove(since, deadline).await,

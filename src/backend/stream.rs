@@ -35,7 +35,8 @@ impl PrepareError {
     }
 }
 
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A stream to Redis, of whatever kind.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Opens streams to the Redis of `[redis]`.

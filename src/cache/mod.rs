@@ -390,6 +390,11 @@ impl<E: FetchError> Cache<E> {
         self.0.proof.voucher(self.0.clock(Instant::now())).into()
     }
 
+    /// Whether time alone decides what may be given.
+    pub fn relies_on_ttl(&self) -> bool {
+        self.0.proof.next_voucher() == Voucher::Time
+    }
+
     /// Puts `settings` in force, for what is cached already too. Takes time in proportion to the number of
     /// entries when the capacity or the policy changes, so call it where blocking is allowed. Returns how many
     /// entries went because the cache became smaller.

@@ -1,35 +1,17 @@
-//! One connection from its first byte to its last: which protocol it speaks, what is refused before any route sees
-//! it, for how long it may be idle or take over a head, and how it ends when the daemon drains.
+//! A connection on its way from who accepted it to who serves it.
 
-use std::convert::Infallible;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
 
-use axum::body::Body;
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use tower_service::Service as _;
 
-use super::{Count, Drain, Limits, Service};
-use crate::activity::{Activity, Observed};
+use super::stream::Unattended;
+use super::{Drain, Serve};
 use crate::metrics::OpenConnection;
-use crate::problem::Kind;
-use crate::request_line::RequestLines;
 
 /// A connection on its way to its worker.
 pub(super) struct Connection {
-    pub(super) stream: std::net::TcpStream,
-    pub(super) service: Service,
+    pub(super) stream: Unattended,
+    pub(super) service: Arc<dyn Serve>,
     pub(super) drain: Drain,
     pub(super) counted: Counted,
 }
@@ -40,158 +22,13 @@ pub(super) struct Counted {
     pub(super) _open: OpenConnection,
 }
 
-/// For how long after the daemon was told to stop a connection still listens: a request may be on its way, or here
-/// and unread.
-const LAST_WORD: Duration = Duration::from_millis(50);
-/// What a client of HTTP/2 with prior knowledge says first (RFC 9113, section 3.4).
-const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// What is refused before any route sees it.
-const HEADER_TOO_LARGE: Kind =
-    Kind::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The headers are too large");
-const NO_HOST: Kind = Kind::new(StatusCode::BAD_REQUEST, "no-host", "The request does not say which host it is for");
-const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
-
 impl Connection {
+    /// Serves it, where it is to stay.
     pub(super) async fn serve(self) {
-        let Self { stream, service, mut drain, counted: _counted } = self;
-        let Ok(stream) = TcpStream::from_std(stream) else { return };
-        _ = stream.set_nodelay(true);
-        let (mut stream, activity) = Observed::new(stream);
-        let limits = Arc::clone(&service.limits);
-        let first = tokio::select! {
-            biased;
-            first = first_bytes(&mut stream, &limits) => first,
-            () = async { drain.begun().await; sleep(LAST_WORD).await } => None,
-        };
-        let Some(first) = first else { return };
-        let http2 = first == HTTP2_PREFACE[..];
-        let stream = TokioIo::new(stream.returning(first, (!http2).then(RequestLines::new)));
-        let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: Arc::default() });
-        let watching = Arc::clone(&watch);
-        let answer = service_fn(move |request| service.clone().answer(request, Arc::clone(&watching)));
-        if http2 {
-            let connection = http2::Builder::new(TokioExecutor::new())
-                .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX))
-                .serve_connection(stream, answer);
-            // Later bytes may be of the connection itself, so there is no telling when a head begins.
-            let overdue = watch.overdue(&limits, None);
-            run(pin!(connection), drain, overdue, http2::Connection::graceful_shutdown).await;
-        } else {
-            // No `pipeline_flush`: with it hyper holds an answer back, or loses it, while more bytes have come in. Room
-            // for more than the head may have, so that it is refused here, in words.
-            let connection = http1::Builder::new()
-                .half_close(true)
-                .header_read_timeout(None)
-                .max_buf_size(limits.max_header.saturating_add(LONGEST_TARGET))
-                .serve_connection(stream, answer);
-            let overdue = watch.overdue(&limits, Some(limits.header_timeout));
-            run(pin!(connection), drain, overdue, http1::Connection::graceful_shutdown).await;
+        let Self { stream, service, drain, counted: _counted } = self;
+        // A socket that cannot be moved is gone already.
+        if let Ok(stream) = stream.attend() {
+            service.serve(stream, drain).await;
         }
     }
 }
-
-/// The longest request target that hyper takes.
-const LONGEST_TARGET: usize = 64 << 10;
-
-/// As many of the first bytes as it takes to tell the protocol; none if they do not come, or not in time.
-async fn first_bytes(stream: &mut Observed<TcpStream>, limits: &Limits) -> Option<Bytes> {
-    let mut first = BytesMut::with_capacity(HTTP2_PREFACE.len());
-    let mut deadline = Instant::now() + limits.idle_timeout;
-    while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
-        let mut wanted = (&mut *stream).take((HTTP2_PREFACE.len() - first.len()) as u64);
-        let nothing_yet = first.is_empty();
-        if timeout_at(deadline, wanted.read_buf(&mut first)).await.ok()?.ok()? == 0 {
-            return None;
-        }
-        if nothing_yet {
-            // A head has begun.
-            deadline = Instant::now() + limits.header_timeout;
-        }
-    }
-    Some(first.freeze())
-}
-
-/// Drives a connection to its end. When it is overdue, or the daemon drains, it is told to finish.
-async fn run<C: Future>(
-    mut connection: Pin<&mut C>,
-    mut drain: Drain,
-    overdue: impl Future<Output = ()>,
-    finish: impl FnOnce(Pin<&mut C>),
-) {
-    let mut overdue = pin!(overdue);
-    let patience = tokio::select! {
-        biased;
-        _ = connection.as_mut() => return,
-        () = &mut overdue => FAREWELL,
-        () = async { drain.begun().await; sleep(LAST_WORD).await } => Duration::MAX,
-    };
-    finish(connection.as_mut());
-    tokio::select! {
-        _ = connection => {}
-        () = overdue, if patience > FAREWELL => {}
-        () = sleep(patience) => {}
-    }
-}
-
-/// How long an overdue connection has to say that it ends, as HTTP/2 does.
-const FAREWELL: Duration = Duration::from_millis(100);
-
-impl Service {
-    /// An answer, during which the connection is not idle.
-    async fn answer(mut self, request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
-        watch.activity.settle();
-        let number = watch.requests.fetch_add(1, Relaxed) + 1;
-        let _answering = Count::one(&watch.answering);
-        if watch.activity.has_fragment(number) {
-            return Ok(last_answer(FRAGMENT.response(Some("A number sign that belongs to the key is written %23."))));
-        }
-        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-            return Ok(last_answer(NO_HOST.response(Some("HTTP/1.1 asks for one Host header."))));
-        }
-        if header_size(request.headers()) > self.limits.max_header {
-            return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
-        }
-        self.router.call(request).await
-    }
-}
-
-/// An answer after which the connection is closed.
-fn last_answer(mut response: Response<Body>) -> Response<Body> {
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-/// How large the headers of a request are, as they came.
-fn header_size(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
-}
-
-/// What is known about a connection from outside.
-struct Watch {
-    activity: Arc<Activity>,
-    requests: AtomicUsize,
-    answering: Arc<AtomicUsize>,
-}
-
-impl Watch {
-    /// Returns when the connection has been idle for too long, or a head longer than `header_timeout` on its way.
-    async fn overdue(&self, limits: &Limits, header_timeout: Option<Duration>) {
-        loop {
-            let idle = self.activity.last_moved() + limits.idle_timeout;
-            let head = self.activity.unsettled_since().zip(header_timeout);
-            let due = head.map_or(idle, |(since, timeout)| idle.min(since + timeout));
-            let now = Instant::now();
-            let answering = self.answering.load(Relaxed) > 0;
-            if due <= now && !answering {
-                return;
-            }
-            let look = if answering { now + WHILE_ANSWERING } else { due };
-            // A head may begin at any time, and must not have begun longer ago than it may take.
-            sleep_until(header_timeout.map_or(look, |timeout| look.min(now + timeout))).await;
-        }
-    }
-}
-
-/// How long after an answer it may be noticed that there was one.
-const WHILE_ANSWERING: Duration = Duration::from_millis(100);

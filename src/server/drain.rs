@@ -34,7 +34,7 @@ impl Drain {
     }
 
     /// Returns once the daemon is going down.
-    pub(super) async fn begun(&mut self) {
+    pub(crate) async fn begun(&mut self) {
         if self.signal.wait_for(|draining| *draining).await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -3,23 +3,21 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, Counted};
-use super::{Drain, Limits, Service, Workers};
+use super::{Drain, Serve, Stream, Workers};
 use crate::metrics::{FrontEnd, Metrics};
-use crate::problem::Kind;
 
-/// Where a listener is bound: `host:port`, or empty for none.
+/// Where a listener is bound: `host:port`, `unix:///path`, or empty for none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Listen(String);
@@ -33,6 +31,11 @@ impl Listen {
     /// Whether there is to be no such listener.
     pub fn is_off(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The path, if it is a unix socket.
+    pub fn unix_path(&self) -> Option<&Path> {
+        self.0.strip_prefix(UNIX).map(Path::new)
     }
 
     /// Whether both would want the same port of the same address.
@@ -67,6 +70,7 @@ impl TryFrom<String> for Listen {
     fn try_from(text: String) -> Result<Self, String> {
         let valid = match text.rsplit_once(':') {
             None => text.is_empty(),
+            Some(_) if text.starts_with(UNIX) => text.len() > UNIX.len() + 1,
             Some((host, port)) => {
                 let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
                 let host_is_one = bare.map_or(!host.is_empty() && !host.contains([':', '[', ']', '/']), |host| {
@@ -78,15 +82,20 @@ impl TryFrom<String> for Listen {
         if valid {
             return Ok(Self(text));
         }
-        Err(format!("invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \"[::1]:8080\""))
+        Err(format!(
+            "invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \"[::1]:8080\", or for resp unix:///path"
+        ))
     }
 }
+
+/// How the address of a unix socket begins; its path is absolute.
+const UNIX: &str = "unix://";
 
 /// A bound socket with what it serves.
 pub struct Listener {
     front_end: FrontEnd,
-    socket: TcpListener,
-    service: Service,
+    socket: Socket,
+    service: Arc<dyn Serve>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -109,19 +118,19 @@ impl Listener {
         front_end: FrontEnd,
         listen: &Listen,
         inherited: Option<std::net::TcpListener>,
-        (router, limits): (Router, Limits),
+        (service, max_connections): (Arc<dyn Serve>, usize),
         metrics: Arc<Metrics>,
     ) -> Result<Self, BindError> {
         let failed = |error| BindError { front_end, address: listen.to_string(), error };
         let socket = match inherited {
-            Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
-            None => bind(listen).await,
+            Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)).map(Socket::Tcp),
+            None => Socket::bind(listen).await,
         };
         let socket = socket.map_err(failed)?;
-        let address = socket.local_addr().map_err(failed)?;
+        let address = socket.address().map_err(failed)?;
         tracing::info!(front_end = front_end.name(), %address, "listening");
-        let permits = Arc::new(Semaphore::new(limits.max_connections));
-        Ok(Self { front_end, socket, service: Service { router, limits: Arc::new(limits) }, permits, metrics })
+        let permits = Arc::new(Semaphore::new(max_connections));
+        Ok(Self { front_end, socket, service, permits, metrics })
     }
 
     /// Who is asked there.
@@ -143,7 +152,7 @@ impl Listener {
             };
             latecomers -= usize::from(drain.has_begun());
             match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     failing = false;
                     self.admit(stream, &workers, &drain, &refusals);
                 }
@@ -161,44 +170,79 @@ impl Listener {
         }
     }
 
-    fn admit(&self, stream: TcpStream, workers: &Workers, drain: &Drain, refusals: &Arc<Semaphore>) {
+    fn admit(&self, stream: Stream, workers: &Workers, drain: &Drain, refusals: &Arc<Semaphore>) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.metrics.connection_refused(self.front_end);
             if let Ok(turn) = Arc::clone(refusals).try_acquire_owned() {
-                tokio::spawn(refuse(stream, turn));
+                tokio::spawn(refuse(stream, self.service.refusal(), turn));
             }
             return;
         };
         // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
-        let Ok(stream) = stream.into_std() else { return };
+        let Ok(stream) = stream.leave() else { return };
         let counted = Counted { _permit: permit, _open: self.metrics.connection(self.front_end) };
-        workers.serve(Connection { stream, service: self.service.clone(), drain: drain.clone(), counted });
+        workers.serve(Connection { stream, service: Arc::clone(&self.service), drain: drain.clone(), counted });
     }
 }
 
-async fn bind(listen: &Listen) -> io::Result<TcpListener> {
-    let addresses: Vec<SocketAddr> = listen.0.to_socket_addrs()?.collect();
-    TcpListener::bind(&*addresses).await
+enum Socket {
+    Tcp(TcpListener),
+    /// With its path, which goes when it does.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Socket {
+    async fn bind(listen: &Listen) -> io::Result<Self> {
+        if let Some(path) = listen.unix_path() {
+            remove_abandoned(path).await?;
+            return Ok(Self::Unix(UnixListener::bind(path)?, path.to_owned()));
+        }
+        let addresses: Vec<SocketAddr> = listen.0.to_socket_addrs()?.collect();
+        TcpListener::bind(&*addresses).await.map(Self::Tcp)
+    }
+
+    fn address(&self) -> io::Result<String> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().map(|address| address.to_string()),
+            Self::Unix(_, path) => Ok(format!("{UNIX}{}", path.display())),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(socket) => socket.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            Self::Unix(socket, _) => socket.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            // Another daemon may have taken the place already; that it is gone is as well.
+            _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes the socket of a daemon that did not end well: one at which nobody listens.
+async fn remove_abandoned(path: &Path) -> io::Result<()> {
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => Ok(()),
+    }
 }
 
 /// Connections taken at most after the daemon was told to stop: as many as the system holds ready for us.
 const LATECOMERS: usize = 1024;
 /// Connections that are being told that there are too many; any more are closed without a word.
 const REFUSALS: usize = 32;
-const TOO_MANY: Kind =
-    Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
 
-/// Answers without looking at the request, then reads a little, since closing with unread bytes would reset the
+/// Answers without looking at what is asked, then reads a little, since closing with unread bytes would reset the
 /// connection and take the answer with it.
-async fn refuse(mut stream: TcpStream, _turn: OwnedSemaphorePermit) {
-    let body = TOO_MANY.body(None);
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n\
-         Retry-After: 1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
+async fn refuse(mut stream: Stream, answer: Vec<u8>, _turn: OwnedSemaphorePermit) {
     let goodbye = async {
-        stream.write_all(answer.as_bytes()).await?;
+        stream.write_all(&answer).await?;
         stream.shutdown().await?;
         let mut discarded = [0; 4096];
         while stream.read(&mut discarded).await? > 0 {}

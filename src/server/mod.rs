@@ -7,38 +7,41 @@
 
 mod connection;
 mod drain;
+mod http;
 mod listener;
+mod stream;
 mod worker;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use axum::Router;
-
 use self::connection::Connection;
 pub use self::drain::{Drain, DrainControl};
+pub use self::http::Http;
 pub use self::listener::{BindError, Listen, Listener};
+pub use self::stream::Stream;
 pub use self::worker::Workers;
+
+/// What is spoken on the connections of a listener.
+pub trait Serve: Send + Sync {
+    /// Serves a connection to its end, which comes soon after the daemon drains.
+    fn serve(&self, stream: Stream, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// What is said to a connection that is one too many.
+    fn refusal(&self) -> Vec<u8>;
+}
 
 /// What holds for the connections of a listener.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at most.
-    pub max_connections: usize,
     /// How long a connection may go without moving a byte while no request is being answered.
     pub idle_timeout: Duration,
     /// How long the head of a request may take to arrive.
     pub header_timeout: Duration,
     /// How large the headers of a request may be, in bytes.
     pub max_header: usize,
-}
-
-/// What is served on a connection, and what holds for it.
-#[derive(Clone)]
-struct Service {
-    router: Router,
-    limits: Arc<Limits>,
 }
 
 /// Counts one for as long as it lives, so that whatever ends early, by a panic even, is not counted for ever.

@@ -7,14 +7,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 19] = [
+const ALLOWED: [(&str, &str); 20] = [
     ("activity", "request_line"),
     ("admin", "problem proxy server units"),
     ("backend", "activity cache key metrics trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),
-    ("config", "admin backend cache cli http server telemetry units"),
-    ("daemon", "admin backend cache config http metrics proxy server systemd telemetry"),
+    ("config", "admin backend cache cli http resp server telemetry units"),
+    ("daemon", "admin backend cache config http metrics proxy resp server systemd telemetry"),
     ("health", "server"),
     ("http", "backend cache key metrics problem proxy server trace units"),
     ("key", ""),
@@ -22,6 +22,7 @@ const ALLOWED: [(&str, &str); 19] = [
     ("proxy", "backend cache key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
+    ("resp", "backend cache key metrics proxy server trace units"),
     ("server", "activity metrics problem request_line"),
     ("systemd", ""),
     ("telemetry", "trace units"),

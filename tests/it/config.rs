@@ -114,10 +114,13 @@ fn shipped() -> String {
 }
 
 #[test]
-fn the_shipped_file_is_the_defaults() {
+fn the_shipped_file_is_the_defaults_but_serves_clients_of_redis() {
     let file = File::new(&shipped());
     let flags = Flags { config: Some(file.path.clone()), ..Flags::default() };
-    assert_eq!(load(&flags, &Environment::new()), Ok(Config::default()));
+    let mut shipped = load(&flags, &Environment::new()).expect("the shipped file is right");
+    assert_eq!(String::from(shipped.resp.listen.clone()), "127.0.0.1:6380");
+    shipped.resp.listen = Config::default().resp.listen;
+    assert_eq!(shipped, Config::default());
 }
 
 #[test]

@@ -74,9 +74,13 @@ fn families(exposition: &str) -> BTreeMap<String, Family> {
     for (name, labels) in exposition.lines().filter(|line| !line.starts_with('#')).flat_map(named) {
         let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
         let name = of_histogram.filter(|name| families.contains_key(*name)).unwrap_or(&name).to_owned();
-        let (_, known) = families.get_mut(&name).unwrap_or_else(|| panic!("{name} has no type"));
+        let (_, known) = families.get_mut(&name).expect("a metric with a type");
         for (label, value) in labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str())) {
-            let value = if label == "version" { "any".to_owned() } else { value.expect("a value") };
+            let value = if ["version", "command"].contains(&label.as_str()) {
+                "any".to_owned()
+            } else {
+                value.expect("a value")
+            };
             known.entry(label).or_default().insert(value);
         }
     }
@@ -89,7 +93,8 @@ fn documented_families() -> BTreeMap<String, Family> {
     let rows = page.lines().filter(|line| line.starts_with("| `"));
     let family = |row: &str| {
         let cells: Vec<_> = row.split('|').map(|cell| cell.trim().replace('`', "")).collect();
-        let [_, name, kind, labels, meaning, _, _] = cells.as_slice() else { panic!("six columns, not: {row}") };
+        assert_eq!(cells.len(), 7, "five columns, not: {row}");
+        let [name, kind, labels, meaning] = [1, 2, 3, 4].map(|column| &cells[column]);
         assert!(!meaning.is_empty(), "{name} has no meaning");
         let labels = labels.split(';').filter_map(|label| label.split_once(':'));
         let values = |values: &str| values.split(',').map(|value| value.trim().to_owned()).collect();
@@ -204,7 +209,8 @@ fn told() -> Vec<(String, Labels)> {
 
 fn exposition() -> String {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "redis.probe_interval = \"50ms\"");
+    let proxy =
+        proxy(&redis, "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 100");
     set(&redis, "key", "value");
     value(&proxy, "key");
     proxy.metrics().text().to_owned()

@@ -150,7 +150,7 @@ fn a_socket_nobody_asked_for_is_named() {
     let builder = Proxy::builder("").inherit(&[("http", &one), ("gopher", &other)]);
     let (code, said) = builder.run_to_end();
     assert_eq!(code, 1, "{said}");
-    assert!(said.contains("\"gopher\"") && said.contains("http or admin"), "{said}");
+    assert!(said.contains("\"gopher\"") && said.contains("http, resp or admin"), "{said}");
 }
 
 #[test]

@@ -1,0 +1,411 @@
+//! A client's connection: what moves over it, in what order, and how it ends.
+//!
+//! One task does all of it, going round for as long as anything moves: it reads from the client, takes up commands, sends
+//! on what is not answered from memory, passes on what Redis says, and writes. Nothing is waited for anywhere but in
+//! [`Connection::poll`], so what stands still is the one thing, and all else goes on. Every buffer has a limit at which the
+//! one who fills it is read no more; the limit of one never stands in the way of what would empty it.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::Shared;
+use super::link::Link;
+use super::output::Output;
+use super::owed::{Dropped, Queue};
+use super::read::{Found, Landed};
+use super::reply::{Frame, ReplyScanner, write_error};
+use super::request::RequestParser;
+use super::standing::{Standing, User};
+use crate::backend::{BackendError, Fence};
+use crate::server::{Drain, Stream};
+
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// How a connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Commands are taken up one by one.
+    Commands,
+    /// Whatever comes is sent on as it is, both ways.
+    Pipe,
+    /// No more is taken up; what is owed is given out, and then it ends.
+    Leaving,
+    /// What is on its way out is given out, and then it ends.
+    Ending,
+    /// It has ended.
+    Over,
+}
+
+/// A client's connection.
+pub(super) struct Connection {
+    client: Stream,
+    pub(super) shared: Arc<Shared>,
+    pub(super) stage: Stage,
+    pub(super) input: BytesMut,
+    pub(super) parser: RequestParser,
+    output: Output,
+    pub(super) owed: Queue,
+    pub(super) reads: FuturesOrdered<Task<Landed>>,
+    pub(super) link: Link,
+    scanner: ReplyScanner,
+    pub(super) standing: Standing,
+    /// Since when this client may have been told what memory does not know.
+    pub(super) unproved: Option<Instant>,
+    pub(super) fencing: Option<Task<Result<Fence, BackendError>>>,
+    /// No proof can be had, so the next read goes past memory.
+    pub(super) is_past_memory: bool,
+    /// What the commands kept for `EXEC` will take out of memory.
+    pub(super) transaction: Dropped,
+    draining: Task<()>,
+    is_draining: bool,
+    idle: Option<Pin<Box<Sleep>>>,
+    last_read: Instant,
+    /// When a client that has said its last word is given up.
+    farewell: Option<Pin<Box<Sleep>>>,
+}
+
+/// Bytes asked for at once.
+const READ: usize = 16 << 10;
+/// A buffer that has grown beyond this is given back once it is empty.
+const KEPT: usize = 16 << 10;
+/// Bytes that may wait to be sent to Redis.
+pub(super) const LINK_OUTPUT: usize = 1 << 20;
+/// Bytes from Redis that may wait to be sent to a client; the rest waits at Redis.
+const PASSED_ON: usize = 1 << 20;
+/// Reads of one client that may wait for flights.
+pub(super) const MOST_READS: usize = 1024;
+/// For how long after the daemon was told to stop a command may still be on its way here.
+const LAST_WORD: Duration = Duration::from_millis(50);
+/// How long the answers to what was said before a client's end of the stream may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+impl Connection {
+    pub(super) fn new(client: Stream, shared: Arc<Shared>, mut drain: Drain) -> Self {
+        let timeout = shared.settings.idle_timeout;
+        Self {
+            client,
+            stage: Stage::Commands,
+            input: BytesMut::new(),
+            parser: RequestParser::default(),
+            output: Output::default(),
+            owed: Queue::default(),
+            reads: FuturesOrdered::new(),
+            link: Link::none(),
+            scanner: ReplyScanner::default(),
+            standing: Standing::of(User::Nobody),
+            unproved: None,
+            fencing: None,
+            is_past_memory: false,
+            transaction: Dropped::Nothing,
+            draining: Box::pin(async move {
+                drain.begun().await;
+                sleep(LAST_WORD).await;
+            }),
+            is_draining: false,
+            idle: (!timeout.is_zero()).then(|| Box::pin(sleep(timeout))),
+            last_read: Instant::now(),
+            farewell: None,
+            shared,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    /// Ready when the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let steps = [
+                self.poll_link(cx),
+                self.poll_replies(cx),
+                self.poll_reads(cx),
+                self.poll_client(cx),
+                self.poll_fence(cx),
+                Moved::if_so(self.take_commands()),
+                self.poll_send(cx),
+                self.poll_write(cx),
+            ];
+            if self.is_over(cx) {
+                return Poll::Ready(());
+            }
+            if !steps.contains(&Moved::Yes) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Opens the link.
+    fn poll_link(&mut self, cx: &mut Context<'_>) -> Moved {
+        let Poll::Ready(opened) = self.link.poll_open(cx) else { return Moved::No };
+        if let Err(error) = opened {
+            self.no_link(&error);
+        }
+        Moved::Yes
+    }
+
+    /// There is no link, so nothing of what was to go over it has been done.
+    fn no_link(&mut self, error: &BackendError) {
+        self.owed.refuse_awaited(|output| write_failure(output, error));
+        self.standing = self.standing.without_link();
+        self.transaction = Dropped::Nothing;
+        if self.parser.has_let_go() || self.stage == Stage::Pipe {
+            self.stage = Stage::Leaving;
+        }
+        self.give_out();
+    }
+
+    /// Passes on what Redis says.
+    fn poll_replies(&mut self, cx: &mut Context<'_>) -> Moved {
+        let mut moved = Moved::No;
+        while self.output.len() < PASSED_ON && !self.owed.is_read_first() {
+            if self.link.input.is_empty() {
+                match self.link.poll_read(cx) {
+                    Poll::Pending => return moved,
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(Ok(0) | Err(_)) => {
+                        self.link.close();
+                        self.stage = Stage::Ending;
+                        return Moved::Yes;
+                    }
+                }
+            }
+            moved = Moved::Yes;
+            self.pass_on();
+        }
+        moved
+    }
+
+    /// Gives out what has come over the link, as far as it is its turn.
+    fn pass_on(&mut self) {
+        if self.stage == Stage::Pipe {
+            return self.output.push(self.link.input.split().freeze());
+        }
+        while !self.link.input.is_empty() && !self.owed.is_read_first() {
+            let Ok((length, frame)) = self.scanner.scan(&self.link.input) else {
+                tracing::warn!("Redis sent a client what is no answer; the connection is closed");
+                self.stage = Stage::Over;
+                return;
+            };
+            self.output.push(self.link.input.split_to(length).freeze());
+            if let Some(frame) = frame.filter(|frame| !frame.is_push()) {
+                self.answered(frame);
+            }
+        }
+    }
+
+    fn end(&mut self) -> Moved {
+        self.stage = Stage::Over;
+        Moved::Yes
+    }
+
+    /// Redis has answered the first command that is awaited.
+    fn answered(&mut self, frame: Frame) {
+        let Some(awaited) = self.owed.take_awaited() else {
+            // It says why it hangs up.
+            self.stage = Stage::Ending;
+            return;
+        };
+        self.settle(awaited, frame);
+        self.give_out();
+    }
+
+    /// Takes account of what flights brought.
+    fn poll_reads(&mut self, cx: &mut Context<'_>) -> Moved {
+        if self.owed.reads() == 0 {
+            return Moved::No;
+        }
+        let mut moved = Moved::No;
+        while self.owed.is_read_first() {
+            let Poll::Ready(Some(landed)) = self.reads.poll_next_unpin(cx) else { return moved };
+            moved = Moved::Yes;
+            match landed {
+                Landed::Found(found) => {
+                    self.owed.take_read();
+                    found.write(&mut self.output, self.standing.protocol());
+                }
+                Landed::Failed(error) => {
+                    self.owed.take_read();
+                    write_failure(&mut self.output, &error);
+                }
+                Landed::Ask(command) => self.ask_instead(command),
+            }
+            self.give_out();
+        }
+        moved
+    }
+
+    /// Moves what is ready to where it is written from.
+    fn give_out(&mut self) {
+        while let Some(ready) = self.owed.take_ready() {
+            self.output.append(ready);
+        }
+    }
+
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Moved {
+        if !self.has_room() {
+            return Moved::No;
+        }
+        if self.input.capacity() - self.input.len() < READ / 2 {
+            self.input.reserve(READ);
+        }
+        let read = pin!(self.client.read_buf(&mut self.input)).poll(cx);
+        match read {
+            Poll::Pending => {
+                if self.input.is_empty() && self.input.capacity() > KEPT {
+                    self.input = BytesMut::new();
+                }
+                Moved::No
+            }
+            Poll::Ready(Ok(1..)) => {
+                self.last_read = Instant::now();
+                Moved::Yes
+            }
+            Poll::Ready(Ok(0)) => self.hung_up(),
+            Poll::Ready(Err(_)) => self.end(),
+        }
+    }
+
+    /// Whether more may be read from the client.
+    fn has_room(&self) -> bool {
+        let settings = &self.shared.settings;
+        let is_listening = matches!(self.stage, Stage::Commands | Stage::Pipe) && self.farewell.is_none();
+        is_listening && self.link.out.len() < LINK_OUTPUT && self.input.len() < settings.max_query_buffer.0 + READ
+    }
+
+    /// Whether more commands may be taken up.
+    pub(super) fn may_take_more(&self) -> bool {
+        self.output.len() + self.owed.ready() < self.shared.settings.max_output_buffer.0
+            && self.link.out.len() < LINK_OUTPUT
+            && self.owed.reads() < MOST_READS
+            && self.fencing.is_none()
+    }
+
+    /// The client has said its last word.
+    fn hung_up(&mut self) -> Moved {
+        // It may be gone, and what would be taken for it from a list would be lost.
+        if self.owed.has_blocking() || self.stage == Stage::Pipe {
+            return self.end();
+        }
+        self.farewell = Some(Box::pin(sleep(FAREWELL)));
+        Moved::Yes
+    }
+
+    fn poll_fence(&mut self, cx: &mut Context<'_>) -> Moved {
+        let Some(fencing) = &mut self.fencing else { return Moved::No };
+        let Poll::Ready(fence) = fencing.as_mut().poll(cx) else { return Moved::No };
+        self.fencing = None;
+        self.fenced(&fence);
+        Moved::Yes
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Moved {
+        if self.stage == Stage::Pipe && !self.input.is_empty() {
+            self.link.out.push(self.input.split().freeze());
+        }
+        let before = self.link.out.len();
+        match self.link.poll_write(cx) {
+            Poll::Ready(Err(_)) => {
+                // What it has said before may still be read.
+                self.link.out = Output::default();
+                Moved::No
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => Moved::if_so(self.link.out.len() < before),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Moved {
+        let before = self.output.len();
+        match self.output.poll_write(Pin::new(&mut self.client), cx) {
+            Poll::Ready(Err(_)) => self.end(),
+            Poll::Ready(Ok(())) | Poll::Pending => Moved::if_so(self.output.len() < before),
+        }
+    }
+
+    /// Whether it is time to end, when nothing else can be done now.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_quiet = self.owed.is_empty() && self.output.is_empty();
+        if !self.is_draining && self.draining.as_mut().poll(cx).is_ready() {
+            self.is_draining = true;
+        }
+        let has_said_all = self.farewell.is_some() && self.fencing.is_none();
+        let is_over = match self.stage {
+            Stage::Over => true,
+            Stage::Ending => self.output.is_empty(),
+            Stage::Leaving => is_quiet,
+            Stage::Pipe => self.is_draining && self.output.is_empty() && self.link.out.is_empty(),
+            Stage::Commands if is_quiet && has_said_all => true,
+            Stage::Commands if self.is_draining => is_quiet && self.fencing.is_none() && !self.standing.is_in_multi(),
+            Stage::Commands => self.is_idle_too_long(cx),
+        };
+        is_over || self.farewell.as_mut().is_some_and(|farewell| farewell.as_mut().poll(cx).is_ready())
+    }
+
+    fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(idle) = &mut self.idle else { return false };
+        while idle.as_mut().poll(cx).is_ready() {
+            let until = self.last_read + self.shared.settings.idle_timeout;
+            if until <= Instant::now() && self.owed.is_empty() {
+                return true;
+            }
+            let until = until.max(Instant::now() + WHILE_OWED);
+            idle.set(sleep_until(until));
+        }
+        false
+    }
+
+    /// Where an answer goes that is here already.
+    pub(super) fn reply(&mut self, write: impl FnOnce(&mut Output)) {
+        if self.owed.is_empty() { write(&mut self.output) } else { self.owed.add_ready(write) }
+    }
+
+    pub(super) fn reply_found(&mut self, found: &Found) {
+        let protocol = self.standing.protocol();
+        self.reply(|output| found.write(output, protocol));
+    }
+
+    /// Asks Redis a read that its flight could not answer. Nothing was sent on behind it.
+    fn ask_instead(&mut self, command: Bytes) {
+        self.open_link();
+        self.link.out.push(command);
+        self.owed.await_instead_of_read(self.shared.proxy.relies_on_ttl());
+    }
+
+    /// Opens the link, if there is none.
+    pub(super) fn open_link(&mut self) {
+        if self.link.is_none() {
+            let (proxy, client) = (self.shared.proxy.clone(), self.standing.client());
+            self.link.open(Box::pin(async move { proxy.open(client).await }));
+        }
+    }
+}
+
+/// A connection that is owed something is looked at again after this.
+const WHILE_OWED: Duration = Duration::from_secs(1);
+
+/// Whether anything moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    Yes,
+    No,
+}
+
+impl Moved {
+    fn if_so(moved: bool) -> Self {
+        if moved { Self::Yes } else { Self::No }
+    }
+}
+
+/// Says that Redis cannot be asked, in a way in which Redis itself says nothing.
+pub(super) fn write_failure(output: &mut Output, error: &BackendError) {
+    write_error(output.tail(), &format!("ERR redis-proxy: Redis cannot be asked: {error}"));
+}

@@ -1,0 +1,372 @@
+//! Answers as Redis sends them: where one ends, and how to write one. No I/O.
+//!
+//! What Redis answers is passed on byte for byte and never kept whole, so this only counts: a frame is one element, an
+//! aggregate puts as many more in its place as it has, and a frame is over when none is left. It has to be right about
+//! every type that there is, since an answer taken for the end of another would be given to the wrong command.
+//!
+//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+
+use bytes::{BufMut as _, BytesMut};
+
+/// The version of the protocol that is spoken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// RESP2, with which every connection begins.
+    #[default]
+    Resp2,
+    /// RESP3, after `HELLO 3`.
+    Resp3,
+}
+
+/// What came in is none of the types there are; where the next answer begins, nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Redis sent what is no answer")]
+pub struct NoReply;
+
+/// A frame that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Its first bytes, as many as there are of these: type, and what a status says.
+    pub head: [u8; 7],
+}
+
+impl Frame {
+    /// Whether it came by itself, and answers nothing.
+    pub fn is_push(&self) -> bool {
+        self.head[0] == b'>'
+    }
+
+    /// Whether it says that something was refused.
+    pub fn is_error(&self) -> bool {
+        matches!(self.head[0], b'-' | b'!')
+    }
+
+    /// Whether it says that the command is kept for `EXEC`.
+    pub fn is_queued(&self) -> bool {
+        self.head == *b"+QUEUED"
+    }
+}
+
+/// Finds the end of each frame in what Redis sends.
+#[derive(Debug, Default)]
+pub struct ReplyScanner {
+    /// Elements of the present frame that are still to come; none: the next byte begins a frame.
+    missing: u64,
+    element: Element,
+    head: [u8; 7],
+    headed: usize,
+    /// What makes the frame is still to come.
+    is_behind_attributes: bool,
+}
+
+/// What the next byte is of.
+#[derive(Debug, Default, Clone, Copy)]
+enum Element {
+    /// The type of an element.
+    #[default]
+    Type,
+    /// A line that says it all.
+    Line,
+    /// The length of what follows.
+    Length { of: Measured, length: u64, digits: u32, is_negative: bool },
+    /// What has a length, its line end included.
+    Body(u64),
+}
+
+/// What a length is of.
+#[derive(Debug, Clone, Copy)]
+enum Measured {
+    Bytes,
+    Elements,
+    Pairs,
+    /// Pairs that go before an element.
+    Attributes,
+}
+
+impl ReplyScanner {
+    /// Whether a frame has begun and is not over.
+    pub fn is_within(&self) -> bool {
+        self.missing > 0
+    }
+
+    /// Passes over `input` as far as the end of the present frame. Returns how many bytes that is, and the frame if it is
+    /// over.
+    ///
+    /// # Errors
+    /// It is no frame.
+    pub fn scan(&mut self, input: &[u8]) -> Result<(usize, Option<Frame>), NoReply> {
+        let mut at = 0;
+        while at < input.len() {
+            if self.missing == 0 {
+                self.missing = 1;
+                self.headed = 0;
+            }
+            if self.headed == 0 || (self.is_behind_attributes && self.missing == 1 && self.is_at_element()) {
+                self.is_behind_attributes = false;
+                self.head = [0; 7];
+                self.headed = 0;
+            }
+            let from = at;
+            at += self.step(&input[at..])?;
+            self.keep_head(&input[from..at]);
+            if self.missing == 0 {
+                return Ok((at, Some(Frame { head: self.head })));
+            }
+        }
+        Ok((at, None))
+    }
+
+    fn is_at_element(&self) -> bool {
+        matches!(self.element, Element::Type)
+    }
+
+    fn keep_head(&mut self, bytes: &[u8]) {
+        let room = &mut self.head[self.headed..];
+        let kept = room.len().min(bytes.len());
+        room[..kept].copy_from_slice(&bytes[..kept]);
+        self.headed += kept;
+    }
+
+    /// Takes at least one byte.
+    fn step(&mut self, input: &[u8]) -> Result<usize, NoReply> {
+        match self.element {
+            Element::Type => {
+                self.element = match input[0] {
+                    b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => Element::Line,
+                    b'$' | b'=' | b'!' => measure(Measured::Bytes),
+                    b'*' | b'~' | b'>' => measure(Measured::Elements),
+                    b'%' => measure(Measured::Pairs),
+                    b'|' => measure(Measured::Attributes),
+                    _ => return Err(NoReply),
+                };
+                Ok(1)
+            }
+            Element::Line => Ok(match memchr::memchr(b'\n', input) {
+                Some(end) => {
+                    self.end_element(0)?;
+                    end + 1
+                }
+                None => input.len(),
+            }),
+            Element::Length { .. } => {
+                self.length_byte(input[0])?;
+                Ok(1)
+            }
+            Element::Body(left) => {
+                let taken = left.min(input.len() as u64);
+                if taken == left {
+                    self.end_element(0)?;
+                } else {
+                    self.element = Element::Body(left - taken);
+                }
+                Ok(usize::try_from(taken).unwrap_or(input.len()))
+            }
+        }
+    }
+
+    fn length_byte(&mut self, byte: u8) -> Result<(), NoReply> {
+        let Element::Length { of, length, digits, is_negative } = &mut self.element else { return Err(NoReply) };
+        match byte {
+            b'-' if *digits == 0 && !*is_negative => *is_negative = true,
+            b'0'..=b'9' => {
+                let longer = length.checked_mul(10).and_then(|length| length.checked_add(u64::from(byte - b'0')));
+                *length = longer.ok_or(NoReply)?;
+                *digits += 1;
+            }
+            b'\r' if *digits > 0 => {}
+            b'\n' if *digits > 0 => {
+                let (of, length, is_null) = (*of, *length, *is_negative);
+                return self.measured(of, if is_null { None } else { Some(length) });
+            }
+            _ => return Err(NoReply),
+        }
+        Ok(())
+    }
+
+    fn measured(&mut self, of: Measured, length: Option<u64>) -> Result<(), NoReply> {
+        let Some(length) = length else { return self.end_element(0) };
+        match of {
+            Measured::Bytes => {
+                self.element = Element::Body(length.checked_add(2).ok_or(NoReply)?);
+                Ok(())
+            }
+            Measured::Elements => self.end_element(length),
+            Measured::Pairs => self.end_element(length.checked_mul(2).ok_or(NoReply)?),
+            Measured::Attributes => {
+                let more = length.checked_mul(2).and_then(|more| more.checked_add(1)).ok_or(NoReply)?;
+                self.is_behind_attributes |= self.missing == 1;
+                self.end_element(more)
+            }
+        }
+    }
+
+    /// An element is over, and as many as `inner` come in its place.
+    fn end_element(&mut self, inner: u64) -> Result<(), NoReply> {
+        self.missing = (self.missing - 1).checked_add(inner).ok_or(NoReply)?;
+        self.element = Element::Type;
+        Ok(())
+    }
+}
+
+fn measure(of: Measured) -> Element {
+    Element::Length { of, length: 0, digits: 0, is_negative: false }
+}
+
+/// Writes a value, but for what is in it: that and a line end follow.
+pub(super) fn write_bulk_length(out: &mut BytesMut, length: usize) {
+    write_number(out, b'$', length);
+}
+
+/// Writes a value.
+pub(super) fn write_bulk(out: &mut BytesMut, value: &[u8]) {
+    out.reserve(value.len() + 32);
+    write_bulk_length(out, value.len());
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+/// Writes that there is no value.
+pub(super) fn write_null(out: &mut BytesMut, protocol: Protocol) {
+    out.put_slice(match protocol {
+        Protocol::Resp2 => b"$-1\r\n",
+        Protocol::Resp3 => b"_\r\n",
+    });
+}
+
+/// Writes a whole number that is not negative.
+pub(super) fn write_integer(out: &mut BytesMut, number: usize) {
+    write_number(out, b':', number);
+}
+
+/// Writes that an array of so many elements follows.
+pub(super) fn write_array_length(out: &mut BytesMut, length: usize) {
+    write_number(out, b'*', length);
+}
+
+/// Writes an error: a code, and a text of one line.
+pub(super) fn write_error(out: &mut BytesMut, text: &str) {
+    out.put_u8(b'-');
+    out.extend(text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }));
+    out.put_slice(b"\r\n");
+}
+
+fn write_number(out: &mut BytesMut, kind: u8, mut number: usize) {
+    let mut text = [0; 24];
+    let mut from = text.len() - 2;
+    text[from..].copy_from_slice(b"\r\n");
+    loop {
+        from -= 1;
+        text[from] = b'0' + u8::try_from(number % 10).unwrap_or(0);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    from -= 1;
+    text[from] = kind;
+    out.put_slice(&text[from..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The frames of `input`, which comes in pieces of at most `size` bytes.
+    fn frames(input: &[u8], size: usize) -> Result<Vec<(Vec<u8>, Frame)>, NoReply> {
+        let mut scanner = ReplyScanner::default();
+        let (mut frames, mut frame) = (Vec::new(), Vec::new());
+        for mut piece in input.chunks(size) {
+            while !piece.is_empty() {
+                let (length, over) = scanner.scan(piece)?;
+                frame.extend_from_slice(&piece[..length]);
+                piece = &piece[length..];
+                if let Some(over) = over {
+                    frames.push((std::mem::take(&mut frame), over));
+                }
+            }
+        }
+        assert_eq!(scanner.is_within(), !frame.is_empty());
+        Ok(frames)
+    }
+
+    const KINDS: [&str; 24] = [
+        "+OK\r\n",
+        "-ERR no\r\n",
+        ":1\r\n",
+        "$3\r\na\r\n\r\n",
+        "$0\r\n\r\n",
+        "$-1\r\n",
+        "*-1\r\n",
+        "*0\r\n",
+        "*2\r\n$1\r\na\r\n*1\r\n:1\r\n",
+        "_\r\n",
+        "#t\r\n",
+        ",1.5\r\n",
+        "(12345678901234567890\r\n",
+        "!5\r\nERR x\r\n",
+        "=7\r\ntxt:abc\r\n",
+        "%1\r\n+a\r\n:1\r\n",
+        "~2\r\n:1\r\n:2\r\n",
+        ">3\r\n+message\r\n+a\r\n+b\r\n",
+        "|1\r\n+ttl\r\n:1\r\n+OK\r\n",
+        "*2\r\n|1\r\n+ttl\r\n:1\r\n+OK\r\n:2\r\n",
+        "%0\r\n",
+        "*3\r\n*0\r\n*-1\r\n%1\r\n+k\r\n~0\r\n",
+        "+QUEUED\r\n",
+        "|0\r\n:1\r\n",
+    ];
+
+    #[test]
+    fn every_kind_of_answer_ends_where_it_ends() {
+        for kind in KINDS {
+            for size in [1, 2, 3, 1000] {
+                let input = kind.repeat(3);
+                let found = frames(input.as_bytes(), size).unwrap();
+                assert_eq!(found.len(), 3, "{kind:?}");
+                assert!(found.iter().all(|(frame, _)| frame == kind.as_bytes()), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_is_known_by_its_head() {
+        let of = |text: &str| frames(text.as_bytes(), 1).unwrap()[0].1;
+        assert!(of("+QUEUED\r\n").is_queued());
+        assert!(!of("+OK\r\n").is_queued());
+        assert!(of("-ERR\r\n").is_error() && of("!3\r\nERR\r\n").is_error());
+        assert!(of(">1\r\n:1\r\n").is_push());
+        assert_eq!(&of("|1\r\n+ttl\r\n:1\r\n+OK\r\n").head[..3], b"+OK");
+    }
+
+    #[test]
+    fn what_is_no_answer_is_seen() {
+        for wrong in ["x", "$a\r\n", "$\r\n", "$--1\r\n", "*99999999999999999999\r\n", "%18446744073709551615\r\n"] {
+            assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn answers_are_the_same_however_they_are_cut(picks in prop::collection::vec(0..KINDS.len(), 1..20), size in 1_usize..40) {
+            let input: String = picks.iter().map(|pick| KINDS[*pick]).collect();
+            let found = frames(input.as_bytes(), size).unwrap();
+            let texts: Vec<_> = found.iter().map(|(frame, _)| String::from_utf8(frame.clone()).unwrap()).collect();
+            let expected: Vec<_> = picks.iter().map(|pick| KINDS[*pick].to_owned()).collect();
+            prop_assert_eq!(texts, expected);
+        }
+
+        #[test]
+        fn any_bytes_are_passed_over_or_refused(input: Vec<u8>, size in 1_usize..10) {
+            let whole = frames(&input, usize::MAX);
+            prop_assert_eq!(frames(&input, size), whole);
+        }
+
+        #[test]
+        fn a_number_is_written_as_it_is(number: usize) {
+            let mut out = BytesMut::new();
+            write_integer(&mut out, number);
+            prop_assert_eq!(out.to_vec(), format!(":{number}\r\n").into_bytes());
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What becomes of a command: it is answered from memory, fetched, forwarded, or answered here.
+//!
+//! The two rules behind every line: nothing is forwarded while a read of the same client waits for a flight, so that no read
+//! sees what was written behind it; and nothing is answered from memory while an answer is to come, or has come unproved,
+//! after which memory may be behind what the client knows.
+
+use bytes::{Buf as _, Bytes};
+use tokio::time::Instant;
+
+use super::command::{Class, Known};
+use super::connection::{Connection, Stage};
+use super::login::Verdict;
+use super::output::LARGE;
+use super::owed::{Awaited, Dropped};
+use super::read::{Fetch, Found, Read};
+use super::reply::{Frame, write_error};
+use super::request::{Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer};
+use super::standing::{Effect, User};
+use crate::backend::{BackendError, Fence};
+use crate::cache::Outcome;
+use crate::key::Key;
+use crate::metrics::FrontEnd;
+
+/// What is to become of a command.
+enum Decision {
+    Answer(Found),
+    Fetch(Fetch),
+    /// Memory has to be proved to hold what the client knows.
+    Fence,
+    Forward(Effect, Dropped),
+    Pipe,
+    Quit,
+    Own(Verdict),
+}
+
+/// Whether a command was taken up, or has to wait.
+#[derive(PartialEq, Eq)]
+enum Taken {
+    Yes,
+    Held,
+}
+
+/// Reads that were answered together.
+struct Batch {
+    begun: Instant,
+    outcomes: [u64; Outcome::ALL.len()],
+}
+
+impl Connection {
+    /// Takes up commands for as long as it can. Returns whether it took any.
+    pub(super) fn take_commands(&mut self) -> bool {
+        if self.input.is_empty() || self.stage != Stage::Commands || !self.may_take_more() {
+            return false;
+        }
+        let mut batch = Batch { begun: Instant::now(), outcomes: [0; Outcome::ALL.len()] };
+        let mut took = false;
+        while self.stage == Stage::Commands && self.may_take_more() && self.take_next(&mut batch) == Taken::Yes {
+            took = true;
+        }
+        let elapsed = batch.begun.elapsed();
+        for (outcome, count) in Outcome::ALL.into_iter().zip(batch.outcomes).filter(|(_, count)| *count > 0) {
+            self.shared.proxy.count(FrontEnd::Resp, outcome, count, elapsed);
+        }
+        took
+    }
+
+    fn limits(&self) -> RequestLimits {
+        if self.shared.password.is_some() && !self.standing.is_admitted() {
+            return UNAUTHENTICATED;
+        }
+        let settings = &self.shared.settings;
+        RequestLimits { max_bulk: settings.max_bulk.0, max_arguments: settings.max_arguments }
+    }
+
+    fn take_next(&mut self, batch: &mut Batch) -> Taken {
+        let is_rest = self.parser.has_let_go();
+        match self.parser.parse(&self.input, self.limits()) {
+            Ok(Progress::Part(0)) => Taken::Held,
+            Ok(Progress::Complete(length) | Progress::Part(length)) if is_rest => {
+                self.send_on(length);
+                Taken::Yes
+            }
+            Ok(Progress::Complete(length)) => self.take(length, batch),
+            Ok(_) if self.input.len() < self.shared.settings.max_query_buffer.0 => Taken::Held,
+            Ok(_) => self.let_go(batch),
+            // Redis will say what is wrong with it, and hang up.
+            Err(_) if is_rest => {
+                self.stage = Stage::Pipe;
+                Taken::Yes
+            }
+            Err(error) => {
+                self.reply(|output| write_error(output.tail(), &format!("ERR {error}")));
+                self.stage = Stage::Leaving;
+                Taken::Yes
+            }
+        }
+    }
+
+    /// Takes up the command that is the first `length` bytes.
+    fn take(&mut self, length: usize, batch: &mut Batch) -> Taken {
+        let arguments = self.parser.arguments(&self.input);
+        if arguments.is_empty() {
+            self.input.advance(length);
+            return Taken::Yes;
+        }
+        if self.unproved.is_some_and(|since| self.shared.proxy.is_current(since)) {
+            self.unproved = None;
+        }
+        let known = self.shared.commands.recognise(arguments.get(0));
+        let decision = self.decide(known.class, arguments, batch);
+        self.act(decision, known, length)
+    }
+
+    fn decide(&self, class: Class, arguments: Arguments<'_>, batch: &mut Batch) -> Decision {
+        if let Some(verdict) = self.judge(class, arguments) {
+            return Decision::Own(verdict);
+        }
+        let effect = match class {
+            Class::Get | Class::Mget | Class::Exists | Class::Strlen | Class::Getrange => {
+                return self.decide_read(class, arguments, batch);
+            }
+            Class::Pipe => return Decision::Pipe,
+            Class::Client if is_one_of(arguments.get(1), &["reply", "tracking"]) => return Decision::Pipe,
+            Class::Quit => return Decision::Quit,
+            class => effect(class, arguments),
+        };
+        let dropped = self.dropped(class, arguments);
+        Decision::Forward(effect, dropped)
+    }
+
+    fn decide_read(&self, class: Class, arguments: Arguments<'_>, batch: &mut Batch) -> Decision {
+        let forward = || Decision::Forward(Effect::Reveal, Dropped::Nothing);
+        let Some(read) = Read::of(class, arguments) else { return forward() };
+        let may_be_given = self.standing.may_be_given(&self.shared.origin);
+        if may_be_given && !self.owed.has_revealing() && !self.is_past_memory {
+            if self.unproved.is_some() {
+                return Decision::Fence;
+            }
+            let found = read.look(&self.shared.proxy, batch.begun, |outcome| batch.outcomes[outcome as usize] += 1);
+            if let Some(found) = found {
+                return Decision::Answer(found);
+            }
+            if let Some(fetch) = read.fetch() {
+                return Decision::Fetch(fetch);
+            }
+        }
+        batch.outcomes[Outcome::Bypass as usize] += read.keys() as u64;
+        forward()
+    }
+
+    fn act(&mut self, decision: Decision, known: Known, length: usize) -> Taken {
+        let is_for_the_link = matches!(decision, Decision::Forward(..) | Decision::Pipe | Decision::Quit);
+        if is_for_the_link && self.owed.reads() > 0 {
+            return Taken::Held;
+        }
+        if let Decision::Pipe | Decision::Own(Verdict::Reset) = decision
+            && !self.owed.is_empty()
+        {
+            return Taken::Held;
+        }
+        match decision {
+            Decision::Fence => {
+                self.begin_fence();
+                return Taken::Held;
+            }
+            Decision::Answer(found) => {
+                self.input.advance(length);
+                self.reply_found(&found);
+            }
+            Decision::Fetch(fetch) => {
+                let command = self.input.split_to(length).freeze();
+                self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+                self.owed.add_read();
+            }
+            Decision::Forward(effect, dropped) => self.forward(effect, dropped, length),
+            Decision::Pipe => {
+                self.forward(Effect::Aside, Dropped::Nothing, length);
+                self.stage = Stage::Pipe;
+            }
+            Decision::Quit if self.link.is_none() => {
+                self.reply(|output| output.push(Bytes::from_static(b"+OK\r\n")));
+                self.stage = Stage::Leaving;
+            }
+            Decision::Quit => {
+                self.forward(Effect::Aside, Dropped::Nothing, length);
+                self.stage = Stage::Leaving;
+            }
+            Decision::Own(verdict) => self.carry_out(verdict, length),
+        }
+        self.shared.proxy.command(known.label);
+        Taken::Yes
+    }
+
+    /// Sends the command that is the first `length` bytes to Redis.
+    pub(super) fn forward(&mut self, effect: Effect, dropped: Dropped, length: usize) {
+        self.expect_answer(effect, dropped);
+        self.send_on(length);
+    }
+
+    fn send_on(&mut self, length: usize) {
+        if length < LARGE {
+            self.link.out.tail().extend_from_slice(&self.input[..length]);
+            self.input.advance(length);
+        } else {
+            self.link.out.push(self.input.split_to(length).freeze());
+        }
+    }
+
+    pub(super) fn expect_answer(&mut self, effect: Effect, mut dropped: Dropped) {
+        self.open_link();
+        self.is_past_memory = false;
+        if effect == Effect::Exec {
+            dropped.add(std::mem::take(&mut self.transaction));
+        } else if self.standing.is_in_multi() {
+            self.transaction.add(std::mem::take(&mut dropped));
+        }
+        self.drop_from_memory(&dropped);
+        self.standing.asked(&effect);
+        self.owed.add_awaited(effect, dropped, self.shared.proxy.relies_on_ttl());
+    }
+
+    /// Begins to send on a command that is too long to be held.
+    fn let_go(&mut self, batch: &mut Batch) -> Taken {
+        let arguments = self.parser.arguments(&self.input);
+        let known = self.shared.commands.recognise(arguments.get(0));
+        let effect = match known.class {
+            Class::Aside | Class::Blocking | Class::Look | Class::Other | Class::Swapdb | Class::Flush => {
+                effect(known.class, arguments)
+            }
+            Class::Get | Class::Mget | Class::Exists | Class::Strlen | Class::Getrange => {
+                batch.outcomes[Outcome::Bypass as usize] += 1;
+                Effect::Reveal
+            }
+            _ => Effect::Unknown,
+        };
+        // Of keys that are still to come nobody will know.
+        let mut dropped = self.dropped(known.class, arguments);
+        if dropped != Dropped::Nothing && self.parser.missing() > 1 {
+            dropped = Dropped::Everything;
+        }
+        if self.owed.reads() > 0 {
+            return Taken::Held;
+        }
+        self.expect_answer(effect, dropped);
+        let length = self.parser.let_go(&self.input);
+        self.send_on(length);
+        self.shared.proxy.command(known.label);
+        Taken::Yes
+    }
+
+    /// What a command takes out of memory, where nobody will tell of it: every word of it that may be a key.
+    fn dropped(&self, class: Class, arguments: Arguments<'_>) -> Dropped {
+        match class {
+            Class::Flush | Class::Other | Class::Blocking if !self.shared.proxy.relies_on_ttl() => Dropped::Nothing,
+            Class::Flush | Class::Swapdb => Dropped::Everything,
+            Class::Other | Class::Blocking => Dropped::keys(arguments.from(1).map(Key::from)),
+            _ => Dropped::Nothing,
+        }
+    }
+
+    fn drop_from_memory(&self, dropped: &Dropped) {
+        match dropped {
+            Dropped::Nothing => {}
+            Dropped::Keys(keys) => keys.iter().for_each(|key| self.shared.proxy.invalidate(key.as_bytes())),
+            Dropped::Everything => self.shared.proxy.invalidate_all(),
+        }
+    }
+
+    /// Redis has answered a command.
+    pub(super) fn settle(&mut self, awaited: Awaited, frame: Frame) {
+        let Awaited { effect, dropped, relied_on_ttl, .. } = awaited;
+        if effect != Effect::Aside {
+            self.unproved = Some(Instant::now());
+            if self.shared.proxy.relies_on_ttl() && !relied_on_ttl {
+                // Redis has ceased to tell of changes since it was asked, perhaps of this one.
+                self.shared.proxy.invalidate_all();
+            }
+        }
+        self.drop_from_memory(&dropped);
+        self.standing.answered(effect, frame);
+    }
+
+    fn begin_fence(&mut self) {
+        let (proxy, since) = (self.shared.proxy.clone(), self.unproved.unwrap_or_else(Instant::now));
+        self.fencing = Some(Box::pin(async move { proxy.fence(since).await }));
+    }
+
+    /// Memory is proved to hold what the client knows, or cannot be.
+    pub(super) fn fenced(&mut self, fence: &Result<Fence, BackendError>) {
+        match fence {
+            Ok(Fence::Told | Fence::Untold) => self.unproved = None,
+            Err(_) => self.is_past_memory = true,
+        }
+    }
+}
+
+/// What a command that is forwarded changes in how its client stands.
+fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
+    match class {
+        Class::Aside | Class::Client => Effect::Aside,
+        Class::Blocking => Effect::Block,
+        Class::Multi => Effect::Multi,
+        Class::Exec if arguments.len() == 1 => Effect::Exec,
+        Class::Discard => Effect::Discard,
+        Class::Watch => Effect::Watch,
+        Class::Unwatch => Effect::Unwatch,
+        Class::Reset => Effect::Reset,
+        Class::Select => match parse_integer(arguments.get(1)).and_then(|database| u32::try_from(database).ok()) {
+            Some(database) => Effect::Select(database),
+            None => Effect::Unknown,
+        },
+        Class::Auth => Effect::Auth(match arguments.len() {
+            2 => User::default_user(),
+            _ => User::Named(Bytes::copy_from_slice(arguments.get(1))),
+        }),
+        Class::Hello => Effect::Hello(hello_user(arguments)),
+        _ => Effect::Reveal,
+    }
+}
+
+/// The user that a HELLO logs in as.
+fn hello_user(arguments: Arguments<'_>) -> Option<User> {
+    let at = (2..arguments.len()).find(|at| arguments.get(*at).eq_ignore_ascii_case(b"auth"))?;
+    Some(User::Named(Bytes::copy_from_slice(arguments.get(at + 1))))
+}
+
+fn is_one_of(word: &[u8], words: &[&str]) -> bool {
+    words.iter().any(|one| word.eq_ignore_ascii_case(one.as_bytes()))
+}

@@ -1,0 +1,180 @@
+//! How a client stands with Redis: who it is there, in which database, in what kind of talk.
+//!
+//! The rule that must not be broken: what is not known for certain counts as what forbids an answer from memory. So what
+//! takes something away from a client holds from when it is asked for, and what gives it something only once Redis has
+//! said yes.
+
+use bytes::Bytes;
+
+use super::reply::{Frame, Protocol};
+use crate::backend::Client;
+
+/// Whom Redis, or the proxy, takes a client for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum User {
+    /// Nobody has been named.
+    Nobody,
+    /// This one, as Redis said.
+    Named(Bytes),
+    /// It knows the front end's password, so its link is the proxy's own user.
+    Proxy,
+}
+
+/// Whom a password without a name is for.
+const DEFAULT_USER: &[u8] = b"default";
+
+impl User {
+    pub(super) fn default_user() -> Self {
+        Self::Named(Bytes::from_static(DEFAULT_USER))
+    }
+
+    /// Whether this is the user as whom the proxy reads; none: it does not log in.
+    fn is(&self, proxy: Option<&str>) -> bool {
+        match (self, proxy) {
+            (Self::Proxy, _) | (Self::Nobody, None) => true,
+            (Self::Nobody, Some(_)) => false,
+            (Self::Named(name), proxy) => *name == proxy.map_or(DEFAULT_USER, str::as_bytes),
+        }
+    }
+}
+
+/// As whom, and from which database, values in memory were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) user: Option<String>,
+    pub(super) database: u32,
+}
+
+/// What a forwarded command changes in how its client stands, once it is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing, and nothing that was read from memory can be newer or older than what it says.
+    Aside,
+    /// What it did or said may not be known in memory yet.
+    Reveal,
+    /// The same, and it may take for ever.
+    Block,
+    Multi,
+    Exec,
+    Discard,
+    Watch,
+    Unwatch,
+    Select(u32),
+    Auth(User),
+    /// With the user it logs in as, if it does.
+    Hello(Option<User>),
+    Reset,
+    /// It changed how the client stands, and nobody knows to what.
+    Unknown,
+}
+
+/// How a client stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Standing {
+    user: User,
+    database: u32,
+    protocol: Protocol,
+    is_in_multi: bool,
+    is_watching: bool,
+    /// Something was asked for of which nobody knows whether it came to be.
+    is_uncertain: bool,
+}
+
+impl Standing {
+    pub(super) fn of(user: User) -> Self {
+        Self {
+            user,
+            database: 0,
+            protocol: Protocol::Resp2,
+            is_in_multi: false,
+            is_watching: false,
+            is_uncertain: false,
+        }
+    }
+
+    /// Whether what Redis would say to this client is what it said to the proxy.
+    pub(super) fn may_be_given(&self, origin: &Origin) -> bool {
+        let is_plain = !(self.is_in_multi || self.is_watching || self.is_uncertain);
+        is_plain && self.database == origin.database && self.user.is(origin.user.as_deref())
+    }
+
+    /// How the same client stands once there is no link.
+    pub(super) fn without_link(&self) -> Self {
+        Self::of(if self.user == User::Proxy { User::Proxy } else { User::Nobody })
+    }
+
+    /// Whether it has shown the front end's password.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.user == User::Proxy
+    }
+
+    pub(super) fn admit(&mut self) {
+        self.user = User::Proxy;
+    }
+
+    /// As whom Redis is to know it from the start.
+    pub(super) fn client(&self) -> Client {
+        if self.user == User::Proxy { Client::Proxy } else { Client::Stranger }
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Whether commands are kept for `EXEC`.
+    pub(super) fn is_in_multi(&self) -> bool {
+        self.is_in_multi
+    }
+
+    /// A command with this effect was sent on.
+    pub(super) fn asked(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Multi => self.is_in_multi = true,
+            Effect::Watch => self.is_watching = true,
+            _ => {}
+        }
+    }
+
+    /// Redis answered a command with this effect.
+    pub(super) fn answered(&mut self, effect: Effect, frame: Frame) {
+        if frame.is_queued() {
+            // It takes effect, or not, at EXEC.
+            let changes = !matches!(effect, Effect::Aside | Effect::Reveal | Effect::Block);
+            self.is_uncertain |= changes;
+            return;
+        }
+        if frame.is_error() {
+            return self.refused(&effect);
+        }
+        match effect {
+            Effect::Exec | Effect::Discard => self.leave_multi(),
+            Effect::Unwatch => self.is_watching = false,
+            Effect::Select(database) => self.database = database,
+            Effect::Unknown => self.is_uncertain = true,
+            Effect::Auth(user) => self.user = user,
+            Effect::Hello(user) => {
+                self.protocol = if frame.head[0] == b'%' { Protocol::Resp3 } else { Protocol::Resp2 };
+                if let Some(user) = user {
+                    self.user = user;
+                }
+            }
+            Effect::Reset => *self = Self::of(User::Nobody),
+            Effect::Aside | Effect::Reveal | Effect::Block | Effect::Multi | Effect::Watch => {}
+        }
+    }
+
+    fn refused(&mut self, effect: &Effect) {
+        match effect {
+            // However it ends, it ends the transaction.
+            Effect::Exec => self.leave_multi(),
+            // It may have logged in before it came to what was wrong.
+            Effect::Hello(Some(_)) => self.is_uncertain = true,
+            _ => {}
+        }
+    }
+
+    fn leave_multi(&mut self) {
+        self.is_in_multi = false;
+        self.is_watching = false;
+    }
+}
