@@ -16,4 +16,5 @@ mod reload;
 mod stage;
 mod support;
 mod systemd;
+mod traces;
 mod tracking;

@@ -13,6 +13,7 @@
     reason = "a test that panics has failed, which is what it should do, and shows what it prints"
 )]
 
+pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod log;
 pub(crate) mod metrics;
