@@ -17,6 +17,7 @@ use tokio_stream::StreamExt as _;
 use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
 use crate::config::{Config, DaemonSettings, Problems, Sources};
+use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::resp::{self, PasswordError, Resp};
@@ -94,7 +95,8 @@ impl Daemon {
         metrics.tell_of_spans_dropped(move || looked_at.spans_dropped())?;
         let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
-        let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
+        let hot_keys = HotKeys::new(config.admin.hotkeys);
+        let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), hot_keys);
         let listeners = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         let link = Some(link);

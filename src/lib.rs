@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod health;
+pub mod hotkeys;
 pub mod http;
 pub mod key;
 pub mod metrics;

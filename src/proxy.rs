@@ -9,6 +9,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::backend::{Backend, BackendError, Client, Fence, Stream};
 use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
+use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics};
 use crate::trace;
@@ -19,6 +20,7 @@ pub struct Proxy {
     cache: Cache<BackendError>,
     backend: Backend,
     metrics: Arc<Metrics>,
+    hot_keys: HotKeys,
     draining: Arc<AtomicBool>,
 }
 
@@ -35,8 +37,8 @@ pub enum NotReady {
 
 impl Proxy {
     /// Puts `cache` in front of `backend`.
-    pub fn new(cache: Cache<BackendError>, backend: Backend, metrics: Arc<Metrics>) -> Self {
-        Self { cache, backend, metrics, draining: Arc::default() }
+    pub fn new(cache: Cache<BackendError>, backend: Backend, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
+        Self { cache, backend, metrics, hot_keys, draining: Arc::default() }
     }
 
     /// Answers a read of `key`, from memory or from Redis, and counts it. `span` is what it is traced as, the one that
@@ -52,6 +54,7 @@ impl Proxy {
         span: &Span,
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
+        self.hot_keys.count(key, begun);
         let answer = match demand {
             Demand::Usual => self.get_or_fetch(key, demand).await,
             Demand::Current => self.get_current(key).await,
@@ -81,6 +84,16 @@ impl Proxy {
     /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         self.cache.lookup(key, now)
+    }
+
+    /// Counts a key of a [lookup](Self::lookup) among those that are read most.
+    pub fn count_key(&self, key: &[u8], now: Instant) {
+        self.hot_keys.count(key, now);
+    }
+
+    /// The `most` keys that are read most; nothing, if keys are not counted.
+    pub fn hottest(&self, most: usize) -> Option<Hottest> {
+        self.hot_keys.hottest(most, Instant::now())
     }
 
     /// Counts reads that took the same time.

@@ -75,6 +75,7 @@ impl<'a> Read<'a> {
             let answers = self.arguments.from(1).map(|key| proxy.lookup(key, now).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
             answers.iter().flatten().for_each(|answer| count(answer.outcome));
+            self.arguments.from(1).for_each(|key| proxy.count_key(key, now));
             return Some(if self.class == Class::Mget {
                 Found::Values(answers)
             } else {
@@ -84,6 +85,7 @@ impl<'a> Read<'a> {
         let answer = proxy.lookup(self.arguments.get(1), now)?;
         let part = if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
         count(answer.outcome);
+        proxy.count_key(self.arguments.get(1), now);
         Some(match (self.class, part) {
             (Class::Strlen, _) => Found::Number(length(&answer)),
             (_, Some(part)) => Found::Part(answer, part),

@@ -7,19 +7,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 20] = [
+const ALLOWED: [(&str, &str); 21] = [
     ("activity", "request_line"),
-    ("admin", "problem proxy server units"),
+    ("admin", "hotkeys problem proxy server units"),
     ("backend", "activity cache key metrics trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),
     ("config", "admin backend cache cli http resp server telemetry units"),
-    ("daemon", "admin backend cache config http metrics proxy resp server systemd telemetry"),
+    ("daemon", "admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
     ("health", "server"),
+    ("hotkeys", ""),
     ("http", "backend cache key metrics problem proxy server trace units"),
     ("key", ""),
     ("metrics", "cache"),
-    ("proxy", "backend cache key metrics trace"),
+    ("proxy", "backend cache hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
     ("resp", "backend cache key metrics proxy server trace units"),

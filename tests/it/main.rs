@@ -6,6 +6,7 @@ mod caching;
 mod coherence;
 mod config;
 mod current;
+mod hotkeys;
 mod lifecycle;
 mod metrics;
 mod operations;

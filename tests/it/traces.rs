@@ -1,10 +1,6 @@
 //! "Where time goes, in the tools you run": spans reach a real collector, and a collector in any state is no reader's matter.
 
-#![expect(
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test that panics has failed, which is what it should do, and one that is skipped says why"
-)]
+#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -122,7 +122,7 @@ impl Collector {
 
 impl Span {
     fn is_answered(&self) -> bool {
-        self.attributes.contains_key("http.response.status_code") || self.attribute("redis_proxy.outcome") != ""
+        self.attributes.contains_key("http.response.status_code") || self.attributes.contains_key("redis_proxy.outcome")
     }
 }
 
