@@ -17,6 +17,7 @@ pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod redis_server;
 pub(crate) mod relay;
