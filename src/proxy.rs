@@ -55,9 +55,12 @@ impl Proxy {
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
         self.hot_keys.count(key, begun);
-        let answer = match demand {
-            Demand::Usual => self.get_or_fetch(key, demand).await,
-            Demand::Current => self.get_current(key).await,
+        let found = if demand == Demand::Usual { self.cache.lookup(key, begun) } else { None };
+        let answer = match (found, demand) {
+            (Some(answer), _) => Ok(answer),
+            // What waits for Redis is large, and who waits for nothing should not have to carry it about.
+            (None, Demand::Usual) => Box::pin(self.get_or_fetch(key, demand)).await,
+            (None, Demand::Current) => Box::pin(self.get_current(key)).await,
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.reads(front_end, outcome, 1, begun.elapsed());
