@@ -21,6 +21,7 @@ mod request_line;
 pub mod resp;
 pub mod server;
 pub mod systemd;
+mod tcp;
 pub mod telemetry;
 pub mod trace;
 pub mod units;

@@ -41,6 +41,11 @@ impl Frame {
         matches!(self.head[0], b'-' | b'!')
     }
 
+    /// Whether it says that the client has to log in.
+    pub fn is_no_auth(&self) -> bool {
+        self.head == *b"-NOAUTH"
+    }
+
     /// Whether it says that the command is kept for `EXEC`.
     pub fn is_queued(&self) -> bool {
         self.head == *b"+QUEUED"
@@ -244,9 +249,9 @@ pub(super) fn write_array_length(out: &mut BytesMut, length: usize) {
 }
 
 /// Writes an error: a code, and a text of one line.
-pub(super) fn write_error(out: &mut BytesMut, text: &str) {
+pub(super) fn write_error(out: &mut BytesMut, text: impl AsRef<[u8]>) {
     out.put_u8(b'-');
-    out.extend(text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }));
+    out.extend(text.as_ref().iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }));
     out.put_slice(b"\r\n");
 }
 

@@ -22,6 +22,10 @@ pub struct RequestLimits {
 /// What Redis allows somebody it does not know yet.
 pub const UNAUTHENTICATED: RequestLimits = RequestLimits { max_bulk: 16 << 10, max_arguments: 10 };
 
+/// What Redis allows anybody; of less, it tells those it does not know that it is because of that.
+const MOST_ARGUMENTS: i64 = i32::MAX as i64;
+const LARGEST_BULK: i64 = 512 << 20;
+
 /// How long a line may be: a command of words, or the length of what follows.
 const LONGEST_LINE: usize = 64 << 10;
 
@@ -29,6 +33,13 @@ const LONGEST_LINE: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Protocol error: {0}")]
 pub struct ProtocolError(String);
+
+impl ProtocolError {
+    /// As it goes over the wire, where a byte that was no `$` is that byte and not a character.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.to_string().chars().map(|letter| u8::try_from(letter).unwrap_or(b'?')).collect()
+    }
+}
 
 /// How far a command has come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,9 +85,11 @@ impl RequestParser {
             let Some((count, next)) = length(input, 0, "too big mbulk count string")? else {
                 return Ok(Progress::Incomplete);
             };
-            let count = count.filter(|count| *count <= to_i64(limits.max_arguments));
-            let count =
-                count.ok_or_else(|| error(length_complaint(limits, "invalid multibulk length", "multibulk")))?;
+            let allowed = count.filter(|count| *count <= to_i64(limits.max_arguments));
+            let count = allowed.ok_or_else(|| match count {
+                Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => error("unauthenticated multibulk length"),
+                _ => error("invalid multibulk length"),
+            })?;
             self.begin();
             self.at = next;
             self.missing = usize::try_from(count).unwrap_or(0);
@@ -132,9 +145,12 @@ impl RequestParser {
             let found = if matches!(first, b'\r' | b'\n') { ' ' } else { char::from(*first) };
             return Err(error(format!("expected '$', got '{found}'")));
         }
-        let length = length.filter(|length| (0..=to_i64(limits.max_bulk)).contains(length));
-        let length = length.and_then(|length| usize::try_from(length).ok());
-        let length = length.ok_or_else(|| error(length_complaint(limits, "invalid bulk length", "bulk")))?;
+        let allowed = length.filter(|length| (0..=to_i64(limits.max_bulk)).contains(length));
+        let allowed = allowed.and_then(|length| usize::try_from(length).ok());
+        let length = allowed.ok_or_else(|| match length {
+            Some(0..=LARGEST_BULK) if limits == UNAUTHENTICATED => error("unauthenticated bulk length"),
+            _ => error("invalid bulk length"),
+        })?;
         self.at = next;
         Ok(Some(length + 2))
     }
@@ -219,11 +235,6 @@ fn error(text: impl Into<String>) -> ProtocolError {
 
 fn to_i64(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// Redis says it in other words to those it does not know.
-fn length_complaint(limits: RequestLimits, known: &str, what: &str) -> String {
-    if limits == UNAUTHENTICATED { format!("unauthenticated {what} length") } else { known.to_owned() }
 }
 
 /// The number behind the byte at `from`, `None` if it is none, and where the next line begins. Nothing, if the line has

@@ -14,6 +14,7 @@ mod protocol;
 mod readme;
 mod reads;
 mod reload;
+mod resp;
 mod stage;
 mod support;
 mod systemd;

@@ -162,6 +162,13 @@ impl Proxy {
         self.http.expect("a proxy that has started")
     }
 
+    /// Where it serves clients of Redis over TCP.
+    #[track_caller]
+    pub(crate) fn resp_address(&self) -> SocketAddr {
+        let address = self.log.wait(LOG_BOUND, |lines| listening_address(lines, "resp"));
+        require(address, "the address of the RESP front end in the log")
+    }
+
     /// Where it serves its metrics and the like.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin.expect("a configuration with admin.listen")

@@ -11,6 +11,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ struct Line {
     flow: watch::Sender<Flow>,
     injections: broadcast::Sender<Vec<u8>>,
     connections: Mutex<Vec<JoinHandle<()>>>,
+    /// How many bytes of the upstream may still pass.
+    allowance: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -84,6 +87,7 @@ impl Relay {
     /// Makes the line whole again: what was held passes, and nothing is slowed or refused.
     pub(crate) fn resume(&self) {
         self.line.flow.send_replace(Flow::default());
+        self.line.allowance.store(usize::MAX, SeqCst);
         let mut listening = self.listening.lock().unwrap();
         if listening.is_none() {
             *listening = Some(self.listen());
@@ -98,6 +102,12 @@ impl Relay {
     /// Makes every byte a chunk. Without a delay the other end may still read several at once.
     pub(crate) fn byte_at_a_time(&self) {
         self.line.flow.send_modify(|flow| flow.byte_at_a_time = true);
+    }
+
+    /// Passes so many bytes of the upstream's, whichever connection they are of, and then closes each connection over
+    /// which another would pass, until `resume`.
+    pub(crate) fn cut_after(&self, bytes: usize) {
+        self.line.allowance.store(bytes, SeqCst);
     }
 
     /// Sends bytes the upstream never sent to those connected, between two of its chunks.
@@ -148,7 +158,15 @@ impl Line {
             flow: watch::Sender::new(Flow::default()),
             injections: broadcast::Sender::new(PENDING_INJECTIONS),
             connections: Mutex::default(),
+            allowance: AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// Takes as much of the allowance as there is, up to `wanted`; one without a limit stays so.
+    fn allow(&self, wanted: usize) -> usize {
+        let spend = |left: usize| (left != usize::MAX).then(|| left - left.min(wanted));
+        let before = self.allowance.fetch_update(SeqCst, SeqCst, spend);
+        before.map_or(wanted, |left| left.min(wanted))
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
@@ -171,19 +189,20 @@ impl Line {
         let (from_upstream, to_upstream) = tokio::io::split(upstream);
         let (from_downstream, to_downstream) = tokio::io::split(downstream);
         let flow = || self.flow.subscribe();
-        let up = carry(from_downstream, to_upstream, flow(), None);
-        let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections));
+        let up = carry(from_downstream, to_upstream, flow(), None, |length| length);
+        let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections), |length| self.allow(length));
         // How a connection fails is for its two ends to see.
         let _ = tokio::try_join!(up, down);
     }
 }
 
-/// Passes on what it reads, and what is injected, until the end of the stream.
+/// Passes on what it reads, and what is injected, until the end of the stream, or until less is allowed than was read.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut flow: watch::Receiver<Flow>,
     mut injections: Option<&mut broadcast::Receiver<Vec<u8>>>,
+    allow: impl Fn(usize) -> usize,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -191,7 +210,11 @@ async fn carry(
         tokio::select! {
             read = from.read(&mut buffer) => {
                 let length = read?;
-                pass(&buffer[..length], &mut to, &mut flow).await?;
+                let allowed = allow(length);
+                pass(&buffer[..allowed], &mut to, &mut flow).await?;
+                if allowed < length {
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                }
                 if length == 0 {
                     return to.shutdown().await;
                 }

@@ -1,0 +1,33 @@
+//! "Point a client of Redis at it and change nothing": what the RESP front end answers is what Redis answers.
+//!
+//! Model: the same bytes go to two fresh Redis servers, to one straight and to the other through the proxy, and what comes
+//! back has to be the same. Where that cannot be, since only the proxy has such a limit or such a fault, the test says
+//! what is to come. With `RESP_STRAIGHT=1` nothing goes through the proxy, which shows that the tests ask for nothing that
+//! Redis does not give; what is about the proxy alone is left out then.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, which is what it should do, and shows what it prints"
+)]
+
+mod answers;
+mod clients;
+mod edges;
+mod identity;
+mod limits;
+mod own_writes;
+mod pubsub;
+mod script;
+mod transactions;
+mod ways;
+mod wire;
+
+use std::env;
+
+/// A number that makes a test longer or repeats it.
+fn number(variable: &str) -> Option<u64> {
+    let text = env::var(variable).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
+}

@@ -1,0 +1,177 @@
+//! Clients that know nothing of a proxy: redis-py, node-redis, ioredis, and Redis's own programs.
+//!
+//! Model: a program of tests/clients does what an application would and prints what it was told; straight at Redis and
+//! through the proxy that must be the same text.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::ways::Ways;
+use super::wire::Wire;
+use crate::support::within;
+
+const BOUND: Duration = Duration::from_secs(120);
+
+#[test]
+fn redis_py_over_resp2() {
+    compare(python(), "redis_py.py", 2);
+}
+
+#[test]
+fn redis_py_over_resp3() {
+    compare(python(), "redis_py.py", 3);
+}
+
+#[test]
+fn node_redis_over_resp2() {
+    compare(node(), "node_redis.mjs", 2);
+}
+
+#[test]
+fn node_redis_over_resp3() {
+    compare(node(), "node_redis.mjs", 3);
+}
+
+#[test]
+fn ioredis_over_resp2() {
+    compare(node(), "ioredis.mjs", 2);
+}
+
+#[test]
+fn ioredis_over_resp3() {
+    compare(node(), "ioredis.mjs", 3);
+}
+
+#[test]
+fn redis_cli_reads_lines_and_takes_them_from_a_person() {
+    let script = "SET key \"a value\"\nGET key\nGET key\nGET absent\nINCR n\nSTRLEN key\nLPUSH list 1 2\nLRANGE list 0 -1\nGET list\n\
+                  MULTI\nGET key\nEXEC\nSELECT 1\nGET key\nSELECT 0\nHELLO 3\nHSET h a 1\nHGETALL h\nGET key\nEVAL \"return 7\" 0\n\
+                  CLIENT GETNAME\nNONESUCH a b\nRESET\nGET key\nQUIT\n";
+    let ways = Ways::start();
+    for options in [&[][..], &["-3"], &["--no-raw"], &["-3", "--no-raw"]] {
+        ways.same(|address| {
+            Wire::connect(address).ask(&["FLUSHALL"]);
+            let said = run(cli(address).args(options), script.as_bytes());
+            // Of HELLO, the number of the connection.
+            let lines = said.lines().filter(|line| !line.contains("\"id\"") && !line.starts_with("id "));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        });
+    }
+    // With a terminal it asks for the commands' names first, and edits lines.
+    ways.same(|address| {
+        Wire::connect(address).ask(&["FLUSHALL"]);
+        let typed = format!("redis-cli -h {} -p {}", address.ip(), address.port());
+        let mut terminal = Command::new("script");
+        terminal.args(["-q", "-e", "-c", &typed, "/dev/null"]).env("TERM", "dumb").env("HOME", "/nonexistent");
+        let said = run(&mut terminal, b"SET key value\nGET key\nGET key\nGET absent\nQUIT\n");
+        let lines = said.lines().filter(|line| !line.contains(&address.port().to_string()));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    });
+}
+
+#[test]
+fn redis_cli_inserts_in_bulk() {
+    const COMMANDS: usize = 100_000;
+    let ways = Ways::start();
+    let commands: String = (0..COMMANDS).map(|number| format!("SET bulk:{number} value-{number}\r\n")).collect();
+    ways.same(|address| run(cli(address).arg("--pipe"), commands.as_bytes()));
+    let found = ways.same(|address| Wire::connect(address).told_line("DBSIZE"));
+    assert_eq!(found, format!(":{COMMANDS}\\r\\n"));
+    ways.same(|address| Wire::connect(address).told_line("GET bulk:99999"));
+}
+
+#[test]
+fn redis_benchmark_runs_all_its_tests() {
+    let ways = Ways::start();
+    for depth in ["1", "16"] {
+        let address = ways.through();
+        let mut benchmark = Command::new("redis-benchmark");
+        at(&mut benchmark, address).args(["-n", "2000", "-c", "20", "-r", "100", "-P", depth, "--csv"]);
+        let said = run(&mut benchmark, b"");
+        let tests = said.lines().filter(|line| line.starts_with('"')).count();
+        assert!(tests >= 18, "only {tests} lines: {said}");
+        assert!(!said.to_lowercase().contains("error"), "{said}");
+    }
+}
+
+/// Runs the program both ways.
+#[track_caller]
+fn compare(mut program: Command, script: &str, protocol: u8) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
+    program.arg(script);
+    let ways = Ways::start();
+    let transcript = |address: SocketAddr, program: &Command| {
+        let mut command = Command::new(program.get_program());
+        command.args(program.get_args());
+        command.args([address.ip().to_string(), address.port().to_string(), protocol.to_string()]);
+        command.env("NODE_PATH", clients().join("node_modules")).env("PYTHONHASHSEED", "0");
+        run(&mut command, b"")
+    };
+    let said = ways.same(|address| transcript(address, &program).lines().map(str::to_owned).collect::<Vec<_>>());
+    assert_eq!(said.last().map(String::as_str), Some("done"), "{said:#?}");
+    if let Some(from_memory) = ways.from_memory() {
+        assert!(from_memory > 50.0, "only {from_memory} reads were answered from memory");
+    }
+}
+
+fn clients() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients")
+}
+
+fn installed(program: &str) -> Command {
+    let program = clients().join(program);
+    assert!(program.exists(), "{} is missing: run scripts/clients, which installs it", program.display());
+    Command::new(program)
+}
+
+fn python() -> Command {
+    installed("python/bin/python")
+}
+
+fn node() -> Command {
+    installed("node")
+}
+
+fn cli(address: SocketAddr) -> Command {
+    let mut cli = Command::new("redis-cli");
+    at(&mut cli, address);
+    cli
+}
+
+fn at(command: &mut Command, address: SocketAddr) -> &mut Command {
+    command.args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()])
+}
+
+/// What a program says until it ends, which must be well and in time.
+#[track_caller]
+fn run(command: &mut Command, input: &[u8]) -> String {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|error| {
+            panic!("{}: {error}; scripts/redis-server installs Redis's programs", command.get_program().display())
+        });
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    // Who does not read to the end is to be judged by how it ends.
+    thread::spawn(move || _ = stdin.write_all(&input));
+    let said = [read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap())];
+    let status = within(BOUND, || child.try_wait().unwrap());
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    let [said, complaints] = said.map(|reader| reader.join().unwrap());
+    let status = status.unwrap_or_else(|| panic!("not ended within {BOUND:?}: {command:?}\n{said}\n{complaints}"));
+    assert!(status.success(), "{status}: {command:?}\n{said}\n{complaints}");
+    said
+}
+
+fn read(mut source: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}

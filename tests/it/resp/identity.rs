@@ -1,0 +1,286 @@
+//! A cached answer goes only to who could have read it: the proxy's own user, or who knows the front end's password.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::ways::{LASTING, Ways, is_straight, resp_config};
+use super::wire::{Wire, show, show_without_id, words};
+use crate::stage::await_ready;
+use crate::support::{Proxy, RedisServer};
+
+/// Redis asks everybody for a login. `reader` may read what the proxy may, `other` some of it, and nobody else exists.
+const USERS: [&str; 26] = [
+    "--requirepass",
+    "default-secret",
+    "--user",
+    "reader",
+    "on",
+    ">reader-secret",
+    "~*",
+    "&*",
+    "+@all",
+    "--user",
+    "other",
+    "on",
+    ">other-secret",
+    "~open*",
+    "&*",
+    "+@all",
+    "-flushall",
+    "--user",
+    "writer",
+    "on",
+    ">writer-secret",
+    "~*",
+    "&*",
+    "+@all",
+    "-get",
+    "-mget",
+];
+const AS_READER: &str = "redis.username = \"reader\"\nredis.password = \"reader-secret\"";
+
+#[test]
+fn a_proxy_that_logs_in_gives_nothing_to_who_does_not() {
+    let ways = logged_in();
+    let lines = [
+        "GET secret",
+        "MGET secret open",
+        "EXISTS secret",
+        "STRLEN secret",
+        "GETRANGE secret 0 1",
+        "PING",
+        "AUTH wrong",
+        "AUTH reader wrong",
+        "GET secret",
+        "AUTH nobody x",
+        "HELLO 3 AUTH reader wrong",
+        "HELLO 3",
+        "GET secret",
+        "SET secret x",
+        "MULTI",
+        "GET secret",
+        "EXEC",
+        "AUTH",
+        "AUTH a b c",
+        "GET secret",
+    ];
+    let told = ways.expect_from_memory(0.0, || ways.same_answers(&lines));
+    assert!(told[0].contains("-NOAUTH"), "{told:#?}");
+    assert!(!told.iter().any(|line| line.contains("hidden")), "{told:#?}");
+}
+
+#[test]
+fn the_proxy_s_own_user_is_answered_from_memory() {
+    let ways = logged_in();
+    let from_memory = |hello: &str| {
+        ways.expect_from_memory(2.0, || {
+            let mut wire = Wire::connect(ways.through());
+            let greeting = wire.told_line(hello);
+            assert!(!greeting.starts_with('-'), "{greeting}");
+            assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
+            assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
+        });
+    };
+    from_memory("AUTH reader reader-secret");
+    from_memory("HELLO 3 AUTH reader reader-secret");
+    from_memory("HELLO 2 AUTH reader reader-secret SETNAME me");
+}
+
+#[test]
+fn another_user_gets_what_redis_gives_that_user() {
+    let ways = logged_in();
+    ways.expect_from_memory(0.0, || {
+        let told = ways.same_answers(&[
+            "AUTH other other-secret",
+            "GET secret",
+            "MGET open secret",
+            "EXISTS secret",
+            "STRLEN secret",
+            "GET open",
+            "GET open",
+            "AUTH writer writer-secret",
+            "GET secret",
+            "GET open",
+            "STRLEN secret",
+            "AUTH default-secret",
+            "GET secret",
+            "GET secret",
+        ]);
+        assert!(told[1].contains("-NOPERM"), "{told:#?}");
+        assert!(told[5].contains("public"), "{told:#?}");
+        assert!(told[8].contains("-NOPERM"), "{told:#?}");
+    });
+}
+
+#[test]
+fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
+    let ways = logged_in();
+    let lines = [
+        "AUTH reader reader-secret",
+        "GET secret",
+        "AUTH other other-secret",
+        "GET secret",
+        "AUTH reader wrong",
+        "GET secret",
+        "AUTH reader reader-secret",
+        "GET secret",
+        "RESET",
+        "GET secret",
+        "HELLO 3 AUTH other other-secret",
+        "GET secret",
+        "GET open",
+    ];
+    // Each by itself, and all at once.
+    ways.expect_from_memory(2.0, || {
+        let told = ways.same(|address| {
+            let mut wire = Wire::connect(address);
+            lines.iter().map(|line| show_without_id(&wire.ask_line(line))).collect::<Vec<_>>()
+        });
+        let hidden: Vec<_> = told.iter().map(|line| u8::from(line.contains("hidden"))).collect();
+        assert_eq!(hidden, [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], "{told:#?}");
+    });
+    let at_once: Vec<u8> = lines.iter().flat_map(|line| words(line)).collect();
+    ways.same(|address| {
+        let mut wire = Wire::connect(address);
+        wire.send(&at_once);
+        wire.answers(lines.len()).iter().map(|answer| show_without_id(answer)).collect::<Vec<_>>()
+    });
+}
+
+#[test]
+fn a_proxy_without_a_login_answers_the_default_user() {
+    let ways =
+        Ways::between(|server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]), LASTING);
+    for server in ways.servers() {
+        server.command(&["SET", "secret", "hidden"]);
+    }
+    Wire::connect(ways.through()).ask_line("GET secret");
+    let lines = [
+        "GET secret",
+        "AUTH default anything",
+        "GET secret",
+        "AUTH other wrong",
+        "GET secret",
+        "AUTH other secret",
+        "GET secret",
+    ];
+    ways.expect_from_memory(3.0, || {
+        let told = ways.same_answers(&lines);
+        assert!(told[6].contains("-NOPERM"), "{told:#?}");
+    });
+}
+
+#[test]
+fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
+    if is_straight() {
+        return;
+    }
+    let (_redis, proxy, _directory) = with_password(AS_READER);
+    let mut wire = Wire::connect(proxy.resp_address());
+    let talk = [
+        ("GET secret", "-NOAUTH Authentication required.\\r\\n"),
+        ("SET secret x", "-NOAUTH Authentication required.\\r\\n"),
+        ("PING", "-NOAUTH Authentication required.\\r\\n"),
+        ("NONESUCH", "-NOAUTH Authentication required.\\r\\n"),
+        ("AUTH wrong", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
+        ("AUTH reader front", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
+        ("AUTH reader reader-secret", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
+        ("AUTH default default-secret", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
+        ("AUTH", "-ERR wrong number of arguments for \\'auth\\' command\\r\\n"),
+        ("AUTH a b c", "-ERR syntax error\\r\\n"),
+        ("GET secret", "-NOAUTH Authentication required.\\r\\n"),
+        ("AUTH front", "+OK\\r\\n"),
+        ("GET secret", "$6\\r\\nhidden\\r\\n"),
+        ("ACL WHOAMI", "$6\\r\\nreader\\r\\n"),
+        ("SET own value", "+OK\\r\\n"),
+        ("GET own", "$5\\r\\nvalue\\r\\n"),
+        ("AUTH wrong", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
+        ("GET own", "$5\\r\\nvalue\\r\\n"),
+        ("RESET", "+RESET\\r\\n"),
+        ("GET secret", "-NOAUTH Authentication required.\\r\\n"),
+        ("AUTH default front", "+OK\\r\\n"),
+        ("GET secret", "$6\\r\\nhidden\\r\\n"),
+    ];
+    for (line, expected) in talk {
+        assert_eq!(wire.told_line(line), expected, "{line}");
+    }
+    for hello in
+        ["HELLO", "HELLO 3", "HELLO 2 SETNAME me", "HELLO 3 AUTH default wrong", "HELLO 3 AUTH reader reader-secret"]
+    {
+        let mut wire = Wire::connect(proxy.resp_address());
+        let told = wire.told_line(hello);
+        assert!(told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"), "{hello}: {told}");
+        assert_eq!(wire.told_line("GET secret"), "-NOAUTH Authentication required.\\r\\n");
+    }
+    let mut wire = Wire::connect(proxy.resp_address());
+    let greeting = wire.told_line("HELLO 3 AUTH default front SETNAME me");
+    assert!(greeting.starts_with("%7"), "{greeting}");
+    assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
+    assert_eq!(wire.told_line("GET absent"), "_\\r\\n");
+    assert_eq!(wire.told_line("CLIENT GETNAME"), "$2\\r\\nme\\r\\n");
+}
+
+#[test]
+fn a_stranger_may_not_send_much() {
+    if is_straight() {
+        return;
+    }
+    // Redis's own limits for those it does not know, asked of Redis itself too.
+    let (redis, proxy, _directory) = with_password(AS_READER);
+    for sent in ["*11\r\n", "*2\r\n$3\r\nGET\r\n$16385\r\n", "*10\r\n$4\r\nPING\r\n$x\r\n"] {
+        let [expected, found] = [redis.tcp_address(), proxy.resp_address()].map(|address| {
+            let mut wire = Wire::connect(address);
+            wire.send(sent);
+            (show(&wire.answer()), wire.is_closed())
+        });
+        assert_eq!(found, expected, "{sent:?}");
+    }
+}
+
+#[test]
+fn a_password_file_that_says_nothing_is_refused() {
+    if is_straight() {
+        return;
+    }
+    let redis = RedisServer::start();
+    let directory = tempfile::tempdir().unwrap();
+    for (name, content) in [("missing", None), ("empty", Some("")), ("blank", Some("\n"))] {
+        let file = directory.path().join(name);
+        content.into_iter().for_each(|content| fs::write(&file, content).unwrap());
+        let settings = format!("resp.password_file = \"{}\"", file.display());
+        let (code, said) = Proxy::builder(&resp_config(&redis.url(), &settings)).run_to_end();
+        assert!(code != 0 && said.contains("resp.password_file"), "{name}: {code} {said}");
+    }
+}
+
+/// Both ways, with a secret in the memory of a proxy that reads as `reader`.
+fn logged_in() -> Ways {
+    let ways = Ways::between(|server| server.arguments(&USERS), &format!("{LASTING}\n{AS_READER}"));
+    for server in ways.servers() {
+        server.command(&["SET", "secret", "hidden"]);
+        server.command(&["SET", "open", "public"]);
+    }
+    let mut wire = Wire::connect(ways.through());
+    for line in ["AUTH reader reader-secret", "GET secret", "GET open"] {
+        wire.ask_line(line);
+    }
+    ways
+}
+
+/// A proxy with a password of its own, and a secret in its memory.
+fn with_password(settings: &str) -> (RedisServer, Proxy, TempDir) {
+    let redis = RedisServer::builder().tcp().arguments(&USERS).start();
+    redis.command(&["SET", "secret", "hidden"]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    fs::write(&file, "front\n").unwrap();
+    let settings = format!("{LASTING}\nresp.password_file = \"{}\"\n{settings}", file.display());
+    let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
+    await_ready(&proxy);
+    let mut wire = Wire::connect(proxy.resp_address());
+    for line in ["AUTH front", "GET secret"] {
+        wire.ask_line(line);
+    }
+    (redis, proxy, directory)
+}

@@ -1,0 +1,169 @@
+//! What one client may take is bounded, and what it is told at the bound is in Redis's words.
+
+use std::fs;
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::number;
+use super::ways::{LASTING, Ways, is_straight};
+use super::wire::{Wire, bulk, command, show, words};
+use crate::stage::{await_metric, metric};
+use crate::support::{Proxy, eventually};
+
+const COMMANDS: u64 = 1_000_000;
+const MEBIBYTE: u64 = 1 << 20;
+
+/// Ways whose proxy has these settings on top; `None` where there is no proxy to limit anything.
+fn limited(settings: &str) -> Option<Ways> {
+    (!is_straight()).then(|| Ways::between(|server| server, &format!("{LASTING}\n{settings}")))
+}
+
+#[test]
+fn a_connection_too_many_is_told_so() {
+    let Some(ways) = limited("resp.max_connections = 3") else { return };
+    let proxy = ways.proxy().unwrap();
+    let mut wires: Vec<_> = (0..3).map(|_| Wire::connect(ways.through())).collect();
+    wires.iter_mut().for_each(|wire| assert_eq!(wire.told_line("PING"), "+PONG\\r\\n"));
+    let mut refused = Wire::connect(ways.through());
+    assert_eq!(show(&refused.rest()), "-ERR max number of clients reached\\r\\n");
+    await_metric(proxy, r#"connections{front_end="resp"}"#, 3.0);
+    assert!(metric(proxy, r#"connections_refused_total{front_end="resp"}"#) >= 1.0);
+    // There is room again when one has gone.
+    drop(wires.pop());
+    await_metric(proxy, r#"connections{front_end="resp"}"#, 2.0);
+    assert_eq!(Wire::connect(ways.through()).told_line("PING"), "+PONG\\r\\n");
+}
+
+#[test]
+fn a_silent_connection_is_closed_in_time_and_one_that_is_owed_something_is_not() {
+    let Some(ways) = limited("resp.idle_timeout = \"300ms\"") else { return };
+    let (mut idle, mut waiting) = (Wire::connect(ways.through()), Wire::connect(ways.through()));
+    waiting.send(words("BLPOP list 0"));
+    let begun = Instant::now();
+    assert_eq!(idle.told_line("GET key"), "$-1\\r\\n");
+    assert_eq!(show(&idle.rest()), "");
+    assert!(begun.elapsed() >= Duration::from_millis(290), "closed after {:?}", begun.elapsed());
+    // Longer than any that says nothing may live.
+    eventually("only who waits is left", || {
+        (metric(ways.proxy().unwrap(), r#"connections{front_end="resp"}"#) < 1.5).then_some(())
+    });
+    assert_eq!(Wire::connect(ways.through()).told_line("RPUSH list job"), ":1\\r\\n");
+    assert_eq!(show(&waiting.answer()), "*2\\r\\n$4\\r\\nlist\\r\\n$3\\r\\njob\\r\\n");
+}
+
+#[test]
+fn an_argument_that_is_too_large_ends_the_connection() {
+    let Some(ways) = limited("resp.max_bulk = \"1MiB\"") else { return };
+    let most = vec![b'x'; 1 << 20];
+    let mut wire = Wire::connect(ways.through());
+    assert_eq!(show(&wire.ask(&[b"SET", &b"key"[..], &most])), "+OK\\r\\n");
+    assert_eq!(wire.ask_line("GET key"), bulk(&most));
+    wire.send(b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$1048577\r\n");
+    assert_eq!(show(&wire.answer()), "-ERR Protocol error: invalid bulk length\\r\\n");
+    assert_eq!(wire.is_closed(), Some(true));
+    assert_eq!(Wire::connect(ways.through()).ask_line("GET key"), bulk(&most));
+}
+
+#[test]
+fn too_many_arguments_end_the_connection() {
+    let Some(ways) = limited("resp.max_arguments = 5") else { return };
+    let mut wire = Wire::connect(ways.through());
+    assert_eq!(wire.told_line("MSET a 1 b 2"), "+OK\\r\\n");
+    wire.send(words("MGET a b a b a"));
+    assert_eq!(show(&wire.answer()), "-ERR Protocol error: invalid multibulk length\\r\\n");
+    assert_eq!(wire.is_closed(), Some(true));
+}
+
+#[test]
+fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
+    let Some(ways) = limited("resp.max_query_buffer = \"16KiB\"") else { return };
+    let (large, keys) = (vec![b'x'; 8 << 20], (0..20_000).map(|key| format!("key:{key}")).collect::<Vec<_>>());
+    ways.same(|address| {
+        let mut wire = Wire::connect(address);
+        let many: Vec<_> = ["MSET"].into_iter().chain(keys.iter().flat_map(|key| [key.as_str(), "value"])).collect();
+        let all: Vec<_> = ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+        let mut told =
+            vec![wire.ask(&[b"SET", &b"large"[..], &large]), wire.ask_line("GET large"), wire.ask_line("GET large")];
+        told.extend([wire.ask(&many), wire.ask_line("GET key:19999"), wire.ask(&all)]);
+        // Pipelined, with reads from memory around.
+        let both =
+            [words("GET large"), command(&[b"SET", &b"large"[..], &large[1..]]), words("STRLEN large"), command(&all)];
+        wire.send(both.concat());
+        told.extend(wire.answers(4));
+        told.push(wire.ask_line("STRLEN large"));
+        told
+    });
+}
+
+#[test]
+fn a_million_commands_may_be_sent_before_any_answer_is_read() {
+    let ways = Ways::start();
+    let count = number("RESP_PIPELINE").unwrap_or(COMMANDS);
+    let mut wire = Wire::connect(ways.through());
+    wire.ask_line("SET k value");
+    let begun = Instant::now();
+    for _ in 0..count / 1000 {
+        wire.send("GET k\r\n".repeat(1000));
+    }
+    let sent = begun.elapsed();
+    wire.send(words("ECHO end"));
+    for number in 0..count {
+        assert_eq!(wire.answer(), b"$5\r\nvalue\r\n", "answer {number}");
+    }
+    assert_eq!(wire.answer(), bulk("end"));
+    println!("{count} commands sent in {sent:?}, answered in {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_client_that_takes_no_answers_takes_no_memory() {
+    const LIMIT: u64 = 4 * MEBIBYTE;
+    let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"") else { return };
+    let proxy = ways.proxy().unwrap();
+    // Small enough to be copied, and so much of them that nobody could hold all.
+    let value = "v".repeat(8000);
+    Wire::connect(ways.through()).ask(&["SET", "key", &value]);
+    Wire::connect(ways.through()).ask(&["RPUSH", "list", &value]);
+    for line in ["GET key", "LRANGE list 0 -1"] {
+        let mut wire = Wire::connect(ways.through());
+        let expected = wire.ask_line(line);
+        let count = 200 * usize::try_from(MEBIBYTE).unwrap() / expected.len();
+        let mut sender = wire.sender();
+        let before = resident(proxy);
+        let sending = thread::spawn(move || sender.write_all(&words(line).repeat(count)));
+        let stood_still = stands_still(proxy);
+        let most = resident(proxy) - before;
+        for number in 0..count {
+            assert_eq!(wire.answer().len(), expected.len(), "answer {number} to {line}");
+        }
+        sending.join().unwrap().unwrap();
+        let commands =
+            metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
+        println!(
+            "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first"
+        );
+        // Twice the limit, for the buffers of both connections and what the allocator keeps.
+        assert!(most < 2 * LIMIT + 24 * MEBIBYTE, "{line}: {most} bytes more than before");
+    }
+}
+
+/// Returns, once no more commands are taken up, how many were.
+fn stands_still(proxy: &Proxy) -> f64 {
+    let taken =
+        || metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
+    let (mut last, mut since) = (taken(), Instant::now());
+    eventually("no more commands are taken up", || {
+        let now = taken();
+        if now > last {
+            (last, since) = (now, Instant::now());
+        }
+        (since.elapsed() > Duration::from_millis(500)).then_some(now)
+    })
+}
+
+/// The memory of the proxy, in bytes.
+fn resident(proxy: &Proxy) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}

@@ -1,0 +1,110 @@
+//! Subscribers hear what is published, with the words that go with it, in RESP2 and RESP3, and so does who monitors.
+
+use std::net::SocketAddr;
+
+use super::ways::Ways;
+use super::wire::{Wire, show, words};
+
+#[test]
+fn subscribers_hear_what_is_published() {
+    let ways = Ways::start();
+    for connect in [Wire::connect, Wire::connect_resp3] {
+        ways.same(|address| hear(address, connect));
+    }
+}
+
+fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
+    let (mut subscriber, mut publisher) = (connect(address), Wire::connect(address));
+    publisher.ask_line("SET key value");
+    let mut heard = Vec::new();
+    let mut hear = |subscriber: &mut Wire, count: usize| {
+        heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
+    };
+    // From memory before, and in order with what is pipelined behind.
+    subscriber
+        .send([words("GET key"), words("GET key"), words("SUBSCRIBE news weather"), words("PSUBSCRIBE n*")].concat());
+    hear(&mut subscriber, 5);
+    for line in ["PUBLISH news one", "PUBLISH weather two", "PUBLISH none x", "PUBLISH silence x"] {
+        publisher.ask_line(line);
+    }
+    hear(&mut subscriber, 4);
+    // A command that is not for subscribers is an error in RESP2, and is answered in RESP3.
+    subscriber.send([words("GET key"), words("PING"), words("UNSUBSCRIBE news"), words("PUNSUBSCRIBE")].concat());
+    hear(&mut subscriber, 4);
+    subscriber.send([words("SSUBSCRIBE shard"), words("UNSUBSCRIBE"), words("SUNSUBSCRIBE")].concat());
+    hear(&mut subscriber, 3);
+    // Afterwards it is a connection like any other.
+    publisher.ask_line("SET key changed");
+    subscriber
+        .send([words("GET key"), words("UNSUBSCRIBE"), words("GET key"), words("RESET"), words("GET key")].concat());
+    hear(&mut subscriber, 5);
+    heard
+}
+
+#[test]
+fn a_lot_that_is_published_comes_in_order() {
+    const MESSAGES: usize = 20_000;
+    let ways = Ways::start();
+    let address = ways.through();
+    let mut subscriber = Wire::connect(address);
+    subscriber.ask_line("SUBSCRIBE news");
+    let mut publisher = Wire::connect(address);
+    let publish: Vec<u8> = (0..MESSAGES).flat_map(|number| words(&format!("PUBLISH news {number}"))).collect();
+    publisher.send(publish);
+    for number in 0..MESSAGES {
+        let expected = format!("*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n${}\r\n{number}\r\n", number.to_string().len());
+        assert_eq!(show(&subscriber.answer()), show(expected.as_bytes()));
+    }
+    assert!(publisher.answers(MESSAGES).iter().all(|answer| answer == b":1\r\n"));
+}
+
+#[test]
+fn who_tracks_keys_is_told_of_their_changes() {
+    let ways = Ways::start();
+    ways.same(|address| {
+        let (mut reader, mut writer) = (Wire::connect_resp3(address), Wire::connect(address));
+        writer.ask_line("SET key one");
+        let mut told = Vec::new();
+        for line in ["GET key", "CLIENT TRACKING ON", "GET key"] {
+            told.push(reader.told_line(line));
+        }
+        writer.ask_line("SET key two");
+        // What it is told, and then what it asks for.
+        told.push(show(&reader.answer()));
+        told.push(reader.told_line("GET key"));
+        told
+    });
+}
+
+#[test]
+fn who_wants_no_answers_gets_none() {
+    let ways = Ways::start();
+    ways.same(|address| {
+        let mut wire = Wire::connect(address);
+        wire.ask_line("SET key value");
+        wire.ask_line("GET key");
+        for line in ["CLIENT REPLY OFF", "GET key", "SET key other", "GET key"] {
+            wire.send(words(line));
+        }
+        let mut told = vec![wire.told_line("CLIENT REPLY ON"), wire.told_line("GET key")];
+        wire.send([words("CLIENT REPLY SKIP"), words("GET key")].concat());
+        told.extend([wire.told_line("PING"), wire.told_line("GET key")]);
+        told
+    });
+}
+
+#[test]
+fn who_monitors_sees_the_commands_of_others() {
+    let ways = Ways::start();
+    ways.same(|address| {
+        let (mut monitor, mut other) = (Wire::connect(address), Wire::connect(address));
+        let said = monitor.told_line("MONITOR");
+        other.ask_line("SET seen yes");
+        loop {
+            let line = String::from_utf8(monitor.answer()).unwrap();
+            if line.contains("\"seen\"") {
+                return (said, line.split('"').skip(1).map(str::to_owned).collect::<Vec<_>>());
+            }
+        }
+    });
+}

@@ -1,0 +1,100 @@
+//! While a connection's state makes an answer from memory wrong, Redis answers; and afterwards memory does again.
+
+use super::ways::Ways;
+use super::wire::{Wire, show, show_without_id, words};
+
+#[test]
+fn a_connection_with_a_state_is_answered_as_by_redis() {
+    let ways = Ways::start();
+    let talks: [&[&str]; 13] = [
+        &["SET k 1", "GET k", "MULTI", "GET k", "MGET k k", "EXISTS k", "STRLEN k", "INCR k", "GET k", "EXEC", "GET k"],
+        &["MULTI", "MULTI", "GET k", "DISCARD", "GET k", "EXEC", "GET k"],
+        &["MULTI", "NONESUCH", "GET k", "EXEC", "GET k"],
+        &["MULTI", "GET", "EXEC", "GET k", "EXEC x", "GET k"],
+        &["MULTI x", "GET k", "GET k"],
+        &["MULTI", "SET k 5", "RESET", "GET k", "EXEC", "GET k"],
+        &["MULTI", "SELECT 1", "GET k", "SET k other", "EXEC", "GET k", "SELECT 0", "GET k"],
+        &["WATCH k", "GET k", "MULTI", "GET k", "WATCH k", "EXEC", "GET k", "UNWATCH", "GET k"],
+        &["WATCH", "GET k", "WATCH k", "SET k 6", "MULTI", "SET k 7", "EXEC", "GET k"],
+        &["SELECT 1", "GET k", "SET k one", "GET k", "SELECT 0", "GET k", "SELECT 16", "GET k", "SELECT", "GET k"],
+        &["SELECT 1", "RESET", "GET k", "MOVE k 1", "GET k", "SET k 8", "SWAPDB 0 1", "GET k", "SWAPDB 0 1", "GET k"],
+        &["HELLO 3", "GET absent", "MULTI", "HELLO 2", "GET absent", "EXEC", "GET absent", "HELLO 2", "GET absent"],
+        &["EVAL redis.call('SELECT',1)redis.call('SET','k','s')return(1) 0", "GET k", "QUIT"],
+    ];
+    for talk in talks {
+        ways.same(|address| {
+            let mut wire = Wire::connect(address);
+            wire.ask_line("SET k 1");
+            // One by one, then in one piece.
+            let told: Vec<_> =
+                talk.iter().map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line)))).collect();
+            let mut wire = Wire::connect(address);
+            wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
+            let at_once: Vec<_> = wire.answers(talk.len()).iter().map(|answer| show_without_id(answer)).collect();
+            (told, at_once)
+        });
+    }
+}
+
+#[test]
+fn a_change_by_another_is_seen_by_who_watches() {
+    let ways = Ways::start();
+    ways.same(|address| {
+        let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
+        let mut told = vec![one.told_line("SET k 1"), one.told_line("GET k")];
+        for change in ["SET k 2", "EXPIRE k 0", "FLUSHALL", "GET k"] {
+            told.push(one.told_line("WATCH k"));
+            told.push(other.told_line(change));
+            // Asked of Redis: it is to be what the change left, though memory may not know yet.
+            told.push(one.told_line("GET k"));
+            told.push(one.told_line("MULTI"));
+            told.push(one.told_line("SET k mine"));
+            told.push(one.told_line("EXEC"));
+            told.push(one.told_line("GET k"));
+        }
+        told
+    });
+}
+
+#[test]
+fn who_waits_for_a_list_gets_what_is_pushed_and_reads_what_is_behind_in_order() {
+    let ways = Ways::start();
+    ways.same(|address| {
+        let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
+        one.ask_line("SET k before");
+        one.ask_line("GET k");
+        one.send([words("BLPOP list 0"), words("GET k"), words("STRLEN k")].concat());
+        while !show(&other.ask_line("CLIENT LIST")).contains("flags=b") {}
+        let mut told = vec![other.told_line("SET k after"), other.told_line("RPUSH list job")];
+        told.extend(one.answers(3).iter().map(|answer| show(answer)));
+        told.push(one.told_line("BLPOP list 0.01"));
+        told.push(one.told_line("GET k"));
+        told
+    });
+}
+
+#[test]
+fn memory_answers_again_when_the_state_is_over() {
+    let ways = Ways::start();
+    let mut wire = Wire::connect(ways.through());
+    let setups: [&[&str]; 6] = [
+        &["MULTI", "SET other 1", "EXEC"],
+        &["MULTI", "DISCARD"],
+        &["WATCH k", "UNWATCH"],
+        &["WATCH k", "MULTI", "EXEC"],
+        &["SELECT 1", "SELECT 0"],
+        &["MULTI", "SELECT 1", "RESET"],
+    ];
+    wire.ask_line("SET k value");
+    wire.ask_line("GET k");
+    for setup in setups {
+        setup.iter().for_each(|line| _ = wire.ask_line(line));
+        ways.expect_from_memory(3.0, || (0..3).for_each(|_| _ = wire.ask_line("GET k")));
+    }
+    // And while it lasts it does not.
+    for line in ["MULTI", "WATCH k", "SELECT 1"] {
+        wire.ask_line(line);
+        ways.expect_from_memory(0.0, || _ = wire.ask_line("GET k"));
+        wire.ask_line("RESET");
+    }
+}
