@@ -15,12 +15,14 @@
 mod answers;
 mod clients;
 mod edges;
+mod faults;
 mod identity;
 mod limits;
 mod own_writes;
 mod pubsub;
 mod script;
 mod transactions;
+mod untold;
 mod ways;
 mod wire;
 

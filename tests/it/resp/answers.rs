@@ -11,13 +11,13 @@ use std::net::SocketAddr;
 
 use memchr::memmem;
 
+use super::number;
 use super::script::{Round, Script};
 use super::ways::{LASTING, Ways, is_straight, resp_config};
 use super::wire::{Wire, show};
-use super::number;
 use crate::stage::await_ready;
 use crate::support::http::Client;
-use crate::support::{Proxy, RedisServer, Relay};
+use crate::support::{Proxy, Relay};
 
 const SEED: u64 = 1;
 const SCRIPTS: u64 = 1500;
@@ -32,6 +32,13 @@ fn random_commands_are_answered_as_by_redis() {
     let all = ways.reads(&["hit", "miss", "coalesced", "absent", "stale", "bypass"]).unwrap();
     println!("{commands} commands, {all} reads, {from_memory} of them answered from memory");
     assert!(from_memory > all / 5.0, "{from_memory} of {all} reads were answered from memory");
+}
+
+#[test]
+fn they_are_where_redis_tells_nobody_of_changes() {
+    let ways = Ways::between(|server| server.arguments(&OTHER_USER), "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"");
+    compare(&ways, ways.proxy(), ways.through(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 5));
+    assert!(ways.from_memory().is_none_or(|from_memory| from_memory > 100.0));
 }
 
 #[test]
@@ -58,13 +65,9 @@ fn bytes_that_come_one_by_one_change_no_answer() {
 fn compare(ways: &Ways, proxy: Option<&Proxy>, through: SocketAddr, scripts: u64) -> usize {
     let first = number("RESP_SEED").unwrap_or(SEED);
     let mut pairs = [Pair::connect(ways.straight(), through), Pair::connect(ways.straight(), through)];
-    let mut direct = ways.servers().map(RedisServer::connection);
     let mut news = proxy.map(|proxy| Client::connect(proxy.http()));
     let mut commands = 0;
     for seed in first..first + scripts {
-        for server in &mut direct {
-            redis::cmd("FLUSHALL").exec(server).unwrap();
-        }
         let script = Script::from_seed(seed);
         commands += script.rounds.iter().map(|round| round.commands.len()).sum::<usize>();
         for round in &script.rounds {

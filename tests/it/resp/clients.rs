@@ -149,9 +149,10 @@ fn at(command: &mut Command, address: SocketAddr) -> &mut Command {
 /// What a program says until it ends, which must be well and in time.
 #[track_caller]
 fn run(command: &mut Command, input: &[u8]) -> String {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(
-        |error| panic!("{}: {error}; scripts/redis-server installs Redis's programs", command.get_program().display()),
-    );
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|error| {
+            panic!("{}: {error}; scripts/redis-server installs Redis's programs", command.get_program().display())
+        });
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     // Who does not read to the end is to be judged by how it ends.

@@ -150,12 +150,21 @@ fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
 
 #[test]
 fn a_proxy_without_a_login_answers_the_default_user() {
-    let ways = Ways::between(|server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]), LASTING);
+    let ways =
+        Ways::between(|server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]), LASTING);
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
     }
     Wire::connect(ways.through()).ask_line("GET secret");
-    let lines = ["GET secret", "AUTH default anything", "GET secret", "AUTH other wrong", "GET secret", "AUTH other secret", "GET secret"];
+    let lines = [
+        "GET secret",
+        "AUTH default anything",
+        "GET secret",
+        "AUTH other wrong",
+        "GET secret",
+        "AUTH other secret",
+        "GET secret",
+    ];
     ways.expect_from_memory(3.0, || {
         let told = ways.same_answers(&lines);
         assert!(told[6].contains("-NOPERM"), "{told:#?}");
@@ -196,7 +205,9 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
     for (line, expected) in talk {
         assert_eq!(wire.told_line(line), expected, "{line}");
     }
-    for hello in ["HELLO", "HELLO 3", "HELLO 2 SETNAME me", "HELLO 3 AUTH default wrong", "HELLO 3 AUTH reader reader-secret"] {
+    for hello in
+        ["HELLO", "HELLO 3", "HELLO 2 SETNAME me", "HELLO 3 AUTH default wrong", "HELLO 3 AUTH reader reader-secret"]
+    {
         let mut wire = Wire::connect(proxy.resp_address());
         let told = wire.told_line(hello);
         assert!(told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"), "{hello}: {told}");
@@ -208,6 +219,29 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
     assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
     assert_eq!(wire.told_line("GET absent"), "_\\r\\n");
     assert_eq!(wire.told_line("CLIENT GETNAME"), "$2\\r\\nme\\r\\n");
+}
+
+#[test]
+fn answers_stay_in_order_where_a_login_is_pipelined_behind_a_read() {
+    if is_straight() {
+        return;
+    }
+    let (redis, proxy, _directory) = with_password(AS_READER);
+    redis.command(&["RPUSH", "list", "item"]);
+    let mut wire = Wire::connect(proxy.resp_address());
+    assert_eq!(wire.told_line("AUTH front"), "+OK\\r\\n");
+    // Memory knows nothing of the list yet, so the read is asked of Redis in the end.
+    wire.send(
+        [words("GET list"), words("HELLO 3 AUTH default front"), words("GET secret"), words("GET none")].concat(),
+    );
+    let told: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
+    assert!(told[0].starts_with("-WRONGTYPE"), "{told:#?}");
+    assert!(told[1].starts_with("%7"), "{told:#?}");
+    assert_eq!(told[2..], ["$6\\r\\nhidden\\r\\n", "_\\r\\n"]);
+    // A name may be a word that means something elsewhere.
+    let mut wire = Wire::connect(proxy.resp_address());
+    let told = wire.told_line("HELLO 3 SETNAME auth AUTH default front");
+    assert!(told.starts_with("%7"), "{told}");
 }
 
 #[test]

@@ -14,9 +14,9 @@ use std::thread;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::number;
 use super::ways::Ways;
 use super::wire::{Wire, bulk, command, show};
-use super::number;
 use crate::support::http::Client;
 
 const CONNECTIONS: usize = 64;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::ways::Ways;
-use super::wire::{Wire, show, words};
+use super::wire::{Wire, command, show, words};
 
 #[test]
 fn subscribers_hear_what_is_published() {
@@ -21,7 +21,8 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
         heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
     };
     // From memory before, and in order with what is pipelined behind.
-    subscriber.send([words("GET key"), words("GET key"), words("SUBSCRIBE news weather"), words("PSUBSCRIBE n*")].concat());
+    subscriber
+        .send([words("GET key"), words("GET key"), words("SUBSCRIBE news weather"), words("PSUBSCRIBE n*")].concat());
     hear(&mut subscriber, 5);
     for line in ["PUBLISH news one", "PUBLISH weather two", "PUBLISH none x", "PUBLISH silence x"] {
         publisher.ask_line(line);
@@ -34,7 +35,8 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
     hear(&mut subscriber, 3);
     // Afterwards it is a connection like any other.
     publisher.ask_line("SET key changed");
-    subscriber.send([words("GET key"), words("UNSUBSCRIBE"), words("GET key"), words("RESET"), words("GET key")].concat());
+    subscriber
+        .send([words("GET key"), words("UNSUBSCRIBE"), words("GET key"), words("RESET"), words("GET key")].concat());
     hear(&mut subscriber, 5);
     heard
 }
@@ -54,6 +56,23 @@ fn a_lot_that_is_published_comes_in_order() {
         assert_eq!(show(&subscriber.answer()), show(expected.as_bytes()));
     }
     assert!(publisher.answers(MESSAGES).iter().all(|answer| answer == b":1\r\n"));
+}
+
+#[test]
+fn a_subscription_may_be_longer_than_what_is_held() {
+    let ways = Ways::start();
+    let channels: Vec<_> = (0..30_000).map(|number| format!("channel-with-a-long-enough-name:{number:020}")).collect();
+    let subscribe: Vec<_> = ["SUBSCRIBE"].into_iter().chain(channels.iter().map(String::as_str)).collect();
+    for connect in [Wire::connect, Wire::connect_resp3] {
+        ways.same(|address| {
+            let mut wire = connect(address);
+            wire.send([command(&subscribe), words("AUTH default wrong x"), words("PING"), words("GET key")].concat());
+            let told = wire.answers(channels.len() + 3);
+            let mut other = Wire::connect(address);
+            other.ask_line(&format!("PUBLISH {} message", channels[29_999]));
+            (told[0].clone(), show(&told.concat()[..]).len(), show(&told[channels.len() - 1]), show(&wire.answer()))
+        });
+    }
 }
 
 #[test]

@@ -100,7 +100,8 @@ struct Writer {
 
 const STRINGS: [&str; 8] = ["k0", "k1", "k2", "k3", "k4", "k5", "\0\r\n\u{ff}", ""];
 const COLLECTIONS: [&str; 4] = ["hash", "list", "set", "zset"];
-const VALUES: [&str; 9] = ["a", "1", "-7", "3.5", "", "value", "a longer one, of some length", "\r\n\0$3\r\n", "999999999999"];
+const VALUES: [&str; 9] =
+    ["a", "1", "-7", "3.5", "", "value", "a longer one, of some length", "\r\n\0$3\r\n", "999999999999"];
 /// Long after whoever reads this.
 const LATER: &str = "4102444800";
 
@@ -275,7 +276,7 @@ const LAST_WORDS: [&str; 9] = [
 impl Writer {
     /// A few values to begin with.
     fn beginning(&mut self) -> Round {
-        let mut commands = vec![self.said("RESET")];
+        let mut commands = vec![self.said("RESET"), self.said("FLUSHALL")];
         for key in STRINGS {
             if self.random.random_ratio(2, 3) {
                 commands.push(Said::words(&["SET", key, *VALUES.choose(&mut self.random).unwrap()]));
