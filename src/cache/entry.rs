@@ -5,7 +5,6 @@
 //! holds at once for what is already cached. An entry's clock starts before its fetch is sent, so an entry is
 //! never younger than what Redis said.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -96,8 +95,6 @@ pub struct Entry {
     fetched: Instant,
     /// When Redis itself lets the key expire.
     deadline: Option<Instant>,
-    /// Nanoseconds on the cache's clock: tells the order of reads when a store is rebuilt.
-    last_read: AtomicU64,
 }
 
 impl Entry {
@@ -111,7 +108,7 @@ impl Entry {
         });
         // A time to live too long for the clock is as good as none.
         let deadline = expires_in.and_then(|expires_in| fetched.checked_add(expires_in));
-        Self { value, fetched, deadline, last_read: AtomicU64::new(0) }
+        Self { value, fetched, deadline }
     }
 
     /// The value, or `None` where Redis had no such key.
@@ -146,14 +143,6 @@ impl Entry {
             Some(past) if past < grace => Freshness::Stale { past },
             Some(_) => Freshness::Dead,
         }
-    }
-
-    pub(super) fn touch(&self, clock: u64) {
-        self.last_read.store(clock, Relaxed);
-    }
-
-    pub(super) fn last_read(&self) -> u64 {
-        self.last_read.load(Relaxed)
     }
 
     /// Bytes of payload, without the structures that hold it.

@@ -19,8 +19,6 @@ use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, Runner, thread};
 use tokio::runtime::Builder;
 
-use super::resize::Successor;
-use super::sync::atomic::AtomicUsize;
 use super::sync::preemption_point;
 use super::*;
 
@@ -222,11 +220,10 @@ impl World {
         self.heed();
         let shared = self.shared();
         let current = self.redis.lock().unwrap().version;
-        let kept = shared.stores.load().get(KEY).map(|entry| version(&entry));
+        let kept = shared.store.load().get(KEY).map(|entry| version(&entry));
         assert!(kept.is_none_or(|version| version == current), "version {kept:?} was kept, not {current}");
         let statistics = self.cache.statistics();
         assert_eq!(statistics.flights, 0, "a flight was left open");
-        assert!(shared.stores.load().next.is_none(), "a move was not finished");
         self.look_at_the_figures(&statistics);
     }
 
@@ -254,7 +251,7 @@ impl World {
     fn dead(&self) {
         self.brought.fetch_add(1, Relaxed);
         let entry = entry(0, Instant::now(), Some(Duration::ZERO));
-        self.shared().stores.load().insert(&Key::from(KEY), &entry);
+        self.shared().store.load().insert(&Key::from(KEY), entry);
     }
 
     fn tracked(&self) {
@@ -597,7 +594,7 @@ fn opening_late_keeps_what_was_changed() {
 fn removing_before_closing_keeps_what_was_changed() {
     let invalidate = |cache: &TestCache| {
         let shared = &cache.0;
-        if shared.flights.hold(KEY, || shared.stores.load().remove(KEY)) {
+        if shared.flights.hold(KEY, || shared.store.load().remove(KEY)) {
             shared.evictions.count(Cause::Invalidated, 1);
         }
         shared.flights.close(KEY, || ());
@@ -612,73 +609,11 @@ fn removing_before_closing_keeps_what_was_changed() {
     Scenario(World::nothing, threads).fails(3, Steps { invalidate: flush, ..RIGHT }, "older than");
 }
 
-/// [`Shared::move_to_new_store`] in short, with the two steps that look again.
-fn move_over(
-    shared: &TestShared,
-    carry: fn(&TestShared, &Store, &Arc<Successor>, &Key, Arc<Entry>),
-    switch: fn(&TestShared, &Arc<Successor>),
-) {
-    let store = Store::new(CAPACITY_NEXT, Policy::Lru, &shared.evictions);
-    let next = Arc::new(Successor { store, landed: AtomicUsize::new(0) });
-    let old = shared.flights.hold_all(|| {
-        let old = Arc::clone(&shared.stores.load().active);
-        shared.stores.store(Arc::new(Stores { active: Arc::clone(&old), next: Some(Arc::clone(&next)) }));
-        old
-    });
-    for (key, entry) in old.iter() {
-        shared.flights.hold(key.as_bytes(), || carry(shared, &old, &next, &key, entry));
-    }
-    shared.flights.hold_all(|| switch(shared, &next));
-}
-
-fn carry_if_there(shared: &TestShared, old: &Store, next: &Arc<Successor>, key: &Key, entry: Arc<Entry>) {
-    if shared.take_out(old, next, key) {
-        next.store.carry(key, entry);
-    }
-}
-
-fn carry_anyway(_: &TestShared, old: &Store, next: &Arc<Successor>, key: &Key, entry: Arc<Entry>) {
-    old.remove(key.as_bytes());
-    next.store.carry(key, entry);
-}
-
-fn switch_if_next(shared: &TestShared, next: &Arc<Successor>) {
-    if shared.is_next(next) {
-        switch_anyway(shared, next);
-    }
-}
-
-fn switch_anyway(shared: &TestShared, next: &Arc<Successor>) {
-    shared.stores.store(Arc::new(Stores { active: Arc::clone(&next.store), next: None }));
-}
-
-#[test]
-fn a_mover_that_does_not_look_again_brings_back_what_was_changed() {
-    let scenario = Scenario(World::kept, &[World::resize, World::change_and_read]);
-    let careful = |cache: &TestCache| move_over(&cache.0, carry_if_there, switch_if_next);
-    scenario.holds(2, Steps { resize: careful, ..RIGHT });
-    scenario.holds(2, Steps { resize: careful, ..FLUSHES });
-    let careless = |cache: &TestCache| move_over(&cache.0, carry_anyway, switch_if_next);
-    scenario.fails(2, Steps { resize: careless, ..RIGHT }, "was kept, not");
-    let careless = |cache: &TestCache| move_over(&cache.0, carry_if_there, switch_anyway);
-    scenario.fails(2, Steps { resize: careless, ..FLUSHES }, "was kept, not");
-}
-
-#[test]
-fn who_does_not_hold_the_flights_finds_nothing_in_the_hands_of_a_mover() {
-    let stand_in = |shared: &TestShared| {
-        let entry = shared.stores.load().get(KEY)?;
-        Some(Answer::new(entry, Outcome::Stale, Freshness::Stale { past: Duration::ZERO }, Instant::now()))
-    };
-    let scenario = Scenario(World::forsaken_and_kept_to_stand_in, &[World::resize, World::be_stood_in_for]);
-    scenario.fails(3, Steps { stand_in, ..RIGHT }, "nothing stood in");
-}
-
 #[test]
 fn a_voucher_asked_after_the_store_vouches_for_what_was_there_before() {
     let lookup = |shared: &TestShared| {
         let now = Instant::now();
-        let entry = shared.stores.load().get(KEY)?;
+        let entry = shared.store.load().get(KEY)?;
         let voucher = shared.proof.voucher(shared.clock(now));
         let freshness = entry.freshness(now, shared.lifetimes(), voucher);
         matches!(freshness, Freshness::Fresh { .. }).then(|| Answer::new(entry, Outcome::Hit, freshness, now))
@@ -708,11 +643,10 @@ fn a_flight_left_open_when_the_link_is_lost_keeps_what_came_over_it() {
 fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
     let sweep = |cache: &TestCache| {
         let shared = &cache.0;
-        let seen = Arc::clone(&shared.stores.load());
-        for (key, entry) in seen.iter() {
-            if shared.own_freshness(&entry, Instant::now()) == Freshness::Dead {
-                shared.flights.hold(key.as_bytes(), || shared.stores.load().remove(key.as_bytes()));
-            }
+        let seen = Arc::clone(&shared.store.load());
+        let (lifetimes, voucher) = (shared.lifetimes(), shared.proof.next_voucher());
+        for (key, _) in seen.select(|entry| entry.freshness(Instant::now(), lifetimes, voucher) == Freshness::Dead) {
+            shared.flights.hold(&key, || shared.store.load().remove(&key));
         }
     };
     Scenario(World::dead, &[World::sweep, World::read]).fails(3, Steps { sweep, ..RIGHT }, "or were counted");

@@ -9,7 +9,8 @@
 mod coherence;
 mod entry;
 mod flight;
-mod resize;
+mod frequency;
+mod order;
 mod settings;
 mod store;
 mod sync;
@@ -27,7 +28,6 @@ use self::coherence::Proof;
 pub use self::coherence::{Coherence, Voucher};
 pub use self::entry::{AbsentTtl, Entry, Freshness, Lifetimes, Value};
 use self::flight::{Arrival, Flights, Joined, Ticket};
-use self::resize::Stores;
 pub use self::settings::{CoherenceMode, Policy, Settings};
 use self::store::Store;
 use self::sync::{Mutex, MutexGuard, Swapped};
@@ -194,7 +194,7 @@ impl<E> Clone for Cache<E> {
 
 struct Shared<E> {
     flights: Arc<Flights<Landed<E>>>,
-    stores: Swapped<Stores>,
+    store: Swapped<Store>,
     lifetimes: ArcSwap<Lifetimes>,
     proof: Proof,
     settings: Mutex<Settings>,
@@ -235,10 +235,10 @@ impl<E: FetchError> Cache<E> {
     /// An empty cache, whose fetches run on `fetches`, so that a reader who goes away takes none with him.
     pub fn new(settings: Settings, fetches: Handle) -> Self {
         let evictions = Arc::new(Evictions::default());
-        let active = Store::new(settings.capacity, settings.policy, &evictions);
+        let store = Store::new(settings.capacity, settings.policy, &evictions);
         Self(Arc::new(Shared {
             flights: Flights::new(),
-            stores: Swapped::new(Stores { active, next: None }),
+            store: Swapped::new(store),
             lifetimes: ArcSwap::from_pointee(settings.lifetimes()),
             proof: Proof::not_needed(),
             settings: Mutex::new(settings),
@@ -325,7 +325,7 @@ impl<E: FetchError> Cache<E> {
     /// Drops `key`: what is stored, and what is being fetched.
     pub fn invalidate(&self, key: &[u8]) {
         let shared = &self.0;
-        if shared.flights.close(key, || shared.stores.load().remove(key)) {
+        if shared.flights.close(key, || shared.store.load().remove(key)) {
             shared.evictions.count(Cause::Invalidated, 1);
         }
     }
@@ -408,7 +408,18 @@ impl<E: FetchError> Cache<E> {
             shared.remove_dead(Instant::now());
             return 0;
         }
-        shared.move_to_new_store(settings, Instant::now())
+        // So that what nobody may be given takes no room from anything.
+        shared.remove_dead(Instant::now());
+        let store = shared.flights.hold_all(|| {
+            // With the store, so that a flush makes an empty one of the right size.
+            *lock(&shared.settings) = settings.clone();
+            let store = Arc::clone(&shared.store.load());
+            store.limit(settings.capacity, settings.policy);
+            store
+        });
+        let evicted = store.evict_surplus();
+        shared.evictions.count(Cause::Resized, evicted);
+        evicted
     }
 
     /// Removes the entries whose time is over. Takes time in proportion to the number of entries.
@@ -420,7 +431,7 @@ impl<E: FetchError> Cache<E> {
     /// What the cache holds now; exact once no read or reload is in progress.
     pub fn statistics(&self) -> Statistics {
         let shared = &self.0;
-        let (entries, bytes) = shared.stores.load().size();
+        let (entries, bytes) = shared.store.load().size();
         Statistics {
             entries,
             bytes,
@@ -439,14 +450,12 @@ impl<E: FetchError> Shared<E> {
     }
 
     /// Puts an empty store in the place of what there is. Called with all flights held.
-    fn start_over(&self) -> Arc<Stores> {
+    fn start_over(&self) -> Arc<Store> {
         let settings = self.settings();
-        let empty = Store::new(settings.capacity, settings.policy, &self.evictions);
-        self.stores.swap(Arc::new(Stores { active: empty, next: None }))
+        self.store.swap(Arc::new(Store::new(settings.capacity, settings.policy, &self.evictions)))
     }
 
-    fn flushed(&self, full: Arc<Stores>) {
-        // What a mover had not carried yet and what it had is there only once.
+    fn flushed(&self, full: Arc<Store>) {
         self.evictions.count(Cause::Flushed, full.size().0);
         // Taking down a large store takes its time, which nobody should have to wait for.
         self.fetches.spawn_blocking(move || drop(full));
@@ -470,12 +479,11 @@ impl<E: FetchError> Shared<E> {
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         let clock = self.clock(now);
         let voucher = self.proof.voucher(clock);
-        let entry = self.stores.load().get(key)?;
+        let entry = self.store.load().get(key)?;
         let freshness = entry.freshness(now, self.lifetimes(), voucher);
         if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
         }
-        entry.touch(clock);
         let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::Absent };
         Some(Answer::new(entry, outcome, freshness, now))
     }
@@ -525,13 +533,11 @@ impl<E: FetchError> Shared<E> {
     fn stand_in(&self, key: &[u8], now: Instant) -> Option<Answer> {
         let clock = self.clock(now);
         let voucher = self.proof.voucher(clock);
-        // Under the lock, or a mover might have it in its hands.
-        let entry = self.flights.hold(key, || self.stores.load().get(key))?;
+        let entry = self.store.load().get(key)?;
         let freshness = entry.freshness(now, self.lifetimes(), voucher);
         if freshness == Freshness::Dead {
             return None;
         }
-        entry.touch(clock);
         Some(Answer::new(entry, Outcome::Stale, freshness, now))
     }
 
@@ -543,16 +549,15 @@ impl<E: FetchError> Shared<E> {
     /// Makes the store say what Redis said. Called under the flight's lock.
     fn keep(&self, key: &Key, landed: &Landed<E>) {
         let now = Instant::now();
-        let stores = self.stores.load();
+        let store = self.store.load();
         match landed {
             Landed::Failed(_) => {}
             Landed::Answered(entry) if self.own_freshness(entry, now) != Freshness::Dead => {
-                entry.touch(self.clock(now));
                 // Only what had ceased to be fresh is fetched again.
-                self.evictions.count(Cause::Expired, stores.insert(key, entry).into());
+                self.evictions.count(Cause::Expired, store.insert(key, Arc::clone(entry)).into());
             }
             Landed::Answered(_) | Landed::Refused(_) => {
-                if stores.remove(key.as_bytes()) {
+                if store.remove(key.as_bytes()) {
                     self.evictions.count(Cause::Expired, 1);
                 }
             }
@@ -560,12 +565,12 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn remove_dead(&self, now: Instant) {
-        let seen = Arc::clone(&self.stores.load());
-        for (key, entry) in seen.iter().filter(|(_, entry)| self.own_freshness(entry, now) == Freshness::Dead) {
-            let bytes = key.as_bytes();
-            let removed = self.flights.hold(bytes, || {
-                let stores = self.stores.load();
-                stores.holds(bytes, &entry) && stores.remove(bytes)
+        let seen = Arc::clone(&self.store.load());
+        let (lifetimes, voucher) = (self.lifetimes(), self.proof.next_voucher());
+        for (key, entry) in seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
+            let removed = self.flights.hold(&key, || {
+                let store = self.store.load();
+                store.holds(&key, &entry) && store.remove(&key)
             });
             self.evictions.count(Cause::Expired, removed.into());
         }

@@ -2,7 +2,7 @@
 //! steps.
 //!
 //! With the feature `shuttle`, which is for tests only, locks and atomics are shuttle's: it lets one thread run at a time
-//! and changes threads only where one of these is touched. The stores and the swapped pointers are not shuttle's; what
+//! and changes threads only where one of these is touched. The store and the swapped pointer are not shuttle's; what
 //! touches them says so with [`preemption_point`], and is one step. Figures that only tell are plain atomics of the
 //! standard library: nothing depends on when they change.
 
@@ -38,11 +38,6 @@ impl<T> Swapped<T> {
     pub(super) fn load(&self) -> Guard<Arc<T>> {
         preemption_point();
         self.0.load()
-    }
-
-    pub(super) fn store(&self, value: Arc<T>) {
-        preemption_point();
-        self.0.store(value);
     }
 
     pub(super) fn swap(&self, value: Arc<T>) -> Arc<T> {

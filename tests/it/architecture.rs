@@ -45,8 +45,8 @@ fn modules_use_only_what_they_may() {
 }
 
 #[test]
-fn only_metrics_knows_prometheus_and_only_the_store_knows_moka() {
-    for (library, home) in [("prometheus::", ["metrics.rs", "daemon.rs"]), ("moka::", ["store.rs", "store.rs"])] {
+fn only_metrics_knows_prometheus_and_only_the_store_knows_how_entries_are_kept() {
+    for (library, home) in [("prometheus::", ["metrics.rs", "daemon.rs"]), ("hashbrown::", ["store.rs", "store.rs"])] {
         for (_, path) in sources() {
             let uses = fs::read_to_string(&path).expect("a source file").contains(library);
             assert!(!uses || home.iter().any(|name| path.ends_with(name)), "{} uses {library}", path.display());

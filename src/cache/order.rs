@@ -1,0 +1,229 @@
+//! The order in which entries were last read, and which of them goes when there is no room.
+//!
+//! A list of places that are linked in both directions, in one block of memory. A place is linked (it counts), leaving (it
+//! was taken away, but whoever did has not finished with it), or free. Nobody else may make a leaving place free: its
+//! number still stands with a key in a table, and given to another entry it would stand for two.
+
+use super::Policy;
+use super::frequency::Frequencies;
+
+/// The number of a place.
+pub(super) type Place = u32;
+
+/// No place. So one fewer than there are numbers can be had.
+const NONE: Place = Place::MAX;
+
+#[derive(Clone, Copy)]
+struct Link {
+    state: State,
+    newer: Place,
+    older: Place,
+    hash: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Linked,
+    Leaving,
+    Free,
+}
+
+pub(super) struct Order {
+    links: Vec<Link>,
+    newest: Place,
+    oldest: Place,
+    /// The first that is free; the others follow by `older`.
+    free: Place,
+    len: usize,
+    capacity: usize,
+    /// How often keys were asked for, where that decides.
+    frequencies: Option<Frequencies>,
+}
+
+impl Order {
+    pub(super) fn new(capacity: usize, policy: Policy) -> Self {
+        let mut order =
+            Self { links: Vec::new(), newest: NONE, oldest: NONE, free: NONE, len: 0, capacity, frequencies: None };
+        order.limit(capacity, policy);
+        order
+    }
+
+    pub(super) fn limit(&mut self, capacity: usize, policy: Policy) {
+        self.capacity = capacity.min(NONE as usize - 1);
+        self.frequencies = match policy {
+            Policy::Lru => None,
+            Policy::Tinylfu => Some(Frequencies::of(self.capacity)),
+        };
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A new place, the newest. What it is of has this hash.
+    pub(super) fn add(&mut self, hash: u64) -> Place {
+        let link = Link { state: State::Linked, newer: NONE, older: NONE, hash };
+        let place = if self.free == NONE {
+            self.links.push(link);
+            Place::try_from(self.links.len() - 1).unwrap_or(NONE)
+        } else {
+            let place = self.free;
+            self.free = std::mem::replace(&mut self.links[place as usize], link).older;
+            place
+        };
+        self.note(hash);
+        self.len += 1;
+        self.put_in_front(place);
+        place
+    }
+
+    /// What is at `place` was read, if it still has this hash.
+    pub(super) fn read(&mut self, place: Place, hash: u64) {
+        let link = self.links[place as usize];
+        if link.state != State::Linked || link.hash != hash {
+            return;
+        }
+        self.note(hash);
+        if self.newest != place {
+            self.unlink(place);
+            self.put_in_front(place);
+        }
+    }
+
+    fn note(&mut self, hash: u64) {
+        if let Some(frequencies) = &mut self.frequencies {
+            frequencies.note(hash);
+        }
+    }
+
+    /// Takes away `place`, whose key is gone.
+    pub(super) fn remove(&mut self, place: Place) {
+        if self.links[place as usize].state == State::Linked {
+            self.take_away(place);
+            self.free(place);
+        }
+    }
+
+    /// If there are too many, takes away the oldest place, or the one that was just `added` if it is asked for less
+    /// often. It is leaving until it is made free.
+    pub(super) fn choose_between(&mut self, added: Place) -> Option<(Place, u64)> {
+        let frequencies = self.frequencies.as_ref().filter(|_| self.len > self.capacity);
+        let new = self.links[added as usize];
+        let spares_oldest = frequencies.is_some_and(|frequencies| {
+            let oldest = self.links[self.oldest as usize].hash;
+            new.state == State::Linked && frequencies.of_hash(new.hash) <= frequencies.of_hash(oldest)
+        });
+        if spares_oldest {
+            self.take_away(added);
+            return Some((added, new.hash));
+        }
+        self.oldest_of_too_many()
+    }
+
+    /// Takes away the oldest place if there are too many. It is leaving until it is made free.
+    pub(super) fn oldest_of_too_many(&mut self) -> Option<(Place, u64)> {
+        if self.len <= self.capacity {
+            return None;
+        }
+        let oldest = self.oldest;
+        self.take_away(oldest);
+        Some((oldest, self.links[oldest as usize].hash))
+    }
+
+    fn take_away(&mut self, place: Place) {
+        self.unlink(place);
+        self.links[place as usize].state = State::Leaving;
+        self.len -= 1;
+    }
+
+    /// Lets `place`, which is leaving, be used again.
+    pub(super) fn free(&mut self, place: Place) {
+        let older = std::mem::replace(&mut self.free, place);
+        self.links[place as usize] = Link { state: State::Free, newer: NONE, older, hash: 0 };
+    }
+
+    fn unlink(&mut self, place: Place) {
+        let Link { newer, older, .. } = self.links[place as usize];
+        match self.links.get_mut(newer as usize) {
+            Some(link) => link.older = older,
+            None => self.newest = older,
+        }
+        match self.links.get_mut(older as usize) {
+            Some(link) => link.newer = newer,
+            None => self.oldest = newer,
+        }
+    }
+
+    fn put_in_front(&mut self, place: Place) {
+        let older = std::mem::replace(&mut self.newest, place);
+        match self.links.get_mut(older as usize) {
+            Some(link) => link.newer = place,
+            None => self.oldest = place,
+        }
+        let link = &mut self.links[place as usize];
+        (link.newer, link.older) = (NONE, older);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Places from the oldest to the newest.
+    fn places(order: &Order) -> Vec<Place> {
+        let next = |place: &Place| Some(order.links[*place as usize].newer).filter(|place| *place != NONE);
+        std::iter::successors(Some(order.oldest).filter(|place| *place != NONE), next).collect()
+    }
+
+    #[test]
+    fn what_is_read_is_the_newest_and_the_oldest_goes_first() {
+        let mut order = Order::new(3, Policy::Lru);
+        let [a, b, c] = [1, 2, 3].map(|hash| order.add(hash));
+        order.read(a, 1);
+        assert_eq!(places(&order), [b, c, a]);
+        assert_eq!(order.oldest_of_too_many(), None);
+        let d = order.add(4);
+        assert_eq!(order.choose_between(d), Some((b, 2)));
+        assert_eq!((places(&order), order.len()), (vec![c, a, d], 3));
+    }
+
+    #[test]
+    fn a_place_that_is_leaving_is_nobody_else_s() {
+        let mut order = Order::new(1, Policy::Lru);
+        let a = order.add(1);
+        let b = order.add(2);
+        assert_eq!(order.choose_between(b), Some((a, 1)));
+        order.read(a, 1);
+        order.remove(a);
+        let c = order.add(3);
+        assert!(c != a && c != b);
+        order.free(a);
+        assert_eq!(order.add(4), a);
+        assert_eq!(places(&order), [b, c, a]);
+    }
+
+    #[test]
+    fn a_read_of_what_a_place_was_of_before_changes_nothing() {
+        let mut order = Order::new(9, Policy::Lru);
+        let a = order.add(1);
+        order.remove(a);
+        let again = order.add(2);
+        let b = order.add(3);
+        order.read(again, 1);
+        assert_eq!((again, places(&order)), (a, vec![a, b]));
+    }
+
+    #[test]
+    fn a_key_asked_for_less_often_than_the_oldest_does_not_drive_it_out() {
+        let mut order = Order::new(2, Policy::Tinylfu);
+        let [a, b] = [1, 2].map(|hash| order.add(hash));
+        order.read(a, 1);
+        order.read(b, 2);
+        let c = order.add(3);
+        assert_eq!(order.choose_between(c), Some((c, 3)));
+        order.free(c);
+        (0..5).for_each(|_| order.note(4));
+        let d = order.add(4);
+        assert_eq!(order.choose_between(d), Some((a, 1)));
+    }
+}
