@@ -407,5 +407,5 @@ impl Moved {
 
 /// Says that Redis cannot be asked, in a way in which Redis itself says nothing.
 pub(super) fn write_failure(output: &mut Output, error: &BackendError) {
-    write_error(output.tail(), &format!("ERR redis-proxy: Redis cannot be asked: {error}"));
+    write_error(output.tail(), format!("ERR redis-proxy: Redis cannot be asked: {error}"));
 }

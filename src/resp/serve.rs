@@ -89,7 +89,7 @@ impl Connection {
                 Taken::Yes
             }
             Err(error) => {
-                self.reply(|output| write_error(output.tail(), &[b"ERR ", &*error.bytes()].concat()));
+                self.reply(|output| write_error(output.tail(), [b"ERR ", &*error.bytes()].concat()));
                 self.stage = Stage::Leaving;
                 Taken::Yes
             }
