@@ -242,9 +242,10 @@ fn a_client_that_redis_hangs_up_on_is_hung_up_on() {
 
 #[test]
 fn a_stop_lets_what_was_sent_be_answered() {
-    const COMMANDS: usize = 1000;
+    const COMMANDS: u32 = 1000;
+    const CLIENTS: u32 = 4;
     let Some(stage) = Stage::start("") else { return };
-    let mut wires: Vec<_> = (0..4).map(|_| stage.connect()).collect();
+    let mut wires: Vec<_> = (0..CLIENTS).map(|_| stage.connect()).collect();
     for wire in &mut wires {
         assert_eq!(wire.told_line("SET key value"), "+OK\\r\\n");
         assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
@@ -255,7 +256,7 @@ fn a_stop_lets_what_was_sent_be_answered() {
             wire.send([words(&format!("ECHO {number}")), words("GET key")].concat());
         }
     }
-    await_metric(&stage.proxy, "commands_total{command=\"echo\"}", (wires.len() * COMMANDS / 2) as f64);
+    await_metric(&stage.proxy, "commands_total{command=\"echo\"}", f64::from(CLIENTS * COMMANDS / 2));
     stage.proxy.signal(Signal::TERM);
     stage.proxy.wait_for_log(|line| line.says("stopping"));
     let ended = within(ENOUGH, || stage.proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(()));

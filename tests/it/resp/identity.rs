@@ -270,7 +270,9 @@ fn a_password_file_that_says_nothing_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     for (name, content) in [("missing", None), ("empty", Some("")), ("blank", Some("\n"))] {
         let file = directory.path().join(name);
-        content.into_iter().for_each(|content| fs::write(&file, content).unwrap());
+        if let Some(content) = content {
+            fs::write(&file, content).unwrap();
+        }
         let settings = format!("resp.password_file = \"{}\"", file.display());
         let (code, said) = Proxy::builder(&resp_config(&redis.url(), &settings)).run_to_end();
         assert!(code != 0 && said.contains("resp.password_file"), "{name}: {code} {said}");

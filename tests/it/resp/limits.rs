@@ -24,7 +24,9 @@ fn a_connection_too_many_is_told_so() {
     let Some(ways) = limited("resp.max_connections = 3") else { return };
     let proxy = ways.proxy().unwrap();
     let mut wires: Vec<_> = (0..3).map(|_| Wire::connect(ways.through())).collect();
-    wires.iter_mut().for_each(|wire| assert_eq!(wire.told_line("PING"), "+PONG\\r\\n"));
+    for wire in &mut wires {
+        assert_eq!(wire.told_line("PING"), "+PONG\\r\\n");
+    }
     let mut refused = Wire::connect(ways.through());
     assert_eq!(show(&refused.rest()), "-ERR max number of clients reached\\r\\n");
     await_metric(proxy, r#"connections{front_end="resp"}"#, 3.0);
@@ -74,7 +76,9 @@ fn who_asks_for_more_than_may_be_fetched_at_once_is_answered() {
     ways.behind().command(&["SET", "k:7", "seven"]);
     let mut wires: Vec<_> = (0..2).map(|_| Wire::connect(ways.through())).collect();
     let reads: Vec<u8> = (0..KEYS).flat_map(|number| words(&format!("GET k:{number}"))).collect();
-    wires.iter_mut().for_each(|wire| wire.send(&reads));
+    for wire in &mut wires {
+        wire.send(&reads);
+    }
     for wire in &mut wires {
         for number in 0..KEYS {
             let expected = if number == 7 { "$5\\r\\nseven\\r\\n" } else { "$-1\\r\\n" };
@@ -165,7 +169,7 @@ fn a_million_commands_may_be_sent_before_any_answer_is_read() {
         assert_eq!(wire.answer(), b"$5\r\nvalue\r\n", "answer {number}");
     }
     assert_eq!(wire.answer(), bulk("end"));
-    println!("{count} commands sent in {sent:?}, answered in {:?}", begun.elapsed());
+    eprintln!("{count} commands sent in {sent:?}, answered in {:?}", begun.elapsed());
 }
 
 #[test]
@@ -192,7 +196,7 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
         sending.join().unwrap().unwrap();
         let commands =
             metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
-        println!(
+        eprintln!(
             "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first"
         );
         // Twice the limit, for the buffers of both connections and what the allocator keeps.
@@ -219,7 +223,7 @@ fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
     for number in 0..KEYS {
         assert_eq!(wire.answer().len(), bulk(&value).len(), "k:{number}");
     }
-    println!("{most} bytes more");
+    eprintln!("{most} bytes more");
     assert!(most < 150 * MEBIBYTE, "{most} bytes more than before");
 }
 

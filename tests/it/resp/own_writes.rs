@@ -30,6 +30,10 @@ const FLUSHES: u64 = 40;
 const RAISE: &str = "local found = tonumber(redis.call('GET', KEYS[1]) or ARGV[1]) \
                      redis.call('SET', KEYS[1], found + 1) return redis.call('GET', KEYS[1])";
 
+const SET_AND_DELETE: &str = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('DEL', KEYS[2]) return 1";
+/// It does not say which key it writes.
+const HIDDEN: &str = "redis.call('SET', 'own:' .. ARGV[1], ARGV[2]) return 1";
+
 /// What all take part in.
 struct Common {
     address: SocketAddr,
@@ -65,19 +69,21 @@ fn a_connection_reads_what_it_has_written() {
             scope.spawn(move || read_over_http(common, http));
         }
         scope.spawn(|| read_over_resp(common));
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        for writer in writers {
+            writer.join().unwrap();
+        }
         common.is_over.store(true, SeqCst);
     });
     let stale = common.stale.into_inner().unwrap();
-    println!(
+    eprintln!(
         "{} pairs, {} reads beside them, {:?} reads over RESP from memory, seed {}",
         common.done.load(SeqCst),
         common.reads_beside.load(SeqCst),
-        ways.from_memory(),
+        ways.answered_from_memory(),
         common.seed
     );
     assert!(stale.is_empty(), "RESP_SEED={}: {} stale, the first:\n{}", common.seed, stale.len(), stale[0]);
-    if let Some(from_memory) = ways.from_memory() {
+    if let Some(from_memory) = ways.answered_from_memory() {
         assert!(from_memory > 1000.0, "only {from_memory} reads were answered from memory");
     }
 }
@@ -162,19 +168,19 @@ impl<'a> Writer<'a> {
         for _ in 0..depth {
             self.write(&mut piece);
             if !is_pipelined {
-                self.say(std::mem::take(&mut piece));
+                self.say(&std::mem::take(&mut piece));
             }
             self.read(&mut piece);
             if !is_pipelined {
                 // Once more, from memory.
                 self.read(&mut piece);
-                self.say(std::mem::take(&mut piece));
+                self.say(&std::mem::take(&mut piece));
             }
         }
-        self.say(piece);
+        self.say(&piece);
     }
 
-    fn say(&mut self, piece: Piece) {
+    fn say(&mut self, piece: &Piece) {
         self.wire.send(&piece.bytes);
         for (index, expected) in piece.expected.iter().enumerate() {
             let found = self.wire.answer();
@@ -222,15 +228,13 @@ impl<'a> Writer<'a> {
                 self.own.insert(other, value);
             }
             4 => {
-                let script = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('DEL', KEYS[2]) return 1";
-                piece.add(&["EVAL", script, "2", &key, &other, &value], Expected::Exactly(b":1\r\n".to_vec()));
+                piece.add(&["EVAL", SET_AND_DELETE, "2", &key, &other, &value], Expected::Exactly(b":1\r\n".to_vec()));
                 self.own.insert(key, value);
                 self.own.remove(&other);
             }
             5 => {
-                let hidden = "local key = 'own:' .. ARGV[1] redis.call('SET', key, ARGV[2]) return 1";
                 let name = key.trim_start_matches("own:");
-                piece.add(&["EVAL", hidden, "0", name, &value], Expected::Exactly(b":1\r\n".to_vec()));
+                piece.add(&["EVAL", HIDDEN, "0", name, &value], Expected::Exactly(b":1\r\n".to_vec()));
                 self.own.insert(key, value);
             }
             6 => {
@@ -324,16 +328,16 @@ impl<'a> Writer<'a> {
                 piece.add(words, ok());
             }
         }
-        (0..OWN_KEYS).for_each(|number| {
+        for number in 0..OWN_KEYS {
             piece.add(&["GET", &format!("own:{}:{number}", self.number)], Expected::Exactly(held(None)));
-        });
-        self.say(piece);
+        }
+        self.say(&piece);
         // By themselves, so that memory may answer.
         let mut piece = Piece::default();
         for number in 0..SHARED_KEYS {
             piece.add(&["GET", &shared_key(number)], Expected::Exactly(held(None)));
         }
-        self.say(piece);
+        self.say(&piece);
     }
 }
 

@@ -92,8 +92,10 @@ fn memory_answers_again_when_the_state_is_over() {
     wire.ask_line("SET k value");
     wire.ask_line("GET k");
     for setup in setups {
-        setup.iter().for_each(|line| _ = wire.ask_line(line));
-        println!("{setup:?}");
+        for line in setup {
+            wire.ask_line(line);
+        }
+        eprintln!("{setup:?}");
         ways.expect_from_memory(3.0, || (0..3).for_each(|_| _ = wire.ask_line("GET k")));
     }
     // And while it lasts it does not.
