@@ -243,7 +243,7 @@ async fn listeners(
         services.push((FrontEnd::Admin, &admin.listen, operators, admin.max_connections));
     }
     if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
-        let resp = Arc::new(Resp::prepare(config.resp.clone(), proxy.clone())?);
+        let resp = Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
         services.push((FrontEnd::Resp, &config.resp.listen, resp, means.resp));
     }
     let mut listeners = Vec::new();

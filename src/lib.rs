@@ -20,5 +20,6 @@ mod request_line;
 pub mod resp;
 pub mod server;
 pub mod systemd;
+mod tcp;
 pub mod telemetry;
 pub mod units;

@@ -93,6 +93,11 @@ impl Proxy {
         self.backend.is_current(since)
     }
 
+    /// Whether a fetch may bring something: not if Redis does not admit the proxy.
+    pub fn may_fetch(&self) -> bool {
+        !matches!(self.backend.state(), Err(BackendError::NotAdmitted(_)))
+    }
+
     /// Whether time alone decides what may be given.
     pub fn relies_on_ttl(&self) -> bool {
         self.cache.relies_on_ttl()

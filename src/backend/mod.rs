@@ -173,9 +173,10 @@ impl BackendError {
         }
     }
 
-    /// Whether another client of the same Redis may be told something else, a wrong type in Redis's own words at least.
-    pub fn may_differ_by_client(&self) -> bool {
-        !matches!(self, Self::TimedOut | Self::Overloaded | Self::Vanished)
+    /// Whether a client of the same Redis had better ask itself: it may be told something else, or the same in Redis's own
+    /// words.
+    pub fn leaves_client_to_ask(&self) -> bool {
+        !matches!(self, Self::TimedOut | Self::Vanished)
     }
 
     /// Whether Redis said this, rather than saying nothing.

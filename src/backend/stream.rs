@@ -19,6 +19,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use super::address::Endpoint;
 use super::reply::{not_admitted, unreachable};
 use super::{BackendError, Settings};
+use crate::tcp;
 
 /// A file that `[redis]` names and that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +84,7 @@ impl Opener {
         for address in addresses {
             match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    stream.set_nodelay(true)?;
+                    tcp::prepare(&stream)?;
                     return Ok(stream);
                 }
                 Ok(Err(error)) => last = error,

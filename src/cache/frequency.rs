@@ -1,10 +1,10 @@
-//! How often keys were asked for, of late and about, in a few bits for each (TinyLFU).
+//! How often keys were asked for, of late and about, in a few bits for each (`TinyLFU`).
 //!
 //! A count-min sketch of counters up to 15, each key in four of them, of which the smallest is closest to the truth, and
 //! never less than it. Once as many were noted as ten times the capacity all are halved, so what was asked for long ago is
 //! forgotten.
 //!
-//! Einziger, Friedman, Manes: TinyLFU, a highly efficient cache admission policy (ACM TOS 2017).
+//! Einziger, Friedman, Manes: "`TinyLFU`, a highly efficient cache admission policy" (ACM TOS 2017).
 
 /// Counters, sixteen in a word.
 pub(super) struct Frequencies {

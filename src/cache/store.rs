@@ -215,7 +215,7 @@ mod tests {
             0 | 1 => u64::from(!store.insert(&key, entry(number))),
             2 => u64::from(store.remove(key.as_bytes())),
             3 if number % 50 == 3 => {
-                store.limit(5 + number / 50 % 20, if number % 3 == 0 { Policy::Lru } else { Policy::Tinylfu });
+                store.limit(5 + number / 50 % 20, if number.is_multiple_of(3) { Policy::Lru } else { Policy::Tinylfu });
                 store.evict_surplus()
             }
             _ => u64::from(store.get(key.as_bytes()).is_some()),

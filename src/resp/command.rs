@@ -24,6 +24,8 @@ pub(super) enum Class {
     Look,
     /// It may wait for others to write.
     Blocking,
+    /// The same, if it says so.
+    Xread,
     Multi,
     Exec,
     Discard,
@@ -45,7 +47,14 @@ pub(super) enum Class {
     Other,
 }
 
-const LISTS: [(Class, &str); 23] = [
+impl Class {
+    /// Whether it may be answered from memory.
+    pub(super) fn is_read(self) -> bool {
+        matches!(self, Self::Get | Self::Mget | Self::Exists | Self::Strlen | Self::Getrange)
+    }
+}
+
+const LISTS: [(Class, &str); 24] = [
     (Class::Get, "get"),
     (Class::Mget, "mget"),
     (Class::Exists, "exists"),
@@ -60,7 +69,8 @@ const LISTS: [(Class, &str); 23] = [
          zintercard zlexcount zmscore zrandmember zrange zrangebylex zrangebyscore zrank zrevrange zrevrangebylex \
          zrevrangebyscore zrevrank zscan zscore zunion",
     ),
-    (Class::Blocking, "blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin wait waitaof xread xreadgroup"),
+    (Class::Blocking, "blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin wait waitaof"),
+    (Class::Xread, "xread xreadgroup"),
     (Class::Multi, "multi"),
     (Class::Exec, "exec"),
     (Class::Discard, "discard"),

@@ -61,14 +61,19 @@ pub(super) struct Connection {
     /// Since when this client may have been told what memory does not know.
     pub(super) unproved: Option<Instant>,
     pub(super) fencing: Option<Task<Result<Fence, BackendError>>>,
-    /// No proof can be had, so the next read goes past memory.
-    pub(super) is_past_memory: bool,
+    /// No proof can be had, so reads go past memory until then.
+    pub(super) past_memory_until: Option<Instant>,
+    /// What Redis says next answers a question of ours, and is not for the client.
+    is_own_question_open: bool,
     /// What the commands kept for `EXEC` will take out of memory.
     pub(super) transaction: Dropped,
     draining: Task<()>,
     is_draining: bool,
+    /// For as long as this lives, the daemon knows that the connection does.
+    _alive: Drain,
     idle: Option<Pin<Box<Sleep>>>,
-    last_read: Instant,
+    /// When a byte last came from the client, or was taken by it.
+    last_moved: Instant,
     /// When a client that has said its last word is given up.
     farewell: Option<Pin<Box<Sleep>>>,
 }
@@ -81,12 +86,17 @@ const KEPT: usize = 16 << 10;
 pub(super) const LINK_OUTPUT: usize = 1 << 20;
 /// Bytes from Redis that may wait to be sent to a client; the rest waits at Redis.
 const PASSED_ON: usize = 1 << 20;
-/// Reads of one client that may wait for flights.
-pub(super) const MOST_READS: usize = 1024;
+/// Flights of one client at the same time: so many values it may hold that are not its turn yet.
+const MOST_FLIGHTS: usize = 64;
+/// Things owed to one client; more of its commands are taken up when it has taken some.
+const MOST_OWED: usize = 1 << 18;
 /// For how long after the daemon was told to stop a command may still be on its way here.
 const LAST_WORD: Duration = Duration::from_millis(50);
 /// How long the answers to what was said before a client's end of the stream may take.
-const FAREWELL: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(30);
+/// A link over which nothing was sent for so long, while its client reads from memory, is shown to be in use: Redis, or
+/// something on the way, may hang up on who is silent.
+const KEEP_AWAKE: Duration = Duration::from_secs(15);
 
 impl Connection {
     pub(super) fn new(client: Stream, shared: Arc<Shared>, mut drain: Drain) -> Self {
@@ -104,15 +114,17 @@ impl Connection {
             standing: Standing::of(User::Nobody),
             unproved: None,
             fencing: None,
-            is_past_memory: false,
+            past_memory_until: None,
+            is_own_question_open: false,
             transaction: Dropped::Nothing,
+            _alive: drain.clone(),
             draining: Box::pin(async move {
                 drain.begun().await;
                 sleep(LAST_WORD).await;
             }),
             is_draining: false,
             idle: (!timeout.is_zero()).then(|| Box::pin(sleep(timeout))),
-            last_read: Instant::now(),
+            last_moved: Instant::now(),
             farewell: None,
             shared,
         }
@@ -130,8 +142,9 @@ impl Connection {
                 self.poll_replies(cx),
                 self.poll_reads(cx),
                 self.poll_client(cx),
-                self.poll_fence(cx),
                 Moved::if_so(self.take_commands()),
+                // After what may begin one: a fence that nobody has looked at wakes nobody.
+                self.poll_fence(cx),
                 self.poll_send(cx),
                 self.poll_write(cx),
             ];
@@ -155,10 +168,11 @@ impl Connection {
 
     /// There is no link, so nothing of what was to go over it has been done.
     fn no_link(&mut self, error: &BackendError) {
-        self.owed.refuse_awaited(|output| write_failure(output, error));
+        let was_of_state = self.owed.refuse_awaited(|output| write_failure(output, error));
         self.standing = self.standing.without_link();
         self.transaction = Dropped::Nothing;
-        if self.parser.has_let_go() || self.stage == Stage::Pipe {
+        // What it says next it would say in a state that it is not in.
+        if was_of_state || self.parser.has_let_go() || self.stage == Stage::Pipe {
             self.stage = Stage::Leaving;
         }
         self.give_out();
@@ -172,17 +186,25 @@ impl Connection {
                 match self.link.poll_read(cx) {
                     Poll::Pending => return moved,
                     Poll::Ready(Ok(1..)) => {}
-                    Poll::Ready(Ok(0) | Err(_)) => {
-                        self.link.close();
-                        self.stage = Stage::Ending;
-                        return Moved::Yes;
-                    }
+                    Poll::Ready(Ok(0) | Err(_)) => return self.lost_link(),
                 }
             }
             moved = Moved::Yes;
             self.pass_on();
         }
         moved
+    }
+
+    /// Redis has hung up, and so does the proxy, unless nothing is lost by it: another link will do as well.
+    fn lost_link(&mut self) -> Moved {
+        let owes_nothing = self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
+        let goes_on = owes_nothing && self.standing.is_as_new() && self.stage == Stage::Commands;
+        self.link.close();
+        self.is_own_question_open = false;
+        if !goes_on {
+            self.stage = Stage::Ending;
+        }
+        Moved::Yes
     }
 
     /// Gives out what has come over the link, as far as it is its turn.
@@ -196,9 +218,17 @@ impl Connection {
                 self.stage = Stage::Over;
                 return;
             };
-            self.output.push(self.link.input.split_to(length).freeze());
-            if let Some(frame) = frame.filter(|frame| !frame.is_push()) {
-                self.answered(frame);
+            let passed = self.link.input.split_to(length).freeze();
+            if self.is_own_question_open {
+                self.is_own_question_open = frame.is_none();
+                continue;
+            }
+            self.output.push(passed);
+            match frame {
+                // Something was turned on that was not seen, so answers cannot be told from what comes by itself.
+                Some(frame) if frame.is_push() => self.standing.doubt(),
+                Some(frame) => self.answered(frame),
+                None => {}
             }
         }
     }
@@ -221,9 +251,6 @@ impl Connection {
 
     /// Takes account of what flights brought.
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Moved {
-        if self.owed.reads() == 0 {
-            return Moved::No;
-        }
         let mut moved = Moved::No;
         while self.owed.is_read_first() {
             let Poll::Ready(Some(landed)) = self.reads.poll_next_unpin(cx) else { return moved };
@@ -267,7 +294,7 @@ impl Connection {
                 Moved::No
             }
             Poll::Ready(Ok(1..)) => {
-                self.last_read = Instant::now();
+                self.last_moved = Instant::now();
                 Moved::Yes
             }
             Poll::Ready(Ok(0)) => self.hung_up(),
@@ -286,18 +313,26 @@ impl Connection {
     pub(super) fn may_take_more(&self) -> bool {
         self.output.len() + self.owed.ready() < self.shared.settings.max_output_buffer.0
             && self.link.out.len() < LINK_OUTPUT
-            && self.owed.reads() < MOST_READS
+            && self.owed.flights() < MOST_FLIGHTS
+            && self.owed.len() < MOST_OWED
             && self.fencing.is_none()
     }
 
-    /// The client has said its last word.
+    /// The client has said its last word. What it said is done, and it is given the answers, if it still takes them.
     fn hung_up(&mut self) -> Moved {
-        // It may be gone, and what would be taken for it from a list would be lost.
-        if self.owed.has_blocking() || self.stage == Stage::Pipe {
-            return self.end();
-        }
         self.farewell = Some(Box::pin(sleep(FAREWELL)));
         Moved::Yes
+    }
+
+    /// Tells Redis, too, that the client has said its last word, where it would otherwise wait for something to happen and
+    /// take it for a client that may be gone.
+    fn pass_on_farewell(&mut self, cx: &mut Context<'_>) {
+        let may_wait = self.stage == Stage::Pipe || self.owed.has_blocking();
+        // What is left of it then is no whole command.
+        let is_all_taken = self.owed.flights() == 0 && self.may_take_more();
+        if may_wait && self.farewell.is_some() && is_all_taken && self.link.out.is_empty() {
+            _ = self.link.poll_finish(cx);
+        }
     }
 
     fn poll_fence(&mut self, cx: &mut Context<'_>) -> Moved {
@@ -319,7 +354,10 @@ impl Connection {
                 self.link.out = Output::default();
                 Moved::No
             }
-            Poll::Ready(Ok(())) | Poll::Pending => Moved::if_so(self.link.out.len() < before),
+            Poll::Ready(Ok(())) | Poll::Pending => {
+                self.pass_on_farewell(cx);
+                Moved::if_so(self.link.out.len() < before)
+            }
         }
     }
 
@@ -327,7 +365,11 @@ impl Connection {
         let before = self.output.len();
         match self.output.poll_write(Pin::new(&mut self.client), cx) {
             Poll::Ready(Err(_)) => self.end(),
-            Poll::Ready(Ok(())) | Poll::Pending => Moved::if_so(self.output.len() < before),
+            Poll::Ready(Ok(())) | Poll::Pending if self.output.len() < before => {
+                self.last_moved = Instant::now();
+                Moved::Yes
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => Moved::No,
         }
     }
 
@@ -337,14 +379,18 @@ impl Connection {
         if !self.is_draining && self.draining.as_mut().poll(cx).is_ready() {
             self.is_draining = true;
         }
-        let has_said_all = self.farewell.is_some() && self.fencing.is_none();
+        if matches!(self.stage, Stage::Ending | Stage::Leaving) && self.farewell.is_none() {
+            self.farewell = Some(Box::pin(sleep(FAREWELL)));
+        }
+        let is_quiet = is_quiet && self.fencing.is_none();
         let is_over = match self.stage {
             Stage::Over => true,
             Stage::Ending => self.output.is_empty(),
             Stage::Leaving => is_quiet,
             Stage::Pipe => self.is_draining && self.output.is_empty() && self.link.out.is_empty(),
-            Stage::Commands if is_quiet && has_said_all => true,
-            Stage::Commands if self.is_draining => is_quiet && self.fencing.is_none() && !self.standing.is_in_multi(),
+            Stage::Commands if is_quiet && (self.farewell.is_some() || self.is_draining) => true,
+            // What it waits for may never happen.
+            Stage::Commands if self.is_draining && self.owed.has_blocking() => true,
             Stage::Commands => self.is_idle_too_long(cx),
         };
         is_over || self.farewell.as_mut().is_some_and(|farewell| farewell.as_mut().poll(cx).is_ready())
@@ -353,8 +399,8 @@ impl Connection {
     fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(idle) = &mut self.idle else { return false };
         while idle.as_mut().poll(cx).is_ready() {
-            let until = self.last_read + self.shared.settings.idle_timeout;
-            if until <= Instant::now() && self.owed.is_empty() {
+            let until = self.last_moved + self.shared.settings.idle_timeout;
+            if until <= Instant::now() && self.owed.is_empty() && self.output.is_empty() {
                 return true;
             }
             let until = until.max(Instant::now() + WHILE_OWED);
@@ -378,6 +424,15 @@ impl Connection {
         self.open_link();
         self.link.out.push(command);
         self.owed.await_instead_of_read(self.shared.proxy.relies_on_ttl());
+    }
+
+    /// Shows Redis that the link is in use, as its client is.
+    pub(super) fn keep_link_awake(&mut self, now: Instant) {
+        let is_idle = self.link.is_open() && self.owed.is_empty() && !self.standing.is_in_multi();
+        if is_idle && !self.is_own_question_open && now > self.link.last_sent + KEEP_AWAKE {
+            self.is_own_question_open = true;
+            self.link.out.tail().extend_from_slice(b"PING\r\n");
+        }
     }
 
     /// Opens the link, if there is none.

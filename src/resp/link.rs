@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
+use tokio::time::Instant;
 
 use super::output::Output;
 use crate::backend::{BackendError, Stream};
@@ -25,6 +26,8 @@ pub(super) struct Link {
     pub(super) input: BytesMut,
     /// Something written may still be held back, as TLS does.
     is_to_flush: bool,
+    /// When something was sent last.
+    pub(super) last_sent: Instant,
 }
 
 enum State {
@@ -40,11 +43,29 @@ const KEPT: usize = 4 << 10;
 
 impl Link {
     pub(super) fn none() -> Self {
-        Self { state: State::None, out: Output::default(), input: BytesMut::new(), is_to_flush: false }
+        Self {
+            state: State::None,
+            out: Output::default(),
+            input: BytesMut::new(),
+            is_to_flush: false,
+            last_sent: Instant::now(),
+        }
     }
 
     pub(super) fn is_none(&self) -> bool {
         matches!(self.state, State::None)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// Tells Redis that nothing more will come: ready once that is done.
+    pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.state {
+            State::Open(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            State::None | State::Opening(_) => Poll::Pending,
+        }
     }
 
     pub(super) fn open(&mut self, opening: Opening) {
@@ -87,6 +108,7 @@ impl Link {
         let State::Open(stream) = &mut self.state else { return Poll::Pending };
         if !self.out.is_empty() {
             self.is_to_flush = true;
+            self.last_sent = Instant::now();
             ready!(self.out.poll_write(Pin::new(&mut **stream), cx))?;
         }
         if self.is_to_flush {

@@ -21,7 +21,7 @@ pub(super) enum Verdict {
     Reset,
 }
 
-const NO_AUTH: &str = "NOAUTH Authentication required.";
+pub(super) const NO_AUTH: &str = "NOAUTH Authentication required.";
 const NO_AUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> \
                              AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol \
                              version at the same time";
@@ -45,7 +45,7 @@ impl Connection {
             (Class::Auth, 3) => judged(is_right(arguments.get(1), arguments.get(2)), None),
             (Class::Auth, _) => Verdict::Refused(SYNTAX),
             (Class::Reset, _) => Verdict::Reset,
-            (Class::Hello, count) => match (2..count).find(|at| arguments.get(*at).eq_ignore_ascii_case(b"auth")) {
+            (Class::Hello, count) => match hello_login(arguments) {
                 Some(at) if at + 2 < count => {
                     judged(is_right(arguments.get(at + 1), arguments.get(at + 2)), Some(without(arguments, at)))
                 }
@@ -79,6 +79,19 @@ impl Connection {
         }
         _ = self.input.split_to(length);
     }
+}
+
+/// Where the login of a HELLO stands: the word AUTH, which a user and a password follow.
+pub(super) fn hello_login(arguments: Arguments<'_>) -> Option<usize> {
+    let mut at = 2;
+    while at < arguments.len() {
+        let word = arguments.get(at);
+        if word.eq_ignore_ascii_case(b"auth") {
+            return Some(at);
+        }
+        at += if word.eq_ignore_ascii_case(b"setname") { 2 } else { 1 };
+    }
+    None
 }
 
 /// The command without the three words of its login.

@@ -81,10 +81,10 @@ impl Default for Settings {
 
 impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let buffer = format!("found {}, expected at least 16KiB, which ordinary commands need", self.max_query_buffer);
+        let buffer = format!("found {}, expected at least 256KiB, of which a line may have 64", self.max_query_buffer);
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
         let own = broken([
-            (self.max_query_buffer.0 < 16 << 10, "resp.max_query_buffer", &buffer),
+            (self.max_query_buffer.0 < 256 << 10, "resp.max_query_buffer", &buffer),
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
         ]);
@@ -107,21 +107,23 @@ struct Shared {
     password: Option<Secret>,
     commands: Commands,
     origin: Origin,
+    /// The longest key that is kept.
+    max_key: usize,
 }
 
 /// The front end.
 pub struct Resp(Arc<Shared>);
 
 impl Resp {
-    /// A front end for `proxy`.
+    /// A front end for `proxy`, which keeps values of keys of at most `max_key` bytes.
     ///
     /// # Errors
     /// The file of the password cannot be read, or is empty.
-    pub fn prepare(settings: Settings, proxy: Proxy) -> Result<Self, PasswordError> {
+    pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, PasswordError> {
         let password = password(&settings)?;
         let (user, database) = proxy.origin();
         let origin = Origin { user, database };
-        Ok(Self(Arc::new(Shared { proxy, settings, password, commands: Commands::new(), origin })))
+        Ok(Self(Arc::new(Shared { proxy, settings, password, commands: Commands::new(), origin, max_key })))
     }
 }
 

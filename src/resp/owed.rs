@@ -19,20 +19,27 @@ pub(super) enum Dropped {
     Everything,
 }
 
-/// So many names at most are remembered.
+/// So many names at most are remembered, and so many bytes of them.
 const MOST_KEYS: usize = 4096;
+const MOST_BYTES: usize = 1 << 20;
 
 impl Dropped {
     pub(super) fn keys(keys: impl Iterator<Item = Key>) -> Self {
-        let mut dropped = Self::Nothing;
-        keys.for_each(|key| dropped.add(Self::Keys(vec![key])));
+        let keys: Vec<_> = keys.take(MOST_KEYS + 1).collect();
+        let mut dropped = Self::Keys(Vec::new());
+        dropped.add(Self::Keys(keys));
         dropped
     }
 
     pub(super) fn add(&mut self, other: Self) {
         match (&mut *self, other) {
             (_, Self::Nothing) | (Self::Everything, _) => {}
-            (Self::Keys(keys), Self::Keys(more)) if keys.len() + more.len() <= MOST_KEYS => keys.extend(more),
+            (Self::Keys(keys), Self::Keys(more)) if keys.len() + more.len() <= MOST_KEYS => {
+                keys.extend(more);
+                if keys.iter().map(Key::len).sum::<usize>() > MOST_BYTES {
+                    *self = Self::Everything;
+                }
+            }
             (Self::Nothing, other) => *self = other,
             _ => *self = Self::Everything,
         }
@@ -55,8 +62,8 @@ pub(super) enum Owed {
     Ready(Output),
     /// Redis will say it.
     Awaited(Awaited),
-    /// A flight will bring it.
-    Read,
+    /// Flights will bring it, so many.
+    Read(usize),
 }
 
 /// All that is owed, but for what is on its way out already.
@@ -68,7 +75,7 @@ pub(super) struct Queue {
     /// Answers of Redis after which memory may be behind.
     revealing: usize,
     blocking: usize,
-    reads: usize,
+    flights: usize,
 }
 
 impl Queue {
@@ -91,14 +98,19 @@ impl Queue {
         self.blocking > 0
     }
 
-    /// Reads that wait for their flights.
-    pub(super) fn reads(&self) -> usize {
-        self.reads
+    /// Flights that reads wait for.
+    pub(super) fn flights(&self) -> usize {
+        self.flights
+    }
+
+    /// How many things are owed, of which a run of the same is one.
+    pub(super) fn len(&self) -> usize {
+        self.owed.len()
     }
 
     /// Whether what is owed first is a read.
     pub(super) fn is_read_first(&self) -> bool {
-        matches!(self.owed.front(), Some(Owed::Read))
+        matches!(self.owed.front(), Some(Owed::Read(_)))
     }
 
     /// Adds an answer that is here, behind all that is owed.
@@ -113,9 +125,9 @@ impl Queue {
         }
     }
 
-    pub(super) fn add_read(&mut self) {
-        self.reads += 1;
-        self.owed.push_back(Owed::Read);
+    pub(super) fn add_read(&mut self, flights: usize) {
+        self.flights += flights;
+        self.owed.push_back(Owed::Read(flights));
     }
 
     /// A command was sent on.
@@ -162,23 +174,27 @@ impl Queue {
         Some(taken)
     }
 
-    /// No answer will come to what was sent on: `write` says so in the place of each.
-    pub(super) fn refuse_awaited(&mut self, write: impl Fn(&mut Output)) {
+    /// No answer will come to what was sent on: `write` says so in the place of each. Tells whether what follows may depend
+    /// on one of them.
+    pub(super) fn refuse_awaited(&mut self, write: impl Fn(&mut Output)) -> bool {
+        let mut was_of_state = false;
         for owed in &mut self.owed {
             let Owed::Awaited(awaited) = owed else { continue };
+            was_of_state |= awaited.effect.is_of_state();
             let mut refusals = Output::default();
             (0..awaited.count).for_each(|_| write(&mut refusals));
             self.ready += refusals.len();
             *owed = Owed::Ready(refusals);
         }
         (self.revealing, self.blocking) = (0, 0);
+        was_of_state
     }
 
     /// The read at the front was answered.
     pub(super) fn take_read(&mut self) {
-        if let Some(Owed::Read) = self.owed.front() {
+        if let Some(Owed::Read(flights)) = self.owed.front() {
+            self.flights -= flights;
             self.owed.pop_front();
-            self.reads -= 1;
         }
     }
 

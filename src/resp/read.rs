@@ -93,6 +93,12 @@ impl<'a> Read<'a> {
         part(length, (parse_integer(self.arguments.get(2))?, parse_integer(self.arguments.get(3))?))
     }
 
+    /// Whether a key of it is so long that it is not kept.
+    pub(super) fn has_longer_key(&self, longest: usize) -> bool {
+        let keys = if self.is_of_many() { self.arguments.len() } else { 2 };
+        (1..keys).any(|at| self.arguments.get(at).len() > longest)
+    }
+
     /// The keys to fetch, if this is a read whose values are worth keeping.
     pub(super) fn fetch(&self) -> Option<Fetch> {
         let is_worth = matches!(self.class, Class::Get | Class::Mget) && self.keys() <= MOST_FETCHES;
@@ -108,6 +114,11 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// What their flights bring; `command` is what asked for them.
     pub(super) async fn run(self, proxy: Proxy, command: Bytes) -> Landed {
         let fetches = self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual));
@@ -116,7 +127,7 @@ impl Fetch {
             match answer {
                 Ok(answer) => answers.push(Some(answer)),
                 Err(BackendError::WrongType) if self.is_of_many => answers.push(None),
-                Err(error) if error.may_differ_by_client() => return Landed::Ask(command),
+                Err(error) if error.leaves_client_to_ask() => return Landed::Ask(command),
                 Err(error) => return Landed::Failed(error),
             }
         }

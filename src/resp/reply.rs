@@ -41,6 +41,11 @@ impl Frame {
         matches!(self.head[0], b'-' | b'!')
     }
 
+    /// Whether it says that the client has to log in.
+    pub fn is_no_auth(&self) -> bool {
+        self.head == *b"-NOAUTH"
+    }
+
     /// Whether it says that the command is kept for `EXEC`.
     pub fn is_queued(&self) -> bool {
         self.head == *b"+QUEUED"

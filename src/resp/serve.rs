@@ -4,12 +4,14 @@
 //! sees what was written behind it; and nothing is answered from memory while an answer is to come, or has come unproved,
 //! after which memory may be behind what the client knows.
 
+use std::time::Duration;
+
 use bytes::{Buf as _, Bytes};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::command::{Class, Known};
 use super::connection::{Connection, Stage};
-use super::login::Verdict;
+use super::login::{NO_AUTH, Verdict, hello_login};
 use super::output::LARGE;
 use super::owed::{Awaited, Dropped};
 use super::read::{Fetch, Found, Read};
@@ -27,7 +29,9 @@ enum Decision {
     Fetch(Fetch),
     /// Memory has to be proved to hold what the client knows.
     Fence,
-    Forward(Effect, Dropped),
+    Forward(Effect),
+    /// A read of so many keys goes past memory.
+    Bypass(usize),
     Pipe,
     Quit,
     Own(Verdict),
@@ -82,10 +86,13 @@ impl Connection {
             }
             Ok(Progress::Complete(length)) => self.take(length, batch),
             Ok(_) if self.input.len() < self.shared.settings.max_query_buffer.0 => Taken::Held,
+            // Of a line its end tells what it is.
+            Ok(_) if self.parser.missing() == 0 => Taken::Held,
             Ok(_) => self.let_go(batch),
             // Redis will say what is wrong with it, and hang up.
             Err(_) if is_rest => {
-                self.stage = Stage::Pipe;
+                self.send_on(self.input.len());
+                self.stage = Stage::Leaving;
                 Taken::Yes
             }
             Err(error) => {
@@ -106,51 +113,50 @@ impl Connection {
         if self.unproved.is_some_and(|since| self.shared.proxy.is_current(since)) {
             self.unproved = None;
         }
+        if self.past_memory_until.is_some_and(|until| until <= batch.begun) {
+            self.past_memory_until = None;
+        }
         let known = self.shared.commands.recognise(arguments.get(0));
         let decision = self.decide(known.class, arguments, batch);
-        self.act(decision, known, length)
+        self.act(decision, known, length, batch)
     }
 
     fn decide(&self, class: Class, arguments: Arguments<'_>, batch: &mut Batch) -> Decision {
         if let Some(verdict) = self.judge(class, arguments) {
             return Decision::Own(verdict);
         }
-        let effect = match class {
+        match class {
             Class::Get | Class::Mget | Class::Exists | Class::Strlen | Class::Getrange => {
-                return self.decide_read(class, arguments, batch);
+                self.decide_read(class, arguments, batch)
             }
-            Class::Pipe => return Decision::Pipe,
-            Class::Client if is_one_of(arguments.get(1), &["reply", "tracking"]) => return Decision::Pipe,
-            Class::Quit => return Decision::Quit,
-            class => effect(class, arguments),
-        };
-        let dropped = self.dropped(class, arguments);
-        Decision::Forward(effect, dropped)
+            Class::Quit => Decision::Quit,
+            _ if is_pipe(class, arguments) => Decision::Pipe,
+            _ => Decision::Forward(effect(class, arguments)),
+        }
     }
 
     fn decide_read(&self, class: Class, arguments: Arguments<'_>, batch: &mut Batch) -> Decision {
-        let forward = || Decision::Forward(Effect::Reveal, Dropped::Nothing);
-        let Some(read) = Read::of(class, arguments) else { return forward() };
+        let Some(read) = Read::of(class, arguments) else { return Decision::Forward(Effect::Reveal) };
         let may_be_given = self.standing.may_be_given(&self.shared.origin);
-        if may_be_given && !self.owed.has_revealing() && !self.is_past_memory {
-            if self.unproved.is_some() {
-                return Decision::Fence;
-            }
-            let found = read.look(&self.shared.proxy, batch.begun, |outcome| batch.outcomes[outcome as usize] += 1);
-            if let Some(found) = found {
-                return Decision::Answer(found);
-            }
-            if let Some(fetch) = read.fetch() {
-                return Decision::Fetch(fetch);
-            }
+        let is_past_memory = self.past_memory_until.is_some() || read.has_longer_key(self.shared.max_key);
+        if !may_be_given || is_past_memory || self.owed.has_revealing() {
+            return Decision::Bypass(read.keys());
         }
-        batch.outcomes[Outcome::Bypass as usize] += read.keys() as u64;
-        forward()
+        if self.unproved.is_some() {
+            return Decision::Fence;
+        }
+        let found = read.look(&self.shared.proxy, batch.begun, |outcome| batch.outcomes[outcome as usize] += 1);
+        if let Some(found) = found {
+            return Decision::Answer(found);
+        }
+        let fetch = read.fetch().filter(|_| self.shared.proxy.may_fetch());
+        fetch.map_or(Decision::Bypass(read.keys()), Decision::Fetch)
     }
 
-    fn act(&mut self, decision: Decision, known: Known, length: usize) -> Taken {
-        let is_for_the_link = matches!(decision, Decision::Forward(..) | Decision::Pipe | Decision::Quit);
-        if is_for_the_link && self.owed.reads() > 0 {
+    fn act(&mut self, decision: Decision, known: Known, length: usize, batch: &mut Batch) -> Taken {
+        let may_go_with_reads = matches!(decision, Decision::Answer(_) | Decision::Fetch(_) | Decision::Fence)
+            || matches!(decision, Decision::Own(Verdict::Refused(_) | Verdict::Admitted(None)));
+        if !may_go_with_reads && self.owed.flights() > 0 {
             return Taken::Held;
         }
         if let Decision::Pipe | Decision::Own(Verdict::Reset) = decision
@@ -166,13 +172,21 @@ impl Connection {
             Decision::Answer(found) => {
                 self.input.advance(length);
                 self.reply_found(&found);
+                self.keep_link_awake(batch.begun);
             }
             Decision::Fetch(fetch) => {
                 let command = self.input.split_to(length).freeze();
+                self.owed.add_read(fetch.len());
                 self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
-                self.owed.add_read();
             }
-            Decision::Forward(effect, dropped) => self.forward(effect, dropped, length),
+            Decision::Bypass(keys) => {
+                batch.outcomes[Outcome::Bypass as usize] += keys as u64;
+                self.forward(Effect::Reveal, Dropped::Nothing, length);
+            }
+            Decision::Forward(effect) => {
+                let dropped = self.dropped(known.class, self.parser.arguments(&self.input));
+                self.forward(effect, dropped, length);
+            }
             Decision::Pipe => {
                 self.forward(Effect::Aside, Dropped::Nothing, length);
                 self.stage = Stage::Pipe;
@@ -208,9 +222,10 @@ impl Connection {
 
     pub(super) fn expect_answer(&mut self, effect: Effect, mut dropped: Dropped) {
         self.open_link();
-        self.is_past_memory = false;
         if effect == Effect::Exec {
             dropped.add(std::mem::take(&mut self.transaction));
+        } else if effect == Effect::Discard {
+            self.transaction = Dropped::Nothing;
         } else if self.standing.is_in_multi() {
             // It may be queued; or it is not, since an EXEC before it is not answered yet.
             self.transaction.add(dropped.clone());
@@ -224,37 +239,48 @@ impl Connection {
     fn let_go(&mut self, batch: &mut Batch) -> Taken {
         let arguments = self.parser.arguments(&self.input);
         let known = self.shared.commands.recognise(arguments.get(0));
-        let effect = match known.class {
-            Class::Aside | Class::Blocking | Class::Look | Class::Other | Class::Swapdb | Class::Flush => {
-                effect(known.class, arguments)
-            }
-            Class::Get | Class::Mget | Class::Exists | Class::Strlen | Class::Getrange => {
-                batch.outcomes[Outcome::Bypass as usize] += 1;
-                Effect::Reveal
-            }
-            _ => Effect::Unknown,
+        let is_pipe = is_pipe(known.class, arguments);
+        if self.judge(known.class, arguments).is_some() {
+            self.reply(|output| write_error(output.tail(), NO_AUTH));
+            self.stage = Stage::Leaving;
+            return Taken::Yes;
+        }
+        if self.owed.flights() > 0 || (is_pipe && !self.owed.is_empty()) {
+            return Taken::Held;
+        }
+        let effect = match effect(known.class, arguments) {
+            // What it asks for is still to come.
+            effect if effect.is_of_state() => Effect::Unknown,
+            effect => effect,
         };
         // Of keys that are still to come nobody will know.
         let mut dropped = self.dropped(known.class, arguments);
-        if dropped != Dropped::Nothing && self.parser.missing() > 1 {
+        if dropped != Dropped::Nothing && (self.parser.missing() > 1 || arguments.len() < 2) {
             dropped = Dropped::Everything;
         }
-        if self.owed.reads() > 0 {
-            return Taken::Held;
+        if known.class.is_read() {
+            batch.outcomes[Outcome::Bypass as usize] += 1;
         }
-        self.expect_answer(effect, dropped);
+        self.expect_answer(if is_pipe { Effect::Aside } else { effect }, dropped);
         let length = self.parser.let_go(&self.input);
         self.send_on(length);
+        if is_pipe {
+            self.stage = Stage::Pipe;
+        }
         self.shared.proxy.command(known.label);
         Taken::Yes
     }
 
     /// What a command takes out of memory, where nobody will tell of it: every word of it that may be a key.
     fn dropped(&self, class: Class, arguments: Arguments<'_>) -> Dropped {
+        let is_told = !self.shared.proxy.relies_on_ttl();
+        let may_be_key = |word: &&[u8]| word.len() <= self.shared.max_key;
         match class {
-            Class::Flush | Class::Other | Class::Blocking if !self.shared.proxy.relies_on_ttl() => Dropped::Nothing,
-            Class::Flush | Class::Swapdb => Dropped::Everything,
-            Class::Other | Class::Blocking => Dropped::keys(arguments.from(1).map(Key::from)),
+            Class::Swapdb => Dropped::Everything,
+            Class::Flush if !is_told => Dropped::Everything,
+            Class::Other | Class::Blocking | Class::Xread if !is_told => {
+                Dropped::keys(arguments.from(1).filter(may_be_key).map(Key::from))
+            }
             _ => Dropped::Nothing,
         }
     }
@@ -270,12 +296,16 @@ impl Connection {
     /// Redis has answered a command.
     pub(super) fn settle(&mut self, awaited: Awaited, frame: Frame) {
         let Awaited { effect, dropped, relied_on_ttl, .. } = awaited;
-        if effect != Effect::Aside {
+        if effect != Effect::Aside || frame.is_error() {
             self.unproved = Some(Instant::now());
             if self.shared.proxy.relies_on_ttl() && !relied_on_ttl {
                 // Redis has ceased to tell of changes since it was asked, perhaps of this one.
                 self.shared.proxy.invalidate_all();
             }
+        }
+        if effect == Effect::Discard && frame.is_error() {
+            // What it was to throw away may still be done.
+            self.transaction = Dropped::Everything;
         }
         self.drop_from_memory(&dropped);
         self.standing.answered(effect, frame);
@@ -283,16 +313,31 @@ impl Connection {
 
     fn begin_fence(&mut self) {
         let (proxy, since) = (self.shared.proxy.clone(), self.unproved.unwrap_or_else(Instant::now));
-        self.fencing = Some(Box::pin(async move { proxy.fence(since).await }));
+        let fence = async move { timeout(PATIENCE, proxy.fence(since)).await.unwrap_or(Err(BackendError::TimedOut)) };
+        self.fencing = Some(Box::pin(fence));
     }
 
-    /// Memory is proved to hold what the client knows, or cannot be.
+    /// Memory is proved to hold what the client knows, or cannot be now.
     pub(super) fn fenced(&mut self, fence: &Result<Fence, BackendError>) {
         match fence {
-            Ok(Fence::Told | Fence::Untold) => self.unproved = None,
-            Err(_) => self.is_past_memory = true,
+            Ok(Fence::Untold) => self.unproved = None,
+            // An answer that came meanwhile needs another.
+            Ok(Fence::Told) => self.unproved = self.unproved.filter(|since| !self.shared.proxy.is_current(*since)),
+            Err(_) => self.past_memory_until = Some(Instant::now() + PAST_MEMORY),
         }
     }
+}
+
+/// For how long a read waits for a fence before it is left to Redis: longer than an answer usually takes, and no delay that
+/// matters where Redis answers this client but not the proxy.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// For how long reads are then left to Redis without another try.
+const PAST_MEMORY: Duration = Duration::from_secs(1);
+
+/// Whether answers cannot be told from what comes by itself from then on.
+fn is_pipe(class: Class, arguments: Arguments<'_>) -> bool {
+    let is_of_client = class == Class::Client && is_one_of(arguments.get(1), &["reply", "tracking"]);
+    class == Class::Pipe || is_of_client
 }
 
 /// What a command that is forwarded changes in how its client stands.
@@ -300,6 +345,7 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
     match class {
         Class::Aside | Class::Client => Effect::Aside,
         Class::Blocking => Effect::Block,
+        Class::Xread if arguments.from(1).any(|word| word.eq_ignore_ascii_case(b"block")) => Effect::Block,
         Class::Multi => Effect::Multi,
         Class::Exec if arguments.len() == 1 => Effect::Exec,
         Class::Discard => Effect::Discard,
@@ -321,8 +367,7 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
 
 /// The user that a HELLO logs in as.
 fn hello_user(arguments: Arguments<'_>) -> Option<User> {
-    let at = (2..arguments.len()).find(|at| arguments.get(*at).eq_ignore_ascii_case(b"auth"))?;
-    Some(User::Named(Bytes::copy_from_slice(arguments.get(at + 1))))
+    hello_login(arguments).map(|at| User::Named(Bytes::copy_from_slice(arguments.get(at + 1))))
 }
 
 fn is_one_of(word: &[u8], words: &[&str]) -> bool {

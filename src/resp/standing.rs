@@ -18,6 +18,8 @@ pub(super) enum User {
     Named(Bytes),
     /// It knows the front end's password, so its link is the proxy's own user.
     Proxy,
+    /// Redis wants it to log in, whatever it was before.
+    Unknown,
 }
 
 /// Whom a password without a name is for.
@@ -32,7 +34,7 @@ impl User {
     fn is(&self, proxy: Option<&str>) -> bool {
         match (self, proxy) {
             (Self::Proxy, _) | (Self::Nobody, None) => true,
-            (Self::Nobody, Some(_)) => false,
+            (Self::Nobody, Some(_)) | (Self::Unknown, _) => false,
             (Self::Named(name), proxy) => *name == proxy.map_or(DEFAULT_USER, str::as_bytes),
         }
     }
@@ -43,6 +45,13 @@ impl User {
 pub(super) struct Origin {
     pub(super) user: Option<String>,
     pub(super) database: u32,
+}
+
+impl Effect {
+    /// Whether what follows on the connection may depend on it.
+    pub(super) fn is_of_state(&self) -> bool {
+        !matches!(self, Self::Aside | Self::Reveal | Self::Block)
+    }
 }
 
 /// What a forwarded command changes in how its client stands, once it is answered.
@@ -76,6 +85,9 @@ pub(super) struct Standing {
     protocol: Protocol,
     is_in_multi: bool,
     is_watching: bool,
+    /// How often `MULTI` and `WATCH` were said and are not answered.
+    multis_asked: usize,
+    watches_asked: usize,
     /// Something was asked for of which nobody knows whether it came to be.
     is_uncertain: bool,
 }
@@ -88,13 +100,16 @@ impl Standing {
             protocol: Protocol::Resp2,
             is_in_multi: false,
             is_watching: false,
+            multis_asked: 0,
+            watches_asked: 0,
             is_uncertain: false,
         }
     }
 
     /// Whether what Redis would say to this client is what it said to the proxy.
     pub(super) fn may_be_given(&self, origin: &Origin) -> bool {
-        let is_plain = !(self.is_in_multi || self.is_watching || self.is_uncertain);
+        let is_watching = self.is_watching || self.watches_asked > 0;
+        let is_plain = !(self.is_in_multi() || is_watching || self.is_uncertain);
         is_plain && self.database == origin.database && self.user.is(origin.user.as_deref())
     }
 
@@ -123,30 +138,52 @@ impl Standing {
 
     /// Whether commands are kept for `EXEC`.
     pub(super) fn is_in_multi(&self) -> bool {
-        self.is_in_multi
+        self.is_in_multi || self.multis_asked > 0
+    }
+
+    /// Whether a new link would be as good to it.
+    pub(super) fn is_as_new(&self) -> bool {
+        *self == self.without_link()
+    }
+
+    /// It cannot be told any more how it stands.
+    pub(super) fn doubt(&mut self) {
+        self.is_uncertain = true;
     }
 
     /// A command with this effect was sent on.
     pub(super) fn asked(&mut self, effect: &Effect) {
         match effect {
-            Effect::Multi => self.is_in_multi = true,
-            Effect::Watch => self.is_watching = true,
+            Effect::Multi => self.multis_asked += 1,
+            Effect::Watch => self.watches_asked += 1,
             _ => {}
         }
     }
 
     /// Redis answered a command with this effect.
     pub(super) fn answered(&mut self, effect: Effect, frame: Frame) {
+        match effect {
+            Effect::Multi => self.multis_asked -= 1,
+            Effect::Watch => self.watches_asked -= 1,
+            _ => {}
+        }
+        if frame.is_no_auth() {
+            self.user = User::Unknown;
+        }
         if frame.is_queued() {
             // It takes effect, or not, at EXEC.
-            let changes = !matches!(effect, Effect::Aside | Effect::Reveal | Effect::Block);
-            self.is_uncertain |= changes;
-            return;
+            self.is_uncertain |= effect.is_of_state();
+        } else if frame.is_error() {
+            self.refused(&effect);
+        } else {
+            self.granted(effect, frame);
         }
-        if frame.is_error() {
-            return self.refused(&effect);
-        }
+    }
+
+    fn granted(&mut self, effect: Effect, frame: Frame) {
         match effect {
+            Effect::Multi => self.is_in_multi = true,
+            Effect::Watch => self.is_watching = true,
             Effect::Exec | Effect::Discard => self.leave_multi(),
             Effect::Unwatch => self.is_watching = false,
             Effect::Select(database) => self.database = database,
@@ -158,10 +195,10 @@ impl Standing {
                     self.user = user;
                 }
             }
-            Effect::Reset => *self = Self::of(User::Nobody),
-            // Again: what was sent before it and answered since it was sent may have ended an earlier one.
-            Effect::Multi => self.is_in_multi = true,
-            Effect::Watch => self.is_watching = true,
+            Effect::Reset => {
+                let (multis_asked, watches_asked) = (self.multis_asked, self.watches_asked);
+                *self = Self { multis_asked, watches_asked, ..Self::of(User::Nobody) };
+            }
             Effect::Aside | Effect::Reveal | Effect::Block => {}
         }
     }
@@ -170,8 +207,8 @@ impl Standing {
         match effect {
             // However it ends, it ends the transaction.
             Effect::Exec => self.leave_multi(),
-            // It may have logged in before it came to what was wrong.
-            Effect::Hello(Some(_)) => self.is_uncertain = true,
+            // It may have logged in, or whatever it does, before it came to what was wrong.
+            Effect::Hello(Some(_)) | Effect::Unknown => self.is_uncertain = true,
             _ => {}
         }
     }

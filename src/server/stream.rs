@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::tcp;
+
 /// A client's stream.
 #[derive(Debug)]
 pub enum Stream {
@@ -38,7 +40,7 @@ impl Unattended {
         Ok(match self {
             Self::Tcp(stream) => {
                 let stream = TcpStream::from_std(stream)?;
-                stream.set_nodelay(true)?;
+                tcp::prepare(&stream)?;
                 Stream::Tcp(stream)
             }
             Self::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 19] = [
+const ALLOWED: [(&str, &str); 20] = [
     ("activity", "request_line"),
     ("admin", "problem proxy server units"),
-    ("backend", "activity cache key metrics units"),
+    ("backend", "activity cache key metrics tcp units"),
     ("cache", "key units"),
     ("cli", "units"),
     ("config", "admin backend cache cli http resp server telemetry units"),
@@ -23,8 +23,9 @@ const ALLOWED: [(&str, &str); 19] = [
     ("problem", ""),
     ("request_line", ""),
     ("resp", "backend cache key metrics proxy server units"),
-    ("server", "activity metrics problem request_line"),
+    ("server", "activity metrics problem request_line tcp"),
     ("systemd", ""),
+    ("tcp", ""),
     ("telemetry", "units"),
     ("units", ""),
 ];
