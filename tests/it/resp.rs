@@ -8,6 +8,7 @@
 #![expect(
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     clippy::unwrap_used,
     reason = "a test that panics has failed, which is what it should do, and shows what it prints"
 )]
@@ -15,12 +16,14 @@
 mod answers;
 mod clients;
 mod edges;
+mod faults;
 mod identity;
 mod limits;
 mod own_writes;
 mod pubsub;
 mod script;
 mod transactions;
+mod untold;
 mod ways;
 mod wire;
 

@@ -82,12 +82,12 @@ fn what_is_no_command_is_refused_in_redis_s_words() {
 #[test]
 fn a_line_that_is_too_long_is_refused() {
     let ways = Ways::start();
-    let long = |start: &[u8]| [start, &[b'1'; 65_540][..]].concat();
+    let long = |start: &[u8]| [start, &vec![b'1'; 65_540][..]].concat();
     for start in [&b"*"[..], b"*1\r\n$", b"PING "] {
         same_exchange(&ways, &long(start), 1);
     }
     // One that ends is taken, up to what Redis holds.
-    same_exchange(&ways, &[b"ECHO ", &[b'x'; 60_000][..], b"\r\n"].concat(), 1);
+    same_exchange(&ways, &[b"ECHO ", &vec![b'x'; 60_000][..], b"\r\n"].concat(), 1);
 }
 
 #[test]

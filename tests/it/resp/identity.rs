@@ -222,6 +222,29 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
 }
 
 #[test]
+fn answers_stay_in_order_where_a_login_is_pipelined_behind_a_read() {
+    if is_straight() {
+        return;
+    }
+    let (redis, proxy, _directory) = with_password(AS_READER);
+    redis.command(&["RPUSH", "list", "item"]);
+    let mut wire = Wire::connect(proxy.resp_address());
+    assert_eq!(wire.told_line("AUTH front"), "+OK\\r\\n");
+    // Memory knows nothing of the list yet, so the read is asked of Redis in the end.
+    wire.send(
+        [words("GET list"), words("HELLO 3 AUTH default front"), words("GET secret"), words("GET none")].concat(),
+    );
+    let told: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
+    assert!(told[0].starts_with("-WRONGTYPE"), "{told:#?}");
+    assert!(told[1].starts_with("%7"), "{told:#?}");
+    assert_eq!(told[2..], ["$6\\r\\nhidden\\r\\n", "_\\r\\n"]);
+    // A name may be a word that means something elsewhere.
+    let mut wire = Wire::connect(proxy.resp_address());
+    let told = wire.told_line("HELLO 3 SETNAME auth AUTH default front");
+    assert!(told.starts_with("%7"), "{told}");
+}
+
+#[test]
 fn a_stranger_may_not_send_much() {
     if is_straight() {
         return;
@@ -247,7 +270,9 @@ fn a_password_file_that_says_nothing_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     for (name, content) in [("missing", None), ("empty", Some("")), ("blank", Some("\n"))] {
         let file = directory.path().join(name);
-        content.into_iter().for_each(|content| fs::write(&file, content).unwrap());
+        if let Some(content) = content {
+            fs::write(&file, content).unwrap();
+        }
         let settings = format!("resp.password_file = \"{}\"", file.display());
         let (code, said) = Proxy::builder(&resp_config(&redis.url(), &settings)).run_to_end();
         assert!(code != 0 && said.contains("resp.password_file"), "{name}: {code} {said}");

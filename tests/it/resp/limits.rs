@@ -9,7 +9,7 @@ use super::number;
 use super::ways::{LASTING, Ways, is_straight};
 use super::wire::{Wire, bulk, command, show, words};
 use crate::stage::{await_metric, metric};
-use crate::support::{Proxy, eventually};
+use crate::support::{Proxy, eventually, within};
 
 const COMMANDS: u64 = 1_000_000;
 const MEBIBYTE: u64 = 1 << 20;
@@ -24,7 +24,9 @@ fn a_connection_too_many_is_told_so() {
     let Some(ways) = limited("resp.max_connections = 3") else { return };
     let proxy = ways.proxy().unwrap();
     let mut wires: Vec<_> = (0..3).map(|_| Wire::connect(ways.through())).collect();
-    wires.iter_mut().for_each(|wire| assert_eq!(wire.told_line("PING"), "+PONG\\r\\n"));
+    for wire in &mut wires {
+        assert_eq!(wire.told_line("PING"), "+PONG\\r\\n");
+    }
     let mut refused = Wire::connect(ways.through());
     assert_eq!(show(&refused.rest()), "-ERR max number of clients reached\\r\\n");
     await_metric(proxy, r#"connections{front_end="resp"}"#, 3.0);
@@ -53,6 +55,61 @@ fn a_silent_connection_is_closed_in_time_and_one_that_is_owed_something_is_not()
 }
 
 #[test]
+fn a_connection_that_is_slow_to_take_a_value_is_not_silent() {
+    let Some(ways) = limited("resp.idle_timeout = \"300ms\"") else { return };
+    let value = vec![b'v'; 64 << 20];
+    let mut wire = Wire::connect(ways.through());
+    wire.ask(&[b"SET", &b"key"[..], &value]);
+    // From Redis, and then from memory.
+    for _ in 0..2 {
+        wire.send(words("GET key"));
+        // Longer than it may be silent, with most of the value on its way.
+        assert_eq!(within(Duration::from_secs(2), || None::<()>), None);
+        assert_eq!(wire.answer(), bulk(&value));
+    }
+}
+
+#[test]
+fn who_asks_for_more_than_may_be_fetched_at_once_is_answered() {
+    const KEYS: usize = 500;
+    let Some(ways) = limited("redis.max_fetches = 1\nredis.max_queue = 1") else { return };
+    ways.behind().command(&["SET", "k:7", "seven"]);
+    let mut wires: Vec<_> = (0..2).map(|_| Wire::connect(ways.through())).collect();
+    let reads: Vec<u8> = (0..KEYS).flat_map(|number| words(&format!("GET k:{number}"))).collect();
+    for wire in &mut wires {
+        wire.send(&reads);
+    }
+    for wire in &mut wires {
+        for number in 0..KEYS {
+            let expected = if number == 7 { "$5\\r\\nseven\\r\\n" } else { "$-1\\r\\n" };
+            assert_eq!(show(&wire.answer()), expected, "k:{number}");
+        }
+    }
+}
+
+#[test]
+fn no_read_is_forgotten_when_a_slow_client_takes_its_answers() {
+    let Some(ways) = limited("resp.max_output_buffer = \"64KiB\"") else { return };
+    let item = vec![b'i'; 60_000];
+    for _ in 0..70 {
+        ways.behind().command(&[b"RPUSH", &b"list"[..], &item]);
+    }
+    ways.behind().command(&["SET", "k", "value"]);
+    Wire::connect(ways.through()).ask_line("GET k");
+    for number in 0..20 {
+        let mut wire = Wire::connect(ways.through());
+        let range = format!("LRANGE list 0 {}", 70 - number);
+        wire.send([words("SET own 1"), words(&range)].concat());
+        assert_eq!(show(&wire.answer()), "+OK\\r\\n");
+        wire.send(words("GET k"));
+        // Now it is full on both sides.
+        assert_eq!(within(Duration::from_millis(50), || None::<()>), None);
+        assert!(wire.answer().starts_with(b"*"));
+        assert_eq!(wire.answer(), bulk("value"), "after {range}");
+    }
+}
+
+#[test]
 fn an_argument_that_is_too_large_ends_the_connection() {
     let Some(ways) = limited("resp.max_bulk = \"1MiB\"") else { return };
     let most = vec![b'x'; 1 << 20];
@@ -77,7 +134,7 @@ fn too_many_arguments_end_the_connection() {
 
 #[test]
 fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
-    let Some(ways) = limited("resp.max_query_buffer = \"16KiB\"") else { return };
+    let Some(ways) = limited("resp.max_query_buffer = \"128KiB\"") else { return };
     let (large, keys) = (vec![b'x'; 8 << 20], (0..20_000).map(|key| format!("key:{key}")).collect::<Vec<_>>());
     ways.same(|address| {
         let mut wire = Wire::connect(address);
@@ -112,7 +169,7 @@ fn a_million_commands_may_be_sent_before_any_answer_is_read() {
         assert_eq!(wire.answer(), b"$5\r\nvalue\r\n", "answer {number}");
     }
     assert_eq!(wire.answer(), bulk("end"));
-    println!("{count} commands sent in {sent:?}, answered in {:?}", begun.elapsed());
+    eprintln!("{count} commands sent in {sent:?}, answered in {:?}", begun.elapsed());
 }
 
 #[test]
@@ -139,12 +196,35 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
         sending.join().unwrap().unwrap();
         let commands =
             metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
-        println!(
+        eprintln!(
             "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first"
         );
         // Twice the limit, for the buffers of both connections and what the allocator keeps.
         assert!(most < 2 * LIMIT + 24 * MEBIBYTE, "{line}: {most} bytes more than before");
     }
+}
+
+#[test]
+fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
+    const KEYS: usize = 300;
+    let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"\ncache.capacity = 10") else { return };
+    let (proxy, value) = (ways.proxy().unwrap(), vec![b'v'; 1 << 20]);
+    for number in 0..KEYS {
+        ways.behind().command(&[b"SET", format!("k:{number}").as_bytes(), &value]);
+    }
+    let mut wire = Wire::connect(ways.through());
+    let before = resident(proxy);
+    wire.send((0..KEYS).flat_map(|number| words(&format!("GET k:{number}"))).collect::<Vec<_>>());
+    let mut most = 0;
+    within(Duration::from_secs(2), || {
+        most = most.max(resident(proxy).saturating_sub(before));
+        None::<()>
+    });
+    for number in 0..KEYS {
+        assert_eq!(wire.answer().len(), bulk(&value).len(), "k:{number}");
+    }
+    eprintln!("{most} bytes more");
+    assert!(most < 150 * MEBIBYTE, "{most} bytes more than before");
 }
 
 /// Returns, once no more commands are taken up, how many were.
@@ -162,7 +242,7 @@ fn stands_still(proxy: &Proxy) -> f64 {
 }
 
 /// The memory of the proxy, in bytes.
-fn resident(proxy: &Proxy) -> u64 {
+pub(super) fn resident(proxy: &Proxy) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::ways::Ways;
-use super::wire::{Wire, show, words};
+use super::wire::{Wire, command, show, words};
 
 #[test]
 fn subscribers_hear_what_is_published() {
@@ -56,6 +56,23 @@ fn a_lot_that_is_published_comes_in_order() {
         assert_eq!(show(&subscriber.answer()), show(expected.as_bytes()));
     }
     assert!(publisher.answers(MESSAGES).iter().all(|answer| answer == b":1\r\n"));
+}
+
+#[test]
+fn a_subscription_may_be_longer_than_what_is_held() {
+    let ways = Ways::start();
+    let channels: Vec<_> = (0..30_000).map(|number| format!("channel-with-a-long-enough-name:{number:020}")).collect();
+    let subscribe: Vec<_> = ["SUBSCRIBE"].into_iter().chain(channels.iter().map(String::as_str)).collect();
+    for connect in [Wire::connect, Wire::connect_resp3] {
+        ways.same(|address| {
+            let mut wire = connect(address);
+            wire.send([command(&subscribe), words("AUTH default wrong x"), words("PING"), words("GET key")].concat());
+            let told = wire.answers(channels.len() + 3);
+            let mut other = Wire::connect(address);
+            other.ask_line(&format!("PUBLISH {} message", channels[29_999]));
+            (told[0].clone(), show(&told.concat()[..]).len(), show(&told[channels.len() - 1]), show(&wire.answer()))
+        });
+    }
 }
 
 #[test]

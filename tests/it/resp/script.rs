@@ -276,7 +276,7 @@ const LAST_WORDS: [&str; 9] = [
 impl Writer {
     /// A few values to begin with.
     fn beginning(&mut self) -> Round {
-        let mut commands = vec![self.said("RESET")];
+        let mut commands = vec![self.said("RESET"), self.said("FLUSHALL")];
         for key in STRINGS {
             if self.random.random_ratio(2, 3) {
                 commands.push(Said::words(&["SET", key, *VALUES.choose(&mut self.random).unwrap()]));

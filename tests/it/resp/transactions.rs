@@ -77,18 +77,25 @@ fn who_waits_for_a_list_gets_what_is_pushed_and_reads_what_is_behind_in_order() 
 fn memory_answers_again_when_the_state_is_over() {
     let ways = Ways::start();
     let mut wire = Wire::connect(ways.through());
-    let setups: [&[&str]; 6] = [
+    let setups: [&[&str]; 9] = [
         &["MULTI", "SET other 1", "EXEC"],
         &["MULTI", "DISCARD"],
         &["WATCH k", "UNWATCH"],
         &["WATCH k", "MULTI", "EXEC"],
         &["SELECT 1", "SELECT 0"],
         &["MULTI", "SELECT 1", "RESET"],
+        // What was refused changes nothing.
+        &["MULTI x"],
+        &["WATCH"],
+        &["EXEC", "DISCARD", "SELECT x", "HELLO 9", "AUTH default"],
     ];
     wire.ask_line("SET k value");
     wire.ask_line("GET k");
     for setup in setups {
-        setup.iter().for_each(|line| _ = wire.ask_line(line));
+        for line in setup {
+            wire.ask_line(line);
+        }
+        eprintln!("{setup:?}");
         ways.expect_from_memory(3.0, || (0..3).for_each(|_| _ = wire.ask_line("GET k")));
     }
     // And while it lasts it does not.

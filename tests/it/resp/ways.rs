@@ -99,16 +99,16 @@ impl Ways {
     }
 
     /// How many were answered from memory.
-    pub(super) fn from_memory(&self) -> Option<f64> {
+    pub(super) fn answered_from_memory(&self) -> Option<f64> {
         self.reads(&["hit", "absent"])
     }
 
     /// Does what is to be answered from memory, and sees that so many reads were.
     #[track_caller]
     pub(super) fn expect_from_memory<T>(&self, count: f64, act: impl FnOnce() -> T) -> T {
-        let before = self.from_memory();
+        let before = self.answered_from_memory();
         let done = act();
-        if let (Some(before), Some(after)) = (before, self.from_memory()) {
+        if let (Some(before), Some(after)) = (before, self.answered_from_memory()) {
             assert!((after - before - count).abs() < 0.5, "{} reads from memory, expected {count}", after - before);
         }
         done

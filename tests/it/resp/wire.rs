@@ -56,6 +56,18 @@ impl Wire {
         }
     }
 
+    /// Sends as much as the other end takes at once, since it may take no more while its answers are not.
+    pub(super) fn send_what_is_taken(&self, mut bytes: &[u8]) {
+        const LONGEST: Duration = Duration::from_millis(200);
+        self.stream.set_write_timeout(Some(LONGEST)).expect("a connection to set up");
+        while let Ok(taken) = (&self.stream).write(bytes) {
+            bytes = &bytes[taken..];
+            if bytes.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Sends a command and returns its answer.
     #[track_caller]
     pub(super) fn ask<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> Vec<u8> {
