@@ -3,7 +3,7 @@
 //! Each thread that reads counts in a sketch of its own, which holds so many keys and no more: of any key it knows a count
 //! that is too low by at most its error, and a key that is read more often than that is never missed (Misra and Gries; the
 //! sketch is Apache `DataSketches`' "frequent items"). So counting waits for nobody, and what it takes is bounded by keys
-//! times [`LONGEST`] times two for each thread. Counts begin anew each [`WINDOW`]; what is told is of the last whole one
+//! times `LONGEST` times two for each thread. Counts begin anew each `WINDOW`; what is told is of the last whole one
 //! and the one that goes on.
 
 use std::sync::{Arc, Mutex, PoisonError};

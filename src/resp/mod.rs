@@ -3,7 +3,7 @@
 //! A client speaks to the proxy as it would to Redis. What can be answered from memory is, and all else goes to Redis over
 //! a link of the client's own and comes back, byte for byte, in order. The rule that must not be broken: a client is never
 //! told what Redis would not have told it on that connection at that moment. So an answer from memory is given only to
-//! who could have read it ([`standing`]), and only when memory holds all that this client has been told already: after
+//! who could have read it (`standing`), and only when memory holds all that this client has been told already: after
 //! anything it was told by Redis that memory may not know yet, it waits for a fence
 //! ([`Proxy::fence`](crate::proxy::Proxy::fence)).
 //!
