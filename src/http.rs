@@ -5,7 +5,6 @@
 //! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC 9457) that say
 //! what was wrong with the request and nothing about what is behind the proxy.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,10 +190,15 @@ impl Http {
     }
 }
 
+/// As many headers as an answer has.
+const HEADERS: usize = 8;
+
 fn value_response(value: bytes::Bytes) -> Response {
     let length = value.len();
     let mut response = Response::new(Body::from(value));
     let headers = response.headers_mut();
+    // For all that are put in, so that it grows but once.
+    headers.reserve(HEADERS);
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     // A value is data, whatever a browser takes it for.
@@ -208,13 +212,12 @@ fn without_body(response: Response) -> Response {
 }
 
 fn etag(digest: &[u8; 16]) -> HeaderValue {
-    let mut text = String::with_capacity(34);
-    text.push('"');
-    for byte in digest {
-        _ = write!(text, "{byte:02x}");
+    let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+    let mut text = [b'"'; 34];
+    for (digits, byte) in text[1..33].chunks_exact_mut(2).zip(digest) {
+        digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
     }
-    text.push('"');
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
 
 /// Whether `If-None-Match` names this tag or any (RFC 9110, section 13.1.2: compared weakly).
@@ -248,12 +251,16 @@ fn cache_status(answer: &Answer) -> HeaderValue {
         Outcome::Coalesced => "redis-proxy; fwd=miss; collapsed",
         Outcome::Bypass => "redis-proxy; fwd=bypass",
     });
-    _ = match answer.freshness {
-        Freshness::Fresh { remaining } => write!(text, "; ttl={}", remaining.as_secs()),
-        // Never "-0": what is past is past by a second at least.
-        Freshness::Stale { past } => write!(text, "; ttl=-{}", past.as_secs() + 1),
-        Freshness::Dead => Ok(()),
+    let mut add = |name, seconds| {
+        text.push_str(name);
+        text.push_str(itoa::Buffer::new().format(seconds));
     };
+    match answer.freshness {
+        Freshness::Fresh { remaining } => add("; ttl=", remaining.as_secs()),
+        // Never "-0": what is past is past by a second at least.
+        Freshness::Stale { past } => add("; ttl=-", past.as_secs() + 1),
+        Freshness::Dead => {}
+    }
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("redis-proxy"))
 }
 
