@@ -1,18 +1,20 @@
-//! The operator's routes: `/metrics`, `/livez`, `/readyz`. They are served beside `/keys/`, or on a listener of
+//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`. They are served beside `/keys/`, or on a listener of
 //! their own when `[admin] listen` names one.
 
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::{StatusCode, header};
+use http::{StatusCode, Uri, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::hotkeys::HotKey;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::Listen;
-use crate::units::{self, Contradiction, absurd_limits};
+use crate::units::{self, Contradiction, absurd_limits, broken};
 
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,19 +25,27 @@ pub struct Settings {
     /// Connections at most, when there is such a listener.
     #[serde(with = "units::count")]
     pub max_connections: usize,
+    /// How many keys are counted at once, to tell which are read most; 0: none.
+    #[serde(with = "units::count")]
+    pub hotkeys: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: Listen::default(), max_connections: 64 }
+        Self { listen: Listen::default(), max_connections: 64, hotkeys: 0 }
     }
 }
 
 impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        absurd_limits([(self.max_connections, "admin.max_connections")])
+        let text = format!("found {}, expected at most {MOST_HOT_KEYS}", self.hotkeys);
+        let own = broken([(self.hotkeys > MOST_HOT_KEYS, "admin.hotkeys", &text)]);
+        [own, absurd_limits([(self.max_connections, "admin.max_connections")])].concat()
     }
 }
+
+/// More keys than anybody looks at.
+const MOST_HOT_KEYS: usize = 65_536;
 
 /// The operator's routes.
 pub fn router(proxy: Proxy) -> Router {
@@ -43,6 +53,7 @@ pub fn router(proxy: Proxy) -> Router {
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .route("/hotkeys", get(hotkeys))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(proxy)
 }
@@ -59,7 +70,7 @@ async fn method_not_allowed() -> Response {
 
 async fn not_found() -> Response {
     let kind = Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
-    kind.response(Some("Here are /metrics, /livez and /readyz."))
+    kind.response(Some("Here are /metrics, /livez, /readyz and /hotkeys."))
 }
 
 async fn metrics(State(proxy): State<Proxy>) -> Response {
@@ -81,6 +92,38 @@ async fn readyz(State(proxy): State<Proxy>) -> Response {
             let body = json!({ "status": "not ready", "reason": reason.to_string(), "coherence": coherence });
             json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
+    }
+}
+
+/// Which keys are read most, as JSON: each as it is written behind `/keys/`, with its reads and by how much that may be
+/// too many.
+async fn hotkeys(State(proxy): State<Proxy>, uri: Uri) -> Response {
+    let Some(most) = top(uri.query()) else {
+        return BAD_TOP.response(Some("Write ?top=20, or nothing."));
+    };
+    let Some(hottest) = proxy.hottest(most) else {
+        return NOT_COUNTED.response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
+    };
+    let key = |hot: &HotKey| {
+        let key = percent_encode(&hot.key, ESCAPED).to_string();
+        json!({ "key": key, "reads": hot.reads, "error": hot.error })
+    };
+    let keys: Vec<_> = hottest.keys.iter().map(key).collect();
+    let period = hottest.period.as_secs_f64();
+    json_response(StatusCode::OK, &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }))
+}
+
+const BAD_TOP: Kind = Kind::new(StatusCode::BAD_REQUEST, "bad-top", "It is not clear how many keys are wanted");
+const NOT_COUNTED: Kind = Kind::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
+/// What a key is not written with: all that means something in a path, in JSON or on a terminal.
+const ESCAPED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':').remove(b'/');
+
+/// How many keys are wanted: `top=`, or twenty.
+fn top(query: Option<&str>) -> Option<usize> {
+    match query {
+        None | Some("") => Some(20),
+        Some(query) => query.strip_prefix("top=")?.parse().ok(),
     }
 }
 

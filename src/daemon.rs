@@ -17,12 +17,13 @@ use tokio_stream::StreamExt as _;
 use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
 use crate::config::{Config, DaemonSettings, Problems, Sources};
+use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::resp::{self, PasswordError, Resp};
 use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
-use crate::telemetry::FilterHandle;
+use crate::telemetry::Telemetry;
 use crate::{admin, http};
 
 /// Why the daemon could not be started.
@@ -63,7 +64,7 @@ pub enum Ending {
 pub struct Daemon {
     config: Config,
     sources: Sources,
-    filter: FilterHandle,
+    telemetry: Telemetry,
     signals: Signals,
     notifier: Arc<Notifier>,
     listeners: Vec<Listener>,
@@ -80,7 +81,7 @@ impl Daemon {
     ///
     /// # Errors
     /// A file that cannot be used, an address that is taken, or a system out of means.
-    pub async fn build(config: Config, sources: Sources, filter: FilterHandle) -> Result<Self, StartError> {
+    pub async fn build(config: Config, sources: Sources, telemetry: Telemetry) -> Result<Self, StartError> {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
         let notifier = Arc::new(Notifier::start()?);
@@ -88,13 +89,18 @@ impl Daemon {
         let means = within_means(&config);
         let metrics = Arc::new(Metrics::new(&resp::names())?);
         let cache = Cache::new(config.cache.clone(), Handle::current());
+        let looked_at = cache.clone();
+        metrics.tell_of_cache(move || looked_at.statistics())?;
+        let looked_at = telemetry.clone();
+        metrics.tell_of_spans_dropped(move || looked_at.spans_dropped())?;
         let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
-        let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics));
+        let hot_keys = HotKeys::new(config.admin.hotkeys);
+        let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), hot_keys);
         let listeners = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         let link = Some(link);
-        Ok(Self { config, sources, filter, signals, notifier, listeners, workers, link, proxy, cache, metrics })
+        Ok(Self { config, sources, telemetry, signals, notifier, listeners, workers, link, proxy, cache, metrics })
     }
 
     /// Serves until told to stop.
@@ -162,7 +168,7 @@ impl Daemon {
     fn settle(&mut self, reloaded: Result<Result<Reloaded, Problems>, JoinError>) {
         match reloaded {
             Ok(Ok(Reloaded { config, evicted, took })) => {
-                self.filter.set(&config.telemetry.log_filter);
+                self.telemetry.set_filter(&config.telemetry.log_filter);
                 self.config = config;
                 self.metrics.config_reloaded();
                 let cache = &self.config.cache;
@@ -249,6 +255,7 @@ async fn listeners(
     let mut listeners = Vec::new();
     for (front_end, listen, service, most) in services {
         let socket = inherited.remove(front_end.name());
+        metrics.connections_limit(front_end, most);
         listeners.push(Listener::bind(front_end, listen, socket, (service, most), Arc::clone(metrics)).await?);
     }
     Ok(listeners)

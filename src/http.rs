@@ -15,6 +15,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
+use tracing::{Instrument as _, Span};
 
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Freshness, Outcome};
@@ -23,6 +24,7 @@ use crate::metrics::FrontEnd;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::Listen;
+use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
 /// `[http]`
@@ -127,13 +129,21 @@ pub fn router(proxy: Proxy, settings: Settings) -> Router {
 }
 
 async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
+    let route = if request.uri().path().starts_with(PREFIX) { Route::Keys } else { Route::None };
+    let span = trace::request(&request, route);
+    let response = respond(&http, request, &span).instrument(span.clone()).await;
+    trace::responded(&span, response.status());
+    response
+}
+
+async fn respond(http: &Http, request: Request, span: &Span) -> Response {
     let Some(escaped) = request.uri().path().strip_prefix(PREFIX) else {
         return Problem::NoRoute.into_response();
     };
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Problem::MethodNotAllowed.into_response();
     }
-    let response = match http.read(escaped, request.uri().query(), demand(request.headers())).await {
+    let response = match http.read(escaped, request.uri().query(), demand(request.headers()), span).await {
         Ok(answer) => http.answer(&answer, request.headers()),
         Err(problem) => problem.into_response(),
     };
@@ -141,7 +151,7 @@ async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
 }
 
 impl Http {
-    async fn read(&self, escaped: &str, query: Option<&str>, demand: Demand) -> Result<Answer, Problem> {
+    async fn read(&self, escaped: &str, query: Option<&str>, demand: Demand, span: &Span) -> Result<Answer, Problem> {
         if query.is_some() {
             return Err(Problem::Query);
         }
@@ -152,7 +162,7 @@ impl Http {
         if key.len() > self.settings.max_key.0 {
             return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
         }
-        self.proxy.get(FrontEnd::Http, &key, demand).await.map_err(Problem::Backend)
+        self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)
     }
 
     fn answer(&self, answer: &Answer, request: &HeaderMap) -> Response {

@@ -11,7 +11,7 @@ use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::daemon::{Daemon, Ending, StartError};
 use redis_proxy::health::{self, Question};
-use redis_proxy::telemetry;
+use redis_proxy::telemetry::{self, Telemetry, TracesError};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 64;
@@ -63,10 +63,9 @@ fn refuse(problems: &Problems) -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref() {
-        Some(StartError::Prepare(_)) => CONFIG,
-        _ => FAILED,
-    }
+    let wrong_file = matches!(error.downcast_ref(), Some(StartError::Prepare(_)));
+    let wrong_collector = matches!(error.downcast_ref(), Some(telemetry::StartError::Traces(TracesError::Exporter(_))));
+    if wrong_file || wrong_collector { CONFIG } else { FAILED }
 }
 
 fn complain(text: &str, code: u8) -> ExitCode {
@@ -94,11 +93,15 @@ fn health(config: &Config, question: Question) -> anyhow::Result<ExitCode> {
 }
 
 fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
-    let filter = telemetry::start(&config.telemetry).context("cannot begin to log")?;
+    let telemetry = Telemetry::start(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    let ending = runtime.block_on(async { anyhow::Ok(Daemon::build(config, sources, filter).await?.run().await) })?;
+    let daemon = Daemon::build(config, sources, telemetry.clone());
+    let ending = runtime.block_on(async { anyhow::Ok(daemon.await?.run().await) })?;
     // What still runs has been given its time.
     runtime.shutdown_background();
+    if ending != Ending::Hurried {
+        telemetry.end();
+    }
     Ok(match ending {
         Ending::Drained => ExitCode::SUCCESS,
         Ending::Hurried | Ending::Failed => ExitCode::from(FAILED),

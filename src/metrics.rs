@@ -1,10 +1,11 @@
 //! What an operator sees at `/metrics`; the only user of the `prometheus` crate.
 //!
-//! Every label value is there from the start, at zero. What the cache counts itself is copied when somebody
-//! looks; hits and misses are sums over the same look at the reads, so hits + misses = reads in every scrape.
+//! Every label value is there from the start, at zero. What others count is looked at when somebody asks, and what
+//! belongs together comes from one look: hits and misses are sums over the same reads, so hits + misses = reads in every
+//! scrape. docs/metrics.md tells of each; a test holds the two together.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::{Collector, Desc};
@@ -14,7 +15,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::cache::{Cause, Coherence, Outcome, Statistics};
+use crate::cache::{Cause, Coherence, CoherenceMode, Outcome, Statistics};
 
 /// Who was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,28 +94,20 @@ pub struct Metrics {
     reads: Reads,
     /// By front end and outcome, in the order of their `ALL`.
     durations: [[Histogram; Outcome::ALL.len()]; FrontEnd::READERS.len()],
-    evictions: IntCounterVec,
     /// By name, in the order of the list that this was made with.
     commands: Vec<IntCounter>,
-    flights: IntGauge,
-    flights_discarded: IntCounter,
-    entries: IntGauge,
-    bytes: IntGauge,
-    capacity: IntGauge,
-    ttl: Gauge,
     backend_duration: Histogram,
     backend_up: IntGauge,
     backend_errors: IntCounterVec,
-    coherent: IntGauge,
     invalidations: IntCounterVec,
     invalidation_lag: Histogram,
     tracking_reconnects: IntCounter,
     connections: IntGaugeVec,
+    connections_limit: IntGaugeVec,
     connections_refused: IntCounterVec,
     reloads: IntCounterVec,
     last_reload: Gauge,
-    /// Held while the copied figures are being set, so that two scrapes do not mix.
-    rendering: Mutex<()>,
+    last_reload_successful: IntGauge,
 }
 
 impl Metrics {
@@ -127,23 +120,12 @@ impl Metrics {
         let new = Registration(&registry);
         let said = new.counters("commands_total", "Commands of clients of Redis (resp), by name.", "command")?;
         let metrics = Self {
-            reads: new.add(Reads::default())?,
+            reads: new.reads()?,
             durations: new.request_durations()?,
-            evictions: new.counters("cache_evictions_total", "Entries that left the cache, by cause.", "cause")?,
             commands: commands.iter().map(|name| said.with_label_values(&[name])).collect(),
-            flights: new.gauge("flights", "Fetches in progress, each for one key.")?,
-            flights_discarded: new.counter(
-                "flights_discarded_total",
-                "Fetches answered but not stored, because the key was invalidated meanwhile.",
-            )?,
-            entries: new.gauge("cache_entries", "Entries in the cache.")?,
-            bytes: new.gauge("cache_bytes", "Bytes of the keys and values in the cache.")?,
-            capacity: new.gauge("cache_capacity_entries", "How many entries the cache keeps at most.")?,
-            ttl: new.seconds("cache_ttl_seconds", "How old a cached value may be.")?,
             backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
             backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
-            coherent: new.gauge("coherent", "Whether Redis tells of changes, and is heard (1), or not (0).")?,
             invalidations: new.counters("invalidations_total", "Changes heeded, by what was invalidated.", "kind")?,
             invalidation_lag: new.histogram(
                 "invalidation_lag_seconds",
@@ -154,6 +136,11 @@ impl Metrics {
                 "Links with tracking that took the place of one that was lost.",
             )?,
             connections: new.gauges("connections", "Open client connections.", "front_end")?,
+            connections_limit: new.gauges(
+                "connections_limit",
+                "How many client connections may be open; one more is refused.",
+                "front_end",
+            )?,
             connections_refused: new.counters(
                 "connections_refused_total",
                 "Client connections refused because there were as many as may be.",
@@ -164,7 +151,10 @@ impl Metrics {
                 "config_last_reload_success_timestamp_seconds",
                 "When the configuration in force was loaded, in seconds since 1970.",
             )?,
-            rendering: Mutex::new(()),
+            last_reload_successful: new.gauge(
+                "config_last_reload_successful",
+                "Whether the last configuration that was read is in force (1), or was refused (0).",
+            )?,
             registry: registry.clone(),
         };
         new.build_info()?;
@@ -175,9 +165,6 @@ impl Metrics {
 
     fn start_labels(&self) {
         let zero = |counters: &IntCounterVec, label| counters.with_label_values(&[label]).reset();
-        for cause in Cause::ALL {
-            zero(&self.evictions, cause.name());
-        }
         for kind in BACKEND_ERROR_KINDS {
             zero(&self.backend_errors, kind);
         }
@@ -197,7 +184,13 @@ impl Metrics {
     pub fn reads(&self, front_end: FrontEnd, outcome: Outcome, count: u64, took: Duration) {
         let Some(durations) = self.durations.get(front_end as usize) else { return };
         let seconds = took.as_secs_f64();
-        (0..count).for_each(|_| durations[outcome as usize].observe(seconds));
+        if count == 1 {
+            durations[outcome as usize].observe(seconds);
+        } else {
+            // Added together first, and to what others add to only once.
+            let together = durations[outcome as usize].local();
+            (0..count).for_each(|_| together.observe(seconds));
+        }
         self.reads.0[front_end as usize][outcome as usize].fetch_add(count, Relaxed);
     }
 
@@ -259,6 +252,11 @@ impl Metrics {
         FrontEnd::READERS.iter().map(|front_end| self.connections.with_label_values(&[front_end.name()]).get()).sum()
     }
 
+    /// So many connections may be open.
+    pub fn connections_limit(&self, front_end: FrontEnd, most: usize) {
+        self.connections_limit.with_label_values(&[front_end.name()]).set(i64::try_from(most).unwrap_or(i64::MAX));
+    }
+
     /// A connection was refused because there were as many as may be.
     pub fn connection_refused(&self, front_end: FrontEnd) {
         self.connections_refused.with_label_values(&[front_end.name()]).inc();
@@ -273,36 +271,98 @@ impl Metrics {
     /// A new configuration was refused.
     pub fn config_refused(&self) {
         self.reloads.with_label_values(&["failure"]).inc();
+        self.last_reload_successful.set(0);
     }
 
     fn config_in_force(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_reload.set(now.as_secs_f64());
+        self.last_reload_successful.set(1);
     }
 
-    /// The Prometheus text format, with the cache's figures as they are now.
-    pub fn render(&self, cache: &Statistics) -> String {
-        let _alone = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
-        self.copy(cache);
+    /// From now on the cache's figures are told too.
+    ///
+    /// # Errors
+    /// They are told already.
+    pub fn tell_of_cache(&self, look: impl Fn() -> Statistics + Send + Sync + 'static) -> prometheus::Result<()> {
+        Registration(&self.registry).look(move || cache_figures(&look()))
+    }
+
+    /// From now on it is told how many spans were dropped.
+    ///
+    /// # Errors
+    /// It is told already.
+    pub fn tell_of_spans_dropped(&self, look: impl Fn() -> u64 + Send + Sync + 'static) -> prometheus::Result<()> {
+        let help = "Spans that no collector got: it did not take them, or there were more than may wait for it.";
+        Registration(&self.registry).look(move || Ok(vec![counted("spans_dropped_total", help, look())?]))
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
+}
 
-    fn copy(&self, cache: &Statistics) {
-        let set = |counter: &IntCounter, value| {
-            counter.reset();
-            counter.inc_by(value);
-        };
-        let gauge = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        for (cause, evicted) in Cause::ALL.iter().zip(cache.evictions) {
-            set(&self.evictions.with_label_values(&[cause.name()]), evicted);
-        }
-        set(&self.flights_discarded, cache.flights_discarded);
-        gauge(&self.flights, cache.flights as u64);
-        self.coherent.set((cache.coherence == Coherence::Tracking).into());
-        gauge(&self.entries, cache.entries);
-        gauge(&self.bytes, cache.bytes);
-        gauge(&self.capacity, cache.settings.capacity as u64);
-        self.ttl.set(cache.settings.ttl.as_secs_f64());
+/// One look at what somebody else counts.
+type Figures = prometheus::Result<Vec<Box<dyn Collector>>>;
+
+fn cache_figures(cache: &Statistics) -> Figures {
+    let evictions = options("cache_evictions_total", "Entries that left the cache, by cause.");
+    let evictions = IntCounterVec::new(evictions, &["cause"])?;
+    for (cause, evicted) in Cause::ALL.iter().zip(cache.evictions) {
+        evictions.with_label_values(&[cause.name()]).inc_by(evicted);
+    }
+    let settings = &cache.settings;
+    let (coherent, wanted) = (cache.coherence == Coherence::Tracking, settings.coherence != CoherenceMode::Ttl);
+    let ttl = Gauge::with_opts(options("cache_ttl_seconds", "How old a cached value may be."))?;
+    ttl.set(settings.ttl.as_secs_f64());
+    Ok(vec![
+        Box::new(evictions),
+        Box::new(ttl),
+        counted(
+            "flights_discarded_total",
+            "Fetches answered but not stored, because the key was invalidated meanwhile.",
+            cache.flights_discarded,
+        )?,
+        measured("flights", "Fetches in progress, each for one key.", cache.flights as u64)?,
+        measured("cache_entries", "Entries in the cache.", cache.entries)?,
+        measured("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
+        measured("cache_capacity_entries", "How many entries the cache keeps at most.", settings.capacity as u64)?,
+        measured("coherent", "Whether Redis tells of changes, and is heard (1), or not (0).", coherent.into())?,
+        measured(
+            "coherence_wanted",
+            "Whether Redis is to tell of changes (1), or cache.coherence leaves it to the TTL (0).",
+            wanted.into(),
+        )?,
+    ])
+}
+
+fn counted(name: &str, help: &str, count: u64) -> prometheus::Result<Box<dyn Collector>> {
+    let counter = IntCounter::with_opts(options(name, help))?;
+    counter.inc_by(count);
+    Ok(Box::new(counter))
+}
+
+fn measured(name: &str, help: &str, value: u64) -> prometheus::Result<Box<dyn Collector>> {
+    let gauge = IntGauge::with_opts(options(name, help))?;
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    Ok(Box::new(gauge))
+}
+
+/// What somebody else counts, looked at for each scrape.
+struct Looked<F> {
+    look: F,
+    /// Of the names that every look has.
+    descriptions: Vec<Desc>,
+}
+
+impl<F: Fn() -> Figures + Send + Sync> Collector for Looked<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        (self.look)().unwrap_or_default().iter().flat_map(|figure| figure.collect()).collect()
     }
 }
 
@@ -312,21 +372,17 @@ fn read_labels(front_end: usize, outcome: usize) -> [&'static str; 2] {
     [FrontEnd::READERS[front_end].name(), Outcome::ALL[outcome].name()]
 }
 
-/// The reads so far, by front end and outcome. Reads, hits and misses are collected from one look at them, so they
-/// agree in every scrape.
+/// The reads so far, by front end and outcome.
 #[derive(Clone, Default)]
 struct Reads(Arc<[[AtomicU64; Outcome::ALL.len()]; FrontEnd::READERS.len()]>);
 
 impl Reads {
-    fn counters() -> prometheus::Result<(IntCounterVec, IntCounter, IntCounter)> {
+    fn figures(&self) -> Figures {
         let reads = options("reads_total", "Reads, by front end and by how they were answered.");
         let hits = options("cache_hits_total", "Reads answered from memory: hit, stale or absent.");
         let misses = options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
-        Ok((IntCounterVec::new(reads, &READ_LABELS)?, IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?))
-    }
-
-    fn look(&self) -> prometheus::Result<Vec<MetricFamily>> {
-        let (reads, hits, misses) = Self::counters()?;
+        let reads = IntCounterVec::new(reads, &READ_LABELS)?;
+        let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
         for (front_end, counts) in self.0.iter().enumerate() {
             for (outcome, count) in counts.iter().enumerate() {
                 let count = count.load(Relaxed);
@@ -334,18 +390,7 @@ impl Reads {
                 if Outcome::ALL[outcome].from_memory() { &hits } else { &misses }.inc_by(count);
             }
         }
-        Ok([reads.collect(), hits.collect(), misses.collect()].concat())
-    }
-}
-
-impl Collector for Reads {
-    fn desc(&self) -> Vec<&Desc> {
-        // None: the names are this file's own, and no other metric here has them.
-        Vec::new()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        self.look().unwrap_or_default()
+        Ok(vec![Box::new(reads), Box::new(hits), Box::new(misses)])
     }
 }
 
@@ -366,6 +411,20 @@ impl Registration<'_> {
     fn add<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
         self.0.register(Box::new(collector.clone()))?;
         Ok(collector)
+    }
+
+    /// Has `look` asked for each scrape; it gives the same names each time.
+    fn look(&self, look: impl Fn() -> Figures + Send + Sync + 'static) -> prometheus::Result<()> {
+        let figures = look()?;
+        let descriptions = figures.iter().flat_map(|figure| figure.desc()).cloned().collect();
+        self.0.register(Box::new(Looked { look, descriptions }))
+    }
+
+    fn reads(&self) -> prometheus::Result<Reads> {
+        let reads = Reads::default();
+        let looked_at = reads.clone();
+        self.look(move || looked_at.figures())?;
+        Ok(reads)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use crate::backend::{Backend, BackendError, Client, Fence, Stream};
 use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
+use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics};
+use crate::trace;
 
 /// The cache in front of its backend. Clones share both.
 #[derive(Clone)]
@@ -17,6 +20,7 @@ pub struct Proxy {
     cache: Cache<BackendError>,
     backend: Backend,
     metrics: Arc<Metrics>,
+    hot_keys: HotKeys,
     draining: Arc<AtomicBool>,
 }
 
@@ -33,22 +37,34 @@ pub enum NotReady {
 
 impl Proxy {
     /// Puts `cache` in front of `backend`.
-    pub fn new(cache: Cache<BackendError>, backend: Backend, metrics: Arc<Metrics>) -> Self {
-        Self { cache, backend, metrics, draining: Arc::default() }
+    pub fn new(cache: Cache<BackendError>, backend: Backend, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
+        Self { cache, backend, metrics, hot_keys, draining: Arc::default() }
     }
 
-    /// Answers a read of `key`, from memory or from Redis, and counts it.
+    /// Answers a read of `key`, from memory or from Redis, and counts it. `span` is what it is traced as, the one that
+    /// is entered then, or none.
     ///
     /// # Errors
     /// Why Redis gave no value, when nothing in memory could stand in.
-    pub async fn get(&self, front_end: FrontEnd, key: &[u8], demand: Demand) -> Result<Answer, BackendError> {
+    pub async fn get(
+        &self,
+        front_end: FrontEnd,
+        key: &[u8],
+        demand: Demand,
+        span: &Span,
+    ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
-        let answer = match demand {
-            Demand::Usual => self.get_or_fetch(key, demand).await,
-            Demand::Current => self.get_current(key).await,
+        self.hot_keys.count(key, begun);
+        let found = if demand == Demand::Usual { self.cache.lookup(key, begun) } else { None };
+        let answer = match (found, demand) {
+            (Some(answer), _) => Ok(answer),
+            // What waits for Redis is large, and who waits for nothing should not have to carry it about.
+            (None, Demand::Usual) => Box::pin(self.get_or_fetch(key, demand)).await,
+            (None, Demand::Current) => Box::pin(self.get_current(key)).await,
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.reads(front_end, outcome, 1, begun.elapsed());
+        trace::outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
     }
 
@@ -60,7 +76,10 @@ impl Proxy {
     async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         match self.backend.fence(Instant::now()).await {
             Ok(Fence::Told) => self.get_or_fetch(key, Demand::Current).await,
-            Ok(Fence::Untold) => self.cache.bypass(self.backend.clone().fetch(Key::from(key))).await,
+            Ok(Fence::Untold) => {
+                let fetch = self.backend.clone().fetch(Key::from(key));
+                self.cache.bypass(fetch.instrument(trace::fetch())).await
+            }
             Err(error) => Err((Outcome::Miss, error)),
         }
     }
@@ -68,6 +87,16 @@ impl Proxy {
     /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         self.cache.lookup(key, now)
+    }
+
+    /// Counts a key of a [lookup](Self::lookup) among those that are read most.
+    pub fn count_key(&self, key: &[u8], now: Instant) {
+        self.hot_keys.count(key, now);
+    }
+
+    /// The `most` keys that are read most; nothing, if keys are not counted.
+    pub fn hottest(&self, most: usize) -> Option<Hottest> {
+        self.hot_keys.hottest(most, Instant::now())
     }
 
     /// Counts reads that took the same time.
@@ -165,6 +194,6 @@ impl Proxy {
 
     /// The Prometheus text.
     pub fn metrics(&self) -> String {
-        self.metrics.render(&self.cache.statistics())
+        self.metrics.render()
     }
 }

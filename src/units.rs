@@ -213,6 +213,58 @@ impl Visitor<'_> for ByteSizeVisitor {
     }
 }
 
+/// A part of a whole, from 0 to 1; by default the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Ratio(pub f64);
+
+/// It is never "not a number".
+impl Eq for Ratio {}
+
+impl Default for Ratio {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RatioVisitor)
+    }
+}
+
+struct RatioVisitor;
+
+impl Visitor<'_> for RatioVisitor {
+    type Value = Ratio;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number from 0 to 1")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Ratio, E> {
+        let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(Ratio).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Ratio, E> {
+        match number {
+            0 => Ok(Ratio(0.0)),
+            1 => Ok(Ratio(1.0)),
+            _ => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+        }
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Ratio, E> {
+        self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Ratio, E> {
+        let ratio = Some(number).filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(Ratio).ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+    }
+}
+
 /// A text that may be used but never shown: its `Debug` and its serialized form are asterisks.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
+use crate::trace;
 use crate::units::{MASK, Secret};
 
 const DEFAULT_PORT: u16 = 6379;
@@ -56,6 +57,14 @@ impl Default for Address {
 }
 
 impl Address {
+    /// The fetch that goes on here asks this Redis.
+    pub(super) fn trace(&self) {
+        match &self.endpoint {
+            Endpoint::Tcp { host, port, .. } => trace::asks(host, Some(*port), self.database),
+            Endpoint::Unix(path) => trace::asks(&path.to_string_lossy(), None, self.database),
+        }
+    }
+
     /// Whether TLS is spoken.
     pub fn is_tls(&self) -> bool {
         matches!(self.endpoint, Endpoint::Tcp { tls: true, .. })

@@ -31,6 +31,7 @@ use self::tracking::Tracking;
 use crate::cache::{Cache, Fetched, Vanished};
 use crate::key::Key;
 use crate::metrics::Metrics;
+use crate::trace;
 use crate::units::{self, Contradiction, Secret, absurd_limits, broken, zero_timeouts};
 
 /// `[redis]`
@@ -173,6 +174,15 @@ impl BackendError {
         }
     }
 
+    /// The first word of Redis's error, if it is one of its own.
+    fn code(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(code) | Self::Refused(code) => Some(code),
+            Self::WrongType => Some("WRONGTYPE"),
+            _ => None,
+        }
+    }
+
     /// Whether a client of the same Redis had better ask itself: it may be told something else, or the same in Redis's own
     /// words.
     pub fn leaves_client_to_ask(&self) -> bool {
@@ -294,6 +304,7 @@ impl Backend {
 
     /// Asks Redis for `key`: its value and its time to live, as one.
     pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
+        self.0.settings.url.trace();
         match self.0.fetch(&key, Instant::now() + self.0.settings.response_timeout).await {
             Ok(Some((value, _))) if value.len() > self.0.max_value => self.0.failed(BackendError::TooLarge),
             Ok(Some((value, expires_in))) => Fetched::Value(value, expires_in),
@@ -357,6 +368,8 @@ impl Backend {
 impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
         self.metrics.backend_error(error.kind());
+        trace::failed(error.kind(), error.code());
+        tracing::debug!(kind = error.kind(), %error, "fetch failed");
         if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
     }
 

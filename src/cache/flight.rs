@@ -15,10 +15,12 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
+use tracing::Span;
 
 use super::sync::atomic::{self, Ordering::Relaxed};
 use super::sync::{Mutex, MutexGuard, preemption_point};
 use crate::key::Key;
+use crate::trace;
 
 /// More shards than threads that fetch or invalidate, so that they seldom meet. They meet always where every order of
 /// their steps is tried: that is about one key, and locks of other keys would only multiply the orders.
@@ -38,6 +40,8 @@ struct Flight<T> {
     /// Tells this flight from a later one for the same key.
     number: u64,
     arrival: watch::Receiver<Option<T>>,
+    /// What its fetch is traced as.
+    span: Span,
 }
 
 /// How a reader takes part in a flight.
@@ -67,6 +71,7 @@ pub(super) struct Ticket<T> {
     key: Key,
     number: u64,
     announce: watch::Sender<Option<T>>,
+    span: Span,
 }
 
 impl<T> Flights<T> {
@@ -88,6 +93,7 @@ impl<T> Flights<T> {
     pub(super) fn join<R>(self: &Arc<Self>, key: &[u8], look_again: impl FnOnce() -> Option<R>) -> Joined<T, R> {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key) {
+            trace::waits_for(&flight.span);
             return Joined::Follower(Arrival(flight.arrival.clone()));
         }
         if let Some(found) = look_again() {
@@ -96,8 +102,9 @@ impl<T> Flights<T> {
         let (announce, arrival) = watch::channel(None);
         let number = self.next_number.fetch_add(1, Relaxed);
         let key = Key::from(key);
-        shard.insert(key.clone(), Flight { number, arrival: arrival.clone() });
-        Joined::Leader(Ticket { flights: Arc::clone(self), key, number, announce }, Arrival(arrival))
+        let span = trace::fetch();
+        shard.insert(key.clone(), Flight { number, arrival: arrival.clone(), span: span.clone() });
+        Joined::Leader(Ticket { flights: Arc::clone(self), key, number, announce, span }, Arrival(arrival))
     }
 
     /// Closes the flight for `key`, then calls `remove`: what is being fetched will be answered, not stored.
@@ -142,6 +149,11 @@ impl<T> Flights<T> {
 impl<T> Ticket<T> {
     pub(super) fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// What the fetch of the flight is traced as.
+    pub(super) fn span(&self) -> &Span {
+        &self.span
     }
 
     /// Ends the flight: `store` is called under the flight's lock, and only if the flight is still open; `cargo` is

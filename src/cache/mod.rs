@@ -23,6 +23,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use self::coherence::Proof;
 pub use self::coherence::{Coherence, Voucher};
@@ -313,7 +314,7 @@ impl<E: FetchError> Cache<E> {
     {
         let shared = Arc::clone(&self.0);
         let asked = Instant::now();
-        let fetch = fetch(ticket.key().clone());
+        let fetch = fetch(ticket.key().clone()).instrument(ticket.span().clone());
         self.0.fetches.spawn(async move {
             // Should making an entry fail, the ticket is dropped, which ends the flight.
             if let Some(landed) = Landed::of(fetch.await, asked).await {

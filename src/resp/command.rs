@@ -122,7 +122,11 @@ pub fn names() -> Vec<&'static str> {
 }
 
 /// Recognises commands by their names, which are the same in capitals.
-pub(super) struct Commands(HashMap<&'static [u8], Known>);
+pub(super) struct Commands {
+    by_name: HashMap<&'static [u8], Known>,
+    /// By far the most frequent one, known without a look into the table.
+    get: Known,
+}
 
 /// As long as the longest name.
 const LONGEST: usize = 32;
@@ -130,17 +134,21 @@ const LONGEST: usize = 32;
 impl Commands {
     pub(super) fn new() -> Self {
         let classes = LISTS.iter().flat_map(|(class, names)| names.split_whitespace().map(|name| (*class, name)));
-        Self(classes.enumerate().map(|(label, (class, name))| (name.as_bytes(), Known { class, label })).collect())
+        let known = classes.enumerate().map(|(label, (class, name))| (name.as_bytes(), Known { class, label }));
+        Self { by_name: known.collect(), get: Known { class: Class::Get, label: 0 } }
     }
 
     pub(super) fn recognise(&self, name: &[u8]) -> Known {
+        if name.eq_ignore_ascii_case(b"get") {
+            return self.get;
+        }
         let mut lower = [0; LONGEST];
         let known = lower.get_mut(..name.len()).and_then(|lower| {
             lower.copy_from_slice(name);
             lower.make_ascii_lowercase();
-            self.0.get(&*lower)
+            self.by_name.get(&*lower)
         });
-        known.copied().unwrap_or(Known { class: Class::Other, label: self.0.len() })
+        known.copied().unwrap_or(Known { class: Class::Other, label: self.by_name.len() })
     }
 }
 
@@ -151,7 +159,7 @@ mod tests {
     #[test]
     fn a_command_is_in_one_list_and_known_in_capitals() {
         let (commands, names) = (Commands::new(), names());
-        assert_eq!(commands.0.len() + 1, names.len(), "a command is listed twice");
+        assert_eq!(commands.by_name.len() + 1, names.len(), "a command is listed twice");
         for (label, name) in names.iter().enumerate() {
             let known = commands.recognise(name.to_ascii_uppercase().as_bytes());
             assert_eq!((known.label, names[known.label]), (label, *name));

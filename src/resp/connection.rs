@@ -148,11 +148,11 @@ impl Connection {
                 self.poll_send(cx),
                 self.poll_write(cx),
             ];
-            if self.is_over(cx) {
+            if self.stage == Stage::Over {
                 return Poll::Ready(());
             }
             if !steps.contains(&Moved::Yes) {
-                return Poll::Pending;
+                return if self.is_over(cx) { Poll::Ready(()) } else { Poll::Pending };
             }
         }
     }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use bytes::{BufMut as _, Bytes};
 use futures_util::future::join_all;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::command::Class;
 use super::output::{LARGE, Output};
@@ -16,6 +17,7 @@ use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Outcome};
 use crate::metrics::FrontEnd;
 use crate::proxy::Proxy;
+use crate::trace;
 
 /// Keys of one command at most that are fetched each by itself; more are left to Redis, which answers them at once.
 const MOST_FETCHES: usize = 256;
@@ -73,6 +75,7 @@ impl<'a> Read<'a> {
             let answers = self.arguments.from(1).map(|key| proxy.lookup(key, now).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
             answers.iter().flatten().for_each(|answer| count(answer.outcome));
+            self.arguments.from(1).for_each(|key| proxy.count_key(key, now));
             return Some(if self.class == Class::Mget {
                 Found::Values(answers)
             } else {
@@ -82,6 +85,7 @@ impl<'a> Read<'a> {
         let answer = proxy.lookup(self.arguments.get(1), now)?;
         let part = if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
         count(answer.outcome);
+        proxy.count_key(self.arguments.get(1), now);
         Some(match (self.class, part) {
             (Class::Strlen, _) => Found::Number(length(&answer)),
             (_, Some(part)) => Found::Part(answer, part),
@@ -121,9 +125,10 @@ impl Fetch {
 
     /// What their flights bring; `command` is what asked for them.
     pub(super) async fn run(self, proxy: Proxy, command: Bytes) -> Landed {
-        let fetches = self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual));
+        let span = trace::command(if self.is_of_many { "MGET" } else { "GET" });
+        let fetches = self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
         let mut answers = Vec::with_capacity(self.keys.len());
-        for answer in join_all(fetches).await {
+        for answer in join_all(fetches).instrument(span.clone()).await {
             match answer {
                 Ok(answer) => answers.push(Some(answer)),
                 Err(BackendError::WrongType) if self.is_of_many => answers.push(None),

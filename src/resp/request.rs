@@ -241,6 +241,9 @@ fn to_i64(number: usize) -> i64 {
 /// not ended.
 fn length(input: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
     let line = &input[from..];
+    if let Some((number, width)) = short_length(line) {
+        return Ok(Some((Some(number), from + width)));
+    }
     let end = memchr::memchr2(b'\r', 0, line).filter(|end| line[*end] == b'\r');
     match end {
         // The byte after it has to be there, whatever it is.
@@ -249,6 +252,23 @@ fn length(input: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i6
         _ => Ok(None),
     }
 }
+
+/// The same for nearly all lengths there are, of a few digits, and how long the line is.
+#[inline]
+fn short_length(line: &[u8]) -> Option<(i64, usize)> {
+    let mut number = 0;
+    for (at, byte) in line.iter().enumerate().skip(1).take(MOST_DIGITS + 1) {
+        match byte {
+            b'0'..=b'9' if at <= MOST_DIGITS => number = number * 10 + i64::from(byte - b'0'),
+            b'\r' if at > 1 && at + 1 < line.len() && (line[1] != b'0' || at == 2) => return Some((number, at + 2)),
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// As many as cannot be too many for a number.
+const MOST_DIGITS: usize = 9;
 
 /// A whole number as Redis reads it (`string2ll`): no sign but a minus, no zeros in front.
 pub(super) fn parse_integer(text: &[u8]) -> Option<i64> {

@@ -7,26 +7,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 20] = [
+const ALLOWED: [(&str, &str); 22] = [
     ("activity", "request_line"),
-    ("admin", "problem proxy server units"),
-    ("backend", "activity cache key metrics tcp units"),
-    ("cache", "key units"),
+    ("admin", "hotkeys problem proxy server units"),
+    ("backend", "activity cache key metrics tcp trace units"),
+    ("cache", "key trace units"),
     ("cli", "units"),
     ("config", "admin backend cache cli http resp server telemetry units"),
-    ("daemon", "admin backend cache config http metrics proxy resp server systemd telemetry"),
+    ("daemon", "admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
     ("health", "server"),
-    ("http", "backend cache key metrics problem proxy server units"),
+    ("hotkeys", ""),
+    ("http", "backend cache key metrics problem proxy server trace units"),
     ("key", ""),
     ("metrics", "cache"),
-    ("proxy", "backend cache key metrics"),
+    ("proxy", "backend cache hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
-    ("resp", "backend cache key metrics proxy server units"),
+    ("resp", "backend cache key metrics proxy server trace units"),
     ("server", "activity metrics problem request_line tcp"),
     ("systemd", ""),
     ("tcp", ""),
-    ("telemetry", "units"),
+    ("telemetry", "trace units"),
+    ("trace", ""),
     ("units", ""),
 ];
 

@@ -285,8 +285,24 @@ fn the_time_of_the_configuration_in_force_is_told() {
     proxy.expect_log("config refused");
     assert_eq!(proxy.reload("cache.capacity = 0"), Reload::Refused);
     assert!(loaded() <= second, "a refused one is not in force");
+    assert_metric(&proxy, "config_last_reload_successful", 0);
     assert_metric(&proxy, "config_reloads_total{result=\"success\"}", 1);
     assert_metric(&proxy, "config_reloads_total{result=\"failure\"}", 1);
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 9")), Reload::Reloaded);
+    assert_metric(&proxy, "config_last_reload_successful", 1);
+}
+
+#[test]
+fn how_many_connections_may_be_and_what_is_to_keep_answers_true_is_told() {
+    let redis = RedisServer::start();
+    let limits = "http.max_connections = 77\nadmin.max_connections = 7";
+    let tracking = proxy(&redis, limits);
+    assert_metric(&tracking, "connections_limit{front_end=\"http\"}", 77);
+    assert_metric(&tracking, "connections_limit{front_end=\"admin\"}", 7);
+    assert_metric(&tracking, "coherence_wanted", 1);
+    let by_ttl = proxy(&redis, "cache.coherence = \"ttl\"");
+    assert_metric(&by_ttl, "coherence_wanted", 0);
+    assert_metric(&by_ttl, "coherent", 0);
 }
 
 #[test]

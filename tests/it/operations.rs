@@ -1,4 +1,5 @@
-//! "What you watch is what it tells": dashboard, alerts, runbook and README name metrics that the proxy has.
+//! "What you watch is what it tells": dashboard, alerts, runbook and README name metrics that the proxy has, and
+//! docs/metrics.md all of them.
 //!
 //! A metric that is named is a name and, in braces, labels with or without a value; job and instance are Prometheus's.
 
@@ -13,11 +14,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::stage::{proxy, set, value};
-use crate::support::RedisServer;
+use crate::stage::{proxy, read, set, value};
+use crate::support::prometheus::Prometheus;
+use crate::support::{Proxy, RedisServer, Signal, within};
 
 /// The labels of one series, or those that are asked for; without a value where any will do.
 type Labels = BTreeMap<String, Option<String>>;
@@ -30,8 +33,8 @@ const RUNBOOK: &str = "docs/runbook.md";
 #[test]
 fn every_metric_that_is_named_is_told_with_these_labels() {
     let told = told();
-    for (file, least) in [(ALERTS, 10), ("README.md", 20), (RUNBOOK, 2)] {
-        let named = named(&abbreviations_in_full(&read(file)));
+    for (file, least) in [(ALERTS, 10), ("README.md", 20), (RUNBOOK, 4), ("docs/metrics.md", 30)] {
+        let named = named(&abbreviations_in_full(&read_file(file)));
         assert!(named.len() >= least, "{file} names only {named:?}");
         for (name, labels) in &named {
             assert_told(&told, file, name, labels);
@@ -50,6 +53,57 @@ fn every_metric_that_is_named_is_told_with_these_labels() {
             assert!(known, "{}: {label} is no label of {}", query.panel, query.expression);
         }
     }
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_metric_is_told() {
+    let told = families(&exposition());
+    let documented = documented_families();
+    assert!(documented.len() > 30, "{}", documented.len());
+    for name in told.keys().chain(documented.keys()) {
+        assert_eq!(told.get(name), documented.get(name), "{name}, told and documented");
+    }
+}
+
+/// A metric: its type, and its labels with their values; a label with one value that tests cannot know has "any".
+type Family = (String, BTreeMap<String, BTreeSet<String>>);
+
+/// The metrics of an exposition by name.
+fn families(exposition: &str) -> BTreeMap<String, Family> {
+    let types = exposition.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let mut families: BTreeMap<_, Family> =
+        types.map(|(name, kind)| (name.to_owned(), (kind.to_owned(), BTreeMap::new()))).collect();
+    for (name, labels) in exposition.lines().filter(|line| !line.starts_with('#')).flat_map(named) {
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        let name = of_histogram.filter(|name| families.contains_key(*name)).unwrap_or(&name).to_owned();
+        let (_, known) = families.get_mut(&name).expect("a metric with a type");
+        for (label, value) in labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str())) {
+            let value = if ["version", "command"].contains(&label.as_str()) {
+                "any".to_owned()
+            } else {
+                value.expect("a value")
+            };
+            known.entry(label).or_default().insert(value);
+        }
+    }
+    families
+}
+
+/// The metrics in the tables of docs/metrics.md: name, type, and labels as `` `label`: `value`, `value`; `label`: any ``.
+fn documented_families() -> BTreeMap<String, Family> {
+    let page = read_file("docs/metrics.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let family = |row: &str| {
+        let cells: Vec<_> = row.split('|').map(|cell| cell.trim().replace('`', "")).collect();
+        assert_eq!(cells.len(), 7, "five columns, not: {row}");
+        let [name, kind, labels, meaning] = [1, 2, 3, 4].map(|column| &cells[column]);
+        assert!(!meaning.is_empty(), "{name} has no meaning");
+        let labels = labels.split(';').filter_map(|label| label.split_once(':'));
+        let values = |values: &str| values.split(',').map(|value| value.trim().to_owned()).collect();
+        let labels = labels.map(|(label, of)| (label.trim().to_owned(), values(of))).collect();
+        (name.clone(), (kind.clone(), labels))
+    };
+    rows.map(family).collect()
 }
 
 #[test]
@@ -73,7 +127,7 @@ fn every_panel_says_what_it_shows_and_follows_the_variables() {
 
 #[test]
 fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook() {
-    let (alerts, runbook, tests) = (read(ALERTS), read(RUNBOOK), read("dashboards/alerts.test.yml"));
+    let (alerts, runbook, tests) = (read_file(ALERTS), read_file(RUNBOOK), read_file("dashboards/alerts.test.yml"));
     let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     let rules: Vec<_> = alerts.split("- alert: ").skip(1).collect();
     let names: Vec<_> = rules.iter().map(|rule| rule.lines().next().expect("a name")).collect();
@@ -110,6 +164,55 @@ fn promtool_has_nothing_to_say_against_the_configuration_and_the_alerts_fire_as_
     }
 }
 
+/// Fetches and hits, known and unknown keys, a change, a reload.
+fn mixed_load(redis: &RedisServer, proxy: &Proxy, round: u32) {
+    set(redis, "key", &round.to_string());
+    for _ in 0..3 {
+        value(proxy, "key");
+        assert_eq!(read(proxy, &format!("nothing-{round}")).status, 404);
+    }
+    proxy.signal(Signal::HUP);
+}
+
+/// What the alerts look at: each metric with its labels, as a query.
+fn watched() -> BTreeSet<String> {
+    let alerts = read_file(ALERTS);
+    let expressions = alerts.split("- alert: ").skip(1).filter_map(|rule| rule.split("labels: {").next());
+    let selector = |(name, labels): (String, Labels)| {
+        let matchers = labels.iter().filter_map(|(label, value)| Some(format!("{label}=\"{}\"", value.as_ref()?)));
+        format!("{name}{{{}}}", matchers.collect::<Vec<_>>().join(","))
+    };
+    expressions.flat_map(named).map(selector).collect()
+}
+
+#[test]
+fn every_panel_and_every_alert_has_data_in_prometheus_and_all_is_well() {
+    let redis = RedisServer::start();
+    let proxy = told_of(&redis);
+    let Some(prometheus) = Prometheus::start(proxy.admin()) else { return };
+    let filled_in = |query: Query| {
+        let of_all = query.expression.replace("$job", ".*").replace("$instance", ".*");
+        of_all.replace("$__rate_interval", "10s").replace("$__range", "15s")
+    };
+    let (panels, watched) = (queries(), watched());
+    assert!(panels.len() > 40 && watched.len() > 10, "{} {watched:?}", panels.len());
+    // An alert has no data while all is well, but what it looks at has.
+    let mut silent: Vec<_> = panels.into_iter().map(filled_in).chain(watched).collect();
+    let mut round = 0;
+    within(Duration::from_mins(1), || {
+        round += 1;
+        mixed_load(&redis, &proxy, round);
+        silent.retain(|expression| prometheus.query(expression).is_empty());
+        silent.is_empty().then_some(())
+    });
+    assert!(silent.is_empty(), "without data: {silent:#?}");
+    let alerts = prometheus.alerts();
+    assert_eq!(alerts.len(), 8, "{alerts:?}");
+    for (name, health, state) in alerts {
+        assert_eq!((health.as_str(), state.as_str()), ("ok", "inactive"), "{name}");
+    }
+}
+
 /// One query of the dashboard.
 struct Query {
     panel: String,
@@ -121,7 +224,7 @@ fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
 }
 
-fn read(file: &str) -> String {
+fn read_file(file: &str) -> String {
     fs::read_to_string(path(file)).expect(file)
 }
 
@@ -131,7 +234,7 @@ fn text(value: &Value, pointer: &str) -> String {
 
 /// The panels of the dashboard but for its headings.
 fn panels() -> Vec<Value> {
-    let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).expect("a dashboard in JSON");
+    let dashboard: Value = serde_json::from_str(&read_file(DASHBOARD)).expect("a dashboard in JSON");
     let mut panels = dashboard.get("panels").and_then(Value::as_array).expect("panels").clone();
     panels.retain(|panel| text(panel, "/type") != "text");
     panels
@@ -152,12 +255,20 @@ fn queries() -> Vec<Query> {
 
 /// What a proxy tells that has been read from: each name with the labels of its series.
 fn told() -> Vec<(String, Labels)> {
+    exposition().lines().filter(|line| !line.starts_with('#')).flat_map(named).collect()
+}
+
+/// A proxy that has every front end and measures all there is to measure.
+fn told_of(redis: &RedisServer) -> Proxy {
+    proxy(redis, "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 100")
+}
+
+fn exposition() -> String {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "redis.probe_interval = \"50ms\"");
+    let proxy = told_of(&redis);
     set(&redis, "key", "value");
     value(&proxy, "key");
-    let metrics = proxy.metrics();
-    metrics.text().lines().filter(|line| !line.starts_with('#')).flat_map(named).collect()
+    proxy.metrics().text().to_owned()
 }
 
 fn assert_told(told: &[(String, Labels)], place: &str, name: &str, labels: &Labels) {

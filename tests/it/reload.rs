@@ -382,10 +382,19 @@ mod under_load {
                 let (over, count) = (&over, &count);
                 scope.spawn(move || read_until(over, count, proxy, reader));
             }
+            // The readers end even if this fails.
+            let _over = Over(&over);
             change(&count);
-            over.store(true, Relaxed);
         });
         count.into_inner()
+    }
+
+    struct Over<'a>(&'a AtomicBool);
+
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
     }
 
     /// Reads keys, the first ones more often than the others, and sees that each has its value.

@@ -13,9 +13,11 @@
     reason = "a test that panics has failed, which is what it should do, and shows what it prints"
 )]
 
+pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod redis_server;
 pub(crate) mod relay;

@@ -1,0 +1,198 @@
+//! Traces to a collector, over OTLP: where it is, how it is spoken with, and which traces it gets.
+//!
+//! A standard variable (`OTEL_*`) that is set wins over the key of the configuration that says the same, as the
+//! environment does everywhere here.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
+};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+
+use super::export::Queue;
+use super::{Protocol, Settings, Traces, variable};
+
+/// Why there can be no traces.
+#[derive(Debug, thiserror::Error)]
+pub enum TracesError {
+    /// What the configuration or a standard variable says cannot be used.
+    #[error("traces: {0}")]
+    Exporter(#[from] ExporterBuildError),
+    /// The TLS library has no common version with itself, which cannot be.
+    #[error("traces: TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The system gives no thread or no event queue.
+    #[error("traces: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Traces on their way to a collector.
+pub(super) struct Tracing {
+    provider: SdkTracerProvider,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Tracing {
+    /// Begins to send traces, if they are wanted.
+    ///
+    /// # Errors
+    /// An address that is none, or a system out of means.
+    pub(super) fn start(settings: &Settings) -> Result<Option<Self>, TracesError> {
+        if !are_wanted(settings.traces) {
+            return Ok(None);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let exporter = {
+            // The exporter starts a task of its own.
+            let _inside = runtime.enter();
+            exporter(settings)?
+        };
+        let (resource, dropped) = (resource(), Arc::new(AtomicU64::new(0)));
+        let queue = Queue::start(runtime, exporter, &resource, Arc::clone(&dropped))?;
+        let provider = SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue);
+        let provider = match variable("OTEL_TRACES_SAMPLER") {
+            // The SDK reads it by itself, with its argument.
+            Some(_) => provider,
+            None => provider
+                .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.traces_ratio.0)))),
+        };
+        Ok(Some(Self { provider: provider.build(), dropped }))
+    }
+
+    pub(super) fn tracer(&self) -> SdkTracer {
+        self.provider.tracer("redis-proxy")
+    }
+
+    /// How many spans no collector got.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    /// Sends what waits; returns when that is done, or [`LAST_WORD`] is over.
+    pub(super) fn end(&self) {
+        if let Err(error) = self.provider.shutdown_with_timeout(LAST_WORD) {
+            tracing::warn!(%error, "not all spans could be sent before the end");
+        }
+    }
+}
+
+/// For how long the end waits for spans to be sent.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
+fn are_wanted(configured: Traces) -> bool {
+    if variable("OTEL_SDK_DISABLED").is_some_and(|disabled| disabled.eq_ignore_ascii_case("true")) {
+        return false;
+    }
+    match variable("OTEL_TRACES_EXPORTER").as_deref() {
+        Some("otlp") => true,
+        Some("none") => false,
+        _ => configured == Traces::Otlp,
+    }
+}
+
+/// What the standard variables say that is not understood, and what is done instead.
+pub(super) fn misunderstood() -> Vec<String> {
+    const CHOICES: [(&str, &[&str], &str); 4] = [
+        ("OTEL_TRACES_EXPORTER", &["otlp", "none"], "telemetry.traces decides"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", &PROTOCOLS, "telemetry.traces_protocol decides"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", &PROTOCOLS, "telemetry.traces_protocol decides"),
+        ("OTEL_TRACES_SAMPLER", &SAMPLERS, "every trace is taken that its caller has not left out"),
+    ];
+    let wrong = CHOICES.into_iter().filter_map(|(name, choices, instead)| {
+        let found = variable(name).filter(|value| !choices.contains(&value.as_str()))?;
+        Some(format!("{name}: found {found:?}, expected one of {}; {instead}", choices.join(", ")))
+    });
+    let ratio = variable("OTEL_TRACES_SAMPLER").filter(|sampler| sampler.ends_with("ratio")).and_then(|_| {
+        let given = variable("OTEL_TRACES_SAMPLER_ARG").unwrap_or_default();
+        let right = given.parse().is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio));
+        (!right).then(|| format!("OTEL_TRACES_SAMPLER_ARG: found {given:?}, expected a number from 0 to 1; 1 is taken"))
+    });
+    wrong.chain(ratio).collect()
+}
+
+const PROTOCOLS: [&str; 2] = ["grpc", "http/protobuf"];
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
+    let base = Some(settings.traces_endpoint.0.trim_end_matches('/')).filter(|base| !base.is_empty());
+    let named = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    // Where a variable names the collector, the exporter reads it by itself.
+    let base = if named.is_some() { None } else { base };
+    if protocol(settings.traces_protocol) == Protocol::Grpc {
+        let mut builder = SpanExporter::builder().with_tonic();
+        if named.as_deref().or(base).is_some_and(|endpoint| endpoint.starts_with("https:")) {
+            builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
+        }
+        return Ok(match base {
+            Some(base) => builder.with_endpoint(base),
+            None => builder,
+        }
+        .build()?);
+    }
+    let builder = SpanExporter::builder().with_http().with_http_client(HyperClient::new(connector()?, TIMEOUT, None));
+    let builder = builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
+    Ok(match base {
+        Some(base) => builder.with_endpoint(format!("{base}/v1/traces")),
+        None => builder,
+    }
+    .build()?)
+}
+
+/// The standard's default for a try to send a batch.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+fn protocol(configured: Protocol) -> Protocol {
+    let said = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"].into_iter().find_map(variable);
+    match said.as_deref() {
+        Some("grpc") => Protocol::Grpc,
+        Some("http/protobuf") => Protocol::HttpProtobuf,
+        _ => configured,
+    }
+}
+
+/// Connects to collectors with and without TLS, by the system's authorities.
+fn connector() -> Result<HttpsConnector<HttpConnector>, rustls::Error> {
+    let mut authorities = RootCertStore::empty();
+    // A system without any can still speak with a collector without TLS.
+    authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(authorities)
+        .with_no_client_auth();
+    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
+}
+
+/// Who sends the traces: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, or what this program calls itself.
+fn resource() -> Resource {
+    let own =
+        [KeyValue::new("service.name", "redis-proxy"), KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))];
+    let resource = Resource::builder_empty()
+        .with_attributes(own)
+        .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())]);
+    match variable("OTEL_SERVICE_NAME") {
+        Some(name) => resource.with_service_name(name),
+        None => resource,
+    }
+    .build()
+}
