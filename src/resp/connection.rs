@@ -327,7 +327,8 @@ impl Connection {
     /// Tells Redis, too, that the client has said its last word, where it would otherwise wait for something to happen and
     /// take it for a client that may be gone.
     fn pass_on_farewell(&mut self, cx: &mut Context<'_>) {
-        let may_wait = self.stage == Stage::Pipe || self.owed.has_blocking();
+        // A command of which a part was sent on has no end any more, and so no answer.
+        let may_wait = self.stage == Stage::Pipe || self.owed.has_blocking() || self.parser.has_let_go();
         // What is left of it then is no whole command.
         let is_all_taken = self.owed.flights() == 0 && self.may_take_more();
         if may_wait && self.farewell.is_some() && is_all_taken && self.link.out.is_empty() {

@@ -47,7 +47,7 @@ fn ioredis_over_resp3() {
 }
 
 #[test]
-fn redis_cli_reads_lines_and_takes_them_from_a_person() {
+fn redis_cli_reads_lines() {
     let script = "SET key \"a value\"\nGET key\nGET key\nGET absent\nINCR n\nSTRLEN key\nLPUSH list 1 2\nLRANGE list 0 -1\nGET list\n\
                   MULTI\nGET key\nEXEC\nSELECT 1\nGET key\nSELECT 0\nHELLO 3\nHSET h a 1\nHGETALL h\nGET key\nEVAL \"return 7\" 0\n\
                   CLIENT GETNAME\nNONESUCH a b\nRESET\nGET key\nQUIT\n";
@@ -61,16 +61,28 @@ fn redis_cli_reads_lines_and_takes_them_from_a_person() {
             lines.map(str::to_owned).collect::<Vec<_>>()
         });
     }
-    // With a terminal it asks for the commands' names first, and edits lines.
-    ways.same(|address| {
-        Wire::connect(address).ask(&["FLUSHALL"]);
-        let typed = format!("redis-cli -h {} -p {}", address.ip(), address.port());
-        let mut terminal = Command::new("script");
-        terminal.args(["-q", "-e", "-c", &typed, "/dev/null"]).env("TERM", "dumb").env("HOME", "/nonexistent");
-        let said = run(&mut terminal, b"SET key value\nGET key\nGET key\nGET absent\nQUIT\n");
-        let lines = said.lines().filter(|line| !line.contains(&address.port().to_string()));
-        lines.map(str::to_owned).collect::<Vec<_>>()
+}
+
+#[test]
+fn redis_cli_serves_a_person() {
+    let typed = [
+        "SET key value",
+        "GET key",
+        "get key",
+        "GET absent",
+        "LPUSH list a b",
+        "lrange list 0 -1",
+        "SELECT 1",
+        "GET key",
+    ];
+    let ways = Ways::start();
+    let shown = ways.same(|address| {
+        let mut terminal = python();
+        terminal.arg(script("terminal.py")).args([address.ip().to_string(), address.port().to_string()]);
+        let shown = run(terminal.args(typed).args(["SUBSCRIBE-NOT x", "QUIT"]), b"");
+        shown.lines().map(str::to_owned).collect::<Vec<_>>()
     });
+    assert!(shown.contains(&"127.0.0.1:PORT[1]> GET key".to_owned()), "{shown:#?}");
 }
 
 #[test]
@@ -100,9 +112,8 @@ fn redis_benchmark_runs_all_its_tests() {
 
 /// Runs the program both ways.
 #[track_caller]
-fn compare(mut program: Command, script: &str, protocol: u8) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
-    program.arg(script);
+fn compare(mut program: Command, name: &str, protocol: u8) {
+    program.arg(script(name));
     let ways = Ways::start();
     let transcript = |address: SocketAddr, program: &Command| {
         let mut command = Command::new(program.get_program());
@@ -116,6 +127,10 @@ fn compare(mut program: Command, script: &str, protocol: u8) {
     if let Some(from_memory) = ways.answered_from_memory() {
         assert!(from_memory > 50.0, "only {from_memory} reads were answered from memory");
     }
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 
 fn clients() -> PathBuf {

@@ -207,15 +207,28 @@ fn what_was_said_last_is_done_though_nobody_waits_for_the_answer() {
 }
 
 #[test]
-fn a_redis_that_goes_takes_the_connections_with_links_along_and_no_others() {
+fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
     let Some(stage) = Stage::start("cache.stale_grace = \"1h\"") else { return };
     stage.proxy.expect_log(DOWN);
     stage.redis.command(&["SET", "key", "value"]);
     let (mut reader, mut writer) = (stage.connect(), stage.connect());
     assert_eq!(reader.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
     assert_eq!(writer.told_line("SET other 1"), "+OK\\r\\n");
+    let mut bound = ["WATCH key", "MULTI", "SELECT 1", "HELLO 3", "SUBSCRIBE news", "BLPOP list 0"].map(|line| {
+        let mut wire = stage.connect();
+        wire.send(words(line));
+        if !line.starts_with("BLPOP") {
+            wire.answer();
+        }
+        wire
+    });
+    eventually("all have their links", || (stage.links() == 1 + bound.len()).then_some(()));
     stage.relay.cut();
-    assert_eq!(show(&writer.rest()), "");
+    for wire in &mut bound {
+        assert_eq!(show(&wire.rest()), "");
+    }
+    let told = writer.told_line("SET other 2");
+    assert!(told.starts_with(NO_REDIS), "{told}");
     // A value that is cached may stand in; nothing else may.
     let told = eventually("the reader is told something", || Some(reader.told_line("GET key")));
     assert!(told == "$5\\r\\nvalue\\r\\n" || told.starts_with(NO_REDIS), "{told}");
@@ -229,15 +242,22 @@ fn a_redis_that_goes_takes_the_connections_with_links_along_and_no_others() {
 }
 
 #[test]
-fn a_client_that_redis_hangs_up_on_is_hung_up_on() {
+fn a_client_that_redis_hangs_up_on_loses_what_it_had_there_and_is_told() {
     let Some(stage) = Stage::start("") else { return };
-    let (mut one, mut other) = (stage.connect(), stage.connect());
-    let id = show(&one.ask_line("CLIENT ID"));
-    let id = id.trim_start_matches(':').trim_end_matches("\\r\\n");
-    assert_eq!(other.told_line("SET key value"), "+OK\\r\\n");
-    stage.redis.command(&["CLIENT", "KILL", "ID", id]);
-    assert_eq!(show(&one.rest()), "");
-    assert_eq!(other.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+    for (state, is_lost) in [("SET key value", false), ("SELECT 1", true), ("WATCH key", true), ("MULTI", true)] {
+        let (mut one, mut other) = (stage.connect(), stage.connect());
+        let id = show(&one.ask_line("CLIENT ID"));
+        let id = id.trim_start_matches(':').trim_end_matches("\\r\\n");
+        one.ask_line(state);
+        assert_eq!(other.told_line("SET other value"), "+OK\\r\\n");
+        stage.redis.command(&["CLIENT", "KILL", "ID", id]);
+        if is_lost {
+            assert_eq!(show(&one.rest()), "", "{state}");
+        } else {
+            assert_eq!(one.told_line("GET key"), "$5\\r\\nvalue\\r\\n", "{state}");
+        }
+        assert_eq!(other.told_line("GET other"), "$5\\r\\nvalue\\r\\n");
+    }
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn memory_answers_again_when_the_state_is_over() {
         // What was refused changes nothing.
         &["MULTI x"],
         &["WATCH"],
-        &["EXEC", "DISCARD", "SELECT x", "HELLO 9", "AUTH default"],
+        &["EXEC", "DISCARD", "SELECT 99", "HELLO 9", "AUTH default"],
     ];
     wire.ask_line("SET k value");
     wire.ask_line("GET k");

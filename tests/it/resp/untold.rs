@@ -102,7 +102,7 @@ fn a_transaction_and_a_pipeline_are_in_the_reads_behind_them() {
 
 #[test]
 fn a_command_that_is_too_long_to_be_held_is_in_the_reads_behind_it() {
-    let ways = Ways::between(|server| server, &format!("{TTL}\nresp.max_query_buffer = \"128KiB\""));
+    let ways = Ways::between(|server| server, &format!("{TTL}\nresp.max_query_buffer = \"256KiB\""));
     let (script, key) =
         (format!("--{}\nredis.call('SET', KEYS[1], ARGV[1])", "x".repeat(300_000)), "k".repeat(300_000));
     ways.same(|address| {
