@@ -330,9 +330,9 @@ impl Connection {
 
 /// For how long a read waits for a fence before it is left to Redis: longer than an answer usually takes, and no delay that
 /// matters where Redis answers this client but not the proxy.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(250);
 /// For how long reads are then left to Redis without another try.
-const PAST_MEMORY: Duration = Duration::from_secs(1);
+const PAST_MEMORY: Duration = Duration::from_millis(500);
 
 /// Whether answers cannot be told from what comes by itself from then on.
 fn is_pipe(class: Class, arguments: Arguments<'_>) -> bool {
