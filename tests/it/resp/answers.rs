@@ -20,8 +20,8 @@ use crate::support::http::Client;
 use crate::support::{Proxy, Relay};
 
 const SEED: u64 = 1;
-const SCRIPTS: u64 = 1500;
-const SCRIPTS_BYTE_BY_BYTE: u64 = 40;
+const SCRIPTS: u64 = 1000;
+const SCRIPTS_BYTE_BY_BYTE: u64 = 25;
 const OTHER_USER: [&str; 8] = ["--user", "other", "on", ">secret", "~k1", "~k2", "&*", "+@all"];
 
 #[test]

@@ -2,7 +2,8 @@
 
 use super::limits::resident;
 use super::ways::Ways;
-use super::wire::{Wire, words};
+use super::wire::{Wire, show, words};
+use crate::stage::await_metric;
 
 const TTL: &str = "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"";
 
@@ -146,4 +147,24 @@ fn what_is_written_is_not_kept_for_its_words() {
     let more = resident(proxy).saturating_sub(before);
     assert_eq!(wire.told_line("DISCARD"), "+OK\\r\\n");
     assert!(more < 64 << 20, "{more} bytes more after 200 commands were queued");
+}
+
+#[test]
+fn what_was_read_while_a_write_was_on_its_way_is_not_kept() {
+    let ways = Ways::between(|server| server, TTL);
+    let Some(proxy) = ways.proxy() else { return };
+    let (mut writer, mut reader) = (Wire::connect(ways.through()), Wire::connect(ways.through()));
+    assert_eq!(writer.told_line("SET a old"), "+OK\\r\\n");
+    // Redis holds writes back, and answers reads.
+    ways.behind().command(&["CLIENT", "PAUSE", "20000", "WRITE"]);
+    writer.send(words("SET a new"));
+    await_metric(proxy, "commands_total{command=\"set\"}", 2.0);
+    for _ in 0..2 {
+        assert_eq!(reader.told_line("GET a"), "$3\\r\\nold\\r\\n");
+    }
+    ways.behind().command(&["CLIENT", "UNPAUSE"]);
+    assert_eq!(show(&writer.answer()), "+OK\\r\\n");
+    for wire in [&mut writer, &mut reader] {
+        assert_eq!(wire.told_line("GET a"), "$3\\r\\nnew\\r\\n");
+    }
 }
