@@ -8,7 +8,7 @@
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>, and `networking.c` of Redis 7.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// How large a command may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,12 @@ pub struct RequestLimits {
 pub const UNAUTHENTICATED: RequestLimits = RequestLimits { max_bulk: 16 << 10, max_arguments: 10 };
 
 /// How long a line may be: a command of words, or the length of what follows.
-const LONGEST_LINE: usize = 64 << 10;
+pub(super) const LONGEST_LINE: usize = 64 << 10;
+
+/// Arguments beyond which Redis says the same to everybody.
+const MOST_ARGUMENTS: i64 = i32::MAX as i64;
+/// The same for bytes of an argument.
+const LONGEST_BULK: i64 = 512 << 20;
 
 /// What Redis answers, behind `-ERR `, to what is no command; then it hangs up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +71,7 @@ impl RequestParser {
     /// It is no command. Nothing that follows can be made sense of.
     pub fn parse(&mut self, input: &[u8], limits: RequestLimits) -> Result<Progress, ProtocolError> {
         if self.missing == 0 {
+            self.begin();
             match input.first() {
                 None => return Ok(Progress::Incomplete),
                 Some(b'*') => {}
@@ -74,10 +80,8 @@ impl RequestParser {
             let Some((count, next)) = length(input, 0, "too big mbulk count string")? else {
                 return Ok(Progress::Incomplete);
             };
-            let count = count.filter(|count| *count <= to_i64(limits.max_arguments));
-            let count =
-                count.ok_or_else(|| error(length_complaint(limits, "invalid multibulk length", "multibulk")))?;
-            self.begin();
+            let count = allowed(count, i64::MIN..=to_i64(limits.max_arguments))
+                .ok_or_else(|| length_complaint(limits, "multibulk", allowed(count, 0..=MOST_ARGUMENTS)))?;
             self.at = next;
             self.missing = usize::try_from(count).unwrap_or(0);
         }
@@ -132,9 +136,9 @@ impl RequestParser {
             let found = if matches!(first, b'\r' | b'\n') { ' ' } else { char::from(*first) };
             return Err(error(format!("expected '$', got '{found}'")));
         }
-        let length = length.filter(|length| (0..=to_i64(limits.max_bulk)).contains(length));
-        let length = length.and_then(|length| usize::try_from(length).ok());
-        let length = length.ok_or_else(|| error(length_complaint(limits, "invalid bulk length", "bulk")))?;
+        let length = allowed(length, 0..=to_i64(limits.max_bulk))
+            .and_then(|length| usize::try_from(length).ok())
+            .ok_or_else(|| length_complaint(limits, "bulk", allowed(length, 0..=LONGEST_BULK)))?;
         self.at = next;
         Ok(Some(length + 2))
     }
@@ -145,7 +149,6 @@ impl RequestParser {
             let too_long = input.len() > LONGEST_LINE;
             return if too_long { Err(error("too big inline request")) } else { Ok(Progress::Incomplete) };
         };
-        self.begin();
         self.is_inline = true;
         let line = &input[..end];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -221,9 +224,14 @@ fn to_i64(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Redis says it in other words to those it does not know.
-fn length_complaint(limits: RequestLimits, known: &str, what: &str) -> String {
-    if limits == UNAUTHENTICATED { format!("unauthenticated {what} length") } else { known.to_owned() }
+fn allowed(number: Option<i64>, range: RangeInclusive<i64>) -> Option<i64> {
+    number.filter(|number| range.contains(number))
+}
+
+/// Redis says it in other words to those it does not know, of what it would let others say.
+fn length_complaint(limits: RequestLimits, what: &str, for_others: Option<i64>) -> ProtocolError {
+    let is_for_others = limits == UNAUTHENTICATED && for_others.is_some();
+    error(format!("{} {what} length", if is_for_others { "unauthenticated" } else { "invalid" }))
 }
 
 /// The number behind the byte at `from`, `None` if it is none, and where the next line begins. Nothing, if the line has
@@ -278,7 +286,8 @@ fn take_word<'a>(mut rest: &'a [u8], words: &mut Vec<u8>) -> Option<&'a [u8]> {
         rest = match byte {
             b'"' => return closed(take_quoted(after, words)?),
             b'\'' => return closed(take_single_quoted(after, words)?),
-            byte if is_space(*byte) => return Some(rest),
+            // Not so vertical tabs and form feeds, which are white space only between words.
+            b' ' | b'\t' | b'\n' | b'\r' => return Some(rest),
             byte => {
                 words.push(*byte);
                 after
@@ -408,6 +417,7 @@ mod tests {
         assert_eq!(words("SET k a\"b c\"\r\n"), owned(&[b"SET", b"k", b"ab c"]));
         assert_eq!(words("SET k \"\"\r\n"), owned(&[b"SET", b"k", b""]));
         assert_eq!(words("\r\n"), owned(&[]));
+        assert_eq!(words("GET a\x0bb\x0c \x0b c \"d\"\x0be\r\n"), owned(&[b"GET", b"a\x0bb\x0c", b"c", b"d", b"e"]));
         for unbalanced in ["GET \"k\r\n", "GET 'k\r\n", "GET \"k\"x\r\n", "GET 'k'x\r\n"] {
             let error = read(unbalanced.as_bytes(), &[], usize::MAX).unwrap_err();
             assert_eq!(error.to_string(), "Protocol error: unbalanced quotes in request", "{unbalanced}");
@@ -446,7 +456,17 @@ mod tests {
     fn somebody_unknown_may_say_less() {
         let said = |input: &[u8]| RequestParser::default().parse(input, UNAUTHENTICATED).unwrap_err().to_string();
         assert_eq!(said(b"*11\r\n"), "Protocol error: unauthenticated multibulk length");
+        assert_eq!(said(b"*2147483647\r\n"), "Protocol error: unauthenticated multibulk length");
         assert_eq!(said(b"*1\r\n$16385\r\n"), "Protocol error: unauthenticated bulk length");
+        assert_eq!(said(b"*1\r\n$536870912\r\n"), "Protocol error: unauthenticated bulk length");
+        // What nobody may say is refused as it is to everybody.
+        for wrong in ["*abc\r\n", "*2147483648\r\n"] {
+            assert_eq!(said(wrong.as_bytes()), "Protocol error: invalid multibulk length", "{wrong}");
+        }
+        for wrong in ["$abc\r\n", "$-1\r\n", "$536870913\r\n"] {
+            let wrong = format!("*1\r\n{wrong}");
+            assert_eq!(said(wrong.as_bytes()), "Protocol error: invalid bulk length", "{wrong}");
+        }
     }
 
     #[test]
@@ -454,6 +474,18 @@ mod tests {
         for nothing in ["*0\r\n", "*-1\r\n", "*-100\r\n", "\n", "   \r\n"] {
             let commands = read(nothing.as_bytes(), &[], usize::MAX).unwrap();
             assert_eq!(commands, [(nothing.as_bytes().to_vec(), vec![])], "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_command_whose_first_line_is_not_over() {
+        let mut parser = RequestParser::default();
+        let first = encode(&[b"GET".to_vec(), b"key".to_vec()]);
+        for begun in [&b"DEL k"[..], b"*2", b""] {
+            assert_eq!(parser.parse(&first, LIMITS), Ok(Progress::Complete(first.len())));
+            assert_eq!(parser.arguments(&first).len(), 2);
+            assert_eq!(parser.parse(begun, LIMITS), Ok(Progress::Incomplete));
+            assert!(parser.arguments(begun).is_empty(), "{begun:?}");
         }
     }
 
