@@ -33,6 +33,7 @@ use self::command::Commands;
 pub use self::command::names;
 use self::connection::Connection;
 pub use self::reply::{Frame, NoReply, Protocol, ReplyScanner};
+use self::request::LONGEST_LINE;
 pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
 use self::standing::Origin;
 use crate::proxy::Proxy;
@@ -81,10 +82,12 @@ impl Default for Settings {
 
 impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let buffer = format!("found {}, expected at least 16KiB, which ordinary commands need", self.max_query_buffer);
+        // A line cannot be let go of: nothing is known of its command before it is over.
+        let room_for_a_line = ByteSize(2 * LONGEST_LINE);
+        let buffer = format!("found {}, expected at least {room_for_a_line}", self.max_query_buffer);
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
         let own = broken([
-            (self.max_query_buffer.0 < 16 << 10, "resp.max_query_buffer", &buffer),
+            (self.max_query_buffer < room_for_a_line, "resp.max_query_buffer", &buffer),
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
         ]);

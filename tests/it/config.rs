@@ -332,6 +332,7 @@ fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
     let lines = complaints_about(
         "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\nheader_timeout = 0\n\
          [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\ncoherence_timeout = 0\n[daemon]\nworker_threads = 5000\n\
+         [resp]\nmax_query_buffer = \"127KiB\"\n\
          [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\nping_interval = 0\n",
     );
     for (key, found) in [
@@ -347,6 +348,7 @@ fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
         ("redis.ping_interval", "0"),
         ("http.max_header", "1KiB"),
         ("daemon.worker_threads", "5000"),
+        ("resp.max_query_buffer", "127KiB"),
         ("redis.max_fetches", "999999999"),
     ] {
         assert_line(&lines, &[&format!("{key}: "), &format!("found {found}"), "expected"]);
