@@ -302,6 +302,13 @@ fn an_unknown_key_or_section_is_named_with_the_nearest_right_one() {
 }
 
 #[test]
+fn a_key_with_anything_in_it_is_told_on_one_line() {
+    let lines = complaints_about("\"a\\nb\\u001b[31m\" = 1\n");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert_line(&lines, &["a\\nb\\u{1b}[31m: unknown key"]);
+}
+
+#[test]
 fn a_misspelt_variable_is_named_with_the_right_one() {
     let environment =
         [("REDIS_PROXY_CACHE_TTL", "5s"), ("REDIS_PROXY_REDIS__PASWORD", SECRET), ("REDIS_PROXY_CASH__TTL", "5s")];
