@@ -6,6 +6,7 @@ mod caching;
 mod coherence;
 mod config;
 mod current;
+mod fuzz;
 mod lifecycle;
 mod metrics;
 mod operations;
