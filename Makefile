@@ -2,7 +2,7 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench check deny compose-test nix-check systemd-check deb clean
+.PHONY: help run test soak fuzz bench check deny compose-test nix-check systemd-check deb clean
 
 # Where `make run` serves HTTP and clients of Redis on 127.0.0.1: make run PORT=9000 RESP_PORT=9001
 PORT ?= 8080
@@ -20,6 +20,9 @@ test: ## Run every test: unit, documentation, orders of steps, and integration a
 soak: ## Soak the coherence of the cache in faults (SECONDS=60 SEED=1 SERVER=redis-server)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)'
 
+fuzz: ## Give each fuzz target made-up input and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
+	@scripts/fuzz '$(SECONDS)' $(TARGET)
+
 bench: ## Measure the CPU of a cached read beside that of Redis's own GET (ROUNDS=3; needs wrk)
 	@scripts/bench $(ROUNDS)
 
@@ -29,6 +32,7 @@ compose-test: ## Try docker-compose.yml with all it starts: healthy, scraped, sh
 check: ## Check the formatting, the lints and the documentation, with warnings as errors
 	@echo 'Checking the formatting, the lints and the documentation.'
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo clippy --lib --profile test --features shuttle --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked

@@ -77,8 +77,17 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, key, text } = self;
-        if key.is_empty() { write!(f, "{origin}: {text}") } else { write!(f, "{origin}: {key}: {text}") }
+        let line = if key.is_empty() { format!("{origin}: {text}") } else { format!("{origin}: {key}: {text}") };
+        f.write_str(&printable(&line))
     }
+}
+
+/// Escapes what would break the line or colour the terminal: TOML allows any text as a key.
+fn printable(line: &str) -> String {
+    let letters = line
+        .chars()
+        .map(|letter| if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() });
+    letters.collect()
 }
 
 /// Everything that is wrong with a configuration.

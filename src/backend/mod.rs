@@ -28,6 +28,9 @@ use self::reply::{Question, Reply, unreachable};
 use self::stream::Opener;
 pub use self::stream::{PrepareError, Stream};
 use self::tracking::Tracking;
+// For the fuzz targets.
+#[doc(hidden)]
+pub use self::tracking::{Changed, read_push};
 use crate::cache::{Cache, Fetched, Vanished};
 use crate::key::Key;
 use crate::metrics::Metrics;

@@ -119,13 +119,15 @@ fn text(value: &Value) -> Option<&str> {
 
 /// What a push says was changed.
 #[derive(Debug, PartialEq, Eq)]
-enum Changed {
+pub enum Changed {
+    /// These keys, and no others.
     Keys(Vec<Vec<u8>>),
+    /// Any key there is.
     Everything,
 }
 
 /// Reads a push; `None` where it is about something else.
-fn read_push(push: PushInfo) -> Option<Changed> {
+pub fn read_push(push: PushInfo) -> Option<Changed> {
     if push.kind != PushKind::Invalidate {
         return None;
     }

@@ -72,8 +72,12 @@ enum Element {
     Type,
     /// A line that says it all.
     Line,
+    /// The same behind a carriage return, where a line feed would end it.
+    LineReturn,
     /// The length of what follows.
     Length { of: Measured, length: u64, digits: u32, is_negative: bool },
+    /// The line feed behind a length; there is none, where that was said.
+    LengthEnd { of: Measured, length: Option<u64> },
     /// What has a length, its line end included.
     Body(u64),
 }
@@ -146,17 +150,16 @@ impl ReplyScanner {
                 };
                 Ok(1)
             }
-            Element::Line => Ok(match memchr::memchr(b'\n', input) {
-                Some(end) => {
-                    self.end_element(0)?;
-                    end + 1
-                }
-                None => input.len(),
-            }),
+            Element::Line | Element::LineReturn => self.line(input),
             Element::Length { .. } => {
                 self.length_byte(input[0])?;
                 Ok(1)
             }
+            Element::LengthEnd { of, length } if input[0] == b'\n' => {
+                self.measured(of, length)?;
+                Ok(1)
+            }
+            Element::LengthEnd { .. } => Err(NoReply),
             Element::Body(left) => {
                 let taken = left.min(input.len() as u64);
                 if taken == left {
@@ -169,6 +172,20 @@ impl ReplyScanner {
         }
     }
 
+    fn line(&mut self, input: &[u8]) -> Result<usize, NoReply> {
+        let end = memchr::memchr(b'\n', input);
+        let is_behind_return = match &input[..end.unwrap_or(input.len())] {
+            [] => matches!(self.element, Element::LineReturn),
+            [.., last] => *last == b'\r',
+        };
+        self.element = if is_behind_return { Element::LineReturn } else { Element::Line };
+        let Some(end) = end else { return Ok(input.len()) };
+        if is_behind_return {
+            self.end_element(0)?;
+        }
+        Ok(end + 1)
+    }
+
     fn length_byte(&mut self, byte: u8) -> Result<(), NoReply> {
         let Element::Length { of, length, digits, is_negative } = &mut self.element else { return Err(NoReply) };
         match byte {
@@ -178,10 +195,9 @@ impl ReplyScanner {
                 *length = longer.ok_or(NoReply)?;
                 *digits += 1;
             }
-            b'\r' if *digits > 0 => {}
-            b'\n' if *digits > 0 => {
-                let (of, length, is_null) = (*of, *length, *is_negative);
-                return self.measured(of, if is_null { None } else { Some(length) });
+            b'\r' if *digits > 0 && (!*is_negative || *length == 1) => {
+                let length = if *is_negative { None } else { Some(*length) };
+                self.element = Element::LengthEnd { of: *of, length };
             }
             _ => return Err(NoReply),
         }
@@ -199,7 +215,8 @@ impl ReplyScanner {
             Measured::Pairs => self.end_element(length.checked_mul(2).ok_or(NoReply)?),
             Measured::Attributes => {
                 let more = length.checked_mul(2).and_then(|more| more.checked_add(1)).ok_or(NoReply)?;
-                self.is_behind_attributes |= self.missing == 1;
+                // Attributes of the last element of an aggregate say nothing of the frame.
+                self.is_behind_attributes |= self.missing == 1 && self.head[0] == b'|';
                 self.end_element(more)
             }
         }
@@ -295,7 +312,7 @@ mod tests {
         Ok(frames)
     }
 
-    const KINDS: [&str; 24] = [
+    const KINDS: [&str; 26] = [
         "+OK\r\n",
         "-ERR no\r\n",
         ":1\r\n",
@@ -320,6 +337,8 @@ mod tests {
         "*3\r\n*0\r\n*-1\r\n%1\r\n+k\r\n~0\r\n",
         "+QUEUED\r\n",
         "|0\r\n:1\r\n",
+        "+a\nb\r\n",
+        "-a\rb\n\r\r\n",
     ];
 
     #[test]
@@ -342,11 +361,17 @@ mod tests {
         assert!(of("-ERR\r\n").is_error() && of("!3\r\nERR\r\n").is_error());
         assert!(of(">1\r\n:1\r\n").is_push());
         assert_eq!(&of("|1\r\n+ttl\r\n:1\r\n+OK\r\n").head[..3], b"+OK");
+        assert_eq!(&of("|1\r\n+a\r\n+b\r\n|1\r\n+c\r\n|1\r\n+d\r\n+e\r\n+f\r\n-ERR\r\n").head[..4], b"-ERR");
+        assert!(of(">2\r\n+message\r\n|1\r\n+a\r\n+b\r\n+c\r\n").is_push());
+        assert!(!of("*1\r\n|1\r\n+a\r\n+b\r\n-ERR\r\n").is_error());
     }
 
     #[test]
     fn what_is_no_answer_is_seen() {
         for wrong in ["x", "$a\r\n", "$\r\n", "$--1\r\n", "*99999999999999999999\r\n", "%18446744073709551615\r\n"] {
+            assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
+        }
+        for wrong in ["$1\n", "$1\r2\r\n", "$1\r\r\n", "$-2\r\n", "*-0\r\n"] {
             assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
         }
     }

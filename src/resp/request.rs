@@ -27,7 +27,7 @@ const MOST_ARGUMENTS: i64 = i32::MAX as i64;
 const LARGEST_BULK: i64 = 512 << 20;
 
 /// How long a line may be: a command of words, or the length of what follows.
-const LONGEST_LINE: usize = 64 << 10;
+pub(super) const LONGEST_LINE: usize = 64 << 10;
 
 /// What Redis answers, behind `-ERR `, to what is no command; then it hangs up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +77,7 @@ impl RequestParser {
     /// It is no command. Nothing that follows can be made sense of.
     pub fn parse(&mut self, input: &[u8], limits: RequestLimits) -> Result<Progress, ProtocolError> {
         if self.missing == 0 {
+            self.begin();
             match input.first() {
                 None => return Ok(Progress::Incomplete),
                 Some(b'*') => {}
@@ -90,7 +91,6 @@ impl RequestParser {
                 Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => error("unauthenticated multibulk length"),
                 _ => error("invalid multibulk length"),
             })?;
-            self.begin();
             self.at = next;
             self.missing = usize::try_from(count).unwrap_or(0);
         }
@@ -161,7 +161,6 @@ impl RequestParser {
             let too_long = input.len() > LONGEST_LINE;
             return if too_long { Err(error("too big inline request")) } else { Ok(Progress::Incomplete) };
         };
-        self.begin();
         self.is_inline = true;
         let line = &input[..end];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -309,7 +308,8 @@ fn take_word<'a>(mut rest: &'a [u8], words: &mut Vec<u8>) -> Option<&'a [u8]> {
         rest = match byte {
             b'"' => return closed(take_quoted(after, words)?),
             b'\'' => return closed(take_single_quoted(after, words)?),
-            byte if is_space(*byte) => return Some(rest),
+            // Not so vertical tabs and form feeds, which are white space only between words.
+            b' ' | b'\t' | b'\n' | b'\r' => return Some(rest),
             byte => {
                 words.push(*byte);
                 after
@@ -439,6 +439,7 @@ mod tests {
         assert_eq!(words("SET k a\"b c\"\r\n"), owned(&[b"SET", b"k", b"ab c"]));
         assert_eq!(words("SET k \"\"\r\n"), owned(&[b"SET", b"k", b""]));
         assert_eq!(words("\r\n"), owned(&[]));
+        assert_eq!(words("GET a\x0bb\x0c \x0b c \"d\"\x0be\r\n"), owned(&[b"GET", b"a\x0bb\x0c", b"c", b"d", b"e"]));
         for unbalanced in ["GET \"k\r\n", "GET 'k\r\n", "GET \"k\"x\r\n", "GET 'k'x\r\n"] {
             let error = read(unbalanced.as_bytes(), &[], usize::MAX).unwrap_err();
             assert_eq!(error.to_string(), "Protocol error: unbalanced quotes in request", "{unbalanced}");
@@ -477,7 +478,17 @@ mod tests {
     fn somebody_unknown_may_say_less() {
         let said = |input: &[u8]| RequestParser::default().parse(input, UNAUTHENTICATED).unwrap_err().to_string();
         assert_eq!(said(b"*11\r\n"), "Protocol error: unauthenticated multibulk length");
+        assert_eq!(said(b"*2147483647\r\n"), "Protocol error: unauthenticated multibulk length");
         assert_eq!(said(b"*1\r\n$16385\r\n"), "Protocol error: unauthenticated bulk length");
+        assert_eq!(said(b"*1\r\n$536870912\r\n"), "Protocol error: unauthenticated bulk length");
+        // What nobody may say is refused as it is to everybody.
+        for wrong in ["*abc\r\n", "*2147483648\r\n"] {
+            assert_eq!(said(wrong.as_bytes()), "Protocol error: invalid multibulk length", "{wrong}");
+        }
+        for wrong in ["$abc\r\n", "$-1\r\n", "$536870913\r\n"] {
+            let wrong = format!("*1\r\n{wrong}");
+            assert_eq!(said(wrong.as_bytes()), "Protocol error: invalid bulk length", "{wrong}");
+        }
     }
 
     #[test]
@@ -485,6 +496,18 @@ mod tests {
         for nothing in ["*0\r\n", "*-1\r\n", "*-100\r\n", "\n", "   \r\n"] {
             let commands = read(nothing.as_bytes(), &[], usize::MAX).unwrap();
             assert_eq!(commands, [(nothing.as_bytes().to_vec(), vec![])], "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_command_whose_first_line_is_not_over() {
+        let mut parser = RequestParser::default();
+        let first = encode(&[b"GET".to_vec(), b"key".to_vec()]);
+        for begun in [&b"DEL k"[..], b"*2", b""] {
+            assert_eq!(parser.parse(&first, LIMITS), Ok(Progress::Complete(first.len())));
+            assert_eq!(parser.arguments(&first).len(), 2);
+            assert_eq!(parser.parse(begun, LIMITS), Ok(Progress::Incomplete));
+            assert!(parser.arguments(begun).is_empty(), "{begun:?}");
         }
     }
 

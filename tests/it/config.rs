@@ -302,6 +302,13 @@ fn an_unknown_key_or_section_is_named_with_the_nearest_right_one() {
 }
 
 #[test]
+fn a_key_with_anything_in_it_is_told_on_one_line() {
+    let lines = complaints_about("\"a\\nb\\u001b[31m\" = 1\n");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert_line(&lines, &["a\\nb\\u{1b}[31m: unknown key"]);
+}
+
+#[test]
 fn a_misspelt_variable_is_named_with_the_right_one() {
     let environment =
         [("REDIS_PROXY_CACHE_TTL", "5s"), ("REDIS_PROXY_REDIS__PASWORD", SECRET), ("REDIS_PROXY_CASH__TTL", "5s")];
@@ -332,6 +339,7 @@ fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
     let lines = complaints_about(
         "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\nheader_timeout = 0\n\
          [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\ncoherence_timeout = 0\n[daemon]\nworker_threads = 5000\n\
+         [resp]\nmax_query_buffer = \"127KiB\"\n\
          [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\nping_interval = 0\n",
     );
     for (key, found) in [
@@ -347,6 +355,7 @@ fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
         ("redis.ping_interval", "0"),
         ("http.max_header", "1KiB"),
         ("daemon.worker_threads", "5000"),
+        ("resp.max_query_buffer", "127KiB"),
         ("redis.max_fetches", "999999999"),
     ] {
         assert_line(&lines, &[&format!("{key}: "), &format!("found {found}"), "expected"]);

@@ -6,6 +6,7 @@ mod caching;
 mod coherence;
 mod config;
 mod current;
+mod fuzz;
 mod hotkeys;
 mod lifecycle;
 mod metrics;
