@@ -23,7 +23,7 @@ FROM prom/prometheus:v3.5.0 AS prometheus
 
 FROM toolchain AS test
 RUN apt-get update && \
-    apt-get install -y --no-install-recommends make redis-server && \
+    apt-get install -y --no-install-recommends make python3-venv redis-server && \
     rm -rf /var/lib/apt/lists/* && \
     useradd --create-home tester && \
     install -d -o tester -g tester /build /build/target /build/cargo
