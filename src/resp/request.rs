@@ -255,6 +255,9 @@ fn length(input: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i6
 /// The same for nearly all lengths there are, of a few digits, and how long the line is.
 #[inline]
 fn short_length(line: &[u8]) -> Option<(i64, usize)> {
+    if line.first() == Some(&0) {
+        return None;
+    }
     let mut number = 0;
     for (at, byte) in line.iter().enumerate().skip(1).take(MOST_DIGITS + 1) {
         match byte {
@@ -508,6 +511,13 @@ mod tests {
             assert_eq!(parser.arguments(&first).len(), 2);
             assert_eq!(parser.parse(begun, LIMITS), Ok(Progress::Incomplete));
             assert!(parser.arguments(begun).is_empty(), "{begun:?}");
+        }
+    }
+
+    #[test]
+    fn a_nul_hides_the_end_of_a_line_wherever_it_stands() {
+        for hidden in [&b"*1\r\n\x004\r\nPING\r\n"[..], b"*1\r\n$\x004\r\nPING\r\n", b"*1\x00\r\n"] {
+            assert_eq!(read(hidden, &[], usize::MAX), Ok(vec![]), "{hidden:?}");
         }
     }
 
