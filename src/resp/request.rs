@@ -27,7 +27,7 @@ const MOST_ARGUMENTS: i64 = i32::MAX as i64;
 const LARGEST_BULK: i64 = 512 << 20;
 
 /// How long a line may be: a command of words, or the length of what follows.
-pub(super) const LONGEST_LINE: usize = 64 << 10;
+const LONGEST_LINE: usize = 64 << 10;
 
 /// What Redis answers, behind `-ERR `, to what is no command; then it hangs up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
