@@ -24,13 +24,23 @@ pub fn cut(stream: &[u8], cuts: Cuts) -> Vec<&[u8]> {
 }
 
 /// A stream that gives no more than a piece at a time.
-pub struct InPieces<'a>(pub std::vec::IntoIter<&'a [u8]>);
+pub struct InPieces<'a> {
+    rest: std::vec::IntoIter<&'a [u8]>,
+    piece: &'a [u8],
+}
+
+impl<'a> InPieces<'a> {
+    /// `stream`, cut like that.
+    pub fn new(stream: &'a [u8], cuts: Cuts) -> Self {
+        Self { rest: cut(stream, cuts).into_iter(), piece: &[] }
+    }
+}
 
 impl Read for InPieces<'_> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        // A piece is at most 255 bytes, for which every reader has room.
-        let piece = self.0.next().unwrap_or_default();
-        room[..piece.len()].copy_from_slice(piece);
-        Ok(piece.len())
+        if self.piece.is_empty() {
+            self.piece = self.rest.next().unwrap_or_default();
+        }
+        self.piece.read(room)
     }
 }

@@ -3,7 +3,7 @@
 use redis::{Parser, PushInfo, PushKind, Value};
 use redis_proxy::backend::{Changed, read_push};
 
-use super::pieces::{Cuts, InPieces, cut, split};
+use super::pieces::{Cuts, InPieces, split};
 
 /// The first four bytes cut the rest, which is taken for what Redis sends, and then for keys, divided by line ends, of
 /// which a push is made.
@@ -27,7 +27,7 @@ pub fn check(input: &[u8]) {
 
 /// What Redis says, as far as it can be understood.
 fn values(stream: &[u8], cuts: Cuts) -> Vec<Value> {
-    let mut pieces = InPieces(cut(stream, cuts).into_iter());
+    let mut pieces = InPieces::new(stream, cuts);
     let mut parser = Parser::new();
     std::iter::from_fn(|| parser.parse_value(&mut pieces).ok()).collect()
 }
