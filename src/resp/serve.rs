@@ -336,8 +336,13 @@ const PAST_MEMORY: Duration = Duration::from_millis(500);
 
 /// Whether answers cannot be told from what comes by itself from then on.
 fn is_pipe(class: Class, arguments: Arguments<'_>) -> bool {
-    let is_of_client = class == Class::Client && is_one_of(arguments.get(1), &["reply", "tracking"]);
-    class == Class::Pipe || is_of_client
+    match class {
+        Class::Pipe => true,
+        Class::Client => is_one_of(arguments.get(1), &["reply", "tracking"]),
+        // Scripts may be debugged from then on, and a debugger takes whatever it is told for its own commands.
+        Class::Script => is_one_of(arguments.get(1), &["debug"]),
+        _ => false,
+    }
 }
 
 /// What a command that is forwarded changes in how its client stands.
