@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::command::{Class, Known};
 use super::connection::{Connection, Stage};
-use super::login::{NO_AUTH, Verdict, hello_login};
+use super::login::{NO_AUTH, Verdict, hello_logins};
 use super::output::LARGE;
 use super::owed::{Awaited, Dropped};
 use super::read::{Fetch, Found, Read};
@@ -365,14 +365,14 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
             2 => User::default_user(),
             _ => User::Named(Bytes::copy_from_slice(arguments.get(1))),
         }),
-        Class::Hello => Effect::Hello(hello_user(arguments)),
+        Class::Hello => match *hello_logins(arguments) {
+            [] => Effect::Hello(None),
+            [at] => Effect::Hello(Some(User::Named(Bytes::copy_from_slice(arguments.get(at + 1))))),
+            // One version of Redis minds each of them, and another only the last.
+            [_, _, ..] => Effect::Unknown,
+        },
         _ => Effect::Reveal,
     }
-}
-
-/// The user that a HELLO logs in as.
-fn hello_user(arguments: Arguments<'_>) -> Option<User> {
-    hello_login(arguments).map(|at| User::Named(Bytes::copy_from_slice(arguments.get(at + 1))))
 }
 
 fn is_one_of(word: &[u8], words: &[&str]) -> bool {
