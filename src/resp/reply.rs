@@ -41,6 +41,11 @@ impl Frame {
         matches!(self.head[0], b'-' | b'!')
     }
 
+    /// Whether it says that something was done.
+    pub fn is_ok(&self) -> bool {
+        self.head.starts_with(b"+OK\r")
+    }
+
     /// Whether it says that the client has to log in.
     pub fn is_no_auth(&self) -> bool {
         self.head == *b"-NOAUTH"
