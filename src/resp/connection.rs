@@ -199,20 +199,26 @@ impl Connection {
     fn lost_link(&mut self) -> Moved {
         let owes_nothing = self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
         let goes_on = owes_nothing && self.standing.is_as_new() && self.stage == Stage::Commands;
-        self.link.close();
-        self.is_own_question_open = false;
+        self.drop_link();
         if !goes_on {
             self.stage = Stage::Ending;
         }
         Moved::Yes
     }
 
+    /// Gives up the link, with what was said over it in part.
+    pub(super) fn drop_link(&mut self) {
+        self.link.close();
+        self.scanner = ReplyScanner::default();
+        self.is_own_question_open = false;
+    }
+
     /// Gives out what has come over the link, as far as it is its turn.
     fn pass_on(&mut self) {
-        if self.stage == Stage::Pipe {
-            return self.output.push(self.link.input.split().freeze());
-        }
         while !self.link.input.is_empty() && !self.owed.is_read_first() {
+            if self.stage == Stage::Pipe && !self.is_own_question_open {
+                return self.output.push(self.link.input.split().freeze());
+            }
             let Ok((length, frame)) = self.scanner.scan(&self.link.input) else {
                 tracing::warn!("Redis sent a client what is no answer; the connection is closed");
                 self.stage = Stage::Over;

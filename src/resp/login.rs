@@ -72,7 +72,7 @@ impl Connection {
                 self.link.out.push(command.freeze());
             }
             Verdict::Reset => {
-                self.link.close();
+                self.drop_link();
                 self.standing = Standing::of(User::Nobody);
                 self.transaction = Dropped::Nothing;
                 self.reply(|output| output.tail().put_slice(b"+RESET\r\n"));
