@@ -397,7 +397,7 @@ impl Connection {
             Stage::Pipe => self.is_draining && self.output.is_empty() && self.link.out.is_empty(),
             Stage::Commands if is_quiet && (self.farewell.is_some() || self.is_draining) => true,
             // What it waits for may never happen.
-            Stage::Commands if self.is_draining && self.owed.has_blocking() => true,
+            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && self.output.is_empty() => true,
             Stage::Commands => self.is_idle_too_long(cx),
         };
         is_over || self.farewell.as_mut().is_some_and(|farewell| farewell.as_mut().poll(cx).is_ready())
