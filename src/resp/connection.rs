@@ -74,7 +74,7 @@ pub(super) struct Connection {
     idle: Option<Pin<Box<Sleep>>>,
     /// When a byte last came from the client, or was taken by it.
     last_moved: Instant,
-    /// When a client that has said its last word is given up.
+    /// When to look whether a connection that takes up no more commands is to be given up.
     farewell: Option<Pin<Box<Sleep>>>,
 }
 
@@ -92,7 +92,7 @@ const MOST_FLIGHTS: usize = 64;
 const MOST_OWED: usize = 1 << 18;
 /// For how long after the daemon was told to stop a command may still be on its way here.
 const LAST_WORD: Duration = Duration::from_millis(50);
-/// How long the answers to what was said before a client's end of the stream may take.
+/// How long a connection that takes up no more commands may stand still before it is given up.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// A link over which nothing was sent for so long, while its client reads from memory, is shown to be in use: Redis, or
 /// something on the way, may hang up on who is silent.
@@ -400,7 +400,20 @@ impl Connection {
             Stage::Commands if self.is_draining && self.owed.is_blocking_first() && self.output.is_empty() => true,
             Stage::Commands => self.is_idle_too_long(cx),
         };
-        is_over || self.farewell.as_mut().is_some_and(|farewell| farewell.as_mut().poll(cx).is_ready())
+        is_over || self.is_given_up(cx)
+    }
+
+    /// Whether nothing has moved for too long since the client, or Redis, said its last word.
+    fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(farewell) = &mut self.farewell else { return false };
+        while farewell.as_mut().poll(cx).is_ready() {
+            let until = self.last_moved + FAREWELL;
+            if until <= Instant::now() {
+                return true;
+            }
+            farewell.set(sleep_until(until));
+        }
+        false
     }
 
     fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {
