@@ -204,6 +204,7 @@ impl Standing {
             Effect::Select(database) => self.database = database,
             Effect::Unknown => self.doubt_until_reset(),
             Effect::Auth(_) if !frame.is_ok() => self.doubt(),
+            Effect::Hello(_) if !frame.is_greeting() => self.doubt(),
             Effect::Auth(user) => self.user = user,
             Effect::Hello(user) => {
                 self.protocol = if frame.head[0] == b'%' { Protocol::Resp3 } else { Protocol::Resp2 };

@@ -34,7 +34,7 @@ const AS_READER: &str = "redis.username = \"reader\"\nredis.password = \"reader-
 const NEVER_RIGHT: &str = "AUTH reader wrong";
 
 #[test]
-fn a_push_that_is_taken_for_no_answer_makes_nobody_another() {
+fn who_is_answered_by_a_push_becomes_nobody_else() {
     let ways = with_secret(&USERS);
     let mut wire = Wire::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
@@ -47,7 +47,7 @@ fn a_push_that_is_taken_for_no_answer_makes_nobody_another() {
 }
 
 #[test]
-fn a_command_under_another_name_makes_nobody_another() {
+fn who_subscribes_by_another_name_becomes_nobody_else() {
     let ways = with_secret(&[&USERS[..], &["--rename-command", "SUBSCRIBE", "listen"]].concat());
     let mut wire = Wire::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
@@ -64,17 +64,14 @@ fn a_command_under_another_name_makes_nobody_another() {
 }
 
 #[test]
-fn who_debugs_a_script_makes_nobody_another() {
-    let ways = with_secret(&USERS);
-    for login in [NEVER_RIGHT, "HELLO 3 AUTH reader wrong"] {
-        let mut wire = Wire::connect(ways.through());
-        assert_eq!(wire.told_line("AUTH other other-secret"), "+OK\\r\\n");
-        assert_eq!(wire.told_line("SCRIPT DEBUG YES"), "+OK\\r\\n");
-        // From here on a debugger answers, with no errors, whatever it is told.
-        assert!(wire.told_line("EVAL return(1) 0").contains("Stopped"));
-        wire.ask_line(login);
-        assert!(!wire.told_line("GET secret").contains("hidden"), "after {login}");
-    }
+fn who_debugs_a_script_becomes_nobody_else() {
+    expect_no_secret_of_a_debugger(&with_secret(&USERS), "SCRIPT DEBUG YES");
+}
+
+#[test]
+fn who_debugs_a_script_by_another_name_becomes_nobody_else() {
+    let ways = with_secret(&[&USERS[..], &["--rename-command", "SCRIPT", "lua"]].concat());
+    expect_no_secret_of_a_debugger(&ways, "lua DEBUG YES");
 }
 
 #[test]
@@ -158,4 +155,17 @@ fn expect_no_secret(wire: &mut Wire) {
     }
     let told: Vec<_> = told.iter().map(|answer| show(answer)).collect();
     assert!(!told.concat().contains("hidden"), "{told:#?}");
+}
+
+#[track_caller]
+fn expect_no_secret_of_a_debugger(ways: &Ways, debug: &str) {
+    for login in [NEVER_RIGHT, "HELLO 3 AUTH reader wrong"] {
+        let mut wire = Wire::connect(ways.through());
+        assert_eq!(wire.told_line("AUTH other other-secret"), "+OK\\r\\n");
+        assert_eq!(wire.told_line(debug), "+OK\\r\\n");
+        // From here on a debugger answers, with no errors, whatever it is told.
+        assert!(wire.told_line("EVAL return(1) 0").contains("Stopped"));
+        wire.ask_line(login);
+        assert!(!wire.told_line("GET secret").contains("hidden"), "after {login}");
+    }
 }
