@@ -36,6 +36,7 @@ pub(super) enum Class {
     Hello,
     Reset,
     Client,
+    Script,
     Quit,
     /// From here on answers cannot be told from what comes by itself.
     Pipe,
@@ -54,7 +55,7 @@ impl Class {
     }
 }
 
-const LISTS: [(Class, &str); 24] = [
+const LISTS: [(Class, &str); 25] = [
     (Class::Get, "get"),
     (Class::Mget, "mget"),
     (Class::Exists, "exists"),
@@ -81,6 +82,7 @@ const LISTS: [(Class, &str); 24] = [
     (Class::Hello, "hello"),
     (Class::Reset, "reset"),
     (Class::Client, "client"),
+    (Class::Script, "script"),
     (Class::Quit, "quit"),
     (Class::Pipe, "monitor psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync unsubscribe"),
     (Class::Swapdb, "swapdb"),
@@ -97,7 +99,7 @@ const LISTS: [(Class, &str); 24] = [
          geosearchstore getdel getex getset hdel hexpire hexpireat hgetdel hgetex hincrby hincrbyfloat hmset hpersist \
          hpexpire hpexpireat hset hsetex hsetnx incr incrby incrbyfloat linsert lmove lmpop lpop lpush lpushx lrem lset \
          ltrim migrate module move mset msetex msetnx persist pexpire pexpireat pfadd pfcount pfdebug pfmerge pfselftest \
-         psetex rename renamenx replicaof restore rpop rpoplpush rpush rpushx sadd save script sdiffstore set setbit \
+         psetex rename renamenx replicaof restore rpop rpoplpush rpush rpushx sadd save sdiffstore set setbit \
          setex setnx setrange shutdown sinterstore slaveof smove sort spop srem sunionstore touch unlink xack xackdel \
          xadd xautoclaim xclaim xdel xdelex xgroup xsetid xtrim zadd zdiffstore zincrby zinterstore zmpop zpopmax zpopmin \
          zrangestore zrem zremrangebylex zremrangebyrank zremrangebyscore zunionstore",

@@ -74,7 +74,7 @@ pub(super) struct Connection {
     idle: Option<Pin<Box<Sleep>>>,
     /// When a byte last came from the client, or was taken by it.
     last_moved: Instant,
-    /// When a client that has said its last word is given up.
+    /// When to look whether a connection that takes up no more commands is to be given up.
     farewell: Option<Pin<Box<Sleep>>>,
 }
 
@@ -92,7 +92,7 @@ const MOST_FLIGHTS: usize = 64;
 const MOST_OWED: usize = 1 << 18;
 /// For how long after the daemon was told to stop a command may still be on its way here.
 const LAST_WORD: Duration = Duration::from_millis(50);
-/// How long the answers to what was said before a client's end of the stream may take.
+/// How long a connection that takes up no more commands may stand still before it is given up.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// A link over which nothing was sent for so long, while its client reads from memory, is shown to be in use: Redis, or
 /// something on the way, may hang up on who is silent.
@@ -199,20 +199,26 @@ impl Connection {
     fn lost_link(&mut self) -> Moved {
         let owes_nothing = self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
         let goes_on = owes_nothing && self.standing.is_as_new() && self.stage == Stage::Commands;
-        self.link.close();
-        self.is_own_question_open = false;
+        self.drop_link();
         if !goes_on {
             self.stage = Stage::Ending;
         }
         Moved::Yes
     }
 
+    /// Gives up the link, with what was said over it in part.
+    pub(super) fn drop_link(&mut self) {
+        self.link.close();
+        self.scanner = ReplyScanner::default();
+        self.is_own_question_open = false;
+    }
+
     /// Gives out what has come over the link, as far as it is its turn.
     fn pass_on(&mut self) {
-        if self.stage == Stage::Pipe {
-            return self.output.push(self.link.input.split().freeze());
-        }
         while !self.link.input.is_empty() && !self.owed.is_read_first() {
+            if self.stage == Stage::Pipe && !self.is_own_question_open {
+                return self.output.push(self.link.input.split().freeze());
+            }
             let Ok((length, frame)) = self.scanner.scan(&self.link.input) else {
                 tracing::warn!("Redis sent a client what is no answer; the connection is closed");
                 self.stage = Stage::Over;
@@ -391,10 +397,23 @@ impl Connection {
             Stage::Pipe => self.is_draining && self.output.is_empty() && self.link.out.is_empty(),
             Stage::Commands if is_quiet && (self.farewell.is_some() || self.is_draining) => true,
             // What it waits for may never happen.
-            Stage::Commands if self.is_draining && self.owed.has_blocking() => true,
+            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && self.output.is_empty() => true,
             Stage::Commands => self.is_idle_too_long(cx),
         };
-        is_over || self.farewell.as_mut().is_some_and(|farewell| farewell.as_mut().poll(cx).is_ready())
+        is_over || self.is_given_up(cx)
+    }
+
+    /// Whether nothing has moved for too long since the client, or Redis, said its last word.
+    fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(farewell) = &mut self.farewell else { return false };
+        while farewell.as_mut().poll(cx).is_ready() {
+            let until = self.last_moved + FAREWELL;
+            if until <= Instant::now() {
+                return true;
+            }
+            farewell.set(sleep_until(until));
+        }
+        false
     }
 
     fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {

@@ -45,10 +45,11 @@ impl Connection {
             (Class::Auth, 3) => judged(is_right(arguments.get(1), arguments.get(2)), None),
             (Class::Auth, _) => Verdict::Refused(SYNTAX),
             (Class::Reset, _) => Verdict::Reset,
-            (Class::Hello, count) => match hello_login(arguments) {
-                Some(at) if at + 2 < count => {
+            (Class::Hello, count) => match *hello_logins(arguments) {
+                [at] if at + 2 < count => {
                     judged(is_right(arguments.get(at + 1), arguments.get(at + 2)), Some(without(arguments, at)))
                 }
+                [_, _, ..] => Verdict::Refused(SYNTAX),
                 _ if self.standing.is_admitted() => return None,
                 _ => Verdict::Refused(NO_AUTH_HELLO),
             },
@@ -71,7 +72,7 @@ impl Connection {
                 self.link.out.push(command.freeze());
             }
             Verdict::Reset => {
-                self.link.close();
+                self.drop_link();
                 self.standing = Standing::of(User::Nobody);
                 self.transaction = Dropped::Nothing;
                 self.reply(|output| output.tail().put_slice(b"+RESET\r\n"));
@@ -81,17 +82,21 @@ impl Connection {
     }
 }
 
-/// Where the login of a HELLO stands: the word AUTH, which a user and a password follow.
-pub(super) fn hello_login(arguments: Arguments<'_>) -> Option<usize> {
-    let mut at = 2;
+/// Where the logins of a HELLO stand: each the word AUTH, which a user and a password follow.
+pub(super) fn hello_logins(arguments: Arguments<'_>) -> Vec<usize> {
+    let (mut logins, mut at) = (Vec::new(), 2);
     while at < arguments.len() {
         let word = arguments.get(at);
-        if word.eq_ignore_ascii_case(b"auth") {
-            return Some(at);
-        }
-        at += if word.eq_ignore_ascii_case(b"setname") { 2 } else { 1 };
+        at += if word.eq_ignore_ascii_case(b"auth") {
+            logins.push(at);
+            3
+        } else if word.eq_ignore_ascii_case(b"setname") {
+            2
+        } else {
+            1
+        };
     }
-    None
+    logins
 }
 
 /// The command without the three words of its login.

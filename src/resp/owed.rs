@@ -98,6 +98,11 @@ impl Queue {
         self.blocking > 0
     }
 
+    /// Whether nothing goes on until that happens.
+    pub(super) fn is_blocking_first(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed::Awaited(Awaited { effect: Effect::Block, .. })))
+    }
+
     /// Flights that reads wait for.
     pub(super) fn flights(&self) -> usize {
         self.flights

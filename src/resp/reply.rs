@@ -41,6 +41,16 @@ impl Frame {
         matches!(self.head[0], b'-' | b'!')
     }
 
+    /// Whether it says that something was done.
+    pub fn is_ok(&self) -> bool {
+        self.head.starts_with(b"+OK\r")
+    }
+
+    /// Whether it may be what `HELLO` says: a map, which with RESP2 is an array of more than nine elements.
+    pub fn is_greeting(&self) -> bool {
+        self.head[0] == b'%' || (self.head[0] == b'*' && self.head[2].is_ascii_digit())
+    }
+
     /// Whether it says that the client has to log in.
     pub fn is_no_auth(&self) -> bool {
         self.head == *b"-NOAUTH"

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::command::{Class, Known};
 use super::connection::{Connection, Stage};
-use super::login::{NO_AUTH, Verdict, hello_login};
+use super::login::{NO_AUTH, Verdict, hello_logins};
 use super::output::LARGE;
 use super::owed::{Awaited, Dropped};
 use super::read::{Fetch, Found, Read};
@@ -336,8 +336,13 @@ const PAST_MEMORY: Duration = Duration::from_millis(500);
 
 /// Whether answers cannot be told from what comes by itself from then on.
 fn is_pipe(class: Class, arguments: Arguments<'_>) -> bool {
-    let is_of_client = class == Class::Client && is_one_of(arguments.get(1), &["reply", "tracking"]);
-    class == Class::Pipe || is_of_client
+    match class {
+        Class::Pipe => true,
+        Class::Client => is_one_of(arguments.get(1), &["reply", "tracking"]),
+        // Scripts may be debugged from then on, and a debugger takes whatever it is told for its own commands.
+        Class::Script => is_one_of(arguments.get(1), &["debug"]),
+        _ => false,
+    }
 }
 
 /// What a command that is forwarded changes in how its client stands.
@@ -360,14 +365,14 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
             2 => User::default_user(),
             _ => User::Named(Bytes::copy_from_slice(arguments.get(1))),
         }),
-        Class::Hello => Effect::Hello(hello_user(arguments)),
+        Class::Hello => match *hello_logins(arguments) {
+            [] => Effect::Hello(None),
+            [at] => Effect::Hello(Some(User::Named(Bytes::copy_from_slice(arguments.get(at + 1))))),
+            // One version of Redis minds each of them, and another only the last.
+            [_, _, ..] => Effect::Unknown,
+        },
         _ => Effect::Reveal,
     }
-}
-
-/// The user that a HELLO logs in as.
-fn hello_user(arguments: Arguments<'_>) -> Option<User> {
-    hello_login(arguments).map(|at| User::Named(Bytes::copy_from_slice(arguments.get(at + 1))))
 }
 
 fn is_one_of(word: &[u8], words: &[&str]) -> bool {

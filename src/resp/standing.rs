@@ -88,8 +88,17 @@ pub(super) struct Standing {
     /// How often `MULTI` and `WATCH` were said and are not answered.
     multis_asked: usize,
     watches_asked: usize,
-    /// Something was asked for of which nobody knows whether it came to be.
-    is_uncertain: bool,
+    doubt: Doubt,
+}
+
+/// How far what is known of a client may be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    None,
+    /// Something was asked for of which nobody knows whether it came to be; `RESET` undoes it.
+    UntilReset,
+    /// Which answer is to which command is not certain any more, that to `RESET` included.
+    ForGood,
 }
 
 impl Standing {
@@ -102,14 +111,14 @@ impl Standing {
             is_watching: false,
             multis_asked: 0,
             watches_asked: 0,
-            is_uncertain: false,
+            doubt: Doubt::None,
         }
     }
 
     /// Whether what Redis would say to this client is what it said to the proxy.
     pub(super) fn may_be_given(&self, origin: &Origin) -> bool {
         let is_watching = self.is_watching || self.watches_asked > 0;
-        let is_plain = !(self.is_in_multi() || is_watching || self.is_uncertain);
+        let is_plain = !(self.is_in_multi() || is_watching) && self.doubt == Doubt::None;
         is_plain && self.database == origin.database && self.user.is(origin.user.as_deref())
     }
 
@@ -146,9 +155,13 @@ impl Standing {
         *self == self.without_link()
     }
 
-    /// It cannot be told any more how it stands.
+    /// What Redis said is no answer to what it was taken for, so nothing it says proves anything any more.
     pub(super) fn doubt(&mut self) {
-        self.is_uncertain = true;
+        self.doubt = Doubt::ForGood;
+    }
+
+    fn doubt_until_reset(&mut self) {
+        self.doubt = self.doubt.max(Doubt::UntilReset);
     }
 
     /// A command with this effect was sent on.
@@ -172,7 +185,9 @@ impl Standing {
         }
         if frame.is_queued() {
             // It takes effect, or not, at EXEC.
-            self.is_uncertain |= effect.is_of_state();
+            if effect.is_of_state() {
+                self.doubt_until_reset();
+            }
         } else if frame.is_error() {
             self.refused(&effect);
         } else {
@@ -187,7 +202,9 @@ impl Standing {
             Effect::Exec | Effect::Discard => self.leave_multi(),
             Effect::Unwatch => self.is_watching = false,
             Effect::Select(database) => self.database = database,
-            Effect::Unknown => self.is_uncertain = true,
+            Effect::Unknown => self.doubt_until_reset(),
+            Effect::Auth(_) if !frame.is_ok() => self.doubt(),
+            Effect::Hello(_) if !frame.is_greeting() => self.doubt(),
             Effect::Auth(user) => self.user = user,
             Effect::Hello(user) => {
                 self.protocol = if frame.head[0] == b'%' { Protocol::Resp3 } else { Protocol::Resp2 };
@@ -197,7 +214,8 @@ impl Standing {
             }
             Effect::Reset => {
                 let (multis_asked, watches_asked) = (self.multis_asked, self.watches_asked);
-                *self = Self { multis_asked, watches_asked, ..Self::of(User::Nobody) };
+                let doubt = if self.doubt == Doubt::ForGood { Doubt::ForGood } else { Doubt::None };
+                *self = Self { multis_asked, watches_asked, doubt, ..Self::of(User::Nobody) };
             }
             Effect::Aside | Effect::Reveal | Effect::Block => {}
         }
@@ -208,7 +226,7 @@ impl Standing {
             // However it ends, it ends the transaction.
             Effect::Exec => self.leave_multi(),
             // It may have logged in, or whatever it does, before it came to what was wrong.
-            Effect::Hello(Some(_)) | Effect::Unknown => self.is_uncertain = true,
+            Effect::Hello(Some(_)) | Effect::Unknown => self.doubt_until_reset(),
             _ => {}
         }
     }

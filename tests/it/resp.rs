@@ -15,11 +15,17 @@
 
 mod answers;
 mod clients;
+mod drain;
 mod edges;
 mod faults;
+mod hangups;
+mod hostile;
 mod identity;
 mod limits;
+mod memory;
 mod own_writes;
+mod patience;
+mod pipelines;
 mod pubsub;
 mod script;
 mod transactions;

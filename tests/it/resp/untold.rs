@@ -105,12 +105,13 @@ fn a_transaction_and_a_pipeline_are_in_the_reads_behind_them() {
 fn a_command_that_is_too_long_to_be_held_is_in_the_reads_behind_it() {
     let ways = Ways::between(|server| server, &format!("{TTL}\nresp.max_query_buffer = \"256KiB\""));
     let (script, key) =
-        (format!("--{}\nredis.call('SET', KEYS[1], ARGV[1])", "x".repeat(300_000)), "k".repeat(300_000));
+        (format!("--{}\nredis.call('SET', KEYS[1], ARGV[1])", "x".repeat(1_200_000)), "k".repeat(1_200_000));
     ways.same(|address| {
         let mut wire = Wire::connect(address);
         let mut told = Vec::new();
         for long in [&["EVAL", &script, "1", "a", "1"][..], &["DEL", &key, "a"], &["MSET", &key, "x", "a", "2"]] {
-            told.extend([wire.told_line("GET a"), wire.told_line("GET a")]);
+            // There is something old to be in memory.
+            told.extend(["SET a old", "GET a", "GET a"].map(|line| wire.told_line(line)));
             told.push(wire.told(long));
             told.push(wire.told_line("GET a"));
         }

@@ -43,15 +43,25 @@ struct Line {
     flow: watch::Sender<Flow>,
     injections: broadcast::Sender<Vec<u8>>,
     connections: Mutex<Vec<JoinHandle<()>>>,
+    /// How many connections have been taken.
+    joined: AtomicUsize,
     /// How many bytes of the upstream may still pass.
     allowance: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Flow {
-    stalled: bool,
+    /// So many of the connections, in the order in which they were taken, pass nothing.
+    stalled: usize,
     delay: Duration,
     byte_at_a_time: bool,
+}
+
+/// What lets one connection's chunks pass.
+struct Gate {
+    flow: watch::Receiver<Flow>,
+    /// The connection's place among all that were taken.
+    number: usize,
 }
 
 impl Relay {
@@ -81,7 +91,12 @@ impl Relay {
 
     /// Keeps all connections, new ones included, and passes nothing either way.
     pub(crate) fn stall(&self) {
-        self.line.flow.send_modify(|flow| flow.stalled = true);
+        self.line.flow.send_modify(|flow| flow.stalled = usize::MAX);
+    }
+
+    /// The same for the connections there are, while new ones pass.
+    pub(crate) fn stall_old(&self) {
+        self.line.flow.send_modify(|flow| flow.stalled = self.line.joined.load(SeqCst));
     }
 
     /// Makes the line whole again: what was held passes, and nothing is slowed or refused.
@@ -158,6 +173,7 @@ impl Line {
             flow: watch::Sender::new(Flow::default()),
             injections: broadcast::Sender::new(PENDING_INJECTIONS),
             connections: Mutex::default(),
+            joined: AtomicUsize::new(0),
             allowance: AtomicUsize::new(usize::MAX),
         }
     }
@@ -173,7 +189,8 @@ impl Line {
         while let Ok((downstream, _)) = listener.accept().await {
             // Subscribed here, so that an injection reaches whoever counts as connected.
             let injections = self.injections.subscribe();
-            let joined = Arc::clone(&self).join(downstream, injections);
+            let number = self.joined.fetch_add(1, SeqCst);
+            let joined = Arc::clone(&self).join(downstream, injections, number);
             let mut connections = self.connections.lock().unwrap();
             connections.retain(|one| !one.is_finished());
             connections.push(tokio::spawn(joined));
@@ -181,14 +198,14 @@ impl Line {
     }
 
     /// Carries both ways until both ends are done, or one is gone.
-    async fn join(self: Arc<Self>, downstream: TcpStream, mut injections: broadcast::Receiver<Vec<u8>>) {
+    async fn join(self: Arc<Self>, downstream: TcpStream, mut injections: broadcast::Receiver<Vec<u8>>, number: usize) {
         let Ok(upstream) = UnixStream::connect(&self.upstream).await else {
             return;
         };
         let _ = downstream.set_nodelay(true);
         let (from_upstream, to_upstream) = tokio::io::split(upstream);
         let (from_downstream, to_downstream) = tokio::io::split(downstream);
-        let flow = || self.flow.subscribe();
+        let flow = || Gate { flow: self.flow.subscribe(), number };
         let up = carry(from_downstream, to_upstream, flow(), None, |length| length);
         let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections), |length| self.allow(length));
         // How a connection fails is for its two ends to see.
@@ -200,18 +217,18 @@ impl Line {
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut flow: watch::Receiver<Flow>,
+    mut gate: Gate,
     mut injections: Option<&mut broadcast::Receiver<Vec<u8>>>,
     allow: impl Fn(usize) -> usize,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
-        flowing(&mut flow).await?;
+        gate.open().await?;
         tokio::select! {
             read = from.read(&mut buffer) => {
                 let length = read?;
                 let allowed = allow(length);
-                pass(&buffer[..allowed], &mut to, &mut flow).await?;
+                pass(&buffer[..allowed], &mut to, &mut gate).await?;
                 if allowed < length {
                     return Err(io::ErrorKind::ConnectionAborted.into());
                 }
@@ -220,22 +237,22 @@ async fn carry(
                 }
             }
             bytes = next_injection(&mut injections) => {
-                pass(&bytes, &mut to, &mut flow).await?;
+                pass(&bytes, &mut to, &mut gate).await?;
             }
         }
     }
 }
 
-async fn pass(chunk: &[u8], to: &mut (impl AsyncWrite + Unpin), flow: &mut watch::Receiver<Flow>) -> io::Result<()> {
-    let now = flowing(flow).await?;
+async fn pass(chunk: &[u8], to: &mut (impl AsyncWrite + Unpin), gate: &mut Gate) -> io::Result<()> {
+    let now = gate.open().await?;
     let most = if now.byte_at_a_time { 1 } else { CHUNK };
     for piece in chunk.chunks(most) {
-        let delay = flow.borrow().delay;
+        let delay = gate.flow.borrow().delay;
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
         // The line may have been stalled meanwhile.
-        flowing(flow).await?;
+        gate.open().await?;
         to.write_all(piece).await?;
         to.flush().await?;
         tokio::task::yield_now().await;
@@ -243,10 +260,12 @@ async fn pass(chunk: &[u8], to: &mut (impl AsyncWrite + Unpin), flow: &mut watch
     Ok(())
 }
 
-/// Waits out a stall.
-async fn flowing(flow: &mut watch::Receiver<Flow>) -> io::Result<Flow> {
-    let now = flow.wait_for(|flow| !flow.stalled).await;
-    now.map(|flow| *flow).map_err(io::Error::other)
+impl Gate {
+    /// Waits out a stall.
+    async fn open(&mut self) -> io::Result<Flow> {
+        let now = self.flow.wait_for(|flow| flow.stalled <= self.number).await;
+        now.map(|flow| *flow).map_err(io::Error::other)
+    }
 }
 
 async fn next_injection(injections: &mut Option<&mut broadcast::Receiver<Vec<u8>>>) -> Vec<u8> {

@@ -1,0 +1,94 @@
+//! A daemon that is told to stop gives out what it owes, and waits for nobody who is owed nothing.
+
+use std::time::{Duration, Instant};
+
+use super::ways::{LASTING, is_straight, resp_config};
+use super::wire::{Wire, bulk, show, words};
+use crate::stage::await_ready;
+use crate::support::{Proxy, RedisServer, Signal, eventually, within};
+
+/// More than any buffer between Redis and a client takes.
+const LARGE: usize = 24 << 20;
+
+/// A proxy that takes its time to stop.
+fn start() -> Option<(Proxy, RedisServer)> {
+    if is_straight() {
+        return None;
+    }
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(&resp_config(&redis.url(), &format!("{LASTING}\ndaemon.drain_timeout = \"20s\"")));
+    await_ready(&proxy);
+    Some((proxy, redis))
+}
+
+/// Tells it to stop, and sees that it has not while it owes something.
+#[track_caller]
+fn stop_in_vain(proxy: &Proxy) {
+    const ENOUGH: Duration = Duration::from_millis(600);
+    proxy.signal(Signal::TERM);
+    proxy.wait_for_log(|line| line.says("stopping"));
+    let ended = within(ENOUGH, || proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(()));
+    assert_eq!(ended, None, "it ended without what it owes");
+}
+
+#[test]
+fn a_stop_waits_for_an_answer_that_redis_is_slow_to_give() {
+    let Some((proxy, redis)) = start() else { return };
+    let mut wire = Wire::connect(proxy.resp_address());
+    wire.ask_line("SET n 1");
+    redis.pause();
+    wire.send(words("INCR n"));
+    eventually("it is taken up", || {
+        (proxy.metrics().value("redis_proxy_commands_total{command=\"incr\"}") == Some(1.0)).then_some(())
+    });
+    stop_in_vain(&proxy);
+    redis.resume();
+    assert_eq!(show(&wire.rest()), ":2\\r\\n");
+    proxy.finish();
+}
+
+#[test]
+fn a_stop_waits_for_who_is_slow_to_take_a_value() {
+    let Some((proxy, redis)) = start() else { return };
+    let value = vec![b'v'; LARGE];
+    redis.command(&[b"SET", &b"key"[..], &value]);
+    // Passed on, from memory, and in front of a command that may wait for ever.
+    let talks = [&["GETEX key"][..], &["GET key"], &["GETEX key", "BLPOP list 0"]];
+    let mut wires = talks.map(|talk| {
+        let mut wire = Wire::connect(proxy.resp_address());
+        wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<_>>());
+        wire
+    });
+    let both = |command: &str| proxy.metrics().value(&format!("redis_proxy_commands_total{{command=\"{command}\"}}"));
+    eventually("all are taken up", || {
+        ((both("getex"), both("get"), both("blpop")) == (Some(2.0), Some(1.0), Some(1.0))).then_some(())
+    });
+    stop_in_vain(&proxy);
+    for wire in &mut wires {
+        assert!(wire.rest() == bulk(&value), "the value is cut");
+    }
+    proxy.finish();
+}
+
+#[test]
+fn a_stop_waits_for_nobody_who_is_owed_nothing() {
+    let Some((proxy, redis)) = start() else { return };
+    let talks = [&["MULTI", "SET a 1"][..], &["MULTI x"], &["WATCH a"], &["SUBSCRIBE news"], &["SET a 1"]];
+    let mut wires = talks.map(|talk| {
+        let mut wire = Wire::connect(proxy.resp_address());
+        for line in talk {
+            wire.ask_line(line);
+        }
+        wire
+    });
+    let mut blocked = Wire::connect(proxy.resp_address());
+    blocked.send(words("BLPOP list 0"));
+    eventually("it waits", || format!("{:?}", redis.command(&["CLIENT", "LIST"])).contains("cmd=blpop").then_some(()));
+    let begun = Instant::now();
+    proxy.signal(Signal::TERM);
+    for wire in wires.iter_mut().chain([&mut blocked]) {
+        assert_eq!(show(&wire.rest()), "");
+    }
+    proxy.finish();
+    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+}
