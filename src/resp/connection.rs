@@ -64,7 +64,7 @@ pub(super) struct Connection {
     /// No proof can be had, so reads go past memory until then.
     pub(super) past_memory_until: Option<Instant>,
     /// What Redis says next answers a question of ours, and is not for the client.
-    is_own_question_open: bool,
+    pub(super) is_own_question_open: bool,
     /// What the commands kept for `EXEC` will take out of memory.
     pub(super) transaction: Dropped,
     draining: Task<()>,

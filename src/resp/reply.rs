@@ -46,6 +46,11 @@ impl Frame {
         self.head.starts_with(b"+OK\r")
     }
 
+    /// Whether it says that all is as for a new connection.
+    pub fn is_reset(&self) -> bool {
+        self.head.starts_with(b"+RESET")
+    }
+
     /// Whether it may be what `HELLO` says: a map, which with RESP2 is an array of more than nine elements.
     pub fn is_greeting(&self) -> bool {
         self.head[0] == b'%' || (self.head[0] == b'*' && self.head[2].is_ascii_digit())

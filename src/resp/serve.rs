@@ -159,9 +159,12 @@ impl Connection {
         if !may_go_with_reads && self.owed.flights() > 0 {
             return Taken::Held;
         }
-        if let Decision::Pipe | Decision::Own(Verdict::Reset) = decision
-            && !self.owed.is_empty()
-        {
+        let has_to_wait = match &decision {
+            Decision::Pipe | Decision::Own(Verdict::Reset) => !self.owed.is_empty(),
+            Decision::Forward(effect) => self.has_to_go_alone(effect),
+            _ => false,
+        };
+        if has_to_wait {
             return Taken::Held;
         }
         match decision {
@@ -205,6 +208,12 @@ impl Connection {
         Taken::Yes
     }
 
+    /// Whether its answer could be missing and that of another be taken for it, as long as that matters.
+    fn has_to_go_alone(&self, effect: &Effect) -> bool {
+        let is_answer_due = !self.owed.is_empty() || self.is_own_question_open;
+        is_answer_due && effect.may_go_unanswered() && !self.standing.is_doubted_for_good()
+    }
+
     /// Sends the command that is the first `length` bytes to Redis.
     pub(super) fn forward(&mut self, effect: Effect, dropped: Dropped, length: usize) {
         self.expect_answer(effect, dropped);
@@ -245,10 +254,11 @@ impl Connection {
             self.stage = Stage::Leaving;
             return Taken::Yes;
         }
-        if self.owed.flights() > 0 || (is_pipe && !self.owed.is_empty()) {
+        let effect = effect(known.class, arguments);
+        if self.owed.flights() > 0 || (is_pipe && !self.owed.is_empty()) || self.has_to_go_alone(&effect) {
             return Taken::Held;
         }
-        let effect = match effect(known.class, arguments) {
+        let effect = match effect {
             // What it asks for is still to come.
             effect if effect.is_of_state() => Effect::Unknown,
             effect => effect,

@@ -52,6 +52,12 @@ impl Effect {
     pub(super) fn is_of_state(&self) -> bool {
         !matches!(self, Self::Aside | Self::Reveal | Self::Block)
     }
+
+    /// Whether Redis may say nothing to it where another answer is on its way: from 7.2 on, and so does Valkey, it says so
+    /// little of a login that it refuses, and what it says next is the answer to another command.
+    pub(super) fn may_go_unanswered(&self) -> bool {
+        matches!(self, Self::Auth(_) | Self::Hello(Some(_)) | Self::Unknown)
+    }
 }
 
 /// What a forwarded command changes in how its client stands, once it is answered.
@@ -160,6 +166,11 @@ impl Standing {
         self.doubt = Doubt::ForGood;
     }
 
+    /// Whether nothing more can be taken from a client by what it says.
+    pub(super) fn is_doubted_for_good(&self) -> bool {
+        self.doubt == Doubt::ForGood
+    }
+
     fn doubt_until_reset(&mut self) {
         self.doubt = self.doubt.max(Doubt::UntilReset);
     }
@@ -184,8 +195,10 @@ impl Standing {
             self.user = User::Unknown;
         }
         if frame.is_queued() {
-            // It takes effect, or not, at EXEC.
-            if effect.is_of_state() {
+            // It takes effect, or not, at EXEC, among the answers to other commands.
+            if effect.may_go_unanswered() {
+                self.doubt();
+            } else if effect.is_of_state() {
                 self.doubt_until_reset();
             }
         } else if frame.is_error() {
@@ -205,6 +218,7 @@ impl Standing {
             Effect::Unknown => self.doubt_until_reset(),
             Effect::Auth(_) if !frame.is_ok() => self.doubt(),
             Effect::Hello(_) if !frame.is_greeting() => self.doubt(),
+            Effect::Reset if !frame.is_reset() => self.doubt(),
             Effect::Auth(user) => self.user = user,
             Effect::Hello(user) => {
                 self.protocol = if frame.head[0] == b'%' { Protocol::Resp3 } else { Protocol::Resp2 };

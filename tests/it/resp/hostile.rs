@@ -74,6 +74,32 @@ fn who_debugs_a_script_by_another_name_becomes_nobody_else() {
     expect_no_secret_of_a_debugger(&ways, "lua DEBUG YES");
 }
 
+/// Redis from 7.2 on, and Valkey, say nothing to a login that they refuse while another answer is on its way.
+#[test]
+fn whose_refused_login_goes_unanswered_becomes_nobody_else() {
+    let ways = with_secret(&USERS);
+    for login in [NEVER_RIGHT, "HELLO 3 AUTH reader wrong"] {
+        let mut wire = Wire::connect(ways.through());
+        assert_eq!(wire.told_line("AUTH other other-secret"), "+OK\\r\\n");
+        wire.send(["ECHO in-front", login, "CLIENT SETNAME me"].map(words).concat());
+        while wire.answer() != b"+OK\r\n" {}
+        expect_no_secret(&mut wire);
+
+        // One answer too few from EXEC on.
+        let behind = ["RESET", "AUTH other other-secret", NEVER_RIGHT, "CLIENT SETNAME me", "PING"];
+        let mut wire = Wire::connect(ways.through());
+        for line in ["AUTH other other-secret", "MULTI", login] {
+            wire.ask_line(line);
+        }
+        wire.send(words("EXEC"));
+        behind.iter().for_each(|line| wire.send(words(line)));
+        while wire.answer() != b"+PONG\r\n" {}
+        expect_no_secret(&mut wire);
+        wire.send(words("QUIT"));
+        wire.rest();
+    }
+}
+
 #[test]
 fn of_several_logins_in_one_command_that_counts_which_redis_minds() {
     let ways = with_secret(&USERS);
