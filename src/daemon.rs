@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::runtime::Handle;
@@ -236,16 +237,15 @@ async fn listeners(
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Listener>, StartError> {
     let admin = &config.admin;
-    let http_service = |router| -> Arc<dyn Serve> {
-        let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
-        Arc::new(Http::new(router, Limits { idle_timeout, header_timeout, max_header: max_header.0 }))
-    };
-    let reads = http::router(proxy.clone(), config.http.clone());
+    let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
+    let limits = Limits { idle_timeout, header_timeout, max_header: max_header.0 };
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let reads = if is_admin_apart { reads } else { reads.merge(admin::router(proxy.clone())) };
-    let mut services = vec![(FrontEnd::Http, &config.http.listen, http_service(reads), means.http)];
+    let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone()) };
+    let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
+    let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone()));
+    let mut services = vec![(FrontEnd::Http, &config.http.listen, reads, means.http)];
     if is_admin_apart {
-        let operators = http_service(admin::router_alone(proxy.clone()));
+        let operators = Arc::new(Http::new(admin::router_alone(proxy.clone()), limits));
         services.push((FrontEnd::Admin, &admin.listen, operators, admin.max_connections));
     }
     if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {

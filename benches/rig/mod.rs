@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use bytes::{Bytes, BytesMut};
 use redis_proxy::backend::{self, Backend, BackendError};
 use redis_proxy::cache::{self, Cache, CoherenceMode, Demand, Fetched};
@@ -23,8 +24,13 @@ use tokio::runtime::{Builder, Runtime};
 
 /// How many keys are read.
 pub(crate) const KEYS: usize = 10_000;
-/// What each of them has.
-pub(crate) const VALUE: &[u8] = &[b'x'; 100];
+/// What each of them has: its end is told by a byte that is in no head of an answer.
+pub(crate) const VALUE: &[u8] = &{
+    let mut value = [b'x'; 100];
+    value[99] = END;
+    value
+};
+const END: u8 = 0xff;
 
 /// The default of `http.max_key`.
 const MAX_KEY: usize = 16 << 10;
@@ -64,7 +70,7 @@ impl Rig {
     pub(crate) fn http(&self) -> Client {
         let http::Settings { idle_timeout, header_timeout, max_header, .. } = http::Settings::default();
         let limits = server::Limits { idle_timeout, header_timeout, max_header: max_header.0 };
-        self.client(&server::Http::new(http::router(self.proxy.clone(), http::Settings::default()), limits))
+        self.client(&server::Http::new(http::Keys::new(self.proxy.clone(), http::Settings::default(), Router::new()), limits))
     }
 
     /// A client that speaks as to Redis.
@@ -91,14 +97,11 @@ impl Client {
     pub(crate) async fn ask(&mut self, request: &[u8], answers: usize) {
         self.stream.write_all(request).await.expect("a server");
         self.received.clear();
-        let (mut found, mut from) = (0, 0);
+        let (mut found, mut looked_at) = (0, 0);
         while found < answers {
             assert!(self.stream.read_buf(&mut self.received).await.expect("an answer") > 0, "the server hung up");
-            // Only whole answers are counted: the value is in none of their heads.
-            while let Some(at) = memchr::memmem::find(&self.received[from..], VALUE) {
-                from += at + VALUE.len();
-                found += 1;
-            }
+            found += memchr::memchr_iter(END, &self.received[looked_at..]).count();
+            looked_at = self.received.len();
         }
     }
 }

@@ -24,21 +24,34 @@ use crate::activity::{Activity, Observed};
 use crate::problem::Kind;
 use crate::request_line::RequestLines;
 
-/// The routes that are served, and what holds for who asks.
-#[derive(Clone)]
-pub struct Http {
-    router: Router,
-    limits: Arc<Limits>,
+/// What answers requests.
+pub trait Routes: Clone + Send + Sync + 'static {
+    /// The answer to `request`.
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 }
 
-impl Http {
-    /// Serves `router` within `limits`.
-    pub fn new(router: Router, limits: Limits) -> Self {
-        Self { router, limits: Arc::new(limits) }
+impl Routes for Router {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let Ok(response) = self.clone().call(request).await;
+        response
     }
 }
 
-impl Serve for Http {
+/// The routes that are served, and what holds for who asks.
+#[derive(Clone)]
+pub struct Http<R> {
+    routes: R,
+    limits: Arc<Limits>,
+}
+
+impl<R: Routes> Http<R> {
+    /// Serves `routes` within `limits`.
+    pub fn new(routes: R, limits: Limits) -> Self {
+        Self { routes, limits: Arc::new(limits) }
+    }
+}
+
+impl<R: Routes> Serve for Http<R> {
     fn serve(&self, stream: Stream, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(self.clone().run(stream, drain))
     }
@@ -68,7 +81,7 @@ const TOO_MANY: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
 const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
-impl Http {
+impl<R: Routes> Http<R> {
     async fn run(self, stream: Stream, mut drain: Drain) {
         let (mut stream, activity) = Observed::new(stream);
         let limits = Arc::clone(&self.limits);
@@ -150,9 +163,9 @@ async fn drive<C: Future>(
 /// How long an overdue connection has to say that it ends, as HTTP/2 does.
 const FAREWELL: Duration = Duration::from_millis(100);
 
-impl Http {
+impl<R: Routes> Http<R> {
     /// An answer, during which the connection is not idle.
-    async fn answer(mut self, request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
         watch.activity.settle();
         let number = watch.requests.fetch_add(1, Relaxed) + 1;
         let _answering = Count::one(&watch.answering);
@@ -165,7 +178,7 @@ impl Http {
         if header_size(request.headers()) > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
         }
-        self.router.call(request).await
+        Ok(self.routes.answer(request).await)
     }
 }
 
