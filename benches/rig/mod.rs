@@ -22,6 +22,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
+/// The same as the daemon's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How many keys are read.
 pub(crate) const KEYS: usize = 10_000;
 /// What each of them has: its end is told by a byte that is in no head of an answer.
