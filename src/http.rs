@@ -189,7 +189,7 @@ impl Http {
         let mut response = match answer.entry.value() {
             None => Problem::Absent.into_response(),
             Some(value) => {
-                let etag = etag(&value.digest);
+                let etag = etag(value.digest());
                 let mut response = if none_match(request, &etag) {
                     let mut unmodified = Response::new(Body::empty());
                     *unmodified.status_mut() = StatusCode::NOT_MODIFIED;
