@@ -203,13 +203,16 @@ impl Http {
             }
         };
         let headers = response.headers_mut();
-        headers.insert("cache-status", cache_status(answer));
+        headers.insert(CACHE_STATUS, cache_status(answer));
         if answer.outcome.from_memory() {
             headers.insert(header::AGE, HeaderValue::from(answer.age.as_secs()));
         }
         response
     }
 }
+
+/// RFC 9211.
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// As many headers as an answer has.
 const HEADERS: usize = 8;
@@ -235,10 +238,11 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
 }
 
 fn etag(digest: &[u8; 16]) -> HeaderValue {
-    let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [b'"'; 34];
-    for (digits, byte) in text[1..33].chunks_exact_mut(2).zip(digest) {
-        digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    for (at, byte) in digest.iter().enumerate() {
+        text[1 + 2 * at] = DIGITS[usize::from(byte >> 4)];
+        text[2 + 2 * at] = DIGITS[usize::from(byte & 15)];
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
