@@ -128,8 +128,9 @@ in
               default = "127.0.0.1:8080";
               example = "0.0.0.0:8080";
               description = ''
-                Where reads are served, as host and port. There is no login and no TLS here: whoever reaches this
-                address can read every string in Redis.
+                Where reads are served, as host and port. Where other machines reach it, the daemon starts only if it
+                asks who comes (`http.tokens_file`, `http.tls_client_ca_file`), or if `http.allow_unprotected` says
+                that something else keeps strangers away.
               '';
             };
           };
@@ -188,6 +189,7 @@ in
       example = lib.literalExpression ''
         {
           http.listen = "10.0.0.5:8080";
+          http.allow_unprotected = true; # the firewall lets in two machines only
           cache.capacity = 500000;
           cache.stale_grace = "10m";
           telemetry.log_format = "json";

@@ -10,6 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::access::Protection;
 use crate::hotkeys::HotKey;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
@@ -22,6 +23,8 @@ use crate::units::{self, Contradiction, absurd_limits, broken};
 pub struct Settings {
     /// Where the operator's routes are served; empty: beside `/keys/`.
     pub listen: Listen,
+    /// Whether strangers may reach it although nothing asks them who they are.
+    pub allow_unprotected: bool,
     /// Connections at most, when there is such a listener.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -32,11 +35,16 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: Listen::default(), max_connections: 64, hotkeys: 0 }
+        Self { listen: Listen::default(), allow_unprotected: false, max_connections: 64, hotkeys: 0 }
     }
 }
 
 impl Settings {
+    /// What stands between strangers and the figures.
+    pub(crate) fn protection(&self) -> Protection {
+        if self.allow_unprotected { Protection::Waived } else { Protection::Missing("") }
+    }
+
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let text = format!("found {}, expected at most {MOST_HOT_KEYS}", self.hotkeys);
         let own = broken([(self.hotkeys > MOST_HOT_KEYS, "admin.hotkeys", &text)]);

@@ -223,6 +223,25 @@ impl Config {
         ];
         own.concat()
     }
+
+    /// Whether no listener lets in strangers unasked, as far as the addresses written here say so. The daemon holds it against
+    /// those that it has in the end, by name or from systemd.
+    ///
+    /// # Errors
+    /// Each that does.
+    pub fn lets_nobody_in_unasked(&self) -> Result<(), Problems> {
+        let listeners = [
+            ("http", "http.allow_unprotected", &self.http.listen, self.http.protection()),
+            ("resp", "resp.allow_unprotected", &self.resp.listen, self.resp.protection()),
+            ("admin", "admin.allow_unprotected", &self.admin.listen, self.admin.protection()),
+        ];
+        let unprotected = listeners.into_iter().filter_map(|(section, key, listen, protection)| {
+            let unprotected = protection.suffices(section, listen.ip()?, &listen.to_string()).err()?;
+            Some(problem(key, None, unprotected.text()))
+        });
+        let problems: Vec<_> = unprotected.collect();
+        if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
+    }
 }
 
 /// Values by key, each with its origin.

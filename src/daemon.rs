@@ -21,7 +21,7 @@ use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::resp::{self, PasswordError, Resp};
-use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Workers};
+use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::Telemetry;
 use crate::{admin, http};
@@ -243,20 +243,23 @@ async fn listeners(
     let reads = http::router(proxy.clone(), config.http.clone());
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
     let reads = if is_admin_apart { reads } else { reads.merge(admin::router(proxy.clone())) };
-    let mut services = vec![(FrontEnd::Http, &config.http.listen, http_service(reads), means.http)];
+    let serving = |service, max_connections, protection| Serving { service, max_connections, protection };
+    let reads = serving(http_service(reads), means.http, config.http.protection());
+    let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
         let operators = http_service(admin::router_alone(proxy.clone()));
-        services.push((FrontEnd::Admin, &admin.listen, operators, admin.max_connections));
+        let operators = serving(operators, admin.max_connections, admin.protection());
+        services.push((FrontEnd::Admin, &admin.listen, operators));
     }
     if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
         let resp = Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
-        services.push((FrontEnd::Resp, &config.resp.listen, resp, means.resp));
+        services.push((FrontEnd::Resp, &config.resp.listen, serving(resp, means.resp, config.resp.protection())));
     }
     let mut listeners = Vec::new();
-    for (front_end, listen, service, most) in services {
+    for (front_end, listen, serving) in services {
         let socket = inherited.remove(front_end.name());
-        metrics.connections_limit(front_end, most);
-        listeners.push(Listener::bind(front_end, listen, socket, (service, most), Arc::clone(metrics)).await?);
+        metrics.connections_limit(front_end, serving.max_connections);
+        listeners.push(Listener::bind(front_end, listen, socket, serving, Arc::clone(metrics)).await?);
     }
     Ok(listeners)
 }

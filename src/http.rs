@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tracing::{Instrument as _, Span};
 
+use crate::access::Protection;
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Freshness, Outcome};
 use crate::key::{BadEscape, percent_decode};
@@ -32,6 +33,8 @@ use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_ti
 pub struct Settings {
     /// Where reads are served.
     pub listen: Listen,
+    /// Whether strangers may reach it although nothing asks them who they are.
+    pub allow_unprotected: bool,
     /// Connections at most.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -55,6 +58,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Listen::from_static("127.0.0.1:8080"),
+            allow_unprotected: false,
             max_connections: 10_000,
             idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),
@@ -67,6 +71,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What stands between strangers and the keys.
+    pub(crate) fn protection(&self) -> Protection {
+        if self.allow_unprotected { Protection::Waived } else { Protection::Missing("") }
+    }
+
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let small = self.max_header.0 < SMALLEST_HEADER;
         let header = format!("found {}, expected at least 8KiB, which ordinary clients need", self.max_header);

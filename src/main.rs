@@ -11,6 +11,7 @@ use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::daemon::{Daemon, Ending, StartError};
 use redis_proxy::health::{self, Question};
+use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, Telemetry, TracesError};
 
 const FAILED: u8 = 1;
@@ -48,7 +49,10 @@ fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
         Err(problems) => return refuse(&problems),
     };
     finish(match command {
-        Some(Command::Check) => say("The configuration is right.\n"),
+        Some(Command::Check) => match config.lets_nobody_in_unasked() {
+            Ok(()) => say("The configuration is right.\n"),
+            Err(problems) => return refuse(&problems),
+        },
         _ if sources.flags.print_config => config.to_toml().map_err(Into::into).and_then(|text| say(&text)),
         _ => serve(config, sources),
     })
@@ -64,8 +68,9 @@ fn refuse(problems: &Problems) -> ExitCode {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     let wrong_file = matches!(error.downcast_ref(), Some(StartError::Prepare(_)));
+    let unprotected = matches!(error.downcast_ref(), Some(StartError::Bind(BindError::Unprotected(_))));
     let wrong_collector = matches!(error.downcast_ref(), Some(telemetry::StartError::Traces(TracesError::Exporter(_))));
-    if wrong_file || wrong_collector { CONFIG } else { FAILED }
+    if wrong_file || unprotected || wrong_collector { CONFIG } else { FAILED }
 }
 
 fn complain(text: &str, code: u8) -> ExitCode {

@@ -35,6 +35,7 @@ use self::connection::Connection;
 pub use self::reply::{Frame, NoReply, Protocol, ReplyScanner};
 pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
 use self::standing::Origin;
+use crate::access::Protection;
 use crate::proxy::Proxy;
 use crate::server::{Drain, Listen, Serve, Stream};
 use crate::units::{self, ByteSize, Contradiction, Secret, absurd_limits, broken};
@@ -45,6 +46,8 @@ use crate::units::{self, ByteSize, Contradiction, Secret, absurd_limits, broken}
 pub struct Settings {
     /// Where clients of Redis are served; empty: nowhere.
     pub listen: Listen,
+    /// Whether strangers may reach it although nothing asks them who they are.
+    pub allow_unprotected: bool,
     /// Connections at most.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -68,6 +71,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Listen::default(),
+            allow_unprotected: false,
             max_connections: 10_000,
             idle_timeout: Duration::ZERO,
             password_file: PathBuf::new(),
@@ -80,6 +84,17 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What stands between strangers and Redis. That the proxy logs in there proves nothing: Redis may ask no one else.
+    pub(crate) fn protection(&self) -> Protection {
+        if self.allow_unprotected {
+            Protection::Waived
+        } else if self.password_file.as_os_str().is_empty() {
+            Protection::Missing("resp.password_file, ")
+        } else {
+            Protection::Asked
+        }
+    }
+
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let buffer = format!("found {}, expected at least 256KiB, of which a line may have 64", self.max_query_buffer);
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
