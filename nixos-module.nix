@@ -90,11 +90,28 @@ let
     "${own.${host} or host}:${toString port}";
 
   inStore = path: lib.hasPrefix builtins.storeDir (toString path);
-  fileKeys = [
-    "password_file"
-    "tls_key_file"
-  ];
-  keysInStore = lib.filter (key: inStore (cfg.settings.redis.${key} or "")) fileKeys;
+  secretFiles = {
+    http = [
+      "tokens_file"
+      "tls_key_file"
+    ];
+    redis = [
+      "password_file"
+      "tls_key_file"
+    ];
+    resp = [
+      "password_file"
+      "tls_key_file"
+    ];
+  };
+  keysInStore = lib.concatLists (
+    lib.mapAttrsToList (
+      section: keys:
+      map (key: "${section}.${key}") (
+        lib.filter (key: inStore (cfg.settings.${section}.${key} or "")) keys
+      )
+    ) secretFiles
+  );
 
   socketUnit = name: listen: {
     description = "Caching proxy for Redis (${lib.toUpper name})";
@@ -302,8 +319,8 @@ in
       {
         assertion = keysInStore == [ ];
         message = ''
-          services.redis-proxy.settings.redis: ${lib.concatStringsSep ", " keysInStore} in the Nix store can be read
-          by everyone; set services.redis-proxy.redis.passwordFile or tlsKeyFile to a file outside of it.
+          services.redis-proxy.settings: ${lib.concatStringsSep ", " keysInStore} in the Nix store can be read by
+          everyone; name a file outside of it, for redis by services.redis-proxy.redis.passwordFile or tlsKeyFile.
         '';
       }
       {

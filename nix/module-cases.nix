@@ -105,7 +105,11 @@ let
     };
     password-file-key-in-the-store = {
       case.settings.redis.password_file = "${./example.nix}";
-      assertion = "settings.redis: password_file in the Nix store";
+      assertion = "settings: redis.password_file in the Nix store";
+    };
+    tokens-in-the-store = {
+      case.settings.http.tokens_file = "${./example.nix}";
+      assertion = "settings: http.tokens_file in the Nix store";
     };
     two-password-files = {
       case = {

@@ -14,13 +14,14 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
+use crate::access::{Commit, FileError, Gate, Reread};
 use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
-use crate::config::{Config, DaemonSettings, Problems, Sources};
+use crate::config::{Config, DaemonSettings, Problem, Problems, Sources};
 use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
-use crate::resp::{self, PasswordError, Resp};
+use crate::resp::{self, Resp};
 use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::Telemetry;
@@ -32,9 +33,9 @@ pub enum StartError {
     /// A file that the configuration names cannot be used.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
-    /// The file of a front end's password cannot be used.
+    /// A file of a front end cannot be used.
     #[error(transparent)]
-    Password(#[from] PasswordError),
+    File(#[from] FileError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -68,6 +69,8 @@ pub struct Daemon {
     signals: Signals,
     notifier: Arc<Notifier>,
     listeners: Vec<Listener>,
+    /// What else a reload reads.
+    files: Arc<Vec<Reread>>,
     workers: Arc<Workers>,
     link: Option<Link>,
     proxy: Proxy,
@@ -97,10 +100,23 @@ impl Daemon {
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
         let hot_keys = HotKeys::new(config.admin.hotkeys);
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), hot_keys);
-        let listeners = listeners(&config, inherited, means, &proxy, &metrics).await?;
+        let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
-        let link = Some(link);
-        Ok(Self { config, sources, telemetry, signals, notifier, listeners, workers, link, proxy, cache, metrics })
+        let (link, files) = (Some(link), Arc::new(files));
+        Ok(Self {
+            config,
+            sources,
+            telemetry,
+            signals,
+            notifier,
+            listeners,
+            files,
+            workers,
+            link,
+            proxy,
+            cache,
+            metrics,
+        })
     }
 
     /// Serves until told to stop.
@@ -152,13 +168,20 @@ impl Daemon {
         tasks
     }
 
-    /// Loads the configuration as it is written now and puts the cache's part of it in force, beside everything else:
-    /// the file may be on a disk that hangs, and a large cache takes its time.
+    /// Loads the configuration as it is written now, and the files it names for the listeners, and puts these and the
+    /// cache's part of it in force, beside everything else: a file may be on a disk that hangs, and a large cache takes its
+    /// time.
     fn reload(&self) -> Reload {
         let (sources, current, cache) = (self.sources.clone(), self.config.clone(), self.cache.clone());
+        let files = Arc::clone(&self.files);
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
-            let config = sources.reload(&current)?;
+            let (config, files) = (sources.reload(&current), read_again(&files));
+            let (config, files) = match (config, files) {
+                (Ok(config), Ok(files)) => (config, files),
+                (config, files) => return Err(Problems::of([config.err(), files.err()])),
+            };
+            files.into_iter().for_each(|commit| commit());
             let evicted = cache.apply(&config.cache);
             Ok(Reloaded { config, evicted, took: begun.elapsed() })
         })
@@ -209,6 +232,18 @@ impl Daemon {
     }
 }
 
+/// Reads all files again, for what they say to be put in force together.
+fn read_again(files: &[Reread]) -> Result<Vec<Commit>, Problems> {
+    let (mut commits, mut problems) = (Vec::new(), Vec::new());
+    for reread in files {
+        match reread() {
+            Ok(commit) => commits.push(commit),
+            Err(error) => problems.push(Problem::of_file(&error)),
+        }
+    }
+    if problems.is_empty() { Ok(commits) } else { Err(Problems(problems)) }
+}
+
 /// A reload on its way.
 type Reload = JoinHandle<Result<Reloaded, Problems>>;
 
@@ -227,32 +262,36 @@ async fn finished(reload: &mut Option<Reload>) -> Result<Result<Reloaded, Proble
     reloaded
 }
 
-/// The listeners of `config`; those for reads let in as many clients as `means` allows.
+/// The listeners of `config`, and what a reload has to read for them; those for reads let in as many clients as `means`
+/// allows.
 async fn listeners(
     config: &Config,
     mut inherited: Inherited,
     means: Means,
     proxy: &Proxy,
     metrics: &Arc<Metrics>,
-) -> Result<Vec<Listener>, StartError> {
+) -> Result<(Vec<Listener>, Vec<Reread>), StartError> {
     let admin = &config.admin;
-    let http_service = |router| -> Arc<dyn Serve> {
+    let http_service = |router, gate| -> Arc<dyn Serve> {
         let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
-        Arc::new(Http::new(router, Limits { idle_timeout, header_timeout, max_header: max_header.0 }))
+        Arc::new(Http::new(router, Limits { idle_timeout, header_timeout, max_header: max_header.0 }, gate))
     };
+    let gate = config.http.gate()?;
+    let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
     let reads = http::router(proxy.clone(), config.http.clone());
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
     let reads = if is_admin_apart { reads } else { reads.merge(admin::router(proxy.clone())) };
     let serving = |service, max_connections, protection| Serving { service, max_connections, protection };
-    let reads = serving(http_service(reads), means.http, config.http.protection());
+    let reads = serving(http_service(reads, gate), means.http, config.http.protection());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
-        let operators = http_service(admin::router_alone(proxy.clone()));
+        let operators = http_service(admin::router_alone(proxy.clone()), None);
         let operators = serving(operators, admin.max_connections, admin.protection());
         services.push((FrontEnd::Admin, &admin.listen, operators));
     }
     if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
         let resp = Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
+        files.extend(resp.reread());
         services.push((FrontEnd::Resp, &config.resp.listen, serving(resp, means.resp, config.resp.protection())));
     }
     let mut listeners = Vec::new();
@@ -261,7 +300,7 @@ async fn listeners(
         metrics.connections_limit(front_end, serving.max_connections);
         listeners.push(Listener::bind(front_end, listen, socket, serving, Arc::clone(metrics)).await?);
     }
-    Ok(listeners)
+    Ok((listeners, files))
 }
 
 fn worker_threads(settings: &DaemonSettings) -> usize {

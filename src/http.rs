@@ -5,6 +5,7 @@
 //! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC 9457) that say
 //! what was wrong with the request and nothing about what is behind the proxy.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tracing::{Instrument as _, Span};
 
-use crate::access::Protection;
+use crate::access::{FileError, Gate, Protection};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Freshness, Outcome};
 use crate::key::{BadEscape, percent_decode};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub listen: Listen,
     /// Whether strangers may reach it although nothing asks them who they are.
     pub allow_unprotected: bool,
+    /// A file of tokens, of which whoever asks must send one; empty: nobody has to.
+    pub tokens_file: PathBuf,
     /// Connections at most.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -59,6 +62,7 @@ impl Default for Settings {
         Self {
             listen: Listen::from_static("127.0.0.1:8080"),
             allow_unprotected: false,
+            tokens_file: PathBuf::new(),
             max_connections: 10_000,
             idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),
@@ -73,7 +77,22 @@ impl Default for Settings {
 impl Settings {
     /// What stands between strangers and the keys.
     pub(crate) fn protection(&self) -> Protection {
-        if self.allow_unprotected { Protection::Waived } else { Protection::Missing("") }
+        if self.allow_unprotected {
+            Protection::Waived
+        } else if self.tokens_file.as_os_str().is_empty() {
+            Protection::Missing("http.tokens_file, ")
+        } else {
+            Protection::Asked
+        }
+    }
+
+    /// What is asked of whoever comes, if anything.
+    ///
+    /// # Errors
+    /// The file of tokens cannot be used.
+    pub(crate) fn gate(&self) -> Result<Option<Gate>, FileError> {
+        let is_asked = !self.tokens_file.as_os_str().is_empty();
+        is_asked.then(|| Gate::load("http.tokens_file", self.tokens_file.clone())).transpose()
     }
 
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {

@@ -67,7 +67,7 @@ fn refuse(problems: &Problems) -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let wrong_file = matches!(error.downcast_ref(), Some(StartError::Prepare(_)));
+    let wrong_file = matches!(error.downcast_ref(), Some(StartError::Prepare(_) | StartError::File(_)));
     let unprotected = matches!(error.downcast_ref(), Some(StartError::Bind(BindError::Unprotected(_))));
     let wrong_collector = matches!(error.downcast_ref(), Some(telemetry::StartError::Traces(TracesError::Exporter(_))));
     if wrong_file || unprotected || wrong_collector { CONFIG } else { FAILED }

@@ -5,5 +5,10 @@
 //! anything is looked up, so that an answer tells nothing about what is behind it, nor does the time it takes.
 
 mod exposure;
+mod file;
+mod token;
 
 pub use self::exposure::{Protection, Unprotected, reaches_out};
+pub use self::file::{Commit, FileError, FromFile, Reread};
+pub use self::token::Gate;
+pub(crate) use self::token::Stranger;

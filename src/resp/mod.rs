@@ -21,12 +21,14 @@ mod request;
 mod serve;
 mod standing;
 
+use std::fmt::Display;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blake3::Hash;
 use serde::{Deserialize, Serialize};
 
 use self::command::Commands;
@@ -34,11 +36,11 @@ pub use self::command::names;
 use self::connection::Connection;
 pub use self::reply::{Frame, NoReply, Protocol, ReplyScanner};
 pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
-use self::standing::Origin;
-use crate::access::Protection;
+use self::standing::{DEFAULT_USER, Origin};
+use crate::access::{FileError, FromFile, Protection, Reread};
 use crate::proxy::Proxy;
 use crate::server::{Drain, Listen, Serve, Stream};
-use crate::units::{self, ByteSize, Contradiction, Secret, absurd_limits, broken};
+use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken};
 
 /// `[resp]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +58,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// A file that holds the password by which clients get what the proxy itself may read; empty: Redis decides who they are.
     pub password_file: PathBuf,
+    /// The name that goes with it; empty: that of the default user, which need not be said.
+    pub username: String,
     /// The largest argument of a command.
     pub max_bulk: ByteSize,
     /// Arguments of a command at most.
@@ -75,6 +79,7 @@ impl Default for Settings {
             max_connections: 10_000,
             idle_timeout: Duration::ZERO,
             password_file: PathBuf::new(),
+            username: String::new(),
             max_bulk: ByteSize(512 << 20),
             max_arguments: 1 << 20,
             max_query_buffer: ByteSize(1 << 20),
@@ -98,7 +103,9 @@ impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let buffer = format!("found {}, expected at least 256KiB, of which a line may have 64", self.max_query_buffer);
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
+        let name_alone = !self.username.is_empty() && self.password_file.as_os_str().is_empty();
         let own = broken([
+            (name_alone, "resp.username", "found a name without a password, expected resp.password_file with it"),
             (self.max_query_buffer.0 < 256 << 10, "resp.max_query_buffer", &buffer),
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
@@ -107,19 +114,11 @@ impl Settings {
     }
 }
 
-/// The file of the front end's password cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("resp.password_file: \"{}\" cannot be used: {problem}", path.display())]
-pub struct PasswordError {
-    path: PathBuf,
-    problem: String,
-}
-
 /// What all connections share.
 struct Shared {
     proxy: Proxy,
     settings: Settings,
-    password: Option<Secret>,
+    login: Option<FromFile<Login>>,
     commands: Commands,
     origin: Origin,
     /// The longest key that is kept.
@@ -134,26 +133,47 @@ impl Resp {
     ///
     /// # Errors
     /// The file of the password cannot be read, or is empty.
-    pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, PasswordError> {
-        let password = password(&settings)?;
+    pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, FileError> {
+        let (user, path) = (settings.username.clone(), settings.password_file.clone());
+        let is_asked = !path.as_os_str().is_empty();
+        let login = is_asked.then(|| FromFile::load(move || Login::read(&user, &path))).transpose()?;
         let (user, database) = proxy.origin();
         let origin = Origin { user, database };
-        Ok(Self(Arc::new(Shared { proxy, settings, password, commands: Commands::new(), origin, max_key })))
+        Ok(Self(Arc::new(Shared { proxy, settings, login, commands: Commands::new(), origin, max_key })))
+    }
+
+    /// For reloads: what is read from files.
+    pub fn reread(&self) -> Option<Reread> {
+        self.0.login.as_ref().map(FromFile::reread)
     }
 }
 
-fn password(settings: &Settings) -> Result<Option<Secret>, PasswordError> {
-    let path = &settings.password_file;
-    if path.as_os_str().is_empty() {
-        return Ok(None);
+/// What a client has to say to be let in.
+struct Login {
+    user: String,
+    password: Hash,
+}
+
+impl Login {
+    fn read(user: &str, path: &Path) -> Result<Self, FileError> {
+        let wrong = |problem: &dyn Display| FileError::new("resp.password_file", path, problem);
+        let text = fs::read_to_string(path).map_err(|error| wrong(&error))?;
+        let password = text.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            return Err(wrong(&"found nothing in it, expected a password"));
+        }
+        Ok(Self { user: user.to_owned(), password: blake3::hash(password.as_bytes()) })
     }
-    let wrong = |problem: String| PasswordError { path: path.clone(), problem };
-    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    let password = text.trim_end_matches(['\r', '\n']);
-    if password.is_empty() {
-        return Err(wrong("found nothing in it, expected a password".to_owned()));
+
+    /// Whether it is right. The digests are compared, so that the time it takes tells nothing.
+    fn is(&self, user: &[u8], password: &[u8]) -> bool {
+        let is_password = blake3::hash(password) == self.password;
+        let is_user = match &*self.user {
+            "" => user.eq_ignore_ascii_case(DEFAULT_USER),
+            name => user == name.as_bytes(),
+        };
+        is_password & is_user
     }
-    Ok(Some(Secret::from(password.to_owned())))
 }
 
 impl Serve for Resp {

@@ -69,7 +69,7 @@ impl Connection {
     }
 
     fn limits(&self) -> RequestLimits {
-        if self.shared.password.is_some() && !self.standing.is_admitted() {
+        if self.shared.login.is_some() && !self.standing.is_admitted() {
             return UNAUTHENTICATED;
         }
         let settings = &self.shared.settings;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower_service::Service as _;
 
 use super::{Count, Drain, Limits, Serve, Stream};
+use crate::access::Gate;
 use crate::activity::{Activity, Observed};
 use crate::problem::Kind;
 use crate::request_line::RequestLines;
@@ -29,12 +30,13 @@ use crate::request_line::RequestLines;
 pub struct Http {
     router: Router,
     limits: Arc<Limits>,
+    gate: Option<Gate>,
 }
 
 impl Http {
-    /// Serves `router` within `limits`.
-    pub fn new(router: Router, limits: Limits) -> Self {
-        Self { router, limits: Arc::new(limits) }
+    /// Serves `router` within `limits`, to everybody or to whom the `gate` lets through.
+    pub fn new(router: Router, limits: Limits, gate: Option<Gate>) -> Self {
+        Self { router, limits: Arc::new(limits), gate }
     }
 }
 
@@ -152,7 +154,7 @@ const FAREWELL: Duration = Duration::from_millis(100);
 
 impl Http {
     /// An answer, during which the connection is not idle.
-    async fn answer(mut self, request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
+    async fn answer(mut self, mut request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
         watch.activity.settle();
         let number = watch.requests.fetch_add(1, Relaxed) + 1;
         let _answering = Count::one(&watch.answering);
@@ -164,6 +166,9 @@ impl Http {
         }
         if header_size(request.headers()) > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
+        }
+        if let Some(Err(denied)) = self.gate.as_ref().map(|gate| gate.pass(&mut request)) {
+            return Ok(denied);
         }
         self.router.call(request).await
     }

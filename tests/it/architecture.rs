@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
 const ALLOWED: [(&str, &str); 23] = [
-    ("access", ""),
+    ("access", "problem"),
     ("activity", "request_line"),
     ("admin", "access hotkeys problem proxy server units"),
     ("backend", "activity cache key metrics tcp trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),
-    ("config", "admin backend cache cli http resp server telemetry units"),
-    ("daemon", "admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
+    ("config", "access admin backend cache cli http resp server telemetry units"),
+    ("daemon", "access admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
     ("health", "server"),
     ("hotkeys", ""),
     ("http", "access backend cache key metrics problem proxy server trace units"),
