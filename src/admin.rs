@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::access::{Protection, Stranger};
+use crate::access::{Allow, Protection, Stranger};
 use crate::hotkeys::HotKey;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
@@ -55,20 +55,21 @@ impl Settings {
 /// More keys than anybody looks at.
 const MOST_HOT_KEYS: usize = 65_536;
 
-/// The operator's routes.
-pub fn router(proxy: Proxy) -> Router {
+/// The operator's routes beside the keys of a listener that gives out those in `allow` alone.
+pub fn router(proxy: Proxy, allow: Allow) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/hotkeys", get(hotkeys))
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(Extension(allow))
         .with_state(proxy)
 }
 
 /// The operator's routes for a listener that serves nothing else.
 pub fn router_alone(proxy: Proxy) -> Router {
-    router(proxy).fallback(not_found)
+    router(proxy, Allow::default()).fallback(not_found)
 }
 
 async fn method_not_allowed() -> Response {
@@ -112,18 +113,19 @@ async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>
 
 /// Which keys are read most, as JSON: each as it is written behind `/keys/`, with its reads and by how much that may be
 /// too many.
-async fn hotkeys(State(proxy): State<Proxy>, uri: Uri) -> Response {
+async fn hotkeys(State(proxy): State<Proxy>, Extension(allow): Extension<Allow>, uri: Uri) -> Response {
     let Some(most) = top(uri.query()) else {
         return BAD_TOP.response(Some("Write ?top=20, or nothing."));
     };
-    let Some(hottest) = proxy.hottest(most) else {
+    let counted = if allow.is_everything() { most } else { MOST_HOT_KEYS };
+    let Some(hottest) = proxy.hottest(counted) else {
         return NOT_COUNTED.response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
     };
     let key = |hot: &HotKey| {
         let key = percent_encode(&hot.key, ESCAPED).to_string();
         json!({ "key": key, "reads": hot.reads, "error": hot.error })
     };
-    let keys: Vec<_> = hottest.keys.iter().map(key).collect();
+    let keys: Vec<_> = hottest.keys.iter().filter(|hot| allow.permits(&hot.key)).take(most).map(key).collect();
     let period = hottest.period.as_secs_f64();
     json_response(StatusCode::OK, &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }))
 }

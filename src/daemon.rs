@@ -22,7 +22,7 @@ use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
 use crate::resp::{self, Resp};
-use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Workers};
+use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Tls, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::Telemetry;
 use crate::{admin, http};
@@ -280,19 +280,23 @@ async fn listeners(
     let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
     let reads = http::router(proxy.clone(), config.http.clone());
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let reads = if is_admin_apart { reads } else { reads.merge(admin::router(proxy.clone())) };
-    let serving = |service, max_connections, protection| Serving { service, max_connections, protection };
-    let reads = serving(http_service(reads, gate), means.http, config.http.protection());
+    let reads =
+        if is_admin_apart { reads } else { reads.merge(admin::router(proxy.clone(), config.http.allow.clone())) };
+    let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);
+    files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reread));
+    let serving = |service, tls, max_connections, protection| Serving { service, tls, max_connections, protection };
+    let reads = serving(http_service(reads, gate), http_tls, means.http, config.http.protection());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
         let operators = http_service(admin::router_alone(proxy.clone()), None);
-        let operators = serving(operators, admin.max_connections, admin.protection());
+        let operators = serving(operators, None, admin.max_connections, admin.protection());
         services.push((FrontEnd::Admin, &admin.listen, operators));
     }
     if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
         let resp = Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
         files.extend(resp.reread());
-        services.push((FrontEnd::Resp, &config.resp.listen, serving(resp, means.resp, config.resp.protection())));
+        let resp = serving(resp, resp_tls, means.resp, config.resp.protection());
+        services.push((FrontEnd::Resp, &config.resp.listen, resp));
     }
     let mut listeners = Vec::new();
     for (front_end, listen, serving) in services {

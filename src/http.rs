@@ -17,14 +17,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tracing::{Instrument as _, Span};
 
-use crate::access::{FileError, Gate, Protection};
+use crate::access::{Allow, FileError, Gate, Protection};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Freshness, Outcome};
 use crate::key::{BadEscape, percent_decode};
 use crate::metrics::FrontEnd;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
-use crate::server::Listen;
+use crate::server::{HTTP_PROTOCOLS, Listen, Tls, TlsFiles, TlsKeys};
 use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
@@ -38,6 +38,17 @@ pub struct Settings {
     pub allow_unprotected: bool,
     /// A file of tokens, of which whoever asks must send one; empty: nobody has to.
     pub tokens_file: PathBuf,
+    /// The listener's certificate; empty: no TLS.
+    pub tls_cert_file: PathBuf,
+    /// Its key.
+    pub tls_key_file: PathBuf,
+    /// The authorities one of which must have signed a client's certificate; empty: clients need none.
+    pub tls_client_ca_file: PathBuf,
+    /// How long the beginning of TLS may take.
+    #[serde(with = "units::duration")]
+    pub tls_handshake_timeout: Duration,
+    /// The keys that are given out; none: all.
+    pub allow: Allow,
     /// Connections at most.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -63,6 +74,11 @@ impl Default for Settings {
             listen: Listen::from_static("127.0.0.1:8080"),
             allow_unprotected: false,
             tokens_file: PathBuf::new(),
+            tls_cert_file: PathBuf::new(),
+            tls_key_file: PathBuf::new(),
+            tls_client_ca_file: PathBuf::new(),
+            tls_handshake_timeout: Duration::from_secs(10),
+            allow: Allow::default(),
             max_connections: 10_000,
             idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),
@@ -79,8 +95,8 @@ impl Settings {
     pub(crate) fn protection(&self) -> Protection {
         if self.allow_unprotected {
             Protection::Waived
-        } else if self.tokens_file.as_os_str().is_empty() {
-            Protection::Missing("http.tokens_file, ")
+        } else if self.tokens_file.as_os_str().is_empty() && !self.tls_files().asks_clients() {
+            Protection::Missing("http.tokens_file, http.tls_client_ca_file, ")
         } else {
             Protection::Asked
         }
@@ -95,6 +111,22 @@ impl Settings {
         is_asked.then(|| Gate::load("http.tokens_file", self.tokens_file.clone())).transpose()
     }
 
+    fn tls_files(&self) -> TlsFiles {
+        TlsFiles {
+            certificates: self.tls_cert_file.clone(),
+            key: self.tls_key_file.clone(),
+            client_authorities: self.tls_client_ca_file.clone(),
+        }
+    }
+
+    /// TLS, if it is spoken.
+    ///
+    /// # Errors
+    /// A file that cannot be used.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, FileError> {
+        Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &HTTP_PROTOCOLS)
+    }
+
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let small = self.max_header.0 < SMALLEST_HEADER;
         let header = format!("found {}, expected at least 8KiB, which ordinary clients need", self.max_header);
@@ -105,9 +137,18 @@ impl Settings {
         let limits = absurd_limits([(self.max_connections, "http.max_connections")]);
         let timeouts =
             zero_timeouts([(self.idle_timeout, "http.idle_timeout"), (self.header_timeout, "http.header_timeout")]);
-        [own, limits, timeouts].concat()
+        let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
+        [own, limits, timeouts, tls].concat()
     }
 }
+
+/// How this section calls what belongs to TLS.
+const TLS_KEYS: TlsKeys = TlsKeys {
+    cert_file: "http.tls_cert_file",
+    key_file: "http.tls_key_file",
+    client_ca_file: "http.tls_client_ca_file",
+    handshake_timeout: "http.tls_handshake_timeout",
+};
 
 /// The least that hyper reads at once.
 const SMALLEST_HEADER: usize = 8 << 10;
@@ -188,6 +229,9 @@ impl Http {
         }
         if key.len() > self.settings.max_key.0 {
             return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
+        }
+        if !self.settings.allow.permits(&key) {
+            return Err(Problem::NotAllowed);
         }
         self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)
     }
@@ -301,6 +345,7 @@ enum Problem {
     BadEscape(BadEscape),
     EmptyKey,
     KeyTooLong { length: usize, most: ByteSize },
+    NotAllowed,
     Absent,
     Backend(BackendError),
 }
@@ -318,6 +363,7 @@ impl Problem {
             }
             Self::EmptyKey => Kind::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
             Self::KeyTooLong { .. } => Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
+            Self::NotAllowed => Kind::new(StatusCode::FORBIDDEN, "not-allowed", "This key is not given out here"),
             Self::Absent => Kind::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
             Self::Backend(error) => backend_kind(error),
         }
@@ -334,7 +380,7 @@ impl Problem {
             Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
                 Some(format!("Redis answered: {code}"))
             }
-            Self::Absent | Self::Backend(_) => None,
+            Self::NotAllowed | Self::Absent | Self::Backend(_) => None,
         }
     }
 

@@ -10,7 +10,7 @@ use clap::Parser as _;
 use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::daemon::{Daemon, Ending, StartError};
-use redis_proxy::health::{self, Question};
+use redis_proxy::health::{self, Question, Through};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, Telemetry, TracesError};
 
@@ -91,8 +91,11 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<E
 }
 
 fn health(config: &Config, question: Question) -> anyhow::Result<ExitCode> {
-    let listen = if config.admin.listen.is_off() { &config.http.listen } else { &config.admin.listen };
-    let (well, answer) = health::ask(listen, question).with_context(|| format!("no answer from {listen}"))?;
+    let is_apart = !config.admin.listen.is_off();
+    let listen = if is_apart { &config.admin.listen } else { &config.http.listen };
+    let is_in_clear = is_apart || config.http.tls_cert_file.as_os_str().is_empty();
+    let through = if is_in_clear { Through::Tcp } else { Through::Tls };
+    let (well, answer) = health::ask(listen, through, question).with_context(|| format!("no answer from {listen}"))?;
     say(&format!("{answer}\n"))?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, Counted};
-use super::{Drain, Serve, Stream, Workers};
+use super::{Drain, Serve, Stream, Tls, Workers};
 use crate::access::{Protection, Unprotected};
 use crate::metrics::{FrontEnd, Metrics};
 
@@ -103,6 +103,7 @@ pub struct Listener {
     front_end: FrontEnd,
     socket: Socket,
     service: Arc<dyn Serve>,
+    tls: Option<Tls>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -129,6 +130,8 @@ pub enum BindError {
 pub struct Serving {
     /// What is spoken.
     pub service: Arc<dyn Serve>,
+    /// Within TLS, if so.
+    pub tls: Option<Tls>,
     /// Connections at most.
     pub max_connections: usize,
     /// What stands between strangers and it.
@@ -147,7 +150,7 @@ impl Listener {
         serving: Serving,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BindError> {
-        let Serving { service, max_connections, protection } = serving;
+        let Serving { service, tls, max_connections, protection } = serving;
         let failed = |error| BindError::System { front_end, address: listen.to_string(), error };
         let socket = match inherited {
             Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)).map(Socket::Tcp),
@@ -159,9 +162,9 @@ impl Listener {
         if let Some(ip) = socket.ip().map_err(failed)? {
             protection.suffices(front_end.name(), ip, &address)?;
         }
-        tracing::info!(front_end = front_end.name(), %address, "listening");
+        tracing::info!(front_end = front_end.name(), %address, tls = tls.is_some(), "listening");
         let permits = Arc::new(Semaphore::new(max_connections));
-        Ok(Self { front_end, socket, service, permits, metrics })
+        Ok(Self { front_end, socket, service, tls, permits, metrics })
     }
 
     /// Who is asked there.
@@ -205,14 +208,17 @@ impl Listener {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.metrics.connection_refused(self.front_end);
             if let Ok(turn) = Arc::clone(refusals).try_acquire_owned() {
-                tokio::spawn(refuse(stream, self.service.refusal(), turn));
+                // In clear, nobody would understand it there.
+                let answer = if self.tls.is_some() { Vec::new() } else { self.service.refusal() };
+                tokio::spawn(refuse(stream, answer, turn));
             }
             return;
         };
         // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
         let Ok(stream) = stream.leave() else { return };
         let counted = Counted { _permit: permit, _open: self.metrics.connection(self.front_end) };
-        workers.serve(Connection { stream, service: Arc::clone(&self.service), drain: drain.clone(), counted });
+        let (service, tls) = (Arc::clone(&self.service), self.tls.clone());
+        workers.serve(Connection { stream, tls, service, drain: drain.clone(), counted });
     }
 }
 

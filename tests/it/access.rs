@@ -7,6 +7,7 @@
 )]
 
 mod exposure;
+mod keys;
 mod tokens;
 
 use std::fs;

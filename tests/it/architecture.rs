@@ -25,7 +25,7 @@ const ALLOWED: [(&str, &str); 23] = [
     ("problem", ""),
     ("request_line", ""),
     ("resp", "access backend cache key metrics proxy server trace units"),
-    ("server", "access activity metrics problem request_line tcp"),
+    ("server", "access activity metrics problem request_line tcp units"),
     ("systemd", ""),
     ("tcp", ""),
     ("telemetry", "trace units"),

@@ -20,5 +20,6 @@ mod resp;
 mod stage;
 mod support;
 mod systemd;
+mod tls;
 mod traces;
 mod tracking;
