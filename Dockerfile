@@ -39,9 +39,12 @@ LABEL org.opencontainers.image.title="redis-proxy" \
       org.opencontainers.image.description="A near cache for Redis in a daemon of its own" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /out/redis-proxy /usr/bin/redis-proxy
-# In a container loopback reaches nobody; who may reach the port is said where it is published. An environment variable
-# and no flag, so that `health` knows it too.
-ENV REDIS_PROXY_HTTP__LISTEN=0.0.0.0:8080 REDIS_PROXY_RESP__LISTEN=0.0.0.0:6380
+# In a container loopback reaches nobody; who may reach the ports is said where they are published, and by the networks the
+# container is in. That is what the second line relies on: without it, nothing starts that asks nobody who he is. Set both
+# to false where others share the network, and http.tokens_file, resp.password_file or the like with them. Environment
+# variables and no flags, so that `health` knows them too.
+ENV REDIS_PROXY_HTTP__LISTEN=0.0.0.0:8080 REDIS_PROXY_RESP__LISTEN=0.0.0.0:6380 \
+    REDIS_PROXY_HTTP__ALLOW_UNPROTECTED=true REDIS_PROXY_RESP__ALLOW_UNPROTECTED=true
 EXPOSE 8080 6380
 # By number, so that Kubernetes can see that it is not root.
 USER 65532:65532

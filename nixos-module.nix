@@ -90,11 +90,28 @@ let
     "${own.${host} or host}:${toString port}";
 
   inStore = path: lib.hasPrefix builtins.storeDir (toString path);
-  fileKeys = [
-    "password_file"
-    "tls_key_file"
-  ];
-  keysInStore = lib.filter (key: inStore (cfg.settings.redis.${key} or "")) fileKeys;
+  secretFiles = {
+    http = [
+      "tokens_file"
+      "tls_key_file"
+    ];
+    redis = [
+      "password_file"
+      "tls_key_file"
+    ];
+    resp = [
+      "password_file"
+      "tls_key_file"
+    ];
+  };
+  keysInStore = lib.concatLists (
+    lib.mapAttrsToList (
+      section: keys:
+      map (key: "${section}.${key}") (
+        lib.filter (key: inStore (cfg.settings.${section}.${key} or "")) keys
+      )
+    ) secretFiles
+  );
 
   socketUnit = name: listen: {
     description = "Caching proxy for Redis (${lib.toUpper name})";
@@ -128,8 +145,9 @@ in
               default = "127.0.0.1:8080";
               example = "0.0.0.0:8080";
               description = ''
-                Where reads are served, as host and port. There is no login and no TLS here: whoever reaches this
-                address can read every string in Redis.
+                Where reads are served, as host and port. Where other machines reach it, the daemon starts only if it
+                asks who comes (`http.tokens_file`, `http.tls_client_ca_file`), or if `http.allow_unprotected` says
+                that something else keeps strangers away.
               '';
             };
           };
@@ -188,6 +206,7 @@ in
       example = lib.literalExpression ''
         {
           http.listen = "10.0.0.5:8080";
+          http.allow_unprotected = true; # the firewall lets in two machines only
           cache.capacity = 500000;
           cache.stale_grace = "10m";
           telemetry.log_format = "json";
@@ -300,8 +319,8 @@ in
       {
         assertion = keysInStore == [ ];
         message = ''
-          services.redis-proxy.settings.redis: ${lib.concatStringsSep ", " keysInStore} in the Nix store can be read
-          by everyone; set services.redis-proxy.redis.passwordFile or tlsKeyFile to a file outside of it.
+          services.redis-proxy.settings: ${lib.concatStringsSep ", " keysInStore} in the Nix store can be read by
+          everyone; name a file outside of it, for redis by services.redis-proxy.redis.passwordFile or tlsKeyFile.
         '';
       }
       {

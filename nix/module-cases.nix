@@ -21,6 +21,8 @@ let
       redis.tlsKeyFile = "/run/secrets/redis-client.key";
       settings = {
         http.listen = "0.0.0.0:8080";
+        # The firewall decides who comes.
+        http.allow_unprotected = true;
         http.max_value = "8MiB";
         admin.listen = "127.0.0.1:9121";
         redis.url = "rediss://proxy@cache.internal:6380/0";
@@ -35,6 +37,7 @@ let
       socketActivation = true;
       openFirewall = true;
       settings.http.listen = "[::]:80";
+      settings.http.allow_unprotected = true;
       settings.admin.listen = "[::1]:9121";
     };
   }
@@ -102,7 +105,11 @@ let
     };
     password-file-key-in-the-store = {
       case.settings.redis.password_file = "${./example.nix}";
-      assertion = "settings.redis: password_file in the Nix store";
+      assertion = "settings: redis.password_file in the Nix store";
+    };
+    tokens-in-the-store = {
+      case.settings.http.tokens_file = "${./example.nix}";
+      assertion = "settings: http.tokens_file in the Nix store";
     };
     two-password-files = {
       case = {
@@ -155,6 +162,10 @@ let
     nothing-to-keep = {
       case.settings.cache.capacity = 0;
       daemon = "cache.capacity: found 0, expected at least 1";
+    };
+    strangers-let-in = {
+      case.settings.http.listen = "0.0.0.0:8080";
+      daemon = "http.allow_unprotected: found false, but other machines can reach 0.0.0.0:8080";
     };
     one-address-for-two = {
       case.settings.admin.listen = "127.0.0.1:8080";

@@ -1,15 +1,16 @@
 //! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`. They are served beside `/keys/`, or on a listener of
 //! their own when `[admin] listen` names one.
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use http::{StatusCode, Uri, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::access::{Allow, Protection, Stranger};
 use crate::hotkeys::HotKey;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
@@ -22,6 +23,8 @@ use crate::units::{self, Contradiction, absurd_limits, broken};
 pub struct Settings {
     /// Where the operator's routes are served; empty: beside `/keys/`.
     pub listen: Listen,
+    /// Whether strangers may reach it although nothing asks them who they are.
+    pub allow_unprotected: bool,
     /// Connections at most, when there is such a listener.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -32,11 +35,16 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: Listen::default(), max_connections: 64, hotkeys: 0 }
+        Self { listen: Listen::default(), allow_unprotected: false, max_connections: 64, hotkeys: 0 }
     }
 }
 
 impl Settings {
+    /// What stands between strangers and the figures.
+    pub(crate) fn protection(&self) -> Protection {
+        if self.allow_unprotected { Protection::Waived } else { Protection::Missing("") }
+    }
+
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let text = format!("found {}, expected at most {MOST_HOT_KEYS}", self.hotkeys);
         let own = broken([(self.hotkeys > MOST_HOT_KEYS, "admin.hotkeys", &text)]);
@@ -47,20 +55,21 @@ impl Settings {
 /// More keys than anybody looks at.
 const MOST_HOT_KEYS: usize = 65_536;
 
-/// The operator's routes.
-pub fn router(proxy: Proxy) -> Router {
+/// The operator's routes beside the keys of a listener that gives out those in `allow` alone.
+pub fn router(proxy: Proxy, allow: Allow) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/hotkeys", get(hotkeys))
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(Extension(allow))
         .with_state(proxy)
 }
 
 /// The operator's routes for a listener that serves nothing else.
 pub fn router_alone(proxy: Proxy) -> Router {
-    router(proxy).fallback(not_found)
+    router(proxy, Allow::default()).fallback(not_found)
 }
 
 async fn method_not_allowed() -> Response {
@@ -83,9 +92,16 @@ async fn livez() -> Response {
     json_response(StatusCode::OK, &json!({ "status": "live" }))
 }
 
-/// Whether reads can be answered, and if not, why.
-async fn readyz(State(proxy): State<Proxy>) -> Response {
+/// Whether reads can be answered, and if not, why, unless a stranger asks.
+async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>>) -> Response {
     let coherence = proxy.coherence().name();
+    if stranger.is_some() {
+        // Why not is a matter of what is behind.
+        return match proxy.ready() {
+            Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready" })),
+            Err(_) => json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "not ready" })),
+        };
+    }
     match proxy.ready() {
         Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": coherence })),
         Err(reason) => {
@@ -97,18 +113,19 @@ async fn readyz(State(proxy): State<Proxy>) -> Response {
 
 /// Which keys are read most, as JSON: each as it is written behind `/keys/`, with its reads and by how much that may be
 /// too many.
-async fn hotkeys(State(proxy): State<Proxy>, uri: Uri) -> Response {
+async fn hotkeys(State(proxy): State<Proxy>, Extension(allow): Extension<Allow>, uri: Uri) -> Response {
     let Some(most) = top(uri.query()) else {
         return BAD_TOP.response(Some("Write ?top=20, or nothing."));
     };
-    let Some(hottest) = proxy.hottest(most) else {
+    let counted = if allow.is_everything() { most } else { MOST_HOT_KEYS };
+    let Some(hottest) = proxy.hottest(counted) else {
         return NOT_COUNTED.response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
     };
     let key = |hot: &HotKey| {
         let key = percent_encode(&hot.key, ESCAPED).to_string();
         json!({ "key": key, "reads": hot.reads, "error": hot.error })
     };
-    let keys: Vec<_> = hottest.keys.iter().map(key).collect();
+    let keys: Vec<_> = hottest.keys.iter().filter(|hot| allow.permits(&hot.key)).take(most).map(key).collect();
     let period = hottest.period.as_secs_f64();
     json_response(StatusCode::OK, &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }))
 }

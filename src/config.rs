@@ -12,6 +12,7 @@ use std::time::Duration;
 use config::{ConfigError, Map, Source, Value, ValueKind};
 use serde::{Deserialize, Serialize};
 
+use crate::access::FileError;
 use crate::backend::Address;
 use crate::cli::Flags;
 use crate::server::Listen;
@@ -74,6 +75,13 @@ pub struct Problem {
     pub text: String,
 }
 
+impl Problem {
+    /// A file that the configuration names.
+    pub(crate) fn of_file(error: &FileError) -> Self {
+        Self { origin: error.path.display().to_string(), key: error.key.clone(), text: error.problem.clone() }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, key, text } = self;
@@ -96,6 +104,11 @@ fn printable(line: &str) -> String {
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
+    /// Those of all of them.
+    pub(crate) fn of(found: impl IntoIterator<Item = Option<Self>>) -> Self {
+        Self(found.into_iter().flatten().flat_map(|problems| problems.0).collect())
+    }
+
     /// Whether the command line is at fault, at least in part.
     pub fn blame_a_flag(&self) -> bool {
         self.0.iter().any(|problem| problem.origin.starts_with("--"))
@@ -222,6 +235,25 @@ impl Config {
             ]),
         ];
         own.concat()
+    }
+
+    /// Whether no listener lets in strangers unasked, as far as the addresses written here say so. The daemon holds it against
+    /// those that it has in the end, by name or from systemd.
+    ///
+    /// # Errors
+    /// Each that does.
+    pub fn lets_nobody_in_unasked(&self) -> Result<(), Problems> {
+        let listeners = [
+            ("http", "http.allow_unprotected", &self.http.listen, self.http.protection()),
+            ("resp", "resp.allow_unprotected", &self.resp.listen, self.resp.protection()),
+            ("admin", "admin.allow_unprotected", &self.admin.listen, self.admin.protection()),
+        ];
+        let unprotected = listeners.into_iter().filter_map(|(section, key, listen, protection)| {
+            let unprotected = protection.suffices(section, listen.ip()?, &listen.to_string()).err()?;
+            Some(problem(key, None, unprotected.text()))
+        });
+        let problems: Vec<_> = unprotected.collect();
+        if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 }
 

@@ -15,14 +15,15 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
+use crate::access::{Commit, FileError, Gate, Reread};
 use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
-use crate::config::{Config, DaemonSettings, Problems, Sources};
+use crate::config::{Config, DaemonSettings, Problem, Problems, Sources};
 use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
-use crate::resp::{self, PasswordError, Resp};
-use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Workers};
+use crate::resp::{self, Resp};
+use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Tls, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::Telemetry;
 use crate::{admin, http};
@@ -33,9 +34,9 @@ pub enum StartError {
     /// A file that the configuration names cannot be used.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
-    /// The file of a front end's password cannot be used.
+    /// A file of a front end cannot be used.
     #[error(transparent)]
-    Password(#[from] PasswordError),
+    File(#[from] FileError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -69,6 +70,8 @@ pub struct Daemon {
     signals: Signals,
     notifier: Arc<Notifier>,
     listeners: Vec<Listener>,
+    /// What else a reload reads.
+    files: Arc<Vec<Reread>>,
     workers: Arc<Workers>,
     link: Option<Link>,
     proxy: Proxy,
@@ -98,10 +101,23 @@ impl Daemon {
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
         let hot_keys = HotKeys::new(config.admin.hotkeys);
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), hot_keys);
-        let listeners = listeners(&config, inherited, means, &proxy, &metrics).await?;
+        let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
-        let link = Some(link);
-        Ok(Self { config, sources, telemetry, signals, notifier, listeners, workers, link, proxy, cache, metrics })
+        let (link, files) = (Some(link), Arc::new(files));
+        Ok(Self {
+            config,
+            sources,
+            telemetry,
+            signals,
+            notifier,
+            listeners,
+            files,
+            workers,
+            link,
+            proxy,
+            cache,
+            metrics,
+        })
     }
 
     /// Serves until told to stop.
@@ -153,13 +169,20 @@ impl Daemon {
         tasks
     }
 
-    /// Loads the configuration as it is written now and puts the cache's part of it in force, beside everything else:
-    /// the file may be on a disk that hangs, and a large cache takes its time.
+    /// Loads the configuration as it is written now, and the files it names for the listeners, and puts these and the
+    /// cache's part of it in force, beside everything else: a file may be on a disk that hangs, and a large cache takes its
+    /// time.
     fn reload(&self) -> Reload {
         let (sources, current, cache) = (self.sources.clone(), self.config.clone(), self.cache.clone());
+        let files = Arc::clone(&self.files);
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
-            let config = sources.reload(&current)?;
+            let (config, files) = (sources.reload(&current), read_again(&files));
+            let (config, files) = match (config, files) {
+                (Ok(config), Ok(files)) => (config, files),
+                (config, files) => return Err(Problems::of([config.err(), files.err()])),
+            };
+            files.into_iter().for_each(|commit| commit());
             let evicted = cache.apply(&config.cache);
             Ok(Reloaded { config, evicted, took: begun.elapsed() })
         })
@@ -210,6 +233,18 @@ impl Daemon {
     }
 }
 
+/// Reads all files again, for what they say to be put in force together.
+fn read_again(files: &[Reread]) -> Result<Vec<Commit>, Problems> {
+    let (mut commits, mut problems) = (Vec::new(), Vec::new());
+    for reread in files {
+        match reread() {
+            Ok(commit) => commits.push(commit),
+            Err(error) => problems.push(Problem::of_file(&error)),
+        }
+    }
+    if problems.is_empty() { Ok(commits) } else { Err(Problems(problems)) }
+}
+
 /// A reload on its way.
 type Reload = JoinHandle<Result<Reloaded, Problems>>;
 
@@ -228,37 +263,47 @@ async fn finished(reload: &mut Option<Reload>) -> Result<Result<Reloaded, Proble
     reloaded
 }
 
-/// The listeners of `config`; those for reads let in as many clients as `means` allows.
+/// The listeners of `config`, and what a reload has to read for them; those for reads let in as many clients as `means`
+/// allows.
 async fn listeners(
     config: &Config,
     mut inherited: Inherited,
     means: Means,
     proxy: &Proxy,
     metrics: &Arc<Metrics>,
-) -> Result<Vec<Listener>, StartError> {
+) -> Result<(Vec<Listener>, Vec<Reread>), StartError> {
     let admin = &config.admin;
     let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
     let limits = Limits { idle_timeout, header_timeout, max_header: max_header.0 };
+    let gate = config.http.gate()?;
+    let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone()) };
+    let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone(), config.http.allow.clone()) };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
-    let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone()));
-    let mut services = vec![(FrontEnd::Http, &config.http.listen, reads, means.http)];
+    let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);
+    files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reread));
+    let serving = |service, tls, max_connections, protection| Serving { service, tls, max_connections, protection };
+    let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone(), gate));
+    let reads = serving(reads, http_tls, means.http, config.http.protection());
+    let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
-        let operators = Arc::new(Http::new(admin::router_alone(proxy.clone()), limits));
-        services.push((FrontEnd::Admin, &admin.listen, operators, admin.max_connections));
+        let operators = Arc::new(Http::new(admin::router_alone(proxy.clone()), limits, None));
+        let operators = serving(operators, None, admin.max_connections, admin.protection());
+        services.push((FrontEnd::Admin, &admin.listen, operators));
     }
     if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
         let resp = Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
-        services.push((FrontEnd::Resp, &config.resp.listen, resp, means.resp));
+        files.extend(resp.reread());
+        let resp = serving(resp, resp_tls, means.resp, config.resp.protection());
+        services.push((FrontEnd::Resp, &config.resp.listen, resp));
     }
     let mut listeners = Vec::new();
-    for (front_end, listen, service, most) in services {
+    for (front_end, listen, serving) in services {
         let socket = inherited.remove(front_end.name());
-        metrics.connections_limit(front_end, most);
-        listeners.push(Listener::bind(front_end, listen, socket, (service, most), Arc::clone(metrics)).await?);
+        metrics.connections_limit(front_end, serving.max_connections);
+        listeners.push(Listener::bind(front_end, listen, socket, serving, Arc::clone(metrics)).await?);
     }
-    Ok(listeners)
+    Ok((listeners, files))
 }
 
 fn worker_threads(settings: &DaemonSettings) -> usize {

@@ -5,6 +5,7 @@
 //! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC 9457) that say
 //! what was wrong with the request and nothing about what is behind the proxy.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +16,14 @@ use hyper::body::{Body as _, Incoming};
 use serde::{Deserialize, Serialize};
 use tracing::{Instrument as _, Span};
 
+use crate::access::{Allow, FileError, Gate, Protection};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Freshness, Outcome};
 use crate::key::{BadEscape, percent_decode};
 use crate::metrics::FrontEnd;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
-use crate::server::{Listen, Routes};
+use crate::server::{HTTP_PROTOCOLS, Listen, Routes, Tls, TlsFiles, TlsKeys};
 use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
@@ -31,6 +33,21 @@ use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_ti
 pub struct Settings {
     /// Where reads are served.
     pub listen: Listen,
+    /// Whether strangers may reach it although nothing asks them who they are.
+    pub allow_unprotected: bool,
+    /// A file of tokens, of which whoever asks must send one; empty: nobody has to.
+    pub tokens_file: PathBuf,
+    /// The listener's certificate; empty: no TLS.
+    pub tls_cert_file: PathBuf,
+    /// Its key.
+    pub tls_key_file: PathBuf,
+    /// The authorities one of which must have signed a client's certificate; empty: clients need none.
+    pub tls_client_ca_file: PathBuf,
+    /// How long the beginning of TLS may take.
+    #[serde(with = "units::duration")]
+    pub tls_handshake_timeout: Duration,
+    /// The keys that are given out; none: all.
+    pub allow: Allow,
     /// Connections at most.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -54,6 +71,13 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Listen::from_static("127.0.0.1:8080"),
+            allow_unprotected: false,
+            tokens_file: PathBuf::new(),
+            tls_cert_file: PathBuf::new(),
+            tls_key_file: PathBuf::new(),
+            tls_client_ca_file: PathBuf::new(),
+            tls_handshake_timeout: Duration::from_secs(10),
+            allow: Allow::default(),
             max_connections: 10_000,
             idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),
@@ -66,6 +90,42 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What stands between strangers and the keys.
+    pub(crate) fn protection(&self) -> Protection {
+        if self.allow_unprotected {
+            Protection::Waived
+        } else if self.tokens_file.as_os_str().is_empty() && !self.tls_files().asks_clients() {
+            Protection::Missing("http.tokens_file, http.tls_client_ca_file, ")
+        } else {
+            Protection::Asked
+        }
+    }
+
+    /// What is asked of whoever comes, if anything.
+    ///
+    /// # Errors
+    /// The file of tokens cannot be used.
+    pub(crate) fn gate(&self) -> Result<Option<Gate>, FileError> {
+        let is_asked = !self.tokens_file.as_os_str().is_empty();
+        is_asked.then(|| Gate::load("http.tokens_file", self.tokens_file.clone())).transpose()
+    }
+
+    fn tls_files(&self) -> TlsFiles {
+        TlsFiles {
+            certificates: self.tls_cert_file.clone(),
+            key: self.tls_key_file.clone(),
+            client_authorities: self.tls_client_ca_file.clone(),
+        }
+    }
+
+    /// TLS, if it is spoken.
+    ///
+    /// # Errors
+    /// A file that cannot be used.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, FileError> {
+        Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &HTTP_PROTOCOLS)
+    }
+
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let small = self.max_header.0 < SMALLEST_HEADER;
         let header = format!("found {}, expected at least 8KiB, which ordinary clients need", self.max_header);
@@ -76,9 +136,18 @@ impl Settings {
         let limits = absurd_limits([(self.max_connections, "http.max_connections")]);
         let timeouts =
             zero_timeouts([(self.idle_timeout, "http.idle_timeout"), (self.header_timeout, "http.header_timeout")]);
-        [own, limits, timeouts].concat()
+        let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
+        [own, limits, timeouts, tls].concat()
     }
 }
+
+/// How this section calls what belongs to TLS.
+const TLS_KEYS: TlsKeys = TlsKeys {
+    cert_file: "http.tls_cert_file",
+    key_file: "http.tls_key_file",
+    client_ca_file: "http.tls_client_ca_file",
+    handshake_timeout: "http.tls_handshake_timeout",
+};
 
 /// The least that hyper reads at once.
 const SMALLEST_HEADER: usize = 8 << 10;
@@ -182,6 +251,9 @@ impl Http {
         if key.len() > self.settings.max_key.0 {
             return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
         }
+        if !self.settings.allow.permits(&key) {
+            return Err(Problem::NotAllowed);
+        }
         self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)
     }
 
@@ -231,7 +303,8 @@ fn value_response(value: bytes::Bytes) -> Response<Body> {
 
 /// The headers of an answer alone (RFC 9110, section 9.3.2), the length of the body among them.
 fn without_body(mut response: Response<Body>) -> Response<Body> {
-    if let Some(length) = response.body().size_hint().exact().filter(|_| response.status() != StatusCode::NOT_MODIFIED) {
+    if let Some(length) = response.body().size_hint().exact().filter(|_| response.status() != StatusCode::NOT_MODIFIED)
+    {
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     response.map(|_| Body::empty())
@@ -300,6 +373,7 @@ enum Problem {
     BadEscape(BadEscape),
     EmptyKey,
     KeyTooLong { length: usize, most: ByteSize },
+    NotAllowed,
     Absent,
     Backend(BackendError),
 }
@@ -317,6 +391,7 @@ impl Problem {
             }
             Self::EmptyKey => Kind::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
             Self::KeyTooLong { .. } => Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
+            Self::NotAllowed => Kind::new(StatusCode::FORBIDDEN, "not-allowed", "This key is not given out here"),
             Self::Absent => Kind::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
             Self::Backend(error) => backend_kind(error),
         }
@@ -333,7 +408,7 @@ impl Problem {
             Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
                 Some(format!("Redis answered: {code}"))
             }
-            Self::Absent | Self::Backend(_) => None,
+            Self::NotAllowed | Self::Absent | Self::Backend(_) => None,
         }
     }
 

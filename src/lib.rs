@@ -3,6 +3,7 @@
 //!
 //! The road of a read is `http` or `resp` → `proxy` → `cache` → (on a miss) `backend`; see ARCHITECTURE.md.
 
+pub mod access;
 mod activity;
 pub mod admin;
 pub mod backend;

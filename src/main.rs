@@ -10,7 +10,8 @@ use clap::Parser as _;
 use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::daemon::{Daemon, Ending, StartError};
-use redis_proxy::health::{self, Question};
+use redis_proxy::health::{self, Question, Through};
+use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, Telemetry, TracesError};
 
 /// What memory is asked of. A cached read over HTTP asks a dozen times.
@@ -52,7 +53,10 @@ fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
         Err(problems) => return refuse(&problems),
     };
     finish(match command {
-        Some(Command::Check) => say("The configuration is right.\n"),
+        Some(Command::Check) => match config.lets_nobody_in_unasked() {
+            Ok(()) => say("The configuration is right.\n"),
+            Err(problems) => return refuse(&problems),
+        },
         _ if sources.flags.print_config => config.to_toml().map_err(Into::into).and_then(|text| say(&text)),
         _ => serve(config, sources),
     })
@@ -67,9 +71,10 @@ fn refuse(problems: &Problems) -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let wrong_file = matches!(error.downcast_ref(), Some(StartError::Prepare(_)));
+    let wrong_file = matches!(error.downcast_ref(), Some(StartError::Prepare(_) | StartError::File(_)));
+    let unprotected = matches!(error.downcast_ref(), Some(StartError::Bind(BindError::Unprotected(_))));
     let wrong_collector = matches!(error.downcast_ref(), Some(telemetry::StartError::Traces(TracesError::Exporter(_))));
-    if wrong_file || wrong_collector { CONFIG } else { FAILED }
+    if wrong_file || unprotected || wrong_collector { CONFIG } else { FAILED }
 }
 
 fn complain(text: &str, code: u8) -> ExitCode {
@@ -90,8 +95,11 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<E
 }
 
 fn health(config: &Config, question: Question) -> anyhow::Result<ExitCode> {
-    let listen = if config.admin.listen.is_off() { &config.http.listen } else { &config.admin.listen };
-    let (well, answer) = health::ask(listen, question).with_context(|| format!("no answer from {listen}"))?;
+    let is_apart = !config.admin.listen.is_off();
+    let listen = if is_apart { &config.admin.listen } else { &config.http.listen };
+    let is_in_clear = is_apart || config.http.tls_cert_file.as_os_str().is_empty();
+    let through = if is_in_clear { Through::Tcp } else { Through::Tls };
+    let (well, answer) = health::ask(listen, through, question).with_context(|| format!("no answer from {listen}"))?;
     say(&format!("{answer}\n"))?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

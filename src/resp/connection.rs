@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
-use tokio::io::AsyncReadExt as _;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::link::Link;
@@ -53,6 +53,8 @@ pub(super) struct Connection {
     pub(super) input: BytesMut,
     pub(super) parser: RequestParser,
     output: Output,
+    /// Whether all that was written is on its way; TLS may hold some of it.
+    is_flushed: bool,
     pub(super) owed: Queue,
     pub(super) reads: FuturesOrdered<Task<Landed>>,
     pub(super) link: Link,
@@ -92,6 +94,8 @@ const MOST_FLIGHTS: usize = 64;
 const MOST_OWED: usize = 1 << 18;
 /// For how long after the daemon was told to stop a command may still be on its way here.
 const LAST_WORD: Duration = Duration::from_millis(50);
+/// How long the end of TLS may take to be said.
+const LAST_FLUSH: Duration = Duration::from_secs(1);
 /// How long a connection that takes up no more commands may stand still before it is given up.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// A link over which nothing was sent for so long, while its client reads from memory, is shown to be in use: Redis, or
@@ -107,6 +111,7 @@ impl Connection {
             input: BytesMut::new(),
             parser: RequestParser::default(),
             output: Output::default(),
+            is_flushed: true,
             owed: Queue::default(),
             reads: FuturesOrdered::new(),
             link: Link::none(),
@@ -132,6 +137,9 @@ impl Connection {
 
     pub(super) async fn run(mut self) {
         poll_fn(|cx| self.poll(cx)).await;
+        if self.client.needs_farewell() {
+            _ = timeout(LAST_FLUSH, self.client.shutdown()).await;
+        }
     }
 
     /// Ready when the connection is over.
@@ -370,7 +378,12 @@ impl Connection {
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Moved {
         let before = self.output.len();
-        match self.output.poll_write(Pin::new(&mut self.client), cx) {
+        let written = match self.output.poll_write(Pin::new(&mut self.client), cx) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.client).poll_flush(cx),
+            other => other,
+        };
+        self.is_flushed = written.is_ready();
+        match written {
             Poll::Ready(Err(_)) => self.end(),
             Poll::Ready(Ok(())) | Poll::Pending if self.output.len() < before => {
                 self.last_moved = Instant::now();
@@ -380,9 +393,15 @@ impl Connection {
         }
     }
 
+    /// Whether the client has been sent all that there was for it.
+    fn is_written(&self) -> bool {
+        self.output.is_empty() && self.is_flushed
+    }
+
     /// Whether it is time to end, when nothing else can be done now.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_quiet = self.owed.is_empty() && self.output.is_empty();
+        let is_written = self.is_written();
+        let is_quiet = self.owed.is_empty() && is_written;
         if !self.is_draining && self.draining.as_mut().poll(cx).is_ready() {
             self.is_draining = true;
         }
@@ -392,16 +411,16 @@ impl Connection {
         let is_quiet = is_quiet && self.fencing.is_none();
         let is_over = match self.stage {
             Stage::Over => true,
-            Stage::Ending => self.output.is_empty(),
+            Stage::Ending => is_written,
             Stage::Leaving => is_quiet,
-            Stage::Pipe => self.is_draining && self.output.is_empty() && self.link.out.is_empty(),
+            Stage::Pipe => self.is_draining && is_written && self.link.out.is_empty(),
             Stage::Commands if is_quiet && (self.farewell.is_some() || self.is_draining) => true,
             // What seems to be owed may have come.
             Stage::Commands if self.standing.is_doubted_for_good() && self.is_draining => {
                 self.output.is_empty() && self.link.out.is_empty()
             }
             // What it waits for may never happen.
-            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && self.output.is_empty() => true,
+            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && is_written => true,
             Stage::Commands => self.is_idle_too_long(cx),
         };
         is_over || self.is_given_up(cx)
@@ -421,10 +440,11 @@ impl Connection {
     }
 
     fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_written = self.is_written();
         let Some(idle) = &mut self.idle else { return false };
         while idle.as_mut().poll(cx).is_ready() {
             let until = self.last_moved + self.shared.settings.idle_timeout;
-            if until <= Instant::now() && self.owed.is_empty() && self.output.is_empty() {
+            if until <= Instant::now() && self.owed.is_empty() && is_written {
                 return true;
             }
             let until = until.max(Instant::now() + WHILE_OWED);

@@ -1,7 +1,7 @@
 //! The front end's own password: who knows it may read what the proxy reads, and writes as the proxy.
 //!
 //! Where there is one, nobody gets past it but with `AUTH` or `HELLO ... AUTH`, answered here in Redis's words; a client that
-//! has is the proxy's own user to Redis. The password is compared by digests, so that the time it takes tells nothing.
+//! has is the proxy's own user to Redis. A new password is asked of who logs in from then on; who is in, stays in.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::owed::Dropped;
 use super::reply::{write_array_length, write_bulk, write_error};
 use super::request::Arguments;
-use super::standing::{Effect, Standing, User};
+use super::standing::{DEFAULT_USER, Effect, Standing, User};
 
 /// What the front end itself says.
 pub(super) enum Verdict {
@@ -32,16 +32,13 @@ const ARITY: &str = "ERR wrong number of arguments for 'auth' command";
 impl Connection {
     /// What the front end itself has to say to a command; nothing, if it is none of its business.
     pub(super) fn judge(&self, class: Class, arguments: Arguments<'_>) -> Option<Verdict> {
-        let password = self.shared.password.as_ref()?;
-        let is_right = |user: &[u8], found: &[u8]| {
-            let is_password = blake3::hash(found) == blake3::hash(password.reveal().as_bytes());
-            is_password && user.eq_ignore_ascii_case(b"default")
-        };
+        let login = self.shared.login.as_ref()?;
+        let is_right = |user: &[u8], found: &[u8]| login.get().is(user, found);
         let judged =
             |is_right, instead| if is_right { Verdict::Admitted(instead) } else { Verdict::Refused(WRONG_PASSWORD) };
         Some(match (class, arguments.len()) {
             (Class::Auth, 0 | 1) => Verdict::Refused(ARITY),
-            (Class::Auth, 2) => judged(is_right(b"default", arguments.get(1)), None),
+            (Class::Auth, 2) => judged(is_right(DEFAULT_USER, arguments.get(1)), None),
             (Class::Auth, 3) => judged(is_right(arguments.get(1), arguments.get(2)), None),
             (Class::Auth, _) => Verdict::Refused(SYNTAX),
             (Class::Reset, _) => Verdict::Reset,

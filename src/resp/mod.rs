@@ -15,18 +15,21 @@ mod link;
 mod login;
 mod output;
 mod owed;
+mod permit;
 mod read;
 mod reply;
 mod request;
 mod serve;
 mod standing;
 
+use std::fmt::Display;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blake3::Hash;
 use serde::{Deserialize, Serialize};
 
 use self::command::Commands;
@@ -34,10 +37,11 @@ pub use self::command::names;
 use self::connection::Connection;
 pub use self::reply::{Frame, NoReply, Protocol, ReplyScanner};
 pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
-use self::standing::Origin;
+use self::standing::{DEFAULT_USER, Origin};
+use crate::access::{Allow, FileError, FromFile, Protection, Reread};
 use crate::proxy::Proxy;
-use crate::server::{Drain, Listen, Serve, Stream};
-use crate::units::{self, ByteSize, Contradiction, Secret, absurd_limits, broken};
+use crate::server::{Drain, Listen, Serve, Stream, Tls, TlsFiles, TlsKeys};
+use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken};
 
 /// `[resp]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +49,8 @@ use crate::units::{self, ByteSize, Contradiction, Secret, absurd_limits, broken}
 pub struct Settings {
     /// Where clients of Redis are served; empty: nowhere.
     pub listen: Listen,
+    /// Whether strangers may reach it although nothing asks them who they are.
+    pub allow_unprotected: bool,
     /// Connections at most.
     #[serde(with = "units::count")]
     pub max_connections: usize,
@@ -53,6 +59,19 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// A file that holds the password by which clients get what the proxy itself may read; empty: Redis decides who they are.
     pub password_file: PathBuf,
+    /// The name that goes with it; empty: that of the default user, which need not be said.
+    pub username: String,
+    /// The listener's certificate; empty: no TLS.
+    pub tls_cert_file: PathBuf,
+    /// Its key.
+    pub tls_key_file: PathBuf,
+    /// The authorities one of which must have signed a client's certificate; empty: clients need none.
+    pub tls_client_ca_file: PathBuf,
+    /// How long the beginning of TLS may take.
+    #[serde(with = "units::duration")]
+    pub tls_handshake_timeout: Duration,
+    /// The keys that are given out; none: all.
+    pub allow: Allow,
     /// The largest argument of a command.
     pub max_bulk: ByteSize,
     /// Arguments of a command at most.
@@ -68,9 +87,16 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Listen::default(),
+            allow_unprotected: false,
             max_connections: 10_000,
             idle_timeout: Duration::ZERO,
             password_file: PathBuf::new(),
+            username: String::new(),
+            tls_cert_file: PathBuf::new(),
+            tls_key_file: PathBuf::new(),
+            tls_client_ca_file: PathBuf::new(),
+            tls_handshake_timeout: Duration::from_secs(10),
+            allow: Allow::default(),
             max_bulk: ByteSize(512 << 20),
             max_arguments: 1 << 20,
             max_query_buffer: ByteSize(1 << 20),
@@ -80,31 +106,63 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What stands between strangers and Redis. That the proxy logs in there proves nothing: Redis may ask no one else.
+    pub(crate) fn protection(&self) -> Protection {
+        if self.allow_unprotected {
+            Protection::Waived
+        } else if self.password_file.as_os_str().is_empty() && !self.tls_files().asks_clients() {
+            Protection::Missing("resp.password_file, resp.tls_client_ca_file, ")
+        } else {
+            Protection::Asked
+        }
+    }
+
+    fn tls_files(&self) -> TlsFiles {
+        TlsFiles {
+            certificates: self.tls_cert_file.clone(),
+            key: self.tls_key_file.clone(),
+            client_authorities: self.tls_client_ca_file.clone(),
+        }
+    }
+
+    /// TLS, if it is spoken.
+    ///
+    /// # Errors
+    /// A file that cannot be used.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, FileError> {
+        Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &[])
+    }
+
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let buffer = format!("found {}, expected at least 256KiB, of which a line may have 64", self.max_query_buffer);
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
+        let name_alone = !self.username.is_empty() && self.password_file.as_os_str().is_empty();
+        let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_used();
         let own = broken([
+            (tls_on_unix, "resp.tls_cert_file", "found with a unix socket, on which no TLS is spoken"),
+            (name_alone, "resp.username", "found a name without a password, expected resp.password_file with it"),
             (self.max_query_buffer.0 < 256 << 10, "resp.max_query_buffer", &buffer),
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
         ]);
-        [own, absurd_limits([(self.max_connections, "resp.max_connections")])].concat()
+        let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
+        [own, absurd_limits([(self.max_connections, "resp.max_connections")]), tls].concat()
     }
 }
 
-/// The file of the front end's password cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("resp.password_file: \"{}\" cannot be used: {problem}", path.display())]
-pub struct PasswordError {
-    path: PathBuf,
-    problem: String,
-}
+/// How this section calls what belongs to TLS.
+const TLS_KEYS: TlsKeys = TlsKeys {
+    cert_file: "resp.tls_cert_file",
+    key_file: "resp.tls_key_file",
+    client_ca_file: "resp.tls_client_ca_file",
+    handshake_timeout: "resp.tls_handshake_timeout",
+};
 
 /// What all connections share.
 struct Shared {
     proxy: Proxy,
     settings: Settings,
-    password: Option<Secret>,
+    login: Option<FromFile<Login>>,
     commands: Commands,
     origin: Origin,
     /// The longest key that is kept.
@@ -119,26 +177,47 @@ impl Resp {
     ///
     /// # Errors
     /// The file of the password cannot be read, or is empty.
-    pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, PasswordError> {
-        let password = password(&settings)?;
+    pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, FileError> {
+        let (user, path) = (settings.username.clone(), settings.password_file.clone());
+        let is_asked = !path.as_os_str().is_empty();
+        let login = is_asked.then(|| FromFile::load(move || Login::read(&user, &path))).transpose()?;
         let (user, database) = proxy.origin();
         let origin = Origin { user, database };
-        Ok(Self(Arc::new(Shared { proxy, settings, password, commands: Commands::new(), origin, max_key })))
+        Ok(Self(Arc::new(Shared { proxy, settings, login, commands: Commands::new(), origin, max_key })))
+    }
+
+    /// For reloads: what is read from files.
+    pub fn reread(&self) -> Option<Reread> {
+        self.0.login.as_ref().map(FromFile::reread)
     }
 }
 
-fn password(settings: &Settings) -> Result<Option<Secret>, PasswordError> {
-    let path = &settings.password_file;
-    if path.as_os_str().is_empty() {
-        return Ok(None);
+/// What a client has to say to be let in.
+struct Login {
+    user: String,
+    password: Hash,
+}
+
+impl Login {
+    fn read(user: &str, path: &Path) -> Result<Self, FileError> {
+        let wrong = |problem: &dyn Display| FileError::new("resp.password_file", path, problem);
+        let text = fs::read_to_string(path).map_err(|error| wrong(&error))?;
+        let password = text.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            return Err(wrong(&"found nothing in it, expected a password"));
+        }
+        Ok(Self { user: user.to_owned(), password: blake3::hash(password.as_bytes()) })
     }
-    let wrong = |problem: String| PasswordError { path: path.clone(), problem };
-    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    let password = text.trim_end_matches(['\r', '\n']);
-    if password.is_empty() {
-        return Err(wrong("found nothing in it, expected a password".to_owned()));
+
+    /// Whether it is right. The digests are compared, so that the time it takes tells nothing.
+    fn is(&self, user: &[u8], password: &[u8]) -> bool {
+        let is_password = blake3::hash(password) == self.password;
+        let is_user = match &*self.user {
+            "" => user.eq_ignore_ascii_case(DEFAULT_USER),
+            name => user == name.as_bytes(),
+        };
+        is_password & is_user
     }
-    Ok(Some(Secret::from(password.to_owned())))
 }
 
 impl Serve for Resp {

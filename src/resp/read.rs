@@ -60,6 +60,11 @@ impl<'a> Read<'a> {
         is_one.then_some(Self { class, arguments })
     }
 
+    /// The keys it names.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.arguments.from(1).take(self.keys())
+    }
+
     /// How many keys it names.
     pub(super) fn keys(&self) -> usize {
         if self.is_of_many() { self.arguments.len() - 1 } else { 1 }

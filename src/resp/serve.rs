@@ -14,6 +14,7 @@ use super::connection::{Connection, Stage};
 use super::login::{NO_AUTH, Verdict, hello_logins};
 use super::output::LARGE;
 use super::owed::{Awaited, Dropped};
+use super::permit::NO_COMMAND;
 use super::read::{Fetch, Found, Read};
 use super::reply::{Frame, write_error};
 use super::request::{Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer};
@@ -69,7 +70,7 @@ impl Connection {
     }
 
     fn limits(&self) -> RequestLimits {
-        if self.shared.password.is_some() && !self.standing.is_admitted() {
+        if self.shared.login.is_some() && !self.standing.is_admitted() {
             return UNAUTHENTICATED;
         }
         let settings = &self.shared.settings;
@@ -124,6 +125,9 @@ impl Connection {
     fn decide(&self, class: Class, arguments: Arguments<'_>, batch: &mut Batch) -> Decision {
         if let Some(verdict) = self.judge(class, arguments) {
             return Decision::Own(verdict);
+        }
+        if let Some(refused) = self.forbids(class, arguments) {
+            return Decision::Own(Verdict::Refused(refused));
         }
         match class {
             Class::Get | Class::Mget | Class::Exists | Class::Strlen | Class::Getrange => {
@@ -256,8 +260,11 @@ impl Connection {
         let arguments = self.parser.arguments(&self.input);
         let known = self.shared.commands.recognise(arguments.get(0));
         let is_pipe = is_pipe(known.class, arguments);
-        if self.judge(known.class, arguments).is_some() {
-            self.reply(|output| write_error(output.tail(), NO_AUTH));
+        let is_stranger = self.judge(known.class, arguments).is_some();
+        // Which keys it names is still to come.
+        let is_forbidden = !self.shared.settings.allow.is_everything();
+        if is_stranger || is_forbidden {
+            self.reply(|output| write_error(output.tail(), if is_stranger { NO_AUTH } else { NO_COMMAND }));
             self.stage = Stage::Leaving;
             return Taken::Yes;
         }
@@ -392,6 +399,6 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
     }
 }
 
-fn is_one_of(word: &[u8], words: &[&str]) -> bool {
+pub(super) fn is_one_of(word: &[u8], words: &[&str]) -> bool {
     words.iter().any(|one| word.eq_ignore_ascii_case(one.as_bytes()))
 }

@@ -23,7 +23,7 @@ pub(super) enum User {
 }
 
 /// Whom a password without a name is for.
-const DEFAULT_USER: &[u8] = b"default";
+pub(super) const DEFAULT_USER: &[u8] = b"default";
 
 impl User {
     pub(super) fn default_user() -> Self {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::stream::Unattended;
-use super::{Drain, Serve};
+use super::{Drain, Serve, Stream, Tls};
 use crate::metrics::OpenConnection;
 
 /// A connection on its way to its worker.
 pub(super) struct Connection {
     pub(super) stream: Unattended,
+    pub(super) tls: Option<Tls>,
     pub(super) service: Arc<dyn Serve>,
     pub(super) drain: Drain,
     pub(super) counted: Counted,
@@ -25,9 +26,14 @@ pub(super) struct Counted {
 impl Connection {
     /// Serves it, where it is to stay.
     pub(super) async fn serve(self) {
-        let Self { stream, service, drain, counted: _counted } = self;
+        let Self { stream, tls, service, drain, counted: _counted } = self;
         // A socket that cannot be moved is gone already.
-        if let Ok(stream) = stream.attend() {
+        let Ok(stream) = stream.attend() else { return };
+        let stream = match (stream, tls) {
+            (Stream::Tcp(stream), Some(tls)) => tls.accept(stream, drain.clone()).await,
+            (stream, _) => Some(stream),
+        };
+        if let Some(stream) = stream {
             service.serve(stream, drain).await;
         }
     }

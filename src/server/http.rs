@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower_service::Service as _;
 
 use super::{Count, Drain, Limits, Serve, Stream};
+use crate::access::Gate;
 use crate::activity::{Activity, Observed};
 use crate::problem::Kind;
 use crate::request_line::RequestLines;
@@ -42,12 +43,13 @@ impl Routes for Router {
 pub struct Http<R> {
     routes: R,
     limits: Arc<Limits>,
+    gate: Option<Gate>,
 }
 
 impl<R: Routes> Http<R> {
-    /// Serves `routes` within `limits`.
-    pub fn new(routes: R, limits: Limits) -> Self {
-        Self { routes, limits: Arc::new(limits) }
+    /// Serves `routes` within `limits`, to everybody or to whom the `gate` lets through.
+    pub fn new(routes: R, limits: Limits, gate: Option<Gate>) -> Self {
+        Self { routes, limits: Arc::new(limits), gate }
     }
 }
 
@@ -165,7 +167,7 @@ const FAREWELL: Duration = Duration::from_millis(100);
 
 impl<R: Routes> Http<R> {
     /// An answer, during which the connection is not idle.
-    async fn answer(self, request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, mut request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
         watch.activity.settle();
         let number = watch.requests.fetch_add(1, Relaxed) + 1;
         let _answering = Count::one(&watch.answering);
@@ -177,6 +179,9 @@ impl<R: Routes> Http<R> {
         }
         if header_size(request.headers()) > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
+        }
+        if let Some(Err(denied)) = self.gate.as_ref().map(|gate| gate.pass(&mut request)) {
+            return Ok(denied);
         }
         Ok(self.routes.answer(request).await)
     }

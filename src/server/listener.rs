@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, Counted};
-use super::{Drain, Serve, Stream, Workers};
+use super::{Drain, Serve, Stream, Tls, Workers};
+use crate::access::{Protection, Unprotected};
 use crate::metrics::{FrontEnd, Metrics};
 
 /// Where a listener is bound: `host:port`, `unix:///path`, or empty for none.
@@ -36,6 +37,12 @@ impl Listen {
     /// The path, if it is a unix socket.
     pub fn unix_path(&self) -> Option<&Path> {
         self.0.strip_prefix(UNIX).map(Path::new)
+    }
+
+    /// The IP address, where it is written as one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        let (host, _) = self.0.rsplit_once(':')?;
+        host.trim_start_matches('[').trim_end_matches(']').parse().ok()
     }
 
     /// Whether both would want the same port of the same address.
@@ -96,41 +103,68 @@ pub struct Listener {
     front_end: FrontEnd,
     socket: Socket,
     service: Arc<dyn Serve>,
+    tls: Option<Tls>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
-/// A listener that could not be bound.
+/// A listener that could not be bound, or must not be.
 #[derive(Debug, thiserror::Error)]
-#[error("{}.listen: cannot listen on {address}: {error}", front_end.name())]
-pub struct BindError {
-    front_end: FrontEnd,
-    address: String,
-    error: io::Error,
+pub enum BindError {
+    /// The system refuses it.
+    #[error("{}.listen: cannot listen on {address}: {error}", front_end.name())]
+    System {
+        /// Who was to be asked there.
+        front_end: FrontEnd,
+        /// Where.
+        address: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// Strangers would be let in.
+    #[error(transparent)]
+    Unprotected(#[from] Unprotected),
+}
+
+/// What a listener serves, for how many, and what it does about strangers.
+pub struct Serving {
+    /// What is spoken.
+    pub service: Arc<dyn Serve>,
+    /// Within TLS, if so.
+    pub tls: Option<Tls>,
+    /// Connections at most.
+    pub max_connections: usize,
+    /// What stands between strangers and it.
+    pub protection: Protection,
 }
 
 impl Listener {
     /// Listens on `inherited`, or else binds `listen`, and says where that is.
     ///
     /// # Errors
-    /// The address cannot be resolved or is taken.
+    /// The address cannot be resolved or is taken, or strangers can reach it unasked.
     pub async fn bind(
         front_end: FrontEnd,
         listen: &Listen,
         inherited: Option<std::net::TcpListener>,
-        (service, max_connections): (Arc<dyn Serve>, usize),
+        serving: Serving,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BindError> {
-        let failed = |error| BindError { front_end, address: listen.to_string(), error };
+        let Serving { service, tls, max_connections, protection } = serving;
+        let failed = |error| BindError::System { front_end, address: listen.to_string(), error };
         let socket = match inherited {
             Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)).map(Socket::Tcp),
             None => Socket::bind(listen).await,
         };
         let socket = socket.map_err(failed)?;
         let address = socket.address().map_err(failed)?;
-        tracing::info!(front_end = front_end.name(), %address, "listening");
+        // Whatever name it was looked up by, and whoever has bound it.
+        if let Some(ip) = socket.ip().map_err(failed)? {
+            protection.suffices(front_end.name(), ip, &address)?;
+        }
+        tracing::info!(front_end = front_end.name(), %address, tls = tls.is_some(), "listening");
         let permits = Arc::new(Semaphore::new(max_connections));
-        Ok(Self { front_end, socket, service, permits, metrics })
+        Ok(Self { front_end, socket, service, tls, permits, metrics })
     }
 
     /// Who is asked there.
@@ -174,14 +208,17 @@ impl Listener {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.metrics.connection_refused(self.front_end);
             if let Ok(turn) = Arc::clone(refusals).try_acquire_owned() {
-                tokio::spawn(refuse(stream, self.service.refusal(), turn));
+                // In clear, nobody would understand it there.
+                let answer = if self.tls.is_some() { Vec::new() } else { self.service.refusal() };
+                tokio::spawn(refuse(stream, answer, turn));
             }
             return;
         };
         // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
         let Ok(stream) = stream.leave() else { return };
         let counted = Counted { _permit: permit, _open: self.metrics.connection(self.front_end) };
-        workers.serve(Connection { stream, service: Arc::clone(&self.service), drain: drain.clone(), counted });
+        let (service, tls) = (Arc::clone(&self.service), self.tls.clone());
+        workers.serve(Connection { stream, tls, service, drain: drain.clone(), counted });
     }
 }
 
@@ -205,6 +242,14 @@ impl Socket {
         match self {
             Self::Tcp(socket) => socket.local_addr().map(|address| address.to_string()),
             Self::Unix(_, path) => Ok(format!("{UNIX}{}", path.display())),
+        }
+    }
+
+    /// None, if it is a unix socket.
+    fn ip(&self) -> io::Result<Option<IpAddr>> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().map(|address| Some(address.ip())),
+            Self::Unix(..) => Ok(None),
         }
     }
 

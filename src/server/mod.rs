@@ -10,6 +10,7 @@ mod drain;
 mod http;
 mod listener;
 mod stream;
+mod tls;
 mod worker;
 
 use std::pin::Pin;
@@ -20,8 +21,10 @@ use std::time::Duration;
 use self::connection::Connection;
 pub use self::drain::{Drain, DrainControl};
 pub use self::http::{Http, Routes};
-pub use self::listener::{BindError, Listen, Listener};
+pub use self::listener::{BindError, Listen, Listener, Serving};
 pub use self::stream::Stream;
+pub(crate) use self::tls::HTTP_PROTOCOLS;
+pub use self::tls::{Tls, TlsFiles, TlsKeys};
 pub use self::worker::Workers;
 
 /// What is spoken on the connections of a listener.

@@ -7,24 +7,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 22] = [
+const ALLOWED: [(&str, &str); 23] = [
+    ("access", "problem"),
     ("activity", "request_line"),
-    ("admin", "hotkeys problem proxy server units"),
+    ("admin", "access hotkeys problem proxy server units"),
     ("backend", "activity cache key metrics tcp trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),
-    ("config", "admin backend cache cli http resp server telemetry units"),
-    ("daemon", "admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
+    ("config", "access admin backend cache cli http resp server telemetry units"),
+    ("daemon", "access admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
     ("health", "server"),
     ("hotkeys", ""),
-    ("http", "backend cache key metrics problem proxy server trace units"),
+    ("http", "access backend cache key metrics problem proxy server trace units"),
     ("key", ""),
     ("metrics", "cache"),
     ("proxy", "backend cache hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
-    ("resp", "backend cache key metrics proxy server trace units"),
-    ("server", "activity metrics problem request_line tcp"),
+    ("resp", "access backend cache key metrics proxy server trace units"),
+    ("server", "access activity metrics problem request_line tcp units"),
     ("systemd", ""),
     ("tcp", ""),
     ("telemetry", "trace units"),

@@ -8,19 +8,15 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use tempfile::TempDir;
 
 use crate::stage::{
     ask, ask_and_await_flight, assert_hit, await_metric, await_ready, behind_relay, config, lines_that_say, linked,
     metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
 };
 use crate::support::http::{self, Client};
-use crate::support::{Proxy, RedisServer, Relay, eventually};
+use crate::support::{Authority, Proxy, RedisServer, Relay, eventually};
 
 const DOWN: &str = "no link to Redis";
 /// What is said once where Redis refuses to track.
@@ -244,54 +240,6 @@ mod tls {
         let named = format!("rediss://localhost:{}", redis.tls_address().port());
         let by_name = linked(&config(&named, &authority.trusted()));
         assert_eq!(value(&by_name, "key"), "by its name");
-    }
-
-    /// An authority for certificates, with its files.
-    struct Authority {
-        directory: TempDir,
-        issuer: Issuer<'static, KeyPair>,
-    }
-
-    impl Authority {
-        fn new() -> Self {
-            let directory = tempfile::tempdir().expect("a temporary directory");
-            let key = KeyPair::generate().expect("a key");
-            let mut parameters = CertificateParams::default();
-            parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            parameters.distinguished_name.push(DnType::CommonName, "an authority");
-            let certificate = parameters.self_signed(&key).expect("a certificate");
-            fs::write(directory.path().join("ca.pem"), certificate.pem()).expect("a file");
-            let issuer = Issuer::new(parameters, key);
-            Self { directory, issuer }
-        }
-
-        fn file(&self) -> PathBuf {
-            self.directory.path().join("ca.pem")
-        }
-
-        fn trusted(&self) -> String {
-            format!("redis.tls_ca_file = \"{}\"", self.file().display())
-        }
-
-        /// The files of a certificate and its key.
-        fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
-            let key = KeyPair::generate().expect("a key");
-            let mut parameters = CertificateParams::new([name.to_owned()]).expect("a name");
-            parameters.distinguished_name.push(DnType::CommonName, name);
-            let certificate = parameters.signed_by(&key, &self.issuer).expect("a certificate");
-            let write = |extension: &str, text: String| {
-                let path = self.directory.path().join(format!("{name}.{extension}"));
-                fs::write(&path, text).expect("a file");
-                path
-            };
-            (write("pem", certificate.pem()), write("key", key.serialize_pem()))
-        }
-
-        fn redis(&self, name: &str, asks_for_certificate: bool) -> RedisServer {
-            let (certificate, key) = self.issue(name);
-            let builder = RedisServer::builder().tls(&certificate, &key, &self.file());
-            if asks_for_certificate { builder.require_client_certificate().start() } else { builder.start() }
-        }
     }
 }
 

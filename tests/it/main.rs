@@ -1,5 +1,6 @@
 //! What the README promises, tried on the real program in front of a real Redis: one module a promise.
 
+mod access;
 mod architecture;
 mod backend;
 mod caching;
@@ -19,5 +20,6 @@ mod resp;
 mod stage;
 mod support;
 mod systemd;
+mod tls;
 mod traces;
 mod tracking;

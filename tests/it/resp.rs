@@ -13,6 +13,7 @@
     reason = "a test that panics has failed, which is what it should do, and shows what it prints"
 )]
 
+mod access;
 mod answers;
 mod clients;
 mod drain;

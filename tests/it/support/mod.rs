@@ -13,6 +13,7 @@
     reason = "a test that panics has failed, which is what it should do, and shows what it prints"
 )]
 
+mod authority;
 pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod log;
@@ -23,6 +24,7 @@ pub(crate) mod redis_server;
 pub(crate) mod relay;
 mod wait;
 
+pub(crate) use authority::Authority;
 pub(crate) use proxy::{Proxy, Reload};
 pub(crate) use redis_server::RedisServer;
 pub(crate) use relay::Relay;

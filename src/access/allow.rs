@@ -1,0 +1,132 @@
+//! Which keys a listener gives out: those that are in its list, by their whole name or by how they begin.
+//!
+//! A key outside gets the same answer whether it exists or not, and before anybody looks: what is asked here is its name.
+
+use std::fmt;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The keys that may be read; an empty list: all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allow(Vec<Pattern>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Pattern {
+    /// This key alone.
+    Whole(String),
+    /// All that begin so.
+    Prefix(String),
+}
+
+impl Allow {
+    /// Whether all keys are allowed.
+    pub fn is_everything(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether this key is.
+    pub fn permits(&self, key: &[u8]) -> bool {
+        let matches = |pattern: &Pattern| match pattern {
+            Pattern::Whole(whole) => key == whole.as_bytes(),
+            Pattern::Prefix(prefix) => key.starts_with(prefix.as_bytes()),
+        };
+        self.is_everything() || self.0.iter().any(matches)
+    }
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Result<Self, String> {
+        let prefix = text.strip_suffix('*');
+        // What it could not be written with again is not taken.
+        if text.is_empty() || text.trim() != text || prefix.unwrap_or(text).contains(['*', ',']) {
+            return Err(format!("invalid value: string {text:?}, expected {EXPECTED}"));
+        }
+        Ok(prefix.map_or_else(|| Self::Whole(text.to_owned()), |prefix| Self::Prefix(prefix.to_owned())))
+    }
+}
+
+const EXPECTED: &str =
+    "keys, each by its whole name or, with a * at the end, by how it begins, such as \"public:*\", without commas";
+
+/// As the environment says it.
+impl Serialize for Allow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let words = self.0.iter().map(|pattern| match pattern {
+            Pattern::Whole(whole) => whole.clone(),
+            Pattern::Prefix(prefix) => format!("{prefix}*"),
+        });
+        serializer.serialize_str(&words.collect::<Vec<_>>().join(","))
+    }
+}
+
+impl<'de> Deserialize<'de> for Allow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Patterns)
+    }
+}
+
+struct Patterns;
+
+impl<'de> Visitor<'de> for Patterns {
+    type Value = Allow;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(EXPECTED)
+    }
+
+    /// As the environment says it: separated by commas.
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Allow, E> {
+        let words = text.split(',').map(str::trim);
+        let words = words.filter(|_| !text.trim().is_empty());
+        words.map(Pattern::parse).collect::<Result<_, _>>().map(Allow).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Allow, A::Error> {
+        let mut patterns = Vec::new();
+        while let Some(word) = words.next_element::<String>()? {
+            patterns.push(Pattern::parse(&word).map_err(serde::de::Error::custom)?);
+        }
+        Ok(Allow(patterns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allow(words: &str) -> Allow {
+        Patterns.visit_str::<serde::de::value::Error>(words).unwrap()
+    }
+
+    #[test]
+    fn a_key_is_allowed_by_name_or_beginning() {
+        let list = allow("public:*, one");
+        for (key, expected) in [
+            ("public:", true),
+            ("public:a", true),
+            ("public:*", true),
+            ("one", true),
+            ("public", false),
+            ("Public:a", false),
+            (" public:a", false),
+            ("one ", false),
+            ("one\0", false),
+            ("on", false),
+            ("", false),
+            ("*", false),
+        ] {
+            assert_eq!(list.permits(key.as_bytes()), expected, "{key:?}");
+        }
+        assert!(allow("").permits(b"anything") && allow("*").permits(b"\xff"));
+        assert!(!allow("*").is_everything() && list.permits(b"public:\xff\0"));
+    }
+
+    #[test]
+    fn a_star_stands_at_the_end_alone() {
+        for bad in ["*a", "a*b*", "a**", "**", "a,,b", ",", "a,"] {
+            let error = Patterns.visit_str::<serde::de::value::Error>(bad).unwrap_err().to_string();
+            assert!(error.contains("expected keys"), "{bad}: {error}");
+        }
+    }
+}

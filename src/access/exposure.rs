@@ -1,0 +1,78 @@
+//! Whether strangers can reach a listener, and what is between them and Redis then.
+
+use std::net::IpAddr;
+
+/// What a listener does about strangers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// It asks each for something that only some have.
+    Asked,
+    /// Nothing, as it was told to by `allow_unprotected`.
+    Waived,
+    /// Nothing, and nobody has said that this is meant. With what could be asked for.
+    Missing(&'static str),
+}
+
+/// A listener that strangers can reach and that asks them for nothing.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{section}.allow_unprotected: found false, but other machines can reach {address}, and whoever does is let in without a \
+     question; expected {remedy}a loopback address in {section}.listen, or true if something else keeps strangers away"
+)]
+pub struct Unprotected {
+    section: &'static str,
+    address: String,
+    remedy: &'static str,
+}
+
+impl Protection {
+    /// Holds it against the address that the listener of this section has.
+    ///
+    /// # Errors
+    /// Strangers can reach it, and nothing is done about them.
+    pub fn suffices(self, section: &'static str, address: IpAddr, listen: &str) -> Result<(), Unprotected> {
+        match self {
+            Self::Missing(remedy) if reaches_out(address) => {
+                Err(Unprotected { section, address: listen.to_owned(), remedy })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Unprotected {
+    /// What is wrong, for whoever names the key himself.
+    pub fn text(&self) -> String {
+        let whole = self.to_string();
+        whole.split_once(": ").map_or(whole.clone(), |(_, text)| text.to_owned())
+    }
+}
+
+/// Whether anybody but this machine can reach this address.
+pub fn reaches_out(address: IpAddr) -> bool {
+    !address.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_out_of_reach() {
+        for (address, expected) in [
+            ("127.0.0.1", false),
+            ("127.8.9.1", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("0.0.0.0", true),
+            ("::", true),
+            ("::ffff:0.0.0.0", true),
+            ("10.0.0.1", true),
+            ("169.254.1.1", true),
+            ("fe80::1", true),
+            ("::ffff:10.0.0.1", true),
+        ] {
+            assert_eq!(reaches_out(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Who may read: what a listener asks of whoever reaches it, and which keys it gives out.
+//!
+//! The rule that must not be broken: in doubt nobody gets in. A listener that other machines reach and that asks for nothing
+//! does not start unless told to, a file that cannot be used is refused whole, and what is refused is refused before
+//! anything is looked up, so that an answer tells nothing about what is behind it, nor does the time it takes.
+
+mod allow;
+mod exposure;
+mod file;
+mod token;
+
+pub use self::allow::Allow;
+pub use self::exposure::{Protection, Unprotected, reaches_out};
+pub use self::file::{Commit, FileError, FromFile, Reread};
+pub use self::token::Gate;
+pub(crate) use self::token::Stranger;

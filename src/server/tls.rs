@@ -1,0 +1,157 @@
+//! TLS towards clients: what a listener shows, whom it asks for a certificate, and how long a handshake may take.
+//!
+//! Certificates are read again at SIGHUP. A connection keeps what it was made with; the next one gets what was read, and no
+//! session of before is resumed, so who is not to come in any more does not.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+use super::{Drain, Stream};
+use crate::access::{FileError, FromFile, Reread};
+use crate::units::{Contradiction, broken, zero_timeouts};
+
+/// The files of a listener's TLS (PEM), as its section names them.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The listener's certificate, and those between it and its authority.
+    pub certificates: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authorities whose certificates clients must have; empty: they need none.
+    pub client_authorities: PathBuf,
+}
+
+/// How a section calls what belongs to TLS.
+#[derive(Debug, Clone, Copy)]
+pub struct TlsKeys {
+    /// The certificate.
+    pub cert_file: &'static str,
+    /// Its key.
+    pub key_file: &'static str,
+    /// The clients' authorities.
+    pub client_ca_file: &'static str,
+    /// How long a handshake may take.
+    pub handshake_timeout: &'static str,
+}
+
+impl TlsFiles {
+    /// Whether TLS is spoken.
+    pub fn is_used(&self) -> bool {
+        is_set(&self.certificates)
+    }
+
+    /// Whether clients must show a certificate.
+    pub fn asks_clients(&self) -> bool {
+        is_set(&self.client_authorities)
+    }
+
+    /// What is wrong with what a section says, `keys` being its own names.
+    pub(crate) fn contradictions(&self, keys: TlsKeys, handshake_timeout: Duration) -> Vec<Contradiction> {
+        let (cert, key) = (self.is_used(), is_set(&self.key));
+        let needs = |other: &str| format!("found without what belongs to it, expected {other} with it");
+        let own = broken([
+            (cert && !key, keys.cert_file, &needs(keys.key_file)),
+            (key && !cert, keys.key_file, &needs(keys.cert_file)),
+            (self.asks_clients() && !cert, keys.client_ca_file, &needs(keys.cert_file)),
+        ]);
+        [own, zero_timeouts([(handshake_timeout, keys.handshake_timeout)])].concat()
+    }
+}
+
+fn is_set(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
+}
+
+/// TLS on a listener.
+#[derive(Clone)]
+pub struct Tls {
+    config: FromFile<ServerConfig>,
+    handshake_timeout: Duration,
+}
+
+/// What is spoken within, in the order in which it is preferred (RFC 7301).
+pub(crate) const HTTP_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+impl Tls {
+    /// TLS by `files`, or none if they name nothing; `protocols` are what is spoken within.
+    ///
+    /// # Errors
+    /// A file that cannot be used.
+    pub(crate) fn load(
+        files: TlsFiles,
+        keys: TlsKeys,
+        handshake_timeout: Duration,
+        protocols: &'static [&'static [u8]],
+    ) -> Result<Option<Self>, FileError> {
+        if !files.is_used() {
+            return Ok(None);
+        }
+        let config = FromFile::load(move || server_config(&files, keys, protocols))?;
+        Ok(Some(Self { config, handshake_timeout }))
+    }
+
+    /// For reloads.
+    pub fn reread(&self) -> Reread {
+        self.config.reread()
+    }
+
+    /// The stream within, once both sides have agreed; nothing, if they do not, or not in time.
+    pub(super) async fn accept(&self, stream: TcpStream, mut drain: Drain) -> Option<Stream> {
+        let handshake = timeout(self.handshake_timeout, TlsAcceptor::from(self.config.get()).accept(stream));
+        let agreed = tokio::select! {
+            biased;
+            agreed = handshake => agreed,
+            () = async { drain.begun().await; sleep(LAST_WORD).await } => return None,
+        };
+        match agreed {
+            Ok(Ok(stream)) => return Some(Stream::Tls(Box::new(stream))),
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
+            Err(_) => tracing::debug!("a client's TLS took too long"),
+        }
+        None
+    }
+}
+
+/// How long a handshake may still take once the daemon was told to stop.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+fn server_config(files: &TlsFiles, keys: TlsKeys, protocols: &[&[u8]]) -> Result<ServerConfig, FileError> {
+    let builder = ServerConfig::builder();
+    let builder = if files.asks_clients() {
+        builder.with_client_cert_verifier(client_verifier(keys.client_ca_file, &files.client_authorities)?)
+    } else {
+        builder.with_no_client_auth()
+    };
+    let chain = certificates(keys.cert_file, &files.certificates)?;
+    let wrong_key = |error| FileError::new(keys.key_file, &files.key, error);
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(wrong_key)?;
+    let config = builder.with_single_cert(chain, key);
+    let mut config = config.map_err(|error| FileError::new(keys.cert_file, &files.certificates, error))?;
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
+}
+
+fn client_verifier(key: &'static str, path: &Path) -> Result<Arc<dyn ClientCertVerifier>, FileError> {
+    let mut authorities = RootCertStore::empty();
+    for certificate in certificates(key, path)? {
+        authorities.add(certificate).map_err(|error| FileError::new(key, path, error))?;
+    }
+    let verifier = WebPkiClientVerifier::builder(Arc::new(authorities)).build();
+    verifier.map_err(|error| FileError::new(key, path, error))
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let found = found.map_err(|error| FileError::new(key, path, error))?;
+    if found.is_empty() { Err(FileError::new(key, path, "no certificate in it (PEM)")) } else { Ok(found) }
+}

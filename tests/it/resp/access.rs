@@ -1,0 +1,289 @@
+//! Who is let in, by the front end's own name and password, and to which keys (`resp.allow`).
+
+use super::ways::{LASTING, resp_config};
+use super::wire::{Wire, show};
+use crate::access::{SecretFile, assert_not_told, reload};
+use crate::stage::await_ready;
+use crate::support::{Proxy, RedisServer, Reload};
+
+const WRONG: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+
+/// A proxy that asks for what is in `file`.
+fn asking(file: &SecretFile, more: &str) -> (RedisServer, Proxy) {
+    let redis = RedisServer::builder().tcp().start();
+    let settings = format!("resp.password_file = \"{}\"\n{more}", file.name());
+    let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
+    await_ready(&proxy);
+    (redis, proxy)
+}
+
+fn said(proxy: &Proxy, line: &str) -> String {
+    told(&mut Wire::connect(proxy.resp_address()), line)
+}
+
+fn told(wire: &mut Wire, line: &str) -> String {
+    String::from_utf8_lossy(&wire.ask_line(line)).into_owned()
+}
+
+#[test]
+fn a_new_password_is_asked_of_who_comes_after_the_reload() {
+    let file = SecretFile::new("first\n");
+    let (_redis, proxy) = asking(&file, "");
+    let mut inside = Wire::connect(proxy.resp_address());
+    assert_eq!(told(&mut inside, "AUTH first"), "+OK\r\n");
+
+    file.write("second");
+    assert_eq!(said(&proxy, "AUTH second"), WRONG, "before the reload");
+    assert_eq!(reload(&proxy), Reload::Reloaded);
+    assert_eq!(said(&proxy, "AUTH second"), "+OK\r\n");
+    assert_eq!(said(&proxy, "AUTH first"), WRONG);
+    assert_eq!(told(&mut inside, "SET k v"), "+OK\r\n", "who is in, stays in");
+    assert_eq!(told(&mut inside, "AUTH first"), WRONG);
+
+    proxy.expect_log("config refused");
+    file.write("\n");
+    assert_eq!(reload(&proxy), Reload::Refused);
+    assert_eq!(said(&proxy, "AUTH second"), "+OK\r\n");
+    let told = proxy.wait_for_log(|line| line.text().contains("resp.password_file"));
+    assert!(told.text().contains("found nothing in it"), "{}", told.text());
+    assert_not_told(&proxy, &["first", "second"]);
+}
+
+#[test]
+fn a_name_of_its_own_is_the_only_one_that_counts() {
+    let file = SecretFile::new("word");
+    let (_redis, proxy) = asking(&file, "resp.username = \"app\"");
+    for right in ["AUTH app word", "HELLO 2 AUTH app word"] {
+        assert!(!said(&proxy, right).starts_with('-'), "{right}");
+    }
+    for wrong in [
+        "AUTH word",
+        "AUTH default word",
+        "AUTH App word",
+        "AUTH app wor",
+        "AUTH app words",
+        "HELLO 3 AUTH default word",
+    ] {
+        assert_eq!(said(&proxy, wrong), WRONG, "{wrong}");
+    }
+}
+
+#[test]
+fn a_name_without_a_password_is_refused() {
+    let redis = RedisServer::start();
+    let (code, said) = Proxy::builder(&resp_config(&redis.url(), "resp.username = \"app\"")).run_to_end();
+    assert!(code == 78 && said.contains("resp.username: found a name without a password"), "{code} {said}");
+}
+
+const NO_KEY: &str = "-NOPERM No permissions to access a key\r\n";
+const NO_COMMAND: &str = "-NOPERM This user has no permissions to run this command\r\n";
+
+/// A proxy that gives out two kinds of keys, with a secret in its memory.
+fn listed(more: &str) -> (RedisServer, Proxy) {
+    let redis = RedisServer::builder().tcp().start();
+    for (key, value) in
+        [("public:a", "for all"), ("public:b", "too"), ("one", "1"), ("secret", "hidden"), ("publi", "x")]
+    {
+        redis.command(&["SET", key, value]);
+    }
+    let settings = format!("{LASTING}\nresp.allow = [\"public:*\", \"one\"]\n{more}");
+    let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
+    await_ready(&proxy);
+    // It comes into the memory of all listeners by one that gives it out.
+    assert_eq!(crate::support::http::get(proxy.http(), "/keys/secret").body, b"hidden");
+    (redis, proxy)
+}
+
+#[test]
+fn only_keys_of_the_list_are_given_out() {
+    let (redis, proxy) = listed("");
+    let mut wire = Wire::connect(proxy.resp_address());
+    let asked = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
+    for line in [
+        "GET secret",
+        "GET nothing",
+        "get publi",
+        "GET public",
+        "GET Public:a",
+        "GET one:",
+        "MGET secret",
+        "MGET public:a secret",
+        "MGET public:a nothing one",
+        "EXISTS secret",
+        "EXISTS nothing",
+        "EXISTS public:a secret",
+        "STRLEN secret",
+        "STRLEN nothing",
+        "GETRANGE secret 0 -1",
+        "SUBSTR nothing 0 -1",
+        // No reads in their form.
+        "GET",
+        "GET public:a secret",
+        "MGET",
+        "STRLEN public:a secret",
+        "GETRANGE public:a 0",
+    ] {
+        assert_eq!(told(&mut wire, line), NO_KEY, "{line}");
+    }
+    let empty = Wire::connect(proxy.resp_address()).ask(&["GET", ""]);
+    assert_eq!(show(&empty), show(NO_KEY.as_bytes()));
+    let now = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
+    assert_eq!(now, asked, "Redis was asked");
+    for (line, expected) in [
+        ("GET public:a", "$7\r\nfor all\r\n"),
+        ("GET public:nothing", "$-1\r\n"),
+        ("GET public:", "$-1\r\n"),
+        ("MGET public:a one public:b", "*3\r\n$7\r\nfor all\r\n$1\r\n1\r\n$3\r\ntoo\r\n"),
+        ("EXISTS public:a one public:nothing", ":2\r\n"),
+        ("STRLEN public:a", ":7\r\n"),
+        ("GETRANGE public:a 0 2", "$3\r\nfor\r\n"),
+        ("SUBSTR public:a 0 2", "$3\r\nfor\r\n"),
+    ] {
+        assert_eq!(told(&mut wire, line), expected, "{line}");
+    }
+}
+
+#[test]
+fn no_other_command_gets_past_the_list() {
+    let (redis, proxy) = listed("");
+    let mut wire = Wire::connect(proxy.resp_address());
+    for line in [
+        "SET public:a x",
+        "GETEX public:a",
+        "GETDEL public:a",
+        "GETSET public:a x",
+        "DUMP public:a",
+        "COPY secret public:copy",
+        "RENAME secret public:copy",
+        "SORT public:a BY nosort GET secret",
+        "OBJECT ENCODING secret",
+        "TYPE secret",
+        "TTL secret",
+        "TOUCH secret",
+        "UNLINK secret",
+        "BITOP OR public:a secret",
+        "LCS public:a secret",
+        "PFCOUNT secret",
+        "MULTI",
+        "EXEC",
+        "DISCARD",
+        "WATCH secret",
+        "UNWATCH",
+        "EVAL return(redis.call('get','secret')) 0",
+        "EVAL_RO return(redis.call('get',KEYS[1])) 1 public:a",
+        "EVALSHA x 0",
+        "FCALL f 0",
+        "FUNCTION LIST",
+        "SCRIPT LOAD return(1)",
+        "SCRIPT DEBUG YES",
+        "SUBSCRIBE __keyspace@0__:secret",
+        "PSUBSCRIBE *",
+        "SSUBSCRIBE secret",
+        "PUBLISH a b",
+        "PUBSUB CHANNELS",
+        "MONITOR",
+        "SYNC",
+        "PSYNC ? -1",
+        "REPLCONF listening-port 1",
+        "KEYS *",
+        "SCAN 0",
+        "RANDOMKEY",
+        "DBSIZE",
+        "INFO",
+        "CONFIG GET *",
+        "DEBUG OBJECT secret",
+        "MEMORY USAGE secret",
+        "SLOWLOG GET",
+        "LATENCY LATEST",
+        "ACL LIST",
+        "ACL SETUSER default nopass",
+        "CLIENT",
+        "CLIENT LIST",
+        "CLIENT KILL TYPE normal",
+        "CLIENT TRACKING ON BCAST",
+        "CLIENT CACHING YES",
+        "CLIENT REPLY OFF",
+        "CLIENT UNBLOCK 1",
+        "SELECT 1",
+        "SELECT",
+        "SWAPDB 0 1",
+        "FLUSHALL",
+        "MIGRATE h 1 secret 0 1",
+        "XREAD STREAMS secret 0",
+        "BLPOP secret 0",
+        "WAIT 0 0",
+        "SHUTDOWN",
+        "MODULE LIST",
+        "READONLY",
+        "ASKING",
+        "JSON.GET secret",
+        "NONESUCH secret",
+        "GETT secret",
+    ] {
+        assert_eq!(told(&mut wire, line), NO_COMMAND, "{line}");
+    }
+    assert_eq!(told(&mut wire, "GET public:a"), "$7\r\nfor all\r\n", "all is as it was");
+    assert_eq!(redis.command(&["GET", "secret"]), redis::Value::BulkString(b"hidden".to_vec()));
+    for line in [
+        "PING",
+        "PING hello",
+        "ECHO hello",
+        "HELLO 3",
+        "HELLO 2",
+        "CLIENT SETNAME me",
+        "CLIENT GETNAME",
+        "CLIENT SETINFO LIB-NAME lib",
+        "CLIENT ID",
+        "CLIENT INFO",
+        "COMMAND COUNT",
+        "SELECT 0",
+        "RESET",
+        "QUIT",
+    ] {
+        assert!(!told(&mut wire, line).starts_with("-NOPERM"), "{line}");
+    }
+}
+
+#[test]
+fn there_is_no_way_round_the_list() {
+    let (_redis, proxy) = listed("");
+    let ask = |sent: &str, count: usize| {
+        let mut wire = Wire::connect(proxy.resp_address());
+        wire.send(sent);
+        String::from_utf8(wire.answers(count).concat()).unwrap()
+    };
+    // Inline, in whatever letters and quotes.
+    assert_eq!(ask("GET secret\r\n", 1), NO_KEY);
+    assert_eq!(ask("gEt \"secret\"\n", 1), NO_KEY);
+    assert_eq!(ask("GET \"\\x73ecret\"\r\n", 1), NO_KEY);
+    assert_eq!(ask("GET 'public:a'\r\n", 1), "$7\r\nfor all\r\n");
+    // A command in the argument of another is an argument.
+    let hidden = "*2\r\n$3\r\nGET\r\n$34\r\npublic:\r\n*2\r\n$3\r\nGET\r\n$6\r\nsecr\r\n";
+    assert_eq!(ask(hidden, 1), "$-1\r\n");
+    // Pipelined, between what is allowed: each in its turn.
+    let first = "$7\r\nfor all\r\n";
+    let answers =
+        ask("GET public:a\r\nGET secret\r\nMULTI\r\nGET secret\r\nEXEC\r\nPING\r\nGET public:a\r\nGET secret\r\n", 8);
+    assert_eq!(answers, format!("{first}{NO_KEY}{NO_COMMAND}{NO_KEY}{NO_COMMAND}+PONG\r\n{first}{NO_KEY}"));
+    // Too long to be held, and so to be known.
+    let long = "a".repeat(3 << 20);
+    for name in ["secret", "public:"] {
+        let mut wire = Wire::connect(proxy.resp_address());
+        wire.send(format!("*2\r\n$3\r\nGET\r\n${}\r\n{name}{long}", name.len() + long.len()));
+        assert_eq!(String::from_utf8(wire.answer()).unwrap(), NO_COMMAND, "{name}");
+        assert_eq!(wire.is_closed(), Some(true), "{name}");
+    }
+}
+
+#[test]
+fn who_is_not_in_is_told_nothing_of_the_list() {
+    let file = SecretFile::new("word");
+    let (_redis, proxy) = listed(&format!("resp.password_file = \"{}\"", file.name()));
+    for line in ["GET secret", "GET public:a", "SET public:a x"] {
+        assert_eq!(said(&proxy, line), "-NOAUTH Authentication required.\r\n", "{line}");
+    }
+    let mut wire = Wire::connect(proxy.resp_address());
+    assert_eq!(told(&mut wire, "AUTH word"), "+OK\r\n");
+    assert_eq!(told(&mut wire, "GET secret"), NO_KEY);
+    assert_eq!(told(&mut wire, "GET one"), "$1\r\n1\r\n");
+}
