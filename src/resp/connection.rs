@@ -484,7 +484,9 @@ impl Moved {
     }
 }
 
-/// Says that Redis cannot be asked, in a way in which Redis itself says nothing.
+/// Says that Redis cannot be asked, in words that Redis itself does not use. Nothing has been done, so whoever wants to may
+/// try again; `LOADING` is what makes most clients do so that can.
 pub(super) fn write_failure(output: &mut Output, error: &BackendError) {
-    write_error(output.tail(), format!("ERR redis-proxy: Redis cannot be asked: {error}"));
+    let code = if error.is_passing() { "LOADING" } else { "ERR" };
+    write_error(output.tail(), format!("{code} redis-proxy: Redis cannot be asked: {error}"));
 }

@@ -6,6 +6,7 @@ mod caching;
 mod coherence;
 mod config;
 mod current;
+mod faults;
 mod fuzz;
 mod hotkeys;
 mod lifecycle;

@@ -30,8 +30,8 @@ mod pubsub;
 mod script;
 mod transactions;
 mod untold;
-mod ways;
-mod wire;
+pub(crate) mod ways;
+pub(crate) mod wire;
 
 use std::env;
 

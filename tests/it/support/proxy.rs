@@ -104,6 +104,11 @@ impl ProxyBuilder {
         self
     }
 
+    /// The command that starts it, and the directory that has to stay for as long as it runs, for a test that follows no log.
+    pub(crate) fn into_command(self) -> (Command, TempDir) {
+        (self.command, self.directory)
+    }
+
     /// Runs the proxy to its end, which must come by itself; returns the exit code and what it said.
     pub(crate) fn run_to_end(mut self) -> (i32, String) {
         let output = self.command.output().expect("the proxy starts");

@@ -1,0 +1,90 @@
+//! A proxy whose log nobody follows, so that a test may do with its standard error what it wants.
+//!
+//! Model: its listeners are made by the test and handed over, so their addresses are known without a word of the log.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::stage::config;
+use crate::support::metrics::Metrics;
+use crate::support::{Proxy, http, within};
+
+const END_BOUND: Duration = Duration::from_secs(15);
+
+/// It is killed when this is dropped.
+pub(super) struct Unheard {
+    child: Child,
+    directory: TempDir,
+    listeners: [TcpListener; 3],
+}
+
+impl Unheard {
+    /// With a Redis at this address, and with `more` settings.
+    pub(super) fn start(url: &str, more: &str, stderr: impl Into<Stdio>) -> Self {
+        let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+        let (child, directory) = launch(url, more, stderr, &listeners);
+        Self { child, directory, listeners }
+    }
+
+    /// Kills it at once, and starts another with the same sockets, as a service manager does.
+    pub(super) fn restart_after_kill(&mut self, url: &str, more: &str) {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("a child");
+        (self.child, self.directory) = launch(url, more, Stdio::null(), &self.listeners);
+    }
+
+    pub(super) fn http(&self) -> SocketAddr {
+        self.address(0)
+    }
+
+    pub(super) fn resp(&self) -> SocketAddr {
+        self.address(1)
+    }
+
+    pub(super) fn metric(&self, series: &str) -> f64 {
+        let response = http::get(self.address(2), "/metrics");
+        let metrics = Metrics::parse(String::from_utf8(response.body).expect("metrics are text"));
+        metrics.value(&format!("redis_proxy_{series}")).unwrap_or_else(|| panic!("no {series}"))
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        http::get(self.address(2), "/readyz").status == 200
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the proxy takes the signal");
+    }
+
+    /// Tells it to end; returns the exit code.
+    pub(super) fn end(mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        let status = within(END_BOUND, || self.child.try_wait().expect("a child"))?;
+        status.code().or(status.signal().map(|signal| 128 + signal))
+    }
+
+    fn address(&self, listener: usize) -> SocketAddr {
+        self.listeners[listener].local_addr().expect("a listener has an address")
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn launch(url: &str, more: &str, stderr: impl Into<Stdio>, listeners: &[TcpListener; 3]) -> (Child, TempDir) {
+    let [http, resp, admin] = listeners;
+    let config = config(url, &format!("daemon.worker_threads = 1\n{more}"));
+    let builder = Proxy::builder(&config).inherit(&[("http", http), ("resp", resp), ("admin", admin)]);
+    let (mut command, directory) = builder.into_command();
+    let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the proxy starts");
+    (child, directory)
+}
