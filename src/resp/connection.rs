@@ -181,7 +181,7 @@ impl Connection {
     /// Passes on what Redis says.
     fn poll_replies(&mut self, cx: &mut Context<'_>) -> Moved {
         let mut moved = Moved::No;
-        while self.output.len() < PASSED_ON && !self.owed.is_read_first() {
+        while self.stage != Stage::Over && self.output.len() < PASSED_ON && !self.owed.is_read_first() {
             if self.link.input.is_empty() {
                 match self.link.poll_read(cx) {
                     Poll::Pending => return moved,

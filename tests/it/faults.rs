@@ -7,12 +7,16 @@
 #![expect(
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     clippy::unwrap_used,
-    reason = "a test that panics has failed, which is what it should do"
+    reason = "a test that panics has failed, which is what it should do, and shows what it prints"
 )]
 
+mod line;
 mod logs;
+mod process;
 mod redis;
+mod stage;
 mod unheard;
 
 /// What the log says in an outage.

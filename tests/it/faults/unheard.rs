@@ -19,23 +19,31 @@ const END_BOUND: Duration = Duration::from_secs(15);
 /// It is killed when this is dropped.
 pub(super) struct Unheard {
     child: Child,
-    directory: TempDir,
+    _directory: TempDir,
     listeners: [TcpListener; 3],
 }
 
 impl Unheard {
     /// With a Redis at this address, and with `more` settings.
     pub(super) fn start(url: &str, more: &str, stderr: impl Into<Stdio>) -> Self {
-        let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
-        let (child, directory) = launch(url, more, stderr, &listeners);
-        Self { child, directory, listeners }
+        Self::start_with(url, more, stderr, &[])
     }
 
-    /// Kills it at once, and starts another with the same sockets, as a service manager does.
-    pub(super) fn restart_after_kill(&mut self, url: &str, more: &str) {
+    /// And with these variables in its environment.
+    pub(super) fn start_with(url: &str, more: &str, stderr: impl Into<Stdio>, variables: &[(&str, &str)]) -> Self {
+        let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+        let (child, directory) = launch(url, more, stderr, &listeners, variables);
+        Self { child, _directory: directory, listeners }
+    }
+
+    /// Kills it at once, and starts another with the same sockets, as a service manager does; `meanwhile` happens while
+    /// there is none.
+    pub(super) fn restart_after_kill<T>(&mut self, url: &str, more: &str, meanwhile: impl Fn(&Self) -> T) -> T {
         self.signal(Signal::KILL);
         self.child.wait().expect("a child");
-        (self.child, self.directory) = launch(url, more, Stdio::null(), &self.listeners);
+        let done = meanwhile(self);
+        (self.child, self._directory) = launch(url, more, Stdio::null(), &self.listeners, &[]);
+        done
     }
 
     pub(super) fn http(&self) -> SocketAddr {
@@ -80,10 +88,18 @@ impl Drop for Unheard {
     }
 }
 
-fn launch(url: &str, more: &str, stderr: impl Into<Stdio>, listeners: &[TcpListener; 3]) -> (Child, TempDir) {
+fn launch(
+    url: &str,
+    more: &str,
+    stderr: impl Into<Stdio>,
+    listeners: &[TcpListener; 3],
+    variables: &[(&str, &str)],
+) -> (Child, TempDir) {
     let [http, resp, admin] = listeners;
     let config = config(url, &format!("daemon.worker_threads = 1\n{more}"));
-    let builder = Proxy::builder(&config).inherit(&[("http", http), ("resp", resp), ("admin", admin)]);
+    let builder = Proxy::builder(&config);
+    let builder = variables.iter().fold(builder, |builder, (name, value)| builder.environment(name, value));
+    let builder = builder.inherit(&[("http", http), ("resp", resp), ("admin", admin)]);
     let (mut command, directory) = builder.into_command();
     let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the proxy starts");
     (child, directory)
