@@ -144,12 +144,12 @@ mod tests {
     fn lines_are_written_in_order() {
         let written = Arc::new(Mutex::new(Vec::new()));
         let writer = Writer::start_on(Held(Arc::clone(&written))).unwrap();
-        for number in 0..100 {
-            writer.say(format!("{number}\n").as_bytes());
+        let lines: Vec<_> = (0..100).map(|number| format!("{number}\n")).collect();
+        for line in &lines {
+            writer.say(line.as_bytes());
         }
         writer.write_out(PATIENCE);
-        let expected: String = (0..100).map(|number| format!("{number}\n")).collect();
-        assert_eq!(String::from_utf8(written.lock().unwrap().clone()).unwrap(), expected);
+        assert_eq!(String::from_utf8(written.lock().unwrap().clone()).unwrap(), lines.concat());
         assert_eq!(writer.dropped(), 0);
     }
 

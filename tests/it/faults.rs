@@ -16,7 +16,7 @@ mod line;
 mod logs;
 mod process;
 mod redis;
-mod stage;
+pub(crate) mod stage;
 mod unheard;
 
 /// What the log says in an outage.

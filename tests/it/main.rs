@@ -10,6 +10,7 @@ mod faults;
 mod fuzz;
 mod hotkeys;
 mod lifecycle;
+mod limits;
 mod metrics;
 mod operations;
 mod protocol;

@@ -21,7 +21,7 @@ mod faults;
 mod hangups;
 mod hostile;
 mod identity;
-mod limits;
+pub(crate) mod limits;
 mod memory;
 mod own_writes;
 mod patience;

@@ -53,7 +53,7 @@ impl Footprint {
         let whole = self.resident.last()?.0;
         let part = whole / PART;
         let first = median(self.resident.iter().filter(|(at, _)| (part..part * 2).contains(at)))?;
-        let last = median(self.resident.iter().filter(|(at, _)| *at >= whole - part))?;
+        let last = median(self.resident.iter().filter(|(at, _)| *at + part >= whole))?;
         Some((first, last))
     }
 

@@ -203,14 +203,15 @@ impl Report {
         let [times, rest @ ..] = head;
         _ = writeln!(text, "    {:<22}{:>6}{:>36}{:>36}", "", "", "over HTTP", "as a Redis client");
         _ = write!(text, "    {:<22}{times:>6}", "");
-        rest.iter().for_each(|word| _ = write!(text, "{word:>12}"));
+        for word in rest {
+            _ = write!(text, "{word:>12}");
+        }
         _ = writeln!(text);
         for (name, recoveries) in &self.faults {
             _ = write!(text, "    {name:<22}{:>6}", recoveries.len());
-            let of: [(&str, fn(&Recovery) -> Duration); 2] = [("http", |one| one.http), ("resp", |one| one.resp)];
-            for (front_end, took) in of {
+            let worst = |took: fn(&Recovery) -> Duration| recoveries.iter().map(took).max().unwrap_or_default();
+            for (front_end, worst) in [("http", worst(|one| one.http)), ("resp", worst(|one| one.resp))] {
                 let (refused, longest) = self.suffered(name, front_end);
-                let worst = recoveries.iter().map(took).max().unwrap_or_default();
                 _ = write!(text, "{:>10} %{:>9} ms{:>9} ms", refused, longest.as_millis(), worst.as_millis());
             }
             _ = writeln!(text);

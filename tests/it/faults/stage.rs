@@ -9,33 +9,33 @@ use crate::stage::{await_ready, read, relay_url, text};
 use crate::support::{Proxy, RedisServer, Relay, within};
 
 /// What an answer may take that nothing holds up, on a machine that does other things too.
-pub(super) const AT_ONCE: Duration = Duration::from_millis(500);
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(500);
 /// So soon after a fault is over both front ends answer again.
-pub(super) const WELL: Duration = Duration::from_secs(1);
+pub(crate) const WELL: Duration = Duration::from_secs(1);
 /// Waits short enough for a test, in the order in which they have to be.
-pub(super) const QUICK: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\ncache.coherence_timeout = \"400ms\"\n\
+pub(crate) const QUICK: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\ncache.coherence_timeout = \"400ms\"\n\
                                 redis.ping_interval = \"100ms\"\nredis.response_timeout = \"800ms\"";
 
-pub(super) struct Stage {
-    pub(super) proxy: Proxy,
-    pub(super) relay: Relay,
-    pub(super) redis: RedisServer,
+pub(crate) struct Stage {
+    pub(crate) proxy: Proxy,
+    pub(crate) relay: Relay,
+    pub(crate) redis: RedisServer,
 }
 
 impl Stage {
     /// Where `hot` has been read over both front ends and `cold` has not.
-    pub(super) fn start(settings: &str) -> Self {
+    pub(crate) fn start(settings: &str) -> Self {
         Self::before(RedisServer::start(), settings)
     }
 
-    pub(super) fn before(redis: RedisServer, settings: &str) -> Self {
+    pub(crate) fn before(redis: RedisServer, settings: &str) -> Self {
         let relay = Relay::to_socket(redis.socket());
         let url = relay_url(&relay);
         Self::at(&url, relay, redis, settings)
     }
 
     /// Where the line is not between the two, since it takes connections when Redis does not.
-    pub(super) fn straight(settings: &str) -> Self {
+    pub(crate) fn straight(settings: &str) -> Self {
         let redis = RedisServer::start();
         Self::at(&redis.url(), Relay::to_socket(redis.socket()), redis, settings)
     }
@@ -51,12 +51,12 @@ impl Stage {
         stage
     }
 
-    pub(super) fn connect(&self) -> Wire {
+    pub(crate) fn connect(&self) -> Wire {
         Wire::connect(self.proxy.resp_address())
     }
 
     /// A read over HTTP: its status and its body, and how long it took.
-    pub(super) fn over_http(&self, key: &str) -> (String, Duration) {
+    pub(crate) fn over_http(&self, key: &str) -> (String, Duration) {
         let begun = Instant::now();
         let response = read(&self.proxy, key);
         let body = if response.status == 200 { format!(" {}", text(&response)) } else { String::new() };
@@ -64,14 +64,14 @@ impl Stage {
     }
 
     /// What a new client of Redis is told, and how long it took.
-    pub(super) fn as_client(&self, line: &str) -> (String, Duration) {
+    pub(crate) fn as_client(&self, line: &str) -> (String, Duration) {
         ask(&mut self.connect(), line)
     }
 
     /// Sees that a write by a new client of Redis is read over both front ends within a second, with nobody's help. Returns
     /// how long it took.
     #[track_caller]
-    pub(super) fn assert_well(&self) -> Duration {
+    pub(crate) fn assert_well(&self) -> Duration {
         let begun = Instant::now();
         let well = within(Duration::from_secs(10), || {
             let written = self.as_client("SET well yes").0 == "+OK\\r\\n";
@@ -86,7 +86,7 @@ impl Stage {
 }
 
 /// An answer as it is told, and how long it took.
-pub(super) fn ask(wire: &mut Wire, line: &str) -> (String, Duration) {
+pub(crate) fn ask(wire: &mut Wire, line: &str) -> (String, Duration) {
     let begun = Instant::now();
     wire.send(words(line));
     let told = wire.try_answer().map_or_else(|error| format!("{:?}", error.kind()), |answer| show(&answer));
@@ -94,12 +94,12 @@ pub(super) fn ask(wire: &mut Wire, line: &str) -> (String, Duration) {
 }
 
 /// `value`, as a client of Redis is told it.
-pub(super) const VALUE: &str = "$5\\r\\nvalue\\r\\n";
+pub(crate) const VALUE: &str = "$5\\r\\nvalue\\r\\n";
 /// What a client of Redis is told of a Redis that cannot be asked.
-pub(super) const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked: ";
+pub(crate) const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked: ";
 
 /// Sees that an answer begins like this and came at once.
 #[track_caller]
-pub(super) fn assert_at_once(answer: &(String, Duration), expected: &str) {
+pub(crate) fn assert_at_once(answer: &(String, Duration), expected: &str) {
     assert!(answer.0.starts_with(expected) && answer.1 < AT_ONCE, "expected {expected} at once: {answer:?}");
 }

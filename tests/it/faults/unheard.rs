@@ -18,8 +18,8 @@ const END_BOUND: Duration = Duration::from_secs(15);
 
 /// It is killed when this is dropped.
 pub(super) struct Unheard {
-    child: Child,
-    _directory: TempDir,
+    /// With its directory.
+    process: (Child, TempDir),
     listeners: [TcpListener; 3],
 }
 
@@ -32,17 +32,17 @@ impl Unheard {
     /// And with these variables in its environment.
     pub(super) fn start_with(url: &str, more: &str, stderr: impl Into<Stdio>, variables: &[(&str, &str)]) -> Self {
         let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
-        let (child, directory) = launch(url, more, stderr, &listeners, variables);
-        Self { child, _directory: directory, listeners }
+        let process = launch(url, more, stderr, &listeners, variables);
+        Self { process, listeners }
     }
 
     /// Kills it at once, and starts another with the same sockets, as a service manager does; `meanwhile` happens while
     /// there is none.
     pub(super) fn restart_after_kill<T>(&mut self, url: &str, more: &str, meanwhile: impl Fn(&Self) -> T) -> T {
         self.signal(Signal::KILL);
-        self.child.wait().expect("a child");
+        self.process.0.wait().expect("a child");
         let done = meanwhile(self);
-        (self.child, self._directory) = launch(url, more, Stdio::null(), &self.listeners, &[]);
+        self.process = launch(url, more, Stdio::null(), &self.listeners, &[]);
         done
     }
 
@@ -65,13 +65,13 @@ impl Unheard {
     }
 
     pub(super) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("the proxy takes the signal");
+        kill_process(Pid::from_child(&self.process.0), signal).expect("the proxy takes the signal");
     }
 
     /// Tells it to end; returns the exit code.
     pub(super) fn end(mut self) -> Option<i32> {
         self.signal(Signal::TERM);
-        let status = within(END_BOUND, || self.child.try_wait().expect("a child"))?;
+        let status = within(END_BOUND, || self.process.0.try_wait().expect("a child"))?;
         status.code().or(status.signal().map(|signal| 128 + signal))
     }
 
@@ -83,8 +83,8 @@ impl Unheard {
 impl Drop for Unheard {
     fn drop(&mut self) {
         // An error means that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.process.0.kill();
+        let _ = self.process.0.wait();
     }
 }
 
