@@ -13,7 +13,7 @@ use super::stage::{NO_REDIS, Stage, VALUE, ask, assert_at_once};
 use super::unheard::Unheard;
 use crate::resp::ways::LASTING;
 use crate::resp::wire::Wire;
-use crate::stage::{lines_that_say, request, text};
+use crate::stage::{config, lines_that_say, metric, request, text};
 use crate::support::http::Client;
 use crate::support::{Proxy, RedisServer, Signal, eventually};
 
@@ -67,6 +67,28 @@ fn settled(proxy: &Proxy) -> u64 {
         (same > 50).then_some(())
     });
     u64::try_from(seen).expect("not so many")
+}
+
+#[test]
+fn a_default_that_the_system_has_no_descriptors_for_is_lowered_without_a_warning() {
+    const OPEN_FILES: u32 = 4096;
+    const LOWERED: &str = "is lower than its default";
+    let redis = RedisServer::start();
+    let start = |more: &str| {
+        let config = config(&redis.url(), &format!("resp.listen = \"127.0.0.1:0\"\n{more}"));
+        let proxy = Proxy::builder(&config).open_files(OPEN_FILES).start();
+        let limit = |front_end| metric(&proxy, &format!("connections_limit{{front_end=\"{front_end}\"}}"));
+        assert!(limit("http") + 2.0 * limit("resp") < f64::from(OPEN_FILES), "{} {}", limit("http"), limit("resp"));
+        proxy
+    };
+    let proxy = start("");
+    proxy.wait_for_log(|line| line.text().contains(LOWERED));
+    // A warning that nobody expects would fail the test.
+    proxy.finish();
+    let proxy = start("http.max_connections = 5000\nresp.max_connections = 5000");
+    proxy.expect_log("is more than the system has open files for");
+    proxy.wait_for_log(|line| line.is_trouble() && line.text().contains("http.max_connections"));
+    proxy.wait_for_log(|line| line.is_trouble() && line.text().contains("resp.max_connections"));
 }
 
 /// Where Debian's libfaketime is.

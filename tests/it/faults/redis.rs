@@ -96,17 +96,22 @@ fn a_redis_that_loads_its_data_says_so_and_is_read_when_it_has() {
         let loading = scope.spawn(|| stage.redis.command(&["DEBUG", "RELOAD"]));
         let told = eventually("Redis says that it loads", || {
             let told = ask(&mut client, "PING");
-            told.0.starts_with("-LOADING Redis is loading").then_some(told)
+            is_loading(&told.0).then_some(told)
         });
         let http = stage.over_http("cold");
         assert_at_once(&http, "503");
-        assert_at_once(&ask(&mut client, "GET cold"), "-LOADING Redis is loading");
+        assert!(is_loading(&ask(&mut client, "GET cold").0));
         let begun = Instant::now();
         loading.join().expect("it has loaded");
         eprintln!("loading: over HTTP {http:?}, as a client {told:?}, for {:?} more", begun.elapsed());
     });
     stage.assert_well();
     assert_eq!(stage.over_http("cold").0, "200 value");
+}
+
+/// In its own words, which are not the same for every kind of Redis.
+fn is_loading(told: &str) -> bool {
+    told.starts_with("-LOADING ") && told.contains("is loading the dataset")
 }
 
 #[test]
