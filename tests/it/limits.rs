@@ -292,3 +292,51 @@ fn names_that_would_be_lines_of_their_own_are_nowhere_more_than_names() {
     let metrics = text(&get(stage.proxy.admin(), "/metrics"));
     assert!(!metrics.contains(MARK), "a name in the metrics");
 }
+
+#[test]
+fn http_2_streams_that_are_reset_at_once_cost_no_more_than_the_places_there_are() {
+    const RESETS: u32 = 5000;
+    let stage = Stage::start(NARROW);
+    stage.relay.stall();
+    let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // An empty SETTINGS.
+    bytes.extend(frame(4, 0, 0, &[]));
+    for number in 0..RESETS {
+        let path = format!("/keys/cold{number:05}");
+        // GET, http, the path and the host.
+        let mut head = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+        head.extend_from_slice(path.as_bytes());
+        head.extend_from_slice(b"\x01\x01x");
+        let stream = number * 2 + 1;
+        // END_HEADERS and END_STREAM, and then CANCEL.
+        bytes.extend(frame(1, 0x5, stream, &head));
+        bytes.extend(frame(3, 0, stream, &[0, 0, 0, 8]));
+    }
+    let begun = Instant::now();
+    // The proxy may have had enough before the end.
+    _ = stream.write_all(&bytes);
+    let (p99, longest) = tail(hits(&stage));
+    assert!(p99 < AT_ONCE, "{p99:?}");
+    let flights = metric(&stage.proxy, "flights");
+    assert!(flights <= 24.0, "{flights} flights");
+    let mut answer = Vec::new();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    // What was sent after the end may have reset it.
+    _ = stream.read_to_end(&mut answer);
+    eventually("the connection is given back", || (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(()));
+    let took = begun.elapsed();
+    stage.relay.resume();
+    stage.assert_well();
+    eprintln!("{RESETS} resets: ended after {took:?}, {flights} flights, hits in {p99:?} (99 %), {longest:?} at most");
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
