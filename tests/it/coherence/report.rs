@@ -93,7 +93,9 @@ impl Tally {
         (began, ended): (Moment, Moment),
         answered: bool,
     ) {
-        let Some(fault) = world.weather.trouble.between(began, ended).first().copied() else { return };
+        let weather = &world.weather;
+        let faults = [&weather.trouble, &weather.changes].map(|spells| spells.between(began, ended));
+        let Some(fault) = faults.iter().flatten().next().copied() else { return };
         let suffering = self.suffering.entry((fault, front_end)).or_default();
         *if answered { &mut suffering.answered } else { &mut suffering.refused } += 1;
         suffering.longest = suffering.longest.max(ended.saturating_sub(began));
