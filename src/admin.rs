@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::hotkeys::HotKey;
+use crate::metrics::Node;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::Listen;
@@ -86,10 +87,13 @@ async fn livez() -> Response {
 /// Whether reads can be answered, and if not, why.
 async fn readyz(State(proxy): State<Proxy>) -> Response {
     let coherence = proxy.coherence().name();
+    let node = |node: Node| json!({ "node": node.name, "role": node.role, "up": node.up });
+    let nodes: Vec<_> = proxy.nodes().into_iter().map(node).collect();
     match proxy.ready() {
-        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": coherence })),
+        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": coherence, "nodes": nodes })),
         Err(reason) => {
-            let body = json!({ "status": "not ready", "reason": reason.to_string(), "coherence": coherence });
+            let reason = reason.to_string();
+            let body = json!({ "status": "not ready", "reason": reason, "coherence": coherence, "nodes": nodes });
             json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }

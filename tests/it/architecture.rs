@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Each module with those it may use.
 const ALLOWED: [(&str, &str); 22] = [
     ("activity", "request_line"),
-    ("admin", "hotkeys problem proxy server units"),
+    ("admin", "hotkeys metrics problem proxy server units"),
     ("backend", "activity cache key metrics tcp trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),

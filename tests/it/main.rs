@@ -16,6 +16,7 @@ mod readme;
 mod reads;
 mod reload;
 mod resp;
+mod sentinel;
 mod stage;
 mod support;
 mod systemd;
