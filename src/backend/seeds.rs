@@ -48,7 +48,7 @@ fn seed(text: &str) -> Result<Endpoint, BadSeed> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(bad("a login"));
     }
-    if url.path().trim_matches('/') != "" || url.query().is_some() || url.fragment().is_some() {
+    if !url.path().trim_matches('/').is_empty() || url.query().is_some() || url.fragment().is_some() {
         return Err(bad("something behind the port"));
     }
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');

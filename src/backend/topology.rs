@@ -32,14 +32,14 @@ pub(super) enum Topology {
     /// It was told once and for all.
     Fixed(Place),
     /// The sentinels say it.
-    Sentinels(Sentinels),
+    Sentinels(Box<Sentinels>),
 }
 
 impl Topology {
     pub(super) fn prepare(settings: &Settings, opener: &Arc<Opener>) -> Result<Self, PrepareError> {
         Ok(match settings.mode {
             Mode::Standalone => Self::Fixed(Place { address: settings.url.clone(), term: 0 }),
-            Mode::Sentinel => Self::Sentinels(Sentinels::prepare(settings, Arc::clone(opener))?),
+            Mode::Sentinel => Self::Sentinels(Box::new(Sentinels::prepare(settings, Arc::clone(opener))?)),
         })
     }
 

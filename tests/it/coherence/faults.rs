@@ -134,27 +134,9 @@ impl Adversary<'_> {
         counts
     }
 
-    /// After the last write and the last fault: when one bound is over, each key must be the same in Redis and
-    /// through the proxy.
+    /// Looks at each key when all is over.
     pub(super) fn settle(&self) {
-        thread::sleep(BOUND_IN_TROUBLE);
-        let mut straight = self.redis.connection();
-        let mut client = Client::connect(self.proxy.http());
-        for key in 0..KEYS {
-            let name = format!("key/{key}");
-            let mut look = || cmd("GET").arg(&name).query(&mut straight).expect("redis-server answers");
-            let differs = (0..LOOKS).find_map(|_| {
-                let before: Option<Vec<u8>> = look();
-                let through = client.get(key_path(name.as_bytes()));
-                // A key may expire between two looks at it.
-                (before == look()).then(|| differs(before.as_deref(), &through))
-            });
-            match differs {
-                Some(None) => {}
-                Some(Some(difference)) => self.world.violation(format!("{name}, when all was quiet: {difference}")),
-                None => self.world.violation(format!("{name} changes while nobody writes: the harness is wrong")),
-            }
-        }
+        compare_all(self.world, self.redis, self.proxy);
     }
 
     fn undergo(&mut self, fault: Fault) {
@@ -296,6 +278,28 @@ impl Adversary<'_> {
     fn reload(&self) {
         let config = (self.config)(self.capacity, self.grace);
         assert_eq!(self.proxy.reload(&config), Reload::Reloaded, "{config}");
+    }
+}
+
+/// Once the last write and the last fault are a bound ago, each key must be the same in Redis and through the proxy.
+pub(super) fn compare_all(world: &World, redis: &RedisServer, proxy: &Proxy) {
+    thread::sleep(BOUND_IN_TROUBLE);
+    let mut straight = redis.connection();
+    let mut client = Client::connect(proxy.http());
+    for key in 0..KEYS {
+        let name = format!("key/{key}");
+        let mut look = || cmd("GET").arg(&name).query(&mut straight).expect("redis-server answers");
+        let differs = (0..LOOKS).find_map(|_| {
+            let before: Option<Vec<u8>> = look();
+            let through = client.get(key_path(name.as_bytes()));
+            // A key may expire between two looks at it.
+            (before == look()).then(|| differs(before.as_deref(), &through))
+        });
+        match differs {
+            Some(None) => {}
+            Some(Some(difference)) => world.violation(format!("{name}, when all was quiet: {difference}")),
+            None => world.violation(format!("{name} changes while nobody writes: the harness is wrong")),
+        }
     }
 }
 

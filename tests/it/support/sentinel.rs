@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use redis::{Connection, RedisResult, Value, cmd};
+use redis::{Connection, FromRedisValue, RedisResult, Value, cmd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::redis_server::{free_port, program};
+use super::redis_server::{connect, free_port, program};
 use super::wait::{eventually, within};
 use super::{RedisServer, Relay};
 
@@ -51,6 +51,9 @@ impl Sentinel {
             let process = launch(&directory, port, &all);
             let mut sentinel = Self { directory, port, login: login.to_owned(), lines: all, process };
             if sentinel.answers() {
+                // As often as it asks it learns, and tests need not wait for ten seconds.
+                let often = ["SENTINEL", "DEBUG", "INFO-PERIOD", "200", "PUBLISH-PERIOD", "300"];
+                sentinel.command(&often).expect("the sentinel takes the command");
                 return sentinel;
             }
             // Somebody else has taken the port meanwhile.
@@ -102,6 +105,10 @@ impl Sentinel {
         let address: RedisResult<(String, u16)> =
             self.connection().and_then(|mut connection| question.query(&mut connection));
         address.expect("the sentinel knows the primary").1
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     fn config(&self) -> PathBuf {
@@ -226,16 +233,28 @@ impl Watched {
 
     /// Has the first sentinel make the second of the two the primary, and returns once all know it.
     pub(crate) fn fail_over(&self) {
-        let asked = within(BOUND, || self.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]).ok());
-        assert!(asked.is_some(), "the sentinel does not begin a failover");
-        self.await_failover(1);
+        self.fail_over_to(1);
+    }
+
+    /// The same, to this one of the two.
+    pub(crate) fn fail_over_to(&self, number: usize) {
+        // It may give up, as when a copy lags behind, and is then asked again.
+        let done = within(BOUND * 2, || {
+            let asked = self.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]);
+            asked.ok().and_then(|_| within(BOUND / 4, || self.all_name(number).then_some(())))
+        });
+        assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
     }
 
     /// Returns once all sentinels name this one of the two the primary.
     pub(crate) fn await_failover(&self, number: usize) {
+        let done = within(BOUND, || self.all_name(number).then_some(()));
+        assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
+    }
+
+    fn all_name(&self, number: usize) -> bool {
         let expected = self.address(number).port();
-        let done = within(BOUND, || self.sentinels.iter().all(|one| one.primary() == expected).then_some(()));
-        assert!(done.is_some(), "no failover");
+        self.sentinels.iter().all(|one| one.primary() == expected)
     }
 
     /// Has the first of the two pay no heed to sentinels that tell it to be a replica: it goes on as a primary, as one
@@ -251,5 +270,11 @@ const QUICK: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
 
 /// What a Redis says of copies.
 pub(crate) fn information(redis: &RedisServer) -> String {
-    cmd("INFO").arg("replication").query(&mut redis.connection()).expect("redis-server tells of its copies")
+    in_the_end(redis, &["INFO", "replication"])
+}
+
+/// The answer of a Redis whose clients are all cut while it is made a replica.
+pub(crate) fn in_the_end<T: FromRedisValue>(redis: &RedisServer, words: &[&str]) -> T {
+    let ask = || cmd(words[0]).arg(&words[1..]).query(&mut connect(&redis.socket())?);
+    eventually("redis-server answers", || ask().ok())
 }
