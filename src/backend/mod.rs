@@ -44,13 +44,21 @@ use crate::units::{self, Contradiction, Secret, absurd_limits, broken, zero_time
 
 /// How it is told where Redis is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Mode {
     /// By its address.
     #[default]
     Standalone,
     /// By sentinels.
     Sentinel,
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        units::choose(&text, [("standalone", Self::Standalone), ("sentinel", Self::Sentinel)])
+    }
 }
 
 /// `[redis]`
@@ -163,14 +171,10 @@ impl Settings {
             (!by_sentinels && !self.sentinel_username.is_empty(), "redis.sentinel_username", needs),
             (!by_sentinels && file, "redis.sentinel_password_file", needs),
             (
-                by_sentinels && self.seeds.is_empty(),
-                "redis.seeds",
-                "found none, expected the addresses of the sentinels",
-            ),
-            (
-                by_sentinels && self.sentinel_master.is_empty(),
-                "redis.sentinel_master",
-                "found none, expected the name by which the sentinels know the primary, such as \"mymaster\"",
+                by_sentinels && (self.seeds.is_empty() || self.sentinel_master.is_empty()),
+                "redis.mode",
+                "found \"sentinel\", expected redis.seeds and redis.sentinel_master with it: where the sentinels are, and \
+                 how they call the primary",
             ),
             (by_sentinels && unix, "redis.url", "found a unix socket, expected redis:// or rediss:// with sentinels"),
         ])

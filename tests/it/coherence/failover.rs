@@ -110,13 +110,13 @@ impl Failovers<'_> {
         let (before, after) = (self.primary, 1 - self.primary);
         let (old, new) = (&self.watched.redis[before], &self.watched.redis[after]);
         let (weather, clock) = (&self.world.weather, &self.world.clock);
-        self.await_copied(old);
+        Self::await_copied(old);
         weather.trouble.begin(kind, clock.now());
         if kind == STUBBORN {
             old.command(&["ACL", "SETUSER", "default", "-replicaof", "-slaveof"]);
         }
         let alone = self.world.all.write().unwrap();
-        self.await_copied(old);
+        Self::await_copied(old);
         weather.failovers.begin(kind, clock.now());
         self.watched.fail_over_to(after);
         self.world.move_to(new.socket());
@@ -140,7 +140,7 @@ impl Failovers<'_> {
     }
 
     /// Returns once the replica has all that was written.
-    fn await_copied(&self, primary: &RedisServer) {
+    fn await_copied(primary: &RedisServer) {
         let copied: u64 = in_the_end(primary, &["WAIT", "1", "5000"]);
         assert_eq!(copied, 1, "the replica has not got everything");
     }
@@ -154,7 +154,7 @@ fn look_for_gaps(world: &World, proxy: &Proxy, longest: &AtomicU64) {
         if !world.is_read() {
             return;
         }
-        if client.get(&format!("/keys/gap/{number}")).status == 404 {
+        if client.get(format!("/keys/gap/{number}")).status == 404 {
             let gap = u64::try_from(answered.elapsed().as_nanos()).unwrap_or(u64::MAX);
             longest.fetch_max(gap, Relaxed);
             answered = Instant::now();

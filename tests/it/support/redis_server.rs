@@ -336,7 +336,7 @@ fn log_in(directory: &Path) -> PathBuf {
     directory.join("log")
 }
 
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
