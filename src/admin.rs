@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::access::{Allow, Protection, Stranger};
 use crate::hotkeys::HotKey;
+use crate::metrics::Node;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::Listen;
@@ -102,10 +103,13 @@ async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>
             Err(_) => json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "not ready" })),
         };
     }
+    let node = |node: Node| json!({ "node": node.name, "role": node.role, "up": node.up });
+    let nodes: Vec<_> = proxy.nodes().into_iter().map(node).collect();
     match proxy.ready() {
-        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": coherence })),
+        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": coherence, "nodes": nodes })),
         Err(reason) => {
-            let body = json!({ "status": "not ready", "reason": reason.to_string(), "coherence": coherence });
+            let reason = reason.to_string();
+            let body = json!({ "status": "not ready", "reason": reason, "coherence": coherence, "nodes": nodes });
             json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }

@@ -101,6 +101,8 @@ impl Daemon {
         metrics.tell_of_lines_dropped(move || looked_at.lines_dropped())?;
         let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
+        let looked_at = backend.clone();
+        metrics.tell_of_nodes(move || looked_at.nodes())?;
         let hot_keys = HotKeys::new(config.admin.hotkeys);
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), hot_keys);
         let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;

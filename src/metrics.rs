@@ -83,6 +83,17 @@ impl Invalidation {
     }
 }
 
+/// Somebody the proxy asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Where it is: `host:port`, or the path of a socket.
+    pub name: String,
+    /// What it is: `redis` or `sentinel`.
+    pub role: &'static str,
+    /// Whether it answers.
+    pub up: bool,
+}
+
 /// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck.
 const DURATION_BUCKETS: [f64; 19] = [
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -306,6 +317,14 @@ impl Metrics {
         Registration(&self.registry).look(move || Ok(vec![counted("log_lines_dropped_total", help, look())?]))
     }
 
+    /// From now on it is told who answers of those there are.
+    ///
+    /// # Errors
+    /// It is told already.
+    pub fn tell_of_nodes(&self, look: impl Fn() -> Vec<Node> + Send + Sync + 'static) -> prometheus::Result<()> {
+        Registration(&self.registry).look(move || node_figures(&look()))
+    }
+
     /// The Prometheus text format.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
@@ -344,6 +363,15 @@ fn cache_figures(cache: &Statistics) -> Figures {
             wanted.into(),
         )?,
     ])
+}
+
+fn node_figures(nodes: &[Node]) -> Figures {
+    let up = options("node_up", "Whether this node of those that are asked answers (1) or not (0).");
+    let up = IntGaugeVec::new(up, &["node", "role"])?;
+    for node in nodes {
+        up.with_label_values(&[&node.name, node.role]).set(node.up.into());
+    }
+    Ok(vec![Box::new(up)])
 }
 
 fn counted(name: &str, help: &str, count: u64) -> prometheus::Result<Box<dyn Collector>> {

@@ -11,7 +11,7 @@ use crate::backend::{Backend, BackendError, Client, Fence, Stream};
 use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
 use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
-use crate::metrics::{FrontEnd, Metrics};
+use crate::metrics::{FrontEnd, Metrics, Node};
 use crate::trace;
 
 /// The cache in front of its backend. Clones share both.
@@ -164,6 +164,11 @@ impl Proxy {
             return Err(NotReady::Draining);
         }
         self.backend.state().map_err(NotReady::NoBackend)
+    }
+
+    /// Who there is to be asked behind the proxy, and who of them answers.
+    pub fn nodes(&self) -> Vec<Node> {
+        self.backend.nodes()
     }
 
     /// By what the answers are kept true now.

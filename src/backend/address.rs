@@ -56,6 +56,28 @@ impl Default for Address {
     }
 }
 
+/// As it is written in front of login and database.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port, tls } => {
+                write!(f, "{}://{}:{port}", if *tls { "rediss" } else { "redis" }, bracketed(host))
+            }
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl Endpoint {
+    /// What tells it from others in labels: `host:port`, or the path of the socket.
+    pub fn node(&self) -> String {
+        match self {
+            Self::Tcp { host, port, .. } => format!("{}:{port}", bracketed(host)),
+            Self::Unix(path) => path.display().to_string(),
+        }
+    }
+}
+
 impl Address {
     /// The fetch that goes on here asks this Redis.
     pub(super) fn trace(&self) {

@@ -8,16 +8,19 @@ use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, ServerError, Value,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::reply::{ask, is_final, not_admitted, refused, unreachable};
+use super::address::Address;
+use super::reply::{self, ask, is_final, not_admitted, refused, unreachable};
 use super::stream::{Opener, PrepareError, Stream};
+use super::topology::{Left, Place, Topology};
 use super::tracking::{self, Listener, Tracking, Untracked};
 use super::{BackendError, Settings};
 use crate::activity::{Activity, Observed};
@@ -31,6 +34,9 @@ const DEFAULT_USER: &str = "default";
 
 /// The file in systemd's credential directory that holds the password.
 const CREDENTIAL: &str = "redis-password";
+
+/// Why a link that could go on does not.
+pub(super) const MOVED: &str = "the sentinels name another primary";
 
 /// What reads and writes the stream, for as long as there is a connection.
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -62,6 +68,18 @@ pub(super) fn login(settings: &Settings) -> Result<Option<Login>, PrepareError> 
     let password = password(settings)?;
     let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
     let login = Login { username: username.clone(), password };
+    Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
+}
+
+/// Whom to log in as to the sentinels; none: nobody has to.
+///
+/// # Errors
+/// The file of the password cannot be read.
+pub(super) fn sentinel_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
+    let path = &settings.sentinel_password_file;
+    let password =
+        if path.as_os_str().is_empty() { Secret::default() } else { read_password("sentinel_password_file", path)? };
+    let login = Login { username: settings.sentinel_username.clone(), password };
     Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
 }
 
@@ -106,6 +124,9 @@ const LONGEST_ANSWER: usize = 1024;
 pub(super) struct Connector {
     settings: Settings,
     opener: Arc<Opener>,
+    topology: Arc<Topology>,
+    /// Where the last link went, or the one before it if nobody says where the next goes; none before the first.
+    place: Option<Place>,
     /// The login, with the password, on its way from a disk that may hang: one read at a time.
     reading: Option<JoinHandle<Result<Option<Login>, PrepareError>>>,
     login: Option<Login>,
@@ -114,8 +135,54 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(settings: &Settings, opener: Arc<Opener>) -> Self {
-        Self { settings: settings.clone(), opener, reading: None, login: None, failures: 0 }
+    pub(super) fn new(settings: &Settings, (opener, topology): (Arc<Opener>, Arc<Topology>)) -> Self {
+        Self { settings: settings.clone(), opener, topology, place: None, reading: None, login: None, failures: 0 }
+    }
+
+    /// Keeps finding out where Redis is.
+    pub(super) fn scout(&self) -> impl Future<Output = ()> + Send + use<> {
+        let topology = Arc::clone(&self.topology);
+        async move { topology.run().await }
+    }
+
+    /// Finds out where the next link goes.
+    pub(super) async fn find_place(&mut self) -> Result<(), BackendError> {
+        self.place = Some(self.topology.place().await?);
+        Ok(())
+    }
+
+    /// Redis is still where the link went.
+    ///
+    /// # Errors
+    /// It is elsewhere by now.
+    pub(super) fn stay(&self) -> Result<(), BackendError> {
+        let is_left = self.left().now_or_never().is_some();
+        if is_left { Err(unreachable(&MOVED)) } else { Ok(()) }
+    }
+
+    /// Where the link goes, as it is written.
+    pub(super) fn address(&self) -> &Address {
+        self.place.as_ref().map_or(&self.settings.url, |place| &place.address)
+    }
+
+    /// Returns when Redis is elsewhere than where the link went.
+    pub(super) fn left(&self) -> Left {
+        self.place.as_ref().map_or_else(|| Box::pin(std::future::pending()) as Left, |place| self.topology.left(place))
+    }
+
+    /// Returns when what answers there says that it is no primary, where it has to be one.
+    pub(super) async fn demoted(&self, mut connection: MultiplexedConnection) -> BackendError {
+        loop {
+            if !self.topology.wants_primary() {
+                std::future::pending::<()>().await;
+            }
+            sleep(self.settings.ping_interval).await;
+            match require_primary(&mut connection).await {
+                Err(error) if error != BackendError::Disconnected => return error,
+                // That the stream has ended is the driver's to report.
+                _ => {}
+            }
+        }
     }
 
     /// An attempt came to nothing.
@@ -176,7 +243,7 @@ impl Connector {
 
     /// Opens a stream and speaks the protocol of `info` on it, which for RESP3 begins with HELLO.
     async fn start(&self, info: RedisConnectionInfo, config: AsyncConnectionConfig) -> Result<Connected, Untracked> {
-        let (stream, activity) = Observed::new(self.opener.open(self.failures).await?);
+        let (stream, activity) = Observed::new(self.opener.open(&self.address().endpoint, self.failures).await?);
         let config = config.set_response_timeout(None).set_connection_timeout(None);
         let has_login = info.password().is_some();
         let started = MultiplexedConnection::new_with_config(&info.set_skip_set_lib_name(), stream, config).await;
@@ -203,7 +270,18 @@ impl Connector {
             accept_refusal(demand(connection, client.arg(courtesy), refused).await)?;
         }
         let ping = redis::cmd("PING");
-        accept_refusal(demand(connection, &ping, refused).await)
+        accept_refusal(demand(connection, &ping, refused).await)?;
+        if self.topology.wants_primary() { require_primary(connection).await } else { Ok(()) }
+    }
+}
+
+/// Redis itself has to say, too, that it is the primary: who was told so may not be it yet.
+async fn require_primary(connection: &mut MultiplexedConnection) -> Result<(), BackendError> {
+    let role = connection.send_packed_command(&redis::cmd("ROLE")).await.map_err(|error| reply::classify(&error))?;
+    match role {
+        Value::ServerError(error) => Err(refused_link(&error)),
+        Value::Array(parts) if parts.first().and_then(tracking::text) == Some("master") => Ok(()),
+        _ => Err(unreachable(&"the sentinels call it the primary, but it is a replica (ROLE)")),
     }
 }
 
@@ -225,14 +303,14 @@ async fn driven<T>(
 }
 
 /// What HELLO is told of who we are.
-fn hello_info(login: Option<&Login>) -> RedisConnectionInfo {
+pub(super) fn hello_info(login: Option<&Login>) -> RedisConnectionInfo {
     let info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
     let Some(login) = login else { return info };
     info.set_username(login.user()).set_password(login.password.reveal())
 }
 
 /// What it means that a connection could not begin with HELLO.
-fn hello_refused(error: &RedisError, has_login: bool) -> Untracked {
+pub(super) fn hello_refused(error: &RedisError, has_login: bool) -> Untracked {
     let details = error.detail().unwrap_or_default();
     let begins = |with| details.to_ascii_lowercase().starts_with(with);
     match error.code() {
@@ -303,19 +381,20 @@ fn accept_refusal(answer: Result<(), BackendError>) -> Result<(), BackendError> 
 
 /// The password, from where it is kept: the config, a file, systemd's credentials, or the address.
 fn password(settings: &Settings) -> Result<Secret, PrepareError> {
-    let read = |key, path: &Path| {
-        let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, &error))?;
-        Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
-    };
     if !settings.password.is_empty() {
         return Ok(settings.password.clone());
     }
     if !settings.password_file.as_os_str().is_empty() {
-        return read("password_file", &settings.password_file);
+        return read_password("password_file", &settings.password_file);
     }
     let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(CREDENTIAL));
     match credential {
-        Some(path) if path.exists() => read("password (systemd credential)", &path),
+        Some(path) if path.exists() => read_password("password (systemd credential)", &path),
         _ => Ok(settings.url.password.clone()),
     }
+}
+
+fn read_password(key: &'static str, path: &Path) -> Result<Secret, PrepareError> {
+    let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, &error))?;
+    Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
 }

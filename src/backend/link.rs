@@ -16,10 +16,11 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::handshake::{Connected, Connector, Granted};
+use super::handshake::{Connected, Connector, Granted, MOVED};
 use super::probe::{Ended, Probe};
 use super::reply::{not_admitted, unreachable};
 use super::stream::Opener;
+use super::topology::Topology;
 use super::tracking::{self, Listener, Tracking, Untracked};
 use super::{BackendError, Calls, LinkState, Settings};
 use crate::activity::Activity;
@@ -53,12 +54,12 @@ pub struct Link {
 impl Link {
     pub(super) fn prepare(
         settings: &Settings,
-        opener: Arc<Opener>,
+        ways: (Arc<Opener>, Arc<Topology>),
         cache: Cache<BackendError>,
         calls: Arc<Calls>,
         metrics: Arc<Metrics>,
     ) -> (Self, watch::Receiver<LinkState>, watch::Receiver<Instant>) {
-        let connector = Connector::new(settings, opener);
+        let connector = Connector::new(settings, ways);
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
             cache.forsake();
@@ -86,7 +87,11 @@ impl Link {
     }
 
     /// Keeps a link for as long as the daemon lives.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        tokio::join!(self.connector.scout(), self.keep());
+    }
+
+    async fn keep(mut self) {
         let mut delay = RECONNECT_DELAY_MIN;
         loop {
             let attempt = Instant::now();
@@ -131,7 +136,7 @@ impl Link {
         self.metrics.backend_up(true);
         self.reported = false;
         let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
-        tracing::info!(redis = %self.settings.url, took = ?took, coherence, "connected to Redis");
+        tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to Redis");
         self.give_out(connected);
     }
 
@@ -166,16 +171,17 @@ impl Link {
             self.cache.invalidate_all();
         }
         if self.reported {
-            tracing::debug!(redis = %self.settings.url, reason = %error, "still no link to Redis");
+            tracing::debug!(redis = %self.connector.address(), reason = %error, "still no link to Redis");
             return;
         }
         self.reported = true;
         self.metrics.backend_error(error.kind());
-        tracing::warn!(redis = %self.settings.url, reason = %error, "no link to Redis; trying again until there is");
+        tracing::warn!(redis = %self.connector.address(), reason = %error, "no link to Redis; trying again until there is");
     }
 
     async fn connect(&mut self) -> Result<Connected, BackendError> {
         self.connector.read_login().await?;
+        self.connector.find_place().await?;
         if self.mode == CoherenceMode::Ttl {
             return self.connector.connect_untracked().await;
         }
@@ -183,6 +189,7 @@ impl Link {
         match self.connector.connect_tracked(Listener { cache, metrics, probe }).await {
             Ok(connected) => {
                 connected.refusal.as_ref().map_or(Ok(()), |reason| self.untracked(reason))?;
+                self.connector.stay()?;
                 Ok(connected)
             }
             Err(Untracked::NoAnswer(error)) => Err(error),
@@ -200,7 +207,7 @@ impl Link {
         }
         if !std::mem::replace(&mut self.reported_untracked, true) {
             tracing::warn!(
-                redis = %self.settings.url, reason,
+                redis = %self.connector.address(), reason,
                 "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old as cache.ttl"
             );
         }
@@ -212,10 +219,13 @@ impl Link {
         // What was said of the link before this one has been heeded.
         settle(&self.calls.distrusted).await;
         settle(&self.calls.overdue).await;
+        let mut left = self.connector.left();
         loop {
             let Connected { connection, driver, activity, tracking, refusal } = &mut connected;
             let granted = tokio::select! {
+                () = &mut left => return unreachable(&MOVED),
                 () = driver => return BackendError::Unreachable("Redis closed the connection".into()),
+                error = self.connector.demoted(connection.clone()) => return error,
                 () = self.silence(connection.clone(), activity, *tracking) => return BackendError::TimedOut,
                 () = self.calls.overdue.notified() => return BackendError::TimedOut,
                 () = self.calls.distrusted.notified() => {
@@ -228,7 +238,7 @@ impl Link {
             };
             (*tracking, *refusal) = (Some(granted), None);
             self.tracked(granted.0, granted.1);
-            tracing::info!(redis = %self.settings.url, "Redis tells of changes now");
+            tracing::info!(redis = %self.connector.address(), "Redis tells of changes now");
             self.give_out(&connected);
         }
     }

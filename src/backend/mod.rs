@@ -10,7 +10,10 @@ mod last_words;
 mod link;
 mod probe;
 mod reply;
+mod seeds;
+mod sentinel;
 mod stream;
+mod topology;
 mod tracking;
 
 use std::path::PathBuf;
@@ -26,24 +29,55 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 pub use self::address::Address;
 pub use self::link::Link;
 use self::reply::{Question, Reply, unreachable};
+pub use self::seeds::Seeds;
 use self::stream::Opener;
 pub use self::stream::{PrepareError, Stream};
+use self::topology::Topology;
 use self::tracking::Tracking;
 // For the fuzz targets.
 #[doc(hidden)]
 pub use self::tracking::{Changed, read_push};
 use crate::cache::{Cache, Fetched, Vanished};
 use crate::key::Key;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Node};
 use crate::trace;
 use crate::units::{self, Contradiction, Secret, absurd_limits, broken, zero_timeouts};
+
+/// How it is told where Redis is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum Mode {
+    /// By its address.
+    #[default]
+    Standalone,
+    /// By sentinels.
+    Sentinel,
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        units::choose(&text, [("standalone", Self::Standalone), ("sentinel", Self::Sentinel)])
+    }
+}
 
 /// `[redis]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where Redis is, and which database.
+    /// How it is told where Redis is.
+    pub mode: Mode,
+    /// Where Redis is, and which database. Where sentinels tell host and port, those in it say nothing.
     pub url: Address,
+    /// The sentinels.
+    pub seeds: Seeds,
+    /// The name by which the sentinels know the primary.
+    pub sentinel_master: String,
+    /// The ACL user to the sentinels; empty: the default user.
+    pub sentinel_username: String,
+    /// A file that holds the password for the sentinels, read anew at every connect; empty: they want none.
+    pub sentinel_password_file: PathBuf,
     /// The ACL user; empty: the default user, or the one in the URL.
     pub username: String,
     /// The password; empty: none, or the one in the URL.
@@ -82,7 +116,12 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
             url: Address::default(),
+            seeds: Seeds::default(),
+            sentinel_master: String::new(),
+            sentinel_username: String::new(),
+            sentinel_password_file: PathBuf::new(),
             username: String::new(),
             password: Secret::default(),
             password_file: PathBuf::new(),
@@ -104,7 +143,7 @@ impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let set = |path: &PathBuf| !path.as_os_str().is_empty();
         let tls_files = [&self.tls_ca_file, &self.tls_cert_file, &self.tls_key_file];
-        let tls_unused = !self.url.is_tls() && tls_files.into_iter().any(set);
+        let tls_unused = !self.speaks_tls() && tls_files.into_iter().any(set);
         let tls_half = set(&self.tls_cert_file) != set(&self.tls_key_file);
         let two_passwords = !self.password.is_empty() && set(&self.password_file);
         let ping = format!("found {:?}, expected at least {PING_INTERVAL_MIN:?}", self.ping_interval);
@@ -119,7 +158,32 @@ impl Settings {
             (self.connect_timeout, "redis.connect_timeout"),
             (self.response_timeout, "redis.response_timeout"),
         ]);
-        [own, limits, timeouts].concat()
+        [own, self.mode_contradictions(), limits, timeouts].concat()
+    }
+
+    fn mode_contradictions(&self) -> Vec<Contradiction> {
+        let by_sentinels = self.mode == Mode::Sentinel;
+        let unix = matches!(self.url.endpoint, address::Endpoint::Unix(_));
+        let file = !self.sentinel_password_file.as_os_str().is_empty();
+        let needs = "found, expected redis.mode = \"sentinel\" with it";
+        broken([
+            (!by_sentinels && !self.seeds.is_empty(), "redis.seeds", needs),
+            (!by_sentinels && !self.sentinel_master.is_empty(), "redis.sentinel_master", needs),
+            (!by_sentinels && !self.sentinel_username.is_empty(), "redis.sentinel_username", needs),
+            (!by_sentinels && file, "redis.sentinel_password_file", needs),
+            (
+                by_sentinels && (self.seeds.is_empty() || self.sentinel_master.is_empty()),
+                "redis.mode",
+                "found \"sentinel\", expected redis.seeds and redis.sentinel_master with it: where the sentinels are, and \
+                 how they call the primary",
+            ),
+            (by_sentinels && unix, "redis.url", "found a unix socket, expected redis:// or rediss:// with sentinels"),
+        ])
+    }
+
+    /// Whether TLS is spoken to anybody.
+    fn speaks_tls(&self) -> bool {
+        self.url.is_tls() || self.seeds.is_tls()
     }
 }
 
@@ -228,6 +292,7 @@ pub struct Backend(Arc<Shared>);
 struct Shared {
     settings: Settings,
     opener: Arc<Opener>,
+    topology: Arc<Topology>,
     /// As whom the proxy reads; none: it does not log in.
     user: Option<String>,
     link: watch::Receiver<LinkState>,
@@ -295,10 +360,13 @@ impl Backend {
         let calls = Arc::new(Calls::default());
         let opener = Arc::new(Opener::prepare(&settings)?);
         let user = handshake::login(&settings)?.map(|login| login.user().to_owned());
-        let link = Link::prepare(&settings, Arc::clone(&opener), cache, Arc::clone(&calls), Arc::clone(&metrics));
+        let topology = Arc::new(Topology::prepare(&settings, &opener)?);
+        let ways = (Arc::clone(&opener), Arc::clone(&topology));
+        let link = Link::prepare(&settings, ways, cache, Arc::clone(&calls), Arc::clone(&metrics));
         let (link, state, proved) = link;
         let shared = Shared {
             opener,
+            topology,
             user,
             turns: Semaphore::new(settings.max_fetches),
             link: state,
@@ -316,7 +384,7 @@ impl Backend {
 
     /// Asks Redis for `key`: its value and its time to live, as one.
     pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
-        self.0.settings.url.trace();
+        self.0.topology.trace();
         match self.0.fetch(&key, Instant::now() + self.0.settings.response_timeout).await {
             Ok(Some((value, _))) if value.len() > self.0.max_value => self.0.failed(BackendError::TooLarge),
             Ok(Some((value, expires_in))) => Fetched::Value(value, expires_in),
@@ -335,6 +403,11 @@ impl Backend {
             LinkState::Up(..) => Ok(()),
             LinkState::Down(error) => Err(error.clone()),
         }
+    }
+
+    /// Who there is to be asked, and who of them answers.
+    pub fn nodes(&self) -> Vec<Node> {
+        self.0.topology.nodes(matches!(*self.0.link.borrow(), LinkState::Up(..)))
     }
 
     /// Returns once everything has been heeded that Redis told of writes that it had acknowledged before `since`, so that
@@ -482,11 +555,17 @@ impl Shared {
                 login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?
             }
         };
-        let mut stream = self.opener.open(0).await?;
+        // Where the proxy itself reads, if it does; else it would have to be asked for each client.
+        let known = self.topology.known().filter(|_| matches!(*self.link.borrow(), LinkState::Up(..)));
+        let place = match known {
+            Some(place) => place,
+            None => self.topology.place().await?,
+        };
+        let mut stream = self.opener.open(&place.address.endpoint, 0).await?;
         if let Some(login) = login {
             login.log_in(&mut stream).await?;
         }
-        Ok(stream)
+        Ok(self.topology.tie(stream, &place))
     }
 
     /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.

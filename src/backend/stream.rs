@@ -41,30 +41,32 @@ impl PrepareError {
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Opens streams to the Redis of `[redis]`.
+/// Opens streams in the ways of `[redis]`.
 pub(super) struct Opener {
-    endpoint: Endpoint,
     timeout: Duration,
     tls: Option<TlsConnector>,
 }
 
 impl Opener {
     pub(super) fn prepare(settings: &Settings) -> Result<Self, PrepareError> {
-        let tls = if settings.url.is_tls() { Some(tls_connector(settings)?) } else { None };
-        Ok(Self { endpoint: settings.url.endpoint.clone(), timeout: settings.connect_timeout, tls })
+        let tls = if settings.speaks_tls() { Some(tls_connector(settings)?) } else { None };
+        Ok(Self { timeout: settings.connect_timeout, tls })
     }
 
-    /// Opens a stream; the `attempt`th begins with another address of the host than the one before.
-    pub(super) async fn open(&self, attempt: usize) -> Result<Box<dyn Stream>, BackendError> {
-        let (host, port) = match &self.endpoint {
+    /// Opens a stream to `endpoint`; the `attempt`th begins with another address of the host than the one before.
+    pub(super) async fn open(&self, endpoint: &Endpoint, attempt: usize) -> Result<Box<dyn Stream>, BackendError> {
+        let (host, port, tls) = match endpoint {
             Endpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
                 return Ok(Box::new(LastWords::of(stream)));
             }
-            Endpoint::Tcp { host, port, .. } => (host, *port),
+            Endpoint::Tcp { host, port, tls } => (host, *port, *tls),
         };
         let stream = self.connect_to_any(host, port, attempt).await.map_err(|error| unreachable(&error))?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(LastWords::of(stream))) };
+        if !tls {
+            return Ok(Box::new(LastWords::of(stream)));
+        }
+        let tls = self.tls.as_ref().ok_or_else(|| not_admitted(&"TLS has not been prepared"))?;
         let name = ServerName::try_from(host.clone()).map_err(|error| not_admitted(&error))?;
         let stream = tls.connect(name, stream).await.map_err(|error| match error.kind() {
             // What rustls says of a certificate.

@@ -104,12 +104,12 @@ fn table_limit(limits: &Value) -> Option<usize> {
     field(limits, TABLE_LIMIT).and_then(text)?.parse().ok().filter(|limit| *limit != 0)
 }
 
-fn field<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
+pub(super) fn field<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
     let Value::Map(fields) = map else { return None };
     fields.iter().find(|(key, _)| text(key) == Some(name)).map(|(_, value)| value)
 }
 
-fn text(value: &Value) -> Option<&str> {
+pub(super) fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
         Value::SimpleString(text) => Some(text),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: [(&str, &str); 23] = [
     ("access", "problem"),
     ("activity", "request_line"),
-    ("admin", "access hotkeys problem proxy server units"),
+    ("admin", "access hotkeys metrics problem proxy server units"),
     ("backend", "activity cache key metrics tcp trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),

@@ -16,6 +16,8 @@ use crate::stage::{
     metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
 };
 use crate::support::http::{self, Client};
+use crate::support::redis_server::free_port;
+use crate::support::sentinel::Watched;
 use crate::support::{Authority, Proxy, RedisServer, Relay, eventually};
 
 const DOWN: &str = "no link to Redis";
@@ -240,6 +242,32 @@ mod tls {
         let named = format!("rediss://localhost:{}", redis.tls_address().port());
         let by_name = linked(&config(&named, &authority.trusted()));
         assert_eq!(value(&by_name, "key"), "by its name");
+    }
+
+    #[test]
+    fn sentinels_are_reached_over_tls() {
+        let authority = Authority::new();
+        let (certificate, key) = authority.issue("127.0.0.1");
+        let port = free_port();
+        let lines = [
+            format!("tls-port {port}"),
+            format!("tls-cert-file {}", certificate.display()),
+            format!("tls-key-file {}", key.display()),
+            format!("tls-ca-cert-file {}", authority.file().display()),
+            "tls-auth-clients no".to_owned(),
+        ];
+        let watched = Watched::with("", 1, &lines.each_ref().map(String::as_str), &[]);
+        set(&watched.redis[0], "key", "from a sentinel's word");
+        let plain = format!("redis://{}", watched.sentinels[0].address());
+        let settings = watched.settings().replace(&plain, &format!("rediss://127.0.0.1:{port}"));
+        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n";
+        let proxy = linked(&format!("{listen}{settings}{}", authority.trusted()));
+        assert_eq!(value(&proxy, "key"), "from a sentinel's word");
+
+        let other = Authority::new();
+        let proxy = Proxy::start(&format!("{listen}{settings}{}", other.trusted()));
+        proxy.expect_log("a sentinel does not answer");
+        assert_unusable(&proxy, "certificate");
     }
 }
 

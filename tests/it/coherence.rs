@@ -18,6 +18,7 @@ use std::env;
 use std::time::Duration;
 
 mod clients;
+mod failover;
 mod faults;
 mod footprint;
 mod history;
@@ -34,6 +35,8 @@ use report::Report;
 use soak::Plan;
 
 const SECONDS: u64 = 35;
+/// Time for several failovers.
+const FAILOVER_SECONDS: u64 = 20;
 /// Without faults and for so long, memory that nobody invalidates is found out.
 const CONTROL_SECONDS: u64 = 8;
 
@@ -59,6 +62,15 @@ const DOWN: &str = "no link to Redis";
 #[test]
 fn with_tracking_no_read_is_too_old_whatever_happens() {
     let report = soak(TRACKING, &faults::ALL, seconds());
+    assert_eq!(report.violations.len(), 0, "violations; the report is above");
+}
+
+#[test]
+fn with_sentinels_no_read_is_too_old_over_failovers() {
+    let duration = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(FAILOVER_SECONDS));
+    let plan = failover::Plan { seed: seed(), duration, coherence: TRACKING, expected_log: &[DOWN] };
+    let report = plan.run();
+    eprintln!("{}", report.text());
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
 }
 

@@ -335,6 +335,24 @@ fn values_that_contradict_each_other_are_all_named() {
 }
 
 #[test]
+fn what_is_for_sentinels_is_there_whole_or_not_at_all() {
+    let lines = complaints_about(
+        "[redis]\nseeds = [\"redis://s:26379\"]\nsentinel_master = \"main\"\nsentinel_username = \"u\"\n\
+         sentinel_password_file = \"/p\"\n",
+    );
+    for key in ["seeds", "sentinel_master", "sentinel_username", "sentinel_password_file"] {
+        assert_line(&lines, &[&format!("redis.{key}: "), "redis.mode = \"sentinel\""]);
+    }
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+    let lines = complaints_about("[redis]\nmode = \"sentinel\"\nurl = \"unix:///run/redis.sock\"\n");
+    assert_line(&lines, &["redis.mode: ", "redis.seeds", "redis.sentinel_master"]);
+    assert_line(&lines, &["redis.url: ", "unix", "rediss://"]);
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    let lines = complaints_about("[redis]\nmode = \"mirror\"\n");
+    assert_line(&lines, &["redis.mode: ", "mirror", "sentinel"]);
+}
+
+#[test]
 fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
     let lines = complaints_about(
         "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\nheader_timeout = 0\n\
@@ -572,6 +590,8 @@ fn no_complaint_repeats_a_password() {
         "[redis]\nurl = \"user:hunter2@host\"\n",
         "[redis]\nurl = \"redis://user:hunter2@host\n",
         "[redis]\nurl = [\"redis://user:hunter2@host\"]\n",
+        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\nseeds = \"redis://:hunter2@host:1\"\n",
+        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\nseeds = [\"redis://host:1/hunter2\", \"hunter2\"]\n",
     ];
     let mut told = Vec::new();
     for content in wrong_files {

@@ -19,6 +19,7 @@ mod readme;
 mod reads;
 mod reload;
 mod resp;
+mod sentinel;
 mod stage;
 mod support;
 mod systemd;

@@ -78,7 +78,7 @@ fn families(exposition: &str) -> BTreeMap<String, Family> {
         let name = of_histogram.filter(|name| families.contains_key(*name)).unwrap_or(&name).to_owned();
         let (_, known) = families.get_mut(&name).expect("a metric with a type");
         for (label, value) in labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str())) {
-            let value = if ["version", "command"].contains(&label.as_str()) {
+            let value = if ["version", "command", "role", "node"].contains(&label.as_str()) {
                 "any".to_owned()
             } else {
                 value.expect("a value")

@@ -136,27 +136,9 @@ impl Adversary<'_> {
         recoveries
     }
 
-    /// After the last write and the last fault: when one bound is over, each key must be the same in Redis and
-    /// through the proxy.
+    /// Looks at each key when all is over.
     pub(super) fn settle(&self) {
-        thread::sleep(BOUND_IN_TROUBLE);
-        let mut straight = self.redis.connection();
-        let mut client = Client::connect(self.proxy.http());
-        for key in 0..KEYS {
-            let name = format!("key/{key}");
-            let mut look = || cmd("GET").arg(&name).query(&mut straight).expect("redis-server answers");
-            let differs = (0..LOOKS).find_map(|_| {
-                let before: Option<Vec<u8>> = look();
-                let through = client.get(key_path(name.as_bytes()));
-                // A key may expire between two looks at it.
-                (before == look()).then(|| differs(before.as_deref(), &through))
-            });
-            match differs {
-                Some(None) => {}
-                Some(Some(difference)) => self.world.violation(format!("{name}, when all was quiet: {difference}")),
-                None => self.world.violation(format!("{name} changes while nobody writes: the harness is wrong")),
-            }
-        }
+        compare_all(self.world, self.redis, self.proxy);
     }
 
     fn undergo(&mut self, fault: Fault) -> Recovery {
@@ -171,20 +153,13 @@ impl Adversary<'_> {
             self.world.violation(format!("not ready {READY:?} after a fault was healed ({name}): {reason}"));
         }
         let http = healed.elapsed();
-        if within(READY, || self.answers_clients().then_some(())).is_none() {
+        if within(READY, || answers_clients(self.proxy).then_some(())).is_none() {
             self.world.violation(format!("no Redis client is answered {READY:?} after: {}", fault.name()));
         }
         let resp = healed.elapsed();
         thread::sleep(SETTLED);
         spells.end(self.world.clock.now());
         Recovery { http, resp }
-    }
-
-    /// Whether a new client of Redis gets an answer of Redis itself.
-    fn answers_clients(&self) -> bool {
-        let mut wire = Wire::connect(self.proxy.resp_address());
-        wire.send("PING\r\n");
-        wire.try_answer().is_ok_and(|answer| answer == b"+PONG\r\n")
     }
 
     fn perform(&mut self, fault: Fault) {
@@ -312,6 +287,35 @@ impl Adversary<'_> {
     fn reload(&self) {
         let config = (self.config)(self.capacity, self.grace);
         assert_eq!(self.proxy.reload(&config), Reload::Reloaded, "{config}");
+    }
+}
+
+/// Whether a new client of Redis gets an answer of Redis itself.
+pub(super) fn answers_clients(proxy: &Proxy) -> bool {
+    let mut wire = Wire::connect(proxy.resp_address());
+    wire.send("PING\r\n");
+    wire.try_answer().is_ok_and(|answer| answer == b"+PONG\r\n")
+}
+
+/// Once the last write and the last fault are a bound ago, each key must be the same in Redis and through the proxy.
+pub(super) fn compare_all(world: &World, redis: &RedisServer, proxy: &Proxy) {
+    thread::sleep(BOUND_IN_TROUBLE);
+    let mut straight = redis.connection();
+    let mut client = Client::connect(proxy.http());
+    for key in 0..KEYS {
+        let name = format!("key/{key}");
+        let mut look = || cmd("GET").arg(&name).query(&mut straight).expect("redis-server answers");
+        let differs = (0..LOOKS).find_map(|_| {
+            let before: Option<Vec<u8>> = look();
+            let through = client.get(key_path(name.as_bytes()));
+            // A key may expire between two looks at it.
+            (before == look()).then(|| differs(before.as_deref(), &through))
+        });
+        match differs {
+            Some(None) => {}
+            Some(Some(difference)) => world.violation(format!("{name}, when all was quiet: {difference}")),
+            None => world.violation(format!("{name} changes while nobody writes: the harness is wrong")),
+        }
     }
 }
 

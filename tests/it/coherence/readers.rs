@@ -139,7 +139,7 @@ pub(super) fn second_look(is_wrong: impl Fn() -> bool) -> bool {
 pub(super) fn verdict(world: &World, key: usize, read: &Read, seen: u64) -> Result<Verdict, Breach> {
     let bound = |from, to| match read.demand {
         Demand::Usual => world.weather.bound(from, to),
-        Demand::Current => Duration::ZERO,
+        Demand::Current => world.weather.bound_of_current(read.began, read.ended),
     };
     let judge = || judge(&world.keys[key].lock().unwrap(), read, seen, bound);
     judge().or_else(|_| {
@@ -155,11 +155,15 @@ pub(super) fn read_straight(world: &World) {
     let mut pace = Pace::every(STRAIGHT_GAP);
     while world.is_written() {
         pace.wait();
+        let moves = world.moves();
         let Some(connection) = door.open() else {
             continue;
         };
         let key = skewed(&mut random, KEYS);
         let began = world.clock.now();
+        if world.moves() != moves {
+            continue;
+        }
         match cmd("GET").arg(format!("key/{key}")).query::<Option<Vec<u8>>>(connection) {
             Ok(value) => check_straight(world, key, began, value.map_or(Answer::Absent, Answer::Value)),
             Err(error) => door.close(&error),

@@ -27,7 +27,8 @@ const CAPACITY: u32 = 1000;
 /// What a client took is given back within so long after it has gone.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
 /// What the file system has survives the process, so nothing need be flushed for a restart with data.
-const KEEP_DATA: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-min-size", "16mb"];
+pub(super) const KEEP_DATA: [&str; 6] =
+    ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-min-size", "16mb"];
 /// What the proxy counts, by the name it has in the report.
 const FIGURES: [(&str, &str); 7] = [
     ("flights discarded", "flights_discarded_total"),
@@ -113,7 +114,7 @@ impl Plan {
     }
 }
 
-fn start<'scope, 'world: 'scope>(
+pub(super) fn start<'scope, 'world: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     world: &'world World,
     work: impl FnOnce(&World) + Send + 'scope,
@@ -124,7 +125,7 @@ fn start<'scope, 'world: 'scope>(
     })
 }
 
-fn start_writers<'scope, 'world: 'scope>(
+pub(super) fn start_writers<'scope, 'world: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     world: &'world World,
 ) -> Vec<ScopedJoinHandle<'scope, ()>> {
@@ -136,7 +137,7 @@ fn start_writers<'scope, 'world: 'scope>(
     all
 }
 
-fn start_readers<'scope, 'world: 'scope>(
+pub(super) fn start_readers<'scope, 'world: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     world: &'world World,
     proxy: &Proxy,
@@ -169,11 +170,11 @@ fn given_back(proxy: &Proxy, before: usize) -> usize {
     footprint::descriptors(proxy).max(if clients("http") + clients("resp") < 1.0 { 0 } else { before + 1 })
 }
 
-fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
+pub(super) fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
     let mut sum = Tally::default();
     for reader in readers {
         sum.add(&join(reader));
@@ -182,14 +183,14 @@ fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
 }
 
 /// As the server tells it; a fork has a version of its own beside that of the Redis it stands for.
-fn version(redis: &RedisServer) -> String {
+pub(super) fn version(redis: &RedisServer) -> String {
     let told: String =
         cmd("INFO").arg("server").query(&mut redis.connection()).expect("redis-server tells its version");
     let find = |name| told.lines().find(|line| line.starts_with(name)).map(|line| line.replacen("_version:", " ", 1));
     find("valkey_version:").or_else(|| find("redis_version:")).unwrap_or_default()
 }
 
-fn figures(proxy: &Proxy) -> Vec<(&'static str, f64)> {
+pub(super) fn figures(proxy: &Proxy) -> Vec<(&'static str, f64)> {
     let metrics = proxy.metrics();
     let value = |(name, series): &(_, &str)| Some((*name, metrics.value(&format!("redis_proxy_{series}"))?));
     FIGURES.iter().filter_map(value).collect()

@@ -74,6 +74,8 @@ pub(super) struct Weather {
     pub(super) trouble: Spells,
     /// What must not.
     pub(super) changes: Spells,
+    /// From when another Redis may have been made the primary until it was written to, and the news could be here.
+    pub(super) failovers: Spells,
     /// When `cache.stale_grace` was more than zero.
     pub(super) grace: Spells,
 }
@@ -86,6 +88,12 @@ impl Weather {
     /// How old a value may be that was superseded at `from` and is read at `to`.
     pub(super) fn bound(&self, from: Moment, to: Moment) -> Duration {
         if self.is_peace(from, to) { BOUND_IN_PEACE } else { BOUND_IN_TROUBLE }
+    }
+
+    /// How old what is current may be for a read between these moments: nothing at all, but in a failover, of which the
+    /// proxy learns when it is told.
+    pub(super) fn bound_of_current(&self, began: Moment, ended: Moment) -> Duration {
+        if self.failovers.between(began, ended).is_empty() { Duration::ZERO } else { BOUND_IN_PEACE }
     }
 
     /// Whether a read between these moments may get what is past its time: where that is allowed, and Redis gone.

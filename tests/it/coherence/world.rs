@@ -7,7 +7,7 @@
 //! threads do is then the same each time; only their order is the machine's.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,7 +39,9 @@ pub(super) struct World {
     pub(super) foreign_writes: AtomicU64,
     writing: AtomicBool,
     reading: AtomicBool,
-    socket: PathBuf,
+    /// Where writers find Redis, and how often that has changed.
+    socket: Mutex<PathBuf>,
+    moves: AtomicU64,
     seed: u64,
 }
 
@@ -57,9 +59,20 @@ impl World {
             foreign_writes: AtomicU64::new(0),
             writing: AtomicBool::new(true),
             reading: AtomicBool::new(true),
-            socket,
+            socket: Mutex::new(socket),
+            moves: AtomicU64::new(0),
             seed,
         }
+    }
+
+    /// From now on Redis is there; for who holds `all` alone.
+    pub(super) fn move_to(&self, socket: PathBuf) {
+        *self.socket.lock().unwrap() = socket;
+        self.moves.fetch_add(1, SeqCst);
+    }
+
+    pub(super) fn moves(&self) -> u64 {
+        self.moves.load(SeqCst)
     }
 
     /// The generator of one thread.
@@ -135,15 +148,21 @@ pub(super) struct Door<'a> {
     world: &'a World,
     database: u32,
     connection: Option<Connection>,
+    /// As often Redis had moved when it was opened.
+    moves: u64,
 }
 
 impl<'a> Door<'a> {
     pub(super) fn to(world: &'a World, database: u32) -> Self {
-        Self { world, database, connection: None }
+        Self { world, database, connection: None, moves: 0 }
     }
 
     /// The connection, or nothing while there is no Redis to connect to.
     pub(super) fn open(&mut self) -> Option<&mut Connection> {
+        let moves = self.world.moves();
+        if std::mem::replace(&mut self.moves, moves) != moves {
+            self.connection = None;
+        }
         if self.connection.is_none() {
             self.connection = self.connect().ok();
         }
@@ -161,7 +180,7 @@ impl<'a> Door<'a> {
     }
 
     fn connect(&self) -> RedisResult<Connection> {
-        let mut connection = redis_server::connect(&self.world.socket)?;
+        let mut connection = redis_server::connect(&self.world.socket.lock().unwrap().clone())?;
         redis::cmd("SELECT").arg(self.database).exec(&mut connection)?;
         Ok(connection)
     }

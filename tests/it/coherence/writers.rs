@@ -133,10 +133,11 @@ pub(super) fn write(world: &World, number: usize) {
     let mut pace = Pace::every(GAP);
     while world.is_written() {
         pace.wait();
+        // Redis moves only while nobody holds this.
+        let _with_others = world.all.read().unwrap();
         let Some(connection) = door.open() else {
             continue;
         };
-        let _with_others = world.all.read().unwrap();
         let first = random.random_range(0..KEYS / WRITERS);
         let numbers = (0..TOGETHER).map(|next| (first + next) % (KEYS / WRITERS) * WRITERS + number).collect();
         let write = Write::begin(world, numbers, &mut random);
@@ -269,11 +270,11 @@ pub(super) fn flush(world: &World) {
     let mut door = Door::to(world, 0);
     while world.is_written() {
         world.wait(Duration::from_millis(random.random_range(1500..5000)));
+        let words: &[&str] = [["FLUSHALL"].as_slice(), &["FLUSHALL", "ASYNC"], &["FLUSHDB"]][random.random_range(0..3)];
+        let _alone = world.all.write().unwrap();
         let Some(connection) = door.open() else {
             continue;
         };
-        let words: &[&str] = [["FLUSHALL"].as_slice(), &["FLUSHALL", "ASYNC"], &["FLUSHDB"]][random.random_range(0..3)];
-        let _alone = world.all.write().unwrap();
         let begun = world.begin_all(words[0]);
         let outcome = cmd(words[0]).arg(&words[1..]).exec(connection);
         if let Err(error) = &outcome {

@@ -22,6 +22,7 @@ pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod redis_server;
 pub(crate) mod relay;
+pub(crate) mod sentinel;
 mod wait;
 
 pub(crate) use authority::Authority;

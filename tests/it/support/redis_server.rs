@@ -324,7 +324,7 @@ fn base_arguments(directory: &Path, tcp_port: Option<u16>) -> Vec<String> {
 }
 
 /// What is started: `redis-server`, or another program that takes its arguments.
-fn program() -> OsString {
+pub(super) fn program() -> OsString {
     std::env::var_os(PROGRAM).filter(|program| !program.is_empty()).unwrap_or_else(|| "redis-server".into())
 }
 
@@ -336,7 +336,7 @@ fn log_in(directory: &Path) -> PathBuf {
     directory.join("log")
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 

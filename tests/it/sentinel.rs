@@ -1,0 +1,325 @@
+//! Sentinels tell where Redis is, and the proxy follows: nothing of before a failover is given after it.
+
+#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use redis::{Connection, RedisResult, cmd};
+
+use crate::stage::{assert_hit, await_metric, await_ready, metric, read, readyz, set, text, value};
+use crate::support::sentinel::{MASTER, Watched, information};
+use crate::support::{Proxy, RedisServer, eventually, within};
+
+const DOWN: &str = "no link to Redis";
+const SILENT: &str = "a sentinel does not answer";
+/// Long enough that nothing ends by its age, and quick to find out.
+const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\
+                        redis.connect_timeout = \"1s\"\n";
+/// Within so long after the sentinels have settled it the proxy must be there.
+const FOLLOWS: Duration = Duration::from_secs(3);
+
+fn config(watched: &Watched, more: &str) -> String {
+    let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
+    format!("{listen}resp.max_connections = 100\ndaemon.worker_threads = 1\n{SETTINGS}{}{more}", watched.settings())
+}
+
+fn started(watched: &Watched) -> Proxy {
+    let proxy = Proxy::start(&config(watched, ""));
+    proxy.expect_log(DOWN);
+    await_ready(&proxy);
+    proxy
+}
+
+/// A connection of a Redis client through the proxy.
+fn client(proxy: &Proxy) -> Connection {
+    let client = redis::Client::open(format!("redis://{}", proxy.resp_address())).expect("an address");
+    client.get_connection().expect("the proxy takes a client")
+}
+
+/// Waits until the key has this value through the proxy; returns how long that took.
+#[track_caller]
+fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
+    let begun = Instant::now();
+    let seen = within(FOLLOWS, || {
+        let response = read(proxy, key);
+        (response.status == 200 && text(&response) == expected).then_some(())
+    });
+    assert!(seen.is_some(), "{key} is not {expected}, /readyz: {:?}", readyz(proxy));
+    begun.elapsed()
+}
+
+/// How often the proxy has read from it.
+fn reads_of(redis: &RedisServer) -> u64 {
+    redis.calls("get")
+}
+
+/// Kills the proxy's links, and nobody else's.
+fn kill_links(redis: &RedisServer) {
+    let mut connection = redis.connection();
+    let clients: String = cmd("CLIENT").arg("LIST").query(&mut connection).expect("redis-server lists its clients");
+    let links = clients.lines().filter(|line| line.contains(" name=redis-proxy "));
+    for id in links.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()) {
+        // It may have gone by itself.
+        let _: RedisResult<u64> = cmd("CLIENT").arg("KILL").arg("ID").arg(id).query(&mut connection);
+    }
+}
+
+/// Makes it a replica, as the sentinels will in the end.
+fn demote(watched: &Watched) {
+    let port = watched.address(1).port().to_string();
+    watched.redis[0].command(&["REPLICAOF", "127.0.0.1", &port]);
+}
+
+/// Whether it is told that this node answers; none, if nothing is told of it.
+fn is_up(proxy: &Proxy, role: &str, node: impl std::fmt::Display) -> Option<bool> {
+    let value = metric(proxy, &format!("node_up{{node=\"{node}\",role=\"{role}\"}}"));
+    (!value.is_nan()).then_some(value > 0.0)
+}
+
+#[test]
+fn reads_go_to_the_primary_that_the_sentinels_name() {
+    let watched = Watched::by(1);
+    let proxy = started(&watched);
+    set(&watched.redis[0], "key", "value");
+    assert_eq!(value(&proxy, "key"), "value");
+    assert_hit(&read(&proxy, "key"));
+    set(&watched.redis[0], "key", "another");
+    await_value(&proxy, "key", "another");
+    assert_eq!(reads_of(&watched.redis[1]), 0);
+    let (status, told) = readyz(&proxy);
+    assert_eq!(status, 200);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let (redis, sentinel) = (watched.address(0), watched.sentinels[0].address());
+    let expected = serde_json::json!([
+        { "node": redis.to_string(), "role": "redis", "up": true },
+        { "node": sentinel.to_string(), "role": "sentinel", "up": true },
+    ]);
+    assert_eq!(told["nodes"], expected);
+    assert_eq!(is_up(&proxy, "redis", redis), Some(true));
+    assert_eq!(is_up(&proxy, "sentinel", sentinel), Some(true));
+}
+
+#[test]
+fn a_failover_is_followed_and_nothing_of_before_survives_it() {
+    let watched = Watched::by(1);
+    let proxy = started(&watched);
+    set(&watched.redis[0], "kept", "before");
+    assert_eq!(value(&proxy, "kept"), "before");
+    let mut holder = client(&proxy);
+    cmd("SELECT").arg(1).exec(&mut holder).expect("a database");
+    let mut new = client(&proxy);
+    cmd("SET").arg("written").arg("by a client").exec(&mut new).expect("a write");
+
+    watched.fail_over();
+    set(&watched.redis[1], "kept", "after");
+    await_value(&proxy, "kept", "after");
+    assert_hit(&read(&proxy, "kept"));
+    // What Redis kept for a client is gone with its link, so the client is told so by the end of its connection.
+    let cut: RedisResult<()> = cmd("GET").arg("written").exec(&mut holder);
+    assert!(cut.expect_err("a connection that has ended").is_io_error());
+    let mut writer = client(&proxy);
+    cmd("SET").arg("written").arg("afterwards").exec(&mut writer).expect("a write to the new primary");
+    assert_eq!(await_value(&proxy, "written", "afterwards").as_secs(), 0);
+    assert!(metric(&proxy, "invalidations_total{kind=\"disconnect\"}") >= 1.0);
+    assert_eq!(is_up(&proxy, "redis", watched.address(1)), Some(true));
+    assert_eq!(is_up(&proxy, "redis", watched.address(0)), None, "the node of before is still told of");
+}
+
+#[test]
+fn a_demoted_primary_that_goes_on_as_one_is_never_read_again() {
+    let watched = Watched::by(1);
+    let proxy = started(&watched);
+    set(&watched.redis[0], "key", "before");
+    assert_eq!(value(&proxy, "key"), "before");
+    let mut holder = client(&proxy);
+    cmd("SELECT").arg(1).exec(&mut holder).expect("a database");
+    watched.make_stubborn();
+
+    watched.fail_over();
+    set(&watched.redis[1], "key", "after");
+    await_value(&proxy, "key", "after");
+    assert!(information(&watched.redis[0]).contains("role:master"), "the test is no test any more");
+    // It did not hang up by itself.
+    let cut: RedisResult<()> = cmd("SET").arg("lost").arg("write").exec(&mut holder);
+    assert!(cut.expect_err("a connection that has ended").is_io_error());
+    let exists: u64 = cmd("DBSIZE").query(&mut watched.redis[0].connection()).expect("redis-server answers");
+    assert_eq!(exists, 1, "a write went to the primary of before");
+    let before = reads_of(&watched.redis[0]);
+    for number in 0..20 {
+        let key = format!("new/{number}");
+        set(&watched.redis[1], &key, "new");
+        assert_eq!(value(&proxy, &key), "new");
+        // A new link each time.
+        kill_links(&watched.redis[1]);
+        await_value(&proxy, "key", "after");
+    }
+    assert_eq!(reads_of(&watched.redis[0]), before);
+}
+
+#[test]
+fn a_killed_primary_is_succeeded_and_comes_back_as_a_replica() {
+    let mut watched = Watched::by(3);
+    let proxy = started(&watched);
+    set(&watched.redis[0], "key", "before");
+    assert_eq!(value(&proxy, "key"), "before");
+    let acknowledged: u64 = cmd("WAIT").arg(1).arg(5000).query(&mut watched.redis[0].connection()).expect("WAIT");
+    assert_eq!(acknowledged, 1);
+    let killed = Instant::now();
+    watched.redis[0].stop();
+    watched.await_failover(1);
+    let elected = killed.elapsed();
+    await_value(&proxy, "key", "before");
+    note(&format!("killed: elected after {elected:?}, read again after {:?}", killed.elapsed()));
+    set(&watched.redis[1], "key", "after");
+    await_value(&proxy, "key", "after");
+
+    // It says that it is a primary until the sentinels have found it.
+    watched.redis[0].restart();
+    set(&watched.redis[1], "later", "value");
+    assert_eq!(value(&proxy, "later"), "value");
+    demote(&watched);
+    kill_links(&watched.redis[1]);
+    await_value(&proxy, "key", "after");
+    assert_eq!(reads_of(&watched.redis[0]), 0);
+}
+
+#[test]
+fn a_primary_that_was_cut_off_is_not_read_when_it_can_be_reached_again() {
+    let watched = Watched::over_relays(1);
+    let proxy = started(&watched);
+    set(&watched.redis[0], "key", "before");
+    assert_eq!(value(&proxy, "key"), "before");
+    watched.relays[0].stall();
+    watched.await_failover(1);
+    set(&watched.redis[1], "key", "after");
+    await_value(&proxy, "key", "after");
+    watched.relays[0].resume();
+    assert!(information(&watched.redis[0]).contains("role:master"), "the test is no test any more");
+    for number in 0..5 {
+        let key = format!("new/{number}");
+        set(&watched.redis[1], &key, "only there");
+        assert_eq!(value(&proxy, &key), "only there");
+        kill_links(&watched.redis[1]);
+        await_value(&proxy, "key", "after");
+    }
+    demote(&watched);
+    assert_eq!(value(&proxy, "key"), "after");
+}
+
+#[test]
+fn a_new_link_needs_a_sentinel_and_an_old_one_does_not() {
+    let mut watched = Watched::by(3);
+    let proxy = started(&watched);
+    proxy.expect_log(SILENT);
+    set(&watched.redis[0], "key", "value");
+    assert_eq!(value(&proxy, "key"), "value");
+    watched.sentinels[0].stop();
+    watched.sentinels[1].pause();
+    kill_links(&watched.redis[0]);
+    await_value(&proxy, "key", "value");
+    watched.sentinels[1].stop();
+    watched.sentinels[2].stop();
+    for sentinel in &watched.sentinels {
+        eventually("its silence is told", || {
+            (is_up(&proxy, "sentinel", sentinel.address()) == Some(false)).then_some(())
+        });
+    }
+    set(&watched.redis[0], "key", "still read");
+    await_value(&proxy, "key", "still read");
+    // Nobody says whether it has been demoted meanwhile.
+    kill_links(&watched.redis[0]);
+    eventually("the reason", || {
+        let (status, told) = readyz(&proxy);
+        (status == 503 && told.contains("no sentinel answers")).then_some(())
+    });
+    watched.sentinels[2].restart();
+    await_value(&proxy, "key", "still read");
+}
+
+#[test]
+fn a_name_that_no_sentinel_knows_is_told() {
+    let watched = Watched::by(1);
+    let name = "redis.sentinel_master = \"main\"";
+    let proxy = Proxy::start(&config(&watched, "").replace(name, "redis.sentinel_master = \"nowhere\""));
+    proxy.expect_log(DOWN);
+    eventually("the reason", || {
+        let (status, told) = readyz(&proxy);
+        (status == 503 && told.contains(r#"know no primary called \"nowhere\" (redis.sentinel_master)"#)).then_some(())
+    });
+    // It may be set up later.
+    let primary = watched.address(0);
+    let monitor = ["SENTINEL", "MONITOR", "nowhere", "127.0.0.1", &primary.port().to_string(), "1"];
+    watched.sentinels[0].command(&monitor).expect("the sentinel takes a name");
+    set(&watched.redis[0], "key", "value");
+    await_value(&proxy, "key", "value");
+}
+
+#[test]
+fn sentinels_may_want_a_login_of_their_own() {
+    // What the README says that they need, the test's own user aside.
+    let rights = "resetchannels &+switch-master +subscribe +sentinel|master +sentinel|get-master-addr-by-name";
+    let lines = ["user test on >test ~* &* +@all", &format!("user proxy on >secret {rights}"), "user default off"];
+    let reader = "--user proxy on >word ~* +get +pttl +client|tracking +client|trackinginfo +role";
+    let reader: Vec<_> = reader.split(' ').collect();
+    let watched = Watched::with("test:test@", 1, &lines, &reader);
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    writeln!(file, "secret").expect("a password");
+    let login = |user: &str| {
+        let path = file.path().display();
+        format!(
+            "redis.sentinel_username = \"{user}\"\nredis.sentinel_password_file = \"{path}\"\n\
+             redis.username = \"proxy\"\nredis.password = \"word\"\n"
+        )
+    };
+    let proxy = Proxy::start(&config(&watched, &login("proxy")));
+    proxy.expect_log(DOWN);
+    set(&watched.redis[0], "key", "value");
+    await_value(&proxy, "key", "value");
+    watched.fail_over();
+    set(&watched.redis[1], "key", "after");
+    await_value(&proxy, "key", "after");
+    let stranger = Proxy::start(&config(&watched, &login("stranger")));
+    stranger.expect_log(DOWN);
+    stranger.expect_log(SILENT);
+    eventually("the reason", || readyz(&stranger).1.contains("no sentinel answers").then_some(()));
+    let (_, told) = readyz(&stranger);
+    assert!(told.contains("WRONGPASS") && !told.contains("secret"), "{told}");
+}
+
+#[test]
+fn a_replica_that_is_called_the_primary_is_not_read() {
+    let watched = Watched::by(1);
+    let (port, name) = (watched.address(1).port().to_string(), format!("\"{MASTER}\""));
+    // A sentinel that has just been told of it does not know better yet.
+    watched.redis[1].command(&["CONFIG", "SET", "replica-priority", "0"]);
+    watched.sentinels[0].command(&["SENTINEL", "MONITOR", "wrong", "127.0.0.1", &port, "9"]).expect("a name");
+    let proxy = Proxy::start(&config(&watched, "").replace(&name, "\"wrong\""));
+    proxy.expect_log(DOWN);
+    eventually("the reason, or the sentinel knows better", || {
+        let (status, told) = readyz(&proxy);
+        (status == 503 && told.contains("it is a replica (ROLE)")).then_some(())
+    });
+    assert_eq!(reads_of(&watched.redis[1]), 0);
+}
+
+#[test]
+fn who_may_be_asked_for_the_primary_costs_a_hit_nothing() {
+    let watched = Watched::by(1);
+    let proxy = started(&watched);
+    set(&watched.redis[0], "key", "value");
+    assert_eq!(value(&proxy, "key"), "value");
+    watched.sentinels[0].pause();
+    proxy.expect_log(SILENT);
+    for _ in 0..100 {
+        assert_hit(&read(&proxy, "key"));
+    }
+    watched.sentinels[0].resume();
+    await_metric(&proxy, "backend_duration_seconds_count", 1.0);
+}
+
+/// Says what was measured; shown with `--nocapture`.
+#[expect(clippy::print_stderr, reason = "figures of a test are for whoever runs it by hand")]
+fn note(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,280 @@
+//! A primary, its replica, and the sentinels that watch them.
+//!
+//! Model: two `redis-server` processes of which the second copies the first, and some `redis-server --sentinel` processes
+//! that have found each other. They take a primary for dead after half a second. When all is set up, every sentinel knows
+//! the replica, so a failover can begin at once.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redis::{Connection, FromRedisValue, RedisResult, Value, cmd};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::redis_server::{connect, free_port, program};
+use super::wait::{eventually, within};
+use super::{RedisServer, Relay};
+
+/// The name of the primary.
+pub(crate) const MASTER: &str = "main";
+const BOUND: Duration = Duration::from_secs(20);
+const PORT_ATTEMPTS: usize = 5;
+
+/// One running sentinel; dropping it ends the process.
+pub(crate) struct Sentinel {
+    directory: TempDir,
+    port: u16,
+    /// `user:password@`, for the test's own questions.
+    login: String,
+    lines: Vec<String>,
+    process: Child,
+}
+
+impl Sentinel {
+    /// A sentinel for the primary at this address, which `quorum` sentinels must take for dead. `lines` are added to its
+    /// configuration.
+    pub(crate) fn start(primary: SocketAddr, quorum: usize, login: &str, lines: &[String]) -> Self {
+        let mut directory = tempfile::tempdir().expect("a temporary directory");
+        let mut all = vec![
+            format!("dir {}", directory.path().display()),
+            "bind 127.0.0.1".to_owned(),
+            format!("sentinel monitor {MASTER} {} {} {quorum}", primary.ip(), primary.port()),
+            format!("sentinel down-after-milliseconds {MASTER} 500"),
+            format!("sentinel failover-timeout {MASTER} 3000"),
+        ];
+        all.extend_from_slice(lines);
+        for _ in 0..PORT_ATTEMPTS {
+            let port = free_port();
+            let process = launch(&directory, port, &all);
+            let mut sentinel = Self { directory, port, login: login.to_owned(), lines: all, process };
+            if sentinel.answers() {
+                // As often as it asks it learns, and tests need not wait for ten seconds.
+                let often = ["SENTINEL", "DEBUG", "INFO-PERIOD", "200", "PUBLISH-PERIOD", "300"];
+                sentinel.command(&often).expect("the sentinel takes the command");
+                return sentinel;
+            }
+            // Somebody else has taken the port meanwhile.
+            sentinel.stop();
+            let fresh = tempfile::tempdir().expect("a temporary directory");
+            directory = std::mem::replace(&mut sentinel.directory, fresh);
+            all = std::mem::take(&mut sentinel.lines);
+        }
+        panic!("no port for a sentinel");
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// Runs a command.
+    pub(crate) fn command(&self, words: &[&str]) -> RedisResult<Value> {
+        cmd(words[0]).arg(&words[1..]).query(&mut self.connection()?)
+    }
+
+    /// Kills the process.
+    pub(crate) fn stop(&mut self) {
+        // A process that is gone already is as good as killed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts it again, with what it knew.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        let log = File::create(self.directory.path().join("log")).expect("the sentinel's log file");
+        self.process = spawn(&self.config(), log);
+        eventually("the sentinel answers", || self.connection().ok());
+    }
+
+    /// Stops it in its tracks.
+    pub(crate) fn pause(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::STOP).expect("the sentinel takes the signal");
+    }
+
+    pub(crate) fn resume(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::CONT).expect("the sentinel takes the signal");
+    }
+
+    /// Where it says that the primary is.
+    pub(crate) fn primary(&self) -> u16 {
+        let mut question = cmd("SENTINEL");
+        question.arg("GET-MASTER-ADDR-BY-NAME").arg(MASTER);
+        let address: RedisResult<(String, u16)> =
+            self.connection().and_then(|mut connection| question.query(&mut connection));
+        address.expect("the sentinel knows the primary").1
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.path().join("sentinel.conf")
+    }
+
+    fn connection(&self) -> RedisResult<Connection> {
+        let client = redis::Client::open(format!("redis://{}{}", self.login, self.address()))?;
+        client.get_connection_with_timeout(BOUND)
+    }
+
+    fn answers(&mut self) -> bool {
+        let answering = within(BOUND, || match self.process.try_wait().expect("the sentinel is a child") {
+            Some(_) => Some(false),
+            None => self.connection().is_ok().then_some(true),
+        });
+        answering.unwrap_or(false)
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn launch(directory: &TempDir, port: u16, lines: &[String]) -> Child {
+    let config = directory.path().join("sentinel.conf");
+    fs::write(&config, format!("port {port}\n{}\n", lines.join("\n"))).expect("the sentinel's configuration");
+    spawn(&config, File::create(directory.path().join("log")).expect("the sentinel's log file"))
+}
+
+fn spawn(config: &PathBuf, log: File) -> Child {
+    let mut command = Command::new(program());
+    command.arg(config).arg("--sentinel").stdin(Stdio::null());
+    command.stdout(log.try_clone().expect("a second handle to the log")).stderr(log);
+    command.spawn().expect("a sentinel starts")
+}
+
+/// A primary, a replica, and sentinels; they end in this order reversed.
+pub(crate) struct Watched {
+    pub(crate) sentinels: Vec<Sentinel>,
+    pub(crate) relays: Vec<Relay>,
+    pub(crate) redis: [RedisServer; 2],
+}
+
+impl Watched {
+    /// Watched by so many sentinels.
+    pub(crate) fn by(sentinels: usize) -> Self {
+        Self::with("", sentinels, &[], &[])
+    }
+
+    /// The same, with a login for the test, lines for the sentinels' configuration, and arguments for both of Redis.
+    pub(crate) fn with(login: &str, sentinels: usize, lines: &[&str], arguments: &[&str]) -> Self {
+        let primary = RedisServer::builder().tcp().arguments(&QUICK).arguments(arguments).start();
+        let of = primary.tcp_address().port().to_string();
+        let replica = RedisServer::builder().tcp().arguments(&QUICK).arguments(arguments);
+        let replica = replica.arguments(&["--replicaof", "127.0.0.1", &of]).start();
+        let address = primary.tcp_address();
+        Self::watch([primary, replica], Vec::new(), address, login, sentinels, lines)
+    }
+
+    /// Where all the world, the sentinels included, reaches both over lines that can be made to fail, one for each.
+    pub(crate) fn over_relays(sentinels: usize) -> Self {
+        let primary = RedisServer::builder().tcp().arguments(&QUICK).start();
+        let first = Relay::to_socket(primary.socket());
+        let of = first.address().port().to_string();
+        // The line leads to its socket, which is there only once it has started, and its name is that of its line.
+        let replica = RedisServer::builder().tcp().arguments(&QUICK).start();
+        let second = Relay::to_socket(replica.socket());
+        let announce = |redis: &RedisServer, relay: &Relay| {
+            let port = relay.address().port().to_string();
+            redis.command(&["CONFIG", "SET", "replica-announce-ip", "127.0.0.1", "replica-announce-port", &port]);
+        };
+        announce(&primary, &first);
+        announce(&replica, &second);
+        replica.command(&["REPLICAOF", "127.0.0.1", &of]);
+        let address = first.address();
+        Self::watch([primary, replica], vec![first, second], address, "", sentinels, &[])
+    }
+
+    fn watch(
+        redis: [RedisServer; 2],
+        relays: Vec<Relay>,
+        primary: SocketAddr,
+        login: &str,
+        sentinels: usize,
+        lines: &[&str],
+    ) -> Self {
+        eventually("the replica has a copy", || information(&redis[1]).contains("master_link_status:up").then_some(()));
+        let lines: Vec<_> = lines.iter().map(|&line| line.to_owned()).collect();
+        let start = |_| Sentinel::start(primary, sentinels / 2 + 1, login, &lines);
+        let watched = Self { sentinels: (0..sentinels).map(start).collect(), relays, redis };
+        watched.sentinels.iter().for_each(|one| watched.await_known(one));
+        watched
+    }
+
+    /// Returns once this sentinel knows the others, and the replica.
+    fn await_known(&self, sentinel: &Sentinel) {
+        let count = |what: &str| match sentinel.command(&["SENTINEL", what, MASTER]) {
+            Ok(Value::Array(known)) => known.len(),
+            _ => 0,
+        };
+        let known =
+            within(BOUND, || (count("SENTINELS") + 1 == self.sentinels.len() && count("REPLICAS") == 1).then_some(()));
+        assert!(known.is_some(), "a sentinel did not find the others and the replica");
+    }
+
+    /// The keys of `[redis]` that lead to it.
+    pub(crate) fn settings(&self) -> String {
+        let seeds: Vec<_> = self.sentinels.iter().map(|one| format!("\"redis://{}\"", one.address())).collect();
+        format!(
+            "redis.mode = \"sentinel\"\nredis.sentinel_master = \"{MASTER}\"\nredis.seeds = [{}]\n",
+            seeds.join(", ")
+        )
+    }
+
+    /// Where each of the two is reached.
+    pub(crate) fn address(&self, number: usize) -> SocketAddr {
+        self.relays.get(number).map_or_else(|| self.redis[number].tcp_address(), Relay::address)
+    }
+
+    /// Has the first sentinel make the second of the two the primary, and returns once all know it.
+    pub(crate) fn fail_over(&self) {
+        self.fail_over_to(1);
+    }
+
+    /// The same, to this one of the two.
+    pub(crate) fn fail_over_to(&self, number: usize) {
+        // It may give up, as when a copy lags behind, and is then asked again.
+        let done = within(BOUND * 2, || {
+            let asked = self.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]);
+            asked.ok().and_then(|_| within(BOUND / 4, || self.all_name(number).then_some(())))
+        });
+        assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
+    }
+
+    /// Returns once all sentinels name this one of the two the primary.
+    pub(crate) fn await_failover(&self, number: usize) {
+        let done = within(BOUND, || self.all_name(number).then_some(()));
+        assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
+    }
+
+    fn all_name(&self, number: usize) -> bool {
+        let expected = self.address(number).port();
+        self.sentinels.iter().all(|one| one.primary() == expected)
+    }
+
+    /// Has the first of the two pay no heed to sentinels that tell it to be a replica: it goes on as a primary, as one
+    /// that they cannot reach.
+    pub(crate) fn make_stubborn(&self) {
+        let users = ["ACL", "SETUSER", "default", "-replicaof", "-slaveof"];
+        self.redis[0].command(&users);
+    }
+}
+
+/// Copies begin at once.
+const QUICK: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
+
+/// What a Redis says of copies.
+pub(crate) fn information(redis: &RedisServer) -> String {
+    in_the_end(redis, &["INFO", "replication"])
+}
+
+/// The answer of a Redis whose clients are all cut while it is made a replica.
+pub(crate) fn in_the_end<T: FromRedisValue>(redis: &RedisServer, words: &[&str]) -> T {
+    let ask = || cmd(words[0]).arg(&words[1..]).query(&mut connect(&redis.socket())?);
+    eventually("redis-server answers", || ask().ok())
+}
