@@ -181,7 +181,9 @@ impl Daemon {
                 (Ok(config), Ok(files)) => (config, files),
                 (config, files) => return Err(Problems::of([config.err(), files.err()])),
             };
-            files.into_iter().for_each(|commit| commit());
+            for commit in files {
+                commit();
+            }
             let evicted = cache.apply(&config.cache);
             Ok(Reloaded { config, evicted, took: begun.elapsed() })
         })
