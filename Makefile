@@ -2,7 +2,7 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench check deny compose-test nix-check systemd-check deb clean
+.PHONY: help run test soak fuzz bench bench-parts instructions check deny compose-test nix-check systemd-check deb clean
 
 # Where `make run` serves HTTP and clients of Redis on 127.0.0.1: make run PORT=9000 RESP_PORT=9001
 PORT ?= 8080
@@ -23,8 +23,14 @@ soak: ## Soak the coherence of the cache in faults (SECONDS=60 SEED=1 SERVER=red
 fuzz: ## Give each fuzz target made-up input and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
 	@scripts/fuzz '$(SECONDS)' $(TARGET)
 
-bench: ## Measure the CPU of a cached read beside that of Redis's own GET (ROUNDS=3; needs wrk)
-	@scripts/bench $(ROUNDS)
+bench: ## Measure side by side with nginx, Redis and others: bench/RESULTS.md (ROUNDS=5 QUICK=1 CASES='http resp')
+	@python3 bench/run.py
+
+bench-parts: ## Time the parts of a read, each by itself (criterion)
+	cargo bench --locked --bench hit --bench codec --bench flight --bench metrics
+
+instructions: ## Count the instructions of a read, and fail where they are more than recorded (installs valgrind)
+	@scripts/instructions
 
 compose-test: ## Try docker-compose.yml with all it starts: healthy, scraped, shown, reloaded, tested, stopped
 	@scripts/compose-test
@@ -37,9 +43,9 @@ check: ## Check the formatting, the lints and the documentation, with warnings a
 	cargo clippy --lib --profile test --features shuttle --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
 
-deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny if missing)
+deny: ## Check the dependencies for known faults, licences, bans and sources (installs cargo-deny if missing)
 	@cargo deny --version >/dev/null 2>&1 || { echo 'Installing cargo-deny; this takes some minutes.' && cargo install --locked cargo-deny; }
-	cargo deny check licenses bans sources
+	cargo deny check advisories licenses bans sources
 
 nix-check: ## Check everything Nix: packages, the NixOS module, its tests and a virtual machine (needs Nix)
 	nix --extra-experimental-features 'nix-command flakes' flake check --print-build-logs

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::runtime::Handle;
@@ -274,23 +275,21 @@ async fn listeners(
     metrics: &Arc<Metrics>,
 ) -> Result<(Vec<Listener>, Vec<Reread>), StartError> {
     let admin = &config.admin;
-    let http_service = |router, gate| -> Arc<dyn Serve> {
-        let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
-        Arc::new(Http::new(router, Limits { idle_timeout, header_timeout, max_header: max_header.0 }, gate))
-    };
+    let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
+    let limits = Limits { idle_timeout, header_timeout, max_header: max_header.0 };
     let gate = config.http.gate()?;
     let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
-    let reads = http::router(proxy.clone(), config.http.clone());
-    let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let reads =
-        if is_admin_apart { reads } else { reads.merge(admin::router(proxy.clone(), config.http.allow.clone())) };
     let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);
     files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reread));
     let serving = |service, tls, max_connections, protection| Serving { service, tls, max_connections, protection };
-    let reads = serving(http_service(reads, gate), http_tls, means.http, config.http.protection());
+    let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
+    let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone(), config.http.allow.clone()) };
+    let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
+    let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone(), gate));
+    let reads = serving(reads, http_tls, means.http, config.http.protection());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
-        let operators = http_service(admin::router_alone(proxy.clone()), None);
+        let operators = Arc::new(Http::new(admin::router_alone(proxy.clone()), limits, None));
         let operators = serving(operators, None, admin.max_connections, admin.protection());
         services.push((FrontEnd::Admin, &admin.listen, operators));
     }

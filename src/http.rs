@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::response::Response;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::{Body as _, Incoming};
 use serde::{Deserialize, Serialize};
 use tracing::{Instrument as _, Span};
 
@@ -24,7 +23,7 @@ use crate::key::{BadEscape, percent_decode};
 use crate::metrics::FrontEnd;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
-use crate::server::{HTTP_PROTOCOLS, Listen, Tls, TlsFiles, TlsKeys};
+use crate::server::{HTTP_PROTOCOLS, Listen, Routes, Tls, TlsFiles, TlsKeys};
 use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
@@ -186,28 +185,50 @@ impl From<CacheControl> for String {
 
 const PREFIX: &str = "/keys/";
 
+/// The routes of this front end: `/keys/`, past any router since it is most of all that is asked for, and every path that
+/// is nobody else's.
+#[derive(Clone)]
+pub struct Keys {
+    http: Arc<Http>,
+    others: Router,
+}
+
 struct Http {
     proxy: Proxy,
     settings: Settings,
 }
 
-/// The routes of this front end: every path that is nobody else's.
-pub fn router(proxy: Proxy, settings: Settings) -> Router {
-    Router::new().fallback(keys).with_state(Arc::new(Http { proxy, settings }))
+impl Keys {
+    /// Serves reads through `proxy`, and beside them the routes of `others`.
+    pub fn new(proxy: Proxy, settings: Settings, others: Router) -> Self {
+        let others = others.fallback(no_route);
+        Self { http: Arc::new(Http { proxy, settings }), others }
+    }
 }
 
-async fn keys(State(http): State<Arc<Http>>, request: Request) -> Response {
-    let route = if request.uri().path().starts_with(PREFIX) { Route::Keys } else { Route::None };
-    let span = trace::request(&request, route);
-    let response = respond(&http, request, &span).instrument(span.clone()).await;
+impl Routes for Keys {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        if !request.uri().path().starts_with(PREFIX) {
+            return self.others.answer(request).await;
+        }
+        let span = trace::request(&request, Route::Keys);
+        let response = respond(&self.http, &request, &span);
+        // Nothing is entered and left again where nobody wants a span.
+        let response = if span.is_disabled() { response.await } else { response.instrument(span.clone()).await };
+        trace::responded(&span, response.status());
+        response
+    }
+}
+
+async fn no_route(request: axum::extract::Request) -> Response<Body> {
+    let span = trace::request(&request, Route::None);
+    let response = span.in_scope(|| Problem::NoRoute.into_response());
     trace::responded(&span, response.status());
     response
 }
 
-async fn respond(http: &Http, request: Request, span: &Span) -> Response {
-    let Some(escaped) = request.uri().path().strip_prefix(PREFIX) else {
-        return Problem::NoRoute.into_response();
-    };
+async fn respond<B>(http: &Http, request: &Request<B>, span: &Span) -> Response<Body> {
+    let escaped = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Problem::MethodNotAllowed.into_response();
     }
@@ -236,11 +257,11 @@ impl Http {
         self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)
     }
 
-    fn answer(&self, answer: &Answer, request: &HeaderMap) -> Response {
+    fn answer(&self, answer: &Answer, request: &HeaderMap) -> Response<Body> {
         let mut response = match answer.entry.value() {
             None => Problem::Absent.into_response(),
             Some(value) => {
-                let etag = etag(&value.digest);
+                let etag = etag(value.digest());
                 let mut response = if none_match(request, &etag) {
                     let mut unmodified = Response::new(Body::empty());
                     *unmodified.status_mut() = StatusCode::NOT_MODIFIED;
@@ -254,7 +275,7 @@ impl Http {
             }
         };
         let headers = response.headers_mut();
-        headers.insert("cache-status", cache_status(answer));
+        headers.insert(CACHE_STATUS, cache_status(answer));
         if answer.outcome.from_memory() {
             headers.insert(header::AGE, HeaderValue::from(answer.age.as_secs()));
         }
@@ -262,16 +283,18 @@ impl Http {
     }
 }
 
+/// RFC 9211.
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
 /// As many headers as an answer has.
 const HEADERS: usize = 8;
 
-fn value_response(value: bytes::Bytes) -> Response {
-    let length = value.len();
+/// The length of the body is told by whoever sends it.
+fn value_response(value: bytes::Bytes) -> Response<Body> {
     let mut response = Response::new(Body::from(value));
     let headers = response.headers_mut();
     // For all that are put in, so that it grows but once.
     headers.reserve(HEADERS);
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     // A value is data, whatever a browser takes it for.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -279,15 +302,20 @@ fn value_response(value: bytes::Bytes) -> Response {
 }
 
 /// The headers of an answer alone (RFC 9110, section 9.3.2), the length of the body among them.
-fn without_body(response: Response) -> Response {
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact().filter(|_| response.status() != StatusCode::NOT_MODIFIED)
+    {
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
     response.map(|_| Body::empty())
 }
 
 fn etag(digest: &[u8; 16]) -> HeaderValue {
-    let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [b'"'; 34];
-    for (digits, byte) in text[1..33].chunks_exact_mut(2).zip(digest) {
-        digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    for (at, byte) in digest.iter().enumerate() {
+        text[1 + 2 * at] = DIGITS[usize::from(byte >> 4)];
+        text[2 + 2 * at] = DIGITS[usize::from(byte & 15)];
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
@@ -384,7 +412,7 @@ impl Problem {
         }
     }
 
-    fn into_response(self) -> Response {
+    fn into_response(self) -> Response<Body> {
         let mut response = self.kind().response(self.detail().as_deref());
         if response.status() == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));

@@ -14,6 +14,10 @@ use redis_proxy::health::{self, Question, Through};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, Telemetry, TracesError};
 
+/// What memory is asked of. A cached read over HTTP asks a dozen times.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const FAILED: u8 = 1;
 const USAGE: u8 = 64;
 const CONFIG: u8 = 78;

@@ -5,6 +5,7 @@
 //! holds at once for what is already cached. An entry's clock starts before its fetch is sent, so an entry is
 //! never younger than what Redis said.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -84,8 +85,20 @@ pub enum Freshness {
 pub struct Value {
     /// The value as Redis holds it.
     pub bytes: Bytes,
-    /// The first 16 bytes of the BLAKE3 hash of the value: equal digests mean equal values.
-    pub digest: [u8; 16],
+    /// Made when it is first asked for, since most values are never asked for theirs.
+    digest: OnceLock<[u8; 16]>,
+}
+
+impl Value {
+    /// The first 16 bytes of the BLAKE3 hash of the value: equal digests mean equal values. Takes time in proportion to
+    /// the value when it is first asked for.
+    pub fn digest(&self) -> &[u8; 16] {
+        self.digest.get_or_init(|| {
+            let mut digest = [0; 16];
+            blake3::Hasher::new().update(&self.bytes).finalize_xof().fill(&mut digest);
+            digest
+        })
+    }
 }
 
 /// What Redis answered for a key, and when it was asked.
@@ -101,11 +114,7 @@ impl Entry {
     /// An entry for what Redis answered (`None`: no such key) to a fetch begun at `fetched`; `expires_in` is the
     /// key's own time to live in Redis (`PTTL`).
     pub fn new(bytes: Option<Bytes>, fetched: Instant, expires_in: Option<Duration>) -> Self {
-        let value = bytes.map(|bytes| {
-            let mut digest = [0; 16];
-            blake3::Hasher::new().update(&bytes).finalize_xof().fill(&mut digest);
-            Value { bytes, digest }
-        });
+        let value = bytes.map(|bytes| Value { bytes, digest: OnceLock::new() });
         // A time to live too long for the clock is as good as none.
         let deadline = expires_in.and_then(|expires_in| fetched.checked_add(expires_in));
         Self { value, fetched, deadline }

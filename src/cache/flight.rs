@@ -12,9 +12,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tracing::Span;
 
 use super::sync::atomic::{self, Ordering::Relaxed};
@@ -39,7 +39,7 @@ type Shard<T> = HashMap<Key, Flight<T>, ahash::RandomState>;
 struct Flight<T> {
     /// Tells this flight from a later one for the same key.
     number: u64,
-    arrival: watch::Receiver<Option<T>>,
+    arrival: Arrival<T>,
     /// What its fetch is traced as.
     span: Span,
 }
@@ -55,12 +55,38 @@ pub(super) enum Joined<T, R> {
 }
 
 /// What a reader waits on.
-pub(super) struct Arrival<T>(watch::Receiver<Option<T>>);
+pub(super) struct Arrival<T>(Arc<Landing<T>>);
+
+/// Where a flight lays down what it brings, once: nothing, when its fetch was dropped unfinished.
+struct Landing<T> {
+    cargo: OnceLock<Option<T>>,
+    laid_down: Notify,
+}
+
+impl<T> Landing<T> {
+    fn lay_down(&self, cargo: Option<T>) {
+        // Only the first counts, and there is no second.
+        _ = self.cargo.set(cargo);
+        self.laid_down.notify_waiters();
+    }
+}
+
+impl<T> Clone for Arrival<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 impl<T: Clone> Arrival<T> {
     /// What the flight brings, or `None` when it vanished (its fetch was dropped unfinished).
-    pub(super) async fn wait(mut self) -> Option<T> {
-        self.0.wait_for(Option::is_some).await.ok()?.clone()
+    pub(super) async fn wait(self) -> Option<T> {
+        let Self(landing) = self;
+        // Told of what comes from here on, so nothing is missed between the look and the wait.
+        let laid_down = landing.laid_down.notified();
+        if landing.cargo.get().is_none() {
+            laid_down.await;
+        }
+        landing.cargo.get().cloned().flatten()
     }
 }
 
@@ -70,7 +96,7 @@ pub(super) struct Ticket<T> {
     flights: Arc<Flights<T>>,
     key: Key,
     number: u64,
-    announce: watch::Sender<Option<T>>,
+    landing: Arc<Landing<T>>,
     span: Span,
 }
 
@@ -94,17 +120,18 @@ impl<T> Flights<T> {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key) {
             trace::waits_for(&flight.span);
-            return Joined::Follower(Arrival(flight.arrival.clone()));
+            return Joined::Follower(flight.arrival.clone());
         }
         if let Some(found) = look_again() {
             return Joined::Found(found);
         }
-        let (announce, arrival) = watch::channel(None);
+        let landing = Arc::new(Landing { cargo: OnceLock::new(), laid_down: Notify::new() });
+        let arrival = Arrival(Arc::clone(&landing));
         let number = self.next_number.fetch_add(1, Relaxed);
         let key = Key::from(key);
         let span = trace::fetch();
         shard.insert(key.clone(), Flight { number, arrival: arrival.clone(), span: span.clone() });
-        Joined::Leader(Ticket { flights: Arc::clone(self), key, number, announce, span }, Arrival(arrival))
+        Joined::Leader(Ticket { flights: Arc::clone(self), key, number, landing, span }, arrival)
     }
 
     /// Closes the flight for `key`, then calls `remove`: what is being fetched will be answered, not stored.
@@ -169,16 +196,21 @@ impl<T> Ticket<T> {
         }
         drop(shard);
         preemption_point();
-        self.announce.send_replace(Some(cargo));
+        self.landing.lay_down(Some(cargo));
     }
 }
 
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
+        if self.landing.cargo.get().is_some() {
+            return;
+        }
         let mut shard = self.flights.shard(self.key.as_bytes());
         if shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number) {
             shard.remove(self.key.as_bytes());
         }
+        drop(shard);
+        self.landing.lay_down(None);
     }
 }
 

@@ -218,8 +218,11 @@ impl<E: FetchError> Landed<E> {
     async fn of(fetched: Fetched<E>, asked: Instant) -> Option<Self> {
         Some(match fetched {
             Fetched::Value(bytes, expires_in) if bytes.len() > DIGEST_AT_ONCE => {
-                let entry = tokio::task::spawn_blocking(move || Entry::new(Some(bytes), asked, expires_in));
-                Self::Answered(Arc::new(entry.await.ok()?))
+                let entry = Arc::new(Entry::new(Some(bytes), asked, expires_in));
+                let digested = Arc::clone(&entry);
+                let digest = tokio::task::spawn_blocking(move || _ = digested.value().map(Value::digest));
+                digest.await.ok()?;
+                Self::Answered(entry)
             }
             Fetched::Value(bytes, expires_in) => Self::Answered(Arc::new(Entry::new(Some(bytes), asked, expires_in))),
             Fetched::Absent => Self::Answered(Arc::new(Entry::new(None, asked, None))),
@@ -229,7 +232,7 @@ impl<E: FetchError> Landed<E> {
     }
 }
 
-/// The digest of a larger value takes so long that other fetches would notice.
+/// The digest of a larger value takes so long that other readers would notice.
 const DIGEST_AT_ONCE: usize = 1 << 20;
 
 impl<E: FetchError> Cache<E> {

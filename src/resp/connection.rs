@@ -415,6 +415,10 @@ impl Connection {
             Stage::Leaving => is_quiet,
             Stage::Pipe => self.is_draining && is_written && self.link.out.is_empty(),
             Stage::Commands if is_quiet && (self.farewell.is_some() || self.is_draining) => true,
+            // What seems to be owed may have come.
+            Stage::Commands if self.standing.is_doubted_for_good() && self.is_draining => {
+                self.output.is_empty() && self.link.out.is_empty()
+            }
             // What it waits for may never happen.
             Stage::Commands if self.is_draining && self.owed.is_blocking_first() && is_written => true,
             Stage::Commands => self.is_idle_too_long(cx),

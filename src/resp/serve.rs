@@ -164,7 +164,8 @@ impl Connection {
             return Taken::Held;
         }
         let has_to_wait = match &decision {
-            Decision::Pipe | Decision::Own(Verdict::Reset) => !self.owed.is_empty(),
+            Decision::Pipe => self.waits_for_turn(),
+            Decision::Own(Verdict::Reset) => !self.owed.is_empty(),
             Decision::Forward(effect) => self.has_to_go_alone(effect),
             _ => false,
         };
@@ -210,6 +211,12 @@ impl Connection {
         }
         self.shared.proxy.command(known.label);
         Taken::Yes
+    }
+
+    /// Whether something has to be given out before all that Redis says is passed on. Where nobody can tell what is owed,
+    /// that is only what is here.
+    fn waits_for_turn(&self) -> bool {
+        if self.standing.is_doubted_for_good() { self.owed.ready() > 0 } else { !self.owed.is_empty() }
     }
 
     /// Whether its answer could be missing and that of another be taken for it, as long as that matters.
@@ -262,7 +269,7 @@ impl Connection {
             return Taken::Yes;
         }
         let effect = effect(known.class, arguments);
-        if self.owed.flights() > 0 || (is_pipe && !self.owed.is_empty()) || self.has_to_go_alone(&effect) {
+        if self.owed.flights() > 0 || (is_pipe && self.waits_for_turn()) || self.has_to_go_alone(&effect) {
             return Taken::Held;
         }
         let effect = match effect {

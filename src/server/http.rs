@@ -25,22 +25,35 @@ use crate::activity::{Activity, Observed};
 use crate::problem::Kind;
 use crate::request_line::RequestLines;
 
+/// What answers requests.
+pub trait Routes: Clone + Send + Sync + 'static {
+    /// The answer to `request`.
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+impl Routes for Router {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let Ok(response) = self.clone().call(request).await;
+        response
+    }
+}
+
 /// The routes that are served, and what holds for who asks.
 #[derive(Clone)]
-pub struct Http {
-    router: Router,
+pub struct Http<R> {
+    routes: R,
     limits: Arc<Limits>,
     gate: Option<Gate>,
 }
 
-impl Http {
-    /// Serves `router` within `limits`, to everybody or to whom the `gate` lets through.
-    pub fn new(router: Router, limits: Limits, gate: Option<Gate>) -> Self {
-        Self { router, limits: Arc::new(limits), gate }
+impl<R: Routes> Http<R> {
+    /// Serves `routes` within `limits`, to everybody or to whom the `gate` lets through.
+    pub fn new(routes: R, limits: Limits, gate: Option<Gate>) -> Self {
+        Self { routes, limits: Arc::new(limits), gate }
     }
 }
 
-impl Serve for Http {
+impl<R: Routes> Serve for Http<R> {
     fn serve(&self, stream: Stream, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(self.clone().run(stream, drain))
     }
@@ -70,7 +83,7 @@ const TOO_MANY: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
 const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
-impl Http {
+impl<R: Routes> Http<R> {
     async fn run(self, stream: Stream, mut drain: Drain) {
         let (mut stream, activity) = Observed::new(stream);
         let limits = Arc::clone(&self.limits);
@@ -152,9 +165,9 @@ async fn drive<C: Future>(
 /// How long an overdue connection has to say that it ends, as HTTP/2 does.
 const FAREWELL: Duration = Duration::from_millis(100);
 
-impl Http {
+impl<R: Routes> Http<R> {
     /// An answer, during which the connection is not idle.
-    async fn answer(mut self, mut request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, mut request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
         watch.activity.settle();
         let number = watch.requests.fetch_add(1, Relaxed) + 1;
         let _answering = Count::one(&watch.answering);
@@ -170,7 +183,7 @@ impl Http {
         if let Some(refusal) = self.gate.as_ref().and_then(|gate| gate.refusal(&mut request)) {
             return Ok(refusal);
         }
-        self.router.call(request).await
+        Ok(self.routes.answer(request).await)
     }
 }
 

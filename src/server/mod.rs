@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use self::connection::Connection;
 pub use self::drain::{Drain, DrainControl};
-pub use self::http::Http;
+pub use self::http::{Http, Routes};
 pub use self::listener::{BindError, Listen, Listener, Serving};
 pub use self::stream::Stream;
 pub(crate) use self::tls::HTTP_PROTOCOLS;

@@ -58,9 +58,6 @@ fn who_subscribes_by_another_name_becomes_nobody_else() {
         wire.ask_line(line);
     }
     expect_no_secret(&mut wire);
-    // It would be waited for what is owed to it, as it seems.
-    wire.send(words("QUIT"));
-    wire.rest();
 }
 
 #[test]
@@ -92,11 +89,11 @@ fn whose_refused_login_goes_unanswered_becomes_nobody_else() {
             wire.ask_line(line);
         }
         wire.send(words("EXEC"));
-        behind.iter().for_each(|line| wire.send(words(line)));
+        for line in behind {
+            wire.send(words(line));
+        }
         while wire.answer() != b"+PONG\r\n" {}
         expect_no_secret(&mut wire);
-        wire.send(words("QUIT"));
-        wire.rest();
     }
 }
 

@@ -140,11 +140,12 @@ fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
         let hidden: Vec<_> = told.iter().map(|line| u8::from(line.contains("hidden"))).collect();
         assert_eq!(hidden, [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], "{told:#?}");
     });
-    let at_once: Vec<u8> = lines.iter().flat_map(|line| words(line)).collect();
+    // Redis from 7.2 on says nothing to a login that it refuses behind others.
+    let at_once: Vec<_> = lines.into_iter().filter(|line| !line.contains("wrong")).collect();
     ways.same(|address| {
         let mut wire = Wire::connect(address);
-        wire.send(&at_once);
-        wire.answers(lines.len()).iter().map(|answer| show_without_id(answer)).collect::<Vec<_>>()
+        wire.send(at_once.iter().flat_map(|line| words(line)).collect::<Vec<_>>());
+        wire.answers(at_once.len()).iter().map(|answer| show_without_id(answer)).collect::<Vec<_>>()
     });
 }
 

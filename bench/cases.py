@@ -1,0 +1,328 @@
+"""What is measured. Each case starts its servers, lets them take turns for several rounds, and stops them.
+
+The rule: only what was measured in the same round of the same case is compared, so what disturbs the machine disturbs
+all of them.
+"""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import contestants
+import install
+import load
+from contestants import FASTAPI, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, WEBDIS
+from processes import CORES, LOADING, Failed, allow_open_files
+from redis_keys import Connection, encode, key, write
+
+VALUE = 100
+# Keys that no cache has when they are read: more than any holds.
+COLD = range(load.KEYS, load.KEYS + 400_000)
+
+
+@dataclass
+class Record:
+    """One measurement; CPU in microseconds a read, memory in bytes, latencies in microseconds."""
+
+    case: str
+    name: str
+    round: int
+    figures: dict
+
+
+@dataclass
+class Bench:
+    """How long and how often is measured, and what was found."""
+
+    rounds: int
+    seconds: int
+    is_quick: bool
+    records: list = field(default_factory=list)
+    left_out: list = field(default_factory=list)
+
+    def add(self, case, name, round_, **figures):
+        self.records.append(Record(case, name, round_, figures))
+
+    def take_turns(self, case, runs):
+        """Lets each of `runs`, a server and its load by name, take its turn in every round; who fails is left out."""
+        install.say(f"  {case}: {', '.join(runs)}")
+        runs = dict(runs)
+        for round_ in range(self.rounds):
+            # Another begins each time, so that none is always behind the same one.
+            names = list(runs)
+            for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+                try:
+                    self.add(case, name, round_, **measured(*runs[name]))
+                except (Failed, OSError, ValueError, subprocess.TimeoutExpired) as error:
+                    self.leave_out(case, name, error)
+                    del runs[name]
+            if not runs:
+                return
+
+    def leave_out(self, case, name, reason):
+        install.say(f"  {name} is left out of {case}: {reason}")
+        self.left_out.append((case, name, str(reason).strip().splitlines()[-1]))
+
+
+def measured(server, act, behind=None):
+    """What a load costs a server, and the Redis `behind` it."""
+    servers = [server] if behind is None else [server, behind]
+    before = [one.cpu() for one in servers]
+    result = act()
+    costs = [(one.cpu() - spent) / result.reads * 1e6 for one, spent in zip(servers, before)]
+    figures = {"cpu": costs[0], "rate": result.reads / result.seconds, "memory": server.memory(), **result.latency}
+    return figures if behind is None else {**figures, "cpu_behind": costs[1]}
+
+
+class Stage(ExitStack):
+    """A directory, a Redis with keys in it, and the servers in front of it; all gone at the end."""
+
+    def __init__(self, bench, numbers, size=VALUE):
+        super().__init__()
+        self.bench, self.size = bench, size
+        self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
+        self.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self.origin = self.keep(contestants.start_redis(self.directory, LOADING))
+        write(self.origin.port, numbers, size)
+
+    def keep(self, server):
+        self.callback(server.stop)
+        return server
+
+    def redis(self, numbers):
+        """A second Redis, as a contestant, with these keys."""
+        server = self.keep(contestants.start_redis(self.directory))
+        write(server.port, numbers, self.size)
+        return server
+
+    def proxy(self, **options):
+        return self.keep(contestants.start_proxy(self.directory, self.origin.port, **options))
+
+    def http(self, names):
+        """The contestants over HTTP of these names, as far as they are there."""
+        found = {}
+        for name in names:
+            if not contestants.is_there(name):
+                self.bench.leave_out("all cases", name, "it could not be installed")
+                continue
+            try:
+                found[name] = self.keep(contestants.start_http(name, self.directory, self.origin.port, self.size))
+            except Failed as error:
+                self.bench.leave_out("all cases", name, error)
+        return found
+
+    def warm(self, servers, numbers):
+        """Has each of `servers` that keeps what it has read read these keys; those that cannot are left out."""
+        for name in [name for name in CACHES if name in servers]:
+            try:
+                load.warm(servers[name], numbers)
+            except (Failed, subprocess.TimeoutExpired) as error:
+                self.bench.leave_out("all cases", name, error)
+                del servers[name]
+
+    def twemproxy(self):
+        if not contestants.is_there(TWEMPROXY):
+            self.bench.leave_out("all cases", TWEMPROXY, "it could not be installed")
+            return {}
+        return {TWEMPROXY: self.keep(contestants.start_twemproxy(self.directory, self.origin.port))}
+
+
+CACHES = [PROXY, NGINX_LRUCACHE, FASTAPI_UVLOOP, FASTAPI]
+
+
+def http(bench):
+    """Cached reads of 100 bytes over HTTP: by connections, then by hit ratio."""
+    with Stage(bench, range(COLD.stop)) as stage:
+        servers = stage.http([PROXY, NGINX_FIXED, NGINX_LRUCACHE, WEBDIS, FASTAPI, FASTAPI_UVLOOP])
+        stage.warm(servers, range(load.KEYS))
+        for connections in (32, 1, 1000):
+            asked = {name: (server, wrk(bench, server, connections)) for name, server in servers.items()}
+            bench.take_turns(f"http 100 B, {connections} connections", asked)
+        for ratio, every in ((99, 100), (90, 10)):
+            others = {name: load.Others(every, COLD) for name in CACHES if name in servers}
+            asked = {name: (servers[name], wrk(bench, servers[name], others=those)) for name, those in others.items()}
+            bench.take_turns(f"http 100 B, {ratio} % hits", asked)
+
+
+def wrk(bench, server, connections=load.CONNECTIONS, keys=load.KEYS, others=None):
+    return lambda: load.wrk(server, bench.seconds, connections, keys, others)
+
+
+def http_large(bench):
+    """Cached reads of larger values over HTTP."""
+    for name_of_size, size, keys in (("4 KiB", 4096, load.KEYS), ("1 MiB", 1 << 20, 100)):
+        with Stage(bench, range(keys), size) as stage:
+            servers = stage.http([PROXY, NGINX_LRUCACHE, WEBDIS, FASTAPI_UVLOOP])
+            stage.warm(servers, range(keys))
+            asked = {name: (server, wrk(bench, server, keys=keys)) for name, server in servers.items()}
+            bench.take_turns(f"http {name_of_size}, 32 connections", asked)
+
+
+def resp(bench):
+    """Cached reads over Redis's own protocol: by pipeline and by connections, then at a fixed rate."""
+    keys = range(load.KEYS)
+    with Stage(bench, keys) as stage:
+        proxy, redis = stage.proxy(), stage.redis(keys)
+        with Connection(proxy.resp_port) as client:
+            client.read_all(keys, VALUE)
+        ports = {PROXY: (proxy, proxy.resp_port), REDIS: (redis, redis.port)}
+        ports |= {name: (server, server.port) for name, server in stage.twemproxy().items()}
+        for connections, pipeline in ((32, 1), (32, 16), (32, 64), (1, 1), (1000, 1)):
+            runs = {name: (server, gets(bench, port, connections, pipeline)) for name, (server, port) in ports.items()}
+            bench.take_turns(f"resp P={pipeline}, {connections} connections", runs)
+        for rate in (20_000,) if bench.is_quick else (20_000, 40_000):
+            runs = {name: (server, paced(bench, port, rate)) for name, (server, port) in ports.items()}
+            bench.take_turns(f"resp at {rate} reads/s", runs)
+
+
+def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS):
+    """GETs for about the bench's seconds; how many that is, is found out first."""
+    probe = load.redis_benchmark(port, 20_000 * pipeline if pipeline > 1 else 10_000, connections, pipeline, keys)
+    reads = max(1000, int(probe.reads / probe.seconds * bench.seconds))
+    return lambda: load.redis_benchmark(port, reads, connections, pipeline, keys)
+
+
+def paced(bench, port, rate):
+    return lambda: load.paced(port, rate, bench.seconds)
+
+
+THREADS = {1: "1 worker thread", 2: "2 worker threads"}
+
+
+def threads(bench):
+    """One worker thread and two, both with every core, beside the load."""
+    keys = range(load.KEYS)
+    with Stage(bench, keys) as stage:
+        proxies = {name: stage.proxy(cores=set(CORES), workers=workers) for workers, name in THREADS.items()}
+        for proxy in proxies.values():
+            with Connection(proxy.resp_port) as client:
+                client.read_all(keys, VALUE)
+        bench.take_turns("threads, http", {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()})
+        for pipeline in (1, 16):
+            runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
+            bench.take_turns(f"threads, resp P={pipeline}", runs)
+
+
+def keys(bench):
+    """The cost of a hit by how many keys are cached; the reads are spread over all of them."""
+    counts = (1000, 100_000) if bench.is_quick else (1000, 10_000, 100_000, 1_000_000, 5_000_000)
+    with Stage(bench, range(counts[-1])) as stage:
+        proxies = {count: stage.proxy(capacity=count) for count in counts}
+        for count, proxy in proxies.items():
+            with Connection(proxy.resp_port) as client:
+                client.read_all(range(count), VALUE)
+        for pipeline in (1, 16):
+            runs = {
+                f"{PROXY}, {count:,} keys": (proxy, gets(bench, proxy.resp_port, 32, pipeline, count))
+                for count, proxy in proxies.items()
+            }
+            for count in (counts[0], counts[-1]):
+                behind = gets(bench, stage.origin.port, 32, pipeline, count)
+                runs[f"{REDIS}, {count:,} of {counts[-1]:,} keys"] = (stage.origin, behind)
+            bench.take_turns(f"keys, resp P={pipeline}", runs)
+
+
+def misses(bench):
+    """Reads of which none is in memory, by proxy and by who else forwards; and the cache alone beside its link."""
+    numbers = range(100_000 if bench.is_quick else 1_000_000)
+    with Stage(bench, numbers) as stage:
+        proxy = stage.proxy(capacity=len(numbers) // 100)
+        runs = {PROXY: (proxy, gets(bench, proxy.resp_port, keys=len(numbers)), stage.origin)}
+        for name, server in stage.twemproxy().items():
+            runs[name] = (server, gets(bench, server.port, keys=len(numbers)), stage.origin)
+        runs["straight"] = (stage.origin, gets(bench, stage.origin.port, keys=len(numbers)))
+        bench.take_turns("misses, resp", runs)
+        others = load.Others(1, numbers, len(numbers) // 2)
+        runs = {PROXY: (proxy, wrk(bench, proxy, keys=1, others=others), stage.origin)}
+        for name, server in stage.http([WEBDIS]).items():
+            those = load.Others(1, numbers, len(numbers) // 2)
+            runs[name] = (server, wrk(bench, server, keys=1, others=those), stage.origin)
+        bench.take_turns("misses, http", runs)
+    churn(bench)
+
+
+def churn(bench):
+    """What the cache and its flights cost where nothing is ever found: one program, one link, the same reads."""
+    with Stage(bench, range(1_000_000)) as stage:
+        for tasks in (32, 256):
+            install.say(f"  misses, {tasks} tasks in one program")
+            for round_, rates in enumerate(load.straight(stage.origin.port, tasks, bench.seconds, bench.rounds)):
+                for name, rate in zip(("straight over one link", "through the cache"), rates):
+                    bench.add(f"misses, {tasks} tasks in one program", name, round_, rate=rate)
+
+
+def memory(bench):
+    """Bytes that 100,000 entries take of keys of 16 bytes and values of 100."""
+    numbers = range(contestants.CAPACITY)
+    with Stage(bench, numbers) as stage:
+        empty = stage.keep(contestants.start_redis(stage.directory))
+        before = empty.memory()
+        write(empty.port, numbers, VALUE)
+        weigh(bench, REDIS, empty, before, numbers)
+        servers = stage.http([PROXY, NGINX_LRUCACHE] if bench.is_quick else [PROXY, NGINX_LRUCACHE, FASTAPI_UVLOOP])
+        for name, server in servers.items():
+            # What serving itself takes is there before the keys are.
+            load.wrk(server, 1, keys=100)
+            before = server.memory()
+            load.warm(server, numbers)
+            weigh(bench, name, server, before, numbers)
+
+
+def weigh(bench, name, server, before, numbers):
+    bench.add("memory", name, 0, entry=(server.memory() - before) / len(numbers), memory=server.memory())
+
+
+# As many as Redis's clients may be here, where each may need two of the 20,000 files that a process may often open.
+IDLE = 9_900
+
+
+def idle(bench):
+    """What a connection takes that has read once and is silent."""
+    allow_open_files()
+    with Stage(bench, range(1)) as stage:
+        http_read = f"GET {{}}{key(0)}{{}} HTTP/1.1\r\nHost: bench\r\n\r\n"
+        resp_read = encode("GET", key(0))
+        proxies = {front_end: stage.proxy(connections=limits) for front_end, limits in LIMITS.items()}
+        redis = stage.redis(range(1))
+        runs = [(f"{PROXY}, HTTP", proxies["http"], proxies["http"].port, None)]
+        runs += [(f"{PROXY}, RESP", proxies["resp"], proxies["resp"].resp_port, resp_read)]
+        runs += [(REDIS, redis, redis.port, resp_read)]
+        runs += [(name, server, server.port, None) for name, server in stage.http([NGINX_LRUCACHE]).items()]
+        for name, server, port, read in runs:
+            read = read or http_read.format(server.path, server.suffix).encode()
+            try:
+                bench.add("idle", name, 0, **held(server, port, read))
+            except OSError as error:
+                bench.leave_out("idle", name, error)
+
+
+# Connections that the proxy lets in, over HTTP and from clients of Redis.
+LIMITS = {"http": (IDLE + 10, 10), "resp": (10, IDLE + 10)}
+
+
+def held(server, port, read):
+    """The bytes a connection takes, and what they all together cost while nothing is said."""
+    before = server.memory()
+    with ExitStack() as connections:
+        for _ in range(IDLE):
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            connection.sendall(read)
+            if not connection.recv(4096):
+                raise ConnectionError("the server hung up")
+        return {"connections": IDLE, "connection": (server.memory() - before) / IDLE}
+
+
+CASES = {
+    "http": http,
+    "http_large": http_large,
+    "resp": resp,
+    "threads": threads,
+    "keys": keys,
+    "misses": misses,
+    "memory": memory,
+    "idle": idle,
+}

@@ -1,0 +1,137 @@
+"""Who is measured, and how each is configured and started.
+
+All serve from one core, with room for the same number of keys, and without logs of what they answer. Those that answer
+over HTTP have `path`, what goes before a key.
+"""
+
+import urllib.request
+
+import install
+from processes import SERVING, Server, free_port
+from redis_keys import Connection, key
+
+CAPACITY = 100_000
+PROXY = "this proxy"
+NGINX_FIXED = "nginx return 200"
+NGINX_LRUCACHE = "nginx + lrucache"
+WEBDIS = "webdis"
+FASTAPI = "FastAPI + cachetools"
+FASTAPI_UVLOOP = "FastAPI, uvloop, httptools"
+REDIS = "redis-server"
+TWEMPROXY = "twemproxy"
+
+
+def answers_http(server, size):
+    url = f"http://127.0.0.1:{server.port}{server.path}{key(0)}{server.suffix}"
+    with urllib.request.urlopen(url, timeout=2) as answer:
+        return len(answer.read()) == size
+
+
+def answers_resp(server):
+    with Connection(server.port, 2) as redis:
+        return redis.ask("GET", key(0)) is not None
+
+
+def start_redis(directory, cores=SERVING):
+    """A redis-server, empty, with room in its tracking table for every key."""
+    port = free_port()
+    command = [install.program("redis-server"), "--bind", "127.0.0.1", "--port", port, "--dir", directory]
+    command += ["--save", "", "--appendonly", "no", "--maxclients", 15000, "--tracking-table-max-keys", 0]
+    server = Server(REDIS, command, port, directory, cores)
+
+    def is_up():
+        with Connection(port, 2) as redis:
+            return redis.ask("PING") == b"PONG"
+
+    return server.wait_until(is_up)
+
+
+def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, connections=(2000, 2000)):
+    """This proxy; `port` serves HTTP and `resp_port` clients of Redis, each so many `connections` at most."""
+    port, resp_port = free_port(), free_port()
+    command = [install.TARGET / "release" / "redis-proxy", "--redis_host", "127.0.0.1", "--redis_port", origin]
+    command += ["--proxy_host", "127.0.0.1", "--proxy_port", port, "--ttl", "24h", "--k", capacity]
+    variables = {
+        "REDIS_PROXY_DAEMON__WORKER_THREADS": str(workers),
+        "REDIS_PROXY_RESP__LISTEN": f"127.0.0.1:{resp_port}",
+        "REDIS_PROXY_HTTP__MAX_CONNECTIONS": str(connections[0]),
+        "REDIS_PROXY_HTTP__IDLE_TIMEOUT": "1h",
+        "REDIS_PROXY_RESP__MAX_CONNECTIONS": str(connections[1]),
+    }
+    server = Server(PROXY, command, port, directory, cores, variables)
+    server.resp_port, server.path = resp_port, "/keys/"
+    ready = f"http://127.0.0.1:{port}/readyz"
+    return server.wait_until(lambda: urllib.request.urlopen(ready, timeout=2).status == 200)
+
+
+def start_nginx(name, directory, origin, size):
+    port = free_port()
+    # It reads no value longer than this from its configuration.
+    fixed = "x" * min(size, 1000)
+    values = {"ROOT": install.ROOT, "PORT": port, "ORIGIN": origin, "CAPACITY": CAPACITY, "VALUE": fixed}
+    text = (install.PROJECT / "bench" / "nginx.conf").read_text()
+    for name_of_value, value in values.items():
+        text = text.replace(f"@{name_of_value}@", str(value))
+    configuration = directory / f"nginx-{port}.conf"
+    configuration.write_text(text)
+    server = Server(name, [install.program("nginx"), "-p", directory, "-c", configuration], port, directory, SERVING)
+    server.path = "/fixed/" if name == NGINX_FIXED else "/keys/"
+    return server
+
+
+def start_webdis(directory, origin):
+    port = free_port()
+    configuration = directory / f"webdis-{port}.json"
+    configuration.write_text(
+        f'{{"redis_host": "127.0.0.1", "redis_port": {origin}, "http_host": "127.0.0.1", "http_port": {port},'
+        f' "threads": 1, "daemonize": false, "database": 0, "verbosity": 0, "logfile": "{directory}/webdis.log"}}'
+    )
+    server = Server(WEBDIS, [install.program("webdis"), configuration], port, directory, SERVING)
+    server.path, server.suffix = "/GET/", ".txt"
+    return server
+
+
+def start_fastapi(name, directory, origin):
+    """With uvicorn as `pip install uvicorn` brings it, or with all that makes it faster."""
+    parts = ["uvloop", "httptools"] if name == FASTAPI_UVLOOP else ["asyncio", "h11"]
+    port = free_port()
+    command = [install.PYTHON, "-m", "uvicorn", "--app-dir", install.PROJECT / "bench", "fastapi_proxy:app"]
+    command += ["--host", "127.0.0.1", "--port", port, "--no-access-log", "--log-level", "warning"]
+    command += ["--loop", parts[0], "--http", parts[1]]
+    variables = {"ORIGIN": str(origin), "CAPACITY": str(CAPACITY), "PYTHONDONTWRITEBYTECODE": "1"}
+    server = Server(name, command, port, directory, SERVING, variables)
+    server.path = "/keys/"
+    return server
+
+
+def start_twemproxy(directory, origin):
+    """twemproxy, which forwards every read over one connection."""
+    port, statistics = free_port(), free_port()
+    configuration = directory / f"nutcracker-{port}.yml"
+    configuration.write_text(
+        f"pool:\n  listen: 127.0.0.1:{port}\n  hash: fnv1a_64\n  distribution: modula\n  redis: true\n"
+        f"  backlog: 4096\n  server_connections: 1\n  servers:\n   - 127.0.0.1:{origin}:1\n"
+    )
+    command = [install.program("nutcracker"), "-c", configuration, "-o", directory / "nutcracker.log"]
+    command += ["-s", statistics, "-a", "127.0.0.1"]
+    server = Server(TWEMPROXY, command, port, directory, SERVING)
+    return server.wait_until(lambda: answers_resp(server))
+
+
+def start_http(name, directory, origin, size):
+    """The contestant of this name, whose answers have been looked at; `size` is that of its values."""
+    if name == PROXY:
+        server = start_proxy(directory, origin)
+    elif name in (NGINX_FIXED, NGINX_LRUCACHE):
+        server = start_nginx(name, directory, origin, size)
+    else:
+        server = start_webdis(directory, origin) if name == WEBDIS else start_fastapi(name, directory, origin)
+    return server.wait_until(lambda: answers_http(server, size))
+
+
+def is_there(name):
+    """Whether a contestant could be installed."""
+    if name in (FASTAPI, FASTAPI_UVLOOP):
+        return install.PYTHON.exists()
+    programs = {NGINX_FIXED: "nginx", NGINX_LRUCACHE: "nginx", WEBDIS: "webdis", TWEMPROXY: "nutcracker"}
+    return name not in programs or bool(install.is_there(programs[name]))

@@ -1,0 +1,108 @@
+"""What asks the servers: wrk over HTTP, redis-benchmark and a client of our own over Redis's protocol.
+
+Each load runs on the core for loads, for a bounded time, and says how many reads were answered and how fast. A load of
+which a read failed is no measurement.
+"""
+
+import csv
+import os
+import subprocess
+from dataclasses import dataclass, field
+
+import install
+from processes import CORES, LOADING, Failed
+
+KEYS = 10_000
+CONNECTIONS = 32
+
+
+@dataclass
+class Result:
+    """What a load found out; latencies in microseconds, by percentile."""
+
+    reads: int
+    seconds: float
+    latency: dict = field(default_factory=dict)
+
+
+def run(command, seconds, cores=LOADING):
+    """What a load prints; it has 30 seconds more than it should need."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=install.environment(),
+        timeout=seconds + 30,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    if done.returncode != 0:
+        raise Failed(f"{command[0]} failed: {done.stderr[-500:]}{done.stdout[-500:]}")
+    return done.stdout
+
+
+@dataclass
+class Others:
+    """Keys that are read in turn between those that are read often: every so many reads, the next one of `numbers`."""
+
+    every: int
+    numbers: range
+    turn: int = 0
+
+
+def wrk(server, seconds, connections=CONNECTIONS, keys=KEYS, others=None):
+    """Reads over HTTP of `keys` keys, few of them often, and of `others`, which is brought up to date."""
+    others = others or Others(0, range(1))
+    script = install.PROJECT / "bench" / "keys.lua"
+    command = [install.program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", script]
+    command += [f"http://127.0.0.1:{server.port}", "--", server.path, server.suffix, keys]
+    command += [others.every, others.turn, others.numbers.start, len(others.numbers)]
+    text = run(command, seconds)
+    numbers = [int(word) for line in text.splitlines() if line.startswith("RESULT") for word in line.split()[1:]]
+    reads, microseconds, failed, p50, p99, p999 = numbers
+    if failed or not reads:
+        raise Failed(f"{server.name}: {failed} of {reads} reads failed")
+    others.turn += reads // others.every if others.every else 0
+    return Result(reads, microseconds / 1e6, {"p50": p50, "p99": p99, "p99.9": p999})
+
+
+# How often wrk may be started until all keys have been read.
+WARMING = 60
+
+
+def warm(server, numbers, connections=CONNECTIONS):
+    """Reads each of these keys over HTTP at least once."""
+    others = Others(1, numbers)
+    for _ in range(WARMING):
+        wrk(server, 2, connections, 1, others)
+        # The reads that are cut off at the end of a time are the last ones, which the next time begins with.
+        if others.turn > len(numbers) + connections:
+            return
+    raise Failed(f"{server.name}: {others.turn} reads in {2 * WARMING} seconds")
+
+
+def redis_benchmark(port, reads, connections=CONNECTIONS, pipeline=1, keys=KEYS):
+    """So many GETs of keys drawn at random, `pipeline` at a time on each connection."""
+    command = [install.program("redis-benchmark"), "-p", port, "-t", "get", "-n", reads, "-r", keys]
+    command += ["-c", connections, "-P", pipeline, "--csv"]
+    row = list(csv.reader(run(command, 60).splitlines()))[-1]
+    rate, p50, p99 = float(row[1]), float(row[4]), float(row[6])
+    return Result(reads, reads / rate, {"p50": p50 * 1000, "p99": p99 * 1000})
+
+
+def paced(port, rate, seconds):
+    """GETs at a fixed rate, whether or not the answers keep up; each is timed from when it was due."""
+    command = [client(), "paced", port, CONNECTIONS, rate, seconds, KEYS]
+    reads, p50, p99, p999 = (float(word) for word in run(command, seconds).split())
+    return Result(int(reads), seconds, {"p50": p50, "p99": p99, "p99.9": p999})
+
+
+def straight(origin, tasks, seconds, rounds):
+    """Reads a second straight over one link and through a cache that never has the key, a pair for each round."""
+    text = run([client(), "straight", origin, tasks, seconds, rounds], 2 * seconds * rounds, set(CORES))
+    return [tuple(float(word) for word in line.split()) for line in text.splitlines()]
+
+
+def client():
+    return install.TARGET / "release" / "examples" / "load"

@@ -1,0 +1,116 @@
+"""The servers that are measured: started, pinned, watched and stopped.
+
+The rule: a server is known by the id of the process that was started and those of its descendants, each is stopped by
+its id, and nothing outlives the run.
+"""
+
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import install
+
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+CORES = sorted(os.sched_getaffinity(0))
+# One core serves. The load, and the Redis behind a server, have the next.
+SERVING, LOADING = {CORES[0]}, {CORES[-1]}
+
+
+class Failed(Exception):
+    """A server or a load did not do what it should; the message says which."""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """A server with its descendants. It serves on `port`; over HTTP `path` and `suffix` stand around a key."""
+
+    path = suffix = ""
+
+    def __init__(self, name, command, port, directory, cores, variables=None):
+        self.name, self.port = name, port
+        self.log = Path(directory) / f"{name.replace(' ', '-')}-{port}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=directory,
+                env={**install.environment(), **(variables or {})},
+                start_new_session=True,
+                preexec_fn=lambda: (os.sched_setaffinity(0, cores), allow_open_files()),
+            )
+
+    def ids(self):
+        """The ids of its processes."""
+        found, fresh = [], [self.process.pid]
+        while fresh:
+            found += fresh
+            fresh = [child for parent in fresh for child in children(parent)]
+        return found
+
+    def cpu(self):
+        """Seconds of processor time so far, user and system, of all its processes."""
+        return sum(sum(map(int, stat(pid)[11:13])) for pid in self.ids()) / TICKS_A_SECOND
+
+    def memory(self):
+        """Bytes in memory (VmRSS) of all its processes."""
+        status = (Path(f"/proc/{pid}/status").read_text() for pid in self.ids())
+        return sum(int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024 for text in status)
+
+    def wait_until(self, is_ready, seconds=20):
+        """Waits until `is_ready` says so; whatever it raises until then is that it is not yet."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if is_ready():
+                    return self
+            except (OSError, ValueError):
+                pass
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.stop()
+                raise Failed(f"{self.name} does not serve: {self.log.read_text()[-500:]}")
+            time.sleep(0.05)
+
+    def stop(self):
+        for act in (signal.SIGTERM, signal.SIGKILL):
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, act)
+                try:
+                    self.process.wait(10)
+                except subprocess.TimeoutExpired:
+                    continue
+        return self.process.returncode
+
+
+def allow_open_files():
+    """Lets this process open as many files as 10,000 connections need, where the system allows it."""
+    wanted = 65_536
+    for hard in (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]):
+        try:
+            return resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+        except (ValueError, OSError):
+            continue
+
+
+def children(pid):
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def stat(pid):
+    """The fields of /proc/PID/stat from the third on; the second may have spaces in it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

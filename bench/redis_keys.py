@@ -1,0 +1,67 @@
+"""The keys that are read: written to Redis, and read once by a connection of Redis's own protocol.
+
+A key is `key:` and twelve digits, as redis-benchmark has them, so 16 bytes.
+"""
+
+import socket
+
+# Reads that are sent before their answers are awaited.
+BATCH = 1000
+
+
+def key(number):
+    return f"key:{number:012d}"
+
+
+class Connection:
+    """Speaks to Redis, or to whoever speaks like it."""
+
+    def __init__(self, port, seconds=120):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+        self.stream = self.socket.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+        self.socket.close()
+
+    def ask(self, *words):
+        """What is answered to one command; an error is raised."""
+        self.socket.sendall(encode(*words))
+        kind, rest = (line := self.stream.readline())[:1], line[1:-2]
+        if kind == b"-" or not line:
+            raise ValueError(line.decode() or "the connection was closed")
+        if kind != b"$":
+            return rest
+        return None if rest == b"-1" else self.stream.read(int(rest) + 2)[:-2]
+
+    def read_all(self, numbers, size):
+        """Reads each of the keys, whose values are all of `size` bytes."""
+        expected = len(b"$%d\r\n" % size) + size + 2
+        for first in range(numbers.start, numbers.stop, BATCH):
+            batch = range(first, min(first + BATCH, numbers.stop))
+            self.socket.sendall(b"".join(encode("GET", key(number)) for number in batch))
+            answers = self.stream.read(expected * len(batch))
+            if len(answers) != expected * len(batch) or answers[:1] != b"$":
+                raise ValueError(f"reads of {batch} were answered {answers[:80]}")
+
+
+def encode(*words):
+    words = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+
+
+# Many keys at once, since this program would need longer to write them than Redis.
+WRITE = """
+local value = string.rep('x', ARGV[3])
+for number = ARGV[1], ARGV[2] - 1 do redis.call('SET', string.format('key:%012d', number), value) end
+"""
+
+
+def write(port, numbers, size):
+    """Writes values of `size` bytes to the keys of these numbers."""
+    with Connection(port) as redis:
+        for first in range(numbers.start, numbers.stop, 100_000):
+            redis.ask("EVAL", WRITE, 0, first, min(first + 100_000, numbers.stop), size)

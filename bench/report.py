@@ -1,0 +1,233 @@
+"""RESULTS.md: what was measured, in tables, and beside it what was aimed at.
+
+The rule: every number in it was measured in this run. A ratio is that of two measurements of the same round; of the
+ratios of all rounds the median is given, and their range.
+"""
+
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import install
+from cases import THREADS
+from contestants import FASTAPI, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS
+from processes import LOADING, SERVING
+
+
+
+@dataclass
+class Target:
+    """A ratio of `this` to `other` that must and should be reached: that at most, or for a floor, at least."""
+
+    what: str
+    case: str
+    this: str
+    other: str
+    must: float
+    aim: float
+    figure: str = "cpu"
+    is_floor: bool = False
+
+
+def http(what, other, must, aim):
+    return Target(f"HTTP hit, CPU : {what}", "http 100 B, 32 connections", PROXY, other, must, aim)
+
+
+def resp(pipeline, must, aim):
+    what = f"RESP hit, P={pipeline}, CPU : redis-server"
+    return Target(what, f"resp P={pipeline}, 32 connections", PROXY, REDIS, must, aim)
+
+
+def resp_late(rate):
+    what = f"RESP p99 at {rate:,} reads/s : redis-server"
+    return Target(what, f"resp at {rate} reads/s", PROXY, REDIS, 1.2, 1.0, "p99")
+
+
+def two_threads(what, case):
+    return Target(f"2 worker threads : 1, CPU of a hit, {what}", case, THREADS[2], THREADS[1], 1.15, 1.05)
+
+
+def many_keys(pipeline):
+    this, other = (f"{PROXY}, {count:,} keys" for count in (5_000_000, 1000))
+    what = f"5,000,000 keys : 1,000, CPU of a RESP hit, P={pipeline}"
+    return Target(what, f"keys, resp P={pipeline}", this, other, 1.3, 1.3)
+
+
+def churn(tasks):
+    what = f"reads/s of {tasks} readers where every read misses : straight over one link"
+    case = f"misses, {tasks} tasks in one program"
+    return Target(what, case, "through the cache", "straight over one link", 0.8, 1.0, "rate", is_floor=True)
+
+
+TARGETS = [
+    http("nginx `return 200`", NGINX_FIXED, 1.1, 0.9),
+    http("nginx + lrucache", NGINX_LRUCACHE, 0.8, 0.65),
+    http("webdis", WEBDIS, 0.36, 0.3),
+    http("FastAPI + uvicorn + cachetools", FASTAPI, 0.035, 0.027),
+    resp(1, 1.0, 0.9),
+    resp(16, 1.0, 0.7),
+    resp(64, 1.0, 0.6),
+    resp_late(20_000),
+    resp_late(40_000),
+    Target("memory an entry : redis-server", "memory", PROXY, REDIS, 2.0, 1.3, "entry"),
+    two_threads("HTTP", "threads, http"),
+    two_threads("RESP P=1", "threads, resp P=1"),
+    two_threads("RESP P=16", "threads, resp P=16"),
+    many_keys(1),
+    many_keys(16),
+    churn(32),
+    churn(256),
+]
+# A figure with its heading, and how it is written.
+COLUMNS = {
+    "cpu": ("CPU, µs a read", "{:.2f}"),
+    "cpu_behind": ("CPU of the Redis behind, µs a read", "{:.2f}"),
+    "rate": ("reads/s", "{:,.0f}"),
+    "p50": ("p50, µs", "{:,.0f}"),
+    "p99": ("p99, µs", "{:,.0f}"),
+    "p99.9": ("p99.9, µs", "{:,.0f}"),
+    "entry": ("bytes an entry", "{:,.0f}"),
+    "connection": ("bytes a connection", "{:,.0f}"),
+    "connections": ("connections", "{:,.0f}"),
+    "memory": ("memory, MiB", "{:,.0f}"),
+}
+
+
+def text(bench, seconds, load_before):
+    """The whole report."""
+    cases = dict.fromkeys(record.case for record in bench.records)
+    parts = [HEAD.format(command=command(bench)), machine(bench, seconds, load_before), targets(bench), READING]
+    parts += [f"## {case[0].upper()}{case[1:]}\n\n{table(bench, case)}" for case in cases]
+    if bench.left_out:
+        rows = [f"- {name}, in {case}: {reason}" for case, name, reason in dict.fromkeys(bench.left_out)]
+        parts.append("## Left out\n\n" + "\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+HEAD = """# Side by side
+
+Written by `{command}`; do not edit. What is measured and how stands in the files beside this one."""
+
+READING = """In the tables the ratio is this proxy's CPU to the other's, round by round: the median, and the least and
+the most of all rounds. Below 1 this proxy costs less. The other figures are medians. wrk and redis-benchmark ask as
+fast as they are answered, so their latencies are those of a server (or a load) that has all it can do; those at a fixed
+rate are timed from when the read was due."""
+
+
+def command(bench):
+    return f"{'QUICK=1 ' if bench.is_quick else ''}ROUNDS={bench.rounds} make bench"
+
+
+def machine(bench, seconds, load_before):
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / (1 << 20)
+    names = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
+    return "\n".join([
+        f"- Machine: {os.cpu_count()} processors ({model[1] if model else platform.machine()}), {memory:.0f} GiB,"
+        f" Linux {platform.release()}; load average {load_before:.1f} before and {os.getloadavg()[0]:.1f} after.",
+        f"- Servers on core {min(SERVING)}; the load, and the Redis behind a server, on core {max(LOADING)}; where two"
+        " worker threads are measured, all on every core.",
+        f"- {bench.rounds} rounds of about {bench.seconds} s for each contestant of a case,"
+        f" {seconds / 60:.0f} minutes in all.",
+        f"- Versions: {names}.",
+    ])
+
+
+def versions():
+    packages = "('fastapi', 'uvicorn', 'cachetools')"
+    python = f"import importlib.metadata as m; print(*(f'{{n}} {{m.version(n)}}' for n in {packages}))"
+    # What prints the version; webdis would not print it, but serve.
+    said = {
+        "redis-server": ["redis-server", "--version"],
+        "nginx": ["nginx", "-v"],
+        "webdis": ["ls", str(install.TOOLS / "apt" / "cache" / "archives")],
+        "twemproxy": ["nutcracker", "--version"],
+        "wrk": ["wrk", "--version"],
+        "Python": [str(install.PYTHON), "--version"],
+    }
+    found = {name: version(*words) for name, words in said.items()}
+    found["redis-proxy"] = output("git", "describe", "--always", "--dirty").strip()
+    for name, number in re.findall(r"(\S+) (\S+)", output(str(install.PYTHON), "-c", python)):
+        found[name] = number
+    return found
+
+
+def version(name, *arguments):
+    """The first version in what a program prints, or for a list of files, of the one with that name."""
+    said = output(install.program(name) or name, *arguments)
+    found = re.search(rf"{'webdis_' if name == 'ls' else ''}(\d+\.\d+[.\d]*)", said)
+    return found[1] if found else ""
+
+
+def output(*words):
+    where = {"cwd": install.PROJECT, "env": install.environment()}
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, **where)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
+
+
+def targets(bench):
+    rows = [row(target, ratios(bench, target.case, target.figure, target.this, target.other)) for target in TARGETS]
+    return "## Targets\n\n" + markdown(["this : other", "must", "aim", "measured", ""], rows)
+
+
+def row(target, found):
+    if not found:
+        return [target.what, target.must, target.aim, "not measured", ""]
+    reached = (word for word in ("aim", "must") if is_reached(target, getattr(target, word), median(found)))
+    verdict = next(reached, "missed")
+    return [target.what, target.must, target.aim, spread(found), verdict]
+
+
+def is_reached(target, limit, ratio):
+    return ratio >= limit if target.is_floor else ratio <= limit
+
+
+def values(bench, case, name, figure):
+    """The figure by round."""
+    found = [one for one in bench.records if (one.case, one.name) == (case, name) and figure in one.figures]
+    return {one.round: one.figures[figure] for one in found}
+
+
+def ratios(bench, case, figure, this, other):
+    mine, others = values(bench, case, this, figure), values(bench, case, other, figure)
+    return [mine[round_] / others[round_] for round_ in sorted(mine.keys() & others.keys()) if others[round_]]
+
+
+def spread(numbers):
+    """The median of ratios with their range; small ones with more digits."""
+    form = "{:.3f}" if median(numbers) < 0.1 else "{:.2f}"
+    middle, low, high = (form.format(number) for number in (median(numbers), min(numbers), max(numbers)))
+    return middle if len(numbers) == 1 else f"{middle} ({low} – {high})"
+
+
+def table(bench, case):
+    names = list(dict.fromkeys(one.name for one in bench.records if one.case == case))
+    figures = [figure for figure in COLUMNS if any(values(bench, case, name, figure) for name in names)]
+    base = PROXY if PROXY in names else None
+    heads = [""] + [COLUMNS[figure][0] for figure in figures] + ([] if base is None else ["ratio"])
+    rows = []
+    for name in names:
+        row = [name] + [cell(figure, values(bench, case, name, figure)) for figure in figures]
+        figure = "cpu" if "cpu" in figures else figures[0]
+        compared = base is not None and name != base and ratios(bench, case, figure, base, name)
+        rows.append(row + ([] if base is None else [spread(compared) if compared else ""]))
+    return markdown(heads, rows)
+
+
+def cell(figure, found):
+    if not found:
+        return ""
+    middle = median(found.values()) / ((1 << 20) if figure == "memory" else 1)
+    return COLUMNS[figure][1].format(middle)
+
+
+def markdown(heads, rows):
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(word) for word in line) + " |" for line in lines)

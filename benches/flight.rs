@@ -1,0 +1,37 @@
+//! What a read that misses costs, without the time Redis takes: its flight, its task, its landing and an eviction; and
+//! what it costs to share one.
+
+mod rig;
+
+use bytes::Bytes;
+use criterion::{Criterion, Throughput};
+use futures::future::join_all;
+use redis_proxy::cache::{Demand, Fetched};
+
+use self::rig::{Rig, VALUE, key};
+
+/// Readers of one cold key.
+const READERS: usize = 100;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let rig = Rig::new();
+    // None of them is there: each is newer than any that was.
+    let mut cold = (rig::KEYS..).map(key);
+    let mut group = criterion.benchmark_group("flight");
+    group.bench_function("miss", |bencher| bencher.iter(|| cold.next().map(|key| rig.fetch(&key))));
+    group.throughput(Throughput::Elements(READERS as u64));
+    group.bench_function("shared", |bencher| bencher.iter(|| cold.next().map(|key| share(&rig, &key))));
+    group.finish();
+    criterion.final_summary();
+}
+
+fn share(rig: &Rig, key: &[u8]) -> usize {
+    let fetch = |_| async {
+        // The others come meanwhile.
+        tokio::task::yield_now().await;
+        Fetched::Value(Bytes::from_static(VALUE), None)
+    };
+    let reads = (0..READERS).map(|_| rig.cache.get_or_fetch(key, Demand::Usual, fetch));
+    rig.runtime.block_on(join_all(reads)).len()
+}

@@ -1,0 +1,50 @@
+//! Cached reads for `scripts/instructions` to count the processor's instructions of.
+//!
+//! Usage: `instructions READ TIMES`. What it does besides the reads is the same however many there are, so the difference
+//! of two runs is what the reads cost.
+
+mod rig;
+
+use std::hint::black_box;
+
+use anyhow::{Context as _, bail};
+use redis_proxy::cache::Demand;
+use redis_proxy::metrics::FrontEnd;
+use tokio::time::Instant;
+use tracing::Span;
+
+use self::rig::{Client, Rig, key, scattered};
+
+fn main() -> anyhow::Result<()> {
+    // What cargo itself passes is no read.
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let [read, times] = &arguments[..] else { return Ok(()) };
+    let times = times.parse().context("TIMES is a number")?;
+    let rig = Rig::new();
+    let keys: Vec<_> = scattered().take(rig::KEYS).map(key).collect();
+    let reads = keys.iter().cycle().take(times);
+    match read.as_str() {
+        "lookup" => reads.for_each(|key| drop(black_box(rig.proxy.lookup(key, Instant::now())))),
+        "get" => rig.runtime.block_on(async {
+            for key in reads {
+                drop(black_box(rig.proxy.get(FrontEnd::Http, key, Demand::Usual, &Span::none()).await));
+            }
+        }),
+        // None of these keys is there, and one that is has to go for each.
+        "miss" => (rig::KEYS..rig::KEYS + times).for_each(|number| rig.fetch(&key(number))),
+        "http" => ask(&rig, rig.http(), &rig::http_requests(), 1, times),
+        "resp-1" => ask(&rig, rig.resp(), &rig::resp_requests(1), 1, times),
+        "resp-16" => ask(&rig, rig.resp(), &rig::resp_requests(16), 16, times),
+        _ => bail!("there is no read called {read}"),
+    }
+    Ok(())
+}
+
+/// Reads so many times, `pipeline` at a time.
+fn ask(rig: &Rig, mut client: Client, requests: &[Vec<u8>], pipeline: usize, times: usize) {
+    rig.runtime.block_on(async {
+        for request in requests.iter().cycle().take(times / pipeline) {
+            client.ask(request, pipeline).await;
+        }
+    });
+}

@@ -1,0 +1,29 @@
+//! What it costs to count reads, and to tell them.
+
+mod rig;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput};
+use redis_proxy::cache::Outcome;
+use redis_proxy::metrics::FrontEnd;
+
+use self::rig::Rig;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let rig = Rig::new();
+    let mut group = criterion.benchmark_group("metrics");
+    for reads in [1, 64] {
+        group.throughput(Throughput::Elements(reads));
+        group.bench_function(format!("{reads} reads"), |bencher| {
+            let took = black_box(Duration::from_micros(10));
+            bencher.iter(|| rig.metrics.reads(FrontEnd::Resp, Outcome::Hit, reads, took));
+        });
+    }
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("scrape", |bencher| bencher.iter(|| black_box(rig.proxy.metrics())));
+    group.finish();
+    criterion.final_summary();
+}

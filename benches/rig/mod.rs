@@ -1,0 +1,137 @@
+//! A proxy whose cache has every key that is read, and clients of it: all on one thread, with no Redis and no network.
+//!
+//! Nothing here waits for a clock or another thread, so that the same reads take the same steps each time.
+
+#![allow(dead_code, reason = "each bench uses its own part of it")]
+#![expect(clippy::expect_used, reason = "what cannot be set up here cannot be measured")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use bytes::{Bytes, BytesMut};
+use redis_proxy::backend::{self, Backend, BackendError};
+use redis_proxy::cache::{self, Cache, CoherenceMode, Demand, Fetched};
+use redis_proxy::hotkeys::HotKeys;
+use redis_proxy::metrics::Metrics;
+use redis_proxy::proxy::Proxy;
+use redis_proxy::resp::{self, Resp};
+use redis_proxy::server::{self, Drain, Serve, Stream};
+use redis_proxy::{http, resp::names};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+
+/// The same as the daemon's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How many keys are read.
+pub(crate) const KEYS: usize = 10_000;
+/// What each of them has: its end is told by a byte that is in no head of an answer.
+pub(crate) const VALUE: &[u8] = &{
+    let mut value = [b'x'; 100];
+    value[99] = END;
+    value
+};
+const END: u8 = 0xff;
+
+/// The default of `http.max_key`.
+const MAX_KEY: usize = 16 << 10;
+
+/// A proxy with its runtime.
+pub(crate) struct Rig {
+    pub(crate) runtime: Runtime,
+    pub(crate) cache: Cache<BackendError>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) proxy: Proxy,
+}
+
+impl Rig {
+    /// Has all keys, and keeps them for good.
+    pub(crate) fn new() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        // Nobody vouches for them but the time: there is no Redis to.
+        let (ttl, coherence) = (Duration::from_secs(1 << 20), CoherenceMode::Ttl);
+        let settings = cache::Settings { capacity: KEYS, ttl, coherence, ..cache::Settings::default() };
+        let cache = Cache::new(settings, runtime.handle().clone());
+        let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
+        let link = Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), Arc::clone(&metrics));
+        let (backend, _) = link.expect("a backend that is never asked");
+        let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), HotKeys::new(0));
+        let rig = Self { runtime, cache, metrics, proxy };
+        (0..KEYS).for_each(|number| rig.fetch(&key(number)));
+        rig
+    }
+
+    /// Has `key` fetched, from nowhere, unless it is there.
+    pub(crate) fn fetch(&self, key: &[u8]) {
+        let fetch = |_| async { Fetched::Value(Bytes::from_static(VALUE), None) };
+        self.runtime.block_on(self.cache.get_or_fetch(key, Demand::Usual, fetch)).expect("a value");
+    }
+
+    /// A client that speaks HTTP.
+    pub(crate) fn http(&self) -> Client {
+        let http::Settings { idle_timeout, header_timeout, max_header, .. } = http::Settings::default();
+        let limits = server::Limits { idle_timeout, header_timeout, max_header: max_header.0 };
+        self.client(&server::Http::new(
+            http::Keys::new(self.proxy.clone(), http::Settings::default(), Router::new()),
+            limits,
+        ))
+    }
+
+    /// A client that speaks as to Redis.
+    pub(crate) fn resp(&self) -> Client {
+        self.client(&Resp::prepare(resp::Settings::default(), MAX_KEY, self.proxy.clone()).expect("a front end"))
+    }
+
+    fn client(&self, front_end: &dyn Serve) -> Client {
+        let _entered = self.runtime.enter();
+        let (client, served) = UnixStream::pair().expect("two ends of a socket");
+        self.runtime.spawn(front_end.serve(Stream::Unix(served), Drain::never()));
+        Client { stream: client, received: BytesMut::new() }
+    }
+}
+
+/// A client of the proxy.
+pub(crate) struct Client {
+    stream: UnixStream,
+    received: BytesMut,
+}
+
+impl Client {
+    /// Sends `request` and waits for so many answers, each of which ends with the value and what follows it.
+    pub(crate) async fn ask(&mut self, request: &[u8], answers: usize) {
+        self.stream.write_all(request).await.expect("a server");
+        self.received.clear();
+        let (mut found, mut looked_at) = (0, 0);
+        while found < answers {
+            assert!(self.stream.read_buf(&mut self.received).await.expect("an answer") > 0, "the server hung up");
+            found += memchr::memchr_iter(END, &self.received[looked_at..]).count();
+            looked_at = self.received.len();
+        }
+    }
+}
+
+/// The name of a key.
+pub(crate) fn key(number: usize) -> Vec<u8> {
+    format!("key:{number:012}").into_bytes()
+}
+
+/// Keys in an order that no cache of a processor foresees, each as often as another.
+pub(crate) fn scattered() -> impl Iterator<Item = usize> {
+    (0..).map(|turn: usize| turn.wrapping_mul(7919) % KEYS)
+}
+
+/// Reads over HTTP, one for each key.
+pub(crate) fn http_requests() -> Vec<Vec<u8>> {
+    let request = |number| [b"GET /keys/", &key(number)[..], b" HTTP/1.1\r\nHost: bench\r\n\r\n"].concat();
+    scattered().take(KEYS).map(request).collect()
+}
+
+/// GETs, `pipeline` in each batch.
+pub(crate) fn resp_requests(pipeline: usize) -> Vec<Vec<u8>> {
+    let request = |number| [b"*2\r\n$3\r\nGET\r\n$16\r\n", &key(number)[..], b"\r\n"].concat();
+    let requests: Vec<_> = scattered().take(KEYS).map(request).collect();
+    requests.chunks(pipeline).filter(|batch| batch.len() == pipeline).map(<[_]>::concat).collect()
+}
