@@ -77,6 +77,7 @@ impl Rig {
         self.client(&server::Http::new(
             http::Keys::new(self.proxy.clone(), http::Settings::default(), Router::new()),
             limits,
+            None,
         ))
     }
 
