@@ -17,7 +17,7 @@ run: ## Build the proxy and run it with a private Redis and sample keys until Ct
 test: ## Run every test: unit, documentation, orders of steps, and integration against real redis-servers
 	@scripts/test
 
-soak: ## Soak the coherence of the cache in faults (SECONDS=60 SEED=1 SERVER=redis-server)
+soak: ## Soak both front ends in faults: no wrong answer, nothing left behind (SECONDS=60 SEED=1 SERVER=redis-server)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)'
 
 fuzz: ## Give each fuzz target made-up input and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)

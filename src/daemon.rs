@@ -97,6 +97,8 @@ impl Daemon {
         metrics.tell_of_cache(move || looked_at.statistics())?;
         let looked_at = telemetry.clone();
         metrics.tell_of_spans_dropped(move || looked_at.spans_dropped())?;
+        let looked_at = telemetry.clone();
+        metrics.tell_of_lines_dropped(move || looked_at.lines_dropped())?;
         let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
         let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
         let hot_keys = HotKeys::new(config.admin.hotkeys);
@@ -368,17 +370,28 @@ fn within_means(config: &Config) -> Means {
     let operators = if config.admin.listen.is_off() { 0 } else { config.admin.max_connections };
     let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * worker_threads(&config.daemon) + operators;
     let left = open_files.saturating_sub(own);
-    let http = clamped("http.max_connections", config.http.max_connections, left, open_files);
+    let http = (config.http.max_connections, http::Settings::default().max_connections);
+    let http = clamped("http.max_connections", http, left, open_files);
     let left = left.saturating_sub(http) / DESCRIPTORS_PER_RESP_CLIENT;
-    let resp = config.resp.max_connections;
-    let resp = if config.resp.listen.is_off() { resp } else { clamped("resp.max_connections", resp, left, open_files) };
+    let resp = (config.resp.max_connections, resp::Settings::default().max_connections);
+    let resp =
+        if config.resp.listen.is_off() { resp.0 } else { clamped("resp.max_connections", resp, left, open_files) };
     Means { http, resp }
 }
 
-fn clamped(key: &str, wanted: usize, left: usize, open_files: usize) -> usize {
+fn clamped(key: &str, (wanted, default): (usize, usize), left: usize, open_files: usize) -> usize {
     let affordable = left.max(1);
     if wanted > affordable {
-        tracing::warn!(open_files, affordable, "{key} is more than the system has open files for");
+        // Nobody asked for the default, so nobody need do something about it.
+        if wanted == default {
+            tracing::info!(
+                open_files,
+                affordable,
+                "{key} is lower than its default: the system has no more open files"
+            );
+        } else {
+            tracing::warn!(open_files, affordable, "{key} is more than the system has open files for");
+        }
     }
     wanted.min(affordable)
 }

@@ -106,6 +106,12 @@ fn health(config: &Config, question: Question) -> anyhow::Result<ExitCode> {
 
 fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
     let telemetry = Telemetry::start(&config.telemetry)?;
+    let ended = run(config, sources, &telemetry);
+    telemetry.write_out();
+    ended
+}
+
+fn run(config: Config, sources: Sources, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let daemon = Daemon::build(config, sources, telemetry.clone());
     let ending = runtime.block_on(async { anyhow::Ok(daemon.await?.run().await) })?;

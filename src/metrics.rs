@@ -297,6 +297,15 @@ impl Metrics {
         Registration(&self.registry).look(move || Ok(vec![counted("spans_dropped_total", help, look())?]))
     }
 
+    /// From now on it is told how many lines of the log were dropped.
+    ///
+    /// # Errors
+    /// It is told already.
+    pub fn tell_of_lines_dropped(&self, look: impl Fn() -> u64 + Send + Sync + 'static) -> prometheus::Result<()> {
+        let help = "Lines of the log that were dropped, because standard error did not take them.";
+        Registration(&self.registry).look(move || Ok(vec![counted("log_lines_dropped_total", help, look())?]))
+    }
+
     /// The Prometheus text format.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()

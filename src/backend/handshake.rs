@@ -91,6 +91,9 @@ impl Login {
         if answer.starts_with(b"+") {
             return Ok(());
         }
+        if is_full(String::from_utf8_lossy(&answer).trim_start_matches("-ERR ")) {
+            return Err(full());
+        }
         let code = answer.get(1..).unwrap_or_default().split(u8::is_ascii_whitespace).next().unwrap_or_default();
         Err(refused_login(&String::from_utf8_lossy(code)))
     }
@@ -237,8 +240,7 @@ fn hello_refused(error: &RedisError, has_login: bool) -> Untracked {
         None => unreachable(&format_args!("the handshake failed: {error}")).into(),
         Some("ERR") if begins("unknown") => Untracked::Refused("it does not know HELLO".to_owned()),
         Some("NOPROTO") => Untracked::Refused("it does not speak RESP3".to_owned()),
-        // Said of every client, so it repeats nothing.
-        Some(code @ "ERR") if begins("max number of clients") => refused_with(code, details).into(),
+        Some("ERR") if is_full(details) => full().into(),
         Some(code) if has_login && is_final(code) => refused_login(code).into(),
         Some(code) => refused_with(code, details).into(),
     }
@@ -268,10 +270,23 @@ async fn demand(
     refused: impl FnOnce(&ServerError) -> BackendError,
 ) -> Result<(), BackendError> {
     match ask(connection, command).await? {
+        Value::ServerError(error) if is_full(error.details().unwrap_or_default()) => Err(full()),
         Value::ServerError(error) => Err(refused(&error)),
         _ => Ok(()),
     }
 }
+
+/// Whether Redis says that it has as many clients as it may have, as it does before it is asked anything.
+fn is_full(details: &str) -> bool {
+    details.starts_with(FULL)
+}
+
+/// What follows: another link may be had as soon as somebody else goes.
+fn full() -> BackendError {
+    BackendError::Unavailable(FULL.into())
+}
+
+const FULL: &str = "max number of clients reached";
 
 /// Whether the user may not do this, or the server has no such command: it answers, and that is enough.
 fn is_unable(error: &ServerError) -> bool {

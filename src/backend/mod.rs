@@ -6,6 +6,7 @@
 
 mod address;
 mod handshake;
+mod last_words;
 mod link;
 mod probe;
 mod reply;
@@ -73,7 +74,7 @@ pub struct Settings {
     /// Fetches in progress at most.
     #[serde(with = "units::count")]
     pub max_fetches: usize,
-    /// Fetches that may wait for their turn.
+    /// Fetches that may wait for their turn, and reads that may wait for a proof.
     #[serde(with = "units::count")]
     pub max_queue: usize,
 }
@@ -140,8 +141,8 @@ pub enum BackendError {
     /// The link was lost while the answer was awaited.
     #[error("the link was lost")]
     Disconnected,
-    /// As many fetches wait as may.
-    #[error("too many fetches are waiting")]
+    /// As many reads wait as may.
+    #[error("too many reads are waiting")]
     Overloaded,
     /// Redis answered that it cannot answer now (`LOADING`, `MASTERDOWN`...).
     #[error("Redis is not able to answer now: {0}")]
@@ -192,6 +193,11 @@ impl BackendError {
         !matches!(self, Self::TimedOut | Self::Vanished)
     }
 
+    /// Whether it may be over in a moment without anybody doing something about it.
+    pub fn is_passing(&self) -> bool {
+        !matches!(self, Self::NotAdmitted(_))
+    }
+
     /// Whether Redis said this, rather than saying nothing.
     fn is_answer(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::WrongType | Self::TooLarge)
@@ -230,6 +236,8 @@ struct Shared {
     calls: Arc<Calls>,
     turns: Semaphore,
     waiting: AtomicUsize,
+    /// Reads that wait for a proof.
+    unproved: AtomicUsize,
     /// The largest value that is given out, in bytes.
     max_value: usize,
     /// Answers to fetches so far.
@@ -297,6 +305,7 @@ impl Backend {
             proved,
             calls,
             waiting: AtomicUsize::new(0),
+            unproved: AtomicUsize::new(0),
             max_value,
             answered: AtomicU64::new(0),
             metrics,
@@ -482,6 +491,7 @@ impl Shared {
 
     /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.
     async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
+        let _place = Place::take(&self.unproved, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
         let deadline = Instant::now() + self.settings.response_timeout;
         match self.prove(since, deadline).await {
             // A new link proves as much as an answer: there is nothing in memory then.

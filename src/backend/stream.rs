@@ -17,6 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::Endpoint;
+use super::last_words::LastWords;
 use super::reply::{not_admitted, unreachable};
 use super::{BackendError, Settings};
 use crate::tcp;
@@ -58,19 +59,19 @@ impl Opener {
         let (host, port) = match &self.endpoint {
             Endpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
-                return Ok(Box::new(stream));
+                return Ok(Box::new(LastWords::of(stream)));
             }
             Endpoint::Tcp { host, port, .. } => (host, *port),
         };
         let stream = self.connect_to_any(host, port, attempt).await.map_err(|error| unreachable(&error))?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let Some(tls) = &self.tls else { return Ok(Box::new(LastWords::of(stream))) };
         let name = ServerName::try_from(host.clone()).map_err(|error| not_admitted(&error))?;
         let stream = tls.connect(name, stream).await.map_err(|error| match error.kind() {
             // What rustls says of a certificate.
             io::ErrorKind::InvalidData => not_admitted(&error),
             _ => unreachable(&error),
         })?;
-        Ok(Box::new(stream))
+        Ok(Box::new(LastWords::of(stream)))
     }
 
     /// Tries the addresses of `host` one after the other, each for its share of the time and each attempt another first,

@@ -189,7 +189,7 @@ impl Connection {
     /// Passes on what Redis says.
     fn poll_replies(&mut self, cx: &mut Context<'_>) -> Moved {
         let mut moved = Moved::No;
-        while self.output.len() < PASSED_ON && !self.owed.is_read_first() {
+        while self.stage != Stage::Over && self.output.len() < PASSED_ON && !self.owed.is_read_first() {
             if self.link.input.is_empty() {
                 match self.link.poll_read(cx) {
                     Poll::Pending => return moved,
@@ -504,7 +504,9 @@ impl Moved {
     }
 }
 
-/// Says that Redis cannot be asked, in a way in which Redis itself says nothing.
+/// Says that Redis cannot be asked, in words that Redis itself does not use. Nothing has been done, so whoever wants to may
+/// try again; `LOADING` is what makes most clients do so that can.
 pub(super) fn write_failure(output: &mut Output, error: &BackendError) {
-    write_error(output.tail(), format!("ERR redis-proxy: Redis cannot be asked: {error}"));
+    let code = if error.is_passing() { "LOADING" } else { "ERR" };
+    write_error(output.tail(), format!("{code} redis-proxy: Redis cannot be asked: {error}"));
 }

@@ -13,18 +13,19 @@ use opentelemetry::trace::TraceContextExt as _;
 use tracing::{Event, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer;
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::format::Writer as LineWriter;
 use tracing_subscriber::fmt::{self as lines, FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::writer::Writer;
 use super::{LogFormat, variable};
 
-/// Writes lines in this format on standard error.
-pub(super) fn layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+/// Writes lines in this format, as standard error is to have them.
+pub(super) fn layer<S>(format: LogFormat, writer: Writer) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let layer = lines::layer().with_writer(io::stderr);
+    let layer = lines::layer().with_writer(move || writer.clone());
     match format {
         LogFormat::Text => {
             let layer = layer.with_ansi(io::stderr().is_terminal());
@@ -51,7 +52,12 @@ where
     N: for<'a> FormatFields<'a> + 'static,
     F: FormatEvent<S, N>,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: LineWriter<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         // What is traced is no concern of the lines' filter, so the span is asked for past it.
         let traced = Span::current().context();
         let traced = traced.span().span_context().clone();
@@ -59,7 +65,7 @@ where
             return self.0.format_event(context, writer, event);
         }
         let mut line = String::new();
-        self.0.format_event(context, Writer::new(&mut line), event)?;
+        self.0.format_event(context, LineWriter::new(&mut line), event)?;
         let open = line.trim_end().strip_suffix('}').unwrap_or(&line);
         writeln!(writer, "{open},\"trace_id\":\"{}\",\"span_id\":\"{}\"}}", traced.trace_id(), traced.span_id())
     }

@@ -1,13 +1,16 @@
 //! What the daemon says while it runs: lines on standard error, for people or for machines, and traces.
 //!
 //! Lines and traces do not depend on each other: the lines' filter lets no span through and stops none, and a collector
-//! that is slow, gone or refuses is no reason to wait.
+//! that is slow, gone or refuses is no reason to wait. Nor is a standard error that nobody reads.
 
 mod export;
 mod lines;
 mod otlp;
+mod writer;
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
@@ -18,6 +21,7 @@ use url::Url;
 
 pub use self::otlp::TracesError;
 use self::otlp::Tracing;
+use self::writer::Writer;
 use crate::trace::TARGET;
 use crate::units::{self, Ratio};
 
@@ -70,8 +74,10 @@ impl Default for LogFilter {
 }
 
 impl LogFilter {
+    /// What a client does wrong is no line of the log, or else it could fill it: the library for HTTP/2 warns of some of it,
+    /// and is heard only where it is named.
     fn filter(&self) -> EnvFilter {
-        EnvFilter::new(&self.0)
+        EnvFilter::new(format!("h2=off,{}", self.0))
     }
 }
 
@@ -164,7 +170,11 @@ impl TryFrom<String> for Collector {
 pub struct Telemetry {
     set_filter: Arc<dyn Fn(EnvFilter) + Send + Sync>,
     tracing: Option<Arc<Tracing>>,
+    writer: Writer,
 }
+
+/// How long the last lines may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Why it cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -175,13 +185,17 @@ pub enum StartError {
     /// Somebody in this process has begun already.
     #[error("cannot begin to log: {0}")]
     Logs(#[from] tracing_subscriber::util::TryInitError),
+    /// There is nothing to write lines with.
+    #[error("cannot begin to log: {0}")]
+    Writer(#[from] io::Error),
 }
 
 impl Telemetry {
     /// Begins to log, and to send traces if they are wanted.
     ///
     /// # Errors
-    /// What is configured for traces cannot be used, or somebody in this process has begun already.
+    /// What is configured for traces cannot be used, somebody in this process has begun already, or the system gives no
+    /// thread to write with.
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
         let tracing = Tracing::start(settings)?.map(Arc::new);
         let spans = tracing.as_ref().map(|tracing| {
@@ -192,7 +206,10 @@ impl Telemetry {
             layer.with_context_activation(false).with_filter(only_spans())
         });
         let (filter, handle) = reload::Layer::new(settings.log_filter.filter());
-        let lines = lines::layer(settings.log_format).with_filter(no_spans().and(filter));
+        let writer = Writer::start()?;
+        let panics = writer.clone();
+        std::panic::set_hook(Box::new(move |panic| panics.tell_of_panic(panic)));
+        let lines = lines::layer(settings.log_format, writer.clone()).with_filter(no_spans().and(filter));
         match spans {
             Some(spans) => tracing_subscriber::registry().with(lines).with(spans).try_init()?,
             // An absent layer is not the same: for all one knows it might want spans, so each place would have to ask.
@@ -204,7 +221,7 @@ impl Telemetry {
             }
         }
         // It fails only when the subscriber is gone, and then nobody writes.
-        Ok(Self { set_filter: Arc::new(move |filter| _ = handle.reload(filter)), tracing })
+        Ok(Self { set_filter: Arc::new(move |filter| _ = handle.reload(filter)), tracing, writer })
     }
 
     /// From now on lines are written that `filter` lets through.
@@ -215,6 +232,16 @@ impl Telemetry {
     /// How many spans no collector got.
     pub fn spans_dropped(&self) -> u64 {
         self.tracing.as_ref().map_or(0, |tracing| tracing.dropped())
+    }
+
+    /// How many lines were dropped, as nobody took them.
+    pub fn lines_dropped(&self) -> u64 {
+        self.writer.dropped()
+    }
+
+    /// Has written what was said, within a second.
+    pub fn write_out(&self) {
+        self.writer.write_out(LAST_LINES);
     }
 
     /// Sends what waits to be sent, within two seconds.

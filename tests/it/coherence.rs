@@ -1,7 +1,7 @@
 //! "Never older than Redis by more than a moment, whatever happens": a soak of the real program under seeded faults.
 //!
-//! Writers change versioned values straight in Redis, readers ask the proxy, and an adversary breaks the link, Redis
-//! and the proxy's memory in between. An oracle knows what each read may return. It is worth something only because it
+//! Writers change versioned values straight in Redis, readers over HTTP and clients of Redis ask the proxy, and an adversary
+//! breaks the link, Redis and the proxy's memory in between. An oracle knows what each read may return. It is worth something only because it
 //! can fail: the same soak with nothing but a TTL must be refused, and each of its rules has a history that breaks it.
 //!
 //! `make soak SECONDS=600 SEED=1` runs it for long. Model and rules are those of the files beside this one.
@@ -17,7 +17,9 @@
 use std::env;
 use std::time::Duration;
 
+mod clients;
 mod faults;
+mod footprint;
 mod history;
 mod oracle;
 mod readers;

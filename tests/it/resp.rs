@@ -22,7 +22,7 @@ mod faults;
 mod hangups;
 mod hostile;
 mod identity;
-mod limits;
+pub(crate) mod limits;
 mod memory;
 mod own_writes;
 mod patience;
@@ -31,8 +31,8 @@ mod pubsub;
 mod script;
 mod transactions;
 mod untold;
-mod ways;
-mod wire;
+pub(crate) mod ways;
+pub(crate) mod wire;
 
 use std::env;
 

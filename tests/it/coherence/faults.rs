@@ -10,15 +10,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use redis::cmd;
 
+use super::report::Recovery;
 use super::weather::BOUND_IN_TROUBLE;
 use super::world::{KEYS, World};
+use crate::resp::wire::Wire;
 use crate::stage::{readyz, request};
 use crate::support::http::{Client, Response, key_path};
 use crate::support::{Proxy, RedisServer, Relay, Reload, within};
@@ -115,9 +117,9 @@ pub(super) const NO_GRACE: &str = "0s";
 const SOME_GRACE: &str = "3s";
 
 impl Adversary<'_> {
-    /// Deals out faults for so long; returns how many of each kind there were.
-    pub(super) fn strike(&mut self, faults: &[Fault], duration: Duration) -> BTreeMap<&'static str, u64> {
-        let mut counts = BTreeMap::new();
+    /// Deals out faults for so long; returns how long it took after each until all was well.
+    pub(super) fn strike(&mut self, faults: &[Fault], duration: Duration) -> BTreeMap<&'static str, Vec<Recovery>> {
+        let mut recoveries: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let mut deck = Vec::new();
         while self.world.is_written() && self.world.clock.now() < duration {
             self.hold(400..1600);
@@ -127,11 +129,11 @@ impl Adversary<'_> {
             }
             if let Some(fault) = deck.pop() {
                 self.change_grace();
-                self.undergo(fault);
-                *counts.entry(fault.name()).or_default() += 1;
+                let recovery = self.undergo(fault);
+                recoveries.entry(fault.name()).or_default().push(recovery);
             }
         }
-        counts
+        recoveries
     }
 
     /// After the last write and the last fault: when one bound is over, each key must be the same in Redis and
@@ -157,18 +159,32 @@ impl Adversary<'_> {
         }
     }
 
-    fn undergo(&mut self, fault: Fault) {
+    fn undergo(&mut self, fault: Fault) -> Recovery {
         let weather = &self.world.weather;
         let spells = if fault.is_on_the_link() { &weather.trouble } else { &weather.changes };
         spells.begin(fault.name(), self.world.clock.now());
         self.perform(fault);
+        let healed = Instant::now();
         if within(READY, || (readyz(self.proxy).0 == 200).then_some(())).is_none() {
             let (_, reason) = readyz(self.proxy);
             let name = fault.name();
             self.world.violation(format!("not ready {READY:?} after a fault was healed ({name}): {reason}"));
         }
+        let http = healed.elapsed();
+        if within(READY, || self.answers_clients().then_some(())).is_none() {
+            self.world.violation(format!("no Redis client is answered {READY:?} after: {}", fault.name()));
+        }
+        let resp = healed.elapsed();
         thread::sleep(SETTLED);
         spells.end(self.world.clock.now());
+        Recovery { http, resp }
+    }
+
+    /// Whether a new client of Redis gets an answer of Redis itself.
+    fn answers_clients(&self) -> bool {
+        let mut wire = Wire::connect(self.proxy.resp_address());
+        wire.send("PING\r\n");
+        wire.try_answer().is_ok_and(|answer| answer == b"+PONG\r\n")
     }
 
     fn perform(&mut self, fault: Fault) {

@@ -91,6 +91,7 @@ impl Reader<'_> {
         let outcome = outcome(&response);
         self.tally.reads += 1;
         self.tally.current += u64::from(demand == Demand::Current);
+        self.tally.suffered(self.world, "http", (began, ended), [200, 404].contains(&response.status));
         let answer = match response.status {
             200 => Answer::Value(response.body),
             404 => Answer::Absent,
@@ -102,18 +103,9 @@ impl Reader<'_> {
         match verdict(self.world, key, &read, self.seen[key]) {
             Ok(verdict) => {
                 self.seen[key] = verdict.version;
-                self.count(&verdict, began);
+                self.tally.count(self.world, &verdict, began);
             }
             Err(breach) => self.world.violation(tell(self.world, &self.thread, key, &read, &breach)),
-        }
-    }
-
-    fn count(&mut self, verdict: &Verdict, began: Moment) {
-        let (lag, since) = verdict.lag.unwrap_or((Duration::ZERO, began));
-        if self.world.weather.is_peace(since, began) {
-            self.tally.peace.count(lag);
-        } else {
-            self.tally.trouble.count(lag);
         }
     }
 
@@ -139,12 +131,12 @@ impl Reader<'_> {
     }
 }
 
-fn second_look(is_wrong: impl Fn() -> bool) -> bool {
+pub(super) fn second_look(is_wrong: impl Fn() -> bool) -> bool {
     thread::sleep(SECOND_LOOK);
     is_wrong()
 }
 
-fn verdict(world: &World, key: usize, read: &Read, seen: u64) -> Result<Verdict, Breach> {
+pub(super) fn verdict(world: &World, key: usize, read: &Read, seen: u64) -> Result<Verdict, Breach> {
     let bound = |from, to| match read.demand {
         Demand::Usual => world.weather.bound(from, to),
         Demand::Current => Duration::ZERO,
@@ -185,7 +177,7 @@ pub(super) fn check_straight(world: &World, key: usize, began: Moment, answer: A
 }
 
 /// A violation with all there is to know about it.
-fn tell(world: &World, who: &str, key: usize, read: &Read, breach: &Breach) -> String {
+pub(super) fn tell(world: &World, who: &str, key: usize, read: &Read, breach: &Breach) -> String {
     let took = millis(read.ended.saturating_sub(read.began));
     let answer = match &read.answer {
         Answer::Value(value) => String::from_utf8_lossy(&value[..value.len().min(40)]).into_owned(),

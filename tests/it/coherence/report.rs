@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::history::millis;
+use super::footprint::Footprint;
+use super::history::{Moment, millis};
+use super::oracle::Verdict;
+use super::world::World;
 
 /// Ages are counted by the millisecond up to this one.
 const MOST_MILLIS: usize = 5000;
@@ -61,22 +64,79 @@ pub(super) struct Tally {
     pub(super) no_answers: u64,
     /// Reads whose client went away before the answer.
     pub(super) given_up: u64,
-    pub(super) peace: Lags,
-    pub(super) trouble: Lags,
+    /// Reads and writes of Redis clients, and what became of them.
+    pub(super) client_reads: u64,
+    pub(super) own_writes: u64,
+    pub(super) client_refusals: u64,
+    pub(super) client_ends: u64,
+    /// What was seen of each fault, by its name and the front end.
+    suffering: BTreeMap<(&'static str, &'static str), Suffering>,
+    peace: Lags,
+    trouble: Lags,
+}
+
+/// What clients see of a fault.
+#[derive(Default)]
+struct Suffering {
+    answered: u64,
+    refused: u64,
+    /// The longest that anybody waited for an answer or a refusal.
+    longest: Duration,
 }
 
 impl Tally {
+    /// Notes what a question got, if there was a fault meanwhile.
+    pub(super) fn suffered(
+        &mut self,
+        world: &World,
+        front_end: &'static str,
+        (began, ended): (Moment, Moment),
+        answered: bool,
+    ) {
+        let weather = &world.weather;
+        let faults = [&weather.trouble, &weather.changes].map(|spells| spells.between(began, ended));
+        let Some(fault) = faults.iter().flatten().next().copied() else { return };
+        let suffering = self.suffering.entry((fault, front_end)).or_default();
+        *if answered { &mut suffering.answered } else { &mut suffering.refused } += 1;
+        suffering.longest = suffering.longest.max(ended.saturating_sub(began));
+    }
+
+    pub(super) fn count(&mut self, world: &World, verdict: &Verdict, began: Moment) {
+        let (lag, since) = verdict.lag.unwrap_or((Duration::ZERO, began));
+        if world.weather.is_peace(since, began) {
+            self.peace.count(lag);
+        } else {
+            self.trouble.count(lag);
+        }
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         self.reads += other.reads;
         self.current += other.current;
         self.no_answers += other.no_answers;
         self.given_up += other.given_up;
+        self.client_reads += other.client_reads;
+        self.own_writes += other.own_writes;
+        self.client_refusals += other.client_refusals;
+        self.client_ends += other.client_ends;
+        for (fault, seen) in &other.suffering {
+            let sum = self.suffering.entry(*fault).or_default();
+            sum.answered += seen.answered;
+            sum.refused += seen.refused;
+            sum.longest = sum.longest.max(seen.longest);
+        }
         for (outcome, count) in &other.outcomes {
             *self.outcomes.entry(outcome).or_default() += count;
         }
         self.peace.add(&other.peace);
         self.trouble.add(&other.trouble);
     }
+}
+
+/// How long after a fault was healed the front ends answered.
+pub(super) struct Recovery {
+    pub(super) http: Duration,
+    pub(super) resp: Duration,
 }
 
 #[derive(Default)]
@@ -89,7 +149,9 @@ pub(super) struct Report {
     pub(super) unacknowledged: u64,
     pub(super) foreign_writes: u64,
     pub(super) tally: Tally,
-    pub(super) faults: BTreeMap<&'static str, u64>,
+    /// How long after each fault both front ends answered again, by its name.
+    pub(super) faults: BTreeMap<&'static str, Vec<Recovery>>,
+    pub(super) footprint: Footprint,
     /// Figures of the proxy, by name.
     pub(super) figures: Vec<(&'static str, f64)>,
     pub(super) violations: Vec<String>,
@@ -111,8 +173,16 @@ impl Report {
             text,
             "  writes      {writes}, {unacknowledged} never acknowledged; {foreign} to another database"
         );
-        let faults: u64 = self.faults.values().sum();
-        _ = writeln!(text, "  faults      {faults}: {}", list(&self.faults));
+        let Tally { client_reads, own_writes, client_refusals, client_ends, .. } = tally;
+        _ = writeln!(
+            text,
+            "  clients     {client_reads} reads, {own_writes} writes of their own read back; \
+             {client_refusals} refused, {client_ends} connections ended"
+        );
+        let faults: usize = self.faults.values().map(Vec::len).sum();
+        _ = writeln!(text, "  faults      {faults}");
+        self.tell_of_faults(&mut text);
+        _ = writeln!(text, "  footprint   {}", self.footprint.text());
         for (name, lags) in [("in peace", &tally.peace), ("in trouble", &tally.trouble)] {
             let (worst, p999) = (millis(lags.worst), lags.p999());
             _ = writeln!(text, "  staleness   {name}: worst {worst}, 99.9 % of reads at most {} ms", p999 + 1);
@@ -126,6 +196,35 @@ impl Report {
             _ = writeln!(text, "\nagain: make soak SECONDS={} SEED={}", seconds.max(1), self.seed);
         }
         text
+    }
+
+    /// A table: of each fault how often it was, what part of what was asked meanwhile was refused and the longest that anybody
+    /// waited, over HTTP and as a Redis client, and how long after its end all was well.
+    fn tell_of_faults(&self, text: &mut String) {
+        let head = ["times", "refused", "longest", "well again", "refused", "longest", "well again"];
+        let [times, rest @ ..] = head;
+        _ = writeln!(text, "    {:<22}{:>6}{:>36}{:>36}", "", "", "over HTTP", "as a Redis client");
+        _ = write!(text, "    {:<22}{times:>6}", "");
+        for word in rest {
+            _ = write!(text, "{word:>12}");
+        }
+        _ = writeln!(text);
+        for (name, recoveries) in &self.faults {
+            _ = write!(text, "    {name:<22}{:>6}", recoveries.len());
+            let worst = |took: fn(&Recovery) -> Duration| recoveries.iter().map(took).max().unwrap_or_default();
+            for (front_end, worst) in [("http", worst(|one| one.http)), ("resp", worst(|one| one.resp))] {
+                let (refused, longest) = self.suffered(name, front_end);
+                _ = write!(text, "{:>10} %{:>9} ms{:>9} ms", refused, longest.as_millis(), worst.as_millis());
+            }
+            _ = writeln!(text);
+        }
+    }
+
+    /// The part that was refused, in percent, and the longest that anybody waited.
+    fn suffered(&self, fault: &'static str, front_end: &'static str) -> (u64, Duration) {
+        let Some(seen) = self.tally.suffering.get(&(fault, front_end)) else { return (0, Duration::ZERO) };
+        let asked = seen.refused + seen.answered;
+        ((seen.refused * 100).div_ceil(asked.max(1)), seen.longest)
     }
 }
 

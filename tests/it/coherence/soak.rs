@@ -1,7 +1,8 @@
 //! One soak from its beginning to its report.
 //!
 //! Model: a Redis that keeps its data, the proxy behind a relay, and threads that write, read and break things for
-//! some seconds. Then the writers end, everything is healed, and after one bound every key is read once more.
+//! some seconds. Then the writers end, everything is healed, and after one bound every key is read once more. When all
+//! clients are gone, the proxy must have given back what they took.
 //!
 //! The rule: the soak may fail only for what the proxy did. What the machine or the harness did wrong is told apart.
 
@@ -12,15 +13,19 @@ use std::time::Duration;
 
 use redis::cmd;
 
+use super::clients::{self, CLIENTS};
 use super::faults::{Adversary, Fault, NO_GRACE};
+use super::footprint;
 use super::readers::{self, READERS};
 use super::report::{Report, Tally};
 use super::world::{StopOnPanic, World};
 use super::writers::{self, WRITERS};
-use crate::stage::{config, linked, relay_url};
-use crate::support::{Proxy, RedisServer, Relay};
+use crate::stage::{config, linked, metric, relay_url};
+use crate::support::{Proxy, RedisServer, Relay, within};
 
 const CAPACITY: u32 = 1000;
+/// What a client took is given back within so long after it has gone.
+const GIVEN_BACK: Duration = Duration::from_secs(10);
 /// What the file system has survives the process, so nothing need be flushed for a restart with data.
 const KEEP_DATA: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-min-size", "16mb"];
 /// What the proxy counts, by the name it has in the report.
@@ -48,7 +53,7 @@ impl Plan {
     /// Settings that make every wait short, and let nothing end by its age.
     fn config(&self, relay: &Relay, capacity: u32, grace: &str) -> String {
         let more = format!(
-            "daemon.worker_threads = 2\ncache.capacity = {capacity}\n\
+            "daemon.worker_threads = 2\nresp.listen = \"127.0.0.1:0\"\ncache.capacity = {capacity}\n\
              cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{}",
             self.coherence
         );
@@ -61,6 +66,7 @@ impl Plan {
         let config = |capacity, grace: &str| self.config(&relay, capacity, grace);
         let proxy = linked(&config(CAPACITY, NO_GRACE));
         self.expected_log.iter().for_each(|part| proxy.expect_log(part));
+        let descriptors = footprint::descriptors(&proxy);
         let world = World::new(self.seed, redis.socket());
         let mut adversary = Adversary {
             world: &world,
@@ -72,9 +78,10 @@ impl Plan {
             capacity: CAPACITY,
             grace: NO_GRACE,
         };
-        let (tally, faults) = thread::scope(|scope| {
+        let (tally, faults, mut footprint) = thread::scope(|scope| {
             let _guard = StopOnPanic(&world);
             let readers = start_readers(scope, &world, &proxy);
+            let watcher = scope.spawn(|| footprint::watch(&world, proxy.pid()));
             start(scope, &world, |world| world.weather.metronome(&world.clock, || world.is_read()));
             let writers = start_writers(scope, &world);
             let faults = adversary.strike(self.faults, self.duration);
@@ -82,8 +89,12 @@ impl Plan {
             writers.into_iter().for_each(join);
             adversary.settle();
             world.stop();
-            (sum(readers), faults)
+            (sum(readers), faults, join(watcher))
         });
+        footprint.descriptors(descriptors, given_back(&proxy, descriptors));
+        if let Some(complaint) = footprint.complaint() {
+            world.violation(complaint);
+        }
         let report = Report {
             seed: self.seed,
             server: version(&redis),
@@ -93,6 +104,7 @@ impl Plan {
             foreign_writes: world.foreign_writes.load(Relaxed),
             tally,
             faults,
+            footprint,
             figures: figures(&proxy),
             violations: world.violations.lock().unwrap().clone(),
         };
@@ -136,7 +148,25 @@ fn start_readers<'scope, 'world: 'scope>(
             readers::read(world, address, number)
         })
     };
-    (0..READERS).map(reader).collect()
+    let mut readers: Vec<_> = (0..READERS).map(reader).collect();
+    let address = proxy.resp_address();
+    let client = |number| {
+        scope.spawn(move || {
+            let _guard = StopOnPanic(world);
+            clients::talk(world, address, number)
+        })
+    };
+    readers.extend((0..CLIENTS).map(client));
+    readers
+}
+
+/// How many descriptors are open once no more are than `before`, or when it is too late for that.
+fn given_back(proxy: &Proxy, before: usize) -> usize {
+    let clients = |front_end| metric(proxy, &format!("connections{{front_end=\"{front_end}\"}}"));
+    let is_alone =
+        || (clients("http") + clients("resp") < 1.0 && footprint::descriptors(proxy) <= before).then_some(());
+    within(GIVEN_BACK, is_alone);
+    footprint::descriptors(proxy).max(if clients("http") + clients("resp") < 1.0 { 0 } else { before + 1 })
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {

@@ -242,7 +242,7 @@ fn stands_still(proxy: &Proxy) -> f64 {
 }
 
 /// The memory of the proxy, in bytes.
-pub(super) fn resident(proxy: &Proxy) -> u64 {
+pub(crate) fn resident(proxy: &Proxy) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024

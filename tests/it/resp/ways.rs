@@ -13,34 +13,34 @@ use crate::support::redis_server::RedisServerBuilder;
 use crate::support::{Proxy, RedisServer};
 
 /// Nothing is forgotten but what Redis tells of.
-pub(super) const LASTING: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"";
+pub(crate) const LASTING: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"";
 
 /// Both ways. The proxy is the first field, so it ends before its Redis does and has nothing to complain about.
-pub(super) struct Ways {
+pub(crate) struct Ways {
     proxy: Option<Proxy>,
     straight: RedisServer,
     behind: RedisServer,
 }
 
 /// Whether the proxy is left out, to try the tests themselves.
-pub(super) fn is_straight() -> bool {
+pub(crate) fn is_straight() -> bool {
     env::var_os("RESP_STRAIGHT").is_some_and(|value| !value.is_empty())
 }
 
 /// The configuration of a proxy with a RESP front end; `more` is dotted keys, one a line.
-pub(super) fn resp_config(url: &str, more: &str) -> String {
+pub(crate) fn resp_config(url: &str, more: &str) -> String {
     const FEW: &str = "resp.listen = \"127.0.0.1:0\"\ndaemon.worker_threads = 2\nhttp.max_connections = 500\n";
     let limit = if more.contains("resp.max_connections") { "" } else { "resp.max_connections = 500\n" };
     config(url, &format!("{FEW}{limit}{more}"))
 }
 
 impl Ways {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::between(|server| server, LASTING)
     }
 
     /// With servers that are started as `server` says, and a proxy with these settings.
-    pub(super) fn between(server: impl Fn(RedisServerBuilder) -> RedisServerBuilder, settings: &str) -> Self {
+    pub(crate) fn between(server: impl Fn(RedisServerBuilder) -> RedisServerBuilder, settings: &str) -> Self {
         let start = || server(RedisServer::builder().tcp()).start();
         let (straight, behind) = (start(), start());
         let proxy = (!is_straight()).then(|| {
@@ -51,31 +51,31 @@ impl Ways {
         Self { proxy, straight, behind }
     }
 
-    pub(super) fn straight(&self) -> SocketAddr {
+    pub(crate) fn straight(&self) -> SocketAddr {
         self.straight.tcp_address()
     }
 
-    pub(super) fn through(&self) -> SocketAddr {
+    pub(crate) fn through(&self) -> SocketAddr {
         self.proxy.as_ref().map_or_else(|| self.behind.tcp_address(), Proxy::resp_address)
     }
 
-    pub(super) fn proxy(&self) -> Option<&Proxy> {
+    pub(crate) fn proxy(&self) -> Option<&Proxy> {
         self.proxy.as_ref()
     }
 
     /// The Redis behind the proxy.
-    pub(super) fn behind(&self) -> &RedisServer {
+    pub(crate) fn behind(&self) -> &RedisServer {
         &self.behind
     }
 
     /// Both servers, to prepare them alike.
-    pub(super) fn servers(&self) -> [&RedisServer; 2] {
+    pub(crate) fn servers(&self) -> [&RedisServer; 2] {
         [&self.straight, &self.behind]
     }
 
     /// What `say` tells of either way, which must be the same.
     #[track_caller]
-    pub(super) fn same<T: PartialEq + Debug>(&self, say: impl Fn(SocketAddr) -> T) -> T {
+    pub(crate) fn same<T: PartialEq + Debug>(&self, say: impl Fn(SocketAddr) -> T) -> T {
         let expected = say(self.straight());
         let found = say(self.through());
         assert_eq!(found, expected, "found through the proxy, expected as straight at Redis");
@@ -84,7 +84,7 @@ impl Ways {
 
     /// The same for the answers to lines of words on one connection each way.
     #[track_caller]
-    pub(super) fn same_answers(&self, lines: &[&str]) -> Vec<String> {
+    pub(crate) fn same_answers(&self, lines: &[&str]) -> Vec<String> {
         self.same(|address| {
             let mut wire = Wire::connect(address);
             lines.iter().map(|line| format!("{line}: {}", show(&wire.ask_line(line)))).collect::<Vec<_>>()
@@ -92,20 +92,20 @@ impl Ways {
     }
 
     /// How many reads over RESP had one of these outcomes; nothing without a proxy.
-    pub(super) fn reads(&self, outcomes: &[&str]) -> Option<f64> {
+    pub(crate) fn reads(&self, outcomes: &[&str]) -> Option<f64> {
         let metrics = self.proxy.as_ref()?.metrics();
         let series = |outcome| format!("redis_proxy_reads_total{{front_end=\"resp\",outcome=\"{outcome}\"}}");
         Some(outcomes.iter().filter_map(|outcome| metrics.value(&series(outcome))).sum())
     }
 
     /// How many were answered from memory.
-    pub(super) fn answered_from_memory(&self) -> Option<f64> {
+    pub(crate) fn answered_from_memory(&self) -> Option<f64> {
         self.reads(&["hit", "absent"])
     }
 
     /// Does what is to be answered from memory, and sees that so many reads were.
     #[track_caller]
-    pub(super) fn expect_from_memory<T>(&self, count: f64, act: impl FnOnce() -> T) -> T {
+    pub(crate) fn expect_from_memory<T>(&self, count: f64, act: impl FnOnce() -> T) -> T {
         let before = self.answered_from_memory();
         let done = act();
         if let (Some(before), Some(after)) = (before, self.answered_from_memory()) {
@@ -118,13 +118,13 @@ impl Ways {
 impl Wire {
     /// Sends a command of words without spaces in them and returns its answer.
     #[track_caller]
-    pub(super) fn ask_line(&mut self, line: &str) -> Vec<u8> {
+    pub(crate) fn ask_line(&mut self, line: &str) -> Vec<u8> {
         self.send(words(line));
         self.answer()
     }
 
     #[track_caller]
-    pub(super) fn told_line(&mut self, line: &str) -> String {
+    pub(crate) fn told_line(&mut self, line: &str) -> String {
         show(&self.ask_line(line))
     }
 }

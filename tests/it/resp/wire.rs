@@ -13,7 +13,7 @@ const BOUND: Duration = Duration::from_secs(20);
 const READ: usize = 64 << 10;
 
 /// A connection.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     stream: TcpStream,
     held: Vec<u8>,
     /// Where in `held` the next answer begins.
@@ -21,7 +21,7 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect_timeout(&address, BOUND).expect("a connection");
         stream.set_nodelay(true).expect("a connection to set up");
         stream.set_write_timeout(Some(BOUND)).expect("a connection to set up");
@@ -31,7 +31,7 @@ impl Wire {
     }
 
     /// The same after `HELLO 3`.
-    pub(super) fn connect_resp3(address: SocketAddr) -> Self {
+    pub(crate) fn connect_resp3(address: SocketAddr) -> Self {
         let mut wire = Self::connect(address);
         let greeting = wire.ask(&["HELLO", "3"]);
         assert_eq!(greeting.first(), Some(&b'%'), "{}", show(&greeting));
@@ -39,17 +39,17 @@ impl Wire {
     }
 
     /// How long it waits for bytes.
-    pub(super) fn wait_at_most(&self, limit: Duration) {
+    pub(crate) fn wait_at_most(&self, limit: Duration) {
         self.stream.set_read_timeout(Some(limit)).expect("a connection to set up");
     }
 
     /// Another handle, to send from another thread.
-    pub(super) fn sender(&self) -> TcpStream {
+    pub(crate) fn sender(&self) -> TcpStream {
         self.stream.try_clone().expect("a second handle of a connection")
     }
 
     /// Sends bytes as they are; that the other end is gone is seen by whoever reads.
-    pub(super) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         match self.stream.write_all(bytes.as_ref()) {
             Err(error) if is_gone(&error) => {}
             sent => sent.expect("the other end takes the bytes"),
@@ -57,7 +57,7 @@ impl Wire {
     }
 
     /// Sends as much as the other end takes at once, since it may take no more while its answers are not.
-    pub(super) fn send_what_is_taken(&self, mut bytes: &[u8]) {
+    pub(crate) fn send_what_is_taken(&self, mut bytes: &[u8]) {
         const LONGEST: Duration = Duration::from_millis(200);
         self.stream.set_write_timeout(Some(LONGEST)).expect("a connection to set up");
         while let Ok(taken) = (&self.stream).write(bytes) {
@@ -70,19 +70,19 @@ impl Wire {
 
     /// Sends a command and returns its answer.
     #[track_caller]
-    pub(super) fn ask<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> Vec<u8> {
+    pub(crate) fn ask<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> Vec<u8> {
         self.send(command(words));
         self.answer()
     }
 
     /// The same as text.
     #[track_caller]
-    pub(super) fn told<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> String {
+    pub(crate) fn told<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> String {
         show(&self.ask(words))
     }
 
     #[track_caller]
-    pub(super) fn answer(&mut self) -> Vec<u8> {
+    pub(crate) fn answer(&mut self) -> Vec<u8> {
         match self.try_answer() {
             Ok(answer) => answer,
             Err(error) => panic!("no answer: {error}; held: {}", show(&self.held[self.from..])),
@@ -90,12 +90,12 @@ impl Wire {
     }
 
     #[track_caller]
-    pub(super) fn answers(&mut self, count: usize) -> Vec<Vec<u8>> {
+    pub(crate) fn answers(&mut self, count: usize) -> Vec<Vec<u8>> {
         (0..count).map(|_| self.answer()).collect()
     }
 
     /// The next answer, where there may be none: the error is `UnexpectedEof` on a connection that was closed.
-    pub(super) fn try_answer(&mut self) -> io::Result<Vec<u8>> {
+    pub(crate) fn try_answer(&mut self) -> io::Result<Vec<u8>> {
         loop {
             if let Some(length) = answer_length(&self.held[self.from..]) {
                 let to = self.from + length;
@@ -111,20 +111,20 @@ impl Wire {
 
     /// All that comes until the other end closes; panics if it does not.
     #[track_caller]
-    pub(super) fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         match self.try_rest() {
             Ok(rest) => rest,
             Err(error) => panic!("not closed: {error}; held: {}", show(&self.held[self.from..])),
         }
     }
 
-    pub(super) fn try_rest(&mut self) -> io::Result<Vec<u8>> {
+    pub(crate) fn try_rest(&mut self) -> io::Result<Vec<u8>> {
         while self.read_more()? > 0 {}
         Ok(self.held.split_off(std::mem::take(&mut self.from)))
     }
 
     /// Whether the other end has closed, as far as an answer to `PING` tells; nothing if there is neither.
-    pub(super) fn is_closed(&mut self) -> Option<bool> {
+    pub(crate) fn is_closed(&mut self) -> Option<bool> {
         self.send("PING\r\n");
         match self.try_answer() {
             Ok(_) => Some(false),
@@ -133,7 +133,7 @@ impl Wire {
     }
 
     /// Says that nothing more will be sent.
-    pub(super) fn end_sending(&self) {
+    pub(crate) fn end_sending(&self) {
         _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -156,7 +156,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// A command as it goes over the wire.
-pub(super) fn command<Word: AsRef<[u8]>>(words: &[Word]) -> Vec<u8> {
+pub(crate) fn command<Word: AsRef<[u8]>>(words: &[Word]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
         let word = word.as_ref();
@@ -168,18 +168,18 @@ pub(super) fn command<Word: AsRef<[u8]>>(words: &[Word]) -> Vec<u8> {
 }
 
 /// A command of words without spaces in them.
-pub(super) fn words(line: &str) -> Vec<u8> {
+pub(crate) fn words(line: &str) -> Vec<u8> {
     command(&line.split(' ').collect::<Vec<_>>())
 }
 
 /// A bulk string as it goes over the wire.
-pub(super) fn bulk(value: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn bulk(value: impl AsRef<[u8]>) -> Vec<u8> {
     let value = value.as_ref();
     [format!("${}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat()
 }
 
 /// How long the answer at the front is; nothing if its end has not come.
-pub(super) fn answer_length(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn answer_length(bytes: &[u8]) -> Option<usize> {
     let (mut at, mut missing) = (0, 1_usize);
     while missing > 0 {
         missing -= 1;
@@ -200,14 +200,14 @@ pub(super) fn answer_length(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Bytes for a person to read; of many, the first.
-pub(super) fn show(bytes: &[u8]) -> String {
+pub(crate) fn show(bytes: &[u8]) -> String {
     const MOST: usize = 600;
     let text = bytes[..bytes.len().min(MOST)].escape_ascii().to_string();
     if bytes.len() > MOST { format!("{text}... ({} bytes)", bytes.len()) } else { text }
 }
 
 /// What an answer says, without the number of the connection, of which `HELLO` tells.
-pub(super) fn show_without_id(answer: &[u8]) -> String {
+pub(crate) fn show_without_id(answer: &[u8]) -> String {
     const BEFORE: &str = "$2\\r\\nid\\r\\n:";
     let text = show(answer);
     let Some((before, rest)) = text.split_once(BEFORE) else { return text };

@@ -88,20 +88,23 @@ impl ProxyBuilder {
         }
         let mut script = aside + &in_place;
         let names: Vec<_> = sockets.iter().map(|(name, _)| *name).collect();
-        script += "export LISTEN_PID=$$; exec \"$0\" \"$@\"";
-        let mut shell = Command::new("bash");
-        shell.args(["-c", &script]).arg(self.command.get_program()).args(self.command.get_args());
-        for (name, value) in self.command.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
+        script += "export LISTEN_PID=$$";
+        let mut shell = behind(&script, &self.command);
         shell.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
-        shell.stdin(Stdio::null());
         self.admin |= names.contains(&"admin");
         self.command = shell;
         self
+    }
+
+    /// Lets the proxy open so many files at most.
+    pub(crate) fn open_files(mut self, most: u32) -> Self {
+        self.command = behind(&format!("ulimit -n {most}"), &self.command);
+        self
+    }
+
+    /// The command that starts it, and the directory that has to stay for as long as it runs, for a test that follows no log.
+    pub(crate) fn into_command(self) -> (Command, TempDir) {
+        (self.command, self.directory)
     }
 
     /// Runs the proxy to its end, which must come by itself; returns the exit code and what it said.
@@ -332,6 +335,20 @@ fn require<T>(found: Option<T>, what: &str) -> T {
         Some(found) => found,
         None => panic!("missing: {what}"),
     }
+}
+
+/// The command by way of a shell that runs the script first, as the process that the command will be.
+fn behind(script: &str, command: &Command) -> Command {
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &format!("{script}; exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.stdin(Stdio::null());
+    shell
 }
 
 /// The binary in an environment without settings of its own.

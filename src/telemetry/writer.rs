@@ -1,0 +1,183 @@
+//! The way of lines to standard error: a queue of limited size, and a thread of its own that writes.
+//!
+//! The rule that must not be broken: who says something never waits for who reads it. Standard error may be a pipe that
+//! nobody empties or a disk that is full, so a line for which there is no room, or that is not taken, is dropped and counted.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd as _;
+use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// Bytes of lines that may wait.
+const MOST_WAITING: usize = 1 << 20;
+
+/// Where lines are said. Clones are of the same.
+#[derive(Clone)]
+pub(super) struct Writer {
+    queue: Sender<Waiting>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// Bytes in the queue.
+    waiting: AtomicUsize,
+    /// Lines that nobody will read.
+    dropped: AtomicU64,
+}
+
+enum Waiting {
+    Line(Vec<u8>),
+    /// Somebody wants to be told when all before this is written.
+    Caller(Sender<()>),
+}
+
+impl Writer {
+    /// Begins to write to standard error.
+    ///
+    /// # Errors
+    /// The system gives no descriptor or no thread.
+    pub(super) fn start() -> io::Result<Self> {
+        // Another handle, since who holds that of the standard library while he waits would have others wait too.
+        let error = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        Self::start_on(error)
+    }
+
+    fn start_on(to: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, waiting) = channel();
+        let counts = Arc::new(Counts::default());
+        let counted = Arc::clone(&counts);
+        thread::Builder::new().name("log".to_owned()).spawn(move || write_all(to, &waiting, &counted))?;
+        Ok(Self { queue, counts })
+    }
+
+    /// How many lines were dropped.
+    pub(super) fn dropped(&self) -> u64 {
+        self.counts.dropped.load(Relaxed)
+    }
+
+    /// Returns when all that was said is written, but no later than after `patience`.
+    pub(super) fn write_out(&self, patience: Duration) {
+        let (tell, told) = channel();
+        if self.queue.send(Waiting::Caller(tell)).is_ok() {
+            _ = told.recv_timeout(patience);
+        }
+    }
+
+    /// What a thread that panics says, in the place of the standard library, which would wait.
+    pub(super) fn tell_of_panic(&self, panic: &PanicHookInfo<'_>) {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let trace = Backtrace::capture();
+        let trace = if trace.status() == BacktraceStatus::Captured { format!("{trace}\n") } else { String::new() };
+        self.say(format!("{panic}\n{trace}").as_bytes());
+        // It may be the last that this process says.
+        self.write_out(PATIENCE);
+    }
+
+    fn say(&self, line: &[u8]) {
+        let before = self.counts.waiting.fetch_add(line.len(), Relaxed);
+        let has_room = before + line.len() <= MOST_WAITING;
+        if !has_room || self.queue.send(Waiting::Line(line.to_vec())).is_err() {
+            self.counts.waiting.fetch_sub(line.len(), Relaxed);
+            self.counts.dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Each write is a line.
+impl Write for Writer {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.say(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes for as long as anybody may say something.
+fn write_all(mut to: impl Write, queue: &Receiver<Waiting>, counts: &Counts) {
+    for waiting in queue {
+        match waiting {
+            Waiting::Line(line) => {
+                if to.write_all(&line).is_err() {
+                    counts.dropped.fetch_add(1, Relaxed);
+                }
+                counts.waiting.fetch_sub(line.len(), Relaxed);
+            }
+            // Who asked may have ceased to wait.
+            Waiting::Caller(tell) => _ = tell.send(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Takes what is written once it is let.
+    struct Held(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Held {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_are_written_in_order() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let writer = Writer::start_on(Held(Arc::clone(&written))).unwrap();
+        let lines: Vec<_> = (0..100).map(|number| format!("{number}\n")).collect();
+        for line in &lines {
+            writer.say(line.as_bytes());
+        }
+        writer.write_out(PATIENCE);
+        assert_eq!(String::from_utf8(written.lock().unwrap().clone()).unwrap(), lines.concat());
+        assert_eq!(writer.dropped(), 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_writer_that_stands_still_and_what_finds_no_room_is_counted() {
+        const LINE: usize = 1 << 10;
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let writer = Writer::start_on(Held(Arc::clone(&written))).unwrap();
+        let lines = MOST_WAITING / LINE + 100;
+        let held = written.lock().unwrap();
+        let begun = Instant::now();
+        (0..lines).for_each(|_| writer.say(&[b'x'; LINE]));
+        writer.write_out(Duration::from_millis(10));
+        assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+        assert_eq!(writer.dropped(), 100);
+        drop(held);
+        writer.write_out(PATIENCE);
+        assert_eq!(written.lock().unwrap().len(), MOST_WAITING);
+        writer.say(b"there is room again");
+        writer.write_out(PATIENCE);
+        assert_eq!(writer.dropped(), 100);
+    }
+
+    #[test]
+    fn what_is_not_taken_is_counted() {
+        let writer = Writer::start_on(File::options().write(true).open("/dev/full").unwrap()).unwrap();
+        writer.say(b"a line\n");
+        writer.write_out(PATIENCE);
+        assert_eq!(writer.dropped(), 1);
+    }
+}

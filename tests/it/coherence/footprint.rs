@@ -1,0 +1,135 @@
+//! How much of the machine the proxy takes, over the time of a soak.
+//!
+//! Model: a look at `/proc` every second. What a soak warms up with is left out; of the rest, the memory of the first and of
+//! the last part is compared by its medians, since one resize more or less in a part says nothing. Descriptors and threads
+//! are compared after every client is gone.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use super::history::Moment;
+use super::world::World;
+use crate::support::Proxy;
+
+const EVERY: Duration = Duration::from_secs(1);
+/// A shorter soak tells nothing of memory.
+const SHORTEST: Duration = Duration::from_secs(300);
+/// This part of a soak warms it up, and each of the parts that are compared is as long.
+const PART: u32 = 6;
+/// Memory may be so much more in the last part, in percent.
+const GROWTH: f64 = 5.0;
+
+/// What was seen.
+#[derive(Default)]
+pub(super) struct Footprint {
+    /// Bytes in memory, by the time of the look.
+    resident: Vec<(Moment, u64)>,
+    descriptors: (usize, usize),
+}
+
+/// Looks until the soak ends.
+pub(super) fn watch(world: &World, process: u32) -> Footprint {
+    let mut footprint = Footprint::default();
+    let mut next = Duration::ZERO;
+    while world.is_read() {
+        if world.clock.now() >= next {
+            next = world.clock.now() + EVERY;
+            footprint.resident.push((world.clock.now(), resident(process)));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    footprint
+}
+
+impl Footprint {
+    /// How many descriptors were open before the first client came, and after the last had gone.
+    pub(super) fn descriptors(&mut self, before: usize, after: usize) {
+        self.descriptors = (before, after);
+    }
+
+    /// The median of the part after the warming up and of the last, in bytes.
+    fn parts(&self) -> Option<(u64, u64)> {
+        let whole = self.resident.last()?.0;
+        let part = whole / PART;
+        let first = median(self.resident.iter().filter(|(at, _)| (part..part * 2).contains(at)))?;
+        let last = median(self.resident.iter().filter(|(at, _)| *at + part >= whole))?;
+        Some((first, last))
+    }
+
+    /// What is wrong, if anything is.
+    pub(super) fn complaint(&self) -> Option<String> {
+        let (before, after) = self.descriptors;
+        if after > before {
+            return Some(format!("{after} descriptors are open when all clients are gone, and {before} were before"));
+        }
+        let is_long = self.resident.last().is_some_and(|(at, _)| *at >= SHORTEST);
+        let (first, last) = self.parts().filter(|_| is_long)?;
+        (growth(first, last) > GROWTH).then(|| format!("memory grew from {first} to {last} bytes"))
+    }
+
+    pub(super) fn text(&self) -> String {
+        let (before, after) = self.descriptors;
+        let (first, last) = self.parts().unwrap_or_default();
+        let most = self.resident.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default();
+        let growth = growth(first, last);
+        let mib = |bytes: u64| to_number(bytes) / to_number(1 << 20);
+        format!(
+            "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB at most; \
+             descriptors {before} before, {after} after",
+            mib(first),
+            mib(last),
+            mib(most),
+        )
+    }
+}
+
+fn growth(first: u64, last: u64) -> f64 {
+    if first == 0 { 0.0 } else { (to_number(last) / to_number(first) - 1.0) * 100.0 }
+}
+
+fn to_number(bytes: u64) -> f64 {
+    u32::try_from(bytes >> 10).map_or(f64::MAX, f64::from) * 1024.0
+}
+
+fn median<'a>(looks: impl Iterator<Item = &'a (Moment, u64)>) -> Option<u64> {
+    let mut bytes: Vec<_> = looks.map(|(_, bytes)| *bytes).collect();
+    bytes.sort_unstable();
+    bytes.get(bytes.len() / 2).copied()
+}
+
+fn resident(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the proxy runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") << 10
+}
+
+/// How many descriptors the proxy has open.
+pub(super) fn descriptors(proxy: &Proxy) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("the proxy runs").count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn footprint(seconds: u64, bytes: impl Fn(u64) -> u64) -> Footprint {
+        let look = |second| (Duration::from_secs(second), bytes(second) << 20);
+        Footprint { resident: (0..=seconds).map(look).collect(), descriptors: (20, 20) }
+    }
+
+    #[test]
+    fn memory_may_grow_while_it_warms_up_and_not_after() {
+        assert_eq!(footprint(600, |second| second.min(90)).complaint(), None);
+        assert!(footprint(600, |second| 100 + second / 10).complaint().unwrap().contains("memory grew"));
+        assert_eq!(footprint(60, |second| 100 + second).complaint(), None, "too short to tell");
+        assert_eq!(footprint(600, |second| if second % 100 == 0 { 200 } else { 100 }).complaint(), None);
+    }
+
+    #[test]
+    fn a_descriptor_more_is_a_leak() {
+        let mut footprint = footprint(10, |_| 1);
+        footprint.descriptors(20, 21);
+        assert!(footprint.complaint().unwrap().contains("21 descriptors"));
+    }
+}

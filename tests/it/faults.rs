@@ -1,0 +1,66 @@
+//! Whatever goes wrong around it, the proxy says so, goes on with what it can, and gets well by itself.
+//!
+//! Model: one fault a test, done to a real Redis, to the line to it, or to the proxy's own process. Each test tells what
+//! clients of both front ends see, for how long, and that nobody has to do anything for it to end. `docs/reliability.md` has
+//! a row for each. Faults of one front end alone are among that front end's tests.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, which is what it should do, and shows what it prints"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+mod line;
+mod logs;
+mod process;
+mod redis;
+pub(crate) mod stage;
+mod unheard;
+
+/// What the log says in an outage.
+const DOWN: &str = "no link to Redis";
+
+#[test]
+fn the_page_on_reliability_names_every_test_of_a_fault_and_no_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/reliability.md")).expect("the page");
+    let sources: Vec<_> = files(&root.join("tests/it"));
+    let named = page.split('`').filter(|word| word.contains("::") && !word.contains(' '));
+    for name in named.clone() {
+        let (module, test) =
+            (name.split("::").next().unwrap_or_default(), name.rsplit("::").next().unwrap_or_default());
+        let is_there = sources.iter().any(|(path, text)| {
+            path.strip_prefix("tests/it/").is_some_and(|path| path.starts_with(module))
+                && text.contains(&format!("fn {test}("))
+        });
+        assert!(is_there, "there is no test {name}");
+    }
+    let of_faults =
+        sources.iter().filter(|(path, _)| path.starts_with("tests/it/faults/") || path == "tests/it/limits.rs");
+    for (path, text) in of_faults {
+        for test in text.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next()) {
+            assert!(
+                named.clone().any(|name| name.ends_with(&format!("::{test}"))),
+                "{test} of {path} is not on the page"
+            );
+        }
+    }
+}
+
+/// Every file in a folder and those in it, by its path in the project, with its text.
+fn files(folder: &Path) -> Vec<(String, String)> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let read = |path: PathBuf| {
+        if path.is_dir() {
+            return files(&path);
+        }
+        let name = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).expect("a file of this project").display().to_string();
+        vec![(name, fs::read_to_string(&path).expect("a text"))]
+    };
+    entries.flat_map(read).collect()
+}

@@ -1,0 +1,90 @@
+//! Nobody waits for who reads the log.
+
+use std::fs::File;
+use std::io::{PipeWriter, Read, Write, pipe};
+use std::time::{Duration, Instant};
+
+use rustix::io::ioctl_fionbio;
+
+use super::unheard::Unheard;
+use crate::resp::wire::Wire;
+use crate::support::http::{self, Client};
+use crate::support::{RedisServer, Signal, eventually};
+
+/// A line for each of them, by the thread that obeys signals and keeps the link.
+const RELOADS: u32 = 20;
+const RELOADED: &str = "config_reloads_total{result=\"success\"}";
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_nothing() {
+    let (mut reader, mut writer) = pipe().unwrap();
+    fill(&mut writer);
+    let mut redis = RedisServer::start();
+    let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", writer);
+    serves_reloads_and_reconnects(&mut redis, &proxy);
+    let begun = Instant::now();
+    assert_eq!(proxy.end(), Some(0));
+    // It tries for a second to have its last lines written.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let mut log = Vec::new();
+    reader.read_to_end(&mut log).unwrap();
+    assert!(log.iter().all(|byte| *byte == b'x'), "there was room for a line");
+}
+
+#[test]
+fn a_full_disk_for_the_log_costs_its_lines_and_nothing_else() {
+    let mut redis = RedisServer::start();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", full);
+    serves_reloads_and_reconnects(&mut redis, &proxy);
+    eventually("the lines are counted", || {
+        (proxy.metric("log_lines_dropped_total") >= f64::from(RELOADS)).then_some(())
+    });
+    assert_eq!(proxy.end(), Some(0));
+}
+
+#[test]
+fn what_was_said_while_nobody_read_is_written_once_somebody_does() {
+    let (mut reader, mut writer) = pipe().unwrap();
+    let filled = fill(&mut writer);
+    let redis = RedisServer::start();
+    let proxy = Unheard::start(&redis.url(), "", writer);
+    eventually("the proxy is ready", || proxy.is_ready().then_some(()));
+    reader.read_exact(&mut vec![0; filled]).unwrap();
+    assert_eq!(proxy.end(), Some(0));
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    for line in ["listening", "connected to Redis", "stopped"] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+}
+
+/// Clients of both front ends are served, reloads happen, and a Redis that comes back is found.
+fn serves_reloads_and_reconnects(redis: &mut RedisServer, proxy: &Unheard) {
+    redis.command(&["SET", "key", "before"]);
+    eventually("the proxy is ready", || proxy.is_ready().then_some(()));
+    let mut client = Client::connect(proxy.http());
+    let mut wire = Wire::connect(proxy.resp());
+    assert_eq!(client.get("/keys/key").body, b"before");
+    assert_eq!(wire.told(&["GET", "key"]), "$6\\r\\nbefore\\r\\n");
+    for number in 1..=RELOADS {
+        proxy.signal(Signal::HUP);
+        eventually("a reload", || (proxy.metric(RELOADED) >= f64::from(number)).then_some(()));
+    }
+    redis.restart();
+    redis.command(&["SET", "key", "after"]);
+    eventually("the new value", || (http::get(proxy.http(), "/keys/key").body == b"after").then_some(()));
+    assert_eq!(Wire::connect(proxy.resp()).told(&["GET", "key"]), "$5\\r\\nafter\\r\\n");
+}
+
+/// Until the pipe takes no more; returns how much it took.
+fn fill(pipe: &mut PipeWriter) -> usize {
+    // The other end of the process that gets it is to block, as usual.
+    ioctl_fionbio(&*pipe, true).unwrap();
+    let mut filled = 0;
+    while let Ok(taken) = pipe.write(b"x") {
+        filled += taken;
+    }
+    ioctl_fionbio(&*pipe, false).unwrap();
+    filled
+}

@@ -1,0 +1,234 @@
+//! What can happen to the proxy's own process: no descriptors, another time, a storm of signals, its death.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+use super::stage::{NO_REDIS, Stage, VALUE, ask, assert_at_once};
+use super::unheard::Unheard;
+use crate::resp::ways::LASTING;
+use crate::resp::wire::Wire;
+use crate::stage::{config, lines_that_say, metric, request, text};
+use crate::support::http::Client;
+use crate::support::{Proxy, RedisServer, Signal, eventually};
+
+#[test]
+fn without_descriptors_those_who_are_here_are_served_and_the_others_wait() {
+    let stage = Stage::start(LASTING);
+    stage.proxy.expect_log("cannot accept connections");
+    let mut client = Client::connect(stage.proxy.http());
+    let (mut linked, mut unlinked) = (stage.connect(), stage.connect());
+    assert_eq!(client.get("/keys/hot").status, 200);
+    assert_eq!(ask(&mut linked, "PING").0, "+PONG\\r\\n");
+    assert_eq!(ask(&mut unlinked, "GET hot").0, VALUE);
+    // Which the proxy has raised its own to.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| {
+        let limit = Rlimit { current, maximum };
+        prlimit(Some(pid(&stage.proxy)), Resource::Nofile, limit).expect("a limit that may be set");
+    };
+    limit(Some(settled(&stage.proxy)));
+
+    let mut waiting = Client::connect(stage.proxy.http());
+    waiting.send_raw(&request("hot"));
+    stage.proxy.wait_for_log(|line| line.says("cannot accept connections"));
+    assert_eq!(client.get("/keys/hot").body, b"value");
+    assert_eq!(client.get("/keys/cold").body, b"value");
+    assert_eq!(ask(&mut linked, "SET other value").0, "+OK\\r\\n");
+    assert_at_once(&ask(&mut unlinked, "GET hot"), VALUE);
+    assert_at_once(&ask(&mut unlinked, "INCR n"), &format!("{NO_REDIS}Too many open files"));
+
+    limit(maximum);
+    let begun = Instant::now();
+    assert_eq!(waiting.read_response().body, b"value");
+    assert_eq!(ask(&mut unlinked, "INCR n").0, ":1\\r\\n");
+    stage.assert_well();
+    assert_eq!(lines_that_say(&stage.proxy, "cannot accept connections"), 1, "one line an outage");
+    eprintln!("descriptors again: served after {:?}", begun.elapsed());
+}
+
+fn pid(proxy: &Proxy) -> Pid {
+    i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).expect("a process has a number")
+}
+
+/// How many descriptors are open, once those of connections that ended are closed.
+fn settled(proxy: &Proxy) -> u64 {
+    let count = || fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("it runs").count();
+    let (mut seen, mut same) = (0, 0);
+    eventually("no descriptor comes or goes", || {
+        let now = count();
+        same = if now == seen { same + 1 } else { 0 };
+        seen = now;
+        (same > 50).then_some(())
+    });
+    u64::try_from(seen).expect("not so many")
+}
+
+#[test]
+fn a_default_that_the_system_has_no_descriptors_for_is_lowered_without_a_warning() {
+    const OPEN_FILES: u32 = 4096;
+    const LOWERED: &str = "is lower than its default";
+    let redis = RedisServer::start();
+    let start = |more: &str| {
+        let config = config(&redis.url(), &format!("resp.listen = \"127.0.0.1:0\"\n{more}"));
+        let proxy = Proxy::builder(&config).open_files(OPEN_FILES).start();
+        let limit = |front_end| metric(&proxy, &format!("connections_limit{{front_end=\"{front_end}\"}}"));
+        assert!(limit("http") + 2.0 * limit("resp") < f64::from(OPEN_FILES), "{} {}", limit("http"), limit("resp"));
+        proxy
+    };
+    let proxy = start("");
+    proxy.wait_for_log(|line| line.text().contains(LOWERED));
+    // A warning that nobody expects would fail the test.
+    proxy.finish();
+    let proxy = start("http.max_connections = 5000\nresp.max_connections = 5000");
+    proxy.expect_log("is more than the system has open files for");
+    proxy.wait_for_log(|line| line.is_trouble() && line.text().contains("http.max_connections"));
+    proxy.wait_for_log(|line| line.is_trouble() && line.text().contains("resp.max_connections"));
+}
+
+/// Where Debian's libfaketime is.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+const STAMP: &str = "config_last_reload_success_timestamp_seconds";
+
+#[test]
+fn steps_of_the_clock_neither_end_nor_prolong_what_is_kept() {
+    if !Path::new(FAKETIME).exists() {
+        eprintln!("libfaketime is not there, so no clock can be set");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let clock = directory.path().join("clock");
+    let set = |offset: &str| {
+        let next = directory.path().join("next");
+        fs::write(&next, offset).unwrap();
+        fs::rename(next, &clock).unwrap();
+    };
+    set("+0");
+    let redis = RedisServer::start();
+    redis.command(&["SET", "key", "value"]);
+    let path = clock.display().to_string();
+    let faked = [
+        ("LD_PRELOAD", FAKETIME),
+        ("FAKETIME_TIMESTAMP_FILE", &path),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("FAKETIME_DONT_RESET", "1"),
+    ];
+    let proxy = Unheard::start_with(&redis.url(), "cache.ttl = \"2s\"", Stdio::null(), &faked);
+    eventually("the proxy is ready", || proxy.is_ready().then_some(()));
+    let mut client = Client::connect(proxy.http());
+    let mut wire = Wire::connect(proxy.resp());
+    let reload = || {
+        let before = proxy.metric("config_reloads_total{result=\"success\"}");
+        proxy.signal(Signal::HUP);
+        eventually("a reload", || (proxy.metric("config_reloads_total{result=\"success\"}") > before).then_some(()));
+        proxy.metric(STAMP)
+    };
+    let now = reload();
+    for (offset, seconds) in [("+36000", 36_000.0), ("-36000", -36_000.0)] {
+        let kept = client.get("/keys/key");
+        assert_eq!(kept.status, 200);
+        let begun = Instant::now();
+        set(offset);
+        let told = reload();
+        assert!((told - now - seconds).abs() < 600.0, "the clock was not set: {}", told - now);
+        let after = client.get("/keys/key");
+        if begun.elapsed() < Duration::from_secs(1) {
+            assert!(after.header("cache-status").is_some_and(|status| status.contains("; hit;")), "{after:?}");
+            assert!(after.header("age").is_some_and(|age| ["0", "1", "2"].contains(&age)), "{after:?}");
+        }
+        assert_eq!(ask(&mut wire, "GET key").0, VALUE);
+        eventually("its time is over", || {
+            let status = client.get("/keys/key").header("cache-status").map(str::to_owned);
+            status.is_some_and(|status| status.contains("fwd=miss")).then_some(())
+        });
+        assert!(begun.elapsed() < Duration::from_secs(5), "it was kept for {:?}", begun.elapsed());
+    }
+    assert_eq!(proxy.end(), Some(0));
+}
+
+#[test]
+fn the_time_of_day_is_asked_for_to_be_told_and_for_nothing_else() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut folders = vec![source];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if fs::read_to_string(&path).unwrap().contains("SystemTime") {
+                found.push(path.file_name().unwrap().to_string_lossy().into_owned());
+            }
+        }
+    }
+    assert_eq!(found, ["metrics.rs"], "a clock that may be set decides nothing");
+}
+
+#[test]
+fn a_storm_of_reloads_costs_no_client_anything() {
+    const STORM: u32 = 300;
+    let stage = Stage::start(LASTING);
+    let mut client = Client::connect(stage.proxy.http());
+    let mut wire = stage.connect();
+    let goes_on = AtomicBool::new(true);
+    let (asked, longest) = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut asked, mut longest) = (0_u32, Duration::ZERO);
+            while goes_on.load(Relaxed) {
+                let begun = Instant::now();
+                let response = client.get("/keys/hot");
+                assert_eq!(text(&response), "value");
+                assert_eq!(ask(&mut wire, "GET hot").0, VALUE);
+                assert_eq!(ask(&mut wire, &format!("SET n {asked}")).0, "+OK\\r\\n");
+                assert!(ask(&mut wire, "GET n").0.ends_with(&format!("\\n{asked}\\r\\n")));
+                longest = longest.max(begun.elapsed());
+                asked += 1;
+            }
+            (asked, longest)
+        });
+        for _ in 0..STORM {
+            stage.proxy.signal(Signal::HUP);
+            thread::sleep(Duration::from_millis(2));
+        }
+        goes_on.store(false, Relaxed);
+        reader.join().expect("every answer is right")
+    });
+    let reloads =
+        eventually("reloads", || Some(lines_that_say(&stage.proxy, "config reloaded")).filter(|&count| count > 0));
+    assert!(asked > 10, "{asked}");
+    stage.assert_well();
+    eprintln!("{STORM} SIGHUP, {reloads} reloads: {asked} rounds of four answers, the longest {longest:?}");
+}
+
+#[test]
+fn who_connects_while_a_killed_proxy_is_started_again_is_served() {
+    let redis = RedisServer::start();
+    redis.command(&["SET", "key", "value"]);
+    let mut proxy = Unheard::start(&redis.url(), "", Stdio::null());
+    eventually("the proxy is ready", || proxy.is_ready().then_some(()));
+    let mut before = (Client::connect(proxy.http()), Wire::connect(proxy.resp()));
+    assert_eq!(before.0.get("/keys/key").body, b"value");
+    assert_eq!(ask(&mut before.1, "GET key").0, VALUE);
+    let begun = Instant::now();
+    let (mut http, mut resp) = proxy.restart_after_kill(&redis.url(), "", |proxy| {
+        let mut http = Client::connect(proxy.http());
+        http.send_raw(&request("key"));
+        let mut resp = Wire::connect(proxy.resp());
+        resp.send("GET key\r\n");
+        (http, resp)
+    });
+    assert_eq!(http.read_response().body, b"value");
+    assert_eq!(resp.answer(), b"$5\r\nvalue\r\n");
+    let took = begun.elapsed();
+    // Who was connected sees the end, and nothing else.
+    assert_eq!(ask(&mut before.1, "GET key").0, "UnexpectedEof");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(proxy.end(), Some(0));
+    eprintln!("killed and started again: served after {took:?}");
+}

@@ -1,0 +1,342 @@
+//! "Nobody gets more than his part": what clients may ask of the proxy, at and beyond the limits, over both front ends.
+//!
+//! Model: some do what they should not, in numbers, and others go on as usual. What the first get is told at once, what they
+//! take is bounded, and the others notice nothing. Limits of one front end alone are among that front end's tests.
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that panics has failed, which is what it should do, and shows what it prints"
+)]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::faults::stage::{AT_ONCE, Stage, VALUE, ask};
+use crate::resp::limits::resident;
+use crate::resp::ways::LASTING;
+use crate::resp::wire::{Wire, show};
+use crate::stage::{await_metric, metric, request, text};
+use crate::support::http::{Client, get};
+use crate::support::{eventually, within};
+
+const MEBIBYTE: u64 = 1 << 20;
+const HTTP_CLIENTS: &str = r#"connections{front_end="http"}"#;
+const RESP_CLIENTS: &str = r#"connections{front_end="resp"}"#;
+const OVERLOADED: &str = r#"backend_errors_total{kind="overloaded"}"#;
+
+/// Of so many times, the one that 99 of 100 did not exceed, and the longest.
+fn tail(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    let longest = *times.last().expect("some times");
+    (times[times.len() * 99 / 100 - 1], longest)
+}
+
+/// Hits over both front ends, a hundred each; panics if one is wrong. Returns how long each took.
+fn hits(stage: &Stage) -> Vec<Duration> {
+    let mut rounds = 0..100;
+    hits_while(stage, || rounds.next().is_some())
+}
+
+fn hits_while(stage: &Stage, mut goes_on: impl FnMut() -> bool) -> Vec<Duration> {
+    let (mut client, mut wire) = (Client::connect(stage.proxy.http()), stage.connect());
+    let mut times = Vec::new();
+    while goes_on() {
+        let begun = Instant::now();
+        assert_eq!(text(&client.get("/keys/hot")), "value");
+        times.push(begun.elapsed());
+        let hit = ask(&mut wire, "GET hot");
+        assert_eq!(hit.0, VALUE);
+        times.push(hit.1);
+    }
+    times
+}
+
+#[test]
+fn a_body_that_dribbles_in_holds_no_connection() {
+    let stage = Stage::start(LASTING);
+    let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(b"GET /keys/hot HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n").unwrap();
+    let begun = Instant::now();
+    // Sent for as long as it is taken.
+    let mut dribble = stream.try_clone().unwrap();
+    let sent = within(Duration::from_secs(10), || dribble.write_all(b"x").err());
+    assert!(sent.is_some(), "the connection is still open");
+    let mut answer = Vec::new();
+    // What was sent after the end may have reset it.
+    _ = stream.read_to_end(&mut answer);
+    eventually("the connection is given back", || (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(()));
+    eprintln!("a body that dribbles: ended after {:?}", begun.elapsed());
+}
+
+#[test]
+fn what_announces_a_lot_takes_no_room_before_it_comes() {
+    const EACH: usize = 60;
+    let stage = Stage::start(LASTING);
+    let before = resident(&stage.proxy);
+    let bombs = [
+        "*2147483647\r\n",
+        "*1048576\r\n$536870912\r\n",
+        "*2\r\n$3\r\nGET\r\n$536870912\r\n",
+        "*1048576\r\n$3\r\nDEL\r\n$1\r\na\r\n",
+        "*1\r\n*1048576\r\n",
+        "*1\r\n$-2147483648\r\n",
+        "*-2147483648\r\n$99999999999999999999\r\n",
+    ];
+    let send = |bomb: &&str| {
+        let mut wire = stage.connect();
+        wire.send(bomb);
+        wire
+    };
+    let wires: Vec<_> = bombs.iter().flat_map(|bomb| (0..EACH).map(move |_| bomb)).map(send).collect();
+    let (p99, longest) = tail(hits(&stage));
+    let more = resident(&stage.proxy).saturating_sub(before);
+    assert!(more < 30 * MEBIBYTE, "{more} bytes more");
+    assert!(p99 < AT_ONCE, "{p99:?}");
+    let count = wires.len();
+    drop(wires);
+    eventually("all are gone", || (metric(&stage.proxy, RESP_CLIENTS) < 2.0).then_some(()));
+    eprintln!("{count} bombs: {} KiB more, hits in {p99:?} (99 %), {longest:?} at most", more >> 10);
+}
+
+#[test]
+fn a_flood_of_connections_is_turned_away_and_those_who_are_here_notice_nothing() {
+    const PLACES: usize = 20;
+    const FLOOD: usize = 300;
+    let few = format!("{LASTING}\nresp.max_connections = {PLACES}");
+    let stage = Stage::start(&few);
+    let flood = |address| {
+        // Nobody reads what these are told.
+        (0..FLOOD).filter_map(|_| TcpStream::connect(address).ok()).collect::<Vec<_>>()
+    };
+    let is_over = AtomicBool::new(false);
+    let (held, times) = thread::scope(|scope| {
+        let reader = scope.spawn(|| hits_while(&stage, || !is_over.load(Relaxed)));
+        eventually("the reader is here", || (metric(&stage.proxy, RESP_CLIENTS) > 0.0).then_some(()));
+        let floods =
+            [stage.proxy.resp_address(), stage.proxy.http()].map(|address| scope.spawn(move || flood(address)));
+        let held = floods.map(|flood| flood.join().unwrap());
+        is_over.store(true, Relaxed);
+        (held, reader.join().unwrap())
+    });
+    let refused = r#"connections_refused_total{front_end="resp"}"#;
+    let most = u32::try_from(FLOOD - PLACES).unwrap();
+    eventually("those too many are refused", || (metric(&stage.proxy, refused) >= f64::from(most)).then_some(()));
+    let (p99, longest) = tail(times);
+    assert!(p99 < AT_ONCE, "{p99:?}");
+    let begun = Instant::now();
+    drop(held);
+    eventually("there is room again", || (ask(&mut stage.connect(), "GET hot").0 == VALUE).then_some(()));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    eprintln!("{FLOOD} connections to each: hits in {p99:?} (99 %), {longest:?} at most");
+}
+
+#[test]
+fn those_who_read_nothing_share_one_value() {
+    const READERS: u32 = 60;
+    let stage = Stage::start(LASTING);
+    let large = "v".repeat(8 << 20);
+    stage.redis.command(&["SET", "large", &large]);
+    assert_eq!(get(stage.proxy.http(), "/keys/large").body.len(), large.len());
+    let before = resident(&stage.proxy);
+    let mut http: Vec<_> = (0..READERS).map(|_| Client::connect(stage.proxy.http())).collect();
+    for client in &mut http {
+        client.send_raw(&request("large"));
+    }
+    let mut resp: Vec<_> = (0..READERS).map(|_| stage.connect()).collect();
+    for wire in &mut resp {
+        wire.send("GET large\r\n");
+    }
+    let is_taken_up = || metric(&stage.proxy, r#"reads_total{front_end="resp",outcome="hit"}"#) >= f64::from(READERS);
+    eventually("all have asked", || is_taken_up().then_some(()));
+    let (p99, longest) = tail(hits(&stage));
+    let more = resident(&stage.proxy).saturating_sub(before);
+    assert!(more < 32 * MEBIBYTE, "{more} bytes more, where each for himself would have {} bytes", large.len());
+    assert!(p99 < AT_ONCE, "{p99:?}");
+    assert_eq!(http[0].read_response().body.len(), large.len());
+    assert_eq!(resp[0].answer().len(), large.len() + "$8388608\r\n\r\n".len());
+    eprintln!("{READERS} of each who read nothing: {} KiB more, hits in {p99:?}, {longest:?} at most", more >> 10);
+}
+
+/// So many places that a flood fills them, and a Redis that vouches for memory for as long as a test takes.
+const NARROW: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\ncache.coherence_timeout = \"60s\"\n\
+                      redis.response_timeout = \"20s\"\nredis.max_fetches = 8\nredis.max_queue = 16";
+
+#[test]
+fn a_flood_of_cold_keys_is_refused_at_once_and_hits_are_as_before() {
+    const FLOOD: usize = 200;
+    const TAKEN: usize = 8 + 16;
+    let stage = Stage::start(NARROW);
+    stage.relay.stall();
+    let mut clients: Vec<_> = (0..FLOOD).map(|_| Client::connect(stage.proxy.http())).collect();
+    let begun = Instant::now();
+    clients.iter_mut().enumerate().for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
+    let refused = u32::try_from(FLOOD - TAKEN).unwrap();
+    await_metric(&stage.proxy, OVERLOADED, f64::from(refused));
+    let took = begun.elapsed();
+    assert!(took < 4 * AT_ONCE, "{refused} were refused within {took:?}");
+    assert!(metric(&stage.proxy, "flights") <= 24.0);
+    let (p99, longest) = tail(hits(&stage));
+    assert!(p99 < AT_ONCE, "{p99:?}");
+    stage.relay.resume();
+    let statuses: Vec<_> = clients.iter_mut().map(|client| client.read_response().status).collect();
+    let count = |wanted| statuses.iter().filter(|status| **status == wanted).count();
+    assert_eq!((count(404), count(503)), (TAKEN, FLOOD - TAKEN));
+    stage.assert_well();
+    eprintln!("{refused} of {FLOOD} cold reads refused in {took:?}, hits in {p99:?} (99 %), {longest:?} at most");
+}
+
+#[test]
+fn reads_that_wait_for_a_proof_are_no_more_than_max_queue() {
+    const PLACES: usize = 16;
+    const FLOOD: usize = 40;
+    let stage = Stage::start(NARROW);
+    stage.relay.stall_old();
+    let current = b"GET /keys/hot HTTP/1.1\r\nHost: x\r\nCache-Control: no-cache\r\n\r\n";
+    let mut clients: Vec<_> = (0..FLOOD).map(|_| Client::connect(stage.proxy.http())).collect();
+    for client in &mut clients {
+        client.send_raw(current);
+    }
+    let refused = f64::from(u32::try_from(FLOOD - PLACES).unwrap());
+    await_metric(&stage.proxy, OVERLOADED, refused);
+    // A client of Redis is answered by Redis, over a link of its own.
+    let mut wire = stage.connect();
+    assert_eq!(ask(&mut wire, "SET hot other").0, "+OK\\r\\n");
+    assert_eq!(ask(&mut wire, "GET hot").0, "$5\\r\\nother\\r\\n");
+    await_metric(&stage.proxy, OVERLOADED, refused + 1.0);
+    stage.relay.resume();
+    let statuses: Vec<_> = clients.iter_mut().map(|client| client.read_response().status).collect();
+    let count = |wanted| statuses.iter().filter(|status| **status == wanted).count();
+    assert_eq!((count(200), count(503)), (PLACES, FLOOD - PLACES));
+}
+
+#[test]
+fn an_old_value_stands_in_where_too_many_reads_wait() {
+    let short = NARROW.replace("\"1h\"", "\"100ms\"");
+    let stage = Stage::start(&format!("{short}\ncache.stale_grace = \"1h\""));
+    stage.relay.stall();
+    let mut waiting: Vec<_> = (0..24).map(|_| Client::connect(stage.proxy.http())).collect();
+    waiting.iter_mut().enumerate().for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
+    await_metric(&stage.proxy, "flights", 24.0);
+    let old = eventually("the value's time is over", || {
+        let response = get(stage.proxy.http(), "/keys/hot");
+        response.header("cache-status").is_some_and(|status| status.contains("ttl=-")).then_some(response)
+    });
+    assert_eq!((old.status, text(&old)), (200, "value".to_owned()));
+    assert_eq!(stage.as_client("GET hot").0, VALUE);
+    stage.relay.resume();
+    stage.redis.command(&["SET", "hot", "other"]);
+    eventually("never once Redis answers", || (stage.over_http("hot").0 == "200 other").then_some(()));
+}
+
+#[test]
+fn a_value_larger_than_the_limit_is_refused_over_http_and_passed_on_to_clients_of_redis() {
+    const LIMIT: usize = 1024;
+    let stage = Stage::start(&format!("{LASTING}\nhttp.max_value = {LIMIT}"));
+    for (key, length) in [("at", LIMIT), ("beyond", LIMIT + 1)] {
+        stage.redis.command(&["SET", key, &"v".repeat(length)]);
+    }
+    assert_eq!(stage.over_http("at").0, format!("200 {}", "v".repeat(LIMIT)));
+    let refused = get(stage.proxy.http(), "/keys/beyond");
+    assert_eq!(refused.status, 502);
+    assert!(text(&refused).contains("value-too-large"), "{}", text(&refused));
+    let entries = metric(&stage.proxy, "cache_entries");
+    let mut wire = stage.connect();
+    for _ in 0..3 {
+        assert_eq!(wire.ask(&["GET", "beyond"]).len(), "$1025\r\n\r\n".len() + LIMIT + 1);
+        assert_eq!(wire.ask(&["GET", "at"]).len(), "$1024\r\n\r\n".len() + LIMIT);
+    }
+    assert!(metric(&stage.proxy, "cache_entries") <= entries, "it was kept");
+}
+
+#[test]
+fn names_that_would_be_lines_of_their_own_are_nowhere_more_than_names() {
+    const MARK: &str = "forged";
+    let stage = Stage::start(&format!("{LASTING}\ntelemetry.log_filter = \"trace\"\nadmin.hotkeys = 100"));
+    let names = [
+        "a\r\nx-forged: yes\r\n\r\nforged",
+        "a\n{\"level\":\"ERROR\",\"message\":\"forged\"}",
+        "\u{1b}[2J\u{1b}[31mforged\u{7}",
+        "forged\0\u{85}\u{2028}",
+    ];
+    let mut client = Client::connect(stage.proxy.http());
+    for name in names {
+        for path in [crate::support::http::key_path(name.as_bytes()), format!("/metrics/{MARK}%0d%0ax:%20y")] {
+            let response = client.get(path);
+            assert_eq!(response.header("x-forged"), None);
+            assert!(!text(&response).contains(MARK), "{}", text(&response));
+        }
+        // What nobody may say, what nobody knows, and a name to be known by.
+        let mut wire = Wire::connect(stage.proxy.resp_address());
+        assert_eq!(show(&wire.ask(&["GET", name])), "$-1\\r\\n");
+        wire.ask(&[name, "x"]);
+        wire.ask(&["AUTH", name, name]);
+        wire.ask(&["HELLO", "3", "AUTH", name, name]);
+        wire.send(name);
+        stage.as_client("PING");
+    }
+    // A Redis that goes has something said about everything there is.
+    stage.relay.cut_once();
+    stage.assert_well();
+    for line in stage.proxy.log_lines() {
+        let is_one = serde_json::from_str::<serde_json::Value>(line.text()).is_ok_and(|line| line.is_object());
+        assert!(is_one && !line.says(MARK), "{}", line.text());
+        assert!(!line.text().contains(|letter: char| letter.is_control()), "{:?}", line.text());
+    }
+    let hottest = text(&get(stage.proxy.admin(), "/hotkeys?top=100"));
+    assert!(hottest.contains("forged") && !hottest.contains(|letter: char| letter.is_control()), "{hottest}");
+    let metrics = text(&get(stage.proxy.admin(), "/metrics"));
+    assert!(!metrics.contains(MARK), "a name in the metrics");
+}
+
+#[test]
+fn http_2_streams_that_are_reset_at_once_cost_no_more_than_the_places_there_are() {
+    const RESETS: u32 = 5000;
+    let stage = Stage::start(NARROW);
+    stage.relay.stall();
+    let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // An empty SETTINGS.
+    bytes.extend(frame(4, 0, 0, &[]));
+    for number in 0..RESETS {
+        let path = format!("/keys/cold{number:05}");
+        // GET, http, the path and the host.
+        let mut head = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+        head.extend_from_slice(path.as_bytes());
+        head.extend_from_slice(b"\x01\x01x");
+        let stream = number * 2 + 1;
+        // END_HEADERS and END_STREAM, and then CANCEL.
+        bytes.extend(frame(1, 0x5, stream, &head));
+        bytes.extend(frame(3, 0, stream, &[0, 0, 0, 8]));
+    }
+    let begun = Instant::now();
+    // The proxy may have had enough before the end.
+    _ = stream.write_all(&bytes);
+    let (p99, longest) = tail(hits(&stage));
+    assert!(p99 < AT_ONCE, "{p99:?}");
+    let flights = metric(&stage.proxy, "flights");
+    assert!(flights <= 24.0, "{flights} flights");
+    let mut answer = Vec::new();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    // What was sent after the end may have reset it.
+    _ = stream.read_to_end(&mut answer);
+    eventually("the connection is given back", || (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(()));
+    let took = begun.elapsed();
+    stage.relay.resume();
+    stage.assert_well();
+    eprintln!("{RESETS} resets: ended after {took:?}, {flights} flights, hits in {p99:?} (99 %), {longest:?} at most");
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
