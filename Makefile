@@ -2,7 +2,7 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench bench-parts instructions check deny compose-test nix-check systemd-check deb clean
+.PHONY: help run test soak fuzz bench bench-parts instructions check deny sbom compose-test nix-check systemd-check deb clean
 
 # Where `make run` serves HTTP and clients of Redis on 127.0.0.1: make run PORT=9000 RESP_PORT=9001
 PORT ?= 8080
@@ -43,12 +43,18 @@ check: ## Check the formatting, the lints and the documentation, with warnings a
 	cargo clippy --lib --profile test --features shuttle --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
 
-deny: ## Check the dependencies' licences, bans and sources (installs cargo-deny if missing)
+deny: ## Check the dependencies for known faults, licences, bans and sources (installs cargo-deny if missing)
 	@cargo deny --version >/dev/null 2>&1 || { echo 'Installing cargo-deny; this takes some minutes.' && cargo install --locked cargo-deny; }
-	cargo deny check licenses bans sources
+	cargo deny check advisories licenses bans sources
 
 nix-check: ## Check everything Nix: packages, the NixOS module, its tests and a virtual machine (needs Nix)
 	nix --extra-experimental-features 'nix-command flakes' flake check --print-build-logs
+
+sbom: ## Write what the program is made of, as CycloneDX, for a release (installs cargo-cyclonedx if missing)
+	@cargo cyclonedx --version >/dev/null 2>&1 || { echo 'Installing cargo-cyclonedx; this takes some minutes.' && cargo install --locked cargo-cyclonedx; }
+	cargo cyclonedx --quiet --format json --spec-version 1.5 --override-filename redis-proxy.sbom
+	@mkdir -p "$${CARGO_TARGET_DIR:-target}" && mv redis-proxy.sbom.json "$${CARGO_TARGET_DIR:-target}/" && \
+	  echo "It is $${CARGO_TARGET_DIR:-target}/redis-proxy.sbom.json."
 
 systemd-check: ## Check the units in systemd/ by systemd's own rules, and how exposed the service is (needs systemd)
 	@scripts/systemd-check

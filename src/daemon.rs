@@ -186,7 +186,9 @@ impl Daemon {
                 (Ok(config), Ok(files)) => (config, files),
                 (config, files) => return Err(Problems::of([config.err(), files.err()])),
             };
-            files.into_iter().for_each(|commit| commit());
+            for commit in files {
+                commit();
+            }
             let evicted = cache.apply(&config.cache);
             Ok(Reloaded { config, evicted, took: begun.elapsed() })
         })
@@ -281,12 +283,12 @@ async fn listeners(
     let limits = Limits { idle_timeout, header_timeout, max_header: max_header.0 };
     let gate = config.http.gate()?;
     let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
-    let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone(), config.http.allow.clone()) };
-    let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
     let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);
     files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reread));
     let serving = |service, tls, max_connections, protection| Serving { service, tls, max_connections, protection };
+    let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
+    let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone(), config.http.allow.clone()) };
+    let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
     let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone(), gate));
     let reads = serving(reads, http_tls, means.http, config.http.protection());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];

@@ -54,15 +54,15 @@ impl Gate {
         self.0.reread()
     }
 
-    /// Lets the request through, marked if it may only ask for signs of life, or says why not.
-    pub(crate) fn pass<B>(&self, request: &mut Request<B>) -> Result<(), Response<Body>> {
-        let Err(denied) = self.judge(request.headers()) else { return Ok(()) };
+    /// What a request is answered that is not let through; one that is, is marked if it may only ask for signs of life.
+    pub(crate) fn refusal<B>(&self, request: &mut Request<B>) -> Option<Response<Body>> {
+        let denied = self.judge(request.headers()).err()?;
         if SIGNS_OF_LIFE.contains(&request.uri().path()) {
             request.extensions_mut().insert(Stranger);
-            return Ok(());
+            return None;
         }
         let response = denied.response();
-        Err(if request.method() == Method::HEAD { response.map(|_| Body::empty()) } else { response })
+        Some(if request.method() == Method::HEAD { response.map(|_| Body::empty()) } else { response })
     }
 
     fn judge(&self, headers: &HeaderMap) -> Result<(), Denied> {
@@ -74,8 +74,8 @@ impl Gate {
         let shown = first.and_then(|value| token_in(value.as_bytes())).ok_or(Denied::NoToken)?;
         let shown = blake3::hash(shown);
         // Not `any`, which would stop at the first that is right.
-        let is_known = self.0.get().iter().fold(false, |known, token| known | (*token == shown));
-        if is_known { Ok(()) } else { Err(Denied::WrongToken) }
+        let right = self.0.get().iter().filter(|token| **token == shown).count();
+        if right > 0 { Ok(()) } else { Err(Denied::WrongToken) }
     }
 }
 

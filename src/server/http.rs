@@ -180,8 +180,8 @@ impl<R: Routes> Http<R> {
         if header_size(request.headers()) > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
         }
-        if let Some(Err(denied)) = self.gate.as_ref().map(|gate| gate.pass(&mut request)) {
-            return Ok(denied);
+        if let Some(refusal) = self.gate.as_ref().and_then(|gate| gate.refusal(&mut request)) {
+            return Ok(refusal);
         }
         Ok(self.routes.answer(request).await)
     }

