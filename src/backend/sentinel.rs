@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, PushInfo, PushKind, Value};
+use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -253,23 +253,37 @@ impl Sentinels {
         }
     }
 
-    /// The failover is asked for before the address: should one come in between, the address is taken for older than it
-    /// is, and not the one of before for newer.
+    /// The failover is asked for before the address and after it, and again until it is the same, so that the two belong
+    /// together.
     async fn question(&self, connection: &mut MultiplexedConnection) -> Result<Option<Word>, BackendError> {
-        let sentinel = |subcommand| {
-            let mut command = redis::cmd("SENTINEL");
-            command.arg(subcommand).arg(&self.settings.sentinel_master);
-            command
-        };
-        let master = ask(connection, &sentinel("MASTER")).await?;
-        let address = ask(connection, &sentinel("GET-MASTER-ADDR-BY-NAME")).await?;
-        require(&address)?;
-        let Value::Array(parts) = &address else { return Ok(None) };
-        let parts: Vec<_> = parts.iter().filter_map(text).collect();
-        let [host, port] = parts[..] else { return Err(unreachable(&"a sentinel gave an address that is none")) };
-        let port = port.parse().map_err(|error| unreachable(&error))?;
+        let mut before = self.term(connection).await?;
+        loop {
+            let address = ask(connection, &self.command("GET-MASTER-ADDR-BY-NAME")).await?;
+            require(&address)?;
+            let term = self.term(connection).await?;
+            if term != before {
+                before = term;
+                continue;
+            }
+            let Value::Array(parts) = &address else { return Ok(None) };
+            let parts: Vec<_> = parts.iter().filter_map(text).collect();
+            let [host, port] = parts[..] else { return Err(unreachable(&"a sentinel gave an address that is none")) };
+            let port = port.parse().map_err(|error| unreachable(&error))?;
+            return Ok(Some(Word { term, host: host.to_owned(), port }));
+        }
+    }
+
+    /// The number of the last failover; none yet: zero.
+    async fn term(&self, connection: &mut MultiplexedConnection) -> Result<u64, BackendError> {
+        let master = ask(connection, &self.command("MASTER")).await?;
         let term = field(&master, "config-epoch").and_then(text).and_then(|term| term.parse().ok());
-        Ok(Some(Word { term: term.unwrap_or_default(), host: host.to_owned(), port }))
+        Ok(term.unwrap_or_default())
+    }
+
+    fn command(&self, subcommand: &str) -> Cmd {
+        let mut command = redis::cmd("SENTINEL");
+        command.arg(subcommand).arg(&self.settings.sentinel_master);
+        command
     }
 
     /// Notes what one of them says, and what that changes.

@@ -111,7 +111,8 @@ impl Topology {
 
 pub(super) type Left = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A stream that ends when the place it leads to is no longer the place.
+/// A stream that ends when the place it leads to is no longer the place, and then with [`io::ErrorKind::ConnectionAborted`]:
+/// what was said over it may not be known at the next place.
 struct Tied {
     stream: Box<dyn Stream>,
     left: Option<Left>,
@@ -127,7 +128,7 @@ impl Tied {
 }
 
 fn cut<T>() -> Poll<io::Result<T>> {
-    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
 }
 
 impl AsyncRead for Tied {

@@ -6,6 +6,7 @@
 //! one who fills it is read no more; the limit of one never stands in the way of what would empty it.
 
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -194,6 +195,8 @@ impl Connection {
                 match self.link.poll_read(cx) {
                     Poll::Pending => return moved,
                     Poll::Ready(Ok(1..)) => {}
+                    // After a failover another Redis may not know what this client was told, so it has to be told.
+                    Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => return self.cut_link(),
                     Poll::Ready(Ok(0) | Err(_)) => return self.lost_link(),
                 }
             }
@@ -207,10 +210,17 @@ impl Connection {
     fn lost_link(&mut self) -> Moved {
         let owes_nothing = self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
         let goes_on = owes_nothing && self.standing.is_as_new() && self.stage == Stage::Commands;
-        self.drop_link();
         if !goes_on {
-            self.stage = Stage::Ending;
+            return self.cut_link();
         }
+        self.drop_link();
+        Moved::Yes
+    }
+
+    /// The connection cannot do without this link.
+    fn cut_link(&mut self) -> Moved {
+        self.drop_link();
+        self.stage = Stage::Ending;
         Moved::Yes
     }
 
