@@ -6,36 +6,16 @@
 
 use std::fs;
 
-use super::ways::{LASTING, Ways, is_straight, resp_config};
+use super::ways::{AS_READER, LASTING, READER_AND_OTHER, Ways, is_straight, resp_config};
 use super::wire::{Wire, bulk, command, show, show_without_id, words};
 use crate::stage::await_ready;
 use crate::support::{Proxy, RedisServer};
 
-const USERS: [&str; 17] = [
-    "--user",
-    "default",
-    "off",
-    "--user",
-    "reader",
-    "on",
-    ">reader-secret",
-    "~*",
-    "&*",
-    "+@all",
-    "--user",
-    "other",
-    "on",
-    ">other-secret",
-    "~open*",
-    "&*",
-    "+@all",
-];
-const AS_READER: &str = "redis.username = \"reader\"\nredis.password = \"reader-secret\"";
 const NEVER_RIGHT: &str = "AUTH reader wrong";
 
 #[test]
 fn who_is_answered_by_a_push_becomes_nobody_else() {
-    let ways = with_secret(&USERS);
+    let ways = with_secret(&[]);
     let mut wire = Wire::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
     // Longer than what is held, and answered by a push alone.
@@ -48,7 +28,7 @@ fn who_is_answered_by_a_push_becomes_nobody_else() {
 
 #[test]
 fn who_subscribes_by_another_name_becomes_nobody_else() {
-    let ways = with_secret(&[&USERS[..], &["--rename-command", "SUBSCRIBE", "listen"]].concat());
+    let ways = with_secret(&["--rename-command", "SUBSCRIBE", "listen"]);
     let mut wire = Wire::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
     // One answer too few from here on, as far as anybody knows who does not know the name: each is taken for the answer to
@@ -62,19 +42,19 @@ fn who_subscribes_by_another_name_becomes_nobody_else() {
 
 #[test]
 fn who_debugs_a_script_becomes_nobody_else() {
-    expect_no_secret_of_a_debugger(&with_secret(&USERS), "SCRIPT DEBUG YES");
+    expect_no_secret_of_a_debugger(&with_secret(&[]), "SCRIPT DEBUG YES");
 }
 
 #[test]
 fn who_debugs_a_script_by_another_name_becomes_nobody_else() {
-    let ways = with_secret(&[&USERS[..], &["--rename-command", "SCRIPT", "lua"]].concat());
+    let ways = with_secret(&["--rename-command", "SCRIPT", "lua"]);
     expect_no_secret_of_a_debugger(&ways, "lua DEBUG YES");
 }
 
 /// Redis from 7.2 on, and Valkey, say nothing to a login that they refuse while another answer is on its way.
 #[test]
 fn whose_refused_login_goes_unanswered_becomes_nobody_else() {
-    let ways = with_secret(&USERS);
+    let ways = with_secret(&[]);
     for login in [NEVER_RIGHT, "HELLO 3 AUTH reader wrong"] {
         let mut wire = Wire::connect(ways.through());
         assert_eq!(wire.told_line("AUTH other other-secret"), "+OK\\r\\n");
@@ -99,7 +79,7 @@ fn whose_refused_login_goes_unanswered_becomes_nobody_else() {
 
 #[test]
 fn of_several_logins_in_one_command_that_counts_which_redis_minds() {
-    let ways = with_secret(&USERS);
+    let ways = with_secret(&[]);
     for (first, last) in [
         ("reader reader-secret", "other other-secret"),
         ("reader wrong", "other other-secret"),
@@ -154,9 +134,10 @@ fn whom_redis_asks_for_a_login_at_run_time_gets_nothing_from_memory() {
     assert!(told[7].contains("hidden"), "{told:#?}");
 }
 
-/// Both ways, with a secret in the memory of a proxy that reads as `reader`.
+/// Both ways, with a secret in the memory of a proxy that reads as `reader`, and these arguments more for Redis.
 fn with_secret(arguments: &[&str]) -> Ways {
-    let ways = Ways::between(|server| server.arguments(arguments), &format!("{LASTING}\n{AS_READER}"));
+    let arguments = [&["--user", "default", "off"], &READER_AND_OTHER[..], arguments].concat();
+    let ways = Ways::between(|server| server.arguments(&arguments), &format!("{LASTING}\n{AS_READER}"));
     for server in ways.servers() {
         server.command(&["MSET", "secret", "hidden", "open", "public"]);
     }

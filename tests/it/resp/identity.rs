@@ -4,41 +4,16 @@ use std::fs;
 
 use tempfile::TempDir;
 
-use super::ways::{LASTING, Ways, is_straight, resp_config};
+use super::ways::{AS_READER, LASTING, READER_AND_OTHER, Ways, is_straight, resp_config};
 use super::wire::{Wire, show, show_without_id, words};
 use crate::stage::await_ready;
 use crate::support::{Proxy, RedisServer};
 
-/// Redis asks everybody for a login. `reader` may read what the proxy may, `other` some of it, and nobody else exists.
-const USERS: [&str; 26] = [
-    "--requirepass",
-    "default-secret",
-    "--user",
-    "reader",
-    "on",
-    ">reader-secret",
-    "~*",
-    "&*",
-    "+@all",
-    "--user",
-    "other",
-    "on",
-    ">other-secret",
-    "~open*",
-    "&*",
-    "+@all",
-    "-flushall",
-    "--user",
-    "writer",
-    "on",
-    ">writer-secret",
-    "~*",
-    "&*",
-    "+@all",
-    "-get",
-    "-mget",
-];
-const AS_READER: &str = "redis.username = \"reader\"\nredis.password = \"reader-secret\"";
+/// Redis asks everybody for a login. Beside `reader` and `other` there is one who may write and not read, and nobody else.
+fn users() -> Vec<&'static str> {
+    let writer = ["--user", "writer", "on", ">writer-secret", "~*", "&*", "+@all", "-get", "-mget"];
+    [&["--requirepass", "default-secret"], &READER_AND_OTHER[..], &["-flushall"], &writer].concat()
+}
 
 #[test]
 fn a_proxy_that_logs_in_gives_nothing_to_who_does_not() {
@@ -282,7 +257,7 @@ fn a_password_file_that_says_nothing_is_refused() {
 
 /// Both ways, with a secret in the memory of a proxy that reads as `reader`.
 fn logged_in() -> Ways {
-    let ways = Ways::between(|server| server.arguments(&USERS), &format!("{LASTING}\n{AS_READER}"));
+    let ways = Ways::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
         server.command(&["SET", "open", "public"]);
@@ -296,7 +271,7 @@ fn logged_in() -> Ways {
 
 /// A proxy with a password of its own, and a secret in its memory.
 fn with_password(settings: &str) -> (RedisServer, Proxy, TempDir) {
-    let redis = RedisServer::builder().tcp().arguments(&USERS).start();
+    let redis = RedisServer::builder().tcp().arguments(&users()).start();
     redis.command(&["SET", "secret", "hidden"]);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("password");

@@ -15,6 +15,26 @@ use crate::support::{Proxy, RedisServer};
 /// Nothing is forgotten but what Redis tells of.
 pub(crate) const LASTING: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"";
 
+/// `reader` may read what the proxy may, and `other` some of it.
+pub(super) const READER_AND_OTHER: [&str; 14] = [
+    "--user",
+    "reader",
+    "on",
+    ">reader-secret",
+    "~*",
+    "&*",
+    "+@all",
+    "--user",
+    "other",
+    "on",
+    ">other-secret",
+    "~open*",
+    "&*",
+    "+@all",
+];
+/// The proxy logs in as that one.
+pub(super) const AS_READER: &str = "redis.username = \"reader\"\nredis.password = \"reader-secret\"";
+
 /// Both ways. The proxy is the first field, so it ends before its Redis does and has nothing to complain about.
 pub(crate) struct Ways {
     proxy: Option<Proxy>,

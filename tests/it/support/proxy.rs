@@ -109,7 +109,7 @@ impl ProxyBuilder {
 
     /// Runs the proxy to its end, which must come by itself; returns the exit code and what it said.
     pub(crate) fn run_to_end(mut self) -> (i32, String) {
-        let output = self.command.output().expect("the proxy starts");
+        let output = output(&mut self.command);
         (exit_code(output.status), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
@@ -141,23 +141,7 @@ impl Proxy {
 
     /// Runs the binary to its end, which must come by itself.
     pub(crate) fn spawn_raw(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-        let mut child = command()
-            .args(arguments)
-            .envs(environment.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the proxy starts");
-        let stdout = drain(child.stdout.take().expect("standard output is piped"));
-        let stderr = drain(child.stderr.take().expect("standard error is piped"));
-        let ended = ends_within(&mut child, RAW_BOUND);
-        let output = Output {
-            status: end_of(&mut child),
-            stdout: stdout.join().expect("standard output is read"),
-            stderr: stderr.join().expect("standard error is read"),
-        };
-        assert!(ended, "did not end within {RAW_BOUND:?}: {output:?}");
-        output
+        output(command().args(arguments).envs(environment.iter().copied()))
     }
 
     /// Where it serves HTTP.
@@ -413,6 +397,22 @@ fn drain(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 fn ends_within(child: &mut Child, limit: Duration) -> bool {
     let status = within(limit, || child.try_wait().expect("the proxy is a child"));
     status.is_some()
+}
+
+/// Runs a proxy that ends by itself; panics with what it said if it does not.
+fn output(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the proxy starts");
+    let stdout = drain(child.stdout.take().expect("standard output is piped"));
+    let stderr = drain(child.stderr.take().expect("standard error is piped"));
+    let ended = ends_within(&mut child, RAW_BOUND);
+    let output = Output {
+        status: end_of(&mut child),
+        stdout: stdout.join().expect("standard output is read"),
+        stderr: stderr.join().expect("standard error is read"),
+    };
+    assert!(ended, "did not end within {RAW_BOUND:?}: {output:?}");
+    output
 }
 
 /// How the process ended, killing it if it has not.
