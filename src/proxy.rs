@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
-use crate::backend::{Backend, BackendError, Client, Fence, Stream};
+use crate::backend::{Backend, BackendError, Client, Fence, Tied};
 use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
 use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
@@ -151,7 +151,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<Box<dyn Stream>, BackendError> {
+    pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
         self.backend.open(client).await
     }
 

@@ -31,7 +31,8 @@ pub use self::link::Link;
 use self::reply::{Question, Reply, unreachable};
 pub use self::seeds::Seeds;
 use self::stream::Opener;
-pub use self::stream::{PrepareError, Stream};
+pub use self::stream::PrepareError;
+pub use self::topology::Tied;
 use self::topology::Topology;
 use self::tracking::Tracking;
 // For the fuzz targets.
@@ -434,7 +435,7 @@ impl Backend {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<Box<dyn Stream>, BackendError> {
+    pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
         let opened = timeout(self.0.settings.connect_timeout, self.0.open(client)).await;
         let opened = opened.unwrap_or(Err(BackendError::TimedOut));
         opened.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
@@ -545,7 +546,7 @@ impl Shared {
         }
     }
 
-    async fn open(&self, client: Client) -> Result<Box<dyn Stream>, BackendError> {
+    async fn open(&self, client: Client) -> Result<Tied, BackendError> {
         let login = match client {
             Client::Stranger => None,
             Client::Proxy => {
@@ -565,7 +566,7 @@ impl Shared {
         if let Some(login) = login {
             login.log_in(&mut stream).await?;
         }
-        Ok(self.topology.tie(stream, &place))
+        Ok(self.topology.tie(stream, place))
     }
 
     /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.

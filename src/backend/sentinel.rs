@@ -140,6 +140,11 @@ impl Sentinels {
         }
     }
 
+    /// The primary that is heard of, from now on.
+    pub(super) fn follow(&self) -> watch::Receiver<Option<Place>> {
+        self.primary.subscribe()
+    }
+
     /// The primary that was heard of last.
     pub(super) fn primary(&self) -> Option<Place> {
         self.primary.borrow().clone()

@@ -38,7 +38,7 @@ impl PrepareError {
 }
 
 /// A stream to Redis, of whatever kind.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Opens streams in the ways of `[redis]`.

@@ -9,9 +9,10 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
 
 use super::address::Address;
 use super::sentinel::Sentinels;
@@ -84,11 +85,12 @@ impl Topology {
     }
 
     /// `stream`, which leads to `place`, for as long as that is the place; then it ends.
-    pub(super) fn tie(&self, stream: Box<dyn Stream>, place: &Place) -> Box<dyn Stream> {
-        match self {
-            Self::Fixed(_) => stream,
-            Self::Sentinels(_) => Box::new(Tied { stream, left: Some(self.left(place)) }),
-        }
+    pub(super) fn tie(&self, stream: Box<dyn Stream>, place: Place) -> Tied {
+        let tie = match self {
+            Self::Fixed(_) => None,
+            Self::Sentinels(sentinels) => Some(Tie { left: Some(self.left(&place)), now: sentinels.follow(), place }),
+        };
+        Tied { stream, tie }
     }
 
     /// The fetch that goes on here asks Redis at its place.
@@ -111,35 +113,56 @@ impl Topology {
 
 pub(super) type Left = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A stream that ends when the place it leads to is no longer the place, and then with [`io::ErrorKind::ConnectionAborted`]:
-/// what was said over it may not be known at the next place.
-struct Tied {
+/// A stream that ends when the place it leads to is no longer the place.
+///
+/// Where the place may change, every end of it is [`io::ErrorKind::ConnectionAborted`]: what was said over it may not be known
+/// at the next place.
+pub struct Tied {
     stream: Box<dyn Stream>,
+    tie: Option<Tie>,
+}
+
+struct Tie {
+    place: Place,
+    now: watch::Receiver<Option<Place>>,
+    /// None once it is.
     left: Option<Left>,
 }
 
 impl Tied {
-    fn is_cut(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.left.as_mut().is_some_and(|left| left.as_mut().poll(cx).is_ready()) {
-            self.left = None;
+    /// Whether it leads to where Redis no longer is, though nobody has read that from it yet.
+    pub(crate) fn is_cut(&self) -> bool {
+        let Some(Tie { place, now, .. }) = &self.tie else { return false };
+        now.borrow().as_ref().is_some_and(|now| now != place)
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(tie) = &mut self.tie else { return Ok(()) };
+        if tie.left.as_mut().is_some_and(|left| left.as_mut().poll(cx).is_ready()) {
+            tie.left = None;
         }
-        self.left.is_none()
+        if tie.left.is_some() { Ok(()) } else { Err(cut()) }
     }
 }
 
-fn cut<T>() -> Poll<io::Result<T>> {
-    Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+fn cut() -> io::Error {
+    io::ErrorKind::ConnectionAborted.into()
 }
 
 impl AsyncRead for Tied {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.is_cut(cx) { cut() } else { Pin::new(&mut *self.stream).poll_read(cx, buffer) }
+        self.poll_cut(cx)?;
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut *self.stream).poll_read(cx, buffer));
+        let is_over = read.is_err() || buffer.filled().len() == before;
+        Poll::Ready(if is_over && self.tie.is_some() { Err(cut()) } else { read })
     }
 }
 
 impl AsyncWrite for Tied {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_cut(cx) { cut() } else { Pin::new(&mut *self.stream).poll_write(cx, bytes) }
+        self.poll_cut(cx)?;
+        Pin::new(&mut *self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -147,7 +170,8 @@ impl AsyncWrite for Tied {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.is_cut(cx) { cut() } else { Pin::new(&mut *self.stream).poll_write_vectored(cx, buffers) }
+        self.poll_cut(cx)?;
+        Pin::new(&mut *self.stream).poll_write_vectored(cx, buffers)
     }
 
     fn is_write_vectored(&self) -> bool {

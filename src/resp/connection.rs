@@ -387,6 +387,10 @@ impl Connection {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Moved {
+        if self.link.is_cut() {
+            // What is on its way out may be from where Redis is now, and older than what this client was told before.
+            return self.end();
+        }
         let before = self.output.len();
         let written = match self.output.poll_write(Pin::new(&mut self.client), cx) {
             Poll::Ready(Ok(())) => Pin::new(&mut self.client).poll_flush(cx),

@@ -9,13 +9,13 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Instant;
 
 use super::output::Output;
-use crate::backend::{BackendError, Stream};
+use crate::backend::{BackendError, Tied};
 
-type Opening = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, BackendError>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
 
 /// The link, in all its states.
 pub(super) struct Link {
@@ -33,7 +33,7 @@ pub(super) struct Link {
 enum State {
     None,
     Opening(Opening),
-    Open(Box<dyn Stream>),
+    Open(Tied),
 }
 
 /// Bytes asked for at once.
@@ -63,7 +63,7 @@ impl Link {
     /// Tells Redis that nothing more will come: ready once that is done.
     pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.state {
-            State::Open(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            State::Open(stream) => Pin::new(&mut *stream).poll_shutdown(cx),
             State::None | State::Opening(_) => Poll::Pending,
         }
     }
@@ -92,6 +92,11 @@ impl Link {
         }
     }
 
+    /// Whether it leads to where Redis no longer is.
+    pub(super) fn is_cut(&self) -> bool {
+        matches!(&self.state, State::Open(stream) if stream.is_cut())
+    }
+
     /// Reads into `input`: how many bytes; none at the end.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let State::Open(stream) = &mut self.state else { return Poll::Pending };
@@ -109,10 +114,10 @@ impl Link {
         if !self.out.is_empty() {
             self.is_to_flush = true;
             self.last_sent = Instant::now();
-            ready!(self.out.poll_write(Pin::new(&mut **stream), cx))?;
+            ready!(self.out.poll_write(Pin::new(&mut *stream), cx))?;
         }
         if self.is_to_flush {
-            ready!(Pin::new(&mut **stream).poll_flush(cx))?;
+            ready!(Pin::new(&mut *stream).poll_flush(cx))?;
             self.is_to_flush = false;
         }
         Poll::Ready(Ok(()))
