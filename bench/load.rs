@@ -21,7 +21,7 @@ use redis_proxy::backend::{self, Backend};
 use redis_proxy::cache::{self, Cache, Demand};
 use redis_proxy::hotkeys::HotKeys;
 use redis_proxy::metrics::{FrontEnd, Metrics};
-use redis_proxy::proxy::Proxy;
+use redis_proxy::proxy::{Proxy, Upstream};
 use tokio::runtime::{Builder, Handle};
 use tracing::Span;
 
@@ -163,7 +163,7 @@ fn proxy(port: u16) -> anyhow::Result<Proxy> {
     let cache = Cache::new(settings, Handle::current());
     let (backend, link) = Backend::prepare(redis, 1 << 20, cache.clone(), Arc::clone(&metrics))?;
     tokio::spawn(link.run());
-    Ok(Proxy::new(cache, backend, metrics, HotKeys::new(0)))
+    Ok(Proxy::new(Upstream::One(cache, backend), metrics, HotKeys::new(0)))
 }
 
 async fn straight(mut link: MultiplexedConnection, key: String) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 //! in force, so a configuration that is refused changes nothing.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,13 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 use crate::access::{Commit, FileError, Gate, Reread};
-use crate::backend::{Backend, BackendError, Link, PrepareError};
+use crate::backend::{Backend, Mode, PrepareError};
 use crate::cache::Cache;
+use crate::cluster::Cluster;
 use crate::config::{Config, DaemonSettings, Problem, Problems, Sources};
 use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Upstream};
 use crate::resp::{self, Resp};
 use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Tls, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
@@ -73,9 +75,9 @@ pub struct Daemon {
     /// What else a reload reads.
     files: Arc<Vec<Reread>>,
     workers: Arc<Workers>,
-    link: Option<Link>,
+    link: Option<Running>,
     proxy: Proxy,
-    cache: Cache<BackendError>,
+    upstream: Upstream,
     metrics: Arc<Metrics>,
 }
 
@@ -92,19 +94,17 @@ impl Daemon {
         let inherited = Inherited::take(&[FrontEnd::Http.name(), FrontEnd::Resp.name(), FrontEnd::Admin.name()])?;
         let means = within_means(&config);
         let metrics = Arc::new(Metrics::new(&resp::names())?);
-        let cache = Cache::new(config.cache.clone(), Handle::current());
-        let looked_at = cache.clone();
+        let (upstream, link) = upstream(&config, &metrics)?;
+        let looked_at = upstream.clone();
         metrics.tell_of_cache(move || looked_at.statistics())?;
         let looked_at = telemetry.clone();
         metrics.tell_of_spans_dropped(move || looked_at.spans_dropped())?;
         let looked_at = telemetry.clone();
         metrics.tell_of_lines_dropped(move || looked_at.lines_dropped())?;
-        let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
-        let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(&metrics))?;
-        let looked_at = backend.clone();
+        let looked_at = upstream.clone();
         metrics.tell_of_nodes(move || looked_at.nodes())?;
         let hot_keys = HotKeys::new(config.admin.hotkeys);
-        let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), hot_keys);
+        let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys);
         let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         let (link, files) = (Some(link), Arc::new(files));
@@ -119,7 +119,7 @@ impl Daemon {
             workers,
             link,
             proxy,
-            cache,
+            upstream,
             metrics,
         })
     }
@@ -161,9 +161,9 @@ impl Daemon {
             tasks.spawn(listener.accept(Arc::clone(&self.workers), drain));
         }
         if let Some(link) = self.link.take() {
-            tasks.spawn(link.run());
+            tasks.spawn(link);
         }
-        tasks.spawn(sweep(self.cache.clone()));
+        tasks.spawn(sweep(self.upstream.clone()));
         if self.notifier.is_heard() {
             tasks.spawn(report(self.proxy.clone(), Arc::clone(&self.notifier)));
         }
@@ -177,7 +177,7 @@ impl Daemon {
     /// cache's part of it in force, beside everything else: a file may be on a disk that hangs, and a large cache takes its
     /// time.
     fn reload(&self) -> Reload {
-        let (sources, current, cache) = (self.sources.clone(), self.config.clone(), self.cache.clone());
+        let (sources, current, upstream) = (self.sources.clone(), self.config.clone(), self.upstream.clone());
         let files = Arc::clone(&self.files);
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
@@ -189,7 +189,7 @@ impl Daemon {
             for commit in files {
                 commit();
             }
-            let evicted = cache.apply(&config.cache);
+            let evicted = upstream.apply(&config.cache);
             Ok(Reloaded { config, evicted, took: begun.elapsed() })
         })
     }
@@ -339,15 +339,30 @@ async fn feed_watchdog(workers: Arc<Workers>, notifier: Arc<Notifier>, interval:
 /// How old the line of `systemctl status` may be.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
+/// What is behind the proxy, and what has to run for it.
+fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, Running), PrepareError> {
+    let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
+    if redis.mode == Mode::Cluster {
+        let means = (Handle::current(), Arc::clone(metrics));
+        let cluster = Cluster::prepare(redis, config.cache.clone(), max_value, means)?;
+        return Ok((Upstream::Cluster(cluster.clone()), Box::pin(cluster.run())));
+    }
+    let cache = Cache::new(config.cache.clone(), Handle::current());
+    let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(metrics))?;
+    Ok((Upstream::One(cache, backend), Box::pin(link.run())))
+}
+
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Forgets entries whose time is over, so that memory is not held for what nobody may be given. A sweep looks at
 /// every entry; the pause after it is fifty times as long as it took, so it never costs more than a fiftieth of a
 /// processor.
-async fn sweep(cache: Cache<BackendError>) {
+async fn sweep(upstream: Upstream) {
     let mut pause = Duration::from_secs(1);
     loop {
         tokio::time::sleep(pause).await;
-        let (begun, cache) = (Instant::now(), cache.clone());
-        if tokio::task::spawn_blocking(move || cache.sweep()).await.is_err() {
+        let (begun, upstream) = (Instant::now(), upstream.clone());
+        if tokio::task::spawn_blocking(move || upstream.sweep()).await.is_err() {
             return;
         }
         pause = (begun.elapsed() * 50).max(Duration::from_secs(1));

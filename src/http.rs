@@ -431,7 +431,9 @@ fn backend_kind(error: &BackendError) -> Kind {
         BackendError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now"),
         BackendError::Vanished => (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down"),
         BackendError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time"),
-        BackendError::Refused(_) => (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error"),
+        BackendError::Refused(_) | BackendError::Redirected(_) => {
+            (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error")
+        }
         BackendError::TooLarge => (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out"),
         BackendError::WrongType => (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string"),
     };

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod backend;
 pub mod cache;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod daemon;
 pub mod health;

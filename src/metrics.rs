@@ -5,7 +5,7 @@
 //! scrape. docs/metrics.md tells of each; a test holds the two together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::{Collector, Desc};
@@ -109,6 +109,8 @@ pub struct Metrics {
     commands: Vec<IntCounter>,
     backend_duration: Histogram,
     backend_up: IntGauge,
+    /// Links there are.
+    links: AtomicUsize,
     backend_errors: IntCounterVec,
     invalidations: IntCounterVec,
     invalidation_lag: Histogram,
@@ -136,6 +138,7 @@ impl Metrics {
             commands: commands.iter().map(|name| said.with_label_values(&[name])).collect(),
             backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
+            links: AtomicUsize::new(0),
             backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
             invalidations: new.counters("invalidations_total", "Changes heeded, by what was invalidated.", "kind")?,
             invalidation_lag: new.histogram(
@@ -233,7 +236,8 @@ impl Metrics {
 
     /// Whether there is a link to Redis.
     pub fn backend_up(&self, up: bool) {
-        self.backend_up.set(up.into());
+        let links = if up { self.links.fetch_add(1, Relaxed) + 1 } else { self.links.fetch_sub(1, Relaxed) - 1 };
+        self.backend_up.set(i64::from(links > 0));
     }
 
     /// So much was invalidated.

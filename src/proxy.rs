@@ -8,20 +8,71 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use crate::backend::{Backend, BackendError, Client, Fence, Tied};
-use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
+use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings, Statistics};
+use crate::cluster::Cluster;
 use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics, Node};
 use crate::trace;
 
-/// The cache in front of its backend. Clones share both.
+/// What is kept, and the Redis it is of.
+#[derive(Clone)]
+pub enum Upstream {
+    /// The cache in front of its backend.
+    One(Cache<BackendError>, Backend),
+    /// The primaries of a cluster, each with a cache of its own.
+    Cluster(Cluster),
+}
+
+/// The upstream, as both front ends see it. Clones share it.
 #[derive(Clone)]
 pub struct Proxy {
-    cache: Cache<BackendError>,
-    backend: Backend,
+    upstream: Upstream,
     metrics: Arc<Metrics>,
     hot_keys: HotKeys,
     draining: Arc<AtomicBool>,
+}
+
+impl Upstream {
+    /// Whether reads can be answered.
+    fn state(&self) -> Result<(), BackendError> {
+        match self {
+            Self::One(_, backend) => backend.state(),
+            Self::Cluster(cluster) => cluster.state(),
+        }
+    }
+
+    /// Who there is to be asked, and who of them answers.
+    pub fn nodes(&self) -> Vec<Node> {
+        match self {
+            Self::One(_, backend) => backend.nodes(),
+            Self::Cluster(cluster) => cluster.nodes(),
+        }
+    }
+
+    /// What is kept.
+    pub fn statistics(&self) -> Statistics {
+        match self {
+            Self::One(cache, _) => cache.statistics(),
+            Self::Cluster(cluster) => cluster.statistics(),
+        }
+    }
+
+    /// Puts settings in force, as [`Cache::apply`] does.
+    pub fn apply(&self, settings: &Settings) -> u64 {
+        match self {
+            Self::One(cache, _) => cache.apply(settings),
+            Self::Cluster(cluster) => cluster.apply(settings),
+        }
+    }
+
+    /// Removes what is over, as [`Cache::sweep`] does.
+    pub fn sweep(&self) {
+        match self {
+            Self::One(cache, _) => cache.sweep(),
+            Self::Cluster(cluster) => cluster.sweep(),
+        }
+    }
 }
 
 /// Why reads may not be answered.
@@ -36,9 +87,9 @@ pub enum NotReady {
 }
 
 impl Proxy {
-    /// Puts `cache` in front of `backend`.
-    pub fn new(cache: Cache<BackendError>, backend: Backend, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
-        Self { cache, backend, metrics, hot_keys, draining: Arc::default() }
+    /// A proxy in front of `upstream`.
+    pub fn new(upstream: Upstream, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
+        Self { upstream, metrics, hot_keys, draining: Arc::default() }
     }
 
     /// Answers a read of `key`, from memory or from Redis, and counts it. `span` is what it is traced as, the one that
@@ -55,7 +106,7 @@ impl Proxy {
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
         self.hot_keys.count(key, begun);
-        let found = if demand == Demand::Usual { self.cache.lookup(key, begun) } else { None };
+        let found = if demand == Demand::Usual { self.lookup(key, begun) } else { None };
         let answer = match (found, demand) {
             (Some(answer), _) => Ok(answer),
             // What waits for Redis is large, and who waits for nothing should not have to carry it about.
@@ -69,24 +120,52 @@ impl Proxy {
     }
 
     async fn get_or_fetch(&self, key: &[u8], demand: Demand) -> Result<Answer, (Outcome, BackendError)> {
-        self.cache.get_or_fetch(key, demand, |key| self.backend.clone().fetch(key)).await
+        match &self.upstream {
+            Upstream::One(cache, backend) => cache.get_or_fetch(key, demand, |key| backend.clone().fetch(key)).await,
+            Upstream::Cluster(cluster) => {
+                let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
+                let fetch = |key| cluster.clone().fetch(Arc::clone(&unit), key);
+                unit.cache.get_or_fetch(key, demand, fetch).await
+            }
+        }
     }
 
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
     async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
-        match self.backend.fence(Instant::now()).await {
+        match self.fence_of(key, Instant::now()).await {
             Ok(Fence::Told) => self.get_or_fetch(key, Demand::Current).await,
-            Ok(Fence::Untold) => {
-                let fetch = self.backend.clone().fetch(Key::from(key));
-                self.cache.bypass(fetch.instrument(trace::fetch())).await
-            }
+            Ok(Fence::Untold) => self.bypass(key).await,
             Err(error) => Err((Outcome::Miss, error)),
+        }
+    }
+
+    async fn fence_of(&self, key: &[u8], since: Instant) -> Result<Fence, BackendError> {
+        match &self.upstream {
+            Upstream::One(_, backend) => backend.fence(since).await,
+            Upstream::Cluster(cluster) => cluster.find_unit(key).await?.backend.fence(since).await,
+        }
+    }
+
+    async fn bypass(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
+        let fetched = Key::from(key);
+        match &self.upstream {
+            Upstream::One(cache, backend) => {
+                cache.bypass(backend.clone().fetch(fetched).instrument(trace::fetch())).await
+            }
+            Upstream::Cluster(cluster) => {
+                let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
+                let fetch = cluster.clone().fetch(Arc::clone(&unit), fetched);
+                unit.cache.bypass(fetch.instrument(trace::fetch())).await
+            }
         }
     }
 
     /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        self.cache.lookup(key, now)
+        match &self.upstream {
+            Upstream::One(cache, _) => cache.lookup(key, now),
+            Upstream::Cluster(cluster) => cluster.look(key, |cache| cache.lookup(key, now)),
+        }
     }
 
     /// Counts a key of a [lookup](Self::lookup) among those that are read most.
@@ -114,37 +193,55 @@ impl Proxy {
     /// # Errors
     /// Redis cannot be asked, or does not answer in time.
     pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
-        self.backend.fence(since).await
+        match &self.upstream {
+            Upstream::One(_, backend) => backend.fence(since).await,
+            Upstream::Cluster(cluster) => cluster.fence_everywhere(since).await,
+        }
     }
 
     /// Whether memory is known to hold all that Redis acknowledged before `since`.
     pub fn is_current(&self, since: Instant) -> bool {
-        self.backend.is_current(since)
+        match &self.upstream {
+            Upstream::One(_, backend) => backend.is_current(since),
+            Upstream::Cluster(cluster) => cluster.is_current_everywhere(since),
+        }
     }
 
     /// Whether a fetch may bring something: not if Redis does not admit the proxy.
     pub fn may_fetch(&self) -> bool {
-        !matches!(self.backend.state(), Err(BackendError::NotAdmitted(_)))
+        !matches!(self.upstream.state(), Err(BackendError::NotAdmitted(_)))
     }
 
     /// Whether time alone decides what may be given.
     pub fn relies_on_ttl(&self) -> bool {
-        self.cache.relies_on_ttl()
+        match &self.upstream {
+            Upstream::One(cache, _) => cache.relies_on_ttl(),
+            Upstream::Cluster(cluster) => cluster.relies_on_ttl(),
+        }
     }
 
     /// Drops `key` from memory.
     pub fn invalidate(&self, key: &[u8]) {
-        self.cache.invalidate(key);
+        match &self.upstream {
+            Upstream::One(cache, _) => cache.invalidate(key),
+            Upstream::Cluster(cluster) => cluster.invalidate(key),
+        }
     }
 
     /// Drops everything from memory.
     pub fn invalidate_all(&self) {
-        self.cache.invalidate_all();
+        match &self.upstream {
+            Upstream::One(cache, _) => cache.invalidate_all(),
+            Upstream::Cluster(cluster) => cluster.invalidate_all(),
+        }
     }
 
     /// As whom the proxy reads, if it logs in, and from which database.
     pub fn origin(&self) -> (Option<String>, u32) {
-        self.backend.origin()
+        match &self.upstream {
+            Upstream::One(_, backend) => backend.origin(),
+            Upstream::Cluster(cluster) => (cluster.user(), 0),
+        }
     }
 
     /// A stream to Redis for one client alone.
@@ -152,7 +249,10 @@ impl Proxy {
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
     pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
-        self.backend.open(client).await
+        match &self.upstream {
+            Upstream::One(_, backend) => backend.open(client).await,
+            Upstream::Cluster(_) => Err(BackendError::Refused("CROSSSLOT".into())),
+        }
     }
 
     /// Whether reads can be answered.
@@ -163,22 +263,28 @@ impl Proxy {
         if self.draining.load(Relaxed) {
             return Err(NotReady::Draining);
         }
-        self.backend.state().map_err(NotReady::NoBackend)
+        self.upstream.state().map_err(NotReady::NoBackend)
     }
 
     /// Who there is to be asked behind the proxy, and who of them answers.
     pub fn nodes(&self) -> Vec<Node> {
-        self.backend.nodes()
+        self.upstream.nodes()
     }
 
     /// By what the answers are kept true now.
     pub fn coherence(&self) -> Coherence {
-        self.cache.coherence()
+        match &self.upstream {
+            Upstream::One(cache, _) => cache.coherence(),
+            Upstream::Cluster(cluster) => cluster.coherence(),
+        }
     }
 
     /// The cache's settings have been changed.
     pub fn cache_changed(&self, settings: &Settings) {
-        self.backend.cache_changed(settings.capacity);
+        match &self.upstream {
+            Upstream::One(_, backend) => backend.cache_changed(settings.capacity),
+            Upstream::Cluster(cluster) => cluster.cache_changed(),
+        }
     }
 
     /// How things stand, in a line.

@@ -14,7 +14,7 @@ use redis_proxy::backend::{self, Backend, BackendError};
 use redis_proxy::cache::{self, Cache, CoherenceMode, Demand, Fetched};
 use redis_proxy::hotkeys::HotKeys;
 use redis_proxy::metrics::Metrics;
-use redis_proxy::proxy::Proxy;
+use redis_proxy::proxy::{Proxy, Upstream};
 use redis_proxy::resp::{self, Resp};
 use redis_proxy::server::{self, Drain, Serve, Stream};
 use redis_proxy::{http, resp::names};
@@ -58,7 +58,7 @@ impl Rig {
         let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
         let link = Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), Arc::clone(&metrics));
         let (backend, _) = link.expect("a backend that is never asked");
-        let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), HotKeys::new(0));
+        let proxy = Proxy::new(Upstream::One(cache.clone(), backend), Arc::clone(&metrics), HotKeys::new(0));
         let rig = Self { runtime, cache, metrics, proxy };
         (0..KEYS).for_each(|number| rig.fetch(&key(number)));
         rig

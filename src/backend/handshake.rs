@@ -185,6 +185,21 @@ impl Connector {
         }
     }
 
+    /// Whether what answers there may say what its keys hold: a node of a cluster has to be a primary still, and the cluster
+    /// to work as far as the node knows.
+    pub(super) async fn is_in_charge(&self, mut connection: MultiplexedConnection) -> Result<bool, BackendError> {
+        if !self.topology.wants_cluster() {
+            return Ok(true);
+        }
+        match require_primary(&mut connection).await {
+            // Whoever asks whether it was demoted ends the link.
+            Err(error) if error != BackendError::Disconnected => return Ok(false),
+            answer => answer?,
+        }
+        let info = ask(&mut connection, redis::cmd("CLUSTER").arg("INFO")).await?;
+        Ok(tracking::text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
+    }
+
     /// An attempt came to nothing.
     pub(super) fn failed(&mut self) {
         self.failures = self.failures.wrapping_add(1);
@@ -281,7 +296,7 @@ async fn require_primary(connection: &mut MultiplexedConnection) -> Result<(), B
     match role {
         Value::ServerError(error) => Err(refused_link(&error)),
         Value::Array(parts) if parts.first().and_then(tracking::text) == Some("master") => Ok(()),
-        _ => Err(unreachable(&"the sentinels call it the primary, but it is a replica (ROLE)")),
+        _ => Err(unreachable(&"it is called a primary, but it is a replica (ROLE)")),
     }
 }
 

@@ -160,8 +160,10 @@ impl Link {
     /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
     /// be kept.
     fn down(&mut self, error: &BackendError) {
-        self.metrics.backend_up(false);
         let before = self.state.send_replace(LinkState::Down(error.clone()));
+        if let LinkState::Up(..) = before {
+            self.metrics.backend_up(false);
+        }
         if let LinkState::Up(_, Some(_)) = before {
             self.metrics.invalidated(Invalidation::Disconnect, 1);
             self.cache.forsake();
@@ -259,6 +261,13 @@ impl Link {
             asked = Instant::now();
             number = number.wrapping_add(1);
             let name = number.to_string();
+            match self.unless_silent(activity, self.connector.is_in_charge(connection.clone())).await {
+                None => return,
+                // It vouches for nothing, or the stream has ended, which is the driver's to report.
+                Some(Ok(false)) => continue,
+                Some(Err(_)) => std::future::pending().await,
+                Some(Ok(true)) => {}
+            }
             let mut ping = redis::cmd("PING");
             ping.arg(&name);
             match self.unless_silent(activity, connection.send_packed_command(&ping)).await {
@@ -326,6 +335,15 @@ impl Link {
             if until <= Instant::now() {
                 return None;
             }
+        }
+    }
+}
+
+impl Drop for Link {
+    /// Whoever is still there to ask is told that nobody keeps it up.
+    fn drop(&mut self) {
+        if matches!(*self.state.borrow(), LinkState::Up(..)) {
+            self.down(&unreachable(&"the link is kept up no longer"));
         }
     }
 }

@@ -10,6 +10,7 @@ mod last_words;
 mod link;
 mod probe;
 mod reply;
+mod scout;
 mod seeds;
 mod sentinel;
 mod stream;
@@ -28,7 +29,10 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::Address;
 pub use self::link::Link;
-use self::reply::{Question, Reply, unreachable};
+pub use self::reply::Redirect;
+pub(crate) use self::reply::Reply;
+use self::reply::{Question, unreachable};
+pub(crate) use self::scout::Scout;
 pub use self::seeds::Seeds;
 use self::stream::Opener;
 pub use self::stream::PrepareError;
@@ -53,13 +57,18 @@ pub enum Mode {
     Standalone,
     /// By sentinels.
     Sentinel,
+    /// By the nodes of a cluster.
+    Cluster,
 }
 
 impl TryFrom<String> for Mode {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        units::choose(&text, [("standalone", Self::Standalone), ("sentinel", Self::Sentinel)])
+        units::choose(
+            &text,
+            [("standalone", Self::Standalone), ("sentinel", Self::Sentinel), ("cluster", Self::Cluster)],
+        )
     }
 }
 
@@ -69,9 +78,10 @@ impl TryFrom<String> for Mode {
 pub struct Settings {
     /// How it is told where Redis is.
     pub mode: Mode,
-    /// Where Redis is, and which database. Where sentinels tell host and port, those in it say nothing.
+    /// Where Redis is, and which database. Where sentinels or the nodes of a cluster tell host and port, those in it say
+    /// nothing.
     pub url: Address,
-    /// The sentinels.
+    /// The sentinels, or some nodes of the cluster.
     pub seeds: Seeds,
     /// The name by which the sentinels know the primary.
     pub sentinel_master: String,
@@ -164,11 +174,16 @@ impl Settings {
 
     fn mode_contradictions(&self) -> Vec<Contradiction> {
         let by_sentinels = self.mode == Mode::Sentinel;
+        let by_cluster = self.mode == Mode::Cluster;
         let unix = matches!(self.url.endpoint, address::Endpoint::Unix(_));
         let file = !self.sentinel_password_file.as_os_str().is_empty();
         let needs = "found, expected redis.mode = \"sentinel\" with it";
         broken([
-            (!by_sentinels && !self.seeds.is_empty(), "redis.seeds", needs),
+            (
+                !by_sentinels && !by_cluster && !self.seeds.is_empty(),
+                "redis.seeds",
+                "found, expected redis.mode = \"sentinel\" or \"cluster\" with it",
+            ),
             (!by_sentinels && !self.sentinel_master.is_empty(), "redis.sentinel_master", needs),
             (!by_sentinels && !self.sentinel_username.is_empty(), "redis.sentinel_username", needs),
             (!by_sentinels && file, "redis.sentinel_password_file", needs),
@@ -178,8 +193,45 @@ impl Settings {
                 "found \"sentinel\", expected redis.seeds and redis.sentinel_master with it: where the sentinels are, and \
                  how they call the primary",
             ),
+            (
+                by_cluster && self.seeds.is_empty(),
+                "redis.mode",
+                "found \"cluster\", expected redis.seeds with it: where some nodes of the cluster are",
+            ),
+            (by_cluster && unix, "redis.url", "found a unix socket, expected redis:// or rediss:// with a cluster"),
+            (
+                by_cluster && self.url.database != 0,
+                "redis.url",
+                "found a database, of which a cluster has only the first",
+            ),
+            (
+                by_cluster && !self.probe_interval.is_zero(),
+                "redis.probe_interval",
+                "found a probe, whose key would be in one slot, expected none with a cluster",
+            ),
             (by_sentinels && unix, "redis.url", "found a unix socket, expected redis:// or rediss:// with sentinels"),
         ])
+    }
+
+    /// Those for one node of a cluster.
+    pub(crate) fn of_node(&self, host: &str, port: u16) -> Self {
+        let tls = self.url.is_tls() || self.seeds.is_tls();
+        let endpoint = address::Endpoint::Tcp { host: host.to_owned(), port, tls };
+        Self { url: Address { endpoint, ..self.url.clone() }, ..self.clone() }
+    }
+
+    /// Where the seeds are.
+    pub(crate) fn seed_addresses(&self) -> Vec<(String, u16)> {
+        let address = |seed: &address::Endpoint| match seed {
+            address::Endpoint::Tcp { host, port, .. } => Some((host.clone(), *port)),
+            address::Endpoint::Unix(_) => None,
+        };
+        self.seeds.0.iter().filter_map(address).collect()
+    }
+
+    /// Whether a node of a cluster is better called by its name, which its certificate may hold.
+    pub(crate) fn calls_nodes_by_name(&self) -> bool {
+        self.speaks_tls()
     }
 
     /// Whether TLS is spoken to anybody.
@@ -215,6 +267,9 @@ pub enum BackendError {
     /// Redis answered with an error, known by its first word.
     #[error("Redis answered with the error {0}")]
     Refused(Arc<str>),
+    /// A node of a cluster sent us to another.
+    #[error("Redis answered with the error {code}: it is a node of a cluster (redis.mode)", code = _0.code())]
+    Redirected(Redirect),
     /// The key holds something else than a string.
     #[error("the key holds another type than a string")]
     WrongType,
@@ -236,7 +291,7 @@ impl BackendError {
             Self::Disconnected => "disconnected",
             Self::Overloaded => "overloaded",
             Self::Unavailable(_) => "unavailable",
-            Self::Refused(_) => "refused",
+            Self::Refused(_) | Self::Redirected(_) => "refused",
             Self::WrongType => "wrong_type",
             Self::TooLarge => "too_large",
             Self::Vanished => "vanished",
@@ -247,6 +302,7 @@ impl BackendError {
     fn code(&self) -> Option<&str> {
         match self {
             Self::Unavailable(code) | Self::Refused(code) => Some(code),
+            Self::Redirected(redirect) => Some(redirect.code()),
             Self::WrongType => Some("WRONGTYPE"),
             _ => None,
         }
@@ -265,7 +321,7 @@ impl BackendError {
 
     /// Whether Redis said this, rather than saying nothing.
     fn is_answer(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::WrongType | Self::TooLarge)
+        matches!(self, Self::Refused(_) | Self::Redirected(_) | Self::WrongType | Self::TooLarge)
     }
 }
 
@@ -309,6 +365,13 @@ struct Shared {
     /// Answers to fetches so far.
     answered: AtomicU64,
     metrics: Arc<Metrics>,
+}
+
+/// Whether a node of a cluster is told that another has sent us, which makes it answer for a slot that is on its way to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asking {
+    No,
+    Yes,
 }
 
 /// As whom a link of a client's own begins.
@@ -360,7 +423,7 @@ impl Backend {
     ) -> Result<(Self, Link), PrepareError> {
         let calls = Arc::new(Calls::default());
         let opener = Arc::new(Opener::prepare(&settings)?);
-        let user = handshake::login(&settings)?.map(|login| login.user().to_owned());
+        let user = Self::user(&settings)?;
         let topology = Arc::new(Topology::prepare(&settings, &opener)?);
         let ways = (Arc::clone(&opener), Arc::clone(&topology));
         let link = Link::prepare(&settings, ways, cache, Arc::clone(&calls), Arc::clone(&metrics));
@@ -383,15 +446,48 @@ impl Backend {
         Ok((Self(Arc::new(shared)), link))
     }
 
+    /// Looks whether a backend could be prepared, and as whom it would read.
+    ///
+    /// # Errors
+    /// A certificate, key or password file that cannot be used.
+    pub(crate) fn check(settings: &Settings) -> Result<Option<String>, PrepareError> {
+        Opener::prepare(settings)?;
+        Self::user(settings)
+    }
+
+    /// As whom the proxy reads; none: it does not log in.
+    ///
+    /// # Errors
+    /// The file of the password cannot be read.
+    fn user(settings: &Settings) -> Result<Option<String>, PrepareError> {
+        Ok(handshake::login(settings)?.map(|login| login.user().to_owned()))
+    }
+
     /// Asks Redis for `key`: its value and its time to live, as one.
     pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
+        let reply = self.read(&key, Asking::No, Instant::now() + self.0.settings.response_timeout).await;
+        self.fetched(reply)
+    }
+
+    /// The same, but says where a node of a cluster sends whoever asks.
+    pub(crate) async fn read(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
         self.0.topology.trace();
-        match self.0.fetch(&key, Instant::now() + self.0.settings.response_timeout).await {
+        self.0.fetch(key, asking, deadline).await
+    }
+
+    /// What came of it.
+    pub(crate) fn fetched(&self, reply: Result<Reply, BackendError>) -> Fetched<BackendError> {
+        match reply {
             Ok(Some((value, _))) if value.len() > self.0.max_value => self.0.failed(BackendError::TooLarge),
             Ok(Some((value, expires_in))) => Fetched::Value(value, expires_in),
             Ok(None) => Fetched::Absent,
             Err(error) => self.0.failed(error),
         }
+    }
+
+    /// Redis is not to be asked here any more: the streams that were opened for clients end.
+    pub(crate) fn retire(&self) {
+        self.0.topology.retire();
     }
 
     /// Whether there is a link now, or why not.
@@ -459,11 +555,11 @@ impl Shared {
         if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
     }
 
-    async fn fetch(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
+    async fn fetch(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
         let _turn = self.turn(deadline).await?;
-        match self.ask(key, deadline).await {
+        match self.ask(key, asking, deadline).await {
             // A read may be asked again, and a link lost under a request is most often a Redis that is coming back.
-            Err(BackendError::Disconnected) => self.ask(key, deadline).await,
+            Err(BackendError::Disconnected) => self.ask(key, asking, deadline).await,
             answer => answer,
         }
     }
@@ -479,8 +575,11 @@ impl Shared {
         turn.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)
     }
 
-    async fn ask(&self, key: &Key, deadline: Instant) -> Result<Reply, BackendError> {
+    async fn ask(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
         let (link, tracking) = self.link(deadline).await?;
+        if asking == Asking::Yes {
+            return self.put(Question::Asking, link, key, deadline).await;
+        }
         if tracking.is_some() {
             return self.put(Question::Pair, link, key, deadline).await;
         }

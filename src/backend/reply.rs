@@ -13,13 +13,15 @@ use redis::{Cmd, RedisError, Value};
 use super::BackendError;
 
 /// What Redis has for a key: nothing, or its value, with its time to live if it has one.
-pub(super) type Reply = Option<(Bytes, Option<Duration>)>;
+pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
 
 /// How a key's value and its time to live are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
     /// Both in a transaction, so they belong together.
     Transaction,
+    /// A pair, with leave to answer for a slot that is on its way.
+    Asking,
     /// One after the other. What comes in between is told before the second answer where Redis tells of changes, and
     /// then the answer is not kept.
     Pair,
@@ -34,6 +36,7 @@ impl Question {
         let mut commands = redis::pipe();
         match self {
             Self::Pair => commands.cmd("GET").arg(key).cmd("PTTL").arg(key),
+            Self::Asking => commands.cmd("ASKING").cmd("GET").arg(key).cmd("ASKING").cmd("PTTL").arg(key),
             Self::Transaction => commands.cmd("MULTI").cmd("GET").arg(key).cmd("PTTL").arg(key).cmd("EXEC"),
         };
         let answers = commands.len();
@@ -45,6 +48,7 @@ impl Question {
     pub(super) fn read(self, replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
         match self {
             Self::Pair => read_pair(replies),
+            Self::Asking => read_asked(replies),
             Self::Transaction => read_transaction(replies),
         }
     }
@@ -58,6 +62,35 @@ pub(super) struct Unexpected;
 pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
     let answer = connection.send_packed_command(command).await;
     answer.map_err(|error| unreachable(&format_args!("the handshake failed: {error}")))
+}
+
+/// Where a node of a cluster sends whoever asks for a key that it does not serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// Only this once, since the slot is on its way there.
+    pub is_once: bool,
+    /// The slot.
+    pub slot: u16,
+    /// Host, or nothing where it is that of who says so, and port.
+    pub address: (String, u16),
+}
+
+impl Redirect {
+    /// Reads `MOVED slot host:port` or `ASK slot host:port`; `None` if it is something else.
+    pub(crate) fn read(code: &str, details: &str) -> Option<Self> {
+        let is_once = match code {
+            "MOVED" => false,
+            "ASK" => true,
+            _ => return None,
+        };
+        let (slot, address) = details.split_once(' ')?;
+        let (host, port) = address.rsplit_once(':')?;
+        Some(Self { is_once, slot: slot.parse().ok()?, address: (host.to_owned(), port.parse().ok()?) })
+    }
+
+    pub(super) fn code(&self) -> &'static str {
+        if self.is_once { "ASK" } else { "MOVED" }
+    }
 }
 
 /// What a request's error means: the link carries on after an answer, and nothing else.
@@ -96,6 +129,14 @@ fn read_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, 
     read_pair(results)
 }
 
+fn read_asked(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+    let [asking, value, asking_again, expiry] = <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
+    if let Some(error) = [&asking, &asking_again].into_iter().find_map(server_error) {
+        return Ok(Err(error));
+    }
+    read_pair(vec![value, expiry])
+}
+
 fn read_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
     let [value, expiry] = <[Value; 2]>::try_from(replies).map_err(|_| Unexpected)?;
     if let Some(error) = [&value, &expiry].into_iter().find_map(server_error) {
@@ -122,7 +163,10 @@ const NO_KEY: i64 = -2;
 
 fn server_error(reply: &Value) -> Option<BackendError> {
     match reply {
-        Value::ServerError(error) => Some(refused(error.code())),
+        Value::ServerError(error) => {
+            let redirect = Redirect::read(error.code(), error.details().unwrap_or_default());
+            Some(redirect.map_or_else(|| refused(error.code()), BackendError::Redirected))
+        }
         _ => None,
     }
 }

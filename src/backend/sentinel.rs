@@ -128,18 +128,6 @@ impl Sentinels {
         Err(self.why_none(&said))
     }
 
-    /// Returns when the primary is another than `place`, or the same after a failover.
-    pub(super) fn left(&self, place: Place) -> impl Future<Output = ()> + Send + use<> {
-        let mut primary = self.primary.subscribe();
-        async move {
-            let is_other = |now: &Option<Place>| now.as_ref().is_some_and(|now| *now != place);
-            if primary.wait_for(is_other).await.is_err() {
-                // Nobody says anything any more, as when the daemon is going down.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
     /// The primary that is heard of, from now on.
     pub(super) fn follow(&self) -> watch::Receiver<Option<Place>> {
         self.primary.subscribe()

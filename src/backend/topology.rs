@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 use super::address::Address;
+use super::reply::unreachable;
 use super::sentinel::Sentinels;
 use super::stream::{Opener, PrepareError, Stream};
 use super::{BackendError, Mode, Settings};
@@ -34,12 +35,16 @@ pub(super) enum Topology {
     Fixed(Place),
     /// The sentinels say it.
     Sentinels(Box<Sentinels>),
+    /// A primary of a cluster, until it is retired, which makes its place another's.
+    Primary(watch::Sender<Option<Place>>),
 }
 
 impl Topology {
     pub(super) fn prepare(settings: &Settings, opener: &Arc<Opener>) -> Result<Self, PrepareError> {
+        let fixed = Place { address: settings.url.clone(), term: 0 };
         Ok(match settings.mode {
-            Mode::Standalone => Self::Fixed(Place { address: settings.url.clone(), term: 0 }),
+            Mode::Standalone => Self::Fixed(fixed),
+            Mode::Cluster => Self::Primary(watch::Sender::new(Some(fixed))),
             Mode::Sentinel => Self::Sentinels(Box::new(Sentinels::prepare(settings, Arc::clone(opener))?)),
         })
     }
@@ -47,7 +52,7 @@ impl Topology {
     /// Keeps asking for as long as the daemon lives, where there is anything to ask.
     pub(super) async fn run(&self) {
         match self {
-            Self::Fixed(_) => std::future::pending().await,
+            Self::Fixed(_) | Self::Primary(_) => std::future::pending().await,
             Self::Sentinels(sentinels) => sentinels.run().await,
         }
     }
@@ -59,6 +64,7 @@ impl Topology {
     pub(super) async fn place(&self) -> Result<Place, BackendError> {
         match self {
             Self::Fixed(place) => Ok(place.clone()),
+            Self::Primary(place) => place.borrow().clone().ok_or_else(|| unreachable(&RETIRED)),
             Self::Sentinels(sentinels) => sentinels.place().await,
         }
     }
@@ -67,20 +73,34 @@ impl Topology {
     pub(super) fn known(&self) -> Option<Place> {
         match self {
             Self::Fixed(place) => Some(place.clone()),
+            Self::Primary(place) => place.borrow().clone(),
             Self::Sentinels(sentinels) => sentinels.primary(),
+        }
+    }
+
+    /// Nobody is to go there any more, if that can be.
+    pub(super) fn retire(&self) {
+        if let Self::Primary(place) = self {
+            place.send_replace(None);
         }
     }
 
     /// Whether what answers there has to be a primary.
     pub(super) fn wants_primary(&self) -> bool {
-        matches!(self, Self::Sentinels(_))
+        matches!(self, Self::Sentinels(_) | Self::Primary(_))
+    }
+
+    /// Whether what answers there has to be a part of a cluster that works.
+    pub(super) fn wants_cluster(&self) -> bool {
+        matches!(self, Self::Primary(_))
     }
 
     /// Returns when another place has taken the place of `place`.
     pub(super) fn left(&self, place: &Place) -> Left {
         match self {
             Self::Fixed(_) => Box::pin(std::future::pending()),
-            Self::Sentinels(sentinels) => Box::pin(sentinels.left(place.clone())),
+            Self::Primary(now) => Box::pin(left(now.subscribe(), place.clone())),
+            Self::Sentinels(sentinels) => Box::pin(left(sentinels.follow(), place.clone())),
         }
     }
 
@@ -88,6 +108,7 @@ impl Topology {
     pub(super) fn tie(&self, stream: Box<dyn Stream>, place: Place) -> Tied {
         let tie = match self {
             Self::Fixed(_) => None,
+            Self::Primary(now) => Some(Tie { left: Some(self.left(&place)), now: now.subscribe(), place }),
             Self::Sentinels(sentinels) => Some(Tie { left: Some(self.left(&place)), now: sentinels.follow(), place }),
         };
         Tied { stream, tie }
@@ -97,6 +118,7 @@ impl Topology {
     pub(super) fn trace(&self) {
         match self {
             Self::Fixed(place) => place.address.trace(),
+            Self::Primary(place) => _ = place.borrow().as_ref().map(|place| place.address.trace()),
             Self::Sentinels(sentinels) => sentinels.trace(),
         }
     }
@@ -106,9 +128,25 @@ impl Topology {
         let redis = |place: &Place| Node { name: place.address.endpoint.node(), role: "redis", up: has_link };
         match self {
             Self::Fixed(place) => vec![redis(place)],
+            Self::Primary(place) => place.borrow().iter().map(redis).collect(),
             Self::Sentinels(sentinels) => sentinels.primary().iter().map(redis).chain(sentinels.nodes()).collect(),
         }
     }
+}
+
+const RETIRED: &str = "the cluster has no such primary any more";
+
+/// Returns when another place is the place, or none; not if nobody will say so.
+async fn left(mut now: watch::Receiver<Option<Place>>, place: Place) {
+    if now.wait_for(|now| is_left(now.as_ref(), &place)).await.is_err() {
+        // Nobody says anything any more, as when the daemon is going down.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Where the sentinels have named no primary yet, nobody has gone anywhere.
+fn is_left(now: Option<&Place>, place: &Place) -> bool {
+    now != Some(place)
 }
 
 pub(super) type Left = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -133,7 +171,7 @@ impl Tied {
     /// Whether it leads to where Redis no longer is, though nobody has read that from it yet.
     pub(crate) fn is_cut(&self) -> bool {
         let Some(Tie { place, now, .. }) = &self.tie else { return false };
-        now.borrow().as_ref().is_some_and(|now| now != place)
+        is_left(now.borrow().as_ref(), place)
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {

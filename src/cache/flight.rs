@@ -141,6 +141,13 @@ impl<T> Flights<T> {
         remove()
     }
 
+    /// Closes every flight for a key of which `is_meant` says so.
+    pub(super) fn close_where(&self, is_meant: impl Fn(&[u8]) -> bool) {
+        for shard in &self.shards {
+            lock(shard).retain(|key, _| !is_meant(key.as_bytes()));
+        }
+    }
+
     /// Closes every flight, then calls `clear`, with no flight landing or opening in between.
     pub(super) fn close_all<R>(&self, clear: impl FnOnce() -> R) -> R {
         let mut shards: Vec<_> = self.shards.iter().map(lock).collect();

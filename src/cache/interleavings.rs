@@ -645,7 +645,7 @@ fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
         let shared = &cache.0;
         let seen = Arc::clone(&shared.store.load());
         let (lifetimes, voucher) = (shared.lifetimes(), shared.proof.next_voucher());
-        for (key, _) in seen.select(|entry| entry.freshness(Instant::now(), lifetimes, voucher) == Freshness::Dead) {
+        for (key, _) in seen.select(|_, entry| entry.freshness(Instant::now(), lifetimes, voucher) == Freshness::Dead) {
             shared.flights.hold(&key, || shared.store.load().remove(&key));
         }
     };

@@ -334,6 +334,17 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
+    /// Drops the keys of which `is_meant` says so. Takes time in proportion to the number of entries.
+    pub fn invalidate_where(&self, is_meant: impl Fn(&[u8]) -> bool) {
+        let shared = &self.0;
+        let _alone = lock(&shared.whole_store);
+        shared.flights.close_where(&is_meant);
+        let seen = Arc::clone(&shared.store.load());
+        for (key, _) in seen.select(|key, _| is_meant(key)) {
+            self.invalidate(&key);
+        }
+    }
+
     /// Drops everything: what is stored, and what is being fetched.
     pub fn invalidate_all(&self) {
         let shared = &self.0;
@@ -571,7 +582,7 @@ impl<E: FetchError> Shared<E> {
     fn remove_dead(&self, now: Instant) {
         let seen = Arc::clone(&self.store.load());
         let (lifetimes, voucher) = (self.lifetimes(), self.proof.next_voucher());
-        for (key, entry) in seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
+        for (key, entry) in seen.select(|_, entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
             let removed = self.flights.hold(&key, || {
                 let store = self.store.load();
                 store.holds(&key, &entry) && store.remove(&key)

@@ -148,13 +148,13 @@ impl Store {
     }
 
     /// Keys and entries of which `wanted` says so, in no order; notes no read. `wanted` is asked with a table locked, so it
-    /// must look at nothing but the entry.
-    pub(super) fn select(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<(Box<[u8]>, Arc<Entry>)> {
+    /// must look at nothing but these.
+    pub(super) fn select(&self, wanted: impl Fn(&[u8], &Entry) -> bool) -> Vec<(Box<[u8]>, Arc<Entry>)> {
         preemption_point();
         let mut selected = Vec::new();
         for table in &self.tables {
             let table = lock(table);
-            let found = table.iter().filter(|record| wanted(&record.entry));
+            let found = table.iter().filter(|record| wanted(&record.key, &record.entry));
             selected.extend(found.map(|record| (record.key.clone(), Arc::clone(&record.entry))));
         }
         selected
@@ -236,13 +236,13 @@ mod tests {
                     scope.spawn(move || numbers.take(5_000).for_each(|number| _ = step(store, number >> 33)));
                 }
             });
-            let kept = store.select(|_| true);
+            let kept = store.select(|_, _| true);
             let bytes: u64 = kept.iter().map(|(key, entry)| (key.len() + entry.size()) as u64).sum();
             assert_eq!(store.size(), (kept.len() as u64, bytes));
             // Each that is kept can be driven out: its place is in the order.
             store.limit(0, Policy::Lru);
             assert_eq!(store.evict_surplus(), kept.len() as u64);
-            assert_eq!((store.size(), store.select(|_| true).len()), ((0, 0), 0));
+            assert_eq!((store.size(), store.select(|_, _| true).len()), ((0, 0), 0));
         }
     }
 }

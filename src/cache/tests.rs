@@ -50,7 +50,7 @@ async fn outcome(cache: &TestCache, key: &str) -> Outcome {
 
 /// The keys in memory, without moving one in the order of reads.
 fn keys(cache: &TestCache) -> Vec<String> {
-    let entries = cache.0.store.load().select(|_| true);
+    let entries = cache.0.store.load().select(|_, _| true);
     let mut keys: Vec<_> = entries.iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
     keys.sort();
     keys

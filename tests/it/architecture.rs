@@ -7,21 +7,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 23] = [
+const ALLOWED: [(&str, &str); 24] = [
     ("access", "problem"),
     ("activity", "request_line"),
     ("admin", "access hotkeys metrics problem proxy server units"),
     ("backend", "activity cache key metrics tcp trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),
+    ("cluster", "backend cache key metrics"),
     ("config", "access admin backend cache cli http resp server telemetry units"),
-    ("daemon", "access admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
+    ("daemon", "access admin backend cache cluster config hotkeys http metrics proxy resp server systemd telemetry"),
     ("health", "server"),
     ("hotkeys", ""),
     ("http", "access backend cache key metrics problem proxy server trace units"),
     ("key", ""),
     ("metrics", "cache"),
-    ("proxy", "backend cache hotkeys key metrics trace"),
+    ("proxy", "backend cache cluster hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
     ("resp", "access backend cache key metrics proxy server trace units"),

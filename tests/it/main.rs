@@ -4,6 +4,7 @@ mod access;
 mod architecture;
 mod backend;
 mod caching;
+mod cluster;
 mod coherence;
 mod config;
 mod current;

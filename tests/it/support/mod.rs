@@ -14,6 +14,7 @@
 )]
 
 mod authority;
+pub(crate) mod cluster;
 pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod log;

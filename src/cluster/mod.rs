@@ -1,0 +1,555 @@
+//! The primaries of a Redis Cluster, each with a memory and a link of its own.
+//!
+//! Model: to each primary belongs a [`Unit`]: a cache, and a backend with its tracked link, which are what they are before a
+//! single Redis. A slot map says whose a key is. What one primary says reaches its own cache alone, so the loss of one
+//! primary, or a flush of it, touches nobody else's keys.
+//!
+//! The rules that must not be broken: what a primary said is kept in its own cache and nowhere else; a slot that comes back to
+//! a primary finds nothing of before in its cache; and a primary that is none any more is retired with all that it said
+//! before anybody is sent to the next. That a key does not exist is never kept: while a slot is on its way, its keys come to be
+//! at another primary, and the one that said so tells of nothing.
+
+mod refresh;
+mod slots;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use futures_util::future::join_all;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+pub use self::slots::slot;
+use self::slots::{Address, SLOTS, SlotMap};
+use crate::backend::{self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Tied};
+use crate::cache::{self, AbsentTtl, Cache, Coherence, CoherenceMode, Fetched, Statistics};
+use crate::key::Key;
+use crate::metrics::{Metrics, Node};
+
+/// The name of a primary; never another's later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeName(u32);
+
+/// A primary: what it said, and the way to it.
+pub struct Unit {
+    name: NodeName,
+    address: Address,
+    pub(crate) cache: Cache<BackendError>,
+    pub(crate) backend: Backend,
+    link: AbortHandle,
+    /// Slots that were its own once and are not any more.
+    lost: Mutex<HashSet<u16>>,
+}
+
+/// The cluster. Clones share it.
+#[derive(Clone)]
+pub struct Cluster(Arc<Shared>);
+
+struct Shared {
+    settings: backend::Settings,
+    user: Option<String>,
+    cache_settings: Mutex<cache::Settings>,
+    max_value: usize,
+    metrics: Arc<Metrics>,
+    /// Where fetches and links run.
+    control: Handle,
+    routes: ArcSwap<Routes>,
+    /// Held by whoever changes the routes.
+    changing: Mutex<()>,
+    next_name: AtomicU32,
+    /// Somebody has reason to believe that the slots are elsewhere.
+    wanted: Notify,
+    /// How often the nodes have been asked where the slots are.
+    asked: watch::Sender<u64>,
+    /// What units that are gone have counted.
+    gone: Mutex<Counted>,
+}
+
+/// Who serves what.
+struct Routes {
+    version: u64,
+    map: SlotMap,
+    units: HashMap<Address, Arc<Unit>>,
+    by_slot: Box<[Option<Arc<Unit>>]>,
+    /// Nodes that may be asked about the cluster, beside the units.
+    others: Vec<Address>,
+}
+
+/// What only rises.
+#[derive(Default)]
+struct Counted {
+    evictions: [u64; cache::Cause::ALL.len()],
+    flights_discarded: u64,
+}
+
+impl Counted {
+    fn add(&mut self, statistics: &Statistics) {
+        for (sum, count) in self.evictions.iter_mut().zip(statistics.evictions) {
+            *sum += count;
+        }
+        self.flights_discarded += statistics.flights_discarded;
+    }
+}
+
+/// So often a fetch is sent elsewhere before it is given up.
+const MOST_REDIRECTS: usize = 6;
+/// How long a fetch waits before it asks again who serves a slot of which nobody says so, or that is on its way.
+const AGAIN: Duration = Duration::from_millis(25);
+
+impl Cluster {
+    /// A cluster of which nothing is known yet; somebody has to [run](Self::run) it. Fetches and links run on `control`.
+    ///
+    /// # Errors
+    /// A certificate, key or password file that cannot be used.
+    pub fn prepare(
+        settings: backend::Settings,
+        cache_settings: cache::Settings,
+        max_value: usize,
+        (control, metrics): (Handle, Arc<Metrics>),
+    ) -> Result<Self, PrepareError> {
+        // Once for all: what is wrong with the files is told at the start.
+        let user = Backend::check(&settings)?;
+        let routes = Routes {
+            version: 0,
+            map: SlotMap::unknown(),
+            units: HashMap::new(),
+            by_slot: vec![None; SLOTS].into(),
+            others: Vec::new(),
+        };
+        Ok(Self(Arc::new(Shared {
+            settings,
+            user,
+            cache_settings: Mutex::new(cache_settings),
+            max_value,
+            metrics,
+            control,
+            routes: ArcSwap::from_pointee(routes),
+            changing: Mutex::new(()),
+            next_name: AtomicU32::new(0),
+            wanted: Notify::new(),
+            asked: watch::Sender::new(0),
+            gone: Mutex::default(),
+        })))
+    }
+
+    /// Keeps finding out who serves which slot, for as long as the daemon lives.
+    pub async fn run(self) {
+        self.0.keep_up().await;
+    }
+
+    /// The primary of a key, as far as it is known.
+    pub(crate) fn unit_of(&self, key: &[u8]) -> Option<Arc<Unit>> {
+        self.0.routes.load().by_slot[usize::from(slot(key))].clone()
+    }
+
+    /// Looks at the memory of the key's primary.
+    pub(crate) fn look<T>(&self, key: &[u8], look: impl FnOnce(&Cache<BackendError>) -> Option<T>) -> Option<T> {
+        let routes = self.0.routes.load();
+        look(&routes.by_slot[usize::from(slot(key))].as_ref()?.cache)
+    }
+
+    /// The primary of a key; where none is known, the nodes are asked first.
+    ///
+    /// # Errors
+    /// Nobody says who serves it.
+    pub(crate) async fn find_unit(&self, key: &[u8]) -> Result<Arc<Unit>, BackendError> {
+        if let Some(unit) = self.unit_of(key) {
+            return Ok(unit);
+        }
+        _ = timeout(self.0.settings.response_timeout, self.refreshed()).await;
+        self.unit_of(key).ok_or_else(|| BackendError::Unavailable("CLUSTERDOWN".into()))
+    }
+
+    /// Asks for `key`, for the cache of `unit`, wherever that leads. What another than `unit` says is not kept.
+    pub(crate) async fn fetch(self, unit: Arc<Unit>, key: Key) -> Fetched<BackendError> {
+        let deadline = Instant::now() + self.0.settings.response_timeout;
+        let (mut at, mut asking) = (Arc::clone(&unit), Asking::No);
+        for _ in 0..MOST_REDIRECTS {
+            let reply = at.backend.read(&key, asking, deadline).await;
+            match reply {
+                Err(BackendError::Redirected(Redirect { is_once, slot, address })) => {
+                    let address = at.resolve(address);
+                    let next = if is_once { self.0.unit_at(&address) } else { self.0.moved(slot, &address) };
+                    asking = if is_once { Asking::Yes } else { Asking::No };
+                    // Before the answer of another is there to be kept.
+                    unit.cache.invalidate(key.as_bytes());
+                    match next {
+                        Ok(next) => at = next,
+                        Err(error) => return unit.backend.fetched(Err(error)),
+                    }
+                }
+                Err(ref error) if self.is_worth_another(error, &mut at, &key, deadline).await => {
+                    asking = Asking::No;
+                    unit.cache.invalidate(key.as_bytes());
+                }
+                reply => return at.backend.fetched(reply),
+            }
+        }
+        unit.backend.fetched(Err(BackendError::Unavailable("CLUSTERDOWN".into())))
+    }
+
+    /// Whether what failed at `at` is worth another try, and then where.
+    async fn is_worth_another(&self, error: &BackendError, at: &mut Arc<Unit>, key: &Key, deadline: Instant) -> bool {
+        match error {
+            BackendError::Unavailable(code) if &**code == "TRYAGAIN" => tokio::time::sleep(AGAIN).await,
+            BackendError::Unreachable(_) | BackendError::Disconnected | BackendError::Unavailable(_) => {
+                _ = timeout_at(deadline, self.refreshed()).await;
+                // The same would say the same.
+                if self.unit_of(key.as_bytes()).is_none_or(|unit| Arc::ptr_eq(&unit, at)) {
+                    return false;
+                }
+            }
+            _ => return false,
+        }
+        if let Some(unit) = self.unit_of(key.as_bytes()) {
+            *at = unit;
+        }
+        Instant::now() < deadline
+    }
+
+    /// Who serves a slot, as far as it is known.
+    pub fn owner(&self, slot: u16) -> Option<NodeName> {
+        self.0.routes.load().by_slot.get(usize::from(slot))?.as_ref().map(|unit| unit.name)
+    }
+
+    /// It rises with every change of who serves what.
+    pub fn version(&self) -> u64 {
+        self.0.routes.load().version
+    }
+
+    /// All who serve slots, in the order of the slots.
+    pub fn primaries(&self) -> Vec<NodeName> {
+        let routes = self.0.routes.load();
+        let mut names: Vec<_> = Vec::new();
+        for unit in routes.by_slot.iter().flatten() {
+            if names.last() != Some(&unit.name) && !names.contains(&unit.name) {
+                names.push(unit.name);
+            }
+        }
+        names
+    }
+
+    /// Heeds `MOVED`, which `node` said: who is at `address` serves the slot from now on.
+    ///
+    /// # Errors
+    /// A file of `[redis]` that cannot be used any more.
+    pub fn moved(&self, slot: u16, address: &str, node: NodeName) -> Result<NodeName, BackendError> {
+        let address = self.address(address, node)?;
+        self.0.moved(slot, &address).map(|unit| unit.name)
+    }
+
+    /// Who is at `address`, to whom `ASK` of `node` leads.
+    ///
+    /// # Errors
+    /// A file of `[redis]` that cannot be used any more.
+    pub fn node_at(&self, address: &str, node: NodeName) -> Result<NodeName, BackendError> {
+        let address = self.address(address, node)?;
+        self.0.unit_at(&address).map(|unit| unit.name)
+    }
+
+    fn address(&self, text: &str, node: NodeName) -> Result<Address, BackendError> {
+        let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
+        let address = parts.ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
+        Ok(self.unit(node).map_or_else(|| address.clone(), |unit| unit.resolve(address.clone())))
+    }
+
+    fn unit(&self, node: NodeName) -> Option<Arc<Unit>> {
+        self.0.routes.load().units.values().find(|unit| unit.name == node).cloned()
+    }
+
+    /// A stream to a node for one client alone. It ends when the node is no primary any more.
+    ///
+    /// # Errors
+    /// The node cannot be reached, refuses the proxy's login, or is no primary any more.
+    pub async fn open(&self, client: Client, node: NodeName) -> Result<Tied, BackendError> {
+        let unit = self.unit(node).ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
+        unit.backend.open(client).await
+    }
+
+    /// Returns once the nodes have been asked anew who serves what.
+    pub async fn refreshed(&self) {
+        let mut asked = self.0.asked.subscribe();
+        // What is being asked now may have been asked too early.
+        let enough = *asked.borrow_and_update() + 2;
+        loop {
+            self.0.wanted.notify_one();
+            if asked.changed().await.is_err() || *asked.borrow() >= enough {
+                return;
+            }
+        }
+    }
+
+    /// Whether memory holds all that the owner of `slot` acknowledged before `since`.
+    pub fn is_current(&self, slot: u16, since: Instant) -> bool {
+        let routes = self.0.routes.load();
+        routes.by_slot[usize::from(slot)].as_ref().is_some_and(|unit| unit.backend.is_current(since))
+    }
+
+    /// The same for all slots.
+    pub(crate) fn is_current_everywhere(&self, since: Instant) -> bool {
+        self.0.routes.load().units.values().all(|unit| unit.backend.is_current(since))
+    }
+
+    /// Returns once memory holds all that the owner of `slot` acknowledged before `since`.
+    ///
+    /// # Errors
+    /// It cannot be asked, or does not answer in time.
+    pub async fn fence(&self, slot: u16, since: Instant) -> Result<Fence, BackendError> {
+        let unit = self.0.routes.load().by_slot[usize::from(slot)].clone();
+        match unit {
+            Some(unit) => unit.backend.fence(since).await,
+            None => Err(BackendError::Unavailable("CLUSTERDOWN".into())),
+        }
+    }
+
+    /// The same for all slots.
+    pub(crate) async fn fence_everywhere(&self, since: Instant) -> Result<Fence, BackendError> {
+        let units: Vec<_> = self.0.routes.load().units.values().cloned().collect();
+        let fences = join_all(units.iter().map(|unit| unit.backend.fence(since))).await;
+        let mut weakest = Fence::Told;
+        for fence in fences {
+            if fence? == Fence::Untold {
+                weakest = Fence::Untold;
+            }
+        }
+        Ok(weakest)
+    }
+
+    /// As whom the proxy reads; none: it does not log in.
+    pub fn user(&self) -> Option<String> {
+        self.0.user.clone()
+    }
+
+    /// Whether somebody answers, or why nobody does.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn state(&self) -> Result<(), BackendError> {
+        let routes = self.0.routes.load();
+        let mut last = BackendError::Unreachable("no node of the cluster has said yet who serves what".into());
+        for unit in routes.units.values() {
+            match unit.backend.state() {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The primaries, and which of them answer.
+    pub fn nodes(&self) -> Vec<Node> {
+        let mut nodes: Vec<_> = self.0.units().iter().flat_map(|unit| unit.backend.nodes()).collect();
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        nodes
+    }
+
+    /// By what the answers are kept true: the weakest of all.
+    pub fn coherence(&self) -> Coherence {
+        let each: Vec<_> = self.0.units().iter().map(|unit| unit.cache.coherence()).collect();
+        let has = |coherence| each.contains(&coherence);
+        if each.is_empty() || has(Coherence::None) {
+            Coherence::None
+        } else if has(Coherence::Ttl) {
+            Coherence::Ttl
+        } else {
+            Coherence::Tracking
+        }
+    }
+
+    /// Whether time alone decides what may be given, at one of them at least.
+    pub fn relies_on_ttl(&self) -> bool {
+        self.0.routes.load().units.values().any(|unit| unit.cache.relies_on_ttl())
+    }
+
+    /// Drops `key` from every memory.
+    pub fn invalidate(&self, key: &[u8]) {
+        self.0.units().iter().for_each(|unit| unit.cache.invalidate(key));
+    }
+
+    /// Drops everything from memory.
+    pub fn invalidate_all(&self) {
+        self.0.units().iter().for_each(|unit| unit.cache.invalidate_all());
+    }
+
+    /// Removes what is over. Takes time in proportion to what there is.
+    pub fn sweep(&self) {
+        self.0.units().iter().for_each(|unit| unit.cache.sweep());
+    }
+
+    /// Puts settings in force, for what is cached already, too. Blocks as [`Cache::apply`] does; returns how many entries went
+    /// because there is less room.
+    pub fn apply(&self, settings: &cache::Settings) -> u64 {
+        let _alone = lock(&self.0.changing);
+        *lock(&self.0.cache_settings) = settings.clone();
+        self.0.share_out()
+    }
+
+    /// The settings were changed.
+    pub fn cache_changed(&self) {
+        for unit in self.0.units() {
+            unit.backend.cache_changed(unit.cache.settings().capacity);
+        }
+    }
+
+    /// What all memories hold together.
+    pub fn statistics(&self) -> Statistics {
+        // So that nothing is counted twice or not at all because its unit goes meanwhile.
+        let _alone = lock(&self.0.changing);
+        let gone = lock(&self.0.gone);
+        let mut sum = Statistics {
+            entries: 0,
+            bytes: 0,
+            evictions: gone.evictions,
+            flights: 0,
+            flights_discarded: gone.flights_discarded,
+            settings: lock(&self.0.cache_settings).clone(),
+            coherence: self.coherence(),
+        };
+        for unit in self.0.units() {
+            let one = unit.cache.statistics();
+            sum.entries += one.entries;
+            sum.bytes += one.bytes;
+            sum.flights += one.flights;
+            sum.flights_discarded += one.flights_discarded;
+            for (sum, count) in sum.evictions.iter_mut().zip(one.evictions) {
+                *sum += count;
+            }
+        }
+        sum
+    }
+}
+
+impl Unit {
+    /// Where it sends whoever asks: a host that is not named is its own.
+    fn resolve(&self, (host, port): Address) -> Address {
+        if host.is_empty() || host == "?" { (self.address.0.clone(), port) } else { (host, port) }
+    }
+}
+
+impl Shared {
+    fn routes(&self) -> Guard<Arc<Routes>> {
+        self.routes.load()
+    }
+
+    fn units(&self) -> Vec<Arc<Unit>> {
+        self.routes.load().units.values().cloned().collect()
+    }
+
+    /// The owner of `slot` says that it is at `address` from now on.
+    fn moved(&self, slot: u16, address: &Address) -> Result<Arc<Unit>, BackendError> {
+        let _alone = lock(&self.changing);
+        let routes = self.routes();
+        if routes.map.owner(usize::from(slot)) != Some(address) {
+            let mut map = routes.map.clone();
+            map.moved(slot, address.clone());
+            let unit = self.known_or_new(address)?;
+            let mut units = routes.units.clone();
+            units.insert(address.clone(), unit);
+            self.put_in_force(map, units, routes.others.clone());
+            self.wanted.notify_one();
+        }
+        self.known_or_new(address)
+    }
+
+    /// Who is at `address`, known or not.
+    fn unit_at(&self, address: &Address) -> Result<Arc<Unit>, BackendError> {
+        let _alone = lock(&self.changing);
+        let routes = self.routes();
+        let unit = self.known_or_new(address)?;
+        if !routes.units.contains_key(address) {
+            let mut units = routes.units.clone();
+            units.insert(address.clone(), Arc::clone(&unit));
+            self.put_in_force(routes.map.clone(), units, routes.others.clone());
+        }
+        Ok(unit)
+    }
+
+    fn known_or_new(&self, address: &Address) -> Result<Arc<Unit>, BackendError> {
+        if let Some(unit) = self.routes().units.get(address) {
+            return Ok(Arc::clone(unit));
+        }
+        self.new_unit(address).map_err(|error| BackendError::Unreachable(error.to_string().into()))
+    }
+
+    fn new_unit(&self, address: &Address) -> Result<Arc<Unit>, PrepareError> {
+        let settings = self.settings.of_node(&address.0, address.1);
+        let cache = Cache::new(self.settings_of_cache(0), self.control.clone());
+        let (backend, link) = Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
+        let name = NodeName(self.next_name.fetch_add(1, Relaxed));
+        let link = self.control.spawn(link.run()).abort_handle();
+        Ok(Arc::new(Unit { name, address: address.clone(), cache, backend, link, lost: Mutex::default() }))
+    }
+
+    /// Those of the cache of a primary with so many slots.
+    fn settings_of_cache(&self, slots: usize) -> cache::Settings {
+        let whole = lock(&self.cache_settings).clone();
+        let capacity = (whole.capacity * slots).div_ceil(SLOTS).max(1);
+        // See above: of a slot that is on its way nobody tells what comes to be.
+        let is_told = whole.coherence != CoherenceMode::Ttl;
+        let ttl_absent = if is_told { AbsentTtl::Fixed(Duration::ZERO) } else { whole.ttl_absent };
+        cache::Settings { capacity, ttl_absent, ..whole }
+    }
+
+    /// Gives each unit its share of the room. Called while nobody else changes anything.
+    fn share_out(&self) -> u64 {
+        let routes = self.routes();
+        let counts = routes.map.counts();
+        let share = |unit: &Arc<Unit>| {
+            let settings = self.settings_of_cache(counts.get(&unit.address).copied().unwrap_or(0));
+            if unit.cache.settings() == settings { 0 } else { unit.cache.apply(&settings) }
+        };
+        routes.units.values().map(share).sum()
+    }
+
+    /// Makes this what holds. Called while nobody else changes anything. `units` has all who serve a slot; who is not among
+    /// them any more is retired.
+    fn put_in_force(&self, map: SlotMap, units: HashMap<Address, Arc<Unit>>, others: Vec<Address>) {
+        let before = self.routes.load_full();
+        for (address, unit) in &before.units {
+            if !units.contains_key(address) {
+                self.retire(unit);
+            }
+        }
+        let by_slot: Box<[_]> =
+            (0..SLOTS).map(|slot| map.owner(slot).and_then(|address| units.get(address).cloned())).collect();
+        let mut back: HashMap<u32, HashSet<u16>> = HashMap::new();
+        for (slot, (old, new)) in (0_u16..).zip(before.by_slot.iter().zip(&by_slot)) {
+            if old.as_ref().map(|unit| unit.name) == new.as_ref().map(|unit| unit.name) {
+                continue;
+            }
+            if let Some(old) = old {
+                lock(&old.lost).insert(slot);
+            }
+            if let Some(new) = new.as_ref().filter(|new| lock(&new.lost).remove(&slot)) {
+                back.entry(new.name.0).or_default().insert(slot);
+            }
+        }
+        for unit in units.values() {
+            if let Some(slots) = back.get(&unit.name.0) {
+                unit.cache.invalidate_where(|key| slots.contains(&slot(key)));
+            }
+        }
+        let version = before.version + 1;
+        self.routes.store(Arc::new(Routes { version, map, units, by_slot, others }));
+    }
+
+    /// Nothing is read there any more, and nothing that was is given.
+    fn retire(&self, unit: &Unit) {
+        unit.backend.retire();
+        unit.link.abort();
+        unit.cache.forsake();
+        unit.cache.invalidate_all();
+        lock(&self.gone).add(&unit.cache.statistics());
+        tracing::info!(node = %format_args!("{}:{}", unit.address.0, unit.address.1), "it is no primary of the cluster any more");
+    }
+}
+
+/// What these locks guard is replaced whole, so a panic elsewhere leaves nothing half done behind them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,172 @@
+//! Before a Redis Cluster the proxy reads each key where it is served, and follows the slots wherever they go.
+
+#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+
+use std::time::{Duration, Instant};
+
+use crate::stage::{assert_hit, await_ready, cache_status, metric, read, readyz, text, value};
+use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::{Proxy, within};
+
+/// Long enough that nothing ends by its age, and quick to find out.
+const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\
+                        redis.connect_timeout = \"1s\"\ncache.coherence_timeout = \"1s\"\n";
+const DOWN: &str = "no link to Redis";
+/// Within so long after the nodes have settled it the proxy must be there.
+const FOLLOWS: Duration = Duration::from_secs(3);
+
+fn started(cluster: &RedisCluster) -> Proxy {
+    let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n";
+    let proxy = Proxy::start(&format!("{listen}daemon.worker_threads = 1\n{SETTINGS}{}", cluster.settings()));
+    proxy.expect_log(DOWN);
+    await_ready(&proxy);
+    proxy
+}
+
+/// Waits until the key has this value through the proxy; returns how long that took.
+#[track_caller]
+fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
+    let begun = Instant::now();
+    let mut last = String::new();
+    let seen = within(FOLLOWS, || {
+        let response = read(proxy, key);
+        last = format!("{} {}", response.status, text(&response));
+        (response.status == 200 && text(&response) == expected).then_some(())
+    });
+    assert!(seen.is_some(), "{key} is not {expected} but {last}, /readyz: {:?}", readyz(proxy));
+    begun.elapsed()
+}
+
+/// Waits until the key is answered from memory.
+#[track_caller]
+fn await_hit(proxy: &Proxy, key: &str) {
+    let hit = within(FOLLOWS, || cache_status(&read(proxy, key)).contains("; hit;").then_some(()));
+    assert!(hit.is_some(), "{key} is not kept");
+}
+
+/// One key of each primary.
+fn keys(cluster: &RedisCluster, number: usize) -> [String; 3] {
+    [0, 1, 2].map(|node| cluster.key_of(node, number))
+}
+
+#[test]
+fn each_key_is_read_where_it_is_served_and_a_write_there_is_heeded() {
+    let cluster = RedisCluster::of(3);
+    let proxy = started(&cluster);
+    for key in keys(&cluster, 0) {
+        cluster.set(&key, "first");
+        assert_eq!(value(&proxy, &key), "first");
+        assert_hit(&read(&proxy, &key));
+        cluster.set(&key, "second");
+        await_value(&proxy, &key, "second");
+        assert_hit(&read(&proxy, &key));
+    }
+    assert_eq!(metric(&proxy, "cache_entries").to_string(), "3");
+    assert!(readyz(&proxy).1.contains(&cluster.port(2).to_string()), "{}", readyz(&proxy).1);
+    let node = format!("node_up{{node=\"127.0.0.1:{}\",role=\"redis\"}}", cluster.port(1));
+    assert_eq!(metric(&proxy, &node).to_string(), "1");
+}
+
+#[test]
+fn the_loss_of_a_primary_leaves_the_keys_of_the_others_in_memory() {
+    let mut cluster = RedisCluster::start(3, 3, &["--cluster-require-full-coverage", "no"]);
+    let proxy = started(&cluster);
+    let keys = keys(&cluster, 0);
+    for key in &keys {
+        cluster.set(key, "before");
+        assert_eq!(value(&proxy, key), "before");
+    }
+    let copied: u64 = try_ask(&cluster.nodes[0], &["WAIT", "1", "5000"]).expect("WAIT");
+    assert_eq!(copied, 1);
+    let killed = Instant::now();
+    cluster.nodes[0].stop();
+    assert_hit(&read(&proxy, &keys[1]));
+    assert_hit(&read(&proxy, &keys[2]));
+    cluster.await_primary(3);
+    let elected = killed.elapsed();
+    await_value(&proxy, &keys[0], "before");
+    note(&format!("killed: elected after {elected:?}, read again after {:?}", killed.elapsed()));
+    assert_hit(&read(&proxy, &keys[1]));
+    cluster.set(&keys[0], "after");
+    await_value(&proxy, &keys[0], "after");
+    assert_eq!(readyz(&proxy).0, 200);
+}
+
+#[test]
+fn a_slot_is_followed_while_it_moves_and_there_and_back_again() {
+    let cluster = RedisCluster::of(3);
+    let proxy = started(&cluster);
+    let key = cluster.key_of(0, 0);
+    let slot = cluster.slot(&key);
+    cluster.set(&key, "at home");
+    assert_eq!(value(&proxy, &key), "at home");
+    cluster.begin_to_move(slot, 0, 1);
+    assert_eq!(value(&proxy, &key), "at home");
+    // What is not there is asked for elsewhere, and nothing of that is kept.
+    let sibling = format!("{key}/sibling");
+    assert_eq!(read(&proxy, &sibling).status, 404);
+    let _: String = asking(&cluster, 1, &["SET", &sibling, "new"]);
+    assert_eq!(value(&proxy, &sibling), "new");
+    let _: String = asking(&cluster, 1, &["SET", &sibling, "newer"]);
+    assert_eq!(value(&proxy, &sibling), "newer");
+    cluster.move_keys(slot, 0, 1);
+    assert_eq!(value(&proxy, &key), "at home");
+    cluster.end_to_move(slot, 0, 1);
+    cluster.set(&key, "away");
+    await_value(&proxy, &key, "away");
+    await_hit(&proxy, &key);
+    cluster.move_slot(slot, 1, 0);
+    cluster.set(&key, "at home again");
+    await_value(&proxy, &key, "at home again");
+    await_hit(&proxy, &key);
+}
+
+#[test]
+fn a_replica_that_takes_over_is_read_and_the_primary_of_before_never_again() {
+    let cluster = RedisCluster::with_replicas(3);
+    let proxy = started(&cluster);
+    let keys = keys(&cluster, 0);
+    for key in &keys {
+        cluster.set(key, "before");
+        assert_eq!(value(&proxy, key), "before");
+    }
+    for (turn, replica) in [3, 0, 3].into_iter().enumerate() {
+        cluster.fail_over_to(replica);
+        let expected = format!("after {turn}");
+        let set = || try_ask::<String>(&cluster.nodes[replica], &["SET", &keys[0], &expected]).ok();
+        assert!(within(FOLLOWS, set).is_some(), "it does not serve what it took over");
+        await_value(&proxy, &keys[0], &expected);
+        await_hit(&proxy, &keys[0]);
+        assert_hit(&read(&proxy, &keys[1]));
+    }
+}
+
+#[test]
+fn a_flush_of_one_primary_drops_its_keys_alone() {
+    let cluster = RedisCluster::of(3);
+    let proxy = started(&cluster);
+    let keys = keys(&cluster, 0);
+    for key in &keys {
+        cluster.set(key, "value");
+        assert_eq!(value(&proxy, key), "value");
+    }
+    cluster.nodes[1].command(&["FLUSHALL"]);
+    let gone = within(FOLLOWS, || (read(&proxy, &keys[1]).status == 404).then_some(()));
+    assert!(gone.is_some());
+    assert_hit(&read(&proxy, &keys[0]));
+    assert_hit(&read(&proxy, &keys[2]));
+}
+
+/// A command to a node to which its slot is on its way.
+fn asking<T: redis::FromRedisValue>(cluster: &RedisCluster, node: usize, words: &[&str]) -> T {
+    let mut commands = redis::pipe();
+    commands.cmd("ASKING").ignore().cmd(words[0]).arg(&words[1..]);
+    let (answer,) = commands.query(&mut cluster.nodes[node].connection()).expect("the node answers");
+    answer
+}
+
+/// Says what was measured; shown with `--nocapture`.
+#[expect(clippy::print_stderr, reason = "figures of a test are for whoever runs it by hand")]
+fn note(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,213 @@
+//! A real Redis Cluster for one test: primaries and replicas, each a `redis-server` of its own.
+//!
+//! Of the nodes the first are the primaries, with the slots in equal parts in order, and then come the replicas, each of the
+//! primary as many places before it as there are primaries. A test looks into them over their sockets, as into any Redis, and
+//! asks the nodes themselves who serves what.
+
+use std::time::Duration;
+
+use redis::{FromRedisValue, RedisResult, Value, cmd};
+
+use super::redis_server::{RedisServer, connect, free_port};
+use super::wait::{eventually, within};
+
+/// How many slots there are.
+const SLOTS: u16 = 16384;
+/// A failover takes about twice as long.
+const NODE_TIMEOUT: &str = "1000";
+const BOUND: Duration = Duration::from_secs(30);
+
+pub(crate) struct RedisCluster {
+    pub(crate) nodes: Vec<RedisServer>,
+    primaries: usize,
+}
+
+impl RedisCluster {
+    /// So many primaries, and a replica of each.
+    pub(crate) fn with_replicas(primaries: usize) -> Self {
+        Self::start(primaries, primaries, &[])
+    }
+
+    /// So many primaries, and no replicas.
+    pub(crate) fn of(primaries: usize) -> Self {
+        Self::start(primaries, 0, &[])
+    }
+
+    pub(crate) fn start(primaries: usize, replicas: usize, arguments: &[&str]) -> Self {
+        let nodes = (0..primaries + replicas).map(|_| node(arguments)).collect();
+        let cluster = Self { nodes, primaries };
+        let share = |number: usize| u16::try_from(number * usize::from(SLOTS) / primaries).expect("a slot");
+        for (number, node) in cluster.nodes.iter().enumerate() {
+            node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
+            if number < primaries {
+                let (first, last) = (share(number).to_string(), (share(number + 1) - 1).to_string());
+                node.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
+            }
+            cluster.introduce(number);
+        }
+        for number in 0..cluster.nodes.len() {
+            cluster.await_all_known(number);
+        }
+        for number in primaries..primaries + replicas {
+            let of = cluster.id(number - primaries);
+            cluster.nodes[number].command(&["CLUSTER", "REPLICATE", &of]);
+        }
+        cluster.await_whole();
+        cluster
+    }
+
+    /// Lets the first node and this one know each other.
+    fn introduce(&self, number: usize) {
+        let (port, bus) = (self.port(number).to_string(), self.bus_port(number).to_string());
+        if number > 0 {
+            self.nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        }
+    }
+
+    fn await_all_known(&self, number: usize) {
+        let known = within(BOUND, || {
+            let view = self.view(number);
+            let lines = view.lines().filter(|line| !line.contains("handshake")).count();
+            (lines == self.nodes.len()).then_some(())
+        });
+        assert!(known.is_some(), "node {number} does not know the others:\n{}", self.view(number));
+    }
+
+    /// Returns once the nodes agree that the cluster works and every replica has a copy.
+    pub(crate) fn await_whole(&self) {
+        for (number, node) in self.nodes.iter().enumerate() {
+            let works = within(BOUND, || {
+                let info: String = try_ask(node, &["CLUSTER", "INFO"]).ok()?;
+                let replication: String = try_ask(node, &["INFO", "replication"]).ok()?;
+                let copied = replication.contains("role:master") || replication.contains("master_link_status:up");
+                (info.contains("cluster_state:ok") && copied).then_some(())
+            });
+            assert!(works.is_some(), "node {number} does not work:\n{}\n{}", self.view(number), node.log());
+        }
+    }
+
+    pub(crate) fn port(&self, number: usize) -> u16 {
+        self.nodes[number].tcp_address().port()
+    }
+
+    fn bus_port(&self, number: usize) -> u16 {
+        ask(&self.nodes[number], &["CONFIG", "GET", "cluster-port"], |pair: Vec<String>| {
+            pair[1].parse().expect("a port")
+        })
+    }
+
+    /// The id by which the nodes know it.
+    pub(crate) fn id(&self, number: usize) -> String {
+        ask(&self.nodes[number], &["CLUSTER", "MYID"], |id| id)
+    }
+
+    /// What a node says of the cluster.
+    pub(crate) fn view(&self, number: usize) -> String {
+        ask(&self.nodes[number], &["CLUSTER", "NODES"], |view| view)
+    }
+
+    pub(crate) fn slot(&self, key: &str) -> u16 {
+        let running = self.nodes.iter().find_map(|node| try_ask(node, &["CLUSTER", "KEYSLOT", key]).ok());
+        running.expect("a node answers")
+    }
+
+    /// Which node serves the key, as it says itself.
+    pub(crate) fn owner(&self, key: &str) -> usize {
+        let serves = |node: &RedisServer| match try_ask::<Value>(node, &["EXISTS", key]) {
+            Ok(Value::Int(_)) => Some(()),
+            _ => None,
+        };
+        eventually("a node serves the key", || self.nodes.iter().position(|node| serves(node).is_some()))
+    }
+
+    /// A key of the slots that this primary began with; another for each number.
+    pub(crate) fn key_of(&self, node: usize, number: usize) -> String {
+        let share = usize::from(SLOTS) / self.primaries;
+        let is_of = |key: &String| usize::from(self.slot(key)) / share.max(1) == node;
+        (0..10_000).map(|tag| format!("{{{tag}}}{number}")).find(is_of).expect("a key of the node")
+    }
+
+    /// Writes where the key is served.
+    pub(crate) fn set(&self, key: &str, value: &str) {
+        eventually("the key is written", || {
+            let owner = self.owner(key);
+            try_ask::<String>(&self.nodes[owner], &["SET", key, value]).ok()
+        });
+    }
+
+    /// Moves a slot with its keys as an operator would.
+    pub(crate) fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        self.begin_to_move(slot, from, to);
+        self.move_keys(slot, from, to);
+        self.end_to_move(slot, from, to);
+    }
+
+    pub(crate) fn begin_to_move(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        self.nodes[to].command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.id(from)]);
+        self.nodes[from].command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &self.id(to)]);
+    }
+
+    pub(crate) fn move_keys(&self, slot: u16, from: usize, to: usize) {
+        let port = self.port(to).to_string();
+        loop {
+            let question = ["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "100"];
+            let keys: Vec<String> = ask(&self.nodes[from], &question, |keys| keys);
+            if keys.is_empty() {
+                return;
+            }
+            for key in keys {
+                self.nodes[from].command(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+            }
+        }
+    }
+
+    pub(crate) fn end_to_move(&self, slot: u16, from: usize, to: usize) {
+        let (slot, owner) = (slot.to_string(), self.id(to));
+        self.nodes[to].command(&["CLUSTER", "SETSLOT", &slot, "NODE", &owner]);
+        self.nodes[from].command(&["CLUSTER", "SETSLOT", &slot, "NODE", &owner]);
+    }
+
+    /// Has a replica take the place of its primary, both being well, and returns once it has.
+    pub(crate) fn fail_over_to(&self, replica: usize) {
+        let done = within(BOUND, || {
+            let _: RedisResult<Value> = try_ask(&self.nodes[replica], &["CLUSTER", "FAILOVER"]);
+            within(BOUND / 6, || self.is_primary(replica).then_some(()))
+        });
+        assert!(done.is_some(), "no failover:\n{}", self.nodes[replica].log());
+    }
+
+    /// Returns once it is a primary.
+    pub(crate) fn await_primary(&self, number: usize) {
+        let done = within(BOUND, || self.is_primary(number).then_some(()));
+        assert!(done.is_some(), "no failover:\n{}", self.nodes[number].log());
+    }
+
+    pub(crate) fn is_primary(&self, number: usize) -> bool {
+        let role: RedisResult<String> = try_ask(&self.nodes[number], &["INFO", "replication"]);
+        role.is_ok_and(|role| role.contains("role:master"))
+    }
+
+    /// The keys of `[redis]` that lead to it.
+    pub(crate) fn settings(&self) -> String {
+        let seeds: Vec<_> =
+            self.nodes.iter().take(2).map(|node| format!("\"redis://{}\"", node.tcp_address())).collect();
+        format!("redis.mode = \"cluster\"\nredis.seeds = [{}]\n", seeds.join(", "))
+    }
+}
+
+fn node(arguments: &[&str]) -> RedisServer {
+    let bus = free_port().to_string();
+    let own = ["--cluster-enabled", "yes", "--cluster-node-timeout", NODE_TIMEOUT, "--cluster-port", &bus];
+    let quick = ["--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no"];
+    RedisServer::builder().tcp().arguments(&own).arguments(&quick).arguments(arguments).start()
+}
+
+/// The answer of a node, which must be one.
+fn ask<T: FromRedisValue, R>(node: &RedisServer, words: &[&str], read: impl FnOnce(T) -> R) -> R {
+    read(try_ask(node, words).expect("the node answers"))
+}
+
+pub(crate) fn try_ask<T: FromRedisValue>(node: &RedisServer, words: &[&str]) -> RedisResult<T> {
+    cmd(words[0]).arg(&words[1..]).query(&mut connect(&node.socket())?)
+}
