@@ -25,6 +25,7 @@ mod history;
 mod oracle;
 mod readers;
 mod report;
+mod resharding;
 mod soak;
 mod weather;
 mod world;
@@ -71,6 +72,15 @@ fn with_tracking_no_read_is_too_old_whatever_happens() {
 fn with_sentinels_no_read_is_too_old_over_failovers() {
     let duration = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(FAILOVER_SECONDS));
     let plan = failover::Plan { seed: seed(), duration, coherence: TRACKING, expected_log: &[DOWN, SILENT] };
+    let report = plan.run();
+    eprintln!("{}", report.text());
+    assert_eq!(report.violations.len(), 0, "violations; the report is above");
+}
+
+#[test]
+fn before_a_cluster_no_read_is_too_old_wherever_the_slots_go() {
+    let duration = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(FAILOVER_SECONDS));
+    let plan = resharding::Plan { seed: seed(), duration, coherence: TRACKING, expected_log: &[DOWN] };
     let report = plan.run();
     eprintln!("{}", report.text());
     assert_eq!(report.violations.len(), 0, "violations; the report is above");

@@ -81,7 +81,7 @@ enum Told {
 impl Client<'_> {
     fn read(&mut self, count: usize) {
         let keys: Vec<_> = (0..count).map(|_| skewed(&mut self.random, KEYS)).collect();
-        let names = keys.iter().map(|key| format!("key/{key}"));
+        let names = keys.iter().map(|key| format!("{{soak}}key/{key}"));
         let words: Vec<_> = [if count == 1 { "GET" } else { "MGET" }.to_owned()].into_iter().chain(names).collect();
         let began = self.world.clock.now();
         self.wire.send(command(&words));

@@ -28,9 +28,9 @@ const FAILOVER: &str = "failover";
 const STUBBORN: &str = "failover with a stubborn primary";
 /// For so long a primary of before goes on as one: longer than any value may be too old.
 const STUBBORN_TIME: Duration = Duration::from_millis(1800);
-const READY: Duration = Duration::from_secs(3);
+pub(super) const READY: Duration = Duration::from_secs(3);
 /// What was held up is through by then.
-const SETTLED: Duration = Duration::from_millis(250);
+pub(super) const SETTLED: Duration = Duration::from_millis(250);
 /// The sentinel takes its time to tell a primary of before whose replica it is.
 const COPIED: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(3);
@@ -158,14 +158,14 @@ impl Failovers<'_> {
 }
 
 /// Asks for a key that is never cached, and notes for how long at most that went unanswered.
-fn look_for_gaps(world: &World, proxy: &Proxy, longest: &AtomicU64) {
+pub(super) fn look_for_gaps(world: &World, proxy: &Proxy, longest: &AtomicU64) {
     let mut client = Client::connect(proxy.http());
     let mut answered = Instant::now();
     for number in 0_u64.. {
         if !world.is_read() {
             return;
         }
-        if client.get(format!("/keys/gap/{number}")).status == 404 {
+        if client.get(format!("/keys/{{soak}}gap/{number}")).status == 404 {
             let gap = u64::try_from(answered.elapsed().as_nanos()).unwrap_or(u64::MAX);
             longest.fetch_max(gap, Relaxed);
             answered = Instant::now();

@@ -303,7 +303,7 @@ pub(super) fn compare_all(world: &World, redis: &RedisServer, proxy: &Proxy) {
     let mut straight = redis.connection();
     let mut client = Client::connect(proxy.http());
     for key in 0..KEYS {
-        let name = format!("key/{key}");
+        let name = format!("{{soak}}key/{key}");
         let mut look = || cmd("GET").arg(&name).query(&mut straight).expect("redis-server answers");
         let differs = (0..LOOKS).find_map(|_| {
             let before: Option<Vec<u8>> = look();

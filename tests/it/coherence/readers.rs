@@ -51,7 +51,7 @@ pub(super) fn read(world: &World, address: SocketAddr, number: usize) -> Tally {
         let key = skewed(&mut random, KEYS);
         let demand = if random.random_ratio(1, 4) { Demand::Current } else { Demand::Usual };
         let began = world.clock.now();
-        client.send_raw(&question(&format!("key/{key}"), demand));
+        client.send_raw(&question(&format!("{{soak}}key/{key}"), demand));
         match client.try_read_response() {
             Ok(response) => reader.take(key, began, demand, response),
             Err(error) if !is_patient && error.kind() == ErrorKind::WouldBlock => {
@@ -164,7 +164,7 @@ pub(super) fn read_straight(world: &World) {
         if world.moves() != moves {
             continue;
         }
-        match cmd("GET").arg(format!("key/{key}")).query::<Option<Vec<u8>>>(connection) {
+        match cmd("GET").arg(format!("{{soak}}key/{key}")).query::<Option<Vec<u8>>>(connection) {
             Ok(value) => check_straight(world, key, began, value.map_or(Answer::Absent, Answer::Value)),
             Err(error) => door.close(&error),
         }

@@ -47,7 +47,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, socket: PathBuf) -> Self {
-        let key = |number| Mutex::new(KeyHistory::new(format!("key/{number}")));
+        let key = |number| Mutex::new(KeyHistory::new(format!("{{soak}}key/{number}")));
         Self {
             clock: Clock::start(),
             weather: Weather::default(),

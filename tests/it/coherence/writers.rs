@@ -127,7 +127,7 @@ impl Operation {
 
 /// Changes every `WRITERS`th key, until the soak ends.
 pub(super) fn write(world: &World, number: usize) {
-    let thread = format!("writer {number}");
+    let thread = format!("{{soak}}writer {number}");
     let mut random = world.random(&thread);
     let mut door = Door::to(world, 0);
     let mut pace = Pace::every(GAP);
@@ -295,7 +295,7 @@ pub(super) fn write_elsewhere(world: &World) {
         let Some(connection) = door.open() else {
             continue;
         };
-        let key = format!("key/{}", skewed(&mut random, KEYS));
+        let key = format!("{{soak}}key/{}", skewed(&mut random, KEYS));
         let command = match random.random_range(0..200) {
             0 => cmd("FLUSHDB"),
             1..50 => cmd("DEL").arg(key).to_owned(),
