@@ -244,7 +244,15 @@ impl Proxy {
         }
     }
 
-    /// A stream to Redis for one client alone.
+    /// The cluster, if that is what is behind.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        match &self.upstream {
+            Upstream::One(..) => None,
+            Upstream::Cluster(cluster) => Some(cluster),
+        }
+    }
+
+    /// A stream to Redis for one client alone; not to a cluster, which is no one Redis.
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.

@@ -159,7 +159,7 @@ impl Link {
 
     /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
     /// be kept.
-    fn down(&mut self, error: &BackendError) {
+    fn take_back(&self, error: &BackendError) {
         let before = self.state.send_replace(LinkState::Down(error.clone()));
         if let LinkState::Up(..) = before {
             self.metrics.backend_up(false);
@@ -168,6 +168,10 @@ impl Link {
             self.metrics.invalidated(Invalidation::Disconnect, 1);
             self.cache.forsake();
         }
+    }
+
+    fn down(&mut self, error: &BackendError) {
+        self.take_back(error);
         if matches!(error, BackendError::NotAdmitted(_)) && self.cache.coherence() == Coherence::None {
             // Redis is there and answers, so nothing may stand in for it.
             self.cache.invalidate_all();
@@ -343,7 +347,7 @@ impl Drop for Link {
     /// Whoever is still there to ask is told that nobody keeps it up.
     fn drop(&mut self) {
         if matches!(*self.state.borrow(), LinkState::Up(..)) {
-            self.down(&unreachable(&"the link is kept up no longer"));
+            self.take_back(&unreachable(&"the link is kept up no longer"));
         }
     }
 }

@@ -168,6 +168,11 @@ struct Tie {
 }
 
 impl Tied {
+    /// A stream that leads nowhere in particular.
+    pub(crate) fn loose(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        Self { stream: Box::new(stream), tie: None }
+    }
+
     /// Whether it leads to where Redis no longer is, though nobody has read that from it yet.
     pub(crate) fn is_cut(&self) -> bool {
         let Some(Tie { place, now, .. }) = &self.tie else { return false };

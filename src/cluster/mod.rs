@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use futures_util::future::join_all;
+use redis::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -26,7 +27,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::slots::slot;
 use self::slots::{Address, SLOTS, SlotMap};
-use crate::backend::{self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Tied};
+use crate::backend::{self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Scout, Tied};
 use crate::cache::{self, AbsentTtl, Cache, Coherence, CoherenceMode, Fetched, Statistics};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node};
@@ -212,6 +213,28 @@ impl Cluster {
         Instant::now() < deadline
     }
 
+    /// What the nodes answer to `COMMAND`.
+    ///
+    /// # Errors
+    /// None of them answers.
+    pub async fn command_table(&self) -> Result<Value, BackendError> {
+        let mut last = BackendError::Unreachable("no node of the cluster is known".into());
+        for (host, port) in self.0.addresses() {
+            let scout = Scout::prepare(&self.0.settings.of_node(&host, port));
+            let mut scout = scout.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
+            match scout.ask(&redis::cmd("COMMAND")).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// For how long a command that no node has done is tried again.
+    pub fn patience(&self) -> Duration {
+        self.0.settings.response_timeout
+    }
+
     /// Who serves a slot, as far as it is known.
     pub fn owner(&self, slot: u16) -> Option<NodeName> {
         self.0.routes.load().by_slot.get(usize::from(slot))?.as_ref().map(|unit| unit.name)
@@ -292,7 +315,7 @@ impl Cluster {
 
     /// The same for all slots.
     pub(crate) fn is_current_everywhere(&self, since: Instant) -> bool {
-        self.0.routes.load().units.values().all(|unit| unit.backend.is_current(since))
+        self.0.routes.load().units.values().all(|unit| unit.backend.is_current(since) || unit.has_nothing_fresh())
     }
 
     /// Returns once memory holds all that the owner of `slot` acknowledged before `since`.
@@ -309,7 +332,8 @@ impl Cluster {
 
     /// The same for all slots.
     pub(crate) async fn fence_everywhere(&self, since: Instant) -> Result<Fence, BackendError> {
-        let units: Vec<_> = self.0.routes.load().units.values().cloned().collect();
+        let mut units = self.0.units();
+        units.retain(|unit| !unit.has_nothing_fresh());
         let fences = join_all(units.iter().map(|unit| unit.backend.fence(since))).await;
         let mut weakest = Fence::Told;
         for fence in fences {
@@ -425,6 +449,11 @@ impl Cluster {
 }
 
 impl Unit {
+    /// Whether there is no link, so nothing of it is given as fresh; with the next, its memory begins anew.
+    fn has_nothing_fresh(&self) -> bool {
+        self.backend.state().is_err() && self.cache.coherence() == Coherence::None
+    }
+
     /// Where it sends whoever asks: a host that is not named is its own.
     fn resolve(&self, (host, port): Address) -> Address {
         if host.is_empty() || host == "?" { (self.address.0.clone(), port) } else { (host, port) }

@@ -64,7 +64,7 @@ impl Shared {
     }
 
     /// Who may be asked.
-    fn addresses(&self) -> Vec<Address> {
+    pub(super) fn addresses(&self) -> Vec<Address> {
         let routes = self.routes();
         let known = routes.units.keys().chain(&routes.others).cloned();
         let seeds = self.settings.seed_addresses();

@@ -496,8 +496,8 @@ impl Connection {
     /// Opens the link, if there is none.
     pub(super) fn open_link(&mut self) {
         if self.link.is_none() {
-            let (proxy, client) = (self.shared.proxy.clone(), self.standing.client());
-            self.link.open(Box::pin(async move { proxy.open(client).await }));
+            let opening = Arc::clone(&self.shared).open(self.standing.client());
+            self.link.open(Box::pin(opening));
         }
     }
 }

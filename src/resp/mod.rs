@@ -11,6 +11,8 @@
 
 mod command;
 mod connection;
+mod gather;
+mod key_table;
 mod link;
 mod login;
 mod output;
@@ -19,6 +21,8 @@ mod permit;
 mod read;
 mod reply;
 mod request;
+mod route;
+mod router;
 mod serve;
 mod standing;
 
@@ -31,14 +35,18 @@ use std::time::Duration;
 
 use blake3::Hash;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
 use self::command::Commands;
 pub use self::command::names;
 use self::connection::Connection;
+use self::key_table::KeyTable;
 pub use self::reply::{Frame, NoReply, Protocol, ReplyScanner};
 pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
+use self::router::Terms;
 use self::standing::{DEFAULT_USER, Origin};
 use crate::access::{Allow, FileError, FromFile, Protection, Reread};
+use crate::backend::{BackendError, Client, Tied};
 use crate::proxy::Proxy;
 use crate::server::{Drain, Listen, Serve, Stream, Tls, TlsFiles, TlsKeys};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken};
@@ -167,6 +175,29 @@ struct Shared {
     origin: Origin,
     /// The longest key that is kept.
     max_key: usize,
+    /// Before a cluster: which words are keys, once a node has said so.
+    key_table: OnceCell<Arc<KeyTable>>,
+}
+
+impl Shared {
+    /// A stream to Redis for one client alone; before a cluster, to all of it.
+    async fn open(self: Arc<Self>, client: Client) -> Result<Tied, BackendError> {
+        let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
+        let table = self.key_table.get_or_try_init(|| async {
+            let table = KeyTable::read(&cluster.command_table().await?);
+            if table.is_empty() {
+                return Err(BackendError::Unavailable("COMMAND".into()));
+            }
+            Ok(Arc::new(table))
+        });
+        let terms = Terms {
+            table: Arc::clone(table.await?),
+            limits: RequestLimits { max_bulk: self.settings.max_bulk.0, max_arguments: self.settings.max_arguments },
+            most_held: self.settings.max_output_buffer.0,
+            patience: cluster.patience(),
+        };
+        Ok(router::open(cluster.clone(), client, terms))
+    }
 }
 
 /// The front end.
@@ -183,7 +214,15 @@ impl Resp {
         let login = is_asked.then(|| FromFile::load(move || Login::read(&user, &path))).transpose()?;
         let (user, database) = proxy.origin();
         let origin = Origin { user, database };
-        Ok(Self(Arc::new(Shared { proxy, settings, login, commands: Commands::new(), origin, max_key })))
+        Ok(Self(Arc::new(Shared {
+            proxy,
+            settings,
+            login,
+            commands: Commands::new(),
+            origin,
+            max_key,
+            key_table: OnceCell::new(),
+        })))
     }
 
     /// For reloads: what is read from files.

@@ -16,6 +16,7 @@ use super::script::{Round, Script};
 use super::ways::{LASTING, Ways, is_straight, resp_config};
 use super::wire::{Wire, show};
 use crate::stage::await_ready;
+use crate::support::cluster::RedisCluster;
 use crate::support::http::Client;
 use crate::support::{Proxy, Relay};
 
@@ -61,14 +62,39 @@ fn bytes_that_come_one_by_one_change_no_answer() {
     compare(&ways, Some(&proxy), client.address(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS_BYTE_BY_BYTE));
 }
 
+#[test]
+fn commands_of_one_slot_are_answered_by_a_cluster_as_by_redis() {
+    let cluster = RedisCluster::of(3);
+    // One node that serves all slots.
+    let alone = RedisCluster::start(1, 0, &OTHER_USER);
+    for node in &cluster.nodes {
+        node.command(&["ACL", "SETUSER", "other", "on", ">secret", "~k1", "~k2", "&*", "+@all"]);
+    }
+    let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
+    let limits = "daemon.worker_threads = 2\nresp.max_connections = 500\n";
+    let proxy = Proxy::start(&format!("{listen}{limits}{LASTING}\n{}", cluster.settings()));
+    await_ready(&proxy);
+    let ends = (alone.nodes[0].tcp_address(), proxy.resp_address());
+    compare_between(ends, Some(&proxy), number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 10), Script::in_one_slot);
+}
+
 /// Runs so many scripts both ways; returns how many commands that were.
 fn compare(ways: &Ways, proxy: Option<&Proxy>, through: SocketAddr, scripts: u64) -> usize {
+    compare_between((ways.straight(), through), proxy, scripts, Script::from_seed)
+}
+
+fn compare_between(
+    (straight, through): (SocketAddr, SocketAddr),
+    proxy: Option<&Proxy>,
+    scripts: u64,
+    script: impl Fn(u64) -> Script,
+) -> usize {
     let first = number("RESP_SEED").unwrap_or(SEED);
-    let mut pairs = [Pair::connect(ways.straight(), through), Pair::connect(ways.straight(), through)];
+    let mut pairs = [Pair::connect(straight, through), Pair::connect(straight, through)];
     let mut news = proxy.map(|proxy| Client::connect(proxy.http()));
     let mut commands = 0;
     for seed in first..first + scripts {
-        let script = Script::from_seed(seed);
+        let script = script(seed);
         commands += script.rounds.iter().map(|round| round.commands.len()).sum::<usize>();
         for round in &script.rounds {
             if let Some(news) = &mut news {
@@ -78,7 +104,7 @@ fn compare(ways: &Ways, proxy: Option<&Proxy>, through: SocketAddr, scripts: u64
         }
         // What one script leaves behind on a connection is nothing to the next, and now and then there is a new one.
         if seed % 8 == 0 {
-            pairs = [Pair::connect(ways.straight(), through), Pair::connect(ways.straight(), through)];
+            pairs = [Pair::connect(straight, through), Pair::connect(straight, through)];
         }
     }
     commands

@@ -36,9 +36,18 @@ pub(super) struct Said {
 
 impl Script {
     pub(super) fn from_seed(seed: u64) -> Self {
+        Self::tagged(seed, "")
+    }
+
+    /// Of keys that are all in one slot of a cluster, and of nothing that has no one answer there.
+    pub(super) fn in_one_slot(seed: u64) -> Self {
+        Self::tagged(seed, "{tag}")
+    }
+
+    fn tagged(seed: u64, tag: &'static str) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let rounds = random.random_range(4..16);
-        let mut writer = Writer { random, is_in_multi: [false; 2] };
+        let mut writer = Writer { random, is_in_multi: [false; 2], tag };
         let mut all = vec![writer.beginning(), writer.reset()];
         all.extend((0..rounds).map(|_| writer.round()));
         Self { rounds: all }
@@ -101,6 +110,8 @@ struct Writer {
     random: StdRng,
     /// As far as is known: it only makes an `EXEC` more likely.
     is_in_multi: [bool; 2],
+    /// What every key begins with.
+    tag: &'static str,
 }
 
 const STRINGS: [&str; 8] = ["k0", "k1", "k2", "k3", "k4", "k5", "\0\r\n\u{ff}", ""];
@@ -273,13 +284,18 @@ const LAST_WORDS: [&str; 9] = [
     "*2\r\n$3\r\nGET\r\n:1\r\n",
 ];
 
+/// What many nodes behind one address answer otherwise than one, or not at all.
+const OF_ALL_NODES: [&str; 10] =
+    ["CLIENT", "CONFIG", "COPY K K DB", "DBSIZE", "FLUSHALL", "FLUSHDB", "MOVE", "SELECT", "SWAPDB", "WAIT"];
+
 impl Writer {
     /// A few values to begin with.
     fn beginning(&mut self) -> Round {
         let mut commands = vec![self.said("RESET"), self.said("FLUSHALL")];
         for key in STRINGS {
             if self.random.random_ratio(2, 3) {
-                commands.push(Said::words(&["SET", key, *VALUES.choose(&mut self.random).unwrap()]));
+                let (key, value) = (format!("{}{key}", self.tag), *VALUES.choose(&mut self.random).unwrap());
+                commands.push(Said::words(&["SET", &*key, value]));
             }
         }
         Round::new(0, commands, &mut self.random)
@@ -340,18 +356,28 @@ impl Writer {
 
     fn said_of(&mut self, choices: &[(u32, &str)]) -> Said {
         let pattern = choices.choose_weighted(&mut self.random, |choice| choice.0).unwrap().1;
-        self.said(pattern)
+        let is_of = |words: &[&str]| words.iter().any(|word| pattern.starts_with(word));
+        let is_said_nowhere =
+            is_of(&OF_ALL_NODES) || (is_of(&["AUTH", "HELLO", "RESET"]) && self.is_in_multi != [false; 2]);
+        self.said(if !self.tag.is_empty() && is_said_nowhere { "PING" } else { pattern })
     }
 
     /// A command of this pattern: `K` is a string's key, `A` anyone's, `V` a value, `I` a position, `T` a time to come.
     fn said(&mut self, pattern: &str) -> Said {
-        let words: Vec<&[u8]> = pattern.split(' ').map(|word| self.word(word)).collect();
+        let words: Vec<_> = pattern.split(' ').map(|word| self.word(word)).collect();
         let mut said = Said::words(&words);
         said.ends_connection = pattern == "QUIT";
         said
     }
 
-    fn word<'a>(&mut self, word: &'a str) -> &'a [u8] {
+    fn word(&mut self, word: &str) -> Vec<u8> {
+        let chosen = self.choose(word);
+        let is_key = matches!(word, "K" | "A" | "hash" | "list" | "set" | "zset" | "stream");
+        let tag = if is_key { self.tag.as_bytes() } else { b"" };
+        [tag, chosen].concat()
+    }
+
+    fn choose<'a>(&mut self, word: &'a str) -> &'a [u8] {
         let choices: &[&str] = match word {
             "K" if self.random.random_ratio(1, 40) => &COLLECTIONS,
             // The first few are meant most often.
@@ -367,14 +393,17 @@ impl Writer {
     }
 
     fn raw(&mut self) -> Said {
-        let (text, answers) = *RAW.choose(&mut self.random).unwrap();
+        let (mut text, mut answers) = *RAW.choose(&mut self.random).unwrap();
+        if !self.tag.is_empty() && text.contains(['k', 'K']) {
+            (text, answers) = ("PING\r\n", 1);
+        }
         Said { bytes: text.as_bytes().to_vec(), answers, ends_connection: false }
     }
 
     fn script(&mut self) -> Said {
         let script = SCRIPTS.choose(&mut self.random).unwrap();
-        let words = [b"EVAL", script.as_bytes(), b"2", self.word("K"), self.word("K"), self.word("V")];
-        Said::words(&words)
+        let [one, other, value] = ["K", "K", "V"].map(|word| self.word(word));
+        Said::words(&[b"EVAL", script.as_bytes(), b"2", &*one, &*other, &*value])
     }
 }
 
