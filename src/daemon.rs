@@ -20,7 +20,7 @@ use crate::backend::{Backend, BackendError, Link, PrepareError};
 use crate::cache::Cache;
 use crate::config::{Config, DaemonSettings, Problem, Problems, Sources};
 use crate::hotkeys::HotKeys;
-use crate::metrics::{FrontEnd, Metrics};
+use crate::metrics::{FrontEnd, Metrics, Refusal};
 use crate::proxy::Proxy;
 use crate::resp::{self, Resp};
 use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Tls, Workers};
@@ -289,6 +289,7 @@ async fn listeners(
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
     let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone(), config.http.allow.clone()) };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
+    let gate = gate.map(|gate| (gate, metrics.refusals(FrontEnd::Http, Refusal::Token)));
     let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone(), gate));
     let reads = serving(reads, http_tls, means.http, config.http.protection());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];

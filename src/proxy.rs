@@ -11,7 +11,7 @@ use crate::backend::{Backend, BackendError, Client, Fence, Tied};
 use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
 use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
-use crate::metrics::{FrontEnd, Metrics, Node};
+use crate::metrics::{FrontEnd, Metrics, Node, Refusal};
 use crate::trace;
 
 /// The cache in front of its backend. Clones share both.
@@ -107,6 +107,11 @@ impl Proxy {
     /// Counts a command of a client of Redis, by its place in the list that the metrics were made with.
     pub fn command(&self, label: usize) {
         self.metrics.command(label);
+    }
+
+    /// Counts that a front end has turned somebody away.
+    pub fn refused(&self, front_end: FrontEnd, refusal: Refusal) {
+        self.metrics.refusals(front_end, refusal).count();
     }
 
     /// Returns once memory holds all that Redis acknowledged before `since`, where Redis tells of changes.

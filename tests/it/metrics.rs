@@ -60,6 +60,12 @@ fn every_figure_is_there_from_the_start() {
     assert_eq!(all_reads(&proxy), (0.0, 0.0));
     assert_metric(&proxy, "backend_duration_seconds_count", 0);
     assert_metric(&proxy, "connections{front_end=\"http\"}", 0);
+    for reason in ["token", "key", "tls"] {
+        assert_metric(&proxy, &format!("refused_total{{front_end=\"http\",reason=\"{reason}\"}}"), 0);
+    }
+    for reason in ["login", "key", "command", "tls"] {
+        assert_metric(&proxy, &format!("refused_total{{front_end=\"resp\",reason=\"{reason}\"}}"), 0);
+    }
     for result in ["success", "failure"] {
         assert_metric(&proxy, &format!("config_reloads_total{{result=\"{result}\"}}"), 0);
     }
