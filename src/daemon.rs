@@ -107,6 +107,10 @@ impl Daemon {
         let proxy = Proxy::new(cache.clone(), backend, Arc::clone(&metrics), hot_keys);
         let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
+        // A connection knows of the metrics, so these must not keep alive who serves it.
+        let (looked_at, own) = (Arc::downgrade(&workers), Handle::current());
+        let of_workers = move || looked_at.upgrade().map_or(0, |workers| workers.alive_tasks());
+        metrics.tell_of_tasks(move || own.metrics().num_alive_tasks() + of_workers())?;
         let (link, files) = (Some(link), Arc::new(files));
         Ok(Self {
             config,

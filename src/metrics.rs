@@ -368,6 +368,15 @@ impl Metrics {
         Registration(&self.registry).look(move || Ok(vec![counted("log_lines_dropped_total", help, look())?]))
     }
 
+    /// From now on it is told how many tasks there are.
+    ///
+    /// # Errors
+    /// It is told already.
+    pub fn tell_of_tasks(&self, look: impl Fn() -> usize + Send + Sync + 'static) -> prometheus::Result<()> {
+        let help = "Tasks of the program, one for each connection among them.";
+        Registration(&self.registry).look(move || Ok(vec![measured("tasks", help, look() as u64)?]))
+    }
+
     /// From now on it is told who answers of those there are.
     ///
     /// # Errors

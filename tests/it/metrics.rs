@@ -277,6 +277,30 @@ fn open_connections_are_counted_by_front_end() {
 }
 
 #[test]
+fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "daemon.worker_threads = 3");
+    read(&proxy, "key");
+    // Without those of who asks: each is a connection of the operator's listener.
+    let tasks = || {
+        let told = proxy.metrics();
+        let value = |series: &str| told.value(&format!("redis_proxy_{series}")).expect("a metric");
+        (value("tasks") - value("connections{front_end=\"admin\"}") - value("connections{front_end=\"http\"}"))
+            .to_string()
+    };
+    await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
+    let own = tasks();
+    let mut clients: Vec<Client> = (0..7).map(|_| Client::connect(proxy.http())).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 404));
+    await_metric(&proxy, "connections{front_end=\"http\"}", 7.0);
+    eventually("as many more as there are connections", || (tasks() == own).then_some(()));
+    assert!(metric(&proxy, "tasks") >= 7.0 + own.parse::<f64>().expect("a number"));
+    drop(clients);
+    await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
+    eventually("as many as before", || (tasks() == own).then_some(()));
+}
+
+#[test]
 fn the_time_of_the_configuration_in_force_is_told() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
     let redis = RedisServer::start();
