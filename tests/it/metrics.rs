@@ -291,7 +291,9 @@ fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
     await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
     let own = tasks();
     let mut clients: Vec<Client> = (0..7).map(|_| Client::connect(proxy.http())).collect();
-    clients.iter_mut().for_each(|client| assert_eq!(client.get("/keys/key").status, 404));
+    for client in &mut clients {
+        assert_eq!(client.get("/keys/key").status, 404);
+    }
     await_metric(&proxy, "connections{front_end=\"http\"}", 7.0);
     eventually("as many more as there are connections", || (tasks() == own).then_some(()));
     assert!(metric(&proxy, "tasks") >= 7.0 + own.parse::<f64>().expect("a number"));

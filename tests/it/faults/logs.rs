@@ -52,7 +52,9 @@ fn a_disk_that_is_full_costs_lines_until_there_is_room_again() {
     let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", appending_to(&log));
     eventually("the first lines", || fs::read_to_string(&log).unwrap().contains("listening").then_some(()));
     // The log's own last page too.
-    [&filler, &log].into_iter().for_each(|file| fill_disk(file));
+    for file in [&filler, &log] {
+        fill_disk(file);
+    }
     let before = fs::metadata(&log).unwrap().len();
     serves_reloads_and_reconnects(&mut redis, &proxy);
     eventually("the lines are counted", || (proxy.metric(DROPPED) >= f64::from(RELOADS)).then_some(()));
