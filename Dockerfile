@@ -9,13 +9,14 @@ WORKDIR /src
 FROM toolchain AS build
 ARG TARGETARCH
 COPY Cargo.toml Cargo.lock ./
+COPY scripts/release scripts/
 COPY src src
 # What was built for the dependencies is kept between builds; cargo tells their versions apart. Our own files are touched
 # because cargo tells those apart by their times alone, and another checkout may have older files that say something else.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,id=redis-proxy-target-$TARGETARCH,sharing=locked \
     find src -name '*.rs' -exec touch {} + && \
-    cargo build --release --locked --bin redis-proxy && \
+    scripts/release && \
     install -D target/release/redis-proxy /out/redis-proxy
 
 # For promtool, with which the tests check the alerts and what the daemon exposes.

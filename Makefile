@@ -2,7 +2,7 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench bench-parts instructions check deny sbom compose-test nix-check systemd-check deb clean
+.PHONY: help run test soak fuzz bench bench-parts instructions check deny sbom release reproducible compose-test nix-check systemd-check deb clean
 
 # Where `make run` serves HTTP and clients of Redis on 127.0.0.1: make run PORT=9000 RESP_PORT=9001
 PORT ?= 8080
@@ -55,6 +55,12 @@ sbom: ## Write what the program is made of, as CycloneDX, for a release (install
 	cargo cyclonedx --quiet --format json --spec-version 1.5 --override-filename redis-proxy.sbom
 	@mkdir -p "$${CARGO_TARGET_DIR:-target}" && mv redis-proxy.sbom.json "$${CARGO_TARGET_DIR:-target}/" && \
 	  echo "It is $${CARGO_TARGET_DIR:-target}/redis-proxy.sbom.json."
+
+release: ## Build the program as it is given to others: the same bytes from the same sources, wherever and whenever
+	@scripts/release
+
+reproducible: ## Build what is committed twice, in two places, and fail where the bytes differ (takes some minutes)
+	@scripts/reproducible
 
 systemd-check: ## Check the units in systemd/ by systemd's own rules, and how exposed the service is (needs systemd)
 	@scripts/systemd-check

@@ -22,7 +22,7 @@ use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::config::{Config, DaemonSettings, Problem, Problems, Sources};
 use crate::hotkeys::HotKeys;
-use crate::metrics::{FrontEnd, Metrics};
+use crate::metrics::{FrontEnd, Metrics, Refusal};
 use crate::proxy::{Proxy, Upstream};
 use crate::resp::{self, Resp};
 use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Tls, Workers};
@@ -107,6 +107,10 @@ impl Daemon {
         let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys);
         let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
+        // A connection knows of the metrics, so these must not keep alive who serves it.
+        let (looked_at, own) = (Arc::downgrade(&workers), Handle::current());
+        let of_workers = move || looked_at.upgrade().map_or(0, |workers| workers.alive_tasks());
+        metrics.tell_of_tasks(move || own.metrics().num_alive_tasks() + of_workers())?;
         let (link, files) = (Some(link), Arc::new(files));
         Ok(Self {
             config,
@@ -289,6 +293,7 @@ async fn listeners(
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
     let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone(), config.http.allow.clone()) };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
+    let gate = gate.map(|gate| (gate, metrics.refusals(FrontEnd::Http, Refusal::Token)));
     let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone(), gate));
     let reads = serving(reads, http_tls, means.http, config.http.protection());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];

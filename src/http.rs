@@ -20,7 +20,7 @@ use crate::access::{Allow, FileError, Gate, Protection};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Freshness, Outcome};
 use crate::key::{BadEscape, percent_decode};
-use crate::metrics::FrontEnd;
+use crate::metrics::{FrontEnd, Refusal};
 use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::{HTTP_PROTOCOLS, Listen, Routes, Tls, TlsFiles, TlsKeys};
@@ -252,6 +252,7 @@ impl Http {
             return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
         }
         if !self.settings.allow.permits(&key) {
+            self.proxy.refused(FrontEnd::Http, Refusal::Key);
             return Err(Problem::NotAllowed);
         }
         self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)

@@ -43,6 +43,44 @@ impl FrontEnd {
     }
 }
 
+/// Why somebody was turned away who was connected, or nearly so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// He showed no token, or none that is right.
+    Token,
+    /// He has not said the front end's password.
+    Login,
+    /// The key is none of those that are given out.
+    Key,
+    /// Of the command it is not certain that it touches none but these.
+    Command,
+    /// TLS was not agreed on.
+    Tls,
+}
+
+impl Refusal {
+    /// Who refuses for which reasons.
+    const ALL: [(FrontEnd, Self); 7] = [
+        (FrontEnd::Http, Self::Token),
+        (FrontEnd::Http, Self::Key),
+        (FrontEnd::Http, Self::Tls),
+        (FrontEnd::Resp, Self::Login),
+        (FrontEnd::Resp, Self::Key),
+        (FrontEnd::Resp, Self::Command),
+        (FrontEnd::Resp, Self::Tls),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Login => "login",
+            Self::Key => "key",
+            Self::Command => "command",
+            Self::Tls => "tls",
+        }
+    }
+}
+
 /// The label values of `redis_proxy_backend_errors_total`.
 pub const BACKEND_ERROR_KINDS: [&str; 10] = [
     "unreachable",
@@ -118,6 +156,7 @@ pub struct Metrics {
     connections: IntGaugeVec,
     connections_limit: IntGaugeVec,
     connections_refused: IntCounterVec,
+    refused: IntCounterVec,
     reloads: IntCounterVec,
     last_reload: Gauge,
     last_reload_successful: IntGauge,
@@ -160,6 +199,10 @@ impl Metrics {
                 "Client connections refused because there were as many as may be.",
                 "front_end",
             )?,
+            refused: new.add(IntCounterVec::new(
+                options("refused_total", "What was refused to clients, by front end and by why."),
+                &["front_end", "reason"],
+            )?)?,
             reloads: new.counters("config_reloads_total", "Reloads of the configuration, by result.", "result")?,
             last_reload: new.seconds(
                 "config_last_reload_success_timestamp_seconds",
@@ -188,6 +231,9 @@ impl Metrics {
         for front_end in FrontEnd::ALL {
             self.connections.with_label_values(&[front_end.name()]).set(0);
             zero(&self.connections_refused, front_end.name());
+        }
+        for (front_end, refusal) in Refusal::ALL {
+            self.refusals(front_end, refusal).0.reset();
         }
         for result in ["success", "failure"] {
             zero(&self.reloads, result);
@@ -277,6 +323,11 @@ impl Metrics {
         self.connections_refused.with_label_values(&[front_end.name()]).inc();
     }
 
+    /// The count of those that this front end turned away for this reason.
+    pub fn refusals(&self, front_end: FrontEnd, refusal: Refusal) -> Refusals {
+        Refusals(self.refused.with_label_values(&[front_end.name(), refusal.name()]))
+    }
+
     /// A new configuration was put in force.
     pub fn config_reloaded(&self) {
         self.reloads.with_label_values(&["success"]).inc();
@@ -319,6 +370,15 @@ impl Metrics {
     pub fn tell_of_lines_dropped(&self, look: impl Fn() -> u64 + Send + Sync + 'static) -> prometheus::Result<()> {
         let help = "Lines of the log that were dropped, because standard error did not take them.";
         Registration(&self.registry).look(move || Ok(vec![counted("log_lines_dropped_total", help, look())?]))
+    }
+
+    /// From now on it is told how many tasks there are.
+    ///
+    /// # Errors
+    /// It is told already.
+    pub fn tell_of_tasks(&self, look: impl Fn() -> usize + Send + Sync + 'static) -> prometheus::Result<()> {
+        let help = "Tasks of the program, one for each connection among them.";
+        Registration(&self.registry).look(move || Ok(vec![measured("tasks", help, look() as u64)?]))
     }
 
     /// From now on it is told who answers of those there are.
@@ -442,6 +502,17 @@ pub struct OpenConnection(IntGauge);
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// How often a front end has turned somebody away for one reason. Clones count together.
+#[derive(Debug, Clone)]
+pub struct Refusals(IntCounter);
+
+impl Refusals {
+    /// One more.
+    pub fn count(&self) {
+        self.0.inc();
     }
 }
 

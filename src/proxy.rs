@@ -12,7 +12,7 @@ use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings, Statisti
 use crate::cluster::Cluster;
 use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
-use crate::metrics::{FrontEnd, Metrics, Node};
+use crate::metrics::{FrontEnd, Metrics, Node, Refusal};
 use crate::trace;
 
 /// What is kept, and the Redis it is of.
@@ -186,6 +186,11 @@ impl Proxy {
     /// Counts a command of a client of Redis, by its place in the list that the metrics were made with.
     pub fn command(&self, label: usize) {
         self.metrics.command(label);
+    }
+
+    /// Counts that a front end has turned somebody away.
+    pub fn refused(&self, front_end: FrontEnd, refusal: Refusal) {
+        self.metrics.refusals(front_end, refusal).count();
     }
 
     /// Returns once memory holds all that Redis acknowledged before `since`, where Redis tells of changes.

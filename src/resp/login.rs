@@ -11,12 +11,14 @@ use super::owed::Dropped;
 use super::reply::{write_array_length, write_bulk, write_error};
 use super::request::Arguments;
 use super::standing::{DEFAULT_USER, Effect, Standing, User};
+use crate::metrics::{FrontEnd, Refusal};
 
 /// What the front end itself says.
 pub(super) enum Verdict {
     /// It knows the password; this, if anything, is to be asked of Redis in place of what it said.
     Admitted(Option<BytesMut>),
-    Refused(&'static str),
+    /// With what it is counted as, if somebody is turned away.
+    Refused(&'static str, Option<Refusal>),
     /// It is to be forgotten who the client is.
     Reset,
 }
@@ -34,31 +36,37 @@ impl Connection {
     pub(super) fn judge(&self, class: Class, arguments: Arguments<'_>) -> Option<Verdict> {
         let login = self.shared.login.as_ref()?;
         let is_right = |user: &[u8], found: &[u8]| login.get().is(user, found);
+        let turned_away = |text| Verdict::Refused(text, Some(Refusal::Login));
         let judged =
-            |is_right, instead| if is_right { Verdict::Admitted(instead) } else { Verdict::Refused(WRONG_PASSWORD) };
+            |is_right, instead| if is_right { Verdict::Admitted(instead) } else { turned_away(WRONG_PASSWORD) };
         Some(match (class, arguments.len()) {
-            (Class::Auth, 0 | 1) => Verdict::Refused(ARITY),
+            (Class::Auth, 0 | 1) => Verdict::Refused(ARITY, None),
             (Class::Auth, 2) => judged(is_right(DEFAULT_USER, arguments.get(1)), None),
             (Class::Auth, 3) => judged(is_right(arguments.get(1), arguments.get(2)), None),
-            (Class::Auth, _) => Verdict::Refused(SYNTAX),
+            (Class::Auth, _) => Verdict::Refused(SYNTAX, None),
             (Class::Reset, _) => Verdict::Reset,
             (Class::Hello, count) => match *hello_logins(arguments) {
                 [at] if at + 2 < count => {
                     judged(is_right(arguments.get(at + 1), arguments.get(at + 2)), Some(without(arguments, at)))
                 }
-                [_, _, ..] => Verdict::Refused(SYNTAX),
+                [_, _, ..] => Verdict::Refused(SYNTAX, None),
                 _ if self.standing.is_admitted() => return None,
-                _ => Verdict::Refused(NO_AUTH_HELLO),
+                _ => turned_away(NO_AUTH_HELLO),
             },
             (Class::Quit, _) => return None,
             _ if self.standing.is_admitted() => return None,
-            _ => Verdict::Refused(NO_AUTH),
+            _ => turned_away(NO_AUTH),
         })
     }
 
     pub(super) fn carry_out(&mut self, verdict: Verdict, length: usize) {
         match verdict {
-            Verdict::Refused(text) => self.reply(|output| write_error(output.tail(), text)),
+            Verdict::Refused(text, turned_away) => {
+                if let Some(refusal) = turned_away {
+                    self.shared.proxy.refused(FrontEnd::Resp, refusal);
+                }
+                self.reply(|output| write_error(output.tail(), text));
+            }
             Verdict::Admitted(None) => {
                 self.standing.admit();
                 self.reply(|output| output.push(Bytes::from_static(b"+OK\r\n")));

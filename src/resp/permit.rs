@@ -10,6 +10,7 @@ use super::connection::Connection;
 use super::read::Read;
 use super::request::{Arguments, parse_integer};
 use super::serve::is_one_of;
+use crate::metrics::Refusal;
 
 /// What Redis says of keys that a user may not read.
 pub(super) const NO_KEY: &str = "NOPERM No permissions to access a key";
@@ -17,8 +18,8 @@ pub(super) const NO_KEY: &str = "NOPERM No permissions to access a key";
 pub(super) const NO_COMMAND: &str = "NOPERM This user has no permissions to run this command";
 
 impl Connection {
-    /// Why a command may not be run here; nothing, if it may.
-    pub(super) fn forbids(&self, class: Class, arguments: Arguments<'_>) -> Option<&'static str> {
+    /// Why a command may not be run here, in words and as it is counted; nothing, if it may.
+    pub(super) fn forbids(&self, class: Class, arguments: Arguments<'_>) -> Option<(&'static str, Refusal)> {
         let allow = &self.shared.settings.allow;
         if allow.is_everything() {
             return None;
@@ -26,7 +27,7 @@ impl Connection {
         if class.is_read() {
             let read = Read::of(class, arguments);
             let may_be_read = read.is_some_and(|read| read.names().all(|key| allow.permits(key)));
-            return (!may_be_read).then_some(NO_KEY);
+            return (!may_be_read).then_some((NO_KEY, Refusal::Key));
         }
         let is_own = match class {
             Class::Auth | Class::Hello | Class::Reset | Class::Quit => true,
@@ -35,7 +36,7 @@ impl Connection {
             Class::Aside => is_one_of(arguments.get(0), &["ping", "echo", "command"]),
             _ => false,
         };
-        (!is_own).then_some(NO_COMMAND)
+        (!is_own).then_some((NO_COMMAND, Refusal::Command))
     }
 
     /// Whether it selects the database that everybody begins in, or the one the proxy reads.

@@ -22,7 +22,7 @@ use super::standing::{Effect, User};
 use crate::backend::{BackendError, Fence};
 use crate::cache::Outcome;
 use crate::key::Key;
-use crate::metrics::FrontEnd;
+use crate::metrics::{FrontEnd, Refusal};
 
 /// What is to become of a command.
 enum Decision {
@@ -126,8 +126,8 @@ impl Connection {
         if let Some(verdict) = self.judge(class, arguments) {
             return Decision::Own(verdict);
         }
-        if let Some(refused) = self.forbids(class, arguments) {
-            return Decision::Own(Verdict::Refused(refused));
+        if let Some((text, refusal)) = self.forbids(class, arguments) {
+            return Decision::Own(Verdict::Refused(text, Some(refusal)));
         }
         match class {
             Class::Get | Class::Mget | Class::Exists | Class::Strlen | Class::Getrange => {
@@ -159,7 +159,7 @@ impl Connection {
 
     fn act(&mut self, decision: Decision, known: Known, length: usize, batch: &mut Batch) -> Taken {
         let may_go_with_reads = matches!(decision, Decision::Answer(_) | Decision::Fetch(_) | Decision::Fence)
-            || matches!(decision, Decision::Own(Verdict::Refused(_) | Verdict::Admitted(None)));
+            || matches!(decision, Decision::Own(Verdict::Refused(..) | Verdict::Admitted(None)));
         if !may_go_with_reads && self.owed.flights() > 0 {
             return Taken::Held;
         }
@@ -264,7 +264,9 @@ impl Connection {
         // Which keys it names is still to come.
         let is_forbidden = !self.shared.settings.allow.is_everything();
         if is_stranger || is_forbidden {
-            self.reply(|output| write_error(output.tail(), if is_stranger { NO_AUTH } else { NO_COMMAND }));
+            let (text, refusal) = if is_stranger { (NO_AUTH, Refusal::Login) } else { (NO_COMMAND, Refusal::Command) };
+            self.shared.proxy.refused(FrontEnd::Resp, refusal);
+            self.reply(|output| write_error(output.tail(), text));
             self.stage = Stage::Leaving;
             return Taken::Yes;
         }

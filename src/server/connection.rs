@@ -6,12 +6,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::stream::Unattended;
 use super::{Drain, Serve, Stream, Tls};
-use crate::metrics::OpenConnection;
+use crate::metrics::{OpenConnection, Refusals};
 
 /// A connection on its way to its worker.
 pub(super) struct Connection {
     pub(super) stream: Unattended,
-    pub(super) tls: Option<Tls>,
+    /// Within TLS, if so, and the count of those with whom it was not agreed on.
+    pub(super) tls: Option<(Tls, Refusals)>,
     pub(super) service: Arc<dyn Serve>,
     pub(super) drain: Drain,
     pub(super) counted: Counted,
@@ -30,7 +31,7 @@ impl Connection {
         // A socket that cannot be moved is gone already.
         let Ok(stream) = stream.attend() else { return };
         let stream = match (stream, tls) {
-            (Stream::Tcp(stream), Some(tls)) => tls.accept(stream, drain.clone()).await,
+            (Stream::Tcp(stream), Some((tls, refused))) => tls.accept(stream, drain.clone(), &refused).await,
             (stream, _) => Some(stream),
         };
         if let Some(stream) = stream {

@@ -22,6 +22,7 @@ use tower_service::Service as _;
 use super::{Count, Drain, Limits, Serve, Stream};
 use crate::access::Gate;
 use crate::activity::{Activity, Observed};
+use crate::metrics::Refusals;
 use crate::problem::Kind;
 use crate::request_line::RequestLines;
 
@@ -43,12 +44,12 @@ impl Routes for Router {
 pub struct Http<R> {
     routes: R,
     limits: Arc<Limits>,
-    gate: Option<Gate>,
+    gate: Option<(Gate, Refusals)>,
 }
 
 impl<R: Routes> Http<R> {
-    /// Serves `routes` within `limits`, to everybody or to whom the `gate` lets through.
-    pub fn new(routes: R, limits: Limits, gate: Option<Gate>) -> Self {
+    /// Serves `routes` within `limits`, to everybody or to whom the `gate` lets through; the others are counted.
+    pub fn new(routes: R, limits: Limits, gate: Option<(Gate, Refusals)>) -> Self {
         Self { routes, limits: Arc::new(limits), gate }
     }
 }
@@ -180,7 +181,10 @@ impl<R: Routes> Http<R> {
         if header_size(request.headers()) > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
         }
-        if let Some(refusal) = self.gate.as_ref().and_then(|gate| gate.refusal(&mut request)) {
+        if let Some((gate, refused)) = &self.gate
+            && let Some(refusal) = gate.refusal(&mut request)
+        {
+            refused.count();
             return Ok(refusal);
         }
         Ok(self.routes.answer(request).await)

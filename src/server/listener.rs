@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::connection::{Connection, Counted};
 use super::{Drain, Serve, Stream, Tls, Workers};
 use crate::access::{Protection, Unprotected};
-use crate::metrics::{FrontEnd, Metrics};
+use crate::metrics::{FrontEnd, Metrics, Refusal, Refusals};
 
 /// Where a listener is bound: `host:port`, `unix:///path`, or empty for none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ pub struct Listener {
     front_end: FrontEnd,
     socket: Socket,
     service: Arc<dyn Serve>,
-    tls: Option<Tls>,
+    tls: Option<(Tls, Refusals)>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -164,6 +164,7 @@ impl Listener {
         }
         tracing::info!(front_end = front_end.name(), %address, tls = tls.is_some(), "listening");
         let permits = Arc::new(Semaphore::new(max_connections));
+        let tls = tls.map(|tls| (tls, metrics.refusals(front_end, Refusal::Tls)));
         Ok(Self { front_end, socket, service, tls, permits, metrics })
     }
 

@@ -3,6 +3,7 @@
 //! Certificates are read again at SIGHUP. A connection keeps what it was made with; the next one gets what was read, and no
 //! session of before is resumed, so who is not to come in any more does not.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::{Drain, Stream};
 use crate::access::{FileError, FromFile, Reread};
+use crate::metrics::Refusals;
 use crate::units::{Contradiction, broken, zero_timeouts};
 
 /// The files of a listener's TLS (PEM), as its section names them.
@@ -106,7 +108,9 @@ impl Tls {
     }
 
     /// The stream within, once both sides have agreed; nothing, if they do not, or not in time.
-    pub(super) async fn accept(&self, stream: TcpStream, mut drain: Drain) -> Option<Stream> {
+    /// Who did not come to an end of it is counted among the `refused`, but not who hung up before anything was wrong: many
+    /// only look whether somebody listens.
+    pub(super) async fn accept(&self, stream: TcpStream, mut drain: Drain, refused: &Refusals) -> Option<Stream> {
         let handshake = timeout(self.handshake_timeout, TlsAcceptor::from(self.config.get()).accept(stream));
         let agreed = tokio::select! {
             biased;
@@ -115,8 +119,16 @@ impl Tls {
         };
         match agreed {
             Ok(Ok(stream)) => return Some(Stream::Tls(Box::new(stream))),
-            Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
-            Err(_) => tracing::debug!("a client's TLS took too long"),
+            Ok(Err(error)) => {
+                if error.kind() == ErrorKind::InvalidData {
+                    refused.count();
+                }
+                tracing::debug!(%error, "no TLS with a client");
+            }
+            Err(_) => {
+                refused.count();
+                tracing::debug!("a client's TLS took too long");
+            }
         }
         None
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Connection, Count};
@@ -15,6 +16,7 @@ struct Worker {
     /// Never longer than the listeners' `max_connections`, since each holds a permit, and the questions of one caller.
     tasks: mpsc::UnboundedSender<Task>,
     open: Arc<AtomicUsize>,
+    runtime: Handle,
 }
 
 enum Task {
@@ -40,6 +42,11 @@ impl Workers {
         _ = worker.tasks.send(Task::Serve(Box::new(connection), Count::one(&worker.open)));
     }
 
+    /// How many tasks there are on all of them.
+    pub fn alive_tasks(&self) -> usize {
+        self.0.iter().map(|worker| worker.runtime.metrics().num_alive_tasks()).sum()
+    }
+
     /// Returns once every worker has shown that it gets to do what it is given.
     pub async fn alive(&self) {
         for worker in &self.0 {
@@ -56,6 +63,7 @@ impl Workers {
 impl Worker {
     fn start(number: usize) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
         let (tasks, mut arriving) = mpsc::unbounded_channel();
         let work = async move {
             while let Some(task) = arriving.recv().await {
@@ -66,7 +74,7 @@ impl Worker {
             }
         };
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || runtime.block_on(work))?;
-        Ok(Self { tasks, open: Arc::default() })
+        Ok(Self { tasks, open: Arc::default(), runtime: handle })
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod exposure;
 mod keys;
+mod refusals;
 mod tokens;
 
 use std::fs;

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use crate::faults::stage::{AT_ONCE, Stage, VALUE, ask};
 use crate::resp::limits::resident;
-use crate::resp::ways::LASTING;
+use crate::resp::ways::{LASTING, resp_config};
 use crate::resp::wire::{Wire, show};
-use crate::stage::{await_metric, metric, request, text};
+use crate::stage::{await_metric, await_ready, metric, request, text};
 use crate::support::http::{Client, get};
-use crate::support::{eventually, within};
+use crate::support::{Proxy, RedisServer, eventually, within};
 
 const MEBIBYTE: u64 = 1 << 20;
 const HTTP_CLIENTS: &str = r#"connections{front_end="http"}"#;
@@ -133,6 +133,26 @@ fn a_flood_of_connections_is_turned_away_and_those_who_are_here_notice_nothing()
     eventually("there is room again", || (ask(&mut stage.connect(), "GET hot").0 == VALUE).then_some(()));
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     eprintln!("{FLOOD} connections to each: hits in {p99:?} (99 %), {longest:?} at most");
+}
+
+#[test]
+fn operators_too_many_are_turned_away_and_clients_notice_nothing() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(&resp_config(&redis.url(), "admin.max_connections = 2"));
+    await_ready(&proxy);
+    let mut held = within(Duration::from_secs(10), || {
+        // Those who asked before may still be counted.
+        let mut clients = [(); 2].map(|()| Client::connect(proxy.admin()));
+        clients.iter_mut().all(|client| client.get("/livez").status == 200).then_some(clients)
+    });
+    let refused = get(proxy.admin(), "/metrics");
+    assert_eq!((refused.status, refused.header("content-type")), (503, Some("application/problem+json")));
+    assert_eq!(get(proxy.http(), "/keys/nothing").status, 404);
+    let told = held.as_mut().expect("two operators")[0].get("/metrics");
+    assert!(text(&told).contains("redis_proxy_connections{front_end=\"admin\"} 2\n"), "{}", text(&told));
+    assert!(!text(&told).contains("redis_proxy_connections_refused_total{front_end=\"admin\"} 0\n"), "not counted");
+    drop(held);
+    eventually("there is room again", || (get(proxy.admin(), "/livez").status == 200).then_some(()));
 }
 
 #[test]

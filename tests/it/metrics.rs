@@ -60,6 +60,12 @@ fn every_figure_is_there_from_the_start() {
     assert_eq!(all_reads(&proxy), (0.0, 0.0));
     assert_metric(&proxy, "backend_duration_seconds_count", 0);
     assert_metric(&proxy, "connections{front_end=\"http\"}", 0);
+    for reason in ["token", "key", "tls"] {
+        assert_metric(&proxy, &format!("refused_total{{front_end=\"http\",reason=\"{reason}\"}}"), 0);
+    }
+    for reason in ["login", "key", "command", "tls"] {
+        assert_metric(&proxy, &format!("refused_total{{front_end=\"resp\",reason=\"{reason}\"}}"), 0);
+    }
     for result in ["success", "failure"] {
         assert_metric(&proxy, &format!("config_reloads_total{{result=\"{result}\"}}"), 0);
     }
@@ -268,6 +274,32 @@ fn open_connections_are_counted_by_front_end() {
     drop(clients);
     await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
     await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
+}
+
+#[test]
+fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "daemon.worker_threads = 3");
+    read(&proxy, "key");
+    // Without those of who asks: each is a connection of the operator's listener.
+    let tasks = || {
+        let told = proxy.metrics();
+        let value = |series: &str| told.value(&format!("redis_proxy_{series}")).expect("a metric");
+        (value("tasks") - value("connections{front_end=\"admin\"}") - value("connections{front_end=\"http\"}"))
+            .to_string()
+    };
+    await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
+    let own = tasks();
+    let mut clients: Vec<Client> = (0..7).map(|_| Client::connect(proxy.http())).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/keys/key").status, 404);
+    }
+    await_metric(&proxy, "connections{front_end=\"http\"}", 7.0);
+    eventually("as many more as there are connections", || (tasks() == own).then_some(()));
+    assert!(metric(&proxy, "tasks") >= 7.0 + own.parse::<f64>().expect("a number"));
+    drop(clients);
+    await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
+    eventually("as many as before", || (tasks() == own).then_some(()));
 }
 
 #[test]

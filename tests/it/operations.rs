@@ -207,7 +207,7 @@ fn every_panel_and_every_alert_has_data_in_prometheus_and_all_is_well() {
     });
     assert!(silent.is_empty(), "without data: {silent:#?}");
     let alerts = prometheus.alerts();
-    assert_eq!(alerts.len(), 8, "{alerts:?}");
+    assert_eq!(alerts.len(), 9, "{alerts:?}");
     for (name, health, state) in alerts {
         assert_eq!((health.as_str(), state.as_str()), ("ok", "inactive"), "{name}");
     }

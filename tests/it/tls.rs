@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::access::reload;
-use crate::stage::{await_ready, config};
+use crate::stage::{await_metric, await_ready, config, metric};
 use crate::support::{Authority, Proxy, RedisServer, Reload, eventually};
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -317,6 +317,39 @@ fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
         }
         assert!(begun.elapsed() < Duration::from_secs(8), "{address}: {:?}", begun.elapsed());
         eventually("room again", || connect(address, &trusting).is_ok().then_some(()));
+    }
+}
+
+#[test]
+fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
+    let timeout = SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
+    let Encrypted { redis: _redis, proxy, authority } =
+        encrypted(|authority| format!("{timeout}{}", asking(authority)));
+    let stranger = Authority::new();
+    let known = authority.issue("client");
+    for (section, address, ask) in
+        [("http", proxy.http(), livez as fn(&mut Line) -> _), ("resp", proxy.resp_address(), ping)]
+    {
+        let series = format!("refused_total{{front_end=\"{section}\",reason=\"tls\"}}");
+        let try_with = |client: &Arc<ClientConfig>| connect(address, client).and_then(|mut line| ask(&mut line));
+        // Each is done with before the next comes, so that none is counted late.
+        let done = || {
+            await_metric(&proxy, &format!("connections{{front_end=\"{section}\"}}"), 0.0);
+            metric(&proxy, &series).to_string()
+        };
+        try_with(&client(&authority, Some(&known))).expect("a client that is known");
+        drop(TcpStream::connect(address).unwrap());
+        assert_eq!(done(), "0", "{section}: known, and a knock");
+        assert!(try_with(&client(&authority, None)).is_err());
+        assert_eq!(done(), "1", "{section}: without a certificate");
+        assert!(try_with(&client(&stranger, Some(&known))).is_err());
+        assert_eq!(done(), "2", "{section}: to whom the proxy is a stranger");
+        TcpStream::connect(address).unwrap().write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n").unwrap();
+        assert_eq!(done(), "3", "{section}: in clear");
+        let mut silent = TcpStream::connect(address).unwrap();
+        silent.set_read_timeout(Some(BOUND)).unwrap();
+        _ = silent.read_to_end(&mut Vec::new());
+        assert_eq!(done(), "4", "{section}: too late");
     }
 }
 

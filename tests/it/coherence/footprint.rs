@@ -1,7 +1,7 @@
 //! How much of the machine the proxy takes, over the time of a soak.
 //!
 //! Model: a look at `/proc` every second. What a soak warms up with is left out; of the rest, the memory of the first and of
-//! the last part is compared by its medians, since one resize more or less in a part says nothing. Descriptors and threads
+//! the last part is compared by its medians, since one resize more or less in a part says nothing. Descriptors and tasks
 //! are compared after every client is gone.
 
 use std::fs;
@@ -25,7 +25,31 @@ const GROWTH: f64 = 5.0;
 pub(super) struct Footprint {
     /// Bytes in memory, by the time of the look.
     resident: Vec<(Moment, u64)>,
-    descriptors: (usize, usize),
+    held: (Held, Held),
+}
+
+/// What is taken for each client, and given back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) descriptors: usize,
+    pub(super) tasks: usize,
+}
+
+impl Held {
+    /// What is taken now, that of who looks left out as far as it is known: he is a client of the operator's listener.
+    pub(super) fn by(proxy: &Proxy) -> Self {
+        let told = proxy.metrics();
+        let value = |series: &str| {
+            told.value(&format!("redis_proxy_{series}")).map_or(0, |value| format!("{value:.0}").parse().unwrap_or(0))
+        };
+        let lookers: usize = value("connections{front_end=\"admin\"}");
+        Self { descriptors: descriptors(proxy), tasks: value("tasks").saturating_sub(lookers) }
+    }
+
+    /// Whether it is no more than that.
+    pub(super) fn is_within(self, before: Self) -> bool {
+        self.descriptors <= before.descriptors && self.tasks <= before.tasks
+    }
 }
 
 /// Looks until the soak ends.
@@ -43,9 +67,9 @@ pub(super) fn watch(world: &World, process: u32) -> Footprint {
 }
 
 impl Footprint {
-    /// How many descriptors were open before the first client came, and after the last had gone.
-    pub(super) fn descriptors(&mut self, before: usize, after: usize) {
-        self.descriptors = (before, after);
+    /// What was taken before the first client came, and after the last had gone.
+    pub(super) fn held(&mut self, before: Held, after: Held) {
+        self.held = (before, after);
     }
 
     /// The median of the part after the warming up and of the last, in bytes.
@@ -59,9 +83,9 @@ impl Footprint {
 
     /// What is wrong, if anything is.
     pub(super) fn complaint(&self) -> Option<String> {
-        let (before, after) = self.descriptors;
-        if after > before {
-            return Some(format!("{after} descriptors are open when all clients are gone, and {before} were before"));
+        let (before, after) = self.held;
+        if !after.is_within(before) {
+            return Some(format!("when all clients are gone there are {after:?}, and before there were {before:?}"));
         }
         let is_long = self.resident.last().is_some_and(|(at, _)| *at >= SHORTEST);
         let (first, last) = self.parts().filter(|_| is_long)?;
@@ -69,17 +93,21 @@ impl Footprint {
     }
 
     pub(super) fn text(&self) -> String {
-        let (before, after) = self.descriptors;
+        let (before, after) = self.held;
         let (first, last) = self.parts().unwrap_or_default();
         let most = self.resident.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default();
         let growth = growth(first, last);
         let mib = |bytes: u64| to_number(bytes) / to_number(1 << 20);
         format!(
             "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB at most; \
-             descriptors {before} before, {after} after",
+             descriptors {} before, {} after; tasks {} before, {} after",
             mib(first),
             mib(last),
             mib(most),
+            before.descriptors,
+            after.descriptors,
+            before.tasks,
+            after.tasks,
         )
     }
 }
@@ -113,9 +141,11 @@ pub(super) fn descriptors(proxy: &Proxy) -> usize {
 mod tests {
     use super::*;
 
+    const HELD: Held = Held { descriptors: 20, tasks: 10 };
+
     fn footprint(seconds: u64, bytes: impl Fn(u64) -> u64) -> Footprint {
         let look = |second| (Duration::from_secs(second), bytes(second) << 20);
-        Footprint { resident: (0..=seconds).map(look).collect(), descriptors: (20, 20) }
+        Footprint { resident: (0..=seconds).map(look).collect(), held: (HELD, HELD) }
     }
 
     #[test]
@@ -127,9 +157,13 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_more_is_a_leak() {
-        let mut footprint = footprint(10, |_| 1);
-        footprint.descriptors(20, 21);
-        assert!(footprint.complaint().unwrap().contains("21 descriptors"));
+    fn a_descriptor_or_a_task_more_is_a_leak() {
+        for after in [Held { descriptors: 21, ..HELD }, Held { tasks: 11, ..HELD }] {
+            let mut footprint = footprint(10, |_| 1);
+            footprint.held(HELD, after);
+            assert!(footprint.complaint().unwrap().contains(&format!("{after:?}")));
+            footprint.held(after, HELD);
+            assert_eq!(footprint.complaint(), None);
+        }
     }
 }

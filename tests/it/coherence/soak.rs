@@ -15,7 +15,7 @@ use redis::cmd;
 
 use super::clients::{self, CLIENTS};
 use super::faults::{Adversary, Fault, NO_GRACE};
-use super::footprint;
+use super::footprint::{self, Held};
 use super::readers::{self, READERS};
 use super::report::{Report, Tally};
 use super::world::{StopOnPanic, World};
@@ -67,7 +67,7 @@ impl Plan {
         let config = |capacity, grace: &str| self.config(&relay, capacity, grace);
         let proxy = linked(&config(CAPACITY, NO_GRACE));
         self.expected_log.iter().for_each(|part| proxy.expect_log(part));
-        let descriptors = footprint::descriptors(&proxy);
+        let held = Held::by(&proxy);
         let world = World::new(self.seed, redis.socket());
         let mut adversary = Adversary {
             world: &world,
@@ -92,7 +92,7 @@ impl Plan {
             world.stop();
             (sum(readers), faults, join(watcher))
         });
-        footprint.descriptors(descriptors, given_back(&proxy, descriptors));
+        footprint.held(held, given_back(&proxy, held));
         if let Some(complaint) = footprint.complaint() {
             world.violation(complaint);
         }
@@ -161,13 +161,14 @@ pub(super) fn start_readers<'scope, 'world: 'scope>(
     readers
 }
 
-/// How many descriptors are open once no more are than `before`, or when it is too late for that.
-fn given_back(proxy: &Proxy, before: usize) -> usize {
+/// What is still taken once no more is than `before`, or when it is too late for that.
+fn given_back(proxy: &Proxy, before: Held) -> Held {
     let clients = |front_end| metric(proxy, &format!("connections{{front_end=\"{front_end}\"}}"));
-    let is_alone =
-        || (clients("http") + clients("resp") < 1.0 && footprint::descriptors(proxy) <= before).then_some(());
-    within(GIVEN_BACK, is_alone);
-    footprint::descriptors(proxy).max(if clients("http") + clients("resp") < 1.0 { 0 } else { before + 1 })
+    let is_alone = || clients("http") + clients("resp") < 1.0;
+    within(GIVEN_BACK, || (is_alone() && Held::by(proxy).is_within(before)).then_some(()));
+    let after = Held::by(proxy);
+    // Who is still connected is too many, whatever else went meanwhile.
+    if is_alone() { after } else { Held { descriptors: after.descriptors.max(before.descriptors + 1), ..after } }
 }
 
 pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {

@@ -1,7 +1,8 @@
 //! Nobody waits for who reads the log.
 
-use std::fs::File;
-use std::io::{PipeWriter, Read, Write, pipe};
+use std::fs::{self, File};
+use std::io::{ErrorKind, PipeWriter, Read, Write, pipe};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::io::ioctl_fionbio;
@@ -9,10 +10,12 @@ use rustix::io::ioctl_fionbio;
 use super::unheard::Unheard;
 use crate::resp::wire::Wire;
 use crate::support::http::{self, Client};
+use crate::support::mounts::Volume;
 use crate::support::{RedisServer, Signal, eventually};
 
 /// A line for each of them, by the thread that obeys signals and keeps the link.
 const RELOADS: u32 = 20;
+const DROPPED: &str = "log_lines_dropped_total";
 const RELOADED: &str = "config_reloads_total{result=\"success\"}";
 
 #[test]
@@ -37,10 +40,51 @@ fn a_full_disk_for_the_log_costs_its_lines_and_nothing_else() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", full);
     serves_reloads_and_reconnects(&mut redis, &proxy);
-    eventually("the lines are counted", || {
-        (proxy.metric("log_lines_dropped_total") >= f64::from(RELOADS)).then_some(())
-    });
+    eventually("the lines are counted", || (proxy.metric(DROPPED) >= f64::from(RELOADS)).then_some(()));
     assert_eq!(proxy.end(), Some(0));
+}
+
+#[test]
+fn a_disk_that_is_full_costs_lines_until_there_is_room_again() {
+    let Some(disk) = Volume::new(64) else { return };
+    let (log, filler) = (disk.path("log"), disk.path("filler"));
+    let mut redis = RedisServer::start();
+    let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", appending_to(&log));
+    eventually("the first lines", || fs::read_to_string(&log).unwrap().contains("listening").then_some(()));
+    // The log's own last page too.
+    for file in [&filler, &log] {
+        fill_disk(file);
+    }
+    let before = fs::metadata(&log).unwrap().len();
+    serves_reloads_and_reconnects(&mut redis, &proxy);
+    eventually("the lines are counted", || (proxy.metric(DROPPED) >= f64::from(RELOADS)).then_some(()));
+    assert_eq!(fs::metadata(&log).unwrap().len(), before, "the disk was not full");
+
+    fs::remove_file(&filler).unwrap();
+    let said = || fs::read_to_string(&log).unwrap().matches("config reloaded").count();
+    let (dropped, written) = (proxy.metric(DROPPED), said());
+    for number in 1..=RELOADS {
+        proxy.signal(Signal::HUP);
+        eventually("a reload", || (proxy.metric(RELOADED) >= f64::from(RELOADS + number)).then_some(()));
+    }
+    eventually("their lines", || (said() == written + RELOADS as usize).then_some(()));
+    assert_eq!(proxy.metric(DROPPED).to_string(), dropped.to_string(), "lines were dropped although there was room");
+    assert_eq!(proxy.end(), Some(0));
+}
+
+/// Until there is no room for a byte more.
+fn fill_disk(file: &Path) {
+    let mut filler = appending_to(file);
+    let error = loop {
+        if let Err(error) = filler.write_all(b"x") {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+}
+
+fn appending_to(file: &Path) -> File {
+    File::options().create(true).append(true).open(file).unwrap()
 }
 
 #[test]

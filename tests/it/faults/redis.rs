@@ -9,7 +9,7 @@ use super::stage::{AT_ONCE, NO_REDIS, QUICK, Stage, VALUE, WELL, ask, assert_at_
 use crate::resp::ways::{LASTING, resp_config};
 use crate::resp::wire::{Wire, show};
 use crate::stage::{await_ready, read, readyz, text};
-use crate::support::{Proxy, RedisServer, eventually};
+use crate::support::{Proxy, RedisServer, eventually, mounts};
 
 #[test]
 fn a_redis_that_is_killed_is_refused_for_at_once_and_used_again_when_it_is_back() {
@@ -230,4 +230,51 @@ fn another_redis_behind_the_same_name_is_found_when_the_first_is_lost() {
         assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     }
     eprintln!("another Redis behind the same name: read after {took:?}");
+}
+
+#[test]
+fn a_name_that_leads_to_another_address_is_looked_up_again_when_the_first_is_lost() {
+    let Some(namespace) = mounts::apart() else { return };
+    let mut first = RedisServer::builder().tcp().start();
+    let port = first.tcp_address().port();
+    let elsewhere = ["--bind", "127.0.0.2", "--port", &port.to_string()];
+    let second = RedisServer::builder().arguments(&elsewhere).start();
+    first.command(&["SET", "key", "first"]);
+    second.command(&["SET", "key", "second"]);
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join("hosts");
+    // Written over and not replaced, since what is mounted is the file and not its name.
+    let points_at = |address: &str| fs::write(&hosts, format!("{address} redis.example\n")).unwrap();
+    points_at("127.0.0.1");
+    let config = resp_config(&format!("redis://redis.example:{port}"), LASTING);
+    let proxy = Proxy::builder(&config).hosts(&hosts, &namespace).start();
+    proxy.expect_log(DOWN);
+    await_ready(&proxy);
+    let mut client = Wire::connect(proxy.resp_address());
+    assert_eq!(text(&read(&proxy, "key")), "first");
+    assert_eq!(ask(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
+
+    // The name alone moves nobody: whoever answers is asked.
+    points_at("127.0.0.2");
+    assert_eq!(text(&read(&proxy, "key")), "first");
+    let begun = Instant::now();
+    first.stop();
+    eventually("the second is read", || {
+        let response = read(&proxy, "key");
+        (response.status == 200 && text(&response) == "second").then_some(())
+    });
+    let took = begun.elapsed();
+    assert!(took < WELL, "{took:?}");
+    assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
+    // By links to the other address, of the proxy and of its client.
+    let peers: String = redis::cmd("CLIENT").arg("LIST").query(&mut second.connection()).unwrap();
+    let by_name = format!("laddr=127.0.0.2:{port} ");
+    assert!(peers.matches(&by_name).count() >= 1, "{peers}");
+    first.restart();
+    first.command(&["SET", "key", "back, and nobody asks"]);
+    for _ in 0..50 {
+        assert_eq!(text(&read(&proxy, "key")), "second");
+        assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
+    }
+    eprintln!("the same name at another address: read after {took:?}");
 }

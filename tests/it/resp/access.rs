@@ -50,6 +50,28 @@ fn a_new_password_is_asked_of_who_comes_after_the_reload() {
 }
 
 #[test]
+fn who_has_not_said_it_may_announce_no_more_than_with_redis() {
+    let file = SecretFile::new("word");
+    let (_redis, proxy) = asking(&file, "");
+    let mut wire = Wire::connect(proxy.resp_address());
+    // Ten words, and one of 16 KiB.
+    let (ten, large) = ([&b"DEL"[..]; 10], vec![b'x'; 16 << 10]);
+    assert_eq!(wire.told(&ten), "-NOAUTH Authentication required.\\r\\n");
+    assert_eq!(wire.told(&[b"GET", &large[..]]), "-NOAUTH Authentication required.\\r\\n");
+    for (beyond, said) in [
+        ("*11\r\n", "-ERR Protocol error: unauthenticated multibulk length\\r\\n"),
+        ("*2\r\n$3\r\nGET\r\n$16385\r\n", "-ERR Protocol error: unauthenticated bulk length\\r\\n"),
+    ] {
+        let mut wire = Wire::connect(proxy.resp_address());
+        wire.send(beyond);
+        assert_eq!(show(&wire.rest()), said, "and the end");
+    }
+    assert_eq!(told(&mut wire, "AUTH word"), "+OK\r\n");
+    assert_eq!(wire.told(&[&ten[..], &[&b"x"[..]]].concat()), ":0\\r\\n");
+    assert_eq!(wire.told(&[b"GET", &[&large[..], b"x"].concat()[..]]), "$-1\\r\\n");
+}
+
+#[test]
 fn a_name_of_its_own_is_the_only_one_that_counts() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = asking(&file, "resp.username = \"app\"");

@@ -19,6 +19,7 @@ pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod mounts;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod redis_server;

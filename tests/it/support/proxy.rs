@@ -102,6 +102,13 @@ impl ProxyBuilder {
         self
     }
 
+    /// Has the proxy, and nobody else, find this file where names are looked up (`hosts(5)`), by way of a mount namespace.
+    pub(crate) fn hosts(mut self, file: &Path, namespace: &[&str]) -> Self {
+        let mounting = behind(&format!("mount --bind '{}' /etc/hosts", file.display()), &self.command);
+        self.command = within_namespace(namespace, &mounting);
+        self
+    }
+
     /// The command that starts it, and the directory that has to stay for as long as it runs, for a test that follows no log.
     pub(crate) fn into_command(self) -> (Command, TempDir) {
         (self.command, self.directory)
@@ -333,6 +340,19 @@ fn behind(script: &str, command: &Command) -> Command {
     }
     shell.stdin(Stdio::null());
     shell
+}
+
+/// The command by way of these words, as the process that the command will be.
+fn within_namespace(namespace: &[&str], command: &Command) -> Command {
+    let mut apart = Command::new(namespace[0]);
+    apart.args(&namespace[1..]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => apart.env(name, value),
+            None => apart.env_remove(name),
+        };
+    }
+    apart
 }
 
 /// The binary in an environment without settings of its own.
