@@ -26,3 +26,4 @@ mod tcp;
 pub mod telemetry;
 pub mod trace;
 pub mod units;
+pub mod warm;

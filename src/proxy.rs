@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use crate::backend::{Backend, BackendError, Client, Fence, Tied};
-use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings};
+use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings, Statistics};
 use crate::hotkeys::{HotKeys, Hottest};
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics, Node};
@@ -70,6 +70,21 @@ impl Proxy {
 
     async fn get_or_fetch(&self, key: &[u8], demand: Demand) -> Result<Answer, (Outcome, BackendError)> {
         self.cache.get_or_fetch(key, demand, |key| self.backend.clone().fetch(key)).await
+    }
+
+    /// Has `key` in memory as a reader would, but counts no read; returns whether its value was fetched for that.
+    pub async fn warm(&self, key: &[u8]) -> bool {
+        let answer = self.get_or_fetch(key, Demand::Usual).await;
+        let fetched = answer.is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
+        if fetched {
+            self.metrics.warmed();
+        }
+        fetched
+    }
+
+    /// What the cache holds now.
+    pub fn statistics(&self) -> Statistics {
+        self.cache.statistics()
     }
 
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.

@@ -7,15 +7,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 23] = [
+const ALLOWED: [(&str, &str); 24] = [
     ("access", "problem"),
     ("activity", "request_line"),
     ("admin", "access hotkeys metrics problem proxy server units"),
     ("backend", "activity cache key metrics tcp trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),
-    ("config", "access admin backend cache cli http resp server telemetry units"),
-    ("daemon", "access admin backend cache config hotkeys http metrics proxy resp server systemd telemetry"),
+    ("config", "access admin backend cache cli http resp server telemetry units warm"),
+    ("daemon", "access admin backend cache config hotkeys http metrics proxy resp server systemd telemetry warm"),
     ("health", "server"),
     ("hotkeys", ""),
     ("http", "access backend cache key metrics problem proxy server trace units"),
@@ -31,6 +31,7 @@ const ALLOWED: [(&str, &str); 23] = [
     ("telemetry", "trace units"),
     ("trace", ""),
     ("units", ""),
+    ("warm", "hotkeys proxy units"),
 ];
 
 #[test]
