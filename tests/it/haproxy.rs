@@ -1,6 +1,6 @@
-//! "Several proxies behind one address": docs/haproxy.cfg, tried with a real HAProxy and wrk.
+//! "Several proxies behind one address": docs/haproxy.cfg, tried with a real `HAProxy` and wrk.
 //!
-//! Model: three proxies at addresses that stay, one Redis, and HAProxy with the shipped configuration but for the addresses.
+//! Model: three proxies at addresses that stay, one Redis, and `HAProxy` with the shipped configuration but for the addresses.
 //! Both tools are Debian's packages of their names; where one of them is not, the tests that need it are skipped and say so.
 
 #![expect(
@@ -59,7 +59,7 @@ impl Drop for HaProxy {
 }
 
 impl Fleet {
-    /// Nothing where there is no HAProxy to be started.
+    /// Nothing where there is no `HAProxy` to be started.
     fn start() -> Option<Self> {
         let redis = RedisServer::start();
         let addresses = free_addresses::<8>();
@@ -78,7 +78,7 @@ impl Fleet {
         Some(Self { proxies, configs, haproxy, redis })
     }
 
-    /// Stops one proxy as systemd would, starts it again, and returns once HAProxy asks it for keys.
+    /// Stops one proxy as systemd would, starts it again, and returns once `HAProxy` asks it for keys.
     fn restart(&mut self, number: usize) {
         let old = self.proxies.remove(number);
         old.signal(Signal::TERM);
@@ -151,7 +151,7 @@ fn free_addresses<const N: usize>() -> [SocketAddr; N] {
     listeners.map(|listener| listener.local_addr().expect("an address"))
 }
 
-/// /readyz is where HAProxy looks for it: beside /keys/.
+/// /readyz is where `HAProxy` looks for it: beside /keys/.
 fn await_ready(proxy: &Proxy) {
     eventually("the proxy is ready", || (http::get(proxy.http(), "/readyz").status == 200).then_some(()));
 }
@@ -180,10 +180,11 @@ fn fill(redis: &RedisServer) {
 fn each_key_has_its_proxy() {
     let Some(fleet) = Fleet::start() else { return };
     fill(&fleet.redis);
-    for _ in 0..3 {
-        // A connection of its own each time, so that nothing but the key decides.
+    let (there, back) = ((1..=KEYS).collect::<Vec<_>>(), (1..=KEYS).rev().collect());
+    // In another order the second time, so that nothing but the key decides.
+    for keys in [there.clone(), back, there] {
         let mut client = Client::connect(fleet.haproxy.http);
-        for key in 1..=KEYS {
+        for key in keys {
             assert_eq!(client.get(format!("/keys/key/{key}")).status, 200);
         }
     }

@@ -64,7 +64,9 @@ fn only_what_is_given_out_and_finds_room_is_fetched() {
     let redis = RedisServer::start();
     let (_folder, file) = folder();
     let names: Vec<_> = (0..30).map(|number| format!("public:{number}")).collect();
-    names.iter().for_each(|name| set(&redis, name, "value"));
+    for name in &names {
+        set(&redis, name, "value");
+    }
     set(&redis, "secret", "value");
     set(&redis, "public:too-long", "value");
     fs::write(&file, format!("secret\npublic:too-long\n{}\n", names.join("\n"))).expect("a file");

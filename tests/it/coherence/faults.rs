@@ -204,7 +204,9 @@ impl<'a> Adversary<'a> {
 
     fn on_the_line(&mut self, break_it: impl Fn(&Relay), millis: Range<u64>) {
         let struck = self.struck();
-        struck.iter().for_each(|relay| break_it(relay));
+        for relay in &struck {
+            break_it(relay);
+        }
         self.hold(millis);
         struck.into_iter().for_each(Relay::resume);
     }
@@ -315,7 +317,9 @@ pub(super) fn answers_clients(proxy: &Proxy) -> bool {
 /// Once the last write and the last fault are a bound ago, each key must be the same in Redis and through each proxy.
 pub(super) fn compare_all(world: &World, redis: &RedisServer, proxies: &[Proxy]) {
     thread::sleep(BOUND_IN_TROUBLE);
-    proxies.iter().for_each(|proxy| compare(world, redis, proxy));
+    for proxy in proxies {
+        compare(world, redis, proxy);
+    }
 }
 
 fn compare(world: &World, redis: &RedisServer, proxy: &Proxy) {

@@ -76,14 +76,14 @@ pub(super) fn wander(world: &World, addresses: &[SocketAddr]) -> Tally {
     let mut pace = Pace::every(GAP);
     while world.is_read() {
         pace.wait();
-        let (key, place) = (skewed(&mut random, KEYS), random.random_range(0..clients.len()));
+        let (key, number) = (skewed(&mut random, KEYS), random.random_range(0..clients.len()));
         let began = world.clock.now();
-        clients[place].send_raw(&question(&format!("key/{key}"), Demand::Current));
-        match clients[place].try_read_response() {
+        clients[number].send_raw(&question(&format!("key/{key}"), Demand::Current));
+        match clients[number].try_read_response() {
             Ok(response) => reader.take(key, began, Demand::Current, response),
             Err(error) => {
                 world.violation(format!("key/{key}: the proxy's connection to a client broke: {error}"));
-                clients[place] = Client::connect(addresses[place]);
+                clients[number] = Client::connect(addresses[number]);
             }
         }
     }
