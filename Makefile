@@ -17,8 +17,8 @@ run: ## Build the proxy and run it with a private Redis and sample keys until Ct
 test: ## Run every test: unit, documentation, orders of steps, and integration against real redis-servers
 	@scripts/test
 
-soak: ## Soak both front ends in faults: no wrong answer, nothing left behind (SECONDS=60 SEED=1 SERVER=redis-server)
-	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)'
+soak: ## Soak both front ends in faults: no wrong answer, nothing left behind (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
+	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(PROXIES)'
 
 fuzz: ## Give each fuzz target made-up input and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
 	@scripts/fuzz '$(SECONDS)' $(TARGET)

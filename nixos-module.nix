@@ -447,6 +447,9 @@ in
         # It reads its configuration, speaks to the network, and does nothing else.
         DynamicUser = true;
         UMask = "0077";
+        # For warm.file = "/var/lib/redis-proxy/hot-keys".
+        StateDirectory = "redis-proxy";
+        StateDirectoryMode = "0700";
         CapabilityBoundingSet = "";
         AmbientCapabilities = "";
         NoNewPrivileges = true;

@@ -6,12 +6,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use http::{StatusCode, Uri, header};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::access::{Allow, Protection, Stranger};
-use crate::hotkeys::HotKey;
+use crate::hotkeys::{self, HotKey};
 use crate::metrics::Node;
 use crate::problem::Kind;
 use crate::proxy::Proxy;
@@ -62,7 +61,7 @@ pub fn router(proxy: Proxy, allow: Allow) -> Router {
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .route("/hotkeys", get(hotkeys))
+        .route("/hotkeys", get(hot_keys))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(allow))
         .with_state(proxy)
@@ -117,7 +116,7 @@ async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>
 
 /// Which keys are read most, as JSON: each as it is written behind `/keys/`, with its reads and by how much that may be
 /// too many.
-async fn hotkeys(State(proxy): State<Proxy>, Extension(allow): Extension<Allow>, uri: Uri) -> Response {
+async fn hot_keys(State(proxy): State<Proxy>, Extension(allow): Extension<Allow>, uri: Uri) -> Response {
     let Some(most) = top(uri.query()) else {
         return BAD_TOP.response(Some("Write ?top=20, or nothing."));
     };
@@ -125,10 +124,7 @@ async fn hotkeys(State(proxy): State<Proxy>, Extension(allow): Extension<Allow>,
     let Some(hottest) = proxy.hottest(counted) else {
         return NOT_COUNTED.response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
     };
-    let key = |hot: &HotKey| {
-        let key = percent_encode(&hot.key, ESCAPED).to_string();
-        json!({ "key": key, "reads": hot.reads, "error": hot.error })
-    };
+    let key = |hot: &HotKey| json!({ "key": hotkeys::written(&hot.key), "reads": hot.reads, "error": hot.error });
     let keys: Vec<_> = hottest.keys.iter().filter(|hot| allow.permits(&hot.key)).take(most).map(key).collect();
     let period = hottest.period.as_secs_f64();
     json_response(StatusCode::OK, &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }))
@@ -136,9 +132,6 @@ async fn hotkeys(State(proxy): State<Proxy>, Extension(allow): Extension<Allow>,
 
 const BAD_TOP: Kind = Kind::new(StatusCode::BAD_REQUEST, "bad-top", "It is not clear how many keys are wanted");
 const NOT_COUNTED: Kind = Kind::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
-/// What a key is not written with: all that means something in a path, in JSON or on a terminal.
-const ESCAPED: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':').remove(b'/');
 
 /// How many keys are wanted: `top=`, or twenty.
 fn top(query: Option<&str>) -> Option<usize> {

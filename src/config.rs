@@ -17,7 +17,7 @@ use crate::backend::Address;
 use crate::cli::Flags;
 use crate::server::Listen;
 use crate::units::{self, Contradiction, MASK, broken};
-use crate::{admin, backend, cache, http, resp, telemetry};
+use crate::{admin, backend, cache, http, resp, telemetry, warm};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub struct Config {
     pub redis: backend::Settings,
     /// The cache.
     pub cache: cache::Settings,
+    /// What is kept for the next start.
+    pub warm: warm::Settings,
     /// Logs.
     pub telemetry: telemetry::Settings,
     /// The process.
@@ -226,6 +228,7 @@ impl Config {
             self.admin.contradictions(),
             self.redis.contradictions(),
             self.cache.contradictions(),
+            self.warm.contradictions(),
             self.daemon.contradictions(),
             broken([
                 (shared, "admin.listen", "the same as http.listen, expected another, or \"\" to serve both there"),

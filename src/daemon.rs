@@ -28,6 +28,7 @@ use crate::resp::{self, Resp};
 use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Tls, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::Telemetry;
+use crate::warm::{Permits, Warm};
 use crate::{admin, http};
 
 /// Why the daemon could not be started.
@@ -78,6 +79,8 @@ pub struct Daemon {
     link: Option<Running>,
     proxy: Proxy,
     upstream: Upstream,
+    /// None where nothing is kept for the next start.
+    warm: Option<Warm>,
     metrics: Arc<Metrics>,
 }
 
@@ -103,8 +106,9 @@ impl Daemon {
         metrics.tell_of_lines_dropped(move || looked_at.lines_dropped())?;
         let looked_at = upstream.clone();
         metrics.tell_of_nodes(move || looked_at.nodes())?;
-        let hot_keys = HotKeys::new(config.admin.hotkeys);
-        let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys);
+        let hot_keys = HotKeys::keeping(config.admin.hotkeys, config.warm.kept());
+        let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys.clone());
+        let warm = (config.warm.kept() > 0).then(|| warm(&config, &inherited, hot_keys, proxy.clone()));
         let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         // A connection knows of the metrics, so these must not keep alive who serves it.
@@ -124,6 +128,7 @@ impl Daemon {
             link,
             proxy,
             upstream,
+            warm,
             metrics,
         })
     }
@@ -168,6 +173,9 @@ impl Daemon {
             tasks.spawn(link);
         }
         tasks.spawn(sweep(self.upstream.clone()));
+        if let Some(warm) = self.warm.clone() {
+            tasks.spawn(warm.run());
+        }
         if self.notifier.is_heard() {
             tasks.spawn(report(self.proxy.clone(), Arc::clone(&self.notifier)));
         }
@@ -224,6 +232,8 @@ impl Daemon {
     async fn drain(&mut self, control: &mut DrainControl) -> Ending {
         self.proxy.drain();
         self.notifier.stopping();
+        // Beside the drain, for which nobody waits longer because of it.
+        let keeping = self.warm.clone().map(|warm| tokio::spawn(async move { warm.keep().await }));
         let patience = self.config.daemon.drain_timeout;
         tracing::info!(connections = self.metrics.open_connections(), drain_timeout = ?patience, "stopping");
         let hurry = async { while self.signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
@@ -239,8 +249,27 @@ impl Daemon {
                 return Ending::Hurried;
             }
         }
+        if let Some(keeping) = keeping
+            && tokio::time::timeout(PATIENCE_TO_KEEP, keeping).await.is_err()
+        {
+            tracing::warn!("the names of the hottest keys were not written in time");
+        }
         Ending::Drained
     }
+}
+
+/// For how long at most the end waits for the disk.
+const PATIENCE_TO_KEEP: Duration = Duration::from_secs(1);
+
+/// What is kept for the next start: of the keys that a listener gives out.
+fn warm(config: &Config, inherited: &Inherited, hot_keys: HotKeys, proxy: Proxy) -> Warm {
+    let serves_resp = inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off();
+    let (http, resp) = (config.http.allow.clone(), serves_resp.then(|| config.resp.allow.clone()));
+    let longest = config.http.max_key.0;
+    let permits: Permits = Box::new(move |key| {
+        key.len() <= longest && (http.permits(key) || resp.as_ref().is_some_and(|allow| allow.permits(key)))
+    });
+    Warm::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
 }
 
 /// Reads all files again, for what they say to be put in force together.

@@ -10,23 +10,40 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use thread_local::ThreadLocal;
 use tokio::time::Instant;
 
 /// For how long is counted before it begins anew.
 const WINDOW: Duration = Duration::from_secs(60);
 /// The longest key that is counted, in bytes.
-const LONGEST: usize = 1024;
+pub const LONGEST: usize = 1024;
+/// What a key is not written with: all that means something in a path, in JSON, in lines or on a terminal.
+const ESCAPED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':').remove(b'/');
+
+/// A key as it is written behind `/keys/`.
+pub fn written(key: &[u8]) -> String {
+    percent_encode(key, ESCAPED).to_string()
+}
 
 /// Counts keys, if it is to. Clones count together.
 #[derive(Clone, Default)]
 pub struct HotKeys(Option<Arc<Shared>>);
 
 struct Shared {
+    /// Whether those who look may see.
+    told: Told,
     /// The places a sketch has, of which it fills three quarters.
     places: usize,
     began: Instant,
     counts: ThreadLocal<Mutex<Counts>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    ToOperators,
+    ToNobody,
 }
 
 type Sketch = FrequentItemsSketch<Vec<u8>>;
@@ -64,8 +81,15 @@ pub struct HotKey {
 impl HotKeys {
     /// Counts so many keys at once, for each thread; none: does nothing.
     pub fn new(keys: usize) -> Self {
+        Self::keeping(keys, 0)
+    }
+
+    /// The same, and counts what it takes to [tell](Self::kept) the `kept` keys that are read most, though not to operators.
+    pub fn keeping(keys: usize, kept: usize) -> Self {
+        let told = if keys > 0 { Told::ToOperators } else { Told::ToNobody };
+        let keys = keys.max(kept.saturating_mul(ROOM_TO_KEEP));
         let places = (keys.saturating_mul(4) / 3).next_power_of_two().clamp(FEWEST, MOST);
-        let shared = || Arc::new(Shared { places, began: Instant::now(), counts: ThreadLocal::new() });
+        let shared = || Arc::new(Shared { told, places, began: Instant::now(), counts: ThreadLocal::new() });
         Self((keys > 0).then(shared))
     }
 
@@ -80,10 +104,18 @@ impl HotKeys {
 
     /// The `most` keys that are read most; nothing, if keys are not counted.
     pub fn hottest(&self, most: usize, now: Instant) -> Option<Hottest> {
-        self.0.as_ref().and_then(|shared| shared.hottest(most, now))
+        self.0.as_ref().filter(|shared| shared.told == Told::ToOperators).and_then(|shared| shared.hottest(most, now))
+    }
+
+    /// The `most` keys that are read most, to be kept where only the daemon reads them.
+    pub fn kept(&self, most: usize, now: Instant) -> Vec<Vec<u8>> {
+        let hottest = self.0.as_ref().and_then(|shared| shared.hottest(most, now));
+        hottest.map(|hottest| hottest.keys.into_iter().map(|hot| hot.key).collect()).unwrap_or_default()
     }
 }
 
+/// A sketch tells the first keys of a long tail from the others only where it counts several times as many.
+const ROOM_TO_KEEP: usize = 8;
 /// What the sketch takes at least, and more than anybody looks at.
 const FEWEST: usize = 8;
 const MOST: usize = 1 << 17;

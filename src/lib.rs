@@ -27,3 +27,4 @@ mod tcp;
 pub mod telemetry;
 pub mod trace;
 pub mod units;
+pub mod warm;

@@ -158,6 +158,7 @@ pub struct Metrics {
     connections_refused: IntCounterVec,
     refused: IntCounterVec,
     reloads: IntCounterVec,
+    warmed: IntCounter,
     last_reload: Gauge,
     last_reload_successful: IntGauge,
 }
@@ -188,6 +189,8 @@ impl Metrics {
                 "tracking_reconnects_total",
                 "Links with tracking that took the place of one that was lost.",
             )?,
+            warmed: new
+                .counter("warmed_total", "Keys fetched after a start because they were hot before (warm.file).")?,
             connections: new.gauges("connections", "Open client connections.", "front_end")?,
             connections_limit: new.gauges(
                 "connections_limit",
@@ -268,6 +271,11 @@ impl Metrics {
             counts().filter(|(_, outcome)| of(outcome)).map(|(count, _)| count.load(Relaxed)).sum()
         };
         (sum(|outcome| outcome.from_memory()), sum(|_| true))
+    }
+
+    /// A key that was hot before the start was fetched.
+    pub fn warmed(&self) {
+        self.warmed.inc();
     }
 
     /// Redis answered a fetch, in this time.

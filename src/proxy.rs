@@ -130,6 +130,21 @@ impl Proxy {
         }
     }
 
+    /// Has `key` in memory as a reader would, but counts no read; returns whether its value was fetched for that.
+    pub async fn warm(&self, key: &[u8]) -> bool {
+        let answer = self.get_or_fetch(key, Demand::Usual).await;
+        let fetched = answer.is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
+        if fetched {
+            self.metrics.warmed();
+        }
+        fetched
+    }
+
+    /// What the cache holds now.
+    pub fn statistics(&self) -> Statistics {
+        self.upstream.statistics()
+    }
+
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
     async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         match self.fence_of(key, Instant::now()).await {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 24] = [
+const ALLOWED: [(&str, &str); 25] = [
     ("access", "problem"),
     ("activity", "request_line"),
     ("admin", "access hotkeys metrics problem proxy server units"),
@@ -15,8 +15,8 @@ const ALLOWED: [(&str, &str); 24] = [
     ("cache", "key trace units"),
     ("cli", "units"),
     ("cluster", "backend cache key metrics"),
-    ("config", "access admin backend cache cli http resp server telemetry units"),
-    ("daemon", "access admin backend cache cluster config hotkeys http metrics proxy resp server systemd telemetry"),
+    ("config", "access admin backend cache cli http resp server telemetry units warm"),
+    ("daemon", "access admin backend cache cluster config hotkeys http metrics proxy resp server systemd telemetry warm"),
     ("health", "server"),
     ("hotkeys", ""),
     ("http", "access backend cache key metrics problem proxy server trace units"),
@@ -32,6 +32,7 @@ const ALLOWED: [(&str, &str); 24] = [
     ("telemetry", "trace units"),
     ("trace", ""),
     ("units", ""),
+    ("warm", "hotkeys proxy units"),
 ];
 
 #[test]

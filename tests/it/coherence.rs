@@ -4,7 +4,10 @@
 //! breaks the link, Redis and the proxy's memory in between. An oracle knows what each read may return. It is worth something only because it
 //! can fail: the same soak with nothing but a TTL must be refused, and each of its rules has a history that breaks it.
 //!
-//! `make soak SECONDS=600 SEED=1` runs it for long. Model and rules are those of the files beside this one.
+//! The same over several proxies on one Redis, faults of the line now for one of them and now for all: each client stays with
+//! its proxy, since only what is asked for as current is promised across them, and one reader wanders and asks for that.
+//!
+//! `make soak SECONDS=600 SEED=1` runs it for long, and with `PROXIES=3` over three. Model and rules are those of the files beside this one.
 
 #![expect(
     clippy::expect_used,
@@ -53,6 +56,9 @@ const NOTHING_BUT_A_TTL: &str = r#"
     cache.ttl_absent = "1h"
     cache.coherence = "ttl"
 "#;
+/// As many as anybody has tried at once.
+const FLEET: [&str; 16] = [TRACKING; 16];
+const FLEET_SECONDS: u64 = 12;
 /// Every read asks Redis, which shows that the soak asks nothing impossible.
 const NO_MEMORY: &str = r#"
     cache.ttl = "0s"
@@ -64,7 +70,7 @@ const SILENT: &str = "a sentinel does not answer";
 
 #[test]
 fn with_tracking_no_read_is_too_old_whatever_happens() {
-    let report = soak(TRACKING, &faults::ALL, seconds());
+    let report = soak(&[TRACKING], &faults::ALL, seconds());
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
 }
 
@@ -88,22 +94,38 @@ fn before_a_cluster_no_read_is_too_old_wherever_the_slots_go() {
 
 #[test]
 fn without_a_memory_the_same_soak_passes() {
-    let report = soak(NO_MEMORY, &faults::ALL, CONTROL_SECONDS);
+    let report = soak(&[NO_MEMORY], &faults::ALL, CONTROL_SECONDS);
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
 }
 
 #[test]
 fn with_nothing_but_a_ttl_the_same_soak_fails() {
-    let report = soak(NOTHING_BUT_A_TTL, &[], CONTROL_SECONDS);
+    assert_too_old(&soak(&[NOTHING_BUT_A_TTL], &[], CONTROL_SECONDS));
+}
+
+#[test]
+fn of_many_proxies_on_one_redis_none_is_too_old_whatever_happens() {
+    let proxies = number("SOAK_PROXIES").unwrap_or(3);
+    let proxies = FLEET.get(..usize::try_from(proxies).unwrap()).expect("SOAK_PROXIES is at most 16");
+    let report = soak(proxies, &faults::ALL, number("SOAK_SECONDS").unwrap_or(FLEET_SECONDS));
+    assert_eq!(report.violations.len(), 0, "violations; the report is above");
+}
+
+#[test]
+fn one_of_many_proxies_that_is_not_told_is_found_out() {
+    assert_too_old(&soak(&[TRACKING, TRACKING, NOTHING_BUT_A_TTL], &[], CONTROL_SECONDS));
+}
+
+fn assert_too_old(report: &Report) {
     let too_old = report.violations.iter().any(|violation| violation.contains("superseded"));
     assert!(too_old, "values that are too old were not found out");
     let wrong = report.violations.iter().find(|violation| violation.contains("harness"));
     assert_eq!(wrong, None);
 }
 
-fn soak(coherence: &'static str, faults: &'static [Fault], seconds: u64) -> Report {
+fn soak(proxies: &'static [&'static str], faults: &'static [Fault], seconds: u64) -> Report {
     let duration = Duration::from_secs(seconds);
-    let report = Plan { seed: seed(), duration, coherence, faults, expected_log: &[DOWN] }.run();
+    let report = Plan { seed: seed(), duration, proxies, faults, expected_log: &[DOWN] }.run();
     eprintln!("{}", report.text());
     report
 }

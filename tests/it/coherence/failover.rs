@@ -8,6 +8,7 @@
 //! The rule: no write is lost by the failover itself, so whatever is too old is the proxy's doing.
 
 use std::collections::BTreeMap;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,19 +56,19 @@ impl Plan {
         let mut failovers = Failovers { world: &world, watched: &watched, proxy: &proxy, primary: 0 };
         let (tally, faults) = thread::scope(|scope| {
             let _guard = StopOnPanic(&world);
-            let readers = start_readers(scope, &world, &proxy);
+            let readers = start_readers(scope, &world, from_ref(&proxy));
             start(scope, &world, |world| world.weather.metronome(&world.clock, || world.is_read()));
             start(scope, &world, |world| look_for_gaps(world, &proxy, &longest_gap));
             let writers = start_writers(scope, &world);
             let faults = failovers.go_on(self.duration);
             world.stop_writing();
             writers.into_iter().for_each(join);
-            compare_all(&world, &watched.redis[failovers.primary], &proxy);
+            compare_all(&world, &watched.redis[failovers.primary], from_ref(&proxy));
             world.stop();
             (sum(readers), faults)
         });
         let primary = &watched.redis[failovers.primary];
-        let mut figures = figures(&proxy);
+        let mut figures = figures(from_ref(&proxy));
         let gap = Duration::from_nanos(longest_gap.load(Relaxed)).as_secs_f64() * 1000.0;
         figures.push(("longest time without reads, ms", gap.round()));
         let report = Report {

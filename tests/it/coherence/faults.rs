@@ -104,10 +104,11 @@ impl Fault {
 pub(super) struct Adversary<'a> {
     pub(super) world: &'a World,
     pub(super) redis: &'a mut RedisServer,
-    pub(super) relay: &'a Relay,
-    pub(super) proxy: &'a Proxy,
-    /// The proxy's configuration for a capacity and a grace.
-    pub(super) config: &'a dyn Fn(u32, &str) -> String,
+    /// The line of each proxy.
+    pub(super) relays: &'a [Relay],
+    pub(super) proxies: &'a [Proxy],
+    /// The configuration of the proxy of this number, for a capacity and a grace.
+    pub(super) config: &'a dyn Fn(usize, u32, &str) -> String,
     pub(super) random: StdRng,
     pub(super) capacity: u32,
     pub(super) grace: &'static str,
@@ -116,7 +117,7 @@ pub(super) struct Adversary<'a> {
 pub(super) const NO_GRACE: &str = "0s";
 const SOME_GRACE: &str = "3s";
 
-impl Adversary<'_> {
+impl<'a> Adversary<'a> {
     /// Deals out faults for so long; returns how long it took after each until all was well.
     pub(super) fn strike(&mut self, faults: &[Fault], duration: Duration) -> BTreeMap<&'static str, Vec<Recovery>> {
         let mut recoveries: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -138,7 +139,7 @@ impl Adversary<'_> {
 
     /// Looks at each key when all is over.
     pub(super) fn settle(&self) {
-        compare_all(self.world, self.redis, self.proxy);
+        compare_all(self.world, self.redis, self.proxies);
     }
 
     fn undergo(&mut self, fault: Fault) -> Recovery {
@@ -147,14 +148,19 @@ impl Adversary<'_> {
         spells.begin(fault.name(), self.world.clock.now());
         self.perform(fault);
         let healed = Instant::now();
-        if within(READY, || (readyz(self.proxy).0 == 200).then_some(())).is_none() {
-            let (_, reason) = readyz(self.proxy);
-            let name = fault.name();
-            self.world.violation(format!("not ready {READY:?} after a fault was healed ({name}): {reason}"));
+        for (number, proxy) in self.proxies.iter().enumerate() {
+            if within(READY, || (readyz(proxy).0 == 200).then_some(())).is_none() {
+                let (_, reason) = readyz(proxy);
+                let name = fault.name();
+                let text = format!("proxy {number} is not ready {READY:?} after a fault was healed ({name}): {reason}");
+                self.world.violation(text);
+            }
         }
         let http = healed.elapsed();
-        if within(READY, || answers_clients(self.proxy).then_some(())).is_none() {
-            self.world.violation(format!("no Redis client is answered {READY:?} after: {}", fault.name()));
+        for proxy in self.proxies {
+            if within(READY, || answers_clients(proxy).then_some(())).is_none() {
+                self.world.violation(format!("no Redis client is answered {READY:?} after: {}", fault.name()));
+            }
         }
         let resp = healed.elapsed();
         thread::sleep(SETTLED);
@@ -174,7 +180,7 @@ impl Adversary<'_> {
                 self.redis.restart();
             }
             Fault::RestartEmpty => self.restart_empty(),
-            Fault::CutOnce => self.relay.cut_once(),
+            Fault::CutOnce => self.struck().into_iter().for_each(Relay::cut_once),
             Fault::Cut => self.on_the_line(Relay::cut, 50..1500),
             Fault::Stall => self.on_the_line(Relay::stall, 20..350),
             Fault::HalfOpen => self.on_the_line(Relay::stall, 700..2600),
@@ -197,9 +203,18 @@ impl Adversary<'_> {
     }
 
     fn on_the_line(&mut self, break_it: impl Fn(&Relay), millis: Range<u64>) {
-        break_it(self.relay);
+        let struck = self.struck();
+        for relay in &struck {
+            break_it(relay);
+        }
         self.hold(millis);
-        self.relay.resume();
+        struck.into_iter().for_each(Relay::resume);
+    }
+
+    /// The lines that a fault is for: of several all, or one.
+    fn struck(&mut self) -> Vec<&'a Relay> {
+        let one = self.random.random_range(0..=self.relays.len());
+        self.relays.get(one).map_or_else(|| self.relays.iter().collect(), |relay| vec![relay])
     }
 
     fn kill_link(&self) {
@@ -243,10 +258,10 @@ impl Adversary<'_> {
         self.reload();
     }
 
-    /// Has the proxy remember of many keys that they do not exist.
+    /// Has the proxies remember of many keys that they do not exist.
     fn fill(&self) {
         let ask = |client: usize| {
-            let mut connection = Client::connect(self.proxy.http());
+            let mut connection = Client::connect(self.proxies[client % self.proxies.len()].http());
             let requests = (0..BALLAST).map(|number| request(&format!("ballast/{client}/{number}")));
             connection.send_raw(&requests.collect::<Vec<_>>().concat());
             connection
@@ -285,8 +300,10 @@ impl Adversary<'_> {
     }
 
     fn reload(&self) {
-        let config = (self.config)(self.capacity, self.grace);
-        assert_eq!(self.proxy.reload(&config), Reload::Reloaded, "{config}");
+        for (number, proxy) in self.proxies.iter().enumerate() {
+            let config = (self.config)(number, self.capacity, self.grace);
+            assert_eq!(proxy.reload(&config), Reload::Reloaded, "{config}");
+        }
     }
 }
 
@@ -297,9 +314,15 @@ pub(super) fn answers_clients(proxy: &Proxy) -> bool {
     wire.try_answer().is_ok_and(|answer| answer == b"+PONG\r\n")
 }
 
-/// Once the last write and the last fault are a bound ago, each key must be the same in Redis and through the proxy.
-pub(super) fn compare_all(world: &World, redis: &RedisServer, proxy: &Proxy) {
+/// Once the last write and the last fault are a bound ago, each key must be the same in Redis and through each proxy.
+pub(super) fn compare_all(world: &World, redis: &RedisServer, proxies: &[Proxy]) {
     thread::sleep(BOUND_IN_TROUBLE);
+    for proxy in proxies {
+        compare(world, redis, proxy);
+    }
+}
+
+fn compare(world: &World, redis: &RedisServer, proxy: &Proxy) {
     let mut straight = redis.connection();
     let mut client = Client::connect(proxy.http());
     for key in 0..KEYS {

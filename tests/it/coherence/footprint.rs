@@ -1,4 +1,4 @@
-//! How much of the machine the proxy takes, over the time of a soak.
+//! How much of the machine the proxies take, over the time of a soak.
 //!
 //! Model: a look at `/proc` every second. What a soak warms up with is left out; of the rest, the memory of the first and of
 //! the last part is compared by its medians, since one resize more or less in a part says nothing. Descriptors and tasks
@@ -37,13 +37,8 @@ pub(super) struct Held {
 
 impl Held {
     /// What is taken now, that of who looks left out as far as it is known: he is a client of the operator's listener.
-    pub(super) fn by(proxy: &Proxy) -> Self {
-        let told = proxy.metrics();
-        let value = |series: &str| {
-            told.value(&format!("redis_proxy_{series}")).map_or(0, |value| format!("{value:.0}").parse().unwrap_or(0))
-        };
-        let lookers: usize = value("connections{front_end=\"admin\"}");
-        Self { descriptors: descriptors(proxy), tasks: value("tasks").saturating_sub(lookers) }
+    pub(super) fn by(proxies: &[Proxy]) -> Self {
+        Self { descriptors: descriptors(proxies), tasks: proxies.iter().map(tasks).sum() }
     }
 
     /// Whether it is no more than that.
@@ -53,13 +48,14 @@ impl Held {
 }
 
 /// Looks until the soak ends.
-pub(super) fn watch(world: &World, process: u32) -> Footprint {
+pub(super) fn watch(world: &World, proxies: &[Proxy]) -> Footprint {
     let mut footprint = Footprint::default();
     let mut next = Duration::ZERO;
     while world.is_read() {
         if world.clock.now() >= next {
             next = world.clock.now() + EVERY;
-            footprint.resident.push((world.clock.now(), resident(process)));
+            let resident = proxies.iter().map(|proxy| resident(proxy.pid())).sum();
+            footprint.resident.push((world.clock.now(), resident));
         }
         thread::sleep(Duration::from_millis(50));
     }
@@ -132,9 +128,20 @@ fn resident(process: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") << 10
 }
 
-/// How many descriptors the proxy has open.
-pub(super) fn descriptors(proxy: &Proxy) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("the proxy runs").count()
+/// How many tasks there are but for those that serve who asks.
+fn tasks(proxy: &Proxy) -> usize {
+    let told = proxy.metrics();
+    let value = |series: &str| {
+        told.value(&format!("redis_proxy_{series}")).map_or(0, |value| format!("{value:.0}").parse().unwrap_or(0))
+    };
+    let lookers: usize = value("connections{front_end=\"admin\"}");
+    value("tasks").saturating_sub(lookers)
+}
+
+/// How many descriptors the proxies have open.
+pub(super) fn descriptors(proxies: &[Proxy]) -> usize {
+    let of_one = |proxy: &Proxy| fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("the proxy runs").count();
+    proxies.iter().map(of_one).sum()
 }
 
 #[cfg(test)]

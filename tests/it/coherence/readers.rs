@@ -67,6 +67,29 @@ pub(super) fn read(world: &World, address: SocketAddr, number: usize) -> Tally {
     reader.tally
 }
 
+/// Asks now one proxy, now another, for what is current, until the soak ends. What is no older than its question is so
+/// wherever it was asked, so what one proxy has told, no other may be behind.
+pub(super) fn wander(world: &World, addresses: &[SocketAddr]) -> Tally {
+    let mut random = world.random("wanderer");
+    let mut reader = Reader { world, thread: "the wanderer".to_owned(), seen: vec![0; KEYS], tally: Tally::default() };
+    let mut clients: Vec<_> = addresses.iter().map(|address| Client::connect(*address)).collect();
+    let mut pace = Pace::every(GAP);
+    while world.is_read() {
+        pace.wait();
+        let (key, number) = (skewed(&mut random, KEYS), random.random_range(0..clients.len()));
+        let began = world.clock.now();
+        clients[number].send_raw(&question(&format!("key/{key}"), Demand::Current));
+        match clients[number].try_read_response() {
+            Ok(response) => reader.take(key, began, Demand::Current, response),
+            Err(error) => {
+                world.violation(format!("key/{key}: the proxy's connection to a client broke: {error}"));
+                clients[number] = Client::connect(addresses[number]);
+            }
+        }
+    }
+    reader.tally
+}
+
 fn question(key: &str, demand: Demand) -> Vec<u8> {
     match demand {
         Demand::Usual => request(key),

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::slice::from_ref;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,7 @@ impl Plan {
         let longest_gap = AtomicU64::new(0);
         let (tally, faults, owner) = thread::scope(|scope| {
             let _guard = StopOnPanic(&world);
-            let readers = start_readers(scope, &world, &proxy);
+            let readers = start_readers(scope, &world, from_ref(&proxy));
             start(scope, &world, |world| world.weather.metronome(&world.clock, || world.is_read()));
             start(scope, &world, |world| look_for_gaps(world, &proxy, &longest_gap));
             let writers = start_writers(scope, &world);
@@ -64,11 +65,11 @@ impl Plan {
             let owner = changes.owner;
             world.stop_writing();
             writers.into_iter().for_each(join);
-            compare_all(&world, &cluster.nodes[owner], &proxy);
+            compare_all(&world, &cluster.nodes[owner], from_ref(&proxy));
             world.stop();
             (sum(readers), faults, owner)
         });
-        let mut figures = figures(&proxy);
+        let mut figures = figures(from_ref(&proxy));
         let gap = Duration::from_nanos(longest_gap.load(Relaxed)).as_secs_f64() * 1000.0;
         figures.push(("longest time without reads, ms", gap.round()));
         let report = Report {

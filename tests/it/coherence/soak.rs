@@ -1,6 +1,6 @@
 //! One soak from its beginning to its report.
 //!
-//! Model: a Redis that keeps its data, the proxy behind a relay, and threads that write, read and break things for
+//! Model: a Redis that keeps its data, one proxy or several, each behind a relay of its own, and threads that write, read and break things for
 //! some seconds. Then the writers end, everything is healed, and after one bound every key is read once more. When all
 //! clients are gone, the proxy must have given back what they took.
 //!
@@ -43,8 +43,8 @@ const FIGURES: [(&str, &str); 7] = [
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) duration: Duration,
-    /// Lines of the configuration: how long to keep what is read, and how to learn of writes.
-    pub(super) coherence: &'static str,
+    /// Of each proxy, lines of the configuration: how long to keep what is read, and how to learn of writes.
+    pub(super) proxies: &'static [&'static str],
     pub(super) faults: &'static [Fault],
     /// What the log says in faults.
     pub(super) expected_log: &'static [&'static str],
@@ -52,28 +52,32 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Settings that make every wait short, and let nothing end by its age.
-    fn config(&self, relay: &Relay, capacity: u32, grace: &str) -> String {
+    fn config(coherence: &str, relay: &Relay, capacity: u32, grace: &str) -> String {
         let more = format!(
             "daemon.worker_threads = 2\nresp.listen = \"127.0.0.1:0\"\ncache.capacity = {capacity}\n\
-             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{}",
-            self.coherence
+             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{coherence}"
         );
         config(&relay_url(relay), &more)
     }
 
     pub(super) fn run(&self) -> Report {
         let mut redis = RedisServer::builder().arguments(&KEEP_DATA).start();
-        let relay = Relay::to_socket(redis.socket());
-        let config = |capacity, grace: &str| self.config(&relay, capacity, grace);
-        let proxy = linked(&config(CAPACITY, NO_GRACE));
-        self.expected_log.iter().for_each(|part| proxy.expect_log(part));
-        let held = Held::by(&proxy);
+        let relays: Vec<_> = self.proxies.iter().map(|_| Relay::to_socket(redis.socket())).collect();
+        let config =
+            |number: usize, capacity, grace: &str| Self::config(self.proxies[number], &relays[number], capacity, grace);
+        let start_proxy = |number| {
+            let proxy = linked(&config(number, CAPACITY, NO_GRACE));
+            self.expected_log.iter().for_each(|part| proxy.expect_log(part));
+            proxy
+        };
+        let proxies: Vec<_> = (0..self.proxies.len()).map(start_proxy).collect();
+        let held = Held::by(&proxies);
         let world = World::new(self.seed, redis.socket());
         let mut adversary = Adversary {
             world: &world,
             redis: &mut redis,
-            relay: &relay,
-            proxy: &proxy,
+            relays: &relays,
+            proxies: &proxies,
             config: &config,
             random: world.random("adversary"),
             capacity: CAPACITY,
@@ -81,8 +85,8 @@ impl Plan {
         };
         let (tally, faults, mut footprint) = thread::scope(|scope| {
             let _guard = StopOnPanic(&world);
-            let readers = start_readers(scope, &world, &proxy);
-            let watcher = scope.spawn(|| footprint::watch(&world, proxy.pid()));
+            let readers = start_readers(scope, &world, &proxies);
+            let watcher = scope.spawn(|| footprint::watch(&world, &proxies));
             start(scope, &world, |world| world.weather.metronome(&world.clock, || world.is_read()));
             let writers = start_writers(scope, &world);
             let faults = adversary.strike(self.faults, self.duration);
@@ -92,7 +96,7 @@ impl Plan {
             world.stop();
             (sum(readers), faults, join(watcher))
         });
-        footprint.held(held, given_back(&proxy, held));
+        footprint.held(held, given_back(&proxies, held));
         if let Some(complaint) = footprint.complaint() {
             world.violation(complaint);
         }
@@ -106,10 +110,10 @@ impl Plan {
             tally,
             faults,
             footprint,
-            figures: figures(&proxy),
+            figures: figures(&proxies),
             violations: world.violations.lock().unwrap().clone(),
         };
-        proxy.finish();
+        proxies.into_iter().for_each(Proxy::finish);
         report
     }
 }
@@ -140,35 +144,42 @@ pub(super) fn start_writers<'scope, 'world: 'scope>(
 pub(super) fn start_readers<'scope, 'world: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     world: &'world World,
-    proxy: &Proxy,
+    proxies: &[Proxy],
 ) -> Vec<ScopedJoinHandle<'scope, Tally>> {
-    let address = proxy.http();
-    let reader = |number| {
+    let reader = |number: usize| {
+        let address = proxies[number % proxies.len()].http();
         scope.spawn(move || {
             let _guard = StopOnPanic(world);
             readers::read(world, address, number)
         })
     };
-    let mut readers: Vec<_> = (0..READERS).map(reader).collect();
-    let address = proxy.resp_address();
-    let client = |number| {
+    let mut readers: Vec<_> = (0..READERS.max(proxies.len())).map(reader).collect();
+    let client = |number: usize| {
+        let address = proxies[number % proxies.len()].resp_address();
         scope.spawn(move || {
             let _guard = StopOnPanic(world);
             clients::talk(world, address, number)
         })
     };
-    readers.extend((0..CLIENTS).map(client));
+    readers.extend((0..CLIENTS.max(proxies.len())).map(client));
+    if proxies.len() > 1 {
+        let addresses: Vec<_> = proxies.iter().map(Proxy::http).collect();
+        readers.push(scope.spawn(move || {
+            let _guard = StopOnPanic(world);
+            readers::wander(world, &addresses)
+        }));
+    }
     readers
 }
 
 /// What is still taken once no more is than `before`, or when it is too late for that.
-fn given_back(proxy: &Proxy, before: Held) -> Held {
-    let clients = |front_end| metric(proxy, &format!("connections{{front_end=\"{front_end}\"}}"));
-    let is_alone = || clients("http") + clients("resp") < 1.0;
-    within(GIVEN_BACK, || (is_alone() && Held::by(proxy).is_within(before)).then_some(()));
-    let after = Held::by(proxy);
+fn given_back(proxies: &[Proxy], before: Held) -> Held {
+    let clients = |proxy, front_end| metric(proxy, &format!("connections{{front_end=\"{front_end}\"}}"));
+    let are_alone = || proxies.iter().all(|proxy| clients(proxy, "http") + clients(proxy, "resp") < 1.0);
+    within(GIVEN_BACK, || (are_alone() && Held::by(proxies).is_within(before)).then_some(()));
+    let after = Held::by(proxies);
     // Who is still connected is too many, whatever else went meanwhile.
-    if is_alone() { after } else { Held { descriptors: after.descriptors.max(before.descriptors + 1), ..after } }
+    if are_alone() { after } else { Held { descriptors: after.descriptors.max(before.descriptors + 1), ..after } }
 }
 
 pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
@@ -191,8 +202,11 @@ pub(super) fn version(redis: &RedisServer) -> String {
     find("valkey_version:").or_else(|| find("redis_version:")).unwrap_or_default()
 }
 
-pub(super) fn figures(proxy: &Proxy) -> Vec<(&'static str, f64)> {
-    let metrics = proxy.metrics();
-    let value = |(name, series): &(_, &str)| Some((*name, metrics.value(&format!("redis_proxy_{series}"))?));
+/// Of all proxies together.
+pub(super) fn figures(proxies: &[Proxy]) -> Vec<(&'static str, f64)> {
+    let metrics: Vec<_> = proxies.iter().map(Proxy::metrics).collect();
+    let sum =
+        |series: &str| metrics.iter().map(|of_one| of_one.value(&format!("redis_proxy_{series}"))).sum::<Option<f64>>();
+    let value = |(name, series): &(_, &str)| Some((*name, sum(series)?));
     FIGURES.iter().filter_map(value).collect()
 }
