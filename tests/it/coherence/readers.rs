@@ -78,7 +78,7 @@ pub(super) fn wander(world: &World, addresses: &[SocketAddr]) -> Tally {
         pace.wait();
         let (key, number) = (skewed(&mut random, KEYS), random.random_range(0..clients.len()));
         let began = world.clock.now();
-        clients[number].send_raw(&question(&format!("key/{key}"), Demand::Current));
+        clients[number].send_raw(&question(&format!("{{soak}}key/{key}"), Demand::Current));
         match clients[number].try_read_response() {
             Ok(response) => reader.take(key, began, Demand::Current, response),
             Err(error) => {
