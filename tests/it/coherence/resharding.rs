@@ -8,8 +8,8 @@
 //! The rule: no write is lost by this, so whatever is too old is the proxy's doing. A move is no fault: everybody is answered.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::slice::from_ref;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
