@@ -13,7 +13,7 @@ use super::request::{Arguments, parse_integer};
 
 /// All commands of a server.
 #[derive(Debug, Default)]
-pub(super) struct KeyTable(HashMap<Box<[u8]>, Command>);
+pub struct KeyTable(HashMap<Box<[u8]>, Command>);
 
 /// What is known of a command.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(super) struct Command {
     arity: i64,
     /// Whether it changes nothing.
     pub(super) is_read: bool,
+    /// Whether it may wait for something to happen.
+    pub(super) may_block: bool,
     specifications: Vec<Specification>,
     subcommands: KeyTable,
 }
@@ -52,9 +54,14 @@ enum Find {
 
 impl KeyTable {
     /// Reads the answer to `COMMAND`; what cannot be understood of it is left out.
-    pub(super) fn read(answer: &Value) -> Self {
+    pub fn read(answer: &Value) -> Self {
         let Value::Array(commands) = answer else { return Self::default() };
         Self(commands.iter().filter_map(read_command).collect())
+    }
+
+    /// Which words of a command are keys, as far as can be told.
+    pub fn keys(&self, arguments: Arguments<'_>) -> Vec<usize> {
+        self.find(arguments).map(|command| command.keys(arguments)).unwrap_or_default()
     }
 
     /// Whether there is any.
@@ -125,6 +132,7 @@ fn read_command(value: &Value) -> Option<(Box<[u8]>, Command)> {
     };
     let command = Command {
         arity: *arity,
+        may_block: items(flags).iter().any(|flag| bytes(flag) == Some(b"blocking")),
         is_read: items(flags).iter().any(|flag| bytes(flag) == Some(b"readonly")),
         specifications: items(specifications).iter().filter_map(read_specification).collect(),
         subcommands: KeyTable::read(subcommands),

@@ -40,7 +40,9 @@ use tokio::sync::OnceCell;
 use self::command::Commands;
 pub use self::command::names;
 use self::connection::Connection;
-use self::key_table::KeyTable;
+// For the test that asks a real Redis.
+#[doc(hidden)]
+pub use self::key_table::KeyTable;
 pub use self::reply::{Frame, NoReply, Protocol, ReplyScanner};
 pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
 use self::router::Terms;

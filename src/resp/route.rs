@@ -174,6 +174,10 @@ fn special(arguments: Arguments<'_>) -> Option<Route> {
 fn split(arguments: Arguments<'_>, keys: &[usize]) -> Option<Route> {
     let name = arguments.get(0);
     let words = if is_one_of(name, &["mset"]) {
+        if arguments.len().is_multiple_of(2) {
+            // A value is missing, and a node would be sent what is none.
+            return Some(Route::Refused(error("ERR wrong number of arguments for 'mset' command")));
+        }
         2
     } else if is_one_of(name, MULTI_KEY) {
         1

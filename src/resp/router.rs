@@ -145,6 +145,8 @@ struct Router {
     /// What is waited for before the first command is sent again.
     retrying: Option<Task>,
     stage: Stage,
+    /// The other end has said its last word.
+    has_hung_up: bool,
 }
 
 /// How far the conversation has come.
@@ -179,6 +181,7 @@ impl Router {
             pipe: None,
             retrying: None,
             stage: Stage::Open,
+            has_hung_up: false,
         }
     }
 
@@ -484,7 +487,8 @@ impl Router {
             Poll::Pending => Moved::No,
             Poll::Ready(Ok(1..)) => Moved::Yes,
             Poll::Ready(Ok(0)) => {
-                // Nothing more is said; what was said is answered.
+                // Nothing more is said; what was said is answered, if it is not to be waited for.
+                self.has_hung_up = true;
                 self.stage = if self.pipe.is_some() { Stage::Over } else { Stage::Ending };
                 Moved::Yes
             }
@@ -510,6 +514,10 @@ impl Router {
             }
             if one.link.out.len() < before {
                 moved = Moved::Yes;
+            }
+            if self.has_hung_up && one.link.out.is_empty() {
+                // A node would give what it waits for to a client that is gone.
+                _ = one.link.poll_finish(cx);
             }
         }
         moved
@@ -575,7 +583,12 @@ impl Router {
         }
         let (route, is_read) = route(&self.terms.table, arguments);
         let refusal = of_one_node(arguments);
-        self.go(route, is_read, length, refusal)
+        let known = self.terms.table.find(arguments);
+        let may_block = known.is_some_and(|command| command.may_block) && self.transaction == Transaction::None;
+        let is_taken = self.go(route, is_read, length, refusal);
+        // What is said behind it is done behind it, at other nodes too.
+        self.is_holding |= is_taken && may_block;
+        is_taken
     }
 
     fn end_with(&mut self, text: &str) {

@@ -16,6 +16,7 @@
 mod access;
 mod answers;
 mod clients;
+mod cluster;
 mod drain;
 mod edges;
 mod faults;
