@@ -228,8 +228,14 @@ impl Router {
 
     /// What was to go to this node has to be sent again.
     fn unsend(&mut self, node: NodeName) {
-        for part in self.pending.iter_mut().flat_map(Pending::parts).filter(|part| part.node == Some(node)) {
-            part.is_sent = false;
+        for asked in self.pending.iter_mut().filter_map(Pending::asked) {
+            for part in asked.parts.iter_mut().filter(|part| part.node == Some(node)) {
+                part.is_sent = false;
+                if asked.is_bound {
+                    // Elsewhere it would be done outside of its transaction.
+                    self.stage = Stage::Over;
+                }
+            }
         }
         self.home = self.home.filter(|home| *home != node);
         if self.pipe == Some(node) {
@@ -421,7 +427,13 @@ impl Router {
         let Some(Pending::Asked(asked)) = self.pending.front_mut() else { return };
         let is_in_time = asked.since.elapsed() < self.terms.patience;
         match words[..] {
-            ["MOVED" | "ASK", ..] if asked.is_bound => self.answered(BytesMut::from(LEFT)),
+            ["MOVED" | "ASK", slot, address] if asked.is_bound => {
+                if let ("MOVED", Ok(slot)) = (words[0], slot.parse()) {
+                    // Whoever begins again is to begin there.
+                    _ = self.cluster.moved(slot, address, node);
+                }
+                self.answered(BytesMut::from(LEFT));
+            }
             ["MOVED", slot, address] if is_in_time => {
                 let next = slot.parse().ok().and_then(|slot| self.cluster.moved(slot, address, node).ok());
                 self.send_to(next, false);
@@ -441,10 +453,6 @@ impl Router {
         let Some(Pending::Asked(asked)) = self.pending.front_mut() else { return };
         let Some(part) = asked.parts.front_mut() else { return };
         let Some(next) = next else { return self.find_anew() };
-        if self.watching.is_some() && self.watching == part.node && self.transaction == Transaction::None {
-            // Only WATCH itself can be sent elsewhere and be right there.
-            self.watching = Some(next).filter(|_| part.command.len() > 5 && !part.is_read);
-        }
         (part.node, part.is_sent, part.skip) = (Some(next), true, usize::from(is_once));
         let command = if is_once { asking(&part.command) } else { part.command.clone() };
         self.say(next, command);
@@ -692,6 +700,10 @@ impl Router {
                 } else {
                     self.watching = owner;
                     self.ask_one(owner, Some(*slot), false, length);
+                    if let Some(Pending::Asked(asked)) = self.pending.back_mut() {
+                        // What is watched elsewhere guards nothing here.
+                        asked.is_bound = true;
+                    }
                 }
             }
             (Route::Unwatch, Transaction::None) | (Route::Discard, Transaction::Begun) => {
@@ -864,18 +876,16 @@ impl Router {
 }
 
 impl Pending {
-    fn parts(&mut self) -> impl Iterator<Item = &mut Part> {
-        let parts = match self {
+    fn asked(&mut self) -> Option<&mut Asked> {
+        match self {
             Self::Ready(_) => None,
-            Self::Asked(asked) => Some(asked.parts.iter_mut()),
-        };
-        parts.into_iter().flatten()
+            Self::Asked(asked) => Some(asked),
+        }
     }
 }
 
 /// What is said instead of where a key of a transaction is now.
-const LEFT: &[u8] =
-    b"-TRYAGAIN redis-proxy: the slot of the transaction is on its way to another node; begin it again\r\n";
+const LEFT: &[u8] = b"-TRYAGAIN redis-proxy: the slot of the transaction has gone to another node; begin it again\r\n";
 /// Redis's own words.
 const SPOILT: &[u8] = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
 /// For how long the nodes are waited for to say who serves what.

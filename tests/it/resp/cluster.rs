@@ -1,7 +1,7 @@
 //! Clients that know nothing of clusters are served by one: what a single Redis would answer is what they are told.
 //!
 //! Model: the same bytes go to a plain Redis and, through the proxy, to three primaries; where a command is about one slot, or
-//! can be done in parts, the answers have to be the same. Keys `{0}...`, `{1}...` and `{2}...` are each another primary's.
+//! can be done in parts, the answers have to be the same. Keys `{0}...`, `{1}...` and `{3}...` are each another primary's.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -16,6 +16,8 @@ use crate::stage::await_ready;
 use crate::support::cluster::{RedisCluster, try_ask};
 use crate::support::{Proxy, RedisServer, eventually};
 
+/// Each of another primary, if there are three.
+const TAGS: [u8; 3] = [0, 1, 3];
 const CROSS_SLOT: &str = "-CROSSSLOT Keys in request don\\'t hash to the same slot\\r\\n";
 
 /// The proxy ends first, and has nothing to complain about then.
@@ -34,7 +36,8 @@ impl Stage {
         let plain = RedisServer::builder().tcp().arguments(arguments).start();
         let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
         let limits = "daemon.worker_threads = 2\nhttp.max_connections = 100\nresp.max_connections = 100\n";
-        let cache = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n";
+        let ping = if more.contains("redis.ping_interval") { "" } else { "redis.ping_interval = \"100ms\"\n" };
+        let cache = format!("cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n{ping}");
         let proxy = Proxy::start(&format!("{listen}{limits}{cache}{more}{}", cluster.settings()));
         proxy.expect_log("no link to Redis");
         await_ready(&proxy);
@@ -82,15 +85,15 @@ fn told(line: &str, answer: &[u8]) -> String {
 #[test]
 fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
     let stage = Stage::start();
-    stage.same(&["FLUSHALL", "MSET {0}a 1 {1}a 2 {2}a 3 {0}b 4", "MGET {2}a {0}b none {1}a {0}a {2}a", "DBSIZE"]);
+    stage.same(&["FLUSHALL", "MSET {0}a 1 {1}a 2 {3}a 3 {0}b 4", "MGET {3}a {0}b none {1}a {0}a {3}a", "DBSIZE"]);
     stage.same(&[
-        "EXISTS {0}a {1}a {2}a {0}a none",
-        "TOUCH {0}a {2}a x",
+        "EXISTS {0}a {1}a {3}a {0}a none",
+        "TOUCH {0}a {3}a x",
         "DEL {0}a {1}a y",
-        "UNLINK {2}a {0}b",
+        "UNLINK {3}a {0}b",
         "DBSIZE",
     ]);
-    stage.same(&["SET {0}s v", "LPUSH {1}l v", "MGET {0}s {1}l {2}n", "MGET {0}s {1}l {2}n", "FLUSHALL", "DBSIZE"]);
+    stage.same(&["SET {0}s v", "LPUSH {1}l v", "MGET {0}s {1}l {3}n", "MGET {0}s {1}l {3}n", "FLUSHALL", "DBSIZE"]);
     stage.same(&[
         "MSET {0}a 1 {1}b",
         "MSET",
@@ -102,9 +105,9 @@ fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
         "FLUSHDB",
     ]);
     let mut wire = stage.through();
-    wire.ask_line("MSET {0}a 1 {1}a 2 {2}a 3");
+    wire.ask_line("MSET {0}a 1 {1}a 2 {3}a 3");
     let keys = wire.told_line("KEYS *");
-    assert!(keys.starts_with("*3\\r\\n") && ["{0}a", "{1}a", "{2}a"].iter().all(|key| keys.contains(key)), "{keys}");
+    assert!(keys.starts_with("*3\\r\\n") && ["{0}a", "{1}a", "{3}a"].iter().all(|key| keys.contains(key)), "{keys}");
 }
 
 #[test]
@@ -132,13 +135,13 @@ fn large_answers_come_in_order_too() {
     let stage = Stage::start();
     let mut wire = stage.through();
     let value = vec![b'x'; 700_000];
-    for key in ["{0}l", "{1}l", "{2}l"] {
+    for key in ["{0}l", "{1}l", "{3}l"] {
         wire.ask(&[&b"RPUSH"[..], key.as_bytes(), &value, &value, key.as_bytes()]);
     }
-    let lines: Vec<_> = (0..12).map(|number| format!("LRANGE {{{}}}l 0 -1", number % 3)).collect();
+    let lines: Vec<_> = (0..12).map(|number| format!("LRANGE {{{}}}l 0 -1", TAGS[number % 3])).collect();
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
     for (number, answer) in wire.answers(lines.len()).iter().enumerate() {
-        assert!(answer.len() > 1_400_000 && answer.ends_with(format!("{{{}}}l\r\n", number % 3).as_bytes()));
+        assert!(answer.len() > 1_400_000 && answer.ends_with(format!("{{{}}}l\r\n", TAGS[number % 3]).as_bytes()));
     }
     // Longer than what is kept of a command.
     let long = vec![b'y'; 3 << 20];
@@ -153,7 +156,7 @@ fn large_answers_come_in_order_too() {
 fn memory_answers_and_own_writes_are_read() {
     let stage = Stage::start();
     let (mut wire, mut other) = (stage.through(), stage.through());
-    for key in ["{0}k", "{1}k", "{2}k"] {
+    for key in ["{0}k", "{1}k", "{3}k"] {
         wire.ask_line(&format!("SET {key} first"));
         wire.ask_line(&format!("GET {key}"));
         let before = stage.answered_from_memory();
@@ -162,7 +165,7 @@ fn memory_answers_and_own_writes_are_read() {
         assert!((stage.answered_from_memory() - before - 2.0).abs() < 0.5, "{key}");
     }
     for turn in 0..300 {
-        let (key, writer) = (format!("{{{}}}k", turn % 3), format!("{{{}}}k", (turn + 1) % 3));
+        let (key, writer) = (format!("{{{}}}k", TAGS[turn % 3]), format!("{{{}}}k", TAGS[(turn + 1) % 3]));
         other.ask_line(&format!("SET {key} o{turn}"));
         // What it reads of one node may not be older than what it was told by another.
         other.ask_line(&format!("SET {writer} p{turn}"));
@@ -183,17 +186,17 @@ fn transactions_are_those_of_redis_in_one_slot_and_refused_over_several() {
         &["MULTI", "PING", "SET {1}k 5", "ECHO x", "EXEC", "GET {1}k"],
         &["MULTI", "PING", "EXEC", "PING"],
         &["MULTI", "EXEC", "EXEC", "DISCARD", "UNWATCH"],
-        &["MULTI", "DISCARD", "MULTI", "SET {2}k 1", "DISCARD", "GET {2}k"],
+        &["MULTI", "DISCARD", "MULTI", "SET {3}k 1", "DISCARD", "GET {3}k"],
         &["MULTI", "MULTI", "WATCH {0}k", "SET {0}k 3", "MULTI", "EXEC", "GET {0}k"],
         &["MULTI", "NONESUCH", "SET {0}k 4", "EXEC", "GET {0}k"],
         &["MULTI", "SET {0}k", "SET {0}k 4", "EXEC", "GET {0}k"],
         &["MULTI", "SET {0}k 4", "INCR {0}k x", "EXEC", "GET {0}k"],
         &["MULTI x", "WATCH", "EXEC x", "DISCARD x", "GET {0}k"],
         &["SET {0}k a", "MULTI", "INCR {0}k", "SET {0}j 2", "EXEC", "GET {0}j"],
-        &["WATCH {1}k", "GET {2}k", "MULTI", "SET {1}k 7", "EXEC", "GET {1}k"],
+        &["WATCH {1}k", "GET {3}k", "MULTI", "SET {1}k 7", "EXEC", "GET {1}k"],
         &["WATCH {1}k", "SET {1}k 8", "MULTI", "SET {1}k 9", "EXEC", "GET {1}k"],
         &["WATCH {1}k", "SET {1}k 8", "UNWATCH", "MULTI", "SET {1}k 9", "EXEC", "GET {1}k"],
-        &["WATCH {1}k", "SET {1}k 8", "MULTI", "EXEC", "MULTI", "SET {2}k 9", "EXEC", "GET {2}k"],
+        &["WATCH {1}k", "SET {1}k 8", "MULTI", "EXEC", "MULTI", "SET {3}k 9", "EXEC", "GET {3}k"],
         &["MULTI", "SET {0}k 5", "RESET", "EXEC", "GET {0}k", "HELLO 3", "MULTI", "GET {0}none", "EXEC"],
     ];
     for talk in talks {
@@ -219,6 +222,31 @@ fn transactions_are_those_of_redis_in_one_slot_and_refused_over_several() {
 }
 
 #[test]
+fn what_is_watched_guards_its_transaction_wherever_other_slots_go() {
+    // The map is not asked for by itself, so what has moved is noticed by who is sent elsewhere.
+    let stage = Stage::over(RedisCluster::of(3), &[], "redis.ping_interval = \"60s\"\n");
+    let mut wire = stage.through();
+    let nodes = ["{0}k", "{1}k", "{3}k"].map(|key| stage.cluster.owner(key));
+    for line in ["SET {0}k old", "SET {1}k 1", "WATCH {0}k"] {
+        assert_eq!(wire.told_line(line), "+OK\\r\\n", "{line}");
+    }
+    stage.cluster.move_slot(stage.cluster.slot("{1}k"), nodes[1], nodes[2]);
+    // Sent to where the slot was, and on to where it is.
+    assert_eq!(wire.told_line("SET {1}k 2"), "+OK\\r\\n");
+    stage.cluster.set("{0}k", "by another");
+    let told: Vec<_> = ["MULTI", "SET {0}k mine", "EXEC", "GET {0}k"].map(|line| wire.told_line(line)).into();
+    assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n", "$10\\r\\nby another\\r\\n"]);
+    // What has moved itself cannot be watched where it was, and once that is known it can be where it is.
+    stage.cluster.move_slot(stage.cluster.slot("{0}k"), nodes[0], nodes[2]);
+    assert!(wire.told_line("WATCH {0}k").starts_with("-TRYAGAIN"));
+    assert_eq!(wire.told_line("UNWATCH"), "+OK\\r\\n");
+    assert_eq!(wire.told_line("WATCH {0}k"), "+OK\\r\\n");
+    stage.cluster.set("{0}k", "by another again");
+    let told: Vec<_> = ["MULTI", "SET {0}k mine", "EXEC"].map(|line| wire.told_line(line)).into();
+    assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n"]);
+}
+
+#[test]
 fn what_is_about_several_slots_or_one_node_is_refused_in_clear_words() {
     let stage = Stage::start();
     let mut wire = stage.through();
@@ -226,7 +254,7 @@ fn what_is_about_several_slots_or_one_node_is_refused_in_clear_words() {
         "RENAME {0}k {1}k",
         "MSETNX {0}k 1 {1}k 2",
         "SINTER {0}k {1}k",
-        "ZUNIONSTORE {0}k 2 {1}k {2}k",
+        "ZUNIONSTORE {0}k 2 {1}k {3}k",
         "EVAL return(1) 2 {0}k {1}k",
         "XREAD COUNT 1 STREAMS {0}k {1}k 0 0",
         "BLPOP {0}k {1}k 1",
@@ -275,7 +303,7 @@ fn scripts_run_where_their_keys_are() {
     stage.same(&[
         &format!("EVALSHA {sha} 1 {{0}}n"),
         &format!("EVALSHA {sha} 1 {{1}}n"),
-        &format!("EVALSHA {sha} 1 {{2}}n"),
+        &format!("EVALSHA {sha} 1 {{3}}n"),
     ]);
     stage.same(&[
         &format!("SCRIPT EXISTS {sha} {}", "0".repeat(40)),
@@ -288,12 +316,12 @@ fn scripts_run_where_their_keys_are() {
     let library =
         "#!lua name=lib\nredis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
     assert_eq!(wire.told(&["FUNCTION", "LOAD", library]), "$3\\r\\nlib\\r\\n");
-    for key in ["{0}f", "{1}f", "{2}f"] {
+    for key in ["{0}f", "{1}f", "{3}f"] {
         wire.ask(&["SET", key, key]);
         assert_eq!(wire.told(&["FCALL", "get", "1", key]), show(&super::wire::bulk(key)));
     }
     assert_eq!(wire.told(&["FUNCTION", "DELETE", "lib"]), "+OK\\r\\n");
-    for key in ["{0}f", "{1}f", "{2}f"] {
+    for key in ["{0}f", "{1}f", "{3}f"] {
         assert!(wire.told(&["FCALL", "get", "1", key]).starts_with("-ERR Function not found"));
     }
 }
@@ -311,7 +339,7 @@ fn subscriptions_are_heard_whatever_node_they_are_at() {
         assert!(listener.told_line("PING").contains("pong"));
         assert!(listener.told_line("UNSUBSCRIBE news").contains("unsubscribe"));
     }
-    for channel in ["{0}c", "{1}c", "{2}c"] {
+    for channel in ["{0}c", "{1}c", "{3}c"] {
         let mut listener = stage.through();
         assert!(listener.told_line(&format!("SSUBSCRIBE {channel}")).contains("ssubscribe"));
         assert_eq!(wire.told_line(&format!("SPUBLISH {channel} {channel}!")), ":1\\r\\n");
@@ -513,13 +541,13 @@ fn write_in_order(wire: &mut Wire, writer: usize, turn: u64) {
 fn a_failover_is_waited_for_by_who_asks_and_felt_by_nobody_else() {
     let stage = Stage::over(RedisCluster::with_replicas(3), &[], "");
     let mut wire = stage.through();
-    for key in ["{0}k", "{1}k", "{2}k"] {
+    for key in ["{0}k", "{1}k", "{3}k"] {
         assert_eq!(wire.told_line(&format!("SET {key} before")), "+OK\\r\\n");
     }
     cluster_copies(&stage.cluster);
     let owner = stage.cluster.owner("{0}k");
     stage.cluster.fail_over_to(owner + 3);
-    for key in ["{0}k", "{1}k", "{2}k"] {
+    for key in ["{0}k", "{1}k", "{3}k"] {
         let told = wire.told_line(&format!("SET {key} after"));
         assert_eq!(told, "+OK\\r\\n", "{key}");
         assert_eq!(wire.told_line(&format!("GET {key}")), "$5\\r\\nafter\\r\\n", "{key}");
@@ -564,30 +592,30 @@ fn a_client_is_the_same_user_at_every_node() {
         "AUTH secret",
         "SET {0}k v",
         "SET {1}k v",
-        "SET {2}k v",
+        "SET {3}k v",
         "GET {0}k",
         "GET {0}k",
         "MULTI",
-        "GET {2}k",
+        "GET {3}k",
         "EXEC",
         "AUTH other o",
         "GET {0}k",
         "GET {1}k",
-        "GET {2}k",
-        "STRLEN {2}k",
+        "GET {3}k",
+        "STRLEN {3}k",
         "SET {1}k w",
         "MULTI",
         "SET {1}k x",
         "EXEC",
         "ACL WHOAMI",
         "HELLO 3 AUTH default secret",
-        "GET {2}k",
-        "GET {2}none",
+        "GET {3}k",
+        "GET {3}none",
         "GET {1}none",
         "HELLO 2",
         "GET {0}none",
         "RESET",
-        "GET {2}k",
+        "GET {3}k",
         "SET {1}k v",
     ]);
     assert!(told[14].contains("-NOPERM") && told[22].ends_with("$1\\r\\nv\\r\\n"), "{told:#?}");
