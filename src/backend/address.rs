@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
@@ -121,6 +122,22 @@ fn escape(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
+/// What would not be read back as a part of a path.
+const IN_PATH: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+
 /// As it would be written in a config file, with the password masked.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -131,7 +148,10 @@ impl fmt::Display for Address {
                 let scheme = if *tls { "rediss" } else { "redis" };
                 write!(f, "{scheme}://{login}{}:{port}/{}", bracketed(host), self.database)
             }
-            Endpoint::Unix(path) => write!(f, "unix://{login}{}?db={}", path.display(), self.database),
+            Endpoint::Unix(path) => {
+                let path = path.to_string_lossy();
+                write!(f, "unix://{login}{}?db={}", utf8_percent_encode(&path, IN_PATH), self.database)
+            }
         }
     }
 }
@@ -180,7 +200,10 @@ fn endpoint(url: &Url) -> Option<Endpoint> {
             let port = url.port().unwrap_or(DEFAULT_PORT);
             Some(Endpoint::Tcp { host: host.to_owned(), port, tls: url.scheme() == "rediss" })
         }
-        "unix" | "redis+unix" if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 => {
+        // A path that does not begin at the root is no path to a socket, but something that only looks like an address.
+        "unix" | "redis+unix"
+            if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 && url.path().starts_with('/') =>
+        {
             let path = crate::key::percent_decode(url.path().as_bytes()).ok()?;
             Some(Endpoint::Unix(String::from_utf8(path.into_owned()).ok()?.into()))
         }
@@ -221,6 +244,7 @@ mod tests {
             "redis://user@example.org:7000/3",
             "rediss://[::1]:6380/0",
             "unix:///run/redis/redis.sock?db=2",
+            "unix:///run/with%20space/50%25%3F%23?db=0",
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
@@ -238,6 +262,7 @@ mod tests {
             "redis://user:hunter2@host/x",
             "http://user:hunter2@host",
             "redis://u:hunter2@h:port",
+            "unix:*//hunter2",
             "u:hunter2@host",
             "redis://u:a@b/hunter2@host:1/0",
             "redis://u:12?hunter2@host",
