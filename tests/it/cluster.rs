@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::stage::{assert_hit, await_ready, cache_status, metric, read, readyz, text, value};
 use crate::support::cluster::{RedisCluster, try_ask};
-use crate::support::{Proxy, within};
+use crate::support::{Authority, Proxy, within};
 
 /// Long enough that nothing ends by its age, and quick to find out.
 const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\
@@ -16,8 +16,12 @@ const DOWN: &str = "no link to Redis";
 const FOLLOWS: Duration = Duration::from_secs(3);
 
 fn started(cluster: &RedisCluster) -> Proxy {
+    started_with(cluster, "")
+}
+
+fn started_with(cluster: &RedisCluster, more: &str) -> Proxy {
     let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n";
-    let proxy = Proxy::start(&format!("{listen}daemon.worker_threads = 1\n{SETTINGS}{}", cluster.settings()));
+    let proxy = Proxy::start(&format!("{listen}daemon.worker_threads = 1\n{SETTINGS}{more}{}", cluster.settings()));
     proxy.expect_log(DOWN);
     await_ready(&proxy);
     proxy
@@ -155,6 +159,40 @@ fn a_flush_of_one_primary_drops_its_keys_alone() {
     assert!(gone.is_some());
     assert_hit(&read(&proxy, &keys[0]));
     assert_hit(&read(&proxy, &keys[2]));
+}
+
+#[test]
+fn a_user_with_no_more_rights_than_are_named_is_enough() {
+    let rights = "+get +pttl +client|tracking +client|trackinginfo +role +cluster|info +cluster|nodes +asking";
+    let user: Vec<_> = "--user proxy on >secret ~*".split(' ').chain(rights.split(' ')).collect();
+    let cluster = RedisCluster::start(3, 0, &user);
+    let login = "redis.username = \"proxy\"\nredis.password = \"secret\"\n";
+    let proxy = started_with(&cluster, login);
+    for key in keys(&cluster, 0) {
+        cluster.set(&key, "first");
+        assert_eq!(value(&proxy, &key), "first");
+        cluster.set(&key, "second");
+        await_value(&proxy, &key, "second");
+        await_hit(&proxy, &key);
+    }
+    let slot = cluster.slot(&cluster.key_of(0, 0));
+    cluster.begin_to_move(slot, 0, 1);
+    let key = cluster.key_of(0, 0);
+    cluster.move_keys(slot, 0, 1);
+    assert_eq!(value(&proxy, &key), "second", "of a slot that is on its way");
+    assert!(readyz(&proxy).1.contains("tracking"), "{}", readyz(&proxy).1);
+}
+
+#[test]
+fn a_cluster_is_reached_over_tls() {
+    let authority = Authority::new();
+    let cluster = RedisCluster::over_tls(3, &authority);
+    let proxy = started_with(&cluster, &format!("{}\n", authority.trusted()));
+    for key in keys(&cluster, 0) {
+        cluster.set(&key, "within");
+        assert_eq!(value(&proxy, &key), "within");
+        await_hit(&proxy, &key);
+    }
 }
 
 /// A command to a node to which its slot is on its way.

@@ -69,21 +69,8 @@ impl Plan {
         });
         let primary = &watched.redis[failovers.primary];
         let mut figures = figures(from_ref(&proxy));
-        let gap = Duration::from_nanos(longest_gap.load(Relaxed)).as_secs_f64() * 1000.0;
-        figures.push(("longest time without reads, ms", gap.round()));
-        let report = Report {
-            seed: self.seed,
-            server: version(primary),
-            took: world.clock.now(),
-            writes: world.writes.load(Relaxed),
-            unacknowledged: world.unacknowledged.load(Relaxed),
-            foreign_writes: world.foreign_writes.load(Relaxed),
-            tally,
-            faults,
-            footprint: Footprint::default(),
-            figures,
-            violations: world.violations.lock().unwrap().clone(),
-        };
+        figures.push(gap(&longest_gap));
+        let report = world.report(version(primary), (tally, faults), Footprint::default(), figures);
         proxy.finish();
         report
     }
@@ -156,6 +143,12 @@ impl Failovers<'_> {
         let copied: u64 = in_the_end(primary, &["WAIT", "1", "5000"]);
         assert_eq!(copied, 1, "the replica has not got everything");
     }
+}
+
+/// What was noted, as a figure of the report.
+pub(super) fn gap(longest: &AtomicU64) -> (&'static str, f64) {
+    let longest = Duration::from_nanos(longest.load(Relaxed));
+    ("longest time without reads, ms", (longest.as_secs_f64() * 1000.0).round())
 }
 
 /// Asks for a key that is never cached, and notes for how long at most that went unanswered.

@@ -9,14 +9,14 @@
 
 use std::collections::BTreeMap;
 use std::slice::from_ref;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 use redis::Value;
 
-use super::failover::{READY, SETTLED, look_for_gaps};
+use super::failover::{READY, SETTLED, gap, look_for_gaps};
 use super::faults::{answers_clients, compare_all};
 use super::footprint::Footprint;
 use super::report::{Recovery, Report};
@@ -70,21 +70,8 @@ impl Plan {
             (sum(readers), faults, owner)
         });
         let mut figures = figures(from_ref(&proxy));
-        let gap = Duration::from_nanos(longest_gap.load(Relaxed)).as_secs_f64() * 1000.0;
-        figures.push(("longest time without reads, ms", gap.round()));
-        let report = Report {
-            seed: self.seed,
-            server: version(&cluster.nodes[owner]),
-            took: world.clock.now(),
-            writes: world.writes.load(Relaxed),
-            unacknowledged: world.unacknowledged.load(Relaxed),
-            foreign_writes: world.foreign_writes.load(Relaxed),
-            tally,
-            faults,
-            footprint: Footprint::default(),
-            figures,
-            violations: world.violations.lock().unwrap().clone(),
-        };
+        figures.push(gap(&longest_gap));
+        let report = world.report(version(&cluster.nodes[owner]), (tally, faults), Footprint::default(), figures);
         proxy.finish();
         report
     }

@@ -7,7 +7,6 @@
 //! The rule: the soak may fail only for what the proxy did. What the machine or the harness did wrong is told apart.
 
 use std::panic::resume_unwind;
-use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -100,19 +99,7 @@ impl Plan {
         if let Some(complaint) = footprint.complaint() {
             world.violation(complaint);
         }
-        let report = Report {
-            seed: self.seed,
-            server: version(&redis),
-            took: world.clock.now(),
-            writes: world.writes.load(Relaxed),
-            unacknowledged: world.unacknowledged.load(Relaxed),
-            foreign_writes: world.foreign_writes.load(Relaxed),
-            tally,
-            faults,
-            footprint,
-            figures: figures(&proxies),
-            violations: world.violations.lock().unwrap().clone(),
-        };
+        let report = world.report(version(&redis), (tally, faults), footprint, figures(&proxies));
         proxies.into_iter().for_each(Proxy::finish);
         report
     }

@@ -6,6 +6,7 @@
 //! The rule: every choice of every thread comes from the seed, each thread's from a generator of its own. What the
 //! threads do is then the same each time; only their order is the machine's.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Mutex, RwLock};
@@ -16,7 +17,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::{Connection, RedisError, RedisResult};
 
+use super::footprint::Footprint;
 use super::history::{Begun, Effect, Found, KeyHistory};
+use super::report::{Recovery, Report, Tally};
 use super::weather::{Clock, Weather};
 use crate::support::redis_server;
 
@@ -102,6 +105,29 @@ impl World {
         let mut violations = self.violations.lock().unwrap();
         if violations.len() < MOST_VIOLATIONS {
             violations.push(text);
+        }
+    }
+
+    /// What came of it all.
+    pub(super) fn report(
+        &self,
+        server: String,
+        (tally, faults): (Tally, BTreeMap<&'static str, Vec<Recovery>>),
+        footprint: Footprint,
+        figures: Vec<(&'static str, f64)>,
+    ) -> Report {
+        Report {
+            seed: self.seed,
+            server,
+            took: self.clock.now(),
+            writes: self.writes.load(Relaxed),
+            unacknowledged: self.unacknowledged.load(Relaxed),
+            foreign_writes: self.foreign_writes.load(Relaxed),
+            tally,
+            faults,
+            footprint,
+            figures,
+            violations: self.violations.lock().unwrap().clone(),
         }
     }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, RedisResult, Value, cmd};
 
-use super::redis_server::{RedisServer, connect, free_port};
+use super::authority::Authority;
+use super::redis_server::{RedisServer, RedisServerBuilder, connect, free_port};
 use super::wait::{eventually, within};
 
 /// How many slots there are.
@@ -20,6 +21,7 @@ const BOUND: Duration = Duration::from_secs(30);
 pub(crate) struct RedisCluster {
     pub(crate) nodes: Vec<RedisServer>,
     primaries: usize,
+    is_tls: bool,
 }
 
 impl RedisCluster {
@@ -34,8 +36,22 @@ impl RedisCluster {
     }
 
     pub(crate) fn start(primaries: usize, replicas: usize, arguments: &[&str]) -> Self {
-        let nodes = (0..primaries + replicas).map(|_| node(arguments)).collect();
-        let cluster = Self { nodes, primaries };
+        let nodes = (0..primaries + replicas).map(|_| node(arguments, RedisServerBuilder::tcp)).collect();
+        Self { nodes, primaries, is_tls: false }.whole(replicas)
+    }
+
+    /// So many primaries, which speak nothing but TLS, by certificates of this authority.
+    pub(crate) fn over_tls(primaries: usize, authority: &Authority) -> Self {
+        let (certificate, key) = authority.issue("127.0.0.1");
+        let tls = |builder: RedisServerBuilder| builder.tls(&certificate, &key, &authority.file());
+        let nodes = (0..primaries).map(|_| node(&["--tls-cluster", "yes"], tls)).collect();
+        Self { nodes, primaries, is_tls: true }.whole(0)
+    }
+
+    /// Makes one cluster of the nodes.
+    fn whole(self, replicas: usize) -> Self {
+        let primaries = self.primaries;
+        let cluster = self;
         let share = |number: usize| u16::try_from(number * usize::from(SLOTS) / primaries).expect("a slot");
         for (number, node) in cluster.nodes.iter().enumerate() {
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
@@ -87,7 +103,8 @@ impl RedisCluster {
     }
 
     pub(crate) fn port(&self, number: usize) -> u16 {
-        self.nodes[number].tcp_address().port()
+        let node = &self.nodes[number];
+        if self.is_tls { node.tls_address().port() } else { node.tcp_address().port() }
     }
 
     fn bus_port(&self, number: usize) -> u16 {
@@ -190,17 +207,17 @@ impl RedisCluster {
 
     /// The keys of `[redis]` that lead to it.
     pub(crate) fn settings(&self) -> String {
-        let seeds: Vec<_> =
-            self.nodes.iter().take(2).map(|node| format!("\"redis://{}\"", node.tcp_address())).collect();
+        let scheme = if self.is_tls { "rediss" } else { "redis" };
+        let seeds = [0, 1].map(|node| format!("\"{scheme}://127.0.0.1:{}\"", self.port(node)));
         format!("redis.mode = \"cluster\"\nredis.seeds = [{}]\n", seeds.join(", "))
     }
 }
 
-fn node(arguments: &[&str]) -> RedisServer {
+fn node(arguments: &[&str], listens: impl Fn(RedisServerBuilder) -> RedisServerBuilder) -> RedisServer {
     let bus = free_port().to_string();
     let own = ["--cluster-enabled", "yes", "--cluster-node-timeout", NODE_TIMEOUT, "--cluster-port", &bus];
     let quick = ["--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no"];
-    RedisServer::builder().tcp().arguments(&own).arguments(&quick).arguments(arguments).start()
+    listens(RedisServer::builder()).arguments(&own).arguments(&quick).arguments(arguments).start()
 }
 
 /// The answer of a node, which must be one.
