@@ -434,8 +434,9 @@ mod outages {
         }
         redis.restart();
         await_ready(&proxy);
+        // Lines come a moment after what they tell of.
+        eventually("it is over", || (lines_that_say(&proxy, "connected to Redis") == 2).then_some(()));
         let told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
-        assert_eq!(lines_that_say(&proxy, "connected to Redis"), 2, "{told:#?}");
         let warnings = proxy.log_lines().iter().filter(|line| line.is_trouble()).count();
         assert_eq!(warnings, 1, "{told:#?}");
     }
