@@ -295,22 +295,22 @@ async fn a_shorter_ttl_holds_for_what_is_cached_and_a_longer_one_revives_nothing
 
 #[tokio::test]
 async fn the_policy_changes_with_what_is_cached() {
-    let cache = cache(settings(10));
-    for number in 0..10 {
+    let cache = cache(settings(100));
+    for number in 0..100 {
         outcome(&cache, &format!("{number}")).await;
     }
-    cache.apply(&Settings { policy: Policy::Tinylfu, ..settings(10) });
-    assert_eq!(cache.statistics().entries, 10);
-    for number in 0..10 {
+    cache.apply(&Settings { policy: Policy::Tinylfu, ..settings(100) });
+    assert_eq!(cache.statistics().entries, 100);
+    for number in 0..100 {
         assert_eq!(outcome(&cache, &format!("{number}")).await, Outcome::Hit);
         assert_eq!(outcome(&cache, &format!("{number}")).await, Outcome::Hit);
     }
     // Keys asked for once do not drive out keys asked for often.
-    for number in 100..200 {
+    for number in 100..300 {
         outcome(&cache, &format!("{number}")).await;
     }
-    let kept = (0..10).filter(|number| keys(&cache).contains(&number.to_string())).count();
-    assert!(kept >= 8, "{kept} of 10 kept");
+    let kept = (0..100).filter(|number| keys(&cache).contains(&number.to_string())).count();
+    assert!(kept >= 80, "{kept} of 100 kept");
 }
 
 #[tokio::test(start_paused = true)]

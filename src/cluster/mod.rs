@@ -517,7 +517,7 @@ impl Shared {
     /// Those of the cache of a primary with so many slots.
     fn settings_of_cache(&self, slots: usize) -> cache::Settings {
         let whole = lock(&self.cache_settings).clone();
-        let capacity = (whole.capacity * slots).div_ceil(SLOTS).max(1);
+        let capacity = whole.capacity.saturating_mul(slots).div_ceil(SLOTS).max(1);
         // See above: of a slot that is on its way nobody tells what comes to be.
         let is_told = whole.coherence != CoherenceMode::Ttl;
         let ttl_absent = if is_told { AbsentTtl::Fixed(Duration::ZERO) } else { whole.ttl_absent };
