@@ -77,6 +77,8 @@ struct Routes {
     map: SlotMap,
     units: HashMap<Address, Arc<Unit>>,
     by_slot: Box<[Option<Arc<Unit>>]>,
+    /// Those of `by_slot`, each once, in its order.
+    primaries: Vec<NodeName>,
     /// Nodes that may be asked about the cluster, beside the units.
     others: Vec<Address>,
 }
@@ -120,6 +122,7 @@ impl Cluster {
             map: SlotMap::unknown(),
             units: HashMap::new(),
             by_slot: vec![None; SLOTS].into(),
+            primaries: Vec::new(),
             others: Vec::new(),
         };
         Ok(Self(Arc::new(Shared {
@@ -247,14 +250,7 @@ impl Cluster {
 
     /// All who serve slots, in the order of the slots.
     pub fn primaries(&self) -> Vec<NodeName> {
-        let routes = self.0.routes.load();
-        let mut names: Vec<_> = Vec::new();
-        for unit in routes.by_slot.iter().flatten() {
-            if names.last() != Some(&unit.name) && !names.contains(&unit.name) {
-                names.push(unit.name);
-            }
-        }
-        names
+        self.0.routes.load().primaries.clone()
     }
 
     /// Heeds `MOVED`, which `node` said: who is at `address` serves the slot from now on.
@@ -307,30 +303,15 @@ impl Cluster {
         }
     }
 
-    /// Whether memory holds all that the owner of `slot` acknowledged before `since`.
-    pub fn is_current(&self, slot: u16, since: Instant) -> bool {
-        let routes = self.0.routes.load();
-        routes.by_slot[usize::from(slot)].as_ref().is_some_and(|unit| unit.backend.is_current(since))
-    }
-
-    /// The same for all slots.
+    /// Whether memory holds all that anybody acknowledged before `since`.
     pub(crate) fn is_current_everywhere(&self, since: Instant) -> bool {
         self.0.routes.load().units.values().all(|unit| unit.backend.is_current(since) || unit.has_nothing_fresh())
     }
 
-    /// Returns once memory holds all that the owner of `slot` acknowledged before `since`.
+    /// Returns once memory holds all that anybody acknowledged before `since`.
     ///
     /// # Errors
-    /// It cannot be asked, or does not answer in time.
-    pub async fn fence(&self, slot: u16, since: Instant) -> Result<Fence, BackendError> {
-        let unit = self.0.routes.load().by_slot[usize::from(slot)].clone();
-        match unit {
-            Some(unit) => unit.backend.fence(since).await,
-            None => Err(BackendError::Unavailable("CLUSTERDOWN".into())),
-        }
-    }
-
-    /// The same for all slots.
+    /// One who answers otherwise cannot be asked, or does not answer in time.
     pub(crate) async fn fence_everywhere(&self, since: Instant) -> Result<Fence, BackendError> {
         let mut units = self.0.units();
         units.retain(|unit| !unit.has_nothing_fresh());
@@ -563,8 +544,14 @@ impl Shared {
                 unit.cache.invalidate_where(|key| slots.contains(&slot(key)));
             }
         }
+        let mut primaries: Vec<NodeName> = Vec::new();
+        for unit in by_slot.iter().flatten() {
+            if primaries.last() != Some(&unit.name) && !primaries.contains(&unit.name) {
+                primaries.push(unit.name);
+            }
+        }
         let version = before.version + 1;
-        self.routes.store(Arc::new(Routes { version, map, units, by_slot, others }));
+        self.routes.store(Arc::new(Routes { version, map, units, by_slot, primaries, others }));
     }
 
     /// Nothing is read there any more, and nothing that was is given.

@@ -93,7 +93,7 @@ const OF_ANY: &[(&str, &[&str])] = &[
 const MULTI_KEY: &[&str] = &["mget", "del", "exists", "unlink", "touch"];
 
 /// An error as it goes over the wire.
-pub(super) fn error(text: &str) -> Bytes {
+pub(super) fn error(text: impl AsRef<[u8]>) -> Bytes {
     let mut out = BytesMut::new();
     write_error(&mut out, text);
     out.freeze()
@@ -107,7 +107,7 @@ pub(super) fn crossslot() -> Bytes {
 /// That a command means nothing here.
 pub(super) fn of_one_node(arguments: Arguments<'_>) -> Bytes {
     let name = String::from_utf8_lossy(arguments.get(0)).to_ascii_uppercase();
-    error(&format!(
+    error(format!(
         "ERR redis-proxy: {name} is about one node, and there are many behind this address; ask a node itself"
     ))
 }

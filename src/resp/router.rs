@@ -24,8 +24,8 @@ use super::gather::{Gather, write_together};
 use super::key_table::KeyTable;
 use super::link::Link;
 use super::output::Output;
-use super::reply::{ReplyScanner, write_error};
-use super::request::{Progress, RequestLimits, RequestParser};
+use super::reply::ReplyScanner;
+use super::request::{Arguments, Progress, RequestLimits, RequestParser};
 use super::route::{Route, asking, crossslot, error, of_one_node, route};
 use crate::backend::{BackendError, Client, Tied};
 use crate::cluster::{Cluster, NodeName};
@@ -577,10 +577,7 @@ impl Router {
                 return true;
             }
             Err(problem) => {
-                let mut line = BytesMut::new();
-                write_error(&mut line, [b"ERR ", &*problem.bytes()].concat());
-                self.pending.push_back(Pending::Ready(line.freeze()));
-                self.give_up_input();
+                self.end_with([b"ERR ", &*problem.bytes()].concat());
                 return true;
             }
         };
@@ -590,16 +587,17 @@ impl Router {
             return true;
         }
         let (route, is_read) = route(&self.terms.table, arguments);
-        let refusal = of_one_node(arguments);
+        let is_alone = self.transaction == Transaction::None;
+        let route = if is_alone { route } else { within_transaction(route, arguments) };
         let known = self.terms.table.find(arguments);
-        let may_block = known.is_some_and(|command| command.may_block) && self.transaction == Transaction::None;
-        let is_taken = self.go(route, is_read, length, refusal);
+        let may_block = is_alone && known.is_some_and(|command| command.may_block);
+        let is_taken = self.go(route, is_read, length);
         // What is said behind it is done behind it, at other nodes too.
         self.is_holding |= is_taken && may_block;
         is_taken
     }
 
-    fn end_with(&mut self, text: &str) {
+    fn end_with(&mut self, text: impl AsRef<[u8]>) {
         self.pending.push_back(Pending::Ready(error(text)));
         self.give_up_input();
     }
@@ -609,23 +607,14 @@ impl Router {
         self.input.clear();
     }
 
-    /// Sends the command that is the first `length` bytes on its way, if it is its turn. `refusal` says that it cannot be done
-    /// in a transaction.
-    fn go(&mut self, route: Route, is_read: bool, length: usize, refusal: Bytes) -> bool {
+    /// Sends the command that is the first `length` bytes on its way, if it is its turn.
+    fn go(&mut self, route: Route, is_read: bool, length: usize) -> bool {
         let is_in_transaction = self.transaction != Transaction::None;
         match route {
-            Route::Refused(_) | Route::Split(..) | Route::All(_) | Route::Login | Route::Pipe(_)
-                if is_in_transaction =>
-            {
-                self.is_spoilt = true;
-                let answer = match route {
-                    Route::Refused(answer) => answer,
-                    Route::Split(..) => crossslot(),
-                    _ => refusal,
-                };
+            Route::Refused(answer) => {
+                self.is_spoilt |= is_in_transaction;
                 self.answer(answer, length);
             }
-            Route::Refused(answer) => self.answer(answer, length),
             Route::Slot(_) | Route::Any | Route::Wrong if is_in_transaction => {
                 return self.go_in_transaction(&route, length);
             }
@@ -881,6 +870,15 @@ impl Pending {
             Self::Ready(_) => None,
             Self::Asked(asked) => Some(asked),
         }
+    }
+}
+
+/// The same, but what no one node can keep for `EXEC` is refused.
+fn within_transaction(route: Route, arguments: Arguments<'_>) -> Route {
+    match route {
+        Route::Split(..) => Route::Refused(crossslot()),
+        Route::All(_) | Route::Login | Route::Pipe(_) => Route::Refused(of_one_node(arguments)),
+        route => route,
     }
 }
 
