@@ -25,6 +25,10 @@ use redis_proxy::proxy::{Proxy, Upstream};
 use tokio::runtime::{Builder, Handle};
 use tracing::Span;
 
+/// The same as the daemon's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let numbers = arguments.iter().skip(1).map(|word| word.parse()).collect::<Result<Vec<u64>, _>>()?;

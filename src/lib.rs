@@ -12,6 +12,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+mod frame;
 pub mod health;
 pub mod hotkeys;
 pub mod http;

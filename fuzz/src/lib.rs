@@ -4,6 +4,7 @@
 //! `corpus/`. A check holds the code against something that was written otherwise: a reference as plain as can be, another
 //! library, or the same code given the same bytes in other pieces.
 
+pub mod answers;
 pub mod config;
 pub mod http_key;
 pub mod pieces;

@@ -9,16 +9,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, ServerError, Value,
-};
+use redis::{Cmd, ServerError, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::address::Address;
-use super::reply::{self, ask, is_final, not_admitted, refused, unreachable};
+use super::connection::{Connection, Heed};
+use super::reply::{ask, is_final, not_admitted, refused, unreachable};
 use super::stream::{Opener, PrepareError, Stream};
 use super::topology::{Left, Place, Topology};
 use super::tracking::{self, Listener, Tracking, Untracked};
@@ -38,12 +36,12 @@ const CREDENTIAL: &str = "redis-password";
 /// Why a link that could go on does not.
 pub(super) const MOVED: &str = "the sentinels name another primary";
 
-/// What reads and writes the stream, for as long as there is a connection.
-pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// What reads and writes the stream, for as long as there is a connection; then, why there is none.
+pub(super) type Driver = Pin<Box<dyn Future<Output = BackendError> + Send>>;
 
 /// A connection whose handshake is complete.
 pub(super) struct Connected {
-    pub(super) connection: MultiplexedConnection,
+    pub(super) connection: Connection,
     pub(super) driver: Driver,
     pub(super) activity: Arc<Activity>,
     pub(super) tracking: Option<Granted>,
@@ -171,13 +169,13 @@ impl Connector {
     }
 
     /// Returns when what answers there says that it is no primary, where it has to be one.
-    pub(super) async fn demoted(&self, mut connection: MultiplexedConnection) -> BackendError {
+    pub(super) async fn demoted(&self, connection: &Connection) -> BackendError {
         loop {
             if !self.topology.wants_primary() {
                 std::future::pending::<()>().await;
             }
             sleep(self.settings.ping_interval).await;
-            match require_primary(&mut connection).await {
+            match require_primary(connection).await {
                 Err(error) if error != BackendError::Disconnected => return error,
                 // That the stream has ended is the driver's to report.
                 _ => {}
@@ -187,16 +185,16 @@ impl Connector {
 
     /// Whether what answers there may say what its keys hold: a node of a cluster has to be a primary still, and the cluster
     /// to work as far as the node knows.
-    pub(super) async fn is_in_charge(&self, mut connection: MultiplexedConnection) -> Result<bool, BackendError> {
+    pub(super) async fn is_in_charge(&self, connection: &Connection) -> Result<bool, BackendError> {
         if !self.topology.wants_cluster() {
             return Ok(true);
         }
-        match require_primary(&mut connection).await {
+        match require_primary(connection).await {
             // Whoever asks whether it was demoted ends the link.
             Err(error) if error != BackendError::Disconnected => return Ok(false),
             answer => answer?,
         }
-        let info = ask(&mut connection, redis::cmd("CLUSTER").arg("INFO")).await?;
+        let info = ask(connection, redis::cmd("CLUSTER").arg("INFO")).await?;
         Ok(tracking::text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
     }
 
@@ -217,17 +215,12 @@ impl Connector {
 
     /// A link over RESP2, over which Redis tells nothing.
     pub(super) async fn connect_untracked(&self) -> Result<Connected, BackendError> {
-        let mut connected = match self.start(RedisConnectionInfo::default(), AsyncConnectionConfig::new()).await {
-            Ok(connected) => connected,
-            Err(Untracked::NoAnswer(error)) => return Err(error),
-            Err(Untracked::Refused(reason)) => return Err(unreachable(&reason)),
-        };
-        let mut connection = connected.connection.clone();
+        let mut connected = self.start(Box::new(|_| ())).await?;
         let shaken = async {
             if let Some(login) = &self.login {
-                authenticate(&mut connection, login).await?;
+                authenticate(&connected.connection, login).await?;
             }
-            self.shake_hands(&mut connection).await
+            self.shake_hands(&connected.connection).await
         };
         driven(&mut connected.driver, shaken).await?;
         Ok(connected)
@@ -236,19 +229,12 @@ impl Connector {
     /// A link over RESP3, with tracking if Redis grants it, and without if it may grant it later. `listener` is told what
     /// Redis tells.
     pub(super) async fn connect_tracked(&self, listener: Listener) -> Result<Connected, Untracked> {
-        let heed = move |push| {
-            listener.heed(push);
-            Ok::<_, ()>(())
-        };
-        let info = hello_info(self.login.as_ref());
-        let mut connected = self.start(info, AsyncConnectionConfig::new().set_push_sender(heed)).await?;
-        let mut connection = connected.connection.clone();
+        let mut connected = self.start(Box::new(move |push| listener.heed(push))).await?;
+        let connection = &connected.connection;
+        driven(&mut connected.driver, greet(connection, self.login.as_ref())).await?;
         let asked = Instant::now();
-        let started = async {
-            self.shake_hands(&mut connection).await?;
-            Ok(tracking::start(&mut connection).await)
-        };
-        match driven(&mut connected.driver, started).await? {
+        driven(&mut connected.driver, self.shake_hands(connection)).await?;
+        match driven(&mut connected.driver, tracking::start(connection)).await {
             Ok(tracking) => connected.tracking = Some((tracking, asked)),
             Err(Untracked::Refused(reason)) => connected.refusal = Some(reason),
             Err(error) => return Err(error),
@@ -256,19 +242,15 @@ impl Connector {
         Ok(connected)
     }
 
-    /// Opens a stream and speaks the protocol of `info` on it, which for RESP3 begins with HELLO.
-    async fn start(&self, info: RedisConnectionInfo, config: AsyncConnectionConfig) -> Result<Connected, Untracked> {
+    /// Opens a stream, on which nothing is said yet.
+    async fn start(&self, heed: Heed) -> Result<Connected, BackendError> {
         let (stream, activity) = Observed::new(self.opener.open(&self.address().endpoint, self.failures).await?);
-        let config = config.set_response_timeout(None).set_connection_timeout(None);
-        let has_login = info.password().is_some();
-        let started = MultiplexedConnection::new_with_config(&info.set_skip_set_lib_name(), stream, config).await;
-        let (connection, driver) = started.map_err(|error| hello_refused(&error, has_login))?;
-        let driver = Box::pin(driver);
-        Ok(Connected { connection, driver, activity, tracking: None, refusal: None })
+        let (connection, driver) = Connection::over(stream, heed);
+        Ok(Connected { connection, driver: Box::pin(driver), activity, tracking: None, refusal: None })
     }
 
     /// Chooses the database, says who we are, and sees whether Redis answers.
-    async fn shake_hands(&self, connection: &mut MultiplexedConnection) -> Result<(), BackendError> {
+    async fn shake_hands(&self, connection: &Connection) -> Result<(), BackendError> {
         if self.settings.url.database != 0 {
             let mut select = redis::cmd("SELECT");
             demand(connection, select.arg(self.settings.url.database), refused_link).await?;
@@ -291,9 +273,8 @@ impl Connector {
 }
 
 /// Redis itself has to say, too, that it is the primary: who was told so may not be it yet.
-async fn require_primary(connection: &mut MultiplexedConnection) -> Result<(), BackendError> {
-    let role = connection.send_packed_command(&redis::cmd("ROLE")).await.map_err(|error| reply::classify(&error))?;
-    match role {
+async fn require_primary(connection: &Connection) -> Result<(), BackendError> {
+    match connection.ask(&redis::cmd("ROLE")).await? {
         Value::ServerError(error) => Err(refused_link(&error)),
         Value::Array(parts) if parts.first().and_then(tracking::text) == Some("master") => Ok(()),
         _ => Err(unreachable(&"it is called a primary, but it is a replica (ROLE)")),
@@ -301,45 +282,51 @@ async fn require_primary(connection: &mut MultiplexedConnection) -> Result<(), B
 }
 
 /// Runs the handshake while the driver moves its bytes.
-async fn driven<T>(
+pub(super) async fn driven<T, E: From<BackendError>>(
     driver: &mut Driver,
-    handshake: impl Future<Output = Result<T, BackendError>>,
-) -> Result<T, BackendError> {
+    handshake: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let mut handshake = pin!(handshake);
     tokio::select! {
         biased;
         shaken = &mut handshake => shaken,
-        () = driver => {
+        ended = driver => {
             // What Redis said before it hung up is the better reason.
             handshake.await?;
-            Err(unreachable(&"Redis closed the connection during the handshake"))
+            Err(ended.into())
         }
     }
 }
 
-/// What HELLO is told of who we are.
-pub(super) fn hello_info(login: Option<&Login>) -> RedisConnectionInfo {
-    let info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
-    let Some(login) = login else { return info };
-    info.set_username(login.user()).set_password(login.password.reveal())
-}
-
-/// What it means that a connection could not begin with HELLO.
-pub(super) fn hello_refused(error: &RedisError, has_login: bool) -> Untracked {
-    let details = error.detail().unwrap_or_default();
-    let begins = |with| details.to_ascii_lowercase().starts_with(with);
-    match error.code() {
-        None if error.kind() == ErrorKind::RESP3NotSupported => Untracked::Refused("it does not know HELLO".to_owned()),
-        None => unreachable(&format_args!("the handshake failed: {error}")).into(),
-        Some("ERR") if begins("unknown") => Untracked::Refused("it does not know HELLO".to_owned()),
-        Some("NOPROTO") => Untracked::Refused("it does not speak RESP3".to_owned()),
-        Some("ERR") if is_full(details) => full().into(),
-        Some(code) if has_login && is_final(code) => refused_login(code).into(),
-        Some(code) => refused_with(code, details).into(),
+/// Begins with HELLO, which asks for RESP3 and says who we are.
+pub(super) async fn greet(connection: &Connection, login: Option<&Login>) -> Result<(), Untracked> {
+    let mut hello = redis::cmd("HELLO");
+    hello.arg(3);
+    if let Some(login) = login {
+        hello.arg("AUTH").arg(login.user()).arg(login.password.reveal());
+    }
+    match ask(connection, &hello).await? {
+        Value::ServerError(error) => {
+            Err(hello_refused(error.code(), error.details().unwrap_or_default(), login.is_some()))
+        }
+        _ => Ok(()),
     }
 }
 
-async fn authenticate(connection: &mut MultiplexedConnection, login: &Login) -> Result<(), BackendError> {
+/// What it means that HELLO was answered with an error.
+fn hello_refused(code: &str, details: &str, has_login: bool) -> Untracked {
+    match code {
+        "ERR" if details.to_ascii_lowercase().starts_with("unknown") => {
+            Untracked::Refused("it does not know HELLO".to_owned())
+        }
+        "NOPROTO" => Untracked::Refused("it does not speak RESP3".to_owned()),
+        "ERR" if is_full(details) => full().into(),
+        code if has_login && is_final(code) => refused_login(code).into(),
+        code => refused_with(code, details).into(),
+    }
+}
+
+async fn authenticate(connection: &Connection, login: &Login) -> Result<(), BackendError> {
     demand(connection, &login.command(), |error| refused_login(error.code())).await
 }
 
@@ -358,7 +345,7 @@ fn refused_with(code: &str, details: &str) -> BackendError {
 
 /// One command of the handshake; `refused` says what it means that Redis answers with an error.
 async fn demand(
-    connection: &mut MultiplexedConnection,
+    connection: &Connection,
     command: &Cmd,
     refused: impl FnOnce(&ServerError) -> BackendError,
 ) -> Result<(), BackendError> {

@@ -3,19 +3,20 @@
 //! A link is [`LinkState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
 //! PING goes unanswered; nobody is ever given a link that is neither. What was learnt over a link is worth nothing once
 //! it is lost, since changes may have gone untold: the cache is told after nobody can get the link any more and nothing
-//! is read from it, and it starts anew before anybody can get the next. The redis crate's `MultiplexedConnection`
-//! carries the requests; connecting and watching are done here, because its `ConnectionManager` hides when a link
-//! was lost, and loses the tracking with it.
+//! is read from it, and it starts anew before anybody can get the next. A connection that mends itself would hide that it
+//! was lost, and lose the tracking with it.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use redis::Value;
-use redis::aio::MultiplexedConnection;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::connection::{Connection, UNASKED};
 use super::handshake::{Connected, Connector, Granted, MOVED};
 use super::probe::{Ended, Probe};
 use super::reply::{not_admitted, unreachable};
@@ -31,6 +32,13 @@ use crate::metrics::{Invalidation, Metrics};
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// Where Redis refused to track, it is asked again so often: its operator may have allowed it meanwhile.
 const TRACKING_RETRY: Duration = Duration::from_secs(5);
+
+/// What can become of a link.
+enum Event {
+    Lost(BackendError),
+    /// Redis tells of changes over it from now on.
+    Granted(Granted),
+}
 
 /// The one who connects, and connects again.
 pub struct Link {
@@ -225,22 +233,16 @@ impl Link {
         // What was said of the link before this one has been heeded.
         settle(&self.calls.distrusted).await;
         settle(&self.calls.overdue).await;
-        let mut left = self.connector.left();
         loop {
             let Connected { connection, driver, activity, tracking, refusal } = &mut connected;
-            let granted = tokio::select! {
-                () = &mut left => return unreachable(&MOVED),
-                () = driver => return BackendError::Unreachable("Redis closed the connection".into()),
-                error = self.connector.demoted(connection.clone()) => return error,
-                () = self.silence(connection.clone(), activity, *tracking) => return BackendError::TimedOut,
-                () = self.calls.overdue.notified() => return BackendError::TimedOut,
-                () = self.calls.distrusted.notified() => {
-                    return unreachable(&"Redis gave an answer that nothing asked for");
-                }
-                () = self.probe(connection.clone()), if self.is_probing(*tracking) => {
-                    return unreachable(&"Redis did not tell of a change that it had acknowledged");
-                }
-                granted = track_again(connection.clone()), if refusal.is_some() => granted,
+            let driven = async { Event::Lost(driver.await) };
+            let watched = self.watch(connection, activity, (*tracking, refusal.is_some()));
+            // Each is looked at only when there is something new for it: the driver is woken by every read.
+            let both: [Pin<Box<dyn Future<Output = Event> + Send + '_>>; 2] = [Box::pin(driven), Box::pin(watched)];
+            let granted = match both.into_iter().collect::<FuturesUnordered<_>>().next().await {
+                Some(Event::Granted(granted)) => granted,
+                Some(Event::Lost(error)) => return error,
+                None => return BackendError::Disconnected,
             };
             (*tracking, *refusal) = (Some(granted), None);
             self.tracked(granted.0, granted.1);
@@ -249,9 +251,30 @@ impl Link {
         }
     }
 
+    /// Returns when a link cannot be relied on any more, though its stream goes on, or when Redis grants the tracking that
+    /// it `is_refused`.
+    async fn watch(
+        &self,
+        connection: &Connection,
+        activity: &Activity,
+        (tracking, is_refused): (Option<Granted>, bool),
+    ) -> Event {
+        Event::Lost(tokio::select! {
+            () = self.connector.left() => unreachable(&MOVED),
+            error = self.connector.demoted(connection) => error,
+            () = self.silence(connection, activity, tracking) => BackendError::TimedOut,
+            () = self.calls.overdue.notified() => BackendError::TimedOut,
+            () = self.calls.distrusted.notified() => unreachable(&UNASKED),
+            () = self.probe(connection), if self.is_probing(tracking) => {
+                unreachable(&"Redis did not tell of a change that it had acknowledged")
+            }
+            granted = track_again(connection), if is_refused => return Event::Granted(granted),
+        })
+    }
+
     /// Returns when a PING went unanswered and not a byte of anything else came either. Without tracking a link is
     /// asked only when it is silent; with it always, since each answer proves that all changes are known.
-    async fn silence(&self, mut connection: MultiplexedConnection, activity: &Activity, tracking: Option<Granted>) {
+    async fn silence(&self, connection: &Connection, activity: &Activity, tracking: Option<Granted>) {
         let mut number = 0_u64;
         let mut asked = tracking.map_or_else(Instant::now, |(_, asked)| asked);
         loop {
@@ -265,7 +288,7 @@ impl Link {
             asked = Instant::now();
             number = number.wrapping_add(1);
             let name = number.to_string();
-            match self.unless_silent(activity, self.connector.is_in_charge(connection.clone())).await {
+            match self.unless_silent(activity, self.connector.is_in_charge(connection)).await {
                 None => return,
                 // It vouches for nothing, or the stream has ended, which is the driver's to report.
                 Some(Ok(false)) => continue,
@@ -274,7 +297,7 @@ impl Link {
             }
             let mut ping = redis::cmd("PING");
             ping.arg(&name);
-            match self.unless_silent(activity, connection.send_packed_command(&ping)).await {
+            match self.unless_silent(activity, connection.ask(&ping)).await {
                 None => return,
                 // The stream has ended, which is the driver's to report.
                 Some(Err(_)) => std::future::pending().await,
@@ -293,14 +316,14 @@ impl Link {
     }
 
     /// Probes the link for as long as it tells; returns when it does not.
-    async fn probe(&self, link: MultiplexedConnection) {
+    async fn probe(&self, link: &Connection) {
         let times = (self.settings.probe_interval, self.settings.response_timeout);
         loop {
             let connected = timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
             if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
                 let ended = tokio::select! {
-                    ended = self.probe.run(link.clone(), writer, times, &self.metrics) => ended,
-                    () = driver => Ended::Disconnected,
+                    ended = self.probe.run(link, &writer, times, &self.metrics) => ended,
+                    _ = driver => Ended::Disconnected,
                 };
                 match ended {
                     Ended::Untold => return,
@@ -353,11 +376,11 @@ impl Drop for Link {
 }
 
 /// Asks for tracking now and then, until Redis grants it.
-async fn track_again(mut connection: MultiplexedConnection) -> Granted {
+async fn track_again(connection: &Connection) -> Granted {
     loop {
         sleep(TRACKING_RETRY).await;
         let asked = Instant::now();
-        if let Ok(tracking) = tracking::start(&mut connection).await {
+        if let Ok(tracking) = tracking::start(connection).await {
             return (tracking, asked);
         }
     }

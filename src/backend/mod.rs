@@ -5,10 +5,12 @@
 //! last, whatever Redis does.
 
 mod address;
+mod connection;
 mod handshake;
 mod last_words;
 mod link;
 mod probe;
+mod reader;
 mod reply;
 mod scout;
 mod seeds;
@@ -22,12 +24,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::Address;
+use self::connection::Connection;
 pub use self::link::Link;
 pub use self::reply::Redirect;
 pub(crate) use self::reply::Reply;
@@ -40,6 +43,8 @@ pub use self::topology::Tied;
 use self::topology::Topology;
 use self::tracking::Tracking;
 // For the fuzz targets.
+#[doc(hidden)]
+pub use self::reader::{Reader, Unreadable};
 #[doc(hidden)]
 pub use self::tracking::{Changed, read_push};
 use crate::cache::{Cache, Fetched, Vanished};
@@ -337,7 +342,7 @@ enum LinkState {
     /// Nothing has come of the first attempt to connect yet.
     Starting,
     /// Ready for requests, and if Redis tells of changes, how.
-    Up(MultiplexedConnection, Option<Tracking>),
+    Up(Connection, Option<Tracking>),
     /// Not connected, for this reason.
     Down(BackendError),
 }
@@ -578,14 +583,14 @@ impl Shared {
     async fn ask(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
         let (link, tracking) = self.link(deadline).await?;
         if asking == Asking::Yes {
-            return self.put(Question::Asking, link, key, deadline).await;
+            return self.put(Question::Asking, &link, key, deadline).await;
         }
         if tracking.is_some() {
-            return self.put(Question::Pair, link, key, deadline).await;
+            return self.put(Question::Pair, &link, key, deadline).await;
         }
-        match self.put(Question::Transaction, link.clone(), key, deadline).await {
+        match self.put(Question::Transaction, &link, key, deadline).await {
             // Short of memory, Redis queues nothing, though it reads.
-            Err(BackendError::Refused(code)) if &*code == "OOM" => self.put(Question::Pair, link, key, deadline).await,
+            Err(BackendError::Refused(code)) if &*code == "OOM" => self.put(Question::Pair, &link, key, deadline).await,
             answer => answer,
         }
     }
@@ -593,16 +598,17 @@ impl Shared {
     async fn put(
         &self,
         question: Question,
-        mut link: MultiplexedConnection,
+        link: &Connection,
         key: &Key,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let (commands, answers) = question.commands(key.as_bytes());
         let (asked, answered) = (Instant::now(), self.answered.load(Relaxed));
         if asked >= deadline {
             return Err(BackendError::TimedOut);
         }
-        let Ok(replies) = timeout_at(deadline, link.send_packed_commands(&commands, 0, answers)).await else {
+        let write = |commands: &mut BytesMut| question.write(key.as_bytes(), commands);
+        let replies = link.ask_together(question.commands(), Some(deadline), write).await;
+        if replies == Err(BackendError::TimedOut) {
             // Redis answers in order. If it answered nobody since, what it owes stands in the way of all who ask next:
             // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn
             // so long that there was little time left for Redis proves nothing.
@@ -610,9 +616,8 @@ impl Shared {
             if waited && self.answered.load(Relaxed) == answered {
                 self.calls.overdue.notify_one();
             }
-            return Err(BackendError::TimedOut);
-        };
-        let replies = replies.map_err(|error| reply::classify(&error))?;
+        }
+        let replies = replies?;
         self.answered.fetch_add(1, Relaxed);
         self.metrics.fetched(asked.elapsed());
         if let Ok(reply) = question.read(replies) {
@@ -628,6 +633,9 @@ impl Shared {
 
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
     async fn link(&self, deadline: Instant) -> Result<Linked, BackendError> {
+        if let LinkState::Up(connection, tracking) = &*self.link.borrow() {
+            return Ok((connection.clone(), *tracking));
+        }
         let mut link = self.link.clone();
         let patience = match &*link.borrow_and_update() {
             LinkState::Up(connection, tracking) => return Ok((connection.clone(), *tracking)),
@@ -697,7 +705,7 @@ impl Shared {
 }
 
 /// A link, and whether Redis tells of changes over it.
-type Linked = (MultiplexedConnection, Option<Tracking>);
+type Linked = (Connection, Option<Tracking>);
 
 /// A place in a queue of limited length, free again when dropped.
 struct Place<'a>(&'a AtomicUsize);

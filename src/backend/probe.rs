@@ -7,11 +7,11 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::connection::Connection;
 use crate::metrics::Metrics;
 
 /// Under it the proxy writes, where it was told to.
@@ -68,8 +68,8 @@ impl Probe {
     /// told over `link`. A lag is counted from when the write was acknowledged; zero: it was heeded before.
     pub(super) async fn run(
         &self,
-        mut link: MultiplexedConnection,
-        mut writer: MultiplexedConnection,
+        link: &Connection,
+        writer: &Connection,
         (interval, patience): (Duration, Duration),
         metrics: &Metrics,
     ) -> Ended {
@@ -81,11 +81,11 @@ impl Probe {
         get.arg(&self.key);
         loop {
             // Redis tells those who have read the key since it was last told of.
-            if let Err(ended) = ask(&mut link, &get, patience).await {
+            if let Err(ended) = ask(link, &get, patience).await {
                 return ended;
             }
             heeded.mark_unchanged();
-            if let Err(ended) = ask(&mut writer, &set, patience).await {
+            if let Err(ended) = ask(writer, &set, patience).await {
                 return ended;
             }
             let acknowledged = Instant::now();
@@ -100,8 +100,8 @@ impl Probe {
     }
 }
 
-async fn ask(connection: &mut MultiplexedConnection, command: &Cmd, patience: Duration) -> Result<(), Ended> {
-    let Ok(answer) = timeout(patience, connection.send_packed_command(command)).await else {
+async fn ask(connection: &Connection, command: &Cmd, patience: Duration) -> Result<(), Ended> {
+    let Ok(answer) = timeout(patience, connection.ask(command)).await else {
         return Err(Ended::Disconnected);
     };
     match answer {

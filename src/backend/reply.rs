@@ -6,11 +6,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, Value};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use redis::{Cmd, Value};
 
 use super::BackendError;
+use super::connection::Connection;
 
 /// What Redis has for a key: nothing, or its value, with its time to live if it has one.
 pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
@@ -28,19 +28,32 @@ pub(super) enum Question {
 }
 
 impl Question {
-    /// The commands, and how many answers they have.
-    ///
-    /// The transaction is not declared one to the redis crate, because 1.8.1 computes the place of a refused MULTI as
-    /// 1 - 2, which panics in a debug build.
-    pub(super) fn commands(self, key: &[u8]) -> (redis::Pipeline, usize) {
-        let mut commands = redis::pipe();
+    /// How many commands it takes, each of which has one answer.
+    pub(super) fn commands(self) -> usize {
         match self {
-            Self::Pair => commands.cmd("GET").arg(key).cmd("PTTL").arg(key),
-            Self::Asking => commands.cmd("ASKING").cmd("GET").arg(key).cmd("ASKING").cmd("PTTL").arg(key),
-            Self::Transaction => commands.cmd("MULTI").cmd("GET").arg(key).cmd("PTTL").arg(key).cmd("EXEC"),
-        };
-        let answers = commands.len();
-        (commands, answers)
+            Self::Pair => 2,
+            Self::Asking | Self::Transaction => 4,
+        }
+    }
+
+    /// Writes the commands.
+    pub(super) fn write(self, key: &[u8], commands: &mut BytesMut) {
+        commands.reserve(2 * key.len() + LONGEST_COMMANDS);
+        match self {
+            Self::Pair => {
+                write_with_key(b"*2\r\n$3\r\nGET\r\n$", key, commands);
+                write_with_key(b"*2\r\n$4\r\nPTTL\r\n$", key, commands);
+            }
+            Self::Asking => {
+                write_with_key(b"*1\r\n$6\r\nASKING\r\n*2\r\n$3\r\nGET\r\n$", key, commands);
+                write_with_key(b"*1\r\n$6\r\nASKING\r\n*2\r\n$4\r\nPTTL\r\n$", key, commands);
+            }
+            Self::Transaction => {
+                write_with_key(b"*1\r\n$5\r\nMULTI\r\n*2\r\n$3\r\nGET\r\n$", key, commands);
+                write_with_key(b"*2\r\n$4\r\nPTTL\r\n$", key, commands);
+                commands.put_slice(b"*1\r\n$4\r\nEXEC\r\n");
+            }
+        }
     }
 
     /// Reads the answers. Each must be one that its command can have: a link on which answers have shifted would
@@ -54,13 +67,25 @@ impl Question {
     }
 }
 
+/// What is written besides the keys at most.
+const LONGEST_COMMANDS: usize = 160;
+
+/// Writes commands of which the key is the last word; `words` is what goes before its length.
+fn write_with_key(words: &[u8], key: &[u8], commands: &mut BytesMut) {
+    commands.put_slice(words);
+    commands.put_slice(itoa::Buffer::new().format(key.len()).as_bytes());
+    commands.put_slice(b"\r\n");
+    commands.put_slice(key);
+    commands.put_slice(b"\r\n");
+}
+
 /// A reply that nothing that was asked can have.
 #[derive(Debug, PartialEq)]
 pub(super) struct Unexpected;
 
 /// One command of the handshake, whose answer may be an error.
-pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, BackendError> {
-    let answer = connection.send_packed_command(command).await;
+pub(super) async fn ask(connection: &Connection, command: &Cmd) -> Result<Value, BackendError> {
+    let answer = connection.ask(command).await;
     answer.map_err(|error| unreachable(&format_args!("the handshake failed: {error}")))
 }
 
@@ -90,14 +115,6 @@ impl Redirect {
 
     pub(super) fn code(&self) -> &'static str {
         if self.is_once { "ASK" } else { "MOVED" }
-    }
-}
-
-/// What a request's error means: the link carries on after an answer, and nothing else.
-pub(super) fn classify(error: &RedisError) -> BackendError {
-    match error.code() {
-        Some(code) => refused(code),
-        None => BackendError::Disconnected,
     }
 }
 

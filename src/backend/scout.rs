@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::connection::Connection;
 use super::handshake::Connector;
 use super::reply::{ask, refused, unreachable};
 use super::stream::{Opener, PrepareError};
@@ -21,7 +21,7 @@ use super::{BackendError, Mode, Settings};
 pub(crate) struct Scout {
     settings: Settings,
     connector: Connector,
-    connection: Option<(MultiplexedConnection, Driving)>,
+    connection: Option<(Connection, Driving)>,
 }
 
 /// What moves the bytes of a link, until it is dropped.
@@ -71,7 +71,7 @@ impl Scout {
     }
 
     async fn ask_in_the_end(&mut self, command: &Cmd) -> Result<Value, BackendError> {
-        if let Some((connection, _)) = &mut self.connection
+        if let Some((connection, _)) = &self.connection
             && let Ok(answer) = ask(connection, command).await
         {
             return Ok(answer);
@@ -79,7 +79,7 @@ impl Scout {
         self.connector.read_login().await?;
         self.connector.find_place().await?;
         let connected = self.connector.connect_untracked().await?;
-        let driving = Driving(tokio::spawn(connected.driver));
+        let driving = Driving(tokio::spawn(async { _ = connected.driver.await }));
         let (connection, _) = self.connection.insert((connected.connection, driving));
         ask(connection, command).await
     }

@@ -15,14 +15,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::future::join_all;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, Value};
+use redis::{Cmd, PushInfo, PushKind, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::address::{Address, Endpoint};
-use super::handshake::{self, Driver, hello_info, hello_refused};
+use super::connection::Connection;
+use super::handshake::{self, Driver, driven, greet};
 use super::reply::{ask, unreachable};
 use super::stream::{Opener, PrepareError};
 use super::topology::Place;
@@ -196,11 +197,11 @@ impl Sentinels {
         tokio::select! {
             biased;
             ended = self.converse(number, connection) => ended,
-            () = driver => Err(unreachable(&"the sentinel closed the connection")),
+            ended = driver => Err(ended),
         }
     }
 
-    async fn connect(&self, seed: &Endpoint, attempt: usize) -> Result<(MultiplexedConnection, Driver), BackendError> {
+    async fn connect(&self, seed: &Endpoint, attempt: usize) -> Result<(Connection, Driver), BackendError> {
         let settings = self.settings.clone();
         // The file of the password may be on a disk that hangs.
         let login = tokio::task::spawn_blocking(move || handshake::sentinel_login(&settings)).await;
@@ -211,33 +212,28 @@ impl Sentinels {
             if is_switch(&push, &name) {
                 wanted.send_replace(());
             }
-            Ok::<_, ()>(())
         };
-        let config = AsyncConnectionConfig::new().set_push_sender(heed);
-        let config = config.set_response_timeout(None).set_connection_timeout(None);
-        let info = hello_info(login.as_ref()).set_skip_set_lib_name();
-        let started = MultiplexedConnection::new_with_config(&info, stream, config).await;
-        let (connection, driver) = started.map_err(|error| match hello_refused(&error, login.is_some()) {
+        let (connection, driver) = Connection::over(stream, Box::new(heed));
+        let mut driver = Box::pin(driver) as Driver;
+        driven(&mut driver, greet(&connection, login.as_ref())).await.map_err(|error| match error {
+            Untracked::NoAnswer(error) => error,
             Untracked::Refused(reason) => {
                 unreachable(&format_args!("a sentinel of Redis 6 or newer is needed: {reason}"))
             }
-            Untracked::NoAnswer(error) => error,
         })?;
-        Ok((connection, Box::pin(driver)))
+        Ok((connection, driver))
     }
 
     /// Asks one of them again and again.
-    async fn converse(&self, number: usize, mut connection: MultiplexedConnection) -> Result<Infallible, BackendError> {
+    async fn converse(&self, number: usize, connection: Connection) -> Result<Infallible, BackendError> {
         let mut wanted = self.wanted.subscribe();
         let patience = self.settings.connect_timeout;
-        let subscribed = timeout(patience, ask(&mut connection, redis::cmd("SUBSCRIBE").arg(CHANNEL))).await;
-        require(&subscribed.unwrap_or(Err(BackendError::TimedOut))?)?;
+        require(&timeout(patience, subscribe(&connection)).await.unwrap_or(Err(BackendError::TimedOut))?)?;
         loop {
             // What is wanted from here on needs another question.
             wanted.mark_unchanged();
             let asked = Instant::now();
-            let word =
-                timeout(patience, self.question(&mut connection)).await.unwrap_or(Err(BackendError::TimedOut))?;
+            let word = timeout(patience, self.question(&connection)).await.unwrap_or(Err(BackendError::TimedOut))?;
             self.hear(number, word.map_or(Said::Unknown(asked), |word| Said::Primary(word, asked)));
             tokio::select! {
                 () = sleep(self.settings.ping_interval) => {}
@@ -248,7 +244,7 @@ impl Sentinels {
 
     /// The failover is asked for before the address and after it, and again until it is the same, so that the two belong
     /// together.
-    async fn question(&self, connection: &mut MultiplexedConnection) -> Result<Option<Word>, BackendError> {
+    async fn question(&self, connection: &Connection) -> Result<Option<Word>, BackendError> {
         let mut before = self.term(connection).await?;
         loop {
             let address = ask(connection, &self.command("GET-MASTER-ADDR-BY-NAME")).await?;
@@ -267,7 +263,7 @@ impl Sentinels {
     }
 
     /// The number of the last failover; none yet: zero.
-    async fn term(&self, connection: &mut MultiplexedConnection) -> Result<u64, BackendError> {
+    async fn term(&self, connection: &Connection) -> Result<u64, BackendError> {
         let master = ask(connection, &self.command("MASTER")).await?;
         let term = field(&master, "config-epoch").and_then(text).and_then(|term| term.parse().ok());
         Ok(term.unwrap_or_default())
@@ -302,6 +298,17 @@ impl Sentinels {
         let endpoint = Endpoint::Tcp { host: word.host.clone(), port: word.port, tls: url.is_tls() };
         Place { address: Address { endpoint, ..url.clone() }, term: word.term }
     }
+}
+
+/// Has it told when there was a failover. It says that it will unasked, so the answer is that to a HELLO behind it, which
+/// everybody may say, or why it will not.
+async fn subscribe(connection: &Connection) -> Result<Value, BackendError> {
+    let write = |commands: &mut BytesMut| {
+        commands.extend_from_slice(&redis::cmd("SUBSCRIBE").arg(CHANNEL).get_packed_command());
+        commands.extend_from_slice(&redis::cmd("HELLO").get_packed_command());
+    };
+    let answers = connection.ask_together(1, None, write).await?;
+    answers.into_iter().next().ok_or(BackendError::Disconnected)
 }
 
 /// The word that counts: of the latest failover, and no older than `known` unless all say so.

@@ -9,10 +9,10 @@
 
 use std::sync::Arc;
 
-use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, Value};
 
 use super::BackendError;
+use super::connection::Connection;
 use super::probe::Probe;
 use super::reply::ask;
 use crate::cache::Cache;
@@ -46,7 +46,7 @@ impl From<BackendError> for Untracked {
 /// Turns tracking on and sees whether it is, without writing anything: a link that speaks RESP3 to a server that can do
 /// it, and for all that the link reads, changes by anyone. Redis says yes to the command over RESP2 as well, and then
 /// tells nothing.
-pub(super) async fn start(connection: &mut MultiplexedConnection) -> Result<Tracking, Untracked> {
+pub(super) async fn start(connection: &Connection) -> Result<Tracking, Untracked> {
     let server = query(connection, &["HELLO"]).await?;
     require_server(&server)?;
     query(connection, &["CLIENT", "TRACKING", "ON"]).await?;
@@ -62,7 +62,7 @@ pub(super) async fn start(connection: &mut MultiplexedConnection) -> Result<Trac
 
 const TABLE_LIMIT: &str = "tracking-table-max-keys";
 
-async fn query(connection: &mut MultiplexedConnection, words: &[&str]) -> Result<Value, Untracked> {
+async fn query(connection: &Connection, words: &[&str]) -> Result<Value, Untracked> {
     let mut command = redis::cmd(words[0]);
     command.arg(&words[1..]);
     match ask(connection, &command).await? {

@@ -23,10 +23,11 @@ use super::link::Link;
 use super::output::Output;
 use super::owed::{Dropped, Queue};
 use super::read::{Found, Landed};
-use super::reply::{Frame, ReplyScanner, write_error};
+use super::reply::write_error;
 use super::request::RequestParser;
 use super::standing::{Standing, User};
 use crate::backend::{BackendError, Fence};
+use crate::frame::{Frame, ReplyScanner};
 use crate::server::{Drain, Stream};
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;

@@ -3,7 +3,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::output::Output;
-use super::reply::{ReplyScanner, write_array_length, write_error};
+use super::reply::{write_array_length, write_error};
+use crate::frame::ReplyScanner;
 
 /// How answers are put together. An error among them is the answer, the first in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -43,12 +43,13 @@ use self::connection::Connection;
 // For the test that asks a real Redis.
 #[doc(hidden)]
 pub use self::key_table::KeyTable;
-pub use self::reply::{Frame, NoReply, Protocol, ReplyScanner};
+pub use self::reply::Protocol;
 pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
 use self::router::Terms;
 use self::standing::{DEFAULT_USER, Origin};
 use crate::access::{Allow, FileError, FromFile, Protection, Reread};
 use crate::backend::{BackendError, Client, Tied};
+pub use crate::frame::{Frame, NoReply, ReplyScanner};
 use crate::proxy::Proxy;
 use crate::server::{Drain, Listen, Serve, Stream, Tls, TlsFiles, TlsKeys};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken};

@@ -24,11 +24,11 @@ use super::gather::{Gather, write_together};
 use super::key_table::KeyTable;
 use super::link::Link;
 use super::output::Output;
-use super::reply::ReplyScanner;
 use super::request::{Arguments, Progress, RequestLimits, RequestParser};
 use super::route::{Route, asking, crossslot, error, of_one_node, route};
 use crate::backend::{BackendError, Client, Tied};
 use crate::cluster::{Cluster, NodeName};
+use crate::frame::ReplyScanner;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 

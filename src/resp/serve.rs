@@ -16,11 +16,12 @@ use super::output::LARGE;
 use super::owed::{Awaited, Dropped};
 use super::permit::NO_COMMAND;
 use super::read::{Fetch, Found, Read};
-use super::reply::{Frame, write_error};
+use super::reply::write_error;
 use super::request::{Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer};
 use super::standing::{Effect, User};
 use crate::backend::{BackendError, Fence};
 use crate::cache::Outcome;
+use crate::frame::Frame;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Refusal};
 

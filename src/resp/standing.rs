@@ -6,8 +6,9 @@
 
 use bytes::Bytes;
 
-use super::reply::{Frame, Protocol};
+use super::reply::Protocol;
 use crate::backend::Client;
+use crate::frame::Frame;
 
 /// Whom Redis, or the proxy, takes a client for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 25] = [
+const ALLOWED: [(&str, &str); 26] = [
     ("access", "problem"),
     ("activity", "request_line"),
     ("admin", "access hotkeys metrics problem proxy server units"),
-    ("backend", "activity cache key metrics tcp trace units"),
+    ("backend", "activity cache frame key metrics tcp trace units"),
     ("cache", "key trace units"),
     ("cli", "units"),
     ("cluster", "backend cache key metrics"),
@@ -20,6 +20,7 @@ const ALLOWED: [(&str, &str); 25] = [
         "daemon",
         "access admin backend cache cluster config hotkeys http metrics proxy resp server systemd telemetry warm",
     ),
+    ("frame", ""),
     ("health", "server"),
     ("hotkeys", ""),
     ("http", "access backend cache key metrics problem proxy server trace units"),
@@ -28,7 +29,7 @@ const ALLOWED: [(&str, &str); 25] = [
     ("proxy", "backend cache cluster hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
-    ("resp", "access backend cache cluster key metrics proxy server trace units"),
+    ("resp", "access backend cache cluster frame key metrics proxy server trace units"),
     ("server", "access activity metrics problem request_line tcp units"),
     ("systemd", ""),
     ("tcp", ""),

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 type Check = fn(&[u8]);
 
 /// The targets with their checks.
-const TARGETS: [(&str, Check); 5] = [
+const TARGETS: [(&str, Check); 6] = [
+    ("answers", checks::answers::check),
     ("config", checks::config::check),
     ("http_key", checks::http_key::check),
     ("push", checks::push::check),

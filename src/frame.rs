@@ -1,0 +1,343 @@
+//! Answers as Redis sends them: where one ends. No I/O.
+//!
+//! This only counts: a frame is one element, an aggregate puts as many more in its place as it has, and a frame is over when
+//! none is left. It has to be right about every type that there is, since an answer taken for the end of another would be
+//! given to the wrong question.
+//!
+//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+
+/// What came in is none of the types there are; where the next answer begins, nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Redis sent what is no answer")]
+pub struct NoReply;
+
+/// A frame that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Its first bytes, as many as there are of these: type, and what a status says.
+    pub head: [u8; 7],
+}
+
+impl Frame {
+    /// Whether it came by itself, and answers nothing.
+    pub fn is_push(&self) -> bool {
+        self.head[0] == b'>'
+    }
+
+    /// Whether it says that something was refused.
+    pub fn is_error(&self) -> bool {
+        matches!(self.head[0], b'-' | b'!')
+    }
+
+    /// Whether it says that something was done.
+    pub fn is_ok(&self) -> bool {
+        self.head.starts_with(b"+OK\r")
+    }
+
+    /// Whether it says that all is as for a new connection.
+    pub fn is_reset(&self) -> bool {
+        self.head.starts_with(b"+RESET")
+    }
+
+    /// Whether it may be what `HELLO` says: a map, which with RESP2 is an array of more than nine elements.
+    pub fn is_greeting(&self) -> bool {
+        self.head[0] == b'%' || (self.head[0] == b'*' && self.head[2].is_ascii_digit())
+    }
+
+    /// Whether it says that the client has to log in.
+    pub fn is_no_auth(&self) -> bool {
+        self.head == *b"-NOAUTH"
+    }
+
+    /// Whether it says that the command is kept for `EXEC`.
+    pub fn is_queued(&self) -> bool {
+        self.head == *b"+QUEUED"
+    }
+}
+
+/// Finds the end of each frame in what Redis sends.
+#[derive(Debug, Default)]
+pub struct ReplyScanner {
+    /// Elements of the present frame that are still to come; none: the next byte begins a frame.
+    missing: u64,
+    element: Element,
+    head: [u8; 7],
+    headed: usize,
+    /// What makes the frame is still to come.
+    is_behind_attributes: bool,
+}
+
+/// What the next byte is of.
+#[derive(Debug, Default, Clone, Copy)]
+enum Element {
+    /// The type of an element.
+    #[default]
+    Type,
+    /// A line that says it all.
+    Line,
+    /// The same behind a carriage return, where a line feed would end it.
+    LineReturn,
+    /// The length of what follows.
+    Length { of: Measured, length: u64, digits: u32, is_negative: bool },
+    /// The line feed behind a length; there is none, where that was said.
+    LengthEnd { of: Measured, length: Option<u64> },
+    /// What has a length, its line end included.
+    Body(u64),
+}
+
+/// What a length is of.
+#[derive(Debug, Clone, Copy)]
+enum Measured {
+    Bytes,
+    Elements,
+    Pairs,
+    /// Pairs that go before an element.
+    Attributes,
+}
+
+impl ReplyScanner {
+    /// Whether a frame has begun and is not over.
+    pub fn is_within(&self) -> bool {
+        self.missing > 0
+    }
+
+    /// Passes over `input` as far as the end of the present frame. Returns how many bytes that is, and the frame if it is
+    /// over.
+    ///
+    /// # Errors
+    /// It is no frame.
+    pub fn scan(&mut self, input: &[u8]) -> Result<(usize, Option<Frame>), NoReply> {
+        let mut at = 0;
+        while at < input.len() {
+            if self.missing == 0 {
+                self.missing = 1;
+                self.headed = 0;
+            }
+            if self.headed == 0 || (self.is_behind_attributes && self.missing == 1 && self.is_at_element()) {
+                self.is_behind_attributes = false;
+                self.head = [0; 7];
+                self.headed = 0;
+            }
+            let from = at;
+            at += self.step(&input[at..])?;
+            self.keep_head(&input[from..at]);
+            if self.missing == 0 {
+                return Ok((at, Some(Frame { head: self.head })));
+            }
+        }
+        Ok((at, None))
+    }
+
+    fn is_at_element(&self) -> bool {
+        matches!(self.element, Element::Type)
+    }
+
+    fn keep_head(&mut self, bytes: &[u8]) {
+        let room = &mut self.head[self.headed..];
+        let kept = room.len().min(bytes.len());
+        room[..kept].copy_from_slice(&bytes[..kept]);
+        self.headed += kept;
+    }
+
+    /// Takes at least one byte.
+    fn step(&mut self, input: &[u8]) -> Result<usize, NoReply> {
+        match self.element {
+            Element::Type => {
+                self.element = match input[0] {
+                    b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => Element::Line,
+                    b'$' | b'=' | b'!' => measure(Measured::Bytes),
+                    b'*' | b'~' | b'>' => measure(Measured::Elements),
+                    b'%' => measure(Measured::Pairs),
+                    b'|' => measure(Measured::Attributes),
+                    _ => return Err(NoReply),
+                };
+                Ok(1)
+            }
+            Element::Line | Element::LineReturn => self.line(input),
+            Element::Length { .. } => {
+                self.length_byte(input[0])?;
+                Ok(1)
+            }
+            Element::LengthEnd { of, length } if input[0] == b'\n' => {
+                self.measured(of, length)?;
+                Ok(1)
+            }
+            Element::LengthEnd { .. } => Err(NoReply),
+            Element::Body(left) => {
+                let taken = left.min(input.len() as u64);
+                if taken == left {
+                    self.end_element(0)?;
+                } else {
+                    self.element = Element::Body(left - taken);
+                }
+                Ok(usize::try_from(taken).unwrap_or(input.len()))
+            }
+        }
+    }
+
+    fn line(&mut self, input: &[u8]) -> Result<usize, NoReply> {
+        let end = memchr::memchr(b'\n', input);
+        let is_behind_return = match &input[..end.unwrap_or(input.len())] {
+            [] => matches!(self.element, Element::LineReturn),
+            [.., last] => *last == b'\r',
+        };
+        self.element = if is_behind_return { Element::LineReturn } else { Element::Line };
+        let Some(end) = end else { return Ok(input.len()) };
+        if is_behind_return {
+            self.end_element(0)?;
+        }
+        Ok(end + 1)
+    }
+
+    fn length_byte(&mut self, byte: u8) -> Result<(), NoReply> {
+        let Element::Length { of, length, digits, is_negative } = &mut self.element else { return Err(NoReply) };
+        match byte {
+            b'-' if *digits == 0 && !*is_negative => *is_negative = true,
+            b'0'..=b'9' => {
+                let longer = length.checked_mul(10).and_then(|length| length.checked_add(u64::from(byte - b'0')));
+                *length = longer.ok_or(NoReply)?;
+                *digits += 1;
+            }
+            b'\r' if *digits > 0 && (!*is_negative || *length == 1) => {
+                let length = if *is_negative { None } else { Some(*length) };
+                self.element = Element::LengthEnd { of: *of, length };
+            }
+            _ => return Err(NoReply),
+        }
+        Ok(())
+    }
+
+    fn measured(&mut self, of: Measured, length: Option<u64>) -> Result<(), NoReply> {
+        let Some(length) = length else { return self.end_element(0) };
+        match of {
+            Measured::Bytes => {
+                self.element = Element::Body(length.checked_add(2).ok_or(NoReply)?);
+                Ok(())
+            }
+            Measured::Elements => self.end_element(length),
+            Measured::Pairs => self.end_element(length.checked_mul(2).ok_or(NoReply)?),
+            Measured::Attributes => {
+                let more = length.checked_mul(2).and_then(|more| more.checked_add(1)).ok_or(NoReply)?;
+                // Attributes of the last element of an aggregate say nothing of the frame.
+                self.is_behind_attributes |= self.missing == 1 && self.head[0] == b'|';
+                self.end_element(more)
+            }
+        }
+    }
+
+    /// An element is over, and as many as `inner` come in its place.
+    fn end_element(&mut self, inner: u64) -> Result<(), NoReply> {
+        self.missing = (self.missing - 1).checked_add(inner).ok_or(NoReply)?;
+        self.element = Element::Type;
+        Ok(())
+    }
+}
+
+fn measure(of: Measured) -> Element {
+    Element::Length { of, length: 0, digits: 0, is_negative: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The frames of `input`, which comes in pieces of at most `size` bytes.
+    fn frames(input: &[u8], size: usize) -> Result<Vec<(Vec<u8>, Frame)>, NoReply> {
+        let mut scanner = ReplyScanner::default();
+        let (mut frames, mut frame) = (Vec::new(), Vec::new());
+        for mut piece in input.chunks(size) {
+            while !piece.is_empty() {
+                let (length, over) = scanner.scan(piece)?;
+                frame.extend_from_slice(&piece[..length]);
+                piece = &piece[length..];
+                if let Some(over) = over {
+                    frames.push((std::mem::take(&mut frame), over));
+                }
+            }
+        }
+        assert_eq!(scanner.is_within(), !frame.is_empty());
+        Ok(frames)
+    }
+
+    const KINDS: [&str; 26] = [
+        "+OK\r\n",
+        "-ERR no\r\n",
+        ":1\r\n",
+        "$3\r\na\r\n\r\n",
+        "$0\r\n\r\n",
+        "$-1\r\n",
+        "*-1\r\n",
+        "*0\r\n",
+        "*2\r\n$1\r\na\r\n*1\r\n:1\r\n",
+        "_\r\n",
+        "#t\r\n",
+        ",1.5\r\n",
+        "(12345678901234567890\r\n",
+        "!5\r\nERR x\r\n",
+        "=7\r\ntxt:abc\r\n",
+        "%1\r\n+a\r\n:1\r\n",
+        "~2\r\n:1\r\n:2\r\n",
+        ">3\r\n+message\r\n+a\r\n+b\r\n",
+        "|1\r\n+ttl\r\n:1\r\n+OK\r\n",
+        "*2\r\n|1\r\n+ttl\r\n:1\r\n+OK\r\n:2\r\n",
+        "%0\r\n",
+        "*3\r\n*0\r\n*-1\r\n%1\r\n+k\r\n~0\r\n",
+        "+QUEUED\r\n",
+        "|0\r\n:1\r\n",
+        "+a\nb\r\n",
+        "-a\rb\n\r\r\n",
+    ];
+
+    #[test]
+    fn every_kind_of_answer_ends_where_it_ends() {
+        for kind in KINDS {
+            for size in [1, 2, 3, 1000] {
+                let input = kind.repeat(3);
+                let found = frames(input.as_bytes(), size).unwrap();
+                assert_eq!(found.len(), 3, "{kind:?}");
+                assert!(found.iter().all(|(frame, _)| frame == kind.as_bytes()), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_is_known_by_its_head() {
+        let of = |text: &str| frames(text.as_bytes(), 1).unwrap()[0].1;
+        assert!(of("+QUEUED\r\n").is_queued());
+        assert!(!of("+OK\r\n").is_queued());
+        assert!(of("-ERR\r\n").is_error() && of("!3\r\nERR\r\n").is_error());
+        assert!(of(">1\r\n:1\r\n").is_push());
+        assert_eq!(&of("|1\r\n+ttl\r\n:1\r\n+OK\r\n").head[..3], b"+OK");
+        assert_eq!(&of("|1\r\n+a\r\n+b\r\n|1\r\n+c\r\n|1\r\n+d\r\n+e\r\n+f\r\n-ERR\r\n").head[..4], b"-ERR");
+        assert!(of(">2\r\n+message\r\n|1\r\n+a\r\n+b\r\n+c\r\n").is_push());
+        assert!(!of("*1\r\n|1\r\n+a\r\n+b\r\n-ERR\r\n").is_error());
+    }
+
+    #[test]
+    fn what_is_no_answer_is_seen() {
+        for wrong in ["x", "$a\r\n", "$\r\n", "$--1\r\n", "*99999999999999999999\r\n", "%18446744073709551615\r\n"] {
+            assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
+        }
+        for wrong in ["$1\n", "$1\r2\r\n", "$1\r\r\n", "$-2\r\n", "*-0\r\n"] {
+            assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn answers_are_the_same_however_they_are_cut(picks in prop::collection::vec(0..KINDS.len(), 1..20), size in 1_usize..40) {
+            let input: String = picks.iter().map(|pick| KINDS[*pick]).collect();
+            let found = frames(input.as_bytes(), size).unwrap();
+            let texts: Vec<_> = found.iter().map(|(frame, _)| String::from_utf8(frame.clone()).unwrap()).collect();
+            let expected: Vec<_> = picks.iter().map(|pick| KINDS[*pick].to_owned()).collect();
+            prop_assert_eq!(texts, expected);
+        }
+
+        #[test]
+        fn any_bytes_are_passed_over_or_refused(input: Vec<u8>, size in 1_usize..10) {
+            let whole = frames(&input, usize::MAX);
+            prop_assert_eq!(frames(&input, size), whole);
+        }
+    }
+}
