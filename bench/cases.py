@@ -73,9 +73,11 @@ def measured(server, act, behind=None):
     servers = [server] if behind is None else [server, behind]
     before = [one.cpu() for one in servers]
     result = act()
-    costs = [(one.cpu() - spent) / result.reads * 1e6 for one, spent in zip(servers, before)]
-    figures = {"cpu": costs[0], "rate": result.reads / result.seconds, "memory": server.memory(), **result.latency}
-    return figures if behind is None else {**figures, "cpu_behind": costs[1]}
+    spent = [[now - then for now, then in zip(one.cpu(), at)] for one, at in zip(servers, before)]
+    costs = [[seconds / result.reads * 1e6 for seconds in of_one] for of_one in spent]
+    figures = {"cpu": costs[0][0], "kernel": costs[0][1], "rate": result.reads / result.seconds}
+    figures |= {"memory": server.memory(), **result.latency}
+    return figures if behind is None else {**figures, "cpu_behind": costs[1][0]}
 
 
 class Stage(ExitStack):
@@ -114,6 +116,20 @@ class Stage(ExitStack):
             except Failed as error:
                 self.bench.leave_out("all cases", name, error)
         return found
+
+    def nginx_by_workers(self):
+        """nginx with one worker process and with two, both with every core, as far as it is there."""
+        if not contestants.is_there(NGINX_FIXED):
+            return {}
+        by_workers = {
+            f"{NGINX_FIXED}, {count} worker{'s' if count > 1 else ''}": contestants.start_nginx(
+                NGINX_FIXED, self.directory, self.origin.port, self.size, set(CORES), count
+            )
+            for count in THREADS
+        }
+        for server in by_workers.values():
+            self.keep(server).wait_until(lambda server=server: contestants.answers_http(server, self.size))
+        return by_workers
 
     def warm(self, servers, numbers):
         """Has each of `servers` that keeps what it has read read these keys; those that cannot are left out."""
@@ -201,7 +217,10 @@ def threads(bench):
         for proxy in proxies.values():
             with Connection(proxy.resp_port) as client:
                 client.read_all(keys, VALUE)
-        bench.take_turns("threads, http", {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()})
+        runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
+        # Whether it is the proxy or the machine that a second thread costs.
+        nginx = {name: (server, wrk(bench, server)) for name, server in stage.nginx_by_workers().items()}
+        bench.take_turns("threads, http", runs | nginx)
         for pipeline in (1, 16):
             runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
             bench.take_turns(f"threads, resp P={pipeline}", runs)
@@ -251,8 +270,12 @@ def churn(bench):
         for tasks in (32, 256):
             install.say(f"  misses, {tasks} tasks in one program")
             for round_, rates in enumerate(load.straight(stage.origin.port, tasks, bench.seconds, bench.rounds)):
-                for name, rate in zip(("straight over one link", "through the cache"), rates):
+                for name, rate in zip(CHURN, rates):
                     bench.add(f"misses, {tasks} tasks in one program", name, round_, rate=rate)
+
+
+# In the order in which the client prints their reads a second.
+CHURN = ("straight over one link", "straight, with PTTL, tracked", "through the cache")
 
 
 def memory(bench):

@@ -64,17 +64,17 @@ def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, 
     return server.wait_until(lambda: urllib.request.urlopen(ready, timeout=2).status == 200)
 
 
-def start_nginx(name, directory, origin, size):
+def start_nginx(name, directory, origin, size, cores=SERVING, workers=1):
     port = free_port()
     # It reads no value longer than this from its configuration.
     fixed = "x" * min(size, 1000)
-    values = {"ROOT": install.ROOT, "PORT": port, "ORIGIN": origin, "CAPACITY": CAPACITY, "VALUE": fixed}
+    values = {"ROOT": install.ROOT, "PORT": port, "ORIGIN": origin, "CAPACITY": CAPACITY, "VALUE": fixed, "WORKERS": workers}
     text = (install.PROJECT / "bench" / "nginx.conf").read_text()
     for name_of_value, value in values.items():
         text = text.replace(f"@{name_of_value}@", str(value))
     configuration = directory / f"nginx-{port}.conf"
     configuration.write_text(text)
-    server = Server(name, [install.program("nginx"), "-p", directory, "-c", configuration], port, directory, SERVING)
+    server = Server(name, [install.program("nginx"), "-p", directory, "-c", configuration], port, directory, cores)
     server.path = "/fixed/" if name == NGINX_FIXED else "/keys/"
     return server
 

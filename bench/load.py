@@ -99,8 +99,9 @@ def paced(port, rate, seconds):
 
 
 def straight(origin, tasks, seconds, rounds):
-    """Reads a second straight over one link and through a cache that never has the key, a pair for each round."""
-    text = run([client(), "straight", origin, tasks, seconds, rounds], 2 * seconds * rounds, set(CORES))
+    """Reads a second straight over one link, in the same way with what a cache has to know, and through a cache that
+    never has the key; for each round."""
+    text = run([client(), "straight", origin, tasks, seconds, rounds], 3 * seconds * rounds, set(CORES))
     return [tuple(float(word) for word in line.split()) for line in text.splitlines()]
 
 

@@ -5,7 +5,8 @@
 //! behind it. The client never sleeps: it has a core of its own, and a timer is less exact than what it measures.
 //!
 //! Usage: `load paced PORT CONNECTIONS RATE SECONDS KEYS`; prints reads and their 50th, 99th and 99.9th percentile in µs.
-//! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight and through the cache.
+//! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight, as pairs with the time to live
+//! over a tracked link, and through the cache.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -150,11 +151,17 @@ async fn compare(port: u16, tasks: u64, time: Duration, rounds: u64) -> anyhow::
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let link = redis::Client::open(("127.0.0.1", port))?.get_multiplexed_async_connection().await?;
+    // Nothing is written, so nothing is told.
+    let mut tracked = redis::Client::open(format!("redis://127.0.0.1:{port}/?protocol=resp3"))?
+        .get_multiplexed_async_connection()
+        .await?;
+    redis::cmd("CLIENT").arg(&["TRACKING", "ON"]).exec_async(&mut tracked).await?;
     for _ in 0..rounds {
-        let (link, proxy) = (link.clone(), proxy.clone());
+        let (link, tracked, proxy) = (link.clone(), tracked.clone(), proxy.clone());
         let straight = rate(tasks, time, move |key| straight(link.clone(), key)).await?;
+        let pairs = rate(tasks, time, move |key| pair(tracked.clone(), key)).await?;
         let missed = rate(tasks, time, move |key| missed(proxy.clone(), key)).await?;
-        writeln!(io::stdout(), "{straight:.0} {missed:.0}")?;
+        writeln!(io::stdout(), "{straight:.0} {pairs:.0} {missed:.0}")?;
     }
     Ok(())
 }
@@ -172,6 +179,15 @@ fn proxy(port: u16) -> anyhow::Result<Proxy> {
 
 async fn straight(mut link: MultiplexedConnection, key: String) -> anyhow::Result<()> {
     let value: Vec<u8> = redis::cmd("GET").arg(key).query_async(&mut link).await?;
+    ensure!(value.len() == VALUE, "found no value");
+    Ok(())
+}
+
+/// What a cache asks: the value and its time to live.
+async fn pair(mut link: MultiplexedConnection, key: String) -> anyhow::Result<()> {
+    let mut pair = redis::pipe();
+    pair.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
+    let (value, _): (Vec<u8>, i64) = pair.query_async(&mut link).await?;
     ensure!(value.len() == VALUE, "found no value");
     Ok(())
 }

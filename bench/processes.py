@@ -60,8 +60,9 @@ class Server:
         return found
 
     def cpu(self):
-        """Seconds of processor time so far, user and system, of all its processes."""
-        return sum(sum(map(int, stat(pid)[11:13])) for pid in self.ids()) / TICKS_A_SECOND
+        """Seconds of processor time so far of all its processes, and how much of that in the kernel."""
+        times = [[int(ticks) / TICKS_A_SECOND for ticks in stat(pid)[11:13]] for pid in self.ids()]
+        return sum(user + kernel for user, kernel in times), sum(kernel for _, kernel in times)
 
     def memory(self):
         """Bytes in memory (VmRSS) of all its processes."""

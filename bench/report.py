@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import install
-from cases import THREADS
+from cases import CHURN, THREADS
 from contestants import FASTAPI, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS
 from processes import LOADING, SERVING
 
@@ -85,6 +85,7 @@ TARGETS = [
 # A figure with its heading, and how it is written.
 COLUMNS = {
     "cpu": ("CPU, µs a read", "{:.2f}"),
+    "kernel": ("of it in the kernel", "{:.2f}"),
     "cpu_behind": ("CPU of the Redis behind, µs a read", "{:.2f}"),
     "rate": ("reads/s", "{:,.0f}"),
     "p50": ("p50, µs", "{:,.0f}"),
@@ -100,7 +101,7 @@ COLUMNS = {
 def text(bench, seconds, load_before):
     """The whole report."""
     cases = dict.fromkeys(record.case for record in bench.records)
-    parts = [HEAD.format(command=command(bench)), machine(bench, seconds, load_before), targets(bench), READING]
+    parts = [HEAD.format(command=command(bench)), machine(bench, seconds, load_before), targets(bench), reasons(bench), READING]
     parts += [f"## {case[0].upper()}{case[1:]}\n\n{table(bench, case)}" for case in cases]
     if bench.left_out:
         rows = [f"- {name}, in {case}: {reason}" for case, name, reason in dict.fromkeys(bench.left_out)]
@@ -175,6 +176,47 @@ def output(*words):
 def targets(bench):
     rows = [row(target, ratios(bench, target.case, target.figure, target.this, target.other)) for target in TARGETS]
     return "## Targets\n\n" + markdown(["this : other", "must", "aim", "measured", ""], rows)
+
+
+REASONS = """## Where the time goes
+
+The processor's time for a read, where a target is one of time, in µs: all of it, and the part that the kernel takes for the
+sockets. The floor is the ratio that this proxy would reach if its own code took no time at all and the kernel's part stayed:
+a target below it cannot be met by any server that is asked over the same sockets."""
+
+
+def reasons(bench):
+    """What each ratio of time is made of."""
+    rows = []
+    for target in (target for target in TARGETS if target.figure == "cpu"):
+        parts = [values(bench, target.case, name, figure) for name in (target.this, target.other) for figure in TIMES]
+        if all(parts):
+            cpu, kernel, others, others_kernel = (median(part.values()) for part in parts)
+            times = [f"{microseconds:.2f}" for microseconds in (cpu, kernel, others, others_kernel)]
+            rows.append([target.what, *times, f"{kernel / others:.3f}", target.must])
+    heads = ["this : other", "this", "of it in the kernel", "other", "of it in the kernel", "floor", "must"]
+    return f"{REASONS}\n\n{markdown(heads, rows)}\n\n{other_reasons(bench)}"
+
+
+TIMES = ("cpu", "kernel")
+
+
+def other_reasons(bench):
+    """What else the same run shows of targets that are missed."""
+    few, many = (f"{REDIS}, {count:,} of 5,000,000 keys" for count in (1000, 5_000_000))
+    told = [
+        ("A second worker of nginx (`return 200`), on every core beside the load, takes {} of the CPU a read of one.",
+         ratios(bench, "threads, http", "cpu", f"{NGINX_FIXED}, 2 workers", f"{NGINX_FIXED}, 1 worker")),
+        ("redis-server's own GET, P=16, takes {} as much CPU over 5,000,000 keys as over 1,000 of them.",
+         ratios(bench, "keys, resp P=16", "cpu", many, few)),
+    ]
+    for tasks in (32, 256):
+        told.append((
+            f"A read that misses asks for value and time to live over a tracked link; {tasks} readers who do that straight"
+            " get {} of the reads/s of a GET alone, before any cache.",
+            ratios(bench, f"misses, {tasks} tasks in one program", "rate", CHURN[1], CHURN[0]),
+        ))
+    return "\n".join(f"- {text.format(spread(found))}" for text, found in told if found)
 
 
 def row(target, found):
