@@ -181,8 +181,8 @@ def targets(bench):
 REASONS = """## Where the time goes
 
 The processor's time for a read, where a target is one of time, in µs: all of it, and the part that the kernel takes for the
-sockets. The floor is the ratio that this proxy would reach if its own code took no time at all and the kernel's part stayed:
-a target below it cannot be met by any server that is asked over the same sockets."""
+sockets, which Linux tells apart by its ticks, so it is an estimate. The floor is the ratio that this proxy would reach if its
+own code took no time at all and the kernel's part stayed as it is; a server with a smaller part could go below it."""
 
 
 def reasons(bench):
