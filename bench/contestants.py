@@ -68,7 +68,8 @@ def start_nginx(name, directory, origin, size, cores=SERVING, workers=1):
     port = free_port()
     # It reads no value longer than this from its configuration.
     fixed = "x" * min(size, 1000)
-    values = {"ROOT": install.ROOT, "PORT": port, "ORIGIN": origin, "CAPACITY": CAPACITY, "VALUE": fixed, "WORKERS": workers}
+    values = {"ROOT": install.ROOT, "PORT": port, "ORIGIN": origin, "CAPACITY": CAPACITY, "VALUE": fixed}
+    values["WORKERS"] = workers
     text = (install.PROJECT / "bench" / "nginx.conf").read_text()
     for name_of_value, value in values.items():
         text = text.replace(f"@{name_of_value}@", str(value))

@@ -93,29 +93,42 @@ impl Connection {
     /// # Errors
     /// [`BackendError::Disconnected`].
     pub(super) async fn ask(&self, command: &Cmd) -> Result<Value, BackendError> {
-        let write = |commands: &mut BytesMut| commands.extend_from_slice(&command.get_packed_command());
-        let answers = self.ask_together(1, None, write).await?;
+        self.ask_for_one(&[command]).await
+    }
+
+    /// The one answer that commands have together.
+    ///
+    /// # Errors
+    /// [`BackendError::Disconnected`].
+    pub(super) async fn ask_for_one(&self, commands: &[&Cmd]) -> Result<Value, BackendError> {
+        let write = |output: &mut BytesMut| {
+            for command in commands {
+                output.extend_from_slice(&command.get_packed_command());
+            }
+            1
+        };
+        let answers = self.ask_together(None, write).await?;
         answers.into_iter().next().ok_or(BackendError::Disconnected)
     }
 
-    /// The answers to as many commands, which `write` writes one behind the other, with nobody else's in between.
+    /// The answers to commands, which `write` writes one behind the other, with nobody else's in between; it returns how
+    /// many answers they have.
     ///
     /// # Errors
     /// [`BackendError::Disconnected`], or [`BackendError::TimedOut`] at the `deadline`.
     pub(super) async fn ask_together(
         &self,
-        answers: usize,
         deadline: Option<Instant>,
-        write: impl FnOnce(&mut BytesMut),
+        write: impl FnOnce(&mut BytesMut) -> usize,
     ) -> Result<Vec<Value>, BackendError> {
         let (sender, receiver) = oneshot::channel();
-        let owed = Owed { missing: answers, answers: Vec::with_capacity(answers), asker: Some(sender), deadline };
         let driver = {
             let mut asked = self.lock();
             if asked.is_over {
                 return Err(BackendError::Disconnected);
             }
-            write(&mut asked.commands);
+            let missing = write(&mut asked.commands);
+            let owed = Owed { missing, answers: Vec::with_capacity(missing), asker: Some(sender), deadline };
             asked.owed.push(owed);
             asked.driver.take()
         };
@@ -267,11 +280,10 @@ impl<S> Driver<S> {
     /// Whoever is still owed an answer is told that none will come.
     fn end(&mut self) {
         self.owed.clear();
-        let mut asked = self.connection.lock();
-        let Asked { owed, driver, .. } = std::mem::take(&mut *asked);
-        asked.is_over = true;
-        drop(asked);
-        drop((owed, driver));
+        let over = Asked { is_over: true, ..Asked::default() };
+        let left = std::mem::replace(&mut *self.connection.lock(), over);
+        // Not under the lock: who is told may ask again at once.
+        drop(left);
     }
 }
 
@@ -302,7 +314,11 @@ mod tests {
         deadline: Option<Instant>,
     ) -> Result<Vec<Value>, BackendError> {
         let words = format!("{number}\r\n");
-        connection.ask_together(2, deadline, |commands| commands.extend_from_slice(words.as_bytes())).await
+        let write = |commands: &mut BytesMut| {
+            commands.extend_from_slice(words.as_bytes());
+            2
+        };
+        connection.ask_together(deadline, write).await
     }
 
     async fn line(stream: &mut DuplexStream) -> String {

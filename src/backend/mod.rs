@@ -607,7 +607,7 @@ impl Shared {
             return Err(BackendError::TimedOut);
         }
         let write = |commands: &mut BytesMut| question.write(key.as_bytes(), commands);
-        let replies = link.ask_together(question.commands(), Some(deadline), write).await;
+        let replies = link.ask_together(Some(deadline), write).await;
         if replies == Err(BackendError::TimedOut) {
             // Redis answers in order. If it answered nobody since, what it owes stands in the way of all who ask next:
             // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn
@@ -633,9 +633,6 @@ impl Shared {
 
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
     async fn link(&self, deadline: Instant) -> Result<Linked, BackendError> {
-        if let LinkState::Up(connection, tracking) = &*self.link.borrow() {
-            return Ok((connection.clone(), *tracking));
-        }
         let mut link = self.link.clone();
         let patience = match &*link.borrow_and_update() {
             LinkState::Up(connection, tracking) => return Ok((connection.clone(), *tracking)),

@@ -5,7 +5,7 @@
 //! length that is announced takes no memory before its bytes do.
 
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BytesMut};
@@ -57,7 +57,7 @@ impl Reader {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         self.input.reserve(READ);
-        Pin::new(&mut pin!(stream.read_buf(&mut self.input))).poll(cx)
+        pin!(stream.read_buf(&mut self.input)).poll(cx)
     }
 
     /// The next answer of what was read, if all of it is there.
@@ -245,6 +245,5 @@ mod tests {
             let input = [format!("${}\r\n", value.len()).as_bytes(), &value, format!("\r\n:{number}\r\n").as_bytes()].concat();
             prop_assert_eq!(answers(&input, size), Ok(vec![bulk(&value), Value::Int(number)]));
         }
-
     }
 }

@@ -28,30 +28,25 @@ pub(super) enum Question {
 }
 
 impl Question {
-    /// How many commands it takes, each of which has one answer.
-    pub(super) fn commands(self) -> usize {
-        match self {
-            Self::Pair => 2,
-            Self::Asking | Self::Transaction => 4,
-        }
-    }
-
-    /// Writes the commands.
-    pub(super) fn write(self, key: &[u8], commands: &mut BytesMut) {
+    /// Writes the commands; returns how many answers they have.
+    pub(super) fn write(self, key: &[u8], commands: &mut BytesMut) -> usize {
         commands.reserve(2 * key.len() + LONGEST_COMMANDS);
         match self {
             Self::Pair => {
                 write_with_key(b"*2\r\n$3\r\nGET\r\n$", key, commands);
                 write_with_key(b"*2\r\n$4\r\nPTTL\r\n$", key, commands);
+                2
             }
             Self::Asking => {
                 write_with_key(b"*1\r\n$6\r\nASKING\r\n*2\r\n$3\r\nGET\r\n$", key, commands);
                 write_with_key(b"*1\r\n$6\r\nASKING\r\n*2\r\n$4\r\nPTTL\r\n$", key, commands);
+                4
             }
             Self::Transaction => {
                 write_with_key(b"*1\r\n$5\r\nMULTI\r\n*2\r\n$3\r\nGET\r\n$", key, commands);
                 write_with_key(b"*2\r\n$4\r\nPTTL\r\n$", key, commands);
                 commands.put_slice(b"*1\r\n$4\r\nEXEC\r\n");
+                4
             }
         }
     }

@@ -25,7 +25,7 @@ pub(crate) struct Scout {
 }
 
 /// What moves the bytes of a link, until it is dropped.
-struct Driving(JoinHandle<()>);
+struct Driving(JoinHandle<BackendError>);
 
 impl Drop for Driving {
     fn drop(&mut self) {
@@ -79,7 +79,7 @@ impl Scout {
         self.connector.read_login().await?;
         self.connector.find_place().await?;
         let connected = self.connector.connect_untracked().await?;
-        let driving = Driving(tokio::spawn(async { _ = connected.driver.await }));
+        let driving = Driving(tokio::spawn(connected.driver));
         let (connection, _) = self.connection.insert((connected.connection, driving));
         ask(connection, command).await
     }

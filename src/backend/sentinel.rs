@@ -15,7 +15,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use futures_util::future::join_all;
 use redis::{Cmd, PushInfo, PushKind, Value};
 use tokio::sync::watch;
@@ -303,12 +302,7 @@ impl Sentinels {
 /// Has it told when there was a failover. It says that it will unasked, so the answer is that to a HELLO behind it, which
 /// everybody may say, or why it will not.
 async fn subscribe(connection: &Connection) -> Result<Value, BackendError> {
-    let write = |commands: &mut BytesMut| {
-        commands.extend_from_slice(&redis::cmd("SUBSCRIBE").arg(CHANNEL).get_packed_command());
-        commands.extend_from_slice(&redis::cmd("HELLO").get_packed_command());
-    };
-    let answers = connection.ask_together(1, None, write).await?;
-    answers.into_iter().next().ok_or(BackendError::Disconnected)
+    connection.ask_for_one(&[redis::cmd("SUBSCRIBE").arg(CHANNEL), &redis::cmd("HELLO")]).await
 }
 
 /// The word that counts: of the latest failover, and no older than `known` unless all say so.
