@@ -28,7 +28,8 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    fn new() -> Arc<Self> {
+    /// Of a stream that counts as opened now.
+    pub(crate) fn new() -> Arc<Self> {
         let zero = || AtomicU64::new(0);
         Arc::new(Self {
             opened: Instant::now(),
@@ -39,8 +40,8 @@ impl Activity {
         })
     }
 
-    fn clock(&self) -> u64 {
-        u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    fn clock(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.opened).as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn at(&self, clock: &AtomicU64) -> Instant {
@@ -67,10 +68,20 @@ impl Activity {
         self.bad_request.load(Relaxed) <= number
     }
 
-    fn note_read(&self) {
-        let now = self.clock().max(1);
-        self.read.store(now, Relaxed);
-        _ = self.unsettled.compare_exchange(0, now, Relaxed, Relaxed);
+    /// Bytes came in now, of which nobody has made sense yet.
+    pub(crate) fn note_read(&self, now: Instant) {
+        self.read.store(self.clock(now), Relaxed);
+        self.note_unsettled(now);
+    }
+
+    /// Of what came in up to now, something has not been made sense of yet.
+    pub(crate) fn note_unsettled(&self, now: Instant) {
+        _ = self.unsettled.compare_exchange(0, self.clock(now).max(1), Relaxed, Relaxed);
+    }
+
+    /// Bytes went out now.
+    pub(crate) fn note_written(&self, now: Instant) {
+        self.written.store(self.clock(now), Relaxed);
     }
 
     /// When the last byte moved, in or out.
@@ -94,18 +105,17 @@ impl<S> Observed<S> {
     /// Wraps `stream`, which counts as opened now.
     pub(crate) fn new(stream: S) -> (Self, Arc<Activity>) {
         let activity = Activity::new();
-        (Self { stream, activity: Arc::clone(&activity), returned: Bytes::new(), lines: None }, activity)
+        (Self::resuming(stream, Arc::clone(&activity), Bytes::new(), None), activity)
     }
 
-    /// Gives back what was read, to be read again, and from there on follows the `lines`.
-    #[must_use]
-    pub(crate) fn returning(self, returned: Bytes, lines: Option<RequestLines>) -> Self {
-        Self { returned, lines, ..self }
+    /// Wraps a stream of which something was read already and is `returned`, and from there on follows the `lines`.
+    pub(crate) fn resuming(stream: S, activity: Arc<Activity>, returned: Bytes, lines: Option<RequestLines>) -> Self {
+        Self { stream, activity, returned, lines }
     }
 
     fn wrote(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
         if let Poll::Ready(Ok(1..)) = written {
-            self.activity.written.store(self.activity.clock(), Relaxed);
+            self.activity.note_written(Instant::now());
             // What is written answers what was read; a body that came late is no head that has begun.
             self.activity.settle();
         }
@@ -130,7 +140,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
         };
         let new = &buffer.filled()[before..];
         if !new.is_empty() {
-            this.activity.note_read();
+            this.activity.note_read(Instant::now());
             if let Some(bad) = this.lines.as_mut().and_then(|lines| lines.take(new)) {
                 this.activity.bad_request.fetch_min(bad, Relaxed);
             }

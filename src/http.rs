@@ -5,25 +5,31 @@
 //! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC 9457) that say
 //! what was wrong with the request and nothing about what is behind the proxy.
 
+use std::borrow::Cow;
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::{Body as _, Incoming};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use crate::access::{Allow, FileError, Gate, Protection};
 use crate::backend::BackendError;
-use crate::cache::{Answer, Demand, Freshness, Outcome};
+use crate::cache::{Answer, Demand, Freshness, Outcome, Value};
 use crate::key::{BadEscape, percent_decode};
 use crate::metrics::{FrontEnd, Refusal};
 use crate::problem::Kind;
 use crate::proxy::Proxy;
-use crate::server::{HTTP_PROTOCOLS, Listen, Routes, Tls, TlsFiles, TlsKeys};
+use crate::server::{
+    HTTP_PROTOCOLS, Headers, Listen, PlainAnswer, PlainRequest, Routes, Taken, Tls, TlsFiles, TlsKeys,
+};
 use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
@@ -218,11 +224,19 @@ impl Routes for Keys {
         trace::responded(&span, response.status());
         response
     }
+
+    fn answer_plain(&self, request: &PlainRequest<'_>, now: Instant, answer: PlainAnswer<'_>) -> Taken {
+        match request.path().strip_prefix(PREFIX).map(|escaped| self.http.key(escaped)) {
+            // A span is made of all that a request has.
+            Some(Ok(key)) if !trace::is_wanted() => self.http.give(&key, request, now, answer),
+            _ => Taken::Left,
+        }
+    }
 }
 
 async fn no_route(request: axum::extract::Request) -> Response<Body> {
     let span = trace::request(&request, Route::None);
-    let response = span.in_scope(|| Problem::NoRoute.into_response());
+    let response = span.in_scope(|| Problem::NoRoute.into_response().map(Body::from));
     trace::responded(&span, response.status());
     response
 }
@@ -230,13 +244,15 @@ async fn no_route(request: axum::extract::Request) -> Response<Body> {
 async fn respond<B>(http: &Http, request: &Request<B>, span: &Span) -> Response<Body> {
     let escaped = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return Problem::MethodNotAllowed.into_response();
+        return Problem::MethodNotAllowed.into_response().map(Body::from);
     }
-    let response = match http.read(escaped, request.uri().query(), demand(request.headers()), span).await {
-        Ok(answer) => http.answer(&answer, request.headers()),
+    let values = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
+    let demand = demand(values(header::CACHE_CONTROL));
+    let response = match http.read(escaped, request.uri().query(), demand, span).await {
+        Ok(answer) => http.answer(&answer, values(header::IF_NONE_MATCH)),
         Err(problem) => problem.into_response(),
     };
-    if request.method() == Method::HEAD { without_body(response) } else { response }
+    if request.method() == Method::HEAD { without_body(response) } else { response.map(Body::from) }
 }
 
 impl Http {
@@ -244,6 +260,16 @@ impl Http {
         if query.is_some() {
             return Err(Problem::Query);
         }
+        let key = self.key(escaped).inspect_err(|problem| {
+            if matches!(problem, Problem::NotAllowed) {
+                self.proxy.refused(FrontEnd::Http, Refusal::Key);
+            }
+        })?;
+        self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)
+    }
+
+    /// The key of this name, if it may be asked for.
+    fn key<'a>(&self, escaped: &'a str) -> Result<Cow<'a, [u8]>, Problem> {
         let key = percent_decode(escaped.as_bytes()).map_err(Problem::BadEscape)?;
         if key.is_empty() {
             return Err(Problem::EmptyKey);
@@ -252,35 +278,81 @@ impl Http {
             return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
         }
         if !self.settings.allow.permits(&key) {
-            self.proxy.refused(FrontEnd::Http, Refusal::Key);
             return Err(Problem::NotAllowed);
         }
-        self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)
+        Ok(key)
     }
 
-    fn answer(&self, answer: &Answer, request: &HeaderMap) -> Response<Body> {
-        let mut response = match answer.entry.value() {
-            None => Problem::Absent.into_response(),
-            Some(value) => {
-                let etag = etag(value.digest());
-                let mut response = if none_match(request, &etag) {
-                    let mut unmodified = Response::new(Body::empty());
-                    *unmodified.status_mut() = StatusCode::NOT_MODIFIED;
-                    unmodified
-                } else {
-                    value_response(value.bytes.clone())
-                };
-                response.headers_mut().insert(header::ETAG, etag);
-                response.headers_mut().insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
-                response
-            }
+    /// Gives what is in memory to a plain request, or asks for it.
+    fn give(self: &Arc<Self>, key: &[u8], request: &PlainRequest<'_>, now: Instant, mut to: PlainAnswer<'_>) -> Taken {
+        let none_match = request.values("if-none-match");
+        let demand = demand(request.values("cache-control"));
+        let found = if demand == Demand::Usual { self.proxy.lookup(key, now) } else { None };
+        let Some(found) = found else {
+            // One list is as good as several.
+            let tags = none_match.collect::<Vec<_>>().join(&b',');
+            let (http, key) = (Arc::clone(self), key.to_vec());
+            return Taken::Waits(Box::pin(async move {
+                match http.proxy.get(FrontEnd::Http, &key, demand, &Span::none()).await {
+                    Ok(answer) => http.answer(&answer, iter::once(&*tags)),
+                    Err(error) => Problem::Backend(error).into_response(),
+                }
+            }));
         };
-        let headers = response.headers_mut();
-        headers.insert(CACHE_STATUS, cache_status(answer));
-        if answer.outcome.from_memory() {
-            headers.insert(header::AGE, HeaderValue::from(answer.age.as_secs()));
+        self.proxy.count_key(key, now);
+        let outcome = found.outcome;
+        match found.entry.value() {
+            Some(value) if none_match.clone().next().is_none() => {
+                to.status(StatusCode::OK);
+                self.put_headers(&found, value, &mut to);
+                to.body(value.bytes.clone());
+            }
+            _ => to.whole(self.answer(&found, none_match)),
         }
+        self.proxy.count(FrontEnd::Http, outcome, 1, now.elapsed());
+        Taken::Answered
+    }
+
+    fn answer<'a>(&self, answer: &Answer, none_match: impl Iterator<Item = &'a [u8]>) -> Response<Bytes> {
+        let Some(value) = answer.entry.value() else {
+            let mut response = Problem::Absent.into_response();
+            put_standing(answer, response.headers_mut());
+            return response;
+        };
+        if any_in_lists(none_match, |tag| is_weakly(tag, &etag(value))) {
+            let mut response = Response::new(Bytes::new());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            self.put_version(answer, value, response.headers_mut());
+            return response;
+        }
+        let mut response = Response::new(value.bytes.clone());
+        // For all that are put in, so that it grows but once.
+        response.headers_mut().reserve(HEADERS);
+        self.put_headers(answer, value, response.headers_mut());
         response
+    }
+
+    /// What the answer that has the value says of it; how long it is, whoever sends it says.
+    fn put_headers(&self, answer: &Answer, value: &Value, headers: &mut impl Headers) {
+        headers.put(header::CONTENT_TYPE, b"application/octet-stream");
+        // A value is data, whatever a browser takes it for.
+        headers.put(header::X_CONTENT_TYPE_OPTIONS, b"nosniff");
+        self.put_version(answer, value, headers);
+    }
+
+    /// Which value it is, and how things stand with it.
+    fn put_version(&self, answer: &Answer, value: &Value, headers: &mut impl Headers) {
+        headers.put(header::ETAG, &etag(value));
+        headers.put(header::CACHE_CONTROL, self.settings.cache_control.0.as_bytes());
+        put_standing(answer, headers);
+    }
+}
+
+/// Where an answer came from, and how old it is.
+fn put_standing(answer: &Answer, headers: &mut impl Headers) {
+    headers.put(CACHE_STATUS, cache_status(answer).as_bytes());
+    if answer.outcome.from_memory() {
+        headers.put(header::AGE, itoa::Buffer::new().format(answer.age.as_secs()).as_bytes());
     }
 }
 
@@ -290,60 +362,46 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// As many headers as an answer has.
 const HEADERS: usize = 8;
 
-/// The length of the body is told by whoever sends it.
-fn value_response(value: bytes::Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::from(value));
-    let headers = response.headers_mut();
-    // For all that are put in, so that it grows but once.
-    headers.reserve(HEADERS);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    // A value is data, whatever a browser takes it for.
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
 /// The headers of an answer alone (RFC 9110, section 9.3.2), the length of the body among them.
-fn without_body(mut response: Response<Body>) -> Response<Body> {
-    if let Some(length) = response.body().size_hint().exact().filter(|_| response.status() != StatusCode::NOT_MODIFIED)
-    {
-        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+fn without_body(mut response: Response<Bytes>) -> Response<Body> {
+    if response.status() != StatusCode::NOT_MODIFIED {
+        let length = HeaderValue::from(response.body().len());
+        response.headers_mut().insert(header::CONTENT_LENGTH, length);
     }
     response.map(|_| Body::empty())
 }
 
-fn etag(digest: &[u8; 16]) -> HeaderValue {
+/// The tag of a value, in its quotes.
+fn etag(value: &Value) -> [u8; 34] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [b'"'; 34];
-    for (at, byte) in digest.iter().enumerate() {
+    for (at, byte) in value.digest().iter().enumerate() {
         text[1 + 2 * at] = DIGITS[usize::from(byte >> 4)];
         text[2 + 2 * at] = DIGITS[usize::from(byte & 15)];
     }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+    text
 }
 
-/// Whether `If-None-Match` names this tag or any (RFC 9110, section 13.1.2: compared weakly).
-fn none_match(request: &HeaderMap, etag: &HeaderValue) -> bool {
-    let names = |tag: &[u8]| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes();
-    any_in_list(request, &header::IF_NONE_MATCH, names)
+/// Whether a member of `If-None-Match` is this tag or any (RFC 9110, section 13.1.2: compared weakly).
+fn is_weakly(tag: &[u8], etag: &[u8]) -> bool {
+    tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
 }
 
-/// What a request asks for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not known to be current, and so
-/// does `max-age=0`.
-fn demand(request: &HeaderMap) -> Demand {
+/// What the `Cache-Control` headers of a request ask for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not
+/// known to be current, and so does `max-age=0`.
+fn demand<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> Demand {
     let current =
         |directive: &[u8]| directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0");
-    if any_in_list(request, &header::CACHE_CONTROL, current) { Demand::Current } else { Demand::Usual }
+    if any_in_lists(cache_control, current) { Demand::Current } else { Demand::Usual }
 }
 
-/// Whether any member of the lists in the headers of this name is `wanted`.
-fn any_in_list(request: &HeaderMap, name: &HeaderName, wanted: impl Fn(&[u8]) -> bool) -> bool {
-    let members =
-        |value: &HeaderValue| value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).any(&wanted);
-    request.get_all(name).iter().any(members)
+/// Whether any member of the lists that headers have is `wanted`.
+fn any_in_lists<'a>(mut lists: impl Iterator<Item = &'a [u8]>, wanted: impl Fn(&[u8]) -> bool) -> bool {
+    lists.any(|list| list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).any(&wanted))
 }
 
 /// RFC 9211: where the answer came from, and for how much longer it would be given from memory.
-fn cache_status(answer: &Answer) -> HeaderValue {
+fn cache_status(answer: &Answer) -> String {
     let mut text = String::with_capacity(48);
     text.push_str(match answer.outcome {
         Outcome::Hit | Outcome::Stale => "redis-proxy; hit",
@@ -362,7 +420,7 @@ fn cache_status(answer: &Answer) -> HeaderValue {
         Freshness::Stale { past } => add("; ttl=-", past.as_secs() + 1),
         Freshness::Dead => {}
     }
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("redis-proxy"))
+    text
 }
 
 /// Why a request gets no value.
@@ -413,7 +471,7 @@ impl Problem {
         }
     }
 
-    fn into_response(self) -> Response<Body> {
+    fn into_response(self) -> Response<Bytes> {
         let mut response = self.kind().response(self.detail().as_deref());
         if response.status() == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));

@@ -18,6 +18,7 @@ pub mod hotkeys;
 pub mod http;
 pub mod key;
 pub mod metrics;
+mod output;
 mod problem;
 pub mod proxy;
 mod request_line;

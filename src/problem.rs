@@ -1,6 +1,5 @@
 //! Problem details (RFC 9457): the body of every answer that is an error.
 
-use axum::body::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
@@ -32,10 +31,10 @@ impl Kind {
     }
 
     /// The whole answer.
-    pub(crate) fn response(&self, detail: Option<&str>) -> Response<Body> {
+    pub(crate) fn response<B: From<String>>(&self, detail: Option<&str>) -> Response<B> {
         let body = self.body(detail);
         let length = body.len();
-        let mut response = Response::new(Body::from(body));
+        let mut response = Response::new(B::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));

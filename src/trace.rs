@@ -29,6 +29,11 @@ pub enum Route {
     None,
 }
 
+/// Whether anybody wants the span of a request.
+pub fn is_wanted() -> bool {
+    tracing::span_enabled!(tracing::Level::INFO)
+}
+
 /// The span of a request, a child of the span that its `traceparent` names.
 pub fn request<B>(request: &Request<B>, route: Route) -> Span {
     let (headers, uri) = (request.headers(), request.uri());
@@ -173,7 +178,7 @@ mod tests {
     #[test]
     fn no_span_is_made_where_nobody_wants_one() {
         let span = request(&Request::new(()), Route::Keys);
-        assert!(span.is_none() && fetch().is_none());
+        assert!(span.is_none() && fetch().is_none() && !is_wanted());
         responded(&span, StatusCode::OK);
         outcome(&span, "hit");
         asks("localhost", Some(6379), 0);

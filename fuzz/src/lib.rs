@@ -6,6 +6,7 @@
 
 pub mod answers;
 pub mod config;
+pub mod http_connection;
 pub mod http_key;
 pub mod pieces;
 pub mod push;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use axum::body::Body;
 use blake3::Hash;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::file::{FileError, FromFile, Reread};
 use crate::problem::Kind;
@@ -56,7 +56,8 @@ impl Gate {
 
     /// What a request is answered that is not let through; one that is, is marked if it may only ask for signs of life.
     pub(crate) fn refusal<B>(&self, request: &mut Request<B>) -> Option<Response<Body>> {
-        let denied = self.judge(request.headers()).err()?;
+        let shown = request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        let denied = self.judge(shown).err()?;
         if SIGNS_OF_LIFE.contains(&request.uri().path()) {
             request.extensions_mut().insert(Stranger);
             return None;
@@ -65,13 +66,17 @@ impl Gate {
         Some(if request.method() == Method::HEAD { response.map(|_| Body::empty()) } else { response })
     }
 
-    fn judge(&self, headers: &HeaderMap) -> Result<(), Denied> {
-        let mut shown = headers.get_all(header::AUTHORIZATION).iter();
+    /// Whether a request with these `Authorization` headers may ask for everything.
+    pub(crate) fn admits<'a>(&self, shown: impl Iterator<Item = &'a [u8]>) -> bool {
+        self.judge(shown).is_ok()
+    }
+
+    fn judge<'a>(&self, mut shown: impl Iterator<Item = &'a [u8]>) -> Result<(), Denied> {
         let (first, second) = (shown.next(), shown.next());
         if second.is_some() {
             return Err(Denied::TwoHeaders);
         }
-        let shown = first.and_then(|value| token_in(value.as_bytes())).ok_or(Denied::NoToken)?;
+        let shown = first.and_then(token_in).ok_or(Denied::NoToken)?;
         let shown = blake3::hash(shown);
         // Not `any`, which would stop at the first that is right.
         let right = self.0.get().iter().filter(|token| **token == shown).count();

@@ -20,7 +20,6 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::link::Link;
-use super::output::Output;
 use super::owed::{Dropped, Queue};
 use super::read::{Found, Landed};
 use super::reply::write_error;
@@ -28,6 +27,7 @@ use super::request::RequestParser;
 use super::standing::{Standing, User};
 use crate::backend::{BackendError, Fence};
 use crate::frame::{Frame, ReplyScanner};
+use crate::output::Output;
 use crate::server::{Drain, Stream};
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;

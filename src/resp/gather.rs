@@ -2,9 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::output::Output;
 use super::reply::{write_array_length, write_error};
 use crate::frame::ReplyScanner;
+use crate::output::Output;
 
 /// How answers are put together. An error among them is the answer, the first in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

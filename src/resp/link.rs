@@ -12,8 +12,8 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Instant;
 
-use super::output::Output;
 use crate::backend::{BackendError, Tied};
+use crate::output::Output;
 
 type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
 

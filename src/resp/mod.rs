@@ -15,7 +15,6 @@ mod gather;
 mod key_table;
 mod link;
 mod login;
-mod output;
 mod owed;
 mod permit;
 mod read;

@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 
-use super::output::Output;
 use super::standing::Effect;
 use crate::key::Key;
+use crate::output::Output;
 
 /// What a write in a time of `coherence = ttl`, or one that Redis tells nobody of, takes out of memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::command::Class;
-use super::output::{LARGE, Output};
 use super::reply::{Protocol, write_array_length, write_bulk, write_bulk_length, write_integer, write_null};
 use super::request::{Arguments, parse_integer};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Outcome};
 use crate::metrics::FrontEnd;
+use crate::output::{LARGE, Output};
 use crate::proxy::Proxy;
 use crate::trace;
 

@@ -12,7 +12,6 @@ use tokio::time::{Instant, timeout};
 use super::command::{Class, Known};
 use super::connection::{Connection, Stage};
 use super::login::{NO_AUTH, Verdict, hello_logins};
-use super::output::LARGE;
 use super::owed::{Awaited, Dropped};
 use super::permit::NO_COMMAND;
 use super::read::{Fetch, Found, Read};
@@ -24,6 +23,7 @@ use crate::cache::Outcome;
 use crate::frame::Frame;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Refusal};
+use crate::output::LARGE;
 
 /// What is to become of a command.
 enum Decision {

@@ -4,21 +4,21 @@
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::AsyncReadExt;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 use tower_service::Service as _;
 
+use super::head::PlainRequest;
+use super::plain::{Plain, PlainAnswer, Rest, Taken};
 use super::{Count, Drain, Limits, Serve, Stream};
 use crate::access::Gate;
 use crate::activity::{Activity, Observed};
@@ -30,6 +30,12 @@ use crate::request_line::RequestLines;
 pub trait Routes: Clone + Send + Sync + 'static {
     /// The answer to `request`.
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+
+    /// Takes up a plain request, of which [`answer`](Self::answer) would make the same; the bytes of it came in at `now`.
+    /// By default all are left to that.
+    fn answer_plain(&self, _request: &PlainRequest<'_>, _now: Instant, _answer: PlainAnswer<'_>) -> Taken {
+        Taken::Left
+    }
 }
 
 impl Routes for Router {
@@ -42,8 +48,8 @@ impl Routes for Router {
 /// The routes that are served, and what holds for who asks.
 #[derive(Clone)]
 pub struct Http<R> {
-    routes: R,
-    limits: Arc<Limits>,
+    pub(super) routes: R,
+    pub(super) limits: Arc<Limits>,
     gate: Option<(Gate, Refusals)>,
 }
 
@@ -74,7 +80,7 @@ impl<R: Routes> Serve for Http<R> {
 /// and unread.
 const LAST_WORD: Duration = Duration::from_millis(50);
 /// What a client of HTTP/2 with prior knowledge says first (RFC 9113, section 3.4).
-const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What is refused before any route sees it.
 const HEADER_TOO_LARGE: Kind =
@@ -85,24 +91,22 @@ const TOO_MANY: Kind =
 const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
 impl<R: Routes> Http<R> {
-    async fn run(self, stream: Stream, mut drain: Drain) {
-        let (mut stream, activity) = Observed::new(stream);
+    async fn run(self, stream: Stream, drain: Drain) {
         let limits = Arc::clone(&self.limits);
-        let first = tokio::select! {
-            biased;
-            first = first_bytes(&mut stream, &limits) => first,
-            () = async { drain.begun().await; sleep(LAST_WORD).await } => None,
-        };
-        let Some(first) = first else { return };
-        let http2 = first == HTTP2_PREFACE[..];
-        let stream = TokioIo::new(stream.returning(first, (!http2).then(RequestLines::new)));
-        let watch = Arc::new(Watch { activity, requests: AtomicUsize::new(0), answering: Arc::default() });
+        let watch = Arc::new(Watch::new());
+        let plain = Plain::new(stream, self.clone(), Arc::clone(&watch));
+        let overdue = watch.overdue(&limits, Some(limits.header_timeout));
+        let rest = drive(pin!(plain.run()), drain.clone(), overdue, |_| watch.finish()).await;
+        let Some(Rest::Hyper(stream, first)) = rest else { return };
+        let http2 = first.starts_with(HTTP2_PREFACE);
+        let lines = (!http2).then(RequestLines::new);
+        let stream = Observed::resuming(stream, Arc::clone(&watch.activity), first, lines);
         let watching = Arc::clone(&watch);
         let answer = service_fn(move |request| self.clone().answer(request, Arc::clone(&watching)));
         if http2 {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX))
-                .serve_connection(stream, answer);
+                .serve_connection(TokioIo::new(stream), answer);
             // Later bytes may be of the connection itself, so there is no telling when a head begins.
             let overdue = watch.overdue(&limits, None);
             drive(pin!(connection), drain, overdue, http2::Connection::graceful_shutdown).await;
@@ -113,7 +117,7 @@ impl<R: Routes> Http<R> {
                 .half_close(true)
                 .header_read_timeout(None)
                 .max_buf_size(limits.max_header.saturating_add(LONGEST_TARGET))
-                .serve_connection(stream, answer);
+                .serve_connection(TokioIo::new(stream), answer);
             let overdue = watch.overdue(&limits, Some(limits.header_timeout));
             drive(pin!(connection), drain, overdue, http1::Connection::graceful_shutdown).await;
         }
@@ -121,45 +125,28 @@ impl<R: Routes> Http<R> {
 }
 
 /// The longest request target that hyper takes.
-const LONGEST_TARGET: usize = 64 << 10;
+pub(super) const LONGEST_TARGET: usize = 64 << 10;
 
-/// As many of the first bytes as it takes to tell the protocol; none if they do not come, or not in time.
-async fn first_bytes(stream: &mut Observed<Stream>, limits: &Limits) -> Option<Bytes> {
-    let mut first = BytesMut::with_capacity(HTTP2_PREFACE.len());
-    let mut deadline = Instant::now() + limits.idle_timeout;
-    while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
-        let mut wanted = (&mut *stream).take((HTTP2_PREFACE.len() - first.len()) as u64);
-        let nothing_yet = first.is_empty();
-        if timeout_at(deadline, wanted.read_buf(&mut first)).await.ok()?.ok()? == 0 {
-            return None;
-        }
-        if nothing_yet {
-            // A head has begun.
-            deadline = Instant::now() + limits.header_timeout;
-        }
-    }
-    Some(first.freeze())
-}
-
-/// Drives a connection to its end. When it is overdue, or the daemon drains, it is told to finish.
+/// Drives a connection to its end, and returns what that says, if it came to it. When it is overdue, or the daemon drains, it
+/// is told to finish.
 async fn drive<C: Future>(
     mut connection: Pin<&mut C>,
     mut drain: Drain,
     overdue: impl Future<Output = ()>,
     finish: impl FnOnce(Pin<&mut C>),
-) {
+) -> Option<C::Output> {
     let mut overdue = pin!(overdue);
     let patience = tokio::select! {
         biased;
-        _ = connection.as_mut() => return,
+        end = connection.as_mut() => return Some(end),
         () = &mut overdue => FAREWELL,
         () = async { drain.begun().await; sleep(LAST_WORD).await } => Duration::MAX,
     };
     finish(connection.as_mut());
     tokio::select! {
-        _ = connection => {}
-        () = overdue, if patience > FAREWELL => {}
-        () = sleep(patience) => {}
+        end = connection => Some(end),
+        () = overdue, if patience > FAREWELL => None,
+        () = sleep(patience) => None,
     }
 }
 
@@ -167,6 +154,12 @@ async fn drive<C: Future>(
 const FAREWELL: Duration = Duration::from_millis(100);
 
 impl<R: Routes> Http<R> {
+    /// Whether no verdict stands against a plain request before it is routed.
+    pub(super) fn lets_in(&self, request: &PlainRequest<'_>) -> bool {
+        let admits = |(gate, _): &(Gate, Refusals)| gate.admits(request.values("authorization"));
+        request.size() <= self.limits.max_header && self.gate.as_ref().is_none_or(admits)
+    }
+
     /// An answer, during which the connection is not idle.
     async fn answer(self, mut request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
         watch.activity.settle();
@@ -203,13 +196,29 @@ fn header_size(headers: &HeaderMap) -> usize {
 }
 
 /// What is known about a connection from outside.
-struct Watch {
-    activity: Arc<Activity>,
+pub(super) struct Watch {
+    pub(super) activity: Arc<Activity>,
+    /// How many hyper has taken up.
     requests: AtomicUsize,
-    answering: Arc<AtomicUsize>,
+    pub(super) answering: Arc<AtomicUsize>,
+    finishing: AtomicBool,
 }
 
 impl Watch {
+    fn new() -> Self {
+        let (activity, requests) = (Activity::new(), AtomicUsize::new(0));
+        Self { activity, requests, answering: Arc::default(), finishing: AtomicBool::new(false) }
+    }
+
+    /// No more requests are to be waited for.
+    fn finish(&self) {
+        self.finishing.store(true, Relaxed);
+    }
+
+    pub(super) fn is_finishing(&self) -> bool {
+        self.finishing.load(Relaxed)
+    }
+
     /// Returns when the connection has been idle for too long, or a head longer than `header_timeout` on its way.
     async fn overdue(&self, limits: &Limits, header_timeout: Option<Duration>) {
         loop {

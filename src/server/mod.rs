@@ -7,8 +7,10 @@
 
 mod connection;
 mod drain;
+mod head;
 mod http;
 mod listener;
+mod plain;
 mod stream;
 mod tls;
 mod worker;
@@ -20,8 +22,10 @@ use std::time::Duration;
 
 use self::connection::Connection;
 pub use self::drain::{Drain, DrainControl};
+pub use self::head::PlainRequest;
 pub use self::http::{Http, Routes};
 pub use self::listener::{BindError, Listen, Listener, Serving};
+pub use self::plain::{Headers, PlainAnswer, Taken};
 pub use self::stream::Stream;
 pub(crate) use self::tls::HTTP_PROTOCOLS;
 pub use self::tls::{Tls, TlsFiles, TlsKeys};

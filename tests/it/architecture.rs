@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 26] = [
+const ALLOWED: [(&str, &str); 27] = [
     ("access", "problem"),
     ("activity", "request_line"),
     ("admin", "access hotkeys metrics problem proxy server units"),
@@ -26,11 +26,12 @@ const ALLOWED: [(&str, &str); 26] = [
     ("http", "access backend cache key metrics problem proxy server trace units"),
     ("key", ""),
     ("metrics", "cache"),
+    ("output", ""),
     ("proxy", "backend cache cluster hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
-    ("resp", "access backend cache cluster frame key metrics proxy server trace units"),
-    ("server", "access activity metrics problem request_line tcp units"),
+    ("resp", "access backend cache cluster frame key metrics output proxy server trace units"),
+    ("server", "access activity metrics output problem request_line tcp units"),
     ("systemd", ""),
     ("tcp", ""),
     ("telemetry", "trace units"),

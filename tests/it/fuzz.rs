@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 type Check = fn(&[u8]);
 
 /// The targets with their checks.
-const TARGETS: [(&str, Check); 6] = [
+const TARGETS: [(&str, Check); 7] = [
     ("answers", checks::answers::check),
     ("config", checks::config::check),
+    ("http_connection", checks::http_connection::check),
     ("http_key", checks::http_key::check),
     ("push", checks::push::check),
     ("resp_reply", checks::resp_reply::check),

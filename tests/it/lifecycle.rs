@@ -6,6 +6,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::stage::{
@@ -62,6 +63,21 @@ fn term_and_int_let_a_request_in_flight_finish() {
         proxy.wait_for_log(|line| line.says("stopped") && line.level() == "INFO");
         proxy.finish();
     }
+}
+
+#[test]
+fn the_last_answer_of_a_connection_says_so() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+    let mut idle = Client::connect(proxy.http());
+    await_metric(&proxy, "connections{front_end=\"http\"}", 2.0);
+    tell_to_stop(&proxy, Signal::TERM);
+    assert_closed(&mut idle);
+    // Nothing tells that the other connection waits for no more requests either; it does as soon as this one did.
+    thread::sleep(Duration::from_millis(50));
+    relay.resume();
+    let response = client.read_response();
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    assert_closed(&mut client);
 }
 
 #[test]

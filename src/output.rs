@@ -12,7 +12,7 @@ use tokio::io::AsyncWrite;
 
 /// Bytes on their way out, in order.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(crate) struct Output {
     /// What goes before `tail`.
     chunks: VecDeque<Bytes>,
     /// Bytes in `chunks`.
@@ -21,27 +21,27 @@ pub(super) struct Output {
 }
 
 /// Pieces from this size on are not copied.
-pub(super) const LARGE: usize = 16 << 10;
+pub(crate) const LARGE: usize = 16 << 10;
 /// Pieces in one write at most.
 const SLICES: usize = 16;
 /// A buffer that has grown beyond this is given back once it is empty.
 const KEPT: usize = 64 << 10;
 
 impl Output {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.in_chunks + self.tail.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Where small pieces are written to.
-    pub(super) fn tail(&mut self) -> &mut BytesMut {
+    pub(crate) fn tail(&mut self) -> &mut BytesMut {
         &mut self.tail
     }
 
-    pub(super) fn push(&mut self, piece: Bytes) {
+    pub(crate) fn push(&mut self, piece: Bytes) {
         if piece.len() < LARGE {
             self.tail.extend_from_slice(&piece);
             return;
@@ -51,7 +51,7 @@ impl Output {
         self.chunks.push_back(piece);
     }
 
-    pub(super) fn append(&mut self, mut other: Self) {
+    pub(crate) fn append(&mut self, mut other: Self) {
         for piece in other.chunks.drain(..) {
             self.push(piece);
         }
@@ -66,7 +66,7 @@ impl Output {
     }
 
     /// Writes as much as the stream takes; ready once all is written.
-    pub(super) fn poll_write(
+    pub(crate) fn poll_write(
         &mut self,
         mut stream: Pin<&mut (impl AsyncWrite + ?Sized)>,
         cx: &mut Context<'_>,
