@@ -70,6 +70,11 @@ pub(super) const UNASKED: &str = "Redis gave an answer that nothing asked for";
 
 /// A buffer that has grown beyond this is given back once it is empty.
 const KEPT: usize = 256 << 10;
+/// Answers are given out in so many turns, with what is asked meanwhile sent in between: so Redis goes on with the next while
+/// the last are made use of.
+const TURNS: usize = 4;
+/// Answers of one turn at least.
+const SHORTEST_TURN: usize = 8;
 
 impl Connection {
     /// A connection over `stream`, on which nothing has been said, and its driver.
@@ -146,12 +151,18 @@ impl Connection {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<BackendError> {
+        let mut turn = (self.owed.len() / TURNS).max(SHORTEST_TURN);
         loop {
             loop {
                 match self.reader.take_answer() {
                     Ok(Some(answer)) => {
                         if let Err(error) = self.settle(answer) {
                             return Poll::Ready(error);
+                        }
+                        turn -= 1;
+                        if turn == 0 {
+                            cx.waker().wake_by_ref();
+                            return Poll::Pending;
                         }
                     }
                     Ok(None) => break,
@@ -301,7 +312,14 @@ mod tests {
 
     /// A connection that is driven, the other end of its stream, and what was told unasked.
     fn connect() -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
-        let (ours, theirs) = duplex(64);
+        connect_with_room(64)
+    }
+
+    /// The same, with so many bytes under way at most.
+    fn connect_with_room(
+        room: usize,
+    ) -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
+        let (ours, theirs) = duplex(room);
         let told = Arc::new(Mutex::new(0));
         let telling = Arc::clone(&told);
         let (connection, driver) = Connection::over(ours, Box::new(move |_| *telling.lock().unwrap() += 1));
@@ -353,6 +371,26 @@ mod tests {
             let number = Value::Int(i64::try_from(number).unwrap());
             assert_eq!(asked.await.unwrap(), Ok(vec![number, text]));
         }
+    }
+
+    #[tokio::test]
+    async fn redis_has_something_to_do_while_its_last_answers_are_given_out() {
+        let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+        let answered = Arc::new(Mutex::new(0));
+        for number in 0..64 {
+            let (connection, answered) = (connection.clone(), Arc::clone(&answered));
+            tokio::spawn(async move {
+                echo(connection.clone(), number, None).await.unwrap();
+                *answered.lock().unwrap() += 1;
+                echo(connection, number, None).await
+            });
+        }
+        for number in 0..64 {
+            assert_eq!(line(&mut theirs).await, number.to_string());
+        }
+        theirs.write_all(&b":1\r\n:1\r\n".repeat(64)).await.unwrap();
+        assert_eq!(line(&mut theirs).await, "0");
+        assert!(*answered.lock().unwrap() < 64);
     }
 
     #[tokio::test(start_paused = true)]
