@@ -5,6 +5,9 @@
 //! heeded where it is read. The rule that must not be broken: commands and places are added under one lock and taken out
 //! under it, in the same order, so the n-th answer is that of the n-th command; and a place stays in the queue until its
 //! answers have come, whether or not anybody still waits for them.
+//!
+//! Those who ask mostly run on other threads than the driver. To wake a thread is a call of the system each time, so what one
+//! of them asks at a time wakes the driver once, and the answers of one turn reach him in one parcel.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -14,6 +17,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf as _, BytesMut};
 use redis::{Cmd, PushInfo, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -32,6 +36,8 @@ struct Asked {
     owed: Vec<Owed>,
     /// The driver, where it waits.
     driver: Option<Waker>,
+    /// The runtime that it runs on.
+    home: Option<runtime::Id>,
     /// There is no driver any more.
     is_over: bool,
 }
@@ -42,10 +48,17 @@ struct Owed {
     missing: usize,
     answers: Vec<Value>,
     /// None: nobody waits for them any more.
-    asker: Option<oneshot::Sender<Result<Vec<Value>, BackendError>>>,
+    asker: Option<Asker>,
+    /// Where that one runs, unless it is where the driver does.
+    abroad: Option<Handle>,
     /// Until when they are waited for; none: for as long as there is a driver.
     deadline: Option<Instant>,
 }
+
+type Asker = oneshot::Sender<Result<Vec<Value>, BackendError>>;
+
+/// Answers, and who has asked for them.
+type Delivery = (Asker, Vec<Value>);
 
 /// What is done about what Redis tells unasked.
 pub(super) type Heed = Box<dyn FnMut(PushInfo) + Send>;
@@ -60,6 +73,8 @@ pub(super) struct Driver<S> {
     output: BytesMut,
     /// Something written may still be held back, as TLS does.
     is_to_flush: bool,
+    /// What is to be given to those who run elsewhere.
+    parcels: Vec<(Handle, Vec<Delivery>)>,
     /// Goes off at the first deadline of those who are owed an answer, or before it.
     alarm: Option<Pin<Box<Sleep>>>,
     heed: Heed,
@@ -87,6 +102,7 @@ impl Connection {
             owed: VecDeque::new(),
             output: BytesMut::new(),
             is_to_flush: false,
+            parcels: Vec::new(),
             alarm: None,
             heed,
         };
@@ -127,20 +143,30 @@ impl Connection {
         write: impl FnOnce(&mut BytesMut) -> usize,
     ) -> Result<Vec<Value>, BackendError> {
         let (sender, receiver) = oneshot::channel();
-        let driver = {
+        let here = Handle::current();
+        let (driver, is_abroad) = {
             let mut asked = self.lock();
             if asked.is_over {
                 return Err(BackendError::Disconnected);
             }
+            let is_abroad = asked.home != Some(here.id());
             let missing = write(&mut asked.commands);
-            let owed = Owed { missing, answers: Vec::with_capacity(missing), asker: Some(sender), deadline };
+            let abroad = is_abroad.then(|| here.clone());
+            let owed = Owed { missing, answers: Vec::with_capacity(missing), asker: Some(sender), abroad, deadline };
             asked.owed.push(owed);
-            asked.driver.take()
+            (asked.driver.take().map(WakeLater), is_abroad)
         };
-        if let Some(driver) = driver {
-            driver.wake();
+        match driver {
+            // After those who are about to ask as well.
+            Some(driver) if is_abroad => _ = here.spawn(async move { drop(driver) }),
+            driver => drop(driver),
         }
         receiver.await.unwrap_or(Err(BackendError::Disconnected))
+    }
+
+    /// Whether there is no driver any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().is_over
     }
 
     /// Nothing that can panic is done with the lock held, but for memory that cannot be had, which ends the process.
@@ -149,8 +175,30 @@ impl Connection {
     }
 }
 
+/// Wakes a driver when it is dropped, so that it is woken whatever becomes of who was to do it.
+struct WakeLater(Waker);
+
+impl Drop for WakeLater {
+    fn drop(&mut self) {
+        self.0.wake_by_ref();
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<BackendError> {
+        let read = self.poll_answers(cx);
+        for (runtime, parcel) in self.parcels.drain(..) {
+            runtime.spawn(async move {
+                for (asker, answers) in parcel {
+                    // He may have gone.
+                    _ = asker.send(Ok(answers));
+                }
+            });
+        }
+        read
+    }
+
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<BackendError> {
         let mut turn = (self.owed.len() / TURNS).max(SHORTEST_TURN);
         loop {
             loop {
@@ -188,9 +236,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if first.missing > 0 {
             return Ok(());
         }
-        if let Some(Owed { answers, asker: Some(asker), .. }) = self.owed.pop_front() {
+        match self.owed.pop_front() {
+            Some(Owed { answers, asker: Some(asker), abroad: Some(runtime), .. }) => {
+                let is_his = |(other, _): &&mut (Handle, _)| other.id() == runtime.id();
+                match self.parcels.iter_mut().find(is_his) {
+                    Some((_, parcel)) => parcel.push((asker, answers)),
+                    None => self.parcels.push((runtime, vec![(asker, answers)])),
+                }
+            }
             // He may have gone.
-            _ = asker.send(Ok(answers));
+            Some(Owed { answers, asker: Some(asker), .. }) => _ = asker.send(Ok(answers)),
+            _ => {}
         }
         Ok(())
     }
@@ -200,6 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let mut asked = self.connection.lock();
         if asked.driver.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             asked.driver = Some(cx.waker().clone());
+            asked.home = Some(Handle::current().id());
         }
         if asked.owed.is_empty() {
             return;
@@ -290,11 +347,11 @@ impl<S> Drop for Driver<S> {
 impl<S> Driver<S> {
     /// Whoever is still owed an answer is told that none will come.
     fn end(&mut self) {
-        self.owed.clear();
         let over = Asked { is_over: true, ..Asked::default() };
         let left = std::mem::replace(&mut *self.connection.lock(), over);
-        // Not under the lock: who is told may ask again at once.
+        // Not before it is over, nor under the lock: who is told may ask again at once.
         drop(left);
+        self.owed.clear();
     }
 }
 
@@ -371,6 +428,29 @@ mod tests {
             let number = Value::Int(i64::try_from(number).unwrap());
             assert_eq!(asked.await.unwrap(), Ok(vec![number, text]));
         }
+    }
+
+    #[tokio::test]
+    async fn who_asks_on_another_thread_gets_his_own_answers_too() {
+        let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+        let asking = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let echo = |number| tokio::spawn(echo(connection.clone(), number, None));
+                let asking: Vec<_> = (0..100).map(echo).collect();
+                for (number, asked) in asking.into_iter().enumerate() {
+                    let number = i64::try_from(number).unwrap();
+                    assert_eq!(asked.await.unwrap(), Ok(vec![Value::Int(number); 2]));
+                }
+            });
+        });
+        for number in 0..100 {
+            assert_eq!(line(&mut theirs).await, number.to_string());
+        }
+        for number in 0..100 {
+            theirs.write_all(format!(":{number}\r\n").repeat(2).as_bytes()).await.unwrap();
+        }
+        tokio::task::spawn_blocking(|| asking.join()).await.unwrap().unwrap();
     }
 
     #[tokio::test]

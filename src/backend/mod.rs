@@ -564,8 +564,20 @@ impl Shared {
         let _turn = self.turn(deadline).await?;
         match self.ask(key, asking, deadline).await {
             // A read may be asked again, and a link lost under a request is most often a Redis that is coming back.
-            Err(BackendError::Disconnected) => self.ask(key, asking, deadline).await,
+            Err(BackendError::Disconnected) => {
+                self.loss(deadline).await;
+                self.ask(key, asking, deadline).await
+            }
             answer => answer,
+        }
+    }
+
+    /// Returns once it is known of a link that is over. Who asked over it may hear of that first.
+    async fn loss(&self, deadline: Instant) {
+        let mut link = self.link.clone();
+        let is_over = matches!(&*link.borrow_and_update(), LinkState::Up(connection, _) if connection.is_over());
+        if is_over {
+            _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), link.changed()).await;
         }
     }
 

@@ -202,7 +202,7 @@ struct Shared<E> {
     /// Held by whoever goes through the whole store, so that they do so one after the other.
     whole_store: Mutex<()>,
     evictions: Arc<Evictions>,
-    fetches: Handle,
+    background: Handle,
     created: Instant,
 }
 
@@ -236,8 +236,8 @@ impl<E: FetchError> Landed<E> {
 const DIGEST_AT_ONCE: usize = 1 << 20;
 
 impl<E: FetchError> Cache<E> {
-    /// An empty cache, whose fetches run on `fetches`, so that a reader who goes away takes none with him.
-    pub fn new(settings: Settings, fetches: Handle) -> Self {
+    /// An empty cache, which has `background` do what takes its time.
+    pub fn new(settings: Settings, background: Handle) -> Self {
         let evictions = Arc::new(Evictions::default());
         let store = Store::new(settings.capacity, settings.policy, &evictions);
         Self(Arc::new(Shared {
@@ -248,7 +248,7 @@ impl<E: FetchError> Cache<E> {
             settings: Mutex::new(settings),
             whole_store: Mutex::new(()),
             evictions,
-            fetches,
+            background,
             created: Instant::now(),
         }))
     }
@@ -310,7 +310,8 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// Runs the fetch of a flight to its end, whoever still waits for it.
+    /// Runs the fetch of a flight to its end, whoever still waits for it: in a task of its own, so that a reader who goes away
+    /// does not take it with him, on the thread that he is on, since the way to another one and back costs more than it.
     fn take_off<F>(&self, ticket: Ticket<Landed<E>>, fetch: impl FnOnce(Key) -> F)
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
@@ -318,7 +319,7 @@ impl<E: FetchError> Cache<E> {
         let shared = Arc::clone(&self.0);
         let asked = Instant::now();
         let fetch = fetch(ticket.key().clone()).instrument(ticket.span().clone());
-        self.0.fetches.spawn(async move {
+        tokio::spawn(async move {
             // Should making an entry fail, the ticket is dropped, which ends the flight.
             if let Some(landed) = Landed::of(fetch.await, asked).await {
                 shared.land(ticket, &landed);
@@ -473,7 +474,7 @@ impl<E: FetchError> Shared<E> {
     fn flushed(&self, full: Arc<Store>) {
         self.evictions.count(Cause::Flushed, full.size().0);
         // Taking down a large store takes its time, which nobody should have to wait for.
-        self.fetches.spawn_blocking(move || drop(full));
+        self.background.spawn_blocking(move || drop(full));
     }
 
     /// Puts another timeout in force, for the proof that there is too.

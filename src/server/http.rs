@@ -97,13 +97,16 @@ impl<R: Routes> Http<R> {
         let plain = Plain::new(stream, self.clone(), Arc::clone(&watch));
         let overdue = watch.overdue(&limits, Some(limits.header_timeout));
         let rest = drive(pin!(plain.run()), drain.clone(), overdue, |_| watch.finish()).await;
-        let Some(Rest::Hyper(stream, first)) = rest else { return };
-        let http2 = first.starts_with(HTTP2_PREFACE);
-        let lines = (!http2).then(RequestLines::new);
+        let (stream, first, lines) = match rest {
+            None | Some(Rest::Nothing) => return,
+            Some(Rest::Http1(stream, first)) => (stream, first, Some(RequestLines::new())),
+            Some(Rest::Http2(stream, first)) => (stream, first, None),
+        };
+        let is_http2 = lines.is_none();
         let stream = Observed::resuming(stream, Arc::clone(&watch.activity), first, lines);
         let watching = Arc::clone(&watch);
         let answer = service_fn(move |request| self.clone().answer(request, Arc::clone(&watching)));
-        if http2 {
+        if is_http2 {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX))
                 .serve_connection(TokioIo::new(stream), answer);

@@ -148,7 +148,9 @@ pub(super) enum Rest {
     /// Not at all.
     Nothing,
     /// As hyper says, with these bytes first.
-    Hyper(Stream, Bytes),
+    Http1(Stream, Bytes),
+    /// The same, and it began with these bytes.
+    Http2(Stream, Bytes),
 }
 
 /// What is to be done once all answers are written.
@@ -314,6 +316,8 @@ impl<R: Routes> Plain<R> {
     }
 
     fn hand_over(self) -> Rest {
-        Rest::Hyper(self.stream, self.input.freeze())
+        let is_http2 = self.is_first && self.input.starts_with(HTTP2_PREFACE);
+        let rest = if is_http2 { Rest::Http2 } else { Rest::Http1 };
+        rest(self.stream, self.input.freeze())
     }
 }

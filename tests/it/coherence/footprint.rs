@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::history::Moment;
 use super::world::World;
-use crate::support::Proxy;
+use crate::support::{Proxy, eventually};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// A shorter soak tells nothing of memory.
@@ -128,14 +128,15 @@ fn resident(process: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") << 10
 }
 
-/// How many tasks there are but for those that serve who asks.
+/// How many tasks there are but for the one that serves who asks. Of somebody else who is about to go, the task may be gone
+/// and the connection not, so nobody else may be there.
 fn tasks(proxy: &Proxy) -> usize {
-    let told = proxy.metrics();
-    let value = |series: &str| {
-        told.value(&format!("redis_proxy_{series}")).map_or(0, |value| format!("{value:.0}").parse().unwrap_or(0))
-    };
-    let lookers: usize = value("connections{front_end=\"admin\"}");
-    value("tasks").saturating_sub(lookers)
+    eventually("nobody else looks", || {
+        let told = proxy.metrics();
+        let value = |series: &str| told.value(&format!("redis_proxy_{series}")).map(|value| format!("{value:.0}"));
+        let is_alone = value("connections{front_end=\"admin\"}")? == "1";
+        is_alone.then(|| value("tasks")?.parse::<usize>().ok()?.checked_sub(1)).flatten()
+    })
 }
 
 /// How many descriptors the proxies have open.
