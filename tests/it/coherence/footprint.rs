@@ -15,8 +15,8 @@ use crate::support::{Proxy, eventually};
 const EVERY: Duration = Duration::from_secs(1);
 /// A shorter soak tells nothing of memory.
 const SHORTEST: Duration = Duration::from_secs(300);
-/// This part of a soak warms it up, and each of the parts that are compared is as long.
-const PART: u32 = 6;
+/// A soak has so many parts, as long as each other. The first warms it up; the second and the last are compared.
+const PARTS: u32 = 6;
 /// Memory may be so much more in the last part, in percent.
 const GROWTH: f64 = 5.0;
 
@@ -68,13 +68,21 @@ impl Footprint {
         self.held = (before, after);
     }
 
+    /// The medians of all parts, in bytes; none of a part in which nobody looked.
+    fn medians(&self) -> Vec<u64> {
+        let Some((whole, _)) = self.resident.last() else { return Vec::new() };
+        let part = *whole / PARTS;
+        let looks = |number: u32| {
+            let is_last = number + 1 == PARTS;
+            self.resident.iter().filter(move |(at, _)| *at >= part * number && (is_last || *at < part * (number + 1)))
+        };
+        (0..PARTS).filter_map(|number| median(looks(number))).collect()
+    }
+
     /// The median of the part after the warming up and of the last, in bytes.
     fn parts(&self) -> Option<(u64, u64)> {
-        let whole = self.resident.last()?.0;
-        let part = whole / PART;
-        let first = median(self.resident.iter().filter(|(at, _)| (part..part * 2).contains(at)))?;
-        let last = median(self.resident.iter().filter(|(at, _)| *at + part >= whole))?;
-        Some((first, last))
+        let medians = self.medians();
+        Some((*medians.get(1)?, *medians.last()?))
     }
 
     /// What is wrong, if anything is.
@@ -94,8 +102,10 @@ impl Footprint {
         let most = self.resident.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default();
         let growth = growth(first, last);
         let mib = |bytes: u64| to_number(bytes) / to_number(1 << 20);
+        let medians: Vec<_> = self.medians().into_iter().map(|bytes| format!("{:.1}", mib(bytes))).collect();
+        let medians = medians.join(" ");
         format!(
-            "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB at most; \
+            "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB at most, by sixths {medians}; \
              descriptors {} before, {} after; tasks {} before, {} after",
             mib(first),
             mib(last),
