@@ -25,7 +25,7 @@ use crate::hotkeys::HotKeys;
 use crate::metrics::{FrontEnd, Metrics, Refusal};
 use crate::proxy::{Proxy, Upstream};
 use crate::resp::{self, Resp};
-use crate::server::{BindError, Drain, DrainControl, Http, Limits, Listener, Serve, Serving, Tls, Workers};
+use crate::server::{BindError, Drain, DrainControl, Http, Listener, Serve, Serving, Tls, Workers};
 use crate::systemd::{self, InheritError, Inherited, Notifier};
 use crate::telemetry::Telemetry;
 use crate::warm::{Permits, Warm};
@@ -312,8 +312,7 @@ async fn listeners(
     metrics: &Arc<Metrics>,
 ) -> Result<(Vec<Listener>, Vec<Reread>), StartError> {
     let admin = &config.admin;
-    let http::Settings { idle_timeout, header_timeout, max_header, .. } = config.http;
-    let limits = Limits { idle_timeout, header_timeout, max_header: max_header.0 };
+    let limits = config.http.limits();
     let gate = config.http.gate()?;
     let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
     let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);

@@ -28,7 +28,7 @@ use crate::metrics::{FrontEnd, Refusal};
 use crate::problem::Kind;
 use crate::proxy::Proxy;
 use crate::server::{
-    HTTP_PROTOCOLS, Headers, Listen, PlainAnswer, PlainRequest, Routes, Taken, Tls, TlsFiles, TlsKeys,
+    HTTP_PROTOCOLS, Headers, Limits, Listen, PlainAnswer, PlainRequest, Routes, Taken, Tls, TlsFiles, TlsKeys,
 };
 use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
@@ -105,6 +105,12 @@ impl Settings {
         } else {
             Protection::Asked
         }
+    }
+
+    /// What holds for every connection.
+    pub fn limits(&self) -> Limits {
+        let Self { idle_timeout, header_timeout, max_header, .. } = *self;
+        Limits { idle_timeout, header_timeout, max_header: max_header.0 }
     }
 
     /// What is asked of whoever comes, if anything.

@@ -72,13 +72,9 @@ impl Rig {
 
     /// A client that speaks HTTP.
     pub(crate) fn http(&self) -> Client {
-        let http::Settings { idle_timeout, header_timeout, max_header, .. } = http::Settings::default();
-        let limits = server::Limits { idle_timeout, header_timeout, max_header: max_header.0 };
-        self.client(&server::Http::new(
-            http::Keys::new(self.proxy.clone(), http::Settings::default(), Router::new()),
-            limits,
-            None,
-        ))
+        let settings = http::Settings::default();
+        let limits = settings.limits();
+        self.client(&server::Http::new(http::Keys::new(self.proxy.clone(), settings, Router::new()), limits, None))
     }
 
     /// A client that speaks as to Redis.

@@ -15,7 +15,7 @@ use redis_proxy::hotkeys::HotKeys;
 use redis_proxy::http::{Keys, Settings};
 use redis_proxy::metrics::Metrics;
 use redis_proxy::proxy::{Proxy, Upstream};
-use redis_proxy::server::{Drain, Http, Limits, Routes, Serve, Stream};
+use redis_proxy::server::{Drain, Http, Routes, Serve, Stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
@@ -87,8 +87,7 @@ impl Stage {
             runtime.block_on(cache.get_or_fetch(key, Demand::Usual, |_| async { fetched })).expect("an entry");
         }
         let keys = Keys::new(proxy, Settings::default(), Router::new());
-        let Settings { idle_timeout, header_timeout, max_header, .. } = Settings::default();
-        let limits = Limits { idle_timeout, header_timeout, max_header: max_header.0 };
+        let limits = Settings::default().limits();
         let hyper_alone = Http::new(HyperAlone(keys.clone()), limits.clone(), None);
         Self { runtime, hyper_alone, both: Http::new(keys, limits, None) }
     }

@@ -75,7 +75,7 @@ impl PlainRequest<'_> {
 
     /// How large the fields are, as they came.
     pub(super) fn size(&self) -> usize {
-        self.fields.iter().map(|field| field.name.len() + field.value.len() + ": \r\n".len()).sum()
+        size_of_fields(self.fields.iter().map(|field| (field.name, field.value)))
     }
 
     /// Whether it names its host once (RFC 9112, section 3.2) and has no field that frames a body, asks something of the
@@ -92,12 +92,19 @@ impl PlainRequest<'_> {
             "upgrade",
         ];
         let is = |field: &Header<'_>, name: &str| field.name.eq_ignore_ascii_case(name);
-        let is_plain = |field: &Header<'_>| match field.name.len() {
-            10 if is(field, "connection") => field.value.eq_ignore_ascii_case(b"keep-alive"),
-            _ => !NOT_PLAIN.iter().any(|name| is(field, name)),
+        let is_plain = |field: &Header<'_>| {
+            if is(field, "connection") {
+                return field.value.eq_ignore_ascii_case(b"keep-alive");
+            }
+            !NOT_PLAIN.iter().any(|name| is(field, name))
         };
         self.values("host").count() == 1 && self.fields.iter().all(is_plain)
     }
+}
+
+/// How large fields are, as they came.
+pub(super) fn size_of_fields<'a>(fields: impl Iterator<Item = (&'a str, &'a [u8])>) -> usize {
+    fields.map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum()
 }
 
 /// Whether it is a path and nothing but, of bytes that mean themselves (RFC 3986, section 3.3, and the braces, which many a

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_service::Service as _;
 
-use super::head::PlainRequest;
+use super::head::{PlainRequest, size_of_fields};
 use super::plain::{Plain, PlainAnswer, Rest, Taken};
 use super::{Count, Drain, Limits, Serve, Stream};
 use crate::access::Gate;
@@ -174,7 +174,8 @@ impl<R: Routes> Http<R> {
         if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
             return Ok(last_answer(NO_HOST.response(Some("HTTP/1.1 asks for one Host header."))));
         }
-        if header_size(request.headers()) > self.limits.max_header {
+        let fields = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        if size_of_fields(fields) > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
         }
         if let Some((gate, refused)) = &self.gate
@@ -191,11 +192,6 @@ impl<R: Routes> Http<R> {
 fn last_answer(mut response: Response<Body>) -> Response<Body> {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
-}
-
-/// How large the headers of a request are, as they came.
-fn header_size(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
 }
 
 /// What is known about a connection from outside.

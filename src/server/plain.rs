@@ -225,12 +225,12 @@ impl<R: Routes> Plain<R> {
                 return Next::TakeMore;
             }
             if self.looked_at > 0 && !has_empty_line(&self.input, self.looked_at) {
-                return self.is_part();
+                return self.await_rest();
             }
             let mut fields = Fields::new();
             let (request, length) = match Head::of(&self.input, &mut fields) {
                 Head::Plain(request, length) => (request, length),
-                Head::Part => return self.is_part(),
+                Head::Part => return self.await_rest(),
                 Head::Other if self.is_first && self.may_be_preface() => return Next::Read,
                 Head::Other => return Next::HandOver,
             };
@@ -259,7 +259,7 @@ impl<R: Routes> Plain<R> {
     }
 
     /// The input is no whole head yet. One that is longer than any may be is refused by hyper.
-    fn is_part(&mut self) -> Next {
+    fn await_rest(&mut self) -> Next {
         self.looked_at = self.input.len();
         let most = self.http.limits.max_header.saturating_add(LONGEST_TARGET);
         if self.looked_at > most { Next::HandOver } else { Next::Read }

@@ -68,21 +68,17 @@ impl Footprint {
         self.held = (before, after);
     }
 
-    /// The medians of all parts, in bytes; none of a part in which nobody looked.
-    fn medians(&self) -> Vec<u64> {
-        let Some((whole, _)) = self.resident.last() else { return Vec::new() };
-        let part = *whole / PARTS;
-        let looks = |number: u32| {
-            let is_last = number + 1 == PARTS;
-            self.resident.iter().filter(move |(at, _)| *at >= part * number && (is_last || *at < part * (number + 1)))
-        };
-        (0..PARTS).filter_map(|number| median(looks(number))).collect()
+    /// The median of a part, in bytes.
+    fn median_of(&self, number: u32) -> Option<u64> {
+        let part = self.resident.last()?.0 / PARTS;
+        let is_last = number + 1 == PARTS;
+        let is_in = |at: Moment| at >= part * number && (is_last || at < part * (number + 1));
+        median(self.resident.iter().filter(|(at, _)| is_in(*at)))
     }
 
     /// The median of the part after the warming up and of the last, in bytes.
     fn parts(&self) -> Option<(u64, u64)> {
-        let medians = self.medians();
-        Some((*medians.get(1)?, *medians.last()?))
+        Some((self.median_of(1)?, self.median_of(PARTS - 1)?))
     }
 
     /// What is wrong, if anything is.
@@ -102,8 +98,8 @@ impl Footprint {
         let most = self.resident.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default();
         let growth = growth(first, last);
         let mib = |bytes: u64| to_number(bytes) / to_number(1 << 20);
-        let medians: Vec<_> = self.medians().into_iter().map(|bytes| format!("{:.1}", mib(bytes))).collect();
-        let medians = medians.join(" ");
+        let medians = (0..PARTS).filter_map(|number| self.median_of(number)).map(|bytes| format!("{:.1}", mib(bytes)));
+        let medians = medians.collect::<Vec<_>>().join(" ");
         format!(
             "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB at most, by sixths {medians}; \
              descriptors {} before, {} after; tasks {} before, {} after",
