@@ -311,7 +311,7 @@ impl Http {
             Some(value) if none_match.clone().next().is_none() => {
                 to.status(StatusCode::OK);
                 self.put_headers(&found, value, &mut to);
-                to.body(value.bytes.clone());
+                to.body(value.bytes, || value.to_bytes());
             }
             _ => to.whole(self.answer(&found, none_match)),
         }
@@ -331,7 +331,7 @@ impl Http {
             self.put_version(answer, value, response.headers_mut());
             return response;
         }
-        let mut response = Response::new(value.bytes.clone());
+        let mut response = Response::new(value.to_bytes());
         // For all that are put in, so that it grows but once.
         response.headers_mut().reserve(HEADERS);
         self.put_headers(answer, value, response.headers_mut());
@@ -339,7 +339,7 @@ impl Http {
     }
 
     /// What the answer that has the value says of it; how long it is, whoever sends it says.
-    fn put_headers(&self, answer: &Answer, value: &Value, headers: &mut impl Headers) {
+    fn put_headers(&self, answer: &Answer, value: Value<'_>, headers: &mut impl Headers) {
         headers.put(header::CONTENT_TYPE, b"application/octet-stream");
         // A value is data, whatever a browser takes it for.
         headers.put(header::X_CONTENT_TYPE_OPTIONS, b"nosniff");
@@ -347,7 +347,7 @@ impl Http {
     }
 
     /// Which value it is, and how things stand with it.
-    fn put_version(&self, answer: &Answer, value: &Value, headers: &mut impl Headers) {
+    fn put_version(&self, answer: &Answer, value: Value<'_>, headers: &mut impl Headers) {
         headers.put(header::ETAG, &etag(value));
         headers.put(header::CACHE_CONTROL, self.settings.cache_control.0.as_bytes());
         put_standing(answer, headers);
@@ -378,7 +378,7 @@ fn without_body(mut response: Response<Bytes>) -> Response<Body> {
 }
 
 /// The tag of a value, in its quotes.
-fn etag(value: &Value) -> [u8; 34] {
+fn etag(value: Value<'_>) -> [u8; 34] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [b'"'; 34];
     for (at, byte) in value.digest().iter().enumerate() {

@@ -51,6 +51,15 @@ impl Output {
         self.chunks.push_back(piece);
     }
 
+    /// Adds the same bytes as `whole` makes of them, which is asked only if they are large.
+    pub(crate) fn push_either(&mut self, bytes: &[u8], whole: impl FnOnce() -> Bytes) {
+        if bytes.len() < LARGE {
+            self.tail.extend_from_slice(bytes);
+        } else {
+            self.push(whole());
+        }
+    }
+
     pub(crate) fn append(&mut self, mut other: Self) {
         for piece in other.chunks.drain(..) {
             self.push(piece);

@@ -183,6 +183,15 @@ impl Proxy {
         }
     }
 
+    /// These keys are about to be looked for, as far as can be told.
+    pub fn foresee(&self, keys: &[&[u8]]) {
+        match &self.upstream {
+            Upstream::One(cache, _) => cache.foresee(keys),
+            // Each of them may be in another cache.
+            Upstream::Cluster(_) => {}
+        }
+    }
+
     /// Counts a key of a [lookup](Self::lookup) among those that are read most.
     pub fn count_key(&self, key: &[u8], now: Instant) {
         self.hot_keys.count(key, now);

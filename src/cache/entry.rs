@@ -4,64 +4,20 @@
 //! force now, and who vouches for it. Nothing is decided when the entry is stored, so a lifetime changed at run time
 //! holds at once for what is already cached. An entry's clock starts before its fetch is sent, so an entry is
 //! never younger than what Redis said.
+//!
+//! An entry is one piece of memory with the key and a small value at its end. What a read costs where there are many keys is
+//! the wait for memory that the processor has not at hand, and so it waits once for all of these.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use tokio::time::Instant;
 
 use super::coherence::Voucher;
-use crate::units;
-
-/// For how long entries may be given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// How old a value may be.
-    pub ttl: Duration,
-    /// How old the knowledge may be that a key does not exist.
-    pub ttl_absent: AbsentTtl,
-    /// For how long after it ceased to be fresh a value may still stand in when Redis cannot answer.
-    pub stale_grace: Duration,
-}
-
-impl Lifetimes {
-    fn of_absence(&self, voucher: Voucher) -> Duration {
-        match (self.ttl_absent, voucher) {
-            (AbsentTtl::Fixed(ttl), _) => ttl,
-            (AbsentTtl::Auto, Voucher::Time) => Duration::ZERO,
-            (AbsentTtl::Auto, Voucher::Redis | Voucher::Nobody { .. }) => self.ttl,
-        }
-    }
-}
-
-/// How old the knowledge may be that a key does not exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AbsentTtl {
-    /// As old as a value where Redis tells when the key comes to be; not kept where it does not.
-    Auto,
-    /// So old; zero: it is not kept.
-    Fixed(Duration),
-}
-
-const AUTO: &str = "auto";
-
-impl Serialize for AbsentTtl {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str(AUTO),
-            Self::Fixed(ttl) => units::duration::serialize(ttl, serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for AbsentTtl {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ttl = units::duration::or_word(AUTO, deserializer)?;
-        Ok(ttl.map_or(Self::Auto, Self::Fixed))
-    }
-}
+use super::lifetimes::{Lifetimes, nanoseconds};
+use super::order::{NONE, Place};
+use crate::key::Key;
 
 /// What an entry may be used for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,75 +36,118 @@ pub enum Freshness {
     Dead,
 }
 
-/// The bytes of a value with the digest that names them.
-#[derive(Debug, Clone)]
-pub struct Value {
+/// The bytes of a value, with the digest that names them.
+#[derive(Debug, Clone, Copy)]
+pub struct Value<'a> {
     /// The value as Redis holds it.
-    pub bytes: Bytes,
-    /// Made when it is first asked for, since most values are never asked for theirs.
-    digest: OnceLock<[u8; 16]>,
+    pub bytes: &'a [u8],
+    entry: &'a Entry,
 }
 
-impl Value {
+impl<'a> Value<'a> {
     /// The first 16 bytes of the BLAKE3 hash of the value: equal digests mean equal values. Takes time in proportion to
     /// the value when it is first asked for.
-    pub fn digest(&self) -> &[u8; 16] {
-        self.digest.get_or_init(|| {
+    pub fn digest(&self) -> &'a [u8; 16] {
+        self.entry.digest.get_or_init(|| {
             let mut digest = [0; 16];
-            blake3::Hasher::new().update(&self.bytes).finalize_xof().fill(&mut digest);
+            blake3::Hasher::new().update(self.bytes).finalize_xof().fill(&mut digest);
             digest
         })
     }
+
+    /// The value for as long as it is wanted: a small one copied, a large one shared.
+    pub fn to_bytes(&self) -> Bytes {
+        match &self.entry.kept {
+            Kept::Apart(apart) => apart.1.clone().unwrap_or_default(),
+            Kept::Within { .. } => Bytes::copy_from_slice(self.bytes),
+        }
+    }
 }
 
-/// What Redis answered for a key, and when it was asked.
+/// What Redis answered for a key, and when it was asked. Times are nanoseconds on the cache's clock.
 #[derive(Debug)]
-pub struct Entry {
-    value: Option<Value>,
-    fetched: Instant,
-    /// When Redis itself lets the key expire.
-    deadline: Option<Instant>,
+pub struct Entry<B: ?Sized = [u8]> {
+    fetched: u64,
+    /// For how long from then on Redis itself lets the key live; as long as can be said: for good.
+    lives_for: u64,
+    /// Made when it is first asked for, since most values are never asked for theirs.
+    digest: OnceLock<[u8; 16]>,
+    /// Where it stands in the order of reads; nowhere, unless it is in the store.
+    place: AtomicU32,
+    kept: Kept,
+    bytes: B,
+}
+
+/// Where key and value are; of a key that Redis does not have there is no value.
+#[derive(Debug)]
+enum Kept {
+    /// One behind the other at the end of the entry, so many bytes of each.
+    Within { key: u32, value: Option<u32> },
+    /// Elsewhere, since together they are larger than [`LARGEST`].
+    Apart(Box<(Key, Option<Bytes>)>),
 }
 
 impl Entry {
-    /// An entry for what Redis answered (`None`: no such key) to a fetch begun at `fetched`; `expires_in` is the
+    /// An entry for what Redis answered (`None`: no such key) to a fetch of `key` begun at `fetched`; `expires_in` is the
     /// key's own time to live in Redis (`PTTL`).
-    pub fn new(bytes: Option<Bytes>, fetched: Instant, expires_in: Option<Duration>) -> Self {
-        let value = bytes.map(|bytes| Value { bytes, digest: OnceLock::new() });
-        // A time to live too long for the clock is as good as none.
-        let deadline = expires_in.and_then(|expires_in| fetched.checked_add(expires_in));
-        Self { value, fetched, deadline }
+    pub(super) fn new(key: &Key, value: Option<Bytes>, fetched: u64, expires_in: Option<Duration>) -> Arc<Self> {
+        let lives_for = expires_in.map_or(u64::MAX, nanoseconds);
+        let length = |bytes: usize| u32::try_from(bytes).ok();
+        let (key_length, value_length) = (length(key.len()), value.as_ref().map(|value| length(value.len())));
+        let whole = key.len().saturating_add(value.as_ref().map_or(0, Bytes::len));
+        match (key_length, value_length) {
+            (Some(key_length), None | Some(Some(_))) if whole <= LARGEST => {
+                let kept = Kept::Within { key: key_length, value: value_length.flatten() };
+                make(fetched, lives_for, kept, [key.as_bytes(), value.as_deref().unwrap_or_default()])
+            }
+            _ => make(fetched, lives_for, Kept::Apart(Box::new((key.clone(), value))), [&[], &[]]),
+        }
+    }
+
+    /// The key that was asked for.
+    pub(super) fn key(&self) -> &[u8] {
+        match &self.kept {
+            Kept::Within { key, .. } => &self.bytes[..*key as usize],
+            Kept::Apart(apart) => apart.0.as_bytes(),
+        }
     }
 
     /// The value, or `None` where Redis had no such key.
-    pub fn value(&self) -> Option<&Value> {
-        self.value.as_ref()
+    pub fn value(&self) -> Option<Value<'_>> {
+        let bytes = match &self.kept {
+            Kept::Within { key, value } => &self.bytes[*key as usize..][..(*value)? as usize],
+            Kept::Apart(apart) => apart.1.as_ref()?,
+        };
+        Some(Value { bytes, entry: self })
     }
 
     /// How long ago Redis was asked.
-    pub fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.fetched)
+    pub(super) fn age(&self, now: u64) -> Duration {
+        Duration::from_nanos(now.saturating_sub(self.fetched))
     }
 
     /// What the entry may be used for at `now`. The end of the key's own life in Redis is the end of the entry,
     /// stale or not. It is stale from when its time was over or nobody vouched for it any more, whichever was first.
-    pub fn freshness(&self, now: Instant, lifetimes: Lifetimes, voucher: Voucher) -> Freshness {
-        let until_deadline = self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
-        if until_deadline.is_zero() {
+    pub(super) fn freshness(&self, now: u64, lifetimes: Lifetimes, voucher: Voucher) -> Freshness {
+        let lived = now.saturating_sub(self.fetched);
+        if lived >= self.lives_for {
             return Freshness::Dead;
         }
-        let (ttl, grace) = match self.value {
+        let (ttl, grace) = match self.value() {
             Some(_) => (lifetimes.ttl, lifetimes.stale_grace),
             None => (lifetimes.of_absence(voucher), Duration::ZERO),
         };
-        let age = self.age(now);
+        let age = Duration::from_nanos(lived);
         let over = (age >= ttl).then(|| age.saturating_sub(ttl));
         let past = match voucher {
             Voucher::Nobody { since } => Some(since.max(over.unwrap_or_default())),
             Voucher::Time | Voucher::Redis => over,
         };
         match past {
-            None => Freshness::Fresh { remaining: ttl.saturating_sub(age).min(until_deadline) },
+            None => {
+                let until_its_end = Duration::from_nanos(self.lives_for - lived);
+                Freshness::Fresh { remaining: ttl.saturating_sub(age).min(until_its_end) }
+            }
             Some(past) if past < grace => Freshness::Stale { past },
             Some(_) => Freshness::Dead,
         }
@@ -156,13 +155,68 @@ impl Entry {
 
     /// Bytes of payload, without the structures that hold it.
     pub(super) fn size(&self) -> usize {
-        self.value.as_ref().map_or(0, |value| value.bytes.len())
+        self.key().len() + self.value().map_or(0, |value| value.bytes.len())
     }
+
+    /// Looks at its beginning and its end, for nothing but to have them at hand.
+    pub(super) fn touch(&self) -> u32 {
+        let end = |byte: Option<&u8>| byte.copied().map_or(0, u32::from);
+        self.place.load(Relaxed) ^ end(self.bytes.first()) ^ end(self.bytes.last())
+    }
+
+    /// Where it stands in the order of reads, if it is in the store.
+    pub(super) fn place(&self) -> Place {
+        self.place.load(Acquire)
+    }
+
+    /// Puts it there; done under the lock of its key's table.
+    pub(super) fn stand_at(&self, place: Place) {
+        self.place.store(place, Release);
+    }
+
+    /// Says that it is in the store no more; done under the same lock.
+    pub(super) fn leave(&self) {
+        self.stand_at(NONE);
+    }
+
+    /// Whether it is in the store.
+    pub(super) fn is_stored(&self) -> bool {
+        self.place() != NONE
+    }
+}
+
+/// Makes an entry with the least room that the pieces fit in. With what goes before them, and the counts of those who share
+/// it, the sizes are those in which memory is given out anyway.
+macro_rules! rooms {
+    ($($room:literal)+; $largest:literal) => {
+        /// Key and value that have more bytes together are not within their entry.
+        const LARGEST: usize = $largest;
+
+        fn make(fetched: u64, lives_for: u64, kept: Kept, pieces: [&[u8]; 2]) -> Arc<Entry> {
+            let length = pieces[0].len() + pieces[1].len();
+            $(if length <= $room {
+                return with_room::<$room>(fetched, lives_for, kept, pieces);
+            })+
+            with_room::<LARGEST>(fetched, lives_for, kept, pieces)
+        }
+    };
+}
+rooms!(8 24 40 56 88 120 152 184 248 312 376 440 568 696 824; 952);
+
+fn with_room<const ROOM: usize>(fetched: u64, lives_for: u64, kept: Kept, [key, value]: [&[u8]; 2]) -> Arc<Entry> {
+    let mut bytes = [0; ROOM];
+    bytes[..key.len()].copy_from_slice(key);
+    bytes[key.len()..][..value.len()].copy_from_slice(value);
+    Arc::new(Entry { fetched, lives_for, digest: OnceLock::new(), place: AtomicU32::new(NONE), kept, bytes })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::AbsentTtl;
+
+    /// When the entries here were asked for.
+    const FETCHED: u64 = 3_600_000_000_000;
 
     const LIFETIMES: Lifetimes = Lifetimes {
         ttl: Duration::from_secs(10),
@@ -171,11 +225,50 @@ mod tests {
     };
 
     fn after(entry: &Entry, milliseconds: u64) -> Freshness {
-        entry.freshness(entry.fetched + Duration::from_millis(milliseconds), LIFETIMES, Voucher::Time)
+        entry.freshness(FETCHED + milliseconds * 1_000_000, LIFETIMES, Voucher::Time)
     }
 
-    fn value(expires_in: Option<Duration>) -> Entry {
-        Entry::new(Some(Bytes::from_static(b"v")), Instant::now(), expires_in)
+    fn value(expires_in: Option<Duration>) -> Arc<Entry> {
+        Entry::new(&Key::from(&b"k"[..]), Some(Bytes::from_static(b"v")), FETCHED, expires_in)
+    }
+
+    fn absent() -> Arc<Entry> {
+        Entry::new(&Key::from(&b"k"[..]), None, FETCHED, None)
+    }
+
+    #[test]
+    fn an_entry_gives_back_what_it_was_made_of_whatever_its_size() {
+        for key_length in [0, 1, 7, 8, 9, 400, LARGEST, LARGEST + 1, 100_000] {
+            let key = Key::from(&vec![b'k'; key_length][..]);
+            let absent = Entry::new(&key, None, FETCHED, None);
+            assert_eq!((absent.key(), absent.value().is_none(), absent.size()), (key.as_bytes(), true, key_length));
+            for value_length in (0..200).chain([900, LARGEST - 1, LARGEST, LARGEST + 1, 5_000_000]) {
+                let value = Bytes::from(vec![b'v'; value_length]);
+                let entry = Entry::new(&key, Some(value.clone()), FETCHED, None);
+                assert_eq!(entry.key(), key.as_bytes());
+                let kept = entry.value().unwrap();
+                assert_eq!((kept.bytes, &*kept.to_bytes()), (&*value, &*value));
+                assert_eq!(entry.size(), key_length + value_length);
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_value_is_never_copied() {
+        let value = Bytes::from(vec![b'v'; LARGEST + 1]);
+        let entry = Entry::new(&Key::from(&b"k"[..]), Some(value.clone()), FETCHED, None);
+        let kept = entry.value().unwrap();
+        assert_eq!((kept.bytes.as_ptr(), kept.to_bytes().as_ptr()), (value.as_ptr(), value.as_ptr()));
+    }
+
+    #[test]
+    fn equal_values_have_equal_digests_wherever_they_are_kept() {
+        let digest = |key: usize, value: &[u8]| {
+            let key = Key::from(&vec![b'k'; key][..]);
+            *Entry::new(&key, Some(Bytes::copy_from_slice(value)), 0, None).value().unwrap().digest()
+        };
+        assert_eq!(digest(1, b"value"), digest(LARGEST, b"value"));
+        assert_ne!(digest(1, b"value"), digest(1, b"values"));
     }
 
     #[test]
@@ -202,7 +295,7 @@ mod tests {
 
     #[test]
     fn an_absent_key_has_its_own_ttl_and_no_grace() {
-        let entry = Entry::new(None, Instant::now(), None);
+        let entry = absent();
         assert_eq!(after(&entry, 1_999), Freshness::Fresh { remaining: Duration::from_millis(1) });
         assert_eq!(after(&entry, 2_000), Freshness::Dead);
     }
@@ -210,8 +303,7 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_makes_nothing_younger_than_new() {
         let entry = value(None);
-        let before = entry.fetched.checked_sub(Duration::from_secs(1)).unwrap();
-        let freshness = entry.freshness(before, LIFETIMES, Voucher::Time);
+        let freshness = entry.freshness(FETCHED - 1_000_000_000, LIFETIMES, Voucher::Time);
         assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_secs(10) });
     }
 
@@ -221,22 +313,22 @@ mod tests {
         let seconds = Duration::from_secs;
         let freshness = |age, since| {
             let voucher = Voucher::Nobody { since: seconds(since) };
-            entry.freshness(entry.fetched + seconds(age), LIFETIMES, voucher)
+            entry.freshness(FETCHED + nanoseconds(seconds(age)), LIFETIMES, voucher)
         };
         assert_eq!(freshness(1, 0), Freshness::Stale { past: Duration::ZERO });
         assert_eq!(freshness(6, 4), Freshness::Stale { past: seconds(4) });
         assert_eq!(freshness(6, 5), Freshness::Dead);
         assert_eq!(freshness(13, 1), Freshness::Stale { past: seconds(3) });
         assert_eq!(freshness(15, 1), Freshness::Dead);
-        let vouched = entry.freshness(entry.fetched + seconds(1), LIFETIMES, Voucher::Redis);
+        let vouched = entry.freshness(FETCHED + nanoseconds(seconds(1)), LIFETIMES, Voucher::Redis);
         assert_eq!(vouched, Freshness::Fresh { remaining: seconds(9) });
     }
 
     #[test]
     fn where_redis_tells_absence_is_known_as_long_as_a_value_unless_told_otherwise() {
-        let entry = Entry::new(None, Instant::now(), None);
+        let entry = absent();
         let auto = Lifetimes { ttl_absent: AbsentTtl::Auto, ..LIFETIMES };
-        let at = entry.fetched + Duration::from_secs(3);
+        let at = FETCHED + nanoseconds(Duration::from_secs(3));
         let fresh = Freshness::Fresh { remaining: Duration::from_secs(7) };
         assert_eq!(entry.freshness(at, auto, Voucher::Redis), fresh);
         assert_eq!(entry.freshness(at, auto, Voucher::Time), Freshness::Dead);

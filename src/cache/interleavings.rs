@@ -193,7 +193,7 @@ impl World {
             Joined::Found(answer) => Some(answer.into()),
             Joined::Follower(arrival) => self.arrival(arrival, Outcome::Coalesced),
             Joined::Leader(ticket, arrival) => {
-                let asked = Instant::now();
+                let asked = self.shared().clock(Instant::now());
                 self.land(ticket, asked, self.ask());
                 self.arrival(arrival, Outcome::Miss)
             }
@@ -204,7 +204,7 @@ impl World {
         self.shared().flights.join(KEY, || self.look_up())
     }
 
-    fn land(&self, ticket: TestTicket, asked: Instant, version: Option<u64>) {
+    fn land(&self, ticket: TestTicket, asked: u64, version: Option<u64>) {
         self.brought.fetch_add(version.is_some().into(), Relaxed);
         self.failed.fetch_add(version.is_none().into(), Relaxed);
         let landed = version.map_or(Landed::Failed(Failure), |version| Landed::Answered(entry(version, asked, None)));
@@ -220,7 +220,7 @@ impl World {
         self.heed();
         let shared = self.shared();
         let current = self.redis.lock().unwrap().version;
-        let kept = shared.store.load().get(KEY).map(|entry| version(&entry));
+        let kept = shared.store.load().get(KEY, 0).map(|entry| version(&entry));
         assert!(kept.is_none_or(|version| version == current), "version {kept:?} was kept, not {current}");
         let statistics = self.cache.statistics();
         assert_eq!(statistics.flights, 0, "a flight was left open");
@@ -250,8 +250,8 @@ impl World {
 
     fn dead(&self) {
         self.brought.fetch_add(1, Relaxed);
-        let entry = entry(0, Instant::now(), Some(Duration::ZERO));
-        self.shared().store.load().insert(&Key::from(KEY), entry);
+        let entry = entry(0, self.shared().clock(Instant::now()), Some(Duration::ZERO));
+        self.shared().store.load().insert(entry);
     }
 
     fn tracked(&self) {
@@ -375,8 +375,8 @@ impl World {
     }
 }
 
-fn entry(version: u64, asked: Instant, expires_in: Option<Duration>) -> Arc<Entry> {
-    Arc::new(Entry::new(Some(Bytes::from(version.to_be_bytes().to_vec())), asked, expires_in))
+fn entry(version: u64, asked: u64, expires_in: Option<Duration>) -> Arc<Entry> {
+    Entry::new(&Key::from(KEY), Some(Bytes::from(version.to_be_bytes().to_vec())), asked, expires_in)
 }
 
 fn version(entry: &Entry) -> u64 {
@@ -575,7 +575,7 @@ fn check_then_store_keeps_what_was_changed() {
 #[test]
 fn opening_late_keeps_what_was_changed() {
     let fetch = |world: &World| {
-        let asked = Instant::now();
+        let asked = world.shared().clock(Instant::now());
         let version = world.ask();
         match world.join() {
             Joined::Found(answer) => Some(answer.into()),
@@ -612,10 +612,10 @@ fn removing_before_closing_keeps_what_was_changed() {
 #[test]
 fn a_voucher_asked_after_the_store_vouches_for_what_was_there_before() {
     let lookup = |shared: &TestShared| {
-        let now = Instant::now();
-        let entry = shared.store.load().get(KEY)?;
-        let voucher = shared.proof.voucher(shared.clock(now));
-        let freshness = entry.freshness(now, shared.lifetimes(), voucher);
+        let now = shared.clock(Instant::now());
+        let entry = shared.store.load().get(KEY, now)?;
+        let voucher = shared.proof.voucher(now);
+        let freshness = entry.freshness(now, shared.lifetimes.get(), voucher);
         matches!(freshness, Freshness::Fresh { .. }).then(|| Answer::new(entry, Outcome::Hit, freshness, now))
     };
     let scenario = Scenario(World::tracked_and_kept_to_stand_in, &[World::reconnect, World::read]);
@@ -644,9 +644,10 @@ fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
     let sweep = |cache: &TestCache| {
         let shared = &cache.0;
         let seen = Arc::clone(&shared.store.load());
-        let (lifetimes, voucher) = (shared.lifetimes(), shared.proof.next_voucher());
-        for (key, _) in seen.select(|_, entry| entry.freshness(Instant::now(), lifetimes, voucher) == Freshness::Dead) {
-            shared.flights.hold(&key, || shared.store.load().remove(&key));
+        let (now, lifetimes) = (shared.clock(Instant::now()), shared.lifetimes.get());
+        let voucher = shared.proof.next_voucher();
+        for entry in seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
+            shared.flights.hold(entry.key(), || shared.store.load().remove(entry.key()));
         }
     };
     Scenario(World::dead, &[World::sweep, World::read]).fails(3, Steps { sweep, ..RIGHT }, "or were counted");

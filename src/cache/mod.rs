@@ -10,7 +10,10 @@ mod coherence;
 mod entry;
 mod flight;
 mod frequency;
+mod front;
+mod lifetimes;
 mod order;
+mod reads;
 mod settings;
 mod store;
 mod sync;
@@ -19,7 +22,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -27,8 +29,10 @@ use tracing::Instrument as _;
 
 use self::coherence::Proof;
 pub use self::coherence::{Coherence, Voucher};
-pub use self::entry::{AbsentTtl, Entry, Freshness, Lifetimes, Value};
+pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{Arrival, Flights, Joined, Ticket};
+pub use self::lifetimes::{AbsentTtl, Lifetimes};
+use self::lifetimes::{InForce, nanoseconds};
 pub use self::settings::{CoherenceMode, Policy, Settings};
 use self::store::Store;
 use self::sync::{Mutex, MutexGuard, Swapped};
@@ -174,7 +178,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: Instant) -> Self {
+    /// `now` is in nanoseconds on the cache's clock.
+    fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
         Self { age: entry.age(now), outcome, freshness, entry }
     }
 }
@@ -196,7 +201,7 @@ impl<E> Clone for Cache<E> {
 struct Shared<E> {
     flights: Arc<Flights<Landed<E>>>,
     store: Swapped<Store>,
-    lifetimes: ArcSwap<Lifetimes>,
+    lifetimes: InForce,
     proof: Proof,
     settings: Mutex<Settings>,
     /// Held by whoever goes through the whole store, so that they do so one after the other.
@@ -215,17 +220,20 @@ enum Landed<E> {
 }
 
 impl<E: FetchError> Landed<E> {
-    async fn of(fetched: Fetched<E>, asked: Instant) -> Option<Self> {
+    /// What became of a fetch of `key` that was `asked` for then, in nanoseconds on the cache's clock.
+    async fn of(key: &Key, fetched: Fetched<E>, asked: u64) -> Option<Self> {
         Some(match fetched {
-            Fetched::Value(bytes, expires_in) if bytes.len() > DIGEST_AT_ONCE => {
-                let entry = Arc::new(Entry::new(Some(bytes), asked, expires_in));
-                let digested = Arc::clone(&entry);
-                let digest = tokio::task::spawn_blocking(move || _ = digested.value().map(Value::digest));
-                digest.await.ok()?;
+            Fetched::Value(bytes, expires_in) => {
+                let is_large = bytes.len() > DIGEST_AT_ONCE;
+                let entry = Entry::new(key, Some(bytes), asked, expires_in);
+                if is_large {
+                    let digested = Arc::clone(&entry);
+                    let digest = tokio::task::spawn_blocking(move || _ = digested.value().map(|value| *value.digest()));
+                    digest.await.ok()?;
+                }
                 Self::Answered(entry)
             }
-            Fetched::Value(bytes, expires_in) => Self::Answered(Arc::new(Entry::new(Some(bytes), asked, expires_in))),
-            Fetched::Absent => Self::Answered(Arc::new(Entry::new(None, asked, None))),
+            Fetched::Absent => Self::Answered(Entry::new(key, None, asked, None)),
             Fetched::Refused(error) => Self::Refused(error),
             Fetched::Failed(error) => Self::Failed(error),
         })
@@ -243,7 +251,7 @@ impl<E: FetchError> Cache<E> {
         Self(Arc::new(Shared {
             flights: Flights::new(),
             store: Swapped::new(store),
-            lifetimes: ArcSwap::from_pointee(settings.lifetimes()),
+            lifetimes: InForce::new(settings.lifetimes()),
             proof: Proof::not_needed(),
             settings: Mutex::new(settings),
             whole_store: Mutex::new(()),
@@ -256,6 +264,12 @@ impl<E: FetchError> Cache<E> {
     /// Looks in memory only: a fresh entry, or nothing.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         self.0.lookup(key, now)
+    }
+
+    /// These keys are about to be looked for, one by one. Answers nothing, but has the processor fetch what it will need for them
+    /// all at once, which takes as long as one.
+    pub fn foresee(&self, keys: &[&[u8]]) {
+        self.0.store.load().foresee(keys);
     }
 
     /// A fresh entry from memory, or what the flight for `key` brings, which `fetch` starts if there is none. When the
@@ -302,8 +316,11 @@ impl<E: FetchError> Cache<E> {
     /// # Errors
     /// The error of the fetch.
     pub async fn bypass(&self, fetch: impl Future<Output = Fetched<E>>) -> Result<Answer, (Outcome, E)> {
-        let asked = Instant::now();
-        let landed = Landed::of(fetch.await, asked).await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
+        let asked = self.0.clock(Instant::now());
+        // It is kept nowhere, so it needs no name.
+        let nameless = Key::from(&[][..]);
+        let landed = Landed::of(&nameless, fetch.await, asked).await;
+        let landed = landed.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
         match landed {
             Landed::Answered(entry) => Ok(self.0.answered(entry, Outcome::Bypass)),
             Landed::Refused(error) | Landed::Failed(error) => Err((Outcome::Bypass, error)),
@@ -317,11 +334,11 @@ impl<E: FetchError> Cache<E> {
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         let shared = Arc::clone(&self.0);
-        let asked = Instant::now();
+        let asked = shared.clock(Instant::now());
         let fetch = fetch(ticket.key().clone()).instrument(ticket.span().clone());
         tokio::spawn(async move {
             // Should making an entry fail, the ticket is dropped, which ends the flight.
-            if let Some(landed) = Landed::of(fetch.await, asked).await {
+            if let Some(landed) = Landed::of(ticket.key(), fetch.await, asked).await {
                 shared.land(ticket, &landed);
             }
         });
@@ -341,8 +358,8 @@ impl<E: FetchError> Cache<E> {
         let _alone = lock(&shared.whole_store);
         shared.flights.close_where(&is_meant);
         let seen = Arc::clone(&shared.store.load());
-        for (key, _) in seen.select(|key, _| is_meant(key)) {
-            self.invalidate(&key);
+        for entry in seen.select(|entry| is_meant(entry.key())) {
+            self.invalidate(entry.key());
         }
     }
 
@@ -416,7 +433,7 @@ impl<E: FetchError> Cache<E> {
     pub fn apply(&self, settings: &Settings) -> u64 {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
-        shared.lifetimes.store(Arc::new(settings.lifetimes()));
+        shared.lifetimes.put(settings.lifetimes());
         shared.shorten_proof(settings.coherence_timeout);
         let before = shared.settings();
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
@@ -484,19 +501,16 @@ impl<E: FetchError> Shared<E> {
         self.proof.shorten(self.clock(Instant::now() + timeout));
     }
 
-    fn lifetimes(&self) -> Lifetimes {
-        **self.lifetimes.load()
-    }
-
+    /// The time on the cache's clock: nanoseconds since it was made.
     fn clock(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.created).as_nanos()).unwrap_or(u64::MAX)
+        nanoseconds(now.saturating_duration_since(self.created))
     }
 
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        let clock = self.clock(now);
-        let voucher = self.proof.voucher(clock);
-        let entry = self.store.load().get(key)?;
-        let freshness = entry.freshness(now, self.lifetimes(), voucher);
+        let now = self.clock(now);
+        let voucher = self.proof.voucher(now);
+        let entry = self.store.load().get(key, now)?;
+        let freshness = entry.freshness(now, self.lifetimes.get(), voucher);
         if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
         }
@@ -505,8 +519,8 @@ impl<E: FetchError> Shared<E> {
     }
 
     /// What an entry may be used for apart from whether Redis was heard of late.
-    fn own_freshness(&self, entry: &Entry, now: Instant) -> Freshness {
-        entry.freshness(now, self.lifetimes(), self.proof.next_voucher())
+    fn own_freshness(&self, entry: &Entry, now: u64) -> Freshness {
+        entry.freshness(now, self.lifetimes.get(), self.proof.next_voucher())
     }
 
     fn join(&self, key: &[u8]) -> Joined<Landed<E>, Answer> {
@@ -531,7 +545,7 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn answered(&self, entry: Arc<Entry>, outcome: Outcome) -> Answer {
-        let now = Instant::now();
+        let now = self.clock(Instant::now());
         let freshness = self.own_freshness(&entry, now);
         Answer::new(entry, outcome, freshness, now)
     }
@@ -540,17 +554,17 @@ impl<E: FetchError> Shared<E> {
     /// or Redis was asked longer before he came than it vouches for what is stored.
     fn is_past(&self, answer: &Answer, came: Instant) -> bool {
         let told = self.proof.next_voucher() == Voucher::Redis;
-        let long_before = || answer.entry.age(came) >= self.settings().coherence_timeout;
+        let long_before = || answer.entry.age(self.clock(came)) >= self.settings().coherence_timeout;
         let over = !matches!(answer.freshness, Freshness::Fresh { .. });
         answer.outcome == Outcome::Coalesced && (over || (told && long_before()))
     }
 
     /// What may be given when Redis cannot answer.
     fn stand_in(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        let clock = self.clock(now);
-        let voucher = self.proof.voucher(clock);
-        let entry = self.store.load().get(key)?;
-        let freshness = entry.freshness(now, self.lifetimes(), voucher);
+        let now = self.clock(now);
+        let voucher = self.proof.voucher(now);
+        let entry = self.store.load().get(key, now)?;
+        let freshness = entry.freshness(now, self.lifetimes.get(), voucher);
         if freshness == Freshness::Dead {
             return None;
         }
@@ -564,13 +578,13 @@ impl<E: FetchError> Shared<E> {
 
     /// Makes the store say what Redis said. Called under the flight's lock.
     fn keep(&self, key: &Key, landed: &Landed<E>) {
-        let now = Instant::now();
+        let now = self.clock(Instant::now());
         let store = self.store.load();
         match landed {
             Landed::Failed(_) => {}
             Landed::Answered(entry) if self.own_freshness(entry, now) != Freshness::Dead => {
                 // Only what had ceased to be fresh is fetched again.
-                self.evictions.count(Cause::Expired, store.insert(key, Arc::clone(entry)).into());
+                self.evictions.count(Cause::Expired, store.insert(Arc::clone(entry)).into());
             }
             Landed::Answered(_) | Landed::Refused(_) => {
                 if store.remove(key.as_bytes()) {
@@ -582,11 +596,11 @@ impl<E: FetchError> Shared<E> {
 
     fn remove_dead(&self, now: Instant) {
         let seen = Arc::clone(&self.store.load());
-        let (lifetimes, voucher) = (self.lifetimes(), self.proof.next_voucher());
-        for (key, entry) in seen.select(|_, entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
-            let removed = self.flights.hold(&key, || {
+        let (now, lifetimes, voucher) = (self.clock(now), self.lifetimes.get(), self.proof.next_voucher());
+        for entry in seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
+            let removed = self.flights.hold(entry.key(), || {
                 let store = self.store.load();
-                store.holds(&key, &entry) && store.remove(&key)
+                store.holds(&entry) && store.remove(entry.key())
             });
             self.evictions.count(Cause::Expired, removed.into());
         }

@@ -1,17 +1,19 @@
 //! The order in which entries were last read, and which of them goes when there is no room.
 //!
-//! A list of places that are linked in both directions, in one block of memory. A place is linked (it counts), leaving (it
+//! A list of places that are linked in both directions, in one block of memory. Each thread keeps its last reads to itself
+//! ([`Reads`]); the list is right once it has [caught up](Order::catch_up) with them. A place is linked (it counts), leaving (it
 //! was taken away, but whoever did has not finished with it), or free. Nobody else may make a leaving place free: its
 //! number still stands with a key in a table, and given to another entry it would stand for two.
 
 use super::Policy;
 use super::frequency::Frequencies;
+use super::reads::{Read, Reads};
 
 /// The number of a place.
 pub(super) type Place = u32;
 
 /// No place. So one fewer than there are numbers can be had.
-const NONE: Place = Place::MAX;
+pub(super) const NONE: Place = Place::MAX;
 
 #[derive(Clone, Copy)]
 struct Link {
@@ -38,12 +40,28 @@ pub(super) struct Order {
     capacity: usize,
     /// How often keys were asked for, where that decides.
     frequencies: Option<Frequencies>,
+    /// Reads that are being noted; empty between.
+    late: Vec<Read>,
+}
+
+/// The part of a hash that a read is known by.
+#[expect(clippy::cast_possible_truncation, reason = "a part is what is wanted")]
+pub(super) fn mark(hash: u64) -> u32 {
+    hash as u32
 }
 
 impl Order {
     pub(super) fn new(capacity: usize, policy: Policy) -> Self {
-        let mut order =
-            Self { links: Vec::new(), newest: NONE, oldest: NONE, free: NONE, len: 0, capacity, frequencies: None };
+        let mut order = Self {
+            links: Vec::new(),
+            newest: NONE,
+            oldest: NONE,
+            free: NONE,
+            len: 0,
+            capacity,
+            frequencies: None,
+            late: Vec::new(),
+        };
         order.limit(capacity, policy);
         order
     }
@@ -77,13 +95,27 @@ impl Order {
         place
     }
 
-    /// What is at `place` was read, if it still has this hash.
-    pub(super) fn read(&mut self, place: Place, hash: u64) {
-        let link = self.links[place as usize];
-        if link.state != State::Linked || link.hash != hash {
+    /// Notes the reads that threads have kept, in the order in which they were.
+    pub(super) fn catch_up<'a>(&mut self, of_threads: impl Iterator<Item = &'a Reads>) {
+        let mut late = std::mem::take(&mut self.late);
+        of_threads.for_each(|reads| reads.take(|read| late.push(read)));
+        if !late.is_sorted_by_key(|read| read.at) {
+            late.sort_by_key(|read| read.at);
+        }
+        for read in late.drain(..) {
+            self.read(read.place, read.mark);
+        }
+        self.late = late;
+    }
+
+    /// What is at `place` was read, if that is still what has this mark.
+    pub(super) fn read(&mut self, place: Place, mark_read: u32) {
+        // What has left the store stands nowhere.
+        let Some(&link) = self.links.get(place as usize) else { return };
+        if link.state != State::Linked || mark(link.hash) != mark_read {
             return;
         }
-        self.note(hash);
+        self.note(link.hash);
         if self.newest != place {
             self.unlink(place);
             self.put_in_front(place);
@@ -185,6 +217,21 @@ mod tests {
         let d = order.add(4);
         assert_eq!(order.choose_between(d), Some((b, 2)));
         assert_eq!((places(&order), order.len()), (vec![c, a, d], 3));
+    }
+
+    #[test]
+    fn reads_that_threads_have_kept_are_noted_in_the_order_in_which_they_were() {
+        let mut order = Order::new(9, Policy::Lru);
+        let [a, b, c] = [1, 2, 3].map(|hash| order.add(hash));
+        let threads = [Reads::new(), Reads::new()];
+        let read = |at, place| Read { at, place, mark: place + 1 };
+        for (thread, read) in [(0, read(10, c)), (0, read(40, a)), (1, read(20, b)), (1, read(30, c))] {
+            assert!(threads[thread].keep(read));
+        }
+        order.catch_up(threads.iter());
+        assert_eq!(places(&order), [b, c, a]);
+        order.catch_up(threads.iter());
+        assert_eq!(places(&order), [b, c, a], "once");
     }
 
     #[test]

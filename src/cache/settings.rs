@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{AbsentTtl, Lifetimes};
+use super::lifetimes::{AbsentTtl, Lifetimes};
 use crate::units::{self, Contradiction, broken};
 
 /// `[cache]`

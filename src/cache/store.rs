@@ -1,50 +1,46 @@
 //! Where entries are kept: tables of keys, and the order in which they were last read.
 //!
-//! A table's lock is held for as long as it takes to find a key; the order has a lock of its own. A reader who finds the
-//! order locked does not wait: that one read is not noted, so readers never queue for it, and the order is exact wherever
-//! reads do not meet, for a client that reads one key after the other above all. What changes the order otherwise waits.
+//! A table's lock is held for as long as it takes to find a key; the order has a lock of its own, which a reader takes
+//! once for many reads (`reads`). A reader who finds the order locked then does not wait: that one read is not noted, so
+//! readers never queue for it, and the order is exact wherever reads do not meet, for a client that reads one key after the
+//! other above all. What changes the order otherwise waits, and begins with the reads that are not noted yet.
 //!
 //! The rule that must not be broken: whoever holds the order's lock takes no table's; the other way round is allowed. A
 //! place in the order is made under the lock of its key's table, so every place that can be taken away has its key in a
 //! table; who takes one away because there is no room takes the key out afterwards, and only then may the place be used
 //! again.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table;
+use thread_local::ThreadLocal;
 
 use super::entry::Entry;
-use super::order::{Order, Place};
+use super::front::Front;
+use super::order::{Order, Place, mark};
+use super::reads::{Read, Reads};
 use super::sync::preemption_point;
 use super::{Cause, Evictions, Policy};
-use crate::key::Key;
 
 /// Many, so that readers seldom meet, and none is so large that going through it keeps them waiting. Where every order of
 /// steps is tried, which makes a store for each, one is enough.
 const TABLES: usize = if cfg!(feature = "shuttle") { 1 } else { 512 };
-/// Entries that go for one that comes, where there are too many because the capacity was made smaller.
-const MOST_FOR_ONE: usize = 2;
 
 pub(super) struct Store {
-    tables: Box<[Mutex<HashTable<Record>>]>,
+    tables: Box<[Mutex<HashTable<Arc<Entry>>>]>,
     hasher: ahash::RandomState,
     order: Mutex<Order>,
+    /// Those of each thread that the order does not know of yet.
+    reads: ThreadLocal<Reads>,
+    /// What each thread reads most.
+    fronts: ThreadLocal<RefCell<Front>>,
+    /// For which of them there is room.
+    room: usize,
     bytes: AtomicU64,
     evictions: Arc<Evictions>,
-}
-
-struct Record {
-    key: Box<[u8]>,
-    entry: Arc<Entry>,
-    place: Place,
-}
-
-impl Record {
-    fn size(&self) -> u64 {
-        (self.key.len() + self.entry.size()) as u64
-    }
 }
 
 impl Store {
@@ -53,76 +49,107 @@ impl Store {
             tables: (0..TABLES).map(|_| Mutex::new(HashTable::new())).collect(),
             hasher: ahash::RandomState::new(),
             order: Mutex::new(Order::new(capacity, policy)),
+            reads: ThreadLocal::new(),
+            fronts: ThreadLocal::new(),
+            room: capacity,
             bytes: AtomicU64::new(0),
             evictions: Arc::clone(evictions),
         }
     }
 
     #[cfg_attr(feature = "shuttle", expect(clippy::modulo_one, reason = "there is one table then"))]
-    fn table(&self, hash: u64) -> MutexGuard<'_, HashTable<Record>> {
+    fn table(&self, hash: u64) -> MutexGuard<'_, HashTable<Arc<Entry>>> {
         // Of the middle of the hash, since a table goes by its ends. The remainder always fits.
         let index = usize::try_from(hash >> 32).unwrap_or(0) % TABLES;
         lock(&self.tables[index])
     }
 
+    /// The order as it is after all reads so far.
     fn order(&self) -> MutexGuard<'_, Order> {
-        lock(&self.order)
+        let mut order = lock(&self.order);
+        order.catch_up(self.reads.iter());
+        order
     }
 
-    /// The entry for `key`; notes that it was read.
-    pub(super) fn get(&self, key: &[u8]) -> Option<Arc<Entry>> {
+    /// The entry for `key`; notes that it was read at `now`, in nanoseconds on the cache's clock.
+    pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
         preemption_point();
         let hash = self.hasher.hash_one(key);
-        let table = self.table(hash);
-        let record = table.find(hash, |record| *record.key == *key)?;
-        let (entry, place) = (Arc::clone(&record.entry), record.place);
-        drop(table);
-        if let Ok(mut order) = self.order.try_lock() {
-            order.read(place, hash);
+        let mut front = self.fronts.get_or(|| RefCell::new(Front::of(self.room))).borrow_mut();
+        let entry = if let Some(entry) = front.get(key, hash) {
+            Arc::clone(entry)
+        } else {
+            let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
+            front.offer(&entry, hash);
+            entry
+        };
+        let read = Read { at: now, place: entry.place(), mark: mark(hash) };
+        let reads = self.reads.get_or(Reads::new);
+        if !reads.keep(read)
+            && let Ok(mut order) = self.order.try_lock()
+        {
+            order.catch_up(self.reads.iter());
+            order.read(read.place, read.mark);
         }
         Some(entry)
     }
 
+    /// These keys will be read, one by one.
+    pub(super) fn foresee(&self, keys: &[&[u8]]) {
+        if let Some(front) = self.fronts.get() {
+            front.borrow().foresee(keys.iter().map(|key| self.hasher.hash_one(*key)));
+        }
+    }
+
     /// Inserts an entry; tells whether another of that key had to go for it.
-    pub(super) fn insert(&self, key: &Key, entry: Arc<Entry>) -> bool {
+    pub(super) fn insert(&self, entry: Arc<Entry>) -> bool {
         preemption_point();
-        let hash = self.hasher.hash_one(key.as_bytes());
+        let hash = self.hash(&entry);
         let mut table = self.table(hash);
-        let found =
-            table.entry(hash, |record| *record.key == *key.as_bytes(), |record| self.hasher.hash_one(&*record.key));
-        match found {
-            hash_table::Entry::Occupied(mut record) => {
-                let record = record.get_mut();
-                let before = record.size();
-                record.entry = entry;
-                self.bytes.fetch_add(record.size(), Relaxed);
-                self.bytes.fetch_sub(before, Relaxed);
-                self.order().read(record.place, hash);
+        match table.entry(hash, |other| other.key() == entry.key(), |entry| self.hash(entry)) {
+            hash_table::Entry::Occupied(mut found) => {
+                let place = found.get().place();
+                self.bytes.fetch_add(entry.size() as u64, Relaxed);
+                self.bytes.fetch_sub(found.get().size() as u64, Relaxed);
+                entry.stand_at(place);
+                std::mem::replace(found.get_mut(), entry).leave();
+                self.order().read(place, mark(hash));
                 true
             }
             hash_table::Entry::Vacant(vacancy) => {
-                let place = self.order().add(hash);
-                let record = Record { key: key.as_bytes().into(), entry, place };
-                self.bytes.fetch_add(record.size(), Relaxed);
-                vacancy.insert(record);
+                let mut order = self.order();
+                let place = order.add(hash);
+                let victim = order.choose_between(place);
+                // Where there are too many because the capacity was made smaller, one more goes.
+                let more = order.oldest_of_too_many();
+                drop(order);
+                self.bytes.fetch_add(entry.size() as u64, Relaxed);
+                entry.stand_at(place);
+                vacancy.insert(entry);
                 drop(table);
-                let victim = self.order().choose_between(place);
-                let more = std::iter::from_fn(|| self.order().oldest_of_too_many()).take(MOST_FOR_ONE - 1);
-                let gone = victim.into_iter().chain(more).map(|victim| self.evict(victim)).sum();
+                let gone = [victim, more].into_iter().flatten().map(|victim| self.evict(victim)).sum();
                 self.evictions.count(Cause::Capacity, gone);
                 false
             }
         }
     }
 
+    fn hash(&self, entry: &Entry) -> u64 {
+        self.hasher.hash_one(entry.key())
+    }
+
     /// Takes out the key whose place in the order was taken away; tells how many that were: if somebody else has taken it
     /// out meanwhile, none.
     fn evict(&self, (place, hash): (Place, u64)) -> u64 {
-        let record =
-            self.table(hash).find_entry(hash, |record| record.place == place).ok().map(|found| found.remove().0);
-        self.order().free(place);
-        record.map_or(0, |record| {
-            self.bytes.fetch_sub(record.size(), Relaxed);
+        let mut table = self.table(hash);
+        let entry = table.find_entry(hash, |entry| entry.place() == place).ok().map(|found| found.remove().0);
+        if let Some(entry) = &entry {
+            entry.leave();
+        }
+        drop(table);
+        lock(&self.order).free(place);
+        entry.map_or(0, |entry| {
+            self.bytes.fetch_sub(entry.size() as u64, Relaxed);
             1
         })
     }
@@ -132,30 +159,28 @@ impl Store {
         preemption_point();
         let hash = self.hasher.hash_one(key);
         let mut table = self.table(hash);
-        let Ok(found) = table.find_entry(hash, |record| *record.key == *key) else { return false };
-        let (record, _) = found.remove();
-        self.order().remove(record.place);
-        self.bytes.fetch_sub(record.size(), Relaxed);
+        let Ok(found) = table.find_entry(hash, |entry| entry.key() == key) else { return false };
+        let (entry, _) = found.remove();
+        lock(&self.order).remove(entry.place());
+        entry.leave();
+        self.bytes.fetch_sub(entry.size() as u64, Relaxed);
         true
     }
 
-    /// Whether `key` stands for this very entry.
-    pub(super) fn holds(&self, key: &[u8], entry: &Arc<Entry>) -> bool {
+    /// Whether this very entry stands for its key.
+    pub(super) fn holds(&self, entry: &Arc<Entry>) -> bool {
         preemption_point();
-        let hash = self.hasher.hash_one(key);
-        let table = self.table(hash);
-        table.find(hash, |record| *record.key == *key).is_some_and(|record| Arc::ptr_eq(&record.entry, entry))
+        let hash = self.hash(entry);
+        self.table(hash).find(hash, |other| Arc::ptr_eq(other, entry)).is_some()
     }
 
-    /// Keys and entries of which `wanted` says so, in no order; notes no read. `wanted` is asked with a table locked, so it
-    /// must look at nothing but these.
-    pub(super) fn select(&self, wanted: impl Fn(&[u8], &Entry) -> bool) -> Vec<(Box<[u8]>, Arc<Entry>)> {
+    /// Entries of which `wanted` says so, in no order; notes no read. `wanted` is asked with a table locked, so it must look
+    /// at nothing but these.
+    pub(super) fn select(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
         preemption_point();
         let mut selected = Vec::new();
         for table in &self.tables {
-            let table = lock(table);
-            let found = table.iter().filter(|record| wanted(&record.key, &record.entry));
-            selected.extend(found.map(|record| (record.key.clone(), Arc::clone(&record.entry))));
+            selected.extend(lock(table).iter().filter(|entry| wanted(entry)).cloned());
         }
         selected
     }
@@ -176,14 +201,14 @@ impl Store {
             gone += self.evict(victim);
         }
         for table in &self.tables {
-            lock(table).shrink_to_fit(|record| self.hasher.hash_one(&*record.key));
+            lock(table).shrink_to_fit(|entry| self.hash(entry));
         }
         gone
     }
 
     /// How many entries there are, and the bytes of their keys and values.
     pub(super) fn size(&self) -> (u64, u64) {
-        (self.order().len() as u64, self.bytes.load(Relaxed))
+        (lock(&self.order).len() as u64, self.bytes.load(Relaxed))
     }
 }
 
@@ -196,12 +221,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(not(feature = "shuttle"))]
 mod tests {
     use bytes::Bytes;
-    use tokio::time::Instant;
 
     use super::*;
+    use crate::key::Key;
 
-    fn entry(number: usize) -> Arc<Entry> {
-        Arc::new(Entry::new(Some(Bytes::from(number.to_string())), Instant::now(), None))
+    fn entry(key: &Key, number: usize) -> Arc<Entry> {
+        Entry::new(key, Some(Bytes::from(number.to_string())), 0, None)
     }
 
     fn key(number: usize) -> Key {
@@ -212,13 +237,43 @@ mod tests {
     fn step(store: &Store, number: usize) -> u64 {
         let key = key(number / 7 % 40);
         match number % 7 {
-            0 | 1 => u64::from(!store.insert(&key, entry(number))),
+            0 | 1 => u64::from(!store.insert(entry(&key, number))),
             2 => u64::from(store.remove(key.as_bytes())),
             3 if number % 50 == 3 => {
                 store.limit(5 + number / 50 % 20, if number.is_multiple_of(3) { Policy::Lru } else { Policy::Tinylfu });
                 store.evict_surplus()
             }
-            _ => u64::from(store.get(key.as_bytes()).is_some()),
+            _ => u64::from(store.get(key.as_bytes(), 0).is_some()),
+        }
+    }
+
+    #[test]
+    fn what_has_left_the_store_is_given_no_more_however_often_it_was_read() {
+        let (key, other) = (key(1), key(2));
+        let ways: [fn(&Store, &Key, &Key); 3] = [
+            |store, key, _| assert!(store.remove(key.as_bytes())),
+            |store, _, other| assert!(!store.insert(entry(other, 2))),
+            |store, _, _| {
+                store.limit(0, Policy::Lru);
+                assert_eq!(store.evict_surplus(), 1);
+            },
+        ];
+        for leave in ways {
+            let store = Store::new(1, Policy::Lru, &Arc::default());
+            store.insert(entry(&key, 1));
+            for _ in 0..5 {
+                assert!(store.get(key.as_bytes(), 0).is_some());
+            }
+            leave(&store, &key, &other);
+            assert!(store.get(key.as_bytes(), 0).is_none());
+        }
+        let store = Store::new(1, Policy::Lru, &Arc::default());
+        for number in [1, 2, 3] {
+            store.insert(entry(&key, number));
+            for _ in 0..5 {
+                let found = store.get(key.as_bytes(), 0).unwrap();
+                assert_eq!(found.value().unwrap().bytes, number.to_string().as_bytes());
+            }
         }
     }
 
@@ -236,13 +291,13 @@ mod tests {
                     scope.spawn(move || numbers.take(5_000).for_each(|number| _ = step(store, number >> 33)));
                 }
             });
-            let kept = store.select(|_, _| true);
-            let bytes: u64 = kept.iter().map(|(key, entry)| (key.len() + entry.size()) as u64).sum();
+            let kept = store.select(|_| true);
+            let bytes: u64 = kept.iter().map(|entry| entry.size() as u64).sum();
             assert_eq!(store.size(), (kept.len() as u64, bytes));
             // Each that is kept can be driven out: its place is in the order.
             store.limit(0, Policy::Lru);
             assert_eq!(store.evict_surplus(), kept.len() as u64);
-            assert_eq!((store.size(), store.select(|_, _| true).len()), ((0, 0), 0));
+            assert_eq!((store.size(), store.select(|_| true).len()), ((0, 0), 0));
         }
     }
 }

@@ -50,8 +50,8 @@ async fn outcome(cache: &TestCache, key: &str) -> Outcome {
 
 /// The keys in memory, without moving one in the order of reads.
 fn keys(cache: &TestCache) -> Vec<String> {
-    let entries = cache.0.store.load().select(|_, _| true);
-    let mut keys: Vec<_> = entries.iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
+    let entries = cache.0.store.load().select(|_| true);
+    let mut keys: Vec<_> = entries.iter().map(|entry| String::from_utf8_lossy(entry.key()).into_owned()).collect();
     keys.sort();
     keys
 }
@@ -123,7 +123,7 @@ async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
     advance(65 * SECOND).await;
     let answer = read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap();
     assert_eq!((answer.outcome, answer.freshness), (Outcome::Stale, Freshness::Stale { past: 5 * SECOND }));
-    assert_eq!(answer.entry.value().unwrap().bytes, "k");
+    assert_eq!(answer.entry.value().unwrap().bytes, b"k");
     assert_eq!(read(&cache, "k", value("new")).await.unwrap().outcome, Outcome::Miss);
     advance(70 * SECOND).await;
     assert_eq!(read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(), (Outcome::Miss, Failure::Down));
@@ -174,7 +174,7 @@ async fn a_thousand_readers_cause_one_fetch() {
                 fetches.fetch_add(1, Relaxed);
                 value("v")
             };
-            cache.get_or_fetch(b"k", Demand::Usual, fetch).await.unwrap().entry.value().unwrap().bytes.clone()
+            cache.get_or_fetch(b"k", Demand::Usual, fetch).await.unwrap().entry.value().unwrap().to_bytes()
         })
     });
     for reader in readers.collect::<Vec<_>>() {
@@ -205,7 +205,7 @@ async fn a_leader_who_goes_away_harms_nobody() {
     let follower = read(&cache, "k", value("own"));
     release.send(()).unwrap();
     let answer = follower.await.unwrap();
-    assert_eq!((answer.outcome, &*answer.entry.value().unwrap().bytes), (Outcome::Coalesced, &b"v"[..]));
+    assert_eq!((answer.outcome, answer.entry.value().unwrap().bytes), (Outcome::Coalesced, &b"v"[..]));
 }
 
 #[tokio::test]
@@ -224,13 +224,13 @@ async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
             } else {
                 cache.invalidate(b"k");
             }
-            assert_eq!(&*read(&cache, "k", value("new")).await.unwrap().entry.value().unwrap().bytes, b"new");
+            assert_eq!(read(&cache, "k", value("new")).await.unwrap().entry.value().unwrap().bytes, b"new");
             release.send(()).unwrap();
         };
         let (old, ()) = tokio::join!(old, invalidate);
-        assert_eq!(&*old.unwrap().entry.value().unwrap().bytes, b"old", "who asked before is answered");
+        assert_eq!(old.unwrap().entry.value().unwrap().bytes, b"old", "who asked before is answered");
         let kept = read(&cache, "k", value("newer")).await.unwrap();
-        assert_eq!((kept.outcome, &*kept.entry.value().unwrap().bytes), (Outcome::Hit, &b"new"[..]));
+        assert_eq!((kept.outcome, kept.entry.value().unwrap().bytes), (Outcome::Hit, &b"new"[..]));
         assert_eq!(cache.statistics().flights_discarded, 1);
     }
 }
@@ -325,8 +325,8 @@ async fn a_reader_is_not_given_what_was_asked_for_before_he_came_and_is_too_old(
         read(&cache, "k", value("new")).await
     };
     let (first, late) = tokio::join!(slow, late);
-    assert_eq!(&*first.unwrap().entry.value().unwrap().bytes, b"old");
-    assert_eq!(&*late.unwrap().entry.value().unwrap().bytes, b"new");
+    assert_eq!(first.unwrap().entry.value().unwrap().bytes, b"old");
+    assert_eq!(late.unwrap().entry.value().unwrap().bytes, b"new");
 }
 
 #[tokio::test]
@@ -373,7 +373,7 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
         for key in &keys {
             cache.invalidate(key.as_bytes());
             if let Some(answer) = cache.lookup(key.as_bytes(), Instant::now()) {
-                let found: usize = std::str::from_utf8(&answer.entry.value().unwrap().bytes).unwrap().parse().unwrap();
+                let found: usize = std::str::from_utf8(answer.entry.value().unwrap().bytes).unwrap().parse().unwrap();
                 assert_eq!(found, round, "{key} came back");
             }
         }

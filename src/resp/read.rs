@@ -15,7 +15,7 @@ use super::request::{Arguments, parse_integer};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Outcome};
 use crate::metrics::FrontEnd;
-use crate::output::{LARGE, Output};
+use crate::output::Output;
 use crate::proxy::Proxy;
 use crate::trace;
 
@@ -171,10 +171,9 @@ impl Found {
 fn write_value(output: &mut Output, answer: Option<&Answer>, protocol: Protocol) {
     match answer.and_then(|answer| answer.entry.value()) {
         None => write_null(output.tail(), protocol),
-        Some(value) if value.bytes.len() < LARGE => write_bulk(output.tail(), &value.bytes),
         Some(value) => {
             write_bulk_length(output.tail(), value.bytes.len());
-            output.push(value.bytes.clone());
+            output.push_either(value.bytes, || value.to_bytes());
             output.tail().put_slice(b"\r\n");
         }
     }

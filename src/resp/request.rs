@@ -228,6 +228,18 @@ impl<'a> Arguments<'a> {
     }
 }
 
+/// The keys of the `GET`s that `input` begins with, written as clients write them. It is a guess at what will be asked for, by
+/// which nothing is decided.
+pub(super) fn upcoming(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let argument = input.strip_prefix(b"*2\r\n$3\r\nGET\r\n")?;
+        let (length, width) = short_length(argument)?;
+        let (key, rest) = argument.get(width..)?.split_at_checked(usize::try_from(length).ok()?)?;
+        input = rest.get(b"\r\n".len()..)?;
+        Some(key)
+    })
+}
+
 fn error(text: impl Into<String>) -> ProtocolError {
     ProtocolError(text.into())
 }
@@ -430,6 +442,22 @@ mod tests {
     fn words(line: &str) -> Option<Vec<Vec<u8>>> {
         let commands = read(line.as_bytes(), &[], usize::MAX).ok()?;
         commands.into_iter().next().map(|(_, words)| words)
+    }
+
+    #[test]
+    fn the_keys_of_gets_are_seen_coming() {
+        let gets = b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n*2\r\n$3\r\nGET\r\n$0\r\n\r\n";
+        assert_eq!(upcoming(gets).collect::<Vec<_>>(), [&b"key"[..], b""]);
+        for behind in [
+            "*2\r\n$3\r\nGET\r\n$9\r\nke",
+            "*2\r\n$3\r\nSET\r\n$1\r\nk\r\n",
+            "GET key\r\n",
+            "*2\r\n$3\r\nGET\r\n$-1\r\n",
+        ] {
+            let input = [&gets[..], behind.as_bytes()].concat();
+            assert_eq!(upcoming(&input).count(), 2, "{behind}");
+            assert_eq!(upcoming(behind.as_bytes()).count(), 0, "{behind}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::owed::{Awaited, Dropped};
 use super::permit::NO_COMMAND;
 use super::read::{Fetch, Found, Read};
 use super::reply::write_error;
-use super::request::{Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer};
+use super::request::{Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer, upcoming};
 use super::standing::{Effect, User};
 use crate::backend::{BackendError, Fence};
 use crate::cache::Outcome;
@@ -24,6 +24,9 @@ use crate::frame::Frame;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Refusal};
 use crate::output::LARGE;
+
+/// So many reads are foreseen at once.
+const FORESEEN: usize = 16;
 
 /// What is to become of a command.
 enum Decision {
@@ -59,15 +62,33 @@ impl Connection {
             return false;
         }
         let mut batch = Batch { begun: Instant::now(), outcomes: [0; Outcome::ALL.len()] };
-        let mut took = false;
-        while self.stage == Stage::Commands && self.may_take_more() && self.take_next(&mut batch) == Taken::Yes {
-            took = true;
+        let mut taken = 0;
+        while self.stage == Stage::Commands && self.may_take_more() {
+            if taken % FORESEEN == 0 {
+                self.foresee();
+            }
+            if self.take_next(&mut batch) == Taken::Held {
+                break;
+            }
+            taken += 1;
         }
         let elapsed = batch.begun.elapsed();
         for (outcome, count) in Outcome::ALL.into_iter().zip(batch.outcomes).filter(|(_, count)| *count > 0) {
             self.shared.proxy.count(FrontEnd::Resp, outcome, count, elapsed);
         }
-        took
+        taken > 0
+    }
+
+    /// Has what the next reads need fetched from memory together, where there are several.
+    fn foresee(&self) {
+        let (mut keys, mut count) = ([&[][..]; FORESEEN], 0);
+        for (key, place) in upcoming(&self.input).zip(&mut keys) {
+            *place = key;
+            count += 1;
+        }
+        if count > 1 {
+            self.shared.proxy.foresee(&keys[..count]);
+        }
     }
 
     fn limits(&self) -> RequestLimits {

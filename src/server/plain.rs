@@ -76,10 +76,11 @@ impl PlainAnswer<'_> {
         tail.put_slice(b"\r\n");
     }
 
-    /// Writes how long the body is, what every answer has, and the body, if it is wanted.
-    pub fn body(mut self, body: Bytes) {
+    /// Writes how long the body is, what every answer has, and the body, if it is wanted. `whole` makes the same bytes, to be
+    /// kept until they are written, and is asked only for many.
+    pub fn body(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
         self.put(header::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
-        self.end(body);
+        self.end(body, whole);
     }
 
     /// Writes a whole answer.
@@ -89,17 +90,17 @@ impl PlainAnswer<'_> {
         head.headers.iter().for_each(|(name, value)| self.put(name.clone(), value.as_bytes()));
         // One that says nothing of a body does not say either that there is none (RFC 9110, section 8.6).
         let says_enough = head.status == StatusCode::NOT_MODIFIED || head.headers.contains_key(header::CONTENT_LENGTH);
-        if says_enough { self.end(body) } else { self.body(body) }
+        if says_enough { self.end(&body, || body.clone()) } else { self.body(&body, || body.clone()) }
     }
 
-    fn end(mut self, body: Bytes) {
+    fn end(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
         if self.is_last {
             self.put(header::CONNECTION, b"close");
         }
         self.put(header::DATE, self.date);
         self.output.tail().put_slice(b"\r\n");
         if self.wants_body {
-            self.output.push(body);
+            self.output.push_either(body, whole);
         }
     }
 }
