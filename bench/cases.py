@@ -52,9 +52,7 @@ class Bench:
         install.say(f"  {case}: {', '.join(runs)}")
         runs = dict(runs)
         for round_ in range(self.rounds):
-            # Another begins each time, so that none is always behind the same one.
-            names = list(runs)
-            for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            for name in rotated(runs, round_):
                 try:
                     self.add(case, name, round_, **measured(*runs[name]))
                 except (Failed, OSError, ValueError, subprocess.TimeoutExpired) as error:
@@ -63,21 +61,51 @@ class Bench:
             if not runs:
                 return
 
+    def share_turns(self, case, servers, act):
+        """Has `act` ask all of `servers`, by name, in each round, in turns of its own; who fails is left out."""
+        install.say(f"  {case}: {', '.join(servers)}")
+        servers = dict(servers)
+        for round_ in range(self.rounds):
+            names = rotated(servers, round_)
+            before = {name: servers[name].cpu() for name in names}
+            for name, result in zip(names, act(names)):
+                if isinstance(result, Failed):
+                    self.leave_out(case, name, result)
+                    del servers[name]
+                else:
+                    self.add(case, name, round_, **figures(servers[name], before[name], result))
+            if not servers:
+                return
+
     def leave_out(self, case, name, reason):
         install.say(f"  {name} is left out of {case}: {reason}")
         self.left_out.append((case, name, str(reason).strip().splitlines()[-1]))
 
 
+def rotated(names, round_):
+    """These names, another first in each round, so that none is always behind the same one."""
+    names = list(names)
+    return names[round_ % len(names) :] + names[: round_ % len(names)]
+
+
 def measured(server, act, behind=None):
     """What a load costs a server, and the Redis `behind` it."""
-    servers = [server] if behind is None else [server, behind]
-    before = [one.cpu() for one in servers]
+    before, before_behind = server.cpu(), behind and behind.cpu()
     result = act()
-    spent = [[now - then for now, then in zip(one.cpu(), at)] for one, at in zip(servers, before)]
-    costs = [[seconds / result.reads * 1e6 for seconds in of_one] for of_one in spent]
-    figures = {"cpu": costs[0][0], "kernel": costs[0][1], "rate": result.reads / result.seconds}
-    figures |= {"memory": server.memory(), **result.latency}
-    return figures if behind is None else {**figures, "cpu_behind": costs[1][0]}
+    found = figures(server, before, result)
+    return found if behind is None else {**found, "cpu_behind": costs(behind, before_behind, result)[0]}
+
+
+def figures(server, before, result):
+    """What a load, of which this is the result, has cost a server and how it was answered."""
+    cpu, kernel = costs(server, before, result)
+    rate = result.reads / result.seconds
+    return {"cpu": cpu, "kernel": kernel, "rate": rate, "memory": server.memory(), **result.latency}
+
+
+def costs(server, before, result):
+    """The CPU of a read since `before`, in microseconds, and how much of it in the kernel."""
+    return [(now - then) / result.reads * 1e6 for now, then in zip(server.cpu(), before)]
 
 
 class Stage(ExitStack):
@@ -191,8 +219,8 @@ def resp(bench):
             runs = {name: (server, gets(bench, port, connections, pipeline)) for name, (server, port) in ports.items()}
             bench.take_turns(f"resp P={pipeline}, {connections} connections", runs)
         for rate in (20_000,) if bench.is_quick else (20_000, 40_000):
-            runs = {name: (server, paced(bench, port, rate)) for name, (server, port) in ports.items()}
-            bench.take_turns(f"resp at {rate} reads/s", runs)
+            servers = {name: server for name, (server, _) in ports.items()}
+            bench.share_turns(f"resp at {rate} reads/s", servers, paced(bench, ports, rate))
 
 
 def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS):
@@ -202,8 +230,10 @@ def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS):
     return lambda: load.redis_benchmark(port, reads, connections, pipeline, keys)
 
 
-def paced(bench, port, rate):
-    return lambda: load.paced(port, rate, bench.seconds)
+def paced(bench, ports, rate):
+    """So many turns that what is counted of each takes the bench's seconds."""
+    turns = bench.seconds * 1000 // (load.SLICE * load.SLICES)
+    return lambda names: load.paced([ports[name][1] for name in names], rate, turns)
 
 
 THREADS = {1: "1 worker thread", 2: "2 worker threads"}

@@ -91,11 +91,25 @@ def redis_benchmark(port, reads, connections=CONNECTIONS, pipeline=1, keys=KEYS)
     return Result(reads, reads / rate, {"p50": p50 * 1000, "p99": p99 * 1000})
 
 
-def paced(port, rate, seconds):
-    """GETs at a fixed rate, whether or not the answers keep up; each is timed from when it was due."""
-    command = [client(), "paced", port, CONNECTIONS, rate, seconds, KEYS]
-    reads, p50, p99, p999 = (float(word) for word in run(command, seconds).split())
-    return Result(int(reads), seconds, {"p50": p50, "p99": p99, "p99.9": p999})
+# The turns at a fixed rate, in milliseconds: how long the reads at their beginning are not counted, since the caches of
+# the processor are still those of the server before; how long a slice is, and how many follow each other in a turn.
+UNCOUNTED, SLICE, SLICES = 50, 100, 2
+TURN = UNCOUNTED + SLICE * SLICES
+
+
+def paced(ports, rate, turns):
+    """GETs at a fixed rate, whether or not the answers keep up, of one port after the other in short turns; each is timed
+    from when it was due. For each port its result, or why there is none; a failure of one is none of the others'."""
+    command = [client(), "paced", CONNECTIONS, KEYS, rate, turns, UNCOUNTED, SLICE, SLICES, *ports]
+    return [paced_result(line) for line in run(command, turns * TURN / 1000 * len(ports)).splitlines()]
+
+
+def paced_result(line):
+    if line.startswith("failed"):
+        return Failed(line)
+    reads, microseconds, p50, p99, p999, p99_of_slices = (int(word) for word in line.split())
+    latency = {"p50": p50, "p99": p99, "p99.9": p999, "p99 of slices": p99_of_slices}
+    return Result(reads, microseconds / 1e6, latency)
 
 
 def straight(origin, tasks, seconds, rounds):
