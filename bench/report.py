@@ -14,7 +14,9 @@ from statistics import median
 
 import install
 from cases import CHURN, THREADS
-from contestants import FASTAPI, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS
+from contestants import (
+    FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS, WEBDIS_AS_PACKAGED,
+)
 from load import SLICE, TURN, UNCOUNTED
 from processes import LOADING, SERVING
 
@@ -66,8 +68,10 @@ def churn(tasks):
 TARGETS = [
     http("nginx `return 200`", NGINX_FIXED, 1.1, 0.9),
     http("nginx + lrucache", NGINX_LRUCACHE, 0.8, 0.65),
-    http("webdis", WEBDIS, 0.36, 0.3),
-    http("FastAPI + uvicorn + cachetools", FASTAPI, 0.035, 0.027),
+    http("webdis, as Debian packages it", WEBDIS_AS_PACKAGED, 0.36, 0.3),
+    http("webdis, one thread, no log", WEBDIS, 0.36, 0.3),
+    http("FastAPI + uvicorn + cachetools, as uvicorn starts it", FASTAPI_AS_STARTED, 0.035, 0.027),
+    http("FastAPI + uvicorn + cachetools, no access log", FASTAPI, 0.035, 0.027),
     resp(1, 1.0, 0.9),
     resp(16, 1.0, 0.7),
     resp(64, 1.0, 0.6),
@@ -117,6 +121,9 @@ Written by `{command}`; do not edit. What is measured and how stands in the file
 READING = f"""In the tables the ratio is this proxy's CPU to the other's, round by round: the median, and the least and
 the most of all rounds. Below 1 this proxy costs less. The other figures are medians. wrk and redis-benchmark ask as
 fast as they are answered, so their latencies are those of a server (or a load) that has all it can do.
+
+webdis and FastAPI are there both as they come, webdis with the settings of its package (more threads, on the one core) and
+uvicorn with its own (a line of log for each read), and with one thread and without logs.
 
 At a fixed rate a read is timed from when it was due. There the servers take turns of {TURN} ms in each round, so that what
 disturbs the machine disturbs all of them. The first {UNCOUNTED} ms of a turn are not counted, as the processor's caches are still
@@ -213,6 +220,8 @@ def other_reasons(bench):
     told = [
         ("A second worker of nginx (`return 200`), on every core beside the load, takes {} of the CPU a read of one.",
          ratios(bench, "threads, http", "cpu", f"{NGINX_FIXED}, 2 workers", f"{NGINX_FIXED}, 1 worker")),
+        ("This proxy takes {} of the CPU a read of FastAPI with uvloop and httptools, which `uvicorn[standard]` brings, and"
+         " no access log.", ratios(bench, "http 100 B, 32 connections", "cpu", PROXY, FASTAPI_UVLOOP)),
         ("redis-server's own GET, P=16, takes {} as much CPU over 5,000,000 keys as over 1,000 of them.",
          ratios(bench, "keys, resp P=16", "cpu", many, few)),
     ]
