@@ -19,7 +19,7 @@ from contestants import (
     FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, WEBDIS,
     WEBDIS_AS_PACKAGED,
 )
-from processes import CORES, LOADING, Failed, allow_open_files
+from processes import CORES, LOADING, Failed, Pair, allow_open_files
 from redis_keys import Connection, encode, key, write
 
 VALUE = 100
@@ -148,19 +148,15 @@ class Stage(ExitStack):
                 self.bench.leave_out("all cases", name, error)
         return found
 
-    def nginx_by_workers(self):
-        """nginx with one worker process and with two, both with every core, as far as it is there."""
-        if not contestants.is_there(NGINX_FIXED):
-            return {}
-        by_workers = {
-            f"{NGINX_FIXED}, {count} worker{'s' if count > 1 else ''}": contestants.start_nginx(
+    def nginx_by_workers(self, counts):
+        """One nginx for each of these counts of worker processes, all with every core; none if it is not there."""
+        found = []
+        for count in counts if contestants.is_there(NGINX_FIXED) else ():
+            server = contestants.start_nginx(
                 NGINX_FIXED, self.directory, self.origin.port, self.size, set(CORES), count
             )
-            for count in THREADS
-        }
-        for server in by_workers.values():
-            self.keep(server).wait_until(lambda server=server: contestants.answers_http(server, self.size))
-        return by_workers
+            found.append(self.keep(server).wait_until(lambda: contestants.answers_http(server, self.size)))
+        return found
 
     def warm(self, servers, numbers):
         """Has each of `servers` that keeps what it has read read these keys; those that cannot are left out."""
@@ -245,23 +241,59 @@ def paced(bench, ports, rate):
 
 
 THREADS = {1: "1 worker thread", 2: "2 worker threads"}
+NGINX_WORKERS = {1: f"{NGINX_FIXED}, 1 worker", 2: f"{NGINX_FIXED}, 2 workers"}
+PROCESSES = "2 processes of 1 worker thread"
+NGINX_PROCESSES = f"{NGINX_FIXED}, 2 of 1 worker"
 
 
 def threads(bench):
-    """One worker thread and two, both with every core, beside the load."""
+    """One worker thread and two, both with every core, beside the load; then two beside two processes of one."""
     keys = range(load.KEYS)
     with Stage(bench, keys) as stage:
-        proxies = {name: stage.proxy(cores=set(CORES), workers=workers) for workers, name in THREADS.items()}
-        for proxy in proxies.values():
+        one, two, other = (stage.proxy(cores=set(CORES), workers=workers) for workers in (1, 2, 1))
+        for proxy in (one, two, other):
             with Connection(proxy.resp_port) as client:
                 client.read_all(keys, VALUE)
+        proxies = {THREADS[1]: one, THREADS[2]: two}
+        nginx = stage.nginx_by_workers((1, 2, 1))
         runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
         # Whether it is the proxy or the machine that a second thread costs.
-        nginx = {name: (server, wrk(bench, server)) for name, server in stage.nginx_by_workers().items()}
-        bench.take_turns("threads, http", runs | nginx)
+        runs |= {name: (server, wrk(bench, server)) for name, server in zip(NGINX_WORKERS.values(), nginx)}
+        bench.take_turns("threads, http", runs)
         for pipeline in (1, 16):
             runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
             bench.take_turns(f"threads, resp P={pipeline}", runs)
+        beside_processes(bench, (one, two, other), nginx)
+
+
+def beside_processes(bench, proxies, nginx):
+    """Two worker threads beside what shares nothing but the machine: two processes of one. All have the same load, of two
+    clients of half the connections each, which for two processes is one for each of them."""
+    pairs = dict(zip((*THREADS.values(), PROCESSES), pairs_of(proxies)))
+    # nginx's workers share nothing either way, so it shows what else the two ways differ in.
+    asked = pairs | dict(zip((*NGINX_WORKERS.values(), NGINX_PROCESSES), pairs_of(nginx)))
+    # Half as long as elsewhere, since there are many of them.
+    seconds = max(1, bench.seconds // 2)
+    runs = {name: (Pair(pair), lambda pair=pair: load.wrk_twice(pair, seconds)) for name, pair in asked.items()}
+    bench.take_turns("threads beside processes, http", runs)
+    for pipeline in (1, 16):
+        runs = {name: (Pair(pair), gets_twice(pair, seconds, pipeline)) for name, pair in pairs.items()}
+        bench.take_turns(f"threads beside processes, resp P={pipeline}", runs)
+
+
+def pairs_of(servers):
+    """Of one server with one worker, one with two and another with one: whom the two clients ask, each in turn."""
+    if not servers:
+        return []
+    one, two, other = servers
+    return [(one, one), (two, two), (one, other)]
+
+
+def gets_twice(pair, seconds, pipeline):
+    ports = [server.resp_port for server in pair]
+    probe = load.redis_benchmark_twice(ports, 20_000 * pipeline, pipeline)
+    reads = max(1000, int(probe.reads / probe.seconds * seconds))
+    return lambda: load.redis_benchmark_twice(ports, reads, pipeline)
 
 
 def keys(bench):
