@@ -137,7 +137,8 @@ At a fixed rate a read is timed from when it was due. There the servers take tur
 disturbs the machine disturbs all of them. The first {UNCOUNTED} ms of a turn are not counted, as the processor's caches are still
 those of the server before; the rest is, in slices of {SLICE} ms, each with a 99th percentile of its own, and the target is the
 ratio of their medians. What stops a server in fewer than half of its slices, be it the machine or the server itself, does
-not show there but in p99 and p99.9, which are of all that was counted.
+not show there but in p99 and p99.9, which are of all that was counted. Where the medians are milliseconds, most slices were
+disturbed, and a ratio near 1 says only that all had to wait.
 
 Two worker threads need every core, so they share one with the load, whatever they do. Beside processes, the same load (two
 clients, of half the connections each) is answered by one thread, by two, and by two processes of one thread each, one for
