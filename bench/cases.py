@@ -15,8 +15,11 @@ from pathlib import Path
 import contestants
 import install
 import load
-from contestants import FASTAPI, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, WEBDIS
-from processes import CORES, LOADING, Failed, allow_open_files
+from contestants import (
+    FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, WEBDIS,
+    WEBDIS_AS_PACKAGED,
+)
+from processes import CORES, LOADING, Failed, Pair, allow_open_files
 from redis_keys import Connection, encode, key, write
 
 VALUE = 100
@@ -52,9 +55,7 @@ class Bench:
         install.say(f"  {case}: {', '.join(runs)}")
         runs = dict(runs)
         for round_ in range(self.rounds):
-            # Another begins each time, so that none is always behind the same one.
-            names = list(runs)
-            for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            for name in rotated(runs, round_):
                 try:
                     self.add(case, name, round_, **measured(*runs[name]))
                 except (Failed, OSError, ValueError, subprocess.TimeoutExpired) as error:
@@ -63,21 +64,51 @@ class Bench:
             if not runs:
                 return
 
+    def share_turns(self, case, servers, act):
+        """Has `act` ask all of `servers`, by name, in each round, in turns of its own; who fails is left out."""
+        install.say(f"  {case}: {', '.join(servers)}")
+        servers = dict(servers)
+        for round_ in range(self.rounds):
+            names = rotated(servers, round_)
+            before = {name: servers[name].cpu() for name in names}
+            for name, result in zip(names, act(names)):
+                if isinstance(result, Failed):
+                    self.leave_out(case, name, result)
+                    del servers[name]
+                else:
+                    self.add(case, name, round_, **figures(servers[name], before[name], result))
+            if not servers:
+                return
+
     def leave_out(self, case, name, reason):
         install.say(f"  {name} is left out of {case}: {reason}")
         self.left_out.append((case, name, str(reason).strip().splitlines()[-1]))
 
 
+def rotated(names, round_):
+    """These names, another first in each round, so that none is always behind the same one."""
+    names = list(names)
+    return names[round_ % len(names) :] + names[: round_ % len(names)]
+
+
 def measured(server, act, behind=None):
     """What a load costs a server, and the Redis `behind` it."""
-    servers = [server] if behind is None else [server, behind]
-    before = [one.cpu() for one in servers]
+    before, before_behind = server.cpu(), behind and behind.cpu()
     result = act()
-    spent = [[now - then for now, then in zip(one.cpu(), at)] for one, at in zip(servers, before)]
-    costs = [[seconds / result.reads * 1e6 for seconds in of_one] for of_one in spent]
-    figures = {"cpu": costs[0][0], "kernel": costs[0][1], "rate": result.reads / result.seconds}
-    figures |= {"memory": server.memory(), **result.latency}
-    return figures if behind is None else {**figures, "cpu_behind": costs[1][0]}
+    found = figures(server, before, result)
+    return found if behind is None else {**found, "cpu_behind": costs(behind, before_behind, result)[0]}
+
+
+def figures(server, before, result):
+    """What a load, of which this is the result, has cost a server and how it was answered."""
+    cpu, kernel = costs(server, before, result)
+    rate = result.reads / result.seconds
+    return {"cpu": cpu, "kernel": kernel, "rate": rate, "memory": server.memory(), **result.latency}
+
+
+def costs(server, before, result):
+    """The CPU of a read since `before`, in microseconds, and how much of it in the kernel."""
+    return [(now - then) / result.reads * 1e6 for now, then in zip(server.cpu(), before)]
 
 
 class Stage(ExitStack):
@@ -117,19 +148,15 @@ class Stage(ExitStack):
                 self.bench.leave_out("all cases", name, error)
         return found
 
-    def nginx_by_workers(self):
-        """nginx with one worker process and with two, both with every core, as far as it is there."""
-        if not contestants.is_there(NGINX_FIXED):
-            return {}
-        by_workers = {
-            f"{NGINX_FIXED}, {count} worker{'s' if count > 1 else ''}": contestants.start_nginx(
+    def nginx_by_workers(self, counts):
+        """One nginx for each of these counts of worker processes, all with every core; none if it is not there."""
+        found = []
+        for count in counts if contestants.is_there(NGINX_FIXED) else ():
+            server = contestants.start_nginx(
                 NGINX_FIXED, self.directory, self.origin.port, self.size, set(CORES), count
             )
-            for count in THREADS
-        }
-        for server in by_workers.values():
-            self.keep(server).wait_until(lambda server=server: contestants.answers_http(server, self.size))
-        return by_workers
+            found.append(self.keep(server).wait_until(lambda: contestants.answers_http(server, self.size)))
+        return found
 
     def warm(self, servers, numbers):
         """Has each of `servers` that keeps what it has read read these keys; those that cannot are left out."""
@@ -147,15 +174,20 @@ class Stage(ExitStack):
         return {TWEMPROXY: self.keep(contestants.start_twemproxy(self.directory, self.origin.port))}
 
 
-CACHES = [PROXY, NGINX_LRUCACHE, FASTAPI_UVLOOP, FASTAPI]
+CACHES = [PROXY, NGINX_LRUCACHE, FASTAPI_UVLOOP, FASTAPI, FASTAPI_AS_STARTED]
 
 
 def http(bench):
     """Cached reads of 100 bytes over HTTP: by connections, then by hit ratio."""
     with Stage(bench, range(COLD.stop)) as stage:
-        servers = stage.http([PROXY, NGINX_FIXED, NGINX_LRUCACHE, WEBDIS, FASTAPI, FASTAPI_UVLOOP])
+        as_they_come = [WEBDIS_AS_PACKAGED, FASTAPI_AS_STARTED]
+        servers = stage.http([PROXY, NGINX_FIXED, NGINX_LRUCACHE, WEBDIS, FASTAPI, FASTAPI_UVLOOP, *as_they_come])
         stage.warm(servers, range(load.KEYS))
-        for connections in (32, 1, 1000):
+        asked = {name: (server, wrk(bench, server)) for name, server in servers.items()}
+        bench.take_turns(f"http 100 B, {load.CONNECTIONS} connections", asked)
+        # What logging and threads cost those is seen by now, and they take no more of the time.
+        servers = {name: server for name, server in servers.items() if name not in as_they_come}
+        for connections in (1, 1000):
             asked = {name: (server, wrk(bench, server, connections)) for name, server in servers.items()}
             bench.take_turns(f"http 100 B, {connections} connections", asked)
         for ratio, every in ((99, 100), (90, 10)):
@@ -191,8 +223,8 @@ def resp(bench):
             runs = {name: (server, gets(bench, port, connections, pipeline)) for name, (server, port) in ports.items()}
             bench.take_turns(f"resp P={pipeline}, {connections} connections", runs)
         for rate in (20_000,) if bench.is_quick else (20_000, 40_000):
-            runs = {name: (server, paced(bench, port, rate)) for name, (server, port) in ports.items()}
-            bench.take_turns(f"resp at {rate} reads/s", runs)
+            servers = {name: server for name, (server, _) in ports.items()}
+            bench.share_turns(f"resp at {rate} reads/s", servers, paced(bench, ports, rate))
 
 
 def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS):
@@ -202,28 +234,66 @@ def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS):
     return lambda: load.redis_benchmark(port, reads, connections, pipeline, keys)
 
 
-def paced(bench, port, rate):
-    return lambda: load.paced(port, rate, bench.seconds)
+def paced(bench, ports, rate):
+    """So many turns that what is counted of each takes the bench's seconds."""
+    turns = bench.seconds * 1000 // (load.SLICE * load.SLICES)
+    return lambda names: load.paced([ports[name][1] for name in names], rate, turns)
 
 
 THREADS = {1: "1 worker thread", 2: "2 worker threads"}
+NGINX_WORKERS = {1: f"{NGINX_FIXED}, 1 worker", 2: f"{NGINX_FIXED}, 2 workers"}
+PROCESSES = "2 processes of 1 worker thread"
+NGINX_PROCESSES = f"{NGINX_FIXED}, 2 of 1 worker"
 
 
 def threads(bench):
-    """One worker thread and two, both with every core, beside the load."""
+    """One worker thread and two, both with every core, beside the load; then two beside two processes of one."""
     keys = range(load.KEYS)
     with Stage(bench, keys) as stage:
-        proxies = {name: stage.proxy(cores=set(CORES), workers=workers) for workers, name in THREADS.items()}
-        for proxy in proxies.values():
+        one, two, other = (stage.proxy(cores=set(CORES), workers=workers) for workers in (1, 2, 1))
+        for proxy in (one, two, other):
             with Connection(proxy.resp_port) as client:
                 client.read_all(keys, VALUE)
+        proxies = {THREADS[1]: one, THREADS[2]: two}
+        nginx = stage.nginx_by_workers((1, 2, 1))
         runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
         # Whether it is the proxy or the machine that a second thread costs.
-        nginx = {name: (server, wrk(bench, server)) for name, server in stage.nginx_by_workers().items()}
-        bench.take_turns("threads, http", runs | nginx)
+        runs |= {name: (server, wrk(bench, server)) for name, server in zip(NGINX_WORKERS.values(), nginx)}
+        bench.take_turns("threads, http", runs)
         for pipeline in (1, 16):
             runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
             bench.take_turns(f"threads, resp P={pipeline}", runs)
+        beside_processes(bench, (one, two, other), nginx)
+
+
+def beside_processes(bench, proxies, nginx):
+    """Two worker threads beside what shares nothing but the machine: two processes of one. All have the same load, of two
+    clients of half the connections each, which for two processes is one for each of them."""
+    pairs = dict(zip((*THREADS.values(), PROCESSES), pairs_of(proxies)))
+    # nginx's workers share nothing either way, so it shows what else the two ways differ in.
+    asked = pairs | dict(zip((*NGINX_WORKERS.values(), NGINX_PROCESSES), pairs_of(nginx)))
+    # Half as long as elsewhere, since there are many of them.
+    seconds = max(1, bench.seconds // 2)
+    runs = {name: (Pair(pair), lambda pair=pair: load.wrk_twice(pair, seconds)) for name, pair in asked.items()}
+    bench.take_turns("threads beside processes, http", runs)
+    for pipeline in (1, 16):
+        runs = {name: (Pair(pair), gets_twice(pair, seconds, pipeline)) for name, pair in pairs.items()}
+        bench.take_turns(f"threads beside processes, resp P={pipeline}", runs)
+
+
+def pairs_of(servers):
+    """Of one server with one worker, one with two and another with one: whom the two clients ask, each in turn."""
+    if not servers:
+        return []
+    one, two, other = servers
+    return [(one, one), (two, two), (one, other)]
+
+
+def gets_twice(pair, seconds, pipeline):
+    ports = [server.resp_port for server in pair]
+    probe = load.redis_benchmark_twice(ports, 20_000 * pipeline, pipeline)
+    reads = max(1000, int(probe.reads / probe.seconds * seconds))
+    return lambda: load.redis_benchmark_twice(ports, reads, pipeline)
 
 
 def keys(bench):

@@ -1,10 +1,12 @@
 """Who is measured, and how each is configured and started.
 
-All serve from one core, with room for the same number of keys, and without logs of what they answer. Those that answer
-over HTTP have `path`, what goes before a key.
+All serve from one core, with room for the same number of keys, and without logs of what they answer, save those that are
+here as they come. Those that answer over HTTP have `path`, what goes before a key.
 """
 
+import json
 import urllib.request
+from pathlib import Path
 
 import install
 from processes import SERVING, Server, free_port
@@ -14,9 +16,11 @@ CAPACITY = 100_000
 PROXY = "this proxy"
 NGINX_FIXED = "nginx return 200"
 NGINX_LRUCACHE = "nginx + lrucache"
-WEBDIS = "webdis"
-FASTAPI = "FastAPI + cachetools"
-FASTAPI_UVLOOP = "FastAPI, uvloop, httptools"
+WEBDIS = "webdis, one thread, no log"
+WEBDIS_AS_PACKAGED = "webdis, as Debian packages it"
+FASTAPI = "FastAPI, no access log"
+FASTAPI_AS_STARTED = "FastAPI, as uvicorn starts it"
+FASTAPI_UVLOOP = "FastAPI, uvloop, httptools, no access log"
 REDIS = "redis-server"
 TWEMPROXY = "twemproxy"
 
@@ -80,25 +84,46 @@ def start_nginx(name, directory, origin, size, cores=SERVING, workers=1):
     return server
 
 
-def start_webdis(directory, origin):
+def start_webdis(name, directory, origin):
+    """With one thread and no log, or with its package's own settings save where it listens, whom it asks, that it stays
+    where it was started, and where its log is."""
     port = free_port()
+    settings = {"threads": 1, "verbosity": 0, "database": 0}
+    if name == WEBDIS_AS_PACKAGED:
+        settings = json.loads(packaged_webdis().read_text())
+    settings |= {"redis_host": "127.0.0.1", "redis_port": origin, "http_host": "127.0.0.1", "http_port": port}
+    settings |= {"daemonize": False, "logfile": f"{directory}/webdis-{port}.log"}
     configuration = directory / f"webdis-{port}.json"
-    configuration.write_text(
-        f'{{"redis_host": "127.0.0.1", "redis_port": {origin}, "http_host": "127.0.0.1", "http_port": {port},'
-        f' "threads": 1, "daemonize": false, "database": 0, "verbosity": 0, "logfile": "{directory}/webdis.log"}}'
-    )
-    server = Server(WEBDIS, [install.program("webdis"), configuration], port, directory, SERVING)
+    configuration.write_text(json.dumps(settings))
+    server = Server(name, [install.program("webdis"), configuration], port, directory, SERVING)
     server.path, server.suffix = "/GET/", ".txt"
     return server
 
 
+def packaged_webdis():
+    """The settings that the package has for webdis, as its unit starts it; None if they are not there.
+
+    Those of Debian's webdis 0.1.9+dfsg-1.1 that matter here are "threads": 2, which share the one core then, and
+    "verbosity": 3, which is all but what webdis says of each read; "acl" has two rules; there is no "pool_size".
+    """
+    paths = (root / "etc" / "webdis" / "webdis.json" for root in (install.ROOT, Path("/")))
+    return next((path for path in paths if path.exists()), None)
+
+
+# What uvicorn is started with. Its own defaults (uvicorn 0.54.0, config.py: access_log=True, LOGGING_CONFIG with the level
+# INFO) write a line of each read to standard output, which is a file here. "auto", its default for loop and HTTP, is
+# asyncio and h11 where only fastapi and uvicorn were installed; they are named since the others are installed as well.
+UVICORN = {
+    FASTAPI_AS_STARTED: ["--loop", "asyncio", "--http", "h11"],
+    FASTAPI: ["--loop", "asyncio", "--http", "h11", "--no-access-log", "--log-level", "warning"],
+    FASTAPI_UVLOOP: ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"],
+}
+
+
 def start_fastapi(name, directory, origin):
-    """With uvicorn as `pip install uvicorn` brings it, or with all that makes it faster."""
-    parts = ["uvloop", "httptools"] if name == FASTAPI_UVLOOP else ["asyncio", "h11"]
     port = free_port()
     command = [install.PYTHON, "-m", "uvicorn", "--app-dir", install.PROJECT / "bench", "fastapi_proxy:app"]
-    command += ["--host", "127.0.0.1", "--port", port, "--no-access-log", "--log-level", "warning"]
-    command += ["--loop", parts[0], "--http", parts[1]]
+    command += ["--host", "127.0.0.1", "--port", port, *UVICORN[name]]
     variables = {"ORIGIN": str(origin), "CAPACITY": str(CAPACITY), "PYTHONDONTWRITEBYTECODE": "1"}
     server = Server(name, command, port, directory, SERVING, variables)
     server.path = "/keys/"
@@ -125,14 +150,19 @@ def start_http(name, directory, origin, size):
         server = start_proxy(directory, origin)
     elif name in (NGINX_FIXED, NGINX_LRUCACHE):
         server = start_nginx(name, directory, origin, size)
+    elif name in (WEBDIS, WEBDIS_AS_PACKAGED):
+        server = start_webdis(name, directory, origin)
     else:
-        server = start_webdis(directory, origin) if name == WEBDIS else start_fastapi(name, directory, origin)
+        server = start_fastapi(name, directory, origin)
     return server.wait_until(lambda: answers_http(server, size))
 
 
 def is_there(name):
     """Whether a contestant could be installed."""
-    if name in (FASTAPI, FASTAPI_UVLOOP):
+    if name in UVICORN:
         return install.PYTHON.exists()
-    programs = {NGINX_FIXED: "nginx", NGINX_LRUCACHE: "nginx", WEBDIS: "webdis", TWEMPROXY: "nutcracker"}
+    if name == WEBDIS_AS_PACKAGED and not packaged_webdis():
+        return False
+    programs = {NGINX_FIXED: "nginx", NGINX_LRUCACHE: "nginx", TWEMPROXY: "nutcracker"}
+    programs |= {WEBDIS: "webdis", WEBDIS_AS_PACKAGED: "webdis"}
     return name not in programs or bool(install.is_there(programs[name]))

@@ -7,6 +7,8 @@ which a read failed is no measurement.
 import csv
 import os
 import subprocess
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import install
@@ -27,19 +29,33 @@ class Result:
 
 def run(command, seconds, cores=LOADING):
     """What a load prints; it has 30 seconds more than it should need."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=install.environment(),
-        timeout=seconds + 30,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
-    if done.returncode != 0:
-        raise Failed(f"{command[0]} failed: {done.stderr[-500:]}{done.stdout[-500:]}")
-    return done.stdout
+    return run_at_once([command], seconds, cores)[0]
+
+
+def run_at_once(commands, seconds, cores):
+    """What each of these loads prints that run beside each other."""
+    end = time.monotonic() + seconds + 30
+    with ExitStack() as stack:
+        running = []
+        for command in commands:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=install.environment(),
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            )
+            running.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        texts = []
+        for process, command in zip(running, commands):
+            text, errors = process.communicate(timeout=max(0, end - time.monotonic()))
+            if process.returncode != 0:
+                raise Failed(f"{command[0]} failed: {errors[-500:]}{text[-500:]}")
+            texts.append(text)
+        return texts
 
 
 @dataclass
@@ -54,17 +70,37 @@ class Others:
 def wrk(server, seconds, connections=CONNECTIONS, keys=KEYS, others=None):
     """Reads over HTTP of `keys` keys, few of them often, and of `others`, which is brought up to date."""
     others = others or Others(0, range(1))
+    result = wrk_result(server, run(wrk_command(server, seconds, connections, keys, others), seconds))
+    others.turn += result.reads // others.every if others.every else 0
+    return result
+
+
+def wrk_command(server, seconds, connections, keys, others):
     script = install.PROJECT / "bench" / "keys.lua"
     command = [install.program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", script]
     command += [f"http://127.0.0.1:{server.port}", "--", server.path, server.suffix, keys]
-    command += [others.every, others.turn, others.numbers.start, len(others.numbers)]
-    text = run(command, seconds)
+    return command + [others.every, others.turn, others.numbers.start, len(others.numbers)]
+
+
+def wrk_result(server, text):
     numbers = [int(word) for line in text.splitlines() if line.startswith("RESULT") for word in line.split()[1:]]
     reads, microseconds, failed, p50, p99, p999 = numbers
     if failed or not reads:
         raise Failed(f"{server.name}: {failed} of {reads} reads failed")
-    others.turn += reads // others.every if others.every else 0
     return Result(reads, microseconds / 1e6, {"p50": p50, "p99": p99, "p99.9": p999})
+
+
+def wrk_twice(servers, seconds):
+    """The reads over HTTP of two wrks beside each other, on every core; each has half of the connections, and asks one
+    of `servers`."""
+    commands = [wrk_command(server, seconds, CONNECTIONS // 2, KEYS, Others(0, range(1))) for server in servers]
+    texts = run_at_once(commands, seconds, set(CORES))
+    return both([wrk_result(server, text) for server, text in zip(servers, texts)])
+
+
+def both(results):
+    """Two loads that ran beside each other as one, without latencies, of which percentiles cannot be added."""
+    return Result(sum(result.reads for result in results), max(result.seconds for result in results))
 
 
 # How often wrk may be started until all keys have been read.
@@ -84,18 +120,47 @@ def warm(server, numbers, connections=CONNECTIONS):
 
 def redis_benchmark(port, reads, connections=CONNECTIONS, pipeline=1, keys=KEYS):
     """So many GETs of keys drawn at random, `pipeline` at a time on each connection."""
+    return redis_benchmark_result(reads, run(redis_benchmark_command(port, reads, connections, pipeline, keys), 60))
+
+
+def redis_benchmark_command(port, reads, connections, pipeline, keys):
     command = [install.program("redis-benchmark"), "-p", port, "-t", "get", "-n", reads, "-r", keys]
-    command += ["-c", connections, "-P", pipeline, "--csv"]
-    row = list(csv.reader(run(command, 60).splitlines()))[-1]
+    return command + ["-c", connections, "-P", pipeline, "--csv"]
+
+
+def redis_benchmark_result(reads, text):
+    row = list(csv.reader(text.splitlines()))[-1]
     rate, p50, p99 = float(row[1]), float(row[4]), float(row[6])
     return Result(reads, reads / rate, {"p50": p50 * 1000, "p99": p99 * 1000})
 
 
-def paced(port, rate, seconds):
-    """GETs at a fixed rate, whether or not the answers keep up; each is timed from when it was due."""
-    command = [client(), "paced", port, CONNECTIONS, rate, seconds, KEYS]
-    reads, p50, p99, p999 = (float(word) for word in run(command, seconds).split())
-    return Result(int(reads), seconds, {"p50": p50, "p99": p99, "p99.9": p999})
+def redis_benchmark_twice(ports, reads, pipeline):
+    """So many GETs of two redis-benchmarks beside each other, on every core; each has half of the reads and connections,
+    and asks one of `ports`."""
+    half = reads // 2
+    commands = [redis_benchmark_command(port, half, CONNECTIONS // 2, pipeline, KEYS) for port in ports]
+    return both([redis_benchmark_result(half, text) for text in run_at_once(commands, 60, set(CORES))])
+
+
+# The turns at a fixed rate, in milliseconds: how long the reads at their beginning are not counted, since the caches of
+# the processor are still those of the server before; how long a slice is, and how many follow each other in a turn.
+UNCOUNTED, SLICE, SLICES = 50, 100, 2
+TURN = UNCOUNTED + SLICE * SLICES
+
+
+def paced(ports, rate, turns):
+    """GETs at a fixed rate, whether or not the answers keep up, of one port after the other in short turns; each is timed
+    from when it was due. For each port its result, or why there is none; a failure of one is none of the others'."""
+    command = [client(), "paced", CONNECTIONS, KEYS, rate, turns, UNCOUNTED, SLICE, SLICES, *ports]
+    return [paced_result(line) for line in run(command, turns * TURN / 1000 * len(ports)).splitlines()]
+
+
+def paced_result(line):
+    if line.startswith("failed"):
+        return Failed(line)
+    reads, microseconds, p50, p99, p999, p99_of_slices = (int(word) for word in line.split())
+    latency = {"p50": p50, "p99": p99, "p99.9": p999, "p99 of slices": p99_of_slices}
+    return Result(reads, microseconds / 1e6, latency)
 
 
 def straight(origin, tasks, seconds, rounds):

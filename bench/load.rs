@@ -2,9 +2,14 @@
 //! straight over one link.
 //!
 //! At a fixed rate a read is timed from when it was due, so a server that is late for one is charged for all that waited
-//! behind it. The client never sleeps: it has a core of its own, and a timer is less exact than what it measures.
+//! behind it. The client never sleeps: it has a core of its own, and a timer is less exact than what it measures. The
+//! servers take turns, so short that what disturbs the machine disturbs all of them. The first reads of a turn are not
+//! counted, since the processor's caches are then still those of the server before; the others are counted in slices.
 //!
-//! Usage: `load paced PORT CONNECTIONS RATE SECONDS KEYS`; prints reads and their 50th, 99th and 99.9th percentile in µs.
+//! Usage: `load paced CONNECTIONS KEYS RATE TURNS UNCOUNTED SLICE SLICES PORT...`: for each server so many turns, of so
+//! many ms that are not counted and so many slices of so many ms. Prints for each all its reads, how long all its turns
+//! took, the 50th, 99th and 99.9th percentile of what was counted and the median of its slices' 99th percentiles, in µs;
+//! or `failed` and why.
 //! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight, as pairs with the time to live
 //! over a tracked link, and through the cache.
 
@@ -34,9 +39,16 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let numbers = arguments.iter().skip(1).map(|word| word.parse()).collect::<Result<Vec<u64>, _>>()?;
     match (arguments.first().map(String::as_str), &numbers[..]) {
-        (Some("paced"), [port, connections, rate, seconds, keys]) => {
-            let mut paced = Paced::connect(u16::try_from(*port)?, *connections, *keys)?;
-            report(paced.run(*rate, Duration::from_secs(*seconds))?)
+        (Some("paced"), [connections, keys, rate, turns, uncounted, slice, slices, ports @ ..]) => {
+            let plan = Plan {
+                keys: *keys,
+                between: Duration::from_secs(1).checked_div(u32::try_from(*rate)?).context("a rate of 0")?,
+                uncounted: Duration::from_millis(*uncounted),
+                slice: Duration::from_millis(*slice),
+                slices: usize::try_from(*slices)?,
+            };
+            let servers = ports.iter().map(|port| Paced::connect(*port, *connections)).collect();
+            report(take_turns(servers, *turns, &plan))
         }
         (Some("straight"), [port, tasks, seconds, rounds]) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -46,18 +58,46 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-fn report(mut latencies: Vec<Duration>) -> anyhow::Result<()> {
-    ensure!(!latencies.is_empty(), "no read was answered");
-    latencies.sort_unstable();
-    let at = |permille: usize| latencies[(latencies.len() - 1) * permille / 1000].as_micros();
-    Ok(writeln!(io::stdout(), "{} {} {} {}", latencies.len(), at(500), at(990), at(999))?)
+/// What a turn is.
+struct Plan {
+    keys: u64,
+    between: Duration,
+    uncounted: Duration,
+    slice: Duration,
+    slices: usize,
 }
 
-/// Connections over which reads go out at a fixed rate.
+/// Who fails has no further turn.
+fn take_turns(mut servers: Vec<anyhow::Result<Paced>>, turns: u64, plan: &Plan) -> Vec<anyhow::Result<Paced>> {
+    for _ in 0..turns {
+        for server in &mut servers {
+            if let Ok(paced) = server
+                && let Err(error) = paced.turn(plan)
+            {
+                *server = Err(error);
+            }
+        }
+    }
+    servers
+}
+
+fn report(servers: Vec<anyhow::Result<Paced>>) -> anyhow::Result<()> {
+    for server in servers {
+        match server.and_then(Paced::summary) {
+            Ok(summary) => writeln!(io::stdout(), "{summary}")?,
+            Err(error) => writeln!(io::stdout(), "failed {error:#}")?,
+        }
+    }
+    Ok(())
+}
+
+/// Connections to one server, over which reads go out at a fixed rate while it has its turn.
 struct Paced {
     connections: Vec<Connection>,
-    keys: u64,
-    latencies: Vec<Duration>,
+    reads: usize,
+    time: Duration,
+    /// The latencies of each slice of all turns.
+    slices: Vec<Vec<Duration>>,
 }
 
 struct Connection {
@@ -72,37 +112,71 @@ const VALUE: usize = 100;
 const ANSWER: usize = "$100\r\n".len() + VALUE + "\r\n".len();
 
 impl Paced {
-    fn connect(port: u16, connections: u64, keys: u64) -> anyhow::Result<Self> {
+    fn connect(port: u64, connections: u64) -> anyhow::Result<Self> {
+        let port = u16::try_from(port)?;
         let connections = (0..connections).map(|_| Connection::open(port)).collect::<io::Result<_>>()?;
-        Ok(Self { connections, keys, latencies: Vec::new() })
+        Ok(Self { connections, reads: 0, time: Duration::ZERO, slices: Vec::new() })
     }
 
-    /// The latency of each read.
-    fn run(&mut self, rate: u64, time: Duration) -> anyhow::Result<Vec<Duration>> {
-        let (begun, between) = (Instant::now(), Duration::from_secs(1) / u32::try_from(rate)?);
+    /// Asks for all that is due in one turn, however late, and waits for all answers.
+    fn turn(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let counted = begun + plan.uncounted;
+        let end = counted + plan.slice * u32::try_from(plan.slices)?;
         let mut next = begun;
-        let mut turn = 0;
-        while begun.elapsed() < time {
+        let mut answers = Vec::new();
+        let mut place = 0;
+        while next < end {
             if next <= Instant::now() {
-                turn = (turn + 1) % self.connections.len();
-                self.connections[turn].ask(rand::rng().random_range(0..self.keys), next)?;
-                next += between;
+                place = (place + 1) % self.connections.len();
+                self.connections[place].ask(rand::rng().random_range(0..plan.keys), next)?;
+                next += plan.between;
             }
-            self.receive()?;
+            self.receive(&mut answers)?;
         }
         while self.connections.iter().any(|connection| !connection.due.is_empty()) {
-            ensure!(begun.elapsed() < time + LAST_ANSWERS, "reads were not answered");
-            self.receive()?;
+            ensure!(end.elapsed() < LAST_ANSWERS, "reads were not answered");
+            self.receive(&mut answers)?;
         }
-        Ok(std::mem::take(&mut self.latencies))
+        self.time += begun.elapsed();
+        self.reads += answers.len();
+        let mut slices = vec![Vec::new(); plan.slices];
+        for answer in answers.iter().filter(|answer| answer.due >= counted) {
+            let slice = (answer.due - counted).as_nanos() / plan.slice.as_nanos();
+            slices[usize::try_from(slice)?].push(answer.latency);
+        }
+        self.slices.extend(slices);
+        Ok(())
     }
 
-    fn receive(&mut self) -> anyhow::Result<()> {
+    fn receive(&mut self, answers: &mut Vec<Answer>) -> anyhow::Result<()> {
         for connection in self.connections.iter_mut().filter(|connection| !connection.due.is_empty()) {
-            connection.receive(&mut self.latencies)?;
+            connection.receive(answers)?;
         }
         Ok(())
     }
+
+    fn summary(mut self) -> anyhow::Result<String> {
+        let slices = self.slices.iter_mut().map(|slice| percentile(slice, 990)).collect::<Option<Vec<_>>>();
+        let middle = slices.and_then(|mut slices| percentile(&mut slices, 500)).context("a slice without reads")?;
+        let mut all = self.slices.concat();
+        let percentiles = [500, 990, 999].map(|permille| percentile(&mut all, permille).unwrap_or_default());
+        let figures = [self.time].into_iter().chain(percentiles).chain([middle]);
+        let figures: Vec<_> = figures.map(|figure| figure.as_micros().to_string()).collect();
+        Ok(format!("{} {}", self.reads, figures.join(" ")))
+    }
+}
+
+/// None of nothing.
+fn percentile(durations: &mut [Duration], permille: usize) -> Option<Duration> {
+    durations.sort_unstable();
+    durations.get(durations.len().saturating_sub(1) * permille / 1000).copied()
+}
+
+/// A read that was answered.
+struct Answer {
+    due: Instant,
+    latency: Duration,
 }
 
 /// How long the last answers may take.
@@ -122,7 +196,7 @@ impl Connection {
         self.stream.write_all(format!("*2\r\n$3\r\nGET\r\n$16\r\nkey:{number:012}\r\n").as_bytes())
     }
 
-    fn receive(&mut self, latencies: &mut Vec<Duration>) -> anyhow::Result<()> {
+    fn receive(&mut self, answers: &mut Vec<Answer>) -> anyhow::Result<()> {
         let mut buffer = [0; 64 * ANSWER];
         match self.stream.read(&mut buffer) {
             Ok(0) => anyhow::bail!("the server hung up"),
@@ -135,7 +209,7 @@ impl Connection {
             ensure!(self.received.starts_with(b"$100\r\n"), "a read was not answered with a value of 100 bytes");
             self.received.drain(..ANSWER);
             let due = self.due.pop_front().context("an answer to no read")?;
-            latencies.push(now.saturating_duration_since(due));
+            answers.push(Answer { due, latency: now.saturating_duration_since(due) });
         }
         Ok(())
     }

@@ -94,6 +94,19 @@ class Server:
         return self.process.returncode
 
 
+class Pair:
+    """Two servers as one; or a single one, given twice."""
+
+    def __init__(self, servers):
+        self.servers = set(servers)
+
+    def cpu(self):
+        return [sum(times) for times in zip(*(server.cpu() for server in self.servers))]
+
+    def memory(self):
+        return sum(server.memory() for server in self.servers)
+
+
 def allow_open_files():
     """Lets this process open as many files as 10,000 connections need, where the system allows it."""
     wanted = 65_536

@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import median
 
 import install
-from cases import CHURN, THREADS
-from contestants import FASTAPI, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS
+from cases import CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, THREADS
+from contestants import (
+    FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS, WEBDIS_AS_PACKAGED,
+)
+from load import SLICE, TURN, UNCOUNTED
 from processes import LOADING, SERVING
-
 
 
 @dataclass
@@ -43,12 +45,17 @@ def resp(pipeline, must, aim):
 
 
 def resp_late(rate):
-    what = f"RESP p99 at {rate:,} reads/s : redis-server"
-    return Target(what, f"resp at {rate} reads/s", PROXY, REDIS, 1.2, 1.0, "p99")
+    what = f"RESP p99 at {rate:,} reads/s (median of slices) : redis-server"
+    return Target(what, f"resp at {rate} reads/s", PROXY, REDIS, 1.2, 1.0, "p99 of slices")
 
 
 def two_threads(what, case):
     return Target(f"2 worker threads : 1, CPU of a hit, {what}", case, THREADS[2], THREADS[1], 1.15, 1.05)
+
+
+def threads_apart(what, case):
+    what = f"2 worker threads : 2 processes of one, CPU of a hit, {what}"
+    return Target(what, f"threads beside processes, {case}", THREADS[2], PROCESSES, 1.15, 1.05)
 
 
 def many_keys(pipeline):
@@ -66,8 +73,10 @@ def churn(tasks):
 TARGETS = [
     http("nginx `return 200`", NGINX_FIXED, 1.1, 0.9),
     http("nginx + lrucache", NGINX_LRUCACHE, 0.8, 0.65),
-    http("webdis", WEBDIS, 0.36, 0.3),
-    http("FastAPI + uvicorn + cachetools", FASTAPI, 0.035, 0.027),
+    http("webdis, as Debian packages it", WEBDIS_AS_PACKAGED, 0.36, 0.3),
+    http("webdis, one thread, no log", WEBDIS, 0.36, 0.3),
+    http("FastAPI + uvicorn + cachetools, as uvicorn starts it", FASTAPI_AS_STARTED, 0.035, 0.027),
+    http("FastAPI + uvicorn + cachetools, no access log", FASTAPI, 0.035, 0.027),
     resp(1, 1.0, 0.9),
     resp(16, 1.0, 0.7),
     resp(64, 1.0, 0.6),
@@ -77,6 +86,9 @@ TARGETS = [
     two_threads("HTTP", "threads, http"),
     two_threads("RESP P=1", "threads, resp P=1"),
     two_threads("RESP P=16", "threads, resp P=16"),
+    threads_apart("HTTP", "http"),
+    threads_apart("RESP P=1", "resp P=1"),
+    threads_apart("RESP P=16", "resp P=16"),
     many_keys(1),
     many_keys(16),
     churn(32),
@@ -91,6 +103,7 @@ COLUMNS = {
     "p50": ("p50, µs", "{:,.0f}"),
     "p99": ("p99, µs", "{:,.0f}"),
     "p99.9": ("p99.9, µs", "{:,.0f}"),
+    "p99 of slices": ("p99, median of slices, µs", "{:,.0f}"),
     "entry": ("bytes an entry", "{:,.0f}"),
     "connection": ("bytes a connection", "{:,.0f}"),
     "connections": ("connections", "{:,.0f}"),
@@ -113,10 +126,25 @@ HEAD = """# Side by side
 
 Written by `{command}`; do not edit. What is measured and how stands in the files beside this one."""
 
-READING = """In the tables the ratio is this proxy's CPU to the other's, round by round: the median, and the least and
+READING = f"""In the tables the ratio is this proxy's CPU to the other's, round by round: the median, and the least and
 the most of all rounds. Below 1 this proxy costs less. The other figures are medians. wrk and redis-benchmark ask as
-fast as they are answered, so their latencies are those of a server (or a load) that has all it can do; those at a fixed
-rate are timed from when the read was due."""
+fast as they are answered, so their latencies are those of a server (or a load) that has all it can do.
+
+webdis and FastAPI are there both as they come, webdis with the settings of its package (more threads, on the one core) and
+uvicorn with its own (a line of log for each read), and with one thread and without logs.
+
+At a fixed rate a read is timed from when it was due. There the servers take turns of {TURN} ms in each round, so that what
+disturbs the machine disturbs all of them. The first {UNCOUNTED} ms of a turn are not counted, as the processor's caches are still
+those of the server before; the rest is, in slices of {SLICE} ms, each with a 99th percentile of its own, and the target is the
+ratio of their medians. What stops a server in fewer than half of its slices, be it the machine or the server itself, does
+not show there but in p99 and p99.9, which are of all that was counted. Where the medians are milliseconds, most slices were
+disturbed, and a ratio near 1 says only that all had to wait.
+
+Two worker threads need every core, so they share one with the load, whatever they do. Beside processes, the same load (two
+clients, of half the connections each) is answered by one thread, by two, and by two processes of one thread each, one for
+each client. Two processes share nothing but the machine, and have the keys twice; what two threads cost beyond them is what
+threads of one process cost each other, and that each of them has connections of both clients. nginx's workers share nothing
+either way, so its own ratio of this kind shows how much the latter is."""
 
 
 def command(bench):
@@ -131,7 +159,7 @@ def machine(bench, seconds, load_before):
         f"- Machine: {os.cpu_count()} processors ({model[1] if model else platform.machine()}), {memory:.0f} GiB,"
         f" Linux {platform.release()}; load average {load_before:.1f} before and {os.getloadavg()[0]:.1f} after.",
         f"- Servers on core {min(SERVING)}; the load, and the Redis behind a server, on core {max(LOADING)}; where two"
-        " worker threads are measured, all on every core.",
+        " worker threads are measured, the servers on every core, and beside processes the load too.",
         f"- {bench.rounds} rounds of about {bench.seconds} s for each contestant of a case,"
         f" {seconds / 60:.0f} minutes in all.",
         f"- Versions: {names}.",
@@ -206,7 +234,15 @@ def other_reasons(bench):
     few, many = (f"{REDIS}, {count:,} of 5,000,000 keys" for count in (1000, 5_000_000))
     told = [
         ("A second worker of nginx (`return 200`), on every core beside the load, takes {} of the CPU a read of one.",
-         ratios(bench, "threads, http", "cpu", f"{NGINX_FIXED}, 2 workers", f"{NGINX_FIXED}, 1 worker")),
+         ratios(bench, "threads, http", "cpu", NGINX_WORKERS[2], NGINX_WORKERS[1])),
+        ("Two processes of one thread each, which share nothing, take {} of the CPU a read of one process, HTTP, with the"
+         " same load on every core.", ratios(bench, "threads beside processes, http", "cpu", PROCESSES, THREADS[1])),
+        ("The same, RESP P=16: {}.",
+         ratios(bench, "threads beside processes, resp P=16", "cpu", PROCESSES, THREADS[1])),
+        ("Two workers of one nginx take {} of the CPU a read of two nginx of one worker each.",
+         ratios(bench, "threads beside processes, http", "cpu", NGINX_WORKERS[2], NGINX_PROCESSES)),
+        ("This proxy takes {} of the CPU a read of FastAPI with uvloop and httptools, which `uvicorn[standard]` brings, and"
+         " no access log.", ratios(bench, "http 100 B, 32 connections", "cpu", PROXY, FASTAPI_UVLOOP)),
         ("redis-server's own GET, P=16, takes {} as much CPU over 5,000,000 keys as over 1,000 of them.",
          ratios(bench, "keys, resp P=16", "cpu", many, few)),
     ]
