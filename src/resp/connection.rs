@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use futures_util::stream::FuturesOrdered;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
@@ -28,6 +28,7 @@ use super::standing::{Standing, User};
 use crate::backend::{BackendError, Fence};
 use crate::frame::{Frame, ReplyScanner};
 use crate::output::Output;
+use crate::seldom::Seldom;
 use crate::server::{Drain, Stream};
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -71,11 +72,11 @@ pub(super) struct Connection {
     pub(super) is_own_question_open: bool,
     /// What the commands kept for `EXEC` will take out of memory.
     pub(super) transaction: Dropped,
-    draining: Task<()>,
+    draining: Seldom<Task<()>>,
     is_draining: bool,
     /// For as long as this lives, the daemon knows that the connection does.
     _alive: Drain,
-    idle: Option<Pin<Box<Sleep>>>,
+    idle: Option<Seldom<Pin<Box<Sleep>>>>,
     /// When a byte last came from the client, or was taken by it.
     last_moved: Instant,
     /// When to look whether a connection that takes up no more commands is to be given up.
@@ -125,12 +126,12 @@ impl Connection {
             is_own_question_open: false,
             transaction: Dropped::Nothing,
             _alive: drain.clone(),
-            draining: Box::pin(async move {
+            draining: Seldom::new(Box::pin(async move {
                 drain.begun().await;
                 sleep(LAST_WORD).await;
-            }),
+            })),
             is_draining: false,
-            idle: (!timeout.is_zero()).then(|| Box::pin(sleep(timeout))),
+            idle: (!timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(timeout)))),
             last_moved: Instant::now(),
             farewell: None,
             shared,
@@ -417,7 +418,7 @@ impl Connection {
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         let is_written = self.is_written();
         let is_quiet = self.owed.is_empty() && is_written;
-        if !self.is_draining && self.draining.as_mut().poll(cx).is_ready() {
+        if !self.is_draining && self.draining.poll_unpin(cx).is_ready() {
             self.is_draining = true;
         }
         if matches!(self.stage, Stage::Ending | Stage::Leaving) && self.farewell.is_none() {
@@ -457,13 +458,13 @@ impl Connection {
     fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {
         let is_written = self.is_written();
         let Some(idle) = &mut self.idle else { return false };
-        while idle.as_mut().poll(cx).is_ready() {
+        while idle.poll_unpin(cx).is_ready() {
             let until = self.last_moved + self.shared.settings.idle_timeout;
             if until <= Instant::now() && self.owed.is_empty() && is_written {
                 return true;
             }
             let until = until.max(Instant::now() + WHILE_OWED);
-            idle.set(sleep_until(until));
+            idle.change(|idle| idle.set(sleep_until(until)));
         }
         false
     }

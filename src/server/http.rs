@@ -25,6 +25,7 @@ use crate::activity::{Activity, Observed};
 use crate::metrics::Refusals;
 use crate::problem::Kind;
 use crate::request_line::RequestLines;
+use crate::seldom::Seldom;
 
 /// What answers requests.
 pub trait Routes: Clone + Send + Sync + 'static {
@@ -138,12 +139,18 @@ async fn drive<C: Future>(
     overdue: impl Future<Output = ()>,
     finish: impl FnOnce(Pin<&mut C>),
 ) -> Option<C::Output> {
-    let mut overdue = pin!(overdue);
+    let overdue = pin!(overdue);
+    let stop = pin!(async {
+        drain.begun().await;
+        sleep(LAST_WORD).await;
+    });
+    // The connection is woken for each request, and these are not.
+    let (mut overdue, stop) = (Seldom::new(overdue), Seldom::new(stop));
     let patience = tokio::select! {
         biased;
         end = connection.as_mut() => return Some(end),
         () = &mut overdue => FAREWELL,
-        () = async { drain.begun().await; sleep(LAST_WORD).await } => Duration::MAX,
+        () = stop => Duration::MAX,
     };
     finish(connection.as_mut());
     tokio::select! {
