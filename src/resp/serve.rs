@@ -24,6 +24,7 @@ use crate::frame::Frame;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Refusal};
 use crate::output::LARGE;
+use crate::proxy::Proxy;
 
 /// What is to become of a command.
 enum Decision {
@@ -46,10 +47,42 @@ enum Taken {
     Held,
 }
 
-/// Reads that were answered together.
+/// Commands that were taken up together, to be counted together.
 struct Batch {
     begun: Instant,
+    /// Reads that were answered.
     outcomes: [u64; Outcome::ALL.len()],
+    /// The label of the last command, and how many have come in a row that have it and are not counted yet.
+    commands: (usize, u64),
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self { begun: Instant::now(), outcomes: [0; Outcome::ALL.len()], commands: (0, 0) }
+    }
+
+    fn add_command(&mut self, label: usize, proxy: &Proxy) {
+        if label != self.commands.0 {
+            self.count_commands(proxy);
+            self.commands = (label, 0);
+        }
+        self.commands.1 += 1;
+    }
+
+    fn count_commands(&self, proxy: &Proxy) {
+        let (label, count) = self.commands;
+        if count > 0 {
+            proxy.commands(label, count);
+        }
+    }
+
+    fn count(&self, proxy: &Proxy) {
+        self.count_commands(proxy);
+        let elapsed = self.begun.elapsed();
+        for (outcome, count) in Outcome::ALL.into_iter().zip(self.outcomes).filter(|(_, count)| *count > 0) {
+            proxy.count(FrontEnd::Resp, outcome, count, elapsed);
+        }
+    }
 }
 
 impl Connection {
@@ -58,15 +91,12 @@ impl Connection {
         if self.input.is_empty() || self.stage != Stage::Commands || !self.may_take_more() {
             return false;
         }
-        let mut batch = Batch { begun: Instant::now(), outcomes: [0; Outcome::ALL.len()] };
+        let mut batch = Batch::new();
         let mut took = false;
         while self.stage == Stage::Commands && self.may_take_more() && self.take_next(&mut batch) == Taken::Yes {
             took = true;
         }
-        let elapsed = batch.begun.elapsed();
-        for (outcome, count) in Outcome::ALL.into_iter().zip(batch.outcomes).filter(|(_, count)| *count > 0) {
-            self.shared.proxy.count(FrontEnd::Resp, outcome, count, elapsed);
-        }
+        batch.count(&self.shared.proxy);
         took
     }
 
@@ -210,7 +240,7 @@ impl Connection {
             }
             Decision::Own(verdict) => self.carry_out(verdict, length),
         }
-        self.shared.proxy.command(known.label);
+        batch.add_command(known.label, &self.shared.proxy);
         Taken::Yes
     }
 
@@ -294,7 +324,7 @@ impl Connection {
         if is_pipe {
             self.stage = Stage::Pipe;
         }
-        self.shared.proxy.command(known.label);
+        batch.add_command(known.label, &self.shared.proxy);
         Taken::Yes
     }
 
