@@ -51,6 +51,11 @@ impl Output {
         self.chunks.push_back(piece);
     }
 
+    /// Pushes what is somebody else's, too.
+    pub(crate) fn share(&mut self, piece: &Bytes) {
+        if piece.len() < LARGE { self.tail.extend_from_slice(piece) } else { self.push(piece.clone()) }
+    }
+
     pub(crate) fn append(&mut self, mut other: Self) {
         for piece in other.chunks.drain(..) {
             self.push(piece);
@@ -100,9 +105,13 @@ impl Output {
             }
             self.chunks.pop_front();
         }
-        self.tail.advance(written);
-        if self.tail.is_empty() {
-            if self.tail.capacity() > KEPT { self.tail = BytesMut::new() } else { self.tail.clear() }
+        if written < self.tail.len() {
+            self.tail.advance(written);
+        } else if self.tail.capacity() > KEPT {
+            self.tail = BytesMut::new();
+        } else {
+            // So what comes next is written to where this was.
+            self.tail.clear();
         }
     }
 }
