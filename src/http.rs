@@ -234,7 +234,7 @@ impl Routes for Keys {
     }
 
     fn answer_plain(&self, request: &PlainRequest<'_>, now: Instant, answer: PlainAnswer<'_>) -> Taken {
-        match request.path().strip_prefix(PREFIX).map(|escaped| self.http.key(escaped)) {
+        match request.path().strip_prefix(PREFIX.as_bytes()).map(|escaped| self.http.key(escaped)) {
             // A span is made of all that a request has.
             Some(Ok(key)) if !trace::is_wanted() => self.http.give(&key, request, now, answer),
             _ => Taken::Left,
@@ -268,7 +268,7 @@ impl Http {
         if query.is_some() {
             return Err(Problem::Query);
         }
-        let key = self.key(escaped).inspect_err(|problem| {
+        let key = self.key(escaped.as_bytes()).inspect_err(|problem| {
             if matches!(problem, Problem::NotAllowed) {
                 self.proxy.refused(FrontEnd::Http, Refusal::Key);
             }
@@ -277,8 +277,8 @@ impl Http {
     }
 
     /// The key of this name, if it may be asked for.
-    fn key<'a>(&self, escaped: &'a str) -> Result<Cow<'a, [u8]>, Problem> {
-        let key = percent_decode(escaped.as_bytes()).map_err(Problem::BadEscape)?;
+    fn key<'a>(&self, escaped: &'a [u8]) -> Result<Cow<'a, [u8]>, Problem> {
+        let key = percent_decode(escaped).map_err(Problem::BadEscape)?;
         if key.is_empty() {
             return Err(Problem::EmptyKey);
         }

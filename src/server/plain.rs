@@ -17,7 +17,7 @@ use http::{Response, StatusCode, header};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
-use super::head::{Fields, Head, has_empty_line};
+use super::head::{Head, Heads, has_empty_line};
 use super::http::{HTTP2_PREFACE, Http, LONGEST_TARGET, Routes, Watch};
 use super::{Count, Stream};
 use crate::output::Output;
@@ -118,6 +118,7 @@ pub(super) struct Plain<R> {
     http: Http<R>,
     watch: Arc<Watch>,
     input: BytesMut,
+    heads: Heads,
     /// So much of the input is known to hold no whole head.
     looked_at: usize,
     /// Whether no request was taken up yet.
@@ -167,6 +168,7 @@ impl<R: Routes> Plain<R> {
             http,
             watch,
             input: BytesMut::new(),
+            heads: Heads::default(),
             looked_at: 0,
             is_first: true,
             output: Output::default(),
@@ -212,12 +214,12 @@ impl<R: Routes> Plain<R> {
             if self.looked_at > 0 && !has_empty_line(&self.input, self.looked_at) {
                 return self.await_rest();
             }
-            let mut fields = Fields::new();
-            let (request, length) = match Head::of(&self.input, &mut fields) {
+            let (request, length) = match self.heads.read(&self.input) {
                 Head::Plain(request, length) => (request, length),
                 Head::Part => return self.await_rest(),
-                Head::Other if self.is_first && self.may_be_preface() => return Next::Read,
-                Head::Other => return Next::HandOver,
+                Head::Other => {
+                    return if self.is_first && self.may_be_preface() { Next::Read } else { Next::HandOver };
+                }
             };
             let wants_body = request.wants_body();
             let date = self.date.at(self.now);
