@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
@@ -79,6 +79,8 @@ pub(super) struct Connection {
     idle: Option<Seldom<Pin<Box<Sleep>>>>,
     /// When a byte last came from the client, or was taken by it.
     last_moved: Instant,
+    /// The time, once somebody has asked for it in this round.
+    now: Option<Instant>,
     /// When to look whether a connection that takes up no more commands is to be given up.
     farewell: Option<Pin<Box<Sleep>>>,
 }
@@ -133,6 +135,7 @@ impl Connection {
             is_draining: false,
             idle: (!timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(timeout)))),
             last_moved: Instant::now(),
+            now: None,
             farewell: None,
             shared,
         }
@@ -148,6 +151,7 @@ impl Connection {
     /// Ready when the connection is over.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            self.now = None;
             let steps = [
                 self.poll_link(cx),
                 self.poll_replies(cx),
@@ -320,7 +324,7 @@ impl Connection {
                 Moved::No
             }
             Poll::Ready(Ok(1..)) => {
-                self.last_moved = Instant::now();
+                self.last_moved = self.now();
                 Moved::Yes
             }
             Poll::Ready(Ok(0)) => self.hung_up(),
@@ -402,7 +406,7 @@ impl Connection {
         match written {
             Poll::Ready(Err(_)) => self.end(),
             Poll::Ready(Ok(())) | Poll::Pending if self.output.len() < before => {
-                self.last_moved = Instant::now();
+                self.last_moved = self.now();
                 Moved::Yes
             }
             Poll::Ready(Ok(())) | Poll::Pending => Moved::No,
@@ -467,6 +471,27 @@ impl Connection {
             idle.change(|idle| idle.set(sleep_until(until)));
         }
         false
+    }
+
+    /// The time, as it was when this round first asked for it, or a batch of commands was done.
+    pub(super) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    /// Commands were taken up until now; returns the time.
+    pub(super) fn look_at_clock(&mut self) -> Instant {
+        self.now = None;
+        self.now()
+    }
+
+    /// The command that is the first `length` bytes has been made sense of.
+    pub(super) fn leave_behind(&mut self, length: usize) {
+        if length < self.input.len() {
+            self.input.advance(length);
+        } else {
+            // So what comes next is read to where this was.
+            self.input.clear();
+        }
     }
 
     /// Where an answer goes that is here already.

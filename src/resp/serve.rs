@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use super::command::{Class, Known};
@@ -57,8 +57,8 @@ struct Batch {
 }
 
 impl Batch {
-    fn new() -> Self {
-        Self { begun: Instant::now(), outcomes: [0; Outcome::ALL.len()], commands: (0, 0) }
+    fn new(begun: Instant) -> Self {
+        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0) }
     }
 
     fn add_command(&mut self, label: usize, proxy: &Proxy) {
@@ -76,9 +76,9 @@ impl Batch {
         }
     }
 
-    fn count(&self, proxy: &Proxy) {
+    fn count(&self, proxy: &Proxy, ended: Instant) {
         self.count_commands(proxy);
-        let elapsed = self.begun.elapsed();
+        let elapsed = ended.saturating_duration_since(self.begun);
         for (outcome, count) in Outcome::ALL.into_iter().zip(self.outcomes).filter(|(_, count)| *count > 0) {
             proxy.count(FrontEnd::Resp, outcome, count, elapsed);
         }
@@ -91,12 +91,17 @@ impl Connection {
         if self.input.is_empty() || self.stage != Stage::Commands || !self.may_take_more() {
             return false;
         }
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(self.now());
         let mut took = false;
-        while self.stage == Stage::Commands && self.may_take_more() && self.take_next(&mut batch) == Taken::Yes {
+        while !self.input.is_empty()
+            && self.stage == Stage::Commands
+            && self.may_take_more()
+            && self.take_next(&mut batch) == Taken::Yes
+        {
             took = true;
         }
-        batch.count(&self.shared.proxy);
+        let ended = self.look_at_clock();
+        batch.count(&self.shared.proxy, ended);
         took
     }
 
@@ -139,7 +144,7 @@ impl Connection {
     fn take(&mut self, length: usize, batch: &mut Batch) -> Taken {
         let arguments = self.parser.arguments(&self.input);
         if arguments.is_empty() {
-            self.input.advance(length);
+            self.leave_behind(length);
             return Taken::Yes;
         }
         if self.unproved.is_some_and(|since| self.shared.proxy.is_current(since)) {
@@ -209,7 +214,7 @@ impl Connection {
                 return Taken::Held;
             }
             Decision::Answer(found) => {
-                self.input.advance(length);
+                self.leave_behind(length);
                 self.reply_found(&found);
                 self.keep_link_awake(batch.begun);
             }
@@ -265,7 +270,7 @@ impl Connection {
     fn send_on(&mut self, length: usize) {
         if length < LARGE {
             self.link.out.tail().extend_from_slice(&self.input[..length]);
-            self.input.advance(length);
+            self.leave_behind(length);
         } else {
             self.link.out.push(self.input.split_to(length).freeze());
         }
