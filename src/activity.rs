@@ -70,13 +70,21 @@ impl Activity {
 
     /// Bytes came in now, of which nobody has made sense yet.
     pub(crate) fn note_read(&self, now: Instant) {
-        self.read.store(self.clock(now), Relaxed);
-        self.note_unsettled(now);
+        let now = self.clock(now);
+        self.read.store(now, Relaxed);
+        self.note_unsettled_at(now);
     }
 
     /// Of what came in up to now, something has not been made sense of yet.
     pub(crate) fn note_unsettled(&self, now: Instant) {
-        _ = self.unsettled.compare_exchange(0, self.clock(now).max(1), Relaxed, Relaxed);
+        self.note_unsettled_at(self.clock(now));
+    }
+
+    fn note_unsettled_at(&self, now: u64) {
+        // Nobody else changes it: what reads and writes a stream is one task.
+        if self.unsettled.load(Relaxed) == 0 {
+            self.unsettled.store(now.max(1), Relaxed);
+        }
     }
 
     /// Bytes went out now.

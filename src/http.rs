@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -27,9 +27,7 @@ use crate::key::{BadEscape, percent_decode};
 use crate::metrics::{FrontEnd, Refusal};
 use crate::problem::Kind;
 use crate::proxy::Proxy;
-use crate::server::{
-    HTTP_PROTOCOLS, Headers, Limits, Listen, PlainAnswer, PlainRequest, Routes, Taken, Tls, TlsFiles, TlsKeys,
-};
+use crate::server::{HTTP_PROTOCOLS, Limits, Listen, PlainAnswer, PlainRequest, Routes, Taken, Tls, TlsFiles, TlsKeys};
 use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
@@ -208,13 +206,17 @@ pub struct Keys {
 struct Http {
     proxy: Proxy,
     settings: Settings,
+    /// What stands in the head of an answer with a fresh value between its tag and how long it stays so.
+    behind_tag: Vec<u8>,
 }
 
 impl Keys {
     /// Serves reads through `proxy`, and beside them the routes of `others`.
     pub fn new(proxy: Proxy, settings: Settings, others: Router) -> Self {
         let others = others.fallback(no_route);
-        Self { http: Arc::new(Http { proxy, settings }), others }
+        let cache_control = settings.cache_control.0.as_bytes();
+        let behind_tag = [b"\r\ncache-control: ", cache_control, b"\r\ncache-status: redis-proxy; hit; ttl="].concat();
+        Self { http: Arc::new(Http { proxy, settings, behind_tag }), others }
     }
 }
 
@@ -232,7 +234,7 @@ impl Routes for Keys {
     }
 
     fn answer_plain(&self, request: &PlainRequest<'_>, now: Instant, answer: PlainAnswer<'_>) -> Taken {
-        match request.path().strip_prefix(PREFIX).map(|escaped| self.http.key(escaped)) {
+        match request.path().strip_prefix(PREFIX.as_bytes()).map(|escaped| self.http.key(escaped)) {
             // A span is made of all that a request has.
             Some(Ok(key)) if !trace::is_wanted() => self.http.give(&key, request, now, answer),
             _ => Taken::Left,
@@ -266,7 +268,7 @@ impl Http {
         if query.is_some() {
             return Err(Problem::Query);
         }
-        let key = self.key(escaped).inspect_err(|problem| {
+        let key = self.key(escaped.as_bytes()).inspect_err(|problem| {
             if matches!(problem, Problem::NotAllowed) {
                 self.proxy.refused(FrontEnd::Http, Refusal::Key);
             }
@@ -275,8 +277,8 @@ impl Http {
     }
 
     /// The key of this name, if it may be asked for.
-    fn key<'a>(&self, escaped: &'a str) -> Result<Cow<'a, [u8]>, Problem> {
-        let key = percent_decode(escaped.as_bytes()).map_err(Problem::BadEscape)?;
+    fn key<'a>(&self, escaped: &'a [u8]) -> Result<Cow<'a, [u8]>, Problem> {
+        let key = percent_decode(escaped).map_err(Problem::BadEscape)?;
         if key.is_empty() {
             return Err(Problem::EmptyKey);
         }
@@ -290,7 +292,7 @@ impl Http {
     }
 
     /// Gives what is in memory to a plain request, or asks for it.
-    fn give(self: &Arc<Self>, key: &[u8], request: &PlainRequest<'_>, now: Instant, mut to: PlainAnswer<'_>) -> Taken {
+    fn give(self: &Arc<Self>, key: &[u8], request: &PlainRequest<'_>, now: Instant, to: PlainAnswer<'_>) -> Taken {
         let none_match = request.values("if-none-match");
         let demand = demand(request.values("cache-control"));
         let found = if demand == Demand::Usual { self.proxy.lookup(key, now) } else { None };
@@ -307,16 +309,29 @@ impl Http {
         };
         self.proxy.count_key(key, now);
         let outcome = found.outcome;
-        match found.entry.value() {
-            Some(value) if none_match.clone().next().is_none() => {
-                to.status(StatusCode::OK);
-                self.put_headers(&found, value, &mut to);
-                to.body(value.bytes, || value.to_bytes());
+        match (found.entry.value(), found.freshness) {
+            (Some(value), Freshness::Fresh { remaining }) if none_match.clone().next().is_none() => {
+                self.give_fresh(value, remaining, found.age, to);
             }
-            _ => to.whole(self.answer(&found, none_match)),
+            _ => to.whole(&self.answer(&found, none_match)),
         }
         self.proxy.count(FrontEnd::Http, outcome, 1, now.elapsed());
         Taken::Answered
+    }
+
+    /// Gives a fresh value from memory, as [`answer`](Self::answer) would say it, but without making a map of its headers.
+    fn give_fresh(&self, value: Value<'_>, remaining: Duration, age: Duration, mut to: PlainAnswer<'_>) {
+        let mut digits = itoa::Buffer::new();
+        to.head(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff\r\netag: ",
+        );
+        to.head(&etag(value));
+        to.head(&self.behind_tag);
+        to.head(digits.format(remaining.as_secs()).as_bytes());
+        to.head(b"\r\nage: ");
+        to.head(digits.format(age.as_secs()).as_bytes());
+        to.head(b"\r\n");
+        to.body(value.bytes, || value.to_bytes());
     }
 
     fn answer<'a>(&self, answer: &Answer, none_match: impl Iterator<Item = &'a [u8]>) -> Response<Bytes> {
@@ -339,26 +354,33 @@ impl Http {
     }
 
     /// What the answer that has the value says of it; how long it is, whoever sends it says.
-    fn put_headers(&self, answer: &Answer, value: Value<'_>, headers: &mut impl Headers) {
-        headers.put(header::CONTENT_TYPE, b"application/octet-stream");
+    fn put_headers(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         // A value is data, whatever a browser takes it for.
-        headers.put(header::X_CONTENT_TYPE_OPTIONS, b"nosniff");
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         self.put_version(answer, value, headers);
     }
 
     /// Which value it is, and how things stand with it.
-    fn put_version(&self, answer: &Answer, value: Value<'_>, headers: &mut impl Headers) {
-        headers.put(header::ETAG, &etag(value));
-        headers.put(header::CACHE_CONTROL, self.settings.cache_control.0.as_bytes());
+    fn put_version(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
+        put(headers, header::ETAG, &etag(value));
+        headers.insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
         put_standing(answer, headers);
     }
 }
 
 /// Where an answer came from, and how old it is.
-fn put_standing(answer: &Answer, headers: &mut impl Headers) {
-    headers.put(CACHE_STATUS, cache_status(answer).as_bytes());
+fn put_standing(answer: &Answer, headers: &mut HeaderMap) {
+    put(headers, CACHE_STATUS, cache_status(answer).as_bytes());
     if answer.outcome.from_memory() {
-        headers.put(header::AGE, itoa::Buffer::new().format(answer.age.as_secs()).as_bytes());
+        headers.insert(header::AGE, answer.age.as_secs().into());
+    }
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) {
+    // What no header may hold, none of ours does.
+    if let Ok(value) = HeaderValue::from_bytes(value) {
+        headers.insert(name, value);
     }
 }
 
@@ -379,11 +401,20 @@ fn without_body(mut response: Response<Bytes>) -> Response<Body> {
 
 /// The tag of a value, in its quotes.
 fn etag(value: Value<'_>) -> [u8; 34] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    /// The digits of each byte.
+    static DIGITS: [[u8; 2]; 256] = {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut of_all = [[0; 2]; 256];
+        let mut byte = 0;
+        while byte < of_all.len() {
+            of_all[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+            byte += 1;
+        }
+        of_all
+    };
     let mut text = [b'"'; 34];
     for (at, byte) in value.digest().iter().enumerate() {
-        text[1 + 2 * at] = DIGITS[usize::from(byte >> 4)];
-        text[2 + 2 * at] = DIGITS[usize::from(byte & 15)];
+        [text[1 + 2 * at], text[2 + 2 * at]] = DIGITS[usize::from(*byte)];
     }
     text
 }

@@ -62,7 +62,7 @@ pub struct BadEscape {
 /// # Errors
 /// [`BadEscape`] for the first `%` without two hexadecimal digits behind it.
 pub fn percent_decode(escaped: &[u8]) -> Result<Cow<'_, [u8]>, BadEscape> {
-    let Some(first) = escaped.iter().position(|&byte| byte == b'%') else {
+    let Some(first) = memchr::memchr(b'%', escaped) else {
         return Ok(Cow::Borrowed(escaped));
     };
     let mut decoded = Vec::with_capacity(escaped.len());

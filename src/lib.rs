@@ -23,6 +23,7 @@ mod problem;
 pub mod proxy;
 mod request_line;
 pub mod resp;
+mod seldom;
 pub mod server;
 pub mod systemd;
 mod tcp;

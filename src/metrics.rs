@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use prometheus::core::{Collector, Desc, Describer as _};
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use thread_local::ThreadLocal;
 
 use crate::cache::{Cause, Coherence, CoherenceMode, Outcome, Statistics};
 
@@ -132,19 +132,33 @@ pub struct Node {
     pub up: bool,
 }
 
-/// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck.
-const DURATION_BUCKETS: [f64; 19] = [
-    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+/// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck; in nanoseconds.
+const DURATION_BUCKETS: [u64; 19] = [
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
 ];
 
 /// The metrics of one daemon.
 pub struct Metrics {
     registry: Registry,
-    reads: Reads,
-    /// By front end and outcome, in the order of their `ALL`.
-    durations: [[Histogram; Outcome::ALL.len()]; FrontEnd::READERS.len()],
-    /// By name, in the order of the list that this was made with.
-    commands: Vec<IntCounter>,
+    tallies: Tallies,
     backend_duration: Histogram,
     backend_up: IntGauge,
     /// Links there are.
@@ -171,11 +185,8 @@ impl Metrics {
     pub fn new(commands: &[&str]) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let new = Registration(&registry);
-        let said = new.counters("commands_total", "Commands of clients of Redis (resp), by name.", "command")?;
         let metrics = Self {
-            reads: new.reads()?,
-            durations: new.request_durations()?,
-            commands: commands.iter().map(|name| said.with_label_values(&[name])).collect(),
+            tallies: new.tallies(commands)?,
             backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
             links: AtomicUsize::new(0),
@@ -245,30 +256,24 @@ impl Metrics {
 
     /// So many reads were answered, each in this time.
     pub fn reads(&self, front_end: FrontEnd, outcome: Outcome, count: u64, took: Duration) {
-        let Some(durations) = self.durations.get(front_end as usize) else { return };
-        let seconds = took.as_secs_f64();
-        if count == 1 {
-            durations[outcome as usize].observe(seconds);
-        } else {
-            // Added together first, and to what others add to only once.
-            let together = durations[outcome as usize].local();
-            (0..count).for_each(|_| together.observe(seconds));
+        if let Some(outcomes) = self.tallies.own().reads.get(front_end as usize) {
+            outcomes[outcome as usize].add(count, took);
         }
-        self.reads.0[front_end as usize][outcome as usize].fetch_add(count, Relaxed);
     }
 
-    /// A client of Redis said the command with this place in the list of names.
-    pub fn command(&self, label: usize) {
-        if let Some(commands) = self.commands.get(label) {
-            commands.inc();
+    /// A client of Redis said the command with this place in the list of names, so many times.
+    pub fn commands(&self, label: usize, count: u64) {
+        if let Some(commands) = self.tallies.own().commands.get(label) {
+            commands.add(count);
         }
     }
 
     /// How many reads there were: those answered from memory, and all.
     pub fn reads_so_far(&self) -> (u64, u64) {
-        let counts = || self.reads.0.iter().flatten().zip(Outcome::ALL.iter().cycle());
+        let reads = self.tallies.reads();
+        let counts = || reads.iter().flatten().zip(Outcome::ALL.iter().cycle());
         let sum = |of: fn(&Outcome) -> bool| {
-            counts().filter(|(_, outcome)| of(outcome)).map(|(count, _)| count.load(Relaxed)).sum()
+            counts().filter(|(_, outcome)| of(outcome)).map(|(times, _)| times.count()).sum()
         };
         (sum(|outcome| outcome.from_memory()), sum(|_| true))
     }
@@ -481,25 +486,173 @@ fn read_labels(front_end: usize, outcome: usize) -> [&'static str; 2] {
     [FrontEnd::READERS[front_end].name(), Outcome::ALL[outcome].name()]
 }
 
-/// The reads so far, by front end and outcome.
-#[derive(Clone, Default)]
-struct Reads(Arc<[[AtomicU64; Outcome::ALL.len()]; FrontEnd::READERS.len()]>);
+/// A count that one thread alone adds to, so that it takes no turns with others for it; whoever wants to may read it.
+#[derive(Default)]
+struct Count(AtomicU64);
 
-impl Reads {
+impl Count {
+    fn add(&self, count: u64) {
+        self.0.store(self.get().wrapping_add(count), Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// How long reads took.
+#[derive(Default)]
+struct Times {
+    /// How many took no longer than a bucket's bound but longer than the one before; those that took longer than all last.
+    buckets: [Count; DURATION_BUCKETS.len() + 1],
+    /// All times together.
+    nanoseconds: Count,
+}
+
+impl Times {
+    fn add(&self, count: u64, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = DURATION_BUCKETS.iter().position(|bound| took <= *bound).unwrap_or(DURATION_BUCKETS.len());
+        self.buckets[bucket].add(count);
+        self.nanoseconds.add(took.saturating_mul(count));
+    }
+
+    /// Adds what another has counted.
+    fn add_all(&self, other: &Self) {
+        self.buckets.iter().zip(&other.buckets).for_each(|(count, more)| count.add(more.get()));
+        self.nanoseconds.add(other.nanoseconds.get());
+    }
+
+    fn count(&self) -> u64 {
+        self.buckets.iter().map(Count::get).sum()
+    }
+
+    fn told(&self) -> proto::Histogram {
+        let mut so_far = 0;
+        let bucket = |(bound, count): (&u64, &Count)| {
+            so_far += count.get();
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(seconds(*bound));
+            bucket.set_cumulative_count(so_far);
+            bucket
+        };
+        let buckets = DURATION_BUCKETS.iter().zip(&self.buckets).map(bucket).collect();
+        let mut told = proto::Histogram::default();
+        told.set_bucket(buckets);
+        told.set_sample_count(self.count());
+        told.set_sample_sum(seconds(self.nanoseconds.get()));
+        told
+    }
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64()
+}
+
+/// How long reads took, by front end and outcome, in the order of their `ALL`.
+type ReadTimes = [[Times; Outcome::ALL.len()]; FrontEnd::READERS.len()];
+
+/// What a thread has counted. It has lines of the processor's caches of its own, so no other thread waits for them.
+#[repr(align(128))]
+struct Tally {
+    reads: ReadTimes,
+    /// By name, in the order of the list that the metrics were made with.
+    commands: Box<[Count]>,
+}
+
+/// What is counted at each read, by each thread for itself. What a thread has counted stays when it ends.
+#[derive(Clone)]
+struct Tallies {
+    by_thread: Arc<ThreadLocal<Tally>>,
+    commands: Arc<[String]>,
+}
+
+impl Tallies {
+    fn of(commands: &[&str]) -> Self {
+        Self { by_thread: Arc::default(), commands: commands.iter().map(|&name| name.to_owned()).collect() }
+    }
+
+    /// What this thread has counted.
+    fn own(&self) -> &Tally {
+        let new = || Tally {
+            reads: ReadTimes::default(),
+            commands: self.commands.iter().map(|_| Count::default()).collect(),
+        };
+        self.by_thread.get_or(new)
+    }
+
+    fn reads(&self) -> ReadTimes {
+        let all = ReadTimes::default();
+        for tally in self.by_thread.iter() {
+            all.iter().flatten().zip(tally.reads.iter().flatten()).for_each(|(times, more)| times.add_all(more));
+        }
+        all
+    }
+
     fn figures(&self) -> Figures {
         let reads = options("reads_total", "Reads, by front end and by how they were answered.");
         let hits = options("cache_hits_total", "Reads answered from memory: hit, stale or absent.");
         let misses = options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
+        let said = options("commands_total", "Commands of clients of Redis (resp), by name.");
         let reads = IntCounterVec::new(reads, &READ_LABELS)?;
         let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
-        for (front_end, counts) in self.0.iter().enumerate() {
-            for (outcome, count) in counts.iter().enumerate() {
-                let count = count.load(Relaxed);
+        let said = IntCounterVec::new(said, &["command"])?;
+        let mut durations = Durations::new()?;
+        for (front_end, outcomes) in self.reads().iter().enumerate() {
+            for (outcome, times) in outcomes.iter().enumerate() {
+                let count = times.count();
                 reads.with_label_values(&read_labels(front_end, outcome)).inc_by(count);
                 if Outcome::ALL[outcome].from_memory() { &hits } else { &misses }.inc_by(count);
+                durations.add(read_labels(front_end, outcome), times);
             }
         }
-        Ok(vec![Box::new(reads), Box::new(hits), Box::new(misses)])
+        for (label, name) in self.commands.iter().enumerate() {
+            let count = self.by_thread.iter().map(|tally| tally.commands[label].get()).sum();
+            said.with_label_values(&[name]).inc_by(count);
+        }
+        Ok(vec![Box::new(reads), Box::new(hits), Box::new(misses), Box::new(said), Box::new(durations)])
+    }
+}
+
+/// How long reads took, to be told.
+struct Durations {
+    description: Desc,
+    metrics: Vec<proto::Metric>,
+}
+
+impl Durations {
+    fn new() -> prometheus::Result<Self> {
+        let options = options("request_duration_seconds", "How long reads took, by front end and outcome.");
+        let labels = READ_LABELS.map(str::to_owned).to_vec();
+        Ok(Self { description: options.variable_labels(labels).describe()?, metrics: Vec::new() })
+    }
+
+    fn add(&mut self, labels: [&'static str; 2], times: &Times) {
+        let label = |(name, value): (&str, &str)| {
+            let mut label = LabelPair::default();
+            label.set_name(name.to_owned());
+            label.set_value(value.to_owned());
+            label
+        };
+        let labels = READ_LABELS.into_iter().zip(labels).map(label).collect();
+        let mut metric = proto::Metric::from_label(labels);
+        metric.set_histogram(times.told());
+        self.metrics.push(metric);
+    }
+}
+
+impl Collector for Durations {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.description]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut family = MetricFamily::default();
+        family.set_name(self.description.fq_name.clone());
+        family.set_help(self.description.help.clone());
+        family.set_field_type(MetricType::HISTOGRAM);
+        family.set_metric(self.metrics.clone());
+        vec![family]
     }
 }
 
@@ -540,11 +693,11 @@ impl Registration<'_> {
         self.0.register(Box::new(Looked { look, descriptions }))
     }
 
-    fn reads(&self) -> prometheus::Result<Reads> {
-        let reads = Reads::default();
-        let looked_at = reads.clone();
+    fn tallies(&self, commands: &[&str]) -> prometheus::Result<Tallies> {
+        let tallies = Tallies::of(commands);
+        let looked_at = tallies.clone();
         self.look(move || looked_at.figures())?;
-        Ok(reads)
+        Ok(tallies)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
@@ -571,13 +724,6 @@ impl Registration<'_> {
         self.add(Histogram::with_opts(durations(name, help))?)
     }
 
-    fn request_durations<const F: usize>(&self) -> prometheus::Result<[[Histogram; Outcome::ALL.len()]; F]> {
-        let options = durations("request_duration_seconds", "How long reads took, by front end and outcome.");
-        let durations = self.add(HistogramVec::new(options, &READ_LABELS)?)?;
-        let of = |front_end, outcome| durations.with_label_values(&read_labels(front_end, outcome));
-        Ok(std::array::from_fn(|front_end| std::array::from_fn(|outcome| of(front_end, outcome))))
-    }
-
     fn build_info(&self) -> prometheus::Result<()> {
         let info = self.gauges("build_info", "The program that runs; always 1.", "version")?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -592,5 +738,5 @@ fn options(name: &str, help: &str) -> Opts {
 }
 
 fn durations(name: &str, help: &str) -> HistogramOpts {
-    HistogramOpts::from(options(name, help)).buckets(DURATION_BUCKETS.to_vec())
+    HistogramOpts::from(options(name, help)).buckets(DURATION_BUCKETS.map(seconds).to_vec())
 }

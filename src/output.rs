@@ -109,9 +109,13 @@ impl Output {
             }
             self.chunks.pop_front();
         }
-        self.tail.advance(written);
-        if self.tail.is_empty() {
-            if self.tail.capacity() > KEPT { self.tail = BytesMut::new() } else { self.tail.clear() }
+        if written < self.tail.len() {
+            self.tail.advance(written);
+        } else if self.tail.capacity() > KEPT {
+            self.tail = BytesMut::new();
+        } else {
+            // So what comes next is written to where this was.
+            self.tail.clear();
         }
     }
 }

@@ -207,9 +207,9 @@ impl Proxy {
         self.metrics.reads(front_end, outcome, reads, took);
     }
 
-    /// Counts a command of a client of Redis, by its place in the list that the metrics were made with.
-    pub fn command(&self, label: usize) {
-        self.metrics.command(label);
+    /// Counts a command of clients of Redis, said so many times, by its place in the list that the metrics were made with.
+    pub fn commands(&self, label: usize, count: u64) {
+        self.metrics.commands(label, count);
     }
 
     /// Counts that a front end has turned somebody away.

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
@@ -28,6 +28,7 @@ use super::standing::{Standing, User};
 use crate::backend::{BackendError, Fence};
 use crate::frame::{Frame, ReplyScanner};
 use crate::output::Output;
+use crate::seldom::Seldom;
 use crate::server::{Drain, Stream};
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -71,13 +72,15 @@ pub(super) struct Connection {
     pub(super) is_own_question_open: bool,
     /// What the commands kept for `EXEC` will take out of memory.
     pub(super) transaction: Dropped,
-    draining: Task<()>,
+    draining: Seldom<Task<()>>,
     is_draining: bool,
     /// For as long as this lives, the daemon knows that the connection does.
     _alive: Drain,
-    idle: Option<Pin<Box<Sleep>>>,
+    idle: Option<Seldom<Pin<Box<Sleep>>>>,
     /// When a byte last came from the client, or was taken by it.
     last_moved: Instant,
+    /// The time, once somebody has asked for it in this round.
+    now: Option<Instant>,
     /// When to look whether a connection that takes up no more commands is to be given up.
     farewell: Option<Pin<Box<Sleep>>>,
 }
@@ -125,13 +128,14 @@ impl Connection {
             is_own_question_open: false,
             transaction: Dropped::Nothing,
             _alive: drain.clone(),
-            draining: Box::pin(async move {
+            draining: Seldom::new(Box::pin(async move {
                 drain.begun().await;
                 sleep(LAST_WORD).await;
-            }),
+            })),
             is_draining: false,
-            idle: (!timeout.is_zero()).then(|| Box::pin(sleep(timeout))),
+            idle: (!timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(timeout)))),
             last_moved: Instant::now(),
+            now: None,
             farewell: None,
             shared,
         }
@@ -147,6 +151,7 @@ impl Connection {
     /// Ready when the connection is over.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            self.now = None;
             let steps = [
                 self.poll_link(cx),
                 self.poll_replies(cx),
@@ -319,7 +324,7 @@ impl Connection {
                 Moved::No
             }
             Poll::Ready(Ok(1..)) => {
-                self.last_moved = Instant::now();
+                self.last_moved = self.now();
                 Moved::Yes
             }
             Poll::Ready(Ok(0)) => self.hung_up(),
@@ -401,7 +406,7 @@ impl Connection {
         match written {
             Poll::Ready(Err(_)) => self.end(),
             Poll::Ready(Ok(())) | Poll::Pending if self.output.len() < before => {
-                self.last_moved = Instant::now();
+                self.last_moved = self.now();
                 Moved::Yes
             }
             Poll::Ready(Ok(())) | Poll::Pending => Moved::No,
@@ -417,7 +422,7 @@ impl Connection {
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         let is_written = self.is_written();
         let is_quiet = self.owed.is_empty() && is_written;
-        if !self.is_draining && self.draining.as_mut().poll(cx).is_ready() {
+        if !self.is_draining && self.draining.poll_unpin(cx).is_ready() {
             self.is_draining = true;
         }
         if matches!(self.stage, Stage::Ending | Stage::Leaving) && self.farewell.is_none() {
@@ -457,15 +462,36 @@ impl Connection {
     fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {
         let is_written = self.is_written();
         let Some(idle) = &mut self.idle else { return false };
-        while idle.as_mut().poll(cx).is_ready() {
+        while idle.poll_unpin(cx).is_ready() {
             let until = self.last_moved + self.shared.settings.idle_timeout;
             if until <= Instant::now() && self.owed.is_empty() && is_written {
                 return true;
             }
             let until = until.max(Instant::now() + WHILE_OWED);
-            idle.set(sleep_until(until));
+            idle.change(|idle| idle.set(sleep_until(until)));
         }
         false
+    }
+
+    /// The time, as it was when this round first asked for it, or a batch of commands was done.
+    pub(super) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    /// Commands were taken up until now; returns the time.
+    pub(super) fn look_at_clock(&mut self) -> Instant {
+        self.now = None;
+        self.now()
+    }
+
+    /// The command that is the first `length` bytes has been made sense of.
+    pub(super) fn leave_behind(&mut self, length: usize) {
+        if length < self.input.len() {
+            self.input.advance(length);
+        } else {
+            // So what comes next is read to where this was.
+            self.input.clear();
+        }
     }
 
     /// Where an answer goes that is here already.

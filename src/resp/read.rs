@@ -104,8 +104,8 @@ impl<'a> Read<'a> {
 
     /// Whether a key of it is so long that it is not kept.
     pub(super) fn has_longer_key(&self, longest: usize) -> bool {
-        let keys = if self.is_of_many() { self.arguments.len() } else { 2 };
-        (1..keys).any(|at| self.arguments.get(at).len() > longest)
+        let is_longer = |key: &[u8]| key.len() > longest;
+        if self.is_of_many() { self.names().any(is_longer) } else { is_longer(self.arguments.get(1)) }
     }
 
     /// The keys to fetch, if this is a read whose values are worth keeping.

@@ -52,21 +52,10 @@ pub(super) fn write_error(out: &mut BytesMut, text: impl AsRef<[u8]>) {
     out.put_slice(b"\r\n");
 }
 
-fn write_number(out: &mut BytesMut, kind: u8, mut number: usize) {
-    let mut text = [0; 24];
-    let mut from = text.len() - 2;
-    text[from..].copy_from_slice(b"\r\n");
-    loop {
-        from -= 1;
-        text[from] = b'0' + u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    from -= 1;
-    text[from] = kind;
-    out.put_slice(&text[from..]);
+fn write_number(out: &mut BytesMut, kind: u8, number: usize) {
+    out.put_u8(kind);
+    out.put_slice(itoa::Buffer::new().format(number).as_bytes());
+    out.put_slice(b"\r\n");
 }
 
 #[cfg(test)]

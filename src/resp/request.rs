@@ -83,18 +83,26 @@ impl RequestParser {
                 Some(b'*') => {}
                 Some(_) => return self.parse_line(input),
             }
-            let Some((count, next)) = length(input, 0, "too big mbulk count string")? else {
+            if let Some((count, width)) = short_length(input).filter(|(count, _)| *count <= limits.max_arguments) {
+                (self.missing, self.at) = (count, width);
+            } else if !self.parse_count(input, limits)? {
                 return Ok(Progress::Incomplete);
-            };
-            let allowed = count.filter(|count| *count <= to_i64(limits.max_arguments));
-            let count = allowed.ok_or_else(|| match count {
-                Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => error("unauthenticated multibulk length"),
-                _ => error("invalid multibulk length"),
-            })?;
-            self.at = next;
-            self.missing = usize::try_from(count).unwrap_or(0);
+            }
         }
         self.parse_arguments(input, limits)
+    }
+
+    /// How many arguments there are, if their number has come.
+    fn parse_count(&mut self, input: &[u8], limits: RequestLimits) -> Result<bool, ProtocolError> {
+        let Some((count, next)) = length(input, 0, "too big mbulk count string")? else { return Ok(false) };
+        let allowed = count.filter(|count| *count <= to_i64(limits.max_arguments));
+        let count = allowed.ok_or_else(|| match count {
+            Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => error("unauthenticated multibulk length"),
+            _ => error("invalid multibulk length"),
+        })?;
+        self.at = next;
+        self.missing = usize::try_from(count).unwrap_or(0);
+        Ok(true)
     }
 
     fn begin(&mut self) {
@@ -106,9 +114,13 @@ impl RequestParser {
 
     fn parse_arguments(&mut self, input: &[u8], limits: RequestLimits) -> Result<Progress, ProtocolError> {
         while self.missing > 0 {
-            let left = match self.bulk {
-                Some(left) => left,
-                None => match self.parse_bulk_length(input, limits)? {
+            let left = match (self.bulk, short_length(&input[self.at..])) {
+                (Some(left), _) => left,
+                (None, Some((length, width))) if input[self.at] == b'$' && length <= limits.max_bulk => {
+                    self.at += width;
+                    length + 2
+                }
+                (None, _) => match self.parse_bulk_length(input, limits)? {
                     Some(left) => left,
                     None => return Ok(self.so_far()),
                 },
@@ -252,9 +264,6 @@ fn to_i64(number: usize) -> i64 {
 /// not ended.
 fn length(input: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
     let line = &input[from..];
-    if let Some((number, width)) = short_length(line) {
-        return Ok(Some((Some(number), from + width)));
-    }
     let end = memchr::memchr2(b'\r', 0, line).filter(|end| line[*end] == b'\r');
     match end {
         // The byte after it has to be there, whatever it is.
@@ -266,23 +275,18 @@ fn length(input: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i6
 
 /// The same for nearly all lengths there are, of a few digits, and how long the line is.
 #[inline]
-fn short_length(line: &[u8]) -> Option<(i64, usize)> {
-    if line.first() == Some(&0) {
-        return None;
-    }
-    let mut number = 0;
-    for (at, byte) in line.iter().enumerate().skip(1).take(MOST_DIGITS + 1) {
-        match byte {
-            b'0'..=b'9' if at <= MOST_DIGITS => number = number * 10 + i64::from(byte - b'0'),
-            b'\r' if at > 1 && at + 1 < line.len() && (line[1] != b'0' || at == 2) => return Some((number, at + 2)),
-            _ => return None,
+fn short_length(line: &[u8]) -> Option<(usize, usize)> {
+    let digit = |byte: u8| usize::from(byte - b'0');
+    match *line {
+        [0, ..] => None,
+        [_, one @ b'0'..=b'9', b'\r', _, ..] => Some((digit(one), 4)),
+        [_, ten @ b'1'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => Some((digit(ten) * 10 + digit(one), 5)),
+        [_, hundred @ b'1'..=b'9', ten @ b'0'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => {
+            Some((digit(hundred) * 100 + digit(ten) * 10 + digit(one), 6))
         }
+        _ => None,
     }
-    None
 }
-
-/// As many as cannot be too many for a number.
-const MOST_DIGITS: usize = 9;
 
 /// A whole number as Redis reads it (`string2ll`): no sign but a minus, no zeros in front.
 pub(super) fn parse_integer(text: &[u8]) -> Option<i64> {

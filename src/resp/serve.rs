@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use super::command::{Class, Known};
@@ -24,6 +24,7 @@ use crate::frame::Frame;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Refusal};
 use crate::output::LARGE;
+use crate::proxy::Proxy;
 
 /// So many reads are foreseen at once.
 const FORESEEN: usize = 16;
@@ -49,10 +50,42 @@ enum Taken {
     Held,
 }
 
-/// Reads that were answered together.
+/// Commands that were taken up together, to be counted together.
 struct Batch {
     begun: Instant,
+    /// Reads that were answered.
     outcomes: [u64; Outcome::ALL.len()],
+    /// The label of the last command, and how many have come in a row that have it and are not counted yet.
+    commands: (usize, u64),
+}
+
+impl Batch {
+    fn new(begun: Instant) -> Self {
+        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0) }
+    }
+
+    fn add_command(&mut self, label: usize, proxy: &Proxy) {
+        if label != self.commands.0 {
+            self.count_commands(proxy);
+            self.commands = (label, 0);
+        }
+        self.commands.1 += 1;
+    }
+
+    fn count_commands(&self, proxy: &Proxy) {
+        let (label, count) = self.commands;
+        if count > 0 {
+            proxy.commands(label, count);
+        }
+    }
+
+    fn count(&self, proxy: &Proxy, ended: Instant) {
+        self.count_commands(proxy);
+        let elapsed = ended.saturating_duration_since(self.begun);
+        for (outcome, count) in Outcome::ALL.into_iter().zip(self.outcomes).filter(|(_, count)| *count > 0) {
+            proxy.count(FrontEnd::Resp, outcome, count, elapsed);
+        }
+    }
 }
 
 impl Connection {
@@ -61,9 +94,9 @@ impl Connection {
         if self.input.is_empty() || self.stage != Stage::Commands || !self.may_take_more() {
             return false;
         }
-        let mut batch = Batch { begun: Instant::now(), outcomes: [0; Outcome::ALL.len()] };
+        let mut batch = Batch::new(self.now());
         let mut taken = 0;
-        while self.stage == Stage::Commands && self.may_take_more() {
+        while !self.input.is_empty() && self.stage == Stage::Commands && self.may_take_more() {
             if taken % FORESEEN == 0 {
                 self.foresee();
             }
@@ -72,10 +105,8 @@ impl Connection {
             }
             taken += 1;
         }
-        let elapsed = batch.begun.elapsed();
-        for (outcome, count) in Outcome::ALL.into_iter().zip(batch.outcomes).filter(|(_, count)| *count > 0) {
-            self.shared.proxy.count(FrontEnd::Resp, outcome, count, elapsed);
-        }
+        let ended = self.look_at_clock();
+        batch.count(&self.shared.proxy, ended);
         taken > 0
     }
 
@@ -130,7 +161,7 @@ impl Connection {
     fn take(&mut self, length: usize, batch: &mut Batch) -> Taken {
         let arguments = self.parser.arguments(&self.input);
         if arguments.is_empty() {
-            self.input.advance(length);
+            self.leave_behind(length);
             return Taken::Yes;
         }
         if self.unproved.is_some_and(|since| self.shared.proxy.is_current(since)) {
@@ -200,7 +231,7 @@ impl Connection {
                 return Taken::Held;
             }
             Decision::Answer(found) => {
-                self.input.advance(length);
+                self.leave_behind(length);
                 self.reply_found(&found);
                 self.keep_link_awake(batch.begun);
             }
@@ -231,7 +262,7 @@ impl Connection {
             }
             Decision::Own(verdict) => self.carry_out(verdict, length),
         }
-        self.shared.proxy.command(known.label);
+        batch.add_command(known.label, &self.shared.proxy);
         Taken::Yes
     }
 
@@ -256,7 +287,7 @@ impl Connection {
     fn send_on(&mut self, length: usize) {
         if length < LARGE {
             self.link.out.tail().extend_from_slice(&self.input[..length]);
-            self.input.advance(length);
+            self.leave_behind(length);
         } else {
             self.link.out.push(self.input.split_to(length).freeze());
         }
@@ -315,7 +346,7 @@ impl Connection {
         if is_pipe {
             self.stage = Stage::Pipe;
         }
-        self.shared.proxy.command(known.label);
+        batch.add_command(known.label, &self.shared.proxy);
         Taken::Yes
     }
 

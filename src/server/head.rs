@@ -2,20 +2,32 @@
 //!
 //! Whether a request is plain is decided by what it has not: no body, nothing about how the connection goes on, and nothing
 //! that would be read in more than one way. What is not known to be plain is not, and no verdict on it is given here.
-//! httparse, which hyper reads heads with as well, finds its parts.
+//! httparse, which hyper reads heads with as well, finds its parts. What is behind the path is nearly always the same in all
+//! requests of a connection, and then it is compared instead: the same bytes have the same parts.
 
-use httparse::{EMPTY_HEADER, Header, Request, Status};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use httparse::{Header, Request, Status};
 
 /// Lines of the head that a plain request has at most, the first not counted.
 const MOST_FIELDS: usize = 32;
+/// What is longer than this behind the path is not kept for the next request.
+const MOST_KEPT: usize = 1 << 10;
 
-/// Room for the fields of a head.
-pub(super) struct Fields<'a>([Header<'a>; MOST_FIELDS]);
+/// Reads the heads of one connection's requests.
+#[derive(Default)]
+pub(super) struct Heads {
+    /// What was behind the path of the last plain request, from the version to the empty line; nothing, if it was too long.
+    kept: Vec<u8>,
+    /// The fields of the last plain request, in what was behind its path.
+    fields: Vec<Field>,
+}
 
-impl Fields<'_> {
-    pub(super) fn new() -> Self {
-        Self([EMPTY_HEADER; MOST_FIELDS])
-    }
+/// Where a field stands.
+struct Field {
+    name: Range<usize>,
+    value: Range<usize>,
 }
 
 /// What a connection's next bytes are.
@@ -30,36 +42,82 @@ pub(super) enum Head<'a> {
 
 /// `GET` or `HEAD` of a path, without a body.
 pub struct PlainRequest<'a> {
-    path: &'a str,
+    path: &'a [u8],
     wants_body: bool,
-    fields: &'a [Header<'a>],
+    /// What is behind the path.
+    rest: &'a [u8],
+    fields: &'a [Field],
 }
 
-impl<'a> Head<'a> {
+impl Heads {
     /// Looks at `bytes`, which begin where a request does.
-    pub(super) fn of(bytes: &'a [u8], Fields(fields): &'a mut Fields<'a>) -> Self {
-        let mut request = Request::new(fields);
-        let length = match request.parse(bytes) {
+    pub(super) fn read<'a>(&'a mut self, bytes: &'a [u8]) -> Head<'a> {
+        if let Some((wants_body, path, length)) = self.same_again(bytes) {
+            return Head::Plain(PlainRequest { path, wants_body, rest: &self.kept, fields: &self.fields }, length);
+        }
+        let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+        let mut request = Request::new(&mut []);
+        let length = match request.parse_with_uninit_headers(bytes, &mut headers) {
             Ok(Status::Complete(length)) => length,
-            Ok(Status::Partial) => return Self::Part,
-            Err(_) => return Self::Other,
+            Ok(Status::Partial) => return Head::Part,
+            Err(_) => return Head::Other,
         };
         let wants_body = match request.method {
             Some("GET") => true,
             Some("HEAD") => false,
-            _ => return Self::Other,
+            _ => return Head::Other,
         };
-        let Some(path) = request.path.filter(|path| request.version == Some(1) && is_plain_path(path)) else {
-            return Self::Other;
+        let path = request.path.map(str::as_bytes).filter(|path| request.version == Some(1) && is_plain_path(path));
+        let Some(path) = path else {
+            return Head::Other;
         };
-        let plain = PlainRequest { path, wants_body, fields: request.headers };
-        if plain.has_plain_fields() { Self::Plain(plain, length) } else { Self::Other }
+        if !has_plain_fields(request.headers) {
+            return Head::Other;
+        }
+        let rest = &bytes[place(path, bytes).end + 1..length];
+        let rest = if self.keep(rest, request.headers) { &self.kept } else { rest };
+        Head::Plain(PlainRequest { path, wants_body, rest, fields: &self.fields }, length)
     }
+
+    /// The request in front, if behind its path it is the last one again: whether it wants the body, its path, its length.
+    fn same_again<'a>(&self, bytes: &'a [u8]) -> Option<(bool, &'a [u8], usize)> {
+        let (wants_body, target) = match bytes {
+            [b'G', b'E', b'T', b' ', target @ ..] => (true, target),
+            [b'H', b'E', b'A', b'D', b' ', target @ ..] => (false, target),
+            _ => return None,
+        };
+        let end = target.iter().position(|byte| !PLAIN[usize::from(*byte)])?;
+        let (path, rest) = target.split_at(end);
+        let is_same =
+            !self.kept.is_empty() && path.starts_with(b"/") && rest.strip_prefix(b" ")?.starts_with(&self.kept);
+        is_same.then(|| (wants_body, path, bytes.len() - rest.len() + 1 + self.kept.len()))
+    }
+
+    /// Keeps what is behind the path of a plain request, if it is not too long, and where its fields are in it.
+    fn keep(&mut self, rest: &[u8], headers: &[Header<'_>]) -> bool {
+        let field =
+            |header: &Header<'_>| Field { name: place(header.name.as_bytes(), rest), value: place(header.value, rest) };
+        self.fields.clear();
+        self.fields.extend(headers.iter().map(field));
+        self.kept.clear();
+        let is_kept = rest.len() <= MOST_KEPT;
+        if is_kept {
+            self.kept.extend_from_slice(rest);
+        }
+        is_kept
+    }
+}
+
+/// Where `part`, which is one of `whole`, stands in it.
+fn place(part: &[u8], whole: &[u8]) -> Range<usize> {
+    // One without bytes may be anywhere.
+    let from = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
+    if part.is_empty() { 0..0 } else { from..from + part.len() }
 }
 
 impl PlainRequest<'_> {
     /// The path, as it was sent.
-    pub fn path(&self) -> &str {
+    pub fn path(&self) -> &[u8] {
         self.path
     }
 
@@ -70,57 +128,59 @@ impl PlainRequest<'_> {
 
     /// The values of all fields of this name, which is in small letters.
     pub fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> + Clone {
-        self.fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+        let is_meant = move |field: &&Field| self.rest[field.name.clone()].eq_ignore_ascii_case(name.as_bytes());
+        self.fields.iter().filter(is_meant).map(|field| &self.rest[field.value.clone()])
     }
 
     /// How large the fields are, as they came.
     pub(super) fn size(&self) -> usize {
-        size_of_fields(self.fields.iter().map(|field| (field.name, field.value)))
-    }
-
-    /// Whether it names its host once (RFC 9112, section 3.2) and has no field that frames a body, asks something of the
-    /// connection, or waits to be asked on.
-    fn has_plain_fields(&self) -> bool {
-        const NOT_PLAIN: [&str; 8] = [
-            "content-length",
-            "expect",
-            "http2-settings",
-            "proxy-connection",
-            "te",
-            "trailer",
-            "transfer-encoding",
-            "upgrade",
-        ];
-        let is = |field: &Header<'_>, name: &str| field.name.eq_ignore_ascii_case(name);
-        let is_plain = |field: &Header<'_>| {
-            if is(field, "connection") {
-                return field.value.eq_ignore_ascii_case(b"keep-alive");
-            }
-            !NOT_PLAIN.iter().any(|name| is(field, name))
-        };
-        self.values("host").count() == 1 && self.fields.iter().all(is_plain)
+        self.fields.iter().map(|field| size_of_field(field.name.len(), field.value.len())).sum()
     }
 }
 
-/// How large fields are, as they came.
-pub(super) fn size_of_fields<'a>(fields: impl Iterator<Item = (&'a str, &'a [u8])>) -> usize {
-    fields.map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum()
-}
-
-/// Whether it is a path and nothing but, of bytes that mean themselves (RFC 3986, section 3.3, and the braces, which many a
-/// key has).
-fn is_plain_path(path: &str) -> bool {
-    const ITSELF: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@%/{}";
-    const PLAIN: [bool; 256] = {
-        let mut plain = [false; 256];
-        let mut at = 0;
-        while at < ITSELF.len() {
-            plain[ITSELF[at] as usize] = true;
-            at += 1;
+/// Whether they name the host once (RFC 9112, section 3.2) and none of them frames a body, asks something of the connection,
+/// or waits to be asked on.
+fn has_plain_fields(fields: &[Header<'_>]) -> bool {
+    const NOT_PLAIN: [&str; 8] = [
+        "content-length",
+        "expect",
+        "http2-settings",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let is = |field: &Header<'_>, name: &str| field.name.eq_ignore_ascii_case(name);
+    let is_plain = |field: &Header<'_>| {
+        if is(field, "connection") {
+            return field.value.eq_ignore_ascii_case(b"keep-alive");
         }
-        plain
+        !NOT_PLAIN.iter().any(|name| is(field, name))
     };
-    path.starts_with('/') && path.bytes().all(|byte| PLAIN[usize::from(byte)])
+    fields.iter().filter(|field| is(field, "host")).count() == 1 && fields.iter().all(is_plain)
+}
+
+/// How large a field is whose name and value are so long, as it came.
+pub(super) fn size_of_field(name: usize, value: usize) -> usize {
+    name + value + ": \r\n".len()
+}
+
+/// The bytes of a path that mean themselves (RFC 3986, section 3.3, and the braces, which many a key has).
+static PLAIN: [bool; 256] = {
+    const ITSELF: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@%/{}";
+    let mut plain = [false; 256];
+    let mut at = 0;
+    while at < ITSELF.len() {
+        plain[ITSELF[at] as usize] = true;
+        at += 1;
+    }
+    plain
+};
+
+/// Whether it is a path and nothing but.
+fn is_plain_path(path: &[u8]) -> bool {
+    path.starts_with(b"/") && path.iter().all(|byte| PLAIN[usize::from(*byte)])
 }
 
 /// Whether the empty line that ends a head is in `bytes`, if it was not in the first `looked_at` of them.
@@ -138,22 +198,32 @@ mod tests {
     #[derive(Debug, PartialEq)]
     enum Found {
         Part,
-        Plain { path: String, wants_body: bool, length: usize },
+        Plain { path: Vec<u8>, wants_body: bool, length: usize },
         Other,
     }
 
     fn look(bytes: &[u8]) -> Found {
-        match Head::of(bytes, &mut Fields::new()) {
+        found(&Heads::default().read(bytes))
+    }
+
+    fn found(head: &Head<'_>) -> Found {
+        match head {
             Head::Part => Found::Part,
             Head::Plain(request, length) => {
-                Found::Plain { path: request.path().to_owned(), wants_body: request.wants_body(), length }
+                Found::Plain { path: request.path().to_owned(), wants_body: request.wants_body(), length: *length }
             }
             Head::Other => Found::Other,
         }
     }
 
+    /// The values of all fields, as they are found by their names.
+    fn fields(head: &Head<'_>) -> Vec<Vec<u8>> {
+        let Head::Plain(request, _) = head else { return Vec::new() };
+        ["host", "x", "accept"].iter().flat_map(|name| request.values(name).map(<[u8]>::to_vec)).collect()
+    }
+
     fn plain(path: &str, length: usize) -> Found {
-        Found::Plain { path: path.to_owned(), wants_body: true, length }
+        Found::Plain { path: path.into(), wants_body: true, length }
     }
 
     #[test]
@@ -227,8 +297,33 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_looked_at(bytes: Vec<u8>) {
-            look(&bytes);
+        fn what_was_read_before_changes_nothing(
+            heads in proptest::collection::vec(
+                "(GET|HEAD|PUT) [/a#]{1,3} HTTP/1\\.[01]\r?\n(Host: [ab]?\r\n){0,2}((X|Accept|TE): ?[ab]{0,3}\r\n){0,2}\r\nG?",
+                1..8,
+            ),
+            long in any::<bool>(), cut in 0_usize..4,
+        ) {
+            let mut reads_all = Heads::default();
+            for mut head in heads {
+                if long {
+                    head = head.replace("X: ", &format!("X: {}", "x".repeat(MOST_KEPT)));
+                }
+                for bytes in [&head.as_bytes()[..head.len() - cut], head.as_bytes(), head.as_bytes()] {
+                    let mut reads_one = Heads::default();
+                    let (expected, head) = (reads_one.read(bytes), reads_all.read(bytes));
+                    prop_assert_eq!(found(&head), found(&expected));
+                    prop_assert_eq!(fields(&head), fields(&expected));
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_looked_at(bytes: Vec<u8>, others: Vec<u8>) {
+            let mut heads = Heads::default();
+            heads.read(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+            heads.read(&bytes);
+            heads.read(&others);
         }
     }
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_service::Service as _;
 
-use super::head::{PlainRequest, size_of_fields};
+use super::head::{PlainRequest, size_of_field};
 use super::plain::{Plain, PlainAnswer, Rest, Taken};
 use super::{Count, Drain, Limits, Serve, Stream};
 use crate::access::Gate;
@@ -25,6 +25,7 @@ use crate::activity::{Activity, Observed};
 use crate::metrics::Refusals;
 use crate::problem::Kind;
 use crate::request_line::RequestLines;
+use crate::seldom::Seldom;
 
 /// What answers requests.
 pub trait Routes: Clone + Send + Sync + 'static {
@@ -138,12 +139,18 @@ async fn drive<C: Future>(
     overdue: impl Future<Output = ()>,
     finish: impl FnOnce(Pin<&mut C>),
 ) -> Option<C::Output> {
-    let mut overdue = pin!(overdue);
+    let overdue = pin!(overdue);
+    let stop = pin!(async {
+        drain.begun().await;
+        sleep(LAST_WORD).await;
+    });
+    // The connection is woken for each request, and these are not.
+    let (mut overdue, stop) = (Seldom::new(overdue), Seldom::new(stop));
     let patience = tokio::select! {
         biased;
         end = connection.as_mut() => return Some(end),
         () = &mut overdue => FAREWELL,
-        () = async { drain.begun().await; sleep(LAST_WORD).await } => Duration::MAX,
+        () = stop => Duration::MAX,
     };
     finish(connection.as_mut());
     tokio::select! {
@@ -174,8 +181,8 @@ impl<R: Routes> Http<R> {
         if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
             return Ok(last_answer(NO_HOST.response(Some("HTTP/1.1 asks for one Host header."))));
         }
-        let fields = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        if size_of_fields(fields) > self.limits.max_header {
+        let sizes = request.headers().iter().map(|(name, value)| size_of_field(name.as_str().len(), value.len()));
+        if sizes.sum::<usize>() > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
         }
         if let Some((gate, refused)) = &self.gate

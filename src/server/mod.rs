@@ -25,7 +25,7 @@ pub use self::drain::{Drain, DrainControl};
 pub use self::head::PlainRequest;
 pub use self::http::{Http, Routes};
 pub use self::listener::{BindError, Listen, Listener, Serving};
-pub use self::plain::{Headers, PlainAnswer, Taken};
+pub use self::plain::{PlainAnswer, Taken};
 pub use self::stream::Stream;
 pub(crate) use self::tls::HTTP_PROTOCOLS;
 pub use self::tls::{Tls, TlsFiles, TlsKeys};

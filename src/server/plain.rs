@@ -13,11 +13,11 @@ use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{Response, StatusCode, header};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
-use super::head::{Fields, Head, has_empty_line};
+use super::head::{Head, Heads, has_empty_line};
 use super::http::{HTTP2_PREFACE, Http, LONGEST_TARGET, Routes, Watch};
 use super::{Count, Stream};
 use crate::output::Output;
@@ -32,80 +32,66 @@ pub enum Taken {
     Left,
 }
 
-/// Where the headers of an answer are put: into a map, or where they are sent from.
-pub trait Headers {
-    /// Adds a header, of which there is none yet.
-    fn put(&mut self, name: HeaderName, value: &[u8]);
-}
-
-impl Headers for HeaderMap {
-    fn put(&mut self, name: HeaderName, value: &[u8]) {
-        // What no header may hold, none of ours does.
-        if let Ok(value) = HeaderValue::from_bytes(value) {
-            self.insert(name, value);
-        }
-    }
-}
-
-/// Where the answer to a plain request is written, in this order: the status, headers, the body.
+/// Where the answer to a plain request is written.
 pub struct PlainAnswer<'a> {
     output: &'a mut Output,
+    /// The last lines of the head.
     date: &'a [u8],
     wants_body: bool,
     is_last: bool,
 }
 
-impl Headers for PlainAnswer<'_> {
-    fn put(&mut self, name: HeaderName, value: &[u8]) {
-        let tail = self.output.tail();
-        tail.put_slice(name.as_str().as_bytes());
-        tail.put_slice(b": ");
-        tail.put_slice(value);
-        tail.put_slice(b"\r\n");
-    }
-}
-
 impl PlainAnswer<'_> {
-    /// Writes the line of the status.
-    pub fn status(&mut self, status: StatusCode) {
-        let tail = self.output.tail();
-        tail.put_slice(b"HTTP/1.1 ");
-        tail.put_slice(status.as_str().as_bytes());
-        tail.put_slice(b" ");
-        tail.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
-        tail.put_slice(b"\r\n");
+    /// Writes a part of the head, which begins with the line of the status and is ended by [`body`](Self::body).
+    #[inline]
+    pub fn head(&mut self, part: &[u8]) {
+        self.output.tail().put_slice(part);
+    }
+
+    fn field(&mut self, name: &str, value: &[u8]) {
+        self.head(name.as_bytes());
+        self.head(b": ");
+        self.head(value);
+        self.head(b"\r\n");
     }
 
     /// Writes how long the body is, what every answer has, and the body, if it is wanted. `whole` makes the same bytes, to be
     /// kept until they are written, and is asked only for many.
+    #[inline]
     pub fn body(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
-        self.put(header::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
+        self.head(b"content-length: ");
+        self.head(itoa::Buffer::new().format(body.len()).as_bytes());
+        self.head(b"\r\n");
         self.end(body, whole);
     }
 
     /// Writes a whole answer.
-    pub fn whole(mut self, response: Response<Bytes>) {
-        let (head, body) = response.into_parts();
-        self.status(head.status);
-        head.headers.iter().for_each(|(name, value)| self.put(name.clone(), value.as_bytes()));
+    pub fn whole(mut self, response: &Response<Bytes>) {
+        let (status, headers) = (response.status(), response.headers());
+        self.head(b"HTTP/1.1 ");
+        self.head(status.as_str().as_bytes());
+        self.head(b" ");
+        self.head(status.canonical_reason().unwrap_or_default().as_bytes());
+        self.head(b"\r\n");
+        headers.iter().for_each(|(name, value)| self.field(name.as_str(), value.as_bytes()));
         // One that says nothing of a body does not say either that there is none (RFC 9110, section 8.6).
-        let says_enough = head.status == StatusCode::NOT_MODIFIED || head.headers.contains_key(header::CONTENT_LENGTH);
-        if says_enough { self.end(&body, || body.clone()) } else { self.body(&body, || body.clone()) }
+        let says_enough = status == StatusCode::NOT_MODIFIED || headers.contains_key(header::CONTENT_LENGTH);
+        let (body, whole) = (response.body(), || response.body().clone());
+        if says_enough { self.end(body, whole) } else { self.body(body, whole) }
     }
 
     fn end(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
         if self.is_last {
-            self.put(header::CONNECTION, b"close");
+            self.head(b"connection: close\r\n");
         }
-        self.put(header::DATE, self.date);
-        self.output.tail().put_slice(b"\r\n");
+        self.head(self.date);
         if self.wants_body {
             self.output.push_either(body, whole);
         }
     }
 }
 
-/// The date that answers have (RFC 9110, section 6.6.1).
+/// The date that answers have (RFC 9110, section 6.6.1), and the end of their heads behind it.
 struct Date {
     text: String,
     /// Until then it is that.
@@ -121,7 +107,7 @@ impl Date {
         if now >= self.until {
             let time = SystemTime::now();
             let past = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
-            self.text = httpdate::fmt_http_date(time);
+            self.text = format!("date: {}\r\n\r\n", httpdate::fmt_http_date(time));
             self.until = now + Duration::from_secs(1).saturating_sub(Duration::from_nanos(past.into()));
         }
         self.text.as_bytes()
@@ -134,6 +120,7 @@ pub(super) struct Plain<R> {
     http: Http<R>,
     watch: Arc<Watch>,
     input: BytesMut,
+    heads: Heads,
     /// So much of the input is known to hold no whole head.
     looked_at: usize,
     /// Whether no request was taken up yet.
@@ -183,6 +170,7 @@ impl<R: Routes> Plain<R> {
             http,
             watch,
             input: BytesMut::new(),
+            heads: Heads::default(),
             looked_at: 0,
             is_first: true,
             output: Output::default(),
@@ -228,12 +216,12 @@ impl<R: Routes> Plain<R> {
             if self.looked_at > 0 && !has_empty_line(&self.input, self.looked_at) {
                 return self.await_rest();
             }
-            let mut fields = Fields::new();
-            let (request, length) = match Head::of(&self.input, &mut fields) {
+            let (request, length) = match self.heads.read(&self.input) {
                 Head::Plain(request, length) => (request, length),
                 Head::Part => return self.await_rest(),
-                Head::Other if self.is_first && self.may_be_preface() => return Next::Read,
-                Head::Other => return Next::HandOver,
+                Head::Other => {
+                    return if self.is_first && self.may_be_preface() { Next::Read } else { Next::HandOver };
+                }
             };
             let wants_body = request.wants_body();
             let date = self.date.at(self.now);
@@ -247,10 +235,13 @@ impl<R: Routes> Plain<R> {
                 return Next::HandOver;
             }
             (self.is_first, self.looked_at) = (false, 0);
-            self.input.advance(length);
             self.watch.activity.settle();
-            if !self.input.is_empty() {
+            if length < self.input.len() {
+                self.input.advance(length);
                 self.watch.activity.note_unsettled(self.now);
+            } else {
+                // So what comes next is read to where this was.
+                self.input.clear();
             }
             if let Taken::Waits(response) = taken {
                 return Next::Wait(Waiting { response, wants_body });
@@ -275,11 +266,14 @@ impl<R: Routes> Plain<R> {
         if self.output.is_empty() {
             return Ok(());
         }
+        let mut has_waited = false;
         poll_fn(|cx| {
             let before = self.output.len();
             let written = self.output.poll_write(Pin::new(&mut self.stream), cx);
-            if self.output.len() < before {
-                self.watch.activity.note_written(if written.is_ready() { self.now } else { Instant::now() });
+            has_waited |= written.is_pending();
+            // What is taken at once is taken when it was asked for, or when it came from Redis.
+            if has_waited && self.output.len() < before {
+                self.watch.activity.note_written(Instant::now());
             }
             ready!(written)?;
             Pin::new(&mut self.stream).poll_flush(cx)
@@ -311,9 +305,10 @@ impl<R: Routes> Plain<R> {
         let response = response.await;
         drop(answering);
         self.now = Instant::now();
+        self.watch.activity.note_written(self.now);
         let is_last = self.watch.is_finishing() && self.input.is_empty();
         let date = self.date.at(self.now);
-        PlainAnswer { output: &mut self.output, date, wants_body, is_last }.whole(response);
+        PlainAnswer { output: &mut self.output, date, wants_body, is_last }.whole(&response);
     }
 
     fn hand_over(self) -> Rest {

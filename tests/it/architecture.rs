@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use.
-const ALLOWED: [(&str, &str); 27] = [
+const ALLOWED: [(&str, &str); 28] = [
     ("access", "problem"),
     ("activity", "request_line"),
     ("admin", "access hotkeys metrics problem proxy server units"),
@@ -30,8 +30,9 @@ const ALLOWED: [(&str, &str); 27] = [
     ("proxy", "backend cache cluster hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
-    ("resp", "access backend cache cluster frame key metrics output proxy server trace units"),
-    ("server", "access activity metrics output problem request_line tcp units"),
+    ("resp", "access backend cache cluster frame key metrics output proxy seldom server trace units"),
+    ("seldom", ""),
+    ("server", "access activity metrics output problem request_line seldom tcp units"),
     ("systemd", ""),
     ("tcp", ""),
     ("telemetry", "trace units"),

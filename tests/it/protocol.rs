@@ -527,8 +527,13 @@ fn a_connection_that_waits_for_redis_is_not_idle() {
     assert_eq!(resumed.body, b"value");
 }
 
-/// Asks for a big value through a receive buffer that holds little of it.
+/// Asks for a big value, the last of the connection, through a receive buffer that holds little of it.
 fn ask_for_big(serving: &Serving) -> TcpStream {
+    ask_for_big_with(serving, "Connection: close\r\n")
+}
+
+/// The same with these headers.
+fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
     serving.set("big", vec![b'x'; BIG]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut stream = runtime.block_on(async {
@@ -539,7 +544,7 @@ fn ask_for_big(serving: &Serving) -> TcpStream {
     });
     stream.set_nonblocking(false).expect("a connection to set up");
     stream.set_read_timeout(Some(BOUND)).expect("a connection to set up");
-    send(&mut stream, b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    send(&mut stream, format!("GET /keys/big HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes());
     stream
 }
 
@@ -549,6 +554,27 @@ const BIG: usize = 24 << 20;
 fn a_client_that_reads_slowly_gets_all_of_it() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
     read_slowly(ask_for_big(&serving));
+}
+
+#[test]
+fn a_client_that_has_read_slowly_is_not_idle_when_it_has_all() {
+    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
+    let mut stream = ask_for_big_with(&serving, "");
+    let mut byte = [0];
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).expect("more of the head");
+        head.push(byte[0]);
+    }
+    let mut chunk = vec![0; 256 << 10];
+    for _ in 0..BIG / chunk.len() {
+        stream.read_exact(&mut chunk).expect("more of the value");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Longer than it takes to be noticed.
+    std::thread::sleep(Duration::from_millis(250));
+    send(&mut stream, b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(status(&read_to_close(&mut stream)), "200");
 }
 
 #[test]
