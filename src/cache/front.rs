@@ -18,7 +18,7 @@ const WAYS: usize = 2;
 /// Larger entries are not kept here, since what has left the store keeps its memory for as long as it is.
 const LARGEST: usize = 400;
 /// Where every order of steps is tried, in which no key is read often, the first read is enough.
-const AT_ONCE: bool = cfg!(feature = "shuttle");
+pub(super) const AT_ONCE: bool = cfg!(feature = "shuttle");
 
 /// The entries of one thread.
 pub(super) struct Front(Box<[Set]>);

@@ -53,6 +53,11 @@ impl Reads {
         true
     }
 
+    /// Whether the thread has read at least as many as it can keep.
+    pub(super) fn are_many(&self) -> bool {
+        self.written.load(Relaxed) >= ROOM
+    }
+
     /// Takes the reads that are kept, the earliest first.
     pub(super) fn take(&self, mut to: impl FnMut(Read)) {
         let written = self.written.load(Acquire);
@@ -85,10 +90,12 @@ mod tests {
     #[test]
     fn what_is_kept_is_taken_once_and_in_order() {
         let reads = Reads::new();
+        assert!(!reads.are_many());
         for round in 0..5 {
             let kept: Vec<_> = (1..=ROOM as u64).map(|number| read(round * 1000 + number)).collect();
             assert!(kept.iter().all(|read| reads.keep(*read)));
             assert!(!reads.keep(read(0)), "there is no more room");
+            assert!(reads.are_many());
             assert_eq!(take_all(&reads), kept);
             assert_eq!(take_all(&reads), []);
         }

@@ -19,7 +19,7 @@ use hashbrown::hash_table;
 use thread_local::ThreadLocal;
 
 use super::entry::Entry;
-use super::front::Front;
+use super::front::{AT_ONCE, Front};
 use super::order::{Order, Place, mark};
 use super::reads::{Read, Reads};
 use super::sync::preemption_point;
@@ -75,16 +75,18 @@ impl Store {
     pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
         preemption_point();
         let hash = self.hasher.hash_one(key);
-        let mut front = self.fronts.get_or(|| RefCell::new(Front::of(self.room))).borrow_mut();
-        let entry = if let Some(entry) = front.get(key, hash) {
-            Arc::clone(entry)
+        let reads = self.reads.get_or(Reads::new);
+        let front = self.front(reads);
+        let entry = if let Some(entry) = front.and_then(|front| front.borrow().get(key, hash).cloned()) {
+            entry
         } else {
             let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
-            front.offer(&entry, hash);
+            if let Some(front) = front {
+                front.borrow_mut().offer(&entry, hash);
+            }
             entry
         };
         let read = Read { at: now, place: entry.place(), mark: mark(hash) };
-        let reads = self.reads.get_or(Reads::new);
         if !reads.keep(read)
             && let Ok(mut order) = self.order.try_lock()
         {
@@ -92,6 +94,12 @@ impl Store {
             order.read(read.place, read.mark);
         }
         Some(entry)
+    }
+
+    /// What this thread reads most, if it has read enough since the store was made for that to be worth its memory.
+    fn front(&self, reads: &Reads) -> Option<&RefCell<Front>> {
+        let is_worth_it = AT_ONCE || reads.are_many();
+        is_worth_it.then(|| self.fronts.get_or(|| RefCell::new(Front::of(self.room))))
     }
 
     /// These keys will be read, one by one.
@@ -247,6 +255,9 @@ mod tests {
         }
     }
 
+    /// So often that a thread finds by itself what it reads.
+    const OFTEN: usize = 100;
+
     #[test]
     fn what_has_left_the_store_is_given_no_more_however_often_it_was_read() {
         let (key, other) = (key(1), key(2));
@@ -261,7 +272,7 @@ mod tests {
         for leave in ways {
             let store = Store::new(1, Policy::Lru, &Arc::default());
             store.insert(entry(&key, 1));
-            for _ in 0..5 {
+            for _ in 0..OFTEN {
                 assert!(store.get(key.as_bytes(), 0).is_some());
             }
             leave(&store, &key, &other);
@@ -270,7 +281,7 @@ mod tests {
         let store = Store::new(1, Policy::Lru, &Arc::default());
         for number in [1, 2, 3] {
             store.insert(entry(&key, number));
-            for _ in 0..5 {
+            for _ in 0..OFTEN {
                 let found = store.get(key.as_bytes(), 0).unwrap();
                 assert_eq!(found.value().unwrap().bytes, number.to_string().as_bytes());
             }

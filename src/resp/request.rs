@@ -246,7 +246,7 @@ pub(super) fn upcoming(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let argument = input.strip_prefix(b"*2\r\n$3\r\nGET\r\n")?;
         let (length, width) = short_length(argument)?;
-        let (key, rest) = argument.get(width..)?.split_at_checked(usize::try_from(length).ok()?)?;
+        let (key, rest) = argument.get(width..)?.split_at_checked(length)?;
         input = rest.get(b"\r\n".len()..)?;
         Some(key)
     })
