@@ -133,23 +133,24 @@ impl Entry {
         if lived >= self.lives_for {
             return Freshness::Dead;
         }
-        let (ttl, grace) = match self.value() {
-            Some(_) => (lifetimes.ttl, lifetimes.stale_grace),
-            None => (lifetimes.of_absence(voucher), Duration::ZERO),
-        };
-        let age = Duration::from_nanos(lived);
-        let over = (age >= ttl).then(|| age.saturating_sub(ttl));
+        let (ttl, grace) =
+            if self.is_absent() { (lifetimes.of_absence(voucher), 0) } else { (lifetimes.ttl, lifetimes.stale_grace) };
+        let over = lived.checked_sub(ttl);
         let past = match voucher {
-            Voucher::Nobody { since } => Some(since.max(over.unwrap_or_default())),
+            Voucher::Nobody { since } => Some(nanoseconds(since).max(over.unwrap_or_default())),
             Voucher::Time | Voucher::Redis => over,
         };
         match past {
-            None => {
-                let until_its_end = Duration::from_nanos(self.lives_for - lived);
-                Freshness::Fresh { remaining: ttl.saturating_sub(age).min(until_its_end) }
-            }
-            Some(past) if past < grace => Freshness::Stale { past },
+            None => Freshness::Fresh { remaining: Duration::from_nanos((ttl - lived).min(self.lives_for - lived)) },
+            Some(past) if past < grace => Freshness::Stale { past: Duration::from_nanos(past) },
             Some(_) => Freshness::Dead,
+        }
+    }
+
+    fn is_absent(&self) -> bool {
+        match &self.kept {
+            Kept::Within { value, .. } => value.is_none(),
+            Kept::Apart(apart) => apart.1.is_none(),
         }
     }
 
@@ -218,14 +219,16 @@ mod tests {
     /// When the entries here were asked for.
     const FETCHED: u64 = 3_600_000_000_000;
 
-    const LIFETIMES: Lifetimes = Lifetimes {
-        ttl: Duration::from_secs(10),
-        ttl_absent: AbsentTtl::Fixed(Duration::from_secs(2)),
-        stale_grace: Duration::from_secs(5),
-    };
+    fn lifetimes(ttl_absent: AbsentTtl) -> Lifetimes {
+        Lifetimes::new(Duration::from_secs(10), ttl_absent, Duration::from_secs(5))
+    }
+
+    fn fixed() -> Lifetimes {
+        lifetimes(AbsentTtl::Fixed(Duration::from_secs(2)))
+    }
 
     fn after(entry: &Entry, milliseconds: u64) -> Freshness {
-        entry.freshness(FETCHED + milliseconds * 1_000_000, LIFETIMES, Voucher::Time)
+        entry.freshness(FETCHED + milliseconds * 1_000_000, fixed(), Voucher::Time)
     }
 
     fn value(expires_in: Option<Duration>) -> Arc<Entry> {
@@ -303,7 +306,7 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_makes_nothing_younger_than_new() {
         let entry = value(None);
-        let freshness = entry.freshness(FETCHED - 1_000_000_000, LIFETIMES, Voucher::Time);
+        let freshness = entry.freshness(FETCHED - 1_000_000_000, fixed(), Voucher::Time);
         assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_secs(10) });
     }
 
@@ -313,26 +316,26 @@ mod tests {
         let seconds = Duration::from_secs;
         let freshness = |age, since| {
             let voucher = Voucher::Nobody { since: seconds(since) };
-            entry.freshness(FETCHED + nanoseconds(seconds(age)), LIFETIMES, voucher)
+            entry.freshness(FETCHED + nanoseconds(seconds(age)), fixed(), voucher)
         };
         assert_eq!(freshness(1, 0), Freshness::Stale { past: Duration::ZERO });
         assert_eq!(freshness(6, 4), Freshness::Stale { past: seconds(4) });
         assert_eq!(freshness(6, 5), Freshness::Dead);
         assert_eq!(freshness(13, 1), Freshness::Stale { past: seconds(3) });
         assert_eq!(freshness(15, 1), Freshness::Dead);
-        let vouched = entry.freshness(FETCHED + nanoseconds(seconds(1)), LIFETIMES, Voucher::Redis);
+        let vouched = entry.freshness(FETCHED + nanoseconds(seconds(1)), fixed(), Voucher::Redis);
         assert_eq!(vouched, Freshness::Fresh { remaining: seconds(9) });
     }
 
     #[test]
     fn where_redis_tells_absence_is_known_as_long_as_a_value_unless_told_otherwise() {
         let entry = absent();
-        let auto = Lifetimes { ttl_absent: AbsentTtl::Auto, ..LIFETIMES };
+        let auto = lifetimes(AbsentTtl::Auto);
         let at = FETCHED + nanoseconds(Duration::from_secs(3));
         let fresh = Freshness::Fresh { remaining: Duration::from_secs(7) };
         assert_eq!(entry.freshness(at, auto, Voucher::Redis), fresh);
         assert_eq!(entry.freshness(at, auto, Voucher::Time), Freshness::Dead);
-        assert_eq!(entry.freshness(at, LIFETIMES, Voucher::Redis), Freshness::Dead);
+        assert_eq!(entry.freshness(at, fixed(), Voucher::Redis), Freshness::Dead);
         assert_eq!(entry.freshness(at, auto, Voucher::Nobody { since: Duration::ZERO }), Freshness::Dead);
     }
 }

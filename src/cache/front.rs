@@ -4,8 +4,8 @@
 //! store, so nobody has to tell the threads when one leaves it. That is the rule that must not be broken: whoever takes an
 //! entry out of the store [says so](Entry::leave) before anybody may rely on its being gone.
 //!
-//! A place here is given to an entry when it is asked for twice in a row among those that would have the place, so keys of
-//! which each is read seldom leave those alone that are read often.
+//! A place that somebody has is given to another entry when that is asked for twice in a row among those that would have the
+//! place, so keys of which each is read seldom leave those alone that are read often.
 
 use std::sync::Arc;
 
@@ -17,9 +17,6 @@ const SETS: usize = 8192;
 const WAYS: usize = 2;
 /// Larger entries are not kept here, since what has left the store keeps its memory for as long as it is.
 const LARGEST: usize = 400;
-/// Where every order of steps is tried, in which no key is read often, the first read is enough.
-pub(super) const AT_ONCE: bool = cfg!(feature = "shuttle");
-
 /// The entries of one thread.
 pub(super) struct Front(Box<[Set]>);
 
@@ -62,7 +59,8 @@ impl Front {
     pub(super) fn offer(&mut self, entry: &Arc<Entry>, hash: u64) {
         let (at, tag) = (self.set(hash), tag(hash));
         let set = &mut self.0[at];
-        if (set.next == tag || AT_ONCE) && entry.size() <= LARGEST {
+        let has_room = set.entries.iter().any(Option::is_none);
+        if (has_room || set.next == tag) && entry.size() <= LARGEST {
             let is_free = |entry: &Option<Arc<Entry>>| entry.as_ref().is_none_or(|entry| !entry.is_stored());
             let goes = set.entries.iter().position(is_free).unwrap_or(WAYS - 1);
             set.tags[..=goes].rotate_right(1);
@@ -98,11 +96,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_twice_is_here_until_it_leaves_the_store() {
+    fn what_was_read_is_here_until_it_leaves_the_store() {
         let mut front = Front::of(100);
         let entry = entry("k", b"v");
-        front.offer(&entry, 7);
-        assert!(front.get(b"k", 7).is_none(), "it was read once");
+        assert!(front.get(b"k", 7).is_none());
         front.offer(&entry, 7);
         assert!(front.get(b"k", 7).is_some_and(|found| Arc::ptr_eq(found, &entry)));
         assert!(front.get(b"other", 7).is_none(), "of another key that has the same hash");

@@ -11,23 +11,35 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::coherence::Voucher;
 use crate::units;
 
-/// For how long entries may be given.
+/// For how long entries may be given, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lifetimes {
+pub(super) struct Lifetimes {
     /// How old a value may be.
-    pub ttl: Duration,
-    /// How old the knowledge may be that a key does not exist.
-    pub ttl_absent: AbsentTtl,
+    pub(super) ttl: u64,
+    /// How old the knowledge may be that a key does not exist; [`UNTIL_TOLD`]: that goes by who vouches for it.
+    ttl_absent: u64,
     /// For how long after it ceased to be fresh a value may still stand in when Redis cannot answer.
-    pub stale_grace: Duration,
+    pub(super) stale_grace: u64,
 }
 
+/// The `ttl_absent` that is [`AbsentTtl::Auto`]; a time so long is one nanosecond shorter.
+const UNTIL_TOLD: u64 = u64::MAX;
+
 impl Lifetimes {
-    pub(super) fn of_absence(&self, voucher: Voucher) -> Duration {
+    pub(super) fn new(ttl: Duration, ttl_absent: AbsentTtl, stale_grace: Duration) -> Self {
+        let ttl_absent = match ttl_absent {
+            AbsentTtl::Auto => UNTIL_TOLD,
+            AbsentTtl::Fixed(ttl) => nanoseconds(ttl).min(UNTIL_TOLD - 1),
+        };
+        Self { ttl: nanoseconds(ttl), ttl_absent, stale_grace: nanoseconds(stale_grace) }
+    }
+
+    /// How old the knowledge may be that a key does not exist.
+    pub(super) fn of_absence(&self, voucher: Voucher) -> u64 {
         match (self.ttl_absent, voucher) {
-            (AbsentTtl::Fixed(ttl), _) => ttl,
-            (AbsentTtl::Auto, Voucher::Time) => Duration::ZERO,
-            (AbsentTtl::Auto, Voucher::Redis | Voucher::Nobody { .. }) => self.ttl,
+            (UNTIL_TOLD, Voucher::Time) => 0,
+            (UNTIL_TOLD, Voucher::Redis | Voucher::Nobody { .. }) => self.ttl,
+            (ttl, _) => ttl,
         }
     }
 }
@@ -59,40 +71,28 @@ impl<'de> Deserialize<'de> for AbsentTtl {
     }
 }
 
-/// The lifetimes in force, in nanoseconds.
+/// The lifetimes in force.
 pub(super) struct InForce {
     ttl: AtomicU64,
     ttl_absent: AtomicU64,
     stale_grace: AtomicU64,
 }
 
-/// The `ttl_absent` that is [`AbsentTtl::Auto`]; a time so long is one nanosecond shorter.
-const UNTIL_TOLD: u64 = u64::MAX;
-
 impl InForce {
-    pub(super) fn new(lifetimes: Lifetimes) -> Self {
-        let in_force = Self { ttl: AtomicU64::new(0), ttl_absent: AtomicU64::new(0), stale_grace: AtomicU64::new(0) };
-        in_force.put(lifetimes);
-        in_force
+    pub(super) fn new(Lifetimes { ttl, ttl_absent, stale_grace }: Lifetimes) -> Self {
+        let [ttl, ttl_absent, stale_grace] = [ttl, ttl_absent, stale_grace].map(AtomicU64::new);
+        Self { ttl, ttl_absent, stale_grace }
     }
 
     pub(super) fn put(&self, lifetimes: Lifetimes) {
-        let absent = match lifetimes.ttl_absent {
-            AbsentTtl::Auto => UNTIL_TOLD,
-            AbsentTtl::Fixed(ttl) => nanoseconds(ttl).min(UNTIL_TOLD - 1),
-        };
-        self.ttl.store(nanoseconds(lifetimes.ttl), Relaxed);
-        self.ttl_absent.store(absent, Relaxed);
-        self.stale_grace.store(nanoseconds(lifetimes.stale_grace), Relaxed);
+        self.ttl.store(lifetimes.ttl, Relaxed);
+        self.ttl_absent.store(lifetimes.ttl_absent, Relaxed);
+        self.stale_grace.store(lifetimes.stale_grace, Relaxed);
     }
 
     pub(super) fn get(&self) -> Lifetimes {
-        let ttl_absent = match self.ttl_absent.load(Relaxed) {
-            UNTIL_TOLD => AbsentTtl::Auto,
-            ttl => AbsentTtl::Fixed(Duration::from_nanos(ttl)),
-        };
-        let [ttl, stale_grace] =
-            [&self.ttl, &self.stale_grace].map(|nanoseconds| Duration::from_nanos(nanoseconds.load(Relaxed)));
+        let [ttl, ttl_absent, stale_grace] =
+            [&self.ttl, &self.ttl_absent, &self.stale_grace].map(|nanoseconds| nanoseconds.load(Relaxed));
         Lifetimes { ttl, ttl_absent, stale_grace }
     }
 }
@@ -108,19 +108,19 @@ mod tests {
 
     #[test]
     fn what_is_put_in_force_is_in_force() {
-        let lifetimes = |ttl, ttl_absent, grace| Lifetimes {
-            ttl: Duration::from_secs(ttl),
-            ttl_absent,
-            stale_grace: Duration::from_nanos(grace),
-        };
-        let in_force = InForce::new(lifetimes(60, AbsentTtl::Auto, 0));
-        assert_eq!(in_force.get(), lifetimes(60, AbsentTtl::Auto, 0));
-        for next in [lifetimes(0, AbsentTtl::Fixed(Duration::from_millis(5)), 1), lifetimes(5, AbsentTtl::Auto, 7)] {
-            in_force.put(next);
-            assert_eq!(in_force.get(), next);
-        }
-        in_force.put(lifetimes(u64::MAX, AbsentTtl::Fixed(Duration::MAX), 0));
-        assert!(in_force.get().ttl > Duration::from_secs(1 << 34));
-        assert!(matches!(in_force.get().ttl_absent, AbsentTtl::Fixed(_)));
+        let second = Duration::from_secs(1);
+        let first = Lifetimes::new(second, AbsentTtl::Auto, Duration::ZERO);
+        let in_force = InForce::new(first);
+        assert_eq!(in_force.get(), first);
+        let next = Lifetimes::new(Duration::ZERO, AbsentTtl::Fixed(second), second);
+        in_force.put(next);
+        assert_eq!(in_force.get(), next);
+    }
+
+    #[test]
+    fn a_time_without_end_is_not_taken_for_none() {
+        let lifetimes = Lifetimes::new(Duration::MAX, AbsentTtl::Fixed(Duration::MAX), Duration::MAX);
+        assert_eq!(lifetimes.of_absence(Voucher::Time), u64::MAX - 1);
+        assert_eq!(Lifetimes::new(Duration::MAX, AbsentTtl::Auto, Duration::ZERO).of_absence(Voucher::Time), 0);
     }
 }

@@ -31,7 +31,7 @@ use self::coherence::Proof;
 pub use self::coherence::{Coherence, Voucher};
 pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{Arrival, Flights, Joined, Ticket};
-pub use self::lifetimes::{AbsentTtl, Lifetimes};
+pub use self::lifetimes::AbsentTtl;
 use self::lifetimes::{InForce, nanoseconds};
 pub use self::settings::{CoherenceMode, Policy, Settings};
 use self::store::Store;

@@ -5,6 +5,8 @@
 //! was taken away, but whoever did has not finished with it), or free. Nobody else may make a leaving place free: its
 //! number still stands with a key in a table, and given to another entry it would stand for two.
 
+use std::sync::Arc;
+
 use super::Policy;
 use super::frequency::Frequencies;
 use super::reads::{Read, Reads};
@@ -40,7 +42,9 @@ pub(super) struct Order {
     capacity: usize,
     /// How often keys were asked for, where that decides.
     frequencies: Option<Frequencies>,
-    /// Reads that are being noted; empty between.
+    /// The reads that each thread has kept.
+    of_threads: Vec<Arc<Reads>>,
+    /// Those that are being noted; empty between.
     late: Vec<Read>,
 }
 
@@ -60,6 +64,7 @@ impl Order {
             len: 0,
             capacity,
             frequencies: None,
+            of_threads: Vec::new(),
             late: Vec::new(),
         };
         order.limit(capacity, policy);
@@ -95,10 +100,17 @@ impl Order {
         place
     }
 
+    /// Where one more thread is to keep its reads.
+    pub(super) fn keep_reads(&mut self) -> Arc<Reads> {
+        let reads = Arc::new(Reads::new());
+        self.of_threads.push(Arc::clone(&reads));
+        reads
+    }
+
     /// Notes the reads that threads have kept, in the order in which they were.
-    pub(super) fn catch_up<'a>(&mut self, of_threads: impl Iterator<Item = &'a Reads>) {
+    pub(super) fn catch_up(&mut self) {
         let mut late = std::mem::take(&mut self.late);
-        of_threads.for_each(|reads| reads.take(|read| late.push(read)));
+        self.of_threads.iter().for_each(|reads| reads.take(|read| late.push(read)));
         if !late.is_sorted_by_key(|read| read.at) {
             late.sort_by_key(|read| read.at);
         }
@@ -223,14 +235,14 @@ mod tests {
     fn reads_that_threads_have_kept_are_noted_in_the_order_in_which_they_were() {
         let mut order = Order::new(9, Policy::Lru);
         let [a, b, c] = [1, 2, 3].map(|hash| order.add(hash));
-        let threads = [Reads::new(), Reads::new()];
+        let threads = [order.keep_reads(), order.keep_reads()];
         let read = |at, place| Read { at, place, mark: place + 1 };
         for (thread, read) in [(0, read(10, c)), (0, read(40, a)), (1, read(20, b)), (1, read(30, c))] {
             assert!(threads[thread].keep(read));
         }
-        order.catch_up(threads.iter());
+        order.catch_up();
         assert_eq!(places(&order), [b, c, a]);
-        order.catch_up(threads.iter());
+        order.catch_up();
         assert_eq!(places(&order), [b, c, a], "once");
     }
 

@@ -54,7 +54,7 @@ impl Settings {
     }
 
     pub(super) fn lifetimes(&self) -> Lifetimes {
-        Lifetimes { ttl: self.ttl, ttl_absent: self.ttl_absent, stale_grace: self.stale_grace }
+        Lifetimes::new(self.ttl, self.ttl_absent, self.stale_grace)
     }
 }
 

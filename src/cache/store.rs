@@ -19,7 +19,7 @@ use hashbrown::hash_table;
 use thread_local::ThreadLocal;
 
 use super::entry::Entry;
-use super::front::{AT_ONCE, Front};
+use super::front::Front;
 use super::order::{Order, Place, mark};
 use super::reads::{Read, Reads};
 use super::sync::preemption_point;
@@ -34,7 +34,7 @@ pub(super) struct Store {
     hasher: ahash::RandomState,
     order: Mutex<Order>,
     /// Those of each thread that the order does not know of yet.
-    reads: ThreadLocal<Reads>,
+    reads: ThreadLocal<Arc<Reads>>,
     /// What each thread reads most.
     fronts: ThreadLocal<RefCell<Front>>,
     /// For which of them there is room.
@@ -67,7 +67,7 @@ impl Store {
     /// The order as it is after all reads so far.
     fn order(&self) -> MutexGuard<'_, Order> {
         let mut order = lock(&self.order);
-        order.catch_up(self.reads.iter());
+        order.catch_up();
         order
     }
 
@@ -75,7 +75,7 @@ impl Store {
     pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
         preemption_point();
         let hash = self.hasher.hash_one(key);
-        let reads = self.reads.get_or(Reads::new);
+        let reads = self.reads.get_or(|| lock(&self.order).keep_reads());
         let front = self.front(reads);
         let entry = if let Some(entry) = front.and_then(|front| front.borrow().get(key, hash).cloned()) {
             entry
@@ -90,7 +90,7 @@ impl Store {
         if !reads.keep(read)
             && let Ok(mut order) = self.order.try_lock()
         {
-            order.catch_up(self.reads.iter());
+            order.catch_up();
             order.read(read.place, read.mark);
         }
         Some(entry)
@@ -98,8 +98,9 @@ impl Store {
 
     /// What this thread reads most, if it has read enough since the store was made for that to be worth its memory.
     fn front(&self, reads: &Reads) -> Option<&RefCell<Front>> {
-        let is_worth_it = AT_ONCE || reads.are_many();
-        is_worth_it.then(|| self.fronts.get_or(|| RefCell::new(Front::of(self.room))))
+        // Where every order of steps is tried, nothing is read often.
+        (cfg!(feature = "shuttle") || reads.are_many())
+            .then(|| self.fronts.get_or(|| RefCell::new(Front::of(self.room))))
     }
 
     /// These keys will be read, one by one.
