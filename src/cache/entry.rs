@@ -16,8 +16,13 @@ use bytes::Bytes;
 
 use super::coherence::Voucher;
 use super::lifetimes::{Lifetimes, nanoseconds};
-use super::order::{NONE, Place};
 use crate::key::Key;
+
+/// Where an entry stands in the order of reads, as a number.
+pub(super) type Place = u32;
+
+/// No place. So one fewer than there are numbers can be had.
+pub(super) const NOWHERE: Place = Place::MAX;
 
 /// What an entry may be used for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,12 +182,12 @@ impl Entry {
 
     /// Says that it is in the store no more; done under the same lock.
     pub(super) fn leave(&self) {
-        self.stand_at(NONE);
+        self.stand_at(NOWHERE);
     }
 
     /// Whether it is in the store.
     pub(super) fn is_stored(&self) -> bool {
-        self.place() != NONE
+        self.place() != NOWHERE
     }
 }
 
@@ -208,7 +213,7 @@ fn with_room<const ROOM: usize>(fetched: u64, lives_for: u64, kept: Kept, [key, 
     let mut bytes = [0; ROOM];
     bytes[..key.len()].copy_from_slice(key);
     bytes[key.len()..][..value.len()].copy_from_slice(value);
-    Arc::new(Entry { fetched, lives_for, digest: OnceLock::new(), place: AtomicU32::new(NONE), kept, bytes })
+    Arc::new(Entry { fetched, lives_for, digest: OnceLock::new(), place: AtomicU32::new(NOWHERE), kept, bytes })
 }
 
 #[cfg(test)]

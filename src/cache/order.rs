@@ -8,14 +8,9 @@
 use std::sync::Arc;
 
 use super::Policy;
+use super::entry::{NOWHERE, Place};
 use super::frequency::Frequencies;
 use super::reads::{Read, Reads};
-
-/// The number of a place.
-pub(super) type Place = u32;
-
-/// No place. So one fewer than there are numbers can be had.
-pub(super) const NONE: Place = Place::MAX;
 
 #[derive(Clone, Copy)]
 struct Link {
@@ -58,9 +53,9 @@ impl Order {
     pub(super) fn new(capacity: usize, policy: Policy) -> Self {
         let mut order = Self {
             links: Vec::new(),
-            newest: NONE,
-            oldest: NONE,
-            free: NONE,
+            newest: NOWHERE,
+            oldest: NOWHERE,
+            free: NOWHERE,
             len: 0,
             capacity,
             frequencies: None,
@@ -72,7 +67,7 @@ impl Order {
     }
 
     pub(super) fn limit(&mut self, capacity: usize, policy: Policy) {
-        self.capacity = capacity.min(NONE as usize - 1);
+        self.capacity = capacity.min(NOWHERE as usize - 1);
         self.frequencies = match policy {
             Policy::Lru => None,
             Policy::Tinylfu => Some(Frequencies::of(self.capacity)),
@@ -85,10 +80,10 @@ impl Order {
 
     /// A new place, the newest. What it is of has this hash.
     pub(super) fn add(&mut self, hash: u64) -> Place {
-        let link = Link { state: State::Linked, newer: NONE, older: NONE, hash };
-        let place = if self.free == NONE {
+        let link = Link { state: State::Linked, newer: NOWHERE, older: NOWHERE, hash };
+        let place = if self.free == NOWHERE {
             self.links.push(link);
-            Place::try_from(self.links.len() - 1).unwrap_or(NONE)
+            Place::try_from(self.links.len() - 1).unwrap_or(NOWHERE)
         } else {
             let place = self.free;
             self.free = std::mem::replace(&mut self.links[place as usize], link).older;
@@ -183,7 +178,7 @@ impl Order {
     /// Lets `place`, which is leaving, be used again.
     pub(super) fn free(&mut self, place: Place) {
         let older = std::mem::replace(&mut self.free, place);
-        self.links[place as usize] = Link { state: State::Free, newer: NONE, older, hash: 0 };
+        self.links[place as usize] = Link { state: State::Free, newer: NOWHERE, older, hash: 0 };
     }
 
     fn unlink(&mut self, place: Place) {
@@ -205,7 +200,7 @@ impl Order {
             None => self.oldest = place,
         }
         let link = &mut self.links[place as usize];
-        (link.newer, link.older) = (NONE, older);
+        (link.newer, link.older) = (NOWHERE, older);
     }
 }
 
@@ -215,8 +210,8 @@ mod tests {
 
     /// Places from the oldest to the newest.
     fn places(order: &Order) -> Vec<Place> {
-        let next = |place: &Place| Some(order.links[*place as usize].newer).filter(|place| *place != NONE);
-        std::iter::successors(Some(order.oldest).filter(|place| *place != NONE), next).collect()
+        let next = |place: &Place| Some(order.links[*place as usize].newer).filter(|place| *place != NOWHERE);
+        std::iter::successors(Some(order.oldest).filter(|place| *place != NOWHERE), next).collect()
     }
 
     #[test]

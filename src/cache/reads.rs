@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use super::order::Place;
+use super::entry::Place;
 
 /// A read of what stood at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

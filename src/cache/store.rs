@@ -18,9 +18,9 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 use thread_local::ThreadLocal;
 
-use super::entry::Entry;
+use super::entry::{Entry, Place};
 use super::front::Front;
-use super::order::{Order, Place, mark};
+use super::order::{Order, mark};
 use super::reads::{Read, Reads};
 use super::sync::preemption_point;
 use super::{Cause, Evictions, Policy};
