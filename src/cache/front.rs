@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use super::entry::Entry;
+use super::order::mark;
 
 /// Sets of entries; a key may be in one of them only.
 const SETS: usize = 8192;
@@ -17,6 +18,7 @@ const SETS: usize = 8192;
 const WAYS: usize = 2;
 /// Larger entries are not kept here, since what has left the store keeps its memory for as long as it is.
 const LARGEST: usize = 400;
+
 /// The entries of one thread.
 pub(super) struct Front(Box<[Set]>);
 
@@ -39,7 +41,7 @@ impl Front {
     /// The entry for `key`, if it is here and still in the store.
     #[inline]
     pub(super) fn get(&self, key: &[u8], hash: u64) -> Option<&Arc<Entry>> {
-        let (set, tag) = (&self.0[self.set(hash)], tag(hash));
+        let (set, tag) = (&self.0[self.set(hash)], mark(hash));
         let found = set.tags.iter().zip(&set.entries).filter(|(other, _)| **other == tag);
         found.filter_map(|(_, entry)| entry.as_ref()).find(|entry| entry.is_stored() && entry.key() == key)
     }
@@ -48,7 +50,7 @@ impl Front {
     /// next, so the processor has them all fetched from memory at the same time.
     pub(super) fn foresee(&self, hashes: impl Iterator<Item = u64>) {
         let touched = hashes.fold(0, |touched, hash| {
-            let (set, tag) = (&self.0[self.set(hash)], tag(hash));
+            let (set, tag) = (&self.0[self.set(hash)], mark(hash));
             let found = set.tags.iter().zip(&set.entries).find(|(other, _)| **other == tag);
             touched ^ found.and_then(|(_, entry)| entry.as_ref()).map_or(0, |entry| entry.touch())
         });
@@ -57,7 +59,7 @@ impl Front {
 
     /// An entry was read that is not here.
     pub(super) fn offer(&mut self, entry: &Arc<Entry>, hash: u64) {
-        let (at, tag) = (self.set(hash), tag(hash));
+        let (at, tag) = (self.set(hash), mark(hash));
         let set = &mut self.0[at];
         let has_room = set.entries.iter().any(Option::is_none);
         if (has_room || set.next == tag) && entry.size() <= LARGEST {
@@ -74,11 +76,6 @@ impl Front {
     fn set(&self, hash: u64) -> usize {
         usize::try_from(hash >> 32).unwrap_or(0) & (self.0.len() - 1)
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a part is what is wanted")]
-fn tag(hash: u64) -> u32 {
-    hash as u32
 }
 
 #[cfg(test)]

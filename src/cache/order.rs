@@ -43,7 +43,7 @@ pub(super) struct Order {
     late: Vec<Read>,
 }
 
-/// The part of a hash that a read is known by.
+/// The part of a hash by which a key is told from nearly every other.
 #[expect(clippy::cast_possible_truncation, reason = "a part is what is wanted")]
 pub(super) fn mark(hash: u64) -> u32 {
     hash as u32
