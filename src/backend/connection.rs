@@ -6,6 +6,9 @@
 //! under it, in the same order, so the n-th answer is that of the n-th command; and a place stays in the queue until its
 //! answers have come, whether or not anybody still waits for them.
 //!
+//! Values whose readers are many are asked for without their times to live, with one question behind some of them whether any
+//! key has one ([`keyspace`](super::keyspace)). They are owed until that is answered too.
+//!
 //! Those who ask mostly run on other threads than the driver. To wake a thread is a call of the system each time, so what one
 //! of them asks at a time wakes the driver once, and the answers of one turn reach him in one parcel.
 
@@ -22,8 +25,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::BackendError;
+use super::keyspace::{Expiry, Keyspace, WHETHER, WHO_AND_WHETHER};
 use super::reader::{Reader, Unreadable};
-use super::reply::unreachable;
+use super::reply::{NO_EXPIRY, unreachable, write_expiry, write_value};
+use crate::key::Key;
 
 /// The connection of whoever asks; clones ask over the same.
 #[derive(Clone)]
@@ -34,6 +39,12 @@ pub(super) struct Connection(Arc<Mutex<Asked>>);
 struct Asked {
     commands: BytesMut,
     owed: Vec<Owed>,
+    /// How many of them are values.
+    values: usize,
+    /// How many of those were asked for without their time to live, and no question about all keys behind them yet.
+    unproved: usize,
+    /// Behind how many such values that question is asked; none: values are asked for with their times to live.
+    share: Option<usize>,
     /// The driver, where it waits.
     driver: Option<Waker>,
     /// The runtime that it runs on.
@@ -53,6 +64,19 @@ struct Owed {
     abroad: Option<Handle>,
     /// Until when they are waited for; none: for as long as there is a driver.
     deadline: Option<Instant>,
+    then: Then,
+}
+
+/// What follows once all answers have come.
+enum Then {
+    /// Who asked gets them.
+    GiveOut,
+    /// He gets them once it is known whether the key has a time to live.
+    Prove(Key),
+    /// It is known of those that wait for it.
+    Proved,
+    /// It is known for the next time, and of whom.
+    Introduced,
 }
 
 type Asker = oneshot::Sender<Result<Vec<Value>, BackendError>>;
@@ -69,6 +93,9 @@ pub(super) struct Driver<S> {
     connection: Connection,
     reader: Reader,
     owed: VecDeque<Owed>,
+    /// Those who have their value, of which it is not known yet whether it has a time to live.
+    unproved: Vec<Owed>,
+    keyspace: Keyspace,
     /// What is to be written.
     output: BytesMut,
     /// Something written may still be held back, as TLS does.
@@ -89,17 +116,23 @@ const KEPT: usize = 256 << 10;
 /// the last are made use of.
 const TURNS: usize = 4;
 /// Answers of one turn at least.
-const SHORTEST_TURN: usize = 8;
+const SHORTEST_TURN: usize = 16;
+/// Answers about a value, with its time to live.
+const VALUE_AND_EXPIRY: usize = 2;
+/// For fewer values at a time, to ask for all keys at once would cost Redis more.
+const MANY: usize = 4;
 
 impl Connection {
-    /// A connection over `stream`, on which nothing has been said, and its driver.
-    pub(super) fn over<S>(stream: S, heed: Heed) -> (Self, Driver<S>) {
+    /// A connection over `stream`, on which nothing has been said, and its driver. Values will be those of `database`.
+    pub(super) fn over<S>(stream: S, database: u32, heed: Heed) -> (Self, Driver<S>) {
         let connection = Self(Arc::default());
         let driver = Driver {
             stream,
             connection: connection.clone(),
             reader: Reader::default(),
             owed: VecDeque::new(),
+            unproved: Vec::new(),
+            keyspace: Keyspace::of(database),
             output: BytesMut::new(),
             is_to_flush: false,
             parcels: Vec::new(),
@@ -142,6 +175,23 @@ impl Connection {
         deadline: Option<Instant>,
         write: impl FnOnce(&mut BytesMut) -> usize,
     ) -> Result<Vec<Value>, BackendError> {
+        self.put(deadline, |asked| (write(&mut asked.commands), Then::GiveOut)).await
+    }
+
+    /// What GET and then PTTL answer about `key`, where Redis tells of changes: what is told before they are given out was
+    /// done after GET, so that they belong together if nothing is told of the key.
+    ///
+    /// # Errors
+    /// As those of [`ask_together`](Self::ask_together).
+    pub(super) async fn ask_for_value(&self, deadline: Option<Instant>, key: &Key) -> Result<Vec<Value>, BackendError> {
+        self.put(deadline, |asked| asked.write_value(key)).await
+    }
+
+    async fn put(
+        &self,
+        deadline: Option<Instant>,
+        write: impl FnOnce(&mut Asked) -> (usize, Then),
+    ) -> Result<Vec<Value>, BackendError> {
         let (sender, receiver) = oneshot::channel();
         let here = Handle::current();
         let (driver, is_abroad) = {
@@ -150,10 +200,17 @@ impl Connection {
                 return Err(BackendError::Disconnected);
             }
             let is_abroad = asked.home != Some(here.id());
-            let missing = write(&mut asked.commands);
+            let (missing, then) = write(&mut asked);
             let abroad = is_abroad.then(|| here.clone());
-            let owed = Owed { missing, answers: Vec::with_capacity(missing), asker: Some(sender), abroad, deadline };
-            asked.owed.push(owed);
+            asked.owed.push(Owed {
+                missing,
+                answers: Vec::with_capacity(missing.max(VALUE_AND_EXPIRY)),
+                asker: Some(sender),
+                abroad,
+                deadline,
+                then,
+            });
+            asked.ask_for_share();
             (asked.driver.take().map(WakeLater), is_abroad)
         };
         match driver {
@@ -172,6 +229,53 @@ impl Connection {
     /// Nothing that can panic is done with the lock held, but for memory that cannot be had, which ends the process.
     fn lock(&self) -> MutexGuard<'_, Asked> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Asked {
+    fn write_value(&mut self, key: &Key) -> (usize, Then) {
+        self.values += 1;
+        write_value(key.as_bytes(), &mut self.commands);
+        if self.share.is_some() {
+            self.unproved += 1;
+            return (1, Then::Prove(key.clone()));
+        }
+        write_expiry(key.as_bytes(), &mut self.commands);
+        (VALUE_AND_EXPIRY, Then::GiveOut)
+    }
+
+    /// Asks about all keys once there are enough values that wait for it.
+    fn ask_for_share(&mut self) {
+        if self.share.is_some_and(|share| self.unproved >= share) {
+            self.ask_about_all(WHETHER, Then::Proved);
+        }
+    }
+
+    /// Asks what is left to ask about all keys, and settles how values are asked for from here on, while so many answers are
+    /// outstanding already.
+    fn complete(&mut self, keyspace: &mut Keyspace, outstanding: usize) {
+        let are_many = std::mem::take(&mut self.values) >= MANY;
+        if self.unproved > 0 {
+            self.ask_about_all(WHETHER, Then::Proved);
+        }
+        if are_many && keyspace.is_to_be_asked() {
+            self.ask_about_all(WHO_AND_WHETHER, Then::Introduced);
+        }
+        let share = (outstanding + self.owed.len()) / TURNS;
+        self.share = (are_many && keyspace.is_without_expiry()).then_some(share.max(SHORTEST_TURN));
+    }
+
+    fn ask_about_all(&mut self, question: &[u8], then: Then) {
+        self.unproved = 0;
+        self.commands.extend_from_slice(question);
+        let owed = Owed { missing: 1, answers: Vec::new(), asker: None, abroad: None, deadline: None, then };
+        self.owed.push(owed);
+    }
+}
+
+impl Owed {
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
     }
 }
 
@@ -236,8 +340,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if first.missing > 0 {
             return Ok(());
         }
-        match self.owed.pop_front() {
-            Some(Owed { answers, asker: Some(asker), abroad: Some(runtime), .. }) => {
+        let Some(answered) = self.owed.pop_front() else { return Ok(()) };
+        match (&answered.then, answered.answers.first()) {
+            (Then::GiveOut, _) => self.give_out(answered),
+            (Then::Prove(_), _) => self.unproved.push(answered),
+            (Then::Introduced, Some(answer)) => self.keyspace.introduced(answer),
+            (Then::Proved, Some(answer)) => {
+                let expiry = self.keyspace.counted(answer).map_err(|_| unreachable(&UNASKED))?;
+                self.proved(expiry);
+            }
+            (Then::Introduced | Then::Proved, None) => {}
+        }
+        Ok(())
+    }
+
+    /// It is known whether keys had a time to live after the values were read that wait for that.
+    fn proved(&mut self, expiry: Expiry) {
+        for mut owed in std::mem::take(&mut self.unproved) {
+            match (&owed.then, owed.answers.first()) {
+                (Then::Prove(key), Some(Value::BulkString(_))) if expiry == Expiry::Somewhere => {
+                    write_expiry(key.as_bytes(), &mut self.output);
+                    self.owed.push_back(Owed { missing: 1, then: Then::GiveOut, ..owed });
+                }
+                _ => {
+                    owed.answers.push(Value::Int(NO_EXPIRY));
+                    self.give_out(owed);
+                }
+            }
+        }
+    }
+
+    fn give_out(&mut self, owed: Owed) {
+        match owed {
+            Owed { answers, asker: Some(asker), abroad: Some(runtime), .. } => {
                 let is_his = |(other, _): &&mut (Handle, _)| other.id() == runtime.id();
                 match self.parcels.iter_mut().find(is_his) {
                     Some((_, parcel)) => parcel.push((asker, answers)),
@@ -245,10 +380,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 }
             }
             // He may have gone.
-            Some(Owed { answers, asker: Some(asker), .. }) => _ = asker.send(Ok(answers)),
+            Owed { answers, asker: Some(asker), .. } => _ = asker.send(Ok(answers)),
             _ => {}
         }
-        Ok(())
     }
 
     /// Takes over what was asked; whoever asks from here on wakes the driver.
@@ -261,6 +395,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if asked.owed.is_empty() {
             return;
         }
+        asked.complete(&mut self.keyspace, self.owed.len());
         if self.output.is_empty() {
             std::mem::swap(&mut self.output, &mut asked.commands);
         } else {
@@ -288,13 +423,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         while self.alarm.as_mut().is_some_and(|alarm| alarm.as_mut().poll(cx).is_ready()) {
             self.alarm = None;
             let now = Instant::now();
-            for owed in self.owed.iter_mut().filter(|owed| owed.deadline.is_some_and(|deadline| deadline <= now)) {
+            let all = self.owed.iter_mut().chain(&mut self.unproved);
+            for owed in all.filter(|owed| owed.is_overdue(now)) {
                 owed.deadline = None;
                 if let Some(asker) = owed.asker.take() {
                     _ = asker.send(Err(BackendError::TimedOut));
                 }
             }
-            if let Some(first) = self.owed.iter().filter_map(|owed| owed.deadline).min() {
+            let all = self.owed.iter().chain(&self.unproved);
+            if let Some(first) = all.filter_map(|owed| owed.deadline).min() {
                 self.set_alarm(first);
             }
         }
@@ -352,6 +489,7 @@ impl<S> Driver<S> {
         // Not before it is over, nor under the lock: who is told may ask again at once.
         drop(left);
         self.owed.clear();
+        self.unproved.clear();
     }
 }
 
@@ -364,6 +502,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -379,7 +518,7 @@ mod tests {
         let (ours, theirs) = duplex(room);
         let told = Arc::new(Mutex::new(0));
         let telling = Arc::clone(&told);
-        let (connection, driver) = Connection::over(ours, Box::new(move |_| *telling.lock().unwrap() += 1));
+        let (connection, driver) = Connection::over(ours, 0, Box::new(move |_| *telling.lock().unwrap() += 1));
         (connection, theirs, told, tokio::spawn(driver))
     }
 
@@ -397,11 +536,14 @@ mod tests {
     }
 
     async fn line(stream: &mut DuplexStream) -> String {
-        let mut line = String::new();
-        while !line.ends_with('\n') {
-            line.push(char::from(stream.read_u8().await.unwrap()));
-        }
-        line.trim_end().to_owned()
+        let read = async {
+            let mut line = String::new();
+            while !line.ends_with('\n') {
+                line.push(char::from(stream.read_u8().await.unwrap()));
+            }
+            line.trim_end().to_owned()
+        };
+        timeout(Duration::from_secs(10), read).await.unwrap()
     }
 
     #[tokio::test]
@@ -523,5 +665,129 @@ mod tests {
         for asked in asked {
             assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
         }
+    }
+
+    /// The words of the next command.
+    async fn command(stream: &mut DuplexStream) -> String {
+        let count: usize = line(stream).await.strip_prefix('*').unwrap().parse().unwrap();
+        let mut words = Vec::new();
+        for _ in 0..count {
+            line(stream).await;
+            words.push(line(stream).await);
+        }
+        words.join(" ")
+    }
+
+    type Asking = Vec<tokio::task::JoinHandle<Result<Vec<Value>, BackendError>>>;
+
+    fn ask_for_values(connection: &Connection, count: usize, deadline: Option<Instant>) -> Asking {
+        let ask = |_| {
+            let connection = connection.clone();
+            tokio::spawn(async move { connection.ask_for_value(deadline, &Key::from(&b"k"[..])).await })
+        };
+        (0..count).map(ask).collect()
+    }
+
+    async fn expect(stream: &mut DuplexStream, commands: &[&str]) {
+        for expected in commands {
+            assert_eq!(&command(stream).await, expected);
+        }
+    }
+
+    async fn expect_all(asking: Asking, expiry: i64) {
+        for asked in asking {
+            assert_eq!(asked.await.unwrap(), Ok(vec![Value::BulkString(b"v".to_vec()), Value::Int(expiry)]));
+        }
+    }
+
+    fn information(expires: usize) -> Vec<u8> {
+        let text =
+            format!("# Server\r\nexecutable:/bin/redis-server\r\n\r\n# Keyspace\r\ndb0:keys=4,expires={expires}\r\n");
+        format!("={}\r\ntxt:{text}\r\n", "txt:".len() + text.len()).into_bytes()
+    }
+
+    const VALUES: &[u8] = b"$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n";
+
+    /// Has so many values asked for at a time that they come to be asked for without their times to live.
+    async fn ask_for_many(connection: &Connection, theirs: &mut DuplexStream) {
+        for introduces in [true, false] {
+            let asking = ask_for_values(connection, MANY, None);
+            expect(theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+            theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(MANY)).await.unwrap();
+            if introduces {
+                expect(theirs, &["INFO server keyspace"]).await;
+                theirs.write_all(&information(0)).await.unwrap();
+            }
+            expect_all(asking, -1).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn values_are_given_out_once_it_is_known_of_all_keys_whether_they_have_a_time_to_live() {
+        let (connection, mut theirs, told, _driven) = connect_with_room(64 << 10);
+        ask_for_many(&connection, &mut theirs).await;
+        for expires in [0, 1] {
+            let asking = ask_for_values(&connection, MANY, None);
+            expect(&mut theirs, &["GET k"; MANY]).await;
+            expect(&mut theirs, &["INFO keyspace"]).await;
+            theirs.write_all(&[VALUES, b">1\r\n+a\r\n"].concat()).await.unwrap();
+            while *told.lock().unwrap() == expires {
+                tokio::task::yield_now().await;
+            }
+            assert!(!asking.iter().any(tokio::task::JoinHandle::is_finished));
+            theirs.write_all(&information(expires)).await.unwrap();
+            if expires > 0 {
+                expect(&mut theirs, &["PTTL k"; MANY]).await;
+                theirs.write_all(&b":5\r\n".repeat(MANY)).await.unwrap();
+            }
+            expect_all(asking, if expires > 0 { 5 } else { -1 }).await;
+        }
+        // Asked before it was known that some have one; those after it are asked for with theirs.
+        let asking = ask_for_values(&connection, 1, None);
+        expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
+        theirs.write_all(&[b"$-1\r\n", &information(1)[..]].concat()).await.unwrap();
+        for asked in asking {
+            assert_eq!(asked.await.unwrap(), Ok(vec![Value::Nil, Value::Int(-1)]));
+        }
+        ask_for_values(&connection, MANY, None);
+        expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+    }
+
+    #[tokio::test]
+    async fn few_values_are_asked_for_with_their_times_to_live() {
+        let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+        for _ in 0..2 {
+            let asking = ask_for_values(&connection, MANY - 1, None);
+            expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY - 1)).await;
+            theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(MANY - 1)).await.unwrap();
+            expect_all(asking, -1).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_too_many_among_values_is_given_to_nobody() {
+        let (connection, mut theirs, _, driven) = connect_with_room(64 << 10);
+        ask_for_many(&connection, &mut theirs).await;
+        let asking = ask_for_values(&connection, MANY, None);
+        expect(&mut theirs, &["GET k"; MANY]).await;
+        theirs.write_all(&[VALUES, b"$1\r\nv\r\n", &information(0)].concat()).await.unwrap();
+        for asked in asking {
+            assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
+        }
+        assert_eq!(driven.await.unwrap().to_string(), UNASKED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_his_value_waits_no_longer_than_he_said_for_what_else_is_to_be_known() {
+        let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+        ask_for_many(&connection, &mut theirs).await;
+        let asking = ask_for_values(&connection, MANY, Some(Instant::now() + Duration::from_secs(1)));
+        theirs.write_all(VALUES).await.unwrap();
+        for asked in asking {
+            assert_eq!(asked.await.unwrap(), Err(BackendError::TimedOut));
+        }
+        let next = ask_for_values(&connection, 1, None);
+        theirs.write_all(&[&information(0), &b"$1\r\nv\r\n"[..], &information(0)].concat()).await.unwrap();
+        expect_all(next, -1).await;
     }
 }

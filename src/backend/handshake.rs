@@ -245,7 +245,7 @@ impl Connector {
     /// Opens a stream, on which nothing is said yet.
     async fn start(&self, heed: Heed) -> Result<Connected, BackendError> {
         let (stream, activity) = Observed::new(self.opener.open(&self.address().endpoint, self.failures).await?);
-        let (connection, driver) = Connection::over(stream, heed);
+        let (connection, driver) = Connection::over(stream, self.settings.url.database, heed);
         Ok(Connected { connection, driver: Box::pin(driver), activity, tracking: None, refusal: None })
     }
 

@@ -7,6 +7,7 @@
 mod address;
 mod connection;
 mod handshake;
+mod keyspace;
 mod last_words;
 mod link;
 mod probe;
@@ -24,7 +25,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -598,7 +598,7 @@ impl Shared {
             return self.put(Question::Asking, &link, key, deadline).await;
         }
         if tracking.is_some() {
-            return self.put(Question::Pair, &link, key, deadline).await;
+            return self.put(Question::Told, &link, key, deadline).await;
         }
         match self.put(Question::Transaction, &link, key, deadline).await {
             // Short of memory, Redis queues nothing, though it reads.
@@ -618,8 +618,10 @@ impl Shared {
         if asked >= deadline {
             return Err(BackendError::TimedOut);
         }
-        let write = |commands: &mut BytesMut| question.write(key.as_bytes(), commands);
-        let replies = link.ask_together(Some(deadline), write).await;
+        let replies = match question {
+            Question::Told => link.ask_for_value(Some(deadline), key).await,
+            _ => link.ask_together(Some(deadline), |commands| question.write(key.as_bytes(), commands)).await,
+        };
         if replies == Err(BackendError::TimedOut) {
             // Redis answers in order. If it answered nobody since, what it owes stands in the way of all who ask next:
             // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn

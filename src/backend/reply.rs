@@ -18,6 +18,9 @@ pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
 /// How a key's value and its time to live are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
+    /// As [`Pair`](Self::Pair), or the value alone where one question tells that no key has a time to live
+    /// ([`keyspace`](super::keyspace)). Only where Redis tells of changes.
+    Told,
     /// Both in a transaction, so they belong together.
     Transaction,
     /// A pair, with leave to answer for a slot that is on its way.
@@ -32,9 +35,9 @@ impl Question {
     pub(super) fn write(self, key: &[u8], commands: &mut BytesMut) -> usize {
         commands.reserve(2 * key.len() + LONGEST_COMMANDS);
         match self {
-            Self::Pair => {
-                write_with_key(b"*2\r\n$3\r\nGET\r\n$", key, commands);
-                write_with_key(b"*2\r\n$4\r\nPTTL\r\n$", key, commands);
+            Self::Told | Self::Pair => {
+                write_value(key, commands);
+                write_expiry(key, commands);
                 2
             }
             Self::Asking => {
@@ -55,11 +58,21 @@ impl Question {
     /// otherwise give one key's value for another.
     pub(super) fn read(self, replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
         match self {
-            Self::Pair => read_pair(replies),
+            Self::Told | Self::Pair => read_pair(replies),
             Self::Asking => read_asked(replies),
             Self::Transaction => read_transaction(replies),
         }
     }
+}
+
+/// Asks for a value.
+pub(super) fn write_value(key: &[u8], commands: &mut BytesMut) {
+    write_with_key(b"*2\r\n$3\r\nGET\r\n$", key, commands);
+}
+
+/// Asks for a time to live.
+pub(super) fn write_expiry(key: &[u8], commands: &mut BytesMut) {
+    write_with_key(b"*2\r\n$4\r\nPTTL\r\n$", key, commands);
 }
 
 /// What is written besides the keys at most.
@@ -170,7 +183,7 @@ fn read_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpec
 }
 
 /// What PTTL says of a key without expiry, and of one that is not there.
-const NO_EXPIRY: i64 = -1;
+pub(super) const NO_EXPIRY: i64 = -1;
 const NO_KEY: i64 = -2;
 
 fn server_error(reply: &Value) -> Option<BackendError> {

@@ -212,7 +212,7 @@ impl Sentinels {
                 wanted.send_replace(());
             }
         };
-        let (connection, driver) = Connection::over(stream, Box::new(heed));
+        let (connection, driver) = Connection::over(stream, 0, Box::new(heed));
         let mut driver = Box::pin(driver) as Driver;
         driven(&mut driver, greet(&connection, login.as_ref())).await.map_err(|error| match error {
             Untracked::NoAnswer(error) => error,

@@ -8,6 +8,7 @@ mod cluster;
 mod coherence;
 mod config;
 mod current;
+mod expiry;
 mod faults;
 mod fuzz;
 mod haproxy;

@@ -1,0 +1,107 @@
+//! "Fresh: Redis tells of changes", of keys that have a time to live and of those that have none: where many values are
+//! asked for at a time and no key of the database has one, Redis says so once for all of them, and is not asked of each.
+//!
+//! Redis deletes no key of its own accord here whose time is over, so that it tells nothing of it, and what ends a value in
+//! memory is what the proxy knows of its time to live.
+
+use std::time::Duration;
+
+use crate::resp::ways::resp_config;
+use crate::resp::wire::{Wire, bulk, words};
+use crate::stage::{Monitor, await_ready};
+use crate::support::{Proxy, RedisServer, eventually};
+
+/// Reads in one go.
+const READS: usize = 64;
+const ABSENT: &[u8] = b"$-1\r\n";
+
+/// A Redis with keys of the names of numbers, which are their values too.
+fn redis_with(keys: usize) -> RedisServer {
+    let redis = RedisServer::builder().tcp().arguments(&["--enable-debug-command", "local"]).start();
+    redis.command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
+    let pairs = (0..keys).flat_map(|key| [key.to_string(), key.to_string()]);
+    redis.command(&[vec!["MSET".to_owned()], pairs.collect()].concat());
+    redis
+}
+
+fn proxy_of(redis: &RedisServer, more: &str) -> Proxy {
+    let proxy = Proxy::start(&resp_config(&redis.tcp_url(), &format!("cache.ttl = \"1h\"\n{more}")));
+    await_ready(&proxy);
+    proxy
+}
+
+/// What the keys from `first` on are read as, all asked for at once.
+fn read(proxy: &Proxy, first: usize) -> Vec<Vec<u8>> {
+    let mut wire = Wire::connect(proxy.resp_address());
+    wire.send((first..first + READS).flat_map(|key| words(&format!("GET {key}"))).collect::<Vec<_>>());
+    wire.answers(READS)
+}
+
+fn values(first: usize) -> Vec<Vec<u8>> {
+    (first..first + READS).map(|key| bulk(key.to_string())).collect()
+}
+
+/// Has many keys read until they are asked for without their times to live; returns the first that was not read yet.
+fn read_until_unasked(redis: &RedisServer, proxy: &Proxy, first: usize) -> usize {
+    let mut next = first;
+    eventually("no time to live is asked for", || {
+        let before = redis.calls("pttl");
+        assert_eq!(read(proxy, next), values(next));
+        next += READS;
+        (redis.calls("pttl") == before).then_some(next)
+    })
+}
+
+#[test]
+fn one_question_stands_for_the_times_to_live_of_many_values_where_no_key_has_one() {
+    let redis = redis_with(10_000);
+    let proxy = proxy_of(&redis, "");
+    let first = read_until_unasked(&redis, &proxy, 0);
+    let monitor = Monitor::start(&redis);
+    assert_eq!(read(&proxy, first), values(first));
+    let commands = monitor.commands();
+    let count = |command: &str| commands.iter().filter(|line| line.contains(command)).count();
+    assert_eq!((count("\"GET\""), count("\"PTTL\"")), (READS, 0), "{commands:#?}");
+    let questions = count("\"INFO\" \"keyspace\"");
+    assert!((1..=READS / 4).contains(&questions), "{questions}");
+}
+
+#[test]
+fn values_that_are_read_while_times_to_live_come_up_end_with_them() {
+    let redis = redis_with(10_000);
+    let proxy = proxy_of(&redis, "");
+    let first = read_until_unasked(&redis, &proxy, 0);
+    for key in first..first + READS {
+        redis.command(&["PEXPIRE", &key.to_string(), "500"]);
+    }
+    assert_eq!(read(&proxy, first), values(first));
+    std::thread::sleep(Duration::from_millis(501));
+    assert_eq!(read(&proxy, first), vec![ABSENT; READS]);
+}
+
+#[test]
+fn a_time_to_live_that_comes_after_the_read_is_told_of() {
+    let redis = redis_with(10_000);
+    let proxy = proxy_of(&redis, "");
+    let first = read_until_unasked(&redis, &proxy, 0);
+    assert_eq!(read(&proxy, first), values(first));
+    for key in first..first + READS {
+        redis.command(&["PEXPIRE", &key.to_string(), "1"]);
+    }
+    eventually("all are gone", || (read(&proxy, first) == vec![ABSENT; READS]).then_some(()));
+}
+
+#[test]
+fn of_a_redis_that_refuses_to_say_it_for_all_each_time_to_live_is_asked_for() {
+    let redis = redis_with(1_000);
+    redis.command(&["ACL", "SETUSER", "default", "-info"]);
+    let proxy = proxy_of(&redis, "");
+    let monitor = Monitor::start(&redis);
+    for first in [0, READS, 2 * READS] {
+        assert_eq!(read(&proxy, first), values(first));
+    }
+    let commands = monitor.commands();
+    assert_eq!(commands.iter().filter(|line| line.contains("\"PTTL\"")).count(), 3 * READS, "{commands:#?}");
+    let redis::Value::Array(refusals) = redis.command(&["ACL", "LOG"]) else { panic!("the log of refusals") };
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+}
