@@ -4,12 +4,11 @@
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
-
-use bytes::Bytes;
+use std::sync::Arc;
 
 /// The name of a value in Redis: any bytes, of any length, the empty one included.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(Bytes);
+pub struct Key(Arc<[u8]>);
 
 impl Key {
     /// The bytes as Redis is given them.
@@ -30,7 +29,7 @@ impl Key {
 
 impl From<&[u8]> for Key {
     fn from(bytes: &[u8]) -> Self {
-        Self(Bytes::copy_from_slice(bytes))
+        Self(Arc::from(bytes))
     }
 }
 

@@ -351,6 +351,8 @@ enum LinkState {
 #[derive(Clone)]
 pub struct Backend(Arc<Shared>);
 
+/// What a fetch does only when something is amiss is boxed, since each of them is moved about and kept with room for all that
+/// it might do.
 struct Shared {
     settings: Settings,
     opener: Arc<Opener>,
@@ -565,8 +567,11 @@ impl Shared {
         match self.ask(key, asking, deadline).await {
             // A read may be asked again, and a link lost under a request is most often a Redis that is coming back.
             Err(BackendError::Disconnected) => {
-                self.loss(deadline).await;
-                self.ask(key, asking, deadline).await
+                Box::pin(async {
+                    self.loss(deadline).await;
+                    self.ask(key, asking, deadline).await
+                })
+                .await
             }
             answer => answer,
         }
@@ -587,13 +592,16 @@ impl Shared {
             return Ok(turn);
         }
         let place = Place::take(&self.waiting, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
-        let turn = timeout_at(deadline, self.turns.acquire()).await;
+        let turn = Box::pin(timeout_at(deadline, self.turns.acquire())).await;
         drop(place);
         turn.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)
     }
 
     async fn ask(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
-        let (link, tracking) = self.link(deadline).await?;
+        let (link, tracking) = match self.present_link() {
+            Some(linked) => linked,
+            None => Box::pin(self.link(deadline)).await?,
+        };
         if asking == Asking::Yes {
             return self.put(Question::Asking, &link, key, deadline).await;
         }
@@ -602,7 +610,9 @@ impl Shared {
         }
         match self.put(Question::Transaction, &link, key, deadline).await {
             // Short of memory, Redis queues nothing, though it reads.
-            Err(BackendError::Refused(code)) if &*code == "OOM" => self.put(Question::Pair, &link, key, deadline).await,
+            Err(BackendError::Refused(code)) if &*code == "OOM" => {
+                Box::pin(self.put(Question::Pair, &link, key, deadline)).await
+            }
             answer => answer,
         }
     }
@@ -641,8 +651,16 @@ impl Shared {
         let mut state = self.link.clone();
         state.mark_unchanged();
         self.calls.distrusted.notify_one();
-        _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), state.changed()).await;
+        _ = Box::pin(timeout_at(deadline.min(Instant::now() + LINK_WAIT), state.changed())).await;
         Err(BackendError::Disconnected)
+    }
+
+    /// The link, if there is one.
+    fn present_link(&self) -> Option<Linked> {
+        match &*self.link.borrow() {
+            LinkState::Up(connection, tracking) => Some((connection.clone(), *tracking)),
+            LinkState::Starting | LinkState::Down(_) => None,
+        }
     }
 
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.

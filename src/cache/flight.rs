@@ -190,13 +190,13 @@ impl<T> Ticket<T> {
         &self.span
     }
 
-    /// Ends the flight: `store` is called under the flight's lock, and only if the flight is still open; `cargo` is
+    /// Ends the flight: `store` is called with its key, under the flight's lock, and only if the flight is still open; `cargo` is
     /// what all who wait get either way.
-    pub(super) fn land(self, store: impl FnOnce(), cargo: T) {
+    pub(super) fn land(self, store: impl FnOnce(&Key), cargo: T) {
         let mut shard = self.flights.shard(self.key.as_bytes());
         let open = shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
         if open {
-            store();
+            store(&self.key);
             shard.remove(self.key.as_bytes());
         } else {
             self.flights.discarded.fetch_add(1, Relaxed);
@@ -243,7 +243,7 @@ mod tests {
 
     fn land(ticket: Ticket<u32>, value: u32) -> bool {
         let mut stored = false;
-        ticket.land(|| stored = true, value);
+        ticket.land(|_| stored = true, value);
         stored
     }
 

@@ -562,7 +562,7 @@ fn everything_at_once() {
 fn check_then_store_keeps_what_was_changed() {
     let land = |shared: &TestShared, ticket: TestTicket, landed: &Landed<Failure>| {
         let (key, open) = (ticket.key().clone(), Cell::new(false));
-        ticket.land(|| open.set(true), landed.clone());
+        ticket.land(|_| open.set(true), landed.clone());
         if open.get() {
             shared.keep(&key, landed);
         }

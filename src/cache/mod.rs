@@ -23,6 +23,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -291,7 +292,7 @@ impl<E: FetchError> Cache<E> {
         if let Some(answer) = shared.lookup(key, came) {
             return Ok(answer);
         }
-        let mut joined = shared.join(key);
+        let (mut asked, mut joined) = (came, shared.join(key, came));
         if let Joined::Follower(arrival) = joined {
             let answer = shared.arrival(key, demand, arrival, Outcome::Coalesced).await;
             if !answer.as_ref().is_ok_and(|answer| shared.is_past(answer, came)) {
@@ -299,13 +300,14 @@ impl<E: FetchError> Cache<E> {
             }
             // Redis was asked before this reader came, and what it said is too old already. A flight that is joined
             // now was opened after he came.
-            joined = shared.join(key);
+            asked = Instant::now();
+            joined = shared.join(key, asked);
         }
         match joined {
             Joined::Found(answer) => Ok(answer),
             Joined::Follower(arrival) => shared.arrival(key, demand, arrival, Outcome::Coalesced).await,
             Joined::Leader(ticket, arrival) => {
-                self.take_off(ticket, fetch);
+                self.take_off(ticket, asked, fetch);
                 shared.arrival(key, demand, arrival, Outcome::Miss).await
             }
         }
@@ -329,19 +331,22 @@ impl<E: FetchError> Cache<E> {
 
     /// Runs the fetch of a flight to its end, whoever still waits for it: in a task of its own, so that a reader who goes away
     /// does not take it with him, on the thread that he is on, since the way to another one and back costs more than it.
-    fn take_off<F>(&self, ticket: Ticket<Landed<E>>, fetch: impl FnOnce(Key) -> F)
+    ///
+    /// Redis is asked after `asked`.
+    fn take_off<F>(&self, ticket: Ticket<Landed<E>>, asked: Instant, fetch: impl FnOnce(Key) -> F)
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         let shared = Arc::clone(&self.0);
-        let asked = shared.clock(Instant::now());
+        let asked = shared.clock(asked);
         let fetch = fetch(ticket.key().clone()).instrument(ticket.span().clone());
-        tokio::spawn(async move {
+        // Not awaited in a block of its own, which would hold the fetch twice: before it begins and while it runs.
+        tokio::spawn(fetch.then(move |fetched| async move {
             // Should making an entry fail, the ticket is dropped, which ends the flight.
-            if let Some(landed) = Landed::of(ticket.key(), fetch.await, asked).await {
+            if let Some(landed) = Landed::of(ticket.key(), fetched, asked).await {
                 shared.land(ticket, &landed);
             }
-        });
+        }));
     }
 
     /// Drops `key`: what is stored, and what is being fetched.
@@ -523,8 +528,8 @@ impl<E: FetchError> Shared<E> {
         entry.freshness(now, self.lifetimes.get(), self.proof.next_voucher())
     }
 
-    fn join(&self, key: &[u8]) -> Joined<Landed<E>, Answer> {
-        self.flights.join(key, || self.lookup(key, Instant::now()))
+    fn join(&self, key: &[u8], now: Instant) -> Joined<Landed<E>, Answer> {
+        self.flights.join(key, || self.lookup(key, now))
     }
 
     /// What a flight brings, or what stands in for it.
@@ -572,8 +577,7 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn land(&self, ticket: Ticket<Landed<E>>, landed: &Landed<E>) {
-        let key = ticket.key().clone();
-        ticket.land(|| self.keep(&key, landed), landed.clone());
+        ticket.land(|key| self.keep(key, landed), landed.clone());
     }
 
     /// Makes the store say what Redis said. Called under the flight's lock.
