@@ -337,11 +337,21 @@ def misses(bench):
 def churn(bench):
     """What the cache and its flights cost where nothing is ever found: one program, one link, the same reads."""
     with Stage(bench, range(1_000_000)) as stage:
-        for tasks in (32, 256):
-            install.say(f"  misses, {tasks} tasks in one program")
-            for round_, rates in enumerate(load.straight(stage.origin.port, tasks, bench.seconds, bench.rounds)):
-                for name, rate in zip(CHURN, rates):
-                    bench.add(f"misses, {tasks} tasks in one program", name, round_, rate=rate)
+        for expiring in (False, True):
+            if expiring:
+                with Connection(stage.origin.port) as redis:
+                    redis.ask("SET", "another key", "value", "EX", 24 * 3600)
+            for tasks in (32, 256):
+                case = churn_case(tasks, expiring)
+                install.say(f"  {case}")
+                for round_, rates in enumerate(load.straight(stage.origin.port, tasks, bench.seconds, bench.rounds)):
+                    for name, rate in zip(CHURN, rates):
+                        bench.add(case, name, round_, rate=rate)
+
+
+def churn_case(tasks, expiring):
+    """Redis is asked for each time to live as soon as one key has one."""
+    return f"misses, {tasks} tasks in one program" + (", one key with a time to live" if expiring else "")
 
 
 # In the order in which the client prints their reads a second.
