@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -27,12 +28,19 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::BackendError;
 use super::keyspace::{Expiry, Keyspace, WHETHER, WHO_AND_WHETHER};
 use super::reader::{Reader, Unreadable};
-use super::reply::{NO_EXPIRY, unreachable, write_expiry, write_value};
+use super::reply::{NO_EXPIRY, Question, unreachable, write_expiry, write_value};
 use crate::key::Key;
 
 /// The connection of whoever asks; clones ask over the same.
 #[derive(Clone)]
-pub(super) struct Connection(Arc<Mutex<Asked>>);
+pub(super) struct Connection(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    asked: Mutex<Asked>,
+    /// Answers so far.
+    answered: AtomicU64,
+}
 
 /// What was asked, and is not with the driver yet.
 #[derive(Default)]
@@ -41,8 +49,8 @@ struct Asked {
     owed: Vec<Owed>,
     /// How many of them are values.
     values: usize,
-    /// How many of those were asked for without their time to live, and no question about all keys behind them yet.
-    unproved: usize,
+    /// How many values were asked for without their time to live, and no question about all keys behind them yet.
+    uncovered: usize,
     /// Behind how many such values that question is asked; none: values are asked for with their times to live.
     share: Option<usize>,
     /// The driver, where it waits.
@@ -72,10 +80,10 @@ enum Then {
     /// Who asked gets them.
     GiveOut,
     /// He gets them once it is known whether the key has a time to live.
-    Prove(Key),
-    /// It is known of those that wait for it.
-    Proved,
-    /// It is known for the next time, and of whom.
+    Hold(Key),
+    /// It is known for those that are held.
+    Counted,
+    /// It is known for those who ask next, and from whom.
     Introduced,
 }
 
@@ -93,8 +101,8 @@ pub(super) struct Driver<S> {
     connection: Connection,
     reader: Reader,
     owed: VecDeque<Owed>,
-    /// Those who have their value, of which it is not known yet whether it has a time to live.
-    unproved: Vec<Owed>,
+    /// Those whose value is here, of which it is not known yet whether it has a time to live.
+    held: Vec<Owed>,
     keyspace: Keyspace,
     /// What is to be written.
     output: BytesMut,
@@ -119,6 +127,8 @@ const TURNS: usize = 4;
 const SHORTEST_TURN: usize = 16;
 /// Answers about a value, with its time to live.
 const VALUE_AND_EXPIRY: usize = 2;
+/// Who waits for a value of so many bytes would be kept waiting for longer than such a question saves.
+const LARGE: usize = 64 << 10;
 /// For fewer values at a time, to ask for all keys at once would cost Redis more.
 const MANY: usize = 4;
 
@@ -131,7 +141,7 @@ impl Connection {
             connection: connection.clone(),
             reader: Reader::default(),
             owed: VecDeque::new(),
-            unproved: Vec::new(),
+            held: Vec::new(),
             keyspace: Keyspace::of(database),
             output: BytesMut::new(),
             is_to_flush: false,
@@ -178,8 +188,8 @@ impl Connection {
         self.put(deadline, |asked| (write(&mut asked.commands), Then::GiveOut)).await
     }
 
-    /// What GET and then PTTL answer about `key`, where Redis tells of changes: what is told before they are given out was
-    /// done after GET, so that they belong together if nothing is told of the key.
+    /// What GET and then PTTL answer about `key`, or would, where Redis tells of changes: they belong together if nothing is
+    /// told of the key before they are given out.
     ///
     /// # Errors
     /// As those of [`ask_together`](Self::ask_together).
@@ -221,6 +231,11 @@ impl Connection {
         receiver.await.unwrap_or(Err(BackendError::Disconnected))
     }
 
+    /// How many answers there were so far.
+    pub(super) fn answered(&self) -> u64 {
+        self.0.answered.load(Relaxed)
+    }
+
     /// Whether there is no driver any more.
     pub(super) fn is_over(&self) -> bool {
         self.lock().is_over
@@ -228,26 +243,25 @@ impl Connection {
 
     /// Nothing that can panic is done with the lock held, but for memory that cannot be had, which ends the process.
     fn lock(&self) -> MutexGuard<'_, Asked> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Asked {
     fn write_value(&mut self, key: &Key) -> (usize, Then) {
         self.values += 1;
-        write_value(key.as_bytes(), &mut self.commands);
-        if self.share.is_some() {
-            self.unproved += 1;
-            return (1, Then::Prove(key.clone()));
+        if self.share.is_none() {
+            return (Question::Told.write(key.as_bytes(), &mut self.commands), Then::GiveOut);
         }
-        write_expiry(key.as_bytes(), &mut self.commands);
-        (VALUE_AND_EXPIRY, Then::GiveOut)
+        write_value(key.as_bytes(), &mut self.commands);
+        self.uncovered += 1;
+        (1, Then::Hold(key.clone()))
     }
 
     /// Asks about all keys once there are enough values that wait for it.
     fn ask_for_share(&mut self) {
-        if self.share.is_some_and(|share| self.unproved >= share) {
-            self.ask_about_all(WHETHER, Then::Proved);
+        if self.share.is_some_and(|share| self.uncovered >= share) {
+            self.ask_about_all(WHETHER, Then::Counted);
         }
     }
 
@@ -255,10 +269,11 @@ impl Asked {
     /// outstanding already.
     fn complete(&mut self, keyspace: &mut Keyspace, outstanding: usize) {
         let are_many = std::mem::take(&mut self.values) >= MANY;
-        if self.unproved > 0 {
-            self.ask_about_all(WHETHER, Then::Proved);
+        if self.uncovered > 0 {
+            self.ask_about_all(WHETHER, Then::Counted);
         }
-        if are_many && keyspace.is_to_be_asked() {
+        if are_many && keyspace.is_due() {
+            keyspace.put_off();
             self.ask_about_all(WHO_AND_WHETHER, Then::Introduced);
         }
         let share = (outstanding + self.owed.len()) / TURNS;
@@ -266,7 +281,7 @@ impl Asked {
     }
 
     fn ask_about_all(&mut self, question: &[u8], then: Then) {
-        self.unproved = 0;
+        self.uncovered = 0;
         self.commands.extend_from_slice(question);
         let owed = Owed { missing: 1, answers: Vec::new(), asker: None, abroad: None, deadline: None, then };
         self.owed.push(owed);
@@ -334,6 +349,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             (self.heed)(PushInfo { kind, data });
             return Ok(());
         }
+        self.connection.0.answered.fetch_add(1, Relaxed);
         let Some(first) = self.owed.front_mut() else { return Err(unreachable(&UNASKED)) };
         first.answers.push(answer);
         first.missing = first.missing.saturating_sub(1);
@@ -343,22 +359,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let Some(answered) = self.owed.pop_front() else { return Ok(()) };
         match (&answered.then, answered.answers.first()) {
             (Then::GiveOut, _) => self.give_out(answered),
-            (Then::Prove(_), _) => self.unproved.push(answered),
-            (Then::Introduced, Some(answer)) => self.keyspace.introduced(answer),
-            (Then::Proved, Some(answer)) => {
-                let expiry = self.keyspace.counted(answer).map_err(|_| unreachable(&UNASKED))?;
-                self.proved(expiry);
+            (Then::Hold(_), value) => {
+                if matches!(value, Some(Value::BulkString(value)) if value.len() >= LARGE) {
+                    self.keyspace.put_off();
+                }
+                // Unless he has gone.
+                if answered.asker.is_some() {
+                    self.held.push(answered);
+                }
             }
-            (Then::Introduced | Then::Proved, None) => {}
+            (Then::Introduced, Some(answer)) => self.keyspace.introduced(answer),
+            (Then::Counted, Some(answer)) => {
+                let expiry = self.keyspace.counted(answer).map_err(|_| unreachable(&UNASKED))?;
+                self.give_out_held(expiry);
+            }
+            (Then::Introduced | Then::Counted, None) => {}
         }
         Ok(())
     }
 
-    /// It is known whether keys had a time to live after the values were read that wait for that.
-    fn proved(&mut self, expiry: Expiry) {
-        for mut owed in std::mem::take(&mut self.unproved) {
+    /// It is known whether keys had a time to live after the values were read that are held.
+    fn give_out_held(&mut self, expiry: Expiry) {
+        for mut owed in std::mem::take(&mut self.held) {
             match (&owed.then, owed.answers.first()) {
-                (Then::Prove(key), Some(Value::BulkString(_))) if expiry == Expiry::Somewhere => {
+                (Then::Hold(key), Some(Value::BulkString(_))) if expiry == Expiry::Somewhere => {
                     write_expiry(key.as_bytes(), &mut self.output);
                     self.owed.push_back(Owed { missing: 1, then: Then::GiveOut, ..owed });
                 }
@@ -423,14 +447,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         while self.alarm.as_mut().is_some_and(|alarm| alarm.as_mut().poll(cx).is_ready()) {
             self.alarm = None;
             let now = Instant::now();
-            let all = self.owed.iter_mut().chain(&mut self.unproved);
+            let all = self.owed.iter_mut().chain(&mut self.held);
             for owed in all.filter(|owed| owed.is_overdue(now)) {
                 owed.deadline = None;
                 if let Some(asker) = owed.asker.take() {
                     _ = asker.send(Err(BackendError::TimedOut));
                 }
             }
-            let all = self.owed.iter().chain(&self.unproved);
+            self.held.retain(|owed| owed.asker.is_some());
+            let all = self.owed.iter().chain(&self.held);
             if let Some(first) = all.filter_map(|owed| owed.deadline).min() {
                 self.set_alarm(first);
             }
@@ -489,7 +514,7 @@ impl<S> Driver<S> {
         // Not before it is over, nor under the lock: who is told may ask again at once.
         drop(left);
         self.owed.clear();
-        self.unproved.clear();
+        self.held.clear();
     }
 }
 
@@ -749,6 +774,47 @@ mod tests {
         for asked in asking {
             assert_eq!(asked.await.unwrap(), Ok(vec![Value::Nil, Value::Int(-1)]));
         }
+        ask_for_values(&connection, MANY, None);
+        expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+    }
+
+    #[tokio::test]
+    async fn beside_a_large_value_nobody_is_kept_waiting_again() {
+        let (connection, mut theirs, _, _driven) = connect_with_room(256 << 10);
+        ask_for_many(&connection, &mut theirs).await;
+        let large = [format!("${LARGE}\r\n").as_bytes(), &vec![b'v'; LARGE], b"\r\n"].concat();
+        let asking = ask_for_values(&connection, MANY, None);
+        theirs.write_all(&[&large.repeat(MANY), &information(0)[..]].concat()).await.unwrap();
+        for asked in asking {
+            assert!(asked.await.unwrap().is_ok());
+        }
+        expect(&mut theirs, &["GET k"; MANY]).await;
+        expect(&mut theirs, &["INFO keyspace"]).await;
+        // What was settled before the large value came holds for one more.
+        ask_for_values(&connection, 1, None);
+        expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
+        ask_for_values(&connection, MANY, None);
+        expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_under_way_does_not_undo_that_keys_have_a_time_to_live() {
+        let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+        ask_for_many(&connection, &mut theirs).await;
+        let mut asking = ask_for_values(&connection, MANY, None);
+        expect(&mut theirs, &["GET k"; MANY]).await;
+        expect(&mut theirs, &["INFO keyspace"]).await;
+        asking.extend(ask_for_values(&connection, MANY, None));
+        expect(&mut theirs, &["GET k"; MANY]).await;
+        expect(&mut theirs, &["INFO keyspace"]).await;
+        theirs.write_all(&[VALUES, &information(1), VALUES, &information(0)].concat()).await.unwrap();
+        expect(&mut theirs, &["PTTL k"; MANY]).await;
+        theirs.write_all(&b":-1\r\n".repeat(MANY)).await.unwrap();
+        expect_all(asking, -1).await;
+        let asking = ask_for_values(&connection, 1, None);
+        expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
+        theirs.write_all(&[b"$1\r\nv\r\n", &information(0)[..]].concat()).await.unwrap();
+        expect_all(asking, -1).await;
         ask_for_values(&connection, MANY, None);
         expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
     }

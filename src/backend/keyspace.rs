@@ -55,13 +55,9 @@ impl Keyspace {
         self.expiry == Some(Expiry::Nowhere)
     }
 
-    /// Whether [`WHO_AND_WHETHER`] is to be asked, which then it is not soon again.
-    pub(super) fn is_to_be_asked(&mut self) -> bool {
-        let is_due = self.expiry == Some(Expiry::Somewhere) && self.ask_again <= Instant::now();
-        if is_due {
-            self.put_off();
-        }
-        is_due
+    /// Whether it is time for [`WHO_AND_WHETHER`].
+    pub(super) fn is_due(&self) -> bool {
+        self.expiry == Some(Expiry::Somewhere) && self.ask_again <= Instant::now()
     }
 
     /// Takes the answer to [`WHO_AND_WHETHER`]. Who does not say, is not to be relied on, or refuses, is not asked again.
@@ -69,7 +65,8 @@ impl Keyspace {
         self.expiry = introduced(answer, self.database);
     }
 
-    /// Takes the answer to [`WHETHER`].
+    /// Takes the answer to [`WHETHER`]. Where keys may have a time to live by what came before it, that stands: an answer that
+    /// was on its way then changes nothing.
     ///
     /// # Errors
     /// It is not what Redis answers to that.
@@ -82,12 +79,15 @@ impl Keyspace {
         if expiry == Expiry::Somewhere {
             self.put_off();
         }
-        self.expiry = Some(expiry);
         Ok(expiry)
     }
 
-    fn put_off(&mut self) {
-        self.ask_again = Instant::now() + ASK_AGAIN;
+    /// Has values asked for with their times to live from here on, and does not ask again soon.
+    pub(super) fn put_off(&mut self) {
+        if self.expiry.is_some() {
+            self.expiry = Some(Expiry::Somewhere);
+            self.ask_again = Instant::now() + ASK_AGAIN;
+        }
     }
 }
 

@@ -22,7 +22,7 @@ mod tracking;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -369,8 +369,6 @@ struct Shared {
     unproved: AtomicUsize,
     /// The largest value that is given out, in bytes.
     max_value: usize,
-    /// Answers to fetches so far.
-    answered: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -446,7 +444,6 @@ impl Backend {
             waiting: AtomicUsize::new(0),
             unproved: AtomicUsize::new(0),
             max_value,
-            answered: AtomicU64::new(0),
             metrics,
             settings,
         };
@@ -624,7 +621,7 @@ impl Shared {
         key: &Key,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let (asked, answered) = (Instant::now(), self.answered.load(Relaxed));
+        let (asked, answered) = (Instant::now(), link.answered());
         if asked >= deadline {
             return Err(BackendError::TimedOut);
         }
@@ -633,16 +630,15 @@ impl Shared {
             _ => link.ask_together(Some(deadline), |commands| question.write(key.as_bytes(), commands)).await,
         };
         if replies == Err(BackendError::TimedOut) {
-            // Redis answers in order. If it answered nobody since, what it owes stands in the way of all who ask next:
+            // Redis answers in order. If it answered nothing since, what it owes stands in the way of all who ask next:
             // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn
             // so long that there was little time left for Redis proves nothing.
             let waited = asked.elapsed() >= self.settings.response_timeout / 2;
-            if waited && self.answered.load(Relaxed) == answered {
+            if waited && link.answered() == answered {
                 self.calls.overdue.notify_one();
             }
         }
         let replies = replies?;
-        self.answered.fetch_add(1, Relaxed);
         self.metrics.fetched(asked.elapsed());
         if let Ok(reply) = question.read(replies) {
             return reply;

@@ -2,10 +2,14 @@
 //! asked for at a time and no key of the database has one, Redis says so once for all of them, and is not asked of each.
 //!
 //! Redis deletes no key of its own accord here whose time is over, so that it tells nothing of it, and what ends a value in
-//! memory is what the proxy knows of its time to live.
+//! memory is what the proxy knows of its time to live. `EXPIRY_STORMS=200` makes one of the tests longer.
 
-use std::time::Duration;
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it should do")]
 
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::resp::number;
 use crate::resp::ways::resp_config;
 use crate::resp::wire::{Wire, bulk, words};
 use crate::stage::{Monitor, await_ready};
@@ -75,8 +79,58 @@ fn values_that_are_read_while_times_to_live_come_up_end_with_them() {
         redis.command(&["PEXPIRE", &key.to_string(), "500"]);
     }
     assert_eq!(read(&proxy, first), values(first));
-    std::thread::sleep(Duration::from_millis(501));
+    thread::sleep(Duration::from_millis(501));
     assert_eq!(read(&proxy, first), vec![ABSENT; READS]);
+}
+
+/// Whatever else is done to times to live, all of them are over so soon.
+const SHORT: Duration = Duration::from_millis(20);
+
+#[test]
+fn whatever_becomes_of_times_to_live_while_many_values_are_read_memory_is_as_redis_has_it() {
+    let redis = redis_with(10_000);
+    let proxy = proxy_of(&redis, "");
+    let mut next = READS;
+    for _ in 0..number("EXPIRY_STORMS").unwrap_or(2) {
+        // The keys of the storm are the first ones; those that are read to get there have no part in it.
+        next = read_until_unasked(&redis, &proxy, next % 5_000);
+        thread::scope(|scope| {
+            let storm = scope.spawn(|| change_at_random(&redis, Duration::from_millis(200)));
+            while !storm.is_finished() {
+                read(&proxy, 0);
+            }
+        });
+        thread::sleep(10 * SHORT);
+        let names: Vec<_> = (0..READS).map(|key| key.to_string()).collect();
+        let truth: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(&names).query(&mut redis.connection()).unwrap();
+        let truth: Vec<_> = truth.into_iter().map(|value| value.map_or(ABSENT.to_vec(), bulk)).collect();
+        assert_eq!(read(&proxy, 0), truth);
+        let pairs = (0..next).flat_map(|key| [key.to_string(), key.to_string()]);
+        redis.command(&[vec!["MSET".to_owned()], pairs.collect()].concat());
+    }
+}
+
+/// Writes values to the first keys, with a time to live and without, and changes and takes away those of others.
+fn change_at_random(redis: &RedisServer, time: Duration) {
+    let mut connection = redis.connection();
+    let (begun, life) = (Instant::now(), SHORT.as_millis());
+    let mut version = 0;
+    while begun.elapsed() < time {
+        version += 1;
+        let key = rand::random_range(0..READS);
+        let change = match rand::random_range(0..6) {
+            0 => format!("SET {key} {version} PX {life}"),
+            1 => format!("PEXPIRE {key} {life}"),
+            2 => format!("PERSIST {key}"),
+            3 => format!("GETEX {key} PERSIST"),
+            4 => format!("DEL {key}"),
+            _ => format!("SET {key} {version}"),
+        };
+        let mut words = change.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        words.for_each(|word| _ = command.arg(word));
+        command.exec(&mut connection).unwrap();
+    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(crate) mod wire;
 use std::env;
 
 /// A number that makes a test longer or repeats it.
-fn number(variable: &str) -> Option<u64> {
+pub(crate) fn number(variable: &str) -> Option<u64> {
     let text = env::var(variable).ok().filter(|text| !text.is_empty())?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
 }
