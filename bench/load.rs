@@ -8,7 +8,7 @@
 //!
 //! Usage: `load paced CONNECTIONS KEYS RATE TURNS UNCOUNTED SLICE SLICES PORT...`: for each server so many turns, of so
 //! many ms that are not counted and so many slices of so many ms. Prints for each all its reads, how long all its turns
-//! took, the 50th, 99th and 99.9th percentile of what was counted and the median of its slices' 99th percentiles, in µs;
+//! took, the 50th, 99th and 99.9th percentile of what was counted and the lower quartile of its slices' 99th percentiles, in µs;
 //! or `failed` and why.
 //! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight, as pairs with the time to live
 //! over a tracked link, and through the cache.
@@ -158,10 +158,10 @@ impl Paced {
 
     fn summary(mut self) -> anyhow::Result<String> {
         let slices = self.slices.iter_mut().map(|slice| percentile(slice, 990)).collect::<Option<Vec<_>>>();
-        let middle = slices.and_then(|mut slices| percentile(&mut slices, 500)).context("a slice without reads")?;
+        let quartile = slices.and_then(|mut slices| percentile(&mut slices, 250)).context("a slice without reads")?;
         let mut all = self.slices.concat();
         let percentiles = [500, 990, 999].map(|permille| percentile(&mut all, permille).unwrap_or_default());
-        let figures = [self.time].into_iter().chain(percentiles).chain([middle]);
+        let figures = [self.time].into_iter().chain(percentiles).chain([quartile]);
         let figures: Vec<_> = figures.map(|figure| figure.as_micros().to_string()).collect();
         Ok(format!("{} {}", self.reads, figures.join(" ")))
     }
