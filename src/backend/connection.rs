@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::BackendError;
 use super::keyspace::{Expiry, Keyspace, WHETHER, WHO_AND_WHETHER};
-use super::reader::{Reader, Unreadable};
+use super::reader::{LARGE, Reader, Unreadable};
 use super::reply::{NO_EXPIRY, Question, unreachable, write_expiry, write_value};
 use crate::key::Key;
 
@@ -127,8 +127,6 @@ const TURNS: usize = 4;
 const SHORTEST_TURN: usize = 16;
 /// Answers about a value, with its time to live.
 const VALUE_AND_EXPIRY: usize = 2;
-/// Who waits for a value of so many bytes would be kept waiting for longer than such a question saves.
-const LARGE: usize = 64 << 10;
 /// For fewer values at a time, to ask for all keys at once would cost Redis more.
 const MANY: usize = 4;
 
@@ -360,6 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         match (&answered.then, answered.answers.first()) {
             (Then::GiveOut, _) => self.give_out(answered),
             (Then::Hold(_), value) => {
+                // Those beside him would wait for it, and for longer than one question saves.
                 if matches!(value, Some(Value::BulkString(value)) if value.len() >= LARGE) {
                     self.keyspace.put_off();
                 }
@@ -719,6 +718,12 @@ mod tests {
         }
     }
 
+    /// Many values are asked for, with one question for all their times to live.
+    async fn expect_values_alone(stream: &mut DuplexStream) {
+        expect(stream, &["GET k"; MANY]).await;
+        expect(stream, &["INFO keyspace"]).await;
+    }
+
     async fn expect_all(asking: Asking, expiry: i64) {
         for asked in asking {
             assert_eq!(asked.await.unwrap(), Ok(vec![Value::BulkString(b"v".to_vec()), Value::Int(expiry)]));
@@ -753,8 +758,7 @@ mod tests {
         ask_for_many(&connection, &mut theirs).await;
         for expires in [0, 1] {
             let asking = ask_for_values(&connection, MANY, None);
-            expect(&mut theirs, &["GET k"; MANY]).await;
-            expect(&mut theirs, &["INFO keyspace"]).await;
+            expect_values_alone(&mut theirs).await;
             theirs.write_all(&[VALUES, b">1\r\n+a\r\n"].concat()).await.unwrap();
             while *told.lock().unwrap() == expires {
                 tokio::task::yield_now().await;
@@ -788,8 +792,7 @@ mod tests {
         for asked in asking {
             assert!(asked.await.unwrap().is_ok());
         }
-        expect(&mut theirs, &["GET k"; MANY]).await;
-        expect(&mut theirs, &["INFO keyspace"]).await;
+        expect_values_alone(&mut theirs).await;
         // What was settled before the large value came holds for one more.
         ask_for_values(&connection, 1, None);
         expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
@@ -802,11 +805,9 @@ mod tests {
         let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
         ask_for_many(&connection, &mut theirs).await;
         let mut asking = ask_for_values(&connection, MANY, None);
-        expect(&mut theirs, &["GET k"; MANY]).await;
-        expect(&mut theirs, &["INFO keyspace"]).await;
+        expect_values_alone(&mut theirs).await;
         asking.extend(ask_for_values(&connection, MANY, None));
-        expect(&mut theirs, &["GET k"; MANY]).await;
-        expect(&mut theirs, &["INFO keyspace"]).await;
+        expect_values_alone(&mut theirs).await;
         theirs.write_all(&[VALUES, &information(1), VALUES, &information(0)].concat()).await.unwrap();
         expect(&mut theirs, &["PTTL k"; MANY]).await;
         theirs.write_all(&b":-1\r\n".repeat(MANY)).await.unwrap();

@@ -30,7 +30,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Keyspace {
     database: u32,
-    /// Whether keys had a time to live when Redis was last asked; none: it is not to be asked any more.
+    /// Whether values are to be asked for with their times to live; none: they are, and Redis is not asked about all any more.
     expiry: Option<Expiry>,
     /// When it may be asked again, after it said that some have.
     ask_again: Instant,

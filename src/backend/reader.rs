@@ -39,7 +39,7 @@ pub struct Unreadable;
 /// Bytes asked for at once.
 const READ: usize = 32 << 10;
 /// Values from this size on are not collected among what else was read.
-const LARGE: usize = 64 << 10;
+pub(super) const LARGE: usize = 64 << 10;
 /// As much memory as an announced length may take before its bytes come.
 const AHEAD: usize = 1 << 20;
 /// Longer than any type with a number and its line end.

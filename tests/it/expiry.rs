@@ -23,9 +23,21 @@ const ABSENT: &[u8] = b"$-1\r\n";
 fn redis_with(keys: usize) -> RedisServer {
     let redis = RedisServer::builder().tcp().arguments(&["--enable-debug-command", "local"]).start();
     redis.command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
+    name(&redis, keys);
+    redis
+}
+
+/// Gives so many keys, the first ones, their names as values, for good.
+fn name(redis: &RedisServer, keys: usize) {
     let pairs = (0..keys).flat_map(|key| [key.to_string(), key.to_string()]);
     redis.command(&[vec!["MSET".to_owned()], pairs.collect()].concat());
-    redis
+}
+
+/// Gives what is [read](read) from `first` on so long to live, at once, however busy the machine is.
+fn expire(redis: &RedisServer, first: usize, milliseconds: usize) {
+    let mut commands = redis::pipe();
+    (first..first + READS).for_each(|key| _ = commands.cmd("PEXPIRE").arg(key).arg(milliseconds).ignore());
+    commands.exec(&mut redis.connection()).unwrap();
 }
 
 fn proxy_of(redis: &RedisServer, more: &str) -> Proxy {
@@ -75,9 +87,7 @@ fn values_that_are_read_while_times_to_live_come_up_end_with_them() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
-    for key in first..first + READS {
-        redis.command(&["PEXPIRE", &key.to_string(), "500"]);
-    }
+    expire(&redis, first, 500);
     assert_eq!(read(&proxy, first), values(first));
     thread::sleep(Duration::from_millis(501));
     assert_eq!(read(&proxy, first), vec![ABSENT; READS]);
@@ -105,8 +115,7 @@ fn whatever_becomes_of_times_to_live_while_many_values_are_read_memory_is_as_red
         let truth: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(&names).query(&mut redis.connection()).unwrap();
         let truth: Vec<_> = truth.into_iter().map(|value| value.map_or(ABSENT.to_vec(), bulk)).collect();
         assert_eq!(read(&proxy, 0), truth);
-        let pairs = (0..next).flat_map(|key| [key.to_string(), key.to_string()]);
-        redis.command(&[vec!["MSET".to_owned()], pairs.collect()].concat());
+        name(&redis, next);
     }
 }
 
@@ -139,9 +148,7 @@ fn a_time_to_live_that_comes_after_the_read_is_told_of() {
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
     assert_eq!(read(&proxy, first), values(first));
-    for key in first..first + READS {
-        redis.command(&["PEXPIRE", &key.to_string(), "1"]);
-    }
+    expire(&redis, first, 1);
     eventually("all are gone", || (read(&proxy, first) == vec![ABSENT; READS]).then_some(()));
 }
 
