@@ -36,6 +36,16 @@ impl Output {
         self.len() == 0
     }
 
+    /// Adds a small piece. A full tail is left as it is where it is not small: to make it larger would copy it, and leave more
+    /// room behind than much of what waits takes.
+    fn copy(&mut self, piece: &[u8]) {
+        if self.tail.capacity() - self.tail.len() < piece.len() && self.tail.len() >= LARGE {
+            self.close_tail();
+            self.tail = BytesMut::with_capacity(KEPT);
+        }
+        self.tail.extend_from_slice(piece);
+    }
+
     /// Where small pieces are written to.
     pub(crate) fn tail(&mut self) -> &mut BytesMut {
         &mut self.tail
@@ -43,8 +53,7 @@ impl Output {
 
     pub(crate) fn push(&mut self, piece: Bytes) {
         if piece.len() < LARGE {
-            self.tail.extend_from_slice(&piece);
-            return;
+            return self.copy(&piece);
         }
         self.close_tail();
         self.in_chunks += piece.len();
@@ -54,7 +63,7 @@ impl Output {
     /// Adds the same bytes as `whole` makes of them, which is asked only if they are large.
     pub(crate) fn push_either(&mut self, bytes: &[u8], whole: impl FnOnce() -> Bytes) {
         if bytes.len() < LARGE {
-            self.tail.extend_from_slice(bytes);
+            self.copy(bytes);
         } else {
             self.push(whole());
         }
@@ -117,5 +126,22 @@ impl Output {
             // So what comes next is written to where this was.
             self.tail.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_takes_little_more_room_than_it_has_bytes() {
+        let mut output = Output::default();
+        let pieces: Vec<Bytes> = (0..250_u8).map(|number| vec![number; 8000].into()).collect();
+        pieces.iter().cloned().for_each(|piece| output.push(piece));
+        assert_eq!(output.len(), 250 * 8000);
+        assert!(output.chunks.iter().all(|chunk| chunk.len() <= KEPT));
+        assert!(output.tail.capacity() <= KEPT, "{}", output.tail.capacity());
+        output.close_tail();
+        assert_eq!(output.chunks.make_contiguous().concat(), pieces.concat());
     }
 }
