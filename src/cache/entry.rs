@@ -164,10 +164,12 @@ impl Entry {
         self.key().len() + self.value().map_or(0, |value| value.bytes.len())
     }
 
-    /// Looks at its beginning and its end, for nothing but to have them at hand.
+    /// Looks at each piece of it that a processor fetches from memory by itself, for nothing but to have them at hand.
     pub(super) fn touch(&self) -> u32 {
-        let end = |byte: Option<&u8>| byte.copied().map_or(0, u32::from);
-        self.place.load(Relaxed) ^ end(self.bytes.first()) ^ end(self.bytes.last())
+        let byte = |at: usize| self.bytes.get(at).copied().map_or(0, u32::from);
+        let length = self.bytes.len();
+        let head = u32::from(matches!(self.kept, Kept::Apart(_))) ^ self.place.load(Relaxed);
+        head ^ byte(0) ^ byte(length / 2) ^ byte(length.saturating_sub(1))
     }
 
     /// Where it stands in the order of reads, if it is in the store.

@@ -46,15 +46,20 @@ impl Front {
         found.filter_map(|(_, entry)| entry.as_ref()).find(|entry| entry.is_stored() && entry.key() == key)
     }
 
-    /// Touches what will be read for keys with these hashes, if it is here. Nothing waits for one of them before it asks for the
-    /// next, so the processor has them all fetched from memory at the same time.
-    pub(super) fn foresee(&self, hashes: impl Iterator<Item = u64>) {
-        let touched = hashes.fold(0, |touched, hash| {
+    /// Touches what will be read for keys with these hashes, if it is here, and returns the others. Nothing waits for one of them
+    /// before it asks for the next, so the processor has them all fetched from memory at the same time.
+    pub(super) fn foresee(&self, hashes: impl Iterator<Item = u64>) -> Vec<u64> {
+        let (mut touched, mut elsewhere) = (0, Vec::new());
+        for hash in hashes {
             let (set, tag) = (&self.0[self.set(hash)], mark(hash));
             let found = set.tags.iter().zip(&set.entries).find(|(other, _)| **other == tag);
-            touched ^ found.and_then(|(_, entry)| entry.as_ref()).map_or(0, |entry| entry.touch())
-        });
+            match found.and_then(|(_, entry)| entry.as_ref()) {
+                Some(entry) => touched ^= entry.touch(),
+                None => elsewhere.push(hash),
+            }
+        }
         std::hint::black_box(touched);
+        elsewhere
     }
 
     /// An entry was read that is not here.

@@ -5,10 +5,10 @@
 //! readers never queue for it, and the order is exact wherever reads do not meet, for a client that reads one key after the
 //! other above all. What changes the order otherwise waits, and begins with the reads that are not noted yet.
 //!
-//! The rule that must not be broken: whoever holds the order's lock takes no table's; the other way round is allowed. A
-//! place in the order is made under the lock of its key's table, so every place that can be taken away has its key in a
-//! table; who takes one away because there is no room takes the key out afterwards, and only then may the place be used
-//! again.
+//! The rule that must not be broken: whoever holds a table's lock waits for no other table's, and whoever holds the order's
+//! takes no table's; the other way round is allowed. A place in the order is made under the lock of its key's table, so every
+//! place that can be taken away has its key in a table; who takes one away because there is no room takes the key out
+//! afterwards, and only then may the place be used again.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -30,7 +30,7 @@ use super::{Cause, Evictions, Policy};
 const TABLES: usize = if cfg!(feature = "shuttle") { 1 } else { 512 };
 
 pub(super) struct Store {
-    tables: Box<[Mutex<HashTable<Arc<Entry>>>]>,
+    tables: Box<[Mutex<Table>]>,
     hasher: ahash::RandomState,
     order: Mutex<Order>,
     /// Those of each thread that the order does not know of yet.
@@ -42,6 +42,8 @@ pub(super) struct Store {
     bytes: AtomicU64,
     evictions: Arc<Evictions>,
 }
+
+type Table = HashTable<Arc<Entry>>;
 
 impl Store {
     pub(super) fn new(capacity: usize, policy: Policy, evictions: &Arc<Evictions>) -> Self {
@@ -57,11 +59,14 @@ impl Store {
         }
     }
 
+    fn table(&self, hash: u64) -> MutexGuard<'_, Table> {
+        lock(self.table_of(hash))
+    }
+
     #[cfg_attr(feature = "shuttle", expect(clippy::modulo_one, reason = "there is one table then"))]
-    fn table(&self, hash: u64) -> MutexGuard<'_, HashTable<Arc<Entry>>> {
+    fn table_of(&self, hash: u64) -> &Mutex<Table> {
         // Of the middle of the hash, since a table goes by its ends. The remainder always fits.
-        let index = usize::try_from(hash >> 32).unwrap_or(0) % TABLES;
-        lock(&self.tables[index])
+        &self.tables[usize::try_from(hash >> 32).unwrap_or(0) % TABLES]
     }
 
     /// The order as it is after all reads so far.
@@ -103,11 +108,19 @@ impl Store {
             .then(|| self.fronts.get_or(|| RefCell::new(Front::of(self.room))))
     }
 
-    /// These keys will be read, one by one.
+    /// These keys will be read, one by one. A processor that takes a lock waits first for all that it has asked of memory, so the
+    /// tables of what the front has not are locked before, as many as nobody else has locked, and looked into together.
     pub(super) fn foresee(&self, keys: &[&[u8]]) {
-        if let Some(front) = self.fronts.get() {
-            front.borrow().foresee(keys.iter().map(|key| self.hasher.hash_one(*key)));
+        let Some(front) = self.fronts.get() else { return };
+        let elsewhere = front.borrow().foresee(keys.iter().map(|key| self.hasher.hash_one(*key)));
+        if elsewhere.len() < 2 {
+            return;
         }
+        let open = |hash: &u64| Some((self.table_of(*hash).try_lock().ok()?, *hash));
+        let tables: Vec<_> = elsewhere.iter().filter_map(open).collect();
+        let found: Vec<_> = tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
+        let entries: Vec<&Entry> = found.into_iter().map(|entry| &**entry).collect();
+        std::hint::black_box(entries.iter().fold(0, |touched, entry| touched ^ entry.touch()));
     }
 
     /// Inserts an entry; tells whether another of that key had to go for it.
@@ -287,6 +300,37 @@ mod tests {
                 assert_eq!(found.value().unwrap().bytes, number.to_string().as_bytes());
             }
         }
+    }
+
+    #[test]
+    fn what_is_foreseen_waits_for_nobody_and_changes_nothing() {
+        let store = Store::new(OFTEN, Policy::Lru, &Arc::default());
+        let keys: Vec<_> = (0..20).map(key).collect();
+        for (number, key) in keys.iter().enumerate() {
+            store.insert(entry(key, number));
+        }
+        for _ in 0..OFTEN {
+            assert!(store.get(keys[0].as_bytes(), 0).is_some(), "so that this thread has a front");
+        }
+        // Each twice, so its table too, and one that the store has not.
+        let unknown = key(999);
+        let names: Vec<_> = keys.iter().chain(&keys).chain([&unknown]).map(Key::as_bytes).collect();
+        let (locked, is_locked) = std::sync::mpsc::channel();
+        let (foreseen, is_foreseen) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let store = &store;
+            scope.spawn(move || {
+                let _held: Vec<_> = store.tables.iter().map(lock).collect();
+                locked.send(()).unwrap();
+                is_foreseen.recv_timeout(std::time::Duration::from_secs(10)).expect("it waited for a table");
+            });
+            is_locked.recv().unwrap();
+            store.foresee(&names);
+            foreseen.send(()).unwrap();
+        });
+        store.foresee(&names);
+        store.limit(0, Policy::Lru);
+        assert_eq!((store.evict_surplus(), store.select(|_| true).len()), (20, 0));
     }
 
     #[test]
