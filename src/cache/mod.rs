@@ -289,9 +289,7 @@ impl<E: FetchError> Cache<E> {
     {
         let shared = &self.0;
         let came = Instant::now();
-        if let Some(answer) = shared.lookup(key, came) {
-            return Ok(answer);
-        }
+        // Looks in memory as well. Who may well find it there has [looked](Self::lookup) before, for less.
         let (mut asked, mut joined) = (came, shared.join(key, came));
         if let Joined::Follower(arrival) = joined {
             let answer = shared.arrival(key, demand, arrival, Outcome::Coalesced).await;
