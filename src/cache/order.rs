@@ -12,19 +12,24 @@ use super::entry::{NOWHERE, Place};
 use super::frequency::Frequencies;
 use super::reads::{Read, Reads};
 
+/// So small that four are on one line of memory and none on two.
 #[derive(Clone, Copy)]
 struct Link {
-    state: State,
+    /// Or [`LEAVING`], or [`FREE`].
     newer: Place,
     older: Place,
     hash: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Linked,
-    Leaving,
-    Free,
+/// In the place of the newer link: it is leaving.
+const LEAVING: Place = NOWHERE - 1;
+/// The same: it is free.
+const FREE: Place = NOWHERE - 2;
+
+impl Link {
+    fn is_linked(self) -> bool {
+        !matches!(self.newer, LEAVING | FREE)
+    }
 }
 
 pub(super) struct Order {
@@ -67,7 +72,7 @@ impl Order {
     }
 
     pub(super) fn limit(&mut self, capacity: usize, policy: Policy) {
-        self.capacity = capacity.min(NOWHERE as usize - 1);
+        self.capacity = capacity.min(FREE as usize - 1);
         self.frequencies = match policy {
             Policy::Lru => None,
             Policy::Tinylfu => Some(Frequencies::of(self.capacity)),
@@ -80,7 +85,7 @@ impl Order {
 
     /// A new place, the newest. What it is of has this hash.
     pub(super) fn add(&mut self, hash: u64) -> Place {
-        let link = Link { state: State::Linked, newer: NOWHERE, older: NOWHERE, hash };
+        let link = Link { newer: NOWHERE, older: NOWHERE, hash };
         let place = if self.free == NOWHERE {
             self.links.push(link);
             Place::try_from(self.links.len() - 1).unwrap_or(NOWHERE)
@@ -119,7 +124,7 @@ impl Order {
     pub(super) fn read(&mut self, place: Place, mark_read: u32) {
         // What has left the store stands nowhere.
         let Some(&link) = self.links.get(place as usize) else { return };
-        if link.state != State::Linked || mark(link.hash) != mark_read {
+        if !link.is_linked() || mark(link.hash) != mark_read {
             return;
         }
         self.note(link.hash);
@@ -137,7 +142,7 @@ impl Order {
 
     /// Takes away `place`, whose key is gone.
     pub(super) fn remove(&mut self, place: Place) {
-        if self.links[place as usize].state == State::Linked {
+        if self.links[place as usize].is_linked() {
             self.take_away(place);
             self.free(place);
         }
@@ -150,7 +155,7 @@ impl Order {
         let new = self.links[added as usize];
         let spares_oldest = frequencies.is_some_and(|frequencies| {
             let oldest = self.links[self.oldest as usize].hash;
-            new.state == State::Linked && frequencies.of_hash(new.hash) <= frequencies.of_hash(oldest)
+            new.is_linked() && frequencies.of_hash(new.hash) <= frequencies.of_hash(oldest)
         });
         if spares_oldest {
             self.take_away(added);
@@ -171,14 +176,14 @@ impl Order {
 
     fn take_away(&mut self, place: Place) {
         self.unlink(place);
-        self.links[place as usize].state = State::Leaving;
+        self.links[place as usize].newer = LEAVING;
         self.len -= 1;
     }
 
     /// Lets `place`, which is leaving, be used again.
     pub(super) fn free(&mut self, place: Place) {
         let older = std::mem::replace(&mut self.free, place);
-        self.links[place as usize] = Link { state: State::Free, newer: NOWHERE, older, hash: 0 };
+        self.links[place as usize] = Link { newer: FREE, older, hash: 0 };
     }
 
     fn unlink(&mut self, place: Place) {
