@@ -265,6 +265,14 @@ def other_reasons(bench):
             "Through the cache they get {} of what they get straight when they ask for both.",
             ratios(bench, churn_case(tasks, True), "rate", CHURN[2], CHURN[1]),
         ))
+        told.append((
+            f"Where every read of {tasks} readers misses, one is done every {{}} µs straight,",
+            intervals(bench, churn_case(tasks, False), CHURN[0]),
+        ))
+        told.append((
+            "and every {} µs through the cache: its flight and its task, making its entry, and driving out another are more.",
+            intervals(bench, churn_case(tasks, False), CHURN[2]),
+        ))
     return "\n".join(f"- {text.format(spread(found))}" for text, found in told if found)
 
 
@@ -291,8 +299,13 @@ def ratios(bench, case, figure, this, other):
     return [mine[round_] / others[round_] for round_ in sorted(mine.keys() & others.keys()) if others[round_]]
 
 
+def intervals(bench, case, name):
+    """How many µs there are between one read and the next."""
+    return [1e6 / rate for rate in values(bench, case, name, "rate").values()]
+
+
 def spread(numbers):
-    """The median of ratios with their range; small ones with more digits."""
+    """The median of figures with their range; small ones with more digits."""
     form = "{:.3f}" if median(numbers) < 0.1 else "{:.2f}"
     middle, low, high = (form.format(number) for number in (median(numbers), min(numbers), max(numbers)))
     return middle if len(numbers) == 1 else f"{middle} ({low} – {high})"
