@@ -24,7 +24,7 @@ pub(crate) struct Output {
 pub(crate) const LARGE: usize = 16 << 10;
 /// Pieces in one write at most.
 const SLICES: usize = 16;
-/// A buffer that has grown beyond this is given back once it is empty.
+/// The room of a buffer that has one before it, and as much as an empty one keeps: one that has grown beyond it is given back.
 const KEPT: usize = 64 << 10;
 
 impl Output {

@@ -164,7 +164,8 @@ impl Entry {
         self.key().len() + self.value().map_or(0, |value| value.bytes.len())
     }
 
-    /// Looks at each piece of it that a processor fetches from memory by itself, for nothing but to have them at hand.
+    /// Looks at its head and at the beginning, the middle and the end of key and value, for nothing but to have them at hand:
+    /// of a small entry these are all the lines of memory that it takes.
     pub(super) fn touch(&self) -> u32 {
         let byte = |at: usize| self.bytes.get(at).copied().map_or(0, u32::from);
         let length = self.bytes.len();

@@ -119,6 +119,7 @@ impl Store {
         let open = |hash: &u64| Some((self.table_of(*hash).try_lock().ok()?, *hash));
         let tables: Vec<_> = elsewhere.iter().filter_map(open).collect();
         let found: Vec<_> = tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
+        // Where all entries are before what is in the first, so that few instructions lie between one wait and the next.
         let entries: Vec<&Entry> = found.into_iter().map(|entry| &**entry).collect();
         std::hint::black_box(entries.iter().fold(0, |touched, entry| touched ^ entry.touch()));
     }
