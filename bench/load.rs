@@ -37,12 +37,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let numbers = arguments.iter().skip(1).map(|word| word.parse()).collect::<Result<Vec<u64>, _>>()?;
+    let numbers =
+        arguments.iter().skip(1).map(|word| word.parse()).collect::<Result<Vec<u64>, _>>()?;
     match (arguments.first().map(String::as_str), &numbers[..]) {
         (Some("paced"), [connections, keys, rate, turns, uncounted, slice, slices, ports @ ..]) => {
             let plan = Plan {
                 keys: *keys,
-                between: Duration::from_secs(1).checked_div(u32::try_from(*rate)?).context("a rate of 0")?,
+                between: Duration::from_secs(1)
+                    .checked_div(u32::try_from(*rate)?)
+                    .context("a rate of 0")?,
                 uncounted: Duration::from_millis(*uncounted),
                 slice: Duration::from_millis(*slice),
                 slices: usize::try_from(*slices)?,
@@ -52,7 +55,12 @@ fn main() -> anyhow::Result<()> {
         }
         (Some("straight"), [port, tasks, seconds, rounds]) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(compare(u16::try_from(*port)?, *tasks, Duration::from_secs(*seconds), *rounds))
+            runtime.block_on(compare(
+                u16::try_from(*port)?,
+                *tasks,
+                Duration::from_secs(*seconds),
+                *rounds,
+            ))
         }
         _ => anyhow::bail!("see the head of bench/load.rs for its arguments"),
     }
@@ -68,7 +76,11 @@ struct Plan {
 }
 
 /// Who fails has no further turn.
-fn take_turns(mut servers: Vec<anyhow::Result<Paced>>, turns: u64, plan: &Plan) -> Vec<anyhow::Result<Paced>> {
+fn take_turns(
+    mut servers: Vec<anyhow::Result<Paced>>,
+    turns: u64,
+    plan: &Plan,
+) -> Vec<anyhow::Result<Paced>> {
     for _ in 0..turns {
         for server in &mut servers {
             if let Ok(paced) = server
@@ -114,7 +126,8 @@ const ANSWER: usize = "$100\r\n".len() + VALUE + "\r\n".len();
 impl Paced {
     fn connect(port: u64, connections: u64) -> anyhow::Result<Self> {
         let port = u16::try_from(port)?;
-        let connections = (0..connections).map(|_| Connection::open(port)).collect::<io::Result<_>>()?;
+        let connections =
+            (0..connections).map(|_| Connection::open(port)).collect::<io::Result<_>>()?;
         Ok(Self { connections, reads: 0, time: Duration::ZERO, slices: Vec::new() })
     }
 
@@ -150,17 +163,23 @@ impl Paced {
     }
 
     fn receive(&mut self, answers: &mut Vec<Answer>) -> anyhow::Result<()> {
-        for connection in self.connections.iter_mut().filter(|connection| !connection.due.is_empty()) {
+        for connection in
+            self.connections.iter_mut().filter(|connection| !connection.due.is_empty())
+        {
             connection.receive(answers)?;
         }
         Ok(())
     }
 
     fn summary(mut self) -> anyhow::Result<String> {
-        let slices = self.slices.iter_mut().map(|slice| percentile(slice, 990)).collect::<Option<Vec<_>>>();
-        let quartile = slices.and_then(|mut slices| percentile(&mut slices, 250)).context("a slice without reads")?;
+        let slices =
+            self.slices.iter_mut().map(|slice| percentile(slice, 990)).collect::<Option<Vec<_>>>();
+        let quartile = slices
+            .and_then(|mut slices| percentile(&mut slices, 250))
+            .context("a slice without reads")?;
         let mut all = self.slices.concat();
-        let percentiles = [500, 990, 999].map(|permille| percentile(&mut all, permille).unwrap_or_default());
+        let percentiles =
+            [500, 990, 999].map(|permille| percentile(&mut all, permille).unwrap_or_default());
         let figures = [self.time].into_iter().chain(percentiles).chain([quartile]);
         let figures: Vec<_> = figures.map(|figure| figure.as_micros().to_string()).collect();
         Ok(format!("{} {}", self.reads, figures.join(" ")))
@@ -206,7 +225,10 @@ impl Connection {
         }
         let now = Instant::now();
         while self.received.len() >= ANSWER {
-            ensure!(self.received.starts_with(b"$100\r\n"), "a read was not answered with a value of 100 bytes");
+            ensure!(
+                self.received.starts_with(b"$100\r\n"),
+                "a read was not answered with a value of 100 bytes"
+            );
             self.received.drain(..ANSWER);
             let due = self.due.pop_front().context("an answer to no read")?;
             answers.push(Answer { due, latency: now.saturating_duration_since(due) });
@@ -244,7 +266,10 @@ async fn compare(port: u16, tasks: u64, time: Duration, rounds: u64) -> anyhow::
 fn proxy(port: u16) -> anyhow::Result<Proxy> {
     let metrics = Arc::new(Metrics::new(&[])?);
     let settings = cache::Settings { capacity: CAPACITY, ..cache::Settings::default() };
-    let redis = backend::Settings { url: format!("redis://127.0.0.1:{port}").parse()?, ..backend::Settings::default() };
+    let redis = backend::Settings {
+        url: format!("redis://127.0.0.1:{port}").parse()?,
+        ..backend::Settings::default()
+    };
     let cache = Cache::new(settings, Handle::current());
     let (backend, link) = Backend::prepare(redis, 1 << 20, cache.clone(), Arc::clone(&metrics))?;
     tokio::spawn(link.run());
@@ -273,7 +298,11 @@ async fn missed(proxy: Proxy, key: String) -> anyhow::Result<()> {
 }
 
 /// Reads a second of `tasks` that each read one key after the other.
-async fn rate<F>(tasks: u64, time: Duration, read: impl Fn(String) -> F + Clone + Send + 'static) -> anyhow::Result<f64>
+async fn rate<F>(
+    tasks: u64,
+    time: Duration,
+    read: impl Fn(String) -> F + Clone + Send + 'static,
+) -> anyhow::Result<f64>
 where
     F: Future<Output = anyhow::Result<()>> + Send,
 {
@@ -283,7 +312,8 @@ where
             let read = read.clone();
             tokio::spawn(async move {
                 let mut reads = 0_u32;
-                let keys = (task * KEYS / tasks..).map(|number| format!("key:{:012}", number % KEYS));
+                let keys =
+                    (task * KEYS / tasks..).map(|number| format!("key:{:012}", number % KEYS));
                 for key in keys.take_while(|_| begun.elapsed() < time) {
                     read(key).await?;
                     reads += 1;

@@ -19,7 +19,14 @@ fn main() {
     whole(&mut criterion, &rig, "http", rig.http(), &rig::http_requests(), 1);
     for pipeline in [1, 16, 64] {
         let requests = rig::resp_requests(pipeline);
-        whole(&mut criterion, &rig, &format!("resp, {pipeline} at a time"), rig.resp(), &requests, pipeline);
+        whole(
+            &mut criterion,
+            &rig,
+            &format!("resp, {pipeline} at a time"),
+            rig.resp(),
+            &requests,
+            pipeline,
+        );
     }
     criterion.final_summary();
 }
@@ -34,17 +41,30 @@ fn in_memory(criterion: &mut Criterion, rig: &Rig) {
     });
     group.bench_function("get", |bencher| {
         bencher.iter(|| {
-            black_box(rig.runtime.block_on(rig.proxy.get(FrontEnd::Http, next(), Demand::Usual, &Span::none())))
+            black_box(rig.runtime.block_on(rig.proxy.get(
+                FrontEnd::Http,
+                next(),
+                Demand::Usual,
+                &Span::none(),
+            )))
         });
     });
 }
 
 /// Each request has `reads` reads in it.
-fn whole(criterion: &mut Criterion, rig: &Rig, name: &str, mut client: Client, requests: &[Vec<u8>], reads: usize) {
+fn whole(
+    criterion: &mut Criterion,
+    rig: &Rig,
+    name: &str,
+    mut client: Client,
+    requests: &[Vec<u8>],
+    reads: usize,
+) {
     let mut group = criterion.benchmark_group("hit");
     group.throughput(Throughput::Elements(reads as u64));
     let mut turns = requests.iter().cycle();
     group.bench_function(name, |bencher| {
-        bencher.iter(|| turns.next().map(|request| rig.runtime.block_on(client.ask(request, reads))));
+        bencher
+            .iter(|| turns.next().map(|request| rig.runtime.block_on(client.ask(request, reads))));
     });
 }

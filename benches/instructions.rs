@@ -17,7 +17,8 @@ use self::rig::{Client, Rig, key, scattered};
 
 fn main() -> anyhow::Result<()> {
     // What cargo itself passes is no read.
-    let arguments: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let arguments: Vec<_> =
+        std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let [read, times] = &arguments[..] else { return Ok(()) };
     let times = times.parse().context("TIMES is a number")?;
     let rig = Rig::new();
@@ -27,7 +28,9 @@ fn main() -> anyhow::Result<()> {
         "lookup" => reads.for_each(|key| drop(black_box(rig.proxy.lookup(key, Instant::now())))),
         "get" => rig.runtime.block_on(async {
             for key in reads {
-                drop(black_box(rig.proxy.get(FrontEnd::Http, key, Demand::Usual, &Span::none()).await));
+                drop(black_box(
+                    rig.proxy.get(FrontEnd::Http, key, Demand::Usual, &Span::none()).await,
+                ));
             }
         }),
         // None of these keys is there, and one that is has to go for each.

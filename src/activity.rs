@@ -117,7 +117,12 @@ impl<S> Observed<S> {
     }
 
     /// Wraps a stream of which something was read already and is `returned`, and from there on follows the `lines`.
-    pub(crate) fn resuming(stream: S, activity: Arc<Activity>, returned: Bytes, lines: Option<RequestLines>) -> Self {
+    pub(crate) fn resuming(
+        stream: S,
+        activity: Arc<Activity>,
+        returned: Bytes,
+        lines: Option<RequestLines>,
+    ) -> Self {
         Self { stream, activity, returned, lines }
     }
 
@@ -158,7 +163,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(written)
     }

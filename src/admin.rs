@@ -35,7 +35,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: Listen::default(), allow_unprotected: false, max_connections: 64, hotkeys: 0 }
+        Self {
+            listen: Listen::default(),
+            allow_unprotected: false,
+            max_connections: 64,
+            hotkeys: 0,
+        }
     }
 }
 
@@ -73,7 +78,8 @@ pub fn router_alone(proxy: Proxy) -> Router {
 }
 
 async fn method_not_allowed() -> Response {
-    let kind = Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "This can only be read");
+    let kind =
+        Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "This can only be read");
     kind.response(Some("GET and HEAD are allowed."))
 }
 
@@ -84,7 +90,8 @@ async fn not_found() -> Response {
 
 async fn metrics(State(proxy): State<Proxy>) -> Response {
     // The Prometheus text exposition format, version 0.0.4.
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], proxy.metrics()).into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], proxy.metrics())
+        .into_response()
 }
 
 /// The daemon runs and serves: nothing else is asked, least of all Redis.
@@ -99,13 +106,18 @@ async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>
         // Why not is a matter of what is behind.
         return match proxy.ready() {
             Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready" })),
-            Err(_) => json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "not ready" })),
+            Err(_) => {
+                json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "not ready" }))
+            }
         };
     }
     let node = |node: Node| json!({ "node": node.name, "role": node.role, "up": node.up });
     let nodes: Vec<_> = proxy.nodes().into_iter().map(node).collect();
     match proxy.ready() {
-        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready", "coherence": coherence, "nodes": nodes })),
+        Ok(()) => json_response(
+            StatusCode::OK,
+            &json!({ "status": "ready", "coherence": coherence, "nodes": nodes }),
+        ),
         Err(reason) => {
             let reason = reason.to_string();
             let body = json!({ "status": "not ready", "reason": reason, "coherence": coherence, "nodes": nodes });
@@ -116,22 +128,33 @@ async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>
 
 /// Which keys are read most, as JSON: each as it is written behind `/keys/`, with its reads and by how much that may be
 /// too many.
-async fn hot_keys(State(proxy): State<Proxy>, Extension(allow): Extension<Allow>, uri: Uri) -> Response {
+async fn hot_keys(
+    State(proxy): State<Proxy>,
+    Extension(allow): Extension<Allow>,
+    uri: Uri,
+) -> Response {
     let Some(most) = top(uri.query()) else {
         return BAD_TOP.response(Some("Write ?top=20, or nothing."));
     };
     let counted = if allow.is_everything() { most } else { MOST_HOT_KEYS };
     let Some(hottest) = proxy.hottest(counted) else {
-        return NOT_COUNTED.response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
+        return NOT_COUNTED
+            .response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
     };
     let key = |hot: &HotKey| json!({ "key": hotkeys::written(&hot.key), "reads": hot.reads, "error": hot.error });
-    let keys: Vec<_> = hottest.keys.iter().filter(|hot| allow.permits(&hot.key)).take(most).map(key).collect();
+    let keys: Vec<_> =
+        hottest.keys.iter().filter(|hot| allow.permits(&hot.key)).take(most).map(key).collect();
     let period = hottest.period.as_secs_f64();
-    json_response(StatusCode::OK, &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }))
+    json_response(
+        StatusCode::OK,
+        &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }),
+    )
 }
 
-const BAD_TOP: Kind = Kind::new(StatusCode::BAD_REQUEST, "bad-top", "It is not clear how many keys are wanted");
-const NOT_COUNTED: Kind = Kind::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
+const BAD_TOP: Kind =
+    Kind::new(StatusCode::BAD_REQUEST, "bad-top", "It is not clear how many keys are wanted");
+const NOT_COUNTED: Kind =
+    Kind::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
 
 /// How many keys are wanted: `top=`, or twenty.
 fn top(query: Option<&str>) -> Option<usize> {

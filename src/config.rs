@@ -61,7 +61,10 @@ impl Default for DaemonSettings {
 
 impl DaemonSettings {
     fn contradictions(&self) -> Vec<Contradiction> {
-        let text = format!("found {}, expected at most 1024, or 0 for one a processor", self.worker_threads);
+        let text = format!(
+            "found {}, expected at most 1024, or 0 for one a processor",
+            self.worker_threads
+        );
         broken([(self.worker_threads > 1024, "daemon.worker_threads", &text)])
     }
 }
@@ -80,23 +83,31 @@ pub struct Problem {
 impl Problem {
     /// A file that the configuration names.
     pub(crate) fn of_file(error: &FileError) -> Self {
-        Self { origin: error.path.display().to_string(), key: error.key.clone(), text: error.problem.clone() }
+        Self {
+            origin: error.path.display().to_string(),
+            key: error.key.clone(),
+            text: error.problem.clone(),
+        }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, key, text } = self;
-        let line = if key.is_empty() { format!("{origin}: {text}") } else { format!("{origin}: {key}: {text}") };
+        let line = if key.is_empty() {
+            format!("{origin}: {text}")
+        } else {
+            format!("{origin}: {key}: {text}")
+        };
         f.write_str(&printable(&line))
     }
 }
 
 /// Escapes what would break the line or colour the terminal: TOML allows any text as a key.
 fn printable(line: &str) -> String {
-    let letters = line
-        .chars()
-        .map(|letter| if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() });
+    let letters = line.chars().map(|letter| {
+        if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() }
+    });
     letters.collect()
 }
 
@@ -126,7 +137,8 @@ const CONFIG_VARIABLE: &str = "REDIS_PROXY_CONFIG";
 
 /// The variables of this process that may concern the configuration.
 pub fn environment() -> Environment {
-    let variables = std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value));
+    let variables =
+        std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value));
     let ours = variables.filter(|(name, _)| name.starts_with(PREFIX) && name != CONFIG_VARIABLE);
     ours.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect()
 }
@@ -153,14 +165,18 @@ impl Reading {
         let flags = Layer::flags(flags, &[&variables, &file]);
         let mut layers = vec![file, variables, flags];
         for layer in &mut layers {
-            layer.0.retain(|key, value| known.check(key, value).map(|problem| problems.push(problem)).is_none());
+            layer.0.retain(|key, value| {
+                known.check(key, value).map(|problem| problems.push(problem)).is_none()
+            });
         }
         let config = put_together(&layers).unwrap_or_else(|error| {
             problems.push(problem("", None, error.to_string()));
             Config::default()
         });
         let mut reading = Self { config, layers, problems };
-        reading.blame(reading.config.contradictions().into_iter().map(|(key, text)| (key.to_owned(), text)));
+        reading.blame(
+            reading.config.contradictions().into_iter().map(|(key, text)| (key.to_owned(), text)),
+        );
         reading
     }
 
@@ -208,12 +224,19 @@ impl Config {
         live.cache = cache::Settings { coherence: self.cache.coherence, ..new.cache.clone() };
         live.telemetry.log_filter = new.telemetry.log_filter.clone();
         let old = Layer::of(&live);
-        let differs = |key: &String, value: &Value| old.0.get(key).is_none_or(|old| old.kind != value.kind);
-        let differing = Layer::of(new).0.into_iter().filter(|(key, value)| differs(key, value)).map(|(key, _)| key);
+        let differs =
+            |key: &String, value: &Value| old.0.get(key).is_none_or(|old| old.kind != value.kind);
+        let differing = Layer::of(new)
+            .0
+            .into_iter()
+            .filter(|(key, value)| differs(key, value))
+            .map(|(key, _)| key);
         // A secret looks the same whatever it is.
         let password = live.redis.password != new.redis.password;
         let url = live.redis.url != new.redis.url;
-        let secrets = [(password, "redis.password"), (url, "redis.url")].into_iter().filter(|(differs, _)| *differs);
+        let secrets = [(password, "redis.password"), (url, "redis.url")]
+            .into_iter()
+            .filter(|(differs, _)| *differs);
         differing.chain(secrets.map(|(_, key)| key.to_owned())).collect()
     }
 
@@ -231,10 +254,26 @@ impl Config {
             self.warm.contradictions(),
             self.daemon.contradictions(),
             broken([
-                (shared, "admin.listen", "the same as http.listen, expected another, or \"\" to serve both there"),
-                (resp_shared, "resp.listen", "the same as another listener, expected one of its own"),
-                (self.http.listen.unix_path().is_some(), "http.listen", "found a unix socket, expected host:port"),
-                (self.admin.listen.unix_path().is_some(), "admin.listen", "found a unix socket, expected host:port"),
+                (
+                    shared,
+                    "admin.listen",
+                    "the same as http.listen, expected another, or \"\" to serve both there",
+                ),
+                (
+                    resp_shared,
+                    "resp.listen",
+                    "the same as another listener, expected one of its own",
+                ),
+                (
+                    self.http.listen.unix_path().is_some(),
+                    "http.listen",
+                    "found a unix socket, expected host:port",
+                ),
+                (
+                    self.admin.listen.unix_path().is_some(),
+                    "admin.listen",
+                    "found a unix socket, expected host:port",
+                ),
             ]),
         ];
         own.concat()
@@ -252,7 +291,8 @@ impl Config {
             ("admin", "admin.allow_unprotected", &self.admin.listen, self.admin.protection()),
         ];
         let unprotected = listeners.into_iter().filter_map(|(section, key, listen, protection)| {
-            let unprotected = protection.suffices(section, listen.ip()?, &listen.to_string()).err()?;
+            let unprotected =
+                protection.suffices(section, listen.ip()?, &listen.to_string()).err()?;
             Some(problem(key, None, unprotected.text()))
         });
         let problems: Vec<_> = unprotected.collect();
@@ -284,7 +324,8 @@ impl Layer {
     fn file(path: &Path) -> Result<Self, Problem> {
         let origin = path.display().to_string();
         let wrong = |text| Problem { origin: origin.clone(), key: String::new(), text };
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let file = config::File::from_str(&text, config::FileFormat::Toml);
         let values = file.collect().map_err(|_| wrong(not_toml(&text)))?;
         let tree = Self::flatten(&Value::new(None, ValueKind::Table(values)));
@@ -296,8 +337,9 @@ impl Layer {
         let values = environment.iter().filter_map(|(name, value)| {
             let key = name.strip_prefix(PREFIX)?.to_lowercase();
             // Names without the double underscore are others': a container platform makes some for a service.
-            key.contains("__")
-                .then(|| (key.replace("__", "."), Value::new(Some(name), ValueKind::String(value.clone()))))
+            key.contains("__").then(|| {
+                (key.replace("__", "."), Value::new(Some(name), ValueKind::String(value.clone())))
+            })
         });
         Self(values.collect())
     }
@@ -305,12 +347,17 @@ impl Layer {
     /// The flags; `--redis_host` and the like change a part of what the layers `below` say, the uppermost first.
     fn flags(flags: &Flags, below: &[&Self]) -> Self {
         let mut layer = Self::default();
-        layer.put("--password", "redis.password", flags.password.as_ref().map(|password| password.reveal().to_owned()));
+        layer.put(
+            "--password",
+            "redis.password",
+            flags.password.as_ref().map(|password| password.reveal().to_owned()),
+        );
         layer.put("--ttl", "cache.ttl", flags.ttl.clone());
         layer.put("--k", "cache.capacity", flags.k.clone());
         let value = |key| below.iter().find_map(|layer| layer.0.get(key));
         let text = |key| value(key).and_then(|value| value.clone().into_string().ok());
-        let listen = text("http.listen").map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from);
+        let listen = text("http.listen")
+            .map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from);
         let (host, port) = (flags.proxy_host.as_deref(), good_port(flags.proxy_port.as_ref()));
         if let (true, Ok(listen)) = (host.is_some() || port.is_some(), listen) {
             let origin = if host.is_some() { "--proxy_host" } else { "--proxy_port" };
@@ -327,7 +374,10 @@ impl Layer {
 
     fn put(&mut self, origin: &str, key: &str, text: Option<String>) {
         if let Some(text) = text {
-            self.0.insert(key.to_owned(), Value::new(Some(&origin.to_owned()), ValueKind::String(text)));
+            self.0.insert(
+                key.to_owned(),
+                Value::new(Some(&origin.to_owned()), ValueKind::String(text)),
+            );
         }
     }
 
@@ -345,12 +395,20 @@ fn good_port(port: Option<&String>) -> Option<u16> {
 /// The ports on the command line that are none. They are told by themselves, because they become parts of addresses,
 /// and an address is not repeated in a message.
 fn bad_ports(flags: &Flags) -> Vec<Problem> {
-    let ports = [("--proxy_port", "http.listen", &flags.proxy_port), ("--redis_port", "redis.url", &flags.redis_port)];
-    let bad = ports.into_iter().filter(|(_, _, port)| port.is_some() && good_port(port.as_ref()).is_none());
+    let ports = [
+        ("--proxy_port", "http.listen", &flags.proxy_port),
+        ("--redis_port", "redis.url", &flags.redis_port),
+    ];
+    let bad = ports
+        .into_iter()
+        .filter(|(_, _, port)| port.is_some() && good_port(port.as_ref()).is_none());
     bad.map(|(flag, key, port)| Problem {
         origin: flag.to_owned(),
         key: key.to_owned(),
-        text: format!("found {:?}, expected a port number from 0 to 65535", port.as_deref().unwrap_or_default()),
+        text: format!(
+            "found {:?}, expected a port number from 0 to 65535",
+            port.as_deref().unwrap_or_default()
+        ),
     })
     .collect()
 }
@@ -358,7 +416,11 @@ fn bad_ports(flags: &Flags) -> Vec<Problem> {
 /// A variable that is not UTF-8 was read with the mark that stands for what could not be read.
 fn not_unicode((name, value): (&String, &String)) -> Option<Problem> {
     let text = "found bytes that are not UTF-8, expected text".to_owned();
-    value.contains(char::REPLACEMENT_CHARACTER).then(|| Problem { origin: name.clone(), key: String::new(), text })
+    value.contains(char::REPLACEMENT_CHARACTER).then(|| Problem {
+        origin: name.clone(),
+        key: String::new(),
+        text,
+    })
 }
 
 /// Why `text` is not TOML, without repeating any of it: the line may hold a password.
@@ -400,11 +462,13 @@ impl Keys {
         let problem = |text| problem(key, Some(value), text);
         if self.is_section(key) {
             let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
-            return (!empty).then(|| problem("a value where a section of keys is expected".to_owned()));
+            return (!empty)
+                .then(|| problem("a value where a section of keys is expected".to_owned()));
         }
         if !self.0.iter().any(|known| known == key) {
             let nearest = self.nearest(key).map(|known| format!("did you mean {known}?"));
-            let hint = nearest.unwrap_or_else(|| format!("the sections are {}", self.sections().join(", ")));
+            let hint = nearest
+                .unwrap_or_else(|| format!("the sections are {}", self.sections().join(", ")));
             return Some(problem(format!("unknown key; {hint}")));
         }
         let alone = Layer(BTreeMap::from([(key.to_owned(), value.clone())]));
@@ -418,7 +482,8 @@ impl Keys {
     }
 
     fn sections(&self) -> Vec<&str> {
-        let mut sections: Vec<_> = self.0.iter().filter_map(|known| Some(known.split_once('.')?.0)).collect();
+        let mut sections: Vec<_> =
+            self.0.iter().filter_map(|known| Some(known.split_once('.')?.0)).collect();
         sections.dedup();
         sections
     }
@@ -426,24 +491,32 @@ impl Keys {
     /// The key that was probably meant: of the same name, in the section most like it, or else the most like it.
     fn nearest(&self, key: &str) -> Option<&String> {
         let name = |key: &str| key.rsplit('.').next().map(str::to_owned);
-        let similarity = |known: &String| strsim::jaro_winkler(known, key) + f64::from(name(known) == name(key));
-        let (nearest, similarity) =
-            self.0.iter().map(|known| (known, similarity(known))).max_by(|a, b| a.1.total_cmp(&b.1))?;
+        let similarity =
+            |known: &String| strsim::jaro_winkler(known, key) + f64::from(name(known) == name(key));
+        let (nearest, similarity) = self
+            .0
+            .iter()
+            .map(|known| (known, similarity(known)))
+            .max_by(|a, b| a.1.total_cmp(&b.1))?;
         (similarity > LIKE).then_some(nearest)
     }
 
     /// Variables that would name a key if their underscores were right.
     fn misspelt_variables(&self, environment: &Environment) -> Vec<Problem> {
         let bare = |text: &str| text.to_lowercase().replace(['_', '.'], "");
-        let misspelt = environment.keys().filter(|name| !name[PREFIX.len()..].contains("__")).filter_map(|name| {
-            let known = self.0.iter().find(|known| bare(known) == bare(&name[PREFIX.len()..]))?;
-            let right = format!("{PREFIX}{}", known.replace('.', "__").to_uppercase());
-            Some(Problem {
-                origin: name.clone(),
-                key: String::new(),
-                text: format!("unknown variable; did you mean {right}?"),
-            })
-        });
+        let misspelt = environment
+            .keys()
+            .filter(|name| !name[PREFIX.len()..].contains("__"))
+            .filter_map(|name| {
+                let known =
+                    self.0.iter().find(|known| bare(known) == bare(&name[PREFIX.len()..]))?;
+                let right = format!("{PREFIX}{}", known.replace('.', "__").to_uppercase());
+                Some(Problem {
+                    origin: name.clone(),
+                    key: String::new(),
+                    text: format!("unknown variable; did you mean {right}?"),
+                })
+            });
         misspelt.collect()
     }
 }
@@ -452,7 +525,9 @@ impl Keys {
 fn explain(error: &ConfigError) -> String {
     match error {
         ConfigError::At { error, .. } => explain(error),
-        ConfigError::Type { unexpected, expected, .. } => format!("found {unexpected}, expected {expected}"),
+        ConfigError::Type { unexpected, expected, .. } => {
+            format!("found {unexpected}, expected {expected}")
+        }
         ConfigError::Message(text) => {
             text.replacen("invalid value: ", "found ", 1).replacen("invalid type: ", "found ", 1)
         }
@@ -492,7 +567,8 @@ impl Sources {
         // Where a source could not be read at all, what it would have changed is not known.
         if !reading.problems.iter().any(|problem| problem.key.is_empty()) {
             let keys = current.needs_restart(&reading.config);
-            reading.blame(keys.into_iter().map(|key| (key, "changes only at a restart".to_owned())));
+            reading
+                .blame(keys.into_iter().map(|key| (key, "changes only at a restart".to_owned())));
         }
         reading.result()
     }

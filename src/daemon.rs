@@ -90,11 +90,19 @@ impl Daemon {
     ///
     /// # Errors
     /// A file that cannot be used, an address that is taken, or a system out of means.
-    pub async fn build(config: Config, sources: Sources, telemetry: Telemetry) -> Result<Self, StartError> {
+    pub async fn build(
+        config: Config,
+        sources: Sources,
+        telemetry: Telemetry,
+    ) -> Result<Self, StartError> {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
         let notifier = Arc::new(Notifier::start()?);
-        let inherited = Inherited::take(&[FrontEnd::Http.name(), FrontEnd::Resp.name(), FrontEnd::Admin.name()])?;
+        let inherited = Inherited::take(&[
+            FrontEnd::Http.name(),
+            FrontEnd::Resp.name(),
+            FrontEnd::Admin.name(),
+        ])?;
         let means = within_means(&config);
         let metrics = Arc::new(Metrics::new(&resp::names())?);
         let (upstream, link) = upstream(&config, &metrics)?;
@@ -108,7 +116,8 @@ impl Daemon {
         metrics.tell_of_nodes(move || looked_at.nodes())?;
         let hot_keys = HotKeys::keeping(config.admin.hotkeys, config.warm.kept());
         let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys.clone());
-        let warm = (config.warm.kept() > 0).then(|| warm(&config, &inherited, hot_keys, proxy.clone()));
+        let warm =
+            (config.warm.kept() > 0).then(|| warm(&config, &inherited, hot_keys, proxy.clone()));
         let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(worker_threads(&config.daemon))?);
         // A connection knows of the metrics, so these must not keep alive who serves it.
@@ -166,7 +175,11 @@ impl Daemon {
         let mut tasks = JoinSet::new();
         for listener in std::mem::take(&mut self.listeners) {
             // The operator can look on to the end.
-            let drain = if listener.front_end() == FrontEnd::Admin { Drain::never() } else { drain.clone() };
+            let drain = if listener.front_end() == FrontEnd::Admin {
+                Drain::never()
+            } else {
+                drain.clone()
+            };
             tasks.spawn(listener.accept(Arc::clone(&self.workers), drain));
         }
         if let Some(link) = self.link.take() {
@@ -180,7 +193,11 @@ impl Daemon {
             tasks.spawn(report(self.proxy.clone(), Arc::clone(&self.notifier)));
         }
         if let Some(interval) = systemd::watchdog_interval() {
-            tasks.spawn(feed_watchdog(Arc::clone(&self.workers), Arc::clone(&self.notifier), interval));
+            tasks.spawn(feed_watchdog(
+                Arc::clone(&self.workers),
+                Arc::clone(&self.notifier),
+                interval,
+            ));
         }
         tasks
     }
@@ -189,7 +206,8 @@ impl Daemon {
     /// cache's part of it in force, beside everything else: a file may be on a disk that hangs, and a large cache takes its
     /// time.
     fn reload(&self) -> Reload {
-        let (sources, current, upstream) = (self.sources.clone(), self.config.clone(), self.upstream.clone());
+        let (sources, current, upstream) =
+            (self.sources.clone(), self.config.clone(), self.upstream.clone());
         let files = Arc::clone(&self.files);
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
@@ -236,7 +254,8 @@ impl Daemon {
         let keeping = self.warm.clone().map(|warm| tokio::spawn(async move { warm.keep().await }));
         let patience = self.config.daemon.drain_timeout;
         tracing::info!(connections = self.metrics.open_connections(), drain_timeout = ?patience, "stopping");
-        let hurry = async { while self.signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
+        let hurry =
+            async { while self.signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
         tokio::select! {
             () = control.drain() => tracing::info!("stopped"),
             () = tokio::time::sleep(patience) => {
@@ -267,7 +286,8 @@ fn warm(config: &Config, inherited: &Inherited, hot_keys: HotKeys, proxy: Proxy)
     let (http, resp) = (config.http.allow.clone(), serves_resp.then(|| config.resp.allow.clone()));
     let longest = config.http.max_key.0;
     let permits: Permits = Box::new(move |key| {
-        key.len() <= longest && (http.permits(key) || resp.as_ref().is_some_and(|allow| allow.permits(key)))
+        key.len() <= longest
+            && (http.permits(key) || resp.as_ref().is_some_and(|allow| allow.permits(key)))
     });
     Warm::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
 }
@@ -317,9 +337,18 @@ async fn listeners(
     let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
     let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);
     files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reread));
-    let serving = |service, tls, max_connections, protection| Serving { service, tls, max_connections, protection };
+    let serving = |service, tls, max_connections, protection| Serving {
+        service,
+        tls,
+        max_connections,
+        protection,
+    };
     let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let beside = if is_admin_apart { Router::new() } else { admin::router(proxy.clone(), config.http.allow.clone()) };
+    let beside = if is_admin_apart {
+        Router::new()
+    } else {
+        admin::router(proxy.clone(), config.http.allow.clone())
+    };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
     let gate = gate.map(|gate| (gate, metrics.refusals(FrontEnd::Http, Refusal::Token)));
     let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone(), gate));
@@ -331,7 +360,8 @@ async fn listeners(
         services.push((FrontEnd::Admin, &admin.listen, operators));
     }
     if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
-        let resp = Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
+        let resp =
+            Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
         files.extend(resp.reread());
         let resp = serving(resp, resp_tls, means.resp, config.resp.protection());
         services.push((FrontEnd::Resp, &config.resp.listen, resp));
@@ -340,7 +370,8 @@ async fn listeners(
     for (front_end, listen, serving) in services {
         let socket = inherited.remove(front_end.name());
         metrics.connections_limit(front_end, serving.max_connections);
-        listeners.push(Listener::bind(front_end, listen, socket, serving, Arc::clone(metrics)).await?);
+        listeners
+            .push(Listener::bind(front_end, listen, socket, serving, Arc::clone(metrics)).await?);
     }
     Ok((listeners, files))
 }
@@ -416,16 +447,23 @@ fn within_means(config: &Config) -> Means {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let open_files = getrlimit(Resource::Nofile).current.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX);
+    let open_files = getrlimit(Resource::Nofile)
+        .current
+        .and_then(|limit| limit.try_into().ok())
+        .unwrap_or(usize::MAX);
     let operators = if config.admin.listen.is_off() { 0 } else { config.admin.max_connections };
-    let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * worker_threads(&config.daemon) + operators;
+    let own =
+        DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * worker_threads(&config.daemon) + operators;
     let left = open_files.saturating_sub(own);
     let http = (config.http.max_connections, http::Settings::default().max_connections);
     let http = clamped("http.max_connections", http, left, open_files);
     let left = left.saturating_sub(http) / DESCRIPTORS_PER_RESP_CLIENT;
     let resp = (config.resp.max_connections, resp::Settings::default().max_connections);
-    let resp =
-        if config.resp.listen.is_off() { resp.0 } else { clamped("resp.max_connections", resp, left, open_files) };
+    let resp = if config.resp.listen.is_off() {
+        resp.0
+    } else {
+        clamped("resp.max_connections", resp, left, open_files)
+    };
     Means { http, resp }
 }
 
@@ -440,7 +478,11 @@ fn clamped(key: &str, (wanted, default): (usize, usize), left: usize, open_files
                 "{key} is lower than its default: the system has no more open files"
             );
         } else {
-            tracing::warn!(open_files, affordable, "{key} is more than the system has open files for");
+            tracing::warn!(
+                open_files,
+                affordable,
+                "{key} is more than the system has open files for"
+            );
         }
     }
     wanted.min(affordable)

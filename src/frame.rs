@@ -113,7 +113,9 @@ impl ReplyScanner {
                 self.missing = 1;
                 self.headed = 0;
             }
-            if self.headed == 0 || (self.is_behind_attributes && self.missing == 1 && self.is_at_element()) {
+            if self.headed == 0
+                || (self.is_behind_attributes && self.missing == 1 && self.is_at_element())
+            {
                 self.is_behind_attributes = false;
                 self.head = [0; 7];
                 self.headed = 0;
@@ -190,11 +192,15 @@ impl ReplyScanner {
     }
 
     fn length_byte(&mut self, byte: u8) -> Result<(), NoReply> {
-        let Element::Length { of, length, digits, is_negative } = &mut self.element else { return Err(NoReply) };
+        let Element::Length { of, length, digits, is_negative } = &mut self.element else {
+            return Err(NoReply);
+        };
         match byte {
             b'-' if *digits == 0 && !*is_negative => *is_negative = true,
             b'0'..=b'9' => {
-                let longer = length.checked_mul(10).and_then(|length| length.checked_add(u64::from(byte - b'0')));
+                let longer = length
+                    .checked_mul(10)
+                    .and_then(|length| length.checked_add(u64::from(byte - b'0')));
                 *length = longer.ok_or(NoReply)?;
                 *digits += 1;
             }
@@ -217,7 +223,8 @@ impl ReplyScanner {
             Measured::Elements => self.end_element(length),
             Measured::Pairs => self.end_element(length.checked_mul(2).ok_or(NoReply)?),
             Measured::Attributes => {
-                let more = length.checked_mul(2).and_then(|more| more.checked_add(1)).ok_or(NoReply)?;
+                let more =
+                    length.checked_mul(2).and_then(|more| more.checked_add(1)).ok_or(NoReply)?;
                 // Attributes of the last element of an aggregate say nothing of the frame.
                 self.is_behind_attributes |= self.missing == 1 && self.head[0] == b'|';
                 self.end_element(more)
@@ -309,14 +316,24 @@ mod tests {
         assert!(of("-ERR\r\n").is_error() && of("!3\r\nERR\r\n").is_error());
         assert!(of(">1\r\n:1\r\n").is_push());
         assert_eq!(&of("|1\r\n+ttl\r\n:1\r\n+OK\r\n").head[..3], b"+OK");
-        assert_eq!(&of("|1\r\n+a\r\n+b\r\n|1\r\n+c\r\n|1\r\n+d\r\n+e\r\n+f\r\n-ERR\r\n").head[..4], b"-ERR");
+        assert_eq!(
+            &of("|1\r\n+a\r\n+b\r\n|1\r\n+c\r\n|1\r\n+d\r\n+e\r\n+f\r\n-ERR\r\n").head[..4],
+            b"-ERR"
+        );
         assert!(of(">2\r\n+message\r\n|1\r\n+a\r\n+b\r\n+c\r\n").is_push());
         assert!(!of("*1\r\n|1\r\n+a\r\n+b\r\n-ERR\r\n").is_error());
     }
 
     #[test]
     fn what_is_no_answer_is_seen() {
-        for wrong in ["x", "$a\r\n", "$\r\n", "$--1\r\n", "*99999999999999999999\r\n", "%18446744073709551615\r\n"] {
+        for wrong in [
+            "x",
+            "$a\r\n",
+            "$\r\n",
+            "$--1\r\n",
+            "*99999999999999999999\r\n",
+            "%18446744073709551615\r\n",
+        ] {
             assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
         }
         for wrong in ["$1\n", "$1\r2\r\n", "$1\r\r\n", "$-2\r\n", "*-0\r\n"] {

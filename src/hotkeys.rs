@@ -89,7 +89,8 @@ impl HotKeys {
         let told = if keys > 0 { Told::ToOperators } else { Told::ToNobody };
         let keys = keys.max(kept.saturating_mul(ROOM_TO_KEEP));
         let places = (keys.saturating_mul(4) / 3).next_power_of_two().clamp(FEWEST, MOST);
-        let shared = || Arc::new(Shared { told, places, began: Instant::now(), counts: ThreadLocal::new() });
+        let shared =
+            || Arc::new(Shared { told, places, began: Instant::now(), counts: ThreadLocal::new() });
         Self((keys > 0).then(shared))
     }
 
@@ -104,13 +105,18 @@ impl HotKeys {
 
     /// The `most` keys that are read most; nothing, if keys are not counted.
     pub fn hottest(&self, most: usize, now: Instant) -> Option<Hottest> {
-        self.0.as_ref().filter(|shared| shared.told == Told::ToOperators).and_then(|shared| shared.hottest(most, now))
+        self.0
+            .as_ref()
+            .filter(|shared| shared.told == Told::ToOperators)
+            .and_then(|shared| shared.hottest(most, now))
     }
 
     /// The `most` keys that are read most, to be kept where only the daemon reads them.
     pub fn kept(&self, most: usize, now: Instant) -> Vec<Vec<u8>> {
         let hottest = self.0.as_ref().and_then(|shared| shared.hottest(most, now));
-        hottest.map(|hottest| hottest.keys.into_iter().map(|hot| hot.key).collect()).unwrap_or_default()
+        hottest
+            .map(|hottest| hottest.keys.into_iter().map(|hot| hot.key).collect())
+            .unwrap_or_default()
     }
 }
 
@@ -147,13 +153,16 @@ impl Shared {
             all.merge(&counts.current);
         }
         let mut rows = all.frequent_items(ErrorType::NoFalseNegatives);
-        rows.sort_by(|a, b| b.upper_bound().cmp(&a.upper_bound()).then_with(|| a.item().cmp(b.item())));
+        rows.sort_by(|a, b| {
+            b.upper_bound().cmp(&a.upper_bound()).then_with(|| a.item().cmp(b.item()))
+        });
         let key = |row: &datasketches::frequencies::Row<Vec<u8>>| HotKey {
             key: row.item().clone(),
             reads: row.upper_bound(),
             error: row.upper_bound() - row.lower_bound(),
         };
-        let began = self.began + WINDOW * u32::try_from(window.saturating_sub(1)).unwrap_or(u32::MAX);
+        let began =
+            self.began + WINDOW * u32::try_from(window.saturating_sub(1)).unwrap_or(u32::MAX);
         Some(Hottest {
             period: now.saturating_duration_since(began),
             reads: all.total_weight(),

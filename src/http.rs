@@ -27,7 +27,10 @@ use crate::key::{BadEscape, percent_decode};
 use crate::metrics::{FrontEnd, Refusal};
 use crate::problem::Kind;
 use crate::proxy::Proxy;
-use crate::server::{HTTP_PROTOCOLS, Limits, Listen, PlainAnswer, PlainRequest, Routes, Taken, Tls, TlsFiles, TlsKeys};
+use crate::server::{
+    HTTP_PROTOCOLS, Limits, Listen, PlainAnswer, PlainRequest, Routes, Taken, Tls, TlsFiles,
+    TlsKeys,
+};
 use crate::trace::{self, Route};
 use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken, zero_timeouts};
 
@@ -138,14 +141,23 @@ impl Settings {
 
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let small = self.max_header.0 < SMALLEST_HEADER;
-        let header = format!("found {}, expected at least 8KiB, which ordinary clients need", self.max_header);
+        let header = format!(
+            "found {}, expected at least 8KiB, which ordinary clients need",
+            self.max_header
+        );
         let own = broken([
-            (self.listen.is_off(), "http.listen", "found \"\", expected an address: there is no other way to read"),
+            (
+                self.listen.is_off(),
+                "http.listen",
+                "found \"\", expected an address: there is no other way to read",
+            ),
             (small, "http.max_header", &header),
         ]);
         let limits = absurd_limits([(self.max_connections, "http.max_connections")]);
-        let timeouts =
-            zero_timeouts([(self.idle_timeout, "http.idle_timeout"), (self.header_timeout, "http.header_timeout")]);
+        let timeouts = zero_timeouts([
+            (self.idle_timeout, "http.idle_timeout"),
+            (self.header_timeout, "http.header_timeout"),
+        ]);
         let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
         [own, limits, timeouts, tls].concat()
     }
@@ -215,7 +227,9 @@ impl Keys {
     pub fn new(proxy: Proxy, settings: Settings, others: Router) -> Self {
         let others = others.fallback(no_route);
         let cache_control = settings.cache_control.0.as_bytes();
-        let behind_tag = [b"\r\ncache-control: ", cache_control, b"\r\ncache-status: redis-proxy; hit; ttl="].concat();
+        let behind_tag =
+            [b"\r\ncache-control: ", cache_control, b"\r\ncache-status: redis-proxy; hit; ttl="]
+                .concat();
         Self { http: Arc::new(Http { proxy, settings, behind_tag }), others }
     }
 }
@@ -228,12 +242,21 @@ impl Routes for Keys {
         let span = trace::request(&request, Route::Keys);
         let response = respond(&self.http, &request, &span);
         // Nothing is entered and left again where nobody wants a span.
-        let response = if span.is_disabled() { response.await } else { response.instrument(span.clone()).await };
+        let response = if span.is_disabled() {
+            response.await
+        } else {
+            response.instrument(span.clone()).await
+        };
         trace::responded(&span, response.status());
         response
     }
 
-    fn answer_plain(&self, request: &PlainRequest<'_>, now: Instant, answer: PlainAnswer<'_>) -> Taken {
+    fn answer_plain(
+        &self,
+        request: &PlainRequest<'_>,
+        now: Instant,
+        answer: PlainAnswer<'_>,
+    ) -> Taken {
         match request.path().strip_prefix(PREFIX.as_bytes()).map(|escaped| self.http.key(escaped)) {
             // A span is made of all that a request has.
             Some(Ok(key)) if !trace::is_wanted() => self.http.give(&key, request, now, answer),
@@ -264,7 +287,13 @@ async fn respond<B>(http: &Http, request: &Request<B>, span: &Span) -> Response<
 }
 
 impl Http {
-    async fn read(&self, escaped: &str, query: Option<&str>, demand: Demand, span: &Span) -> Result<Answer, Problem> {
+    async fn read(
+        &self,
+        escaped: &str,
+        query: Option<&str>,
+        demand: Demand,
+        span: &Span,
+    ) -> Result<Answer, Problem> {
         if query.is_some() {
             return Err(Problem::Query);
         }
@@ -292,7 +321,13 @@ impl Http {
     }
 
     /// Gives what is in memory to a plain request, or asks for it.
-    fn give(self: &Arc<Self>, key: &[u8], request: &PlainRequest<'_>, now: Instant, to: PlainAnswer<'_>) -> Taken {
+    fn give(
+        self: &Arc<Self>,
+        key: &[u8],
+        request: &PlainRequest<'_>,
+        now: Instant,
+        to: PlainAnswer<'_>,
+    ) -> Taken {
         let none_match = request.values("if-none-match");
         let demand = demand(request.values("cache-control"));
         let found = if demand == Demand::Usual { self.proxy.lookup(key, now) } else { None };
@@ -310,7 +345,9 @@ impl Http {
         self.proxy.count_key(key, now);
         let outcome = found.outcome;
         match (found.entry.value(), found.freshness) {
-            (Some(value), Freshness::Fresh { remaining }) if none_match.clone().next().is_none() => {
+            (Some(value), Freshness::Fresh { remaining })
+                if none_match.clone().next().is_none() =>
+            {
                 self.give_fresh(value, remaining, found.age, to);
             }
             _ => to.whole(&self.answer(&found, none_match)),
@@ -320,7 +357,13 @@ impl Http {
     }
 
     /// Gives a fresh value from memory, as [`answer`](Self::answer) would say it, but without making a map of its headers.
-    fn give_fresh(&self, value: Value<'_>, remaining: Duration, age: Duration, mut to: PlainAnswer<'_>) {
+    fn give_fresh(
+        &self,
+        value: Value<'_>,
+        remaining: Duration,
+        age: Duration,
+        mut to: PlainAnswer<'_>,
+    ) {
         let mut digits = itoa::Buffer::new();
         to.head(
             b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff\r\netag: ",
@@ -334,7 +377,11 @@ impl Http {
         to.body(value.bytes, || value.to_bytes());
     }
 
-    fn answer<'a>(&self, answer: &Answer, none_match: impl Iterator<Item = &'a [u8]>) -> Response<Bytes> {
+    fn answer<'a>(
+        &self,
+        answer: &Answer,
+        none_match: impl Iterator<Item = &'a [u8]>,
+    ) -> Response<Bytes> {
         let Some(value) = answer.entry.value() else {
             let mut response = Problem::Absent.into_response();
             put_standing(answer, response.headers_mut());
@@ -427,13 +474,17 @@ fn is_weakly(tag: &[u8], etag: &[u8]) -> bool {
 /// What the `Cache-Control` headers of a request ask for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not
 /// known to be current, and so does `max-age=0`.
 fn demand<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> Demand {
-    let current =
-        |directive: &[u8]| directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0");
+    let current = |directive: &[u8]| {
+        directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0")
+    };
     if any_in_lists(cache_control, current) { Demand::Current } else { Demand::Usual }
 }
 
 /// Whether any member of the lists that headers have is `wanted`.
-fn any_in_lists<'a>(mut lists: impl Iterator<Item = &'a [u8]>, wanted: impl Fn(&[u8]) -> bool) -> bool {
+fn any_in_lists<'a>(
+    mut lists: impl Iterator<Item = &'a [u8]>,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> bool {
     lists.any(|list| list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).any(&wanted))
 }
 
@@ -477,17 +528,27 @@ enum Problem {
 impl Problem {
     fn kind(&self) -> Kind {
         match self {
-            Self::NoRoute => Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path"),
-            Self::MethodNotAllowed => {
-                Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Keys can only be read here")
+            Self::NoRoute => {
+                Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path")
             }
+            Self::MethodNotAllowed => Kind::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "Keys can only be read here",
+            ),
             Self::Query => Kind::new(StatusCode::BAD_REQUEST, "query", "A key has no query"),
-            Self::BadEscape(_) => {
-                Kind::new(StatusCode::BAD_REQUEST, "bad-escape", "The key is not percent-encoded correctly")
-            }
+            Self::BadEscape(_) => Kind::new(
+                StatusCode::BAD_REQUEST,
+                "bad-escape",
+                "The key is not percent-encoded correctly",
+            ),
             Self::EmptyKey => Kind::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
-            Self::KeyTooLong { .. } => Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long"),
-            Self::NotAllowed => Kind::new(StatusCode::FORBIDDEN, "not-allowed", "This key is not given out here"),
+            Self::KeyTooLong { .. } => {
+                Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long")
+            }
+            Self::NotAllowed => {
+                Kind::new(StatusCode::FORBIDDEN, "not-allowed", "This key is not given out here")
+            }
             Self::Absent => Kind::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
             Self::Backend(error) => backend_kind(error),
         }
@@ -500,7 +561,9 @@ impl Problem {
             Self::Query => Some("A question mark that belongs to the key is written %3F.".into()),
             Self::BadEscape(error) => Some(error.to_string()),
             Self::EmptyKey => Some("The path goes on after /keys/ with the key.".into()),
-            Self::KeyTooLong { length, most } => Some(format!("It has {length} bytes; {most} are allowed.")),
+            Self::KeyTooLong { length, most } => {
+                Some(format!("It has {length} bytes; {most} are allowed."))
+            }
             Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
                 Some(format!("Redis answered: {code}"))
             }
@@ -522,16 +585,30 @@ fn backend_kind(error: &BackendError) -> Kind {
         BackendError::Unreachable(_) | BackendError::NotAdmitted(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached")
         }
-        BackendError::Disconnected => (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The link to Redis was lost"),
-        BackendError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many reads wait for Redis"),
-        BackendError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now"),
-        BackendError::Vanished => (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down"),
-        BackendError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time"),
+        BackendError::Disconnected => {
+            (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The link to Redis was lost")
+        }
+        BackendError::Overloaded => {
+            (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many reads wait for Redis")
+        }
+        BackendError::Unavailable(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now")
+        }
+        BackendError::Vanished => {
+            (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down")
+        }
+        BackendError::TimedOut => {
+            (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time")
+        }
         BackendError::Refused(_) | BackendError::Redirected(_) => {
             (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error")
         }
-        BackendError::TooLarge => (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out"),
-        BackendError::WrongType => (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string"),
+        BackendError::TooLarge => {
+            (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out")
+        }
+        BackendError::WrongType => {
+            (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string")
+        }
     };
     Kind::new(status, name, title)
 }

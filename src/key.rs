@@ -48,7 +48,9 @@ impl fmt::Debug for Key {
 
 /// A `%` that two hexadecimal digits do not follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{found}\" at byte {at} is not an escape: '%' takes two hexadecimal digits, and '%' itself is written %25")]
+#[error(
+    "\"{found}\" at byte {at} is not an escape: '%' takes two hexadecimal digits, and '%' itself is written %25"
+)]
 pub struct BadEscape {
     /// Where the `%` stands, counted in bytes from the start of the key as it was sent.
     pub at: usize,
@@ -86,7 +88,10 @@ fn escape_at(escaped: &[u8], at: usize) -> Result<u8, BadEscape> {
     };
     match (digit(1), digit(2)) {
         (Some(high), Some(low)) => Ok(u8::try_from(high * 16 + low).unwrap_or(u8::MAX)),
-        _ => Err(BadEscape { at, found: escaped[at..escaped.len().min(at + 3)].escape_ascii().to_string() }),
+        _ => Err(BadEscape {
+            at,
+            found: escaped[at..escaped.len().min(at + 3)].escape_ascii().to_string(),
+        }),
     }
 }
 

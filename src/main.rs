@@ -57,7 +57,9 @@ fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
             Ok(()) => say("The configuration is right.\n"),
             Err(problems) => return refuse(&problems),
         },
-        _ if sources.flags.print_config => config.to_toml().map_err(Into::into).and_then(|text| say(&text)),
+        _ if sources.flags.print_config => {
+            config.to_toml().map_err(Into::into).and_then(|text| say(&text))
+        }
         _ => serve(config, sources),
     })
 }
@@ -71,9 +73,14 @@ fn refuse(problems: &Problems) -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let wrong_file = matches!(error.downcast_ref(), Some(StartError::Prepare(_) | StartError::File(_)));
-    let unprotected = matches!(error.downcast_ref(), Some(StartError::Bind(BindError::Unprotected(_))));
-    let wrong_collector = matches!(error.downcast_ref(), Some(telemetry::StartError::Traces(TracesError::Exporter(_))));
+    let wrong_file =
+        matches!(error.downcast_ref(), Some(StartError::Prepare(_) | StartError::File(_)));
+    let unprotected =
+        matches!(error.downcast_ref(), Some(StartError::Bind(BindError::Unprotected(_))));
+    let wrong_collector = matches!(
+        error.downcast_ref(),
+        Some(telemetry::StartError::Traces(TracesError::Exporter(_)))
+    );
     if wrong_file || unprotected || wrong_collector { CONFIG } else { FAILED }
 }
 
@@ -99,7 +106,8 @@ fn health(config: &Config, question: Question) -> anyhow::Result<ExitCode> {
     let listen = if is_apart { &config.admin.listen } else { &config.http.listen };
     let is_in_clear = is_apart || config.http.tls_cert_file.as_os_str().is_empty();
     let through = if is_in_clear { Through::Tcp } else { Through::Tls };
-    let (well, answer) = health::ask(listen, through, question).with_context(|| format!("no answer from {listen}"))?;
+    let (well, answer) = health::ask(listen, through, question)
+        .with_context(|| format!("no answer from {listen}"))?;
     say(&format!("{answer}\n"))?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
@@ -112,7 +120,8 @@ fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
 }
 
 fn run(config: Config, sources: Sources, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let daemon = Daemon::build(config, sources, telemetry.clone());
     let ending = runtime.block_on(async { anyhow::Ok(daemon.await?.run().await) })?;
     // What still runs has been given its time.

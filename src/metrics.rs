@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::core::{Collector, Desc, Describer as _};
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use thread_local::ThreadLocal;
 
@@ -295,7 +296,11 @@ impl Metrics {
 
     /// Whether there is a link to Redis.
     pub fn backend_up(&self, up: bool) {
-        let links = if up { self.links.fetch_add(1, Relaxed) + 1 } else { self.links.fetch_sub(1, Relaxed) - 1 };
+        let links = if up {
+            self.links.fetch_add(1, Relaxed) + 1
+        } else {
+            self.links.fetch_sub(1, Relaxed) - 1
+        };
         self.backend_up.set(i64::from(links > 0));
     }
 
@@ -323,12 +328,17 @@ impl Metrics {
 
     /// How many connections are open to the front ends that answer reads.
     pub fn open_connections(&self) -> i64 {
-        FrontEnd::READERS.iter().map(|front_end| self.connections.with_label_values(&[front_end.name()]).get()).sum()
+        FrontEnd::READERS
+            .iter()
+            .map(|front_end| self.connections.with_label_values(&[front_end.name()]).get())
+            .sum()
     }
 
     /// So many connections may be open.
     pub fn connections_limit(&self, front_end: FrontEnd, most: usize) {
-        self.connections_limit.with_label_values(&[front_end.name()]).set(i64::try_from(most).unwrap_or(i64::MAX));
+        self.connections_limit
+            .with_label_values(&[front_end.name()])
+            .set(i64::try_from(most).unwrap_or(i64::MAX));
     }
 
     /// A connection was refused because there were as many as may be.
@@ -363,7 +373,10 @@ impl Metrics {
     ///
     /// # Errors
     /// They are told already.
-    pub fn tell_of_cache(&self, look: impl Fn() -> Statistics + Send + Sync + 'static) -> prometheus::Result<()> {
+    pub fn tell_of_cache(
+        &self,
+        look: impl Fn() -> Statistics + Send + Sync + 'static,
+    ) -> prometheus::Result<()> {
         Registration(&self.registry).look(move || cache_figures(&look()))
     }
 
@@ -371,25 +384,36 @@ impl Metrics {
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_spans_dropped(&self, look: impl Fn() -> u64 + Send + Sync + 'static) -> prometheus::Result<()> {
+    pub fn tell_of_spans_dropped(
+        &self,
+        look: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> prometheus::Result<()> {
         let help = "Spans that no collector got: it did not take them, or there were more than may wait for it.";
-        Registration(&self.registry).look(move || Ok(vec![counted("spans_dropped_total", help, look())?]))
+        Registration(&self.registry)
+            .look(move || Ok(vec![counted("spans_dropped_total", help, look())?]))
     }
 
     /// From now on it is told how many lines of the log were dropped.
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_lines_dropped(&self, look: impl Fn() -> u64 + Send + Sync + 'static) -> prometheus::Result<()> {
+    pub fn tell_of_lines_dropped(
+        &self,
+        look: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> prometheus::Result<()> {
         let help = "Lines of the log that were dropped, because standard error did not take them.";
-        Registration(&self.registry).look(move || Ok(vec![counted("log_lines_dropped_total", help, look())?]))
+        Registration(&self.registry)
+            .look(move || Ok(vec![counted("log_lines_dropped_total", help, look())?]))
     }
 
     /// From now on it is told how many tasks there are.
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_tasks(&self, look: impl Fn() -> usize + Send + Sync + 'static) -> prometheus::Result<()> {
+    pub fn tell_of_tasks(
+        &self,
+        look: impl Fn() -> usize + Send + Sync + 'static,
+    ) -> prometheus::Result<()> {
         let help = "Tasks of the program, one for each connection among them.";
         Registration(&self.registry).look(move || Ok(vec![measured("tasks", help, look() as u64)?]))
     }
@@ -398,7 +422,10 @@ impl Metrics {
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_nodes(&self, look: impl Fn() -> Vec<Node> + Send + Sync + 'static) -> prometheus::Result<()> {
+    pub fn tell_of_nodes(
+        &self,
+        look: impl Fn() -> Vec<Node> + Send + Sync + 'static,
+    ) -> prometheus::Result<()> {
         Registration(&self.registry).look(move || node_figures(&look()))
     }
 
@@ -418,7 +445,8 @@ fn cache_figures(cache: &Statistics) -> Figures {
         evictions.with_label_values(&[cause.name()]).inc_by(evicted);
     }
     let settings = &cache.settings;
-    let (coherent, wanted) = (cache.coherence == Coherence::Tracking, settings.coherence != CoherenceMode::Ttl);
+    let (coherent, wanted) =
+        (cache.coherence == Coherence::Tracking, settings.coherence != CoherenceMode::Ttl);
     let ttl = Gauge::with_opts(options("cache_ttl_seconds", "How old a cached value may be."))?;
     ttl.set(settings.ttl.as_secs_f64());
     Ok(vec![
@@ -432,8 +460,16 @@ fn cache_figures(cache: &Statistics) -> Figures {
         measured("flights", "Fetches in progress, each for one key.", cache.flights as u64)?,
         measured("cache_entries", "Entries in the cache.", cache.entries)?,
         measured("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
-        measured("cache_capacity_entries", "How many entries the cache keeps at most.", settings.capacity as u64)?,
-        measured("coherent", "Whether Redis tells of changes, and is heard (1), or not (0).", coherent.into())?,
+        measured(
+            "cache_capacity_entries",
+            "How many entries the cache keeps at most.",
+            settings.capacity as u64,
+        )?,
+        measured(
+            "coherent",
+            "Whether Redis tells of changes, and is heard (1), or not (0).",
+            coherent.into(),
+        )?,
         measured(
             "coherence_wanted",
             "Whether Redis is to tell of changes (1), or cache.coherence leaves it to the TTL (0).",
@@ -443,7 +479,8 @@ fn cache_figures(cache: &Statistics) -> Figures {
 }
 
 fn node_figures(nodes: &[Node]) -> Figures {
-    let up = options("node_up", "Whether this node of those that are asked answers (1) or not (0).");
+    let up =
+        options("node_up", "Whether this node of those that are asked answers (1) or not (0).");
     let up = IntGaugeVec::new(up, &["node", "role"])?;
     for node in nodes {
         up.with_label_values(&[&node.name, node.role]).set(node.up.into());
@@ -512,7 +549,10 @@ struct Times {
 impl Times {
     fn add(&self, count: u64, took: Duration) {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = DURATION_BUCKETS.iter().position(|bound| took <= *bound).unwrap_or(DURATION_BUCKETS.len());
+        let bucket = DURATION_BUCKETS
+            .iter()
+            .position(|bound| took <= *bound)
+            .unwrap_or(DURATION_BUCKETS.len());
         self.buckets[bucket].add(count);
         self.nanoseconds.add(took.saturating_mul(count));
     }
@@ -569,7 +609,10 @@ struct Tallies {
 
 impl Tallies {
     fn of(commands: &[&str]) -> Self {
-        Self { by_thread: Arc::default(), commands: commands.iter().map(|&name| name.to_owned()).collect() }
+        Self {
+            by_thread: Arc::default(),
+            commands: commands.iter().map(|&name| name.to_owned()).collect(),
+        }
     }
 
     /// What this thread has counted.
@@ -584,7 +627,10 @@ impl Tallies {
     fn reads(&self) -> ReadTimes {
         let all = ReadTimes::default();
         for tally in self.by_thread.iter() {
-            all.iter().flatten().zip(tally.reads.iter().flatten()).for_each(|(times, more)| times.add_all(more));
+            all.iter()
+                .flatten()
+                .zip(tally.reads.iter().flatten())
+                .for_each(|(times, more)| times.add_all(more));
         }
         all
     }
@@ -592,7 +638,8 @@ impl Tallies {
     fn figures(&self) -> Figures {
         let reads = options("reads_total", "Reads, by front end and by how they were answered.");
         let hits = options("cache_hits_total", "Reads answered from memory: hit, stale or absent.");
-        let misses = options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
+        let misses =
+            options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
         let said = options("commands_total", "Commands of clients of Redis (resp), by name.");
         let reads = IntCounterVec::new(reads, &READ_LABELS)?;
         let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
@@ -610,7 +657,13 @@ impl Tallies {
             let count = self.by_thread.iter().map(|tally| tally.commands[label].get()).sum();
             said.with_label_values(&[name]).inc_by(count);
         }
-        Ok(vec![Box::new(reads), Box::new(hits), Box::new(misses), Box::new(said), Box::new(durations)])
+        Ok(vec![
+            Box::new(reads),
+            Box::new(hits),
+            Box::new(misses),
+            Box::new(said),
+            Box::new(durations),
+        ])
     }
 }
 
@@ -622,7 +675,8 @@ struct Durations {
 
 impl Durations {
     fn new() -> prometheus::Result<Self> {
-        let options = options("request_duration_seconds", "How long reads took, by front end and outcome.");
+        let options =
+            options("request_duration_seconds", "How long reads took, by front end and outcome.");
         let labels = READ_LABELS.map(str::to_owned).to_vec();
         Ok(Self { description: options.variable_labels(labels).describe()?, metrics: Vec::new() })
     }

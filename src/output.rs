@@ -95,8 +95,12 @@ impl Output {
             } else {
                 self.close_tail();
                 let mut slices = [IoSlice::new(&[]); SLICES];
-                let count =
-                    self.chunks.iter().zip(&mut slices).map(|(chunk, slice)| *slice = IoSlice::new(chunk)).count();
+                let count = self
+                    .chunks
+                    .iter()
+                    .zip(&mut slices)
+                    .map(|(chunk, slice)| *slice = IoSlice::new(chunk))
+                    .count();
                 ready!(stream.as_mut().poll_write_vectored(cx, &slices[..count]))?
             };
             if written == 0 {

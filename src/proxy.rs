@@ -119,9 +119,15 @@ impl Proxy {
         answer.map_err(|(_, error)| error)
     }
 
-    async fn get_or_fetch(&self, key: &[u8], demand: Demand) -> Result<Answer, (Outcome, BackendError)> {
+    async fn get_or_fetch(
+        &self,
+        key: &[u8],
+        demand: Demand,
+    ) -> Result<Answer, (Outcome, BackendError)> {
         match &self.upstream {
-            Upstream::One(cache, backend) => cache.get_or_fetch(key, demand, |key| backend.clone().fetch(key)).await,
+            Upstream::One(cache, backend) => {
+                cache.get_or_fetch(key, demand, |key| backend.clone().fetch(key)).await
+            }
             Upstream::Cluster(cluster) => {
                 let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
                 let fetch = |key| cluster.clone().fetch(Arc::clone(&unit), key);
@@ -133,7 +139,8 @@ impl Proxy {
     /// Has `key` in memory as a reader would, but counts no read; returns whether its value was fetched for that.
     pub async fn warm(&self, key: &[u8]) -> bool {
         let answer = self.get_or_fetch(key, Demand::Usual).await;
-        let fetched = answer.is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
+        let fetched = answer
+            .is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
         if fetched {
             self.metrics.warmed();
         }

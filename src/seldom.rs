@@ -113,7 +113,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_changed_is_polled_anew() {
-        let mut seldom = Seldom::new(Box::pin(pending()) as Pin<Box<dyn Future<Output = ()> + Send>>);
+        let mut seldom =
+            Seldom::new(Box::pin(pending()) as Pin<Box<dyn Future<Output = ()> + Send>>);
         assert!(poll_once(&mut seldom).await.is_pending());
         seldom.change(|future| *future = Box::pin(async {}));
         seldom.await;

@@ -31,7 +31,9 @@ pub enum InheritError {
         error: io::Error,
     },
     /// Nobody has asked for it.
-    #[error("a socket called {0:?} was handed over, expected FileDescriptorName=http, resp or admin, each once")]
+    #[error(
+        "a socket called {0:?} was handed over, expected FileDescriptorName=http, resp or admin, each once"
+    )]
     Name(String),
 }
 
@@ -50,7 +52,8 @@ impl Inherited {
             let alone = sockets.len() == 1 && !names.contains(&name);
             let name = if alone { names[0] } else { name }.to_owned();
             let socket = sockets.take_tcp_listener(index);
-            let socket = socket.map_err(|error| InheritError::Socket { name: name.clone(), error })?;
+            let socket =
+                socket.map_err(|error| InheritError::Socket { name: name.clone(), error })?;
             let unknown = !names.contains(&&*name);
             if let Some(socket) = socket
                 && (unknown || inherited.insert(name.clone(), socket).is_some())
@@ -106,7 +109,9 @@ impl Notifier {
             return Ok(Self(None));
         }
         let (messages, waiting) = sync_channel(WAITING);
-        std::thread::Builder::new().name("systemd".to_owned()).spawn(move || waiting.iter().for_each(tell))?;
+        std::thread::Builder::new()
+            .name("systemd".to_owned())
+            .spawn(move || waiting.iter().for_each(tell))?;
         Ok(Self(Some(messages)))
     }
 

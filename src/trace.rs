@@ -50,14 +50,17 @@ pub fn request<B>(request: &Request<B>, route: Route) -> Span {
         "server.address" = Empty,
         "server.port" = Empty,
         "network.protocol.version" = if request.version() == Version::HTTP_2 { "2" } else { "1.1" },
-        "user_agent.original" = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
+        "user_agent.original" =
+            headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
         "redis_proxy.outcome" = Empty,
         "error.type" = Empty,
     );
     if !span.is_disabled() {
         // It has not begun yet, so it takes a parent.
-        _ = span
-            .set_parent(TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers)));
+        _ = span.set_parent(
+            TraceContextPropagator::new()
+                .extract_with_context(&Context::new(), &HeaderExtractor(headers)),
+        );
         if let Some(server) = authority(uri, headers) {
             span.record("server.address", server.host());
             span.record("server.port", i64::from(server.port_u16().unwrap_or(80)));
@@ -77,7 +80,8 @@ fn request_name(method: &Method, route: Route) -> &'static str {
 
 /// The method, if it is one of those that everybody knows: others could be anything.
 fn method_name(method: &Method) -> &'static str {
-    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+    const KNOWN: [&str; 9] =
+        ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
@@ -139,7 +143,10 @@ pub fn fetch() -> Span {
 pub fn asks(address: &str, port: Option<u16>, database: u32) {
     let span = Span::current();
     if !span.is_disabled() {
-        span.record("otel.name", port.map_or_else(|| format!("GET {address}"), |port| format!("GET {address}:{port}")));
+        span.record(
+            "otel.name",
+            port.map_or_else(|| format!("GET {address}"), |port| format!("GET {address}:{port}")),
+        );
         span.record("server.address", address);
         span.record("server.port", port.map(i64::from));
         span.record("db.namespace", database.to_string());
@@ -167,7 +174,9 @@ mod tests {
 
     #[test]
     fn a_span_is_named_by_what_there_are_few_of() {
-        let name = |method: &str, route| request_name(&Method::from_bytes(method.as_bytes()).unwrap(), route);
+        let name = |method: &str, route| {
+            request_name(&Method::from_bytes(method.as_bytes()).unwrap(), route)
+        };
         assert_eq!(name("GET", Route::Keys), "GET /keys/{key}");
         assert_eq!(name("HEAD", Route::Keys), "HEAD /keys/{key}");
         assert_eq!(name("GET", Route::None), "GET");

@@ -25,7 +25,10 @@ pub mod duration {
     ///
     /// # Errors
     /// Names what was found and what would be right.
-    pub fn or_word<'de, D: Deserializer<'de>>(word: &'static str, from: D) -> Result<Option<Duration>, D::Error> {
+    pub fn or_word<'de, D: Deserializer<'de>>(
+        word: &'static str,
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
         from.deserialize_any(super::DurationOr(word))
     }
 
@@ -89,7 +92,8 @@ impl Visitor<'_> for DurationVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
-        let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let seconds =
+            text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
         bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
@@ -148,15 +152,18 @@ impl Visitor<'_> for CountVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
-        bounded_count(text.parse().ok()).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        bounded_count(text.parse().ok())
+            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<usize, E> {
-        bounded_count(number.try_into().ok()).ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
+        bounded_count(number.try_into().ok())
+            .ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<usize, E> {
-        bounded_count(Some(number)).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+        bounded_count(Some(number))
+            .ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
     }
 }
 
@@ -164,11 +171,13 @@ impl Visitor<'_> for CountVisitor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
-const BYTE_UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const BYTE_UNITS: [(&str, usize); 4] =
+    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = BYTE_UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        let exact =
+            BYTE_UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
         let (name, unit) = exact.unwrap_or(&("B", 1));
         write!(f, "{}{name}", self.0 / unit)
     }
@@ -198,18 +207,29 @@ impl Visitor<'_> for ByteSizeVisitor {
     fn visit_str<E: Error>(self, text: &str) -> Result<ByteSize, E> {
         let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic()).trim_end();
         let suffix = text[digits.len()..].trim_start();
-        let unit = BYTE_UNITS.iter().find(|(name, _)| suffix.eq_ignore_ascii_case(name)).map(|(_, unit)| *unit);
+        let unit = BYTE_UNITS
+            .iter()
+            .find(|(name, _)| suffix.eq_ignore_ascii_case(name))
+            .map(|(_, unit)| *unit);
         let unit = if suffix.is_empty() { Some(1) } else { unit };
-        let bytes = digits.parse::<usize>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+        let bytes = digits
+            .parse::<usize>()
+            .ok()
+            .zip(unit)
+            .and_then(|(number, unit)| number.checked_mul(unit));
         bytes.map(ByteSize).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_i64<E: Error>(self, bytes: i64) -> Result<ByteSize, E> {
-        usize::try_from(bytes).map(ByteSize).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+        usize::try_from(bytes)
+            .map(ByteSize)
+            .map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
     }
 
     fn visit_u64<E: Error>(self, bytes: u64) -> Result<ByteSize, E> {
-        usize::try_from(bytes).map(ByteSize).map_err(|_| E::invalid_value(Unexpected::Unsigned(bytes), &self))
+        usize::try_from(bytes)
+            .map(ByteSize)
+            .map_err(|_| E::invalid_value(Unexpected::Unsigned(bytes), &self))
     }
 }
 
@@ -320,20 +340,28 @@ pub type Contradiction = (&'static str, String);
 
 /// Those of `rules` that are broken: each is whether it is, the key to be named, and the text.
 pub fn broken<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec<Contradiction> {
-    rules.into_iter().filter(|(broken, ..)| *broken).map(|(_, key, text)| (key, text.to_owned())).collect()
+    rules
+        .into_iter()
+        .filter(|(broken, ..)| *broken)
+        .map(|(_, key, text)| (key, text.to_owned()))
+        .collect()
 }
 
 /// Those of `limits` that are zero, which would let nothing through, or more than a semaphore can count.
 pub fn absurd_limits<const N: usize>(limits: [(usize, &'static str); N]) -> Vec<Contradiction> {
     let absurd = limits.into_iter().filter(|(limit, _)| !(1..=MOST).contains(limit));
-    absurd.map(|(limit, key)| (key, format!("found {limit}, expected a number from 1 to {MOST}"))).collect()
+    absurd
+        .map(|(limit, key)| (key, format!("found {limit}, expected a number from 1 to {MOST}")))
+        .collect()
 }
 
 /// More than any machine has of anything that is limited by number.
 const MOST: usize = 1 << 28;
 
 /// Those of `timeouts` that are zero and would strike at once.
-pub fn zero_timeouts<const N: usize>(timeouts: [(Duration, &'static str); N]) -> Vec<Contradiction> {
+pub fn zero_timeouts<const N: usize>(
+    timeouts: [(Duration, &'static str); N],
+) -> Vec<Contradiction> {
     let zero = timeouts.into_iter().filter(|(timeout, _)| timeout.is_zero());
     zero.map(|(_, key)| (key, "found 0s, expected a duration above zero".to_owned())).collect()
 }
@@ -387,7 +415,9 @@ mod tests {
 
     #[test]
     fn sizes_print_in_their_largest_exact_unit() {
-        for (bytes, text) in [(0, "0B"), (1, "1B"), (1024, "1KiB"), (1536, "1536B"), (512 << 20, "512MiB")] {
+        for (bytes, text) in
+            [(0, "0B"), (1, "1B"), (1024, "1KiB"), (1536, "1536B"), (512 << 20, "512MiB")]
+        {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }
     }

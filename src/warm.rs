@@ -66,7 +66,8 @@ const STAND_IN: Duration = Duration::from_secs(120);
 const TOGETHER: usize = 8;
 /// How long to wait for room, or for Redis.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-const FIRST_LINE: &str = "# Keys that redis-proxy was asked for most, the first most of all; each as behind /keys/.\n";
+const FIRST_LINE: &str =
+    "# Keys that redis-proxy was asked for most, the first most of all; each as behind /keys/.\n";
 
 /// Whether a key is given out by any listener.
 pub type Permits = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -90,8 +91,15 @@ struct Shared {
 impl Warm {
     /// Fetches through `proxy`, and only while fewer than half of the `max_fetches` are in progress, keys that `permits` lets
     /// through; keeps what `hot_keys` counts.
-    pub fn new(settings: Settings, max_fetches: usize, permits: Permits, hot_keys: HotKeys, proxy: Proxy) -> Self {
-        let (room, begun, remembered) = ((max_fetches / 2).max(1), Instant::now(), Mutex::default());
+    pub fn new(
+        settings: Settings,
+        max_fetches: usize,
+        permits: Permits,
+        hot_keys: HotKeys,
+        proxy: Proxy,
+    ) -> Self {
+        let (room, begun, remembered) =
+            ((max_fetches / 2).max(1), Instant::now(), Mutex::default());
         Self(Arc::new(Shared { settings, room, permits, hot_keys, proxy, begun, remembered }))
     }
 
@@ -149,7 +157,8 @@ impl Shared {
         let (now, Some(remembered)) = (Instant::now(), &*remembered) else { return Vec::new() };
         let mut keys = self.hot_keys.kept(self.settings.keys, now);
         if !keys.is_empty() && now.saturating_duration_since(self.begun) < STAND_IN {
-            let more: Vec<_> = remembered.iter().filter(|key| !keys.contains(key)).cloned().collect();
+            let more: Vec<_> =
+                remembered.iter().filter(|key| !keys.contains(key)).cloned().collect();
             keys.extend(more);
             keys.truncate(self.settings.keys);
         }
@@ -158,7 +167,8 @@ impl Shared {
 
     async fn fetch(&self, keys: Vec<Vec<u8>>) {
         let (begun, known) = (Instant::now(), keys.len());
-        let mut turns = interval(Duration::from_secs(1) / u32::try_from(self.settings.rate).unwrap_or(1));
+        let mut turns =
+            interval(Duration::from_secs(1) / u32::try_from(self.settings.rate).unwrap_or(1));
         let (mut fetches, mut warmed) = (JoinSet::new(), 0_usize);
         for key in keys.into_iter().filter(|key| (self.permits)(key)) {
             turns.tick().await;
@@ -184,7 +194,9 @@ impl Shared {
                 Err(NotReady::Draining) => return false,
                 Ok(()) => {
                     let cache = self.proxy.statistics();
-                    if cache.settings.ttl.is_zero() || cache.entries >= cache.settings.capacity as u64 {
+                    if cache.settings.ttl.is_zero()
+                        || cache.entries >= cache.settings.capacity as u64
+                    {
                         return false;
                     }
                     if cache.flights < self.room {
@@ -218,7 +230,9 @@ fn read(path: &Path, most: usize) -> io::Result<Kept> {
     let mut text = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut text)?;
     let mut kept = Kept { keys: Vec::new(), damaged: 0 };
-    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#")) {
+    for line in
+        text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+    {
         if kept.keys.len() == most {
             break;
         }
@@ -248,7 +262,8 @@ fn write(path: &Path, keys: &[Vec<u8>]) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
         return Err(io::Error::other("it is not a file"));
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".hot-keys-").tempfile_in(folder)?;
     let mut text = FIRST_LINE.to_owned();
     for key in keys {
@@ -272,8 +287,9 @@ mod tests {
     fn what_is_written_is_read_again_by_its_owner_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
-        let keys: Vec<Vec<u8>> =
-            [b"plain:1".as_slice(), b"with\nlines %\0\xff", b"#hash", b"e"].map(<[u8]>::to_vec).into();
+        let keys: Vec<Vec<u8>> = [b"plain:1".as_slice(), b"with\nlines %\0\xff", b"#hash", b"e"]
+            .map(<[u8]>::to_vec)
+            .into();
         write(&path, &keys).unwrap();
         assert_eq!(read(&path, 10).unwrap(), Kept { keys: keys.clone(), damaged: 0 });
         assert_eq!(read(&path, 2).unwrap().keys, keys[..2]);
@@ -307,7 +323,10 @@ mod tests {
         File::create(&path).unwrap().set_len(512 << 20).unwrap();
         assert_eq!(read(&path, 1000).unwrap(), Kept { keys: Vec::new(), damaged: 1 });
         assert!(read(folder.path(), 10).is_err() && read(Path::new("/dev/zero"), 10).is_err());
-        assert!(write(Path::new("/dev/null"), &[]).is_err() && !fs::metadata("/dev/null").unwrap().is_file());
+        assert!(
+            write(Path::new("/dev/null"), &[]).is_err()
+                && !fs::metadata("/dev/null").unwrap().is_file()
+        );
         fs::write(&path, "key:%00\n".repeat(1_000_000)).unwrap();
         assert_eq!(read(&path, 1000).unwrap().keys.len(), 1000);
     }

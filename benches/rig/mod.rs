@@ -53,12 +53,22 @@ impl Rig {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         // Nobody vouches for them but the time: there is no Redis to.
         let (ttl, coherence) = (Duration::from_secs(1 << 20), CoherenceMode::Ttl);
-        let settings = cache::Settings { capacity: KEYS, ttl, coherence, ..cache::Settings::default() };
+        let settings =
+            cache::Settings { capacity: KEYS, ttl, coherence, ..cache::Settings::default() };
         let cache = Cache::new(settings, runtime.handle().clone());
         let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
-        let link = Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), Arc::clone(&metrics));
+        let link = Backend::prepare(
+            backend::Settings::default(),
+            1 << 20,
+            cache.clone(),
+            Arc::clone(&metrics),
+        );
         let (backend, _) = link.expect("a backend that is never asked");
-        let proxy = Proxy::new(Upstream::One(cache.clone(), backend), Arc::clone(&metrics), HotKeys::new(0));
+        let proxy = Proxy::new(
+            Upstream::One(cache.clone(), backend),
+            Arc::clone(&metrics),
+            HotKeys::new(0),
+        );
         let rig = Self { runtime, cache, metrics, proxy };
         (0..KEYS).for_each(|number| rig.fetch(&key(number)));
         rig
@@ -74,12 +84,19 @@ impl Rig {
     pub(crate) fn http(&self) -> Client {
         let settings = http::Settings::default();
         let limits = settings.limits();
-        self.client(&server::Http::new(http::Keys::new(self.proxy.clone(), settings, Router::new()), limits, None))
+        self.client(&server::Http::new(
+            http::Keys::new(self.proxy.clone(), settings, Router::new()),
+            limits,
+            None,
+        ))
     }
 
     /// A client that speaks as to Redis.
     pub(crate) fn resp(&self) -> Client {
-        self.client(&Resp::prepare(resp::Settings::default(), MAX_KEY, self.proxy.clone()).expect("a front end"))
+        self.client(
+            &Resp::prepare(resp::Settings::default(), MAX_KEY, self.proxy.clone())
+                .expect("a front end"),
+        )
     }
 
     fn client(&self, front_end: &dyn Serve) -> Client {
@@ -103,7 +120,10 @@ impl Client {
         self.received.clear();
         let (mut found, mut looked_at) = (0, 0);
         while found < answers {
-            assert!(self.stream.read_buf(&mut self.received).await.expect("an answer") > 0, "the server hung up");
+            assert!(
+                self.stream.read_buf(&mut self.received).await.expect("an answer") > 0,
+                "the server hung up"
+            );
             found += memchr::memchr_iter(END, &self.received[looked_at..]).count();
             looked_at = self.received.len();
         }
@@ -122,7 +142,8 @@ pub(crate) fn scattered() -> impl Iterator<Item = usize> {
 
 /// Reads over HTTP, one for each key.
 pub(crate) fn http_requests() -> Vec<Vec<u8>> {
-    let request = |number| [b"GET /keys/", &key(number)[..], b" HTTP/1.1\r\nHost: bench\r\n\r\n"].concat();
+    let request =
+        |number| [b"GET /keys/", &key(number)[..], b" HTTP/1.1\r\nHost: bench\r\n\r\n"].concat();
     scattered().take(KEYS).map(request).collect()
 }
 

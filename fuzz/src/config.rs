@@ -40,7 +40,8 @@ pub fn check(input: &[u8]) {
 fn sources(place: u8, text: &[u8], directory: &TempDir) -> Sources {
     let mut parts = text.splitn(3, |byte| *byte == 0);
     let mut file = parts.next().unwrap_or_default().to_vec();
-    let mut environment: Environment = pairs(parts.next()).map(|(name, value)| (variable(&name), value)).collect();
+    let mut environment: Environment =
+        pairs(parts.next()).map(|(name, value)| (variable(&name), value)).collect();
     let mut flags = flags(pairs(parts.next()));
     match place % 6 {
         0 => {}
@@ -98,7 +99,8 @@ fn check_problems(problems: &Problems, sources: &Sources) {
     let path = sources.flags.config.as_deref().map(Path::display).map(|path| path.to_string());
     for problem in &problems.0 {
         let is_flag = problem.origin.starts_with("--");
-        let is_source = Some(&problem.origin) == path.as_ref() || sources.environment.contains_key(&problem.origin);
+        let is_source = Some(&problem.origin) == path.as_ref()
+            || sources.environment.contains_key(&problem.origin);
         assert!(is_flag || is_source || problem.origin == "defaults", "{problem}");
         assert!(is_source || !problem.key.is_empty(), "{problem} names neither a key nor a source");
         assert!(!problem.text.is_empty(), "{problem:?}");
@@ -114,8 +116,10 @@ fn check_problems(problems: &Problems, sources: &Sources) {
 fn check_printed(config: &Config, directory: &TempDir) {
     let printed = config.to_toml().expect("a configuration can be printed");
     assert_hidden(&printed);
-    let again = Sources { flags: file(directory, &printed), environment: Environment::new() }.load();
-    let again = again.unwrap_or_else(|problems| panic!("{problems}\nin what was printed:\n{printed}"));
+    let again =
+        Sources { flags: file(directory, &printed), environment: Environment::new() }.load();
+    let again =
+        again.unwrap_or_else(|problems| panic!("{problems}\nin what was printed:\n{printed}"));
     assert_eq!(again.to_toml().expect("a configuration can be printed"), printed);
 }
 

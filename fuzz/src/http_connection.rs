@@ -72,19 +72,33 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         // Nobody waits: where nothing is left to do, time passes.
-        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
         let (ttl, coherence) = (Duration::from_secs(1 << 30), CoherenceMode::Ttl);
-        let settings = cache::Settings { ttl, ttl_absent: AbsentTtl::Fixed(ttl), coherence, ..Default::default() };
+        let settings = cache::Settings {
+            ttl,
+            ttl_absent: AbsentTtl::Fixed(ttl),
+            coherence,
+            ..Default::default()
+        };
         let cache = Cache::<BackendError>::new(settings, runtime.handle().clone());
         let metrics = std::sync::Arc::new(Metrics::new(&[]).expect("metrics"));
-        let redis = Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), metrics.clone());
+        let redis =
+            Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), metrics.clone());
         let proxy = Proxy::new(
             Upstream::One(cache.clone(), redis.expect("a Redis that is never there").0),
             metrics,
             HotKeys::new(0),
         );
-        for (key, fetched) in [(b"a", Fetched::Value(Bytes::from_static(b"value"), None)), (b"b", Fetched::Absent)] {
-            runtime.block_on(cache.get_or_fetch(key, Demand::Usual, |_| async { fetched })).expect("an entry");
+        for (key, fetched) in
+            [(b"a", Fetched::Value(Bytes::from_static(b"value"), None)), (b"b", Fetched::Absent)]
+        {
+            runtime
+                .block_on(cache.get_or_fetch(key, Demand::Usual, |_| async { fetched }))
+                .expect("an entry");
         }
         let keys = Keys::new(proxy, Settings::default(), Router::new());
         let limits = Settings::default().limits();
@@ -118,8 +132,12 @@ impl Stage {
 /// What was told, but for what depends on when.
 fn without_time(told: &[u8]) -> String {
     let told = String::from_utf8_lossy(told);
-    let lines = told.split("\r\n").filter(|line| !line.starts_with("date: ") && !line.starts_with("age: "));
-    lines.map(|line| line.split("; ttl=").next().unwrap_or_default()).collect::<Vec<_>>().join("\r\n")
+    let lines =
+        told.split("\r\n").filter(|line| !line.starts_with("date: ") && !line.starts_with("age: "));
+    lines
+        .map(|line| line.split("; ttl=").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\r\n")
 }
 
 /// What was told, but for hyper's last word on what is no request: if it is not whole when the client has no more to say,

@@ -16,7 +16,10 @@ pub fn check(input: &[u8]) {
         }
         Err(error) => {
             assert_eq!(Some(error.at), wrong_at);
-            assert!(error.found.starts_with('%') && error.found.chars().all(|letter| matches!(letter, ' '..='~')));
+            assert!(
+                error.found.starts_with('%')
+                    && error.found.chars().all(|letter| matches!(letter, ' '..='~'))
+            );
         }
     }
     let escaped = percent_encode(input, NON_ALPHANUMERIC).to_string();

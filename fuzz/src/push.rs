@@ -17,7 +17,8 @@ pub fn check(input: &[u8]) {
     }
     let keys: Vec<_> = stream.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
     let told = values(&[&push_of(&keys)[..], b"+PONG\r\n"].concat(), cuts);
-    let [Value::Push { kind, data }, Value::SimpleString(pong)] = <[Value; 2]>::try_from(told).expect("two answers")
+    let [Value::Push { kind, data }, Value::SimpleString(pong)] =
+        <[Value; 2]>::try_from(told).expect("two answers")
     else {
         panic!("a push and an answer are something else");
     };
@@ -53,7 +54,9 @@ fn check_value(value: Value) {
     match changed {
         None => assert!(!is_about_keys),
         Some(Changed::Everything) => assert!(is_about_keys && !is_plain, "{named:?}"),
-        Some(Changed::Keys(keys)) => assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}"),
+        Some(Changed::Keys(keys)) => {
+            assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}")
+        }
     }
 }
 
@@ -61,8 +64,12 @@ fn check_value(value: Value) {
 fn bytes_in(values: &[Value]) -> Vec<Vec<u8>> {
     let bytes = values.iter().flat_map(|value| match value {
         Value::BulkString(bytes) => vec![bytes.clone()],
-        Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => bytes_in(values),
-        Value::Map(pairs) => pairs.iter().flat_map(|(key, value)| bytes_in(&[key.clone(), value.clone()])).collect(),
+        Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
+            bytes_in(values)
+        }
+        Value::Map(pairs) => {
+            pairs.iter().flat_map(|(key, value)| bytes_in(&[key.clone(), value.clone()])).collect()
+        }
         Value::Attribute { data, .. } => bytes_in(&[(**data).clone()]),
         _ => Vec::new(),
     });

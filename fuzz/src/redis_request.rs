@@ -44,7 +44,9 @@ pub fn read(stream: &[u8], limits: RequestLimits) -> (Vec<Command>, End) {
                 rest = &rest[length..];
             }
             Err(Stop::More(words, missing)) => return (commands, End::Open(words, missing)),
-            Err(Stop::Wrong(text)) => return (commands, End::Refused(format!("Protocol error: {text}"))),
+            Err(Stop::Wrong(text)) => {
+                return (commands, End::Refused(format!("Protocol error: {text}")));
+            }
         }
     }
     (commands, End::Open(Vec::new(), 0))
@@ -55,14 +57,18 @@ type Read = Result<(Vec<Vec<u8>>, usize), Stop>;
 
 fn read_array(input: &[u8], limits: RequestLimits) -> Read {
     let (count, mut at) = number_line(input, 0).ok_or_else(|| Stop::More(Vec::new(), 0))?;
-    let count = allowed(count, i64::MIN, limits.max_arguments, MOST_ARGUMENTS, limits, "multibulk")?;
+    let count =
+        allowed(count, i64::MIN, limits.max_arguments, MOST_ARGUMENTS, limits, "multibulk")?;
     let count = usize::try_from(count).unwrap_or(0);
     let mut words = Vec::new();
     while words.len() < count {
         let missing = count - words.len();
-        let Some((length, from)) = number_line(input, at) else { return Err(Stop::More(words, missing)) };
+        let Some((length, from)) = number_line(input, at) else {
+            return Err(Stop::More(words, missing));
+        };
         if input[at] != b'$' {
-            let found = if matches!(input[at], b'\r' | b'\n') { ' ' } else { char::from(input[at]) };
+            let found =
+                if matches!(input[at], b'\r' | b'\n') { ' ' } else { char::from(input[at]) };
             return Err(Stop::Wrong(format!("expected '$', got '{found}'")));
         }
         let length = allowed(length, 0, limits.max_bulk, LONGEST_BULK, limits, "bulk")?;
@@ -114,7 +120,8 @@ fn text_before(input: &[u8], end: u8) -> Option<usize> {
 fn read_line(input: &[u8]) -> Read {
     let end = text_before(input, b'\n').ok_or_else(|| Stop::More(Vec::new(), 0))?;
     let line = if end > 0 && input[end - 1] == b'\r' { &input[..end - 1] } else { &input[..end] };
-    let words = words(line).ok_or_else(|| Stop::Wrong("unbalanced quotes in request".to_owned()))?;
+    let words =
+        words(line).ok_or_else(|| Stop::Wrong("unbalanced quotes in request".to_owned()))?;
     Ok((words, end + 1))
 }
 
@@ -176,7 +183,8 @@ fn end_word(words: &mut Vec<Vec<u8>>, word: &mut Vec<u8>) -> Place {
 
 /// What is meant by what stands behind a backslash, and how long that is.
 fn escaped(text: &[u8]) -> (u8, usize) {
-    let hex = text.get(1..3).filter(|digits| text[0] == b'x' && digits.iter().all(u8::is_ascii_hexdigit));
+    let hex =
+        text.get(1..3).filter(|digits| text[0] == b'x' && digits.iter().all(u8::is_ascii_hexdigit));
     let hex = hex.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
     match (hex, text[0]) {
         (Some(byte), _) => (byte, 3),

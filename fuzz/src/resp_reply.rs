@@ -18,7 +18,11 @@ pub fn check(input: &[u8]) {
     }
     // In what is no answer a number may be written as no Redis writes it, which the other library reads.
     if !whole.is_refused {
-        assert!(parse_redis_value(&whole.rest).is_err(), "an answer was not seen: {}", whole.rest.escape_ascii());
+        assert!(
+            parse_redis_value(&whole.rest).is_err(),
+            "an answer was not seen: {}",
+            whole.rest.escape_ascii()
+        );
     }
     check_made(stream, cuts);
 }
@@ -58,11 +62,16 @@ fn check_frame(frame: &[u8], known: Frame) {
     match parse_redis_value(frame) {
         Ok(value) => {
             let short = &frame[..frame.len() - 1];
-            assert!(parse_redis_value(short).is_err(), "more than one answer: {}", frame.escape_ascii());
+            assert!(
+                parse_redis_value(short).is_err(),
+                "more than one answer: {}",
+                frame.escape_ascii()
+            );
             check_kind(&value, known);
         }
         // It waits for what follows, where something else than a string or an array is said to be none.
-        Err(_) if frame.windows(2).any(|bytes| b"!=%|".contains(&bytes[0]) && bytes[1] == b'-') => {}
+        Err(_) if frame.windows(2).any(|bytes| b"!=%|".contains(&bytes[0]) && bytes[1] == b'-') => {
+        }
         Err(error) => {
             let is_short = error.kind() == ErrorKind::Io;
             assert!(!is_short, "less than one answer: {} ({error})", frame.escape_ascii());
@@ -94,7 +103,11 @@ fn check_made(choices: &[u8], cuts: [u8; 4]) {
     for found in [scan(&[&stream]), scan(&cut(&stream, cuts))] {
         assert!(!found.is_refused, "{}", stream.escape_ascii());
         assert!(found.rest.is_empty(), "{}", stream.escape_ascii());
-        assert!(found.frames.iter().map(|(frame, _)| frame).eq(&frames), "{}", stream.escape_ascii());
+        assert!(
+            found.frames.iter().map(|(frame, _)| frame).eq(&frames),
+            "{}",
+            stream.escape_ascii()
+        );
     }
 }
 

@@ -45,7 +45,9 @@ fn read(pieces: &[&[u8]], limits: RequestLimits) -> (Vec<Command>, End) {
                     commands.push(Command { raw: held.drain(..length).collect(), words });
                 }
                 Ok(Progress::Incomplete) => break,
-                Ok(Progress::Part(length)) => panic!("{length} bytes of a command that was not let go of"),
+                Ok(Progress::Part(length)) => {
+                    panic!("{length} bytes of a command that was not let go of")
+                }
                 Err(error) => return (commands, End::Refused(error.to_string())),
             }
         }

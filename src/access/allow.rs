@@ -42,12 +42,12 @@ impl Pattern {
         if text.is_empty() || text.trim() != text || prefix.unwrap_or(text).contains(['*', ',']) {
             return Err(format!("invalid value: string {text:?}, expected {EXPECTED}"));
         }
-        Ok(prefix.map_or_else(|| Self::Whole(text.to_owned()), |prefix| Self::Prefix(prefix.to_owned())))
+        Ok(prefix
+            .map_or_else(|| Self::Whole(text.to_owned()), |prefix| Self::Prefix(prefix.to_owned())))
     }
 }
 
-const EXPECTED: &str =
-    "keys, each by its whole name or, with a * at the end, by how it begins, such as \"public:*\", without commas";
+const EXPECTED: &str = "keys, each by its whole name or, with a * at the end, by how it begins, such as \"public:*\", without commas";
 
 /// As the environment says it.
 impl Serialize for Allow {

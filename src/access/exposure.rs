@@ -30,7 +30,12 @@ impl Protection {
     ///
     /// # Errors
     /// Strangers can reach it, and nothing is done about them.
-    pub fn suffices(self, section: &'static str, address: IpAddr, listen: &str) -> Result<(), Unprotected> {
+    pub fn suffices(
+        self,
+        section: &'static str,
+        address: IpAddr,
+        listen: &str,
+    ) -> Result<(), Unprotected> {
         match self {
             Self::Missing(remedy) if reaches_out(address) => {
                 Err(Unprotected { section, address: listen.to_owned(), remedy })

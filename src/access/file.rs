@@ -21,7 +21,11 @@ pub struct FileError {
 
 impl FileError {
     pub(crate) fn new(key: impl Into<String>, path: &Path, problem: impl fmt::Display) -> Self {
-        Self { key: key.into(), path: path.to_owned(), problem: format!("cannot be used: {problem}") }
+        Self {
+            key: key.into(),
+            path: path.to_owned(),
+            problem: format!("cannot be used: {problem}"),
+        }
     }
 }
 
@@ -47,7 +51,9 @@ impl<T: Send + Sync + 'static> FromFile<T> {
     ///
     /// # Errors
     /// Those of `read`.
-    pub fn load(read: impl Fn() -> Result<T, FileError> + Send + Sync + 'static) -> Result<Self, FileError> {
+    pub fn load(
+        read: impl Fn() -> Result<T, FileError> + Send + Sync + 'static,
+    ) -> Result<Self, FileError> {
         let in_force = Arc::new(ArcSwap::from_pointee(read()?));
         Ok(Self { read: Arc::new(read), in_force })
     }

@@ -24,11 +24,15 @@ pub(crate) struct Stranger;
 /// The signs of life, which are told to everybody: whoever looks after the daemon often cannot send a token.
 const SIGNS_OF_LIFE: [&str; 2] = ["/livez", "/readyz"];
 
-const UNAUTHORIZED: Kind = Kind::new(StatusCode::UNAUTHORIZED, "unauthorized", "This asks for a bearer token");
+const UNAUTHORIZED: Kind =
+    Kind::new(StatusCode::UNAUTHORIZED, "unauthorized", "This asks for a bearer token");
 const INVALID_TOKEN: Kind =
     Kind::new(StatusCode::UNAUTHORIZED, "invalid-token", "The bearer token is none of those here");
-const INVALID_REQUEST: Kind =
-    Kind::new(StatusCode::BAD_REQUEST, "invalid-request", "There is more than one Authorization header");
+const INVALID_REQUEST: Kind = Kind::new(
+    StatusCode::BAD_REQUEST,
+    "invalid-request",
+    "There is more than one Authorization header",
+);
 
 /// Why a request is not let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +60,19 @@ impl Gate {
 
     /// What a request is answered that is not let through; one that is, is marked if it may only ask for signs of life.
     pub(crate) fn refusal<B>(&self, request: &mut Request<B>) -> Option<Response<Body>> {
-        let shown = request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        let shown =
+            request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
         let denied = self.judge(shown).err()?;
         if SIGNS_OF_LIFE.contains(&request.uri().path()) {
             request.extensions_mut().insert(Stranger);
             return None;
         }
         let response = denied.response();
-        Some(if request.method() == Method::HEAD { response.map(|_| Body::empty()) } else { response })
+        Some(if request.method() == Method::HEAD {
+            response.map(|_| Body::empty())
+        } else {
+            response
+        })
     }
 
     /// Whether a request with these `Authorization` headers may ask for everything.
@@ -88,7 +97,8 @@ impl Gate {
 fn token_in(credentials: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer";
     let (scheme, rest) = credentials.split_at_checked(SCHEME.len())?;
-    let is_bearer = scheme.eq_ignore_ascii_case(SCHEME) && rest.first().is_none_or(|byte| *byte == b' ');
+    let is_bearer =
+        scheme.eq_ignore_ascii_case(SCHEME) && rest.first().is_none_or(|byte| *byte == b' ');
     let start = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
     is_bearer.then(|| &rest[start..])
 }
@@ -97,11 +107,17 @@ impl Denied {
     fn response(self) -> Response<Body> {
         let (kind, challenge) = match self {
             Self::NoToken => (UNAUTHORIZED, "Bearer realm=\"redis-proxy\""),
-            Self::WrongToken => (INVALID_TOKEN, "Bearer realm=\"redis-proxy\", error=\"invalid_token\""),
-            Self::TwoHeaders => (INVALID_REQUEST, "Bearer realm=\"redis-proxy\", error=\"invalid_request\""),
+            Self::WrongToken => {
+                (INVALID_TOKEN, "Bearer realm=\"redis-proxy\", error=\"invalid_token\"")
+            }
+            Self::TwoHeaders => {
+                (INVALID_REQUEST, "Bearer realm=\"redis-proxy\", error=\"invalid_request\"")
+            }
         };
         let mut response = kind.response(Some("Send one header: Authorization: Bearer <token>."));
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         response
     }
 }
@@ -123,13 +139,18 @@ fn tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
         }
         digests.push(blake3::hash(line));
     }
-    if digests.is_empty() { Err(wrong(&"found no token in it, expected one a line")) } else { Ok(digests) }
+    if digests.is_empty() {
+        Err(wrong(&"found no token in it, expected one a line"))
+    } else {
+        Ok(digests)
+    }
 }
 
 /// Whether it can be sent as a bearer token (RFC 6750, section 2.1: `b64token`).
 fn is_token(word: &[u8]) -> bool {
     let end = word.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
-    end > 0 && word[..end].iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
+    end > 0
+        && word[..end].iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
 }
 
 #[cfg(test)]
@@ -151,7 +172,11 @@ mod tests {
             ("abc", None),
             ("", None),
         ] {
-            assert_eq!(token_in(credentials.as_bytes()), expected.map(str::as_bytes), "{credentials:?}");
+            assert_eq!(
+                token_in(credentials.as_bytes()),
+                expected.map(str::as_bytes),
+                "{credentials:?}"
+            );
         }
     }
 

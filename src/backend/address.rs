@@ -49,7 +49,11 @@ pub enum Endpoint {
 impl Default for Address {
     fn default() -> Self {
         Self {
-            endpoint: Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT, tls: false },
+            endpoint: Endpoint::Tcp {
+                host: "127.0.0.1".to_owned(),
+                port: DEFAULT_PORT,
+                tls: false,
+            },
             username: String::new(),
             password: Secret::default(),
             database: 0,
@@ -97,11 +101,18 @@ impl Address {
     /// `--redis_port` give them: what is wrong with the host shows when the text is read. A unix socket gives way to TCP.
     pub fn with_host_and_port(&self, new_host: Option<&str>, new_port: Option<u16>) -> String {
         let (scheme, host, port) = match &self.endpoint {
-            Endpoint::Tcp { host, port, tls } => (if *tls { "rediss" } else { "redis" }, host.as_str(), *port),
+            Endpoint::Tcp { host, port, tls } => {
+                (if *tls { "rediss" } else { "redis" }, host.as_str(), *port)
+            }
             Endpoint::Unix(_) => ("redis", "127.0.0.1", DEFAULT_PORT),
         };
         let (host, port) = (new_host.unwrap_or(host), new_port.unwrap_or(port));
-        format!("{scheme}://{}{}:{port}/{}", self.login(self.password.reveal()), bracketed(host), self.database)
+        format!(
+            "{scheme}://{}{}:{port}/{}",
+            self.login(self.password.reveal()),
+            bracketed(host),
+            self.database
+        )
     }
 
     fn login(&self, password: &str) -> String {
@@ -150,7 +161,12 @@ impl fmt::Display for Address {
             }
             Endpoint::Unix(path) => {
                 let path = path.to_string_lossy();
-                write!(f, "unix://{login}{}?db={}", utf8_percent_encode(&path, IN_PATH), self.database)
+                write!(
+                    f,
+                    "unix://{login}{}?db={}",
+                    utf8_percent_encode(&path, IN_PATH),
+                    self.database
+                )
             }
         }
     }
@@ -169,19 +185,27 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, BadAddress> {
         let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
         // Nothing else of the text: where it is wrong, a password may stand anywhere in it.
-        let bad = |problem: &dyn fmt::Display| BadAddress { problem: format!("{scheme:?} address with {problem}") };
+        let bad = |problem: &dyn fmt::Display| BadAddress {
+            problem: format!("{scheme:?} address with {problem}"),
+        };
         let url = Url::parse(text).map_err(|error| bad(&error))?;
-        let endpoint = endpoint(&url).ok_or_else(|| bad(&"another scheme, or without host or path"))?;
+        let endpoint =
+            endpoint(&url).ok_or_else(|| bad(&"another scheme, or without host or path"))?;
         let after_host = &url[url::Position::BeforePath..];
         if matches!(endpoint, Endpoint::Tcp { .. }) && after_host.contains('@') {
-            return Err(bad(&"a login that is not escaped: '@' is written %40, ':' %3A, '/' %2F, '?' %3F, '#' %23"));
+            return Err(bad(
+                &"a login that is not escaped: '@' is written %40, ':' %3A, '/' %2F, '?' %3F, '#' %23",
+            ));
         }
         if url.fragment().is_some() || url.query_pairs().any(|(name, _)| name != "db") {
             return Err(bad(&"something else than db= behind a '?'"));
         }
-        let database = database(&url, &endpoint).parse().map_err(|_| bad(&"a database that is not a number"))?;
+        let database = database(&url, &endpoint)
+            .parse()
+            .map_err(|_| bad(&"a database that is not a number"))?;
         let decode = |part: &str| {
-            let decoded = crate::key::percent_decode(part.as_bytes()).map_err(|_| bad(&"a bad escape in the login"))?;
+            let decoded = crate::key::percent_decode(part.as_bytes())
+                .map_err(|_| bad(&"a bad escape in the login"))?;
             String::from_utf8(decoded.into_owned()).map_err(|_| bad(&"a login that is not UTF-8"))
         };
         Ok(Self {
@@ -202,7 +226,9 @@ fn endpoint(url: &Url) -> Option<Endpoint> {
         }
         // A path that does not begin at the root is no path to a socket, but something that only looks like an address.
         "unix" | "redis+unix"
-            if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 && url.path().starts_with('/') =>
+            if url.host_str().is_none_or(str::is_empty)
+                && url.path().len() > 1
+                && url.path().starts_with('/') =>
         {
             let path = crate::key::percent_decode(url.path().as_bytes()).ok()?;
             Some(Endpoint::Unix(String::from_utf8(path.into_owned()).ok()?.into()))
@@ -213,12 +239,15 @@ fn endpoint(url: &Url) -> Option<Endpoint> {
 
 /// The text of the database number: the path of a TCP address, the parameter `db` of either.
 fn database(url: &Url, endpoint: &Endpoint) -> String {
-    let parameter = url.query_pairs().find(|(name, _)| name == "db").map(|(_, value)| value.into_owned());
+    let parameter =
+        url.query_pairs().find(|(name, _)| name == "db").map(|(_, value)| value.into_owned());
     let path = match endpoint {
         Endpoint::Tcp { .. } => url.path().trim_matches('/'),
         Endpoint::Unix(_) => "",
     };
-    parameter.or_else(|| (!path.is_empty()).then(|| path.to_owned())).unwrap_or_else(|| "0".to_owned())
+    parameter
+        .or_else(|| (!path.is_empty()).then(|| path.to_owned()))
+        .unwrap_or_else(|| "0".to_owned())
 }
 
 impl Serialize for Address {
@@ -249,7 +278,10 @@ mod tests {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         let login: Address = "redis://us%3Aer:p%40ss@host/5".parse().unwrap();
-        assert_eq!((&*login.username, login.password.reveal(), login.database), ("us:er", "p@ss", 5));
+        assert_eq!(
+            (&*login.username, login.password.reveal(), login.database),
+            ("us:er", "p@ss", 5)
+        );
         assert_eq!("redis://host".parse::<Address>().unwrap().to_string(), "redis://host:6379/0");
     }
 

@@ -191,7 +191,11 @@ impl Connection {
     ///
     /// # Errors
     /// As those of [`ask_together`](Self::ask_together).
-    pub(super) async fn ask_for_value(&self, deadline: Option<Instant>, key: &Key) -> Result<Vec<Value>, BackendError> {
+    pub(super) async fn ask_for_value(
+        &self,
+        deadline: Option<Instant>,
+        key: &Key,
+    ) -> Result<Vec<Value>, BackendError> {
         self.put(deadline, |asked| asked.write_value(key)).await
     }
 
@@ -281,7 +285,14 @@ impl Asked {
     fn ask_about_all(&mut self, question: &[u8], then: Then) {
         self.uncovered = 0;
         self.commands.extend_from_slice(question);
-        let owed = Owed { missing: 1, answers: Vec::new(), asker: None, abroad: None, deadline: None, then };
+        let owed = Owed {
+            missing: 1,
+            answers: Vec::new(),
+            asker: None,
+            abroad: None,
+            deadline: None,
+            then,
+        };
         self.owed.push(owed);
     }
 }
@@ -331,7 +342,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                         }
                     }
                     Ok(None) => break,
-                    Err(Unreadable) => return Poll::Ready(unreachable(&"Redis sent what is no answer")),
+                    Err(Unreadable) => {
+                        return Poll::Ready(unreachable(&"Redis sent what is no answer"));
+                    }
                 }
             }
             match ready!(self.reader.poll_read(&mut self.stream, cx)) {
@@ -531,7 +544,8 @@ mod tests {
     use super::*;
 
     /// A connection that is driven, the other end of its stream, and what was told unasked.
-    fn connect() -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
+    fn connect()
+    -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
         connect_with_room(64)
     }
 
@@ -542,7 +556,8 @@ mod tests {
         let (ours, theirs) = duplex(room);
         let told = Arc::new(Mutex::new(0));
         let telling = Arc::clone(&told);
-        let (connection, driver) = Connection::over(ours, 0, Box::new(move |_| *telling.lock().unwrap() += 1));
+        let (connection, driver) =
+            Connection::over(ours, 0, Box::new(move |_| *telling.lock().unwrap() += 1));
         (connection, theirs, told, tokio::spawn(driver))
     }
 
@@ -579,7 +594,11 @@ mod tests {
             let mut number = Vec::new();
             while questions.read(&mut byte).await.unwrap() > 0 {
                 if byte[0] == b'\n' {
-                    let answer = format!(":{0}\r\n${1}\r\n{0}\r\n", str::from_utf8(&number).unwrap(), number.len());
+                    let answer = format!(
+                        ":{0}\r\n${1}\r\n{0}\r\n",
+                        str::from_utf8(&number).unwrap(),
+                        number.len()
+                    );
                     answers.write_all(answer.as_bytes()).await.unwrap();
                     answers.flush().await.unwrap();
                     number.clear();
@@ -588,7 +607,8 @@ mod tests {
                 }
             }
         });
-        let asking: Vec<_> = (0..500).map(|number| tokio::spawn(echo(connection.clone(), number, None))).collect();
+        let asking: Vec<_> =
+            (0..500).map(|number| tokio::spawn(echo(connection.clone(), number, None))).collect();
         for (number, asked) in asking.into_iter().enumerate() {
             let text = Value::BulkString(number.to_string().into_bytes());
             let number = Value::Int(i64::try_from(number).unwrap());
@@ -600,7 +620,8 @@ mod tests {
     async fn who_asks_on_another_thread_gets_his_own_answers_too() {
         let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
         let asking = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let echo = |number| tokio::spawn(echo(connection.clone(), number, None));
                 let asking: Vec<_> = (0..100).map(echo).collect();
@@ -643,12 +664,16 @@ mod tests {
     async fn who_waits_no_longer_keeps_his_place() {
         let (connection, mut theirs, _, _driven) = connect();
         let deadline = Instant::now() + Duration::from_secs(1);
-        let late = tokio::spawn(echo(connection.clone(), 1, Some(deadline + Duration::from_secs(1))));
+        let late =
+            tokio::spawn(echo(connection.clone(), 1, Some(deadline + Duration::from_secs(1))));
         assert_eq!(line(&mut theirs).await, "1");
         assert_eq!(echo(connection.clone(), 2, Some(deadline)).await, Err(BackendError::TimedOut));
         assert!(!late.is_finished(), "the second is given up first");
         let gone = tokio::spawn(echo(connection.clone(), 3, None));
-        assert_eq!((line(&mut theirs).await.as_str(), line(&mut theirs).await.as_str()), ("2", "3"));
+        assert_eq!(
+            (line(&mut theirs).await.as_str(), line(&mut theirs).await.as_str()),
+            ("2", "3")
+        );
         gone.abort();
         assert!(gone.await.unwrap_err().is_cancelled());
         let next = tokio::spawn(echo(connection, 4, Some(deadline + Duration::from_secs(9))));
@@ -670,8 +695,11 @@ mod tests {
 
     #[tokio::test]
     async fn it_ends_with_an_answer_that_nothing_asked_for_or_with_what_is_none() {
-        for (sent, reason) in [(&b":1\r\n"[..], UNASKED), (b"x", "Redis sent what is no answer"), (b"", "Redis closed")]
-        {
+        for (sent, reason) in [
+            (&b":1\r\n"[..], UNASKED),
+            (b"x", "Redis sent what is no answer"),
+            (b"", "Redis closed"),
+        ] {
             let (connection, mut theirs, _, driven) = connect();
             theirs.write_all(sent).await.unwrap();
             drop(theirs);
@@ -707,7 +735,9 @@ mod tests {
     fn ask_for_values(connection: &Connection, count: usize, deadline: Option<Instant>) -> Asking {
         let ask = |_| {
             let connection = connection.clone();
-            tokio::spawn(async move { connection.ask_for_value(deadline, &Key::from(&b"k"[..])).await })
+            tokio::spawn(
+                async move { connection.ask_for_value(deadline, &Key::from(&b"k"[..])).await },
+            )
         };
         (0..count).map(ask).collect()
     }
@@ -726,13 +756,17 @@ mod tests {
 
     async fn expect_all(asking: Asking, expiry: i64) {
         for asked in asking {
-            assert_eq!(asked.await.unwrap(), Ok(vec![Value::BulkString(b"v".to_vec()), Value::Int(expiry)]));
+            assert_eq!(
+                asked.await.unwrap(),
+                Ok(vec![Value::BulkString(b"v".to_vec()), Value::Int(expiry)])
+            );
         }
     }
 
     fn information(expires: usize) -> Vec<u8> {
-        let text =
-            format!("# Server\r\nexecutable:/bin/redis-server\r\n\r\n# Keyspace\r\ndb0:keys=4,expires={expires}\r\n");
+        let text = format!(
+            "# Server\r\nexecutable:/bin/redis-server\r\n\r\n# Keyspace\r\ndb0:keys=4,expires={expires}\r\n"
+        );
         format!("={}\r\ntxt:{text}\r\n", "txt:".len() + text.len()).into_bytes()
     }
 
@@ -808,7 +842,10 @@ mod tests {
         expect_values_alone(&mut theirs).await;
         asking.extend(ask_for_values(&connection, MANY, None));
         expect_values_alone(&mut theirs).await;
-        theirs.write_all(&[VALUES, &information(1), VALUES, &information(0)].concat()).await.unwrap();
+        theirs
+            .write_all(&[VALUES, &information(1), VALUES, &information(0)].concat())
+            .await
+            .unwrap();
         expect(&mut theirs, &["PTTL k"; MANY]).await;
         theirs.write_all(&b":-1\r\n".repeat(MANY)).await.unwrap();
         expect_all(asking, -1).await;
@@ -848,13 +885,17 @@ mod tests {
     async fn who_has_his_value_waits_no_longer_than_he_said_for_what_else_is_to_be_known() {
         let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
         ask_for_many(&connection, &mut theirs).await;
-        let asking = ask_for_values(&connection, MANY, Some(Instant::now() + Duration::from_secs(1)));
+        let asking =
+            ask_for_values(&connection, MANY, Some(Instant::now() + Duration::from_secs(1)));
         theirs.write_all(VALUES).await.unwrap();
         for asked in asking {
             assert_eq!(asked.await.unwrap(), Err(BackendError::TimedOut));
         }
         let next = ask_for_values(&connection, 1, None);
-        theirs.write_all(&[&information(0), &b"$1\r\nv\r\n"[..], &information(0)].concat()).await.unwrap();
+        theirs
+            .write_all(&[&information(0), &b"$1\r\nv\r\n"[..], &information(0)].concat())
+            .await
+            .unwrap();
         expect_all(next, -1).await;
     }
 }

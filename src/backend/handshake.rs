@@ -64,7 +64,8 @@ pub(super) struct Login {
 /// The file of the password cannot be read.
 pub(super) fn login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
     let password = password(settings)?;
-    let username = if settings.username.is_empty() { &settings.url.username } else { &settings.username };
+    let username =
+        if settings.username.is_empty() { &settings.url.username } else { &settings.username };
     let login = Login { username: username.clone(), password };
     Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
 }
@@ -75,8 +76,11 @@ pub(super) fn login(settings: &Settings) -> Result<Option<Login>, PrepareError> 
 /// The file of the password cannot be read.
 pub(super) fn sentinel_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
     let path = &settings.sentinel_password_file;
-    let password =
-        if path.as_os_str().is_empty() { Secret::default() } else { read_password("sentinel_password_file", path)? };
+    let password = if path.as_os_str().is_empty() {
+        Secret::default()
+    } else {
+        read_password("sentinel_password_file", path)?
+    };
     let login = Login { username: settings.sentinel_username.clone(), password };
     Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
 }
@@ -98,7 +102,10 @@ impl Login {
 
     /// Logs in on a stream on which nothing has been said.
     pub(super) async fn log_in(&self, stream: &mut dyn Stream) -> Result<(), BackendError> {
-        stream.write_all(&self.command().get_packed_command()).await.map_err(|error| unreachable(&error))?;
+        stream
+            .write_all(&self.command().get_packed_command())
+            .await
+            .map_err(|error| unreachable(&error))?;
         stream.flush().await.map_err(|error| unreachable(&error))?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n") && answer.len() < LONGEST_ANSWER {
@@ -110,7 +117,12 @@ impl Login {
         if is_full(String::from_utf8_lossy(&answer).trim_start_matches("-ERR ")) {
             return Err(full());
         }
-        let code = answer.get(1..).unwrap_or_default().split(u8::is_ascii_whitespace).next().unwrap_or_default();
+        let code = answer
+            .get(1..)
+            .unwrap_or_default()
+            .split(u8::is_ascii_whitespace)
+            .next()
+            .unwrap_or_default();
         Err(refused_login(&String::from_utf8_lossy(code)))
     }
 }
@@ -133,8 +145,19 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(settings: &Settings, (opener, topology): (Arc<Opener>, Arc<Topology>)) -> Self {
-        Self { settings: settings.clone(), opener, topology, place: None, reading: None, login: None, failures: 0 }
+    pub(super) fn new(
+        settings: &Settings,
+        (opener, topology): (Arc<Opener>, Arc<Topology>),
+    ) -> Self {
+        Self {
+            settings: settings.clone(),
+            opener,
+            topology,
+            place: None,
+            reading: None,
+            login: None,
+            failures: 0,
+        }
     }
 
     /// Keeps finding out where Redis is.
@@ -165,7 +188,10 @@ impl Connector {
 
     /// Returns when Redis is elsewhere than where the link went.
     pub(super) fn left(&self) -> Left {
-        self.place.as_ref().map_or_else(|| Box::pin(std::future::pending()) as Left, |place| self.topology.left(place))
+        self.place.as_ref().map_or_else(
+            || Box::pin(std::future::pending()) as Left,
+            |place| self.topology.left(place),
+        )
     }
 
     /// Returns when what answers there says that it is no primary, where it has to be one.
@@ -206,10 +232,13 @@ impl Connector {
     /// Finds out anew whom to log in as.
     pub(super) async fn read_login(&mut self) -> Result<(), BackendError> {
         let settings = self.settings.clone();
-        let reading = self.reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || login(&settings)));
+        let reading = self
+            .reading
+            .get_or_insert_with(|| tokio::task::spawn_blocking(move || login(&settings)));
         let login = reading.await;
         self.reading = None;
-        self.login = login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
+        self.login =
+            login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         Ok(())
     }
 
@@ -244,9 +273,16 @@ impl Connector {
 
     /// Opens a stream, on which nothing is said yet.
     async fn start(&self, heed: Heed) -> Result<Connected, BackendError> {
-        let (stream, activity) = Observed::new(self.opener.open(&self.address().endpoint, self.failures).await?);
+        let (stream, activity) =
+            Observed::new(self.opener.open(&self.address().endpoint, self.failures).await?);
         let (connection, driver) = Connection::over(stream, self.settings.url.database, heed);
-        Ok(Connected { connection, driver: Box::pin(driver), activity, tracking: None, refusal: None })
+        Ok(Connected {
+            connection,
+            driver: Box::pin(driver),
+            activity,
+            tracking: None,
+            refusal: None,
+        })
     }
 
     /// Chooses the database, says who we are, and sees whether Redis answers.
@@ -257,11 +293,18 @@ impl Connector {
         }
         // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
         let refused = |error: &ServerError| {
-            if is_unable(error) { BackendError::Refused(error.code().into()) } else { refused_link(error) }
+            if is_unable(error) {
+                BackendError::Refused(error.code().into())
+            } else {
+                refused_link(error)
+            }
         };
         // Redis is asked, too, not to let this link go first when it is short of memory: all its readers would wait.
-        let courtesies =
-            [["SETNAME", CLIENT_NAME].as_slice(), &["SETINFO", "LIB-NAME", CLIENT_NAME], &["NO-EVICT", "on"]];
+        let courtesies = [
+            ["SETNAME", CLIENT_NAME].as_slice(),
+            &["SETINFO", "LIB-NAME", CLIENT_NAME],
+            &["NO-EVICT", "on"],
+        ];
         for courtesy in courtesies {
             let mut client = redis::cmd("CLIENT");
             accept_refusal(demand(connection, client.arg(courtesy), refused).await)?;
@@ -340,7 +383,11 @@ fn refused_link(error: &ServerError) -> BackendError {
 }
 
 fn refused_with(code: &str, details: &str) -> BackendError {
-    if is_final(code) { not_admitted(&format_args!("Redis refused the link: {code} {details}")) } else { refused(code) }
+    if is_final(code) {
+        not_admitted(&format_args!("Redis refused the link: {code} {details}"))
+    } else {
+        refused(code)
+    }
 }
 
 /// One command of the handshake; `refused` says what it means that Redis answers with an error.
@@ -370,7 +417,8 @@ const FULL: &str = "max number of clients reached";
 
 /// Whether the user may not do this, or the server has no such command: it answers, and that is enough.
 fn is_unable(error: &ServerError) -> bool {
-    let unknown = error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
+    let unknown =
+        error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
     error.code() == "NOPERM" || (error.code() == "ERR" && unknown)
 }
 
@@ -389,7 +437,8 @@ fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     if !settings.password_file.as_os_str().is_empty() {
         return read_password("password_file", &settings.password_file);
     }
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(CREDENTIAL));
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .map(|directory| Path::new(&directory).join(CREDENTIAL));
     match credential {
         Some(path) if path.exists() => read_password("password (systemd credential)", &path),
         _ => Ok(settings.url.password.clone()),

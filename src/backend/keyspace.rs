@@ -74,7 +74,9 @@ impl Keyspace {
         let expiry = match answer {
             // It may be refused from now on.
             Value::ServerError(_) => Expiry::Somewhere,
-            answer => info(answer).and_then(|text| expiry(text, self.database)).ok_or(Unexpected)?,
+            answer => {
+                info(answer).and_then(|text| expiry(text, self.database)).ok_or(Unexpected)?
+            }
         };
         if expiry == Expiry::Somewhere {
             self.put_off();
@@ -123,8 +125,7 @@ mod tests {
 
     use super::*;
 
-    const KEYSPACE: &str =
-        "# Keyspace\r\ndb0:keys=7,expires=0,avg_ttl=0\r\ndb1:keys=1,expires=1,avg_ttl=9,subexpiry=0\r\n";
+    const KEYSPACE: &str = "# Keyspace\r\ndb0:keys=7,expires=0,avg_ttl=0\r\ndb1:keys=1,expires=1,avg_ttl=9,subexpiry=0\r\n";
 
     fn said(text: &str) -> Value {
         Value::VerbatimString { format: VerbatimFormat::Text, text: text.to_owned() }
@@ -141,7 +142,8 @@ mod tests {
 
     #[test]
     fn what_is_no_such_answer_says_nothing() {
-        let odd = [said(""), said("# Server\r\n"), said("# Keyspace\r\ndb0:keys=1\r\n"), Value::Nil];
+        let odd =
+            [said(""), said("# Server\r\n"), said("# Keyspace\r\ndb0:keys=1\r\n"), Value::Nil];
         for odd in odd.into_iter().chain([Value::BulkString(KEYSPACE.as_bytes().to_vec())]) {
             assert_eq!(Keyspace::of(0).counted(&odd), Err(Unexpected), "{odd:?}");
             assert_eq!(introduced(&odd, 0), None, "{odd:?}");

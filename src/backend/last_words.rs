@@ -23,9 +23,15 @@ impl<S> LastWords<S> {
     }
 
     /// What has become of a write of so many bytes.
-    fn written(&mut self, written: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+    fn written(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
         match written {
-            Poll::Ready(Err(error)) if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {
+            Poll::Ready(Err(error))
+                if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) =>
+            {
                 self.is_unheard = true;
                 Poll::Ready(Ok(length))
             }
@@ -35,13 +41,21 @@ impl<S> LastWords<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for LastWords<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for LastWords<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if self.is_unheard {
             return Poll::Ready(Ok(bytes.len()));
         }
@@ -95,7 +109,10 @@ mod tests {
         drop(theirs);
         ours.write_all(b"PING\r\n").await.unwrap();
         ours.flush().await.unwrap();
-        assert_eq!(ours.write_vectored(&[IoSlice::new(b"PING"), IoSlice::new(b"\r\n")]).await.unwrap(), 6);
+        assert_eq!(
+            ours.write_vectored(&[IoSlice::new(b"PING"), IoSlice::new(b"\r\n")]).await.unwrap(),
+            6
+        );
         let mut said = String::new();
         ours.read_to_string(&mut said).await.unwrap();
         assert_eq!(said, "-ERR max number of clients reached\r\n");

@@ -180,7 +180,9 @@ impl Link {
 
     fn down(&mut self, error: &BackendError) {
         self.take_back(error);
-        if matches!(error, BackendError::NotAdmitted(_)) && self.cache.coherence() == Coherence::None {
+        if matches!(error, BackendError::NotAdmitted(_))
+            && self.cache.coherence() == Coherence::None
+        {
             // Redis is there and answers, so nothing may stand in for it.
             self.cache.invalidate_all();
         }
@@ -199,7 +201,8 @@ impl Link {
         if self.mode == CoherenceMode::Ttl {
             return self.connector.connect_untracked().await;
         }
-        let (cache, metrics, probe) = (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
+        let (cache, metrics, probe) =
+            (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
         match self.connector.connect_tracked(Listener { cache, metrics, probe }).await {
             Ok(connected) => {
                 connected.refusal.as_ref().map_or(Ok(()), |reason| self.untracked(reason))?;
@@ -217,7 +220,9 @@ impl Link {
     /// What follows when Redis does not track: another way where there may be one, else no link.
     fn untracked(&mut self, reason: &str) -> Result<(), BackendError> {
         if self.mode == CoherenceMode::Tracking {
-            return Err(not_admitted(&format_args!("Redis does not tell of changes (CLIENT TRACKING): {reason}")));
+            return Err(not_admitted(&format_args!(
+                "Redis does not tell of changes (CLIENT TRACKING): {reason}"
+            )));
         }
         if !std::mem::replace(&mut self.reported_untracked, true) {
             tracing::warn!(
@@ -238,7 +243,8 @@ impl Link {
             let driven = async { Event::Lost(driver.await) };
             let watched = self.watch(connection, activity, (*tracking, refusal.is_some()));
             // Each is looked at only when there is something new for it: the driver is woken by every read.
-            let both: [Pin<Box<dyn Future<Output = Event> + Send + '_>>; 2] = [Box::pin(driven), Box::pin(watched)];
+            let both: [Pin<Box<dyn Future<Output = Event> + Send + '_>>; 2] =
+                [Box::pin(driven), Box::pin(watched)];
             let granted = match both.into_iter().collect::<FuturesUnordered<_>>().next().await {
                 Some(Event::Granted(granted)) => granted,
                 Some(Event::Lost(error)) => return error,
@@ -274,7 +280,12 @@ impl Link {
 
     /// Returns when a PING went unanswered and not a byte of anything else came either. Without tracking a link is
     /// asked only when it is silent; with it always, since each answer proves that all changes are known.
-    async fn silence(&self, connection: &Connection, activity: &Activity, tracking: Option<Granted>) {
+    async fn silence(
+        &self,
+        connection: &Connection,
+        activity: &Activity,
+        tracking: Option<Granted>,
+    ) {
         let mut number = 0_u64;
         let mut asked = tracking.map_or_else(Instant::now, |(_, asked)| asked);
         loop {
@@ -319,7 +330,8 @@ impl Link {
     async fn probe(&self, link: &Connection) {
         let times = (self.settings.probe_interval, self.settings.response_timeout);
         loop {
-            let connected = timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
+            let connected =
+                timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
             if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
                 let ended = tokio::select! {
                     ended = self.probe.run(link, &writer, times, &self.metrics) => ended,
@@ -348,7 +360,11 @@ impl Link {
     }
 
     /// The answer, however long it takes while bytes come in; `None` when none come either.
-    async fn unless_silent<T>(&self, activity: &Activity, answer: impl Future<Output = T>) -> Option<T> {
+    async fn unless_silent<T>(
+        &self,
+        activity: &Activity,
+        answer: impl Future<Output = T>,
+    ) -> Option<T> {
         let patience = self.settings.response_timeout;
         let mut answer = pin!(answer);
         let mut until = Instant::now() + patience;

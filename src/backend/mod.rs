@@ -72,7 +72,11 @@ impl TryFrom<String> for Mode {
     fn try_from(text: String) -> Result<Self, String> {
         units::choose(
             &text,
-            [("standalone", Self::Standalone), ("sentinel", Self::Sentinel), ("cluster", Self::Cluster)],
+            [
+                ("standalone", Self::Standalone),
+                ("sentinel", Self::Sentinel),
+                ("cluster", Self::Cluster),
+            ],
         )
     }
 }
@@ -162,12 +166,25 @@ impl Settings {
         let tls_unused = !self.speaks_tls() && tls_files.into_iter().any(set);
         let tls_half = set(&self.tls_cert_file) != set(&self.tls_key_file);
         let two_passwords = !self.password.is_empty() && set(&self.password_file);
-        let ping = format!("found {:?}, expected at least {PING_INTERVAL_MIN:?}", self.ping_interval);
+        let ping =
+            format!("found {:?}, expected at least {PING_INTERVAL_MIN:?}", self.ping_interval);
         let own = broken([
-            (two_passwords, "redis.password_file", "redis.password is set too, expected one of the two"),
-            (tls_unused, "redis.url", "found a url without TLS beside files for TLS, expected rediss://"),
+            (
+                two_passwords,
+                "redis.password_file",
+                "redis.password is set too, expected one of the two",
+            ),
+            (
+                tls_unused,
+                "redis.url",
+                "found a url without TLS beside files for TLS, expected rediss://",
+            ),
             (self.ping_interval < PING_INTERVAL_MIN, "redis.ping_interval", &ping),
-            (tls_half, "redis.tls_cert_file", "found one of the two, expected redis.tls_key_file with it, or neither"),
+            (
+                tls_half,
+                "redis.tls_cert_file",
+                "found one of the two, expected redis.tls_key_file with it, or neither",
+            ),
         ]);
         let limits = absurd_limits([(self.max_fetches, "redis.max_fetches")]);
         let timeouts = zero_timeouts([
@@ -203,7 +220,11 @@ impl Settings {
                 "redis.mode",
                 "found \"cluster\", expected redis.seeds with it: where some nodes of the cluster are",
             ),
-            (by_cluster && unix, "redis.url", "found a unix socket, expected redis:// or rediss:// with a cluster"),
+            (
+                by_cluster && unix,
+                "redis.url",
+                "found a unix socket, expected redis:// or rediss:// with a cluster",
+            ),
             (
                 by_cluster && self.url.database != 0,
                 "redis.url",
@@ -214,7 +235,11 @@ impl Settings {
                 "redis.probe_interval",
                 "found a probe, whose key would be in one slot, expected none with a cluster",
             ),
-            (by_sentinels && unix, "redis.url", "found a unix socket, expected redis:// or rediss:// with sentinels"),
+            (
+                by_sentinels && unix,
+                "redis.url",
+                "found a unix socket, expected redis:// or rediss:// with sentinels",
+            ),
         ])
     }
 
@@ -469,12 +494,18 @@ impl Backend {
 
     /// Asks Redis for `key`: its value and its time to live, as one.
     pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
-        let reply = self.read(&key, Asking::No, Instant::now() + self.0.settings.response_timeout).await;
+        let reply =
+            self.read(&key, Asking::No, Instant::now() + self.0.settings.response_timeout).await;
         self.fetched(reply)
     }
 
     /// The same, but says where a node of a cluster sends whoever asks.
-    pub(crate) async fn read(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
+    pub(crate) async fn read(
+        &self,
+        key: &Key,
+        asking: Asking,
+        deadline: Instant,
+    ) -> Result<Reply, BackendError> {
         self.0.topology.trace();
         self.0.fetch(key, asking, deadline).await
     }
@@ -482,7 +513,9 @@ impl Backend {
     /// What came of it.
     pub(crate) fn fetched(&self, reply: Result<Reply, BackendError>) -> Fetched<BackendError> {
         match reply {
-            Ok(Some((value, _))) if value.len() > self.0.max_value => self.0.failed(BackendError::TooLarge),
+            Ok(Some((value, _))) if value.len() > self.0.max_value => {
+                self.0.failed(BackendError::TooLarge)
+            }
             Ok(Some((value, expires_in))) => Fetched::Value(value, expires_in),
             Ok(None) => Fetched::Absent,
             Err(error) => self.0.failed(error),
@@ -559,7 +592,12 @@ impl Shared {
         if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
     }
 
-    async fn fetch(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
+    async fn fetch(
+        &self,
+        key: &Key,
+        asking: Asking,
+        deadline: Instant,
+    ) -> Result<Reply, BackendError> {
         let _turn = self.turn(deadline).await?;
         match self.ask(key, asking, deadline).await {
             // A read may be asked again, and a link lost under a request is most often a Redis that is coming back.
@@ -588,13 +626,19 @@ impl Shared {
         if let Ok(turn) = self.turns.try_acquire() {
             return Ok(turn);
         }
-        let place = Place::take(&self.waiting, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
+        let place =
+            Place::take(&self.waiting, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
         let turn = Box::pin(timeout_at(deadline, self.turns.acquire())).await;
         drop(place);
         turn.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)
     }
 
-    async fn ask(&self, key: &Key, asking: Asking, deadline: Instant) -> Result<Reply, BackendError> {
+    async fn ask(
+        &self,
+        key: &Key,
+        asking: Asking,
+        deadline: Instant,
+    ) -> Result<Reply, BackendError> {
         let (link, tracking) = match self.present_link() {
             Some(linked) => linked,
             None => Box::pin(self.link(deadline)).await?,
@@ -627,7 +671,12 @@ impl Shared {
         }
         let replies = match question {
             Question::Told => link.ask_for_value(Some(deadline), key).await,
-            _ => link.ask_together(Some(deadline), |commands| question.write(key.as_bytes(), commands)).await,
+            _ => {
+                link.ask_together(Some(deadline), |commands| {
+                    question.write(key.as_bytes(), commands)
+                })
+                .await
+            }
         };
         if replies == Err(BackendError::TimedOut) {
             // Redis answers in order. If it answered nothing since, what it owes stands in the way of all who ask next:
@@ -689,7 +738,8 @@ impl Shared {
             }
         };
         // Where the proxy itself reads, if it does; else it would have to be asked for each client.
-        let known = self.topology.known().filter(|_| matches!(*self.link.borrow(), LinkState::Up(..)));
+        let known =
+            self.topology.known().filter(|_| matches!(*self.link.borrow(), LinkState::Up(..)));
         let place = match known {
             Some(place) => place,
             None => self.topology.place().await?,
@@ -703,7 +753,8 @@ impl Shared {
 
     /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.
     async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
-        let _place = Place::take(&self.unproved, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
+        let _place =
+            Place::take(&self.unproved, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
         let deadline = Instant::now() + self.settings.response_timeout;
         match self.prove(since, deadline).await {
             // A new link proves as much as an answer: there is nothing in memory then.

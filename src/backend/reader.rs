@@ -77,9 +77,13 @@ impl Reader {
             (Some(b'$'), Some((length @ 0.., header))) => {
                 self.value(usize::try_from(length).map_err(|_| Unreadable)?, header)
             }
-            (Some(b':'), Some((number, header))) => Ok(Some(self.passed(header, Value::Int(number)))),
+            (Some(b':'), Some((number, header))) => {
+                Ok(Some(self.passed(header, Value::Int(number))))
+            }
             (Some(b'$' | b':'), None) if self.is_within_line() => Ok(None),
-            _ if self.input.starts_with(b"_\r\n") => Ok(Some(self.passed(b"_\r\n".len(), Value::Nil))),
+            _ if self.input.starts_with(b"_\r\n") => {
+                Ok(Some(self.passed(b"_\r\n".len(), Value::Nil)))
+            }
             _ => self.scan(),
         }
     }
@@ -92,7 +96,8 @@ impl Reader {
             return None;
         }
         let digits = line.get(1..end)?;
-        let (is_negative, digits) = digits.strip_prefix(b"-").map_or((false, digits), |digits| (true, digits));
+        let (is_negative, digits) =
+            digits.strip_prefix(b"-").map_or((false, digits), |digits| (true, digits));
         if digits.is_empty() {
             return None;
         }
@@ -150,7 +155,8 @@ impl Reader {
     }
 
     fn scan(&mut self) -> Result<Option<Value>, Unreadable> {
-        let (length, over) = self.scanner.scan(&self.input[self.scanned..]).map_err(|_| Unreadable)?;
+        let (length, over) =
+            self.scanner.scan(&self.input[self.scanned..]).map_err(|_| Unreadable)?;
         self.scanned += length;
         if over.is_none() {
             return Ok(None);
@@ -221,8 +227,15 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_is_seen() {
-        for wrong in ["x", "$a\r\n", "$-2\r\n", "$1\r\nab\r\n", ":1x\r\n", ":99999999999999999999\r\n", "$1\nx\r\n\r\n"]
-        {
+        for wrong in [
+            "x",
+            "$a\r\n",
+            "$-2\r\n",
+            "$1\r\nab\r\n",
+            ":1x\r\n",
+            ":99999999999999999999\r\n",
+            "$1\nx\r\n\r\n",
+        ] {
             let more = [wrong.as_bytes(), &[b'\n'; LONGEST_HEADER]].concat();
             assert_eq!(answers(&more, 1), Err(Unreadable), "{wrong:?}");
             assert_eq!(answers(&more, usize::MAX), Err(Unreadable), "{wrong:?}");

@@ -56,7 +56,10 @@ impl Question {
 
     /// Reads the answers. Each must be one that its command can have: a link on which answers have shifted would
     /// otherwise give one key's value for another.
-    pub(super) fn read(self, replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+    pub(super) fn read(
+        self,
+        replies: Vec<Value>,
+    ) -> Result<Result<Reply, BackendError>, Unexpected> {
         match self {
             Self::Told | Self::Pair => read_pair(replies),
             Self::Asking => read_asked(replies),
@@ -118,7 +121,11 @@ impl Redirect {
         };
         let (slot, address) = details.split_once(' ')?;
         let (host, port) = address.rsplit_once(':')?;
-        Some(Self { is_once, slot: slot.parse().ok()?, address: (host.to_owned(), port.parse().ok()?) })
+        Some(Self {
+            is_once,
+            slot: slot.parse().ok()?,
+            address: (host.to_owned(), port.parse().ok()?),
+        })
     }
 
     pub(super) fn code(&self) -> &'static str {
@@ -130,7 +137,9 @@ impl Redirect {
 pub(super) fn refused(code: &str) -> BackendError {
     match code {
         "WRONGTYPE" => BackendError::WrongType,
-        "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => BackendError::Unavailable(code.into()),
+        "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => {
+            BackendError::Unavailable(code.into())
+        }
         code => BackendError::Refused(code.into()),
     }
 }
@@ -155,7 +164,8 @@ fn read_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, 
 }
 
 fn read_asked(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
-    let [asking, value, asking_again, expiry] = <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
+    let [asking, value, asking_again, expiry] =
+        <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
     if let Some(error) = [&asking, &asking_again].into_iter().find_map(server_error) {
         return Ok(Err(error));
     }
@@ -174,7 +184,9 @@ fn read_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpec
                 NO_EXPIRY => None,
                 // The value was there, and is gone by now.
                 NO_KEY => Some(Duration::ZERO),
-                milliseconds => Some(Duration::from_millis(u64::try_from(milliseconds).map_err(|_| Unexpected)?)),
+                milliseconds => Some(Duration::from_millis(
+                    u64::try_from(milliseconds).map_err(|_| Unexpected)?,
+                )),
             };
             Ok(Ok(Some((Bytes::from(value), expires_in))))
         }

@@ -66,7 +66,9 @@ impl Scout {
     pub(crate) async fn ask_text(&mut self, command: &Cmd) -> Result<String, BackendError> {
         match self.ask(command).await? {
             Value::ServerError(error) => Err(refused(error.code())),
-            answer => text(&answer).map(str::to_owned).ok_or_else(|| unreachable(&"found no text for an answer")),
+            answer => text(&answer)
+                .map(str::to_owned)
+                .ok_or_else(|| unreachable(&"found no text for an answer")),
         }
     }
 

@@ -12,7 +12,8 @@ use url::Url;
 use super::address::Endpoint;
 
 const ALLOWED: &str = "redis://host:port, or rediss://host:port for TLS, and nothing else in it";
-const ALLOWED_LIST: &str = "a list of redis://host:port or rediss://host:port, or a text with commas between them";
+const ALLOWED_LIST: &str =
+    "a list of redis://host:port or rediss://host:port, or a text with commas between them";
 
 /// Addresses to begin with, in the order in which they were written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,7 +49,8 @@ fn seed(text: &str) -> Result<Endpoint, BadSeed> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(bad("a login"));
     }
-    if !url.path().trim_matches('/').is_empty() || url.query().is_some() || url.fragment().is_some() {
+    if !url.path().trim_matches('/').is_empty() || url.query().is_some() || url.fragment().is_some()
+    {
         return Err(bad("something behind the port"));
     }
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
@@ -114,7 +116,10 @@ mod tests {
         let text = serde_json::to_string(&seeds).unwrap();
         assert_eq!(text, r#""redis://a:1, rediss://[::1]:2""#);
         assert_eq!(serde_json::from_str::<Seeds>(&text).unwrap(), seeds);
-        assert_eq!(serde_json::from_str::<Seeds>(r#"["redis://a:1","rediss://[::1]:2"]"#).unwrap(), seeds);
+        assert_eq!(
+            serde_json::from_str::<Seeds>(r#"["redis://a:1","rediss://[::1]:2"]"#).unwrap(),
+            seeds
+        );
         assert!("".parse::<Seeds>().unwrap().is_empty());
     }
 

@@ -109,7 +109,15 @@ impl Sentinels {
 
     /// Listens to all of them for as long as the daemon lives.
     pub(super) async fn run(&self) {
-        join_all(self.settings.seeds.0.iter().enumerate().map(|(number, seed)| self.attend(number, seed))).await;
+        join_all(
+            self.settings
+                .seeds
+                .0
+                .iter()
+                .enumerate()
+                .map(|(number, seed)| self.attend(number, seed)),
+        )
+        .await;
     }
 
     /// Where the primary is, said by at least one of them from now on.
@@ -119,11 +127,13 @@ impl Sentinels {
         self.wanted.send_replace(());
         let all_settled = |all: &Vec<Said>| all.iter().all(|one| one.is_settled(since));
         _ = timeout(PATIENCE, said.wait_for(all_settled)).await;
-        let is_enough = |all: &Vec<Said>| all_settled(all) || all.iter().any(|one| one.is_told(since));
+        let is_enough =
+            |all: &Vec<Said>| all_settled(all) || all.iter().any(|one| one.is_told(since));
         let said = said.wait_for(is_enough).await.map_err(|error| unreachable(&error))?;
         if said.iter().any(|one| one.is_told(since)) {
             let primary = self.primary();
-            return primary.ok_or_else(|| unreachable(&"the sentinels have not agreed on a primary"));
+            return primary
+                .ok_or_else(|| unreachable(&"the sentinels have not agreed on a primary"));
         }
         Err(self.why_none(&said))
     }
@@ -147,7 +157,11 @@ impl Sentinels {
     pub(super) fn nodes(&self) -> Vec<Node> {
         let said = self.said.borrow();
         let answers = |said: &Said| matches!(said, Said::Primary(..) | Said::Unknown(_));
-        let node = |(seed, said): (&Endpoint, &Said)| Node { name: seed.node(), role: "sentinel", up: answers(said) };
+        let node = |(seed, said): (&Endpoint, &Said)| Node {
+            name: seed.node(),
+            role: "sentinel",
+            up: answers(said),
+        };
         self.settings.seeds.0.iter().zip(said.iter()).map(node).collect()
     }
 
@@ -162,7 +176,9 @@ impl Sentinels {
             }
             _ => {
                 let name = &self.settings.sentinel_master;
-                unreachable(&format_args!("the sentinels know no primary called {name:?} (redis.sentinel_master)"))
+                unreachable(&format_args!(
+                    "the sentinels know no primary called {name:?} (redis.sentinel_master)"
+                ))
             }
         }
     }
@@ -190,7 +206,12 @@ impl Sentinels {
     }
 
     /// Listens to one of them for as long as it answers.
-    async fn listen(&self, number: usize, seed: &Endpoint, attempt: usize) -> Result<Infallible, BackendError> {
+    async fn listen(
+        &self,
+        number: usize,
+        seed: &Endpoint,
+        attempt: usize,
+    ) -> Result<Infallible, BackendError> {
         let connecting = timeout(self.settings.connect_timeout, self.connect(seed, attempt));
         let (connection, driver) = connecting.await.unwrap_or(Err(BackendError::TimedOut))?;
         tokio::select! {
@@ -200,13 +221,19 @@ impl Sentinels {
         }
     }
 
-    async fn connect(&self, seed: &Endpoint, attempt: usize) -> Result<(Connection, Driver), BackendError> {
+    async fn connect(
+        &self,
+        seed: &Endpoint,
+        attempt: usize,
+    ) -> Result<(Connection, Driver), BackendError> {
         let settings = self.settings.clone();
         // The file of the password may be on a disk that hangs.
         let login = tokio::task::spawn_blocking(move || handshake::sentinel_login(&settings)).await;
-        let login = login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
+        let login =
+            login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         let stream = self.opener.open(seed, attempt).await?;
-        let (wanted, name) = (Arc::clone(&self.wanted), format!("{} ", self.settings.sentinel_master));
+        let (wanted, name) =
+            (Arc::clone(&self.wanted), format!("{} ", self.settings.sentinel_master));
         let heed = move |push| {
             if is_switch(&push, &name) {
                 wanted.send_replace(());
@@ -214,25 +241,37 @@ impl Sentinels {
         };
         let (connection, driver) = Connection::over(stream, 0, Box::new(heed));
         let mut driver = Box::pin(driver) as Driver;
-        driven(&mut driver, greet(&connection, login.as_ref())).await.map_err(|error| match error {
-            Untracked::NoAnswer(error) => error,
-            Untracked::Refused(reason) => {
-                unreachable(&format_args!("a sentinel of Redis 6 or newer is needed: {reason}"))
-            }
-        })?;
+        driven(&mut driver, greet(&connection, login.as_ref())).await.map_err(
+            |error| match error {
+                Untracked::NoAnswer(error) => error,
+                Untracked::Refused(reason) => {
+                    unreachable(&format_args!("a sentinel of Redis 6 or newer is needed: {reason}"))
+                }
+            },
+        )?;
         Ok((connection, driver))
     }
 
     /// Asks one of them again and again.
-    async fn converse(&self, number: usize, connection: Connection) -> Result<Infallible, BackendError> {
+    async fn converse(
+        &self,
+        number: usize,
+        connection: Connection,
+    ) -> Result<Infallible, BackendError> {
         let mut wanted = self.wanted.subscribe();
         let patience = self.settings.connect_timeout;
-        require(&timeout(patience, subscribe(&connection)).await.unwrap_or(Err(BackendError::TimedOut))?)?;
+        require(
+            &timeout(patience, subscribe(&connection))
+                .await
+                .unwrap_or(Err(BackendError::TimedOut))?,
+        )?;
         loop {
             // What is wanted from here on needs another question.
             wanted.mark_unchanged();
             let asked = Instant::now();
-            let word = timeout(patience, self.question(&connection)).await.unwrap_or(Err(BackendError::TimedOut))?;
+            let word = timeout(patience, self.question(&connection))
+                .await
+                .unwrap_or(Err(BackendError::TimedOut))?;
             self.hear(number, word.map_or(Said::Unknown(asked), |word| Said::Primary(word, asked)));
             tokio::select! {
                 () = sleep(self.settings.ping_interval) => {}
@@ -255,7 +294,9 @@ impl Sentinels {
             }
             let Value::Array(parts) = &address else { return Ok(None) };
             let parts: Vec<_> = parts.iter().filter_map(text).collect();
-            let [host, port] = parts[..] else { return Err(unreachable(&"a sentinel gave an address that is none")) };
+            let [host, port] = parts[..] else {
+                return Err(unreachable(&"a sentinel gave an address that is none"));
+            };
             let port = port.parse().map_err(|error| unreachable(&error))?;
             return Ok(Some(Word { term, host: host.to_owned(), port }));
         }
@@ -279,12 +320,18 @@ impl Sentinels {
         self.said.send_modify(|said| said[number] = now);
         let said = self.said.borrow();
         self.primary.send_if_modified(|primary| {
-            let Some(word) = latest(&said, primary.as_ref().map(|place| place.term)) else { return false };
+            let Some(word) = latest(&said, primary.as_ref().map(|place| place.term)) else {
+                return false;
+            };
             let place = self.place_of(word);
-            if primary.as_ref() == Some(&place) || is_contradicted(&said, primary.as_ref(), word.term) {
+            if primary.as_ref() == Some(&place)
+                || is_contradicted(&said, primary.as_ref(), word.term)
+            {
                 return false;
             }
-            let before = primary.as_ref().map_or_else(|| "nobody".to_owned(), |place| place.address.endpoint.node());
+            let before = primary
+                .as_ref()
+                .map_or_else(|| "nobody".to_owned(), |place| place.address.endpoint.node());
             let after = place.address.endpoint.node();
             tracing::info!(before, after, failover = word.term, "the sentinels name a primary");
             *primary = Some(place);
@@ -294,7 +341,8 @@ impl Sentinels {
 
     fn place_of(&self, word: &Word) -> Place {
         let url = &self.settings.url;
-        let endpoint = Endpoint::Tcp { host: word.host.clone(), port: word.port, tls: url.is_tls() };
+        let endpoint =
+            Endpoint::Tcp { host: word.host.clone(), port: word.port, tls: url.is_tls() };
         Place { address: Address { endpoint, ..url.clone() }, term: word.term }
     }
 }
@@ -373,7 +421,11 @@ mod tests {
         assert_eq!(elected(&[says(1, 10), silent(), silent()], Some(2)), None);
         assert_eq!(elected(&[says(1, 10), says(1, 10), silent()], Some(2)), None);
         assert_eq!(elected(&[says(1, 10), says(1, 11)], Some(2)), None);
-        assert_eq!(elected(&[says(1, 10), says(1, 10)], Some(2)), Some((1, 10)), "they were set up anew");
+        assert_eq!(
+            elected(&[says(1, 10), says(1, 10)], Some(2)),
+            Some((1, 10)),
+            "they were set up anew"
+        );
     }
 
     #[test]

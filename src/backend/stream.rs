@@ -54,15 +54,21 @@ impl Opener {
     }
 
     /// Opens a stream to `endpoint`; the `attempt`th begins with another address of the host than the one before.
-    pub(super) async fn open(&self, endpoint: &Endpoint, attempt: usize) -> Result<Box<dyn Stream>, BackendError> {
+    pub(super) async fn open(
+        &self,
+        endpoint: &Endpoint,
+        attempt: usize,
+    ) -> Result<Box<dyn Stream>, BackendError> {
         let (host, port, tls) = match endpoint {
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
+                let stream =
+                    UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
                 return Ok(Box::new(LastWords::of(stream)));
             }
             Endpoint::Tcp { host, port, tls } => (host, *port, *tls),
         };
-        let stream = self.connect_to_any(host, port, attempt).await.map_err(|error| unreachable(&error))?;
+        let stream =
+            self.connect_to_any(host, port, attempt).await.map_err(|error| unreachable(&error))?;
         if !tls {
             return Ok(Box::new(LastWords::of(stream)));
         }
@@ -106,10 +112,11 @@ fn tls_connector(settings: &Settings) -> Result<TlsConnector, PrepareError> {
     } else {
         let certificates = certificates("tls_cert_file", &settings.tls_cert_file)?;
         let path = &settings.tls_key_file;
-        let key =
-            PrivateKeyDer::from_pem_file(path).map_err(|error| PrepareError::new("tls_key_file", path, &error))?;
+        let key = PrivateKeyDer::from_pem_file(path)
+            .map_err(|error| PrepareError::new("tls_key_file", path, &error))?;
         let config = builder.with_client_auth_cert(certificates, key);
-        config.map_err(|error| PrepareError::new("tls_cert_file", &settings.tls_cert_file, &error))?
+        config
+            .map_err(|error| PrepareError::new("tls_cert_file", &settings.tls_cert_file, &error))?
     };
     Ok(TlsConnector::from(Arc::new(config)))
 }
@@ -120,20 +127,32 @@ fn root_certificates(ca_file: &Path) -> Result<RootCertStore, PrepareError> {
         let system = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(system.certs);
         if roots.is_empty() {
-            return Err(PrepareError::new("tls_ca_file", ca_file, &"empty, and the system has no root certificates"));
+            return Err(PrepareError::new(
+                "tls_ca_file",
+                ca_file,
+                &"empty, and the system has no root certificates",
+            ));
         }
     } else {
         for certificate in certificates("tls_ca_file", ca_file)? {
-            roots.add(certificate).map_err(|error| PrepareError::new("tls_ca_file", ca_file, &error))?;
+            roots
+                .add(certificate)
+                .map_err(|error| PrepareError::new("tls_ca_file", ca_file, &error))?;
         }
     }
     Ok(roots)
 }
 
-fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, PrepareError> {
-    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+fn certificates(
+    key: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, PrepareError> {
+    let certificates =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match certificates {
-        Ok(certificates) if certificates.is_empty() => Err(PrepareError::new(key, path, &"no certificate in it (PEM)")),
+        Ok(certificates) if certificates.is_empty() => {
+            Err(PrepareError::new(key, path, &"no certificate in it (PEM)"))
+        }
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(PrepareError::new(key, path, &error)),
     }

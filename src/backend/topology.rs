@@ -45,7 +45,9 @@ impl Topology {
         Ok(match settings.mode {
             Mode::Standalone => Self::Fixed(fixed),
             Mode::Cluster => Self::Primary(watch::Sender::new(Some(fixed))),
-            Mode::Sentinel => Self::Sentinels(Box::new(Sentinels::prepare(settings, Arc::clone(opener))?)),
+            Mode::Sentinel => {
+                Self::Sentinels(Box::new(Sentinels::prepare(settings, Arc::clone(opener))?))
+            }
         })
     }
 
@@ -108,8 +110,12 @@ impl Topology {
     pub(super) fn tie(&self, stream: Box<dyn Stream>, place: Place) -> Tied {
         let tie = match self {
             Self::Fixed(_) => None,
-            Self::Primary(now) => Some(Tie { left: Some(self.left(&place)), now: now.subscribe(), place }),
-            Self::Sentinels(sentinels) => Some(Tie { left: Some(self.left(&place)), now: sentinels.follow(), place }),
+            Self::Primary(now) => {
+                Some(Tie { left: Some(self.left(&place)), now: now.subscribe(), place })
+            }
+            Self::Sentinels(sentinels) => {
+                Some(Tie { left: Some(self.left(&place)), now: sentinels.follow(), place })
+            }
         };
         Tied { stream, tie }
     }
@@ -125,11 +131,17 @@ impl Topology {
 
     /// Who there is to be asked; `has_link`: whether Redis answers.
     pub(super) fn nodes(&self, has_link: bool) -> Vec<Node> {
-        let redis = |place: &Place| Node { name: place.address.endpoint.node(), role: "redis", up: has_link };
+        let redis = |place: &Place| Node {
+            name: place.address.endpoint.node(),
+            role: "redis",
+            up: has_link,
+        };
         match self {
             Self::Fixed(place) => vec![redis(place)],
             Self::Primary(place) => place.borrow().iter().map(redis).collect(),
-            Self::Sentinels(sentinels) => sentinels.primary().iter().map(redis).chain(sentinels.nodes()).collect(),
+            Self::Sentinels(sentinels) => {
+                sentinels.primary().iter().map(redis).chain(sentinels.nodes()).collect()
+            }
         }
     }
 }
@@ -193,7 +205,11 @@ fn cut() -> io::Error {
 }
 
 impl AsyncRead for Tied {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.poll_cut(cx)?;
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut *self.stream).poll_read(cx, buffer));
@@ -203,7 +219,11 @@ impl AsyncRead for Tied {
 }
 
 impl AsyncWrite for Tied {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_cut(cx)?;
         Pin::new(&mut *self.stream).poll_write(cx, bytes)
     }

@@ -68,7 +68,11 @@ async fn query(connection: &Connection, words: &[&str]) -> Result<Value, Untrack
     match ask(connection, &command).await? {
         Value::ServerError(error) => {
             let details = error.details().unwrap_or_default();
-            Err(Untracked::Refused(format!("it answered {}: {} {details}", words.join(" "), error.code())))
+            Err(Untracked::Refused(format!(
+                "it answered {}: {} {details}",
+                words.join(" "),
+                error.code()
+            )))
         }
         answer => Ok(answer),
     }
@@ -84,7 +88,9 @@ fn require_server(hello: &Value) -> Result<(), Untracked> {
     if major.is_some_and(|major| major >= OLDEST_MAJOR_VERSION) {
         return Ok(());
     }
-    Err(Untracked::Refused(format!("its version is {version:?}, expected {OLDEST_MAJOR_VERSION}.0 or newer")))
+    Err(Untracked::Refused(format!(
+        "its version is {version:?}, expected {OLDEST_MAJOR_VERSION}.0 or newer"
+    )))
 }
 
 /// Tracking must be on, for what this link reads (no prefixes, no opting), and also for changes that it makes itself.
@@ -131,7 +137,9 @@ pub fn read_push(push: PushInfo) -> Option<Changed> {
     if push.kind != PushKind::Invalidate {
         return None;
     }
-    let Ok([Value::Array(keys)]) = <[Value; 1]>::try_from(push.data) else { return Some(Changed::Everything) };
+    let Ok([Value::Array(keys)]) = <[Value; 1]>::try_from(push.data) else {
+        return Some(Changed::Everything);
+    };
     let keys = keys.into_iter().map(|key| match key {
         Value::BulkString(key) => Some(key),
         _ => None,
@@ -211,7 +219,13 @@ mod tests {
 
     #[test]
     fn a_push_about_something_else_is_let_be() {
-        assert_eq!(read_push(PushInfo { kind: PushKind::Message, data: vec![bulk("channel"), bulk("text")] }), None);
+        assert_eq!(
+            read_push(PushInfo {
+                kind: PushKind::Message,
+                data: vec![bulk("channel"), bulk("text")]
+            }),
+            None
+        );
     }
 
     fn hello(protocol: i64, version: &str) -> Value {
@@ -226,7 +240,13 @@ mod tests {
     fn a_server_that_does_not_tell_reliably_is_not_relied_on() {
         assert!(require_server(&hello(3, "7.0.15")).is_ok());
         assert!(require_server(&hello(3, "10.1")).is_ok());
-        for bad in [hello(2, "7.0.15"), hello(3, "6.2.14"), hello(3, ""), hello(3, "unstable"), Value::Okay] {
+        for bad in [
+            hello(2, "7.0.15"),
+            hello(3, "6.2.14"),
+            hello(3, ""),
+            hello(3, "unstable"),
+            Value::Okay,
+        ] {
             assert!(require_server(&bad).is_err(), "{bad:?}");
         }
     }

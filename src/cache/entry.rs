@@ -95,15 +95,26 @@ enum Kept {
 impl Entry {
     /// An entry for what Redis answered (`None`: no such key) to a fetch of `key` begun at `fetched`; `expires_in` is the
     /// key's own time to live in Redis (`PTTL`).
-    pub(super) fn new(key: &Key, value: Option<Bytes>, fetched: u64, expires_in: Option<Duration>) -> Arc<Self> {
+    pub(super) fn new(
+        key: &Key,
+        value: Option<Bytes>,
+        fetched: u64,
+        expires_in: Option<Duration>,
+    ) -> Arc<Self> {
         let lives_for = expires_in.map_or(u64::MAX, nanoseconds);
         let length = |bytes: usize| u32::try_from(bytes).ok();
-        let (key_length, value_length) = (length(key.len()), value.as_ref().map(|value| length(value.len())));
+        let (key_length, value_length) =
+            (length(key.len()), value.as_ref().map(|value| length(value.len())));
         let whole = key.len().saturating_add(value.as_ref().map_or(0, Bytes::len));
         match (key_length, value_length) {
             (Some(key_length), None | Some(Some(_))) if whole <= LARGEST => {
                 let kept = Kept::Within { key: key_length, value: value_length.flatten() };
-                make(fetched, lives_for, kept, [key.as_bytes(), value.as_deref().unwrap_or_default()])
+                make(
+                    fetched,
+                    lives_for,
+                    kept,
+                    [key.as_bytes(), value.as_deref().unwrap_or_default()],
+                )
             }
             _ => make(fetched, lives_for, Kept::Apart(Box::new((key.clone(), value))), [&[], &[]]),
         }
@@ -138,15 +149,20 @@ impl Entry {
         if lived >= self.lives_for {
             return Freshness::Dead;
         }
-        let (ttl, grace) =
-            if self.is_absent() { (lifetimes.of_absence(voucher), 0) } else { (lifetimes.ttl, lifetimes.stale_grace) };
+        let (ttl, grace) = if self.is_absent() {
+            (lifetimes.of_absence(voucher), 0)
+        } else {
+            (lifetimes.ttl, lifetimes.stale_grace)
+        };
         let over = lived.checked_sub(ttl);
         let past = match voucher {
             Voucher::Nobody { since } => Some(nanoseconds(since).max(over.unwrap_or_default())),
             Voucher::Time | Voucher::Redis => over,
         };
         match past {
-            None => Freshness::Fresh { remaining: Duration::from_nanos((ttl - lived).min(self.lives_for - lived)) },
+            None => Freshness::Fresh {
+                remaining: Duration::from_nanos((ttl - lived).min(self.lives_for - lived)),
+            },
             Some(past) if past < grace => Freshness::Stale { past: Duration::from_nanos(past) },
             Some(_) => Freshness::Dead,
         }
@@ -212,11 +228,23 @@ macro_rules! rooms {
 }
 rooms!(8 24 40 56 88 120 152 184 248 312 376 440 568 696 824; 952);
 
-fn with_room<const ROOM: usize>(fetched: u64, lives_for: u64, kept: Kept, [key, value]: [&[u8]; 2]) -> Arc<Entry> {
+fn with_room<const ROOM: usize>(
+    fetched: u64,
+    lives_for: u64,
+    kept: Kept,
+    [key, value]: [&[u8]; 2],
+) -> Arc<Entry> {
     let mut bytes = [0; ROOM];
     bytes[..key.len()].copy_from_slice(key);
     bytes[key.len()..][..value.len()].copy_from_slice(value);
-    Arc::new(Entry { fetched, lives_for, digest: OnceLock::new(), place: AtomicU32::new(NOWHERE), kept, bytes })
+    Arc::new(Entry {
+        fetched,
+        lives_for,
+        digest: OnceLock::new(),
+        place: AtomicU32::new(NOWHERE),
+        kept,
+        bytes,
+    })
 }
 
 #[cfg(test)]
@@ -252,8 +280,12 @@ mod tests {
         for key_length in [0, 1, 7, 8, 9, 400, LARGEST, LARGEST + 1, 100_000] {
             let key = Key::from(&vec![b'k'; key_length][..]);
             let absent = Entry::new(&key, None, FETCHED, None);
-            assert_eq!((absent.key(), absent.value().is_none(), absent.size()), (key.as_bytes(), true, key_length));
-            for value_length in (0..200).chain([900, LARGEST - 1, LARGEST, LARGEST + 1, 5_000_000]) {
+            assert_eq!(
+                (absent.key(), absent.value().is_none(), absent.size()),
+                (key.as_bytes(), true, key_length)
+            );
+            for value_length in (0..200).chain([900, LARGEST - 1, LARGEST, LARGEST + 1, 5_000_000])
+            {
                 let value = Bytes::from(vec![b'v'; value_length]);
                 let entry = Entry::new(&key, Some(value.clone()), FETCHED, None);
                 assert_eq!(entry.key(), key.as_bytes());
@@ -269,14 +301,20 @@ mod tests {
         let value = Bytes::from(vec![b'v'; LARGEST + 1]);
         let entry = Entry::new(&Key::from(&b"k"[..]), Some(value.clone()), FETCHED, None);
         let kept = entry.value().unwrap();
-        assert_eq!((kept.bytes.as_ptr(), kept.to_bytes().as_ptr()), (value.as_ptr(), value.as_ptr()));
+        assert_eq!(
+            (kept.bytes.as_ptr(), kept.to_bytes().as_ptr()),
+            (value.as_ptr(), value.as_ptr())
+        );
     }
 
     #[test]
     fn equal_values_have_equal_digests_wherever_they_are_kept() {
         let digest = |key: usize, value: &[u8]| {
             let key = Key::from(&vec![b'k'; key][..]);
-            *Entry::new(&key, Some(Bytes::copy_from_slice(value)), 0, None).value().unwrap().digest()
+            *Entry::new(&key, Some(Bytes::copy_from_slice(value)), 0, None)
+                .value()
+                .unwrap()
+                .digest()
         };
         assert_eq!(digest(1, b"value"), digest(LARGEST, b"value"));
         assert_ne!(digest(1, b"value"), digest(1, b"values"));
@@ -344,6 +382,9 @@ mod tests {
         assert_eq!(entry.freshness(at, auto, Voucher::Redis), fresh);
         assert_eq!(entry.freshness(at, auto, Voucher::Time), Freshness::Dead);
         assert_eq!(entry.freshness(at, fixed(), Voucher::Redis), Freshness::Dead);
-        assert_eq!(entry.freshness(at, auto, Voucher::Nobody { since: Duration::ZERO }), Freshness::Dead);
+        assert_eq!(
+            entry.freshness(at, auto, Voucher::Nobody { since: Duration::ZERO }),
+            Freshness::Dead
+        );
     }
 }

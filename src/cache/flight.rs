@@ -104,7 +104,12 @@ impl<T> Flights<T> {
     pub(super) fn new() -> Arc<Self> {
         let hasher = ahash::RandomState::new();
         let shards = (0..SHARDS).map(|_| Mutex::new(Shard::with_hasher(hasher.clone()))).collect();
-        Arc::new(Self { shards, hasher, next_number: atomic::AtomicU64::new(0), discarded: AtomicU64::new(0) })
+        Arc::new(Self {
+            shards,
+            hasher,
+            next_number: atomic::AtomicU64::new(0),
+            discarded: AtomicU64::new(0),
+        })
     }
 
     #[cfg_attr(feature = "shuttle", expect(clippy::modulo_one, reason = "there is one shard then"))]
@@ -116,7 +121,11 @@ impl<T> Flights<T> {
 
     /// Joins the flight for `key`, or opens one. `look_again` is asked first: a flight may have landed since the
     /// caller looked.
-    pub(super) fn join<R>(self: &Arc<Self>, key: &[u8], look_again: impl FnOnce() -> Option<R>) -> Joined<T, R> {
+    pub(super) fn join<R>(
+        self: &Arc<Self>,
+        key: &[u8],
+        look_again: impl FnOnce() -> Option<R>,
+    ) -> Joined<T, R> {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key) {
             trace::waits_for(&flight.span);
@@ -194,7 +203,8 @@ impl<T> Ticket<T> {
     /// what all who wait get either way.
     pub(super) fn land(self, store: impl FnOnce(&Key), cargo: T) {
         let mut shard = self.flights.shard(self.key.as_bytes());
-        let open = shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
+        let open =
+            shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
         if open {
             store(&self.key);
             shard.remove(self.key.as_bytes());
@@ -251,7 +261,9 @@ mod tests {
     async fn all_who_join_get_what_the_leader_brings() {
         let flights = Flights::new();
         let (ticket, arrival) = lead(&flights);
-        let Joined::Follower(follower) = flights.join(KEY, || Some(())) else { panic!("no flight to follow") };
+        let Joined::Follower(follower) = flights.join(KEY, || Some(())) else {
+            panic!("no flight to follow")
+        };
         assert!(land(ticket, 7));
         assert_eq!((arrival.wait().await, follower.wait().await), (Some(7), Some(7)));
         assert_eq!(flights.len(), 0);

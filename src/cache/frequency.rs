@@ -16,7 +16,8 @@ pub(super) struct Frequencies {
 /// More words than this tell nothing more that is worth their memory: 128 MiB.
 const MOST_WORDS: usize = 1 << 24;
 /// Odd numbers that spread a hash in four ways.
-const SEEDS: [u64; 4] = [0xc3a5_c85c_97cb_3127, 0xb492_b66f_be98_f273, 0x9ae1_6a3b_2f90_404f, 0xcbf2_9ce4_8422_2325];
+const SEEDS: [u64; 4] =
+    [0xc3a5_c85c_97cb_3127, 0xb492_b66f_be98_f273, 0x9ae1_6a3b_2f90_404f, 0xcbf2_9ce4_8422_2325];
 const LARGEST: u64 = 15;
 
 impl Frequencies {
@@ -68,8 +69,8 @@ mod tests {
         for hash in 0..1000_u64 {
             (0..hash % 8).for_each(|_| frequencies.note(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         }
-        let counts =
-            (0..1000_u64).map(|hash| (hash % 8, frequencies.of_hash(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15))));
+        let counts = (0..1000_u64)
+            .map(|hash| (hash % 8, frequencies.of_hash(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15))));
         assert!(counts.clone().all(|(noted, count)| count >= noted));
         let exact = counts.filter(|(noted, count)| count == noted).count();
         assert!(exact > 950, "{exact} of 1000");

@@ -43,7 +43,9 @@ impl Front {
     pub(super) fn get(&self, key: &[u8], hash: u64) -> Option<&Arc<Entry>> {
         let (set, tag) = (&self.0[self.set(hash)], mark(hash));
         let found = set.tags.iter().zip(&set.entries).filter(|(other, _)| **other == tag);
-        found.filter_map(|(_, entry)| entry.as_ref()).find(|entry| entry.is_stored() && entry.key() == key)
+        found
+            .filter_map(|(_, entry)| entry.as_ref())
+            .find(|entry| entry.is_stored() && entry.key() == key)
     }
 
     /// Touches what will be read for keys with these hashes, if it is here, and returns the others. Nothing waits for one of them
@@ -68,7 +70,8 @@ impl Front {
         let set = &mut self.0[at];
         let has_room = set.entries.iter().any(Option::is_none);
         if (has_room || set.next == tag) && entry.size() <= LARGEST {
-            let is_free = |entry: &Option<Arc<Entry>>| entry.as_ref().is_none_or(|entry| !entry.is_stored());
+            let is_free =
+                |entry: &Option<Arc<Entry>>| entry.as_ref().is_none_or(|entry| !entry.is_stored());
             let goes = set.entries.iter().position(is_free).unwrap_or(WAYS - 1);
             set.tags[..=goes].rotate_right(1);
             set.entries[..=goes].rotate_right(1);
@@ -92,7 +95,8 @@ mod tests {
     use crate::key::Key;
 
     fn entry(key: &str, value: &[u8]) -> Arc<Entry> {
-        let entry = Entry::new(&Key::from(key.as_bytes()), Some(Bytes::copy_from_slice(value)), 0, None);
+        let entry =
+            Entry::new(&Key::from(key.as_bytes()), Some(Bytes::copy_from_slice(value)), 0, None);
         entry.stand_at(0);
         entry
     }
@@ -125,7 +129,11 @@ mod tests {
         assert!(front.get(b"a", 1).is_some() && front.get(b"d", 4).is_some(), "there was a place");
         let next = entry("c", b"3");
         (0..2).for_each(|_| front.offer(&next, 3));
-        assert!(front.get(b"a", 1).is_none() && front.get(b"d", 4).is_some() && front.get(b"c", 3).is_some());
+        assert!(
+            front.get(b"a", 1).is_none()
+                && front.get(b"d", 4).is_some()
+                && front.get(b"c", 3).is_some()
+        );
     }
 
     #[test]

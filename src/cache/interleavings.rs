@@ -121,9 +121,21 @@ impl From<Answer> for Given {
 
 impl World {
     fn new(steps: Steps, fetches: &Handle) -> Arc<Self> {
-        let settings = Settings { capacity: CAPACITY, ttl: HOUR, coherence_timeout: HOUR, ..Settings::default() };
+        let settings = Settings {
+            capacity: CAPACITY,
+            ttl: HOUR,
+            coherence_timeout: HOUR,
+            ..Settings::default()
+        };
         let link = Some(0);
-        let redis = Redis { version: 1, tracked: false, link, forsaken: false, wire: VecDeque::new(), received: 0 };
+        let redis = Redis {
+            version: 1,
+            tracked: false,
+            link,
+            forsaken: false,
+            wire: VecDeque::new(),
+            received: 0,
+        };
         Arc::new(Self {
             steps,
             cache: Cache::new(settings, fetches.clone()),
@@ -207,7 +219,9 @@ impl World {
     fn land(&self, ticket: TestTicket, asked: u64, version: Option<u64>) {
         self.brought.fetch_add(version.is_some().into(), Relaxed);
         self.failed.fetch_add(version.is_none().into(), Relaxed);
-        let landed = version.map_or(Landed::Failed(Failure), |version| Landed::Answered(entry(version, asked, None)));
+        let landed = version.map_or(Landed::Failed(Failure), |version| {
+            Landed::Answered(entry(version, asked, None))
+        });
         (self.steps.land)(self.shared(), ticket, &landed);
     }
 
@@ -221,7 +235,10 @@ impl World {
         let shared = self.shared();
         let current = self.redis.lock().unwrap().version;
         let kept = shared.store.load().get(KEY, 0).map(|entry| version(&entry));
-        assert!(kept.is_none_or(|version| version == current), "version {kept:?} was kept, not {current}");
+        assert!(
+            kept.is_none_or(|version| version == current),
+            "version {kept:?} was kept, not {current}"
+        );
         let statistics = self.cache.statistics();
         assert_eq!(statistics.flights, 0, "a flight was left open");
         self.look_at_the_figures(&statistics);
@@ -232,9 +249,12 @@ impl World {
         let (brought, failed) = (self.brought.load(Relaxed), self.failed.load(Relaxed));
         let counted = statistics.entries + statistics.evictions.iter().sum::<u64>();
         // Of the flights that were discarded some may be among those that failed.
-        let stored =
-            brought.saturating_sub(statistics.flights_discarded)..=brought + failed - statistics.flights_discarded;
-        assert!(stored.contains(&counted), "{counted} entries are there or were counted, expected {stored:?}");
+        let stored = brought.saturating_sub(statistics.flights_discarded)
+            ..=brought + failed - statistics.flights_discarded;
+        assert!(
+            stored.contains(&counted),
+            "{counted} entries are there or were counted, expected {stored:?}"
+        );
     }
 }
 
@@ -281,7 +301,10 @@ impl World {
         let given = self.look_up().map(Given::from).or_else(|| (self.steps.fetch)(self));
         let Some(Given { outcome, version }) = given else { return };
         let oldest = if outcome == Outcome::Stale { oldest } else { oldest.max(oldest_fresh) };
-        assert!(version >= oldest, "a read was given version {version}, older than {oldest}: {outcome:?}");
+        assert!(
+            version >= oldest,
+            "a read was given version {version}, older than {oldest}: {outcome:?}"
+        );
     }
 
     fn read_twice(&self) {
@@ -292,7 +315,10 @@ impl World {
     fn stand_in(&self) {
         let oldest = self.oldest.load(Relaxed);
         let given = (self.steps.stand_in)(self.shared()).map(Given::from);
-        assert!(given.is_none_or(|given| given.version >= oldest), "something older than {oldest} stood in");
+        assert!(
+            given.is_none_or(|given| given.version >= oldest),
+            "something older than {oldest} stood in"
+        );
     }
 
     fn be_stood_in_for(&self) {
@@ -376,7 +402,12 @@ impl World {
 }
 
 fn entry(version: u64, asked: u64, expires_in: Option<Duration>) -> Arc<Entry> {
-    Entry::new(&Key::from(KEY), Some(Bytes::from(version.to_be_bytes().to_vec())), asked, expires_in)
+    Entry::new(
+        &Key::from(KEY),
+        Some(Bytes::from(version.to_be_bytes().to_vec())),
+        asked,
+        expires_in,
+    )
 }
 
 fn version(entry: &Entry) -> u64 {
@@ -405,7 +436,12 @@ impl Scenario {
     }
 
     /// Runs it in each of the orders; returns how many there were.
-    fn run_in(self, orders: impl Scheduler + 'static, failure_persistence: FailurePersistence, steps: Steps) -> usize {
+    fn run_in(
+        self,
+        orders: impl Scheduler + 'static,
+        failure_persistence: FailurePersistence,
+        steps: Steps,
+    ) -> usize {
         // Only its threads for blocking work are used, where stores are dropped.
         let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
         let fetches = runtime.handle().clone();
@@ -427,7 +463,8 @@ impl Scenario {
     /// In some order with so many preemptions at most it fails, with these words.
     fn fails(self, preemptions: usize, steps: Steps, words: &str) {
         let orders = Orders::new(preemptions);
-        let run = catch_unwind(AssertUnwindSafe(|| self.run_in(orders, FailurePersistence::None, steps)));
+        let run =
+            catch_unwind(AssertUnwindSafe(|| self.run_in(orders, FailurePersistence::None, steps)));
         let failure = run.expect_err("the wrong order did no harm");
         let formatted = failure.downcast_ref::<String>().map(String::as_str);
         let failure = formatted.or(failure.downcast_ref::<&str>().copied()).unwrap_or_default();
@@ -470,14 +507,20 @@ impl Orders {
 impl Scheduler for Orders {
     fn new_execution(&mut self) -> Option<Schedule> {
         if std::mem::replace(&mut self.begun, true) {
-            while self.choices.pop_if(|choice| choice.taken + 1 == choice.threads.len()).is_some() {}
+            while self.choices.pop_if(|choice| choice.taken + 1 == choice.threads.len()).is_some() {
+            }
             self.choices.last_mut()?.taken += 1;
         }
         (self.made, self.preempted) = (0, 0);
         Some(Schedule::new(0))
     }
 
-    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, _is_yielding: bool) -> Option<TaskId> {
+    fn next_task(
+        &mut self,
+        runnable: &[&Task],
+        current: Option<TaskId>,
+        _is_yielding: bool,
+    ) -> Option<TaskId> {
         let threads: Vec<_> = runnable.iter().map(|thread| thread.id()).collect();
         // The first thread prepares, starts the others and looks at the end: where it can go on, nothing else matters.
         let first = TaskId::from(0);
@@ -503,7 +546,8 @@ impl Scheduler for Orders {
 fn nothing_that_was_fetched_before_a_change_is_kept_or_given_after_it() {
     for steps in [RIGHT, FLUSHES] {
         Scenario(World::nothing, &[World::read, World::change_and_read]).holds(3, steps);
-        Scenario(World::nothing, &[World::read, World::read, World::change_and_read]).holds(2, steps);
+        Scenario(World::nothing, &[World::read, World::read, World::change_and_read])
+            .holds(2, steps);
     }
     Scenario(World::nothing, &[World::read, World::read, World::change_twice]).holds(2, RIGHT);
     Scenario(World::nothing, &[World::read, World::change, World::change]).holds(2, RIGHT);
@@ -523,7 +567,8 @@ fn a_resize_brings_back_nothing_that_was_changed_or_flushed() {
 
 #[test]
 fn a_resize_hides_nothing_from_who_may_be_given_something_stale() {
-    Scenario(World::forsaken_and_kept_to_stand_in, &[World::resize, World::be_stood_in_for]).holds(3, RIGHT);
+    Scenario(World::forsaken_and_kept_to_stand_in, &[World::resize, World::be_stood_in_for])
+        .holds(3, RIGHT);
 }
 
 #[test]
@@ -538,7 +583,8 @@ fn a_new_link_vouches_for_nothing_of_before() {
         Scenario(before, &[World::reconnect, World::read]).holds(3, RIGHT);
         Scenario(before, &[World::reconnect, World::read, World::read]).holds(2, RIGHT);
     }
-    Scenario(World::tracked_and_kept_to_stand_in, &[World::reconnect, World::stand_in]).holds(3, RIGHT);
+    Scenario(World::tracked_and_kept_to_stand_in, &[World::reconnect, World::stand_in])
+        .holds(3, RIGHT);
 }
 
 #[test]
@@ -550,8 +596,14 @@ fn a_sweep_takes_nothing_that_landed_meanwhile() {
 /// More threads than can be tried in every order: in orders by chance, the same in each run.
 #[test]
 fn everything_at_once() {
-    let acts: &[Act] =
-        &[World::read_twice, World::read_twice, World::change_twice, World::resize, World::sweep, World::reconnect];
+    let acts: &[Act] = &[
+        World::read_twice,
+        World::read_twice,
+        World::change_twice,
+        World::resize,
+        World::sweep,
+        World::reconnect,
+    ];
     for before in [World::kept, World::tracked_and_kept_to_stand_in] {
         let orders = RandomScheduler::new_from_seed(SEED, RANDOM_ORDERS);
         Scenario(before, acts).run_in(orders, FailurePersistence::Print, RIGHT);
@@ -616,7 +668,8 @@ fn a_voucher_asked_after_the_store_vouches_for_what_was_there_before() {
         let entry = shared.store.load().get(KEY, now)?;
         let voucher = shared.proof.voucher(now);
         let freshness = entry.freshness(now, shared.lifetimes.get(), voucher);
-        matches!(freshness, Freshness::Fresh { .. }).then(|| Answer::new(entry, Outcome::Hit, freshness, now))
+        matches!(freshness, Freshness::Fresh { .. })
+            .then(|| Answer::new(entry, Outcome::Hit, freshness, now))
     };
     let scenario = Scenario(World::tracked_and_kept_to_stand_in, &[World::reconnect, World::read]);
     scenario.fails(3, Steps { lookup, ..RIGHT }, "older than");
@@ -646,11 +699,17 @@ fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
         let seen = Arc::clone(&shared.store.load());
         let (now, lifetimes) = (shared.clock(Instant::now()), shared.lifetimes.get());
         let voucher = shared.proof.next_voucher();
-        for entry in seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
+        for entry in
+            seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead)
+        {
             shared.flights.hold(entry.key(), || shared.store.load().remove(entry.key()));
         }
     };
-    Scenario(World::dead, &[World::sweep, World::read]).fails(3, Steps { sweep, ..RIGHT }, "or were counted");
+    Scenario(World::dead, &[World::sweep, World::read]).fails(
+        3,
+        Steps { sweep, ..RIGHT },
+        "or were counted",
+    );
 }
 
 #[test]
@@ -668,12 +727,18 @@ fn a_shorter_coherence_timeout_is_obeyed_by_the_proof_that_comes_meanwhile() {
         let proved = cache.clone();
         let link = thread::spawn(move || proved.prove(Instant::now()));
         let changed = cache.clone();
-        let reload = thread::spawn(move || changed.apply(&Settings { coherence_timeout: SHORT, ..settings }));
+        let reload = thread::spawn(move || {
+            changed.apply(&Settings { coherence_timeout: SHORT, ..settings })
+        });
         link.join().unwrap();
         reload.join().unwrap();
         let later = cache.0.clock(Instant::now() + SHORT);
         let voucher = cache.0.proof.voucher(later);
-        assert_ne!(voucher, Voucher::Redis, "a proof holds for longer than the coherence_timeout in force");
+        assert_ne!(
+            voucher,
+            Voucher::Redis,
+            "a proof holds for longer than the coherence_timeout in force"
+        );
     });
     assert!(orders > 10, "{orders} orders are too few to tell anything");
 }

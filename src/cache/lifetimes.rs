@@ -91,8 +91,8 @@ impl InForce {
     }
 
     pub(super) fn get(&self) -> Lifetimes {
-        let [ttl, ttl_absent, stale_grace] =
-            [&self.ttl, &self.ttl_absent, &self.stale_grace].map(|nanoseconds| nanoseconds.load(Relaxed));
+        let [ttl, ttl_absent, stale_grace] = [&self.ttl, &self.ttl_absent, &self.stale_grace]
+            .map(|nanoseconds| nanoseconds.load(Relaxed));
         Lifetimes { ttl, ttl_absent, stale_grace }
     }
 }
@@ -119,8 +119,13 @@ mod tests {
 
     #[test]
     fn a_time_without_end_is_not_taken_for_none() {
-        let lifetimes = Lifetimes::new(Duration::MAX, AbsentTtl::Fixed(Duration::MAX), Duration::MAX);
+        let lifetimes =
+            Lifetimes::new(Duration::MAX, AbsentTtl::Fixed(Duration::MAX), Duration::MAX);
         assert_eq!(lifetimes.of_absence(Voucher::Time), u64::MAX - 1);
-        assert_eq!(Lifetimes::new(Duration::MAX, AbsentTtl::Auto, Duration::ZERO).of_absence(Voucher::Time), 0);
+        assert_eq!(
+            Lifetimes::new(Duration::MAX, AbsentTtl::Auto, Duration::ZERO)
+                .of_absence(Voucher::Time),
+            0
+        );
     }
 }

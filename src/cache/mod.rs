@@ -67,7 +67,8 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome there is.
-    pub const ALL: [Self; 6] = [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::Absent, Self::Bypass];
+    pub const ALL: [Self; 6] =
+        [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::Absent, Self::Bypass];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -104,7 +105,8 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 5] = [Self::Capacity, Self::Expired, Self::Invalidated, Self::Flushed, Self::Resized];
+    pub const ALL: [Self; 5] =
+        [Self::Capacity, Self::Expired, Self::Invalidated, Self::Flushed, Self::Resized];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -229,7 +231,9 @@ impl<E: FetchError> Landed<E> {
                 let entry = Entry::new(key, Some(bytes), asked, expires_in);
                 if is_large {
                     let digested = Arc::clone(&entry);
-                    let digest = tokio::task::spawn_blocking(move || _ = digested.value().map(|value| *value.digest()));
+                    let digest = tokio::task::spawn_blocking(move || {
+                        _ = digested.value().map(|value| *value.digest())
+                    });
                     digest.await.ok()?;
                 }
                 Self::Answered(entry)
@@ -303,7 +307,9 @@ impl<E: FetchError> Cache<E> {
         }
         match joined {
             Joined::Found(answer) => Ok(answer),
-            Joined::Follower(arrival) => shared.arrival(key, demand, arrival, Outcome::Coalesced).await,
+            Joined::Follower(arrival) => {
+                shared.arrival(key, demand, arrival, Outcome::Coalesced).await
+            }
             Joined::Leader(ticket, arrival) => {
                 self.take_off(ticket, asked, fetch);
                 shared.arrival(key, demand, arrival, Outcome::Miss).await
@@ -315,7 +321,10 @@ impl<E: FetchError> Cache<E> {
     ///
     /// # Errors
     /// The error of the fetch.
-    pub async fn bypass(&self, fetch: impl Future<Output = Fetched<E>>) -> Result<Answer, (Outcome, E)> {
+    pub async fn bypass(
+        &self,
+        fetch: impl Future<Output = Fetched<E>>,
+    ) -> Result<Answer, (Outcome, E)> {
         let asked = self.0.clock(Instant::now());
         // It is kept nowhere, so it needs no name.
         let nameless = Key::from(&[][..]);
@@ -557,7 +566,8 @@ impl<E: FetchError> Shared<E> {
     /// or Redis was asked longer before he came than it vouches for what is stored.
     fn is_past(&self, answer: &Answer, came: Instant) -> bool {
         let told = self.proof.next_voucher() == Voucher::Redis;
-        let long_before = || answer.entry.age(self.clock(came)) >= self.settings().coherence_timeout;
+        let long_before =
+            || answer.entry.age(self.clock(came)) >= self.settings().coherence_timeout;
         let over = !matches!(answer.freshness, Freshness::Fresh { .. });
         answer.outcome == Outcome::Coalesced && (over || (told && long_before()))
     }
@@ -598,8 +608,11 @@ impl<E: FetchError> Shared<E> {
 
     fn remove_dead(&self, now: Instant) {
         let seen = Arc::clone(&self.store.load());
-        let (now, lifetimes, voucher) = (self.clock(now), self.lifetimes.get(), self.proof.next_voucher());
-        for entry in seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead) {
+        let (now, lifetimes, voucher) =
+            (self.clock(now), self.lifetimes.get(), self.proof.next_voucher());
+        for entry in
+            seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead)
+        {
             let removed = self.flights.hold(entry.key(), || {
                 let store = self.store.load();
                 store.holds(&entry) && store.remove(entry.key())

@@ -215,7 +215,9 @@ mod tests {
 
     /// Places from the oldest to the newest.
     fn places(order: &Order) -> Vec<Place> {
-        let next = |place: &Place| Some(order.links[*place as usize].newer).filter(|place| *place != NOWHERE);
+        let next = |place: &Place| {
+            Some(order.links[*place as usize].newer).filter(|place| *place != NOWHERE)
+        };
         std::iter::successors(Some(order.oldest).filter(|place| *place != NOWHERE), next).collect()
     }
 
@@ -237,7 +239,9 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(|hash| order.add(hash));
         let threads = [order.keep_reads(), order.keep_reads()];
         let read = |at, place| Read { at, place, mark: place + 1 };
-        for (thread, read) in [(0, read(10, c)), (0, read(40, a)), (1, read(20, b)), (1, read(30, c))] {
+        for (thread, read) in
+            [(0, read(10, c)), (0, read(40, a)), (1, read(20, b)), (1, read(30, c))]
+        {
             assert!(threads[thread].keep(read));
         }
         order.catch_up();

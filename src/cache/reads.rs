@@ -7,7 +7,9 @@
 //! The rule that must not be broken: reads are kept by the one thread that they are of, and taken only by whoever holds the
 //! order's lock.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 
 use super::entry::Place;
 
@@ -92,7 +94,8 @@ mod tests {
         let reads = Reads::new();
         assert!(!reads.are_many());
         for round in 0..5 {
-            let kept: Vec<_> = (1..=ROOM as u64).map(|number| read(round * 1000 + number)).collect();
+            let kept: Vec<_> =
+                (1..=ROOM as u64).map(|number| read(round * 1000 + number)).collect();
             assert!(kept.iter().all(|read| reads.keep(*read)));
             assert!(!reads.keep(read(0)), "there is no more room");
             assert!(reads.are_many());
@@ -116,7 +119,9 @@ mod tests {
         let reads = Reads::new();
         let mut taken = Vec::new();
         std::thread::scope(|scope| {
-            let keeper = scope.spawn(|| (1..100_000).filter(|number| reads.keep(read(*number))).collect::<Vec<_>>());
+            let keeper = scope.spawn(|| {
+                (1..100_000).filter(|number| reads.keep(read(*number))).collect::<Vec<_>>()
+            });
             while !keeper.is_finished() {
                 reads.take(|read| taken.push(read.at));
             }

@@ -49,8 +49,14 @@ impl Settings {
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
         let nothing = "found 0, expected at least 1; to keep nothing, set cache.ttl to 0";
         let impatient = self.coherence_timeout < COHERENCE_TIMEOUT_MIN;
-        let patience = format!("found {:?}, expected at least {COHERENCE_TIMEOUT_MIN:?}", self.coherence_timeout);
-        broken([(self.capacity == 0, "cache.capacity", nothing), (impatient, "cache.coherence_timeout", &patience)])
+        let patience = format!(
+            "found {:?}, expected at least {COHERENCE_TIMEOUT_MIN:?}",
+            self.coherence_timeout
+        );
+        broken([
+            (self.capacity == 0, "cache.capacity", nothing),
+            (impatient, "cache.coherence_timeout", &patience),
+        ])
     }
 
     pub(super) fn lifetimes(&self) -> Lifetimes {
@@ -95,6 +101,9 @@ impl TryFrom<String> for CoherenceMode {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        units::choose(&text, [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)])
+        units::choose(
+            &text,
+            [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)],
+        )
     }
 }

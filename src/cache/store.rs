@@ -82,15 +82,16 @@ impl Store {
         let hash = self.hasher.hash_one(key);
         let reads = self.reads.get_or(|| lock(&self.order).keep_reads());
         let front = self.front(reads);
-        let entry = if let Some(entry) = front.and_then(|front| front.borrow().get(key, hash).cloned()) {
-            entry
-        } else {
-            let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
-            if let Some(front) = front {
-                front.borrow_mut().offer(&entry, hash);
-            }
-            entry
-        };
+        let entry =
+            if let Some(entry) = front.and_then(|front| front.borrow().get(key, hash).cloned()) {
+                entry
+            } else {
+                let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
+                if let Some(front) = front {
+                    front.borrow_mut().offer(&entry, hash);
+                }
+                entry
+            };
         let read = Read { at: now, place: entry.place(), mark: mark(hash) };
         if !reads.keep(read)
             && let Ok(mut order) = self.order.try_lock()
@@ -118,7 +119,8 @@ impl Store {
         }
         let open = |hash: &u64| Some((self.table_of(*hash).try_lock().ok()?, *hash));
         let tables: Vec<_> = elsewhere.iter().filter_map(open).collect();
-        let found: Vec<_> = tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
+        let found: Vec<_> =
+            tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
         // Where all entries are before what is in the first, so that few instructions lie between one wait and the next.
         let entries: Vec<&Entry> = found.into_iter().map(|entry| &**entry).collect();
         std::hint::black_box(entries.iter().fold(0, |touched, entry| touched ^ entry.touch()));
@@ -150,7 +152,8 @@ impl Store {
                 entry.stand_at(place);
                 vacancy.insert(entry);
                 drop(table);
-                let gone = [victim, more].into_iter().flatten().map(|victim| self.evict(victim)).sum();
+                let gone =
+                    [victim, more].into_iter().flatten().map(|victim| self.evict(victim)).sum();
                 self.evictions.count(Cause::Capacity, gone);
                 false
             }
@@ -165,7 +168,10 @@ impl Store {
     /// out meanwhile, none.
     fn evict(&self, (place, hash): (Place, u64)) -> u64 {
         let mut table = self.table(hash);
-        let entry = table.find_entry(hash, |entry| entry.place() == place).ok().map(|found| found.remove().0);
+        let entry = table
+            .find_entry(hash, |entry| entry.place() == place)
+            .ok()
+            .map(|found| found.remove().0);
         if let Some(entry) = &entry {
             entry.leave();
         }
@@ -263,7 +269,10 @@ mod tests {
             0 | 1 => u64::from(!store.insert(entry(&key, number))),
             2 => u64::from(store.remove(key.as_bytes())),
             3 if number % 50 == 3 => {
-                store.limit(5 + number / 50 % 20, if number.is_multiple_of(3) { Policy::Lru } else { Policy::Tinylfu });
+                store.limit(
+                    5 + number / 50 % 20,
+                    if number.is_multiple_of(3) { Policy::Lru } else { Policy::Tinylfu },
+                );
                 store.evict_surplus()
             }
             _ => u64::from(store.get(key.as_bytes(), 0).is_some()),
@@ -323,7 +332,9 @@ mod tests {
             scope.spawn(move || {
                 let _held: Vec<_> = store.tables.iter().map(lock).collect();
                 locked.send(()).unwrap();
-                is_foreseen.recv_timeout(std::time::Duration::from_secs(10)).expect("it waited for a table");
+                is_foreseen
+                    .recv_timeout(std::time::Duration::from_secs(10))
+                    .expect("it waited for a table");
             });
             is_locked.recv().unwrap();
             store.foresee(&names);
@@ -342,10 +353,15 @@ mod tests {
                 for thread in 0..4_usize {
                     let store = &store;
                     let next = |number: usize| {
-                        number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+                        number
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407)
                     };
-                    let numbers = std::iter::successors(Some(thread), move |number| Some(next(*number)));
-                    scope.spawn(move || numbers.take(5_000).for_each(|number| _ = step(store, number >> 33)));
+                    let numbers =
+                        std::iter::successors(Some(thread), move |number| Some(next(*number)));
+                    scope.spawn(move || {
+                        numbers.take(5_000).for_each(|number| _ = step(store, number >> 33))
+                    });
                 }
             });
             let kept = store.select(|_| true);

@@ -40,7 +40,11 @@ fn value(text: &str) -> Fetched<Failure> {
 }
 
 /// Reads `key`; a fetch, if there is one, brings `fetched`.
-async fn read(cache: &TestCache, key: &str, fetched: Fetched<Failure>) -> Result<Answer, (Outcome, Failure)> {
+async fn read(
+    cache: &TestCache,
+    key: &str,
+    fetched: Fetched<Failure>,
+) -> Result<Answer, (Outcome, Failure)> {
     cache.get_or_fetch(key.as_bytes(), Demand::Usual, |_| async { fetched }).await
 }
 
@@ -51,7 +55,8 @@ async fn outcome(cache: &TestCache, key: &str) -> Outcome {
 /// The keys in memory, without moving one in the order of reads.
 fn keys(cache: &TestCache) -> Vec<String> {
     let entries = cache.0.store.load().select(|_| true);
-    let mut keys: Vec<_> = entries.iter().map(|entry| String::from_utf8_lossy(entry.key()).into_owned()).collect();
+    let mut keys: Vec<_> =
+        entries.iter().map(|entry| String::from_utf8_lossy(entry.key()).into_owned()).collect();
     keys.sort();
     keys
 }
@@ -99,7 +104,10 @@ async fn an_entry_never_outlives_its_key() {
     let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
     read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND))).await.unwrap();
     advance(3 * SECOND).await;
-    assert_eq!(read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(), (Outcome::Miss, Failure::Down));
+    assert_eq!(
+        read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(),
+        (Outcome::Miss, Failure::Down)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -122,11 +130,17 @@ async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
     outcome(&cache, "k").await;
     advance(65 * SECOND).await;
     let answer = read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap();
-    assert_eq!((answer.outcome, answer.freshness), (Outcome::Stale, Freshness::Stale { past: 5 * SECOND }));
+    assert_eq!(
+        (answer.outcome, answer.freshness),
+        (Outcome::Stale, Freshness::Stale { past: 5 * SECOND })
+    );
     assert_eq!(answer.entry.value().unwrap().bytes, b"k");
     assert_eq!(read(&cache, "k", value("new")).await.unwrap().outcome, Outcome::Miss);
     advance(70 * SECOND).await;
-    assert_eq!(read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(), (Outcome::Miss, Failure::Down));
+    assert_eq!(
+        read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(),
+        (Outcome::Miss, Failure::Down)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +164,8 @@ async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
         Fetched::Failed(Failure::Down)
     });
     let others = async {
-        let joined = futures::future::join_all((0..10).map(|_| read(&cache, "k", value("own")))).await;
+        let joined =
+            futures::future::join_all((0..10).map(|_| read(&cache, "k", value("own")))).await;
         joined.into_iter().all(|answer| answer.unwrap_err() == (Outcome::Coalesced, Failure::Down))
     };
     let release = async {
@@ -174,7 +189,14 @@ async fn a_thousand_readers_cause_one_fetch() {
                 fetches.fetch_add(1, Relaxed);
                 value("v")
             };
-            cache.get_or_fetch(b"k", Demand::Usual, fetch).await.unwrap().entry.value().unwrap().to_bytes()
+            cache
+                .get_or_fetch(b"k", Demand::Usual, fetch)
+                .await
+                .unwrap()
+                .entry
+                .value()
+                .unwrap()
+                .to_bytes()
         })
     });
     for reader in readers.collect::<Vec<_>>() {
@@ -205,7 +227,10 @@ async fn a_leader_who_goes_away_harms_nobody() {
     let follower = read(&cache, "k", value("own"));
     release.send(()).unwrap();
     let answer = follower.await.unwrap();
-    assert_eq!((answer.outcome, answer.entry.value().unwrap().bytes), (Outcome::Coalesced, &b"v"[..]));
+    assert_eq!(
+        (answer.outcome, answer.entry.value().unwrap().bytes),
+        (Outcome::Coalesced, &b"v"[..])
+    );
 }
 
 #[tokio::test]
@@ -224,11 +249,18 @@ async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
             } else {
                 cache.invalidate(b"k");
             }
-            assert_eq!(read(&cache, "k", value("new")).await.unwrap().entry.value().unwrap().bytes, b"new");
+            assert_eq!(
+                read(&cache, "k", value("new")).await.unwrap().entry.value().unwrap().bytes,
+                b"new"
+            );
             release.send(()).unwrap();
         };
         let (old, ()) = tokio::join!(old, invalidate);
-        assert_eq!(old.unwrap().entry.value().unwrap().bytes, b"old", "who asked before is answered");
+        assert_eq!(
+            old.unwrap().entry.value().unwrap().bytes,
+            b"old",
+            "who asked before is answered"
+        );
         let kept = read(&cache, "k", value("newer")).await.unwrap();
         assert_eq!((kept.outcome, kept.entry.value().unwrap().bytes), (Outcome::Hit, &b"new"[..]));
         assert_eq!(cache.statistics().flights_discarded, 1);
@@ -345,7 +377,8 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let keys: Vec<String> = (0..200).map(|number| format!("key{number}")).collect();
     let readers = (0..2).map(|_| {
-        let (cache, version, stop, keys) = (cache.clone(), Arc::clone(&version), Arc::clone(&stop), keys.clone());
+        let (cache, version, stop, keys) =
+            (cache.clone(), Arc::clone(&version), Arc::clone(&stop), keys.clone());
         tokio::spawn(async move {
             while !stop.load(Relaxed) {
                 for key in &keys {
@@ -373,7 +406,10 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
         for key in &keys {
             cache.invalidate(key.as_bytes());
             if let Some(answer) = cache.lookup(key.as_bytes(), Instant::now()) {
-                let found: usize = std::str::from_utf8(answer.entry.value().unwrap().bytes).unwrap().parse().unwrap();
+                let found: usize = std::str::from_utf8(answer.entry.value().unwrap().bytes)
+                    .unwrap()
+                    .parse()
+                    .unwrap();
                 assert_eq!(found, round, "{key} came back");
             }
         }
@@ -409,7 +445,10 @@ async fn a_resize_under_load_loses_no_entry_and_counts_each_once() {
     let readers: Vec<_> = readers.collect();
     let resizes = tokio::task::spawn_blocking({
         let cache = cache.clone();
-        move || [6000, 3000, 6000, 500, 6000, 100, 3000].map(|capacity| cache.apply(&settings(capacity)))
+        move || {
+            [6000, 3000, 6000, 500, 6000, 100, 3000]
+                .map(|capacity| cache.apply(&settings(capacity)))
+        }
     });
     resizes.await.unwrap();
     stop.store(true, Relaxed);
@@ -418,7 +457,11 @@ async fn a_resize_under_load_loses_no_entry_and_counts_each_once() {
         stored += reader.await.unwrap();
     }
     let statistics = cache.statistics();
-    assert_eq!(stored, statistics.entries + statistics.evictions.iter().sum::<u64>(), "{statistics:?}");
+    assert_eq!(
+        stored,
+        statistics.entries + statistics.evictions.iter().sum::<u64>(),
+        "{statistics:?}"
+    );
     assert_eq!(evicted(&cache, Cause::Expired), 0);
     assert!(statistics.entries <= 3000, "{statistics:?}");
 }

@@ -27,7 +27,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::slots::slot;
 use self::slots::{Address, SLOTS, SlotMap};
-use crate::backend::{self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Scout, Tied};
+use crate::backend::{
+    self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Scout, Tied,
+};
 use crate::cache::{self, AbsentTtl, Cache, Coherence, CoherenceMode, Fetched, Statistics};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node};
@@ -152,7 +154,11 @@ impl Cluster {
     }
 
     /// Looks at the memory of the key's primary.
-    pub(crate) fn look<T>(&self, key: &[u8], look: impl FnOnce(&Cache<BackendError>) -> Option<T>) -> Option<T> {
+    pub(crate) fn look<T>(
+        &self,
+        key: &[u8],
+        look: impl FnOnce(&Cache<BackendError>) -> Option<T>,
+    ) -> Option<T> {
         let routes = self.0.routes.load();
         look(&routes.by_slot[usize::from(slot(key))].as_ref()?.cache)
     }
@@ -178,7 +184,11 @@ impl Cluster {
             match reply {
                 Err(BackendError::Redirected(Redirect { is_once, slot, address })) => {
                     let address = at.resolve(address);
-                    let next = if is_once { self.0.unit_at(&address) } else { self.0.moved(slot, &address) };
+                    let next = if is_once {
+                        self.0.unit_at(&address)
+                    } else {
+                        self.0.moved(slot, &address)
+                    };
                     asking = if is_once { Asking::Yes } else { Asking::No };
                     // Before the answer of another is there to be kept.
                     unit.cache.invalidate(key.as_bytes());
@@ -198,10 +208,20 @@ impl Cluster {
     }
 
     /// Whether what failed at `at` is worth another try, and then where.
-    async fn is_worth_another(&self, error: &BackendError, at: &mut Arc<Unit>, key: &Key, deadline: Instant) -> bool {
+    async fn is_worth_another(
+        &self,
+        error: &BackendError,
+        at: &mut Arc<Unit>,
+        key: &Key,
+        deadline: Instant,
+    ) -> bool {
         match error {
-            BackendError::Unavailable(code) if &**code == "TRYAGAIN" => tokio::time::sleep(AGAIN).await,
-            BackendError::Unreachable(_) | BackendError::Disconnected | BackendError::Unavailable(_) => {
+            BackendError::Unavailable(code) if &**code == "TRYAGAIN" => {
+                tokio::time::sleep(AGAIN).await
+            }
+            BackendError::Unreachable(_)
+            | BackendError::Disconnected
+            | BackendError::Unavailable(_) => {
                 _ = timeout_at(deadline, self.refreshed()).await;
                 // The same would say the same.
                 if self.unit_of(key.as_bytes()).is_none_or(|unit| Arc::ptr_eq(&unit, at)) {
@@ -224,7 +244,8 @@ impl Cluster {
         let mut last = BackendError::Unreachable("no node of the cluster is known".into());
         for (host, port) in self.0.addresses() {
             let scout = Scout::prepare(&self.0.settings.of_node(&host, port));
-            let mut scout = scout.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
+            let mut scout =
+                scout.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
             match scout.ask(&redis::cmd("COMMAND")).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => last = error,
@@ -257,7 +278,12 @@ impl Cluster {
     ///
     /// # Errors
     /// A file of `[redis]` that cannot be used any more.
-    pub fn moved(&self, slot: u16, address: &str, node: NodeName) -> Result<NodeName, BackendError> {
+    pub fn moved(
+        &self,
+        slot: u16,
+        address: &str,
+        node: NodeName,
+    ) -> Result<NodeName, BackendError> {
         let address = self.address(address, node)?;
         self.0.moved(slot, &address).map(|unit| unit.name)
     }
@@ -272,7 +298,9 @@ impl Cluster {
     }
 
     fn address(&self, text: &str, node: NodeName) -> Result<Address, BackendError> {
-        let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
+        let parts = text
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
         let address = parts.ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
         Ok(self.unit(node).map_or_else(|| address.clone(), |unit| unit.resolve(address.clone())))
     }
@@ -305,7 +333,12 @@ impl Cluster {
 
     /// Whether memory holds all that anybody acknowledged before `since`.
     pub(crate) fn is_current_everywhere(&self, since: Instant) -> bool {
-        self.0.routes.load().units.values().all(|unit| unit.backend.is_current(since) || unit.has_nothing_fresh())
+        self.0
+            .routes
+            .load()
+            .units
+            .values()
+            .all(|unit| unit.backend.is_current(since) || unit.has_nothing_fresh())
     }
 
     /// Returns once memory holds all that anybody acknowledged before `since`.
@@ -336,7 +369,8 @@ impl Cluster {
     /// Why not.
     pub fn state(&self) -> Result<(), BackendError> {
         let routes = self.0.routes.load();
-        let mut last = BackendError::Unreachable("no node of the cluster has said yet who serves what".into());
+        let mut last =
+            BackendError::Unreachable("no node of the cluster has said yet who serves what".into());
         for unit in routes.units.values() {
             match unit.backend.state() {
                 Ok(()) => return Ok(()),
@@ -348,7 +382,8 @@ impl Cluster {
 
     /// The primaries, and which of them answer.
     pub fn nodes(&self) -> Vec<Node> {
-        let mut nodes: Vec<_> = self.0.units().iter().flat_map(|unit| unit.backend.nodes()).collect();
+        let mut nodes: Vec<_> =
+            self.0.units().iter().flat_map(|unit| unit.backend.nodes()).collect();
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         nodes
     }
@@ -489,10 +524,18 @@ impl Shared {
     fn new_unit(&self, address: &Address) -> Result<Arc<Unit>, PrepareError> {
         let settings = self.settings.of_node(&address.0, address.1);
         let cache = Cache::new(self.settings_of_cache(0), self.control.clone());
-        let (backend, link) = Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
+        let (backend, link) =
+            Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
         let name = NodeName(self.next_name.fetch_add(1, Relaxed));
         let link = self.control.spawn(link.run()).abort_handle();
-        Ok(Arc::new(Unit { name, address: address.clone(), cache, backend, link, lost: Mutex::default() }))
+        Ok(Arc::new(Unit {
+            name,
+            address: address.clone(),
+            cache,
+            backend,
+            link,
+            lost: Mutex::default(),
+        }))
     }
 
     /// Those of the cache of a primary with so many slots.
@@ -525,8 +568,9 @@ impl Shared {
                 self.retire(unit);
             }
         }
-        let by_slot: Box<[_]> =
-            (0..SLOTS).map(|slot| map.owner(slot).and_then(|address| units.get(address).cloned())).collect();
+        let by_slot: Box<[_]> = (0..SLOTS)
+            .map(|slot| map.owner(slot).and_then(|address| units.get(address).cloned()))
+            .collect();
         let mut back: HashMap<u32, HashSet<u16>> = HashMap::new();
         for (slot, (old, new)) in (0_u16..).zip(before.by_slot.iter().zip(&by_slot)) {
             if old.as_ref().map(|unit| unit.name) == new.as_ref().map(|unit| unit.name) {

@@ -25,14 +25,17 @@ impl Shared {
             let (asked, views) = (views.len(), views.into_iter().flatten().collect::<Vec<_>>());
             let none = views.is_empty();
             if none && !reported {
-                tracing::warn!("no node of the cluster says who serves what; asking until one does");
+                tracing::warn!(
+                    "no node of the cluster says who serves what; asking until one does"
+                );
             }
             reported = none;
             if !none {
                 let shared = Arc::clone(self);
                 let is_all = views.len() == asked;
                 // Entries may have to go, and files to be read.
-                let updated = tokio::task::spawn_blocking(move || shared.update(&views, is_all)).await;
+                let updated =
+                    tokio::task::spawn_blocking(move || shared.update(&views, is_all)).await;
                 if let Ok(Err(error)) = updated {
                     tracing::warn!(reason = %error, "a node of the cluster cannot be asked");
                 }
@@ -55,8 +58,9 @@ impl Shared {
                 Some(scout) => self.view(address, scout).await,
                 None => return,
             };
-            let is_news =
-                |view: &View| self.routes().map.updated(std::slice::from_ref(view), false) != self.routes().map;
+            let is_news = |view: &View| {
+                self.routes().map.updated(std::slice::from_ref(view), false) != self.routes().map
+            };
             if view.is_none_or(|view| is_news(&view)) {
                 return;
             }
@@ -90,7 +94,9 @@ impl Shared {
         let answer = scout.ask_text(redis::cmd("CLUSTER").arg("NODES")).await;
         let view = answer.and_then(|text| {
             let view = View::read(&text, address, self.settings.calls_nodes_by_name());
-            view.ok_or_else(|| BackendError::Unreachable("it does not say who serves what (CLUSTER NODES)".into()))
+            view.ok_or_else(|| {
+                BackendError::Unreachable("it does not say who serves what (CLUSTER NODES)".into())
+            })
         });
         let report = |error: &BackendError| {
             tracing::debug!(node = %format_args!("{}:{}", address.0, address.1), reason = %error, "a node of the cluster does not answer");
@@ -103,22 +109,28 @@ impl Shared {
         let _alone = lock(&self.changing);
         let before = self.routes();
         let map = before.map.updated(views, is_all);
-        let primaries = views.iter().flat_map(|view| view.primaries.iter().map(|claim| &claim.address));
+        let primaries =
+            views.iter().flat_map(|view| view.primaries.iter().map(|claim| &claim.address));
         let owners = map.counts();
         let wanted: HashSet<Address> = primaries.chain(owners.keys().copied()).cloned().collect();
         let replicas = views.iter().flat_map(|view| &view.replicas);
-        let others: HashSet<_> = replicas.filter(|address| !owners.contains_key(address)).cloned().collect();
+        let others: HashSet<_> =
+            replicas.filter(|address| !owners.contains_key(address)).cloned().collect();
         // Who is called a replica by one and serves nothing is no primary, whatever another calls it.
         let units = wanted.iter().filter(|address| !others.contains(*address));
         let units = units.map(|address| Ok((address.clone(), self.known_or_new(address)?)));
         let units = units.collect::<Result<HashMap<_, _>, BackendError>>()?;
         let mut others: Vec<_> = others.into_iter().collect();
         others.sort();
-        let is_same = map == before.map && others == before.others && same_keys(&units, &before.units);
+        let is_same =
+            map == before.map && others == before.others && same_keys(&units, &before.units);
         if !is_same {
             self.put_in_force(map, units, others);
             self.share_out();
-            tracing::info!(primaries = self.routes().map.counts().len(), "the slots of the cluster are known");
+            tracing::info!(
+                primaries = self.routes().map.counts().len(),
+                "the slots of the cluster are known"
+            );
         }
         Ok(())
     }

@@ -73,7 +73,8 @@ impl View {
         }
         // Slots on their way are in brackets, and are here among the others until they are gone.
         let slots = slots.iter().filter(|slot| !slot.starts_with('[')).map(|slot| read_range(slot));
-        let claim = Claim { address, epoch: epoch.parse().ok()?, slots: slots.collect::<Option<_>>()? };
+        let claim =
+            Claim { address, epoch: epoch.parse().ok()?, slots: slots.collect::<Option<_>>()? };
         self.primaries.push(claim);
         Some(())
     }
@@ -118,7 +119,9 @@ impl SlotMap {
         }
         let owners = said.into_iter().zip(&self.owners).map(|(said, known)| match (said, known) {
             (None, known) => known.clone().filter(|_| !all_answered),
-            (Some((_, epoch)), Some((_, known_epoch))) if epoch < *known_epoch && !all_answered => known.clone(),
+            (Some((_, epoch)), Some((_, known_epoch))) if epoch < *known_epoch && !all_answered => {
+                known.clone()
+            }
             (Some((address, epoch)), _) => Some((address.clone(), epoch)),
         });
         Self { owners: owners.collect() }
@@ -208,7 +211,9 @@ mod tests {
     #[test]
     fn the_latest_epoch_counts_and_what_is_known_is_not_forgotten_for_what_is_older() {
         let old = view("a 10.0.0.1:1@2 master - 0 0 1 connected 0-16383");
-        let new = view("a 10.0.0.1:1@2 master - 0 0 1 connected 1-16383\nb 10.0.0.1:2@3 master - 0 0 2 connected 0");
+        let new = view(
+            "a 10.0.0.1:1@2 master - 0 0 1 connected 1-16383\nb 10.0.0.1:2@3 master - 0 0 2 connected 0",
+        );
         let map = SlotMap::unknown().updated(&[new.clone(), old.clone()], false);
         assert_eq!((map.owner(0), map.owner(1)), (Some(&address(2)), Some(&address(1))));
         assert_eq!(map.updated(std::slice::from_ref(&old), false), map);

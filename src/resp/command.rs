@@ -84,7 +84,10 @@ const LISTS: [(Class, &str); 25] = [
     (Class::Client, "client"),
     (Class::Script, "script"),
     (Class::Quit, "quit"),
-    (Class::Pipe, "monitor psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync unsubscribe"),
+    (
+        Class::Pipe,
+        "monitor psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync unsubscribe",
+    ),
     (Class::Swapdb, "swapdb"),
     (Class::Flush, "flushall flushdb"),
     (
@@ -135,8 +138,12 @@ const LONGEST: usize = 32;
 
 impl Commands {
     pub(super) fn new() -> Self {
-        let classes = LISTS.iter().flat_map(|(class, names)| names.split_whitespace().map(|name| (*class, name)));
-        let known = classes.enumerate().map(|(label, (class, name))| (name.as_bytes(), Known { class, label }));
+        let classes = LISTS
+            .iter()
+            .flat_map(|(class, names)| names.split_whitespace().map(|name| (*class, name)));
+        let known = classes
+            .enumerate()
+            .map(|(label, (class, name))| (name.as_bytes(), Known { class, label }));
         Self { by_name: known.collect(), get: Known { class: Class::Get, label: 0 } }
     }
 

@@ -196,13 +196,18 @@ impl Connection {
     /// Passes on what Redis says.
     fn poll_replies(&mut self, cx: &mut Context<'_>) -> Moved {
         let mut moved = Moved::No;
-        while self.stage != Stage::Over && self.output.len() < PASSED_ON && !self.owed.is_read_first() {
+        while self.stage != Stage::Over
+            && self.output.len() < PASSED_ON
+            && !self.owed.is_read_first()
+        {
             if self.link.input.is_empty() {
                 match self.link.poll_read(cx) {
                     Poll::Pending => return moved,
                     Poll::Ready(Ok(1..)) => {}
                     // After a failover another Redis may not know what this client was told, so it has to be told.
-                    Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => return self.cut_link(),
+                    Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => {
+                        return self.cut_link();
+                    }
                     Poll::Ready(Ok(0) | Err(_)) => return self.lost_link(),
                 }
             }
@@ -214,7 +219,8 @@ impl Connection {
 
     /// Redis has hung up, and so does the proxy, unless nothing is lost by it: another link will do as well.
     fn lost_link(&mut self) -> Moved {
-        let owes_nothing = self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
+        let owes_nothing =
+            self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
         let goes_on = owes_nothing && self.standing.is_as_new() && self.stage == Stage::Commands;
         if !goes_on {
             return self.cut_link();
@@ -335,8 +341,11 @@ impl Connection {
     /// Whether more may be read from the client.
     fn has_room(&self) -> bool {
         let settings = &self.shared.settings;
-        let is_listening = matches!(self.stage, Stage::Commands | Stage::Pipe) && self.farewell.is_none();
-        is_listening && self.link.out.len() < LINK_OUTPUT && self.input.len() < settings.max_query_buffer.0 + READ
+        let is_listening =
+            matches!(self.stage, Stage::Commands | Stage::Pipe) && self.farewell.is_none();
+        is_listening
+            && self.link.out.len() < LINK_OUTPUT
+            && self.input.len() < settings.max_query_buffer.0 + READ
     }
 
     /// Whether more commands may be taken up.
@@ -358,7 +367,8 @@ impl Connection {
     /// take it for a client that may be gone.
     fn pass_on_farewell(&mut self, cx: &mut Context<'_>) {
         // A command of which a part was sent on has no end any more, and so no answer.
-        let may_wait = self.stage == Stage::Pipe || self.owed.has_blocking() || self.parser.has_let_go();
+        let may_wait =
+            self.stage == Stage::Pipe || self.owed.has_blocking() || self.parser.has_let_go();
         // What is left of it then is no whole command.
         let is_all_taken = self.owed.flights() == 0 && self.may_take_more();
         if may_wait && self.farewell.is_some() && is_all_taken && self.link.out.is_empty() {
@@ -440,7 +450,9 @@ impl Connection {
                 self.output.is_empty() && self.link.out.is_empty()
             }
             // What it waits for may never happen.
-            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && is_written => true,
+            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && is_written => {
+                true
+            }
             Stage::Commands => self.is_idle_too_long(cx),
         };
         is_over || self.is_given_up(cx)

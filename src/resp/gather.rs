@@ -37,14 +37,20 @@ pub(super) fn write_together(gather: &Gather, answers: &[BytesMut], output: &mut
     }
     let done = match gather {
         Gather::Silent | Gather::Ignored => Some(()),
-        Gather::Pass | Gather::First => answers.first().map(|answer| output.push(Bytes::copy_from_slice(answer))),
-        Gather::Sum => sum(answers).map(|sum| output.tail().extend_from_slice(format!(":{sum}\r\n").as_bytes())),
+        Gather::Pass | Gather::First => {
+            answers.first().map(|answer| output.push(Bytes::copy_from_slice(answer)))
+        }
+        Gather::Sum => sum(answers)
+            .map(|sum| output.tail().extend_from_slice(format!(":{sum}\r\n").as_bytes())),
         Gather::Least => least(answers, output),
         Gather::Chain => chain(answers, output),
         Gather::Places(places) => in_places(places, answers, output),
     };
     if done.is_none() {
-        write_error(output.tail(), "ERR redis-proxy: the nodes of the cluster gave answers that do not go together");
+        write_error(
+            output.tail(),
+            "ERR redis-proxy: the nodes of the cluster gave answers that do not go together",
+        );
     }
 }
 
@@ -60,10 +66,13 @@ fn integer(answer: &[u8]) -> Option<i64> {
 fn least(answers: &[BytesMut], output: &mut Output) -> Option<()> {
     let mut least: Option<Vec<i64>> = None;
     for answer in answers {
-        let numbers: Vec<i64> = elements(answer)?.into_iter().map(integer).collect::<Option<_>>()?;
+        let numbers: Vec<i64> =
+            elements(answer)?.into_iter().map(integer).collect::<Option<_>>()?;
         least = Some(match least {
             None => numbers,
-            Some(least) => least.into_iter().zip(numbers).map(|(one, other)| one.min(other)).collect(),
+            Some(least) => {
+                least.into_iter().zip(numbers).map(|(one, other)| one.min(other)).collect()
+            }
         });
     }
     let least = least?;
@@ -133,7 +142,10 @@ mod tests {
     fn answers_become_one() {
         assert_eq!(together(&Gather::First, &["+OK\r\n", "+OK\r\n"]), "+OK\r\n");
         assert_eq!(together(&Gather::Sum, &[":3\r\n", ":0\r\n", ":40\r\n"]), ":43\r\n");
-        assert_eq!(together(&Gather::Least, &["*2\r\n:1\r\n:1\r\n", "*2\r\n:1\r\n:0\r\n"]), "*2\r\n:1\r\n:0\r\n");
+        assert_eq!(
+            together(&Gather::Least, &["*2\r\n:1\r\n:1\r\n", "*2\r\n:1\r\n:0\r\n"]),
+            "*2\r\n:1\r\n:0\r\n"
+        );
         assert_eq!(
             together(&Gather::Chain, &["*1\r\n$1\r\na\r\n", "*0\r\n", "*1\r\n$1\r\nb\r\n"]),
             "*2\r\n$1\r\na\r\n$1\r\nb\r\n"
@@ -145,7 +157,10 @@ mod tests {
 
     #[test]
     fn an_error_among_them_is_the_answer_and_what_does_not_go_together_is_one() {
-        assert_eq!(together(&Gather::Sum, &[":3\r\n", "-NO one\r\n", "-NO two\r\n"]), "-NO one\r\n");
+        assert_eq!(
+            together(&Gather::Sum, &[":3\r\n", "-NO one\r\n", "-NO two\r\n"]),
+            "-NO one\r\n"
+        );
         for (gather, answers) in [
             (Gather::Sum, vec![":3\r\n", "+OK\r\n"]),
             (Gather::Places(vec![vec![0], vec![1]]), vec!["*2\r\n:1\r\n:2\r\n", "*1\r\n:1\r\n"]),

@@ -100,9 +100,13 @@ impl Specification {
             Begin::Keyword(word, from) => keyword(arguments, word, *from)? + 1,
         };
         let (last, step) = match self.find {
-            Find::Range { last, step, .. } if last >= 0 => (first.checked_add(usize::try_from(last).ok()?)?, step),
+            Find::Range { last, step, .. } if last >= 0 => {
+                (first.checked_add(usize::try_from(last).ok()?)?, step)
+            }
             Find::Range { last, step, limit: 0 } => (back_from(count, last)?, step),
-            Find::Range { last, step, limit } => (back_from(first + count.checked_sub(first)? / limit, last)?, step),
+            Find::Range { last, step, limit } => {
+                (back_from(first + count.checked_sub(first)? / limit, last)?, step)
+            }
             Find::Count { at, first: from, step } => {
                 let keys = usize::try_from(parse_integer(arguments.get(first + at))?).ok()?;
                 first += from;
@@ -127,7 +131,9 @@ fn keyword(arguments: Arguments<'_>, word: &[u8], from: i64) -> Option<usize> {
 
 fn read_command(value: &Value) -> Option<(Box<[u8]>, Command)> {
     let Value::Array(parts) = value else { return None };
-    let [name, Value::Int(arity), flags, _, _, _, _, _, specifications, subcommands, ..] = &parts[..] else {
+    let [name, Value::Int(arity), flags, _, _, _, _, _, specifications, subcommands, ..] =
+        &parts[..]
+    else {
         return None;
     };
     let command = Command {
@@ -145,15 +151,24 @@ fn read_specification(value: &Value) -> Option<Specification> {
     let (begin_by, find_by) = (field(begin, b"spec")?, field(find, b"spec")?);
     let begin = match bytes(field(begin, b"type")?)? {
         b"index" => Begin::Index(number(begin_by, b"index")?.try_into().ok()?),
-        b"keyword" => Begin::Keyword(bytes(field(begin_by, b"keyword")?)?.to_vec(), number(begin_by, b"startfrom")?),
+        b"keyword" => Begin::Keyword(
+            bytes(field(begin_by, b"keyword")?)?.to_vec(),
+            number(begin_by, b"startfrom")?,
+        ),
         _ => return None,
     };
     let place = |name| usize::try_from(number(find_by, name)?).ok();
     let find = match bytes(field(find, b"type")?)? {
-        b"range" => {
-            Find::Range { last: number(find_by, b"lastkey")?, step: place(b"keystep")?, limit: place(b"limit")? }
-        }
-        b"keynum" => Find::Count { at: place(b"keynumidx")?, first: place(b"firstkey")?, step: place(b"keystep")? },
+        b"range" => Find::Range {
+            last: number(find_by, b"lastkey")?,
+            step: place(b"keystep")?,
+            limit: place(b"limit")?,
+        },
+        b"keynum" => Find::Count {
+            at: place(b"keynumidx")?,
+            first: place(b"firstkey")?,
+            step: place(b"keystep")?,
+        },
         _ => return None,
     };
     Some(Specification { begin, find })
@@ -169,8 +184,12 @@ fn items(value: &Value) -> &[Value] {
 /// A field of a map, which with RESP2 is an array of names and values.
 fn field<'a>(map: &'a Value, name: &[u8]) -> Option<&'a Value> {
     match map {
-        Value::Map(fields) => fields.iter().find(|(key, _)| bytes(key) == Some(name)).map(|(_, value)| value),
-        Value::Array(items) => items.chunks_exact(2).find(|pair| bytes(&pair[0]) == Some(name)).map(|pair| &pair[1]),
+        Value::Map(fields) => {
+            fields.iter().find(|(key, _)| bytes(key) == Some(name)).map(|(_, value)| value)
+        }
+        Value::Array(items) => {
+            items.chunks_exact(2).find(|pair| bytes(&pair[0]) == Some(name)).map(|pair| &pair[1])
+        }
         _ => None,
     }
 }

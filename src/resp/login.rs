@@ -37,8 +37,9 @@ impl Connection {
         let login = self.shared.login.as_ref()?;
         let is_right = |user: &[u8], found: &[u8]| login.get().is(user, found);
         let turned_away = |text| Verdict::Refused(text, Some(Refusal::Login));
-        let judged =
-            |is_right, instead| if is_right { Verdict::Admitted(instead) } else { turned_away(WRONG_PASSWORD) };
+        let judged = |is_right, instead| {
+            if is_right { Verdict::Admitted(instead) } else { turned_away(WRONG_PASSWORD) }
+        };
         Some(match (class, arguments.len()) {
             (Class::Auth, 0 | 1) => Verdict::Refused(ARITY, None),
             (Class::Auth, 2) => judged(is_right(DEFAULT_USER, arguments.get(1)), None),
@@ -46,9 +47,10 @@ impl Connection {
             (Class::Auth, _) => Verdict::Refused(SYNTAX, None),
             (Class::Reset, _) => Verdict::Reset,
             (Class::Hello, count) => match *hello_logins(arguments) {
-                [at] if at + 2 < count => {
-                    judged(is_right(arguments.get(at + 1), arguments.get(at + 2)), Some(without(arguments, at)))
-                }
+                [at] if at + 2 < count => judged(
+                    is_right(arguments.get(at + 1), arguments.get(at + 2)),
+                    Some(without(arguments, at)),
+                ),
                 [_, _, ..] => Verdict::Refused(SYNTAX, None),
                 _ if self.standing.is_admitted() => return None,
                 _ => turned_away(NO_AUTH_HELLO),

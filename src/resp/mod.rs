@@ -43,7 +43,9 @@ use self::connection::Connection;
 #[doc(hidden)]
 pub use self::key_table::KeyTable;
 pub use self::reply::Protocol;
-pub use self::request::{Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED};
+pub use self::request::{
+    Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
+};
 use self::router::Terms;
 use self::standing::{DEFAULT_USER, Origin};
 use crate::access::{Allow, FileError, FromFile, Protection, Reread};
@@ -144,13 +146,24 @@ impl Settings {
     }
 
     pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let buffer = format!("found {}, expected at least 256KiB, of which a line may have 64", self.max_query_buffer);
+        let buffer = format!(
+            "found {}, expected at least 256KiB, of which a line may have 64",
+            self.max_query_buffer
+        );
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
         let name_alone = !self.username.is_empty() && self.password_file.as_os_str().is_empty();
         let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_used();
         let own = broken([
-            (tls_on_unix, "resp.tls_cert_file", "found with a unix socket, on which no TLS is spoken"),
-            (name_alone, "resp.username", "found a name without a password, expected resp.password_file with it"),
+            (
+                tls_on_unix,
+                "resp.tls_cert_file",
+                "found with a unix socket, on which no TLS is spoken",
+            ),
+            (
+                name_alone,
+                "resp.username",
+                "found a name without a password, expected resp.password_file with it",
+            ),
             (self.max_query_buffer.0 < 256 << 10, "resp.max_query_buffer", &buffer),
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
@@ -194,7 +207,10 @@ impl Shared {
         });
         let terms = Terms {
             table: Arc::clone(table.await?),
-            limits: RequestLimits { max_bulk: self.settings.max_bulk.0, max_arguments: self.settings.max_arguments },
+            limits: RequestLimits {
+                max_bulk: self.settings.max_bulk.0,
+                max_arguments: self.settings.max_arguments,
+            },
             most_held: self.settings.max_output_buffer.0,
             patience: cluster.patience(),
         };
@@ -213,7 +229,8 @@ impl Resp {
     pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, FileError> {
         let (user, path) = (settings.username.clone(), settings.password_file.clone());
         let is_asked = !path.as_os_str().is_empty();
-        let login = is_asked.then(|| FromFile::load(move || Login::read(&user, &path))).transpose()?;
+        let login =
+            is_asked.then(|| FromFile::load(move || Login::read(&user, &path))).transpose()?;
         let (user, database) = proxy.origin();
         let origin = Origin { user, database };
         Ok(Self(Arc::new(Shared {

@@ -140,7 +140,8 @@ impl Queue {
         self.count_awaited(&effect, |count| *count += 1);
         if let Some(Owed::Awaited(last)) = self.owed.back_mut()
             && matches!(effect, Effect::Aside | Effect::Reveal)
-            && (&last.effect, &last.dropped, last.relied_on_ttl) == (&effect, &Dropped::Nothing, relied_on_ttl)
+            && (&last.effect, &last.dropped, last.relied_on_ttl)
+                == (&effect, &Dropped::Nothing, relied_on_ttl)
             && dropped == Dropped::Nothing
         {
             last.count += 1;
@@ -154,7 +155,12 @@ impl Queue {
         self.take_read();
         self.count_awaited(&Effect::Reveal, |count| *count += 1);
         let dropped = Dropped::Nothing;
-        self.owed.push_front(Owed::Awaited(Awaited { count: 1, effect: Effect::Reveal, dropped, relied_on_ttl }));
+        self.owed.push_front(Owed::Awaited(Awaited {
+            count: 1,
+            effect: Effect::Reveal,
+            dropped,
+            relied_on_ttl,
+        }));
     }
 
     fn count_awaited(&mut self, effect: &Effect, change: impl Fn(&mut usize)) {

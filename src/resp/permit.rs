@@ -19,7 +19,11 @@ pub(super) const NO_COMMAND: &str = "NOPERM This user has no permissions to run 
 
 impl Connection {
     /// Why a command may not be run here, in words and as it is counted; nothing, if it may.
-    pub(super) fn forbids(&self, class: Class, arguments: Arguments<'_>) -> Option<(&'static str, Refusal)> {
+    pub(super) fn forbids(
+        &self,
+        class: Class,
+        arguments: Arguments<'_>,
+    ) -> Option<(&'static str, Refusal)> {
         let allow = &self.shared.settings.allow;
         if allow.is_everything() {
             return None;
@@ -42,7 +46,8 @@ impl Connection {
     /// Whether it selects the database that everybody begins in, or the one the proxy reads.
     fn is_of_the_proxy(&self, arguments: Arguments<'_>) -> bool {
         let wanted = parse_integer(arguments.get(1));
-        arguments.len() == 2 && (wanted == Some(0) || wanted == Some(self.shared.origin.database.into()))
+        arguments.len() == 2
+            && (wanted == Some(0) || wanted == Some(self.shared.origin.database.into()))
     }
 }
 

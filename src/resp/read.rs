@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::command::Class;
-use super::reply::{Protocol, write_array_length, write_bulk, write_bulk_length, write_integer, write_null};
+use super::reply::{
+    Protocol, write_array_length, write_bulk, write_bulk_length, write_integer, write_null,
+};
 use super::request::{Arguments, parse_integer};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Outcome};
@@ -75,7 +77,12 @@ impl<'a> Read<'a> {
     }
 
     /// The answer, if memory has all of it. The outcome of each entry that it takes is told to `count`.
-    pub(super) fn look(&self, proxy: &Proxy, now: Instant, mut count: impl FnMut(Outcome)) -> Option<Found> {
+    pub(super) fn look(
+        &self,
+        proxy: &Proxy,
+        now: Instant,
+        mut count: impl FnMut(Outcome),
+    ) -> Option<Found> {
         if self.is_of_many() {
             let answers = self.arguments.from(1).map(|key| proxy.lookup(key, now).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
@@ -88,7 +95,8 @@ impl<'a> Read<'a> {
             });
         }
         let answer = proxy.lookup(self.arguments.get(1), now)?;
-        let part = if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
+        let part =
+            if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
         count(answer.outcome);
         proxy.count_key(self.arguments.get(1), now);
         Some(match (self.class, part) {
@@ -105,12 +113,17 @@ impl<'a> Read<'a> {
     /// Whether a key of it is so long that it is not kept.
     pub(super) fn has_longer_key(&self, longest: usize) -> bool {
         let is_longer = |key: &[u8]| key.len() > longest;
-        if self.is_of_many() { self.names().any(is_longer) } else { is_longer(self.arguments.get(1)) }
+        if self.is_of_many() {
+            self.names().any(is_longer)
+        } else {
+            is_longer(self.arguments.get(1))
+        }
     }
 
     /// The keys to fetch, if this is a read whose values are worth keeping.
     pub(super) fn fetch(&self) -> Option<Fetch> {
-        let is_worth = matches!(self.class, Class::Get | Class::Mget) && self.keys() <= MOST_FETCHES;
+        let is_worth =
+            matches!(self.class, Class::Get | Class::Mget) && self.keys() <= MOST_FETCHES;
         let keys = || self.arguments.from(1).map(Bytes::copy_from_slice).collect();
         is_worth.then(|| Fetch { keys: keys(), is_of_many: self.is_of_many() })
     }
@@ -131,7 +144,8 @@ impl Fetch {
     /// What their flights bring; `command` is what asked for them.
     pub(super) async fn run(self, proxy: Proxy, command: Bytes) -> Landed {
         let span = trace::command(if self.is_of_many { "MGET" } else { "GET" });
-        let fetches = self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
+        let fetches =
+            self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
         let mut answers = Vec::with_capacity(self.keys.len());
         for answer in join_all(fetches).instrument(span.clone()).await {
             match answer {
@@ -144,7 +158,10 @@ impl Fetch {
         if self.is_of_many {
             return Landed::Found(Found::Values(answers));
         }
-        answers.pop().flatten().map_or(Landed::Ask(command), |answer| Landed::Found(Found::Value(answer)))
+        answers
+            .pop()
+            .flatten()
+            .map_or(Landed::Ask(command), |answer| Landed::Found(Found::Value(answer)))
     }
 }
 
@@ -155,7 +172,8 @@ impl Found {
             Self::Value(answer) => write_value(output, Some(answer), protocol),
             Self::Number(number) => write_integer(output.tail(), *number),
             Self::Part(answer, part) => {
-                let value = answer.entry.value().map_or(&[][..], |value| &value.bytes[part.clone()]);
+                let value =
+                    answer.entry.value().map_or(&[][..], |value| &value.bytes[part.clone()]);
                 write_bulk(output.tail(), value);
             }
             Self::Values(answers) => {

@@ -48,7 +48,9 @@ pub(super) fn write_array_length(out: &mut BytesMut, length: usize) {
 /// Writes an error: a code, and a text of one line.
 pub(super) fn write_error(out: &mut BytesMut, text: impl AsRef<[u8]>) {
     out.put_u8(b'-');
-    out.extend(text.as_ref().iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }));
+    out.extend(
+        text.as_ref().iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }),
+    );
     out.put_slice(b"\r\n");
 }
 

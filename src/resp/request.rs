@@ -75,7 +75,11 @@ impl RequestParser {
     ///
     /// # Errors
     /// It is no command. Nothing that follows can be made sense of.
-    pub fn parse(&mut self, input: &[u8], limits: RequestLimits) -> Result<Progress, ProtocolError> {
+    pub fn parse(
+        &mut self,
+        input: &[u8],
+        limits: RequestLimits,
+    ) -> Result<Progress, ProtocolError> {
         if self.missing == 0 {
             self.begin();
             match input.first() {
@@ -83,7 +87,9 @@ impl RequestParser {
                 Some(b'*') => {}
                 Some(_) => return self.parse_line(input),
             }
-            if let Some((count, width)) = short_length(input).filter(|(count, _)| *count <= limits.max_arguments) {
+            if let Some((count, width)) =
+                short_length(input).filter(|(count, _)| *count <= limits.max_arguments)
+            {
                 (self.missing, self.at) = (count, width);
             } else if !self.parse_count(input, limits)? {
                 return Ok(Progress::Incomplete);
@@ -94,10 +100,14 @@ impl RequestParser {
 
     /// How many arguments there are, if their number has come.
     fn parse_count(&mut self, input: &[u8], limits: RequestLimits) -> Result<bool, ProtocolError> {
-        let Some((count, next)) = length(input, 0, "too big mbulk count string")? else { return Ok(false) };
+        let Some((count, next)) = length(input, 0, "too big mbulk count string")? else {
+            return Ok(false);
+        };
         let allowed = count.filter(|count| *count <= to_i64(limits.max_arguments));
         let count = allowed.ok_or_else(|| match count {
-            Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => error("unauthenticated multibulk length"),
+            Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => {
+                error("unauthenticated multibulk length")
+            }
             _ => error("invalid multibulk length"),
         })?;
         self.at = next;
@@ -112,11 +122,17 @@ impl RequestParser {
         self.is_let_go = false;
     }
 
-    fn parse_arguments(&mut self, input: &[u8], limits: RequestLimits) -> Result<Progress, ProtocolError> {
+    fn parse_arguments(
+        &mut self,
+        input: &[u8],
+        limits: RequestLimits,
+    ) -> Result<Progress, ProtocolError> {
         while self.missing > 0 {
             let left = match (self.bulk, short_length(&input[self.at..])) {
                 (Some(left), _) => left,
-                (None, Some((length, width))) if input[self.at] == b'$' && length <= limits.max_bulk => {
+                (None, Some((length, width)))
+                    if input[self.at] == b'$' && length <= limits.max_bulk =>
+                {
                     self.at += width;
                     length + 2
                 }
@@ -147,12 +163,22 @@ impl RequestParser {
 
     /// What can be said of a command that is not over.
     fn so_far(&mut self) -> Progress {
-        if self.is_let_go { Progress::Part(std::mem::take(&mut self.at)) } else { Progress::Incomplete }
+        if self.is_let_go {
+            Progress::Part(std::mem::take(&mut self.at))
+        } else {
+            Progress::Incomplete
+        }
     }
 
-    fn parse_bulk_length(&mut self, input: &[u8], limits: RequestLimits) -> Result<Option<usize>, ProtocolError> {
+    fn parse_bulk_length(
+        &mut self,
+        input: &[u8],
+        limits: RequestLimits,
+    ) -> Result<Option<usize>, ProtocolError> {
         let Some(first) = input.get(self.at) else { return Ok(None) };
-        let Some((length, next)) = length(input, self.at, "too big bulk count string")? else { return Ok(None) };
+        let Some((length, next)) = length(input, self.at, "too big bulk count string")? else {
+            return Ok(None);
+        };
         if *first != b'$' {
             let found = if matches!(first, b'\r' | b'\n') { ' ' } else { char::from(*first) };
             return Err(error(format!("expected '$', got '{found}'")));
@@ -160,7 +186,9 @@ impl RequestParser {
         let allowed = length.filter(|length| (0..=to_i64(limits.max_bulk)).contains(length));
         let allowed = allowed.and_then(|length| usize::try_from(length).ok());
         let length = allowed.ok_or_else(|| match length {
-            Some(0..=LARGEST_BULK) if limits == UNAUTHENTICATED => error("unauthenticated bulk length"),
+            Some(0..=LARGEST_BULK) if limits == UNAUTHENTICATED => {
+                error("unauthenticated bulk length")
+            }
             _ => error("invalid bulk length"),
         })?;
         self.at = next;
@@ -171,7 +199,11 @@ impl RequestParser {
         let end = memchr::memchr2(b'\n', 0, input).filter(|end| input[*end] == b'\n');
         let Some(end) = end else {
             let too_long = input.len() > LONGEST_LINE;
-            return if too_long { Err(error("too big inline request")) } else { Ok(Progress::Incomplete) };
+            return if too_long {
+                Err(error("too big inline request"))
+            } else {
+                Ok(Progress::Incomplete)
+            };
         };
         self.is_inline = true;
         let line = &input[..end];
@@ -184,7 +216,10 @@ impl RequestParser {
 
     /// The arguments of the command at the front of `input`, of which those that are there.
     pub fn arguments<'a>(&'a self, input: &'a [u8]) -> Arguments<'a> {
-        Arguments { source: if self.is_inline { &self.unquoted } else { input }, ranges: &self.arguments }
+        Arguments {
+            source: if self.is_inline { &self.unquoted } else { input },
+            ranges: &self.arguments,
+        }
     }
 
     /// How many arguments of the command at the front have not come yet.
@@ -262,12 +297,18 @@ fn to_i64(number: usize) -> i64 {
 
 /// The number behind the byte at `from`, `None` if it is none, and where the next line begins. Nothing, if the line has
 /// not ended.
-fn length(input: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
+fn length(
+    input: &[u8],
+    from: usize,
+    too_long: &str,
+) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
     let line = &input[from..];
     let end = memchr::memchr2(b'\r', 0, line).filter(|end| line[*end] == b'\r');
     match end {
         // The byte after it has to be there, whatever it is.
-        Some(end) if end + 1 < line.len() => Ok(Some((line.get(1..end).and_then(parse_integer), from + end + 2))),
+        Some(end) if end + 1 < line.len() => {
+            Ok(Some((line.get(1..end).and_then(parse_integer), from + end + 2)))
+        }
         None if line.len() > LONGEST_LINE => Err(error(too_long)),
         _ => Ok(None),
     }
@@ -280,7 +321,9 @@ fn short_length(line: &[u8]) -> Option<(usize, usize)> {
     match *line {
         [0, ..] => None,
         [_, one @ b'0'..=b'9', b'\r', _, ..] => Some((digit(one), 4)),
-        [_, ten @ b'1'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => Some((digit(ten) * 10 + digit(one), 5)),
+        [_, ten @ b'1'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => {
+            Some((digit(ten) * 10 + digit(one), 5))
+        }
         [_, hundred @ b'1'..=b'9', ten @ b'0'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => {
             Some((digit(hundred) * 100 + digit(ten) * 10 + digit(one), 6))
         }
@@ -347,7 +390,9 @@ fn take_quoted<'a>(mut rest: &'a [u8], words: &mut Vec<u8>) -> Option<&'a [u8]> 
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     loop {
         rest = match rest {
-            [b'\\', b'x', high, low, after @ ..] if digit(*high).is_some() && digit(*low).is_some() => {
+            [b'\\', b'x', high, low, after @ ..]
+                if digit(*high).is_some() && digit(*low).is_some() =>
+            {
                 words.push(digit(*high)? * 16 + digit(*low)?);
                 after
             }
@@ -412,7 +457,8 @@ mod tests {
             loop {
                 match parser.parse(&held, LIMITS)? {
                     Progress::Complete(length) => {
-                        let arguments = parser.arguments(&held).from(0).map(<[u8]>::to_vec).collect::<Vec<_>>();
+                        let arguments =
+                            parser.arguments(&held).from(0).map(<[u8]>::to_vec).collect::<Vec<_>>();
                         raw.extend(held.drain(..length));
                         commands.push((std::mem::take(&mut raw), arguments));
                     }
@@ -466,18 +512,29 @@ mod tests {
 
     #[test]
     fn a_line_is_split_as_redis_splits_it() {
-        let owned = |words: &[&[u8]]| Some(words.iter().map(|word| word.to_vec()).collect::<Vec<_>>());
+        let owned =
+            |words: &[&[u8]]| Some(words.iter().map(|word| word.to_vec()).collect::<Vec<_>>());
         assert_eq!(words("GET key\r\n"), owned(&[b"GET", b"key"]));
         assert_eq!(words("  GET\t key \n"), owned(&[b"GET", b"key"]));
-        assert_eq!(words("SET k \"a b\\n\\x00\\xfF\\q\"\r\n"), owned(&[b"SET", b"k", b"a b\n\x00\xffq"]));
+        assert_eq!(
+            words("SET k \"a b\\n\\x00\\xfF\\q\"\r\n"),
+            owned(&[b"SET", b"k", b"a b\n\x00\xffq"])
+        );
         assert_eq!(words("SET k 'it\\'s \\n'\r\n"), owned(&[b"SET", b"k", b"it's \\n"]));
         assert_eq!(words("SET k a\"b c\"\r\n"), owned(&[b"SET", b"k", b"ab c"]));
         assert_eq!(words("SET k \"\"\r\n"), owned(&[b"SET", b"k", b""]));
         assert_eq!(words("\r\n"), owned(&[]));
-        assert_eq!(words("GET a\x0bb\x0c \x0b c \"d\"\x0be\r\n"), owned(&[b"GET", b"a\x0bb\x0c", b"c", b"d", b"e"]));
+        assert_eq!(
+            words("GET a\x0bb\x0c \x0b c \"d\"\x0be\r\n"),
+            owned(&[b"GET", b"a\x0bb\x0c", b"c", b"d", b"e"])
+        );
         for unbalanced in ["GET \"k\r\n", "GET 'k\r\n", "GET \"k\"x\r\n", "GET 'k'x\r\n"] {
             let error = read(unbalanced.as_bytes(), &[], usize::MAX).unwrap_err();
-            assert_eq!(error.to_string(), "Protocol error: unbalanced quotes in request", "{unbalanced}");
+            assert_eq!(
+                error.to_string(),
+                "Protocol error: unbalanced quotes in request",
+                "{unbalanced}"
+            );
         }
     }
 
@@ -511,14 +568,20 @@ mod tests {
 
     #[test]
     fn somebody_unknown_may_say_less() {
-        let said = |input: &[u8]| RequestParser::default().parse(input, UNAUTHENTICATED).unwrap_err().to_string();
+        let said = |input: &[u8]| {
+            RequestParser::default().parse(input, UNAUTHENTICATED).unwrap_err().to_string()
+        };
         assert_eq!(said(b"*11\r\n"), "Protocol error: unauthenticated multibulk length");
         assert_eq!(said(b"*2147483647\r\n"), "Protocol error: unauthenticated multibulk length");
         assert_eq!(said(b"*1\r\n$16385\r\n"), "Protocol error: unauthenticated bulk length");
         assert_eq!(said(b"*1\r\n$536870912\r\n"), "Protocol error: unauthenticated bulk length");
         // What nobody may say is refused as it is to everybody.
         for wrong in ["*abc\r\n", "*2147483648\r\n"] {
-            assert_eq!(said(wrong.as_bytes()), "Protocol error: invalid multibulk length", "{wrong}");
+            assert_eq!(
+                said(wrong.as_bytes()),
+                "Protocol error: invalid multibulk length",
+                "{wrong}"
+            );
         }
         for wrong in ["$abc\r\n", "$-1\r\n", "$536870913\r\n"] {
             let wrong = format!("*1\r\n{wrong}");
@@ -548,7 +611,8 @@ mod tests {
 
     #[test]
     fn a_nul_hides_the_end_of_a_line_wherever_it_stands() {
-        for hidden in [&b"*1\r\n\x004\r\nPING\r\n"[..], b"*1\r\n$\x004\r\nPING\r\n", b"*1\x00\r\n"] {
+        for hidden in [&b"*1\r\n\x004\r\nPING\r\n"[..], b"*1\r\n$\x004\r\nPING\r\n", b"*1\x00\r\n"]
+        {
             assert_eq!(read(hidden, &[], usize::MAX), Ok(vec![]), "{hidden:?}");
         }
     }

@@ -119,7 +119,10 @@ pub(super) fn route(table: &KeyTable, arguments: Arguments<'_>) -> (Route, bool)
     let is_read = known.is_some_and(|command| command.is_read);
     // Whatever is wrong with it, any node will say.
     let Some(command) = known.filter(|command| command.takes(arguments.len())) else {
-        return (if is_one_of(name, OF_ONE_NODE) { refused(arguments) } else { Route::Wrong }, false);
+        return (
+            if is_one_of(name, OF_ONE_NODE) { refused(arguments) } else { Route::Wrong },
+            false,
+        );
     };
     if let Some(route) = special(arguments) {
         return (route, is_read);
@@ -196,7 +199,9 @@ fn split(arguments: Arguments<'_>, keys: &[usize]) -> Option<Route> {
     }
     let gather = match words {
         2 => Gather::First,
-        _ if is_one_of(name, &["mget"]) => Gather::Places(slots.iter().map(|(_, places)| places.clone()).collect()),
+        _ if is_one_of(name, &["mget"]) => {
+            Gather::Places(slots.iter().map(|(_, places)| places.clone()).collect())
+        }
         _ => Gather::Sum,
     };
     let command = |places: &[usize]| {
@@ -208,7 +213,10 @@ fn split(arguments: Arguments<'_>, keys: &[usize]) -> Option<Route> {
         }
         out.freeze()
     };
-    Some(Route::Split(slots.iter().map(|(slot, places)| (*slot, command(places))).collect(), gather))
+    Some(Route::Split(
+        slots.iter().map(|(slot, places)| (*slot, command(places))).collect(),
+        gather,
+    ))
 }
 
 /// `ASKING`, in front of a command.

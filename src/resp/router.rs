@@ -202,7 +202,8 @@ impl Router {
                 self.poll_send(cx),
                 self.poll_write(cx),
             ];
-            let is_done = self.stage == Stage::Ending && self.pending.is_empty() && self.output.is_empty();
+            let is_done =
+                self.stage == Stage::Ending && self.pending.is_empty() && self.output.is_empty();
             if self.stage == Stage::Over || is_done {
                 return Poll::Ready(());
             }
@@ -250,7 +251,8 @@ impl Router {
         let is_owed = |pending: &Pending| match pending {
             Pending::Ready(_) => false,
             Pending::Asked(asked) => {
-                let mut owed = asked.parts.iter().filter(|part| part.node == Some(node) && part.is_sent);
+                let mut owed =
+                    asked.parts.iter().filter(|part| part.node == Some(node) && part.is_sent);
                 owed.any(|part| asked.is_bound || !part.is_read || part.has_begun)
             }
         };
@@ -294,7 +296,10 @@ impl Router {
         let primaries = self.cluster.primaries();
         let node = match part.slot {
             Some(slot) => self.cluster.owner(slot),
-            None => part.node.filter(|node| primaries.contains(node)).or_else(|| primaries.first().copied()),
+            None => part
+                .node
+                .filter(|node| primaries.contains(node))
+                .or_else(|| primaries.first().copied()),
         };
         if let Some(node) = node.filter(|_| asked.since.elapsed() < self.terms.patience) {
             (part.node, part.is_sent, part.skip) = (Some(node), true, 0);
@@ -346,7 +351,8 @@ impl Router {
     fn logged_in(&mut self, part: &Part) {
         self.logins.retain(|said| is_hello(said) != is_hello(&part.command));
         self.logins.push(part.command.clone());
-        let others: Vec<_> = self.links.iter().map(|one| one.node).filter(|node| Some(*node) != part.node).collect();
+        let others: Vec<_> =
+            self.links.iter().map(|one| one.node).filter(|node| Some(*node) != part.node).collect();
         for node in others {
             self.ask_bound(node, part.command.clone(), Gather::Silent);
         }
@@ -355,7 +361,10 @@ impl Router {
     /// Reads what the first in the queue is owed.
     fn poll_answers(&mut self, cx: &mut Context<'_>) -> Moved {
         let mut moved = Moved::No;
-        while self.stage != Stage::Over && self.output.len() < self.terms.most_held && self.retrying.is_none() {
+        while self.stage != Stage::Over
+            && self.output.len() < self.terms.most_held
+            && self.retrying.is_none()
+        {
             match self.pending.front_mut() {
                 None => {
                     self.is_holding = false;
@@ -435,14 +444,17 @@ impl Router {
                 self.answered(BytesMut::from(LEFT));
             }
             ["MOVED", slot, address] if is_in_time => {
-                let next = slot.parse().ok().and_then(|slot| self.cluster.moved(slot, address, node).ok());
+                let next =
+                    slot.parse().ok().and_then(|slot| self.cluster.moved(slot, address, node).ok());
                 self.send_to(next, false);
             }
             ["ASK", _, address] if is_in_time => {
                 let next = self.cluster.node_at(address, node).ok();
                 self.send_to(next, true);
             }
-            ["TRYAGAIN", ..] if is_in_time && !asked.is_bound => self.retrying = Some(Box::pin(sleep(AGAIN))),
+            ["TRYAGAIN", ..] if is_in_time && !asked.is_bound => {
+                self.retrying = Some(Box::pin(sleep(AGAIN)))
+            }
             ["CLUSTERDOWN" | "MASTERDOWN", ..] if is_in_time && !asked.is_bound => self.find_anew(),
             _ => self.answered(line),
         }
@@ -487,7 +499,10 @@ impl Router {
     }
 
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Moved {
-        if self.stage != Stage::Open || self.input.len() > self.terms.most_held + READ || !self.may_send() {
+        if self.stage != Stage::Open
+            || self.input.len() > self.terms.most_held + READ
+            || !self.may_send()
+        {
             return Moved::No;
         }
         self.input.reserve(READ);
@@ -560,9 +575,15 @@ impl Router {
             self.is_holding = false;
             self.version = self.cluster.version();
         }
-        let has_room = self.pending.len() < MOST_PENDING && self.output.len() < self.terms.most_held && self.may_send();
+        let has_room = self.pending.len() < MOST_PENDING
+            && self.output.len() < self.terms.most_held
+            && self.may_send();
         let is_ended = self.stage == Stage::Over || self.pipe.is_some();
-        has_room && !is_ended && !self.input.is_empty() && !self.is_holding && self.version == self.cluster.version()
+        has_room
+            && !is_ended
+            && !self.input.is_empty()
+            && !self.is_holding
+            && self.version == self.cluster.version()
     }
 
     /// Takes up a command; tells whether anything came of it.
@@ -618,19 +639,27 @@ impl Router {
             Route::Slot(_) | Route::Any | Route::Wrong if is_in_transaction => {
                 return self.go_in_transaction(&route, length);
             }
-            Route::Slot(slot) => self.ask_one(self.cluster.owner(slot), Some(slot), is_read, length),
+            Route::Slot(slot) => {
+                self.ask_one(self.cluster.owner(slot), Some(slot), is_read, length)
+            }
             Route::Any | Route::Wrong => {
                 let home = self.home();
                 self.ask_one(home, None, is_read, length);
             }
             Route::Split(commands, gather) => {
                 _ = self.input.split_to(length);
-                let parts = commands.into_iter().map(|(slot, command)| (self.cluster.owner(slot), Some(slot), command));
+                let parts = commands
+                    .into_iter()
+                    .map(|(slot, command)| (self.cluster.owner(slot), Some(slot), command));
                 self.ask(parts.collect(), gather, is_read);
             }
             Route::All(gather) => {
                 let command = self.input.split_to(length).freeze();
-                let parts = self.cluster.primaries().into_iter().map(|node| (Some(node), None, command.clone()));
+                let parts = self
+                    .cluster
+                    .primaries()
+                    .into_iter()
+                    .map(|node| (Some(node), None, command.clone()));
                 self.ask(parts.collect(), gather, is_read);
             }
             Route::Multi | Route::Exec | Route::Discard | Route::Watch(_) | Route::Unwatch => {
@@ -640,7 +669,9 @@ impl Router {
                 self.answer(Bytes::from_static(b"+OK\r\n"), length);
                 self.give_up_input();
             }
-            Route::Login | Route::Reset | Route::Pipe(_) if !self.pending.is_empty() => return false,
+            Route::Login | Route::Reset | Route::Pipe(_) if !self.pending.is_empty() => {
+                return false;
+            }
             Route::Login => {
                 let home = self.home();
                 self.ask_one(home, None, false, length);
@@ -678,7 +709,9 @@ impl Router {
                 self.is_spoilt = false;
                 self.answer(ok, length);
             }
-            (Route::Multi, Transaction::Begun) => self.answer(error("ERR MULTI calls can not be nested"), length),
+            (Route::Multi, Transaction::Begun) => {
+                self.answer(error("ERR MULTI calls can not be nested"), length)
+            }
             (Route::Watch(_), Transaction::Begun) => {
                 self.answer(error("ERR WATCH inside MULTI is not allowed"), length);
             }
@@ -714,7 +747,11 @@ impl Router {
                 return self.bind(self.watching.or(home));
             }
             (Route::Exec, Transaction::Begun) => {
-                let answer = if self.is_spoilt { Bytes::from_static(SPOILT) } else { Bytes::from_static(b"*0\r\n") };
+                let answer = if self.is_spoilt {
+                    Bytes::from_static(SPOILT)
+                } else {
+                    Bytes::from_static(b"*0\r\n")
+                };
                 if let Some(node) = self.watching {
                     self.ask_bound(node, Bytes::from_static(b"UNWATCH\r\n"), Gather::Silent);
                 }
@@ -772,7 +809,9 @@ impl Router {
                 self.pending.push_back(Pending::Ready(Bytes::from_static(b"+QUEUED\r\n")));
                 true
             }
-            Transaction::Begun if self.watching.is_none() || self.watching == owner => self.bind(owner),
+            Transaction::Begun if self.watching.is_none() || self.watching == owner => {
+                self.bind(owner)
+            }
             _ => {
                 self.is_spoilt = true;
                 self.answer(crossslot(), length);
@@ -803,7 +842,8 @@ impl Router {
     fn home(&mut self) -> Option<NodeName> {
         let primaries = self.cluster.primaries();
         let home = self.home.filter(|home| primaries.contains(home));
-        self.home = home.or_else(|| primaries.get(rand::random_range(0..primaries.len().max(1))).copied());
+        self.home =
+            home.or_else(|| primaries.get(rand::random_range(0..primaries.len().max(1))).copied());
         self.home
     }
 
@@ -825,7 +865,12 @@ impl Router {
         }
     }
 
-    fn ask(&mut self, parts: Vec<(Option<NodeName>, Option<u16>, Bytes)>, gather: Gather, is_read: bool) {
+    fn ask(
+        &mut self,
+        parts: Vec<(Option<NodeName>, Option<u16>, Bytes)>,
+        gather: Gather,
+        is_read: bool,
+    ) {
         let mut asked = Asked {
             gather,
             parts: VecDeque::with_capacity(parts.len()),
@@ -840,11 +885,20 @@ impl Router {
                 self.say(node, command.clone());
             }
             let is_sent = node.is_some();
-            asked.parts.push_back(Part { node, slot, command, is_read, is_sent, skip: 0, has_begun: false });
+            asked.parts.push_back(Part {
+                node,
+                slot,
+                command,
+                is_read,
+                is_sent,
+                skip: 0,
+                has_begun: false,
+            });
         }
         if asked.parts.is_empty() {
-            self.pending
-                .push_back(Pending::Ready(error("CLUSTERDOWN redis-proxy: no primary of the cluster is known")));
+            self.pending.push_back(Pending::Ready(error(
+                "CLUSTERDOWN redis-proxy: no primary of the cluster is known",
+            )));
         } else {
             self.pending.push_back(Pending::Asked(asked));
         }
@@ -894,7 +948,12 @@ fn is_hello(command: &Bytes) -> bool {
 }
 
 /// A stream to a node, on which the client has logged in as it did before.
-async fn opening(cluster: Cluster, client: Client, node: NodeName, logins: Vec<Bytes>) -> Result<Tied, BackendError> {
+async fn opening(
+    cluster: Cluster,
+    client: Client,
+    node: NodeName,
+    logins: Vec<Bytes>,
+) -> Result<Tied, BackendError> {
     let mut stream = cluster.open(client, node).await?;
     for login in logins {
         log_in(&mut stream, &login).await?;

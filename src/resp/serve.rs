@@ -16,7 +16,9 @@ use super::owed::{Awaited, Dropped};
 use super::permit::NO_COMMAND;
 use super::read::{Fetch, Found, Read};
 use super::reply::write_error;
-use super::request::{Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer, upcoming};
+use super::request::{
+    Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer, upcoming,
+};
 use super::standing::{Effect, User};
 use crate::backend::{BackendError, Fence};
 use crate::cache::Outcome;
@@ -82,7 +84,9 @@ impl Batch {
     fn count(&self, proxy: &Proxy, ended: Instant) {
         self.count_commands(proxy);
         let elapsed = ended.saturating_duration_since(self.begun);
-        for (outcome, count) in Outcome::ALL.into_iter().zip(self.outcomes).filter(|(_, count)| *count > 0) {
+        for (outcome, count) in
+            Outcome::ALL.into_iter().zip(self.outcomes).filter(|(_, count)| *count > 0)
+        {
             proxy.count(FrontEnd::Resp, outcome, count, elapsed);
         }
     }
@@ -150,7 +154,9 @@ impl Connection {
                 Taken::Yes
             }
             Err(error) => {
-                self.reply(|output| write_error(output.tail(), [b"ERR ", &*error.bytes()].concat()));
+                self.reply(|output| {
+                    write_error(output.tail(), [b"ERR ", &*error.bytes()].concat())
+                });
                 self.stage = Stage::Leaving;
                 Taken::Yes
             }
@@ -193,16 +199,20 @@ impl Connection {
     }
 
     fn decide_read(&self, class: Class, arguments: Arguments<'_>, batch: &mut Batch) -> Decision {
-        let Some(read) = Read::of(class, arguments) else { return Decision::Forward(Effect::Reveal) };
+        let Some(read) = Read::of(class, arguments) else {
+            return Decision::Forward(Effect::Reveal);
+        };
         let may_be_given = self.standing.may_be_given(&self.shared.origin);
-        let is_past_memory = self.past_memory_until.is_some() || read.has_longer_key(self.shared.max_key);
+        let is_past_memory =
+            self.past_memory_until.is_some() || read.has_longer_key(self.shared.max_key);
         if !may_be_given || is_past_memory || self.owed.has_revealing() {
             return Decision::Bypass(read.keys());
         }
         if self.unproved.is_some() {
             return Decision::Fence;
         }
-        let found = read.look(&self.shared.proxy, batch.begun, |outcome| batch.outcomes[outcome as usize] += 1);
+        let found = read
+            .look(&self.shared.proxy, batch.begun, |outcome| batch.outcomes[outcome as usize] += 1);
         if let Some(found) = found {
             return Decision::Answer(found);
         }
@@ -211,8 +221,12 @@ impl Connection {
     }
 
     fn act(&mut self, decision: Decision, known: Known, length: usize, batch: &mut Batch) -> Taken {
-        let may_go_with_reads = matches!(decision, Decision::Answer(_) | Decision::Fetch(_) | Decision::Fence)
-            || matches!(decision, Decision::Own(Verdict::Refused(..) | Verdict::Admitted(None)));
+        let may_go_with_reads =
+            matches!(decision, Decision::Answer(_) | Decision::Fetch(_) | Decision::Fence)
+                || matches!(
+                    decision,
+                    Decision::Own(Verdict::Refused(..) | Verdict::Admitted(None))
+                );
         if !may_go_with_reads && self.owed.flights() > 0 {
             return Taken::Held;
         }
@@ -269,7 +283,11 @@ impl Connection {
     /// Whether something has to be given out before all that Redis says is passed on. Where nobody can tell what is owed,
     /// that is only what is here.
     fn waits_for_turn(&self) -> bool {
-        if self.standing.is_doubted_for_good() { self.owed.ready() > 0 } else { !self.owed.is_empty() }
+        if self.standing.is_doubted_for_good() {
+            self.owed.ready() > 0
+        } else {
+            !self.owed.is_empty()
+        }
     }
 
     /// Whether its answer could be missing and that of another be taken for it, as long as that matters.
@@ -317,14 +335,21 @@ impl Connection {
         // Which keys it names is still to come.
         let is_forbidden = !self.shared.settings.allow.is_everything();
         if is_stranger || is_forbidden {
-            let (text, refusal) = if is_stranger { (NO_AUTH, Refusal::Login) } else { (NO_COMMAND, Refusal::Command) };
+            let (text, refusal) = if is_stranger {
+                (NO_AUTH, Refusal::Login)
+            } else {
+                (NO_COMMAND, Refusal::Command)
+            };
             self.shared.proxy.refused(FrontEnd::Resp, refusal);
             self.reply(|output| write_error(output.tail(), text));
             self.stage = Stage::Leaving;
             return Taken::Yes;
         }
         let effect = effect(known.class, arguments);
-        if self.owed.flights() > 0 || (is_pipe && self.waits_for_turn()) || self.has_to_go_alone(&effect) {
+        if self.owed.flights() > 0
+            || (is_pipe && self.waits_for_turn())
+            || self.has_to_go_alone(&effect)
+        {
             return Taken::Held;
         }
         let effect = match effect {
@@ -367,7 +392,9 @@ impl Connection {
     fn drop_from_memory(&self, dropped: &Dropped) {
         match dropped {
             Dropped::Nothing => {}
-            Dropped::Keys(keys) => keys.iter().for_each(|key| self.shared.proxy.invalidate(key.as_bytes())),
+            Dropped::Keys(keys) => {
+                keys.iter().for_each(|key| self.shared.proxy.invalidate(key.as_bytes()))
+            }
             Dropped::Everything => self.shared.proxy.invalidate_all(),
         }
     }
@@ -391,8 +418,11 @@ impl Connection {
     }
 
     fn begin_fence(&mut self) {
-        let (proxy, since) = (self.shared.proxy.clone(), self.unproved.unwrap_or_else(Instant::now));
-        let fence = async move { timeout(PATIENCE, proxy.fence(since)).await.unwrap_or(Err(BackendError::TimedOut)) };
+        let (proxy, since) =
+            (self.shared.proxy.clone(), self.unproved.unwrap_or_else(Instant::now));
+        let fence = async move {
+            timeout(PATIENCE, proxy.fence(since)).await.unwrap_or(Err(BackendError::TimedOut))
+        };
         self.fencing = Some(Box::pin(fence));
     }
 
@@ -401,7 +431,9 @@ impl Connection {
         match fence {
             Ok(Fence::Untold) => self.unproved = None,
             // An answer that came meanwhile needs another.
-            Ok(Fence::Told) => self.unproved = self.unproved.filter(|since| !self.shared.proxy.is_current(*since)),
+            Ok(Fence::Told) => {
+                self.unproved = self.unproved.filter(|since| !self.shared.proxy.is_current(*since))
+            }
             Err(_) => self.past_memory_until = Some(Instant::now() + PAST_MEMORY),
         }
     }
@@ -429,14 +461,18 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
     match class {
         Class::Aside | Class::Client => Effect::Aside,
         Class::Blocking => Effect::Block,
-        Class::Xread if arguments.from(1).any(|word| word.eq_ignore_ascii_case(b"block")) => Effect::Block,
+        Class::Xread if arguments.from(1).any(|word| word.eq_ignore_ascii_case(b"block")) => {
+            Effect::Block
+        }
         Class::Multi => Effect::Multi,
         Class::Exec if arguments.len() == 1 => Effect::Exec,
         Class::Discard => Effect::Discard,
         Class::Watch => Effect::Watch,
         Class::Unwatch => Effect::Unwatch,
         Class::Reset => Effect::Reset,
-        Class::Select => match parse_integer(arguments.get(1)).and_then(|database| u32::try_from(database).ok()) {
+        Class::Select => match parse_integer(arguments.get(1))
+            .and_then(|database| u32::try_from(database).ok())
+        {
             Some(database) => Effect::Select(database),
             None => Effect::Unknown,
         },

@@ -222,7 +222,8 @@ impl Standing {
             Effect::Reset if !frame.is_reset() => self.doubt(),
             Effect::Auth(user) => self.user = user,
             Effect::Hello(user) => {
-                self.protocol = if frame.head[0] == b'%' { Protocol::Resp3 } else { Protocol::Resp2 };
+                self.protocol =
+                    if frame.head[0] == b'%' { Protocol::Resp3 } else { Protocol::Resp2 };
                 if let Some(user) = user {
                     self.user = user;
                 }

@@ -31,7 +31,9 @@ impl Connection {
         // A socket that cannot be moved is gone already.
         let Ok(stream) = stream.attend() else { return };
         let stream = match (stream, tls) {
-            (Stream::Tcp(stream), Some((tls, refused))) => tls.accept(stream, drain.clone(), &refused).await,
+            (Stream::Tcp(stream), Some((tls, refused))) => {
+                tls.accept(stream, drain.clone(), &refused).await
+            }
             (stream, _) => Some(stream),
         };
         if let Some(stream) = stream {

@@ -53,7 +53,10 @@ impl Heads {
     /// Looks at `bytes`, which begin where a request does.
     pub(super) fn read<'a>(&'a mut self, bytes: &'a [u8]) -> Head<'a> {
         if let Some((wants_body, path, length)) = self.same_again(bytes) {
-            return Head::Plain(PlainRequest { path, wants_body, rest: &self.kept, fields: &self.fields }, length);
+            return Head::Plain(
+                PlainRequest { path, wants_body, rest: &self.kept, fields: &self.fields },
+                length,
+            );
         }
         let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
         let mut request = Request::new(&mut []);
@@ -67,7 +70,10 @@ impl Heads {
             Some("HEAD") => false,
             _ => return Head::Other,
         };
-        let path = request.path.map(str::as_bytes).filter(|path| request.version == Some(1) && is_plain_path(path));
+        let path = request
+            .path
+            .map(str::as_bytes)
+            .filter(|path| request.version == Some(1) && is_plain_path(path));
         let Some(path) = path else {
             return Head::Other;
         };
@@ -88,15 +94,18 @@ impl Heads {
         };
         let end = target.iter().position(|byte| !PLAIN[usize::from(*byte)])?;
         let (path, rest) = target.split_at(end);
-        let is_same =
-            !self.kept.is_empty() && path.starts_with(b"/") && rest.strip_prefix(b" ")?.starts_with(&self.kept);
+        let is_same = !self.kept.is_empty()
+            && path.starts_with(b"/")
+            && rest.strip_prefix(b" ")?.starts_with(&self.kept);
         is_same.then(|| (wants_body, path, bytes.len() - rest.len() + 1 + self.kept.len()))
     }
 
     /// Keeps what is behind the path of a plain request, if it is not too long, and where its fields are in it.
     fn keep(&mut self, rest: &[u8], headers: &[Header<'_>]) -> bool {
-        let field =
-            |header: &Header<'_>| Field { name: place(header.name.as_bytes(), rest), value: place(header.value, rest) };
+        let field = |header: &Header<'_>| Field {
+            name: place(header.name.as_bytes(), rest),
+            value: place(header.value, rest),
+        };
         self.fields.clear();
         self.fields.extend(headers.iter().map(field));
         self.kept.clear();
@@ -128,7 +137,9 @@ impl PlainRequest<'_> {
 
     /// The values of all fields of this name, which is in small letters.
     pub fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> + Clone {
-        let is_meant = move |field: &&Field| self.rest[field.name.clone()].eq_ignore_ascii_case(name.as_bytes());
+        let is_meant = move |field: &&Field| {
+            self.rest[field.name.clone()].eq_ignore_ascii_case(name.as_bytes())
+        };
         self.fields.iter().filter(is_meant).map(|field| &self.rest[field.value.clone()])
     }
 
@@ -168,7 +179,8 @@ pub(super) fn size_of_field(name: usize, value: usize) -> usize {
 
 /// The bytes of a path that mean themselves (RFC 3986, section 3.3, and the braces, which many a key has).
 static PLAIN: [bool; 256] = {
-    const ITSELF: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@%/{}";
+    const ITSELF: &[u8] =
+        b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@%/{}";
     let mut plain = [false; 256];
     let mut at = 0;
     while at < ITSELF.len() {
@@ -209,9 +221,11 @@ mod tests {
     fn found(head: &Head<'_>) -> Found {
         match head {
             Head::Part => Found::Part,
-            Head::Plain(request, length) => {
-                Found::Plain { path: request.path().to_owned(), wants_body: request.wants_body(), length: *length }
-            }
+            Head::Plain(request, length) => Found::Plain {
+                path: request.path().to_owned(),
+                wants_body: request.wants_body(),
+                length: *length,
+            },
             Head::Other => Found::Other,
         }
     }
@@ -219,7 +233,10 @@ mod tests {
     /// The values of all fields, as they are found by their names.
     fn fields(head: &Head<'_>) -> Vec<Vec<u8>> {
         let Head::Plain(request, _) = head else { return Vec::new() };
-        ["host", "x", "accept"].iter().flat_map(|name| request.values(name).map(<[u8]>::to_vec)).collect()
+        ["host", "x", "accept"]
+            .iter()
+            .flat_map(|name| request.values(name).map(<[u8]>::to_vec))
+            .collect()
     }
 
     fn plain(path: &str, length: usize) -> Found {
@@ -240,11 +257,18 @@ mod tests {
             ] {
                 let head = format!("{line}\r\n{fields}\r\n");
                 assert_eq!(look(head.as_bytes()), plain(path, head.len()), "{head}");
-                assert_eq!(look(format!("{head}GET").as_bytes()), plain(path, head.len()), "{head}");
+                assert_eq!(
+                    look(format!("{head}GET").as_bytes()),
+                    plain(path, head.len()),
+                    "{head}"
+                );
             }
         }
         let head = b"HEAD /keys/a HTTP/1.1\r\nHost: x\r\n\r\n";
-        assert_eq!(look(head), Found::Plain { path: "/keys/a".into(), wants_body: false, length: head.len() });
+        assert_eq!(
+            look(head),
+            Found::Plain { path: "/keys/a".into(), wants_body: false, length: head.len() }
+        );
     }
 
     #[test]
@@ -261,7 +285,11 @@ mod tests {
             "GET * HTTP/1.1",
             "PRI * HTTP/2.0",
         ] {
-            assert_eq!(look(format!("{line}\r\nHost: x\r\n\r\n").as_bytes()), Found::Other, "{line}");
+            assert_eq!(
+                look(format!("{line}\r\nHost: x\r\n\r\n").as_bytes()),
+                Found::Other,
+                "{line}"
+            );
         }
         for fields in [
             "",
@@ -276,10 +304,17 @@ mod tests {
             "Host: x\r\nContent-Length : 3\r\n",
             "Host: x\r\n folded\r\n",
         ] {
-            assert_eq!(look(format!("GET /keys/a HTTP/1.1\r\n{fields}\r\n").as_bytes()), Found::Other, "{fields}");
+            assert_eq!(
+                look(format!("GET /keys/a HTTP/1.1\r\n{fields}\r\n").as_bytes()),
+                Found::Other,
+                "{fields}"
+            );
         }
         let many = "X: y\r\n".repeat(MOST_FIELDS);
-        assert_eq!(look(format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{many}\r\n").as_bytes()), Found::Other);
+        assert_eq!(
+            look(format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{many}\r\n").as_bytes()),
+            Found::Other
+        );
     }
 
     proptest! {

@@ -34,7 +34,12 @@ pub trait Routes: Clone + Send + Sync + 'static {
 
     /// Takes up a plain request, of which [`answer`](Self::answer) would make the same; the bytes of it came in at `now`.
     /// By default all are left to that.
-    fn answer_plain(&self, _request: &PlainRequest<'_>, _now: Instant, _answer: PlainAnswer<'_>) -> Taken {
+    fn answer_plain(
+        &self,
+        _request: &PlainRequest<'_>,
+        _now: Instant,
+        _answer: PlainAnswer<'_>,
+    ) -> Taken {
         Taken::Left
     }
 }
@@ -84,11 +89,18 @@ const LAST_WORD: Duration = Duration::from_millis(50);
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What is refused before any route sees it.
-const HEADER_TOO_LARGE: Kind =
-    Kind::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The headers are too large");
-const NO_HOST: Kind = Kind::new(StatusCode::BAD_REQUEST, "no-host", "The request does not say which host it is for");
-const TOO_MANY: Kind =
-    Kind::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", "There are as many connections as may be");
+const HEADER_TOO_LARGE: Kind = Kind::new(
+    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "header-too-large",
+    "The headers are too large",
+);
+const NO_HOST: Kind =
+    Kind::new(StatusCode::BAD_REQUEST, "no-host", "The request does not say which host it is for");
+const TOO_MANY: Kind = Kind::new(
+    StatusCode::SERVICE_UNAVAILABLE,
+    "too-many-connections",
+    "There are as many connections as may be",
+);
 const FRAGMENT: Kind = Kind::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
 impl<R: Routes> Http<R> {
@@ -171,17 +183,28 @@ impl<R: Routes> Http<R> {
     }
 
     /// An answer, during which the connection is not idle.
-    async fn answer(self, mut request: Request<Incoming>, watch: Arc<Watch>) -> Result<Response<Body>, Infallible> {
+    async fn answer(
+        self,
+        mut request: Request<Incoming>,
+        watch: Arc<Watch>,
+    ) -> Result<Response<Body>, Infallible> {
         watch.activity.settle();
         let number = watch.requests.fetch_add(1, Relaxed) + 1;
         let _answering = Count::one(&watch.answering);
         if watch.activity.has_fragment(number) {
-            return Ok(last_answer(FRAGMENT.response(Some("A number sign that belongs to the key is written %23."))));
+            return Ok(last_answer(
+                FRAGMENT.response(Some("A number sign that belongs to the key is written %23.")),
+            ));
         }
-        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        if request.version() == Version::HTTP_11
+            && request.headers().get_all(header::HOST).iter().count() != 1
+        {
             return Ok(last_answer(NO_HOST.response(Some("HTTP/1.1 asks for one Host header."))));
         }
-        let sizes = request.headers().iter().map(|(name, value)| size_of_field(name.as_str().len(), value.len()));
+        let sizes = request
+            .headers()
+            .iter()
+            .map(|(name, value)| size_of_field(name.as_str().len(), value.len()));
         if sizes.sum::<usize>() > self.limits.max_header {
             return Ok(last_answer(HEADER_TOO_LARGE.response(None)));
         }

@@ -54,7 +54,11 @@ impl Listen {
     pub fn with_host_and_port(&self, host: Option<&str>, port: Option<u16>) -> String {
         let (old_host, old_port) = self.0.rsplit_once(':').unwrap_or(("127.0.0.1", "8080"));
         let host = host.unwrap_or(old_host);
-        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+        let host = if host.contains(':') && !host.starts_with('[') {
+            format!("[{host}]")
+        } else {
+            host.to_owned()
+        };
         port.map_or_else(|| format!("{host}:{old_port}"), |port| format!("{host}:{port}"))
     }
 }
@@ -80,9 +84,10 @@ impl TryFrom<String> for Listen {
             Some(_) if text.starts_with(UNIX) => text.len() > UNIX.len() + 1,
             Some((host, port)) => {
                 let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-                let host_is_one = bare.map_or(!host.is_empty() && !host.contains([':', '[', ']', '/']), |host| {
-                    host.parse::<std::net::Ipv6Addr>().is_ok()
-                });
+                let host_is_one = bare
+                    .map_or(!host.is_empty() && !host.contains([':', '[', ']', '/']), |host| {
+                        host.parse::<std::net::Ipv6Addr>().is_ok()
+                    });
                 host_is_one && port.parse::<u16>().is_ok()
             }
         };
@@ -153,7 +158,10 @@ impl Listener {
         let Serving { service, tls, max_connections, protection } = serving;
         let failed = |error| BindError::System { front_end, address: listen.to_string(), error };
         let socket = match inherited {
-            Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)).map(Socket::Tcp),
+            Some(socket) => socket
+                .set_nonblocking(true)
+                .and_then(|()| TcpListener::from_std(socket))
+                .map(Socket::Tcp),
             None => Socket::bind(listen).await,
         };
         let socket = socket.map_err(failed)?;
@@ -274,7 +282,9 @@ impl Drop for Socket {
 /// Removes the socket of a daemon that did not end well: one at which nobody listens.
 async fn remove_abandoned(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
         _ => Ok(()),
     }
 }

@@ -75,7 +75,8 @@ impl PlainAnswer<'_> {
         self.head(b"\r\n");
         headers.iter().for_each(|(name, value)| self.field(name.as_str(), value.as_bytes()));
         // One that says nothing of a body does not say either that there is none (RFC 9110, section 8.6).
-        let says_enough = status == StatusCode::NOT_MODIFIED || headers.contains_key(header::CONTENT_LENGTH);
+        let says_enough =
+            status == StatusCode::NOT_MODIFIED || headers.contains_key(header::CONTENT_LENGTH);
         let (body, whole) = (response.body(), || response.body().clone());
         if says_enough { self.end(body, whole) } else { self.body(body, whole) }
     }
@@ -106,9 +107,11 @@ impl Date {
     fn at(&mut self, now: Instant) -> &[u8] {
         if now >= self.until {
             let time = SystemTime::now();
-            let past = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
+            let past =
+                time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
             self.text = format!("date: {}\r\n\r\n", httpdate::fmt_http_date(time));
-            self.until = now + Duration::from_secs(1).saturating_sub(Duration::from_nanos(past.into()));
+            self.until =
+                now + Duration::from_secs(1).saturating_sub(Duration::from_nanos(past.into()));
         }
         self.text.as_bytes()
     }
@@ -220,7 +223,11 @@ impl<R: Routes> Plain<R> {
                 Head::Plain(request, length) => (request, length),
                 Head::Part => return self.await_rest(),
                 Head::Other => {
-                    return if self.is_first && self.may_be_preface() { Next::Read } else { Next::HandOver };
+                    return if self.is_first && self.may_be_preface() {
+                        Next::Read
+                    } else {
+                        Next::HandOver
+                    };
                 }
             };
             let wants_body = request.wants_body();

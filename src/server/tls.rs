@@ -58,9 +58,14 @@ impl TlsFiles {
     }
 
     /// What is wrong with what a section says, `keys` being its own names.
-    pub(crate) fn contradictions(&self, keys: TlsKeys, handshake_timeout: Duration) -> Vec<Contradiction> {
+    pub(crate) fn contradictions(
+        &self,
+        keys: TlsKeys,
+        handshake_timeout: Duration,
+    ) -> Vec<Contradiction> {
         let (cert, key) = (self.is_used(), is_set(&self.key));
-        let needs = |other: &str| format!("found without what belongs to it, expected {other} with it");
+        let needs =
+            |other: &str| format!("found without what belongs to it, expected {other} with it");
         let own = broken([
             (cert && !key, keys.cert_file, &needs(keys.key_file)),
             (key && !cert, keys.key_file, &needs(keys.cert_file)),
@@ -110,8 +115,14 @@ impl Tls {
     /// The stream within, once both sides have agreed; nothing, if they do not, or not in time.
     /// Who did not come to an end of it is counted among the `refused`, but not who hung up before anything was wrong: many
     /// only look whether somebody listens.
-    pub(super) async fn accept(&self, stream: TcpStream, mut drain: Drain, refused: &Refusals) -> Option<Stream> {
-        let handshake = timeout(self.handshake_timeout, TlsAcceptor::from(self.config.get()).accept(stream));
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+        mut drain: Drain,
+        refused: &Refusals,
+    ) -> Option<Stream> {
+        let handshake =
+            timeout(self.handshake_timeout, TlsAcceptor::from(self.config.get()).accept(stream));
         let agreed = tokio::select! {
             biased;
             agreed = handshake => agreed,
@@ -137,10 +148,17 @@ impl Tls {
 /// How long a handshake may still take once the daemon was told to stop.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-fn server_config(files: &TlsFiles, keys: TlsKeys, protocols: &[&[u8]]) -> Result<ServerConfig, FileError> {
+fn server_config(
+    files: &TlsFiles,
+    keys: TlsKeys,
+    protocols: &[&[u8]],
+) -> Result<ServerConfig, FileError> {
     let builder = ServerConfig::builder();
     let builder = if files.asks_clients() {
-        builder.with_client_cert_verifier(client_verifier(keys.client_ca_file, &files.client_authorities)?)
+        builder.with_client_cert_verifier(client_verifier(
+            keys.client_ca_file,
+            &files.client_authorities,
+        )?)
     } else {
         builder.with_no_client_auth()
     };
@@ -148,12 +166,16 @@ fn server_config(files: &TlsFiles, keys: TlsKeys, protocols: &[&[u8]]) -> Result
     let wrong_key = |error| FileError::new(keys.key_file, &files.key, error);
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(wrong_key)?;
     let config = builder.with_single_cert(chain, key);
-    let mut config = config.map_err(|error| FileError::new(keys.cert_file, &files.certificates, error))?;
+    let mut config =
+        config.map_err(|error| FileError::new(keys.cert_file, &files.certificates, error))?;
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)
 }
 
-fn client_verifier(key: &'static str, path: &Path) -> Result<Arc<dyn ClientCertVerifier>, FileError> {
+fn client_verifier(
+    key: &'static str,
+    path: &Path,
+) -> Result<Arc<dyn ClientCertVerifier>, FileError> {
     let mut authorities = RootCertStore::empty();
     for certificate in certificates(key, path)? {
         authorities.add(certificate).map_err(|error| FileError::new(key, path, error))?;
@@ -163,7 +185,12 @@ fn client_verifier(key: &'static str, path: &Path) -> Result<Arc<dyn ClientCertV
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let found =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let found = found.map_err(|error| FileError::new(key, path, error))?;
-    if found.is_empty() { Err(FileError::new(key, path, "no certificate in it (PEM)")) } else { Ok(found) }
+    if found.is_empty() {
+        Err(FileError::new(key, path, "no certificate in it (PEM)"))
+    } else {
+        Ok(found)
+    }
 }

@@ -73,7 +73,9 @@ impl Worker {
                 }
             }
         };
-        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || runtime.block_on(work))?;
+        std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || runtime.block_on(work))?;
         Ok(Self { tasks, open: Arc::default(), runtime: handle })
     }
 }

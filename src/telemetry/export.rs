@@ -48,7 +48,10 @@ impl Limits {
 }
 
 fn positive<N: FromStr + PartialOrd + Default>(name: &str, default: N) -> N {
-    variable(name).and_then(|text| text.parse().ok()).filter(|number| *number > N::default()).unwrap_or(default)
+    variable(name)
+        .and_then(|text| text.parse().ok())
+        .filter(|number| *number > N::default())
+        .unwrap_or(default)
 }
 
 /// Takes spans that are over, for the thread that sends them.
@@ -101,7 +104,9 @@ impl SpanProcessor for Queue {
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        Err(OTelSdkError::InternalFailure("spans are sent as they come, and waited for at the end only".to_owned()))
+        Err(OTelSdkError::InternalFailure(
+            "spans are sent as they come, and waited for at the end only".to_owned(),
+        ))
     }
 
     /// Sends what waits, for as long as this allows.
@@ -125,7 +130,11 @@ struct Sender<E> {
 }
 
 impl<E: SpanExporter> Sender<E> {
-    async fn run(mut self, mut waiting: mpsc::Receiver<SpanData>, mut ending: oneshot::Receiver<()>) {
+    async fn run(
+        mut self,
+        mut waiting: mpsc::Receiver<SpanData>,
+        mut ending: oneshot::Receiver<()>,
+    ) {
         loop {
             let mut batch = Vec::with_capacity(self.limits.batch);
             tokio::select! {
@@ -148,7 +157,8 @@ impl<E: SpanExporter> Sender<E> {
         let due = Instant::now() + self.limits.delay;
         while batch.len() < most
             && let Ok(1..) = timeout_at(due, waiting.recv_many(batch, most - batch.len())).await
-        {}
+        {
+        }
     }
 
     async fn send(&mut self, batch: Vec<SpanData>) {

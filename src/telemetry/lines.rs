@@ -38,9 +38,15 @@ where
 /// Whether standard error is what systemd has connected with the journal (`JOURNAL_STREAM`, systemd.exec(5)).
 fn is_journal() -> bool {
     let Some(stream) = variable("JOURNAL_STREAM") else { return false };
-    let is_it =
-        |error: File| Some(stream == error.metadata().ok().map(|file| format!("{}:{}", file.dev(), file.ino()))?);
-    io::stderr().as_fd().try_clone_to_owned().ok().and_then(|error| is_it(error.into())).unwrap_or(false)
+    let is_it = |error: File| {
+        Some(stream == error.metadata().ok().map(|file| format!("{}:{}", file.dev(), file.ino()))?)
+    };
+    io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .ok()
+        .and_then(|error| is_it(error.into()))
+        .unwrap_or(false)
 }
 
 /// Lines of JSON, with the trace and the span they belong to.
@@ -67,6 +73,11 @@ where
         let mut line = String::new();
         self.0.format_event(context, LineWriter::new(&mut line), event)?;
         let open = line.trim_end().strip_suffix('}').unwrap_or(&line);
-        writeln!(writer, "{open},\"trace_id\":\"{}\",\"span_id\":\"{}\"}}", traced.trace_id(), traced.span_id())
+        writeln!(
+            writer,
+            "{open},\"trace_id\":\"{}\",\"span_id\":\"{}\"}}",
+            traced.trace_id(),
+            traced.span_id()
+        )
     }
 }

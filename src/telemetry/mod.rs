@@ -157,11 +157,14 @@ impl TryFrom<String> for Collector {
 
     fn try_from(text: String) -> Result<Self, String> {
         let url = Url::parse(&text).ok();
-        let right = url.is_some_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+        let right =
+            url.is_some_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
         if right || text.is_empty() {
             return Ok(Self(text));
         }
-        Err(format!("invalid value: string {text:?}, expected a url such as \"http://127.0.0.1:4318\""))
+        Err(format!(
+            "invalid value: string {text:?}, expected a url such as \"http://127.0.0.1:4318\""
+        ))
     }
 }
 
@@ -201,15 +204,19 @@ impl Telemetry {
         let spans = tracing.as_ref().map(|tracing| {
             let layer = tracing_opentelemetry::layer().with_tracer(tracing.tracer());
             // Only what the conventions name.
-            let layer =
-                layer.with_location(false).with_threads(false).with_target(false).with_tracked_inactivity(false);
+            let layer = layer
+                .with_location(false)
+                .with_threads(false)
+                .with_target(false)
+                .with_tracked_inactivity(false);
             layer.with_context_activation(false).with_filter(only_spans())
         });
         let (filter, handle) = reload::Layer::new(settings.log_filter.filter());
         let writer = Writer::start()?;
         let panics = writer.clone();
         std::panic::set_hook(Box::new(move |panic| panics.tell_of_panic(panic)));
-        let lines = lines::layer(settings.log_format, writer.clone()).with_filter(no_spans().and(filter));
+        let lines =
+            lines::layer(settings.log_format, writer.clone()).with_filter(no_spans().and(filter));
         match spans {
             Some(spans) => tracing_subscriber::registry().with(lines).with(spans).try_init()?,
             // An absent layer is not the same: for all one knows it might want spans, so each place would have to ask.
@@ -254,7 +261,8 @@ impl Telemetry {
 
 /// The spans of traces. Events do not get into them, so that what is logged stays here.
 fn only_spans<S>() -> impl Filter<S> {
-    filter_fn(|what| what.is_span() && what.target() == TARGET).with_max_level_hint(LevelFilter::INFO)
+    filter_fn(|what| what.is_span() && what.target() == TARGET)
+        .with_max_level_hint(LevelFilter::INFO)
 }
 
 /// Lines know nothing of spans, so where traces are off nobody wants a span, and none is made.

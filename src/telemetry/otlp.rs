@@ -15,7 +15,8 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{
-    ExporterBuildError, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
+    ExporterBuildError, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
+    WithTonicConfig as _,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
@@ -63,12 +64,14 @@ impl Tracing {
         };
         let (resource, dropped) = (resource(), Arc::new(AtomicU64::new(0)));
         let queue = Queue::start(runtime, exporter, &resource, Arc::clone(&dropped))?;
-        let provider = SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue);
+        let provider =
+            SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue);
         let provider = match variable("OTEL_TRACES_SAMPLER") {
             // The SDK reads it by itself, with its argument.
             Some(_) => provider,
-            None => provider
-                .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.traces_ratio.0)))),
+            None => provider.with_sampler(Sampler::ParentBased(Box::new(
+                Sampler::TraceIdRatioBased(settings.traces_ratio.0),
+            ))),
         };
         Ok(Some(Self { provider: provider.build(), dropped }))
     }
@@ -135,8 +138,10 @@ const SAMPLERS: [&str; 6] = [
 ];
 
 fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
-    let base = Some(settings.traces_endpoint.0.trim_end_matches('/')).filter(|base| !base.is_empty());
-    let named = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    let base =
+        Some(settings.traces_endpoint.0.trim_end_matches('/')).filter(|base| !base.is_empty());
+    let named = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
     // Where a variable names the collector, the exporter reads it by itself.
     let base = if named.is_some() { None } else { base };
     if protocol(settings.traces_protocol) == Protocol::Grpc {
@@ -150,7 +155,11 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
         }
         .build()?);
     }
-    let builder = SpanExporter::builder().with_http().with_http_client(HyperClient::new(connector()?, TIMEOUT, None));
+    let builder = SpanExporter::builder().with_http().with_http_client(HyperClient::new(
+        connector()?,
+        TIMEOUT,
+        None,
+    ));
     let builder = builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
     Ok(match base {
         Some(base) => builder.with_endpoint(format!("{base}/v1/traces")),
@@ -163,7 +172,9 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn protocol(configured: Protocol) -> Protocol {
-    let said = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"].into_iter().find_map(variable);
+    let said = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]
+        .into_iter()
+        .find_map(variable);
     match said.as_deref() {
         Some("grpc") => Protocol::Grpc,
         Some("http/protobuf") => Protocol::HttpProtobuf,
@@ -185,11 +196,14 @@ fn connector() -> Result<HttpsConnector<HttpConnector>, rustls::Error> {
 
 /// Who sends the traces: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, or what this program calls itself.
 fn resource() -> Resource {
-    let own =
-        [KeyValue::new("service.name", "redis-proxy"), KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))];
-    let resource = Resource::builder_empty()
-        .with_attributes(own)
-        .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())]);
+    let own = [
+        KeyValue::new("service.name", "redis-proxy"),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+    ];
+    let resource = Resource::builder_empty().with_attributes(own).with_detectors(&[
+        Box::new(TelemetryResourceDetector),
+        Box::new(EnvResourceDetector::new()),
+    ]);
     match variable("OTEL_SERVICE_NAME") {
         Some(name) => resource.with_service_name(name),
         None => resource,

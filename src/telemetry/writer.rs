@@ -53,7 +53,9 @@ impl Writer {
         let (queue, waiting) = channel();
         let counts = Arc::new(Counts::default());
         let counted = Arc::clone(&counts);
-        thread::Builder::new().name("log".to_owned()).spawn(move || write_all(to, &waiting, &counted))?;
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_all(to, &waiting, &counted))?;
         Ok(Self { queue, counts })
     }
 
@@ -74,7 +76,11 @@ impl Writer {
     pub(super) fn tell_of_panic(&self, panic: &PanicHookInfo<'_>) {
         const PATIENCE: Duration = Duration::from_millis(100);
         let trace = Backtrace::capture();
-        let trace = if trace.status() == BacktraceStatus::Captured { format!("{trace}\n") } else { String::new() };
+        let trace = if trace.status() == BacktraceStatus::Captured {
+            format!("{trace}\n")
+        } else {
+            String::new()
+        };
         self.say(format!("{panic}\n{trace}").as_bytes());
         // It may be the last that this process says.
         self.write_out(PATIENCE);
@@ -175,7 +181,8 @@ mod tests {
 
     #[test]
     fn what_is_not_taken_is_counted() {
-        let writer = Writer::start_on(File::options().write(true).open("/dev/full").unwrap()).unwrap();
+        let writer =
+            Writer::start_on(File::options().write(true).open("/dev/full").unwrap()).unwrap();
         writer.say(b"a line\n");
         writer.write_out(PATIENCE);
         assert_eq!(writer.dropped(), 1);

@@ -1,6 +1,9 @@
 //! Modules use each other in one direction, as ARCHITECTURE.md says.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,7 +33,10 @@ const ALLOWED: [(&str, &str); 28] = [
     ("proxy", "backend cache cluster hotkeys key metrics trace"),
     ("problem", ""),
     ("request_line", ""),
-    ("resp", "access backend cache cluster frame key metrics output proxy seldom server trace units"),
+    (
+        "resp",
+        "access backend cache cluster frame key metrics output proxy seldom server trace units",
+    ),
     ("seldom", ""),
     ("server", "access activity metrics output problem request_line seldom tcp units"),
     ("systemd", ""),
@@ -49,19 +55,31 @@ fn modules_use_only_what_they_may() {
     assert!(sources.len() >= ALLOWED.len(), "{sources:?}");
     for (module, path) in sources {
         let text = fs::read_to_string(&path).expect("a source file");
-        let may = allowed.get(module.as_str()).unwrap_or_else(|| panic!("{module} is not in the list above"));
+        let may = allowed
+            .get(module.as_str())
+            .unwrap_or_else(|| panic!("{module} is not in the list above"));
         for used in modules_in(&text).into_iter().filter(|used| *used != module) {
-            assert!(may.contains(used.as_str()), "{} uses {used}, which {module} may not", path.display());
+            assert!(
+                may.contains(used.as_str()),
+                "{} uses {used}, which {module} may not",
+                path.display()
+            );
         }
     }
 }
 
 #[test]
 fn only_metrics_knows_prometheus_and_only_the_store_knows_how_entries_are_kept() {
-    for (library, home) in [("prometheus::", ["metrics.rs", "daemon.rs"]), ("hashbrown::", ["store.rs", "store.rs"])] {
+    for (library, home) in
+        [("prometheus::", ["metrics.rs", "daemon.rs"]), ("hashbrown::", ["store.rs", "store.rs"])]
+    {
         for (_, path) in sources() {
             let uses = fs::read_to_string(&path).expect("a source file").contains(library);
-            assert!(!uses || home.iter().any(|name| path.ends_with(name)), "{} uses {library}", path.display());
+            assert!(
+                !uses || home.iter().any(|name| path.ends_with(name)),
+                "{} uses {library}",
+                path.display()
+            );
         }
     }
 }
@@ -74,7 +92,8 @@ fn sources() -> Vec<(String, PathBuf)> {
         let path = entry.expect("an entry").path();
         let module = path.file_stem().expect("a name").to_string_lossy().into_owned();
         if path.is_dir() {
-            let files = fs::read_dir(&path).expect("a module").map(|file| file.expect("an entry").path());
+            let files =
+                fs::read_dir(&path).expect("a module").map(|file| file.expect("an entry").path());
             found.extend(files.map(|file| (module.clone(), file)));
         } else if module != "lib" && module != "main" {
             found.push((module, path));
@@ -97,7 +116,8 @@ fn modules_in(text: &str) -> BTreeSet<String> {
 }
 
 fn first_word(text: &str) -> Option<String> {
-    let word: String = text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
+    let word: String =
+        text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
     (!word.is_empty() && word.starts_with(char::is_lowercase)).then_some(word)
 }
 

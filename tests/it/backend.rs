@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::stage::{
-    ask, ask_and_await_flight, assert_hit, await_metric, await_ready, behind_relay, config, lines_that_say, linked,
-    metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
+    ask, ask_and_await_flight, assert_hit, await_metric, await_ready, behind_relay, config,
+    lines_that_say, linked, metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
 };
 use crate::support::http::{self, Client};
 use crate::support::redis_server::free_port;
@@ -92,8 +92,9 @@ mod logins {
         set(&redis, "key", "unlocked");
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("redis-password"), SECRET).unwrap();
-        let proxy =
-            Proxy::builder(&config(&redis.url(), "")).environment("CREDENTIALS_DIRECTORY", directory.path()).start();
+        let proxy = Proxy::builder(&config(&redis.url(), ""))
+            .environment("CREDENTIALS_DIRECTORY", directory.path())
+            .start();
         await_ready(&proxy);
         assert_eq!(value(&proxy, "key"), "unlocked");
     }
@@ -112,7 +113,9 @@ mod logins {
         redis.command(&["CONFIG", "SET", "requirepass", "rotated"]);
         fs::write(&file, "rotated").unwrap();
         redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
-        eventually("a new link", || (lines_that_say(&proxy, "connected to Redis") == 2).then_some(()));
+        eventually("a new link", || {
+            (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
+        });
         assert_eq!(value(&proxy, "key"), "unlocked again");
     }
 
@@ -155,11 +158,16 @@ mod logins {
             for stream in server.incoming() {
                 let mut stream = stream.expect("a connection");
                 _ = stream.read(&mut [0; 1024]);
-                let answer = format!("-ERR unknown command 'AUTH', with args beginning with: '{SECRET}'\r\n");
+                let answer = format!(
+                    "-ERR unknown command 'AUTH', with args beginning with: '{SECRET}'\r\n"
+                );
                 _ = stream.write_all(answer.as_bytes());
             }
         });
-        let proxy = Proxy::start(&config(&format!("redis://{address}"), &format!("redis.password = \"{SECRET}\"")));
+        let proxy = Proxy::start(&config(
+            &format!("redis://{address}"),
+            &format!("redis.password = \"{SECRET}\""),
+        ));
         proxy.expect_log(UNTRACKED);
         assert_unusable(&proxy, "refused the login: ERR");
         assert_tells_no_secret(&proxy);
@@ -435,7 +443,9 @@ mod outages {
         redis.restart();
         await_ready(&proxy);
         // Lines come a moment after what they tell of.
-        eventually("it is over", || (lines_that_say(&proxy, "connected to Redis") == 2).then_some(()));
+        eventually("it is over", || {
+            (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
+        });
         let told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
         let warnings = proxy.log_lines().iter().filter(|line| line.is_trouble()).count();
         assert_eq!(warnings, 1, "{told:#?}");
@@ -474,7 +484,8 @@ mod odd_answers {
             set(&redis, &number.to_string(), &format!("value {number}"));
         }
         relay.stall();
-        let readers: Vec<Client> = (0..100).map(|number| ask(&proxy, &number.to_string())).collect();
+        let readers: Vec<Client> =
+            (0..100).map(|number| ask(&proxy, &number.to_string())).collect();
         await_metric(&proxy, "flights", 100.0);
         relay.resume();
         for (number, mut reader) in readers.into_iter().enumerate() {
@@ -488,7 +499,9 @@ mod odd_answers {
         proxy.expect_log(DOWN);
         set(&redis, "key", "value");
         relay.inject(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        eventually("another link", || (lines_that_say(&proxy, "connected to Redis") == 2).then_some(()));
+        eventually("another link", || {
+            (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
+        });
         await_value(&proxy, "key", "value");
     }
 
@@ -496,7 +509,8 @@ mod odd_answers {
     fn garbage_before_an_answer_is_never_taken_for_it() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
-        for (number, garbage) in [b"\0\xff\r\n".as_slice(), b"$-7\r\n", b"%!?\r\n$3\r\nbad\r\n"].into_iter().enumerate()
+        for (number, garbage) in
+            [b"\0\xff\r\n".as_slice(), b"$-7\r\n", b"%!?\r\n$3\r\nbad\r\n"].into_iter().enumerate()
         {
             let key = number.to_string();
             set(&redis, &key, "good");
@@ -522,7 +536,9 @@ mod odd_answers {
         // They keep the link busy, so that it never comes to rest on its own.
         let recovered = thread::scope(|scope| {
             let proxy = &proxy;
-            let readers: Vec<_> = (0..READERS).map(|key| scope.spawn(move || read_for_a_second(proxy, key))).collect();
+            let readers: Vec<_> = (0..READERS)
+                .map(|key| scope.spawn(move || read_for_a_second(proxy, key)))
+                .collect();
             await_metric(proxy, "flights", 16.0);
             relay.inject(b"+OK\r\n");
             readers.into_iter().all(|reader| reader.join().unwrap())
@@ -573,8 +589,9 @@ mod odd_answers {
         let proxy = proxy(&redis, "");
         set(&redis, "key", "after the script");
         let mut connection = redis.connection();
-        let script =
-            connection.send_packed_command(&redis::cmd("EVAL").arg("while true do end").arg(0).get_packed_command());
+        let script = connection.send_packed_command(
+            &redis::cmd("EVAL").arg("while true do end").arg(0).get_packed_command(),
+        );
         script.unwrap();
         let response = eventually("Redis is busy", || {
             let response = read(&proxy, "missing");
@@ -597,8 +614,10 @@ mod limits {
         set(&redis, "key", "value");
         // Forty answers a second at most, and twice as many questions.
         relay.delay(Duration::from_millis(50));
-        let mut readers: Vec<Client> = (0..80).map(|number| ask(&proxy, &number.to_string())).collect();
-        let answers: Vec<_> = readers.iter_mut().map(|reader| reader.read_response().status).collect();
+        let mut readers: Vec<Client> =
+            (0..80).map(|number| ask(&proxy, &number.to_string())).collect();
+        let answers: Vec<_> =
+            readers.iter_mut().map(|reader| reader.read_response().status).collect();
         assert!(answers.iter().filter(|status| **status == 404).count() >= 4, "{answers:?}");
         assert!(answers.contains(&504), "{answers:?}");
         // A lost link would be a warning, which no line here expects.
@@ -615,7 +634,8 @@ mod limits {
         }
         value(&proxy, "hot");
         relay.stall();
-        let mut readers: Vec<Client> = (0..4).map(|number| ask(&proxy, &number.to_string())).collect();
+        let mut readers: Vec<Client> =
+            (0..4).map(|number| ask(&proxy, &number.to_string())).collect();
         await_metric(&proxy, "flights", 4.0);
 
         let (refused, took) = timed_read(&proxy, "more");
@@ -669,7 +689,8 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) {
 #[track_caller]
 fn assert_unusable(proxy: &Proxy, reason: &str) {
     proxy.expect_log(DOWN);
-    let line = proxy.wait_for_log(|line| line.says("no link to Redis; trying again until there is"));
+    let line =
+        proxy.wait_for_log(|line| line.says("no link to Redis; trying again until there is"));
     let logged = line.field("reason").unwrap_or_default();
     assert!(!logged.is_empty() && logged.contains(reason), "{logged:?}");
     let (status, told) = readyz(proxy);

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::stage::{
-    Http2, Monitor, ask, assert_hit, await_metric, behind_relay, cache_status, metric, proxy, read, reads, request,
-    set, text, value,
+    Http2, Monitor, ask, assert_hit, await_metric, behind_relay, cache_status, metric, proxy, read,
+    reads, request, set, text, value,
 };
 use crate::support::http::{self, Client};
 use crate::support::{Proxy, RedisServer, eventually};
@@ -80,7 +80,8 @@ fn the_order_of_reads_is_exact_for_every_sequence() {
 fn a_thousand_readers_of_one_cold_key_are_one_get() {
     const READERS: u32 = 1000;
     allow_open_files();
-    let (redis, relay, proxy) = behind_relay("redis.response_timeout = \"20s\"\nredis.ping_interval = \"20s\"");
+    let (redis, relay, proxy) =
+        behind_relay("redis.response_timeout = \"20s\"\nredis.ping_interval = \"20s\"");
     set(&redis, "cold", "one for all");
     let monitor = Monitor::start(&redis);
 
@@ -223,7 +224,10 @@ fn nothing_older_than_the_ttl_is_given() {
 fn a_key_is_not_given_longer_than_redis_lets_it_live() {
     const LIFE: Duration = Duration::from_millis(300);
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"\ncache.stale_grace = \"60s\"");
+    let proxy = proxy(
+        &redis,
+        "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"\ncache.stale_grace = \"60s\"",
+    );
     redis.command(&["SET", "brief", "value", "PX", "300"]);
     let written = Instant::now();
     let mut hits = 0;
@@ -396,7 +400,9 @@ fn where_redis_does_not_tell_the_value_and_its_time_to_live_are_asked_for_in_one
     let multi = commands.iter().position(|line| line.contains("\"MULTI\""));
     let transaction = &commands[multi.unwrap()..];
     let client = |line: &str| line.split(['[', ']']).nth(1).map(str::to_owned);
-    for (line, expected) in transaction.iter().zip(["\"MULTI\"", "\"GET\" \"key\"", "\"PTTL\" \"key\"", "\"EXEC\""]) {
+    for (line, expected) in
+        transaction.iter().zip(["\"MULTI\"", "\"GET\" \"key\"", "\"PTTL\" \"key\"", "\"EXEC\""])
+    {
         assert!(line.contains(expected), "{transaction:#?}");
         assert_eq!(client(line), client(&transaction[0]));
     }

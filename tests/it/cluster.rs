@@ -1,6 +1,9 @@
 //! Before a Redis Cluster the proxy reads each key where it is served, and follows the slots wherever they go.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +24,10 @@ fn started(cluster: &RedisCluster) -> Proxy {
 
 fn started_with(cluster: &RedisCluster, more: &str) -> Proxy {
     let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n";
-    let proxy = Proxy::start(&format!("{listen}daemon.worker_threads = 1\n{SETTINGS}{more}{}", cluster.settings()));
+    let proxy = Proxy::start(&format!(
+        "{listen}daemon.worker_threads = 1\n{SETTINGS}{more}{}",
+        cluster.settings()
+    ));
     proxy.expect_log(DOWN);
     await_ready(&proxy);
     proxy
@@ -199,7 +205,8 @@ fn a_cluster_is_reached_over_tls() {
 fn asking<T: redis::FromRedisValue>(cluster: &RedisCluster, node: usize, words: &[&str]) -> T {
     let mut commands = redis::pipe();
     commands.cmd("ASKING").ignore().cmd(words[0]).arg(&words[1..]);
-    let (answer,) = commands.query(&mut cluster.nodes[node].connection()).expect("the node answers");
+    let (answer,) =
+        commands.query(&mut cluster.nodes[node].connection()).expect("the node answers");
     answer
 }
 

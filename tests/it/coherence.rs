@@ -77,7 +77,12 @@ fn with_tracking_no_read_is_too_old_whatever_happens() {
 #[test]
 fn with_sentinels_no_read_is_too_old_over_failovers() {
     let duration = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(FAILOVER_SECONDS));
-    let plan = failover::Plan { seed: seed(), duration, coherence: TRACKING, expected_log: &[DOWN, SILENT] };
+    let plan = failover::Plan {
+        seed: seed(),
+        duration,
+        coherence: TRACKING,
+        expected_log: &[DOWN, SILENT],
+    };
     let report = plan.run();
     eprintln!("{}", report.text());
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
@@ -86,7 +91,8 @@ fn with_sentinels_no_read_is_too_old_over_failovers() {
 #[test]
 fn before_a_cluster_no_read_is_too_old_wherever_the_slots_go() {
     let duration = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(FAILOVER_SECONDS));
-    let plan = resharding::Plan { seed: seed(), duration, coherence: TRACKING, expected_log: &[DOWN] };
+    let plan =
+        resharding::Plan { seed: seed(), duration, coherence: TRACKING, expected_log: &[DOWN] };
     let report = plan.run();
     eprintln!("{}", report.text());
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
@@ -106,7 +112,8 @@ fn with_nothing_but_a_ttl_the_same_soak_fails() {
 #[test]
 fn of_many_proxies_on_one_redis_none_is_too_old_whatever_happens() {
     let proxies = number("SOAK_PROXIES").unwrap_or(3);
-    let proxies = FLEET.get(..usize::try_from(proxies).unwrap()).expect("SOAK_PROXIES is at most 16");
+    let proxies =
+        FLEET.get(..usize::try_from(proxies).unwrap()).expect("SOAK_PROXIES is at most 16");
     let report = soak(proxies, &faults::ALL, number("SOAK_SECONDS").unwrap_or(FLEET_SECONDS));
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
 }

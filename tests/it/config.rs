@@ -134,8 +134,10 @@ fn the_shipped_file_names_every_key_and_no_other() {
 #[test]
 fn the_shipped_file_explains_every_section_and_most_keys() {
     let text = shipped();
-    let explained =
-        text.lines().zip(text.lines().skip(1)).filter(|(before, line)| before.starts_with('#') && line.contains(" = "));
+    let explained = text
+        .lines()
+        .zip(text.lines().skip(1))
+        .filter(|(before, line)| before.starts_with('#') && line.contains(" = "));
     let keys = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#'));
     assert!(explained.count() + 3 >= keys.count());
 }
@@ -184,15 +186,19 @@ fn every_key_can_be_set_in_the_environment() {
         // Where this is no right value the variable is blamed, and where it is one it makes a difference.
         match load(&Flags::default(), &environment) {
             Ok(config) => assert_ne!(config, without, "{variable} was passed over"),
-            Err(problems) => assert!(problems.to_string().starts_with(&variable), "{variable}: {problems}"),
+            Err(problems) => {
+                assert!(problems.to_string().starts_with(&variable), "{variable}: {problems}")
+            }
         }
     }
 }
 
 #[test]
 fn the_short_flags_work_in_snake_case_and_in_kebab_case() {
-    let snake = ["--redis_host", "h", "--redis_port", "1", "--proxy_host", "::1", "--proxy_port", "2"];
-    let kebab = snake.map(|word| if word.starts_with("--") { word.replace('_', "-") } else { word.into() });
+    let snake =
+        ["--redis_host", "h", "--redis_port", "1", "--proxy_host", "::1", "--proxy_port", "2"];
+    let kebab =
+        snake.map(|word| if word.starts_with("--") { word.replace('_', "-") } else { word.into() });
     let kebab = kebab.each_ref().map(String::as_str);
     for places in [snake, kebab] {
         let others = ["--password", SECRET, "--ttl", "3", "--k", "7"];
@@ -211,7 +217,9 @@ fn the_short_flags_work_in_snake_case_and_in_kebab_case() {
 
 #[test]
 fn a_short_flag_changes_only_its_part_of_an_address() {
-    let file = File::new("[http]\nlisten = \"0.0.0.0:81\"\n[redis]\nurl = \"rediss://user:pass@host:7/3\"\n");
+    let file = File::new(
+        "[http]\nlisten = \"0.0.0.0:81\"\n[redis]\nurl = \"rediss://user:pass@host:7/3\"\n",
+    );
     let arguments = ["--config", file.name(), "--redis_port", "8", "--proxy_port", "82"];
     let config = printed(&arguments, &[]);
     assert_eq!(of(&config, "redis.url"), "rediss://user:********@host:8/3");
@@ -224,9 +232,14 @@ fn a_short_flag_changes_only_its_part_of_an_address() {
 
 #[test]
 fn a_ttl_is_seconds_or_has_a_unit() {
-    for (given, shown) in
-        [("60", "1m"), ("90s", "1m 30s"), ("5m", "5m"), ("0", "0s"), ("0.25", "250ms"), ("1h 30m", "1h 30m")]
-    {
+    for (given, shown) in [
+        ("60", "1m"),
+        ("90s", "1m 30s"),
+        ("5m", "5m"),
+        ("0", "0s"),
+        ("0.25", "250ms"),
+        ("1h 30m", "1h 30m"),
+    ] {
         assert_eq!(of(&printed(&["--ttl", given], &[]), "cache.ttl"), shown, "--ttl {given}");
     }
 }
@@ -310,8 +323,11 @@ fn a_key_with_anything_in_it_is_told_on_one_line() {
 
 #[test]
 fn a_misspelt_variable_is_named_with_the_right_one() {
-    let environment =
-        [("REDIS_PROXY_CACHE_TTL", "5s"), ("REDIS_PROXY_REDIS__PASWORD", SECRET), ("REDIS_PROXY_CASH__TTL", "5s")];
+    let environment = [
+        ("REDIS_PROXY_CACHE_TTL", "5s"),
+        ("REDIS_PROXY_REDIS__PASWORD", SECRET),
+        ("REDIS_PROXY_CASH__TTL", "5s"),
+    ];
     let lines = complaints(78, &[], &environment);
     assert_line(&lines, &["REDIS_PROXY_CACHE_TTL: ", "REDIS_PROXY_CACHE__TTL"]);
     assert_line(&lines, &["REDIS_PROXY_REDIS__PASWORD: ", "redis.password"]);
@@ -344,7 +360,8 @@ fn what_is_for_sentinels_is_there_whole_or_not_at_all() {
         assert_line(&lines, &[&format!("redis.{key}: "), "redis.mode = \"sentinel\""]);
     }
     assert_eq!(lines.len(), 4, "{lines:#?}");
-    let lines = complaints_about("[redis]\nmode = \"sentinel\"\nurl = \"unix:///run/redis.sock\"\n");
+    let lines =
+        complaints_about("[redis]\nmode = \"sentinel\"\nurl = \"unix:///run/redis.sock\"\n");
     assert_line(&lines, &["redis.mode: ", "redis.seeds", "redis.sentinel_master"]);
     assert_line(&lines, &["redis.url: ", "unix", "rediss://"]);
     assert_eq!(lines.len(), 2, "{lines:#?}");
@@ -430,7 +447,8 @@ fn a_wrong_command_line_is_a_usage_error() {
         let output = Proxy::spawn_raw(arguments, &[]);
         assert_eq!(code(&output), Some(64), "{arguments:?}: {output:?}");
         assert!(
-            stderr(&output).contains(arguments[0].split('=').next().unwrap_or_default()) || arguments[0] == "check"
+            stderr(&output).contains(arguments[0].split('=').next().unwrap_or_default())
+                || arguments[0] == "check"
         );
     }
 }
@@ -490,7 +508,8 @@ fn a_port_in_use_is_named_and_the_exit_code_is_1() {
     assert_eq!(code(&http), Some(1), "{http:?}");
     assert!(stderr(&http).contains(&format!("http.listen: cannot listen on 127.0.0.1:{port}")));
     let address = format!("127.0.0.1:{port}");
-    let admin = Proxy::spawn_raw(&["--proxy_port", "0"], &[("REDIS_PROXY_ADMIN__LISTEN", &address)]);
+    let admin =
+        Proxy::spawn_raw(&["--proxy_port", "0"], &[("REDIS_PROXY_ADMIN__LISTEN", &address)]);
     assert_eq!(code(&admin), Some(1), "{admin:?}");
     assert!(stderr(&admin).contains("admin.listen: "));
 }
@@ -500,7 +519,8 @@ fn a_file_that_is_needed_and_cannot_be_used_is_named_at_the_start() {
     let no_pem = File::new("this is no certificate");
     for path in ["/nowhere/file", "/", no_pem.name()] {
         let (url, ca) = ("REDIS_PROXY_REDIS__URL", "REDIS_PROXY_REDIS__TLS_CA_FILE");
-        let output = Proxy::spawn_raw(&["--proxy_port", "0"], &[(url, "rediss://127.0.0.1:1"), (ca, path)]);
+        let output =
+            Proxy::spawn_raw(&["--proxy_port", "0"], &[(url, "rediss://127.0.0.1:1"), (ca, path)]);
         assert_eq!(code(&output), Some(78), "{output:?}");
         let text = stderr(&output);
         assert!(text.contains("redis.tls_ca_file") && text.contains(path), "{text}");
@@ -516,7 +536,8 @@ fn a_file_that_is_needed_and_cannot_be_used_is_named_at_the_start() {
 
 #[test]
 fn check_opens_no_socket_and_reads_no_secret() {
-    let (http, redis) = (TcpListener::bind((Ipv4Addr::LOCALHOST, 0)), TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let (http, redis) =
+        (TcpListener::bind((Ipv4Addr::LOCALHOST, 0)), TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
     let (http, redis) = (http.expect("a port"), redis.expect("a port"));
     redis.set_nonblocking(true).expect("a listener to set up");
     let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
@@ -548,8 +569,11 @@ fn what_is_printed_loads_to_the_same_configuration() {
     assert_eq!(printed(&["--config", again.name()], &[]), first);
     // Apart from the mask in the place of the password.
     let load = |file: &File| {
-        let flags =
-            Flags { config: Some(file.path.clone()), password: Some("the same".to_owned().into()), ..Flags::default() };
+        let flags = Flags {
+            config: Some(file.path.clone()),
+            password: Some("the same".to_owned().into()),
+            ..Flags::default()
+        };
         load(&flags, &Environment::new()).expect("a right configuration")
     };
     assert_eq!(load(&again), load(&file));
@@ -626,7 +650,9 @@ fn assert_not_told(proxy: &Proxy, secret: &str) {
     eventually("the log is talkative", || (proxy.log_lines().len() > 2).then_some(()));
     let mut told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
     told.push(proxy.metrics().text().to_owned());
-    for (address, path) in [(proxy.admin(), "/readyz"), (proxy.admin(), "/livez"), (proxy.http(), "/keys/a")] {
+    for (address, path) in
+        [(proxy.admin(), "/readyz"), (proxy.admin(), "/livez"), (proxy.http(), "/keys/a")]
+    {
         let response = get(address, path);
         told.push(format!("{response:?}{}", String::from_utf8_lossy(&response.body)));
     }

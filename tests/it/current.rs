@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::stage::{
-    Monitor, assert_hit, await_ready, behind_relay, cache_status, config, linked, metric, proxy, reads, relay_url, set,
-    text, value,
+    Monitor, assert_hit, await_ready, behind_relay, cache_status, config, linked, metric, proxy,
+    reads, relay_url, set, text, value,
 };
 use crate::support::http::{self, Client, Response};
 use crate::support::{Proxy, RedisServer, Relay, eventually};
@@ -48,7 +48,9 @@ fn a_current_read_costs_redis_no_more_than_a_ping() {
     set(&redis, "key", "value");
     value(&proxy, "key");
     let monitor = Monitor::start(&redis);
-    for directive in ["no-cache", "max-age=0", "No-Cache", "no-store, no-cache", "max-stale,  max-age=0"] {
+    for directive in
+        ["no-cache", "max-age=0", "No-Cache", "no-store, no-cache", "max-stale,  max-age=0"]
+    {
         let headers = [("Cache-Control", directive)];
         let response = Client::connect(proxy.http()).request("GET", "/keys/key", &headers);
         assert_hit(&response);
@@ -66,7 +68,8 @@ fn other_directives_ask_for_nothing() {
     set(&redis, "key", "value");
     value(&proxy, "key");
     relay.stall();
-    for directive in ["max-age=1", "max-age=00", "no-transform", "only-if-cached", "xno-cache", ""] {
+    for directive in ["max-age=1", "max-age=00", "no-transform", "only-if-cached", "xno-cache", ""]
+    {
         let headers = [("Cache-Control", directive)];
         assert_hit(&Client::connect(proxy.http()).request("GET", "/keys/key", &headers));
     }
@@ -116,7 +119,10 @@ fn without_tracking_a_current_read_goes_past_the_cache() {
     value(&proxy, "key");
     set(&redis, "key", "new");
     let response = read_current(&proxy, "key");
-    assert_eq!((text(&response), cache_status(&response)), ("new".to_owned(), "redis-proxy; fwd=bypass; ttl=3599"));
+    assert_eq!(
+        (text(&response), cache_status(&response)),
+        ("new".to_owned(), "redis-proxy; fwd=bypass; ttl=3599")
+    );
     assert_eq!(reads(&proxy, "bypass").to_string(), "1");
     assert_eq!(value(&proxy, "key"), "old", "what is kept is as before");
     assert_eq!(read_current(&proxy, "nothing").status, 404);
@@ -126,7 +132,8 @@ fn without_tracking_a_current_read_goes_past_the_cache() {
 fn a_link_that_is_lost_while_it_is_asked_is_asked_no_more() {
     let redis = RedisServer::start();
     let relay = Relay::to_socket(redis.socket());
-    let proxy = linked(&config(&relay_url(&relay), &format!("{LASTING}\nredis.ping_interval = \"20s\"")));
+    let proxy =
+        linked(&config(&relay_url(&relay), &format!("{LASTING}\nredis.ping_interval = \"20s\"")));
     proxy.expect_log(DOWN);
     set(&redis, "key", "value");
     value(&proxy, "key");

@@ -4,7 +4,10 @@
 //! Redis deletes no key of its own accord here whose time is over, so that it tells nothing of it, and what ends a value in
 //! memory is what the proxy knows of its time to live. `EXPIRY_STORMS=200` makes one of the tests longer.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +24,8 @@ const ABSENT: &[u8] = b"$-1\r\n";
 
 /// A Redis with keys of the names of numbers, which are their values too.
 fn redis_with(keys: usize) -> RedisServer {
-    let redis = RedisServer::builder().tcp().arguments(&["--enable-debug-command", "local"]).start();
+    let redis =
+        RedisServer::builder().tcp().arguments(&["--enable-debug-command", "local"]).start();
     redis.command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     name(&redis, keys);
     redis
@@ -36,12 +40,14 @@ fn name(redis: &RedisServer, keys: usize) {
 /// Gives what is [read](read) from `first` on so long to live, at once, however busy the machine is.
 fn expire(redis: &RedisServer, first: usize, milliseconds: usize) {
     let mut commands = redis::pipe();
-    (first..first + READS).for_each(|key| _ = commands.cmd("PEXPIRE").arg(key).arg(milliseconds).ignore());
+    (first..first + READS)
+        .for_each(|key| _ = commands.cmd("PEXPIRE").arg(key).arg(milliseconds).ignore());
     commands.exec(&mut redis.connection()).unwrap();
 }
 
 fn proxy_of(redis: &RedisServer, more: &str) -> Proxy {
-    let proxy = Proxy::start(&resp_config(&redis.tcp_url(), &format!("cache.ttl = \"1h\"\n{more}")));
+    let proxy =
+        Proxy::start(&resp_config(&redis.tcp_url(), &format!("cache.ttl = \"1h\"\n{more}")));
     await_ready(&proxy);
     proxy
 }
@@ -49,7 +55,9 @@ fn proxy_of(redis: &RedisServer, more: &str) -> Proxy {
 /// What the keys from `first` on are read as, all asked for at once.
 fn read(proxy: &Proxy, first: usize) -> Vec<Vec<u8>> {
     let mut wire = Wire::connect(proxy.resp_address());
-    wire.send((first..first + READS).flat_map(|key| words(&format!("GET {key}"))).collect::<Vec<_>>());
+    wire.send(
+        (first..first + READS).flat_map(|key| words(&format!("GET {key}"))).collect::<Vec<_>>(),
+    );
     wire.answers(READS)
 }
 
@@ -112,8 +120,10 @@ fn whatever_becomes_of_times_to_live_while_many_values_are_read_memory_is_as_red
         });
         thread::sleep(10 * SHORT);
         let names: Vec<_> = (0..READS).map(|key| key.to_string()).collect();
-        let truth: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(&names).query(&mut redis.connection()).unwrap();
-        let truth: Vec<_> = truth.into_iter().map(|value| value.map_or(ABSENT.to_vec(), bulk)).collect();
+        let truth: Vec<Option<Vec<u8>>> =
+            redis::cmd("MGET").arg(&names).query(&mut redis.connection()).unwrap();
+        let truth: Vec<_> =
+            truth.into_iter().map(|value| value.map_or(ABSENT.to_vec(), bulk)).collect();
         assert_eq!(read(&proxy, 0), truth);
         name(&redis, next);
     }
@@ -162,7 +172,13 @@ fn of_a_redis_that_refuses_to_say_it_for_all_each_time_to_live_is_asked_for() {
         assert_eq!(read(&proxy, first), values(first));
     }
     let commands = monitor.commands();
-    assert_eq!(commands.iter().filter(|line| line.contains("\"PTTL\"")).count(), 3 * READS, "{commands:#?}");
-    let redis::Value::Array(refusals) = redis.command(&["ACL", "LOG"]) else { panic!("the log of refusals") };
+    assert_eq!(
+        commands.iter().filter(|line| line.contains("\"PTTL\"")).count(),
+        3 * READS,
+        "{commands:#?}"
+    );
+    let redis::Value::Array(refusals) = redis.command(&["ACL", "LOG"]) else {
+        panic!("the log of refusals")
+    };
     assert_eq!(refusals.len(), 1, "{refusals:?}");
 }

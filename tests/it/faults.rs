@@ -32,16 +32,19 @@ fn the_page_on_reliability_names_every_test_of_a_fault_and_no_other() {
     let sources: Vec<_> = files(&root.join("tests/it"));
     let named = page.split('`').filter(|word| word.contains("::") && !word.contains(' '));
     for name in named.clone() {
-        let (module, test) =
-            (name.split("::").next().unwrap_or_default(), name.rsplit("::").next().unwrap_or_default());
+        let (module, test) = (
+            name.split("::").next().unwrap_or_default(),
+            name.rsplit("::").next().unwrap_or_default(),
+        );
         let is_there = sources.iter().any(|(path, text)| {
             path.strip_prefix("tests/it/").is_some_and(|path| path.starts_with(module))
                 && text.contains(&format!("fn {test}("))
         });
         assert!(is_there, "there is no test {name}");
     }
-    let of_faults =
-        sources.iter().filter(|(path, _)| path.starts_with("tests/it/faults/") || path == "tests/it/limits.rs");
+    let of_faults = sources
+        .iter()
+        .filter(|(path, _)| path.starts_with("tests/it/faults/") || path == "tests/it/limits.rs");
     for (path, text) in of_faults {
         for test in text.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next()) {
             assert!(
@@ -54,12 +57,17 @@ fn the_page_on_reliability_names_every_test_of_a_fault_and_no_other() {
 
 /// Every file in a folder and those in it, by its path in the project, with its text.
 fn files(folder: &Path) -> Vec<(String, String)> {
-    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let entries =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
     let read = |path: PathBuf| {
         if path.is_dir() {
             return files(&path);
         }
-        let name = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).expect("a file of this project").display().to_string();
+        let name = path
+            .strip_prefix(env!("CARGO_MANIFEST_DIR"))
+            .expect("a file of this project")
+            .display()
+            .to_string();
         vec![(name, fs::read_to_string(&path).expect("a text"))]
     };
     entries.flat_map(read).collect()

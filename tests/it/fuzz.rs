@@ -1,9 +1,16 @@
 //! What fuzzing has found worth keeping is read rightly, still: every input in `fuzz/corpus` passes its target's check.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 #[path = "../../fuzz/src/lib.rs"]
-#[expect(unreachable_pub, clippy::panic, reason = "written for the fuzz targets, which are programs of their own")]
+#[expect(
+    unreachable_pub,
+    clippy::panic,
+    reason = "written for the fuzz targets, which are programs of their own"
+)]
 mod checks;
 
 use std::fs;
@@ -31,7 +38,8 @@ fn every_kept_input_passes_the_check_of_its_target() {
         assert!(inputs.len() >= 12, "{target} has only {} inputs", inputs.len());
         for path in inputs {
             let input = fs::read(&path).expect("an input");
-            catch_unwind(|| check(&input)).unwrap_or_else(|_| panic!("see above: {}", path.display()));
+            catch_unwind(|| check(&input))
+                .unwrap_or_else(|_| panic!("see above: {}", path.display()));
         }
     }
 }

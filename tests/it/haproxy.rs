@@ -94,7 +94,8 @@ impl HaProxy {
     /// The shipped configuration with these addresses: three of proxies for HTTP, three for Redis clients, two of its own.
     fn start(addresses: &[SocketAddr; 8]) -> Option<Self> {
         let shipped = ["127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8083"];
-        let shipped = shipped.into_iter().chain(["127.0.0.1:6381", "127.0.0.1:6382", "127.0.0.1:6383"]);
+        let shipped =
+            shipped.into_iter().chain(["127.0.0.1:6381", "127.0.0.1:6382", "127.0.0.1:6383"]);
         let shipped = shipped.chain(["127.0.0.1:8000", "127.0.0.1:6400"]);
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/haproxy.cfg");
         let mut config = fs::read_to_string(file).expect("the configuration");
@@ -103,14 +104,16 @@ impl HaProxy {
             config = config.replace(shipped, &format!("127.0.0.1:@{}", address.port()));
         }
         for (number, address) in addresses[..3].iter().enumerate() {
-            config = config.replace(&format!("port 808{}", number + 1), &format!("port {}", address.port()));
+            config = config
+                .replace(&format!("port 808{}", number + 1), &format!("port {}", address.port()));
         }
         // The mark keeps an address that was put in from being taken for one to be replaced.
         let config = config.replace(":@", ":");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("haproxy.cfg");
         fs::write(&file, config).expect("the configuration is written");
-        let child = started("haproxy", Command::new("haproxy").args(["-db", "-q", "-f"]).arg(file))?;
+        let child =
+            started("haproxy", Command::new("haproxy").args(["-db", "-q", "-f"]).arg(file))?;
         let [.., http, resp] = *addresses;
         eventually("haproxy listens", || TcpStream::connect(http).ok());
         Some(Self { child, http, resp, directory })
@@ -119,10 +122,14 @@ impl HaProxy {
     /// Reads over HTTP, of random keys.
     fn load(&self) -> Option<Child> {
         let script = self.directory.path().join("wrk.lua");
-        fs::write(&script, SCRIPT.replace("KEYS", &KEYS.to_string())).expect("the script is written");
+        fs::write(&script, SCRIPT.replace("KEYS", &KEYS.to_string()))
+            .expect("the script is written");
         let mut wrk = Command::new("wrk");
         wrk.args(["--threads", "1", "--connections", "16", "--timeout", "10s", "--duration"]);
-        wrk.arg(format!("{LOAD_SECONDS}s")).arg("--script").arg(script).arg(format!("http://{}/", self.http));
+        wrk.arg(format!("{LOAD_SECONDS}s"))
+            .arg("--script")
+            .arg(script)
+            .arg(format!("http://{}/", self.http));
         started("wrk", &mut wrk)
     }
 }
@@ -147,17 +154,21 @@ fn started(name: &str, command: &mut Command) -> Option<Child> {
 }
 
 fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+    let listeners =
+        [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
     listeners.map(|listener| listener.local_addr().expect("an address"))
 }
 
 /// /readyz is where `HAProxy` looks for it: beside /keys/.
 fn await_ready(proxy: &Proxy) {
-    eventually("the proxy is ready", || (http::get(proxy.http(), "/readyz").status == 200).then_some(()));
+    eventually("the proxy is ready", || {
+        (http::get(proxy.http(), "/readyz").status == 200).then_some(())
+    });
 }
 
 fn metric(proxy: &Proxy, series: &str) -> f64 {
-    let text = String::from_utf8(http::get(proxy.http(), "/metrics").body).expect("metrics are text");
+    let text =
+        String::from_utf8(http::get(proxy.http(), "/metrics").body).expect("metrics are text");
     Metrics::parse(text).value(&format!("redis_proxy_{series}")).expect("a metric")
 }
 
@@ -167,7 +178,10 @@ fn sum(proxies: &[Proxy], outcome: &str) -> f64 {
 }
 
 fn reads(proxy: &Proxy) -> f64 {
-    ["hit", "miss", "coalesced", "absent"].iter().map(|outcome| sum(std::slice::from_ref(proxy), outcome)).sum()
+    ["hit", "miss", "coalesced", "absent"]
+        .iter()
+        .map(|outcome| sum(std::slice::from_ref(proxy), outcome))
+        .sum()
 }
 
 fn fill(redis: &RedisServer) {
@@ -189,14 +203,19 @@ fn each_key_has_its_proxy() {
         }
     }
     let keys = f64::from(u32::try_from(KEYS).expect("a small number"));
-    assert_eq!((sum(&fleet.proxies, "miss").to_string(), sum(&fleet.proxies, "hit").to_string()), {
-        (keys.to_string(), (2.0 * keys).to_string())
-    });
+    assert_eq!(
+        (sum(&fleet.proxies, "miss").to_string(), sum(&fleet.proxies, "hit").to_string()),
+        { (keys.to_string(), (2.0 * keys).to_string()) }
+    );
     for proxy in &fleet.proxies {
         let entries = metric(proxy, "cache_entries");
-        assert!((keys / 6.0..keys / 1.5).contains(&entries), "{entries} of {keys} keys at one of three proxies");
+        assert!(
+            (keys / 6.0..keys / 1.5).contains(&entries),
+            "{entries} of {keys} keys at one of three proxies"
+        );
     }
-    let client = redis::Client::open(format!("redis://{}", fleet.haproxy.resp)).expect("an address");
+    let client =
+        redis::Client::open(format!("redis://{}", fleet.haproxy.resp)).expect("an address");
     let mut connection = client.get_connection().expect("a connection through HAProxy");
     let value: String = redis::cmd("GET").arg("key/1").query(&mut connection).expect("a value");
     assert_eq!(value, "value");
@@ -207,13 +226,16 @@ fn a_rolling_restart_loses_no_request() {
     let Some(mut fleet) = Fleet::start() else { return };
     fill(&fleet.redis);
     let Some(wrk) = fleet.haproxy.load() else { return };
-    eventually("every proxy is asked", || fleet.proxies.iter().all(|proxy| reads(proxy) > 0.0).then_some(()));
+    eventually("every proxy is asked", || {
+        fleet.proxies.iter().all(|proxy| reads(proxy) > 0.0).then_some(())
+    });
     for number in 0..3 {
         fleet.restart(number);
     }
     let told = end_load(wrk);
     let line = told.lines().find(|line| line.starts_with("wrk: ")).expect("what wrk saw");
     let (_, requests) = line.split_once("wrk: ").expect("its requests");
-    let requests: u64 = requests.split(' ').next().and_then(|number| number.parse().ok()).expect("a number");
+    let requests: u64 =
+        requests.split(' ').next().and_then(|number| number.parse().ok()).expect("a number");
     assert!(line.ends_with("errors 0") && requests > 100, "{told}");
 }

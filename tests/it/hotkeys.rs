@@ -1,6 +1,9 @@
 //! "Which key is hot": /hotkeys tells which keys are read most, by whichever front end, and only where it is asked to.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use serde_json::{Value, json};
 
@@ -46,9 +49,14 @@ fn the_keys_that_are_read_most_are_told_first_with_their_reads() {
 #[test]
 fn reads_of_redis_clients_count_too() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "admin.hotkeys = 100\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 10");
+    let proxy = proxy(
+        &redis,
+        "admin.hotkeys = 100\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 10",
+    );
     set(&redis, "key", "value");
-    let line = proxy.wait_for_log(|line| line.says("listening") && line.field("front_end").as_deref() == Some("resp"));
+    let line = proxy.wait_for_log(|line| {
+        line.says("listening") && line.field("front_end").as_deref() == Some("resp")
+    });
     let address = line.field("address").expect("an address");
     let client = redis::Client::open(format!("redis://{address}")).expect("an address");
     let mut connection = client.get_connection().expect("a connection");
@@ -56,7 +64,8 @@ fn reads_of_redis_clients_count_too() {
         let value: String = redis::cmd("GET").arg("key").query(&mut connection).expect("a value");
         assert_eq!(value, "value");
     }
-    let values: Vec<Option<String>> = redis::cmd("MGET").arg(&["key", "key"]).query(&mut connection).expect("values");
+    let values: Vec<Option<String>> =
+        redis::cmd("MGET").arg(&["key", "key"]).query(&mut connection).expect("values");
     assert_eq!(values.len(), 2);
     assert_eq!(hottest(&proxy, "")["keys"][0], json!({ "key": "key", "reads": 6, "error": 0 }));
 }

@@ -2,7 +2,10 @@
 //!
 //! A request is held in flight by a line to Redis that stands still.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::stage::{
-    Http2, ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set, text, value,
+    Http2, ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set,
+    text, value,
 };
 use crate::support::http::{self, Client};
 use crate::support::metrics::Metrics;
@@ -107,7 +111,8 @@ fn assert_answered_though_signalled(proxy: &Proxy, mut clients: Vec<Client>) {
         client.send_raw(&request("key"));
     }
     proxy.signal(Signal::TERM);
-    let answers = clients.iter_mut().map(|client| client.try_read_response().map(|response| response.status));
+    let answers =
+        clients.iter_mut().map(|client| client.try_read_response().map(|response| response.status));
     let lost: Vec<_> = answers.filter(|answer| !matches!(answer, Ok(200))).collect();
     assert!(lost.is_empty(), "{} of {}: {:?}", lost.len(), clients.len(), lost[0]);
 }
@@ -155,7 +160,10 @@ fn the_log_says_how_many_connections_there_are_to_finish() {
     proxy.signal(Signal::TERM);
     let line = proxy.wait_for_log(|line| line.says("stopping"));
     let connections: u32 = line.field("connections").and_then(|count| count.parse().ok()).unwrap();
-    assert!((1..=2).contains(&connections), "the client, and perhaps the look at the metrics: {connections}");
+    assert!(
+        (1..=2).contains(&connections),
+        "the client, and perhaps the look at the metrics: {connections}"
+    );
     relay.resume();
 }
 
@@ -209,13 +217,15 @@ fn new_connections_are_refused_while_the_last_requests_finish() {
 
 #[test]
 fn what_does_not_finish_in_time_is_cut_and_counted() {
-    let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("daemon.drain_timeout = \"300ms\"");
+    let (_redis, _relay, proxy, mut client) =
+        with_a_request_in_flight("daemon.drain_timeout = \"300ms\"");
     proxy.expect_log("did not finish in time");
     await_metric(&proxy, "connections{front_end=\"http\"}", 1.0);
     let begun = Instant::now();
     proxy.signal(Signal::TERM);
-    let line =
-        proxy.wait_for_log(|line| line.says("stopped; connections were cut because they did not finish in time"));
+    let line = proxy.wait_for_log(|line| {
+        line.says("stopped; connections were cut because they did not finish in time")
+    });
     assert_eq!(line.field("cut").as_deref(), Some("1"));
     assert_not_answered(&mut client);
     proxy.finish();
@@ -378,7 +388,9 @@ fn closed_connections_leave_no_descriptor_behind() {
         let text = String::from_utf8(operator.get("/metrics").body).expect("metrics are text");
         Metrics::parse(text).value(series).expect("a figure")
     };
-    eventually("earlier looks are over", || (look("redis_proxy_connections{front_end=\"admin\"}") < 2.0).then_some(()));
+    eventually("earlier looks are over", || {
+        (look("redis_proxy_connections{front_end=\"admin\"}") < 2.0).then_some(())
+    });
     let before = look("process_open_fds");
     let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(proxy.http())).collect();
     for client in &mut clients {
@@ -387,7 +399,9 @@ fn closed_connections_leave_no_descriptor_behind() {
     let with_clients = look("process_open_fds");
     assert!(with_clients >= before + 200.0, "{before}, then {with_clients}");
     drop(clients);
-    eventually("as many descriptors as before", || (look("process_open_fds") <= before).then_some(()));
+    eventually("as many descriptors as before", || {
+        (look("process_open_fds") <= before).then_some(())
+    });
     assert_eq!(look("redis_proxy_connections{front_end=\"http\"}").to_string(), "0");
 }
 
@@ -399,7 +413,9 @@ fn a_connection_that_the_client_ends_gets_its_last_answer_whatever_follows() {
     set(&redis, "key", "value");
     let last = "GET /keys/key HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let old = "GET /keys/key HTTP/1.0\r\n\r\n";
-    for bytes in [last.to_owned(), format!("{last}{last}"), format!("{last}\r\n"), format!("{old}\r\n")] {
+    for bytes in
+        [last.to_owned(), format!("{last}{last}"), format!("{last}\r\n"), format!("{old}\r\n")]
+    {
         let mut client = Client::connect(proxy.http());
         client.send_raw(bytes.as_bytes());
         match client.try_read_response() {

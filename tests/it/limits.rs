@@ -60,7 +60,9 @@ fn a_body_that_dribbles_in_holds_no_connection() {
     let stage = Stage::start(LASTING);
     let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(b"GET /keys/hot HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /keys/hot HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+        .unwrap();
     let begun = Instant::now();
     // Sent for as long as it is taken.
     let mut dribble = stream.try_clone().unwrap();
@@ -69,7 +71,9 @@ fn a_body_that_dribbles_in_holds_no_connection() {
     let mut answer = Vec::new();
     // What was sent after the end may have reset it.
     _ = stream.read_to_end(&mut answer);
-    eventually("the connection is given back", || (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(()));
+    eventually("the connection is given back", || {
+        (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(())
+    });
     eprintln!("a body that dribbles: ended after {:?}", begun.elapsed());
 }
 
@@ -92,7 +96,8 @@ fn what_announces_a_lot_takes_no_room_before_it_comes() {
         wire.send(bomb);
         wire
     };
-    let wires: Vec<_> = bombs.iter().flat_map(|bomb| (0..EACH).map(move |_| bomb)).map(send).collect();
+    let wires: Vec<_> =
+        bombs.iter().flat_map(|bomb| (0..EACH).map(move |_| bomb)).map(send).collect();
     let (p99, longest) = tail(hits(&stage));
     let more = resident(&stage.proxy).saturating_sub(before);
     assert!(more < 30 * MEBIBYTE, "{more} bytes more");
@@ -100,7 +105,10 @@ fn what_announces_a_lot_takes_no_room_before_it_comes() {
     let count = wires.len();
     drop(wires);
     eventually("all are gone", || (metric(&stage.proxy, RESP_CLIENTS) < 2.0).then_some(()));
-    eprintln!("{count} bombs: {} KiB more, hits in {p99:?} (99 %), {longest:?} at most", more >> 10);
+    eprintln!(
+        "{count} bombs: {} KiB more, hits in {p99:?} (99 %), {longest:?} at most",
+        more >> 10
+    );
 }
 
 #[test]
@@ -116,21 +124,27 @@ fn a_flood_of_connections_is_turned_away_and_those_who_are_here_notice_nothing()
     let is_over = AtomicBool::new(false);
     let (held, times) = thread::scope(|scope| {
         let reader = scope.spawn(|| hits_while(&stage, || !is_over.load(Relaxed)));
-        eventually("the reader is here", || (metric(&stage.proxy, RESP_CLIENTS) > 0.0).then_some(()));
-        let floods =
-            [stage.proxy.resp_address(), stage.proxy.http()].map(|address| scope.spawn(move || flood(address)));
+        eventually("the reader is here", || {
+            (metric(&stage.proxy, RESP_CLIENTS) > 0.0).then_some(())
+        });
+        let floods = [stage.proxy.resp_address(), stage.proxy.http()]
+            .map(|address| scope.spawn(move || flood(address)));
         let held = floods.map(|flood| flood.join().unwrap());
         is_over.store(true, Relaxed);
         (held, reader.join().unwrap())
     });
     let refused = r#"connections_refused_total{front_end="resp"}"#;
     let most = u32::try_from(FLOOD - PLACES).unwrap();
-    eventually("those too many are refused", || (metric(&stage.proxy, refused) >= f64::from(most)).then_some(()));
+    eventually("those too many are refused", || {
+        (metric(&stage.proxy, refused) >= f64::from(most)).then_some(())
+    });
     let (p99, longest) = tail(times);
     assert!(p99 < AT_ONCE, "{p99:?}");
     let begun = Instant::now();
     drop(held);
-    eventually("there is room again", || (ask(&mut stage.connect(), "GET hot").0 == VALUE).then_some(()));
+    eventually("there is room again", || {
+        (ask(&mut stage.connect(), "GET hot").0 == VALUE).then_some(())
+    });
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     eprintln!("{FLOOD} connections to each: hits in {p99:?} (99 %), {longest:?} at most");
 }
@@ -146,13 +160,25 @@ fn operators_too_many_are_turned_away_and_clients_notice_nothing() {
         clients.iter_mut().all(|client| client.get("/livez").status == 200).then_some(clients)
     });
     let refused = get(proxy.admin(), "/metrics");
-    assert_eq!((refused.status, refused.header("content-type")), (503, Some("application/problem+json")));
+    assert_eq!(
+        (refused.status, refused.header("content-type")),
+        (503, Some("application/problem+json"))
+    );
     assert_eq!(get(proxy.http(), "/keys/nothing").status, 404);
     let told = held.as_mut().expect("two operators")[0].get("/metrics");
-    assert!(text(&told).contains("redis_proxy_connections{front_end=\"admin\"} 2\n"), "{}", text(&told));
-    assert!(!text(&told).contains("redis_proxy_connections_refused_total{front_end=\"admin\"} 0\n"), "not counted");
+    assert!(
+        text(&told).contains("redis_proxy_connections{front_end=\"admin\"} 2\n"),
+        "{}",
+        text(&told)
+    );
+    assert!(
+        !text(&told).contains("redis_proxy_connections_refused_total{front_end=\"admin\"} 0\n"),
+        "not counted"
+    );
     drop(held);
-    eventually("there is room again", || (get(proxy.admin(), "/livez").status == 200).then_some(()));
+    eventually("there is room again", || {
+        (get(proxy.admin(), "/livez").status == 200).then_some(())
+    });
 }
 
 #[test]
@@ -171,15 +197,24 @@ fn those_who_read_nothing_share_one_value() {
     for wire in &mut resp {
         wire.send("GET large\r\n");
     }
-    let is_taken_up = || metric(&stage.proxy, r#"reads_total{front_end="resp",outcome="hit"}"#) >= f64::from(READERS);
+    let is_taken_up = || {
+        metric(&stage.proxy, r#"reads_total{front_end="resp",outcome="hit"}"#) >= f64::from(READERS)
+    };
     eventually("all have asked", || is_taken_up().then_some(()));
     let (p99, longest) = tail(hits(&stage));
     let more = resident(&stage.proxy).saturating_sub(before);
-    assert!(more < 32 * MEBIBYTE, "{more} bytes more, where each for himself would have {} bytes", large.len());
+    assert!(
+        more < 32 * MEBIBYTE,
+        "{more} bytes more, where each for himself would have {} bytes",
+        large.len()
+    );
     assert!(p99 < AT_ONCE, "{p99:?}");
     assert_eq!(http[0].read_response().body.len(), large.len());
     assert_eq!(resp[0].answer().len(), large.len() + "$8388608\r\n\r\n".len());
-    eprintln!("{READERS} of each who read nothing: {} KiB more, hits in {p99:?}, {longest:?} at most", more >> 10);
+    eprintln!(
+        "{READERS} of each who read nothing: {} KiB more, hits in {p99:?}, {longest:?} at most",
+        more >> 10
+    );
 }
 
 /// So many places that a flood fills them, and a Redis that vouches for memory for as long as a test takes.
@@ -194,7 +229,10 @@ fn a_flood_of_cold_keys_is_refused_at_once_and_hits_are_as_before() {
     stage.relay.stall();
     let mut clients: Vec<_> = (0..FLOOD).map(|_| Client::connect(stage.proxy.http())).collect();
     let begun = Instant::now();
-    clients.iter_mut().enumerate().for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
+    clients
+        .iter_mut()
+        .enumerate()
+        .for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
     let refused = u32::try_from(FLOOD - TAKEN).unwrap();
     await_metric(&stage.proxy, OVERLOADED, f64::from(refused));
     let took = begun.elapsed();
@@ -207,7 +245,9 @@ fn a_flood_of_cold_keys_is_refused_at_once_and_hits_are_as_before() {
     let count = |wanted| statuses.iter().filter(|status| **status == wanted).count();
     assert_eq!((count(404), count(503)), (TAKEN, FLOOD - TAKEN));
     stage.assert_well();
-    eprintln!("{refused} of {FLOOD} cold reads refused in {took:?}, hits in {p99:?} (99 %), {longest:?} at most");
+    eprintln!(
+        "{refused} of {FLOOD} cold reads refused in {took:?}, hits in {p99:?} (99 %), {longest:?} at most"
+    );
 }
 
 #[test]
@@ -240,17 +280,25 @@ fn an_old_value_stands_in_where_too_many_reads_wait() {
     let stage = Stage::start(&format!("{short}\ncache.stale_grace = \"1h\""));
     stage.relay.stall();
     let mut waiting: Vec<_> = (0..24).map(|_| Client::connect(stage.proxy.http())).collect();
-    waiting.iter_mut().enumerate().for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
+    waiting
+        .iter_mut()
+        .enumerate()
+        .for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
     await_metric(&stage.proxy, "flights", 24.0);
     let old = eventually("the value's time is over", || {
         let response = get(stage.proxy.http(), "/keys/hot");
-        response.header("cache-status").is_some_and(|status| status.contains("ttl=-")).then_some(response)
+        response
+            .header("cache-status")
+            .is_some_and(|status| status.contains("ttl=-"))
+            .then_some(response)
     });
     assert_eq!((old.status, text(&old)), (200, "value".to_owned()));
     assert_eq!(stage.as_client("GET hot").0, VALUE);
     stage.relay.resume();
     stage.redis.command(&["SET", "hot", "other"]);
-    eventually("never once Redis answers", || (stage.over_http("hot").0 == "200 other").then_some(()));
+    eventually("never once Redis answers", || {
+        (stage.over_http("hot").0 == "200 other").then_some(())
+    });
 }
 
 #[test]
@@ -276,7 +324,8 @@ fn a_value_larger_than_the_limit_is_refused_over_http_and_passed_on_to_clients_o
 #[test]
 fn names_that_would_be_lines_of_their_own_are_nowhere_more_than_names() {
     const MARK: &str = "forged";
-    let stage = Stage::start(&format!("{LASTING}\ntelemetry.log_filter = \"trace\"\nadmin.hotkeys = 100"));
+    let stage =
+        Stage::start(&format!("{LASTING}\ntelemetry.log_filter = \"trace\"\nadmin.hotkeys = 100"));
     let names = [
         "a\r\nx-forged: yes\r\n\r\nforged",
         "a\n{\"level\":\"ERROR\",\"message\":\"forged\"}",
@@ -285,7 +334,10 @@ fn names_that_would_be_lines_of_their_own_are_nowhere_more_than_names() {
     ];
     let mut client = Client::connect(stage.proxy.http());
     for name in names {
-        for path in [crate::support::http::key_path(name.as_bytes()), format!("/metrics/{MARK}%0d%0ax:%20y")] {
+        for path in [
+            crate::support::http::key_path(name.as_bytes()),
+            format!("/metrics/{MARK}%0d%0ax:%20y"),
+        ] {
             let response = client.get(path);
             assert_eq!(response.header("x-forged"), None);
             assert!(!text(&response).contains(MARK), "{}", text(&response));
@@ -303,12 +355,16 @@ fn names_that_would_be_lines_of_their_own_are_nowhere_more_than_names() {
     stage.relay.cut_once();
     stage.assert_well();
     for line in stage.proxy.log_lines() {
-        let is_one = serde_json::from_str::<serde_json::Value>(line.text()).is_ok_and(|line| line.is_object());
+        let is_one = serde_json::from_str::<serde_json::Value>(line.text())
+            .is_ok_and(|line| line.is_object());
         assert!(is_one && !line.says(MARK), "{}", line.text());
         assert!(!line.text().contains(|letter: char| letter.is_control()), "{:?}", line.text());
     }
     let hottest = text(&get(stage.proxy.admin(), "/hotkeys?top=100"));
-    assert!(hottest.contains("forged") && !hottest.contains(|letter: char| letter.is_control()), "{hottest}");
+    assert!(
+        hottest.contains("forged") && !hottest.contains(|letter: char| letter.is_control()),
+        "{hottest}"
+    );
     let metrics = text(&get(stage.proxy.admin(), "/metrics"));
     assert!(!metrics.contains(MARK), "a name in the metrics");
 }
@@ -344,11 +400,15 @@ fn http_2_streams_that_are_reset_at_once_cost_no_more_than_the_places_there_are(
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     // What was sent after the end may have reset it.
     _ = stream.read_to_end(&mut answer);
-    eventually("the connection is given back", || (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(()));
+    eventually("the connection is given back", || {
+        (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(())
+    });
     let took = begun.elapsed();
     stage.relay.resume();
     stage.assert_well();
-    eprintln!("{RESETS} resets: ended after {took:?}, {flights} flights, hits in {p99:?} (99 %), {longest:?} at most");
+    eprintln!(
+        "{RESETS} resets: ended after {took:?}, {flights} flights, hits in {p99:?} (99 %), {longest:?} at most"
+    );
 }
 
 /// A frame of HTTP/2.

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::stage::{
-    ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads, set, text, value,
+    ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads,
+    set, text, value,
 };
 use crate::support::http::{self, Client};
 use crate::support::{Proxy, RedisServer, Reload, eventually};
@@ -36,7 +37,9 @@ fn assert_evictions(proxy: &Proxy, expected: [(&str, u64); 5]) {
 /// All reads, and how many of them the histogram of their durations knows.
 fn all_reads(proxy: &Proxy) -> (f64, f64) {
     let sum = |name: &str| {
-        OUTCOMES.map(|outcome| metric(proxy, &format!("{name}{{front_end=\"http\",outcome=\"{outcome}\"}}")))
+        OUTCOMES.map(|outcome| {
+            metric(proxy, &format!("{name}{{front_end=\"http\",outcome=\"{outcome}\"}}"))
+        })
     };
     (sum("reads_total").iter().sum(), sum("request_duration_seconds_count").iter().sum())
 }
@@ -47,8 +50,11 @@ fn every_figure_is_there_from_the_start() {
     redis.stop();
     let proxy = Proxy::start(&config(&redis.url(), "cache.capacity = 123\ncache.ttl = \"90s\""));
     proxy.expect_log("no link to Redis");
-    let zero = ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
-    for name in zero.into_iter().chain(["coherent", "tracking_reconnects_total", "flights_discarded_total"]) {
+    let zero =
+        ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
+    for name in
+        zero.into_iter().chain(["coherent", "tracking_reconnects_total", "flights_discarded_total"])
+    {
         assert_metric(&proxy, name, 0);
     }
     for cause in &CAUSES {
@@ -61,22 +67,43 @@ fn every_figure_is_there_from_the_start() {
     assert_metric(&proxy, "backend_duration_seconds_count", 0);
     assert_metric(&proxy, "connections{front_end=\"http\"}", 0);
     for reason in ["token", "key", "tls"] {
-        assert_metric(&proxy, &format!("refused_total{{front_end=\"http\",reason=\"{reason}\"}}"), 0);
+        assert_metric(
+            &proxy,
+            &format!("refused_total{{front_end=\"http\",reason=\"{reason}\"}}"),
+            0,
+        );
     }
     for reason in ["login", "key", "command", "tls"] {
-        assert_metric(&proxy, &format!("refused_total{{front_end=\"resp\",reason=\"{reason}\"}}"), 0);
+        assert_metric(
+            &proxy,
+            &format!("refused_total{{front_end=\"resp\",reason=\"{reason}\"}}"),
+            0,
+        );
     }
     for result in ["success", "failure"] {
         assert_metric(&proxy, &format!("config_reloads_total{{result=\"{result}\"}}"), 0);
     }
-    for kind in ["timeout", "disconnected", "overloaded", "unavailable", "refused", "wrong_type", "vanished"] {
+    for kind in [
+        "timeout",
+        "disconnected",
+        "overloaded",
+        "unavailable",
+        "refused",
+        "wrong_type",
+        "vanished",
+    ] {
         assert_metric(&proxy, &format!("backend_errors_total{{kind=\"{kind}\"}}"), 0);
     }
     assert_metric(&proxy, "cache_capacity_entries", 123);
     assert_metric(&proxy, "cache_ttl_seconds", 90);
     assert_metric(&proxy, &format!("build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1);
     let metrics = proxy.metrics();
-    for name in ["process_open_fds", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_threads"] {
+    for name in [
+        "process_open_fds",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_threads",
+    ] {
         assert!(metrics.value(name).is_some(), "{name}");
     }
 }
@@ -97,7 +124,8 @@ fn buckets_begin_at_ten_microseconds() {
 
 #[test]
 fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
-    let (mut redis, relay, proxy) = behind_relay("cache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"");
+    let (mut redis, relay, proxy) =
+        behind_relay("cache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"");
     proxy.expect_log("no link to Redis");
     set(&redis, "key", "value");
     redis.command(&["LPUSH", "list", "element"]);
@@ -116,24 +144,35 @@ fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
         assert_eq!(reader.read_response().status, 200);
     }
     redis.stop();
-    assert_eq!(proxy.reload(&config(&format!("redis://{}", relay.address()), TINY_TTL)), Reload::Reloaded);
-    eventually("a stale read", || cache_status(&read(&proxy, "key")).contains("ttl=-").then_some(()));
+    assert_eq!(
+        proxy.reload(&config(&format!("redis://{}", relay.address()), TINY_TTL)),
+        Reload::Reloaded
+    );
+    eventually("a stale read", || {
+        cache_status(&read(&proxy, "key")).contains("ttl=-").then_some(())
+    });
     assert_eq!(read(&proxy, "never read").status, 503);
 
     // key: one miss, two hits; nothing: one miss, two absent; list: three misses; shared: one miss.
     let hits = metric(&proxy, "cache_hits_total");
     let misses = metric(&proxy, "cache_misses_total");
     assert_eq!((hits + misses, hits + misses), all_reads(&proxy));
-    let from_memory: f64 = ["hit", "absent", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
+    let from_memory: f64 =
+        ["hit", "absent", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
     assert_eq!(hits.to_string(), from_memory.to_string());
     assert_eq!(reads(&proxy, "absent").to_string(), "2");
-    assert_eq!(reads(&proxy, "miss").to_string(), "7", "with the one of the key that was never read");
+    assert_eq!(
+        reads(&proxy, "miss").to_string(),
+        "7",
+        "with the one of the key that was never read"
+    );
     let shared = reads(&proxy, "coalesced") + reads(&proxy, "hit");
     assert_eq!(shared.to_string(), (2 + 4).to_string());
     assert!(reads(&proxy, "stale") >= 1.0);
 }
 
-const TINY_TTL: &str = "cache.ttl = \"1ms\"\ncache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"";
+const TINY_TTL: &str =
+    "cache.ttl = \"1ms\"\ncache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"";
 
 #[test]
 fn requests_that_are_no_reads_are_not_counted() {
@@ -167,7 +206,10 @@ fn entries_and_bytes_are_exact_as_values_come_and_go() {
     assert_eq!(read(&proxy, "absent").status, 404);
     assert_metric(&proxy, "cache_bytes", 11 * (3 + 4) + 6);
 
-    assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.ttl_absent = \"60s\"")), Reload::Reloaded);
+    assert_eq!(
+        proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.ttl_absent = \"60s\"")),
+        Reload::Reloaded
+    );
     assert_metric(&proxy, "cache_entries", 1);
     assert_metric(&proxy, "cache_bytes", 6);
     assert_eq!(proxy.reload(&config(&redis.url(), "cache.ttl_absent = 0")), Reload::Reloaded);
@@ -197,7 +239,10 @@ fn what_nobody_may_be_given_any_more_is_forgotten_without_a_read() {
     }
     await_metric(&proxy, "cache_entries", 0.0);
     assert_metric(&proxy, "cache_bytes", 0);
-    assert_evictions(&proxy, [("expired", 3), ("capacity", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)]);
+    assert_evictions(
+        &proxy,
+        [("expired", 3), ("capacity", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)],
+    );
 }
 
 #[test]
@@ -208,12 +253,24 @@ fn evictions_are_counted_by_their_causes() {
         set(&redis, &number.to_string(), "value");
         value(&proxy, &number.to_string());
     }
-    assert_evictions(&proxy, [("capacity", 3), ("expired", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)]);
+    assert_evictions(
+        &proxy,
+        [("capacity", 3), ("expired", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)],
+    );
     assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 3")), Reload::Reloaded);
-    assert_evictions(&proxy, [("capacity", 3), ("expired", 0), ("resized", 2), ("invalidated", 0), ("flushed", 0)]);
-    assert_eq!(proxy.reload(&config(&redis.url(), "cache.capacity = 3\ncache.ttl = \"1ms\"")), Reload::Reloaded);
+    assert_evictions(
+        &proxy,
+        [("capacity", 3), ("expired", 0), ("resized", 2), ("invalidated", 0), ("flushed", 0)],
+    );
+    assert_eq!(
+        proxy.reload(&config(&redis.url(), "cache.capacity = 3\ncache.ttl = \"1ms\"")),
+        Reload::Reloaded
+    );
     await_metric(&proxy, "cache_entries", 0.0);
-    assert_evictions(&proxy, [("capacity", 3), ("expired", 3), ("resized", 2), ("invalidated", 0), ("flushed", 0)]);
+    assert_evictions(
+        &proxy,
+        [("capacity", 3), ("expired", 3), ("resized", 2), ("invalidated", 0), ("flushed", 0)],
+    );
 }
 
 #[test]
@@ -226,7 +283,10 @@ fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
         value(&proxy, "key");
         (redis.calls("get") == 2).then_some(())
     });
-    assert_evictions(&proxy, [("expired", 1), ("capacity", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)]);
+    assert_evictions(
+        &proxy,
+        [("expired", 1), ("capacity", 0), ("resized", 0), ("invalidated", 0), ("flushed", 0)],
+    );
     assert_metric(&proxy, "cache_entries", 1);
 }
 
@@ -285,8 +345,10 @@ fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
     let tasks = || {
         let told = proxy.metrics();
         let value = |series: &str| told.value(&format!("redis_proxy_{series}")).expect("a metric");
-        (value("tasks") - value("connections{front_end=\"admin\"}") - value("connections{front_end=\"http\"}"))
-            .to_string()
+        (value("tasks")
+            - value("connections{front_end=\"admin\"}")
+            - value("connections{front_end=\"http\"}"))
+        .to_string()
     };
     await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
     let own = tasks();
@@ -304,7 +366,8 @@ fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
 
 #[test]
 fn the_time_of_the_configuration_in_force_is_told() {
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
+    let now =
+        || SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
     let redis = RedisServer::start();
     let started = now();
     let proxy = proxy(&redis, "");
@@ -348,7 +411,9 @@ fn the_text_is_what_prometheus_reads() {
     assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     match check_with_promtool(text(&response).as_bytes()) {
         Ok((success, complaints)) => assert!(success && complaints.is_empty(), "{complaints}"),
-        Err(error) => eprintln!("skipped: promtool is not here ({error}); it is part of Debian's package prometheus"),
+        Err(error) => eprintln!(
+            "skipped: promtool is not here ({error}); it is part of Debian's package prometheus"
+        ),
     }
 }
 
@@ -383,8 +448,11 @@ fn hits_and_misses_are_all_reads_in_every_scrape_under_load() {
         }
         while begun.elapsed() < Duration::from_millis(500) {
             let metrics = proxy.metrics();
-            let of = |series: &str| metrics.value(&format!("redis_proxy_{series}")).unwrap_or(f64::NAN);
-            let reads = OUTCOMES.map(|outcome| of(&format!("reads_total{{front_end=\"http\",outcome=\"{outcome}\"}}")));
+            let of =
+                |series: &str| metrics.value(&format!("redis_proxy_{series}")).unwrap_or(f64::NAN);
+            let reads = OUTCOMES.map(|outcome| {
+                of(&format!("reads_total{{front_end=\"http\",outcome=\"{outcome}\"}}"))
+            });
             let sum = of("cache_hits_total") + of("cache_misses_total");
             assert!((reads.iter().sum::<f64>() - sum).abs() < 0.5, "{reads:?}, {sum}");
         }

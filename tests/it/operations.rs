@@ -47,7 +47,8 @@ fn every_metric_that_is_named_is_told_with_these_labels() {
         for (name, labels) in &named {
             assert_told(&told, &query.panel, name, labels);
         }
-        let known: BTreeSet<_> = named.iter().flat_map(|(name, _)| labels_of(&told, name)).collect();
+        let known: BTreeSet<_> =
+            named.iter().flat_map(|(name, _)| labels_of(&told, name)).collect();
         for label in grouped_by(&query.expression).chain(placeholders(&query.legend)) {
             let known = known.contains(&label) || OF_PROMETHEUS.contains(&label.as_str());
             assert!(known, "{}: {label} is no label of {}", query.panel, query.expression);
@@ -74,10 +75,14 @@ fn families(exposition: &str) -> BTreeMap<String, Family> {
     let mut families: BTreeMap<_, Family> =
         types.map(|(name, kind)| (name.to_owned(), (kind.to_owned(), BTreeMap::new()))).collect();
     for (name, labels) in exposition.lines().filter(|line| !line.starts_with('#')).flat_map(named) {
-        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
-        let name = of_histogram.filter(|name| families.contains_key(*name)).unwrap_or(&name).to_owned();
+        let of_histogram =
+            ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        let name =
+            of_histogram.filter(|name| families.contains_key(*name)).unwrap_or(&name).to_owned();
         let (_, known) = families.get_mut(&name).expect("a metric with a type");
-        for (label, value) in labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str())) {
+        for (label, value) in
+            labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str()))
+        {
             let value = if ["version", "command", "role", "node"].contains(&label.as_str()) {
                 "any".to_owned()
             } else {
@@ -99,7 +104,8 @@ fn documented_families() -> BTreeMap<String, Family> {
         let [name, kind, labels, meaning] = [1, 2, 3, 4].map(|column| &cells[column]);
         assert!(!meaning.is_empty(), "{name} has no meaning");
         let labels = labels.split(';').filter_map(|label| label.split_once(':'));
-        let values = |values: &str| values.split(',').map(|value| value.trim().to_owned()).collect();
+        let values =
+            |values: &str| values.split(',').map(|value| value.trim().to_owned()).collect();
         let labels = labels.map(|(label, of)| (label.trim().to_owned(), values(of))).collect();
         (name.clone(), (kind.clone(), labels))
     };
@@ -115,7 +121,8 @@ fn every_panel_says_what_it_shows_and_follows_the_variables() {
         for place in ["/description", "/fieldConfig/defaults/unit"] {
             assert!(!text(&panel, place).is_empty(), "{title} has no {place}");
         }
-        let thresholds = panel.pointer("/fieldConfig/defaults/thresholds/steps").and_then(Value::as_array);
+        let thresholds =
+            panel.pointer("/fieldConfig/defaults/thresholds/steps").and_then(Value::as_array);
         assert!(thresholds.is_some_and(|steps| !steps.is_empty()), "{title} has no thresholds");
     }
     for Query { panel, expression, .. } in queries() {
@@ -127,7 +134,8 @@ fn every_panel_says_what_it_shows_and_follows_the_variables() {
 
 #[test]
 fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook() {
-    let (alerts, runbook, tests) = (read_file(ALERTS), read_file(RUNBOOK), read_file("dashboards/alerts.test.yml"));
+    let (alerts, runbook, tests) =
+        (read_file(ALERTS), read_file(RUNBOOK), read_file("dashboards/alerts.test.yml"));
     let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     let rules: Vec<_> = alerts.split("- alert: ").skip(1).collect();
     let names: Vec<_> = rules.iter().map(|rule| rule.lines().next().expect("a name")).collect();
@@ -139,9 +147,11 @@ fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook(
         // The anchor that a heading gets where the file is shown.
         let anchor = format!("runbook: {RUNBOOK}#{}\n", name.to_lowercase());
         assert!(format!("{rule}\n").contains(&anchor), "{name}: not {anchor}");
-        let trials: Vec<_> = tests.split("alertname: ").skip(1).filter(|trial| trial.starts_with(name)).collect();
+        let trials: Vec<_> =
+            tests.split("alertname: ").skip(1).filter(|trial| trial.starts_with(name)).collect();
         for (fires, expected) in [(true, "exp_labels:"), (false, "exp_alerts: []")] {
-            let next = |trial: &&str| trial.lines().skip(1).take(2).any(|line| line.contains(expected));
+            let next =
+                |trial: &&str| trial.lines().skip(1).take(2).any(|line| line.contains(expected));
             assert!(trials.iter().any(next), "{name}: no trial where it fires = {fires}");
         }
     }
@@ -157,7 +167,9 @@ fn promtool_has_nothing_to_say_against_the_configuration_and_the_alerts_fire_as_
         match Command::new("promtool").args(arguments).current_dir(path("dashboards")).output() {
             Ok(output) => assert!(output.status.success(), "{arguments:?}: {output:?}"),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return eprintln!("skipped: promtool is not here; it is part of Debian's package prometheus");
+                return eprintln!(
+                    "skipped: promtool is not here; it is part of Debian's package prometheus"
+                );
             }
             Err(error) => panic!("promtool does not start: {error}"),
         }
@@ -177,9 +189,12 @@ fn mixed_load(redis: &RedisServer, proxy: &Proxy, round: u32) {
 /// What the alerts look at: each metric with its labels, as a query.
 fn watched() -> BTreeSet<String> {
     let alerts = read_file(ALERTS);
-    let expressions = alerts.split("- alert: ").skip(1).filter_map(|rule| rule.split("labels: {").next());
+    let expressions =
+        alerts.split("- alert: ").skip(1).filter_map(|rule| rule.split("labels: {").next());
     let selector = |(name, labels): (String, Labels)| {
-        let matchers = labels.iter().filter_map(|(label, value)| Some(format!("{label}=\"{}\"", value.as_ref()?)));
+        let matchers = labels
+            .iter()
+            .filter_map(|(label, value)| Some(format!("{label}=\"{}\"", value.as_ref()?)));
         format!("{name}{{{}}}", matchers.collect::<Vec<_>>().join(","))
     };
     expressions.flat_map(named).map(selector).collect()
@@ -234,7 +249,8 @@ fn text(value: &Value, pointer: &str) -> String {
 
 /// The panels of the dashboard but for its headings.
 fn panels() -> Vec<Value> {
-    let dashboard: Value = serde_json::from_str(&read_file(DASHBOARD)).expect("a dashboard in JSON");
+    let dashboard: Value =
+        serde_json::from_str(&read_file(DASHBOARD)).expect("a dashboard in JSON");
     let mut panels = dashboard.get("panels").and_then(Value::as_array).expect("panels").clone();
     panels.retain(|panel| text(panel, "/type") != "text");
     panels
@@ -242,7 +258,8 @@ fn panels() -> Vec<Value> {
 
 fn queries() -> Vec<Query> {
     let of = |panel: &Value| {
-        let targets = panel.get("targets").and_then(Value::as_array).expect("a panel with queries").clone();
+        let targets =
+            panel.get("targets").and_then(Value::as_array).expect("a panel with queries").clone();
         let panel = format!("panel {:?}", text(panel, "/title"));
         targets.into_iter().map(move |target| Query {
             panel: panel.clone(),
@@ -260,7 +277,10 @@ fn told() -> Vec<(String, Labels)> {
 
 /// A proxy that has every front end and measures all there is to measure.
 fn told_of(redis: &RedisServer) -> Proxy {
-    proxy(redis, "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 100")
+    proxy(
+        redis,
+        "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 100",
+    )
 }
 
 fn exposition() -> String {
@@ -280,11 +300,17 @@ fn assert_told(told: &[(String, Labels)], place: &str, name: &str, labels: &Labe
         };
         is_it && labels.iter().all(has)
     };
-    assert!(told.iter().any(fits), "{place} names {name} with {labels:?}, which the proxy does not tell");
+    assert!(
+        told.iter().any(fits),
+        "{place} names {name} with {labels:?}, which the proxy does not tell"
+    );
 }
 
 fn labels_of(told: &[(String, Labels)], name: &str) -> BTreeSet<String> {
-    told.iter().filter(|(of, _)| of == name).flat_map(|(_, labels)| labels.keys().cloned()).collect()
+    told.iter()
+        .filter(|(of, _)| of == name)
+        .flat_map(|(_, labels)| labels.keys().cloned())
+        .collect()
 }
 
 /// Where a table goes on with "`_cache_bytes`", the front of the name is left out.
@@ -304,7 +330,8 @@ fn named(text: &str) -> Vec<(String, Labels)> {
         if text[..start].ends_with(is_of_a_name) || rest.starts_with('*') {
             continue;
         }
-        let braces = rest.strip_prefix('{').and_then(|rest| rest.split('}').next()).unwrap_or_default();
+        let braces =
+            rest.strip_prefix('{').and_then(|rest| rest.split('}').next()).unwrap_or_default();
         found.extend(choices(braces).into_iter().map(|labels| (name.to_owned(), labels)));
     }
     found
@@ -314,15 +341,23 @@ fn named(text: &str) -> Vec<(String, Labels)> {
 fn choices(braces: &str) -> Vec<Labels> {
     let mut choices = vec![Labels::new()];
     for matcher in braces.split(',').filter(|matcher| !matcher.is_empty()) {
-        let (label, value) = matcher.split_once('=').map_or((matcher, None), |(label, value)| (label, Some(value)));
+        let (label, value) =
+            matcher.split_once('=').map_or((matcher, None), |(label, value)| (label, Some(value)));
         if ["job", "instance"].contains(&label) {
             continue;
         }
-        let values = value.map(|value| value.trim_start_matches('~').trim_matches('"').split('|').map(str::to_owned));
+        let values = value.map(|value| {
+            value.trim_start_matches('~').trim_matches('"').split('|').map(str::to_owned)
+        });
         let values: Vec<_> = values.map_or(vec![None], |values| values.map(Some).collect());
         let with = |labels: &Labels| {
-            let one = |value: &Option<String>| [labels.clone(), [(label.to_owned(), value.clone())].into()];
-            values.iter().map(|value| one(value).into_iter().flatten().collect()).collect::<Vec<_>>()
+            let one = |value: &Option<String>| {
+                [labels.clone(), [(label.to_owned(), value.clone())].into()]
+            };
+            values
+                .iter()
+                .map(|value| one(value).into_iter().flatten().collect())
+                .collect::<Vec<_>>()
         };
         choices = choices.iter().flat_map(with).collect();
     }
@@ -337,5 +372,9 @@ fn grouped_by(expression: &str) -> impl Iterator<Item = String> {
 
 /// The labels in `{{a}} and {{b}}`.
 fn placeholders(legend: &str) -> impl Iterator<Item = String> {
-    legend.split("{{").skip(1).filter_map(|rest| rest.split("}}").next()).map(|label| label.trim().to_owned())
+    legend
+        .split("{{")
+        .skip(1)
+        .filter_map(|rest| rest.split("}}").next())
+        .map(|label| label.trim().to_owned())
 }

@@ -30,7 +30,8 @@ fn connect(address: SocketAddr) -> TcpStream {
 fn send(stream: &mut TcpStream, bytes: &[u8]) {
     match stream.write_all(bytes) {
         // The proxy may have said no before the end.
-        Err(error) if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
+        Err(error)
+            if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
         sent => sent.expect("bytes sent"),
     }
 }
@@ -170,7 +171,10 @@ fn a_request_may_come_byte_by_byte() {
 #[test]
 fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
     let serving = serving_a(&[]);
-    let answer = exchange(serving.address(), b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let answer = exchange(
+        serving.address(),
+        b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
     assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
     assert!(answer.ends_with("\r\n\r\nvalue"), "{answer}");
 }
@@ -197,7 +201,9 @@ fn the_body_of_a_get_is_passed_over_and_never_taken_for_a_request() {
     ] {
         let mut client = serving.client();
         client.read_timeout(Duration::from_secs(2));
-        client.send_raw(format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{body}").as_bytes());
+        client.send_raw(
+            format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{body}").as_bytes(),
+        );
         assert_eq!(client.read_response().body, b"value", "{length}");
         client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
         // The proxy may close rather than read a body to its end.
@@ -235,8 +241,12 @@ fn a_write_is_refused_in_words_however_big_its_body() {
 // HTTP/2
 
 /// Runs a test that speaks HTTP/2.
-fn with_http2<F: Future<Output = ()>>(address: SocketAddr, test: impl FnOnce(SendRequest<Empty<Bytes>>) -> F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+fn with_http2<F: Future<Output = ()>>(
+    address: SocketAddr,
+    test: impl FnOnce(SendRequest<Empty<Bytes>>) -> F,
+) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let test = async {
         let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
@@ -269,8 +279,11 @@ fn http_2_answers_many_streams_of_one_connection_at_once() {
     let serving = serving(&[]);
     (0..300).for_each(|number| serving.set(format!("k{number}"), format!("v{number}")));
     with_http2(serving.address(), async |sender| {
-        let reads = (0..300).map(|number| ask(sender.clone(), request(Method::GET, &format!("/keys/k{number}"))));
-        for (number, (status, _, body)) in futures::future::join_all(reads).await.into_iter().enumerate() {
+        let reads = (0..300)
+            .map(|number| ask(sender.clone(), request(Method::GET, &format!("/keys/k{number}"))));
+        for (number, (status, _, body)) in
+            futures::future::join_all(reads).await.into_iter().enumerate()
+        {
             assert_eq!((status, &*body), (StatusCode::OK, format!("v{number}").as_bytes()));
         }
         serving.await_metric(CONNECTIONS, 1);
@@ -284,7 +297,15 @@ fn http_2_has_the_same_answers_as_http_1() {
     let mut client = serving.client();
     client.get("/keys/a");
     with_http2(serving.address(), async |sender| {
-        for path in ["/keys/a", "/keys/a%2Fb%20c", "/keys/absent", "/nothing", "/keys/%", "/keys/", "/keys/a?b"] {
+        for path in [
+            "/keys/a",
+            "/keys/a%2Fb%20c",
+            "/keys/absent",
+            "/nothing",
+            "/keys/%",
+            "/keys/",
+            "/keys/a?b",
+        ] {
             let (status, headers, body) = ask(sender.clone(), request(Method::GET, path)).await;
             let plain = client.get(path);
             assert_eq!((status.as_u16(), &body[..]), (plain.status, &plain.body[..]), "{path}");
@@ -353,7 +374,9 @@ async fn until(mut seen: impl FnMut() -> bool) {
 #[test]
 fn a_head_larger_than_max_header_is_refused() {
     let serving = serving_a(&[("HTTP__MAX_HEADER", "8KiB")]);
-    let head = |length: usize| format!("GET /keys/a HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(length));
+    let head = |length: usize| {
+        format!("GET /keys/a HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(length))
+    };
     let mut client = serving.client();
     client.send_raw(head(8000).as_bytes());
     assert_eq!(client.read_response().status, 200);
@@ -371,8 +394,13 @@ fn max_header_holds_to_within_a_kibibyte() {
         for (length, expected) in [(bytes - 1024, "200"), (bytes + 1024, "431")] {
             let start = "GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ";
             let filling = "x".repeat(length - start.len() - 4);
-            let answer = exchange(serving.address(), format!("{start}{filling}\r\n\r\n").as_bytes());
-            assert_eq!(status(&answer), expected, "{length} bytes where {limit} are allowed: {answer:?}");
+            let answer =
+                exchange(serving.address(), format!("{start}{filling}\r\n\r\n").as_bytes());
+            assert_eq!(
+                status(&answer),
+                expected,
+                "{length} bytes where {limit} are allowed: {answer:?}"
+            );
         }
     }
 }
@@ -381,7 +409,8 @@ fn max_header_holds_to_within_a_kibibyte() {
 fn a_head_of_too_many_lines_is_refused() {
     let serving = serving_a(&[]);
     let lines = "X: y\r\n".repeat(1000);
-    let answer = exchange(serving.address(), format!("GET /keys/a HTTP/1.1\r\n{lines}\r\n").as_bytes());
+    let answer =
+        exchange(serving.address(), format!("GET /keys/a HTTP/1.1\r\n{lines}\r\n").as_bytes());
     assert_eq!(status(&answer), "431", "{answer:?}");
 }
 
@@ -403,9 +432,9 @@ fn dribble(stream: &mut TcpStream, bytes: &[u8]) -> bool {
     stream.set_read_timeout(limit).expect("a connection to set up");
     let closed = bytes.iter().any(|byte| {
         let written = stream.write_all(&[*byte]);
-        let silent = stream
-            .peek(&mut [0])
-            .is_err_and(|error| [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()));
+        let silent = stream.peek(&mut [0]).is_err_and(|error| {
+            [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind())
+        });
         written.is_err() || !silent
     });
     stream.set_read_timeout(Some(BOUND)).expect("a connection to set up");
@@ -535,7 +564,8 @@ fn ask_for_big(serving: &Serving) -> TcpStream {
 /// The same with these headers.
 fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
     serving.set("big", vec![b'x'; BIG]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut stream = runtime.block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(16 << 10).expect("a smaller buffer");
@@ -584,7 +614,9 @@ fn a_body_that_comes_after_its_head_is_no_head_that_takes_too_long() {
     serving.redis.pause();
     let mut stream = TcpStream::connect(serving.address()).expect("a connection");
     stream
-        .write_all(b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
+        .write_all(
+            b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+        )
         .expect("sent");
     serving.await_metric(FLIGHTS, 1);
     stream.write_all(b"later").expect("sent");
@@ -604,7 +636,9 @@ fn read_slowly(mut stream: TcpStream) {
             break;
         }
         received += length;
-        let due = Duration::from_secs_f64(f64::from(u32::try_from(received).expect("less than 4 GB")) / 12e6);
+        let due = Duration::from_secs_f64(
+            f64::from(u32::try_from(received).expect("less than 4 GB")) / 12e6,
+        );
         std::thread::sleep(due.saturating_sub(begun.elapsed()));
     }
     assert!(received > BIG, "{received} bytes");
@@ -656,7 +690,8 @@ fn when_a_connection_closes_another_is_served() {
 #[test]
 fn what_is_not_http_is_refused_and_harms_nobody() {
     let serving = serving_a(&[]);
-    let tls_hello = [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), vec![7; 512]].concat();
+    let tls_hello =
+        [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), vec![7; 512]].concat();
     for garbage in [
         &b"\x00\xff\xfe\r\n\r\n"[..],
         &tls_hello,

@@ -1,6 +1,10 @@
 //! What the README shows is what the program answers.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,16 +23,26 @@ struct Example {
 fn the_curl_lines_of_the_readme_answer_as_printed() {
     let redis = RedisServer::start();
     redis.command(&["SET", "greeting", "hello"]);
-    let proxy = Proxy::start(&format!("[http]\nlisten = \"127.0.0.1:0\"\n[redis]\nurl = \"{}\"\n", redis.url()));
+    let proxy = Proxy::start(&format!(
+        "[http]\nlisten = \"127.0.0.1:0\"\n[redis]\nurl = \"{}\"\n",
+        redis.url()
+    ));
     let examples = examples();
     assert_eq!(examples.len(), 4, "miss, hit, 304, 404");
     for Example { command, output } in examples {
         let response = perform(proxy.http(), &command);
         let printed = printed(&response);
         for line in output.iter().filter(|line| !line.is_empty()).map(|line| without_times(line)) {
-            assert!(printed.contains(&line), "{command}\nthe README prints {line:?}, the proxy answers {printed:#?}");
+            assert!(
+                printed.contains(&line),
+                "{command}\nthe README prints {line:?}, the proxy answers {printed:#?}"
+            );
         }
-        assert_eq!(printed.len(), output.iter().filter(|line| !line.is_empty()).count(), "{command}: {printed:#?}");
+        assert_eq!(
+            printed.len(),
+            output.iter().filter(|line| !line.is_empty()).count(),
+            "{command}: {printed:#?}"
+        );
     }
 }
 
@@ -36,7 +50,8 @@ fn the_curl_lines_of_the_readme_answer_as_printed() {
 fn every_file_and_section_the_readme_links_is_there() {
     let readme = readme();
     let headings = readme.lines().filter_map(|line| line.strip_prefix("## "));
-    let sections: Vec<_> = headings.map(|heading| format!("#{}", heading.to_lowercase().replace(' ', "-"))).collect();
+    let sections: Vec<_> =
+        headings.map(|heading| format!("#{}", heading.to_lowercase().replace(' ', "-"))).collect();
     let links = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     for link in links.filter(|link| !link.contains("://")) {
         let is_there = if link.starts_with('#') {
@@ -51,7 +66,11 @@ fn every_file_and_section_the_readme_links_is_there() {
 #[test]
 fn the_configuration_for_nixos_is_the_one_that_is_tried() {
     let readme = readme();
-    let shown = readme.split("```nix\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block of Nix");
+    let shown = readme
+        .split("```nix\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("a block of Nix");
     assert_eq!(shown, file("nix/example.nix"));
 }
 
@@ -60,12 +79,17 @@ fn readme() -> String {
 }
 
 fn file(path: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a file of this project")
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
+        .expect("a file of this project")
 }
 
 fn examples() -> Vec<Example> {
     let readme = readme();
-    let block = readme.split("```console\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a console block");
+    let block = readme
+        .split("```console\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("a console block");
     let examples = block.split("$ ").skip(1).map(|example| {
         let mut lines = example.lines().map(str::to_owned);
         Example { command: lines.next().expect("a command"), output: lines.collect() }
@@ -76,7 +100,9 @@ fn examples() -> Vec<Example> {
 /// Does what `curl -i [-H 'Name: value'] URL` does.
 fn perform(proxy: SocketAddr, command: &str) -> Response {
     let (_, path) = command.split_once("http://127.0.0.1:8080").expect("the address of make run");
-    let header = command.split_once("-H '").map(|(_, rest)| rest.split('\'').next().expect("a quoted header"));
+    let header = command
+        .split_once("-H '")
+        .map(|(_, rest)| rest.split('\'').next().expect("a quoted header"));
     let headers: Vec<_> = header.into_iter().filter_map(|header| header.split_once(": ")).collect();
     let mut client = Client::connect(proxy);
     client.request("GET", path, &headers)

@@ -107,7 +107,9 @@ fn a_slash_is_the_same_raw_and_escaped() {
 fn dots_are_part_of_the_key_and_lead_nowhere() {
     let serving = serving(&[]);
     let mut client = serving.client();
-    for key in [".", "..", "...", "./a", "../a", "a/../b", "a/./b", "a/..", "../../metrics", "a/.hidden"] {
+    for key in
+        [".", "..", "...", "./a", "../a", "a/../b", "a/./b", "a/..", "../../metrics", "a/.hidden"]
+    {
         serving.set(key, format!("value of {key}"));
         assert_value(&mut client, format!("/keys/{key}"), format!("value of {key}"));
         let escaped = key.replace('.', "%2e");
@@ -150,7 +152,21 @@ fn text_beyond_ascii_is_the_same_key_raw_and_escaped() {
 fn a_raw_byte_that_a_path_may_not_contain_never_reads_another_key() {
     let serving = serving(&[]);
     serving.set("a", "another");
-    for illegal in [&b"\""[..], b"<", b">", b"\\", b"^", b"`", b"{", b"|", b"}", b"\x7f", b"\xff", b"\x80z", b"\x01"] {
+    for illegal in [
+        &b"\""[..],
+        b"<",
+        b">",
+        b"\\",
+        b"^",
+        b"`",
+        b"{",
+        b"|",
+        b"}",
+        b"\x7f",
+        b"\xff",
+        b"\x80z",
+        b"\x01",
+    ] {
         let key = [b"a", illegal].concat();
         serving.set(&key, "this one");
         let response = get(serving.address(), [b"/keys/", &key[..]].concat());
@@ -184,8 +200,8 @@ fn every_malformed_escape_is_a_bad_request() {
     let serving = serving(&[]);
     let mut client = serving.client();
     let malformed = [
-        "%", "a%", "%4", "a%4", "%zz", "%4g", "%g4", "%%41", "%41%", "%-1", "%+1", "%0x41", "%u0041", "%4/", "a/%",
-        "%é",
+        "%", "a%", "%4", "a%4", "%zz", "%4g", "%g4", "%%41", "%41%", "%-1", "%+1", "%0x41",
+        "%u0041", "%4/", "a/%", "%é",
     ];
     for key in malformed {
         assert_eq!(problem(&client.get(format!("/keys/{key}")), 400), "bad-escape", "{key}");
@@ -209,7 +225,17 @@ fn a_query_is_a_bad_request() {
 fn a_path_that_is_no_keys_is_not_found() {
     let serving = serving(&[]);
     let mut client = serving.client();
-    for path in ["/", "/keys", "/key/a", "/KEYS/a", "//keys/a", "/k%65ys/a", "/keysa", "/metrics", "/livez/"] {
+    for path in [
+        "/",
+        "/keys",
+        "/key/a",
+        "/KEYS/a",
+        "//keys/a",
+        "/k%65ys/a",
+        "/keysa",
+        "/metrics",
+        "/livez/",
+    ] {
         assert_eq!(problem(&client.get(path), 404), "no-such-route", "{path}");
     }
 }
@@ -275,8 +301,11 @@ fn errors_tell_nothing_of_what_is_behind_the_proxy() {
     serving.proxy.expect_log("no link to Redis");
     serving.redis.command(&["RPUSH", "list", "one"]);
     let address = serving.address();
-    let mut errors =
-        vec![(400, get(address, "/keys/%")), (404, get(address, "/keys/absent")), (409, get(address, "/keys/list"))];
+    let mut errors = vec![
+        (400, get(address, "/keys/%")),
+        (404, get(address, "/keys/absent")),
+        (409, get(address, "/keys/list")),
+    ];
     serving.redis.command(&["ACL", "SETUSER", "default", "resetkeys", "~allowed"]);
     errors.push((502, get(address, "/keys/forbidden")));
     serving.redis.pause();
@@ -294,7 +323,15 @@ fn errors_tell_nothing_of_what_is_behind_the_proxy() {
     for (status, error) in &errors {
         problem(error, *status);
         let text = String::from_utf8_lossy(&error.body);
-        for secret in ["127.0.0.1", port.as_str(), "os error", "refused the", "Operation against", "ACL", "user"] {
+        for secret in [
+            "127.0.0.1",
+            port.as_str(),
+            "os error",
+            "refused the",
+            "Operation against",
+            "ACL",
+            "user",
+        ] {
             assert!(!text.contains(secret), "{secret}: {text}");
         }
     }
@@ -336,8 +373,9 @@ fn a_value_says_how_long_it_is_and_is_not_to_be_guessed_at() {
 fn a_value_of_20_megabytes_arrives_whole() {
     let serving = serving(&[]);
     // No part of it repeats where a mistake would put it.
-    let value: Vec<u8> =
-        (0_u32..5_000_000).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let value: Vec<u8> = (0_u32..5_000_000)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
     serving.set("big", &value);
     let mut client = serving.client();
     for _ in 0..2 {
@@ -357,7 +395,11 @@ fn a_value_larger_than_max_value_is_not_given_out() {
         assert_eq!(problem(&refused, 502), "value-too-large");
         assert_eq!(refused.header("etag"), None);
     }
-    assert_eq!(serving.metric("cache_entries").to_string(), "1", "what is not given out is not kept");
+    assert_eq!(
+        serving.metric("cache_entries").to_string(),
+        "1",
+        "what is not given out is not kept"
+    );
 }
 
 // Headers
@@ -403,7 +445,10 @@ fn if_none_match_spares_a_client_the_value_it_has() {
             let response = client.request(method, "/keys/a", &[("If-None-Match", condition)]);
             assert_eq!(response.status, status, "{method} {condition}");
             assert_eq!(response.header("etag"), Some(&*etag));
-            assert!(response.header("cache-control").is_some() && response.header("cache-status").is_some());
+            assert!(
+                response.header("cache-control").is_some()
+                    && response.header("cache-status").is_some()
+            );
             let body: &[u8] = if (method, status) == ("GET", 200) { b"value" } else { b"" };
             assert_eq!(response.body, body);
         }
@@ -445,7 +490,9 @@ fn age_is_told_of_what_comes_from_memory_only() {
     let mut client = serving.client();
     assert_eq!(client.get("/keys/a").header("age"), None, "of a miss");
     assert_eq!(client.get("/keys/a").header("age"), Some("0"), "of a hit");
-    eventually("the value is a second old", || (client.get("/keys/a").header("age") == Some("1")).then_some(()));
+    eventually("the value is a second old", || {
+        (client.get("/keys/a").header("age") == Some("1")).then_some(())
+    });
 }
 
 #[test]
@@ -506,7 +553,8 @@ fn cache_status_tells_that_two_reads_shared_a_fetch() {
     // There is one worker, which has seen the second request by the time it has answered others sent later.
     (0..3).for_each(|_| _ = third.get("/keys/hot"));
     serving.redis.resume();
-    let (first, second) = (cache_status(&first.read_response()), cache_status(&second.read_response()));
+    let (first, second) =
+        (cache_status(&first.read_response()), cache_status(&second.read_response()));
     assert!(has(&first, "fwd", "miss") && !has(&first, "collapsed", "?1"), "{first:?}");
     assert!(has(&second, "fwd", "miss") && has(&second, "collapsed", "?1"), "{second:?}");
     assert_eq!(serving.redis.calls("get"), 2, "one for each key");
@@ -526,7 +574,8 @@ fn lasting_headers(response: &Response) -> Vec<(String, String)> {
 
 #[test]
 fn head_has_the_status_and_headers_of_get_and_no_body() {
-    let serving = serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8"), ("CACHE__TTL_ABSENT", "0")]);
+    let serving =
+        serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8"), ("CACHE__TTL_ABSENT", "0")]);
     serving.set("a", "value");
     serving.set("empty", "");
     serving.set("large", "123456789");

@@ -1,7 +1,10 @@
 //! "SIGHUP changes what is cached already, fails no request": a new configuration is put in force whole, at once
 //! and under load, or refused whole with every problem named.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::fs;
 use std::ops::Range;
@@ -11,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::stage::{
-    assert_hit, await_metric, await_ready, cache_status, config, lines_that_say, linked, metric, proxy, read, reads,
-    readyz, set, text, value,
+    assert_hit, await_metric, await_ready, cache_status, config, lines_that_say, linked, metric,
+    proxy, read, reads, readyz, set, text, value,
 };
 use crate::support::http::Client;
 use crate::support::log::LogLine;
@@ -168,7 +171,9 @@ mod live {
         set(&redis, "key", "value");
         value(&proxy, "key");
         redis.stop();
-        eventually("the value is stale", || cache_status(&read(&proxy, "key")).contains("ttl=-").then_some(()));
+        eventually("the value is stale", || {
+            cache_status(&read(&proxy, "key")).contains("ttl=-").then_some(())
+        });
         reload(&proxy, &redis, "cache.ttl = \"10ms\"");
         assert_eq!(read(&proxy, "key").status, 503);
     }
@@ -237,7 +242,11 @@ mod live {
             .environment("REDIS_PROXY_CACHE__CAPACITY", "7")
             .argument("--ttl=33")
             .start();
-        reload(&proxy, &redis, "cache.capacity = 500\ncache.ttl = \"10s\"\ncache.ttl_absent = \"60s\"");
+        reload(
+            &proxy,
+            &redis,
+            "cache.capacity = 500\ncache.ttl = \"10s\"\ncache.ttl_absent = \"60s\"",
+        );
         assert_eq!(metric(&proxy, "cache_capacity_entries").to_string(), "7");
         assert_eq!(metric(&proxy, "cache_ttl_seconds").to_string(), "33");
         await_ready(&proxy);
@@ -256,8 +265,8 @@ mod refusals {
     fn assert_unchanged(proxy: &Proxy, refusals: u32) {
         assert_eq!(metric(proxy, "cache_capacity_entries").to_string(), "5");
         assert_eq!(metric(proxy, "cache_ttl_seconds").to_string(), "60");
-        let results =
-            ["success", "failure"].map(|result| metric(proxy, &format!("config_reloads_total{{result=\"{result}\"}}")));
+        let results = ["success", "failure"]
+            .map(|result| metric(proxy, &format!("config_reloads_total{{result=\"{result}\"}}")));
         assert_eq!(results.map(|count| count.to_string()), ["0".to_owned(), refusals.to_string()]);
     }
 
@@ -265,13 +274,16 @@ mod refusals {
     fn a_change_that_needs_a_restart_refuses_the_whole_file() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let more =
-            "cache.capacity = 6\nredis.response_timeout = \"3s\"\nhttp.max_connections = 7\ndaemon.drain_timeout = 1";
+        let more = "cache.capacity = 6\nredis.response_timeout = \"3s\"\nhttp.max_connections = 7\ndaemon.drain_timeout = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
         for key in ["redis.response_timeout", "http.max_connections", "daemon.drain_timeout"] {
             assert!(line.text().contains(key), "{key}: {}", line.text());
         }
-        assert!(line.text().contains("restart") && !line.text().contains("cache.capacity"), "{}", line.text());
+        assert!(
+            line.text().contains("restart") && !line.text().contains("cache.capacity"),
+            "{}",
+            line.text()
+        );
         assert_eq!(line.level(), "ERROR");
         assert_unchanged(&proxy, 1);
     }
@@ -295,9 +307,17 @@ mod refusals {
     fn another_secret_needs_a_restart_and_is_not_told() {
         let redis = RedisServer::start();
         redis.command(&["ACL", "SETUSER", "default", ">hunter2"]);
-        let proxy = linked(&config(&redis.url(), "cache.capacity = 5\nredis.password = \"hunter2\""));
-        let line = refuse(&proxy, &config(&redis.url(), "cache.capacity = 6\nredis.password = \"hunter3\""));
-        assert!(line.text().contains("redis.password") && !line.text().contains("hunter"), "{}", line.text());
+        let proxy =
+            linked(&config(&redis.url(), "cache.capacity = 5\nredis.password = \"hunter2\""));
+        let line = refuse(
+            &proxy,
+            &config(&redis.url(), "cache.capacity = 6\nredis.password = \"hunter3\""),
+        );
+        assert!(
+            line.text().contains("redis.password") && !line.text().contains("hunter"),
+            "{}",
+            line.text()
+        );
         assert_unchanged(&proxy, 1);
     }
 
@@ -307,7 +327,9 @@ mod refusals {
         let proxy = proxy(&redis, "cache.capacity = 5");
         let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\nnonsense.key = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
-        for part in ["cache.capacity", "banana", "cache.tll_absent", "cache.ttl_absent", "nonsense.key"] {
+        for part in
+            ["cache.capacity", "banana", "cache.tll_absent", "cache.ttl_absent", "nonsense.key"]
+        {
             assert!(line.text().contains(part), "{part}: {}", line.text());
         }
         assert_unchanged(&proxy, 1);
@@ -317,7 +339,10 @@ mod refusals {
     fn a_bad_value_does_not_hide_that_another_needs_a_restart() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let line = refuse(&proxy, &config(&redis.url(), "cache.ttl = \"banana\"\nredis.response_timeout = \"3s\""));
+        let line = refuse(
+            &proxy,
+            &config(&redis.url(), "cache.ttl = \"banana\"\nredis.response_timeout = \"3s\""),
+        );
         for key in ["cache.ttl", "redis.response_timeout"] {
             assert!(line.text().contains(key), "{key}: {}", line.text());
         }
@@ -352,7 +377,8 @@ mod refusals {
 
     /// The configuration file, as the process was told.
     fn file_of(proxy: &Proxy) -> PathBuf {
-        let words = fs::read_to_string(format!("/proc/{}/cmdline", proxy.pid())).expect("a process that runs");
+        let words = fs::read_to_string(format!("/proc/{}/cmdline", proxy.pid()))
+            .expect("a process that runs");
         let mut words = words.split('\0').skip_while(|word| *word != "--config");
         words.nth(1).expect("--config FILE").into()
     }
@@ -402,7 +428,9 @@ mod under_load {
         let mut client = Client::connect(proxy.http());
         let mut random = reader + 1;
         while !over.load(Relaxed) {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let key = (random >> 33) % KEYS / ((random >> 20) % 4 + 1);
             let response = client.get(format!("/keys/{key}"));
             assert_eq!((response.status, text(&response)), (200, key.to_string()));
@@ -437,7 +465,8 @@ mod under_load {
             await_reads(count, 200);
         });
         assert_eq!(metric(&proxy, "cache_entries").to_string(), "100");
-        let sum = ["hit", "miss", "coalesced", "stale", "absent", "bypass"].map(|outcome| reads(&proxy, outcome));
+        let sum = ["hit", "miss", "coalesced", "stale", "absent", "bypass"]
+            .map(|outcome| reads(&proxy, outcome));
         let counted = metric(&proxy, "cache_hits_total") + metric(&proxy, "cache_misses_total");
         assert_eq!(counted.to_string(), sum.iter().sum::<f64>().to_string());
     }

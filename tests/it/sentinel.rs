@@ -1,6 +1,9 @@
 //! Sentinels tell where Redis is, and the proxy follows: nothing of before a failover is given after it.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -21,7 +24,10 @@ const FOLLOWS: Duration = Duration::from_secs(3);
 
 fn config(watched: &Watched, more: &str) -> String {
     let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
-    format!("{listen}resp.max_connections = 100\ndaemon.worker_threads = 1\n{SETTINGS}{}{more}", watched.settings())
+    format!(
+        "{listen}resp.max_connections = 100\ndaemon.worker_threads = 1\n{SETTINGS}{}{more}",
+        watched.settings()
+    )
 }
 
 fn started(watched: &Watched) -> Proxy {
@@ -35,7 +41,8 @@ fn started(watched: &Watched) -> Proxy {
 
 /// A connection of a Redis client through the proxy.
 fn client(proxy: &Proxy) -> Connection {
-    let client = redis::Client::open(format!("redis://{}", proxy.resp_address())).expect("an address");
+    let client =
+        redis::Client::open(format!("redis://{}", proxy.resp_address())).expect("an address");
     client.get_connection().expect("the proxy takes a client")
 }
 
@@ -59,11 +66,13 @@ fn reads_of(redis: &RedisServer) -> u64 {
 /// Kills the proxy's links, and nobody else's.
 fn kill_links(redis: &RedisServer) {
     let mut connection = redis.connection();
-    let clients: String = cmd("CLIENT").arg("LIST").query(&mut connection).expect("redis-server lists its clients");
+    let clients: String =
+        cmd("CLIENT").arg("LIST").query(&mut connection).expect("redis-server lists its clients");
     let links = clients.lines().filter(|line| line.contains(" name=redis-proxy "));
     for id in links.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()) {
         // It may have gone by itself.
-        let _: RedisResult<u64> = cmd("CLIENT").arg("KILL").arg("ID").arg(id).query(&mut connection);
+        let _: RedisResult<u64> =
+            cmd("CLIENT").arg("KILL").arg("ID").arg(id).query(&mut connection);
     }
 }
 
@@ -121,11 +130,19 @@ fn a_failover_is_followed_and_nothing_of_before_survives_it() {
     let cut: RedisResult<()> = cmd("GET").arg("written").exec(&mut holder);
     assert!(cut.expect_err("a connection that has ended").is_io_error());
     let mut writer = client(&proxy);
-    cmd("SET").arg("written").arg("afterwards").exec(&mut writer).expect("a write to the new primary");
+    cmd("SET")
+        .arg("written")
+        .arg("afterwards")
+        .exec(&mut writer)
+        .expect("a write to the new primary");
     assert_eq!(await_value(&proxy, "written", "afterwards").as_secs(), 0);
     assert!(metric(&proxy, "invalidations_total{kind=\"disconnect\"}") >= 1.0);
     assert_eq!(is_up(&proxy, "redis", watched.address(1)), Some(true));
-    assert_eq!(is_up(&proxy, "redis", watched.address(0)), None, "the node of before is still told of");
+    assert_eq!(
+        is_up(&proxy, "redis", watched.address(0)),
+        None,
+        "the node of before is still told of"
+    );
 }
 
 #[test]
@@ -145,7 +162,8 @@ fn a_demoted_primary_that_goes_on_as_one_is_never_read_again() {
     // It did not hang up by itself.
     let cut: RedisResult<()> = cmd("SET").arg("lost").arg("write").exec(&mut holder);
     assert!(cut.expect_err("a connection that has ended").is_io_error());
-    let exists: u64 = cmd("DBSIZE").query(&mut watched.redis[0].connection()).expect("redis-server answers");
+    let exists: u64 =
+        cmd("DBSIZE").query(&mut watched.redis[0].connection()).expect("redis-server answers");
     assert_eq!(exists, 1, "a write went to the primary of before");
     let before = reads_of(&watched.redis[0]);
     for number in 0..20 {
@@ -165,7 +183,8 @@ fn a_killed_primary_is_succeeded_and_comes_back_as_a_replica() {
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "before");
     assert_eq!(value(&proxy, "key"), "before");
-    let acknowledged: u64 = cmd("WAIT").arg(1).arg(5000).query(&mut watched.redis[0].connection()).expect("WAIT");
+    let acknowledged: u64 =
+        cmd("WAIT").arg(1).arg(5000).query(&mut watched.redis[0].connection()).expect("WAIT");
     assert_eq!(acknowledged, 1);
     let killed = Instant::now();
     watched.redis[0].stop();
@@ -243,11 +262,14 @@ fn a_new_link_needs_a_sentinel_and_an_old_one_does_not() {
 fn a_name_that_no_sentinel_knows_is_told() {
     let watched = Watched::by(1);
     let name = "redis.sentinel_master = \"main\"";
-    let proxy = Proxy::start(&config(&watched, "").replace(name, "redis.sentinel_master = \"nowhere\""));
+    let proxy =
+        Proxy::start(&config(&watched, "").replace(name, "redis.sentinel_master = \"nowhere\""));
     proxy.expect_log(DOWN);
     eventually("the reason", || {
         let (status, told) = readyz(&proxy);
-        (status == 503 && told.contains(r#"know no primary called \"nowhere\" (redis.sentinel_master)"#)).then_some(())
+        (status == 503
+            && told.contains(r#"know no primary called \"nowhere\" (redis.sentinel_master)"#))
+        .then_some(())
     });
     // It may be set up later.
     let primary = watched.address(0);
@@ -261,7 +283,11 @@ fn a_name_that_no_sentinel_knows_is_told() {
 fn sentinels_may_want_a_login_of_their_own() {
     // What the README says that they need, the test's own user aside.
     let rights = "resetchannels &+switch-master +subscribe +sentinel|master +sentinel|get-master-addr-by-name";
-    let lines = ["user test on >test ~* &* +@all", &format!("user proxy on >secret {rights}"), "user default off"];
+    let lines = [
+        "user test on >test ~* &* +@all",
+        &format!("user proxy on >secret {rights}"),
+        "user default off",
+    ];
     let reader = "--user proxy on >word ~* +get +pttl +client|tracking +client|trackinginfo +role";
     let reader: Vec<_> = reader.split(' ').collect();
     let watched = Watched::with("test:test@", 1, &lines, &reader);
@@ -295,7 +321,9 @@ fn a_replica_that_is_called_the_primary_is_not_read() {
     let (port, name) = (watched.address(1).port().to_string(), format!("\"{MASTER}\""));
     // A sentinel that has just been told of it does not know better yet.
     watched.redis[1].command(&["CONFIG", "SET", "replica-priority", "0"]);
-    watched.sentinels[0].command(&["SENTINEL", "MONITOR", "wrong", "127.0.0.1", &port, "9"]).expect("a name");
+    watched.sentinels[0]
+        .command(&["SENTINEL", "MONITOR", "wrong", "127.0.0.1", &port, "9"])
+        .expect("a name");
     let proxy = Proxy::start(&config(&watched, "").replace(&name, "\"wrong\""));
     proxy.expect_log(DOWN);
     eventually("the reason, or the sentinel knows better", || {

@@ -1,6 +1,9 @@
 //! The usual stage: a Redis, the proxy in front of it with an admin listener, and short ways to look at both.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -242,7 +245,8 @@ pub(crate) type Stream = JoinHandle<hyper::Result<(u16, Bytes)>>;
 
 impl Http2 {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime for the client");
         let (requests, connection) = runtime.block_on(async {
             let stream = TcpStream::connect(address).await.expect("an HTTP connection");

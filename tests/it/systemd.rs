@@ -2,7 +2,10 @@
 //!
 //! The supervisor is this test: a real notification socket, and real sockets that the daemon inherits.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
@@ -25,7 +28,8 @@ struct Supervisor {
 impl Supervisor {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let socket = UnixDatagram::bind(directory.path().join("notify")).expect("a notification socket");
+        let socket =
+            UnixDatagram::bind(directory.path().join("notify")).expect("a notification socket");
         socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket to set up");
         Self { directory, socket }
     }
@@ -51,7 +55,8 @@ impl Supervisor {
     }
 
     fn start(&self, redis: &RedisServer, environment: &[(&str, &str)]) -> Proxy {
-        let mut builder = Proxy::builder(&config(&redis.url(), "")).environment("NOTIFY_SOCKET", self.path());
+        let mut builder =
+            Proxy::builder(&config(&redis.url(), "")).environment("NOTIFY_SOCKET", self.path());
         for (name, value) in environment {
             builder = builder.environment(name, value);
         }
@@ -177,15 +182,23 @@ fn health_says_what_readyz_says_and_exits_accordingly() {
     await_ready(&proxy);
     let ask = |question: &[&str]| {
         let mut health = Command::new(env!("CARGO_BIN_EXE_redis-proxy"));
-        health.env("REDIS_PROXY_ADMIN__LISTEN", proxy.admin().to_string()).arg("health").args(question);
+        health
+            .env("REDIS_PROXY_ADMIN__LISTEN", proxy.admin().to_string())
+            .arg("health")
+            .args(question);
         let output = health.output().expect("it runs");
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let (code, said) = ask(&[]);
     assert!(code == Some(0) && said.trim_end() == readyz(&proxy).1, "{code:?} {said}");
-    assert!(said.contains("\"coherence\":\"tracking\"") && said.contains("\"status\":\"ready\""), "{said}");
+    assert!(
+        said.contains("\"coherence\":\"tracking\"") && said.contains("\"status\":\"ready\""),
+        "{said}"
+    );
     redis.stop();
-    crate::support::eventually("Redis is gone", || (read(&proxy, "key").status == 503).then_some(()));
+    crate::support::eventually("Redis is gone", || {
+        (read(&proxy, "key").status == 503).then_some(())
+    });
     let (code, said) = ask(&[]);
     assert!(code == Some(1) && said.contains("not ready"), "{code:?} {said}");
     assert_eq!(ask(&["--live"]), (Some(0), "{\"status\":\"live\"}\n".to_owned()));
@@ -214,7 +227,9 @@ fn the_manual_page_and_the_completions_name_every_flag() {
     };
     let texts = [print(&["man"]), print(&["completions", "bash"]), print(&["completions", "zsh"])];
     for text in texts.iter().chain([&print(&["completions", "fish"])]) {
-        for flag in ["redis_host", "redis_port", "password", "ttl", "proxy_host", "config", "health"] {
+        for flag in
+            ["redis_host", "redis_port", "password", "ttl", "proxy_host", "config", "health"]
+        {
             assert!(text.contains(flag), "{flag} is not in\n{text}");
         }
     }
@@ -249,7 +264,10 @@ fn health_is_not_concerned_by_a_file_that_a_reload_refused() {
     proxy.expect_log("config refused");
     await_ready(&proxy);
     let listen = format!("http.listen = \"{}\"\n", proxy.http());
-    assert_eq!(proxy.reload(&format!("{listen}cache.capacity = 0\nnonsense = true")), Reload::Refused);
+    assert_eq!(
+        proxy.reload(&format!("{listen}cache.capacity = 0\nnonsense = true")),
+        Reload::Refused
+    );
     let file = proxy.config_path();
     let admin = proxy.admin().to_string();
     let output = Proxy::spawn_raw(
@@ -265,7 +283,10 @@ fn what_redis_says_is_one_line_to_the_supervisor() {
     let url = format!("redis://{}", listener.local_addr().expect("an address"));
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            _ = std::io::Write::write_all(&mut stream.expect("a stream"), b"-ERR no\nMAINPID=1\r\n");
+            _ = std::io::Write::write_all(
+                &mut stream.expect("a stream"),
+                b"-ERR no\nMAINPID=1\r\n",
+            );
         }
     });
     let supervisor = Supervisor::new();

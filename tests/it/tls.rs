@@ -1,7 +1,12 @@
 //! TLS on the proxy's own listeners: real clients, certificates that change at SIGHUP, clients that must show one, and
 //! handshakes that never end.
 
-#![expect(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that panics has failed")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed"
+)]
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -31,7 +36,11 @@ struct Encrypted {
 }
 
 fn settings(section: &str, (certificate, key): &(PathBuf, PathBuf)) -> String {
-    format!("{section}.tls_cert_file = \"{}\"\n{section}.tls_key_file = \"{}\"\n", certificate.display(), key.display())
+    format!(
+        "{section}.tls_cert_file = \"{}\"\n{section}.tls_key_file = \"{}\"\n",
+        certificate.display(),
+        key.display()
+    )
 }
 
 fn encrypted(more: impl Fn(&Authority) -> String) -> Encrypted {
@@ -50,7 +59,11 @@ fn encrypted(more: impl Fn(&Authority) -> String) -> Encrypted {
 
 /// Both listeners ask for a certificate of the authority whose file this is.
 fn asking(authority: &Authority) -> String {
-    SECTIONS.map(|section| format!("{section}.tls_client_ca_file = \"{}\"\n", authority.file().display())).concat()
+    SECTIONS
+        .map(|section| {
+            format!("{section}.tls_client_ca_file = \"{}\"\n", authority.file().display())
+        })
+        .concat()
 }
 
 /// What a client trusts, and shows.
@@ -62,7 +75,9 @@ fn client(authority: &Authority, shown: Option<&(PathBuf, PathBuf)>) -> Arc<Clie
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
             let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap()).unwrap()
+            builder
+                .with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap())
+                .unwrap()
         }
     })
 }
@@ -74,7 +89,8 @@ fn connect(address: SocketAddr, client: &Arc<ClientConfig>) -> io::Result<Line> 
     let socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(BOUND))?;
     socket.set_write_timeout(Some(BOUND))?;
-    let mut line = StreamOwned::new(ClientConnection::new(Arc::clone(client), name).unwrap(), socket);
+    let mut line =
+        StreamOwned::new(ClientConnection::new(Arc::clone(client), name).unwrap(), socket);
     line.conn.complete_io(&mut line.sock)?;
     Ok(line)
 }
@@ -110,11 +126,20 @@ fn text(output: &Output) -> String {
 #[test]
 fn curl_speaks_both_versions_of_http_over_it() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(|_| String::new());
-    let (url, ca) = (format!("https://localhost:{}/keys/greeting", proxy.http().port()), authority.file());
+    let (url, ca) =
+        (format!("https://localhost:{}/keys/greeting", proxy.http().port()), authority.file());
     let ca = ca.to_str().unwrap();
     for (version, expected) in [("--http1.1", "hello 200 1.1"), ("--http2", "hello 200 2")] {
         for oldest in ["--tlsv1.2", "--tlsv1.3"] {
-            let output = curl(&["--cacert", ca, version, oldest, "-w", " %{http_code} %{http_version}", &url]);
+            let output = curl(&[
+                "--cacert",
+                ca,
+                version,
+                oldest,
+                "-w",
+                " %{http_code} %{http_version}",
+                &url,
+            ]);
             assert_eq!(text(&output), expected, "{version} {oldest}: {output:?}");
         }
     }
@@ -125,9 +150,10 @@ fn curl_speaks_both_versions_of_http_over_it() {
 #[test]
 fn in_clear_nothing_is_said_there() {
     let Encrypted { redis: _redis, proxy, authority: _authority } = encrypted(|_| String::new());
-    for (address, sent) in
-        [(proxy.http(), "GET /keys/greeting HTTP/1.1\r\nHost: p\r\n\r\n"), (proxy.resp_address(), "GET greeting\r\n")]
-    {
+    for (address, sent) in [
+        (proxy.http(), "GET /keys/greeting HTTP/1.1\r\nHost: p\r\n\r\n"),
+        (proxy.resp_address(), "GET greeting\r\n"),
+    ] {
         let mut socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(BOUND)).unwrap();
         socket.write_all(sent.as_bytes()).unwrap();
@@ -143,9 +169,12 @@ fn clients_must_show_a_certificate_where_one_is_asked_for() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
     let stranger = Authority::new();
     let (known, unknown) = (authority.issue("client"), stranger.issue("client"));
-    for (address, ask) in [(proxy.http(), livez as fn(&mut Line) -> _), (proxy.resp_address(), ping)] {
-        let try_with =
-            |shown: Option<&_>| connect(address, &client(&authority, shown)).and_then(|mut line| ask(&mut line));
+    for (address, ask) in
+        [(proxy.http(), livez as fn(&mut Line) -> _), (proxy.resp_address(), ping)]
+    {
+        let try_with = |shown: Option<&_>| {
+            connect(address, &client(&authority, shown)).and_then(|mut line| ask(&mut line))
+        };
         try_with(Some(&known)).expect("a client that is known");
         assert!(try_with(None).is_err(), "{address}: nothing shown");
         assert!(try_with(Some(&unknown)).is_err(), "{address}: another authority's");
@@ -190,10 +219,17 @@ fn programs_of_redis_speak_it() {
                    \x20   assert len(p.get_message(timeout=5)['data']) == 100_000\n\
                    \x20   r.close()\n\
                    print('done')\n";
-    let python = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients/python/bin/python");
-    assert!(python.exists(), "{} is missing: run scripts/clients, which installs it", python.display());
-    let output =
-        Command::new(python).args(["-c", program, "localhost", &port]).args([&ca, &certificate, &key]).output();
+    let python =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients/python/bin/python");
+    assert!(
+        python.exists(),
+        "{} is missing: run scripts/clients, which installs it",
+        python.display()
+    );
+    let output = Command::new(python)
+        .args(["-c", program, "localhost", &port])
+        .args([&ca, &certificate, &key])
+        .output();
     let output = output.expect("python");
     assert_eq!(text(&output).trim_end(), "done", "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -203,7 +239,8 @@ fn what_was_asked_is_answered_after_the_client_said_its_last_word() {
     let Encrypted { redis, proxy, authority } = encrypted(|_| String::new());
     let large = "x".repeat(4 << 20);
     redis.command(&["SET", "large", &large]);
-    let expected = 6 * (large.len() + format!("${}\r\n\r\n", large.len()).len()) + "+PONG\r\n".len();
+    let expected =
+        6 * (large.len() + format!("${}\r\n\r\n", large.len()).len()) + "+PONG\r\n".len();
     for politely in [true, false] {
         let mut line = connect(proxy.resp_address(), &client(&authority, None)).unwrap();
         line.write_all("GET large\r\n".repeat(6).as_bytes()).unwrap();
@@ -246,11 +283,16 @@ fn new_certificates_are_shown_after_a_reload_and_nobody_is_cut_off() {
     let trusting = client(&authority, None);
     let shown = |line: &Line| line.conn.peer_certificates().unwrap()[0].clone();
     let listeners = [(proxy.http(), livez as fn(&mut Line) -> _), (proxy.resp_address(), ping)];
-    let mut before: Vec<_> = listeners.iter().map(|(address, _)| connect(*address, &trusting).unwrap()).collect();
+    let mut before: Vec<_> =
+        listeners.iter().map(|(address, _)| connect(*address, &trusting).unwrap()).collect();
     ping(&mut before[1]).unwrap();
 
     authority.issue("localhost");
-    assert_eq!(shown(&connect(proxy.resp_address(), &trusting).unwrap()), shown(&before[1]), "before the reload");
+    assert_eq!(
+        shown(&connect(proxy.resp_address(), &trusting).unwrap()),
+        shown(&before[1]),
+        "before the reload"
+    );
     assert_eq!(reload(&proxy), Reload::Reloaded);
     for ((address, ask), old) in listeners.iter().zip(&mut before) {
         let mut new = connect(*address, &trusting).unwrap();
@@ -264,9 +306,12 @@ fn new_certificates_are_shown_after_a_reload_and_nobody_is_cut_off() {
     let right = [fs::read(&certificate).unwrap(), fs::read(&key).unwrap()];
     let other = authority.issue("other");
     let kept = shown(&connect(proxy.http(), &trusting).unwrap());
-    for (bad, with) in
-        [(&certificate, &b""[..]), (&certificate, b"no PEM"), (&key, &fs::read(&other.1).unwrap()), (&key, b"")]
-    {
+    for (bad, with) in [
+        (&certificate, &b""[..]),
+        (&certificate, b"no PEM"),
+        (&key, &fs::read(&other.1).unwrap()),
+        (&key, b""),
+    ] {
         fs::write(&certificate, &right[0]).unwrap();
         fs::write(&key, &right[1]).unwrap();
         fs::write(bad, with).unwrap();
@@ -293,12 +338,14 @@ fn who_is_not_to_come_in_any_more_does_not_even_by_resuming() {
     assert_eq!(reload(&proxy), Reload::Reloaded);
     let again = connect(proxy.resp_address(), &known).and_then(|mut line| ping(&mut line));
     assert!(again.is_err(), "a client of the authority of before");
-    ping(&mut connect(proxy.resp_address(), &known_next).unwrap()).expect("a client of the new authority");
+    ping(&mut connect(proxy.resp_address(), &known_next).unwrap())
+        .expect("a client of the new authority");
 }
 
 #[test]
 fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
-    let timeout = SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
+    let timeout =
+        SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
     let Encrypted { redis: _redis, proxy, authority } =
         encrypted(|_| format!("{timeout}resp.max_connections = 2\nhttp.max_connections = 2\n"));
     for address in [proxy.http(), proxy.resp_address()] {
@@ -308,12 +355,19 @@ fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
         silent[1].write_all(&[22, 3, 1, 1]).unwrap();
         let trusting = client(&authority, None);
         let refused = connect(address, &trusting);
-        assert!(refused.is_err() || begun.elapsed() > Duration::from_millis(600), "{address}: one more than two");
+        assert!(
+            refused.is_err() || begun.elapsed() > Duration::from_millis(600),
+            "{address}: one more than two"
+        );
         for mut socket in silent {
             socket.set_read_timeout(Some(BOUND)).unwrap();
             let mut answer = Vec::new();
             _ = socket.read_to_end(&mut answer);
-            assert!(begun.elapsed() >= Duration::from_millis(600), "{address}: {:?}", begun.elapsed());
+            assert!(
+                begun.elapsed() >= Duration::from_millis(600),
+                "{address}: {:?}",
+                begun.elapsed()
+            );
         }
         assert!(begun.elapsed() < Duration::from_secs(8), "{address}: {:?}", begun.elapsed());
         eventually("room again", || connect(address, &trusting).is_ok().then_some(()));
@@ -322,7 +376,8 @@ fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
 
 #[test]
 fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
-    let timeout = SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
+    let timeout =
+        SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
     let Encrypted { redis: _redis, proxy, authority } =
         encrypted(|authority| format!("{timeout}{}", asking(authority)));
     let stranger = Authority::new();
@@ -331,7 +386,9 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
         [("http", proxy.http(), livez as fn(&mut Line) -> _), ("resp", proxy.resp_address(), ping)]
     {
         let series = format!("refused_total{{front_end=\"{section}\",reason=\"tls\"}}");
-        let try_with = |client: &Arc<ClientConfig>| connect(address, client).and_then(|mut line| ask(&mut line));
+        let try_with = |client: &Arc<ClientConfig>| {
+            connect(address, client).and_then(|mut line| ask(&mut line))
+        };
         // Each is done with before the next comes, so that none is counted late.
         let done = || {
             await_metric(&proxy, &format!("connections{{front_end=\"{section}\"}}"), 0.0);
@@ -344,7 +401,10 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
         assert_eq!(done(), "1", "{section}: without a certificate");
         assert!(try_with(&client(&stranger, Some(&known))).is_err());
         assert_eq!(done(), "2", "{section}: to whom the proxy is a stranger");
-        TcpStream::connect(address).unwrap().write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n").unwrap();
+        TcpStream::connect(address)
+            .unwrap()
+            .write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n")
+            .unwrap();
         assert_eq!(done(), "3", "{section}: in clear");
         let mut silent = TcpStream::connect(address).unwrap();
         silent.set_read_timeout(Some(BOUND)).unwrap();
@@ -357,9 +417,11 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
 fn a_handshake_under_way_does_not_hold_up_the_end() {
     let Encrypted { redis: _redis, proxy, authority: _authority } =
         encrypted(|_| "daemon.drain_timeout = \"60s\"\n".to_owned());
-    let _silent = [proxy.http(), proxy.resp_address()].map(|address| TcpStream::connect(address).unwrap());
+    let _silent =
+        [proxy.http(), proxy.resp_address()].map(|address| TcpStream::connect(address).unwrap());
     eventually("both to be counted", || {
-        (proxy.metrics().value(r#"redis_proxy_connections{front_end="resp"}"#) == Some(1.0)).then_some(())
+        (proxy.metrics().value(r#"redis_proxy_connections{front_end="resp"}"#) == Some(1.0))
+            .then_some(())
     });
     let begun = Instant::now();
     proxy.finish();
@@ -371,7 +433,8 @@ fn health_asks_over_tls_where_it_has_to() {
     let (redis, authority) = (RedisServer::start(), Authority::new());
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let tls = settings("http", &authority.issue("anything.example"));
-    let proxy = Proxy::start(&format!("http.listen = \"{free}\"\nredis.url = \"{}\"\n{tls}", redis.url()));
+    let proxy =
+        Proxy::start(&format!("http.listen = \"{free}\"\nredis.url = \"{}\"\n{tls}", redis.url()));
     let file = proxy.config_path();
     let health = |question: &[&str]| {
         let arguments = [&["health", "--config", file.to_str().unwrap()], question].concat();
@@ -407,7 +470,8 @@ fn what_does_not_go_together_is_refused() {
             "http.tls_cert_file: \"/nowhere\" cannot be used",
         ),
     ] {
-        let (code, said) = Proxy::builder(&format!("http.listen = \"127.0.0.1:0\"\n{settings}")).run_to_end();
+        let (code, said) =
+            Proxy::builder(&format!("http.listen = \"127.0.0.1:0\"\n{settings}")).run_to_end();
         assert!(code == 78 && said.contains(part), "{settings}: {code} {said}");
     }
 }

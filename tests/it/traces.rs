@@ -1,6 +1,9 @@
 //! "Where time goes, in the tools you run": spans reach a real collector, and a collector in any state is no reader's matter.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -18,7 +21,8 @@ const PARENT: &str = "b7ad6b7169203331";
 
 /// A proxy that sends its spans soon, by these standard variables and this configuration.
 fn traced(url: &str, variables: &[(&str, &str)], more: &str) -> Proxy {
-    let mut builder = Proxy::builder(&config(url, more)).environment("OTEL_BSP_SCHEDULE_DELAY", "20");
+    let mut builder =
+        Proxy::builder(&config(url, more)).environment("OTEL_BSP_SCHEDULE_DELAY", "20");
     for (name, value) in variables {
         builder = builder.environment(name, value);
     }
@@ -30,7 +34,11 @@ fn traced(url: &str, variables: &[(&str, &str)], more: &str) -> Proxy {
 /// The same, for a collector at this address of HTTP.
 fn traced_to(url: &str, collector: SocketAddr, more: &str) -> Proxy {
     let endpoint = format!("http://{collector}");
-    traced(url, &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)], more)
+    traced(
+        url,
+        &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)],
+        more,
+    )
 }
 
 /// A read by a caller that is traced; `flags` is `01` if it is sampled.
@@ -55,9 +63,14 @@ fn assert_traces_of_reads(variables: &[(&str, &str)], collector: &Collector) {
 
     assert_eq!(read_as_child(&proxy, "secret key", "01"), 200);
     let spans = collector.await_spans(2);
-    let (server, client) = (of_kind(&spans, "SPAN_KIND_SERVER"), of_kind(&spans, "SPAN_KIND_CLIENT"));
+    let (server, client) =
+        (of_kind(&spans, "SPAN_KIND_SERVER"), of_kind(&spans, "SPAN_KIND_CLIENT"));
     for span in &spans {
-        assert_eq!((span.field("Trace ID"), span.field("TraceState")), (TRACE, "vendor=x,other=y"), "{span:#?}");
+        assert_eq!(
+            (span.field("Trace ID"), span.field("TraceState")),
+            (TRACE, "vendor=x,other=y"),
+            "{span:#?}"
+        );
         assert!(!format!("{span:?}").contains("secret"), "a key is nobody's business: {span:#?}");
     }
     assert_eq!((server.field("Parent ID"), server.field("Name")), (PARENT, "GET /keys/{key}"));
@@ -94,8 +107,15 @@ fn assert_traces_of_reads(variables: &[(&str, &str)], collector: &Collector) {
 
     assert_eq!(read(&proxy, "list").status, 409);
     let spans = collector.await_spans(5);
-    let fetch = spans.iter().find(|span| span.field("Status code") == "STATUS_CODE_ERROR").expect("a failed fetch");
-    assert_eq!(fetch.field("Kind"), "SPAN_KIND_CLIENT", "what is wrong is the client's; the proxy has not failed");
+    let fetch = spans
+        .iter()
+        .find(|span| span.field("Status code") == "STATUS_CODE_ERROR")
+        .expect("a failed fetch");
+    assert_eq!(
+        fetch.field("Kind"),
+        "SPAN_KIND_CLIENT",
+        "what is wrong is the client's; the proxy has not failed"
+    );
     assert_eq!(fetch.attribute("error.type"), "Str(wrong_type)");
     assert_eq!(fetch.attribute("db.response.status_code"), "Str(WRONGTYPE)");
     assert_eq!(metric(&proxy, "spans_dropped_total").to_string(), "0");
@@ -121,7 +141,10 @@ fn a_miss_is_one_trace_to_redis_and_a_hit_one_span_over_grpc() {
 fn a_miss_is_one_trace_to_redis_and_a_hit_one_span_over_http() {
     let Some(collector) = Collector::start() else { return };
     let endpoint = format!("http://{}/", collector.http);
-    let variables = [("REDIS_PROXY_TELEMETRY__TRACES", "otlp"), ("REDIS_PROXY_TELEMETRY__TRACES_ENDPOINT", &endpoint)];
+    let variables = [
+        ("REDIS_PROXY_TELEMETRY__TRACES", "otlp"),
+        ("REDIS_PROXY_TELEMETRY__TRACES_ENDPOINT", &endpoint),
+    ];
     assert_traces_of_reads(&variables, &collector);
     assert!(collector.has_line("-> service.name: Str(redis-proxy)"));
 }
@@ -134,18 +157,24 @@ fn a_read_that_waits_for_the_fetch_of_another_links_to_it() {
     let proxy = traced_to(&relay_url(&relay), collector.http, "");
     set(&redis, "key", "value");
     relay.stall();
-    let mut readers: Vec<Client> = (0..3).map(|_| crate::stage::ask_and_await_flight(&proxy, "key", 1)).collect();
-    eventually("all wait", || (metric(&proxy, r#"connections{front_end="http"}"#) >= 3.0).then_some(()));
+    let mut readers: Vec<Client> =
+        (0..3).map(|_| crate::stage::ask_and_await_flight(&proxy, "key", 1)).collect();
+    eventually("all wait", || {
+        (metric(&proxy, r#"connections{front_end="http"}"#) >= 3.0).then_some(())
+    });
     relay.resume();
     for reader in &mut readers {
         assert_eq!(reader.read_response().status, 200);
     }
     let spans = collector.await_spans(4);
     let fetch = of_kind(&spans, "SPAN_KIND_CLIENT");
-    let leader = spans.iter().find(|span| span.field("ID") == fetch.field("Parent ID")).expect("the leader");
+    let leader =
+        spans.iter().find(|span| span.field("ID") == fetch.field("Parent ID")).expect("the leader");
     assert_eq!((leader.attribute("redis_proxy.outcome"), leader.links.len()), ("Str(miss)", 0));
-    let followers: Vec<_> =
-        spans.iter().filter(|span| span.attribute("redis_proxy.outcome") == "Str(coalesced)").collect();
+    let followers: Vec<_> = spans
+        .iter()
+        .filter(|span| span.attribute("redis_proxy.outcome") == "Str(coalesced)")
+        .collect();
     // A reader that is late finds it in memory.
     assert_eq!(followers.len().to_string(), reads(&proxy, "coalesced").to_string());
     assert!(!followers.is_empty());
@@ -192,7 +221,8 @@ fn without_being_told_to_it_sends_nothing() {
     collector.set_nonblocking(true).expect("a listener to set up");
     let endpoint = format!("http://{}", collector.local_addr().expect("an address"));
     for variables in [
-        [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_TRACES_EXPORTER", "none")].as_slice(),
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_TRACES_EXPORTER", "none")]
+            .as_slice(),
         &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())],
         &[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
@@ -230,10 +260,16 @@ fn a_collector_that_is_gone_costs_spans_and_no_reads() {
     let address = nobody.local_addr().expect("an address");
     drop(nobody);
     for protocol in ["grpc", "http/protobuf"] {
-        let proxy = traced_to(&redis.url(), address, &format!("telemetry.traces_protocol = \"{protocol}\""));
+        let proxy = traced_to(
+            &redis.url(),
+            address,
+            &format!("telemetry.traces_protocol = \"{protocol}\""),
+        );
         proxy.expect_log(LOST);
         assert_reads_go_on(&proxy);
-        eventually("dropped spans are counted", || (metric(&proxy, "spans_dropped_total") > 0.0).then_some(()));
+        eventually("dropped spans are counted", || {
+            (metric(&proxy, "spans_dropped_total") > 0.0).then_some(())
+        });
         let (response, took) = timed_read(&proxy, "key");
         assert_eq!((response.status, text(&response).as_str()), (200, "value"));
         assert!(took < Duration::from_secs(2), "{took:?}");
@@ -280,7 +316,11 @@ fn a_collector_that_refuses_is_named_once_and_taken_back() {
     proxy.expect_log(LOST);
     eventually("it is taken back", || {
         assert_eq!(read(&proxy, "key").status, 200);
-        proxy.log_lines().iter().any(|line| line.says("the collector takes spans again")).then_some(())
+        proxy
+            .log_lines()
+            .iter()
+            .any(|line| line.says("the collector takes spans again"))
+            .then_some(())
     });
     let complaints = proxy.log_lines().iter().filter(|line| line.text().contains(LOST)).count();
     assert_eq!(complaints, 1);
@@ -295,7 +335,9 @@ fn answer_one(mut stream: std::net::TcpStream, status: &str) {
         let head = request.windows(4).position(|bytes| bytes == b"\r\n\r\n").map(|end| end + 4);
         let whole = head.is_some_and(|head| {
             let text = String::from_utf8_lossy(&request[..head]).to_lowercase();
-            let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
+            let length = text
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
             request.len() >= head + length.unwrap_or(0)
         });
         if whole {
@@ -334,7 +376,8 @@ fn what_is_logged_in_a_trace_says_so() {
 #[test]
 fn what_the_standard_variables_say_wrongly_is_named_and_not_taken() {
     let redis = RedisServer::start();
-    let variables = [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke-signals")];
+    let variables =
+        [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke-signals")];
     let proxy = traced(&redis.url(), &variables, "telemetry.traces = \"otlp\"");
     proxy.expect_log("OTEL_");
     for part in ["OTEL_TRACES_SAMPLER: found", "OTEL_EXPORTER_OTLP_PROTOCOL: found"] {
@@ -354,12 +397,21 @@ fn the_journal_has_the_time_already() {
         // The journal is known by device and inode of what standard error is connected with.
         let script = format!("export JOURNAL_STREAM={variable}; exec \"$0\" \"$@\"");
         let mut child = Command::new("bash")
-            .args(["-c", &script, env!("CARGO_BIN_EXE_redis-proxy"), "--proxy_port", "0", "--redis_port", "1"])
+            .args([
+                "-c",
+                &script,
+                env!("CARGO_BIN_EXE_redis-proxy"),
+                "--proxy_port",
+                "0",
+                "--redis_port",
+                "1",
+            ])
             .stderr(Stdio::piped())
             .spawn()
             .expect("the proxy starts");
         let mut line = String::new();
-        let mut log = std::io::BufReader::new(child.stderr.take().expect("standard error is piped"));
+        let mut log =
+            std::io::BufReader::new(child.stderr.take().expect("standard error is piped"));
         std::io::BufRead::read_line(&mut log, &mut line).expect("a line");
         child.kill().expect("a proxy to end");
         child.wait().expect("a child");

@@ -5,7 +5,11 @@
 //! missed for good. For how long an old value is given is told by the test's own clock, and counts from when Redis had
 //! acknowledged the new one.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -14,8 +18,9 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 
 use crate::stage::{
-    FLIGHTS, Monitor, ask, ask_and_await_flight, assert_hit, await_metric, await_ready, cache_status, config,
-    lines_that_say, linked, metric, proxy, read, reads, readyz, relay_url, set, text, value,
+    FLIGHTS, Monitor, ask, ask_and_await_flight, assert_hit, await_metric, await_ready,
+    cache_status, config, lines_that_say, linked, metric, proxy, read, reads, readyz, relay_url,
+    set, text, value,
 };
 use crate::support::http::{self, Client, Response};
 use crate::support::{Proxy, RedisServer, Relay, Reload, eventually};
@@ -52,13 +57,16 @@ fn tracked_over_relay(redis: &RedisServer, more: &str) -> (Relay, Proxy) {
 
 /// By what /readyz says the answers are kept true.
 fn coherence(proxy: &Proxy) -> String {
-    let told: serde_json::Value = serde_json::from_str(&readyz(proxy).1).expect("/readyz tells JSON");
+    let told: serde_json::Value =
+        serde_json::from_str(&readyz(proxy).1).expect("/readyz tells JSON");
     told["coherence"].as_str().expect("/readyz tells the coherence").to_owned()
 }
 
 #[track_caller]
 fn await_coherence(proxy: &Proxy, expected: &str) {
-    eventually(&format!("the coherence is {expected}"), || (coherence(proxy) == expected).then_some(()));
+    eventually(&format!("the coherence is {expected}"), || {
+        (coherence(proxy) == expected).then_some(())
+    });
 }
 
 /// Returns once the log tells of the link, and so of all that was wrong with it.
@@ -99,7 +107,8 @@ fn given(proxy: &Proxy, key: &str) -> (u16, String) {
 
 /// What a read has to give, by Redis's own word.
 fn truth(redis: &RedisServer, key: &str) -> (u16, String) {
-    let answer: RedisResult<Option<Vec<u8>>> = redis::cmd("GET").arg(key).query(&mut redis.connection());
+    let answer: RedisResult<Option<Vec<u8>>> =
+        redis::cmd("GET").arg(key).query(&mut redis.connection());
     match answer {
         Ok(Some(value)) => (200, String::from_utf8_lossy(&value).into_owned()),
         Ok(None) => (404, String::new()),
@@ -120,7 +129,9 @@ fn run(redis: &RedisServer, key: &str, commands: &str) {
                 "O" => words.arg(format!("{key} other")),
                 "L" => words.arg(format!("{key} list")),
                 "<dump>" => {
-                    let dump = redis::cmd("DUMP").arg(format!("{key} other")).query::<Vec<u8>>(&mut connection);
+                    let dump = redis::cmd("DUMP")
+                        .arg(format!("{key} other"))
+                        .query::<Vec<u8>>(&mut connection);
                     words.arg(dump.expect("Redis dumps the other key"))
                 }
                 word => words.arg(word),
@@ -135,7 +146,9 @@ fn run(redis: &RedisServer, key: &str, commands: &str) {
 #[track_caller]
 fn assert_comes_true(redis: &RedisServer, proxy: &Proxy, key: &str, commands: &str) {
     let begun = Instant::now();
-    eventually(&format!("{commands}: the read is true"), || (given(proxy, key) == truth(redis, key)).then_some(()));
+    eventually(&format!("{commands}: the read is true"), || {
+        (given(proxy, key) == truth(redis, key)).then_some(())
+    });
     assert!(begun.elapsed() < SOON, "{commands}: {:?}", begun.elapsed());
     assert_eq!(given(proxy, key), truth(redis, key), "{commands}");
 }
@@ -200,7 +213,9 @@ mod writes {
             assert_hit(&read(&proxy, &key));
 
             run(&redis, &key, write);
-            eventually(&format!("{write} is told of"), || (!is_hit(&read(&proxy, &key))).then_some(()));
+            eventually(&format!("{write} is told of"), || {
+                (!is_hit(&read(&proxy, &key))).then_some(())
+            });
             assert_comes_true(&redis, &proxy, &key, write);
             if !write.contains("FLUSH") {
                 assert_hit(&read(&proxy, &bystander));
@@ -227,11 +242,14 @@ mod writes {
 
     #[test]
     fn a_key_that_redis_evicts_is_gone() {
-        let redis = RedisServer::builder().arguments(&["--maxmemory-policy", "allkeys-random"]).start();
+        let redis =
+            RedisServer::builder().arguments(&["--maxmemory-policy", "allkeys-random"]).start();
         let proxy = tracked(&redis, "cache.ttl_absent = 0");
         keep(&redis, &proxy, "key", "value");
         redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
-        eventually("the key is evicted", || (redis.command(&["DBSIZE"]) == redis::Value::Int(0)).then_some(()));
+        eventually("the key is evicted", || {
+            (redis.command(&["DBSIZE"]) == redis::Value::Int(0)).then_some(())
+        });
         redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
         assert_comes_true(&redis, &proxy, "key", "an eviction");
         assert_eq!(read(&proxy, "key").status, 404);
@@ -248,7 +266,9 @@ mod writes {
             let written = redis::cmd("SET").arg("key").arg(number).exec(&mut connection);
             assert_eq!(written, Ok(()));
             let begun = Instant::now();
-            eventually("the write is seen", || (text(&client.get("/keys/key")) == number.to_string()).then_some(()));
+            eventually("the write is seen", || {
+                (text(&client.get("/keys/key")) == number.to_string()).then_some(())
+            });
             worst = worst.max(begun.elapsed());
         }
         assert!(worst < A_SECOND, "{worst:?}");
@@ -316,7 +336,8 @@ mod writes {
         let mut connection = redis.connection();
         for round in 0..rounds {
             for key in keys {
-                let written = redis::cmd("SET").arg(key).arg(format!("{text} {round}")).exec(&mut connection);
+                let written =
+                    redis::cmd("SET").arg(key).arg(format!("{text} {round}")).exec(&mut connection);
                 written.expect("Redis takes the write");
             }
         }
@@ -327,9 +348,11 @@ mod writes {
 #[track_caller]
 fn await_truth(redis: &RedisServer, proxy: &Proxy, keys: &[String]) {
     let mut connection = redis.connection();
-    let truth: Vec<Option<String>> = redis::cmd("MGET").arg(keys).query(&mut connection).expect("Redis tells them");
-    let untrue =
-        |key: &&String, value: &Option<String>| value.as_ref().is_some_and(|value| given(proxy, key).1 != *value);
+    let truth: Vec<Option<String>> =
+        redis::cmd("MGET").arg(keys).query(&mut connection).expect("Redis tells them");
+    let untrue = |key: &&String, value: &Option<String>| {
+        value.as_ref().is_some_and(|value| given(proxy, key).1 != *value)
+    };
     for attempt in ["come true", "stay true"] {
         eventually(&format!("all keys {attempt}"), || {
             let untrue = keys.iter().zip(&truth).filter(|(key, value)| untrue(key, value)).count();
@@ -350,7 +373,10 @@ mod absence {
         }
         assert_eq!(redis.calls("get"), 1);
         assert_eq!(reads(&proxy, "absent").to_string(), "2");
-        assert!(cache_status(&read(&proxy, "nothing")).starts_with("redis-proxy; hit; detail=absent; ttl=3"));
+        assert!(
+            cache_status(&read(&proxy, "nothing"))
+                .starts_with("redis-proxy; hit; detail=absent; ttl=3")
+        );
     }
 
     #[test]
@@ -381,7 +407,9 @@ mod absence {
             let again = read(&proxy, &key);
             assert!(again.status == 404 && is_hit(&again), "{again:?}");
             run(&redis, &key, write);
-            eventually(&format!("{write} is told of"), || (read(&proxy, &key).status != 404).then_some(()));
+            eventually(&format!("{write} is told of"), || {
+                (read(&proxy, &key).status != 404).then_some(())
+            });
             assert_comes_true(&redis, &proxy, &key, write);
         }
     }
@@ -571,10 +599,18 @@ mod counts {
     fn redis_is_told_who_is_told() {
         let redis = RedisServer::start();
         let _proxy = tracked(&redis, "");
-        let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.connection()).unwrap();
-        let link = clients.lines().find(|line| line.contains(" name=redis-proxy ")).expect("a link with its name");
+        let clients: String =
+            redis::cmd("CLIENT").arg("LIST").query(&mut redis.connection()).unwrap();
+        let link = clients
+            .lines()
+            .find(|line| line.contains(" name=redis-proxy "))
+            .expect("a link with its name");
         assert!(link.contains(" resp=3"), "{link}");
-        let flags = link.split(" flags=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        let flags = link
+            .split(" flags=")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .unwrap_or_default();
         assert!(flags.contains('t'), "tracking: {link}");
         assert!(flags.contains('e'), "not to be evicted: {link}");
     }
@@ -598,7 +634,10 @@ mod lost_links {
             run(&redis, "key", "MULTI; CLIENT KILL TYPE normal; SET K new; EXEC");
             await_metric(&proxy, RECONNECTS, f64::from(round));
             assert_eq!(value(&proxy, "key"), "new");
-            assert!(!is_hit(&read(&proxy, "bystander")), "what was learnt over a lost link is worth nothing");
+            assert!(
+                !is_hit(&read(&proxy, "bystander")),
+                "what was learnt over a lost link is worth nothing"
+            );
             assert_metric(&proxy, DISCONNECTS, u64::try_from(round).unwrap());
             assert_metric(&proxy, "coherent", 1);
         }
@@ -686,8 +725,7 @@ mod silence {
 
     const TIMEOUT: Duration = Duration::from_millis(300);
     /// A link that is not given up for being silent, however soon it is doubted.
-    const PATIENT: &str =
-        "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"20s\"";
+    const PATIENT: &str = "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"20s\"";
 
     /// Reads `key` until memory does not answer any more, which it may do until `TIMEOUT` after `since`. Returns the read
     /// that waits for Redis.
@@ -767,7 +805,8 @@ mod silence {
     #[test]
     fn hits_go_on_while_redis_answers_its_pings() {
         let redis = RedisServer::start();
-        let proxy = tracked(&redis, "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"1h\"");
+        let proxy =
+            tracked(&redis, "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"1h\"");
         keep(&redis, &proxy, "key", "value");
         let begun = Instant::now();
         // A machine that has much to do may answer late, which costs a fetch.
@@ -809,7 +848,9 @@ mod silence {
             keep(&redis, &proxy, "key", "old");
             relay.delay(DELAY);
             let pings = redis.calls("ping");
-            eventually("signs of life that are late", || (redis.calls("ping") >= pings + 3).then_some(()));
+            eventually("signs of life that are late", || {
+                (redis.calls("ping") >= pings + 3).then_some(())
+            });
             set(&redis, "key", "new");
             let written = Instant::now();
             // One that was given before the write may still pass, and what Redis tells of the write may not.
@@ -833,7 +874,8 @@ mod silence {
     #[test]
     fn nobody_is_given_what_was_asked_for_long_before_he_came() {
         let redis = RedisServer::start();
-        let (relay, proxy) = tracked_over_relay(&redis, &format!("{PATIENT}\ndaemon.worker_threads = 1"));
+        let (relay, proxy) =
+            tracked_over_relay(&redis, &format!("{PATIENT}\ndaemon.worker_threads = 1"));
         set(&redis, "key", "old");
         relay.delay(Duration::from_millis(100));
         let mut first = ask_and_await_flight(&proxy, "key", 1);
@@ -842,12 +884,18 @@ mod silence {
         relay.stall();
         set(&redis, "key", "new");
         let written = Instant::now();
-        eventually("the coherence timeout is over", || (written.elapsed() > TIMEOUT * 2).then_some(()));
+        eventually("the coherence timeout is over", || {
+            (written.elapsed() > TIMEOUT * 2).then_some(())
+        });
         let mut late = ask(&proxy, "key");
         // One worker serves in turn, so the read has begun.
         assert_eq!(http::get(proxy.http(), "/keys/").status, 400);
         relay.resume();
-        assert_eq!(text(&first.read_response()), "old", "who asked before the write may be told so");
+        assert_eq!(
+            text(&first.read_response()),
+            "old",
+            "who asked before the write may be told so"
+        );
         assert_eq!(text(&late.read_response()), "new");
     }
 
@@ -979,7 +1027,9 @@ mod stand_ins {
         proxy.expect_log(DOWN);
         keep(&redis, &proxy, "key", "old");
         let fetched = Instant::now();
-        eventually("the value is older than the grace", || (fetched.elapsed() > GRACE).then_some(()));
+        eventually("the value is older than the grace", || {
+            (fetched.elapsed() > GRACE).then_some(())
+        });
         let stopped = Instant::now();
         redis.stop();
         // The first answer that is no hit tells that the loss had been noticed.
@@ -1037,19 +1087,26 @@ mod fallback {
     }
 
     fn warnings(proxy: &Proxy, part: &str) -> usize {
-        proxy.log_lines().iter().filter(|line| line.is_trouble() && line.text().contains(part)).count()
+        proxy
+            .log_lines()
+            .iter()
+            .filter(|line| line.is_trouble() && line.text().contains(part))
+            .count()
     }
 
     #[test]
     fn nothing_stands_in_for_a_redis_that_answers_and_refuses_to_track() {
         let redis = RedisServer::start();
-        let proxy = restricted(&redis, &[], "cache.coherence = \"tracking\"\ncache.stale_grace = \"1h\"");
+        let proxy =
+            restricted(&redis, &[], "cache.coherence = \"tracking\"\ncache.stale_grace = \"1h\"");
         proxy.expect_log(DOWN);
         await_ready(&proxy);
         keep(&redis, &proxy, "key", "old");
         allow(&redis, &NO_TRACKING);
         redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
-        eventually("the refusal is noticed", || readyz(&proxy).1.contains("CLIENT TRACKING").then_some(()));
+        eventually("the refusal is noticed", || {
+            readyz(&proxy).1.contains("CLIENT TRACKING").then_some(())
+        });
         assert_eq!(read(&proxy, "key").status, 503);
         assert_metric(&proxy, "cache_entries", 0);
     }
@@ -1062,7 +1119,9 @@ mod fallback {
         assert_untracked(&redis, &proxy);
         for lost in 1..=3 {
             redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
-            eventually("another link", || (lines_that_say(&proxy, CONNECTED) == lost + 1).then_some(()));
+            eventually("another link", || {
+                (lines_that_say(&proxy, CONNECTED) == lost + 1).then_some(())
+            });
         }
         assert_eq!(text(&read(&proxy, "key")), "old", "what is bounded by the TTL outlives a link");
         assert_metric(&proxy, "invalidations_total{kind=\"disconnect\"}", 0);
@@ -1103,7 +1162,9 @@ mod fallback {
         run(&redis, "key", "MULTI; CLIENT KILL TYPE normal; SET K new; EXEC");
         await_coherence(&proxy, "ttl");
         assert_eq!(value(&proxy, "key"), "new", "what was kept before is dropped");
-        eventually("the log tells of the link", || (lines_that_say(&proxy, CONNECTED) == 2).then_some(()));
+        eventually("the log tells of the link", || {
+            (lines_that_say(&proxy, CONNECTED) == 2).then_some(())
+        });
         assert_eq!(warnings(&proxy, UNTRACKED), 1);
     }
 
@@ -1121,7 +1182,10 @@ mod fallback {
     fn a_redis_without_hello_is_read_over_the_older_protocol_with_a_password_too() {
         for (arguments, login) in [
             (["--rename-command", "HELLO", ""].as_slice(), ""),
-            (&["--rename-command", "HELLO", "", "--requirepass", "hunter2"], "redis.password = \"hunter2\""),
+            (
+                &["--rename-command", "HELLO", "", "--requirepass", "hunter2"],
+                "redis.password = \"hunter2\"",
+            ),
         ] {
             let redis = RedisServer::builder().arguments(arguments).start();
             let proxy = proxy(&redis, &lasting(login));
@@ -1163,7 +1227,8 @@ mod fallback {
         let mut redis = RedisServer::start();
         redis.stop();
         for (mode, expected) in [("auto", "none"), ("tracking", "none"), ("ttl", "ttl")] {
-            let proxy = Proxy::start(&config(&redis.url(), &format!("cache.coherence = \"{mode}\"")));
+            let proxy =
+                Proxy::start(&config(&redis.url(), &format!("cache.coherence = \"{mode}\"")));
             proxy.expect_log(DOWN);
             assert_eq!((readyz(&proxy).0, coherence(&proxy)), (503, expected.to_owned()), "{mode}");
             assert_metric(&proxy, "coherent", 0);
@@ -1178,7 +1243,10 @@ mod rights {
     const RULES: [&str; 4] = ["+get", "+pttl", "+client|tracking", "+client|trackinginfo"];
 
     fn start(redis: &RedisServer, rules: &[&str]) -> Proxy {
-        redis.command(&[["ACL", "SETUSER", "redis-proxy", "reset", "on", ">hunter2", "~*"].as_slice(), rules].concat());
+        redis.command(
+            &[["ACL", "SETUSER", "redis-proxy", "reset", "on", ">hunter2", "~*"].as_slice(), rules]
+                .concat(),
+        );
         let login = "redis.username = \"redis-proxy\"\nredis.password = \"hunter2\"";
         let timeout = "cache.coherence_timeout = \"300ms\"";
         Proxy::start(&config(&redis.url(), &lasting(&format!("{login}\n{timeout}"))))
@@ -1226,7 +1294,8 @@ mod small_tables {
     /// The warnings so far, each with the two numbers it names.
     fn warnings(proxy: &Proxy) -> Vec<(Option<String>, Option<String>)> {
         let lines = proxy.log_lines();
-        let warnings = lines.iter().filter(|line| line.level() == "WARN" && line.text().contains(SMALL_TABLE));
+        let warnings =
+            lines.iter().filter(|line| line.level() == "WARN" && line.text().contains(SMALL_TABLE));
         warnings.map(|line| (line.field("capacity"), line.field("limit"))).collect()
     }
 

@@ -1,6 +1,9 @@
 //! "A restarted proxy knows what was hot": the names of the keys that are read most are kept, and their values fetched again.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -49,10 +52,15 @@ fn a_restarted_proxy_has_the_hottest_keys_in_memory() {
     await_fetched(&after);
     await_metric(&after, WARMED, 2.0);
     let answer = read(&after, "often");
-    assert_eq!((answer.body.as_slice(), metric(&after, HIT).to_string()), (b"after".as_slice(), "1".to_owned()));
+    assert_eq!(
+        (answer.body.as_slice(), metric(&after, HIT).to_string()),
+        (b"after".as_slice(), "1".to_owned())
+    );
     // And Redis tells of what changes then.
     set(&redis, "often", "later");
-    crate::support::eventually("the change is told of", || (read(&after, "often").body == b"later").then_some(()));
+    crate::support::eventually("the change is told of", || {
+        (read(&after, "often").body == b"later").then_some(())
+    });
     after.finish();
     // Little was read since, so what was known before is not forgotten.
     let text = fs::read_to_string(&file).expect("the names");
@@ -72,9 +80,10 @@ fn only_what_is_given_out_and_finds_room_is_fetched() {
     fs::write(&file, format!("secret\npublic:too-long\n{}\n", names.join("\n"))).expect("a file");
     let proxy = warm(&redis, &file, "http.allow = [\"public:*\"]\nhttp.max_key = 12");
     await_fetched(&proxy);
-    assert_eq!((metric(&proxy, WARMED).to_string(), metric(&proxy, "cache_entries").to_string()), {
-        ("30".to_owned(), "30".to_owned())
-    });
+    assert_eq!(
+        (metric(&proxy, WARMED).to_string(), metric(&proxy, "cache_entries").to_string()),
+        { ("30".to_owned(), "30".to_owned()) }
+    );
     let small = warm(&redis, &file, "cache.capacity = 10");
     await_fetched(&small);
     let (warmed, entries) = (metric(&small, WARMED), metric(&small, "cache_entries"));

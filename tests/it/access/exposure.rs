@@ -1,6 +1,9 @@
 //! A listener that strangers can reach and that asks them for nothing does not start, unless that is said to be meant.
 
-#![expect(clippy::expect_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 use std::fs;
 use std::net::TcpListener;
@@ -19,7 +22,8 @@ fn code_and_words(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i
 fn checked(section: &str, address: &str, more: &str) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("config.toml");
-    fs::write(&file, format!("[{section}]\nlisten = \"{address}\"\n{more}\n")).expect("the file is written");
+    fs::write(&file, format!("[{section}]\nlisten = \"{address}\"\n{more}\n"))
+        .expect("the file is written");
     code_and_words(&["check", "--config", file.to_str().expect("a path that is text")], &[])
 }
 
@@ -29,13 +33,24 @@ fn what_strangers_reach_is_refused_unless_it_is_meant() {
         for address in ["0.0.0.0:7070", "[::]:7070", "10.1.2.3:7070", "[::ffff:10.1.2.3]:7070"] {
             let (code, said) = checked(section, address, "");
             assert_eq!(code, Some(78), "{section} {address}: {said}");
-            for part in [&format!("{section}.allow_unprotected: "), address, "other machines can reach", "or true if"] {
+            for part in [
+                &format!("{section}.allow_unprotected: "),
+                address,
+                "other machines can reach",
+                "or true if",
+            ] {
                 assert!(said.contains(part), "{part:?} is not in {said:?}");
             }
             let (code, said) = checked(section, address, "allow_unprotected = true");
             assert_eq!(code, Some(0), "{section} {address}: {said}");
         }
-        for address in ["127.0.0.1:7070", "127.9.9.9:7070", "[::1]:7070", "[::ffff:127.0.0.1]:7070", "localhost:7070"] {
+        for address in [
+            "127.0.0.1:7070",
+            "127.9.9.9:7070",
+            "[::1]:7070",
+            "[::ffff:127.0.0.1]:7070",
+            "localhost:7070",
+        ] {
             let (code, said) = checked(section, address, "");
             assert_eq!(code, Some(0), "{section} {address}: {said}");
         }
@@ -48,10 +63,16 @@ fn what_strangers_reach_is_refused_unless_it_is_meant() {
 fn the_daemon_says_so_too_and_by_which_flag_does_not_matter() {
     let (code, said) = code_and_words(&["--proxy_host", "0.0.0.0", "--proxy_port", "0"], &[]);
     assert_eq!(code, Some(78), "{said}");
-    assert!(said.contains("http.allow_unprotected: ") && said.contains("can reach 0.0.0.0:"), "{said}");
+    assert!(
+        said.contains("http.allow_unprotected: ") && said.contains("can reach 0.0.0.0:"),
+        "{said}"
+    );
     let (code, said) = code_and_words(
         &["check", "--proxy_host", "0.0.0.0"],
-        &[("REDIS_PROXY_HTTP__ALLOW_UNPROTECTED", "true"), ("REDIS_PROXY_RESP__ALLOW_UNPROTECTED", "perhaps")],
+        &[
+            ("REDIS_PROXY_HTTP__ALLOW_UNPROTECTED", "true"),
+            ("REDIS_PROXY_RESP__ALLOW_UNPROTECTED", "perhaps"),
+        ],
     );
     assert_eq!(code, Some(78), "{said}");
     assert!(!said.contains("http.") && said.contains("resp.allow_unprotected: "), "{said}");
@@ -66,10 +87,15 @@ fn a_socket_that_is_handed_over_counts_by_its_address() {
         let config = format!("{own}\nredis.url = \"{}\"", redis.url());
         let closed = TcpListener::bind("127.0.0.1:0").expect("a socket");
         // A socket alone would be that of http, whatever its name.
-        let (other, others) = if section == "http" { ("admin", &closed) } else { ("http", &closed) };
-        let (code, said) = Proxy::builder(&config).inherit(&[(section, &open), (other, others)]).run_to_end();
+        let (other, others) =
+            if section == "http" { ("admin", &closed) } else { ("http", &closed) };
+        let (code, said) =
+            Proxy::builder(&config).inherit(&[(section, &open), (other, others)]).run_to_end();
         assert_eq!(code, 78, "{section}: {said}");
-        let parts = [format!("{section}.allow_unprotected"), open.local_addr().expect("an address").to_string()];
+        let parts = [
+            format!("{section}.allow_unprotected"),
+            open.local_addr().expect("an address").to_string(),
+        ];
         assert!(parts.iter().all(|part| said.contains(part)), "{section}: {said}");
     }
 }

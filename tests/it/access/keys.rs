@@ -13,7 +13,9 @@ struct Listed {
 
 fn listed(more: &str) -> Listed {
     let redis = RedisServer::start();
-    for (key, value) in [("public:a", "for all"), ("greeting", "hello"), ("secret", "hidden"), ("publi", "hidden")] {
+    for (key, value) in
+        [("public:a", "for all"), ("greeting", "hello"), ("secret", "hidden"), ("publi", "hidden")]
+    {
         redis.command(&["SET", key, value]);
     }
     let proxy = Proxy::start(&config(&redis.url(), &format!("{ALLOW}\n{more}")));
@@ -70,7 +72,8 @@ fn what_is_in_the_list_is_given_out_and_nothing_else() {
         assert_eq!((head.status, head.body.len()), (403, 0), "{path}");
     }
     // What begins so is allowed, whatever follows: a key is no path.
-    for path in ["/keys/public:../secret", "/keys/public:%2F..%2Fsecret", "/keys/public:%00secret"] {
+    for path in ["/keys/public:../secret", "/keys/public:%2F..%2Fsecret", "/keys/public:%00secret"]
+    {
         assert_eq!(listed.ask("GET", path).status, 404, "{path}");
     }
 }
@@ -98,10 +101,15 @@ fn nothing_tells_whether_a_key_outside_exists() {
 fn hot_keys_beside_the_keys_are_those_of_the_list() {
     let redis = RedisServer::start();
     let listen = "http.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 500\nhttp.max_connections = 500";
-    let proxy = Proxy::start(&format!("{listen}\n{ALLOW}\nadmin.hotkeys = 100\nredis.url = \"{}\"", redis.url()));
+    let proxy = Proxy::start(&format!(
+        "{listen}\n{ALLOW}\nadmin.hotkeys = 100\nredis.url = \"{}\"",
+        redis.url()
+    ));
     eventually("readiness", || (get(proxy.http(), "/readyz").status == 200).then_some(()));
-    let mut client =
-        redis::Client::open(format!("redis://{}", proxy.resp_address())).unwrap().get_connection().unwrap();
+    let mut client = redis::Client::open(format!("redis://{}", proxy.resp_address()))
+        .unwrap()
+        .get_connection()
+        .unwrap();
     for key in ["secret", "secret", "public:a"] {
         let _: Option<String> = redis::cmd("GET").arg(key).query(&mut client).unwrap();
     }
@@ -120,8 +128,12 @@ fn a_list_is_text_in_the_environment_and_a_bad_one_is_refused() {
     assert_eq!(["/keys/one", "/keys/two"].map(|path| get(proxy.http(), path).status), [200, 403]);
     for bad in ["[\"a*b\"]", "[\"\"]", "[\"*a\"]", "[\"a,b\"]", "\"a,,b\"", "[\" a\"]", "3"] {
         for section in ["http", "resp"] {
-            let output = Proxy::builder(&config(&redis.url(), &format!("{section}.allow = {bad}"))).run_to_end();
-            assert!(output.0 == 78 && output.1.contains(&format!("{section}.allow: found")), "{bad}: {output:?}");
+            let output = Proxy::builder(&config(&redis.url(), &format!("{section}.allow = {bad}")))
+                .run_to_end();
+            assert!(
+                output.0 == 78 && output.1.contains(&format!("{section}.allow: found")),
+                "{bad}: {output:?}"
+            );
         }
     }
 }

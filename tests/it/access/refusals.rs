@@ -23,7 +23,10 @@ const REASONS: [(&str, &str); 7] = [
 #[track_caller]
 fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
     let told = REASONS.map(|(front_end, reason)| {
-        let count = metric(proxy, &format!("refused_total{{front_end=\"{front_end}\",reason=\"{reason}\"}}"));
+        let count = metric(
+            proxy,
+            &format!("refused_total{{front_end=\"{front_end}\",reason=\"{reason}\"}}"),
+        );
         (front_end, reason, count.to_string())
     });
     let expected = REASONS.map(|(front_end, reason)| {
@@ -32,7 +35,8 @@ fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
     });
     assert_eq!(told, expected);
     for front_end in ["http", "resp", "admin"] {
-        let full = metric(proxy, &format!("connections_refused_total{{front_end=\"{front_end}\"}}"));
+        let full =
+            metric(proxy, &format!("connections_refused_total{{front_end=\"{front_end}\"}}"));
         assert!(full.abs() < f64::EPSILON, "{front_end}: counted under two names");
     }
 }
@@ -84,10 +88,15 @@ fn clients_of_redis_are_counted_by_what_they_may_not() {
     };
     let begins_with = |wire: &mut Wire, line: &str, expected: &str| {
         let answer = wire.ask_line(line);
-        assert!(answer.starts_with(expected.as_bytes()), "{line}: {}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.starts_with(expected.as_bytes()),
+            "{line}: {}",
+            String::from_utf8_lossy(&answer)
+        );
     };
     let mut inside = client("word").expect("the password is right");
-    let none: Option<String> = redis::cmd("GET").arg("public:a").query(&mut inside).expect("a key that is allowed");
+    let none: Option<String> =
+        redis::cmd("GET").arg("public:a").query(&mut inside).expect("a key that is allowed");
     assert_eq!(none, None);
     assert_refused(&proxy, &[]);
 
@@ -106,7 +115,8 @@ fn clients_of_redis_are_counted_by_what_they_may_not() {
     begins_with(&mut stranger, "FLUSHALL", "-NOPERM");
     assert_refused(&proxy, &[("resp", "login", 3), ("resp", "key", 2), ("resp", "command", 1)]);
     // One that is too long to be held, of which only the beginning is known.
-    stranger.send(format!("*3\r\n$3\r\nSET\r\n$8\r\npublic:a\r\n$400000\r\n{}", "x".repeat(300_000)));
+    stranger
+        .send(format!("*3\r\n$3\r\nSET\r\n$8\r\npublic:a\r\n$400000\r\n{}", "x".repeat(300_000)));
     let answer = stranger.answer();
     assert!(answer.starts_with(b"-NOPERM"), "{}", String::from_utf8_lossy(&answer));
     assert_refused(&proxy, &[("resp", "login", 3), ("resp", "key", 2), ("resp", "command", 2)]);

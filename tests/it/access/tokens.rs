@@ -24,7 +24,9 @@ fn guarded(more: &str) -> Guarded {
         redis.url()
     );
     let proxy = Proxy::start(&config);
-    eventually("the proxy has its link", || (get(proxy.http(), "/readyz").status == 200).then_some(()));
+    eventually("the proxy has its link", || {
+        (get(proxy.http(), "/readyz").status == 200).then_some(())
+    });
     Guarded { proxy, file, redis }
 }
 
@@ -42,7 +44,8 @@ impl Guarded {
 #[test]
 fn each_token_opens_and_nothing_else_does() {
     let guarded = guarded("admin.hotkeys = 10");
-    for right in [FIRST, SECOND, "bearer first-token-0123456789", "BEARER   first-token-0123456789"] {
+    for right in [FIRST, SECOND, "bearer first-token-0123456789", "BEARER   first-token-0123456789"]
+    {
         let response = guarded.ask("GET", "/keys/greeting", &[right]);
         assert_eq!((response.status, &*response.body), (200, &b"hello"[..]), "{right}");
     }
@@ -79,7 +82,11 @@ fn what_is_sent_twice_or_elsewhere_is_no_token() {
     let guarded = guarded("");
     let twice = guarded.ask("GET", "/keys/greeting", &[FIRST, FIRST]);
     assert_eq!(twice.status, 400);
-    assert!(twice.header("www-authenticate").is_some_and(|challenge| challenge.contains("invalid_request")));
+    assert!(
+        twice
+            .header("www-authenticate")
+            .is_some_and(|challenge| challenge.contains("invalid_request"))
+    );
     for path in [
         "/keys/greeting?access_token=first-token-0123456789",
         "/keys/greeting?token=first-token-0123456789",
@@ -88,10 +95,14 @@ fn what_is_sent_twice_or_elsewhere_is_no_token() {
     ] {
         assert_eq!(guarded.ask("GET", path, &[]).status, 401, "{path}");
     }
-    let headers =
-        [("Cookie", "access_token=first-token-0123456789"), ("X-Authorization", FIRST), ("Proxy-Authorization", FIRST)];
+    let headers = [
+        ("Cookie", "access_token=first-token-0123456789"),
+        ("X-Authorization", FIRST),
+        ("Proxy-Authorization", FIRST),
+    ];
     for header in headers {
-        let response = Client::connect(guarded.proxy.http()).request("GET", "/keys/greeting", &[header]);
+        let response =
+            Client::connect(guarded.proxy.http()).request("GET", "/keys/greeting", &[header]);
         assert_eq!(response.status, 401, "{header:?}");
     }
 }
@@ -99,23 +110,38 @@ fn what_is_sent_twice_or_elsewhere_is_no_token() {
 #[test]
 fn without_a_token_there_are_only_signs_of_life() {
     let guarded = guarded("admin.hotkeys = 10");
-    for path in
-        ["/keys/greeting", "/keys/", "/metrics", "/hotkeys", "/hotkeys?top=1", "/", "/nothing", "/livez/", "//livez"]
-    {
+    for path in [
+        "/keys/greeting",
+        "/keys/",
+        "/metrics",
+        "/hotkeys",
+        "/hotkeys?top=1",
+        "/",
+        "/nothing",
+        "/livez/",
+        "//livez",
+    ] {
         for method in ["GET", "HEAD", "OPTIONS", "POST", "DELETE", "TRACE", "PURGE"] {
             let response = guarded.ask(method, path, &[]);
             assert_eq!(response.status, 401, "{method} {path}");
             assert_eq!(response.body.is_empty(), method == "HEAD", "{method} {path}");
         }
     }
-    for path in
-        ["/%6Civez", "/livez%2F..%2Fkeys/greeting", "/livez/../keys/greeting", "/LIVEZ", "/readyz;/keys/greeting", "*"]
-    {
+    for path in [
+        "/%6Civez",
+        "/livez%2F..%2Fkeys/greeting",
+        "/livez/../keys/greeting",
+        "/LIVEZ",
+        "/readyz;/keys/greeting",
+        "*",
+    ] {
         assert_eq!(guarded.ask("OPTIONS", path, &[]).status, 401, "{path}");
     }
     assert_eq!(guarded.ask("GET", "/livez", &[]).status, 200);
     assert_eq!(guarded.ask("HEAD", "/readyz", &["Bearer wrong"]).status, 200);
-    let told = |authorization: &[&str]| String::from_utf8(guarded.ask("GET", "/readyz", authorization).body).unwrap();
+    let told = |authorization: &[&str]| {
+        String::from_utf8(guarded.ask("GET", "/readyz", authorization).body).unwrap()
+    };
     assert_eq!(told(&[]), r#"{"status":"ready"}"#);
     assert!(told(&[FIRST]).contains("coherence"));
     for path in ["/metrics", "/hotkeys", "/keys/greeting"] {
@@ -129,10 +155,14 @@ fn strangers_are_not_told_what_is_wrong_behind() {
     let mut guarded = guarded("");
     guarded.proxy.expect_log("");
     guarded.redis.stop();
-    eventually("the loss to be known", || (guarded.ask("GET", "/readyz", &[]).status == 503).then_some(()));
+    eventually("the loss to be known", || {
+        (guarded.ask("GET", "/readyz", &[]).status == 503).then_some(())
+    });
     let body = String::from_utf8(guarded.ask("GET", "/readyz", &[]).body).unwrap();
     assert_eq!(body, r#"{"status":"not ready"}"#);
-    assert!(String::from_utf8(guarded.ask("GET", "/readyz", &[FIRST]).body).unwrap().contains("reason"));
+    assert!(
+        String::from_utf8(guarded.ask("GET", "/readyz", &[FIRST]).body).unwrap().contains("reason")
+    );
 }
 
 #[test]
@@ -140,15 +170,17 @@ fn every_request_of_a_connection_shows_its_own_token() {
     let guarded = guarded("");
     let mut client = Client::connect(guarded.proxy.http());
     let plain = "GET /keys/greeting HTTP/1.1\r\nHost: p\r\n";
-    let pipelined =
-        format!("{plain}Authorization: {FIRST}\r\n\r\n{plain}\r\n{plain}authorization: {SECOND}\r\n\r\n{plain}\r\n");
+    let pipelined = format!(
+        "{plain}Authorization: {FIRST}\r\n\r\n{plain}\r\n{plain}authorization: {SECOND}\r\n\r\n{plain}\r\n"
+    );
     client.send_raw(pipelined.as_bytes());
     let statuses: Vec<_> = (0..4).map(|_| client.read_response().status).collect();
     assert_eq!(statuses, [200, 401, 200, 401]);
     // An answer to a refused request does not say whether there is something to find, or where from.
     let refused = ["/keys/greeting", "/keys/nothing"].map(|path| guarded.ask("GET", path, &[]));
     let without_date = |response: &Response| {
-        let headers = response.headers.iter().filter(|(name, _)| name != "date").cloned().collect::<Vec<_>>();
+        let headers =
+            response.headers.iter().filter(|(name, _)| name != "date").cloned().collect::<Vec<_>>();
         (headers, response.body.clone())
     };
     assert_eq!(without_date(&refused[0]), without_date(&refused[1]));
@@ -163,35 +195,45 @@ fn a_reload_takes_new_tokens_and_a_bad_file_leaves_the_old() {
     guarded.file.write("third-token\nfirst-token-0123456789\n");
     assert_eq!(guarded.status("/keys/greeting", "Bearer third-token"), 401, "before the reload");
     assert_eq!(reload(&guarded.proxy), Reload::Reloaded);
-    let statuses = ["Bearer third-token", FIRST, SECOND].map(|token| guarded.status("/keys/greeting", token));
+    let statuses =
+        ["Bearer third-token", FIRST, SECOND].map(|token| guarded.status("/keys/greeting", token));
     assert_eq!(statuses, [200, 200, 401]);
     // A token that is taken back is so on connections that are there, too.
     assert_eq!(kept.request("GET", "/keys/greeting", &[("Authorization", SECOND)]).status, 401);
     assert_eq!(kept.request("GET", "/keys/greeting", &[("Authorization", FIRST)]).status, 200);
 
     guarded.proxy.expect_log("config refused");
-    for bad in ["fourth-token\nno token at all\n", "", "# nothing\n\n", "sp\u{e4}t\n", "fourth-token=x\n"] {
+    for bad in
+        ["fourth-token\nno token at all\n", "", "# nothing\n\n", "sp\u{e4}t\n", "fourth-token=x\n"]
+    {
         guarded.file.write(bad);
         assert_eq!(reload(&guarded.proxy), Reload::Refused, "{bad:?}");
-        let statuses =
-            ["Bearer third-token", "Bearer fourth-token"].map(|token| guarded.status("/keys/greeting", token));
+        let statuses = ["Bearer third-token", "Bearer fourth-token"]
+            .map(|token| guarded.status("/keys/greeting", token));
         assert_eq!(statuses, [200, 401], "{bad:?}");
     }
     std::fs::remove_file(guarded.file.path()).unwrap();
     assert_eq!(reload(&guarded.proxy), Reload::Refused);
     assert_eq!(guarded.status("/keys/greeting", "Bearer third-token"), 200);
     let told = guarded.proxy.wait_for_log(|line| line.text().contains("line 2"));
-    assert!(told.text().contains("http.tokens_file") && told.text().contains(&guarded.file.name()), "{}", told.text());
+    assert!(
+        told.text().contains("http.tokens_file") && told.text().contains(&guarded.file.name()),
+        "{}",
+        told.text()
+    );
     assert_not_told(&guarded.proxy, &["third-token", "fourth-token", "no token at all"]);
 }
 
 #[test]
 fn a_bad_file_is_told_at_the_start_by_its_line_alone() {
-    for (content, part) in
-        [("good\nbad token\n", "line 2: found"), ("# none\n", "found no token"), ("=\n", "line 1: found")]
-    {
+    for (content, part) in [
+        ("good\nbad token\n", "line 2: found"),
+        ("# none\n", "found no token"),
+        ("=\n", "line 1: found"),
+    ] {
         let file = SecretFile::new(content);
-        let config = format!("http.listen = \"127.0.0.1:0\"\nhttp.tokens_file = \"{}\"", file.name());
+        let config =
+            format!("http.listen = \"127.0.0.1:0\"\nhttp.tokens_file = \"{}\"", file.name());
         let (code, said) = Proxy::builder(&config).run_to_end();
         assert_eq!(code, 78, "{said}");
         for part in [part, "http.tokens_file", &file.name()] {

@@ -82,7 +82,8 @@ impl Client<'_> {
     fn read(&mut self, count: usize) {
         let keys: Vec<_> = (0..count).map(|_| skewed(&mut self.random, KEYS)).collect();
         let names = keys.iter().map(|key| format!("{{soak}}key/{key}"));
-        let words: Vec<_> = [if count == 1 { "GET" } else { "MGET" }.to_owned()].into_iter().chain(names).collect();
+        let words: Vec<_> =
+            [if count == 1 { "GET" } else { "MGET" }.to_owned()].into_iter().chain(names).collect();
         let began = self.world.clock.now();
         self.wire.send(command(&words));
         let told = self.told();
@@ -92,7 +93,8 @@ impl Client<'_> {
         match told {
             Told::Values(answers) => {
                 self.heard = ended;
-                let read = |answer| Read { began, ended, answer, outcome: OUTCOME, demand: Demand::Usual };
+                let read =
+                    |answer| Read { began, ended, answer, outcome: OUTCOME, demand: Demand::Usual };
                 keys.iter().zip(answers).for_each(|(key, answer)| self.judge(*key, read(answer)));
             }
             Told::Refusal(error) => self.refused(began, &error),
@@ -111,7 +113,9 @@ impl Client<'_> {
                 self.seen[key] = verdict.version;
                 self.tally.count(self.world, &verdict, read.began);
             }
-            Err(breach) => self.world.violation(tell(self.world, &self.thread, key, &read, &breach)),
+            Err(breach) => {
+                self.world.violation(tell(self.world, &self.thread, key, &read, &breach))
+            }
         }
     }
 
@@ -137,7 +141,12 @@ impl Client<'_> {
         };
         let ended = self.world.clock.now();
         self.tally.own_writes += 1;
-        self.tally.suffered(self.world, "resp", (began, ended), matches!(told, (Ok(()), Told::Values(_))));
+        self.tally.suffered(
+            self.world,
+            "resp",
+            (began, ended),
+            matches!(told, (Ok(()), Told::Values(_))),
+        );
         match told {
             (_, Told::End) => self.ended(),
             (Err(error), _) | (_, Told::Refusal(error)) => self.refused(began, &error),
@@ -149,7 +158,10 @@ impl Client<'_> {
                         Answer::Absent => "nothing".to_owned(),
                     };
                     let (when, around) = (millis(began), self.world.weather.tell(began, ended));
-                    let text = format!("{}: wrote {value} at {when} and read {found}, in force: {around}", self.thread);
+                    let text = format!(
+                        "{}: wrote {value} at {when} and read {found}, in force: {around}",
+                        self.thread
+                    );
                     self.world.violation(text);
                 }
             }
@@ -183,7 +195,10 @@ impl Client<'_> {
         let is_peace = || self.world.weather.is_peace(began, ended);
         if is_peace() && second_look(is_peace) {
             let when = millis(began);
-            self.world.violation(format!("{}: refused at {when} with no fault in force: {error}", self.thread));
+            self.world.violation(format!(
+                "{}: refused at {when} with no fault in force: {error}",
+                self.thread
+            ));
         }
         // After one of several answers was an error, there is no telling what the others belong to.
         self.connect();
@@ -195,8 +210,10 @@ impl Client<'_> {
         let is_peace = || self.world.weather.is_peace(since, now);
         if is_peace() && second_look(is_peace) {
             let when = millis(now);
-            self.world
-                .violation(format!("{}: the connection ended before {when}, with no fault in force", self.thread));
+            self.world.violation(format!(
+                "{}: the connection ended before {when}, with no fault in force",
+                self.thread
+            ));
         }
         self.connect();
     }

@@ -48,12 +48,14 @@ impl Plan {
         let watched = Watched::by(1);
         let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
         let waits = "redis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\ndaemon.worker_threads = 2\n";
-        let proxy = Proxy::start(&format!("{listen}{waits}{}{}", watched.settings(), self.coherence));
+        let proxy =
+            Proxy::start(&format!("{listen}{waits}{}{}", watched.settings(), self.coherence));
         self.expected_log.iter().for_each(|part| proxy.expect_log(part));
         await_ready(&proxy);
         let world = World::new(self.seed, watched.redis[0].socket());
         let longest_gap = AtomicU64::new(0);
-        let mut failovers = Failovers { world: &world, watched: &watched, proxy: &proxy, primary: 0 };
+        let mut failovers =
+            Failovers { world: &world, watched: &watched, proxy: &proxy, primary: 0 };
         let (tally, faults) = thread::scope(|scope| {
             let _guard = StopOnPanic(&world);
             let readers = start_readers(scope, &world, from_ref(&proxy));
@@ -117,7 +119,10 @@ impl Failovers<'_> {
         drop(alone);
         let over = Instant::now();
         if within(READY, || (readyz(self.proxy).0 == 200).then_some(())).is_none() {
-            self.world.violation(format!("not ready {READY:?} after a failover: {}", readyz(self.proxy).1));
+            self.world.violation(format!(
+                "not ready {READY:?} after a failover: {}",
+                readyz(self.proxy).1
+            ));
         }
         let http = over.elapsed();
         if within(READY, || answers_clients(self.proxy).then_some(())).is_none() {
@@ -133,7 +138,8 @@ impl Failovers<'_> {
             let _: () = in_the_end(old, &["REPLICAOF", "127.0.0.1", &port]);
         }
         weather.trouble.end(clock.now());
-        let copied = within(COPIED, || information(old).contains("master_link_status:up").then_some(()));
+        let copied =
+            within(COPIED, || information(old).contains("master_link_status:up").then_some(()));
         assert!(copied.is_some(), "the primary of before has no copy");
         Recovery { http, resp }
     }

@@ -119,7 +119,11 @@ const SOME_GRACE: &str = "3s";
 
 impl<'a> Adversary<'a> {
     /// Deals out faults for so long; returns how long it took after each until all was well.
-    pub(super) fn strike(&mut self, faults: &[Fault], duration: Duration) -> BTreeMap<&'static str, Vec<Recovery>> {
+    pub(super) fn strike(
+        &mut self,
+        faults: &[Fault],
+        duration: Duration,
+    ) -> BTreeMap<&'static str, Vec<Recovery>> {
         let mut recoveries: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let mut deck = Vec::new();
         while self.world.is_written() && self.world.clock.now() < duration {
@@ -152,14 +156,19 @@ impl<'a> Adversary<'a> {
             if within(READY, || (readyz(proxy).0 == 200).then_some(())).is_none() {
                 let (_, reason) = readyz(proxy);
                 let name = fault.name();
-                let text = format!("proxy {number} is not ready {READY:?} after a fault was healed ({name}): {reason}");
+                let text = format!(
+                    "proxy {number} is not ready {READY:?} after a fault was healed ({name}): {reason}"
+                );
                 self.world.violation(text);
             }
         }
         let http = healed.elapsed();
         for proxy in self.proxies {
             if within(READY, || answers_clients(proxy).then_some(())).is_none() {
-                self.world.violation(format!("no Redis client is answered {READY:?} after: {}", fault.name()));
+                self.world.violation(format!(
+                    "no Redis client is answered {READY:?} after: {}",
+                    fault.name()
+                ));
             }
         }
         let resp = healed.elapsed();
@@ -219,7 +228,10 @@ impl<'a> Adversary<'a> {
 
     fn kill_link(&self) {
         let mut connection = self.redis.connection();
-        let clients: String = cmd("CLIENT").arg("LIST").query(&mut connection).expect("redis-server lists its clients");
+        let clients: String = cmd("CLIENT")
+            .arg("LIST")
+            .query(&mut connection)
+            .expect("redis-server lists its clients");
         let links = clients.lines().filter(|line| line.contains(" name=redis-proxy "));
         for id in links.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()) {
             // It may have gone by itself.
@@ -262,7 +274,8 @@ impl<'a> Adversary<'a> {
     fn fill(&self) {
         let ask = |client: usize| {
             let mut connection = Client::connect(self.proxies[client % self.proxies.len()].http());
-            let requests = (0..BALLAST).map(|number| request(&format!("ballast/{client}/{number}")));
+            let requests =
+                (0..BALLAST).map(|number| request(&format!("ballast/{client}/{number}")));
             connection.send_raw(&requests.collect::<Vec<_>>().concat());
             connection
         };
@@ -336,8 +349,12 @@ fn compare(world: &World, redis: &RedisServer, proxy: &Proxy) {
         });
         match differs {
             Some(None) => {}
-            Some(Some(difference)) => world.violation(format!("{name}, when all was quiet: {difference}")),
-            None => world.violation(format!("{name} changes while nobody writes: the harness is wrong")),
+            Some(Some(difference)) => {
+                world.violation(format!("{name}, when all was quiet: {difference}"))
+            }
+            None => {
+                world.violation(format!("{name} changes while nobody writes: the harness is wrong"))
+            }
         }
     }
 }
@@ -345,9 +362,12 @@ fn compare(world: &World, redis: &RedisServer, proxy: &Proxy) {
 /// What is wrong with an answer, if anything is.
 fn differs(expected: Option<&[u8]>, answer: &Response) -> Option<String> {
     let found = (answer.status == 200).then_some(answer.body.as_slice());
-    let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or(b"nothing")).into_owned();
+    let text =
+        |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or(b"nothing")).into_owned();
     let agrees = found == expected && [200, 404].contains(&answer.status);
-    (!agrees).then(|| format!("Redis has {}, the proxy {} ({})", text(expected), text(found), answer.status))
+    (!agrees).then(|| {
+        format!("Redis has {}, the proxy {} ({})", text(expected), text(found), answer.status)
+    })
 }
 
 #[cfg(test)]

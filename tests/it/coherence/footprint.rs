@@ -85,7 +85,9 @@ impl Footprint {
     pub(super) fn complaint(&self) -> Option<String> {
         let (before, after) = self.held;
         if !after.is_within(before) {
-            return Some(format!("when all clients are gone there are {after:?}, and before there were {before:?}"));
+            return Some(format!(
+                "when all clients are gone there are {after:?}, and before there were {before:?}"
+            ));
         }
         let is_long = self.resident.last().is_some_and(|(at, _)| *at >= SHORTEST);
         let (first, last) = self.parts().filter(|_| is_long)?;
@@ -98,7 +100,9 @@ impl Footprint {
         let most = self.resident.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default();
         let growth = growth(first, last);
         let mib = |bytes: u64| to_number(bytes) / to_number(1 << 20);
-        let medians = (0..PARTS).filter_map(|number| self.median_of(number)).map(|bytes| format!("{:.1}", mib(bytes)));
+        let medians = (0..PARTS)
+            .filter_map(|number| self.median_of(number))
+            .map(|bytes| format!("{:.1}", mib(bytes)));
         let medians = medians.collect::<Vec<_>>().join(" ");
         format!(
             "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB at most, by sixths {medians}; \
@@ -130,7 +134,8 @@ fn median<'a>(looks: impl Iterator<Item = &'a (Moment, u64)>) -> Option<u64> {
 
 fn resident(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the proxy runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") << 10
 }
 
@@ -139,7 +144,9 @@ fn resident(process: u32) -> u64 {
 fn tasks(proxy: &Proxy) -> usize {
     eventually("nobody else looks", || {
         let told = proxy.metrics();
-        let value = |series: &str| told.value(&format!("redis_proxy_{series}")).map(|value| format!("{value:.0}"));
+        let value = |series: &str| {
+            told.value(&format!("redis_proxy_{series}")).map(|value| format!("{value:.0}"))
+        };
         let is_alone = value("connections{front_end=\"admin\"}")? == "1";
         is_alone.then(|| value("tasks")?.parse::<usize>().ok()?.checked_sub(1)).flatten()
     })
@@ -147,7 +154,9 @@ fn tasks(proxy: &Proxy) -> usize {
 
 /// How many descriptors the proxies have open.
 pub(super) fn descriptors(proxies: &[Proxy]) -> usize {
-    let of_one = |proxy: &Proxy| fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("the proxy runs").count();
+    let of_one = |proxy: &Proxy| {
+        fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("the proxy runs").count()
+    };
     proxies.iter().map(of_one).sum()
 }
 
@@ -165,9 +174,14 @@ mod tests {
     #[test]
     fn memory_may_grow_while_it_warms_up_and_not_after() {
         assert_eq!(footprint(600, |second| second.min(90)).complaint(), None);
-        assert!(footprint(600, |second| 100 + second / 10).complaint().unwrap().contains("memory grew"));
+        assert!(
+            footprint(600, |second| 100 + second / 10).complaint().unwrap().contains("memory grew")
+        );
         assert_eq!(footprint(60, |second| 100 + second).complaint(), None, "too short to tell");
-        assert_eq!(footprint(600, |second| if second % 100 == 0 { 200 } else { 100 }).complaint(), None);
+        assert_eq!(
+            footprint(600, |second| if second % 100 == 0 { 200 } else { 100 }).complaint(),
+            None
+        );
     }
 
     #[test]

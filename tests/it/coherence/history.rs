@@ -117,7 +117,14 @@ pub(super) struct KeyHistory {
 impl KeyHistory {
     /// A key that has never been there.
     pub(super) fn new(key: String) -> Self {
-        let mut history = Self { key, states: VecDeque::new(), next: 0, oldest: 0, uncertain: false, tidy_at: TIDY };
+        let mut history = Self {
+            key,
+            states: VecDeque::new(),
+            next: 0,
+            oldest: 0,
+            uncertain: false,
+            tidy_at: TIDY,
+        };
         let begun = history.begin("nothing yet", Effect::Absence, Moment::ZERO);
         history.done(&begun, Found::Value, Moment::ZERO);
         history
@@ -144,7 +151,9 @@ impl KeyHistory {
         let mut begun = Begun { key: self.key.clone(), replaced, ..Begun::default() };
         let made = match effect {
             Effect::Value | Effect::Expiring(_) => Some(Content::Text { filler: self.next }),
-            Effect::Patch => Some(self.states.back().map_or(Content::Absent, |state| state.content)),
+            Effect::Patch => {
+                Some(self.states.back().map_or(Content::Absent, |state| state.content))
+            }
             Effect::Absence => Some(Content::Absent),
             Effect::Retime(_) => None,
         };
@@ -158,7 +167,11 @@ impl KeyHistory {
         }
         if let Effect::Expiring(life) | Effect::Retime(Some(life)) = effect {
             begun.life = Some(life);
-            begun.expiry = Some(self.push("expiry", Content::Absent, (sent + life).saturating_sub(EXPIRY_EARLY)));
+            begun.expiry = Some(self.push(
+                "expiry",
+                Content::Absent,
+                (sent + life).saturating_sub(EXPIRY_EARLY),
+            ));
         }
         begun
     }
@@ -181,7 +194,8 @@ impl KeyHistory {
 
     /// What a command found must be what the history says it could find, or else the history is worth nothing.
     fn assert_found(&self, begun: &Begun, found: Found) {
-        let mut earlier = self.states.iter().rev().filter(|state| Some(state.version) != begun.expiry);
+        let mut earlier =
+            self.states.iter().rev().filter(|state| Some(state.version) != begun.expiry);
         let was = earlier.next().map_or(Content::Absent, |state| state.content);
         let agrees = begun.made.is_some() || (was == Content::Absent) == (found == Found::Nothing);
         assert!(
@@ -213,7 +227,9 @@ impl KeyHistory {
             return Some(claimed);
         }
         match self.states[self.at(claimed)?].content {
-            Content::Text { filler } => (text(&self.key, claimed, filler).as_bytes() == value).then_some(claimed),
+            Content::Text { filler } => {
+                (text(&self.key, claimed, filler).as_bytes() == value).then_some(claimed)
+            }
             Content::Absent => None,
         }
     }
@@ -269,7 +285,8 @@ impl KeyHistory {
         if self.states.len() < self.tidy_at {
             return;
         }
-        while self.states.len() > 1 && self.superseded(0).is_some_and(|since| since + MEMORY < now) {
+        while self.states.len() > 1 && self.superseded(0).is_some_and(|since| since + MEMORY < now)
+        {
             self.states.pop_front();
         }
         self.oldest = self.states[0].version;

@@ -128,9 +128,9 @@ impl Breach {
     pub(super) fn version(&self) -> u64 {
         match self {
             Self::NeverWritten | Self::NeverAbsent => u64::MAX,
-            Self::FromTheFuture { version } | Self::TooOld { version, .. } | Self::Backwards { version, .. } => {
-                *version
-            }
+            Self::FromTheFuture { version }
+            | Self::TooOld { version, .. }
+            | Self::Backwards { version, .. } => *version,
         }
     }
 }
@@ -139,13 +139,18 @@ impl fmt::Display for Breach {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NeverWritten => formatter.write_str("a value that was never written to this key"),
-            Self::NeverAbsent => formatter.write_str("an absence, while the key was there all the time"),
+            Self::NeverAbsent => {
+                formatter.write_str("an absence, while the key was there all the time")
+            }
             Self::FromTheFuture { version } => {
                 write!(formatter, "version {version} before it was sent: the harness is wrong")
             }
             Self::TooOld { version, lag, bound } => {
                 let (lag, bound) = (millis(*lag), millis(*bound));
-                write!(formatter, "version {version}, superseded {lag} before the read began; allowed are {bound}")
+                write!(
+                    formatter,
+                    "version {version}, superseded {lag} before the read began; allowed are {bound}"
+                )
             }
             Self::Backwards { version, seen } => {
                 write!(formatter, "version {version}, after this client had seen {seen}")
@@ -182,7 +187,12 @@ mod tests {
         Answer::Value(text.as_bytes().to_owned())
     }
 
-    fn read(history: &KeyHistory, answer: Answer, began: u64, seen: u64) -> Result<Verdict, Breach> {
+    fn read(
+        history: &KeyHistory,
+        answer: Answer,
+        began: u64,
+        seen: u64,
+    ) -> Result<Verdict, Breach> {
         read_as("hit", history, answer, began, seen)
     }
 
@@ -193,7 +203,8 @@ mod tests {
         began: u64,
         seen: u64,
     ) -> Result<Verdict, Breach> {
-        let read = Read { began: ms(began), ended: ms(began + 1), answer, outcome, demand: Demand::Usual };
+        let read =
+            Read { began: ms(began), ended: ms(began + 1), answer, outcome, demand: Demand::Usual };
         judge(history, &read, seen, |_, _| BOUND)
     }
 
@@ -225,7 +236,10 @@ mod tests {
         assert!(read(&history, value(&first.text), 9000, 0).is_ok());
         assert!(read(&history, value(&doubtful.text), 9000, 0).is_ok());
         write(&mut history, Effect::Value, 10_000, 10_010);
-        assert!(matches!(read(&history, value(&doubtful.text), 11_000, 0), Err(Breach::TooOld { .. })));
+        assert!(matches!(
+            read(&history, value(&doubtful.text), 11_000, 0),
+            Err(Breach::TooOld { .. })
+        ));
     }
 
     #[test]
@@ -242,7 +256,9 @@ mod tests {
         let gone = write(&mut history, Effect::Absence, 1000, 1010);
         write(&mut history, Effect::Value, 1020, 1030);
         let gone_again = write(&mut history, Effect::Absence, 1040, 1050);
-        let version = |began, seen| read(&history, Answer::Absent, began, seen).map(|verdict| verdict.version);
+        let version = |began, seen| {
+            read(&history, Answer::Absent, began, seen).map(|verdict| verdict.version)
+        };
         assert_eq!(version(1060, 0), Ok(gone.version));
         assert_eq!(version(1060, gone.version + 1), Ok(gone_again.version));
         assert_eq!(version(2000, 0), Ok(gone_again.version));
@@ -270,7 +286,10 @@ mod tests {
         let (mut history, _) = written();
         let expiring = write(&mut history, Effect::Expiring(ms(500)), 1000, 1010);
         assert!(read(&history, value(&expiring.text), 1600, 0).is_ok());
-        assert!(matches!(read(&history, value(&expiring.text), 1700, 0), Err(Breach::TooOld { .. })));
+        assert!(matches!(
+            read(&history, value(&expiring.text), 1700, 0),
+            Err(Breach::TooOld { .. })
+        ));
         assert!(matches!(read(&history, Answer::Absent, 1400, 0), Err(Breach::TooOld { .. })));
         assert!(read(&history, Answer::Absent, 1500, 0).is_ok());
     }
@@ -290,7 +309,10 @@ mod tests {
         let expiring = write(&mut history, Effect::Expiring(ms(500)), 1000, 1010);
         let late = history.begin("a test", Effect::Retime(Some(ms(5000))), ms(1505));
         history.done(&late, Found::Nothing, ms(1520));
-        assert!(matches!(read(&history, value(&expiring.text), 1700, 0), Err(Breach::TooOld { .. })));
+        assert!(matches!(
+            read(&history, value(&expiring.text), 1700, 0),
+            Err(Breach::TooOld { .. })
+        ));
         assert!(read(&history, Answer::Absent, 9000, 0).is_ok());
     }
 
@@ -317,7 +339,10 @@ mod tests {
         let (mut history, _) = written();
         let later = write(&mut history, Effect::Value, 1000, 1010);
         let version = later.version;
-        assert_eq!(read(&history, value(&later.text), 500, 0), Err(Breach::FromTheFuture { version }));
+        assert_eq!(
+            read(&history, value(&later.text), 500, 0),
+            Err(Breach::FromTheFuture { version })
+        );
     }
 
     #[test]

@@ -59,7 +59,9 @@ pub(super) fn read(world: &World, address: SocketAddr, number: usize) -> Tally {
                 client = connect();
             }
             Err(error) => {
-                world.violation(format!("key/{key}: the proxy's connection to a client broke: {error}"));
+                world.violation(format!(
+                    "key/{key}: the proxy's connection to a client broke: {error}"
+                ));
                 client = connect();
             }
         }
@@ -71,7 +73,12 @@ pub(super) fn read(world: &World, address: SocketAddr, number: usize) -> Tally {
 /// wherever it was asked, so what one proxy has told, no other may be behind.
 pub(super) fn wander(world: &World, addresses: &[SocketAddr]) -> Tally {
     let mut random = world.random("wanderer");
-    let mut reader = Reader { world, thread: "the wanderer".to_owned(), seen: vec![0; KEYS], tally: Tally::default() };
+    let mut reader = Reader {
+        world,
+        thread: "the wanderer".to_owned(),
+        seen: vec![0; KEYS],
+        tally: Tally::default(),
+    };
     let mut clients: Vec<_> = addresses.iter().map(|address| Client::connect(*address)).collect();
     let mut pace = Pace::every(GAP);
     while world.is_read() {
@@ -82,7 +89,9 @@ pub(super) fn wander(world: &World, addresses: &[SocketAddr]) -> Tally {
         match clients[number].try_read_response() {
             Ok(response) => reader.take(key, began, Demand::Current, response),
             Err(error) => {
-                world.violation(format!("key/{key}: the proxy's connection to a client broke: {error}"));
+                world.violation(format!(
+                    "key/{key}: the proxy's connection to a client broke: {error}"
+                ));
                 clients[number] = Client::connect(addresses[number]);
             }
         }
@@ -95,7 +104,8 @@ fn question(key: &str, demand: Demand) -> Vec<u8> {
         Demand::Usual => request(key),
         Demand::Current => {
             let path = key_path(key.as_bytes());
-            format!("GET {path} HTTP/1.1\r\nHost: x\r\nCache-Control: no-cache\r\n\r\n").into_bytes()
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\nCache-Control: no-cache\r\n\r\n")
+                .into_bytes()
         }
     }
 }
@@ -114,7 +124,12 @@ impl Reader<'_> {
         let outcome = outcome(&response);
         self.tally.reads += 1;
         self.tally.current += u64::from(demand == Demand::Current);
-        self.tally.suffered(self.world, "http", (began, ended), [200, 404].contains(&response.status));
+        self.tally.suffered(
+            self.world,
+            "http",
+            (began, ended),
+            [200, 404].contains(&response.status),
+        );
         let answer = match response.status {
             200 => Answer::Value(response.body),
             404 => Answer::Absent,
@@ -128,7 +143,9 @@ impl Reader<'_> {
                 self.seen[key] = verdict.version;
                 self.tally.count(self.world, &verdict, began);
             }
-            Err(breach) => self.world.violation(tell(self.world, &self.thread, key, &read, &breach)),
+            Err(breach) => {
+                self.world.violation(tell(self.world, &self.thread, key, &read, &breach))
+            }
         }
     }
 
@@ -139,17 +156,21 @@ impl Reader<'_> {
         let is_peace = || self.world.weather.is_peace(began, ended);
         if ![502, 503, 504].contains(&status) || is_peace() && second_look(is_peace) {
             let (began, body) = (millis(began), String::from_utf8_lossy(&response.body));
-            self.world.violation(format!("key/{key}: status {status} at {began}, with no fault in force: {body}"));
+            self.world.violation(format!(
+                "key/{key}: status {status} at {began}, with no fault in force: {body}"
+            ));
         }
     }
 
     /// A stale value needs a setting that allows it and a Redis that is gone.
     fn check_stale(&self, key: usize, read: &Read) {
         let weather = &self.world.weather;
-        let is_wrong = || read.demand == Demand::Current || !weather.may_be_stale(read.began, read.ended);
+        let is_wrong =
+            || read.demand == Demand::Current || !weather.may_be_stale(read.began, read.ended);
         if read.outcome == STALE && is_wrong() && second_look(is_wrong) {
             let (began, around) = (millis(read.began), weather.tell(read.began, read.ended));
-            self.world.violation(format!("key/{key}: a stale value at {began}, in force: {around}"));
+            self.world
+                .violation(format!("key/{key}: a stale value at {began}, in force: {around}"));
         }
     }
 }
@@ -159,7 +180,12 @@ pub(super) fn second_look(is_wrong: impl Fn() -> bool) -> bool {
     is_wrong()
 }
 
-pub(super) fn verdict(world: &World, key: usize, read: &Read, seen: u64) -> Result<Verdict, Breach> {
+pub(super) fn verdict(
+    world: &World,
+    key: usize,
+    read: &Read,
+    seen: u64,
+) -> Result<Verdict, Breach> {
     let bound = |from, to| match read.demand {
         Demand::Usual => world.weather.bound(from, to),
         Demand::Current => world.weather.bound_of_current(read.began, read.ended),
@@ -188,14 +214,22 @@ pub(super) fn read_straight(world: &World) {
             continue;
         }
         match cmd("GET").arg(format!("{{soak}}key/{key}")).query::<Option<Vec<u8>>>(connection) {
-            Ok(value) => check_straight(world, key, began, value.map_or(Answer::Absent, Answer::Value)),
+            Ok(value) => {
+                check_straight(world, key, began, value.map_or(Answer::Absent, Answer::Value))
+            }
             Err(error) => door.close(&error),
         }
     }
 }
 
 pub(super) fn check_straight(world: &World, key: usize, began: Moment, answer: Answer) {
-    let read = Read { began, ended: world.clock.now(), answer, outcome: "straight", demand: Demand::Current };
+    let read = Read {
+        began,
+        ended: world.clock.now(),
+        answer,
+        outcome: "straight",
+        demand: Demand::Current,
+    };
     let verdict = judge(&world.keys[key].lock().unwrap(), &read, 0, |_, _| Duration::ZERO);
     if let Err(breach) = verdict {
         let told = tell(world, "the harness, from Redis itself,", key, &read, &breach);
@@ -224,7 +258,12 @@ pub(super) fn tell(world: &World, who: &str, key: usize, read: &Read, breach: &B
 /// What the proxy says it did.
 fn outcome(response: &Response) -> &'static str {
     let status = response.header("cache-status").unwrap_or_default();
-    let words = [("detail=absent", "absent"), ("; hit", "hit"), ("collapsed", "coalesced"), ("fwd=miss", "miss")];
+    let words = [
+        ("detail=absent", "absent"),
+        ("; hit", "hit"),
+        ("collapsed", "coalesced"),
+        ("fwd=miss", "miss"),
+    ];
     // What was fetched just now may be stale at once, with a lifetime of zero.
     if status.contains("; hit") && status.contains("ttl=-") {
         return STALE;

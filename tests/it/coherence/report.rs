@@ -94,7 +94,8 @@ impl Tally {
         answered: bool,
     ) {
         let weather = &world.weather;
-        let faults = [&weather.trouble, &weather.changes].map(|spells| spells.between(began, ended));
+        let faults =
+            [&weather.trouble, &weather.changes].map(|spells| spells.between(began, ended));
         let Some(fault) = faults.iter().flatten().next().copied() else { return };
         let suffering = self.suffering.entry((fault, front_end)).or_default();
         *if answered { &mut suffering.answered } else { &mut suffering.refused } += 1;
@@ -160,15 +161,33 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn text(&self) -> String {
         let tally = &self.tally;
-        let from_memory: u64 = ["hit", "absent", "stale"].iter().filter_map(|name| tally.outcomes.get(name)).sum();
+        let from_memory: u64 =
+            ["hit", "absent", "stale"].iter().filter_map(|name| tally.outcomes.get(name)).sum();
         let mut text = String::new();
         let (seconds, violations) = (self.took.as_secs(), self.violations.len());
-        _ = writeln!(text, "soak of {seconds} s on {}, SEED={}: {} violations", self.server, self.seed, violations);
+        _ = writeln!(
+            text,
+            "soak of {seconds} s on {}, SEED={}: {} violations",
+            self.server, self.seed, violations
+        );
         let outcomes = list(&tally.outcomes);
-        _ = writeln!(text, "  reads       {}, {} of them current: {outcomes}", tally.reads, tally.current);
-        _ = writeln!(text, "  no answers  {} refused, {} not waited for", tally.no_answers, tally.given_up);
-        _ = writeln!(text, "  hit ratio   {} %", (from_memory * 100).checked_div(tally.reads).unwrap_or(0));
-        let (writes, unacknowledged, foreign) = (self.writes, self.unacknowledged, self.foreign_writes);
+        _ = writeln!(
+            text,
+            "  reads       {}, {} of them current: {outcomes}",
+            tally.reads, tally.current
+        );
+        _ = writeln!(
+            text,
+            "  no answers  {} refused, {} not waited for",
+            tally.no_answers, tally.given_up
+        );
+        _ = writeln!(
+            text,
+            "  hit ratio   {} %",
+            (from_memory * 100).checked_div(tally.reads).unwrap_or(0)
+        );
+        let (writes, unacknowledged, foreign) =
+            (self.writes, self.unacknowledged, self.foreign_writes);
         _ = writeln!(
             text,
             "  writes      {writes}, {unacknowledged} never acknowledged; {foreign} to another database"
@@ -185,9 +204,14 @@ impl Report {
         _ = writeln!(text, "  footprint   {}", self.footprint.text());
         for (name, lags) in [("in peace", &tally.peace), ("in trouble", &tally.trouble)] {
             let (worst, p999) = (millis(lags.worst), lags.p999());
-            _ = writeln!(text, "  staleness   {name}: worst {worst}, 99.9 % of reads at most {} ms", p999 + 1);
+            _ = writeln!(
+                text,
+                "  staleness   {name}: worst {worst}, 99.9 % of reads at most {} ms",
+                p999 + 1
+            );
         }
-        let figures: Vec<_> = self.figures.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let figures: Vec<_> =
+            self.figures.iter().map(|(name, value)| format!("{name} {value}")).collect();
         _ = writeln!(text, "  the proxy   {}", figures.join(", "));
         for violation in self.violations.iter().take(MOST_TOLD) {
             _ = writeln!(text, "\n{violation}");
@@ -201,7 +225,8 @@ impl Report {
     /// A table: of each fault how often it was, what part of what was asked meanwhile was refused and the longest that anybody
     /// waited, over HTTP and as a Redis client, and how long after its end all was well.
     fn tell_of_faults(&self, text: &mut String) {
-        let head = ["times", "refused", "longest", "well again", "refused", "longest", "well again"];
+        let head =
+            ["times", "refused", "longest", "well again", "refused", "longest", "well again"];
         let [times, rest @ ..] = head;
         _ = writeln!(text, "    {:<22}{:>6}{:>36}{:>36}", "", "", "over HTTP", "as a Redis client");
         _ = write!(text, "    {:<22}{times:>6}", "");
@@ -211,10 +236,20 @@ impl Report {
         _ = writeln!(text);
         for (name, recoveries) in &self.faults {
             _ = write!(text, "    {name:<22}{:>6}", recoveries.len());
-            let worst = |took: fn(&Recovery) -> Duration| recoveries.iter().map(took).max().unwrap_or_default();
-            for (front_end, worst) in [("http", worst(|one| one.http)), ("resp", worst(|one| one.resp))] {
+            let worst = |took: fn(&Recovery) -> Duration| {
+                recoveries.iter().map(took).max().unwrap_or_default()
+            };
+            for (front_end, worst) in
+                [("http", worst(|one| one.http)), ("resp", worst(|one| one.resp))]
+            {
                 let (refused, longest) = self.suffered(name, front_end);
-                _ = write!(text, "{:>10} %{:>9} ms{:>9} ms", refused, longest.as_millis(), worst.as_millis());
+                _ = write!(
+                    text,
+                    "{:>10} %{:>9} ms{:>9} ms",
+                    refused,
+                    longest.as_millis(),
+                    worst.as_millis()
+                );
             }
             _ = writeln!(text);
         }
@@ -222,7 +257,9 @@ impl Report {
 
     /// The part that was refused, in percent, and the longest that anybody waited.
     fn suffered(&self, fault: &'static str, front_end: &'static str) -> (u64, Duration) {
-        let Some(seen) = self.tally.suffering.get(&(fault, front_end)) else { return (0, Duration::ZERO) };
+        let Some(seen) = self.tally.suffering.get(&(fault, front_end)) else {
+            return (0, Duration::ZERO);
+        };
         let asked = seen.refused + seen.answered;
         ((seen.refused * 100).div_ceil(asked.max(1)), seen.longest)
     }

@@ -43,10 +43,12 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn run(&self) -> Report {
-        let mut cluster = RedisCluster::start(SHARDS, SHARDS, &["--cluster-require-full-coverage", "no"]);
+        let mut cluster =
+            RedisCluster::start(SHARDS, SHARDS, &["--cluster-require-full-coverage", "no"]);
         let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
         let waits = "redis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\ndaemon.worker_threads = 2\n";
-        let proxy = Proxy::start(&format!("{listen}{waits}{}{}", cluster.settings(), self.coherence));
+        let proxy =
+            Proxy::start(&format!("{listen}{waits}{}{}", cluster.settings(), self.coherence));
         self.expected_log.iter().for_each(|part| proxy.expect_log(part));
         await_ready(&proxy);
         let slot = cluster.slot(KEY);
@@ -60,7 +62,14 @@ impl Plan {
             start(scope, &world, |world| look_for_gaps(world, &proxy, &longest_gap));
             let writers = start_writers(scope, &world);
             let primaries = std::array::from_fn(|shard| shard);
-            let mut changes = Changes { world: &world, cluster: &mut cluster, proxy: &proxy, slot, owner, primaries };
+            let mut changes = Changes {
+                world: &world,
+                cluster: &mut cluster,
+                proxy: &proxy,
+                slot,
+                owner,
+                primaries,
+            };
             let faults = changes.go_on(self.duration);
             let owner = changes.owner;
             world.stop_writing();
@@ -71,7 +80,12 @@ impl Plan {
         });
         let mut figures = figures(from_ref(&proxy));
         figures.push(gap(&longest_gap));
-        let report = world.report(version(&cluster.nodes[owner]), (tally, faults), Footprint::default(), figures);
+        let report = world.report(
+            version(&cluster.nodes[owner]),
+            (tally, faults),
+            Footprint::default(),
+            figures,
+        );
         proxy.finish();
         report
     }
@@ -109,7 +123,10 @@ impl Changes<'_> {
     }
 
     fn shard(&self) -> usize {
-        self.primaries.iter().position(|primary| *primary == self.owner).expect("the owner is a primary")
+        self.primaries
+            .iter()
+            .position(|primary| *primary == self.owner)
+            .expect("the owner is a primary")
     }
 
     /// To the primary that is so many behind this one.
@@ -130,7 +147,8 @@ impl Changes<'_> {
         let (weather, clock) = (&self.world.weather, &self.world.clock);
         weather.trouble.begin(kind, clock.now());
         let alone = self.world.all.write().unwrap();
-        let copied: u64 = try_ask(&self.cluster.nodes[before], &["WAIT", "1", "5000"]).expect("WAIT");
+        let copied: u64 =
+            try_ask(&self.cluster.nodes[before], &["WAIT", "1", "5000"]).expect("WAIT");
         assert_eq!(copied, 1, "the replica has not got everything");
         weather.failovers.begin(kind, clock.now());
         if kind == KILL {
@@ -140,8 +158,10 @@ impl Changes<'_> {
             self.cluster.fail_over_to(replica);
         }
         // It serves the slot a moment after it says that it is a primary.
-        let is_served =
-            || matches!(try_ask(&self.cluster.nodes[replica], &["EXISTS", KEY]), Ok(Value::Int(_))).then_some(());
+        let is_served = || {
+            matches!(try_ask(&self.cluster.nodes[replica], &["EXISTS", KEY]), Ok(Value::Int(_)))
+                .then_some(())
+        };
         assert!(within(COPIED, is_served).is_some(), "nobody serves the slot");
         (self.owner, self.primaries[shard]) = (replica, replica);
         self.world.move_to(self.cluster.nodes[replica].socket());
@@ -153,7 +173,8 @@ impl Changes<'_> {
             self.cluster.nodes[before].restart();
         }
         let copied = || {
-            let told: String = try_ask(&self.cluster.nodes[before], &["INFO", "replication"]).ok()?;
+            let told: String =
+                try_ask(&self.cluster.nodes[before], &["INFO", "replication"]).ok()?;
             told.contains("master_link_status:up").then_some(())
         };
         assert!(within(COPIED, copied).is_some(), "the primary of before has no copy");
@@ -166,7 +187,10 @@ impl Changes<'_> {
         let over = Instant::now();
         let is_read = || [200, 404].contains(&read(self.proxy, KEY).status).then_some(());
         if within(READY, is_read).is_none() {
-            self.world.violation(format!("no answer {READY:?} after a change: {}", read(self.proxy, KEY).status));
+            self.world.violation(format!(
+                "no answer {READY:?} after a change: {}",
+                read(self.proxy, KEY).status
+            ));
         }
         let http = over.elapsed();
         if within(READY, || answers_clients(self.proxy).then_some(())).is_none() {

@@ -64,12 +64,15 @@ impl Plan {
 
     pub(super) fn run(&self) -> Report {
         let mut redis = RedisServer::builder().arguments(&KEEP_DATA).start();
-        let relays: Vec<_> = self.proxies.iter().map(|_| Relay::to_socket(redis.socket())).collect();
-        let config =
-            |number: usize, capacity, grace: &str| Self::config(self.proxies[number], &relays[number], capacity, grace);
+        let relays: Vec<_> =
+            self.proxies.iter().map(|_| Relay::to_socket(redis.socket())).collect();
+        let config = |number: usize, capacity, grace: &str| {
+            Self::config(self.proxies[number], &relays[number], capacity, grace)
+        };
         let start_proxy = |number| {
-            let proxy =
-                Proxy::builder(&config(number, CAPACITY, NO_GRACE)).environment(SMALL_PAGES.0, SMALL_PAGES.1).start();
+            let proxy = Proxy::builder(&config(number, CAPACITY, NO_GRACE))
+                .environment(SMALL_PAGES.0, SMALL_PAGES.1)
+                .start();
             await_ready(&proxy);
             self.expected_log.iter().for_each(|part| proxy.expect_log(part));
             proxy
@@ -125,7 +128,8 @@ pub(super) fn start_writers<'scope, 'world: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     world: &'world World,
 ) -> Vec<ScopedJoinHandle<'scope, ()>> {
-    let writers = (0..WRITERS).map(|number| start(scope, world, move |world| writers::write(world, number)));
+    let writers =
+        (0..WRITERS).map(|number| start(scope, world, move |world| writers::write(world, number)));
     let mut all: Vec<_> = writers.collect();
     all.push(start(scope, world, writers::flush));
     all.push(start(scope, world, writers::write_elsewhere));
@@ -166,12 +170,18 @@ pub(super) fn start_readers<'scope, 'world: 'scope>(
 
 /// What is still taken once no more is than `before`, or when it is too late for that.
 fn given_back(proxies: &[Proxy], before: Held) -> Held {
-    let clients = |proxy, front_end| metric(proxy, &format!("connections{{front_end=\"{front_end}\"}}"));
-    let are_alone = || proxies.iter().all(|proxy| clients(proxy, "http") + clients(proxy, "resp") < 1.0);
+    let clients =
+        |proxy, front_end| metric(proxy, &format!("connections{{front_end=\"{front_end}\"}}"));
+    let are_alone =
+        || proxies.iter().all(|proxy| clients(proxy, "http") + clients(proxy, "resp") < 1.0);
     within(GIVEN_BACK, || (are_alone() && Held::by(proxies).is_within(before)).then_some(()));
     let after = Held::by(proxies);
     // Who is still connected is too many, whatever else went meanwhile.
-    if are_alone() { after } else { Held { descriptors: after.descriptors.max(before.descriptors + 1), ..after } }
+    if are_alone() {
+        after
+    } else {
+        Held { descriptors: after.descriptors.max(before.descriptors + 1), ..after }
+    }
 }
 
 pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
@@ -188,17 +198,27 @@ pub(super) fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
 
 /// As the server tells it; a fork has a version of its own beside that of the Redis it stands for.
 pub(super) fn version(redis: &RedisServer) -> String {
-    let told: String =
-        cmd("INFO").arg("server").query(&mut redis.connection()).expect("redis-server tells its version");
-    let find = |name| told.lines().find(|line| line.starts_with(name)).map(|line| line.replacen("_version:", " ", 1));
+    let told: String = cmd("INFO")
+        .arg("server")
+        .query(&mut redis.connection())
+        .expect("redis-server tells its version");
+    let find = |name| {
+        told.lines()
+            .find(|line| line.starts_with(name))
+            .map(|line| line.replacen("_version:", " ", 1))
+    };
     find("valkey_version:").or_else(|| find("redis_version:")).unwrap_or_default()
 }
 
 /// Of all proxies together.
 pub(super) fn figures(proxies: &[Proxy]) -> Vec<(&'static str, f64)> {
     let metrics: Vec<_> = proxies.iter().map(Proxy::metrics).collect();
-    let sum =
-        |series: &str| metrics.iter().map(|of_one| of_one.value(&format!("redis_proxy_{series}"))).sum::<Option<f64>>();
+    let sum = |series: &str| {
+        metrics
+            .iter()
+            .map(|of_one| of_one.value(&format!("redis_proxy_{series}")))
+            .sum::<Option<f64>>()
+    };
     let value = |(name, series): &(_, &str)| Some((*name, sum(series)?));
     FIGURES.iter().filter_map(value).collect()
 }

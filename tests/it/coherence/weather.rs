@@ -59,7 +59,8 @@ impl Spells {
     /// What there was between two moments, the latest first.
     pub(super) fn between(&self, from: Moment, to: Moment) -> Vec<&'static str> {
         let spells = self.0.lock().unwrap();
-        let overlap = |spell: &&Spell| spell.from <= to && spell.until.is_none_or(|until| until >= from);
+        let overlap =
+            |spell: &&Spell| spell.from <= to && spell.until.is_none_or(|until| until >= from);
         spells.iter().rev().filter(overlap).map(|spell| spell.name).collect()
     }
 
@@ -93,7 +94,11 @@ impl Weather {
     /// How old what is current may be for a read between these moments: nothing at all, but in a failover, of which the
     /// proxy learns when it is told.
     pub(super) fn bound_of_current(&self, began: Moment, ended: Moment) -> Duration {
-        if self.failovers.between(began, ended).is_empty() { Duration::ZERO } else { BOUND_IN_PEACE }
+        if self.failovers.between(began, ended).is_empty() {
+            Duration::ZERO
+        } else {
+            BOUND_IN_PEACE
+        }
     }
 
     /// Whether a read between these moments may get what is past its time: where that is allowed, and Redis gone.

@@ -80,7 +80,9 @@ impl World {
 
     /// The generator of one thread.
     pub(super) fn random(&self, thread: &str) -> StdRng {
-        let name = thread.bytes().fold(0_u64, |name, byte| name.wrapping_mul(257).wrapping_add(byte.into()));
+        let name = thread
+            .bytes()
+            .fold(0_u64, |name, byte| name.wrapping_mul(257).wrapping_add(byte.into()));
         StdRng::seed_from_u64(self.seed ^ name.rotate_left(32))
     }
 

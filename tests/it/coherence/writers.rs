@@ -71,8 +71,13 @@ const TO_ANY: [Operation; 16] = [
 const TO_A_VALUE: [Operation; 4] =
     [Operation::SetRange, Operation::Expire, Operation::ExpireSoon, Operation::GetExpiring];
 /// And to a value that ends by itself.
-const TO_AN_EXPIRING_VALUE: [Operation; 5] =
-    [Operation::Persist, Operation::GetPersistent, Operation::Expire, Operation::ExpireSoon, Operation::GetExpiring];
+const TO_AN_EXPIRING_VALUE: [Operation; 5] = [
+    Operation::Persist,
+    Operation::GetPersistent,
+    Operation::Expire,
+    Operation::ExpireSoon,
+    Operation::GetExpiring,
+];
 
 impl Operation {
     fn choose(random: &mut StdRng, known: Known) -> Self {
@@ -114,9 +119,13 @@ impl Operation {
         match self {
             Self::Set | Self::RenameOnto | Self::Copy | Self::Restore => vec![Effect::Value],
             Self::SetExpiring | Self::RestoreExpiring => vec![Effect::Expiring(life)],
-            Self::Delete | Self::Unlink | Self::GetAndDelete | Self::RenameAway => vec![Effect::Absence],
+            Self::Delete | Self::Unlink | Self::GetAndDelete | Self::RenameAway => {
+                vec![Effect::Absence]
+            }
             Self::SetMany => vec![Effect::Value; TOGETHER],
-            Self::Transaction | Self::Script => vec![Effect::Value, Effect::Absence, Effect::Expiring(life)],
+            Self::Transaction | Self::Script => {
+                vec![Effect::Value, Effect::Absence, Effect::Expiring(life)]
+            }
             Self::Expire => vec![Effect::Retime(Some(Duration::from_secs(1)))],
             Self::ExpireSoon | Self::GetExpiring => vec![Effect::Retime(Some(life))],
             Self::Persist | Self::GetPersistent => vec![Effect::Retime(None)],
@@ -139,7 +148,9 @@ pub(super) fn write(world: &World, number: usize) {
             continue;
         };
         let first = random.random_range(0..KEYS / WRITERS);
-        let numbers = (0..TOGETHER).map(|next| (first + next) % (KEYS / WRITERS) * WRITERS + number).collect();
+        let numbers = (0..TOGETHER)
+            .map(|next| (first + next) % (KEYS / WRITERS) * WRITERS + number)
+            .collect();
         let write = Write::begin(world, numbers, &mut random);
         let outcome = perform(connection, write.operation, &write.begun, &thread);
         write.end(world, &outcome);
@@ -184,17 +195,27 @@ impl Write {
 }
 
 /// Runs the command. `own` is a name that no other thread uses, for values on their way to their key.
-fn perform(connection: &mut Connection, operation: Operation, begun: &[Begun], own: &str) -> RedisResult<Found> {
+fn perform(
+    connection: &mut Connection,
+    operation: Operation,
+    begun: &[Begun],
+    own: &str,
+) -> RedisResult<Found> {
     let one = &begun[0];
     let (key, text, life) = (&one.key, &one.text, milliseconds(one));
     let mut prepare = || cmd("SET").arg(own).arg(text).exec(connection);
     match operation {
-        Operation::RenameOnto | Operation::Copy | Operation::Restore | Operation::RestoreExpiring => prepare()?,
+        Operation::RenameOnto
+        | Operation::Copy
+        | Operation::Restore
+        | Operation::RestoreExpiring => prepare()?,
         _ => {}
     }
     match operation {
         Operation::Set => done(cmd("SET").arg(key).arg(text), connection),
-        Operation::SetExpiring => done(cmd("SET").arg(key).arg(text).arg("PX").arg(life), connection),
+        Operation::SetExpiring => {
+            done(cmd("SET").arg(key).arg(text).arg("PX").arg(life), connection)
+        }
         Operation::Delete => done(cmd("DEL").arg(key), connection),
         Operation::Unlink => done(cmd("UNLINK").arg(key), connection),
         Operation::GetAndDelete => done(cmd("GETDEL").arg(key), connection),
@@ -270,7 +291,8 @@ pub(super) fn flush(world: &World) {
     let mut door = Door::to(world, 0);
     while world.is_written() {
         world.wait(Duration::from_millis(random.random_range(1500..5000)));
-        let words: &[&str] = [["FLUSHALL"].as_slice(), &["FLUSHALL", "ASYNC"], &["FLUSHDB"]][random.random_range(0..3)];
+        let words: &[&str] = [["FLUSHALL"].as_slice(), &["FLUSHALL", "ASYNC"], &["FLUSHDB"]]
+            [random.random_range(0..3)];
         let _alone = world.all.write().unwrap();
         let Some(connection) = door.open() else {
             continue;

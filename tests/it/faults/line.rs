@@ -31,7 +31,9 @@ fn a_half_open_line_holds_up_new_clients_no_longer_than_the_response_timeout() {
     let (http, resp) = (stage.over_http("cold"), ask(&mut client, "GET cold"));
     let longest = std::time::Duration::from_millis(800) * 2 + AT_ONCE;
     assert!(http.1 < longest && resp.1 < longest, "{http:?} {resp:?}");
-    eventually("the change is known over HTTP", || (stage.over_http("hot").0 == "200 other").then_some(()));
+    eventually("the change is known over HTTP", || {
+        (stage.over_http("hot").0 == "200 other").then_some(())
+    });
     assert_eq!(stage.as_client("GET hot").0, "$5\\r\\nother\\r\\n");
     let took = stage.assert_well();
     eprintln!("half open: over HTTP {http:?}, as a client {resp:?}, well again after {took:?}");

@@ -40,7 +40,9 @@ fn a_full_disk_for_the_log_costs_its_lines_and_nothing_else() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", full);
     serves_reloads_and_reconnects(&mut redis, &proxy);
-    eventually("the lines are counted", || (proxy.metric(DROPPED) >= f64::from(RELOADS)).then_some(()));
+    eventually("the lines are counted", || {
+        (proxy.metric(DROPPED) >= f64::from(RELOADS)).then_some(())
+    });
     assert_eq!(proxy.end(), Some(0));
 }
 
@@ -49,15 +51,20 @@ fn a_disk_that_is_full_costs_lines_until_there_is_room_again() {
     let Some(disk) = Volume::new(64) else { return };
     let (log, filler) = (disk.path("log"), disk.path("filler"));
     let mut redis = RedisServer::start();
-    let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", appending_to(&log));
-    eventually("the first lines", || fs::read_to_string(&log).unwrap().contains("listening").then_some(()));
+    let proxy =
+        Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", appending_to(&log));
+    eventually("the first lines", || {
+        fs::read_to_string(&log).unwrap().contains("listening").then_some(())
+    });
     // The log's own last page too.
     for file in [&filler, &log] {
         fill_disk(file);
     }
     let before = fs::metadata(&log).unwrap().len();
     serves_reloads_and_reconnects(&mut redis, &proxy);
-    eventually("the lines are counted", || (proxy.metric(DROPPED) >= f64::from(RELOADS)).then_some(()));
+    eventually("the lines are counted", || {
+        (proxy.metric(DROPPED) >= f64::from(RELOADS)).then_some(())
+    });
     assert_eq!(fs::metadata(&log).unwrap().len(), before, "the disk was not full");
 
     fs::remove_file(&filler).unwrap();
@@ -65,10 +72,16 @@ fn a_disk_that_is_full_costs_lines_until_there_is_room_again() {
     let (dropped, written) = (proxy.metric(DROPPED), said());
     for number in 1..=RELOADS {
         proxy.signal(Signal::HUP);
-        eventually("a reload", || (proxy.metric(RELOADED) >= f64::from(RELOADS + number)).then_some(()));
+        eventually("a reload", || {
+            (proxy.metric(RELOADED) >= f64::from(RELOADS + number)).then_some(())
+        });
     }
     eventually("their lines", || (said() == written + RELOADS as usize).then_some(()));
-    assert_eq!(proxy.metric(DROPPED).to_string(), dropped.to_string(), "lines were dropped although there was room");
+    assert_eq!(
+        proxy.metric(DROPPED).to_string(),
+        dropped.to_string(),
+        "lines were dropped although there was room"
+    );
     assert_eq!(proxy.end(), Some(0));
 }
 
@@ -117,7 +130,9 @@ fn serves_reloads_and_reconnects(redis: &mut RedisServer, proxy: &Unheard) {
     }
     redis.restart();
     redis.command(&["SET", "key", "after"]);
-    eventually("the new value", || (http::get(proxy.http(), "/keys/key").body == b"after").then_some(()));
+    eventually("the new value", || {
+        (http::get(proxy.http(), "/keys/key").body == b"after").then_some(())
+    });
     assert_eq!(Wire::connect(proxy.resp()).told(&["GET", "key"]), "$5\\r\\nafter\\r\\n");
 }
 

@@ -77,8 +77,14 @@ fn a_default_that_the_system_has_no_descriptors_for_is_lowered_without_a_warning
     let start = |more: &str| {
         let config = config(&redis.url(), &format!("resp.listen = \"127.0.0.1:0\"\n{more}"));
         let proxy = Proxy::builder(&config).open_files(OPEN_FILES).start();
-        let limit = |front_end| metric(&proxy, &format!("connections_limit{{front_end=\"{front_end}\"}}"));
-        assert!(limit("http") + 2.0 * limit("resp") < f64::from(OPEN_FILES), "{} {}", limit("http"), limit("resp"));
+        let limit =
+            |front_end| metric(&proxy, &format!("connections_limit{{front_end=\"{front_end}\"}}"));
+        assert!(
+            limit("http") + 2.0 * limit("resp") < f64::from(OPEN_FILES),
+            "{} {}",
+            limit("http"),
+            limit("resp")
+        );
         proxy
     };
     let proxy = start("");
@@ -126,7 +132,9 @@ fn steps_of_the_clock_neither_end_nor_prolong_what_is_kept() {
     let reload = || {
         let before = proxy.metric("config_reloads_total{result=\"success\"}");
         proxy.signal(Signal::HUP);
-        eventually("a reload", || (proxy.metric("config_reloads_total{result=\"success\"}") > before).then_some(()));
+        eventually("a reload", || {
+            (proxy.metric("config_reloads_total{result=\"success\"}") > before).then_some(())
+        });
         proxy.metric(STAMP)
     };
     let now = reload();
@@ -139,8 +147,14 @@ fn steps_of_the_clock_neither_end_nor_prolong_what_is_kept() {
         assert!((told - now - seconds).abs() < 600.0, "the clock was not set: {}", told - now);
         let after = client.get("/keys/key");
         if begun.elapsed() < Duration::from_secs(1) {
-            assert!(after.header("cache-status").is_some_and(|status| status.contains("; hit;")), "{after:?}");
-            assert!(after.header("age").is_some_and(|age| ["0", "1", "2"].contains(&age)), "{after:?}");
+            assert!(
+                after.header("cache-status").is_some_and(|status| status.contains("; hit;")),
+                "{after:?}"
+            );
+            assert!(
+                after.header("age").is_some_and(|age| ["0", "1", "2"].contains(&age)),
+                "{after:?}"
+            );
         }
         assert_eq!(ask(&mut wire, "GET key").0, VALUE);
         eventually("its time is over", || {
@@ -200,11 +214,14 @@ fn a_storm_of_reloads_costs_no_client_anything() {
         goes_on.store(false, Relaxed);
         reader.join().expect("every answer is right")
     });
-    let reloads =
-        eventually("reloads", || Some(lines_that_say(&stage.proxy, "config reloaded")).filter(|&count| count > 0));
+    let reloads = eventually("reloads", || {
+        Some(lines_that_say(&stage.proxy, "config reloaded")).filter(|&count| count > 0)
+    });
     assert!(asked > 0);
     stage.assert_well();
-    eprintln!("{STORM} SIGHUP, {reloads} reloads: {asked} rounds of four answers, the longest {longest:?}");
+    eprintln!(
+        "{STORM} SIGHUP, {reloads} reloads: {asked} rounds of four answers, the longest {longest:?}"
+    );
 }
 
 #[test]

@@ -59,7 +59,10 @@ fn a_redis_that_is_slow_is_waited_for_and_hits_are_not_slowed() {
     stage.relay.delay(DELAY);
     let mut client = stage.connect();
     for _ in 0..3 {
-        assert!(stage.over_http("hot").1 < DELAY && ask(&mut client, "GET hot").1 < DELAY, "hits wait");
+        assert!(
+            stage.over_http("hot").1 < DELAY && ask(&mut client, "GET hot").1 < DELAY,
+            "hits wait"
+        );
     }
     let (http, resp) = (stage.over_http("cold"), ask(&mut client, "SET cold other"));
     assert_eq!((&*http.0, &*resp.0), ("200 value", "+OK\\r\\n"));
@@ -89,8 +92,13 @@ fn a_redis_that_loads_its_data_says_so_and_is_read_when_it_has() {
     // A millisecond for each key, and clients are heard in between.
     let slow = ["--enable-debug-command", "yes", "--key-load-delay", "1000"];
     let heard = ["--loading-process-events-interval-bytes", "1024"];
-    let stage = Stage::before(RedisServer::builder().arguments(&slow).arguments(&heard).start(), LASTING);
-    stage.redis.command(&["EVAL", "for i = 1, 600 do redis.call('SET', i, string.rep('x', 200)) end", "0"]);
+    let stage =
+        Stage::before(RedisServer::builder().arguments(&slow).arguments(&heard).start(), LASTING);
+    stage.redis.command(&[
+        "EVAL",
+        "for i = 1, 600 do redis.call('SET', i, string.rep('x', 200)) end",
+        "0",
+    ]);
     let mut client = stage.connect();
     std::thread::scope(|scope| {
         let loading = scope.spawn(|| stage.redis.command(&["DEBUG", "RELOAD"]));
@@ -103,7 +111,10 @@ fn a_redis_that_loads_its_data_says_so_and_is_read_when_it_has() {
         assert!(is_loading(&ask(&mut client, "GET cold").0));
         let begun = Instant::now();
         loading.join().expect("it has loaded");
-        eprintln!("loading: over HTTP {http:?}, as a client {told:?}, for {:?} more", begun.elapsed());
+        eprintln!(
+            "loading: over HTTP {http:?}, as a client {told:?}, for {:?} more",
+            begun.elapsed()
+        );
     });
     stage.assert_well();
     assert_eq!(stage.over_http("cold").0, "200 value");
@@ -121,7 +132,9 @@ fn a_replica_is_read_and_refuses_writes_in_its_own_words() {
     let port = primary.tcp_address().port().to_string();
     stage.redis.command(&["REPLICAOF", "127.0.0.1", &port]);
     primary.command(&["SET", "hot", "primary"]);
-    eventually("the primary's value over HTTP", || (stage.over_http("hot").0 == "200 primary").then_some(()));
+    eventually("the primary's value over HTTP", || {
+        (stage.over_http("hot").0 == "200 primary").then_some(())
+    });
     let mut client = stage.connect();
     let expected = "$7\\r\\nprimary\\r\\n";
     eventually("and as a client", || (ask(&mut client, "GET hot").0 == expected).then_some(()));
@@ -129,7 +142,9 @@ fn a_replica_is_read_and_refuses_writes_in_its_own_words() {
     assert!(refused.0.starts_with("-READONLY"), "{refused:?}");
     assert_eq!(ask(&mut client, "GET hot").0, expected);
     primary.command(&["SET", "hot", "again"]);
-    eventually("a write to the primary is told", || (stage.over_http("hot").0 == "200 again").then_some(()));
+    eventually("a write to the primary is told", || {
+        (stage.over_http("hot").0 == "200 again").then_some(())
+    });
     stage.redis.command(&["REPLICAOF", "NO", "ONE"]);
     stage.assert_well();
 }
@@ -143,7 +158,8 @@ fn a_redis_that_takes_no_more_clients_says_so_to_everybody() {
     proxy.expect_log(DOWN);
     await_ready(&proxy);
     let mut operator = redis.connection();
-    let mut say = |words: &[&str]| redis::cmd(words[0]).arg(&words[1..]).exec(&mut operator).unwrap();
+    let mut say =
+        |words: &[&str]| redis::cmd(words[0]).arg(&words[1..]).exec(&mut operator).unwrap();
     say(&["CONFIG", "SET", "maxclients", "1"]);
     say(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     eventually("readyz has Redis's reason", || readyz(&proxy).1.contains(FULL).then_some(()));
@@ -190,7 +206,10 @@ fn a_password_that_is_changed_at_run_time_is_taken_from_its_file() {
     eventually("the login is refused", || readyz(&proxy).1.contains("WRONGPASS").then_some(()));
     assert_eq!(read(&proxy, "key").status, 503);
     let refused = ask(&mut connect(), "GET key");
-    assert_at_once(&refused, "-ERR redis-proxy: Redis cannot be asked: Redis refused the login: WRONGPASS");
+    assert_at_once(
+        &refused,
+        "-ERR redis-proxy: Redis cannot be asked: Redis refused the login: WRONGPASS",
+    );
     fs::write(&of_redis, "new").unwrap();
     let begun = Instant::now();
     await_ready(&proxy);
@@ -244,7 +263,8 @@ fn a_name_that_leads_to_another_address_is_looked_up_again_when_the_first_is_los
     let directory = tempfile::tempdir().unwrap();
     let hosts = directory.path().join("hosts");
     // Written over and not replaced, since what is mounted is the file and not its name.
-    let points_at = |address: &str| fs::write(&hosts, format!("{address} redis.example\n")).unwrap();
+    let points_at =
+        |address: &str| fs::write(&hosts, format!("{address} redis.example\n")).unwrap();
     points_at("127.0.0.1");
     let config = resp_config(&format!("redis://redis.example:{port}"), LASTING);
     let proxy = Proxy::builder(&config).hosts(&hosts, &namespace).start();

@@ -59,7 +59,8 @@ impl Stage {
     pub(crate) fn over_http(&self, key: &str) -> (String, Duration) {
         let begun = Instant::now();
         let response = read(&self.proxy, key);
-        let body = if response.status == 200 { format!(" {}", text(&response)) } else { String::new() };
+        let body =
+            if response.status == 200 { format!(" {}", text(&response)) } else { String::new() };
         (format!("{}{body}", response.status), begun.elapsed())
     }
 
@@ -75,7 +76,10 @@ impl Stage {
         let begun = Instant::now();
         let well = within(Duration::from_secs(10), || {
             let written = self.as_client("SET well yes").0 == "+OK\\r\\n";
-            let read = || self.over_http("well").0 == "200 yes" && self.as_client("GET well").0 == "$3\\r\\nyes\\r\\n";
+            let read = || {
+                self.over_http("well").0 == "200 yes"
+                    && self.as_client("GET well").0 == "$3\\r\\nyes\\r\\n"
+            };
             (written && read()).then_some(())
         });
         let took = begun.elapsed();
@@ -89,7 +93,9 @@ impl Stage {
 pub(crate) fn ask(wire: &mut Wire, line: &str) -> (String, Duration) {
     let begun = Instant::now();
     wire.send(words(line));
-    let told = wire.try_answer().map_or_else(|error| format!("{:?}", error.kind()), |answer| show(&answer));
+    let told = wire
+        .try_answer()
+        .map_or_else(|error| format!("{:?}", error.kind()), |answer| show(&answer));
     (told, begun.elapsed())
 }
 
@@ -101,5 +107,8 @@ pub(crate) const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked: 
 /// Sees that an answer begins like this and came at once.
 #[track_caller]
 pub(crate) fn assert_at_once(answer: &(String, Duration), expected: &str) {
-    assert!(answer.0.starts_with(expected) && answer.1 < AT_ONCE, "expected {expected} at once: {answer:?}");
+    assert!(
+        answer.0.starts_with(expected) && answer.1 < AT_ONCE,
+        "expected {expected} at once: {answer:?}"
+    );
 }

@@ -30,15 +30,26 @@ impl Unheard {
     }
 
     /// And with these variables in its environment.
-    pub(super) fn start_with(url: &str, more: &str, stderr: impl Into<Stdio>, variables: &[(&str, &str)]) -> Self {
-        let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+    pub(super) fn start_with(
+        url: &str,
+        more: &str,
+        stderr: impl Into<Stdio>,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let listeners =
+            [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
         let process = launch(url, more, stderr, &listeners, variables);
         Self { process, listeners }
     }
 
     /// Kills it at once, and starts another with the same sockets, as a service manager does; `meanwhile` happens while
     /// there is none.
-    pub(super) fn restart_after_kill<T>(&mut self, url: &str, more: &str, meanwhile: impl Fn(&Self) -> T) -> T {
+    pub(super) fn restart_after_kill<T>(
+        &mut self,
+        url: &str,
+        more: &str,
+        meanwhile: impl Fn(&Self) -> T,
+    ) -> T {
         self.signal(Signal::KILL);
         self.process.0.wait().expect("a child");
         let done = meanwhile(self);
@@ -98,7 +109,8 @@ fn launch(
     let [http, resp, admin] = listeners;
     let config = config(url, &format!("daemon.worker_threads = 1\n{more}"));
     let builder = Proxy::builder(&config);
-    let builder = variables.iter().fold(builder, |builder, (name, value)| builder.environment(name, value));
+    let builder =
+        variables.iter().fold(builder, |builder, (name, value)| builder.environment(name, value));
     let builder = builder.inherit(&[("http", http), ("resp", resp), ("admin", admin)]);
     let (mut command, directory) = builder.into_command();
     let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the proxy starts");

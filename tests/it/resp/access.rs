@@ -93,8 +93,12 @@ fn a_name_of_its_own_is_the_only_one_that_counts() {
 #[test]
 fn a_name_without_a_password_is_refused() {
     let redis = RedisServer::start();
-    let (code, said) = Proxy::builder(&resp_config(&redis.url(), "resp.username = \"app\"")).run_to_end();
-    assert!(code == 78 && said.contains("resp.username: found a name without a password"), "{code} {said}");
+    let (code, said) =
+        Proxy::builder(&resp_config(&redis.url(), "resp.username = \"app\"")).run_to_end();
+    assert!(
+        code == 78 && said.contains("resp.username: found a name without a password"),
+        "{code} {said}"
+    );
 }
 
 const NO_KEY: &str = "-NOPERM No permissions to access a key\r\n";
@@ -103,9 +107,13 @@ const NO_COMMAND: &str = "-NOPERM This user has no permissions to run this comma
 /// A proxy that gives out two kinds of keys, with a secret in its memory.
 fn listed(more: &str) -> (RedisServer, Proxy) {
     let redis = RedisServer::builder().tcp().start();
-    for (key, value) in
-        [("public:a", "for all"), ("public:b", "too"), ("one", "1"), ("secret", "hidden"), ("publi", "x")]
-    {
+    for (key, value) in [
+        ("public:a", "for all"),
+        ("public:b", "too"),
+        ("one", "1"),
+        ("secret", "hidden"),
+        ("publi", "x"),
+    ] {
         redis.command(&["SET", key, value]);
     }
     let settings = format!("{LASTING}\nresp.allow = [\"public:*\", \"one\"]\n{more}");
@@ -289,9 +297,14 @@ fn there_is_no_way_round_the_list() {
     assert_eq!(ask(hidden, 1), "$-1\r\n");
     // Pipelined, between what is allowed: each in its turn.
     let first = "$7\r\nfor all\r\n";
-    let answers =
-        ask("GET public:a\r\nGET secret\r\nMULTI\r\nGET secret\r\nEXEC\r\nPING\r\nGET public:a\r\nGET secret\r\n", 8);
-    assert_eq!(answers, format!("{first}{NO_KEY}{NO_COMMAND}{NO_KEY}{NO_COMMAND}+PONG\r\n{first}{NO_KEY}"));
+    let answers = ask(
+        "GET public:a\r\nGET secret\r\nMULTI\r\nGET secret\r\nEXEC\r\nPING\r\nGET public:a\r\nGET secret\r\n",
+        8,
+    );
+    assert_eq!(
+        answers,
+        format!("{first}{NO_KEY}{NO_COMMAND}{NO_KEY}{NO_COMMAND}+PONG\r\n{first}{NO_KEY}")
+    );
     // Too long to be held, and so to be known.
     let long = "a".repeat(3 << 20);
     for name in ["secret", "public:"] {

@@ -28,7 +28,8 @@ const OTHER_USER: [&str; 8] = ["--user", "other", "on", ">secret", "~k1", "~k2",
 #[test]
 fn random_commands_are_answered_as_by_redis() {
     let ways = Ways::between(|server| server.arguments(&OTHER_USER), LASTING);
-    let commands = compare(&ways, ways.proxy(), ways.through(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS));
+    let commands =
+        compare(&ways, ways.proxy(), ways.through(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS));
     let Some(from_memory) = ways.answered_from_memory() else { return };
     let all = ways.reads(&["hit", "miss", "coalesced", "absent", "stale", "bypass"]).unwrap();
     eprintln!("{commands} commands, {all} reads, {from_memory} of them answered from memory");
@@ -37,7 +38,10 @@ fn random_commands_are_answered_as_by_redis() {
 
 #[test]
 fn they_are_where_redis_tells_nobody_of_changes() {
-    let ways = Ways::between(|server| server.arguments(&OTHER_USER), "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"");
+    let ways = Ways::between(
+        |server| server.arguments(&OTHER_USER),
+        "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"",
+    );
     compare(&ways, ways.proxy(), ways.through(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 5));
     assert!(ways.answered_from_memory().is_none_or(|from_memory| from_memory > 100.0));
 }
@@ -59,7 +63,12 @@ fn bytes_that_come_one_by_one_change_no_answer() {
     await_ready(&proxy);
     let client = Relay::to_socket(&socket);
     client.byte_at_a_time();
-    compare(&ways, Some(&proxy), client.address(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS_BYTE_BY_BYTE));
+    compare(
+        &ways,
+        Some(&proxy),
+        client.address(),
+        number("RESP_SCRIPTS").unwrap_or(SCRIPTS_BYTE_BY_BYTE),
+    );
 }
 
 #[test]
@@ -75,7 +84,12 @@ fn commands_of_one_slot_are_answered_by_a_cluster_as_by_redis() {
     let proxy = Proxy::start(&format!("{listen}{limits}{LASTING}\n{}", cluster.settings()));
     await_ready(&proxy);
     let ends = (alone.nodes[0].tcp_address(), proxy.resp_address());
-    compare_between(ends, Some(&proxy), number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 10), Script::in_one_slot);
+    compare_between(
+        ends,
+        Some(&proxy),
+        number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 10),
+        Script::in_one_slot,
+    );
 }
 
 /// Runs so many scripts both ways; returns how many commands that were.
@@ -131,9 +145,12 @@ impl Pair {
         let expected = answers(&mut self.straight, round);
         let found = answers(&mut self.through, round);
         if found != expected {
-            let index =
-                (0..=expected.len()).find(|&index| expected.get(index) != found.get(index)).unwrap_or(expected.len());
-            let told = |answers: &[Vec<u8>]| answers.get(index).map_or("nothing".to_owned(), |answer| show(answer));
+            let index = (0..=expected.len())
+                .find(|&index| expected.get(index) != found.get(index))
+                .unwrap_or(expected.len());
+            let told = |answers: &[Vec<u8>]| {
+                answers.get(index).map_or("nothing".to_owned(), |answer| show(answer))
+            };
             panic!(
                 "RESP_SEED={seed} RESP_SCRIPTS=1 repeats this\n{}\nanswer {index} of this round is to\n  {}\nexpected {}\nfound    {}",
                 script.text_as_far_as(round),

@@ -57,7 +57,8 @@ fn redis_cli_reads_lines() {
             Wire::connect(address).ask(&["FLUSHALL"]);
             let said = run(cli(address).args(options), script.as_bytes());
             // Of HELLO, the number of the connection.
-            let lines = said.lines().filter(|line| !line.contains("\"id\"") && !line.starts_with("id "));
+            let lines =
+                said.lines().filter(|line| !line.contains("\"id\"") && !line.starts_with("id "));
             lines.map(str::to_owned).collect::<Vec<_>>()
         });
     }
@@ -78,7 +79,9 @@ fn redis_cli_serves_a_person() {
     let ways = Ways::start();
     let shown = ways.same(|address| {
         let mut terminal = python();
-        terminal.arg(script("terminal.py")).args([address.ip().to_string(), address.port().to_string()]);
+        terminal
+            .arg(script("terminal.py"))
+            .args([address.ip().to_string(), address.port().to_string()]);
         let shown = run(terminal.args(typed).args(["SUBSCRIBE-NOT x", "QUIT"]), b"");
         shown.lines().map(str::to_owned).collect::<Vec<_>>()
     });
@@ -89,7 +92,8 @@ fn redis_cli_serves_a_person() {
 fn redis_cli_inserts_in_bulk() {
     const COMMANDS: usize = 100_000;
     let ways = Ways::start();
-    let commands: Vec<_> = (0..COMMANDS).map(|number| format!("SET bulk:{number} value-{number}\r\n")).collect();
+    let commands: Vec<_> =
+        (0..COMMANDS).map(|number| format!("SET bulk:{number} value-{number}\r\n")).collect();
     ways.same(|address| run(cli(address).arg("--pipe"), commands.concat().as_bytes()));
     let found = ways.same(|address| Wire::connect(address).told_line("DBSIZE"));
     assert_eq!(found, format!(":{COMMANDS}\\r\\n"));
@@ -102,7 +106,8 @@ fn redis_benchmark_runs_all_its_tests() {
     for depth in ["1", "16"] {
         let address = ways.through();
         let mut benchmark = Command::new("redis-benchmark");
-        at(&mut benchmark, address).args(["-n", "2000", "-c", "20", "-r", "100", "-P", depth, "--csv"]);
+        at(&mut benchmark, address)
+            .args(["-n", "2000", "-c", "20", "-r", "100", "-P", depth, "--csv"]);
         let said = run(&mut benchmark, b"");
         let tests = said.lines().filter(|line| line.starts_with('"')).count();
         assert!(tests >= 18, "only {tests} lines: {said}");
@@ -122,7 +127,9 @@ fn compare(mut program: Command, name: &str, protocol: u8) {
         command.env("NODE_PATH", clients().join("node_modules")).env("PYTHONHASHSEED", "0");
         run(&mut command, b"")
     };
-    let said = ways.same(|address| transcript(address, &program).lines().map(str::to_owned).collect::<Vec<_>>());
+    let said = ways.same(|address| {
+        transcript(address, &program).lines().map(str::to_owned).collect::<Vec<_>>()
+    });
     assert_eq!(said.last().map(String::as_str), Some("done"), "{said:#?}");
     if let Some(from_memory) = ways.answered_from_memory() {
         assert!(from_memory > 10.0, "only {from_memory} reads were answered from memory");
@@ -139,7 +146,11 @@ fn clients() -> PathBuf {
 
 fn installed(program: &str) -> Command {
     let program = clients().join(program);
-    assert!(program.exists(), "{} is missing: run scripts/clients, which installs it", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: run scripts/clients, which installs it",
+        program.display()
+    );
     Command::new(program)
 }
 
@@ -164,9 +175,16 @@ fn at(command: &mut Command, address: SocketAddr) -> &mut Command {
 /// What a program says until it ends, which must be well and in time.
 #[track_caller]
 fn run(command: &mut Command, input: &[u8]) -> String {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|error| {
-            panic!("{}: {error}; scripts/redis-server installs Redis's programs", command.get_program().display())
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!(
+                "{}: {error}; scripts/redis-server installs Redis's programs",
+                command.get_program().display()
+            )
         });
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
@@ -178,7 +196,8 @@ fn run(command: &mut Command, input: &[u8]) -> String {
         child.kill().unwrap();
     }
     let [said, complaints] = said.map(|reader| reader.join().unwrap());
-    let status = status.unwrap_or_else(|| panic!("not ended within {BOUND:?}: {command:?}\n{said}\n{complaints}"));
+    let status = status
+        .unwrap_or_else(|| panic!("not ended within {BOUND:?}: {command:?}\n{said}\n{complaints}"));
     assert!(status.success(), "{status}: {command:?}\n{said}\n{complaints}");
     said
 }

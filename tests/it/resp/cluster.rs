@@ -35,8 +35,13 @@ impl Stage {
     fn over(cluster: RedisCluster, arguments: &[&str], more: &str) -> Self {
         let plain = RedisServer::builder().tcp().arguments(arguments).start();
         let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
-        let limits = "daemon.worker_threads = 2\nhttp.max_connections = 100\nresp.max_connections = 100\n";
-        let ping = if more.contains("redis.ping_interval") { "" } else { "redis.ping_interval = \"100ms\"\n" };
+        let limits =
+            "daemon.worker_threads = 2\nhttp.max_connections = 100\nresp.max_connections = 100\n";
+        let ping = if more.contains("redis.ping_interval") {
+            ""
+        } else {
+            "redis.ping_interval = \"100ms\"\n"
+        };
         let cache = format!("cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n{ping}");
         let proxy = Proxy::start(&format!("{listen}{limits}{cache}{more}{}", cluster.settings()));
         proxy.expect_log("no link to Redis");
@@ -72,7 +77,9 @@ impl Stage {
     fn answered_from_memory(&self) -> f64 {
         let metrics = self.proxy.metrics();
         let reads = |outcome: &str| {
-            metrics.value(&format!("redis_proxy_reads_total{{front_end=\"resp\",outcome=\"{outcome}\"}}"))
+            metrics.value(&format!(
+                "redis_proxy_reads_total{{front_end=\"resp\",outcome=\"{outcome}\"}}"
+            ))
         };
         reads("hit").unwrap_or_default() + reads("absent").unwrap_or_default()
     }
@@ -85,7 +92,12 @@ fn told(line: &str, answer: &[u8]) -> String {
 #[test]
 fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
     let stage = Stage::start();
-    stage.same(&["FLUSHALL", "MSET {0}a 1 {1}a 2 {3}a 3 {0}b 4", "MGET {3}a {0}b none {1}a {0}a {3}a", "DBSIZE"]);
+    stage.same(&[
+        "FLUSHALL",
+        "MSET {0}a 1 {1}a 2 {3}a 3 {0}b 4",
+        "MGET {3}a {0}b none {1}a {0}a {3}a",
+        "DBSIZE",
+    ]);
     stage.same(&[
         "EXISTS {0}a {1}a {3}a {0}a none",
         "TOUCH {0}a {3}a x",
@@ -93,7 +105,14 @@ fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
         "UNLINK {3}a {0}b",
         "DBSIZE",
     ]);
-    stage.same(&["SET {0}s v", "LPUSH {1}l v", "MGET {0}s {1}l {3}n", "MGET {0}s {1}l {3}n", "FLUSHALL", "DBSIZE"]);
+    stage.same(&[
+        "SET {0}s v",
+        "LPUSH {1}l v",
+        "MGET {0}s {1}l {3}n",
+        "MGET {0}s {1}l {3}n",
+        "FLUSHALL",
+        "DBSIZE",
+    ]);
     stage.same(&[
         "MSET {0}a 1 {1}b",
         "MSET",
@@ -107,7 +126,11 @@ fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
     let mut wire = stage.through();
     wire.ask_line("MSET {0}a 1 {1}a 2 {3}a 3");
     let keys = wire.told_line("KEYS *");
-    assert!(keys.starts_with("*3\\r\\n") && ["{0}a", "{1}a", "{3}a"].iter().all(|key| keys.contains(key)), "{keys}");
+    assert!(
+        keys.starts_with("*3\\r\\n")
+            && ["{0}a", "{1}a", "{3}a"].iter().all(|key| keys.contains(key)),
+        "{keys}"
+    );
 }
 
 #[test]
@@ -116,15 +139,21 @@ fn pipelines_over_many_nodes_are_answered_in_order() {
     let mut wire = stage.through();
     let mut other = stage.through();
     for round in 0..20 {
-        let lines: Vec<_> = (0..300).map(|number| format!("SET {{{}}}{number} {round}-{number}", number % 7)).collect();
+        let lines: Vec<_> = (0..300)
+            .map(|number| format!("SET {{{}}}{number} {round}-{number}", number % 7))
+            .collect();
         wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
         assert!(wire.answers(lines.len()).iter().all(|answer| answer == b"+OK\r\n"));
-        let lines: Vec<_> = (0..300).map(|number| format!("GET {{{}}}{number}", number % 7)).collect();
+        let lines: Vec<_> =
+            (0..300).map(|number| format!("GET {{{}}}{number}", number % 7)).collect();
         for wire in [&mut wire, &mut other] {
             wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             for (number, answer) in wire.answers(lines.len()).iter().enumerate() {
                 let found = show(answer);
-                assert!(found.contains(&format!("{round}-{number}\\r")), "{number} of {round}: {found}");
+                assert!(
+                    found.contains(&format!("{round}-{number}\\r")),
+                    "{number} of {round}: {found}"
+                );
             }
         }
     }
@@ -138,10 +167,14 @@ fn large_answers_come_in_order_too() {
     for key in ["{0}l", "{1}l", "{3}l"] {
         wire.ask(&[&b"RPUSH"[..], key.as_bytes(), &value, &value, key.as_bytes()]);
     }
-    let lines: Vec<_> = (0..12).map(|number| format!("LRANGE {{{}}}l 0 -1", TAGS[number % 3])).collect();
+    let lines: Vec<_> =
+        (0..12).map(|number| format!("LRANGE {{{}}}l 0 -1", TAGS[number % 3])).collect();
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
     for (number, answer) in wire.answers(lines.len()).iter().enumerate() {
-        assert!(answer.len() > 1_400_000 && answer.ends_with(format!("{{{}}}l\r\n", TAGS[number % 3]).as_bytes()));
+        assert!(
+            answer.len() > 1_400_000
+                && answer.ends_with(format!("{{{}}}l\r\n", TAGS[number % 3]).as_bytes())
+        );
     }
     // Longer than what is kept of a command.
     let long = vec![b'y'; 3 << 20];
@@ -165,15 +198,26 @@ fn memory_answers_and_own_writes_are_read() {
         assert!((stage.answered_from_memory() - before - 2.0).abs() < 0.5, "{key}");
     }
     for turn in 0..300 {
-        let (key, writer) = (format!("{{{}}}k", TAGS[turn % 3]), format!("{{{}}}k", TAGS[(turn + 1) % 3]));
+        let (key, writer) =
+            (format!("{{{}}}k", TAGS[turn % 3]), format!("{{{}}}k", TAGS[(turn + 1) % 3]));
         other.ask_line(&format!("SET {key} o{turn}"));
         // What it reads of one node may not be older than what it was told by another.
         other.ask_line(&format!("SET {writer} p{turn}"));
-        assert_eq!(other.told_line(&format!("GET {key}")), show(&super::wire::bulk(format!("o{turn}"))));
-        let both = [super::wire::bulk(format!("o{turn}")), super::wire::bulk(format!("p{turn}"))].concat();
-        assert_eq!(other.told_line(&format!("MGET {key} {writer}")), format!("*2\\r\\n{}", show(&both)));
+        assert_eq!(
+            other.told_line(&format!("GET {key}")),
+            show(&super::wire::bulk(format!("o{turn}")))
+        );
+        let both =
+            [super::wire::bulk(format!("o{turn}")), super::wire::bulk(format!("p{turn}"))].concat();
+        assert_eq!(
+            other.told_line(&format!("MGET {key} {writer}")),
+            format!("*2\\r\\n{}", show(&both))
+        );
         wire.ask_line(&format!("EVAL return(redis.call('SET',KEYS[1],ARGV[1])) 1 {key} s{turn}"));
-        assert_eq!(wire.told_line(&format!("GET {key}")), show(&super::wire::bulk(format!("s{turn}"))));
+        assert_eq!(
+            wire.told_line(&format!("GET {key}")),
+            show(&super::wire::bulk(format!("s{turn}")))
+        );
     }
     assert!(stage.answered_from_memory() > 100.0, "{}", stage.answered_from_memory());
 }
@@ -197,18 +241,32 @@ fn transactions_are_those_of_redis_in_one_slot_and_refused_over_several() {
         &["WATCH {1}k", "SET {1}k 8", "MULTI", "SET {1}k 9", "EXEC", "GET {1}k"],
         &["WATCH {1}k", "SET {1}k 8", "UNWATCH", "MULTI", "SET {1}k 9", "EXEC", "GET {1}k"],
         &["WATCH {1}k", "SET {1}k 8", "MULTI", "EXEC", "MULTI", "SET {3}k 9", "EXEC", "GET {3}k"],
-        &["MULTI", "SET {0}k 5", "RESET", "EXEC", "GET {0}k", "HELLO 3", "MULTI", "GET {0}none", "EXEC"],
+        &[
+            "MULTI",
+            "SET {0}k 5",
+            "RESET",
+            "EXEC",
+            "GET {0}k",
+            "HELLO 3",
+            "MULTI",
+            "GET {0}none",
+            "EXEC",
+        ],
     ];
     for talk in talks {
         stage.same(talk);
     }
     let mut wire = stage.through();
     wire.ask_line("MSET {0}k old {1}k old");
-    let apart = ["MULTI", "SET {0}k new", "SET {1}k new", "SET {0}k newer", "EXEC", "GET {0}k", "GET {1}k"];
+    let apart =
+        ["MULTI", "SET {0}k new", "SET {1}k new", "SET {0}k newer", "EXEC", "GET {0}k", "GET {1}k"];
     let told: Vec<_> = apart.iter().map(|line| wire.told_line(line)).collect();
     let aborted = "-EXECABORT Transaction discarded because of previous errors.\\r\\n";
     let old = "$3\\r\\nold\\r\\n";
-    assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", CROSS_SLOT, "+QUEUED\\r\\n", aborted, old, old]);
+    assert_eq!(
+        told,
+        ["+OK\\r\\n", "+QUEUED\\r\\n", CROSS_SLOT, "+QUEUED\\r\\n", aborted, old, old]
+    );
     for line in ["MULTI", "DBSIZE", "EXEC", "WATCH {0}k", "WATCH {1}k", "UNWATCH"] {
         let expected = match line {
             "DBSIZE" => "-ERR redis-proxy",
@@ -234,7 +292,8 @@ fn what_is_watched_guards_its_transaction_wherever_other_slots_go() {
     // Sent to where the slot was, and on to where it is.
     assert_eq!(wire.told_line("SET {1}k 2"), "+OK\\r\\n");
     stage.cluster.set("{0}k", "by another");
-    let told: Vec<_> = ["MULTI", "SET {0}k mine", "EXEC", "GET {0}k"].map(|line| wire.told_line(line)).into();
+    let told: Vec<_> =
+        ["MULTI", "SET {0}k mine", "EXEC", "GET {0}k"].map(|line| wire.told_line(line)).into();
     assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n", "$10\\r\\nby another\\r\\n"]);
     // What has moved itself cannot be watched where it was, and once that is known it can be where it is.
     stage.cluster.move_slot(stage.cluster.slot("{0}k"), nodes[0], nodes[2]);
@@ -284,7 +343,10 @@ fn what_is_about_several_slots_or_one_node_is_refused_in_clear_words() {
         "PSYNC ? -1",
     ] {
         let told = wire.told_line(line);
-        assert!(told.starts_with("-ERR redis-proxy: ") && told.contains("is about one node"), "{line}: {told}");
+        assert!(
+            told.starts_with("-ERR redis-proxy: ") && told.contains("is about one node"),
+            "{line}: {told}"
+        );
     }
     assert_eq!(wire.told_line("SELECT 0"), "+OK\\r\\n");
     assert!(wire.told_line("SELECT 1").starts_with("-ERR SELECT is not allowed in cluster mode"));
@@ -313,8 +375,7 @@ fn scripts_run_where_their_keys_are() {
     ]);
     stage.same(&[&format!("SCRIPT EXISTS {sha}"), &format!("EVALSHA {sha} 1 {{1}}n")]);
     let mut wire = stage.through();
-    let library =
-        "#!lua name=lib\nredis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
+    let library = "#!lua name=lib\nredis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
     assert_eq!(wire.told(&["FUNCTION", "LOAD", library]), "$3\\r\\nlib\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
         wire.ask(&["SET", key, key]);
@@ -329,7 +390,8 @@ fn scripts_run_where_their_keys_are() {
 #[test]
 fn subscriptions_are_heard_whatever_node_they_are_at() {
     let stage = Stage::start();
-    let (mut listeners, mut wire) = ([stage.through(), stage.through(), stage.through()], stage.through());
+    let (mut listeners, mut wire) =
+        ([stage.through(), stage.through(), stage.through()], stage.through());
     for listener in &mut listeners {
         assert!(listener.told_line("SUBSCRIBE news").starts_with("*3\\r\\n$9\\r\\nsubscribe"));
     }
@@ -354,7 +416,9 @@ fn who_waits_is_waited_for() {
     one.send([words("BLPOP {0}l 0"), words("SET {1}k after"), words("GET {1}k")].concat());
     assert_eq!(other.told_line("SET {1}k before"), "+OK\\r\\n");
     eventually("it is blocked", || {
-        let blocked = |node: &RedisServer| format!("{:?}", node.command(&["CLIENT", "LIST"])).contains("flags=b");
+        let blocked = |node: &RedisServer| {
+            format!("{:?}", node.command(&["CLIENT", "LIST"])).contains("flags=b")
+        };
         stage.cluster.nodes.iter().any(blocked).then_some(())
     });
     assert_eq!(other.told_line("GET {1}k"), "$6\\r\\nbefore\\r\\n");
@@ -382,20 +446,30 @@ fn keys_are_those_that_redis_finds_in_every_command() {
             redis::cmd("COMMAND").arg("GETKEYS").arg(&words).query(&mut connection);
         let mut expected = match found {
             Ok(expected) => expected,
-            Err(error) if error.to_string().contains("no key arguments") && !has_channels => Vec::new(),
+            Err(error) if error.to_string().contains("no key arguments") && !has_channels => {
+                Vec::new()
+            }
             Err(_) => continue,
         };
         let (mut parser, bytes) = (RequestParser::default(), command(&words));
         let limits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1000 };
         assert_eq!(parser.parse(&bytes, limits), Ok(Progress::Complete(bytes.len())));
-        let mut own: Vec<_> = keys.keys(parser.arguments(&bytes)).into_iter().map(|at| words[at].to_owned()).collect();
+        let mut own: Vec<_> = keys
+            .keys(parser.arguments(&bytes))
+            .into_iter()
+            .map(|at| words[at].to_owned())
+            .collect();
         expected.sort_unstable();
         own.sort_unstable();
         own.dedup();
         expected.dedup();
-        let is_left_to_the_node = words[0] == "sort" && words.contains(&"STORE") || words[0] == "migrate";
+        let is_left_to_the_node =
+            words[0] == "sort" && words.contains(&"STORE") || words[0] == "migrate";
         if is_left_to_the_node {
-            assert!(own.iter().all(|key| expected.contains(key)), "{line}: {own:?}, Redis says {expected:?}");
+            assert!(
+                own.iter().all(|key| expected.contains(key)),
+                "{line}: {own:?}, Redis says {expected:?}"
+            );
         } else {
             assert_eq!(own, expected, "{line}");
         }
@@ -470,7 +544,9 @@ fn slots_may_move_and_nobody_notices() {
     let a_few_turns = || {
         let before = turns.each_ref().map(|turns| turns.load(SeqCst));
         eventually("every writer goes on", || {
-            let is_on = |(turns, before): (&AtomicU64, &u64)| turns.load(SeqCst) > before + 3 || is_over.load(SeqCst);
+            let is_on = |(turns, before): (&AtomicU64, &u64)| {
+                turns.load(SeqCst) > before + 3 || is_over.load(SeqCst)
+            };
             turns.iter().zip(&before).all(is_on).then_some(())
         });
     };
@@ -529,7 +605,11 @@ fn write_in_order(wire: &mut Wire, writer: usize, turn: u64) {
     let told: Vec<_> = wire.answers(lines.len()).iter().map(|answer| show(answer)).collect();
     let value = show(&super::wire::bulk(format!("{}x", turn + 1)));
     assert_eq!(told[4], value, "{told:?}");
-    assert_eq!(told[5], format!("*2\\r\\n{}{value}", show(&super::wire::bulk(turn.to_string()))), "{told:?}");
+    assert_eq!(
+        told[5],
+        format!("*2\\r\\n{}{value}", show(&super::wire::bulk(turn.to_string()))),
+        "{told:?}"
+    );
     let transaction = ["MULTI", &format!("SET {key} c"), &format!("GET {key}"), "EXEC"];
     let told = transaction.map(|line| wire.told_line(line));
     // Or nothing was done, since the slot was on its way.
@@ -583,7 +663,8 @@ fn who_asks_while_a_primary_is_dead_is_answered_by_its_replica() {
 
 #[test]
 fn a_client_is_the_same_user_at_every_node() {
-    let users = ["--requirepass", "secret", "--user", "other", "on", ">o", "~{0}*", "~{1}*", "&*", "+@all"];
+    let users =
+        ["--requirepass", "secret", "--user", "other", "on", ">o", "~{0}*", "~{1}*", "&*", "+@all"];
     let cluster = RedisCluster::start(3, 0, &users);
     let stage = Stage::over(cluster, &users, "redis.password = \"secret\"\n");
     let told = stage.same(&[
@@ -627,7 +708,9 @@ fn nothing_is_given_to_who_is_gone() {
     let stage = Stage::start();
     let mut other = stage.through();
     let is_waited_for = || {
-        let blocked = |node: &RedisServer| format!("{:?}", node.command(&["CLIENT", "LIST"])).contains("flags=b");
+        let blocked = |node: &RedisServer| {
+            format!("{:?}", node.command(&["CLIENT", "LIST"])).contains("flags=b")
+        };
         stage.cluster.nodes.iter().any(blocked)
     };
     let mut one = stage.through();

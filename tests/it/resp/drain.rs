@@ -16,7 +16,10 @@ fn start() -> Option<(Proxy, RedisServer)> {
         return None;
     }
     let redis = RedisServer::start();
-    let proxy = Proxy::start(&resp_config(&redis.url(), &format!("{LASTING}\ndaemon.drain_timeout = \"20s\"")));
+    let proxy = Proxy::start(&resp_config(
+        &redis.url(),
+        &format!("{LASTING}\ndaemon.drain_timeout = \"20s\""),
+    ));
     await_ready(&proxy);
     Some((proxy, redis))
 }
@@ -27,7 +30,8 @@ fn stop_in_vain(proxy: &Proxy) {
     const ENOUGH: Duration = Duration::from_millis(600);
     proxy.signal(Signal::TERM);
     proxy.wait_for_log(|line| line.says("stopping"));
-    let ended = within(ENOUGH, || proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(()));
+    let ended =
+        within(ENOUGH, || proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(()));
     assert_eq!(ended, None, "it ended without what it owes");
 }
 
@@ -39,7 +43,8 @@ fn a_stop_waits_for_an_answer_that_redis_is_slow_to_give() {
     redis.pause();
     wire.send(words("INCR n"));
     eventually("it is taken up", || {
-        (proxy.metrics().value("redis_proxy_commands_total{command=\"incr\"}") == Some(1.0)).then_some(())
+        (proxy.metrics().value("redis_proxy_commands_total{command=\"incr\"}") == Some(1.0))
+            .then_some(())
     });
     stop_in_vain(&proxy);
     redis.resume();
@@ -59,9 +64,12 @@ fn a_stop_waits_for_who_is_slow_to_take_a_value() {
         wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<_>>());
         wire
     });
-    let both = |command: &str| proxy.metrics().value(&format!("redis_proxy_commands_total{{command=\"{command}\"}}"));
+    let both = |command: &str| {
+        proxy.metrics().value(&format!("redis_proxy_commands_total{{command=\"{command}\"}}"))
+    };
     eventually("all are taken up", || {
-        ((both("getex"), both("get"), both("blpop")) == (Some(2.0), Some(1.0), Some(1.0))).then_some(())
+        ((both("getex"), both("get"), both("blpop")) == (Some(2.0), Some(1.0), Some(1.0)))
+            .then_some(())
     });
     stop_in_vain(&proxy);
     for wire in &mut wires {
@@ -73,7 +81,8 @@ fn a_stop_waits_for_who_is_slow_to_take_a_value() {
 #[test]
 fn a_stop_waits_for_nobody_who_is_owed_nothing() {
     let Some((proxy, redis)) = start() else { return };
-    let talks = [&["MULTI", "SET a 1"][..], &["MULTI x"], &["WATCH a"], &["SUBSCRIBE news"], &["SET a 1"]];
+    let talks =
+        [&["MULTI", "SET a 1"][..], &["MULTI x"], &["WATCH a"], &["SUBSCRIBE news"], &["SET a 1"]];
     let mut wires = talks.map(|talk| {
         let mut wire = Wire::connect(proxy.resp_address());
         for line in talk {
@@ -83,7 +92,9 @@ fn a_stop_waits_for_nobody_who_is_owed_nothing() {
     });
     let mut blocked = Wire::connect(proxy.resp_address());
     blocked.send(words("BLPOP list 0"));
-    eventually("it waits", || format!("{:?}", redis.command(&["CLIENT", "LIST"])).contains("cmd=blpop").then_some(()));
+    eventually("it waits", || {
+        format!("{:?}", redis.command(&["CLIENT", "LIST"])).contains("cmd=blpop").then_some(())
+    });
     let begun = Instant::now();
     proxy.signal(Signal::TERM);
     for wire in wires.iter_mut().chain([&mut blocked]) {

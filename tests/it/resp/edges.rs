@@ -101,7 +101,9 @@ fn lines_of_words_are_commands() {
 #[test]
 fn words_of_the_web_end_the_connection() {
     let ways = Ways::start();
-    for bytes in [&b"POST / HTTP/1.1\r\n"[..], b"Host: example\r\n", b"GET / HTTP/1.1\r\nHost: example\r\n"] {
+    for bytes in
+        [&b"POST / HTTP/1.1\r\n"[..], b"Host: example\r\n", b"GET / HTTP/1.1\r\nHost: example\r\n"]
+    {
         same_exchange(&ways, bytes, usize::from(bytes.starts_with(b"GET")));
     }
 }
@@ -113,7 +115,8 @@ fn a_pipeline_may_be_cut_anywhere() {
     let ways = Ways::start();
     ways.same(|address| {
         let mut wire = Wire::connect(address);
-        let told = |wire: &mut Wire| wire.answers(6).iter().map(|answer| show(answer)).collect::<Vec<_>>();
+        let told =
+            |wire: &mut Wire| wire.answers(6).iter().map(|answer| show(answer)).collect::<Vec<_>>();
         let whole = {
             wire.send(pipeline);
             told(&mut wire)
@@ -158,7 +161,8 @@ fn what_is_absent_or_of_another_type_is_told_as_by_redis() {
     }
     ways.expect_from_memory(4.0, || {
         let mut wire = Wire::connect(ways.through());
-        ["GET absent", "GET string", "STRLEN string", "EXISTS absent"].map(|line| wire.told_line(line))
+        ["GET absent", "GET string", "STRLEN string", "EXISTS absent"]
+            .map(|line| wire.told_line(line))
     });
 }
 
@@ -177,7 +181,9 @@ fn same_exchange(ways: &Ways, bytes: &[u8], answers: usize) -> (String, bool) {
 fn exchange(address: SocketAddr, bytes: &[u8], answers: usize) -> (String, bool) {
     let mut wire = Wire::connect(address);
     wire.send(bytes);
-    let told = |wire: &mut Wire| wire.try_answer().map_or_else(|error| error.to_string(), |answer| show(&answer));
+    let told = |wire: &mut Wire| {
+        wire.try_answer().map_or_else(|error| error.to_string(), |answer| show(&answer))
+    };
     let told: Vec<_> = (0..answers).map(|_| told(&mut wire)).collect();
     let Some(is_closed) = wire.is_closed() else {
         panic!("neither closed nor answered behind {}; told {told:?}", show(bytes));

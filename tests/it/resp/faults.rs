@@ -51,10 +51,14 @@ impl Stage {
 
     /// How many connections of clients Redis has, beside the proxy's own and the one that asks.
     fn links(&self) -> usize {
-        let redis::Value::BulkString(list) = self.redis.command(&["CLIENT", "LIST"]) else { panic!("no list") };
+        let redis::Value::BulkString(list) = self.redis.command(&["CLIENT", "LIST"]) else {
+            panic!("no list")
+        };
         let list = String::from_utf8_lossy(&list).into_owned();
         list.lines()
-            .filter(|line| !line.contains("user=integration-test") && !line.contains("name=redis-proxy"))
+            .filter(|line| {
+                !line.contains("user=integration-test") && !line.contains("name=redis-proxy")
+            })
             .count()
     }
 }
@@ -67,7 +71,9 @@ fn a_link_that_is_lost_within_an_answer_ends_its_client_behind_a_part_of_it() {
     for _ in 0..4 {
         stage.redis.command(&["RPUSH", "list", &item]);
     }
-    let pipeline = [words("SET a 1"), words("ECHO first"), words("LRANGE list 0 -1"), words("ECHO last")].concat();
+    let pipeline =
+        [words("SET a 1"), words("ECHO first"), words("LRANGE list 0 -1"), words("ECHO last")]
+            .concat();
     let whole = {
         let mut wire = stage.connect();
         wire.send(&pipeline);
@@ -84,7 +90,11 @@ fn a_link_that_is_lost_within_an_answer_ends_its_client_behind_a_part_of_it() {
         assert!(whole.starts_with(&found), "cut after {bytes}: {}", show(&found));
         // What the proxy's own link was told meanwhile counts as well.
         assert!(found.len() <= bytes, "{} bytes of {bytes}", found.len());
-        assert!(found.len() + 2000 > bytes.min(whole.len()), "only {} bytes of {bytes}", found.len());
+        assert!(
+            found.len() + 2000 > bytes.min(whole.len()),
+            "only {} bytes of {bytes}",
+            found.len()
+        );
         stage.relay.resume();
         await_ready(&stage.proxy);
     }
@@ -137,12 +147,23 @@ fn without_redis_commands_are_refused_and_the_connection_stays() {
         let told = wire.told_line(line);
         assert!(told.starts_with(NO_REDIS), "{line}: {told}");
     }
-    wire.send([words("SET key 1"), words("GET key"), words("MGET a b"), words("INCR key"), words("GET key")].concat());
+    wire.send(
+        [
+            words("SET key 1"),
+            words("GET key"),
+            words("MGET a b"),
+            words("INCR key"),
+            words("GET key"),
+        ]
+        .concat(),
+    );
     for answer in wire.answers(5) {
         assert!(show(&answer).starts_with(NO_REDIS), "{}", show(&answer));
     }
     redis.restart();
-    eventually("Redis is asked again", || (wire.told_line("SET key value") == "+OK\\r\\n").then_some(()));
+    eventually("Redis is asked again", || {
+        (wire.told_line("SET key value") == "+OK\\r\\n").then_some(())
+    });
     assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
     assert_eq!(wire.told_line("GET absent"), "$-1\\r\\n");
 }
@@ -161,7 +182,8 @@ fn what_belongs_to_a_transaction_that_was_refused_is_not_done_by_itself() {
     for _ in 0..2 {
         // Refused, or the end.
         assert!(
-            wire.try_answer().is_ok_and(|answer| show(&answer).starts_with(NO_REDIS)) || wire.is_closed() == Some(true)
+            wire.try_answer().is_ok_and(|answer| show(&answer).starts_with(NO_REDIS))
+                || wire.is_closed() == Some(true)
         );
     }
     redis.restart();
@@ -214,14 +236,15 @@ fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
     let (mut reader, mut writer) = (stage.connect(), stage.connect());
     assert_eq!(reader.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
     assert_eq!(writer.told_line("SET other 1"), "+OK\\r\\n");
-    let mut bound = ["WATCH key", "MULTI", "SELECT 1", "HELLO 3", "SUBSCRIBE news", "BLPOP list 0"].map(|line| {
-        let mut wire = stage.connect();
-        wire.send(words(line));
-        if !line.starts_with("BLPOP") {
-            wire.answer();
-        }
-        wire
-    });
+    let mut bound = ["WATCH key", "MULTI", "SELECT 1", "HELLO 3", "SUBSCRIBE news", "BLPOP list 0"]
+        .map(|line| {
+            let mut wire = stage.connect();
+            wire.send(words(line));
+            if !line.starts_with("BLPOP") {
+                wire.answer();
+            }
+            wire
+        });
     eventually("all have their links", || (stage.links() == 1 + bound.len()).then_some(()));
     stage.relay.cut();
     for wire in &mut bound {
@@ -244,7 +267,9 @@ fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
 #[test]
 fn a_client_that_redis_hangs_up_on_loses_what_it_had_there_and_is_told() {
     let Some(stage) = Stage::start("") else { return };
-    for (state, is_lost) in [("SET key value", false), ("SELECT 1", true), ("WATCH key", true), ("MULTI", true)] {
+    for (state, is_lost) in
+        [("SET key value", false), ("SELECT 1", true), ("WATCH key", true), ("MULTI", true)]
+    {
         let (mut one, mut other) = (stage.connect(), stage.connect());
         let id = show(&one.ask_line("CLIENT ID"));
         let id = id.trim_start_matches(':').trim_end_matches("\\r\\n");
@@ -276,10 +301,16 @@ fn a_stop_lets_what_was_sent_be_answered() {
             wire.send([words(&format!("ECHO {number}")), words("GET key")].concat());
         }
     }
-    await_metric(&stage.proxy, "commands_total{command=\"echo\"}", f64::from(CLIENTS * COMMANDS / 2));
+    await_metric(
+        &stage.proxy,
+        "commands_total{command=\"echo\"}",
+        f64::from(CLIENTS * COMMANDS / 2),
+    );
     stage.proxy.signal(Signal::TERM);
     stage.proxy.wait_for_log(|line| line.says("stopping"));
-    let ended = within(ENOUGH, || stage.proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(()));
+    let ended = within(ENOUGH, || {
+        stage.proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(())
+    });
     assert_eq!(ended, None, "it ended without what it owes");
     stage.relay.resume();
     for wire in &mut wires {
@@ -295,7 +326,8 @@ fn a_stop_lets_what_was_sent_be_answered() {
 #[test]
 fn a_stop_ends_idle_connections_and_subscribers_at_once() {
     let Some(stage) = Stage::start("daemon.drain_timeout = \"20s\"") else { return };
-    let (mut idle, mut linked, mut subscriber) = (stage.connect(), stage.connect(), stage.connect());
+    let (mut idle, mut linked, mut subscriber) =
+        (stage.connect(), stage.connect(), stage.connect());
     idle.ask_line("GET key");
     linked.ask_line("SET key value");
     subscriber.ask_line("SUBSCRIBE news");
@@ -330,7 +362,8 @@ fn a_stop_cuts_who_waits_for_ever_when_its_time_is_over() {
 #[test]
 fn a_reload_leaves_connections_as_they_are() {
     let Some(stage) = Stage::start("") else { return };
-    let (mut transaction, mut subscriber, mut reader) = (stage.connect(), stage.connect(), stage.connect());
+    let (mut transaction, mut subscriber, mut reader) =
+        (stage.connect(), stage.connect(), stage.connect());
     for line in ["SET key value", "GET key", "MULTI", "INCR n"] {
         transaction.ask_line(line);
     }
@@ -349,7 +382,10 @@ fn a_reload_leaves_connections_as_they_are() {
     assert_eq!(transaction.told_line("GET key"), "+QUEUED\\r\\n");
     assert_eq!(transaction.told_line("EXEC"), "*2\\r\\n:1\\r\\n$5\\r\\nvalue\\r\\n");
     assert_eq!(reader.told_line("PUBLISH news hello"), ":1\\r\\n");
-    assert_eq!(show(&subscriber.answer()), "*3\\r\\n$7\\r\\nmessage\\r\\n$4\\r\\nnews\\r\\n$5\\r\\nhello\\r\\n");
+    assert_eq!(
+        show(&subscriber.answer()),
+        "*3\\r\\n$7\\r\\nmessage\\r\\n$4\\r\\nnews\\r\\n$5\\r\\nhello\\r\\n"
+    );
 }
 
 #[test]
@@ -362,7 +398,11 @@ fn a_client_that_goes_leaves_nothing_behind() {
     stage.redis.command(&["SET", "key", "value"]);
     let talks: [Vec<u8>; 8] = [
         b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000\r\nonly a part".to_vec(),
-        b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$9000000\r\n".iter().copied().chain(vec![b'x'; 3_000_000]).collect(),
+        b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$9000000\r\n"
+            .iter()
+            .copied()
+            .chain(vec![b'x'; 3_000_000])
+            .collect(),
         words("LRANGE list 0 -1").repeat(20),
         words("GET key").repeat(100_000),
         words("BLPOP none 0"),
@@ -389,7 +429,13 @@ fn who_says_no_more_is_answered_to_the_end() {
     stage.redis.command(&["RPUSH", "list", &item]);
     let mut wire = stage.connect();
     wire.send(
-        [words("GET absent"), words("SET key value"), words("GET key"), words("LRANGE list 0 -1").repeat(20)].concat(),
+        [
+            words("GET absent"),
+            words("SET key value"),
+            words("GET key"),
+            words("LRANGE list 0 -1").repeat(20),
+        ]
+        .concat(),
     );
     wire.end_sending();
     let answers = wire.rest();

@@ -10,7 +10,8 @@ use crate::support::{Proxy, RedisServer, within};
 fn who_says_no_more_is_answered_though_the_command_could_have_waited() {
     let ways = Ways::start();
     ways.same(|address| {
-        let commands = ["XREAD STREAMS none 0", "XREAD COUNT 1 STREAMS none other 0 0", "BLPOP list 0"];
+        let commands =
+            ["XREAD STREAMS none 0", "XREAD COUNT 1 STREAMS none other 0 0", "BLPOP list 0"];
         commands.map(|line| {
             Wire::connect(address).ask_line("RPUSH list job");
             let mut wire = Wire::connect(address);
@@ -35,7 +36,9 @@ fn a_state_that_could_not_be_had_ends_the_connection() {
     redis.stop();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     proxy.expect_log("no link to Redis");
-    for line in ["SELECT 1", "WATCH key", "HELLO 3", "AUTH default x", "SUBSCRIBE news", "CLIENT REPLY OFF"] {
+    for line in
+        ["SELECT 1", "WATCH key", "HELLO 3", "AUTH default x", "SUBSCRIBE news", "CLIENT REPLY OFF"]
+    {
         let mut wire = Wire::connect(proxy.resp_address());
         wire.send(words(line));
         let told = show(&wire.rest());

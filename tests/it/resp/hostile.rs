@@ -87,8 +87,14 @@ fn of_several_logins_in_one_command_that_counts_which_redis_minds() {
     ] {
         let told = ways.same(|address| {
             let mut wire = Wire::connect(address);
-            let hello = show_without_id(&wire.ask_line(&format!("HELLO 3 AUTH {first} SETNAME auth AUTH {last}")));
-            (hello, ["GET secret", "GET open", "MGET secret", "EXISTS secret"].map(|line| wire.told_line(line)))
+            let hello = show_without_id(
+                &wire.ask_line(&format!("HELLO 3 AUTH {first} SETNAME auth AUTH {last}")),
+            );
+            (
+                hello,
+                ["GET secret", "GET open", "MGET secret", "EXISTS secret"]
+                    .map(|line| wire.told_line(line)),
+            )
         });
         assert!(!told.1.concat().contains("hidden"), "{told:?}");
     }
@@ -102,8 +108,9 @@ fn a_front_end_with_a_password_takes_one_login_at_a_time() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("password");
     fs::write(&file, "front").unwrap();
-    let redis =
-        RedisServer::builder().arguments(&["--user", "other", "on", ">other-secret", "~open*", "+@all"]).start();
+    let redis = RedisServer::builder()
+        .arguments(&["--user", "other", "on", ">other-secret", "~open*", "+@all"])
+        .start();
     let settings = format!("{LASTING}\nresp.password_file = \"{}\"", file.display());
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
     await_ready(&proxy);
@@ -120,7 +127,9 @@ fn whom_redis_asks_for_a_login_at_run_time_gets_nothing_from_memory() {
     ways.servers().iter().for_each(|server| _ = server.command(&["SET", "secret", "hidden"]));
     let warm = Wire::connect(ways.through()).ask_line("GET secret");
     assert_eq!(warm, bulk("hidden"));
-    ways.servers().iter().for_each(|server| _ = server.command(&["CONFIG", "SET", "requirepass", "late"]));
+    ways.servers()
+        .iter()
+        .for_each(|server| _ = server.command(&["CONFIG", "SET", "requirepass", "late"]));
     let told = ways.same_answers(&[
         "PING",
         "GET secret",
@@ -137,7 +146,8 @@ fn whom_redis_asks_for_a_login_at_run_time_gets_nothing_from_memory() {
 /// Both ways, with a secret in the memory of a proxy that reads as `reader`, and these arguments more for Redis.
 fn with_secret(arguments: &[&str]) -> Ways {
     let arguments = [&["--user", "default", "off"], &READER_AND_OTHER[..], arguments].concat();
-    let ways = Ways::between(|server| server.arguments(&arguments), &format!("{LASTING}\n{AS_READER}"));
+    let ways =
+        Ways::between(|server| server.arguments(&arguments), &format!("{LASTING}\n{AS_READER}"));
     for server in ways.servers() {
         server.command(&["MSET", "secret", "hidden", "open", "public"]);
     }

@@ -126,8 +126,10 @@ fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
 
 #[test]
 fn a_proxy_without_a_login_answers_the_default_user() {
-    let ways =
-        Ways::between(|server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]), LASTING);
+    let ways = Ways::between(
+        |server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]),
+        LASTING,
+    );
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
     }
@@ -160,9 +162,18 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
         ("PING", "-NOAUTH Authentication required.\\r\\n"),
         ("NONESUCH", "-NOAUTH Authentication required.\\r\\n"),
         ("AUTH wrong", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
-        ("AUTH reader front", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
-        ("AUTH reader reader-secret", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
-        ("AUTH default default-secret", "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n"),
+        (
+            "AUTH reader front",
+            "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n",
+        ),
+        (
+            "AUTH reader reader-secret",
+            "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n",
+        ),
+        (
+            "AUTH default default-secret",
+            "-WRONGPASS invalid username-password pair or user is disabled.\\r\\n",
+        ),
         ("AUTH", "-ERR wrong number of arguments for \\'auth\\' command\\r\\n"),
         ("AUTH a b c", "-ERR syntax error\\r\\n"),
         ("GET secret", "-NOAUTH Authentication required.\\r\\n"),
@@ -181,12 +192,19 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
     for (line, expected) in talk {
         assert_eq!(wire.told_line(line), expected, "{line}");
     }
-    for hello in
-        ["HELLO", "HELLO 3", "HELLO 2 SETNAME me", "HELLO 3 AUTH default wrong", "HELLO 3 AUTH reader reader-secret"]
-    {
+    for hello in [
+        "HELLO",
+        "HELLO 3",
+        "HELLO 2 SETNAME me",
+        "HELLO 3 AUTH default wrong",
+        "HELLO 3 AUTH reader reader-secret",
+    ] {
         let mut wire = Wire::connect(proxy.resp_address());
         let told = wire.told_line(hello);
-        assert!(told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"), "{hello}: {told}");
+        assert!(
+            told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"),
+            "{hello}: {told}"
+        );
         assert_eq!(wire.told_line("GET secret"), "-NOAUTH Authentication required.\\r\\n");
     }
     let mut wire = Wire::connect(proxy.resp_address());
@@ -208,7 +226,13 @@ fn answers_stay_in_order_where_a_login_is_pipelined_behind_a_read() {
     assert_eq!(wire.told_line("AUTH front"), "+OK\\r\\n");
     // Memory knows nothing of the list yet, so the read is asked of Redis in the end.
     wire.send(
-        [words("GET list"), words("HELLO 3 AUTH default front"), words("GET secret"), words("GET none")].concat(),
+        [
+            words("GET list"),
+            words("HELLO 3 AUTH default front"),
+            words("GET secret"),
+            words("GET none"),
+        ]
+        .concat(),
     );
     let told: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
     assert!(told[0].starts_with("-WRONGTYPE"), "{told:#?}");
@@ -257,7 +281,8 @@ fn a_password_file_that_says_nothing_is_refused() {
 
 /// Both ways, with a secret in the memory of a proxy that reads as `reader`.
 fn logged_in() -> Ways {
-    let ways = Ways::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
+    let ways =
+        Ways::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
         server.command(&["SET", "open", "public"]);

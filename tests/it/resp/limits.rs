@@ -135,17 +135,28 @@ fn too_many_arguments_end_the_connection() {
 #[test]
 fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
     let Some(ways) = limited("resp.max_query_buffer = \"256KiB\"") else { return };
-    let (large, keys) = (vec![b'x'; 8 << 20], (0..20_000).map(|key| format!("key:{key}")).collect::<Vec<_>>());
+    let (large, keys) =
+        (vec![b'x'; 8 << 20], (0..20_000).map(|key| format!("key:{key}")).collect::<Vec<_>>());
     ways.same(|address| {
         let mut wire = Wire::connect(address);
-        let many: Vec<_> = ["MSET"].into_iter().chain(keys.iter().flat_map(|key| [key.as_str(), "value"])).collect();
+        let many: Vec<_> = ["MSET"]
+            .into_iter()
+            .chain(keys.iter().flat_map(|key| [key.as_str(), "value"]))
+            .collect();
         let all: Vec<_> = ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
-        let mut told =
-            vec![wire.ask(&[b"SET", &b"large"[..], &large]), wire.ask_line("GET large"), wire.ask_line("GET large")];
+        let mut told = vec![
+            wire.ask(&[b"SET", &b"large"[..], &large]),
+            wire.ask_line("GET large"),
+            wire.ask_line("GET large"),
+        ];
         told.extend([wire.ask(&many), wire.ask_line("GET key:19999"), wire.ask(&all)]);
         // Pipelined, with reads from memory around.
-        let both =
-            [words("GET large"), command(&[b"SET", &b"large"[..], &large[1..]]), words("STRLEN large"), command(&all)];
+        let both = [
+            words("GET large"),
+            command(&[b"SET", &b"large"[..], &large[1..]]),
+            words("STRLEN large"),
+            command(&all),
+        ];
         wire.send(both.concat());
         told.extend(wire.answers(4));
         told.push(wire.ask_line("STRLEN large"));
@@ -194,8 +205,8 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
             assert_eq!(wire.answer().len(), expected.len(), "answer {number} to {line}");
         }
         sending.join().unwrap().unwrap();
-        let commands =
-            metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
+        let commands = metric(proxy, "commands_total{command=\"get\"}")
+            + metric(proxy, "commands_total{command=\"lrange\"}");
         eprintln!(
             "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first"
         );
@@ -207,7 +218,9 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
 #[test]
 fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
     const KEYS: usize = 300;
-    let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"\ncache.capacity = 10") else { return };
+    let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"\ncache.capacity = 10") else {
+        return;
+    };
     let (proxy, value) = (ways.proxy().unwrap(), vec![b'v'; 1 << 20]);
     for number in 0..KEYS {
         ways.behind().command(&[b"SET", format!("k:{number}").as_bytes(), &value]);
@@ -229,8 +242,10 @@ fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
 
 /// Returns, once no more commands are taken up, how many were.
 fn stands_still(proxy: &Proxy) -> f64 {
-    let taken =
-        || metric(proxy, "commands_total{command=\"get\"}") + metric(proxy, "commands_total{command=\"lrange\"}");
+    let taken = || {
+        metric(proxy, "commands_total{command=\"get\"}")
+            + metric(proxy, "commands_total{command=\"lrange\"}")
+    };
     let (mut last, mut since) = (taken(), Instant::now());
     eventually("no more commands are taken up", || {
         let now = taken();

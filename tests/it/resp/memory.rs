@@ -20,7 +20,10 @@ fn a_key_that_is_long_is_read_and_not_kept() {
     for number in 0..KEYS {
         let expected = if number == 7 { "$5\\r\\nseven\\r\\n" } else { "$-1\\r\\n" };
         assert_eq!(wire.told(&["GET", &long(number)]), expected);
-        assert_eq!(wire.told(&["MGET", "none", &long(number)]), format!("*2\\r\\n$-1\\r\\n{expected}"));
+        assert_eq!(
+            wire.told(&["MGET", "none", &long(number)]),
+            format!("*2\\r\\n$-1\\r\\n{expected}")
+        );
     }
     let more = resident(proxy).saturating_sub(before);
     assert!(more < 40 * MEBIBYTE, "{more} bytes more after {KEYS} keys");
@@ -43,7 +46,9 @@ fn who_waits_for_ever_and_goes_on_talking_is_listened_to_for_so_long_only() {
     let mut wire = Wire::connect(ways.through());
     wire.send(words("BLPOP list 0"));
     let mut sender = wire.sender();
-    let talk = std::thread::spawn(move || std::io::Write::write_all(&mut sender, &b"PING\r\nINCR n\r\n".repeat(PAIRS)));
+    let talk = std::thread::spawn(move || {
+        std::io::Write::write_all(&mut sender, &b"PING\r\nINCR n\r\n".repeat(PAIRS))
+    });
     eventually("so many are taken up", || (taken(proxy) >= MOST_OWED - 2.0).then_some(()));
     // And no more than those.
     let most = taken(proxy);
@@ -58,5 +63,6 @@ fn who_waits_for_ever_and_goes_on_talking_is_listened_to_for_so_long_only() {
 }
 
 fn taken(proxy: &Proxy) -> f64 {
-    metric(proxy, "commands_total{command=\"ping\"}") + metric(proxy, "commands_total{command=\"incr\"}")
+    metric(proxy, "commands_total{command=\"ping\"}")
+        + metric(proxy, "commands_total{command=\"incr\"}")
 }

@@ -31,7 +31,8 @@ const FLUSHES: u64 = 40;
 const RAISE: &str = "local found = tonumber(redis.call('GET', KEYS[1]) or ARGV[1]) \
                      redis.call('SET', KEYS[1], found + 1) return redis.call('GET', KEYS[1])";
 
-const SET_AND_DELETE: &str = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('DEL', KEYS[2]) return 1";
+const SET_AND_DELETE: &str =
+    "redis.call('SET', KEYS[1], ARGV[1]) redis.call('DEL', KEYS[2]) return 1";
 /// It does not say which key it writes.
 const HIDDEN: &str = "redis.call('SET', 'own:' .. ARGV[1], ARGV[2]) return 1";
 
@@ -67,7 +68,8 @@ fn a_connection_reads_what_it_has_written() {
 #[test]
 fn it_does_where_redis_tells_nobody_of_changes() {
     let ways = Ways::between(|server| server, "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"");
-    let stale = write_and_read(&ways, Promise::NamedWrites, number("RESP_PAIRS").unwrap_or(PAIRS_UNTOLD));
+    let stale =
+        write_and_read(&ways, Promise::NamedWrites, number("RESP_PAIRS").unwrap_or(PAIRS_UNTOLD));
     assert_eq!(stale, 0);
 }
 
@@ -168,7 +170,16 @@ impl<'a> Writer<'a> {
     fn new(common: &'a Common, number: usize) -> Self {
         let random = StdRng::seed_from_u64(common.seed.wrapping_add(number as u64));
         let wire = Wire::connect(common.address);
-        Self { common, number, random, wire, own: HashMap::new(), seen: [0; SHARED_KEYS], flushes: 1, turn: 0 }
+        Self {
+            common,
+            number,
+            random,
+            wire,
+            own: HashMap::new(),
+            seen: [0; SHARED_KEYS],
+            flushes: 1,
+            turn: 0,
+        }
     }
 
     fn run(mut self) {
@@ -176,7 +187,8 @@ impl<'a> Writer<'a> {
             if *self.common.flushes.read().unwrap() < self.common.flushes_due() {
                 self.empty();
             }
-            let depth = if self.random.random_bool(0.5) { 1 } else { self.random.random_range(1..=DEPTH) };
+            let depth =
+                if self.random.random_bool(0.5) { 1 } else { self.random.random_range(1..=DEPTH) };
             let flushes = self.common.flushes.read().unwrap();
             if *flushes != self.flushes {
                 self.flushes = *flushes;
@@ -256,22 +268,34 @@ impl<'a> Writer<'a> {
                 self.own.insert(key, value);
             }
             3 => {
-                piece.add(&["MSET", &key, &value, &other, &value], Expected::Exactly(b"+OK\r\n".to_vec()));
+                piece.add(
+                    &["MSET", &key, &value, &other, &value],
+                    Expected::Exactly(b"+OK\r\n".to_vec()),
+                );
                 self.own.insert(key, value.clone());
                 self.own.insert(other, value);
             }
             4 => {
-                piece.add(&["EVAL", SET_AND_DELETE, "2", &key, &other, &value], Expected::Exactly(b":1\r\n".to_vec()));
+                piece.add(
+                    &["EVAL", SET_AND_DELETE, "2", &key, &other, &value],
+                    Expected::Exactly(b":1\r\n".to_vec()),
+                );
                 self.own.insert(key, value);
                 self.own.remove(&other);
             }
             5 if self.common.promise == Promise::All => {
                 let name = key.trim_start_matches("own:");
-                piece.add(&["EVAL", HIDDEN, "0", name, &value], Expected::Exactly(b":1\r\n".to_vec()));
+                piece.add(
+                    &["EVAL", HIDDEN, "0", name, &value],
+                    Expected::Exactly(b":1\r\n".to_vec()),
+                );
                 self.own.insert(key, value);
             }
             6 => {
-                piece.add(&["RENAME", &key, &other], if old.is_some() { ok() } else { Expected::Anything });
+                piece.add(
+                    &["RENAME", &key, &other],
+                    if old.is_some() { ok() } else { Expected::Anything },
+                );
                 if let Some(old) = old {
                     self.own.remove(&key);
                     self.own.insert(other, old);
@@ -282,7 +306,10 @@ impl<'a> Writer<'a> {
                 self.own.insert(key, value);
             }
             8 => {
-                piece.add(&["DEL", &key], Expected::Exactly(format!(":{}\r\n", u8::from(old.is_some())).into_bytes()));
+                piece.add(
+                    &["DEL", &key],
+                    Expected::Exactly(format!(":{}\r\n", u8::from(old.is_some())).into_bytes()),
+                );
                 self.own.remove(&key);
             }
             9 => {
@@ -298,7 +325,10 @@ impl<'a> Writer<'a> {
                 piece.add(&["MULTI"], ok());
                 piece.add(&["SET", &key, &value], Expected::Exactly(b"+QUEUED\r\n".to_vec()));
                 piece.add(&["GET", &key], Expected::Exactly(b"+QUEUED\r\n".to_vec()));
-                piece.add(&["EXEC"], Expected::Exactly([b"*2\r\n+OK\r\n", &bulk(&value)[..]].concat()));
+                piece.add(
+                    &["EXEC"],
+                    Expected::Exactly([b"*2\r\n+OK\r\n", &bulk(&value)[..]].concat()),
+                );
                 self.own.insert(key, value);
             }
             12 => {
@@ -314,7 +344,10 @@ impl<'a> Writer<'a> {
             _ => {
                 let number = self.random.random_range(0..SHARED_KEYS);
                 let least = (self.flushes * 1_000_000_000).to_string();
-                piece.add(&["EVAL", RAISE, "1", &shared_key(number), &least], Expected::Risen(number));
+                piece.add(
+                    &["EVAL", RAISE, "1", &shared_key(number), &least],
+                    Expected::Risen(number),
+                );
             }
         }
     }
@@ -327,14 +360,18 @@ impl<'a> Writer<'a> {
         match self.random.random_range(0..10) {
             0..4 => piece.add(&["GET", &key], Expected::Exactly(held(value.as_ref()))),
             4..6 => {
-                let expected = [b"*2\r\n".to_vec(), held(value.as_ref()), held(second.as_ref())].concat();
+                let expected =
+                    [b"*2\r\n".to_vec(), held(value.as_ref()), held(second.as_ref())].concat();
                 piece.add(&["MGET", &key, &other], Expected::Exactly(expected));
             }
             6 => piece.add(&["EXISTS", &key], number(usize::from(value.is_some()))),
             7 => piece.add(&["STRLEN", &key], number(length)),
             8 => {
                 let part = value.unwrap_or_default();
-                piece.add(&["GETRANGE", &key, "1", "-1"], Expected::Exactly(bulk(part.get(1..).unwrap_or_default())));
+                piece.add(
+                    &["GETRANGE", &key, "1", "-1"],
+                    Expected::Exactly(bulk(part.get(1..).unwrap_or_default())),
+                );
             }
             _ => {
                 let number = self.random.random_range(0..SHARED_KEYS);
@@ -403,7 +440,8 @@ fn bulk_number(answer: &[u8]) -> Option<u64> {
 }
 
 fn all_keys() -> Vec<String> {
-    let own = (0..CONNECTIONS).flat_map(|connection| (0..OWN_KEYS).map(move |key| format!("own:{connection}:{key}")));
+    let own = (0..CONNECTIONS)
+        .flat_map(|connection| (0..OWN_KEYS).map(move |key| format!("own:{connection}:{key}")));
     own.chain((0..SHARED_KEYS).map(shared_key)).collect()
 }
 

@@ -40,12 +40,15 @@ fn a_proxy_that_redis_does_not_admit_delays_nobody_whom_it_does() {
         return;
     }
     let redis = RedisServer::builder().arguments(&["--requirepass", "new"]).start();
-    let proxy = Proxy::start(&resp_config(&redis.url(), &format!("{LASTING}\nredis.password = \"old\"")));
+    let proxy =
+        Proxy::start(&resp_config(&redis.url(), &format!("{LASTING}\nredis.password = \"old\"")));
     proxy.expect_log("");
     let mut wire = Wire::connect(proxy.resp_address());
     assert_eq!(wire.told_line("AUTH new"), "+OK\\r\\n");
     wire.ask_line("SET key value");
-    eventually("Redis has refused the proxy", || readyz(&proxy).1.contains("WRONGPASS").then_some(()));
+    eventually("Redis has refused the proxy", || {
+        readyz(&proxy).1.contains("WRONGPASS").then_some(())
+    });
     let begun = Instant::now();
     for _ in 0..READS {
         assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
@@ -83,7 +86,10 @@ fn a_link_that_is_kept_awake_tells_its_client_nothing_of_it() {
     let talks = [
         (&["GET hot"][..], vec![hit]),
         (&["GET hot", "INCR n", "GET hot"], vec![hit, ":1\\r\\n", hit]),
-        (&["GET hot", "SUBSCRIBE news"], vec![hit, ">3\\r\\n$9\\r\\nsubscribe\\r\\n$4\\r\\nnews\\r\\n:1\\r\\n"]),
+        (
+            &["GET hot", "SUBSCRIBE news"],
+            vec![hit, ">3\\r\\n$9\\r\\nsubscribe\\r\\n$4\\r\\nnews\\r\\n:1\\r\\n"],
+        ),
         (
             &["GET hot", "RESET", "AUTH front", "INCR n", "GET hot"],
             vec![hit, "+RESET\\r\\n", "+OK\\r\\n", ":2\\r\\n", hit],

@@ -18,7 +18,9 @@ fn a_transaction_begun_behind_the_end_of_another_is_one() {
             wire.send(["MULTI", "SET a 1", end, "MULTI"].map(words).concat());
             let mut told: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
             // The answers are here, so only what is remembered of them tells that this is to be queued.
-            told.extend(["GET hot", "MGET hot", "EXEC", "GET hot"].map(|line| wire.told_line(line)));
+            told.extend(
+                ["GET hot", "MGET hot", "EXEC", "GET hot"].map(|line| wire.told_line(line)),
+            );
             told
         });
         assert_eq!(told[4], "+QUEUED\\r\\n", "{told:#?}");
@@ -37,7 +39,9 @@ fn a_watch_said_behind_the_end_of_a_transaction_holds() {
         wire.answers(4);
         let is_still_in_multi = end == "UNWATCH";
         let expected = if is_still_in_multi { "+QUEUED\\r\\n" } else { "$1\\r\\n1\\r\\n" };
-        ways.expect_from_memory(0.0, || assert_eq!(wire.told_line("GET k"), expected, "behind {end}"));
+        ways.expect_from_memory(0.0, || {
+            assert_eq!(wire.told_line("GET k"), expected, "behind {end}")
+        });
     }
 }
 
@@ -53,7 +57,8 @@ fn what_is_wrong_at_the_end_of_a_long_command_takes_no_answer_from_those_before(
         }
         ways.servers().iter().for_each(|server| server.pause());
         // A word is missing, and what stands in its place is none.
-        let long = [b"*4\r\n", &command(&[&b"SET"[..], b"key", &vec![b'x'; 1_048_600]])[4..]].concat();
+        let long =
+            [b"*4\r\n", &command(&[&b"SET"[..], b"key", &vec![b'x'; 1_048_600]])[4..]].concat();
         for sent in [&[words("PING"), words("GET hot")].concat(), &long, &b"X5\r\n"[..]] {
             wire.send(sent);
             assert_eq!(within(TAKEN_UP, || None::<()>), None);

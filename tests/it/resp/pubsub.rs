@@ -21,22 +21,41 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
         heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
     };
     // From memory before, and in order with what is pipelined behind.
-    subscriber
-        .send([words("GET key"), words("GET key"), words("SUBSCRIBE news weather"), words("PSUBSCRIBE n*")].concat());
+    subscriber.send(
+        [
+            words("GET key"),
+            words("GET key"),
+            words("SUBSCRIBE news weather"),
+            words("PSUBSCRIBE n*"),
+        ]
+        .concat(),
+    );
     hear(&mut subscriber, 5);
     for line in ["PUBLISH news one", "PUBLISH weather two", "PUBLISH none x", "PUBLISH silence x"] {
         publisher.ask_line(line);
     }
     hear(&mut subscriber, 4);
     // A command that is not for subscribers is an error in RESP2, and is answered in RESP3.
-    subscriber.send([words("GET key"), words("PING"), words("UNSUBSCRIBE news"), words("PUNSUBSCRIBE")].concat());
+    subscriber.send(
+        [words("GET key"), words("PING"), words("UNSUBSCRIBE news"), words("PUNSUBSCRIBE")]
+            .concat(),
+    );
     hear(&mut subscriber, 4);
-    subscriber.send([words("SSUBSCRIBE shard"), words("UNSUBSCRIBE"), words("SUNSUBSCRIBE")].concat());
+    subscriber
+        .send([words("SSUBSCRIBE shard"), words("UNSUBSCRIBE"), words("SUNSUBSCRIBE")].concat());
     hear(&mut subscriber, 3);
     // Afterwards it is a connection like any other.
     publisher.ask_line("SET key changed");
-    subscriber
-        .send([words("GET key"), words("UNSUBSCRIBE"), words("GET key"), words("RESET"), words("GET key")].concat());
+    subscriber.send(
+        [
+            words("GET key"),
+            words("UNSUBSCRIBE"),
+            words("GET key"),
+            words("RESET"),
+            words("GET key"),
+        ]
+        .concat(),
+    );
     hear(&mut subscriber, 5);
     heard
 }
@@ -49,10 +68,14 @@ fn a_lot_that_is_published_comes_in_order() {
     let mut subscriber = Wire::connect(address);
     subscriber.ask_line("SUBSCRIBE news");
     let mut publisher = Wire::connect(address);
-    let publish: Vec<u8> = (0..MESSAGES).flat_map(|number| words(&format!("PUBLISH news {number}"))).collect();
+    let publish: Vec<u8> =
+        (0..MESSAGES).flat_map(|number| words(&format!("PUBLISH news {number}"))).collect();
     publisher.send(publish);
     for number in 0..MESSAGES {
-        let expected = format!("*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n${}\r\n{number}\r\n", number.to_string().len());
+        let expected = format!(
+            "*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n${}\r\n{number}\r\n",
+            number.to_string().len()
+        );
         assert_eq!(show(&subscriber.answer()), show(expected.as_bytes()));
     }
     assert!(publisher.answers(MESSAGES).iter().all(|answer| answer == b":1\r\n"));
@@ -61,16 +84,31 @@ fn a_lot_that_is_published_comes_in_order() {
 #[test]
 fn a_subscription_may_be_longer_than_what_is_held() {
     let ways = Ways::start();
-    let channels: Vec<_> = (0..30_000).map(|number| format!("channel-with-a-long-enough-name:{number:020}")).collect();
-    let subscribe: Vec<_> = ["SUBSCRIBE"].into_iter().chain(channels.iter().map(String::as_str)).collect();
+    let channels: Vec<_> =
+        (0..30_000).map(|number| format!("channel-with-a-long-enough-name:{number:020}")).collect();
+    let subscribe: Vec<_> =
+        ["SUBSCRIBE"].into_iter().chain(channels.iter().map(String::as_str)).collect();
     for connect in [Wire::connect, Wire::connect_resp3] {
         ways.same(|address| {
             let mut wire = connect(address);
-            wire.send([command(&subscribe), words("AUTH default wrong x"), words("PING"), words("GET key")].concat());
+            wire.send(
+                [
+                    command(&subscribe),
+                    words("AUTH default wrong x"),
+                    words("PING"),
+                    words("GET key"),
+                ]
+                .concat(),
+            );
             let told = wire.answers(channels.len() + 3);
             let mut other = Wire::connect(address);
             other.ask_line(&format!("PUBLISH {} message", channels[29_999]));
-            (told[0].clone(), show(&told.concat()[..]).len(), show(&told[channels.len() - 1]), show(&wire.answer()))
+            (
+                told[0].clone(),
+                show(&told.concat()[..]).len(),
+                show(&told[channels.len() - 1]),
+                show(&wire.answer()),
+            )
         });
     }
 }

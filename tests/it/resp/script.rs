@@ -81,7 +81,8 @@ impl Round {
         }
         let length: usize = commands.iter().map(|said| said.bytes.len()).sum();
         let most = if random.random_ratio(1, 3) { 12 } else { 2 };
-        let mut cuts: Vec<_> = (0..random.random_range(0..=most)).map(|_| random.random_range(0..=length)).collect();
+        let mut cuts: Vec<_> =
+            (0..random.random_range(0..=most)).map(|_| random.random_range(0..=length)).collect();
         cuts.sort_unstable();
         let ends_connection = commands.last().is_some_and(|said| said.ends_connection);
         Self { connection, commands, cuts, ends_connection }
@@ -102,7 +103,9 @@ impl Round {
     /// The command that is answered by the answer of that number.
     pub(super) fn answered(&self, index: usize) -> String {
         let mut answered = self.commands.iter().flat_map(|said| vec![said; said.answers]);
-        answered.nth(index).map_or("nothing: it was to be closed".to_owned(), |said| show(&said.bytes))
+        answered
+            .nth(index)
+            .map_or("nothing: it was to be closed".to_owned(), |said| show(&said.bytes))
     }
 }
 
@@ -116,8 +119,17 @@ struct Writer {
 
 const STRINGS: [&str; 8] = ["k0", "k1", "k2", "k3", "k4", "k5", "\0\r\n\u{ff}", ""];
 const COLLECTIONS: [&str; 4] = ["hash", "list", "set", "zset"];
-const VALUES: [&str; 9] =
-    ["a", "1", "-7", "3.5", "", "value", "a longer one, of some length", "\r\n\0$3\r\n", "999999999999"];
+const VALUES: [&str; 9] = [
+    "a",
+    "1",
+    "-7",
+    "3.5",
+    "",
+    "value",
+    "a longer one, of some length",
+    "\r\n\0$3\r\n",
+    "999999999999",
+];
 /// Long after whoever reads this.
 const LATER: &str = "4102444800";
 
@@ -285,8 +297,18 @@ const LAST_WORDS: [&str; 9] = [
 ];
 
 /// What many nodes behind one address answer otherwise than one, or not at all.
-const OF_ALL_NODES: [&str; 10] =
-    ["CLIENT", "CONFIG", "COPY K K DB", "DBSIZE", "FLUSHALL", "FLUSHDB", "MOVE", "SELECT", "SWAPDB", "WAIT"];
+const OF_ALL_NODES: [&str; 10] = [
+    "CLIENT",
+    "CONFIG",
+    "COPY K K DB",
+    "DBSIZE",
+    "FLUSHALL",
+    "FLUSHDB",
+    "MOVE",
+    "SELECT",
+    "SWAPDB",
+    "WAIT",
+];
 
 impl Writer {
     /// A few values to begin with.
@@ -294,7 +316,8 @@ impl Writer {
         let mut commands = vec![self.said("RESET"), self.said("FLUSHALL")];
         for key in STRINGS {
             if self.random.random_ratio(2, 3) {
-                let (key, value) = (format!("{}{key}", self.tag), *VALUES.choose(&mut self.random).unwrap());
+                let (key, value) =
+                    (format!("{}{key}", self.tag), *VALUES.choose(&mut self.random).unwrap());
                 commands.push(Said::words(&["SET", &*key, value]));
             }
         }
@@ -311,14 +334,20 @@ impl Writer {
             // Behind what is owed, and among the answers to EXEC, a login that is refused has none, from Redis 7.2 on.
             0 if !self.is_in_multi[connection] => {
                 let mut commands = vec![self.said_of(&LOGINS)];
-                commands.extend((0..self.random.random_range(0..6)).flat_map(|_| self.some(connection)));
+                commands.extend(
+                    (0..self.random.random_range(0..6)).flat_map(|_| self.some(connection)),
+                );
                 commands
             }
             // Reads behind anything else go to Redis, so that memory is asked only by those that come alone.
             0..12 => (0..self.random.random_range(1..=24)).map(|_| self.said_of(&READS)).collect(),
             12..16 => self.some(connection),
-            16..18 => (0..self.random.random_range(1..=6)).flat_map(|_| self.some(connection)).collect(),
-            _ => (0..self.random.random_range(1..=40)).flat_map(|_| self.some(connection)).collect(),
+            16..18 => {
+                (0..self.random.random_range(1..=6)).flat_map(|_| self.some(connection)).collect()
+            }
+            _ => {
+                (0..self.random.random_range(1..=40)).flat_map(|_| self.some(connection)).collect()
+            }
         };
         Round::new(connection, commands, &mut self.random)
     }
@@ -348,7 +377,12 @@ impl Writer {
             951..956 => vec![self.said("EXEC")],
             956..958 => vec![self.said("DISCARD")],
             958..975 => vec![self.said_of(&DATABASES)],
-            975..985 => vec![self.said("SELECT 1"), self.said_of(&READS), self.said_of(&WRITES), self.said("SELECT 0")],
+            975..985 => vec![
+                self.said("SELECT 1"),
+                self.said_of(&READS),
+                self.said_of(&WRITES),
+                self.said("SELECT 0"),
+            ],
             985..997 => vec![self.said_of(&TALK)],
             _ => vec![Said::last_word(LAST_WORDS.choose(&mut self.random).unwrap())],
         }
@@ -357,8 +391,8 @@ impl Writer {
     fn said_of(&mut self, choices: &[(u32, &str)]) -> Said {
         let pattern = choices.choose_weighted(&mut self.random, |choice| choice.0).unwrap().1;
         let is_of = |words: &[&str]| words.iter().any(|word| pattern.starts_with(word));
-        let is_said_nowhere =
-            is_of(&OF_ALL_NODES) || (is_of(&["AUTH", "HELLO", "RESET"]) && self.is_in_multi != [false; 2]);
+        let is_said_nowhere = is_of(&OF_ALL_NODES)
+            || (is_of(&["AUTH", "HELLO", "RESET"]) && self.is_in_multi != [false; 2]);
         self.said(if !self.tag.is_empty() && is_said_nowhere { "PING" } else { pattern })
     }
 
@@ -385,7 +419,17 @@ impl Writer {
             "K" => &STRINGS,
             "A" => &COLLECTIONS,
             "V" => &VALUES,
-            "I" => &["0", "1", "2", "-1", "-3", "100", "-100", "9223372036854775807", "-9223372036854775808"],
+            "I" => &[
+                "0",
+                "1",
+                "2",
+                "-1",
+                "-3",
+                "100",
+                "-100",
+                "9223372036854775807",
+                "-9223372036854775808",
+            ],
             "T" => &[LATER, "1", LATER, "0"],
             word => return word.as_bytes(),
         };

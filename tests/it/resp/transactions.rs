@@ -7,7 +7,10 @@ use super::wire::{Wire, show, show_without_id, words};
 fn a_connection_with_a_state_is_answered_as_by_redis() {
     let ways = Ways::start();
     let talks: [&[&str]; 13] = [
-        &["SET k 1", "GET k", "MULTI", "GET k", "MGET k k", "EXISTS k", "STRLEN k", "INCR k", "GET k", "EXEC", "GET k"],
+        &[
+            "SET k 1", "GET k", "MULTI", "GET k", "MGET k k", "EXISTS k", "STRLEN k", "INCR k",
+            "GET k", "EXEC", "GET k",
+        ],
         &["MULTI", "MULTI", "GET k", "DISCARD", "GET k", "EXEC", "GET k"],
         &["MULTI", "NONESUCH", "GET k", "EXEC", "GET k"],
         &["MULTI", "GET", "EXEC", "GET k", "EXEC x", "GET k"],
@@ -16,9 +19,41 @@ fn a_connection_with_a_state_is_answered_as_by_redis() {
         &["MULTI", "SELECT 1", "GET k", "SET k other", "EXEC", "GET k", "SELECT 0", "GET k"],
         &["WATCH k", "GET k", "MULTI", "GET k", "WATCH k", "EXEC", "GET k", "UNWATCH", "GET k"],
         &["WATCH", "GET k", "WATCH k", "SET k 6", "MULTI", "SET k 7", "EXEC", "GET k"],
-        &["SELECT 1", "GET k", "SET k one", "GET k", "SELECT 0", "GET k", "SELECT 16", "GET k", "SELECT", "GET k"],
-        &["SELECT 1", "RESET", "GET k", "MOVE k 1", "GET k", "SET k 8", "SWAPDB 0 1", "GET k", "SWAPDB 0 1", "GET k"],
-        &["HELLO 3", "GET absent", "MULTI", "HELLO 2", "GET absent", "EXEC", "GET absent", "HELLO 2", "GET absent"],
+        &[
+            "SELECT 1",
+            "GET k",
+            "SET k one",
+            "GET k",
+            "SELECT 0",
+            "GET k",
+            "SELECT 16",
+            "GET k",
+            "SELECT",
+            "GET k",
+        ],
+        &[
+            "SELECT 1",
+            "RESET",
+            "GET k",
+            "MOVE k 1",
+            "GET k",
+            "SET k 8",
+            "SWAPDB 0 1",
+            "GET k",
+            "SWAPDB 0 1",
+            "GET k",
+        ],
+        &[
+            "HELLO 3",
+            "GET absent",
+            "MULTI",
+            "HELLO 2",
+            "GET absent",
+            "EXEC",
+            "GET absent",
+            "HELLO 2",
+            "GET absent",
+        ],
         &["EVAL redis.call('SELECT',1)redis.call('SET','k','s')return(1) 0", "GET k", "QUIT"],
     ];
     for talk in talks {
@@ -26,11 +61,14 @@ fn a_connection_with_a_state_is_answered_as_by_redis() {
             let mut wire = Wire::connect(address);
             wire.ask_line("SET k 1");
             // One by one, then in one piece.
-            let told: Vec<_> =
-                talk.iter().map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line)))).collect();
+            let told: Vec<_> = talk
+                .iter()
+                .map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line))))
+                .collect();
             let mut wire = Wire::connect(address);
             wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
-            let at_once: Vec<_> = wire.answers(talk.len()).iter().map(|answer| show_without_id(answer)).collect();
+            let at_once: Vec<_> =
+                wire.answers(talk.len()).iter().map(|answer| show_without_id(answer)).collect();
             (told, at_once)
         });
     }

@@ -40,12 +40,16 @@ fn a_write_through_the_proxy_is_in_the_reads_behind_it() {
         let mut told = Vec::new();
         for write in WRITES {
             for wire in [&mut reader, &mut writer] {
-                told.extend(["GET a", "GET b", "STRLEN a", "EXISTS a b"].map(|line| wire.told_line(line)));
+                told.extend(
+                    ["GET a", "GET b", "STRLEN a", "EXISTS a b"].map(|line| wire.told_line(line)),
+                );
             }
             told.push(writer.told_line(write));
             // Both, since it is dropped for all.
             for wire in [&mut reader, &mut writer] {
-                told.extend(["MGET a b", "GET a", "GETRANGE b 0 -1"].map(|line| wire.told_line(line)));
+                told.extend(
+                    ["MGET a b", "GET a", "GETRANGE b 0 -1"].map(|line| wire.told_line(line)),
+                );
             }
         }
         told
@@ -103,13 +107,20 @@ fn a_transaction_and_a_pipeline_are_in_the_reads_behind_them() {
 
 #[test]
 fn a_command_that_is_too_long_to_be_held_is_in_the_reads_behind_it() {
-    let ways = Ways::between(|server| server, &format!("{TTL}\nresp.max_query_buffer = \"256KiB\""));
-    let (script, key) =
-        (format!("--{}\nredis.call('SET', KEYS[1], ARGV[1])", "x".repeat(1_200_000)), "k".repeat(1_200_000));
+    let ways =
+        Ways::between(|server| server, &format!("{TTL}\nresp.max_query_buffer = \"256KiB\""));
+    let (script, key) = (
+        format!("--{}\nredis.call('SET', KEYS[1], ARGV[1])", "x".repeat(1_200_000)),
+        "k".repeat(1_200_000),
+    );
     ways.same(|address| {
         let mut wire = Wire::connect(address);
         let mut told = Vec::new();
-        for long in [&["EVAL", &script, "1", "a", "1"][..], &["DEL", &key, "a"], &["MSET", &key, "x", "a", "2"]] {
+        for long in [
+            &["EVAL", &script, "1", "a", "1"][..],
+            &["DEL", &key, "a"],
+            &["MSET", &key, "x", "a", "2"],
+        ] {
             // There is something old to be in memory.
             told.extend(["SET a old", "GET a", "GET a"].map(|line| wire.told_line(line)));
             told.push(wire.told(long));
@@ -124,7 +135,8 @@ fn a_transaction_that_was_refused_keeps_nothing_back() {
     let ways = Ways::between(|server| server, TTL);
     ways.same(|address| {
         let (mut writer, mut reader) = (Wire::connect(address), Wire::connect(address));
-        let mut told = vec![reader.told_line("SET a 1"), reader.told_line("GET a"), reader.told_line("GET a")];
+        let mut told =
+            vec![reader.told_line("SET a 1"), reader.told_line("GET a"), reader.told_line("GET a")];
         for line in ["MULTI x", "SET a 2"] {
             told.push(writer.told_line(line));
         }

@@ -33,7 +33,8 @@ pub(super) const READER_AND_OTHER: [&str; 14] = [
     "+@all",
 ];
 /// The proxy logs in as that one.
-pub(super) const AS_READER: &str = "redis.username = \"reader\"\nredis.password = \"reader-secret\"";
+pub(super) const AS_READER: &str =
+    "redis.username = \"reader\"\nredis.password = \"reader-secret\"";
 
 /// Both ways. The proxy is the first field, so it ends before its Redis does and has nothing to complain about.
 pub(crate) struct Ways {
@@ -49,8 +50,10 @@ pub(crate) fn is_straight() -> bool {
 
 /// The configuration of a proxy with a RESP front end; `more` is dotted keys, one a line.
 pub(crate) fn resp_config(url: &str, more: &str) -> String {
-    const FEW: &str = "resp.listen = \"127.0.0.1:0\"\ndaemon.worker_threads = 2\nhttp.max_connections = 500\n";
-    let limit = if more.contains("resp.max_connections") { "" } else { "resp.max_connections = 500\n" };
+    const FEW: &str =
+        "resp.listen = \"127.0.0.1:0\"\ndaemon.worker_threads = 2\nhttp.max_connections = 500\n";
+    let limit =
+        if more.contains("resp.max_connections") { "" } else { "resp.max_connections = 500\n" };
     config(url, &format!("{FEW}{limit}{more}"))
 }
 
@@ -60,7 +63,10 @@ impl Ways {
     }
 
     /// With servers that are started as `server` says, and a proxy with these settings.
-    pub(crate) fn between(server: impl Fn(RedisServerBuilder) -> RedisServerBuilder, settings: &str) -> Self {
+    pub(crate) fn between(
+        server: impl Fn(RedisServerBuilder) -> RedisServerBuilder,
+        settings: &str,
+    ) -> Self {
         let start = || server(RedisServer::builder().tcp()).start();
         let (straight, behind) = (start(), start());
         let proxy = (!is_straight()).then(|| {
@@ -107,14 +113,19 @@ impl Ways {
     pub(crate) fn same_answers(&self, lines: &[&str]) -> Vec<String> {
         self.same(|address| {
             let mut wire = Wire::connect(address);
-            lines.iter().map(|line| format!("{line}: {}", show(&wire.ask_line(line)))).collect::<Vec<_>>()
+            lines
+                .iter()
+                .map(|line| format!("{line}: {}", show(&wire.ask_line(line))))
+                .collect::<Vec<_>>()
         })
     }
 
     /// How many reads over RESP had one of these outcomes; nothing without a proxy.
     pub(crate) fn reads(&self, outcomes: &[&str]) -> Option<f64> {
         let metrics = self.proxy.as_ref()?.metrics();
-        let series = |outcome| format!("redis_proxy_reads_total{{front_end=\"resp\",outcome=\"{outcome}\"}}");
+        let series = |outcome| {
+            format!("redis_proxy_reads_total{{front_end=\"resp\",outcome=\"{outcome}\"}}")
+        };
         Some(outcomes.iter().filter_map(|outcome| metrics.value(&series(outcome))).sum())
     }
 
@@ -129,7 +140,11 @@ impl Ways {
         let before = self.answered_from_memory();
         let done = act();
         if let (Some(before), Some(after)) = (before, self.answered_from_memory()) {
-            assert!((after - before - count).abs() < 0.5, "{} reads from memory, expected {count}", after - before);
+            assert!(
+                (after - before - count).abs() < 0.5,
+                "{} reads from memory, expected {count}",
+                after - before
+            );
         }
         done
     }

@@ -220,13 +220,26 @@ mod tests {
 
     #[test]
     fn an_answer_ends_where_it_ends() {
-        for answer in
-            ["+OK\r\n", "$-1\r\n", "$3\r\na\r\n\r\n", "*2\r\n:1\r\n*1\r\n$0\r\n\r\n", "%1\r\n+a\r\n_\r\n", "*-1\r\n"]
-        {
+        for answer in [
+            "+OK\r\n",
+            "$-1\r\n",
+            "$3\r\na\r\n\r\n",
+            "*2\r\n:1\r\n*1\r\n$0\r\n\r\n",
+            "%1\r\n+a\r\n_\r\n",
+            "*-1\r\n",
+        ] {
             for cut in 0..answer.len() {
-                assert_eq!(answer_length(&answer.as_bytes()[..cut]), None, "{answer:?} cut at {cut}");
+                assert_eq!(
+                    answer_length(&answer.as_bytes()[..cut]),
+                    None,
+                    "{answer:?} cut at {cut}"
+                );
             }
-            assert_eq!(answer_length(format!("{answer}+").as_bytes()), Some(answer.len()), "{answer:?}");
+            assert_eq!(
+                answer_length(format!("{answer}+").as_bytes()),
+                Some(answer.len()),
+                "{answer:?}"
+            );
         }
     }
 }

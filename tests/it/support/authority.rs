@@ -55,6 +55,10 @@ impl Authority {
     pub(crate) fn redis(&self, name: &str, asks_for_certificate: bool) -> RedisServer {
         let (certificate, key) = self.issue(name);
         let builder = RedisServer::builder().tls(&certificate, &key, &self.file());
-        if asks_for_certificate { builder.require_client_certificate().start() } else { builder.start() }
+        if asks_for_certificate {
+            builder.require_client_certificate().start()
+        } else {
+            builder.start()
+        }
     }
 }

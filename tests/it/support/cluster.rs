@@ -36,7 +36,8 @@ impl RedisCluster {
     }
 
     pub(crate) fn start(primaries: usize, replicas: usize, arguments: &[&str]) -> Self {
-        let nodes = (0..primaries + replicas).map(|_| node(arguments, RedisServerBuilder::tcp)).collect();
+        let nodes =
+            (0..primaries + replicas).map(|_| node(arguments, RedisServerBuilder::tcp)).collect();
         Self { nodes, primaries, is_tls: false }.whole(replicas)
     }
 
@@ -52,11 +53,13 @@ impl RedisCluster {
     fn whole(self, replicas: usize) -> Self {
         let primaries = self.primaries;
         let cluster = self;
-        let share = |number: usize| u16::try_from(number * usize::from(SLOTS) / primaries).expect("a slot");
+        let share =
+            |number: usize| u16::try_from(number * usize::from(SLOTS) / primaries).expect("a slot");
         for (number, node) in cluster.nodes.iter().enumerate() {
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
             if number < primaries {
-                let (first, last) = (share(number).to_string(), (share(number + 1) - 1).to_string());
+                let (first, last) =
+                    (share(number).to_string(), (share(number + 1) - 1).to_string());
                 node.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
             }
             cluster.introduce(number);
@@ -95,10 +98,16 @@ impl RedisCluster {
             let works = within(BOUND, || {
                 let info: String = try_ask(node, &["CLUSTER", "INFO"]).ok()?;
                 let replication: String = try_ask(node, &["INFO", "replication"]).ok()?;
-                let copied = replication.contains("role:master") || replication.contains("master_link_status:up");
+                let copied = replication.contains("role:master")
+                    || replication.contains("master_link_status:up");
                 (info.contains("cluster_state:ok") && copied).then_some(())
             });
-            assert!(works.is_some(), "node {number} does not work:\n{}\n{}", self.view(number), node.log());
+            assert!(
+                works.is_some(),
+                "node {number} does not work:\n{}\n{}",
+                self.view(number),
+                node.log()
+            );
         }
     }
 
@@ -124,7 +133,8 @@ impl RedisCluster {
     }
 
     pub(crate) fn slot(&self, key: &str) -> u16 {
-        let running = self.nodes.iter().find_map(|node| try_ask(node, &["CLUSTER", "KEYSLOT", key]).ok());
+        let running =
+            self.nodes.iter().find_map(|node| try_ask(node, &["CLUSTER", "KEYSLOT", key]).ok());
         running.expect("a node answers")
     }
 
@@ -134,7 +144,9 @@ impl RedisCluster {
             Ok(Value::Int(_)) => Some(()),
             _ => None,
         };
-        eventually("a node serves the key", || self.nodes.iter().position(|node| serves(node).is_some()))
+        eventually("a node serves the key", || {
+            self.nodes.iter().position(|node| serves(node).is_some())
+        })
     }
 
     /// A key of the slots that this primary began with; another for each number.
@@ -213,9 +225,19 @@ impl RedisCluster {
     }
 }
 
-fn node(arguments: &[&str], listens: impl Fn(RedisServerBuilder) -> RedisServerBuilder) -> RedisServer {
+fn node(
+    arguments: &[&str],
+    listens: impl Fn(RedisServerBuilder) -> RedisServerBuilder,
+) -> RedisServer {
     let bus = free_port().to_string();
-    let own = ["--cluster-enabled", "yes", "--cluster-node-timeout", NODE_TIMEOUT, "--cluster-port", &bus];
+    let own = [
+        "--cluster-enabled",
+        "yes",
+        "--cluster-node-timeout",
+        NODE_TIMEOUT,
+        "--cluster-port",
+        &bus,
+    ];
     let quick = ["--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no"];
     listens(RedisServer::builder()).arguments(&own).arguments(&quick).arguments(arguments).start()
 }

@@ -69,8 +69,21 @@ impl Collector {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let [grpc, http] = [free_address(), free_address()];
         let spawned = Command::new("rotel-agent")
-            .args(["start", "--exporter", "blackhole", "--debug-log", "traces", "--debug-log-verbosity", "detailed"])
-            .args(["--otlp-grpc-endpoint", &grpc.to_string(), "--otlp-http-endpoint", &http.to_string()])
+            .args([
+                "start",
+                "--exporter",
+                "blackhole",
+                "--debug-log",
+                "traces",
+                "--debug-log-verbosity",
+                "detailed",
+            ])
+            .args([
+                "--otlp-grpc-endpoint",
+                &grpc.to_string(),
+                "--otlp-http-endpoint",
+                &http.to_string(),
+            ])
             .arg("--pid-file")
             .arg(directory.path().join("pid"))
             .stdin(Stdio::null())
@@ -107,7 +120,9 @@ impl Collector {
         let spans = eventually(&format!("{count} spans"), || {
             let spans = self.spans();
             // The last one may not have been written to its end yet.
-            let whole = spans.iter().all(|span| span.attributes.contains_key("db.namespace") || span.is_answered());
+            let whole = spans
+                .iter()
+                .all(|span| span.attributes.contains_key("db.namespace") || span.is_answered());
             (spans.len() >= count && whole).then_some(spans)
         });
         assert_eq!(spans.len(), count, "{spans:#?}");
@@ -116,13 +131,18 @@ impl Collector {
 
     /// What it says of itself as a resource, beside its spans.
     pub(crate) fn has_line(&self, line: &str) -> bool {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|written| written.trim() == line)
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|written| written.trim() == line)
     }
 }
 
 impl Span {
     fn is_answered(&self) -> bool {
-        self.attributes.contains_key("http.response.status_code") || self.attributes.contains_key("redis_proxy.outcome")
+        self.attributes.contains_key("http.response.status_code")
+            || self.attributes.contains_key("redis_proxy.outcome")
     }
 }
 

@@ -58,7 +58,8 @@ impl Client {
         let stream = TcpStream::connect_timeout(&address, BOUND).expect("an HTTP connection");
         stream.set_nodelay(true).expect("a connection to set up");
         stream.set_write_timeout(Some(BOUND)).expect("a connection to set up");
-        let client = Self { stream: BufReader::new(stream), host: address.to_string(), awaits_head: false };
+        let client =
+            Self { stream: BufReader::new(stream), host: address.to_string(), awaits_head: false };
         client.read_timeout(BOUND);
         client
     }
@@ -77,7 +78,12 @@ impl Client {
     }
 
     /// Sends a request without a body, adding a Host header if none is given.
-    pub(crate) fn request(&mut self, method: &str, path: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> Response {
+    pub(crate) fn request(
+        &mut self,
+        method: &str,
+        path: impl AsRef<[u8]>,
+        headers: &[(&str, &str)],
+    ) -> Response {
         let mut request = format!("{method} ").into_bytes();
         request.extend_from_slice(path.as_ref());
         request.extend_from_slice(b" HTTP/1.1\r\n");
@@ -97,7 +103,8 @@ impl Client {
         self.awaits_head |= bytes.starts_with(b"HEAD ");
         match self.stream.get_mut().write_all(bytes) {
             // A server may refuse a request before its end; what it answered is yet to be read.
-            Err(error) if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
+            Err(error)
+                if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
             written => written.expect("the proxy takes the bytes"),
         }
     }

@@ -93,7 +93,11 @@ impl Log {
 
     /// Returns what `find` makes of all lines so far, once it makes something of them; nothing
     /// when the time is over or the log has ended without it.
-    pub(crate) fn wait<T>(&self, limit: Duration, mut find: impl FnMut(&[LogLine]) -> Option<T>) -> Option<T> {
+    pub(crate) fn wait<T>(
+        &self,
+        limit: Duration,
+        mut find: impl FnMut(&[LogLine]) -> Option<T>,
+    ) -> Option<T> {
         let deadline = Instant::now() + limit;
         let mut state = self.state();
         loop {

@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn a_series_is_found_in_any_order_of_labels() {
-        let text = "# HELP reads x\nup 1\nreads{a=\"1\",b=\"two, {2}\"} 3\nodd{q=\"\\\"}\"} +Inf 9\n";
+        let text =
+            "# HELP reads x\nup 1\nreads{a=\"1\",b=\"two, {2}\"} 3\nodd{q=\"\\\"}\"} +Inf 9\n";
         let metrics = Metrics::parse(text.to_owned());
         assert_eq!(metrics.value("up"), Some(1.0));
         assert_eq!(metrics.value(r#"reads{b="two, {2}", a="1"}"#), Some(3.0));

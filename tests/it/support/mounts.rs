@@ -17,13 +17,16 @@ const WAYS: [&[&str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];
 pub(crate) fn apart() -> Option<Vec<&'static str>> {
     let works = |way: &&[&str]| {
         let mut attempt = Command::new("unshare");
-        let attempt = attempt.args(*way).args(["mount", "-t", "tmpfs", "none", "/mnt"]).stdin(Stdio::null());
+        let attempt =
+            attempt.args(*way).args(["mount", "-t", "tmpfs", "none", "/mnt"]).stdin(Stdio::null());
         attempt.output().is_ok_and(|output| output.status.success())
     };
     let way = WAYS.into_iter().find(works);
     if way.is_none() {
         assert!(std::env::var_os("CI").is_none(), "this needs a mount namespace (unshare --mount)");
-        eprintln!("skipped: there is no mount namespace to be had here (unshare --mount --map-root-user)");
+        eprintln!(
+            "skipped: there is no mount namespace to be had here (unshare --mount --map-root-user)"
+        );
     }
     way.map(|way| [&["unshare"], way].concat())
 }
@@ -40,10 +43,12 @@ impl Volume {
         let way = apart()?;
         let directory = tempfile::tempdir().expect("a temporary directory");
         // It ends when nobody holds its standard input any more.
-        let script = format!("mount -t tmpfs -o size={kibibytes}k none \"$0\" && echo mounted && exec cat");
+        let script =
+            format!("mount -t tmpfs -o size={kibibytes}k none \"$0\" && echo mounted && exec cat");
         let mut keeper = Command::new(way[0]);
         let keeper = keeper.args(&way[1..]).args(["sh", "-c", &script]).arg(directory.path());
-        let mut keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare starts");
+        let mut keeper =
+            keeper.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare starts");
         let mut told = String::new();
         let said = keeper.stdout.take().expect("standard output is piped");
         BufReader::new(said).read_line(&mut told).expect("a line");

@@ -28,10 +28,12 @@ impl Prometheus {
     pub(crate) fn start(target: SocketAddr) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let dashboards = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards");
-        let shipped = fs::read_to_string(dashboards.join("prometheus.yml")).expect("the configuration");
+        let shipped =
+            fs::read_to_string(dashboards.join("prometheus.yml")).expect("the configuration");
         let alerts = dashboards.join("alerts.yml").display().to_string();
         let config = shipped.replace("cache:8080", &target.to_string());
-        let config = config.replace("alerts.yml", &alerts).replace("interval: 5s", "interval: 500ms");
+        let config =
+            config.replace("alerts.yml", &alerts).replace("interval: 5s", "interval: 500ms");
         assert!(config.contains(&target.to_string()) && config.contains("500ms"), "{config}");
         let file = directory.path().join("prometheus.yml");
         fs::write(&file, config).expect("the configuration is written");
@@ -72,7 +74,8 @@ impl Prometheus {
         let answer = self.ask(&path);
         assert_eq!(answer["status"], "success", "{expression}: {answer}");
         let samples = answer["data"]["result"].as_array().expect("samples").iter();
-        let value = |sample: &Value| sample["value"][1].as_str().and_then(|text| text.parse::<f64>().ok());
+        let value =
+            |sample: &Value| sample["value"][1].as_str().and_then(|text| text.parse::<f64>().ok());
         samples.filter_map(value).filter(|value| !value.is_nan()).collect()
     }
 
@@ -80,9 +83,12 @@ impl Prometheus {
     pub(crate) fn alerts(&self) -> Vec<(String, String, String)> {
         let answer = self.ask("/api/v1/rules");
         let groups = answer["data"]["groups"].as_array().expect("groups").clone();
-        let rules = groups.iter().flat_map(|group| group["rules"].as_array().expect("rules").clone());
+        let rules =
+            groups.iter().flat_map(|group| group["rules"].as_array().expect("rules").clone());
         let text = |rule: &Value, name: &str| rule[name].as_str().unwrap_or_default().to_owned();
-        rules.map(|rule| (text(&rule, "name"), text(&rule, "health"), text(&rule, "state"))).collect()
+        rules
+            .map(|rule| (text(&rule, "name"), text(&rule, "health"), text(&rule, "state")))
+            .collect()
     }
 
     fn ask(&self, path: &str) -> Value {

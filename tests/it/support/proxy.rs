@@ -104,7 +104,8 @@ impl ProxyBuilder {
 
     /// Has the proxy, and nobody else, find this file where names are looked up (`hosts(5)`), by way of a mount namespace.
     pub(crate) fn hosts(mut self, file: &Path, namespace: &[&str]) -> Self {
-        let mounting = behind(&format!("mount --bind '{}' /etc/hosts", file.display()), &self.command);
+        let mounting =
+            behind(&format!("mount --bind '{}' /etc/hosts", file.display()), &self.command);
         self.command = within_namespace(namespace, &mounting);
         self
     }
@@ -122,7 +123,12 @@ impl ProxyBuilder {
 
     /// Starts the proxy and returns once it listens; panics with its log if it does not.
     pub(crate) fn start(mut self) -> Proxy {
-        let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the proxy starts");
+        let mut child = self
+            .command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the proxy starts");
         let log = Log::follow(child.stderr.take().expect("standard error is piped"));
         let mut proxy = Proxy::new(child, self.directory, log);
         proxy.await_addresses(self.admin);
@@ -196,14 +202,16 @@ impl Proxy {
         // Lines of before the signal speak of earlier configurations.
         let seen = self.log.length();
         self.signal(Signal::HUP);
-        let outcome = self.log.wait(LOG_BOUND, |lines| lines[seen..].iter().find_map(reload_outcome));
+        let outcome =
+            self.log.wait(LOG_BOUND, |lines| lines[seen..].iter().find_map(reload_outcome));
         require(outcome, "the configuration reloaded or refused")
     }
 
     /// Returns the first line of the whole log that `predicate` holds for, once there is one.
     #[track_caller]
     pub(crate) fn wait_for_log(&self, predicate: impl Fn(&LogLine) -> bool) -> LogLine {
-        let found = self.log.wait(LOG_BOUND, |lines| lines.iter().find(|line| predicate(line)).cloned());
+        let found =
+            self.log.wait(LOG_BOUND, |lines| lines.iter().find(|line| predicate(line)).cloned());
         require(found, "the awaited line in the log")
     }
 
@@ -331,7 +339,10 @@ fn require<T>(found: Option<T>, what: &str) -> T {
 /// The command by way of a shell that runs the script first, as the process that the command will be.
 fn behind(script: &str, command: &Command) -> Command {
     let mut shell = Command::new("bash");
-    shell.args(["-c", &format!("{script}; exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
+    shell
+        .args(["-c", &format!("{script}; exec \"$0\" \"$@\"")])
+        .arg(command.get_program())
+        .args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => shell.env(name, value),
@@ -345,7 +356,11 @@ fn behind(script: &str, command: &Command) -> Command {
 /// The command by way of these words, as the process that the command will be.
 fn within_namespace(namespace: &[&str], command: &Command) -> Command {
     let mut apart = Command::new(namespace[0]);
-    apart.args(&namespace[1..]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    apart
+        .args(&namespace[1..])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(Stdio::null());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => apart.env(name, value),
@@ -390,8 +405,9 @@ fn sets_admin_listen(config: &str) -> bool {
 }
 
 fn listening_address(lines: &[LogLine], front_end: &str) -> Option<SocketAddr> {
-    let line =
-        lines.iter().find(|line| line.says("listening") && line.field("front_end").as_deref() == Some(front_end))?;
+    let line = lines.iter().find(|line| {
+        line.says("listening") && line.field("front_end").as_deref() == Some(front_end)
+    })?;
     line.field("address")?.parse().ok()
 }
 

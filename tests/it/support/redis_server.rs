@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use redis::{Connection, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisResult, Value};
+use redis::{
+    Connection, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    RedisResult, Value,
+};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
@@ -202,7 +205,10 @@ impl RedisServer {
             .query(&mut self.connection())
             .expect("redis-server tells its statistics");
         let start = format!("cmdstat_{command}:calls=");
-        statistics.lines().find_map(|line| line.strip_prefix(&start)?.split(',').next()?.parse().ok()).unwrap_or(0)
+        statistics
+            .lines()
+            .find_map(|line| line.strip_prefix(&start)?.split(',').next()?.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Stops the process in its tracks: it keeps its connections and answers nothing.
@@ -243,7 +249,9 @@ impl RedisServer {
     }
 
     fn answers(&self) -> bool {
-        self.try_connection().and_then(|mut connection| redis::cmd("PING").exec(&mut connection)).is_ok()
+        self.try_connection()
+            .and_then(|mut connection| redis::cmd("PING").exec(&mut connection))
+            .is_ok()
     }
 
     fn relaunch(&mut self) {
@@ -304,7 +312,9 @@ pub(crate) fn connect(socket: &Path) -> RedisResult<Connection> {
         .set_password("")
         .set_protocol(ProtocolVersion::RESP2)
         .set_skip_set_lib_name();
-    let server = ConnectionAddr::Unix(socket.to_owned()).into_connection_info()?.set_redis_settings(settings);
+    let server = ConnectionAddr::Unix(socket.to_owned())
+        .into_connection_info()?
+        .set_redis_settings(settings);
     let connection = redis::Client::open(server)?.get_connection_with_timeout(BOUND)?;
     connection.set_read_timeout(Some(BOUND))?;
     connection.set_write_timeout(Some(BOUND))?;
@@ -325,7 +335,9 @@ fn base_arguments(directory: &Path, tcp_port: Option<u16>) -> Vec<String> {
 
 /// What is started: `redis-server`, or another program that takes its arguments.
 pub(super) fn program() -> OsString {
-    std::env::var_os(PROGRAM).filter(|program| !program.is_empty()).unwrap_or_else(|| "redis-server".into())
+    std::env::var_os(PROGRAM)
+        .filter(|program| !program.is_empty())
+        .unwrap_or_else(|| "redis-server".into())
 }
 
 fn socket_in(directory: &Path) -> PathBuf {
@@ -337,7 +349,10 @@ fn log_in(directory: &Path) -> PathBuf {
 }
 
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 fn text(path: &Path) -> String {

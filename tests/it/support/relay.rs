@@ -78,7 +78,9 @@ impl Relay {
         if let Some(listening) = self.listening.lock().unwrap().take() {
             end(&[listening]);
             // A process that another test is starting holds a copy until it is executed.
-            eventually("the relay refuses connections", || std::net::TcpStream::connect(self.address).err());
+            eventually("the relay refuses connections", || {
+                std::net::TcpStream::connect(self.address).err()
+            });
         }
         self.cut_once();
     }
@@ -198,7 +200,12 @@ impl Line {
     }
 
     /// Carries both ways until both ends are done, or one is gone.
-    async fn join(self: Arc<Self>, downstream: TcpStream, mut injections: broadcast::Receiver<Vec<u8>>, number: usize) {
+    async fn join(
+        self: Arc<Self>,
+        downstream: TcpStream,
+        mut injections: broadcast::Receiver<Vec<u8>>,
+        number: usize,
+    ) {
         let Ok(upstream) = UnixStream::connect(&self.upstream).await else {
             return;
         };
@@ -207,7 +214,9 @@ impl Line {
         let (from_downstream, to_downstream) = tokio::io::split(downstream);
         let flow = || Gate { flow: self.flow.subscribe(), number };
         let up = carry(from_downstream, to_upstream, flow(), None, |length| length);
-        let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections), |length| self.allow(length));
+        let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections), |length| {
+            self.allow(length)
+        });
         // How a connection fails is for its two ends to see.
         let _ = tokio::try_join!(up, down);
     }

@@ -49,7 +49,8 @@ impl Sentinel {
         for _ in 0..PORT_ATTEMPTS {
             let port = free_port();
             let process = launch(&directory, port, &all);
-            let mut sentinel = Self { directory, port, login: login.to_owned(), lines: all, process };
+            let mut sentinel =
+                Self { directory, port, login: login.to_owned(), lines: all, process };
             if sentinel.answers() {
                 // As often as it asks it learns, and tests need not wait for ten seconds.
                 let often = ["SENTINEL", "DEBUG", "INFO-PERIOD", "200", "PUBLISH-PERIOD", "300"];
@@ -91,11 +92,13 @@ impl Sentinel {
 
     /// Stops it in its tracks.
     pub(crate) fn pause(&self) {
-        kill_process(Pid::from_child(&self.process), Signal::STOP).expect("the sentinel takes the signal");
+        kill_process(Pid::from_child(&self.process), Signal::STOP)
+            .expect("the sentinel takes the signal");
     }
 
     pub(crate) fn resume(&self) {
-        kill_process(Pid::from_child(&self.process), Signal::CONT).expect("the sentinel takes the signal");
+        kill_process(Pid::from_child(&self.process), Signal::CONT)
+            .expect("the sentinel takes the signal");
     }
 
     /// Where it says that the primary is.
@@ -121,10 +124,11 @@ impl Sentinel {
     }
 
     fn answers(&mut self) -> bool {
-        let answering = within(BOUND, || match self.process.try_wait().expect("the sentinel is a child") {
-            Some(_) => Some(false),
-            None => self.connection().is_ok().then_some(true),
-        });
+        let answering =
+            within(BOUND, || match self.process.try_wait().expect("the sentinel is a child") {
+                Some(_) => Some(false),
+                None => self.connection().is_ok().then_some(true),
+            });
         answering.unwrap_or(false)
     }
 }
@@ -137,7 +141,8 @@ impl Drop for Sentinel {
 
 fn launch(directory: &TempDir, port: u16, lines: &[String]) -> Child {
     let config = directory.path().join("sentinel.conf");
-    fs::write(&config, format!("port {port}\n{}\n", lines.join("\n"))).expect("the sentinel's configuration");
+    fs::write(&config, format!("port {port}\n{}\n", lines.join("\n")))
+        .expect("the sentinel's configuration");
     spawn(&config, File::create(directory.path().join("log")).expect("the sentinel's log file"))
 }
 
@@ -181,7 +186,14 @@ impl Watched {
         let second = Relay::to_socket(replica.socket());
         let announce = |redis: &RedisServer, relay: &Relay| {
             let port = relay.address().port().to_string();
-            redis.command(&["CONFIG", "SET", "replica-announce-ip", "127.0.0.1", "replica-announce-port", &port]);
+            redis.command(&[
+                "CONFIG",
+                "SET",
+                "replica-announce-ip",
+                "127.0.0.1",
+                "replica-announce-port",
+                &port,
+            ]);
         };
         announce(&primary, &first);
         announce(&replica, &second);
@@ -198,7 +210,9 @@ impl Watched {
         sentinels: usize,
         lines: &[&str],
     ) -> Self {
-        eventually("the replica has a copy", || information(&redis[1]).contains("master_link_status:up").then_some(()));
+        eventually("the replica has a copy", || {
+            information(&redis[1]).contains("master_link_status:up").then_some(())
+        });
         let lines: Vec<_> = lines.iter().map(|&line| line.to_owned()).collect();
         let start = |_| Sentinel::start(primary, sentinels / 2 + 1, login, &lines);
         let watched = Self { sentinels: (0..sentinels).map(start).collect(), relays, redis };
@@ -212,14 +226,16 @@ impl Watched {
             Ok(Value::Array(known)) => known.len(),
             _ => 0,
         };
-        let known =
-            within(BOUND, || (count("SENTINELS") + 1 == self.sentinels.len() && count("REPLICAS") == 1).then_some(()));
+        let known = within(BOUND, || {
+            (count("SENTINELS") + 1 == self.sentinels.len() && count("REPLICAS") == 1).then_some(())
+        });
         assert!(known.is_some(), "a sentinel did not find the others and the replica");
     }
 
     /// The keys of `[redis]` that lead to it.
     pub(crate) fn settings(&self) -> String {
-        let seeds: Vec<_> = self.sentinels.iter().map(|one| format!("\"redis://{}\"", one.address())).collect();
+        let seeds: Vec<_> =
+            self.sentinels.iter().map(|one| format!("\"redis://{}\"", one.address())).collect();
         format!(
             "redis.mode = \"sentinel\"\nredis.sentinel_master = \"{MASTER}\"\nredis.seeds = [{}]\n",
             seeds.join(", ")
