@@ -44,6 +44,24 @@ impl FrontEnd {
     }
 }
 
+/// The result of a command that a node of a cluster did not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redirect {
+    /// It was sent again.
+    Followed,
+    /// The client got an error.
+    Returned,
+}
+
+impl Redirect {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Followed => "followed",
+            Self::Returned => "returned",
+        }
+    }
+}
+
 /// Why somebody was turned away who was connected, or nearly so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -172,6 +190,7 @@ pub struct Metrics {
     connections_limit: IntGaugeVec,
     connections_refused: IntCounterVec,
     refused: IntCounterVec,
+    redirects: IntCounterVec,
     reloads: IntCounterVec,
     warmed: IntCounter,
     last_reload: Gauge,
@@ -217,6 +236,10 @@ impl Metrics {
             refused: new.add(IntCounterVec::new(
                 options("refused_total", "What was refused to clients, by front end and by why."),
                 &["front_end", "reason"],
+            )?)?,
+            redirects: new.add(IntCounterVec::new(
+                options("redirects_total", "Commands that a cluster node did not run, by result."),
+                &["result"],
             )?)?,
             reloads: new.counters("config_reloads_total", "Reloads of the configuration, by result.", "result")?,
             last_reload: new.seconds(
@@ -344,6 +367,13 @@ impl Metrics {
     /// A connection was refused because there were as many as may be.
     pub fn connection_refused(&self, front_end: FrontEnd) {
         self.connections_refused.with_label_values(&[front_end.name()]).inc();
+    }
+
+    /// Counts commands of Redis clients that a cluster node did not run.
+    pub fn redirects(&self, redirect: Redirect, count: u64) {
+        if count > 0 {
+            self.redirects.with_label_values(&[redirect.name()]).inc_by(count);
+        }
     }
 
     /// The count of those that this front end turned away for this reason.

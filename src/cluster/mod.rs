@@ -32,11 +32,19 @@ use crate::backend::{
 };
 use crate::cache::{self, AbsentTtl, Cache, Coherence, CoherenceMode, Fetched, Statistics};
 use crate::key::Key;
-use crate::metrics::{Metrics, Node};
+use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
 
 /// The name of a primary; never another's later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeName(u32);
+
+#[cfg(test)]
+impl NodeName {
+    /// A name for unit tests.
+    pub(crate) const fn for_test(number: u32) -> Self {
+        Self(number)
+    }
+}
 
 /// A primary: what it said, and the way to it.
 pub struct Unit {
@@ -316,6 +324,11 @@ impl Cluster {
     pub async fn open(&self, client: Client, node: NodeName) -> Result<Tied, BackendError> {
         let unit = self.unit(node).ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
         unit.backend.open(client).await
+    }
+
+    /// Counts commands of Redis clients that a node did not run.
+    pub fn count_redirects(&self, redirect: RedirectResult, count: u64) {
+        self.0.metrics.redirects(redirect, count);
     }
 
     /// Returns once the nodes have been asked anew who serves what.

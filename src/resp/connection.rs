@@ -552,7 +552,7 @@ pub(super) enum Moved {
 }
 
 impl Moved {
-    fn if_so(moved: bool) -> Self {
+    pub(super) fn if_so(moved: bool) -> Self {
         if moved { Self::Yes } else { Self::No }
     }
 }

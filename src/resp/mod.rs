@@ -9,10 +9,9 @@
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
+mod cluster;
 mod command;
 mod connection;
-mod gather;
-mod key_table;
 mod link;
 mod login;
 mod owed;
@@ -20,8 +19,6 @@ mod permit;
 mod read;
 mod reply;
 mod request;
-mod route;
-mod router;
 mod serve;
 mod standing;
 
@@ -41,12 +38,12 @@ pub use self::command::names;
 use self::connection::Connection;
 // For the test that asks a real Redis.
 #[doc(hidden)]
-pub use self::key_table::KeyTable;
+pub use self::cluster::KeySpecs;
+use self::cluster::Terms;
 pub use self::reply::Protocol;
 pub use self::request::{
     Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
 };
-use self::router::Terms;
 use self::standing::{DEFAULT_USER, Origin};
 use crate::access::{Allow, FileError, FromFile, Protection, Reread};
 use crate::backend::{BackendError, Client, Tied};
@@ -191,22 +188,22 @@ struct Shared {
     /// The longest key that is kept.
     max_key: usize,
     /// Before a cluster: which words are keys, once a node has said so.
-    key_table: OnceCell<Arc<KeyTable>>,
+    key_specs: OnceCell<Arc<KeySpecs>>,
 }
 
 impl Shared {
     /// A stream to Redis for one client alone; before a cluster, to all of it.
     async fn open(self: Arc<Self>, client: Client) -> Result<Tied, BackendError> {
         let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
-        let table = self.key_table.get_or_try_init(|| async {
-            let table = KeyTable::read(&cluster.command_table().await?);
-            if table.is_empty() {
+        let specs = self.key_specs.get_or_try_init(|| async {
+            let specs = KeySpecs::read(&cluster.command_table().await?);
+            if specs.is_empty() {
                 return Err(BackendError::Unavailable("COMMAND".into()));
             }
-            Ok(Arc::new(table))
+            Ok(Arc::new(specs))
         });
         let terms = Terms {
-            table: Arc::clone(table.await?),
+            specs: Arc::clone(specs.await?),
             limits: RequestLimits {
                 max_bulk: self.settings.max_bulk.0,
                 max_arguments: self.settings.max_arguments,
@@ -214,7 +211,7 @@ impl Shared {
             most_held: self.settings.max_output_buffer.0,
             patience: cluster.patience(),
         };
-        Ok(router::open(cluster.clone(), client, terms))
+        Ok(cluster::open(cluster.clone(), client, terms))
     }
 }
 
@@ -240,7 +237,7 @@ impl Resp {
             commands: Commands::new(),
             origin,
             max_key,
-            key_table: OnceCell::new(),
+            key_specs: OnceCell::new(),
         })))
     }
 

@@ -17,6 +17,7 @@ mod access;
 mod answers;
 mod clients;
 mod cluster;
+mod cluster_pipelines;
 mod drain;
 mod edges;
 mod faults;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use redis::Value;
-use redis_proxy::resp::{KeyTable, Progress, RequestLimits, RequestParser};
+use redis_proxy::resp::{KeySpecs, Progress, RequestLimits, RequestParser};
 
 use super::wire::{Wire, command, show, show_without_id, words};
 use crate::stage::await_ready;
@@ -21,10 +21,10 @@ const TAGS: [u8; 3] = [0, 1, 3];
 const CROSS_SLOT: &str = "-CROSSSLOT Keys in request don\\'t hash to the same slot\\r\\n";
 
 /// The proxy ends first, and has nothing to complain about then.
-struct Stage {
-    proxy: Proxy,
+pub(super) struct Stage {
+    pub(super) proxy: Proxy,
     plain: RedisServer,
-    cluster: RedisCluster,
+    pub(super) cluster: RedisCluster,
 }
 
 impl Stage {
@@ -32,7 +32,7 @@ impl Stage {
         Self::over(RedisCluster::of(3), &[], "")
     }
 
-    fn over(cluster: RedisCluster, arguments: &[&str], more: &str) -> Self {
+    pub(super) fn over(cluster: RedisCluster, arguments: &[&str], more: &str) -> Self {
         let plain = RedisServer::builder().tcp().arguments(arguments).start();
         let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
         let limits =
@@ -49,7 +49,7 @@ impl Stage {
         Self { proxy, plain, cluster }
     }
 
-    fn through(&self) -> Wire {
+    pub(super) fn through(&self) -> Wire {
         Wire::connect(self.proxy.resp_address())
     }
 
@@ -432,7 +432,7 @@ fn keys_are_those_that_redis_finds_in_every_command() {
     let redis = RedisServer::start();
     let mut connection = redis.connection();
     let table: Value = redis::cmd("COMMAND").query(&mut connection).unwrap();
-    let keys = KeyTable::read(&table);
+    let keys = KeySpecs::read(&table);
     let mut names = Vec::new();
     name_all(&table, &mut names);
     let mut lines: Vec<_> = names.iter().flat_map(|(name, arity)| samples(name, *arity)).collect();
@@ -582,7 +582,7 @@ fn slots_may_move_and_nobody_notices() {
 }
 
 /// Has all others end, too, when a test fails.
-struct Ender<'a>(&'a AtomicBool);
+pub(super) struct Ender<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Ender<'_> {
     fn drop(&mut self) {

@@ -9,11 +9,11 @@ use std::collections::HashMap;
 
 use redis::Value;
 
-use super::request::{Arguments, parse_integer};
+use crate::resp::request::{Arguments, parse_integer};
 
 /// All commands of a server.
 #[derive(Debug, Default)]
-pub struct KeyTable(HashMap<Box<[u8]>, Command>);
+pub struct KeySpecs(HashMap<Box<[u8]>, Command>);
 
 /// What is known of a command.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Command {
     /// Whether it may wait for something to happen.
     pub(super) may_block: bool,
     specifications: Vec<Specification>,
-    subcommands: KeyTable,
+    subcommands: KeySpecs,
 }
 
 #[derive(Debug, PartialEq)]
@@ -52,7 +52,7 @@ enum Find {
     Count { at: usize, first: usize, step: usize },
 }
 
-impl KeyTable {
+impl KeySpecs {
     /// Reads the answer to `COMMAND`; what cannot be understood of it is left out.
     pub fn read(answer: &Value) -> Self {
         let Value::Array(commands) = answer else { return Self::default() };
@@ -65,7 +65,7 @@ impl KeyTable {
     }
 
     /// Whether there is any.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::resp) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -141,7 +141,7 @@ fn read_command(value: &Value) -> Option<(Box<[u8]>, Command)> {
         may_block: items(flags).iter().any(|flag| bytes(flag) == Some(b"blocking")),
         is_read: items(flags).iter().any(|flag| bytes(flag) == Some(b"readonly")),
         specifications: items(specifications).iter().filter_map(read_specification).collect(),
-        subcommands: KeyTable::read(subcommands),
+        subcommands: KeySpecs::read(subcommands),
     };
     Some((bytes(name)?.to_ascii_lowercase().into(), command))
 }

@@ -3,14 +3,14 @@
 //! What names keys goes to the node that serves them; what names none, to any one; and what is about all keys, to all
 //! primaries. What has no meaning behind one address is refused here, in one wording.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
-use super::gather::Gather;
-use super::key_table::KeyTable;
-use super::reply::{write_array_length, write_bulk, write_error};
-use super::request::Arguments;
-use super::serve::is_one_of;
+use super::aggregate::Aggregate;
+use super::key_specs::KeySpecs;
 use crate::cluster::slot;
+use crate::resp::reply::{write_array_length, write_bulk, write_error};
+use crate::resp::request::Arguments;
+use crate::resp::serve::is_one_of;
 
 /// Where a command goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +22,9 @@ pub(super) enum Route {
     /// The same, but it will say no more than what is wrong with it.
     Wrong,
     /// A command of its own to each slot, and how the answers are put together.
-    Split(Vec<(u16, Bytes)>, Gather),
+    Split(Vec<(u16, Bytes)>, Aggregate),
     /// To all primaries.
-    All(Gather),
+    All(Aggregate),
     /// Nowhere: this is the answer, an error.
     Refused(Bytes),
     Multi,
@@ -113,9 +113,9 @@ pub(super) fn of_one_node(arguments: Arguments<'_>) -> Bytes {
 }
 
 /// Where a command goes, and whether it changes nothing.
-pub(super) fn route(table: &KeyTable, arguments: Arguments<'_>) -> (Route, bool) {
+pub(super) fn route(specs: &KeySpecs, arguments: Arguments<'_>) -> (Route, bool) {
     let name = arguments.get(0);
-    let known = table.find(arguments);
+    let known = specs.find(arguments);
     let is_read = known.is_some_and(|command| command.is_read);
     // Whatever is wrong with it, any node will say.
     let Some(command) = known.filter(|command| command.takes(arguments.len())) else {
@@ -163,12 +163,14 @@ fn special(arguments: Arguments<'_>) -> Option<Route> {
         b"reset" => Route::Reset,
         b"quit" => Route::Quit,
         b"subscribe" | b"psubscribe" | b"unsubscribe" | b"punsubscribe" => Route::Pipe(None),
-        b"dbsize" => Route::All(Gather::Sum),
-        b"flushall" | b"flushdb" => Route::All(Gather::First),
-        b"keys" => Route::All(Gather::Chain),
-        b"script" if about(&["exists"]) => Route::All(Gather::Least),
-        b"script" if about(&["load", "flush"]) => Route::All(Gather::First),
-        b"function" if about(&["load", "delete", "flush", "restore"]) => Route::All(Gather::First),
+        b"dbsize" => Route::All(Aggregate::Sum),
+        b"flushall" | b"flushdb" => Route::All(Aggregate::First),
+        b"keys" => Route::All(Aggregate::Concat),
+        b"script" if about(&["exists"]) => Route::All(Aggregate::Min),
+        b"script" if about(&["load", "flush"]) => Route::All(Aggregate::First),
+        b"function" if about(&["load", "delete", "flush", "restore"]) => {
+            Route::All(Aggregate::First)
+        }
         _ => return None,
     })
 }
@@ -197,12 +199,12 @@ fn split(arguments: Arguments<'_>, keys: &[usize]) -> Option<Route> {
         });
         slots[at].1.push(place);
     }
-    let gather = match words {
-        2 => Gather::First,
+    let aggregate = match words {
+        2 => Aggregate::First,
         _ if is_one_of(name, &["mget"]) => {
-            Gather::Places(slots.iter().map(|(_, places)| places.clone()).collect())
+            Aggregate::Reorder(slots.iter().map(|(_, places)| places.clone()).collect())
         }
-        _ => Gather::Sum,
+        _ => Aggregate::Sum,
     };
     let command = |places: &[usize]| {
         let mut out = BytesMut::new();
@@ -215,14 +217,6 @@ fn split(arguments: Arguments<'_>, keys: &[usize]) -> Option<Route> {
     };
     Some(Route::Split(
         slots.iter().map(|(slot, places)| (*slot, command(places))).collect(),
-        gather,
+        aggregate,
     ))
-}
-
-/// `ASKING`, in front of a command.
-pub(super) fn asking(command: &Bytes) -> Bytes {
-    let mut out = BytesMut::with_capacity(command.len() + 8);
-    out.put_slice(b"ASKING\r\n");
-    out.put_slice(command);
-    out.freeze()
 }

@@ -1,0 +1,105 @@
+//! The connection of one client to one node of a cluster.
+//!
+//! The rule that must not be broken (invariant K1): replies are matched to commands by the order in which *this* connection
+//! was written, and by nothing else. So bytes are queued and the reply to them is expected in one step, in [`Node::send`]. A
+//! redirected command that took the first reply of the connection for its own would be given the reply to another command.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+
+use super::in_flight::PartId;
+use crate::cluster::NodeName;
+use crate::frame::{Frame, ReplyScanner};
+use crate::resp::link::Link;
+
+/// A connection to one node.
+pub(super) struct Node {
+    pub(super) name: NodeName,
+    pub(super) link: Link,
+    scanner: ReplyScanner,
+    /// The replies that will come, in this order.
+    expected: VecDeque<Expected>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Expected {
+    Part(PartId),
+    /// The reply to a command of the proxy's own.
+    Dropped,
+}
+
+/// What was read from a node.
+pub(super) enum Received {
+    /// A piece of the reply to a part, and what the reply is if it ends here.
+    Piece { id: PartId, bytes: BytesMut, frame: Option<Frame> },
+    /// Something that is not for the client.
+    Nothing,
+    /// The connection has ended.
+    Lost,
+    /// No reply, or one that nothing was sent for. Which reply belongs to which command is not known any more.
+    Desync,
+}
+
+impl Node {
+    pub(super) fn new(name: NodeName) -> Self {
+        Self {
+            name,
+            link: Link::none(),
+            scanner: ReplyScanner::default(),
+            expected: VecDeque::new(),
+        }
+    }
+
+    /// Queues the command of a part.
+    pub(super) fn send(&mut self, id: PartId, command: Bytes) {
+        self.link.out.push(command);
+        self.expected.push_back(Expected::Part(id));
+    }
+
+    /// Queues a command whose reply is dropped.
+    pub(super) fn send_own(&mut self, command: Bytes) {
+        self.link.out.push(command);
+        self.expected.push_back(Expected::Dropped);
+    }
+
+    /// Whether a reply is to come.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.expected.is_empty()
+    }
+
+    /// The parts whose replies have not come, in the order in which they were sent.
+    pub(super) fn expected(&self) -> Vec<PartId> {
+        let parts = self.expected.iter().filter_map(|expected| match expected {
+            Expected::Part(id) => Some(*id),
+            Expected::Dropped => None,
+        });
+        parts.collect()
+    }
+
+    /// Reads the next piece of the reply that comes next.
+    pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
+        if self.link.input.is_empty() && !matches!(ready!(self.link.poll_read(cx)), Ok(1..)) {
+            return Poll::Ready(Received::Lost);
+        }
+        Poll::Ready(self.receive().unwrap_or(Received::Desync))
+    }
+
+    /// The next piece of what has been read. `None`: it is no reply to anything that was sent.
+    fn receive(&mut self) -> Option<Received> {
+        let expected = *self.expected.front()?;
+        let (length, frame) = self.scanner.scan(&self.link.input).ok()?;
+        let bytes = self.link.input.split_to(length);
+        if frame.is_some_and(|frame| frame.is_push()) {
+            return None;
+        }
+        if frame.is_some() {
+            self.expected.pop_front();
+        }
+        Some(match expected {
+            Expected::Part(id) => Received::Piece { id, bytes, frame },
+            Expected::Dropped => Received::Nothing,
+        })
+    }
+}

@@ -1,0 +1,283 @@
+//! The transaction of one client, before a cluster. No I/O.
+//!
+//! Model: one node has to keep all commands of a transaction, and the first key says which. So `MULTI` is answered here, as
+//! are the commands without a key that follow it. With the first key, or with `EXEC`, the node becomes known and is sent
+//! `MULTI` and the commands kept until then. `WATCH` chooses the node before that.
+//!
+//! <https://redis.io/docs/latest/develop/interact/transactions/>
+
+use bytes::Bytes;
+
+use super::routing::{crossslot, error};
+use super::unavailable;
+use crate::cluster::NodeName;
+
+/// The state of a client's transaction.
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    state: State,
+    /// The node that watches keys for the client.
+    watching: Option<NodeName>,
+    /// Commands that no node knows of yet.
+    kept: Vec<Bytes>,
+    /// A command was refused here, so `EXEC` has to fail.
+    is_aborted: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    None,
+    /// The client sent `MULTI`, and no node knows of it.
+    Begun,
+    /// This node keeps the commands.
+    At(NodeName),
+}
+
+/// A command of the client, as far as it matters to a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    Multi,
+    Exec,
+    Discard,
+    Unwatch,
+    /// `WATCH` of keys of one slot, which this node serves.
+    Watch(Option<NodeName>),
+    /// A command with keys of one slot, which this node serves.
+    Keyed(Option<NodeName>),
+    Keyless,
+    /// A command that any node replies to with an error.
+    Invalid,
+}
+
+/// What to do with the command.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Reply without a node.
+    Reply(Bytes),
+    /// Keep it, and reply `QUEUED`.
+    Keep,
+    /// Send it to this node, which keeps state for the client.
+    Send(NodeName),
+    /// Send it to any node.
+    SendAnywhere,
+    /// Send this node another command in its place.
+    SendInstead(NodeName, &'static [u8]),
+    /// Send this node a command whose reply the client does not get, and then reply without it.
+    ReplyBehind(NodeName, &'static [u8], Bytes),
+    /// Begin the transaction at this node once all earlier commands are answered, and then look at the command again.
+    Begin(Option<NodeName>),
+}
+
+/// Redis's own words.
+const ABORTED: &[u8] = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
+const OK: Bytes = Bytes::from_static(b"+OK\r\n");
+const UNWATCH: &[u8] = b"UNWATCH\r\n";
+const DISCARD: &[u8] = b"DISCARD\r\n";
+
+impl Transaction {
+    /// Whether `MULTI` was sent.
+    pub(super) fn is_open(&self) -> bool {
+        self.state != State::None
+    }
+
+    /// Whether this node keeps commands or watches keys for the client.
+    pub(super) fn is_bound_to(&self, node: NodeName) -> bool {
+        self.state == State::At(node) || self.watching == Some(node)
+    }
+
+    /// A command of the transaction was refused.
+    pub(super) fn abort(&mut self) {
+        self.is_aborted |= self.is_open();
+    }
+
+    /// Ends the transaction and what is watched.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// This node keeps the transaction from now on. Returns the commands that it has to be sent behind `MULTI`.
+    pub(super) fn begin_at(&mut self, node: NodeName) -> Vec<Bytes> {
+        self.state = State::At(node);
+        std::mem::take(&mut self.kept)
+    }
+
+    /// Adds a command that no node knows of yet.
+    pub(super) fn keep(&mut self, command: Bytes) {
+        self.kept.push(command);
+    }
+
+    /// Decides about a command. `home` is the node for commands without keys.
+    pub(super) fn decide(&mut self, input: Input, home: Option<NodeName>) -> Action {
+        match self.state {
+            State::None => self.decide_outside(input),
+            State::Begun => self.decide_begun(input, home),
+            State::At(node) => self.decide_at(node, input),
+        }
+    }
+
+    fn decide_outside(&mut self, input: Input) -> Action {
+        match input {
+            Input::Multi => {
+                (self.state, self.is_aborted) = (State::Begun, false);
+                Action::Reply(OK)
+            }
+            Input::Watch(owner) => match owner {
+                Some(owner) if self.watching.is_none_or(|watching| watching == owner) => {
+                    self.watching = Some(owner);
+                    Action::Send(owner)
+                }
+                Some(_) => Action::Reply(crossslot()),
+                None => Action::Reply(unavailable()),
+            },
+            Input::Unwatch => self.end_watch(),
+            _ => Action::SendAnywhere,
+        }
+    }
+
+    fn decide_begun(&mut self, input: Input, home: Option<NodeName>) -> Action {
+        match input {
+            Input::Multi => Action::Reply(error("ERR MULTI calls can not be nested")),
+            Input::Watch(_) => Action::Reply(error("ERR WATCH inside MULTI is not allowed")),
+            Input::Discard => self.end_watch(),
+            Input::Exec if self.is_aborted => self.end_begun(Bytes::from_static(ABORTED)),
+            Input::Exec if self.watching.is_some() || !self.kept.is_empty() => {
+                Action::Begin(self.watching.or(home))
+            }
+            Input::Exec => self.end_begun(Bytes::from_static(b"*0\r\n")),
+            Input::Keyless | Input::Unwatch => Action::Keep,
+            Input::Invalid => {
+                self.is_aborted = true;
+                Action::SendAnywhere
+            }
+            Input::Keyed(owner) if self.watching.is_none() || self.watching == owner => {
+                Action::Begin(owner)
+            }
+            Input::Keyed(_) => self.refuse_slot(),
+        }
+    }
+
+    fn decide_at(&mut self, node: NodeName, input: Input) -> Action {
+        match input {
+            Input::Exec if self.is_aborted => {
+                self.clear();
+                Action::ReplyBehind(node, DISCARD, Bytes::from_static(ABORTED))
+            }
+            Input::Exec | Input::Discard => {
+                self.clear();
+                Action::Send(node)
+            }
+            Input::Keyed(owner) if owner != Some(node) => self.refuse_slot(),
+            _ => Action::Send(node),
+        }
+    }
+
+    fn refuse_slot(&mut self) -> Action {
+        self.is_aborted = true;
+        Action::Reply(crossslot())
+    }
+
+    /// `UNWATCH`, or `DISCARD` before a node knows of the transaction; the reply is the same.
+    fn end_watch(&mut self) -> Action {
+        let watching = self.watching;
+        self.clear();
+        watching.map_or(Action::Reply(OK), |node| Action::SendInstead(node, UNWATCH))
+    }
+
+    /// `EXEC` before a node knows of the transaction.
+    fn end_begun(&mut self, reply: Bytes) -> Action {
+        let watching = self.watching;
+        self.clear();
+        match watching {
+            Some(node) => Action::ReplyBehind(node, UNWATCH, reply),
+            None => Action::Reply(reply),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeName = NodeName::for_test(1);
+    const B: NodeName = NodeName::for_test(2);
+
+    fn begun(inputs: &[Input]) -> Transaction {
+        let mut transaction = Transaction::default();
+        for input in inputs {
+            match transaction.decide(*input, Some(A)) {
+                Action::Keep => transaction.keep(Bytes::from_static(b"PING\r\n")),
+                Action::Begin(Some(node)) => {
+                    transaction.begin_at(node);
+                }
+                _ => {}
+            }
+        }
+        transaction
+    }
+
+    #[test]
+    fn action_follows_from_state_and_command() {
+        use Input::{Discard, Exec, Invalid, Keyed, Keyless, Multi, Unwatch, Watch};
+        let ok = || Action::Reply(OK);
+        let aborted = || Action::Reply(Bytes::from_static(ABORTED));
+        let at = |owner| Keyed(Some(owner));
+        let cases: [(&[Input], Input, Action); 22] = [
+            (&[], Multi, ok()),
+            (&[], Exec, Action::SendAnywhere),
+            (&[], Discard, Action::SendAnywhere),
+            (&[], Unwatch, ok()),
+            (&[], Watch(Some(A)), Action::Send(A)),
+            (&[Watch(Some(A))], Watch(Some(B)), Action::Reply(crossslot())),
+            (&[Watch(Some(A))], Unwatch, Action::SendInstead(A, UNWATCH)),
+            (&[Multi], Multi, Action::Reply(error("ERR MULTI calls can not be nested"))),
+            (
+                &[Multi],
+                Watch(Some(A)),
+                Action::Reply(error("ERR WATCH inside MULTI is not allowed")),
+            ),
+            (&[Multi], Keyless, Action::Keep),
+            (&[Multi], at(B), Action::Begin(Some(B))),
+            (&[Multi], Exec, Action::Reply(Bytes::from_static(b"*0\r\n"))),
+            (&[Multi, Keyless], Exec, Action::Begin(Some(A))),
+            (&[Multi, Invalid], Exec, aborted()),
+            (&[Multi], Discard, ok()),
+            (&[Watch(Some(B)), Multi], Discard, Action::SendInstead(B, UNWATCH)),
+            (&[Watch(Some(B)), Multi], at(A), Action::Reply(crossslot())),
+            (&[Watch(Some(B)), Multi], Exec, Action::Begin(Some(B))),
+            (&[Multi, at(B)], at(B), Action::Send(B)),
+            (&[Multi, at(B)], at(A), Action::Reply(crossslot())),
+            (
+                &[Multi, at(B), at(A)],
+                Exec,
+                Action::ReplyBehind(B, DISCARD, Bytes::from_static(ABORTED)),
+            ),
+            (&[Multi, at(B)], Exec, Action::Send(B)),
+        ];
+        for (before, input, expected) in cases {
+            let found = begun(before).decide(input, Some(A));
+            assert_eq!(found, expected, "{before:?}, then {input:?}");
+        }
+    }
+
+    #[test]
+    fn commands_kept_are_sent_once_a_key_names_the_node() {
+        let mut transaction = begun(&[Input::Multi, Input::Keyless]);
+        assert!(transaction.is_open() && !transaction.is_bound_to(B));
+        assert_eq!(transaction.begin_at(B), ["PING\r\n"]);
+        assert!(transaction.is_bound_to(B));
+        assert_eq!(transaction.decide(Input::Exec, Some(A)), Action::Send(B));
+        assert!(!transaction.is_open());
+    }
+
+    #[test]
+    fn abort_counts_only_within_a_transaction() {
+        let mut transaction = begun(&[]);
+        transaction.abort();
+        transaction.decide(Input::Multi, None);
+        assert_eq!(
+            transaction.decide(Input::Exec, None),
+            Action::Reply(Bytes::from_static(b"*0\r\n"))
+        );
+    }
+}
