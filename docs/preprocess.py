@@ -49,7 +49,7 @@ def config_reference():
                     as_markdown(text),
                     f"\n- Default: `{default}`",
                     f"- Environment: `REDIS_PROXY_{section.upper()}__{name.upper()}`",
-                    f"- Takes effect: {'at a reload (`SIGHUP`), for cached entries too' if live else 'at a restart'}",
+                    f"- A change takes effect: {'at a reload (`SIGHUP`), for cached entries too' if live else 'at a restart'}",
                 ]
                 comment = []
             else:
