@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""A preprocessor of mdBook. It does three things:
+"""A preprocessor of mdBook. It does four things:
 
 - It replaces {{config-reference}} by a section for each key of redis-proxy.toml.
 - It makes links of included files of the project's root relative to the page that includes them.
+- It fails on a page that lacks an included file or is empty, which mdBook only logs.
 - It makes links to a README.md, which people follow in the sources, lead to the index.html that mdBook makes of it.
 
 https://rust-lang.github.io/mdBook/for_developers/preprocessors.html
@@ -16,6 +17,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LINK = re.compile(r"\]\((docs/src/)([^)]*)\)")
 README = re.compile(r"(\]\((?:[^)#:]*/)?)README\.md([)#])")
 MARKER = "{{config-reference}}"
+# Characters of the shortest page.
+SHORTEST = 200
 
 
 def as_markdown(comment):
@@ -60,6 +63,8 @@ def config_reference():
 def rewrite(chapter):
     here = os.path.dirname(chapter.get("path") or "")
     content = chapter["content"]
+    if "{{#include" in content or len(content) < SHORTEST:
+        sys.exit(f"{chapter.get('path')}: an included file or part of it is missing")
     if MARKER in content:
         content = content.replace(MARKER, config_reference())
     relative = lambda link: f"]({os.path.relpath(link[2] or '.', here or '.')})"
