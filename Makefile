@@ -2,7 +2,7 @@
 # The rule: a target says in plain words what it does, and leaves nothing running behind it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench bench-parts instructions check deny sbom release reproducible compose-test nix-check systemd-check deb clean
+.PHONY: help run test soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb clean
 
 # Where `make run` serves HTTP and clients of Redis on 127.0.0.1: make run PORT=9000 RESP_PORT=9001
 PORT ?= 8080
@@ -34,6 +34,9 @@ instructions: ## Count the instructions of a read, and fail where they are more 
 
 compose-test: ## Try docker-compose.yml with all it starts: healthy, scraped, shown, reloaded, tested, stopped
 	@scripts/compose-test
+
+docs: ## Build the book under target/book, and fail on a dead link (installs mdbook if missing)
+	@scripts/docs
 
 check: ## Check the formatting, the lints and the documentation, with warnings as errors
 	@echo 'Checking the formatting, the lints and the documentation.'

@@ -2,7 +2,7 @@
 """What client tracking costs Redis: memory for each key and client of the tracking table, and CPU for each write.
 
 Starts a redis-server of its own on a unix socket and opens plain connections with CLIENT TRACKING ON, as a proxy's link
-does it. Prints one table for docs/scale.md. The rule it keeps: CPU is Redis's own (INFO cpu), so what else the machine
+does it. Prints one table for docs/src/deployment/several-proxies.md. The rule it keeps: CPU is Redis's own (INFO cpu), so what else the machine
 does matters little; every write is of a key that every connection has read.
 
 Usage: bench/tracking.py [redis-server]

@@ -2,7 +2,7 @@
 //!
 //! Every label value is there from the start, at zero. What others count is looked at when somebody asks, and what
 //! belongs together comes from one look: hits and misses are sums over the same reads, so hits + misses = reads in every
-//! scrape. docs/metrics.md tells of each; a test holds the two together.
+//! scrape. docs/src/operations/metrics.md tells of each; a test holds the two together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};

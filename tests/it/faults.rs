@@ -1,7 +1,7 @@
 //! Whatever goes wrong around it, the proxy says so, goes on with what it can, and gets well by itself.
 //!
 //! Model: one fault a test, done to a real Redis, to the line to it, or to the proxy's own process. Each test tells what
-//! clients of both front ends see, for how long, and that nobody has to do anything for it to end. `docs/reliability.md` has
+//! clients of both front ends see, for how long, and that nobody has to do anything for it to end. `docs/src/reliability/faults.md` has
 //! a row for each. Faults of one front end alone are among that front end's tests.
 
 #![expect(
@@ -28,7 +28,7 @@ const DOWN: &str = "no link to Redis";
 #[test]
 fn the_page_on_reliability_names_every_test_of_a_fault_and_no_other() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = fs::read_to_string(root.join("docs/reliability.md")).expect("the page");
+    let page = fs::read_to_string(root.join("docs/src/reliability/faults.md")).expect("the page");
     let sources: Vec<_> = files(&root.join("tests/it"));
     let named = page.split('`').filter(|word| word.contains("::") && !word.contains(' '));
     for name in named.clone() {

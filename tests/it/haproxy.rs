@@ -1,4 +1,4 @@
-//! "Several proxies behind one address": docs/haproxy.cfg, tried with a real `HAProxy` and wrk.
+//! "Several proxies behind one address": docs/src/deployment/haproxy.cfg, tried with a real `HAProxy` and wrk.
 //!
 //! Model: three proxies at addresses that stay, one Redis, and `HAProxy` with the shipped configuration but for the addresses.
 //! Both tools are Debian's packages of their names; where one of them is not, the tests that need it are skipped and say so.
@@ -97,7 +97,7 @@ impl HaProxy {
         let shipped =
             shipped.into_iter().chain(["127.0.0.1:6381", "127.0.0.1:6382", "127.0.0.1:6383"]);
         let shipped = shipped.chain(["127.0.0.1:8000", "127.0.0.1:6400"]);
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/haproxy.cfg");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/src/deployment/haproxy.cfg");
         let mut config = fs::read_to_string(file).expect("the configuration");
         for (shipped, address) in shipped.zip(addresses) {
             assert!(config.contains(shipped), "{shipped} in {config}");

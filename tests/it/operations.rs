@@ -1,5 +1,5 @@
 //! "What you watch is what it tells": dashboard, alerts, runbook and README name metrics that the proxy has, and
-//! docs/metrics.md all of them.
+//! docs/src/operations/metrics.md all of them.
 //!
 //! A metric that is named is a name and, in braces, labels with or without a value; job and instance are Prometheus's.
 
@@ -28,12 +28,14 @@ type Labels = BTreeMap<String, Option<String>>;
 const OF_PROMETHEUS: [&str; 3] = ["job", "instance", "le"];
 const DASHBOARD: &str = "dashboards/redis-proxy.json";
 const ALERTS: &str = "dashboards/alerts.yml";
-const RUNBOOK: &str = "docs/runbook.md";
+const RUNBOOK: &str = "docs/src/operations/runbook.md";
 
 #[test]
 fn every_metric_that_is_named_is_told_with_these_labels() {
     let told = told();
-    for (file, least) in [(ALERTS, 10), ("README.md", 20), (RUNBOOK, 4), ("docs/metrics.md", 30)] {
+    for (file, least) in
+        [(ALERTS, 10), ("README.md", 4), (RUNBOOK, 4), ("docs/src/operations/metrics.md", 30)]
+    {
         let named = named(&abbreviations_in_full(&read_file(file)));
         assert!(named.len() >= least, "{file} names only {named:?}");
         for (name, labels) in &named {
@@ -94,9 +96,9 @@ fn families(exposition: &str) -> BTreeMap<String, Family> {
     families
 }
 
-/// The metrics in the tables of docs/metrics.md: name, type, and labels as `` `label`: `value`, `value`; `label`: any ``.
+/// The metrics in the tables of docs/src/operations/metrics.md: name, type, and labels as `` `label`: `value`, `value`; `label`: any ``.
 fn documented_families() -> BTreeMap<String, Family> {
-    let page = read_file("docs/metrics.md");
+    let page = read_file("docs/src/operations/metrics.md");
     let rows = page.lines().filter(|line| line.starts_with("| `"));
     let family = |row: &str| {
         let cells: Vec<_> = row.split('|').map(|cell| cell.trim().replace('`', "")).collect();
