@@ -2,9 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::reply::{write_array_length, write_error};
-use crate::frame::ReplyScanner;
-use crate::output::Output;
+use crate::net::Output;
+use crate::protocol::ReplyScanner;
+use crate::protocol::{write_array_length, write_error};
 
 /// How answers are put together. An error among them is the answer, the first in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

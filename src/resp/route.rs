@@ -7,10 +7,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::gather::Gather;
 use super::key_table::KeyTable;
-use super::reply::{write_array_length, write_bulk, write_error};
-use super::request::Arguments;
-use super::serve::is_one_of;
 use crate::cluster::slot;
+use crate::protocol::Arguments;
+use crate::protocol::is_one_of;
+use crate::protocol::{write_array_length, write_bulk, write_error};
 
 /// Where a command goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

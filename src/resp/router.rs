@@ -23,12 +23,12 @@ use super::connection::{Moved, write_failure};
 use super::gather::{Gather, write_together};
 use super::key_table::KeyTable;
 use super::link::Link;
-use super::request::{Arguments, Progress, RequestLimits, RequestParser};
 use super::route::{Route, asking, crossslot, error, of_one_node, route};
 use crate::backend::{BackendError, Client, Tied};
 use crate::cluster::{Cluster, NodeName};
-use crate::frame::ReplyScanner;
-use crate::output::Output;
+use crate::net::Output;
+use crate::protocol::ReplyScanner;
+use crate::protocol::{Arguments, Progress, RequestLimits, RequestParser};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
