@@ -25,9 +25,10 @@ use rand::Rng as _;
 use redis::aio::MultiplexedConnection;
 use redis_proxy::backend::{self, Backend};
 use redis_proxy::cache::{self, Cache, Demand};
-use redis_proxy::hotkeys::HotKeys;
 use redis_proxy::metrics::{FrontEnd, Metrics};
-use redis_proxy::proxy::{Proxy, Upstream};
+use redis_proxy::proxy::Proxy;
+use redis_proxy::telemetry::hot_keys::HotKeys;
+use redis_proxy::upstream::Upstream;
 use tokio::runtime::{Builder, Handle};
 use tracing::Span;
 

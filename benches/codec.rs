@@ -5,7 +5,7 @@ mod rig;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use redis_proxy::resp::{Progress, ReplyScanner, RequestLimits, RequestParser};
+use redis_proxy::protocol::{Progress, ReplyScanner, RequestLimits, RequestParser};
 
 const BATCH: usize = 16;
 

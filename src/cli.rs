@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::units::Secret;
+use crate::settings::Secret;
 
 /// Answers hot reads of a Redis from its own memory, over HTTP.
 ///

@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
+use redis_proxy::daemon::health::{self, Question, Through};
 use redis_proxy::daemon::{Daemon, Ending, StartError};
-use redis_proxy::health::{self, Question, Through};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, Telemetry, TracesError};
 

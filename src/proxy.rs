@@ -5,24 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
-use crate::backend::{Backend, BackendError, Client, Fence, Tied};
-use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings, Statistics};
+use crate::backend::{BackendError, Client, Fence, Tied};
+use crate::cache::{Answer, Coherence, Demand, Outcome, Settings, Statistics};
 use crate::cluster::Cluster;
-use crate::hotkeys::{HotKeys, Hottest};
-use crate::key::Key;
 use crate::metrics::{FrontEnd, Metrics, Node, Refusal};
-use crate::trace;
-
-/// What is kept, and the Redis it is of.
-#[derive(Clone)]
-pub enum Upstream {
-    /// The cache in front of its backend.
-    One(Cache<BackendError>, Backend),
-    /// The primaries of a cluster, each with a cache of its own.
-    Cluster(Cluster),
-}
+use crate::telemetry::hot_keys::{HotKeys, Hottest};
+use crate::telemetry::spans;
+use crate::upstream::Upstream;
 
 /// The upstream, as both front ends see it. Clones share it.
 #[derive(Clone)]
@@ -31,48 +22,6 @@ pub struct Proxy {
     metrics: Arc<Metrics>,
     hot_keys: HotKeys,
     draining: Arc<AtomicBool>,
-}
-
-impl Upstream {
-    /// Whether reads can be answered.
-    fn state(&self) -> Result<(), BackendError> {
-        match self {
-            Self::One(_, backend) => backend.state(),
-            Self::Cluster(cluster) => cluster.state(),
-        }
-    }
-
-    /// Who there is to be asked, and who of them answers.
-    pub fn nodes(&self) -> Vec<Node> {
-        match self {
-            Self::One(_, backend) => backend.nodes(),
-            Self::Cluster(cluster) => cluster.nodes(),
-        }
-    }
-
-    /// What is kept.
-    pub fn statistics(&self) -> Statistics {
-        match self {
-            Self::One(cache, _) => cache.statistics(),
-            Self::Cluster(cluster) => cluster.statistics(),
-        }
-    }
-
-    /// Puts settings in force, as [`Cache::apply`] does.
-    pub fn apply(&self, settings: &Settings) -> u64 {
-        match self {
-            Self::One(cache, _) => cache.apply(settings),
-            Self::Cluster(cluster) => cluster.apply(settings),
-        }
-    }
-
-    /// Removes what is over, as [`Cache::sweep`] does.
-    pub fn sweep(&self) {
-        match self {
-            Self::One(cache, _) => cache.sweep(),
-            Self::Cluster(cluster) => cluster.sweep(),
-        }
-    }
 }
 
 /// Why reads may not be answered.
@@ -110,35 +59,18 @@ impl Proxy {
         let answer = match (found, demand) {
             (Some(answer), _) => Ok(answer),
             // What waits for Redis is large, and who waits for nothing should not have to carry it about.
-            (None, Demand::Usual) => Box::pin(self.get_or_fetch(key, demand)).await,
+            (None, Demand::Usual) => Box::pin(self.upstream.get_or_fetch(key, demand)).await,
             (None, Demand::Current) => Box::pin(self.get_current(key)).await,
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.reads(front_end, outcome, 1, begun.elapsed());
-        trace::outcome(span, outcome.name());
+        spans::outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
-    }
-
-    async fn get_or_fetch(
-        &self,
-        key: &[u8],
-        demand: Demand,
-    ) -> Result<Answer, (Outcome, BackendError)> {
-        match &self.upstream {
-            Upstream::One(cache, backend) => {
-                cache.get_or_fetch(key, demand, |key| backend.clone().fetch(key)).await
-            }
-            Upstream::Cluster(cluster) => {
-                let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
-                let fetch = |key| cluster.clone().fetch(Arc::clone(&unit), key);
-                unit.cache.get_or_fetch(key, demand, fetch).await
-            }
-        }
     }
 
     /// Has `key` in memory as a reader would, but counts no read; returns whether its value was fetched for that.
     pub async fn warm(&self, key: &[u8]) -> bool {
-        let answer = self.get_or_fetch(key, Demand::Usual).await;
+        let answer = self.upstream.get_or_fetch(key, Demand::Usual).await;
         let fetched = answer
             .is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
         if fetched {
@@ -154,49 +86,21 @@ impl Proxy {
 
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
     async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
-        match self.fence_of(key, Instant::now()).await {
-            Ok(Fence::Told) => self.get_or_fetch(key, Demand::Current).await,
-            Ok(Fence::Untold) => self.bypass(key).await,
+        match self.upstream.fence_of(key, Instant::now()).await {
+            Ok(Fence::Told) => self.upstream.get_or_fetch(key, Demand::Current).await,
+            Ok(Fence::Untold) => self.upstream.bypass(key).await,
             Err(error) => Err((Outcome::Miss, error)),
-        }
-    }
-
-    async fn fence_of(&self, key: &[u8], since: Instant) -> Result<Fence, BackendError> {
-        match &self.upstream {
-            Upstream::One(_, backend) => backend.fence(since).await,
-            Upstream::Cluster(cluster) => cluster.find_unit(key).await?.backend.fence(since).await,
-        }
-    }
-
-    async fn bypass(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
-        let fetched = Key::from(key);
-        match &self.upstream {
-            Upstream::One(cache, backend) => {
-                cache.bypass(backend.clone().fetch(fetched).instrument(trace::fetch())).await
-            }
-            Upstream::Cluster(cluster) => {
-                let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
-                let fetch = cluster.clone().fetch(Arc::clone(&unit), fetched);
-                unit.cache.bypass(fetch.instrument(trace::fetch())).await
-            }
         }
     }
 
     /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        match &self.upstream {
-            Upstream::One(cache, _) => cache.lookup(key, now),
-            Upstream::Cluster(cluster) => cluster.look(key, |cache| cache.lookup(key, now)),
-        }
+        self.upstream.lookup(key, now)
     }
 
     /// These keys are about to be looked for, as far as can be told.
     pub fn foresee(&self, keys: &[&[u8]]) {
-        match &self.upstream {
-            Upstream::One(cache, _) => cache.foresee(keys),
-            // Each of them may be in another cache.
-            Upstream::Cluster(_) => {}
-        }
+        self.upstream.foresee(keys);
     }
 
     /// Counts a key of a [lookup](Self::lookup) among those that are read most.
@@ -229,18 +133,12 @@ impl Proxy {
     /// # Errors
     /// Redis cannot be asked, or does not answer in time.
     pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
-        match &self.upstream {
-            Upstream::One(_, backend) => backend.fence(since).await,
-            Upstream::Cluster(cluster) => cluster.fence_everywhere(since).await,
-        }
+        self.upstream.fence(since).await
     }
 
     /// Whether memory is known to hold all that Redis acknowledged before `since`.
     pub fn is_current(&self, since: Instant) -> bool {
-        match &self.upstream {
-            Upstream::One(_, backend) => backend.is_current(since),
-            Upstream::Cluster(cluster) => cluster.is_current_everywhere(since),
-        }
+        self.upstream.is_current(since)
     }
 
     /// Whether a fetch may bring something: not if Redis does not admit the proxy.
@@ -250,42 +148,27 @@ impl Proxy {
 
     /// Whether time alone decides what may be given.
     pub fn relies_on_ttl(&self) -> bool {
-        match &self.upstream {
-            Upstream::One(cache, _) => cache.relies_on_ttl(),
-            Upstream::Cluster(cluster) => cluster.relies_on_ttl(),
-        }
+        self.upstream.relies_on_ttl()
     }
 
     /// Drops `key` from memory.
     pub fn invalidate(&self, key: &[u8]) {
-        match &self.upstream {
-            Upstream::One(cache, _) => cache.invalidate(key),
-            Upstream::Cluster(cluster) => cluster.invalidate(key),
-        }
+        self.upstream.invalidate(key);
     }
 
     /// Drops everything from memory.
     pub fn invalidate_all(&self) {
-        match &self.upstream {
-            Upstream::One(cache, _) => cache.invalidate_all(),
-            Upstream::Cluster(cluster) => cluster.invalidate_all(),
-        }
+        self.upstream.invalidate_all();
     }
 
     /// As whom the proxy reads, if it logs in, and from which database.
     pub fn origin(&self) -> (Option<String>, u32) {
-        match &self.upstream {
-            Upstream::One(_, backend) => backend.origin(),
-            Upstream::Cluster(cluster) => (cluster.user(), 0),
-        }
+        self.upstream.origin()
     }
 
     /// The cluster, if that is what is behind.
     pub fn cluster(&self) -> Option<&Cluster> {
-        match &self.upstream {
-            Upstream::One(..) => None,
-            Upstream::Cluster(cluster) => Some(cluster),
-        }
+        self.upstream.cluster()
     }
 
     /// A stream to Redis for one client alone; not to a cluster, which is no one Redis.
@@ -293,10 +176,7 @@ impl Proxy {
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
     pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
-        match &self.upstream {
-            Upstream::One(_, backend) => backend.open(client).await,
-            Upstream::Cluster(_) => Err(BackendError::Refused("CROSSSLOT".into())),
-        }
+        self.upstream.open(client).await
     }
 
     /// Whether reads can be answered.
@@ -317,18 +197,12 @@ impl Proxy {
 
     /// By what the answers are kept true now.
     pub fn coherence(&self) -> Coherence {
-        match &self.upstream {
-            Upstream::One(cache, _) => cache.coherence(),
-            Upstream::Cluster(cluster) => cluster.coherence(),
-        }
+        self.upstream.coherence()
     }
 
     /// The cache's settings have been changed.
     pub fn cache_changed(&self, settings: &Settings) {
-        match &self.upstream {
-            Upstream::One(_, backend) => backend.cache_changed(settings.capacity),
-            Upstream::Cluster(cluster) => cluster.cache_changed(),
-        }
+        self.upstream.cache_changed(settings);
     }
 
     /// How things stand, in a line.

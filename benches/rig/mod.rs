@@ -12,11 +12,13 @@ use axum::Router;
 use bytes::{Bytes, BytesMut};
 use redis_proxy::backend::{self, Backend, BackendError};
 use redis_proxy::cache::{self, Cache, CoherenceMode, Demand, Fetched};
-use redis_proxy::hotkeys::HotKeys;
 use redis_proxy::metrics::Metrics;
-use redis_proxy::proxy::{Proxy, Upstream};
+use redis_proxy::net::Stream;
+use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
-use redis_proxy::server::{self, Drain, Serve, Stream};
+use redis_proxy::server::{Drain, Serve};
+use redis_proxy::telemetry::hot_keys::HotKeys;
+use redis_proxy::upstream::Upstream;
 use redis_proxy::{http, resp::names};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -84,7 +86,7 @@ impl Rig {
     pub(crate) fn http(&self) -> Client {
         let settings = http::Settings::default();
         let limits = settings.limits();
-        self.client(&server::Http::new(
+        self.client(&http::Http::new(
             http::Keys::new(self.proxy.clone(), settings, Router::new()),
             limits,
             None,

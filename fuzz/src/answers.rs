@@ -4,7 +4,7 @@ use std::task::{Context, Poll, Waker};
 
 use redis::{Value, parse_redis_value};
 use redis_proxy::backend::{Reader, Unreadable};
-use redis_proxy::resp::ReplyScanner;
+use redis_proxy::protocol::ReplyScanner;
 
 use super::pieces::{cut, split};
 

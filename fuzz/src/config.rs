@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use redis_proxy::cli::Flags;
 use redis_proxy::config::{Config, Environment, Problems, Sources};
-use redis_proxy::units::Secret;
+use redis_proxy::settings::Secret;
 use tempfile::TempDir;
 
 /// Where it stands, it is a password.

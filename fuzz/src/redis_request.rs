@@ -1,7 +1,7 @@
 //! Commands as Redis reads them (`processInputBuffer` in `networking.c`, `sdssplitargs` in `sds.c`), as plainly as can be: all
 //! bytes are there, every argument is copied, and nothing is remembered.
 
-use redis_proxy::resp::{RequestLimits, UNAUTHENTICATED};
+use redis_proxy::protocol::{RequestLimits, UNAUTHENTICATED};
 
 /// Whoever it is, Redis lets nobody say more than so many arguments.
 const MOST_ARGUMENTS: i64 = i32::MAX as i64;

@@ -1,7 +1,7 @@
 //! Answers of Redis, in pieces: each ends where it ends, and is of the kind that it is.
 
 use redis::{ErrorKind, Value, parse_redis_value};
-use redis_proxy::resp::{Frame, ReplyScanner};
+use redis_proxy::protocol::{Frame, ReplyScanner};
 
 use super::pieces::{cut, split};
 

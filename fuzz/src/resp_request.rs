@@ -1,6 +1,6 @@
 //! Commands of clients, in pieces: they are what Redis would read, however they are cut and whenever they are let go of.
 
-use redis_proxy::resp::{Progress, RequestLimits, RequestParser, UNAUTHENTICATED};
+use redis_proxy::protocol::{Progress, RequestLimits, RequestParser, UNAUTHENTICATED};
 
 use super::pieces::{cut, split};
 use super::redis_request::{self, Command, End};

@@ -4,13 +4,13 @@
 //! does not start unless told to, a file that cannot be used is refused whole, and what is refused is refused before
 //! anything is looked up, so that an answer tells nothing about what is behind it, nor does the time it takes.
 
-mod allow;
+mod allowlist;
+mod bearer;
 mod exposure;
-mod file;
-mod token;
+mod reloadable;
 
-pub use self::allow::Allow;
+pub use self::allowlist::Allow;
+pub use self::bearer::Gate;
+pub(crate) use self::bearer::{Denied, Stranger};
 pub use self::exposure::{Protection, Unprotected, reaches_out};
-pub use self::file::{Commit, FileError, FromFile, Reread};
-pub use self::token::Gate;
-pub(crate) use self::token::Stranger;
+pub use self::reloadable::{Commit, FileError, FromFile, Reread};

@@ -10,8 +10,8 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
-use crate::trace;
-use crate::units::{MASK, Secret};
+use crate::settings::{MASK, Secret};
+use crate::telemetry::spans;
 
 const DEFAULT_PORT: u16 = 6379;
 const ALLOWED: &str = "redis://[user:password@]host[:port][/database], the same with rediss:// for TLS, \
@@ -87,8 +87,8 @@ impl Address {
     /// The fetch that goes on here asks this Redis.
     pub(super) fn trace(&self) {
         match &self.endpoint {
-            Endpoint::Tcp { host, port, .. } => trace::asks(host, Some(*port), self.database),
-            Endpoint::Unix(path) => trace::asks(&path.to_string_lossy(), None, self.database),
+            Endpoint::Tcp { host, port, .. } => spans::asks(host, Some(*port), self.database),
+            Endpoint::Unix(path) => spans::asks(&path.to_string_lossy(), None, self.database),
         }
     }
 

@@ -5,372 +5,61 @@
 //! last, whatever Redis does.
 
 mod address;
-mod connection;
-mod handshake;
-mod keyspace;
-mod last_words;
-mod link;
+mod connector;
+mod credentials;
+mod dial;
+mod endpoint;
+mod error;
+mod expiry_check;
+mod fetch_command;
+mod hello;
+mod liveness;
+mod multiplexed;
+mod node_client;
 mod probe;
-mod reader;
-mod reply;
-mod scout;
+mod read_after_reset;
+mod reply_decoder;
 mod seeds;
 mod sentinel;
-mod stream;
+mod settings;
+mod signals;
+mod supervisor;
 mod topology;
 mod tracking;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::Address;
-use self::connection::Connection;
-pub use self::link::Link;
-pub use self::reply::Redirect;
-pub(crate) use self::reply::Reply;
-use self::reply::{Question, unreachable};
-pub(crate) use self::scout::Scout;
+use self::dial::Opener;
+pub use self::dial::PrepareError;
+pub use self::endpoint::Tied;
+use self::error::unreachable;
+pub use self::error::{BackendError, Redirect};
+use self::fetch_command::Question;
+pub(crate) use self::fetch_command::Reply;
+use self::multiplexed::Connection;
+pub(crate) use self::node_client::Scout;
 pub use self::seeds::Seeds;
-use self::stream::Opener;
-pub use self::stream::PrepareError;
-pub use self::topology::Tied;
+pub use self::settings::{Mode, Settings};
+use self::signals::Calls;
+pub use self::supervisor::Link;
+use self::supervisor::LinkState;
 use self::topology::Topology;
 use self::tracking::Tracking;
 // For the fuzz targets.
 #[doc(hidden)]
-pub use self::reader::{Reader, Unreadable};
+pub use self::reply_decoder::{Reader, Unreadable};
 #[doc(hidden)]
 pub use self::tracking::{Changed, read_push};
-use crate::cache::{Cache, Fetched, Vanished};
+use crate::cache::{Cache, Fetched};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node};
-use crate::trace;
-use crate::units::{self, Contradiction, Secret, absurd_limits, broken, zero_timeouts};
-
-/// How it is told where Redis is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", try_from = "String")]
-pub enum Mode {
-    /// By its address.
-    #[default]
-    Standalone,
-    /// By sentinels.
-    Sentinel,
-    /// By the nodes of a cluster.
-    Cluster,
-}
-
-impl TryFrom<String> for Mode {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        units::choose(
-            &text,
-            [
-                ("standalone", Self::Standalone),
-                ("sentinel", Self::Sentinel),
-                ("cluster", Self::Cluster),
-            ],
-        )
-    }
-}
-
-/// `[redis]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// How it is told where Redis is.
-    pub mode: Mode,
-    /// Where Redis is, and which database. Where sentinels or the nodes of a cluster tell host and port, those in it say
-    /// nothing.
-    pub url: Address,
-    /// The sentinels, or some nodes of the cluster.
-    pub seeds: Seeds,
-    /// The name by which the sentinels know the primary.
-    pub sentinel_master: String,
-    /// The ACL user to the sentinels; empty: the default user.
-    pub sentinel_username: String,
-    /// A file that holds the password for the sentinels, read anew at every connect; empty: they want none.
-    pub sentinel_password_file: PathBuf,
-    /// The ACL user; empty: the default user, or the one in the URL.
-    pub username: String,
-    /// The password; empty: none, or the one in the URL.
-    pub password: Secret,
-    /// A file that holds the password, read anew at every connect.
-    pub password_file: PathBuf,
-    /// The authorities that Redis's certificate may be from (PEM); empty: the system's.
-    pub tls_ca_file: PathBuf,
-    /// The proxy's own certificate (PEM), for a Redis that asks for one.
-    pub tls_cert_file: PathBuf,
-    /// The private key of that certificate (PEM).
-    pub tls_key_file: PathBuf,
-    /// How long connecting may take, TLS and login included.
-    #[serde(with = "units::duration")]
-    pub connect_timeout: Duration,
-    /// How long a fetch may take, from its first step to its last.
-    #[serde(with = "units::duration")]
-    pub response_timeout: Duration,
-    /// A link silent for so long is asked for a sign of life.
-    #[serde(with = "units::duration")]
-    pub ping_interval: Duration,
-    /// How often the proxy writes to a key of its own and measures how long it takes until that is told; zero: never.
-    #[serde(with = "units::duration")]
-    pub probe_interval: Duration,
-    /// How long to wait at most between two attempts to connect.
-    #[serde(with = "units::duration")]
-    pub reconnect_delay_max: Duration,
-    /// Fetches in progress at most.
-    #[serde(with = "units::count")]
-    pub max_fetches: usize,
-    /// Fetches that may wait for their turn, and reads that may wait for a proof.
-    #[serde(with = "units::count")]
-    pub max_queue: usize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            mode: Mode::default(),
-            url: Address::default(),
-            seeds: Seeds::default(),
-            sentinel_master: String::new(),
-            sentinel_username: String::new(),
-            sentinel_password_file: PathBuf::new(),
-            username: String::new(),
-            password: Secret::default(),
-            password_file: PathBuf::new(),
-            tls_ca_file: PathBuf::new(),
-            tls_cert_file: PathBuf::new(),
-            tls_key_file: PathBuf::new(),
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(1),
-            probe_interval: Duration::ZERO,
-            reconnect_delay_max: Duration::from_millis(500),
-            max_fetches: 1024,
-            max_queue: 4096,
-        }
-    }
-}
-
-impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let set = |path: &PathBuf| !path.as_os_str().is_empty();
-        let tls_files = [&self.tls_ca_file, &self.tls_cert_file, &self.tls_key_file];
-        let tls_unused = !self.speaks_tls() && tls_files.into_iter().any(set);
-        let tls_half = set(&self.tls_cert_file) != set(&self.tls_key_file);
-        let two_passwords = !self.password.is_empty() && set(&self.password_file);
-        let ping =
-            format!("found {:?}, expected at least {PING_INTERVAL_MIN:?}", self.ping_interval);
-        let own = broken([
-            (
-                two_passwords,
-                "redis.password_file",
-                "redis.password is set too, expected one of the two",
-            ),
-            (
-                tls_unused,
-                "redis.url",
-                "found a url without TLS beside files for TLS, expected rediss://",
-            ),
-            (self.ping_interval < PING_INTERVAL_MIN, "redis.ping_interval", &ping),
-            (
-                tls_half,
-                "redis.tls_cert_file",
-                "found one of the two, expected redis.tls_key_file with it, or neither",
-            ),
-        ]);
-        let limits = absurd_limits([(self.max_fetches, "redis.max_fetches")]);
-        let timeouts = zero_timeouts([
-            (self.connect_timeout, "redis.connect_timeout"),
-            (self.response_timeout, "redis.response_timeout"),
-        ]);
-        [own, self.mode_contradictions(), limits, timeouts].concat()
-    }
-
-    fn mode_contradictions(&self) -> Vec<Contradiction> {
-        let by_sentinels = self.mode == Mode::Sentinel;
-        let by_cluster = self.mode == Mode::Cluster;
-        let unix = matches!(self.url.endpoint, address::Endpoint::Unix(_));
-        let file = !self.sentinel_password_file.as_os_str().is_empty();
-        let needs = "found, expected redis.mode = \"sentinel\" with it";
-        broken([
-            (
-                !by_sentinels && !by_cluster && !self.seeds.is_empty(),
-                "redis.seeds",
-                "found, expected redis.mode = \"sentinel\" or \"cluster\" with it",
-            ),
-            (!by_sentinels && !self.sentinel_master.is_empty(), "redis.sentinel_master", needs),
-            (!by_sentinels && !self.sentinel_username.is_empty(), "redis.sentinel_username", needs),
-            (!by_sentinels && file, "redis.sentinel_password_file", needs),
-            (
-                by_sentinels && (self.seeds.is_empty() || self.sentinel_master.is_empty()),
-                "redis.mode",
-                "found \"sentinel\", expected redis.seeds and redis.sentinel_master with it: where the sentinels are, and \
-                 how they call the primary",
-            ),
-            (
-                by_cluster && self.seeds.is_empty(),
-                "redis.mode",
-                "found \"cluster\", expected redis.seeds with it: where some nodes of the cluster are",
-            ),
-            (
-                by_cluster && unix,
-                "redis.url",
-                "found a unix socket, expected redis:// or rediss:// with a cluster",
-            ),
-            (
-                by_cluster && self.url.database != 0,
-                "redis.url",
-                "found a database, of which a cluster has only the first",
-            ),
-            (
-                by_cluster && !self.probe_interval.is_zero(),
-                "redis.probe_interval",
-                "found a probe, whose key would be in one slot, expected none with a cluster",
-            ),
-            (
-                by_sentinels && unix,
-                "redis.url",
-                "found a unix socket, expected redis:// or rediss:// with sentinels",
-            ),
-        ])
-    }
-
-    /// Those for one node of a cluster.
-    pub(crate) fn of_node(&self, host: &str, port: u16) -> Self {
-        let tls = self.url.is_tls() || self.seeds.is_tls();
-        let endpoint = address::Endpoint::Tcp { host: host.to_owned(), port, tls };
-        Self { url: Address { endpoint, ..self.url.clone() }, ..self.clone() }
-    }
-
-    /// Where the seeds are.
-    pub(crate) fn seed_addresses(&self) -> Vec<(String, u16)> {
-        let address = |seed: &address::Endpoint| match seed {
-            address::Endpoint::Tcp { host, port, .. } => Some((host.clone(), *port)),
-            address::Endpoint::Unix(_) => None,
-        };
-        self.seeds.0.iter().filter_map(address).collect()
-    }
-
-    /// Whether a node of a cluster is better called by its name, which its certificate may hold.
-    pub(crate) fn calls_nodes_by_name(&self) -> bool {
-        self.speaks_tls()
-    }
-
-    /// Whether TLS is spoken to anybody.
-    fn speaks_tls(&self) -> bool {
-        self.url.is_tls() || self.seeds.is_tls()
-    }
-}
-
-/// More PINGs than this would be work of their own.
-const PING_INTERVAL_MIN: Duration = Duration::from_millis(10);
-
-/// Why Redis gave no value. Cheap to clone: every reader of a flight gets one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BackendError {
-    /// There is no link to Redis.
-    #[error("{0}")]
-    Unreachable(Arc<str>),
-    /// There is no link to Redis, because it, or the certificate it shows, does not admit one.
-    #[error("{0}")]
-    NotAdmitted(Arc<str>),
-    /// Redis, or the way to it, did not answer in time.
-    #[error("no answer in time")]
-    TimedOut,
-    /// The link was lost while the answer was awaited.
-    #[error("the link was lost")]
-    Disconnected,
-    /// As many reads wait as may.
-    #[error("too many reads are waiting")]
-    Overloaded,
-    /// Redis answered that it cannot answer now (`LOADING`, `MASTERDOWN`...).
-    #[error("Redis is not able to answer now: {0}")]
-    Unavailable(Arc<str>),
-    /// Redis answered with an error, known by its first word.
-    #[error("Redis answered with the error {0}")]
-    Refused(Arc<str>),
-    /// A node of a cluster sent us to another.
-    #[error("Redis answered with the error {code}: it is a node of a cluster (redis.mode)", code = _0.code())]
-    Redirected(Redirect),
-    /// The key holds something else than a string.
-    #[error("the key holds another type than a string")]
-    WrongType,
-    /// The value is larger than may be given out.
-    #[error("the value is larger than is given out")]
-    TooLarge,
-    /// The daemon is going down.
-    #[error("the fetch was given up")]
-    Vanished,
-}
-
-impl BackendError {
-    /// The kind, as a label: one of [`BACKEND_ERROR_KINDS`](crate::metrics::BACKEND_ERROR_KINDS).
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Unreachable(_) => "unreachable",
-            Self::NotAdmitted(_) => "not_admitted",
-            Self::TimedOut => "timeout",
-            Self::Disconnected => "disconnected",
-            Self::Overloaded => "overloaded",
-            Self::Unavailable(_) => "unavailable",
-            Self::Refused(_) | Self::Redirected(_) => "refused",
-            Self::WrongType => "wrong_type",
-            Self::TooLarge => "too_large",
-            Self::Vanished => "vanished",
-        }
-    }
-
-    /// The first word of Redis's error, if it is one of its own.
-    fn code(&self) -> Option<&str> {
-        match self {
-            Self::Unavailable(code) | Self::Refused(code) => Some(code),
-            Self::Redirected(redirect) => Some(redirect.code()),
-            Self::WrongType => Some("WRONGTYPE"),
-            _ => None,
-        }
-    }
-
-    /// Whether a client of the same Redis had better ask itself: it may be told something else, or the same in Redis's own
-    /// words.
-    pub fn leaves_client_to_ask(&self) -> bool {
-        !matches!(self, Self::TimedOut | Self::Vanished)
-    }
-
-    /// Whether it may be over in a moment without anybody doing something about it.
-    pub fn is_passing(&self) -> bool {
-        !matches!(self, Self::NotAdmitted(_))
-    }
-
-    /// Whether Redis said this, rather than saying nothing.
-    fn is_answer(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Redirected(_) | Self::WrongType | Self::TooLarge)
-    }
-}
-
-impl From<Vanished> for BackendError {
-    fn from(Vanished: Vanished) -> Self {
-        Self::Vanished
-    }
-}
-
-/// What links to Redis there are now.
-#[derive(Clone)]
-enum LinkState {
-    /// Nothing has come of the first attempt to connect yet.
-    Starting,
-    /// Ready for requests, and if Redis tells of changes, how.
-    Up(Connection, Option<Tracking>),
-    /// Not connected, for this reason.
-    Down(BackendError),
-}
+use crate::telemetry::spans;
 
 /// A handle to the Redis behind; clones share its link and its limits.
 #[derive(Clone)]
@@ -420,19 +109,6 @@ pub enum Fence {
     Told,
     /// Redis does not tell of changes, so nothing is known.
     Untold,
-}
-
-/// What those who ask tell the one who keeps the link.
-#[derive(Default)]
-struct Calls {
-    /// Somebody waits for a proof.
-    proof: Notify,
-    /// A link is needed, and there is none.
-    needed: Notify,
-    /// The link gave an answer that no question of ours has.
-    distrusted: Notify,
-    /// The link owes answers that cannot be waited for.
-    overdue: Notify,
 }
 
 /// How long a reader waits for a link that is being made: enough for a Redis that has just come back, and short
@@ -489,7 +165,7 @@ impl Backend {
     /// # Errors
     /// The file of the password cannot be read.
     fn user(settings: &Settings) -> Result<Option<String>, PrepareError> {
-        Ok(handshake::login(settings)?.map(|login| login.user().to_owned()))
+        Ok(credentials::login(settings)?.map(|login| login.user().to_owned()))
     }
 
     /// Asks Redis for `key`: its value and its time to live, as one.
@@ -587,7 +263,7 @@ impl Backend {
 impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
         self.metrics.backend_error(error.kind());
-        trace::failed(error.kind(), error.code());
+        spans::failed(error.kind(), error.code());
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
         if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
     }
@@ -733,7 +409,8 @@ impl Shared {
             Client::Proxy => {
                 // The file of the password may be on a disk that hangs.
                 let settings = self.settings.clone();
-                let login = tokio::task::spawn_blocking(move || handshake::login(&settings)).await;
+                let login =
+                    tokio::task::spawn_blocking(move || credentials::login(&settings)).await;
                 login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?
             }
         };

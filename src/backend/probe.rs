@@ -11,7 +11,7 @@ use redis::{Cmd, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connection::Connection;
+use super::multiplexed::Connection;
 use crate::metrics::Metrics;
 
 /// Under it the proxy writes, where it was told to.

@@ -21,13 +21,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::address::{Address, Endpoint};
-use super::connection::Connection;
-use super::handshake::{self, Driver, driven, greet};
-use super::reply::{ask, unreachable};
-use super::stream::{Opener, PrepareError};
-use super::topology::Place;
+use super::credentials::sentinel_login;
+use super::dial::{Opener, PrepareError};
+use super::endpoint::Place;
+use super::error::{BackendError, unreachable};
+use super::hello::{Driver, driven, greet};
+use super::multiplexed::{Connection, ask};
+use super::settings::Settings;
 use super::tracking::{Untracked, field, text};
-use super::{BackendError, Settings};
 use crate::metrics::Node;
 
 /// On it a sentinel tells of failovers: the name, and where the primary was and is.
@@ -96,7 +97,7 @@ pub(super) struct Sentinels {
 
 impl Sentinels {
     pub(super) fn prepare(settings: &Settings, opener: Arc<Opener>) -> Result<Self, PrepareError> {
-        handshake::sentinel_login(settings)?;
+        sentinel_login(settings)?;
         let said = vec![Said::Starting; settings.seeds.0.len()];
         Ok(Self {
             settings: settings.clone(),
@@ -228,7 +229,7 @@ impl Sentinels {
     ) -> Result<(Connection, Driver), BackendError> {
         let settings = self.settings.clone();
         // The file of the password may be on a disk that hangs.
-        let login = tokio::task::spawn_blocking(move || handshake::sentinel_login(&settings)).await;
+        let login = tokio::task::spawn_blocking(move || sentinel_login(&settings)).await;
         let login =
             login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         let stream = self.opener.open(seed, attempt).await?;

@@ -11,10 +11,9 @@ use std::sync::Arc;
 
 use redis::{PushInfo, PushKind, Value};
 
-use super::BackendError;
-use super::connection::Connection;
+use super::error::BackendError;
+use super::multiplexed::{Connection, ask};
 use super::probe::Probe;
-use super::reply::ask;
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};
 

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::coherence::Voucher;
-use super::lifetimes::{Lifetimes, nanoseconds};
+use super::lease::Voucher;
+use super::ttl::{Lifetimes, nanoseconds};
 use crate::key::Key;
 
 /// Where an entry stands in the order of reads, as a number.

@@ -12,15 +12,15 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 use tracing::Span;
 
 use super::sync::atomic::{self, Ordering::Relaxed};
-use super::sync::{Mutex, MutexGuard, preemption_point};
+use super::sync::{Mutex, MutexGuard, lock, preemption_point};
 use crate::key::Key;
-use crate::trace;
+use crate::telemetry::spans;
 
 /// More shards than threads that fetch or invalidate, so that they seldom meet. They meet always where every order of
 /// their steps is tried: that is about one key, and locks of other keys would only multiply the orders.
@@ -128,7 +128,7 @@ impl<T> Flights<T> {
     ) -> Joined<T, R> {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key) {
-            trace::waits_for(&flight.span);
+            spans::waits_for(&flight.span);
             return Joined::Follower(flight.arrival.clone());
         }
         if let Some(found) = look_again() {
@@ -138,7 +138,7 @@ impl<T> Flights<T> {
         let arrival = Arrival(Arc::clone(&landing));
         let number = self.next_number.fetch_add(1, Relaxed);
         let key = Key::from(key);
-        let span = trace::fetch();
+        let span = spans::fetch();
         shard.insert(key.clone(), Flight { number, arrival: arrival.clone(), span: span.clone() });
         Joined::Leader(Ticket { flights: Arc::clone(self), key, number, landing, span }, arrival)
     }
@@ -229,12 +229,6 @@ impl<T> Drop for Ticket<T> {
         drop(shard);
         self.landing.lay_down(None);
     }
-}
-
-/// A panic under the lock cannot leave a shard half changed (each change is one map operation), so a poisoned
-/// lock is used on.
-fn lock<T>(shard: &Mutex<Shard<T>>) -> MutexGuard<'_, Shard<T>> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

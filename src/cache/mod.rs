@@ -6,191 +6,40 @@
 //! `flight` (every change of the store happens under the lock of the flights it concerns, closing before removing) and
 //! in `coherence` (who vouches for the store is asked before the store).
 
-mod coherence;
 mod entry;
 mod flight;
-mod frequency;
-mod front;
-mod lifetimes;
-mod order;
-mod reads;
+mod frequency_sketch;
+mod lease;
+mod lru;
+mod read_buffer;
 mod settings;
 mod store;
 mod sync;
+mod thread_cache;
+mod ttl;
+mod types;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use self::coherence::Proof;
-pub use self::coherence::{Coherence, Voucher};
 pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{Arrival, Flights, Joined, Ticket};
-pub use self::lifetimes::AbsentTtl;
-use self::lifetimes::{InForce, nanoseconds};
+use self::lease::Proof;
+pub use self::lease::{Coherence, Voucher};
 pub use self::settings::{CoherenceMode, Policy, Settings};
 use self::store::Store;
-use self::sync::{Mutex, MutexGuard, Swapped};
+use self::sync::{Mutex, Swapped, lock};
+pub use self::ttl::AbsentTtl;
+use self::ttl::{InForce, nanoseconds};
+use self::types::Evictions;
+pub use self::types::{Answer, Cause, Demand, FetchError, Fetched, Outcome, Statistics, Vanished};
 use crate::key::Key;
-
-/// What a reader asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Demand {
-    /// What is fresh, or if Redis cannot answer, what may stand in.
-    Usual,
-    /// What is no older than the question; nothing else will do.
-    Current,
-}
-
-/// How a read was answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// From memory.
-    Hit,
-    /// By a fetch of its own.
-    Miss,
-    /// By a fetch that another read had begun.
-    Coalesced,
-    /// From memory, past its TTL, because Redis could not answer.
-    Stale,
-    /// From memory: the key is known not to exist.
-    Absent,
-    /// Past the cache.
-    Bypass,
-}
-
-impl Outcome {
-    /// Every outcome there is.
-    pub const ALL: [Self; 6] =
-        [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::Absent, Self::Bypass];
-
-    /// The name in labels and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Coalesced => "coalesced",
-            Self::Stale => "stale",
-            Self::Absent => "absent",
-            Self::Bypass => "bypass",
-        }
-    }
-
-    /// Whether the answer came from memory.
-    pub fn from_memory(self) -> bool {
-        matches!(self, Self::Hit | Self::Stale | Self::Absent)
-    }
-}
-
-/// Why an entry left the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// To make room for another.
-    Capacity,
-    /// Its time was over.
-    Expired,
-    /// Redis said that the key changed.
-    Invalidated,
-    /// Everything was dropped.
-    Flushed,
-    /// The capacity was made smaller.
-    Resized,
-}
-
-impl Cause {
-    /// Every cause there is.
-    pub const ALL: [Self; 5] =
-        [Self::Capacity, Self::Expired, Self::Invalidated, Self::Flushed, Self::Resized];
-
-    /// The name in labels and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Capacity => "capacity",
-            Self::Expired => "expired",
-            Self::Invalidated => "invalidated",
-            Self::Flushed => "flushed",
-            Self::Resized => "resized",
-        }
-    }
-}
-
-/// How many entries left the store, by cause.
-#[derive(Debug, Default)]
-struct Evictions([AtomicU64; Cause::ALL.len()]);
-
-impl Evictions {
-    fn count(&self, cause: Cause, entries: u64) {
-        self.0[cause as usize].fetch_add(entries, Relaxed);
-    }
-}
-
-/// What the cache holds and what became of what it held.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Statistics {
-    /// Entries now.
-    pub entries: u64,
-    /// Bytes of their keys and values.
-    pub bytes: u64,
-    /// Entries that left, by cause, in the order of [`Cause::ALL`].
-    pub evictions: [u64; Cause::ALL.len()],
-    /// Fetches in progress.
-    pub flights: usize,
-    /// Fetched and answered, but not stored, because the key changed meanwhile.
-    pub flights_discarded: u64,
-    /// The settings in force.
-    pub settings: Settings,
-    /// By what the answers are kept true now.
-    pub coherence: Coherence,
-}
-
-/// What a fetch brought.
-#[derive(Debug, Clone)]
-pub enum Fetched<E> {
-    /// The value, and how long Redis lets it live (`None`: for good).
-    Value(Bytes, Option<Duration>),
-    /// There is no such key.
-    Absent,
-    /// Redis answered, and not with a value: what is stored for the key, if anything, is no longer true.
-    Refused(E),
-    /// Redis did not answer: what is stored may stand in.
-    Failed(E),
-}
-
-/// The fetch of a flight ended without bringing anything, as when the daemon is going down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the fetch was given up")]
-pub struct Vanished;
-
-/// What a reader gets.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// What Redis said.
-    pub entry: Arc<Entry>,
-    /// How it was come by.
-    pub outcome: Outcome,
-    /// What the entry may be used for at the moment of the answer.
-    pub freshness: Freshness,
-    /// How long ago Redis was asked.
-    pub age: Duration,
-}
-
-impl Answer {
-    /// `now` is in nanoseconds on the cache's clock.
-    fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
-        Self { age: entry.age(now), outcome, freshness, entry }
-    }
-}
-
-/// The error of a fetch is what its readers get, each of them, so it must be cheap to clone.
-pub trait FetchError: Clone + From<Vanished> + Send + Sync + 'static {}
-
-impl<E: Clone + From<Vanished> + Send + Sync + 'static> FetchError for E {}
 
 /// The cache; `E` is what a fetch fails with. Cloning gives another handle to the same cache.
 pub struct Cache<E>(Arc<Shared<E>>);
@@ -622,14 +471,10 @@ impl<E: FetchError> Shared<E> {
     }
 }
 
-/// What these locks guard is replaced whole, so a panic elsewhere leaves nothing half done behind them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
-mod interleavings;
+#[path = "tests/model_check.rs"]
+mod model_check;
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests;

@@ -4,30 +4,30 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::lifetimes::{AbsentTtl, Lifetimes};
-use crate::units::{self, Contradiction, broken};
+use super::ttl::{AbsentTtl, Lifetimes};
+use crate::settings::{self, Contradiction, broken};
 
 /// `[cache]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// How many keys are kept at most.
-    #[serde(with = "units::count")]
+    #[serde(with = "settings::count")]
     pub capacity: usize,
     /// How old a value may be; zero: nothing is kept.
-    #[serde(with = "units::duration")]
+    #[serde(with = "settings::duration")]
     pub ttl: Duration,
     /// How old the knowledge may be that a key does not exist.
     pub ttl_absent: AbsentTtl,
     /// For how long after it ceased to be fresh a value stands in when Redis cannot answer.
-    #[serde(with = "units::duration")]
+    #[serde(with = "settings::duration")]
     pub stale_grace: Duration,
     /// Which entry goes when the cache is full.
     pub policy: Policy,
     /// By what the answers are to be kept true.
     pub coherence: CoherenceMode,
     /// With tracking: for how long one sign of Redis proves that all changes are known.
-    #[serde(with = "units::duration")]
+    #[serde(with = "settings::duration")]
     pub coherence_timeout: Duration,
 }
 
@@ -81,7 +81,7 @@ impl TryFrom<String> for Policy {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        units::choose(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
+        settings::choose(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
     }
 }
 
@@ -101,7 +101,7 @@ impl TryFrom<String> for CoherenceMode {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        units::choose(
+        settings::choose(
             &text,
             [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)],
         )

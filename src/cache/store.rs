@@ -12,18 +12,20 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table;
 use thread_local::ThreadLocal;
 
 use super::entry::{Entry, Place};
-use super::front::Front;
-use super::order::{Order, mark};
-use super::reads::{Read, Reads};
+use super::lru::{Order, mark};
+use super::read_buffer::{Read, Reads};
+use super::settings::Policy;
 use super::sync::preemption_point;
-use super::{Cause, Evictions, Policy};
+use super::thread_cache::Front;
+use super::types::{Cause, Evictions};
+use crate::sync::lock;
 
 /// Many, so that readers seldom meet, and none is so large that going through it keeps them waiting. Where every order of
 /// steps is tried, which makes a store for each, one is enough.
@@ -239,11 +241,6 @@ impl Store {
     pub(super) fn size(&self) -> (u64, u64) {
         (lock(&self.order).len() as u64, self.bytes.load(Relaxed))
     }
-}
-
-/// Nothing that can panic is called with a lock held, but for memory that cannot be had, which ends the process.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -10,10 +10,18 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 
+#[cfg(not(feature = "shuttle"))]
+pub(super) use crate::sync::lock;
 #[cfg(feature = "shuttle")]
 pub(super) use shuttle::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(feature = "shuttle"))]
 pub(super) use std::sync::{Mutex, MutexGuard, atomic};
+
+/// Locks `mutex`, as [`crate::sync::lock`] does.
+#[cfg(feature = "shuttle")]
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// Says that another thread may come in between here.
 #[cfg(not(feature = "shuttle"))]

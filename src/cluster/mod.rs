@@ -9,12 +9,14 @@
 //! before anybody is sent to the next. That a key does not exist is never kept: while a slot is on its way, its keys come to be
 //! at another primary, and the one that said so tells of nothing.
 
-mod refresh;
-mod slots;
+mod discovery;
+mod routing_table;
+mod shard;
+mod slot_map;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -22,40 +24,20 @@ use futures_util::future::join_all;
 use redis::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-pub use self::slots::slot;
-use self::slots::{Address, SLOTS, SlotMap};
+use self::routing_table::Routes;
+pub use self::shard::NodeName;
+use self::shard::Unit;
+pub use self::slot_map::slot;
+use self::slot_map::{Address, SLOTS, SlotMap};
 use crate::backend::{
     self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Scout, Tied,
 };
 use crate::cache::{self, AbsentTtl, Cache, Coherence, CoherenceMode, Fetched, Statistics};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
-
-/// The name of a primary; never another's later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NodeName(u32);
-
-#[cfg(test)]
-impl NodeName {
-    /// A name for unit tests.
-    pub(crate) const fn for_test(number: u32) -> Self {
-        Self(number)
-    }
-}
-
-/// A primary: what it said, and the way to it.
-pub struct Unit {
-    name: NodeName,
-    address: Address,
-    pub(crate) cache: Cache<BackendError>,
-    pub(crate) backend: Backend,
-    link: AbortHandle,
-    /// Slots that were its own once and are not any more.
-    lost: Mutex<HashSet<u16>>,
-}
+use crate::sync::lock;
 
 /// The cluster. Clones share it.
 #[derive(Clone)]
@@ -79,18 +61,6 @@ struct Shared {
     asked: watch::Sender<u64>,
     /// What units that are gone have counted.
     gone: Mutex<Counted>,
-}
-
-/// Who serves what.
-struct Routes {
-    version: u64,
-    map: SlotMap,
-    units: HashMap<Address, Arc<Unit>>,
-    by_slot: Box<[Option<Arc<Unit>>]>,
-    /// Those of `by_slot`, each once, in its order.
-    primaries: Vec<NodeName>,
-    /// Nodes that may be asked about the cluster, beside the units.
-    others: Vec<Address>,
 }
 
 /// What only rises.
@@ -127,14 +97,6 @@ impl Cluster {
     ) -> Result<Self, PrepareError> {
         // Once for all: what is wrong with the files is told at the start.
         let user = Backend::check(&settings)?;
-        let routes = Routes {
-            version: 0,
-            map: SlotMap::unknown(),
-            units: HashMap::new(),
-            by_slot: vec![None; SLOTS].into(),
-            primaries: Vec::new(),
-            others: Vec::new(),
-        };
         Ok(Self(Arc::new(Shared {
             settings,
             user,
@@ -142,7 +104,7 @@ impl Cluster {
             max_value,
             metrics,
             control,
-            routes: ArcSwap::from_pointee(routes),
+            routes: ArcSwap::from_pointee(Routes::empty()),
             changing: Mutex::new(()),
             next_name: AtomicU32::new(0),
             wanted: Notify::new(),
@@ -269,7 +231,7 @@ impl Cluster {
 
     /// Who serves a slot, as far as it is known.
     pub fn owner(&self, slot: u16) -> Option<NodeName> {
-        self.0.routes.load().by_slot.get(usize::from(slot))?.as_ref().map(|unit| unit.name)
+        self.0.routes.load().by_slot.get(usize::from(slot))?.as_ref().map(|unit| unit.name())
     }
 
     /// It rises with every change of who serves what.
@@ -293,7 +255,7 @@ impl Cluster {
         node: NodeName,
     ) -> Result<NodeName, BackendError> {
         let address = self.address(address, node)?;
-        self.0.moved(slot, &address).map(|unit| unit.name)
+        self.0.moved(slot, &address).map(|unit| unit.name())
     }
 
     /// Who is at `address`, to whom `ASK` of `node` leads.
@@ -302,7 +264,7 @@ impl Cluster {
     /// A file of `[redis]` that cannot be used any more.
     pub fn node_at(&self, address: &str, node: NodeName) -> Result<NodeName, BackendError> {
         let address = self.address(address, node)?;
-        self.0.unit_at(&address).map(|unit| unit.name)
+        self.0.unit_at(&address).map(|unit| unit.name())
     }
 
     fn address(&self, text: &str, node: NodeName) -> Result<Address, BackendError> {
@@ -314,7 +276,7 @@ impl Cluster {
     }
 
     fn unit(&self, node: NodeName) -> Option<Arc<Unit>> {
-        self.0.routes.load().units.values().find(|unit| unit.name == node).cloned()
+        self.0.routes.load().units.values().find(|unit| unit.name() == node).cloned()
     }
 
     /// A stream to a node for one client alone. It ends when the node is no primary any more.
@@ -477,18 +439,6 @@ impl Cluster {
     }
 }
 
-impl Unit {
-    /// Whether there is no link, so nothing of it is given as fresh; with the next, its memory begins anew.
-    fn has_nothing_fresh(&self) -> bool {
-        self.backend.state().is_err() && self.cache.coherence() == Coherence::None
-    }
-
-    /// Where it sends whoever asks: a host that is not named is its own.
-    fn resolve(&self, (host, port): Address) -> Address {
-        if host.is_empty() || host == "?" { (self.address.0.clone(), port) } else { (host, port) }
-    }
-}
-
 impl Shared {
     fn routes(&self) -> Guard<Arc<Routes>> {
         self.routes.load()
@@ -541,14 +491,7 @@ impl Shared {
             Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
         let name = NodeName(self.next_name.fetch_add(1, Relaxed));
         let link = self.control.spawn(link.run()).abort_handle();
-        Ok(Arc::new(Unit {
-            name,
-            address: address.clone(),
-            cache,
-            backend,
-            link,
-            lost: Mutex::default(),
-        }))
+        Ok(Arc::new(Unit::new(name, address.clone(), cache, backend, link)))
     }
 
     /// Those of the cache of a primary with so many slots.
@@ -566,7 +509,7 @@ impl Shared {
         let routes = self.routes();
         let counts = routes.map.counts();
         let share = |unit: &Arc<Unit>| {
-            let settings = self.settings_of_cache(counts.get(&unit.address).copied().unwrap_or(0));
+            let settings = self.settings_of_cache(counts.get(unit.address()).copied().unwrap_or(0));
             if unit.cache.settings() == settings { 0 } else { unit.cache.apply(&settings) }
         };
         routes.units.values().map(share).sum()
@@ -581,48 +524,13 @@ impl Shared {
                 self.retire(unit);
             }
         }
-        let by_slot: Box<[_]> = (0..SLOTS)
-            .map(|slot| map.owner(slot).and_then(|address| units.get(address).cloned()))
-            .collect();
-        let mut back: HashMap<u32, HashSet<u16>> = HashMap::new();
-        for (slot, (old, new)) in (0_u16..).zip(before.by_slot.iter().zip(&by_slot)) {
-            if old.as_ref().map(|unit| unit.name) == new.as_ref().map(|unit| unit.name) {
-                continue;
-            }
-            if let Some(old) = old {
-                lock(&old.lost).insert(slot);
-            }
-            if let Some(new) = new.as_ref().filter(|new| lock(&new.lost).remove(&slot)) {
-                back.entry(new.name.0).or_default().insert(slot);
-            }
-        }
-        for unit in units.values() {
-            if let Some(slots) = back.get(&unit.name.0) {
-                unit.cache.invalidate_where(|key| slots.contains(&slot(key)));
-            }
-        }
-        let mut primaries: Vec<NodeName> = Vec::new();
-        for unit in by_slot.iter().flatten() {
-            if primaries.last() != Some(&unit.name) && !primaries.contains(&unit.name) {
-                primaries.push(unit.name);
-            }
-        }
-        let version = before.version + 1;
-        self.routes.store(Arc::new(Routes { version, map, units, by_slot, primaries, others }));
+        self.routes.store(Arc::new(before.replaced_by(map, units, others)));
     }
 
     /// Nothing is read there any more, and nothing that was is given.
     fn retire(&self, unit: &Unit) {
-        unit.backend.retire();
-        unit.link.abort();
-        unit.cache.forsake();
-        unit.cache.invalidate_all();
+        unit.retire();
         lock(&self.gone).add(&unit.cache.statistics());
-        tracing::info!(node = %format_args!("{}:{}", unit.address.0, unit.address.1), "it is no primary of the cluster any more");
+        tracing::info!(node = %format_args!("{}:{}", unit.address().0, unit.address().1), "it is no primary of the cluster any more");
     }
-}
-
-/// What these locks guard is replaced whole, so a panic elsewhere leaves nothing half done behind them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,14 +22,15 @@ use super::Shared;
 use super::link::Link;
 use super::owed::{Dropped, Queue};
 use super::read::{Found, Landed};
-use super::reply::write_error;
-use super::request::RequestParser;
 use super::standing::{Standing, User};
 use crate::backend::{BackendError, Fence};
-use crate::frame::{Frame, ReplyScanner};
-use crate::output::Output;
-use crate::seldom::Seldom;
-use crate::server::{Drain, Stream};
+use crate::net::Output;
+use crate::net::Seldom;
+use crate::net::Stream;
+use crate::protocol::RequestParser;
+use crate::protocol::write_error;
+use crate::protocol::{Frame, ReplyScanner};
+use crate::server::Drain;
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 

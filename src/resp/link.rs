@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Instant;
 
 use crate::backend::{BackendError, Tied};
-use crate::output::Output;
+use crate::net::Output;
 
 type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
 

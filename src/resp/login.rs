@@ -8,10 +8,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use super::command::Class;
 use super::connection::Connection;
 use super::owed::Dropped;
-use super::reply::{write_array_length, write_bulk, write_error};
-use super::request::Arguments;
 use super::standing::{DEFAULT_USER, Effect, Standing, User};
 use crate::metrics::{FrontEnd, Refusal};
+use crate::protocol::Arguments;
+use crate::protocol::{write_array_length, write_bulk, write_error};
 
 /// What the front end itself says.
 pub(super) enum Verdict {

@@ -17,8 +17,6 @@ mod login;
 mod owed;
 mod permit;
 mod read;
-mod reply;
-mod request;
 mod serve;
 mod standing;
 
@@ -40,17 +38,14 @@ use self::connection::Connection;
 #[doc(hidden)]
 pub use self::cluster::KeySpecs;
 use self::cluster::Terms;
-pub use self::reply::Protocol;
-pub use self::request::{
-    Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
-};
 use self::standing::{DEFAULT_USER, Origin};
 use crate::access::{Allow, FileError, FromFile, Protection, Reread};
 use crate::backend::{BackendError, Client, Tied};
-pub use crate::frame::{Frame, NoReply, ReplyScanner};
+use crate::net::Stream;
+use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
-use crate::server::{Drain, Listen, Serve, Stream, Tls, TlsFiles, TlsKeys};
-use crate::units::{self, ByteSize, Contradiction, absurd_limits, broken};
+use crate::server::{Drain, Serve, Tls, TlsFiles, TlsKeys};
+use crate::settings::{self, ByteSize, Contradiction, Listen, absurd_limits, broken};
 
 /// `[resp]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,10 +56,10 @@ pub struct Settings {
     /// Whether strangers may reach it although nothing asks them who they are.
     pub allow_unprotected: bool,
     /// Connections at most.
-    #[serde(with = "units::count")]
+    #[serde(with = "settings::count")]
     pub max_connections: usize,
     /// How long a connection may be silent while nothing is owed to it; zero: for ever, as with Redis.
-    #[serde(with = "units::duration")]
+    #[serde(with = "settings::duration")]
     pub idle_timeout: Duration,
     /// A file that holds the password by which clients get what the proxy itself may read; empty: Redis decides who they are.
     pub password_file: PathBuf,
@@ -77,14 +72,14 @@ pub struct Settings {
     /// The authorities one of which must have signed a client's certificate; empty: clients need none.
     pub tls_client_ca_file: PathBuf,
     /// How long the beginning of TLS may take.
-    #[serde(with = "units::duration")]
+    #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
     /// The keys that are given out; none: all.
     pub allow: Allow,
     /// The largest argument of a command.
     pub max_bulk: ByteSize,
     /// Arguments of a command at most.
-    #[serde(with = "units::count")]
+    #[serde(with = "settings::count")]
     pub max_arguments: usize,
     /// As much of a command is held; what is longer is passed on as it comes.
     pub max_query_buffer: ByteSize,

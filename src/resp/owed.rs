@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use super::standing::Effect;
 use crate::key::Key;
-use crate::output::Output;
+use crate::net::Output;
 
 /// What a write in a time of `coherence = ttl`, or one that Redis tells nobody of, takes out of memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

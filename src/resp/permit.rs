@@ -8,9 +8,9 @@
 use super::command::Class;
 use super::connection::Connection;
 use super::read::Read;
-use super::request::{Arguments, parse_integer};
-use super::serve::is_one_of;
 use crate::metrics::Refusal;
+use crate::protocol::is_one_of;
+use crate::protocol::{Arguments, parse_integer};
 
 /// What Redis says of keys that a user may not read.
 pub(super) const NO_KEY: &str = "NOPERM No permissions to access a key";

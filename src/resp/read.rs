@@ -10,16 +10,16 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::command::Class;
-use super::reply::{
-    Protocol, write_array_length, write_bulk, write_bulk_length, write_integer, write_null,
-};
-use super::request::{Arguments, parse_integer};
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Outcome};
 use crate::metrics::FrontEnd;
-use crate::output::Output;
+use crate::net::Output;
+use crate::protocol::{Arguments, parse_integer};
+use crate::protocol::{
+    Protocol, write_array_length, write_bulk, write_bulk_length, write_integer, write_null,
+};
 use crate::proxy::Proxy;
-use crate::trace;
+use crate::telemetry::spans;
 
 /// Keys of one command at most that are fetched each by itself; more are left to Redis, which answers them at once.
 const MOST_FETCHES: usize = 256;
@@ -143,7 +143,7 @@ impl Fetch {
 
     /// What their flights bring; `command` is what asked for them.
     pub(super) async fn run(self, proxy: Proxy, command: Bytes) -> Landed {
-        let span = trace::command(if self.is_of_many { "MGET" } else { "GET" });
+        let span = spans::command(if self.is_of_many { "MGET" } else { "GET" });
         let fetches =
             self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
         let mut answers = Vec::with_capacity(self.keys.len());

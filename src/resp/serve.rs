@@ -15,17 +15,18 @@ use super::login::{NO_AUTH, Verdict, hello_logins};
 use super::owed::{Awaited, Dropped};
 use super::permit::NO_COMMAND;
 use super::read::{Fetch, Found, Read};
-use super::reply::write_error;
-use super::request::{
-    Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer, upcoming,
-};
 use super::standing::{Effect, User};
 use crate::backend::{BackendError, Fence};
 use crate::cache::Outcome;
-use crate::frame::Frame;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Refusal};
-use crate::output::LARGE;
+use crate::net::LARGE;
+use crate::protocol::Frame;
+use crate::protocol::is_one_of;
+use crate::protocol::write_error;
+use crate::protocol::{
+    Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer, upcoming,
+};
 use crate::proxy::Proxy;
 
 /// So many reads are foreseen at once.
@@ -488,8 +489,4 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
         },
         _ => Effect::Reveal,
     }
-}
-
-pub(super) fn is_one_of(word: &[u8], words: &[&str]) -> bool {
-    words.iter().any(|one| word.eq_ignore_ascii_case(one.as_bytes()))
 }

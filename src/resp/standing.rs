@@ -6,9 +6,9 @@
 
 use bytes::Bytes;
 
-use super::reply::Protocol;
 use crate::backend::Client;
-use crate::frame::Frame;
+use crate::protocol::Frame;
+use crate::protocol::Protocol;
 
 /// Whom Redis, or the proxy, takes a client for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,31 +5,21 @@
 //! without another thread. Every connection is counted before it is handed over, watched while it lives
 //! (`idle_timeout`, `header_timeout`), and told when the daemon drains.
 
-mod connection;
 mod drain;
-mod head;
-mod http;
+mod handoff;
 mod listener;
-mod plain;
-mod stream;
+mod settings;
 mod tls;
 mod worker;
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
 
-use self::connection::Connection;
 pub use self::drain::{Drain, DrainControl};
-pub use self::head::PlainRequest;
-pub use self::http::{Http, Routes};
-pub use self::listener::{BindError, Listen, Listener, Serving};
-pub use self::plain::{PlainAnswer, Taken};
-pub use self::stream::Stream;
-pub(crate) use self::tls::HTTP_PROTOCOLS;
-pub use self::tls::{Tls, TlsFiles, TlsKeys};
+pub use self::listener::{BindError, Listener, Serving};
+pub use self::settings::{TlsFiles, TlsKeys};
+pub use self::tls::Tls;
 pub use self::worker::Workers;
+use crate::net::Stream;
 
 /// What is spoken on the connections of a listener.
 pub trait Serve: Send + Sync {
@@ -38,31 +28,4 @@ pub trait Serve: Send + Sync {
 
     /// What is said to a connection that is one too many.
     fn refusal(&self) -> Vec<u8>;
-}
-
-/// What holds for the connections of a listener.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// How long a connection may go without moving a byte while no request is being answered.
-    pub idle_timeout: Duration,
-    /// How long the head of a request may take to arrive.
-    pub header_timeout: Duration,
-    /// How large the headers of a request may be, in bytes.
-    pub max_header: usize,
-}
-
-/// Counts one for as long as it lives, so that whatever ends early, by a panic even, is not counted for ever.
-struct Count(Arc<AtomicUsize>);
-
-impl Count {
-    fn one(of: &Arc<AtomicUsize>) -> Self {
-        of.fetch_add(1, Relaxed);
-        Self(Arc::clone(of))
-    }
-}
-
-impl Drop for Count {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }

@@ -4,7 +4,7 @@
 //! session of before is resumed, so who is not to come in any more does not.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,67 +17,10 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use super::{Drain, Stream};
+use super::{Drain, TlsFiles, TlsKeys};
 use crate::access::{FileError, FromFile, Reread};
 use crate::metrics::Refusals;
-use crate::units::{Contradiction, broken, zero_timeouts};
-
-/// The files of a listener's TLS (PEM), as its section names them.
-#[derive(Debug, Clone)]
-pub struct TlsFiles {
-    /// The listener's certificate, and those between it and its authority.
-    pub certificates: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// The authorities whose certificates clients must have; empty: they need none.
-    pub client_authorities: PathBuf,
-}
-
-/// How a section calls what belongs to TLS.
-#[derive(Debug, Clone, Copy)]
-pub struct TlsKeys {
-    /// The certificate.
-    pub cert_file: &'static str,
-    /// Its key.
-    pub key_file: &'static str,
-    /// The clients' authorities.
-    pub client_ca_file: &'static str,
-    /// How long a handshake may take.
-    pub handshake_timeout: &'static str,
-}
-
-impl TlsFiles {
-    /// Whether TLS is spoken.
-    pub fn is_used(&self) -> bool {
-        is_set(&self.certificates)
-    }
-
-    /// Whether clients must show a certificate.
-    pub fn asks_clients(&self) -> bool {
-        is_set(&self.client_authorities)
-    }
-
-    /// What is wrong with what a section says, `keys` being its own names.
-    pub(crate) fn contradictions(
-        &self,
-        keys: TlsKeys,
-        handshake_timeout: Duration,
-    ) -> Vec<Contradiction> {
-        let (cert, key) = (self.is_used(), is_set(&self.key));
-        let needs =
-            |other: &str| format!("found without what belongs to it, expected {other} with it");
-        let own = broken([
-            (cert && !key, keys.cert_file, &needs(keys.key_file)),
-            (key && !cert, keys.key_file, &needs(keys.cert_file)),
-            (self.asks_clients() && !cert, keys.client_ca_file, &needs(keys.cert_file)),
-        ]);
-        [own, zero_timeouts([(handshake_timeout, keys.handshake_timeout)])].concat()
-    }
-}
-
-fn is_set(path: &Path) -> bool {
-    !path.as_os_str().is_empty()
-}
+use crate::net::Stream;
 
 /// TLS on a listener.
 #[derive(Clone)]
@@ -85,9 +28,6 @@ pub struct Tls {
     config: FromFile<ServerConfig>,
     handshake_timeout: Duration,
 }
-
-/// What is spoken within, in the order in which it is preferred (RFC 7301).
-pub(crate) const HTTP_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 impl Tls {
     /// TLS by `files`, or none if they name nothing; `protocols` are what is spoken within.

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Connection, Count};
+use super::handoff::Connection;
+use crate::sync::CountGuard;
 
 /// The threads that serve.
 pub struct Workers(Vec<Worker>);
@@ -20,7 +21,7 @@ struct Worker {
 }
 
 enum Task {
-    Serve(Box<Connection>, Count),
+    Serve(Box<Connection>, CountGuard),
     /// Whoever runs this, lives.
     SayAlive(oneshot::Sender<()>),
 }
@@ -39,7 +40,7 @@ impl Workers {
             return;
         };
         // A worker ends only with the daemon; then the connection is closed by being dropped.
-        _ = worker.tasks.send(Task::Serve(Box::new(connection), Count::one(&worker.open)));
+        _ = worker.tasks.send(Task::Serve(Box::new(connection), CountGuard::new(&worker.open)));
     }
 
     /// How many tasks there are on all of them.
@@ -80,6 +81,6 @@ impl Worker {
     }
 }
 
-async fn serve(connection: Box<Connection>, _count: Count) {
+async fn serve(connection: Box<Connection>, _count: CountGuard) {
     connection.serve().await;
 }

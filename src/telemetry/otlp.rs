@@ -24,8 +24,8 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use super::export::Queue;
-use super::{Protocol, Settings, Traces, variable};
+use super::settings::{Protocol, Settings, Traces, variable};
+use super::span_queue::Queue;
 
 /// Why there can be no traces.
 #[derive(Debug, thiserror::Error)]

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::frame::ReplyScanner;
-use crate::output::Output;
-use crate::resp::reply::{write_array_length, write_error};
+use crate::net::Output;
+use crate::protocol::ReplyScanner;
+use crate::protocol::{write_array_length, write_error};
 
 /// The rule by which the replies of several nodes become one. If any reply is an error, the first error is the result.
 #[derive(Debug, Clone, PartialEq, Eq)]

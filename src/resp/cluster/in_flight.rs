@@ -22,7 +22,7 @@ use super::aggregate::Aggregate;
 use super::routing::error;
 use super::unavailable;
 use crate::cluster::NodeName;
-use crate::frame::Frame;
+use crate::protocol::Frame;
 
 /// The place of a part: the number of its command in the client's order, and which of that command's parts it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

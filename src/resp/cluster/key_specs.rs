@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use redis::Value;
 
-use crate::resp::request::{Arguments, parse_integer};
+use crate::protocol::{Arguments, parse_integer};
 
 /// All commands of a server.
 #[derive(Debug, Default)]

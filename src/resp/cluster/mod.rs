@@ -38,12 +38,12 @@ use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route};
 use self::transaction::{Action, Input, Transaction};
 use super::connection::{Moved, write_failure};
-use super::request::{Arguments, Progress, RequestLimits, RequestParser};
 use crate::backend::{BackendError, Client, Tied};
 use crate::cluster::{Cluster, NodeName};
-use crate::frame::{Frame, ReplyScanner};
 use crate::metrics::Redirect;
-use crate::output::Output;
+use crate::net::Output;
+use crate::protocol::{Arguments, Progress, RequestLimits, RequestParser};
+use crate::protocol::{Frame, ReplyScanner};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 

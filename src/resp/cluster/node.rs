@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::in_flight::PartId;
 use crate::cluster::NodeName;
-use crate::frame::{Frame, ReplyScanner};
+use crate::protocol::{Frame, ReplyScanner};
 use crate::resp::link::Link;
 
 /// A connection to one node.

@@ -8,9 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::aggregate::Aggregate;
 use super::key_specs::KeySpecs;
 use crate::cluster::slot;
-use crate::resp::reply::{write_array_length, write_bulk, write_error};
-use crate::resp::request::Arguments;
-use crate::resp::serve::is_one_of;
+use crate::protocol::{Arguments, is_one_of, write_array_length, write_bulk, write_error};
 
 /// Where a command goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

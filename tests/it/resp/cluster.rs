@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Instant;
 
 use redis::Value;
-use redis_proxy::resp::{KeySpecs, Progress, RequestLimits, RequestParser};
+use redis_proxy::protocol::{Progress, RequestLimits, RequestParser};
+use redis_proxy::resp::KeySpecs;
 
 use super::wire::{Wire, command, show, show_without_id, words};
 use crate::stage::await_ready;

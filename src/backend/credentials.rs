@@ -1,0 +1,86 @@
+//! As whom to log in, and where the passwords are.
+
+use std::fs;
+use std::path::Path;
+
+use redis::Cmd;
+
+use super::dial::PrepareError;
+use super::settings::Settings;
+use crate::settings::Secret;
+
+/// Whom a password without a user is for.
+const DEFAULT_USER: &str = "default";
+
+/// The file in systemd's credential directory that holds the password.
+const CREDENTIAL: &str = "redis-password";
+
+/// The user and password to log in with.
+pub(super) struct Login {
+    username: String,
+    pub(super) password: Secret,
+}
+
+/// Whom to log in as; none: nobody has to.
+///
+/// # Errors
+/// The file of the password cannot be read.
+pub(super) fn login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
+    let password = password(settings)?;
+    let username =
+        if settings.username.is_empty() { &settings.url.username } else { &settings.username };
+    let login = Login { username: username.clone(), password };
+    Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
+}
+
+/// Whom to log in as to the sentinels; none: nobody has to.
+///
+/// # Errors
+/// The file of the password cannot be read.
+pub(super) fn sentinel_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
+    let path = &settings.sentinel_password_file;
+    let password = if path.as_os_str().is_empty() {
+        Secret::default()
+    } else {
+        read_password("sentinel_password_file", path)?
+    };
+    let login = Login { username: settings.sentinel_username.clone(), password };
+    Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
+}
+
+/// The password, from where it is kept: the config, a file, systemd's credentials, or the address.
+fn password(settings: &Settings) -> Result<Secret, PrepareError> {
+    if !settings.password.is_empty() {
+        return Ok(settings.password.clone());
+    }
+    if !settings.password_file.as_os_str().is_empty() {
+        return read_password("password_file", &settings.password_file);
+    }
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .map(|directory| Path::new(&directory).join(CREDENTIAL));
+    match credential {
+        Some(path) if path.exists() => read_password("password (systemd credential)", &path),
+        _ => Ok(settings.url.password.clone()),
+    }
+}
+
+fn read_password(key: &'static str, path: &Path) -> Result<Secret, PrepareError> {
+    let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, &error))?;
+    Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+impl Login {
+    /// The user Redis knows.
+    pub(super) fn user(&self) -> &str {
+        if self.username.is_empty() { DEFAULT_USER } else { &self.username }
+    }
+
+    pub(super) fn command(&self) -> Cmd {
+        let mut command = redis::cmd("AUTH");
+        if !self.username.is_empty() {
+            command.arg(&self.username);
+        }
+        command.arg(self.password.reveal());
+        command
+    }
+}

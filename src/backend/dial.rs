@@ -1,0 +1,159 @@
+//! Opening a stream to Redis: TCP, TLS over it, or a unix socket.
+//!
+//! Whatever can be wrong with the files that `[redis]` names is found at the start, before anything is opened.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::address::Endpoint;
+use super::error::{BackendError, not_admitted, unreachable};
+use super::read_after_reset::LastWords;
+use super::settings::Settings;
+use crate::net::tcp;
+
+/// A file that `[redis]` names and that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("redis.{key}: \"{}\" cannot be used: {problem}", path.display())]
+pub struct PrepareError {
+    key: &'static str,
+    path: PathBuf,
+    problem: String,
+}
+
+impl PrepareError {
+    pub(super) fn new(key: &'static str, path: &Path, problem: &dyn fmt::Display) -> Self {
+        Self { key, path: path.to_owned(), problem: problem.to_string() }
+    }
+}
+
+/// A stream to Redis, of whatever kind.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Opens streams in the ways of `[redis]`.
+pub(super) struct Opener {
+    timeout: Duration,
+    tls: Option<TlsConnector>,
+}
+
+impl Opener {
+    pub(super) fn prepare(settings: &Settings) -> Result<Self, PrepareError> {
+        let tls = if settings.speaks_tls() { Some(tls_connector(settings)?) } else { None };
+        Ok(Self { timeout: settings.connect_timeout, tls })
+    }
+
+    /// Opens a stream to `endpoint`; the `attempt`th begins with another address of the host than the one before.
+    pub(super) async fn open(
+        &self,
+        endpoint: &Endpoint,
+        attempt: usize,
+    ) -> Result<Box<dyn Stream>, BackendError> {
+        let (host, port, tls) = match endpoint {
+            Endpoint::Unix(path) => {
+                let stream =
+                    UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
+                return Ok(Box::new(LastWords::of(stream)));
+            }
+            Endpoint::Tcp { host, port, tls } => (host, *port, *tls),
+        };
+        let stream =
+            self.connect_to_any(host, port, attempt).await.map_err(|error| unreachable(&error))?;
+        if !tls {
+            return Ok(Box::new(LastWords::of(stream)));
+        }
+        let tls = self.tls.as_ref().ok_or_else(|| not_admitted(&"TLS has not been prepared"))?;
+        let name = ServerName::try_from(host.clone()).map_err(|error| not_admitted(&error))?;
+        let stream = tls.connect(name, stream).await.map_err(|error| match error.kind() {
+            // What rustls says of a certificate.
+            io::ErrorKind::InvalidData => not_admitted(&error),
+            _ => unreachable(&error),
+        })?;
+        Ok(Box::new(LastWords::of(stream)))
+    }
+
+    /// Tries the addresses of `host` one after the other, each for its share of the time and each attempt another first,
+    /// so that one that swallows everything does not hide the next.
+    async fn connect_to_any(&self, host: &str, port: u16, attempt: usize) -> io::Result<TcpStream> {
+        let mut addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+        let first = attempt % addresses.len().max(1);
+        addresses.rotate_left(first);
+        let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in addresses {
+            match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    tcp::prepare(&stream)?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(last)
+    }
+}
+
+fn tls_connector(settings: &Settings) -> Result<TlsConnector, PrepareError> {
+    let roots = root_certificates(&settings.tls_ca_file)?;
+    let builder = ClientConfig::builder().with_root_certificates(roots);
+    let config = if settings.tls_cert_file.as_os_str().is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let certificates = certificates("tls_cert_file", &settings.tls_cert_file)?;
+        let path = &settings.tls_key_file;
+        let key = PrivateKeyDer::from_pem_file(path)
+            .map_err(|error| PrepareError::new("tls_key_file", path, &error))?;
+        let config = builder.with_client_auth_cert(certificates, key);
+        config
+            .map_err(|error| PrepareError::new("tls_cert_file", &settings.tls_cert_file, &error))?
+    };
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn root_certificates(ca_file: &Path) -> Result<RootCertStore, PrepareError> {
+    let mut roots = RootCertStore::empty();
+    if ca_file.as_os_str().is_empty() {
+        let system = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(system.certs);
+        if roots.is_empty() {
+            return Err(PrepareError::new(
+                "tls_ca_file",
+                ca_file,
+                &"empty, and the system has no root certificates",
+            ));
+        }
+    } else {
+        for certificate in certificates("tls_ca_file", ca_file)? {
+            roots
+                .add(certificate)
+                .map_err(|error| PrepareError::new("tls_ca_file", ca_file, &error))?;
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(
+    key: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, PrepareError> {
+    let certificates =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(PrepareError::new(key, path, &"no certificate in it (PEM)"))
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(PrepareError::new(key, path, &error)),
+    }
+}

@@ -1,0 +1,351 @@
+//! The shared connection, against the other end of its stream.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::time::timeout;
+
+use super::*;
+
+/// A connection that is driven, the other end of its stream, and what was told unasked.
+fn connect() -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>)
+{
+    connect_with_room(64)
+}
+
+/// The same, with so many bytes under way at most.
+fn connect_with_room(
+    room: usize,
+) -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
+    let (ours, theirs) = duplex(room);
+    let told = Arc::new(Mutex::new(0));
+    let telling = Arc::clone(&told);
+    let (connection, driver) =
+        Connection::over(ours, 0, Box::new(move |_| *telling.lock().unwrap() += 1));
+    (connection, theirs, told, tokio::spawn(driver))
+}
+
+async fn echo(
+    connection: Connection,
+    number: usize,
+    deadline: Option<Instant>,
+) -> Result<Vec<Value>, BackendError> {
+    let words = format!("{number}\r\n");
+    let write = |commands: &mut BytesMut| {
+        commands.extend_from_slice(words.as_bytes());
+        2
+    };
+    connection.ask_together(deadline, write).await
+}
+
+async fn line(stream: &mut DuplexStream) -> String {
+    let read = async {
+        let mut line = String::new();
+        while !line.ends_with('\n') {
+            line.push(char::from(stream.read_u8().await.unwrap()));
+        }
+        line.trim_end().to_owned()
+    };
+    timeout(Duration::from_secs(10), read).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_gets_its_own_answers_however_many_ask() {
+    let (connection, theirs, _, _driven) = connect();
+    tokio::spawn(async move {
+        let (mut questions, mut answers) = tokio::io::split(tokio::io::BufStream::new(theirs));
+        let mut byte = [0];
+        let mut number = Vec::new();
+        while questions.read(&mut byte).await.unwrap() > 0 {
+            if byte[0] == b'\n' {
+                let answer = format!(
+                    ":{0}\r\n${1}\r\n{0}\r\n",
+                    str::from_utf8(&number).unwrap(),
+                    number.len()
+                );
+                answers.write_all(answer.as_bytes()).await.unwrap();
+                answers.flush().await.unwrap();
+                number.clear();
+            } else if byte[0] != b'\r' {
+                number.push(byte[0]);
+            }
+        }
+    });
+    let asking: Vec<_> =
+        (0..500).map(|number| tokio::spawn(echo(connection.clone(), number, None))).collect();
+    for (number, asked) in asking.into_iter().enumerate() {
+        let text = Value::BulkString(number.to_string().into_bytes());
+        let number = Value::Int(i64::try_from(number).unwrap());
+        assert_eq!(asked.await.unwrap(), Ok(vec![number, text]));
+    }
+}
+
+#[tokio::test]
+async fn who_asks_on_another_thread_gets_his_own_answers_too() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+    let asking = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let echo = |number| tokio::spawn(echo(connection.clone(), number, None));
+            let asking: Vec<_> = (0..100).map(echo).collect();
+            for (number, asked) in asking.into_iter().enumerate() {
+                let number = i64::try_from(number).unwrap();
+                assert_eq!(asked.await.unwrap(), Ok(vec![Value::Int(number); 2]));
+            }
+        });
+    });
+    for number in 0..100 {
+        assert_eq!(line(&mut theirs).await, number.to_string());
+    }
+    for number in 0..100 {
+        theirs.write_all(format!(":{number}\r\n").repeat(2).as_bytes()).await.unwrap();
+    }
+    tokio::task::spawn_blocking(|| asking.join()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn redis_has_something_to_do_while_its_last_answers_are_given_out() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+    let answered = Arc::new(Mutex::new(0));
+    for number in 0..64 {
+        let (connection, answered) = (connection.clone(), Arc::clone(&answered));
+        tokio::spawn(async move {
+            echo(connection.clone(), number, None).await.unwrap();
+            *answered.lock().unwrap() += 1;
+            echo(connection, number, None).await
+        });
+    }
+    for number in 0..64 {
+        assert_eq!(line(&mut theirs).await, number.to_string());
+    }
+    theirs.write_all(&b":1\r\n:1\r\n".repeat(64)).await.unwrap();
+    assert_eq!(line(&mut theirs).await, "0");
+    assert!(*answered.lock().unwrap() < 64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_no_longer_keeps_his_place() {
+    let (connection, mut theirs, _, _driven) = connect();
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let late = tokio::spawn(echo(connection.clone(), 1, Some(deadline + Duration::from_secs(1))));
+    assert_eq!(line(&mut theirs).await, "1");
+    assert_eq!(echo(connection.clone(), 2, Some(deadline)).await, Err(BackendError::TimedOut));
+    assert!(!late.is_finished(), "the second is given up first");
+    let gone = tokio::spawn(echo(connection.clone(), 3, None));
+    assert_eq!((line(&mut theirs).await.as_str(), line(&mut theirs).await.as_str()), ("2", "3"));
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    let next = tokio::spawn(echo(connection, 4, Some(deadline + Duration::from_secs(9))));
+    assert_eq!(line(&mut theirs).await, "4");
+    theirs.write_all(b":1\r\n:1\r\n:2\r\n:2\r\n:3\r\n:3\r\n:4\r\n:4\r\n").await.unwrap();
+    assert_eq!(late.await.unwrap(), Ok(vec![Value::Int(1); 2]));
+    assert_eq!(next.await.unwrap(), Ok(vec![Value::Int(4); 2]));
+}
+
+#[tokio::test]
+async fn what_is_told_unasked_is_heeded_before_the_answer_behind_it() {
+    let (connection, mut theirs, told, _driven) = connect();
+    let asked = tokio::spawn(echo(connection, 1, None));
+    line(&mut theirs).await;
+    theirs.write_all(b":1\r\n>1\r\n+a\r\n:1\r\n>1\r\n+b\r\n").await.unwrap();
+    assert_eq!(asked.await.unwrap(), Ok(vec![Value::Int(1); 2]));
+    assert!(*told.lock().unwrap() >= 1);
+}
+
+#[tokio::test]
+async fn it_ends_with_an_answer_that_nothing_asked_for_or_with_what_is_none() {
+    for (sent, reason) in
+        [(&b":1\r\n"[..], UNASKED), (b"x", "Redis sent what is no answer"), (b"", "Redis closed")]
+    {
+        let (connection, mut theirs, _, driven) = connect();
+        theirs.write_all(sent).await.unwrap();
+        drop(theirs);
+        assert!(driven.await.unwrap().to_string().starts_with(reason));
+        assert_eq!(connection.ask(&redis::cmd("PING")).await, Err(BackendError::Disconnected));
+    }
+}
+
+#[tokio::test]
+async fn all_are_told_when_it_is_over() {
+    let (connection, mut theirs, _, driven) = connect();
+    let asked = [1, 2].map(|number| tokio::spawn(echo(connection.clone(), number, None)));
+    line(&mut theirs).await;
+    driven.abort();
+    for asked in asked {
+        assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
+    }
+}
+
+/// The words of the next command.
+async fn command(stream: &mut DuplexStream) -> String {
+    let count: usize = line(stream).await.strip_prefix('*').unwrap().parse().unwrap();
+    let mut words = Vec::new();
+    for _ in 0..count {
+        line(stream).await;
+        words.push(line(stream).await);
+    }
+    words.join(" ")
+}
+
+type Asking = Vec<tokio::task::JoinHandle<Result<Vec<Value>, BackendError>>>;
+
+fn ask_for_values(connection: &Connection, count: usize, deadline: Option<Instant>) -> Asking {
+    let ask = |_| {
+        let connection = connection.clone();
+        tokio::spawn(async move { connection.ask_for_value(deadline, &Key::from(&b"k"[..])).await })
+    };
+    (0..count).map(ask).collect()
+}
+
+async fn expect(stream: &mut DuplexStream, commands: &[&str]) {
+    for expected in commands {
+        assert_eq!(&command(stream).await, expected);
+    }
+}
+
+/// Many values are asked for, with one question for all their times to live.
+async fn expect_values_alone(stream: &mut DuplexStream) {
+    expect(stream, &["GET k"; MANY]).await;
+    expect(stream, &["INFO keyspace"]).await;
+}
+
+async fn expect_all(asking: Asking, expiry: i64) {
+    for asked in asking {
+        assert_eq!(
+            asked.await.unwrap(),
+            Ok(vec![Value::BulkString(b"v".to_vec()), Value::Int(expiry)])
+        );
+    }
+}
+
+fn information(expires: usize) -> Vec<u8> {
+    let text = format!(
+        "# Server\r\nexecutable:/bin/redis-server\r\n\r\n# Keyspace\r\ndb0:keys=4,expires={expires}\r\n"
+    );
+    format!("={}\r\ntxt:{text}\r\n", "txt:".len() + text.len()).into_bytes()
+}
+
+const VALUES: &[u8] = b"$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n";
+
+/// Has so many values asked for at a time that they come to be asked for without their times to live.
+async fn ask_for_many(connection: &Connection, theirs: &mut DuplexStream) {
+    for introduces in [true, false] {
+        let asking = ask_for_values(connection, MANY, None);
+        expect(theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+        theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(MANY)).await.unwrap();
+        if introduces {
+            expect(theirs, &["INFO server keyspace"]).await;
+            theirs.write_all(&information(0)).await.unwrap();
+        }
+        expect_all(asking, -1).await;
+    }
+}
+
+#[tokio::test]
+async fn values_are_given_out_once_it_is_known_of_all_keys_whether_they_have_a_time_to_live() {
+    let (connection, mut theirs, told, _driven) = connect_with_room(64 << 10);
+    ask_for_many(&connection, &mut theirs).await;
+    for expires in [0, 1] {
+        let asking = ask_for_values(&connection, MANY, None);
+        expect_values_alone(&mut theirs).await;
+        theirs.write_all(&[VALUES, b">1\r\n+a\r\n"].concat()).await.unwrap();
+        while *told.lock().unwrap() == expires {
+            tokio::task::yield_now().await;
+        }
+        assert!(!asking.iter().any(tokio::task::JoinHandle::is_finished));
+        theirs.write_all(&information(expires)).await.unwrap();
+        if expires > 0 {
+            expect(&mut theirs, &["PTTL k"; MANY]).await;
+            theirs.write_all(&b":5\r\n".repeat(MANY)).await.unwrap();
+        }
+        expect_all(asking, if expires > 0 { 5 } else { -1 }).await;
+    }
+    // Asked before it was known that some have one; those after it are asked for with theirs.
+    let asking = ask_for_values(&connection, 1, None);
+    expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
+    theirs.write_all(&[b"$-1\r\n", &information(1)[..]].concat()).await.unwrap();
+    for asked in asking {
+        assert_eq!(asked.await.unwrap(), Ok(vec![Value::Nil, Value::Int(-1)]));
+    }
+    ask_for_values(&connection, MANY, None);
+    expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+}
+
+#[tokio::test]
+async fn beside_a_large_value_nobody_is_kept_waiting_again() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(256 << 10);
+    ask_for_many(&connection, &mut theirs).await;
+    let large = [format!("${LARGE}\r\n").as_bytes(), &vec![b'v'; LARGE], b"\r\n"].concat();
+    let asking = ask_for_values(&connection, MANY, None);
+    theirs.write_all(&[&large.repeat(MANY), &information(0)[..]].concat()).await.unwrap();
+    for asked in asking {
+        assert!(asked.await.unwrap().is_ok());
+    }
+    expect_values_alone(&mut theirs).await;
+    // What was settled before the large value came holds for one more.
+    ask_for_values(&connection, 1, None);
+    expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
+    ask_for_values(&connection, MANY, None);
+    expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_was_under_way_does_not_undo_that_keys_have_a_time_to_live() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+    ask_for_many(&connection, &mut theirs).await;
+    let mut asking = ask_for_values(&connection, MANY, None);
+    expect_values_alone(&mut theirs).await;
+    asking.extend(ask_for_values(&connection, MANY, None));
+    expect_values_alone(&mut theirs).await;
+    theirs.write_all(&[VALUES, &information(1), VALUES, &information(0)].concat()).await.unwrap();
+    expect(&mut theirs, &["PTTL k"; MANY]).await;
+    theirs.write_all(&b":-1\r\n".repeat(MANY)).await.unwrap();
+    expect_all(asking, -1).await;
+    let asking = ask_for_values(&connection, 1, None);
+    expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
+    theirs.write_all(&[b"$1\r\nv\r\n", &information(0)[..]].concat()).await.unwrap();
+    expect_all(asking, -1).await;
+    ask_for_values(&connection, MANY, None);
+    expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+}
+
+#[tokio::test]
+async fn few_values_are_asked_for_with_their_times_to_live() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+    for _ in 0..2 {
+        let asking = ask_for_values(&connection, MANY - 1, None);
+        expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY - 1)).await;
+        theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(MANY - 1)).await.unwrap();
+        expect_all(asking, -1).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_too_many_among_values_is_given_to_nobody() {
+    let (connection, mut theirs, _, driven) = connect_with_room(64 << 10);
+    ask_for_many(&connection, &mut theirs).await;
+    let asking = ask_for_values(&connection, MANY, None);
+    expect(&mut theirs, &["GET k"; MANY]).await;
+    theirs.write_all(&[VALUES, b"$1\r\nv\r\n", &information(0)].concat()).await.unwrap();
+    for asked in asking {
+        assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
+    }
+    assert_eq!(driven.await.unwrap().to_string(), UNASKED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_his_value_waits_no_longer_than_he_said_for_what_else_is_to_be_known() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
+    ask_for_many(&connection, &mut theirs).await;
+    let asking = ask_for_values(&connection, MANY, Some(Instant::now() + Duration::from_secs(1)));
+    theirs.write_all(VALUES).await.unwrap();
+    for asked in asking {
+        assert_eq!(asked.await.unwrap(), Err(BackendError::TimedOut));
+    }
+    let next = ask_for_values(&connection, 1, None);
+    theirs
+        .write_all(&[&information(0), &b"$1\r\nv\r\n"[..], &information(0)].concat())
+        .await
+        .unwrap();
+    expect_all(next, -1).await;
+}

@@ -1,0 +1,88 @@
+//! Questions about a cluster, put to one of its nodes.
+//!
+//! They go over a link of their own, which is made when it is needed and again when it was lost, so that an answer never waits
+//! behind values, and a replica can be asked like a primary. Nothing is read over it.
+
+use std::sync::Arc;
+
+use redis::{Cmd, Value};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::connector::Connector;
+use super::dial::{Opener, PrepareError};
+use super::error::{BackendError, refused, unreachable};
+use super::multiplexed::{Connection, ask};
+use super::settings::{Mode, Settings};
+use super::topology::Topology;
+use super::tracking::text;
+
+/// Who asks one node.
+pub(crate) struct Scout {
+    settings: Settings,
+    connector: Connector,
+    connection: Option<(Connection, Driving)>,
+}
+
+/// What moves the bytes of a link, until it is dropped.
+struct Driving(JoinHandle<BackendError>);
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Scout {
+    /// A scout that asks the node which `settings.url` leads to.
+    ///
+    /// # Errors
+    /// A certificate, key or password file that cannot be used.
+    pub(crate) fn prepare(settings: &Settings) -> Result<Self, PrepareError> {
+        let settings = Settings { mode: Mode::Standalone, ..settings.clone() };
+        let opener = Arc::new(Opener::prepare(&settings)?);
+        let topology = Arc::new(Topology::prepare(&settings, &opener)?);
+        let connector = Connector::new(&settings, (opener, topology));
+        Ok(Self { settings, connector, connection: None })
+    }
+
+    /// The answer to a command, within `connect_timeout`.
+    ///
+    /// # Errors
+    /// The node does not answer.
+    pub(crate) async fn ask(&mut self, command: &Cmd) -> Result<Value, BackendError> {
+        let answer = timeout(self.settings.connect_timeout, self.ask_in_the_end(command)).await;
+        let answer = answer.unwrap_or(Err(BackendError::TimedOut));
+        if answer.is_err() {
+            self.connection = None;
+        }
+        answer
+    }
+
+    /// The text that is the answer to a command.
+    ///
+    /// # Errors
+    /// The node does not answer, or not with a text.
+    pub(crate) async fn ask_text(&mut self, command: &Cmd) -> Result<String, BackendError> {
+        match self.ask(command).await? {
+            Value::ServerError(error) => Err(refused(error.code())),
+            answer => text(&answer)
+                .map(str::to_owned)
+                .ok_or_else(|| unreachable(&"found no text for an answer")),
+        }
+    }
+
+    async fn ask_in_the_end(&mut self, command: &Cmd) -> Result<Value, BackendError> {
+        if let Some((connection, _)) = &self.connection
+            && let Ok(answer) = ask(connection, command).await
+        {
+            return Ok(answer);
+        }
+        self.connector.read_login().await?;
+        self.connector.find_place().await?;
+        let connected = self.connector.connect_untracked().await?;
+        let driving = Driving(tokio::spawn(connected.driver));
+        let (connection, _) = self.connection.insert((connected.connection, driving));
+        ask(connection, command).await
+    }
+}

@@ -1,0 +1,262 @@
+//! What Redis sends, taken apart into answers.
+//!
+//! Values and numbers, with which reads are answered, are taken here, since there are so many of them. Where anything else
+//! ends, the scanner finds, and what it is, the redis crate. A large value goes into memory of its own as it comes, so that a
+//! length that is announced takes no memory before its bytes do.
+
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, BytesMut};
+use redis::{Value, parse_redis_value};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::protocol::ReplyScanner;
+
+/// Takes answers out of what was read.
+#[derive(Debug, Default)]
+pub struct Reader {
+    input: BytesMut,
+    /// Where the answer ends that `input` begins with, if it is none that is taken here.
+    scanner: ReplyScanner,
+    /// Bytes of `input` that the scanner has seen.
+    scanned: usize,
+    large: Option<Large>,
+}
+
+/// A value of which not all has come.
+#[derive(Debug)]
+struct Large {
+    length: usize,
+    bytes: Vec<u8>,
+}
+
+/// What Redis sent is no answer; where the next one begins, nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable;
+
+/// Bytes asked for at once.
+const READ: usize = 32 << 10;
+/// Values from this size on are not collected among what else was read.
+pub(super) const LARGE: usize = 64 << 10;
+/// As much memory as an announced length may take before its bytes come.
+const AHEAD: usize = 1 << 20;
+/// Longer than any type with a number and its line end.
+const LONGEST_HEADER: usize = 24;
+const LINE_END: &[u8; 2] = b"\r\n";
+
+impl Reader {
+    /// Reads more: how many bytes; none at the end.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub fn poll_read(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.input.reserve(READ);
+        pin!(stream.read_buf(&mut self.input)).poll(cx)
+    }
+
+    /// The next answer of what was read, if all of it is there.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn take_answer(&mut self) -> Result<Option<Value>, Unreadable> {
+        if self.large.is_some() {
+            return self.rest_of_large();
+        }
+        if self.scanned > 0 {
+            return self.scan();
+        }
+        match (self.input.first(), self.header()) {
+            (None, _) => Ok(None),
+            (Some(b'$'), Some((-1, header))) => Ok(Some(self.passed(header, Value::Nil))),
+            (Some(b'$'), Some((length @ 0.., header))) => {
+                self.value(usize::try_from(length).map_err(|_| Unreadable)?, header)
+            }
+            (Some(b':'), Some((number, header))) => {
+                Ok(Some(self.passed(header, Value::Int(number))))
+            }
+            (Some(b'$' | b':'), None) if self.is_within_line() => Ok(None),
+            _ if self.input.starts_with(b"_\r\n") => {
+                Ok(Some(self.passed(b"_\r\n".len(), Value::Nil)))
+            }
+            _ => self.scan(),
+        }
+    }
+
+    /// The number behind the type that `input` begins with, and how long both are, if they are all there.
+    fn header(&self) -> Option<(i64, usize)> {
+        let line = &self.input[..self.input.len().min(LONGEST_HEADER)];
+        let end = memchr::memchr(b'\r', line)?;
+        if line.get(end + 1) != Some(&b'\n') {
+            return None;
+        }
+        let digits = line.get(1..end)?;
+        let (is_negative, digits) =
+            digits.strip_prefix(b"-").map_or((false, digits), |digits| (true, digits));
+        if digits.is_empty() {
+            return None;
+        }
+        let number = digits.iter().try_fold(0_i64, |number, digit| {
+            let digit = digit.is_ascii_digit().then(|| i64::from(digit - b'0'))?;
+            number.checked_mul(10)?.checked_add(digit)
+        })?;
+        if is_negative && number == 0 {
+            return None;
+        }
+        Some((if is_negative { -number } else { number }, end + LINE_END.len()))
+    }
+
+    /// Whether more may make a header of what there is.
+    fn is_within_line(&self) -> bool {
+        self.input.len() < LONGEST_HEADER && memchr::memchr(b'\n', &self.input).is_none()
+    }
+
+    fn passed(&mut self, length: usize, value: Value) -> Value {
+        self.input.advance(length);
+        value
+    }
+
+    fn value(&mut self, length: usize, header: usize) -> Result<Option<Value>, Unreadable> {
+        let end = header.checked_add(length).ok_or(Unreadable)?;
+        match self.input.get(end..end + LINE_END.len()) {
+            Some(line_end) if line_end == LINE_END => {
+                let value = self.input[header..end].to_vec();
+                Ok(Some(self.passed(end + LINE_END.len(), Value::BulkString(value))))
+            }
+            Some(_) => Err(Unreadable),
+            None if length < LARGE => Ok(None),
+            None => {
+                self.input.advance(header);
+                self.large = Some(Large { length, bytes: Vec::with_capacity(length.min(AHEAD)) });
+                self.rest_of_large()
+            }
+        }
+    }
+
+    fn rest_of_large(&mut self) -> Result<Option<Value>, Unreadable> {
+        let Some(large) = &mut self.large else { return Ok(None) };
+        let part = self.input.len().min(large.length - large.bytes.len());
+        large.bytes.extend_from_slice(&self.input[..part]);
+        self.input.advance(part);
+        if large.bytes.len() < large.length || self.input.len() < LINE_END.len() {
+            return Ok(None);
+        }
+        if !self.input.starts_with(LINE_END) {
+            return Err(Unreadable);
+        }
+        let value = self.large.take().map(|large| Value::BulkString(large.bytes));
+        self.input.advance(LINE_END.len());
+        Ok(value)
+    }
+
+    fn scan(&mut self) -> Result<Option<Value>, Unreadable> {
+        let (length, over) =
+            self.scanner.scan(&self.input[self.scanned..]).map_err(|_| Unreadable)?;
+        self.scanned += length;
+        if over.is_none() {
+            return Ok(None);
+        }
+        let frame = self.input.split_to(self.scanned);
+        self.scanned = 0;
+        parse_redis_value(&frame).map(Some).map_err(|_| Unreadable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The answers in `input`, which comes in pieces of at most `size` bytes.
+    fn answers(input: &[u8], size: usize) -> Result<Vec<Value>, Unreadable> {
+        let (mut reader, mut answers) = (Reader::default(), Vec::new());
+        for piece in input.chunks(size) {
+            reader.input.extend_from_slice(piece);
+            while let Some(answer) = reader.take_answer()? {
+                answers.push(answer);
+            }
+        }
+        Ok(answers)
+    }
+
+    fn bulk(bytes: &[u8]) -> Value {
+        Value::BulkString(bytes.to_vec())
+    }
+
+    const KINDS: [&[u8]; 14] = [
+        b"$3\r\na\r\n\r\n",
+        b"$0\r\n\r\n",
+        b"$-1\r\n",
+        b"_\r\n",
+        b":0\r\n",
+        b":-2\r\n",
+        b":9223372036854775807\r\n",
+        b"+OK\r\n",
+        b"-ERR no\r\n",
+        b"*2\r\n$1\r\na\r\n:1\r\n",
+        b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n",
+        b"%1\r\n+a\r\n:1\r\n",
+        b"*-1\r\n",
+        b"#t\r\n",
+    ];
+
+    #[test]
+    fn an_announced_length_takes_no_memory_before_its_bytes_come() {
+        let mut reader = Reader::default();
+        reader.input.extend_from_slice(b"$9223372036854775000\r\nx");
+        assert_eq!(reader.take_answer(), Ok(None));
+        assert!(reader.large.is_some_and(|large| large.bytes.capacity() <= AHEAD));
+    }
+
+    #[test]
+    fn a_large_value_is_whole_however_it_comes() {
+        let value: Vec<u8> = (0..3 * LARGE).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        let sent = [format!("${}\r\n", value.len()).as_bytes(), &value, b"\r\n:1\r\n"].concat();
+        for size in [1, 7, 1000, LARGE, usize::MAX] {
+            assert_eq!(answers(&sent, size), Ok(vec![bulk(&value), Value::Int(1)]), "{size}");
+        }
+        let wrong = [format!("${}\r\n", value.len()).as_bytes(), &value, b"x\n:1\r\n"].concat();
+        assert_eq!(answers(&wrong, 1000), Err(Unreadable));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_seen() {
+        for wrong in [
+            "x",
+            "$a\r\n",
+            "$-2\r\n",
+            "$1\r\nab\r\n",
+            ":1x\r\n",
+            ":99999999999999999999\r\n",
+            "$1\nx\r\n\r\n",
+        ] {
+            let more = [wrong.as_bytes(), &[b'\n'; LONGEST_HEADER]].concat();
+            assert_eq!(answers(&more, 1), Err(Unreadable), "{wrong:?}");
+            assert_eq!(answers(&more, usize::MAX), Err(Unreadable), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn answers_are_what_the_redis_crate_says_however_they_are_cut(
+            picks in prop::collection::vec(0..KINDS.len(), 1..20),
+            size in 1_usize..40,
+        ) {
+            let input: Vec<u8> = picks.iter().flat_map(|pick| KINDS[*pick]).copied().collect();
+            let expected: Vec<_> = picks.iter().map(|pick| parse_redis_value(KINDS[*pick]).unwrap()).collect();
+            prop_assert_eq!(answers(&input, size), Ok(expected));
+        }
+
+        #[test]
+        fn any_value_is_what_it_is(value: Vec<u8>, number: i64, size in 1_usize..40) {
+            let input = [format!("${}\r\n", value.len()).as_bytes(), &value, format!("\r\n:{number}\r\n").as_bytes()].concat();
+            prop_assert_eq!(answers(&input, size), Ok(vec![bulk(&value), Value::Int(number)]));
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! One link to Redis: connecting, keeping watch, and connecting again.
+//!
+//! A link is [`LinkState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
+//! PING goes unanswered; nobody is ever given a link that is neither. What was learnt over a link is worth nothing once
+//! it is lost, since changes may have gone untold: the cache is told after nobody can get the link any more and nothing
+//! is read from it, and it starts anew before anybody can get the next. A connection that mends itself would hide that it
+//! was lost, and lose the tracking with it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::connector::{Connected, Connector, Granted, MOVED};
+use super::dial::Opener;
+use super::error::{BackendError, not_admitted, unreachable};
+use super::liveness::Liveness;
+use super::multiplexed::{Connection, UNASKED};
+use super::probe::{Ended, Probe};
+use super::settings::Settings;
+use super::signals::Calls;
+use super::topology::Topology;
+use super::tracking::{self, Listener, Tracking, Untracked};
+use crate::cache::{Cache, Coherence, CoherenceMode};
+use crate::metrics::{Invalidation, Metrics};
+use crate::net::Activity;
+
+/// What links to Redis there are now.
+#[derive(Clone)]
+pub(super) enum LinkState {
+    /// Nothing has come of the first attempt to connect yet.
+    Starting,
+    /// Ready for requests, and if Redis tells of changes, how.
+    Up(Connection, Option<Tracking>),
+    /// Not connected, for this reason.
+    Down(BackendError),
+}
+
+/// A link is not tried again sooner than this, however urgently it is needed.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
+/// Where Redis refused to track, it is asked again so often: its operator may have allowed it meanwhile.
+const TRACKING_RETRY: Duration = Duration::from_secs(5);
+
+/// What can become of a link.
+enum Event {
+    Lost(BackendError),
+    /// Redis tells of changes over it from now on.
+    Granted(Granted),
+}
+
+/// The one who connects, and connects again.
+pub struct Link {
+    settings: Settings,
+    mode: CoherenceMode,
+    cache: Cache<BackendError>,
+    probe: Arc<Probe>,
+    connector: Connector,
+    state: watch::Sender<LinkState>,
+    proved: watch::Sender<Instant>,
+    calls: Arc<Calls>,
+    metrics: Arc<Metrics>,
+    /// Whether the present outage has been reported: it is one line, not one an attempt.
+    reported: bool,
+    /// Whether it has been reported that Redis does not track.
+    reported_untracked: bool,
+    /// Whether there has been a link with tracking before.
+    has_tracked: bool,
+}
+
+impl Link {
+    pub(super) fn prepare(
+        settings: &Settings,
+        ways: (Arc<Opener>, Arc<Topology>),
+        cache: Cache<BackendError>,
+        calls: Arc<Calls>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, watch::Receiver<LinkState>, watch::Receiver<Instant>) {
+        let connector = Connector::new(settings, ways);
+        let mode = cache.settings().coherence;
+        if mode != CoherenceMode::Ttl {
+            cache.forsake();
+        }
+        let (state, states) = watch::channel(LinkState::Starting);
+        let (proved, proofs) = watch::channel(Instant::now());
+        (
+            Self {
+                settings: settings.clone(),
+                mode,
+                cache,
+                probe: Arc::new(Probe::new()),
+                connector,
+                state,
+                proved,
+                calls,
+                metrics,
+                reported: false,
+                reported_untracked: false,
+                has_tracked: false,
+            },
+            states,
+            proofs,
+        )
+    }
+
+    /// Keeps a link for as long as the daemon lives.
+    pub async fn run(self) {
+        tokio::join!(self.connector.scout(), self.keep());
+    }
+
+    async fn keep(mut self) {
+        let mut delay = RECONNECT_DELAY_MIN;
+        loop {
+            let attempt = Instant::now();
+            let connected = timeout(self.settings.connect_timeout, self.connect()).await;
+            let error = match connected.unwrap_or(Err(BackendError::TimedOut)) {
+                Err(error) => {
+                    self.connector.failed();
+                    error
+                }
+                Ok(connected) => {
+                    delay = RECONNECT_DELAY_MIN;
+                    self.up(&connected, attempt);
+                    self.watch_over(connected).await
+                }
+            };
+            self.down(&error);
+            self.pause(delay, attempt, &error).await;
+            delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
+        }
+    }
+
+    /// Waits before the next attempt: `delay`, or until a reader needs the link, unless trying sooner would only knock
+    /// at a door that is shut on purpose.
+    async fn pause(&self, delay: Duration, attempt: Instant, error: &BackendError) {
+        let until = Instant::now() + delay.mul_f64(rand::random_range(0.5..=1.0));
+        // Who needed a link during the attempt has been answered by its failure.
+        settle(&self.calls.needed).await;
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = self.calls.needed.notified(), if !matches!(error, BackendError::NotAdmitted(_)) => {
+                sleep_until(attempt + RECONNECT_DELAY_MIN).await;
+            }
+        }
+    }
+
+    /// Gives the link out, once the cache has begun anew.
+    fn up(&mut self, connected: &Connected, since: Instant) {
+        match connected.tracking {
+            Some((tracking, asked)) => self.tracked(tracking, asked),
+            None => self.cache.rely_on_ttl(),
+        }
+        self.metrics.backend_up(true);
+        self.reported = false;
+        let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
+        tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to Redis");
+        self.give_out(connected);
+    }
+
+    fn give_out(&self, connected: &Connected) {
+        let tracking = connected.tracking.map(|(tracking, _)| tracking);
+        self.state.send_replace(LinkState::Up(connected.connection.clone(), tracking));
+    }
+
+    /// From now on Redis tells of changes.
+    fn tracked(&mut self, tracking: Tracking, asked: Instant) {
+        self.cache.rely_on_tracking(asked);
+        // Memory is empty, so there is nothing old in it.
+        self.proved.send_replace(Instant::now());
+        if std::mem::replace(&mut self.has_tracked, true) {
+            self.metrics.tracking_reconnected();
+        }
+        self.reported_untracked = false;
+        tracking::warn_of_small_table(tracking, self.cache.settings().capacity);
+    }
+
+    /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
+    /// be kept.
+    fn take_back(&self, error: &BackendError) {
+        let before = self.state.send_replace(LinkState::Down(error.clone()));
+        if let LinkState::Up(..) = before {
+            self.metrics.backend_up(false);
+        }
+        if let LinkState::Up(_, Some(_)) = before {
+            self.metrics.invalidated(Invalidation::Disconnect, 1);
+            self.cache.forsake();
+        }
+    }
+
+    fn down(&mut self, error: &BackendError) {
+        self.take_back(error);
+        if matches!(error, BackendError::NotAdmitted(_))
+            && self.cache.coherence() == Coherence::None
+        {
+            // Redis is there and answers, so nothing may stand in for it.
+            self.cache.invalidate_all();
+        }
+        if self.reported {
+            tracing::debug!(redis = %self.connector.address(), reason = %error, "still no link to Redis");
+            return;
+        }
+        self.reported = true;
+        self.metrics.backend_error(error.kind());
+        tracing::warn!(redis = %self.connector.address(), reason = %error, "no link to Redis; trying again until there is");
+    }
+
+    async fn connect(&mut self) -> Result<Connected, BackendError> {
+        self.connector.read_login().await?;
+        self.connector.find_place().await?;
+        if self.mode == CoherenceMode::Ttl {
+            return self.connector.connect_untracked().await;
+        }
+        let (cache, metrics, probe) =
+            (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
+        match self.connector.connect_tracked(Listener { cache, metrics, probe }).await {
+            Ok(connected) => {
+                connected.refusal.as_ref().map_or(Ok(()), |reason| self.untracked(reason))?;
+                self.connector.stay()?;
+                Ok(connected)
+            }
+            Err(Untracked::NoAnswer(error)) => Err(error),
+            Err(Untracked::Refused(reason)) => {
+                self.untracked(&reason)?;
+                self.connector.connect_untracked().await
+            }
+        }
+    }
+
+    /// What follows when Redis does not track: another way where there may be one, else no link.
+    fn untracked(&mut self, reason: &str) -> Result<(), BackendError> {
+        if self.mode == CoherenceMode::Tracking {
+            return Err(not_admitted(&format_args!(
+                "Redis does not tell of changes (CLIENT TRACKING): {reason}"
+            )));
+        }
+        if !std::mem::replace(&mut self.reported_untracked, true) {
+            tracing::warn!(
+                redis = %self.connector.address(), reason,
+                "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old as cache.ttl"
+            );
+        }
+        Ok(())
+    }
+
+    /// Drives the link until it is lost; returns how that was.
+    async fn watch_over(&mut self, mut connected: Connected) -> BackendError {
+        // What was said of the link before this one has been heeded.
+        settle(&self.calls.distrusted).await;
+        settle(&self.calls.overdue).await;
+        loop {
+            let Connected { connection, driver, activity, tracking, refusal } = &mut connected;
+            let driven = async { Event::Lost(driver.await) };
+            let watched = self.watch(connection, activity, (*tracking, refusal.is_some()));
+            // Each is looked at only when there is something new for it: the driver is woken by every read.
+            let both: [Pin<Box<dyn Future<Output = Event> + Send + '_>>; 2] =
+                [Box::pin(driven), Box::pin(watched)];
+            let granted = match both.into_iter().collect::<FuturesUnordered<_>>().next().await {
+                Some(Event::Granted(granted)) => granted,
+                Some(Event::Lost(error)) => return error,
+                None => return BackendError::Disconnected,
+            };
+            (*tracking, *refusal) = (Some(granted), None);
+            self.tracked(granted.0, granted.1);
+            tracing::info!(redis = %self.connector.address(), "Redis tells of changes now");
+            self.give_out(&connected);
+        }
+    }
+
+    /// Returns when a link cannot be relied on any more, though its stream goes on, or when Redis grants the tracking that
+    /// it `is_refused`.
+    async fn watch(
+        &self,
+        connection: &Connection,
+        activity: &Activity,
+        (tracking, is_refused): (Option<Granted>, bool),
+    ) -> Event {
+        let liveness = Liveness {
+            settings: &self.settings,
+            connector: &self.connector,
+            cache: &self.cache,
+            calls: &self.calls,
+            proved: &self.proved,
+        };
+        Event::Lost(tokio::select! {
+            () = self.connector.left() => unreachable(&MOVED),
+            error = self.connector.demoted(connection) => error,
+            () = liveness.silence(connection, activity, tracking) => BackendError::TimedOut,
+            () = self.calls.overdue.notified() => BackendError::TimedOut,
+            () = self.calls.distrusted.notified() => unreachable(&UNASKED),
+            () = self.probe(connection), if self.is_probing(tracking) => {
+                unreachable(&"Redis did not tell of a change that it had acknowledged")
+            }
+            granted = track_again(connection), if is_refused => return Event::Granted(granted),
+        })
+    }
+
+    fn is_probing(&self, tracking: Option<Granted>) -> bool {
+        tracking.is_some() && !self.settings.probe_interval.is_zero()
+    }
+
+    /// Probes the link for as long as it tells; returns when it does not.
+    async fn probe(&self, link: &Connection) {
+        let times = (self.settings.probe_interval, self.settings.response_timeout);
+        loop {
+            let connected =
+                timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
+            if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
+                let ended = tokio::select! {
+                    ended = self.probe.run(link, &writer, times, &self.metrics) => ended,
+                    _ = driver => Ended::Disconnected,
+                };
+                match ended {
+                    Ended::Untold => return,
+                    Ended::Refused(reason) if self.probe.report() => {
+                        tracing::warn!(reason, "Redis refuses the probe (redis.probe_interval)");
+                    }
+                    Ended::Refused(_) | Ended::Disconnected => {}
+                }
+            }
+            sleep(self.settings.probe_interval).await;
+        }
+    }
+}
+
+impl Drop for Link {
+    /// Whoever is still there to ask is told that nobody keeps it up.
+    fn drop(&mut self) {
+        if matches!(*self.state.borrow(), LinkState::Up(..)) {
+            self.take_back(&unreachable(&"the link is kept up no longer"));
+        }
+    }
+}
+
+/// Asks for tracking now and then, until Redis grants it.
+async fn track_again(connection: &Connection) -> Granted {
+    loop {
+        sleep(TRACKING_RETRY).await;
+        let asked = Instant::now();
+        if let Ok(tracking) = tracking::start(connection).await {
+            return (tracking, asked);
+        }
+    }
+}
+
+/// Takes back a call that nobody has heard yet.
+async fn settle(call: &Notify) {
+    tokio::select! {
+        biased;
+        () = call.notified() => {}
+        () = std::future::ready(()) => {}
+    }
+}

@@ -1,0 +1,468 @@
+//! The cache against what it promises: exact order and size for a sequential reader, one fetch for many readers,
+//! nothing stale kept, and changes of the settings that hold at once.
+
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::advance;
+
+use super::*;
+
+mod reference;
+
+#[derive(Debug, Clone, PartialEq)]
+enum Failure {
+    Down,
+    Refused,
+    Vanished,
+}
+
+impl From<Vanished> for Failure {
+    fn from(_: Vanished) -> Self {
+        Self::Vanished
+    }
+}
+
+type TestCache = Cache<Failure>;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn settings(capacity: usize) -> Settings {
+    Settings { capacity, ttl: 60 * SECOND, ..Settings::default() }
+}
+
+fn cache(settings: Settings) -> TestCache {
+    Cache::new(settings, Handle::current())
+}
+
+fn value(text: &str) -> Fetched<Failure> {
+    Fetched::Value(Bytes::copy_from_slice(text.as_bytes()), None)
+}
+
+/// Reads `key`; a fetch, if there is one, brings `fetched`.
+async fn read(
+    cache: &TestCache,
+    key: &str,
+    fetched: Fetched<Failure>,
+) -> Result<Answer, (Outcome, Failure)> {
+    cache.get_or_fetch(key.as_bytes(), Demand::Usual, |_| async { fetched }).await
+}
+
+async fn outcome(cache: &TestCache, key: &str) -> Outcome {
+    read(cache, key, value(key)).await.unwrap().outcome
+}
+
+/// The keys in memory, without moving one in the order of reads.
+fn keys(cache: &TestCache) -> Vec<String> {
+    let entries = cache.0.store.load().select(|_| true);
+    let mut keys: Vec<_> =
+        entries.iter().map(|entry| String::from_utf8_lossy(entry.key()).into_owned()).collect();
+    keys.sort();
+    keys
+}
+
+fn evicted(cache: &TestCache, cause: Cause) -> u64 {
+    cache.statistics().evictions[cause as usize]
+}
+
+#[tokio::test]
+async fn the_least_recently_read_entry_goes_first() {
+    let cache = cache(settings(3));
+    for key in ["a", "b", "c", "a", "d"] {
+        outcome(&cache, key).await;
+    }
+    assert_eq!(keys(&cache), ["a", "c", "d"]);
+    assert_eq!((cache.statistics().entries, evicted(&cache, Cause::Capacity)), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_older_than_the_ttl_is_given() {
+    let cache = cache(settings(10));
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+    advance(Duration::from_nanos(59_999_999_999)).await;
+    assert_eq!(outcome(&cache, "k").await, Outcome::Hit);
+    advance(Duration::from_nanos(1)).await;
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+    assert_eq!(evicted(&cache, Cause::Expired), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_counts_from_before_the_fetch() {
+    let cache = cache(settings(10));
+    let slow = async {
+        tokio::time::sleep(5 * SECOND).await;
+        value("v")
+    };
+    let answer = cache.get_or_fetch(b"k", Demand::Usual, |_| slow).await.unwrap();
+    assert_eq!(answer.age, 5 * SECOND);
+    advance(55 * SECOND).await;
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_never_outlives_its_key() {
+    let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
+    read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND))).await.unwrap();
+    advance(3 * SECOND).await;
+    assert_eq!(
+        read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(),
+        (Outcome::Miss, Failure::Down)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn absent_keys_are_kept_for_their_own_time_only() {
+    let cache = cache(settings(10));
+    for _ in 0..2 {
+        let answer = read(&cache, "k", Fetched::Absent).await.unwrap();
+        assert_eq!((answer.outcome, answer.entry.value().is_none()), (Outcome::Miss, true));
+    }
+    cache.apply(&Settings { ttl_absent: AbsentTtl::Fixed(SECOND), ..settings(10) });
+    read(&cache, "k", Fetched::Absent).await.unwrap();
+    assert_eq!(outcome(&cache, "k").await, Outcome::Absent);
+    advance(SECOND).await;
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
+    let cache = cache(Settings { stale_grace: 10 * SECOND, ..settings(10) });
+    outcome(&cache, "k").await;
+    advance(65 * SECOND).await;
+    let answer = read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap();
+    assert_eq!(
+        (answer.outcome, answer.freshness),
+        (Outcome::Stale, Freshness::Stale { past: 5 * SECOND })
+    );
+    assert_eq!(answer.entry.value().unwrap().bytes, b"k");
+    assert_eq!(read(&cache, "k", value("new")).await.unwrap().outcome, Outcome::Miss);
+    advance(70 * SECOND).await;
+    assert_eq!(
+        read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(),
+        (Outcome::Miss, Failure::Down)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_redis_contradicted_does_not_stand_in() {
+    for contradiction in [Fetched::Absent, Fetched::Refused(Failure::Refused)] {
+        let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
+        outcome(&cache, "k").await;
+        advance(61 * SECOND).await;
+        _ = read(&cache, "k", contradiction).await;
+        assert!(read(&cache, "k", Fetched::Failed(Failure::Down)).await.is_err());
+        assert_eq!(cache.statistics().entries, 0);
+    }
+}
+
+#[tokio::test]
+async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
+    let cache = cache(settings(10));
+    let (release, gate) = oneshot::channel::<()>();
+    let leader = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
+        _ = gate.await;
+        Fetched::Failed(Failure::Down)
+    });
+    let others = async {
+        let joined =
+            futures::future::join_all((0..10).map(|_| read(&cache, "k", value("own")))).await;
+        joined.into_iter().all(|answer| answer.unwrap_err() == (Outcome::Coalesced, Failure::Down))
+    };
+    let release = async {
+        tokio::task::yield_now().await;
+        release.send(()).unwrap();
+    };
+    let (leader, others, ()) = tokio::join!(leader, others, release);
+    assert_eq!(leader.unwrap_err(), (Outcome::Miss, Failure::Down));
+    assert!(others);
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_readers_cause_one_fetch() {
+    let cache = cache(settings(10));
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let readers = (0..1000).map(|_| {
+        let (cache, fetches) = (cache.clone(), Arc::clone(&fetches));
+        tokio::spawn(async move {
+            let fetch = |_| async move {
+                fetches.fetch_add(1, Relaxed);
+                value("v")
+            };
+            cache
+                .get_or_fetch(b"k", Demand::Usual, fetch)
+                .await
+                .unwrap()
+                .entry
+                .value()
+                .unwrap()
+                .to_bytes()
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        assert_eq!(reader.await.unwrap(), "v");
+    }
+    assert_eq!(fetches.load(Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_leader_who_goes_away_harms_nobody() {
+    let cache = cache(settings(10));
+    let (release, gate) = oneshot::channel::<()>();
+    let leader = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let fetch = |_| async {
+                _ = gate.await;
+                value("v")
+            };
+            cache.get_or_fetch(b"k", Demand::Usual, fetch).await.map(|_| ())
+        }
+    });
+    while cache.statistics().flights == 0 {
+        tokio::task::yield_now().await;
+    }
+    leader.abort();
+    assert!(leader.await.unwrap_err().is_cancelled());
+    let follower = read(&cache, "k", value("own"));
+    release.send(()).unwrap();
+    let answer = follower.await.unwrap();
+    assert_eq!(
+        (answer.outcome, answer.entry.value().unwrap().bytes),
+        (Outcome::Coalesced, &b"v"[..])
+    );
+}
+
+#[tokio::test]
+async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
+    for flush in [false, true] {
+        let cache = cache(settings(10));
+        let (release, gate) = oneshot::channel::<()>();
+        let old = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
+            _ = gate.await;
+            value("old")
+        });
+        let invalidate = async {
+            tokio::task::yield_now().await;
+            if flush {
+                cache.invalidate_all();
+            } else {
+                cache.invalidate(b"k");
+            }
+            assert_eq!(
+                read(&cache, "k", value("new")).await.unwrap().entry.value().unwrap().bytes,
+                b"new"
+            );
+            release.send(()).unwrap();
+        };
+        let (old, ()) = tokio::join!(old, invalidate);
+        assert_eq!(
+            old.unwrap().entry.value().unwrap().bytes,
+            b"old",
+            "who asked before is answered"
+        );
+        let kept = read(&cache, "k", value("newer")).await.unwrap();
+        assert_eq!((kept.outcome, kept.entry.value().unwrap().bytes), (Outcome::Hit, &b"new"[..]));
+        assert_eq!(cache.statistics().flights_discarded, 1);
+    }
+}
+
+#[tokio::test]
+async fn invalidations_and_flushes_are_counted_and_leave_nothing() {
+    let cache = cache(settings(10));
+    for key in ["a", "b", "c"] {
+        outcome(&cache, key).await;
+    }
+    cache.invalidate(b"a");
+    cache.invalidate(b"never read");
+    assert_eq!((keys(&cache).len(), evicted(&cache, Cause::Invalidated)), (2, 1));
+    cache.invalidate_all();
+    let statistics = cache.statistics();
+    assert_eq!((statistics.entries, statistics.bytes, evicted(&cache, Cause::Flushed)), (0, 0, 2));
+}
+
+#[tokio::test]
+async fn shrinking_keeps_the_most_recently_read_and_growing_keeps_all() {
+    let cache = cache(settings(100));
+    for number in 0..100 {
+        outcome(&cache, &format!("{number:02}")).await;
+    }
+    outcome(&cache, "07").await;
+    assert_eq!(cache.apply(&settings(3)), 97);
+    assert_eq!(keys(&cache), ["07", "98", "99"]);
+    assert_eq!((cache.statistics().entries, evicted(&cache, Cause::Resized)), (3, 97));
+    assert_eq!(cache.apply(&settings(5)), 0);
+    assert_eq!(keys(&cache), ["07", "98", "99"]);
+    // The order of reads was 98, 99, 07.
+    for key in ["x", "y", "z"] {
+        outcome(&cache, key).await;
+    }
+    assert_eq!(keys(&cache), ["07", "99", "x", "y", "z"]);
+    assert_eq!((evicted(&cache, Cause::Capacity), evicted(&cache, Cause::Resized)), (1, 97));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_whose_time_is_over_takes_no_room_from_another() {
+    let cache = cache(settings(10));
+    outcome(&cache, "old").await;
+    advance(40 * SECOND).await;
+    outcome(&cache, "young").await;
+    advance(SECOND).await;
+    assert_eq!(outcome(&cache, "old").await, Outcome::Hit, "and so the most recently read");
+    advance(20 * SECOND).await;
+    assert_eq!(cache.apply(&settings(1)), 0);
+    assert_eq!((keys(&cache), evicted(&cache, Cause::Expired)), (vec!["young".to_owned()], 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_ttl_holds_for_what_is_cached_and_a_longer_one_revives_nothing() {
+    let cache = cache(settings(10));
+    outcome(&cache, "k").await;
+    advance(5 * SECOND).await;
+    cache.apply(&Settings { ttl: SECOND, ..settings(10) });
+    assert_eq!((cache.statistics().entries, evicted(&cache, Cause::Expired)), (0, 1));
+    cache.apply(&settings(10));
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+}
+
+#[tokio::test]
+async fn the_policy_changes_with_what_is_cached() {
+    let cache = cache(settings(100));
+    for number in 0..100 {
+        outcome(&cache, &format!("{number}")).await;
+    }
+    cache.apply(&Settings { policy: Policy::Tinylfu, ..settings(100) });
+    assert_eq!(cache.statistics().entries, 100);
+    for number in 0..100 {
+        assert_eq!(outcome(&cache, &format!("{number}")).await, Outcome::Hit);
+        assert_eq!(outcome(&cache, &format!("{number}")).await, Outcome::Hit);
+    }
+    // Keys asked for once do not drive out keys asked for often.
+    for number in 100..300 {
+        outcome(&cache, &format!("{number}")).await;
+    }
+    let kept = (0..100).filter(|number| keys(&cache).contains(&number.to_string())).count();
+    assert!(kept >= 80, "{kept} of 100 kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_is_not_given_what_was_asked_for_before_he_came_and_is_too_old() {
+    let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
+    let slow = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
+        tokio::time::sleep(SECOND).await;
+        value("old")
+    });
+    let late = async {
+        tokio::time::sleep(SECOND / 2).await;
+        read(&cache, "k", value("new")).await
+    };
+    let (first, late) = tokio::join!(slow, late);
+    assert_eq!(first.unwrap().entry.value().unwrap().bytes, b"old");
+    assert_eq!(late.unwrap().entry.value().unwrap().bytes, b"new");
+}
+
+#[tokio::test]
+async fn a_ttl_of_zero_keeps_nothing() {
+    let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+    assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
+    assert_eq!(cache.statistics().entries, 0);
+}
+
+/// Readers, invalidations and resizes at once: an invalidated value must not come back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_invalidation_is_lost_while_the_cache_is_resized() {
+    let cache = cache(settings(1000));
+    let version = Arc::new(AtomicUsize::new(0));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let keys: Vec<String> = (0..200).map(|number| format!("key{number}")).collect();
+    let readers = (0..2).map(|_| {
+        let (cache, version, stop, keys) =
+            (cache.clone(), Arc::clone(&version), Arc::clone(&stop), keys.clone());
+        tokio::spawn(async move {
+            while !stop.load(Relaxed) {
+                for key in &keys {
+                    let version = Arc::clone(&version);
+                    let fetch = |_| async move { value(&version.load(Relaxed).to_string()) };
+                    cache.get_or_fetch(key.as_bytes(), Demand::Usual, fetch).await.unwrap();
+                }
+            }
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    let resizer = tokio::task::spawn_blocking({
+        let (cache, stop) = (cache.clone(), Arc::clone(&stop));
+        move || {
+            let mut resizes = 0;
+            while !stop.load(Relaxed) {
+                cache.apply(&settings(if resizes % 2 == 0 { 100 } else { 1000 }));
+                resizes += 1;
+            }
+            resizes
+        }
+    });
+    for round in 1..=300 {
+        version.store(round, Relaxed);
+        for key in &keys {
+            cache.invalidate(key.as_bytes());
+            if let Some(answer) = cache.lookup(key.as_bytes(), Instant::now()) {
+                let found: usize = std::str::from_utf8(answer.entry.value().unwrap().bytes)
+                    .unwrap()
+                    .parse()
+                    .unwrap();
+                assert_eq!(found, round, "{key} came back");
+            }
+        }
+        if round % 100 == 0 {
+            cache.invalidate_all();
+        }
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Relaxed);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert!(resizer.await.unwrap() > 10);
+}
+
+/// Every entry that was stored is there or was counted when it left, whatever went on at the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_resize_under_load_loses_no_entry_and_counts_each_once() {
+    let cache = cache(settings(3000));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers = (0..2).map(|reader| {
+        let (cache, stop) = (cache.clone(), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut stored = 0;
+            while !stop.load(Relaxed) {
+                let key = format!("{reader}:{stored}");
+                assert_eq!(outcome(&cache, &key).await, Outcome::Miss);
+                stored += 1;
+            }
+            stored
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    let resizes = tokio::task::spawn_blocking({
+        let cache = cache.clone();
+        move || {
+            [6000, 3000, 6000, 500, 6000, 100, 3000]
+                .map(|capacity| cache.apply(&settings(capacity)))
+        }
+    });
+    resizes.await.unwrap();
+    stop.store(true, Relaxed);
+    let mut stored = 0;
+    for reader in readers {
+        stored += reader.await.unwrap();
+    }
+    let statistics = cache.statistics();
+    assert_eq!(
+        stored,
+        statistics.entries + statistics.evictions.iter().sum::<u64>(),
+        "{statistics:?}"
+    );
+    assert_eq!(evicted(&cache, Cause::Expired), 0);
+    assert!(statistics.entries <= 3000, "{statistics:?}");
+}

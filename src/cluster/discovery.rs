@@ -1,0 +1,142 @@
+//! Finding out who serves what: the nodes are asked.
+//!
+//! One of them is asked every `ping_interval`, and all of them when what it says is new, or when somebody was sent elsewhere or
+//! found nobody. All that is known to exist is asked, replicas too, since a replica may be the first to know that it is none.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use tokio::time::sleep;
+
+use super::Shared;
+use super::slot_map::{Address, View};
+use crate::backend::{BackendError, Scout};
+use crate::sync::lock;
+
+/// Who is asked.
+type Scouts = HashMap<Address, Scout>;
+
+impl Shared {
+    pub(super) async fn keep_up(self: &Arc<Self>) {
+        let mut scouts = Scouts::new();
+        let mut reported = false;
+        for turn in 0_usize.. {
+            let views = self.ask_all(&mut scouts).await;
+            let (asked, views) = (views.len(), views.into_iter().flatten().collect::<Vec<_>>());
+            let none = views.is_empty();
+            if none && !reported {
+                tracing::warn!(
+                    "no node of the cluster says who serves what; asking until one does"
+                );
+            }
+            reported = none;
+            if !none {
+                let shared = Arc::clone(self);
+                let is_all = views.len() == asked;
+                // Entries may have to go, and files to be read.
+                let updated =
+                    tokio::task::spawn_blocking(move || shared.update(&views, is_all)).await;
+                if let Ok(Err(error)) = updated {
+                    tracing::warn!(reason = %error, "a node of the cluster cannot be asked");
+                }
+            }
+            self.asked.send_modify(|asked| *asked += 1);
+            self.pause(&mut scouts, turn).await;
+        }
+    }
+
+    /// Returns when it is time to ask all of them.
+    async fn pause(&self, scouts: &mut Scouts, turn: usize) {
+        for next in turn.. {
+            tokio::select! {
+                () = sleep(self.settings.ping_interval) => {}
+                () = self.wanted.notified() => return,
+            }
+            let addresses = self.addresses();
+            let Some(address) = addresses.get(next % addresses.len().max(1)) else { return };
+            let view = match scouts.get_mut(address) {
+                Some(scout) => self.view(address, scout).await,
+                None => return,
+            };
+            let is_news = |view: &View| {
+                self.routes().map.updated(std::slice::from_ref(view), false) != self.routes().map
+            };
+            if view.is_none_or(|view| is_news(&view)) {
+                return;
+            }
+        }
+    }
+
+    /// Who may be asked.
+    pub(super) fn addresses(&self) -> Vec<Address> {
+        let routes = self.routes();
+        let known = routes.units.keys().chain(&routes.others).cloned();
+        let seeds = self.settings.seed_addresses();
+        let mut seen = HashSet::new();
+        known.chain(seeds).filter(|address| seen.insert(address.clone())).collect()
+    }
+
+    /// What each of them says.
+    async fn ask_all(&self, scouts: &mut Scouts) -> Vec<Option<View>> {
+        let addresses: HashSet<_> = self.addresses().into_iter().collect();
+        scouts.retain(|address, _| addresses.contains(address));
+        for address in addresses {
+            if !scouts.contains_key(&address)
+                && let Ok(scout) = Scout::prepare(&self.settings.of_node(&address.0, address.1))
+            {
+                scouts.insert(address, scout);
+            }
+        }
+        join_all(scouts.iter_mut().map(|(address, scout)| self.view(address, scout))).await
+    }
+
+    async fn view(&self, address: &Address, scout: &mut Scout) -> Option<View> {
+        let answer = scout.ask_text(redis::cmd("CLUSTER").arg("NODES")).await;
+        let view = answer.and_then(|text| {
+            let view = View::read(&text, address, self.settings.calls_nodes_by_name());
+            view.ok_or_else(|| {
+                BackendError::Unreachable("it does not say who serves what (CLUSTER NODES)".into())
+            })
+        });
+        let report = |error: &BackendError| {
+            tracing::debug!(node = %format_args!("{}:{}", address.0, address.1), reason = %error, "a node of the cluster does not answer");
+        };
+        view.inspect_err(report).ok()
+    }
+
+    /// Heeds what was said.
+    fn update(&self, views: &[View], is_all: bool) -> Result<(), BackendError> {
+        let _alone = lock(&self.changing);
+        let before = self.routes();
+        let map = before.map.updated(views, is_all);
+        let primaries =
+            views.iter().flat_map(|view| view.primaries.iter().map(|claim| &claim.address));
+        let owners = map.counts();
+        let wanted: HashSet<Address> = primaries.chain(owners.keys().copied()).cloned().collect();
+        let replicas = views.iter().flat_map(|view| &view.replicas);
+        let others: HashSet<_> =
+            replicas.filter(|address| !owners.contains_key(address)).cloned().collect();
+        // Who is called a replica by one and serves nothing is no primary, whatever another calls it.
+        let units = wanted.iter().filter(|address| !others.contains(*address));
+        let units = units.map(|address| Ok((address.clone(), self.known_or_new(address)?)));
+        let units = units.collect::<Result<HashMap<_, _>, BackendError>>()?;
+        let mut others: Vec<_> = others.into_iter().collect();
+        others.sort();
+        let is_same =
+            map == before.map && others == before.others && same_keys(&units, &before.units);
+        if !is_same {
+            self.put_in_force(map, units, others);
+            self.share_out();
+            tracing::info!(
+                primaries = self.routes().map.counts().len(),
+                "the slots of the cluster are known"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn same_keys<A, B>(one: &HashMap<Address, A>, other: &HashMap<Address, B>) -> bool {
+    one.len() == other.len() && one.keys().all(|address| other.contains_key(address))
+}

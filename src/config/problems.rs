@@ -1,0 +1,71 @@
+//! What is wrong with a configuration.
+
+use std::fmt;
+
+use config::Value;
+
+use crate::access::FileError;
+
+/// One thing that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, the environment variable or the flag.
+    pub origin: String,
+    /// The key, such as `cache.ttl`; empty where the whole source is meant.
+    pub key: String,
+    /// What was found and what is allowed.
+    pub text: String,
+}
+
+impl Problem {
+    /// A file that the configuration names.
+    pub(crate) fn of_file(error: &FileError) -> Self {
+        Self {
+            origin: error.path.display().to_string(),
+            key: error.key.clone(),
+            text: error.problem.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { origin, key, text } = self;
+        let line = if key.is_empty() {
+            format!("{origin}: {text}")
+        } else {
+            format!("{origin}: {key}: {text}")
+        };
+        f.write_str(&printable(&line))
+    }
+}
+
+/// Escapes what would break the line or colour the terminal: TOML allows any text as a key.
+fn printable(line: &str) -> String {
+    let letters = line.chars().map(|letter| {
+        if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() }
+    });
+    letters.collect()
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Problems(pub Vec<Problem>);
+
+impl Problems {
+    /// Those of all of them.
+    pub(crate) fn of(found: impl IntoIterator<Item = Option<Self>>) -> Self {
+        Self(found.into_iter().flatten().flat_map(|problems| problems.0).collect())
+    }
+
+    /// Whether the command line is at fault, at least in part.
+    pub fn blame_a_flag(&self) -> bool {
+        self.0.iter().any(|problem| problem.origin.starts_with("--"))
+    }
+}
+
+pub(super) fn problem(key: &str, value: Option<&Value>, text: String) -> Problem {
+    let origin = value.and_then(Value::origin).unwrap_or("defaults");
+    Problem { origin: origin.to_owned(), key: key.to_owned(), text }
+}

@@ -1,0 +1,392 @@
+//! The sources of a configuration, and how they are put together: defaults < file < environment < flags.
+//!
+//! A value is checked by itself first, against the type of its key, so that one bad value hides no other. What is good is put
+//! together and held against the rules that concern several keys. A configuration with any problem is never given out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use config::{ConfigError, Map, Source, Value, ValueKind};
+
+use super::Config;
+use super::problems::{Problem, Problems, problem};
+use crate::backend::Address;
+use crate::cache;
+use crate::cli::Flags;
+use crate::http;
+use crate::settings::{Listen, MASK};
+
+/// The environment variables that matter here.
+pub type Environment = BTreeMap<String, String>;
+
+const PREFIX: &str = "REDIS_PROXY_";
+/// Read by the command line.
+const CONFIG_VARIABLE: &str = "REDIS_PROXY_CONFIG";
+
+/// The variables of this process that may concern the configuration.
+pub fn environment() -> Environment {
+    let variables =
+        std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value));
+    let ours = variables.filter(|(name, _)| name.starts_with(PREFIX) && name != CONFIG_VARIABLE);
+    ours.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect()
+}
+
+/// What the sources say: the configuration of all that is right in them, and all that is wrong.
+struct Reading {
+    config: Config,
+    layers: Vec<Layer>,
+    problems: Vec<Problem>,
+}
+
+impl Reading {
+    fn of(flags: &Flags, environment: &Environment) -> Self {
+        let known = Keys::of_defaults();
+        let mut problems = known.misspelt_variables(environment);
+        let file = flags.config.as_deref().map_or_else(|| Ok(Layer::default()), Layer::file);
+        let file = file.unwrap_or_else(|problem| {
+            problems.push(problem);
+            Layer::default()
+        });
+        let variables = Layer::environment(environment);
+        problems.extend(bad_ports(flags));
+        problems.extend(environment.iter().filter_map(not_unicode));
+        let flags = Layer::flags(flags, &[&variables, &file]);
+        let mut layers = vec![file, variables, flags];
+        for layer in &mut layers {
+            layer.0.retain(|key, value| {
+                known.check(key, value).map(|problem| problems.push(problem)).is_none()
+            });
+        }
+        let config = put_together(&layers).unwrap_or_else(|error| {
+            problems.push(problem("", None, error.to_string()));
+            Config::default()
+        });
+        let mut reading = Self { config, layers, problems };
+        reading.blame(
+            reading.config.contradictions().into_iter().map(|(key, text)| (key.to_owned(), text)),
+        );
+        reading
+    }
+
+    /// Adds problems, but none for a key that has one already.
+    fn blame(&mut self, found: impl IntoIterator<Item = (String, String)>) {
+        for (key, text) in found {
+            if !self.problems.iter().any(|problem| problem.key == key) {
+                let value = self.layers.iter().rev().find_map(|layer| layer.0.get(&key));
+                self.problems.push(problem(&key, value, text));
+            }
+        }
+    }
+
+    fn result(self) -> Result<Config, Problems> {
+        if self.problems.is_empty() { Ok(self.config) } else { Err(Problems(self.problems)) }
+    }
+}
+
+/// Later layers win.
+fn put_together(layers: &[Layer]) -> Result<Config, ConfigError> {
+    let mut builder = config::Config::builder();
+    for layer in layers {
+        builder = builder.add_source(layer.clone());
+    }
+    builder.build()?.try_deserialize()
+}
+
+/// Values by key, each with its origin.
+#[derive(Debug, Clone, Default)]
+struct Layer(BTreeMap<String, Value>);
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(self.0.clone().into_iter().collect())
+    }
+}
+
+impl Layer {
+    /// The values of a configuration.
+    fn of(config: &Config) -> Self {
+        let tree = config::Config::try_from(config).map(|tree| tree.cache);
+        tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree))
+    }
+
+    fn file(path: &Path) -> Result<Self, Problem> {
+        let origin = path.display().to_string();
+        let wrong = |text| Problem { origin: origin.clone(), key: String::new(), text };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let file = config::File::from_str(&text, config::FileFormat::Toml);
+        let values = file.collect().map_err(|_| wrong(not_toml(&text)))?;
+        let tree = Self::flatten(&Value::new(None, ValueKind::Table(values)));
+        let named = |(key, value): (String, Value)| (key, Value::new(Some(&origin), value.kind));
+        Ok(Self(tree.0.into_iter().map(named).collect()))
+    }
+
+    fn environment(environment: &Environment) -> Self {
+        let values = environment.iter().filter_map(|(name, value)| {
+            let key = name.strip_prefix(PREFIX)?.to_lowercase();
+            // Names without the double underscore are others': a container platform makes some for a service.
+            key.contains("__").then(|| {
+                (key.replace("__", "."), Value::new(Some(name), ValueKind::String(value.clone())))
+            })
+        });
+        Self(values.collect())
+    }
+
+    /// The flags; `--redis_host` and the like change a part of what the layers `below` say, the uppermost first.
+    fn flags(flags: &Flags, below: &[&Self]) -> Self {
+        let mut layer = Self::default();
+        layer.put(
+            "--password",
+            "redis.password",
+            flags.password.as_ref().map(|password| password.reveal().to_owned()),
+        );
+        layer.put("--ttl", "cache.ttl", flags.ttl.clone());
+        layer.put("--k", "cache.capacity", flags.k.clone());
+        let value = |key| below.iter().find_map(|layer| layer.0.get(key));
+        let text = |key| value(key).and_then(|value| value.clone().into_string().ok());
+        let listen = text("http.listen")
+            .map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from);
+        let (host, port) = (flags.proxy_host.as_deref(), good_port(flags.proxy_port.as_ref()));
+        if let (true, Ok(listen)) = (host.is_some() || port.is_some(), listen) {
+            let origin = if host.is_some() { "--proxy_host" } else { "--proxy_port" };
+            layer.put(origin, "http.listen", Some(listen.with_host_and_port(host, port)));
+        }
+        let url = text("redis.url").map_or_else(|| Ok(Address::default()), |url| url.parse());
+        let (host, port) = (flags.redis_host.as_deref(), good_port(flags.redis_port.as_ref()));
+        if let (true, Ok(url)) = (host.is_some() || port.is_some(), url) {
+            let origin = if host.is_some() { "--redis_host" } else { "--redis_port" };
+            layer.put(origin, "redis.url", Some(url.with_host_and_port(host, port)));
+        }
+        layer
+    }
+
+    fn put(&mut self, origin: &str, key: &str, text: Option<String>) {
+        if let Some(text) = text {
+            self.0.insert(
+                key.to_owned(),
+                Value::new(Some(&origin.to_owned()), ValueKind::String(text)),
+            );
+        }
+    }
+
+    fn flatten(tree: &Value) -> Self {
+        let mut values = BTreeMap::new();
+        flatten(String::new(), tree, &mut values);
+        Self(values)
+    }
+}
+
+fn good_port(port: Option<&String>) -> Option<u16> {
+    port?.parse().ok()
+}
+
+/// The ports on the command line that are none. They are told by themselves, because they become parts of addresses,
+/// and an address is not repeated in a message.
+fn bad_ports(flags: &Flags) -> Vec<Problem> {
+    let ports = [
+        ("--proxy_port", "http.listen", &flags.proxy_port),
+        ("--redis_port", "redis.url", &flags.redis_port),
+    ];
+    let bad = ports
+        .into_iter()
+        .filter(|(_, _, port)| port.is_some() && good_port(port.as_ref()).is_none());
+    bad.map(|(flag, key, port)| Problem {
+        origin: flag.to_owned(),
+        key: key.to_owned(),
+        text: format!(
+            "found {:?}, expected a port number from 0 to 65535",
+            port.as_deref().unwrap_or_default()
+        ),
+    })
+    .collect()
+}
+
+/// A variable that is not UTF-8 was read with the mark that stands for what could not be read.
+fn not_unicode((name, value): (&String, &String)) -> Option<Problem> {
+    let text = "found bytes that are not UTF-8, expected text".to_owned();
+    value.contains(char::REPLACEMENT_CHARACTER).then(|| Problem {
+        origin: name.clone(),
+        key: String::new(),
+        text,
+    })
+}
+
+/// Why `text` is not TOML, without repeating any of it: the line may hold a password.
+fn not_toml(text: &str) -> String {
+    let Err(error) = toml::from_str::<toml::Table>(text) else { return "is not TOML".to_owned() };
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let column = before.chars().rev().take_while(|letter| *letter != '\n').count() + 1;
+    let line = before.matches('\n').count() + 1;
+    format!("line {line}, column {column}: is not TOML")
+}
+
+fn flatten(key: String, value: &Value, values: &mut BTreeMap<String, Value>) {
+    match &value.kind {
+        ValueKind::Table(table) if !table.is_empty() || key.is_empty() => {
+            for (name, value) in table {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                flatten(key, value, values);
+            }
+        }
+        _ => _ = values.insert(key, value.clone()),
+    }
+}
+
+/// Where to load from again. Has no `Debug`: the environment may hold a password.
+#[derive(Clone)]
+pub struct Sources {
+    /// The command line.
+    pub flags: Flags,
+    /// The environment of the process, which nobody else can change.
+    pub environment: Environment,
+}
+
+impl Sources {
+    /// Loads the configuration as it is written now.
+    ///
+    /// # Errors
+    /// Every problem of every source.
+    pub fn load(&self) -> Result<Config, Problems> {
+        Reading::of(&self.flags, &self.environment).result()
+    }
+
+    /// What is right of the configuration as it is written now, whatever else is wrong with it.
+    pub fn load_what_is_right(&self) -> Config {
+        Reading::of(&self.flags, &self.environment).config
+    }
+
+    /// Loads the configuration that is to take the place of `current` in a running daemon.
+    ///
+    /// # Errors
+    /// Every problem of every source, changes that need a restart among them.
+    pub fn reload(&self, current: &Config) -> Result<Config, Problems> {
+        let mut reading = Reading::of(&self.flags, &self.environment);
+        // Where a source could not be read at all, what it would have changed is not known.
+        if !reading.problems.iter().any(|problem| problem.key.is_empty()) {
+            let keys = current.needs_restart(&reading.config);
+            reading
+                .blame(keys.into_iter().map(|key| (key, "changes only at a restart".to_owned())));
+        }
+        reading.result()
+    }
+}
+
+impl Config {
+    /// The keys in which `new` differs and that take effect only at a start.
+    pub fn needs_restart(&self, new: &Self) -> BTreeSet<String> {
+        let mut live = self.clone();
+        live.cache = cache::Settings { coherence: self.cache.coherence, ..new.cache.clone() };
+        live.telemetry.log_filter = new.telemetry.log_filter.clone();
+        let old = Layer::of(&live);
+        let differs =
+            |key: &String, value: &Value| old.0.get(key).is_none_or(|old| old.kind != value.kind);
+        let differing = Layer::of(new)
+            .0
+            .into_iter()
+            .filter(|(key, value)| differs(key, value))
+            .map(|(key, _)| key);
+        // A secret looks the same whatever it is.
+        let password = live.redis.password != new.redis.password;
+        let url = live.redis.url != new.redis.url;
+        let secrets = [(password, "redis.password"), (url, "redis.url")]
+            .into_iter()
+            .filter(|(differs, _)| *differs);
+        differing.chain(secrets.map(|(_, key)| key.to_owned())).collect()
+    }
+}
+
+/// The keys there are.
+struct Keys(Vec<String>);
+
+/// Texts less alike than this, of 1, are not taken for one another.
+const LIKE: f64 = 0.8;
+
+/// Keys whose values are not repeated in a message.
+const SECRET: &str = "redis.password";
+
+impl Keys {
+    fn of_defaults() -> Self {
+        Self(Layer::of(&Config::default()).0.into_keys().collect())
+    }
+
+    /// What is wrong with this value by itself.
+    fn check(&self, key: &str, value: &Value) -> Option<Problem> {
+        let problem = |text| problem(key, Some(value), text);
+        if self.is_section(key) {
+            let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
+            return (!empty)
+                .then(|| problem("a value where a section of keys is expected".to_owned()));
+        }
+        if !self.0.iter().any(|known| known == key) {
+            let nearest = self.nearest(key).map(|known| format!("did you mean {known}?"));
+            let hint = nearest
+                .unwrap_or_else(|| format!("the sections are {}", self.sections().join(", ")));
+            return Some(problem(format!("unknown key; {hint}")));
+        }
+        let alone = Layer(BTreeMap::from([(key.to_owned(), value.clone())]));
+        let error = put_together(&[alone]).err()?;
+        let text = explain(&error);
+        Some(problem(if key == SECRET { format!("{MASK} is not a text") } else { text }))
+    }
+
+    fn is_section(&self, key: &str) -> bool {
+        self.0.iter().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    }
+
+    fn sections(&self) -> Vec<&str> {
+        let mut sections: Vec<_> =
+            self.0.iter().filter_map(|known| Some(known.split_once('.')?.0)).collect();
+        sections.dedup();
+        sections
+    }
+
+    /// The key that was probably meant: of the same name, in the section most like it, or else the most like it.
+    fn nearest(&self, key: &str) -> Option<&String> {
+        let name = |key: &str| key.rsplit('.').next().map(str::to_owned);
+        let similarity =
+            |known: &String| strsim::jaro_winkler(known, key) + f64::from(name(known) == name(key));
+        let (nearest, similarity) = self
+            .0
+            .iter()
+            .map(|known| (known, similarity(known)))
+            .max_by(|a, b| a.1.total_cmp(&b.1))?;
+        (similarity > LIKE).then_some(nearest)
+    }
+
+    /// Variables that would name a key if their underscores were right.
+    fn misspelt_variables(&self, environment: &Environment) -> Vec<Problem> {
+        let bare = |text: &str| text.to_lowercase().replace(['_', '.'], "");
+        let misspelt = environment
+            .keys()
+            .filter(|name| !name[PREFIX.len()..].contains("__"))
+            .filter_map(|name| {
+                let known =
+                    self.0.iter().find(|known| bare(known) == bare(&name[PREFIX.len()..]))?;
+                let right = format!("{PREFIX}{}", known.replace('.', "__").to_uppercase());
+                Some(Problem {
+                    origin: name.clone(),
+                    key: String::new(),
+                    text: format!("unknown variable; did you mean {right}?"),
+                })
+            });
+        misspelt.collect()
+    }
+}
+
+/// The words of the innermost error; what goes around them names places inside the library.
+fn explain(error: &ConfigError) -> String {
+    match error {
+        ConfigError::At { error, .. } => explain(error),
+        ConfigError::Type { unexpected, expected, .. } => {
+            format!("found {unexpected}, expected {expected}")
+        }
+        ConfigError::Message(text) => {
+            text.replacen("invalid value: ", "found ", 1).replacen("invalid type: ", "found ", 1)
+        }
+        other => other.to_string(),
+    }
+}

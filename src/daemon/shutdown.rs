@@ -1,0 +1,55 @@
+//! The end of the daemon: connections finish what they have begun, until there is no more time or it is told twice.
+
+use std::time::Duration;
+
+use signal_hook::consts::SIGHUP;
+use signal_hook_tokio::Signals;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
+
+use crate::metrics::Metrics;
+use crate::server::DrainControl;
+
+/// How the daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It was told to, and finished what was in flight or what of it there was time for.
+    Drained,
+    /// It was told twice.
+    Hurried,
+    /// A part of it ended that must not.
+    Failed,
+}
+
+/// For how long at most the end waits for the disk.
+const PATIENCE_TO_KEEP: Duration = Duration::from_secs(1);
+
+/// Drains all connections within `patience`, and waits a little for `keeping`, which was begun beside it.
+pub(super) async fn drain(
+    control: &mut DrainControl,
+    signals: &mut Signals,
+    metrics: &Metrics,
+    patience: Duration,
+    keeping: Option<JoinHandle<()>>,
+) -> Ending {
+    tracing::info!(connections = metrics.open_connections(), drain_timeout = ?patience, "stopping");
+    let hurry = async { while signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
+    tokio::select! {
+        () = control.drain() => tracing::info!("stopped"),
+        () = tokio::time::sleep(patience) => {
+            let cut = metrics.open_connections();
+            tracing::warn!(cut, "stopped; connections were cut because they did not finish in time");
+        }
+        () = hurry => {
+            let cut = metrics.open_connections();
+            tracing::warn!(cut, "told twice; connections were cut");
+            return Ending::Hurried;
+        }
+    }
+    if let Some(keeping) = keeping
+        && tokio::time::timeout(PATIENCE_TO_KEEP, keeping).await.is_err()
+    {
+        tracing::warn!("the names of the hottest keys were not written in time");
+    }
+    Ending::Drained
+}

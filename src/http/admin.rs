@@ -1,0 +1,125 @@
+//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`. They are served beside `/keys/`, or on a listener of
+//! their own when `[admin] listen` names one.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use http::{StatusCode, Uri, header};
+use serde_json::json;
+
+use super::problem::Kind;
+use super::settings::MOST_HOT_KEYS;
+use crate::access::{Allow, Stranger};
+use crate::metrics::Node;
+use crate::proxy::Proxy;
+use crate::telemetry::hot_keys::{self, HotKey};
+
+/// The operator's routes beside the keys of a listener that gives out those in `allow` alone.
+pub fn router(proxy: Proxy, allow: Allow) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/hotkeys", get(hot_keys))
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(Extension(allow))
+        .with_state(proxy)
+}
+
+/// The operator's routes for a listener that serves nothing else.
+pub fn router_alone(proxy: Proxy) -> Router {
+    router(proxy, Allow::default()).fallback(not_found)
+}
+
+async fn method_not_allowed() -> Response {
+    let kind =
+        Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "This can only be read");
+    kind.response(Some("GET and HEAD are allowed."))
+}
+
+async fn not_found() -> Response {
+    let kind = Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
+    kind.response(Some("Here are /metrics, /livez, /readyz and /hotkeys."))
+}
+
+async fn metrics(State(proxy): State<Proxy>) -> Response {
+    // The Prometheus text exposition format, version 0.0.4.
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], proxy.metrics())
+        .into_response()
+}
+
+/// The daemon runs and serves: nothing else is asked, least of all Redis.
+async fn livez() -> Response {
+    json_response(StatusCode::OK, &json!({ "status": "live" }))
+}
+
+/// Whether reads can be answered, and if not, why, unless a stranger asks.
+async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>>) -> Response {
+    let coherence = proxy.coherence().name();
+    if stranger.is_some() {
+        // Why not is a matter of what is behind.
+        return match proxy.ready() {
+            Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready" })),
+            Err(_) => {
+                json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "not ready" }))
+            }
+        };
+    }
+    let node = |node: Node| json!({ "node": node.name, "role": node.role, "up": node.up });
+    let nodes: Vec<_> = proxy.nodes().into_iter().map(node).collect();
+    match proxy.ready() {
+        Ok(()) => json_response(
+            StatusCode::OK,
+            &json!({ "status": "ready", "coherence": coherence, "nodes": nodes }),
+        ),
+        Err(reason) => {
+            let reason = reason.to_string();
+            let body = json!({ "status": "not ready", "reason": reason, "coherence": coherence, "nodes": nodes });
+            json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
+        }
+    }
+}
+
+/// Which keys are read most, as JSON: each as it is written behind `/keys/`, with its reads and by how much that may be
+/// too many.
+async fn hot_keys(
+    State(proxy): State<Proxy>,
+    Extension(allow): Extension<Allow>,
+    uri: Uri,
+) -> Response {
+    let Some(most) = top(uri.query()) else {
+        return BAD_TOP.response(Some("Write ?top=20, or nothing."));
+    };
+    let counted = if allow.is_everything() { most } else { MOST_HOT_KEYS };
+    let Some(hottest) = proxy.hottest(counted) else {
+        return NOT_COUNTED
+            .response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
+    };
+    let key = |hot: &HotKey| json!({ "key": hot_keys::written(&hot.key), "reads": hot.reads, "error": hot.error });
+    let keys: Vec<_> =
+        hottest.keys.iter().filter(|hot| allow.permits(&hot.key)).take(most).map(key).collect();
+    let period = hottest.period.as_secs_f64();
+    json_response(
+        StatusCode::OK,
+        &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }),
+    )
+}
+
+const BAD_TOP: Kind =
+    Kind::new(StatusCode::BAD_REQUEST, "bad-top", "It is not clear how many keys are wanted");
+const NOT_COUNTED: Kind =
+    Kind::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
+
+/// How many keys are wanted: `top=`, or twenty.
+fn top(query: Option<&str>) -> Option<usize> {
+    match query {
+        None | Some("") => Some(20),
+        Some(query) => query.strip_prefix("top=")?.parse().ok(),
+    }
+}
+
+fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, body.to_string()).into_response()
+}

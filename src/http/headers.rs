@@ -1,0 +1,88 @@
+//! The headers of answers with values, and those of requests that they depend on.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::cache::{Answer, Demand, Freshness, Outcome, Value};
+
+/// Where an answer came from, and how old it is.
+pub(super) fn put_standing(answer: &Answer, headers: &mut HeaderMap) {
+    put(headers, CACHE_STATUS, cache_status(answer).as_bytes());
+    if answer.outcome.from_memory() {
+        headers.insert(header::AGE, answer.age.as_secs().into());
+    }
+}
+
+pub(super) fn put(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) {
+    // What no header may hold, none of ours does.
+    if let Ok(value) = HeaderValue::from_bytes(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// RFC 9211.
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// The tag of a value, in its quotes.
+pub(super) fn etag(value: Value<'_>) -> [u8; 34] {
+    /// The digits of each byte.
+    static DIGITS: [[u8; 2]; 256] = {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut of_all = [[0; 2]; 256];
+        let mut byte = 0;
+        while byte < of_all.len() {
+            of_all[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+            byte += 1;
+        }
+        of_all
+    };
+    let mut text = [b'"'; 34];
+    for (at, byte) in value.digest().iter().enumerate() {
+        [text[1 + 2 * at], text[2 + 2 * at]] = DIGITS[usize::from(*byte)];
+    }
+    text
+}
+
+/// Whether a member of `If-None-Match` is this tag or any (RFC 9110, section 13.1.2: compared weakly).
+pub(super) fn is_weakly(tag: &[u8], etag: &[u8]) -> bool {
+    tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
+}
+
+/// What the `Cache-Control` headers of a request ask for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not
+/// known to be current, and so does `max-age=0`.
+pub(super) fn demand<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> Demand {
+    let current = |directive: &[u8]| {
+        directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0")
+    };
+    if any_in_lists(cache_control, current) { Demand::Current } else { Demand::Usual }
+}
+
+/// Whether any member of the lists that headers have is `wanted`.
+pub(super) fn any_in_lists<'a>(
+    mut lists: impl Iterator<Item = &'a [u8]>,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> bool {
+    lists.any(|list| list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).any(&wanted))
+}
+
+/// RFC 9211: where the answer came from, and for how much longer it would be given from memory.
+fn cache_status(answer: &Answer) -> String {
+    let mut text = String::with_capacity(48);
+    text.push_str(match answer.outcome {
+        Outcome::Hit | Outcome::Stale => "redis-proxy; hit",
+        Outcome::Absent => "redis-proxy; hit; detail=absent",
+        Outcome::Miss => "redis-proxy; fwd=miss",
+        Outcome::Coalesced => "redis-proxy; fwd=miss; collapsed",
+        Outcome::Bypass => "redis-proxy; fwd=bypass",
+    });
+    let mut add = |name, seconds| {
+        text.push_str(name);
+        text.push_str(itoa::Buffer::new().format(seconds));
+    };
+    match answer.freshness {
+        Freshness::Fresh { remaining } => add("; ttl=", remaining.as_secs()),
+        // Never "-0": what is past is past by a second at least.
+        Freshness::Stale { past } => add("; ttl=-", past.as_secs() + 1),
+        Freshness::Dead => {}
+    }
+    text
+}

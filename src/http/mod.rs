@@ -1,0 +1,19 @@
+//! HTTP: reads of keys, the operator's routes, and the connections that both come over.
+
+mod admin;
+mod connection;
+mod fast_path;
+mod fragment_guard;
+mod headers;
+mod keys;
+mod problem;
+mod request_head;
+mod service;
+mod settings;
+mod timers;
+
+pub use self::admin::{router, router_alone};
+pub use self::keys::Keys;
+pub use self::request_head::PlainRequest;
+pub use self::service::{Http, Limits, PlainAnswer, Routes, Taken};
+pub use self::settings::{AdminSettings, CacheControl, Settings};

@@ -1,0 +1,186 @@
+//! Problem details (RFC 9457): the body of every answer that is an error.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::access::Denied;
+use crate::backend::BackendError;
+use crate::key::BadEscape;
+use crate::settings::ByteSize;
+
+/// What went wrong, for the client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    /// The status of the answer.
+    pub(crate) status: StatusCode,
+    /// The last word of the problem's type.
+    pub(crate) name: &'static str,
+    /// What went wrong in general; what is particular goes into the detail.
+    pub(crate) title: &'static str,
+}
+
+impl Kind {
+    pub(crate) const fn new(status: StatusCode, name: &'static str, title: &'static str) -> Self {
+        Self { status, name, title }
+    }
+
+    /// The JSON of the problem.
+    pub(crate) fn body(&self, detail: Option<&str>) -> String {
+        let Self { status, name, title } = self;
+        let kind = format!("urn:redis-proxy:problem:{name}");
+        let mut body = json!({ "type": kind, "title": title, "status": status.as_u16() });
+        if let Some(detail) = detail {
+            body["detail"] = detail.into();
+        }
+        body.to_string()
+    }
+
+    /// The whole answer.
+    pub(crate) fn response<B: From<String>>(&self, detail: Option<&str>) -> Response<B> {
+        let body = self.body(detail);
+        let length = body.len();
+        let mut response = Response::new(B::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            // A second is longer than a lost link is left alone.
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// Why a request gets no value.
+#[derive(Debug)]
+pub(super) enum Problem {
+    NoRoute,
+    MethodNotAllowed,
+    Query,
+    BadEscape(BadEscape),
+    EmptyKey,
+    KeyTooLong { length: usize, most: ByteSize },
+    NotAllowed,
+    Absent,
+    Backend(BackendError),
+}
+
+impl Problem {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NoRoute => {
+                Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path")
+            }
+            Self::MethodNotAllowed => Kind::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "Keys can only be read here",
+            ),
+            Self::Query => Kind::new(StatusCode::BAD_REQUEST, "query", "A key has no query"),
+            Self::BadEscape(_) => Kind::new(
+                StatusCode::BAD_REQUEST,
+                "bad-escape",
+                "The key is not percent-encoded correctly",
+            ),
+            Self::EmptyKey => Kind::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
+            Self::KeyTooLong { .. } => {
+                Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long")
+            }
+            Self::NotAllowed => {
+                Kind::new(StatusCode::FORBIDDEN, "not-allowed", "This key is not given out here")
+            }
+            Self::Absent => Kind::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
+            Self::Backend(error) => backend_kind(error),
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::NoRoute => Some("Values are at /keys/{key}.".into()),
+            Self::MethodNotAllowed => Some("GET and HEAD are allowed.".into()),
+            Self::Query => Some("A question mark that belongs to the key is written %3F.".into()),
+            Self::BadEscape(error) => Some(error.to_string()),
+            Self::EmptyKey => Some("The path goes on after /keys/ with the key.".into()),
+            Self::KeyTooLong { length, most } => {
+                Some(format!("It has {length} bytes; {most} are allowed."))
+            }
+            Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
+                Some(format!("Redis answered: {code}"))
+            }
+            Self::NotAllowed | Self::Absent | Self::Backend(_) => None,
+        }
+    }
+
+    pub(super) fn into_response(self) -> Response<Bytes> {
+        let mut response = self.kind().response(self.detail().as_deref());
+        if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        response
+    }
+}
+
+fn backend_kind(error: &BackendError) -> Kind {
+    let (status, name, title) = match error {
+        BackendError::Unreachable(_) | BackendError::NotAdmitted(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached")
+        }
+        BackendError::Disconnected => {
+            (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The link to Redis was lost")
+        }
+        BackendError::Overloaded => {
+            (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many reads wait for Redis")
+        }
+        BackendError::Unavailable(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now")
+        }
+        BackendError::Vanished => {
+            (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down")
+        }
+        BackendError::TimedOut => {
+            (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time")
+        }
+        BackendError::Refused(_) | BackendError::Redirected(_) => {
+            (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error")
+        }
+        BackendError::TooLarge => {
+            (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out")
+        }
+        BackendError::WrongType => {
+            (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string")
+        }
+    };
+    Kind::new(status, name, title)
+}
+
+const UNAUTHORIZED: Kind =
+    Kind::new(StatusCode::UNAUTHORIZED, "unauthorized", "This asks for a bearer token");
+
+const INVALID_TOKEN: Kind =
+    Kind::new(StatusCode::UNAUTHORIZED, "invalid-token", "The bearer token is none of those here");
+
+const INVALID_REQUEST: Kind = Kind::new(
+    StatusCode::BAD_REQUEST,
+    "invalid-request",
+    "There is more than one Authorization header",
+);
+
+/// What a request is answered that shows no token, or not the right one.
+pub(super) fn denied_response(denied: Denied, method: &Method) -> Response<Body> {
+    let (kind, challenge) = match denied {
+        Denied::NoToken => (UNAUTHORIZED, "Bearer realm=\"redis-proxy\""),
+        Denied::WrongToken => {
+            (INVALID_TOKEN, "Bearer realm=\"redis-proxy\", error=\"invalid_token\"")
+        }
+        Denied::TwoHeaders => {
+            (INVALID_REQUEST, "Bearer realm=\"redis-proxy\", error=\"invalid_request\"")
+        }
+    };
+    let mut response = kind.response(Some("Send one header: Authorization: Bearer <token>."));
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    if *method == Method::HEAD { response.map(|_| Body::empty()) } else { response }
+}

@@ -1,0 +1,150 @@
+//! What answers requests, and what it answers with, between the connection and the routes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::{BufMut as _, Bytes};
+use http::{Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tower_service::Service as _;
+
+use super::request_head::PlainRequest;
+use crate::access::Gate;
+use crate::metrics::Refusals;
+use crate::net::Output;
+
+/// What holds for the connections of a listener.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// How long a connection may go without moving a byte while no request is being answered.
+    pub idle_timeout: Duration,
+    /// How long the head of a request may take to arrive.
+    pub header_timeout: Duration,
+    /// How large the headers of a request may be, in bytes.
+    pub max_header: usize,
+}
+
+/// What answers requests.
+pub trait Routes: Clone + Send + Sync + 'static {
+    /// The answer to `request`.
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+
+    /// Takes up a plain request, of which [`answer`](Self::answer) would make the same; the bytes of it came in at `now`.
+    /// By default all are left to that.
+    fn answer_plain(
+        &self,
+        _request: &PlainRequest<'_>,
+        _now: Instant,
+        _answer: PlainAnswer<'_>,
+    ) -> Taken {
+        Taken::Left
+    }
+}
+
+impl Routes for Router {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let Ok(response) = self.clone().call(request).await;
+        response
+    }
+}
+
+/// The routes that are served, and what holds for who asks.
+#[derive(Clone)]
+pub struct Http<R> {
+    pub(super) routes: R,
+    pub(super) limits: Arc<Limits>,
+    pub(super) gate: Option<(Gate, Refusals)>,
+}
+
+impl<R: Routes> Http<R> {
+    /// Serves `routes` within `limits`, to everybody or to whom the `gate` lets through; the others are counted.
+    pub fn new(routes: R, limits: Limits, gate: Option<(Gate, Refusals)>) -> Self {
+        Self { routes, limits: Arc::new(limits), gate }
+    }
+
+    /// Whether no verdict stands against a plain request before it is routed.
+    pub(super) fn lets_in(&self, request: &PlainRequest<'_>) -> bool {
+        let admits = |(gate, _): &(Gate, Refusals)| gate.admits(request.values("authorization"));
+        request.size() <= self.limits.max_header && self.gate.as_ref().is_none_or(admits)
+    }
+}
+
+/// What a client of HTTP/2 with prior knowledge says first (RFC 9113, section 3.4).
+pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The longest request target that hyper takes.
+pub(super) const LONGEST_TARGET: usize = 64 << 10;
+
+/// What becomes of a plain request.
+pub enum Taken {
+    /// It is answered.
+    Answered,
+    /// It will be answered so, once this is ready.
+    Waits(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
+    /// It is left to [`Routes::answer`].
+    Left,
+}
+
+/// Where the answer to a plain request is written.
+pub struct PlainAnswer<'a> {
+    pub(super) output: &'a mut Output,
+    /// The last lines of the head.
+    pub(super) date: &'a [u8],
+    pub(super) wants_body: bool,
+    pub(super) is_last: bool,
+}
+
+impl PlainAnswer<'_> {
+    /// Writes a part of the head, which begins with the line of the status and is ended by [`body`](Self::body).
+    #[inline]
+    pub fn head(&mut self, part: &[u8]) {
+        self.output.tail().put_slice(part);
+    }
+
+    fn field(&mut self, name: &str, value: &[u8]) {
+        self.head(name.as_bytes());
+        self.head(b": ");
+        self.head(value);
+        self.head(b"\r\n");
+    }
+
+    /// Writes how long the body is, what every answer has, and the body, if it is wanted. `whole` makes the same bytes, to be
+    /// kept until they are written, and is asked only for many.
+    #[inline]
+    pub fn body(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
+        self.head(b"content-length: ");
+        self.head(itoa::Buffer::new().format(body.len()).as_bytes());
+        self.head(b"\r\n");
+        self.end(body, whole);
+    }
+
+    /// Writes a whole answer.
+    pub fn whole(mut self, response: &Response<Bytes>) {
+        let (status, headers) = (response.status(), response.headers());
+        self.head(b"HTTP/1.1 ");
+        self.head(status.as_str().as_bytes());
+        self.head(b" ");
+        self.head(status.canonical_reason().unwrap_or_default().as_bytes());
+        self.head(b"\r\n");
+        headers.iter().for_each(|(name, value)| self.field(name.as_str(), value.as_bytes()));
+        // One that says nothing of a body does not say either that there is none (RFC 9110, section 8.6).
+        let says_enough =
+            status == StatusCode::NOT_MODIFIED || headers.contains_key(header::CONTENT_LENGTH);
+        let (body, whole) = (response.body(), || response.body().clone());
+        if says_enough { self.end(body, whole) } else { self.body(body, whole) }
+    }
+
+    fn end(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
+        if self.is_last {
+            self.head(b"connection: close\r\n");
+        }
+        self.head(self.date);
+        if self.wants_body {
+            self.output.push_either(body, whole);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What is counted at each read: by each thread for itself, so that none waits for another, and summed at a scrape.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use prometheus::core::{Collector, Desc, Describer as _};
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+use prometheus::{IntCounter, IntCounterVec};
+use thread_local::ThreadLocal;
+
+use super::labels::FrontEnd;
+use super::pull::{Figures, options};
+use crate::cache::Outcome;
+
+/// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck; in nanoseconds.
+pub(super) const DURATION_BUCKETS: [u64; 19] = [
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+];
+
+const READ_LABELS: [&str; 2] = ["front_end", "outcome"];
+
+fn read_labels(front_end: usize, outcome: usize) -> [&'static str; 2] {
+    [FrontEnd::READERS[front_end].name(), Outcome::ALL[outcome].name()]
+}
+
+/// A count that one thread alone adds to, so that it takes no turns with others for it; whoever wants to may read it.
+#[derive(Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    pub(super) fn add(&self, count: u64) {
+        self.0.store(self.get().wrapping_add(count), Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// How long reads took.
+#[derive(Default)]
+pub(super) struct Times {
+    /// How many took no longer than a bucket's bound but longer than the one before; those that took longer than all last.
+    buckets: [Count; DURATION_BUCKETS.len() + 1],
+    /// All times together.
+    nanoseconds: Count,
+}
+
+impl Times {
+    pub(super) fn add(&self, count: u64, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = DURATION_BUCKETS
+            .iter()
+            .position(|bound| took <= *bound)
+            .unwrap_or(DURATION_BUCKETS.len());
+        self.buckets[bucket].add(count);
+        self.nanoseconds.add(took.saturating_mul(count));
+    }
+
+    /// Adds what another has counted.
+    fn add_all(&self, other: &Self) {
+        self.buckets.iter().zip(&other.buckets).for_each(|(count, more)| count.add(more.get()));
+        self.nanoseconds.add(other.nanoseconds.get());
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.buckets.iter().map(Count::get).sum()
+    }
+
+    fn told(&self) -> proto::Histogram {
+        let mut so_far = 0;
+        let bucket = |(bound, count): (&u64, &Count)| {
+            so_far += count.get();
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(seconds(*bound));
+            bucket.set_cumulative_count(so_far);
+            bucket
+        };
+        let buckets = DURATION_BUCKETS.iter().zip(&self.buckets).map(bucket).collect();
+        let mut told = proto::Histogram::default();
+        told.set_bucket(buckets);
+        told.set_sample_count(self.count());
+        told.set_sample_sum(seconds(self.nanoseconds.get()));
+        told
+    }
+}
+
+pub(super) fn seconds(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64()
+}
+
+/// How long reads took, by front end and outcome, in the order of their `ALL`.
+pub(super) type ReadTimes = [[Times; Outcome::ALL.len()]; FrontEnd::READERS.len()];
+
+/// What a thread has counted. It has lines of the processor's caches of its own, so no other thread waits for them.
+#[repr(align(128))]
+pub(super) struct Tally {
+    pub(super) reads: ReadTimes,
+    /// By name, in the order of the list that the metrics were made with.
+    pub(super) commands: Box<[Count]>,
+}
+
+/// What is counted at each read, by each thread for itself. What a thread has counted stays when it ends.
+#[derive(Clone)]
+pub(super) struct Tallies {
+    by_thread: Arc<ThreadLocal<Tally>>,
+    commands: Arc<[String]>,
+}
+
+impl Tallies {
+    pub(super) fn of(commands: &[&str]) -> Self {
+        Self {
+            by_thread: Arc::default(),
+            commands: commands.iter().map(|&name| name.to_owned()).collect(),
+        }
+    }
+
+    /// What this thread has counted.
+    pub(super) fn own(&self) -> &Tally {
+        let new = || Tally {
+            reads: ReadTimes::default(),
+            commands: self.commands.iter().map(|_| Count::default()).collect(),
+        };
+        self.by_thread.get_or(new)
+    }
+
+    pub(super) fn reads(&self) -> ReadTimes {
+        let all = ReadTimes::default();
+        for tally in self.by_thread.iter() {
+            all.iter()
+                .flatten()
+                .zip(tally.reads.iter().flatten())
+                .for_each(|(times, more)| times.add_all(more));
+        }
+        all
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        let reads = options("reads_total", "Reads, by front end and by how they were answered.");
+        let hits = options("cache_hits_total", "Reads answered from memory: hit, stale or absent.");
+        let misses =
+            options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
+        let said = options("commands_total", "Commands of clients of Redis (resp), by name.");
+        let reads = IntCounterVec::new(reads, &READ_LABELS)?;
+        let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
+        let said = IntCounterVec::new(said, &["command"])?;
+        let mut durations = Durations::new()?;
+        for (front_end, outcomes) in self.reads().iter().enumerate() {
+            for (outcome, times) in outcomes.iter().enumerate() {
+                let count = times.count();
+                reads.with_label_values(&read_labels(front_end, outcome)).inc_by(count);
+                if Outcome::ALL[outcome].from_memory() { &hits } else { &misses }.inc_by(count);
+                durations.add(read_labels(front_end, outcome), times);
+            }
+        }
+        for (label, name) in self.commands.iter().enumerate() {
+            let count = self.by_thread.iter().map(|tally| tally.commands[label].get()).sum();
+            said.with_label_values(&[name]).inc_by(count);
+        }
+        Ok(vec![
+            Box::new(reads),
+            Box::new(hits),
+            Box::new(misses),
+            Box::new(said),
+            Box::new(durations),
+        ])
+    }
+}
+
+/// How long reads took, to be told.
+struct Durations {
+    description: Desc,
+    metrics: Vec<proto::Metric>,
+}
+
+impl Durations {
+    fn new() -> prometheus::Result<Self> {
+        let options =
+            options("request_duration_seconds", "How long reads took, by front end and outcome.");
+        let labels = READ_LABELS.map(str::to_owned).to_vec();
+        Ok(Self { description: options.variable_labels(labels).describe()?, metrics: Vec::new() })
+    }
+
+    pub(super) fn add(&mut self, labels: [&'static str; 2], times: &Times) {
+        let label = |(name, value): (&str, &str)| {
+            let mut label = LabelPair::default();
+            label.set_name(name.to_owned());
+            label.set_value(value.to_owned());
+            label
+        };
+        let labels = READ_LABELS.into_iter().zip(labels).map(label).collect();
+        let mut metric = proto::Metric::from_label(labels);
+        metric.set_histogram(times.told());
+        self.metrics.push(metric);
+    }
+}
+
+impl Collector for Durations {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.description]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut family = MetricFamily::default();
+        family.set_name(self.description.fq_name.clone());
+        family.set_help(self.description.help.clone());
+        family.set_field_type(MetricType::HISTOGRAM);
+        family.set_metric(self.metrics.clone());
+        vec![family]
+    }
+}

@@ -1,0 +1,102 @@
+//! What others count, looked at for each scrape.
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::labels::Node;
+use crate::cache::{Cause, Coherence, CoherenceMode, Statistics};
+
+/// One look at what somebody else counts.
+pub(super) type Figures = prometheus::Result<Vec<Box<dyn Collector>>>;
+
+pub(super) fn cache_figures(cache: &Statistics) -> Figures {
+    let evictions = options("cache_evictions_total", "Entries that left the cache, by cause.");
+    let evictions = IntCounterVec::new(evictions, &["cause"])?;
+    for (cause, evicted) in Cause::ALL.iter().zip(cache.evictions) {
+        evictions.with_label_values(&[cause.name()]).inc_by(evicted);
+    }
+    let settings = &cache.settings;
+    let (coherent, wanted) =
+        (cache.coherence == Coherence::Tracking, settings.coherence != CoherenceMode::Ttl);
+    let ttl = Gauge::with_opts(options("cache_ttl_seconds", "How old a cached value may be."))?;
+    ttl.set(settings.ttl.as_secs_f64());
+    Ok(vec![
+        Box::new(evictions),
+        Box::new(ttl),
+        counted(
+            "flights_discarded_total",
+            "Fetches answered but not stored, because the key was invalidated meanwhile.",
+            cache.flights_discarded,
+        )?,
+        measured("flights", "Fetches in progress, each for one key.", cache.flights as u64)?,
+        measured("cache_entries", "Entries in the cache.", cache.entries)?,
+        measured("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
+        measured(
+            "cache_capacity_entries",
+            "How many entries the cache keeps at most.",
+            settings.capacity as u64,
+        )?,
+        measured(
+            "coherent",
+            "Whether Redis tells of changes, and is heard (1), or not (0).",
+            coherent.into(),
+        )?,
+        measured(
+            "coherence_wanted",
+            "Whether Redis is to tell of changes (1), or cache.coherence leaves it to the TTL (0).",
+            wanted.into(),
+        )?,
+    ])
+}
+
+pub(super) fn node_figures(nodes: &[Node]) -> Figures {
+    let up =
+        options("node_up", "Whether this node of those that are asked answers (1) or not (0).");
+    let up = IntGaugeVec::new(up, &["node", "role"])?;
+    for node in nodes {
+        up.with_label_values(&[&node.name, node.role]).set(node.up.into());
+    }
+    Ok(vec![Box::new(up)])
+}
+
+pub(super) fn counted(
+    name: &str,
+    help: &str,
+    count: u64,
+) -> prometheus::Result<Box<dyn Collector>> {
+    let counter = IntCounter::with_opts(options(name, help))?;
+    counter.inc_by(count);
+    Ok(Box::new(counter))
+}
+
+pub(super) fn measured(
+    name: &str,
+    help: &str,
+    value: u64,
+) -> prometheus::Result<Box<dyn Collector>> {
+    let gauge = IntGauge::with_opts(options(name, help))?;
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    Ok(Box::new(gauge))
+}
+
+/// What somebody else counts, looked at for each scrape.
+pub(super) struct Looked<F> {
+    pub(super) look: F,
+    /// Of the names that every look has.
+    pub(super) descriptions: Vec<Desc>,
+}
+
+impl<F: Fn() -> Figures + Send + Sync> Collector for Looked<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        (self.look)().unwrap_or_default().iter().flat_map(|figure| figure.collect()).collect()
+    }
+}
+
+pub(super) fn options(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("redis_proxy")
+}

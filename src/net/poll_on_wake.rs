@@ -1,0 +1,124 @@
+//! A future that is polled only when something has woken it.
+//!
+//! Who waits for several things at once is woken for one of them and polls all. A connection is woken for each request, and
+//! what it waits for besides (a stop, the end of its time) comes once; to poll that means to ask for locks and timers that
+//! threads share, each time in vain.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+
+use crate::sync::lock;
+
+/// A future that is polled only when something has woken it.
+pub(crate) struct Seldom<F> {
+    future: F,
+    bell: Arc<Bell>,
+    /// What the future is given to ring the bell with.
+    waker: Waker,
+    /// Whom the bell wakes, to be compared without its lock.
+    task: Option<Waker>,
+}
+
+struct Bell {
+    has_rung: AtomicBool,
+    /// Who is woken. It stays, so that no ring is lost on nobody.
+    task: Mutex<Option<Waker>>,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.has_rung.store(true, Release);
+        if let Some(task) = &*lock(&self.task) {
+            task.wake_by_ref();
+        }
+    }
+}
+
+impl<F> Seldom<F> {
+    pub(crate) fn new(future: F) -> Self {
+        // Nobody has looked at it yet.
+        let bell = Arc::new(Bell { has_rung: AtomicBool::new(true), task: Mutex::new(None) });
+        Self { future, waker: Waker::from(Arc::clone(&bell)), bell, task: None }
+    }
+
+    /// Changes what is waited for, which is polled anew then.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut F)) {
+        change(&mut self.future);
+        self.bell.has_rung.store(true, Release);
+    }
+}
+
+impl<F: Future + Unpin> Future for Seldom<F> {
+    type Output = F::Output;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.get_mut();
+        if !this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            this.task = Some(cx.waker().clone());
+            lock(&this.bell.task).clone_from(&this.task);
+        }
+        // After the task is known to the bell: who rings it from here on wakes it.
+        if !this.bell.has_rung.load(Acquire) || !this.bell.has_rung.swap(false, AcqRel) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut this.future).poll(&mut Context::from_waker(&this.waker))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn};
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+    }
+
+    #[tokio::test]
+    async fn it_is_polled_when_it_was_woken_and_not_else() {
+        let (polls, (say, said)) = (AtomicUsize::new(0), oneshot::channel());
+        let mut said = Box::pin(said);
+        let counted = poll_fn(|cx| {
+            polls.fetch_add(1, Relaxed);
+            said.as_mut().poll(cx)
+        });
+        let mut seldom = Seldom::new(Box::pin(counted));
+        for _ in 0..3 {
+            assert!(poll_once(&mut seldom).await.is_pending());
+        }
+        assert_eq!(polls.load(Relaxed), 1);
+        say.send(7).unwrap();
+        assert_eq!((seldom.await, polls.load(Relaxed)), (Ok(7), 2));
+    }
+
+    #[tokio::test]
+    async fn it_wakes_whoever_polled_it_last() {
+        let (say, said) = oneshot::channel::<()>();
+        let mut seldom = Seldom::new(Box::pin(said));
+        assert!(poll_once(&mut seldom).await.is_pending());
+        let waits = tokio::spawn(seldom);
+        tokio::task::yield_now().await;
+        say.send(()).unwrap();
+        assert_eq!(waits.await.unwrap(), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_is_polled_anew() {
+        let mut seldom =
+            Seldom::new(Box::pin(pending()) as Pin<Box<dyn Future<Output = ()> + Send>>);
+        assert!(poll_once(&mut seldom).await.is_pending());
+        seldom.change(|future| *future = Box::pin(async {}));
+        seldom.await;
+    }
+}

@@ -1,0 +1,18 @@
+//! Redis's protocol, RESP2 and RESP3, as bytes: where commands and replies end, and how they are written. No I/O.
+//!
+//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+
+mod encode;
+mod inline;
+mod reply_scanner;
+mod request;
+
+pub use self::encode::Protocol;
+pub(crate) use self::encode::{
+    write_array_length, write_bulk, write_bulk_length, write_error, write_integer, write_null,
+};
+pub use self::reply_scanner::{Frame, NoReply, ReplyScanner};
+pub use self::request::{
+    Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
+};
+pub(crate) use self::request::{is_one_of, parse_integer, upcoming};

@@ -1,0 +1,574 @@
+//! Commands as clients send them: where one ends and what its arguments are. No I/O.
+//!
+//! A command is an array of bulk strings, or a line of words ("inline"). Whoever stands between a client and Redis has to
+//! see the same commands as Redis does, byte for byte, or what follows one is taken for something else; so this reads as
+//! Redis's own parser does, in what it lets pass too: after a carriage return any byte ends a line, and a NUL hides the
+//! end of one. Nothing is copied: arguments are ranges of what came in. A command of which too much is still to come can be
+//! let go of: from there on only its end is looked for.
+//!
+//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>, and `networking.c` of Redis 7.
+
+use std::ops::Range;
+
+use super::inline::split_words;
+
+/// How large a command may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Bytes of an argument at most.
+    pub max_bulk: usize,
+    /// Arguments of a command at most, its name among them.
+    pub max_arguments: usize,
+}
+
+/// What Redis allows somebody it does not know yet.
+pub const UNAUTHENTICATED: RequestLimits = RequestLimits { max_bulk: 16 << 10, max_arguments: 10 };
+
+/// What Redis allows anybody; of less, it tells those it does not know that it is because of that.
+const MOST_ARGUMENTS: i64 = i32::MAX as i64;
+const LARGEST_BULK: i64 = 512 << 20;
+
+/// How long a line may be: a command of words, or the length of what follows.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// What Redis answers, behind `-ERR `, to what is no command; then it hangs up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Protocol error: {0}")]
+pub struct ProtocolError(String);
+
+impl ProtocolError {
+    /// As it goes over the wire, where a byte that was no `$` is that byte and not a character.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.to_string().chars().map(|letter| u8::try_from(letter).unwrap_or(b'?')).collect()
+    }
+}
+
+/// How far a command has come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// So many bytes at the front are a command, or the rest of one that was let go of. It may be one of no words.
+    Complete(usize),
+    /// So many bytes at the front are of a command that was let go of and is not over.
+    Part(usize),
+    /// More has to come.
+    Incomplete,
+}
+
+/// Finds the end of each command in what came in.
+#[derive(Debug, Default)]
+pub struct RequestParser {
+    /// The next byte to look at.
+    at: usize,
+    /// The arguments so far, in what came in, or in `unquoted`.
+    arguments: Vec<Range<usize>>,
+    /// The words of a line, where they are not there as they were meant.
+    unquoted: Vec<u8>,
+    is_inline: bool,
+    /// Arguments that are still to come.
+    missing: usize,
+    /// Bytes of the present argument that are still to come, its line end included.
+    bulk: Option<usize>,
+    /// Whether arguments are only passed over.
+    is_let_go: bool,
+}
+
+impl RequestParser {
+    /// Looks at `input`, which begins where the last complete command ended, and holds all that was there before.
+    ///
+    /// # Errors
+    /// It is no command. Nothing that follows can be made sense of.
+    pub fn parse(
+        &mut self,
+        input: &[u8],
+        limits: RequestLimits,
+    ) -> Result<Progress, ProtocolError> {
+        if self.missing == 0 {
+            self.begin();
+            match input.first() {
+                None => return Ok(Progress::Incomplete),
+                Some(b'*') => {}
+                Some(_) => return self.parse_line(input),
+            }
+            if let Some((count, width)) =
+                short_length(input).filter(|(count, _)| *count <= limits.max_arguments)
+            {
+                (self.missing, self.at) = (count, width);
+            } else if !self.parse_count(input, limits)? {
+                return Ok(Progress::Incomplete);
+            }
+        }
+        self.parse_arguments(input, limits)
+    }
+
+    /// How many arguments there are, if their number has come.
+    fn parse_count(&mut self, input: &[u8], limits: RequestLimits) -> Result<bool, ProtocolError> {
+        let Some((count, next)) = length(input, 0, "too big mbulk count string")? else {
+            return Ok(false);
+        };
+        let allowed = count.filter(|count| *count <= to_i64(limits.max_arguments));
+        let count = allowed.ok_or_else(|| match count {
+            Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => {
+                error("unauthenticated multibulk length")
+            }
+            _ => error("invalid multibulk length"),
+        })?;
+        self.at = next;
+        self.missing = usize::try_from(count).unwrap_or(0);
+        Ok(true)
+    }
+
+    fn begin(&mut self) {
+        self.at = 0;
+        self.arguments.clear();
+        self.is_inline = false;
+        self.is_let_go = false;
+    }
+
+    fn parse_arguments(
+        &mut self,
+        input: &[u8],
+        limits: RequestLimits,
+    ) -> Result<Progress, ProtocolError> {
+        while self.missing > 0 {
+            let left = match (self.bulk, short_length(&input[self.at..])) {
+                (Some(left), _) => left,
+                (None, Some((length, width)))
+                    if input[self.at] == b'$' && length <= limits.max_bulk =>
+                {
+                    self.at += width;
+                    length + 2
+                }
+                (None, _) => match self.parse_bulk_length(input, limits)? {
+                    Some(left) => left,
+                    None => return Ok(self.so_far()),
+                },
+            };
+            let there = input.len() - self.at;
+            if there < left {
+                if self.is_let_go {
+                    self.at += there;
+                    self.bulk = Some(left - there);
+                } else {
+                    self.bulk = Some(left);
+                }
+                return Ok(self.so_far());
+            }
+            if !self.is_let_go {
+                self.arguments.push(self.at..self.at + left - 2);
+            }
+            self.at += left;
+            self.bulk = None;
+            self.missing -= 1;
+        }
+        Ok(Progress::Complete(std::mem::take(&mut self.at)))
+    }
+
+    /// What can be said of a command that is not over.
+    fn so_far(&mut self) -> Progress {
+        if self.is_let_go {
+            Progress::Part(std::mem::take(&mut self.at))
+        } else {
+            Progress::Incomplete
+        }
+    }
+
+    fn parse_bulk_length(
+        &mut self,
+        input: &[u8],
+        limits: RequestLimits,
+    ) -> Result<Option<usize>, ProtocolError> {
+        let Some(first) = input.get(self.at) else { return Ok(None) };
+        let Some((length, next)) = length(input, self.at, "too big bulk count string")? else {
+            return Ok(None);
+        };
+        if *first != b'$' {
+            let found = if matches!(first, b'\r' | b'\n') { ' ' } else { char::from(*first) };
+            return Err(error(format!("expected '$', got '{found}'")));
+        }
+        let allowed = length.filter(|length| (0..=to_i64(limits.max_bulk)).contains(length));
+        let allowed = allowed.and_then(|length| usize::try_from(length).ok());
+        let length = allowed.ok_or_else(|| match length {
+            Some(0..=LARGEST_BULK) if limits == UNAUTHENTICATED => {
+                error("unauthenticated bulk length")
+            }
+            _ => error("invalid bulk length"),
+        })?;
+        self.at = next;
+        Ok(Some(length + 2))
+    }
+
+    fn parse_line(&mut self, input: &[u8]) -> Result<Progress, ProtocolError> {
+        let end = memchr::memchr2(b'\n', 0, input).filter(|end| input[*end] == b'\n');
+        let Some(end) = end else {
+            let too_long = input.len() > LONGEST_LINE;
+            return if too_long {
+                Err(error("too big inline request"))
+            } else {
+                Ok(Progress::Incomplete)
+            };
+        };
+        self.is_inline = true;
+        let line = &input[..end];
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        self.unquoted.clear();
+        split_words(line, &mut self.unquoted, &mut self.arguments)
+            .ok_or_else(|| error("unbalanced quotes in request"))?;
+        Ok(Progress::Complete(end + 1))
+    }
+
+    /// The arguments of the command at the front of `input`, of which those that are there.
+    pub fn arguments<'a>(&'a self, input: &'a [u8]) -> Arguments<'a> {
+        Arguments {
+            source: if self.is_inline { &self.unquoted } else { input },
+            ranges: &self.arguments,
+        }
+    }
+
+    /// How many arguments of the command at the front have not come yet.
+    pub fn missing(&self) -> usize {
+        self.missing
+    }
+
+    /// Lets go of the command at the front, which is not complete: its bytes so far may be taken away.
+    /// Returns how many are known to be its own.
+    pub fn let_go(&mut self, input: &[u8]) -> usize {
+        self.is_let_go = true;
+        self.arguments.clear();
+        if let Some(left) = self.bulk {
+            let there = (input.len() - self.at).min(left);
+            self.at += there;
+            self.bulk = Some(left - there);
+        }
+        std::mem::take(&mut self.at)
+    }
+
+    /// Whether the command at the front was let go of.
+    pub fn has_let_go(&self) -> bool {
+        self.is_let_go && self.missing > 0
+    }
+}
+
+/// The arguments of a command; the first is its name.
+#[derive(Debug, Clone, Copy)]
+pub struct Arguments<'a> {
+    source: &'a [u8],
+    ranges: &'a [Range<usize>],
+}
+
+impl<'a> Arguments<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The one at `index`; empty, if there is none.
+    pub fn get(&self, index: usize) -> &'a [u8] {
+        self.ranges.get(index).map_or(&[], |range| &self.source[range.clone()])
+    }
+
+    /// All from `index` on.
+    pub fn from(self, index: usize) -> impl Iterator<Item = &'a [u8]> {
+        self.ranges.iter().skip(index).map(move |range| &self.source[range.clone()])
+    }
+}
+
+/// The keys of the `GET`s that `input` begins with, written as clients write them. It is a guess at what will be asked for, by
+/// which nothing is decided.
+pub(crate) fn upcoming(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let argument = input.strip_prefix(b"*2\r\n$3\r\nGET\r\n")?;
+        let (length, width) = short_length(argument)?;
+        let (key, rest) = argument.get(width..)?.split_at_checked(length)?;
+        input = rest.get(b"\r\n".len()..)?;
+        Some(key)
+    })
+}
+
+fn error(text: impl Into<String>) -> ProtocolError {
+    ProtocolError(text.into())
+}
+
+fn to_i64(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The number behind the byte at `from`, `None` if it is none, and where the next line begins. Nothing, if the line has
+/// not ended.
+fn length(
+    input: &[u8],
+    from: usize,
+    too_long: &str,
+) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
+    let line = &input[from..];
+    let end = memchr::memchr2(b'\r', 0, line).filter(|end| line[*end] == b'\r');
+    match end {
+        // The byte after it has to be there, whatever it is.
+        Some(end) if end + 1 < line.len() => {
+            Ok(Some((line.get(1..end).and_then(parse_integer), from + end + 2)))
+        }
+        None if line.len() > LONGEST_LINE => Err(error(too_long)),
+        _ => Ok(None),
+    }
+}
+
+/// The same for nearly all lengths there are, of a few digits, and how long the line is.
+#[inline]
+fn short_length(line: &[u8]) -> Option<(usize, usize)> {
+    let digit = |byte: u8| usize::from(byte - b'0');
+    match *line {
+        [0, ..] => None,
+        [_, one @ b'0'..=b'9', b'\r', _, ..] => Some((digit(one), 4)),
+        [_, ten @ b'1'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => {
+            Some((digit(ten) * 10 + digit(one), 5))
+        }
+        [_, hundred @ b'1'..=b'9', ten @ b'0'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => {
+            Some((digit(hundred) * 100 + digit(ten) * 10 + digit(one), 6))
+        }
+        _ => None,
+    }
+}
+
+/// A whole number as Redis reads it (`string2ll`): no sign but a minus, no zeros in front.
+pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let plain = match digits {
+        [b'0'] => digits.len() == text.len(),
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if plain { str::from_utf8(text).ok()?.parse().ok() } else { None }
+}
+
+/// Whether it is one of these words, in capitals or not.
+pub(crate) fn is_one_of(word: &[u8], words: &[&str]) -> bool {
+    words.iter().any(|one| word.eq_ignore_ascii_case(one.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: RequestLimits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1024 };
+
+    /// A command as it came, and its words.
+    type Command = (Vec<u8>, Vec<Vec<u8>>);
+
+    /// All commands of `input`, which comes in pieces that end at `cuts`.
+    fn read(input: &[u8], cuts: &[usize], let_go_at: usize) -> Result<Vec<Command>, ProtocolError> {
+        let mut parser = RequestParser::default();
+        let (mut commands, mut held, mut raw) = (Vec::new(), Vec::new(), Vec::new());
+        let mut pieces = cuts.to_vec();
+        pieces.push(input.len());
+        let mut from = 0;
+        for to in pieces {
+            held.extend_from_slice(&input[from..to]);
+            from = to;
+            loop {
+                match parser.parse(&held, LIMITS)? {
+                    Progress::Complete(length) => {
+                        let arguments =
+                            parser.arguments(&held).from(0).map(<[u8]>::to_vec).collect::<Vec<_>>();
+                        raw.extend(held.drain(..length));
+                        commands.push((std::mem::take(&mut raw), arguments));
+                    }
+                    Progress::Part(length) => {
+                        raw.extend(held.drain(..length));
+                        break;
+                    }
+                    Progress::Incomplete => {
+                        if held.len() > let_go_at && !parser.arguments.is_empty() {
+                            let length = parser.let_go(&held);
+                            raw.extend(held.drain(..length));
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(commands)
+    }
+
+    fn encode(words: &[Vec<u8>]) -> Vec<u8> {
+        let mut text = format!("*{}\r\n", words.len()).into_bytes();
+        for word in words {
+            text.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+            text.extend_from_slice(word);
+            text.extend_from_slice(b"\r\n");
+        }
+        text
+    }
+
+    fn words(line: &str) -> Option<Vec<Vec<u8>>> {
+        let commands = read(line.as_bytes(), &[], usize::MAX).ok()?;
+        commands.into_iter().next().map(|(_, words)| words)
+    }
+
+    #[test]
+    fn the_keys_of_gets_are_seen_coming() {
+        let gets = b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n*2\r\n$3\r\nGET\r\n$0\r\n\r\n";
+        assert_eq!(upcoming(gets).collect::<Vec<_>>(), [&b"key"[..], b""]);
+        for behind in [
+            "*2\r\n$3\r\nGET\r\n$9\r\nke",
+            "*2\r\n$3\r\nSET\r\n$1\r\nk\r\n",
+            "GET key\r\n",
+            "*2\r\n$3\r\nGET\r\n$-1\r\n",
+        ] {
+            let input = [&gets[..], behind.as_bytes()].concat();
+            assert_eq!(upcoming(&input).count(), 2, "{behind}");
+            assert_eq!(upcoming(behind.as_bytes()).count(), 0, "{behind}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_split_as_redis_splits_it() {
+        let owned =
+            |words: &[&[u8]]| Some(words.iter().map(|word| word.to_vec()).collect::<Vec<_>>());
+        assert_eq!(words("GET key\r\n"), owned(&[b"GET", b"key"]));
+        assert_eq!(words("  GET\t key \n"), owned(&[b"GET", b"key"]));
+        assert_eq!(
+            words("SET k \"a b\\n\\x00\\xfF\\q\"\r\n"),
+            owned(&[b"SET", b"k", b"a b\n\x00\xffq"])
+        );
+        assert_eq!(words("SET k 'it\\'s \\n'\r\n"), owned(&[b"SET", b"k", b"it's \\n"]));
+        assert_eq!(words("SET k a\"b c\"\r\n"), owned(&[b"SET", b"k", b"ab c"]));
+        assert_eq!(words("SET k \"\"\r\n"), owned(&[b"SET", b"k", b""]));
+        assert_eq!(words("\r\n"), owned(&[]));
+        assert_eq!(
+            words("GET a\x0bb\x0c \x0b c \"d\"\x0be\r\n"),
+            owned(&[b"GET", b"a\x0bb\x0c", b"c", b"d", b"e"])
+        );
+        for unbalanced in ["GET \"k\r\n", "GET 'k\r\n", "GET \"k\"x\r\n", "GET 'k'x\r\n"] {
+            let error = read(unbalanced.as_bytes(), &[], usize::MAX).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "Protocol error: unbalanced quotes in request",
+                "{unbalanced}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_is_told_in_redis_s_words() {
+        for (input, said) in [
+            ("*1048577\r\n", "invalid multibulk length"),
+            ("*2147483648\r\n", "invalid multibulk length"),
+            ("*abc\r\n", "invalid multibulk length"),
+            ("*+1\r\n", "invalid multibulk length"),
+            ("*01\r\n", "invalid multibulk length"),
+            ("*1\r\n:1\r\n", "expected '$', got ':'"),
+            ("*1\r\n\r\n", "expected '$', got ' '"),
+            ("*1\r\n$-1\r\n", "invalid bulk length"),
+            ("*1\r\n$1048577\r\n", "invalid bulk length"),
+            ("*1\r\n$99999999999999999999\r\n", "invalid bulk length"),
+        ] {
+            let error = read(input.as_bytes(), &[], usize::MAX).unwrap_err();
+            assert_eq!(error.to_string(), format!("Protocol error: {said}"), "{input}");
+        }
+        for (begin, said) in [
+            ("*", "too big mbulk count string"),
+            ("*1\r\n$", "too big bulk count string"),
+            ("G", "too big inline request"),
+        ] {
+            let endless = begin.to_owned() + &"1".repeat(LONGEST_LINE + 1);
+            let error = read(endless.as_bytes(), &[], usize::MAX).unwrap_err();
+            assert_eq!(error.to_string(), format!("Protocol error: {said}"), "{begin}");
+        }
+    }
+
+    #[test]
+    fn somebody_unknown_may_say_less() {
+        let said = |input: &[u8]| {
+            RequestParser::default().parse(input, UNAUTHENTICATED).unwrap_err().to_string()
+        };
+        assert_eq!(said(b"*11\r\n"), "Protocol error: unauthenticated multibulk length");
+        assert_eq!(said(b"*2147483647\r\n"), "Protocol error: unauthenticated multibulk length");
+        assert_eq!(said(b"*1\r\n$16385\r\n"), "Protocol error: unauthenticated bulk length");
+        assert_eq!(said(b"*1\r\n$536870912\r\n"), "Protocol error: unauthenticated bulk length");
+        // What nobody may say is refused as it is to everybody.
+        for wrong in ["*abc\r\n", "*2147483648\r\n"] {
+            assert_eq!(
+                said(wrong.as_bytes()),
+                "Protocol error: invalid multibulk length",
+                "{wrong}"
+            );
+        }
+        for wrong in ["$abc\r\n", "$-1\r\n", "$536870913\r\n"] {
+            let wrong = format!("*1\r\n{wrong}");
+            assert_eq!(said(wrong.as_bytes()), "Protocol error: invalid bulk length", "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_command_of_nothing_is_one() {
+        for nothing in ["*0\r\n", "*-1\r\n", "*-100\r\n", "\n", "   \r\n"] {
+            let commands = read(nothing.as_bytes(), &[], usize::MAX).unwrap();
+            assert_eq!(commands, [(nothing.as_bytes().to_vec(), vec![])], "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_command_whose_first_line_is_not_over() {
+        let mut parser = RequestParser::default();
+        let first = encode(&[b"GET".to_vec(), b"key".to_vec()]);
+        for begun in [&b"DEL k"[..], b"*2", b""] {
+            assert_eq!(parser.parse(&first, LIMITS), Ok(Progress::Complete(first.len())));
+            assert_eq!(parser.arguments(&first).len(), 2);
+            assert_eq!(parser.parse(begun, LIMITS), Ok(Progress::Incomplete));
+            assert!(parser.arguments(begun).is_empty(), "{begun:?}");
+        }
+    }
+
+    #[test]
+    fn a_nul_hides_the_end_of_a_line_wherever_it_stands() {
+        for hidden in [&b"*1\r\n\x004\r\nPING\r\n"[..], b"*1\r\n$\x004\r\nPING\r\n", b"*1\x00\r\n"]
+        {
+            assert_eq!(read(hidden, &[], usize::MAX), Ok(vec![]), "{hidden:?}");
+        }
+    }
+
+    #[test]
+    fn a_carriage_return_ends_a_line_whatever_follows() {
+        let commands = read(b"*1\rX$4\rYPINGZZ", &[], usize::MAX).unwrap();
+        assert_eq!(commands, [(b"*1\rX$4\rYPINGZZ".to_vec(), vec![b"PING".to_vec()])]);
+    }
+
+    proptest! {
+        #[test]
+        fn commands_are_the_same_however_they_are_cut(
+            commands in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..5), 1..5),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+            let_go_at in prop::option::of(0_usize..60),
+        ) {
+            let input: Vec<u8> = commands.iter().flat_map(|words| encode(words)).collect();
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(input.len())).collect();
+            cuts.sort_unstable();
+            let found = read(&input, &cuts, let_go_at.unwrap_or(usize::MAX)).unwrap();
+            let raw: Vec<u8> = found.iter().flat_map(|(raw, _)| raw.clone()).collect();
+            prop_assert_eq!(&raw, &input);
+            prop_assert_eq!(found.len(), commands.len());
+            for ((raw, words), command) in found.iter().zip(&commands) {
+                prop_assert_eq!(raw, &encode(command));
+                if let_go_at.is_none() {
+                    prop_assert_eq!(words, command);
+                } else {
+                    prop_assert_eq!(words, &command[..words.len()]);
+                }
+            }
+        }
+
+        #[test]
+        fn anything_cut_at_every_byte_is_what_it_is_in_one_piece(
+            input in prop::collection::vec(prop::sample::select(&b"*$0123\r\n -\"'\\xaG\0"[..]), 0..40),
+        ) {
+            let whole = read(&input, &[], usize::MAX);
+            let cuts: Vec<_> = (0..input.len()).collect();
+            prop_assert_eq!(read(&input, &cuts, usize::MAX), whole);
+        }
+    }
+}

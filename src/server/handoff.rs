@@ -1,0 +1,43 @@
+//! A connection on its way from who accepted it to who serves it.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Drain, Serve, Tls};
+use crate::metrics::{OpenConnection, Refusals};
+use crate::net::{Stream, Unattended};
+
+/// A connection on its way to its worker.
+pub(super) struct Connection {
+    pub(super) stream: Unattended,
+    /// Within TLS, if so, and the count of those with whom it was not agreed on.
+    pub(super) tls: Option<(Tls, Refusals)>,
+    pub(super) service: Arc<dyn Serve>,
+    pub(super) drain: Drain,
+    pub(super) counted: Counted,
+}
+
+/// What a connection takes up until it is dropped.
+pub(super) struct Counted {
+    pub(super) _permit: OwnedSemaphorePermit,
+    pub(super) _open: OpenConnection,
+}
+
+impl Connection {
+    /// Serves it, where it is to stay.
+    pub(super) async fn serve(self) {
+        let Self { stream, tls, service, drain, counted: _counted } = self;
+        // A socket that cannot be moved is gone already.
+        let Ok(stream) = stream.attend() else { return };
+        let stream = match (stream, tls) {
+            (Stream::Tcp(stream), Some((tls, refused))) => {
+                tls.accept(stream, drain.clone(), &refused).await
+            }
+            (stream, _) => Some(stream),
+        };
+        if let Some(stream) = stream {
+            service.serve(stream, drain).await;
+        }
+    }
+}

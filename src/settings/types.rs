@@ -1,0 +1,401 @@
+//! How durations, sizes and counts are written in a config file, the environment and on the command line.
+//!
+//! A bare number is seconds for a duration and bytes for a size, whether it comes as a number or as text,
+//! since the environment and the command line know only text.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// For `#[serde(with = "settings::duration")]`: `"250ms"`, `"1m 30s"`, or seconds as a number.
+pub mod duration {
+    use super::{Deserializer, Duration, DurationVisitor, Serializer};
+
+    /// Writes the shortest text that reads back as the same duration.
+    ///
+    /// # Errors
+    /// Only what the serializer itself reports.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    /// Reads a duration, or `word`, which gives `None`.
+    ///
+    /// # Errors
+    /// Names what was found and what would be right.
+    pub fn or_word<'de, D: Deserializer<'de>>(
+        word: &'static str,
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        from.deserialize_any(super::DurationOr(word))
+    }
+
+    /// Reads text with units, or a number of seconds.
+    ///
+    /// # Errors
+    /// Names what was found and what would be right.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_any(DurationVisitor)
+    }
+}
+
+/// A duration, or this word.
+struct DurationOr(&'static str);
+
+impl Visitor<'_> for DurationOr {
+    type Value = Option<Duration>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} or ", self.0)?;
+        DurationVisitor.expecting(f)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Option<Duration>, E> {
+        if text == self.0 {
+            return Ok(None);
+        }
+        let duration = DurationVisitor.visit_str::<E>(text).ok();
+        duration.map(Some).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, seconds: i64) -> Result<Option<Duration>, E> {
+        DurationVisitor.visit_i64(seconds).map(Some)
+    }
+
+    fn visit_u64<E: Error>(self, seconds: u64) -> Result<Option<Duration>, E> {
+        DurationVisitor.visit_u64(seconds).map(Some)
+    }
+
+    fn visit_f64<E: Error>(self, seconds: f64) -> Result<Option<Duration>, E> {
+        DurationVisitor.visit_f64(seconds).map(Some)
+    }
+}
+
+struct DurationVisitor;
+
+/// Longer than anybody waits, and short enough to be added to any time without overflow.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+fn bounded(duration: Option<Duration>) -> Option<Duration> {
+    duration.filter(|duration| *duration <= LONGEST)
+}
+
+impl Visitor<'_> for DurationVisitor {
+    type Value = Duration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a duration of at most 100 years: seconds as a number, or text such as \"250ms\", \"90s\", \"5m\", \"1h 30m\"",
+        )
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+        let seconds =
+            text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, seconds: i64) -> Result<Duration, E> {
+        let duration = u64::try_from(seconds).ok().map(Duration::from_secs);
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Signed(seconds), &self))
+    }
+
+    fn visit_u64<E: Error>(self, seconds: u64) -> Result<Duration, E> {
+        let duration = Some(Duration::from_secs(seconds));
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(seconds), &self))
+    }
+
+    fn visit_f64<E: Error>(self, seconds: f64) -> Result<Duration, E> {
+        let duration = Duration::try_from_secs_f64(seconds).ok();
+        bounded(duration).ok_or_else(|| E::invalid_value(Unexpected::Float(seconds), &self))
+    }
+}
+
+/// For `#[serde(with = "settings::count")]`: a whole number, as a number or as text; never a boolean or a fraction.
+pub mod count {
+    use super::{CountVisitor, Deserializer, Serializer};
+
+    /// Writes the number.
+    ///
+    /// # Errors
+    /// Only what the serializer itself reports.
+    pub fn serialize<S: Serializer>(count: &usize, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(*count as u64)
+    }
+
+    /// Reads a whole number of zero or more.
+    ///
+    /// # Errors
+    /// Names what was found and what would be right.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+struct CountVisitor;
+
+/// More than there can be of anything here, and a number that every format can write.
+const LARGEST_COUNT: u64 = 1 << 40;
+
+fn bounded_count(number: Option<u64>) -> Option<usize> {
+    number.filter(|number| *number <= LARGEST_COUNT).and_then(|number| usize::try_from(number).ok())
+}
+
+impl Visitor<'_> for CountVisitor {
+    type Value = usize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a whole number from 0 to {LARGEST_COUNT}")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
+        bounded_count(text.parse().ok())
+            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<usize, E> {
+        bounded_count(number.try_into().ok())
+            .ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<usize, E> {
+        bounded_count(Some(number))
+            .ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+    }
+}
+
+/// A number of bytes, written `"64KiB"`, `"512MiB"`, `"1GiB"`, or as a bare number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub usize);
+
+const BYTE_UNITS: [(&str, usize); 4] =
+    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact =
+            BYTE_UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        let (name, unit) = exact.unwrap_or(&("B", 1));
+        write!(f, "{}{name}", self.0 / unit)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ByteSizeVisitor)
+    }
+}
+
+struct ByteSizeVisitor;
+
+impl Visitor<'_> for ByteSizeVisitor {
+    type Value = ByteSize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a size: bytes as a number, or text such as \"64KiB\", \"512MiB\", \"1GiB\"")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<ByteSize, E> {
+        let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic()).trim_end();
+        let suffix = text[digits.len()..].trim_start();
+        let unit = BYTE_UNITS
+            .iter()
+            .find(|(name, _)| suffix.eq_ignore_ascii_case(name))
+            .map(|(_, unit)| *unit);
+        let unit = if suffix.is_empty() { Some(1) } else { unit };
+        let bytes = digits
+            .parse::<usize>()
+            .ok()
+            .zip(unit)
+            .and_then(|(number, unit)| number.checked_mul(unit));
+        bytes.map(ByteSize).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, bytes: i64) -> Result<ByteSize, E> {
+        usize::try_from(bytes)
+            .map(ByteSize)
+            .map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+    }
+
+    fn visit_u64<E: Error>(self, bytes: u64) -> Result<ByteSize, E> {
+        usize::try_from(bytes)
+            .map(ByteSize)
+            .map_err(|_| E::invalid_value(Unexpected::Unsigned(bytes), &self))
+    }
+}
+
+/// A part of a whole, from 0 to 1; by default the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Ratio(pub f64);
+
+/// It is never "not a number".
+impl Eq for Ratio {}
+
+impl Default for Ratio {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RatioVisitor)
+    }
+}
+
+struct RatioVisitor;
+
+impl Visitor<'_> for RatioVisitor {
+    type Value = Ratio;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number from 0 to 1")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Ratio, E> {
+        let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(Ratio).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Ratio, E> {
+        match number {
+            0 => Ok(Ratio(0.0)),
+            1 => Ok(Ratio(1.0)),
+            _ => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+        }
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Ratio, E> {
+        self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Ratio, E> {
+        let ratio = Some(number).filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(Ratio).ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+    }
+}
+
+/// A text that may be used but never shown: its `Debug` and its serialized form are asterisks.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether no secret is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// What stands in the place of a secret.
+pub const MASK: &str = "********";
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_empty() { "" } else { MASK })
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:?}"))
+    }
+}
+
+/// For `TryFrom<String>`: what `text` names among `choices`.
+///
+/// # Errors
+/// Names what was found and what may be chosen.
+pub fn choose<T: Copy, const N: usize>(text: &str, choices: [(&str, T); N]) -> Result<T, String> {
+    let found = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
+    found.ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+        format!("invalid value: string {text:?}, expected {}", names.join(" or "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize, Serialize, Debug)]
+    struct Sample {
+        #[serde(with = "duration")]
+        wait: Duration,
+        size: ByteSize,
+        #[serde(with = "count")]
+        number: usize,
+    }
+
+    fn sample(wait: &str, size: &str, number: &str) -> Result<Sample, toml::de::Error> {
+        toml::from_str(&format!("wait = {wait}\nsize = {size}\nnumber = {number}"))
+    }
+
+    #[test]
+    fn numbers_and_text_read_alike() {
+        for wait in ["90", "\"90\"", "\"90s\"", "\"1m 30s\"", "90.0", "\"1500ms 88500ms\""] {
+            assert_eq!(sample(wait, "1", "1").unwrap().wait, Duration::from_secs(90), "{wait}");
+        }
+        for size in ["2048", "\"2048\"", "\"2KiB\"", "\"2 kib\"", "\"2048B\""] {
+            assert_eq!(sample("1", size, "1").unwrap().size, ByteSize(2048), "{size}");
+        }
+        assert_eq!(sample("1", "1", "\"7\"").unwrap().number, 7);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_would_be_right() {
+        for (wait, size, number) in [
+            ("\"banana\"", "1", "1"),
+            ("-1", "1", "1"),
+            ("\"-1s\"", "1", "1"),
+            ("true", "1", "1"),
+            ("\"NaN\"", "1", "1"),
+            ("1", "\"2 kilo\"", "1"),
+            ("1", "\"99999999999GiB\"", "1"),
+            ("1", "1", "-3"),
+            ("1", "1", "1.5"),
+            ("1", "1", "true"),
+        ] {
+            let error = sample(wait, size, number).unwrap_err().to_string();
+            assert!(error.contains(", expected a "), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_print_in_their_largest_exact_unit() {
+        for (bytes, text) in
+            [(0, "0B"), (1, "1B"), (1024, "1KiB"), (1536, "1536B"), (512 << 20, "512MiB")]
+        {
+            assert_eq!(ByteSize(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret = Secret::from("hunter2".to_owned());
+        assert_eq!(format!("{secret:?}"), MASK);
+        assert_eq!(serde_json::to_string(&secret).unwrap(), format!("\"{MASK}\""));
+        assert_eq!(serde_json::to_string(&Secret::default()).unwrap(), "\"\"");
+    }
+}

@@ -1,0 +1,252 @@
+//! Which keys are read most, of late.
+//!
+//! Each thread that reads counts in a sketch of its own, which holds so many keys and no more: of any key it knows a count
+//! that is too low by at most its error, and a key that is read more often than that is never missed (Misra and Gries; the
+//! sketch is Apache `DataSketches`' "frequent items"). So counting waits for nobody, and what it takes is bounded by keys
+//! times `LONGEST` times two for each thread. Counts begin anew each `WINDOW`; what is told is of the last whole one
+//! and the one that goes on.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use thread_local::ThreadLocal;
+use tokio::time::Instant;
+
+use crate::sync::lock;
+
+/// For how long is counted before it begins anew.
+const WINDOW: Duration = Duration::from_secs(60);
+/// The longest key that is counted, in bytes.
+pub const LONGEST: usize = 1024;
+/// What a key is not written with: all that means something in a path, in JSON, in lines or on a terminal.
+const ESCAPED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':').remove(b'/');
+
+/// A key as it is written behind `/keys/`.
+pub fn written(key: &[u8]) -> String {
+    percent_encode(key, ESCAPED).to_string()
+}
+
+/// Counts keys, if it is to. Clones count together.
+#[derive(Clone, Default)]
+pub struct HotKeys(Option<Arc<Shared>>);
+
+struct Shared {
+    /// Whether those who look may see.
+    told: Told,
+    /// The places a sketch has, of which it fills three quarters.
+    places: usize,
+    began: Instant,
+    counts: ThreadLocal<Mutex<Counts>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    ToOperators,
+    ToNobody,
+}
+
+type Sketch = FrequentItemsSketch<Vec<u8>>;
+
+/// What one thread has counted.
+struct Counts {
+    /// Which window since the beginning goes on.
+    window: u64,
+    current: Sketch,
+    last: Sketch,
+}
+
+/// What was counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hottest {
+    /// For how long.
+    pub period: Duration,
+    /// Reads in that time.
+    pub reads: u64,
+    /// The keys, the one that was read most first.
+    pub keys: Vec<HotKey>,
+}
+
+/// A key that is read often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HotKey {
+    /// The key.
+    pub key: Vec<u8>,
+    /// How often it was read at most.
+    pub reads: u64,
+    /// How much less often it may have been.
+    pub error: u64,
+}
+
+impl HotKeys {
+    /// Counts so many keys at once, for each thread; none: does nothing.
+    pub fn new(keys: usize) -> Self {
+        Self::keeping(keys, 0)
+    }
+
+    /// The same, and counts what it takes to [tell](Self::kept) the `kept` keys that are read most, though not to operators.
+    pub fn keeping(keys: usize, kept: usize) -> Self {
+        let told = if keys > 0 { Told::ToOperators } else { Told::ToNobody };
+        let keys = keys.max(kept.saturating_mul(ROOM_TO_KEEP));
+        let places = (keys.saturating_mul(4) / 3).next_power_of_two().clamp(FEWEST, MOST);
+        let shared =
+            || Arc::new(Shared { told, places, began: Instant::now(), counts: ThreadLocal::new() });
+        Self((keys > 0).then(shared))
+    }
+
+    /// `key` is read.
+    pub fn count(&self, key: &[u8], now: Instant) {
+        if let Some(shared) = &self.0
+            && key.len() <= LONGEST
+        {
+            shared.count(key, now);
+        }
+    }
+
+    /// The `most` keys that are read most; nothing, if keys are not counted.
+    pub fn hottest(&self, most: usize, now: Instant) -> Option<Hottest> {
+        self.0
+            .as_ref()
+            .filter(|shared| shared.told == Told::ToOperators)
+            .and_then(|shared| shared.hottest(most, now))
+    }
+
+    /// The `most` keys that are read most, to be kept where only the daemon reads them.
+    pub fn kept(&self, most: usize, now: Instant) -> Vec<Vec<u8>> {
+        let hottest = self.0.as_ref().and_then(|shared| shared.hottest(most, now));
+        hottest
+            .map(|hottest| hottest.keys.into_iter().map(|hot| hot.key).collect())
+            .unwrap_or_default()
+    }
+}
+
+/// A sketch tells the first keys of a long tail from the others only where it counts several times as many.
+const ROOM_TO_KEEP: usize = 8;
+/// What the sketch takes at least, and more than anybody looks at.
+const FEWEST: usize = 8;
+const MOST: usize = 1 << 17;
+
+impl Shared {
+    fn window(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_secs() / WINDOW.as_secs()
+    }
+
+    fn count(&self, key: &[u8], now: Instant) {
+        let window = self.window(now);
+        // It fails only for a number of places that is not one, which this has not.
+        let new = || Counts::new(self.places).map(Mutex::new);
+        if let Ok(counts) = self.counts.get_or_try(new) {
+            // Its own thread's, so it waits at most for somebody who looks.
+            let mut counts = lock(counts);
+            counts.turn_to(window);
+            counts.current.update_ref(key);
+        }
+    }
+
+    fn hottest(&self, most: usize, now: Instant) -> Option<Hottest> {
+        let window = self.window(now);
+        let mut all = Sketch::new(MOST).ok()?;
+        for counts in &self.counts {
+            let mut counts = lock(counts);
+            counts.turn_to(window);
+            all.merge(&counts.last);
+            all.merge(&counts.current);
+        }
+        let mut rows = all.frequent_items(ErrorType::NoFalseNegatives);
+        rows.sort_by(|a, b| {
+            b.upper_bound().cmp(&a.upper_bound()).then_with(|| a.item().cmp(b.item()))
+        });
+        let key = |row: &datasketches::frequencies::Row<Vec<u8>>| HotKey {
+            key: row.item().clone(),
+            reads: row.upper_bound(),
+            error: row.upper_bound() - row.lower_bound(),
+        };
+        let began =
+            self.began + WINDOW * u32::try_from(window.saturating_sub(1)).unwrap_or(u32::MAX);
+        Some(Hottest {
+            period: now.saturating_duration_since(began),
+            reads: all.total_weight(),
+            keys: rows.iter().take(most).map(key).collect(),
+        })
+    }
+}
+
+impl Counts {
+    fn new(places: usize) -> Result<Self, datasketches::error::Error> {
+        Ok(Self { window: 0, current: Sketch::new(places)?, last: Sketch::new(places)? })
+    }
+
+    /// Forgets what is of neither this window nor the one before.
+    fn turn_to(&mut self, window: u64) {
+        if window > self.window {
+            std::mem::swap(&mut self.current, &mut self.last);
+            self.current.reset();
+            if window > self.window + 1 {
+                self.last.reset();
+            }
+            self.window = window;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn it_does_nothing_unless_told_to() {
+        let (none, now) = (HotKeys::new(0), Instant::now());
+        none.count(b"key", now);
+        assert_eq!(none.hottest(10, now), None);
+    }
+
+    #[test]
+    fn counts_of_all_threads_are_told_together_and_old_ones_are_forgotten() {
+        let (hot, now) = (HotKeys::new(10), Instant::now());
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..5).for_each(|_| hot.count(b"often", now)));
+            }
+        });
+        hot.count(b"once", now);
+        hot.count(&[b'x'; LONGEST + 1], now);
+        let expected = |key: &[u8], reads| HotKey { key: key.to_vec(), reads, error: 0 };
+        let told = |later| hot.hottest(10, now + Duration::from_secs(later)).unwrap();
+        assert_eq!(told(0).keys, [expected(b"often", 15), expected(b"once", 1)]);
+        assert_eq!((told(1).reads, hot.hottest(1, now).unwrap().keys.len()), (16, 1));
+        assert_eq!(told(61).keys.len(), 2, "the window before is told of too");
+        assert!((60..=62).contains(&told(61).period.as_secs()));
+        assert!(told(125).keys.is_empty());
+    }
+
+    proptest! {
+        /// No key is told to be read less often than it was, or more often than its error allows; and one that is read more
+        /// often than any error is there.
+        #[test]
+        fn counts_are_right_within_their_error(keys in proptest::collection::vec(0_u8..60, 0..3000)) {
+            let (hot, now) = (HotKeys::new(12), Instant::now());
+            let mut exact: HashMap<Vec<u8>, u64> = HashMap::new();
+            // A few of them are read far more often than the others.
+            for key in keys.iter().map(|key| if key % 3 == 0 { key % 6 } else { *key }) {
+                hot.count(&[key], now);
+                *exact.entry(vec![key]).or_default() += 1;
+            }
+            let told = hot.hottest(100, now).unwrap();
+            prop_assert_eq!(told.reads, exact.values().sum::<u64>());
+            let error = told.keys.iter().map(|key| key.error).max().unwrap_or(0);
+            for HotKey { key, reads, error } in &told.keys {
+                let was = exact[key];
+                prop_assert!((*reads - error..=*reads).contains(&was), "{key:?}: {reads} - {error}, was {was}");
+            }
+            for (key, was) in &exact {
+                prop_assert!(*was <= error || told.keys.iter().any(|told| told.key == *key), "{key:?}, {was}, {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Spans on their way to the collector.
+//!
+//! One thread with a runtime of its own sends them in batches. A span that is over is put into a queue of limited length
+//! and nobody waits for anything: what there is no room for, and what the collector does not take, is counted and
+//! forgotten. How much waits, and for how long, is said by the standard variables `OTEL_BSP_*`.
+
+use std::io;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{self as threads, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use opentelemetry::Context;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::settings::variable;
+use crate::sync::lock;
+
+/// How much waits, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
+    /// Spans that may wait.
+    queue: usize,
+    /// Spans that are sent at once, at most.
+    batch: usize,
+    /// For how long the first span of a batch waits for others.
+    delay: Duration,
+    /// How long a batch may take to be sent, with all its tries.
+    export: Duration,
+}
+
+impl Limits {
+    /// The standard variables, or their defaults.
+    fn from_environment() -> Self {
+        let queue = positive("OTEL_BSP_MAX_QUEUE_SIZE", 2048);
+        Self {
+            queue,
+            batch: positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512).min(queue),
+            delay: Duration::from_millis(positive("OTEL_BSP_SCHEDULE_DELAY", 5000)),
+            export: Duration::from_millis(positive("OTEL_BSP_EXPORT_TIMEOUT", 30_000)),
+        }
+    }
+}
+
+fn positive<N: FromStr + PartialOrd + Default>(name: &str, default: N) -> N {
+    variable(name)
+        .and_then(|text| text.parse().ok())
+        .filter(|number| *number > N::default())
+        .unwrap_or(default)
+}
+
+/// Takes spans that are over, for the thread that sends them.
+#[derive(Debug)]
+pub(super) struct Queue {
+    spans: mpsc::Sender<SpanData>,
+    dropped: Arc<AtomicU64>,
+    end: Mutex<Option<End>>,
+}
+
+/// How the thread is told to end, and tells that it has.
+#[derive(Debug)]
+struct End {
+    tell: oneshot::Sender<()>,
+    told: threads::Receiver<()>,
+}
+
+impl Queue {
+    /// Begins to send what comes with `exporter`, on `runtime`. What is lost is added to `dropped`.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn start<E: SpanExporter + 'static>(
+        runtime: Runtime,
+        mut exporter: E,
+        resource: &Resource,
+        dropped: Arc<AtomicU64>,
+    ) -> io::Result<Self> {
+        exporter.set_resource(resource);
+        let limits = Limits::from_environment();
+        let (spans, waiting) = mpsc::channel(limits.queue);
+        let (tell, ending) = oneshot::channel();
+        let (ended, told) = threads::sync_channel(1);
+        let sender = Sender { exporter, limits, dropped: Arc::clone(&dropped), failing: false };
+        std::thread::Builder::new().name("traces".to_owned()).spawn(move || {
+            runtime.block_on(sender.run(waiting, ending));
+            _ = ended.send(());
+        })?;
+        Ok(Self { spans, dropped, end: Mutex::new(Some(End { tell, told })) })
+    }
+}
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, _span: &mut Span, _context: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if span.span_context.is_sampled() && self.spans.try_send(span).is_err() {
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Err(OTelSdkError::InternalFailure(
+            "spans are sent as they come, and waited for at the end only".to_owned(),
+        ))
+    }
+
+    /// Sends what waits, for as long as this allows.
+    fn shutdown_with_timeout(&self, patience: Duration) -> OTelSdkResult {
+        let end = lock(&self.end).take();
+        let Some(End { tell, told }) = end else { return Err(OTelSdkError::AlreadyShutdown) };
+        _ = tell.send(());
+        match told.recv_timeout(patience) {
+            Err(RecvTimeoutError::Timeout) => Err(OTelSdkError::Timeout(patience)),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
+        }
+    }
+}
+
+struct Sender<E> {
+    exporter: E,
+    limits: Limits,
+    dropped: Arc<AtomicU64>,
+    /// Whether the last batch was lost, so that it is said once.
+    failing: bool,
+}
+
+impl<E: SpanExporter> Sender<E> {
+    async fn run(
+        mut self,
+        mut waiting: mpsc::Receiver<SpanData>,
+        mut ending: oneshot::Receiver<()>,
+    ) {
+        loop {
+            let mut batch = Vec::with_capacity(self.limits.batch);
+            tokio::select! {
+                () = self.fill(&mut batch, &mut waiting) => {}
+                _ = &mut ending, if !waiting.is_closed() => waiting.close(),
+            }
+            if batch.is_empty() && waiting.is_closed() && waiting.is_empty() {
+                return;
+            }
+            if !batch.is_empty() {
+                self.send(batch).await;
+            }
+        }
+    }
+
+    /// Takes what comes until there is a batch, or its first span has waited long enough, or there will be no more.
+    async fn fill(&self, batch: &mut Vec<SpanData>, waiting: &mut mpsc::Receiver<SpanData>) {
+        let most = self.limits.batch;
+        waiting.recv_many(batch, most).await;
+        let due = Instant::now() + self.limits.delay;
+        while batch.len() < most
+            && let Ok(1..) = timeout_at(due, waiting.recv_many(batch, most - batch.len())).await
+        {
+        }
+    }
+
+    async fn send(&mut self, batch: Vec<SpanData>) {
+        let spans = batch.len();
+        let sent = timeout(self.limits.export, self.exporter.export(batch)).await;
+        match sent.unwrap_or(Err(OTelSdkError::Timeout(self.limits.export))) {
+            Ok(()) if self.failing => {
+                self.failing = false;
+                tracing::info!("the collector takes spans again");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                self.dropped.fetch_add(spans as u64, Relaxed);
+                if !self.failing {
+                    tracing::warn!(%error, "the collector does not take spans; they are dropped");
+                }
+                self.failing = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! A warm start: the names of the keys that were read most are kept across a restart, and their values fetched again.
+//!
+//! Names are written to a file, every minute and at the stop, and read at the start; values are never written. Each is
+//! fetched by a flight like any reader's, so every rule of the cache holds for it. The rule: nobody waits for this. It goes
+//! on beside everything else, so many fetches a second, never takes the turns of readers and drives nothing out of a cache
+//! that is full. A file that cannot be used is a warning.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use percent_encoding::percent_decode;
+use serde::{Deserialize, Serialize};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, interval, sleep};
+
+use crate::proxy::{NotReady, Proxy};
+use crate::settings::{self, Contradiction, broken};
+use crate::sync::lock;
+use crate::telemetry::hot_keys::{self, HotKeys};
+
+/// `[warm]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where the names of the keys that are read most are kept across a restart; empty: nowhere.
+    pub file: PathBuf,
+    /// How many of them.
+    #[serde(with = "settings::count")]
+    pub keys: usize,
+    /// How many are fetched a second at most, after a start.
+    #[serde(with = "settings::count")]
+    pub rate: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { file: PathBuf::new(), keys: 1000, rate: 500 }
+    }
+}
+
+impl Settings {
+    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+        let keys = format!("found {}, expected 1 to {MOST_KEYS}", self.keys);
+        let rate = format!("found {}, expected 1 to {MOST_A_SECOND}", self.rate);
+        broken([
+            (!(1..=MOST_KEYS).contains(&self.keys), "warm.keys", &keys),
+            (!(1..=MOST_A_SECOND).contains(&self.rate), "warm.rate", &rate),
+        ])
+    }
+
+    /// How many keys are to be kept: none where there is no file.
+    pub fn kept(&self) -> usize {
+        if self.file.as_os_str().is_empty() { 0 } else { self.keys }
+    }
+}
+
+const MOST_KEYS: usize = 16_384;
+const MOST_A_SECOND: usize = 100_000;
+/// How often the names are written.
+const WRITTEN_EVERY: Duration = Duration::from_secs(60);
+/// Names that were read at the start stand in for as long as too few were counted since.
+const STAND_IN: Duration = Duration::from_secs(120);
+/// Fetches at once, so that a Redis that is far away does not make the rate a matter of its distance.
+const TOGETHER: usize = 8;
+/// How long to wait for room, or for Redis.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const FIRST_LINE: &str =
+    "# Keys that redis-proxy was asked for most, the first most of all; each as behind /keys/.\n";
+
+/// Whether a key is given out by any listener.
+pub type Permits = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// Keeps names across restarts. Clones are one.
+#[derive(Clone)]
+pub struct Warm(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    /// So many fetches leave room for readers.
+    room: usize,
+    permits: Permits,
+    hot_keys: HotKeys,
+    proxy: Proxy,
+    begun: Instant,
+    /// What the file said at the start; nothing as long as it was not read.
+    remembered: Mutex<Option<Vec<Vec<u8>>>>,
+}
+
+impl Warm {
+    /// Fetches through `proxy`, and only while fewer than half of the `max_fetches` are in progress, keys that `permits` lets
+    /// through; keeps what `hot_keys` counts.
+    pub fn new(
+        settings: Settings,
+        max_fetches: usize,
+        permits: Permits,
+        hot_keys: HotKeys,
+        proxy: Proxy,
+    ) -> Self {
+        let (room, begun, remembered) =
+            ((max_fetches / 2).max(1), Instant::now(), Mutex::default());
+        Self(Arc::new(Shared { settings, room, permits, hot_keys, proxy, begun, remembered }))
+    }
+
+    /// Fetches what was kept, and keeps what is read, until the daemon ends.
+    pub async fn run(self) {
+        let keys = self.0.read_at_start().await;
+        let keep = async {
+            loop {
+                sleep(WRITTEN_EVERY).await;
+                self.keep().await;
+            }
+        };
+        tokio::join!(self.0.fetch(keys), keep);
+    }
+
+    /// Writes down what is read most now.
+    pub async fn keep(&self) {
+        let (file, keys) = (self.0.settings.file.clone(), self.0.to_keep());
+        // With nothing to say, what is there may be of use yet.
+        if keys.is_empty() {
+            return;
+        }
+        if let Ok(Err(error)) = spawn_blocking(move || write(&file, &keys)).await {
+            let file = self.0.settings.file.display();
+            tracing::warn!(%file, %error, "the names of the hottest keys were not written");
+        }
+    }
+}
+
+impl Shared {
+    async fn read_at_start(&self) -> Vec<Vec<u8>> {
+        let (file, most) = (self.settings.file.clone(), self.settings.keys);
+        let shown = self.settings.file.display();
+        let keys = match spawn_blocking(move || read(&file, most)).await {
+            Ok(Ok(Kept { keys, damaged })) => {
+                if damaged > 0 {
+                    tracing::warn!(file = %shown, damaged, "some lines of hot keys are no keys, and were left out");
+                }
+                keys
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Ok(Err(error)) => {
+                tracing::warn!(file = %shown, %error, "the names of the hottest keys cannot be read");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        };
+        *lock(&self.remembered) = Some(keys.clone());
+        keys
+    }
+
+    /// The keys that are read most, and as long as few were counted, those that were kept before.
+    fn to_keep(&self) -> Vec<Vec<u8>> {
+        let remembered = lock(&self.remembered);
+        let (now, Some(remembered)) = (Instant::now(), &*remembered) else { return Vec::new() };
+        let mut keys = self.hot_keys.kept(self.settings.keys, now);
+        if !keys.is_empty() && now.saturating_duration_since(self.begun) < STAND_IN {
+            let more: Vec<_> =
+                remembered.iter().filter(|key| !keys.contains(key)).cloned().collect();
+            keys.extend(more);
+            keys.truncate(self.settings.keys);
+        }
+        keys
+    }
+
+    async fn fetch(&self, keys: Vec<Vec<u8>>) {
+        let (begun, known) = (Instant::now(), keys.len());
+        let mut turns =
+            interval(Duration::from_secs(1) / u32::try_from(self.settings.rate).unwrap_or(1));
+        let (mut fetches, mut warmed) = (JoinSet::new(), 0_usize);
+        for key in keys.into_iter().filter(|key| (self.permits)(key)) {
+            turns.tick().await;
+            if !self.may_go_on(&mut turns).await {
+                break;
+            }
+            if fetches.len() >= TOGETHER {
+                warmed += usize::from(matches!(fetches.join_next().await, Some(Ok(true))));
+            }
+            let proxy = self.proxy.clone();
+            fetches.spawn(async move { proxy.warm(&key).await });
+        }
+        warmed += fetches.join_all().await.into_iter().filter(|fetched| *fetched).count();
+        if known > 0 {
+            tracing::info!(warmed, known, took = ?begun.elapsed(), "the hottest keys of before were fetched");
+        }
+    }
+
+    /// Returns once Redis can be asked and readers leave room: true; or false, if nothing more would be kept.
+    async fn may_go_on(&self, turns: &mut tokio::time::Interval) -> bool {
+        loop {
+            match self.proxy.ready() {
+                Err(NotReady::Draining) => return false,
+                Ok(()) => {
+                    let cache = self.proxy.statistics();
+                    if cache.settings.ttl.is_zero()
+                        || cache.entries >= cache.settings.capacity as u64
+                    {
+                        return false;
+                    }
+                    if cache.flights < self.room {
+                        return true;
+                    }
+                }
+                Err(NotReady::NoBackend(_)) => {}
+            }
+            sleep(LOOK_AGAIN).await;
+            // What was not done meanwhile is not made up for.
+            turns.reset();
+        }
+    }
+}
+
+/// What a file said.
+#[derive(Debug, PartialEq, Eq)]
+struct Kept {
+    keys: Vec<Vec<u8>>,
+    /// Lines that are no keys.
+    damaged: usize,
+}
+
+/// At most so many names; no more of the file is read than they can take.
+fn read(path: &Path, most: usize) -> io::Result<Kept> {
+    // Opening something else, such as a pipe, might never end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let limit = (FIRST_LINE.len() + most * LONGEST_LINE) as u64;
+    let mut text = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut text)?;
+    let mut kept = Kept { keys: Vec::new(), damaged: 0 };
+    for line in
+        text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+    {
+        if kept.keys.len() == most {
+            break;
+        }
+        match parse(line) {
+            Some(key) => kept.keys.push(key),
+            None => kept.damaged += 1,
+        }
+    }
+    Ok(kept)
+}
+
+/// Each byte of a key may take three, and there is the end of the line.
+const LONGEST_LINE: usize = 3 * hot_keys::LONGEST + 1;
+
+/// A key, if this is one as it is written here.
+fn parse(line: &[u8]) -> Option<Vec<u8>> {
+    if line.len() >= LONGEST_LINE {
+        return None;
+    }
+    let key: Vec<u8> = percent_decode(line).collect();
+    (hot_keys::written(&key).as_bytes() == line).then_some(key)
+}
+
+/// Puts a whole new file, which its owner alone can read, in the place of what there is.
+fn write(path: &Path, keys: &[Vec<u8>]) -> io::Result<()> {
+    // A device or a folder is not to be replaced.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".hot-keys-").tempfile_in(folder)?;
+    let mut text = FIRST_LINE.to_owned();
+    for key in keys {
+        text.push_str(&hot_keys::written(key));
+        text.push('\n');
+    }
+    file.write_all(text.as_bytes())?;
+    file.persist(path).map_err(|failed| failed.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again_by_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let keys: Vec<Vec<u8>> = [b"plain:1".as_slice(), b"with\nlines %\0\xff", b"#hash", b"e"]
+            .map(<[u8]>::to_vec)
+            .into();
+        write(&path, &keys).unwrap();
+        assert_eq!(read(&path, 10).unwrap(), Kept { keys: keys.clone(), damaged: 0 });
+        assert_eq!(read(&path, 2).unwrap().keys, keys[..2]);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        write(&path, &keys[..1]).unwrap();
+        assert_eq!(read(&path, 10).unwrap().keys, keys[..1]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_what_it_leads_to_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("keys"), folder.path().join("other"));
+        fs::write(&other, "precious\n").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        write(&path, &[b"key".to_vec()]).unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "precious\n");
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+    }
+
+    #[test]
+    fn damage_costs_the_damaged_lines_and_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        fs::write(&path, b"good\n%zz\n\xff\xfe\n\nlower%2a\nalso%0Agood\ncut off%").unwrap();
+        let expected = Kept { keys: vec![b"good".to_vec(), b"also\ngood".to_vec()], damaged: 4 };
+        assert_eq!(read(&path, 10).unwrap(), expected);
+        fs::write(&path, "x".repeat(LONGEST_LINE)).unwrap();
+        assert_eq!(read(&path, 10).unwrap(), Kept { keys: Vec::new(), damaged: 1 });
+        // As large as anybody likes: a hole takes no disk.
+        File::create(&path).unwrap().set_len(512 << 20).unwrap();
+        assert_eq!(read(&path, 1000).unwrap(), Kept { keys: Vec::new(), damaged: 1 });
+        assert!(read(folder.path(), 10).is_err() && read(Path::new("/dev/zero"), 10).is_err());
+        assert!(
+            write(Path::new("/dev/null"), &[]).is_err()
+                && !fs::metadata("/dev/null").unwrap().is_file()
+        );
+        fs::write(&path, "key:%00\n".repeat(1_000_000)).unwrap();
+        assert_eq!(read(&path, 1000).unwrap().keys.len(), 1000);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_file_says_it_is_read(text in proptest::collection::vec(any::<u8>(), 0..400), most in 1_usize..5) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("keys");
+            fs::write(&path, &text).unwrap();
+            let kept = read(&path, most).unwrap();
+            prop_assert!(kept.keys.len() <= most);
+            write(&path, &kept.keys).unwrap();
+            prop_assert_eq!(read(&path, most).unwrap(), Kept { keys: kept.keys, damaged: 0 });
+        }
+    }
+}
