@@ -8,6 +8,7 @@ pub mod backend;
 pub mod cache;
 pub mod cli;
 pub mod cluster;
+pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod http;

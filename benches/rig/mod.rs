@@ -19,7 +19,7 @@ use redis_proxy::resp::{self, Resp};
 use redis_proxy::server::{Drain, Serve};
 use redis_proxy::telemetry::hot_keys::HotKeys;
 use redis_proxy::upstream::Upstream;
-use redis_proxy::{http, resp::names};
+use redis_proxy::{commands::names, http};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};

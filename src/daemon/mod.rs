@@ -34,7 +34,7 @@ use crate::config::{Config, Problems, Sources};
 use crate::http::{self, Http};
 use crate::metrics::{FrontEnd, Metrics, Refusal};
 use crate::proxy::Proxy;
-use crate::resp::{self, Resp};
+use crate::resp::Resp;
 use crate::server::{BindError, Drain, DrainControl, Listener, Serve, Serving, Tls, Workers};
 use crate::telemetry::Telemetry;
 use crate::telemetry::hot_keys::HotKeys;
@@ -103,7 +103,7 @@ impl Daemon {
             FrontEnd::Admin.name(),
         ])?;
         let means = within_means(&config);
-        let metrics = Arc::new(Metrics::new(&resp::names())?);
+        let metrics = Arc::new(Metrics::new(&crate::commands::names())?);
         let (upstream, link) = upstream(&config, &metrics)?;
         let looked_at = upstream.clone();
         metrics.tell_of_cache(move || looked_at.statistics())?;

@@ -16,3 +16,16 @@ pub use self::request::{
     Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
 };
 pub(crate) use self::request::{is_one_of, parse_integer, upcoming};
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{Progress, RequestLimits, RequestParser};
+
+    /// A line of words as one inline command: its bytes, and a parser that has read it.
+    pub(crate) fn parsed(line: &str) -> (Vec<u8>, RequestParser) {
+        let (input, mut parser) = (format!("{line}\r\n").into_bytes(), RequestParser::default());
+        let limits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1024 };
+        assert_eq!(parser.parse(&input, limits), Ok(Progress::Complete(input.len())));
+        (input, parser)
+    }
+}

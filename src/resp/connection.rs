@@ -1,9 +1,9 @@
 //! A client's connection: what moves over it, in what order, and how it ends.
 //!
-//! One task does all of it, going round for as long as anything moves: it reads from the client, takes up commands, sends
-//! on what is not answered from memory, passes on what Redis says, and writes. Nothing is waited for anywhere but in
-//! [`Connection::poll`], so what stands still is the one thing, and all else goes on. Every buffer has a limit at which the
-//! one who fills it is read no more; the limit of one never stands in the way of what would empty it.
+//! Model: one task does all of it, in rounds, for as long as anything moves. A round reads from the client, takes commands,
+//! forwards what memory does not answer, passes Redis's replies on, and writes. Nothing blocks anywhere but in
+//! [`Connection::poll`], so one thing that stands still holds up no other. Every buffer has a limit at which its source is read
+//! no more, and the limit of one never stops what would empty it.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -13,131 +13,104 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
-use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::Shared;
-use super::link::Link;
-use super::owed::{Dropped, Queue};
-use super::read::{Found, Landed};
-use super::standing::{Standing, User};
-use crate::backend::{BackendError, Fence};
-use crate::net::Output;
-use crate::net::Seldom;
-use crate::net::Stream;
-use crate::protocol::RequestParser;
-use crate::protocol::write_error;
-use crate::protocol::{Frame, ReplyScanner};
+use super::dedicated::DedicatedConnection;
+use super::fence::Fences;
+use super::lifetime::{End, Facts, Lifetime, end};
+use super::reply_queue::ReplyQueue;
+use crate::backend::BackendError;
+use crate::commands::{FetchOutcome, Identity, Invalidations, SessionState};
+use crate::net::{Output, Stream};
+use crate::protocol::{Frame, ReplyScanner, RequestParser, write_error};
 use crate::server::Drain;
 
-type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(super) type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// How a connection goes on.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// Commands are taken up one by one.
+pub(super) enum ConnState {
+    /// Commands are taken one by one.
     Commands,
-    /// Whatever comes is sent on as it is, both ways.
-    Pipe,
-    /// No more is taken up; what is owed is given out, and then it ends.
-    Leaving,
-    /// What is on its way out is given out, and then it ends.
-    Ending,
+    /// Bytes are passed on as they are, both ways.
+    Passthrough,
+    /// No command is taken any more. The connection ends when every pending reply is sent.
+    Draining,
+    /// The connection ends when every reply that is here is sent.
+    Flushing,
     /// It has ended.
-    Over,
+    Closed,
 }
 
 /// A client's connection.
 pub(super) struct Connection {
     client: Stream,
     pub(super) shared: Arc<Shared>,
-    pub(super) stage: Stage,
+    pub(super) state: ConnState,
     pub(super) input: BytesMut,
     pub(super) parser: RequestParser,
     output: Output,
-    /// Whether all that was written is on its way; TLS may hold some of it.
+    /// Whether every written byte is on its way. TLS may hold some back.
     is_flushed: bool,
-    pub(super) owed: Queue,
-    pub(super) reads: FuturesOrdered<Task<Landed>>,
-    pub(super) link: Link,
+    pub(super) replies: ReplyQueue,
+    pub(super) reads: FuturesOrdered<Task<FetchOutcome>>,
+    pub(super) redis: DedicatedConnection,
     scanner: ReplyScanner,
-    pub(super) standing: Standing,
-    /// Since when this client may have been told what memory does not know.
-    pub(super) unproved: Option<Instant>,
-    pub(super) fencing: Option<Task<Result<Fence, BackendError>>>,
-    /// No proof can be had, so reads go past memory until then.
-    pub(super) past_memory_until: Option<Instant>,
-    /// What Redis says next answers a question of ours, and is not for the client.
-    pub(super) is_own_question_open: bool,
-    /// What the commands kept for `EXEC` will take out of memory.
-    pub(super) transaction: Dropped,
-    draining: Seldom<Task<()>>,
-    is_draining: bool,
-    /// For as long as this lives, the daemon knows that the connection does.
-    _alive: Drain,
-    idle: Option<Seldom<Pin<Box<Sleep>>>>,
-    /// When a byte last came from the client, or was taken by it.
-    last_moved: Instant,
-    /// The time, once somebody has asked for it in this round.
+    pub(super) session: SessionState,
+    pub(super) fences: Fences,
+    /// Whether Redis's next reply is to a `PING` of the proxy's own.
+    pub(super) keepalive_pending: bool,
+    /// What the commands queued for `EXEC` invalidate.
+    pub(super) transaction: Invalidations,
+    /// Whether the client has closed its sending side.
+    pub(super) has_read_eof: bool,
+    lifetime: Lifetime,
+    /// The time, once it has been read in this round.
     now: Option<Instant>,
-    /// When to look whether a connection that takes up no more commands is to be given up.
-    farewell: Option<Pin<Box<Sleep>>>,
 }
 
-/// Bytes asked for at once.
-const READ: usize = 16 << 10;
-/// A buffer that has grown beyond this is given back once it is empty.
-const KEPT: usize = 16 << 10;
-/// Bytes that may wait to be sent to Redis.
-pub(super) const LINK_OUTPUT: usize = 1 << 20;
-/// Bytes from Redis that may wait to be sent to a client; the rest waits at Redis.
-const PASSED_ON: usize = 1 << 20;
-/// Flights of one client at the same time: so many values it may hold that are not its turn yet.
-const MOST_FLIGHTS: usize = 64;
-/// Things owed to one client; more of its commands are taken up when it has taken some.
-const MOST_OWED: usize = 1 << 18;
-/// For how long after the daemon was told to stop a command may still be on its way here.
-const LAST_WORD: Duration = Duration::from_millis(50);
-/// How long the end of TLS may take to be said.
-const LAST_FLUSH: Duration = Duration::from_secs(1);
-/// How long a connection that takes up no more commands may stand still before it is given up.
-const FAREWELL: Duration = Duration::from_secs(30);
-/// A link over which nothing was sent for so long, while its client reads from memory, is shown to be in use: Redis, or
-/// something on the way, may hang up on who is silent.
-const KEEP_AWAKE: Duration = Duration::from_secs(15);
+/// Bytes read at once.
+const READ_CHUNK: usize = 16 << 10;
+/// A larger buffer is freed once it is empty, in bytes.
+const BUF_RETAIN: usize = 16 << 10;
+/// The most bytes that may wait to be sent to Redis.
+const REDIS_HIGH_WATER: usize = 1 << 20;
+/// The most bytes from Redis that may wait to be sent to a client. The rest waits at Redis.
+const CLIENT_HIGH_WATER: usize = 1 << 20;
+/// The most flights of one client, each of which may hold a value that cannot leave yet.
+const MAX_FLIGHTS: usize = 64;
+/// The most pending replies of one client.
+const MAX_REPLIES: usize = 1 << 18;
+/// How long the end of TLS may take to be sent.
+const TLS_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection to Redis may be unused while its client reads from memory. Otherwise Redis, or a firewall on the way,
+/// would close it as idle.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 impl Connection {
-    pub(super) fn new(client: Stream, shared: Arc<Shared>, mut drain: Drain) -> Self {
-        let timeout = shared.settings.idle_timeout;
+    pub(super) fn new(client: Stream, shared: Arc<Shared>, drain: Drain) -> Self {
         Self {
             client,
-            stage: Stage::Commands,
+            state: ConnState::Commands,
             input: BytesMut::new(),
             parser: RequestParser::default(),
             output: Output::default(),
             is_flushed: true,
-            owed: Queue::default(),
+            replies: ReplyQueue::default(),
             reads: FuturesOrdered::new(),
-            link: Link::none(),
+            redis: DedicatedConnection::new(),
             scanner: ReplyScanner::default(),
-            standing: Standing::of(User::Nobody),
-            unproved: None,
-            fencing: None,
-            past_memory_until: None,
-            is_own_question_open: false,
-            transaction: Dropped::Nothing,
-            _alive: drain.clone(),
-            draining: Seldom::new(Box::pin(async move {
-                drain.begun().await;
-                sleep(LAST_WORD).await;
-            })),
-            is_draining: false,
-            idle: (!timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(timeout)))),
-            last_moved: Instant::now(),
+            session: SessionState::new(Identity::Unauthenticated),
+            fences: Fences::default(),
+            keepalive_pending: false,
+            transaction: Invalidations::None,
+            has_read_eof: false,
+            lifetime: Lifetime::new(shared.settings.idle_timeout, drain),
             now: None,
-            farewell: None,
             shared,
         }
     }
@@ -145,268 +118,278 @@ impl Connection {
     pub(super) async fn run(mut self) {
         poll_fn(|cx| self.poll(cx)).await;
         if self.client.needs_farewell() {
-            _ = timeout(LAST_FLUSH, self.client.shutdown()).await;
+            _ = timeout(TLS_CLOSE_TIMEOUT, self.client.shutdown()).await;
         }
     }
 
-    /// Ready when the connection is over.
+    /// Ready when the connection has ended.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.now = None;
             let steps = [
-                self.poll_link(cx),
+                self.poll_open(cx),
                 self.poll_replies(cx),
                 self.poll_reads(cx),
                 self.poll_client(cx),
-                Moved::if_so(self.take_commands()),
-                // After what may begin one: a fence that nobody has looked at wakes nobody.
-                self.poll_fence(cx),
+                Step::progress_if(self.take_commands()),
+                // After the commands, which may begin a fence: one that is not polled wakes nothing.
+                self.fences.poll(&self.shared.proxy, cx),
                 self.poll_send(cx),
                 self.poll_write(cx),
             ];
-            if self.stage == Stage::Over {
+            if self.state == ConnState::Closed {
                 return Poll::Ready(());
             }
-            if !steps.contains(&Moved::Yes) {
+            if !steps.contains(&Step::Progress) {
+                self.pass_close_on(cx);
                 return if self.is_over(cx) { Poll::Ready(()) } else { Poll::Pending };
             }
         }
     }
 
-    /// Opens the link.
-    fn poll_link(&mut self, cx: &mut Context<'_>) -> Moved {
-        let Poll::Ready(opened) = self.link.poll_open(cx) else { return Moved::No };
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Step {
+        let Poll::Ready(opened) = self.redis.poll_open(cx) else { return Step::Idle };
         if let Err(error) = opened {
-            self.no_link(&error);
+            self.open_failed(&error);
         }
-        Moved::Yes
+        Step::Progress
     }
 
-    /// There is no link, so nothing of what was to go over it has been done.
-    fn no_link(&mut self, error: &BackendError) {
-        let was_of_state = self.owed.refuse_awaited(|output| write_failure(output, error));
-        self.standing = self.standing.without_link();
-        self.transaction = Dropped::Nothing;
-        // What it says next it would say in a state that it is not in.
-        if was_of_state || self.parser.has_let_go() || self.stage == Stage::Pipe {
-            self.stage = Stage::Leaving;
+    /// No command that was to be sent has run.
+    fn open_failed(&mut self, error: &BackendError) {
+        let was_of_state = self.replies.fail_forwarded(|output| write_failure(output, error));
+        self.session = self.session.without_connection();
+        self.transaction = Invalidations::None;
+        let is_passthrough = self.state == ConnState::Passthrough;
+        // Later commands rely on a state that the session is not in.
+        if was_of_state || self.parser.has_let_go() || is_passthrough {
+            self.state = ConnState::Draining;
         }
-        self.give_out();
+        self.move_ready();
     }
 
-    /// Passes on what Redis says.
-    fn poll_replies(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut moved = Moved::No;
-        while self.stage != Stage::Over
-            && self.output.len() < PASSED_ON
-            && !self.owed.is_read_first()
+    /// Passes Redis's replies on.
+    fn poll_replies(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Idle;
+        while self.state != ConnState::Closed
+            && self.output.len() < CLIENT_HIGH_WATER
+            && !self.replies.is_read_first()
         {
-            if self.link.input.is_empty() {
-                match self.link.poll_read(cx) {
-                    Poll::Pending => return moved,
+            if self.redis.input.is_empty() {
+                match self.redis.poll_read(cx) {
+                    Poll::Pending => return step,
                     Poll::Ready(Ok(1..)) => {}
-                    // After a failover another Redis may not know what this client was told, so it has to be told.
+                    // After a failover the new primary may not have what this client was told. The end of the connection
+                    // tells it.
                     Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => {
-                        return self.cut_link();
+                        return self.flush_and_close();
                     }
-                    Poll::Ready(Ok(0) | Err(_)) => return self.lost_link(),
+                    Poll::Ready(Ok(0) | Err(_)) => return self.redis_closed(),
                 }
             }
-            moved = Moved::Yes;
+            step = Step::Progress;
             self.pass_on();
         }
-        moved
+        step
     }
 
-    /// Redis has hung up, and so does the proxy, unless nothing is lost by it: another link will do as well.
-    fn lost_link(&mut self) -> Moved {
-        let owes_nothing =
-            self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
-        let goes_on = owes_nothing && self.standing.is_as_new() && self.stage == Stage::Commands;
-        if !goes_on {
-            return self.cut_link();
+    /// Redis has closed the connection. The client's ends too, unless a new one would serve it as well.
+    fn redis_closed(&mut self) -> Step {
+        let is_unused =
+            self.replies.is_empty() && !self.scanner.is_within() && self.redis.out.is_empty();
+        let is_replaceable = self.session.is_pristine() && self.state == ConnState::Commands;
+        if !(is_unused && is_replaceable) {
+            return self.flush_and_close();
         }
-        self.drop_link();
-        Moved::Yes
+        self.drop_redis();
+        Step::Progress
     }
 
-    /// The connection cannot do without this link.
-    fn cut_link(&mut self) -> Moved {
-        self.drop_link();
-        self.stage = Stage::Ending;
-        Moved::Yes
+    fn flush_and_close(&mut self) -> Step {
+        self.drop_redis();
+        self.state = ConnState::Flushing;
+        Step::Progress
     }
 
-    /// Gives up the link, with what was said over it in part.
-    pub(super) fn drop_link(&mut self) {
-        self.link.close();
+    /// Closes the connection to Redis, with everything that has arrived in part.
+    pub(super) fn drop_redis(&mut self) {
+        self.redis.close();
         self.scanner = ReplyScanner::default();
-        self.is_own_question_open = false;
+        self.keepalive_pending = false;
     }
 
-    /// Gives out what has come over the link, as far as it is its turn.
+    /// Passes on what has been read from Redis, as far as it is its turn.
     fn pass_on(&mut self) {
-        while !self.link.input.is_empty() && !self.owed.is_read_first() {
-            if self.stage == Stage::Pipe && !self.is_own_question_open {
-                return self.output.push(self.link.input.split().freeze());
+        while !self.redis.input.is_empty() && !self.replies.is_read_first() {
+            if self.is_passthrough() {
+                return self.output.push(self.redis.input.split().freeze());
             }
-            let Ok((length, frame)) = self.scanner.scan(&self.link.input) else {
-                tracing::warn!("Redis sent a client what is no answer; the connection is closed");
-                self.stage = Stage::Over;
+            let Ok((length, frame)) = self.scanner.scan(&self.redis.input) else {
+                tracing::warn!("invalid reply from Redis; client connection closed");
+                self.state = ConnState::Closed;
                 return;
             };
-            let passed = self.link.input.split_to(length).freeze();
-            if self.is_own_question_open {
-                self.is_own_question_open = frame.is_none();
+            let passed = self.redis.input.split_to(length).freeze();
+            if self.keepalive_pending {
+                self.keepalive_pending = frame.is_none();
                 continue;
             }
             self.output.push(passed);
             match frame {
-                // Something was turned on that was not seen, so answers cannot be told from what comes by itself.
-                Some(frame) if frame.is_push() => self.standing.doubt(),
-                Some(frame) => self.answered(frame),
+                // Pushes were turned on unseen, so they cannot be told from replies.
+                Some(frame) if frame.is_push() => self.session.desync(),
+                Some(frame) => self.reply_passed_on(frame),
                 None => {}
             }
         }
     }
 
-    fn end(&mut self) -> Moved {
-        self.stage = Stage::Over;
-        Moved::Yes
+    /// Whether bytes of Redis are passed on as they come. The replies to earlier commands come before that. Where they cannot
+    /// be told apart, nothing is waited for.
+    fn is_passthrough(&self) -> bool {
+        let is_uncertain = self.session.is_desynced() && self.replies.ready() == 0;
+        let is_first = self.replies.is_passthrough_first() || is_uncertain;
+        self.state == ConnState::Passthrough && is_first && !self.keepalive_pending
     }
 
-    /// Redis has answered the first command that is awaited.
-    fn answered(&mut self, frame: Frame) {
-        let Some(awaited) = self.owed.take_awaited() else {
-            // It says why it hangs up.
-            self.stage = Stage::Ending;
+    fn close(&mut self) -> Step {
+        self.state = ConnState::Closed;
+        Step::Progress
+    }
+
+    fn reply_passed_on(&mut self, frame: Frame) {
+        let Some(run) = self.replies.take_forwarded() else {
+            // The reason why Redis closes the connection.
+            self.state = ConnState::Flushing;
             return;
         };
-        self.settle(awaited, frame);
-        self.give_out();
+        self.replied(run, frame);
+        self.move_ready();
     }
 
-    /// Takes account of what flights brought.
-    fn poll_reads(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut moved = Moved::No;
-        while self.owed.is_read_first() {
-            let Poll::Ready(Some(landed)) = self.reads.poll_next_unpin(cx) else { return moved };
-            moved = Moved::Yes;
-            match landed {
-                Landed::Found(found) => {
-                    self.owed.take_read();
-                    found.write(&mut self.output, self.standing.protocol());
+    /// Takes the results of flights.
+    fn poll_reads(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Idle;
+        while self.replies.is_read_first() {
+            let Poll::Ready(Some(outcome)) = self.reads.poll_next_unpin(cx) else { return step };
+            step = Step::Progress;
+            match outcome {
+                FetchOutcome::Reply(reply) => {
+                    self.replies.take_read();
+                    reply.write(&mut self.output, self.session.protocol());
                 }
-                Landed::Failed(error) => {
-                    self.owed.take_read();
+                FetchOutcome::Failed(error) => {
+                    self.replies.take_read();
                     write_failure(&mut self.output, &error);
                 }
-                Landed::Ask(command) => self.ask_instead(command),
+                FetchOutcome::Forward(command) => self.forward_read(command),
             }
-            self.give_out();
+            self.move_ready();
         }
-        moved
+        step
     }
 
-    /// Moves what is ready to where it is written from.
-    fn give_out(&mut self) {
-        while let Some(ready) = self.owed.take_ready() {
+    /// Moves the replies that are ready in front to the output.
+    fn move_ready(&mut self) {
+        while let Some(ready) = self.replies.take_ready() {
             self.output.append(ready);
         }
     }
 
-    fn poll_client(&mut self, cx: &mut Context<'_>) -> Moved {
-        if !self.has_room() {
-            return Moved::No;
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Step {
+        if !self.may_read() {
+            return Step::Idle;
         }
-        if self.input.capacity() - self.input.len() < READ / 2 {
-            self.input.reserve(READ);
+        if self.input.capacity() - self.input.len() < READ_CHUNK / 2 {
+            self.input.reserve(READ_CHUNK);
         }
         let read = pin!(self.client.read_buf(&mut self.input)).poll(cx);
         match read {
             Poll::Pending => {
-                if self.input.is_empty() && self.input.capacity() > KEPT {
+                if self.input.is_empty() && self.input.capacity() > BUF_RETAIN {
                     self.input = BytesMut::new();
                 }
-                Moved::No
+                return Step::Idle;
             }
+            Poll::Ready(Ok(1..)) if self.state == ConnState::Draining => self.input.clear(),
             Poll::Ready(Ok(1..)) => {
-                self.last_moved = self.now();
-                Moved::Yes
+                let now = self.now();
+                self.lifetime.progressed(now);
             }
-            Poll::Ready(Ok(0)) => self.hung_up(),
-            Poll::Ready(Err(_)) => self.end(),
+            Poll::Ready(Ok(0)) => self.has_read_eof = true,
+            // Commands may still be on their way to Redis. They are not lost with the client.
+            Poll::Ready(Err(_)) if self.state == ConnState::Draining => self.has_read_eof = true,
+            Poll::Ready(Err(_)) => return self.close(),
         }
+        Step::Progress
     }
 
     /// Whether more may be read from the client.
-    fn has_room(&self) -> bool {
-        let settings = &self.shared.settings;
-        let is_listening =
-            matches!(self.stage, Stage::Commands | Stage::Pipe) && self.farewell.is_none();
-        is_listening
-            && self.link.out.len() < LINK_OUTPUT
-            && self.input.len() < settings.max_query_buffer.0 + READ
+    fn may_read(&self) -> bool {
+        let has_room = match self.state {
+            ConnState::Commands | ConnState::Passthrough => {
+                self.redis.out.len() < REDIS_HIGH_WATER
+                    && self.input.len() < self.shared.settings.max_query_buffer.0 + READ_CHUNK
+            }
+            // The bytes are discarded. Only their end counts: otherwise a blocking command would take an element for a
+            // client that is gone.
+            ConnState::Draining => !self.replies.is_empty(),
+            ConnState::Flushing | ConnState::Closed => false,
+        };
+        has_room && !self.has_read_eof
     }
 
-    /// Whether more commands may be taken up.
+    /// Whether more commands may be taken.
     pub(super) fn may_take_more(&self) -> bool {
-        self.output.len() + self.owed.ready() < self.shared.settings.max_output_buffer.0
-            && self.link.out.len() < LINK_OUTPUT
-            && self.owed.flights() < MOST_FLIGHTS
-            && self.owed.len() < MOST_OWED
-            && self.fencing.is_none()
+        self.output.len() + self.replies.ready() < self.shared.settings.max_output_buffer.0
+            && self.redis.out.len() < REDIS_HIGH_WATER
+            && self.replies.flights() < MAX_FLIGHTS
+            && self.replies.len() < MAX_REPLIES
+            && !self.fences.is_running()
     }
 
-    /// The client has said its last word. What it said is done, and it is given the answers, if it still takes them.
-    fn hung_up(&mut self) -> Moved {
-        self.farewell = Some(Box::pin(sleep(FAREWELL)));
-        Moved::Yes
+    /// Whether the close of the client is passed on to Redis before Redis has replied, because a command blocks for a client
+    /// that may be gone. Commands behind it then wait for no reply. Otherwise the close would overtake them.
+    pub(super) fn is_close_due(&self) -> bool {
+        self.has_read_eof && self.replies.has_blocking()
     }
 
-    /// Tells Redis, too, that the client has said its last word, where it would otherwise wait for something to happen and
-    /// take it for a client that may be gone.
-    fn pass_on_farewell(&mut self, cx: &mut Context<'_>) {
-        // A command of which a part was sent on has no end any more, and so no answer.
-        let may_wait =
-            self.stage == Stage::Pipe || self.owed.has_blocking() || self.parser.has_let_go();
-        // What is left of it then is no whole command.
-        let is_all_taken = self.owed.flights() == 0 && self.may_take_more();
-        if may_wait && self.farewell.is_some() && is_all_taken && self.link.out.is_empty() {
-            _ = self.link.poll_finish(cx);
+    /// Closes the sending side towards Redis, too, where Redis could otherwise wait without end. Redis drops a blocked client
+    /// at once then, and replies to all others first.
+    ///
+    /// It is called when nothing moves, so every command that can be sent has been sent.
+    fn pass_close_on(&mut self, cx: &mut Context<'_>) {
+        // A command of which a part was sent never ends, so it gets no reply.
+        let may_wait = self.state == ConnState::Passthrough
+            || self.replies.has_blocking()
+            || self.parser.has_let_go();
+        let is_all_taken =
+            self.state != ConnState::Commands || self.input.is_empty() || self.may_take_more();
+        let is_all_sent = self.replies.flights() == 0 && self.redis.out.is_empty();
+        if self.has_read_eof && may_wait && is_all_taken && is_all_sent {
+            _ = self.redis.poll_close_sending(cx);
         }
     }
 
-    fn poll_fence(&mut self, cx: &mut Context<'_>) -> Moved {
-        let Some(fencing) = &mut self.fencing else { return Moved::No };
-        let Poll::Ready(fence) = fencing.as_mut().poll(cx) else { return Moved::No };
-        self.fencing = None;
-        self.fenced(&fence);
-        Moved::Yes
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Moved {
-        if self.stage == Stage::Pipe && !self.input.is_empty() {
-            self.link.out.push(self.input.split().freeze());
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Step {
+        if self.state == ConnState::Passthrough && !self.input.is_empty() {
+            self.redis.out.push(self.input.split().freeze());
         }
-        let before = self.link.out.len();
-        match self.link.poll_write(cx) {
+        let before = self.redis.out.len();
+        match self.redis.poll_write(cx) {
             Poll::Ready(Err(_)) => {
-                // What it has said before may still be read.
-                self.link.out = Output::default();
-                Moved::No
+                // Replies to earlier commands may still be read.
+                self.redis.out = Output::default();
+                Step::Idle
             }
-            Poll::Ready(Ok(())) | Poll::Pending => {
-                self.pass_on_farewell(cx);
-                Moved::if_so(self.link.out.len() < before)
-            }
+            Poll::Ready(Ok(())) | Poll::Pending => Step::progress_if(self.redis.out.len() < before),
         }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Moved {
-        if self.link.is_cut() {
-            // What is on its way out may be from where Redis is now, and older than what this client was told before.
-            return self.end();
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Step {
+        if self.redis.is_revoked() {
+            // Bytes on their way may come from the current primary, and be older than what this client was told before.
+            return self.close();
         }
         let before = self.output.len();
         let written = match self.output.poll_write(Pin::new(&mut self.client), cx) {
@@ -415,152 +398,122 @@ impl Connection {
         };
         self.is_flushed = written.is_ready();
         match written {
-            Poll::Ready(Err(_)) => self.end(),
+            Poll::Ready(Err(_)) => self.close(),
             Poll::Ready(Ok(())) | Poll::Pending if self.output.len() < before => {
-                self.last_moved = self.now();
-                Moved::Yes
+                let now = self.now();
+                self.lifetime.progressed(now);
+                Step::Progress
             }
-            Poll::Ready(Ok(())) | Poll::Pending => Moved::No,
+            Poll::Ready(Ok(())) | Poll::Pending => Step::Idle,
         }
     }
 
-    /// Whether the client has been sent all that there was for it.
-    fn is_written(&self) -> bool {
-        self.output.is_empty() && self.is_flushed
-    }
-
-    /// Whether it is time to end, when nothing else can be done now.
+    /// Whether the connection ends, when nothing else can be done now.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_written = self.is_written();
-        let is_quiet = self.owed.is_empty() && is_written;
-        if !self.is_draining && self.draining.poll_unpin(cx).is_ready() {
-            self.is_draining = true;
-        }
-        if matches!(self.stage, Stage::Ending | Stage::Leaving) && self.farewell.is_none() {
-            self.farewell = Some(Box::pin(sleep(FAREWELL)));
-        }
-        let is_quiet = is_quiet && self.fencing.is_none();
-        let is_over = match self.stage {
-            Stage::Over => true,
-            Stage::Ending => is_written,
-            Stage::Leaving => is_quiet,
-            Stage::Pipe => self.is_draining && is_written && self.link.out.is_empty(),
-            Stage::Commands if is_quiet && (self.farewell.is_some() || self.is_draining) => true,
-            // What seems to be owed may have come.
-            Stage::Commands if self.standing.is_doubted_for_good() && self.is_draining => {
-                self.output.is_empty() && self.link.out.is_empty()
-            }
-            // What it waits for may never happen.
-            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && is_written => {
-                true
-            }
-            Stage::Commands => self.is_idle_too_long(cx),
+        let is_written = self.output.is_empty() && self.is_flushed;
+        let is_answered = self.replies.is_empty() && is_written;
+        let facts = Facts {
+            is_written,
+            is_quiet: is_answered && !self.fences.is_running(),
+            is_blocked: self.replies.is_blocking_first() && is_written,
+            has_read_eof: self.has_read_eof,
+            is_passthrough: self.is_passthrough(),
+            is_desynced: self.session.is_desynced(),
+            is_forwarded: self.redis.out.is_empty(),
         };
-        is_over || self.is_given_up(cx)
-    }
-
-    /// Whether nothing has moved for too long since the client, or Redis, said its last word.
-    fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(farewell) = &mut self.farewell else { return false };
-        while farewell.as_mut().poll(cx).is_ready() {
-            let until = self.last_moved + FAREWELL;
-            if until <= Instant::now() {
-                return true;
-            }
-            farewell.set(sleep_until(until));
+        let is_draining = self.lifetime.poll_draining(cx);
+        match end(self.state, is_draining, facts) {
+            End::Now => true,
+            End::WhenIdle if self.lifetime.poll_idle(is_answered, cx) => true,
+            End::WhenIdle | End::Later => self.is_stalled(is_written, cx),
         }
-        false
     }
 
-    fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_written = self.is_written();
-        let Some(idle) = &mut self.idle else { return false };
-        while idle.poll_unpin(cx).is_ready() {
-            let until = self.last_moved + self.shared.settings.idle_timeout;
-            if until <= Instant::now() && self.owed.is_empty() && is_written {
-                return true;
-            }
-            let until = until.max(Instant::now() + WHILE_OWED);
-            idle.change(|idle| idle.set(sleep_until(until)));
+    /// Whether a connection that takes no more commands has stood still for too long.
+    fn is_stalled(&mut self, is_written: bool, cx: &mut Context<'_>) -> bool {
+        let is_draining = self.state == ConnState::Draining;
+        let is_closing = self.has_read_eof || is_draining || self.state == ConnState::Flushing;
+        // A command before QUIT may block for hours. The end of a client that is there is read, so no time limit is needed.
+        let waits_for_redis =
+            is_draining && !self.has_read_eof && !self.replies.is_empty() && is_written;
+        if !is_closing || waits_for_redis {
+            self.lifetime.may_stall();
+            return false;
         }
-        false
+        self.lifetime.poll_stalled(cx)
     }
 
-    /// The time, as it was when this round first asked for it, or a batch of commands was done.
+    /// The time, as it was when this round first read it, or when a batch of commands was taken.
     pub(super) fn now(&mut self) -> Instant {
         *self.now.get_or_insert_with(Instant::now)
     }
 
-    /// Commands were taken up until now; returns the time.
-    pub(super) fn look_at_clock(&mut self) -> Instant {
+    /// Reads the time again.
+    pub(super) fn read_clock(&mut self) -> Instant {
         self.now = None;
         self.now()
     }
 
-    /// The command that is the first `length` bytes has been made sense of.
-    pub(super) fn leave_behind(&mut self, length: usize) {
+    /// Removes the command that is the first `length` bytes of the input.
+    pub(super) fn consume(&mut self, length: usize) {
         if length < self.input.len() {
             self.input.advance(length);
         } else {
-            // So what comes next is read to where this was.
+            // So the next bytes are read to the same place.
             self.input.clear();
         }
     }
 
-    /// Where an answer goes that is here already.
+    /// Adds a reply that is here already.
     pub(super) fn reply(&mut self, write: impl FnOnce(&mut Output)) {
-        if self.owed.is_empty() { write(&mut self.output) } else { self.owed.add_ready(write) }
-    }
-
-    pub(super) fn reply_found(&mut self, found: &Found) {
-        let protocol = self.standing.protocol();
-        self.reply(|output| found.write(output, protocol));
-    }
-
-    /// Asks Redis a read that its flight could not answer. Nothing was sent on behind it.
-    fn ask_instead(&mut self, command: Bytes) {
-        self.open_link();
-        self.link.out.push(command);
-        self.owed.await_instead_of_read(self.shared.proxy.relies_on_ttl());
-    }
-
-    /// Shows Redis that the link is in use, as its client is.
-    pub(super) fn keep_link_awake(&mut self, now: Instant) {
-        let is_idle = self.link.is_open() && self.owed.is_empty() && !self.standing.is_in_multi();
-        if is_idle && !self.is_own_question_open && now > self.link.last_sent + KEEP_AWAKE {
-            self.is_own_question_open = true;
-            self.link.out.tail().extend_from_slice(b"PING\r\n");
+        if self.replies.is_empty() {
+            write(&mut self.output);
+        } else {
+            self.replies.add_ready(write);
         }
     }
 
-    /// Opens the link, if there is none.
-    pub(super) fn open_link(&mut self) {
-        if self.link.is_none() {
-            let opening = Arc::clone(&self.shared).open(self.standing.client());
-            self.link.open(Box::pin(opening));
+    /// Forwards a read that its flight could not answer. No later command has been forwarded.
+    fn forward_read(&mut self, command: Bytes) {
+        self.open_redis();
+        self.redis.out.push(command);
+        self.replies.forward_read(self.shared.proxy.relies_on_ttl());
+    }
+
+    /// Sends a `PING` if the connection to Redis has long been unused.
+    pub(super) fn keep_redis_alive(&mut self, now: Instant) {
+        let is_idle =
+            self.redis.is_open() && self.replies.is_empty() && !self.session.is_in_multi();
+        if is_idle && !self.keepalive_pending && now > self.redis.last_sent + KEEPALIVE {
+            self.keepalive_pending = true;
+            self.redis.out.tail().extend_from_slice(b"PING\r\n");
+        }
+    }
+
+    /// Opens the connection to Redis, if there is none.
+    pub(super) fn open_redis(&mut self) {
+        if self.redis.is_closed() {
+            let opening = Arc::clone(&self.shared).open(self.session.connect_as());
+            self.redis.open(Box::pin(opening));
         }
     }
 }
 
-/// A connection that is owed something is looked at again after this.
-const WHILE_OWED: Duration = Duration::from_secs(1);
-
-/// Whether anything moved.
+/// Whether a step of a round has moved anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moved {
-    Yes,
-    No,
+pub(super) enum Step {
+    Progress,
+    Idle,
 }
 
-impl Moved {
-    pub(super) fn if_so(moved: bool) -> Self {
-        if moved { Self::Yes } else { Self::No }
+impl Step {
+    pub(super) fn progress_if(moved: bool) -> Self {
+        if moved { Self::Progress } else { Self::Idle }
     }
 }
 
-/// Says that Redis cannot be asked, in words that Redis itself does not use. Nothing has been done, so whoever wants to may
-/// try again; `LOADING` is what makes most clients do so that can.
+/// Writes that Redis cannot be reached. The command has not run, so it may be sent again: `LOADING` makes most clients do so.
 pub(super) fn write_failure(output: &mut Output, error: &BackendError) {
     let code = if error.is_passing() { "LOADING" } else { "ERR" };
-    write_error(output.tail(), format!("{code} redis-proxy: Redis cannot be asked: {error}"));
+    write_error(output.tail(), format!("{code} redis-proxy: upstream unavailable: {error}"));
 }

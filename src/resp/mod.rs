@@ -1,193 +1,56 @@
-//! Reads over Redis's own protocol, and everything else a client of Redis says.
+//! The RESP front end: clients speak to the proxy as they would to Redis.
 //!
-//! A client speaks to the proxy as it would to Redis. What can be answered from memory is, and all else goes to Redis over
-//! a link of the client's own and comes back, byte for byte, in order. The rule that must not be broken: a client is never
-//! told what Redis would not have told it on that connection at that moment. So an answer from memory is given only to
-//! who could have read it (`standing`), and only when memory holds all that this client has been told already: after
-//! anything it was told by Redis that memory may not know yet, it waits for a fence
-//! ([`Proxy::fence`](crate::proxy::Proxy::fence)).
+//! Model: reads that memory can answer are answered from it. Everything else goes to Redis over a connection of the client's own
+//! and comes back byte for byte, in order. [`crate::commands`] decides about each command; a [`Connection`] moves bytes and
+//! executes.
+//!
+//! The rule that must not be broken: a client never gets a reply that Redis would not have sent on that connection at that
+//! moment. So memory serves only a session that could have read the value, and only when memory holds every write that this
+//! client has seen: after a reply that may reflect a write, it waits for a fence ([`Proxy::fence`]).
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
 mod cluster;
-mod command;
 mod connection;
-mod link;
-mod login;
-mod owed;
-mod permit;
-mod read;
-mod serve;
-mod standing;
+mod dedicated;
+mod execute;
+mod fence;
+mod lifetime;
+mod reply_queue;
+mod settings;
 
-use std::fmt::Display;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use blake3::Hash;
-use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use self::command::Commands;
-pub use self::command::names;
-use self::connection::Connection;
 // For the test that asks a real Redis.
 #[doc(hidden)]
 pub use self::cluster::KeySpecs;
 use self::cluster::Terms;
-use self::standing::{DEFAULT_USER, Origin};
-use crate::access::{Allow, FileError, FromFile, Protection, Reread};
+use self::connection::Connection;
+pub use self::settings::Settings;
+use crate::access::{FileError, FromFile, Reread};
 use crate::backend::{BackendError, Client, Tied};
+use crate::commands::{CacheIdentity, CommandTable, Credentials, Memory, Policy};
 use crate::net::Stream;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
-use crate::server::{Drain, Serve, Tls, TlsFiles, TlsKeys};
-use crate::settings::{self, ByteSize, Contradiction, Listen, absurd_limits, broken};
+use crate::server::{Drain, Serve};
 
-/// `[resp]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Where clients of Redis are served; empty: nowhere.
-    pub listen: Listen,
-    /// Whether strangers may reach it although nothing asks them who they are.
-    pub allow_unprotected: bool,
-    /// Connections at most.
-    #[serde(with = "settings::count")]
-    pub max_connections: usize,
-    /// How long a connection may be silent while nothing is owed to it; zero: for ever, as with Redis.
-    #[serde(with = "settings::duration")]
-    pub idle_timeout: Duration,
-    /// A file that holds the password by which clients get what the proxy itself may read; empty: Redis decides who they are.
-    pub password_file: PathBuf,
-    /// The name that goes with it; empty: that of the default user, which need not be said.
-    pub username: String,
-    /// The listener's certificate; empty: no TLS.
-    pub tls_cert_file: PathBuf,
-    /// Its key.
-    pub tls_key_file: PathBuf,
-    /// The authorities one of which must have signed a client's certificate; empty: clients need none.
-    pub tls_client_ca_file: PathBuf,
-    /// How long the beginning of TLS may take.
-    #[serde(with = "settings::duration")]
-    pub tls_handshake_timeout: Duration,
-    /// The keys that are given out; none: all.
-    pub allow: Allow,
-    /// The largest argument of a command.
-    pub max_bulk: ByteSize,
-    /// Arguments of a command at most.
-    #[serde(with = "settings::count")]
-    pub max_arguments: usize,
-    /// As much of a command is held; what is longer is passed on as it comes.
-    pub max_query_buffer: ByteSize,
-    /// Bytes of answers that a client has not taken yet, beyond which no more of its commands are read.
-    pub max_output_buffer: ByteSize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            listen: Listen::default(),
-            allow_unprotected: false,
-            max_connections: 10_000,
-            idle_timeout: Duration::ZERO,
-            password_file: PathBuf::new(),
-            username: String::new(),
-            tls_cert_file: PathBuf::new(),
-            tls_key_file: PathBuf::new(),
-            tls_client_ca_file: PathBuf::new(),
-            tls_handshake_timeout: Duration::from_secs(10),
-            allow: Allow::default(),
-            max_bulk: ByteSize(512 << 20),
-            max_arguments: 1 << 20,
-            max_query_buffer: ByteSize(1 << 20),
-            max_output_buffer: ByteSize(64 << 20),
-        }
-    }
-}
-
-impl Settings {
-    /// What stands between strangers and Redis. That the proxy logs in there proves nothing: Redis may ask no one else.
-    pub(crate) fn protection(&self) -> Protection {
-        if self.allow_unprotected {
-            Protection::Waived
-        } else if self.password_file.as_os_str().is_empty() && !self.tls_files().asks_clients() {
-            Protection::Missing("resp.password_file, resp.tls_client_ca_file, ")
-        } else {
-            Protection::Asked
-        }
-    }
-
-    fn tls_files(&self) -> TlsFiles {
-        TlsFiles {
-            certificates: self.tls_cert_file.clone(),
-            key: self.tls_key_file.clone(),
-            client_authorities: self.tls_client_ca_file.clone(),
-        }
-    }
-
-    /// TLS, if it is spoken.
-    ///
-    /// # Errors
-    /// A file that cannot be used.
-    pub(crate) fn tls(&self) -> Result<Option<Tls>, FileError> {
-        Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &[])
-    }
-
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let buffer = format!(
-            "found {}, expected at least 256KiB, of which a line may have 64",
-            self.max_query_buffer
-        );
-        let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
-        let name_alone = !self.username.is_empty() && self.password_file.as_os_str().is_empty();
-        let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_used();
-        let own = broken([
-            (
-                tls_on_unix,
-                "resp.tls_cert_file",
-                "found with a unix socket, on which no TLS is spoken",
-            ),
-            (
-                name_alone,
-                "resp.username",
-                "found a name without a password, expected resp.password_file with it",
-            ),
-            (self.max_query_buffer.0 < 256 << 10, "resp.max_query_buffer", &buffer),
-            (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
-            (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
-        ]);
-        let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
-        [own, absurd_limits([(self.max_connections, "resp.max_connections")]), tls].concat()
-    }
-}
-
-/// How this section calls what belongs to TLS.
-const TLS_KEYS: TlsKeys = TlsKeys {
-    cert_file: "resp.tls_cert_file",
-    key_file: "resp.tls_key_file",
-    client_ca_file: "resp.tls_client_ca_file",
-    handshake_timeout: "resp.tls_handshake_timeout",
-};
-
-/// What all connections share.
+/// The state that all connections share.
 struct Shared {
     proxy: Proxy,
     settings: Settings,
-    login: Option<FromFile<Login>>,
-    commands: Commands,
-    origin: Origin,
-    /// The longest key that is kept.
-    max_key: usize,
-    /// Before a cluster: which words are keys, once a node has said so.
+    credentials: Option<FromFile<Credentials>>,
+    commands: CommandTable,
+    policy: Policy,
+    /// Before a cluster: which arguments are keys, once a node has reported it.
     key_specs: OnceCell<Arc<KeySpecs>>,
 }
 
 impl Shared {
-    /// A stream to Redis for one client alone; before a cluster, to all of it.
+    /// Opens a stream to Redis for one client alone; before a cluster, to all of its nodes.
     async fn open(self: Arc<Self>, client: Client) -> Result<Tied, BackendError> {
         let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
         let specs = self.key_specs.get_or_try_init(|| async {
@@ -214,59 +77,31 @@ impl Shared {
 pub struct Resp(Arc<Shared>);
 
 impl Resp {
-    /// A front end for `proxy`, which keeps values of keys of at most `max_key` bytes.
+    /// A front end for `proxy`, which caches keys of at most `max_key` bytes.
     ///
     /// # Errors
-    /// The file of the password cannot be read, or is empty.
+    /// [`FileError`]: the password file cannot be read, or is empty.
     pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, FileError> {
         let (user, path) = (settings.username.clone(), settings.password_file.clone());
-        let is_asked = !path.as_os_str().is_empty();
-        let login =
-            is_asked.then(|| FromFile::load(move || Login::read(&user, &path))).transpose()?;
+        let is_set = !path.as_os_str().is_empty();
+        let read = move || Credentials::read(&user, &path);
+        let credentials = is_set.then(|| FromFile::load(read)).transpose()?;
         let (user, database) = proxy.origin();
-        let origin = Origin { user, database };
+        let identity = CacheIdentity { user, database };
+        let policy = Policy { identity, max_key, allow_keys: settings.allow.clone() };
         Ok(Self(Arc::new(Shared {
             proxy,
             settings,
-            login,
-            commands: Commands::new(),
-            origin,
-            max_key,
+            credentials,
+            commands: CommandTable::new(),
+            policy,
             key_specs: OnceCell::new(),
         })))
     }
 
-    /// For reloads: what is read from files.
+    /// The files to read again at a reload.
     pub fn reread(&self) -> Option<Reread> {
-        self.0.login.as_ref().map(FromFile::reread)
-    }
-}
-
-/// What a client has to say to be let in.
-struct Login {
-    user: String,
-    password: Hash,
-}
-
-impl Login {
-    fn read(user: &str, path: &Path) -> Result<Self, FileError> {
-        let wrong = |problem: &dyn Display| FileError::new("resp.password_file", path, problem);
-        let text = fs::read_to_string(path).map_err(|error| wrong(&error))?;
-        let password = text.trim_end_matches(['\r', '\n']);
-        if password.is_empty() {
-            return Err(wrong(&"found nothing in it, expected a password"));
-        }
-        Ok(Self { user: user.to_owned(), password: blake3::hash(password.as_bytes()) })
-    }
-
-    /// Whether it is right. The digests are compared, so that the time it takes tells nothing.
-    fn is(&self, user: &[u8], password: &[u8]) -> bool {
-        let is_password = blake3::hash(password) == self.password;
-        let is_user = match &*self.user {
-            "" => user.eq_ignore_ascii_case(DEFAULT_USER),
-            name => user == name.as_bytes(),
-        };
-        is_password & is_user
+        self.0.credentials.as_ref().map(FromFile::reread)
     }
 }
 
@@ -277,5 +112,19 @@ impl Serve for Resp {
 
     fn refusal(&self) -> Vec<u8> {
         b"-ERR max number of clients reached\r\n".to_vec()
+    }
+}
+
+impl Memory for Proxy {
+    fn lookup(&self, key: &[u8], now: tokio::time::Instant) -> Option<crate::cache::Answer> {
+        Self::lookup(self, key, now)
+    }
+
+    fn count_key(&self, key: &[u8], now: tokio::time::Instant) {
+        Self::count_key(self, key, now);
+    }
+
+    fn may_fetch(&self) -> bool {
+        Self::may_fetch(self)
     }
 }

@@ -37,7 +37,7 @@ pub use self::key_specs::KeySpecs;
 use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route};
 use self::transaction::{Action, Input, Transaction};
-use super::connection::{Moved, write_failure};
+use super::connection::{Step, write_failure};
 use crate::backend::{BackendError, Client, Tied};
 use crate::cluster::{Cluster, NodeName};
 use crate::metrics::Redirect;
@@ -153,7 +153,7 @@ impl Router {
                 self.poll_idle_nodes(cx),
                 self.poll_passthrough(cx),
                 self.poll_client(cx),
-                Moved::if_so(self.take_commands()),
+                Step::progress_if(self.take_commands()),
                 self.poll_send(cx),
                 self.poll_write(cx),
             ];
@@ -162,7 +162,7 @@ impl Router {
             if self.stage == Stage::Over || is_done {
                 return Poll::Ready(());
             }
-            if !steps.contains(&Moved::Yes) {
+            if !steps.contains(&Step::Progress) {
                 return Poll::Pending;
             }
         }
@@ -177,25 +177,25 @@ impl Router {
         let index = known.unwrap_or_else(|| {
             let mut node = Node::new(name);
             let opening = open_node(self.cluster.clone(), self.client, name, self.logins.clone());
-            node.link.open(Box::pin(opening));
+            node.connection.open(Box::pin(opening));
             self.nodes.push(node);
             self.nodes.len() - 1
         });
         &mut self.nodes[index]
     }
 
-    fn poll_open(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut moved = Moved::No;
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Idle;
         for index in (0..self.nodes.len()).rev() {
-            let Poll::Ready(opened) = self.nodes[index].link.poll_open(cx) else { continue };
-            moved = Moved::Yes;
+            let Poll::Ready(opened) = self.nodes[index].connection.poll_open(cx) else { continue };
+            step = Step::Progress;
             if opened.is_err() {
                 // Nothing was sent over it, so nothing has run.
                 let node = self.nodes.remove(index);
                 self.unsend(&node);
             }
         }
-        moved
+        step
     }
 
     /// The commands that this node owes replies to are sent again.
@@ -226,75 +226,75 @@ impl Router {
     }
 
     /// Connections that owe nothing are polled too, since a node may have closed them.
-    fn poll_idle_nodes(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut moved = Moved::No;
+    fn poll_idle_nodes(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Idle;
         if !self.in_flight.is_empty() || self.passthrough.is_some() {
-            return moved;
+            return step;
         }
         for index in (0..self.nodes.len()).rev() {
-            if self.nodes[index].link.poll_read(cx).is_ready() {
+            if self.nodes[index].connection.poll_read(cx).is_ready() {
                 // Its end, or a reply that nothing was sent for.
                 let name = self.nodes[index].name;
                 self.lost(name);
-                moved = Moved::Yes;
+                step = Step::Progress;
             }
         }
-        moved
+        step
     }
 
-    fn poll_passthrough(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut moved = Moved::No;
+    fn poll_passthrough(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Idle;
         while let Some(name) = self.passthrough.filter(|_| self.output.len() < BUFFER) {
             let Some(node) = self.nodes.iter_mut().find(|node| node.name == name) else { break };
-            match node.link.poll_read(cx) {
+            match node.connection.poll_read(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(1..)) => self.output.push(node.link.input.split().freeze()),
+                Poll::Ready(Ok(1..)) => self.output.push(node.connection.input.split().freeze()),
                 Poll::Ready(Ok(0) | Err(_)) => self.stage = Stage::Over,
             }
-            moved = Moved::Yes;
+            step = Step::Progress;
             if self.stage == Stage::Over {
                 break;
             }
         }
-        moved
+        step
     }
 
     /// Whether no node lags behind with what it is sent.
     fn may_send(&self) -> bool {
-        self.nodes.iter().all(|node| node.link.out.len() < NODE_OUTPUT)
+        self.nodes.iter().all(|node| node.connection.out.len() < NODE_OUTPUT)
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut moved = Moved::No;
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Idle;
         for node in &mut self.nodes {
-            let before = node.link.out.len();
-            if let Poll::Ready(Err(_)) = node.link.poll_write(cx) {
+            let before = node.connection.out.len();
+            if let Poll::Ready(Err(_)) = node.connection.poll_write(cx) {
                 // Replies to earlier commands may still be read.
-                node.link.out = Output::default();
+                node.connection.out = Output::default();
             }
-            if node.link.out.len() < before {
-                moved = Moved::Yes;
+            if node.connection.out.len() < before {
+                step = Step::Progress;
             }
             if self.has_hung_up && self.in_flight.has_blocking_at(node.name) {
                 // Otherwise the node would give what the command waits for to a client that is gone.
-                _ = node.link.poll_finish(cx);
+                _ = node.connection.poll_close_sending(cx);
             }
         }
-        moved
+        step
     }
 }
 
 /// Replies.
 impl Router {
     /// Reads what the first command waits for, and passes it on.
-    fn poll_replies(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut moved = Moved::No;
+    fn poll_replies(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Idle;
         while self.stage != Stage::Over
             && self.output.len() < self.terms.most_held
             && self.retrying.is_none()
         {
-            let step = match self.in_flight.front() {
-                Front::Empty => return moved,
+            let polled = match self.in_flight.front() {
+                Front::Empty => return step,
                 Front::Leaves => {
                     self.leave();
                     Poll::Ready(())
@@ -302,12 +302,12 @@ impl Router {
                 Front::Waits(node) => self.poll_node(node, cx),
                 Front::Rejected => self.poll_settle(cx),
             };
-            if step.is_pending() {
-                return moved;
+            if polled.is_pending() {
+                return step;
             }
-            moved = Moved::Yes;
+            step = Step::Progress;
         }
-        moved
+        step
     }
 
     fn leave(&mut self) {
@@ -430,14 +430,14 @@ impl Router {
         }
     }
 
-    fn poll_retry(&mut self, cx: &mut Context<'_>) -> Moved {
-        let Some(retrying) = &mut self.retrying else { return Moved::No };
+    fn poll_retry(&mut self, cx: &mut Context<'_>) -> Step {
+        let Some(retrying) = &mut self.retrying else { return Step::Idle };
         if retrying.as_mut().poll(cx).is_pending() {
-            return Moved::No;
+            return Step::Idle;
         }
         self.retrying = None;
         self.resend();
-        Moved::Yes
+        Step::Progress
     }
 
     /// Sends the rejected parts of the first command to where they belong now. No other reply is awaited.
@@ -468,25 +468,25 @@ impl Router {
         }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Moved {
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Step {
         let before = self.output.len();
         if let Poll::Ready(Err(_)) = self.output.poll_write(Pin::new(&mut self.stream), cx) {
             self.stage = Stage::Over;
         }
-        Moved::if_so(self.output.len() < before)
+        Step::progress_if(self.output.len() < before)
     }
 }
 
 /// Commands.
 impl Router {
-    fn poll_client(&mut self, cx: &mut Context<'_>) -> Moved {
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Step {
         let has_room = self.input.len() <= self.terms.most_held + READ_CHUNK;
         if self.stage != Stage::Open || !has_room || !self.may_send() {
-            return Moved::No;
+            return Step::Idle;
         }
         self.input.reserve(READ_CHUNK);
         match pin!(self.stream.read_buf(&mut self.input)).poll(cx) {
-            Poll::Pending => return Moved::No,
+            Poll::Pending => return Step::Idle,
             Poll::Ready(Ok(1..)) => {}
             Poll::Ready(Ok(0)) => {
                 // What was sent is answered, unless it waits for something to happen.
@@ -495,7 +495,7 @@ impl Router {
             }
             Poll::Ready(Err(_)) => self.stage = Stage::Over,
         }
-        Moved::Yes
+        Step::Progress
     }
 
     /// Takes commands for as long as it can. Returns whether it took any.
@@ -504,7 +504,7 @@ impl Router {
             let is_any = !self.input.is_empty();
             if is_any {
                 let input = self.input.split().freeze();
-                self.node(node).link.out.push(input);
+                self.node(node).connection.out.push(input);
             }
             return is_any;
         }
@@ -653,7 +653,7 @@ impl Router {
                 };
                 let command = self.input.split_to(length).freeze();
                 self.passthrough = Some(node);
-                self.node(node).link.out.push(command);
+                self.node(node).connection.out.push(command);
             }
             _ => {
                 self.send_one(home, None, false, length);

@@ -12,12 +12,12 @@ use bytes::{Bytes, BytesMut};
 use super::in_flight::PartId;
 use crate::cluster::NodeName;
 use crate::protocol::{Frame, ReplyScanner};
-use crate::resp::link::Link;
+use crate::resp::dedicated::DedicatedConnection;
 
 /// A connection to one node.
 pub(super) struct Node {
     pub(super) name: NodeName,
-    pub(super) link: Link,
+    pub(super) connection: DedicatedConnection,
     scanner: ReplyScanner,
     /// The replies that will come, in this order.
     expected: VecDeque<Expected>,
@@ -46,7 +46,7 @@ impl Node {
     pub(super) fn new(name: NodeName) -> Self {
         Self {
             name,
-            link: Link::none(),
+            connection: DedicatedConnection::new(),
             scanner: ReplyScanner::default(),
             expected: VecDeque::new(),
         }
@@ -54,13 +54,13 @@ impl Node {
 
     /// Queues the command of a part.
     pub(super) fn send(&mut self, id: PartId, command: Bytes) {
-        self.link.out.push(command);
+        self.connection.out.push(command);
         self.expected.push_back(Expected::Part(id));
     }
 
     /// Queues a command whose reply is dropped.
     pub(super) fn send_own(&mut self, command: Bytes) {
-        self.link.out.push(command);
+        self.connection.out.push(command);
         self.expected.push_back(Expected::Dropped);
     }
 
@@ -80,7 +80,9 @@ impl Node {
 
     /// Reads the next piece of the reply that comes next.
     pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
-        if self.link.input.is_empty() && !matches!(ready!(self.link.poll_read(cx)), Ok(1..)) {
+        if self.connection.input.is_empty()
+            && !matches!(ready!(self.connection.poll_read(cx)), Ok(1..))
+        {
             return Poll::Ready(Received::Lost);
         }
         Poll::Ready(self.receive().unwrap_or(Received::Desync))
@@ -89,8 +91,8 @@ impl Node {
     /// The next piece of what has been read. `None`: it is no reply to anything that was sent.
     fn receive(&mut self) -> Option<Received> {
         let expected = *self.expected.front()?;
-        let (length, frame) = self.scanner.scan(&self.link.input).ok()?;
-        let bytes = self.link.input.split_to(length);
+        let (length, frame) = self.scanner.scan(&self.connection.input).ok()?;
+        let bytes = self.connection.input.split_to(length);
         if frame.is_some_and(|frame| frame.is_push()) {
             return None;
         }

@@ -1,56 +1,69 @@
-//! What a command may do, as far as it matters to whoever answers a part of them from memory.
+//! The class of each command: what it may do, as far as the cache is concerned.
 //!
-//! The lists are made by hand, and what is in none of them may do anything. A command is answered from memory only if it
-//! is one of five; that it only reads is not enough. A mistake to the other side costs a question to Redis, no more.
+//! The lists are kept by hand, since Redis's own flags do not tell which commands reply about strings. A test compares them with
+//! the flags of a running server. A command in no list may do anything. A command is answered from memory only if it is one of
+//! the five reads; a mistake elsewhere costs one request to Redis.
 
 use ahash::HashMap;
 
 /// What a command may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
-    /// A value.
+pub enum Class {
+    /// `GET`.
     Get,
-    /// Values.
+    /// `MGET`.
     Mget,
-    /// How many of these keys there are.
+    /// `EXISTS`.
     Exists,
-    /// How long a value is.
+    /// `STRLEN`.
     Strlen,
-    /// A part of a value.
+    /// `GETRANGE` and `SUBSTR`.
     Getrange,
-    /// It changes nothing and tells nothing about strings, so it may be answered before or after a cached read.
-    Aside,
-    /// It changes nothing.
-    Look,
-    /// It may wait for others to write.
+    /// It changes no key and its reply says nothing about strings, so it may run before or after a cached read.
+    Neutral,
+    /// It changes no key.
+    ReadOnly,
+    /// It may wait for other clients to write.
     Blocking,
-    /// The same, if it says so.
+    /// `XREAD` and `XREADGROUP`, which block only with `BLOCK`.
     Xread,
+    /// `MULTI`.
     Multi,
+    /// `EXEC`.
     Exec,
+    /// `DISCARD`.
     Discard,
+    /// `WATCH`.
     Watch,
+    /// `UNWATCH`.
     Unwatch,
+    /// `SELECT`.
     Select,
+    /// `AUTH`.
     Auth,
+    /// `HELLO`.
     Hello,
+    /// `RESET`.
     Reset,
+    /// `CLIENT` with its subcommands.
     Client,
+    /// `SCRIPT` with its subcommands.
     Script,
+    /// `QUIT`.
     Quit,
-    /// From here on answers cannot be told from what comes by itself.
-    Pipe,
-    /// It changes every key and tells nobody.
+    /// From here on replies cannot be told from pushes.
+    Passthrough,
+    /// `SWAPDB`: it changes every key and nothing is pushed.
     Swapdb,
-    /// It drops every key.
-    Flush,
-    /// Anything.
-    Other,
+    /// It deletes every key.
+    FlushAll,
+    /// It may do anything.
+    MayWrite,
 }
 
 impl Class {
-    /// Whether it may be answered from memory.
-    pub(super) fn is_read(self) -> bool {
+    /// Whether its reply may come from memory.
+    pub fn is_read(self) -> bool {
         matches!(self, Self::Get | Self::Mget | Self::Exists | Self::Strlen | Self::Getrange)
     }
 }
@@ -62,7 +75,7 @@ const LISTS: [(Class, &str); 25] = [
     (Class::Strlen, "strlen"),
     (Class::Getrange, "getrange substr"),
     (
-        Class::Aside,
+        Class::Neutral,
         "command echo geodist geohash geopos georadius_ro georadiusbymember_ro geosearch hexists hexpiretime hget hgetall \
          hkeys hlen hmget hpexpiretime hpttl hrandfield hscan hstrlen httl hvals info lastsave latency lindex llen lolwut \
          lpos lrange ping publish pubsub readonly readwrite scard sdiff sinter sintercard sismember slowlog smembers \
@@ -85,18 +98,18 @@ const LISTS: [(Class, &str); 25] = [
     (Class::Script, "script"),
     (Class::Quit, "quit"),
     (
-        Class::Pipe,
+        Class::Passthrough,
         "monitor psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync unsubscribe",
     ),
     (Class::Swapdb, "swapdb"),
-    (Class::Flush, "flushall flushdb"),
+    (Class::FlushAll, "flushall flushdb"),
     (
-        Class::Look,
+        Class::ReadOnly,
         "bitcount bitfield_ro bitpos dbsize digest dump expiretime getbit keys lcs memory object pexpiretime pttl \
          randomkey role scan sort_ro ttl type",
     ),
     (
-        Class::Other,
+        Class::MayWrite,
         "acl append asking bgrewriteaof bgsave bitfield bitop cluster config copy debug decr decrby del delex eval \
          eval_ro evalsha evalsha_ro expire expireat failover fcall fcall_ro function geoadd georadius georadiusbymember \
          geosearchstore getdel getex getset hdel hexpire hexpireat hgetdel hgetex hincrby hincrbyfloat hmset hpersist \
@@ -109,45 +122,49 @@ const LISTS: [(Class, &str); 25] = [
     ),
 ];
 
-/// The label of commands that are in no list.
+/// The label of commands in no list.
 const UNKNOWN: &str = "other";
 
-/// A command that was recognised.
+/// A command that was findd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Known {
-    pub(super) class: Class,
-    /// Its place among the [`names`].
-    pub(super) label: usize,
+pub struct CommandInfo {
+    /// What it may do.
+    pub class: Class,
+    /// Its index among the [`names`].
+    pub label: usize,
 }
 
-/// The names of all commands that are told apart in metrics, and one for all others.
+/// The names of all commands with a label of their own in metrics, and one for all others.
 pub fn names() -> Vec<&'static str> {
     let listed = LISTS.iter().flat_map(|(_, names)| names.split_whitespace());
     listed.chain([UNKNOWN]).collect()
 }
 
-/// Recognises commands by their names, which are the same in capitals.
-pub(super) struct Commands {
-    by_name: HashMap<&'static [u8], Known>,
-    /// By far the most frequent one, known without a look into the table.
-    get: Known,
+/// All known commands by name, whatever the case.
+pub struct CommandTable {
+    by_name: HashMap<&'static [u8], CommandInfo>,
+    /// By far the most frequent command, found without hashing.
+    get: CommandInfo,
 }
 
-/// As long as the longest name.
+/// No name is longer than this, in bytes.
 const LONGEST: usize = 32;
 
-impl Commands {
-    pub(super) fn new() -> Self {
+impl CommandTable {
+    /// The table of all lists.
+    #[allow(clippy::new_without_default, reason = "it is large, and made once")]
+    pub fn new() -> Self {
         let classes = LISTS
             .iter()
             .flat_map(|(class, names)| names.split_whitespace().map(|name| (*class, name)));
         let known = classes
             .enumerate()
-            .map(|(label, (class, name))| (name.as_bytes(), Known { class, label }));
-        Self { by_name: known.collect(), get: Known { class: Class::Get, label: 0 } }
+            .map(|(label, (class, name))| (name.as_bytes(), CommandInfo { class, label }));
+        Self { by_name: known.collect(), get: CommandInfo { class: Class::Get, label: 0 } }
     }
 
-    pub(super) fn recognise(&self, name: &[u8]) -> Known {
+    /// The command of this name.
+    pub fn find(&self, name: &[u8]) -> CommandInfo {
         if name.eq_ignore_ascii_case(b"get") {
             return self.get;
         }
@@ -157,7 +174,7 @@ impl Commands {
             lower.make_ascii_lowercase();
             self.by_name.get(&*lower)
         });
-        known.copied().unwrap_or(Known { class: Class::Other, label: self.by_name.len() })
+        known.copied().unwrap_or(CommandInfo { class: Class::MayWrite, label: self.by_name.len() })
     }
 }
 
@@ -167,10 +184,10 @@ mod tests {
 
     #[test]
     fn a_command_is_in_one_list_and_known_in_capitals() {
-        let (commands, names) = (Commands::new(), names());
+        let (commands, names) = (CommandTable::new(), names());
         assert_eq!(commands.by_name.len() + 1, names.len(), "a command is listed twice");
         for (label, name) in names.iter().enumerate() {
-            let known = commands.recognise(name.to_ascii_uppercase().as_bytes());
+            let known = commands.find(name.to_ascii_uppercase().as_bytes());
             assert_eq!((known.label, names[known.label]), (label, *name));
             assert!(name.len() <= LONGEST);
         }
@@ -178,11 +195,11 @@ mod tests {
 
     #[test]
     fn what_nobody_knows_may_do_anything() {
-        let commands = Commands::new();
+        let commands = CommandTable::new();
         for name in ["", "getx", "json.get", &"x".repeat(100)] {
-            assert_eq!(commands.recognise(name.as_bytes()).class, Class::Other, "{name}");
-            assert_eq!(names()[commands.recognise(name.as_bytes()).label], "other");
+            assert_eq!(commands.find(name.as_bytes()).class, Class::MayWrite, "{name}");
+            assert_eq!(names()[commands.find(name.as_bytes()).label], "other");
         }
-        assert_eq!(commands.recognise(b"GeT").class, Class::Get);
+        assert_eq!(commands.find(b"GeT").class, Class::Get);
     }
 }

@@ -1,8 +1,8 @@
-//! A link of a client's own, over which what is not answered from memory goes to Redis and comes back, byte for byte.
+//! The connection to Redis of one client alone, over which forwarded commands and their replies pass, byte for byte.
 //!
-//! It is opened when it is first needed and ends with its client, as its client ends with it: what Redis keeps for a
-//! connection (a transaction, a database, a login) cannot be carried to another. What is not sent yet is bounded by whoever
-//! writes to [`Link::out`], who asks how much there is.
+//! It is opened when it is first needed and ends with its client, as its client ends with it: the state that Redis keeps for a
+//! connection (a transaction, a database, a login) cannot be carried to another. The writer of [`DedicatedConnection::out`] keeps
+//! that buffer bounded.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -17,67 +17,79 @@ use crate::net::Output;
 
 type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
 
-/// The link, in all its states.
-pub(super) struct Link {
+/// A connection to Redis in any of its states.
+pub(super) struct DedicatedConnection {
     state: State,
-    /// What is to be sent over it.
+    /// Bytes to send.
     pub(super) out: Output,
-    /// What came over it and is not passed on yet.
+    /// Bytes that were read and not passed on.
     pub(super) input: BytesMut,
-    /// Something written may still be held back, as TLS does.
+    /// Whether bytes may be held back by TLS.
     is_to_flush: bool,
-    /// When something was sent last.
+    /// Whether the sending side is closed, or is being closed.
+    is_sending_closed: bool,
+    /// The time of the last write.
     pub(super) last_sent: Instant,
 }
 
 enum State {
-    None,
+    Closed,
     Opening(Opening),
     Open(Tied),
 }
 
-/// Bytes asked for at once.
-const READ: usize = 32 << 10;
-/// A buffer that has grown is given back once it is empty.
-const KEPT: usize = 4 << 10;
+/// Bytes read at once.
+const READ_CHUNK: usize = 32 << 10;
+/// A larger buffer is freed once it is empty, in bytes.
+const BUF_RETAIN: usize = 4 << 10;
 
-impl Link {
-    pub(super) fn none() -> Self {
+impl DedicatedConnection {
+    /// A connection that is not opened yet.
+    pub(super) fn new() -> Self {
         Self {
-            state: State::None,
+            state: State::Closed,
             out: Output::default(),
             input: BytesMut::new(),
             is_to_flush: false,
+            is_sending_closed: false,
             last_sent: Instant::now(),
         }
     }
 
-    pub(super) fn is_none(&self) -> bool {
-        matches!(self.state, State::None)
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
     }
 
     pub(super) fn is_open(&self) -> bool {
         matches!(self.state, State::Open(_))
     }
 
-    /// Tells Redis that nothing more will come: ready once that is done.
-    pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Closes the sending side. Ready once that is done.
+    pub(super) fn poll_close_sending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.state {
-            State::Open(stream) => Pin::new(&mut *stream).poll_shutdown(cx),
-            State::None | State::Opening(_) => Poll::Pending,
+            State::Open(stream) => {
+                self.is_sending_closed = true;
+                Pin::new(&mut *stream).poll_shutdown(cx)
+            }
+            State::Closed | State::Opening(_) => Poll::Pending,
         }
+    }
+
+    /// Whether its sending side is closed.
+    pub(super) fn is_sending_closed(&self) -> bool {
+        self.is_sending_closed
     }
 
     pub(super) fn open(&mut self, opening: Opening) {
         self.state = State::Opening(opening);
     }
 
-    /// Gives up what there is.
+    /// Closes it, whatever its state.
     pub(super) fn close(&mut self) {
-        *self = Self::none();
+        *self = Self::new();
     }
 
-    /// Ready when an opening has ended.
+    /// Ready when it has been opened, or could not be.
     pub(super) fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BackendError>> {
         let State::Opening(opening) = &mut self.state else { return Poll::Pending };
         match ready!(opening.as_mut().poll(cx)) {
@@ -92,23 +104,23 @@ impl Link {
         }
     }
 
-    /// Whether it leads to where Redis no longer is.
-    pub(super) fn is_cut(&self) -> bool {
+    /// Whether it leads to a server that is not the current primary any more.
+    pub(super) fn is_revoked(&self) -> bool {
         matches!(&self.state, State::Open(stream) if stream.is_cut())
     }
 
-    /// Reads into `input`: how many bytes; none at the end.
+    /// Reads into `input`. Returns the number of bytes; 0 at the end.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let State::Open(stream) = &mut self.state else { return Poll::Pending };
-        self.input.reserve(READ);
+        self.input.reserve(READ_CHUNK);
         let read = pin!(stream.read_buf(&mut self.input)).poll(cx);
-        if self.input.is_empty() && self.input.capacity() > KEPT {
+        if self.input.is_empty() && self.input.capacity() > BUF_RETAIN {
             self.input = BytesMut::new();
         }
         read
     }
 
-    /// Writes what is to be sent: ready once all is.
+    /// Writes `out`. Ready once all of it is written.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let State::Open(stream) = &mut self.state else { return Poll::Pending };
         if !self.out.is_empty() {

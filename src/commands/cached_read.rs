@@ -1,6 +1,7 @@
-//! Reads that may be answered from memory: what is found there, what a flight brings, and how it is told.
+//! Reads whose replies may come from memory.
 //!
-//! An answer is derived from a cached value only where every version of Redis would give the same; in doubt Redis is asked.
+//! A reply is derived from a cached value only where every version of Redis would send the same. In doubt the command is
+//! forwarded.
 
 use std::ops::Range;
 
@@ -9,100 +10,105 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::command::Class;
+use super::dispatch::Memory;
+use super::table::Class;
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Outcome};
 use crate::metrics::FrontEnd;
 use crate::net::Output;
-use crate::protocol::{Arguments, parse_integer};
 use crate::protocol::{
-    Protocol, write_array_length, write_bulk, write_bulk_length, write_integer, write_null,
+    Arguments, Protocol, parse_integer, write_array_length, write_bulk, write_bulk_length,
+    write_integer, write_null,
 };
 use crate::proxy::Proxy;
 use crate::telemetry::spans;
 
-/// Keys of one command at most that are fetched each by itself; more are left to Redis, which answers them at once.
-const MOST_FETCHES: usize = 256;
+/// The most keys of one command that are fetched one by one. Redis replies to more of them at once.
+const MAX_FETCHES: usize = 256;
 
-/// A read that is one in its form.
+/// A read with the right number of arguments.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Read<'a> {
+pub(super) struct CacheableRead<'a> {
     class: Class,
     arguments: Arguments<'a>,
 }
 
-/// What answers a read.
+/// A reply from memory.
 #[derive(Debug)]
-pub(super) enum Found {
+pub enum CachedReply {
+    /// The value of a key.
     Value(Answer),
-    /// For each key; none, where it holds something else than a value.
+    /// One value for each key; `None`: the key holds another type.
     Values(Vec<Option<Answer>>),
+    /// An integer.
     Number(usize),
+    /// Some bytes of a value.
     Part(Answer, Range<usize>),
 }
 
-/// What became of a read that was not in memory.
-pub(super) enum Landed {
-    Found(Found),
-    /// Redis has to be asked by the client itself, with this command.
-    Ask(Bytes),
-    /// Redis does not answer.
+/// The result of a read that was not in memory.
+pub enum FetchOutcome {
+    /// The reply.
+    Reply(CachedReply),
+    /// The command has to be forwarded on the client's own connection.
+    Forward(Bytes),
+    /// Redis did not reply.
     Failed(BackendError),
 }
 
-impl<'a> Read<'a> {
-    /// `None` where Redis would see an error, or something this proxy does not know.
-    pub(super) fn of(class: Class, arguments: Arguments<'a>) -> Option<Self> {
-        let is_one = match class {
+impl<'a> CacheableRead<'a> {
+    /// `None` if Redis would reply with an error, or the class is no read.
+    pub(super) fn new(class: Class, arguments: Arguments<'a>) -> Option<Self> {
+        let is_valid = match class {
             Class::Get | Class::Strlen => arguments.len() == 2,
             Class::Mget | Class::Exists => arguments.len() >= 2,
             Class::Getrange => arguments.len() == 4,
             _ => false,
         };
-        is_one.then_some(Self { class, arguments })
+        is_valid.then_some(Self { class, arguments })
     }
 
-    /// The keys it names.
-    pub(super) fn names(&self) -> impl Iterator<Item = &'a [u8]> {
-        self.arguments.from(1).take(self.keys())
+    /// The keys that it names.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.arguments.from(1).take(self.key_count())
     }
 
-    /// How many keys it names.
-    pub(super) fn keys(&self) -> usize {
-        if self.is_of_many() { self.arguments.len() - 1 } else { 1 }
+    /// The number of keys that it names.
+    pub(super) fn key_count(&self) -> usize {
+        if self.has_many_keys() { self.arguments.len() - 1 } else { 1 }
     }
 
-    fn is_of_many(&self) -> bool {
+    fn has_many_keys(&self) -> bool {
         matches!(self.class, Class::Mget | Class::Exists)
     }
 
-    /// The answer, if memory has all of it. The outcome of each entry that it takes is told to `count`.
-    pub(super) fn look(
+    /// The reply, if memory has all of it. `count` receives the outcome of each entry that the reply uses.
+    pub(super) fn lookup(
         &self,
-        proxy: &Proxy,
+        memory: &impl Memory,
         now: Instant,
         mut count: impl FnMut(Outcome),
-    ) -> Option<Found> {
-        if self.is_of_many() {
-            let answers = self.arguments.from(1).map(|key| proxy.lookup(key, now).map(Some));
+    ) -> Option<CachedReply> {
+        if self.has_many_keys() {
+            let answers = self.arguments.from(1).map(|key| memory.lookup(key, now).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
             answers.iter().flatten().for_each(|answer| count(answer.outcome));
-            self.arguments.from(1).for_each(|key| proxy.count_key(key, now));
+            self.arguments.from(1).for_each(|key| memory.count_key(key, now));
             return Some(if self.class == Class::Mget {
-                Found::Values(answers)
+                CachedReply::Values(answers)
             } else {
-                Found::Number(present(&answers))
+                CachedReply::Number(present(&answers))
             });
         }
-        let answer = proxy.lookup(self.arguments.get(1), now)?;
+        let answer = memory.lookup(self.arguments.get(1), now)?;
         let part =
             if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
         count(answer.outcome);
-        proxy.count_key(self.arguments.get(1), now);
+        memory.count_key(self.arguments.get(1), now);
         Some(match (self.class, part) {
-            (Class::Strlen, _) => Found::Number(length(&answer)),
-            (_, Some(part)) => Found::Part(answer, part),
-            _ => Found::Value(answer),
+            (Class::Strlen, _) => CachedReply::Number(length(&answer)),
+            (_, Some(part)) => CachedReply::Part(answer, part),
+            _ => CachedReply::Value(answer),
         })
     }
 
@@ -110,64 +116,66 @@ impl<'a> Read<'a> {
         part(length, (parse_integer(self.arguments.get(2))?, parse_integer(self.arguments.get(3))?))
     }
 
-    /// Whether a key of it is so long that it is not kept.
-    pub(super) fn has_longer_key(&self, longest: usize) -> bool {
-        let is_longer = |key: &[u8]| key.len() > longest;
-        if self.is_of_many() {
-            self.names().any(is_longer)
+    /// Whether one of its keys is too long to be cached. `max_key` is in bytes.
+    pub(super) fn has_longer_key(&self, max_key: usize) -> bool {
+        let is_longer = |key: &[u8]| key.len() > max_key;
+        if self.has_many_keys() {
+            self.keys().any(is_longer)
         } else {
             is_longer(self.arguments.get(1))
         }
     }
 
-    /// The keys to fetch, if this is a read whose values are worth keeping.
-    pub(super) fn fetch(&self) -> Option<Fetch> {
+    /// The keys to fetch, if the values are the reply and worth caching.
+    pub(super) fn fetch(&self) -> Option<FetchKeys> {
         let is_worth =
-            matches!(self.class, Class::Get | Class::Mget) && self.keys() <= MOST_FETCHES;
+            matches!(self.class, Class::Get | Class::Mget) && self.key_count() <= MAX_FETCHES;
         let keys = || self.arguments.from(1).map(Bytes::copy_from_slice).collect();
-        is_worth.then(|| Fetch { keys: keys(), is_of_many: self.is_of_many() })
+        is_worth.then(|| FetchKeys { keys: keys(), is_many: self.has_many_keys() })
     }
 }
 
-/// Keys whose values are fetched.
-pub(super) struct Fetch {
+/// Keys whose values are fetched for one command.
+#[derive(Debug)]
+pub struct FetchKeys {
     keys: Vec<Bytes>,
-    is_of_many: bool,
+    is_many: bool,
 }
 
-impl Fetch {
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
+impl FetchKeys {
+    /// The number of keys.
+    #[allow(clippy::len_without_is_empty, reason = "there is always one")]
+    pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// What their flights bring; `command` is what asked for them.
-    pub(super) async fn run(self, proxy: Proxy, command: Bytes) -> Landed {
-        let span = spans::command(if self.is_of_many { "MGET" } else { "GET" });
+    /// Fetches the values. `command` is the command as the client sent it.
+    pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
+        let span = spans::command(if self.is_many { "MGET" } else { "GET" });
         let fetches =
             self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
         let mut answers = Vec::with_capacity(self.keys.len());
         for answer in join_all(fetches).instrument(span.clone()).await {
             match answer {
                 Ok(answer) => answers.push(Some(answer)),
-                Err(BackendError::WrongType) if self.is_of_many => answers.push(None),
-                Err(error) if error.leaves_client_to_ask() => return Landed::Ask(command),
-                Err(error) => return Landed::Failed(error),
+                Err(BackendError::WrongType) if self.is_many => answers.push(None),
+                Err(error) if error.leaves_client_to_ask() => {
+                    return FetchOutcome::Forward(command);
+                }
+                Err(error) => return FetchOutcome::Failed(error),
             }
         }
-        if self.is_of_many {
-            return Landed::Found(Found::Values(answers));
+        if self.is_many {
+            return FetchOutcome::Reply(CachedReply::Values(answers));
         }
-        answers
-            .pop()
-            .flatten()
-            .map_or(Landed::Ask(command), |answer| Landed::Found(Found::Value(answer)))
+        let value = answers.pop().flatten().map(CachedReply::Value);
+        value.map_or(FetchOutcome::Forward(command), FetchOutcome::Reply)
     }
 }
 
-impl Found {
-    /// Writes it as Redis would.
-    pub(super) fn write(&self, output: &mut Output, protocol: Protocol) {
+impl CachedReply {
+    /// Writes the reply as Redis would.
+    pub(crate) fn write(&self, output: &mut Output, protocol: Protocol) {
         match self {
             Self::Value(answer) => write_value(output, Some(answer), protocol),
             Self::Number(number) => write_integer(output.tail(), *number),
@@ -205,8 +213,8 @@ fn length(answer: &Answer) -> usize {
     answer.entry.value().map_or(0, |value| value.bytes.len())
 }
 
-/// The part of a value of this length from the first to the last of `ends`, both counted from the back if negative.
-/// `None` where versions of Redis do not agree: an end before the beginning.
+/// The part of a value of this length, in bytes, from the first to the last of `ends`. A negative end counts from the back.
+/// `None` where versions of Redis differ: an end before the beginning.
 fn part(length: usize, (first, last): (i64, i64)) -> Option<Range<usize>> {
     let from_front = |end: i64| {
         let end = if end < 0 { i64::try_from(length).ok()?.checked_add(end)? } else { end };

@@ -1,0 +1,116 @@
+//! The commands that a listener with `resp.allow_keys` accepts: reads all of whose keys are allowed, and commands about the
+//! connection alone.
+//!
+//! The rule that must not be broken (invariant A4): a command that could touch another key is rejected before any lookup, and
+//! whatever Redis would reply. So nothing that queues, watches, subscribes, runs scripts or lists keys is accepted, nor an
+//! unknown command, nor a command of which only a part has arrived.
+
+use super::cached_read::CacheableRead;
+use super::dispatch::{LocalAction, RejectReason};
+use super::table::Class;
+use crate::access::Allow;
+use crate::protocol::{Arguments, is_one_of, parse_integer};
+
+/// Redis's reply about keys that a user may not read.
+const NO_KEY: &str = "NOPERM No permissions to access a key";
+/// Redis's reply about commands, but for their names.
+pub(super) const NO_COMMAND: &str = "NOPERM This user has no permissions to run this command";
+/// Subcommands of `CLIENT` about the connection alone.
+const OWN_SUBCOMMANDS: [&str; 5] = ["setname", "setinfo", "getname", "id", "info"];
+
+/// The rejection of a command; `None` if it is allowed. `database` is the one that the proxy reads.
+pub(super) fn authorize(
+    allowed: &Allow,
+    database: u32,
+    class: Class,
+    arguments: Arguments<'_>,
+) -> Option<LocalAction> {
+    if allowed.is_everything() {
+        return None;
+    }
+    if class.is_read() {
+        let read = CacheableRead::new(class, arguments);
+        let is_allowed = read.is_some_and(|read| read.keys().all(|key| allowed.permits(key)));
+        let reason = Some(RejectReason::Key);
+        return (!is_allowed).then_some(LocalAction::Reject { text: NO_KEY, reason });
+    }
+    let is_own = match class {
+        Class::Auth | Class::Hello | Class::Reset | Class::Quit => true,
+        Class::Select => selects_proxy_database(database, arguments),
+        Class::Client => is_one_of(arguments.get(1), &OWN_SUBCOMMANDS),
+        Class::Neutral => is_one_of(arguments.get(0), &["ping", "echo", "command"]),
+        _ => false,
+    };
+    let reason = Some(RejectReason::Command);
+    (!is_own).then_some(LocalAction::Reject { text: NO_COMMAND, reason })
+}
+
+/// Whether it selects the database that every client begins in, or the one that the proxy reads.
+fn selects_proxy_database(database: u32, arguments: Arguments<'_>) -> bool {
+    let wanted = parse_integer(arguments.get(1));
+    arguments.len() == 2 && (wanted == Some(0) || wanted == Some(database.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::CommandTable;
+    use super::*;
+    use crate::protocol::tests::parsed;
+
+    #[test]
+    fn only_reads_of_allowed_keys_pass() {
+        let allowed = serde_json::from_str(r#"["public:*", "motd"]"#).unwrap();
+        let reject = |line: &str| {
+            let (input, parser) = parsed(line);
+            let arguments = parser.arguments(&input);
+            let class = CommandTable::new().find(arguments.get(0)).class;
+            authorize(&allowed, 3, class, arguments).map(|action| match action {
+                LocalAction::Reject { reason: Some(reason), .. } => reason,
+                other => panic!("{other:?}"),
+            })
+        };
+        for line in [
+            "GET public:a",
+            "MGET motd public:b",
+            "EXISTS motd",
+            "STRLEN motd",
+            "GETRANGE motd 0 1",
+            "PING",
+            "ECHO x",
+            "COMMAND",
+            "SELECT 0",
+            "SELECT 3",
+            "CLIENT SETNAME x",
+            "CLIENT ID",
+            "HELLO 3",
+            "AUTH x",
+            "RESET",
+            "QUIT",
+        ] {
+            assert_eq!(reject(line), None, "{line}");
+        }
+        for line in ["GET secret", "MGET motd secret", "GET", "GET motd motd", "GETRANGE motd 0"] {
+            assert_eq!(reject(line), Some(RejectReason::Key), "{line}");
+        }
+        for line in [
+            "SET motd x",
+            "HGET public:h f",
+            "TYPE motd",
+            "MULTI",
+            "WATCH motd",
+            "SUBSCRIBE motd",
+            "EVAL x 0",
+            "SCAN 0",
+            "KEYS *",
+            "SELECT 1",
+            "SELECT",
+            "CLIENT LIST",
+            "CLIENT KILL x",
+            "CLIENT TRACKING ON",
+            "NONESUCH",
+            "INFO",
+        ] {
+            assert_eq!(reject(line), Some(RejectReason::Command), "{line}");
+        }
+    }
+}

@@ -1,0 +1,563 @@
+//! The decision about one command: from memory, to Redis, or a reply of the proxy's own. A pure function, so that its rules are
+//! tested as a table.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::auth::{Credentials, NO_AUTH, authenticate, hello_logins};
+use super::authorize::{NO_COMMAND, authorize};
+use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
+use super::session::{CacheIdentity, Identity, SessionEffect, SessionState};
+use super::table::Class;
+use crate::access::Allow;
+use crate::cache::{Answer, Outcome};
+use crate::protocol::{Arguments, is_one_of, parse_integer};
+
+/// The part of the cache that a decision needs.
+pub trait Memory {
+    /// The fresh entry of a key.
+    fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer>;
+    /// Counts a read of a key among the hot keys.
+    fn count_key(&self, key: &[u8], now: Instant);
+    /// Whether a fetch can succeed: not if Redis rejects the proxy's login.
+    fn may_fetch(&self) -> bool;
+}
+
+/// The settings that decisions depend on.
+pub struct Policy {
+    /// The user and database that memory was read with.
+    pub identity: CacheIdentity,
+    /// The longest key that is cached, in bytes.
+    pub max_key: usize,
+    /// The keys that the listener serves.
+    pub allow_keys: Allow,
+}
+
+/// The replies that a client waits for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PendingReplies {
+    /// Whether there is any.
+    pub is_any: bool,
+    /// Reads that wait for a flight.
+    pub flights: usize,
+    /// Whether one of them may reflect a write that memory does not know.
+    pub may_observe_write: bool,
+    /// Whether Redis owes the reply to a command of the proxy's own.
+    pub is_keepalive: bool,
+    /// Whether the client has closed its sending side behind a command that may block.
+    pub is_close_due: bool,
+}
+
+/// What memory is known to hold of the writes that the client has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// All of them.
+    Full,
+    /// Perhaps not all; a fence would tell.
+    Unfenced,
+    /// Perhaps not all, and a fence was tried in vain.
+    Bypassed,
+}
+
+/// The state that a decision depends on.
+pub struct View<'a, M> {
+    /// The settings.
+    pub policy: &'a Policy,
+    /// The front end's own credentials; `None`: Redis decides who a client is.
+    pub credentials: Option<&'a Credentials>,
+    /// The client's session.
+    pub session: &'a SessionState,
+    /// The replies that it waits for.
+    pub pending: PendingReplies,
+    /// What memory is known to hold.
+    pub coverage: Coverage,
+    /// The cache.
+    pub memory: &'a M,
+    /// The time of the lookup.
+    pub now: Instant,
+}
+
+/// A command.
+#[derive(Clone, Copy)]
+pub struct Command<'a> {
+    /// Its class.
+    pub class: Class,
+    /// Its name and arguments.
+    pub arguments: Arguments<'a>,
+}
+
+/// The reason of a rejection, as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RejectReason {
+    /// No login, or a wrong password.
+    Login,
+    /// A key that the listener does not serve.
+    Key,
+    /// A command that could touch such a key.
+    Command,
+}
+
+/// What to do with a command.
+#[derive(Debug)]
+pub enum Action {
+    /// Look at it again when something has changed.
+    Wait,
+    /// Begin a fence, and look at it again.
+    Fence,
+    /// Reply from memory.
+    Reply(CachedReply),
+    /// Fetch its keys.
+    Fetch(FetchKeys),
+    /// Forward a read of so many keys past memory.
+    Bypass(usize),
+    /// Forward it.
+    Forward(SessionEffect),
+    /// Forward it, and pass all bytes on from there.
+    Passthrough,
+    /// Let the client go when all before is answered.
+    Quit,
+    /// Reply without memory and without Redis.
+    Local(LocalAction),
+}
+
+/// An action on a command that is the proxy's own concern.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LocalAction {
+    /// The client has shown the front end's password. `instead` is forwarded in place of the command.
+    LogIn {
+        /// The command without its login.
+        instead: Option<Bytes>,
+    },
+    /// Make the session as new, with a new connection to Redis.
+    Reset,
+    /// Reply with an error.
+    Reject {
+        /// The error, with its code.
+        text: &'static str,
+        /// The reason as it is counted; `None`: it is a mistake of the client, not a denial.
+        reason: Option<RejectReason>,
+    },
+}
+
+/// What to do with a command that is too long to be held.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LongAction {
+    /// Look at it again when something has changed.
+    Wait,
+    /// Reply with an error, and let the client go.
+    Reject(&'static str, RejectReason),
+    /// Forward it as it arrives.
+    Stream(SessionEffect),
+}
+
+/// Decides about a command. `count` receives the outcome of each entry that a reply from memory uses.
+pub fn decide<M: Memory>(
+    view: &View<'_, M>,
+    command: Command<'_>,
+    count: impl FnMut(Outcome),
+) -> Action {
+    let action = choose(view, command, count);
+    if has_to_wait(view, &action) { Action::Wait } else { action }
+}
+
+fn choose<M: Memory>(
+    view: &View<'_, M>,
+    Command { class, arguments }: Command<'_>,
+    count: impl FnMut(Outcome),
+) -> Action {
+    let authenticated = view
+        .credentials
+        .and_then(|credentials| authenticate(credentials, view.session, class, arguments));
+    if let Some(action) = authenticated {
+        return Action::Local(action);
+    }
+    let Policy { identity, allow_keys, .. } = view.policy;
+    if let Some(rejection) = authorize(allow_keys, identity.database, class, arguments) {
+        return Action::Local(rejection);
+    }
+    match class {
+        _ if class.is_read() => match CacheableRead::new(class, arguments) {
+            Some(read) => choose_read(view, read, count),
+            None => Action::Forward(SessionEffect::MayObserveWrite),
+        },
+        Class::Quit => Action::Quit,
+        _ if is_passthrough(class, arguments) => Action::Passthrough,
+        _ => Action::Forward(effect(class, arguments)),
+    }
+}
+
+fn choose_read<M: Memory>(
+    view: &View<'_, M>,
+    read: CacheableRead<'_>,
+    count: impl FnMut(Outcome),
+) -> Action {
+    let is_bypassed = view.coverage == Coverage::Bypassed
+        || read.has_longer_key(view.policy.max_key)
+        || view.pending.may_observe_write
+        || !view.session.may_read_from_cache(&view.policy.identity);
+    if is_bypassed {
+        return Action::Bypass(read.key_count());
+    }
+    if view.coverage == Coverage::Unfenced {
+        return Action::Fence;
+    }
+    if let Some(reply) = read.lookup(view.memory, view.now, count) {
+        return Action::Reply(reply);
+    }
+    let fetch = read.fetch().filter(|_| view.memory.may_fetch());
+    fetch.map_or(Action::Bypass(read.key_count()), Action::Fetch)
+}
+
+/// Whether an action has to wait for the replies that are pending.
+fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
+    let is_behind_flights = view.pending.flights > 0;
+    match action {
+        Action::Wait
+        | Action::Fence
+        | Action::Reply(_)
+        | Action::Fetch(_)
+        | Action::Local(LocalAction::LogIn { instead: None } | LocalAction::Reject { .. }) => false,
+        Action::Local(LocalAction::Reset) => view.pending.is_any,
+        // Otherwise a read could see what its own client wrote behind it (invariant R2).
+        Action::Bypass(_)
+        | Action::Passthrough
+        | Action::Quit
+        | Action::Local(LocalAction::LogIn { .. }) => is_behind_flights,
+        Action::Forward(effect) => is_behind_flights || has_to_go_alone(view, effect),
+    }
+}
+
+/// Whether its reply may be missing, and the reply to another command would be taken for it.
+fn has_to_go_alone<M>(view: &View<'_, M>, effect: &SessionEffect) -> bool {
+    let is_reply_due = view.pending.is_any || view.pending.is_keepalive;
+    let matters = !(view.session.is_desynced() || view.pending.is_close_due);
+    is_reply_due && effect.may_go_unanswered() && matters
+}
+
+/// Decides about a command that is too long to be held, by the arguments that have arrived.
+pub fn decide_long<M: Memory>(view: &View<'_, M>, command: Command<'_>) -> LongAction {
+    let Command { class, arguments } = command;
+    let is_authenticated = view.credentials.is_none_or(|credentials| {
+        authenticate(credentials, view.session, class, arguments).is_none()
+    });
+    if !is_authenticated {
+        return LongAction::Reject(NO_AUTH, RejectReason::Login);
+    }
+    // The keys that it names are still to come.
+    if !view.policy.allow_keys.is_everything() {
+        return LongAction::Reject(NO_COMMAND, RejectReason::Command);
+    }
+    let is_passthrough = is_passthrough(class, arguments);
+    let effect = effect(class, arguments);
+    if view.pending.flights > 0 || has_to_go_alone(view, &effect) {
+        return LongAction::Wait;
+    }
+    LongAction::Stream(match effect {
+        _ if is_passthrough => SessionEffect::Passthrough,
+        // What it asks for is still to come.
+        effect if effect.is_of_state() => SessionEffect::Unknown,
+        effect => effect,
+    })
+}
+
+/// Whether replies cannot be told from pushes from the command on.
+fn is_passthrough(class: Class, arguments: Arguments<'_>) -> bool {
+    match class {
+        Class::Passthrough => true,
+        Class::Client => is_one_of(arguments.get(1), &["reply", "tracking"]),
+        // Scripts may be debugged from then on, and a debugger takes all bytes for its own commands.
+        Class::Script => is_one_of(arguments.get(1), &["debug"]),
+        _ => false,
+    }
+}
+
+/// The effect of a forwarded command on its client's session.
+fn effect(class: Class, arguments: Arguments<'_>) -> SessionEffect {
+    match class {
+        Class::Neutral | Class::Client => SessionEffect::Neutral,
+        Class::Blocking => SessionEffect::MayBlock,
+        Class::Xread if arguments.from(1).any(|word| word.eq_ignore_ascii_case(b"block")) => {
+            SessionEffect::MayBlock
+        }
+        Class::Multi => SessionEffect::Multi,
+        Class::Exec if arguments.len() == 1 => SessionEffect::Exec,
+        Class::Discard => SessionEffect::Discard,
+        Class::Watch => SessionEffect::Watch,
+        Class::Unwatch => SessionEffect::Unwatch,
+        Class::Reset => SessionEffect::Reset,
+        Class::Select => {
+            let database = parse_integer(arguments.get(1));
+            let database = database.and_then(|database| u32::try_from(database).ok());
+            database.map_or(SessionEffect::Unknown, SessionEffect::Select)
+        }
+        Class::Auth => SessionEffect::Auth(match arguments.len() {
+            2 => Identity::default_user(),
+            _ => named(arguments, 1),
+        }),
+        Class::Hello => match *hello_logins(arguments) {
+            [] => SessionEffect::Hello(None),
+            [at] => SessionEffect::Hello(Some(named(arguments, at + 1))),
+            // One version of Redis applies each of them, and another only the last.
+            [_, _, ..] => SessionEffect::Unknown,
+        },
+        _ => SessionEffect::MayObserveWrite,
+    }
+}
+
+fn named(arguments: Arguments<'_>, at: usize) -> Identity {
+    Identity::Named(Bytes::copy_from_slice(arguments.get(at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::discriminant;
+
+    use tokio::runtime::Handle;
+
+    use super::super::table::CommandTable;
+    use super::*;
+    use crate::cache::{Cache, Demand, Fetched, Settings, Vanished};
+    use crate::protocol::tests::parsed;
+
+    #[derive(Debug, Clone)]
+    struct NoFetch;
+
+    impl From<Vanished> for NoFetch {
+        fn from(_: Vanished) -> Self {
+            Self
+        }
+    }
+
+    /// A cache in which the key `kept` has the value `value`.
+    struct Kept {
+        cache: Cache<NoFetch>,
+        may_fetch: bool,
+    }
+
+    impl Kept {
+        async fn new() -> Self {
+            let cache = Cache::new(Settings::default(), Handle::current());
+            let value = Fetched::Value(Bytes::from_static(b"value"), None);
+            cache.get_or_fetch(b"kept", Demand::Usual, |_| async { value }).await.unwrap();
+            Self { cache, may_fetch: true }
+        }
+    }
+
+    impl Memory for Kept {
+        fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
+            self.cache.lookup(key, now)
+        }
+        fn count_key(&self, _: &[u8], _: Instant) {}
+        fn may_fetch(&self) -> bool {
+            self.may_fetch
+        }
+    }
+
+    /// Everything that a decision depends on but the command.
+    struct Case {
+        policy: Policy,
+        session: SessionState,
+        pending: PendingReplies,
+        coverage: Coverage,
+        memory: Kept,
+    }
+
+    impl Case {
+        async fn new() -> Self {
+            let identity = CacheIdentity { user: None, database: 0 };
+            Self {
+                policy: Policy { identity, max_key: 10, allow_keys: Allow::default() },
+                session: SessionState::new(Identity::Unauthenticated),
+                pending: PendingReplies::default(),
+                coverage: Coverage::Full,
+                memory: Kept::new().await,
+            }
+        }
+
+        fn view(&self) -> View<'_, Kept> {
+            View {
+                policy: &self.policy,
+                credentials: None,
+                session: &self.session,
+                pending: self.pending,
+                coverage: self.coverage,
+                memory: &self.memory,
+                now: Instant::now(),
+            }
+        }
+
+        fn with<T>(&self, line: &str, decide: impl FnOnce(&View<'_, Kept>, Command<'_>) -> T) -> T {
+            let (input, parser) = parsed(line);
+            let arguments = parser.arguments(&input);
+            let class = CommandTable::new().find(arguments.get(0)).class;
+            decide(&self.view(), Command { class, arguments })
+        }
+
+        fn decides(&self, line: &str) -> Action {
+            self.with(line, |view, command| decide(view, command, |_| {}))
+        }
+
+        fn decides_long(&self, line: &str) -> LongAction {
+            self.with(line, decide_long)
+        }
+
+        #[track_caller]
+        fn expect(&self, line: &str, expected: &Action) {
+            let found = self.decides(line);
+            let is_equal = match (&found, expected) {
+                (Action::Forward(found), Action::Forward(expected)) => found == expected,
+                (Action::Bypass(found), Action::Bypass(expected)) => found == expected,
+                _ => discriminant(&found) == discriminant(expected),
+            };
+            assert!(is_equal, "{line}: found {found:?}, expected {expected:?}");
+        }
+    }
+
+    fn reply() -> Action {
+        Action::Reply(CachedReply::Number(0))
+    }
+
+    fn fetch() -> Action {
+        let (input, parser) = parsed("GET absent");
+        let read = CacheableRead::new(Class::Get, parser.arguments(&input));
+        Action::Fetch(read.and_then(|read| read.fetch()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn read_is_answered_from_memory_if_all_of_it_is_there() {
+        let mut case = Case::new().await;
+        for (line, expected) in [
+            ("GET kept", reply()),
+            ("get kept", reply()),
+            ("MGET kept kept", reply()),
+            ("EXISTS kept", reply()),
+            ("STRLEN kept", reply()),
+            ("GETRANGE kept 1 2", reply()),
+            ("GETRANGE kept -9 2", Action::Bypass(1)),
+            ("GET absent", fetch()),
+            ("MGET kept absent", fetch()),
+            ("EXISTS kept absent", Action::Bypass(2)),
+            ("STRLEN absent", Action::Bypass(1)),
+            ("GET too-long-a-key", Action::Bypass(1)),
+            ("MGET kept too-long-a-key", Action::Bypass(2)),
+            ("GET", Action::Forward(SessionEffect::MayObserveWrite)),
+            ("GET kept kept", Action::Forward(SessionEffect::MayObserveWrite)),
+        ] {
+            case.expect(line, &expected);
+        }
+        case.memory.may_fetch = false;
+        case.expect("GET kept", &reply());
+        case.expect("GET absent", &Action::Bypass(1));
+    }
+
+    #[tokio::test]
+    async fn read_waits_for_a_fence_or_passes_memory_by() {
+        let mut case = Case::new().await;
+        for (coverage, expected) in [
+            (Coverage::Full, reply()),
+            (Coverage::Unfenced, Action::Fence),
+            (Coverage::Bypassed, Action::Bypass(1)),
+        ] {
+            case.coverage = coverage;
+            case.expect("GET kept", &expected);
+        }
+        case.coverage = Coverage::Full;
+        case.pending.is_any = true;
+        case.expect("GET kept", &reply());
+        case.pending.may_observe_write = true;
+        case.expect("GET kept", &Action::Bypass(1));
+        case.pending = PendingReplies::default();
+        case.session.sent(&SessionEffect::Multi);
+        case.expect("GET kept", &Action::Bypass(1));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_forwarded_while_a_read_waits_for_a_flight() {
+        let mut case = Case::new().await;
+        case.pending = PendingReplies { is_any: true, flights: 1, ..PendingReplies::default() };
+        for line in
+            ["SET k v", "GET too-long-a-key", "STRLEN absent", "SUBSCRIBE c", "QUIT", "HGET h f"]
+        {
+            case.expect(line, &Action::Wait);
+        }
+        case.expect("GET kept", &reply());
+        case.expect("GET absent", &fetch());
+        assert_eq!(case.decides_long("SET k"), LongAction::Wait);
+    }
+
+    #[tokio::test]
+    async fn login_goes_alone_since_its_reply_may_be_missing() {
+        let mut case = Case::new().await;
+        let auth = || Action::Forward(SessionEffect::Auth(Identity::default_user()));
+        case.expect("AUTH password", &auth());
+        case.pending.is_any = true;
+        for line in ["AUTH password", "HELLO 3 AUTH a b", "HELLO 3 AUTH a b AUTH c d", "SELECT x"] {
+            case.expect(line, &Action::Wait);
+        }
+        case.expect("HELLO 3", &Action::Forward(SessionEffect::Hello(None)));
+        case.expect("SELECT 1", &Action::Forward(SessionEffect::Select(1)));
+        case.pending.is_close_due = true;
+        case.expect("AUTH password", &auth());
+        case.pending = PendingReplies { is_keepalive: true, ..PendingReplies::default() };
+        case.expect("AUTH password", &Action::Wait);
+        case.session.desync();
+        case.expect("AUTH password", &auth());
+    }
+
+    #[tokio::test]
+    async fn effect_follows_from_the_command() {
+        use SessionEffect::{
+            Discard, Exec, MayBlock, MayObserveWrite, Multi, Neutral, Reset, Select, Unknown,
+            Unwatch, Watch,
+        };
+        let case = Case::new().await;
+        let user = |name: &'static str| Identity::Named(Bytes::from_static(name.as_bytes()));
+        for (line, effect) in [
+            ("PING", Neutral),
+            ("HGETALL h", Neutral),
+            ("CLIENT ID", Neutral),
+            ("SET k v", MayObserveWrite),
+            ("TTL k", MayObserveWrite),
+            ("NONESUCH", MayObserveWrite),
+            ("BLPOP q 0", MayBlock),
+            ("XREAD STREAMS s 0", MayObserveWrite),
+            ("XREAD BLOCK 0 STREAMS s 0", MayBlock),
+            ("MULTI", Multi),
+            ("EXEC", Exec),
+            ("EXEC x", MayObserveWrite),
+            ("DISCARD", Discard),
+            ("WATCH k", Watch),
+            ("UNWATCH", Unwatch),
+            ("SELECT 7", Select(7)),
+            ("SELECT -1", Unknown),
+            ("RESET", Reset),
+            ("AUTH alice pw", SessionEffect::Auth(user("alice"))),
+            ("HELLO 2 AUTH alice pw", SessionEffect::Hello(Some(user("alice")))),
+            ("HELLO 2 AUTH a b AUTH c d", Unknown),
+        ] {
+            case.expect(line, &Action::Forward(effect));
+        }
+        for line in
+            ["SUBSCRIBE c", "MONITOR", "CLIENT TRACKING ON", "CLIENT REPLY OFF", "SCRIPT DEBUG YES"]
+        {
+            case.expect(line, &Action::Passthrough);
+        }
+        case.expect("QUIT", &Action::Quit);
+    }
+
+    #[tokio::test]
+    async fn command_too_long_to_hold_changes_the_session_unknown() {
+        let mut case = Case::new().await;
+        for (line, effect) in [
+            ("SET k", SessionEffect::MayObserveWrite),
+            ("SELECT", SessionEffect::Unknown),
+            ("AUTH", SessionEffect::Unknown),
+            ("SUBSCRIBE c", SessionEffect::Passthrough),
+        ] {
+            assert_eq!(case.decides_long(line), LongAction::Stream(effect), "{line}");
+        }
+        case.policy.allow_keys = serde_json::from_str(r#"["public:*"]"#).unwrap();
+        let rejected = LongAction::Reject(NO_COMMAND, RejectReason::Command);
+        assert_eq!(case.decides_long("MGET public:a"), rejected);
+    }
+}

@@ -1,0 +1,27 @@
+//! The decision what becomes of a command of a Redis client. No I/O.
+//!
+//! Model: a front end keeps a [`SessionState`], and executes the [`Action`] that [`decide`] returns for each command. This room
+//! knows no connection and no front end, so every rule about what may be answered from memory is here and is tested as a table
+//! of cases.
+//!
+//! The rules that must not be broken (invariants R1 to R3): what is not known for certain forbids an answer from memory; a
+//! command is forwarded only while no read of the same client waits for a flight; after a reply that may reflect a write, the
+//! next cached read waits for a fence.
+
+mod auth;
+mod authorize;
+mod cached_read;
+mod dispatch;
+mod invalidations;
+mod session;
+mod table;
+
+pub use self::auth::Credentials;
+pub use self::cached_read::{CachedReply, FetchKeys, FetchOutcome};
+pub use self::dispatch::{
+    Action, Command, Coverage, LocalAction, LongAction, Memory, PendingReplies, Policy,
+    RejectReason, View, decide, decide_long,
+};
+pub use self::invalidations::{Invalidations, invalidations};
+pub use self::session::{CacheIdentity, Identity, SessionEffect, SessionState};
+pub use self::table::{Class, CommandInfo, CommandTable, names};

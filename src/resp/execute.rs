@@ -1,0 +1,387 @@
+//! The execution of decisions about commands. What a command may do is decided in [`crate::commands`].
+
+use bytes::{BufMut as _, Bytes};
+use tokio::time::Instant;
+
+use super::connection::{ConnState, Connection};
+use super::reply_queue::ForwardedRun;
+use crate::cache::Outcome;
+use crate::commands::{
+    Action, Class, Command, CommandInfo, Identity, Invalidations, LocalAction, LongAction,
+    PendingReplies, RejectReason, SessionEffect, SessionState, View, decide, decide_long,
+    invalidations,
+};
+use crate::metrics::{FrontEnd, Refusal};
+use crate::net::LARGE;
+use crate::protocol::{Frame, Progress, RequestLimits, UNAUTHENTICATED, upcoming, write_error};
+use crate::proxy::Proxy;
+
+/// The number of reads whose memory is prefetched together.
+const PREFETCHED: usize = 16;
+
+/// Whether a command was taken, or waits.
+#[derive(PartialEq, Eq)]
+enum Taken {
+    Yes,
+    Waits,
+}
+
+/// Commands that were taken together, to be counted together.
+struct Batch {
+    begun: Instant,
+    /// Reads that were answered, by outcome.
+    outcomes: [u64; Outcome::ALL.len()],
+    /// The label of the last command, and how many in a row have it and are not counted yet.
+    commands: (usize, u64),
+}
+
+impl Batch {
+    fn new(begun: Instant) -> Self {
+        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0) }
+    }
+
+    fn add_command(&mut self, label: usize, proxy: &Proxy) {
+        if label != self.commands.0 {
+            self.count_commands(proxy);
+            self.commands = (label, 0);
+        }
+        self.commands.1 += 1;
+    }
+
+    fn count_commands(&self, proxy: &Proxy) {
+        let (label, count) = self.commands;
+        if count > 0 {
+            proxy.commands(label, count);
+        }
+    }
+
+    fn count(&self, proxy: &Proxy, ended: Instant) {
+        self.count_commands(proxy);
+        let elapsed = ended.saturating_duration_since(self.begun);
+        let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
+        for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
+            proxy.count(FrontEnd::Resp, outcome, count, elapsed);
+        }
+    }
+}
+
+impl Connection {
+    /// Takes commands for as long as it can. Returns whether it took any.
+    pub(super) fn take_commands(&mut self) -> bool {
+        // A connection whose close was passed on takes no more. The next one does.
+        if self.input.is_empty()
+            || self.state != ConnState::Commands
+            || !self.may_take_more()
+            || self.redis.is_sending_closed()
+        {
+            return false;
+        }
+        let mut batch = Batch::new(self.now());
+        let mut taken = 0;
+        while !self.input.is_empty() && self.state == ConnState::Commands && self.may_take_more() {
+            if taken % PREFETCHED == 0 {
+                self.prefetch();
+            }
+            if self.take_next(&mut batch) == Taken::Waits {
+                break;
+            }
+            taken += 1;
+        }
+        let ended = self.read_clock();
+        batch.count(&self.shared.proxy, ended);
+        taken > 0
+    }
+
+    /// Prefetches the memory of the next reads, where there are several.
+    fn prefetch(&self) {
+        let (mut keys, mut count) = ([&[][..]; PREFETCHED], 0);
+        for (key, place) in upcoming(&self.input).zip(&mut keys) {
+            *place = key;
+            count += 1;
+        }
+        if count > 1 {
+            self.shared.proxy.foresee(&keys[..count]);
+        }
+    }
+
+    fn limits(&self) -> RequestLimits {
+        if self.shared.credentials.is_some() && !self.session.is_authenticated() {
+            return UNAUTHENTICATED;
+        }
+        let settings = &self.shared.settings;
+        RequestLimits { max_bulk: settings.max_bulk.0, max_arguments: settings.max_arguments }
+    }
+
+    fn take_next(&mut self, batch: &mut Batch) -> Taken {
+        let is_rest = self.parser.has_let_go();
+        match self.parser.parse(&self.input, self.limits()) {
+            Ok(Progress::Part(0)) => Taken::Waits,
+            Ok(Progress::Complete(length) | Progress::Part(length)) if is_rest => {
+                self.send(length);
+                Taken::Yes
+            }
+            Ok(Progress::Complete(length)) => self.take(length, batch),
+            Ok(_) if self.input.len() < self.shared.settings.max_query_buffer.0 => Taken::Waits,
+            // The end of a line says what it is.
+            Ok(_) if self.parser.missing() == 0 => Taken::Waits,
+            Ok(_) => self.take_long(batch),
+            Err(error) => {
+                if is_rest {
+                    // Redis has a part of the command and never replies to it. The error takes the place of the reply,
+                    // behind those to the commands before it.
+                    self.replies.remove_last_forwarded();
+                }
+                self.reply(|output| {
+                    write_error(output.tail(), [b"ERR ", &*error.bytes()].concat());
+                });
+                self.state = ConnState::Draining;
+                Taken::Yes
+            }
+        }
+    }
+
+    /// Takes the command that is the first `length` bytes.
+    fn take(&mut self, length: usize, batch: &mut Batch) -> Taken {
+        let arguments = self.parser.arguments(&self.input);
+        if arguments.is_empty() {
+            self.consume(length);
+            return Taken::Yes;
+        }
+        let info = self.shared.commands.find(arguments.get(0));
+        let action = self.decide(info.class, batch);
+        if !self.execute(action, info, length, batch) {
+            return Taken::Waits;
+        }
+        batch.add_command(info.label, &self.shared.proxy);
+        Taken::Yes
+    }
+
+    fn pending(&self) -> PendingReplies {
+        PendingReplies {
+            is_keepalive: self.keepalive_pending,
+            is_close_due: self.is_close_due(),
+            ..self.replies.summary()
+        }
+    }
+
+    /// The decision about the command that the parser has read, by what `decide` makes of everything it depends on.
+    fn with_view<T>(
+        &mut self,
+        class: Class,
+        now: Instant,
+        decide: impl FnOnce(&View<'_, Proxy>, Command<'_>) -> T,
+    ) -> T {
+        let coverage = self.fences.coverage(&self.shared.proxy, now);
+        let credentials = self.shared.credentials.as_ref().map(|credentials| credentials.get());
+        let view = View {
+            policy: &self.shared.policy,
+            credentials: credentials.as_deref(),
+            session: &self.session,
+            pending: self.pending(),
+            coverage,
+            memory: &self.shared.proxy,
+            now,
+        };
+        decide(&view, Command { class, arguments: self.parser.arguments(&self.input) })
+    }
+
+    fn decide(&mut self, class: Class, batch: &mut Batch) -> Action {
+        let outcomes = &mut batch.outcomes;
+        self.with_view(class, batch.begun, |view, command| {
+            decide(view, command, |outcome| outcomes[outcome as usize] += 1)
+        })
+    }
+
+    /// Executes an action on the command that is the first `length` bytes. Returns whether the command is done with.
+    fn execute(
+        &mut self,
+        action: Action,
+        info: CommandInfo,
+        length: usize,
+        batch: &mut Batch,
+    ) -> bool {
+        match action {
+            Action::Wait => return false,
+            Action::Fence => {
+                self.fences.begin(self.shared.proxy.clone());
+                return false;
+            }
+            Action::Reply(reply) => {
+                self.consume(length);
+                let protocol = self.session.protocol();
+                self.reply(|output| reply.write(output, protocol));
+                self.keep_redis_alive(batch.begun);
+            }
+            Action::Fetch(fetch) => {
+                let command = self.input.split_to(length).freeze();
+                self.replies.add_read(fetch.len());
+                self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+            }
+            Action::Bypass(keys) => {
+                batch.outcomes[Outcome::Bypass as usize] += keys as u64;
+                self.forward(SessionEffect::MayObserveWrite, Invalidations::None, length);
+            }
+            Action::Forward(effect) => {
+                let invalidations = self.invalidations(info.class);
+                self.forward(effect, invalidations, length);
+            }
+            Action::Passthrough => {
+                self.forward(SessionEffect::Passthrough, Invalidations::None, length);
+                self.state = ConnState::Passthrough;
+            }
+            Action::Quit => self.quit(length),
+            Action::Local(LocalAction::LogIn { instead }) => self.log_in(instead, length),
+            Action::Local(LocalAction::Reset) => self.reset(length),
+            Action::Local(LocalAction::Reject { text, reason }) => {
+                self.reject(text, reason);
+                self.consume(length);
+            }
+        }
+        true
+    }
+
+    fn quit(&mut self, length: usize) {
+        if self.redis.is_closed() {
+            self.reply(|output| output.push(Bytes::from_static(b"+OK\r\n")));
+        } else {
+            self.forward(SessionEffect::Neutral, Invalidations::None, length);
+        }
+        self.state = ConnState::Draining;
+    }
+
+    fn log_in(&mut self, instead: Option<Bytes>, length: usize) {
+        self.session.authenticate();
+        match instead {
+            None => self.reply(|output| output.push(Bytes::from_static(b"+OK\r\n"))),
+            Some(command) => {
+                self.expect_reply(SessionEffect::Hello(None), Invalidations::None);
+                self.redis.out.push(command);
+            }
+        }
+        self.consume(length);
+    }
+
+    fn reset(&mut self, length: usize) {
+        self.drop_redis();
+        self.session = SessionState::new(Identity::Unauthenticated);
+        self.transaction = Invalidations::None;
+        self.reply(|output| output.tail().put_slice(b"+RESET\r\n"));
+        self.consume(length);
+    }
+
+    fn reject(&mut self, text: &str, reason: Option<RejectReason>) {
+        if let Some(reason) = reason {
+            let refusal = match reason {
+                RejectReason::Login => Refusal::Login,
+                RejectReason::Key => Refusal::Key,
+                RejectReason::Command => Refusal::Command,
+            };
+            self.shared.proxy.refused(FrontEnd::Resp, refusal);
+        }
+        self.reply(|output| write_error(output.tail(), text));
+    }
+
+    /// Takes a command that is too long to be held, and forwards it as it arrives.
+    fn take_long(&mut self, batch: &mut Batch) -> Taken {
+        let info = self.shared.commands.find(self.parser.arguments(&self.input).get(0));
+        let effect = match self.with_view(info.class, batch.begun, decide_long) {
+            LongAction::Wait => return Taken::Waits,
+            LongAction::Reject(text, reason) => {
+                self.reject(text, Some(reason));
+                self.state = ConnState::Draining;
+                return Taken::Yes;
+            }
+            LongAction::Stream(effect) => effect,
+        };
+        let mut invalidations = self.invalidations(info.class);
+        let has_all_keys =
+            self.parser.missing() <= 1 && self.parser.arguments(&self.input).len() >= 2;
+        if invalidations != Invalidations::None && !has_all_keys {
+            invalidations = Invalidations::All;
+        }
+        if info.class.is_read() {
+            batch.outcomes[Outcome::Bypass as usize] += 1;
+        }
+        let is_passthrough = effect == SessionEffect::Passthrough;
+        self.expect_reply(effect, invalidations);
+        let length = self.parser.let_go(&self.input);
+        self.send(length);
+        if is_passthrough {
+            self.state = ConnState::Passthrough;
+        }
+        batch.add_command(info.label, &self.shared.proxy);
+        Taken::Yes
+    }
+
+    /// Forwards the command that is the first `length` bytes.
+    fn forward(&mut self, effect: SessionEffect, invalidations: Invalidations, length: usize) {
+        self.expect_reply(effect, invalidations);
+        self.send(length);
+    }
+
+    fn send(&mut self, length: usize) {
+        if length < LARGE {
+            self.redis.out.tail().extend_from_slice(&self.input[..length]);
+            self.consume(length);
+        } else {
+            self.redis.out.push(self.input.split_to(length).freeze());
+        }
+    }
+
+    fn expect_reply(&mut self, effect: SessionEffect, mut invalidations: Invalidations) {
+        self.open_redis();
+        if effect == SessionEffect::Exec {
+            invalidations.add(std::mem::take(&mut self.transaction));
+        } else if effect == SessionEffect::Discard {
+            self.transaction = Invalidations::None;
+        } else if self.session.is_in_multi() {
+            // It may be queued. Or it is not, since an EXEC before it is not answered yet.
+            self.transaction.add(invalidations.clone());
+        }
+        self.invalidate(&invalidations);
+        if effect.may_go_unanswered() && !self.replies.is_empty() {
+            // The reply to another command could be taken for its own.
+            self.session.desync();
+        }
+        self.session.sent(&effect);
+        let relies_on_ttl = self.shared.proxy.relies_on_ttl();
+        self.replies.add_forwarded(effect, invalidations, relies_on_ttl);
+    }
+
+    /// The keys that the command in front invalidates, where Redis pushes nothing.
+    fn invalidations(&self, class: Class) -> Invalidations {
+        let arguments = self.parser.arguments(&self.input);
+        let is_tracked = !self.shared.proxy.relies_on_ttl();
+        invalidations(class, arguments, is_tracked, self.shared.policy.max_key)
+    }
+
+    fn invalidate(&self, invalidations: &Invalidations) {
+        match invalidations {
+            Invalidations::None => {}
+            Invalidations::Keys(keys) => {
+                for key in keys {
+                    self.shared.proxy.invalidate(key.as_bytes());
+                }
+            }
+            Invalidations::All => self.shared.proxy.invalidate_all(),
+        }
+    }
+
+    /// Redis has replied to a command.
+    pub(super) fn replied(&mut self, run: ForwardedRun, frame: Frame) {
+        let ForwardedRun { effect, invalidations, relied_on_ttl, .. } = run;
+        if effect != SessionEffect::Neutral || frame.is_error() {
+            self.fences.write_observed();
+            if self.shared.proxy.relies_on_ttl() && !relied_on_ttl {
+                // Redis has ceased to push since the command was sent, perhaps before this change.
+                self.shared.proxy.invalidate_all();
+            }
+        }
+        if effect == SessionEffect::Discard && frame.is_error() {
+            // The commands that it was to discard may still run.
+            self.transaction = Invalidations::All;
+        }
+        self.invalidate(&invalidations);
+        self.session.replied(effect, frame);
+    }
+}
