@@ -18,6 +18,7 @@ mod answers;
 mod clients;
 mod cluster;
 mod cluster_pipelines;
+mod command_flags;
 mod drain;
 mod edges;
 mod faults;

@@ -1,7 +1,9 @@
-//! Which words of a command are keys, as the server itself says (`COMMAND`).
+//! The commands of a server, as it reports them itself (`COMMAND`): which arguments are keys, and which commands concern all
+//! shards.
 //!
-//! Only the key specifications are heeded, which say it for commands of every kind. Where one of them is incomplete, as for
-//! `SORT ... STORE`, the keys that it does name lead to a node, which knows the rest and says so if they do not belong there.
+//! Keys are found by the key specifications, which cover commands of every kind. Where one is incomplete, as for
+//! `SORT ... STORE`, the keys that it does name lead to a node. That node knows the rest, and replies with an error if they do not
+//! belong there.
 //!
 //! <https://redis.io/docs/latest/develop/reference/key-specs/>
 
@@ -9,23 +11,36 @@ use std::collections::HashMap;
 
 use redis::Value;
 
+use super::aggregate::Aggregate;
 use crate::protocol::{Arguments, parse_integer};
 
-/// All commands of a server.
+/// All commands of a server, by name.
 #[derive(Debug, Default)]
-pub struct KeySpecs(HashMap<Box<[u8]>, Command>);
+pub struct KeySpecs(HashMap<Box<[u8]>, CommandSpec>);
 
-/// What is known of a command.
+/// One command of a server.
 #[derive(Debug)]
-pub(super) struct Command {
-    /// How many words it has, its name among them; or if negative, at least.
+pub(super) struct CommandSpec {
+    /// The number of its arguments, the name included. Negative: the minimum.
     arity: i64,
     /// Whether it changes nothing.
     pub(super) is_read: bool,
-    /// Whether it may wait for something to happen.
+    /// Whether Redis may wait with its reply.
     pub(super) may_block: bool,
+    pub(super) distribution: Distribution,
     specifications: Vec<Specification>,
     subcommands: KeySpecs,
+}
+
+/// The shards that a command concerns, by its command tips.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Distribution {
+    /// The shard of its keys, or any one. Also where the rule for the replies is one that the router does not know.
+    One,
+    /// All shards, and how their replies become one.
+    AllShards(Aggregate),
+    /// Each shard of its keys. A key has so many words: itself, and what belongs to it.
+    MultiShard { aggregate: Aggregate, words: usize },
 }
 
 #[derive(Debug, PartialEq)]
@@ -34,43 +49,43 @@ struct Specification {
     find: Find,
 }
 
-/// Where the keys begin.
+/// The place of the first key.
 #[derive(Debug, PartialEq)]
 enum Begin {
     Index(usize),
-    /// Behind this word, which is looked for from there on; if negative, from the end backwards.
+    /// Behind this word, searched from that index on; from the end backwards if it is negative.
     Keyword(Vec<u8>, i64),
 }
 
-/// How many there are.
+/// The places of the other keys.
 #[derive(Debug, PartialEq)]
 enum Find {
-    /// Up to the last one, counted from the first or, if negative, from the end; every so many words; of what follows only
-    /// the part that the limit says.
+    /// Up to `last`, counted from the first key, or from the end if it is negative; every `step` words; only in the first of
+    /// `limit` equal parts of what follows.
     Range { last: i64, step: usize, limit: usize },
-    /// As many as the word at this place says, from another place on.
+    /// As many as the word at `at` says, from `first` on, every `step` words.
     Count { at: usize, first: usize, step: usize },
 }
 
 impl KeySpecs {
-    /// Reads the answer to `COMMAND`; what cannot be understood of it is left out.
-    pub fn read(answer: &Value) -> Self {
-        let Value::Array(commands) = answer else { return Self::default() };
+    /// Reads the reply to `COMMAND`. Commands in a form that is not known are left out.
+    pub fn read(reply: &Value) -> Self {
+        let Value::Array(commands) = reply else { return Self::default() };
         Self(commands.iter().filter_map(read_command).collect())
     }
 
-    /// Which words of a command are keys, as far as can be told.
+    /// The indexes of the arguments that are keys, as far as they are known.
     pub fn keys(&self, arguments: Arguments<'_>) -> Vec<usize> {
         self.find(arguments).map(|command| command.keys(arguments)).unwrap_or_default()
     }
 
-    /// Whether there is any.
+    /// Whether no command is known.
     pub(in crate::resp) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What is known of this command, or of its subcommand.
-    pub(super) fn find(&self, arguments: Arguments<'_>) -> Option<&Command> {
+    /// The command, or its subcommand.
+    pub(super) fn find(&self, arguments: Arguments<'_>) -> Option<&CommandSpec> {
         let command = self.0.get(&*arguments.get(0).to_ascii_lowercase())?;
         let subcommand = (arguments.len() > 1)
             .then(|| [arguments.get(0), b"|", arguments.get(1)].concat().to_ascii_lowercase())
@@ -79,14 +94,14 @@ impl KeySpecs {
     }
 }
 
-impl Command {
-    /// Whether it may have so many words.
+impl CommandSpec {
+    /// Whether it can have so many words.
     pub(super) fn takes(&self, words: usize) -> bool {
         let words = i64::try_from(words).unwrap_or(i64::MAX);
         if self.arity < 0 { words >= -self.arity } else { words == self.arity }
     }
 
-    /// Which of the words are keys, as far as can be told.
+    /// The indexes of the arguments that are keys, as far as they are known.
     pub(super) fn keys(&self, arguments: Arguments<'_>) -> Vec<usize> {
         self.specifications.iter().flat_map(|one| one.keys(arguments).unwrap_or_default()).collect()
     }
@@ -129,21 +144,66 @@ fn keyword(arguments: Arguments<'_>, word: &[u8], from: i64) -> Option<usize> {
     }
 }
 
-fn read_command(value: &Value) -> Option<(Box<[u8]>, Command)> {
+fn read_command(value: &Value) -> Option<(Box<[u8]>, CommandSpec)> {
     let Value::Array(parts) = value else { return None };
-    let [name, Value::Int(arity), flags, _, _, _, _, _, specifications, subcommands, ..] =
+    let [name, Value::Int(arity), flags, _, _, _, _, tips, specifications, subcommands, ..] =
         &parts[..]
     else {
         return None;
     };
-    let command = Command {
+    let specified: Vec<_> = items(specifications).iter().filter_map(read_specification).collect();
+    let command = CommandSpec {
         arity: *arity,
         may_block: items(flags).iter().any(|flag| bytes(flag) == Some(b"blocking")),
         is_read: items(flags).iter().any(|flag| bytes(flag) == Some(b"readonly")),
-        specifications: items(specifications).iter().filter_map(read_specification).collect(),
+        distribution: read_tips(tips, &specified),
+        specifications: specified,
         subcommands: KeySpecs::read(subcommands),
     };
     Some((bytes(name)?.to_ascii_lowercase().into(), command))
+}
+
+/// Reads the request policy and the response policy.
+fn read_tips(tips: &Value, specifications: &[Specification]) -> Distribution {
+    let tip = |name: &str| {
+        let mut tips = items(tips).iter().filter_map(bytes);
+        tips.find_map(|tip| str::from_utf8(tip).ok()?.strip_prefix(name)?.strip_prefix(':'))
+    };
+    let response = tip("response_policy");
+    match tip("request_policy") {
+        Some("all_shards" | "all_nodes") => match response {
+            Some("all_succeeded") => Distribution::AllShards(Aggregate::First),
+            Some("agg_sum") => Distribution::AllShards(Aggregate::Sum),
+            Some("agg_logical_and") => Distribution::AllShards(Aggregate::Min),
+            None => Distribution::AllShards(Aggregate::Concat),
+            Some(_) => Distribution::One,
+        },
+        Some("multi_shard") => {
+            let aggregate = match response {
+                Some("all_succeeded") => Aggregate::First,
+                Some("agg_sum") => Aggregate::Sum,
+                None => Aggregate::Reorder(Vec::new()),
+                // `MSETNX`, which writes all keys or none, so it cannot be split.
+                Some(_) => return Distribution::One,
+            };
+            let words = words_of_key(specifications);
+            words.map_or(Distribution::One, |words| Distribution::MultiShard { aggregate, words })
+        }
+        _ => Distribution::One,
+    }
+}
+
+/// The number of words of each key, where a command has nothing but keys and what belongs to them.
+fn words_of_key(specifications: &[Specification]) -> Option<usize> {
+    match specifications {
+        [
+            Specification {
+                begin: Begin::Index(1),
+                find: Find::Range { last: -1, step, limit: 0 },
+            },
+        ] if *step > 0 => Some(*step),
+        _ => None,
+    }
 }
 
 fn read_specification(value: &Value) -> Option<Specification> {

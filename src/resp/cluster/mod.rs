@@ -592,13 +592,13 @@ impl Router {
             Route::Any if is_in_transaction => {
                 return self.go_in_transaction(Input::Keyless, length);
             }
-            Route::Wrong if is_in_transaction => {
+            Route::Invalid if is_in_transaction => {
                 return self.go_in_transaction(Input::Invalid, length);
             }
             Route::Slot(slot) => {
                 self.send_one(self.cluster.owner(slot), Some(slot), is_read, length);
             }
-            Route::Any | Route::Wrong => {
+            Route::Any | Route::Invalid => {
                 let home = self.home();
                 self.send_one(home, None, is_read, length);
             }
@@ -627,7 +627,9 @@ impl Router {
                 self.reply(Bytes::from_static(b"+OK\r\n"), length);
                 self.give_up_input();
             }
-            Route::Login | Route::Reset | Route::Pipe(_) => return self.go_alone(&route, length),
+            Route::Login | Route::Reset | Route::Passthrough(_) => {
+                return self.go_alone(&route, length);
+            }
         }
         true
     }
@@ -645,7 +647,7 @@ impl Router {
                 self.transaction.clear();
                 self.reply(Bytes::from_static(b"+RESET\r\n"), length);
             }
-            Route::Pipe(slot) => {
+            Route::Passthrough(slot) => {
                 let node = slot.map_or(home, |slot| self.cluster.owner(slot));
                 let Some(node) = node else {
                     self.reply(unavailable(), length);
@@ -784,7 +786,9 @@ fn unavailable() -> Bytes {
 fn within_transaction(route: Route, arguments: Arguments<'_>) -> Route {
     match route {
         Route::Split(..) => Route::Refused(crossslot()),
-        Route::All(_) | Route::Login | Route::Pipe(_) => Route::Refused(of_one_node(arguments)),
+        Route::All(_) | Route::Login | Route::Passthrough(_) => {
+            Route::Refused(of_one_node(arguments))
+        }
         route => route,
     }
 }

@@ -1,48 +1,57 @@
-//! Where a command goes when there are many nodes behind one address.
+//! The route of a command: a slot, any node, several slots, all primaries, or nowhere.
 //!
-//! What names keys goes to the node that serves them; what names none, to any one; and what is about all keys, to all
-//! primaries. What has no meaning behind one address is refused here, in one wording.
+//! The nodes report in `COMMAND` which arguments are keys, and by their command tips which commands concern all shards and how
+//! their replies become one. A command without a meaning behind one address is refused here.
+//!
+//! <https://redis.io/docs/latest/develop/reference/command-tips/>
 
 use bytes::{Bytes, BytesMut};
 
 use super::aggregate::Aggregate;
-use super::key_specs::KeySpecs;
+use super::key_specs::{CommandSpec, Distribution, KeySpecs};
 use crate::cluster::slot;
 use crate::protocol::{Arguments, is_one_of, write_array_length, write_bulk, write_error};
 
-/// Where a command goes.
+/// The destination of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
-    /// To the node that serves this slot.
+    /// The node that serves this slot.
     Slot(u16),
-    /// To any one node.
+    /// Any node.
     Any,
-    /// The same, but it will say no more than what is wrong with it.
-    Wrong,
-    /// A command of its own to each slot, and how the answers are put together.
+    /// Any node, which replies with an error.
+    Invalid,
+    /// A command of its own to each slot, and how the replies become one.
     Split(Vec<(u16, Bytes)>, Aggregate),
-    /// To all primaries.
+    /// All primaries, and how the replies become one.
     All(Aggregate),
-    /// Nowhere: this is the answer, an error.
+    /// None. This is the reply, an error.
     Refused(Bytes),
+    /// `MULTI`.
     Multi,
+    /// `EXEC`.
     Exec,
+    /// `DISCARD`.
     Discard,
+    /// `WATCH` of keys in this slot.
     Watch(u16),
+    /// `UNWATCH`.
     Unwatch,
-    /// To any one node, and to each that is asked later.
+    /// Any node, and each node that is used later.
     Login,
-    /// The same, but what was said there before is undone by it.
+    /// Every node's session becomes as new.
     Reset,
+    /// `QUIT`.
     Quit,
-    /// To the node of the slot or any one; from there on whatever comes goes there.
-    Pipe(Option<u16>),
+    /// The node of the slot, or any. From there on all bytes go there.
+    Passthrough(Option<u16>),
 }
 
 /// Redis's own words.
 const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
 
-/// What is of one node and nobody can tell which, or would have to be asked of all and has no answer that is right.
+/// Commands that concern one node, and the client cannot say which. Their tips do not tell: those of `CONFIG SET` or `SLOWLOG`
+/// ask for all nodes, replicas too, of which the router has no connections.
 const OF_ONE_NODE: &[&str] = &[
     "acl",
     "asking",
@@ -50,10 +59,10 @@ const OF_ONE_NODE: &[&str] = &[
     "bgsave",
     "client",
     "cluster",
+    "commandlog",
     "config",
     "debug",
     "failover",
-    "function",
     "latency",
     "memory",
     "migrate",
@@ -68,10 +77,10 @@ const OF_ONE_NODE: &[&str] = &[
     "readwrite",
     "replconf",
     "replicaof",
+    "restore-asking",
     "role",
     "save",
     "scan",
-    "script",
     "shutdown",
     "slaveof",
     "slowlog",
@@ -80,29 +89,30 @@ const OF_ONE_NODE: &[&str] = &[
     "wait",
     "waitaof",
 ];
-/// What of the above any node can answer.
-const OF_ANY: &[(&str, &[&str])] = &[
+/// Commands of which some subcommands concern all shards, as their tips say, and the others one node.
+const PARTLY_OF_ONE_NODE: &[&str] = &["function", "script"];
+/// Subcommands of the above that any node can run.
+const OF_ANY_NODE: &[(&str, &[&str])] = &[
     ("acl", &["whoami", "cat", "genpass", "help"]),
     ("client", &["getname", "help", "id", "info", "no-evict", "no-touch", "setinfo", "setname"]),
     ("function", &["dump", "help", "list", "stats"]),
     ("memory", &["help"]),
     ("script", &["help"]),
 ];
-const MULTI_KEY: &[&str] = &["mget", "del", "exists", "unlink", "touch"];
 
-/// An error as it goes over the wire.
+/// An encoded error.
 pub(super) fn error(text: impl AsRef<[u8]>) -> Bytes {
     let mut out = BytesMut::new();
     write_error(&mut out, text);
     out.freeze()
 }
 
-/// That keys of several slots cannot be asked for at once.
+/// The error for keys of several slots in one command.
 pub(super) fn crossslot() -> Bytes {
     error(CROSSSLOT)
 }
 
-/// That a command means nothing here.
+/// The error for a command that concerns one node.
 pub(super) fn of_one_node(arguments: Arguments<'_>) -> Bytes {
     let name = String::from_utf8_lossy(arguments.get(0)).to_ascii_uppercase();
     error(format!(
@@ -110,49 +120,65 @@ pub(super) fn of_one_node(arguments: Arguments<'_>) -> Bytes {
     ))
 }
 
-/// Where a command goes, and whether it changes nothing.
+/// The route of a command, and whether it changes nothing.
 pub(super) fn route(specs: &KeySpecs, arguments: Arguments<'_>) -> (Route, bool) {
-    let name = arguments.get(0);
     let known = specs.find(arguments);
     let is_read = known.is_some_and(|command| command.is_read);
-    // Whatever is wrong with it, any node will say.
+    let name = arguments.get(0);
+    let is_of_one = is_one_of(name, OF_ONE_NODE) || is_one_of(name, PARTLY_OF_ONE_NODE);
+    // Any node replies what is wrong with it.
     let Some(command) = known.filter(|command| command.takes(arguments.len())) else {
-        return (
-            if is_one_of(name, OF_ONE_NODE) { refused(arguments) } else { Route::Wrong },
-            false,
-        );
+        let route = if is_of_one { of_any_node(arguments) } else { Route::Invalid };
+        return (route, false);
     };
-    if let Some(route) = special(arguments) {
-        return (route, is_read);
-    }
-    let keys = command.keys(arguments);
-    let mut slots: Vec<_> = keys.iter().map(|key| slot(arguments.get(*key))).collect();
-    slots.dedup();
-    let route = match slots[..] {
-        [] if is_one_of(name, &["ssubscribe", "sunsubscribe"]) => Route::Pipe(None),
-        [] if is_one_of(name, OF_ONE_NODE) => refused(arguments),
-        [] => Route::Any,
-        [slot] if is_one_of(name, &["watch"]) => Route::Watch(slot),
-        [slot] if is_one_of(name, &["ssubscribe", "sunsubscribe"]) => Route::Pipe(Some(slot)),
-        [_] if is_one_of(name, &["migrate"]) => refused(arguments),
-        [slot] => Route::Slot(slot),
-        _ => split(arguments, &keys).unwrap_or_else(|| Route::Refused(crossslot())),
-    };
+    let route = by_name(arguments).unwrap_or_else(|| by_keys(command, arguments));
     (route, is_read)
 }
 
-fn refused(arguments: Arguments<'_>) -> Route {
+fn by_keys(command: &CommandSpec, arguments: Arguments<'_>) -> Route {
+    let name = arguments.get(0);
+    let keys = command.keys(arguments);
+    let mut slots: Vec<_> = keys.iter().map(|key| slot(arguments.get(*key))).collect();
+    slots.dedup();
+    let is_shard_channel = is_one_of(name, &["ssubscribe", "sunsubscribe"]);
+    match slots[..] {
+        [] if is_shard_channel => Route::Passthrough(None),
+        [] => keyless(command, arguments),
+        [slot] if is_one_of(name, &["watch"]) => Route::Watch(slot),
+        [slot] if is_shard_channel => Route::Passthrough(Some(slot)),
+        [_] if is_one_of(name, &["migrate"]) => of_any_node(arguments),
+        [slot] => Route::Slot(slot),
+        _ => split(command, arguments, &keys).unwrap_or_else(|| Route::Refused(crossslot())),
+    }
+}
+
+fn keyless(command: &CommandSpec, arguments: Arguments<'_>) -> Route {
+    let name = arguments.get(0);
+    match &command.distribution {
+        _ if is_one_of(name, OF_ONE_NODE) => of_any_node(arguments),
+        // One node's reply says as much as all of them.
+        _ if is_one_of(name, &["ping"]) => Route::Any,
+        Distribution::AllShards(aggregate) => Route::All(aggregate.clone()),
+        _ if is_one_of(name, PARTLY_OF_ONE_NODE) => of_any_node(arguments),
+        _ => Route::Any,
+    }
+}
+
+/// The route of a command that concerns one node: any, if each would reply the same.
+fn of_any_node(arguments: Arguments<'_>) -> Route {
     let is_of_any = |(name, subcommands): &(&str, &[&str])| {
         is_one_of(arguments.get(0), &[name]) && is_one_of(arguments.get(1), subcommands)
     };
-    if OF_ANY.iter().any(is_of_any) { Route::Any } else { Route::Refused(of_one_node(arguments)) }
+    if OF_ANY_NODE.iter().any(is_of_any) {
+        Route::Any
+    } else {
+        Route::Refused(of_one_node(arguments))
+    }
 }
 
-/// What goes by its name.
-fn special(arguments: Arguments<'_>) -> Option<Route> {
-    let name = arguments.get(0).to_ascii_lowercase();
-    let about = |words| is_one_of(arguments.get(1), words);
-    Some(match &*name {
+/// The route of a command that changes the session.
+fn by_name(arguments: Arguments<'_>) -> Option<Route> {
+    Some(match &*arguments.get(0).to_ascii_lowercase() {
         b"multi" => Route::Multi,
         b"exec" => Route::Exec,
         b"discard" => Route::Discard,
@@ -160,61 +186,46 @@ fn special(arguments: Arguments<'_>) -> Option<Route> {
         b"auth" | b"hello" => Route::Login,
         b"reset" => Route::Reset,
         b"quit" => Route::Quit,
-        b"subscribe" | b"psubscribe" | b"unsubscribe" | b"punsubscribe" => Route::Pipe(None),
-        b"dbsize" => Route::All(Aggregate::Sum),
-        b"flushall" | b"flushdb" => Route::All(Aggregate::First),
-        b"keys" => Route::All(Aggregate::Concat),
-        b"script" if about(&["exists"]) => Route::All(Aggregate::Min),
-        b"script" if about(&["load", "flush"]) => Route::All(Aggregate::First),
-        b"function" if about(&["load", "delete", "flush", "restore"]) => {
-            Route::All(Aggregate::First)
-        }
+        b"subscribe" | b"psubscribe" | b"unsubscribe" | b"punsubscribe" => Route::Passthrough(None),
         _ => return None,
     })
 }
 
-/// One command for each slot, where that means the same.
-fn split(arguments: Arguments<'_>, keys: &[usize]) -> Option<Route> {
+/// One command for each slot, where the command's tips allow it. `None`: it has to run as one.
+fn split(command: &CommandSpec, arguments: Arguments<'_>, keys: &[usize]) -> Option<Route> {
+    let Distribution::MultiShard { aggregate, words } = &command.distribution else { return None };
     let name = arguments.get(0);
-    let words = if is_one_of(name, &["mset"]) {
-        if arguments.len().is_multiple_of(2) {
-            // A value is missing, and a node would be sent what is none.
-            return Some(Route::Refused(error("ERR wrong number of arguments for 'mset' command")));
-        }
-        2
-    } else if is_one_of(name, MULTI_KEY) {
-        1
-    } else {
-        return None;
-    };
+    if !(arguments.len() - 1).is_multiple_of(*words) {
+        // A value is missing. Otherwise a node would get a command that is not what the client sent.
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        let text = format!("ERR wrong number of arguments for '{name}' command");
+        return Some(Route::Refused(error(text)));
+    }
     let mut slots: Vec<(u16, Vec<usize>)> = Vec::new();
     let mut known = std::collections::HashMap::new();
-    for (place, key) in keys.iter().enumerate() {
+    for (index, key) in keys.iter().enumerate() {
         let slot = slot(arguments.get(*key));
         let at = *known.entry(slot).or_insert_with(|| {
             slots.push((slot, Vec::new()));
             slots.len() - 1
         });
-        slots[at].1.push(place);
+        slots[at].1.push(index);
     }
-    let aggregate = match words {
-        2 => Aggregate::First,
-        _ if is_one_of(name, &["mget"]) => {
-            Aggregate::Reorder(slots.iter().map(|(_, places)| places.clone()).collect())
-        }
-        _ => Aggregate::Sum,
-    };
-    let command = |places: &[usize]| {
+    let part = |indexes: &[usize]| {
         let mut out = BytesMut::new();
-        write_array_length(&mut out, 1 + places.len() * words);
+        write_array_length(&mut out, 1 + indexes.len() * words);
         write_bulk(&mut out, name);
-        for place in places {
-            (0..words).for_each(|word| write_bulk(&mut out, arguments.get(keys[*place] + word)));
+        for index in indexes {
+            (0..*words).for_each(|word| write_bulk(&mut out, arguments.get(keys[*index] + word)));
         }
         out.freeze()
     };
-    Some(Route::Split(
-        slots.iter().map(|(slot, places)| (*slot, command(places))).collect(),
-        aggregate,
-    ))
+    let parts = slots.iter().map(|(slot, indexes)| (*slot, part(indexes))).collect();
+    let aggregate = match aggregate {
+        Aggregate::Reorder(_) => {
+            Aggregate::Reorder(slots.into_iter().map(|(_, indexes)| indexes).collect())
+        }
+        other => other.clone(),
+    };
+    Some(Route::Split(parts, aggregate))
 }
