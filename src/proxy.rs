@@ -11,7 +11,7 @@ use crate::backend::{BackendError, Client, Fence, Tied};
 use crate::cache::{Answer, Coherence, Demand, Outcome, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::metrics::{FrontEnd, Metrics, Node, Refusal};
-use crate::telemetry::hot_keys::{HotKeys, Hottest};
+use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
 use crate::upstream::Upstream;
 
@@ -64,7 +64,7 @@ impl Proxy {
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.reads(front_end, outcome, 1, begun.elapsed());
-        spans::outcome(span, outcome.name());
+        spans::record_outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
     }
 
@@ -109,8 +109,8 @@ impl Proxy {
     }
 
     /// The `most` keys that are read most; nothing, if keys are not counted.
-    pub fn hottest(&self, most: usize) -> Option<Hottest> {
-        self.hot_keys.hottest(most, Instant::now())
+    pub fn top_keys(&self, most: usize) -> Option<TopKeys> {
+        self.hot_keys.top(most, Instant::now())
     }
 
     /// Counts reads that took the same time.

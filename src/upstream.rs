@@ -90,12 +90,12 @@ impl Upstream {
         let fetched = Key::from(key);
         match self {
             Self::One(cache, backend) => {
-                cache.bypass(backend.clone().fetch(fetched).instrument(spans::fetch())).await
+                cache.bypass(backend.clone().fetch(fetched).instrument(spans::fetch_span())).await
             }
             Self::Cluster(cluster) => {
                 let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
                 let fetch = cluster.clone().fetch(Arc::clone(&unit), fetched);
-                unit.cache.bypass(fetch.instrument(spans::fetch())).await
+                unit.cache.bypass(fetch.instrument(spans::fetch_span())).await
             }
         }
     }

@@ -17,7 +17,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, interval, sleep};
 
 use crate::proxy::{NotReady, Proxy};
-use crate::settings::{self, Contradiction, broken};
+use crate::settings::{self, RuleViolation, violations};
 use crate::sync::lock;
 use crate::telemetry::hot_keys::{self, HotKeys};
 
@@ -42,10 +42,10 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
         let keys = format!("found {}, expected 1 to {MOST_KEYS}", self.keys);
         let rate = format!("found {}, expected 1 to {MOST_A_SECOND}", self.rate);
-        broken([
+        violations([
             (!(1..=MOST_KEYS).contains(&self.keys), "warm.keys", &keys),
             (!(1..=MOST_A_SECOND).contains(&self.rate), "warm.rate", &rate),
         ])
@@ -90,7 +90,7 @@ struct Shared {
 }
 
 impl Warm {
-    /// Fetches through `proxy`, and only while fewer than half of the `max_fetches` are in progress, keys that `permits` lets
+    /// Fetches through `proxy`, and only while fewer than half of the `max_fetches` are in progress, keys that `allows` lets
     /// through; keeps what `hot_keys` counts.
     pub fn new(
         settings: Settings,
@@ -156,7 +156,7 @@ impl Shared {
     fn to_keep(&self) -> Vec<Vec<u8>> {
         let remembered = lock(&self.remembered);
         let (now, Some(remembered)) = (Instant::now(), &*remembered) else { return Vec::new() };
-        let mut keys = self.hot_keys.kept(self.settings.keys, now);
+        let mut keys = self.hot_keys.warmup_keys(self.settings.keys, now);
         if !keys.is_empty() && now.saturating_duration_since(self.begun) < STAND_IN {
             let more: Vec<_> =
                 remembered.iter().filter(|key| !keys.contains(key)).cloned().collect();
@@ -246,7 +246,7 @@ fn read(path: &Path, most: usize) -> io::Result<Kept> {
 }
 
 /// Each byte of a key may take three, and there is the end of the line.
-const LONGEST_LINE: usize = 3 * hot_keys::LONGEST + 1;
+const LONGEST_LINE: usize = 3 * hot_keys::MAX_KEY_LEN + 1;
 
 /// A key, if this is one as it is written here.
 fn parse(line: &[u8]) -> Option<Vec<u8>> {
@@ -254,7 +254,7 @@ fn parse(line: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let key: Vec<u8> = percent_decode(line).collect();
-    (hot_keys::written(&key).as_bytes() == line).then_some(key)
+    (hot_keys::path_escape(&key).as_bytes() == line).then_some(key)
 }
 
 /// Puts a whole new file, which its owner alone can read, in the place of what there is.
@@ -268,7 +268,7 @@ fn write(path: &Path, keys: &[Vec<u8>]) -> io::Result<()> {
     let mut file = tempfile::Builder::new().prefix(".hot-keys-").tempfile_in(folder)?;
     let mut text = FIRST_LINE.to_owned();
     for key in keys {
-        text.push_str(&hot_keys::written(key));
+        text.push_str(&hot_keys::path_escape(key));
         text.push('\n');
     }
     file.write_all(text.as_bytes())?;

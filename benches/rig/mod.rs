@@ -13,10 +13,10 @@ use bytes::{Bytes, BytesMut};
 use redis_proxy::backend::{self, Backend, BackendError};
 use redis_proxy::cache::{self, Cache, CoherenceMode, Demand, Fetched};
 use redis_proxy::metrics::Metrics;
-use redis_proxy::net::Stream;
+use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
-use redis_proxy::server::{Drain, Serve};
+use redis_proxy::server::{Drain, Service};
 use redis_proxy::telemetry::hot_keys::HotKeys;
 use redis_proxy::upstream::Upstream;
 use redis_proxy::{http, resp::names};
@@ -86,7 +86,7 @@ impl Rig {
     pub(crate) fn http(&self) -> Client {
         let settings = http::Settings::default();
         let limits = settings.limits();
-        self.client(&http::Http::new(
+        self.client(&http::HttpService::new(
             http::Keys::new(self.proxy.clone(), settings, Router::new()),
             limits,
             None,
@@ -101,10 +101,10 @@ impl Rig {
         )
     }
 
-    fn client(&self, front_end: &dyn Serve) -> Client {
+    fn client(&self, front_end: &dyn Service) -> Client {
         let _entered = self.runtime.enter();
         let (client, served) = UnixStream::pair().expect("two ends of a socket");
-        self.runtime.spawn(front_end.serve(Stream::Unix(served), Drain::never()));
+        self.runtime.spawn(front_end.serve(ClientStream::Unix(served), Drain::never()));
         Client { stream: client, received: BytesMut::new() }
     }
 }

@@ -87,8 +87,12 @@ impl Address {
     /// The fetch that goes on here asks this Redis.
     pub(super) fn trace(&self) {
         match &self.endpoint {
-            Endpoint::Tcp { host, port, .. } => spans::asks(host, Some(*port), self.database),
-            Endpoint::Unix(path) => spans::asks(&path.to_string_lossy(), None, self.database),
+            Endpoint::Tcp { host, port, .. } => {
+                spans::record_target(host, Some(*port), self.database)
+            }
+            Endpoint::Unix(path) => {
+                spans::record_target(&path.to_string_lossy(), None, self.database)
+            }
         }
     }
 

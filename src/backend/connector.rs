@@ -22,7 +22,7 @@ use super::multiplexed::{Connection, Heed, ask};
 use super::settings::Settings;
 use super::topology::Topology;
 use super::tracking::{self, Listener, Tracking, Untracked};
-use crate::net::{Activity, Observed};
+use crate::net::{IoProgress, TrackedIo};
 
 /// The name the link has in Redis's `CLIENT LIST`.
 const CLIENT_NAME: &str = "redis-proxy";
@@ -34,7 +34,7 @@ pub(super) const MOVED: &str = "the sentinels name another primary";
 pub(super) struct Connected {
     pub(super) connection: Connection,
     pub(super) driver: Driver,
-    pub(super) activity: Arc<Activity>,
+    pub(super) activity: Arc<IoProgress>,
     pub(super) tracking: Option<Granted>,
     /// Why Redis does not track here, where it might when asked again.
     pub(super) refusal: Option<String>,
@@ -187,7 +187,7 @@ impl Connector {
     /// Opens a stream, on which nothing is said yet.
     async fn start(&self, heed: Heed) -> Result<Connected, BackendError> {
         let (stream, activity) =
-            Observed::new(self.opener.open(&self.address().endpoint, self.failures).await?);
+            TrackedIo::new(self.opener.open(&self.address().endpoint, self.failures).await?);
         let (connection, driver) = Connection::over(stream, self.settings.url.database, heed);
         Ok(Connected {
             connection,

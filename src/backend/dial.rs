@@ -93,7 +93,7 @@ impl Opener {
         for address in addresses {
             match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    tcp::prepare(&stream)?;
+                    tcp::configure(&stream)?;
                     return Ok(stream);
                 }
                 Ok(Err(error)) => last = error,

@@ -97,7 +97,7 @@ pub(crate) enum Asking {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
     /// As nobody: the client logs in by itself, or Redis asks for no login.
-    Stranger,
+    Unauthenticated,
     /// As the user that the proxy is.
     Proxy,
 }
@@ -263,7 +263,7 @@ impl Backend {
 impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
         self.metrics.backend_error(error.kind());
-        spans::failed(error.kind(), error.code());
+        spans::record_failure(error.kind(), error.code());
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
         if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
     }
@@ -405,7 +405,7 @@ impl Shared {
 
     async fn open(&self, client: Client) -> Result<Tied, BackendError> {
         let login = match client {
-            Client::Stranger => None,
+            Client::Unauthenticated => None,
             Client::Proxy => {
                 // The file of the password may be on a disk that hangs.
                 let settings = self.settings.clone();

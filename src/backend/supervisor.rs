@@ -27,7 +27,7 @@ use super::topology::Topology;
 use super::tracking::{self, Listener, Tracking, Untracked};
 use crate::cache::{Cache, Coherence, CoherenceMode};
 use crate::metrics::{Invalidation, Metrics};
-use crate::net::Activity;
+use crate::net::IoProgress;
 
 /// What links to Redis there are now.
 #[derive(Clone)]
@@ -274,7 +274,7 @@ impl Link {
     async fn watch(
         &self,
         connection: &Connection,
-        activity: &Activity,
+        activity: &IoProgress,
         (tracking, is_refused): (Option<Granted>, bool),
     ) -> Event {
         let liveness = Liveness {

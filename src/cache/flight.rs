@@ -128,7 +128,7 @@ impl<T> Flights<T> {
     ) -> Joined<T, R> {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key) {
-            spans::waits_for(&flight.span);
+            spans::follow(&flight.span);
             return Joined::Follower(flight.arrival.clone());
         }
         if let Some(found) = look_again() {
@@ -138,7 +138,7 @@ impl<T> Flights<T> {
         let arrival = Arrival(Arc::clone(&landing));
         let number = self.next_number.fetch_add(1, Relaxed);
         let key = Key::from(key);
-        let span = spans::fetch();
+        let span = spans::fetch_span();
         shard.insert(key.clone(), Flight { number, arrival: arrival.clone(), span: span.clone() });
         Joined::Leader(Ticket { flights: Arc::clone(self), key, number, landing, span }, arrival)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ttl::{AbsentTtl, Lifetimes};
-use crate::settings::{self, Contradiction, broken};
+use crate::settings::{self, RuleViolation, violations};
 
 /// `[cache]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,14 +46,14 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
         let nothing = "found 0, expected at least 1; to keep nothing, set cache.ttl to 0";
         let impatient = self.coherence_timeout < COHERENCE_TIMEOUT_MIN;
         let patience = format!(
             "found {:?}, expected at least {COHERENCE_TIMEOUT_MIN:?}",
             self.coherence_timeout
         );
-        broken([
+        violations([
             (self.capacity == 0, "cache.capacity", nothing),
             (impatient, "cache.coherence_timeout", &patience),
         ])
@@ -81,7 +81,7 @@ impl TryFrom<String> for Policy {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
+        settings::parse_choice(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
     }
 }
 
@@ -101,7 +101,7 @@ impl TryFrom<String> for CoherenceMode {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(
+        settings::parse_choice(
             &text,
             [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)],
         )

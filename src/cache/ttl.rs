@@ -66,7 +66,7 @@ impl Serialize for AbsentTtl {
 
 impl<'de> Deserialize<'de> for AbsentTtl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ttl = settings::duration::or_word(AUTO, deserializer)?;
+        let ttl = settings::duration::or_keyword(AUTO, deserializer)?;
         Ok(ttl.map_or(Self::Auto, Self::Fixed))
     }
 }

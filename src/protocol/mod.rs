@@ -11,8 +11,8 @@ pub use self::encode::Protocol;
 pub(crate) use self::encode::{
     write_array_length, write_bulk, write_bulk_length, write_error, write_integer, write_null,
 };
-pub use self::reply_scanner::{Frame, NoReply, ReplyScanner};
+pub use self::reply_scanner::{InvalidReply, ReplyScanner, ReplySummary};
 pub use self::request::{
-    Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
+    Arguments, ParseStatus, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
 };
-pub(crate) use self::request::{is_one_of, parse_integer, upcoming};
+pub(crate) use self::request::{is_one_of, parse_integer, peek_get_keys};

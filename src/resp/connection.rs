@@ -24,12 +24,12 @@ use super::owed::{Dropped, Queue};
 use super::read::{Found, Landed};
 use super::standing::{Standing, User};
 use crate::backend::{BackendError, Fence};
-use crate::net::Output;
-use crate::net::Seldom;
-use crate::net::Stream;
+use crate::net::ClientStream;
+use crate::net::PollOnWake;
+use crate::net::WriteBuf;
 use crate::protocol::RequestParser;
 use crate::protocol::write_error;
-use crate::protocol::{Frame, ReplyScanner};
+use crate::protocol::{ReplyScanner, ReplySummary};
 use crate::server::Drain;
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -51,12 +51,12 @@ pub(super) enum Stage {
 
 /// A client's connection.
 pub(super) struct Connection {
-    client: Stream,
+    client: ClientStream,
     pub(super) shared: Arc<Shared>,
     pub(super) stage: Stage,
     pub(super) input: BytesMut,
     pub(super) parser: RequestParser,
-    output: Output,
+    output: WriteBuf,
     /// Whether all that was written is on its way; TLS may hold some of it.
     is_flushed: bool,
     pub(super) owed: Queue,
@@ -73,11 +73,11 @@ pub(super) struct Connection {
     pub(super) is_own_question_open: bool,
     /// What the commands kept for `EXEC` will take out of memory.
     pub(super) transaction: Dropped,
-    draining: Seldom<Task<()>>,
+    draining: PollOnWake<Task<()>>,
     is_draining: bool,
     /// For as long as this lives, the daemon knows that the connection does.
     _alive: Drain,
-    idle: Option<Seldom<Pin<Box<Sleep>>>>,
+    idle: Option<PollOnWake<Pin<Box<Sleep>>>>,
     /// When a byte last came from the client, or was taken by it.
     last_moved: Instant,
     /// The time, once somebody has asked for it in this round.
@@ -109,14 +109,14 @@ const FAREWELL: Duration = Duration::from_secs(30);
 const KEEP_AWAKE: Duration = Duration::from_secs(15);
 
 impl Connection {
-    pub(super) fn new(client: Stream, shared: Arc<Shared>, mut drain: Drain) -> Self {
+    pub(super) fn new(client: ClientStream, shared: Arc<Shared>, mut drain: Drain) -> Self {
         let timeout = shared.settings.idle_timeout;
         Self {
             client,
             stage: Stage::Commands,
             input: BytesMut::new(),
             parser: RequestParser::default(),
-            output: Output::default(),
+            output: WriteBuf::default(),
             is_flushed: true,
             owed: Queue::default(),
             reads: FuturesOrdered::new(),
@@ -129,12 +129,12 @@ impl Connection {
             is_own_question_open: false,
             transaction: Dropped::Nothing,
             _alive: drain.clone(),
-            draining: Seldom::new(Box::pin(async move {
-                drain.begun().await;
+            draining: PollOnWake::new(Box::pin(async move {
+                drain.signaled().await;
                 sleep(LAST_WORD).await;
             })),
             is_draining: false,
-            idle: (!timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(timeout)))),
+            idle: (!timeout.is_zero()).then(|| PollOnWake::new(Box::pin(sleep(timeout)))),
             last_moved: Instant::now(),
             now: None,
             farewell: None,
@@ -144,7 +144,7 @@ impl Connection {
 
     pub(super) async fn run(mut self) {
         poll_fn(|cx| self.poll(cx)).await;
-        if self.client.needs_farewell() {
+        if self.client.needs_close_notify() {
             _ = timeout(LAST_FLUSH, self.client.shutdown()).await;
         }
     }
@@ -188,7 +188,7 @@ impl Connection {
         self.standing = self.standing.without_link();
         self.transaction = Dropped::Nothing;
         // What it says next it would say in a state that it is not in.
-        if was_of_state || self.parser.has_let_go() || self.stage == Stage::Pipe {
+        if was_of_state || self.parser.is_streaming() || self.stage == Stage::Pipe {
             self.stage = Stage::Leaving;
         }
         self.give_out();
@@ -221,7 +221,7 @@ impl Connection {
     /// Redis has hung up, and so does the proxy, unless nothing is lost by it: another link will do as well.
     fn lost_link(&mut self) -> Moved {
         let owes_nothing =
-            self.owed.is_empty() && !self.scanner.is_within() && self.link.out.is_empty();
+            self.owed.is_empty() && !self.scanner.is_mid_reply() && self.link.out.is_empty();
         let goes_on = owes_nothing && self.standing.is_as_new() && self.stage == Stage::Commands;
         if !goes_on {
             return self.cut_link();
@@ -276,7 +276,7 @@ impl Connection {
     }
 
     /// Redis has answered the first command that is awaited.
-    fn answered(&mut self, frame: Frame) {
+    fn answered(&mut self, frame: ReplySummary) {
         let Some(awaited) = self.owed.take_awaited() else {
             // It says why it hangs up.
             self.stage = Stage::Ending;
@@ -369,7 +369,7 @@ impl Connection {
     fn pass_on_farewell(&mut self, cx: &mut Context<'_>) {
         // A command of which a part was sent on has no end any more, and so no answer.
         let may_wait =
-            self.stage == Stage::Pipe || self.owed.has_blocking() || self.parser.has_let_go();
+            self.stage == Stage::Pipe || self.owed.has_blocking() || self.parser.is_streaming();
         // What is left of it then is no whole command.
         let is_all_taken = self.owed.flights() == 0 && self.may_take_more();
         if may_wait && self.farewell.is_some() && is_all_taken && self.link.out.is_empty() {
@@ -393,7 +393,7 @@ impl Connection {
         match self.link.poll_write(cx) {
             Poll::Ready(Err(_)) => {
                 // What it has said before may still be read.
-                self.link.out = Output::default();
+                self.link.out = WriteBuf::default();
                 Moved::No
             }
             Poll::Ready(Ok(())) | Poll::Pending => {
@@ -481,7 +481,7 @@ impl Connection {
                 return true;
             }
             let until = until.max(Instant::now() + WHILE_OWED);
-            idle.change(|idle| idle.set(sleep_until(until)));
+            idle.update(|idle| idle.set(sleep_until(until)));
         }
         false
     }
@@ -508,7 +508,7 @@ impl Connection {
     }
 
     /// Where an answer goes that is here already.
-    pub(super) fn reply(&mut self, write: impl FnOnce(&mut Output)) {
+    pub(super) fn reply(&mut self, write: impl FnOnce(&mut WriteBuf)) {
         if self.owed.is_empty() { write(&mut self.output) } else { self.owed.add_ready(write) }
     }
 
@@ -560,7 +560,7 @@ impl Moved {
 
 /// Says that Redis cannot be asked, in words that Redis itself does not use. Nothing has been done, so whoever wants to may
 /// try again; `LOADING` is what makes most clients do so that can.
-pub(super) fn write_failure(output: &mut Output, error: &BackendError) {
+pub(super) fn write_failure(output: &mut WriteBuf, error: &BackendError) {
     let code = if error.is_passing() { "LOADING" } else { "ERR" };
     write_error(output.tail(), format!("{code} redis-proxy: Redis cannot be asked: {error}"));
 }

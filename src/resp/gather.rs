@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::net::Output;
+use crate::net::WriteBuf;
 use crate::protocol::ReplyScanner;
 use crate::protocol::{write_array_length, write_error};
 
@@ -28,7 +28,7 @@ pub(super) enum Gather {
 }
 
 /// Writes what `answers` come to.
-pub(super) fn write_together(gather: &Gather, answers: &[BytesMut], output: &mut Output) {
+pub(super) fn write_together(gather: &Gather, answers: &[BytesMut], output: &mut WriteBuf) {
     if *gather == Gather::Ignored {
         return;
     }
@@ -63,7 +63,7 @@ fn integer(answer: &[u8]) -> Option<i64> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn least(answers: &[BytesMut], output: &mut Output) -> Option<()> {
+fn least(answers: &[BytesMut], output: &mut WriteBuf) -> Option<()> {
     let mut least: Option<Vec<i64>> = None;
     for answer in answers {
         let numbers: Vec<i64> =
@@ -83,7 +83,7 @@ fn least(answers: &[BytesMut], output: &mut Output) -> Option<()> {
     Some(())
 }
 
-fn chain(answers: &[BytesMut], output: &mut Output) -> Option<()> {
+fn chain(answers: &[BytesMut], output: &mut WriteBuf) -> Option<()> {
     let parts: Vec<_> = answers.iter().map(|answer| elements(answer)).collect::<Option<_>>()?;
     write_array_length(output.tail(), parts.iter().map(Vec::len).sum());
     for element in parts.into_iter().flatten() {
@@ -92,7 +92,7 @@ fn chain(answers: &[BytesMut], output: &mut Output) -> Option<()> {
     Some(())
 }
 
-fn in_places(places: &[Vec<usize>], answers: &[BytesMut], output: &mut Output) -> Option<()> {
+fn in_places(places: &[Vec<usize>], answers: &[BytesMut], output: &mut WriteBuf) -> Option<()> {
     let mut all = vec![&[][..]; places.iter().map(Vec::len).sum()];
     for (places, answer) in places.iter().zip(answers) {
         let elements = elements(answer)?;
@@ -133,7 +133,7 @@ mod tests {
 
     fn together(gather: &Gather, answers: &[&str]) -> String {
         let answers: Vec<_> = answers.iter().map(|answer| BytesMut::from(*answer)).collect();
-        let mut output = Output::default();
+        let mut output = WriteBuf::default();
         write_together(gather, &answers, &mut output);
         String::from_utf8(output.tail().to_vec()).unwrap()
     }

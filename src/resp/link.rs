@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Instant;
 
 use crate::backend::{BackendError, Tied};
-use crate::net::Output;
+use crate::net::WriteBuf;
 
 type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
 
@@ -21,7 +21,7 @@ type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
 pub(super) struct Link {
     state: State,
     /// What is to be sent over it.
-    pub(super) out: Output,
+    pub(super) out: WriteBuf,
     /// What came over it and is not passed on yet.
     pub(super) input: BytesMut,
     /// Something written may still be held back, as TLS does.
@@ -45,7 +45,7 @@ impl Link {
     pub(super) fn none() -> Self {
         Self {
             state: State::None,
-            out: Output::default(),
+            out: WriteBuf::default(),
             input: BytesMut::new(),
             is_to_flush: false,
             last_sent: Instant::now(),

@@ -42,13 +42,13 @@ use self::connection::Connection;
 pub use self::key_table::KeyTable;
 use self::router::Terms;
 use self::standing::{DEFAULT_USER, Origin};
-use crate::access::{Allow, FileError, FromFile, Protection, Reread};
+use crate::access::{AuthRequirement, FileError, KeyAllowlist, Prepare, Reloadable};
 use crate::backend::{BackendError, Client, Tied};
-use crate::net::Stream;
+use crate::net::ClientStream;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
-use crate::server::{Drain, Serve, Tls, TlsFiles, TlsKeys};
-use crate::settings::{self, ByteSize, Contradiction, Listen, absurd_limits, broken};
+use crate::server::{Drain, Service, Tls, TlsFiles, TlsKeys};
+use crate::settings::{self, ByteSize, Listen, RuleViolation, out_of_range, violations};
 
 /// `[resp]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
     /// The keys that are given out; none: all.
-    pub allow: Allow,
+    pub allow: KeyAllowlist,
     /// The largest argument of a command.
     pub max_bulk: ByteSize,
     /// Arguments of a command at most.
@@ -103,7 +103,7 @@ impl Default for Settings {
             tls_key_file: PathBuf::new(),
             tls_client_ca_file: PathBuf::new(),
             tls_handshake_timeout: Duration::from_secs(10),
-            allow: Allow::default(),
+            allow: KeyAllowlist::default(),
             max_bulk: ByteSize(512 << 20),
             max_arguments: 1 << 20,
             max_query_buffer: ByteSize(1 << 20),
@@ -114,13 +114,15 @@ impl Default for Settings {
 
 impl Settings {
     /// What stands between strangers and Redis. That the proxy logs in there proves nothing: Redis may ask no one else.
-    pub(crate) fn protection(&self) -> Protection {
+    pub(crate) fn auth_requirement(&self) -> AuthRequirement {
         if self.allow_unprotected {
-            Protection::Waived
-        } else if self.password_file.as_os_str().is_empty() && !self.tls_files().asks_clients() {
-            Protection::Missing("resp.password_file, resp.tls_client_ca_file, ")
+            AuthRequirement::Waived
+        } else if self.password_file.as_os_str().is_empty()
+            && !self.tls_files().requires_client_cert()
+        {
+            AuthRequirement::None("resp.password_file, resp.tls_client_ca_file, ")
         } else {
-            Protection::Asked
+            AuthRequirement::Enforced
         }
     }
 
@@ -140,15 +142,15 @@ impl Settings {
         Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &[])
     }
 
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
         let buffer = format!(
             "found {}, expected at least 256KiB, of which a line may have 64",
             self.max_query_buffer
         );
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
         let name_alone = !self.username.is_empty() && self.password_file.as_os_str().is_empty();
-        let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_used();
-        let own = broken([
+        let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_enabled();
+        let own = violations([
             (
                 tls_on_unix,
                 "resp.tls_cert_file",
@@ -163,8 +165,8 @@ impl Settings {
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
         ]);
-        let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
-        [own, absurd_limits([(self.max_connections, "resp.max_connections")]), tls].concat()
+        let tls = self.tls_files().violations(TLS_KEYS, self.tls_handshake_timeout);
+        [own, out_of_range([(self.max_connections, "resp.max_connections")]), tls].concat()
     }
 }
 
@@ -180,7 +182,7 @@ const TLS_KEYS: TlsKeys = TlsKeys {
 struct Shared {
     proxy: Proxy,
     settings: Settings,
-    login: Option<FromFile<Login>>,
+    login: Option<Reloadable<Login>>,
     commands: Commands,
     origin: Origin,
     /// The longest key that is kept.
@@ -225,7 +227,7 @@ impl Resp {
         let (user, path) = (settings.username.clone(), settings.password_file.clone());
         let is_asked = !path.as_os_str().is_empty();
         let login =
-            is_asked.then(|| FromFile::load(move || Login::read(&user, &path))).transpose()?;
+            is_asked.then(|| Reloadable::load(move || Login::read(&user, &path))).transpose()?;
         let (user, database) = proxy.origin();
         let origin = Origin { user, database };
         Ok(Self(Arc::new(Shared {
@@ -240,8 +242,8 @@ impl Resp {
     }
 
     /// For reloads: what is read from files.
-    pub fn reread(&self) -> Option<Reread> {
-        self.0.login.as_ref().map(FromFile::reread)
+    pub fn reloader(&self) -> Option<Prepare> {
+        self.0.login.as_ref().map(Reloadable::reloader)
     }
 }
 
@@ -273,12 +275,16 @@ impl Login {
     }
 }
 
-impl Serve for Resp {
-    fn serve(&self, stream: Stream, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+impl Service for Resp {
+    fn serve(
+        &self,
+        stream: ClientStream,
+        drain: Drain,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(Connection::new(stream, Arc::clone(&self.0), drain).run())
     }
 
-    fn refusal(&self) -> Vec<u8> {
+    fn overload_response(&self) -> Vec<u8> {
         b"-ERR max number of clients reached\r\n".to_vec()
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use super::standing::Effect;
 use crate::key::Key;
-use crate::net::Output;
+use crate::net::WriteBuf;
 
 /// What a write in a time of `coherence = ttl`, or one that Redis tells nobody of, takes out of memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(super) struct Awaited {
 #[derive(Debug)]
 pub(super) enum Owed {
     /// It is here, and waits for its turn.
-    Ready(Output),
+    Ready(WriteBuf),
     /// Redis will say it.
     Awaited(Awaited),
     /// Flights will bring it, so many.
@@ -119,9 +119,9 @@ impl Queue {
     }
 
     /// Adds an answer that is here, behind all that is owed.
-    pub(super) fn add_ready(&mut self, write: impl FnOnce(&mut Output)) {
+    pub(super) fn add_ready(&mut self, write: impl FnOnce(&mut WriteBuf)) {
         if !matches!(self.owed.back(), Some(Owed::Ready(_))) {
-            self.owed.push_back(Owed::Ready(Output::default()));
+            self.owed.push_back(Owed::Ready(WriteBuf::default()));
         }
         if let Some(Owed::Ready(output)) = self.owed.back_mut() {
             let before = output.len();
@@ -187,12 +187,12 @@ impl Queue {
 
     /// No answer will come to what was sent on: `write` says so in the place of each. Tells whether what follows may depend
     /// on one of them.
-    pub(super) fn refuse_awaited(&mut self, write: impl Fn(&mut Output)) -> bool {
+    pub(super) fn refuse_awaited(&mut self, write: impl Fn(&mut WriteBuf)) -> bool {
         let mut was_of_state = false;
         for owed in &mut self.owed {
             let Owed::Awaited(awaited) = owed else { continue };
             was_of_state |= awaited.effect.is_of_state();
-            let mut refusals = Output::default();
+            let mut refusals = WriteBuf::default();
             (0..awaited.count).for_each(|_| write(&mut refusals));
             self.ready += refusals.len();
             *owed = Owed::Ready(refusals);
@@ -210,7 +210,7 @@ impl Queue {
     }
 
     /// What is ready at the front.
-    pub(super) fn take_ready(&mut self) -> Option<Output> {
+    pub(super) fn take_ready(&mut self) -> Option<WriteBuf> {
         let Some(Owed::Ready(_)) = self.owed.front() else { return None };
         let Some(Owed::Ready(output)) = self.owed.pop_front() else { return None };
         self.ready -= output.len();

@@ -25,12 +25,12 @@ impl Connection {
         arguments: Arguments<'_>,
     ) -> Option<(&'static str, Refusal)> {
         let allow = &self.shared.settings.allow;
-        if allow.is_everything() {
+        if allow.allows_all() {
             return None;
         }
         if class.is_read() {
             let read = Read::of(class, arguments);
-            let may_be_read = read.is_some_and(|read| read.names().all(|key| allow.permits(key)));
+            let may_be_read = read.is_some_and(|read| read.names().all(|key| allow.allows(key)));
             return (!may_be_read).then_some((NO_KEY, Refusal::Key));
         }
         let is_own = match class {

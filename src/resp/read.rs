@@ -13,7 +13,7 @@ use super::command::Class;
 use crate::backend::BackendError;
 use crate::cache::{Answer, Demand, Outcome};
 use crate::metrics::FrontEnd;
-use crate::net::Output;
+use crate::net::WriteBuf;
 use crate::protocol::{Arguments, parse_integer};
 use crate::protocol::{
     Protocol, write_array_length, write_bulk, write_bulk_length, write_integer, write_null,
@@ -64,7 +64,7 @@ impl<'a> Read<'a> {
 
     /// The keys it names.
     pub(super) fn names(&self) -> impl Iterator<Item = &'a [u8]> {
-        self.arguments.from(1).take(self.keys())
+        self.arguments.skip(1).take(self.keys())
     }
 
     /// How many keys it names.
@@ -84,10 +84,10 @@ impl<'a> Read<'a> {
         mut count: impl FnMut(Outcome),
     ) -> Option<Found> {
         if self.is_of_many() {
-            let answers = self.arguments.from(1).map(|key| proxy.lookup(key, now).map(Some));
+            let answers = self.arguments.skip(1).map(|key| proxy.lookup(key, now).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
             answers.iter().flatten().for_each(|answer| count(answer.outcome));
-            self.arguments.from(1).for_each(|key| proxy.count_key(key, now));
+            self.arguments.skip(1).for_each(|key| proxy.count_key(key, now));
             return Some(if self.class == Class::Mget {
                 Found::Values(answers)
             } else {
@@ -124,7 +124,7 @@ impl<'a> Read<'a> {
     pub(super) fn fetch(&self) -> Option<Fetch> {
         let is_worth =
             matches!(self.class, Class::Get | Class::Mget) && self.keys() <= MOST_FETCHES;
-        let keys = || self.arguments.from(1).map(Bytes::copy_from_slice).collect();
+        let keys = || self.arguments.skip(1).map(Bytes::copy_from_slice).collect();
         is_worth.then(|| Fetch { keys: keys(), is_of_many: self.is_of_many() })
     }
 }
@@ -143,7 +143,7 @@ impl Fetch {
 
     /// What their flights bring; `command` is what asked for them.
     pub(super) async fn run(self, proxy: Proxy, command: Bytes) -> Landed {
-        let span = spans::command(if self.is_of_many { "MGET" } else { "GET" });
+        let span = spans::command_span(if self.is_of_many { "MGET" } else { "GET" });
         let fetches =
             self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
         let mut answers = Vec::with_capacity(self.keys.len());
@@ -167,7 +167,7 @@ impl Fetch {
 
 impl Found {
     /// Writes it as Redis would.
-    pub(super) fn write(&self, output: &mut Output, protocol: Protocol) {
+    pub(super) fn write(&self, output: &mut WriteBuf, protocol: Protocol) {
         match self {
             Self::Value(answer) => write_value(output, Some(answer), protocol),
             Self::Number(number) => write_integer(output.tail(), *number),
@@ -186,12 +186,12 @@ impl Found {
     }
 }
 
-fn write_value(output: &mut Output, answer: Option<&Answer>, protocol: Protocol) {
+fn write_value(output: &mut WriteBuf, answer: Option<&Answer>, protocol: Protocol) {
     match answer.and_then(|answer| answer.entry.value()) {
         None => write_null(output.tail(), protocol),
         Some(value) => {
             write_bulk_length(output.tail(), value.bytes.len());
-            output.push_either(value.bytes, || value.to_bytes());
+            output.push_slice_or(value.bytes, || value.to_bytes());
             output.tail().put_slice(b"\r\n");
         }
     }

@@ -26,9 +26,9 @@ use super::link::Link;
 use super::route::{Route, asking, crossslot, error, of_one_node, route};
 use crate::backend::{BackendError, Client, Tied};
 use crate::cluster::{Cluster, NodeName};
-use crate::net::Output;
+use crate::net::WriteBuf;
 use crate::protocol::ReplyScanner;
-use crate::protocol::{Arguments, Progress, RequestLimits, RequestParser};
+use crate::protocol::{Arguments, ParseStatus, RequestLimits, RequestParser};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -124,7 +124,7 @@ struct Router {
     stream: DuplexStream,
     input: BytesMut,
     parser: RequestParser,
-    output: Output,
+    output: WriteBuf,
     pending: VecDeque<Pending>,
     links: Vec<NodeLink>,
     /// Who is asked what names no key.
@@ -168,7 +168,7 @@ impl Router {
             stream,
             input: BytesMut::new(),
             parser: RequestParser::default(),
-            output: Output::default(),
+            output: WriteBuf::default(),
             pending: VecDeque::new(),
             links: Vec::new(),
             home: None,
@@ -306,7 +306,7 @@ impl Router {
             let command = part.command.clone();
             return self.say(node, command);
         }
-        let mut answer = Output::default();
+        let mut answer = WriteBuf::default();
         write_failure(&mut answer, &BackendError::Unavailable("CLUSTERDOWN".into()));
         let answer = answer.tail().split();
         self.answered(answer);
@@ -533,7 +533,7 @@ impl Router {
             let before = one.link.out.len();
             if let Poll::Ready(Err(_)) = one.link.poll_write(cx) {
                 // What it has said before may still be read.
-                one.link.out = Output::default();
+                one.link.out = WriteBuf::default();
             }
             if one.link.out.len() < before {
                 moved = Moved::Yes;
@@ -589,7 +589,7 @@ impl Router {
     /// Takes up a command; tells whether anything came of it.
     fn take_next(&mut self) -> bool {
         let length = match self.parser.parse(&self.input, self.terms.limits) {
-            Ok(Progress::Complete(length)) => length,
+            Ok(ParseStatus::Complete(length)) => length,
             Ok(_) if self.input.len() <= self.terms.most_held => return false,
             Ok(_) => {
                 self.end_with(

@@ -20,12 +20,12 @@ use crate::backend::{BackendError, Fence};
 use crate::cache::Outcome;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Refusal};
-use crate::net::LARGE;
-use crate::protocol::Frame;
+use crate::net::ZERO_COPY_MIN;
+use crate::protocol::ReplySummary;
 use crate::protocol::is_one_of;
 use crate::protocol::write_error;
 use crate::protocol::{
-    Arguments, Progress, RequestLimits, UNAUTHENTICATED, parse_integer, upcoming,
+    Arguments, ParseStatus, RequestLimits, UNAUTHENTICATED, parse_integer, peek_get_keys,
 };
 use crate::proxy::Proxy;
 
@@ -118,7 +118,7 @@ impl Connection {
     /// Has what the next reads need fetched from memory together, where there are several.
     fn foresee(&self) {
         let (mut keys, mut count) = ([&[][..]; FORESEEN], 0);
-        for (key, place) in upcoming(&self.input).zip(&mut keys) {
+        for (key, place) in peek_get_keys(&self.input).zip(&mut keys) {
             *place = key;
             count += 1;
         }
@@ -136,18 +136,18 @@ impl Connection {
     }
 
     fn take_next(&mut self, batch: &mut Batch) -> Taken {
-        let is_rest = self.parser.has_let_go();
+        let is_rest = self.parser.is_streaming();
         match self.parser.parse(&self.input, self.limits()) {
-            Ok(Progress::Part(0)) => Taken::Held,
-            Ok(Progress::Complete(length) | Progress::Part(length)) if is_rest => {
+            Ok(ParseStatus::Streamed(0)) => Taken::Held,
+            Ok(ParseStatus::Complete(length) | ParseStatus::Streamed(length)) if is_rest => {
                 self.send_on(length);
                 Taken::Yes
             }
-            Ok(Progress::Complete(length)) => self.take(length, batch),
+            Ok(ParseStatus::Complete(length)) => self.take(length, batch),
             Ok(_) if self.input.len() < self.shared.settings.max_query_buffer.0 => Taken::Held,
             // Of a line its end tells what it is.
-            Ok(_) if self.parser.missing() == 0 => Taken::Held,
-            Ok(_) => self.let_go(batch),
+            Ok(_) if self.parser.remaining() == 0 => Taken::Held,
+            Ok(_) => self.start_streaming(batch),
             // Redis will say what is wrong with it, and hang up.
             Err(_) if is_rest => {
                 self.send_on(self.input.len());
@@ -304,7 +304,7 @@ impl Connection {
     }
 
     fn send_on(&mut self, length: usize) {
-        if length < LARGE {
+        if length < ZERO_COPY_MIN {
             self.link.out.tail().extend_from_slice(&self.input[..length]);
             self.leave_behind(length);
         } else {
@@ -328,13 +328,13 @@ impl Connection {
     }
 
     /// Begins to send on a command that is too long to be held.
-    fn let_go(&mut self, batch: &mut Batch) -> Taken {
+    fn start_streaming(&mut self, batch: &mut Batch) -> Taken {
         let arguments = self.parser.arguments(&self.input);
         let known = self.shared.commands.recognise(arguments.get(0));
         let is_pipe = is_pipe(known.class, arguments);
         let is_stranger = self.judge(known.class, arguments).is_some();
         // Which keys it names is still to come.
-        let is_forbidden = !self.shared.settings.allow.is_everything();
+        let is_forbidden = !self.shared.settings.allow.allows_all();
         if is_stranger || is_forbidden {
             let (text, refusal) = if is_stranger {
                 (NO_AUTH, Refusal::Login)
@@ -360,14 +360,14 @@ impl Connection {
         };
         // Of keys that are still to come nobody will know.
         let mut dropped = self.dropped(known.class, arguments);
-        if dropped != Dropped::Nothing && (self.parser.missing() > 1 || arguments.len() < 2) {
+        if dropped != Dropped::Nothing && (self.parser.remaining() > 1 || arguments.len() < 2) {
             dropped = Dropped::Everything;
         }
         if known.class.is_read() {
             batch.outcomes[Outcome::Bypass as usize] += 1;
         }
         self.expect_answer(if is_pipe { Effect::Aside } else { effect }, dropped);
-        let length = self.parser.let_go(&self.input);
+        let length = self.parser.start_streaming(&self.input);
         self.send_on(length);
         if is_pipe {
             self.stage = Stage::Pipe;
@@ -384,7 +384,7 @@ impl Connection {
             Class::Swapdb => Dropped::Everything,
             Class::Flush if !is_told => Dropped::Everything,
             Class::Other | Class::Blocking | Class::Xread if !is_told => {
-                Dropped::keys(arguments.from(1).filter(may_be_key).map(Key::from))
+                Dropped::keys(arguments.skip(1).filter(may_be_key).map(Key::from))
             }
             _ => Dropped::Nothing,
         }
@@ -401,7 +401,7 @@ impl Connection {
     }
 
     /// Redis has answered a command.
-    pub(super) fn settle(&mut self, awaited: Awaited, frame: Frame) {
+    pub(super) fn settle(&mut self, awaited: Awaited, frame: ReplySummary) {
         let Awaited { effect, dropped, relied_on_ttl, .. } = awaited;
         if effect != Effect::Aside || frame.is_error() {
             self.unproved = Some(Instant::now());
@@ -462,7 +462,7 @@ fn effect(class: Class, arguments: Arguments<'_>) -> Effect {
     match class {
         Class::Aside | Class::Client => Effect::Aside,
         Class::Blocking => Effect::Block,
-        Class::Xread if arguments.from(1).any(|word| word.eq_ignore_ascii_case(b"block")) => {
+        Class::Xread if arguments.skip(1).any(|word| word.eq_ignore_ascii_case(b"block")) => {
             Effect::Block
         }
         Class::Multi => Effect::Multi,

@@ -7,8 +7,8 @@
 use bytes::Bytes;
 
 use crate::backend::Client;
-use crate::protocol::Frame;
 use crate::protocol::Protocol;
+use crate::protocol::ReplySummary;
 
 /// Whom Redis, or the proxy, takes a client for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl Standing {
 
     /// As whom Redis is to know it from the start.
     pub(super) fn client(&self) -> Client {
-        if self.user == User::Proxy { Client::Proxy } else { Client::Stranger }
+        if self.user == User::Proxy { Client::Proxy } else { Client::Unauthenticated }
     }
 
     pub(super) fn protocol(&self) -> Protocol {
@@ -186,13 +186,13 @@ impl Standing {
     }
 
     /// Redis answered a command with this effect.
-    pub(super) fn answered(&mut self, effect: Effect, frame: Frame) {
+    pub(super) fn answered(&mut self, effect: Effect, frame: ReplySummary) {
         match effect {
             Effect::Multi => self.multis_asked -= 1,
             Effect::Watch => self.watches_asked -= 1,
             _ => {}
         }
-        if frame.is_no_auth() {
+        if frame.is_noauth() {
             self.user = User::Unknown;
         }
         if frame.is_queued() {
@@ -209,7 +209,7 @@ impl Standing {
         }
     }
 
-    fn granted(&mut self, effect: Effect, frame: Frame) {
+    fn granted(&mut self, effect: Effect, frame: ReplySummary) {
         match effect {
             Effect::Multi => self.is_in_multi = true,
             Effect::Watch => self.is_watching = true,
@@ -218,7 +218,7 @@ impl Standing {
             Effect::Select(database) => self.database = database,
             Effect::Unknown => self.doubt_until_reset(),
             Effect::Auth(_) if !frame.is_ok() => self.doubt(),
-            Effect::Hello(_) if !frame.is_greeting() => self.doubt(),
+            Effect::Hello(_) if !frame.is_hello_reply() => self.doubt(),
             Effect::Reset if !frame.is_reset() => self.doubt(),
             Effect::Auth(user) => self.user = user,
             Effect::Hello(user) => {
