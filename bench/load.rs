@@ -274,7 +274,7 @@ fn proxy(port: u16) -> anyhow::Result<Proxy> {
     let cache = Cache::new(settings, Handle::current());
     let (backend, link) = Backend::prepare(redis, 1 << 20, cache.clone(), Arc::clone(&metrics))?;
     tokio::spawn(link.run());
-    Ok(Proxy::new(Upstream::One(cache, backend), metrics, HotKeys::new(0)))
+    Ok(Proxy::new(Upstream::Standalone(cache, backend), metrics, HotKeys::new(0)))
 }
 
 async fn straight(mut link: MultiplexedConnection, key: String) -> anyhow::Result<()> {

@@ -67,7 +67,7 @@ impl Rig {
         );
         let (backend, _) = link.expect("a backend that is never asked");
         let proxy = Proxy::new(
-            Upstream::One(cache.clone(), backend),
+            Upstream::Standalone(cache.clone(), backend),
             Arc::clone(&metrics),
             HotKeys::new(0),
         );

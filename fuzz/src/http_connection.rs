@@ -91,7 +91,7 @@ impl Stage {
         let redis =
             Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), metrics.clone());
         let proxy = Proxy::new(
-            Upstream::One(cache.clone(), redis.expect("a Redis that is never there").0),
+            Upstream::Standalone(cache.clone(), redis.expect("a Redis that is never there").0),
             metrics,
             HotKeys::new(0),
         );

@@ -57,7 +57,7 @@ fn read(pieces: &[&[u8]], limits: RequestLimits) -> (Vec<Command>, End) {
 
 fn words(parser: &RequestParser, held: &[u8]) -> Vec<Vec<u8>> {
     let arguments = parser.arguments(held);
-    let words: Vec<_> = arguments.from(0).map(<[u8]>::to_vec).collect();
+    let words: Vec<_> = arguments.skip(0).map(<[u8]>::to_vec).collect();
     assert_eq!(arguments.len(), words.len());
     assert!(words.iter().enumerate().all(|(index, word)| word == arguments.get(index)));
     words

@@ -227,7 +227,7 @@ impl Backend {
     /// Redis cannot be asked, or does not answer in time.
     pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
         let fence = self.0.fence(since).await;
-        fence.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
+        fence.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
     }
 
     /// Whether a fence for `since` would have nothing to wait for.
@@ -247,11 +247,11 @@ impl Backend {
     pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
         let opened = timeout(self.0.settings.connect_timeout, self.0.open(client)).await;
         let opened = opened.unwrap_or(Err(BackendError::TimedOut));
-        opened.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
+        opened.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
     }
 
     /// The cache's settings were changed; it may now keep so many keys.
-    pub fn cache_changed(&self, capacity: usize) {
+    pub fn cache_settings_changed(&self, capacity: usize) {
         // For as long as the new coherence_timeout, which the proofs of before may not hold.
         self.0.calls.proof.notify_one();
         if let LinkState::Up(_, Some(tracking)) = *self.0.link.borrow() {
@@ -262,7 +262,7 @@ impl Backend {
 
 impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
-        self.metrics.backend_error(error.kind());
+        self.metrics.record_backend_error(error.kind());
         spans::record_failure(error.kind(), error.code());
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
         if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
@@ -364,7 +364,7 @@ impl Shared {
             }
         }
         let replies = replies?;
-        self.metrics.fetched(asked.elapsed());
+        self.metrics.record_fetch(asked.elapsed());
         if let Ok(reply) = question.read(replies) {
             return reply;
         }

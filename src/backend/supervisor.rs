@@ -153,7 +153,7 @@ impl Link {
             Some((tracking, asked)) => self.tracked(tracking, asked),
             None => self.cache.rely_on_ttl(),
         }
-        self.metrics.backend_up(true);
+        self.metrics.set_backend_up(true);
         self.reported = false;
         let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
         tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to Redis");
@@ -171,7 +171,7 @@ impl Link {
         // Memory is empty, so there is nothing old in it.
         self.proved.send_replace(Instant::now());
         if std::mem::replace(&mut self.has_tracked, true) {
-            self.metrics.tracking_reconnected();
+            self.metrics.record_tracking_reconnect();
         }
         self.reported_untracked = false;
         tracking::warn_of_small_table(tracking, self.cache.settings().capacity);
@@ -182,10 +182,10 @@ impl Link {
     fn take_back(&self, error: &BackendError) {
         let before = self.state.send_replace(LinkState::Down(error.clone()));
         if let LinkState::Up(..) = before {
-            self.metrics.backend_up(false);
+            self.metrics.set_backend_up(false);
         }
         if let LinkState::Up(_, Some(_)) = before {
-            self.metrics.invalidated(Invalidation::Disconnect, 1);
+            self.metrics.record_invalidations(Invalidation::Disconnect, 1);
             self.cache.forsake();
         }
     }
@@ -203,7 +203,7 @@ impl Link {
             return;
         }
         self.reported = true;
-        self.metrics.backend_error(error.kind());
+        self.metrics.record_backend_error(error.kind());
         tracing::warn!(redis = %self.connector.address(), reason = %error, "no link to Redis; trying again until there is");
     }
 

@@ -122,8 +122,8 @@ impl<E: FetchError> Cache<E> {
 
     /// These keys are about to be looked for, one by one. Answers nothing, but has the processor fetch what it will need for them
     /// all at once, which takes as long as one.
-    pub fn foresee(&self, keys: &[&[u8]]) {
-        self.0.store.load().foresee(keys);
+    pub fn prefetch(&self, keys: &[&[u8]]) {
+        self.0.store.load().prefetch(keys);
     }
 
     /// A fresh entry from memory, or what the flight for `key` brings, which `fetch` starts if there is none. When the

@@ -113,9 +113,9 @@ impl Store {
 
     /// These keys will be read, one by one. A processor that takes a lock waits first for all that it has asked of memory, so the
     /// tables of what the front has not are locked before, as many as nobody else has locked, and looked into together.
-    pub(super) fn foresee(&self, keys: &[&[u8]]) {
+    pub(super) fn prefetch(&self, keys: &[&[u8]]) {
         let Some(front) = self.fronts.get() else { return };
-        let elsewhere = front.borrow().foresee(keys.iter().map(|key| self.hasher.hash_one(*key)));
+        let elsewhere = front.borrow().prefetch(keys.iter().map(|key| self.hasher.hash_one(*key)));
         if elsewhere.len() < 2 {
             return;
         }
@@ -334,10 +334,10 @@ mod tests {
                     .expect("it waited for a table");
             });
             is_locked.recv().unwrap();
-            store.foresee(&names);
+            store.prefetch(&names);
             foreseen.send(()).unwrap();
         });
-        store.foresee(&names);
+        store.prefetch(&names);
         store.limit(0, Policy::Lru);
         assert_eq!((store.evict_surplus(), store.select(|_| true).len()), (20, 0));
     }

@@ -50,7 +50,7 @@ impl Front {
 
     /// Touches what will be read for keys with these hashes, if it is here, and returns the others. Nothing waits for one of them
     /// before it asks for the next, so the processor has them all fetched from memory at the same time.
-    pub(super) fn foresee(&self, hashes: impl Iterator<Item = u64>) -> Vec<u64> {
+    pub(super) fn prefetch(&self, hashes: impl Iterator<Item = u64>) -> Vec<u64> {
         let (mut touched, mut elsewhere) = (0, Vec::new());
         for hash in hashes {
             let (set, tag) = (&self.0[self.set(hash)], mark(hash));

@@ -400,9 +400,9 @@ impl Cluster {
     }
 
     /// The settings were changed.
-    pub fn cache_changed(&self) {
+    pub fn cache_settings_changed(&self) {
         for unit in self.0.units() {
-            unit.backend.cache_changed(unit.cache.settings().capacity);
+            unit.backend.cache_settings_changed(unit.cache.settings().capacity);
         }
     }
 

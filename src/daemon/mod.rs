@@ -32,7 +32,7 @@ use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::config::{Config, Problems, Sources};
 use crate::http::{self, HttpService};
-use crate::metrics::{FrontEnd, Metrics, Refusal};
+use crate::metrics::{FrontEnd, Metrics, RejectReason};
 use crate::proxy::Proxy;
 use crate::resp::{self, Resp};
 use crate::server::{
@@ -41,7 +41,7 @@ use crate::server::{
 use crate::telemetry::Telemetry;
 use crate::telemetry::hot_keys::HotKeys;
 use crate::upstream::Upstream;
-use crate::warmup::{Permits, Warm};
+use crate::warmup::{KeyFilter, Warmup};
 
 /// Why the daemon could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,7 @@ pub struct Daemon {
     proxy: Proxy,
     upstream: Upstream,
     /// None where nothing is kept for the next start.
-    warm: Option<Warm>,
+    warm: Option<Warmup>,
     metrics: Arc<Metrics>,
 }
 
@@ -108,23 +108,23 @@ impl Daemon {
         let metrics = Arc::new(Metrics::new(&resp::names())?);
         let (upstream, upstream_task) = upstream(&config, &metrics)?;
         let source = upstream.clone();
-        metrics.tell_of_cache(move || source.statistics())?;
+        metrics.register_cache(move || source.statistics())?;
         let source = telemetry.clone();
-        metrics.tell_of_spans_dropped(move || source.spans_dropped())?;
+        metrics.register_spans_dropped(move || source.spans_dropped())?;
         let source = telemetry.clone();
-        metrics.tell_of_lines_dropped(move || source.lines_dropped())?;
+        metrics.register_lines_dropped(move || source.lines_dropped())?;
         let source = upstream.clone();
-        metrics.tell_of_nodes(move || source.nodes())?;
-        let hot_keys = HotKeys::with_warmup(config.admin.hotkeys, config.warm.kept());
+        metrics.register_nodes(move || source.nodes())?;
+        let hot_keys = HotKeys::with_warmup(config.admin.hotkeys, config.warm.keys_to_save());
         let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys.clone());
-        let warm =
-            (config.warm.kept() > 0).then(|| warm(&config, &activated, hot_keys, proxy.clone()));
+        let warm = (config.warm.keys_to_save() > 0)
+            .then(|| warm(&config, &activated, hot_keys, proxy.clone()));
         let (listeners, files) = listeners(&config, activated, fd_budget, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(config.daemon.threads())?);
         // A connection knows of the metrics, so these must not keep alive who serves it.
         let (source, own) = (Arc::downgrade(&workers), Handle::current());
         let of_workers = move || source.upgrade().map_or(0, |workers| workers.alive_tasks());
-        metrics.tell_of_tasks(move || own.metrics().num_alive_tasks() + of_workers())?;
+        metrics.register_tasks(move || own.metrics().num_alive_tasks() + of_workers())?;
         let (upstream_task, files) = (Some(upstream_task), Arc::new(files));
         Ok(Self {
             config,
@@ -209,17 +209,17 @@ impl Daemon {
             Ok(Ok(ReloadOutcome { config, evicted, took })) => {
                 self.telemetry.set_filter(&config.telemetry.log_filter);
                 self.config = config;
-                self.metrics.config_reloaded();
+                self.metrics.record_config_reload();
                 let cache = &self.config.cache;
-                self.proxy.cache_changed(cache);
+                self.proxy.cache_settings_changed(cache);
                 tracing::info!(capacity = cache.capacity, ttl = ?cache.ttl, evicted, ?took, "config reloaded");
             }
             Ok(Err(problems)) => {
-                self.metrics.config_refused();
+                self.metrics.record_config_rejected();
                 tracing::error!(%problems, "config refused");
             }
             Err(error) => {
-                self.metrics.config_refused();
+                self.metrics.record_config_rejected();
                 tracing::error!(%error, "config refused");
             }
         }
@@ -236,25 +236,25 @@ impl Daemon {
     }
 
     async fn drain(&mut self, control: &mut DrainControl) -> ExitReason {
-        self.proxy.drain();
+        self.proxy.start_drain();
         self.notifier.stopping();
         // Beside the drain, for which nobody waits longer because of it.
-        let saving = self.warm.clone().map(|warm| tokio::spawn(async move { warm.keep().await }));
+        let saving = self.warm.clone().map(|warm| tokio::spawn(async move { warm.save().await }));
         let patience = self.config.daemon.drain_timeout;
         shutdown::drain(control, &mut self.signals, &self.metrics, patience, saving).await
     }
 }
 
 /// What is kept for the next start: of the keys that a listener gives out.
-fn warm(config: &Config, activated: &ActivatedSockets, hot_keys: HotKeys, proxy: Proxy) -> Warm {
+fn warm(config: &Config, activated: &ActivatedSockets, hot_keys: HotKeys, proxy: Proxy) -> Warmup {
     let serves_resp = activated.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off();
     let (http, resp) = (config.http.allow.clone(), serves_resp.then(|| config.resp.allow.clone()));
     let longest = config.http.max_key.0;
-    let permits: Permits = Box::new(move |key| {
+    let permits: KeyFilter = Box::new(move |key| {
         key.len() <= longest
             && (http.allows(key) || resp.as_ref().is_some_and(|allow| allow.allows(key)))
     });
-    Warm::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
+    Warmup::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
 }
 
 /// The listeners of `config`, and what a reload has to read for them; those for reads let in as many clients as `fd_budget`
@@ -285,7 +285,7 @@ async fn listeners(
         http::router(proxy.clone(), config.http.allow.clone())
     };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
-    let auth = auth.map(|auth| (auth, metrics.refusals(FrontEnd::Http, Refusal::Token)));
+    let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
     let reads: Arc<dyn Service> = Arc::new(HttpService::new(reads, limits.clone(), auth));
     let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
@@ -306,7 +306,7 @@ async fn listeners(
     let mut listeners = Vec::new();
     for (front_end, listen, config) in services {
         let socket = activated.remove(front_end.name());
-        metrics.connections_limit(front_end, config.max_connections);
+        metrics.set_connections_limit(front_end, config.max_connections);
         listeners
             .push(Listener::bind(front_end, listen, socket, config, Arc::clone(metrics)).await?);
     }
@@ -316,7 +316,7 @@ async fn listeners(
 /// Keeps the line of `systemctl status` true.
 async fn report_status(proxy: Proxy, notifier: Arc<Notifier>) {
     loop {
-        notifier.status(proxy.summary());
+        notifier.status(proxy.status_line());
         tokio::time::sleep(REPORT_INTERVAL).await;
     }
 }
@@ -344,7 +344,7 @@ fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, BoxTas
     let cache = Cache::new(config.cache.clone(), Handle::current());
     let (backend, upstream_task) =
         Backend::prepare(redis, max_value, cache.clone(), Arc::clone(metrics))?;
-    Ok((Upstream::One(cache, backend), Box::pin(upstream_task.run())))
+    Ok((Upstream::Standalone(cache, backend), Box::pin(upstream_task.run())))
 }
 
 type BoxTask = Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -27,7 +27,7 @@ use super::service::{FastPathResult, Handler, ResponseWriter};
 use super::settings::Settings;
 use crate::cache::{Answer, Demand, Freshness, Value};
 use crate::key::percent_decode;
-use crate::metrics::{FrontEnd, Refusal};
+use crate::metrics::{FrontEnd, RejectReason};
 use crate::proxy::Proxy;
 use crate::telemetry::spans::{self, Route};
 
@@ -131,7 +131,7 @@ impl KeyHandler {
         }
         let key = self.parse_key(escaped.as_bytes()).inspect_err(|problem| {
             if matches!(problem, RequestError::NotAllowed) {
-                self.proxy.refused(FrontEnd::Http, Refusal::Key);
+                self.proxy.record_rejected(FrontEnd::Http, RejectReason::Key);
             }
         })?;
         self.proxy.get(FrontEnd::Http, &key, read_mode, span).await.map_err(RequestError::Backend)
@@ -184,7 +184,7 @@ impl KeyHandler {
             }
             _ => to.write_response(&self.response_for(&found, none_match)),
         }
-        self.proxy.count(FrontEnd::Http, outcome, 1, now.elapsed());
+        self.proxy.record(FrontEnd::Http, outcome, 1, now.elapsed());
         FastPathResult::Done
     }
 

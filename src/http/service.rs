@@ -14,7 +14,7 @@ use tower_service::Service as _;
 
 use super::request_head::SimpleRequest;
 use crate::access::BearerAuth;
-use crate::metrics::Refusals;
+use crate::metrics::RejectCounter;
 use crate::net::WriteBuf;
 
 /// What holds for the connections of a listener.
@@ -57,18 +57,18 @@ impl Handler for Router {
 pub struct HttpService<R> {
     pub(super) handler: R,
     pub(super) limits: Arc<Limits>,
-    pub(super) auth: Option<(BearerAuth, Refusals)>,
+    pub(super) auth: Option<(BearerAuth, RejectCounter)>,
 }
 
 impl<R: Handler> HttpService<R> {
     /// Serves `handler` within `limits`, to everybody or to whom the `auth` lets through; the others are counted.
-    pub fn new(handler: R, limits: Limits, auth: Option<(BearerAuth, Refusals)>) -> Self {
+    pub fn new(handler: R, limits: Limits, auth: Option<(BearerAuth, RejectCounter)>) -> Self {
         Self { handler, limits: Arc::new(limits), auth }
     }
 
     /// Whether no verdict stands against a plain request before it is routed.
     pub(super) fn admits(&self, request: &SimpleRequest<'_>) -> bool {
-        let admits = |(auth, _): &(BearerAuth, Refusals)| {
+        let admits = |(auth, _): &(BearerAuth, RejectCounter)| {
             auth.is_authorized(request.values("authorization"))
         };
         request.size() <= self.limits.max_header && self.auth.as_ref().is_none_or(admits)

@@ -9,7 +9,7 @@ use super::command::Class;
 use super::connection::Connection;
 use super::owed::Dropped;
 use super::standing::{DEFAULT_USER, Effect, Standing, User};
-use crate::metrics::{FrontEnd, Refusal};
+use crate::metrics::{FrontEnd, RejectReason};
 use crate::protocol::Arguments;
 use crate::protocol::{write_array_length, write_bulk, write_error};
 
@@ -18,7 +18,7 @@ pub(super) enum Verdict {
     /// It knows the password; this, if anything, is to be asked of Redis in place of what it said.
     Admitted(Option<BytesMut>),
     /// With what it is counted as, if somebody is turned away.
-    Refused(&'static str, Option<Refusal>),
+    Refused(&'static str, Option<RejectReason>),
     /// It is to be forgotten who the client is.
     Reset,
 }
@@ -36,7 +36,7 @@ impl Connection {
     pub(super) fn judge(&self, class: Class, arguments: Arguments<'_>) -> Option<Verdict> {
         let login = self.shared.login.as_ref()?;
         let is_right = |user: &[u8], found: &[u8]| login.get().is(user, found);
-        let turned_away = |text| Verdict::Refused(text, Some(Refusal::Login));
+        let turned_away = |text| Verdict::Refused(text, Some(RejectReason::Login));
         let judged = |is_right, instead| {
             if is_right { Verdict::Admitted(instead) } else { turned_away(WRONG_PASSWORD) }
         };
@@ -65,7 +65,7 @@ impl Connection {
         match verdict {
             Verdict::Refused(text, turned_away) => {
                 if let Some(refusal) = turned_away {
-                    self.shared.proxy.refused(FrontEnd::Resp, refusal);
+                    self.shared.proxy.record_rejected(FrontEnd::Resp, refusal);
                 }
                 self.reply(|output| write_error(output.tail(), text));
             }

@@ -8,7 +8,7 @@
 use super::command::Class;
 use super::connection::Connection;
 use super::read::Read;
-use crate::metrics::Refusal;
+use crate::metrics::RejectReason;
 use crate::protocol::is_one_of;
 use crate::protocol::{Arguments, parse_integer};
 
@@ -23,7 +23,7 @@ impl Connection {
         &self,
         class: Class,
         arguments: Arguments<'_>,
-    ) -> Option<(&'static str, Refusal)> {
+    ) -> Option<(&'static str, RejectReason)> {
         let allow = &self.shared.settings.allow;
         if allow.allows_all() {
             return None;
@@ -31,7 +31,7 @@ impl Connection {
         if class.is_read() {
             let read = Read::of(class, arguments);
             let may_be_read = read.is_some_and(|read| read.names().all(|key| allow.allows(key)));
-            return (!may_be_read).then_some((NO_KEY, Refusal::Key));
+            return (!may_be_read).then_some((NO_KEY, RejectReason::Key));
         }
         let is_own = match class {
             Class::Auth | Class::Hello | Class::Reset | Class::Quit => true,
@@ -40,7 +40,7 @@ impl Connection {
             Class::Aside => is_one_of(arguments.get(0), &["ping", "echo", "command"]),
             _ => false,
         };
-        (!is_own).then_some((NO_COMMAND, Refusal::Command))
+        (!is_own).then_some((NO_COMMAND, RejectReason::Command))
     }
 
     /// Whether it selects the database that everybody begins in, or the one the proxy reads.

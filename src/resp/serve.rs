@@ -19,7 +19,7 @@ use super::standing::{Effect, User};
 use crate::backend::{BackendError, Fence};
 use crate::cache::Outcome;
 use crate::key::Key;
-use crate::metrics::{FrontEnd, Refusal};
+use crate::metrics::{FrontEnd, RejectReason};
 use crate::net::ZERO_COPY_MIN;
 use crate::protocol::ReplySummary;
 use crate::protocol::is_one_of;
@@ -30,7 +30,7 @@ use crate::protocol::{
 use crate::proxy::Proxy;
 
 /// So many reads are foreseen at once.
-const FORESEEN: usize = 16;
+const PREFETCH_BATCH: usize = 16;
 
 /// What is to become of a command.
 enum Decision {
@@ -78,7 +78,7 @@ impl Batch {
     fn count_commands(&self, proxy: &Proxy) {
         let (label, count) = self.commands;
         if count > 0 {
-            proxy.commands(label, count);
+            proxy.record_commands(label, count);
         }
     }
 
@@ -88,7 +88,7 @@ impl Batch {
         for (outcome, count) in
             Outcome::ALL.into_iter().zip(self.outcomes).filter(|(_, count)| *count > 0)
         {
-            proxy.count(FrontEnd::Resp, outcome, count, elapsed);
+            proxy.record(FrontEnd::Resp, outcome, count, elapsed);
         }
     }
 }
@@ -102,8 +102,8 @@ impl Connection {
         let mut batch = Batch::new(self.now());
         let mut taken = 0;
         while !self.input.is_empty() && self.stage == Stage::Commands && self.may_take_more() {
-            if taken % FORESEEN == 0 {
-                self.foresee();
+            if taken % PREFETCH_BATCH == 0 {
+                self.prefetch();
             }
             if self.take_next(&mut batch) == Taken::Held {
                 break;
@@ -116,14 +116,14 @@ impl Connection {
     }
 
     /// Has what the next reads need fetched from memory together, where there are several.
-    fn foresee(&self) {
-        let (mut keys, mut count) = ([&[][..]; FORESEEN], 0);
+    fn prefetch(&self) {
+        let (mut keys, mut count) = ([&[][..]; PREFETCH_BATCH], 0);
         for (key, place) in peek_get_keys(&self.input).zip(&mut keys) {
             *place = key;
             count += 1;
         }
         if count > 1 {
-            self.shared.proxy.foresee(&keys[..count]);
+            self.shared.proxy.prefetch(&keys[..count]);
         }
     }
 
@@ -337,11 +337,11 @@ impl Connection {
         let is_forbidden = !self.shared.settings.allow.allows_all();
         if is_stranger || is_forbidden {
             let (text, refusal) = if is_stranger {
-                (NO_AUTH, Refusal::Login)
+                (NO_AUTH, RejectReason::Login)
             } else {
-                (NO_COMMAND, Refusal::Command)
+                (NO_COMMAND, RejectReason::Command)
             };
-            self.shared.proxy.refused(FrontEnd::Resp, refusal);
+            self.shared.proxy.record_rejected(FrontEnd::Resp, refusal);
             self.reply(|output| write_error(output.tail(), text));
             self.stage = Stage::Leaving;
             return Taken::Yes;

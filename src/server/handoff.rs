@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Drain, Service, Tls};
-use crate::metrics::{OpenConnection, Refusals};
+use crate::metrics::{ConnectionGuard, RejectCounter};
 use crate::net::{ClientStream, DetachedStream};
 
 /// A connection on its way to its worker.
 pub(super) struct Accepted {
     pub(super) stream: DetachedStream,
     /// Within TLS, if so, and the count of those with whom it was not agreed on.
-    pub(super) tls: Option<(Tls, Refusals)>,
+    pub(super) tls: Option<(Tls, RejectCounter)>,
     pub(super) service: Arc<dyn Service>,
     pub(super) drain: Drain,
     pub(super) guards: ConnectionGuards,
@@ -21,7 +21,7 @@ pub(super) struct Accepted {
 /// What a connection takes up until it is dropped.
 pub(super) struct ConnectionGuards {
     pub(super) _permit: OwnedSemaphorePermit,
-    pub(super) _open: OpenConnection,
+    pub(super) _open: ConnectionGuard,
 }
 
 impl Accepted {

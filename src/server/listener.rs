@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::handoff::{Accepted, ConnectionGuards};
 use super::{Drain, Service, Tls, Workers};
 use crate::access::{AuthRequirement, UnprotectedListener};
-use crate::metrics::{FrontEnd, Metrics, Refusal, Refusals};
+use crate::metrics::{FrontEnd, Metrics, RejectCounter, RejectReason};
 use crate::net::ClientStream;
 use crate::settings::{Listen, UNIX};
 
@@ -23,7 +23,7 @@ pub struct Listener {
     front_end: FrontEnd,
     socket: Socket,
     service: Arc<dyn Service>,
-    tls: Option<(Tls, Refusals)>,
+    tls: Option<(Tls, RejectCounter)>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -87,7 +87,7 @@ impl Listener {
         }
         tracing::info!(front_end = front_end.name(), %address, tls = tls.is_some(), "listening");
         let permits = Arc::new(Semaphore::new(max_connections));
-        let tls = tls.map(|tls| (tls, metrics.refusals(front_end, Refusal::Tls)));
+        let tls = tls.map(|tls| (tls, metrics.reject_counter(front_end, RejectReason::Tls)));
         Ok(Self { front_end, socket, service, tls, permits, metrics })
     }
 
@@ -136,7 +136,7 @@ impl Listener {
         rejections: &Arc<Semaphore>,
     ) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            self.metrics.connection_refused(self.front_end);
+            self.metrics.record_connection_refused(self.front_end);
             if let Ok(turn) = Arc::clone(rejections).try_acquire_owned() {
                 // In clear, nobody would understand it there.
                 let answer =
@@ -147,8 +147,10 @@ impl Listener {
         };
         // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
         let Ok(stream) = stream.detach() else { return };
-        let guards =
-            ConnectionGuards { _permit: permit, _open: self.metrics.connection(self.front_end) };
+        let guards = ConnectionGuards {
+            _permit: permit,
+            _open: self.metrics.open_connection(self.front_end),
+        };
         let (service, tls) = (Arc::clone(&self.service), self.tls.clone());
         workers.serve(Accepted { stream, tls, service, drain: drain.clone(), guards });
     }

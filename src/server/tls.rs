@@ -19,7 +19,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::{Drain, TlsFiles, TlsKeys};
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::metrics::Refusals;
+use crate::metrics::RejectCounter;
 use crate::net::ClientStream;
 
 /// TLS on a listener.
@@ -59,7 +59,7 @@ impl Tls {
         &self,
         stream: TcpStream,
         mut drain: Drain,
-        refused: &Refusals,
+        refused: &RejectCounter,
     ) -> Option<ClientStream> {
         let handshake =
             timeout(self.handshake_timeout, TlsAcceptor::from(self.config.get()).accept(stream));

@@ -13,7 +13,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value as Json;
 
-use crate::stage::{CONNECTIONS, FLIGHTS, ListenerConfig, serving};
+use crate::stage::{CONNECTIONS, FLIGHTS, Serving, serving};
 use crate::support::eventually;
 use crate::support::http::{Client, get};
 
@@ -60,14 +60,14 @@ fn status(answer: &str) -> &str {
 }
 
 /// A serving proxy whose key `a` holds `value`.
-fn serving_a(settings: &[(&str, &str)]) -> ListenerConfig {
+fn serving_a(settings: &[(&str, &str)]) -> Serving {
     let serving = serving(settings);
     serving.set("a", "value");
     serving
 }
 
 #[track_caller]
-fn assert_serves(serving: &ListenerConfig) {
+fn assert_serves(serving: &Serving) {
     let response = get(serving.address(), "/keys/a");
     assert_eq!((response.status, &*response.body), (200, &b"value"[..]));
 }
@@ -557,12 +557,12 @@ fn a_connection_that_waits_for_redis_is_not_idle() {
 }
 
 /// Asks for a big value, the last of the connection, through a receive buffer that holds little of it.
-fn ask_for_big(serving: &ListenerConfig) -> TcpStream {
+fn ask_for_big(serving: &Serving) -> TcpStream {
     ask_for_big_with(serving, "Connection: close\r\n")
 }
 
 /// The same with these headers.
-fn ask_for_big_with(serving: &ListenerConfig, headers: &str) -> TcpStream {
+fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
     serving.set("big", vec![b'x'; BIG]);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use crate::stage::{FLIGHTS, ListenerConfig, serving, serving_from};
+use crate::stage::{FLIGHTS, Serving, serving, serving_from};
 use crate::support::http::{Client, Response, get, key_path};
 use crate::support::{RedisServer, eventually};
 
@@ -606,7 +606,7 @@ fn head_has_the_status_and_headers_of_get_and_no_body() {
 
 #[test]
 fn head_reads_through_the_cache_like_get() {
-    let serving: ListenerConfig = serving(&[]);
+    let serving: Serving = serving(&[]);
     serving.set("a", "value");
     let mut client = serving.client();
     assert!(has(&cache_status(&client.head("/keys/a")), "fwd", "miss"));

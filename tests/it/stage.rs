@@ -29,34 +29,30 @@ pub(crate) fn config(url: &str, more: &str) -> String {
 
 /// A proxy and its own Redis. The proxy is the first field, so it ends before its Redis does and has nothing to
 /// complain about.
-pub(crate) struct ListenerConfig {
+pub(crate) struct Serving {
     pub(crate) proxy: Proxy,
     pub(crate) redis: RedisServer,
 }
 
 /// A proxy with these settings, written as in the environment but without the prefix: `("CACHE__TTL", "5s")`.
-pub(crate) fn serving(settings: &[(&str, &str)]) -> ListenerConfig {
+pub(crate) fn serving(settings: &[(&str, &str)]) -> Serving {
     let redis = RedisServer::start();
     let url = redis.url();
     serving_from(redis, &url, settings)
 }
 
 /// The same, in front of this Redis at this of its addresses.
-pub(crate) fn serving_from(
-    redis: RedisServer,
-    url: &str,
-    settings: &[(&str, &str)],
-) -> ListenerConfig {
+pub(crate) fn serving_from(redis: RedisServer, url: &str, settings: &[(&str, &str)]) -> Serving {
     let mut builder = Proxy::builder(&config(url, "daemon.worker_threads = 1"));
     for (name, value) in settings {
         builder = builder.environment(&format!("REDIS_PROXY_{name}"), value);
     }
     let proxy = builder.start();
     await_ready(&proxy);
-    ListenerConfig { proxy, redis }
+    Serving { proxy, redis }
 }
 
-impl ListenerConfig {
+impl Serving {
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy.http()
     }

@@ -58,7 +58,7 @@ struct Flow {
 }
 
 /// What lets one connection's chunks pass.
-struct BearerAuth {
+struct Gate {
     flow: watch::Receiver<Flow>,
     /// The connection's place among all that were taken.
     number: usize,
@@ -212,7 +212,7 @@ impl Line {
         let _ = downstream.set_nodelay(true);
         let (from_upstream, to_upstream) = tokio::io::split(upstream);
         let (from_downstream, to_downstream) = tokio::io::split(downstream);
-        let flow = || BearerAuth { flow: self.flow.subscribe(), number };
+        let flow = || Gate { flow: self.flow.subscribe(), number };
         let up = carry(from_downstream, to_upstream, flow(), None, |length| length);
         let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections), |length| {
             self.allow(length)
@@ -226,7 +226,7 @@ impl Line {
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut gate: BearerAuth,
+    mut gate: Gate,
     mut injections: Option<&mut broadcast::Receiver<Vec<u8>>>,
     allow: impl Fn(usize) -> usize,
 ) -> io::Result<()> {
@@ -252,11 +252,7 @@ async fn carry(
     }
 }
 
-async fn pass(
-    chunk: &[u8],
-    to: &mut (impl AsyncWrite + Unpin),
-    gate: &mut BearerAuth,
-) -> io::Result<()> {
+async fn pass(chunk: &[u8], to: &mut (impl AsyncWrite + Unpin), gate: &mut Gate) -> io::Result<()> {
     let now = gate.open().await?;
     let most = if now.byte_at_a_time { 1 } else { CHUNK };
     for piece in chunk.chunks(most) {
@@ -273,7 +269,7 @@ async fn pass(
     Ok(())
 }
 
-impl BearerAuth {
+impl Gate {
     /// Waits out a stall.
     async fn open(&mut self) -> io::Result<Flow> {
         let now = self.flow.wait_for(|flow| flow.stalled <= self.number).await;
