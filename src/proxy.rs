@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use crate::backend::{BackendError, Client, Fence, Tied};
-use crate::cache::{Answer, Coherence, Demand, Outcome, Settings, Statistics};
+use crate::cache::{Answer, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::metrics::{FrontEnd, Metrics, Node, RejectReason};
 use crate::telemetry::hot_keys::{HotKeys, TopKeys};
@@ -50,17 +50,17 @@ impl Proxy {
         &self,
         front_end: FrontEnd,
         key: &[u8],
-        demand: Demand,
+        mode: ReadMode,
         span: &Span,
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
         self.hot_keys.count(key, begun);
-        let found = if demand == Demand::Usual { self.lookup(key, begun) } else { None };
-        let answer = match (found, demand) {
+        let found = if mode == ReadMode::Default { self.lookup(key, begun) } else { None };
+        let answer = match (found, mode) {
             (Some(answer), _) => Ok(answer),
             // What waits for Redis is large, and who waits for nothing should not have to carry it about.
-            (None, Demand::Usual) => Box::pin(self.upstream.get_or_fetch(key, demand)).await,
-            (None, Demand::Current) => Box::pin(self.get_no_cache(key)).await,
+            (None, ReadMode::Default) => Box::pin(self.upstream.get_or_fetch(key, mode)).await,
+            (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
         self.metrics.record_reads(front_end, outcome, 1, begun.elapsed());
@@ -70,7 +70,7 @@ impl Proxy {
 
     /// Has `key` in memory as a reader would, but counts no read; returns whether its value was fetched for that.
     pub async fn warm(&self, key: &[u8]) -> bool {
-        let answer = self.upstream.get_or_fetch(key, Demand::Usual).await;
+        let answer = self.upstream.get_or_fetch(key, ReadMode::Default).await;
         let fetched = answer
             .is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
         if fetched {
@@ -87,7 +87,7 @@ impl Proxy {
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
     async fn get_no_cache(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         match self.upstream.fence_for(key, Instant::now()).await {
-            Ok(Fence::Told) => self.upstream.get_or_fetch(key, Demand::Current).await,
+            Ok(Fence::Told) => self.upstream.get_or_fetch(key, ReadMode::NoCache).await,
             Ok(Fence::Untold) => self.upstream.bypass(key).await,
             Err(error) => Err((Outcome::Miss, error)),
         }
@@ -147,8 +147,8 @@ impl Proxy {
     }
 
     /// Whether time alone decides what may be given.
-    pub fn relies_on_ttl(&self) -> bool {
-        self.upstream.relies_on_ttl()
+    pub fn is_ttl_only(&self) -> bool {
+        self.upstream.is_ttl_only()
     }
 
     /// Drops `key` from memory.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::backend::{Backend, BackendError, Client, Fence, Tied};
-use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings, Statistics};
+use crate::cache::{Answer, Cache, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::key::Key;
 use crate::metrics::Node;
@@ -65,16 +65,16 @@ impl Upstream {
     pub(crate) async fn get_or_fetch(
         &self,
         key: &[u8],
-        demand: Demand,
+        mode: ReadMode,
     ) -> Result<Answer, (Outcome, BackendError)> {
         match self {
             Self::Standalone(cache, backend) => {
-                cache.get_or_fetch(key, demand, |key| backend.clone().fetch(key)).await
+                cache.get_or_fetch(key, mode, |key| backend.clone().fetch(key)).await
             }
             Self::Cluster(cluster) => {
                 let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
                 let fetch = |key| cluster.clone().fetch(Arc::clone(&unit), key);
-                unit.cache.get_or_fetch(key, demand, fetch).await
+                unit.cache.get_or_fetch(key, mode, fetch).await
             }
         }
     }
@@ -141,10 +141,10 @@ impl Upstream {
     }
 
     /// Whether time alone decides what may be given.
-    pub fn relies_on_ttl(&self) -> bool {
+    pub fn is_ttl_only(&self) -> bool {
         match self {
-            Self::Standalone(cache, _) => cache.relies_on_ttl(),
-            Self::Cluster(cluster) => cluster.relies_on_ttl(),
+            Self::Standalone(cache, _) => cache.is_ttl_only(),
+            Self::Cluster(cluster) => cluster.is_ttl_only(),
         }
     }
 

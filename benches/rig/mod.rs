@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use bytes::{Bytes, BytesMut};
 use redis_proxy::backend::{self, Backend, BackendError};
-use redis_proxy::cache::{self, Cache, CoherenceMode, Demand, Fetched};
+use redis_proxy::cache::{self, Cache, CoherenceMode, Fetched, ReadMode};
 use redis_proxy::metrics::Metrics;
 use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
@@ -79,7 +79,9 @@ impl Rig {
     /// Has `key` fetched, from nowhere, unless it is there.
     pub(crate) fn fetch(&self, key: &[u8]) {
         let fetch = |_| async { Fetched::Value(Bytes::from_static(VALUE), None) };
-        self.runtime.block_on(self.cache.get_or_fetch(key, Demand::Usual, fetch)).expect("a value");
+        self.runtime
+            .block_on(self.cache.get_or_fetch(key, ReadMode::Default, fetch))
+            .expect("a value");
     }
 
     /// A client that speaks HTTP.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use redis_proxy::backend::{self, Backend, BackendError};
-use redis_proxy::cache::{self, AbsentTtl, Cache, CoherenceMode, Demand, Fetched};
+use redis_proxy::cache::{self, Cache, CoherenceMode, Fetched, NegativeTtl, ReadMode};
 use redis_proxy::http::{Handler, HttpService, Keys, Settings};
 use redis_proxy::metrics::Metrics;
 use redis_proxy::net::ClientStream;
@@ -82,7 +82,7 @@ impl Stage {
         let (ttl, coherence) = (Duration::from_secs(1 << 30), CoherenceMode::Ttl);
         let settings = cache::Settings {
             ttl,
-            ttl_absent: AbsentTtl::Fixed(ttl),
+            ttl_absent: NegativeTtl::Fixed(ttl),
             coherence,
             ..Default::default()
         };
@@ -99,7 +99,7 @@ impl Stage {
             [(b"a", Fetched::Value(Bytes::from_static(b"value"), None)), (b"b", Fetched::Absent)]
         {
             runtime
-                .block_on(cache.get_or_fetch(key, Demand::Usual, |_| async { fetched }))
+                .block_on(cache.get_or_fetch(key, ReadMode::Default, |_| async { fetched }))
                 .expect("an entry");
         }
         let keys = Keys::new(proxy, Settings::default(), Router::new());

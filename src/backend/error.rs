@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cache::Vanished;
+use crate::cache::Cancelled;
 
 /// Why Redis gave no value. Cheap to clone: every reader of a flight gets one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +40,7 @@ pub enum BackendError {
     TooLarge,
     /// The daemon is going down.
     #[error("the fetch was given up")]
-    Vanished,
+    Cancelled,
 }
 
 impl BackendError {
@@ -56,7 +56,7 @@ impl BackendError {
             Self::Refused(_) | Self::Redirected(_) => "refused",
             Self::WrongType => "wrong_type",
             Self::TooLarge => "too_large",
-            Self::Vanished => "vanished",
+            Self::Cancelled => "vanished",
         }
     }
 
@@ -73,7 +73,7 @@ impl BackendError {
     /// Whether a client of the same Redis had better ask itself: it may be told something else, or the same in Redis's own
     /// words.
     pub fn leaves_client_to_ask(&self) -> bool {
-        !matches!(self, Self::TimedOut | Self::Vanished)
+        !matches!(self, Self::TimedOut | Self::Cancelled)
     }
 
     /// Whether it may be over in a moment without anybody doing something about it.
@@ -87,9 +87,9 @@ impl BackendError {
     }
 }
 
-impl From<Vanished> for BackendError {
-    fn from(Vanished: Vanished) -> Self {
-        Self::Vanished
+impl From<Cancelled> for BackendError {
+    fn from(Cancelled: Cancelled) -> Self {
+        Self::Cancelled
     }
 }
 

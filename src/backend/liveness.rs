@@ -60,7 +60,7 @@ impl Liveness<'_> {
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(answer)) if !is_pong(&answer, &name) => self.calls.distrusted.notify_one(),
                 Some(Ok(_)) if tracking.is_some() => {
-                    self.cache.prove(asked);
+                    self.cache.renew_lease(asked);
                     self.proved.send_replace(asked);
                 }
                 Some(Ok(_)) => {}

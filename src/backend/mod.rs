@@ -265,7 +265,7 @@ impl Shared {
         self.metrics.record_backend_error(error.kind());
         spans::record_failure(error.kind(), error.code());
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
-        if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
+        if error.is_answer() { Fetched::ErrorReply(error) } else { Fetched::Failed(error) }
     }
 
     async fn fetch(

@@ -82,7 +82,7 @@ impl Link {
         let connector = Connector::new(settings, ways);
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
-            cache.forsake();
+            cache.suspend_tracking();
         }
         let (state, states) = watch::channel(LinkState::Starting);
         let (proved, proofs) = watch::channel(Instant::now());
@@ -151,7 +151,7 @@ impl Link {
     fn up(&mut self, connected: &Connected, since: Instant) {
         match connected.tracking {
             Some((tracking, asked)) => self.tracked(tracking, asked),
-            None => self.cache.rely_on_ttl(),
+            None => self.cache.use_ttl_only(),
         }
         self.metrics.set_backend_up(true);
         self.reported = false;
@@ -167,7 +167,7 @@ impl Link {
 
     /// From now on Redis tells of changes.
     fn tracked(&mut self, tracking: Tracking, asked: Instant) {
-        self.cache.rely_on_tracking(asked);
+        self.cache.start_tracking(asked);
         // Memory is empty, so there is nothing old in it.
         self.proved.send_replace(Instant::now());
         if std::mem::replace(&mut self.has_tracked, true) {
@@ -186,7 +186,7 @@ impl Link {
         }
         if let LinkState::Up(_, Some(_)) = before {
             self.metrics.record_invalidations(Invalidation::Disconnect, 1);
-            self.cache.forsake();
+            self.cache.suspend_tracking();
         }
     }
 

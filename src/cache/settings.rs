@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ttl::{AbsentTtl, Lifetimes};
+use super::ttl::{NegativeTtl, Ttls};
 use crate::settings::{self, RuleViolation, violations};
 
 /// `[cache]`
@@ -18,7 +18,7 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub ttl: Duration,
     /// How old the knowledge may be that a key does not exist.
-    pub ttl_absent: AbsentTtl,
+    pub ttl_absent: NegativeTtl,
     /// For how long after it ceased to be fresh a value stands in when Redis cannot answer.
     #[serde(with = "settings::duration")]
     pub stale_grace: Duration,
@@ -36,7 +36,7 @@ impl Default for Settings {
         Self {
             capacity: 10_000,
             ttl: Duration::from_secs(60),
-            ttl_absent: AbsentTtl::Auto,
+            ttl_absent: NegativeTtl::Auto,
             stale_grace: Duration::ZERO,
             policy: Policy::Lru,
             coherence: CoherenceMode::Auto,
@@ -59,8 +59,8 @@ impl Settings {
         ])
     }
 
-    pub(super) fn lifetimes(&self) -> Lifetimes {
-        Lifetimes::new(self.ttl, self.ttl_absent, self.stale_grace)
+    pub(super) fn ttls(&self) -> Ttls {
+        Ttls::new(self.ttl, self.ttl_absent, self.stale_grace)
     }
 }
 

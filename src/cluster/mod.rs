@@ -34,7 +34,7 @@ use self::slot_map::{Address, SLOTS, SlotMap};
 use crate::backend::{
     self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Scout, Tied,
 };
-use crate::cache::{self, AbsentTtl, Cache, Coherence, CoherenceMode, Fetched, Statistics};
+use crate::cache::{self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Statistics};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node};
 use crate::sync::lock;
@@ -66,7 +66,7 @@ struct Shared {
 /// What only rises.
 #[derive(Default)]
 struct Counted {
-    evictions: [u64; cache::Cause::ALL.len()],
+    evictions: [u64; cache::EvictionCause::ALL.len()],
     flights_discarded: u64,
 }
 
@@ -372,8 +372,8 @@ impl Cluster {
     }
 
     /// Whether time alone decides what may be given, at one of them at least.
-    pub fn relies_on_ttl(&self) -> bool {
-        self.0.routes.load().units.values().any(|unit| unit.cache.relies_on_ttl())
+    pub fn is_ttl_only(&self) -> bool {
+        self.0.routes.load().units.values().any(|unit| unit.cache.is_ttl_only())
     }
 
     /// Drops `key` from every memory.
@@ -495,7 +495,8 @@ impl Shared {
         let capacity = whole.capacity.saturating_mul(slots).div_ceil(SLOTS).max(1);
         // See above: of a slot that is on its way nobody tells what comes to be.
         let is_told = whole.coherence != CoherenceMode::Ttl;
-        let ttl_absent = if is_told { AbsentTtl::Fixed(Duration::ZERO) } else { whole.ttl_absent };
+        let ttl_absent =
+            if is_told { NegativeTtl::Fixed(Duration::ZERO) } else { whole.ttl_absent };
         cache::Settings { capacity, ttl_absent, ..whole }
     }
 

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::cache::{Answer, Demand, Freshness, Outcome, Value};
+use crate::cache::{Answer, Freshness, Outcome, ReadMode, Value};
 
 /// Where an answer came from, and how old it is.
 pub(super) fn put_cache_headers(answer: &Answer, headers: &mut HeaderMap) {
@@ -49,11 +49,11 @@ pub(super) fn weakly_matches(tag: &[u8], etag: &[u8]) -> bool {
 
 /// What the `Cache-Control` headers of a request ask for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not
 /// known to be current, and so does `max-age=0`.
-pub(super) fn read_mode<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> Demand {
+pub(super) fn read_mode<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> ReadMode {
     let current = |directive: &[u8]| {
         directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0")
     };
-    if any_list_member(cache_control, current) { Demand::Current } else { Demand::Usual }
+    if any_list_member(cache_control, current) { ReadMode::NoCache } else { ReadMode::Default }
 }
 
 /// Whether any member of the lists that headers have is `wanted`.
@@ -69,7 +69,7 @@ fn cache_status(answer: &Answer) -> String {
     let mut text = String::with_capacity(48);
     text.push_str(match answer.outcome {
         Outcome::Hit | Outcome::Stale => "redis-proxy; hit",
-        Outcome::Absent => "redis-proxy; hit; detail=absent",
+        Outcome::NegativeHit => "redis-proxy; hit; detail=absent",
         Outcome::Miss => "redis-proxy; fwd=miss",
         Outcome::Coalesced => "redis-proxy; fwd=miss; collapsed",
         Outcome::Bypass => "redis-proxy; fwd=bypass",
@@ -82,7 +82,7 @@ fn cache_status(answer: &Answer) -> String {
         Freshness::Fresh { remaining } => add("; ttl=", remaining.as_secs()),
         // Never "-0": what is past is past by a second at least.
         Freshness::Stale { past } => add("; ttl=-", past.as_secs() + 1),
-        Freshness::Dead => {}
+        Freshness::Expired => {}
     }
     text
 }

@@ -25,7 +25,7 @@ use super::problem::RequestError;
 use super::request_head::SimpleRequest;
 use super::service::{FastPathResult, Handler, ResponseWriter};
 use super::settings::Settings;
-use crate::cache::{Answer, Demand, Freshness, Value};
+use crate::cache::{Answer, Freshness, ReadMode, Value};
 use crate::key::percent_decode;
 use crate::metrics::{FrontEnd, RejectReason};
 use crate::proxy::Proxy;
@@ -123,7 +123,7 @@ impl KeyHandler {
         &self,
         escaped: &str,
         query: Option<&str>,
-        read_mode: Demand,
+        read_mode: ReadMode,
         span: &Span,
     ) -> Result<Answer, RequestError> {
         if query.is_some() {
@@ -162,7 +162,7 @@ impl KeyHandler {
     ) -> FastPathResult {
         let none_match = request.values("if-none-match");
         let read_mode = read_mode(request.values("cache-control"));
-        let found = if read_mode == Demand::Usual { self.proxy.lookup(key, now) } else { None };
+        let found = if read_mode == ReadMode::Default { self.proxy.lookup(key, now) } else { None };
         let Some(found) = found else {
             // One list is as good as several.
             let tags = none_match.collect::<Vec<_>>().join(&b',');

@@ -146,7 +146,7 @@ fn backend_problem(error: &BackendError) -> ProblemType {
         BackendError::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now")
         }
-        BackendError::Vanished => {
+        BackendError::Cancelled => {
             (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down")
         }
         BackendError::TimedOut => {

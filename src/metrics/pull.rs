@@ -5,7 +5,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::labels::Node;
-use crate::cache::{Cause, Coherence, CoherenceMode, Statistics};
+use crate::cache::{Coherence, CoherenceMode, EvictionCause, Statistics};
 
 /// One look at what somebody else counts.
 pub(super) type PullResult = prometheus::Result<Vec<Box<dyn Collector>>>;
@@ -13,7 +13,7 @@ pub(super) type PullResult = prometheus::Result<Vec<Box<dyn Collector>>>;
 pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
     let evictions = options("cache_evictions_total", "Entries that left the cache, by cause.");
     let evictions = IntCounterVec::new(evictions, &["cause"])?;
-    for (cause, evicted) in Cause::ALL.iter().zip(cache.evictions) {
+    for (cause, evicted) in EvictionCause::ALL.iter().zip(cache.evictions) {
         evictions.with_label_values(&[cause.name()]).inc_by(evicted);
     }
     let settings = &cache.settings;

@@ -521,7 +521,7 @@ impl Connection {
     fn ask_instead(&mut self, command: Bytes) {
         self.open_link();
         self.link.out.push(command);
-        self.owed.await_instead_of_read(self.shared.proxy.relies_on_ttl());
+        self.owed.await_instead_of_read(self.shared.proxy.is_ttl_only());
     }
 
     /// Shows Redis that the link is in use, as its client is.

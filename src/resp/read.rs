@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use super::command::Class;
 use crate::backend::BackendError;
-use crate::cache::{Answer, Demand, Outcome};
+use crate::cache::{Answer, Outcome, ReadMode};
 use crate::metrics::FrontEnd;
 use crate::net::WriteBuf;
 use crate::protocol::{Arguments, parse_integer};
@@ -145,7 +145,7 @@ impl Fetch {
     pub(super) async fn run(self, proxy: Proxy, command: Bytes) -> Landed {
         let span = spans::command_span(if self.is_of_many { "MGET" } else { "GET" });
         let fetches =
-            self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
+            self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, ReadMode::Default, &span));
         let mut answers = Vec::with_capacity(self.keys.len());
         for answer in join_all(fetches).instrument(span.clone()).await {
             match answer {

@@ -324,7 +324,7 @@ impl Connection {
         }
         self.drop_from_memory(&dropped);
         self.standing.asked(&effect);
-        self.owed.add_awaited(effect, dropped, self.shared.proxy.relies_on_ttl());
+        self.owed.add_awaited(effect, dropped, self.shared.proxy.is_ttl_only());
     }
 
     /// Begins to send on a command that is too long to be held.
@@ -378,7 +378,7 @@ impl Connection {
 
     /// What a command takes out of memory, where nobody will tell of it: every word of it that may be a key.
     fn dropped(&self, class: Class, arguments: Arguments<'_>) -> Dropped {
-        let is_told = !self.shared.proxy.relies_on_ttl();
+        let is_told = !self.shared.proxy.is_ttl_only();
         let may_be_key = |word: &&[u8]| word.len() <= self.shared.max_key;
         match class {
             Class::Swapdb => Dropped::Everything,
@@ -405,7 +405,7 @@ impl Connection {
         let Awaited { effect, dropped, relied_on_ttl, .. } = awaited;
         if effect != Effect::Aside || frame.is_error() {
             self.unproved = Some(Instant::now());
-            if self.shared.proxy.relies_on_ttl() && !relied_on_ttl {
+            if self.shared.proxy.is_ttl_only() && !relied_on_ttl {
                 // Redis has ceased to tell of changes since it was asked, perhaps of this one.
                 self.shared.proxy.invalidate_all();
             }
