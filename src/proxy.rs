@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::backend::{BackendError, Client, Fence, Tied};
+use crate::backend::{BackendError, Client, EpochStream, Fence};
 use crate::cache::{Answer, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::metrics::{FrontEnd, Metrics, Node, RejectReason};
@@ -143,7 +143,7 @@ impl Proxy {
 
     /// Whether a fetch may bring something: not if Redis does not admit the proxy.
     pub fn may_fetch(&self) -> bool {
-        !matches!(self.upstream.state(), Err(BackendError::NotAdmitted(_)))
+        !matches!(self.upstream.state(), Err(BackendError::AuthRejected(_)))
     }
 
     /// Whether time alone decides what may be given.
@@ -175,7 +175,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
+    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
         self.upstream.open(client).await
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::backend::{Backend, BackendError, Client, Fence, Tied};
+use crate::backend::{Backend, BackendError, Client, EpochStream, Fence};
 use crate::cache::{Answer, Cache, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -184,10 +184,10 @@ impl Upstream {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
+    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
         match self {
             Self::Standalone(_, backend) => backend.open(client).await,
-            Self::Cluster(_) => Err(BackendError::Refused("CROSSSLOT".into())),
+            Self::Cluster(_) => Err(BackendError::ErrorReply("CROSSSLOT".into())),
         }
     }
 

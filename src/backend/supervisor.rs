@@ -16,8 +16,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connector::{Connected, Connector, Granted, MOVED};
-use super::dial::Opener;
-use super::error::{BackendError, not_admitted, unreachable};
+use super::dial::Dialer;
+use super::error::{BackendError, auth_rejected, unreachable};
 use super::liveness::Liveness;
 use super::multiplexed::{Connection, UNASKED};
 use super::probe::{Ended, Probe};
@@ -74,7 +74,7 @@ pub struct Link {
 impl Link {
     pub(super) fn prepare(
         settings: &Settings,
-        ways: (Arc<Opener>, Arc<Topology>),
+        ways: (Arc<Dialer>, Arc<Topology>),
         cache: Cache<BackendError>,
         calls: Arc<Calls>,
         metrics: Arc<Metrics>,
@@ -141,7 +141,7 @@ impl Link {
         settle(&self.calls.needed).await;
         tokio::select! {
             () = sleep_until(until) => {}
-            () = self.calls.needed.notified(), if !matches!(error, BackendError::NotAdmitted(_)) => {
+            () = self.calls.needed.notified(), if !matches!(error, BackendError::AuthRejected(_)) => {
                 sleep_until(attempt + RECONNECT_DELAY_MIN).await;
             }
         }
@@ -192,7 +192,7 @@ impl Link {
 
     fn down(&mut self, error: &BackendError) {
         self.take_back(error);
-        if matches!(error, BackendError::NotAdmitted(_))
+        if matches!(error, BackendError::AuthRejected(_))
             && self.cache.coherence() == Coherence::None
         {
             // Redis is there and answers, so nothing may stand in for it.
@@ -232,7 +232,7 @@ impl Link {
     /// What follows when Redis does not track: another way where there may be one, else no link.
     fn untracked(&mut self, reason: &str) -> Result<(), BackendError> {
         if self.mode == CoherenceMode::Tracking {
-            return Err(not_admitted(&format_args!(
+            return Err(auth_rejected(&format_args!(
                 "Redis does not tell of changes (CLIENT TRACKING): {reason}"
             )));
         }

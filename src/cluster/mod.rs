@@ -32,7 +32,8 @@ use self::shard::Unit;
 pub use self::slot_map::slot;
 use self::slot_map::{Address, SLOTS, SlotMap};
 use crate::backend::{
-    self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Scout, Tied,
+    self, Asking, Backend, BackendError, Client, EpochStream, Fence, NodeClient, PrepareError,
+    Redirect,
 };
 use crate::cache::{self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Statistics};
 use crate::key::Key;
@@ -152,14 +153,14 @@ impl Cluster {
         for _ in 0..MOST_REDIRECTS {
             let reply = at.backend.read(&key, asking, deadline).await;
             match reply {
-                Err(BackendError::Redirected(Redirect { is_once, slot, address })) => {
+                Err(BackendError::Moved(Redirect { is_ask, slot, address })) => {
                     let address = at.resolve(address);
-                    let next = if is_once {
+                    let next = if is_ask {
                         self.0.unit_at(&address)
                     } else {
                         self.0.moved(slot, &address)
                     };
-                    asking = if is_once { Asking::Yes } else { Asking::No };
+                    asking = if is_ask { Asking::Yes } else { Asking::No };
                     // Before the answer of another is there to be kept.
                     unit.cache.invalidate(key.as_bytes());
                     match next {
@@ -213,10 +214,10 @@ impl Cluster {
     pub async fn command_table(&self) -> Result<Value, BackendError> {
         let mut last = BackendError::Unreachable("no node of the cluster is known".into());
         for (host, port) in self.0.addresses() {
-            let scout = Scout::prepare(&self.0.settings.of_node(&host, port));
-            let mut scout =
-                scout.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
-            match scout.ask(&redis::cmd("COMMAND")).await {
+            let client = NodeClient::new(&self.0.settings.for_node(&host, port));
+            let mut client =
+                client.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
+            match client.send(&redis::cmd("COMMAND")).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => last = error,
             }
@@ -283,7 +284,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The node cannot be reached, refuses the proxy's login, or is no primary any more.
-    pub async fn open(&self, client: Client, node: NodeName) -> Result<Tied, BackendError> {
+    pub async fn open(&self, client: Client, node: NodeName) -> Result<EpochStream, BackendError> {
         let unit = self.unit(node).ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
         unit.backend.open(client).await
     }
@@ -480,7 +481,7 @@ impl Shared {
     }
 
     fn new_unit(&self, address: &Address) -> Result<Arc<Unit>, PrepareError> {
-        let settings = self.settings.of_node(&address.0, address.1);
+        let settings = self.settings.for_node(&address.0, address.1);
         let cache = Cache::new(self.settings_of_cache(0), self.control.clone());
         let (backend, link) =
             Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;

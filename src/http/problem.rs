@@ -116,7 +116,7 @@ impl RequestError {
             Self::KeyTooLong { length, max } => {
                 Some(format!("It has {length} bytes; {max} are allowed."))
             }
-            Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
+            Self::Backend(BackendError::Unavailable(code) | BackendError::ErrorReply(code)) => {
                 Some(format!("Redis answered: {code}"))
             }
             Self::NotAllowed | Self::KeyNotFound | Self::Backend(_) => None,
@@ -134,7 +134,7 @@ impl RequestError {
 
 fn backend_problem(error: &BackendError) -> ProblemType {
     let (status, name, title) = match error {
-        BackendError::Unreachable(_) | BackendError::NotAdmitted(_) => {
+        BackendError::Unreachable(_) | BackendError::AuthRejected(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached")
         }
         BackendError::Disconnected => {
@@ -152,7 +152,7 @@ fn backend_problem(error: &BackendError) -> ProblemType {
         BackendError::TimedOut => {
             (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time")
         }
-        BackendError::Refused(_) | BackendError::Redirected(_) => {
+        BackendError::ErrorReply(_) | BackendError::Moved(_) => {
             (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error")
         }
         BackendError::TooLarge => {

@@ -404,7 +404,7 @@ impl Connection {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Moved {
-        if self.link.is_cut() {
+        if self.link.is_revoked() {
             // What is on its way out may be from where Redis is now, and older than what this client was told before.
             return self.end();
         }
@@ -561,6 +561,6 @@ impl Moved {
 /// Says that Redis cannot be asked, in words that Redis itself does not use. Nothing has been done, so whoever wants to may
 /// try again; `LOADING` is what makes most clients do so that can.
 pub(super) fn write_failure(output: &mut WriteBuf, error: &BackendError) {
-    let code = if error.is_passing() { "LOADING" } else { "ERR" };
+    let code = if error.is_transient() { "LOADING" } else { "ERR" };
     write_error(output.tail(), format!("{code} redis-proxy: Redis cannot be asked: {error}"));
 }

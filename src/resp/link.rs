@@ -12,10 +12,10 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Instant;
 
-use crate::backend::{BackendError, Tied};
+use crate::backend::{BackendError, EpochStream};
 use crate::net::WriteBuf;
 
-type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<EpochStream, BackendError>> + Send>>;
 
 /// The link, in all its states.
 pub(super) struct Link {
@@ -33,7 +33,7 @@ pub(super) struct Link {
 enum State {
     None,
     Opening(Opening),
-    Open(Tied),
+    Open(EpochStream),
 }
 
 /// Bytes asked for at once.
@@ -93,8 +93,8 @@ impl Link {
     }
 
     /// Whether it leads to where Redis no longer is.
-    pub(super) fn is_cut(&self) -> bool {
-        matches!(&self.state, State::Open(stream) if stream.is_cut())
+    pub(super) fn is_revoked(&self) -> bool {
+        matches!(&self.state, State::Open(stream) if stream.is_revoked())
     }
 
     /// Reads into `input`: how many bytes; none at the end.

@@ -151,7 +151,7 @@ impl Fetch {
             match answer {
                 Ok(answer) => answers.push(Some(answer)),
                 Err(BackendError::WrongType) if self.is_of_many => answers.push(None),
-                Err(error) if error.leaves_client_to_ask() => return Landed::Ask(command),
+                Err(error) if error.should_forward() => return Landed::Ask(command),
                 Err(error) => return Landed::Failed(error),
             }
         }

@@ -24,7 +24,7 @@ use super::gather::{Gather, write_together};
 use super::key_table::KeyTable;
 use super::link::Link;
 use super::route::{Route, asking, crossslot, error, of_one_node, route};
-use crate::backend::{BackendError, Client, Tied};
+use crate::backend::{BackendError, Client, EpochStream};
 use crate::cluster::{Cluster, NodeName};
 use crate::net::WriteBuf;
 use crate::protocol::ReplyScanner;
@@ -44,11 +44,11 @@ pub(super) struct Terms {
 }
 
 /// A stream on which the cluster speaks as one Redis.
-pub(super) fn open(cluster: Cluster, client: Client, terms: Terms) -> Tied {
+pub(super) fn open(cluster: Cluster, client: Client, terms: Terms) -> EpochStream {
     let (ours, theirs) = duplex(BUFFER);
     // It ends when the other end is dropped.
     tokio::spawn(Router::new(cluster, client, terms, ours).run());
-    Tied::loose(theirs)
+    EpochStream::unbound(theirs)
 }
 
 /// Bytes that may be on their way between the two ends.
@@ -953,7 +953,7 @@ async fn opening(
     client: Client,
     node: NodeName,
     logins: Vec<Bytes>,
-) -> Result<Tied, BackendError> {
+) -> Result<EpochStream, BackendError> {
     let mut stream = cluster.open(client, node).await?;
     for login in logins {
         log_in(&mut stream, &login).await?;
@@ -961,7 +961,7 @@ async fn opening(
     Ok(stream)
 }
 
-async fn log_in(stream: &mut Tied, login: &Bytes) -> Result<(), BackendError> {
+async fn log_in(stream: &mut EpochStream, login: &Bytes) -> Result<(), BackendError> {
     let lost = |_| BackendError::Disconnected;
     stream.write_all(login).await.map_err(lost)?;
     stream.flush().await.map_err(lost)?;
@@ -973,7 +973,7 @@ async fn log_in(stream: &mut Tied, login: &Bytes) -> Result<(), BackendError> {
         }
         match scanner.scan(&input) {
             Ok((_, Some(frame))) if frame.is_error() => {
-                return Err(BackendError::NotAdmitted(
+                return Err(BackendError::AuthRejected(
                     "a node of the cluster refused the login that another took".into(),
                 ));
             }
