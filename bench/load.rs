@@ -24,7 +24,7 @@ use anyhow::{Context as _, ensure};
 use rand::Rng as _;
 use redis::aio::MultiplexedConnection;
 use redis_proxy::backend::{self, Backend};
-use redis_proxy::cache::{self, Cache, Demand};
+use redis_proxy::cache::{self, Cache, ReadMode};
 use redis_proxy::metrics::{FrontEnd, Metrics};
 use redis_proxy::proxy::Proxy;
 use redis_proxy::telemetry::hot_keys::HotKeys;
@@ -274,7 +274,7 @@ fn proxy(port: u16) -> anyhow::Result<Proxy> {
     let cache = Cache::new(settings, Handle::current());
     let (backend, link) = Backend::prepare(redis, 1 << 20, cache.clone(), Arc::clone(&metrics))?;
     tokio::spawn(link.run());
-    Ok(Proxy::new(Upstream::One(cache, backend), metrics, HotKeys::new(0)))
+    Ok(Proxy::new(Upstream::Standalone(cache, backend), metrics, HotKeys::new(0)))
 }
 
 async fn straight(mut link: MultiplexedConnection, key: String) -> anyhow::Result<()> {
@@ -293,7 +293,8 @@ async fn pair(mut link: MultiplexedConnection, key: String) -> anyhow::Result<()
 }
 
 async fn missed(proxy: Proxy, key: String) -> anyhow::Result<()> {
-    let answer = proxy.get(FrontEnd::Resp, key.as_bytes(), Demand::Usual, &Span::none()).await?;
+    let answer =
+        proxy.get(FrontEnd::Resp, key.as_bytes(), ReadMode::Default, &Span::none()).await?;
     ensure!(!answer.outcome.from_memory(), "found a key in memory that ought to have left it");
     Ok(())
 }

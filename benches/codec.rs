@@ -5,7 +5,7 @@ mod rig;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use redis_proxy::protocol::{Progress, ReplyScanner, RequestLimits, RequestParser};
+use redis_proxy::protocol::{ParseStatus, ReplyScanner, RequestLimits, RequestParser};
 
 const BATCH: usize = 16;
 
@@ -26,7 +26,7 @@ fn parse(mut input: &[u8]) -> usize {
     let limits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1 << 10 };
     let mut parser = RequestParser::default();
     let mut bytes = 0;
-    while let Ok(Progress::Complete(length)) = parser.parse(input, limits) {
+    while let Ok(ParseStatus::Complete(length)) = parser.parse(input, limits) {
         bytes += parser.arguments(input).get(1).len();
         input = &input[length..];
     }

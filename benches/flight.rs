@@ -6,7 +6,7 @@ mod rig;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use futures::future::join_all;
-use redis_proxy::cache::{Demand, Fetched};
+use redis_proxy::cache::{Fetched, ReadMode};
 
 use self::rig::{Rig, VALUE, key};
 
@@ -34,6 +34,6 @@ fn share(rig: &Rig, key: &[u8]) -> usize {
         tokio::task::yield_now().await;
         Fetched::Value(Bytes::from_static(VALUE), None)
     };
-    let reads = (0..READERS).map(|_| rig.cache.get_or_fetch(key, Demand::Usual, fetch));
+    let reads = (0..READERS).map(|_| rig.cache.get_or_fetch(key, ReadMode::Default, fetch));
     rig.runtime.block_on(join_all(reads)).len()
 }

@@ -5,7 +5,7 @@ mod rig;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use redis_proxy::cache::Demand;
+use redis_proxy::cache::ReadMode;
 use redis_proxy::metrics::FrontEnd;
 use tokio::time::Instant;
 use tracing::Span;
@@ -44,7 +44,7 @@ fn in_memory(criterion: &mut Criterion, rig: &Rig) {
             black_box(rig.runtime.block_on(rig.proxy.get(
                 FrontEnd::Http,
                 next(),
-                Demand::Usual,
+                ReadMode::Default,
                 &Span::none(),
             )))
         });

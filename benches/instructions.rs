@@ -8,7 +8,7 @@ mod rig;
 use std::hint::black_box;
 
 use anyhow::{Context as _, bail};
-use redis_proxy::cache::Demand;
+use redis_proxy::cache::ReadMode;
 use redis_proxy::metrics::FrontEnd;
 use tokio::time::Instant;
 use tracing::Span;
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
         "get" => rig.runtime.block_on(async {
             for key in reads {
                 drop(black_box(
-                    rig.proxy.get(FrontEnd::Http, key, Demand::Usual, &Span::none()).await,
+                    rig.proxy.get(FrontEnd::Http, key, ReadMode::Default, &Span::none()).await,
                 ));
             }
         }),

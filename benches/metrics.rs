@@ -19,7 +19,7 @@ fn main() {
         group.throughput(Throughput::Elements(reads));
         group.bench_function(format!("{reads} reads"), |bencher| {
             let took = black_box(Duration::from_micros(10));
-            bencher.iter(|| rig.metrics.reads(FrontEnd::Resp, Outcome::Hit, reads, took));
+            bencher.iter(|| rig.metrics.record_reads(FrontEnd::Resp, Outcome::Hit, reads, took));
         });
     }
     group.throughput(Throughput::Elements(1));

@@ -49,11 +49,11 @@ impl fmt::Debug for Key {
 /// A `%` that two hexadecimal digits do not follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{found}\" at byte {at} is not an escape: '%' takes two hexadecimal digits, and '%' itself is written %25"
+    "\"{found}\" at byte {offset} is not an escape: '%' takes two hexadecimal digits, and '%' itself is written %25"
 )]
 pub struct BadEscape {
     /// Where the `%` stands, counted in bytes from the start of the key as it was sent.
-    pub at: usize,
+    pub offset: usize,
     /// The `%` and at most the two bytes after it, escaped for printing.
     pub found: String,
 }
@@ -68,29 +68,29 @@ pub fn percent_decode(escaped: &[u8]) -> Result<Cow<'_, [u8]>, BadEscape> {
     };
     let mut decoded = Vec::with_capacity(escaped.len());
     decoded.extend_from_slice(&escaped[..first]);
-    let mut at = first;
-    while at < escaped.len() {
-        if escaped[at] == b'%' {
-            decoded.push(escape_at(escaped, at)?);
-            at += 3;
+    let mut offset = first;
+    while offset < escaped.len() {
+        if escaped[offset] == b'%' {
+            decoded.push(escape_at(escaped, offset)?);
+            offset += 3;
         } else {
-            decoded.push(escaped[at]);
-            at += 1;
+            decoded.push(escaped[offset]);
+            offset += 1;
         }
     }
     Ok(Cow::Owned(decoded))
 }
 
-fn escape_at(escaped: &[u8], at: usize) -> Result<u8, BadEscape> {
-    let digit = |offset: usize| {
-        let byte = *escaped.get(at + offset)?;
+fn escape_at(escaped: &[u8], offset: usize) -> Result<u8, BadEscape> {
+    let digit = |index: usize| {
+        let byte = *escaped.get(offset + index)?;
         char::from(byte).to_digit(16)
     };
     match (digit(1), digit(2)) {
         (Some(high), Some(low)) => Ok(u8::try_from(high * 16 + low).unwrap_or(u8::MAX)),
         _ => Err(BadEscape {
-            at,
-            found: escaped[at..escaped.len().min(at + 3)].escape_ascii().to_string(),
+            offset,
+            found: escaped[offset..escaped.len().min(offset + 3)].escape_ascii().to_string(),
         }),
     }
 }
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn every_malformed_escape_is_named_with_its_place() {
-        for (escaped, at, found) in [
+        for (escaped, offset, found) in [
             ("%", 0, "%"),
             ("ab%", 2, "%"),
             ("%4", 0, "%4"),
@@ -115,7 +115,7 @@ mod tests {
             ("%%41", 0, "%%4"),
         ] {
             let error = percent_decode(escaped.as_bytes()).unwrap_err();
-            assert_eq!((error.at, error.found.as_str()), (at, found), "{escaped}");
+            assert_eq!((error.offset, error.found.as_str()), (offset, found), "{escaped}");
         }
     }
 

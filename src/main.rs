@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
-use redis_proxy::daemon::health::{self, Question, Through};
-use redis_proxy::daemon::{Daemon, Ending, StartError};
+use redis_proxy::daemon::health::{self, HealthCheck, Transport};
+use redis_proxy::daemon::{Daemon, ExitReason, StartError};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, Telemetry, TracesError};
 
@@ -45,38 +45,38 @@ fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
     if let Some(Command::Health { live }) = command {
         // A daemon whose reload was refused is as well as before.
-        let config = sources.load_what_is_right();
-        return finish(health(&config, if live { Question::Live } else { Question::Ready }));
+        let config = sources.load_lenient();
+        return finish(health(&config, if live { HealthCheck::Live } else { HealthCheck::Ready }));
     }
     let config = match sources.load() {
         Ok(config) => config,
-        Err(problems) => return refuse(&problems),
+        Err(problems) => return report_problems(&problems),
     };
     finish(match command {
-        Some(Command::Check) => match config.lets_nobody_in_unasked() {
-            Ok(()) => say("The configuration is right.\n"),
-            Err(problems) => return refuse(&problems),
+        Some(Command::Check) => match config.check_exposure() {
+            Ok(()) => print_text("The configuration is right.\n"),
+            Err(problems) => return report_problems(&problems),
         },
         _ if sources.flags.print_config => {
-            config.to_toml().map_err(Into::into).and_then(|text| say(&text))
+            config.to_toml().map_err(Into::into).and_then(|text| print_text(&text))
         }
         _ => serve(config, sources),
     })
 }
 
 fn finish(ended: anyhow::Result<ExitCode>) -> ExitCode {
-    ended.unwrap_or_else(|error| complain(&format!("{error:#}"), exit_code(&error)))
+    ended.unwrap_or_else(|error| print_error(&format!("{error:#}"), exit_code(&error)))
 }
 
-fn refuse(problems: &Problems) -> ExitCode {
-    complain(&problems.to_string(), if problems.blame_a_flag() { USAGE } else { CONFIG })
+fn report_problems(problems: &Problems) -> ExitCode {
+    print_error(&problems.to_string(), if problems.has_flag_error() { USAGE } else { CONFIG })
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     let wrong_file =
         matches!(error.downcast_ref(), Some(StartError::Prepare(_) | StartError::File(_)));
     let unprotected =
-        matches!(error.downcast_ref(), Some(StartError::Bind(BindError::Unprotected(_))));
+        matches!(error.downcast_ref(), Some(StartError::Bind(BindError::UnprotectedListener(_))));
     let wrong_collector = matches!(
         error.downcast_ref(),
         Some(telemetry::StartError::Traces(TracesError::Exporter(_)))
@@ -84,13 +84,13 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if wrong_file || unprotected || wrong_collector { CONFIG } else { FAILED }
 }
 
-fn complain(text: &str, code: u8) -> ExitCode {
+fn print_error(text: &str, code: u8) -> ExitCode {
     let mut stderr = std::io::stderr().lock();
     text.lines().for_each(|line| _ = writeln!(stderr, "redis-proxy: {line}"));
     ExitCode::from(code)
 }
 
-fn say(text: &str) -> anyhow::Result<ExitCode> {
+fn print_text(text: &str) -> anyhow::Result<ExitCode> {
     print(|out| out.write_all(text.as_bytes()))
 }
 
@@ -101,21 +101,21 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-fn health(config: &Config, question: Question) -> anyhow::Result<ExitCode> {
+fn health(config: &Config, health_check: HealthCheck) -> anyhow::Result<ExitCode> {
     let is_apart = !config.admin.listen.is_off();
     let listen = if is_apart { &config.admin.listen } else { &config.http.listen };
     let is_in_clear = is_apart || config.http.tls_cert_file.as_os_str().is_empty();
-    let through = if is_in_clear { Through::Tcp } else { Through::Tls };
-    let (well, answer) = health::ask(listen, through, question)
+    let transport = if is_in_clear { Transport::Tcp } else { Transport::Tls };
+    let (well, answer) = health::check(listen, transport, health_check)
         .with_context(|| format!("no answer from {listen}"))?;
-    say(&format!("{answer}\n"))?;
+    print_text(&format!("{answer}\n"))?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
     let telemetry = Telemetry::start(&config.telemetry)?;
     let ended = run(config, sources, &telemetry);
-    telemetry.write_out();
+    telemetry.flush();
     ended
 }
 
@@ -123,14 +123,14 @@ fn run(config: Config, sources: Sources, telemetry: &Telemetry) -> anyhow::Resul
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let daemon = Daemon::build(config, sources, telemetry.clone());
-    let ending = runtime.block_on(async { anyhow::Ok(daemon.await?.run().await) })?;
+    let reason = runtime.block_on(async { anyhow::Ok(daemon.await?.run().await) })?;
     // What still runs has been given its time.
     runtime.shutdown_background();
-    if ending != Ending::Hurried {
-        telemetry.end();
+    if reason != ExitReason::Forced {
+        telemetry.shutdown();
     }
-    Ok(match ending {
-        Ending::Drained => ExitCode::SUCCESS,
-        Ending::Hurried | Ending::Failed => ExitCode::from(FAILED),
+    Ok(match reason {
+        ExitReason::Drained => ExitCode::SUCCESS,
+        ExitReason::Forced | ExitReason::TaskFailed => ExitCode::from(FAILED),
     })
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::backend::{BackendError, Client, Fence, Tied};
-use crate::cache::{Answer, Coherence, Demand, Outcome, Settings, Statistics};
+use crate::backend::{BackendError, Client, EpochStream, Fence};
+use crate::cache::{Answer, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
-use crate::metrics::{FrontEnd, Metrics, Node, Refusal};
-use crate::telemetry::hot_keys::{HotKeys, Hottest};
+use crate::metrics::{FrontEnd, Metrics, Node, RejectReason};
+use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
 use crate::upstream::Upstream;
 
@@ -32,7 +32,7 @@ pub enum NotReady {
     Draining,
     /// Redis cannot be asked.
     #[error("no link to Redis: {0}")]
-    NoBackend(BackendError),
+    NoUpstream(BackendError),
 }
 
 impl Proxy {
@@ -50,31 +50,31 @@ impl Proxy {
         &self,
         front_end: FrontEnd,
         key: &[u8],
-        demand: Demand,
+        mode: ReadMode,
         span: &Span,
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
         self.hot_keys.count(key, begun);
-        let found = if demand == Demand::Usual { self.lookup(key, begun) } else { None };
-        let answer = match (found, demand) {
+        let found = if mode == ReadMode::Default { self.lookup(key, begun) } else { None };
+        let answer = match (found, mode) {
             (Some(answer), _) => Ok(answer),
             // What waits for Redis is large, and who waits for nothing should not have to carry it about.
-            (None, Demand::Usual) => Box::pin(self.upstream.get_or_fetch(key, demand)).await,
-            (None, Demand::Current) => Box::pin(self.get_current(key)).await,
+            (None, ReadMode::Default) => Box::pin(self.upstream.get_or_fetch(key, mode)).await,
+            (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
         let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
-        self.metrics.reads(front_end, outcome, 1, begun.elapsed());
-        spans::outcome(span, outcome.name());
+        self.metrics.record_reads(front_end, outcome, 1, begun.elapsed());
+        spans::record_outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
     }
 
     /// Has `key` in memory as a reader would, but counts no read; returns whether its value was fetched for that.
     pub async fn warm(&self, key: &[u8]) -> bool {
-        let answer = self.upstream.get_or_fetch(key, Demand::Usual).await;
+        let answer = self.upstream.get_or_fetch(key, ReadMode::Default).await;
         let fetched = answer
             .is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
         if fetched {
-            self.metrics.warmed();
+            self.metrics.record_warmed();
         }
         fetched
     }
@@ -85,22 +85,22 @@ impl Proxy {
     }
 
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
-    async fn get_current(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
-        match self.upstream.fence_of(key, Instant::now()).await {
-            Ok(Fence::Told) => self.upstream.get_or_fetch(key, Demand::Current).await,
+    async fn get_no_cache(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
+        match self.upstream.fence_for(key, Instant::now()).await {
+            Ok(Fence::Told) => self.upstream.get_or_fetch(key, ReadMode::NoCache).await,
             Ok(Fence::Untold) => self.upstream.bypass(key).await,
             Err(error) => Err((Outcome::Miss, error)),
         }
     }
 
-    /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
+    /// Looks for `key` in memory only. What is made of it is [counted](Self::record) by who asks.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         self.upstream.lookup(key, now)
     }
 
     /// These keys are about to be looked for, as far as can be told.
-    pub fn foresee(&self, keys: &[&[u8]]) {
-        self.upstream.foresee(keys);
+    pub fn prefetch(&self, keys: &[&[u8]]) {
+        self.upstream.prefetch(keys);
     }
 
     /// Counts a key of a [lookup](Self::lookup) among those that are read most.
@@ -108,24 +108,24 @@ impl Proxy {
         self.hot_keys.count(key, now);
     }
 
-    /// The `most` keys that are read most; nothing, if keys are not counted.
-    pub fn hottest(&self, most: usize) -> Option<Hottest> {
-        self.hot_keys.hottest(most, Instant::now())
+    /// The `limit` keys that are read most; nothing, if keys are not counted.
+    pub fn top_keys(&self, limit: usize) -> Option<TopKeys> {
+        self.hot_keys.top(limit, Instant::now())
     }
 
     /// Counts reads that took the same time.
-    pub fn count(&self, front_end: FrontEnd, outcome: Outcome, reads: u64, took: Duration) {
-        self.metrics.reads(front_end, outcome, reads, took);
+    pub fn record(&self, front_end: FrontEnd, outcome: Outcome, reads: u64, took: Duration) {
+        self.metrics.record_reads(front_end, outcome, reads, took);
     }
 
     /// Counts a command of clients of Redis, said so many times, by its place in the list that the metrics were made with.
-    pub fn commands(&self, label: usize, count: u64) {
-        self.metrics.commands(label, count);
+    pub fn record_commands(&self, label: usize, count: u64) {
+        self.metrics.record_commands(label, count);
     }
 
     /// Counts that a front end has turned somebody away.
-    pub fn refused(&self, front_end: FrontEnd, refusal: Refusal) {
-        self.metrics.refusals(front_end, refusal).count();
+    pub fn record_rejected(&self, front_end: FrontEnd, refusal: RejectReason) {
+        self.metrics.reject_counter(front_end, refusal).count();
     }
 
     /// Returns once memory holds all that Redis acknowledged before `since`, where Redis tells of changes.
@@ -143,12 +143,12 @@ impl Proxy {
 
     /// Whether a fetch may bring something: not if Redis does not admit the proxy.
     pub fn may_fetch(&self) -> bool {
-        !matches!(self.upstream.state(), Err(BackendError::NotAdmitted(_)))
+        !matches!(self.upstream.state(), Err(BackendError::AuthRejected(_)))
     }
 
     /// Whether time alone decides what may be given.
-    pub fn relies_on_ttl(&self) -> bool {
-        self.upstream.relies_on_ttl()
+    pub fn is_ttl_only(&self) -> bool {
+        self.upstream.is_ttl_only()
     }
 
     /// Drops `key` from memory.
@@ -175,7 +175,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
+    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
         self.upstream.open(client).await
     }
 
@@ -187,7 +187,7 @@ impl Proxy {
         if self.draining.load(Relaxed) {
             return Err(NotReady::Draining);
         }
-        self.upstream.state().map_err(NotReady::NoBackend)
+        self.upstream.state().map_err(NotReady::NoUpstream)
     }
 
     /// Who there is to be asked behind the proxy, and who of them answers.
@@ -201,23 +201,23 @@ impl Proxy {
     }
 
     /// The cache's settings have been changed.
-    pub fn cache_changed(&self, settings: &Settings) {
-        self.upstream.cache_changed(settings);
+    pub fn cache_settings_changed(&self, settings: &Settings) {
+        self.upstream.cache_settings_changed(settings);
     }
 
     /// How things stand, in a line.
-    pub fn summary(&self) -> String {
+    pub fn status_line(&self) -> String {
         let link = match self.ready() {
             Ok(()) => format!("serving, coherence {}", self.coherence().name()),
             Err(reason) => format!("not ready: {reason}"),
         };
-        let (from_memory, reads) = self.metrics.reads_so_far();
+        let (from_memory, reads) = self.metrics.read_totals();
         let permille = from_memory.saturating_mul(1000).checked_div(reads).unwrap_or(0);
         format!("{link}; {}.{} % of {reads} reads from memory", permille / 10, permille % 10)
     }
 
     /// From now on the daemon is going down.
-    pub fn drain(&self) {
+    pub fn start_drain(&self) {
         self.draining.store(true, Relaxed);
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::backend::{Backend, BackendError, Client, Fence, Tied};
-use crate::cache::{Answer, Cache, Coherence, Demand, Outcome, Settings, Statistics};
+use crate::backend::{Backend, BackendError, Client, EpochStream, Fence};
+use crate::cache::{Answer, Cache, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::key::Key;
 use crate::metrics::Node;
@@ -16,7 +16,7 @@ use crate::telemetry::spans;
 #[derive(Clone)]
 pub enum Upstream {
     /// The cache in front of its backend.
-    One(Cache<BackendError>, Backend),
+    Standalone(Cache<BackendError>, Backend),
     /// The primaries of a cluster, each with a cache of its own.
     Cluster(Cluster),
 }
@@ -25,7 +25,7 @@ impl Upstream {
     /// Whether reads can be answered.
     pub(crate) fn state(&self) -> Result<(), BackendError> {
         match self {
-            Self::One(_, backend) => backend.state(),
+            Self::Standalone(_, backend) => backend.state(),
             Self::Cluster(cluster) => cluster.state(),
         }
     }
@@ -33,7 +33,7 @@ impl Upstream {
     /// Who there is to be asked, and who of them answers.
     pub fn nodes(&self) -> Vec<Node> {
         match self {
-            Self::One(_, backend) => backend.nodes(),
+            Self::Standalone(_, backend) => backend.nodes(),
             Self::Cluster(cluster) => cluster.nodes(),
         }
     }
@@ -41,7 +41,7 @@ impl Upstream {
     /// What is kept.
     pub fn statistics(&self) -> Statistics {
         match self {
-            Self::One(cache, _) => cache.statistics(),
+            Self::Standalone(cache, _) => cache.statistics(),
             Self::Cluster(cluster) => cluster.statistics(),
         }
     }
@@ -49,7 +49,7 @@ impl Upstream {
     /// Puts settings in force, as [`Cache::apply`] does.
     pub fn apply(&self, settings: &Settings) -> u64 {
         match self {
-            Self::One(cache, _) => cache.apply(settings),
+            Self::Standalone(cache, _) => cache.apply(settings),
             Self::Cluster(cluster) => cluster.apply(settings),
         }
     }
@@ -57,7 +57,7 @@ impl Upstream {
     /// Removes what is over, as [`Cache::sweep`] does.
     pub fn sweep(&self) {
         match self {
-            Self::One(cache, _) => cache.sweep(),
+            Self::Standalone(cache, _) => cache.sweep(),
             Self::Cluster(cluster) => cluster.sweep(),
         }
     }
@@ -65,23 +65,27 @@ impl Upstream {
     pub(crate) async fn get_or_fetch(
         &self,
         key: &[u8],
-        demand: Demand,
+        mode: ReadMode,
     ) -> Result<Answer, (Outcome, BackendError)> {
         match self {
-            Self::One(cache, backend) => {
-                cache.get_or_fetch(key, demand, |key| backend.clone().fetch(key)).await
+            Self::Standalone(cache, backend) => {
+                cache.get_or_fetch(key, mode, |key| backend.clone().fetch(key)).await
             }
             Self::Cluster(cluster) => {
                 let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
                 let fetch = |key| cluster.clone().fetch(Arc::clone(&unit), key);
-                unit.cache.get_or_fetch(key, demand, fetch).await
+                unit.cache.get_or_fetch(key, mode, fetch).await
             }
         }
     }
 
-    pub(crate) async fn fence_of(&self, key: &[u8], since: Instant) -> Result<Fence, BackendError> {
+    pub(crate) async fn fence_for(
+        &self,
+        key: &[u8],
+        since: Instant,
+    ) -> Result<Fence, BackendError> {
         match self {
-            Self::One(_, backend) => backend.fence(since).await,
+            Self::Standalone(_, backend) => backend.fence(since).await,
             Self::Cluster(cluster) => cluster.find_unit(key).await?.backend.fence(since).await,
         }
     }
@@ -89,13 +93,13 @@ impl Upstream {
     pub(crate) async fn bypass(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         let fetched = Key::from(key);
         match self {
-            Self::One(cache, backend) => {
-                cache.bypass(backend.clone().fetch(fetched).instrument(spans::fetch())).await
+            Self::Standalone(cache, backend) => {
+                cache.bypass(backend.clone().fetch(fetched).instrument(spans::fetch_span())).await
             }
             Self::Cluster(cluster) => {
                 let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
                 let fetch = cluster.clone().fetch(Arc::clone(&unit), fetched);
-                unit.cache.bypass(fetch.instrument(spans::fetch())).await
+                unit.cache.bypass(fetch.instrument(spans::fetch_span())).await
             }
         }
     }
@@ -103,15 +107,15 @@ impl Upstream {
     /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         match self {
-            Self::One(cache, _) => cache.lookup(key, now),
+            Self::Standalone(cache, _) => cache.lookup(key, now),
             Self::Cluster(cluster) => cluster.look(key, |cache| cache.lookup(key, now)),
         }
     }
 
     /// These keys are about to be looked for, as far as can be told.
-    pub fn foresee(&self, keys: &[&[u8]]) {
+    pub fn prefetch(&self, keys: &[&[u8]]) {
         match self {
-            Self::One(cache, _) => cache.foresee(keys),
+            Self::Standalone(cache, _) => cache.prefetch(keys),
             // Each of them may be in another cache.
             Self::Cluster(_) => {}
         }
@@ -123,7 +127,7 @@ impl Upstream {
     /// Redis cannot be asked, or does not answer in time.
     pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
         match self {
-            Self::One(_, backend) => backend.fence(since).await,
+            Self::Standalone(_, backend) => backend.fence(since).await,
             Self::Cluster(cluster) => cluster.fence_everywhere(since).await,
         }
     }
@@ -131,23 +135,23 @@ impl Upstream {
     /// Whether memory is known to hold all that Redis acknowledged before `since`.
     pub fn is_current(&self, since: Instant) -> bool {
         match self {
-            Self::One(_, backend) => backend.is_current(since),
+            Self::Standalone(_, backend) => backend.is_current(since),
             Self::Cluster(cluster) => cluster.is_current_everywhere(since),
         }
     }
 
     /// Whether time alone decides what may be given.
-    pub fn relies_on_ttl(&self) -> bool {
+    pub fn is_ttl_only(&self) -> bool {
         match self {
-            Self::One(cache, _) => cache.relies_on_ttl(),
-            Self::Cluster(cluster) => cluster.relies_on_ttl(),
+            Self::Standalone(cache, _) => cache.is_ttl_only(),
+            Self::Cluster(cluster) => cluster.is_ttl_only(),
         }
     }
 
     /// Drops `key` from memory.
     pub fn invalidate(&self, key: &[u8]) {
         match self {
-            Self::One(cache, _) => cache.invalidate(key),
+            Self::Standalone(cache, _) => cache.invalidate(key),
             Self::Cluster(cluster) => cluster.invalidate(key),
         }
     }
@@ -155,7 +159,7 @@ impl Upstream {
     /// Drops everything from memory.
     pub fn invalidate_all(&self) {
         match self {
-            Self::One(cache, _) => cache.invalidate_all(),
+            Self::Standalone(cache, _) => cache.invalidate_all(),
             Self::Cluster(cluster) => cluster.invalidate_all(),
         }
     }
@@ -163,7 +167,7 @@ impl Upstream {
     /// As whom the proxy reads, if it logs in, and from which database.
     pub fn origin(&self) -> (Option<String>, u32) {
         match self {
-            Self::One(_, backend) => backend.origin(),
+            Self::Standalone(_, backend) => backend.origin(),
             Self::Cluster(cluster) => (cluster.user(), 0),
         }
     }
@@ -171,7 +175,7 @@ impl Upstream {
     /// The cluster, if that is what is behind.
     pub fn cluster(&self) -> Option<&Cluster> {
         match self {
-            Self::One(..) => None,
+            Self::Standalone(..) => None,
             Self::Cluster(cluster) => Some(cluster),
         }
     }
@@ -180,26 +184,26 @@ impl Upstream {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
+    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
         match self {
-            Self::One(_, backend) => backend.open(client).await,
-            Self::Cluster(_) => Err(BackendError::Refused("CROSSSLOT".into())),
+            Self::Standalone(_, backend) => backend.open(client).await,
+            Self::Cluster(_) => Err(BackendError::ErrorReply("CROSSSLOT".into())),
         }
     }
 
     /// By what the answers are kept true now.
     pub fn coherence(&self) -> Coherence {
         match self {
-            Self::One(cache, _) => cache.coherence(),
+            Self::Standalone(cache, _) => cache.coherence(),
             Self::Cluster(cluster) => cluster.coherence(),
         }
     }
 
     /// The cache's settings have been changed.
-    pub fn cache_changed(&self, settings: &Settings) {
+    pub fn cache_settings_changed(&self, settings: &Settings) {
         match self {
-            Self::One(_, backend) => backend.cache_changed(settings.capacity),
-            Self::Cluster(cluster) => cluster.cache_changed(),
+            Self::Standalone(_, backend) => backend.cache_settings_changed(settings.capacity),
+            Self::Cluster(cluster) => cluster.cache_settings_changed(),
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, interval, sleep};
 
 use crate::proxy::{NotReady, Proxy};
-use crate::settings::{self, Contradiction, broken};
+use crate::settings::{self, RuleViolation, violations};
 use crate::sync::lock;
 use crate::telemetry::hot_keys::{self, HotKeys};
 
@@ -42,83 +42,83 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let keys = format!("found {}, expected 1 to {MOST_KEYS}", self.keys);
-        let rate = format!("found {}, expected 1 to {MOST_A_SECOND}", self.rate);
-        broken([
-            (!(1..=MOST_KEYS).contains(&self.keys), "warm.keys", &keys),
-            (!(1..=MOST_A_SECOND).contains(&self.rate), "warm.rate", &rate),
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
+        let keys = format!("found {}, expected 1 to {MAX_KEYS}", self.keys);
+        let rate = format!("found {}, expected 1 to {MAX_RATE}", self.rate);
+        violations([
+            (!(1..=MAX_KEYS).contains(&self.keys), "warm.keys", &keys),
+            (!(1..=MAX_RATE).contains(&self.rate), "warm.rate", &rate),
         ])
     }
 
     /// How many keys are to be kept: none where there is no file.
-    pub fn kept(&self) -> usize {
+    pub fn keys_to_save(&self) -> usize {
         if self.file.as_os_str().is_empty() { 0 } else { self.keys }
     }
 }
 
-const MOST_KEYS: usize = 16_384;
-const MOST_A_SECOND: usize = 100_000;
+const MAX_KEYS: usize = 16_384;
+const MAX_RATE: usize = 100_000;
 /// How often the names are written.
-const WRITTEN_EVERY: Duration = Duration::from_secs(60);
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// Names that were read at the start stand in for as long as too few were counted since.
-const STAND_IN: Duration = Duration::from_secs(120);
+const MERGE_PERIOD: Duration = Duration::from_secs(120);
 /// Fetches at once, so that a Redis that is far away does not make the rate a matter of its distance.
-const TOGETHER: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 /// How long to wait for room, or for Redis.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-const FIRST_LINE: &str =
+const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
+const HEADER: &str =
     "# Keys that redis-proxy was asked for most, the first most of all; each as behind /keys/.\n";
 
 /// Whether a key is given out by any listener.
-pub type Permits = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+pub type KeyFilter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// Keeps names across restarts. Clones are one.
 #[derive(Clone)]
-pub struct Warm(Arc<Shared>);
+pub struct Warmup(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
     /// So many fetches leave room for readers.
-    room: usize,
-    permits: Permits,
+    max_in_flight: usize,
+    filter: KeyFilter,
     hot_keys: HotKeys,
     proxy: Proxy,
-    begun: Instant,
+    started: Instant,
     /// What the file said at the start; nothing as long as it was not read.
-    remembered: Mutex<Option<Vec<Vec<u8>>>>,
+    saved: Mutex<Option<Vec<Vec<u8>>>>,
 }
 
-impl Warm {
-    /// Fetches through `proxy`, and only while fewer than half of the `max_fetches` are in progress, keys that `permits` lets
+impl Warmup {
+    /// Fetches through `proxy`, and only while fewer than half of the `max_fetches` are in progress, keys that `allows` lets
     /// through; keeps what `hot_keys` counts.
     pub fn new(
         settings: Settings,
         max_fetches: usize,
-        permits: Permits,
+        filter: KeyFilter,
         hot_keys: HotKeys,
         proxy: Proxy,
     ) -> Self {
-        let (room, begun, remembered) =
+        let (max_in_flight, started, saved) =
             ((max_fetches / 2).max(1), Instant::now(), Mutex::default());
-        Self(Arc::new(Shared { settings, room, permits, hot_keys, proxy, begun, remembered }))
+        Self(Arc::new(Shared { settings, max_in_flight, filter, hot_keys, proxy, started, saved }))
     }
 
     /// Fetches what was kept, and keeps what is read, until the daemon ends.
     pub async fn run(self) {
-        let keys = self.0.read_at_start().await;
-        let keep = async {
+        let keys = self.0.load().await;
+        let save_regularly = async {
             loop {
-                sleep(WRITTEN_EVERY).await;
-                self.keep().await;
+                sleep(SAVE_INTERVAL).await;
+                self.save().await;
             }
         };
-        tokio::join!(self.0.fetch(keys), keep);
+        tokio::join!(self.0.fetch(keys), save_regularly);
     }
 
     /// Writes down what is read most now.
-    pub async fn keep(&self) {
-        let (file, keys) = (self.0.settings.file.clone(), self.0.to_keep());
+    pub async fn save(&self) {
+        let (file, keys) = (self.0.settings.file.clone(), self.0.hottest_keys());
         // With nothing to say, what is there may be of use yet.
         if keys.is_empty() {
             return;
@@ -131,11 +131,11 @@ impl Warm {
 }
 
 impl Shared {
-    async fn read_at_start(&self) -> Vec<Vec<u8>> {
-        let (file, most) = (self.settings.file.clone(), self.settings.keys);
+    async fn load(&self) -> Vec<Vec<u8>> {
+        let (file, limit) = (self.settings.file.clone(), self.settings.keys);
         let shown = self.settings.file.display();
-        let keys = match spawn_blocking(move || read(&file, most)).await {
-            Ok(Ok(Kept { keys, damaged })) => {
+        let keys = match spawn_blocking(move || read(&file, limit)).await {
+            Ok(Ok(SavedKeys { keys, damaged })) => {
                 if damaged > 0 {
                     tracing::warn!(file = %shown, damaged, "some lines of hot keys are no keys, and were left out");
                 }
@@ -148,18 +148,17 @@ impl Shared {
             }
             Err(_) => Vec::new(),
         };
-        *lock(&self.remembered) = Some(keys.clone());
+        *lock(&self.saved) = Some(keys.clone());
         keys
     }
 
     /// The keys that are read most, and as long as few were counted, those that were kept before.
-    fn to_keep(&self) -> Vec<Vec<u8>> {
-        let remembered = lock(&self.remembered);
-        let (now, Some(remembered)) = (Instant::now(), &*remembered) else { return Vec::new() };
-        let mut keys = self.hot_keys.kept(self.settings.keys, now);
-        if !keys.is_empty() && now.saturating_duration_since(self.begun) < STAND_IN {
-            let more: Vec<_> =
-                remembered.iter().filter(|key| !keys.contains(key)).cloned().collect();
+    fn hottest_keys(&self) -> Vec<Vec<u8>> {
+        let saved = lock(&self.saved);
+        let (now, Some(saved)) = (Instant::now(), &*saved) else { return Vec::new() };
+        let mut keys = self.hot_keys.warmup_keys(self.settings.keys, now);
+        if !keys.is_empty() && now.saturating_duration_since(self.started) < MERGE_PERIOD {
+            let more: Vec<_> = saved.iter().filter(|key| !keys.contains(key)).cloned().collect();
             keys.extend(more);
             keys.truncate(self.settings.keys);
         }
@@ -167,16 +166,16 @@ impl Shared {
     }
 
     async fn fetch(&self, keys: Vec<Vec<u8>>) {
-        let (begun, known) = (Instant::now(), keys.len());
-        let mut turns =
+        let (started, known) = (Instant::now(), keys.len());
+        let mut ticker =
             interval(Duration::from_secs(1) / u32::try_from(self.settings.rate).unwrap_or(1));
         let (mut fetches, mut warmed) = (JoinSet::new(), 0_usize);
-        for key in keys.into_iter().filter(|key| (self.permits)(key)) {
-            turns.tick().await;
-            if !self.may_go_on(&mut turns).await {
+        for key in keys.into_iter().filter(|key| (self.filter)(key)) {
+            ticker.tick().await;
+            if !self.wait_for_capacity(&mut ticker).await {
                 break;
             }
-            if fetches.len() >= TOGETHER {
+            if fetches.len() >= MAX_CONCURRENT {
                 warmed += usize::from(matches!(fetches.join_next().await, Some(Ok(true))));
             }
             let proxy = self.proxy.clone();
@@ -184,12 +183,12 @@ impl Shared {
         }
         warmed += fetches.join_all().await.into_iter().filter(|fetched| *fetched).count();
         if known > 0 {
-            tracing::info!(warmed, known, took = ?begun.elapsed(), "the hottest keys of before were fetched");
+            tracing::info!(warmed, known, took = ?started.elapsed(), "the hottest keys of before were fetched");
         }
     }
 
     /// Returns once Redis can be asked and readers leave room: true; or false, if nothing more would be kept.
-    async fn may_go_on(&self, turns: &mut tokio::time::Interval) -> bool {
+    async fn wait_for_capacity(&self, ticker: &mut tokio::time::Interval) -> bool {
         loop {
             match self.proxy.ready() {
                 Err(NotReady::Draining) => return false,
@@ -200,41 +199,41 @@ impl Shared {
                     {
                         return false;
                     }
-                    if cache.flights < self.room {
+                    if cache.flights < self.max_in_flight {
                         return true;
                     }
                 }
-                Err(NotReady::NoBackend(_)) => {}
+                Err(NotReady::NoUpstream(_)) => {}
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(RECHECK_INTERVAL).await;
             // What was not done meanwhile is not made up for.
-            turns.reset();
+            ticker.reset();
         }
     }
 }
 
 /// What a file said.
 #[derive(Debug, PartialEq, Eq)]
-struct Kept {
+struct SavedKeys {
     keys: Vec<Vec<u8>>,
     /// Lines that are no keys.
     damaged: usize,
 }
 
 /// At most so many names; no more of the file is read than they can take.
-fn read(path: &Path, most: usize) -> io::Result<Kept> {
+fn read(path: &Path, limit: usize) -> io::Result<SavedKeys> {
     // Opening something else, such as a pipe, might never end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }
-    let limit = (FIRST_LINE.len() + most * LONGEST_LINE) as u64;
+    let max_bytes = (HEADER.len() + limit * MAX_LINE_LEN) as u64;
     let mut text = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut text)?;
-    let mut kept = Kept { keys: Vec::new(), damaged: 0 };
+    File::open(path)?.take(max_bytes).read_to_end(&mut text)?;
+    let mut kept = SavedKeys { keys: Vec::new(), damaged: 0 };
     for line in
         text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#"))
     {
-        if kept.keys.len() == most {
+        if kept.keys.len() == limit {
             break;
         }
         match parse(line) {
@@ -246,15 +245,15 @@ fn read(path: &Path, most: usize) -> io::Result<Kept> {
 }
 
 /// Each byte of a key may take three, and there is the end of the line.
-const LONGEST_LINE: usize = 3 * hot_keys::LONGEST + 1;
+const MAX_LINE_LEN: usize = 3 * hot_keys::MAX_KEY_LEN + 1;
 
 /// A key, if this is one as it is written here.
 fn parse(line: &[u8]) -> Option<Vec<u8>> {
-    if line.len() >= LONGEST_LINE {
+    if line.len() >= MAX_LINE_LEN {
         return None;
     }
     let key: Vec<u8> = percent_decode(line).collect();
-    (hot_keys::written(&key).as_bytes() == line).then_some(key)
+    (hot_keys::path_escape(&key).as_bytes() == line).then_some(key)
 }
 
 /// Puts a whole new file, which its owner alone can read, in the place of what there is.
@@ -266,9 +265,9 @@ fn write(path: &Path, keys: &[Vec<u8>]) -> io::Result<()> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".hot-keys-").tempfile_in(folder)?;
-    let mut text = FIRST_LINE.to_owned();
+    let mut text = HEADER.to_owned();
     for key in keys {
-        text.push_str(&hot_keys::written(key));
+        text.push_str(&hot_keys::path_escape(key));
         text.push('\n');
     }
     file.write_all(text.as_bytes())?;
@@ -292,7 +291,7 @@ mod tests {
             .map(<[u8]>::to_vec)
             .into();
         write(&path, &keys).unwrap();
-        assert_eq!(read(&path, 10).unwrap(), Kept { keys: keys.clone(), damaged: 0 });
+        assert_eq!(read(&path, 10).unwrap(), SavedKeys { keys: keys.clone(), damaged: 0 });
         assert_eq!(read(&path, 2).unwrap().keys, keys[..2]);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         write(&path, &keys[..1]).unwrap();
@@ -316,13 +315,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         fs::write(&path, b"good\n%zz\n\xff\xfe\n\nlower%2a\nalso%0Agood\ncut off%").unwrap();
-        let expected = Kept { keys: vec![b"good".to_vec(), b"also\ngood".to_vec()], damaged: 4 };
+        let expected =
+            SavedKeys { keys: vec![b"good".to_vec(), b"also\ngood".to_vec()], damaged: 4 };
         assert_eq!(read(&path, 10).unwrap(), expected);
-        fs::write(&path, "x".repeat(LONGEST_LINE)).unwrap();
-        assert_eq!(read(&path, 10).unwrap(), Kept { keys: Vec::new(), damaged: 1 });
+        fs::write(&path, "x".repeat(MAX_LINE_LEN)).unwrap();
+        assert_eq!(read(&path, 10).unwrap(), SavedKeys { keys: Vec::new(), damaged: 1 });
         // As large as anybody likes: a hole takes no disk.
         File::create(&path).unwrap().set_len(512 << 20).unwrap();
-        assert_eq!(read(&path, 1000).unwrap(), Kept { keys: Vec::new(), damaged: 1 });
+        assert_eq!(read(&path, 1000).unwrap(), SavedKeys { keys: Vec::new(), damaged: 1 });
         assert!(read(folder.path(), 10).is_err() && read(Path::new("/dev/zero"), 10).is_err());
         assert!(
             write(Path::new("/dev/null"), &[]).is_err()
@@ -334,14 +334,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_file_says_it_is_read(text in proptest::collection::vec(any::<u8>(), 0..400), most in 1_usize..5) {
+        fn whatever_a_file_says_it_is_read(text in proptest::collection::vec(any::<u8>(), 0..400), limit in 1_usize..5) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("keys");
             fs::write(&path, &text).unwrap();
-            let kept = read(&path, most).unwrap();
-            prop_assert!(kept.keys.len() <= most);
+            let kept = read(&path, limit).unwrap();
+            prop_assert!(kept.keys.len() <= limit);
             write(&path, &kept.keys).unwrap();
-            prop_assert_eq!(read(&path, most).unwrap(), Kept { keys: kept.keys, damaged: 0 });
+            prop_assert_eq!(read(&path, limit).unwrap(), SavedKeys { keys: kept.keys, damaged: 0 });
         }
     }
 }

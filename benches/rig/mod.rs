@@ -11,12 +11,12 @@ use std::time::Duration;
 use axum::Router;
 use bytes::{Bytes, BytesMut};
 use redis_proxy::backend::{self, Backend, BackendError};
-use redis_proxy::cache::{self, Cache, CoherenceMode, Demand, Fetched};
+use redis_proxy::cache::{self, Cache, CoherenceMode, Fetched, ReadMode};
 use redis_proxy::metrics::Metrics;
-use redis_proxy::net::Stream;
+use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
-use redis_proxy::server::{Drain, Serve};
+use redis_proxy::server::{Drain, Service};
 use redis_proxy::telemetry::hot_keys::HotKeys;
 use redis_proxy::upstream::Upstream;
 use redis_proxy::{commands::names, http};
@@ -67,7 +67,7 @@ impl Rig {
         );
         let (backend, _) = link.expect("a backend that is never asked");
         let proxy = Proxy::new(
-            Upstream::One(cache.clone(), backend),
+            Upstream::Standalone(cache.clone(), backend),
             Arc::clone(&metrics),
             HotKeys::new(0),
         );
@@ -79,14 +79,16 @@ impl Rig {
     /// Has `key` fetched, from nowhere, unless it is there.
     pub(crate) fn fetch(&self, key: &[u8]) {
         let fetch = |_| async { Fetched::Value(Bytes::from_static(VALUE), None) };
-        self.runtime.block_on(self.cache.get_or_fetch(key, Demand::Usual, fetch)).expect("a value");
+        self.runtime
+            .block_on(self.cache.get_or_fetch(key, ReadMode::Default, fetch))
+            .expect("a value");
     }
 
     /// A client that speaks HTTP.
     pub(crate) fn http(&self) -> Client {
         let settings = http::Settings::default();
         let limits = settings.limits();
-        self.client(&http::Http::new(
+        self.client(&http::HttpService::new(
             http::Keys::new(self.proxy.clone(), settings, Router::new()),
             limits,
             None,
@@ -101,10 +103,10 @@ impl Rig {
         )
     }
 
-    fn client(&self, front_end: &dyn Serve) -> Client {
+    fn client(&self, front_end: &dyn Service) -> Client {
         let _entered = self.runtime.enter();
         let (client, served) = UnixStream::pair().expect("two ends of a socket");
-        self.runtime.spawn(front_end.serve(Stream::Unix(served), Drain::never()));
+        self.runtime.spawn(front_end.serve(ClientStream::Unix(served), Drain::never()));
         Client { stream: client, received: BytesMut::new() }
     }
 }

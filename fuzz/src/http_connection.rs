@@ -10,12 +10,12 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use redis_proxy::backend::{self, Backend, BackendError};
-use redis_proxy::cache::{self, AbsentTtl, Cache, CoherenceMode, Demand, Fetched};
-use redis_proxy::http::{Http, Keys, Routes, Settings};
+use redis_proxy::cache::{self, Cache, CoherenceMode, Fetched, NegativeTtl, ReadMode};
+use redis_proxy::http::{Handler, HttpService, Keys, Settings};
 use redis_proxy::metrics::Metrics;
-use redis_proxy::net::Stream;
+use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
-use redis_proxy::server::{Drain, Serve};
+use redis_proxy::server::{Drain, Service};
 use redis_proxy::telemetry::hot_keys::HotKeys;
 use redis_proxy::upstream::Upstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -57,9 +57,9 @@ thread_local! {
 #[derive(Clone)]
 struct HyperAlone(Keys);
 
-impl Routes for HyperAlone {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        self.0.answer(request).await
+impl Handler for HyperAlone {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        self.0.handle(request).await
     }
 }
 
@@ -67,8 +67,8 @@ impl Routes for HyperAlone {
 /// know.
 struct Stage {
     runtime: Runtime,
-    hyper_alone: Http<HyperAlone>,
-    both: Http<Keys>,
+    hyper_alone: HttpService<HyperAlone>,
+    both: HttpService<Keys>,
 }
 
 impl Stage {
@@ -82,7 +82,7 @@ impl Stage {
         let (ttl, coherence) = (Duration::from_secs(1 << 30), CoherenceMode::Ttl);
         let settings = cache::Settings {
             ttl,
-            ttl_absent: AbsentTtl::Fixed(ttl),
+            ttl_absent: NegativeTtl::Fixed(ttl),
             coherence,
             ..Default::default()
         };
@@ -91,7 +91,7 @@ impl Stage {
         let redis =
             Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), metrics.clone());
         let proxy = Proxy::new(
-            Upstream::One(cache.clone(), redis.expect("a Redis that is never there").0),
+            Upstream::Standalone(cache.clone(), redis.expect("a Redis that is never there").0),
             metrics,
             HotKeys::new(0),
         );
@@ -99,19 +99,20 @@ impl Stage {
             [(b"a", Fetched::Value(Bytes::from_static(b"value"), None)), (b"b", Fetched::Absent)]
         {
             runtime
-                .block_on(cache.get_or_fetch(key, Demand::Usual, |_| async { fetched }))
+                .block_on(cache.get_or_fetch(key, ReadMode::Default, |_| async { fetched }))
                 .expect("an entry");
         }
         let keys = Keys::new(proxy, Settings::default(), Router::new());
         let limits = Settings::default().limits();
-        let hyper_alone = Http::new(HyperAlone(keys.clone()), limits.clone(), None);
-        Self { runtime, hyper_alone, both: Http::new(keys, limits, None) }
+        let hyper_alone = HttpService::new(HyperAlone(keys.clone()), limits.clone(), None);
+        Self { runtime, hyper_alone, both: HttpService::new(keys, limits, None) }
     }
 
-    fn answers(&self, front_end: &dyn Serve, pieces: &[&[u8]]) -> String {
+    fn answers(&self, front_end: &dyn Service, pieces: &[&[u8]]) -> String {
         let _entered = self.runtime.enter();
         let (mut client, served) = UnixStream::pair().expect("two ends");
-        let connection = self.runtime.spawn(front_end.serve(Stream::Unix(served), Drain::never()));
+        let connection =
+            self.runtime.spawn(front_end.serve(ClientStream::Unix(served), Drain::never()));
         self.runtime.block_on(async {
             let (mut from, mut to) = client.split();
             let say = async {

@@ -15,7 +15,7 @@ pub fn check(input: &[u8]) {
             assert_eq!(*decoded, *percent_encoding::percent_decode(input).collect::<Vec<_>>());
         }
         Err(error) => {
-            assert_eq!(Some(error.at), wrong_at);
+            assert_eq!(Some(error.offset), wrong_at);
             assert!(
                 error.found.starts_with('%')
                     && error.found.chars().all(|letter| matches!(letter, ' '..='~'))

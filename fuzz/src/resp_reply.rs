@@ -1,7 +1,7 @@
 //! Answers of Redis, in pieces: each ends where it ends, and is of the kind that it is.
 
 use redis::{ErrorKind, Value, parse_redis_value};
-use redis_proxy::protocol::{Frame, ReplyScanner};
+use redis_proxy::protocol::{ReplyScanner, ReplySummary};
 
 use super::pieces::{cut, split};
 
@@ -30,7 +30,7 @@ pub fn check(input: &[u8]) {
 /// What a scanner finds.
 #[derive(Debug, PartialEq, Eq)]
 struct Scanned {
-    frames: Vec<(Vec<u8>, Frame)>,
+    frames: Vec<(Vec<u8>, ReplySummary)>,
     /// What is behind the last frame, if that is not known to be none.
     rest: Vec<u8>,
     is_refused: bool,
@@ -51,14 +51,14 @@ fn scan(pieces: &[&[u8]]) -> Scanned {
             if let Some(frame) = over {
                 frames.push((std::mem::take(&mut rest), frame));
             }
-            assert_eq!(scanner.is_within(), !rest.is_empty());
+            assert_eq!(scanner.is_mid_reply(), !rest.is_empty());
         }
     }
     Scanned { frames, rest, is_refused: false }
 }
 
 /// The library that reads the proxy's own answers takes all of `frame` for one, if for any.
-fn check_frame(frame: &[u8], known: Frame) {
+fn check_frame(frame: &[u8], known: ReplySummary) {
     match parse_redis_value(frame) {
         Ok(value) => {
             let short = &frame[..frame.len() - 1];
@@ -79,7 +79,7 @@ fn check_frame(frame: &[u8], known: Frame) {
     }
 }
 
-fn check_kind(value: &Value, known: Frame) {
+fn check_kind(value: &Value, known: ReplySummary) {
     let mut value = value;
     while let Value::Attribute { data, .. } = value {
         value = data;

@@ -1,6 +1,6 @@
 //! Commands of clients, in pieces: they are what Redis would read, however they are cut and whenever they are let go of.
 
-use redis_proxy::protocol::{Progress, RequestLimits, RequestParser, UNAUTHENTICATED};
+use redis_proxy::protocol::{ParseStatus, RequestLimits, RequestParser, UNAUTHENTICATED};
 
 use super::pieces::{cut, split};
 use super::redis_request::{self, Command, End};
@@ -40,24 +40,24 @@ fn read(pieces: &[&[u8]], limits: RequestLimits) -> (Vec<Command>, End) {
         held.extend_from_slice(piece);
         loop {
             match parser.parse(&held, limits) {
-                Ok(Progress::Complete(length)) => {
+                Ok(ParseStatus::Complete(length)) => {
                     let words = words(&parser, &held);
                     commands.push(Command { raw: held.drain(..length).collect(), words });
                 }
-                Ok(Progress::Incomplete) => break,
-                Ok(Progress::Part(length)) => {
+                Ok(ParseStatus::Incomplete) => break,
+                Ok(ParseStatus::Streamed(length)) => {
                     panic!("{length} bytes of a command that was not let go of")
                 }
                 Err(error) => return (commands, End::Refused(error.to_string())),
             }
         }
     }
-    (commands, End::Open(words(&parser, &held), parser.missing()))
+    (commands, End::Open(words(&parser, &held), parser.remaining()))
 }
 
 fn words(parser: &RequestParser, held: &[u8]) -> Vec<Vec<u8>> {
     let arguments = parser.arguments(held);
-    let words: Vec<_> = arguments.from(0).map(<[u8]>::to_vec).collect();
+    let words: Vec<_> = arguments.skip(0).map(<[u8]>::to_vec).collect();
     assert_eq!(arguments.len(), words.len());
     assert!(words.iter().enumerate().all(|(index, word)| word == arguments.get(index)));
     words
@@ -77,32 +77,32 @@ fn check_letting_go(
     for piece in pieces {
         held.extend_from_slice(piece);
         loop {
-            let had_let_go = parser.has_let_go();
+            let had_let_go = parser.is_streaming();
             match parser.parse(&held, limits) {
-                Ok(Progress::Complete(length)) => {
+                Ok(ParseStatus::Complete(length)) => {
                     let command = commands.next().expect("no more commands than there are");
                     if !had_let_go {
                         assert_eq!(words(&parser, &held), command.words);
                     }
                     passed.extend(held.drain(..length));
                     assert_eq!(passed, command.raw);
-                    assert!(!parser.has_let_go() && parser.missing() == 0);
+                    assert!(!parser.is_streaming() && parser.remaining() == 0);
                     passed_of_all.append(&mut passed);
                 }
-                Ok(Progress::Part(length)) => {
+                Ok(ParseStatus::Streamed(length)) => {
                     assert!(had_let_go);
                     passed.extend(held.drain(..length));
                     break;
                 }
-                Ok(Progress::Incomplete) if held.len() < let_go_at => break,
-                Ok(Progress::Incomplete) => {
+                Ok(ParseStatus::Incomplete) if held.len() < let_go_at => break,
+                Ok(ParseStatus::Incomplete) => {
                     assert!(!had_let_go);
                     let known = words(&parser, &held);
                     let all = commands.clone().next().map(|command| command.words.as_slice());
                     assert!(all.is_none_or(|all| all.starts_with(&known)), "{known:?} of {all:?}");
-                    let length = parser.let_go(&held);
+                    let length = parser.start_streaming(&held);
                     passed.extend(held.drain(..length));
-                    if !parser.has_let_go() {
+                    if !parser.is_streaming() {
                         assert_eq!(length, 0, "of a command that nothing is known of");
                         break;
                     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The keys that may be read; an empty list: all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Allow(Vec<Pattern>);
+pub struct KeyAllowlist(Vec<Pattern>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Pattern {
@@ -19,19 +19,19 @@ enum Pattern {
     Prefix(String),
 }
 
-impl Allow {
+impl KeyAllowlist {
     /// Whether all keys are allowed.
-    pub fn is_everything(&self) -> bool {
+    pub fn allows_all(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether this key is.
-    pub fn permits(&self, key: &[u8]) -> bool {
+    pub fn allows(&self, key: &[u8]) -> bool {
         let matches = |pattern: &Pattern| match pattern {
             Pattern::Whole(whole) => key == whole.as_bytes(),
             Pattern::Prefix(prefix) => key.starts_with(prefix.as_bytes()),
         };
-        self.is_everything() || self.0.iter().any(matches)
+        self.allows_all() || self.0.iter().any(matches)
     }
 }
 
@@ -50,7 +50,7 @@ impl Pattern {
 const EXPECTED: &str = "keys, each by its whole name or, with a * at the end, by how it begins, such as \"public:*\", without commas";
 
 /// As the environment says it.
-impl Serialize for Allow {
+impl Serialize for KeyAllowlist {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let words = self.0.iter().map(|pattern| match pattern {
             Pattern::Whole(whole) => whole.clone(),
@@ -60,34 +60,34 @@ impl Serialize for Allow {
     }
 }
 
-impl<'de> Deserialize<'de> for Allow {
+impl<'de> Deserialize<'de> for KeyAllowlist {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Patterns)
+        deserializer.deserialize_any(PatternVisitor)
     }
 }
 
-struct Patterns;
+struct PatternVisitor;
 
-impl<'de> Visitor<'de> for Patterns {
-    type Value = Allow;
+impl<'de> Visitor<'de> for PatternVisitor {
+    type Value = KeyAllowlist;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(EXPECTED)
     }
 
     /// As the environment says it: separated by commas.
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Allow, E> {
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<KeyAllowlist, E> {
         let words = text.split(',').map(str::trim);
         let words = words.filter(|_| !text.trim().is_empty());
-        words.map(Pattern::parse).collect::<Result<_, _>>().map(Allow).map_err(E::custom)
+        words.map(Pattern::parse).collect::<Result<_, _>>().map(KeyAllowlist).map_err(E::custom)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Allow, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<KeyAllowlist, A::Error> {
         let mut patterns = Vec::new();
         while let Some(word) = words.next_element::<String>()? {
             patterns.push(Pattern::parse(&word).map_err(serde::de::Error::custom)?);
         }
-        Ok(Allow(patterns))
+        Ok(KeyAllowlist(patterns))
     }
 }
 
@@ -95,8 +95,8 @@ impl<'de> Visitor<'de> for Patterns {
 mod tests {
     use super::*;
 
-    fn allow(words: &str) -> Allow {
-        Patterns.visit_str::<serde::de::value::Error>(words).unwrap()
+    fn allow(words: &str) -> KeyAllowlist {
+        PatternVisitor.visit_str::<serde::de::value::Error>(words).unwrap()
     }
 
     #[test]
@@ -116,16 +116,17 @@ mod tests {
             ("", false),
             ("*", false),
         ] {
-            assert_eq!(list.permits(key.as_bytes()), expected, "{key:?}");
+            assert_eq!(list.allows(key.as_bytes()), expected, "{key:?}");
         }
-        assert!(allow("").permits(b"anything") && allow("*").permits(b"\xff"));
-        assert!(!allow("*").is_everything() && list.permits(b"public:\xff\0"));
+        assert!(allow("").allows(b"anything") && allow("*").allows(b"\xff"));
+        assert!(!allow("*").allows_all() && list.allows(b"public:\xff\0"));
     }
 
     #[test]
     fn a_star_stands_at_the_end_alone() {
         for bad in ["*a", "a*b*", "a**", "**", "a,,b", ",", "a,"] {
-            let error = Patterns.visit_str::<serde::de::value::Error>(bad).unwrap_err().to_string();
+            let error =
+                PatternVisitor.visit_str::<serde::de::value::Error>(bad).unwrap_err().to_string();
             assert!(error.contains("expected keys"), "{bad}: {error}");
         }
     }

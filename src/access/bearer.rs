@@ -9,78 +9,78 @@ use std::path::{Path, PathBuf};
 use blake3::Hash;
 use http::{HeaderValue, Request, header};
 
-use super::reloadable::{FileError, FromFile, Reread};
+use super::reloadable::{FileError, Prepare, Reloadable};
 
 /// What is asked of whoever comes over HTTP.
 #[derive(Clone)]
-pub struct Gate(FromFile<Vec<Hash>>);
+pub struct BearerAuth(Reloadable<Vec<Hash>>);
 
 /// Marks a request that was let through without a token: it is to be told no more than whether all is well.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Stranger;
+pub(crate) struct Unauthenticated;
 
 /// The signs of life, which are told to everybody: whoever looks after the daemon often cannot send a token.
-const SIGNS_OF_LIFE: [&str; 2] = ["/livez", "/readyz"];
+const PUBLIC_PATHS: [&str; 2] = ["/livez", "/readyz"];
 
 /// Why a request is not let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denied {
+pub(crate) enum AuthError {
     /// It shows no token.
-    NoToken,
-    WrongToken,
+    MissingToken,
+    InvalidToken,
     /// It is not clear what it shows.
-    TwoHeaders,
+    MultipleHeaders,
 }
 
-impl Gate {
+impl BearerAuth {
     /// Lets through who has one of the tokens in the file at `path`.
     ///
     /// # Errors
     /// The file cannot be read, or has another line than a token or a comment, or no token.
     pub fn load(key: &'static str, path: PathBuf) -> Result<Self, FileError> {
-        FromFile::load(move || tokens(key, &path)).map(Self)
+        Reloadable::load(move || read_tokens(key, &path)).map(Self)
     }
 
     /// For reloads.
-    pub fn reread(&self) -> Reread {
-        self.0.reread()
+    pub fn reloader(&self) -> Prepare {
+        self.0.reloader()
     }
 
     /// Lets a request through, which is marked if it may only ask for signs of life.
     ///
     /// # Errors
     /// It shows no token, a wrong one, or more than one.
-    pub(crate) fn authenticate<B>(&self, request: &mut Request<B>) -> Result<(), Denied> {
+    pub(crate) fn authenticate<B>(&self, request: &mut Request<B>) -> Result<(), AuthError> {
         let shown =
             request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
-        let Err(denied) = self.judge(shown) else { return Ok(()) };
-        if SIGNS_OF_LIFE.contains(&request.uri().path()) {
-            request.extensions_mut().insert(Stranger);
+        let Err(denied) = self.check(shown) else { return Ok(()) };
+        if PUBLIC_PATHS.contains(&request.uri().path()) {
+            request.extensions_mut().insert(Unauthenticated);
             return Ok(());
         }
         Err(denied)
     }
 
     /// Whether a request with these `Authorization` headers may ask for everything.
-    pub(crate) fn admits<'a>(&self, shown: impl Iterator<Item = &'a [u8]>) -> bool {
-        self.judge(shown).is_ok()
+    pub(crate) fn is_authorized<'a>(&self, shown: impl Iterator<Item = &'a [u8]>) -> bool {
+        self.check(shown).is_ok()
     }
 
-    fn judge<'a>(&self, mut shown: impl Iterator<Item = &'a [u8]>) -> Result<(), Denied> {
+    fn check<'a>(&self, mut shown: impl Iterator<Item = &'a [u8]>) -> Result<(), AuthError> {
         let (first, second) = (shown.next(), shown.next());
         if second.is_some() {
-            return Err(Denied::TwoHeaders);
+            return Err(AuthError::MultipleHeaders);
         }
-        let shown = first.and_then(token_in).ok_or(Denied::NoToken)?;
+        let shown = first.and_then(parse_bearer).ok_or(AuthError::MissingToken)?;
         let shown = blake3::hash(shown);
         // Not `any`, which would stop at the first that is right.
         let right = self.0.get().iter().filter(|token| **token == shown).count();
-        if right > 0 { Ok(()) } else { Err(Denied::WrongToken) }
+        if right > 0 { Ok(()) } else { Err(AuthError::InvalidToken) }
     }
 }
 
 /// The token in `Bearer <token>`; the scheme is the same in capitals, and spaces may be more than one (RFC 9110, 11.4).
-fn token_in(credentials: &[u8]) -> Option<&[u8]> {
+fn parse_bearer(credentials: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer";
     let (scheme, rest) = credentials.split_at_checked(SCHEME.len())?;
     let is_bearer =
@@ -90,7 +90,7 @@ fn token_in(credentials: &[u8]) -> Option<&[u8]> {
 }
 
 /// The digests of the tokens in a file: one a line, blank lines and those that begin with `#` left out.
-fn tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
+fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
     let wrong = |problem: &dyn std::fmt::Display| FileError::new(key, path, problem);
     let text = fs::read(path).map_err(|error| wrong(&error))?;
     let mut digests = Vec::new();
@@ -98,7 +98,7 @@ fn tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
         if line.is_empty() || line[0] == b'#' {
             continue;
         }
-        if !is_token(line) {
+        if !is_valid_token(line) {
             let number = number + 1;
             return Err(wrong(&format_args!(
                 "line {number}: found what can be no token, expected letters, digits and -._~+/, then any number of ="
@@ -114,7 +114,7 @@ fn tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
 }
 
 /// Whether it can be sent as a bearer token (RFC 6750, section 2.1: `b64token`).
-fn is_token(word: &[u8]) -> bool {
+fn is_valid_token(word: &[u8]) -> bool {
     let end = word.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
     end > 0
         && word[..end].iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
@@ -140,7 +140,7 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(
-                token_in(credentials.as_bytes()),
+                parse_bearer(credentials.as_bytes()),
                 expected.map(str::as_bytes),
                 "{credentials:?}"
             );
@@ -150,10 +150,10 @@ mod tests {
     #[test]
     fn a_token_is_base64_or_the_like() {
         for token in ["a", "aB9-._~+/", "YWJj==", "a="] {
-            assert!(is_token(token.as_bytes()), "{token}");
+            assert!(is_valid_token(token.as_bytes()), "{token}");
         }
         for token in ["", "=", "a=b", "a b", "a,b", "ä", "a\tb", "a#"] {
-            assert!(!is_token(token.as_bytes()), "{token}");
+            assert!(!is_valid_token(token.as_bytes()), "{token}");
         }
     }
 }

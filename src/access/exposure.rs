@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 /// What a listener does about strangers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protection {
+pub enum AuthRequirement {
     /// It asks each for something that only some have.
-    Asked,
+    Enforced,
     /// Nothing, as it was told to by `allow_unprotected`.
     Waived,
     /// Nothing, and nobody has said that this is meant. With what could be asked for.
-    Missing(&'static str),
+    None(&'static str),
 }
 
 /// A listener that strangers can reach and that asks them for nothing.
@@ -19,42 +19,42 @@ pub enum Protection {
     "{section}.allow_unprotected: found false, but other machines can reach {address}, and whoever does is let in without a \
      question; expected {remedy}a loopback address in {section}.listen, or true if something else keeps strangers away"
 )]
-pub struct Unprotected {
+pub struct UnprotectedListener {
     section: &'static str,
     address: String,
     remedy: &'static str,
 }
 
-impl Protection {
+impl AuthRequirement {
     /// Holds it against the address that the listener of this section has.
     ///
     /// # Errors
     /// Strangers can reach it, and nothing is done about them.
-    pub fn suffices(
+    pub fn check(
         self,
         section: &'static str,
         address: IpAddr,
         listen: &str,
-    ) -> Result<(), Unprotected> {
+    ) -> Result<(), UnprotectedListener> {
         match self {
-            Self::Missing(remedy) if reaches_out(address) => {
-                Err(Unprotected { section, address: listen.to_owned(), remedy })
+            Self::None(remedy) if is_exposed(address) => {
+                Err(UnprotectedListener { section, address: listen.to_owned(), remedy })
             }
             _ => Ok(()),
         }
     }
 }
 
-impl Unprotected {
+impl UnprotectedListener {
     /// What is wrong, for whoever names the key himself.
-    pub fn text(&self) -> String {
+    pub fn message(&self) -> String {
         let whole = self.to_string();
-        whole.split_once(": ").map_or(whole.clone(), |(_, text)| text.to_owned())
+        whole.split_once(": ").map_or(whole.clone(), |(_, message)| message.to_owned())
     }
 }
 
 /// Whether anybody but this machine can reach this address.
-pub fn reaches_out(address: IpAddr) -> bool {
+pub fn is_exposed(address: IpAddr) -> bool {
     !address.to_canonical().is_loopback()
 }
 
@@ -77,7 +77,7 @@ mod tests {
             ("fe80::1", true),
             ("::ffff:10.0.0.1", true),
         ] {
-            assert_eq!(reaches_out(address.parse().unwrap()), expected, "{address}");
+            assert_eq!(is_exposed(address.parse().unwrap()), expected, "{address}");
         }
     }
 }

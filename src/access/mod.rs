@@ -9,8 +9,8 @@ mod bearer;
 mod exposure;
 mod reloadable;
 
-pub use self::allowlist::Allow;
-pub use self::bearer::Gate;
-pub(crate) use self::bearer::{Denied, Stranger};
-pub use self::exposure::{Protection, Unprotected, reaches_out};
-pub use self::reloadable::{Commit, FileError, FromFile, Reread};
+pub use self::allowlist::KeyAllowlist;
+pub use self::bearer::BearerAuth;
+pub(crate) use self::bearer::{AuthError, Unauthenticated};
+pub use self::exposure::{AuthRequirement, UnprotectedListener, is_exposed};
+pub use self::reloadable::{Commit, FileError, Prepare, Reloadable};

@@ -30,23 +30,23 @@ impl FileError {
 }
 
 /// What was read from files. Clones share it.
-pub struct FromFile<T> {
+pub struct Reloadable<T> {
     read: Arc<dyn Fn() -> Result<T, FileError> + Send + Sync>,
-    in_force: Arc<ArcSwap<T>>,
+    current: Arc<ArcSwap<T>>,
 }
 
-impl<T> Clone for FromFile<T> {
+impl<T> Clone for Reloadable<T> {
     fn clone(&self) -> Self {
-        Self { read: Arc::clone(&self.read), in_force: Arc::clone(&self.in_force) }
+        Self { read: Arc::clone(&self.read), current: Arc::clone(&self.current) }
     }
 }
 
 /// Reads files again; what comes of it is put in force by [`Commit`].
-pub type Reread = Box<dyn Fn() -> Result<Commit, FileError> + Send + Sync>;
+pub type Prepare = Box<dyn Fn() -> Result<Commit, FileError> + Send + Sync>;
 /// Puts in force what was read.
 pub type Commit = Box<dyn FnOnce() + Send>;
 
-impl<T: Send + Sync + 'static> FromFile<T> {
+impl<T: Send + Sync + 'static> Reloadable<T> {
     /// What `read` reads now.
     ///
     /// # Errors
@@ -54,21 +54,21 @@ impl<T: Send + Sync + 'static> FromFile<T> {
     pub fn load(
         read: impl Fn() -> Result<T, FileError> + Send + Sync + 'static,
     ) -> Result<Self, FileError> {
-        let in_force = Arc::new(ArcSwap::from_pointee(read()?));
-        Ok(Self { read: Arc::new(read), in_force })
+        let current = Arc::new(ArcSwap::from_pointee(read()?));
+        Ok(Self { read: Arc::new(read), current })
     }
 
     /// What is in force.
     pub fn get(&self) -> Arc<T> {
-        self.in_force.load_full()
+        self.current.load_full()
     }
 
     /// For reloads.
-    pub fn reread(&self) -> Reread {
+    pub fn reloader(&self) -> Prepare {
         let this = self.clone();
         Box::new(move || {
-            let (read, in_force) = ((this.read)()?, Arc::clone(&this.in_force));
-            Ok(Box::new(move || in_force.store(Arc::new(read))))
+            let (read, current) = ((this.read)()?, Arc::clone(&this.current));
+            Ok(Box::new(move || current.store(Arc::new(read))))
         })
     }
 }

@@ -21,7 +21,7 @@ const ALLOWED: &str = "redis://[user:password@]host[:port][/database], the same 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// The way there.
-    pub endpoint: Endpoint,
+    pub addr: ConnectionAddr,
     /// The user named in the address, or empty.
     pub username: String,
     /// The password in the address, or empty.
@@ -32,7 +32,7 @@ pub struct Address {
 
 /// The way to a Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum ConnectionAddr {
     /// A TCP connection.
     Tcp {
         /// Name or address.
@@ -49,7 +49,7 @@ pub enum Endpoint {
 impl Default for Address {
     fn default() -> Self {
         Self {
-            endpoint: Endpoint::Tcp {
+            addr: ConnectionAddr::Tcp {
                 host: "127.0.0.1".to_owned(),
                 port: DEFAULT_PORT,
                 tls: false,
@@ -62,7 +62,7 @@ impl Default for Address {
 }
 
 /// As it is written in front of login and database.
-impl fmt::Display for Endpoint {
+impl fmt::Display for ConnectionAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { host, port, tls } => {
@@ -73,7 +73,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-impl Endpoint {
+impl ConnectionAddr {
     /// What tells it from others in labels: `host:port`, or the path of the socket.
     pub fn node(&self) -> String {
         match self {
@@ -85,26 +85,30 @@ impl Endpoint {
 
 impl Address {
     /// The fetch that goes on here asks this Redis.
-    pub(super) fn trace(&self) {
-        match &self.endpoint {
-            Endpoint::Tcp { host, port, .. } => spans::asks(host, Some(*port), self.database),
-            Endpoint::Unix(path) => spans::asks(&path.to_string_lossy(), None, self.database),
+    pub(super) fn record_span_target(&self) {
+        match &self.addr {
+            ConnectionAddr::Tcp { host, port, .. } => {
+                spans::record_target(host, Some(*port), self.database)
+            }
+            ConnectionAddr::Unix(path) => {
+                spans::record_target(&path.to_string_lossy(), None, self.database)
+            }
         }
     }
 
     /// Whether TLS is spoken.
     pub fn is_tls(&self) -> bool {
-        matches!(self.endpoint, Endpoint::Tcp { tls: true, .. })
+        matches!(self.addr, ConnectionAddr::Tcp { tls: true, .. })
     }
 
     /// The same address with another host or port, as text, password included, and as `--redis_host` and
     /// `--redis_port` give them: what is wrong with the host shows when the text is read. A unix socket gives way to TCP.
     pub fn with_host_and_port(&self, new_host: Option<&str>, new_port: Option<u16>) -> String {
-        let (scheme, host, port) = match &self.endpoint {
-            Endpoint::Tcp { host, port, tls } => {
+        let (scheme, host, port) = match &self.addr {
+            ConnectionAddr::Tcp { host, port, tls } => {
                 (if *tls { "rediss" } else { "redis" }, host.as_str(), *port)
             }
-            Endpoint::Unix(_) => ("redis", "127.0.0.1", DEFAULT_PORT),
+            ConnectionAddr::Unix(_) => ("redis", "127.0.0.1", DEFAULT_PORT),
         };
         let (host, port) = (new_host.unwrap_or(host), new_port.unwrap_or(port));
         format!(
@@ -154,12 +158,12 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mask = if self.password.is_empty() { "" } else { MASK };
         let login = self.login(mask).replace("%2A", "*");
-        match &self.endpoint {
-            Endpoint::Tcp { host, port, tls } => {
+        match &self.addr {
+            ConnectionAddr::Tcp { host, port, tls } => {
                 let scheme = if *tls { "rediss" } else { "redis" };
                 write!(f, "{scheme}://{login}{}:{port}/{}", bracketed(host), self.database)
             }
-            Endpoint::Unix(path) => {
+            ConnectionAddr::Unix(path) => {
                 let path = path.to_string_lossy();
                 write!(
                     f,
@@ -175,24 +179,23 @@ impl fmt::Display for Address {
 /// An address that cannot be understood. Says what is wrong without repeating the password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("found {problem}, expected {ALLOWED}")]
-pub struct BadAddress {
+pub struct InvalidAddress {
     problem: String,
 }
 
 impl FromStr for Address {
-    type Err = BadAddress;
+    type Err = InvalidAddress;
 
-    fn from_str(text: &str) -> Result<Self, BadAddress> {
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
         // Nothing else of the text: where it is wrong, a password may stand anywhere in it.
-        let bad = |problem: &dyn fmt::Display| BadAddress {
+        let bad = |problem: &dyn fmt::Display| InvalidAddress {
             problem: format!("{scheme:?} address with {problem}"),
         };
         let url = Url::parse(text).map_err(|error| bad(&error))?;
-        let endpoint =
-            endpoint(&url).ok_or_else(|| bad(&"another scheme, or without host or path"))?;
+        let addr = addr(&url).ok_or_else(|| bad(&"another scheme, or without host or path"))?;
         let after_host = &url[url::Position::BeforePath..];
-        if matches!(endpoint, Endpoint::Tcp { .. }) && after_host.contains('@') {
+        if matches!(addr, ConnectionAddr::Tcp { .. }) && after_host.contains('@') {
             return Err(bad(
                 &"a login that is not escaped: '@' is written %40, ':' %3A, '/' %2F, '?' %3F, '#' %23",
             ));
@@ -200,16 +203,15 @@ impl FromStr for Address {
         if url.fragment().is_some() || url.query_pairs().any(|(name, _)| name != "db") {
             return Err(bad(&"something else than db= behind a '?'"));
         }
-        let database = database(&url, &endpoint)
-            .parse()
-            .map_err(|_| bad(&"a database that is not a number"))?;
+        let database =
+            database(&url, &addr).parse().map_err(|_| bad(&"a database that is not a number"))?;
         let decode = |part: &str| {
             let decoded = crate::key::percent_decode(part.as_bytes())
                 .map_err(|_| bad(&"a bad escape in the login"))?;
             String::from_utf8(decoded.into_owned()).map_err(|_| bad(&"a login that is not UTF-8"))
         };
         Ok(Self {
-            endpoint,
+            addr,
             username: decode(url.username())?,
             password: Secret::from(decode(url.password().unwrap_or_default())?),
             database,
@@ -217,12 +219,12 @@ impl FromStr for Address {
     }
 }
 
-fn endpoint(url: &Url) -> Option<Endpoint> {
+fn addr(url: &Url) -> Option<ConnectionAddr> {
     match url.scheme() {
         "redis" | "rediss" => {
             let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
             let port = url.port().unwrap_or(DEFAULT_PORT);
-            Some(Endpoint::Tcp { host: host.to_owned(), port, tls: url.scheme() == "rediss" })
+            Some(ConnectionAddr::Tcp { host: host.to_owned(), port, tls: url.scheme() == "rediss" })
         }
         // A path that does not begin at the root is no path to a socket, but something that only looks like an address.
         "unix" | "redis+unix"
@@ -231,19 +233,19 @@ fn endpoint(url: &Url) -> Option<Endpoint> {
                 && url.path().starts_with('/') =>
         {
             let path = crate::key::percent_decode(url.path().as_bytes()).ok()?;
-            Some(Endpoint::Unix(String::from_utf8(path.into_owned()).ok()?.into()))
+            Some(ConnectionAddr::Unix(String::from_utf8(path.into_owned()).ok()?.into()))
         }
         _ => None,
     }
 }
 
 /// The text of the database number: the path of a TCP address, the parameter `db` of either.
-fn database(url: &Url, endpoint: &Endpoint) -> String {
+fn database(url: &Url, addr: &ConnectionAddr) -> String {
     let parameter =
         url.query_pairs().find(|(name, _)| name == "db").map(|(_, value)| value.into_owned());
-    let path = match endpoint {
-        Endpoint::Tcp { .. } => url.path().trim_matches('/'),
-        Endpoint::Unix(_) => "",
+    let path = match addr {
+        ConnectionAddr::Tcp { .. } => url.path().trim_matches('/'),
+        ConnectionAddr::Unix(_) => "",
     };
     parameter
         .or_else(|| (!path.is_empty()).then(|| path.to_owned()))

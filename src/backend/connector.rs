@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 
 use super::address::Address;
 use super::credentials::{Login, login};
-use super::dial::{Opener, PrepareError};
-use super::endpoint::{Left, Place};
+use super::dial::{Dialer, PrepareError};
+use super::endpoint::{Endpoint, EndpointChanged};
 use super::error::{BackendError, unreachable};
 use super::hello::{
     Driver, accept_refusal, authenticate, demand, driven, greet, is_unable, refused_link,
@@ -22,7 +22,7 @@ use super::multiplexed::{Connection, Heed, ask};
 use super::settings::Settings;
 use super::topology::Topology;
 use super::tracking::{self, Listener, Tracking, Untracked};
-use crate::net::{Activity, Observed};
+use crate::net::{IoProgress, TrackedIo};
 
 /// The name the link has in Redis's `CLIENT LIST`.
 const CLIENT_NAME: &str = "redis-proxy";
@@ -34,7 +34,7 @@ pub(super) const MOVED: &str = "the sentinels name another primary";
 pub(super) struct Connected {
     pub(super) connection: Connection,
     pub(super) driver: Driver,
-    pub(super) activity: Arc<Activity>,
+    pub(super) activity: Arc<IoProgress>,
     pub(super) tracking: Option<Granted>,
     /// Why Redis does not track here, where it might when asked again.
     pub(super) refusal: Option<String>,
@@ -46,10 +46,10 @@ pub(super) type Granted = (Tracking, Instant);
 /// The one who connects.
 pub(super) struct Connector {
     settings: Settings,
-    opener: Arc<Opener>,
+    dialer: Arc<Dialer>,
     topology: Arc<Topology>,
     /// Where the last link went, or the one before it if nobody says where the next goes; none before the first.
-    place: Option<Place>,
+    place: Option<Endpoint>,
     /// The login, with the password, on its way from a disk that may hang: one read at a time.
     reading: Option<JoinHandle<Result<Option<Login>, PrepareError>>>,
     login: Option<Login>,
@@ -60,11 +60,11 @@ pub(super) struct Connector {
 impl Connector {
     pub(super) fn new(
         settings: &Settings,
-        (opener, topology): (Arc<Opener>, Arc<Topology>),
+        (dialer, topology): (Arc<Dialer>, Arc<Topology>),
     ) -> Self {
         Self {
             settings: settings.clone(),
-            opener,
+            dialer,
             topology,
             place: None,
             reading: None,
@@ -81,7 +81,7 @@ impl Connector {
 
     /// Finds out where the next link goes.
     pub(super) async fn find_place(&mut self) -> Result<(), BackendError> {
-        self.place = Some(self.topology.place().await?);
+        self.place = Some(self.topology.resolve().await?);
         Ok(())
     }
 
@@ -100,17 +100,17 @@ impl Connector {
     }
 
     /// Returns when Redis is elsewhere than where the link went.
-    pub(super) fn left(&self) -> Left {
+    pub(super) fn left(&self) -> EndpointChanged {
         self.place.as_ref().map_or_else(
-            || Box::pin(std::future::pending()) as Left,
-            |place| self.topology.left(place),
+            || Box::pin(std::future::pending()) as EndpointChanged,
+            |place| self.topology.changed(place),
         )
     }
 
     /// Returns when what answers there says that it is no primary, where it has to be one.
     pub(super) async fn demoted(&self, connection: &Connection) -> BackendError {
         loop {
-            if !self.topology.wants_primary() {
+            if !self.topology.requires_primary() {
                 std::future::pending::<()>().await;
             }
             sleep(self.settings.ping_interval).await;
@@ -125,7 +125,7 @@ impl Connector {
     /// Whether what answers there may say what its keys hold: a node of a cluster has to be a primary still, and the cluster
     /// to work as far as the node knows.
     pub(super) async fn is_in_charge(&self, connection: &Connection) -> Result<bool, BackendError> {
-        if !self.topology.wants_cluster() {
+        if !self.topology.requires_cluster() {
             return Ok(true);
         }
         match require_primary(connection).await {
@@ -187,7 +187,7 @@ impl Connector {
     /// Opens a stream, on which nothing is said yet.
     async fn start(&self, heed: Heed) -> Result<Connected, BackendError> {
         let (stream, activity) =
-            Observed::new(self.opener.open(&self.address().endpoint, self.failures).await?);
+            TrackedIo::new(self.dialer.dial(&self.address().addr, self.failures).await?);
         let (connection, driver) = Connection::over(stream, self.settings.url.database, heed);
         Ok(Connected {
             connection,
@@ -207,7 +207,7 @@ impl Connector {
         // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
         let refused = |error: &ServerError| {
             if is_unable(error) {
-                BackendError::Refused(error.code().into())
+                BackendError::ErrorReply(error.code().into())
             } else {
                 refused_link(error)
             }
@@ -224,7 +224,7 @@ impl Connector {
         }
         let ping = redis::cmd("PING");
         accept_refusal(demand(connection, &ping, refused).await)?;
-        if self.topology.wants_primary() { require_primary(connection).await } else { Ok(()) }
+        if self.topology.requires_primary() { require_primary(connection).await } else { Ok(()) }
     }
 }
 

@@ -16,9 +16,9 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::address::Endpoint;
-use super::error::{BackendError, not_admitted, unreachable};
-use super::read_after_reset::LastWords;
+use super::address::ConnectionAddr;
+use super::error::{BackendError, auth_rejected, unreachable};
+use super::read_after_reset::ReadAfterReset;
 use super::settings::Settings;
 use crate::net::tcp;
 
@@ -42,44 +42,44 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Opens streams in the ways of `[redis]`.
-pub(super) struct Opener {
+pub(super) struct Dialer {
     timeout: Duration,
     tls: Option<TlsConnector>,
 }
 
-impl Opener {
-    pub(super) fn prepare(settings: &Settings) -> Result<Self, PrepareError> {
-        let tls = if settings.speaks_tls() { Some(tls_connector(settings)?) } else { None };
+impl Dialer {
+    pub(super) fn new(settings: &Settings) -> Result<Self, PrepareError> {
+        let tls = if settings.uses_tls() { Some(tls_connector(settings)?) } else { None };
         Ok(Self { timeout: settings.connect_timeout, tls })
     }
 
-    /// Opens a stream to `endpoint`; the `attempt`th begins with another address of the host than the one before.
-    pub(super) async fn open(
+    /// Opens a stream to `addr`; the `attempt`th begins with another address of the host than the one before.
+    pub(super) async fn dial(
         &self,
-        endpoint: &Endpoint,
+        addr: &ConnectionAddr,
         attempt: usize,
     ) -> Result<Box<dyn Stream>, BackendError> {
-        let (host, port, tls) = match endpoint {
-            Endpoint::Unix(path) => {
+        let (host, port, tls) = match addr {
+            ConnectionAddr::Unix(path) => {
                 let stream =
                     UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
-                return Ok(Box::new(LastWords::of(stream)));
+                return Ok(Box::new(ReadAfterReset::new(stream)));
             }
-            Endpoint::Tcp { host, port, tls } => (host, *port, *tls),
+            ConnectionAddr::Tcp { host, port, tls } => (host, *port, *tls),
         };
         let stream =
             self.connect_to_any(host, port, attempt).await.map_err(|error| unreachable(&error))?;
         if !tls {
-            return Ok(Box::new(LastWords::of(stream)));
+            return Ok(Box::new(ReadAfterReset::new(stream)));
         }
-        let tls = self.tls.as_ref().ok_or_else(|| not_admitted(&"TLS has not been prepared"))?;
-        let name = ServerName::try_from(host.clone()).map_err(|error| not_admitted(&error))?;
+        let tls = self.tls.as_ref().ok_or_else(|| auth_rejected(&"TLS has not been prepared"))?;
+        let name = ServerName::try_from(host.clone()).map_err(|error| auth_rejected(&error))?;
         let stream = tls.connect(name, stream).await.map_err(|error| match error.kind() {
             // What rustls says of a certificate.
-            io::ErrorKind::InvalidData => not_admitted(&error),
+            io::ErrorKind::InvalidData => auth_rejected(&error),
             _ => unreachable(&error),
         })?;
-        Ok(Box::new(LastWords::of(stream)))
+        Ok(Box::new(ReadAfterReset::new(stream)))
     }
 
     /// Tries the addresses of `host` one after the other, each for its share of the time and each attempt another first,
@@ -93,7 +93,7 @@ impl Opener {
         for address in addresses {
             match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    tcp::prepare(&stream)?;
+                    tcp::configure(&stream)?;
                     return Ok(stream);
                 }
                 Ok(Err(error)) => last = error,

@@ -12,89 +12,92 @@ use super::dial::Stream;
 
 /// Where Redis is, and since which failover.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Endpoint {
     pub(super) address: Address,
     /// It rises with each failover.
-    pub(super) term: u64,
+    pub(super) epoch: u64,
 }
 
 /// Returns when another place is the place, or none; not if nobody will say so.
-pub(super) async fn left(mut now: watch::Receiver<Option<Place>>, place: Place) {
-    if now.wait_for(|now| is_left(now.as_ref(), &place)).await.is_err() {
+pub(super) async fn endpoint_changed(
+    mut current: watch::Receiver<Option<Endpoint>>,
+    endpoint: Endpoint,
+) {
+    if current.wait_for(|current| is_changed(current.as_ref(), &endpoint)).await.is_err() {
         // Nobody says anything any more, as when the daemon is going down.
         std::future::pending::<()>().await;
     }
 }
 
 /// Where the sentinels have named no primary yet, nobody has gone anywhere.
-fn is_left(now: Option<&Place>, place: &Place) -> bool {
-    now != Some(place)
+fn is_changed(current: Option<&Endpoint>, endpoint: &Endpoint) -> bool {
+    current != Some(endpoint)
 }
 
-pub(super) type Left = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type EndpointChanged = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A stream that ends when the place it leads to is no longer the place.
 ///
 /// Where the place may change, every end of it is [`io::ErrorKind::ConnectionAborted`]: what was said over it may not be known
 /// at the next place.
-pub struct Tied {
+pub struct EpochStream {
     pub(super) stream: Box<dyn Stream>,
-    pub(super) tie: Option<Tie>,
+    pub(super) guard: Option<EpochGuard>,
 }
 
-pub(super) struct Tie {
-    pub(super) place: Place,
-    pub(super) now: watch::Receiver<Option<Place>>,
+pub(super) struct EpochGuard {
+    pub(super) endpoint: Endpoint,
+    pub(super) current: watch::Receiver<Option<Endpoint>>,
     /// None once it is.
-    pub(super) left: Option<Left>,
+    pub(super) changed: Option<EndpointChanged>,
 }
 
-impl Tied {
+impl EpochStream {
     /// A stream that leads nowhere in particular.
-    pub(crate) fn loose(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
-        Self { stream: Box::new(stream), tie: None }
+    pub(crate) fn unbound(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        Self { stream: Box::new(stream), guard: None }
     }
 
     /// Whether it leads to where Redis no longer is, though nobody has read that from it yet.
-    pub(crate) fn is_cut(&self) -> bool {
-        let Some(Tie { place, now, .. }) = &self.tie else { return false };
-        is_left(now.borrow().as_ref(), place)
+    pub(crate) fn is_revoked(&self) -> bool {
+        let Some(EpochGuard { endpoint, current, .. }) = &self.guard else { return false };
+        is_changed(current.borrow().as_ref(), endpoint)
     }
 
-    fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let Some(tie) = &mut self.tie else { return Ok(()) };
-        if tie.left.as_mut().is_some_and(|left| left.as_mut().poll(cx).is_ready()) {
-            tie.left = None;
+    fn poll_revoked(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(guard) = &mut self.guard else { return Ok(()) };
+        if guard.changed.as_mut().is_some_and(|changed| changed.as_mut().poll(cx).is_ready()) {
+            guard.changed = None;
         }
-        if tie.left.is_some() { Ok(()) } else { Err(cut()) }
+        if guard.changed.is_some() { Ok(()) } else { Err(revoked()) }
     }
 }
 
-fn cut() -> io::Error {
+fn revoked() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-impl AsyncRead for Tied {
+impl AsyncRead for EpochStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.poll_cut(cx)?;
+        self.poll_revoked(cx)?;
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut *self.stream).poll_read(cx, buffer));
         let is_over = read.is_err() || buffer.filled().len() == before;
-        Poll::Ready(if is_over && self.tie.is_some() { Err(cut()) } else { read })
+        Poll::Ready(if is_over && self.guard.is_some() { Err(revoked()) } else { read })
     }
 }
 
-impl AsyncWrite for Tied {
+impl AsyncWrite for EpochStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_cut(cx)?;
+        self.poll_revoked(cx)?;
         Pin::new(&mut *self.stream).poll_write(cx, bytes)
     }
 
@@ -103,7 +106,7 @@ impl AsyncWrite for Tied {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_cut(cx)?;
+        self.poll_revoked(cx)?;
         Pin::new(&mut *self.stream).poll_write_vectored(cx, buffers)
     }
 

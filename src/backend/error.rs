@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cache::Vanished;
+use crate::cache::Cancelled;
 
 /// Why Redis gave no value. Cheap to clone: every reader of a flight gets one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,7 +13,7 @@ pub enum BackendError {
     Unreachable(Arc<str>),
     /// There is no link to Redis, because it, or the certificate it shows, does not admit one.
     #[error("{0}")]
-    NotAdmitted(Arc<str>),
+    AuthRejected(Arc<str>),
     /// Redis, or the way to it, did not answer in time.
     #[error("no answer in time")]
     TimedOut,
@@ -28,10 +28,10 @@ pub enum BackendError {
     Unavailable(Arc<str>),
     /// Redis answered with an error, known by its first word.
     #[error("Redis answered with the error {0}")]
-    Refused(Arc<str>),
+    ErrorReply(Arc<str>),
     /// A node of a cluster sent us to another.
     #[error("Redis answered with the error {code}: it is a node of a cluster (redis.mode)", code = _0.code())]
-    Redirected(Redirect),
+    Moved(Redirect),
     /// The key holds something else than a string.
     #[error("the key holds another type than a string")]
     WrongType,
@@ -40,7 +40,7 @@ pub enum BackendError {
     TooLarge,
     /// The daemon is going down.
     #[error("the fetch was given up")]
-    Vanished,
+    Cancelled,
 }
 
 impl BackendError {
@@ -48,23 +48,23 @@ impl BackendError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
-            Self::NotAdmitted(_) => "not_admitted",
+            Self::AuthRejected(_) => "not_admitted",
             Self::TimedOut => "timeout",
             Self::Disconnected => "disconnected",
             Self::Overloaded => "overloaded",
             Self::Unavailable(_) => "unavailable",
-            Self::Refused(_) | Self::Redirected(_) => "refused",
+            Self::ErrorReply(_) | Self::Moved(_) => "refused",
             Self::WrongType => "wrong_type",
             Self::TooLarge => "too_large",
-            Self::Vanished => "vanished",
+            Self::Cancelled => "vanished",
         }
     }
 
     /// The first word of Redis's error, if it is one of its own.
     pub(super) fn code(&self) -> Option<&str> {
         match self {
-            Self::Unavailable(code) | Self::Refused(code) => Some(code),
-            Self::Redirected(redirect) => Some(redirect.code()),
+            Self::Unavailable(code) | Self::ErrorReply(code) => Some(code),
+            Self::Moved(redirect) => Some(redirect.code()),
             Self::WrongType => Some("WRONGTYPE"),
             _ => None,
         }
@@ -72,24 +72,24 @@ impl BackendError {
 
     /// Whether a client of the same Redis had better ask itself: it may be told something else, or the same in Redis's own
     /// words.
-    pub fn leaves_client_to_ask(&self) -> bool {
-        !matches!(self, Self::TimedOut | Self::Vanished)
+    pub fn should_forward(&self) -> bool {
+        !matches!(self, Self::TimedOut | Self::Cancelled)
     }
 
     /// Whether it may be over in a moment without anybody doing something about it.
-    pub fn is_passing(&self) -> bool {
-        !matches!(self, Self::NotAdmitted(_))
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::AuthRejected(_))
     }
 
     /// Whether Redis said this, rather than saying nothing.
-    pub(super) fn is_answer(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Redirected(_) | Self::WrongType | Self::TooLarge)
+    pub(super) fn is_reply(&self) -> bool {
+        matches!(self, Self::ErrorReply(_) | Self::Moved(_) | Self::WrongType | Self::TooLarge)
     }
 }
 
-impl From<Vanished> for BackendError {
-    fn from(Vanished: Vanished) -> Self {
-        Self::Vanished
+impl From<Cancelled> for BackendError {
+    fn from(Cancelled: Cancelled) -> Self {
+        Self::Cancelled
     }
 }
 
@@ -97,7 +97,7 @@ impl From<Vanished> for BackendError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
     /// Only this once, since the slot is on its way there.
-    pub is_once: bool,
+    pub is_ask: bool,
     /// The slot.
     pub slot: u16,
     /// Host, or nothing where it is that of who says so, and port.
@@ -107,7 +107,7 @@ pub struct Redirect {
 impl Redirect {
     /// Reads `MOVED slot host:port` or `ASK slot host:port`; `None` if it is something else.
     pub(crate) fn read(code: &str, details: &str) -> Option<Self> {
-        let is_once = match code {
+        let is_ask = match code {
             "MOVED" => false,
             "ASK" => true,
             _ => return None,
@@ -115,39 +115,39 @@ impl Redirect {
         let (slot, address) = details.split_once(' ')?;
         let (host, port) = address.rsplit_once(':')?;
         Some(Self {
-            is_once,
+            is_ask,
             slot: slot.parse().ok()?,
             address: (host.to_owned(), port.parse().ok()?),
         })
     }
 
     pub(super) fn code(&self) -> &'static str {
-        if self.is_once { "ASK" } else { "MOVED" }
+        if self.is_ask { "ASK" } else { "MOVED" }
     }
 }
 
 /// What an error reply means, by its first word.
-pub(super) fn refused(code: &str) -> BackendError {
+pub(super) fn error_reply(code: &str) -> BackendError {
     match code {
         "WRONGTYPE" => BackendError::WrongType,
         "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => {
             BackendError::Unavailable(code.into())
         }
-        code => BackendError::Refused(code.into()),
+        code => BackendError::ErrorReply(code.into()),
     }
 }
 
 /// Whether Redis will say the same in a moment.
 pub(super) fn is_final(code: &str) -> bool {
-    !matches!(refused(code), BackendError::Unavailable(_))
+    !matches!(error_reply(code), BackendError::Unavailable(_))
 }
 
 pub(super) fn unreachable(reason: &dyn fmt::Display) -> BackendError {
     BackendError::Unreachable(one_line(reason).into())
 }
 
-pub(super) fn not_admitted(reason: &dyn fmt::Display) -> BackendError {
-    BackendError::NotAdmitted(one_line(reason).into())
+pub(super) fn auth_rejected(reason: &dyn fmt::Display) -> BackendError {
+    BackendError::AuthRejected(one_line(reason).into())
 }
 
 /// A reason may hold what the other side said, and goes into logs and to systemd, where a line end begins something new.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use redis::Value;
 
-use super::error::{BackendError, Redirect, refused};
+use super::error::{BackendError, Redirect, error_reply};
 
 /// What Redis has for a key: nothing, or its value, with its time to live if it has one.
 pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
@@ -145,7 +145,7 @@ fn server_error(reply: &Value) -> Option<BackendError> {
     match reply {
         Value::ServerError(error) => {
             let redirect = Redirect::read(error.code(), error.details().unwrap_or_default());
-            Some(redirect.map_or_else(|| refused(error.code()), BackendError::Redirected))
+            Some(redirect.map_or_else(|| error_reply(error.code()), BackendError::Moved))
         }
         _ => None,
     }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::credentials::Login;
 use super::dial::Stream;
-use super::error::{BackendError, is_final, not_admitted, refused, unreachable};
+use super::error::{BackendError, auth_rejected, error_reply, is_final, unreachable};
 use super::multiplexed::{Connection, ask};
 use super::tracking::Untracked;
 
@@ -74,7 +74,7 @@ pub(super) async fn authenticate(
 
 /// Only the first word: Redis may repeat what it was given.
 fn refused_login(code: &str) -> BackendError {
-    not_admitted(&format_args!("Redis refused the login: {code}"))
+    auth_rejected(&format_args!("Redis refused the login: {code}"))
 }
 
 pub(super) fn refused_link(error: &ServerError) -> BackendError {
@@ -83,9 +83,9 @@ pub(super) fn refused_link(error: &ServerError) -> BackendError {
 
 fn refused_with(code: &str, details: &str) -> BackendError {
     if is_final(code) {
-        not_admitted(&format_args!("Redis refused the link: {code} {details}"))
+        auth_rejected(&format_args!("Redis refused the link: {code} {details}"))
     } else {
-        refused(code)
+        error_reply(code)
     }
 }
 
@@ -123,7 +123,7 @@ pub(super) fn is_unable(error: &ServerError) -> bool {
 
 pub(super) fn accept_refusal(answer: Result<(), BackendError>) -> Result<(), BackendError> {
     match answer {
-        Err(BackendError::Refused(_)) => Ok(()),
+        Err(BackendError::ErrorReply(_)) => Ok(()),
         answer => answer,
     }
 }

@@ -12,7 +12,7 @@ use super::multiplexed::Connection;
 use super::settings::Settings;
 use super::signals::Calls;
 use crate::cache::Cache;
-use crate::net::Activity;
+use crate::net::IoProgress;
 
 /// Watches one link.
 pub(super) struct Liveness<'a> {
@@ -29,7 +29,7 @@ impl Liveness<'_> {
     pub(super) async fn silence(
         &self,
         connection: &Connection,
-        activity: &Activity,
+        activity: &IoProgress,
         tracking: Option<Granted>,
     ) {
         let mut number = 0_u64;
@@ -60,7 +60,7 @@ impl Liveness<'_> {
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(answer)) if !is_pong(&answer, &name) => self.calls.distrusted.notify_one(),
                 Some(Ok(_)) if tracking.is_some() => {
-                    self.cache.prove(asked);
+                    self.cache.renew_lease(asked);
                     self.proved.send_replace(asked);
                 }
                 Some(Ok(_)) => {}
@@ -81,7 +81,7 @@ impl Liveness<'_> {
     /// The answer, however long it takes while bytes come in; `None` when none come either.
     async fn unless_silent<T>(
         &self,
-        activity: &Activity,
+        activity: &IoProgress,
         answer: impl Future<Output = T>,
     ) -> Option<T> {
         let patience = self.settings.response_timeout;

@@ -35,15 +35,15 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::Address;
-use self::dial::Opener;
+use self::dial::Dialer;
 pub use self::dial::PrepareError;
-pub use self::endpoint::Tied;
+pub use self::endpoint::EpochStream;
 use self::error::unreachable;
 pub use self::error::{BackendError, Redirect};
 use self::fetch_command::Question;
 pub(crate) use self::fetch_command::Reply;
 use self::multiplexed::Connection;
-pub(crate) use self::node_client::Scout;
+pub(crate) use self::node_client::NodeClient;
 pub use self::seeds::Seeds;
 pub use self::settings::{Mode, Settings};
 use self::signals::Calls;
@@ -69,7 +69,7 @@ pub struct Backend(Arc<Shared>);
 /// it might do.
 struct Shared {
     settings: Settings,
-    opener: Arc<Opener>,
+    dialer: Arc<Dialer>,
     topology: Arc<Topology>,
     /// As whom the proxy reads; none: it does not log in.
     user: Option<String>,
@@ -97,7 +97,7 @@ pub(crate) enum Asking {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
     /// As nobody: the client logs in by itself, or Redis asks for no login.
-    Stranger,
+    Unauthenticated,
     /// As the user that the proxy is.
     Proxy,
 }
@@ -128,14 +128,14 @@ impl Backend {
         metrics: Arc<Metrics>,
     ) -> Result<(Self, Link), PrepareError> {
         let calls = Arc::new(Calls::default());
-        let opener = Arc::new(Opener::prepare(&settings)?);
+        let dialer = Arc::new(Dialer::new(&settings)?);
         let user = Self::user(&settings)?;
-        let topology = Arc::new(Topology::prepare(&settings, &opener)?);
-        let ways = (Arc::clone(&opener), Arc::clone(&topology));
+        let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
+        let ways = (Arc::clone(&dialer), Arc::clone(&topology));
         let link = Link::prepare(&settings, ways, cache, Arc::clone(&calls), Arc::clone(&metrics));
         let (link, state, proved) = link;
         let shared = Shared {
-            opener,
+            dialer,
             topology,
             user,
             turns: Semaphore::new(settings.max_fetches),
@@ -156,7 +156,7 @@ impl Backend {
     /// # Errors
     /// A certificate, key or password file that cannot be used.
     pub(crate) fn check(settings: &Settings) -> Result<Option<String>, PrepareError> {
-        Opener::prepare(settings)?;
+        Dialer::new(settings)?;
         Self::user(settings)
     }
 
@@ -182,7 +182,7 @@ impl Backend {
         asking: Asking,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        self.0.topology.trace();
+        self.0.topology.record_span_target();
         self.0.fetch(key, asking, deadline).await
     }
 
@@ -227,7 +227,7 @@ impl Backend {
     /// Redis cannot be asked, or does not answer in time.
     pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
         let fence = self.0.fence(since).await;
-        fence.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
+        fence.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
     }
 
     /// Whether a fence for `since` would have nothing to wait for.
@@ -244,14 +244,14 @@ impl Backend {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<Tied, BackendError> {
+    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
         let opened = timeout(self.0.settings.connect_timeout, self.0.open(client)).await;
         let opened = opened.unwrap_or(Err(BackendError::TimedOut));
-        opened.inspect_err(|error| self.0.metrics.backend_error(error.kind()))
+        opened.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
     }
 
     /// The cache's settings were changed; it may now keep so many keys.
-    pub fn cache_changed(&self, capacity: usize) {
+    pub fn cache_settings_changed(&self, capacity: usize) {
         // For as long as the new coherence_timeout, which the proofs of before may not hold.
         self.0.calls.proof.notify_one();
         if let LinkState::Up(_, Some(tracking)) = *self.0.link.borrow() {
@@ -262,10 +262,10 @@ impl Backend {
 
 impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
-        self.metrics.backend_error(error.kind());
-        spans::failed(error.kind(), error.code());
+        self.metrics.record_backend_error(error.kind());
+        spans::record_failure(error.kind(), error.code());
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
-        if error.is_answer() { Fetched::Refused(error) } else { Fetched::Failed(error) }
+        if error.is_reply() { Fetched::ErrorReply(error) } else { Fetched::Failed(error) }
     }
 
     async fn fetch(
@@ -302,8 +302,8 @@ impl Shared {
         if let Ok(turn) = self.turns.try_acquire() {
             return Ok(turn);
         }
-        let place =
-            Place::take(&self.waiting, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
+        let place = Endpoint::take(&self.waiting, self.settings.max_queue)
+            .ok_or(BackendError::Overloaded)?;
         let turn = Box::pin(timeout_at(deadline, self.turns.acquire())).await;
         drop(place);
         turn.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)
@@ -327,7 +327,7 @@ impl Shared {
         }
         match self.put(Question::Transaction, &link, key, deadline).await {
             // Short of memory, Redis queues nothing, though it reads.
-            Err(BackendError::Refused(code)) if &*code == "OOM" => {
+            Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
                 Box::pin(self.put(Question::Pair, &link, key, deadline)).await
             }
             answer => answer,
@@ -364,7 +364,7 @@ impl Shared {
             }
         }
         let replies = replies?;
-        self.metrics.fetched(asked.elapsed());
+        self.metrics.record_fetch(asked.elapsed());
         if let Ok(reply) = question.read(replies) {
             return reply;
         }
@@ -403,9 +403,9 @@ impl Shared {
         }
     }
 
-    async fn open(&self, client: Client) -> Result<Tied, BackendError> {
+    async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
         let login = match client {
-            Client::Stranger => None,
+            Client::Unauthenticated => None,
             Client::Proxy => {
                 // The file of the password may be on a disk that hangs.
                 let settings = self.settings.clone();
@@ -416,22 +416,22 @@ impl Shared {
         };
         // Where the proxy itself reads, if it does; else it would have to be asked for each client.
         let known =
-            self.topology.known().filter(|_| matches!(*self.link.borrow(), LinkState::Up(..)));
+            self.topology.last_known().filter(|_| matches!(*self.link.borrow(), LinkState::Up(..)));
         let place = match known {
             Some(place) => place,
-            None => self.topology.place().await?,
+            None => self.topology.resolve().await?,
         };
-        let mut stream = self.opener.open(&place.address.endpoint, 0).await?;
+        let mut stream = self.dialer.dial(&place.address.addr, 0).await?;
         if let Some(login) = login {
             login.log_in(&mut stream).await?;
         }
-        Ok(self.topology.tie(stream, place))
+        Ok(self.topology.bind(stream, place))
     }
 
     /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.
     async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
-        let _place =
-            Place::take(&self.unproved, self.settings.max_queue).ok_or(BackendError::Overloaded)?;
+        let _place = Endpoint::take(&self.unproved, self.settings.max_queue)
+            .ok_or(BackendError::Overloaded)?;
         let deadline = Instant::now() + self.settings.response_timeout;
         match self.prove(since, deadline).await {
             // A new link proves as much as an answer: there is nothing in memory then.
@@ -461,9 +461,9 @@ impl Shared {
 type Linked = (Connection, Option<Tracking>);
 
 /// A place in a queue of limited length, free again when dropped.
-struct Place<'a>(&'a AtomicUsize);
+struct Endpoint<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
+impl<'a> Endpoint<'a> {
     fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
         let place = Self(waiting);
         // Dropping the place takes back the addition.
@@ -471,7 +471,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Endpoint<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }

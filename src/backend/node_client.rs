@@ -10,39 +10,39 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::connector::Connector;
-use super::dial::{Opener, PrepareError};
-use super::error::{BackendError, refused, unreachable};
+use super::dial::{Dialer, PrepareError};
+use super::error::{BackendError, error_reply, unreachable};
 use super::multiplexed::{Connection, ask};
 use super::settings::{Mode, Settings};
 use super::topology::Topology;
 use super::tracking::text;
 
 /// Who asks one node.
-pub(crate) struct Scout {
+pub(crate) struct NodeClient {
     settings: Settings,
     connector: Connector,
-    connection: Option<(Connection, Driving)>,
+    connection: Option<(Connection, DriverTask)>,
 }
 
 /// What moves the bytes of a link, until it is dropped.
-struct Driving(JoinHandle<BackendError>);
+struct DriverTask(JoinHandle<BackendError>);
 
-impl Drop for Driving {
+impl Drop for DriverTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-impl Scout {
+impl NodeClient {
     /// A scout that asks the node which `settings.url` leads to.
     ///
     /// # Errors
     /// A certificate, key or password file that cannot be used.
-    pub(crate) fn prepare(settings: &Settings) -> Result<Self, PrepareError> {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, PrepareError> {
         let settings = Settings { mode: Mode::Standalone, ..settings.clone() };
-        let opener = Arc::new(Opener::prepare(&settings)?);
-        let topology = Arc::new(Topology::prepare(&settings, &opener)?);
-        let connector = Connector::new(&settings, (opener, topology));
+        let dialer = Arc::new(Dialer::new(&settings)?);
+        let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
+        let connector = Connector::new(&settings, (dialer, topology));
         Ok(Self { settings, connector, connection: None })
     }
 
@@ -50,8 +50,8 @@ impl Scout {
     ///
     /// # Errors
     /// The node does not answer.
-    pub(crate) async fn ask(&mut self, command: &Cmd) -> Result<Value, BackendError> {
-        let answer = timeout(self.settings.connect_timeout, self.ask_in_the_end(command)).await;
+    pub(crate) async fn send(&mut self, command: &Cmd) -> Result<Value, BackendError> {
+        let answer = timeout(self.settings.connect_timeout, self.send_reconnecting(command)).await;
         let answer = answer.unwrap_or(Err(BackendError::TimedOut));
         if answer.is_err() {
             self.connection = None;
@@ -63,16 +63,16 @@ impl Scout {
     ///
     /// # Errors
     /// The node does not answer, or not with a text.
-    pub(crate) async fn ask_text(&mut self, command: &Cmd) -> Result<String, BackendError> {
-        match self.ask(command).await? {
-            Value::ServerError(error) => Err(refused(error.code())),
+    pub(crate) async fn send_for_text(&mut self, command: &Cmd) -> Result<String, BackendError> {
+        match self.send(command).await? {
+            Value::ServerError(error) => Err(error_reply(error.code())),
             answer => text(&answer)
                 .map(str::to_owned)
                 .ok_or_else(|| unreachable(&"found no text for an answer")),
         }
     }
 
-    async fn ask_in_the_end(&mut self, command: &Cmd) -> Result<Value, BackendError> {
+    async fn send_reconnecting(&mut self, command: &Cmd) -> Result<Value, BackendError> {
         if let Some((connection, _)) = &self.connection
             && let Ok(answer) = ask(connection, command).await
         {
@@ -81,8 +81,8 @@ impl Scout {
         self.connector.read_login().await?;
         self.connector.find_place().await?;
         let connected = self.connector.connect_untracked().await?;
-        let driving = Driving(tokio::spawn(connected.driver));
-        let (connection, _) = self.connection.insert((connected.connection, driving));
+        let driver_task = DriverTask(tokio::spawn(connected.driver));
+        let (connection, _) = self.connection.insert((connected.connection, driver_task));
         ask(connection, command).await
     }
 }

@@ -93,7 +93,7 @@ impl Probe {
                 return Ended::Untold;
             }
             let at = heeded.borrow_and_update().unwrap_or(acknowledged);
-            metrics.invalidation_lag(at.saturating_duration_since(acknowledged));
+            metrics.record_invalidation_lag(at.saturating_duration_since(acknowledged));
             self.reported.store(false, Relaxed);
             sleep(interval).await;
         }

@@ -11,19 +11,19 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The stream.
-pub(super) struct LastWords<S> {
+pub(super) struct ReadAfterReset<S> {
     stream: S,
     /// Nobody takes what is written any more.
-    is_unheard: bool,
+    write_failed: bool,
 }
 
-impl<S> LastWords<S> {
-    pub(super) fn of(stream: S) -> Self {
-        Self { stream, is_unheard: false }
+impl<S> ReadAfterReset<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, write_failed: false }
     }
 
     /// What has become of a write of so many bytes.
-    fn written(
+    fn swallow_reset(
         &mut self,
         written: Poll<io::Result<usize>>,
         length: usize,
@@ -32,7 +32,7 @@ impl<S> LastWords<S> {
             Poll::Ready(Err(error))
                 if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) =>
             {
-                self.is_unheard = true;
+                self.write_failed = true;
                 Poll::Ready(Ok(length))
             }
             written => written,
@@ -40,7 +40,7 @@ impl<S> LastWords<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for LastWords<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAfterReset<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -50,17 +50,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for LastWords<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for LastWords<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAfterReset<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.is_unheard {
+        if self.write_failed {
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.written(written, bytes.len())
+        self.swallow_reset(written, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -69,11 +69,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LastWords<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length = slices.iter().map(|slice| slice.len()).sum();
-        if self.is_unheard {
+        if self.write_failed {
             return Poll::Ready(Ok(length));
         }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.written(written, length)
+        self.swallow_reset(written, length)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -81,12 +81,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LastWords<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_unheard {
+        if self.write_failed {
             return Poll::Ready(Ok(()));
         }
         // What TLS held back may be what cannot be sent.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx).map_ok(|()| 0);
-        self.written(flushed, 0).map_ok(|_| ())
+        self.swallow_reset(flushed, 0).map_ok(|_| ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -104,7 +104,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_said_before_the_end_is_read_though_nobody_takes_a_question() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut ours = LastWords::of(ours);
+        let mut ours = ReadAfterReset::new(ours);
         theirs.write_all(b"-ERR max number of clients reached\r\n").await.unwrap();
         drop(theirs);
         ours.write_all(b"PING\r\n").await.unwrap();

@@ -9,7 +9,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use url::Url;
 
-use super::address::Endpoint;
+use super::address::ConnectionAddr;
 
 const ALLOWED: &str = "redis://host:port, or rediss://host:port for TLS, and nothing else in it";
 const ALLOWED_LIST: &str =
@@ -17,7 +17,7 @@ const ALLOWED_LIST: &str =
 
 /// Addresses to begin with, in the order in which they were written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seeds(pub(super) Vec<Endpoint>);
+pub struct Seeds(pub(super) Vec<ConnectionAddr>);
 
 impl Seeds {
     /// Whether there are none.
@@ -27,19 +27,19 @@ impl Seeds {
 
     /// Whether TLS is spoken at one of them.
     pub fn is_tls(&self) -> bool {
-        self.0.iter().any(|seed| matches!(seed, Endpoint::Tcp { tls: true, .. }))
+        self.0.iter().any(|seed| matches!(seed, ConnectionAddr::Tcp { tls: true, .. }))
     }
 }
 
 /// A seed that cannot be understood. Says what is wrong without repeating what may be a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("found {problem}, expected {ALLOWED}")]
-pub struct BadSeed {
+pub struct InvalidSeed {
     problem: String,
 }
 
-fn seed(text: &str) -> Result<Endpoint, BadSeed> {
-    let bad = |problem: &str| BadSeed { problem: problem.to_owned() };
+fn seed(text: &str) -> Result<ConnectionAddr, InvalidSeed> {
+    let bad = |problem: &str| InvalidSeed { problem: problem.to_owned() };
     let url = Url::parse(text).map_err(|_| bad("a text that is no address"))?;
     let tls = match url.scheme() {
         "redis" => false,
@@ -55,15 +55,17 @@ fn seed(text: &str) -> Result<Endpoint, BadSeed> {
     }
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     match url.port() {
-        Some(port) if !host.is_empty() => Ok(Endpoint::Tcp { host: host.to_owned(), port, tls }),
+        Some(port) if !host.is_empty() => {
+            Ok(ConnectionAddr::Tcp { host: host.to_owned(), port, tls })
+        }
         _ => Err(bad("an address without host or port")),
     }
 }
 
 impl FromStr for Seeds {
-    type Err = BadSeed;
+    type Err = InvalidSeed;
 
-    fn from_str(text: &str) -> Result<Self, BadSeed> {
+    fn from_str(text: &str) -> Result<Self, InvalidSeed> {
         let seeds = text.split(',').map(str::trim).filter(|one| !one.is_empty());
         Ok(Self(seeds.map(seed).collect::<Result<_, _>>()?))
     }

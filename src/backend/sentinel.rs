@@ -20,10 +20,10 @@ use redis::{Cmd, PushInfo, PushKind, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::address::{Address, Endpoint};
+use super::address::{Address, ConnectionAddr};
 use super::credentials::sentinel_login;
-use super::dial::{Opener, PrepareError};
-use super::endpoint::Place;
+use super::dial::{Dialer, PrepareError};
+use super::endpoint::Endpoint;
 use super::error::{BackendError, unreachable};
 use super::hello::{Driver, driven, greet};
 use super::multiplexed::{Connection, ask};
@@ -34,51 +34,51 @@ use crate::metrics::Node;
 /// On it a sentinel tells of failovers: the name, and where the primary was and is.
 const CHANNEL: &str = "+switch-master";
 /// For so long those who have been asked are waited for when another has answered: one of them may know of a failover.
-const PATIENCE: Duration = Duration::from_millis(250);
+const GATHER_TIMEOUT: Duration = Duration::from_millis(250);
 /// A sentinel is not tried again sooner than this.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 
 /// Where the primary is, in the words of one sentinel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Word {
+struct MasterReport {
     /// Which failover made it the primary.
-    term: u64,
+    config_epoch: u64,
     host: String,
     port: u16,
 }
 
 /// What a sentinel said last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Said {
+enum SentinelState {
     /// It is being asked for the first time.
-    Starting,
+    Connecting,
     /// This, when it was asked then.
-    Primary(Word, Instant),
+    Primary(MasterReport, Instant),
     /// That it knows no such primary, when it was asked then.
     Unknown(Instant),
     /// Nothing: it cannot be asked.
-    Silent(BackendError),
+    Unreachable(BackendError),
 }
 
-impl Said {
-    fn word(&self) -> Option<&Word> {
+impl SentinelState {
+    fn report(&self) -> Option<&MasterReport> {
         match self {
-            Self::Primary(word, _) => Some(word),
+            Self::Primary(report, _) => Some(report),
             _ => None,
         }
     }
 
     /// Whether it says where the primary is, having been asked after `since`.
-    fn is_told(&self, since: Instant) -> bool {
+    fn is_reported_since(&self, since: Instant) -> bool {
         matches!(self, Self::Primary(_, asked) if *asked >= since)
     }
 
     /// Whether there is nothing to wait for.
-    fn is_settled(&self, since: Instant) -> bool {
+    fn is_known_since(&self, since: Instant) -> bool {
         match self {
-            Self::Starting => false,
+            Self::Connecting => false,
             Self::Primary(_, asked) | Self::Unknown(asked) => *asked >= since,
-            Self::Silent(_) => true,
+            Self::Unreachable(_) => true,
         }
     }
 }
@@ -86,25 +86,25 @@ impl Said {
 /// All sentinels there are.
 pub(super) struct Sentinels {
     settings: Settings,
-    opener: Arc<Opener>,
+    dialer: Arc<Dialer>,
     /// In the order of the seeds.
-    said: watch::Sender<Vec<Said>>,
+    states: watch::Sender<Vec<SentinelState>>,
     /// What it comes to.
-    primary: watch::Sender<Option<Place>>,
+    primary: watch::Sender<Option<Endpoint>>,
     /// Somebody needs to know where the primary is now.
-    wanted: Arc<watch::Sender<()>>,
+    poll_now: Arc<watch::Sender<()>>,
 }
 
 impl Sentinels {
-    pub(super) fn prepare(settings: &Settings, opener: Arc<Opener>) -> Result<Self, PrepareError> {
+    pub(super) fn prepare(settings: &Settings, dialer: Arc<Dialer>) -> Result<Self, PrepareError> {
         sentinel_login(settings)?;
-        let said = vec![Said::Starting; settings.seeds.0.len()];
+        let states = vec![SentinelState::Connecting; settings.seeds.0.len()];
         Ok(Self {
             settings: settings.clone(),
-            opener,
-            said: watch::Sender::new(said),
+            dialer,
+            states: watch::Sender::new(states),
             primary: watch::Sender::new(None),
-            wanted: Arc::new(watch::Sender::new(())),
+            poll_now: Arc::new(watch::Sender::new(())),
         })
     }
 
@@ -116,63 +116,69 @@ impl Sentinels {
                 .0
                 .iter()
                 .enumerate()
-                .map(|(number, seed)| self.attend(number, seed)),
+                .map(|(number, seed)| self.watch_sentinel(number, seed)),
         )
         .await;
     }
 
     /// Where the primary is, said by at least one of them from now on.
-    pub(super) async fn place(&self) -> Result<Place, BackendError> {
-        let mut said = self.said.subscribe();
+    pub(super) async fn resolve(&self) -> Result<Endpoint, BackendError> {
+        let mut states = self.states.subscribe();
         let since = Instant::now();
-        self.wanted.send_replace(());
-        let all_settled = |all: &Vec<Said>| all.iter().all(|one| one.is_settled(since));
-        _ = timeout(PATIENCE, said.wait_for(all_settled)).await;
-        let is_enough =
-            |all: &Vec<Said>| all_settled(all) || all.iter().any(|one| one.is_told(since));
-        let said = said.wait_for(is_enough).await.map_err(|error| unreachable(&error))?;
-        if said.iter().any(|one| one.is_told(since)) {
+        self.poll_now.send_replace(());
+        let all_known =
+            |all: &Vec<SentinelState>| all.iter().all(|state| state.is_known_since(since));
+        _ = timeout(GATHER_TIMEOUT, states.wait_for(all_known)).await;
+        let is_decided = |all: &Vec<SentinelState>| {
+            all_known(all) || all.iter().any(|state| state.is_reported_since(since))
+        };
+        let states = states.wait_for(is_decided).await.map_err(|error| unreachable(&error))?;
+        if states.iter().any(|state| state.is_reported_since(since)) {
             let primary = self.primary();
             return primary
                 .ok_or_else(|| unreachable(&"the sentinels have not agreed on a primary"));
         }
-        Err(self.why_none(&said))
+        Err(self.unavailable_reason(&states))
     }
 
     /// The primary that is heard of, from now on.
-    pub(super) fn follow(&self) -> watch::Receiver<Option<Place>> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Endpoint>> {
         self.primary.subscribe()
     }
 
     /// The primary that was heard of last.
-    pub(super) fn primary(&self) -> Option<Place> {
+    pub(super) fn primary(&self) -> Option<Endpoint> {
         self.primary.borrow().clone()
     }
 
-    pub(super) fn trace(&self) {
-        if let Some(place) = &*self.primary.borrow() {
-            place.address.trace();
+    pub(super) fn record_span_target(&self) {
+        if let Some(endpoint) = &*self.primary.borrow() {
+            endpoint.address.record_span_target();
         }
     }
 
     pub(super) fn nodes(&self) -> Vec<Node> {
-        let said = self.said.borrow();
-        let answers = |said: &Said| matches!(said, Said::Primary(..) | Said::Unknown(_));
-        let node = |(seed, said): (&Endpoint, &Said)| Node {
+        let states = self.states.borrow();
+        let answers = |states: &SentinelState| {
+            matches!(states, SentinelState::Primary(..) | SentinelState::Unknown(_))
+        };
+        let node = |(seed, states): (&ConnectionAddr, &SentinelState)| Node {
             name: seed.node(),
             role: "sentinel",
-            up: answers(said),
+            up: answers(states),
         };
-        self.settings.seeds.0.iter().zip(said.iter()).map(node).collect()
+        self.settings.seeds.0.iter().zip(states.iter()).map(node).collect()
     }
 
-    fn why_none(&self, said: &[Said]) -> BackendError {
-        let silent = said.iter().find_map(|one| match one {
-            Said::Silent(error) => Some(error),
+    fn unavailable_reason(&self, states: &[SentinelState]) -> BackendError {
+        let silent = states.iter().find_map(|state| match state {
+            SentinelState::Unreachable(error) => Some(error),
             _ => None,
         });
         match silent {
-            Some(error) if !said.iter().any(|one| matches!(one, Said::Unknown(_))) => {
+            Some(error)
+                if !states.iter().any(|state| matches!(state, SentinelState::Unknown(_))) =>
+            {
                 unreachable(&format_args!("no sentinel answers: {error}"))
             }
             _ => {
@@ -185,46 +191,46 @@ impl Sentinels {
     }
 
     /// Listens to one of them, and begins again whenever that ends.
-    async fn attend(&self, number: usize, seed: &Endpoint) {
+    async fn watch_sentinel(&self, number: usize, seed: &ConnectionAddr) {
         let mut delay = RECONNECT_DELAY_MIN;
-        let mut wanted = self.wanted.subscribe();
+        let mut poll_now = self.poll_now.subscribe();
         for attempt in 0_usize.. {
-            let Err(error) = self.listen(number, seed, attempt).await;
-            if matches!(self.said.borrow()[number], Said::Silent(_)) {
+            let Err(error) = self.connect_and_poll(number, seed, attempt).await;
+            if matches!(self.states.borrow()[number], SentinelState::Unreachable(_)) {
                 delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
             } else {
                 delay = RECONNECT_DELAY_MIN;
                 tracing::warn!(sentinel = %seed, reason = %error, "a sentinel does not answer; trying again until it does");
             }
-            self.hear(number, Said::Silent(error));
+            self.record(number, SentinelState::Unreachable(error));
             let soonest = Instant::now() + RECONNECT_DELAY_MIN;
-            wanted.mark_unchanged();
+            poll_now.mark_unchanged();
             tokio::select! {
                 () = sleep(delay) => {}
-                _ = wanted.changed() => sleep_until(soonest).await,
+                _ = poll_now.changed() => sleep_until(soonest).await,
             }
         }
     }
 
     /// Listens to one of them for as long as it answers.
-    async fn listen(
+    async fn connect_and_poll(
         &self,
         number: usize,
-        seed: &Endpoint,
+        seed: &ConnectionAddr,
         attempt: usize,
     ) -> Result<Infallible, BackendError> {
         let connecting = timeout(self.settings.connect_timeout, self.connect(seed, attempt));
         let (connection, driver) = connecting.await.unwrap_or(Err(BackendError::TimedOut))?;
         tokio::select! {
             biased;
-            ended = self.converse(number, connection) => ended,
+            ended = self.poll(number, connection) => ended,
             ended = driver => Err(ended),
         }
     }
 
     async fn connect(
         &self,
-        seed: &Endpoint,
+        seed: &ConnectionAddr,
         attempt: usize,
     ) -> Result<(Connection, Driver), BackendError> {
         let settings = self.settings.clone();
@@ -232,15 +238,15 @@ impl Sentinels {
         let login = tokio::task::spawn_blocking(move || sentinel_login(&settings)).await;
         let login =
             login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
-        let stream = self.opener.open(seed, attempt).await?;
-        let (wanted, name) =
-            (Arc::clone(&self.wanted), format!("{} ", self.settings.sentinel_master));
-        let heed = move |push| {
-            if is_switch(&push, &name) {
-                wanted.send_replace(());
+        let stream = self.dialer.dial(seed, attempt).await?;
+        let (poll_now, name) =
+            (Arc::clone(&self.poll_now), format!("{} ", self.settings.sentinel_master));
+        let on_push = move |push| {
+            if is_switch_master(&push, &name) {
+                poll_now.send_replace(());
             }
         };
-        let (connection, driver) = Connection::over(stream, 0, Box::new(heed));
+        let (connection, driver) = Connection::over(stream, 0, Box::new(on_push));
         let mut driver = Box::pin(driver) as Driver;
         driven(&mut driver, greet(&connection, login.as_ref())).await.map_err(
             |error| match error {
@@ -254,43 +260,51 @@ impl Sentinels {
     }
 
     /// Asks one of them again and again.
-    async fn converse(
+    async fn poll(
         &self,
         number: usize,
         connection: Connection,
     ) -> Result<Infallible, BackendError> {
-        let mut wanted = self.wanted.subscribe();
-        let patience = self.settings.connect_timeout;
-        require(
-            &timeout(patience, subscribe(&connection))
+        let mut poll_now = self.poll_now.subscribe();
+        let timeout_after = self.settings.connect_timeout;
+        expect_no_error(
+            &timeout(timeout_after, subscribe(&connection))
                 .await
                 .unwrap_or(Err(BackendError::TimedOut))?,
         )?;
         loop {
             // What is wanted from here on needs another question.
-            wanted.mark_unchanged();
+            poll_now.mark_unchanged();
             let asked = Instant::now();
-            let word = timeout(patience, self.question(&connection))
+            let report = timeout(timeout_after, self.query_master(&connection))
                 .await
                 .unwrap_or(Err(BackendError::TimedOut))?;
-            self.hear(number, word.map_or(Said::Unknown(asked), |word| Said::Primary(word, asked)));
+            self.record(
+                number,
+                report.map_or(SentinelState::Unknown(asked), |report| {
+                    SentinelState::Primary(report, asked)
+                }),
+            );
             tokio::select! {
                 () = sleep(self.settings.ping_interval) => {}
-                _ = wanted.changed() => {}
+                _ = poll_now.changed() => {}
             }
         }
     }
 
     /// The failover is asked for before the address and after it, and again until it is the same, so that the two belong
     /// together.
-    async fn question(&self, connection: &Connection) -> Result<Option<Word>, BackendError> {
-        let mut before = self.term(connection).await?;
+    async fn query_master(
+        &self,
+        connection: &Connection,
+    ) -> Result<Option<MasterReport>, BackendError> {
+        let mut before = self.config_epoch(connection).await?;
         loop {
             let address = ask(connection, &self.command("GET-MASTER-ADDR-BY-NAME")).await?;
-            require(&address)?;
-            let term = self.term(connection).await?;
-            if term != before {
-                before = term;
+            expect_no_error(&address)?;
+            let epoch = self.config_epoch(connection).await?;
+            if epoch != before {
+                before = epoch;
                 continue;
             }
             let Value::Array(parts) = &address else { return Ok(None) };
@@ -299,15 +313,16 @@ impl Sentinels {
                 return Err(unreachable(&"a sentinel gave an address that is none"));
             };
             let port = port.parse().map_err(|error| unreachable(&error))?;
-            return Ok(Some(Word { term, host: host.to_owned(), port }));
+            return Ok(Some(MasterReport { config_epoch: epoch, host: host.to_owned(), port }));
         }
     }
 
     /// The number of the last failover; none yet: zero.
-    async fn term(&self, connection: &Connection) -> Result<u64, BackendError> {
+    async fn config_epoch(&self, connection: &Connection) -> Result<u64, BackendError> {
         let master = ask(connection, &self.command("MASTER")).await?;
-        let term = field(&master, "config-epoch").and_then(text).and_then(|term| term.parse().ok());
-        Ok(term.unwrap_or_default())
+        let epoch =
+            field(&master, "config-epoch").and_then(text).and_then(|epoch| epoch.parse().ok());
+        Ok(epoch.unwrap_or_default())
     }
 
     fn command(&self, subcommand: &str) -> Cmd {
@@ -317,34 +332,40 @@ impl Sentinels {
     }
 
     /// Notes what one of them says, and what that changes.
-    fn hear(&self, number: usize, now: Said) {
-        self.said.send_modify(|said| said[number] = now);
-        let said = self.said.borrow();
+    fn record(&self, number: usize, now: SentinelState) {
+        self.states.send_modify(|states| states[number] = now);
+        let states = self.states.borrow();
         self.primary.send_if_modified(|primary| {
-            let Some(word) = latest(&said, primary.as_ref().map(|place| place.term)) else {
+            let Some(report) = latest(&states, primary.as_ref().map(|endpoint| endpoint.epoch))
+            else {
                 return false;
             };
-            let place = self.place_of(word);
-            if primary.as_ref() == Some(&place)
-                || is_contradicted(&said, primary.as_ref(), word.term)
+            let endpoint = self.endpoint_of(report);
+            if primary.as_ref() == Some(&endpoint)
+                || conflicts(&states, primary.as_ref(), report.config_epoch)
             {
                 return false;
             }
             let before = primary
                 .as_ref()
-                .map_or_else(|| "nobody".to_owned(), |place| place.address.endpoint.node());
-            let after = place.address.endpoint.node();
-            tracing::info!(before, after, failover = word.term, "the sentinels name a primary");
-            *primary = Some(place);
+                .map_or_else(|| "nobody".to_owned(), |endpoint| endpoint.address.addr.node());
+            let after = endpoint.address.addr.node();
+            tracing::info!(
+                before,
+                after,
+                failover = report.config_epoch,
+                "the sentinels name a primary"
+            );
+            *primary = Some(endpoint);
             true
         });
     }
 
-    fn place_of(&self, word: &Word) -> Place {
+    fn endpoint_of(&self, report: &MasterReport) -> Endpoint {
         let url = &self.settings.url;
-        let endpoint =
-            Endpoint::Tcp { host: word.host.clone(), port: word.port, tls: url.is_tls() };
-        Place { address: Address { endpoint, ..url.clone() }, term: word.term }
+        let addr =
+            ConnectionAddr::Tcp { host: report.host.clone(), port: report.port, tls: url.is_tls() };
+        Endpoint { address: Address { addr, ..url.clone() }, epoch: report.config_epoch }
     }
 }
 
@@ -355,31 +376,36 @@ async fn subscribe(connection: &Connection) -> Result<Value, BackendError> {
 }
 
 /// The word that counts: of the latest failover, and no older than `known` unless all say so.
-fn latest(said: &[Said], known: Option<u64>) -> Option<&Word> {
-    let latest = said.iter().filter_map(Said::word).max_by_key(|word| word.term)?;
-    let is_older = known.is_some_and(|known| latest.term < known);
-    let all_say_so = || said.iter().all(|one| one.word() == Some(latest));
+fn latest(states: &[SentinelState], known: Option<u64>) -> Option<&MasterReport> {
+    let latest =
+        states.iter().filter_map(SentinelState::report).max_by_key(|report| report.config_epoch)?;
+    let is_older = known.is_some_and(|known| latest.config_epoch < known);
+    let all_say_so = || states.iter().all(|state| state.report() == Some(latest));
     (!is_older || all_say_so()).then_some(latest)
 }
 
 /// Whether somebody still says what is known, of the same failover: then one of them was asked while it changed its mind.
-fn is_contradicted(said: &[Said], known: Option<&Place>, term: u64) -> bool {
-    let says_known = |word: &Word, place: &Place| {
-        word.term == term
-            && matches!(&place.address.endpoint, Endpoint::Tcp { host, port, .. } if (host, port) == (&word.host, &word.port))
+fn conflicts(states: &[SentinelState], known: Option<&Endpoint>, epoch: u64) -> bool {
+    let says_known = |report: &MasterReport, endpoint: &Endpoint| {
+        report.config_epoch == epoch
+            && matches!(&endpoint.address.addr, ConnectionAddr::Tcp { host, port, .. } if (host, port) == (&report.host, &report.port))
     };
-    known.is_some_and(|place| {
-        place.term == term && said.iter().filter_map(Said::word).any(|word| says_known(word, place))
+    known.is_some_and(|endpoint| {
+        endpoint.epoch == epoch
+            && states
+                .iter()
+                .filter_map(SentinelState::report)
+                .any(|report| says_known(report, endpoint))
     })
 }
 
 /// Whether this tells of a failover of the primary whose name, and a space, `name` is.
-fn is_switch(push: &PushInfo, name: &str) -> bool {
+fn is_switch_master(push: &PushInfo, name: &str) -> bool {
     let told = push.data.get(1).and_then(text);
     push.kind == PushKind::Message && told.is_some_and(|told| told.starts_with(name))
 }
 
-fn require(answer: &Value) -> Result<(), BackendError> {
+fn expect_no_error(answer: &Value) -> Result<(), BackendError> {
     match answer {
         Value::ServerError(error) => {
             let (code, details) = (error.code(), error.details().unwrap_or_default());
@@ -393,28 +419,37 @@ fn require(answer: &Value) -> Result<(), BackendError> {
 mod tests {
     use super::*;
 
-    fn says(term: u64, port: u16) -> Said {
-        Said::Primary(Word { term, host: "host".to_owned(), port }, Instant::now())
+    fn says(epoch: u64, port: u16) -> SentinelState {
+        SentinelState::Primary(
+            MasterReport { config_epoch: epoch, host: "host".to_owned(), port },
+            Instant::now(),
+        )
     }
 
-    fn silent() -> Said {
-        Said::Silent(BackendError::TimedOut)
+    fn silent() -> SentinelState {
+        SentinelState::Unreachable(BackendError::TimedOut)
     }
 
-    fn place(term: u64, port: u16) -> Place {
+    fn endpoint(epoch: u64, port: u16) -> Endpoint {
         let address = format!("redis://host:{port}").parse().unwrap();
-        Place { address, term }
+        Endpoint { address, epoch }
     }
 
-    fn elected(said: &[Said], known: Option<u64>) -> Option<(u64, u16)> {
-        latest(said, known).map(|word| (word.term, word.port))
+    fn elected(states: &[SentinelState], known: Option<u64>) -> Option<(u64, u16)> {
+        latest(states, known).map(|report| (report.config_epoch, report.port))
     }
 
     #[test]
     fn the_latest_failover_counts_whoever_says_it() {
         assert_eq!(elected(&[says(1, 10), says(2, 20), says(1, 10)], None), Some((2, 20)));
         assert_eq!(elected(&[says(1, 10), silent(), says(2, 20)], Some(1)), Some((2, 20)));
-        assert_eq!(elected(&[Said::Starting, silent(), Said::Unknown(Instant::now())], None), None);
+        assert_eq!(
+            elected(
+                &[SentinelState::Connecting, silent(), SentinelState::Unknown(Instant::now())],
+                None
+            ),
+            None
+        );
     }
 
     #[test]
@@ -431,11 +466,11 @@ mod tests {
 
     #[test]
     fn who_is_just_changing_its_mind_changes_nothing() {
-        let known = place(1, 10);
-        assert!(is_contradicted(&[says(1, 20), says(1, 10)], Some(&known), 1));
-        assert!(!is_contradicted(&[says(2, 20), says(1, 10)], Some(&known), 2));
-        assert!(!is_contradicted(&[says(1, 20), says(1, 20)], Some(&known), 1));
-        assert!(!is_contradicted(&[says(1, 20)], None, 1));
+        let known = endpoint(1, 10);
+        assert!(conflicts(&[says(1, 20), says(1, 10)], Some(&known), 1));
+        assert!(!conflicts(&[says(2, 20), says(1, 10)], Some(&known), 2));
+        assert!(!conflicts(&[says(1, 20), says(1, 20)], Some(&known), 1));
+        assert!(!conflicts(&[says(1, 20)], None, 1));
     }
 
     #[test]
@@ -444,8 +479,11 @@ mod tests {
             let data = ["+switch-master", text].map(|part| Value::BulkString(part.into())).to_vec();
             PushInfo { kind: PushKind::Message, data }
         };
-        assert!(is_switch(&push("main 127.0.0.1 1 127.0.0.1 2"), "main "));
-        assert!(!is_switch(&push("main2 127.0.0.1 1 127.0.0.1 2"), "main "));
-        assert!(!is_switch(&PushInfo { kind: PushKind::Subscribe, ..push("main 1") }, "main "));
+        assert!(is_switch_master(&push("main 127.0.0.1 1 127.0.0.1 2"), "main "));
+        assert!(!is_switch_master(&push("main2 127.0.0.1 1 127.0.0.1 2"), "main "));
+        assert!(!is_switch_master(
+            &PushInfo { kind: PushKind::Subscribe, ..push("main 1") },
+            "main "
+        ));
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::address::{Address, Endpoint};
+use super::address::{Address, ConnectionAddr};
 use super::seeds::Seeds;
-use crate::settings::{self, Contradiction, Secret, absurd_limits, broken, zero_timeouts};
+use crate::settings::{self, RuleViolation, Secret, out_of_range, violations, zero_timeouts};
 
 /// How it is told where Redis is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ impl TryFrom<String> for Mode {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(
+        settings::parse_choice(
             &text,
             [
                 ("standalone", Self::Standalone),
@@ -116,15 +116,15 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
         let set = |path: &PathBuf| !path.as_os_str().is_empty();
         let tls_files = [&self.tls_ca_file, &self.tls_cert_file, &self.tls_key_file];
-        let tls_unused = !self.speaks_tls() && tls_files.into_iter().any(set);
+        let tls_unused = !self.uses_tls() && tls_files.into_iter().any(set);
         let tls_half = set(&self.tls_cert_file) != set(&self.tls_key_file);
         let two_passwords = !self.password.is_empty() && set(&self.password_file);
         let ping =
             format!("found {:?}, expected at least {PING_INTERVAL_MIN:?}", self.ping_interval);
-        let own = broken([
+        let own = violations([
             (
                 two_passwords,
                 "redis.password_file",
@@ -142,7 +142,7 @@ impl Settings {
                 "found one of the two, expected redis.tls_key_file with it, or neither",
             ),
         ]);
-        let limits = absurd_limits([(self.max_fetches, "redis.max_fetches")]);
+        let limits = out_of_range([(self.max_fetches, "redis.max_fetches")]);
         let timeouts = zero_timeouts([
             (self.connect_timeout, "redis.connect_timeout"),
             (self.response_timeout, "redis.response_timeout"),
@@ -150,13 +150,13 @@ impl Settings {
         [own, self.mode_contradictions(), limits, timeouts].concat()
     }
 
-    fn mode_contradictions(&self) -> Vec<Contradiction> {
+    fn mode_contradictions(&self) -> Vec<RuleViolation> {
         let by_sentinels = self.mode == Mode::Sentinel;
         let by_cluster = self.mode == Mode::Cluster;
-        let unix = matches!(self.url.endpoint, Endpoint::Unix(_));
+        let unix = matches!(self.url.addr, ConnectionAddr::Unix(_));
         let file = !self.sentinel_password_file.as_os_str().is_empty();
         let needs = "found, expected redis.mode = \"sentinel\" with it";
-        broken([
+        violations([
             (
                 !by_sentinels && !by_cluster && !self.seeds.is_empty(),
                 "redis.seeds",
@@ -200,28 +200,28 @@ impl Settings {
     }
 
     /// Those for one node of a cluster.
-    pub(crate) fn of_node(&self, host: &str, port: u16) -> Self {
+    pub(crate) fn for_node(&self, host: &str, port: u16) -> Self {
         let tls = self.url.is_tls() || self.seeds.is_tls();
-        let endpoint = Endpoint::Tcp { host: host.to_owned(), port, tls };
-        Self { url: Address { endpoint, ..self.url.clone() }, ..self.clone() }
+        let addr = ConnectionAddr::Tcp { host: host.to_owned(), port, tls };
+        Self { url: Address { addr, ..self.url.clone() }, ..self.clone() }
     }
 
     /// Where the seeds are.
-    pub(crate) fn seed_addresses(&self) -> Vec<(String, u16)> {
-        let address = |seed: &Endpoint| match seed {
-            Endpoint::Tcp { host, port, .. } => Some((host.clone(), *port)),
-            Endpoint::Unix(_) => None,
+    pub(crate) fn seed_addrs(&self) -> Vec<(String, u16)> {
+        let address = |seed: &ConnectionAddr| match seed {
+            ConnectionAddr::Tcp { host, port, .. } => Some((host.clone(), *port)),
+            ConnectionAddr::Unix(_) => None,
         };
         self.seeds.0.iter().filter_map(address).collect()
     }
 
     /// Whether a node of a cluster is better called by its name, which its certificate may hold.
-    pub(crate) fn calls_nodes_by_name(&self) -> bool {
-        self.speaks_tls()
+    pub(crate) fn prefers_hostnames(&self) -> bool {
+        self.uses_tls()
     }
 
     /// Whether TLS is spoken to anybody.
-    pub(super) fn speaks_tls(&self) -> bool {
+    pub(super) fn uses_tls(&self) -> bool {
         self.url.is_tls() || self.seeds.is_tls()
     }
 }

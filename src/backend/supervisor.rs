@@ -16,8 +16,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connector::{Connected, Connector, Granted, MOVED};
-use super::dial::Opener;
-use super::error::{BackendError, not_admitted, unreachable};
+use super::dial::Dialer;
+use super::error::{BackendError, auth_rejected, unreachable};
 use super::liveness::Liveness;
 use super::multiplexed::{Connection, UNASKED};
 use super::probe::{Ended, Probe};
@@ -27,7 +27,7 @@ use super::topology::Topology;
 use super::tracking::{self, Listener, Tracking, Untracked};
 use crate::cache::{Cache, Coherence, CoherenceMode};
 use crate::metrics::{Invalidation, Metrics};
-use crate::net::Activity;
+use crate::net::IoProgress;
 
 /// What links to Redis there are now.
 #[derive(Clone)]
@@ -74,7 +74,7 @@ pub struct Link {
 impl Link {
     pub(super) fn prepare(
         settings: &Settings,
-        ways: (Arc<Opener>, Arc<Topology>),
+        ways: (Arc<Dialer>, Arc<Topology>),
         cache: Cache<BackendError>,
         calls: Arc<Calls>,
         metrics: Arc<Metrics>,
@@ -82,7 +82,7 @@ impl Link {
         let connector = Connector::new(settings, ways);
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
-            cache.forsake();
+            cache.suspend_tracking();
         }
         let (state, states) = watch::channel(LinkState::Starting);
         let (proved, proofs) = watch::channel(Instant::now());
@@ -141,7 +141,7 @@ impl Link {
         settle(&self.calls.needed).await;
         tokio::select! {
             () = sleep_until(until) => {}
-            () = self.calls.needed.notified(), if !matches!(error, BackendError::NotAdmitted(_)) => {
+            () = self.calls.needed.notified(), if !matches!(error, BackendError::AuthRejected(_)) => {
                 sleep_until(attempt + RECONNECT_DELAY_MIN).await;
             }
         }
@@ -151,9 +151,9 @@ impl Link {
     fn up(&mut self, connected: &Connected, since: Instant) {
         match connected.tracking {
             Some((tracking, asked)) => self.tracked(tracking, asked),
-            None => self.cache.rely_on_ttl(),
+            None => self.cache.use_ttl_only(),
         }
-        self.metrics.backend_up(true);
+        self.metrics.set_backend_up(true);
         self.reported = false;
         let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
         tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to Redis");
@@ -167,11 +167,11 @@ impl Link {
 
     /// From now on Redis tells of changes.
     fn tracked(&mut self, tracking: Tracking, asked: Instant) {
-        self.cache.rely_on_tracking(asked);
+        self.cache.start_tracking(asked);
         // Memory is empty, so there is nothing old in it.
         self.proved.send_replace(Instant::now());
         if std::mem::replace(&mut self.has_tracked, true) {
-            self.metrics.tracking_reconnected();
+            self.metrics.record_tracking_reconnect();
         }
         self.reported_untracked = false;
         tracking::warn_of_small_table(tracking, self.cache.settings().capacity);
@@ -182,17 +182,17 @@ impl Link {
     fn take_back(&self, error: &BackendError) {
         let before = self.state.send_replace(LinkState::Down(error.clone()));
         if let LinkState::Up(..) = before {
-            self.metrics.backend_up(false);
+            self.metrics.set_backend_up(false);
         }
         if let LinkState::Up(_, Some(_)) = before {
-            self.metrics.invalidated(Invalidation::Disconnect, 1);
-            self.cache.forsake();
+            self.metrics.record_invalidations(Invalidation::Disconnect, 1);
+            self.cache.suspend_tracking();
         }
     }
 
     fn down(&mut self, error: &BackendError) {
         self.take_back(error);
-        if matches!(error, BackendError::NotAdmitted(_))
+        if matches!(error, BackendError::AuthRejected(_))
             && self.cache.coherence() == Coherence::None
         {
             // Redis is there and answers, so nothing may stand in for it.
@@ -203,7 +203,7 @@ impl Link {
             return;
         }
         self.reported = true;
-        self.metrics.backend_error(error.kind());
+        self.metrics.record_backend_error(error.kind());
         tracing::warn!(redis = %self.connector.address(), reason = %error, "no link to Redis; trying again until there is");
     }
 
@@ -232,7 +232,7 @@ impl Link {
     /// What follows when Redis does not track: another way where there may be one, else no link.
     fn untracked(&mut self, reason: &str) -> Result<(), BackendError> {
         if self.mode == CoherenceMode::Tracking {
-            return Err(not_admitted(&format_args!(
+            return Err(auth_rejected(&format_args!(
                 "Redis does not tell of changes (CLIENT TRACKING): {reason}"
             )));
         }
@@ -274,7 +274,7 @@ impl Link {
     async fn watch(
         &self,
         connection: &Connection,
-        activity: &Activity,
+        activity: &IoProgress,
         (tracking, is_refused): (Option<Granted>, bool),
     ) -> Event {
         let liveness = Liveness {

@@ -159,12 +159,12 @@ impl Listener {
         match read_push(push) {
             None => {}
             Some(Changed::Everything) => {
-                self.metrics.invalidated(Invalidation::All, 1);
+                self.metrics.record_invalidations(Invalidation::All, 1);
                 self.cache.invalidate_all();
                 self.probe.heed_all();
             }
             Some(Changed::Keys(keys)) => {
-                self.metrics.invalidated(Invalidation::Key, keys.len());
+                self.metrics.record_invalidations(Invalidation::Key, keys.len());
                 for key in keys {
                     self.cache.invalidate(&key);
                     self.probe.heed(&key);

@@ -14,15 +14,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::lease::Voucher;
-use super::ttl::{Lifetimes, nanoseconds};
+use super::lease::Validity;
+use super::ttl::{Ttls, as_nanos};
 use crate::key::Key;
 
 /// Where an entry stands in the order of reads, as a number.
-pub(super) type Place = u32;
+pub(super) type LruIndex = u32;
 
 /// No place. So one fewer than there are numbers can be had.
-pub(super) const NOWHERE: Place = Place::MAX;
+pub(super) const NOT_LINKED: LruIndex = LruIndex::MAX;
 
 /// What an entry may be used for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Freshness {
         past: Duration,
     },
     /// May not be given any more.
-    Dead,
+    Expired,
 }
 
 /// The bytes of a value, with the digest that names them.
@@ -62,9 +62,9 @@ impl<'a> Value<'a> {
 
     /// The value for as long as it is wanted: a small one copied, a large one shared.
     pub fn to_bytes(&self) -> Bytes {
-        match &self.entry.kept {
-            Kept::Apart(apart) => apart.1.clone().unwrap_or_default(),
-            Kept::Within { .. } => Bytes::copy_from_slice(self.bytes),
+        match &self.entry.payload {
+            Payload::Heap(heap) => heap.1.clone().unwrap_or_default(),
+            Payload::Inline { .. } => Bytes::copy_from_slice(self.bytes),
         }
     }
 }
@@ -72,106 +72,113 @@ impl<'a> Value<'a> {
 /// What Redis answered for a key, and when it was asked. Times are nanoseconds on the cache's clock.
 #[derive(Debug)]
 pub struct Entry<B: ?Sized = [u8]> {
-    fetched: u64,
+    fetched_at: u64,
     /// For how long from then on Redis itself lets the key live; as long as can be said: for good.
-    lives_for: u64,
+    expires_after: u64,
     /// Made when it is first asked for, since most values are never asked for theirs.
     digest: OnceLock<[u8; 16]>,
     /// Where it stands in the order of reads; nowhere, unless it is in the store.
-    place: AtomicU32,
-    kept: Kept,
+    lru_index: AtomicU32,
+    payload: Payload,
     bytes: B,
 }
 
 /// Where key and value are; of a key that Redis does not have there is no value.
 #[derive(Debug)]
-enum Kept {
+enum Payload {
     /// One behind the other at the end of the entry, so many bytes of each.
-    Within { key: u32, value: Option<u32> },
-    /// Elsewhere, since together they are larger than [`LARGEST`].
-    Apart(Box<(Key, Option<Bytes>)>),
+    Inline { key: u32, value: Option<u32> },
+    /// Elsewhere, since together they are larger than [`MAX_INLINE`].
+    Heap(Box<(Key, Option<Bytes>)>),
 }
 
 impl Entry {
-    /// An entry for what Redis answered (`None`: no such key) to a fetch of `key` begun at `fetched`; `expires_in` is the
+    /// An entry for what Redis answered (`None`: no such key) to a fetch of `key` begun at `fetched_at`; `expires_in` is the
     /// key's own time to live in Redis (`PTTL`).
     pub(super) fn new(
         key: &Key,
         value: Option<Bytes>,
-        fetched: u64,
+        fetched_at: u64,
         expires_in: Option<Duration>,
     ) -> Arc<Self> {
-        let lives_for = expires_in.map_or(u64::MAX, nanoseconds);
+        let expires_after = expires_in.map_or(u64::MAX, as_nanos);
         let length = |bytes: usize| u32::try_from(bytes).ok();
         let (key_length, value_length) =
             (length(key.len()), value.as_ref().map(|value| length(value.len())));
-        let whole = key.len().saturating_add(value.as_ref().map_or(0, Bytes::len));
+        let total = key.len().saturating_add(value.as_ref().map_or(0, Bytes::len));
         match (key_length, value_length) {
-            (Some(key_length), None | Some(Some(_))) if whole <= LARGEST => {
-                let kept = Kept::Within { key: key_length, value: value_length.flatten() };
-                make(
-                    fetched,
-                    lives_for,
-                    kept,
+            (Some(key_length), None | Some(Some(_))) if total <= MAX_INLINE => {
+                let payload = Payload::Inline { key: key_length, value: value_length.flatten() };
+                allocate(
+                    fetched_at,
+                    expires_after,
+                    payload,
                     [key.as_bytes(), value.as_deref().unwrap_or_default()],
                 )
             }
-            _ => make(fetched, lives_for, Kept::Apart(Box::new((key.clone(), value))), [&[], &[]]),
+            _ => allocate(
+                fetched_at,
+                expires_after,
+                Payload::Heap(Box::new((key.clone(), value))),
+                [&[], &[]],
+            ),
         }
     }
 
     /// The key that was asked for.
     pub(super) fn key(&self) -> &[u8] {
-        match &self.kept {
-            Kept::Within { key, .. } => &self.bytes[..*key as usize],
-            Kept::Apart(apart) => apart.0.as_bytes(),
+        match &self.payload {
+            Payload::Inline { key, .. } => &self.bytes[..*key as usize],
+            Payload::Heap(heap) => heap.0.as_bytes(),
         }
     }
 
     /// The value, or `None` where Redis had no such key.
     pub fn value(&self) -> Option<Value<'_>> {
-        let bytes = match &self.kept {
-            Kept::Within { key, value } => &self.bytes[*key as usize..][..(*value)? as usize],
-            Kept::Apart(apart) => apart.1.as_ref()?,
+        let bytes = match &self.payload {
+            Payload::Inline { key, value } => &self.bytes[*key as usize..][..(*value)? as usize],
+            Payload::Heap(heap) => heap.1.as_ref()?,
         };
         Some(Value { bytes, entry: self })
     }
 
     /// How long ago Redis was asked.
     pub(super) fn age(&self, now: u64) -> Duration {
-        Duration::from_nanos(now.saturating_sub(self.fetched))
+        Duration::from_nanos(now.saturating_sub(self.fetched_at))
     }
 
     /// What the entry may be used for at `now`. The end of the key's own life in Redis is the end of the entry,
     /// stale or not. It is stale from when its time was over or nobody vouched for it any more, whichever was first.
-    pub(super) fn freshness(&self, now: u64, lifetimes: Lifetimes, voucher: Voucher) -> Freshness {
-        let lived = now.saturating_sub(self.fetched);
-        if lived >= self.lives_for {
-            return Freshness::Dead;
+    pub(super) fn freshness(&self, now: u64, ttls: Ttls, validity: Validity) -> Freshness {
+        let lived = now.saturating_sub(self.fetched_at);
+        if lived >= self.expires_after {
+            return Freshness::Expired;
         }
-        let (ttl, grace) = if self.is_absent() {
-            (lifetimes.of_absence(voucher), 0)
+        let (ttl, grace) = if self.is_negative() {
+            (ttls.negative_ttl_for(validity), 0)
         } else {
-            (lifetimes.ttl, lifetimes.stale_grace)
+            (ttls.ttl, ttls.stale_grace)
         };
-        let over = lived.checked_sub(ttl);
-        let past = match voucher {
-            Voucher::Nobody { since } => Some(nanoseconds(since).max(over.unwrap_or_default())),
-            Voucher::Time | Voucher::Redis => over,
+        let expired_for = lived.checked_sub(ttl);
+        let past = match validity {
+            Validity::Expired { since } => {
+                Some(as_nanos(since).max(expired_for.unwrap_or_default()))
+            }
+            Validity::TtlOnly | Validity::Tracked => expired_for,
         };
         match past {
             None => Freshness::Fresh {
-                remaining: Duration::from_nanos((ttl - lived).min(self.lives_for - lived)),
+                remaining: Duration::from_nanos((ttl - lived).min(self.expires_after - lived)),
             },
             Some(past) if past < grace => Freshness::Stale { past: Duration::from_nanos(past) },
-            Some(_) => Freshness::Dead,
+            Some(_) => Freshness::Expired,
         }
     }
 
-    fn is_absent(&self) -> bool {
-        match &self.kept {
-            Kept::Within { value, .. } => value.is_none(),
-            Kept::Apart(apart) => apart.1.is_none(),
+    fn is_negative(&self) -> bool {
+        match &self.payload {
+            Payload::Inline { value, .. } => value.is_none(),
+            Payload::Heap(heap) => heap.1.is_none(),
         }
     }
 
@@ -185,64 +192,65 @@ impl Entry {
     pub(super) fn touch(&self) -> u32 {
         let byte = |at: usize| self.bytes.get(at).copied().map_or(0, u32::from);
         let length = self.bytes.len();
-        let head = u32::from(matches!(self.kept, Kept::Apart(_))) ^ self.place.load(Relaxed);
+        let head =
+            u32::from(matches!(self.payload, Payload::Heap(_))) ^ self.lru_index.load(Relaxed);
         head ^ byte(0) ^ byte(length / 2) ^ byte(length.saturating_sub(1))
     }
 
     /// Where it stands in the order of reads, if it is in the store.
-    pub(super) fn place(&self) -> Place {
-        self.place.load(Acquire)
+    pub(super) fn lru_index(&self) -> LruIndex {
+        self.lru_index.load(Acquire)
     }
 
     /// Puts it there; done under the lock of its key's table.
-    pub(super) fn stand_at(&self, place: Place) {
-        self.place.store(place, Release);
+    pub(super) fn set_index(&self, index: LruIndex) {
+        self.lru_index.store(index, Release);
     }
 
     /// Says that it is in the store no more; done under the same lock.
-    pub(super) fn leave(&self) {
-        self.stand_at(NOWHERE);
+    pub(super) fn unlink(&self) {
+        self.set_index(NOT_LINKED);
     }
 
     /// Whether it is in the store.
-    pub(super) fn is_stored(&self) -> bool {
-        self.place() != NOWHERE
+    pub(super) fn is_linked(&self) -> bool {
+        self.lru_index() != NOT_LINKED
     }
 }
 
 /// Makes an entry with the least room that the pieces fit in. With what goes before them, and the counts of those who share
 /// it, the sizes are those in which memory is given out anyway.
-macro_rules! rooms {
-    ($($room:literal)+; $largest:literal) => {
+macro_rules! capacities {
+    ($($capacity:literal)+; $largest:literal) => {
         /// Key and value that have more bytes together are not within their entry.
-        const LARGEST: usize = $largest;
+        const MAX_INLINE: usize = $largest;
 
-        fn make(fetched: u64, lives_for: u64, kept: Kept, pieces: [&[u8]; 2]) -> Arc<Entry> {
-            let length = pieces[0].len() + pieces[1].len();
-            $(if length <= $room {
-                return with_room::<$room>(fetched, lives_for, kept, pieces);
+        fn allocate(fetched_at: u64, expires_after: u64, payload: Payload, parts: [&[u8]; 2]) -> Arc<Entry> {
+            let length = parts[0].len() + parts[1].len();
+            $(if length <= $capacity {
+                return with_capacity::<$capacity>(fetched_at, expires_after, payload, parts);
             })+
-            with_room::<LARGEST>(fetched, lives_for, kept, pieces)
+            with_capacity::<MAX_INLINE>(fetched_at, expires_after, payload, parts)
         }
     };
 }
-rooms!(8 24 40 56 88 120 152 184 248 312 376 440 568 696 824; 952);
+capacities!(8 24 40 56 88 120 152 184 248 312 376 440 568 696 824; 952);
 
-fn with_room<const ROOM: usize>(
-    fetched: u64,
-    lives_for: u64,
-    kept: Kept,
+fn with_capacity<const CAPACITY: usize>(
+    fetched_at: u64,
+    expires_after: u64,
+    payload: Payload,
     [key, value]: [&[u8]; 2],
 ) -> Arc<Entry> {
-    let mut bytes = [0; ROOM];
+    let mut bytes = [0; CAPACITY];
     bytes[..key.len()].copy_from_slice(key);
     bytes[key.len()..][..value.len()].copy_from_slice(value);
     Arc::new(Entry {
-        fetched,
-        lives_for,
+        fetched_at,
+        expires_after,
         digest: OnceLock::new(),
-        place: AtomicU32::new(NOWHERE),
-        kept,
+        lru_index: AtomicU32::new(NOT_LINKED),
+        payload,
         bytes,
     })
 }
@@ -250,21 +258,21 @@ fn with_room<const ROOM: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::AbsentTtl;
+    use crate::cache::NegativeTtl;
 
     /// When the entries here were asked for.
     const FETCHED: u64 = 3_600_000_000_000;
 
-    fn lifetimes(ttl_absent: AbsentTtl) -> Lifetimes {
-        Lifetimes::new(Duration::from_secs(10), ttl_absent, Duration::from_secs(5))
+    fn ttls(ttl_absent: NegativeTtl) -> Ttls {
+        Ttls::new(Duration::from_secs(10), ttl_absent, Duration::from_secs(5))
     }
 
-    fn fixed() -> Lifetimes {
-        lifetimes(AbsentTtl::Fixed(Duration::from_secs(2)))
+    fn fixed() -> Ttls {
+        ttls(NegativeTtl::Fixed(Duration::from_secs(2)))
     }
 
     fn after(entry: &Entry, milliseconds: u64) -> Freshness {
-        entry.freshness(FETCHED + milliseconds * 1_000_000, fixed(), Voucher::Time)
+        entry.freshness(FETCHED + milliseconds * 1_000_000, fixed(), Validity::TtlOnly)
     }
 
     fn value(expires_in: Option<Duration>) -> Arc<Entry> {
@@ -277,20 +285,21 @@ mod tests {
 
     #[test]
     fn an_entry_gives_back_what_it_was_made_of_whatever_its_size() {
-        for key_length in [0, 1, 7, 8, 9, 400, LARGEST, LARGEST + 1, 100_000] {
+        for key_length in [0, 1, 7, 8, 9, 400, MAX_INLINE, MAX_INLINE + 1, 100_000] {
             let key = Key::from(&vec![b'k'; key_length][..]);
             let absent = Entry::new(&key, None, FETCHED, None);
             assert_eq!(
                 (absent.key(), absent.value().is_none(), absent.size()),
                 (key.as_bytes(), true, key_length)
             );
-            for value_length in (0..200).chain([900, LARGEST - 1, LARGEST, LARGEST + 1, 5_000_000])
+            for value_length in
+                (0..200).chain([900, MAX_INLINE - 1, MAX_INLINE, MAX_INLINE + 1, 5_000_000])
             {
                 let value = Bytes::from(vec![b'v'; value_length]);
                 let entry = Entry::new(&key, Some(value.clone()), FETCHED, None);
                 assert_eq!(entry.key(), key.as_bytes());
-                let kept = entry.value().unwrap();
-                assert_eq!((kept.bytes, &*kept.to_bytes()), (&*value, &*value));
+                let payload = entry.value().unwrap();
+                assert_eq!((payload.bytes, &*payload.to_bytes()), (&*value, &*value));
                 assert_eq!(entry.size(), key_length + value_length);
             }
         }
@@ -298,11 +307,11 @@ mod tests {
 
     #[test]
     fn a_large_value_is_never_copied() {
-        let value = Bytes::from(vec![b'v'; LARGEST + 1]);
+        let value = Bytes::from(vec![b'v'; MAX_INLINE + 1]);
         let entry = Entry::new(&Key::from(&b"k"[..]), Some(value.clone()), FETCHED, None);
-        let kept = entry.value().unwrap();
+        let payload = entry.value().unwrap();
         assert_eq!(
-            (kept.bytes.as_ptr(), kept.to_bytes().as_ptr()),
+            (payload.bytes.as_ptr(), payload.to_bytes().as_ptr()),
             (value.as_ptr(), value.as_ptr())
         );
     }
@@ -316,7 +325,7 @@ mod tests {
                 .unwrap()
                 .digest()
         };
-        assert_eq!(digest(1, b"value"), digest(LARGEST, b"value"));
+        assert_eq!(digest(1, b"value"), digest(MAX_INLINE, b"value"));
         assert_ne!(digest(1, b"value"), digest(1, b"values"));
     }
 
@@ -327,18 +336,18 @@ mod tests {
         assert_eq!(after(&entry, 9_999), Freshness::Fresh { remaining: Duration::from_millis(1) });
         assert_eq!(after(&entry, 10_000), Freshness::Stale { past: Duration::ZERO });
         assert_eq!(after(&entry, 14_999), Freshness::Stale { past: Duration::from_millis(4_999) });
-        assert_eq!(after(&entry, 15_000), Freshness::Dead);
+        assert_eq!(after(&entry, 15_000), Freshness::Expired);
     }
 
     #[test]
     fn the_keys_own_expiry_ends_the_entry_and_its_grace() {
         let entry = value(Some(Duration::from_secs(3)));
         assert_eq!(after(&entry, 0), Freshness::Fresh { remaining: Duration::from_secs(3) });
-        assert_eq!(after(&entry, 3_000), Freshness::Dead);
+        assert_eq!(after(&entry, 3_000), Freshness::Expired);
         let entry = value(Some(Duration::from_secs(12)));
         assert_eq!(after(&entry, 11_000), Freshness::Stale { past: Duration::from_secs(1) });
-        assert_eq!(after(&entry, 12_000), Freshness::Dead);
-        assert_eq!(after(&value(Some(Duration::ZERO)), 0), Freshness::Dead);
+        assert_eq!(after(&entry, 12_000), Freshness::Expired);
+        assert_eq!(after(&value(Some(Duration::ZERO)), 0), Freshness::Expired);
         assert!(matches!(after(&value(Some(Duration::MAX)), 0), Freshness::Fresh { .. }));
     }
 
@@ -346,13 +355,13 @@ mod tests {
     fn an_absent_key_has_its_own_ttl_and_no_grace() {
         let entry = absent();
         assert_eq!(after(&entry, 1_999), Freshness::Fresh { remaining: Duration::from_millis(1) });
-        assert_eq!(after(&entry, 2_000), Freshness::Dead);
+        assert_eq!(after(&entry, 2_000), Freshness::Expired);
     }
 
     #[test]
     fn a_clock_that_steps_back_makes_nothing_younger_than_new() {
         let entry = value(None);
-        let freshness = entry.freshness(FETCHED - 1_000_000_000, fixed(), Voucher::Time);
+        let freshness = entry.freshness(FETCHED - 1_000_000_000, fixed(), Validity::TtlOnly);
         assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_secs(10) });
     }
 
@@ -361,30 +370,30 @@ mod tests {
         let entry = value(None);
         let seconds = Duration::from_secs;
         let freshness = |age, since| {
-            let voucher = Voucher::Nobody { since: seconds(since) };
-            entry.freshness(FETCHED + nanoseconds(seconds(age)), fixed(), voucher)
+            let validity = Validity::Expired { since: seconds(since) };
+            entry.freshness(FETCHED + as_nanos(seconds(age)), fixed(), validity)
         };
         assert_eq!(freshness(1, 0), Freshness::Stale { past: Duration::ZERO });
         assert_eq!(freshness(6, 4), Freshness::Stale { past: seconds(4) });
-        assert_eq!(freshness(6, 5), Freshness::Dead);
+        assert_eq!(freshness(6, 5), Freshness::Expired);
         assert_eq!(freshness(13, 1), Freshness::Stale { past: seconds(3) });
-        assert_eq!(freshness(15, 1), Freshness::Dead);
-        let vouched = entry.freshness(FETCHED + nanoseconds(seconds(1)), fixed(), Voucher::Redis);
+        assert_eq!(freshness(15, 1), Freshness::Expired);
+        let vouched = entry.freshness(FETCHED + as_nanos(seconds(1)), fixed(), Validity::Tracked);
         assert_eq!(vouched, Freshness::Fresh { remaining: seconds(9) });
     }
 
     #[test]
     fn where_redis_tells_absence_is_known_as_long_as_a_value_unless_told_otherwise() {
         let entry = absent();
-        let auto = lifetimes(AbsentTtl::Auto);
-        let at = FETCHED + nanoseconds(Duration::from_secs(3));
+        let auto = ttls(NegativeTtl::Auto);
+        let at = FETCHED + as_nanos(Duration::from_secs(3));
         let fresh = Freshness::Fresh { remaining: Duration::from_secs(7) };
-        assert_eq!(entry.freshness(at, auto, Voucher::Redis), fresh);
-        assert_eq!(entry.freshness(at, auto, Voucher::Time), Freshness::Dead);
-        assert_eq!(entry.freshness(at, fixed(), Voucher::Redis), Freshness::Dead);
+        assert_eq!(entry.freshness(at, auto, Validity::Tracked), fresh);
+        assert_eq!(entry.freshness(at, auto, Validity::TtlOnly), Freshness::Expired);
+        assert_eq!(entry.freshness(at, fixed(), Validity::Tracked), Freshness::Expired);
         assert_eq!(
-            entry.freshness(at, auto, Voucher::Nobody { since: Duration::ZERO }),
-            Freshness::Dead
+            entry.freshness(at, auto, Validity::Expired { since: Duration::ZERO }),
+            Freshness::Expired
         );
     }
 }

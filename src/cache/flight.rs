@@ -39,7 +39,7 @@ type Shard<T> = HashMap<Key, Flight<T>, ahash::RandomState>;
 struct Flight<T> {
     /// Tells this flight from a later one for the same key.
     number: u64,
-    arrival: Arrival<T>,
+    waiter: FlightWaiter<T>,
     /// What its fetch is traced as.
     span: Span,
 }
@@ -49,54 +49,54 @@ pub(super) enum Joined<T, R> {
     /// It was in the store after all.
     Found(R),
     /// Nobody was fetching: the caller does, and waits like the others.
-    Leader(Ticket<T>, Arrival<T>),
+    Leader(FlightGuard<T>, FlightWaiter<T>),
     /// Somebody is fetching already.
-    Follower(Arrival<T>),
+    Follower(FlightWaiter<T>),
 }
 
 /// What a reader waits on.
-pub(super) struct Arrival<T>(Arc<Landing<T>>);
+pub(super) struct FlightWaiter<T>(Arc<FlightCell<T>>);
 
 /// Where a flight lays down what it brings, once: nothing, when its fetch was dropped unfinished.
-struct Landing<T> {
-    cargo: OnceLock<Option<T>>,
-    laid_down: Notify,
+struct FlightCell<T> {
+    value: OnceLock<Option<T>>,
+    completed: Notify,
 }
 
-impl<T> Landing<T> {
-    fn lay_down(&self, cargo: Option<T>) {
+impl<T> FlightCell<T> {
+    fn complete(&self, value: Option<T>) {
         // Only the first counts, and there is no second.
-        _ = self.cargo.set(cargo);
-        self.laid_down.notify_waiters();
+        _ = self.value.set(value);
+        self.completed.notify_waiters();
     }
 }
 
-impl<T> Clone for Arrival<T> {
+impl<T> Clone for FlightWaiter<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<T: Clone> Arrival<T> {
+impl<T: Clone> FlightWaiter<T> {
     /// What the flight brings, or `None` when it vanished (its fetch was dropped unfinished).
     pub(super) async fn wait(self) -> Option<T> {
-        let Self(landing) = self;
+        let Self(cell) = self;
         // Told of what comes from here on, so nothing is missed between the look and the wait.
-        let laid_down = landing.laid_down.notified();
-        if landing.cargo.get().is_none() {
-            laid_down.await;
+        let completed = cell.completed.notified();
+        if cell.value.get().is_none() {
+            completed.await;
         }
-        landing.cargo.get().cloned().flatten()
+        cell.value.get().cloned().flatten()
     }
 }
 
 /// The right and the duty to land a flight. Dropped without landing, it closes the flight, so the next reader
 /// opens a new one.
-pub(super) struct Ticket<T> {
+pub(super) struct FlightGuard<T> {
     flights: Arc<Flights<T>>,
     key: Key,
     number: u64,
-    landing: Arc<Landing<T>>,
+    cell: Arc<FlightCell<T>>,
     span: Span,
 }
 
@@ -128,19 +128,19 @@ impl<T> Flights<T> {
     ) -> Joined<T, R> {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key) {
-            spans::waits_for(&flight.span);
-            return Joined::Follower(flight.arrival.clone());
+            spans::follow(&flight.span);
+            return Joined::Follower(flight.waiter.clone());
         }
         if let Some(found) = look_again() {
             return Joined::Found(found);
         }
-        let landing = Arc::new(Landing { cargo: OnceLock::new(), laid_down: Notify::new() });
-        let arrival = Arrival(Arc::clone(&landing));
+        let cell = Arc::new(FlightCell { value: OnceLock::new(), completed: Notify::new() });
+        let waiter = FlightWaiter(Arc::clone(&cell));
         let number = self.next_number.fetch_add(1, Relaxed);
         let key = Key::from(key);
-        let span = spans::fetch();
-        shard.insert(key.clone(), Flight { number, arrival: arrival.clone(), span: span.clone() });
-        Joined::Leader(Ticket { flights: Arc::clone(self), key, number, landing, span }, arrival)
+        let span = spans::fetch_span();
+        shard.insert(key.clone(), Flight { number, waiter: waiter.clone(), span: span.clone() });
+        Joined::Leader(FlightGuard { flights: Arc::clone(self), key, number, cell, span }, waiter)
     }
 
     /// Closes the flight for `key`, then calls `remove`: what is being fetched will be answered, not stored.
@@ -150,10 +150,10 @@ impl<T> Flights<T> {
         remove()
     }
 
-    /// Closes every flight for a key of which `is_meant` says so.
-    pub(super) fn close_where(&self, is_meant: impl Fn(&[u8]) -> bool) {
+    /// Closes every flight for a key of which `matches` says so.
+    pub(super) fn close_where(&self, matches: impl Fn(&[u8]) -> bool) {
         for shard in &self.shards {
-            lock(shard).retain(|key, _| !is_meant(key.as_bytes()));
+            lock(shard).retain(|key, _| !matches(key.as_bytes()));
         }
     }
 
@@ -189,7 +189,7 @@ impl<T> Flights<T> {
     }
 }
 
-impl<T> Ticket<T> {
+impl<T> FlightGuard<T> {
     pub(super) fn key(&self) -> &Key {
         &self.key
     }
@@ -199,9 +199,9 @@ impl<T> Ticket<T> {
         &self.span
     }
 
-    /// Ends the flight: `store` is called with its key, under the flight's lock, and only if the flight is still open; `cargo` is
+    /// Ends the flight: `store` is called with its key, under the flight's lock, and only if the flight is still open; `value` is
     /// what all who wait get either way.
-    pub(super) fn land(self, store: impl FnOnce(&Key), cargo: T) {
+    pub(super) fn complete(self, store: impl FnOnce(&Key), value: T) {
         let mut shard = self.flights.shard(self.key.as_bytes());
         let open =
             shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
@@ -213,13 +213,13 @@ impl<T> Ticket<T> {
         }
         drop(shard);
         preemption_point();
-        self.landing.lay_down(Some(cargo));
+        self.cell.complete(Some(value));
     }
 }
 
-impl<T> Drop for Ticket<T> {
+impl<T> Drop for FlightGuard<T> {
     fn drop(&mut self) {
-        if self.landing.cargo.get().is_some() {
+        if self.cell.value.get().is_some() {
             return;
         }
         let mut shard = self.flights.shard(self.key.as_bytes());
@@ -227,7 +227,7 @@ impl<T> Drop for Ticket<T> {
             shard.remove(self.key.as_bytes());
         }
         drop(shard);
-        self.landing.lay_down(None);
+        self.cell.complete(None);
     }
 }
 
@@ -238,59 +238,59 @@ mod tests {
 
     const KEY: &[u8] = b"key";
 
-    fn lead(flights: &Arc<Flights<u32>>) -> (Ticket<u32>, Arrival<u32>) {
+    fn lead(flights: &Arc<Flights<u32>>) -> (FlightGuard<u32>, FlightWaiter<u32>) {
         match flights.join(KEY, || None::<()>) {
-            Joined::Leader(ticket, arrival) => (ticket, arrival),
+            Joined::Leader(guard, waiter) => (guard, waiter),
             _ => panic!("a flight is in progress"),
         }
     }
 
-    fn land(ticket: Ticket<u32>, value: u32) -> bool {
+    fn complete(guard: FlightGuard<u32>, value: u32) -> bool {
         let mut stored = false;
-        ticket.land(|_| stored = true, value);
+        guard.complete(|_| stored = true, value);
         stored
     }
 
     #[tokio::test]
     async fn all_who_join_get_what_the_leader_brings() {
         let flights = Flights::new();
-        let (ticket, arrival) = lead(&flights);
+        let (guard, waiter) = lead(&flights);
         let Joined::Follower(follower) = flights.join(KEY, || Some(())) else {
             panic!("no flight to follow")
         };
-        assert!(land(ticket, 7));
-        assert_eq!((arrival.wait().await, follower.wait().await), (Some(7), Some(7)));
+        assert!(complete(guard, 7));
+        assert_eq!((waiter.wait().await, follower.wait().await), (Some(7), Some(7)));
         assert_eq!(flights.len(), 0);
     }
 
     #[tokio::test]
     async fn a_flight_closed_by_an_invalidation_is_answered_and_not_stored() {
         let flights = Flights::new();
-        let (ticket, arrival) = lead(&flights);
+        let (guard, waiter) = lead(&flights);
         flights.close(KEY, || ());
         let (second, _) = lead(&flights);
-        assert!(!land(ticket, 1), "the first flight left before the invalidation");
-        assert_eq!(arrival.wait().await, Some(1));
-        assert!(land(second, 2), "the second one after it");
+        assert!(!complete(guard, 1), "the first flight left before the invalidation");
+        assert_eq!(waiter.wait().await, Some(1));
+        assert!(complete(second, 2), "the second one after it");
         assert_eq!(flights.discarded(), 1);
     }
 
     #[tokio::test]
     async fn a_flush_closes_every_flight() {
         let flights = Flights::new();
-        let (ticket, _) = lead(&flights);
+        let (guard, _) = lead(&flights);
         flights.close_all(|| ());
-        assert!(!land(ticket, 1));
+        assert!(!complete(guard, 1));
     }
 
     #[tokio::test]
     async fn a_leader_that_vanishes_frees_the_flight() {
         let flights = Flights::new();
-        let (ticket, arrival) = lead(&flights);
-        drop(ticket);
-        assert_eq!(arrival.wait().await, None);
-        let (ticket, _) = lead(&flights);
-        assert!(land(ticket, 1));
+        let (guard, waiter) = lead(&flights);
+        drop(guard);
+        assert_eq!(waiter.wait().await, None);
+        let (guard, _) = lead(&flights);
+        assert!(complete(guard, 1));
     }
 
     #[tokio::test]

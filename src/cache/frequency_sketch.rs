@@ -7,46 +7,50 @@
 //! Einziger, Friedman, Manes: "`TinyLFU`, a highly efficient cache admission policy" (ACM TOS 2017).
 
 /// Counters, sixteen in a word.
-pub(super) struct Frequencies {
+pub(super) struct FrequencySketch {
     words: Box<[u64]>,
-    noted: usize,
+    increments: usize,
     sample: usize,
 }
 
 /// More words than this tell nothing more that is worth their memory: 128 MiB.
-const MOST_WORDS: usize = 1 << 24;
+const MAX_WORDS: usize = 1 << 24;
 /// Odd numbers that spread a hash in four ways.
 const SEEDS: [u64; 4] =
     [0xc3a5_c85c_97cb_3127, 0xb492_b66f_be98_f273, 0x9ae1_6a3b_2f90_404f, 0xcbf2_9ce4_8422_2325];
-const LARGEST: u64 = 15;
+const MAX_COUNT: u64 = 15;
 
-impl Frequencies {
+impl FrequencySketch {
     /// For a cache of this many keys.
-    pub(super) fn of(capacity: usize) -> Self {
-        let words = capacity.clamp(16, MOST_WORDS).next_power_of_two();
-        Self { words: vec![0; words].into(), noted: 0, sample: capacity.max(16).saturating_mul(10) }
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        let words = capacity.clamp(16, MAX_WORDS).next_power_of_two();
+        Self {
+            words: vec![0; words].into(),
+            increments: 0,
+            sample: capacity.max(16).saturating_mul(10),
+        }
     }
 
     /// A key with this hash was asked for.
-    pub(super) fn note(&mut self, hash: u64) {
+    pub(super) fn increment(&mut self, hash: u64) {
         for seed in SEEDS {
             let (word, shift) = self.counter(hash, seed);
-            if (self.words[word] >> shift) & LARGEST < LARGEST {
+            if (self.words[word] >> shift) & MAX_COUNT < MAX_COUNT {
                 self.words[word] += 1 << shift;
             }
         }
-        self.noted += 1;
-        if self.noted >= self.sample {
-            self.noted /= 2;
+        self.increments += 1;
+        if self.increments >= self.sample {
+            self.increments /= 2;
             self.words.iter_mut().for_each(|word| *word = (*word >> 1) & 0x7777_7777_7777_7777);
         }
     }
 
     /// About how often.
-    pub(super) fn of_hash(&self, hash: u64) -> u64 {
+    pub(super) fn estimate(&self, hash: u64) -> u64 {
         let counts = SEEDS.map(|seed| {
             let (word, shift) = self.counter(hash, seed);
-            (self.words[word] >> shift) & LARGEST
+            (self.words[word] >> shift) & MAX_COUNT
         });
         counts.into_iter().min().unwrap_or(0)
     }
@@ -65,23 +69,23 @@ mod tests {
 
     #[test]
     fn a_count_is_never_too_small_and_seldom_too_large() {
-        let mut frequencies = Frequencies::of(1000);
+        let mut sketch = FrequencySketch::with_capacity(1000);
         for hash in 0..1000_u64 {
-            (0..hash % 8).for_each(|_| frequencies.note(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            (0..hash % 8).for_each(|_| sketch.increment(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         }
         let counts = (0..1000_u64)
-            .map(|hash| (hash % 8, frequencies.of_hash(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15))));
-        assert!(counts.clone().all(|(noted, count)| count >= noted));
-        let exact = counts.filter(|(noted, count)| count == noted).count();
+            .map(|hash| (hash % 8, sketch.estimate(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15))));
+        assert!(counts.clone().all(|(increments, count)| count >= increments));
+        let exact = counts.filter(|(increments, count)| count == increments).count();
         assert!(exact > 950, "{exact} of 1000");
     }
 
     #[test]
     fn what_was_asked_for_long_ago_is_forgotten() {
-        let mut frequencies = Frequencies::of(16);
-        (0..20).for_each(|_| frequencies.note(1));
-        assert_eq!(frequencies.of_hash(1), LARGEST);
-        (0..400_u64).for_each(|hash| frequencies.note(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        assert!(frequencies.of_hash(1) < LARGEST);
+        let mut sketch = FrequencySketch::with_capacity(16);
+        (0..20).for_each(|_| sketch.increment(1));
+        assert_eq!(sketch.estimate(1), MAX_COUNT);
+        (0..400_u64).for_each(|hash| sketch.increment(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        assert!(sketch.estimate(1) < MAX_COUNT);
     }
 }

@@ -15,13 +15,13 @@ use super::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Orderi
 
 /// Who vouches for what is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Voucher {
+pub enum Validity {
     /// Nobody needs to: the time to live alone bounds how old it is.
-    Time,
+    TtlOnly,
     /// Redis, which tells of changes.
-    Redis,
+    Tracked,
     /// Nobody, for so long: Redis has not shown that it was heard.
-    Nobody {
+    Expired {
         /// How long ago the last proof ran out.
         since: Duration,
     },
@@ -49,57 +49,57 @@ impl Coherence {
     }
 }
 
-impl From<Voucher> for Coherence {
-    fn from(voucher: Voucher) -> Self {
+impl From<Validity> for Coherence {
+    fn from(voucher: Validity) -> Self {
         match voucher {
-            Voucher::Time => Self::Ttl,
-            Voucher::Redis => Self::Tracking,
-            Voucher::Nobody { .. } => Self::None,
+            Validity::TtlOnly => Self::Ttl,
+            Validity::Tracked => Self::Tracking,
+            Validity::Expired { .. } => Self::None,
         }
     }
 }
 
 /// Until when the last proof holds, in nanoseconds on the cache's clock.
-pub(super) struct Proof(AtomicU64);
+pub(super) struct Lease(AtomicU64);
 
 /// No proof is needed.
-const FOR_GOOD: u64 = u64::MAX;
+const TTL_ONLY: u64 = u64::MAX;
 
-impl Proof {
-    pub(super) fn not_needed() -> Self {
-        Self(AtomicU64::new(FOR_GOOD))
+impl Lease {
+    pub(super) fn ttl_only() -> Self {
+        Self(AtomicU64::new(TTL_ONLY))
     }
 
-    pub(super) fn set_not_needed(&self) {
-        self.0.store(FOR_GOOD, Release);
+    pub(super) fn set_ttl_only(&self) {
+        self.0.store(TTL_ONLY, Release);
     }
 
     /// There is a proof that holds until `clock`.
-    pub(super) fn hold_until(&self, clock: u64) {
-        self.0.store(clock.min(FOR_GOOD - 1), Release);
+    pub(super) fn renew_until(&self, clock: u64) {
+        self.0.store(clock.min(TTL_ONLY - 1), Release);
     }
 
     /// Whatever proof there was holds no longer than `clock`, and one is needed from now on.
-    pub(super) fn end(&self, clock: u64) {
-        self.0.fetch_min(clock.min(FOR_GOOD - 1), AcqRel);
+    pub(super) fn expire_at(&self, clock: u64) {
+        self.0.fetch_min(clock.min(TTL_ONLY - 1), AcqRel);
     }
 
     /// If a proof is needed, that which there is holds no longer than `clock`.
-    pub(super) fn shorten(&self, clock: u64) {
-        let shorter = |until| (until != FOR_GOOD).then_some(clock.min(until));
+    pub(super) fn shorten_to(&self, clock: u64) {
+        let shorter = |until| (until != TTL_ONLY).then_some(clock.min(until));
         _ = self.0.fetch_update(AcqRel, Acquire, shorter);
     }
 
-    pub(super) fn voucher(&self, clock: u64) -> Voucher {
+    pub(super) fn validity(&self, clock: u64) -> Validity {
         match self.0.load(Acquire) {
-            FOR_GOOD => Voucher::Time,
-            until if clock < until => Voucher::Redis,
-            until => Voucher::Nobody { since: Duration::from_nanos(clock - until) },
+            TTL_ONLY => Validity::TtlOnly,
+            until if clock < until => Validity::Tracked,
+            until => Validity::Expired { since: Duration::from_nanos(clock - until) },
         }
     }
 
     /// Who will vouch for what is stored now, if not at this moment then as soon as Redis is heard again.
-    pub(super) fn next_voucher(&self) -> Voucher {
-        if self.0.load(Acquire) == FOR_GOOD { Voucher::Time } else { Voucher::Redis }
+    pub(super) fn next_validity(&self) -> Validity {
+        if self.0.load(Acquire) == TTL_ONLY { Validity::TtlOnly } else { Validity::Tracked }
     }
 }

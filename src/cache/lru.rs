@@ -1,81 +1,81 @@
 //! The order in which entries were last read, and which of them goes when there is no room.
 //!
 //! A list of places that are linked in both directions, in one block of memory. Each thread keeps its last reads to itself
-//! ([`Reads`]); the list is right once it has [caught up](Order::catch_up) with them. A place is linked (it counts), leaving (it
+//! ([`Reads`]); the list is right once it has [caught up](Order::apply_reads) with them. A place is linked (it counts), leaving (it
 //! was taken away, but whoever did has not finished with it), or free. Nobody else may make a leaving place free: its
 //! number still stands with a key in a table, and given to another entry it would stand for two.
 
 use std::sync::Arc;
 
-use super::entry::{NOWHERE, Place};
-use super::frequency_sketch::Frequencies;
-use super::read_buffer::{Read, Reads};
+use super::entry::{LruIndex, NOT_LINKED};
+use super::frequency_sketch::FrequencySketch;
+use super::read_buffer::{ReadBuffer, ReadRecord};
 use super::settings::Policy;
 
 /// So small that four are on one line of memory and none on two.
 #[derive(Clone, Copy)]
-struct Link {
-    /// Or [`LEAVING`], or [`FREE`].
-    newer: Place,
-    older: Place,
+struct ListNode {
+    /// Or [`EVICTING`], or [`FREE`].
+    newer: LruIndex,
+    older: LruIndex,
     hash: u64,
 }
 
 /// In the place of the newer link: it is leaving.
-const LEAVING: Place = NOWHERE - 1;
+const EVICTING: LruIndex = NOT_LINKED - 1;
 /// The same: it is free.
-const FREE: Place = NOWHERE - 2;
+const FREE: LruIndex = NOT_LINKED - 2;
 
-impl Link {
+impl ListNode {
     fn is_linked(self) -> bool {
-        !matches!(self.newer, LEAVING | FREE)
+        !matches!(self.newer, EVICTING | FREE)
     }
 }
 
-pub(super) struct Order {
-    links: Vec<Link>,
-    newest: Place,
-    oldest: Place,
+pub(super) struct LruList {
+    nodes: Vec<ListNode>,
+    newest: LruIndex,
+    oldest: LruIndex,
     /// The first that is free; the others follow by `older`.
-    free: Place,
+    free: LruIndex,
     len: usize,
     capacity: usize,
     /// How often keys were asked for, where that decides.
-    frequencies: Option<Frequencies>,
+    sketch: Option<FrequencySketch>,
     /// The reads that each thread has kept.
-    of_threads: Vec<Arc<Reads>>,
+    read_buffers: Vec<Arc<ReadBuffer>>,
     /// Those that are being noted; empty between.
-    late: Vec<Read>,
+    pending: Vec<ReadRecord>,
 }
 
 /// The part of a hash by which a key is told from nearly every other.
 #[expect(clippy::cast_possible_truncation, reason = "a part is what is wanted")]
-pub(super) fn mark(hash: u64) -> u32 {
+pub(super) fn hash_tag(hash: u64) -> u32 {
     hash as u32
 }
 
-impl Order {
+impl LruList {
     pub(super) fn new(capacity: usize, policy: Policy) -> Self {
-        let mut order = Self {
-            links: Vec::new(),
-            newest: NOWHERE,
-            oldest: NOWHERE,
-            free: NOWHERE,
+        let mut list = Self {
+            nodes: Vec::new(),
+            newest: NOT_LINKED,
+            oldest: NOT_LINKED,
+            free: NOT_LINKED,
             len: 0,
             capacity,
-            frequencies: None,
-            of_threads: Vec::new(),
-            late: Vec::new(),
+            sketch: None,
+            read_buffers: Vec::new(),
+            pending: Vec::new(),
         };
-        order.limit(capacity, policy);
-        order
+        list.set_limits(capacity, policy);
+        list
     }
 
-    pub(super) fn limit(&mut self, capacity: usize, policy: Policy) {
+    pub(super) fn set_limits(&mut self, capacity: usize, policy: Policy) {
         self.capacity = capacity.min(FREE as usize - 1);
-        self.frequencies = match policy {
+        self.sketch = match policy {
             Policy::Lru => None,
-            Policy::Tinylfu => Some(Frequencies::of(self.capacity)),
+            Policy::Tinylfu => Some(FrequencySketch::with_capacity(self.capacity)),
         };
     }
 
@@ -84,128 +84,128 @@ impl Order {
     }
 
     /// A new place, the newest. What it is of has this hash.
-    pub(super) fn add(&mut self, hash: u64) -> Place {
-        let link = Link { newer: NOWHERE, older: NOWHERE, hash };
-        let place = if self.free == NOWHERE {
-            self.links.push(link);
-            Place::try_from(self.links.len() - 1).unwrap_or(NOWHERE)
+    pub(super) fn push_newest(&mut self, hash: u64) -> LruIndex {
+        let node = ListNode { newer: NOT_LINKED, older: NOT_LINKED, hash };
+        let index = if self.free == NOT_LINKED {
+            self.nodes.push(node);
+            LruIndex::try_from(self.nodes.len() - 1).unwrap_or(NOT_LINKED)
         } else {
-            let place = self.free;
-            self.free = std::mem::replace(&mut self.links[place as usize], link).older;
-            place
+            let index = self.free;
+            self.free = std::mem::replace(&mut self.nodes[index as usize], node).older;
+            index
         };
-        self.note(hash);
+        self.record_access(hash);
         self.len += 1;
-        self.put_in_front(place);
-        place
+        self.link_front(index);
+        index
     }
 
     /// Where one more thread is to keep its reads.
-    pub(super) fn keep_reads(&mut self) -> Arc<Reads> {
-        let reads = Arc::new(Reads::new());
-        self.of_threads.push(Arc::clone(&reads));
+    pub(super) fn register_thread(&mut self) -> Arc<ReadBuffer> {
+        let reads = Arc::new(ReadBuffer::new());
+        self.read_buffers.push(Arc::clone(&reads));
         reads
     }
 
     /// Notes the reads that threads have kept, in the order in which they were.
-    pub(super) fn catch_up(&mut self) {
-        let mut late = std::mem::take(&mut self.late);
-        self.of_threads.iter().for_each(|reads| reads.take(|read| late.push(read)));
-        if !late.is_sorted_by_key(|read| read.at) {
-            late.sort_by_key(|read| read.at);
+    pub(super) fn apply_reads(&mut self) {
+        let mut pending = std::mem::take(&mut self.pending);
+        self.read_buffers.iter().for_each(|reads| reads.drain(|read| pending.push(read)));
+        if !pending.is_sorted_by_key(|read| read.at) {
+            pending.sort_by_key(|read| read.at);
         }
-        for read in late.drain(..) {
-            self.read(read.place, read.mark);
+        for read in pending.drain(..) {
+            self.record_read(read.index, read.tag);
         }
-        self.late = late;
+        self.pending = pending;
     }
 
-    /// What is at `place` was read, if that is still what has this mark.
-    pub(super) fn read(&mut self, place: Place, mark_read: u32) {
+    /// What is at `index` was read, if that is still what has this mark.
+    pub(super) fn record_read(&mut self, index: LruIndex, tag: u32) {
         // What has left the store stands nowhere.
-        let Some(&link) = self.links.get(place as usize) else { return };
-        if !link.is_linked() || mark(link.hash) != mark_read {
+        let Some(&node) = self.nodes.get(index as usize) else { return };
+        if !node.is_linked() || hash_tag(node.hash) != tag {
             return;
         }
-        self.note(link.hash);
-        if self.newest != place {
-            self.unlink(place);
-            self.put_in_front(place);
+        self.record_access(node.hash);
+        if self.newest != index {
+            self.unlink(index);
+            self.link_front(index);
         }
     }
 
-    fn note(&mut self, hash: u64) {
-        if let Some(frequencies) = &mut self.frequencies {
-            frequencies.note(hash);
+    fn record_access(&mut self, hash: u64) {
+        if let Some(sketch) = &mut self.sketch {
+            sketch.increment(hash);
         }
     }
 
-    /// Takes away `place`, whose key is gone.
-    pub(super) fn remove(&mut self, place: Place) {
-        if self.links[place as usize].is_linked() {
-            self.take_away(place);
-            self.free(place);
+    /// Takes away `index`, whose key is gone.
+    pub(super) fn remove(&mut self, index: LruIndex) {
+        if self.nodes[index as usize].is_linked() {
+            self.begin_evict(index);
+            self.release(index);
         }
     }
 
     /// If there are too many, takes away the oldest place, or the one that was just `added` if it is asked for less
     /// often. It is leaving until it is made free.
-    pub(super) fn choose_between(&mut self, added: Place) -> Option<(Place, u64)> {
-        let frequencies = self.frequencies.as_ref().filter(|_| self.len > self.capacity);
-        let new = self.links[added as usize];
-        let spares_oldest = frequencies.is_some_and(|frequencies| {
-            let oldest = self.links[self.oldest as usize].hash;
-            new.is_linked() && frequencies.of_hash(new.hash) <= frequencies.of_hash(oldest)
+    pub(super) fn evict_for(&mut self, added: LruIndex) -> Option<(LruIndex, u64)> {
+        let sketch = self.sketch.as_ref().filter(|_| self.len > self.capacity);
+        let new = self.nodes[added as usize];
+        let spares_oldest = sketch.is_some_and(|sketch| {
+            let oldest = self.nodes[self.oldest as usize].hash;
+            new.is_linked() && sketch.estimate(new.hash) <= sketch.estimate(oldest)
         });
         if spares_oldest {
-            self.take_away(added);
+            self.begin_evict(added);
             return Some((added, new.hash));
         }
-        self.oldest_of_too_many()
+        self.pop_surplus()
     }
 
     /// Takes away the oldest place if there are too many. It is leaving until it is made free.
-    pub(super) fn oldest_of_too_many(&mut self) -> Option<(Place, u64)> {
+    pub(super) fn pop_surplus(&mut self) -> Option<(LruIndex, u64)> {
         if self.len <= self.capacity {
             return None;
         }
         let oldest = self.oldest;
-        self.take_away(oldest);
-        Some((oldest, self.links[oldest as usize].hash))
+        self.begin_evict(oldest);
+        Some((oldest, self.nodes[oldest as usize].hash))
     }
 
-    fn take_away(&mut self, place: Place) {
-        self.unlink(place);
-        self.links[place as usize].newer = LEAVING;
+    fn begin_evict(&mut self, index: LruIndex) {
+        self.unlink(index);
+        self.nodes[index as usize].newer = EVICTING;
         self.len -= 1;
     }
 
-    /// Lets `place`, which is leaving, be used again.
-    pub(super) fn free(&mut self, place: Place) {
-        let older = std::mem::replace(&mut self.free, place);
-        self.links[place as usize] = Link { newer: FREE, older, hash: 0 };
+    /// Lets `index`, which is leaving, be used again.
+    pub(super) fn release(&mut self, index: LruIndex) {
+        let older = std::mem::replace(&mut self.free, index);
+        self.nodes[index as usize] = ListNode { newer: FREE, older, hash: 0 };
     }
 
-    fn unlink(&mut self, place: Place) {
-        let Link { newer, older, .. } = self.links[place as usize];
-        match self.links.get_mut(newer as usize) {
-            Some(link) => link.older = older,
+    fn unlink(&mut self, index: LruIndex) {
+        let ListNode { newer, older, .. } = self.nodes[index as usize];
+        match self.nodes.get_mut(newer as usize) {
+            Some(node) => node.older = older,
             None => self.newest = older,
         }
-        match self.links.get_mut(older as usize) {
-            Some(link) => link.newer = newer,
+        match self.nodes.get_mut(older as usize) {
+            Some(node) => node.newer = newer,
             None => self.oldest = newer,
         }
     }
 
-    fn put_in_front(&mut self, place: Place) {
-        let older = std::mem::replace(&mut self.newest, place);
-        match self.links.get_mut(older as usize) {
-            Some(link) => link.newer = place,
-            None => self.oldest = place,
+    fn link_front(&mut self, index: LruIndex) {
+        let older = std::mem::replace(&mut self.newest, index);
+        match self.nodes.get_mut(older as usize) {
+            Some(node) => node.newer = index,
+            None => self.oldest = index,
         }
-        let link = &mut self.links[place as usize];
-        (link.newer, link.older) = (NOWHERE, older);
+        let node = &mut self.nodes[index as usize];
+        (node.newer, node.older) = (NOT_LINKED, older);
     }
 }
 
@@ -214,79 +214,80 @@ mod tests {
     use super::*;
 
     /// Places from the oldest to the newest.
-    fn places(order: &Order) -> Vec<Place> {
-        let next = |place: &Place| {
-            Some(order.links[*place as usize].newer).filter(|place| *place != NOWHERE)
+    fn indices(list: &LruList) -> Vec<LruIndex> {
+        let next = |index: &LruIndex| {
+            Some(list.nodes[*index as usize].newer).filter(|index| *index != NOT_LINKED)
         };
-        std::iter::successors(Some(order.oldest).filter(|place| *place != NOWHERE), next).collect()
+        std::iter::successors(Some(list.oldest).filter(|index| *index != NOT_LINKED), next)
+            .collect()
     }
 
     #[test]
     fn what_is_read_is_the_newest_and_the_oldest_goes_first() {
-        let mut order = Order::new(3, Policy::Lru);
-        let [a, b, c] = [1, 2, 3].map(|hash| order.add(hash));
-        order.read(a, 1);
-        assert_eq!(places(&order), [b, c, a]);
-        assert_eq!(order.oldest_of_too_many(), None);
-        let d = order.add(4);
-        assert_eq!(order.choose_between(d), Some((b, 2)));
-        assert_eq!((places(&order), order.len()), (vec![c, a, d], 3));
+        let mut list = LruList::new(3, Policy::Lru);
+        let [a, b, c] = [1, 2, 3].map(|hash| list.push_newest(hash));
+        list.record_read(a, 1);
+        assert_eq!(indices(&list), [b, c, a]);
+        assert_eq!(list.pop_surplus(), None);
+        let d = list.push_newest(4);
+        assert_eq!(list.evict_for(d), Some((b, 2)));
+        assert_eq!((indices(&list), list.len()), (vec![c, a, d], 3));
     }
 
     #[test]
     fn reads_that_threads_have_kept_are_noted_in_the_order_in_which_they_were() {
-        let mut order = Order::new(9, Policy::Lru);
-        let [a, b, c] = [1, 2, 3].map(|hash| order.add(hash));
-        let threads = [order.keep_reads(), order.keep_reads()];
-        let read = |at, place| Read { at, place, mark: place + 1 };
+        let mut list = LruList::new(9, Policy::Lru);
+        let [a, b, c] = [1, 2, 3].map(|hash| list.push_newest(hash));
+        let threads = [list.register_thread(), list.register_thread()];
+        let read = |at, index| ReadRecord { at, index, tag: index + 1 };
         for (thread, read) in
             [(0, read(10, c)), (0, read(40, a)), (1, read(20, b)), (1, read(30, c))]
         {
-            assert!(threads[thread].keep(read));
+            assert!(threads[thread].push(read));
         }
-        order.catch_up();
-        assert_eq!(places(&order), [b, c, a]);
-        order.catch_up();
-        assert_eq!(places(&order), [b, c, a], "once");
+        list.apply_reads();
+        assert_eq!(indices(&list), [b, c, a]);
+        list.apply_reads();
+        assert_eq!(indices(&list), [b, c, a], "once");
     }
 
     #[test]
     fn a_place_that_is_leaving_is_nobody_else_s() {
-        let mut order = Order::new(1, Policy::Lru);
-        let a = order.add(1);
-        let b = order.add(2);
-        assert_eq!(order.choose_between(b), Some((a, 1)));
-        order.read(a, 1);
-        order.remove(a);
-        let c = order.add(3);
+        let mut list = LruList::new(1, Policy::Lru);
+        let a = list.push_newest(1);
+        let b = list.push_newest(2);
+        assert_eq!(list.evict_for(b), Some((a, 1)));
+        list.record_read(a, 1);
+        list.remove(a);
+        let c = list.push_newest(3);
         assert!(c != a && c != b);
-        order.free(a);
-        assert_eq!(order.add(4), a);
-        assert_eq!(places(&order), [b, c, a]);
+        list.release(a);
+        assert_eq!(list.push_newest(4), a);
+        assert_eq!(indices(&list), [b, c, a]);
     }
 
     #[test]
     fn a_read_of_what_a_place_was_of_before_changes_nothing() {
-        let mut order = Order::new(9, Policy::Lru);
-        let a = order.add(1);
-        order.remove(a);
-        let again = order.add(2);
-        let b = order.add(3);
-        order.read(again, 1);
-        assert_eq!((again, places(&order)), (a, vec![a, b]));
+        let mut list = LruList::new(9, Policy::Lru);
+        let a = list.push_newest(1);
+        list.remove(a);
+        let again = list.push_newest(2);
+        let b = list.push_newest(3);
+        list.record_read(again, 1);
+        assert_eq!((again, indices(&list)), (a, vec![a, b]));
     }
 
     #[test]
     fn a_key_asked_for_less_often_than_the_oldest_does_not_drive_it_out() {
-        let mut order = Order::new(2, Policy::Tinylfu);
-        let [a, b] = [1, 2].map(|hash| order.add(hash));
-        order.read(a, 1);
-        order.read(b, 2);
-        let c = order.add(3);
-        assert_eq!(order.choose_between(c), Some((c, 3)));
-        order.free(c);
-        (0..5).for_each(|_| order.note(4));
-        let d = order.add(4);
-        assert_eq!(order.choose_between(d), Some((a, 1)));
+        let mut list = LruList::new(2, Policy::Tinylfu);
+        let [a, b] = [1, 2].map(|hash| list.push_newest(hash));
+        list.record_read(a, 1);
+        list.record_read(b, 2);
+        let c = list.push_newest(3);
+        assert_eq!(list.evict_for(c), Some((c, 3)));
+        list.release(c);
+        (0..5).for_each(|_| list.record_access(4));
+        let d = list.push_newest(4);
+        assert_eq!(list.evict_for(d), Some((a, 1)));
     }
 }

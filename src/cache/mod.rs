@@ -29,16 +29,18 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 pub use self::entry::{Entry, Freshness, Value};
-use self::flight::{Arrival, Flights, Joined, Ticket};
-use self::lease::Proof;
-pub use self::lease::{Coherence, Voucher};
+use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
+use self::lease::Lease;
+pub use self::lease::{Coherence, Validity};
 pub use self::settings::{CoherenceMode, Policy, Settings};
 use self::store::Store;
 use self::sync::{Mutex, Swapped, lock};
-pub use self::ttl::AbsentTtl;
-use self::ttl::{InForce, nanoseconds};
-use self::types::Evictions;
-pub use self::types::{Answer, Cause, Demand, FetchError, Fetched, Outcome, Statistics, Vanished};
+pub use self::ttl::NegativeTtl;
+use self::ttl::{CurrentTtls, as_nanos};
+use self::types::EvictionCounters;
+pub use self::types::{
+    Answer, Cancelled, EvictionCause, FetchError, Fetched, Outcome, ReadMode, Statistics,
+};
 use crate::key::Key;
 
 /// The cache; `E` is what a fetch fails with. Cloning gives another handle to the same cache.
@@ -51,33 +53,33 @@ impl<E> Clone for Cache<E> {
 }
 
 struct Shared<E> {
-    flights: Arc<Flights<Landed<E>>>,
+    flights: Arc<Flights<FlightResult<E>>>,
     store: Swapped<Store>,
-    lifetimes: InForce,
-    proof: Proof,
+    ttls: CurrentTtls,
+    lease: Lease,
     settings: Mutex<Settings>,
     /// Held by whoever goes through the whole store, so that they do so one after the other.
     whole_store: Mutex<()>,
-    evictions: Arc<Evictions>,
+    evictions: Arc<EvictionCounters>,
     background: Handle,
     created: Instant,
 }
 
 /// What a flight announces.
 #[derive(Clone)]
-enum Landed<E> {
+enum FlightResult<E> {
     Answered(Arc<Entry>),
-    Refused(E),
+    ErrorReply(E),
     Failed(E),
 }
 
-impl<E: FetchError> Landed<E> {
-    /// What became of a fetch of `key` that was `asked` for then, in nanoseconds on the cache's clock.
-    async fn of(key: &Key, fetched: Fetched<E>, asked: u64) -> Option<Self> {
+impl<E: FetchError> FlightResult<E> {
+    /// What became of a fetch of `key` that was `requested_at` for then, in nanoseconds on the cache's clock.
+    async fn from_fetched(key: &Key, fetched: Fetched<E>, requested_at: u64) -> Option<Self> {
         Some(match fetched {
             Fetched::Value(bytes, expires_in) => {
-                let is_large = bytes.len() > DIGEST_AT_ONCE;
-                let entry = Entry::new(key, Some(bytes), asked, expires_in);
+                let is_large = bytes.len() > INLINE_DIGEST_MAX;
+                let entry = Entry::new(key, Some(bytes), requested_at, expires_in);
                 if is_large {
                     let digested = Arc::clone(&entry);
                     let digest = tokio::task::spawn_blocking(move || {
@@ -87,26 +89,26 @@ impl<E: FetchError> Landed<E> {
                 }
                 Self::Answered(entry)
             }
-            Fetched::Absent => Self::Answered(Entry::new(key, None, asked, None)),
-            Fetched::Refused(error) => Self::Refused(error),
+            Fetched::Absent => Self::Answered(Entry::new(key, None, requested_at, None)),
+            Fetched::ErrorReply(error) => Self::ErrorReply(error),
             Fetched::Failed(error) => Self::Failed(error),
         })
     }
 }
 
 /// The digest of a larger value takes so long that other readers would notice.
-const DIGEST_AT_ONCE: usize = 1 << 20;
+const INLINE_DIGEST_MAX: usize = 1 << 20;
 
 impl<E: FetchError> Cache<E> {
     /// An empty cache, which has `background` do what takes its time.
     pub fn new(settings: Settings, background: Handle) -> Self {
-        let evictions = Arc::new(Evictions::default());
+        let evictions = Arc::new(EvictionCounters::default());
         let store = Store::new(settings.capacity, settings.policy, &evictions);
         Self(Arc::new(Shared {
             flights: Flights::new(),
             store: Swapped::new(store),
-            lifetimes: InForce::new(settings.lifetimes()),
-            proof: Proof::not_needed(),
+            ttls: CurrentTtls::new(settings.ttls()),
+            lease: Lease::ttl_only(),
             settings: Mutex::new(settings),
             whole_store: Mutex::new(()),
             evictions,
@@ -122,8 +124,8 @@ impl<E: FetchError> Cache<E> {
 
     /// These keys are about to be looked for, one by one. Answers nothing, but has the processor fetch what it will need for them
     /// all at once, which takes as long as one.
-    pub fn foresee(&self, keys: &[&[u8]]) {
-        self.0.store.load().foresee(keys);
+    pub fn prefetch(&self, keys: &[&[u8]]) {
+        self.0.store.load().prefetch(keys);
     }
 
     /// A fresh entry from memory, or what the flight for `key` brings, which `fetch` starts if there is none. When the
@@ -134,34 +136,34 @@ impl<E: FetchError> Cache<E> {
     pub async fn get_or_fetch<F>(
         &self,
         key: &[u8],
-        demand: Demand,
+        mode: ReadMode,
         fetch: impl FnOnce(Key) -> F,
     ) -> Result<Answer, (Outcome, E)>
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         let shared = &self.0;
-        let came = Instant::now();
+        let arrived_at = Instant::now();
         // Looks in memory as well. Who may well find it there has [looked](Self::lookup) before, for less.
-        let (mut asked, mut joined) = (came, shared.join(key, came));
-        if let Joined::Follower(arrival) = joined {
-            let answer = shared.arrival(key, demand, arrival, Outcome::Coalesced).await;
-            if !answer.as_ref().is_ok_and(|answer| shared.is_past(answer, came)) {
+        let (mut requested_at, mut joined) = (arrived_at, shared.join(key, arrived_at));
+        if let Joined::Follower(waiter) = joined {
+            let answer = shared.await_flight(key, mode, waiter, Outcome::Coalesced).await;
+            if !answer.as_ref().is_ok_and(|answer| shared.is_too_old_for(answer, arrived_at)) {
                 return answer;
             }
             // Redis was asked before this reader came, and what it said is too old already. A flight that is joined
             // now was opened after he came.
-            asked = Instant::now();
-            joined = shared.join(key, asked);
+            requested_at = Instant::now();
+            joined = shared.join(key, requested_at);
         }
         match joined {
             Joined::Found(answer) => Ok(answer),
-            Joined::Follower(arrival) => {
-                shared.arrival(key, demand, arrival, Outcome::Coalesced).await
+            Joined::Follower(waiter) => {
+                shared.await_flight(key, mode, waiter, Outcome::Coalesced).await
             }
-            Joined::Leader(ticket, arrival) => {
-                self.take_off(ticket, asked, fetch);
-                shared.arrival(key, demand, arrival, Outcome::Miss).await
+            Joined::Leader(guard, waiter) => {
+                self.spawn_fetch(guard, requested_at, fetch);
+                shared.await_flight(key, mode, waiter, Outcome::Miss).await
             }
         }
     }
@@ -174,33 +176,41 @@ impl<E: FetchError> Cache<E> {
         &self,
         fetch: impl Future<Output = Fetched<E>>,
     ) -> Result<Answer, (Outcome, E)> {
-        let asked = self.0.clock(Instant::now());
+        let requested_at = self.0.clock(Instant::now());
         // It is kept nowhere, so it needs no name.
         let nameless = Key::from(&[][..]);
-        let landed = Landed::of(&nameless, fetch.await, asked).await;
-        let landed = landed.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
-        match landed {
-            Landed::Answered(entry) => Ok(self.0.answered(entry, Outcome::Bypass)),
-            Landed::Refused(error) | Landed::Failed(error) => Err((Outcome::Bypass, error)),
+        let result = FlightResult::from_fetched(&nameless, fetch.await, requested_at).await;
+        let result = result.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled)));
+        match result {
+            FlightResult::Answered(entry) => Ok(self.0.answer_from(entry, Outcome::Bypass)),
+            FlightResult::ErrorReply(error) | FlightResult::Failed(error) => {
+                Err((Outcome::Bypass, error))
+            }
         }
     }
 
     /// Runs the fetch of a flight to its end, whoever still waits for it: in a task of its own, so that a reader who goes away
     /// does not take it with him, on the thread that he is on, since the way to another one and back costs more than it.
     ///
-    /// Redis is asked after `asked`.
-    fn take_off<F>(&self, ticket: Ticket<Landed<E>>, asked: Instant, fetch: impl FnOnce(Key) -> F)
-    where
+    /// Redis is asked after `requested_at`.
+    fn spawn_fetch<F>(
+        &self,
+        guard: FlightGuard<FlightResult<E>>,
+        requested_at: Instant,
+        fetch: impl FnOnce(Key) -> F,
+    ) where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         let shared = Arc::clone(&self.0);
-        let asked = shared.clock(asked);
-        let fetch = fetch(ticket.key().clone()).instrument(ticket.span().clone());
+        let requested_at = shared.clock(requested_at);
+        let fetch = fetch(guard.key().clone()).instrument(guard.span().clone());
         // Not awaited in a block of its own, which would hold the fetch twice: before it begins and while it runs.
         tokio::spawn(fetch.then(move |fetched| async move {
             // Should making an entry fail, the ticket is dropped, which ends the flight.
-            if let Some(landed) = Landed::of(ticket.key(), fetched, asked).await {
-                shared.land(ticket, &landed);
+            if let Some(result) =
+                FlightResult::from_fetched(guard.key(), fetched, requested_at).await
+            {
+                shared.complete(guard, &result);
             }
         }));
     }
@@ -209,17 +219,17 @@ impl<E: FetchError> Cache<E> {
     pub fn invalidate(&self, key: &[u8]) {
         let shared = &self.0;
         if shared.flights.close(key, || shared.store.load().remove(key)) {
-            shared.evictions.count(Cause::Invalidated, 1);
+            shared.evictions.add(EvictionCause::Invalidated, 1);
         }
     }
 
-    /// Drops the keys of which `is_meant` says so. Takes time in proportion to the number of entries.
-    pub fn invalidate_where(&self, is_meant: impl Fn(&[u8]) -> bool) {
+    /// Drops the keys of which `matches` says so. Takes time in proportion to the number of entries.
+    pub fn invalidate_where(&self, matches: impl Fn(&[u8]) -> bool) {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
-        shared.flights.close_where(&is_meant);
-        let seen = Arc::clone(&shared.store.load());
-        for entry in seen.select(|entry| is_meant(entry.key())) {
+        shared.flights.close_where(&matches);
+        let snapshot = Arc::clone(&shared.store.load());
+        for entry in snapshot.collect_where(|entry| matches(entry.key())) {
             self.invalidate(entry.key());
         }
     }
@@ -227,37 +237,37 @@ impl<E: FetchError> Cache<E> {
     /// Drops everything: what is stored, and what is being fetched.
     pub fn invalidate_all(&self) {
         let shared = &self.0;
-        shared.flushed(shared.flights.close_all(|| shared.start_over()));
+        shared.record_flush(shared.flights.close_all(|| shared.replace_store()));
     }
 
-    /// Begins anew, empty, with Redis telling of changes. Everything it told of writes acknowledged before `asked` has
+    /// Begins anew, empty, with Redis telling of changes. Everything it told of writes acknowledged before `requested_at` has
     /// been heeded.
-    pub fn rely_on_tracking(&self, asked: Instant) {
+    pub fn start_tracking(&self, requested_at: Instant) {
         let shared = &self.0;
-        let was_tracking = shared.proof.next_voucher() == Voucher::Redis;
-        shared.proof.end(0);
-        shared.flushed(if was_tracking {
+        let was_tracking = shared.lease.next_validity() == Validity::Tracked;
+        shared.lease.expire_at(0);
+        shared.record_flush(if was_tracking {
             // What is being fetched now was asked for after the loss of the last link, thus over the new one.
-            shared.flights.hold_all(|| shared.start_over())
+            shared.flights.hold_all(|| shared.replace_store())
         } else {
-            shared.flights.close_all(|| shared.start_over())
+            shared.flights.close_all(|| shared.replace_store())
         });
-        self.prove(asked);
+        self.renew_lease(requested_at);
     }
 
-    /// Everything Redis told of writes acknowledged before `asked` has been heeded.
-    pub fn prove(&self, asked: Instant) {
+    /// Everything Redis told of writes acknowledged before `requested_at` has been heeded.
+    pub fn renew_lease(&self, requested_at: Instant) {
         let shared = &self.0;
         // Under the lock, lest a timeout be put in force that this proof knows nothing of.
         let settings = lock(&shared.settings);
-        shared.proof.hold_until(shared.clock(asked + settings.coherence_timeout));
+        shared.lease.renew_until(shared.clock(requested_at + settings.coherence_timeout));
     }
 
     /// Changes are not told of any more: nothing is fresh, and nothing that is being fetched will be kept. What is stored
     /// is dropped, unless it may stand in until Redis answers again.
-    pub fn forsake(&self) {
+    pub fn suspend_tracking(&self) {
         let shared = &self.0;
-        shared.proof.end(shared.clock(Instant::now()));
+        shared.lease.expire_at(shared.clock(Instant::now()));
         if shared.settings().stale_grace.is_zero() {
             self.invalidate_all();
         } else {
@@ -266,10 +276,10 @@ impl<E: FetchError> Cache<E> {
     }
 
     /// Lets the time to live alone decide. What was kept true by tracking until now is dropped.
-    pub fn rely_on_ttl(&self) {
-        if self.0.proof.next_voucher() == Voucher::Redis {
+    pub fn use_ttl_only(&self) {
+        if self.0.lease.next_validity() == Validity::Tracked {
             self.invalidate_all();
-            self.0.proof.set_not_needed();
+            self.0.lease.set_ttl_only();
         }
     }
 
@@ -280,12 +290,12 @@ impl<E: FetchError> Cache<E> {
 
     /// By what the answers are kept true now.
     pub fn coherence(&self) -> Coherence {
-        self.0.proof.voucher(self.0.clock(Instant::now())).into()
+        self.0.lease.validity(self.0.clock(Instant::now())).into()
     }
 
     /// Whether time alone decides what may be given.
-    pub fn relies_on_ttl(&self) -> bool {
-        self.0.proof.next_voucher() == Voucher::Time
+    pub fn is_ttl_only(&self) -> bool {
+        self.0.lease.next_validity() == Validity::TtlOnly
     }
 
     /// Puts `settings` in force, for what is cached already too. Takes time in proportion to the number of
@@ -294,32 +304,32 @@ impl<E: FetchError> Cache<E> {
     pub fn apply(&self, settings: &Settings) -> u64 {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
-        shared.lifetimes.put(settings.lifetimes());
-        shared.shorten_proof(settings.coherence_timeout);
+        shared.ttls.set(settings.ttls());
+        shared.shorten_lease(settings.coherence_timeout);
         let before = shared.settings();
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
             *lock(&shared.settings) = settings.clone();
-            shared.remove_dead(Instant::now());
+            shared.remove_expired(Instant::now());
             return 0;
         }
         // So that what nobody may be given takes no room from anything.
-        shared.remove_dead(Instant::now());
+        shared.remove_expired(Instant::now());
         let store = shared.flights.hold_all(|| {
             // With the store, so that a flush makes an empty one of the right size.
             *lock(&shared.settings) = settings.clone();
             let store = Arc::clone(&shared.store.load());
-            store.limit(settings.capacity, settings.policy);
+            store.set_limits(settings.capacity, settings.policy);
             store
         });
         let evicted = store.evict_surplus();
-        shared.evictions.count(Cause::Resized, evicted);
+        shared.evictions.add(EvictionCause::Resized, evicted);
         evicted
     }
 
     /// Removes the entries whose time is over. Takes time in proportion to the number of entries.
     pub fn sweep(&self) {
         let _alone = lock(&self.0.whole_store);
-        self.0.remove_dead(Instant::now());
+        self.0.remove_expired(Instant::now());
     }
 
     /// What the cache holds now; exact once no read or reload is in progress.
@@ -344,129 +354,133 @@ impl<E: FetchError> Shared<E> {
     }
 
     /// Puts an empty store in the place of what there is. Called with all flights held.
-    fn start_over(&self) -> Arc<Store> {
+    fn replace_store(&self) -> Arc<Store> {
         let settings = self.settings();
         self.store.swap(Arc::new(Store::new(settings.capacity, settings.policy, &self.evictions)))
     }
 
-    fn flushed(&self, full: Arc<Store>) {
-        self.evictions.count(Cause::Flushed, full.size().0);
+    fn record_flush(&self, old_store: Arc<Store>) {
+        self.evictions.add(EvictionCause::Flushed, old_store.size().0);
         // Taking down a large store takes its time, which nobody should have to wait for.
-        self.background.spawn_blocking(move || drop(full));
+        self.background.spawn_blocking(move || drop(old_store));
     }
 
     /// Puts another timeout in force, for the proof that there is too.
-    fn shorten_proof(&self, timeout: Duration) {
+    fn shorten_lease(&self, timeout: Duration) {
         let mut settings = lock(&self.settings);
         settings.coherence_timeout = timeout;
-        self.proof.shorten(self.clock(Instant::now() + timeout));
+        self.lease.shorten_to(self.clock(Instant::now() + timeout));
     }
 
     /// The time on the cache's clock: nanoseconds since it was made.
     fn clock(&self, now: Instant) -> u64 {
-        nanoseconds(now.saturating_duration_since(self.created))
+        as_nanos(now.saturating_duration_since(self.created))
     }
 
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         let now = self.clock(now);
-        let voucher = self.proof.voucher(now);
+        let validity = self.lease.validity(now);
         let entry = self.store.load().get(key, now)?;
-        let freshness = entry.freshness(now, self.lifetimes.get(), voucher);
+        let freshness = entry.freshness(now, self.ttls.get(), validity);
         if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
         }
-        let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::Absent };
+        let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::NegativeHit };
         Some(Answer::new(entry, outcome, freshness, now))
     }
 
     /// What an entry may be used for apart from whether Redis was heard of late.
-    fn own_freshness(&self, entry: &Entry, now: u64) -> Freshness {
-        entry.freshness(now, self.lifetimes.get(), self.proof.next_voucher())
+    fn freshness_ignoring_lease(&self, entry: &Entry, now: u64) -> Freshness {
+        entry.freshness(now, self.ttls.get(), self.lease.next_validity())
     }
 
-    fn join(&self, key: &[u8], now: Instant) -> Joined<Landed<E>, Answer> {
+    fn join(&self, key: &[u8], now: Instant) -> Joined<FlightResult<E>, Answer> {
         self.flights.join(key, || self.lookup(key, now))
     }
 
     /// What a flight brings, or what stands in for it.
-    async fn arrival(
+    async fn await_flight(
         &self,
         key: &[u8],
-        demand: Demand,
-        arrival: Arrival<Landed<E>>,
+        mode: ReadMode,
+        waiter: FlightWaiter<FlightResult<E>>,
         outcome: Outcome,
     ) -> Result<Answer, (Outcome, E)> {
-        let landed = arrival.wait().await.unwrap_or_else(|| Landed::Failed(E::from(Vanished)));
-        match landed {
-            Landed::Answered(entry) => Ok(self.answered(entry, outcome)),
-            Landed::Refused(error) => Err((outcome, error)),
-            Landed::Failed(error) if demand == Demand::Current => Err((outcome, error)),
-            Landed::Failed(error) => self.stand_in(key, Instant::now()).ok_or((outcome, error)),
+        let result =
+            waiter.wait().await.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled)));
+        match result {
+            FlightResult::Answered(entry) => Ok(self.answer_from(entry, outcome)),
+            FlightResult::ErrorReply(error) => Err((outcome, error)),
+            FlightResult::Failed(error) if mode == ReadMode::NoCache => Err((outcome, error)),
+            FlightResult::Failed(error) => {
+                self.serve_stale(key, Instant::now()).ok_or((outcome, error))
+            }
         }
     }
 
-    fn answered(&self, entry: Arc<Entry>, outcome: Outcome) -> Answer {
+    fn answer_from(&self, entry: Arc<Entry>, outcome: Outcome) -> Answer {
         let now = self.clock(Instant::now());
-        let freshness = self.own_freshness(&entry, now);
+        let freshness = self.freshness_ignoring_lease(&entry, now);
         Answer::new(entry, outcome, freshness, now)
     }
 
-    /// Whether what a flight brought to a reader who `came` while it was under way is too old for him: its time is over,
+    /// Whether what a flight brought to a reader who `arrived_at` while it was under way is too old for him: its time is over,
     /// or Redis was asked longer before he came than it vouches for what is stored.
-    fn is_past(&self, answer: &Answer, came: Instant) -> bool {
-        let told = self.proof.next_voucher() == Voucher::Redis;
+    fn is_too_old_for(&self, answer: &Answer, arrived_at: Instant) -> bool {
+        let is_tracked = self.lease.next_validity() == Validity::Tracked;
         let long_before =
-            || answer.entry.age(self.clock(came)) >= self.settings().coherence_timeout;
-        let over = !matches!(answer.freshness, Freshness::Fresh { .. });
-        answer.outcome == Outcome::Coalesced && (over || (told && long_before()))
+            || answer.entry.age(self.clock(arrived_at)) >= self.settings().coherence_timeout;
+        let is_expired = !matches!(answer.freshness, Freshness::Fresh { .. });
+        answer.outcome == Outcome::Coalesced && (is_expired || (is_tracked && long_before()))
     }
 
     /// What may be given when Redis cannot answer.
-    fn stand_in(&self, key: &[u8], now: Instant) -> Option<Answer> {
+    fn serve_stale(&self, key: &[u8], now: Instant) -> Option<Answer> {
         let now = self.clock(now);
-        let voucher = self.proof.voucher(now);
+        let validity = self.lease.validity(now);
         let entry = self.store.load().get(key, now)?;
-        let freshness = entry.freshness(now, self.lifetimes.get(), voucher);
-        if freshness == Freshness::Dead {
+        let freshness = entry.freshness(now, self.ttls.get(), validity);
+        if freshness == Freshness::Expired {
             return None;
         }
         Some(Answer::new(entry, Outcome::Stale, freshness, now))
     }
 
-    fn land(&self, ticket: Ticket<Landed<E>>, landed: &Landed<E>) {
-        ticket.land(|key| self.keep(key, landed), landed.clone());
+    fn complete(&self, guard: FlightGuard<FlightResult<E>>, result: &FlightResult<E>) {
+        guard.complete(|key| self.store_result(key, result), result.clone());
     }
 
     /// Makes the store say what Redis said. Called under the flight's lock.
-    fn keep(&self, key: &Key, landed: &Landed<E>) {
+    fn store_result(&self, key: &Key, result: &FlightResult<E>) {
         let now = self.clock(Instant::now());
         let store = self.store.load();
-        match landed {
-            Landed::Failed(_) => {}
-            Landed::Answered(entry) if self.own_freshness(entry, now) != Freshness::Dead => {
+        match result {
+            FlightResult::Failed(_) => {}
+            FlightResult::Answered(entry)
+                if self.freshness_ignoring_lease(entry, now) != Freshness::Expired =>
+            {
                 // Only what had ceased to be fresh is fetched again.
-                self.evictions.count(Cause::Expired, store.insert(Arc::clone(entry)).into());
+                self.evictions.add(EvictionCause::Expired, store.insert(Arc::clone(entry)).into());
             }
-            Landed::Answered(_) | Landed::Refused(_) => {
+            FlightResult::Answered(_) | FlightResult::ErrorReply(_) => {
                 if store.remove(key.as_bytes()) {
-                    self.evictions.count(Cause::Expired, 1);
+                    self.evictions.add(EvictionCause::Expired, 1);
                 }
             }
         }
     }
 
-    fn remove_dead(&self, now: Instant) {
-        let seen = Arc::clone(&self.store.load());
-        let (now, lifetimes, voucher) =
-            (self.clock(now), self.lifetimes.get(), self.proof.next_voucher());
-        for entry in
-            seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead)
+    fn remove_expired(&self, now: Instant) {
+        let snapshot = Arc::clone(&self.store.load());
+        let (now, ttls, validity) = (self.clock(now), self.ttls.get(), self.lease.next_validity());
+        for entry in snapshot
+            .collect_where(|entry| entry.freshness(now, ttls, validity) == Freshness::Expired)
         {
             let removed = self.flights.hold(entry.key(), || {
                 let store = self.store.load();
-                store.holds(&entry) && store.remove(entry.key())
+                store.contains_entry(&entry) && store.remove(entry.key())
             });
-            self.evictions.count(Cause::Expired, removed.into());
+            self.evictions.add(EvictionCause::Expired, removed.into());
         }
     }
 }

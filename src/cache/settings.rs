@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ttl::{AbsentTtl, Lifetimes};
-use crate::settings::{self, Contradiction, broken};
+use super::ttl::{NegativeTtl, Ttls};
+use crate::settings::{self, RuleViolation, violations};
 
 /// `[cache]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub ttl: Duration,
     /// How old the knowledge may be that a key does not exist.
-    pub ttl_absent: AbsentTtl,
+    pub ttl_absent: NegativeTtl,
     /// For how long after it ceased to be fresh a value stands in when Redis cannot answer.
     #[serde(with = "settings::duration")]
     pub stale_grace: Duration,
@@ -36,7 +36,7 @@ impl Default for Settings {
         Self {
             capacity: 10_000,
             ttl: Duration::from_secs(60),
-            ttl_absent: AbsentTtl::Auto,
+            ttl_absent: NegativeTtl::Auto,
             stale_grace: Duration::ZERO,
             policy: Policy::Lru,
             coherence: CoherenceMode::Auto,
@@ -46,21 +46,21 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
         let nothing = "found 0, expected at least 1; to keep nothing, set cache.ttl to 0";
         let impatient = self.coherence_timeout < COHERENCE_TIMEOUT_MIN;
         let patience = format!(
             "found {:?}, expected at least {COHERENCE_TIMEOUT_MIN:?}",
             self.coherence_timeout
         );
-        broken([
+        violations([
             (self.capacity == 0, "cache.capacity", nothing),
             (impatient, "cache.coherence_timeout", &patience),
         ])
     }
 
-    pub(super) fn lifetimes(&self) -> Lifetimes {
-        Lifetimes::new(self.ttl, self.ttl_absent, self.stale_grace)
+    pub(super) fn ttls(&self) -> Ttls {
+        Ttls::new(self.ttl, self.ttl_absent, self.stale_grace)
     }
 }
 
@@ -81,7 +81,7 @@ impl TryFrom<String> for Policy {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
+        settings::parse_choice(&text, [("lru", Self::Lru), ("tinylfu", Self::Tinylfu)])
     }
 }
 
@@ -101,7 +101,7 @@ impl TryFrom<String> for CoherenceMode {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(
+        settings::parse_choice(
             &text,
             [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)],
         )

@@ -18,13 +18,13 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 use thread_local::ThreadLocal;
 
-use super::entry::{Entry, Place};
-use super::lru::{Order, mark};
-use super::read_buffer::{Read, Reads};
+use super::entry::{Entry, LruIndex};
+use super::lru::{LruList, hash_tag};
+use super::read_buffer::{ReadBuffer, ReadRecord};
 use super::settings::Policy;
 use super::sync::preemption_point;
-use super::thread_cache::Front;
-use super::types::{Cause, Evictions};
+use super::thread_cache::ThreadCache;
+use super::types::{EvictionCause, EvictionCounters};
 use crate::sync::lock;
 
 /// Many, so that readers seldom meet, and none is so large that going through it keeps them waiting. Where every order of
@@ -34,28 +34,28 @@ const TABLES: usize = if cfg!(feature = "shuttle") { 1 } else { 512 };
 pub(super) struct Store {
     tables: Box<[Mutex<Table>]>,
     hasher: ahash::RandomState,
-    order: Mutex<Order>,
+    lru: Mutex<LruList>,
     /// Those of each thread that the order does not know of yet.
-    reads: ThreadLocal<Arc<Reads>>,
+    reads: ThreadLocal<Arc<ReadBuffer>>,
     /// What each thread reads most.
-    fronts: ThreadLocal<RefCell<Front>>,
+    thread_caches: ThreadLocal<RefCell<ThreadCache>>,
     /// For which of them there is room.
-    room: usize,
+    capacity: usize,
     bytes: AtomicU64,
-    evictions: Arc<Evictions>,
+    evictions: Arc<EvictionCounters>,
 }
 
 type Table = HashTable<Arc<Entry>>;
 
 impl Store {
-    pub(super) fn new(capacity: usize, policy: Policy, evictions: &Arc<Evictions>) -> Self {
+    pub(super) fn new(capacity: usize, policy: Policy, evictions: &Arc<EvictionCounters>) -> Self {
         Self {
             tables: (0..TABLES).map(|_| Mutex::new(HashTable::new())).collect(),
             hasher: ahash::RandomState::new(),
-            order: Mutex::new(Order::new(capacity, policy)),
+            lru: Mutex::new(LruList::new(capacity, policy)),
             reads: ThreadLocal::new(),
-            fronts: ThreadLocal::new(),
-            room: capacity,
+            thread_caches: ThreadLocal::new(),
+            capacity: capacity,
             bytes: AtomicU64::new(0),
             evictions: Arc::clone(evictions),
         }
@@ -72,55 +72,58 @@ impl Store {
     }
 
     /// The order as it is after all reads so far.
-    fn order(&self) -> MutexGuard<'_, Order> {
-        let mut order = lock(&self.order);
-        order.catch_up();
-        order
+    fn lru(&self) -> MutexGuard<'_, LruList> {
+        let mut lru = lock(&self.lru);
+        lru.apply_reads();
+        lru
     }
 
     /// The entry for `key`; notes that it was read at `now`, in nanoseconds on the cache's clock.
     pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
         preemption_point();
         let hash = self.hasher.hash_one(key);
-        let reads = self.reads.get_or(|| lock(&self.order).keep_reads());
-        let front = self.front(reads);
-        let entry =
-            if let Some(entry) = front.and_then(|front| front.borrow().get(key, hash).cloned()) {
-                entry
-            } else {
-                let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
-                if let Some(front) = front {
-                    front.borrow_mut().offer(&entry, hash);
-                }
-                entry
-            };
-        let read = Read { at: now, place: entry.place(), mark: mark(hash) };
-        if !reads.keep(read)
-            && let Ok(mut order) = self.order.try_lock()
+        let reads = self.reads.get_or(|| lock(&self.lru).register_thread());
+        let thread_cache = self.thread_cache(reads);
+        let entry = if let Some(entry) =
+            thread_cache.and_then(|thread_cache| thread_cache.borrow().get(key, hash).cloned())
         {
-            order.catch_up();
-            order.read(read.place, read.mark);
+            entry
+        } else {
+            let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
+            if let Some(thread_cache) = thread_cache {
+                thread_cache.borrow_mut().offer(&entry, hash);
+            }
+            entry
+        };
+        let read = ReadRecord { at: now, index: entry.lru_index(), tag: hash_tag(hash) };
+        if !reads.push(read)
+            && let Ok(mut lru) = self.lru.try_lock()
+        {
+            lru.apply_reads();
+            lru.record_read(read.index, read.tag);
         }
         Some(entry)
     }
 
     /// What this thread reads most, if it has read enough since the store was made for that to be worth its memory.
-    fn front(&self, reads: &Reads) -> Option<&RefCell<Front>> {
+    fn thread_cache(&self, reads: &ReadBuffer) -> Option<&RefCell<ThreadCache>> {
         // Where every order of steps is tried, nothing is read often.
-        (cfg!(feature = "shuttle") || reads.are_many())
-            .then(|| self.fronts.get_or(|| RefCell::new(Front::of(self.room))))
+        (cfg!(feature = "shuttle") || reads.has_been_full()).then(|| {
+            self.thread_caches.get_or(|| RefCell::new(ThreadCache::with_capacity(self.capacity)))
+        })
     }
 
     /// These keys will be read, one by one. A processor that takes a lock waits first for all that it has asked of memory, so the
     /// tables of what the front has not are locked before, as many as nobody else has locked, and looked into together.
-    pub(super) fn foresee(&self, keys: &[&[u8]]) {
-        let Some(front) = self.fronts.get() else { return };
-        let elsewhere = front.borrow().foresee(keys.iter().map(|key| self.hasher.hash_one(*key)));
-        if elsewhere.len() < 2 {
+    pub(super) fn prefetch(&self, keys: &[&[u8]]) {
+        let Some(thread_cache) = self.thread_caches.get() else { return };
+        let misses =
+            thread_cache.borrow().prefetch(keys.iter().map(|key| self.hasher.hash_one(*key)));
+        if misses.len() < 2 {
             return;
         }
         let open = |hash: &u64| Some((self.table_of(*hash).try_lock().ok()?, *hash));
-        let tables: Vec<_> = elsewhere.iter().filter_map(open).collect();
+        let tables: Vec<_> = misses.iter().filter_map(open).collect();
         let found: Vec<_> =
             tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
         // Where all entries are before what is in the first, so that few instructions lie between one wait and the next.
@@ -135,28 +138,28 @@ impl Store {
         let mut table = self.table(hash);
         match table.entry(hash, |other| other.key() == entry.key(), |entry| self.hash(entry)) {
             hash_table::Entry::Occupied(mut found) => {
-                let place = found.get().place();
+                let index = found.get().lru_index();
                 self.bytes.fetch_add(entry.size() as u64, Relaxed);
                 self.bytes.fetch_sub(found.get().size() as u64, Relaxed);
-                entry.stand_at(place);
-                std::mem::replace(found.get_mut(), entry).leave();
-                self.order().read(place, mark(hash));
+                entry.set_index(index);
+                std::mem::replace(found.get_mut(), entry).unlink();
+                self.lru().record_read(index, hash_tag(hash));
                 true
             }
             hash_table::Entry::Vacant(vacancy) => {
-                let mut order = self.order();
-                let place = order.add(hash);
-                let victim = order.choose_between(place);
+                let mut lru = self.lru();
+                let index = lru.push_newest(hash);
+                let victim = lru.evict_for(index);
                 // Where there are too many because the capacity was made smaller, one more goes.
-                let more = order.oldest_of_too_many();
-                drop(order);
+                let more = lru.pop_surplus();
+                drop(lru);
                 self.bytes.fetch_add(entry.size() as u64, Relaxed);
-                entry.stand_at(place);
+                entry.set_index(index);
                 vacancy.insert(entry);
                 drop(table);
-                let gone =
+                let evicted =
                     [victim, more].into_iter().flatten().map(|victim| self.evict(victim)).sum();
-                self.evictions.count(Cause::Capacity, gone);
+                self.evictions.add(EvictionCause::Capacity, evicted);
                 false
             }
         }
@@ -168,17 +171,17 @@ impl Store {
 
     /// Takes out the key whose place in the order was taken away; tells how many that were: if somebody else has taken it
     /// out meanwhile, none.
-    fn evict(&self, (place, hash): (Place, u64)) -> u64 {
+    fn evict(&self, (index, hash): (LruIndex, u64)) -> u64 {
         let mut table = self.table(hash);
         let entry = table
-            .find_entry(hash, |entry| entry.place() == place)
+            .find_entry(hash, |entry| entry.lru_index() == index)
             .ok()
             .map(|found| found.remove().0);
         if let Some(entry) = &entry {
-            entry.leave();
+            entry.unlink();
         }
         drop(table);
-        lock(&self.order).free(place);
+        lock(&self.lru).release(index);
         entry.map_or(0, |entry| {
             self.bytes.fetch_sub(entry.size() as u64, Relaxed);
             1
@@ -192,14 +195,14 @@ impl Store {
         let mut table = self.table(hash);
         let Ok(found) = table.find_entry(hash, |entry| entry.key() == key) else { return false };
         let (entry, _) = found.remove();
-        lock(&self.order).remove(entry.place());
-        entry.leave();
+        lock(&self.lru).remove(entry.lru_index());
+        entry.unlink();
         self.bytes.fetch_sub(entry.size() as u64, Relaxed);
         true
     }
 
     /// Whether this very entry stands for its key.
-    pub(super) fn holds(&self, entry: &Arc<Entry>) -> bool {
+    pub(super) fn contains_entry(&self, entry: &Arc<Entry>) -> bool {
         preemption_point();
         let hash = self.hash(entry);
         self.table(hash).find(hash, |other| Arc::ptr_eq(other, entry)).is_some()
@@ -207,7 +210,7 @@ impl Store {
 
     /// Entries of which `wanted` says so, in no order; notes no read. `wanted` is asked with a table locked, so it must look
     /// at nothing but these.
-    pub(super) fn select(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
+    pub(super) fn collect_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
         preemption_point();
         let mut selected = Vec::new();
         for table in &self.tables {
@@ -218,28 +221,28 @@ impl Store {
 
     /// From now on there may be so many entries, of which `policy` says which go. Those that are too many stay until they
     /// are [evicted](Self::evict_surplus).
-    pub(super) fn limit(&self, capacity: usize, policy: Policy) {
+    pub(super) fn set_limits(&self, capacity: usize, policy: Policy) {
         preemption_point();
-        self.order().limit(capacity, policy);
+        self.lru().set_limits(capacity, policy);
     }
 
     /// Takes out the least recently read until there are no more than may be; returns how many.
     pub(super) fn evict_surplus(&self) -> u64 {
-        let mut gone = 0;
+        let mut evicted = 0;
         loop {
             preemption_point();
-            let Some(victim) = self.order().oldest_of_too_many() else { break };
-            gone += self.evict(victim);
+            let Some(victim) = self.lru().pop_surplus() else { break };
+            evicted += self.evict(victim);
         }
         for table in &self.tables {
             lock(table).shrink_to_fit(|entry| self.hash(entry));
         }
-        gone
+        evicted
     }
 
     /// How many entries there are, and the bytes of their keys and values.
     pub(super) fn size(&self) -> (u64, u64) {
-        (lock(&self.order).len() as u64, self.bytes.load(Relaxed))
+        (lock(&self.lru).len() as u64, self.bytes.load(Relaxed))
     }
 }
 
@@ -266,7 +269,7 @@ mod tests {
             0 | 1 => u64::from(!store.insert(entry(&key, number))),
             2 => u64::from(store.remove(key.as_bytes())),
             3 if number % 50 == 3 => {
-                store.limit(
+                store.set_limits(
                     5 + number / 50 % 20,
                     if number.is_multiple_of(3) { Policy::Lru } else { Policy::Tinylfu },
                 );
@@ -286,7 +289,7 @@ mod tests {
             |store, key, _| assert!(store.remove(key.as_bytes())),
             |store, _, other| assert!(!store.insert(entry(other, 2))),
             |store, _, _| {
-                store.limit(0, Policy::Lru);
+                store.set_limits(0, Policy::Lru);
                 assert_eq!(store.evict_surplus(), 1);
             },
         ];
@@ -334,12 +337,12 @@ mod tests {
                     .expect("it waited for a table");
             });
             is_locked.recv().unwrap();
-            store.foresee(&names);
+            store.prefetch(&names);
             foreseen.send(()).unwrap();
         });
-        store.foresee(&names);
-        store.limit(0, Policy::Lru);
-        assert_eq!((store.evict_surplus(), store.select(|_| true).len()), (20, 0));
+        store.prefetch(&names);
+        store.set_limits(0, Policy::Lru);
+        assert_eq!((store.evict_surplus(), store.collect_where(|_| true).len()), (20, 0));
     }
 
     #[test]
@@ -361,13 +364,13 @@ mod tests {
                     });
                 }
             });
-            let kept = store.select(|_| true);
+            let kept = store.collect_where(|_| true);
             let bytes: u64 = kept.iter().map(|entry| entry.size() as u64).sum();
             assert_eq!(store.size(), (kept.len() as u64, bytes));
             // Each that is kept can be driven out: its place is in the order.
-            store.limit(0, Policy::Lru);
+            store.set_limits(0, Policy::Lru);
             assert_eq!(store.evict_surplus(), kept.len() as u64);
-            assert_eq!((store.size(), store.select(|_| true).len()), ((0, 0), 0));
+            assert_eq!((store.size(), store.collect_where(|_| true).len()), ((0, 0), 0));
         }
     }
 }

@@ -8,37 +8,37 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::lease::Voucher;
+use super::lease::Validity;
 use crate::settings;
 
 /// For how long entries may be given, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lifetimes {
+pub(super) struct Ttls {
     /// How old a value may be.
     pub(super) ttl: u64,
-    /// How old the knowledge may be that a key does not exist; [`UNTIL_TOLD`]: that goes by who vouches for it.
+    /// How old the knowledge may be that a key does not exist; [`AUTO_NEGATIVE`]: that goes by who vouches for it.
     ttl_absent: u64,
     /// For how long after it ceased to be fresh a value may still stand in when Redis cannot answer.
     pub(super) stale_grace: u64,
 }
 
-/// The `ttl_absent` that is [`AbsentTtl::Auto`]; a time so long is one nanosecond shorter.
-const UNTIL_TOLD: u64 = u64::MAX;
+/// The `ttl_absent` that is [`NegativeTtl::Auto`]; a time so long is one nanosecond shorter.
+const AUTO_NEGATIVE: u64 = u64::MAX;
 
-impl Lifetimes {
-    pub(super) fn new(ttl: Duration, ttl_absent: AbsentTtl, stale_grace: Duration) -> Self {
+impl Ttls {
+    pub(super) fn new(ttl: Duration, ttl_absent: NegativeTtl, stale_grace: Duration) -> Self {
         let ttl_absent = match ttl_absent {
-            AbsentTtl::Auto => UNTIL_TOLD,
-            AbsentTtl::Fixed(ttl) => nanoseconds(ttl).min(UNTIL_TOLD - 1),
+            NegativeTtl::Auto => AUTO_NEGATIVE,
+            NegativeTtl::Fixed(ttl) => as_nanos(ttl).min(AUTO_NEGATIVE - 1),
         };
-        Self { ttl: nanoseconds(ttl), ttl_absent, stale_grace: nanoseconds(stale_grace) }
+        Self { ttl: as_nanos(ttl), ttl_absent, stale_grace: as_nanos(stale_grace) }
     }
 
     /// How old the knowledge may be that a key does not exist.
-    pub(super) fn of_absence(&self, voucher: Voucher) -> u64 {
-        match (self.ttl_absent, voucher) {
-            (UNTIL_TOLD, Voucher::Time) => 0,
-            (UNTIL_TOLD, Voucher::Redis | Voucher::Nobody { .. }) => self.ttl,
+    pub(super) fn negative_ttl_for(&self, validity: Validity) -> u64 {
+        match (self.ttl_absent, validity) {
+            (AUTO_NEGATIVE, Validity::TtlOnly) => 0,
+            (AUTO_NEGATIVE, Validity::Tracked | Validity::Expired { .. }) => self.ttl,
             (ttl, _) => ttl,
         }
     }
@@ -46,7 +46,7 @@ impl Lifetimes {
 
 /// How old the knowledge may be that a key does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AbsentTtl {
+pub enum NegativeTtl {
     /// As old as a value where Redis tells when the key comes to be; not kept where it does not.
     Auto,
     /// So old; zero: it is not kept.
@@ -55,7 +55,7 @@ pub enum AbsentTtl {
 
 const AUTO: &str = "auto";
 
-impl Serialize for AbsentTtl {
+impl Serialize for NegativeTtl {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Auto => serializer.serialize_str(AUTO),
@@ -64,41 +64,41 @@ impl Serialize for AbsentTtl {
     }
 }
 
-impl<'de> Deserialize<'de> for AbsentTtl {
+impl<'de> Deserialize<'de> for NegativeTtl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ttl = settings::duration::or_word(AUTO, deserializer)?;
+        let ttl = settings::duration::or_keyword(AUTO, deserializer)?;
         Ok(ttl.map_or(Self::Auto, Self::Fixed))
     }
 }
 
 /// The lifetimes in force.
-pub(super) struct InForce {
+pub(super) struct CurrentTtls {
     ttl: AtomicU64,
     ttl_absent: AtomicU64,
     stale_grace: AtomicU64,
 }
 
-impl InForce {
-    pub(super) fn new(Lifetimes { ttl, ttl_absent, stale_grace }: Lifetimes) -> Self {
+impl CurrentTtls {
+    pub(super) fn new(Ttls { ttl, ttl_absent, stale_grace }: Ttls) -> Self {
         let [ttl, ttl_absent, stale_grace] = [ttl, ttl_absent, stale_grace].map(AtomicU64::new);
         Self { ttl, ttl_absent, stale_grace }
     }
 
-    pub(super) fn put(&self, lifetimes: Lifetimes) {
-        self.ttl.store(lifetimes.ttl, Relaxed);
-        self.ttl_absent.store(lifetimes.ttl_absent, Relaxed);
-        self.stale_grace.store(lifetimes.stale_grace, Relaxed);
+    pub(super) fn set(&self, ttls: Ttls) {
+        self.ttl.store(ttls.ttl, Relaxed);
+        self.ttl_absent.store(ttls.ttl_absent, Relaxed);
+        self.stale_grace.store(ttls.stale_grace, Relaxed);
     }
 
-    pub(super) fn get(&self) -> Lifetimes {
-        let [ttl, ttl_absent, stale_grace] = [&self.ttl, &self.ttl_absent, &self.stale_grace]
-            .map(|nanoseconds| nanoseconds.load(Relaxed));
-        Lifetimes { ttl, ttl_absent, stale_grace }
+    pub(super) fn get(&self) -> Ttls {
+        let [ttl, ttl_absent, stale_grace] =
+            [&self.ttl, &self.ttl_absent, &self.stale_grace].map(|as_nanos| as_nanos.load(Relaxed));
+        Ttls { ttl, ttl_absent, stale_grace }
     }
 }
 
 /// In nanoseconds; five hundred years are as good as more.
-pub(super) fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn as_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -109,22 +109,21 @@ mod tests {
     #[test]
     fn what_is_put_in_force_is_in_force() {
         let second = Duration::from_secs(1);
-        let first = Lifetimes::new(second, AbsentTtl::Auto, Duration::ZERO);
-        let in_force = InForce::new(first);
-        assert_eq!(in_force.get(), first);
-        let next = Lifetimes::new(Duration::ZERO, AbsentTtl::Fixed(second), second);
-        in_force.put(next);
-        assert_eq!(in_force.get(), next);
+        let first = Ttls::new(second, NegativeTtl::Auto, Duration::ZERO);
+        let current = CurrentTtls::new(first);
+        assert_eq!(current.get(), first);
+        let next = Ttls::new(Duration::ZERO, NegativeTtl::Fixed(second), second);
+        current.set(next);
+        assert_eq!(current.get(), next);
     }
 
     #[test]
     fn a_time_without_end_is_not_taken_for_none() {
-        let lifetimes =
-            Lifetimes::new(Duration::MAX, AbsentTtl::Fixed(Duration::MAX), Duration::MAX);
-        assert_eq!(lifetimes.of_absence(Voucher::Time), u64::MAX - 1);
+        let ttls = Ttls::new(Duration::MAX, NegativeTtl::Fixed(Duration::MAX), Duration::MAX);
+        assert_eq!(ttls.negative_ttl_for(Validity::TtlOnly), u64::MAX - 1);
         assert_eq!(
-            Lifetimes::new(Duration::MAX, AbsentTtl::Auto, Duration::ZERO)
-                .of_absence(Voucher::Time),
+            Ttls::new(Duration::MAX, NegativeTtl::Auto, Duration::ZERO)
+                .negative_ttl_for(Validity::TtlOnly),
             0
         );
     }

@@ -12,11 +12,11 @@ use super::settings::Settings;
 
 /// What a reader asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Demand {
+pub enum ReadMode {
     /// What is fresh, or if Redis cannot answer, what may stand in.
-    Usual,
+    Default,
     /// What is no older than the question; nothing else will do.
-    Current,
+    NoCache,
 }
 
 /// How a read was answered.
@@ -31,7 +31,7 @@ pub enum Outcome {
     /// From memory, past its TTL, because Redis could not answer.
     Stale,
     /// From memory: the key is known not to exist.
-    Absent,
+    NegativeHit,
     /// Past the cache.
     Bypass,
 }
@@ -39,7 +39,7 @@ pub enum Outcome {
 impl Outcome {
     /// Every outcome there is.
     pub const ALL: [Self; 6] =
-        [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::Absent, Self::Bypass];
+        [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::NegativeHit, Self::Bypass];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -48,20 +48,20 @@ impl Outcome {
             Self::Miss => "miss",
             Self::Coalesced => "coalesced",
             Self::Stale => "stale",
-            Self::Absent => "absent",
+            Self::NegativeHit => "absent",
             Self::Bypass => "bypass",
         }
     }
 
     /// Whether the answer came from memory.
     pub fn from_memory(self) -> bool {
-        matches!(self, Self::Hit | Self::Stale | Self::Absent)
+        matches!(self, Self::Hit | Self::Stale | Self::NegativeHit)
     }
 }
 
 /// Why an entry left the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum EvictionCause {
     /// To make room for another.
     Capacity,
     /// Its time was over.
@@ -74,7 +74,7 @@ pub enum Cause {
     Resized,
 }
 
-impl Cause {
+impl EvictionCause {
     /// Every cause there is.
     pub const ALL: [Self; 5] =
         [Self::Capacity, Self::Expired, Self::Invalidated, Self::Flushed, Self::Resized];
@@ -93,10 +93,10 @@ impl Cause {
 
 /// How many entries left the store, by cause.
 #[derive(Debug, Default)]
-pub(super) struct Evictions(pub(super) [AtomicU64; Cause::ALL.len()]);
+pub(super) struct EvictionCounters(pub(super) [AtomicU64; EvictionCause::ALL.len()]);
 
-impl Evictions {
-    pub(super) fn count(&self, cause: Cause, entries: u64) {
+impl EvictionCounters {
+    pub(super) fn add(&self, cause: EvictionCause, entries: u64) {
         self.0[cause as usize].fetch_add(entries, Relaxed);
     }
 }
@@ -108,8 +108,8 @@ pub struct Statistics {
     pub entries: u64,
     /// Bytes of their keys and values.
     pub bytes: u64,
-    /// Entries that left, by cause, in the order of [`Cause::ALL`].
-    pub evictions: [u64; Cause::ALL.len()],
+    /// Entries that left, by cause, in the order of [`EvictionCause::ALL`].
+    pub evictions: [u64; EvictionCause::ALL.len()],
     /// Fetches in progress.
     pub flights: usize,
     /// Fetched and answered, but not stored, because the key changed meanwhile.
@@ -128,7 +128,7 @@ pub enum Fetched<E> {
     /// There is no such key.
     Absent,
     /// Redis answered, and not with a value: what is stored for the key, if anything, is no longer true.
-    Refused(E),
+    ErrorReply(E),
     /// Redis did not answer: what is stored may stand in.
     Failed(E),
 }
@@ -136,7 +136,7 @@ pub enum Fetched<E> {
 /// The fetch of a flight ended without bringing anything, as when the daemon is going down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the fetch was given up")]
-pub struct Vanished;
+pub struct Cancelled;
 
 /// What a reader gets.
 #[derive(Debug, Clone)]
@@ -159,6 +159,6 @@ impl Answer {
 }
 
 /// The error of a fetch is what its readers get, each of them, so it must be cheap to clone.
-pub trait FetchError: Clone + From<Vanished> + Send + Sync + 'static {}
+pub trait FetchError: Clone + From<Cancelled> + Send + Sync + 'static {}
 
-impl<E: Clone + From<Vanished> + Send + Sync + 'static> FetchError for E {}
+impl<E: Clone + From<Cancelled> + Send + Sync + 'static> FetchError for E {}

@@ -11,18 +11,18 @@ use tokio::time::sleep;
 
 use super::Shared;
 use super::slot_map::{Address, View};
-use crate::backend::{BackendError, Scout};
+use crate::backend::{BackendError, NodeClient};
 use crate::sync::lock;
 
 /// Who is asked.
-type Scouts = HashMap<Address, Scout>;
+type Clients = HashMap<Address, NodeClient>;
 
 impl Shared {
     pub(super) async fn keep_up(self: &Arc<Self>) {
-        let mut scouts = Scouts::new();
+        let mut clients = Clients::new();
         let mut reported = false;
         for turn in 0_usize.. {
-            let views = self.ask_all(&mut scouts).await;
+            let views = self.ask_all(&mut clients).await;
             let (asked, views) = (views.len(), views.into_iter().flatten().collect::<Vec<_>>());
             let none = views.is_empty();
             if none && !reported {
@@ -42,12 +42,12 @@ impl Shared {
                 }
             }
             self.asked.send_modify(|asked| *asked += 1);
-            self.pause(&mut scouts, turn).await;
+            self.pause(&mut clients, turn).await;
         }
     }
 
     /// Returns when it is time to ask all of them.
-    async fn pause(&self, scouts: &mut Scouts, turn: usize) {
+    async fn pause(&self, clients: &mut Clients, turn: usize) {
         for next in turn.. {
             tokio::select! {
                 () = sleep(self.settings.ping_interval) => {}
@@ -55,8 +55,8 @@ impl Shared {
             }
             let addresses = self.addresses();
             let Some(address) = addresses.get(next % addresses.len().max(1)) else { return };
-            let view = match scouts.get_mut(address) {
-                Some(scout) => self.view(address, scout).await,
+            let view = match clients.get_mut(address) {
+                Some(client) => self.view(address, client).await,
                 None => return,
             };
             let is_news = |view: &View| {
@@ -72,29 +72,29 @@ impl Shared {
     pub(super) fn addresses(&self) -> Vec<Address> {
         let routes = self.routes();
         let known = routes.units.keys().chain(&routes.others).cloned();
-        let seeds = self.settings.seed_addresses();
+        let seeds = self.settings.seed_addrs();
         let mut seen = HashSet::new();
         known.chain(seeds).filter(|address| seen.insert(address.clone())).collect()
     }
 
     /// What each of them says.
-    async fn ask_all(&self, scouts: &mut Scouts) -> Vec<Option<View>> {
+    async fn ask_all(&self, clients: &mut Clients) -> Vec<Option<View>> {
         let addresses: HashSet<_> = self.addresses().into_iter().collect();
-        scouts.retain(|address, _| addresses.contains(address));
+        clients.retain(|address, _| addresses.contains(address));
         for address in addresses {
-            if !scouts.contains_key(&address)
-                && let Ok(scout) = Scout::prepare(&self.settings.of_node(&address.0, address.1))
+            if !clients.contains_key(&address)
+                && let Ok(client) = NodeClient::new(&self.settings.for_node(&address.0, address.1))
             {
-                scouts.insert(address, scout);
+                clients.insert(address, client);
             }
         }
-        join_all(scouts.iter_mut().map(|(address, scout)| self.view(address, scout))).await
+        join_all(clients.iter_mut().map(|(address, client)| self.view(address, client))).await
     }
 
-    async fn view(&self, address: &Address, scout: &mut Scout) -> Option<View> {
-        let answer = scout.ask_text(redis::cmd("CLUSTER").arg("NODES")).await;
+    async fn view(&self, address: &Address, client: &mut NodeClient) -> Option<View> {
+        let answer = client.send_for_text(redis::cmd("CLUSTER").arg("NODES")).await;
         let view = answer.and_then(|text| {
-            let view = View::read(&text, address, self.settings.calls_nodes_by_name());
+            let view = View::read(&text, address, self.settings.prefers_hostnames());
             view.ok_or_else(|| {
                 BackendError::Unreachable("it does not say who serves what (CLUSTER NODES)".into())
             })

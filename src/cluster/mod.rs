@@ -32,9 +32,10 @@ use self::shard::Unit;
 pub use self::slot_map::slot;
 use self::slot_map::{Address, SLOTS, SlotMap};
 use crate::backend::{
-    self, Asking, Backend, BackendError, Client, Fence, PrepareError, Redirect, Scout, Tied,
+    self, Asking, Backend, BackendError, Client, EpochStream, Fence, NodeClient, PrepareError,
+    Redirect,
 };
-use crate::cache::{self, AbsentTtl, Cache, Coherence, CoherenceMode, Fetched, Statistics};
+use crate::cache::{self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Statistics};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
 use crate::sync::lock;
@@ -66,7 +67,7 @@ struct Shared {
 /// What only rises.
 #[derive(Default)]
 struct Counted {
-    evictions: [u64; cache::Cause::ALL.len()],
+    evictions: [u64; cache::EvictionCause::ALL.len()],
     flights_discarded: u64,
 }
 
@@ -152,14 +153,14 @@ impl Cluster {
         for _ in 0..MOST_REDIRECTS {
             let reply = at.backend.read(&key, asking, deadline).await;
             match reply {
-                Err(BackendError::Redirected(Redirect { is_once, slot, address })) => {
+                Err(BackendError::Moved(Redirect { is_ask, slot, address })) => {
                     let address = at.resolve(address);
-                    let next = if is_once {
+                    let next = if is_ask {
                         self.0.unit_at(&address)
                     } else {
                         self.0.moved(slot, &address)
                     };
-                    asking = if is_once { Asking::Yes } else { Asking::No };
+                    asking = if is_ask { Asking::Yes } else { Asking::No };
                     // Before the answer of another is there to be kept.
                     unit.cache.invalidate(key.as_bytes());
                     match next {
@@ -213,10 +214,10 @@ impl Cluster {
     pub async fn command_table(&self) -> Result<Value, BackendError> {
         let mut last = BackendError::Unreachable("no node of the cluster is known".into());
         for (host, port) in self.0.addresses() {
-            let scout = Scout::prepare(&self.0.settings.of_node(&host, port));
-            let mut scout =
-                scout.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
-            match scout.ask(&redis::cmd("COMMAND")).await {
+            let client = NodeClient::new(&self.0.settings.for_node(&host, port));
+            let mut client =
+                client.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
+            match client.send(&redis::cmd("COMMAND")).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => last = error,
             }
@@ -283,7 +284,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The node cannot be reached, refuses the proxy's login, or is no primary any more.
-    pub async fn open(&self, client: Client, node: NodeName) -> Result<Tied, BackendError> {
+    pub async fn open(&self, client: Client, node: NodeName) -> Result<EpochStream, BackendError> {
         let unit = self.unit(node).ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
         unit.backend.open(client).await
     }
@@ -377,8 +378,8 @@ impl Cluster {
     }
 
     /// Whether time alone decides what may be given, at one of them at least.
-    pub fn relies_on_ttl(&self) -> bool {
-        self.0.routes.load().units.values().any(|unit| unit.cache.relies_on_ttl())
+    pub fn is_ttl_only(&self) -> bool {
+        self.0.routes.load().units.values().any(|unit| unit.cache.is_ttl_only())
     }
 
     /// Drops `key` from every memory.
@@ -405,9 +406,9 @@ impl Cluster {
     }
 
     /// The settings were changed.
-    pub fn cache_changed(&self) {
+    pub fn cache_settings_changed(&self) {
         for unit in self.0.units() {
-            unit.backend.cache_changed(unit.cache.settings().capacity);
+            unit.backend.cache_settings_changed(unit.cache.settings().capacity);
         }
     }
 
@@ -485,7 +486,7 @@ impl Shared {
     }
 
     fn new_unit(&self, address: &Address) -> Result<Arc<Unit>, PrepareError> {
-        let settings = self.settings.of_node(&address.0, address.1);
+        let settings = self.settings.for_node(&address.0, address.1);
         let cache = Cache::new(self.settings_of_cache(0), self.control.clone());
         let (backend, link) =
             Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
@@ -500,7 +501,8 @@ impl Shared {
         let capacity = whole.capacity.saturating_mul(slots).div_ceil(SLOTS).max(1);
         // See above: of a slot that is on its way nobody tells what comes to be.
         let is_told = whole.coherence != CoherenceMode::Ttl;
-        let ttl_absent = if is_told { AbsentTtl::Fixed(Duration::ZERO) } else { whole.ttl_absent };
+        let ttl_absent =
+            if is_told { NegativeTtl::Fixed(Duration::ZERO) } else { whole.ttl_absent };
         cache::Settings { capacity, ttl_absent, ..whole }
     }
 

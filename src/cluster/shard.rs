@@ -57,7 +57,7 @@ impl Unit {
     pub(super) fn retire(&self) {
         self.backend.retire();
         self.link.abort();
-        self.cache.forsake();
+        self.cache.suspend_tracking();
         self.cache.invalidate_all();
     }
 

@@ -115,7 +115,7 @@ pub(super) fn hello_logins(arguments: Arguments<'_>) -> Vec<usize> {
 fn without_login(arguments: Arguments<'_>, at: usize) -> Bytes {
     let mut command = BytesMut::new();
     write_array_length(&mut command, arguments.len() - 3);
-    let kept = arguments.from(0).enumerate().filter(|(index, _)| !(at..at + 3).contains(index));
+    let kept = arguments.skip(0).enumerate().filter(|(index, _)| !(at..at + 3).contains(index));
     kept.for_each(|(_, word)| write_bulk(&mut command, word));
     command.freeze()
 }

@@ -1,14 +1,14 @@
 //! The commands that a listener with `resp.allow_keys` accepts: reads all of whose keys are allowed, and commands about the
 //! connection alone.
 //!
-//! The rule that must not be broken (invariant A4): a command that could touch another key is rejected before any lookup, and
+//! The rule that must not be violations (invariant A4): a command that could touch another key is rejected before any lookup, and
 //! whatever Redis would reply. So nothing that queues, watches, subscribes, runs scripts or lists keys is accepted, nor an
 //! unknown command, nor a command of which only a part has arrived.
 
 use super::cached_read::CacheableRead;
 use super::dispatch::{LocalAction, RejectReason};
 use super::table::Class;
-use crate::access::Allow;
+use crate::access::KeyAllowlist;
 use crate::protocol::{Arguments, is_one_of, parse_integer};
 
 /// Redis's reply about keys that a user may not read.
@@ -20,17 +20,17 @@ const OWN_SUBCOMMANDS: [&str; 5] = ["setname", "setinfo", "getname", "id", "info
 
 /// The rejection of a command; `None` if it is allowed. `database` is the one that the proxy reads.
 pub(super) fn authorize(
-    allowed: &Allow,
+    allowed: &KeyAllowlist,
     database: u32,
     class: Class,
     arguments: Arguments<'_>,
 ) -> Option<LocalAction> {
-    if allowed.is_everything() {
+    if allowed.allows_all() {
         return None;
     }
     if class.is_read() {
         let read = CacheableRead::new(class, arguments);
-        let is_allowed = read.is_some_and(|read| read.keys().all(|key| allowed.permits(key)));
+        let is_allowed = read.is_some_and(|read| read.keys().all(|key| allowed.allows(key)));
         let reason = Some(RejectReason::Key);
         return (!is_allowed).then_some(LocalAction::Reject { text: NO_KEY, reason });
     }

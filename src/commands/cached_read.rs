@@ -13,9 +13,9 @@ use tracing::Instrument as _;
 use super::dispatch::Memory;
 use super::table::Class;
 use crate::backend::BackendError;
-use crate::cache::{Answer, Demand, Outcome};
+use crate::cache::{Answer, Outcome, ReadMode};
 use crate::metrics::FrontEnd;
-use crate::net::Output;
+use crate::net::WriteBuf;
 use crate::protocol::{
     Arguments, Protocol, parse_integer, write_array_length, write_bulk, write_bulk_length,
     write_integer, write_null,
@@ -70,7 +70,7 @@ impl<'a> CacheableRead<'a> {
 
     /// The keys that it names.
     pub(super) fn keys(&self) -> impl Iterator<Item = &'a [u8]> {
-        self.arguments.from(1).take(self.key_count())
+        self.arguments.skip(1).take(self.key_count())
     }
 
     /// The number of keys that it names.
@@ -90,10 +90,10 @@ impl<'a> CacheableRead<'a> {
         mut count: impl FnMut(Outcome),
     ) -> Option<CachedReply> {
         if self.has_many_keys() {
-            let answers = self.arguments.from(1).map(|key| memory.lookup(key, now).map(Some));
+            let answers = self.arguments.skip(1).map(|key| memory.lookup(key, now).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
             answers.iter().flatten().for_each(|answer| count(answer.outcome));
-            self.arguments.from(1).for_each(|key| memory.count_key(key, now));
+            self.arguments.skip(1).for_each(|key| memory.count_key(key, now));
             return Some(if self.class == Class::Mget {
                 CachedReply::Values(answers)
             } else {
@@ -130,7 +130,7 @@ impl<'a> CacheableRead<'a> {
     pub(super) fn fetch(&self) -> Option<FetchKeys> {
         let is_worth =
             matches!(self.class, Class::Get | Class::Mget) && self.key_count() <= MAX_FETCHES;
-        let keys = || self.arguments.from(1).map(Bytes::copy_from_slice).collect();
+        let keys = || self.arguments.skip(1).map(Bytes::copy_from_slice).collect();
         is_worth.then(|| FetchKeys { keys: keys(), is_many: self.has_many_keys() })
     }
 }
@@ -151,15 +151,15 @@ impl FetchKeys {
 
     /// Fetches the values. `command` is the command as the client sent it.
     pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
-        let span = spans::command(if self.is_many { "MGET" } else { "GET" });
+        let span = spans::command_span(if self.is_many { "MGET" } else { "GET" });
         let fetches =
-            self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, Demand::Usual, &span));
+            self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, ReadMode::Default, &span));
         let mut answers = Vec::with_capacity(self.keys.len());
         for answer in join_all(fetches).instrument(span.clone()).await {
             match answer {
                 Ok(answer) => answers.push(Some(answer)),
                 Err(BackendError::WrongType) if self.is_many => answers.push(None),
-                Err(error) if error.leaves_client_to_ask() => {
+                Err(error) if error.should_forward() => {
                     return FetchOutcome::Forward(command);
                 }
                 Err(error) => return FetchOutcome::Failed(error),
@@ -175,7 +175,7 @@ impl FetchKeys {
 
 impl CachedReply {
     /// Writes the reply as Redis would.
-    pub(crate) fn write(&self, output: &mut Output, protocol: Protocol) {
+    pub(crate) fn write(&self, output: &mut WriteBuf, protocol: Protocol) {
         match self {
             Self::Value(answer) => write_value(output, Some(answer), protocol),
             Self::Number(number) => write_integer(output.tail(), *number),
@@ -194,12 +194,12 @@ impl CachedReply {
     }
 }
 
-fn write_value(output: &mut Output, answer: Option<&Answer>, protocol: Protocol) {
+fn write_value(output: &mut WriteBuf, answer: Option<&Answer>, protocol: Protocol) {
     match answer.and_then(|answer| answer.entry.value()) {
         None => write_null(output.tail(), protocol),
         Some(value) => {
             write_bulk_length(output.tail(), value.bytes.len());
-            output.push_either(value.bytes, || value.to_bytes());
+            output.push_slice_or(value.bytes, || value.to_bytes());
             output.tail().put_slice(b"\r\n");
         }
     }

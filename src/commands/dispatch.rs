@@ -9,7 +9,7 @@ use super::authorize::{NO_COMMAND, authorize};
 use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
 use super::session::{CacheIdentity, Identity, SessionEffect, SessionState};
 use super::table::Class;
-use crate::access::Allow;
+use crate::access::KeyAllowlist;
 use crate::cache::{Answer, Outcome};
 use crate::protocol::{Arguments, is_one_of, parse_integer};
 
@@ -30,7 +30,7 @@ pub struct Policy {
     /// The longest key that is cached, in bytes.
     pub max_key: usize,
     /// The keys that the listener serves.
-    pub allow_keys: Allow,
+    pub allow_keys: KeyAllowlist,
 }
 
 /// The replies that a client waits for.
@@ -244,7 +244,7 @@ pub fn decide_long<M: Memory>(view: &View<'_, M>, command: Command<'_>) -> LongA
         return LongAction::Reject(NO_AUTH, RejectReason::Login);
     }
     // The keys that it names are still to come.
-    if !view.policy.allow_keys.is_everything() {
+    if !view.policy.allow_keys.allows_all() {
         return LongAction::Reject(NO_COMMAND, RejectReason::Command);
     }
     let is_passthrough = is_passthrough(class, arguments);
@@ -276,7 +276,7 @@ fn effect(class: Class, arguments: Arguments<'_>) -> SessionEffect {
     match class {
         Class::Neutral | Class::Client => SessionEffect::Neutral,
         Class::Blocking => SessionEffect::MayBlock,
-        Class::Xread if arguments.from(1).any(|word| word.eq_ignore_ascii_case(b"block")) => {
+        Class::Xread if arguments.skip(1).any(|word| word.eq_ignore_ascii_case(b"block")) => {
             SessionEffect::MayBlock
         }
         Class::Multi => SessionEffect::Multi,
@@ -316,14 +316,14 @@ mod tests {
 
     use super::super::table::CommandTable;
     use super::*;
-    use crate::cache::{Cache, Demand, Fetched, Settings, Vanished};
+    use crate::cache::{Cache, Cancelled, Fetched, ReadMode, Settings};
     use crate::protocol::tests::parsed;
 
     #[derive(Debug, Clone)]
     struct NoFetch;
 
-    impl From<Vanished> for NoFetch {
-        fn from(_: Vanished) -> Self {
+    impl From<Cancelled> for NoFetch {
+        fn from(_: Cancelled) -> Self {
             Self
         }
     }
@@ -338,7 +338,7 @@ mod tests {
         async fn new() -> Self {
             let cache = Cache::new(Settings::default(), Handle::current());
             let value = Fetched::Value(Bytes::from_static(b"value"), None);
-            cache.get_or_fetch(b"kept", Demand::Usual, |_| async { value }).await.unwrap();
+            cache.get_or_fetch(b"kept", ReadMode::Default, |_| async { value }).await.unwrap();
             Self { cache, may_fetch: true }
         }
     }
@@ -366,7 +366,7 @@ mod tests {
         async fn new() -> Self {
             let identity = CacheIdentity { user: None, database: 0 };
             Self {
-                policy: Policy { identity, max_key: 10, allow_keys: Allow::default() },
+                policy: Policy { identity, max_key: 10, allow_keys: KeyAllowlist::default() },
                 session: SessionState::new(Identity::Unauthenticated),
                 pending: PendingReplies::default(),
                 coverage: Coverage::Full,

@@ -59,7 +59,7 @@ pub fn invalidations(
         Class::Swapdb => Invalidations::All,
         Class::FlushAll if !is_tracked => Invalidations::All,
         Class::MayWrite | Class::Blocking | Class::Xread if !is_tracked => {
-            Invalidations::from_keys(arguments.from(1).filter(may_be_key).map(Key::from))
+            Invalidations::from_keys(arguments.skip(1).filter(may_be_key).map(Key::from))
         }
         _ => Invalidations::None,
     }

@@ -4,7 +4,7 @@
 //! knows no connection and no front end, so every rule about what may be answered from memory is here and is tested as a table
 //! of cases.
 //!
-//! The rules that must not be broken (invariants R1 to R3): what is not known for certain forbids an answer from memory; a
+//! The rules that must not be violations (invariants R1 to R3): what is not known for certain forbids an answer from memory; a
 //! command is forwarded only while no read of the same client waits for a flight; after a reply that may reflect a write, the
 //! next cached read waits for a fence.
 

@@ -1,13 +1,13 @@
 //! The session of a client at Redis: its user, its database, its protocol, its transaction.
 //!
-//! The rule that must not be broken (invariant R1): what is not known for certain forbids an answer from memory. So a
+//! The rule that must not be violations (invariant R1): what is not known for certain forbids an answer from memory. So a
 //! restriction applies from the moment its command is sent, and a permission only once Redis has confirmed it. Otherwise a
 //! client could read another user's values in the time between.
 
 use bytes::Bytes;
 
 use crate::backend::Client;
-use crate::protocol::{Frame, Protocol};
+use crate::protocol::{Protocol, ReplySummary};
 
 /// The user that Redis, or the proxy, takes a client for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +161,7 @@ impl SessionState {
 
     /// The user that a new connection to Redis logs in as.
     pub fn connect_as(&self) -> Client {
-        if self.identity == Identity::Proxy { Client::Proxy } else { Client::Stranger }
+        if self.identity == Identity::Proxy { Client::Proxy } else { Client::Unauthenticated }
     }
 
     /// The protocol in which Redis replies.
@@ -203,13 +203,13 @@ impl SessionState {
     }
 
     /// Redis replied to a command with this effect.
-    pub fn replied(&mut self, effect: SessionEffect, frame: Frame) {
+    pub fn replied(&mut self, effect: SessionEffect, frame: ReplySummary) {
         match effect {
             SessionEffect::Multi => self.pending_multis -= 1,
             SessionEffect::Watch => self.pending_watches -= 1,
             _ => {}
         }
-        if frame.is_no_auth() {
+        if frame.is_noauth() {
             self.identity = Identity::Unknown;
         }
         if frame.is_queued() {
@@ -226,7 +226,7 @@ impl SessionState {
         }
     }
 
-    fn confirmed(&mut self, effect: SessionEffect, frame: Frame) {
+    fn confirmed(&mut self, effect: SessionEffect, frame: ReplySummary) {
         match effect {
             SessionEffect::Multi => self.is_in_multi = true,
             SessionEffect::Watch => self.is_watching = true,
@@ -235,7 +235,7 @@ impl SessionState {
             SessionEffect::Select(database) => self.database = database,
             SessionEffect::Unknown => self.desync_until_reset(),
             SessionEffect::Auth(_) if !frame.is_ok() => self.desync(),
-            SessionEffect::Hello(_) if !frame.is_greeting() => self.desync(),
+            SessionEffect::Hello(_) if !frame.is_hello_reply() => self.desync(),
             SessionEffect::Reset if !frame.is_reset() => self.desync(),
             SessionEffect::Auth(user) => self.identity = user,
             SessionEffect::Hello(user) => {
@@ -283,10 +283,10 @@ mod tests {
     const QUEUED: &[u8] = b"+QUEUED\r\n";
     const HELLO3: &[u8] = b"%7\r\n$6\r\n";
 
-    fn frame(reply: &[u8]) -> Frame {
+    fn frame(reply: &[u8]) -> ReplySummary {
         let mut head = [0; 7];
         head.iter_mut().zip(reply).for_each(|(to, from)| *to = *from);
-        Frame { head }
+        ReplySummary { head }
     }
 
     /// A session after these commands and their replies.

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::problems::problem;
+use self::problems::problem_at;
 pub use self::problems::{Problem, Problems};
 pub use self::sources::{Environment, Sources, environment};
-use crate::settings::{self, Contradiction, broken};
+use crate::settings::{self, RuleViolation, violations};
 use crate::{backend, cache, http, resp, telemetry, warmup};
 
 /// Everything that can be configured.
@@ -66,12 +66,12 @@ impl DaemonSettings {
         }
     }
 
-    fn contradictions(&self) -> Vec<Contradiction> {
+    fn violations(&self) -> Vec<RuleViolation> {
         let text = format!(
             "found {}, expected at most 1024, or 0 for one a processor",
             self.worker_threads
         );
-        broken([(self.worker_threads > 1024, "daemon.worker_threads", &text)])
+        violations([(self.worker_threads > 1024, "daemon.worker_threads", &text)])
     }
 }
 
@@ -85,19 +85,19 @@ impl Config {
     }
 
     /// What is wrong although each value by itself is right: the key to be named, and the text.
-    fn contradictions(&self) -> Vec<Contradiction> {
-        let shared = self.http.listen.collides(&self.admin.listen);
+    fn violations(&self) -> Vec<RuleViolation> {
+        let shared = self.http.listen.conflicts_with(&self.admin.listen);
         let others = [&self.http.listen, &self.admin.listen];
-        let resp_shared = others.iter().any(|listen| self.resp.listen.collides(listen));
+        let resp_shared = others.iter().any(|listen| self.resp.listen.conflicts_with(listen));
         let own = [
-            self.http.contradictions(),
-            self.resp.contradictions(),
-            self.admin.contradictions(),
-            self.redis.contradictions(),
-            self.cache.contradictions(),
-            self.warm.contradictions(),
-            self.daemon.contradictions(),
-            broken([
+            self.http.violations(),
+            self.resp.violations(),
+            self.admin.violations(),
+            self.redis.violations(),
+            self.cache.violations(),
+            self.warm.violations(),
+            self.daemon.violations(),
+            violations([
                 (
                     shared,
                     "admin.listen",
@@ -128,17 +128,18 @@ impl Config {
     ///
     /// # Errors
     /// Each that does.
-    pub fn lets_nobody_in_unasked(&self) -> Result<(), Problems> {
+    pub fn check_exposure(&self) -> Result<(), Problems> {
         let listeners = [
-            ("http", "http.allow_unprotected", &self.http.listen, self.http.protection()),
-            ("resp", "resp.allow_unprotected", &self.resp.listen, self.resp.protection()),
-            ("admin", "admin.allow_unprotected", &self.admin.listen, self.admin.protection()),
+            ("http", "http.allow_unprotected", &self.http.listen, self.http.auth_requirement()),
+            ("resp", "resp.allow_unprotected", &self.resp.listen, self.resp.auth_requirement()),
+            ("admin", "admin.allow_unprotected", &self.admin.listen, self.admin.auth_requirement()),
         ];
-        let unprotected = listeners.into_iter().filter_map(|(section, key, listen, protection)| {
-            let unprotected =
-                protection.suffices(section, listen.ip()?, &listen.to_string()).err()?;
-            Some(problem(key, None, unprotected.text()))
-        });
+        let unprotected =
+            listeners.into_iter().filter_map(|(section, key, listen, auth_requirement)| {
+                let unprotected =
+                    auth_requirement.check(section, listen.ip()?, &listen.to_string()).err()?;
+                Some(problem_at(key, None, unprotected.message()))
+            });
         let problems: Vec<_> = unprotected.collect();
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }

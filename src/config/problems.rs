@@ -19,7 +19,7 @@ pub struct Problem {
 
 impl Problem {
     /// A file that the configuration names.
-    pub(crate) fn of_file(error: &FileError) -> Self {
+    pub(crate) fn from_file_error(error: &FileError) -> Self {
         Self {
             origin: error.path.display().to_string(),
             key: error.key.clone(),
@@ -55,17 +55,17 @@ pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
     /// Those of all of them.
-    pub(crate) fn of(found: impl IntoIterator<Item = Option<Self>>) -> Self {
+    pub(crate) fn merge(found: impl IntoIterator<Item = Option<Self>>) -> Self {
         Self(found.into_iter().flatten().flat_map(|problems| problems.0).collect())
     }
 
     /// Whether the command line is at fault, at least in part.
-    pub fn blame_a_flag(&self) -> bool {
+    pub fn has_flag_error(&self) -> bool {
         self.0.iter().any(|problem| problem.origin.starts_with("--"))
     }
 }
 
-pub(super) fn problem(key: &str, value: Option<&Value>, text: String) -> Problem {
+pub(super) fn problem_at(key: &str, value: Option<&Value>, text: String) -> Problem {
     let origin = value.and_then(Value::origin).unwrap_or("defaults");
     Problem { origin: origin.to_owned(), key: key.to_owned(), text }
 }

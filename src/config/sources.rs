@@ -9,7 +9,7 @@ use std::path::Path;
 use config::{ConfigError, Map, Source, Value, ValueKind};
 
 use super::Config;
-use super::problems::{Problem, Problems, problem};
+use super::problems::{Problem, Problems, problem_at};
 use crate::backend::Address;
 use crate::cache;
 use crate::cli::Flags;
@@ -32,15 +32,15 @@ pub fn environment() -> Environment {
 }
 
 /// What the sources say: the configuration of all that is right in them, and all that is wrong.
-struct Reading {
+struct Loaded {
     config: Config,
     layers: Vec<Layer>,
     problems: Vec<Problem>,
 }
 
-impl Reading {
-    fn of(flags: &Flags, environment: &Environment) -> Self {
-        let known = Keys::of_defaults();
+impl Loaded {
+    fn load(flags: &Flags, environment: &Environment) -> Self {
+        let known = KnownKeys::from_defaults();
         let mut problems = known.misspelt_variables(environment);
         let file = flags.config.as_deref().map_or_else(|| Ok(Layer::default()), Layer::file);
         let file = file.unwrap_or_else(|problem| {
@@ -48,8 +48,8 @@ impl Reading {
             Layer::default()
         });
         let variables = Layer::environment(environment);
-        problems.extend(bad_ports(flags));
-        problems.extend(environment.iter().filter_map(not_unicode));
+        problems.extend(invalid_ports(flags));
+        problems.extend(environment.iter().filter_map(invalid_unicode));
         let flags = Layer::flags(flags, &[&variables, &file]);
         let mut layers = vec![file, variables, flags];
         for layer in &mut layers {
@@ -57,34 +57,34 @@ impl Reading {
                 known.check(key, value).map(|problem| problems.push(problem)).is_none()
             });
         }
-        let config = put_together(&layers).unwrap_or_else(|error| {
-            problems.push(problem("", None, error.to_string()));
+        let config = merge(&layers).unwrap_or_else(|error| {
+            problems.push(problem_at("", None, error.to_string()));
             Config::default()
         });
-        let mut reading = Self { config, layers, problems };
-        reading.blame(
-            reading.config.contradictions().into_iter().map(|(key, text)| (key.to_owned(), text)),
+        let mut loaded = Self { config, layers, problems };
+        loaded.add_problems(
+            loaded.config.violations().into_iter().map(|(key, text)| (key.to_owned(), text)),
         );
-        reading
+        loaded
     }
 
     /// Adds problems, but none for a key that has one already.
-    fn blame(&mut self, found: impl IntoIterator<Item = (String, String)>) {
+    fn add_problems(&mut self, found: impl IntoIterator<Item = (String, String)>) {
         for (key, text) in found {
             if !self.problems.iter().any(|problem| problem.key == key) {
                 let value = self.layers.iter().rev().find_map(|layer| layer.0.get(&key));
-                self.problems.push(problem(&key, value, text));
+                self.problems.push(problem_at(&key, value, text));
             }
         }
     }
 
-    fn result(self) -> Result<Config, Problems> {
+    fn into_result(self) -> Result<Config, Problems> {
         if self.problems.is_empty() { Ok(self.config) } else { Err(Problems(self.problems)) }
     }
 }
 
 /// Later layers win.
-fn put_together(layers: &[Layer]) -> Result<Config, ConfigError> {
+fn merge(layers: &[Layer]) -> Result<Config, ConfigError> {
     let mut builder = config::Config::builder();
     for layer in layers {
         builder = builder.add_source(layer.clone());
@@ -108,7 +108,7 @@ impl Source for Layer {
 
 impl Layer {
     /// The values of a configuration.
-    fn of(config: &Config) -> Self {
+    fn from_config(config: &Config) -> Self {
         let tree = config::Config::try_from(config).map(|tree| tree.cache);
         tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree))
     }
@@ -119,7 +119,7 @@ impl Layer {
         let text = std::fs::read_to_string(path)
             .map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let file = config::File::from_str(&text, config::FileFormat::Toml);
-        let values = file.collect().map_err(|_| wrong(not_toml(&text)))?;
+        let values = file.collect().map_err(|_| wrong(toml_error(&text)))?;
         let tree = Self::flatten(&Value::new(None, ValueKind::Table(values)));
         let named = |(key, value): (String, Value)| (key, Value::new(Some(&origin), value.kind));
         Ok(Self(tree.0.into_iter().map(named).collect()))
@@ -139,32 +139,32 @@ impl Layer {
     /// The flags; `--redis_host` and the like change a part of what the layers `below` say, the uppermost first.
     fn flags(flags: &Flags, below: &[&Self]) -> Self {
         let mut layer = Self::default();
-        layer.put(
+        layer.set(
             "--password",
             "redis.password",
             flags.password.as_ref().map(|password| password.reveal().to_owned()),
         );
-        layer.put("--ttl", "cache.ttl", flags.ttl.clone());
-        layer.put("--k", "cache.capacity", flags.k.clone());
+        layer.set("--ttl", "cache.ttl", flags.ttl.clone());
+        layer.set("--k", "cache.capacity", flags.k.clone());
         let value = |key| below.iter().find_map(|layer| layer.0.get(key));
         let text = |key| value(key).and_then(|value| value.clone().into_string().ok());
         let listen = text("http.listen")
             .map_or_else(|| Ok(http::Settings::default().listen), Listen::try_from);
-        let (host, port) = (flags.proxy_host.as_deref(), good_port(flags.proxy_port.as_ref()));
+        let (host, port) = (flags.proxy_host.as_deref(), parse_port(flags.proxy_port.as_ref()));
         if let (true, Ok(listen)) = (host.is_some() || port.is_some(), listen) {
             let origin = if host.is_some() { "--proxy_host" } else { "--proxy_port" };
-            layer.put(origin, "http.listen", Some(listen.with_host_and_port(host, port)));
+            layer.set(origin, "http.listen", Some(listen.with_host_and_port(host, port)));
         }
         let url = text("redis.url").map_or_else(|| Ok(Address::default()), |url| url.parse());
-        let (host, port) = (flags.redis_host.as_deref(), good_port(flags.redis_port.as_ref()));
+        let (host, port) = (flags.redis_host.as_deref(), parse_port(flags.redis_port.as_ref()));
         if let (true, Ok(url)) = (host.is_some() || port.is_some(), url) {
             let origin = if host.is_some() { "--redis_host" } else { "--redis_port" };
-            layer.put(origin, "redis.url", Some(url.with_host_and_port(host, port)));
+            layer.set(origin, "redis.url", Some(url.with_host_and_port(host, port)));
         }
         layer
     }
 
-    fn put(&mut self, origin: &str, key: &str, text: Option<String>) {
+    fn set(&mut self, origin: &str, key: &str, text: Option<String>) {
         if let Some(text) = text {
             self.0.insert(
                 key.to_owned(),
@@ -180,20 +180,20 @@ impl Layer {
     }
 }
 
-fn good_port(port: Option<&String>) -> Option<u16> {
+fn parse_port(port: Option<&String>) -> Option<u16> {
     port?.parse().ok()
 }
 
 /// The ports on the command line that are none. They are told by themselves, because they become parts of addresses,
 /// and an address is not repeated in a message.
-fn bad_ports(flags: &Flags) -> Vec<Problem> {
+fn invalid_ports(flags: &Flags) -> Vec<Problem> {
     let ports = [
         ("--proxy_port", "http.listen", &flags.proxy_port),
         ("--redis_port", "redis.url", &flags.redis_port),
     ];
     let bad = ports
         .into_iter()
-        .filter(|(_, _, port)| port.is_some() && good_port(port.as_ref()).is_none());
+        .filter(|(_, _, port)| port.is_some() && parse_port(port.as_ref()).is_none());
     bad.map(|(flag, key, port)| Problem {
         origin: flag.to_owned(),
         key: key.to_owned(),
@@ -206,7 +206,7 @@ fn bad_ports(flags: &Flags) -> Vec<Problem> {
 }
 
 /// A variable that is not UTF-8 was read with the mark that stands for what could not be read.
-fn not_unicode((name, value): (&String, &String)) -> Option<Problem> {
+fn invalid_unicode((name, value): (&String, &String)) -> Option<Problem> {
     let text = "found bytes that are not UTF-8, expected text".to_owned();
     value.contains(char::REPLACEMENT_CHARACTER).then(|| Problem {
         origin: name.clone(),
@@ -216,7 +216,7 @@ fn not_unicode((name, value): (&String, &String)) -> Option<Problem> {
 }
 
 /// Why `text` is not TOML, without repeating any of it: the line may hold a password.
-fn not_toml(text: &str) -> String {
+fn toml_error(text: &str) -> String {
     let Err(error) = toml::from_str::<toml::Table>(text) else { return "is not TOML".to_owned() };
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let column = before.chars().rev().take_while(|letter| *letter != '\n').count() + 1;
@@ -251,12 +251,12 @@ impl Sources {
     /// # Errors
     /// Every problem of every source.
     pub fn load(&self) -> Result<Config, Problems> {
-        Reading::of(&self.flags, &self.environment).result()
+        Loaded::load(&self.flags, &self.environment).into_result()
     }
 
     /// What is right of the configuration as it is written now, whatever else is wrong with it.
-    pub fn load_what_is_right(&self) -> Config {
-        Reading::of(&self.flags, &self.environment).config
+    pub fn load_lenient(&self) -> Config {
+        Loaded::load(&self.flags, &self.environment).config
     }
 
     /// Loads the configuration that is to take the place of `current` in a running daemon.
@@ -264,14 +264,15 @@ impl Sources {
     /// # Errors
     /// Every problem of every source, changes that need a restart among them.
     pub fn reload(&self, current: &Config) -> Result<Config, Problems> {
-        let mut reading = Reading::of(&self.flags, &self.environment);
+        let mut loaded = Loaded::load(&self.flags, &self.environment);
         // Where a source could not be read at all, what it would have changed is not known.
-        if !reading.problems.iter().any(|problem| problem.key.is_empty()) {
-            let keys = current.needs_restart(&reading.config);
-            reading
-                .blame(keys.into_iter().map(|key| (key, "changes only at a restart".to_owned())));
+        if !loaded.problems.iter().any(|problem| problem.key.is_empty()) {
+            let keys = current.needs_restart(&loaded.config);
+            loaded.add_problems(
+                keys.into_iter().map(|key| (key, "changes only at a restart".to_owned())),
+            );
         }
-        reading.result()
+        loaded.into_result()
     }
 }
 
@@ -281,10 +282,10 @@ impl Config {
         let mut live = self.clone();
         live.cache = cache::Settings { coherence: self.cache.coherence, ..new.cache.clone() };
         live.telemetry.log_filter = new.telemetry.log_filter.clone();
-        let old = Layer::of(&live);
+        let old = Layer::from_config(&live);
         let differs =
             |key: &String, value: &Value| old.0.get(key).is_none_or(|old| old.kind != value.kind);
-        let differing = Layer::of(new)
+        let differing = Layer::from_config(new)
             .0
             .into_iter()
             .filter(|(key, value)| differs(key, value))
@@ -300,22 +301,22 @@ impl Config {
 }
 
 /// The keys there are.
-struct Keys(Vec<String>);
+struct KnownKeys(Vec<String>);
 
 /// Texts less alike than this, of 1, are not taken for one another.
-const LIKE: f64 = 0.8;
+const MIN_SIMILARITY: f64 = 0.8;
 
 /// Keys whose values are not repeated in a message.
 const SECRET: &str = "redis.password";
 
-impl Keys {
-    fn of_defaults() -> Self {
-        Self(Layer::of(&Config::default()).0.into_keys().collect())
+impl KnownKeys {
+    fn from_defaults() -> Self {
+        Self(Layer::from_config(&Config::default()).0.into_keys().collect())
     }
 
     /// What is wrong with this value by itself.
     fn check(&self, key: &str, value: &Value) -> Option<Problem> {
-        let problem = |text| problem(key, Some(value), text);
+        let problem = |text| problem_at(key, Some(value), text);
         if self.is_section(key) {
             let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
             return (!empty)
@@ -328,7 +329,7 @@ impl Keys {
             return Some(problem(format!("unknown key; {hint}")));
         }
         let alone = Layer(BTreeMap::from([(key.to_owned(), value.clone())]));
-        let error = put_together(&[alone]).err()?;
+        let error = merge(&[alone]).err()?;
         let text = explain(&error);
         Some(problem(if key == SECRET { format!("{MASK} is not a text") } else { text }))
     }
@@ -354,7 +355,7 @@ impl Keys {
             .iter()
             .map(|known| (known, similarity(known)))
             .max_by(|a, b| a.1.total_cmp(&b.1))?;
-        (similarity > LIKE).then_some(nearest)
+        (similarity > MIN_SIMILARITY).then_some(nearest)
     }
 
     /// Variables that would name a key if their underscores were right.

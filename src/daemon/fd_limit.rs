@@ -5,7 +5,7 @@ use crate::{http, resp};
 
 /// How many clients may be let in.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Means {
+pub(super) struct FdBudget {
     pub(super) http: usize,
     pub(super) resp: usize,
 }
@@ -13,7 +13,7 @@ pub(super) struct Means {
 /// Raises the limit on open files as far as the system allows, since the usual 1024 is for programs that use `select`.
 /// Returns how many clients may be let in: no more than there are descriptors for beside the proxy's own, since a link to
 /// Redis must always be possible.
-pub(super) fn within_means(config: &Config) -> Means {
+pub(super) fn fit_fd_limit(config: &Config) -> FdBudget {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
@@ -25,18 +25,18 @@ pub(super) fn within_means(config: &Config) -> Means {
     let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * config.daemon.threads() + operators;
     let left = open_files.saturating_sub(own);
     let http = (config.http.max_connections, http::Settings::default().max_connections);
-    let http = clamped("http.max_connections", http, left, open_files);
+    let http = clamp("http.max_connections", http, left, open_files);
     let left = left.saturating_sub(http) / DESCRIPTORS_PER_RESP_CLIENT;
     let resp = (config.resp.max_connections, resp::Settings::default().max_connections);
     let resp = if config.resp.listen.is_off() {
         resp.0
     } else {
-        clamped("resp.max_connections", resp, left, open_files)
+        clamp("resp.max_connections", resp, left, open_files)
     };
-    Means { http, resp }
+    FdBudget { http, resp }
 }
 
-fn clamped(key: &str, (wanted, default): (usize, usize), left: usize, open_files: usize) -> usize {
+fn clamp(key: &str, (wanted, default): (usize, usize), left: usize, open_files: usize) -> usize {
     let affordable = left.max(1);
     if wanted > affordable {
         // Nobody asked for the default, so nobody need do something about it.

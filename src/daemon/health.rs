@@ -20,14 +20,14 @@ use crate::settings::Listen;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question {
+pub enum HealthCheck {
     /// Can reads be answered?
     Ready,
     /// Does the process serve?
     Live,
 }
 
-impl Question {
+impl HealthCheck {
     fn path(self) -> &'static str {
         match self {
             Self::Ready => "/readyz",
@@ -37,13 +37,13 @@ impl Question {
 }
 
 /// Long enough for a busy machine, and shorter than whoever asks waits for us.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// More than any of the answers has.
-const LONGEST_ANSWER: u64 = 64 << 10;
+const MAX_RESPONSE: u64 = 64 << 10;
 
 /// How it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Through {
+pub enum Transport {
     /// In clear.
     Tcp,
     /// Encrypted. Whoever answers is believed, whatever certificate he shows: he is on this machine, and is told nothing.
@@ -54,11 +54,15 @@ pub enum Through {
 ///
 /// # Errors
 /// Nobody answers there, or not in HTTP.
-pub fn ask(listen: &Listen, through: Through, question: Question) -> io::Result<(bool, String)> {
-    let socket = Hurried { until: Instant::now() + PATIENCE, socket: connect(listen)? };
+pub fn check(
+    listen: &Listen,
+    through: Transport,
+    health_check: HealthCheck,
+) -> io::Result<(bool, String)> {
+    let socket = DeadlineStream { until: Instant::now() + TIMEOUT, socket: connect(listen)? };
     let answer = match through {
-        Through::Tcp => converse(socket, question)?,
-        Through::Tls => converse(StreamOwned::new(tls()?, socket), question)?,
+        Transport::Tcp => exchange(socket, health_check)?,
+        Transport::Tls => exchange(StreamOwned::new(tls()?, socket), health_check)?,
     };
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
@@ -68,41 +72,41 @@ pub fn ask(listen: &Listen, through: Through, question: Question) -> io::Result<
     Ok((status == "200", body.trim().to_owned()))
 }
 
-fn converse(mut stream: impl Read + Write, question: Question) -> io::Result<Vec<u8>> {
+fn exchange(mut stream: impl Read + Write, health_check: HealthCheck) -> io::Result<Vec<u8>> {
     write!(
         stream,
         "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        question.path()
+        health_check.path()
     )?;
     stream.flush()?;
     let mut answer = Vec::new();
-    stream.take(LONGEST_ANSWER).read_to_end(&mut answer)?;
+    stream.take(MAX_RESPONSE).read_to_end(&mut answer)?;
     Ok(answer)
 }
 
 /// A socket on which everything together has its time, however slowly it comes.
-struct Hurried {
+struct DeadlineStream {
     until: Instant,
     socket: TcpStream,
 }
 
-impl Hurried {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+impl DeadlineStream {
+    fn remaining(&self) -> io::Result<Option<Duration>> {
+        let remaining = self.until.saturating_duration_since(Instant::now());
+        if remaining.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(remaining)) }
     }
 }
 
-impl Read for Hurried {
+impl Read for DeadlineStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.left()?)?;
+        self.socket.set_read_timeout(self.remaining()?)?;
         self.socket.read(bytes)
     }
 }
 
-impl Write for Hurried {
+impl Write for DeadlineStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(self.left()?)?;
+        self.socket.set_write_timeout(self.remaining()?)?;
         self.socket.write(bytes)
     }
 
@@ -113,10 +117,10 @@ impl Write for Hurried {
 
 fn tls() -> io::Result<ClientConnection> {
     let builder = ClientConfig::builder();
-    let whoever = Whoever(Arc::clone(builder.crypto_provider()));
+    let verifier = AcceptAnyCert(Arc::clone(builder.crypto_provider()));
     let config = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(whoever))
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
     ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
@@ -124,9 +128,9 @@ fn tls() -> io::Result<ClientConnection> {
 
 /// Takes whoever answers for the right one.
 #[derive(Debug)]
-struct Whoever(Arc<CryptoProvider>);
+struct AcceptAnyCert(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Whoever {
+impl ServerCertVerifier for AcceptAnyCert {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -174,7 +178,7 @@ impl ServerCertVerifier for Whoever {
 fn connect(listen: &Listen) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in listen.to_string().to_socket_addrs()? {
-        match TcpStream::connect_timeout(&reachable(address), PATIENCE) {
+        match TcpStream::connect_timeout(&reachable(address), TIMEOUT) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }

@@ -22,24 +22,26 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
-use self::fd_limit::{Means, within_means};
-use self::reload::{Reload, Reloaded, finished};
-pub use self::shutdown::Ending;
-use self::systemd::{InheritError, Inherited, Notifier};
-use crate::access::{FileError, Gate, Reread};
+use self::fd_limit::{FdBudget, fit_fd_limit};
+use self::reload::{Reload, ReloadOutcome, reload_finished};
+pub use self::shutdown::ExitReason;
+use self::systemd::{ActivatedSockets, ActivationError, Notifier};
+use crate::access::{BearerAuth, FileError, Prepare};
 use crate::backend::{Backend, Mode, PrepareError};
 use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::config::{Config, Problems, Sources};
-use crate::http::{self, Http};
-use crate::metrics::{FrontEnd, Metrics, Refusal};
+use crate::http::{self, HttpService};
+use crate::metrics::{FrontEnd, Metrics, RejectReason};
 use crate::proxy::Proxy;
 use crate::resp::Resp;
-use crate::server::{BindError, Drain, DrainControl, Listener, Serve, Serving, Tls, Workers};
+use crate::server::{
+    BindError, Drain, DrainControl, Listener, ListenerConfig, Service, Tls, Workers,
+};
 use crate::telemetry::Telemetry;
 use crate::telemetry::hot_keys::HotKeys;
 use crate::upstream::Upstream;
-use crate::warmup::{Permits, Warm};
+use crate::warmup::{KeyFilter, Warmup};
 
 /// Why the daemon could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +57,7 @@ pub enum StartError {
     Bind(#[from] BindError),
     /// A socket that was handed over cannot be used.
     #[error(transparent)]
-    Inherit(#[from] InheritError),
+    Activation(#[from] ActivationError),
     /// The system gives no threads, signals or the like.
     #[error("the system refuses what the daemon needs: {0}")]
     System(#[from] io::Error),
@@ -73,13 +75,13 @@ pub struct Daemon {
     notifier: Arc<Notifier>,
     listeners: Vec<Listener>,
     /// What else a reload reads.
-    files: Arc<Vec<Reread>>,
+    files: Arc<Vec<Prepare>>,
     workers: Arc<Workers>,
-    link: Option<Running>,
+    upstream_task: Option<BoxTask>,
     proxy: Proxy,
     upstream: Upstream,
     /// None where nothing is kept for the next start.
-    warm: Option<Warm>,
+    warm: Option<Warmup>,
     metrics: Arc<Metrics>,
 }
 
@@ -97,33 +99,33 @@ impl Daemon {
         // Before anything else, so that an early signal is obeyed and not fatal.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
         let notifier = Arc::new(Notifier::start()?);
-        let inherited = Inherited::take(&[
+        let activated = ActivatedSockets::from_env(&[
             FrontEnd::Http.name(),
             FrontEnd::Resp.name(),
             FrontEnd::Admin.name(),
         ])?;
-        let means = within_means(&config);
+        let fd_budget = fit_fd_limit(&config);
         let metrics = Arc::new(Metrics::new(&crate::commands::names())?);
-        let (upstream, link) = upstream(&config, &metrics)?;
-        let looked_at = upstream.clone();
-        metrics.tell_of_cache(move || looked_at.statistics())?;
-        let looked_at = telemetry.clone();
-        metrics.tell_of_spans_dropped(move || looked_at.spans_dropped())?;
-        let looked_at = telemetry.clone();
-        metrics.tell_of_lines_dropped(move || looked_at.lines_dropped())?;
-        let looked_at = upstream.clone();
-        metrics.tell_of_nodes(move || looked_at.nodes())?;
-        let hot_keys = HotKeys::keeping(config.admin.hotkeys, config.warm.kept());
+        let (upstream, upstream_task) = upstream(&config, &metrics)?;
+        let source = upstream.clone();
+        metrics.register_cache(move || source.statistics())?;
+        let source = telemetry.clone();
+        metrics.register_spans_dropped(move || source.spans_dropped())?;
+        let source = telemetry.clone();
+        metrics.register_lines_dropped(move || source.lines_dropped())?;
+        let source = upstream.clone();
+        metrics.register_nodes(move || source.nodes())?;
+        let hot_keys = HotKeys::with_warmup(config.admin.hotkeys, config.warm.keys_to_save());
         let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys.clone());
-        let warm =
-            (config.warm.kept() > 0).then(|| warm(&config, &inherited, hot_keys, proxy.clone()));
-        let (listeners, files) = listeners(&config, inherited, means, &proxy, &metrics).await?;
+        let warm = (config.warm.keys_to_save() > 0)
+            .then(|| warm(&config, &activated, hot_keys, proxy.clone()));
+        let (listeners, files) = listeners(&config, activated, fd_budget, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(config.daemon.threads())?);
         // A connection knows of the metrics, so these must not keep alive who serves it.
-        let (looked_at, own) = (Arc::downgrade(&workers), Handle::current());
-        let of_workers = move || looked_at.upgrade().map_or(0, |workers| workers.alive_tasks());
-        metrics.tell_of_tasks(move || own.metrics().num_alive_tasks() + of_workers())?;
-        let (link, files) = (Some(link), Arc::new(files));
+        let (source, own) = (Arc::downgrade(&workers), Handle::current());
+        let of_workers = move || source.upgrade().map_or(0, |workers| workers.alive_tasks());
+        metrics.register_tasks(move || own.metrics().num_alive_tasks() + of_workers())?;
+        let (upstream_task, files) = (Some(upstream_task), Arc::new(files));
         Ok(Self {
             config,
             sources,
@@ -133,7 +135,7 @@ impl Daemon {
             listeners,
             files,
             workers,
-            link,
+            upstream_task,
             proxy,
             upstream,
             warm,
@@ -142,7 +144,7 @@ impl Daemon {
     }
 
     /// Serves until told to stop.
-    pub async fn run(mut self) -> Ending {
+    pub async fn run(mut self) -> ExitReason {
         let (mut control, drain) = Drain::new();
         let mut tasks = self.start(&drain);
         // What is left of it are the listeners' and connections' own.
@@ -155,10 +157,10 @@ impl Daemon {
                     Some(SIGHUP) => reload_wanted = true,
                     _ => return self.drain(&mut control).await,
                 },
-                reloaded = finished(&mut reload) => self.settle(reloaded),
+                reloaded = reload_finished(&mut reload) => self.finish_reload(reloaded),
                 ended = tasks.join_next() => {
                     tracing::error!(?ended, "a part of the daemon ended that must not; giving up");
-                    return Ending::Failed;
+                    return ExitReason::TaskFailed;
                 }
             }
             if reload_wanted && reload.is_none() {
@@ -181,15 +183,15 @@ impl Daemon {
             };
             tasks.spawn(listener.accept(Arc::clone(&self.workers), drain));
         }
-        if let Some(link) = self.link.take() {
-            tasks.spawn(link);
+        if let Some(upstream_task) = self.upstream_task.take() {
+            tasks.spawn(upstream_task);
         }
         tasks.spawn(sweep(self.upstream.clone()));
         if let Some(warm) = self.warm.clone() {
             tasks.spawn(warm.run());
         }
-        if self.notifier.is_heard() {
-            tasks.spawn(report(self.proxy.clone(), Arc::clone(&self.notifier)));
+        if self.notifier.is_enabled() {
+            tasks.spawn(report_status(self.proxy.clone(), Arc::clone(&self.notifier)));
         }
         if let Some(interval) = systemd::watchdog_interval() {
             tasks.spawn(feed_watchdog(
@@ -202,22 +204,22 @@ impl Daemon {
     }
 
     /// Puts the rest of a new configuration in force, or says why the one in force stays.
-    fn settle(&mut self, reloaded: Result<Result<Reloaded, Problems>, JoinError>) {
+    fn finish_reload(&mut self, reloaded: Result<Result<ReloadOutcome, Problems>, JoinError>) {
         match reloaded {
-            Ok(Ok(Reloaded { config, evicted, took })) => {
+            Ok(Ok(ReloadOutcome { config, evicted, took })) => {
                 self.telemetry.set_filter(&config.telemetry.log_filter);
                 self.config = config;
-                self.metrics.config_reloaded();
+                self.metrics.record_config_reload();
                 let cache = &self.config.cache;
-                self.proxy.cache_changed(cache);
+                self.proxy.cache_settings_changed(cache);
                 tracing::info!(capacity = cache.capacity, ttl = ?cache.ttl, evicted, ?took, "config reloaded");
             }
             Ok(Err(problems)) => {
-                self.metrics.config_refused();
+                self.metrics.record_config_rejected();
                 tracing::error!(%problems, "config refused");
             }
             Err(error) => {
-                self.metrics.config_refused();
+                self.metrics.record_config_rejected();
                 tracing::error!(%error, "config refused");
             }
         }
@@ -233,86 +235,88 @@ impl Daemon {
         )
     }
 
-    async fn drain(&mut self, control: &mut DrainControl) -> Ending {
-        self.proxy.drain();
+    async fn drain(&mut self, control: &mut DrainControl) -> ExitReason {
+        self.proxy.start_drain();
         self.notifier.stopping();
         // Beside the drain, for which nobody waits longer because of it.
-        let keeping = self.warm.clone().map(|warm| tokio::spawn(async move { warm.keep().await }));
+        let saving = self.warm.clone().map(|warm| tokio::spawn(async move { warm.save().await }));
         let patience = self.config.daemon.drain_timeout;
-        shutdown::drain(control, &mut self.signals, &self.metrics, patience, keeping).await
+        shutdown::drain(control, &mut self.signals, &self.metrics, patience, saving).await
     }
 }
 
 /// What is kept for the next start: of the keys that a listener gives out.
-fn warm(config: &Config, inherited: &Inherited, hot_keys: HotKeys, proxy: Proxy) -> Warm {
-    let serves_resp = inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off();
+fn warm(config: &Config, activated: &ActivatedSockets, hot_keys: HotKeys, proxy: Proxy) -> Warmup {
+    let serves_resp = activated.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off();
     let (http, resp) = (config.http.allow.clone(), serves_resp.then(|| config.resp.allow.clone()));
     let longest = config.http.max_key.0;
-    let permits: Permits = Box::new(move |key| {
+    let permits: KeyFilter = Box::new(move |key| {
         key.len() <= longest
-            && (http.permits(key) || resp.as_ref().is_some_and(|allow| allow.permits(key)))
+            && (http.allows(key) || resp.as_ref().is_some_and(|allow| allow.allows(key)))
     });
-    Warm::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
+    Warmup::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
 }
 
-/// The listeners of `config`, and what a reload has to read for them; those for reads let in as many clients as `means`
+/// The listeners of `config`, and what a reload has to read for them; those for reads let in as many clients as `fd_budget`
 /// allows.
 async fn listeners(
     config: &Config,
-    mut inherited: Inherited,
-    means: Means,
+    mut activated: ActivatedSockets,
+    fd_budget: FdBudget,
     proxy: &Proxy,
     metrics: &Arc<Metrics>,
-) -> Result<(Vec<Listener>, Vec<Reread>), StartError> {
+) -> Result<(Vec<Listener>, Vec<Prepare>), StartError> {
     let admin = &config.admin;
     let limits = config.http.limits();
-    let gate = config.http.gate()?;
-    let mut files: Vec<_> = gate.iter().map(Gate::reread).collect();
+    let auth = config.http.bearer_auth()?;
+    let mut files: Vec<_> = auth.iter().map(BearerAuth::reloader).collect();
     let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);
-    files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reread));
-    let serving = |service, tls, max_connections, protection| Serving {
+    files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reloader));
+    let listener_config = |service, tls, max_connections, auth_requirement| ListenerConfig {
         service,
         tls,
         max_connections,
-        protection,
+        auth_requirement,
     };
-    let is_admin_apart = inherited.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
+    let is_admin_apart = activated.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
     let beside = if is_admin_apart {
         Router::new()
     } else {
         http::router(proxy.clone(), config.http.allow.clone())
     };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
-    let gate = gate.map(|gate| (gate, metrics.refusals(FrontEnd::Http, Refusal::Token)));
-    let reads: Arc<dyn Serve> = Arc::new(Http::new(reads, limits.clone(), gate));
-    let reads = serving(reads, http_tls, means.http, config.http.protection());
+    let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
+    let reads: Arc<dyn Service> = Arc::new(HttpService::new(reads, limits.clone(), auth));
+    let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
-        let operators = Arc::new(Http::new(http::router_alone(proxy.clone()), limits, None));
-        let operators = serving(operators, None, admin.max_connections, admin.protection());
+        let operators =
+            Arc::new(HttpService::new(http::standalone_router(proxy.clone()), limits, None));
+        let operators =
+            listener_config(operators, None, admin.max_connections, admin.auth_requirement());
         services.push((FrontEnd::Admin, &admin.listen, operators));
     }
-    if inherited.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
+    if activated.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
         let resp =
             Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
-        files.extend(resp.reread());
-        let resp = serving(resp, resp_tls, means.resp, config.resp.protection());
+        files.extend(resp.reloader());
+        let resp = listener_config(resp, resp_tls, fd_budget.resp, config.resp.auth_requirement());
         services.push((FrontEnd::Resp, &config.resp.listen, resp));
     }
     let mut listeners = Vec::new();
-    for (front_end, listen, serving) in services {
-        let socket = inherited.remove(front_end.name());
-        metrics.connections_limit(front_end, serving.max_connections);
+    for (front_end, listen, config) in services {
+        let socket = activated.remove(front_end.name());
+        metrics.set_connections_limit(front_end, config.max_connections);
         listeners
-            .push(Listener::bind(front_end, listen, socket, serving, Arc::clone(metrics)).await?);
+            .push(Listener::bind(front_end, listen, socket, config, Arc::clone(metrics)).await?);
     }
     Ok((listeners, files))
 }
 
 /// Keeps the line of `systemctl status` true.
-async fn report(proxy: Proxy, notifier: Arc<Notifier>) {
+async fn report_status(proxy: Proxy, notifier: Arc<Notifier>) {
     loop {
-        notifier.status(proxy.summary());
+        notifier.status(proxy.status_line());
         tokio::time::sleep(REPORT_INTERVAL).await;
     }
 }
@@ -320,8 +324,8 @@ async fn report(proxy: Proxy, notifier: Arc<Notifier>) {
 /// Says so, for as long as every worker serves.
 async fn feed_watchdog(workers: Arc<Workers>, notifier: Arc<Notifier>, interval: Duration) {
     loop {
-        workers.alive().await;
-        notifier.alive();
+        workers.check_alive().await;
+        notifier.watchdog();
         tokio::time::sleep(interval).await;
     }
 }
@@ -330,19 +334,20 @@ async fn feed_watchdog(workers: Arc<Workers>, notifier: Arc<Notifier>, interval:
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What is behind the proxy, and what has to run for it.
-fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, Running), PrepareError> {
+fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, BoxTask), PrepareError> {
     let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
     if redis.mode == Mode::Cluster {
-        let means = (Handle::current(), Arc::clone(metrics));
-        let cluster = Cluster::prepare(redis, config.cache.clone(), max_value, means)?;
+        let fd_budget = (Handle::current(), Arc::clone(metrics));
+        let cluster = Cluster::prepare(redis, config.cache.clone(), max_value, fd_budget)?;
         return Ok((Upstream::Cluster(cluster.clone()), Box::pin(cluster.run())));
     }
     let cache = Cache::new(config.cache.clone(), Handle::current());
-    let (backend, link) = Backend::prepare(redis, max_value, cache.clone(), Arc::clone(metrics))?;
-    Ok((Upstream::One(cache, backend), Box::pin(link.run())))
+    let (backend, upstream_task) =
+        Backend::prepare(redis, max_value, cache.clone(), Arc::clone(metrics))?;
+    Ok((Upstream::Standalone(cache, backend), Box::pin(upstream_task.run())))
 }
 
-type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+type BoxTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Forgets entries whose time is over, so that memory is not held for what nobody may be given. A sweep looks at
 /// every entry; the pause after it is fifty times as long as it took, so it never costs more than a fiftieth of a

@@ -12,44 +12,45 @@ use crate::server::DrainControl;
 
 /// How the daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum ExitReason {
     /// It was told to, and finished what was in flight or what of it there was time for.
     Drained,
     /// It was told twice.
-    Hurried,
+    Forced,
     /// A part of it ended that must not.
-    Failed,
+    TaskFailed,
 }
 
 /// For how long at most the end waits for the disk.
-const PATIENCE_TO_KEEP: Duration = Duration::from_secs(1);
+const SAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Drains all connections within `patience`, and waits a little for `keeping`, which was begun beside it.
+/// Drains all connections within `patience`, and waits a little for `saving`, which was begun beside it.
 pub(super) async fn drain(
     control: &mut DrainControl,
     signals: &mut Signals,
     metrics: &Metrics,
     patience: Duration,
-    keeping: Option<JoinHandle<()>>,
-) -> Ending {
+    saving: Option<JoinHandle<()>>,
+) -> ExitReason {
     tracing::info!(connections = metrics.open_connections(), drain_timeout = ?patience, "stopping");
-    let hurry = async { while signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
+    let second_signal =
+        async { while signals.next().await.is_some_and(|signal| signal == SIGHUP) {} };
     tokio::select! {
         () = control.drain() => tracing::info!("stopped"),
         () = tokio::time::sleep(patience) => {
             let cut = metrics.open_connections();
             tracing::warn!(cut, "stopped; connections were cut because they did not finish in time");
         }
-        () = hurry => {
+        () = second_signal => {
             let cut = metrics.open_connections();
             tracing::warn!(cut, "told twice; connections were cut");
-            return Ending::Hurried;
+            return ExitReason::Forced;
         }
     }
-    if let Some(keeping) = keeping
-        && tokio::time::timeout(PATIENCE_TO_KEEP, keeping).await.is_err()
+    if let Some(saving) = saving
+        && tokio::time::timeout(SAVE_TIMEOUT, saving).await.is_err()
     {
         tracing::warn!("the names of the hottest keys were not written in time");
     }
-    Ending::Drained
+    ExitReason::Drained
 }

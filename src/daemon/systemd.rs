@@ -17,11 +17,11 @@ use sd_notify::NotifyState;
 
 /// Sockets that were bound for the daemon before it started, by name (`FileDescriptorName=`).
 #[derive(Debug, Default)]
-pub(super) struct Inherited(BTreeMap<String, TcpListener>);
+pub(super) struct ActivatedSockets(BTreeMap<String, TcpListener>);
 
 /// A socket that was handed to the daemon and cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum InheritError {
+pub enum ActivationError {
     /// Not what it has to be.
     #[error("the socket {name:?} that was handed over is not a listening TCP socket: {error}")]
     Socket {
@@ -37,31 +37,31 @@ pub enum InheritError {
     Name(String),
 }
 
-impl Inherited {
+impl ActivatedSockets {
     /// Takes what was handed to this process. A socket alone may have any name and is that of `names[0]`.
     ///
     /// # Errors
     /// A socket of another kind, or one whose name is not in `names`.
-    pub(super) fn take(names: &[&str]) -> Result<Self, InheritError> {
+    pub(super) fn from_env(names: &[&str]) -> Result<Self, ActivationError> {
         let given = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut sockets = ListenFd::from_env();
         let mut given = given.split(':');
-        let mut inherited = BTreeMap::new();
+        let mut activated = BTreeMap::new();
         for index in 0..sockets.len() {
             let name = given.next().unwrap_or_default();
             let alone = sockets.len() == 1 && !names.contains(&name);
             let name = if alone { names[0] } else { name }.to_owned();
             let socket = sockets.take_tcp_listener(index);
             let socket =
-                socket.map_err(|error| InheritError::Socket { name: name.clone(), error })?;
+                socket.map_err(|error| ActivationError::Socket { name: name.clone(), error })?;
             let unknown = !names.contains(&&*name);
             if let Some(socket) = socket
-                && (unknown || inherited.insert(name.clone(), socket).is_some())
+                && (unknown || activated.insert(name.clone(), socket).is_some())
             {
-                return Err(InheritError::Name(name));
+                return Err(ActivationError::Name(name));
             }
         }
-        Ok(Self(inherited))
+        Ok(Self(activated))
     }
 
     /// Whether there is a socket of this name.
@@ -91,13 +91,13 @@ enum Message {
     States(Vec<NotifyState<'static>>),
     Status(String),
     /// All before this has been told.
-    Told(SyncSender<()>),
+    Flush(SyncSender<()>),
 }
 
 /// For how long the last message is waited for.
-const LAST_WORD: Duration = Duration::from_millis(100);
+const STOP_TIMEOUT: Duration = Duration::from_millis(100);
 /// Messages that may wait to be told.
-const WAITING: usize = 16;
+const QUEUE_LEN: usize = 16;
 
 impl Notifier {
     /// Begins to tell, if there is anybody.
@@ -108,15 +108,15 @@ impl Notifier {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
             return Ok(Self(None));
         }
-        let (messages, waiting) = sync_channel(WAITING);
+        let (messages, queued) = sync_channel(QUEUE_LEN);
         std::thread::Builder::new()
             .name("systemd".to_owned())
-            .spawn(move || waiting.iter().for_each(tell))?;
+            .spawn(move || queued.iter().for_each(deliver))?;
         Ok(Self(Some(messages)))
     }
 
     /// Whether there is anybody to tell.
-    pub(super) fn is_heard(&self) -> bool {
+    pub(super) fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 
@@ -138,9 +138,9 @@ impl Notifier {
     /// before anybody else gets to do anything.
     pub(super) fn stopping(&self) {
         self.send(Message::States(vec![NotifyState::Stopping]));
-        let (told, wait) = sync_channel(1);
-        self.send(Message::Told(told));
-        _ = wait.recv_timeout(LAST_WORD);
+        let (done, wait) = sync_channel(1);
+        self.send(Message::Flush(done));
+        _ = wait.recv_timeout(STOP_TIMEOUT);
     }
 
     /// A line for `systemctl status`.
@@ -149,7 +149,7 @@ impl Notifier {
     }
 
     /// All that serves is alive.
-    pub(super) fn alive(&self) {
+    pub(super) fn watchdog(&self) {
         self.send(Message::States(vec![NotifyState::Watchdog]));
     }
 
@@ -160,16 +160,16 @@ impl Notifier {
     }
 }
 
-fn tell(message: Message) {
-    let told = match message {
+fn deliver(message: Message) {
+    let done = match message {
         Message::States(states) => sd_notify::notify(&states),
         Message::Status(text) => sd_notify::notify(&[NotifyState::Status(&text)]),
-        Message::Told(told) => {
-            _ = told.try_send(());
+        Message::Flush(done) => {
+            _ = done.try_send(());
             return;
         }
     };
-    if let Err(error) = told {
+    if let Err(error) = done {
         tracing::debug!(%error, "systemd cannot be told");
     }
 }

@@ -8,15 +8,15 @@ use axum::{Extension, Router};
 use http::{StatusCode, Uri, header};
 use serde_json::json;
 
-use super::problem::Kind;
-use super::settings::MOST_HOT_KEYS;
-use crate::access::{Allow, Stranger};
+use super::problem::ProblemType;
+use super::settings::MAX_HOT_KEYS;
+use crate::access::{KeyAllowlist, Unauthenticated};
 use crate::metrics::Node;
 use crate::proxy::Proxy;
 use crate::telemetry::hot_keys::{self, HotKey};
 
 /// The operator's routes beside the keys of a listener that gives out those in `allow` alone.
-pub fn router(proxy: Proxy, allow: Allow) -> Router {
+pub fn router(proxy: Proxy, allow: KeyAllowlist) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
@@ -28,18 +28,22 @@ pub fn router(proxy: Proxy, allow: Allow) -> Router {
 }
 
 /// The operator's routes for a listener that serves nothing else.
-pub fn router_alone(proxy: Proxy) -> Router {
-    router(proxy, Allow::default()).fallback(not_found)
+pub fn standalone_router(proxy: Proxy) -> Router {
+    router(proxy, KeyAllowlist::default()).fallback(not_found)
 }
 
 async fn method_not_allowed() -> Response {
-    let kind =
-        Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "This can only be read");
+    let kind = ProblemType::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        "This can only be read",
+    );
     kind.response(Some("GET and HEAD are allowed."))
 }
 
 async fn not_found() -> Response {
-    let kind = Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
+    let kind =
+        ProblemType::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
     kind.response(Some("Here are /metrics, /livez, /readyz and /hotkeys."))
 }
 
@@ -55,7 +59,10 @@ async fn livez() -> Response {
 }
 
 /// Whether reads can be answered, and if not, why, unless a stranger asks.
-async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>>) -> Response {
+async fn readyz(
+    State(proxy): State<Proxy>,
+    stranger: Option<Extension<Unauthenticated>>,
+) -> Response {
     let coherence = proxy.coherence().name();
     if stranger.is_some() {
         // Why not is a matter of what is behind.
@@ -85,34 +92,37 @@ async fn readyz(State(proxy): State<Proxy>, stranger: Option<Extension<Stranger>
 /// too many.
 async fn hot_keys(
     State(proxy): State<Proxy>,
-    Extension(allow): Extension<Allow>,
+    Extension(allow): Extension<KeyAllowlist>,
     uri: Uri,
 ) -> Response {
-    let Some(most) = top(uri.query()) else {
+    let Some(limit) = parse_top(uri.query()) else {
         return BAD_TOP.response(Some("Write ?top=20, or nothing."));
     };
-    let counted = if allow.is_everything() { most } else { MOST_HOT_KEYS };
-    let Some(hottest) = proxy.hottest(counted) else {
+    let counted = if allow.allows_all() { limit } else { MAX_HOT_KEYS };
+    let Some(top_keys) = proxy.top_keys(counted) else {
         return NOT_COUNTED
             .response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
     };
-    let key = |hot: &HotKey| json!({ "key": hot_keys::written(&hot.key), "reads": hot.reads, "error": hot.error });
+    let key = |hot: &HotKey| json!({ "key": hot_keys::path_escape(&hot.key), "reads": hot.reads, "error": hot.error });
     let keys: Vec<_> =
-        hottest.keys.iter().filter(|hot| allow.permits(&hot.key)).take(most).map(key).collect();
-    let period = hottest.period.as_secs_f64();
+        top_keys.keys.iter().filter(|hot| allow.allows(&hot.key)).take(limit).map(key).collect();
+    let period = top_keys.period.as_secs_f64();
     json_response(
         StatusCode::OK,
-        &json!({ "seconds": period, "reads": hottest.reads, "keys": keys }),
+        &json!({ "seconds": period, "reads": top_keys.reads, "keys": keys }),
     )
 }
 
-const BAD_TOP: Kind =
-    Kind::new(StatusCode::BAD_REQUEST, "bad-top", "It is not clear how many keys are wanted");
-const NOT_COUNTED: Kind =
-    Kind::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
+const BAD_TOP: ProblemType = ProblemType::new(
+    StatusCode::BAD_REQUEST,
+    "bad-top",
+    "It is not clear how many keys are wanted",
+);
+const NOT_COUNTED: ProblemType =
+    ProblemType::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
 
 /// How many keys are wanted: `top=`, or twenty.
-fn top(query: Option<&str>) -> Option<usize> {
+fn parse_top(query: Option<&str>) -> Option<usize> {
     match query {
         None | Some("") => Some(20),
         Some(query) => query.strip_prefix("top=")?.parse().ok(),

@@ -17,20 +17,22 @@ use http::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
-use super::request_head::{Head, Heads, has_empty_line};
-use super::service::{HTTP2_PREFACE, Http, LONGEST_TARGET, PlainAnswer, Routes, Taken};
-use super::timers::Watch;
-use crate::net::{Output, Stream};
+use super::request_head::{HeadParser, ParsedHead, has_empty_line};
+use super::service::{
+    FastPathResult, HTTP2_PREFACE, Handler, HttpService, LONGEST_TARGET, ResponseWriter,
+};
+use super::timers::ConnectionTimers;
+use crate::net::{ClientStream, WriteBuf};
 use crate::sync::CountGuard;
 
 /// The date that answers have (RFC 9110, section 6.6.1), and the end of their heads behind it.
-struct Date {
+struct DateHeader {
     text: String,
     /// Until then it is that.
     until: Instant,
 }
 
-impl Date {
+impl DateHeader {
     fn new(now: Instant) -> Self {
         Self { text: String::new(), until: now }
     }
@@ -49,111 +51,115 @@ impl Date {
 }
 
 /// A connection whose requests have all been plain so far.
-pub(super) struct Plain<R> {
-    stream: Stream,
-    http: Http<R>,
-    watch: Arc<Watch>,
+pub(super) struct FastPath<R> {
+    stream: ClientStream,
+    http: HttpService<R>,
+    timers: Arc<ConnectionTimers>,
     input: BytesMut,
-    heads: Heads,
+    parser: HeadParser,
     /// So much of the input is known to hold no whole head.
-    looked_at: usize,
+    scanned: usize,
     /// Whether no request was taken up yet.
     is_first: bool,
-    output: Output,
+    output: WriteBuf,
     /// When something last came that is to be looked at.
     now: Instant,
-    date: Date,
+    date: DateHeader,
 }
 
 /// How a connection goes on after its last plain request.
-pub(super) enum Rest {
+pub(super) enum Handover {
     /// Not at all.
-    Nothing,
+    Closed,
     /// As hyper says, with these bytes first.
-    Http1(Stream, Bytes),
+    Http1(ClientStream, Bytes),
     /// The same, and it began with these bytes.
-    Http2(Stream, Bytes),
+    Http2(ClientStream, Bytes),
 }
 
 /// What is to be done once all answers are written.
 enum Next {
-    TakeMore,
+    ParseMore,
     Read,
-    Wait(Waiting),
+    Wait(PendingResponse),
     HandOver,
 }
 
 /// An answer that is to come.
-struct Waiting {
+struct PendingResponse {
     response: Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>,
     wants_body: bool,
 }
 
 /// Bytes asked for at once.
-const READ: usize = 8 << 10;
+const READ_CHUNK: usize = 8 << 10;
 /// So many bytes of answers are written before more requests are taken up.
-const ENOUGH: usize = 64 << 10;
+const WRITE_HIGH_WATER: usize = 64 << 10;
 /// How long the end of a connection may take to be said.
-const LAST_FLUSH: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl<R: Routes> Plain<R> {
-    pub(super) fn new(stream: Stream, http: Http<R>, watch: Arc<Watch>) -> Self {
+impl<R: Handler> FastPath<R> {
+    pub(super) fn new(
+        stream: ClientStream,
+        http: HttpService<R>,
+        timers: Arc<ConnectionTimers>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             stream,
             http,
-            watch,
+            timers,
             input: BytesMut::new(),
-            heads: Heads::default(),
-            looked_at: 0,
+            parser: HeadParser::default(),
+            scanned: 0,
             is_first: true,
-            output: Output::default(),
+            output: WriteBuf::default(),
             now,
-            date: Date::new(now),
+            date: DateHeader::new(now),
         }
     }
 
     /// Answers plain requests for as long as no other comes.
-    pub(super) async fn run(mut self) -> Rest {
+    pub(super) async fn run(mut self) -> Handover {
         loop {
-            let next = self.take_requests();
+            let next = self.parse_requests();
             if self.write().await.is_err() {
-                return Rest::Nothing;
+                return Handover::Closed;
             }
             match next {
-                Next::TakeMore => {}
+                Next::ParseMore => {}
                 Next::Read => match self.read().await {
                     Ok(1..) => {}
                     // What a part of a head is worth, hyper says.
                     Ok(0) if !self.input.is_empty() => return self.hand_over(),
                     Ok(0) => {
-                        _ = timeout(LAST_FLUSH, self.stream.shutdown()).await;
-                        return Rest::Nothing;
+                        _ = timeout(CLOSE_TIMEOUT, self.stream.shutdown()).await;
+                        return Handover::Closed;
                     }
-                    Err(_) => return Rest::Nothing,
+                    Err(_) => return Handover::Closed,
                 },
-                Next::Wait(waiting) => self.wait(waiting).await,
+                Next::Wait(pending) => self.await_response(pending).await,
                 Next::HandOver => return self.hand_over(),
             }
         }
     }
 
     /// Takes up what has come in, as far as it is plain and can be answered at once.
-    fn take_requests(&mut self) -> Next {
+    fn parse_requests(&mut self) -> Next {
         while !self.input.is_empty() {
-            if self.watch.is_finishing() {
+            if self.timers.should_close() {
                 return Next::HandOver;
             }
-            if self.output.len() >= ENOUGH {
-                return Next::TakeMore;
+            if self.output.len() >= WRITE_HIGH_WATER {
+                return Next::ParseMore;
             }
-            if self.looked_at > 0 && !has_empty_line(&self.input, self.looked_at) {
-                return self.await_rest();
+            if self.scanned > 0 && !has_empty_line(&self.input, self.scanned) {
+                return self.need_more();
             }
-            let (request, length) = match self.heads.read(&self.input) {
-                Head::Plain(request, length) => (request, length),
-                Head::Part => return self.await_rest(),
-                Head::Other => {
+            let (request, length) = match self.parser.parse(&self.input) {
+                ParsedHead::Simple(request, length) => (request, length),
+                ParsedHead::Incomplete => return self.need_more(),
+                ParsedHead::Complex => {
                     return if self.is_first && self.may_be_preface() {
                         Next::Read
                     } else {
@@ -163,36 +169,37 @@ impl<R: Routes> Plain<R> {
             };
             let wants_body = request.wants_body();
             let date = self.date.at(self.now);
-            let answer = PlainAnswer { output: &mut self.output, date, wants_body, is_last: false };
-            let taken = if self.http.lets_in(&request) {
-                self.http.routes.answer_plain(&request, self.now, answer)
+            let answer =
+                ResponseWriter { output: &mut self.output, date, wants_body, is_last: false };
+            let taken = if self.http.admits(&request) {
+                self.http.handler.handle_simple(&request, self.now, answer)
             } else {
-                Taken::Left
+                FastPathResult::Fallback
             };
-            if matches!(taken, Taken::Left) {
+            if matches!(taken, FastPathResult::Fallback) {
                 return Next::HandOver;
             }
-            (self.is_first, self.looked_at) = (false, 0);
-            self.watch.activity.settle();
+            (self.is_first, self.scanned) = (false, 0);
+            self.timers.activity.mark_consumed();
             if length < self.input.len() {
                 self.input.advance(length);
-                self.watch.activity.note_unsettled(self.now);
+                self.timers.activity.mark_unconsumed(self.now);
             } else {
                 // So what comes next is read to where this was.
                 self.input.clear();
             }
-            if let Taken::Waits(response) = taken {
-                return Next::Wait(Waiting { response, wants_body });
+            if let FastPathResult::Pending(response) = taken {
+                return Next::Wait(PendingResponse { response, wants_body });
             }
         }
         Next::Read
     }
 
     /// The input is no whole head yet. One that is longer than any may be is refused by hyper.
-    fn await_rest(&mut self) -> Next {
-        self.looked_at = self.input.len();
+    fn need_more(&mut self) -> Next {
+        self.scanned = self.input.len();
         let most = self.http.limits.max_header.saturating_add(LONGEST_TARGET);
-        if self.looked_at > most { Next::HandOver } else { Next::Read }
+        if self.scanned > most { Next::HandOver } else { Next::Read }
     }
 
     /// Whether it is to be seen yet if HTTP/2 is spoken.
@@ -211,7 +218,7 @@ impl<R: Routes> Plain<R> {
             has_waited |= written.is_pending();
             // What is taken at once is taken when it was asked for, or when it came from Redis.
             if has_waited && self.output.len() < before {
-                self.watch.activity.note_written(Instant::now());
+                self.timers.activity.record_written(Instant::now());
             }
             ready!(written)?;
             Pin::new(&mut self.stream).poll_flush(cx)
@@ -221,11 +228,11 @@ impl<R: Routes> Plain<R> {
 
     /// How many bytes have come; none, if there will be no more, or none are wanted.
     async fn read(&mut self) -> io::Result<usize> {
-        if self.input.capacity() - self.input.len() < READ / 2 {
-            self.input.reserve(READ);
+        if self.input.capacity() - self.input.len() < READ_CHUNK / 2 {
+            self.input.reserve(READ_CHUNK);
         }
         let read = poll_fn(|cx| {
-            if self.watch.is_finishing() {
+            if self.timers.should_close() {
                 return Poll::Ready(Ok(0));
             }
             pin!(self.stream.read_buf(&mut self.input)).poll(cx)
@@ -233,25 +240,26 @@ impl<R: Routes> Plain<R> {
         let count = read.await?;
         if count > 0 {
             self.now = Instant::now();
-            self.watch.activity.note_read(self.now);
+            self.timers.activity.record_read(self.now);
         }
         Ok(count)
     }
 
-    async fn wait(&mut self, Waiting { response, wants_body }: Waiting) {
-        let answering = CountGuard::new(&self.watch.answering);
+    async fn await_response(&mut self, PendingResponse { response, wants_body }: PendingResponse) {
+        let in_flight = CountGuard::new(&self.timers.in_flight);
         let response = response.await;
-        drop(answering);
+        drop(in_flight);
         self.now = Instant::now();
-        self.watch.activity.note_written(self.now);
-        let is_last = self.watch.is_finishing() && self.input.is_empty();
+        self.timers.activity.record_written(self.now);
+        let is_last = self.timers.should_close() && self.input.is_empty();
         let date = self.date.at(self.now);
-        PlainAnswer { output: &mut self.output, date, wants_body, is_last }.whole(&response);
+        ResponseWriter { output: &mut self.output, date, wants_body, is_last }
+            .write_response(&response);
     }
 
-    fn hand_over(self) -> Rest {
+    fn hand_over(self) -> Handover {
         let is_http2 = self.is_first && self.input.starts_with(HTTP2_PREFACE);
-        let rest = if is_http2 { Rest::Http2 } else { Rest::Http1 };
+        let rest = if is_http2 { Handover::Http2 } else { Handover::Http1 };
         rest(self.stream, self.input.freeze())
     }
 }

@@ -8,7 +8,7 @@
 
 /// Where in a request the next byte is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Place {
+enum LineState {
     /// At the start of a line that is the request line, unless it is empty.
     BeforeRequest,
     /// In the request line.
@@ -22,26 +22,26 @@ enum Place {
 /// Follows the lines of a connection.
 #[derive(Debug)]
 pub(crate) struct RequestLines {
-    place: Place,
+    state: LineState,
     /// Request lines begun so far.
-    begun: usize,
+    requests: usize,
 }
 
 impl RequestLines {
     pub(crate) fn new() -> Self {
-        Self { place: Place::BeforeRequest, begun: 0 }
+        Self { state: LineState::BeforeRequest, requests: 0 }
     }
 
     /// Takes the next bytes of the connection. Returns the number, counted from 1, of the first request in them whose
     /// request line has a `#`.
-    pub(crate) fn take(&mut self, mut bytes: &[u8]) -> Option<usize> {
+    pub(crate) fn inspect(&mut self, mut bytes: &[u8]) -> Option<usize> {
         let mut bad = None;
         while let Some(&first) = bytes.first() {
             self.begin_line(first);
             let end = memchr::memchr(b'\n', bytes);
             let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-            if self.place == Place::RequestLine && memchr::memchr(b'#', line).is_some() {
-                bad = bad.or(Some(self.begun));
+            if self.state == LineState::RequestLine && memchr::memchr(b'#', line).is_some() {
+                bad = bad.or(Some(self.requests));
             }
             if end.is_some() {
                 self.end_line();
@@ -56,20 +56,20 @@ impl RequestLines {
         if matches!(first, b'\r' | b'\n') {
             return;
         }
-        match self.place {
-            Place::BeforeRequest => {
-                self.place = Place::RequestLine;
-                self.begun += 1;
+        match self.state {
+            LineState::BeforeRequest => {
+                self.state = LineState::RequestLine;
+                self.requests += 1;
             }
-            Place::BeforeHeader => self.place = Place::HeaderLine,
-            Place::RequestLine | Place::HeaderLine => {}
+            LineState::BeforeHeader => self.state = LineState::HeaderLine,
+            LineState::RequestLine | LineState::HeaderLine => {}
         }
     }
 
     fn end_line(&mut self) {
-        self.place = match self.place {
-            Place::RequestLine | Place::HeaderLine => Place::BeforeHeader,
-            Place::BeforeHeader | Place::BeforeRequest => Place::BeforeRequest,
+        self.state = match self.state {
+            LineState::RequestLine | LineState::HeaderLine => LineState::BeforeHeader,
+            LineState::BeforeHeader | LineState::BeforeRequest => LineState::BeforeRequest,
         };
     }
 }
@@ -83,8 +83,8 @@ mod tests {
     const BAD: &str = "GET /keys/a#b HTTP/1.1\r\nHost: x\r\n\r\n";
 
     fn first_bad(text: &str, pieces: usize) -> Option<usize> {
-        let mut lines = RequestLines::new();
-        text.as_bytes().chunks(pieces).find_map(|piece| lines.take(piece))
+        let mut guard = RequestLines::new();
+        text.as_bytes().chunks(pieces).find_map(|piece| guard.inspect(piece))
     }
 
     proptest! {
@@ -97,7 +97,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_taken(bytes: Vec<u8>) {
-            RequestLines::new().take(&bytes);
+            RequestLines::new().inspect(&bytes);
         }
     }
 }

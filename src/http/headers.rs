@@ -2,17 +2,17 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::cache::{Answer, Demand, Freshness, Outcome, Value};
+use crate::cache::{Answer, Freshness, Outcome, ReadMode, Value};
 
 /// Where an answer came from, and how old it is.
-pub(super) fn put_standing(answer: &Answer, headers: &mut HeaderMap) {
-    put(headers, CACHE_STATUS, cache_status(answer).as_bytes());
+pub(super) fn put_cache_headers(answer: &Answer, headers: &mut HeaderMap) {
+    insert_header(headers, CACHE_STATUS, cache_status(answer).as_bytes());
     if answer.outcome.from_memory() {
         headers.insert(header::AGE, answer.age.as_secs().into());
     }
 }
 
-pub(super) fn put(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) {
+pub(super) fn insert_header(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) {
     // What no header may hold, none of ours does.
     if let Ok(value) = HeaderValue::from_bytes(value) {
         headers.insert(name, value);
@@ -43,21 +43,21 @@ pub(super) fn etag(value: Value<'_>) -> [u8; 34] {
 }
 
 /// Whether a member of `If-None-Match` is this tag or any (RFC 9110, section 13.1.2: compared weakly).
-pub(super) fn is_weakly(tag: &[u8], etag: &[u8]) -> bool {
+pub(super) fn weakly_matches(tag: &[u8], etag: &[u8]) -> bool {
     tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
 }
 
 /// What the `Cache-Control` headers of a request ask for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not
 /// known to be current, and so does `max-age=0`.
-pub(super) fn demand<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> Demand {
+pub(super) fn read_mode<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> ReadMode {
     let current = |directive: &[u8]| {
         directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0")
     };
-    if any_in_lists(cache_control, current) { Demand::Current } else { Demand::Usual }
+    if any_list_member(cache_control, current) { ReadMode::NoCache } else { ReadMode::Default }
 }
 
 /// Whether any member of the lists that headers have is `wanted`.
-pub(super) fn any_in_lists<'a>(
+pub(super) fn any_list_member<'a>(
     mut lists: impl Iterator<Item = &'a [u8]>,
     wanted: impl Fn(&[u8]) -> bool,
 ) -> bool {
@@ -69,7 +69,7 @@ fn cache_status(answer: &Answer) -> String {
     let mut text = String::with_capacity(48);
     text.push_str(match answer.outcome {
         Outcome::Hit | Outcome::Stale => "redis-proxy; hit",
-        Outcome::Absent => "redis-proxy; hit; detail=absent",
+        Outcome::NegativeHit => "redis-proxy; hit; detail=absent",
         Outcome::Miss => "redis-proxy; fwd=miss",
         Outcome::Coalesced => "redis-proxy; fwd=miss; collapsed",
         Outcome::Bypass => "redis-proxy; fwd=bypass",
@@ -82,7 +82,7 @@ fn cache_status(answer: &Answer) -> String {
         Freshness::Fresh { remaining } => add("; ttl=", remaining.as_secs()),
         // Never "-0": what is past is past by a second at least.
         Freshness::Stale { past } => add("; ttl=-", past.as_secs() + 1),
-        Freshness::Dead => {}
+        Freshness::Expired => {}
     }
     text
 }

@@ -18,14 +18,16 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
-use super::headers::{any_in_lists, demand, etag, is_weakly, put, put_standing};
-use super::problem::Problem;
-use super::request_head::PlainRequest;
-use super::service::{PlainAnswer, Routes, Taken};
+use super::headers::{
+    any_list_member, etag, insert_header, put_cache_headers, read_mode, weakly_matches,
+};
+use super::problem::RequestError;
+use super::request_head::SimpleRequest;
+use super::service::{FastPathResult, Handler, ResponseWriter};
 use super::settings::Settings;
-use crate::cache::{Answer, Demand, Freshness, Value};
+use crate::cache::{Answer, Freshness, ReadMode, Value};
 use crate::key::percent_decode;
-use crate::metrics::{FrontEnd, Refusal};
+use crate::metrics::{FrontEnd, RejectReason};
 use crate::proxy::Proxy;
 use crate::telemetry::spans::{self, Route};
 
@@ -35,15 +37,15 @@ const PREFIX: &str = "/keys/";
 /// is nobody else's.
 #[derive(Clone)]
 pub struct Keys {
-    http: Arc<Http>,
+    http: Arc<KeyHandler>,
     others: Router,
 }
 
-struct Http {
+struct KeyHandler {
     proxy: Proxy,
     settings: Settings,
     /// What stands in the head of an answer with a fresh value between its tag and how long it stays so.
-    behind_tag: Vec<u8>,
+    after_etag: Vec<u8>,
 }
 
 impl Keys {
@@ -51,19 +53,19 @@ impl Keys {
     pub fn new(proxy: Proxy, settings: Settings, others: Router) -> Self {
         let others = others.fallback(no_route);
         let cache_control = settings.cache_control.0.as_bytes();
-        let behind_tag =
+        let after_etag =
             [b"\r\ncache-control: ", cache_control, b"\r\ncache-status: redis-proxy; hit; ttl="]
                 .concat();
-        Self { http: Arc::new(Http { proxy, settings, behind_tag }), others }
+        Self { http: Arc::new(KeyHandler { proxy, settings, after_etag }), others }
     }
 }
 
-impl Routes for Keys {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+impl Handler for Keys {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         if !request.uri().path().starts_with(PREFIX) {
-            return self.others.answer(request).await;
+            return self.others.handle(request).await;
         }
-        let span = spans::request(&request, Route::Keys);
+        let span = spans::request_span(&request, Route::Keys);
         let response = respond(&self.http, &request, &span);
         // Nothing is entered and left again where nobody wants a span.
         let response = if span.is_disabled() {
@@ -71,98 +73,104 @@ impl Routes for Keys {
         } else {
             response.instrument(span.clone()).await
         };
-        spans::responded(&span, response.status());
+        spans::record_status(&span, response.status());
         response
     }
 
-    fn answer_plain(
+    fn handle_simple(
         &self,
-        request: &PlainRequest<'_>,
+        request: &SimpleRequest<'_>,
         now: Instant,
-        answer: PlainAnswer<'_>,
-    ) -> Taken {
-        match request.path().strip_prefix(PREFIX.as_bytes()).map(|escaped| self.http.key(escaped)) {
+        answer: ResponseWriter<'_>,
+    ) -> FastPathResult {
+        match request
+            .path()
+            .strip_prefix(PREFIX.as_bytes())
+            .map(|escaped| self.http.parse_key(escaped))
+        {
             // A span is made of all that a request has.
-            Some(Ok(key)) if !spans::is_wanted() => self.http.give(&key, request, now, answer),
-            _ => Taken::Left,
+            Some(Ok(key)) if !spans::is_enabled() => {
+                self.http.respond_simple(&key, request, now, answer)
+            }
+            _ => FastPathResult::Fallback,
         }
     }
 }
 
 async fn no_route(request: axum::extract::Request) -> Response<Body> {
-    let span = spans::request(&request, Route::None);
-    let response = span.in_scope(|| Problem::NoRoute.into_response().map(Body::from));
-    spans::responded(&span, response.status());
+    let span = spans::request_span(&request, Route::None);
+    let response = span.in_scope(|| RequestError::NoRoute.into_response().map(Body::from));
+    spans::record_status(&span, response.status());
     response
 }
 
-async fn respond<B>(http: &Http, request: &Request<B>, span: &Span) -> Response<Body> {
+async fn respond<B>(http: &KeyHandler, request: &Request<B>, span: &Span) -> Response<Body> {
     let escaped = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return Problem::MethodNotAllowed.into_response().map(Body::from);
+        return RequestError::MethodNotAllowed.into_response().map(Body::from);
     }
     let values = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
-    let demand = demand(values(header::CACHE_CONTROL));
-    let response = match http.read(escaped, request.uri().query(), demand, span).await {
-        Ok(answer) => http.answer(&answer, values(header::IF_NONE_MATCH)),
+    let read_mode = read_mode(values(header::CACHE_CONTROL));
+    let response = match http.read(escaped, request.uri().query(), read_mode, span).await {
+        Ok(answer) => http.response_for(&answer, values(header::IF_NONE_MATCH)),
         Err(problem) => problem.into_response(),
     };
     if request.method() == Method::HEAD { without_body(response) } else { response.map(Body::from) }
 }
 
-impl Http {
+impl KeyHandler {
     async fn read(
         &self,
         escaped: &str,
         query: Option<&str>,
-        demand: Demand,
+        read_mode: ReadMode,
         span: &Span,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<Answer, RequestError> {
         if query.is_some() {
-            return Err(Problem::Query);
+            return Err(RequestError::Query);
         }
-        let key = self.key(escaped.as_bytes()).inspect_err(|problem| {
-            if matches!(problem, Problem::NotAllowed) {
-                self.proxy.refused(FrontEnd::Http, Refusal::Key);
+        let key = self.parse_key(escaped.as_bytes()).inspect_err(|problem| {
+            if matches!(problem, RequestError::NotAllowed) {
+                self.proxy.record_rejected(FrontEnd::Http, RejectReason::Key);
             }
         })?;
-        self.proxy.get(FrontEnd::Http, &key, demand, span).await.map_err(Problem::Backend)
+        self.proxy.get(FrontEnd::Http, &key, read_mode, span).await.map_err(RequestError::Backend)
     }
 
     /// The key of this name, if it may be asked for.
-    fn key<'a>(&self, escaped: &'a [u8]) -> Result<Cow<'a, [u8]>, Problem> {
-        let key = percent_decode(escaped).map_err(Problem::BadEscape)?;
+    fn parse_key<'a>(&self, escaped: &'a [u8]) -> Result<Cow<'a, [u8]>, RequestError> {
+        let key = percent_decode(escaped).map_err(RequestError::BadEscape)?;
         if key.is_empty() {
-            return Err(Problem::EmptyKey);
+            return Err(RequestError::EmptyKey);
         }
         if key.len() > self.settings.max_key.0 {
-            return Err(Problem::KeyTooLong { length: key.len(), most: self.settings.max_key });
+            return Err(RequestError::KeyTooLong { length: key.len(), max: self.settings.max_key });
         }
-        if !self.settings.allow.permits(&key) {
-            return Err(Problem::NotAllowed);
+        if !self.settings.allow.allows(&key) {
+            return Err(RequestError::NotAllowed);
         }
         Ok(key)
     }
 
     /// Gives what is in memory to a plain request, or asks for it.
-    fn give(
+    fn respond_simple(
         self: &Arc<Self>,
         key: &[u8],
-        request: &PlainRequest<'_>,
+        request: &SimpleRequest<'_>,
         now: Instant,
-        to: PlainAnswer<'_>,
-    ) -> Taken {
+        to: ResponseWriter<'_>,
+    ) -> FastPathResult {
         let none_match = request.values("if-none-match");
-        let demand = demand(request.values("cache-control"));
-        let found = if demand == Demand::Usual { self.proxy.lookup(key, now) } else { None };
+        let read_mode = read_mode(request.values("cache-control"));
+        let found = if read_mode == ReadMode::Default { self.proxy.lookup(key, now) } else { None };
         let Some(found) = found else {
             // One list is as good as several.
             let tags = none_match.collect::<Vec<_>>().join(&b',');
             let (http, key) = (Arc::clone(self), key.to_vec());
-            return Taken::Waits(Box::pin(async move {
-                match http.proxy.get(FrontEnd::Http, &key, demand, &Span::none()).await {
-                    Ok(answer) => http.answer(&answer, iter::once(&*tags)),
-                    Err(error) => Problem::Backend(error).into_response(),
+            return FastPathResult::Pending(Box::pin(async move {
+                match http.proxy.get(FrontEnd::Http, &key, read_mode, &Span::none()).await {
+                    Ok(answer) => http.response_for(&answer, iter::once(&*tags)),
+                    Err(error) => RequestError::Backend(error).into_response(),
                 }
             }));
         };
@@ -172,71 +180,71 @@ impl Http {
             (Some(value), Freshness::Fresh { remaining })
                 if none_match.clone().next().is_none() =>
             {
-                self.give_fresh(value, remaining, found.age, to);
+                self.write_fresh(value, remaining, found.age, to);
             }
-            _ => to.whole(&self.answer(&found, none_match)),
+            _ => to.write_response(&self.response_for(&found, none_match)),
         }
-        self.proxy.count(FrontEnd::Http, outcome, 1, now.elapsed());
-        Taken::Answered
+        self.proxy.record(FrontEnd::Http, outcome, 1, now.elapsed());
+        FastPathResult::Done
     }
 
     /// Gives a fresh value from memory, as [`answer`](Self::answer) would say it, but without making a map of its headers.
-    fn give_fresh(
+    fn write_fresh(
         &self,
         value: Value<'_>,
         remaining: Duration,
         age: Duration,
-        mut to: PlainAnswer<'_>,
+        mut to: ResponseWriter<'_>,
     ) {
         let mut digits = itoa::Buffer::new();
-        to.head(
+        to.write_head(
             b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff\r\netag: ",
         );
-        to.head(&etag(value));
-        to.head(&self.behind_tag);
-        to.head(digits.format(remaining.as_secs()).as_bytes());
-        to.head(b"\r\nage: ");
-        to.head(digits.format(age.as_secs()).as_bytes());
-        to.head(b"\r\n");
-        to.body(value.bytes, || value.to_bytes());
+        to.write_head(&etag(value));
+        to.write_head(&self.after_etag);
+        to.write_head(digits.format(remaining.as_secs()).as_bytes());
+        to.write_head(b"\r\nage: ");
+        to.write_head(digits.format(age.as_secs()).as_bytes());
+        to.write_head(b"\r\n");
+        to.write_body(value.bytes, || value.to_bytes());
     }
 
-    fn answer<'a>(
+    fn response_for<'a>(
         &self,
         answer: &Answer,
         none_match: impl Iterator<Item = &'a [u8]>,
     ) -> Response<Bytes> {
         let Some(value) = answer.entry.value() else {
-            let mut response = Problem::Absent.into_response();
-            put_standing(answer, response.headers_mut());
+            let mut response = RequestError::KeyNotFound.into_response();
+            put_cache_headers(answer, response.headers_mut());
             return response;
         };
-        if any_in_lists(none_match, |tag| is_weakly(tag, &etag(value))) {
+        if any_list_member(none_match, |tag| weakly_matches(tag, &etag(value))) {
             let mut response = Response::new(Bytes::new());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
-            self.put_version(answer, value, response.headers_mut());
+            self.put_validators(answer, value, response.headers_mut());
             return response;
         }
         let mut response = Response::new(value.to_bytes());
         // For all that are put in, so that it grows but once.
         response.headers_mut().reserve(HEADERS);
-        self.put_headers(answer, value, response.headers_mut());
+        self.put_value_headers(answer, value, response.headers_mut());
         response
     }
 
     /// What the answer that has the value says of it; how long it is, whoever sends it says.
-    fn put_headers(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
+    fn put_value_headers(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         // A value is data, whatever a browser takes it for.
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        self.put_version(answer, value, headers);
+        self.put_validators(answer, value, headers);
     }
 
     /// Which value it is, and how things stand with it.
-    fn put_version(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
-        put(headers, header::ETAG, &etag(value));
+    fn put_validators(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
+        insert_header(headers, header::ETAG, &etag(value));
         headers.insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
-        put_standing(answer, headers);
+        put_cache_headers(answer, headers);
     }
 }
 

@@ -12,8 +12,8 @@ mod service;
 mod settings;
 mod timers;
 
-pub use self::admin::{router, router_alone};
+pub use self::admin::{router, standalone_router};
 pub use self::keys::Keys;
-pub use self::request_head::PlainRequest;
-pub use self::service::{Http, Limits, PlainAnswer, Routes, Taken};
+pub use self::request_head::SimpleRequest;
+pub use self::service::{FastPathResult, Handler, HttpService, Limits, ResponseWriter};
 pub use self::settings::{AdminSettings, CacheControl, Settings};

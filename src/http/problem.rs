@@ -5,14 +5,14 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::json;
 
-use crate::access::Denied;
+use crate::access::AuthError;
 use crate::backend::BackendError;
 use crate::key::BadEscape;
 use crate::settings::ByteSize;
 
 /// What went wrong, for the client.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Kind {
+pub(crate) struct ProblemType {
     /// The status of the answer.
     pub(crate) status: StatusCode,
     /// The last word of the problem's type.
@@ -21,7 +21,7 @@ pub(crate) struct Kind {
     pub(crate) title: &'static str,
 }
 
-impl Kind {
+impl ProblemType {
     pub(crate) const fn new(status: StatusCode, name: &'static str, title: &'static str) -> Self {
         Self { status, name, title }
     }
@@ -29,8 +29,8 @@ impl Kind {
     /// The JSON of the problem.
     pub(crate) fn body(&self, detail: Option<&str>) -> String {
         let Self { status, name, title } = self;
-        let kind = format!("urn:redis-proxy:problem:{name}");
-        let mut body = json!({ "type": kind, "title": title, "status": status.as_u16() });
+        let problem_type = format!("urn:redis-proxy:problem:{name}");
+        let mut body = json!({ "type": problem_type, "title": title, "status": status.as_u16() });
         if let Some(detail) = detail {
             body["detail"] = detail.into();
         }
@@ -57,44 +57,52 @@ impl Kind {
 
 /// Why a request gets no value.
 #[derive(Debug)]
-pub(super) enum Problem {
+pub(super) enum RequestError {
     NoRoute,
     MethodNotAllowed,
     Query,
     BadEscape(BadEscape),
     EmptyKey,
-    KeyTooLong { length: usize, most: ByteSize },
+    KeyTooLong { length: usize, max: ByteSize },
     NotAllowed,
-    Absent,
+    KeyNotFound,
     Backend(BackendError),
 }
 
-impl Problem {
-    fn kind(&self) -> Kind {
+impl RequestError {
+    fn problem_type(&self) -> ProblemType {
         match self {
-            Self::NoRoute => {
-                Kind::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path")
-            }
-            Self::MethodNotAllowed => Kind::new(
+            Self::NoRoute => ProblemType::new(
+                StatusCode::NOT_FOUND,
+                "no-such-route",
+                "There is nothing at this path",
+            ),
+            Self::MethodNotAllowed => ProblemType::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method-not-allowed",
                 "Keys can only be read here",
             ),
-            Self::Query => Kind::new(StatusCode::BAD_REQUEST, "query", "A key has no query"),
-            Self::BadEscape(_) => Kind::new(
+            Self::Query => ProblemType::new(StatusCode::BAD_REQUEST, "query", "A key has no query"),
+            Self::BadEscape(_) => ProblemType::new(
                 StatusCode::BAD_REQUEST,
                 "bad-escape",
                 "The key is not percent-encoded correctly",
             ),
-            Self::EmptyKey => Kind::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty"),
+            Self::EmptyKey => {
+                ProblemType::new(StatusCode::BAD_REQUEST, "empty-key", "The key is empty")
+            }
             Self::KeyTooLong { .. } => {
-                Kind::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long")
+                ProblemType::new(StatusCode::URI_TOO_LONG, "key-too-long", "The key is too long")
             }
-            Self::NotAllowed => {
-                Kind::new(StatusCode::FORBIDDEN, "not-allowed", "This key is not given out here")
+            Self::NotAllowed => ProblemType::new(
+                StatusCode::FORBIDDEN,
+                "not-allowed",
+                "This key is not given out here",
+            ),
+            Self::KeyNotFound => {
+                ProblemType::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key")
             }
-            Self::Absent => Kind::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key"),
-            Self::Backend(error) => backend_kind(error),
+            Self::Backend(error) => backend_problem(error),
         }
     }
 
@@ -105,18 +113,18 @@ impl Problem {
             Self::Query => Some("A question mark that belongs to the key is written %3F.".into()),
             Self::BadEscape(error) => Some(error.to_string()),
             Self::EmptyKey => Some("The path goes on after /keys/ with the key.".into()),
-            Self::KeyTooLong { length, most } => {
-                Some(format!("It has {length} bytes; {most} are allowed."))
+            Self::KeyTooLong { length, max } => {
+                Some(format!("It has {length} bytes; {max} are allowed."))
             }
-            Self::Backend(BackendError::Unavailable(code) | BackendError::Refused(code)) => {
+            Self::Backend(BackendError::Unavailable(code) | BackendError::ErrorReply(code)) => {
                 Some(format!("Redis answered: {code}"))
             }
-            Self::NotAllowed | Self::Absent | Self::Backend(_) => None,
+            Self::NotAllowed | Self::KeyNotFound | Self::Backend(_) => None,
         }
     }
 
     pub(super) fn into_response(self) -> Response<Bytes> {
-        let mut response = self.kind().response(self.detail().as_deref());
+        let mut response = self.problem_type().response(self.detail().as_deref());
         if response.status() == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
@@ -124,9 +132,9 @@ impl Problem {
     }
 }
 
-fn backend_kind(error: &BackendError) -> Kind {
+fn backend_problem(error: &BackendError) -> ProblemType {
     let (status, name, title) = match error {
-        BackendError::Unreachable(_) | BackendError::NotAdmitted(_) => {
+        BackendError::Unreachable(_) | BackendError::AuthRejected(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached")
         }
         BackendError::Disconnected => {
@@ -138,13 +146,13 @@ fn backend_kind(error: &BackendError) -> Kind {
         BackendError::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now")
         }
-        BackendError::Vanished => {
+        BackendError::Cancelled => {
             (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down")
         }
         BackendError::TimedOut => {
             (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time")
         }
-        BackendError::Refused(_) | BackendError::Redirected(_) => {
+        BackendError::ErrorReply(_) | BackendError::Moved(_) => {
             (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error")
         }
         BackendError::TooLarge => {
@@ -154,33 +162,37 @@ fn backend_kind(error: &BackendError) -> Kind {
             (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string")
         }
     };
-    Kind::new(status, name, title)
+    ProblemType::new(status, name, title)
 }
 
-const UNAUTHORIZED: Kind =
-    Kind::new(StatusCode::UNAUTHORIZED, "unauthorized", "This asks for a bearer token");
+const UNAUTHORIZED: ProblemType =
+    ProblemType::new(StatusCode::UNAUTHORIZED, "unauthorized", "This asks for a bearer token");
 
-const INVALID_TOKEN: Kind =
-    Kind::new(StatusCode::UNAUTHORIZED, "invalid-token", "The bearer token is none of those here");
+const INVALID_TOKEN: ProblemType = ProblemType::new(
+    StatusCode::UNAUTHORIZED,
+    "invalid-token",
+    "The bearer token is none of those here",
+);
 
-const INVALID_REQUEST: Kind = Kind::new(
+const INVALID_REQUEST: ProblemType = ProblemType::new(
     StatusCode::BAD_REQUEST,
     "invalid-request",
     "There is more than one Authorization header",
 );
 
 /// What a request is answered that shows no token, or not the right one.
-pub(super) fn denied_response(denied: Denied, method: &Method) -> Response<Body> {
-    let (kind, challenge) = match denied {
-        Denied::NoToken => (UNAUTHORIZED, "Bearer realm=\"redis-proxy\""),
-        Denied::WrongToken => {
+pub(super) fn denied_response(denied: AuthError, method: &Method) -> Response<Body> {
+    let (problem_type, challenge) = match denied {
+        AuthError::MissingToken => (UNAUTHORIZED, "Bearer realm=\"redis-proxy\""),
+        AuthError::InvalidToken => {
             (INVALID_TOKEN, "Bearer realm=\"redis-proxy\", error=\"invalid_token\"")
         }
-        Denied::TwoHeaders => {
+        AuthError::MultipleHeaders => {
             (INVALID_REQUEST, "Bearer realm=\"redis-proxy\", error=\"invalid_request\"")
         }
     };
-    let mut response = kind.response(Some("Send one header: Authorization: Bearer <token>."));
+    let mut response =
+        problem_type.response(Some("Send one header: Authorization: Bearer <token>."));
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     if *method == Method::HEAD { response.map(|_| Body::empty()) } else { response }
 }

@@ -11,15 +11,15 @@ use std::ops::Range;
 use httparse::{Header, Request, Status};
 
 /// Lines of the head that a plain request has at most, the first not counted.
-const MOST_FIELDS: usize = 32;
+const MAX_FIELDS: usize = 32;
 /// What is longer than this behind the path is not kept for the next request.
-const MOST_KEPT: usize = 1 << 10;
+const MAX_REMEMBERED: usize = 1 << 10;
 
 /// Reads the heads of one connection's requests.
 #[derive(Default)]
-pub(super) struct Heads {
+pub(super) struct HeadParser {
     /// What was behind the path of the last plain request, from the version to the empty line; nothing, if it was too long.
-    kept: Vec<u8>,
+    remembered: Vec<u8>,
     /// The fields of the last plain request, in what was behind its path.
     fields: Vec<Field>,
 }
@@ -31,17 +31,17 @@ struct Field {
 }
 
 /// What a connection's next bytes are.
-pub(super) enum Head<'a> {
+pub(super) enum ParsedHead<'a> {
     /// Not whole yet.
-    Part,
+    Incomplete,
     /// A plain request, and how many bytes it has.
-    Plain(PlainRequest<'a>, usize),
+    Simple(SimpleRequest<'a>, usize),
     /// Anything else.
-    Other,
+    Complex,
 }
 
 /// `GET` or `HEAD` of a path, without a body.
-pub struct PlainRequest<'a> {
+pub struct SimpleRequest<'a> {
     path: &'a [u8],
     wants_body: bool,
     /// What is behind the path.
@@ -49,82 +49,82 @@ pub struct PlainRequest<'a> {
     fields: &'a [Field],
 }
 
-impl Heads {
+impl HeadParser {
     /// Looks at `bytes`, which begin where a request does.
-    pub(super) fn read<'a>(&'a mut self, bytes: &'a [u8]) -> Head<'a> {
-        if let Some((wants_body, path, length)) = self.same_again(bytes) {
-            return Head::Plain(
-                PlainRequest { path, wants_body, rest: &self.kept, fields: &self.fields },
+    pub(super) fn parse<'a>(&'a mut self, bytes: &'a [u8]) -> ParsedHead<'a> {
+        if let Some((wants_body, path, length)) = self.parse_same(bytes) {
+            return ParsedHead::Simple(
+                SimpleRequest { path, wants_body, rest: &self.remembered, fields: &self.fields },
                 length,
             );
         }
-        let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = Request::new(&mut []);
         let length = match request.parse_with_uninit_headers(bytes, &mut headers) {
             Ok(Status::Complete(length)) => length,
-            Ok(Status::Partial) => return Head::Part,
-            Err(_) => return Head::Other,
+            Ok(Status::Partial) => return ParsedHead::Incomplete,
+            Err(_) => return ParsedHead::Complex,
         };
         let wants_body = match request.method {
             Some("GET") => true,
             Some("HEAD") => false,
-            _ => return Head::Other,
+            _ => return ParsedHead::Complex,
         };
         let path = request
             .path
             .map(str::as_bytes)
-            .filter(|path| request.version == Some(1) && is_plain_path(path));
+            .filter(|path| request.version == Some(1) && is_simple_path(path));
         let Some(path) = path else {
-            return Head::Other;
+            return ParsedHead::Complex;
         };
-        if !has_plain_fields(request.headers) {
-            return Head::Other;
+        if !has_simple_fields(request.headers) {
+            return ParsedHead::Complex;
         }
-        let rest = &bytes[place(path, bytes).end + 1..length];
-        let rest = if self.keep(rest, request.headers) { &self.kept } else { rest };
-        Head::Plain(PlainRequest { path, wants_body, rest, fields: &self.fields }, length)
+        let rest = &bytes[subslice_range(path, bytes).end + 1..length];
+        let rest = if self.remember(rest, request.headers) { &self.remembered } else { rest };
+        ParsedHead::Simple(SimpleRequest { path, wants_body, rest, fields: &self.fields }, length)
     }
 
     /// The request in front, if behind its path it is the last one again: whether it wants the body, its path, its length.
-    fn same_again<'a>(&self, bytes: &'a [u8]) -> Option<(bool, &'a [u8], usize)> {
+    fn parse_same<'a>(&self, bytes: &'a [u8]) -> Option<(bool, &'a [u8], usize)> {
         let (wants_body, target) = match bytes {
             [b'G', b'E', b'T', b' ', target @ ..] => (true, target),
             [b'H', b'E', b'A', b'D', b' ', target @ ..] => (false, target),
             _ => return None,
         };
-        let end = target.iter().position(|byte| !PLAIN[usize::from(*byte)])?;
+        let end = target.iter().position(|byte| !PATH_BYTES[usize::from(*byte)])?;
         let (path, rest) = target.split_at(end);
-        let is_same = !self.kept.is_empty()
+        let is_same = !self.remembered.is_empty()
             && path.starts_with(b"/")
-            && rest.strip_prefix(b" ")?.starts_with(&self.kept);
-        is_same.then(|| (wants_body, path, bytes.len() - rest.len() + 1 + self.kept.len()))
+            && rest.strip_prefix(b" ")?.starts_with(&self.remembered);
+        is_same.then(|| (wants_body, path, bytes.len() - rest.len() + 1 + self.remembered.len()))
     }
 
     /// Keeps what is behind the path of a plain request, if it is not too long, and where its fields are in it.
-    fn keep(&mut self, rest: &[u8], headers: &[Header<'_>]) -> bool {
+    fn remember(&mut self, rest: &[u8], headers: &[Header<'_>]) -> bool {
         let field = |header: &Header<'_>| Field {
-            name: place(header.name.as_bytes(), rest),
-            value: place(header.value, rest),
+            name: subslice_range(header.name.as_bytes(), rest),
+            value: subslice_range(header.value, rest),
         };
         self.fields.clear();
         self.fields.extend(headers.iter().map(field));
-        self.kept.clear();
-        let is_kept = rest.len() <= MOST_KEPT;
-        if is_kept {
-            self.kept.extend_from_slice(rest);
+        self.remembered.clear();
+        let fits = rest.len() <= MAX_REMEMBERED;
+        if fits {
+            self.remembered.extend_from_slice(rest);
         }
-        is_kept
+        fits
     }
 }
 
 /// Where `part`, which is one of `whole`, stands in it.
-fn place(part: &[u8], whole: &[u8]) -> Range<usize> {
+fn subslice_range(part: &[u8], whole: &[u8]) -> Range<usize> {
     // One without bytes may be anywhere.
     let from = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
     if part.is_empty() { 0..0 } else { from..from + part.len() }
 }
 
-impl PlainRequest<'_> {
+impl SimpleRequest<'_> {
     /// The path, as it was sent.
     pub fn path(&self) -> &[u8] {
         self.path
@@ -137,22 +137,22 @@ impl PlainRequest<'_> {
 
     /// The values of all fields of this name, which is in small letters.
     pub fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> + Clone {
-        let is_meant = move |field: &&Field| {
+        let matches = move |field: &&Field| {
             self.rest[field.name.clone()].eq_ignore_ascii_case(name.as_bytes())
         };
-        self.fields.iter().filter(is_meant).map(|field| &self.rest[field.value.clone()])
+        self.fields.iter().filter(matches).map(|field| &self.rest[field.value.clone()])
     }
 
     /// How large the fields are, as they came.
     pub(super) fn size(&self) -> usize {
-        self.fields.iter().map(|field| size_of_field(field.name.len(), field.value.len())).sum()
+        self.fields.iter().map(|field| field_size(field.name.len(), field.value.len())).sum()
     }
 }
 
 /// Whether they name the host once (RFC 9112, section 3.2) and none of them frames a body, asks something of the connection,
 /// or waits to be asked on.
-fn has_plain_fields(fields: &[Header<'_>]) -> bool {
-    const NOT_PLAIN: [&str; 8] = [
+fn has_simple_fields(fields: &[Header<'_>]) -> bool {
+    const NOT_SIMPLE: [&str; 8] = [
         "content-length",
         "expect",
         "http2-settings",
@@ -163,22 +163,22 @@ fn has_plain_fields(fields: &[Header<'_>]) -> bool {
         "upgrade",
     ];
     let is = |field: &Header<'_>, name: &str| field.name.eq_ignore_ascii_case(name);
-    let is_plain = |field: &Header<'_>| {
+    let is_simple = |field: &Header<'_>| {
         if is(field, "connection") {
             return field.value.eq_ignore_ascii_case(b"keep-alive");
         }
-        !NOT_PLAIN.iter().any(|name| is(field, name))
+        !NOT_SIMPLE.iter().any(|name| is(field, name))
     };
-    fields.iter().filter(|field| is(field, "host")).count() == 1 && fields.iter().all(is_plain)
+    fields.iter().filter(|field| is(field, "host")).count() == 1 && fields.iter().all(is_simple)
 }
 
 /// How large a field is whose name and value are so long, as it came.
-pub(super) fn size_of_field(name: usize, value: usize) -> usize {
+pub(super) fn field_size(name: usize, value: usize) -> usize {
     name + value + ": \r\n".len()
 }
 
 /// The bytes of a path that mean themselves (RFC 3986, section 3.3, and the braces, which many a key has).
-static PLAIN: [bool; 256] = {
+static PATH_BYTES: [bool; 256] = {
     const ITSELF: &[u8] =
         b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@%/{}";
     let mut plain = [false; 256];
@@ -191,13 +191,13 @@ static PLAIN: [bool; 256] = {
 };
 
 /// Whether it is a path and nothing but.
-fn is_plain_path(path: &[u8]) -> bool {
-    path.starts_with(b"/") && path.iter().all(|byte| PLAIN[usize::from(*byte)])
+fn is_simple_path(path: &[u8]) -> bool {
+    path.starts_with(b"/") && path.iter().all(|byte| PATH_BYTES[usize::from(*byte)])
 }
 
-/// Whether the empty line that ends a head is in `bytes`, if it was not in the first `looked_at` of them.
-pub(super) fn has_empty_line(bytes: &[u8], looked_at: usize) -> bool {
-    let bytes = &bytes[looked_at.saturating_sub(b"\n\r".len())..];
+/// Whether the empty line that ends a head is in `bytes`, if it was not in the first `scanned` of them.
+pub(super) fn has_empty_line(bytes: &[u8], scanned: usize) -> bool {
+    let bytes = &bytes[scanned.saturating_sub(b"\n\r".len())..];
     let ends = |at: usize| matches!(&bytes[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]);
     memchr::memchr_iter(b'\n', bytes).any(ends)
 }
@@ -215,24 +215,24 @@ mod tests {
     }
 
     fn look(bytes: &[u8]) -> Found {
-        found(&Heads::default().read(bytes))
+        found(&HeadParser::default().parse(bytes))
     }
 
-    fn found(head: &Head<'_>) -> Found {
+    fn found(head: &ParsedHead<'_>) -> Found {
         match head {
-            Head::Part => Found::Part,
-            Head::Plain(request, length) => Found::Plain {
+            ParsedHead::Incomplete => Found::Part,
+            ParsedHead::Simple(request, length) => Found::Plain {
                 path: request.path().to_owned(),
                 wants_body: request.wants_body(),
                 length: *length,
             },
-            Head::Other => Found::Other,
+            ParsedHead::Complex => Found::Other,
         }
     }
 
     /// The values of all fields, as they are found by their names.
-    fn fields(head: &Head<'_>) -> Vec<Vec<u8>> {
-        let Head::Plain(request, _) = head else { return Vec::new() };
+    fn fields(head: &ParsedHead<'_>) -> Vec<Vec<u8>> {
+        let ParsedHead::Simple(request, _) = head else { return Vec::new() };
         ["host", "x", "accept"]
             .iter()
             .flat_map(|name| request.values(name).map(<[u8]>::to_vec))
@@ -310,7 +310,7 @@ mod tests {
                 "{fields}"
             );
         }
-        let many = "X: y\r\n".repeat(MOST_FIELDS);
+        let many = "X: y\r\n".repeat(MAX_FIELDS);
         assert_eq!(
             look(format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{many}\r\n").as_bytes()),
             Found::Other
@@ -333,20 +333,20 @@ mod tests {
 
         #[test]
         fn what_was_read_before_changes_nothing(
-            heads in proptest::collection::vec(
+            parser in proptest::collection::vec(
                 "(GET|HEAD|PUT) [/a#]{1,3} HTTP/1\\.[01]\r?\n(Host: [ab]?\r\n){0,2}((X|Accept|TE): ?[ab]{0,3}\r\n){0,2}\r\nG?",
                 1..8,
             ),
             long in any::<bool>(), cut in 0_usize..4,
         ) {
-            let mut reads_all = Heads::default();
-            for mut head in heads {
+            let mut reads_all = HeadParser::default();
+            for mut head in parser {
                 if long {
-                    head = head.replace("X: ", &format!("X: {}", "x".repeat(MOST_KEPT)));
+                    head = head.replace("X: ", &format!("X: {}", "x".repeat(MAX_REMEMBERED)));
                 }
                 for bytes in [&head.as_bytes()[..head.len() - cut], head.as_bytes(), head.as_bytes()] {
-                    let mut reads_one = Heads::default();
-                    let (expected, head) = (reads_one.read(bytes), reads_all.read(bytes));
+                    let mut reads_one = HeadParser::default();
+                    let (expected, head) = (reads_one.parse(bytes), reads_all.parse(bytes));
                     prop_assert_eq!(found(&head), found(&expected));
                     prop_assert_eq!(fields(&head), fields(&expected));
                 }
@@ -355,10 +355,10 @@ mod tests {
 
         #[test]
         fn any_bytes_are_looked_at(bytes: Vec<u8>, others: Vec<u8>) {
-            let mut heads = Heads::default();
-            heads.read(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
-            heads.read(&bytes);
-            heads.read(&others);
+            let mut parser = HeadParser::default();
+            parser.parse(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+            parser.parse(&bytes);
+            parser.parse(&others);
         }
     }
 }

@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tower_service::Service as _;
 
-use super::request_head::PlainRequest;
-use crate::access::Gate;
-use crate::metrics::Refusals;
-use crate::net::Output;
+use super::request_head::SimpleRequest;
+use crate::access::BearerAuth;
+use crate::metrics::RejectCounter;
+use crate::net::WriteBuf;
 
 /// What holds for the connections of a listener.
 #[derive(Debug, Clone)]
@@ -29,24 +29,24 @@ pub struct Limits {
 }
 
 /// What answers requests.
-pub trait Routes: Clone + Send + Sync + 'static {
+pub trait Handler: Clone + Send + Sync + 'static {
     /// The answer to `request`.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 
     /// Takes up a plain request, of which [`answer`](Self::answer) would make the same; the bytes of it came in at `now`.
     /// By default all are left to that.
-    fn answer_plain(
+    fn handle_simple(
         &self,
-        _request: &PlainRequest<'_>,
+        _request: &SimpleRequest<'_>,
         _now: Instant,
-        _answer: PlainAnswer<'_>,
-    ) -> Taken {
-        Taken::Left
+        _answer: ResponseWriter<'_>,
+    ) -> FastPathResult {
+        FastPathResult::Fallback
     }
 }
 
-impl Routes for Router {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+impl Handler for Router {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let Ok(response) = self.clone().call(request).await;
         response
     }
@@ -54,22 +54,24 @@ impl Routes for Router {
 
 /// The routes that are served, and what holds for who asks.
 #[derive(Clone)]
-pub struct Http<R> {
-    pub(super) routes: R,
+pub struct HttpService<R> {
+    pub(super) handler: R,
     pub(super) limits: Arc<Limits>,
-    pub(super) gate: Option<(Gate, Refusals)>,
+    pub(super) auth: Option<(BearerAuth, RejectCounter)>,
 }
 
-impl<R: Routes> Http<R> {
-    /// Serves `routes` within `limits`, to everybody or to whom the `gate` lets through; the others are counted.
-    pub fn new(routes: R, limits: Limits, gate: Option<(Gate, Refusals)>) -> Self {
-        Self { routes, limits: Arc::new(limits), gate }
+impl<R: Handler> HttpService<R> {
+    /// Serves `handler` within `limits`, to everybody or to whom the `auth` lets through; the others are counted.
+    pub fn new(handler: R, limits: Limits, auth: Option<(BearerAuth, RejectCounter)>) -> Self {
+        Self { handler, limits: Arc::new(limits), auth }
     }
 
     /// Whether no verdict stands against a plain request before it is routed.
-    pub(super) fn lets_in(&self, request: &PlainRequest<'_>) -> bool {
-        let admits = |(gate, _): &(Gate, Refusals)| gate.admits(request.values("authorization"));
-        request.size() <= self.limits.max_header && self.gate.as_ref().is_none_or(admits)
+    pub(super) fn admits(&self, request: &SimpleRequest<'_>) -> bool {
+        let admits = |(auth, _): &(BearerAuth, RejectCounter)| {
+            auth.is_authorized(request.values("authorization"))
+        };
+        request.size() <= self.limits.max_header && self.auth.as_ref().is_none_or(admits)
     }
 }
 
@@ -80,71 +82,71 @@ pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) const LONGEST_TARGET: usize = 64 << 10;
 
 /// What becomes of a plain request.
-pub enum Taken {
+pub enum FastPathResult {
     /// It is answered.
-    Answered,
+    Done,
     /// It will be answered so, once this is ready.
-    Waits(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
-    /// It is left to [`Routes::answer`].
-    Left,
+    Pending(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
+    /// It is left to [`Handler::answer`].
+    Fallback,
 }
 
 /// Where the answer to a plain request is written.
-pub struct PlainAnswer<'a> {
-    pub(super) output: &'a mut Output,
+pub struct ResponseWriter<'a> {
+    pub(super) output: &'a mut WriteBuf,
     /// The last lines of the head.
     pub(super) date: &'a [u8],
     pub(super) wants_body: bool,
     pub(super) is_last: bool,
 }
 
-impl PlainAnswer<'_> {
+impl ResponseWriter<'_> {
     /// Writes a part of the head, which begins with the line of the status and is ended by [`body`](Self::body).
     #[inline]
-    pub fn head(&mut self, part: &[u8]) {
+    pub fn write_head(&mut self, part: &[u8]) {
         self.output.tail().put_slice(part);
     }
 
-    fn field(&mut self, name: &str, value: &[u8]) {
-        self.head(name.as_bytes());
-        self.head(b": ");
-        self.head(value);
-        self.head(b"\r\n");
+    fn write_field(&mut self, name: &str, value: &[u8]) {
+        self.write_head(name.as_bytes());
+        self.write_head(b": ");
+        self.write_head(value);
+        self.write_head(b"\r\n");
     }
 
     /// Writes how long the body is, what every answer has, and the body, if it is wanted. `whole` makes the same bytes, to be
     /// kept until they are written, and is asked only for many.
     #[inline]
-    pub fn body(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
-        self.head(b"content-length: ");
-        self.head(itoa::Buffer::new().format(body.len()).as_bytes());
-        self.head(b"\r\n");
-        self.end(body, whole);
+    pub fn write_body(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
+        self.write_head(b"content-length: ");
+        self.write_head(itoa::Buffer::new().format(body.len()).as_bytes());
+        self.write_head(b"\r\n");
+        self.finish(body, whole);
     }
 
     /// Writes a whole answer.
-    pub fn whole(mut self, response: &Response<Bytes>) {
+    pub fn write_response(mut self, response: &Response<Bytes>) {
         let (status, headers) = (response.status(), response.headers());
-        self.head(b"HTTP/1.1 ");
-        self.head(status.as_str().as_bytes());
-        self.head(b" ");
-        self.head(status.canonical_reason().unwrap_or_default().as_bytes());
-        self.head(b"\r\n");
-        headers.iter().for_each(|(name, value)| self.field(name.as_str(), value.as_bytes()));
+        self.write_head(b"HTTP/1.1 ");
+        self.write_head(status.as_str().as_bytes());
+        self.write_head(b" ");
+        self.write_head(status.canonical_reason().unwrap_or_default().as_bytes());
+        self.write_head(b"\r\n");
+        headers.iter().for_each(|(name, value)| self.write_field(name.as_str(), value.as_bytes()));
         // One that says nothing of a body does not say either that there is none (RFC 9110, section 8.6).
         let says_enough =
             status == StatusCode::NOT_MODIFIED || headers.contains_key(header::CONTENT_LENGTH);
         let (body, whole) = (response.body(), || response.body().clone());
-        if says_enough { self.end(body, whole) } else { self.body(body, whole) }
+        if says_enough { self.finish(body, whole) } else { self.write_body(body, whole) }
     }
 
-    fn end(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
+    fn finish(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
         if self.is_last {
-            self.head(b"connection: close\r\n");
+            self.write_head(b"connection: close\r\n");
         }
-        self.head(self.date);
+        self.write_head(self.date);
         if self.wants_body {
-            self.output.push_either(body, whole);
+            self.output.push_slice_or(body, whole);
         }
     }
 }

@@ -7,10 +7,10 @@ use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 
 use super::service::Limits;
-use crate::access::{Allow, FileError, Gate, Protection};
+use crate::access::{AuthRequirement, BearerAuth, FileError, KeyAllowlist};
 use crate::server::{Tls, TlsFiles, TlsKeys};
 use crate::settings::{
-    self, ByteSize, Contradiction, Listen, absurd_limits, broken, zero_timeouts,
+    self, ByteSize, Listen, RuleViolation, out_of_range, violations, zero_timeouts,
 };
 
 /// `[http]`
@@ -33,7 +33,7 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
     /// The keys that are given out; none: all.
-    pub allow: Allow,
+    pub allow: KeyAllowlist,
     /// Connections at most.
     #[serde(with = "settings::count")]
     pub max_connections: usize,
@@ -63,7 +63,7 @@ impl Default for Settings {
             tls_key_file: PathBuf::new(),
             tls_client_ca_file: PathBuf::new(),
             tls_handshake_timeout: Duration::from_secs(10),
-            allow: Allow::default(),
+            allow: KeyAllowlist::default(),
             max_connections: 10_000,
             idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),
@@ -77,13 +77,15 @@ impl Default for Settings {
 
 impl Settings {
     /// What stands between strangers and the keys.
-    pub(crate) fn protection(&self) -> Protection {
+    pub(crate) fn auth_requirement(&self) -> AuthRequirement {
         if self.allow_unprotected {
-            Protection::Waived
-        } else if self.tokens_file.as_os_str().is_empty() && !self.tls_files().asks_clients() {
-            Protection::Missing("http.tokens_file, http.tls_client_ca_file, ")
+            AuthRequirement::Waived
+        } else if self.tokens_file.as_os_str().is_empty()
+            && !self.tls_files().requires_client_cert()
+        {
+            AuthRequirement::None("http.tokens_file, http.tls_client_ca_file, ")
         } else {
-            Protection::Asked
+            AuthRequirement::Enforced
         }
     }
 
@@ -97,9 +99,9 @@ impl Settings {
     ///
     /// # Errors
     /// The file of tokens cannot be used.
-    pub(crate) fn gate(&self) -> Result<Option<Gate>, FileError> {
+    pub(crate) fn bearer_auth(&self) -> Result<Option<BearerAuth>, FileError> {
         let is_asked = !self.tokens_file.as_os_str().is_empty();
-        is_asked.then(|| Gate::load("http.tokens_file", self.tokens_file.clone())).transpose()
+        is_asked.then(|| BearerAuth::load("http.tokens_file", self.tokens_file.clone())).transpose()
     }
 
     fn tls_files(&self) -> TlsFiles {
@@ -118,13 +120,13 @@ impl Settings {
         Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &HTTP_PROTOCOLS)
     }
 
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let small = self.max_header.0 < SMALLEST_HEADER;
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
+        let small = self.max_header.0 < MIN_HEADER;
         let header = format!(
             "found {}, expected at least 8KiB, which ordinary clients need",
             self.max_header
         );
-        let own = broken([
+        let own = violations([
             (
                 self.listen.is_off(),
                 "http.listen",
@@ -132,12 +134,12 @@ impl Settings {
             ),
             (small, "http.max_header", &header),
         ]);
-        let limits = absurd_limits([(self.max_connections, "http.max_connections")]);
+        let limits = out_of_range([(self.max_connections, "http.max_connections")]);
         let timeouts = zero_timeouts([
             (self.idle_timeout, "http.idle_timeout"),
             (self.header_timeout, "http.header_timeout"),
         ]);
-        let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
+        let tls = self.tls_files().violations(TLS_KEYS, self.tls_handshake_timeout);
         [own, limits, timeouts, tls].concat()
     }
 }
@@ -151,7 +153,7 @@ const TLS_KEYS: TlsKeys = TlsKeys {
 };
 
 /// The least that hyper reads at once.
-const SMALLEST_HEADER: usize = 8 << 10;
+const MIN_HEADER: usize = 8 << 10;
 
 /// The value of the `Cache-Control` header of answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,16 +218,16 @@ impl Default for AdminSettings {
 
 impl AdminSettings {
     /// What stands between strangers and the figures.
-    pub(crate) fn protection(&self) -> Protection {
-        if self.allow_unprotected { Protection::Waived } else { Protection::Missing("") }
+    pub(crate) fn auth_requirement(&self) -> AuthRequirement {
+        if self.allow_unprotected { AuthRequirement::Waived } else { AuthRequirement::None("") }
     }
 
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
-        let text = format!("found {}, expected at most {MOST_HOT_KEYS}", self.hotkeys);
-        let own = broken([(self.hotkeys > MOST_HOT_KEYS, "admin.hotkeys", &text)]);
-        [own, absurd_limits([(self.max_connections, "admin.max_connections")])].concat()
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
+        let text = format!("found {}, expected at most {MAX_HOT_KEYS}", self.hotkeys);
+        let own = violations([(self.hotkeys > MAX_HOT_KEYS, "admin.hotkeys", &text)]);
+        [own, out_of_range([(self.max_connections, "admin.max_connections")])].concat()
     }
 }
 
 /// More keys than anybody looks at.
-pub(super) const MOST_HOT_KEYS: usize = 65_536;
+pub(super) const MAX_HOT_KEYS: usize = 65_536;

@@ -46,7 +46,7 @@ impl Redirect {
 
 /// Why somebody was turned away who was connected, or nearly so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RejectReason {
     /// He showed no token, or none that is right.
     Token,
     /// He has not said the front end's password.
@@ -59,7 +59,7 @@ pub enum Refusal {
     Tls,
 }
 
-impl Refusal {
+impl RejectReason {
     /// Who refuses for which reasons.
     pub(super) const ALL: [(FrontEnd, Self); 7] = [
         (FrontEnd::Http, Self::Token),

@@ -17,19 +17,21 @@ use prometheus::{
     TextEncoder,
 };
 
-pub use self::labels::{BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Node, Redirect, Refusal};
-use self::per_thread::{DURATION_BUCKETS, Tallies, seconds};
-use self::pull::{Figures, Looked, cache_figures, counted, measured, node_figures, options};
+pub use self::labels::{BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Node, Redirect, RejectReason};
+use self::per_thread::{DURATION_BUCKETS, PerThread, seconds};
+use self::pull::{
+    PullCollector, PullResult, collect_cache, collect_nodes, counter, gauge, options,
+};
 use crate::cache::{Outcome, Statistics};
 
 /// The metrics of one daemon.
 pub struct Metrics {
     registry: Registry,
-    tallies: Tallies,
+    per_thread: PerThread,
     backend_duration: Histogram,
     backend_up: IntGauge,
     /// Links there are.
-    links: AtomicUsize,
+    connections_up: AtomicUsize,
     backend_errors: IntCounterVec,
     invalidations: IntCounterVec,
     invalidation_lag: Histogram,
@@ -37,7 +39,7 @@ pub struct Metrics {
     connections: IntGaugeVec,
     connections_limit: IntGaugeVec,
     connections_refused: IntCounterVec,
-    refused: IntCounterVec,
+    rejected: IntCounterVec,
     redirects: IntCounterVec,
     reloads: IntCounterVec,
     warmed: IntCounter,
@@ -52,12 +54,12 @@ impl Metrics {
     /// Two metrics with one name, which would be a mistake in this file.
     pub fn new(commands: &[&str]) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let new = Registration(&registry);
+        let new = Builder(&registry);
         let metrics = Self {
-            tallies: new.tallies(commands)?,
+            per_thread: new.per_thread(commands)?,
             backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
             backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
-            links: AtomicUsize::new(0),
+            connections_up: AtomicUsize::new(0),
             backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
             invalidations: new.counters("invalidations_total", "Changes heeded, by what was invalidated.", "kind")?,
             invalidation_lag: new.histogram(
@@ -81,7 +83,7 @@ impl Metrics {
                 "Client connections refused because there were as many as may be.",
                 "front_end",
             )?,
-            refused: new.add(IntCounterVec::new(
+            rejected: new.add(IntCounterVec::new(
                 options("refused_total", "What was refused to clients, by front end and by why."),
                 &["front_end", "reason"],
             )?)?,
@@ -101,12 +103,12 @@ impl Metrics {
             registry: registry.clone(),
         };
         new.build_info()?;
-        metrics.start_labels();
-        metrics.config_in_force();
+        metrics.init_labels();
+        metrics.mark_config_loaded();
         Ok(metrics)
     }
 
-    fn start_labels(&self) {
+    fn init_labels(&self) {
         let zero = |counters: &IntCounterVec, label| counters.with_label_values(&[label]).reset();
         for kind in BACKEND_ERROR_KINDS {
             zero(&self.backend_errors, kind);
@@ -118,8 +120,8 @@ impl Metrics {
             self.connections.with_label_values(&[front_end.name()]).set(0);
             zero(&self.connections_refused, front_end.name());
         }
-        for (front_end, refusal) in Refusal::ALL {
-            self.refusals(front_end, refusal).0.reset();
+        for (front_end, reason) in RejectReason::ALL {
+            self.reject_counter(front_end, reason).0.reset();
         }
         for result in ["success", "failure"] {
             zero(&self.reloads, result);
@@ -127,22 +129,22 @@ impl Metrics {
     }
 
     /// So many reads were answered, each in this time.
-    pub fn reads(&self, front_end: FrontEnd, outcome: Outcome, count: u64, took: Duration) {
-        if let Some(outcomes) = self.tallies.own().reads.get(front_end as usize) {
+    pub fn record_reads(&self, front_end: FrontEnd, outcome: Outcome, count: u64, took: Duration) {
+        if let Some(outcomes) = self.per_thread.local().reads.get(front_end as usize) {
             outcomes[outcome as usize].add(count, took);
         }
     }
 
     /// A client of Redis said the command with this place in the list of names, so many times.
-    pub fn commands(&self, label: usize, count: u64) {
-        if let Some(commands) = self.tallies.own().commands.get(label) {
+    pub fn record_commands(&self, label: usize, count: u64) {
+        if let Some(commands) = self.per_thread.local().commands.get(label) {
             commands.add(count);
         }
     }
 
     /// How many reads there were: those answered from memory, and all.
-    pub fn reads_so_far(&self) -> (u64, u64) {
-        let reads = self.tallies.reads();
+    pub fn read_totals(&self) -> (u64, u64) {
+        let reads = self.per_thread.reads();
         let counts = || reads.iter().flatten().zip(Outcome::ALL.iter().cycle());
         let sum = |of: fn(&Outcome) -> bool| {
             counts().filter(|(_, outcome)| of(outcome)).map(|(times, _)| times.count()).sum()
@@ -151,50 +153,50 @@ impl Metrics {
     }
 
     /// A key that was hot before the start was fetched.
-    pub fn warmed(&self) {
+    pub fn record_warmed(&self) {
         self.warmed.inc();
     }
 
     /// Redis answered a fetch, in this time.
-    pub fn fetched(&self, took: Duration) {
+    pub fn record_fetch(&self, took: Duration) {
         self.backend_duration.observe(took.as_secs_f64());
     }
 
     /// A fetch or a link failed; `kind` is one of [`BACKEND_ERROR_KINDS`].
-    pub fn backend_error(&self, kind: &str) {
+    pub fn record_backend_error(&self, kind: &str) {
         self.backend_errors.with_label_values(&[kind]).inc();
     }
 
     /// Whether there is a link to Redis.
-    pub fn backend_up(&self, up: bool) {
-        let links = if up {
-            self.links.fetch_add(1, Relaxed) + 1
+    pub fn set_backend_up(&self, up: bool) {
+        let connections_up = if up {
+            self.connections_up.fetch_add(1, Relaxed) + 1
         } else {
-            self.links.fetch_sub(1, Relaxed) - 1
+            self.connections_up.fetch_sub(1, Relaxed) - 1
         };
-        self.backend_up.set(i64::from(links > 0));
+        self.backend_up.set(i64::from(connections_up > 0));
     }
 
     /// So much was invalidated.
-    pub fn invalidated(&self, what: Invalidation, count: usize) {
+    pub fn record_invalidations(&self, what: Invalidation, count: usize) {
         self.invalidations.with_label_values(&[what.name()]).inc_by(count as u64);
     }
 
     /// An invalidation was heeded so long after its write had been acknowledged.
-    pub fn invalidation_lag(&self, lag: Duration) {
+    pub fn record_invalidation_lag(&self, lag: Duration) {
         self.invalidation_lag.observe(lag.as_secs_f64());
     }
 
     /// A link with tracking took the place of one that was lost.
-    pub fn tracking_reconnected(&self) {
+    pub fn record_tracking_reconnect(&self) {
         self.tracking_reconnects.inc();
     }
 
     /// Counts a connection for as long as the guard lives.
-    pub fn connection(&self, front_end: FrontEnd) -> OpenConnection {
+    pub fn open_connection(&self, front_end: FrontEnd) -> ConnectionGuard {
         let gauge = self.connections.with_label_values(&[front_end.name()]);
         gauge.inc();
-        OpenConnection(gauge)
+        ConnectionGuard(gauge)
     }
 
     /// How many connections are open to the front ends that answer reads.
@@ -206,14 +208,14 @@ impl Metrics {
     }
 
     /// So many connections may be open.
-    pub fn connections_limit(&self, front_end: FrontEnd, most: usize) {
+    pub fn set_connections_limit(&self, front_end: FrontEnd, max: usize) {
         self.connections_limit
             .with_label_values(&[front_end.name()])
-            .set(i64::try_from(most).unwrap_or(i64::MAX));
+            .set(i64::try_from(max).unwrap_or(i64::MAX));
     }
 
     /// A connection was refused because there were as many as may be.
-    pub fn connection_refused(&self, front_end: FrontEnd) {
+    pub fn record_connection_refused(&self, front_end: FrontEnd) {
         self.connections_refused.with_label_values(&[front_end.name()]).inc();
     }
 
@@ -225,23 +227,23 @@ impl Metrics {
     }
 
     /// The count of those that this front end turned away for this reason.
-    pub fn refusals(&self, front_end: FrontEnd, refusal: Refusal) -> Refusals {
-        Refusals(self.refused.with_label_values(&[front_end.name(), refusal.name()]))
+    pub fn reject_counter(&self, front_end: FrontEnd, reason: RejectReason) -> RejectCounter {
+        RejectCounter(self.rejected.with_label_values(&[front_end.name(), reason.name()]))
     }
 
     /// A new configuration was put in force.
-    pub fn config_reloaded(&self) {
+    pub fn record_config_reload(&self) {
         self.reloads.with_label_values(&["success"]).inc();
-        self.config_in_force();
+        self.mark_config_loaded();
     }
 
     /// A new configuration was refused.
-    pub fn config_refused(&self) {
+    pub fn record_config_rejected(&self) {
         self.reloads.with_label_values(&["failure"]).inc();
         self.last_reload_successful.set(0);
     }
 
-    fn config_in_force(&self) {
+    fn mark_config_loaded(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_reload.set(now.as_secs_f64());
         self.last_reload_successful.set(1);
@@ -251,60 +253,60 @@ impl Metrics {
     ///
     /// # Errors
     /// They are told already.
-    pub fn tell_of_cache(
+    pub fn register_cache(
         &self,
-        look: impl Fn() -> Statistics + Send + Sync + 'static,
+        pull: impl Fn() -> Statistics + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
-        Registration(&self.registry).look(move || cache_figures(&look()))
+        Builder(&self.registry).pull(move || collect_cache(&pull()))
     }
 
     /// From now on it is told how many spans were dropped.
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_spans_dropped(
+    pub fn register_spans_dropped(
         &self,
-        look: impl Fn() -> u64 + Send + Sync + 'static,
+        pull: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
         let help = "Spans that no collector got: it did not take them, or there were more than may wait for it.";
-        Registration(&self.registry)
-            .look(move || Ok(vec![counted("spans_dropped_total", help, look())?]))
+        Builder(&self.registry)
+            .pull(move || Ok(vec![counter("spans_dropped_total", help, pull())?]))
     }
 
     /// From now on it is told how many lines of the log were dropped.
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_lines_dropped(
+    pub fn register_lines_dropped(
         &self,
-        look: impl Fn() -> u64 + Send + Sync + 'static,
+        pull: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
         let help = "Lines of the log that were dropped, because standard error did not take them.";
-        Registration(&self.registry)
-            .look(move || Ok(vec![counted("log_lines_dropped_total", help, look())?]))
+        Builder(&self.registry)
+            .pull(move || Ok(vec![counter("log_lines_dropped_total", help, pull())?]))
     }
 
     /// From now on it is told how many tasks there are.
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_tasks(
+    pub fn register_tasks(
         &self,
-        look: impl Fn() -> usize + Send + Sync + 'static,
+        pull: impl Fn() -> usize + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
         let help = "Tasks of the program, one for each connection among them.";
-        Registration(&self.registry).look(move || Ok(vec![measured("tasks", help, look() as u64)?]))
+        Builder(&self.registry).pull(move || Ok(vec![gauge("tasks", help, pull() as u64)?]))
     }
 
     /// From now on it is told who answers of those there are.
     ///
     /// # Errors
     /// It is told already.
-    pub fn tell_of_nodes(
+    pub fn register_nodes(
         &self,
-        look: impl Fn() -> Vec<Node> + Send + Sync + 'static,
+        pull: impl Fn() -> Vec<Node> + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
-        Registration(&self.registry).look(move || node_figures(&look()))
+        Builder(&self.registry).pull(move || collect_nodes(&pull()))
     }
 
     /// The Prometheus text format.
@@ -315,9 +317,9 @@ impl Metrics {
 
 /// Counts as an open connection until dropped.
 #[derive(Debug)]
-pub struct OpenConnection(IntGauge);
+pub struct ConnectionGuard(IntGauge);
 
-impl Drop for OpenConnection {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -325,9 +327,9 @@ impl Drop for OpenConnection {
 
 /// How often a front end has turned somebody away for one reason. Clones count together.
 #[derive(Debug, Clone)]
-pub struct Refusals(IntCounter);
+pub struct RejectCounter(IntCounter);
 
-impl Refusals {
+impl RejectCounter {
     /// One more.
     pub fn count(&self) {
         self.0.inc();
@@ -335,26 +337,29 @@ impl Refusals {
 }
 
 /// Makes metrics and registers them.
-struct Registration<'a>(&'a Registry);
+struct Builder<'a>(&'a Registry);
 
-impl Registration<'_> {
+impl Builder<'_> {
     fn add<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
         self.0.register(Box::new(collector.clone()))?;
         Ok(collector)
     }
 
-    /// Has `look` asked for each scrape; it gives the same names each time.
-    fn look(&self, look: impl Fn() -> Figures + Send + Sync + 'static) -> prometheus::Result<()> {
-        let figures = look()?;
-        let descriptions = figures.iter().flat_map(|figure| figure.desc()).cloned().collect();
-        self.0.register(Box::new(Looked { look, descriptions }))
+    /// Has `pull` asked for each scrape; it gives the same names each time.
+    fn pull(
+        &self,
+        pull: impl Fn() -> PullResult + Send + Sync + 'static,
+    ) -> prometheus::Result<()> {
+        let collect = pull()?;
+        let descriptions = collect.iter().flat_map(|figure| figure.desc()).cloned().collect();
+        self.0.register(Box::new(PullCollector { pull, descriptions }))
     }
 
-    fn tallies(&self, commands: &[&str]) -> prometheus::Result<Tallies> {
-        let tallies = Tallies::of(commands);
-        let looked_at = tallies.clone();
-        self.look(move || looked_at.figures())?;
-        Ok(tallies)
+    fn per_thread(&self, commands: &[&str]) -> prometheus::Result<PerThread> {
+        let per_thread = PerThread::new(commands);
+        let source = per_thread.clone();
+        self.pull(move || source.collect())?;
+        Ok(per_thread)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {

@@ -10,7 +10,7 @@ use prometheus::{IntCounter, IntCounterVec};
 use thread_local::ThreadLocal;
 
 use super::labels::FrontEnd;
-use super::pull::{Figures, options};
+use super::pull::{PullResult, options};
 use crate::cache::Outcome;
 
 /// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck; in nanoseconds.
@@ -44,9 +44,9 @@ fn read_labels(front_end: usize, outcome: usize) -> [&'static str; 2] {
 
 /// A count that one thread alone adds to, so that it takes no turns with others for it; whoever wants to may read it.
 #[derive(Default)]
-pub(super) struct Count(AtomicU64);
+pub(super) struct ThreadCounter(AtomicU64);
 
-impl Count {
+impl ThreadCounter {
     pub(super) fn add(&self, count: u64) {
         self.0.store(self.get().wrapping_add(count), Relaxed);
     }
@@ -58,14 +58,14 @@ impl Count {
 
 /// How long reads took.
 #[derive(Default)]
-pub(super) struct Times {
+pub(super) struct DurationHistogram {
     /// How many took no longer than a bucket's bound but longer than the one before; those that took longer than all last.
-    buckets: [Count; DURATION_BUCKETS.len() + 1],
+    buckets: [ThreadCounter; DURATION_BUCKETS.len() + 1],
     /// All times together.
-    nanoseconds: Count,
+    nanoseconds: ThreadCounter,
 }
 
-impl Times {
+impl DurationHistogram {
     pub(super) fn add(&self, count: u64, took: Duration) {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = DURATION_BUCKETS
@@ -83,12 +83,12 @@ impl Times {
     }
 
     pub(super) fn count(&self) -> u64 {
-        self.buckets.iter().map(Count::get).sum()
+        self.buckets.iter().map(ThreadCounter::get).sum()
     }
 
-    fn told(&self) -> proto::Histogram {
+    fn to_proto(&self) -> proto::Histogram {
         let mut so_far = 0;
-        let bucket = |(bound, count): (&u64, &Count)| {
+        let bucket = |(bound, count): (&u64, &ThreadCounter)| {
             so_far += count.get();
             let mut bucket = proto::Bucket::default();
             bucket.set_upper_bound(seconds(*bound));
@@ -96,11 +96,11 @@ impl Times {
             bucket
         };
         let buckets = DURATION_BUCKETS.iter().zip(&self.buckets).map(bucket).collect();
-        let mut told = proto::Histogram::default();
-        told.set_bucket(buckets);
-        told.set_sample_count(self.count());
-        told.set_sample_sum(seconds(self.nanoseconds.get()));
-        told
+        let mut to_proto = proto::Histogram::default();
+        to_proto.set_bucket(buckets);
+        to_proto.set_sample_count(self.count());
+        to_proto.set_sample_sum(seconds(self.nanoseconds.get()));
+        to_proto
     }
 }
 
@@ -109,25 +109,25 @@ pub(super) fn seconds(nanoseconds: u64) -> f64 {
 }
 
 /// How long reads took, by front end and outcome, in the order of their `ALL`.
-pub(super) type ReadTimes = [[Times; Outcome::ALL.len()]; FrontEnd::READERS.len()];
+pub(super) type ReadTimes = [[DurationHistogram; Outcome::ALL.len()]; FrontEnd::READERS.len()];
 
 /// What a thread has counted. It has lines of the processor's caches of its own, so no other thread waits for them.
 #[repr(align(128))]
-pub(super) struct Tally {
+pub(super) struct ThreadMetrics {
     pub(super) reads: ReadTimes,
     /// By name, in the order of the list that the metrics were made with.
-    pub(super) commands: Box<[Count]>,
+    pub(super) commands: Box<[ThreadCounter]>,
 }
 
 /// What is counted at each read, by each thread for itself. What a thread has counted stays when it ends.
 #[derive(Clone)]
-pub(super) struct Tallies {
-    by_thread: Arc<ThreadLocal<Tally>>,
+pub(super) struct PerThread {
+    by_thread: Arc<ThreadLocal<ThreadMetrics>>,
     commands: Arc<[String]>,
 }
 
-impl Tallies {
-    pub(super) fn of(commands: &[&str]) -> Self {
+impl PerThread {
+    pub(super) fn new(commands: &[&str]) -> Self {
         Self {
             by_thread: Arc::default(),
             commands: commands.iter().map(|&name| name.to_owned()).collect(),
@@ -135,34 +135,35 @@ impl Tallies {
     }
 
     /// What this thread has counted.
-    pub(super) fn own(&self) -> &Tally {
-        let new = || Tally {
+    pub(super) fn local(&self) -> &ThreadMetrics {
+        let new = || ThreadMetrics {
             reads: ReadTimes::default(),
-            commands: self.commands.iter().map(|_| Count::default()).collect(),
+            commands: self.commands.iter().map(|_| ThreadCounter::default()).collect(),
         };
         self.by_thread.get_or(new)
     }
 
     pub(super) fn reads(&self) -> ReadTimes {
         let all = ReadTimes::default();
-        for tally in self.by_thread.iter() {
+        for thread in self.by_thread.iter() {
             all.iter()
                 .flatten()
-                .zip(tally.reads.iter().flatten())
+                .zip(thread.reads.iter().flatten())
                 .for_each(|(times, more)| times.add_all(more));
         }
         all
     }
 
-    pub(super) fn figures(&self) -> Figures {
+    pub(super) fn collect(&self) -> PullResult {
         let reads = options("reads_total", "Reads, by front end and by how they were answered.");
         let hits = options("cache_hits_total", "Reads answered from memory: hit, stale or absent.");
         let misses =
             options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
-        let said = options("commands_total", "Commands of clients of Redis (resp), by name.");
+        let commands_said =
+            options("commands_total", "Commands of clients of Redis (resp), by name.");
         let reads = IntCounterVec::new(reads, &READ_LABELS)?;
         let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
-        let said = IntCounterVec::new(said, &["command"])?;
+        let commands_said = IntCounterVec::new(commands_said, &["command"])?;
         let mut durations = Durations::new()?;
         for (front_end, outcomes) in self.reads().iter().enumerate() {
             for (outcome, times) in outcomes.iter().enumerate() {
@@ -173,14 +174,14 @@ impl Tallies {
             }
         }
         for (label, name) in self.commands.iter().enumerate() {
-            let count = self.by_thread.iter().map(|tally| tally.commands[label].get()).sum();
-            said.with_label_values(&[name]).inc_by(count);
+            let count = self.by_thread.iter().map(|thread| thread.commands[label].get()).sum();
+            commands_said.with_label_values(&[name]).inc_by(count);
         }
         Ok(vec![
             Box::new(reads),
             Box::new(hits),
             Box::new(misses),
-            Box::new(said),
+            Box::new(commands_said),
             Box::new(durations),
         ])
     }
@@ -200,7 +201,7 @@ impl Durations {
         Ok(Self { description: options.variable_labels(labels).describe()?, metrics: Vec::new() })
     }
 
-    pub(super) fn add(&mut self, labels: [&'static str; 2], times: &Times) {
+    pub(super) fn add(&mut self, labels: [&'static str; 2], times: &DurationHistogram) {
         let label = |(name, value): (&str, &str)| {
             let mut label = LabelPair::default();
             label.set_name(name.to_owned());
@@ -209,7 +210,7 @@ impl Durations {
         };
         let labels = READ_LABELS.into_iter().zip(labels).map(label).collect();
         let mut metric = proto::Metric::from_label(labels);
-        metric.set_histogram(times.told());
+        metric.set_histogram(times.to_proto());
         self.metrics.push(metric);
     }
 }

@@ -5,15 +5,15 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::labels::Node;
-use crate::cache::{Cause, Coherence, CoherenceMode, Statistics};
+use crate::cache::{Coherence, CoherenceMode, EvictionCause, Statistics};
 
 /// One look at what somebody else counts.
-pub(super) type Figures = prometheus::Result<Vec<Box<dyn Collector>>>;
+pub(super) type PullResult = prometheus::Result<Vec<Box<dyn Collector>>>;
 
-pub(super) fn cache_figures(cache: &Statistics) -> Figures {
+pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
     let evictions = options("cache_evictions_total", "Entries that left the cache, by cause.");
     let evictions = IntCounterVec::new(evictions, &["cause"])?;
-    for (cause, evicted) in Cause::ALL.iter().zip(cache.evictions) {
+    for (cause, evicted) in EvictionCause::ALL.iter().zip(cache.evictions) {
         evictions.with_label_values(&[cause.name()]).inc_by(evicted);
     }
     let settings = &cache.settings;
@@ -24,25 +24,25 @@ pub(super) fn cache_figures(cache: &Statistics) -> Figures {
     Ok(vec![
         Box::new(evictions),
         Box::new(ttl),
-        counted(
+        counter(
             "flights_discarded_total",
             "Fetches answered but not stored, because the key was invalidated meanwhile.",
             cache.flights_discarded,
         )?,
-        measured("flights", "Fetches in progress, each for one key.", cache.flights as u64)?,
-        measured("cache_entries", "Entries in the cache.", cache.entries)?,
-        measured("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
-        measured(
+        gauge("flights", "Fetches in progress, each for one key.", cache.flights as u64)?,
+        gauge("cache_entries", "Entries in the cache.", cache.entries)?,
+        gauge("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
+        gauge(
             "cache_capacity_entries",
             "How many entries the cache keeps at most.",
             settings.capacity as u64,
         )?,
-        measured(
+        gauge(
             "coherent",
             "Whether Redis tells of changes, and is heard (1), or not (0).",
             coherent.into(),
         )?,
-        measured(
+        gauge(
             "coherence_wanted",
             "Whether Redis is to tell of changes (1), or cache.coherence leaves it to the TTL (0).",
             wanted.into(),
@@ -50,7 +50,7 @@ pub(super) fn cache_figures(cache: &Statistics) -> Figures {
     ])
 }
 
-pub(super) fn node_figures(nodes: &[Node]) -> Figures {
+pub(super) fn collect_nodes(nodes: &[Node]) -> PullResult {
     let up =
         options("node_up", "Whether this node of those that are asked answers (1) or not (0).");
     let up = IntGaugeVec::new(up, &["node", "role"])?;
@@ -60,7 +60,7 @@ pub(super) fn node_figures(nodes: &[Node]) -> Figures {
     Ok(vec![Box::new(up)])
 }
 
-pub(super) fn counted(
+pub(super) fn counter(
     name: &str,
     help: &str,
     count: u64,
@@ -70,30 +70,26 @@ pub(super) fn counted(
     Ok(Box::new(counter))
 }
 
-pub(super) fn measured(
-    name: &str,
-    help: &str,
-    value: u64,
-) -> prometheus::Result<Box<dyn Collector>> {
+pub(super) fn gauge(name: &str, help: &str, value: u64) -> prometheus::Result<Box<dyn Collector>> {
     let gauge = IntGauge::with_opts(options(name, help))?;
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     Ok(Box::new(gauge))
 }
 
 /// What somebody else counts, looked at for each scrape.
-pub(super) struct Looked<F> {
-    pub(super) look: F,
+pub(super) struct PullCollector<F> {
+    pub(super) pull: F,
     /// Of the names that every look has.
     pub(super) descriptions: Vec<Desc>,
 }
 
-impl<F: Fn() -> Figures + Send + Sync> Collector for Looked<F> {
+impl<F: Fn() -> PullResult + Send + Sync> Collector for PullCollector<F> {
     fn desc(&self) -> Vec<&Desc> {
         self.descriptions.iter().collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        (self.look)().unwrap_or_default().iter().flat_map(|figure| figure.collect()).collect()
+        (self.pull)().unwrap_or_default().iter().flat_map(|figure| figure.collect()).collect()
     }
 }
 

@@ -15,7 +15,7 @@ use super::tcp;
 
 /// A client's stream.
 #[derive(Debug)]
-pub enum Stream {
+pub enum ClientStream {
     /// TCP.
     Tcp(TcpStream),
     /// TLS.
@@ -25,43 +25,43 @@ pub enum Stream {
 }
 
 /// A stream that no runtime attends to: it may go to another thread.
-pub(crate) enum Unattended {
+pub(crate) enum DetachedStream {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
 }
 
-impl Stream {
+impl ClientStream {
     /// Whether its end has to be said, since that of TCP alone may be anybody's.
-    pub(crate) fn needs_farewell(&self) -> bool {
+    pub(crate) fn needs_close_notify(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
     /// Takes the stream from the runtime that attends to it.
-    pub(crate) fn leave(self) -> io::Result<Unattended> {
+    pub(crate) fn detach(self) -> io::Result<DetachedStream> {
         Ok(match self {
-            Self::Tcp(stream) => Unattended::Tcp(stream.into_std()?),
+            Self::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
             // It is made where it is to stay.
             Self::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
-            Self::Unix(stream) => Unattended::Unix(stream.into_std()?),
+            Self::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
         })
     }
 }
 
-impl Unattended {
+impl DetachedStream {
     /// Gives the stream to the runtime of this thread.
-    pub(crate) fn attend(self) -> io::Result<Stream> {
+    pub(crate) fn attach(self) -> io::Result<ClientStream> {
         Ok(match self {
             Self::Tcp(stream) => {
                 let stream = TcpStream::from_std(stream)?;
-                tcp::prepare(&stream)?;
-                Stream::Tcp(stream)
+                tcp::configure(&stream)?;
+                ClientStream::Tcp(stream)
             }
-            Self::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+            Self::Unix(stream) => ClientStream::Unix(UnixStream::from_std(stream)?),
         })
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for ClientStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -80,7 +80,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for ClientStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -6,8 +6,8 @@ mod progress;
 pub(crate) mod tcp;
 mod write_buf;
 
-pub use self::client_stream::Stream;
-pub(crate) use self::client_stream::Unattended;
-pub(crate) use self::poll_on_wake::Seldom;
-pub(crate) use self::progress::{Activity, Inspector, Observed};
-pub(crate) use self::write_buf::{LARGE, Output};
+pub use self::client_stream::ClientStream;
+pub(crate) use self::client_stream::DetachedStream;
+pub(crate) use self::poll_on_wake::PollOnWake;
+pub(crate) use self::progress::{Inspector, IoProgress, TrackedIo};
+pub(crate) use self::write_buf::{WriteBuf, ZERO_COPY_MIN};

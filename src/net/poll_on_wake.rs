@@ -12,49 +12,50 @@ use std::task::{Context, Poll, Wake, Waker};
 use crate::sync::lock;
 
 /// A future that is polled only when something has woken it.
-pub(crate) struct Seldom<F> {
+pub(crate) struct PollOnWake<F> {
     future: F,
-    bell: Arc<Bell>,
+    wake_flag: Arc<WakeFlag>,
     /// What the future is given to ring the bell with.
     waker: Waker,
     /// Whom the bell wakes, to be compared without its lock.
     task: Option<Waker>,
 }
 
-struct Bell {
-    has_rung: AtomicBool,
+struct WakeFlag {
+    is_woken: AtomicBool,
     /// Who is woken. It stays, so that no ring is lost on nobody.
     task: Mutex<Option<Waker>>,
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.has_rung.store(true, Release);
+        self.is_woken.store(true, Release);
         if let Some(task) = &*lock(&self.task) {
             task.wake_by_ref();
         }
     }
 }
 
-impl<F> Seldom<F> {
+impl<F> PollOnWake<F> {
     pub(crate) fn new(future: F) -> Self {
         // Nobody has looked at it yet.
-        let bell = Arc::new(Bell { has_rung: AtomicBool::new(true), task: Mutex::new(None) });
-        Self { future, waker: Waker::from(Arc::clone(&bell)), bell, task: None }
+        let wake_flag =
+            Arc::new(WakeFlag { is_woken: AtomicBool::new(true), task: Mutex::new(None) });
+        Self { future, waker: Waker::from(Arc::clone(&wake_flag)), wake_flag, task: None }
     }
 
     /// Changes what is waited for, which is polled anew then.
-    pub(crate) fn change(&mut self, change: impl FnOnce(&mut F)) {
+    pub(crate) fn update(&mut self, change: impl FnOnce(&mut F)) {
         change(&mut self.future);
-        self.bell.has_rung.store(true, Release);
+        self.wake_flag.is_woken.store(true, Release);
     }
 }
 
-impl<F: Future + Unpin> Future for Seldom<F> {
+impl<F: Future + Unpin> Future for PollOnWake<F> {
     type Output = F::Output;
 
     #[inline]
@@ -62,10 +63,10 @@ impl<F: Future + Unpin> Future for Seldom<F> {
         let this = self.get_mut();
         if !this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             this.task = Some(cx.waker().clone());
-            lock(&this.bell.task).clone_from(&this.task);
+            lock(&this.wake_flag.task).clone_from(&this.task);
         }
         // After the task is known to the bell: who rings it from here on wakes it.
-        if !this.bell.has_rung.load(Acquire) || !this.bell.has_rung.swap(false, AcqRel) {
+        if !this.wake_flag.is_woken.load(Acquire) || !this.wake_flag.is_woken.swap(false, AcqRel) {
             return Poll::Pending;
         }
         Pin::new(&mut this.future).poll(&mut Context::from_waker(&this.waker))
@@ -93,7 +94,7 @@ mod tests {
             polls.fetch_add(1, Relaxed);
             said.as_mut().poll(cx)
         });
-        let mut seldom = Seldom::new(Box::pin(counted));
+        let mut seldom = PollOnWake::new(Box::pin(counted));
         for _ in 0..3 {
             assert!(poll_once(&mut seldom).await.is_pending());
         }
@@ -105,7 +106,7 @@ mod tests {
     #[tokio::test]
     async fn it_wakes_whoever_polled_it_last() {
         let (say, said) = oneshot::channel::<()>();
-        let mut seldom = Seldom::new(Box::pin(said));
+        let mut seldom = PollOnWake::new(Box::pin(said));
         assert!(poll_once(&mut seldom).await.is_pending());
         let waits = tokio::spawn(seldom);
         tokio::task::yield_now().await;
@@ -116,9 +117,9 @@ mod tests {
     #[tokio::test]
     async fn what_was_changed_is_polled_anew() {
         let mut seldom =
-            Seldom::new(Box::pin(pending()) as Pin<Box<dyn Future<Output = ()> + Send>>);
+            PollOnWake::new(Box::pin(pending()) as Pin<Box<dyn Future<Output = ()> + Send>>);
         assert!(poll_once(&mut seldom).await.is_pending());
-        seldom.change(|future| *future = Box::pin(async {}));
+        seldom.update(|future| *future = Box::pin(async {}));
         seldom.await;
     }
 }

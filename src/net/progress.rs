@@ -14,116 +14,116 @@ use tokio::time::Instant;
 
 /// The times of a stream's last read and write.
 #[derive(Debug)]
-pub(crate) struct Activity {
+pub(crate) struct IoProgress {
     opened: Instant,
     /// Nanoseconds after `opened`.
     read: AtomicU64,
     written: AtomicU64,
     /// The first read of what has not been made sense of yet; zero: there is nothing such.
-    unsettled: AtomicU64,
+    unconsumed: AtomicU64,
 }
 
-impl Activity {
+impl IoProgress {
     /// Of a stream that counts as opened now.
     pub(crate) fn new() -> Arc<Self> {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self { opened: Instant::now(), read: zero(), written: zero(), unsettled: zero() })
+        Arc::new(Self { opened: Instant::now(), read: zero(), written: zero(), unconsumed: zero() })
     }
 
-    fn clock(&self, now: Instant) -> u64 {
+    fn nanos_since_open(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.opened).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn at(&self, clock: &AtomicU64) -> Instant {
+    fn instant(&self, clock: &AtomicU64) -> Instant {
         self.opened + Duration::from_nanos(clock.load(Relaxed))
     }
 
     /// When the last byte came in; when the stream was opened, if none has.
     pub(crate) fn last_read(&self) -> Instant {
-        self.at(&self.read)
+        self.instant(&self.read)
     }
 
     /// Everything read so far has been made sense of.
-    pub(crate) fn settle(&self) {
-        self.unsettled.store(0, Relaxed);
+    pub(crate) fn mark_consumed(&self) {
+        self.unconsumed.store(0, Relaxed);
     }
 
     /// Since when there are bytes that nobody has made sense of yet.
-    pub(crate) fn unsettled_since(&self) -> Option<Instant> {
-        (self.unsettled.load(Relaxed) > 0).then(|| self.at(&self.unsettled))
+    pub(crate) fn unconsumed_since(&self) -> Option<Instant> {
+        (self.unconsumed.load(Relaxed) > 0).then(|| self.instant(&self.unconsumed))
     }
 
     /// Bytes came in now, of which nobody has made sense yet.
-    pub(crate) fn note_read(&self, now: Instant) {
-        let now = self.clock(now);
+    pub(crate) fn record_read(&self, now: Instant) {
+        let now = self.nanos_since_open(now);
         self.read.store(now, Relaxed);
-        self.note_unsettled_at(now);
+        self.mark_unconsumed_at(now);
     }
 
     /// Of what came in up to now, something has not been made sense of yet.
-    pub(crate) fn note_unsettled(&self, now: Instant) {
-        self.note_unsettled_at(self.clock(now));
+    pub(crate) fn mark_unconsumed(&self, now: Instant) {
+        self.mark_unconsumed_at(self.nanos_since_open(now));
     }
 
-    fn note_unsettled_at(&self, now: u64) {
+    fn mark_unconsumed_at(&self, now: u64) {
         // Nobody else changes it: what reads and writes a stream is one task.
-        if self.unsettled.load(Relaxed) == 0 {
-            self.unsettled.store(now.max(1), Relaxed);
+        if self.unconsumed.load(Relaxed) == 0 {
+            self.unconsumed.store(now.max(1), Relaxed);
         }
     }
 
     /// Bytes went out now.
-    pub(crate) fn note_written(&self, now: Instant) {
-        self.written.store(self.clock(now), Relaxed);
+    pub(crate) fn record_written(&self, now: Instant) {
+        self.written.store(self.nanos_since_open(now), Relaxed);
     }
 
     /// When the last byte moved, in or out.
-    pub(crate) fn last_moved(&self) -> Instant {
-        self.last_read().max(self.at(&self.written))
+    pub(crate) fn last_transfer(&self) -> Instant {
+        self.last_read().max(self.instant(&self.written))
     }
 }
 
 /// Looks at the bytes that a stream brings.
 pub(crate) type Inspector = Box<dyn FnMut(&[u8]) + Send>;
 
-/// A stream whose [`Activity`] is noted.
-pub(crate) struct Observed<S> {
+/// A stream whose [`IoProgress`] is noted.
+pub(crate) struct TrackedIo<S> {
     stream: S,
-    activity: Arc<Activity>,
+    activity: Arc<IoProgress>,
     /// What was read and is to be read again.
     returned: Bytes,
     /// Looks at what comes in.
     inspector: Option<Inspector>,
 }
 
-impl<S> Observed<S> {
+impl<S> TrackedIo<S> {
     /// Wraps `stream`, which counts as opened now.
-    pub(crate) fn new(stream: S) -> (Self, Arc<Activity>) {
-        let activity = Activity::new();
-        (Self::resuming(stream, Arc::clone(&activity), Bytes::new(), None), activity)
+    pub(crate) fn new(stream: S) -> (Self, Arc<IoProgress>) {
+        let activity = IoProgress::new();
+        (Self::with_returned(stream, Arc::clone(&activity), Bytes::new(), None), activity)
     }
 
     /// Wraps a stream of which something was read already and is `returned`; the `inspector` sees that and all that follows.
-    pub(crate) fn resuming(
+    pub(crate) fn with_returned(
         stream: S,
-        activity: Arc<Activity>,
+        activity: Arc<IoProgress>,
         returned: Bytes,
         inspector: Option<Inspector>,
     ) -> Self {
         Self { stream, activity, returned, inspector }
     }
 
-    fn wrote(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+    fn record_write(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
         if let Poll::Ready(Ok(1..)) = written {
-            self.activity.note_written(Instant::now());
+            self.activity.record_written(Instant::now());
             // What is written answers what was read; a body that came late is no head that has begun.
-            self.activity.settle();
+            self.activity.mark_consumed();
         }
         written
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -140,7 +140,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
         };
         let new = &buffer.filled()[before..];
         if !new.is_empty() {
-            this.activity.note_read(Instant::now());
+            this.activity.record_read(Instant::now());
             if let Some(inspect) = &mut this.inspector {
                 inspect(new);
             }
@@ -149,14 +149,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(written)
+        self.record_write(written)
     }
 
     fn poll_write_vectored(
@@ -165,7 +165,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(written)
+        self.record_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {

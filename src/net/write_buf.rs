@@ -12,7 +12,7 @@ use tokio::io::AsyncWrite;
 
 /// Bytes on their way out, in order.
 #[derive(Debug, Default)]
-pub(crate) struct Output {
+pub(crate) struct WriteBuf {
     /// What goes before `tail`.
     chunks: VecDeque<Bytes>,
     /// Bytes in `chunks`.
@@ -21,13 +21,13 @@ pub(crate) struct Output {
 }
 
 /// Pieces from this size on are not copied.
-pub(crate) const LARGE: usize = 16 << 10;
+pub(crate) const ZERO_COPY_MIN: usize = 16 << 10;
 /// Pieces in one write at most.
-const SLICES: usize = 16;
+const MAX_SLICES: usize = 16;
 /// The room of a buffer that has one before it, and as much as an empty one keeps: one that has grown beyond it is given back.
-const KEPT: usize = 64 << 10;
+const RETAINED_CAPACITY: usize = 64 << 10;
 
-impl Output {
+impl WriteBuf {
     pub(crate) fn len(&self) -> usize {
         self.in_chunks + self.tail.len()
     }
@@ -39,9 +39,10 @@ impl Output {
     /// Adds a small piece. A full tail is left as it is where it is not small: to make it larger would copy it, and leave more
     /// room behind than much of what waits takes.
     fn copy(&mut self, piece: &[u8]) {
-        if self.tail.capacity() - self.tail.len() < piece.len() && self.tail.len() >= LARGE {
+        if self.tail.capacity() - self.tail.len() < piece.len() && self.tail.len() >= ZERO_COPY_MIN
+        {
             self.close_tail();
-            self.tail = BytesMut::with_capacity(KEPT);
+            self.tail = BytesMut::with_capacity(RETAINED_CAPACITY);
         }
         self.tail.extend_from_slice(piece);
     }
@@ -52,7 +53,7 @@ impl Output {
     }
 
     pub(crate) fn push(&mut self, piece: Bytes) {
-        if piece.len() < LARGE {
+        if piece.len() < ZERO_COPY_MIN {
             return self.copy(&piece);
         }
         self.close_tail();
@@ -61,8 +62,8 @@ impl Output {
     }
 
     /// Adds the same bytes as `whole` makes of them, which is asked only if they are large.
-    pub(crate) fn push_either(&mut self, bytes: &[u8], whole: impl FnOnce() -> Bytes) {
-        if bytes.len() < LARGE {
+    pub(crate) fn push_slice_or(&mut self, bytes: &[u8], whole: impl FnOnce() -> Bytes) {
+        if bytes.len() < ZERO_COPY_MIN {
             self.copy(bytes);
         } else {
             self.push(whole());
@@ -94,7 +95,7 @@ impl Output {
                 ready!(stream.as_mut().poll_write(cx, &self.tail))?
             } else {
                 self.close_tail();
-                let mut slices = [IoSlice::new(&[]); SLICES];
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
                 let count = self
                     .chunks
                     .iter()
@@ -124,7 +125,7 @@ impl Output {
         }
         if written < self.tail.len() {
             self.tail.advance(written);
-        } else if self.tail.capacity() > KEPT {
+        } else if self.tail.capacity() > RETAINED_CAPACITY {
             self.tail = BytesMut::new();
         } else {
             // So what comes next is written to where this was.
@@ -139,12 +140,12 @@ mod tests {
 
     #[test]
     fn what_waits_takes_little_more_room_than_it_has_bytes() {
-        let mut output = Output::default();
+        let mut output = WriteBuf::default();
         let pieces: Vec<Bytes> = (0..250_u8).map(|number| vec![number; 8000].into()).collect();
         pieces.iter().cloned().for_each(|piece| output.push(piece));
         assert_eq!(output.len(), 250 * 8000);
-        assert!(output.chunks.iter().all(|chunk| chunk.len() <= KEPT));
-        assert!(output.tail.capacity() <= KEPT, "{}", output.tail.capacity());
+        assert!(output.chunks.iter().all(|chunk| chunk.len() <= RETAINED_CAPACITY));
+        assert!(output.tail.capacity() <= RETAINED_CAPACITY, "{}", output.tail.capacity());
         output.close_tail();
         assert_eq!(output.chunks.make_contiguous().concat(), pieces.concat());
     }

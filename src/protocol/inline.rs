@@ -32,8 +32,8 @@ fn is_space(byte: u8) -> bool {
 fn take_word<'a>(mut rest: &'a [u8], words: &mut Vec<u8>) -> Option<&'a [u8]> {
     while let [byte, after @ ..] = rest {
         rest = match byte {
-            b'"' => return closed(take_quoted(after, words)?),
-            b'\'' => return closed(take_single_quoted(after, words)?),
+            b'"' => return end_of_quote(take_quoted(after, words)?),
+            b'\'' => return end_of_quote(take_single_quoted(after, words)?),
             // Not so vertical tabs and form feeds, which are white space only between words.
             b' ' | b'\t' | b'\n' | b'\r' => return Some(rest),
             byte => {
@@ -46,7 +46,7 @@ fn take_word<'a>(mut rest: &'a [u8], words: &mut Vec<u8>) -> Option<&'a [u8]> {
 }
 
 /// A closing quote ends a word.
-fn closed(rest: &[u8]) -> Option<&[u8]> {
+fn end_of_quote(rest: &[u8]) -> Option<&[u8]> {
     rest.first().is_none_or(|byte| is_space(*byte)).then_some(rest)
 }
 

@@ -11,21 +11,21 @@ pub use self::encode::Protocol;
 pub(crate) use self::encode::{
     write_array_length, write_bulk, write_bulk_length, write_error, write_integer, write_null,
 };
-pub use self::reply_scanner::{Frame, NoReply, ReplyScanner};
+pub use self::reply_scanner::{InvalidReply, ReplyScanner, ReplySummary};
 pub use self::request::{
-    Arguments, Progress, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
+    Arguments, ParseStatus, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
 };
-pub(crate) use self::request::{is_one_of, parse_integer, upcoming};
+pub(crate) use self::request::{is_one_of, parse_integer, peek_get_keys};
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{Progress, RequestLimits, RequestParser};
+    use super::{ParseStatus, RequestLimits, RequestParser};
 
     /// A line of words as one inline command: its bytes, and a parser that has read it.
     pub(crate) fn parsed(line: &str) -> (Vec<u8>, RequestParser) {
         let (input, mut parser) = (format!("{line}\r\n").into_bytes(), RequestParser::default());
         let limits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1024 };
-        assert_eq!(parser.parse(&input, limits), Ok(Progress::Complete(input.len())));
+        assert_eq!(parser.parse(&input, limits), Ok(ParseStatus::Complete(input.len())));
         (input, parser)
     }
 }

@@ -9,16 +9,16 @@
 /// What came in is none of the types there are; where the next answer begins, nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("Redis sent what is no answer")]
-pub struct NoReply;
+pub struct InvalidReply;
 
 /// A frame that is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame {
+pub struct ReplySummary {
     /// Its first bytes, as many as there are of these: type, and what a status says.
     pub head: [u8; 7],
 }
 
-impl Frame {
+impl ReplySummary {
     /// Whether it came by itself, and answers nothing.
     pub fn is_push(&self) -> bool {
         self.head[0] == b'>'
@@ -40,12 +40,12 @@ impl Frame {
     }
 
     /// Whether it may be what `HELLO` says: a map, which with RESP2 is an array of more than nine elements.
-    pub fn is_greeting(&self) -> bool {
+    pub fn is_hello_reply(&self) -> bool {
         self.head[0] == b'%' || (self.head[0] == b'*' && self.head[2].is_ascii_digit())
     }
 
     /// Whether it says that the client has to log in.
-    pub fn is_no_auth(&self) -> bool {
+    pub fn is_noauth(&self) -> bool {
         self.head == *b"-NOAUTH"
     }
 
@@ -59,12 +59,12 @@ impl Frame {
 #[derive(Debug, Default)]
 pub struct ReplyScanner {
     /// Elements of the present frame that are still to come; none: the next byte begins a frame.
-    missing: u64,
+    remaining: u64,
     element: Element,
     head: [u8; 7],
-    headed: usize,
+    head_len: usize,
     /// What makes the frame is still to come.
-    is_behind_attributes: bool,
+    after_attributes: bool,
 }
 
 /// What the next byte is of.
@@ -78,16 +78,16 @@ enum Element {
     /// The same behind a carriage return, where a line feed would end it.
     LineReturn,
     /// The length of what follows.
-    Length { of: Measured, length: u64, digits: u32, is_negative: bool },
+    Length { of: LengthOf, length: u64, digits: u32, is_negative: bool },
     /// The line feed behind a length; there is none, where that was said.
-    LengthEnd { of: Measured, length: Option<u64> },
+    LengthEnd { of: LengthOf, length: Option<u64> },
     /// What has a length, its line end included.
     Body(u64),
 }
 
 /// What a length is of.
 #[derive(Debug, Clone, Copy)]
-enum Measured {
+enum LengthOf {
     Bytes,
     Elements,
     Pairs,
@@ -97,8 +97,8 @@ enum Measured {
 
 impl ReplyScanner {
     /// Whether a frame has begun and is not over.
-    pub fn is_within(&self) -> bool {
-        self.missing > 0
+    pub fn is_mid_reply(&self) -> bool {
+        self.remaining > 0
     }
 
     /// Passes over `input` as far as the end of the present frame. Returns how many bytes that is, and the frame if it is
@@ -106,52 +106,52 @@ impl ReplyScanner {
     ///
     /// # Errors
     /// It is no frame.
-    pub fn scan(&mut self, input: &[u8]) -> Result<(usize, Option<Frame>), NoReply> {
+    pub fn scan(&mut self, input: &[u8]) -> Result<(usize, Option<ReplySummary>), InvalidReply> {
         let mut at = 0;
         while at < input.len() {
-            if self.missing == 0 {
-                self.missing = 1;
-                self.headed = 0;
+            if self.remaining == 0 {
+                self.remaining = 1;
+                self.head_len = 0;
             }
-            if self.headed == 0
-                || (self.is_behind_attributes && self.missing == 1 && self.is_at_element())
+            if self.head_len == 0
+                || (self.after_attributes && self.remaining == 1 && self.at_element_start())
             {
-                self.is_behind_attributes = false;
+                self.after_attributes = false;
                 self.head = [0; 7];
-                self.headed = 0;
+                self.head_len = 0;
             }
             let from = at;
             at += self.step(&input[at..])?;
             self.keep_head(&input[from..at]);
-            if self.missing == 0 {
-                return Ok((at, Some(Frame { head: self.head })));
+            if self.remaining == 0 {
+                return Ok((at, Some(ReplySummary { head: self.head })));
             }
         }
         Ok((at, None))
     }
 
-    fn is_at_element(&self) -> bool {
+    fn at_element_start(&self) -> bool {
         matches!(self.element, Element::Type)
     }
 
     fn keep_head(&mut self, bytes: &[u8]) {
-        let room = &mut self.head[self.headed..];
+        let room = &mut self.head[self.head_len..];
         let kept = room.len().min(bytes.len());
         room[..kept].copy_from_slice(&bytes[..kept]);
-        self.headed += kept;
+        self.head_len += kept;
     }
 
     /// Takes at least one byte.
-    fn step(&mut self, input: &[u8]) -> Result<usize, NoReply> {
+    fn step(&mut self, input: &[u8]) -> Result<usize, InvalidReply> {
         match self.element {
             Element::Type => {
                 self.element = match input[0] {
                     b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => Element::Line,
-                    b'$' | b'=' | b'!' => measure(Measured::Bytes),
-                    b'*' | b'~' | b'>' => measure(Measured::Elements),
-                    b'%' => measure(Measured::Pairs),
-                    b'|' => measure(Measured::Attributes),
-                    _ => return Err(NoReply),
+                    b'$' | b'=' | b'!' => length_of(LengthOf::Bytes),
+                    b'*' | b'~' | b'>' => length_of(LengthOf::Elements),
+                    b'%' => length_of(LengthOf::Pairs),
+                    b'|' => length_of(LengthOf::Attributes),
+                    _ => return Err(InvalidReply),
                 };
                 Ok(1)
             }
@@ -161,10 +161,10 @@ impl ReplyScanner {
                 Ok(1)
             }
             Element::LengthEnd { of, length } if input[0] == b'\n' => {
-                self.measured(of, length)?;
+                self.on_length(of, length)?;
                 Ok(1)
             }
-            Element::LengthEnd { .. } => Err(NoReply),
+            Element::LengthEnd { .. } => Err(InvalidReply),
             Element::Body(left) => {
                 let taken = left.min(input.len() as u64);
                 if taken == left {
@@ -177,7 +177,7 @@ impl ReplyScanner {
         }
     }
 
-    fn line(&mut self, input: &[u8]) -> Result<usize, NoReply> {
+    fn line(&mut self, input: &[u8]) -> Result<usize, InvalidReply> {
         let end = memchr::memchr(b'\n', input);
         let is_behind_return = match &input[..end.unwrap_or(input.len())] {
             [] => matches!(self.element, Element::LineReturn),
@@ -191,9 +191,9 @@ impl ReplyScanner {
         Ok(end + 1)
     }
 
-    fn length_byte(&mut self, byte: u8) -> Result<(), NoReply> {
+    fn length_byte(&mut self, byte: u8) -> Result<(), InvalidReply> {
         let Element::Length { of, length, digits, is_negative } = &mut self.element else {
-            return Err(NoReply);
+            return Err(InvalidReply);
         };
         match byte {
             b'-' if *digits == 0 && !*is_negative => *is_negative = true,
@@ -201,46 +201,48 @@ impl ReplyScanner {
                 let longer = length
                     .checked_mul(10)
                     .and_then(|length| length.checked_add(u64::from(byte - b'0')));
-                *length = longer.ok_or(NoReply)?;
+                *length = longer.ok_or(InvalidReply)?;
                 *digits += 1;
             }
             b'\r' if *digits > 0 && (!*is_negative || *length == 1) => {
                 let length = if *is_negative { None } else { Some(*length) };
                 self.element = Element::LengthEnd { of: *of, length };
             }
-            _ => return Err(NoReply),
+            _ => return Err(InvalidReply),
         }
         Ok(())
     }
 
-    fn measured(&mut self, of: Measured, length: Option<u64>) -> Result<(), NoReply> {
+    fn on_length(&mut self, of: LengthOf, length: Option<u64>) -> Result<(), InvalidReply> {
         let Some(length) = length else { return self.end_element(0) };
         match of {
-            Measured::Bytes => {
-                self.element = Element::Body(length.checked_add(2).ok_or(NoReply)?);
+            LengthOf::Bytes => {
+                self.element = Element::Body(length.checked_add(2).ok_or(InvalidReply)?);
                 Ok(())
             }
-            Measured::Elements => self.end_element(length),
-            Measured::Pairs => self.end_element(length.checked_mul(2).ok_or(NoReply)?),
-            Measured::Attributes => {
-                let more =
-                    length.checked_mul(2).and_then(|more| more.checked_add(1)).ok_or(NoReply)?;
+            LengthOf::Elements => self.end_element(length),
+            LengthOf::Pairs => self.end_element(length.checked_mul(2).ok_or(InvalidReply)?),
+            LengthOf::Attributes => {
+                let more = length
+                    .checked_mul(2)
+                    .and_then(|more| more.checked_add(1))
+                    .ok_or(InvalidReply)?;
                 // Attributes of the last element of an aggregate say nothing of the frame.
-                self.is_behind_attributes |= self.missing == 1 && self.head[0] == b'|';
+                self.after_attributes |= self.remaining == 1 && self.head[0] == b'|';
                 self.end_element(more)
             }
         }
     }
 
     /// An element is over, and as many as `inner` come in its place.
-    fn end_element(&mut self, inner: u64) -> Result<(), NoReply> {
-        self.missing = (self.missing - 1).checked_add(inner).ok_or(NoReply)?;
+    fn end_element(&mut self, inner: u64) -> Result<(), InvalidReply> {
+        self.remaining = (self.remaining - 1).checked_add(inner).ok_or(InvalidReply)?;
         self.element = Element::Type;
         Ok(())
     }
 }
 
-fn measure(of: Measured) -> Element {
+fn length_of(of: LengthOf) -> Element {
     Element::Length { of, length: 0, digits: 0, is_negative: false }
 }
 
@@ -250,7 +252,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// The frames of `input`, which comes in pieces of at most `size` bytes.
-    fn frames(input: &[u8], size: usize) -> Result<Vec<(Vec<u8>, Frame)>, NoReply> {
+    fn frames(input: &[u8], size: usize) -> Result<Vec<(Vec<u8>, ReplySummary)>, InvalidReply> {
         let mut scanner = ReplyScanner::default();
         let (mut frames, mut frame) = (Vec::new(), Vec::new());
         for mut piece in input.chunks(size) {
@@ -263,7 +265,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(scanner.is_within(), !frame.is_empty());
+        assert_eq!(scanner.is_mid_reply(), !frame.is_empty());
         Ok(frames)
     }
 
@@ -334,10 +336,10 @@ mod tests {
             "*99999999999999999999\r\n",
             "%18446744073709551615\r\n",
         ] {
-            assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
+            assert_eq!(frames(wrong.as_bytes(), 1), Err(InvalidReply), "{wrong:?}");
         }
         for wrong in ["$1\n", "$1\r2\r\n", "$1\r\r\n", "$-2\r\n", "*-0\r\n"] {
-            assert_eq!(frames(wrong.as_bytes(), 1), Err(NoReply), "{wrong:?}");
+            assert_eq!(frames(wrong.as_bytes(), 1), Err(InvalidReply), "{wrong:?}");
         }
     }
 

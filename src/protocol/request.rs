@@ -25,11 +25,11 @@ pub struct RequestLimits {
 pub const UNAUTHENTICATED: RequestLimits = RequestLimits { max_bulk: 16 << 10, max_arguments: 10 };
 
 /// What Redis allows anybody; of less, it tells those it does not know that it is because of that.
-const MOST_ARGUMENTS: i64 = i32::MAX as i64;
-const LARGEST_BULK: i64 = 512 << 20;
+const MAX_ARGUMENTS: i64 = i32::MAX as i64;
+const MAX_BULK: i64 = 512 << 20;
 
 /// How long a line may be: a command of words, or the length of what follows.
-const LONGEST_LINE: usize = 64 << 10;
+const MAX_LINE_LEN: usize = 64 << 10;
 
 /// What Redis answers, behind `-ERR `, to what is no command; then it hangs up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,11 +45,11 @@ impl ProtocolError {
 
 /// How far a command has come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum ParseStatus {
     /// So many bytes at the front are a command, or the rest of one that was let go of. It may be one of no words.
     Complete(usize),
     /// So many bytes at the front are of a command that was let go of and is not over.
-    Part(usize),
+    Streamed(usize),
     /// More has to come.
     Incomplete,
 }
@@ -65,11 +65,11 @@ pub struct RequestParser {
     unquoted: Vec<u8>,
     is_inline: bool,
     /// Arguments that are still to come.
-    missing: usize,
+    remaining: usize,
     /// Bytes of the present argument that are still to come, its line end included.
     bulk: Option<usize>,
     /// Whether arguments are only passed over.
-    is_let_go: bool,
+    streaming: bool,
 }
 
 impl RequestParser {
@@ -81,20 +81,20 @@ impl RequestParser {
         &mut self,
         input: &[u8],
         limits: RequestLimits,
-    ) -> Result<Progress, ProtocolError> {
-        if self.missing == 0 {
+    ) -> Result<ParseStatus, ProtocolError> {
+        if self.remaining == 0 {
             self.begin();
             match input.first() {
-                None => return Ok(Progress::Incomplete),
+                None => return Ok(ParseStatus::Incomplete),
                 Some(b'*') => {}
                 Some(_) => return self.parse_line(input),
             }
             if let Some((count, width)) =
-                short_length(input).filter(|(count, _)| *count <= limits.max_arguments)
+                parse_short_length(input).filter(|(count, _)| *count <= limits.max_arguments)
             {
-                (self.missing, self.at) = (count, width);
+                (self.remaining, self.at) = (count, width);
             } else if !self.parse_count(input, limits)? {
-                return Ok(Progress::Incomplete);
+                return Ok(ParseStatus::Incomplete);
             }
         }
         self.parse_arguments(input, limits)
@@ -102,18 +102,18 @@ impl RequestParser {
 
     /// How many arguments there are, if their number has come.
     fn parse_count(&mut self, input: &[u8], limits: RequestLimits) -> Result<bool, ProtocolError> {
-        let Some((count, next)) = length(input, 0, "too big mbulk count string")? else {
+        let Some((count, next)) = parse_length(input, 0, "too big mbulk count string")? else {
             return Ok(false);
         };
         let allowed = count.filter(|count| *count <= to_i64(limits.max_arguments));
         let count = allowed.ok_or_else(|| match count {
-            Some(0..=MOST_ARGUMENTS) if limits == UNAUTHENTICATED => {
+            Some(0..=MAX_ARGUMENTS) if limits == UNAUTHENTICATED => {
                 error("unauthenticated multibulk length")
             }
             _ => error("invalid multibulk length"),
         })?;
         self.at = next;
-        self.missing = usize::try_from(count).unwrap_or(0);
+        self.remaining = usize::try_from(count).unwrap_or(0);
         Ok(true)
     }
 
@@ -121,16 +121,16 @@ impl RequestParser {
         self.at = 0;
         self.arguments.clear();
         self.is_inline = false;
-        self.is_let_go = false;
+        self.streaming = false;
     }
 
     fn parse_arguments(
         &mut self,
         input: &[u8],
         limits: RequestLimits,
-    ) -> Result<Progress, ProtocolError> {
-        while self.missing > 0 {
-            let left = match (self.bulk, short_length(&input[self.at..])) {
+    ) -> Result<ParseStatus, ProtocolError> {
+        while self.remaining > 0 {
+            let left = match (self.bulk, parse_short_length(&input[self.at..])) {
                 (Some(left), _) => left,
                 (None, Some((length, width)))
                     if input[self.at] == b'$' && length <= limits.max_bulk =>
@@ -140,35 +140,35 @@ impl RequestParser {
                 }
                 (None, _) => match self.parse_bulk_length(input, limits)? {
                     Some(left) => left,
-                    None => return Ok(self.so_far()),
+                    None => return Ok(self.partial_status()),
                 },
             };
             let there = input.len() - self.at;
             if there < left {
-                if self.is_let_go {
+                if self.streaming {
                     self.at += there;
                     self.bulk = Some(left - there);
                 } else {
                     self.bulk = Some(left);
                 }
-                return Ok(self.so_far());
+                return Ok(self.partial_status());
             }
-            if !self.is_let_go {
+            if !self.streaming {
                 self.arguments.push(self.at..self.at + left - 2);
             }
             self.at += left;
             self.bulk = None;
-            self.missing -= 1;
+            self.remaining -= 1;
         }
-        Ok(Progress::Complete(std::mem::take(&mut self.at)))
+        Ok(ParseStatus::Complete(std::mem::take(&mut self.at)))
     }
 
     /// What can be said of a command that is not over.
-    fn so_far(&mut self) -> Progress {
-        if self.is_let_go {
-            Progress::Part(std::mem::take(&mut self.at))
+    fn partial_status(&mut self) -> ParseStatus {
+        if self.streaming {
+            ParseStatus::Streamed(std::mem::take(&mut self.at))
         } else {
-            Progress::Incomplete
+            ParseStatus::Incomplete
         }
     }
 
@@ -178,7 +178,8 @@ impl RequestParser {
         limits: RequestLimits,
     ) -> Result<Option<usize>, ProtocolError> {
         let Some(first) = input.get(self.at) else { return Ok(None) };
-        let Some((length, next)) = length(input, self.at, "too big bulk count string")? else {
+        let Some((length, next)) = parse_length(input, self.at, "too big bulk count string")?
+        else {
             return Ok(None);
         };
         if *first != b'$' {
@@ -188,23 +189,21 @@ impl RequestParser {
         let allowed = length.filter(|length| (0..=to_i64(limits.max_bulk)).contains(length));
         let allowed = allowed.and_then(|length| usize::try_from(length).ok());
         let length = allowed.ok_or_else(|| match length {
-            Some(0..=LARGEST_BULK) if limits == UNAUTHENTICATED => {
-                error("unauthenticated bulk length")
-            }
+            Some(0..=MAX_BULK) if limits == UNAUTHENTICATED => error("unauthenticated bulk length"),
             _ => error("invalid bulk length"),
         })?;
         self.at = next;
         Ok(Some(length + 2))
     }
 
-    fn parse_line(&mut self, input: &[u8]) -> Result<Progress, ProtocolError> {
+    fn parse_line(&mut self, input: &[u8]) -> Result<ParseStatus, ProtocolError> {
         let end = memchr::memchr2(b'\n', 0, input).filter(|end| input[*end] == b'\n');
         let Some(end) = end else {
-            let too_long = input.len() > LONGEST_LINE;
+            let too_long = input.len() > MAX_LINE_LEN;
             return if too_long {
                 Err(error("too big inline request"))
             } else {
-                Ok(Progress::Incomplete)
+                Ok(ParseStatus::Incomplete)
             };
         };
         self.is_inline = true;
@@ -213,7 +212,7 @@ impl RequestParser {
         self.unquoted.clear();
         split_words(line, &mut self.unquoted, &mut self.arguments)
             .ok_or_else(|| error("unbalanced quotes in request"))?;
-        Ok(Progress::Complete(end + 1))
+        Ok(ParseStatus::Complete(end + 1))
     }
 
     /// The arguments of the command at the front of `input`, of which those that are there.
@@ -225,14 +224,14 @@ impl RequestParser {
     }
 
     /// How many arguments of the command at the front have not come yet.
-    pub fn missing(&self) -> usize {
-        self.missing
+    pub fn remaining(&self) -> usize {
+        self.remaining
     }
 
     /// Lets go of the command at the front, which is not complete: its bytes so far may be taken away.
     /// Returns how many are known to be its own.
-    pub fn let_go(&mut self, input: &[u8]) -> usize {
-        self.is_let_go = true;
+    pub fn start_streaming(&mut self, input: &[u8]) -> usize {
+        self.streaming = true;
         self.arguments.clear();
         if let Some(left) = self.bulk {
             let there = (input.len() - self.at).min(left);
@@ -243,8 +242,8 @@ impl RequestParser {
     }
 
     /// Whether the command at the front was let go of.
-    pub fn has_let_go(&self) -> bool {
-        self.is_let_go && self.missing > 0
+    pub fn is_streaming(&self) -> bool {
+        self.streaming && self.remaining > 0
     }
 }
 
@@ -272,17 +271,17 @@ impl<'a> Arguments<'a> {
     }
 
     /// All from `index` on.
-    pub fn from(self, index: usize) -> impl Iterator<Item = &'a [u8]> {
+    pub fn skip(self, index: usize) -> impl Iterator<Item = &'a [u8]> {
         self.ranges.iter().skip(index).map(move |range| &self.source[range.clone()])
     }
 }
 
 /// The keys of the `GET`s that `input` begins with, written as clients write them. It is a guess at what will be asked for, by
 /// which nothing is decided.
-pub(crate) fn upcoming(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn peek_get_keys(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let argument = input.strip_prefix(b"*2\r\n$3\r\nGET\r\n")?;
-        let (length, width) = short_length(argument)?;
+        let (length, width) = parse_short_length(argument)?;
         let (key, rest) = argument.get(width..)?.split_at_checked(length)?;
         input = rest.get(b"\r\n".len()..)?;
         Some(key)
@@ -299,7 +298,7 @@ fn to_i64(number: usize) -> i64 {
 
 /// The number behind the byte at `from`, `None` if it is none, and where the next line begins. Nothing, if the line has
 /// not ended.
-fn length(
+fn parse_length(
     input: &[u8],
     from: usize,
     too_long: &str,
@@ -311,14 +310,14 @@ fn length(
         Some(end) if end + 1 < line.len() => {
             Ok(Some((line.get(1..end).and_then(parse_integer), from + end + 2)))
         }
-        None if line.len() > LONGEST_LINE => Err(error(too_long)),
+        None if line.len() > MAX_LINE_LEN => Err(error(too_long)),
         _ => Ok(None),
     }
 }
 
 /// The same for nearly all lengths there are, of a few digits, and how long the line is.
 #[inline]
-fn short_length(line: &[u8]) -> Option<(usize, usize)> {
+fn parse_short_length(line: &[u8]) -> Option<(usize, usize)> {
     let digit = |byte: u8| usize::from(byte - b'0');
     match *line {
         [0, ..] => None,
@@ -360,7 +359,11 @@ mod tests {
     type Command = (Vec<u8>, Vec<Vec<u8>>);
 
     /// All commands of `input`, which comes in pieces that end at `cuts`.
-    fn read(input: &[u8], cuts: &[usize], let_go_at: usize) -> Result<Vec<Command>, ProtocolError> {
+    fn read(
+        input: &[u8],
+        cuts: &[usize],
+        streaming_at: usize,
+    ) -> Result<Vec<Command>, ProtocolError> {
         let mut parser = RequestParser::default();
         let (mut commands, mut held, mut raw) = (Vec::new(), Vec::new(), Vec::new());
         let mut pieces = cuts.to_vec();
@@ -371,19 +374,19 @@ mod tests {
             from = to;
             loop {
                 match parser.parse(&held, LIMITS)? {
-                    Progress::Complete(length) => {
+                    ParseStatus::Complete(length) => {
                         let arguments =
-                            parser.arguments(&held).from(0).map(<[u8]>::to_vec).collect::<Vec<_>>();
+                            parser.arguments(&held).skip(0).map(<[u8]>::to_vec).collect::<Vec<_>>();
                         raw.extend(held.drain(..length));
                         commands.push((std::mem::take(&mut raw), arguments));
                     }
-                    Progress::Part(length) => {
+                    ParseStatus::Streamed(length) => {
                         raw.extend(held.drain(..length));
                         break;
                     }
-                    Progress::Incomplete => {
-                        if held.len() > let_go_at && !parser.arguments.is_empty() {
-                            let length = parser.let_go(&held);
+                    ParseStatus::Incomplete => {
+                        if held.len() > streaming_at && !parser.arguments.is_empty() {
+                            let length = parser.start_streaming(&held);
                             raw.extend(held.drain(..length));
                         }
                         break;
@@ -412,7 +415,7 @@ mod tests {
     #[test]
     fn the_keys_of_gets_are_seen_coming() {
         let gets = b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n*2\r\n$3\r\nGET\r\n$0\r\n\r\n";
-        assert_eq!(upcoming(gets).collect::<Vec<_>>(), [&b"key"[..], b""]);
+        assert_eq!(peek_get_keys(gets).collect::<Vec<_>>(), [&b"key"[..], b""]);
         for behind in [
             "*2\r\n$3\r\nGET\r\n$9\r\nke",
             "*2\r\n$3\r\nSET\r\n$1\r\nk\r\n",
@@ -420,8 +423,8 @@ mod tests {
             "*2\r\n$3\r\nGET\r\n$-1\r\n",
         ] {
             let input = [&gets[..], behind.as_bytes()].concat();
-            assert_eq!(upcoming(&input).count(), 2, "{behind}");
-            assert_eq!(upcoming(behind.as_bytes()).count(), 0, "{behind}");
+            assert_eq!(peek_get_keys(&input).count(), 2, "{behind}");
+            assert_eq!(peek_get_keys(behind.as_bytes()).count(), 0, "{behind}");
         }
     }
 
@@ -475,7 +478,7 @@ mod tests {
             ("*1\r\n$", "too big bulk count string"),
             ("G", "too big inline request"),
         ] {
-            let endless = begin.to_owned() + &"1".repeat(LONGEST_LINE + 1);
+            let endless = begin.to_owned() + &"1".repeat(MAX_LINE_LEN + 1);
             let error = read(endless.as_bytes(), &[], usize::MAX).unwrap_err();
             assert_eq!(error.to_string(), format!("Protocol error: {said}"), "{begin}");
         }
@@ -517,9 +520,9 @@ mod tests {
         let mut parser = RequestParser::default();
         let first = encode(&[b"GET".to_vec(), b"key".to_vec()]);
         for begun in [&b"DEL k"[..], b"*2", b""] {
-            assert_eq!(parser.parse(&first, LIMITS), Ok(Progress::Complete(first.len())));
+            assert_eq!(parser.parse(&first, LIMITS), Ok(ParseStatus::Complete(first.len())));
             assert_eq!(parser.arguments(&first).len(), 2);
-            assert_eq!(parser.parse(begun, LIMITS), Ok(Progress::Incomplete));
+            assert_eq!(parser.parse(begun, LIMITS), Ok(ParseStatus::Incomplete));
             assert!(parser.arguments(begun).is_empty(), "{begun:?}");
         }
     }
@@ -543,18 +546,18 @@ mod tests {
         fn commands_are_the_same_however_they_are_cut(
             commands in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..5), 1..5),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
-            let_go_at in prop::option::of(0_usize..60),
+            streaming_at in prop::option::of(0_usize..60),
         ) {
             let input: Vec<u8> = commands.iter().flat_map(|words| encode(words)).collect();
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(input.len())).collect();
             cuts.sort_unstable();
-            let found = read(&input, &cuts, let_go_at.unwrap_or(usize::MAX)).unwrap();
+            let found = read(&input, &cuts, streaming_at.unwrap_or(usize::MAX)).unwrap();
             let raw: Vec<u8> = found.iter().flat_map(|(raw, _)| raw.clone()).collect();
             prop_assert_eq!(&raw, &input);
             prop_assert_eq!(found.len(), commands.len());
             for ((raw, words), command) in found.iter().zip(&commands) {
                 prop_assert_eq!(raw, &encode(command));
-                if let_go_at.is_none() {
+                if streaming_at.is_none() {
                     prop_assert_eq!(words, command);
                 } else {
                     prop_assert_eq!(words, &command[..words.len()]);

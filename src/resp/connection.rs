@@ -25,8 +25,8 @@ use super::lifetime::{End, Facts, Lifetime, end};
 use super::reply_queue::ReplyQueue;
 use crate::backend::BackendError;
 use crate::commands::{FetchOutcome, Identity, Invalidations, SessionState};
-use crate::net::{Output, Stream};
-use crate::protocol::{Frame, ReplyScanner, RequestParser, write_error};
+use crate::net::{ClientStream, WriteBuf};
+use crate::protocol::{ReplyScanner, ReplySummary, RequestParser, write_error};
 use crate::server::Drain;
 
 pub(super) type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -48,12 +48,12 @@ pub(super) enum ConnState {
 
 /// A client's connection.
 pub(super) struct Connection {
-    client: Stream,
+    client: ClientStream,
     pub(super) shared: Arc<Shared>,
     pub(super) state: ConnState,
     pub(super) input: BytesMut,
     pub(super) parser: RequestParser,
-    output: Output,
+    output: WriteBuf,
     /// Whether every written byte is on its way. TLS may hold some back.
     is_flushed: bool,
     pub(super) replies: ReplyQueue,
@@ -92,13 +92,13 @@ const TLS_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 impl Connection {
-    pub(super) fn new(client: Stream, shared: Arc<Shared>, drain: Drain) -> Self {
+    pub(super) fn new(client: ClientStream, shared: Arc<Shared>, drain: Drain) -> Self {
         Self {
             client,
             state: ConnState::Commands,
             input: BytesMut::new(),
             parser: RequestParser::default(),
-            output: Output::default(),
+            output: WriteBuf::default(),
             is_flushed: true,
             replies: ReplyQueue::default(),
             reads: FuturesOrdered::new(),
@@ -117,7 +117,7 @@ impl Connection {
 
     pub(super) async fn run(mut self) {
         poll_fn(|cx| self.poll(cx)).await;
-        if self.client.needs_farewell() {
+        if self.client.needs_close_notify() {
             _ = timeout(TLS_CLOSE_TIMEOUT, self.client.shutdown()).await;
         }
     }
@@ -162,7 +162,7 @@ impl Connection {
         self.transaction = Invalidations::None;
         let is_passthrough = self.state == ConnState::Passthrough;
         // Later commands rely on a state that the session is not in.
-        if was_of_state || self.parser.has_let_go() || is_passthrough {
+        if was_of_state || self.parser.is_streaming() || is_passthrough {
             self.state = ConnState::Draining;
         }
         self.move_ready();
@@ -196,7 +196,7 @@ impl Connection {
     /// Redis has closed the connection. The client's ends too, unless a new one would serve it as well.
     fn redis_closed(&mut self) -> Step {
         let is_unused =
-            self.replies.is_empty() && !self.scanner.is_within() && self.redis.out.is_empty();
+            self.replies.is_empty() && !self.scanner.is_mid_reply() && self.redis.out.is_empty();
         let is_replaceable = self.session.is_pristine() && self.state == ConnState::Commands;
         if !(is_unused && is_replaceable) {
             return self.flush_and_close();
@@ -257,7 +257,7 @@ impl Connection {
         Step::Progress
     }
 
-    fn reply_passed_on(&mut self, frame: Frame) {
+    fn reply_passed_on(&mut self, frame: ReplySummary) {
         let Some(run) = self.replies.take_forwarded() else {
             // The reason why Redis closes the connection.
             self.state = ConnState::Flushing;
@@ -362,7 +362,7 @@ impl Connection {
         // A command of which a part was sent never ends, so it gets no reply.
         let may_wait = self.state == ConnState::Passthrough
             || self.replies.has_blocking()
-            || self.parser.has_let_go();
+            || self.parser.is_streaming();
         let is_all_taken =
             self.state != ConnState::Commands || self.input.is_empty() || self.may_take_more();
         let is_all_sent = self.replies.flights() == 0 && self.redis.out.is_empty();
@@ -379,7 +379,7 @@ impl Connection {
         match self.redis.poll_write(cx) {
             Poll::Ready(Err(_)) => {
                 // Replies to earlier commands may still be read.
-                self.redis.out = Output::default();
+                self.redis.out = WriteBuf::default();
                 Step::Idle
             }
             Poll::Ready(Ok(())) | Poll::Pending => Step::progress_if(self.redis.out.len() < before),
@@ -465,7 +465,7 @@ impl Connection {
     }
 
     /// Adds a reply that is here already.
-    pub(super) fn reply(&mut self, write: impl FnOnce(&mut Output)) {
+    pub(super) fn reply(&mut self, write: impl FnOnce(&mut WriteBuf)) {
         if self.replies.is_empty() {
             write(&mut self.output);
         } else {
@@ -477,7 +477,7 @@ impl Connection {
     fn forward_read(&mut self, command: Bytes) {
         self.open_redis();
         self.redis.out.push(command);
-        self.replies.forward_read(self.shared.proxy.relies_on_ttl());
+        self.replies.forward_read(self.shared.proxy.is_ttl_only());
     }
 
     /// Sends a `PING` if the connection to Redis has long been unused.
@@ -513,7 +513,7 @@ impl Step {
 }
 
 /// Writes that Redis cannot be reached. The command has not run, so it may be sent again: `LOADING` makes most clients do so.
-pub(super) fn write_failure(output: &mut Output, error: &BackendError) {
-    let code = if error.is_passing() { "LOADING" } else { "ERR" };
+pub(super) fn write_failure(output: &mut WriteBuf, error: &BackendError) {
+    let code = if error.is_transient() { "LOADING" } else { "ERR" };
     write_error(output.tail(), format!("{code} redis-proxy: upstream unavailable: {error}"));
 }

@@ -12,16 +12,16 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Instant;
 
-use crate::backend::{BackendError, Tied};
-use crate::net::Output;
+use crate::backend::{BackendError, EpochStream};
+use crate::net::WriteBuf;
 
-type Opening = Pin<Box<dyn Future<Output = Result<Tied, BackendError>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<EpochStream, BackendError>> + Send>>;
 
 /// A connection to Redis in any of its states.
 pub(super) struct DedicatedConnection {
     state: State,
     /// Bytes to send.
-    pub(super) out: Output,
+    pub(super) out: WriteBuf,
     /// Bytes that were read and not passed on.
     pub(super) input: BytesMut,
     /// Whether bytes may be held back by TLS.
@@ -35,7 +35,7 @@ pub(super) struct DedicatedConnection {
 enum State {
     Closed,
     Opening(Opening),
-    Open(Tied),
+    Open(EpochStream),
 }
 
 /// Bytes read at once.
@@ -48,7 +48,7 @@ impl DedicatedConnection {
     pub(super) fn new() -> Self {
         Self {
             state: State::Closed,
-            out: Output::default(),
+            out: WriteBuf::default(),
             input: BytesMut::new(),
             is_to_flush: false,
             is_sending_closed: false,
@@ -106,7 +106,7 @@ impl DedicatedConnection {
 
     /// Whether it leads to a server that is not the current primary any more.
     pub(super) fn is_revoked(&self) -> bool {
-        matches!(&self.state, State::Open(stream) if stream.is_cut())
+        matches!(&self.state, State::Open(stream) if stream.is_revoked())
     }
 
     /// Reads into `input`. Returns the number of bytes; 0 at the end.

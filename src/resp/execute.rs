@@ -11,9 +11,11 @@ use crate::commands::{
     PendingReplies, RejectReason, SessionEffect, SessionState, View, decide, decide_long,
     invalidations,
 };
-use crate::metrics::{FrontEnd, Refusal};
-use crate::net::LARGE;
-use crate::protocol::{Frame, Progress, RequestLimits, UNAUTHENTICATED, upcoming, write_error};
+use crate::metrics::{self, FrontEnd};
+use crate::net::ZERO_COPY_MIN;
+use crate::protocol::{
+    ParseStatus, ReplySummary, RequestLimits, UNAUTHENTICATED, peek_get_keys, write_error,
+};
 use crate::proxy::Proxy;
 
 /// The number of reads whose memory is prefetched together.
@@ -51,7 +53,7 @@ impl Batch {
     fn count_commands(&self, proxy: &Proxy) {
         let (label, count) = self.commands;
         if count > 0 {
-            proxy.commands(label, count);
+            proxy.record_commands(label, count);
         }
     }
 
@@ -60,7 +62,7 @@ impl Batch {
         let elapsed = ended.saturating_duration_since(self.begun);
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
-            proxy.count(FrontEnd::Resp, outcome, count, elapsed);
+            proxy.record(FrontEnd::Resp, outcome, count, elapsed);
         }
     }
 }
@@ -95,12 +97,12 @@ impl Connection {
     /// Prefetches the memory of the next reads, where there are several.
     fn prefetch(&self) {
         let (mut keys, mut count) = ([&[][..]; PREFETCHED], 0);
-        for (key, place) in upcoming(&self.input).zip(&mut keys) {
+        for (key, place) in peek_get_keys(&self.input).zip(&mut keys) {
             *place = key;
             count += 1;
         }
         if count > 1 {
-            self.shared.proxy.foresee(&keys[..count]);
+            self.shared.proxy.prefetch(&keys[..count]);
         }
     }
 
@@ -113,17 +115,17 @@ impl Connection {
     }
 
     fn take_next(&mut self, batch: &mut Batch) -> Taken {
-        let is_rest = self.parser.has_let_go();
+        let is_rest = self.parser.is_streaming();
         match self.parser.parse(&self.input, self.limits()) {
-            Ok(Progress::Part(0)) => Taken::Waits,
-            Ok(Progress::Complete(length) | Progress::Part(length)) if is_rest => {
+            Ok(ParseStatus::Streamed(0)) => Taken::Waits,
+            Ok(ParseStatus::Complete(length) | ParseStatus::Streamed(length)) if is_rest => {
                 self.send(length);
                 Taken::Yes
             }
-            Ok(Progress::Complete(length)) => self.take(length, batch),
+            Ok(ParseStatus::Complete(length)) => self.take(length, batch),
             Ok(_) if self.input.len() < self.shared.settings.max_query_buffer.0 => Taken::Waits,
             // The end of a line says what it is.
-            Ok(_) if self.parser.missing() == 0 => Taken::Waits,
+            Ok(_) if self.parser.remaining() == 0 => Taken::Waits,
             Ok(_) => self.take_long(batch),
             Err(error) => {
                 if is_rest {
@@ -271,12 +273,12 @@ impl Connection {
 
     fn reject(&mut self, text: &str, reason: Option<RejectReason>) {
         if let Some(reason) = reason {
-            let refusal = match reason {
-                RejectReason::Login => Refusal::Login,
-                RejectReason::Key => Refusal::Key,
-                RejectReason::Command => Refusal::Command,
+            let counted = match reason {
+                RejectReason::Login => metrics::RejectReason::Login,
+                RejectReason::Key => metrics::RejectReason::Key,
+                RejectReason::Command => metrics::RejectReason::Command,
             };
-            self.shared.proxy.refused(FrontEnd::Resp, refusal);
+            self.shared.proxy.record_rejected(FrontEnd::Resp, counted);
         }
         self.reply(|output| write_error(output.tail(), text));
     }
@@ -295,7 +297,7 @@ impl Connection {
         };
         let mut invalidations = self.invalidations(info.class);
         let has_all_keys =
-            self.parser.missing() <= 1 && self.parser.arguments(&self.input).len() >= 2;
+            self.parser.remaining() <= 1 && self.parser.arguments(&self.input).len() >= 2;
         if invalidations != Invalidations::None && !has_all_keys {
             invalidations = Invalidations::All;
         }
@@ -304,7 +306,7 @@ impl Connection {
         }
         let is_passthrough = effect == SessionEffect::Passthrough;
         self.expect_reply(effect, invalidations);
-        let length = self.parser.let_go(&self.input);
+        let length = self.parser.start_streaming(&self.input);
         self.send(length);
         if is_passthrough {
             self.state = ConnState::Passthrough;
@@ -320,7 +322,7 @@ impl Connection {
     }
 
     fn send(&mut self, length: usize) {
-        if length < LARGE {
+        if length < ZERO_COPY_MIN {
             self.redis.out.tail().extend_from_slice(&self.input[..length]);
             self.consume(length);
         } else {
@@ -344,14 +346,14 @@ impl Connection {
             self.session.desync();
         }
         self.session.sent(&effect);
-        let relies_on_ttl = self.shared.proxy.relies_on_ttl();
+        let relies_on_ttl = self.shared.proxy.is_ttl_only();
         self.replies.add_forwarded(effect, invalidations, relies_on_ttl);
     }
 
     /// The keys that the command in front invalidates, where Redis pushes nothing.
     fn invalidations(&self, class: Class) -> Invalidations {
         let arguments = self.parser.arguments(&self.input);
-        let is_tracked = !self.shared.proxy.relies_on_ttl();
+        let is_tracked = !self.shared.proxy.is_ttl_only();
         invalidations(class, arguments, is_tracked, self.shared.policy.max_key)
     }
 
@@ -368,11 +370,11 @@ impl Connection {
     }
 
     /// Redis has replied to a command.
-    pub(super) fn replied(&mut self, run: ForwardedRun, frame: Frame) {
+    pub(super) fn replied(&mut self, run: ForwardedRun, frame: ReplySummary) {
         let ForwardedRun { effect, invalidations, relied_on_ttl, .. } = run;
         if effect != SessionEffect::Neutral || frame.is_error() {
             self.fences.write_observed();
-            if self.shared.proxy.relies_on_ttl() && !relied_on_ttl {
+            if self.shared.proxy.is_ttl_only() && !relied_on_ttl {
                 // Redis has ceased to push since the command was sent, perhaps before this change.
                 self.shared.proxy.invalidate_all();
             }

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::connection::{ConnState, Task};
-use crate::net::Seldom;
+use crate::net::PollOnWake;
 use crate::server::Drain;
 
 /// How long a command may be on its way when the daemon was told to stop.
@@ -73,10 +73,10 @@ pub(super) fn end(state: ConnState, is_draining: bool, facts: Facts) -> End {
 
 /// The timers of one connection.
 pub(super) struct Lifetime {
-    drain: Seldom<Task<()>>,
+    drain: PollOnWake<Task<()>>,
     is_draining: bool,
     idle_timeout: Duration,
-    idle: Option<Seldom<Pin<Box<Sleep>>>>,
+    idle: Option<PollOnWake<Pin<Box<Sleep>>>>,
     /// When a byte last came from the client, or was taken by it.
     last_progress: Instant,
     /// When to look whether a closing connection has stood still for too long.
@@ -90,13 +90,13 @@ impl Lifetime {
     pub(super) fn new(idle_timeout: Duration, mut drain: Drain) -> Self {
         Self {
             _drain_guard: drain.clone(),
-            drain: Seldom::new(Box::pin(async move {
-                drain.begun().await;
+            drain: PollOnWake::new(Box::pin(async move {
+                drain.signaled().await;
                 sleep(DRAIN_GRACE).await;
             })),
             is_draining: false,
             idle_timeout,
-            idle: (!idle_timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(idle_timeout)))),
+            idle: (!idle_timeout.is_zero()).then(|| PollOnWake::new(Box::pin(sleep(idle_timeout)))),
             last_progress: Instant::now(),
             close_timer: None,
         }
@@ -124,7 +124,7 @@ impl Lifetime {
                 return true;
             }
             let until = until.max(Instant::now() + RECHECK);
-            idle.change(|idle| idle.set(sleep_until(until)));
+            idle.update(|idle| idle.set(sleep_until(until)));
         }
         false
     }

@@ -4,7 +4,7 @@
 //! and comes back byte for byte, in order. [`crate::commands`] decides about each command; a [`Connection`] moves bytes and
 //! executes.
 //!
-//! The rule that must not be broken: a client never gets a reply that Redis would not have sent on that connection at that
+//! The rule that must not be violations: a client never gets a reply that Redis would not have sent on that connection at that
 //! moment. So memory serves only a session that could have read the value, and only when memory holds every write that this
 //! client has seen: after a reply that may reflect a write, it waits for a fence ([`Proxy::fence`]).
 //!
@@ -30,19 +30,19 @@ pub use self::cluster::KeySpecs;
 use self::cluster::Terms;
 use self::connection::Connection;
 pub use self::settings::Settings;
-use crate::access::{FileError, FromFile, Reread};
-use crate::backend::{BackendError, Client, Tied};
+use crate::access::{FileError, Prepare, Reloadable};
+use crate::backend::{BackendError, Client, EpochStream};
 use crate::commands::{CacheIdentity, CommandTable, Credentials, Memory, Policy};
-use crate::net::Stream;
+use crate::net::ClientStream;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
-use crate::server::{Drain, Serve};
+use crate::server::{Drain, Service};
 
 /// The state that all connections share.
 struct Shared {
     proxy: Proxy,
     settings: Settings,
-    credentials: Option<FromFile<Credentials>>,
+    credentials: Option<Reloadable<Credentials>>,
     commands: CommandTable,
     policy: Policy,
     /// Before a cluster: which arguments are keys, once a node has reported it.
@@ -51,7 +51,7 @@ struct Shared {
 
 impl Shared {
     /// Opens a stream to Redis for one client alone; before a cluster, to all of its nodes.
-    async fn open(self: Arc<Self>, client: Client) -> Result<Tied, BackendError> {
+    async fn open(self: Arc<Self>, client: Client) -> Result<EpochStream, BackendError> {
         let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
         let specs = self.key_specs.get_or_try_init(|| async {
             let specs = KeySpecs::read(&cluster.command_table().await?);
@@ -85,7 +85,7 @@ impl Resp {
         let (user, path) = (settings.username.clone(), settings.password_file.clone());
         let is_set = !path.as_os_str().is_empty();
         let read = move || Credentials::read(&user, &path);
-        let credentials = is_set.then(|| FromFile::load(read)).transpose()?;
+        let credentials = is_set.then(|| Reloadable::load(read)).transpose()?;
         let (user, database) = proxy.origin();
         let identity = CacheIdentity { user, database };
         let policy = Policy { identity, max_key, allow_keys: settings.allow.clone() };
@@ -100,17 +100,21 @@ impl Resp {
     }
 
     /// The files to read again at a reload.
-    pub fn reread(&self) -> Option<Reread> {
-        self.0.credentials.as_ref().map(FromFile::reread)
+    pub fn reloader(&self) -> Option<Prepare> {
+        self.0.credentials.as_ref().map(Reloadable::reloader)
     }
 }
 
-impl Serve for Resp {
-    fn serve(&self, stream: Stream, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+impl Service for Resp {
+    fn serve(
+        &self,
+        stream: ClientStream,
+        drain: Drain,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(Connection::new(stream, Arc::clone(&self.0), drain).run())
     }
 
-    fn refusal(&self) -> Vec<u8> {
+    fn overload_response(&self) -> Vec<u8> {
         b"-ERR max number of clients reached\r\n".to_vec()
     }
 }

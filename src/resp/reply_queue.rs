@@ -1,13 +1,13 @@
 //! The replies that a client waits for, in the order of its commands.
 //!
-//! The rule that must not be broken: nothing leaves before what is in front of it. Forwarded commands and reads that wait for a
+//! The rule that must not be violations: nothing leaves before what is in front of it. Forwarded commands and reads that wait for a
 //! flight are never here in the order forwarded, read, forwarded: a command is forwarded only while no read waits (invariant
 //! R2). Otherwise a read could be overtaken by what its own client writes behind it.
 
 use std::collections::VecDeque;
 
 use crate::commands::{Invalidations, PendingReplies, SessionEffect};
-use crate::net::Output;
+use crate::net::WriteBuf;
 
 /// A run of forwarded commands of one kind, whose replies have not come.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct ForwardedRun {
 #[derive(Debug)]
 enum PendingReply {
     /// It is here, and waits for its turn.
-    Ready(Output),
+    Ready(WriteBuf),
     /// Redis owes it.
     Forwarded(ForwardedRun),
     /// So many flights bring it.
@@ -99,9 +99,9 @@ impl ReplyQueue {
     }
 
     /// Adds a reply that is here, behind all that are pending.
-    pub(super) fn add_ready(&mut self, write: impl FnOnce(&mut Output)) {
+    pub(super) fn add_ready(&mut self, write: impl FnOnce(&mut WriteBuf)) {
         if !matches!(self.pending.back(), Some(PendingReply::Ready(_))) {
-            self.pending.push_back(PendingReply::Ready(Output::default()));
+            self.pending.push_back(PendingReply::Ready(WriteBuf::default()));
         }
         if let Some(PendingReply::Ready(output)) = self.pending.back_mut() {
             let before = output.len();
@@ -187,12 +187,12 @@ impl ReplyQueue {
 
     /// No reply will come to any forwarded command: `write` writes an error in the place of each. Returns whether later
     /// commands may depend on one of them.
-    pub(super) fn fail_forwarded(&mut self, write: impl Fn(&mut Output)) -> bool {
+    pub(super) fn fail_forwarded(&mut self, write: impl Fn(&mut WriteBuf)) -> bool {
         let mut was_of_state = false;
         for pending in &mut self.pending {
             let PendingReply::Forwarded(run) = pending else { continue };
             was_of_state |= run.effect.is_of_state();
-            let mut errors = Output::default();
+            let mut errors = WriteBuf::default();
             (0..run.count).for_each(|_| write(&mut errors));
             self.ready += errors.len();
             *pending = PendingReply::Ready(errors);
@@ -210,7 +210,7 @@ impl ReplyQueue {
     }
 
     /// Takes what is ready in front.
-    pub(super) fn take_ready(&mut self) -> Option<Output> {
+    pub(super) fn take_ready(&mut self) -> Option<WriteBuf> {
         let Some(PendingReply::Ready(_)) = self.pending.front() else { return None };
         let Some(PendingReply::Ready(output)) = self.pending.pop_front() else { return None };
         self.ready -= output.len();
@@ -226,7 +226,7 @@ mod tests {
         queue.add_forwarded(effect, Invalidations::None, false);
     }
 
-    fn text(output: Option<Output>) -> String {
+    fn text(output: Option<WriteBuf>) -> String {
         let mut output = output.unwrap_or_default();
         String::from_utf8(output.tail().to_vec()).unwrap()
     }
@@ -271,7 +271,7 @@ mod tests {
             forward(&mut queue, SessionEffect::MayObserveWrite);
             forward(&mut queue, effect);
             queue.add_ready(|output| output.tail().extend_from_slice(b"+c\r\n"));
-            let write = |output: &mut Output| output.tail().extend_from_slice(b"-x\r\n");
+            let write = |output: &mut WriteBuf| output.tail().extend_from_slice(b"-x\r\n");
             assert_eq!(queue.fail_forwarded(write), was_of_state);
             let left: String = std::iter::from_fn(|| queue.take_ready())
                 .map(|output| text(Some(output)))

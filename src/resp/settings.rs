@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Allow, FileError, Protection};
+use crate::access::{AuthRequirement, FileError, KeyAllowlist};
 use crate::server::{Tls, TlsFiles, TlsKeys};
-use crate::settings::{self, ByteSize, Contradiction, Listen, absurd_limits, broken};
+use crate::settings::{self, ByteSize, Listen, RuleViolation, out_of_range, violations};
 
 /// `[resp]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
     /// The keys that are given out; none: all.
-    pub allow: Allow,
+    pub allow: KeyAllowlist,
     /// The largest argument of a command.
     pub max_bulk: ByteSize,
     /// Arguments of a command at most.
@@ -62,7 +62,7 @@ impl Default for Settings {
             tls_key_file: PathBuf::new(),
             tls_client_ca_file: PathBuf::new(),
             tls_handshake_timeout: Duration::from_secs(10),
-            allow: Allow::default(),
+            allow: KeyAllowlist::default(),
             max_bulk: ByteSize(512 << 20),
             max_arguments: 1 << 20,
             max_query_buffer: ByteSize(1 << 20),
@@ -73,13 +73,15 @@ impl Default for Settings {
 
 impl Settings {
     /// What stands between strangers and Redis. That the proxy logs in there proves nothing: Redis may ask no one else.
-    pub(crate) fn protection(&self) -> Protection {
+    pub(crate) fn auth_requirement(&self) -> AuthRequirement {
         if self.allow_unprotected {
-            Protection::Waived
-        } else if self.password_file.as_os_str().is_empty() && !self.tls_files().asks_clients() {
-            Protection::Missing("resp.password_file, resp.tls_client_ca_file, ")
+            AuthRequirement::Waived
+        } else if self.password_file.as_os_str().is_empty()
+            && !self.tls_files().requires_client_cert()
+        {
+            AuthRequirement::None("resp.password_file, resp.tls_client_ca_file, ")
         } else {
-            Protection::Asked
+            AuthRequirement::Enforced
         }
     }
 
@@ -99,15 +101,15 @@ impl Settings {
         Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &[])
     }
 
-    pub(crate) fn contradictions(&self) -> Vec<Contradiction> {
+    pub(crate) fn violations(&self) -> Vec<RuleViolation> {
         let buffer = format!(
             "found {}, expected at least 256KiB, of which a line may have 64",
             self.max_query_buffer
         );
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
         let name_alone = !self.username.is_empty() && self.password_file.as_os_str().is_empty();
-        let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_used();
-        let own = broken([
+        let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_enabled();
+        let own = violations([
             (
                 tls_on_unix,
                 "resp.tls_cert_file",
@@ -122,8 +124,8 @@ impl Settings {
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
         ]);
-        let tls = self.tls_files().contradictions(TLS_KEYS, self.tls_handshake_timeout);
-        [own, absurd_limits([(self.max_connections, "resp.max_connections")]), tls].concat()
+        let tls = self.tls_files().violations(TLS_KEYS, self.tls_handshake_timeout);
+        [own, out_of_range([(self.max_connections, "resp.max_connections")]), tls].concat()
     }
 }
 

@@ -29,12 +29,12 @@ impl Drain {
         Self { signal: watch::channel(false).1, _alive: None }
     }
 
-    pub(super) fn has_begun(&self) -> bool {
+    pub(super) fn is_signaled(&self) -> bool {
         *self.signal.borrow()
     }
 
     /// Returns once the daemon is going down.
-    pub(crate) async fn begun(&mut self) {
+    pub(crate) async fn signaled(&mut self) {
         if self.signal.wait_for(|draining| *draining).await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -11,19 +11,19 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
-use super::handoff::{Connection, Counted};
-use super::{Drain, Serve, Tls, Workers};
-use crate::access::{Protection, Unprotected};
-use crate::metrics::{FrontEnd, Metrics, Refusal, Refusals};
-use crate::net::Stream;
+use super::handoff::{Accepted, ConnectionGuards};
+use super::{Drain, Service, Tls, Workers};
+use crate::access::{AuthRequirement, UnprotectedListener};
+use crate::metrics::{FrontEnd, Metrics, RejectCounter, RejectReason};
+use crate::net::ClientStream;
 use crate::settings::{Listen, UNIX};
 
 /// A bound socket with what it serves.
 pub struct Listener {
     front_end: FrontEnd,
     socket: Socket,
-    service: Arc<dyn Serve>,
-    tls: Option<(Tls, Refusals)>,
+    service: Arc<dyn Service>,
+    tls: Option<(Tls, RejectCounter)>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -43,19 +43,19 @@ pub enum BindError {
     },
     /// Strangers would be let in.
     #[error(transparent)]
-    Unprotected(#[from] Unprotected),
+    UnprotectedListener(#[from] UnprotectedListener),
 }
 
 /// What a listener serves, for how many, and what it does about strangers.
-pub struct Serving {
+pub struct ListenerConfig {
     /// What is spoken.
-    pub service: Arc<dyn Serve>,
+    pub service: Arc<dyn Service>,
     /// Within TLS, if so.
     pub tls: Option<Tls>,
     /// Connections at most.
     pub max_connections: usize,
     /// What stands between strangers and it.
-    pub protection: Protection,
+    pub auth_requirement: AuthRequirement,
 }
 
 impl Listener {
@@ -67,10 +67,10 @@ impl Listener {
         front_end: FrontEnd,
         listen: &Listen,
         inherited: Option<std::net::TcpListener>,
-        serving: Serving,
+        config: ListenerConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BindError> {
-        let Serving { service, tls, max_connections, protection } = serving;
+        let ListenerConfig { service, tls, max_connections, auth_requirement } = config;
         let failed = |error| BindError::System { front_end, address: listen.to_string(), error };
         let socket = match inherited {
             Some(socket) => socket
@@ -83,11 +83,11 @@ impl Listener {
         let address = socket.address().map_err(failed)?;
         // Whatever name it was looked up by, and whoever has bound it.
         if let Some(ip) = socket.ip().map_err(failed)? {
-            protection.suffices(front_end.name(), ip, &address)?;
+            auth_requirement.check(front_end.name(), ip, &address)?;
         }
         tracing::info!(front_end = front_end.name(), %address, tls = tls.is_some(), "listening");
         let permits = Arc::new(Semaphore::new(max_connections));
-        let tls = tls.map(|tls| (tls, metrics.refusals(front_end, Refusal::Tls)));
+        let tls = tls.map(|tls| (tls, metrics.reject_counter(front_end, RejectReason::Tls)));
         Ok(Self { front_end, socket, service, tls, permits, metrics })
     }
 
@@ -98,23 +98,23 @@ impl Listener {
 
     /// Accepts until `drain` says that the daemon is going down; the socket closes then.
     pub async fn accept(self, workers: Arc<Workers>, mut drain: Drain) {
-        let refusals = Arc::new(Semaphore::new(REFUSALS));
+        let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
         let mut failing = false;
         // Who has connected already is not turned away by a stop; who goes on connecting does not put it off.
-        let mut latecomers = LATECOMERS;
-        while latecomers > 0 {
+        let mut accepts_left = MAX_ACCEPTS_AFTER_DRAIN;
+        while accepts_left > 0 {
             let accepted = tokio::select! {
                 biased;
                 accepted = self.socket.accept() => accepted,
-                () = drain.begun() => return,
+                () = drain.signaled() => return,
             };
-            latecomers -= usize::from(drain.has_begun());
+            accepts_left -= usize::from(drain.is_signaled());
             match accepted {
                 Ok(stream) => {
                     failing = false;
-                    self.admit(stream, &workers, &drain, &refusals);
+                    self.admit(stream, &workers, &drain, &rejections);
                 }
-                Err(_) if drain.has_begun() => return,
+                Err(_) if drain.is_signaled() => return,
                 Err(error) => {
                     if !failing {
                         tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept connections");
@@ -128,21 +128,31 @@ impl Listener {
         }
     }
 
-    fn admit(&self, stream: Stream, workers: &Workers, drain: &Drain, refusals: &Arc<Semaphore>) {
+    fn admit(
+        &self,
+        stream: ClientStream,
+        workers: &Workers,
+        drain: &Drain,
+        rejections: &Arc<Semaphore>,
+    ) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            self.metrics.connection_refused(self.front_end);
-            if let Ok(turn) = Arc::clone(refusals).try_acquire_owned() {
+            self.metrics.record_connection_refused(self.front_end);
+            if let Ok(turn) = Arc::clone(rejections).try_acquire_owned() {
                 // In clear, nobody would understand it there.
-                let answer = if self.tls.is_some() { Vec::new() } else { self.service.refusal() };
-                tokio::spawn(refuse(stream, answer, turn));
+                let answer =
+                    if self.tls.is_some() { Vec::new() } else { self.service.overload_response() };
+                tokio::spawn(reject(stream, answer, turn));
             }
             return;
         };
         // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
-        let Ok(stream) = stream.leave() else { return };
-        let counted = Counted { _permit: permit, _open: self.metrics.connection(self.front_end) };
+        let Ok(stream) = stream.detach() else { return };
+        let guards = ConnectionGuards {
+            _permit: permit,
+            _open: self.metrics.open_connection(self.front_end),
+        };
         let (service, tls) = (Arc::clone(&self.service), self.tls.clone());
-        workers.serve(Connection { stream, tls, service, drain: drain.clone(), counted });
+        workers.serve(Accepted { stream, tls, service, drain: drain.clone(), guards });
     }
 }
 
@@ -155,7 +165,7 @@ enum Socket {
 impl Socket {
     async fn bind(listen: &Listen) -> io::Result<Self> {
         if let Some(path) = listen.unix_path() {
-            remove_abandoned(path).await?;
+            remove_stale_socket(path).await?;
             return Ok(Self::Unix(UnixListener::bind(path)?, path.to_owned()));
         }
         let addresses: Vec<SocketAddr> = listen.to_string().to_socket_addrs()?.collect();
@@ -177,10 +187,12 @@ impl Socket {
         }
     }
 
-    async fn accept(&self) -> io::Result<Stream> {
+    async fn accept(&self) -> io::Result<ClientStream> {
         match self {
-            Self::Tcp(socket) => socket.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
-            Self::Unix(socket, _) => socket.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Self::Tcp(socket) => socket.accept().await.map(|(stream, _)| ClientStream::Tcp(stream)),
+            Self::Unix(socket, _) => {
+                socket.accept().await.map(|(stream, _)| ClientStream::Unix(stream))
+            }
         }
     }
 }
@@ -195,7 +207,7 @@ impl Drop for Socket {
 }
 
 /// Removes the socket of a daemon that did not end well: one at which nobody listens.
-async fn remove_abandoned(path: &Path) -> io::Result<()> {
+async fn remove_stale_socket(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)
@@ -205,13 +217,13 @@ async fn remove_abandoned(path: &Path) -> io::Result<()> {
 }
 
 /// Connections taken at most after the daemon was told to stop: as many as the system holds ready for us.
-const LATECOMERS: usize = 1024;
+const MAX_ACCEPTS_AFTER_DRAIN: usize = 1024;
 /// Connections that are being told that there are too many; any more are closed without a word.
-const REFUSALS: usize = 32;
+const MAX_REJECTIONS: usize = 32;
 
 /// Answers without looking at what is asked, then reads a little, since closing with unread bytes would reset the
 /// connection and take the answer with it.
-async fn refuse(mut stream: Stream, answer: Vec<u8>, _turn: OwnedSemaphorePermit) {
+async fn reject(mut stream: ClientStream, answer: Vec<u8>, _turn: OwnedSemaphorePermit) {
     let goodbye = async {
         stream.write_all(&answer).await?;
         stream.shutdown().await?;

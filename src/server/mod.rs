@@ -15,17 +15,18 @@ mod worker;
 use std::pin::Pin;
 
 pub use self::drain::{Drain, DrainControl};
-pub use self::listener::{BindError, Listener, Serving};
+pub use self::listener::{BindError, Listener, ListenerConfig};
 pub use self::settings::{TlsFiles, TlsKeys};
 pub use self::tls::Tls;
 pub use self::worker::Workers;
-use crate::net::Stream;
+use crate::net::ClientStream;
 
 /// What is spoken on the connections of a listener.
-pub trait Serve: Send + Sync {
+pub trait Service: Send + Sync {
     /// Serves a connection to its end, which comes soon after the daemon drains.
-    fn serve(&self, stream: Stream, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn serve(&self, stream: ClientStream, drain: Drain)
+    -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
     /// What is said to a connection that is one too many.
-    fn refusal(&self) -> Vec<u8>;
+    fn overload_response(&self) -> Vec<u8>;
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::settings::{Contradiction, broken, zero_timeouts};
+use crate::settings::{RuleViolation, violations, zero_timeouts};
 
 /// The files of a listener's TLS (PEM), as its section names them.
 #[derive(Debug, Clone)]
@@ -31,28 +31,28 @@ pub struct TlsKeys {
 
 impl TlsFiles {
     /// Whether TLS is spoken.
-    pub fn is_used(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         is_set(&self.certificates)
     }
 
     /// Whether clients must show a certificate.
-    pub fn asks_clients(&self) -> bool {
+    pub fn requires_client_cert(&self) -> bool {
         is_set(&self.client_authorities)
     }
 
     /// What is wrong with what a section says, `keys` being its own names.
-    pub(crate) fn contradictions(
+    pub(crate) fn violations(
         &self,
         keys: TlsKeys,
         handshake_timeout: Duration,
-    ) -> Vec<Contradiction> {
-        let (cert, key) = (self.is_used(), is_set(&self.key));
+    ) -> Vec<RuleViolation> {
+        let (cert, key) = (self.is_enabled(), is_set(&self.key));
         let needs =
             |other: &str| format!("found without what belongs to it, expected {other} with it");
-        let own = broken([
+        let own = violations([
             (cert && !key, keys.cert_file, &needs(keys.key_file)),
             (key && !cert, keys.key_file, &needs(keys.cert_file)),
-            (self.asks_clients() && !cert, keys.client_ca_file, &needs(keys.cert_file)),
+            (self.requires_client_cert() && !cert, keys.client_ca_file, &needs(keys.cert_file)),
         ]);
         [own, zero_timeouts([(handshake_timeout, keys.handshake_timeout)])].concat()
     }

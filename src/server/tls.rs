@@ -18,14 +18,14 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::{Drain, TlsFiles, TlsKeys};
-use crate::access::{FileError, FromFile, Reread};
-use crate::metrics::Refusals;
-use crate::net::Stream;
+use crate::access::{FileError, Prepare, Reloadable};
+use crate::metrics::RejectCounter;
+use crate::net::ClientStream;
 
 /// TLS on a listener.
 #[derive(Clone)]
 pub struct Tls {
-    config: FromFile<ServerConfig>,
+    config: Reloadable<ServerConfig>,
     handshake_timeout: Duration,
 }
 
@@ -40,16 +40,16 @@ impl Tls {
         handshake_timeout: Duration,
         protocols: &'static [&'static [u8]],
     ) -> Result<Option<Self>, FileError> {
-        if !files.is_used() {
+        if !files.is_enabled() {
             return Ok(None);
         }
-        let config = FromFile::load(move || server_config(&files, keys, protocols))?;
+        let config = Reloadable::load(move || server_config(&files, keys, protocols))?;
         Ok(Some(Self { config, handshake_timeout }))
     }
 
     /// For reloads.
-    pub fn reread(&self) -> Reread {
-        self.config.reread()
+    pub fn reloader(&self) -> Prepare {
+        self.config.reloader()
     }
 
     /// The stream within, once both sides have agreed; nothing, if they do not, or not in time.
@@ -59,17 +59,17 @@ impl Tls {
         &self,
         stream: TcpStream,
         mut drain: Drain,
-        refused: &Refusals,
-    ) -> Option<Stream> {
+        refused: &RejectCounter,
+    ) -> Option<ClientStream> {
         let handshake =
             timeout(self.handshake_timeout, TlsAcceptor::from(self.config.get()).accept(stream));
         let agreed = tokio::select! {
             biased;
             agreed = handshake => agreed,
-            () = async { drain.begun().await; sleep(LAST_WORD).await } => return None,
+            () = async { drain.signaled().await; sleep(DRAIN_GRACE).await } => return None,
         };
         match agreed {
-            Ok(Ok(stream)) => return Some(Stream::Tls(Box::new(stream))),
+            Ok(Ok(stream)) => return Some(ClientStream::Tls(Box::new(stream))),
             Ok(Err(error)) => {
                 if error.kind() == ErrorKind::InvalidData {
                     refused.count();
@@ -86,7 +86,7 @@ impl Tls {
 }
 
 /// How long a handshake may still take once the daemon was told to stop.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 fn server_config(
     files: &TlsFiles,
@@ -94,7 +94,7 @@ fn server_config(
     protocols: &[&[u8]],
 ) -> Result<ServerConfig, FileError> {
     let builder = ServerConfig::builder();
-    let builder = if files.asks_clients() {
+    let builder = if files.requires_client_cert() {
         builder.with_client_cert_verifier(client_verifier(
             keys.client_ca_file,
             &files.client_authorities,

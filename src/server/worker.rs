@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::handoff::Connection;
+use super::handoff::Accepted;
 use crate::sync::CountGuard;
 
 /// The threads that serve.
@@ -16,14 +16,14 @@ pub struct Workers(Vec<Worker>);
 struct Worker {
     /// Never longer than the listeners' `max_connections`, since each holds a permit, and the questions of one caller.
     tasks: mpsc::UnboundedSender<Task>,
-    open: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
     runtime: Handle,
 }
 
 enum Task {
-    Serve(Box<Connection>, CountGuard),
+    Serve(Box<Accepted>, CountGuard),
     /// Whoever runs this, lives.
-    SayAlive(oneshot::Sender<()>),
+    Ping(oneshot::Sender<()>),
 }
 
 impl Workers {
@@ -35,12 +35,15 @@ impl Workers {
         (0..threads).map(Worker::start).collect::<io::Result<_>>().map(Self)
     }
 
-    pub(super) fn serve(&self, connection: Connection) {
-        let Some(worker) = self.0.iter().min_by_key(|worker| worker.open.load(Relaxed)) else {
+    pub(super) fn serve(&self, connection: Accepted) {
+        let Some(worker) = self.0.iter().min_by_key(|worker| worker.connections.load(Relaxed))
+        else {
             return;
         };
         // A worker ends only with the daemon; then the connection is closed by being dropped.
-        _ = worker.tasks.send(Task::Serve(Box::new(connection), CountGuard::new(&worker.open)));
+        _ = worker
+            .tasks
+            .send(Task::Serve(Box::new(connection), CountGuard::new(&worker.connections)));
     }
 
     /// How many tasks there are on all of them.
@@ -49,10 +52,10 @@ impl Workers {
     }
 
     /// Returns once every worker has shown that it gets to do what it is given.
-    pub async fn alive(&self) {
+    pub async fn check_alive(&self) {
         for worker in &self.0 {
             let (say, said) = oneshot::channel();
-            _ = worker.tasks.send(Task::SayAlive(say));
+            _ = worker.tasks.send(Task::Ping(say));
             if said.await.is_err() {
                 // It has ended, and will never again.
                 std::future::pending::<()>().await;
@@ -70,17 +73,17 @@ impl Worker {
             while let Some(task) = arriving.recv().await {
                 match task {
                     Task::Serve(connection, count) => _ = tokio::spawn(serve(connection, count)),
-                    Task::SayAlive(say) => _ = say.send(()),
+                    Task::Ping(say) => _ = say.send(()),
                 }
             }
         };
         std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || runtime.block_on(work))?;
-        Ok(Self { tasks, open: Arc::default(), runtime: handle })
+        Ok(Self { tasks, connections: Arc::default(), runtime: handle })
     }
 }
 
-async fn serve(connection: Box<Connection>, _count: CountGuard) {
+async fn serve(connection: Box<Accepted>, _count: CountGuard) {
     connection.serve().await;
 }

@@ -34,7 +34,7 @@ impl Listen {
     }
 
     /// Whether both would want the same port of the same address.
-    pub fn collides(&self, other: &Self) -> bool {
+    pub fn conflicts_with(&self, other: &Self) -> bool {
         !self.is_off() && self == other && !self.0.ends_with(":0")
     }
 

@@ -6,5 +6,5 @@ mod types;
 
 pub use self::listen::Listen;
 pub(crate) use self::listen::UNIX;
-pub use self::rules::{Contradiction, absurd_limits, broken, zero_timeouts};
-pub use self::types::{ByteSize, MASK, Ratio, Secret, choose, count, duration};
+pub use self::rules::{RuleViolation, out_of_range, violations, zero_timeouts};
+pub use self::types::{ByteSize, MASK, Ratio, Secret, count, duration, parse_choice};

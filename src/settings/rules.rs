@@ -3,32 +3,34 @@
 use std::time::Duration;
 
 /// A key and what is wrong with its value although the value by itself is right.
-pub type Contradiction = (&'static str, String);
+pub type RuleViolation = (&'static str, String);
 
 /// Those of `rules` that are broken: each is whether it is, the key to be named, and the text.
-pub fn broken<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec<Contradiction> {
+pub fn violations<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec<RuleViolation> {
     rules
         .into_iter()
-        .filter(|(broken, ..)| *broken)
+        .filter(|(violations, ..)| *violations)
         .map(|(_, key, text)| (key, text.to_owned()))
         .collect()
 }
 
 /// Those of `limits` that are zero, which would let nothing through, or more than a semaphore can count.
-pub fn absurd_limits<const N: usize>(limits: [(usize, &'static str); N]) -> Vec<Contradiction> {
-    let absurd = limits.into_iter().filter(|(limit, _)| !(1..=MOST).contains(limit));
-    absurd
-        .map(|(limit, key)| (key, format!("found {limit}, expected a number from 1 to {MOST}")))
+pub fn out_of_range<const N: usize>(limits: [(usize, &'static str); N]) -> Vec<RuleViolation> {
+    let wrong = limits.into_iter().filter(|(limit, _)| !(1..=MAX_LIMIT).contains(limit));
+    wrong
+        .map(|(limit, key)| {
+            (key, format!("found {limit}, expected a number from 1 to {MAX_LIMIT}"))
+        })
         .collect()
 }
 
 /// More than any machine has of anything that is limited by number.
-const MOST: usize = 1 << 28;
+const MAX_LIMIT: usize = 1 << 28;
 
 /// Those of `timeouts` that are zero and would strike at once.
 pub fn zero_timeouts<const N: usize>(
     timeouts: [(Duration, &'static str); N],
-) -> Vec<Contradiction> {
+) -> Vec<RuleViolation> {
     let zero = timeouts.into_iter().filter(|(timeout, _)| timeout.is_zero());
     zero.map(|(_, key)| (key, "found 0s, expected a duration above zero".to_owned())).collect()
 }

@@ -25,11 +25,11 @@ pub mod duration {
     ///
     /// # Errors
     /// Names what was found and what would be right.
-    pub fn or_word<'de, D: Deserializer<'de>>(
+    pub fn or_keyword<'de, D: Deserializer<'de>>(
         word: &'static str,
         from: D,
     ) -> Result<Option<Duration>, D::Error> {
-        from.deserialize_any(super::DurationOr(word))
+        from.deserialize_any(super::DurationOrKeyword(word))
     }
 
     /// Reads text with units, or a number of seconds.
@@ -42,9 +42,9 @@ pub mod duration {
 }
 
 /// A duration, or this word.
-struct DurationOr(&'static str);
+struct DurationOrKeyword(&'static str);
 
-impl Visitor<'_> for DurationOr {
+impl Visitor<'_> for DurationOrKeyword {
     type Value = Option<Duration>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,10 +76,10 @@ impl Visitor<'_> for DurationOr {
 struct DurationVisitor;
 
 /// Longer than anybody waits, and short enough to be added to any time without overflow.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 fn bounded(duration: Option<Duration>) -> Option<Duration> {
-    duration.filter(|duration| *duration <= LONGEST)
+    duration.filter(|duration| *duration <= MAX_DURATION)
 }
 
 impl Visitor<'_> for DurationVisitor {
@@ -138,17 +138,17 @@ pub mod count {
 struct CountVisitor;
 
 /// More than there can be of anything here, and a number that every format can write.
-const LARGEST_COUNT: u64 = 1 << 40;
+const MAX_COUNT: u64 = 1 << 40;
 
 fn bounded_count(number: Option<u64>) -> Option<usize> {
-    number.filter(|number| *number <= LARGEST_COUNT).and_then(|number| usize::try_from(number).ok())
+    number.filter(|number| *number <= MAX_COUNT).and_then(|number| usize::try_from(number).ok())
 }
 
 impl Visitor<'_> for CountVisitor {
     type Value = usize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a whole number from 0 to {LARGEST_COUNT}")
+        write!(f, "a whole number from 0 to {MAX_COUNT}")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
@@ -327,7 +327,10 @@ impl Serialize for Secret {
 ///
 /// # Errors
 /// Names what was found and what may be chosen.
-pub fn choose<T: Copy, const N: usize>(text: &str, choices: [(&str, T); N]) -> Result<T, String> {
+pub fn parse_choice<T: Copy, const N: usize>(
+    text: &str,
+    choices: [(&str, T); N],
+) -> Result<T, String> {
     let found = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
     found.ok_or_else(|| {
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();

@@ -3,7 +3,7 @@
 //! Each thread that reads counts in a sketch of its own, which holds so many keys and no more: of any key it knows a count
 //! that is too low by at most its error, and a key that is read more often than that is never missed (Misra and Gries; the
 //! sketch is Apache `DataSketches`' "frequent items"). So counting waits for nobody, and what it takes is bounded by keys
-//! times `LONGEST` times two for each thread. Counts begin anew each `WINDOW`; what is told is of the last whole one
+//! times `MAX_KEY_LEN` times two for each thread. Counts begin anew each `WINDOW`; what is told is of the last whole one
 //! and the one that goes on.
 
 use std::sync::{Arc, Mutex};
@@ -19,13 +19,13 @@ use crate::sync::lock;
 /// For how long is counted before it begins anew.
 const WINDOW: Duration = Duration::from_secs(60);
 /// The longest key that is counted, in bytes.
-pub const LONGEST: usize = 1024;
+pub const MAX_KEY_LEN: usize = 1024;
 /// What a key is not written with: all that means something in a path, in JSON, in lines or on a terminal.
 const ESCAPED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':').remove(b'/');
 
 /// A key as it is written behind `/keys/`.
-pub fn written(key: &[u8]) -> String {
+pub fn path_escape(key: &[u8]) -> String {
     percent_encode(key, ESCAPED).to_string()
 }
 
@@ -35,23 +35,23 @@ pub struct HotKeys(Option<Arc<Shared>>);
 
 struct Shared {
     /// Whether those who look may see.
-    told: Told,
+    visibility: Visibility,
     /// The places a sketch has, of which it fills three quarters.
-    places: usize,
-    began: Instant,
-    counts: ThreadLocal<Mutex<Counts>>,
+    capacity: usize,
+    started: Instant,
+    counts: ThreadLocal<Mutex<ThreadCounts>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
-    ToOperators,
-    ToNobody,
+enum Visibility {
+    Public,
+    Internal,
 }
 
 type Sketch = FrequentItemsSketch<Vec<u8>>;
 
 /// What one thread has counted.
-struct Counts {
+struct ThreadCounts {
     /// Which window since the beginning goes on.
     window: u64,
     current: Sketch,
@@ -60,7 +60,7 @@ struct Counts {
 
 /// What was counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hottest {
+pub struct TopKeys {
     /// For how long.
     pub period: Duration,
     /// Reads in that time.
@@ -83,39 +83,46 @@ pub struct HotKey {
 impl HotKeys {
     /// Counts so many keys at once, for each thread; none: does nothing.
     pub fn new(keys: usize) -> Self {
-        Self::keeping(keys, 0)
+        Self::with_warmup(keys, 0)
     }
 
-    /// The same, and counts what it takes to [tell](Self::kept) the `kept` keys that are read most, though not to operators.
-    pub fn keeping(keys: usize, kept: usize) -> Self {
-        let told = if keys > 0 { Told::ToOperators } else { Told::ToNobody };
-        let keys = keys.max(kept.saturating_mul(ROOM_TO_KEEP));
-        let places = (keys.saturating_mul(4) / 3).next_power_of_two().clamp(FEWEST, MOST);
-        let shared =
-            || Arc::new(Shared { told, places, began: Instant::now(), counts: ThreadLocal::new() });
+    /// The same, and counts what it takes to [tell](Self::warmup_keys) the `warmup_keys` keys that are read most, though not to operators.
+    pub fn with_warmup(keys: usize, warmup_keys: usize) -> Self {
+        let visibility = if keys > 0 { Visibility::Public } else { Visibility::Internal };
+        let keys = keys.max(warmup_keys.saturating_mul(WARMUP_FACTOR));
+        let capacity =
+            (keys.saturating_mul(4) / 3).next_power_of_two().clamp(MIN_CAPACITY, MAX_CAPACITY);
+        let shared = || {
+            Arc::new(Shared {
+                visibility,
+                capacity,
+                started: Instant::now(),
+                counts: ThreadLocal::new(),
+            })
+        };
         Self((keys > 0).then(shared))
     }
 
     /// `key` is read.
     pub fn count(&self, key: &[u8], now: Instant) {
         if let Some(shared) = &self.0
-            && key.len() <= LONGEST
+            && key.len() <= MAX_KEY_LEN
         {
             shared.count(key, now);
         }
     }
 
-    /// The `most` keys that are read most; nothing, if keys are not counted.
-    pub fn hottest(&self, most: usize, now: Instant) -> Option<Hottest> {
+    /// The `limit` keys that are read most; nothing, if keys are not counted.
+    pub fn top(&self, limit: usize, now: Instant) -> Option<TopKeys> {
         self.0
             .as_ref()
-            .filter(|shared| shared.told == Told::ToOperators)
-            .and_then(|shared| shared.hottest(most, now))
+            .filter(|shared| shared.visibility == Visibility::Public)
+            .and_then(|shared| shared.top(limit, now))
     }
 
-    /// The `most` keys that are read most, to be kept where only the daemon reads them.
-    pub fn kept(&self, most: usize, now: Instant) -> Vec<Vec<u8>> {
-        let hottest = self.0.as_ref().and_then(|shared| shared.hottest(most, now));
+    /// The `limit` keys that are read most, to be kept where only the daemon reads them.
+    pub fn warmup_keys(&self, limit: usize, now: Instant) -> Vec<Vec<u8>> {
+        let hottest = self.0.as_ref().and_then(|shared| shared.top(limit, now));
         hottest
             .map(|hottest| hottest.keys.into_iter().map(|hot| hot.key).collect())
             .unwrap_or_default()
@@ -123,34 +130,34 @@ impl HotKeys {
 }
 
 /// A sketch tells the first keys of a long tail from the others only where it counts several times as many.
-const ROOM_TO_KEEP: usize = 8;
+const WARMUP_FACTOR: usize = 8;
 /// What the sketch takes at least, and more than anybody looks at.
-const FEWEST: usize = 8;
-const MOST: usize = 1 << 17;
+const MIN_CAPACITY: usize = 8;
+const MAX_CAPACITY: usize = 1 << 17;
 
 impl Shared {
     fn window(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.began).as_secs() / WINDOW.as_secs()
+        now.saturating_duration_since(self.started).as_secs() / WINDOW.as_secs()
     }
 
     fn count(&self, key: &[u8], now: Instant) {
         let window = self.window(now);
         // It fails only for a number of places that is not one, which this has not.
-        let new = || Counts::new(self.places).map(Mutex::new);
+        let new = || ThreadCounts::new(self.capacity).map(Mutex::new);
         if let Ok(counts) = self.counts.get_or_try(new) {
             // Its own thread's, so it waits at most for somebody who looks.
             let mut counts = lock(counts);
-            counts.turn_to(window);
+            counts.roll_to(window);
             counts.current.update_ref(key);
         }
     }
 
-    fn hottest(&self, most: usize, now: Instant) -> Option<Hottest> {
+    fn top(&self, limit: usize, now: Instant) -> Option<TopKeys> {
         let window = self.window(now);
-        let mut all = Sketch::new(MOST).ok()?;
+        let mut all = Sketch::new(MAX_CAPACITY).ok()?;
         for counts in &self.counts {
             let mut counts = lock(counts);
-            counts.turn_to(window);
+            counts.roll_to(window);
             all.merge(&counts.last);
             all.merge(&counts.current);
         }
@@ -163,23 +170,23 @@ impl Shared {
             reads: row.upper_bound(),
             error: row.upper_bound() - row.lower_bound(),
         };
-        let began =
-            self.began + WINDOW * u32::try_from(window.saturating_sub(1)).unwrap_or(u32::MAX);
-        Some(Hottest {
-            period: now.saturating_duration_since(began),
+        let started =
+            self.started + WINDOW * u32::try_from(window.saturating_sub(1)).unwrap_or(u32::MAX);
+        Some(TopKeys {
+            period: now.saturating_duration_since(started),
             reads: all.total_weight(),
-            keys: rows.iter().take(most).map(key).collect(),
+            keys: rows.iter().take(limit).map(key).collect(),
         })
     }
 }
 
-impl Counts {
-    fn new(places: usize) -> Result<Self, datasketches::error::Error> {
-        Ok(Self { window: 0, current: Sketch::new(places)?, last: Sketch::new(places)? })
+impl ThreadCounts {
+    fn new(capacity: usize) -> Result<Self, datasketches::error::Error> {
+        Ok(Self { window: 0, current: Sketch::new(capacity)?, last: Sketch::new(capacity)? })
     }
 
     /// Forgets what is of neither this window nor the one before.
-    fn turn_to(&mut self, window: u64) {
+    fn roll_to(&mut self, window: u64) {
         if window > self.window {
             std::mem::swap(&mut self.current, &mut self.last);
             self.current.reset();
@@ -203,7 +210,7 @@ mod tests {
     fn it_does_nothing_unless_told_to() {
         let (none, now) = (HotKeys::new(0), Instant::now());
         none.count(b"key", now);
-        assert_eq!(none.hottest(10, now), None);
+        assert_eq!(none.top(10, now), None);
     }
 
     #[test]
@@ -215,11 +222,11 @@ mod tests {
             }
         });
         hot.count(b"once", now);
-        hot.count(&[b'x'; LONGEST + 1], now);
+        hot.count(&[b'x'; MAX_KEY_LEN + 1], now);
         let expected = |key: &[u8], reads| HotKey { key: key.to_vec(), reads, error: 0 };
-        let told = |later| hot.hottest(10, now + Duration::from_secs(later)).unwrap();
+        let told = |later| hot.top(10, now + Duration::from_secs(later)).unwrap();
         assert_eq!(told(0).keys, [expected(b"often", 15), expected(b"once", 1)]);
-        assert_eq!((told(1).reads, hot.hottest(1, now).unwrap().keys.len()), (16, 1));
+        assert_eq!((told(1).reads, hot.top(1, now).unwrap().keys.len()), (16, 1));
         assert_eq!(told(61).keys.len(), 2, "the window before is told of too");
         assert!((60..=62).contains(&told(61).period.as_secs()));
         assert!(told(125).keys.is_empty());
@@ -237,7 +244,7 @@ mod tests {
                 hot.count(&[key], now);
                 *exact.entry(vec![key]).or_default() += 1;
             }
-            let told = hot.hottest(100, now).unwrap();
+            let told = hot.top(100, now).unwrap();
             prop_assert_eq!(told.reads, exact.values().sum::<u64>());
             let error = told.keys.iter().map(|key| key.error).max().unwrap_or(0);
             for HotKey { key, reads, error } in &told.keys {

@@ -17,11 +17,11 @@ use tracing_subscriber::fmt::format::Writer as LineWriter;
 use tracing_subscriber::fmt::{self as lines, FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::log_writer::Writer;
+use super::log_writer::LogWriter;
 use super::settings::{LogFormat, variable};
 
 /// Writes lines in this format, as standard error is to have them.
-pub(super) fn layer<S>(format: LogFormat, writer: Writer) -> Box<dyn Layer<S> + Send + Sync>
+pub(super) fn layer<S>(format: LogFormat, writer: LogWriter) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {

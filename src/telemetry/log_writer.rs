@@ -15,30 +15,30 @@ use std::thread;
 use std::time::Duration;
 
 /// Bytes of lines that may wait.
-const MOST_WAITING: usize = 1 << 20;
+const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// Where lines are said. Clones are of the same.
 #[derive(Clone)]
-pub(super) struct Writer {
-    queue: Sender<Waiting>,
+pub(super) struct LogWriter {
+    queue: Sender<Message>,
     counts: Arc<Counts>,
 }
 
 #[derive(Default)]
 struct Counts {
     /// Bytes in the queue.
-    waiting: AtomicUsize,
+    queued_bytes: AtomicUsize,
     /// Lines that nobody will read.
     dropped: AtomicU64,
 }
 
-enum Waiting {
+enum Message {
     Line(Vec<u8>),
     /// Somebody wants to be told when all before this is written.
-    Caller(Sender<()>),
+    Flush(Sender<()>),
 }
 
-impl Writer {
+impl LogWriter {
     /// Begins to write to standard error.
     ///
     /// # Errors
@@ -46,16 +46,16 @@ impl Writer {
     pub(super) fn start() -> io::Result<Self> {
         // Another handle, since who holds that of the standard library while he waits would have others wait too.
         let error = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-        Self::start_on(error)
+        Self::with_sink(error)
     }
 
-    fn start_on(to: impl Write + Send + 'static) -> io::Result<Self> {
-        let (queue, waiting) = channel();
+    fn with_sink(to: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, message) = channel();
         let counts = Arc::new(Counts::default());
         let counted = Arc::clone(&counts);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || write_all(to, &waiting, &counted))?;
+            .spawn(move || write_all(to, &message, &counted))?;
         Ok(Self { queue, counts })
     }
 
@@ -65,15 +65,15 @@ impl Writer {
     }
 
     /// Returns when all that was said is written, but no later than after `patience`.
-    pub(super) fn write_out(&self, patience: Duration) {
-        let (tell, told) = channel();
-        if self.queue.send(Waiting::Caller(tell)).is_ok() {
-            _ = told.recv_timeout(patience);
+    pub(super) fn flush_within(&self, patience: Duration) {
+        let (notify, written) = channel();
+        if self.queue.send(Message::Flush(notify)).is_ok() {
+            _ = written.recv_timeout(patience);
         }
     }
 
     /// What a thread that panics says, in the place of the standard library, which would wait.
-    pub(super) fn tell_of_panic(&self, panic: &PanicHookInfo<'_>) {
+    pub(super) fn log_panic(&self, panic: &PanicHookInfo<'_>) {
         const PATIENCE: Duration = Duration::from_millis(100);
         let trace = Backtrace::capture();
         let trace = if trace.status() == BacktraceStatus::Captured {
@@ -81,25 +81,25 @@ impl Writer {
         } else {
             String::new()
         };
-        self.say(format!("{panic}\n{trace}").as_bytes());
+        self.enqueue(format!("{panic}\n{trace}").as_bytes());
         // It may be the last that this process says.
-        self.write_out(PATIENCE);
+        self.flush_within(PATIENCE);
     }
 
-    fn say(&self, line: &[u8]) {
-        let before = self.counts.waiting.fetch_add(line.len(), Relaxed);
-        let has_room = before + line.len() <= MOST_WAITING;
-        if !has_room || self.queue.send(Waiting::Line(line.to_vec())).is_err() {
-            self.counts.waiting.fetch_sub(line.len(), Relaxed);
+    fn enqueue(&self, line: &[u8]) {
+        let before = self.counts.queued_bytes.fetch_add(line.len(), Relaxed);
+        let has_room = before + line.len() <= MAX_QUEUED_BYTES;
+        if !has_room || self.queue.send(Message::Line(line.to_vec())).is_err() {
+            self.counts.queued_bytes.fetch_sub(line.len(), Relaxed);
             self.counts.dropped.fetch_add(1, Relaxed);
         }
     }
 }
 
 /// Each write is a line.
-impl Write for Writer {
+impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.say(line);
+        self.enqueue(line);
         Ok(line.len())
     }
 
@@ -109,17 +109,17 @@ impl Write for Writer {
 }
 
 /// Writes for as long as anybody may say something.
-fn write_all(mut to: impl Write, queue: &Receiver<Waiting>, counts: &Counts) {
-    for waiting in queue {
-        match waiting {
-            Waiting::Line(line) => {
+fn write_all(mut to: impl Write, queue: &Receiver<Message>, counts: &Counts) {
+    for message in queue {
+        match message {
+            Message::Line(line) => {
                 if to.write_all(&line).is_err() {
                     counts.dropped.fetch_add(1, Relaxed);
                 }
-                counts.waiting.fetch_sub(line.len(), Relaxed);
+                counts.queued_bytes.fetch_sub(line.len(), Relaxed);
             }
             // Who asked may have ceased to wait.
-            Waiting::Caller(tell) => _ = tell.send(()),
+            Message::Flush(notify) => _ = notify.send(()),
         }
     }
 }
@@ -149,12 +149,12 @@ mod tests {
     #[test]
     fn lines_are_written_in_order() {
         let written = Arc::new(Mutex::new(Vec::new()));
-        let writer = Writer::start_on(Held(Arc::clone(&written))).unwrap();
+        let writer = LogWriter::with_sink(Held(Arc::clone(&written))).unwrap();
         let lines: Vec<_> = (0..100).map(|number| format!("{number}\n")).collect();
         for line in &lines {
-            writer.say(line.as_bytes());
+            writer.enqueue(line.as_bytes());
         }
-        writer.write_out(PATIENCE);
+        writer.flush_within(PATIENCE);
         assert_eq!(String::from_utf8(written.lock().unwrap().clone()).unwrap(), lines.concat());
         assert_eq!(writer.dropped(), 0);
     }
@@ -163,28 +163,28 @@ mod tests {
     fn nobody_waits_for_a_writer_that_stands_still_and_what_finds_no_room_is_counted() {
         const LINE: usize = 1 << 10;
         let written = Arc::new(Mutex::new(Vec::new()));
-        let writer = Writer::start_on(Held(Arc::clone(&written))).unwrap();
-        let lines = MOST_WAITING / LINE + 100;
+        let writer = LogWriter::with_sink(Held(Arc::clone(&written))).unwrap();
+        let lines = MAX_QUEUED_BYTES / LINE + 100;
         let held = written.lock().unwrap();
         let begun = Instant::now();
-        (0..lines).for_each(|_| writer.say(&[b'x'; LINE]));
-        writer.write_out(Duration::from_millis(10));
+        (0..lines).for_each(|_| writer.enqueue(&[b'x'; LINE]));
+        writer.flush_within(Duration::from_millis(10));
         assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
         assert_eq!(writer.dropped(), 100);
         drop(held);
-        writer.write_out(PATIENCE);
-        assert_eq!(written.lock().unwrap().len(), MOST_WAITING);
-        writer.say(b"there is room again");
-        writer.write_out(PATIENCE);
+        writer.flush_within(PATIENCE);
+        assert_eq!(written.lock().unwrap().len(), MAX_QUEUED_BYTES);
+        writer.enqueue(b"there is room again");
+        writer.flush_within(PATIENCE);
         assert_eq!(writer.dropped(), 100);
     }
 
     #[test]
     fn what_is_not_taken_is_counted() {
         let writer =
-            Writer::start_on(File::options().write(true).open("/dev/full").unwrap()).unwrap();
-        writer.say(b"a line\n");
-        writer.write_out(PATIENCE);
+            LogWriter::with_sink(File::options().write(true).open("/dev/full").unwrap()).unwrap();
+        writer.enqueue(b"a line\n");
+        writer.flush_within(PATIENCE);
         assert_eq!(writer.dropped(), 1);
     }
 }

@@ -20,9 +20,9 @@ use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
-use self::log_writer::Writer;
+use self::log_writer::LogWriter;
+use self::otlp::TracePipeline;
 pub use self::otlp::TracesError;
-use self::otlp::Tracing;
 pub use self::settings::{Collector, LogFilter, LogFormat, Protocol, Settings, Traces};
 use self::spans::TARGET;
 
@@ -30,12 +30,12 @@ use self::spans::TARGET;
 #[derive(Clone)]
 pub struct Telemetry {
     set_filter: Arc<dyn Fn(EnvFilter) + Send + Sync>,
-    tracing: Option<Arc<Tracing>>,
-    writer: Writer,
+    tracing: Option<Arc<TracePipeline>>,
+    writer: LogWriter,
 }
 
 /// How long the last lines may take to be written.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why it cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum StartError {
     Logs(#[from] tracing_subscriber::util::TryInitError),
     /// There is nothing to write lines with.
     #[error("cannot begin to log: {0}")]
-    Writer(#[from] io::Error),
+    LogWriter(#[from] io::Error),
 }
 
 impl Telemetry {
@@ -58,7 +58,7 @@ impl Telemetry {
     /// What is configured for traces cannot be used, somebody in this process has begun already, or the system gives no
     /// thread to write with.
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
-        let tracing = Tracing::start(settings)?.map(Arc::new);
+        let tracing = TracePipeline::start(settings)?.map(Arc::new);
         let spans = tracing.as_ref().map(|tracing| {
             let layer = tracing_opentelemetry::layer().with_tracer(tracing.tracer());
             // Only what the conventions name.
@@ -70,9 +70,9 @@ impl Telemetry {
             layer.with_context_activation(false).with_filter(only_spans())
         });
         let (filter, handle) = reload::Layer::new(settings.log_filter.filter());
-        let writer = Writer::start()?;
+        let writer = LogWriter::start()?;
         let panics = writer.clone();
-        std::panic::set_hook(Box::new(move |panic| panics.tell_of_panic(panic)));
+        std::panic::set_hook(Box::new(move |panic| panics.log_panic(panic)));
         let lines = log_format::layer(settings.log_format, writer.clone())
             .with_filter(no_spans().and(filter));
         match spans {
@@ -81,7 +81,7 @@ impl Telemetry {
             None => tracing_subscriber::registry().with(lines).try_init()?,
         }
         if tracing.is_some() {
-            for problem in otlp::misunderstood() {
+            for problem in otlp::invalid_variables() {
                 tracing::warn!(problem, "not understood");
             }
         }
@@ -105,14 +105,14 @@ impl Telemetry {
     }
 
     /// Has written what was said, within a second.
-    pub fn write_out(&self) {
-        self.writer.write_out(LAST_LINES);
+    pub fn flush(&self) {
+        self.writer.flush_within(FLUSH_TIMEOUT);
     }
 
     /// Sends what waits to be sent, within two seconds.
-    pub fn end(&self) {
+    pub fn shutdown(&self) {
         if let Some(tracing) = &self.tracing {
-            tracing.end();
+            tracing.shutdown();
         }
     }
 }

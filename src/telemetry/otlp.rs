@@ -25,7 +25,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use super::settings::{Protocol, Settings, Traces, variable};
-use super::span_queue::Queue;
+use super::span_queue::SpanQueue;
 
 /// Why there can be no traces.
 #[derive(Debug, thiserror::Error)]
@@ -42,18 +42,18 @@ pub enum TracesError {
 }
 
 /// Traces on their way to a collector.
-pub(super) struct Tracing {
+pub(super) struct TracePipeline {
     provider: SdkTracerProvider,
     dropped: Arc<AtomicU64>,
 }
 
-impl Tracing {
+impl TracePipeline {
     /// Begins to send traces, if they are wanted.
     ///
     /// # Errors
     /// An address that is none, or a system out of means.
     pub(super) fn start(settings: &Settings) -> Result<Option<Self>, TracesError> {
-        if !are_wanted(settings.traces) {
+        if !is_enabled(settings.traces) {
             return Ok(None);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -63,7 +63,7 @@ impl Tracing {
             exporter(settings)?
         };
         let (resource, dropped) = (resource(), Arc::new(AtomicU64::new(0)));
-        let queue = Queue::start(runtime, exporter, &resource, Arc::clone(&dropped))?;
+        let queue = SpanQueue::start(runtime, exporter, &resource, Arc::clone(&dropped))?;
         let provider =
             SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue);
         let provider = match variable("OTEL_TRACES_SAMPLER") {
@@ -85,18 +85,18 @@ impl Tracing {
         self.dropped.load(Relaxed)
     }
 
-    /// Sends what waits; returns when that is done, or [`LAST_WORD`] is over.
-    pub(super) fn end(&self) {
-        if let Err(error) = self.provider.shutdown_with_timeout(LAST_WORD) {
+    /// Sends what waits; returns when that is done, or [`SHUTDOWN_TIMEOUT`] is over.
+    pub(super) fn shutdown(&self) {
+        if let Err(error) = self.provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT) {
             tracing::warn!(%error, "not all spans could be sent before the end");
         }
     }
 }
 
 /// For how long the end waits for spans to be sent.
-const LAST_WORD: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-fn are_wanted(configured: Traces) -> bool {
+fn is_enabled(configured: Traces) -> bool {
     if variable("OTEL_SDK_DISABLED").is_some_and(|disabled| disabled.eq_ignore_ascii_case("true")) {
         return false;
     }
@@ -108,7 +108,7 @@ fn are_wanted(configured: Traces) -> bool {
 }
 
 /// What the standard variables say that is not understood, and what is done instead.
-pub(super) fn misunderstood() -> Vec<String> {
+pub(super) fn invalid_variables() -> Vec<String> {
     const CHOICES: [(&str, &[&str], &str); 4] = [
         ("OTEL_TRACES_EXPORTER", &["otlp", "none"], "telemetry.traces decides"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", &PROTOCOLS, "telemetry.traces_protocol decides"),
@@ -157,7 +157,7 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
     }
     let builder = SpanExporter::builder().with_http().with_http_client(HyperClient::new(
         connector()?,
-        TIMEOUT,
+        EXPORT_TIMEOUT,
         None,
     ));
     let builder = builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
@@ -169,7 +169,7 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
 }
 
 /// The standard's default for a try to send a batch.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn protocol(configured: Protocol) -> Protocol {
     let said = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]

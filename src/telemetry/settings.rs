@@ -39,7 +39,7 @@ impl TryFrom<String> for LogFormat {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(&text, [("text", Self::Text), ("json", Self::Json)])
+        settings::parse_choice(&text, [("text", Self::Text), ("json", Self::Json)])
     }
 }
 
@@ -97,7 +97,7 @@ impl TryFrom<String> for Traces {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(&text, [("off", Self::Off), ("otlp", Self::Otlp)])
+        settings::parse_choice(&text, [("off", Self::Off), ("otlp", Self::Otlp)])
     }
 }
 
@@ -118,7 +118,7 @@ impl TryFrom<String> for Protocol {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        settings::choose(&text, [("grpc", Self::Grpc), ("http/protobuf", Self::HttpProtobuf)])
+        settings::parse_choice(&text, [("grpc", Self::Grpc), ("http/protobuf", Self::HttpProtobuf)])
     }
 }
 

@@ -24,7 +24,7 @@ use crate::sync::lock;
 
 /// How much waits, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Limits {
+struct BatchLimits {
     /// Spans that may wait.
     queue: usize,
     /// Spans that are sent at once, at most.
@@ -35,7 +35,7 @@ struct Limits {
     export: Duration,
 }
 
-impl Limits {
+impl BatchLimits {
     /// The standard variables, or their defaults.
     fn from_environment() -> Self {
         let queue = positive("OTEL_BSP_MAX_QUEUE_SIZE", 2048);
@@ -57,20 +57,20 @@ fn positive<N: FromStr + PartialOrd + Default>(name: &str, default: N) -> N {
 
 /// Takes spans that are over, for the thread that sends them.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct SpanQueue {
     spans: mpsc::Sender<SpanData>,
     dropped: Arc<AtomicU64>,
-    end: Mutex<Option<End>>,
+    end: Mutex<Option<Shutdown>>,
 }
 
 /// How the thread is told to end, and tells that it has.
 #[derive(Debug)]
-struct End {
-    tell: oneshot::Sender<()>,
-    told: threads::Receiver<()>,
+struct Shutdown {
+    request: oneshot::Sender<()>,
+    done: threads::Receiver<()>,
 }
 
-impl Queue {
+impl SpanQueue {
     /// Begins to send what comes with `exporter`, on `runtime`. What is lost is added to `dropped`.
     ///
     /// # Errors
@@ -82,20 +82,20 @@ impl Queue {
         dropped: Arc<AtomicU64>,
     ) -> io::Result<Self> {
         exporter.set_resource(resource);
-        let limits = Limits::from_environment();
-        let (spans, waiting) = mpsc::channel(limits.queue);
-        let (tell, ending) = oneshot::channel();
-        let (ended, told) = threads::sync_channel(1);
-        let sender = Sender { exporter, limits, dropped: Arc::clone(&dropped), failing: false };
+        let limits = BatchLimits::from_environment();
+        let (spans, queued) = mpsc::channel(limits.queue);
+        let (request, ending) = oneshot::channel();
+        let (ended, done) = threads::sync_channel(1);
+        let sender = SpanSender { exporter, limits, dropped: Arc::clone(&dropped), failing: false };
         std::thread::Builder::new().name("traces".to_owned()).spawn(move || {
-            runtime.block_on(sender.run(waiting, ending));
+            runtime.block_on(sender.run(queued, ending));
             _ = ended.send(());
         })?;
-        Ok(Self { spans, dropped, end: Mutex::new(Some(End { tell, told })) })
+        Ok(Self { spans, dropped, end: Mutex::new(Some(Shutdown { request, done })) })
     }
 }
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for SpanQueue {
     fn on_start(&self, _span: &mut Span, _context: &Context) {}
 
     fn on_end(&self, span: SpanData) {
@@ -113,36 +113,38 @@ impl SpanProcessor for Queue {
     /// Sends what waits, for as long as this allows.
     fn shutdown_with_timeout(&self, patience: Duration) -> OTelSdkResult {
         let end = lock(&self.end).take();
-        let Some(End { tell, told }) = end else { return Err(OTelSdkError::AlreadyShutdown) };
-        _ = tell.send(());
-        match told.recv_timeout(patience) {
+        let Some(Shutdown { request, done }) = end else {
+            return Err(OTelSdkError::AlreadyShutdown);
+        };
+        _ = request.send(());
+        match done.recv_timeout(patience) {
             Err(RecvTimeoutError::Timeout) => Err(OTelSdkError::Timeout(patience)),
             Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
         }
     }
 }
 
-struct Sender<E> {
+struct SpanSender<E> {
     exporter: E,
-    limits: Limits,
+    limits: BatchLimits,
     dropped: Arc<AtomicU64>,
     /// Whether the last batch was lost, so that it is said once.
     failing: bool,
 }
 
-impl<E: SpanExporter> Sender<E> {
+impl<E: SpanExporter> SpanSender<E> {
     async fn run(
         mut self,
-        mut waiting: mpsc::Receiver<SpanData>,
+        mut queued: mpsc::Receiver<SpanData>,
         mut ending: oneshot::Receiver<()>,
     ) {
         loop {
             let mut batch = Vec::with_capacity(self.limits.batch);
             tokio::select! {
-                () = self.fill(&mut batch, &mut waiting) => {}
-                _ = &mut ending, if !waiting.is_closed() => waiting.close(),
+                () = self.fill(&mut batch, &mut queued) => {}
+                _ = &mut ending, if !queued.is_closed() => queued.close(),
             }
-            if batch.is_empty() && waiting.is_closed() && waiting.is_empty() {
+            if batch.is_empty() && queued.is_closed() && queued.is_empty() {
                 return;
             }
             if !batch.is_empty() {
@@ -152,12 +154,12 @@ impl<E: SpanExporter> Sender<E> {
     }
 
     /// Takes what comes until there is a batch, or its first span has waited long enough, or there will be no more.
-    async fn fill(&self, batch: &mut Vec<SpanData>, waiting: &mut mpsc::Receiver<SpanData>) {
-        let most = self.limits.batch;
-        waiting.recv_many(batch, most).await;
+    async fn fill(&self, batch: &mut Vec<SpanData>, queued: &mut mpsc::Receiver<SpanData>) {
+        let max = self.limits.batch;
+        queued.recv_many(batch, max).await;
         let due = Instant::now() + self.limits.delay;
-        while batch.len() < most
-            && let Ok(1..) = timeout_at(due, waiting.recv_many(batch, most - batch.len())).await
+        while batch.len() < max
+            && let Ok(1..) = timeout_at(due, queued.recv_many(batch, max - batch.len())).await
         {
         }
     }

@@ -30,12 +30,12 @@ pub enum Route {
 }
 
 /// Whether anybody wants the span of a request.
-pub fn is_wanted() -> bool {
+pub fn is_enabled() -> bool {
     tracing::span_enabled!(tracing::Level::INFO)
 }
 
 /// The span of a request, a child of the span that its `traceparent` names.
-pub fn request<B>(request: &Request<B>, route: Route) -> Span {
+pub fn request_span<B>(request: &Request<B>, route: Route) -> Span {
     let (headers, uri) = (request.headers(), request.uri());
     let span = tracing::info_span!(
         "request",
@@ -92,7 +92,7 @@ fn authority(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
 }
 
 /// The request of this span was answered.
-pub fn responded(span: &Span, status: StatusCode) {
+pub fn record_status(span: &Span, status: StatusCode) {
     if span.is_disabled() {
         return;
     }
@@ -106,7 +106,7 @@ pub fn responded(span: &Span, status: StatusCode) {
 
 /// The span of a command of a Redis client that has to wait for a fetch. Redis's protocol has no place for the caller's
 /// span, so it has no parent. One that memory answers at once has none: it takes less than a span would.
-pub fn command(name: &'static str) -> Span {
+pub fn command_span(name: &'static str) -> Span {
     tracing::info_span!(
         "command",
         "otel.name" = name,
@@ -118,12 +118,12 @@ pub fn command(name: &'static str) -> Span {
 }
 
 /// The read of this span had this outcome.
-pub fn outcome(span: &Span, name: &str) {
+pub fn record_outcome(span: &Span, name: &str) {
     span.record("redis_proxy.outcome", name);
 }
 
 /// The span of a fetch, a child of the read that causes it.
-pub fn fetch() -> Span {
+pub fn fetch_span() -> Span {
     tracing::info_span!(
         "fetch",
         "otel.name" = Empty,
@@ -140,7 +140,7 @@ pub fn fetch() -> Span {
 }
 
 /// The fetch that goes on here asks this server; `port` is none for a unix socket, whose path is its address.
-pub fn asks(address: &str, port: Option<u16>, database: u32) {
+pub fn record_target(address: &str, port: Option<u16>, database: u32) {
     let span = Span::current();
     if !span.is_disabled() {
         span.record(
@@ -154,7 +154,7 @@ pub fn asks(address: &str, port: Option<u16>, database: u32) {
 }
 
 /// The fetch that goes on here failed; `kind` says how, and `code` is the first word of Redis's error.
-pub fn failed(kind: &str, code: Option<&str>) {
+pub fn record_failure(kind: &str, code: Option<&str>) {
     let span = Span::current();
     span.record("error.type", kind);
     span.record("db.response.status_code", code);
@@ -162,7 +162,7 @@ pub fn failed(kind: &str, code: Option<&str>) {
 }
 
 /// The read that goes on here waits for the fetch of this span, which another has caused.
-pub fn waits_for(fetch: &Span) {
+pub fn follow(fetch: &Span) {
     if !fetch.is_disabled() {
         Span::current().follows_from(fetch);
     }
@@ -186,12 +186,12 @@ mod tests {
 
     #[test]
     fn no_span_is_made_where_nobody_wants_one() {
-        let span = request(&Request::new(()), Route::Keys);
-        assert!(span.is_none() && fetch().is_none() && !is_wanted());
-        responded(&span, StatusCode::OK);
-        outcome(&span, "hit");
-        asks("localhost", Some(6379), 0);
-        failed("timeout", None);
-        waits_for(&span);
+        let span = request_span(&Request::new(()), Route::Keys);
+        assert!(span.is_none() && fetch_span().is_none() && !is_enabled());
+        record_status(&span, StatusCode::OK);
+        record_outcome(&span, "hit");
+        record_target("localhost", Some(6379), 0);
+        record_failure("timeout", None);
+        follow(&span);
     }
 }

@@ -15,12 +15,12 @@ mod reference;
 enum Failure {
     Down,
     Refused,
-    Vanished,
+    Cancelled,
 }
 
-impl From<Vanished> for Failure {
-    fn from(_: Vanished) -> Self {
-        Self::Vanished
+impl From<Cancelled> for Failure {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
     }
 }
 
@@ -46,7 +46,7 @@ async fn read(
     key: &str,
     fetched: Fetched<Failure>,
 ) -> Result<Answer, (Outcome, Failure)> {
-    cache.get_or_fetch(key.as_bytes(), Demand::Usual, |_| async { fetched }).await
+    cache.get_or_fetch(key.as_bytes(), ReadMode::Default, |_| async { fetched }).await
 }
 
 async fn outcome(cache: &TestCache, key: &str) -> Outcome {
@@ -55,14 +55,14 @@ async fn outcome(cache: &TestCache, key: &str) -> Outcome {
 
 /// The keys in memory, without moving one in the order of reads.
 fn keys(cache: &TestCache) -> Vec<String> {
-    let entries = cache.0.store.load().select(|_| true);
+    let entries = cache.0.store.load().collect_where(|_| true);
     let mut keys: Vec<_> =
         entries.iter().map(|entry| String::from_utf8_lossy(entry.key()).into_owned()).collect();
     keys.sort();
     keys
 }
 
-fn evicted(cache: &TestCache, cause: Cause) -> u64 {
+fn evicted(cache: &TestCache, cause: EvictionCause) -> u64 {
     cache.statistics().evictions[cause as usize]
 }
 
@@ -73,7 +73,7 @@ async fn the_least_recently_read_entry_goes_first() {
         outcome(&cache, key).await;
     }
     assert_eq!(keys(&cache), ["a", "c", "d"]);
-    assert_eq!((cache.statistics().entries, evicted(&cache, Cause::Capacity)), (3, 1));
+    assert_eq!((cache.statistics().entries, evicted(&cache, EvictionCause::Capacity)), (3, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +84,7 @@ async fn nothing_older_than_the_ttl_is_given() {
     assert_eq!(outcome(&cache, "k").await, Outcome::Hit);
     advance(Duration::from_nanos(1)).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
-    assert_eq!(evicted(&cache, Cause::Expired), 1);
+    assert_eq!(evicted(&cache, EvictionCause::Expired), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,7 +94,7 @@ async fn the_age_counts_from_before_the_fetch() {
         tokio::time::sleep(5 * SECOND).await;
         value("v")
     };
-    let answer = cache.get_or_fetch(b"k", Demand::Usual, |_| slow).await.unwrap();
+    let answer = cache.get_or_fetch(b"k", ReadMode::Default, |_| slow).await.unwrap();
     assert_eq!(answer.age, 5 * SECOND);
     advance(55 * SECOND).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
@@ -118,9 +118,9 @@ async fn absent_keys_are_kept_for_their_own_time_only() {
         let answer = read(&cache, "k", Fetched::Absent).await.unwrap();
         assert_eq!((answer.outcome, answer.entry.value().is_none()), (Outcome::Miss, true));
     }
-    cache.apply(&Settings { ttl_absent: AbsentTtl::Fixed(SECOND), ..settings(10) });
+    cache.apply(&Settings { ttl_absent: NegativeTtl::Fixed(SECOND), ..settings(10) });
     read(&cache, "k", Fetched::Absent).await.unwrap();
-    assert_eq!(outcome(&cache, "k").await, Outcome::Absent);
+    assert_eq!(outcome(&cache, "k").await, Outcome::NegativeHit);
     advance(SECOND).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
 }
@@ -146,7 +146,7 @@ async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn what_redis_contradicted_does_not_stand_in() {
-    for contradiction in [Fetched::Absent, Fetched::Refused(Failure::Refused)] {
+    for contradiction in [Fetched::Absent, Fetched::ErrorReply(Failure::Refused)] {
         let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
         outcome(&cache, "k").await;
         advance(61 * SECOND).await;
@@ -160,7 +160,7 @@ async fn what_redis_contradicted_does_not_stand_in() {
 async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
     let cache = cache(settings(10));
     let (release, gate) = oneshot::channel::<()>();
-    let leader = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
+    let leader = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
         _ = gate.await;
         Fetched::Failed(Failure::Down)
     });
@@ -191,7 +191,7 @@ async fn a_thousand_readers_cause_one_fetch() {
                 value("v")
             };
             cache
-                .get_or_fetch(b"k", Demand::Usual, fetch)
+                .get_or_fetch(b"k", ReadMode::Default, fetch)
                 .await
                 .unwrap()
                 .entry
@@ -217,7 +217,7 @@ async fn a_leader_who_goes_away_harms_nobody() {
                 _ = gate.await;
                 value("v")
             };
-            cache.get_or_fetch(b"k", Demand::Usual, fetch).await.map(|_| ())
+            cache.get_or_fetch(b"k", ReadMode::Default, fetch).await.map(|_| ())
         }
     });
     while cache.statistics().flights == 0 {
@@ -239,7 +239,7 @@ async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
     for flush in [false, true] {
         let cache = cache(settings(10));
         let (release, gate) = oneshot::channel::<()>();
-        let old = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
+        let old = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
             _ = gate.await;
             value("old")
         });
@@ -276,10 +276,13 @@ async fn invalidations_and_flushes_are_counted_and_leave_nothing() {
     }
     cache.invalidate(b"a");
     cache.invalidate(b"never read");
-    assert_eq!((keys(&cache).len(), evicted(&cache, Cause::Invalidated)), (2, 1));
+    assert_eq!((keys(&cache).len(), evicted(&cache, EvictionCause::Invalidated)), (2, 1));
     cache.invalidate_all();
     let statistics = cache.statistics();
-    assert_eq!((statistics.entries, statistics.bytes, evicted(&cache, Cause::Flushed)), (0, 0, 2));
+    assert_eq!(
+        (statistics.entries, statistics.bytes, evicted(&cache, EvictionCause::Flushed)),
+        (0, 0, 2)
+    );
 }
 
 #[tokio::test]
@@ -291,7 +294,7 @@ async fn shrinking_keeps_the_most_recently_read_and_growing_keeps_all() {
     outcome(&cache, "07").await;
     assert_eq!(cache.apply(&settings(3)), 97);
     assert_eq!(keys(&cache), ["07", "98", "99"]);
-    assert_eq!((cache.statistics().entries, evicted(&cache, Cause::Resized)), (3, 97));
+    assert_eq!((cache.statistics().entries, evicted(&cache, EvictionCause::Resized)), (3, 97));
     assert_eq!(cache.apply(&settings(5)), 0);
     assert_eq!(keys(&cache), ["07", "98", "99"]);
     // The order of reads was 98, 99, 07.
@@ -299,7 +302,10 @@ async fn shrinking_keeps_the_most_recently_read_and_growing_keeps_all() {
         outcome(&cache, key).await;
     }
     assert_eq!(keys(&cache), ["07", "99", "x", "y", "z"]);
-    assert_eq!((evicted(&cache, Cause::Capacity), evicted(&cache, Cause::Resized)), (1, 97));
+    assert_eq!(
+        (evicted(&cache, EvictionCause::Capacity), evicted(&cache, EvictionCause::Resized)),
+        (1, 97)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -312,7 +318,10 @@ async fn an_entry_whose_time_is_over_takes_no_room_from_another() {
     assert_eq!(outcome(&cache, "old").await, Outcome::Hit, "and so the most recently read");
     advance(20 * SECOND).await;
     assert_eq!(cache.apply(&settings(1)), 0);
-    assert_eq!((keys(&cache), evicted(&cache, Cause::Expired)), (vec!["young".to_owned()], 1));
+    assert_eq!(
+        (keys(&cache), evicted(&cache, EvictionCause::Expired)),
+        (vec!["young".to_owned()], 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -321,7 +330,7 @@ async fn a_shorter_ttl_holds_for_what_is_cached_and_a_longer_one_revives_nothing
     outcome(&cache, "k").await;
     advance(5 * SECOND).await;
     cache.apply(&Settings { ttl: SECOND, ..settings(10) });
-    assert_eq!((cache.statistics().entries, evicted(&cache, Cause::Expired)), (0, 1));
+    assert_eq!((cache.statistics().entries, evicted(&cache, EvictionCause::Expired)), (0, 1));
     cache.apply(&settings(10));
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
 }
@@ -349,7 +358,7 @@ async fn the_policy_changes_with_what_is_cached() {
 #[tokio::test(start_paused = true)]
 async fn a_reader_is_not_given_what_was_asked_for_before_he_came_and_is_too_old() {
     let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
-    let slow = cache.get_or_fetch(b"k", Demand::Usual, |_| async {
+    let slow = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
         tokio::time::sleep(SECOND).await;
         value("old")
     });
@@ -385,7 +394,7 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
                 for key in &keys {
                     let version = Arc::clone(&version);
                     let fetch = |_| async move { value(&version.load(Relaxed).to_string()) };
-                    cache.get_or_fetch(key.as_bytes(), Demand::Usual, fetch).await.unwrap();
+                    cache.get_or_fetch(key.as_bytes(), ReadMode::Default, fetch).await.unwrap();
                 }
             }
         })
@@ -463,6 +472,6 @@ async fn a_resize_under_load_loses_no_entry_and_counts_each_once() {
         statistics.entries + statistics.evictions.iter().sum::<u64>(),
         "{statistics:?}"
     );
-    assert_eq!(evicted(&cache, Cause::Expired), 0);
+    assert_eq!(evicted(&cache, EvictionCause::Expired), 0);
     assert!(statistics.entries <= 3000, "{statistics:?}");
 }

@@ -27,15 +27,15 @@ use super::*;
 #[derive(Debug, Clone)]
 struct Failure;
 
-impl From<Vanished> for Failure {
-    fn from(_: Vanished) -> Self {
+impl From<Cancelled> for Failure {
+    fn from(_: Cancelled) -> Self {
         Self
     }
 }
 
 type TestCache = Cache<Failure>;
 type TestShared = Shared<Failure>;
-type TestTicket = Ticket<Landed<Failure>>;
+type TestTicket = FlightGuard<FlightResult<Failure>>;
 
 const KEY: &[u8] = b"key";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,27 +52,27 @@ const STACK_SIZE: usize = 1 << 18;
 #[derive(Clone, Copy)]
 struct Steps {
     lookup: fn(&TestShared) -> Option<Answer>,
-    stand_in: fn(&TestShared) -> Option<Answer>,
+    serve_stale: fn(&TestShared) -> Option<Answer>,
     fetch: fn(&World) -> Option<Given>,
-    land: fn(&TestShared, TestTicket, &Landed<Failure>),
+    complete: fn(&TestShared, TestTicket, &FlightResult<Failure>),
     invalidate: fn(&TestCache),
     resize: fn(&TestCache),
     sweep: fn(&TestCache),
-    forsake: fn(&TestCache),
-    rely_on_tracking: fn(&TestCache, Instant),
+    suspend_tracking: fn(&TestCache),
+    start_tracking: fn(&TestCache, Instant),
 }
 
 /// The right order: the cache's own.
 const RIGHT: Steps = Steps {
     lookup: |shared| shared.lookup(KEY, Instant::now()),
-    stand_in: |shared| shared.stand_in(KEY, Instant::now()),
+    serve_stale: |shared| shared.serve_stale(KEY, Instant::now()),
     fetch: World::fetch,
-    land: |shared, ticket, landed| shared.land(ticket, landed),
+    complete: |shared, guard, result| shared.complete(guard, result),
     invalidate: |cache| cache.invalidate(KEY),
     resize: |cache| _ = cache.apply(&Settings { capacity: CAPACITY_NEXT, ..cache.settings() }),
     sweep: TestCache::sweep,
-    forsake: TestCache::forsake,
-    rely_on_tracking: TestCache::rely_on_tracking,
+    suspend_tracking: TestCache::suspend_tracking,
+    start_tracking: TestCache::start_tracking,
 };
 
 /// The cache's own, where Redis tells that everything changed instead of the key.
@@ -190,7 +190,7 @@ impl World {
     }
 
     /// Heeds all that Redis has told.
-    fn heed(&self) {
+    fn apply_pushes(&self) {
         let sent = self.redis(|redis| Some((redis.link?, redis.received + redis.wire.len())));
         if let Some((link, number)) = sent {
             self.receive(link, number);
@@ -205,35 +205,41 @@ impl World {
     fn fetch(&self) -> Option<Given> {
         match self.join() {
             Joined::Found(answer) => Some(answer.into()),
-            Joined::Follower(arrival) => self.arrival(arrival, Outcome::Coalesced),
-            Joined::Leader(ticket, arrival) => {
+            Joined::Follower(waiter) => self.await_flight(waiter, Outcome::Coalesced),
+            Joined::Leader(guard, waiter) => {
                 let asked = self.shared().clock(Instant::now());
-                self.land(ticket, asked, self.ask());
-                self.arrival(arrival, Outcome::Miss)
+                self.complete(guard, asked, self.ask());
+                self.await_flight(waiter, Outcome::Miss)
             }
         }
     }
 
-    fn join(&self) -> Joined<Landed<Failure>, Answer> {
+    fn join(&self) -> Joined<FlightResult<Failure>, Answer> {
         self.shared().flights.join(KEY, || self.look_up())
     }
 
-    fn land(&self, ticket: TestTicket, asked: u64, version: Option<u64>) {
+    fn complete(&self, guard: TestTicket, asked: u64, version: Option<u64>) {
         self.brought.fetch_add(version.is_some().into(), Relaxed);
         self.failed.fetch_add(version.is_none().into(), Relaxed);
-        let landed = version.map_or(Landed::Failed(Failure), |version| {
-            Landed::Answered(entry(version, asked, None))
+        let result = version.map_or(FlightResult::Failed(Failure), |version| {
+            FlightResult::Answered(entry(version, asked, None))
         });
-        (self.steps.land)(self.shared(), ticket, &landed);
+        (self.steps.complete)(self.shared(), guard, &result);
     }
 
-    fn arrival(&self, arrival: Arrival<Landed<Failure>>, outcome: Outcome) -> Option<Given> {
-        block_on(self.shared().arrival(KEY, Demand::Usual, arrival, outcome)).ok().map(Given::from)
+    fn await_flight(
+        &self,
+        waiter: FlightWaiter<FlightResult<Failure>>,
+        outcome: Outcome,
+    ) -> Option<Given> {
+        block_on(self.shared().await_flight(KEY, ReadMode::Default, waiter, outcome))
+            .ok()
+            .map(Given::from)
     }
 
     /// What is left when nothing goes on any more.
     fn look_at_the_end(&self) {
-        self.heed();
+        self.apply_pushes();
         let shared = self.shared();
         let current = self.redis.lock().unwrap().version;
         let kept = shared.store.load().get(KEY, 0).map(|entry| version(&entry));
@@ -270,14 +276,14 @@ impl World {
         self.read();
     }
 
-    fn dead(&self) {
+    fn expired(&self) {
         self.brought.fetch_add(1, Relaxed);
         let entry = entry(0, self.shared().clock(Instant::now()), Some(Duration::ZERO));
         self.shared().store.load().insert(entry);
     }
 
     fn tracked(&self) {
-        self.cache.rely_on_tracking(Instant::now());
+        self.cache.start_tracking(Instant::now());
     }
 
     fn tracked_and_kept(&self) {
@@ -285,14 +291,14 @@ impl World {
         self.read();
     }
 
-    fn tracked_and_kept_to_stand_in(&self) {
+    fn tracked_and_kept_for_stale(&self) {
         self.cache.apply(&Settings { stale_grace: HOUR, ..self.cache.settings() });
         self.tracked_and_kept();
     }
 
-    fn forsaken_and_kept_to_stand_in(&self) {
-        self.tracked_and_kept_to_stand_in();
-        self.cache.forsake();
+    fn suspended_and_kept_for_stale(&self) {
+        self.tracked_and_kept_for_stale();
+        self.cache.suspend_tracking();
     }
 }
 
@@ -314,9 +320,9 @@ impl World {
         self.read();
     }
 
-    fn stand_in(&self) {
+    fn serve_stale(&self) {
         let oldest = self.oldest.load(Relaxed);
-        let given = (self.steps.stand_in)(self.shared()).map(Given::from);
+        let given = (self.steps.serve_stale)(self.shared()).map(Given::from);
         assert!(
             given.is_none_or(|given| given.version >= oldest),
             "something older than {oldest} stood in"
@@ -324,7 +330,7 @@ impl World {
     }
 
     fn be_stood_in_for(&self) {
-        assert!((self.steps.stand_in)(self.shared()).is_some(), "nothing stood in");
+        assert!((self.steps.serve_stale)(self.shared()).is_some(), "nothing stood in");
     }
 
     /// Somebody changes the key in Redis, which tells of it if the key is tracked.
@@ -342,7 +348,7 @@ impl World {
 
     fn change(&self) {
         self.write();
-        self.heed();
+        self.apply_pushes();
     }
 
     fn change_and_read(&self) {
@@ -368,9 +374,9 @@ impl World {
     }
 
     /// Opens a flight, if there is none, and never lands.
-    fn vanish(&self) {
-        if let Joined::Leader(ticket, _) = self.join() {
-            drop(ticket);
+    fn cancel_leader(&self) {
+        if let Joined::Leader(guard, _) = self.join() {
+            drop(guard);
         }
     }
 
@@ -385,10 +391,10 @@ impl World {
             redis.wire.clear();
         });
         drop(reading);
-        (self.steps.forsake)(&self.cache);
+        (self.steps.suspend_tracking)(&self.cache);
         self.forsaken();
         self.write();
-        (self.steps.rely_on_tracking)(&self.cache, Instant::now());
+        (self.steps.start_tracking)(&self.cache, Instant::now());
         // Nothing is in memory now, and whoever asks next is told what is current.
         let version = self.redis.lock().unwrap().version;
         self.oldest.fetch_max(version, Relaxed);
@@ -563,36 +569,37 @@ fn a_resize_brings_back_nothing_that_was_changed_or_flushed() {
     }
     Scenario(World::kept, &[World::resize, World::change, World::read]).holds(2, RIGHT);
     Scenario(World::kept, &[World::resize, World::flush]).holds(ANY, RIGHT);
-    Scenario(World::dead, &[World::resize, World::flush]).holds(ANY, RIGHT);
+    Scenario(World::expired, &[World::resize, World::flush]).holds(ANY, RIGHT);
     Scenario(World::nothing, &[World::resize, World::flush, World::read]).holds(2, RIGHT);
 }
 
 #[test]
 fn a_resize_hides_nothing_from_who_may_be_given_something_stale() {
-    Scenario(World::forsaken_and_kept_to_stand_in, &[World::resize, World::be_stood_in_for])
+    Scenario(World::suspended_and_kept_for_stale, &[World::resize, World::be_stood_in_for])
         .holds(3, RIGHT);
 }
 
 #[test]
 fn nobody_waits_for_a_leader_who_is_gone() {
-    Scenario(World::nothing, &[World::vanish, World::read]).holds(ANY, RIGHT);
-    Scenario(World::nothing, &[World::vanish, World::read_twice, World::read]).holds(2, RIGHT);
+    Scenario(World::nothing, &[World::cancel_leader, World::read]).holds(ANY, RIGHT);
+    Scenario(World::nothing, &[World::cancel_leader, World::read_twice, World::read])
+        .holds(2, RIGHT);
 }
 
 #[test]
 fn a_new_link_vouches_for_nothing_of_before() {
-    for before in [World::tracked, World::tracked_and_kept, World::tracked_and_kept_to_stand_in] {
+    for before in [World::tracked, World::tracked_and_kept, World::tracked_and_kept_for_stale] {
         Scenario(before, &[World::reconnect, World::read]).holds(3, RIGHT);
         Scenario(before, &[World::reconnect, World::read, World::read]).holds(2, RIGHT);
     }
-    Scenario(World::tracked_and_kept_to_stand_in, &[World::reconnect, World::stand_in])
+    Scenario(World::tracked_and_kept_for_stale, &[World::reconnect, World::serve_stale])
         .holds(3, RIGHT);
 }
 
 #[test]
 fn a_sweep_takes_nothing_that_landed_meanwhile() {
-    Scenario(World::dead, &[World::sweep, World::read]).holds(3, RIGHT);
-    Scenario(World::dead, &[World::sweep, World::read, World::change]).holds(2, RIGHT);
+    Scenario(World::expired, &[World::sweep, World::read]).holds(3, RIGHT);
+    Scenario(World::expired, &[World::sweep, World::read, World::change]).holds(2, RIGHT);
 }
 
 /// More threads than can be tried in every order: in orders by chance, the same in each run.
@@ -606,7 +613,7 @@ fn everything_at_once() {
         World::sweep,
         World::reconnect,
     ];
-    for before in [World::kept, World::tracked_and_kept_to_stand_in] {
+    for before in [World::kept, World::tracked_and_kept_for_stale] {
         let orders = RandomScheduler::new_from_seed(SEED, RANDOM_ORDERS);
         Scenario(before, acts).run_in(orders, FailurePersistence::Print, RIGHT);
     }
@@ -614,16 +621,16 @@ fn everything_at_once() {
 
 #[test]
 fn check_then_store_keeps_what_was_changed() {
-    let land = |shared: &TestShared, ticket: TestTicket, landed: &Landed<Failure>| {
-        let (key, open) = (ticket.key().clone(), Cell::new(false));
-        ticket.land(|_| open.set(true), landed.clone());
+    let complete = |shared: &TestShared, guard: TestTicket, result: &FlightResult<Failure>| {
+        let (key, open) = (guard.key().clone(), Cell::new(false));
+        guard.complete(|_| open.set(true), result.clone());
         if open.get() {
-            shared.keep(&key, landed);
+            shared.store_result(&key, result);
         }
     };
     let threads: &[Act] = &[World::read, World::change_and_read];
-    Scenario(World::nothing, threads).fails(3, Steps { land, ..RIGHT }, "was kept, not");
-    Scenario(World::nothing, threads).fails(3, Steps { land, ..FLUSHES }, "or were counted");
+    Scenario(World::nothing, threads).fails(3, Steps { complete, ..RIGHT }, "was kept, not");
+    Scenario(World::nothing, threads).fails(3, Steps { complete, ..FLUSHES }, "or were counted");
 }
 
 #[test]
@@ -633,10 +640,10 @@ fn opening_late_keeps_what_was_changed() {
         let version = world.ask();
         match world.join() {
             Joined::Found(answer) => Some(answer.into()),
-            Joined::Follower(arrival) => world.arrival(arrival, Outcome::Coalesced),
-            Joined::Leader(ticket, arrival) => {
-                world.land(ticket, asked, version);
-                world.arrival(arrival, Outcome::Miss)
+            Joined::Follower(waiter) => world.await_flight(waiter, Outcome::Coalesced),
+            Joined::Leader(guard, waiter) => {
+                world.complete(guard, asked, version);
+                world.await_flight(waiter, Outcome::Miss)
             }
         }
     };
@@ -649,13 +656,13 @@ fn removing_before_closing_keeps_what_was_changed() {
     let invalidate = |cache: &TestCache| {
         let shared = &cache.0;
         if shared.flights.hold(KEY, || shared.store.load().remove(KEY)) {
-            shared.evictions.count(Cause::Invalidated, 1);
+            shared.evictions.add(EvictionCause::Invalidated, 1);
         }
         shared.flights.close(KEY, || ());
     };
     let flush = |cache: &TestCache| {
         let shared = &cache.0;
-        shared.flushed(shared.flights.hold_all(|| shared.start_over()));
+        shared.record_flush(shared.flights.hold_all(|| shared.replace_store()));
         shared.flights.close_all(|| ());
     };
     let threads: &[Act] = &[World::read, World::change_and_read];
@@ -668,30 +675,31 @@ fn a_voucher_asked_after_the_store_vouches_for_what_was_there_before() {
     let lookup = |shared: &TestShared| {
         let now = shared.clock(Instant::now());
         let entry = shared.store.load().get(KEY, now)?;
-        let voucher = shared.proof.voucher(now);
-        let freshness = entry.freshness(now, shared.lifetimes.get(), voucher);
+        let validity = shared.lease.validity(now);
+        let freshness = entry.freshness(now, shared.ttls.get(), validity);
         matches!(freshness, Freshness::Fresh { .. })
             .then(|| Answer::new(entry, Outcome::Hit, freshness, now))
     };
-    let scenario = Scenario(World::tracked_and_kept_to_stand_in, &[World::reconnect, World::read]);
+    let scenario = Scenario(World::tracked_and_kept_for_stale, &[World::reconnect, World::read]);
     scenario.fails(3, Steps { lookup, ..RIGHT }, "older than");
 }
 
 #[test]
 fn a_proof_before_all_is_dropped_vouches_for_what_was_there_before() {
-    let rely_on_tracking = |cache: &TestCache, asked| {
-        cache.prove(asked);
-        cache.0.flushed(cache.0.flights.hold_all(|| cache.0.start_over()));
+    let start_tracking = |cache: &TestCache, asked| {
+        cache.renew_lease(asked);
+        cache.0.record_flush(cache.0.flights.hold_all(|| cache.0.replace_store()));
     };
-    let scenario = Scenario(World::tracked_and_kept_to_stand_in, &[World::reconnect, World::read]);
-    scenario.fails(3, Steps { rely_on_tracking, ..RIGHT }, "older than");
+    let scenario = Scenario(World::tracked_and_kept_for_stale, &[World::reconnect, World::read]);
+    scenario.fails(3, Steps { start_tracking, ..RIGHT }, "older than");
 }
 
 #[test]
 fn a_flight_left_open_when_the_link_is_lost_keeps_what_came_over_it() {
-    let forsake = |cache: &TestCache| cache.0.proof.end(cache.0.clock(Instant::now()));
+    let suspend_tracking =
+        |cache: &TestCache| cache.0.lease.expire_at(cache.0.clock(Instant::now()));
     let scenario = Scenario(World::tracked, &[World::reconnect, World::read]);
-    scenario.fails(3, Steps { forsake, ..RIGHT }, "was kept, not");
+    scenario.fails(3, Steps { suspend_tracking, ..RIGHT }, "was kept, not");
 }
 
 #[test]
@@ -699,15 +707,15 @@ fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
     let sweep = |cache: &TestCache| {
         let shared = &cache.0;
         let seen = Arc::clone(&shared.store.load());
-        let (now, lifetimes) = (shared.clock(Instant::now()), shared.lifetimes.get());
-        let voucher = shared.proof.next_voucher();
+        let (now, ttls) = (shared.clock(Instant::now()), shared.ttls.get());
+        let validity = shared.lease.next_validity();
         for entry in
-            seen.select(|entry| entry.freshness(now, lifetimes, voucher) == Freshness::Dead)
+            seen.collect_where(|entry| entry.freshness(now, ttls, validity) == Freshness::Expired)
         {
             shared.flights.hold(entry.key(), || shared.store.load().remove(entry.key()));
         }
     };
-    Scenario(World::dead, &[World::sweep, World::read]).fails(
+    Scenario(World::expired, &[World::sweep, World::read]).fails(
         3,
         Steps { sweep, ..RIGHT },
         "or were counted",
@@ -725,9 +733,9 @@ fn a_shorter_coherence_timeout_is_obeyed_by_the_proof_that_comes_meanwhile() {
     let orders = Runner::new(Orders::new(ANY), config).run(move || {
         let settings = Settings { ttl: HOUR, coherence_timeout: HOUR, ..Settings::default() };
         let cache = TestCache::new(settings.clone(), fetches.clone());
-        cache.rely_on_tracking(Instant::now());
-        let proved = cache.clone();
-        let link = thread::spawn(move || proved.prove(Instant::now()));
+        cache.start_tracking(Instant::now());
+        let renewed = cache.clone();
+        let link = thread::spawn(move || renewed.renew_lease(Instant::now()));
         let changed = cache.clone();
         let reload = thread::spawn(move || {
             changed.apply(&Settings { coherence_timeout: SHORT, ..settings })
@@ -735,10 +743,10 @@ fn a_shorter_coherence_timeout_is_obeyed_by_the_proof_that_comes_meanwhile() {
         link.join().unwrap();
         reload.join().unwrap();
         let later = cache.0.clock(Instant::now() + SHORT);
-        let voucher = cache.0.proof.voucher(later);
+        let validity = cache.0.lease.validity(later);
         assert_ne!(
-            voucher,
-            Voucher::Redis,
+            validity,
+            Validity::Tracked,
             "a proof holds for longer than the coherence_timeout in force"
         );
     });

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::net::Output;
+use crate::net::WriteBuf;
 use crate::protocol::ReplyScanner;
 use crate::protocol::{write_array_length, write_error};
 
@@ -28,7 +28,7 @@ pub(super) enum Aggregate {
 }
 
 /// Writes the combination of `replies`. Writes an error if they do not have the shape that the rule expects.
-pub(super) fn write_aggregate(aggregate: &Aggregate, replies: &[&[u8]], output: &mut Output) {
+pub(super) fn write_aggregate(aggregate: &Aggregate, replies: &[&[u8]], output: &mut WriteBuf) {
     if *aggregate == Aggregate::Ignored {
         return;
     }
@@ -63,7 +63,7 @@ fn integer(reply: &[u8]) -> Option<i64> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn min(replies: &[&[u8]], output: &mut Output) -> Option<()> {
+fn min(replies: &[&[u8]], output: &mut WriteBuf) -> Option<()> {
     let mut least: Option<Vec<i64>> = None;
     for reply in replies {
         let numbers: Vec<i64> = elements(reply)?.into_iter().map(integer).collect::<Option<_>>()?;
@@ -82,7 +82,7 @@ fn min(replies: &[&[u8]], output: &mut Output) -> Option<()> {
     Some(())
 }
 
-fn concat(replies: &[&[u8]], output: &mut Output) -> Option<()> {
+fn concat(replies: &[&[u8]], output: &mut WriteBuf) -> Option<()> {
     let parts: Vec<_> = replies.iter().map(|reply| elements(reply)).collect::<Option<_>>()?;
     write_array_length(output.tail(), parts.iter().map(Vec::len).sum());
     for element in parts.into_iter().flatten() {
@@ -91,7 +91,7 @@ fn concat(replies: &[&[u8]], output: &mut Output) -> Option<()> {
     Some(())
 }
 
-fn reorder(places: &[Vec<usize>], replies: &[&[u8]], output: &mut Output) -> Option<()> {
+fn reorder(places: &[Vec<usize>], replies: &[&[u8]], output: &mut WriteBuf) -> Option<()> {
     let mut all = vec![&[][..]; places.iter().map(Vec::len).sum()];
     for (places, reply) in places.iter().zip(replies) {
         let elements = elements(reply)?;
@@ -132,7 +132,7 @@ mod tests {
 
     fn together(aggregate: &Aggregate, replies: &[&str]) -> String {
         let replies: Vec<_> = replies.iter().map(|reply| reply.as_bytes()).collect();
-        let mut output = Output::default();
+        let mut output = WriteBuf::default();
         write_aggregate(aggregate, &replies, &mut output);
         String::from_utf8(output.tail().to_vec()).unwrap()
     }

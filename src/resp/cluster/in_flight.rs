@@ -4,7 +4,7 @@
 //! the node said that it did not run it, or it was never sent. The connection of each node has its own queue of [`PartId`]s
 //! (see [`super::node`]); the identifier leads from a reply to its place here, never the other way round.
 //!
-//! The rules that must not be broken:
+//! The rules that must not be violations:
 //! - Replies leave in the order of the client's commands (invariant K2).
 //! - A part runs at most once. It runs again only if it was rejected, or if it is a read of which nothing has left (K3).
 //! - A rejected part runs again only if no write that the client sent behind it, to the same slot, has run. Otherwise
@@ -22,7 +22,7 @@ use super::aggregate::Aggregate;
 use super::routing::error;
 use super::unavailable;
 use crate::cluster::NodeName;
-use crate::protocol::Frame;
+use crate::protocol::ReplySummary;
 
 /// The place of a part: the number of its command in the client's order, and which of that command's parts it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -371,7 +371,7 @@ impl InFlight {
     }
 
     /// The reply to a part is complete.
-    pub(super) fn complete(&mut self, id: PartId, frame: Frame) {
+    pub(super) fn complete(&mut self, id: PartId, frame: ReplySummary) {
         if let Some((part, _)) = self.part(id) {
             (part.state, part.is_error) = (PartState::Answered, frame.is_error());
         }
@@ -610,10 +610,10 @@ mod tests {
     const OK: &[u8] = b"+OK\r\n";
     const MOVED: &[u8] = b"-MOVED 7 127.0.0.1:7001\r\n";
 
-    fn frame(reply: &[u8]) -> Frame {
+    fn frame(reply: &[u8]) -> ReplySummary {
         let mut head = [0; 7];
         head.iter_mut().zip(reply).for_each(|(to, from)| *to = *from);
-        Frame { head }
+        ReplySummary { head }
     }
 
     /// Commands of one part each.

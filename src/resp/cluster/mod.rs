@@ -9,7 +9,7 @@
 //! case. No further command is taken; every reply that is still to come is read and held; then nothing is on its way, and
 //! [`in_flight`] decides which rejected commands run again. They do so one by one, in the order of the client.
 //!
-//! The rules that must not be broken: K1 in [`node`], K2 to K4 in [`in_flight`], and K5 here: once the slot map has changed,
+//! The rules that must not be violations: K1 in [`node`], K2 to K4 in [`in_flight`], and K5 here: once the slot map has changed,
 //! nothing more is sent before all that was sent by the old one is answered. Otherwise a command sent by the new map could
 //! overtake one that the client sent before it.
 
@@ -38,12 +38,12 @@ use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route};
 use self::transaction::{Action, Input, Transaction};
 use super::connection::{Step, write_failure};
-use crate::backend::{BackendError, Client, Tied};
+use crate::backend::{BackendError, Client, EpochStream};
 use crate::cluster::{Cluster, NodeName};
 use crate::metrics::Redirect;
-use crate::net::Output;
-use crate::protocol::{Arguments, Progress, RequestLimits, RequestParser};
-use crate::protocol::{Frame, ReplyScanner};
+use crate::net::WriteBuf;
+use crate::protocol::{Arguments, ParseStatus, RequestLimits, RequestParser};
+use crate::protocol::{ReplyScanner, ReplySummary};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -59,11 +59,11 @@ pub(super) struct Terms {
 }
 
 /// Opens a stream on which the cluster speaks as one Redis.
-pub(super) fn open(cluster: Cluster, client: Client, terms: Terms) -> Tied {
+pub(super) fn open(cluster: Cluster, client: Client, terms: Terms) -> EpochStream {
     let (ours, theirs) = duplex(BUFFER);
     // It ends when the other end is dropped.
     tokio::spawn(Router::new(cluster, client, terms, ours).run());
-    Tied::loose(theirs)
+    EpochStream::unbound(theirs)
 }
 
 /// Bytes that may be on their way between the two ends.
@@ -87,7 +87,7 @@ struct Router {
     stream: DuplexStream,
     input: BytesMut,
     parser: RequestParser,
-    output: Output,
+    output: WriteBuf,
     in_flight: InFlight,
     nodes: Vec<Node>,
     /// The node for commands that name no key.
@@ -126,7 +126,7 @@ impl Router {
             stream,
             input: BytesMut::new(),
             parser: RequestParser::default(),
-            output: Output::default(),
+            output: WriteBuf::default(),
             in_flight: InFlight::default(),
             nodes: Vec::new(),
             home: None,
@@ -270,7 +270,7 @@ impl Router {
             let before = node.connection.out.len();
             if let Poll::Ready(Err(_)) = node.connection.poll_write(cx) {
                 // Replies to earlier commands may still be read.
-                node.connection.out = Output::default();
+                node.connection.out = WriteBuf::default();
             }
             if node.connection.out.len() < before {
                 step = Step::Progress;
@@ -366,7 +366,7 @@ impl Router {
     }
 
     /// The reply to a part is complete: it counts, or it says that the part has not run.
-    fn completed(&mut self, id: PartId, frame: Frame) {
+    fn completed(&mut self, id: PartId, frame: ReplySummary) {
         let Some((refusal, kind, Some(node))) = self.in_flight.refusal(id) else {
             return self.in_flight.complete(id, frame);
         };
@@ -534,7 +534,7 @@ impl Router {
     /// Takes the next command. Returns whether it did.
     fn take_next(&mut self) -> bool {
         let length = match self.parser.parse(&self.input, self.terms.limits) {
-            Ok(Progress::Complete(length)) => length,
+            Ok(ParseStatus::Complete(length)) => length,
             Ok(_) if self.input.len() <= self.terms.most_held => return false,
             Ok(_) => {
                 self.end_with(TOO_LONG);
@@ -777,7 +777,7 @@ fn keyless_target(
 
 /// The reply to a command for which no node is known.
 fn unavailable() -> Bytes {
-    let mut reply = Output::default();
+    let mut reply = WriteBuf::default();
     write_failure(&mut reply, &BackendError::Unavailable("CLUSTERDOWN".into()));
     reply.tail().split().freeze()
 }
@@ -803,7 +803,7 @@ async fn open_node(
     client: Client,
     node: NodeName,
     logins: Vec<Bytes>,
-) -> Result<Tied, BackendError> {
+) -> Result<EpochStream, BackendError> {
     let mut stream = cluster.open(client, node).await?;
     for login in logins {
         log_in(&mut stream, &login).await?;
@@ -811,7 +811,7 @@ async fn open_node(
     Ok(stream)
 }
 
-async fn log_in(stream: &mut Tied, login: &Bytes) -> Result<(), BackendError> {
+async fn log_in(stream: &mut EpochStream, login: &Bytes) -> Result<(), BackendError> {
     let lost = |_| BackendError::Disconnected;
     stream.write_all(login).await.map_err(lost)?;
     stream.flush().await.map_err(lost)?;
@@ -823,7 +823,7 @@ async fn log_in(stream: &mut Tied, login: &Bytes) -> Result<(), BackendError> {
         }
         match scanner.scan(&input) {
             Ok((_, Some(frame))) if frame.is_error() => {
-                return Err(BackendError::NotAdmitted(
+                return Err(BackendError::AuthRejected(
                     "a node of the cluster refused the login that another took".into(),
                 ));
             }

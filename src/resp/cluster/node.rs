@@ -1,6 +1,6 @@
 //! The connection of one client to one node of a cluster.
 //!
-//! The rule that must not be broken (invariant K1): replies are matched to commands by the order in which *this* connection
+//! The rule that must not be violations (invariant K1): replies are matched to commands by the order in which *this* connection
 //! was written, and by nothing else. So bytes are queued and the reply to them is expected in one step, in [`Node::send`]. A
 //! redirected command that took the first reply of the connection for its own would be given the reply to another command.
 
@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::in_flight::PartId;
 use crate::cluster::NodeName;
-use crate::protocol::{Frame, ReplyScanner};
+use crate::protocol::{ReplyScanner, ReplySummary};
 use crate::resp::dedicated::DedicatedConnection;
 
 /// A connection to one node.
@@ -33,7 +33,7 @@ enum Expected {
 /// What was read from a node.
 pub(super) enum Received {
     /// A piece of the reply to a part, and what the reply is if it ends here.
-    Piece { id: PartId, bytes: BytesMut, frame: Option<Frame> },
+    Piece { id: PartId, bytes: BytesMut, frame: Option<ReplySummary> },
     /// Something that is not for the client.
     Nothing,
     /// The connection has ended.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use redis::Value;
-use redis_proxy::protocol::{Progress, RequestLimits, RequestParser};
+use redis_proxy::protocol::{ParseStatus, RequestLimits, RequestParser};
 use redis_proxy::resp::KeySpecs;
 
 use super::wire::{Wire, command, show, show_without_id, words};
@@ -454,7 +454,7 @@ fn keys_are_those_that_redis_finds_in_every_command() {
         };
         let (mut parser, bytes) = (RequestParser::default(), command(&words));
         let limits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1000 };
-        assert_eq!(parser.parse(&bytes, limits), Ok(Progress::Complete(bytes.len())));
+        assert_eq!(parser.parse(&bytes, limits), Ok(ParseStatus::Complete(bytes.len())));
         let mut own: Vec<_> = keys
             .keys(parser.arguments(&bytes))
             .into_iter()

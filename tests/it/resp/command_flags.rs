@@ -38,8 +38,10 @@ fn classes_are_as_careful_as_the_flags_of_the_server() {
         let may_block = matches!(class, Class::Blocking | Class::Xread);
         assert!(may_block || !has("blocking"), "{name} may block: {flags:?}, found {class:?}");
         let is_neutral = class == Class::Neutral;
-        assert!(!(is_neutral && has("may_replicate") && name != "publish" && name != "spublish"),
-            "{name} may write: {flags:?}, found {class:?}");
+        assert!(
+            !(is_neutral && has("may_replicate") && name != "publish" && name != "spublish"),
+            "{name} may write: {flags:?}, found {class:?}"
+        );
         compared += 1;
     }
     assert!(compared > 150, "{compared} commands");
