@@ -74,6 +74,8 @@ pub(super) struct Connection {
     pub(super) transaction: Dropped,
     draining: Seldom<Task<()>>,
     is_draining: bool,
+    /// Whether the client has closed its sending side.
+    pub(super) has_read_eof: bool,
     /// For as long as this lives, the daemon knows that the connection does.
     _alive: Drain,
     idle: Option<Seldom<Pin<Box<Sleep>>>>,
@@ -133,6 +135,7 @@ impl Connection {
                 sleep(LAST_WORD).await;
             })),
             is_draining: false,
+            has_read_eof: false,
             idle: (!timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(timeout)))),
             last_moved: Instant::now(),
             now: None,
@@ -167,6 +170,7 @@ impl Connection {
                 return Poll::Ready(());
             }
             if !steps.contains(&Moved::Yes) {
+                self.pass_on_farewell(cx);
                 return if self.is_over(cx) { Poll::Ready(()) } else { Poll::Pending };
             }
         }
@@ -246,7 +250,7 @@ impl Connection {
     /// Gives out what has come over the link, as far as it is its turn.
     fn pass_on(&mut self) {
         while !self.link.input.is_empty() && !self.owed.is_read_first() {
-            if self.stage == Stage::Pipe && !self.is_own_question_open {
+            if self.is_passthrough() {
                 return self.output.push(self.link.input.split().freeze());
             }
             let Ok((length, frame)) = self.scanner.scan(&self.link.input) else {
@@ -267,6 +271,14 @@ impl Connection {
                 None => {}
             }
         }
+    }
+
+    /// Whether the bytes of Redis are passed on as they come. Before that come the replies to the
+    /// commands in front; where they cannot be told apart, nothing is waited for.
+    fn is_passthrough(&self) -> bool {
+        let is_uncertain = self.standing.is_doubted_for_good() && self.owed.ready() == 0;
+        let is_first = self.owed.is_passthrough_first() || is_uncertain;
+        self.stage == Stage::Pipe && is_first && !self.is_own_question_open
     }
 
     fn end(&mut self) -> Moved {
@@ -329,23 +341,34 @@ impl Connection {
                 }
                 Moved::No
             }
+            Poll::Ready(Ok(1..)) if self.stage == Stage::Leaving => {
+                self.input.clear();
+                Moved::Yes
+            }
             Poll::Ready(Ok(1..)) => {
                 self.last_moved = self.now();
                 Moved::Yes
             }
             Poll::Ready(Ok(0)) => self.hung_up(),
+            // Commands may still be on their way to Redis; they are not lost with the client.
+            Poll::Ready(Err(_)) if self.stage == Stage::Leaving => self.hung_up(),
             Poll::Ready(Err(_)) => self.end(),
         }
     }
 
     /// Whether more may be read from the client.
     fn has_room(&self) -> bool {
-        let settings = &self.shared.settings;
-        let is_listening =
-            matches!(self.stage, Stage::Commands | Stage::Pipe) && self.farewell.is_none();
-        is_listening
-            && self.link.out.len() < LINK_OUTPUT
-            && self.input.len() < settings.max_query_buffer.0 + READ
+        let has_room = match self.stage {
+            Stage::Commands | Stage::Pipe => {
+                self.link.out.len() < LINK_OUTPUT
+                    && self.input.len() < self.shared.settings.max_query_buffer.0 + READ
+            }
+            // The bytes are discarded. Only their end counts: otherwise a blocking command would
+            // take an element for a client that is gone.
+            Stage::Leaving => !self.owed.is_empty(),
+            Stage::Ending | Stage::Over => false,
+        };
+        has_room && !self.has_read_eof
     }
 
     /// Whether more commands may be taken up.
@@ -357,21 +380,36 @@ impl Connection {
             && self.fencing.is_none()
     }
 
-    /// The client has said its last word. What it said is done, and it is given the answers, if it still takes them.
+    /// The client has closed its sending side. Its commands are executed, and it receives the
+    /// replies if it still takes them.
     fn hung_up(&mut self) -> Moved {
-        self.farewell = Some(Box::pin(sleep(FAREWELL)));
+        self.has_read_eof = true;
         Moved::Yes
     }
 
-    /// Tells Redis, too, that the client has said its last word, where it would otherwise wait for something to happen and
-    /// take it for a client that may be gone.
+    /// Whether the close of the client is to be passed on to Redis before Redis has replied: it
+    /// may block for a client that is gone. Commands behind the blocking one wait for no reply
+    /// then, otherwise the close would overtake them.
+    pub(super) fn is_close_due(&self) -> bool {
+        self.has_read_eof && self.owed.has_blocking()
+    }
+
+    /// Closes the sending side towards Redis, too, where Redis could otherwise wait without end.
+    /// Redis drops a blocked client at once then, and replies to all others first.
+    ///
+    /// This is called when nothing moves, so that every command that can be sent has been sent.
     fn pass_on_farewell(&mut self, cx: &mut Context<'_>) {
         // A command of which a part was sent on has no end any more, and so no answer.
         let may_wait =
             self.stage == Stage::Pipe || self.owed.has_blocking() || self.parser.has_let_go();
-        // What is left of it then is no whole command.
-        let is_all_taken = self.owed.flights() == 0 && self.may_take_more();
-        if may_wait && self.farewell.is_some() && is_all_taken && self.link.out.is_empty() {
+        let is_all_taken =
+            self.stage != Stage::Commands || self.input.is_empty() || self.may_take_more();
+        if may_wait
+            && self.has_read_eof
+            && is_all_taken
+            && self.owed.flights() == 0
+            && self.link.out.is_empty()
+        {
             _ = self.link.poll_finish(cx);
         }
     }
@@ -395,10 +433,7 @@ impl Connection {
                 self.link.out = Output::default();
                 Moved::No
             }
-            Poll::Ready(Ok(())) | Poll::Pending => {
-                self.pass_on_farewell(cx);
-                Moved::if_so(self.link.out.len() < before)
-            }
+            Poll::Ready(Ok(())) | Poll::Pending => Moved::if_so(self.link.out.len() < before),
         }
     }
 
@@ -435,32 +470,39 @@ impl Connection {
         if !self.is_draining && self.draining.poll_unpin(cx).is_ready() {
             self.is_draining = true;
         }
-        if matches!(self.stage, Stage::Ending | Stage::Leaving) && self.farewell.is_none() {
-            self.farewell = Some(Box::pin(sleep(FAREWELL)));
-        }
         let is_quiet = is_quiet && self.fencing.is_none();
+        // What it waits for may never happen.
+        let is_blocked = self.owed.is_blocking_first() && is_written;
         let is_over = match self.stage {
             Stage::Over => true,
             Stage::Ending => is_written,
-            Stage::Leaving => is_quiet,
-            Stage::Pipe => self.is_draining && is_written && self.link.out.is_empty(),
-            Stage::Commands if is_quiet && (self.farewell.is_some() || self.is_draining) => true,
+            Stage::Leaving if is_quiet || (self.is_draining && is_blocked) => true,
+            Stage::Pipe if self.is_draining && (is_blocked || self.is_passthrough()) => {
+                is_written && self.link.out.is_empty()
+            }
+            Stage::Pipe => false,
+            Stage::Commands if is_quiet && (self.has_read_eof || self.is_draining) => true,
             // What seems to be owed may have come.
-            Stage::Commands if self.standing.is_doubted_for_good() && self.is_draining => {
+            Stage::Commands | Stage::Leaving
+                if self.standing.is_doubted_for_good() && self.is_draining =>
+            {
                 self.output.is_empty() && self.link.out.is_empty()
             }
-            // What it waits for may never happen.
-            Stage::Commands if self.is_draining && self.owed.is_blocking_first() && is_written => {
-                true
-            }
+            Stage::Commands if self.is_draining && is_blocked => true,
             Stage::Commands => self.is_idle_too_long(cx),
+            Stage::Leaving => false,
         };
         is_over || self.is_given_up(cx)
     }
 
-    /// Whether nothing has moved for too long since the client, or Redis, said its last word.
+    /// Whether the connection takes up no more commands and nothing has moved for too long.
     fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(farewell) = &mut self.farewell else { return false };
+        let is_closing = self.has_read_eof || matches!(self.stage, Stage::Ending | Stage::Leaving);
+        if !is_closing || self.waits_for_redis() {
+            self.farewell = None;
+            return false;
+        }
+        let farewell = self.farewell.get_or_insert_with(|| Box::pin(sleep(FAREWELL)));
         while farewell.as_mut().poll(cx).is_ready() {
             let until = self.last_moved + FAREWELL;
             if until <= Instant::now() {
@@ -469,6 +511,14 @@ impl Connection {
             farewell.set(sleep_until(until));
         }
         false
+    }
+
+    /// Whether a client that takes up its replies waits for the last ones, for which Redis takes
+    /// as long as it does: a command before `QUIT` may block for hours. The end of such a client
+    /// is read, so it needs no time limit.
+    fn waits_for_redis(&self) -> bool {
+        let is_present = self.stage == Stage::Leaving && !self.has_read_eof;
+        is_present && !self.owed.is_empty() && self.is_written()
     }
 
     fn is_idle_too_long(&mut self, cx: &mut Context<'_>) -> bool {

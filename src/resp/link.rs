@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) input: BytesMut,
     /// Something written may still be held back, as TLS does.
     is_to_flush: bool,
+    /// Whether the sending side is closed, or about to be.
+    is_finished: bool,
     /// When something was sent last.
     pub(super) last_sent: Instant,
 }
@@ -48,6 +50,7 @@ impl Link {
             out: Output::default(),
             input: BytesMut::new(),
             is_to_flush: false,
+            is_finished: false,
             last_sent: Instant::now(),
         }
     }
@@ -63,9 +66,17 @@ impl Link {
     /// Tells Redis that nothing more will come: ready once that is done.
     pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.state {
-            State::Open(stream) => Pin::new(&mut *stream).poll_shutdown(cx),
+            State::Open(stream) => {
+                self.is_finished = true;
+                Pin::new(&mut *stream).poll_shutdown(cx)
+            }
             State::None | State::Opening(_) => Poll::Pending,
         }
+    }
+
+    /// Whether nothing more can be sent over it.
+    pub(super) fn is_finished(&self) -> bool {
+        self.is_finished
     }
 
     pub(super) fn open(&mut self, opening: Opening) {

@@ -103,6 +103,14 @@ impl Queue {
         matches!(self.owed.front(), Some(Owed::Awaited(Awaited { effect: Effect::Block, .. })))
     }
 
+    /// Whether the replies to all commands before a passthrough have come.
+    pub(super) fn is_passthrough_first(&self) -> bool {
+        matches!(
+            self.owed.front(),
+            Some(Owed::Awaited(Awaited { effect: Effect::Passthrough, .. }))
+        )
+    }
+
     /// Flights that reads wait for.
     pub(super) fn flights(&self) -> usize {
         self.flights
@@ -183,6 +191,17 @@ impl Queue {
         }
         self.count_awaited(&taken.effect, |count| *count -= 1);
         Some(taken)
+    }
+
+    /// Removes the last command, if Redis is to reply to it: no reply will come.
+    pub(super) fn take_last_awaited(&mut self) {
+        let Some(Owed::Awaited(last)) = self.owed.back_mut() else { return };
+        last.count -= 1;
+        let effect = last.effect.clone();
+        if last.count == 0 {
+            self.owed.pop_back();
+        }
+        self.count_awaited(&effect, |count| *count -= 1);
     }
 
     /// No answer will come to what was sent on: `write` says so in the place of each. Tells whether what follows may depend

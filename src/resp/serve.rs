@@ -95,7 +95,12 @@ impl Batch {
 impl Connection {
     /// Takes up commands for as long as it can. Returns whether it took any.
     pub(super) fn take_commands(&mut self) -> bool {
-        if self.input.is_empty() || self.stage != Stage::Commands || !self.may_take_more() {
+        // A link on which the close was passed on takes no more; the next one does.
+        if self.input.is_empty()
+            || self.stage != Stage::Commands
+            || !self.may_take_more()
+            || self.link.is_finished()
+        {
             return false;
         }
         let mut batch = Batch::new(self.now());
@@ -147,13 +152,12 @@ impl Connection {
             // Of a line its end tells what it is.
             Ok(_) if self.parser.missing() == 0 => Taken::Held,
             Ok(_) => self.let_go(batch),
-            // Redis will say what is wrong with it, and hang up.
-            Err(_) if is_rest => {
-                self.send_on(self.input.len());
-                self.stage = Stage::Leaving;
-                Taken::Yes
-            }
             Err(error) => {
+                if is_rest {
+                    // Redis has a part of the command and never replies to it. The error takes
+                    // the place of the reply, behind those of the commands before it.
+                    self.owed.take_last_awaited();
+                }
                 self.reply(|output| {
                     write_error(output.tail(), [b"ERR ", &*error.bytes()].concat())
                 });
@@ -231,7 +235,6 @@ impl Connection {
             return Taken::Held;
         }
         let has_to_wait = match &decision {
-            Decision::Pipe => self.waits_for_turn(),
             Decision::Own(Verdict::Reset) => !self.owed.is_empty(),
             Decision::Forward(effect) => self.has_to_go_alone(effect),
             _ => false,
@@ -263,7 +266,7 @@ impl Connection {
                 self.forward(effect, dropped, length);
             }
             Decision::Pipe => {
-                self.forward(Effect::Aside, Dropped::Nothing, length);
+                self.forward(Effect::Passthrough, Dropped::Nothing, length);
                 self.stage = Stage::Pipe;
             }
             Decision::Quit if self.link.is_none() => {
@@ -280,20 +283,11 @@ impl Connection {
         Taken::Yes
     }
 
-    /// Whether something has to be given out before all that Redis says is passed on. Where nobody can tell what is owed,
-    /// that is only what is here.
-    fn waits_for_turn(&self) -> bool {
-        if self.standing.is_doubted_for_good() {
-            self.owed.ready() > 0
-        } else {
-            !self.owed.is_empty()
-        }
-    }
-
     /// Whether its answer could be missing and that of another be taken for it, as long as that matters.
     fn has_to_go_alone(&self, effect: &Effect) -> bool {
         let is_answer_due = !self.owed.is_empty() || self.is_own_question_open;
-        is_answer_due && effect.may_go_unanswered() && !self.standing.is_doubted_for_good()
+        let matters = !(self.standing.is_doubted_for_good() || self.is_close_due());
+        is_answer_due && effect.may_go_unanswered() && matters
     }
 
     /// Sends the command that is the first `length` bytes to Redis.
@@ -322,6 +316,10 @@ impl Connection {
             self.transaction.add(dropped.clone());
         }
         self.drop_from_memory(&dropped);
+        if effect.may_go_unanswered() && !self.owed.is_empty() {
+            // The reply to another command could be taken for its own.
+            self.standing.doubt();
+        }
         self.standing.asked(&effect);
         self.owed.add_awaited(effect, dropped, self.shared.proxy.relies_on_ttl());
     }
@@ -346,10 +344,7 @@ impl Connection {
             return Taken::Yes;
         }
         let effect = effect(known.class, arguments);
-        if self.owed.flights() > 0
-            || (is_pipe && self.waits_for_turn())
-            || self.has_to_go_alone(&effect)
-        {
+        if self.owed.flights() > 0 || self.has_to_go_alone(&effect) {
             return Taken::Held;
         }
         let effect = match effect {
@@ -365,7 +360,7 @@ impl Connection {
         if known.class.is_read() {
             batch.outcomes[Outcome::Bypass as usize] += 1;
         }
-        self.expect_answer(if is_pipe { Effect::Aside } else { effect }, dropped);
+        self.expect_answer(if is_pipe { Effect::Passthrough } else { effect }, dropped);
         let length = self.parser.let_go(&self.input);
         self.send_on(length);
         if is_pipe {

@@ -51,7 +51,7 @@ pub(super) struct Origin {
 impl Effect {
     /// Whether what follows on the connection may depend on it.
     pub(super) fn is_of_state(&self) -> bool {
-        !matches!(self, Self::Aside | Self::Reveal | Self::Block)
+        !matches!(self, Self::Aside | Self::Reveal | Self::Block | Self::Passthrough)
     }
 
     /// Whether Redis may say nothing to it where another answer is on its way: from 7.2 on, and so does Valkey, it says so
@@ -82,6 +82,8 @@ pub(super) enum Effect {
     Reset,
     /// It changed how the client stands, and nobody knows to what.
     Unknown,
+    /// From its reply on, if it has one, bytes are passed on as they come.
+    Passthrough,
 }
 
 /// How a client stands.
@@ -233,7 +235,7 @@ impl Standing {
                 let doubt = if self.doubt == Doubt::ForGood { Doubt::ForGood } else { Doubt::None };
                 *self = Self { multis_asked, watches_asked, doubt, ..Self::of(User::Nobody) };
             }
-            Effect::Aside | Effect::Reveal | Effect::Block => {}
+            Effect::Aside | Effect::Reveal | Effect::Block | Effect::Passthrough => {}
         }
     }
 
