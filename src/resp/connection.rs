@@ -48,6 +48,14 @@ pub(super) enum Stage {
     Over,
 }
 
+/// Whether more may come from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadSide {
+    Open,
+    /// The client has closed its sending side.
+    Closed,
+}
+
 /// A client's connection.
 pub(super) struct Connection {
     client: Stream,
@@ -74,8 +82,7 @@ pub(super) struct Connection {
     pub(super) transaction: Dropped,
     draining: Seldom<Task<()>>,
     is_draining: bool,
-    /// Whether the client has closed its sending side.
-    pub(super) has_read_eof: bool,
+    read_side: ReadSide,
     /// For as long as this lives, the daemon knows that the connection does.
     _alive: Drain,
     idle: Option<Seldom<Pin<Box<Sleep>>>>,
@@ -135,7 +142,7 @@ impl Connection {
                 sleep(LAST_WORD).await;
             })),
             is_draining: false,
-            has_read_eof: false,
+            read_side: ReadSide::Open,
             idle: (!timeout.is_zero()).then(|| Seldom::new(Box::pin(sleep(timeout)))),
             last_moved: Instant::now(),
             now: None,
@@ -368,7 +375,7 @@ impl Connection {
             Stage::Leaving => !self.owed.is_empty(),
             Stage::Ending | Stage::Over => false,
         };
-        has_room && !self.has_read_eof
+        has_room && !self.has_read_eof()
     }
 
     /// Whether more commands may be taken up.
@@ -383,15 +390,20 @@ impl Connection {
     /// The client has closed its sending side. Its commands are executed, and it receives the
     /// replies if it still takes them.
     fn hung_up(&mut self) -> Moved {
-        self.has_read_eof = true;
+        self.read_side = ReadSide::Closed;
         Moved::Yes
+    }
+
+    /// Whether the client has closed its sending side.
+    fn has_read_eof(&self) -> bool {
+        self.read_side == ReadSide::Closed
     }
 
     /// Whether the close of the client is to be passed on to Redis before Redis has replied: it
     /// may block for a client that is gone. Commands behind the blocking one wait for no reply
     /// then, otherwise the close would overtake them.
     pub(super) fn is_close_due(&self) -> bool {
-        self.has_read_eof && self.owed.has_blocking()
+        self.has_read_eof() && self.owed.has_blocking()
     }
 
     /// Closes the sending side towards Redis, too, where Redis could otherwise wait without end.
@@ -405,7 +417,7 @@ impl Connection {
         let is_all_taken =
             self.stage != Stage::Commands || self.input.is_empty() || self.may_take_more();
         if may_wait
-            && self.has_read_eof
+            && self.has_read_eof()
             && is_all_taken
             && self.owed.flights() == 0
             && self.link.out.is_empty()
@@ -466,11 +478,10 @@ impl Connection {
     /// Whether it is time to end, when nothing else can be done now.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         let is_written = self.is_written();
-        let is_quiet = self.owed.is_empty() && is_written;
+        let is_quiet = self.owed.is_empty() && is_written && self.fencing.is_none();
         if !self.is_draining && self.draining.poll_unpin(cx).is_ready() {
             self.is_draining = true;
         }
-        let is_quiet = is_quiet && self.fencing.is_none();
         // What it waits for may never happen.
         let is_blocked = self.owed.is_blocking_first() && is_written;
         let is_over = match self.stage {
@@ -480,8 +491,7 @@ impl Connection {
             Stage::Pipe if self.is_draining && (is_blocked || self.is_passthrough()) => {
                 is_written && self.link.out.is_empty()
             }
-            Stage::Pipe => false,
-            Stage::Commands if is_quiet && (self.has_read_eof || self.is_draining) => true,
+            Stage::Commands if is_quiet && (self.has_read_eof() || self.is_draining) => true,
             // What seems to be owed may have come.
             Stage::Commands | Stage::Leaving
                 if self.standing.is_doubted_for_good() && self.is_draining =>
@@ -490,14 +500,15 @@ impl Connection {
             }
             Stage::Commands if self.is_draining && is_blocked => true,
             Stage::Commands => self.is_idle_too_long(cx),
-            Stage::Leaving => false,
+            Stage::Pipe | Stage::Leaving => false,
         };
         is_over || self.is_given_up(cx)
     }
 
     /// Whether the connection takes up no more commands and nothing has moved for too long.
     fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_closing = self.has_read_eof || matches!(self.stage, Stage::Ending | Stage::Leaving);
+        let is_closing =
+            self.has_read_eof() || matches!(self.stage, Stage::Ending | Stage::Leaving);
         if !is_closing || self.waits_for_redis() {
             self.farewell = None;
             return false;
@@ -517,7 +528,7 @@ impl Connection {
     /// as long as it does: a command before `QUIT` may block for hours. The end of such a client
     /// is read, so it needs no time limit.
     fn waits_for_redis(&self) -> bool {
-        let is_present = self.stage == Stage::Leaving && !self.has_read_eof;
+        let is_present = self.stage == Stage::Leaving && !self.has_read_eof();
         is_present && !self.owed.is_empty() && self.is_written()
     }
 

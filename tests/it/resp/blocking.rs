@@ -1,18 +1,18 @@
-//! Promise: whatever follows a blocking command is executed, answered or dropped as straight at Redis.
+//! Promise: commands behind a blocking one are executed, answered or dropped as straight at Redis.
 //!
 //! Model: a blocking command and a mix behind it go out in one write, both ways. The replies until
 //! the close and the keys that the mix has set have to be the same. Redis 7.0, Redis 8.0 and
 //! Valkey 8.1 do this:
 //!
-//! | the client | the command blocks | it does not block |
+//! | the client | while the command blocks | where it does not block |
 //! |---|---|---|
-//! | sends `QUIT` | replies to all up to `QUIT`, then closes | the same |
-//! | sends a protocol error | replies to all, then the error, then closes (1) | the same |
-//! | closes its sending side | closes at once: no reply, nothing executed | replies to all, then closes |
-//! | sends `QUIT` or an error, and closes its sending side | closes at once, the same | replies to all, then closes |
-//! | closes or resets | closes at once: no element is taken | |
+//! | sends `QUIT` | replies to all, then closes | the same |
+//! | sends a protocol error | replies to all, the error, then closes (1) | the same |
+//! | closes its sending side | closes at once, executes nothing | replies to all, then closes |
+//! | the same after `QUIT` or an error | closes at once, executes nothing | the same |
+//! | closes or resets | closes at once, takes no element | |
 //!
-//! (1) Redis 8.0 sends the error with the next bytes of the client; the proxy sends it without.
+//! (1) Redis 8.0 sends the error with the next bytes of the client; the proxy sends it at once.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use super::number;
 use super::ways::{LASTING, Ways, is_straight, resp_config};
 use super::wire::{Wire, show, words};
 use crate::stage::await_ready;
+use crate::support::cluster::RedisCluster;
 use crate::support::{Proxy, RedisServer, Signal, eventually, within};
 
 /// Commands that block, for milliseconds and for ever.
@@ -135,7 +136,7 @@ fn commands_behind_a_blocking_one_are_executed_before_the_end() {
             match mix.end {
                 End::Quit => {}
                 // Redis 8.0 sends the error with the next bytes only.
-                End::ProtocolError => wire.send("\r\n"),
+                End::ProtocolError => wire.send("x"),
                 End::None => return outcome(server, &replies),
             }
             replies.extend(wire.rest());
@@ -259,11 +260,20 @@ fn quit_behind_a_long_block_outlives_every_timer() {
     for (wire, end) in wires.iter_mut().zip(["+OK", "-ERR"]) {
         let popped = "*2\\r\\n$4\\r\\nlist\\r\\n$3\\r\\njob\\r\\n+OK\\r\\n";
         if end == "-ERR" {
-            wire.send("\r\n");
+            wire.send("x");
         }
         let replies = show(&wire.rest());
         assert!(replies.starts_with(&format!("{popped}{end}")), "{replies}");
     }
+}
+
+/// A proxy that takes its time to stop.
+fn slow_to_stop() -> (Proxy, RedisServer) {
+    let redis = RedisServer::start();
+    let more = format!("{LASTING}\ndaemon.drain_timeout = \"20s\"");
+    let proxy = Proxy::start(&resp_config(&redis.url(), &more));
+    await_ready(&proxy);
+    (proxy, redis)
 }
 
 #[test]
@@ -271,10 +281,7 @@ fn stop_ends_a_blocked_client_that_has_sent_quit() {
     if is_straight() {
         return;
     }
-    let redis = RedisServer::start();
-    let more = format!("{LASTING}\ndaemon.drain_timeout = \"20s\"");
-    let proxy = Proxy::start(&resp_config(&redis.url(), &more));
-    await_ready(&proxy);
+    let (proxy, redis) = slow_to_stop();
     let mut wires = [&QUIT, &PROTOCOL_ERROR].map(|mix| {
         let mut wire = Wire::connect(proxy.resp_address());
         wire.send(mix.behind("BLPOP none 0"));
@@ -296,10 +303,7 @@ fn stop_waits_for_replies_in_front_of_a_subscription() {
     if is_straight() {
         return;
     }
-    let redis = RedisServer::start();
-    let more = format!("{LASTING}\ndaemon.drain_timeout = \"20s\"");
-    let proxy = Proxy::start(&resp_config(&redis.url(), &more));
-    await_ready(&proxy);
+    let (proxy, redis) = slow_to_stop();
     let mut wire = Wire::connect(proxy.resp_address());
     wire.ask_line("SET n 1");
     redis.pause();
@@ -317,4 +321,83 @@ fn stop_waits_for_replies_in_front_of_a_subscription() {
     let replies = show(&wire.rest());
     assert!(replies.starts_with(":2\\r\\n"), "{replies}");
     proxy.finish();
+}
+
+/// The same before a cluster.
+#[test]
+fn cluster_executes_commands_behind_a_blocking_one() {
+    if is_straight() {
+        return;
+    }
+    let (cluster, proxy) = before_cluster();
+    let plain = RedisServer::builder().tcp().start();
+    for lines in [
+        "SET {q}w 1\r\nQUIT\r\n",
+        "SET other 1\r\nQUIT\r\n",
+        "QUIT\r\n",
+        "SET {q}w 1\r\n*1\r\n!3\r\n",
+        "MULTI\r\nSET {q}w 1\r\nEXEC\r\nQUIT\r\n",
+        "GET {q}w\r\nSET {q}w 1\r\nGET {q}w\r\nQUIT\r\n",
+    ] {
+        let replies = [plain.tcp_address(), proxy.resp_address()].map(|address| {
+            Wire::connect(address).ask_line("DEL {q}w");
+            let mut wire = Wire::connect(address);
+            wire.send(format!("BLPOP {{q}}none 0.1\r\n{lines}"));
+            let first = wire.answers(2).concat();
+            if lines.contains('!') {
+                // Redis 8.0 sends the error with the next bytes only.
+                wire.send("x");
+            }
+            let replies = show(&[first, wire.rest()].concat());
+            (replies, Wire::connect(address).told_line("EXISTS {q}w"))
+        });
+        assert_eq!(replies[1], replies[0], "{lines:?}");
+    }
+    drop((proxy, cluster));
+}
+
+/// No blocked command outlives its client at the nodes either.
+#[test]
+fn cluster_drops_a_blocked_command_of_a_closed_client() {
+    if is_straight() {
+        return;
+    }
+    let (cluster, proxy) = before_cluster();
+    let await_blocked = |is_awaited: bool| {
+        eventually("a node has a blocked client, or none", || {
+            let is_blocked = cluster.nodes.iter().any(|node| {
+                let info = format!("{:?}", node.command(&["INFO", "clients"]));
+                !info.contains("blocked_clients:0\\r")
+            });
+            (is_blocked == is_awaited).then_some(())
+        });
+    };
+    for lines in ["", "SET {q}w 1\r\n", "QUIT\r\n", "SET {q}w 1\r\nQUIT\r\n", "*1\r\n!3\r\n"] {
+        for is_half in [true, false] {
+            let mut wire = Wire::connect(proxy.resp_address());
+            wire.send(format!("BLPOP {{q}}none 0\r\n{lines}"));
+            await_blocked(true);
+            if is_half {
+                wire.end_sending();
+                assert_eq!(show(&wire.rest()), "", "{lines:?}");
+            }
+            drop(wire);
+            await_blocked(false);
+            assert_eq!(Wire::connect(proxy.resp_address()).told_line("EXISTS {q}w"), ":0\\r\\n");
+        }
+    }
+    drop(proxy);
+}
+
+/// Three primaries, and a proxy that ends before they do.
+fn before_cluster() -> (RedisCluster, Proxy) {
+    let cluster = RedisCluster::of(3);
+    let settings = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+                    resp.listen = \"127.0.0.1:0\"\ndaemon.worker_threads = 2\n\
+                    http.max_connections = 100\nresp.max_connections = 100\n\
+                    redis.ping_interval = \"100ms\"\n";
+    let proxy = Proxy::start(&format!("{settings}{LASTING}\n{}", cluster.settings()));
+    proxy.expect_log("no link to Redis");
+    await_ready(&proxy);
+    (cluster, proxy)
 }
