@@ -15,6 +15,7 @@
 
 mod access;
 mod answers;
+mod blocking;
 mod clients;
 mod cluster;
 mod cluster_pipelines;
