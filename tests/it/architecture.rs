@@ -48,7 +48,7 @@ const ALLOWED: [(&str, &str); 28] = [
 ];
 
 #[test]
-fn modules_use_only_what_they_may() {
+fn modules_use_only_allowed_modules() {
     let allowed: BTreeMap<_, BTreeSet<_>> =
         ALLOWED.iter().map(|(module, uses)| (*module, uses.split_whitespace().collect())).collect();
     let sources = sources();
@@ -69,7 +69,7 @@ fn modules_use_only_what_they_may() {
 }
 
 #[test]
-fn only_metrics_knows_prometheus_and_only_the_store_knows_how_entries_are_kept() {
+fn prometheus_and_hashbrown_have_one_user_each() {
     for (library, home) in
         [("prometheus::", ["metrics.rs", "daemon.rs"]), ("hashbrown::", ["store.rs", "store.rs"])]
     {

@@ -37,7 +37,7 @@ mod ways_there {
     }
 
     #[test]
-    fn the_number_of_the_database_is_part_of_the_address() {
+    fn url_selects_the_database() {
         let redis = RedisServer::builder().tcp().start();
         let mut connection = redis.connection();
         redis::cmd("SELECT").arg(3).exec(&mut connection).unwrap();
@@ -54,7 +54,7 @@ mod ways_there {
     }
 
     #[test]
-    fn a_database_that_does_not_exist_is_named_by_readyz() {
+    fn missing_database_is_reported_by_readyz() {
         let redis = RedisServer::start();
         let proxy = Proxy::start(&config(&format!("{}?db=99", redis.url()), ""));
         assert_unusable(&proxy, "DB index is out of range");
@@ -69,7 +69,7 @@ mod logins {
     }
 
     #[test]
-    fn the_password_is_taken_from_the_config_the_url_or_a_file() {
+    fn password_comes_from_config_url_or_file() {
         let redis = locked();
         set(&redis, "key", "unlocked");
         let directory = tempfile::tempdir().unwrap();
@@ -87,7 +87,7 @@ mod logins {
     }
 
     #[test]
-    fn the_password_is_taken_from_a_systemd_credential() {
+    fn password_comes_from_a_systemd_credential() {
         let redis = locked();
         set(&redis, "key", "unlocked");
         let directory = tempfile::tempdir().unwrap();
@@ -100,7 +100,7 @@ mod logins {
     }
 
     #[test]
-    fn a_rotated_password_file_is_read_at_the_next_connect() {
+    fn rotated_password_file_is_read_on_reconnect() {
         let redis = locked();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("password");
@@ -120,7 +120,7 @@ mod logins {
     }
 
     #[test]
-    fn a_user_who_may_only_read_public_keys_is_enough_for_these() {
+    fn minimal_key_permissions_suffice() {
         let redis = RedisServer::start();
         let rules = [">hunter2", "~public:*", "+get", "+pttl", "+multi", "+exec"];
         redis.command(&[["ACL", "SETUSER", "reader", "on"].as_slice(), &rules].concat());
@@ -136,7 +136,7 @@ mod logins {
     }
 
     #[test]
-    fn a_wrong_password_is_named_but_not_told() {
+    fn wrong_password_is_reported_without_the_secret() {
         let redis = RedisServer::builder().arguments(&["--requirepass", "another"]).start();
         let proxy = Proxy::start(&config(&redis.url(), &format!("redis.password = \"{SECRET}\"")));
         assert_unusable(&proxy, "WRONGPASS");
@@ -144,14 +144,14 @@ mod logins {
     }
 
     #[test]
-    fn a_missing_password_is_named() {
+    fn missing_password_is_reported() {
         let redis = locked();
         let proxy = Proxy::start(&config(&redis.url(), ""));
         assert_unusable(&proxy, "NOAUTH");
     }
 
     #[test]
-    fn a_server_that_repeats_the_login_does_not_make_the_proxy_tell_it() {
+    fn echoed_login_is_not_repeated() {
         let server = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = server.local_addr().expect("an address");
         thread::spawn(move || {
@@ -174,7 +174,7 @@ mod logins {
     }
 
     #[test]
-    fn a_refused_login_is_not_tried_again_for_every_read() {
+    fn rejected_login_is_not_retried_per_read() {
         let redis = RedisServer::builder().arguments(&["--requirepass", "another"]).start();
         let proxy = Proxy::start(&config(&redis.url(), "redis.password = \"wrong\""));
         proxy.expect_log(DOWN);
@@ -202,7 +202,7 @@ mod tls {
     use super::*;
 
     #[test]
-    fn redis_is_reached_over_tls_with_an_authority_of_ones_own() {
+    fn tls_works_with_a_private_ca() {
         let authority = Authority::new();
         let redis = authority.redis("127.0.0.1", false);
         set(&redis, "key", "over TLS");
@@ -211,7 +211,7 @@ mod tls {
     }
 
     #[test]
-    fn redis_is_shown_the_certificate_it_asks_for() {
+    fn client_certificate_is_presented_to_redis() {
         let authority = Authority::new();
         let redis = authority.redis("127.0.0.1", true);
         set(&redis, "key", "to a known client");
@@ -230,7 +230,7 @@ mod tls {
     }
 
     #[test]
-    fn a_certificate_of_another_authority_is_refused() {
+    fn certificate_of_another_ca_is_rejected() {
         let redis = Authority::new().redis("127.0.0.1", false);
         let other = Authority::new();
         let proxy = Proxy::start(&config(&redis.tls_url(), &other.trusted()));
@@ -238,7 +238,7 @@ mod tls {
     }
 
     #[test]
-    fn a_certificate_for_another_name_is_refused() {
+    fn certificate_for_another_name_is_rejected() {
         let authority = Authority::new();
         let redis = authority.redis("localhost", false);
         set(&redis, "key", "by its name");
@@ -281,7 +281,7 @@ mod outages {
     use super::*;
 
     #[test]
-    fn with_no_redis_there_the_proxy_starts_and_says_so() {
+    fn start_without_redis_succeeds_and_is_reported() {
         let mut redis = RedisServer::start();
         redis.stop();
         let proxy = Proxy::start(&config(&redis.url(), ""));
@@ -298,7 +298,7 @@ mod outages {
     }
 
     #[test]
-    fn a_long_outage_ends_with_the_first_read_after_it() {
+    fn first_read_after_a_long_outage_succeeds() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "redis.reconnect_delay_max = \"60s\"");
         proxy.expect_log(DOWN);
@@ -313,7 +313,7 @@ mod outages {
     }
 
     #[test]
-    fn a_restarted_redis_is_read_within_a_second() {
+    fn restarted_redis_is_read_within_a_second() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         proxy.expect_log(DOWN);
@@ -330,7 +330,7 @@ mod outages {
     }
 
     #[test]
-    fn while_redis_stands_still_hits_go_on_and_misses_time_out() {
+    fn frozen_redis_times_out_misses_but_not_hits() {
         let redis = RedisServer::start();
         let timeouts = "redis.response_timeout = \"300ms\"\nredis.ping_interval = \"200ms\"";
         let proxy = proxy(&redis, &format!("cache.coherence = \"ttl\"\n{timeouts}"));
@@ -353,7 +353,7 @@ mod outages {
     }
 
     #[test]
-    fn a_line_that_was_cut_is_used_again_once_it_is_whole() {
+    fn cut_link_recovers_when_whole() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
         set(&redis, "key", "value");
@@ -366,7 +366,7 @@ mod outages {
     }
 
     #[test]
-    fn a_link_lost_for_a_moment_costs_no_read() {
+    fn momentary_link_loss_fails_no_read() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
         for number in 0..5 {
@@ -378,7 +378,7 @@ mod outages {
     }
 
     #[test]
-    fn a_link_lost_under_a_request_costs_no_read() {
+    fn link_lost_during_a_request_fails_no_read() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
         set(&redis, "key", "value");
@@ -390,7 +390,7 @@ mod outages {
     }
 
     #[test]
-    fn a_value_that_takes_too_long_does_not_hold_up_the_others() {
+    fn slow_value_does_not_delay_other_reads() {
         let (redis, relay, proxy) = behind_relay("redis.response_timeout = \"500ms\"");
         proxy.expect_log(DOWN);
         set(&redis, "big", &"x".repeat(4 << 20));
@@ -402,7 +402,7 @@ mod outages {
     }
 
     #[test]
-    fn a_half_open_link_is_given_up_and_made_anew() {
+    fn half_open_link_is_replaced() {
         let timeouts = "redis.response_timeout = \"200ms\"\nredis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"200ms\"";
         let (redis, relay, proxy) = behind_relay(timeouts);
@@ -420,7 +420,7 @@ mod outages {
     }
 
     #[test]
-    fn an_idle_link_that_answers_its_pings_is_kept() {
+    fn idle_link_with_ping_replies_is_kept() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "redis.ping_interval = \"20ms\"");
         let before = redis.calls("ping");
@@ -430,7 +430,7 @@ mod outages {
     }
 
     #[test]
-    fn an_outage_is_one_warning_and_one_line_when_it_is_over() {
+    fn outage_logs_one_warning_and_one_recovery() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "redis.reconnect_delay_max = \"20ms\"");
         proxy.expect_log(DOWN);
@@ -456,7 +456,7 @@ mod odd_answers {
     use super::*;
 
     #[test]
-    fn a_slow_line_is_waited_for() {
+    fn slow_link_is_waited_for() {
         let (redis, relay, proxy) = behind_relay("");
         set(&redis, "key", "value");
         relay.delay(Duration::from_millis(100));
@@ -467,7 +467,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn an_answer_may_come_a_byte_at_a_time() {
+    fn bytewise_reply_is_read() {
         let (redis, relay, proxy) = behind_relay("");
         let long = "0123456789\r\n$5\r\n".repeat(500);
         set(&redis, "key", &long);
@@ -478,7 +478,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn many_answers_may_come_at_once() {
+    fn pipelined_replies_in_one_packet_are_read() {
         let (redis, relay, proxy) = behind_relay("");
         for number in 0..100 {
             set(&redis, &number.to_string(), &format!("value {number}"));
@@ -494,7 +494,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn a_link_that_speaks_no_redis_is_dropped() {
+    fn link_without_redis_protocol_is_dropped() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
         set(&redis, "key", "value");
@@ -506,7 +506,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn garbage_before_an_answer_is_never_taken_for_it() {
+    fn garbage_is_never_taken_for_a_reply() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
         for (number, garbage) in
@@ -525,7 +525,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn an_answer_too_many_is_a_matter_of_a_moment() {
+    fn surplus_reply_disrupts_only_for_a_moment() {
         const READERS: usize = 16;
         let (redis, relay, proxy) = behind_relay("cache.ttl = 0");
         proxy.expect_log(DOWN);
@@ -560,7 +560,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn a_replica_without_its_primary_is_unavailable() {
+    fn replica_without_primary_is_unavailable() {
         let redis = RedisServer::builder().arguments(&["--replica-serve-stale-data", "no"]).start();
         let proxy = proxy(&redis, "");
         proxy.expect_log(DOWN);
@@ -574,7 +574,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn a_redis_that_has_no_room_for_writes_is_read() {
+    fn redis_out_of_memory_is_still_read() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         set(&redis, "key", "value");
@@ -584,7 +584,7 @@ mod odd_answers {
     }
 
     #[test]
-    fn a_redis_that_runs_a_long_script_is_unavailable() {
+    fn redis_running_a_long_script_is_unavailable() {
         let redis = RedisServer::builder().arguments(&["--busy-reply-threshold", "10"]).start();
         let proxy = proxy(&redis, "");
         set(&redis, "key", "after the script");
@@ -608,7 +608,7 @@ mod limits {
     use super::*;
 
     #[test]
-    fn too_many_misses_for_redis_do_not_cost_the_link() {
+    fn excess_misses_do_not_cost_the_link() {
         let limits = "redis.max_fetches = 4\nredis.response_timeout = \"300ms\"\nredis.ping_interval = \"10s\"";
         let (redis, relay, proxy) = behind_relay(limits);
         set(&redis, "key", "value");
@@ -625,7 +625,7 @@ mod limits {
     }
 
     #[test]
-    fn with_all_places_taken_one_more_miss_is_refused_at_once_and_hits_are_not() {
+    fn full_fetch_queue_rejects_misses_but_not_hits() {
         let limits = "redis.max_fetches = 2\nredis.max_queue = 2\n\
                       redis.response_timeout = \"10s\"\nredis.ping_interval = \"10s\"";
         let (redis, relay, proxy) = behind_relay(limits);
@@ -654,7 +654,7 @@ mod limits {
     }
 
     #[test]
-    fn a_fetch_waits_for_its_turn_no_longer_than_the_response_timeout() {
+    fn queued_fetch_waits_at_most_response_timeout() {
         let limits = "redis.max_fetches = 1\nredis.response_timeout = \"300ms\"\nredis.ping_interval = \"10s\"";
         let redis = RedisServer::start();
         let relay = Relay::to_socket(redis.socket());

@@ -15,7 +15,7 @@ use crate::support::http::{self, Client};
 use crate::support::{Proxy, RedisServer, eventually};
 
 #[test]
-fn the_second_read_does_not_touch_redis() {
+fn second_read_does_not_reach_redis() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     set(&redis, "greeting", "hello");
@@ -32,7 +32,7 @@ fn the_second_read_does_not_touch_redis() {
 }
 
 #[test]
-fn with_room_for_three_keys_the_least_recently_read_one_goes() {
+fn least_recently_read_of_three_is_evicted() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.capacity = 3");
     for key in ["a", "b", "c", "d"] {
@@ -54,7 +54,7 @@ fn with_room_for_three_keys_the_least_recently_read_one_goes() {
 }
 
 #[test]
-fn the_order_of_reads_is_exact_for_every_sequence() {
+fn lru_order_is_exact_for_every_sequence() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.capacity = 4");
     for key in 0..8 {
@@ -77,7 +77,7 @@ fn the_order_of_reads_is_exact_for_every_sequence() {
 }
 
 #[test]
-fn a_thousand_readers_of_one_cold_key_are_one_get() {
+fn thousand_readers_of_a_cold_key_are_one_get() {
     const READERS: u32 = 1000;
     allow_open_files();
     let (redis, relay, proxy) =
@@ -112,7 +112,7 @@ fn allow_open_files() {
 }
 
 #[test]
-fn a_reader_who_goes_away_while_fetching_harms_nobody() {
+fn disconnected_reader_does_not_cancel_others() {
     let (redis, relay, proxy) = behind_relay("daemon.worker_threads = 1");
     set(&redis, "key", "value");
     relay.stall();
@@ -137,7 +137,7 @@ fn ask_with_an_answer_unread(proxy: &Proxy, mut client: Client, key: &str) -> Cl
 }
 
 #[test]
-fn a_stream_that_is_reset_while_fetching_harms_nobody() {
+fn reset_http2_stream_does_not_cancel_others() {
     let (redis, relay, proxy) = behind_relay("");
     set(&redis, "key", "value");
     relay.stall();
@@ -156,7 +156,7 @@ fn a_stream_that_is_reset_while_fetching_harms_nobody() {
 }
 
 #[test]
-fn a_fetch_nobody_waits_for_any_more_still_fills_the_cache() {
+fn abandoned_fetch_still_fills_the_cache() {
     let (redis, relay, proxy) = behind_relay("");
     set(&redis, "key", "value");
     relay.stall();
@@ -173,7 +173,7 @@ fn a_fetch_nobody_waits_for_any_more_still_fills_the_cache() {
 }
 
 #[test]
-fn an_error_goes_to_all_who_waited_and_is_not_cached() {
+fn fetch_error_reaches_all_readers_uncached() {
     let (redis, relay, proxy) = behind_relay("daemon.worker_threads = 1");
     redis.command(&["LPUSH", "key", "element"]);
     relay.stall();
@@ -196,7 +196,7 @@ fn await_arrivals(proxy: &Proxy) {
 }
 
 #[test]
-fn nothing_older_than_the_ttl_is_given() {
+fn entry_is_not_served_past_its_ttl() {
     const TTL: Duration = Duration::from_millis(200);
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.coherence = \"ttl\"\ncache.ttl = \"200ms\"");
@@ -221,7 +221,7 @@ fn nothing_older_than_the_ttl_is_given() {
 }
 
 #[test]
-fn a_key_is_not_given_longer_than_redis_lets_it_live() {
+fn value_is_not_served_past_its_key_ttl() {
     const LIFE: Duration = Duration::from_millis(300);
     let redis = RedisServer::start();
     let proxy = proxy(
@@ -247,7 +247,7 @@ fn a_key_is_not_given_longer_than_redis_lets_it_live() {
 }
 
 #[test]
-fn that_a_key_does_not_exist_is_not_remembered_where_redis_does_not_tell_when_it_does() {
+fn absent_keys_not_cached_without_tracking() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.coherence = \"ttl\"");
     assert_eq!(read(&proxy, "nothing").status, 404);
@@ -258,7 +258,7 @@ fn that_a_key_does_not_exist_is_not_remembered_where_redis_does_not_tell_when_it
 }
 
 #[test]
-fn that_a_key_does_not_exist_is_remembered_for_ttl_absent() {
+fn absent_keys_cached_for_their_ttl() {
     const TTL_ABSENT: Duration = Duration::from_millis(400);
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl_absent = \"400ms\"");
@@ -280,7 +280,7 @@ fn that_a_key_does_not_exist_is_remembered_for_ttl_absent() {
 }
 
 #[test]
-fn while_redis_is_down_an_expired_value_stands_in() {
+fn expired_value_is_served_while_redis_is_down() {
     let mut redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"60s\"");
     proxy.expect_log("no link to Redis");
@@ -305,7 +305,7 @@ fn while_redis_is_down_an_expired_value_stands_in() {
 }
 
 #[test]
-fn an_expired_value_stands_in_no_longer_than_the_grace() {
+fn expired_value_is_not_served_past_the_grace() {
     const LIFE: Duration = Duration::from_millis(100 + 400);
     let mut redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"400ms\"");
@@ -331,7 +331,7 @@ fn an_expired_value_stands_in_no_longer_than_the_grace() {
 }
 
 #[test]
-fn without_a_grace_nothing_stands_in() {
+fn no_grace_serves_no_stale_value() {
     let mut redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"100ms\"");
     proxy.expect_log("no link to Redis");
@@ -349,7 +349,7 @@ fn without_a_grace_nothing_stands_in() {
 }
 
 #[test]
-fn an_answer_of_redis_is_not_replaced_by_a_stale_value() {
+fn redis_reply_is_never_replaced_by_stale_value() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"50ms\"\ncache.stale_grace = \"60s\"");
     set(&redis, "key", "value");
@@ -362,7 +362,7 @@ fn an_answer_of_redis_is_not_replaced_by_a_stale_value() {
 }
 
 #[test]
-fn the_policy_tinylfu_serves_within_its_capacity() {
+fn tinylfu_serves_within_its_capacity() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.policy = \"tinylfu\"\ncache.capacity = 5");
     for number in 0..20 {
@@ -378,7 +378,7 @@ fn the_policy_tinylfu_serves_within_its_capacity() {
 }
 
 #[test]
-fn with_a_ttl_of_zero_nothing_is_kept() {
+fn zero_ttl_caches_nothing() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = 0");
     for number in 1..=3 {
@@ -390,7 +390,7 @@ fn with_a_ttl_of_zero_nothing_is_kept() {
 }
 
 #[test]
-fn where_redis_does_not_tell_the_value_and_its_time_to_live_are_asked_for_in_one_transaction() {
+fn untracked_fetch_uses_multi_exec() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.coherence = \"ttl\"");
     set(&redis, "key", "value");

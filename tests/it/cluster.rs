@@ -60,7 +60,7 @@ fn keys(cluster: &RedisCluster, number: usize) -> [String; 3] {
 }
 
 #[test]
-fn each_key_is_read_where_it_is_served_and_a_write_there_is_heeded() {
+fn keys_are_read_and_invalidated_at_their_node() {
     let cluster = RedisCluster::of(3);
     let proxy = started(&cluster);
     for key in keys(&cluster, 0) {
@@ -78,7 +78,7 @@ fn each_key_is_read_where_it_is_served_and_a_write_there_is_heeded() {
 }
 
 #[test]
-fn the_loss_of_a_primary_leaves_the_keys_of_the_others_in_memory() {
+fn lost_primary_leaves_keys_of_other_nodes_cached() {
     let mut cluster = RedisCluster::start(3, 3, &["--cluster-require-full-coverage", "no"]);
     let proxy = started(&cluster);
     let keys = keys(&cluster, 0);
@@ -103,7 +103,7 @@ fn the_loss_of_a_primary_leaves_the_keys_of_the_others_in_memory() {
 }
 
 #[test]
-fn a_slot_is_followed_while_it_moves_and_there_and_back_again() {
+fn moving_slot_is_followed_there_and_back() {
     let cluster = RedisCluster::of(3);
     let proxy = started(&cluster);
     let key = cluster.key_of(0, 0);
@@ -132,7 +132,7 @@ fn a_slot_is_followed_while_it_moves_and_there_and_back_again() {
 }
 
 #[test]
-fn a_replica_that_takes_over_is_read_and_the_primary_of_before_never_again() {
+fn promoted_replica_replaces_the_old_primary() {
     let cluster = RedisCluster::with_replicas(3);
     let proxy = started(&cluster);
     let keys = keys(&cluster, 0);
@@ -152,7 +152,7 @@ fn a_replica_that_takes_over_is_read_and_the_primary_of_before_never_again() {
 }
 
 #[test]
-fn a_flush_of_one_primary_drops_its_keys_alone() {
+fn flush_of_one_primary_drops_only_its_keys() {
     let cluster = RedisCluster::of(3);
     let proxy = started(&cluster);
     let keys = keys(&cluster, 0);
@@ -168,7 +168,7 @@ fn a_flush_of_one_primary_drops_its_keys_alone() {
 }
 
 #[test]
-fn a_user_with_no_more_rights_than_are_named_is_enough() {
+fn minimal_permissions_suffice() {
     let rights = "+get +pttl +client|tracking +client|trackinginfo +role +cluster|info +cluster|nodes +asking";
     let user: Vec<_> = "--user proxy on >secret ~*".split(' ').chain(rights.split(' ')).collect();
     let cluster = RedisCluster::start(3, 0, &user);
@@ -190,7 +190,7 @@ fn a_user_with_no_more_rights_than_are_named_is_enough() {
 }
 
 #[test]
-fn a_cluster_is_reached_over_tls() {
+fn cluster_is_reached_over_tls() {
     let authority = Authority::new();
     let cluster = RedisCluster::over_tls(3, &authority);
     let proxy = started_with(&cluster, &format!("{}\n", authority.trusted()));

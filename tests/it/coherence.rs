@@ -69,13 +69,13 @@ const DOWN: &str = "no link to Redis";
 const SILENT: &str = "a sentinel does not answer";
 
 #[test]
-fn with_tracking_no_read_is_too_old_whatever_happens() {
+fn reads_are_never_too_old_with_tracking() {
     let report = soak(&[TRACKING], &faults::ALL, seconds());
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
 }
 
 #[test]
-fn with_sentinels_no_read_is_too_old_over_failovers() {
+fn reads_are_never_too_old_over_failovers() {
     let duration = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(FAILOVER_SECONDS));
     let plan = failover::Plan {
         seed: seed(),
@@ -89,7 +89,7 @@ fn with_sentinels_no_read_is_too_old_over_failovers() {
 }
 
 #[test]
-fn before_a_cluster_no_read_is_too_old_wherever_the_slots_go() {
+fn reads_are_never_too_old_while_slots_move() {
     let duration = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(FAILOVER_SECONDS));
     let plan =
         resharding::Plan { seed: seed(), duration, coherence: TRACKING, expected_log: &[DOWN] };
@@ -99,18 +99,18 @@ fn before_a_cluster_no_read_is_too_old_wherever_the_slots_go() {
 }
 
 #[test]
-fn without_a_memory_the_same_soak_passes() {
+fn zero_capacity_passes_the_same_soak() {
     let report = soak(&[NO_MEMORY], &faults::ALL, CONTROL_SECONDS);
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
 }
 
 #[test]
-fn with_nothing_but_a_ttl_the_same_soak_fails() {
+fn ttl_only_mode_fails_the_same_soak() {
     assert_too_old(&soak(&[NOTHING_BUT_A_TTL], &[], CONTROL_SECONDS));
 }
 
 #[test]
-fn of_many_proxies_on_one_redis_none_is_too_old_whatever_happens() {
+fn reads_are_never_too_old_over_many_proxies() {
     let proxies = number("SOAK_PROXIES").unwrap_or(3);
     let proxies =
         FLEET.get(..usize::try_from(proxies).unwrap()).expect("SOAK_PROXIES is at most 16");
@@ -119,7 +119,7 @@ fn of_many_proxies_on_one_redis_none_is_too_old_whatever_happens() {
 }
 
 #[test]
-fn one_of_many_proxies_that_is_not_told_is_found_out() {
+fn untracked_proxy_of_a_fleet_is_detected() {
     assert_too_old(&soak(&[TRACKING, TRACKING, NOTHING_BUT_A_TTL], &[], CONTROL_SECONDS));
 }
 

@@ -22,7 +22,7 @@ fn read_current(proxy: &Proxy, key: &str) -> Response {
 }
 
 #[test]
-fn a_write_is_in_every_current_read_that_begins_after_it_however_slow_the_news() {
+fn no_cache_read_includes_all_earlier_writes() {
     let (redis, relay, proxy) = behind_relay(LASTING);
     set(&redis, "key", "0");
     value(&proxy, "key");
@@ -42,7 +42,7 @@ fn a_write_is_in_every_current_read_that_begins_after_it_however_slow_the_news()
 }
 
 #[test]
-fn a_current_read_costs_redis_no_more_than_a_ping() {
+fn no_cache_read_costs_one_ping() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, LASTING);
     set(&redis, "key", "value");
@@ -63,7 +63,7 @@ fn a_current_read_costs_redis_no_more_than_a_ping() {
 }
 
 #[test]
-fn other_directives_ask_for_nothing() {
+fn other_directives_request_no_fence() {
     let (redis, relay, proxy) = behind_relay(LASTING);
     set(&redis, "key", "value");
     value(&proxy, "key");
@@ -77,7 +77,7 @@ fn other_directives_ask_for_nothing() {
 }
 
 #[test]
-fn one_question_serves_all_who_wait() {
+fn one_ping_serves_all_waiting_reads() {
     const READERS: usize = 100;
     let (redis, relay, proxy) = behind_relay(LASTING);
     set(&redis, "key", "value");
@@ -94,7 +94,7 @@ fn one_question_serves_all_who_wait() {
 }
 
 #[test]
-fn where_redis_does_not_answer_there_is_no_current_answer() {
+fn no_cache_read_fails_without_redis() {
     let more = format!("{LASTING}\ncache.stale_grace = \"1h\"\nredis.response_timeout = \"300ms\"");
     let (redis, relay, proxy) = behind_relay(&more);
     proxy.expect_log(DOWN);
@@ -112,7 +112,7 @@ fn where_redis_does_not_answer_there_is_no_current_answer() {
 }
 
 #[test]
-fn without_tracking_a_current_read_goes_past_the_cache() {
+fn untracked_no_cache_read_bypasses_the_cache() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.coherence = \"ttl\"\ncache.ttl = \"1h\"");
     set(&redis, "key", "old");
@@ -129,7 +129,7 @@ fn without_tracking_a_current_read_goes_past_the_cache() {
 }
 
 #[test]
-fn a_link_that_is_lost_while_it_is_asked_is_asked_no_more() {
+fn lost_link_fails_its_fence() {
     let redis = RedisServer::start();
     let relay = Relay::to_socket(redis.socket());
     let proxy =
@@ -151,7 +151,7 @@ fn a_link_that_is_lost_while_it_is_asked_is_asked_no_more() {
 }
 
 #[test]
-fn a_link_lost_in_passing_costs_a_current_read_no_more_than_another() {
+fn momentary_link_loss_does_not_fail_no_cache_read() {
     const LOSSES: usize = 10;
     let (redis, relay, proxy) = behind_relay(&format!("{LASTING}\ndaemon.worker_threads = 1"));
     proxy.expect_log(DOWN);

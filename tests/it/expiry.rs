@@ -77,7 +77,7 @@ fn read_until_unasked(redis: &RedisServer, proxy: &Proxy, first: usize) -> usize
 }
 
 #[test]
-fn one_question_stands_for_the_times_to_live_of_many_values_where_no_key_has_one() {
+fn batched_reads_share_one_expiry_check() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
@@ -91,7 +91,7 @@ fn one_question_stands_for_the_times_to_live_of_many_values_where_no_key_has_one
 }
 
 #[test]
-fn values_that_are_read_while_times_to_live_come_up_end_with_them() {
+fn batched_values_expire_with_their_keys() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
@@ -105,7 +105,7 @@ fn values_that_are_read_while_times_to_live_come_up_end_with_them() {
 const SHORT: Duration = Duration::from_millis(20);
 
 #[test]
-fn whatever_becomes_of_times_to_live_while_many_values_are_read_memory_is_as_redis_has_it() {
+fn expiry_storm_leaves_memory_equal_to_redis() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let mut next = READS;
@@ -153,7 +153,7 @@ fn change_at_random(redis: &RedisServer, time: Duration) {
 }
 
 #[test]
-fn a_time_to_live_that_comes_after_the_read_is_told_of() {
+fn ttl_set_after_the_read_invalidates() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
@@ -163,7 +163,7 @@ fn a_time_to_live_that_comes_after_the_read_is_told_of() {
 }
 
 #[test]
-fn of_a_redis_that_refuses_to_say_it_for_all_each_time_to_live_is_asked_for() {
+fn denied_info_falls_back_to_pttl_per_key() {
     let redis = redis_with(1_000);
     redis.command(&["ACL", "SETUSER", "default", "-info"]);
     let proxy = proxy_of(&redis, "");

@@ -26,7 +26,7 @@ mod unheard;
 const DOWN: &str = "no link to Redis";
 
 #[test]
-fn the_page_on_reliability_names_every_test_of_a_fault_and_no_other() {
+fn reliability_page_names_every_fault_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/reliability.md")).expect("the page");
     let sources: Vec<_> = files(&root.join("tests/it"));

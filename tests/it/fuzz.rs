@@ -32,7 +32,7 @@ const TARGETS: [(&str, Check); 7] = [
 ];
 
 #[test]
-fn every_kept_input_passes_the_check_of_its_target() {
+fn corpus_inputs_pass_their_target() {
     for (target, check) in TARGETS {
         let inputs = files(&corpus().join(target));
         assert!(inputs.len() >= 12, "{target} has only {} inputs", inputs.len());
@@ -45,7 +45,7 @@ fn every_kept_input_passes_the_check_of_its_target() {
 }
 
 #[test]
-fn every_target_is_here() {
+fn every_fuzz_target_is_listed() {
     let names = |paths: Vec<PathBuf>| {
         let stems = paths.iter().filter_map(|path| path.file_stem()?.to_str().map(str::to_owned));
         let mut names: Vec<_> = stems.collect();

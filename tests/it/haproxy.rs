@@ -222,7 +222,7 @@ fn each_key_has_its_proxy() {
 }
 
 #[test]
-fn a_rolling_restart_loses_no_request() {
+fn rolling_restart_loses_no_request() {
     let Some(mut fleet) = Fleet::start() else { return };
     fill(&fleet.redis);
     let Some(wrk) = fleet.haproxy.load() else { return };

@@ -22,7 +22,7 @@ fn hottest(proxy: &Proxy, query: &str) -> Value {
 }
 
 #[test]
-fn the_keys_that_are_read_most_are_told_first_with_their_reads() {
+fn hottest_keys_come_first_with_their_reads() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "admin.hotkeys = 100");
     set(&redis, "orders:1", "value");
@@ -47,7 +47,7 @@ fn the_keys_that_are_read_most_are_told_first_with_their_reads() {
 }
 
 #[test]
-fn reads_of_redis_clients_count_too() {
+fn resp_reads_count_too() {
     let redis = RedisServer::start();
     let proxy = proxy(
         &redis,
@@ -71,7 +71,7 @@ fn reads_of_redis_clients_count_too() {
 }
 
 #[test]
-fn it_is_off_unless_asked_for_and_says_how_to_ask() {
+fn disabled_hotkeys_explain_how_to_enable() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     let response = hotkeys(&proxy, "?top=20");

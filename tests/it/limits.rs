@@ -56,7 +56,7 @@ fn hits_while(stage: &Stage, mut goes_on: impl FnMut() -> bool) -> Vec<Duration>
 }
 
 #[test]
-fn a_body_that_dribbles_in_holds_no_connection() {
+fn dribbled_body_holds_no_connection() {
     let stage = Stage::start(LASTING);
     let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -78,7 +78,7 @@ fn a_body_that_dribbles_in_holds_no_connection() {
 }
 
 #[test]
-fn what_announces_a_lot_takes_no_room_before_it_comes() {
+fn announced_sizes_allocate_nothing() {
     const EACH: usize = 60;
     let stage = Stage::start(LASTING);
     let before = resident(&stage.proxy);
@@ -112,7 +112,7 @@ fn what_announces_a_lot_takes_no_room_before_it_comes() {
 }
 
 #[test]
-fn a_flood_of_connections_is_turned_away_and_those_who_are_here_notice_nothing() {
+fn connection_flood_leaves_clients_unharmed() {
     const PLACES: usize = 20;
     const FLOOD: usize = 300;
     let few = format!("{LASTING}\nresp.max_connections = {PLACES}");
@@ -150,7 +150,7 @@ fn a_flood_of_connections_is_turned_away_and_those_who_are_here_notice_nothing()
 }
 
 #[test]
-fn operators_too_many_are_turned_away_and_clients_notice_nothing() {
+fn admin_connection_flood_leaves_clients_unharmed() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(&resp_config(&redis.url(), "admin.max_connections = 2"));
     await_ready(&proxy);
@@ -182,7 +182,7 @@ fn operators_too_many_are_turned_away_and_clients_notice_nothing() {
 }
 
 #[test]
-fn those_who_read_nothing_share_one_value() {
+fn stalled_readers_share_one_value() {
     const READERS: u32 = 60;
     let stage = Stage::start(LASTING);
     let large = "v".repeat(8 << 20);
@@ -222,7 +222,7 @@ const NARROW: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\ncache.
                       redis.response_timeout = \"20s\"\nredis.max_fetches = 8\nredis.max_queue = 16";
 
 #[test]
-fn a_flood_of_cold_keys_is_refused_at_once_and_hits_are_as_before() {
+fn cold_key_flood_is_rejected_and_hits_continue() {
     const FLOOD: usize = 200;
     const TAKEN: usize = 8 + 16;
     let stage = Stage::start(NARROW);
@@ -251,7 +251,7 @@ fn a_flood_of_cold_keys_is_refused_at_once_and_hits_are_as_before() {
 }
 
 #[test]
-fn reads_that_wait_for_a_proof_are_no_more_than_max_queue() {
+fn reads_waiting_for_a_lease_are_bounded() {
     const PLACES: usize = 16;
     const FLOOD: usize = 40;
     let stage = Stage::start(NARROW);
@@ -275,7 +275,7 @@ fn reads_that_wait_for_a_proof_are_no_more_than_max_queue() {
 }
 
 #[test]
-fn an_old_value_stands_in_where_too_many_reads_wait() {
+fn full_queue_serves_stale_values() {
     let short = NARROW.replace("\"1h\"", "\"100ms\"");
     let stage = Stage::start(&format!("{short}\ncache.stale_grace = \"1h\""));
     stage.relay.stall();
@@ -302,7 +302,7 @@ fn an_old_value_stands_in_where_too_many_reads_wait() {
 }
 
 #[test]
-fn a_value_larger_than_the_limit_is_refused_over_http_and_passed_on_to_clients_of_redis() {
+fn oversized_value_fails_over_http_not_over_resp() {
     const LIMIT: usize = 1024;
     let stage = Stage::start(&format!("{LASTING}\nhttp.max_value = {LIMIT}"));
     for (key, length) in [("at", LIMIT), ("beyond", LIMIT + 1)] {
@@ -322,7 +322,7 @@ fn a_value_larger_than_the_limit_is_refused_over_http_and_passed_on_to_clients_o
 }
 
 #[test]
-fn names_that_would_be_lines_of_their_own_are_nowhere_more_than_names() {
+fn hostile_key_names_forge_no_output() {
     const MARK: &str = "forged";
     let stage =
         Stage::start(&format!("{LASTING}\ntelemetry.log_filter = \"trace\"\nadmin.hotkeys = 100"));
@@ -370,7 +370,7 @@ fn names_that_would_be_lines_of_their_own_are_nowhere_more_than_names() {
 }
 
 #[test]
-fn http_2_streams_that_are_reset_at_once_cost_no_more_than_the_places_there_are() {
+fn http2_rapid_reset_is_bounded() {
     const RESETS: u32 = 5000;
     let stage = Stage::start(NARROW);
     stage.relay.stall();

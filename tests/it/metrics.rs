@@ -45,7 +45,7 @@ fn all_reads(proxy: &Proxy) -> (f64, f64) {
 }
 
 #[test]
-fn every_figure_is_there_from_the_start() {
+fn every_series_exists_from_the_start() {
     let mut redis = RedisServer::start();
     redis.stop();
     let proxy = Proxy::start(&config(&redis.url(), "cache.capacity = 123\ncache.ttl = \"90s\""));
@@ -109,7 +109,7 @@ fn every_figure_is_there_from_the_start() {
 }
 
 #[test]
-fn buckets_begin_at_ten_microseconds() {
+fn latency_buckets_start_at_ten_microseconds() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     let metrics = proxy.metrics();
@@ -123,7 +123,7 @@ fn buckets_begin_at_ten_microseconds() {
 }
 
 #[test]
-fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
+fn hits_and_misses_sum_to_all_reads() {
     let (mut redis, relay, proxy) =
         behind_relay("cache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"");
     proxy.expect_log("no link to Redis");
@@ -175,7 +175,7 @@ const TINY_TTL: &str =
     "cache.ttl = \"1ms\"\ncache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"";
 
 #[test]
-fn requests_that_are_no_reads_are_not_counted() {
+fn requests_without_a_read_are_not_counted() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     for path in ["/keys/", "/keys/%zz", "/elsewhere", "/metrics"] {
@@ -185,7 +185,7 @@ fn requests_that_are_no_reads_are_not_counted() {
 }
 
 #[test]
-fn entries_and_bytes_are_exact_as_values_come_and_go() {
+fn entries_and_bytes_are_exact() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.capacity = 3\ncache.ttl_absent = \"60s\"");
     // A key of 1, 2, 3... bytes with a value of ten times as many.
@@ -218,7 +218,7 @@ fn entries_and_bytes_are_exact_as_values_come_and_go() {
 }
 
 #[test]
-fn a_value_that_changed_its_size_is_counted_anew() {
+fn resized_value_is_recounted() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"20ms\"\ncache.stale_grace = \"60s\"");
     set(&redis, "key", "short");
@@ -230,7 +230,7 @@ fn a_value_that_changed_its_size_is_counted_anew() {
 }
 
 #[test]
-fn what_nobody_may_be_given_any_more_is_forgotten_without_a_read() {
+fn expired_entries_leave_without_a_read() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"50ms\"");
     for key in ["a", "b", "c"] {
@@ -246,7 +246,7 @@ fn what_nobody_may_be_given_any_more_is_forgotten_without_a_read() {
 }
 
 #[test]
-fn evictions_are_counted_by_their_causes() {
+fn evictions_are_counted_by_cause() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.capacity = 5");
     for number in 0..8 {
@@ -274,7 +274,7 @@ fn evictions_are_counted_by_their_causes() {
 }
 
 #[test]
-fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
+fn refetched_expired_value_counts_one_expiry() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"100ms\"");
     set(&redis, "key", "value");
@@ -291,7 +291,7 @@ fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
 }
 
 #[test]
-fn every_read_and_every_fetch_is_timed() {
+fn every_read_and_fetch_is_timed() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl_absent = 0");
     set(&redis, "key", "value");
@@ -308,7 +308,7 @@ fn every_read_and_every_fetch_is_timed() {
 }
 
 #[test]
-fn whether_redis_is_there_and_what_went_wrong_is_told() {
+fn backend_state_and_errors_are_exported() {
     let mut redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     proxy.expect_log("no link to Redis");
@@ -326,7 +326,7 @@ fn whether_redis_is_there_and_what_went_wrong_is_told() {
 }
 
 #[test]
-fn open_connections_are_counted_by_front_end() {
+fn open_connections_are_counted_per_front_end() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     let clients: Vec<Client> = (0..3).map(|_| Client::connect(proxy.http())).collect();
@@ -337,7 +337,7 @@ fn open_connections_are_counted_by_front_end() {
 }
 
 #[test]
-fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
+fn tasks_gauge_follows_connections() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "daemon.worker_threads = 3");
     read(&proxy, "key");
@@ -365,7 +365,7 @@ fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
 }
 
 #[test]
-fn the_time_of_the_configuration_in_force_is_told() {
+fn configuration_timestamp_is_exported() {
     let now =
         || SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
     let redis = RedisServer::start();
@@ -388,7 +388,7 @@ fn the_time_of_the_configuration_in_force_is_told() {
 }
 
 #[test]
-fn how_many_connections_may_be_and_what_is_to_keep_answers_true_is_told() {
+fn limits_and_coherence_mode_are_exported() {
     let redis = RedisServer::start();
     let limits = "http.max_connections = 77\nadmin.max_connections = 7";
     let tracking = proxy(&redis, limits);
@@ -401,7 +401,7 @@ fn how_many_connections_may_be_and_what_is_to_keep_answers_true_is_told() {
 }
 
 #[test]
-fn the_text_is_what_prometheus_reads() {
+fn exposition_format_is_valid() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
@@ -432,7 +432,7 @@ fn check_with_promtool(metrics: &[u8]) -> std::io::Result<(bool, String)> {
 }
 
 #[test]
-fn hits_and_misses_are_all_reads_in_every_scrape_under_load() {
+fn hits_and_misses_sum_to_reads_under_load() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let proxy = proxy(&redis, "cache.ttl = \"10ms\"");

@@ -31,7 +31,7 @@ const ALERTS: &str = "dashboards/alerts.yml";
 const RUNBOOK: &str = "docs/runbook.md";
 
 #[test]
-fn every_metric_that_is_named_is_told_with_these_labels() {
+fn every_named_metric_has_its_labels() {
     let told = told();
     for (file, least) in [(ALERTS, 10), ("README.md", 20), (RUNBOOK, 4), ("docs/metrics.md", 30)] {
         let named = named(&abbreviations_in_full(&read_file(file)));
@@ -57,7 +57,7 @@ fn every_metric_that_is_named_is_told_with_these_labels() {
 }
 
 #[test]
-fn every_metric_is_documented_and_every_documented_metric_is_told() {
+fn metrics_and_their_documentation_agree() {
     let told = families(&exposition());
     let documented = documented_families();
     assert!(documented.len() > 30, "{}", documented.len());
@@ -113,7 +113,7 @@ fn documented_families() -> BTreeMap<String, Family> {
 }
 
 #[test]
-fn every_panel_says_what_it_shows_and_follows_the_variables() {
+fn every_panel_is_described_and_uses_variables() {
     let panels = panels();
     assert!(panels.len() > 20, "{}", panels.len());
     for panel in panels {
@@ -133,7 +133,7 @@ fn every_panel_says_what_it_shows_and_follows_the_variables() {
 }
 
 #[test]
-fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook() {
+fn every_alert_is_described_tested_and_in_runbook() {
     let (alerts, runbook, tests) =
         (read_file(ALERTS), read_file(RUNBOOK), read_file("dashboards/alerts.test.yml"));
     let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
@@ -158,7 +158,7 @@ fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook(
 }
 
 #[test]
-fn promtool_has_nothing_to_say_against_the_configuration_and_the_alerts_fire_as_tried() {
+fn promtool_accepts_config_and_alert_tests() {
     for arguments in [
         ["check", "config", "--lint=all", "--lint-fatal", "prometheus.yml"].as_slice(),
         &["check", "rules", "--lint=all", "--lint-fatal", "alerts.yml"],
@@ -201,7 +201,7 @@ fn watched() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_panel_and_every_alert_has_data_in_prometheus_and_all_is_well() {
+fn panels_and_alerts_have_data_in_prometheus() {
     let redis = RedisServer::start();
     let proxy = told_of(&redis);
     let Some(prometheus) = Prometheus::start(proxy.admin()) else { return };

@@ -75,7 +75,7 @@ fn assert_serves(serving: &Serving) {
 // HTTP/1
 
 #[test]
-fn one_connection_carries_many_requests() {
+fn connection_serves_many_requests() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for _ in 0..500 {
@@ -88,7 +88,7 @@ fn one_connection_carries_many_requests() {
 }
 
 #[test]
-fn http_1_0_gets_its_answer_and_the_end() {
+fn http_1_0_reply_is_followed_by_close() {
     let serving = serving_a(&[]);
     let answer = exchange(serving.address(), b"GET /keys/a HTTP/1.0\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.0 200 ") || answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -96,7 +96,7 @@ fn http_1_0_gets_its_answer_and_the_end() {
 }
 
 #[test]
-fn http_1_0_may_ask_to_keep_the_connection() {
+fn http_1_0_keep_alive_is_honoured() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for _ in 0..3 {
@@ -122,7 +122,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+fn reply_does_not_wait_for_the_next_request() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     client.read_timeout(Duration::from_secs(2));
@@ -133,7 +133,7 @@ fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
 }
 
 #[test]
-fn empty_lines_between_requests_are_passed_over() {
+fn empty_lines_between_requests_are_skipped() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     client.read_timeout(Duration::from_secs(2));
@@ -144,7 +144,7 @@ fn empty_lines_between_requests_are_passed_over() {
 }
 
 #[test]
-fn a_client_that_has_said_its_last_word_still_gets_its_answer() {
+fn half_closed_client_gets_its_reply() {
     let serving = serving_a(&[]);
     serving.redis.pause();
     let mut stream = connect(serving.address());
@@ -157,7 +157,7 @@ fn a_client_that_has_said_its_last_word_still_gets_its_answer() {
 }
 
 #[test]
-fn a_request_may_come_byte_by_byte() {
+fn request_may_arrive_bytewise() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for _ in 0..3 {
@@ -169,7 +169,7 @@ fn a_request_may_come_byte_by_byte() {
 }
 
 #[test]
-fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
+fn connection_close_is_honoured_after_the_reply() {
     let serving = serving_a(&[]);
     let answer = exchange(
         serving.address(),
@@ -180,7 +180,7 @@ fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
 }
 
 #[test]
-fn the_whole_address_may_be_asked_for() {
+fn absolute_form_target_is_accepted() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for target in ["http://proxy.example:99/keys/a", "http://[::1]/keys/a", "https://x/keys/a"] {
@@ -191,7 +191,7 @@ fn the_whole_address_may_be_asked_for() {
 }
 
 #[test]
-fn the_body_of_a_get_is_passed_over_and_never_taken_for_a_request() {
+fn get_body_is_skipped_and_never_a_request() {
     let serving = serving_a(&[]);
     serving.set("b", "other");
     for (length, body) in [
@@ -213,7 +213,7 @@ fn the_body_of_a_get_is_passed_over_and_never_taken_for_a_request() {
 }
 
 #[test]
-fn a_client_that_waits_to_be_asked_for_its_body_is_answered() {
+fn expect_continue_is_answered() {
     let serving = serving_a(&[]);
     for (method, expected) in [("GET", 200), ("PUT", 405)] {
         let mut client = serving.client();
@@ -227,7 +227,7 @@ fn a_client_that_waits_to_be_asked_for_its_body_is_answered() {
 }
 
 #[test]
-fn a_write_is_refused_in_words_however_big_its_body() {
+fn rejected_write_is_explained_at_any_body_size() {
     let serving = serving_a(&[]);
     for length in [10, 10_000, 4_000_000] {
         let mut client = serving.client();
@@ -275,7 +275,7 @@ async fn ask(mut sender: SendRequest<Empty<Bytes>>, request: Request<Empty<Bytes
 }
 
 #[test]
-fn http_2_answers_many_streams_of_one_connection_at_once() {
+fn http2_serves_concurrent_streams() {
     let serving = serving(&[]);
     (0..300).for_each(|number| serving.set(format!("k{number}"), format!("v{number}")));
     with_http2(serving.address(), async |sender| {
@@ -291,7 +291,7 @@ fn http_2_answers_many_streams_of_one_connection_at_once() {
 }
 
 #[test]
-fn http_2_has_the_same_answers_as_http_1() {
+fn http2_answers_equal_http1() {
     let serving = serving_a(&[]);
     serving.set("a/b c", "slashed");
     let mut client = serving.client();
@@ -316,7 +316,7 @@ fn http_2_has_the_same_answers_as_http_1() {
 }
 
 #[test]
-fn http_2_head_has_no_body_and_leaves_the_connection_usable() {
+fn http2_head_has_no_body_and_keeps_connection() {
     let serving = serving_a(&[]);
     with_http2(serving.address(), async |sender| {
         for (path, expected, length) in
@@ -335,7 +335,7 @@ fn http_2_head_has_no_body_and_leaves_the_connection_usable() {
 }
 
 #[test]
-fn http_2_carries_a_big_value_whole() {
+fn http2_large_value_arrives_whole() {
     let serving = serving(&[]);
     let value: Vec<u8> = (0_u32..1_000_000).flat_map(u32::to_le_bytes).collect();
     serving.set("big", &value);
@@ -346,7 +346,7 @@ fn http_2_carries_a_big_value_whole() {
 }
 
 #[test]
-fn an_http_2_stream_that_is_given_up_does_not_keep_an_idle_connection_open() {
+fn abandoned_http2_stream_does_not_delay_idle_close() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
     with_http2(serving.address(), async |mut sender| {
         serving.redis.pause();
@@ -372,7 +372,7 @@ async fn until(mut seen: impl FnMut() -> bool) {
 // Limits
 
 #[test]
-fn a_head_larger_than_max_header_is_refused() {
+fn oversized_head_is_rejected() {
     let serving = serving_a(&[("HTTP__MAX_HEADER", "8KiB")]);
     let head = |length: usize| {
         format!("GET /keys/a HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(length))
@@ -388,7 +388,7 @@ fn a_head_larger_than_max_header_is_refused() {
 }
 
 #[test]
-fn max_header_holds_to_within_a_kibibyte() {
+fn max_header_is_exact_to_a_kibibyte() {
     for (limit, bytes) in [("8KiB", 8 << 10), ("20KiB", 20 << 10), ("64KiB", 64 << 10)] {
         let serving = serving_a(&[("HTTP__MAX_HEADER", limit)]);
         for (length, expected) in [(bytes - 1024, "200"), (bytes + 1024, "431")] {
@@ -406,7 +406,7 @@ fn max_header_holds_to_within_a_kibibyte() {
 }
 
 #[test]
-fn a_head_of_too_many_lines_is_refused() {
+fn too_many_header_lines_are_rejected() {
     let serving = serving_a(&[]);
     let lines = "X: y\r\n".repeat(1000);
     let answer =
@@ -415,7 +415,7 @@ fn a_head_of_too_many_lines_is_refused() {
 }
 
 #[test]
-fn a_head_without_end_is_cut_off() {
+fn endless_head_is_cut_off() {
     let serving = serving_a(&[]);
     let mut stream = connect(serving.address());
     send(&mut stream, b"GET /keys/a HTTP/1.1\r\n");
@@ -442,7 +442,7 @@ fn dribble(stream: &mut TcpStream, bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn a_head_that_dribbles_in_for_too_long_is_cut_off() {
+fn slow_head_is_cut_off() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
     let mut stream = connect(serving.address());
     let begun = Instant::now();
@@ -453,7 +453,7 @@ fn a_head_that_dribbles_in_for_too_long_is_cut_off() {
 }
 
 #[test]
-fn a_second_head_on_a_connection_has_no_more_time_than_the_first() {
+fn later_head_has_the_same_timeout() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
     let mut stream = connect(serving.address());
     send(&mut stream, b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -478,7 +478,7 @@ fn assert_left_open(client: &mut Client) {
 }
 
 #[test]
-fn the_time_for_a_head_does_not_run_between_requests() {
+fn header_timeout_excludes_idle_time() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
     let mut client = serving.client();
     assert_left_open(&mut client);
@@ -488,7 +488,7 @@ fn the_time_for_a_head_does_not_run_between_requests() {
 }
 
 #[test]
-fn a_slow_head_that_is_complete_in_time_is_answered() {
+fn slow_head_within_the_timeout_is_served() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "5s"), ("HTTP__IDLE_TIMEOUT", "800ms")]);
     let mut stream = connect(serving.address());
     let head = b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r";
@@ -498,7 +498,7 @@ fn a_slow_head_that_is_complete_in_time_is_answered() {
 }
 
 #[test]
-fn the_first_letter_alone_is_no_head_and_is_cut_off_like_any_other() {
+fn first_byte_alone_is_cut_off() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "200ms"), ("HTTP__IDLE_TIMEOUT", "60s")]);
     // P may begin POST, or the preface of HTTP/2.
     for word in [&b"G"[..], b"P", b"PRI ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
@@ -513,7 +513,7 @@ fn the_first_letter_alone_is_no_head_and_is_cut_off_like_any_other() {
 }
 
 #[test]
-fn a_client_that_goes_away_after_a_letter_is_gone() {
+fn client_gone_after_one_byte_is_released() {
     // Not for having been silent for long.
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "60s"), ("HTTP__IDLE_TIMEOUT", "60s")]);
     for word in [&b""[..], b"G", b"P", b"PR", b"PRI "] {
@@ -527,7 +527,7 @@ fn a_client_that_goes_away_after_a_letter_is_gone() {
 }
 
 #[test]
-fn an_idle_connection_is_closed() {
+fn idle_connection_is_closed() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "200ms")]);
     let (mut silent, mut used) = (connect(serving.address()), connect(serving.address()));
     let begun = Instant::now();
@@ -540,7 +540,7 @@ fn an_idle_connection_is_closed() {
 }
 
 #[test]
-fn a_connection_that_waits_for_redis_is_not_idle() {
+fn connection_waiting_for_redis_is_not_idle() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "100ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
     serving.proxy.expect_log("no link to Redis");
     let mut client = serving.client();
@@ -581,13 +581,13 @@ fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
 const BIG: usize = 24 << 20;
 
 #[test]
-fn a_client_that_reads_slowly_gets_all_of_it() {
+fn slow_reader_gets_the_whole_body() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
     read_slowly(ask_for_big(&serving));
 }
 
 #[test]
-fn a_client_that_has_read_slowly_is_not_idle_when_it_has_all() {
+fn slow_reader_is_not_idle_when_finished() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
     let mut stream = ask_for_big_with(&serving, "");
     let mut byte = [0];
@@ -608,7 +608,7 @@ fn a_client_that_has_read_slowly_is_not_idle_when_it_has_all() {
 }
 
 #[test]
-fn a_body_that_comes_after_its_head_is_no_head_that_takes_too_long() {
+fn late_body_is_not_a_slow_head() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
     serving.set("big", vec![b'x'; BIG]);
     serving.redis.pause();
@@ -646,7 +646,7 @@ fn read_slowly(mut stream: TcpStream) {
 }
 
 #[test]
-fn a_client_that_reads_nothing_is_cut_off() {
+fn stalled_reader_is_cut_off() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
     let stream = ask_for_big(&serving);
     serving.await_metric(r#"reads_total{front_end="http",outcome="miss"}"#, 1);
@@ -655,7 +655,7 @@ fn a_client_that_reads_nothing_is_cut_off() {
 }
 
 #[test]
-fn a_connection_beyond_max_connections_is_told_so() {
+fn connection_beyond_the_limit_is_rejected() {
     let serving = serving_a(&[("HTTP__MAX_CONNECTIONS", "2")]);
     let mut held = [serving.client(), serving.client()];
     for client in &mut held {
@@ -677,7 +677,7 @@ fn a_connection_beyond_max_connections_is_told_so() {
 }
 
 #[test]
-fn when_a_connection_closes_another_is_served() {
+fn freed_connection_slot_is_reused() {
     let serving = serving_a(&[("HTTP__MAX_CONNECTIONS", "1")]);
     for _ in 0..5 {
         eventually("the place is free", || {
@@ -688,7 +688,7 @@ fn when_a_connection_closes_another_is_served() {
 }
 
 #[test]
-fn what_is_not_http_is_refused_and_harms_nobody() {
+fn non_http_input_is_rejected() {
     let serving = serving_a(&[]);
     let tls_hello =
         [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), vec![7; 512]].concat();
@@ -710,7 +710,7 @@ fn what_is_not_http_is_refused_and_harms_nobody() {
 }
 
 #[test]
-fn what_is_not_http_2_after_its_preface_is_cut_off() {
+fn invalid_http2_frames_are_cut_off() {
     let serving = serving_a(&[]);
     for garbage in [
         &b"PRI * HTTP/1.1\r\n\r\n"[..],

@@ -20,7 +20,7 @@ struct Example {
 }
 
 #[test]
-fn the_curl_lines_of_the_readme_answer_as_printed() {
+fn readme_console_lines_answer_as_printed() {
     let redis = RedisServer::start();
     redis.command(&["SET", "greeting", "hello"]);
     let proxy = Proxy::start(&format!(
@@ -47,7 +47,7 @@ fn the_curl_lines_of_the_readme_answer_as_printed() {
 }
 
 #[test]
-fn every_file_and_section_the_readme_links_is_there() {
+fn readme_links_lead_somewhere() {
     let readme = readme();
     let headings = readme.lines().filter_map(|line| line.strip_prefix("## "));
     let sections: Vec<_> =
@@ -64,7 +64,7 @@ fn every_file_and_section_the_readme_links_is_there() {
 }
 
 #[test]
-fn the_configuration_for_nixos_is_the_one_that_is_tried() {
+fn readme_nixos_config_is_the_tested_one() {
     let readme = readme();
     let shown = readme
         .split("```nix\n")

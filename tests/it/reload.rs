@@ -68,7 +68,7 @@ mod live {
     use super::*;
 
     #[test]
-    fn a_smaller_capacity_keeps_exactly_the_most_recently_read_keys() {
+    fn smaller_capacity_keeps_the_most_recent_keys() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 10000");
         fill(&redis, &proxy, 0..1000);
@@ -86,7 +86,7 @@ mod live {
     }
 
     #[test]
-    fn the_order_of_reads_holds_across_a_reload() {
+    fn lru_order_survives_a_reload() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 10");
         fill(&redis, &proxy, 0..6);
@@ -107,7 +107,7 @@ mod live {
     }
 
     #[test]
-    fn a_larger_capacity_keeps_everything_and_has_room_for_more() {
+    fn larger_capacity_keeps_all_and_has_room() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 100");
         fill(&redis, &proxy, 0..100);
@@ -120,7 +120,7 @@ mod live {
     }
 
     #[test]
-    fn a_shorter_ttl_holds_at_once_for_what_is_cached() {
+    fn shorter_ttl_applies_to_cached_values() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"");
         set(&redis, "key", "old");
@@ -137,7 +137,7 @@ mod live {
     }
 
     #[test]
-    fn a_longer_ttl_holds_at_once_for_what_is_cached() {
+    fn longer_ttl_applies_to_cached_values() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.ttl = \"30s\"");
         set(&redis, "key", "value");
@@ -150,7 +150,7 @@ mod live {
     }
 
     #[test]
-    fn the_ttl_of_absent_keys_holds_at_once() {
+    fn negative_ttl_applies_immediately() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         reload(&proxy, &redis, "cache.ttl_absent = \"60s\"");
@@ -164,7 +164,7 @@ mod live {
     }
 
     #[test]
-    fn the_grace_of_stale_values_holds_at_once() {
+    fn stale_grace_applies_immediately() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.ttl = \"10ms\"\ncache.stale_grace = \"60s\"");
         proxy.expect_log("no link to Redis");
@@ -179,7 +179,7 @@ mod live {
     }
 
     #[test]
-    fn another_policy_keeps_what_is_cached() {
+    fn policy_change_keeps_cached_values() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 100");
         fill(&redis, &proxy, 0..100);
@@ -192,7 +192,7 @@ mod live {
     }
 
     #[test]
-    fn the_log_filter_holds_at_once() {
+    fn log_filter_applies_immediately() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         proxy.expect_log("no link to Redis");
@@ -210,7 +210,7 @@ mod live {
     }
 
     #[test]
-    fn no_counter_begins_anew() {
+    fn reload_resets_no_counter() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 10");
         fill(&redis, &proxy, 0..30);
@@ -236,7 +236,7 @@ mod live {
     }
 
     #[test]
-    fn the_environment_and_flags_still_win() {
+    fn environment_and_flags_still_override() {
         let redis = RedisServer::start();
         let proxy = Proxy::builder(&config(&redis.url(), "cache.capacity = 5"))
             .environment("REDIS_PROXY_CACHE__CAPACITY", "7")
@@ -271,7 +271,7 @@ mod refusals {
     }
 
     #[test]
-    fn a_change_that_needs_a_restart_refuses_the_whole_file() {
+    fn restart_only_change_rejects_the_whole_file() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         let more = "cache.capacity = 6\nredis.response_timeout = \"3s\"\nhttp.max_connections = 7\ndaemon.drain_timeout = 1";
@@ -289,7 +289,7 @@ mod refusals {
     }
 
     #[test]
-    fn another_way_to_keep_answers_true_needs_a_restart() {
+    fn coherence_change_needs_a_restart() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         for mode in ["tracking", "ttl"] {
@@ -304,7 +304,7 @@ mod refusals {
     }
 
     #[test]
-    fn another_secret_needs_a_restart_and_is_not_told() {
+    fn secret_change_needs_a_restart_and_stays_hidden() {
         let redis = RedisServer::start();
         redis.command(&["ACL", "SETUSER", "default", ">hunter2"]);
         let proxy =
@@ -322,7 +322,7 @@ mod refusals {
     }
 
     #[test]
-    fn every_problem_of_a_bad_file_is_named() {
+    fn every_problem_of_a_bad_file_is_reported() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\nnonsense.key = 1";
@@ -336,7 +336,7 @@ mod refusals {
     }
 
     #[test]
-    fn a_bad_value_does_not_hide_that_another_needs_a_restart() {
+    fn bad_value_hides_no_restart_only_change() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         let line = refuse(
@@ -350,7 +350,7 @@ mod refusals {
     }
 
     #[test]
-    fn contradictions_and_files_that_are_no_toml_are_refused() {
+    fn contradictions_and_invalid_toml_are_rejected() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         let zero = refuse(&proxy, &config(&redis.url(), "cache.capacity = 0"));
@@ -361,7 +361,7 @@ mod refusals {
     }
 
     #[test]
-    fn without_its_file_the_one_in_force_stays() {
+    fn missing_file_keeps_the_active_config() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         proxy.expect_log(REFUSED);
@@ -384,7 +384,7 @@ mod refusals {
     }
 
     #[test]
-    fn entries_stay_when_a_file_is_refused() {
+    fn rejected_file_keeps_entries() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         fill(&redis, &proxy, 0..5);
@@ -444,7 +444,7 @@ mod under_load {
     }
 
     #[test]
-    fn capacity_and_ttl_change_and_no_request_fails() {
+    fn reload_under_load_fails_no_request() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         fill(&redis, &proxy, 0..1000);
@@ -472,7 +472,7 @@ mod under_load {
     }
 
     #[test]
-    fn the_first_reload_leaves_exactly_the_new_capacity() {
+    fn first_reload_applies_the_exact_capacity() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         fill(&redis, &proxy, 0..1000);
@@ -484,7 +484,7 @@ mod under_load {
     }
 
     #[test]
-    fn a_hundred_signals_in_a_row_end_with_the_latest_file() {
+    fn hundred_signals_end_with_the_latest_file() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         fill(&redis, &proxy, 0..KEYS);

@@ -89,7 +89,7 @@ fn is_up(proxy: &Proxy, role: &str, node: impl std::fmt::Display) -> Option<bool
 }
 
 #[test]
-fn reads_go_to_the_primary_that_the_sentinels_name() {
+fn reads_go_to_the_named_primary() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "value");
@@ -112,7 +112,7 @@ fn reads_go_to_the_primary_that_the_sentinels_name() {
 }
 
 #[test]
-fn a_failover_is_followed_and_nothing_of_before_survives_it() {
+fn failover_is_followed_and_drops_old_values() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "kept", "before");
@@ -146,7 +146,7 @@ fn a_failover_is_followed_and_nothing_of_before_survives_it() {
 }
 
 #[test]
-fn a_demoted_primary_that_goes_on_as_one_is_never_read_again() {
+fn demoted_primary_acting_as_one_is_never_read() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "before");
@@ -178,7 +178,7 @@ fn a_demoted_primary_that_goes_on_as_one_is_never_read_again() {
 }
 
 #[test]
-fn a_killed_primary_is_succeeded_and_comes_back_as_a_replica() {
+fn killed_primary_returns_as_a_replica() {
     let mut watched = Watched::by(3);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "before");
@@ -206,7 +206,7 @@ fn a_killed_primary_is_succeeded_and_comes_back_as_a_replica() {
 }
 
 #[test]
-fn a_primary_that_was_cut_off_is_not_read_when_it_can_be_reached_again() {
+fn isolated_primary_is_not_read_after_return() {
     let watched = Watched::over_relays(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "before");
@@ -229,7 +229,7 @@ fn a_primary_that_was_cut_off_is_not_read_when_it_can_be_reached_again() {
 }
 
 #[test]
-fn a_new_link_needs_a_sentinel_and_an_old_one_does_not() {
+fn new_link_needs_a_sentinel_old_one_does_not() {
     let mut watched = Watched::by(3);
     let proxy = started(&watched);
     proxy.expect_log(SILENT);
@@ -259,7 +259,7 @@ fn a_new_link_needs_a_sentinel_and_an_old_one_does_not() {
 }
 
 #[test]
-fn a_name_that_no_sentinel_knows_is_told() {
+fn unknown_primary_name_is_reported() {
     let watched = Watched::by(1);
     let name = "redis.sentinel_master = \"main\"";
     let proxy =
@@ -280,7 +280,7 @@ fn a_name_that_no_sentinel_knows_is_told() {
 }
 
 #[test]
-fn sentinels_may_want_a_login_of_their_own() {
+fn sentinels_may_have_their_own_login() {
     // What the README says that they need, the test's own user aside.
     let rights = "resetchannels &+switch-master +subscribe +sentinel|master +sentinel|get-master-addr-by-name";
     let lines = [
@@ -316,7 +316,7 @@ fn sentinels_may_want_a_login_of_their_own() {
 }
 
 #[test]
-fn a_replica_that_is_called_the_primary_is_not_read() {
+fn replica_named_as_primary_is_not_read() {
     let watched = Watched::by(1);
     let (port, name) = (watched.address(1).port().to_string(), format!("\"{MASTER}\""));
     // A sentinel that has just been told of it does not know better yet.
@@ -334,7 +334,7 @@ fn a_replica_that_is_called_the_primary_is_not_read() {
 }
 
 #[test]
-fn who_may_be_asked_for_the_primary_costs_a_hit_nothing() {
+fn hit_never_waits_for_a_sentinel() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "value");

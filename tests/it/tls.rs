@@ -124,7 +124,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn curl_speaks_both_versions_of_http_over_it() {
+fn curl_uses_http1_and_http2_over_tls() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(|_| String::new());
     let (url, ca) =
         (format!("https://localhost:{}/keys/greeting", proxy.http().port()), authority.file());
@@ -148,7 +148,7 @@ fn curl_speaks_both_versions_of_http_over_it() {
 }
 
 #[test]
-fn in_clear_nothing_is_said_there() {
+fn plaintext_on_tls_port_reveals_nothing() {
     let Encrypted { redis: _redis, proxy, authority: _authority } = encrypted(|_| String::new());
     for (address, sent) in [
         (proxy.http(), "GET /keys/greeting HTTP/1.1\r\nHost: p\r\n\r\n"),
@@ -165,7 +165,7 @@ fn in_clear_nothing_is_said_there() {
 }
 
 #[test]
-fn clients_must_show_a_certificate_where_one_is_asked_for() {
+fn client_certificate_is_required_if_configured() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
     let stranger = Authority::new();
     let (known, unknown) = (authority.issue("client"), stranger.issue("client"));
@@ -188,7 +188,7 @@ fn clients_must_show_a_certificate_where_one_is_asked_for() {
 }
 
 #[test]
-fn programs_of_redis_speak_it() {
+fn redis_clients_connect_over_tls() {
     let Encrypted { redis, proxy, authority } = encrypted(asking);
     let (certificate, key) = authority.issue("client");
     let (port, ca) = (proxy.resp_address().port().to_string(), authority.file());
@@ -235,7 +235,7 @@ fn programs_of_redis_speak_it() {
 }
 
 #[test]
-fn what_was_asked_is_answered_after_the_client_said_its_last_word() {
+fn request_before_close_notify_is_answered() {
     let Encrypted { redis, proxy, authority } = encrypted(|_| String::new());
     let large = "x".repeat(4 << 20);
     redis.command(&["SET", "large", &large]);
@@ -263,7 +263,7 @@ fn what_was_asked_is_answered_after_the_client_said_its_last_word() {
 }
 
 #[test]
-fn a_large_value_comes_whole_to_a_slow_reader_over_http() {
+fn large_value_reaches_a_slow_https_reader() {
     let Encrypted { redis, proxy, authority } = encrypted(|_| String::new());
     let large = "y".repeat(8 << 20);
     redis.command(&["SET", "large", &large]);
@@ -278,7 +278,7 @@ fn a_large_value_comes_whole_to_a_slow_reader_over_http() {
 }
 
 #[test]
-fn new_certificates_are_shown_after_a_reload_and_nobody_is_cut_off() {
+fn reloaded_certificate_keeps_connections() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(|_| String::new());
     let trusting = client(&authority, None);
     let shown = |line: &Line| line.conn.peer_certificates().unwrap()[0].clone();
@@ -324,7 +324,7 @@ fn new_certificates_are_shown_after_a_reload_and_nobody_is_cut_off() {
 }
 
 #[test]
-fn who_is_not_to_come_in_any_more_does_not_even_by_resuming() {
+fn revoked_client_cannot_resume_a_session() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
     let known = client(&authority, Some(&authority.issue("client")));
     // It is given tickets by which it might go on.
@@ -343,7 +343,7 @@ fn who_is_not_to_come_in_any_more_does_not_even_by_resuming() {
 }
 
 #[test]
-fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
+fn endless_handshake_times_out_and_counts() {
     let timeout =
         SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
     let Encrypted { redis: _redis, proxy, authority } =
@@ -375,7 +375,7 @@ fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
 }
 
 #[test]
-fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
+fn failed_handshakes_counted_port_scans_not() {
     let timeout =
         SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
     let Encrypted { redis: _redis, proxy, authority } =
@@ -414,7 +414,7 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
 }
 
 #[test]
-fn a_handshake_under_way_does_not_hold_up_the_end() {
+fn pending_handshake_does_not_delay_shutdown() {
     let Encrypted { redis: _redis, proxy, authority: _authority } =
         encrypted(|_| "daemon.drain_timeout = \"60s\"\n".to_owned());
     let _silent =
@@ -429,7 +429,7 @@ fn a_handshake_under_way_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn health_asks_over_tls_where_it_has_to() {
+fn health_uses_tls_when_configured() {
     let (redis, authority) = (RedisServer::start(), Authority::new());
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let tls = settings("http", &authority.issue("anything.example"));
@@ -446,7 +446,7 @@ fn health_asks_over_tls_where_it_has_to() {
 }
 
 #[test]
-fn what_does_not_go_together_is_refused() {
+fn contradicting_tls_settings_are_rejected() {
     for (settings, part) in [
         (
             "http.tls_cert_file = \"/c\"",

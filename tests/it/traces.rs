@@ -122,7 +122,7 @@ fn assert_traces_of_reads(variables: &[(&str, &str)], collector: &Collector) {
 }
 
 #[test]
-fn a_miss_is_one_trace_to_redis_and_a_hit_one_span_over_grpc() {
+fn grpc_traces_miss_to_redis_and_hit_alone() {
     let Some(collector) = Collector::start() else { return };
     let endpoint = format!("http://{}", collector.grpc);
     let variables = [
@@ -138,7 +138,7 @@ fn a_miss_is_one_trace_to_redis_and_a_hit_one_span_over_grpc() {
 }
 
 #[test]
-fn a_miss_is_one_trace_to_redis_and_a_hit_one_span_over_http() {
+fn http_traces_miss_to_redis_and_hit_alone() {
     let Some(collector) = Collector::start() else { return };
     let endpoint = format!("http://{}/", collector.http);
     let variables = [
@@ -150,7 +150,7 @@ fn a_miss_is_one_trace_to_redis_and_a_hit_one_span_over_http() {
 }
 
 #[test]
-fn a_read_that_waits_for_the_fetch_of_another_links_to_it() {
+fn coalesced_read_links_to_the_fetch() {
     let Some(collector) = Collector::start() else { return };
     let redis = RedisServer::start();
     let relay = Relay::to_socket(redis.socket());
@@ -186,7 +186,7 @@ fn a_read_that_waits_for_the_fetch_of_another_links_to_it() {
 }
 
 #[test]
-fn a_caller_decides_and_otherwise_the_ratio() {
+fn caller_decides_sampling_else_the_ratio() {
     let Some(collector) = Collector::start() else { return };
     let redis = RedisServer::start();
     set(&redis, "key", "value");
@@ -214,7 +214,7 @@ fn a_caller_decides_and_otherwise_the_ratio() {
 }
 
 #[test]
-fn without_being_told_to_it_sends_nothing() {
+fn tracing_is_off_by_default() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let collector = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
@@ -253,7 +253,7 @@ fn assert_reads_go_on(proxy: &Proxy) {
 }
 
 #[test]
-fn a_collector_that_is_gone_costs_spans_and_no_reads() {
+fn lost_collector_costs_spans_but_no_reads() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
@@ -278,7 +278,7 @@ fn a_collector_that_is_gone_costs_spans_and_no_reads() {
 }
 
 #[test]
-fn a_collector_that_says_nothing_holds_up_nobody_and_no_end() {
+fn hung_collector_blocks_neither_reads_nor_exit() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
@@ -302,7 +302,7 @@ fn a_collector_that_says_nothing_holds_up_nobody_and_no_end() {
 }
 
 #[test]
-fn a_collector_that_refuses_is_named_once_and_taken_back() {
+fn rejecting_collector_is_logged_once() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let refusing = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
@@ -354,7 +354,7 @@ fn answer_one(mut stream: std::net::TcpStream, status: &str) {
 }
 
 #[test]
-fn what_is_logged_in_a_trace_says_so() {
+fn log_lines_carry_their_trace_id() {
     let redis = RedisServer::start();
     redis.command(&["LPUSH", "list", "element"]);
     let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
@@ -374,7 +374,7 @@ fn what_is_logged_in_a_trace_says_so() {
 }
 
 #[test]
-fn what_the_standard_variables_say_wrongly_is_named_and_not_taken() {
+fn invalid_otel_variables_are_reported() {
     let redis = RedisServer::start();
     let variables =
         [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke-signals")];
@@ -392,7 +392,7 @@ fn what_the_standard_variables_say_wrongly_is_named_and_not_taken() {
 }
 
 #[test]
-fn the_journal_has_the_time_already() {
+fn journal_lines_have_no_timestamp() {
     let line = |variable: &str| {
         // The journal is known by device and inode of what standard error is connected with.
         let script = format!("export JOURNAL_STREAM={variable}; exec \"$0\" \"$@\"");

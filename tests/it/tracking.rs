@@ -199,7 +199,7 @@ mod writes {
     ];
 
     #[test]
-    fn a_write_of_any_kind_by_anyone_is_seen() {
+    fn any_write_by_any_client_is_seen() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         for (number, (before, write)) in WRITES.into_iter().enumerate() {
@@ -224,7 +224,7 @@ mod writes {
     }
 
     #[test]
-    fn another_database_may_cost_a_fetch_but_changes_nothing() {
+    fn foreign_database_write_costs_at_most_a_fetch() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         let told = || invalidations(&proxy, "key") + invalidations(&proxy, "all");
@@ -241,7 +241,7 @@ mod writes {
     }
 
     #[test]
-    fn a_key_that_redis_evicts_is_gone() {
+    fn evicted_key_is_gone() {
         let redis =
             RedisServer::builder().arguments(&["--maxmemory-policy", "allkeys-random"]).start();
         let proxy = tracked(&redis, "cache.ttl_absent = 0");
@@ -256,7 +256,7 @@ mod writes {
     }
 
     #[test]
-    fn each_of_a_thousand_writes_in_a_row_is_seen_within_a_second() {
+    fn each_of_a_thousand_writes_is_seen() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         let mut connection = redis.connection();
@@ -275,7 +275,7 @@ mod writes {
     }
 
     #[test]
-    fn writes_from_all_sides_end_in_what_redis_has() {
+    fn concurrent_writes_converge_to_redis() {
         const KEYS: usize = 50;
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
@@ -292,7 +292,7 @@ mod writes {
     }
 
     #[test]
-    fn resizes_in_a_storm_of_writes_lose_no_change() {
+    fn resizes_during_writes_lose_no_change() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "cache.capacity = 1000");
         let keys: Vec<String> = (0..1000).map(|key| format!("key {key}")).collect();
@@ -365,7 +365,7 @@ mod absence {
     use super::*;
 
     #[test]
-    fn a_key_that_does_not_exist_is_asked_for_once() {
+    fn absent_key_is_fetched_once() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         for _ in 0..3 {
@@ -380,7 +380,7 @@ mod absence {
     }
 
     #[test]
-    fn a_key_that_comes_to_be_is_found_however_it_does() {
+    fn created_key_is_found_by_any_command() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         for (number, write) in [
@@ -415,7 +415,7 @@ mod absence {
     }
 
     #[test]
-    fn with_a_ttl_absent_of_zero_it_is_not_kept() {
+    fn zero_ttl_absent_caches_no_absence() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "cache.ttl_absent = 0");
         for number in 1..=3 {
@@ -426,7 +426,7 @@ mod absence {
     }
 
     #[test]
-    fn a_ttl_absent_of_its_own_holds_under_tracking_too() {
+    fn own_ttl_absent_applies_under_tracking() {
         const TTL_ABSENT: Duration = Duration::from_millis(300);
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "cache.ttl_absent = \"300ms\"");
@@ -458,7 +458,7 @@ mod expiry {
     }
 
     #[test]
-    fn a_value_ends_with_its_key_though_redis_tells_nothing() {
+    fn value_expires_with_its_key_unannounced() {
         let redis = lazy();
         let proxy = tracked(&redis, "cache.stale_grace = \"1h\"");
         redis.command(&["SET", "brief", "value", "PX", "1000"]);
@@ -479,7 +479,7 @@ mod expiry {
     }
 
     #[test]
-    fn a_key_that_goes_by_being_read_is_gone_for_good() {
+    fn lazily_expired_key_stays_gone() {
         let redis = lazy();
         let proxy = tracked(&redis, "");
         for number in 0..20 {
@@ -495,7 +495,7 @@ mod expiry {
     }
 
     #[test]
-    fn a_key_that_is_given_a_longer_life_lives_on() {
+    fn prolonged_key_lives_on() {
         let redis = lazy();
         let proxy = tracked(&redis, "");
         redis.command(&["SET", "key", "value", "PX", "1000"]);
@@ -516,7 +516,7 @@ mod counts {
     const EVICTED: &str = "cache_evictions_total{cause=\"invalidated\"}";
 
     #[test]
-    fn a_flush_is_one_invalidation_and_leaves_nothing() {
+    fn flush_is_one_invalidation() {
         for flush in ["FLUSHALL", "FLUSHDB"] {
             let redis = RedisServer::start();
             let proxy = tracked(&redis, "");
@@ -534,7 +534,7 @@ mod counts {
     }
 
     #[test]
-    fn each_key_of_a_write_is_counted_if_it_was_read() {
+    fn each_read_key_of_a_write_is_counted() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         for key in ["a", "b", "c", "d"] {
@@ -554,7 +554,7 @@ mod counts {
     }
 
     #[test]
-    fn a_thousand_hits_cost_redis_nothing_but_pings() {
+    fn thousand_hits_cost_redis_only_pings() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         keep(&redis, &proxy, "key", "value");
@@ -570,7 +570,7 @@ mod counts {
     }
 
     #[test]
-    fn a_fetch_overtaken_by_a_write_is_answered_and_not_kept() {
+    fn overtaken_fetch_is_answered_not_stored() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         let mut connection = redis.connection();
@@ -596,7 +596,7 @@ mod counts {
     }
 
     #[test]
-    fn redis_is_told_who_is_told() {
+    fn tracking_connection_is_named_and_flagged() {
         let redis = RedisServer::start();
         let _proxy = tracked(&redis, "");
         let clients: String =
@@ -623,7 +623,7 @@ mod lost_links {
     const DISCONNECTS: &str = "invalidations_total{kind=\"disconnect\"}";
 
     #[test]
-    fn what_is_written_while_a_killed_link_is_made_anew_is_seen() {
+    fn write_during_reconnect_is_seen() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         proxy.expect_log(DOWN);
@@ -644,7 +644,7 @@ mod lost_links {
     }
 
     #[test]
-    fn what_is_written_while_the_line_is_cut_is_seen() {
+    fn write_during_cut_link_is_seen() {
         let redis = RedisServer::start();
         let (relay, proxy) = tracked_over_relay(&redis, "");
         proxy.expect_log(DOWN);
@@ -663,7 +663,7 @@ mod lost_links {
     }
 
     #[test]
-    fn a_redis_that_comes_back_empty_is_empty() {
+    fn redis_restarted_empty_is_empty() {
         let mut redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         proxy.expect_log(DOWN);
@@ -677,7 +677,7 @@ mod lost_links {
     }
 
     #[test]
-    fn a_redis_that_comes_back_with_its_data_is_asked_anew() {
+    fn redis_restarted_with_data_is_read_again() {
         // Otherwise Redis may answer before it has written to its file.
         let always = ["--appendonly", "yes", "--appendfsync", "always"];
         let mut redis = RedisServer::builder().arguments(&always).start();
@@ -756,7 +756,7 @@ mod silence {
     }
 
     #[test]
-    fn over_a_half_open_link_an_old_value_is_given_no_longer_than_the_coherence_timeout() {
+    fn half_open_link_serves_at_most_coherence_timeout() {
         let redis = RedisServer::start();
         let (relay, proxy) = tracked_over_relay(&redis, PATIENT);
         keep(&redis, &proxy, "key", "old");
@@ -784,7 +784,7 @@ mod silence {
     }
 
     #[test]
-    fn while_redis_stands_still_hits_go_on_for_the_coherence_timeout() {
+    fn frozen_redis_hits_for_coherence_timeout() {
         let redis = RedisServer::start();
         let proxy = tracked(&redis, PATIENT);
         keep(&redis, &proxy, "key", "value");
@@ -803,7 +803,7 @@ mod silence {
     }
 
     #[test]
-    fn hits_go_on_while_redis_answers_its_pings() {
+    fn ping_replies_keep_hits_going() {
         let redis = RedisServer::start();
         let proxy =
             tracked(&redis, "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"1h\"");
@@ -818,7 +818,7 @@ mod silence {
     }
 
     #[test]
-    fn a_change_told_behind_a_large_value_is_not_missed_for_longer() {
+    fn invalidation_behind_large_value_is_bounded() {
         let redis = RedisServer::start();
         let (relay, proxy) = tracked_over_relay(&redis, PATIENT);
         set(&redis, "large", &"x".repeat(1 << 20));
@@ -840,7 +840,7 @@ mod silence {
     }
 
     #[test]
-    fn a_sign_of_life_proves_nothing_of_what_came_after_the_question() {
+    fn ping_proves_nothing_after_its_request() {
         const DELAY: Duration = Duration::from_millis(50);
         let redis = RedisServer::start();
         let (relay, proxy) = tracked_over_relay(&redis, PATIENT);
@@ -872,7 +872,7 @@ mod silence {
     }
 
     #[test]
-    fn nobody_is_given_what_was_asked_for_long_before_he_came() {
+    fn follower_gets_no_result_older_than_its_bound() {
         let redis = RedisServer::start();
         let (relay, proxy) =
             tracked_over_relay(&redis, &format!("{PATIENT}\ndaemon.worker_threads = 1"));
@@ -900,7 +900,7 @@ mod silence {
     }
 
     #[test]
-    fn another_coherence_timeout_holds_at_once() {
+    fn coherence_timeout_applies_immediately() {
         let redis = RedisServer::start();
         let long = "cache.coherence_timeout = \"1m\"\nredis.ping_interval = \"20s\"\nredis.response_timeout = \"20s\"";
         let proxy = tracked(&redis, long);
@@ -932,7 +932,7 @@ mod stand_ins {
     }
 
     #[test]
-    fn old_values_stand_in_while_redis_is_gone_and_never_after() {
+    fn stale_values_are_served_only_during_outage() {
         let mut redis = RedisServer::start();
         let proxy = tracked(&redis, GRACE);
         proxy.expect_log(DOWN);
@@ -952,7 +952,7 @@ mod stand_ins {
     }
 
     #[test]
-    fn once_a_new_value_was_given_the_old_one_never_is() {
+    fn old_value_never_follows_the_new_one() {
         let mut redis = RedisServer::start();
         let (relay, proxy) = tracked_over_relay(&redis, GRACE);
         proxy.expect_log(DOWN);
@@ -975,7 +975,7 @@ mod stand_ins {
     }
 
     #[test]
-    fn once_redis_is_back_the_old_value_is_not_given() {
+    fn recovered_redis_ends_stale_values() {
         let redis = RedisServer::start();
         let (relay, proxy) = tracked_over_relay(&redis, GRACE);
         proxy.expect_log(DOWN);
@@ -991,7 +991,7 @@ mod stand_ins {
     }
 
     #[test]
-    fn a_value_stands_in_while_redis_is_silent() {
+    fn silent_redis_serves_stale_values() {
         let redis = RedisServer::start();
         let timeouts = "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"100ms\"\n\
                         redis.response_timeout = \"500ms\"";
@@ -1007,7 +1007,7 @@ mod stand_ins {
     }
 
     #[test]
-    fn without_a_grace_nothing_stands_in() {
+    fn no_grace_serves_no_stale_value() {
         let mut redis = RedisServer::start();
         let proxy = tracked(&redis, "");
         proxy.expect_log(DOWN);
@@ -1020,7 +1020,7 @@ mod stand_ins {
     }
 
     #[test]
-    fn the_grace_counts_from_the_loss() {
+    fn stale_grace_counts_from_the_loss() {
         const GRACE: Duration = Duration::from_millis(300);
         let mut redis = RedisServer::start();
         let proxy = tracked(&redis, "cache.stale_grace = \"300ms\"");
@@ -1095,7 +1095,7 @@ mod fallback {
     }
 
     #[test]
-    fn nothing_stands_in_for_a_redis_that_answers_and_refuses_to_track() {
+    fn denied_tracking_serves_no_stale_values() {
         let redis = RedisServer::start();
         let proxy =
             restricted(&redis, &[], "cache.coherence = \"tracking\"\ncache.stale_grace = \"1h\"");
@@ -1112,7 +1112,7 @@ mod fallback {
     }
 
     #[test]
-    fn a_user_who_may_not_be_told_gets_values_as_old_as_the_ttl_and_one_warning() {
+    fn denied_tracking_falls_back_to_ttl_with_one_warning() {
         let redis = RedisServer::start();
         let proxy = restricted(&redis, &NO_TRACKING, "");
         proxy.expect_log(DOWN);
@@ -1133,7 +1133,7 @@ mod fallback {
     }
 
     #[test]
-    fn once_redis_allows_it_the_proxy_is_told_without_a_restart() {
+    fn granted_right_enables_tracking_without_restart() {
         let redis = RedisServer::start();
         let proxy = restricted(&redis, &NO_TRACKING, "");
         assert_untracked(&redis, &proxy);
@@ -1151,7 +1151,7 @@ mod fallback {
     }
 
     #[test]
-    fn a_right_that_is_taken_away_is_one_more_warning() {
+    fn revoked_right_logs_one_more_warning() {
         let redis = RedisServer::start();
         let proxy = restricted(&redis, &[], "cache.stale_grace = \"5m\"");
         proxy.expect_log(DOWN);
@@ -1169,7 +1169,7 @@ mod fallback {
     }
 
     #[test]
-    fn a_user_who_may_not_see_whether_he_is_told_is_not_relied_on() {
+    fn unverifiable_tracking_is_not_trusted() {
         let redis = RedisServer::start();
         let proxy = restricted(&redis, &["-client|trackinginfo"], "");
         await_ready(&proxy);
@@ -1179,7 +1179,7 @@ mod fallback {
     }
 
     #[test]
-    fn a_redis_without_hello_is_read_over_the_older_protocol_with_a_password_too() {
+    fn redis_without_hello_is_read_over_resp2() {
         for (arguments, login) in [
             (["--rename-command", "HELLO", ""].as_slice(), ""),
             (
@@ -1196,7 +1196,7 @@ mod fallback {
     }
 
     #[test]
-    fn a_proxy_told_to_go_by_the_ttl_asks_for_nothing_else() {
+    fn ttl_mode_requests_no_tracking() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, &lasting("cache.coherence = \"ttl\""));
         assert_untracked(&redis, &proxy);
@@ -1206,7 +1206,7 @@ mod fallback {
     }
 
     #[test]
-    fn a_proxy_told_to_track_is_not_ready_until_redis_allows_it() {
+    fn tracking_mode_is_unready_until_permitted() {
         let redis = RedisServer::start();
         let proxy = restricted(&redis, &NO_TRACKING, "cache.coherence = \"tracking\"");
         proxy.expect_log(DOWN);
@@ -1223,7 +1223,7 @@ mod fallback {
     }
 
     #[test]
-    fn readyz_tells_by_what_the_answers_are_kept_true_before_there_was_a_link() {
+    fn readyz_names_the_mode_before_first_link() {
         let mut redis = RedisServer::start();
         redis.stop();
         for (mode, expected) in [("auto", "none"), ("tracking", "none"), ("ttl", "ttl")] {
@@ -1253,7 +1253,7 @@ mod rights {
     }
 
     #[test]
-    fn four_rights_are_enough_to_be_told() {
+    fn four_permissions_suffice_for_tracking() {
         let redis = RedisServer::start();
         let proxy = start(&redis, &RULES);
         await_ready(&proxy);
@@ -1272,7 +1272,7 @@ mod rights {
     }
 
     #[test]
-    fn none_of_the_four_can_be_left_out() {
+    fn each_tracking_permission_is_required() {
         for missing in RULES {
             let redis = RedisServer::start();
             let rules: Vec<&str> = RULES.into_iter().filter(|rule| *rule != missing).collect();
@@ -1304,7 +1304,7 @@ mod small_tables {
     }
 
     #[test]
-    fn a_capacity_beyond_what_redis_remembers_is_warned_of_once() {
+    fn capacity_above_tracking_table_warns_once() {
         let redis = RedisServer::builder().arguments(&TEN).start();
         let proxy = tracked(&redis, "cache.capacity = 11");
         proxy.expect_log(SMALL_TABLE);
@@ -1313,7 +1313,7 @@ mod small_tables {
     }
 
     #[test]
-    fn a_capacity_that_becomes_too_large_is_warned_of_too() {
+    fn capacity_raised_above_tracking_table_warns() {
         let redis = RedisServer::builder().arguments(&TEN).start();
         let proxy = tracked(&redis, "cache.capacity = 10");
         proxy.expect_log(SMALL_TABLE);
@@ -1327,7 +1327,7 @@ mod small_tables {
     }
 
     #[test]
-    fn where_redis_does_not_tell_its_limit_there_is_no_warning() {
+    fn hidden_tracking_limit_logs_no_warning() {
         let redis = RedisServer::builder().arguments(&TEN).start();
         redis.command(&["ACL", "SETUSER", "default", "-config"]);
         let proxy = tracked(&redis, "cache.capacity = 1000");
@@ -1339,7 +1339,7 @@ mod small_tables {
     }
 
     #[test]
-    fn where_redis_forgets_who_read_what_everything_stays_right() {
+    fn full_tracking_table_loses_no_change() {
         let redis = RedisServer::builder().arguments(&TEN).start();
         let proxy = tracked(&redis, "");
         proxy.expect_log(SMALL_TABLE);

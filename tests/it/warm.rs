@@ -32,7 +32,7 @@ fn await_fetched(proxy: &Proxy) {
 }
 
 #[test]
-fn a_restarted_proxy_has_the_hottest_keys_in_memory() {
+fn restarted_proxy_has_hot_keys_in_memory() {
     let redis = RedisServer::start();
     let (_folder, file) = folder();
     let before = warm(&redis, &file, "");
@@ -68,7 +68,7 @@ fn a_restarted_proxy_has_the_hottest_keys_in_memory() {
 }
 
 #[test]
-fn only_what_is_given_out_and_finds_room_is_fetched() {
+fn warm_up_fetches_only_allowed_keys_with_room() {
     let redis = RedisServer::start();
     let (_folder, file) = folder();
     let names: Vec<_> = (0..30).map(|number| format!("public:{number}")).collect();
@@ -92,7 +92,7 @@ fn only_what_is_given_out_and_finds_room_is_fetched() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_a_warning() {
+fn unusable_warm_up_file_is_a_warning() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let (folder, file) = folder();
@@ -116,7 +116,7 @@ fn a_file_that_cannot_be_used_is_a_warning() {
 }
 
 #[test]
-fn it_is_off_unless_asked_for_and_operators_see_no_names_for_it() {
+fn warm_up_is_off_by_default_and_hides_names() {
     let redis = RedisServer::start();
     let (_folder, file) = folder();
     let proxy = warm(&redis, &file, "");

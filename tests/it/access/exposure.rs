@@ -28,7 +28,7 @@ fn checked(section: &str, address: &str, more: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn what_strangers_reach_is_refused_unless_it_is_meant() {
+fn exposed_listener_needs_auth_or_opt_in() {
     for section in SECTIONS {
         for address in ["0.0.0.0:7070", "[::]:7070", "10.1.2.3:7070", "[::ffff:10.1.2.3]:7070"] {
             let (code, said) = checked(section, address, "");
@@ -60,7 +60,7 @@ fn what_strangers_reach_is_refused_unless_it_is_meant() {
 }
 
 #[test]
-fn the_daemon_says_so_too_and_by_which_flag_does_not_matter() {
+fn exposure_check_applies_to_flags_and_daemon() {
     let (code, said) = code_and_words(&["--proxy_host", "0.0.0.0", "--proxy_port", "0"], &[]);
     assert_eq!(code, Some(78), "{said}");
     assert!(
@@ -79,7 +79,7 @@ fn the_daemon_says_so_too_and_by_which_flag_does_not_matter() {
 }
 
 #[test]
-fn a_socket_that_is_handed_over_counts_by_its_address() {
+fn inherited_socket_is_checked_by_its_address() {
     let redis = RedisServer::start();
     let open = TcpListener::bind("0.0.0.0:0").expect("a socket");
     for section in SECTIONS {
@@ -101,7 +101,7 @@ fn a_socket_that_is_handed_over_counts_by_its_address() {
 }
 
 #[test]
-fn what_is_meant_is_served() {
+fn opted_in_exposed_listener_serves() {
     let redis = RedisServer::start();
     let open = TcpListener::bind("0.0.0.0:0").expect("a socket");
     let config = format!("http.allow_unprotected = true\nredis.url = \"{}\"", redis.url());

@@ -36,7 +36,7 @@ fn timeless(response: Response) -> Response {
 }
 
 #[test]
-fn what_is_in_the_list_is_given_out_and_nothing_else() {
+fn only_listed_keys_are_served() {
     let listed = listed("");
     for path in ["/keys/public:a", "/keys/public%3Aa", "/keys/%70ublic:a", "/keys/greeting"] {
         assert_eq!(listed.ask("GET", path).status, 200, "{path}");
@@ -79,7 +79,7 @@ fn what_is_in_the_list_is_given_out_and_nothing_else() {
 }
 
 #[test]
-fn nothing_tells_whether_a_key_outside_exists() {
+fn unlisted_key_reveals_no_existence() {
     let listed = listed("");
     // In memory, since somebody else has read it: the cache is one for all listeners.
     let asked = listed.redis.calls("get") + listed.redis.calls("pttl");
@@ -98,7 +98,7 @@ fn nothing_tells_whether_a_key_outside_exists() {
 }
 
 #[test]
-fn hot_keys_beside_the_keys_are_those_of_the_list() {
+fn shared_hotkeys_show_only_listed_keys() {
     let redis = RedisServer::start();
     let listen = "http.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 500\nhttp.max_connections = 500";
     let proxy = Proxy::start(&format!(
@@ -119,7 +119,7 @@ fn hot_keys_beside_the_keys_are_those_of_the_list() {
 }
 
 #[test]
-fn a_list_is_text_in_the_environment_and_a_bad_one_is_refused() {
+fn key_list_parses_from_environment() {
     let redis = RedisServer::start();
     redis.command(&["SET", "one", "1"]);
     let builder = Proxy::builder(&config(&redis.url(), "http.allow = [\"two\"]"));

@@ -42,7 +42,7 @@ fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
 }
 
 #[test]
-fn over_http_tokens_and_keys_are_counted_and_signs_of_life_are_not() {
+fn http_rejections_count_tokens_and_keys_only() {
     let (redis, file) = (RedisServer::start(), SecretFile::new("first-token-0123456789"));
     let config = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nhttp.tokens_file = \"{}\"\n\
@@ -74,7 +74,7 @@ fn over_http_tokens_and_keys_are_counted_and_signs_of_life_are_not() {
 }
 
 #[test]
-fn clients_of_redis_are_counted_by_what_they_may_not() {
+fn resp_rejections_are_counted_by_reason() {
     let (redis, file) = (RedisServer::start(), SecretFile::new("word"));
     let settings = format!(
         "{LASTING}\nresp.password_file = \"{}\"\nresp.allow = [\"public:*\"]\nresp.max_query_buffer = \"256KiB\"",

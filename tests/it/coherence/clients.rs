@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_found_in_their_answers() {
+    fn values_are_found_in_their_replies() {
         let text = |answer: &[u8]| {
             let show = |value| match value {
                 Answer::Value(value) => String::from_utf8(value).unwrap(),

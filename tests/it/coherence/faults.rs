@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_is_quiet_the_proxy_says_what_redis_says() {
+    fn proxy_equals_redis_when_quiet() {
         assert_eq!(differs(Some(b"value"), &answer(200, "value")), None);
         assert_eq!(differs(None, &answer(404, "a problem")), None);
         for (expected, wrong) in [

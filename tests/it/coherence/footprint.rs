@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_may_grow_while_it_warms_up_and_not_after() {
+    fn memory_may_grow_only_while_warming_up() {
         assert_eq!(footprint(600, |second| second.min(90)).complaint(), None);
         assert!(
             footprint(600, |second| 100 + second / 10).complaint().unwrap().contains("memory grew")
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_or_a_task_more_is_a_leak() {
+    fn extra_descriptor_or_task_is_a_leak() {
         for after in [Held { descriptors: 21, ..HELD }, Held { tasks: 11, ..HELD }] {
             let mut footprint = footprint(10, |_| 1);
             footprint.held(HELD, after);

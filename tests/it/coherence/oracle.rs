@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_value_is_in_order_for_ever() {
+    fn latest_value_is_always_valid() {
         let (history, first) = written();
         for began in [12, 20, 100_000] {
             let verdict = read(&history, value(&first.text), began, 0);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_superseded_value_is_in_order_for_as_long_as_the_bound() {
+    fn superseded_value_is_valid_within_the_bound() {
         let (mut history, first) = written();
         write(&mut history, Effect::Value, 1000, 1010);
         let lag = |began| read(&history, value(&first.text), began, 0).map(|verdict| verdict.lag);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unacknowledged_write_supersedes_nothing_and_may_be_seen() {
+    fn unacknowledged_write_may_be_seen_or_not() {
         let (mut history, first) = written();
         let doubtful = history.begin("a test", Effect::Value, ms(1000));
         history.lost();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn no_client_goes_back() {
+    fn client_never_goes_back() {
         let (mut history, first) = written();
         let second = write(&mut history, Effect::Value, 1000, 1010);
         let backwards = Breach::Backwards { version: first.version, seen: second.version };
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absence_stands_for_the_oldest_state_that_will_do() {
+    fn absence_counts_as_the_oldest_matching_state() {
         let (mut history, _) = written();
         let gone = write(&mut history, Effect::Absence, 1000, 1010);
         write(&mut history, Effect::Value, 1020, 1030);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absence_that_was_long_ago_is_too_old() {
+    fn outdated_absence_is_too_old() {
         let (history, _) = written();
         assert!(read(&history, Answer::Absent, 110, 0).is_ok());
         let too_old = Breach::TooOld { version: 0, lag: ms(180), bound: BOUND };
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absence_that_nobody_remembers_is_none() {
+    fn absence_never_written_is_a_breach() {
         let (mut history, _) = written();
         for number in 1..500 {
             write(&mut history, Effect::Value, number * 1000, number * 1000 + 10);
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_expires_is_absent_from_its_end_on() {
+    fn expiring_value_is_absent_after_its_end() {
         let (mut history, _) = written();
         let expiring = write(&mut history, Effect::Expiring(ms(500)), 1000, 1010);
         assert!(read(&history, value(&expiring.text), 1600, 0).is_ok());
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn another_life_takes_the_place_of_the_one_before() {
+    fn changed_ttl_replaces_the_previous_one() {
         let (mut history, _) = written();
         let expiring = write(&mut history, Effect::Expiring(ms(500)), 1000, 1010);
         write(&mut history, Effect::Retime(None), 1300, 1310);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn another_life_that_comes_too_late_changes_nothing() {
+    fn late_ttl_change_has_no_effect() {
         let (mut history, _) = written();
         let expiring = write(&mut history, Effect::Expiring(ms(500)), 1000, 1010);
         let late = history.begin("a test", Effect::Retime(Some(ms(5000))), ms(1505));
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_written_to_this_key_is_a_value() {
+    fn foreign_value_is_a_breach() {
         let (history, first) = written();
         let other = first.text.replace("key", "yek");
         let torn = &first.text[..first.text.len() - 1];
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_set_in_place_is_a_value_like_any_other() {
+    fn patched_version_is_an_ordinary_value() {
         let (mut history, first) = written();
         let patched = write(&mut history, Effect::Patch, 1000, 1010);
         assert_eq!(patched.text.len(), first.text.len());
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_before_it_is_sent() {
+    fn value_read_before_its_write_is_a_breach() {
         let (mut history, _) = written();
         let later = write(&mut history, Effect::Value, 1000, 1010);
         let version = later.version;
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_value_may_be_old_but_not_made_up() {
+    fn stale_value_may_be_old_but_not_invented() {
         let (mut history, first) = written();
         write(&mut history, Effect::Value, 1000, 1010);
         assert!(read_as(STALE, &history, value(&first.text), 9000, 0).is_ok());
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_is_too_old() {
+    fn forgotten_version_is_too_old() {
         let (mut history, first) = written();
         for number in 1..500 {
             write(&mut history, Effect::Value, number * 1000, number * 1000 + 10);

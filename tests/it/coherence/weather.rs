@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn news_may_be_late_only_if_a_fault_fell_into_its_way() {
+    fn late_invalidation_needs_a_fault_in_its_way() {
         let bound = |from, to| weather().bound(ms(from), ms(to));
         for (from, to) in [(0, 99), (201, 499)] {
             assert_eq!(bound(from, to), BOUND_IN_PEACE, "{from} {to}");
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_past_its_time_needs_both_a_grace_and_a_fault() {
+    fn stale_value_needs_a_grace_and_a_fault() {
         let may_be_stale = |began, ended| weather().may_be_stale(ms(began), ms(ended));
         assert!(may_be_stale(160, 170));
         assert!(may_be_stale(450, 510), "the fault came before the answer");

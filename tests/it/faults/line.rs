@@ -6,7 +6,7 @@ use crate::stage::readyz;
 use crate::support::eventually;
 
 #[test]
-fn a_line_that_is_cut_is_refused_for_at_once_and_used_again_when_it_is_whole() {
+fn cut_link_fails_fast_and_recovers() {
     let stage = Stage::start(QUICK);
     let mut client = stage.connect();
     stage.relay.cut();
@@ -22,7 +22,7 @@ fn a_line_that_is_cut_is_refused_for_at_once_and_used_again_when_it_is_whole() {
 }
 
 #[test]
-fn a_half_open_line_holds_up_new_clients_no_longer_than_the_response_timeout() {
+fn half_open_connection_blocks_at_most_response_timeout() {
     let stage = Stage::start(QUICK);
     let mut client = stage.connect();
     stage.relay.stall_old();
@@ -40,7 +40,7 @@ fn a_half_open_line_holds_up_new_clients_no_longer_than_the_response_timeout() {
 }
 
 #[test]
-fn what_is_not_the_protocol_is_never_taken_for_a_value() {
+fn invalid_protocol_is_never_a_value() {
     let stage = Stage::start(LASTING);
     stage.proxy.expect_log("Redis sent a client what is no answer");
     let mut client = stage.connect();
@@ -59,7 +59,7 @@ fn what_is_not_the_protocol_is_never_taken_for_a_value() {
 }
 
 #[test]
-fn answers_that_come_byte_by_byte_are_whole() {
+fn bytewise_replies_are_whole() {
     let stage = Stage::start(LASTING);
     stage.redis.command(&["SET", "long", &"v".repeat(3000)]);
     stage.relay.byte_at_a_time();

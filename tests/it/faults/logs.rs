@@ -19,7 +19,7 @@ const DROPPED: &str = "log_lines_dropped_total";
 const RELOADED: &str = "config_reloads_total{result=\"success\"}";
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_nothing() {
+fn unread_log_blocks_nothing() {
     let (mut reader, mut writer) = pipe().unwrap();
     fill(&mut writer);
     let mut redis = RedisServer::start();
@@ -35,7 +35,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
 }
 
 #[test]
-fn a_full_disk_for_the_log_costs_its_lines_and_nothing_else() {
+fn full_log_disk_costs_only_lines() {
     let mut redis = RedisServer::start();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let proxy = Unheard::start(&redis.url(), "telemetry.log_filter = \"debug\"", full);
@@ -47,7 +47,7 @@ fn a_full_disk_for_the_log_costs_its_lines_and_nothing_else() {
 }
 
 #[test]
-fn a_disk_that_is_full_costs_lines_until_there_is_room_again() {
+fn freed_log_disk_is_written_again() {
     let Some(disk) = Volume::new(64) else { return };
     let (log, filler) = (disk.path("log"), disk.path("filler"));
     let mut redis = RedisServer::start();
@@ -101,7 +101,7 @@ fn appending_to(file: &Path) -> File {
 }
 
 #[test]
-fn what_was_said_while_nobody_read_is_written_once_somebody_does() {
+fn buffered_lines_are_written_after_a_stall() {
     let (mut reader, mut writer) = pipe().unwrap();
     let filled = fill(&mut writer);
     let redis = RedisServer::start();

@@ -18,7 +18,7 @@ use crate::support::http::Client;
 use crate::support::{Proxy, RedisServer, Signal, eventually};
 
 #[test]
-fn without_descriptors_those_who_are_here_are_served_and_the_others_wait() {
+fn exhausted_descriptors_spare_open_connections() {
     let stage = Stage::start(LASTING);
     stage.proxy.expect_log("cannot accept connections");
     let mut client = Client::connect(stage.proxy.http());
@@ -70,7 +70,7 @@ fn settled(proxy: &Proxy) -> u64 {
 }
 
 #[test]
-fn a_default_that_the_system_has_no_descriptors_for_is_lowered_without_a_warning() {
+fn default_above_descriptor_limit_is_lowered() {
     const OPEN_FILES: u32 = 4096;
     const LOWERED: &str = "is lower than its default";
     let redis = RedisServer::start();
@@ -102,7 +102,7 @@ const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 const STAMP: &str = "config_last_reload_success_timestamp_seconds";
 
 #[test]
-fn steps_of_the_clock_neither_end_nor_prolong_what_is_kept() {
+fn clock_steps_do_not_change_lifetimes() {
     if !Path::new(FAKETIME).exists() {
         eprintln!("libfaketime is not there, so no clock can be set");
         return;
@@ -167,7 +167,7 @@ fn steps_of_the_clock_neither_end_nor_prolong_what_is_kept() {
 }
 
 #[test]
-fn the_time_of_day_is_asked_for_to_be_told_and_for_nothing_else() {
+fn wall_clock_is_used_only_for_display() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
     let mut folders = vec![source];
@@ -186,7 +186,7 @@ fn the_time_of_day_is_asked_for_to_be_told_and_for_nothing_else() {
 }
 
 #[test]
-fn a_storm_of_reloads_costs_no_client_anything() {
+fn reload_storm_costs_no_client() {
     const STORM: u32 = 300;
     let stage = Stage::start(LASTING);
     let mut client = Client::connect(stage.proxy.http());
@@ -225,7 +225,7 @@ fn a_storm_of_reloads_costs_no_client_anything() {
 }
 
 #[test]
-fn who_connects_while_a_killed_proxy_is_started_again_is_served() {
+fn client_waits_through_a_supervised_restart() {
     let redis = RedisServer::start();
     redis.command(&["SET", "key", "value"]);
     let mut proxy = Unheard::start(&redis.url(), "", Stdio::null());

@@ -12,7 +12,7 @@ use crate::stage::{await_ready, read, readyz, text};
 use crate::support::{Proxy, RedisServer, eventually, mounts};
 
 #[test]
-fn a_redis_that_is_killed_is_refused_for_at_once_and_used_again_when_it_is_back() {
+fn redis_killed_fails_fast_and_recovers() {
     let mut stage = Stage::straight(QUICK);
     let mut client = stage.connect();
     stage.redis.stop();
@@ -31,7 +31,7 @@ fn a_redis_that_is_killed_is_refused_for_at_once_and_used_again_when_it_is_back(
 }
 
 #[test]
-fn a_redis_that_stands_still_is_waited_for_no_longer_than_the_response_timeout() {
+fn frozen_redis_blocks_at_most_response_timeout() {
     let stage = Stage::start(QUICK);
     let mut writer = stage.connect();
     ask(&mut writer, "PING");
@@ -53,7 +53,7 @@ fn a_redis_that_stands_still_is_waited_for_no_longer_than_the_response_timeout()
 }
 
 #[test]
-fn a_redis_that_is_slow_is_waited_for_and_hits_are_not_slowed() {
+fn slow_redis_does_not_slow_hits() {
     const DELAY: Duration = Duration::from_millis(60);
     let stage = Stage::start(LASTING);
     stage.relay.delay(DELAY);
@@ -73,7 +73,7 @@ fn a_redis_that_is_slow_is_waited_for_and_hits_are_not_slowed() {
 }
 
 #[test]
-fn a_redis_without_room_refuses_writes_in_its_own_words_and_is_read() {
+fn redis_out_of_memory_rejects_writes_and_is_read() {
     let stage = Stage::start(LASTING);
     let mut client = stage.connect();
     stage.redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
@@ -88,7 +88,7 @@ fn a_redis_without_room_refuses_writes_in_its_own_words_and_is_read() {
 }
 
 #[test]
-fn a_redis_that_loads_its_data_says_so_and_is_read_when_it_has() {
+fn loading_redis_is_reported_then_read() {
     // A millisecond for each key, and clients are heard in between.
     let slow = ["--enable-debug-command", "yes", "--key-load-delay", "1000"];
     let heard = ["--loading-process-events-interval-bytes", "1024"];
@@ -126,7 +126,7 @@ fn is_loading(told: &str) -> bool {
 }
 
 #[test]
-fn a_replica_is_read_and_refuses_writes_in_its_own_words() {
+fn replica_is_read_and_rejects_writes() {
     let primary = RedisServer::builder().tcp().start();
     let stage = Stage::start(LASTING);
     let port = primary.tcp_address().port().to_string();
@@ -152,7 +152,7 @@ fn a_replica_is_read_and_refuses_writes_in_its_own_words() {
 const FULL: &str = "max number of clients reached";
 
 #[test]
-fn a_redis_that_takes_no_more_clients_says_so_to_everybody() {
+fn redis_at_maxclients_is_reported() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     proxy.expect_log(DOWN);
@@ -177,7 +177,7 @@ fn a_redis_that_takes_no_more_clients_says_so_to_everybody() {
 }
 
 #[test]
-fn a_password_that_is_changed_at_run_time_is_taken_from_its_file() {
+fn changed_password_is_read_from_its_file() {
     let directory = tempfile::tempdir().unwrap();
     let (of_redis, of_clients) = (directory.path().join("redis"), directory.path().join("clients"));
     fs::write(&of_redis, "old").unwrap();
@@ -219,7 +219,7 @@ fn a_password_that_is_changed_at_run_time_is_taken_from_its_file() {
 }
 
 #[test]
-fn another_redis_behind_the_same_name_is_found_when_the_first_is_lost() {
+fn replacement_redis_is_found_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let name = directory.path().join("redis");
     let (mut first, second) = (RedisServer::start(), RedisServer::start());
@@ -252,7 +252,7 @@ fn another_redis_behind_the_same_name_is_found_when_the_first_is_lost() {
 }
 
 #[test]
-fn a_name_that_leads_to_another_address_is_looked_up_again_when_the_first_is_lost() {
+fn changed_dns_address_is_resolved_after_loss() {
     let Some(namespace) = mounts::apart() else { return };
     let mut first = RedisServer::builder().tcp().start();
     let port = first.tcp_address().port();

@@ -26,7 +26,7 @@ fn told(wire: &mut Wire, line: &str) -> String {
 }
 
 #[test]
-fn a_new_password_is_asked_of_who_comes_after_the_reload() {
+fn reloaded_password_applies_to_new_connections() {
     let file = SecretFile::new("first\n");
     let (_redis, proxy) = asking(&file, "");
     let mut inside = Wire::connect(proxy.resp_address());
@@ -50,7 +50,7 @@ fn a_new_password_is_asked_of_who_comes_after_the_reload() {
 }
 
 #[test]
-fn who_has_not_said_it_may_announce_no_more_than_with_redis() {
+fn unauthenticated_sizes_are_limited_as_in_redis() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = asking(&file, "");
     let mut wire = Wire::connect(proxy.resp_address());
@@ -72,7 +72,7 @@ fn who_has_not_said_it_may_announce_no_more_than_with_redis() {
 }
 
 #[test]
-fn a_name_of_its_own_is_the_only_one_that_counts() {
+fn configured_username_is_the_only_one() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = asking(&file, "resp.username = \"app\"");
     for right in ["AUTH app word", "HELLO 2 AUTH app word"] {
@@ -91,7 +91,7 @@ fn a_name_of_its_own_is_the_only_one_that_counts() {
 }
 
 #[test]
-fn a_name_without_a_password_is_refused() {
+fn username_without_password_is_rejected() {
     let redis = RedisServer::start();
     let (code, said) =
         Proxy::builder(&resp_config(&redis.url(), "resp.username = \"app\"")).run_to_end();
@@ -125,7 +125,7 @@ fn listed(more: &str) -> (RedisServer, Proxy) {
 }
 
 #[test]
-fn only_keys_of_the_list_are_given_out() {
+fn only_allowed_keys_are_served() {
     let (redis, proxy) = listed("");
     let mut wire = Wire::connect(proxy.resp_address());
     let asked = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
@@ -266,7 +266,7 @@ const OWN: [&str; 14] = [
 ];
 
 #[test]
-fn no_other_command_gets_past_the_list() {
+fn other_commands_are_rejected_by_the_list() {
     let (redis, proxy) = listed("");
     let mut wire = Wire::connect(proxy.resp_address());
     for line in FORBIDDEN {
@@ -280,7 +280,7 @@ fn no_other_command_gets_past_the_list() {
 }
 
 #[test]
-fn there_is_no_way_round_the_list() {
+fn allowlist_has_no_bypass() {
     let (_redis, proxy) = listed("");
     let ask = |sent: &str, count: usize| {
         let mut wire = Wire::connect(proxy.resp_address());
@@ -316,7 +316,7 @@ fn there_is_no_way_round_the_list() {
 }
 
 #[test]
-fn who_is_not_in_is_told_nothing_of_the_list() {
+fn unauthenticated_client_learns_no_allowlist() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = listed(&format!("resp.password_file = \"{}\"", file.name()));
     for line in ["GET secret", "GET public:a", "SET public:a x"] {

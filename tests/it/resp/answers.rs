@@ -26,7 +26,7 @@ const SCRIPTS_BYTE_BY_BYTE: u64 = 25;
 const OTHER_USER: [&str; 8] = ["--user", "other", "on", ">secret", "~k1", "~k2", "&*", "+@all"];
 
 #[test]
-fn random_commands_are_answered_as_by_redis() {
+fn random_commands_match_redis() {
     let ways = Ways::between(|server| server.arguments(&OTHER_USER), LASTING);
     let commands =
         compare(&ways, ways.proxy(), ways.through(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS));
@@ -37,7 +37,7 @@ fn random_commands_are_answered_as_by_redis() {
 }
 
 #[test]
-fn they_are_where_redis_tells_nobody_of_changes() {
+fn random_commands_match_redis_in_ttl_mode() {
     let ways = Ways::between(
         |server| server.arguments(&OTHER_USER),
         "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"",
@@ -47,7 +47,7 @@ fn they_are_where_redis_tells_nobody_of_changes() {
 }
 
 #[test]
-fn bytes_that_come_one_by_one_change_no_answer() {
+fn bytewise_commands_match_redis() {
     if is_straight() {
         return;
     }
@@ -72,7 +72,7 @@ fn bytes_that_come_one_by_one_change_no_answer() {
 }
 
 #[test]
-fn commands_of_one_slot_are_answered_by_a_cluster_as_by_redis() {
+fn single_slot_commands_match_redis_over_cluster() {
     let cluster = RedisCluster::of(3);
     // One node that serves all slots.
     let alone = RedisCluster::start(1, 0, &OTHER_USER);

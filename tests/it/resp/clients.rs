@@ -65,7 +65,7 @@ fn redis_cli_reads_lines() {
 }
 
 #[test]
-fn redis_cli_serves_a_person() {
+fn redis_cli_works_interactively() {
     let typed = [
         "SET key value",
         "GET key",

@@ -90,7 +90,7 @@ fn told(line: &str, answer: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
+fn multi_node_commands_are_split_and_merged_in_order() {
     let stage = Stage::start();
     stage.same(&[
         "FLUSHALL",
@@ -134,7 +134,7 @@ fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
 }
 
 #[test]
-fn pipelines_over_many_nodes_are_answered_in_order() {
+fn multi_node_pipeline_is_answered_in_order() {
     let stage = Stage::start();
     let mut wire = stage.through();
     let mut other = stage.through();
@@ -160,7 +160,7 @@ fn pipelines_over_many_nodes_are_answered_in_order() {
 }
 
 #[test]
-fn large_answers_come_in_order_too() {
+fn large_replies_arrive_in_order() {
     let stage = Stage::start();
     let mut wire = stage.through();
     let value = vec![b'x'; 700_000];
@@ -186,7 +186,7 @@ fn large_answers_come_in_order_too() {
 }
 
 #[test]
-fn memory_answers_and_own_writes_are_read() {
+fn memory_replies_include_own_writes() {
     let stage = Stage::start();
     let (mut wire, mut other) = (stage.through(), stage.through());
     for key in ["{0}k", "{1}k", "{3}k"] {
@@ -223,7 +223,7 @@ fn memory_answers_and_own_writes_are_read() {
 }
 
 #[test]
-fn transactions_are_those_of_redis_in_one_slot_and_refused_over_several() {
+fn single_slot_transaction_works_others_are_rejected() {
     let stage = Stage::start();
     let talks: [&[&str]; 16] = [
         &["SET {0}k 1", "MULTI", "GET {0}k", "INCR {0}k", "GET {0}n", "EXEC", "GET {0}k"],
@@ -280,7 +280,7 @@ fn transactions_are_those_of_redis_in_one_slot_and_refused_over_several() {
 }
 
 #[test]
-fn what_is_watched_guards_its_transaction_wherever_other_slots_go() {
+fn watch_survives_moves_of_other_slots() {
     // The map is not asked for by itself, so what has moved is noticed by who is sent elsewhere.
     let stage = Stage::over(RedisCluster::of(3), &[], "redis.ping_interval = \"60s\"\n");
     let mut wire = stage.through();
@@ -306,7 +306,7 @@ fn what_is_watched_guards_its_transaction_wherever_other_slots_go() {
 }
 
 #[test]
-fn what_is_about_several_slots_or_one_node_is_refused_in_clear_words() {
+fn unroutable_command_is_rejected_with_reason() {
     let stage = Stage::start();
     let mut wire = stage.through();
     for line in [
@@ -354,7 +354,7 @@ fn what_is_about_several_slots_or_one_node_is_refused_in_clear_words() {
 }
 
 #[test]
-fn scripts_run_where_their_keys_are() {
+fn scripts_run_at_their_keys() {
     let stage = Stage::start();
     stage.same(&["SCRIPT FLUSH", "SCRIPT LOAD return(redis.call('INCR',KEYS[1]))"]);
     let sha = {
@@ -388,7 +388,7 @@ fn scripts_run_where_their_keys_are() {
 }
 
 #[test]
-fn subscriptions_are_heard_whatever_node_they_are_at() {
+fn subscriptions_work_from_any_node() {
     let stage = Stage::start();
     let (mut listeners, mut wire) =
         ([stage.through(), stage.through(), stage.through()], stage.through());
@@ -410,7 +410,7 @@ fn subscriptions_are_heard_whatever_node_they_are_at() {
 }
 
 #[test]
-fn who_waits_is_waited_for() {
+fn blocking_command_is_waited_for() {
     let stage = Stage::start();
     let (mut one, mut other) = (stage.through(), stage.through());
     one.send([words("BLPOP {0}l 0"), words("SET {1}k after"), words("GET {1}k")].concat());
@@ -428,7 +428,7 @@ fn who_waits_is_waited_for() {
 }
 
 #[test]
-fn keys_are_those_that_redis_finds_in_every_command() {
+fn command_keys_match_those_redis_finds() {
     let redis = RedisServer::start();
     let mut connection = redis.connection();
     let table: Value = redis::cmd("COMMAND").query(&mut connection).unwrap();
@@ -537,7 +537,7 @@ const MOVABLE: [&str; 30] = [
 ];
 
 #[test]
-fn slots_may_move_and_nobody_notices() {
+fn moving_slots_fail_no_command() {
     let stage = Stage::start();
     let slot = stage.cluster.slot("{0}x");
     let (turns, is_over) = ([0, 1, 2].map(|_| AtomicU64::new(0)), AtomicBool::new(false));
@@ -618,7 +618,7 @@ fn write_in_order(wire: &mut Wire, writer: usize, turn: u64) {
 }
 
 #[test]
-fn a_failover_is_waited_for_by_who_asks_and_felt_by_nobody_else() {
+fn failover_delays_only_commands_of_its_slots() {
     let stage = Stage::over(RedisCluster::with_replicas(3), &[], "");
     let mut wire = stage.through();
     for key in ["{0}k", "{1}k", "{3}k"] {
@@ -643,7 +643,7 @@ fn cluster_copies(cluster: &RedisCluster) {
 }
 
 #[test]
-fn who_asks_while_a_primary_is_dead_is_answered_by_its_replica() {
+fn dead_primary_command_is_answered_after_failover() {
     let cluster = RedisCluster::with_replicas(3);
     let stage = Stage::over(cluster, &[], "");
     let mut wire = stage.through();
@@ -662,7 +662,7 @@ fn who_asks_while_a_primary_is_dead_is_answered_by_its_replica() {
 }
 
 #[test]
-fn a_client_is_the_same_user_at_every_node() {
+fn client_is_the_same_user_at_every_node() {
     let users =
         ["--requirepass", "secret", "--user", "other", "on", ">o", "~{0}*", "~{1}*", "&*", "+@all"];
     let cluster = RedisCluster::start(3, 0, &users);
@@ -704,7 +704,7 @@ fn a_client_is_the_same_user_at_every_node() {
 }
 
 #[test]
-fn nothing_is_given_to_who_is_gone() {
+fn disconnected_client_consumes_no_job() {
     let stage = Stage::start();
     let mut other = stage.through();
     let is_waited_for = || {

@@ -36,7 +36,7 @@ fn stop_in_vain(proxy: &Proxy) {
 }
 
 #[test]
-fn a_stop_waits_for_an_answer_that_redis_is_slow_to_give() {
+fn drain_waits_for_a_slow_redis_reply() {
     let Some((proxy, redis)) = start() else { return };
     let mut wire = Wire::connect(proxy.resp_address());
     wire.ask_line("SET n 1");
@@ -53,7 +53,7 @@ fn a_stop_waits_for_an_answer_that_redis_is_slow_to_give() {
 }
 
 #[test]
-fn a_stop_waits_for_who_is_slow_to_take_a_value() {
+fn drain_waits_for_a_slow_reader() {
     let Some((proxy, redis)) = start() else { return };
     let value = vec![b'v'; LARGE];
     redis.command(&[b"SET", &b"key"[..], &value]);
@@ -79,7 +79,7 @@ fn a_stop_waits_for_who_is_slow_to_take_a_value() {
 }
 
 #[test]
-fn a_stop_waits_for_nobody_who_is_owed_nothing() {
+fn drain_closes_clients_without_pending_replies() {
     let Some((proxy, redis)) = start() else { return };
     let talks =
         [&["MULTI", "SET a 1"][..], &["MULTI x"], &["WATCH a"], &["SUBSCRIBE news"], &["SET a 1"]];

@@ -71,7 +71,7 @@ const INLINE: [Case<'static>; 24] = [
 ];
 
 #[test]
-fn what_is_no_command_is_refused_in_redis_s_words() {
+fn malformed_command_errors_match_redis() {
     let ways = Ways::start();
     for (bytes, answers) in PROTOCOL_ERRORS {
         let (_, is_closed) = same_exchange(&ways, bytes, answers);
@@ -80,7 +80,7 @@ fn what_is_no_command_is_refused_in_redis_s_words() {
 }
 
 #[test]
-fn a_line_that_is_too_long_is_refused() {
+fn overlong_line_is_rejected() {
     let ways = Ways::start();
     let long = |start: &[u8]| [start, &vec![b'1'; 65_540][..]].concat();
     for start in [&b"*"[..], b"*1\r\n$", b"PING "] {
@@ -91,7 +91,7 @@ fn a_line_that_is_too_long_is_refused() {
 }
 
 #[test]
-fn lines_of_words_are_commands() {
+fn inline_commands_are_accepted() {
     let ways = Ways::start();
     for (bytes, answers) in INLINE {
         same_exchange(&ways, bytes, answers);
@@ -99,7 +99,7 @@ fn lines_of_words_are_commands() {
 }
 
 #[test]
-fn words_of_the_web_end_the_connection() {
+fn http_request_on_resp_port_closes() {
     let ways = Ways::start();
     for bytes in
         [&b"POST / HTTP/1.1\r\n"[..], b"Host: example\r\n", b"GET / HTTP/1.1\r\nHost: example\r\n"]
@@ -109,7 +109,7 @@ fn words_of_the_web_end_the_connection() {
 }
 
 #[test]
-fn a_pipeline_may_be_cut_anywhere() {
+fn pipeline_may_be_split_anywhere() {
     let pipeline: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$12\r\n\r\n$3\r\n*1\r\n$1\r\r\nGET k\r\n*2\r\n$3\r\nGET\r\n$1\r\nk\r\n\r\n*0\r\n\
                             *3\r\n$4\r\nMGET\r\n$1\r\nk\r\n$6\r\nabsent\r\nSET k \"q\\\"\"\r\n*2\r\n$6\r\nSTRLEN\r\n$1\r\nk\r\n";
     let ways = Ways::start();
@@ -133,7 +133,7 @@ fn a_pipeline_may_be_cut_anywhere() {
 }
 
 #[test]
-fn what_is_absent_or_of_another_type_is_told_as_by_redis() {
+fn absent_and_wrong_type_replies_match_redis() {
     const READS: [&str; 11] = [
         "GET absent",
         "MGET absent list string",

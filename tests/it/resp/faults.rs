@@ -64,7 +64,7 @@ impl Stage {
 }
 
 #[test]
-fn a_link_that_is_lost_within_an_answer_ends_its_client_behind_a_part_of_it() {
+fn link_lost_within_a_reply_closes_the_client() {
     let Some(stage) = Stage::start("") else { return };
     stage.proxy.expect_log(DOWN);
     let item = "i".repeat(1 << 20);
@@ -104,7 +104,7 @@ fn a_link_that_is_lost_within_an_answer_ends_its_client_behind_a_part_of_it() {
 }
 
 #[test]
-fn a_fetch_that_is_cut_gives_the_whole_value_or_an_error() {
+fn cut_fetch_returns_whole_value_or_error() {
     let Some(stage) = Stage::start("redis.response_timeout = \"2s\"") else { return };
     stage.proxy.expect_log(DOWN);
     let value = "v".repeat(4 << 20);
@@ -134,7 +134,7 @@ fn a_fetch_that_is_cut_gives_the_whole_value_or_an_error() {
 }
 
 #[test]
-fn without_redis_commands_are_refused_and_the_connection_stays() {
+fn commands_fail_without_redis_but_connection_stays() {
     if is_straight() {
         return;
     }
@@ -169,7 +169,7 @@ fn without_redis_commands_are_refused_and_the_connection_stays() {
 }
 
 #[test]
-fn what_belongs_to_a_transaction_that_was_refused_is_not_done_by_itself() {
+fn commands_of_a_rejected_transaction_are_not_run() {
     if is_straight() {
         return;
     }
@@ -194,7 +194,7 @@ fn what_belongs_to_a_transaction_that_was_refused_is_not_done_by_itself() {
 }
 
 #[test]
-fn a_client_that_reads_from_memory_outlives_its_idle_link() {
+fn memory_reader_outlives_its_dedicated_connection() {
     if is_straight() {
         return;
     }
@@ -212,7 +212,7 @@ fn a_client_that_reads_from_memory_outlives_its_idle_link() {
 }
 
 #[test]
-fn what_was_said_last_is_done_though_nobody_waits_for_the_answer() {
+fn final_commands_run_after_disconnect() {
     let Some(stage) = Stage::start("") else { return };
     let mut silent = stage.connect();
     silent.send([words("CLIENT REPLY OFF"), words("INCR count").repeat(5000)].concat());
@@ -229,7 +229,7 @@ fn what_was_said_last_is_done_though_nobody_waits_for_the_answer() {
 }
 
 #[test]
-fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
+fn lost_redis_closes_only_stateful_clients() {
     let Some(stage) = Stage::start("cache.stale_grace = \"1h\"") else { return };
     stage.proxy.expect_log(DOWN);
     stage.redis.command(&["SET", "key", "value"]);
@@ -265,7 +265,7 @@ fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
 }
 
 #[test]
-fn a_client_that_redis_hangs_up_on_loses_what_it_had_there_and_is_told() {
+fn closed_dedicated_connection_ends_its_client() {
     let Some(stage) = Stage::start("") else { return };
     for (state, is_lost) in
         [("SET key value", false), ("SELECT 1", true), ("WATCH key", true), ("MULTI", true)]
@@ -286,7 +286,7 @@ fn a_client_that_redis_hangs_up_on_loses_what_it_had_there_and_is_told() {
 }
 
 #[test]
-fn a_stop_lets_what_was_sent_be_answered() {
+fn drain_answers_sent_commands() {
     const COMMANDS: u32 = 1000;
     const CLIENTS: u32 = 4;
     let Some(stage) = Stage::start("") else { return };
@@ -324,7 +324,7 @@ fn a_stop_lets_what_was_sent_be_answered() {
 }
 
 #[test]
-fn a_stop_ends_idle_connections_and_subscribers_at_once() {
+fn drain_closes_idle_clients_and_subscribers() {
     let Some(stage) = Stage::start("daemon.drain_timeout = \"20s\"") else { return };
     let (mut idle, mut linked, mut subscriber) =
         (stage.connect(), stage.connect(), stage.connect());
@@ -341,7 +341,7 @@ fn a_stop_ends_idle_connections_and_subscribers_at_once() {
 }
 
 #[test]
-fn a_stop_cuts_who_waits_for_ever_when_its_time_is_over() {
+fn drain_timeout_cuts_blocked_clients() {
     let Some(stage) = Stage::start("daemon.drain_timeout = \"1s\"") else { return };
     stage.proxy.expect_log(CUT);
     let mut waiting = stage.connect();
@@ -360,7 +360,7 @@ fn a_stop_cuts_who_waits_for_ever_when_its_time_is_over() {
 }
 
 #[test]
-fn a_reload_leaves_connections_as_they_are() {
+fn reload_keeps_resp_connections() {
     let Some(stage) = Stage::start("") else { return };
     let (mut transaction, mut subscriber, mut reader) =
         (stage.connect(), stage.connect(), stage.connect());
@@ -389,7 +389,7 @@ fn a_reload_leaves_connections_as_they_are() {
 }
 
 #[test]
-fn a_client_that_goes_leaves_nothing_behind() {
+fn disconnected_client_leaves_nothing_behind() {
     let Some(stage) = Stage::start("resp.max_output_buffer = \"64KiB\"") else { return };
     let item = "i".repeat(100_000);
     for _ in 0..50 {
@@ -423,7 +423,7 @@ fn a_client_that_goes_leaves_nothing_behind() {
 }
 
 #[test]
-fn who_says_no_more_is_answered_to_the_end() {
+fn half_closed_client_is_answered_completely() {
     let Some(stage) = Stage::start("") else { return };
     let item = "i".repeat(100_000);
     stage.redis.command(&["RPUSH", "list", &item]);

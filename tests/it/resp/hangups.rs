@@ -7,7 +7,7 @@ use super::wire::{Wire, show, words};
 use crate::support::{Proxy, RedisServer, within};
 
 #[test]
-fn who_says_no_more_is_answered_though_the_command_could_have_waited() {
+fn half_closed_client_is_answered_by_blocking_commands() {
     let ways = Ways::start();
     ways.same(|address| {
         let commands =
@@ -27,7 +27,7 @@ fn who_says_no_more_is_answered_though_the_command_could_have_waited() {
 }
 
 #[test]
-fn a_state_that_could_not_be_had_ends_the_connection() {
+fn lost_session_state_closes_the_client() {
     const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked";
     if is_straight() {
         return;

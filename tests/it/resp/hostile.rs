@@ -14,7 +14,7 @@ use crate::support::{Proxy, RedisServer};
 const NEVER_RIGHT: &str = "AUTH reader wrong";
 
 #[test]
-fn who_is_answered_by_a_push_becomes_nobody_else() {
+fn push_reply_never_changes_identity() {
     let ways = with_secret(&[]);
     let mut wire = Wire::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
@@ -27,7 +27,7 @@ fn who_is_answered_by_a_push_becomes_nobody_else() {
 }
 
 #[test]
-fn who_subscribes_by_another_name_becomes_nobody_else() {
+fn renamed_subscribe_never_changes_identity() {
     let ways = with_secret(&["--rename-command", "SUBSCRIBE", "listen"]);
     let mut wire = Wire::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
@@ -41,19 +41,19 @@ fn who_subscribes_by_another_name_becomes_nobody_else() {
 }
 
 #[test]
-fn who_debugs_a_script_becomes_nobody_else() {
+fn script_debug_never_changes_identity() {
     expect_no_secret_of_a_debugger(&with_secret(&[]), "SCRIPT DEBUG YES");
 }
 
 #[test]
-fn who_debugs_a_script_by_another_name_becomes_nobody_else() {
+fn renamed_script_debug_never_changes_identity() {
     let ways = with_secret(&["--rename-command", "SCRIPT", "lua"]);
     expect_no_secret_of_a_debugger(&ways, "lua DEBUG YES");
 }
 
 /// Redis from 7.2 on, and Valkey, say nothing to a login that they refuse while another answer is on its way.
 #[test]
-fn whose_refused_login_goes_unanswered_becomes_nobody_else() {
+fn rejected_auth_without_reply_never_changes_identity() {
     let ways = with_secret(&[]);
     for login in [NEVER_RIGHT, "HELLO 3 AUTH reader wrong"] {
         let mut wire = Wire::connect(ways.through());
@@ -78,7 +78,7 @@ fn whose_refused_login_goes_unanswered_becomes_nobody_else() {
 }
 
 #[test]
-fn of_several_logins_in_one_command_that_counts_which_redis_minds() {
+fn repeated_auth_in_hello_matches_redis() {
     let ways = with_secret(&[]);
     for (first, last) in [
         ("reader reader-secret", "other other-secret"),
@@ -101,7 +101,7 @@ fn of_several_logins_in_one_command_that_counts_which_redis_minds() {
 }
 
 #[test]
-fn a_front_end_with_a_password_takes_one_login_at_a_time() {
+fn front_end_password_allows_one_auth_per_hello() {
     if is_straight() {
         return;
     }
@@ -122,7 +122,7 @@ fn a_front_end_with_a_password_takes_one_login_at_a_time() {
 }
 
 #[test]
-fn whom_redis_asks_for_a_login_at_run_time_gets_nothing_from_memory() {
+fn runtime_requirepass_bypasses_memory() {
     let ways = Ways::start();
     ways.servers().iter().for_each(|server| _ = server.command(&["SET", "secret", "hidden"]));
     let warm = Wire::connect(ways.through()).ask_line("GET secret");

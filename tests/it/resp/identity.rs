@@ -16,7 +16,7 @@ fn users() -> Vec<&'static str> {
 }
 
 #[test]
-fn a_proxy_that_logs_in_gives_nothing_to_who_does_not() {
+fn authenticated_proxy_gives_nothing_to_anonymous() {
     let ways = logged_in();
     let lines = [
         "GET secret",
@@ -46,7 +46,7 @@ fn a_proxy_that_logs_in_gives_nothing_to_who_does_not() {
 }
 
 #[test]
-fn the_proxy_s_own_user_is_answered_from_memory() {
+fn proxy_user_is_answered_from_memory() {
     let ways = logged_in();
     let from_memory = |hello: &str| {
         ways.expect_from_memory(2.0, || {
@@ -63,7 +63,7 @@ fn the_proxy_s_own_user_is_answered_from_memory() {
 }
 
 #[test]
-fn another_user_gets_what_redis_gives_that_user() {
+fn other_user_gets_its_own_view_from_redis() {
     let ways = logged_in();
     ways.expect_from_memory(0.0, || {
         let told = ways.same_answers(&[
@@ -89,7 +89,7 @@ fn another_user_gets_what_redis_gives_that_user() {
 }
 
 #[test]
-fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
+fn switching_user_switches_replies() {
     let ways = logged_in();
     let lines = [
         "AUTH reader reader-secret",
@@ -125,7 +125,7 @@ fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
 }
 
 #[test]
-fn a_proxy_without_a_login_answers_the_default_user() {
+fn proxy_without_login_serves_the_default_user() {
     let ways = Ways::between(
         |server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]),
         LASTING,
@@ -150,7 +150,7 @@ fn a_proxy_without_a_login_answers_the_default_user() {
 }
 
 #[test]
-fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
+fn front_end_password_makes_the_proxy_user() {
     if is_straight() {
         return;
     }
@@ -216,7 +216,7 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
 }
 
 #[test]
-fn answers_stay_in_order_where_a_login_is_pipelined_behind_a_read() {
+fn login_behind_a_read_keeps_reply_order() {
     if is_straight() {
         return;
     }
@@ -245,7 +245,7 @@ fn answers_stay_in_order_where_a_login_is_pipelined_behind_a_read() {
 }
 
 #[test]
-fn a_stranger_may_not_send_much() {
+fn anonymous_client_input_is_limited() {
     if is_straight() {
         return;
     }
@@ -262,7 +262,7 @@ fn a_stranger_may_not_send_much() {
 }
 
 #[test]
-fn a_password_file_that_says_nothing_is_refused() {
+fn empty_password_file_is_rejected() {
     if is_straight() {
         return;
     }

@@ -20,7 +20,7 @@ fn limited(settings: &str) -> Option<Ways> {
 }
 
 #[test]
-fn a_connection_too_many_is_told_so() {
+fn connection_beyond_the_limit_is_rejected() {
     let Some(ways) = limited("resp.max_connections = 3") else { return };
     let proxy = ways.proxy().unwrap();
     let mut wires: Vec<_> = (0..3).map(|_| Wire::connect(ways.through())).collect();
@@ -38,7 +38,7 @@ fn a_connection_too_many_is_told_so() {
 }
 
 #[test]
-fn a_silent_connection_is_closed_in_time_and_one_that_is_owed_something_is_not() {
+fn silent_client_is_closed_unless_a_reply_is_pending() {
     let Some(ways) = limited("resp.idle_timeout = \"300ms\"") else { return };
     let (mut idle, mut waiting) = (Wire::connect(ways.through()), Wire::connect(ways.through()));
     waiting.send(words("BLPOP list 0"));
@@ -55,7 +55,7 @@ fn a_silent_connection_is_closed_in_time_and_one_that_is_owed_something_is_not()
 }
 
 #[test]
-fn a_connection_that_is_slow_to_take_a_value_is_not_silent() {
+fn slow_reader_is_not_idle() {
     let Some(ways) = limited("resp.idle_timeout = \"1s\"") else { return };
     let value = vec![b'v'; 16 << 20];
     let mut wire = Wire::connect(ways.through());
@@ -70,7 +70,7 @@ fn a_connection_that_is_slow_to_take_a_value_is_not_silent() {
 }
 
 #[test]
-fn who_asks_for_more_than_may_be_fetched_at_once_is_answered() {
+fn excess_fetches_fall_back_to_redis() {
     const KEYS: usize = 500;
     let Some(ways) = limited("redis.max_fetches = 1\nredis.max_queue = 1") else { return };
     ways.behind().command(&["SET", "k:7", "seven"]);
@@ -88,7 +88,7 @@ fn who_asks_for_more_than_may_be_fetched_at_once_is_answered() {
 }
 
 #[test]
-fn no_read_is_forgotten_when_a_slow_client_takes_its_answers() {
+fn slow_reader_loses_no_cached_read() {
     let Some(ways) = limited("resp.max_output_buffer = \"64KiB\"") else { return };
     let item = vec![b'i'; 60_000];
     for _ in 0..70 {
@@ -110,7 +110,7 @@ fn no_read_is_forgotten_when_a_slow_client_takes_its_answers() {
 }
 
 #[test]
-fn an_argument_that_is_too_large_ends_the_connection() {
+fn oversized_argument_closes_the_connection() {
     let Some(ways) = limited("resp.max_bulk = \"1MiB\"") else { return };
     let most = vec![b'x'; 1 << 20];
     let mut wire = Wire::connect(ways.through());
@@ -123,7 +123,7 @@ fn an_argument_that_is_too_large_ends_the_connection() {
 }
 
 #[test]
-fn too_many_arguments_end_the_connection() {
+fn too_many_arguments_close_the_connection() {
     let Some(ways) = limited("resp.max_arguments = 5") else { return };
     let mut wire = Wire::connect(ways.through());
     assert_eq!(wire.told_line("MSET a 1 b 2"), "+OK\\r\\n");
@@ -133,7 +133,7 @@ fn too_many_arguments_end_the_connection() {
 }
 
 #[test]
-fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
+fn oversized_command_is_streamed() {
     let Some(ways) = limited("resp.max_query_buffer = \"256KiB\"") else { return };
     let (large, keys) =
         (vec![b'x'; 8 << 20], (0..20_000).map(|key| format!("key:{key}")).collect::<Vec<_>>());
@@ -165,7 +165,7 @@ fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
 }
 
 #[test]
-fn a_million_commands_may_be_sent_before_any_answer_is_read() {
+fn million_commands_may_precede_the_first_read() {
     let ways = Ways::start();
     let count = number("RESP_PIPELINE").unwrap_or(COMMANDS);
     let mut wire = Wire::connect(ways.through());
@@ -184,7 +184,7 @@ fn a_million_commands_may_be_sent_before_any_answer_is_read() {
 }
 
 #[test]
-fn a_client_that_takes_no_answers_takes_no_memory() {
+fn unread_replies_take_no_memory() {
     const LIMIT: u64 = 4 * MEBIBYTE;
     let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"") else { return };
     let proxy = ways.proxy().unwrap();
@@ -216,7 +216,7 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
 }
 
 #[test]
-fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
+fn fetches_for_a_stalled_reader_are_bounded() {
     const KEYS: usize = 300;
     let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"\ncache.capacity = 10") else {
         return;

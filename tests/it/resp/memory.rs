@@ -9,7 +9,7 @@ use crate::support::{Proxy, eventually};
 const MEBIBYTE: u64 = 1 << 20;
 
 #[test]
-fn a_key_that_is_long_is_read_and_not_kept() {
+fn long_key_is_read_but_not_cached() {
     const KEYS: usize = 100;
     let ways = Ways::start();
     let Some(proxy) = ways.proxy() else { return };
@@ -35,7 +35,7 @@ fn a_key_that_is_long_is_read_and_not_kept() {
 }
 
 #[test]
-fn who_waits_for_ever_and_goes_on_talking_is_listened_to_for_so_long_only() {
+fn input_behind_blocked_command_is_bounded() {
     const PAIRS: usize = 150_000;
     const MOST_OWED: f64 = 262_144.0;
     if is_straight() {

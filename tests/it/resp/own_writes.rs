@@ -60,13 +60,13 @@ enum Promise {
 }
 
 #[test]
-fn a_connection_reads_what_it_has_written() {
+fn connection_reads_its_own_writes() {
     let stale = write_and_read(&Ways::start(), Promise::All, number("RESP_PAIRS").unwrap_or(PAIRS));
     assert_eq!(stale, 0);
 }
 
 #[test]
-fn it_does_where_redis_tells_nobody_of_changes() {
+fn connection_reads_its_own_writes_in_ttl_mode() {
     let ways = Ways::between(|server| server, "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"");
     let stale =
         write_and_read(&ways, Promise::NamedWrites, number("RESP_PAIRS").unwrap_or(PAIRS_UNTOLD));

@@ -10,7 +10,7 @@ use crate::stage::{await_ready, readyz, relay_url};
 use crate::support::{Proxy, RedisServer, Relay, eventually, within};
 
 #[test]
-fn a_link_that_stands_still_delays_only_who_reads_over_it() {
+fn frozen_shared_connection_delays_only_its_readers() {
     if is_straight() {
         return;
     }
@@ -34,7 +34,7 @@ fn a_link_that_stands_still_delays_only_who_reads_over_it() {
 }
 
 #[test]
-fn a_proxy_that_redis_does_not_admit_delays_nobody_whom_it_does() {
+fn rejected_proxy_login_delays_no_direct_client() {
     const READS: u32 = 50;
     if is_straight() {
         return;
@@ -59,7 +59,7 @@ fn a_proxy_that_redis_does_not_admit_delays_nobody_whom_it_does() {
 }
 
 #[test]
-fn a_link_that_is_kept_awake_tells_its_client_nothing_of_it() {
+fn keepalive_is_invisible_to_the_client() {
     /// A link that was silent for 15 s is kept awake by the next read from memory.
     const SILENCE: Duration = Duration::from_millis(15_200);
     // It takes as long as that.

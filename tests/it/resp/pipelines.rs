@@ -7,7 +7,7 @@ use super::wire::{Wire, command, show, words};
 use crate::support::within;
 
 #[test]
-fn a_transaction_begun_behind_the_end_of_another_is_one() {
+fn transaction_after_another_in_a_pipeline_is_atomic() {
     let ways = Ways::start();
     for end in ["EXEC", "DISCARD", "RESET"] {
         let told = ways.same(|address| {
@@ -28,7 +28,7 @@ fn a_transaction_begun_behind_the_end_of_another_is_one() {
 }
 
 #[test]
-fn a_watch_said_behind_the_end_of_a_transaction_holds() {
+fn watch_after_exec_in_a_pipeline_holds() {
     let ways = Ways::start();
     for end in ["EXEC", "DISCARD", "UNWATCH"] {
         let mut wire = Wire::connect(ways.through());
@@ -46,7 +46,7 @@ fn a_watch_said_behind_the_end_of_a_transaction_holds() {
 }
 
 #[test]
-fn what_is_wrong_at_the_end_of_a_long_command_takes_no_answer_from_those_before() {
+fn late_protocol_error_keeps_earlier_replies() {
     /// For what was sent to be taken up while the first answer is still to come.
     const TAKEN_UP: Duration = Duration::from_millis(200);
     let ways = Ways::start();

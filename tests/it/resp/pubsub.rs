@@ -6,7 +6,7 @@ use super::ways::Ways;
 use super::wire::{Wire, command, show, words};
 
 #[test]
-fn subscribers_hear_what_is_published() {
+fn subscribers_receive_published_messages() {
     let ways = Ways::start();
     for connect in [Wire::connect, Wire::connect_resp3] {
         ways.same(|address| hear(address, connect));
@@ -61,7 +61,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
 }
 
 #[test]
-fn a_lot_that_is_published_comes_in_order() {
+fn published_burst_arrives_in_order() {
     const MESSAGES: usize = 20_000;
     let ways = Ways::start();
     let address = ways.through();
@@ -82,7 +82,7 @@ fn a_lot_that_is_published_comes_in_order() {
 }
 
 #[test]
-fn a_subscription_may_be_longer_than_what_is_held() {
+fn oversized_subscription_is_streamed() {
     let ways = Ways::start();
     let channels: Vec<_> =
         (0..30_000).map(|number| format!("channel-with-a-long-enough-name:{number:020}")).collect();
@@ -114,7 +114,7 @@ fn a_subscription_may_be_longer_than_what_is_held() {
 }
 
 #[test]
-fn who_tracks_keys_is_told_of_their_changes() {
+fn client_side_tracking_pushes_are_delivered() {
     let ways = Ways::start();
     ways.same(|address| {
         let (mut reader, mut writer) = (Wire::connect_resp3(address), Wire::connect(address));
@@ -132,7 +132,7 @@ fn who_tracks_keys_is_told_of_their_changes() {
 }
 
 #[test]
-fn who_wants_no_answers_gets_none() {
+fn client_reply_off_is_honoured() {
     let ways = Ways::start();
     ways.same(|address| {
         let mut wire = Wire::connect(address);
@@ -149,7 +149,7 @@ fn who_wants_no_answers_gets_none() {
 }
 
 #[test]
-fn who_monitors_sees_the_commands_of_others() {
+fn monitor_shows_commands_of_others() {
     let ways = Ways::start();
     ways.same(|address| {
         let (mut monitor, mut other) = (Wire::connect(address), Wire::connect(address));

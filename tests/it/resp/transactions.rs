@@ -4,7 +4,7 @@ use super::ways::Ways;
 use super::wire::{Wire, show, show_without_id, words};
 
 #[test]
-fn a_connection_with_a_state_is_answered_as_by_redis() {
+fn stateful_session_matches_redis() {
     let ways = Ways::start();
     let talks: [&[&str]; 13] = [
         &[
@@ -75,7 +75,7 @@ fn a_connection_with_a_state_is_answered_as_by_redis() {
 }
 
 #[test]
-fn a_change_by_another_is_seen_by_who_watches() {
+fn watch_detects_changes_of_others() {
     let ways = Ways::start();
     ways.same(|address| {
         let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
@@ -95,7 +95,7 @@ fn a_change_by_another_is_seen_by_who_watches() {
 }
 
 #[test]
-fn who_waits_for_a_list_gets_what_is_pushed_and_reads_what_is_behind_in_order() {
+fn blocking_pop_keeps_reply_order() {
     let ways = Ways::start();
     ways.same(|address| {
         let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
@@ -112,7 +112,7 @@ fn who_waits_for_a_list_gets_what_is_pushed_and_reads_what_is_behind_in_order() 
 }
 
 #[test]
-fn memory_answers_again_when_the_state_is_over() {
+fn memory_serves_again_after_the_state_ends() {
     let ways = Ways::start();
     let mut wire = Wire::connect(ways.through());
     let setups: [&[&str]; 9] = [

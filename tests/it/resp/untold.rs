@@ -8,7 +8,7 @@ use crate::stage::await_metric;
 const TTL: &str = "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"";
 
 #[test]
-fn a_write_through_the_proxy_is_in_the_reads_behind_it() {
+fn write_is_visible_to_later_reads() {
     const WRITES: [&str; 22] = [
         "SET a 1",
         "MSET a 2 b 3",
@@ -60,7 +60,7 @@ fn a_write_through_the_proxy_is_in_the_reads_behind_it() {
 }
 
 #[test]
-fn a_transaction_and_a_pipeline_are_in_the_reads_behind_them() {
+fn transaction_and_pipeline_are_visible_to_later_reads() {
     let ways = Ways::between(|server| server, TTL);
     ways.same_answers(&[
         "SET a 1",
@@ -106,7 +106,7 @@ fn a_transaction_and_a_pipeline_are_in_the_reads_behind_them() {
 }
 
 #[test]
-fn a_command_that_is_too_long_to_be_held_is_in_the_reads_behind_it() {
+fn streamed_command_is_visible_to_later_reads() {
     let ways =
         Ways::between(|server| server, &format!("{TTL}\nresp.max_query_buffer = \"256KiB\""));
     let (script, key) = (
@@ -131,7 +131,7 @@ fn a_command_that_is_too_long_to_be_held_is_in_the_reads_behind_it() {
 }
 
 #[test]
-fn a_transaction_that_was_refused_keeps_nothing_back() {
+fn rejected_transaction_holds_nothing_back() {
     let ways = Ways::between(|server| server, TTL);
     ways.same(|address| {
         let (mut writer, mut reader) = (Wire::connect(address), Wire::connect(address));
@@ -147,7 +147,7 @@ fn a_transaction_that_was_refused_keeps_nothing_back() {
 }
 
 #[test]
-fn what_is_written_is_not_kept_for_its_words() {
+fn queued_write_arguments_are_not_retained() {
     let ways = Ways::between(|server| server, TTL);
     let Some(proxy) = ways.proxy() else { return };
     let value = vec![b'v'; 900_000];
@@ -163,7 +163,7 @@ fn what_is_written_is_not_kept_for_its_words() {
 }
 
 #[test]
-fn what_was_read_while_a_write_was_on_its_way_is_not_kept() {
+fn value_read_during_a_write_is_not_cached() {
     let ways = Ways::between(|server| server, TTL);
     let Some(proxy) = ways.proxy() else { return };
     let (mut writer, mut reader) = (Wire::connect(ways.through()), Wire::connect(ways.through()));

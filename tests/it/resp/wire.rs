@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_ends_where_it_ends() {
+    fn reply_ends_at_its_last_byte() {
         for answer in [
             "+OK\r\n",
             "$-1\r\n",

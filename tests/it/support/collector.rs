@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_read_with_their_attributes_and_links() {
+    fn spans_parse_with_attributes_and_links() {
         let text = "ResourceSpans #0\nResource attributes:\n     -> service.name: Str(x)\nSpan #0\n    Trace ID       : t1\n    \
                     ID             : a\nAttributes:\n     -> n: Int(1)\nLinks:\nSpanLink #0\n     -> Trace ID: t2\n     -> ID: b\n\
                     Span #1\n    ID             : c\n";

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_end_where_they_say() {
+    fn responses_end_at_their_length() {
         let (mut client, _server) = client_of(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
               2;x=y\r\nab\r\n1\r\n\n\r\n0\r\nTrailer: t\r\n\r\n\
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_to_head_has_no_body() {
+    fn head_response_has_no_body() {
         let (mut client, _server) = client_of(
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n\
               HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_any_bytes_has_a_path() {
+    fn key_of_any_bytes_has_a_path() {
         assert_eq!(key_path(b"a-Z_0.~"), "/keys/a-Z_0.~");
         assert_eq!(key_path(b"a/b %\xff"), "/keys/a%2Fb%20%25%FF");
     }

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_and_text_lines_tell_the_same() {
+    fn json_and_text_lines_parse_alike() {
         let json = r#"{"level":"WARN","message":"slow","front_end":"http","millis":12}"#;
         let text = r#"2026-01-02T03:04:05Z  WARN proxy: slow front_end="http" millis=12"#;
         for line in [json, text].map(|line| LogLine::new(line.to_owned())) {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_of_the_message_is_no_level() {
+    fn level_word_in_the_message_is_no_level() {
         let line = LogLine::new("error: unknown level WARN".to_owned());
         assert_eq!(line.level(), "");
     }

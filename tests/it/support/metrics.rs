@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_series_is_found_in_any_order_of_labels() {
+    fn series_is_found_in_any_label_order() {
         let text =
             "# HELP reads x\nup 1\nreads{a=\"1\",b=\"two, {2}\"} 3\nodd{q=\"\\\"}\"} +Inf 9\n";
         let metrics = Metrics::parse(text.to_owned());
