@@ -9,16 +9,16 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::stage::{
-    ask, ask_and_await_flight, assert_hit, await_metric, await_ready, behind_relay, config,
-    lines_that_say, linked, metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
-};
+use crate::support::fault_stage::DOWN;
 use crate::support::http::{self, Client};
 use crate::support::redis_server::free_port;
 use crate::support::sentinel::Watched;
+use crate::support::serving::{
+    ask, ask_and_await_flight, assert_hit, await_metric, await_ready, behind_relay, config,
+    lines_that_say, linked, metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
+};
 use crate::support::{Authority, Proxy, RedisServer, Relay, eventually};
 
-const DOWN: &str = "no link to Redis";
 /// What is said once where Redis refuses to track.
 const UNTRACKED: &str = "Redis does not tell of changes";
 const SECRET: &str = "hunter2";

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::stage::{
-    Http2, Monitor, ask, assert_hit, await_metric, behind_relay, cache_status, metric, proxy, read,
-    reads, request, set, text, value,
-};
 use crate::support::http::{self, Client};
-use crate::support::{Proxy, RedisServer, eventually};
+use crate::support::serving::{
+    ask, assert_hit, await_metric, behind_relay, cache_status, metric, proxy, read, reads, request,
+    set, text, value,
+};
+use crate::support::{Http2, Monitor, Proxy, RedisServer, eventually};
 
 #[test]
 fn second_read_does_not_reach_redis() {

@@ -7,14 +7,16 @@
 
 use std::time::{Duration, Instant};
 
-use crate::stage::{assert_hit, await_ready, cache_status, metric, read, readyz, text, value};
 use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::fault_stage::DOWN;
+use crate::support::serving::{
+    assert_hit, await_ready, cache_status, metric, read, readyz, text, value,
+};
 use crate::support::{Authority, Proxy, within};
 
 /// Long enough that nothing ends by its age, and quick to find out.
 const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"1s\"\ncache.coherence_timeout = \"1s\"\n";
-const DOWN: &str = "no link to Redis";
 /// Within so long after the nodes have settled it the proxy must be there.
 const FOLLOWS: Duration = Duration::from_secs(3);
 

@@ -12,8 +12,8 @@ use redis_proxy::config::{Config, Environment, Problems, Sources};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use crate::stage::{serving, serving_from};
 use crate::support::http::get;
+use crate::support::serving::{serving, serving_from};
 use crate::support::{Proxy, RedisServer, eventually};
 
 const SECRET: &str = "hunter2";

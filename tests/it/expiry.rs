@@ -10,16 +10,21 @@
 )]
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::resp::number;
-use crate::resp::ways::resp_config;
-use crate::resp::wire::{Wire, bulk, words};
-use crate::stage::{Monitor, await_ready};
-use crate::support::{Proxy, RedisServer, eventually};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
-/// Reads in one go.
+use crate::support::env::{number, seed};
+use crate::support::resp_client::{RespClient, bulk, words};
+use crate::support::resp_pair::resp_config;
+use crate::support::serving::await_ready;
+use crate::support::{Monitor, Proxy, RedisServer, eventually};
+
+/// The reads of one batch.
 const READS: usize = 64;
+/// A TTL in milliseconds, long enough for a batch of reads on a busy machine.
+const LIFE: usize = 2000;
 const ABSENT: &[u8] = b"$-1\r\n";
 
 /// A Redis with keys of the names of numbers, which are their values too.
@@ -54,7 +59,7 @@ fn proxy_of(redis: &RedisServer, more: &str) -> Proxy {
 
 /// What the keys from `first` on are read as, all asked for at once.
 fn read(proxy: &Proxy, first: usize) -> Vec<Vec<u8>> {
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.send(
         (first..first + READS).flat_map(|key| words(&format!("GET {key}"))).collect::<Vec<_>>(),
     );
@@ -95,49 +100,58 @@ fn batched_values_expire_with_their_keys() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
-    expire(&redis, first, 500);
+    expire(&redis, first, LIFE);
     assert_eq!(read(&proxy, first), values(first));
-    thread::sleep(Duration::from_millis(501));
+    thread::sleep(Duration::from_millis(LIFE as u64 + 1));
     assert_eq!(read(&proxy, first), vec![ABSENT; READS]);
 }
 
-/// Whatever else is done to times to live, all of them are over so soon.
+/// The longest TTL that a storm of changes sets.
 const SHORT: Duration = Duration::from_millis(20);
+/// The changes of one storm.
+const CHANGES: usize = 3000;
 
 #[test]
 fn expiry_storm_leaves_memory_equal_to_redis() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
+    let mut random = StdRng::seed_from_u64(seed());
     let mut next = READS;
-    for _ in 0..number("EXPIRY_STORMS").unwrap_or(2) {
+    for storm in 0..number("EXPIRY_STORMS").unwrap_or(2) {
         // The keys of the storm are the first ones; those that are read to get there have no part in it.
         next = read_until_unasked(&redis, &proxy, next % 5_000);
         thread::scope(|scope| {
-            let storm = scope.spawn(|| change_at_random(&redis, Duration::from_millis(200)));
-            while !storm.is_finished() {
+            let changes = scope.spawn(|| change_at_random(&redis, &mut random));
+            while !changes.is_finished() {
                 read(&proxy, 0);
             }
         });
         thread::sleep(10 * SHORT);
+        // Invalidations are in order: this one is behind those of the storm.
+        redis.command(&["SET", "marker", &storm.to_string()]);
+        eventually("every invalidation has arrived", || {
+            let marker = RespClient::connect(proxy.resp_address()).ask_line("GET marker");
+            (marker == bulk(storm.to_string())).then_some(())
+        });
+        let found = read(&proxy, 0);
+        // Not before: Redis would notice expired keys here, and push their invalidations.
         let names: Vec<_> = (0..READS).map(|key| key.to_string()).collect();
         let truth: Vec<Option<Vec<u8>>> =
             redis::cmd("MGET").arg(&names).query(&mut redis.connection()).unwrap();
         let truth: Vec<_> =
             truth.into_iter().map(|value| value.map_or(ABSENT.to_vec(), bulk)).collect();
-        assert_eq!(read(&proxy, 0), truth);
+        assert_eq!(found, truth);
         name(&redis, next);
     }
 }
 
 /// Writes values to the first keys, with a time to live and without, and changes and takes away those of others.
-fn change_at_random(redis: &RedisServer, time: Duration) {
+fn change_at_random(redis: &RedisServer, random: &mut StdRng) {
     let mut connection = redis.connection();
-    let (begun, life) = (Instant::now(), SHORT.as_millis());
-    let mut version = 0;
-    while begun.elapsed() < time {
-        version += 1;
-        let key = rand::random_range(0..READS);
-        let change = match rand::random_range(0..6) {
+    let life = SHORT.as_millis();
+    for version in 1..=CHANGES {
+        let key = random.random_range(0..READS);
+        let change = match random.random_range(0..6) {
             0 => format!("SET {key} {version} PX {life}"),
             1 => format!("PEXPIRE {key} {life}"),
             2 => format!("PERSIST {key}"),

@@ -15,15 +15,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-mod line;
-mod logs;
+mod log_backpressure;
+mod network;
 mod process;
 mod redis;
-pub(crate) mod stage;
-mod unheard;
-
-/// What the log says in an outage.
-const DOWN: &str = "no link to Redis";
 
 #[test]
 fn reliability_page_names_every_fault_test() {

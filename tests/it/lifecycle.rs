@@ -12,13 +12,13 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::stage::{
-    Http2, ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set,
-    text, value,
-};
 use crate::support::http::{self, Client};
 use crate::support::metrics::Metrics;
-use crate::support::{Proxy, RedisServer, Relay, Signal, eventually};
+use crate::support::serving::{
+    ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set, text,
+    value,
+};
+use crate::support::{Http2, Proxy, RedisServer, Relay, Signal, eventually};
 
 /// Far below `daemon.drain_timeout`, which is 8 s.
 const SOON: Duration = Duration::from_secs(2);

@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::faults::stage::{AT_ONCE, Stage, VALUE, ask};
-use crate::resp::limits::resident;
-use crate::resp::ways::{LASTING, resp_config};
-use crate::resp::wire::{Wire, show};
-use crate::stage::{await_metric, await_ready, metric, request, text};
+use crate::support::fault_stage::{AT_ONCE, FaultStage, VALUE, ask};
 use crate::support::http::{Client, get};
+use crate::support::memory::resident;
+use crate::support::resp_client::{RespClient, show};
+use crate::support::resp_pair::{LASTING, resp_config};
+use crate::support::serving::{await_metric, await_ready, metric, request, text};
 use crate::support::{Proxy, RedisServer, eventually, within};
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -36,12 +36,12 @@ fn tail(mut times: Vec<Duration>) -> (Duration, Duration) {
 }
 
 /// Hits over both front ends, a hundred each; panics if one is wrong. Returns how long each took.
-fn hits(stage: &Stage) -> Vec<Duration> {
+fn hits(stage: &FaultStage) -> Vec<Duration> {
     let mut rounds = 0..100;
     hits_while(stage, || rounds.next().is_some())
 }
 
-fn hits_while(stage: &Stage, mut goes_on: impl FnMut() -> bool) -> Vec<Duration> {
+fn hits_while(stage: &FaultStage, mut goes_on: impl FnMut() -> bool) -> Vec<Duration> {
     let (mut client, mut wire) = (Client::connect(stage.proxy.http()), stage.connect());
     let mut times = Vec::new();
     while goes_on() {
@@ -57,7 +57,7 @@ fn hits_while(stage: &Stage, mut goes_on: impl FnMut() -> bool) -> Vec<Duration>
 
 #[test]
 fn dribbled_body_holds_no_connection() {
-    let stage = Stage::start(LASTING);
+    let stage = FaultStage::start(LASTING);
     let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream
@@ -80,8 +80,8 @@ fn dribbled_body_holds_no_connection() {
 #[test]
 fn announced_sizes_allocate_nothing() {
     const EACH: usize = 60;
-    let stage = Stage::start(LASTING);
-    let before = resident(&stage.proxy);
+    let stage = FaultStage::start(LASTING);
+    let before = resident(stage.proxy.pid());
     let bombs = [
         "*2147483647\r\n",
         "*1048576\r\n$536870912\r\n",
@@ -99,7 +99,7 @@ fn announced_sizes_allocate_nothing() {
     let wires: Vec<_> =
         bombs.iter().flat_map(|bomb| (0..EACH).map(move |_| bomb)).map(send).collect();
     let (p99, longest) = tail(hits(&stage));
-    let more = resident(&stage.proxy).saturating_sub(before);
+    let more = resident(stage.proxy.pid()).saturating_sub(before);
     assert!(more < 30 * MEBIBYTE, "{more} bytes more");
     assert!(p99 < AT_ONCE, "{p99:?}");
     let count = wires.len();
@@ -116,7 +116,7 @@ fn connection_flood_leaves_clients_unharmed() {
     const PLACES: usize = 20;
     const FLOOD: usize = 300;
     let few = format!("{LASTING}\nresp.max_connections = {PLACES}");
-    let stage = Stage::start(&few);
+    let stage = FaultStage::start(&few);
     let flood = |address| {
         // Nobody reads what these are told.
         (0..FLOOD).filter_map(|_| TcpStream::connect(address).ok()).collect::<Vec<_>>()
@@ -184,11 +184,11 @@ fn admin_connection_flood_leaves_clients_unharmed() {
 #[test]
 fn stalled_readers_share_one_value() {
     const READERS: u32 = 60;
-    let stage = Stage::start(LASTING);
+    let stage = FaultStage::start(LASTING);
     let large = "v".repeat(8 << 20);
     stage.redis.command(&["SET", "large", &large]);
     assert_eq!(get(stage.proxy.http(), "/keys/large").body.len(), large.len());
-    let before = resident(&stage.proxy);
+    let before = resident(stage.proxy.pid());
     let mut http: Vec<_> = (0..READERS).map(|_| Client::connect(stage.proxy.http())).collect();
     for client in &mut http {
         client.send_raw(&request("large"));
@@ -202,7 +202,7 @@ fn stalled_readers_share_one_value() {
     };
     eventually("all have asked", || is_taken_up().then_some(()));
     let (p99, longest) = tail(hits(&stage));
-    let more = resident(&stage.proxy).saturating_sub(before);
+    let more = resident(stage.proxy.pid()).saturating_sub(before);
     assert!(
         more < 32 * MEBIBYTE,
         "{more} bytes more, where each for himself would have {} bytes",
@@ -225,7 +225,7 @@ const NARROW: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\ncache.
 fn cold_key_flood_is_rejected_and_hits_continue() {
     const FLOOD: usize = 200;
     const TAKEN: usize = 8 + 16;
-    let stage = Stage::start(NARROW);
+    let stage = FaultStage::start(NARROW);
     stage.relay.stall();
     let mut clients: Vec<_> = (0..FLOOD).map(|_| Client::connect(stage.proxy.http())).collect();
     let begun = Instant::now();
@@ -254,7 +254,7 @@ fn cold_key_flood_is_rejected_and_hits_continue() {
 fn reads_waiting_for_a_lease_are_bounded() {
     const PLACES: usize = 16;
     const FLOOD: usize = 40;
-    let stage = Stage::start(NARROW);
+    let stage = FaultStage::start(NARROW);
     stage.relay.stall_old();
     let current = b"GET /keys/hot HTTP/1.1\r\nHost: x\r\nCache-Control: no-cache\r\n\r\n";
     let mut clients: Vec<_> = (0..FLOOD).map(|_| Client::connect(stage.proxy.http())).collect();
@@ -277,7 +277,7 @@ fn reads_waiting_for_a_lease_are_bounded() {
 #[test]
 fn full_queue_serves_stale_values() {
     let short = NARROW.replace("\"1h\"", "\"100ms\"");
-    let stage = Stage::start(&format!("{short}\ncache.stale_grace = \"1h\""));
+    let stage = FaultStage::start(&format!("{short}\ncache.stale_grace = \"1h\""));
     stage.relay.stall();
     let mut waiting: Vec<_> = (0..24).map(|_| Client::connect(stage.proxy.http())).collect();
     waiting
@@ -304,7 +304,7 @@ fn full_queue_serves_stale_values() {
 #[test]
 fn oversized_value_fails_over_http_not_over_resp() {
     const LIMIT: usize = 1024;
-    let stage = Stage::start(&format!("{LASTING}\nhttp.max_value = {LIMIT}"));
+    let stage = FaultStage::start(&format!("{LASTING}\nhttp.max_value = {LIMIT}"));
     for (key, length) in [("at", LIMIT), ("beyond", LIMIT + 1)] {
         stage.redis.command(&["SET", key, &"v".repeat(length)]);
     }
@@ -324,8 +324,9 @@ fn oversized_value_fails_over_http_not_over_resp() {
 #[test]
 fn hostile_key_names_forge_no_output() {
     const MARK: &str = "forged";
-    let stage =
-        Stage::start(&format!("{LASTING}\ntelemetry.log_filter = \"trace\"\nadmin.hotkeys = 100"));
+    let stage = FaultStage::start(&format!(
+        "{LASTING}\ntelemetry.log_filter = \"trace\"\nadmin.hotkeys = 100"
+    ));
     let names = [
         "a\r\nx-forged: yes\r\n\r\nforged",
         "a\n{\"level\":\"ERROR\",\"message\":\"forged\"}",
@@ -343,7 +344,7 @@ fn hostile_key_names_forge_no_output() {
             assert!(!text(&response).contains(MARK), "{}", text(&response));
         }
         // What nobody may say, what nobody knows, and a name to be known by.
-        let mut wire = Wire::connect(stage.proxy.resp_address());
+        let mut wire = RespClient::connect(stage.proxy.resp_address());
         assert_eq!(show(&wire.ask(&["GET", name])), "$-1\\r\\n");
         wire.ask(&[name, "x"]);
         wire.ask(&["AUTH", name, name]);
@@ -372,7 +373,7 @@ fn hostile_key_names_forge_no_output() {
 #[test]
 fn http2_rapid_reset_is_bounded() {
     const RESETS: u32 = 5000;
-    let stage = Stage::start(NARROW);
+    let stage = FaultStage::start(NARROW);
     stage.relay.stall();
     let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();

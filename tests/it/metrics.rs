@@ -11,11 +11,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::stage::{
+use crate::support::http::{self, Client};
+use crate::support::serving::{
     ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads,
     set, text, value,
 };
-use crate::support::http::{self, Client};
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
 const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "absent", "bypass"];

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::stage::{proxy, read, set, value};
 use crate::support::prometheus::Prometheus;
+use crate::support::serving::{proxy, read, set, value};
 use crate::support::{Proxy, RedisServer, Signal, within};
 
 /// The labels of one series, or those that are asked for; without a value where any will do.

@@ -13,9 +13,9 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value as Json;
 
-use crate::stage::{CONNECTIONS, FLIGHTS, Serving, serving};
 use crate::support::eventually;
 use crate::support::http::{Client, get};
+use crate::support::serving::{CONNECTIONS, FLIGHTS, Serving, serving};
 
 const BOUND: Duration = Duration::from_secs(10);
 

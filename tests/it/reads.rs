@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use crate::stage::{FLIGHTS, Serving, serving, serving_from};
 use crate::support::http::{Client, Response, get, key_path};
+use crate::support::serving::{FLIGHTS, Serving, serving, serving_from};
 use crate::support::{RedisServer, eventually};
 
 /// Characters that RFC 3986 lets stand in a path as they are, `/` apart.

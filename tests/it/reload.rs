@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::stage::{
+use crate::support::http::Client;
+use crate::support::log::LogLine;
+use crate::support::serving::{
     assert_hit, await_metric, await_ready, cache_status, config, lines_that_say, linked, metric,
     proxy, read, reads, readyz, set, text, value,
 };
-use crate::support::http::Client;
-use crate::support::log::LogLine;
 use crate::support::{Proxy, RedisServer, Reload, Signal, eventually};
 
 #[track_caller]

@@ -14,31 +14,20 @@
 )]
 
 mod access;
-mod answers;
 mod clients;
 mod cluster;
+mod desync;
+mod differential;
+mod disconnects;
 mod drain;
-mod edges;
 mod faults;
-mod hangups;
-mod hostile;
 mod identity;
-pub(crate) mod limits;
+mod limits;
+mod malformed;
 mod memory;
-mod own_writes;
-mod patience;
 mod pipelines;
 mod pubsub;
-mod script;
+mod read_your_writes;
+mod timeouts;
 mod transactions;
-mod untold;
-pub(crate) mod ways;
-pub(crate) mod wire;
-
-use std::env;
-
-/// A number that makes a test longer or repeats it.
-pub(crate) fn number(variable: &str) -> Option<u64> {
-    let text = env::var(variable).ok().filter(|text| !text.is_empty())?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
-}
+mod ttl_mode;

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisResult, cmd};
 
-use crate::stage::{assert_hit, await_metric, await_ready, metric, read, readyz, set, text, value};
+use crate::support::fault_stage::DOWN;
 use crate::support::sentinel::{MASTER, Watched, information};
+use crate::support::serving::{
+    assert_hit, await_metric, await_ready, metric, read, readyz, set, text, value,
+};
 use crate::support::{Proxy, RedisServer, eventually, within};
 
-const DOWN: &str = "no link to Redis";
 const SILENT: &str = "a sentinel does not answer";
 /// Long enough that nothing ends by its age, and quick to find out.
 const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::stage::{await_ready, config, read, readyz, set, value};
 use crate::support::http::{self, Client};
+use crate::support::serving::{await_ready, config, read, readyz, set, value};
 use crate::support::{Proxy, RedisServer, Reload, Signal};
 
 /// Where the daemon says how it is.

@@ -21,8 +21,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::access::reload;
-use crate::stage::{await_metric, await_ready, config, metric};
+use crate::support::secret_file::reload;
+use crate::support::serving::{await_metric, await_ready, config, metric};
 use crate::support::{Authority, Proxy, RedisServer, Reload, eventually};
 
 const BOUND: Duration = Duration::from_secs(20);

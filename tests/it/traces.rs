@@ -11,9 +11,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::stage::{await_ready, config, metric, read, reads, relay_url, set, text, timed_read};
 use crate::support::collector::{Collector, Span};
 use crate::support::http::{Client, key_path};
+use crate::support::serving::{
+    await_ready, config, metric, read, reads, relay_url, set, text, timed_read,
+};
 use crate::support::{Proxy, RedisServer, Relay, eventually};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -158,7 +160,7 @@ fn coalesced_read_links_to_the_fetch() {
     set(&redis, "key", "value");
     relay.stall();
     let mut readers: Vec<Client> =
-        (0..3).map(|_| crate::stage::ask_and_await_flight(&proxy, "key", 1)).collect();
+        (0..3).map(|_| crate::support::serving::ask_and_await_flight(&proxy, "key", 1)).collect();
     eventually("all wait", || {
         (metric(&proxy, r#"connections{front_end="http"}"#) >= 3.0).then_some(())
     });

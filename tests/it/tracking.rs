@@ -17,15 +17,15 @@ use std::time::{Duration, Instant};
 
 use redis::RedisResult;
 
-use crate::stage::{
-    FLIGHTS, Monitor, ask, ask_and_await_flight, assert_hit, await_metric, await_ready,
-    cache_status, config, lines_that_say, linked, metric, proxy, read, reads, readyz, relay_url,
-    set, text, value,
-};
+use crate::support::fault_stage::DOWN;
 use crate::support::http::{self, Client, Response};
-use crate::support::{Proxy, RedisServer, Relay, Reload, eventually};
+use crate::support::serving::{
+    FLIGHTS, ask, ask_and_await_flight, assert_hit, await_metric, await_ready, cache_status,
+    config, lines_that_say, linked, metric, proxy, read, reads, readyz, relay_url, set, text,
+    value,
+};
+use crate::support::{Monitor, Proxy, RedisServer, Relay, Reload, eventually};
 
-const DOWN: &str = "no link to Redis";
 /// What is said once where Redis refuses to track.
 const UNTRACKED: &str = "Redis does not tell of changes";
 /// What is said where Redis remembers fewer keys than are kept.

@@ -1,7 +1,7 @@
 //! `http.tokens_file`: who sends one of its tokens gets everything, all others whether the proxy lives.
 
-use crate::access::{SecretFile, assert_not_told, reload};
 use crate::support::http::{Client, Response, get};
+use crate::support::secret_file::{SecretFile, assert_not_told, reload};
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
 const TOKENS: &str = "# for the shop\n\n  first-token-0123456789  \nc2Vjb25kLXRva2Vu+/==\r\n";

@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use super::stage::{NO_REDIS, Stage, VALUE, ask, assert_at_once};
-use super::unheard::Unheard;
-use crate::resp::ways::LASTING;
-use crate::resp::wire::Wire;
-use crate::stage::{config, lines_that_say, metric, request, text};
+use crate::support::fault_stage::{FaultStage, NO_REDIS, VALUE, ask, assert_at_once};
 use crate::support::http::Client;
+use crate::support::resp_client::RespClient;
+use crate::support::resp_pair::LASTING;
+use crate::support::serving::{config, lines_that_say, metric, request, text};
+use crate::support::unlogged_proxy::UnloggedProxy;
 use crate::support::{Proxy, RedisServer, Signal, eventually};
 
 #[test]
 fn exhausted_descriptors_spare_open_connections() {
-    let stage = Stage::start(LASTING);
+    let stage = FaultStage::start(LASTING);
     stage.proxy.expect_log("cannot accept connections");
     let mut client = Client::connect(stage.proxy.http());
     let (mut linked, mut unlinked) = (stage.connect(), stage.connect());
@@ -125,10 +125,11 @@ fn clock_steps_do_not_change_lifetimes() {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ("FAKETIME_DONT_RESET", "1"),
     ];
-    let proxy = Unheard::start_with(&redis.url(), "cache.ttl = \"2s\"", Stdio::null(), &faked);
+    let proxy =
+        UnloggedProxy::start_with(&redis.url(), "cache.ttl = \"2s\"", Stdio::null(), &faked);
     eventually("the proxy is ready", || proxy.is_ready().then_some(()));
     let mut client = Client::connect(proxy.http());
-    let mut wire = Wire::connect(proxy.resp());
+    let mut wire = RespClient::connect(proxy.resp());
     let reload = || {
         let before = proxy.metric("config_reloads_total{result=\"success\"}");
         proxy.signal(Signal::HUP);
@@ -188,7 +189,7 @@ fn wall_clock_is_used_only_for_display() {
 #[test]
 fn reload_storm_costs_no_client() {
     const STORM: u32 = 300;
-    let stage = Stage::start(LASTING);
+    let stage = FaultStage::start(LASTING);
     let mut client = Client::connect(stage.proxy.http());
     let mut wire = stage.connect();
     let goes_on = AtomicBool::new(true);
@@ -228,16 +229,16 @@ fn reload_storm_costs_no_client() {
 fn client_waits_through_a_supervised_restart() {
     let redis = RedisServer::start();
     redis.command(&["SET", "key", "value"]);
-    let mut proxy = Unheard::start(&redis.url(), "", Stdio::null());
+    let mut proxy = UnloggedProxy::start(&redis.url(), "", Stdio::null());
     eventually("the proxy is ready", || proxy.is_ready().then_some(()));
-    let mut before = (Client::connect(proxy.http()), Wire::connect(proxy.resp()));
+    let mut before = (Client::connect(proxy.http()), RespClient::connect(proxy.resp()));
     assert_eq!(before.0.get("/keys/key").body, b"value");
     assert_eq!(ask(&mut before.1, "GET key").0, VALUE);
     let begun = Instant::now();
     let (mut http, mut resp) = proxy.restart_after_kill(&redis.url(), "", |proxy| {
         let mut http = Client::connect(proxy.http());
         http.send_raw(&request("key"));
-        let mut resp = Wire::connect(proxy.resp());
+        let mut resp = RespClient::connect(proxy.resp());
         resp.send("GET key\r\n");
         (http, resp)
     });

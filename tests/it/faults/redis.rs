@@ -4,16 +4,18 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use super::DOWN;
-use super::stage::{AT_ONCE, NO_REDIS, QUICK, Stage, VALUE, WELL, ask, assert_at_once};
-use crate::resp::ways::{LASTING, resp_config};
-use crate::resp::wire::{Wire, show};
-use crate::stage::{await_ready, read, readyz, text};
+use crate::support::fault_stage::DOWN;
+use crate::support::fault_stage::{
+    AT_ONCE, FaultStage, NO_REDIS, QUICK, VALUE, WELL, ask, assert_at_once,
+};
+use crate::support::resp_client::{RespClient, show};
+use crate::support::resp_pair::{LASTING, resp_config};
+use crate::support::serving::{await_ready, read, readyz, text};
 use crate::support::{Proxy, RedisServer, eventually, mounts};
 
 #[test]
 fn redis_killed_fails_fast_and_recovers() {
-    let mut stage = Stage::straight(QUICK);
+    let mut stage = FaultStage::straight(QUICK);
     let mut client = stage.connect();
     stage.redis.stop();
     eventually("the loss is known", || (readyz(&stage.proxy).0 == 503).then_some(()));
@@ -32,7 +34,7 @@ fn redis_killed_fails_fast_and_recovers() {
 
 #[test]
 fn frozen_redis_blocks_at_most_response_timeout() {
-    let stage = Stage::start(QUICK);
+    let stage = FaultStage::start(QUICK);
     let mut writer = stage.connect();
     ask(&mut writer, "PING");
     stage.redis.pause();
@@ -55,7 +57,7 @@ fn frozen_redis_blocks_at_most_response_timeout() {
 #[test]
 fn slow_redis_does_not_slow_hits() {
     const DELAY: Duration = Duration::from_millis(60);
-    let stage = Stage::start(LASTING);
+    let stage = FaultStage::start(LASTING);
     stage.relay.delay(DELAY);
     let mut client = stage.connect();
     for _ in 0..3 {
@@ -74,7 +76,7 @@ fn slow_redis_does_not_slow_hits() {
 
 #[test]
 fn redis_out_of_memory_rejects_writes_and_is_read() {
-    let stage = Stage::start(LASTING);
+    let stage = FaultStage::start(LASTING);
     let mut client = stage.connect();
     stage.redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     let refused = ask(&mut client, "SET hot other");
@@ -92,8 +94,10 @@ fn loading_redis_is_reported_then_read() {
     // A millisecond for each key, and clients are heard in between.
     let slow = ["--enable-debug-command", "yes", "--key-load-delay", "1000"];
     let heard = ["--loading-process-events-interval-bytes", "1024"];
-    let stage =
-        Stage::before(RedisServer::builder().arguments(&slow).arguments(&heard).start(), LASTING);
+    let stage = FaultStage::before(
+        RedisServer::builder().arguments(&slow).arguments(&heard).start(),
+        LASTING,
+    );
     stage.redis.command(&[
         "EVAL",
         "for i = 1, 600 do redis.call('SET', i, string.rep('x', 200)) end",
@@ -128,7 +132,7 @@ fn is_loading(told: &str) -> bool {
 #[test]
 fn replica_is_read_and_rejects_writes() {
     let primary = RedisServer::builder().tcp().start();
-    let stage = Stage::start(LASTING);
+    let stage = FaultStage::start(LASTING);
     let port = primary.tcp_address().port().to_string();
     stage.redis.command(&["REPLICAOF", "127.0.0.1", &port]);
     primary.command(&["SET", "hot", "primary"]);
@@ -165,14 +169,14 @@ fn redis_at_maxclients_is_reported() {
     eventually("readyz has Redis's reason", || readyz(&proxy).1.contains(FULL).then_some(()));
     let told = read(&proxy, "key");
     assert_eq!((told.status, told.header("retry-after")), (503, Some("1")), "{}", text(&told));
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.send("GET key\r\n");
     assert_eq!(show(&wire.answer()), format!("-ERR {FULL}\\r\\n"));
     say(&["CONFIG", "SET", "maxclients", "100"]);
     let begun = Instant::now();
     await_ready(&proxy);
     assert_eq!(read(&proxy, "key").status, 404);
-    assert_eq!(Wire::connect(proxy.resp_address()).told(&["GET", "key"]), "$-1\\r\\n");
+    assert_eq!(RespClient::connect(proxy.resp_address()).told(&["GET", "key"]), "$-1\\r\\n");
     assert!(begun.elapsed() < WELL, "{:?}", begun.elapsed());
 }
 
@@ -192,7 +196,7 @@ fn changed_password_is_read_from_its_file() {
     proxy.expect_log(DOWN);
     await_ready(&proxy);
     let connect = || {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         assert_eq!(ask(&mut wire, "AUTH front").0, "+OK\\r\\n");
         wire
     };
@@ -229,7 +233,7 @@ fn replacement_redis_is_found_by_name() {
     let proxy = Proxy::start(&resp_config(&format!("unix://{}", name.display()), LASTING));
     proxy.expect_log(DOWN);
     await_ready(&proxy);
-    let mut client = Wire::connect(proxy.resp_address());
+    let mut client = RespClient::connect(proxy.resp_address());
     assert_eq!(text(&read(&proxy, "key")), "first");
     assert_eq!(ask(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
     fs::remove_file(&name).unwrap();
@@ -270,7 +274,7 @@ fn changed_dns_address_is_resolved_after_loss() {
     let proxy = Proxy::builder(&config).hosts(&hosts, &namespace).start();
     proxy.expect_log(DOWN);
     await_ready(&proxy);
-    let mut client = Wire::connect(proxy.resp_address());
+    let mut client = RespClient::connect(proxy.resp_address());
     assert_eq!(text(&read(&proxy, "key")), "first");
     assert_eq!(ask(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
 

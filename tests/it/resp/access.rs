@@ -1,9 +1,9 @@
 //! Who is let in, by the front end's own name and password, and to which keys (`resp.allow`).
 
-use super::ways::{LASTING, resp_config};
-use super::wire::{Wire, show};
-use crate::access::{SecretFile, assert_not_told, reload};
-use crate::stage::await_ready;
+use crate::support::resp_client::{RespClient, show};
+use crate::support::resp_pair::{LASTING, resp_config};
+use crate::support::secret_file::{SecretFile, assert_not_told, reload};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, Reload};
 
 const WRONG: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
@@ -18,10 +18,10 @@ fn asking(file: &SecretFile, more: &str) -> (RedisServer, Proxy) {
 }
 
 fn said(proxy: &Proxy, line: &str) -> String {
-    told(&mut Wire::connect(proxy.resp_address()), line)
+    told(&mut RespClient::connect(proxy.resp_address()), line)
 }
 
-fn told(wire: &mut Wire, line: &str) -> String {
+fn told(wire: &mut RespClient, line: &str) -> String {
     String::from_utf8_lossy(&wire.ask_line(line)).into_owned()
 }
 
@@ -29,7 +29,7 @@ fn told(wire: &mut Wire, line: &str) -> String {
 fn reloaded_password_applies_to_new_connections() {
     let file = SecretFile::new("first\n");
     let (_redis, proxy) = asking(&file, "");
-    let mut inside = Wire::connect(proxy.resp_address());
+    let mut inside = RespClient::connect(proxy.resp_address());
     assert_eq!(told(&mut inside, "AUTH first"), "+OK\r\n");
 
     file.write("second");
@@ -53,7 +53,7 @@ fn reloaded_password_applies_to_new_connections() {
 fn unauthenticated_sizes_are_limited_as_in_redis() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = asking(&file, "");
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     // Ten words, and one of 16 KiB.
     let (ten, large) = ([&b"DEL"[..]; 10], vec![b'x'; 16 << 10]);
     assert_eq!(wire.told(&ten), "-NOAUTH Authentication required.\\r\\n");
@@ -62,7 +62,7 @@ fn unauthenticated_sizes_are_limited_as_in_redis() {
         ("*11\r\n", "-ERR Protocol error: unauthenticated multibulk length\\r\\n"),
         ("*2\r\n$3\r\nGET\r\n$16385\r\n", "-ERR Protocol error: unauthenticated bulk length\\r\\n"),
     ] {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(beyond);
         assert_eq!(show(&wire.rest()), said, "and the end");
     }
@@ -127,7 +127,7 @@ fn listed(more: &str) -> (RedisServer, Proxy) {
 #[test]
 fn only_allowed_keys_are_served() {
     let (redis, proxy) = listed("");
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     let asked = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
     for line in [
         "GET secret",
@@ -155,7 +155,7 @@ fn only_allowed_keys_are_served() {
     ] {
         assert_eq!(told(&mut wire, line), NO_KEY, "{line}");
     }
-    let empty = Wire::connect(proxy.resp_address()).ask(&["GET", ""]);
+    let empty = RespClient::connect(proxy.resp_address()).ask(&["GET", ""]);
     assert_eq!(show(&empty), show(NO_KEY.as_bytes()));
     let now = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
     assert_eq!(now, asked, "Redis was asked");
@@ -268,7 +268,7 @@ const OWN: [&str; 14] = [
 #[test]
 fn other_commands_are_rejected_by_the_list() {
     let (redis, proxy) = listed("");
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     for line in FORBIDDEN {
         assert_eq!(told(&mut wire, line), NO_COMMAND, "{line}");
     }
@@ -283,7 +283,7 @@ fn other_commands_are_rejected_by_the_list() {
 fn allowlist_has_no_bypass() {
     let (_redis, proxy) = listed("");
     let ask = |sent: &str, count: usize| {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(sent);
         String::from_utf8(wire.answers(count).concat()).unwrap()
     };
@@ -308,7 +308,7 @@ fn allowlist_has_no_bypass() {
     // Too long to be held, and so to be known.
     let long = "a".repeat(3 << 20);
     for name in ["secret", "public:"] {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(format!("*2\r\n$3\r\nGET\r\n${}\r\n{name}{long}", name.len() + long.len()));
         assert_eq!(String::from_utf8(wire.answer()).unwrap(), NO_COMMAND, "{name}");
         assert_eq!(wire.is_closed(), Some(true), "{name}");
@@ -322,7 +322,7 @@ fn unauthenticated_client_learns_no_allowlist() {
     for line in ["GET secret", "GET public:a", "SET public:a x"] {
         assert_eq!(said(&proxy, line), "-NOAUTH Authentication required.\r\n", "{line}");
     }
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     assert_eq!(told(&mut wire, "AUTH word"), "+OK\r\n");
     assert_eq!(told(&mut wire, "GET secret"), NO_KEY);
     assert_eq!(told(&mut wire, "GET one"), "$1\r\n1\r\n");

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::ways::Ways;
-use super::wire::Wire;
+use crate::support::resp_client::RespClient;
+use crate::support::resp_pair::RespPair;
 use crate::support::within;
 
 const BOUND: Duration = Duration::from_secs(120);
@@ -51,10 +51,10 @@ fn redis_cli_reads_lines() {
     let script = "SET key \"a value\"\nGET key\nGET key\nGET absent\nINCR n\nSTRLEN key\nLPUSH list 1 2\nLRANGE list 0 -1\nGET list\n\
                   MULTI\nGET key\nEXEC\nSELECT 1\nGET key\nSELECT 0\nHELLO 3\nHSET h a 1\nHGETALL h\nGET key\nEVAL \"return 7\" 0\n\
                   CLIENT GETNAME\nNONESUCH a b\nRESET\nGET key\nQUIT\n";
-    let ways = Ways::start();
+    let ways = RespPair::start();
     for options in [&[][..], &["-3"], &["--no-raw"], &["-3", "--no-raw"]] {
         ways.same(|address| {
-            Wire::connect(address).ask(&["FLUSHALL"]);
+            RespClient::connect(address).ask(&["FLUSHALL"]);
             let said = run(cli(address).args(options), script.as_bytes());
             // Of HELLO, the number of the connection.
             let lines =
@@ -76,7 +76,7 @@ fn redis_cli_works_interactively() {
         "SELECT 1",
         "GET key",
     ];
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let shown = ways.same(|address| {
         let mut terminal = python();
         terminal
@@ -91,18 +91,18 @@ fn redis_cli_works_interactively() {
 #[test]
 fn redis_cli_inserts_in_bulk() {
     const COMMANDS: usize = 100_000;
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let commands: Vec<_> =
         (0..COMMANDS).map(|number| format!("SET bulk:{number} value-{number}\r\n")).collect();
     ways.same(|address| run(cli(address).arg("--pipe"), commands.concat().as_bytes()));
-    let found = ways.same(|address| Wire::connect(address).told_line("DBSIZE"));
+    let found = ways.same(|address| RespClient::connect(address).told_line("DBSIZE"));
     assert_eq!(found, format!(":{COMMANDS}\\r\\n"));
-    ways.same(|address| Wire::connect(address).told_line("GET bulk:99999"));
+    ways.same(|address| RespClient::connect(address).told_line("GET bulk:99999"));
 }
 
 #[test]
 fn redis_benchmark_runs_all_its_tests() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     for depth in ["1", "16"] {
         let address = ways.through();
         let mut benchmark = Command::new("redis-benchmark");
@@ -119,7 +119,7 @@ fn redis_benchmark_runs_all_its_tests() {
 #[track_caller]
 fn compare(mut program: Command, name: &str, protocol: u8) {
     program.arg(script(name));
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let transcript = |address: SocketAddr, program: &Command| {
         let mut command = Command::new(program.get_program());
         command.args(program.get_args());

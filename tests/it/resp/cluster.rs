@@ -11,9 +11,9 @@ use std::time::Instant;
 use redis::Value;
 use redis_proxy::resp::{KeyTable, Progress, RequestLimits, RequestParser};
 
-use super::wire::{Wire, command, show, show_without_id, words};
-use crate::stage::await_ready;
 use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::resp_client::{RespClient, command, show, show_without_id, words};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, eventually};
 
 /// Each of another primary, if there are three.
@@ -49,8 +49,8 @@ impl Stage {
         Self { proxy, plain, cluster }
     }
 
-    fn through(&self) -> Wire {
-        Wire::connect(self.proxy.resp_address())
+    fn through(&self) -> RespClient {
+        RespClient::connect(self.proxy.resp_address())
     }
 
     /// The answers to lines of words on one connection each way, which must be the same: one by one, and then all at once.
@@ -58,11 +58,11 @@ impl Stage {
     fn same(&self, lines: &[&str]) -> Vec<String> {
         let (plain, through) = (self.plain.tcp_address(), self.proxy.resp_address());
         let one_by_one = |address: SocketAddr| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             lines.iter().map(|line| told(line, &wire.ask_line(line))).collect::<Vec<_>>()
         };
         let at_once = |address: SocketAddr| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             let answers = wire.answers(lines.len());
             lines.iter().zip(answers).map(|(line, answer)| told(line, &answer)).collect::<Vec<_>>()
@@ -205,10 +205,13 @@ fn memory_replies_include_own_writes() {
         other.ask_line(&format!("SET {writer} p{turn}"));
         assert_eq!(
             other.told_line(&format!("GET {key}")),
-            show(&super::wire::bulk(format!("o{turn}")))
+            show(&crate::support::resp_client::bulk(format!("o{turn}")))
         );
-        let both =
-            [super::wire::bulk(format!("o{turn}")), super::wire::bulk(format!("p{turn}"))].concat();
+        let both = [
+            crate::support::resp_client::bulk(format!("o{turn}")),
+            crate::support::resp_client::bulk(format!("p{turn}")),
+        ]
+        .concat();
         assert_eq!(
             other.told_line(&format!("MGET {key} {writer}")),
             format!("*2\\r\\n{}", show(&both))
@@ -216,7 +219,7 @@ fn memory_replies_include_own_writes() {
         wire.ask_line(&format!("EVAL return(redis.call('SET',KEYS[1],ARGV[1])) 1 {key} s{turn}"));
         assert_eq!(
             wire.told_line(&format!("GET {key}")),
-            show(&super::wire::bulk(format!("s{turn}")))
+            show(&crate::support::resp_client::bulk(format!("s{turn}")))
         );
     }
     assert!(stage.answered_from_memory() > 100.0, "{}", stage.answered_from_memory());
@@ -379,7 +382,10 @@ fn scripts_run_at_their_keys() {
     assert_eq!(wire.told(&["FUNCTION", "LOAD", library]), "$3\\r\\nlib\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
         wire.ask(&["SET", key, key]);
-        assert_eq!(wire.told(&["FCALL", "get", "1", key]), show(&super::wire::bulk(key)));
+        assert_eq!(
+            wire.told(&["FCALL", "get", "1", key]),
+            show(&crate::support::resp_client::bulk(key))
+        );
     }
     assert_eq!(wire.told(&["FUNCTION", "DELETE", "lib"]), "+OK\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
@@ -591,7 +597,7 @@ impl Drop for Ender<'_> {
 }
 
 /// Commands of which each builds on the one before, at once, and the same in a transaction.
-fn write_in_order(wire: &mut Wire, writer: usize, turn: u64) {
+fn write_in_order(wire: &mut RespClient, writer: usize, turn: u64) {
     let key = format!("{{0}}{writer}:{}", turn % 50);
     let lines = [
         format!("SET {key} 1"),
@@ -603,11 +609,11 @@ fn write_in_order(wire: &mut Wire, writer: usize, turn: u64) {
     ];
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
     let told: Vec<_> = wire.answers(lines.len()).iter().map(|answer| show(answer)).collect();
-    let value = show(&super::wire::bulk(format!("{}x", turn + 1)));
+    let value = show(&crate::support::resp_client::bulk(format!("{}x", turn + 1)));
     assert_eq!(told[4], value, "{told:?}");
     assert_eq!(
         told[5],
-        format!("*2\\r\\n{}{value}", show(&super::wire::bulk(turn.to_string()))),
+        format!("*2\\r\\n{}{value}", show(&crate::support::resp_client::bulk(turn.to_string()))),
         "{told:?}"
     );
     let transaction = ["MULTI", &format!("SET {key} c"), &format!("GET {key}"), "EXEC"];

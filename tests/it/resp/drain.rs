@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::ways::{LASTING, is_straight, resp_config};
-use super::wire::{Wire, bulk, show, words};
-use crate::stage::await_ready;
+use crate::support::resp_client::{RespClient, bulk, show, words};
+use crate::support::resp_pair::{LASTING, is_straight, resp_config};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, Signal, eventually, within};
 
 /// More than any buffer between Redis and a client takes.
@@ -38,7 +38,7 @@ fn stop_in_vain(proxy: &Proxy) {
 #[test]
 fn drain_waits_for_a_slow_redis_reply() {
     let Some((proxy, redis)) = start() else { return };
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.ask_line("SET n 1");
     redis.pause();
     wire.send(words("INCR n"));
@@ -60,7 +60,7 @@ fn drain_waits_for_a_slow_reader() {
     // Passed on, from memory, and in front of a command that may wait for ever.
     let talks = [&["GETEX key"][..], &["GET key"], &["GETEX key", "BLPOP list 0"]];
     let mut wires = talks.map(|talk| {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<_>>());
         wire
     });
@@ -84,13 +84,13 @@ fn drain_closes_clients_without_pending_replies() {
     let talks =
         [&["MULTI", "SET a 1"][..], &["MULTI x"], &["WATCH a"], &["SUBSCRIBE news"], &["SET a 1"]];
     let mut wires = talks.map(|talk| {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         for line in talk {
             wire.ask_line(line);
         }
         wire
     });
-    let mut blocked = Wire::connect(proxy.resp_address());
+    let mut blocked = RespClient::connect(proxy.resp_address());
     blocked.send(words("BLPOP list 0"));
     eventually("it waits", || {
         format!("{:?}", redis.command(&["CLIENT", "LIST"])).contains("cmd=blpop").then_some(())

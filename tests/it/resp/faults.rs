@@ -7,12 +7,12 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::ways::{LASTING, is_straight, resp_config};
-use super::wire::{Wire, bulk, show, words};
-use crate::stage::{await_metric, await_ready, relay_url};
+use crate::support::fault_stage::DOWN;
+use crate::support::resp_client::{RespClient, bulk, show, words};
+use crate::support::resp_pair::{LASTING, is_straight, resp_config};
+use crate::support::serving::{await_metric, await_ready, relay_url};
 use crate::support::{Proxy, RedisServer, Relay, Reload, Signal, eventually, within};
 
-const DOWN: &str = "no link to Redis";
 const CUT: &str = "connections were cut";
 const CONNECTIONS: &str = r#"connections{front_end="resp"}"#;
 /// For anything that is to happen at once to have happened.
@@ -45,8 +45,8 @@ impl Stage {
         self.proxy.resp_address()
     }
 
-    fn connect(&self) -> Wire {
-        Wire::connect(self.address())
+    fn connect(&self) -> RespClient {
+        RespClient::connect(self.address())
     }
 
     /// How many connections of clients Redis has, beside the proxy's own and the one that asks.
@@ -142,7 +142,7 @@ fn commands_fail_without_redis_but_connection_stays() {
     redis.stop();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     proxy.expect_log(DOWN);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["GET key", "SET key value", "PING", "LRANGE list 0 -1", "GET key"] {
         let told = wire.told_line(line);
         assert!(told.starts_with(NO_REDIS), "{line}: {told}");
@@ -177,7 +177,7 @@ fn commands_of_a_rejected_transaction_are_not_run() {
     redis.stop();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     proxy.expect_log(DOWN);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.send([words("MULTI"), words("SET a 1")].concat());
     for _ in 0..2 {
         // Refused, or the end.
@@ -201,7 +201,7 @@ fn memory_reader_outlives_its_dedicated_connection() {
     let redis = RedisServer::builder().arguments(&["--timeout", "1"]).start();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     await_ready(&proxy);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.ask_line("SET key value");
     let begun = Instant::now();
     // Redis looks once a second who has been silent for longer than one.

@@ -4,9 +4,11 @@ use std::fs;
 
 use tempfile::TempDir;
 
-use super::ways::{AS_READER, LASTING, READER_AND_OTHER, Ways, is_straight, resp_config};
-use super::wire::{Wire, show, show_without_id, words};
-use crate::stage::await_ready;
+use crate::support::resp_client::{RespClient, show, show_without_id, words};
+use crate::support::resp_pair::{
+    AS_READER, LASTING, READER_AND_OTHER, RespPair, is_straight, resp_config,
+};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer};
 
 /// Redis asks everybody for a login. Beside `reader` and `other` there is one who may write and not read, and nobody else.
@@ -50,7 +52,7 @@ fn proxy_user_is_answered_from_memory() {
     let ways = logged_in();
     let from_memory = |hello: &str| {
         ways.expect_from_memory(2.0, || {
-            let mut wire = Wire::connect(ways.through());
+            let mut wire = RespClient::connect(ways.through());
             let greeting = wire.told_line(hello);
             assert!(!greeting.starts_with('-'), "{greeting}");
             assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
@@ -109,7 +111,7 @@ fn switching_user_switches_replies() {
     // Each by itself, and all at once.
     ways.expect_from_memory(2.0, || {
         let told = ways.same(|address| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             lines.iter().map(|line| show_without_id(&wire.ask_line(line))).collect::<Vec<_>>()
         });
         let hidden: Vec<_> = told.iter().map(|line| u8::from(line.contains("hidden"))).collect();
@@ -118,7 +120,7 @@ fn switching_user_switches_replies() {
     // Redis from 7.2 on says nothing to a login that it refuses behind others.
     let at_once: Vec<_> = lines.into_iter().filter(|line| !line.contains("wrong")).collect();
     ways.same(|address| {
-        let mut wire = Wire::connect(address);
+        let mut wire = RespClient::connect(address);
         wire.send(at_once.iter().flat_map(|line| words(line)).collect::<Vec<_>>());
         wire.answers(at_once.len()).iter().map(|answer| show_without_id(answer)).collect::<Vec<_>>()
     });
@@ -126,14 +128,14 @@ fn switching_user_switches_replies() {
 
 #[test]
 fn proxy_without_login_serves_the_default_user() {
-    let ways = Ways::between(
+    let ways = RespPair::between(
         |server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]),
         LASTING,
     );
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
     }
-    Wire::connect(ways.through()).ask_line("GET secret");
+    RespClient::connect(ways.through()).ask_line("GET secret");
     let lines = [
         "GET secret",
         "AUTH default anything",
@@ -155,7 +157,7 @@ fn front_end_password_makes_the_proxy_user() {
         return;
     }
     let (_redis, proxy, _directory) = with_password(AS_READER);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     let talk = [
         ("GET secret", "-NOAUTH Authentication required.\\r\\n"),
         ("SET secret x", "-NOAUTH Authentication required.\\r\\n"),
@@ -199,7 +201,7 @@ fn front_end_password_makes_the_proxy_user() {
         "HELLO 3 AUTH default wrong",
         "HELLO 3 AUTH reader reader-secret",
     ] {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         let told = wire.told_line(hello);
         assert!(
             told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"),
@@ -207,7 +209,7 @@ fn front_end_password_makes_the_proxy_user() {
         );
         assert_eq!(wire.told_line("GET secret"), "-NOAUTH Authentication required.\\r\\n");
     }
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     let greeting = wire.told_line("HELLO 3 AUTH default front SETNAME me");
     assert!(greeting.starts_with("%7"), "{greeting}");
     assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
@@ -222,7 +224,7 @@ fn login_behind_a_read_keeps_reply_order() {
     }
     let (redis, proxy, _directory) = with_password(AS_READER);
     redis.command(&["RPUSH", "list", "item"]);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     assert_eq!(wire.told_line("AUTH front"), "+OK\\r\\n");
     // Memory knows nothing of the list yet, so the read is asked of Redis in the end.
     wire.send(
@@ -239,7 +241,7 @@ fn login_behind_a_read_keeps_reply_order() {
     assert!(told[1].starts_with("%7"), "{told:#?}");
     assert_eq!(told[2..], ["$6\\r\\nhidden\\r\\n", "_\\r\\n"]);
     // A name may be a word that means something elsewhere.
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     let told = wire.told_line("HELLO 3 SETNAME auth AUTH default front");
     assert!(told.starts_with("%7"), "{told}");
 }
@@ -253,7 +255,7 @@ fn anonymous_client_input_is_limited() {
     let (redis, proxy, _directory) = with_password(AS_READER);
     for sent in ["*11\r\n", "*2\r\n$3\r\nGET\r\n$16385\r\n", "*10\r\n$4\r\nPING\r\n$x\r\n"] {
         let [expected, found] = [redis.tcp_address(), proxy.resp_address()].map(|address| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(sent);
             (show(&wire.answer()), wire.is_closed())
         });
@@ -280,14 +282,14 @@ fn empty_password_file_is_rejected() {
 }
 
 /// Both ways, with a secret in the memory of a proxy that reads as `reader`.
-fn logged_in() -> Ways {
+fn logged_in() -> RespPair {
     let ways =
-        Ways::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
+        RespPair::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
         server.command(&["SET", "open", "public"]);
     }
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     for line in ["AUTH reader reader-secret", "GET secret", "GET open"] {
         wire.ask_line(line);
     }
@@ -304,7 +306,7 @@ fn with_password(settings: &str) -> (RedisServer, Proxy, TempDir) {
     let settings = format!("{LASTING}\nresp.password_file = \"{}\"\n{settings}", file.display());
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
     await_ready(&proxy);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["AUTH front", "GET secret"] {
         wire.ask_line(line);
     }

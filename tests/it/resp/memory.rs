@@ -1,9 +1,9 @@
 //! What one client says or asks for takes no more than a bounded part of the proxy's memory.
 
-use super::limits::resident;
-use super::ways::{Ways, is_straight};
-use super::wire::{Wire, bulk, show, words};
-use crate::stage::metric;
+use crate::support::memory::resident;
+use crate::support::resp_client::{RespClient, bulk, show, words};
+use crate::support::resp_pair::{RespPair, is_straight};
+use crate::support::serving::metric;
 use crate::support::{Proxy, eventually};
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -11,12 +11,12 @@ const MEBIBYTE: u64 = 1 << 20;
 #[test]
 fn long_key_is_read_but_not_cached() {
     const KEYS: usize = 100;
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let Some(proxy) = ways.proxy() else { return };
     let long = |number: usize| format!("{number:06}{}", "k".repeat(900_000));
     ways.behind().command(&["SET", &long(7), "seven"]);
-    let mut wire = Wire::connect(ways.through());
-    let before = resident(proxy);
+    let mut wire = RespClient::connect(ways.through());
+    let before = resident(proxy.pid());
     for number in 0..KEYS {
         let expected = if number == 7 { "$5\\r\\nseven\\r\\n" } else { "$-1\\r\\n" };
         assert_eq!(wire.told(&["GET", &long(number)]), expected);
@@ -25,7 +25,7 @@ fn long_key_is_read_but_not_cached() {
             format!("*2\\r\\n$-1\\r\\n{expected}")
         );
     }
-    let more = resident(proxy).saturating_sub(before);
+    let more = resident(proxy.pid()).saturating_sub(before);
     assert!(more < 40 * MEBIBYTE, "{more} bytes more after {KEYS} keys");
     assert!(ways.reads(&["bypass"]) >= Some(100.0), "some were kept");
     // One of the longest that are kept is.
@@ -41,9 +41,9 @@ fn input_behind_blocked_command_is_bounded() {
     if is_straight() {
         return;
     }
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let proxy = ways.proxy().unwrap();
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     wire.send(words("BLPOP list 0"));
     let mut sender = wire.sender();
     let talk = std::thread::spawn(move || {

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use super::ways::Ways;
-use super::wire::{Wire, command, show, words};
+use crate::support::resp_client::{RespClient, command, show, words};
+use crate::support::resp_pair::RespPair;
 use crate::support::within;
 
 #[test]
 fn transaction_after_another_in_a_pipeline_is_atomic() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     for end in ["EXEC", "DISCARD", "RESET"] {
         let told = ways.same(|address| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             for line in ["SET hot value", "GET hot"] {
                 wire.ask_line(line);
             }
@@ -29,9 +29,9 @@ fn transaction_after_another_in_a_pipeline_is_atomic() {
 
 #[test]
 fn watch_after_exec_in_a_pipeline_holds() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     for end in ["EXEC", "DISCARD", "UNWATCH"] {
-        let mut wire = Wire::connect(ways.through());
+        let mut wire = RespClient::connect(ways.through());
         for line in ["SET k 1", "GET k"] {
             wire.ask_line(line);
         }
@@ -49,9 +49,9 @@ fn watch_after_exec_in_a_pipeline_holds() {
 fn late_protocol_error_keeps_earlier_replies() {
     /// For what was sent to be taken up while the first answer is still to come.
     const TAKEN_UP: Duration = Duration::from_millis(200);
-    let ways = Ways::start();
+    let ways = RespPair::start();
     ways.same(|address| {
-        let mut wire = Wire::connect(address);
+        let mut wire = RespClient::connect(address);
         for line in ["SET hot value", "GET hot", "GET hot"] {
             wire.ask_line(line);
         }

@@ -2,22 +2,22 @@
 
 use std::net::SocketAddr;
 
-use super::ways::Ways;
-use super::wire::{Wire, command, show, words};
+use crate::support::resp_client::{RespClient, command, show, words};
+use crate::support::resp_pair::RespPair;
 
 #[test]
 fn subscribers_receive_published_messages() {
-    let ways = Ways::start();
-    for connect in [Wire::connect, Wire::connect_resp3] {
+    let ways = RespPair::start();
+    for connect in [RespClient::connect, RespClient::connect_resp3] {
         ways.same(|address| hear(address, connect));
     }
 }
 
-fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
-    let (mut subscriber, mut publisher) = (connect(address), Wire::connect(address));
+fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<String> {
+    let (mut subscriber, mut publisher) = (connect(address), RespClient::connect(address));
     publisher.ask_line("SET key value");
     let mut heard = Vec::new();
-    let mut hear = |subscriber: &mut Wire, count: usize| {
+    let mut hear = |subscriber: &mut RespClient, count: usize| {
         heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
     };
     // From memory before, and in order with what is pipelined behind.
@@ -63,11 +63,11 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
 #[test]
 fn published_burst_arrives_in_order() {
     const MESSAGES: usize = 20_000;
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let address = ways.through();
-    let mut subscriber = Wire::connect(address);
+    let mut subscriber = RespClient::connect(address);
     subscriber.ask_line("SUBSCRIBE news");
-    let mut publisher = Wire::connect(address);
+    let mut publisher = RespClient::connect(address);
     let publish: Vec<u8> =
         (0..MESSAGES).flat_map(|number| words(&format!("PUBLISH news {number}"))).collect();
     publisher.send(publish);
@@ -83,12 +83,12 @@ fn published_burst_arrives_in_order() {
 
 #[test]
 fn oversized_subscription_is_streamed() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let channels: Vec<_> =
         (0..30_000).map(|number| format!("channel-with-a-long-enough-name:{number:020}")).collect();
     let subscribe: Vec<_> =
         ["SUBSCRIBE"].into_iter().chain(channels.iter().map(String::as_str)).collect();
-    for connect in [Wire::connect, Wire::connect_resp3] {
+    for connect in [RespClient::connect, RespClient::connect_resp3] {
         ways.same(|address| {
             let mut wire = connect(address);
             wire.send(
@@ -101,7 +101,7 @@ fn oversized_subscription_is_streamed() {
                 .concat(),
             );
             let told = wire.answers(channels.len() + 3);
-            let mut other = Wire::connect(address);
+            let mut other = RespClient::connect(address);
             other.ask_line(&format!("PUBLISH {} message", channels[29_999]));
             (
                 told[0].clone(),
@@ -115,9 +115,10 @@ fn oversized_subscription_is_streamed() {
 
 #[test]
 fn client_side_tracking_pushes_are_delivered() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut reader, mut writer) = (Wire::connect_resp3(address), Wire::connect(address));
+        let (mut reader, mut writer) =
+            (RespClient::connect_resp3(address), RespClient::connect(address));
         writer.ask_line("SET key one");
         let mut told = Vec::new();
         for line in ["GET key", "CLIENT TRACKING ON", "GET key"] {
@@ -133,9 +134,9 @@ fn client_side_tracking_pushes_are_delivered() {
 
 #[test]
 fn client_reply_off_is_honoured() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     ways.same(|address| {
-        let mut wire = Wire::connect(address);
+        let mut wire = RespClient::connect(address);
         wire.ask_line("SET key value");
         wire.ask_line("GET key");
         for line in ["CLIENT REPLY OFF", "GET key", "SET key other", "GET key"] {
@@ -150,9 +151,9 @@ fn client_reply_off_is_honoured() {
 
 #[test]
 fn monitor_shows_commands_of_others() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut monitor, mut other) = (Wire::connect(address), Wire::connect(address));
+        let (mut monitor, mut other) = (RespClient::connect(address), RespClient::connect(address));
         let said = monitor.told_line("MONITOR");
         other.ask_line("SET seen yes");
         loop {

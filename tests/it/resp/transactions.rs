@@ -1,11 +1,11 @@
 //! While a connection's state makes an answer from memory wrong, Redis answers; and afterwards memory does again.
 
-use super::ways::Ways;
-use super::wire::{Wire, show, show_without_id, words};
+use crate::support::resp_client::{RespClient, show, show_without_id, words};
+use crate::support::resp_pair::RespPair;
 
 #[test]
 fn stateful_session_matches_redis() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let talks: [&[&str]; 13] = [
         &[
             "SET k 1", "GET k", "MULTI", "GET k", "MGET k k", "EXISTS k", "STRLEN k", "INCR k",
@@ -58,14 +58,14 @@ fn stateful_session_matches_redis() {
     ];
     for talk in talks {
         ways.same(|address| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.ask_line("SET k 1");
             // One by one, then in one piece.
             let told: Vec<_> = talk
                 .iter()
                 .map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line))))
                 .collect();
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             let at_once: Vec<_> =
                 wire.answers(talk.len()).iter().map(|answer| show_without_id(answer)).collect();
@@ -76,9 +76,9 @@ fn stateful_session_matches_redis() {
 
 #[test]
 fn watch_detects_changes_of_others() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
+        let (mut one, mut other) = (RespClient::connect(address), RespClient::connect(address));
         let mut told = vec![one.told_line("SET k 1"), one.told_line("GET k")];
         for change in ["SET k 2", "EXPIRE k 0", "FLUSHALL", "GET k"] {
             told.push(one.told_line("WATCH k"));
@@ -96,9 +96,9 @@ fn watch_detects_changes_of_others() {
 
 #[test]
 fn blocking_pop_keeps_reply_order() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
+        let (mut one, mut other) = (RespClient::connect(address), RespClient::connect(address));
         one.ask_line("SET k before");
         one.ask_line("GET k");
         one.send([words("BLPOP list 0"), words("GET k"), words("STRLEN k")].concat());
@@ -113,8 +113,8 @@ fn blocking_pop_keeps_reply_order() {
 
 #[test]
 fn memory_serves_again_after_the_state_ends() {
-    let ways = Ways::start();
-    let mut wire = Wire::connect(ways.through());
+    let ways = RespPair::start();
+    let mut wire = RespClient::connect(ways.through());
     let setups: [&[&str]; 9] = [
         &["MULTI", "SET other 1", "EXEC"],
         &["MULTI", "DISCARD"],

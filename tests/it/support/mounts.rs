@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Ways into a namespace of its own: as root, and as somebody who is root there alone.
+/// RespPair into a namespace of its own: as root, and as somebody who is root there alone.
 const WAYS: [&[&str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];
 
 /// The words in front of a command that is to run in a mount namespace of its own; nothing, where there is none to be had.
