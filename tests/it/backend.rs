@@ -9,24 +9,22 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::fault_stage::DOWN;
+use crate::support::fault_stage::{DOWN, PROMPT};
 use crate::support::http::{self, Client};
 use crate::support::redis_server::free_port;
 use crate::support::sentinel::Watched;
 use crate::support::serving::{
-    ask, ask_and_await_flight, assert_hit, await_metric, await_ready, behind_relay, config,
-    lines_that_say, linked, metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
+    ask, ask_and_await_flight, await_metric, await_ready, behind_relay, config, lines_that_say,
+    linked, metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
 };
 use crate::support::{Authority, Proxy, RedisServer, Relay, eventually};
 
 /// What is said once where Redis refuses to track.
 const UNTRACKED: &str = "Redis does not tell of changes";
 const SECRET: &str = "hunter2";
-/// What an answer may take that nothing holds up.
-const AT_ONCE: Duration = Duration::from_millis(500);
 const A_SECOND: Duration = Duration::from_secs(1);
 
-mod ways_there {
+mod addresses {
     use super::*;
 
     #[test]
@@ -289,7 +287,7 @@ mod outages {
         assert_eq!(http::get(proxy.admin(), "/livez").status, 200);
         let (response, took) = timed_read(&proxy, "key");
         assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
-        assert!(took < AT_ONCE, "{took:?}");
+        assert!(took < PROMPT, "{took:?}");
 
         redis.restart();
         set(&redis, "key", "there now");
@@ -310,59 +308,6 @@ mod outages {
         redis.restart();
         set(&redis, "key", "there again");
         assert_eq!(value(&proxy, "key"), "there again");
-    }
-
-    #[test]
-    fn restarted_redis_is_read_within_a_second() {
-        let mut redis = RedisServer::start();
-        let proxy = proxy(&redis, "");
-        proxy.expect_log(DOWN);
-        for round in 0..3 {
-            redis.stop();
-            eventually("reads fail", || (read(&proxy, "key").status == 503).then_some(()));
-            redis.restart();
-            let key = format!("key {round}");
-            set(&redis, &key, "value");
-            await_value(&proxy, &key, "value");
-            let link_failures = metric(&proxy, "backend_up").to_string();
-            assert_eq!(link_failures, "1");
-        }
-    }
-
-    #[test]
-    fn frozen_redis_times_out_misses_but_not_hits() {
-        let redis = RedisServer::start();
-        let timeouts = "redis.response_timeout = \"300ms\"\nredis.ping_interval = \"200ms\"";
-        let proxy = proxy(&redis, &format!("cache.coherence = \"ttl\"\n{timeouts}"));
-        proxy.expect_log(DOWN);
-        set(&redis, "hot", "in memory");
-        set(&redis, "cold", "in Redis");
-        value(&proxy, "hot");
-
-        redis.pause();
-        for _ in 0..3 {
-            let (hit, took) = timed_read(&proxy, "hot");
-            assert_hit(&hit);
-            assert!(took < AT_ONCE, "{took:?}");
-            let (miss, took) = timed_read(&proxy, "cold");
-            assert_eq!(miss.status, 504, "{}", text(&miss));
-            assert!(took < Duration::from_millis(300) + AT_ONCE, "{took:?}");
-        }
-        redis.resume();
-        await_value(&proxy, "cold", "in Redis");
-    }
-
-    #[test]
-    fn cut_link_recovers_when_whole() {
-        let (redis, relay, proxy) = behind_relay("");
-        proxy.expect_log(DOWN);
-        set(&redis, "key", "value");
-        relay.cut();
-        let (response, took) = timed_read(&proxy, "key");
-        assert_eq!(response.status, 503);
-        assert!(took < AT_ONCE, "{took:?}");
-        relay.resume();
-        await_value(&proxy, "key", "value");
     }
 
     #[test]
@@ -402,24 +347,6 @@ mod outages {
     }
 
     #[test]
-    fn half_open_link_is_replaced() {
-        let timeouts = "redis.response_timeout = \"200ms\"\nredis.ping_interval = \"100ms\"\n\
-                        redis.connect_timeout = \"200ms\"";
-        let (redis, relay, proxy) = behind_relay(timeouts);
-        proxy.expect_log(DOWN);
-        set(&redis, "key", "value");
-        relay.stall();
-        eventually("silence is noticed without a read", || (readyz(&proxy).0 == 503).then_some(()));
-        for _ in 0..3 {
-            let (response, took) = timed_read(&proxy, "key");
-            assert!([503, 504].contains(&response.status), "{}", text(&response));
-            assert!(took < Duration::from_millis(200) + AT_ONCE, "{took:?}");
-        }
-        relay.resume();
-        await_value(&proxy, "key", "value");
-    }
-
-    #[test]
     fn idle_link_with_ping_replies_is_kept() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "redis.ping_interval = \"20ms\"");
@@ -452,30 +379,8 @@ mod outages {
     }
 }
 
-mod odd_answers {
+mod unusual_replies {
     use super::*;
-
-    #[test]
-    fn slow_link_is_waited_for() {
-        let (redis, relay, proxy) = behind_relay("");
-        set(&redis, "key", "value");
-        relay.delay(Duration::from_millis(100));
-        let (response, took) = timed_read(&proxy, "key");
-        assert_eq!(text(&response), "value");
-        assert!(took >= Duration::from_millis(200), "there and back: {took:?}");
-        assert_hit(&read(&proxy, "key"));
-    }
-
-    #[test]
-    fn bytewise_reply_is_read() {
-        let (redis, relay, proxy) = behind_relay("");
-        let long = "0123456789\r\n$5\r\n".repeat(500);
-        set(&redis, "key", &long);
-        set(&redis, "empty", "");
-        relay.byte_at_a_time();
-        assert_eq!(value(&proxy, "key"), long);
-        assert_eq!(value(&proxy, "empty"), "");
-    }
 
     #[test]
     fn pipelined_replies_in_one_packet_are_read() {
@@ -490,37 +395,6 @@ mod odd_answers {
         relay.resume();
         for (number, mut reader) in readers.into_iter().enumerate() {
             assert_eq!(text(&reader.read_response()), format!("value {number}"));
-        }
-    }
-
-    #[test]
-    fn link_without_redis_protocol_is_dropped() {
-        let (redis, relay, proxy) = behind_relay("");
-        proxy.expect_log(DOWN);
-        set(&redis, "key", "value");
-        relay.inject(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        eventually("another link", || {
-            (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
-        });
-        await_value(&proxy, "key", "value");
-    }
-
-    #[test]
-    fn garbage_is_never_taken_for_a_reply() {
-        let (redis, relay, proxy) = behind_relay("");
-        proxy.expect_log(DOWN);
-        for (number, garbage) in
-            [b"\0\xff\r\n".as_slice(), b"$-7\r\n", b"%!?\r\n$3\r\nbad\r\n"].into_iter().enumerate()
-        {
-            let key = number.to_string();
-            set(&redis, &key, "good");
-            relay.delay(Duration::from_millis(50));
-            let mut reader = ask_and_await_flight(&proxy, &key, 1);
-            relay.inject(garbage);
-            let response = reader.read_response();
-            assert!(response.status != 200 || text(&response) == "good", "{response:?}");
-            relay.resume();
-            await_value(&proxy, &key, "good");
         }
     }
 
@@ -574,16 +448,6 @@ mod odd_answers {
     }
 
     #[test]
-    fn redis_out_of_memory_is_still_read() {
-        let redis = RedisServer::start();
-        let proxy = proxy(&redis, "");
-        set(&redis, "key", "value");
-        redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
-        redis.command(&["GET", "key"]);
-        assert_eq!(value(&proxy, "key"), "value");
-    }
-
-    #[test]
     fn redis_running_a_long_script_is_unavailable() {
         let redis = RedisServer::builder().arguments(&["--busy-reply-threshold", "10"]).start();
         let proxy = proxy(&redis, "");
@@ -609,11 +473,12 @@ mod limits {
 
     #[test]
     fn excess_misses_do_not_cost_the_link() {
-        let limits = "redis.max_fetches = 4\nredis.response_timeout = \"300ms\"\nredis.ping_interval = \"10s\"";
+        let limits =
+            "redis.max_fetches = 4\nredis.response_timeout = \"1s\"\nredis.ping_interval = \"10s\"";
         let (redis, relay, proxy) = behind_relay(limits);
         set(&redis, "key", "value");
-        // Forty answers a second at most, and twice as many questions.
-        relay.delay(Duration::from_millis(50));
+        // At most ten replies in the time in which 80 fetches wait.
+        relay.delay(Duration::from_millis(200));
         let mut readers: Vec<Client> =
             (0..80).map(|number| ask(&proxy, &number.to_string())).collect();
         let answers: Vec<_> =
@@ -625,37 +490,10 @@ mod limits {
     }
 
     #[test]
-    fn full_fetch_queue_rejects_misses_but_not_hits() {
-        let limits = "redis.max_fetches = 2\nredis.max_queue = 2\n\
-                      redis.response_timeout = \"10s\"\nredis.ping_interval = \"10s\"";
-        let (redis, relay, proxy) = behind_relay(limits);
-        for key in ["hot", "0", "1", "2", "3", "more"] {
-            set(&redis, key, key);
-        }
-        value(&proxy, "hot");
-        relay.stall();
-        let mut readers: Vec<Client> =
-            (0..4).map(|number| ask(&proxy, &number.to_string())).collect();
-        await_metric(&proxy, "flights", 4.0);
-
-        let (refused, took) = timed_read(&proxy, "more");
-        assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
-        assert!(took < AT_ONCE, "{took:?}");
-        let (hit, took) = timed_read(&proxy, "hot");
-        assert_hit(&hit);
-        assert!(took < AT_ONCE, "{took:?}");
-        assert_eq!(metric(&proxy, "backend_errors_total{kind=\"overloaded\"}").to_string(), "1");
-
-        relay.resume();
-        for (number, reader) in readers.iter_mut().enumerate() {
-            assert_eq!(text(&reader.read_response()), number.to_string());
-        }
-        assert_eq!(value(&proxy, "more"), "more");
-    }
-
-    #[test]
     fn queued_fetch_waits_at_most_response_timeout() {
-        let limits = "redis.max_fetches = 1\nredis.response_timeout = \"300ms\"\nredis.ping_interval = \"10s\"";
+        const TIMEOUT: Duration = Duration::from_secs(3);
+        let limits =
+            "redis.max_fetches = 1\nredis.response_timeout = \"3s\"\nredis.ping_interval = \"10s\"";
         let redis = RedisServer::start();
         let relay = Relay::to_socket(redis.socket());
         let proxy = linked(&config(&relay_url(&relay), limits));
@@ -666,14 +504,14 @@ mod limits {
         let mut second = ask(&proxy, "second");
         assert_eq!(first.read_response().status, 504);
         assert_eq!(second.read_response().status, 504);
-        assert!(begun.elapsed() < Duration::from_millis(300) + AT_ONCE, "{:?}", begun.elapsed());
+        // One after the other they would take twice the timeout.
+        assert!(begun.elapsed() < 2 * TIMEOUT, "{:?}", begun.elapsed());
     }
 }
 
-/// Reads until `key` has this value, and sees that it took no longer than a second.
+/// Reads until `key` has this value.
 #[track_caller]
 fn await_value(proxy: &Proxy, key: &str, expected: &str) {
-    let begun = Instant::now();
     eventually(&format!("{key} is read"), || {
         let response = read(proxy, key);
         assert!(response.status >= 500 || response.status == 200, "{response:?}");
@@ -682,7 +520,6 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) {
         }
         (response.status == 200).then_some(())
     });
-    assert!(begun.elapsed() < A_SECOND, "took {:?}", begun.elapsed());
 }
 
 /// Sees that reads are refused quickly, and that /readyz and the log say why.
@@ -698,5 +535,5 @@ fn assert_unusable(proxy: &Proxy, reason: &str) {
     assert!(told.contains(reason), "{told}");
     let (response, took) = timed_read(proxy, "key");
     assert_eq!(response.status, 503, "{}", text(&response));
-    assert!(took < AT_ONCE, "{took:?}");
+    assert!(took < PROMPT, "{took:?}");
 }

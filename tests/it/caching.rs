@@ -216,34 +216,8 @@ fn entry_is_not_served_past_its_ttl() {
             assert!(age < TTL, "value {number} was overwritten {age:?} before it was asked for");
         }
     }
-    let gets = redis.calls("get");
-    assert!((3..=6).contains(&gets), "once a TTL, not at every read: {gets}");
-}
-
-#[test]
-fn value_is_not_served_past_its_key_ttl() {
-    const LIFE: Duration = Duration::from_millis(300);
-    let redis = RedisServer::start();
-    let proxy = proxy(
-        &redis,
-        "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"\ncache.stale_grace = \"60s\"",
-    );
-    redis.command(&["SET", "brief", "value", "PX", "300"]);
-    let written = Instant::now();
-    let mut hits = 0;
-    eventually("the key expires", || {
-        let asked = written.elapsed();
-        let response = read(&proxy, "brief");
-        if response.status == 404 {
-            return Some(());
-        }
-        // Redis counts in milliseconds.
-        assert!(asked < LIFE + Duration::from_millis(2), "given {asked:?} after it was set");
-        hits += u32::from(cache_status(&response).contains("; hit"));
-        None
-    });
-    assert!(hits > 0, "it was cached while it lived");
-    assert!(written.elapsed() >= LIFE);
+    let (gets, ttls) = (redis.calls("get"), begun.elapsed().as_millis() / TTL.as_millis());
+    assert!(gets >= 3 && u128::from(gets) <= ttls + 1, "{gets} fetches in {ttls} TTLs");
 }
 
 #[test]
@@ -258,57 +232,10 @@ fn absent_keys_not_cached_without_tracking() {
 }
 
 #[test]
-fn absent_keys_cached_for_their_ttl() {
-    const TTL_ABSENT: Duration = Duration::from_millis(400);
-    let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl_absent = \"400ms\"");
-    assert_eq!(read(&proxy, "nothing").status, 404);
-    let again = read(&proxy, "nothing");
-    assert_eq!(again.status, 404);
-    assert!(cache_status(&again).contains("hit; detail=absent"), "{again:?}");
-    assert_eq!(redis.calls("get"), 1);
-    assert_eq!(reads(&proxy, "absent").to_string(), "1");
-
-    set(&redis, "nothing", "something");
-    let written = Instant::now();
-    eventually("the key is found", || {
-        let asked = written.elapsed();
-        let found = read(&proxy, "nothing").status == 200;
-        assert!(found || asked < TTL_ABSENT, "not found {asked:?} after it was set");
-        found.then_some(())
-    });
-}
-
-#[test]
-fn expired_value_is_served_while_redis_is_down() {
-    let mut redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"60s\"");
-    proxy.expect_log("no link to Redis");
-    set(&redis, "key", "old");
-    value(&proxy, "key");
-    redis.stop();
-    let stale = eventually("the value is stale", || {
-        let response = read(&proxy, "key");
-        assert_eq!((response.status, text(&response)), (200, "old".to_owned()));
-        cache_status(&response).contains("ttl=-").then_some(response)
-    });
-    assert!(cache_status(&stale).starts_with("redis-proxy; hit; ttl=-"), "{stale:?}");
-    assert!(stale.header("age").is_some());
-    assert!(reads(&proxy, "stale") >= 1.0);
-    assert_eq!(read(&proxy, "another").status, 503, "what was never read has no stand-in");
-
-    redis.restart();
-    set(&redis, "key", "new");
-    let back = Instant::now();
-    eventually("the new value", || (value(&proxy, "key") == "new").then_some(()));
-    assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
-}
-
-#[test]
 fn expired_value_is_not_served_past_the_grace() {
-    const LIFE: Duration = Duration::from_millis(100 + 400);
+    const LIFE: Duration = Duration::from_millis(100 + 1900);
     let mut redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"400ms\"");
+    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"1900ms\"");
     proxy.expect_log("no link to Redis");
     set(&redis, "key", "value");
     value(&proxy, "key");
@@ -316,36 +243,21 @@ fn expired_value_is_not_served_past_the_grace() {
     redis.stop();
     let mut stood_in = false;
     eventually("the grace is over", || {
+        // The value has to be within its grace when it is served, and so when the read began.
+        let asked = fetched.elapsed();
         let response = read(&proxy, "key");
-        // A read may wait for a link before it takes the stand-in, which must be good when it is given.
         stood_in |= cache_status(&response).contains("ttl=-");
         match response.status {
             503 => Some(()),
-            200 => None,
+            200 => {
+                assert!(asked < LIFE, "served {asked:?} after the fetch");
+                None
+            }
             other => panic!("status {other}"),
         }
     });
     assert!(stood_in);
-    assert!(fetched.elapsed() < LIFE + Duration::from_millis(500), "{:?}", fetched.elapsed());
     assert_eq!(read(&proxy, "key").status, 503);
-}
-
-#[test]
-fn no_grace_serves_no_stale_value() {
-    let mut redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"100ms\"");
-    proxy.expect_log("no link to Redis");
-    set(&redis, "key", "value");
-    value(&proxy, "key");
-    let fetched = Instant::now();
-    redis.stop();
-    eventually("the value is refused", || {
-        let asked = fetched.elapsed();
-        let status = read(&proxy, "key").status;
-        assert!(status == 503 || asked < Duration::from_millis(100), "{status} after {asked:?}");
-        (status == 503).then_some(())
-    });
-    assert_eq!(reads(&proxy, "stale").to_string(), "0");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::fault_stage::{AT_ONCE, FaultStage, VALUE, ask};
+use crate::support::fault_stage::{FaultStage, PROMPT, VALUE, ask};
 use crate::support::http::{Client, get};
 use crate::support::memory::resident;
 use crate::support::resp_client::{RespClient, show};
@@ -101,7 +101,7 @@ fn announced_sizes_allocate_nothing() {
     let (p99, longest) = tail(hits(&stage));
     let more = resident(stage.proxy.pid()).saturating_sub(before);
     assert!(more < 30 * MEBIBYTE, "{more} bytes more");
-    assert!(p99 < AT_ONCE, "{p99:?}");
+    assert!(p99 < PROMPT, "{p99:?}");
     let count = wires.len();
     drop(wires);
     eventually("all are gone", || (metric(&stage.proxy, RESP_CLIENTS) < 2.0).then_some(()));
@@ -139,13 +139,11 @@ fn connection_flood_leaves_clients_unharmed() {
         (metric(&stage.proxy, refused) >= f64::from(most)).then_some(())
     });
     let (p99, longest) = tail(times);
-    assert!(p99 < AT_ONCE, "{p99:?}");
-    let begun = Instant::now();
+    assert!(p99 < PROMPT, "{p99:?}");
     drop(held);
     eventually("there is room again", || {
         (ask(&mut stage.connect(), "GET hot").0 == VALUE).then_some(())
     });
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     eprintln!("{FLOOD} connections to each: hits in {p99:?} (99 %), {longest:?} at most");
 }
 
@@ -208,7 +206,7 @@ fn stalled_readers_share_one_value() {
         "{more} bytes more, where each for himself would have {} bytes",
         large.len()
     );
-    assert!(p99 < AT_ONCE, "{p99:?}");
+    assert!(p99 < PROMPT, "{p99:?}");
     assert_eq!(http[0].read_response().body.len(), large.len());
     assert_eq!(resp[0].answer().len(), large.len() + "$8388608\r\n\r\n".len());
     eprintln!(
@@ -226,6 +224,10 @@ fn cold_key_flood_is_rejected_and_hits_continue() {
     const FLOOD: usize = 200;
     const TAKEN: usize = 8 + 16;
     let stage = FaultStage::start(NARROW);
+    for number in 0..FLOOD {
+        let (key, value) = (format!("cold/{number}"), number.to_string());
+        stage.redis.command(&["SET", &key, &value]);
+    }
     stage.relay.stall();
     let mut clients: Vec<_> = (0..FLOOD).map(|_| Client::connect(stage.proxy.http())).collect();
     let begun = Instant::now();
@@ -235,15 +237,23 @@ fn cold_key_flood_is_rejected_and_hits_continue() {
         .for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
     let refused = u32::try_from(FLOOD - TAKEN).unwrap();
     await_metric(&stage.proxy, OVERLOADED, f64::from(refused));
+    // None has waited for `redis.response_timeout`.
     let took = begun.elapsed();
-    assert!(took < 4 * AT_ONCE, "{refused} were refused within {took:?}");
+    assert!(took < 2 * PROMPT, "{refused} were refused within {took:?}");
+    let more = get(stage.proxy.http(), "/keys/cold/more");
+    assert_eq!((more.status, more.header("retry-after")), (503, Some("1")));
     assert!(metric(&stage.proxy, "flights") <= 24.0);
     let (p99, longest) = tail(hits(&stage));
-    assert!(p99 < AT_ONCE, "{p99:?}");
+    assert!(p99 < PROMPT, "{p99:?}");
     stage.relay.resume();
-    let statuses: Vec<_> = clients.iter_mut().map(|client| client.read_response().status).collect();
+    let mut statuses = Vec::new();
+    for (number, client) in clients.iter_mut().enumerate() {
+        let response = client.read_response();
+        assert!(response.status != 200 || text(&response) == number.to_string());
+        statuses.push(response.status);
+    }
     let count = |wanted| statuses.iter().filter(|status| **status == wanted).count();
-    assert_eq!((count(404), count(503)), (TAKEN, FLOOD - TAKEN));
+    assert_eq!((count(200), count(503)), (TAKEN, FLOOD - TAKEN));
     stage.assert_well();
     eprintln!(
         "{refused} of {FLOOD} cold reads refused in {took:?}, hits in {p99:?} (99 %), {longest:?} at most"
@@ -394,7 +404,7 @@ fn http2_rapid_reset_is_bounded() {
     // The proxy may have had enough before the end.
     _ = stream.write_all(&bytes);
     let (p99, longest) = tail(hits(&stage));
-    assert!(p99 < AT_ONCE, "{p99:?}");
+    assert!(p99 < PROMPT, "{p99:?}");
     let flights = metric(&stage.proxy, "flights");
     assert!(flights <= 24.0, "{flights} flights");
     let mut answer = Vec::new();

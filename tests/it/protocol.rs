@@ -125,7 +125,7 @@ fn pipelined_requests_are_answered_in_order() {
 fn reply_does_not_wait_for_the_next_request() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
-    client.read_timeout(Duration::from_secs(2));
+    client.read_timeout(BOUND);
     client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\nGET /keys/a HTT");
     assert_eq!(client.read_response().body, b"value");
     client.send_raw(b"P/1.1\r\nHost: x\r\n\r\n");
@@ -136,7 +136,7 @@ fn reply_does_not_wait_for_the_next_request() {
 fn empty_lines_between_requests_are_skipped() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
-    client.read_timeout(Duration::from_secs(2));
+    client.read_timeout(BOUND);
     for _ in 0..3 {
         client.send_raw(b"\r\nGET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n\r\n");
         assert_eq!(client.read_response().body, b"value");
@@ -200,7 +200,7 @@ fn get_body_is_skipped_and_never_a_request() {
         ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
     ] {
         let mut client = serving.client();
-        client.read_timeout(Duration::from_secs(2));
+        client.read_timeout(BOUND);
         client.send_raw(
             format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{body}").as_bytes(),
         );
@@ -489,7 +489,7 @@ fn header_timeout_excludes_idle_time() {
 
 #[test]
 fn slow_head_within_the_timeout_is_served() {
-    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "5s"), ("HTTP__IDLE_TIMEOUT", "800ms")]);
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "20s"), ("HTTP__IDLE_TIMEOUT", "800ms")]);
     let mut stream = connect(serving.address());
     let head = b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r";
     assert!(!dribble(&mut stream, head), "cut off although bytes kept coming");
@@ -504,11 +504,9 @@ fn first_byte_alone_is_cut_off() {
     for word in [&b"G"[..], b"P", b"PRI ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
         let mut stream = connect(serving.address());
         send(&mut stream, word);
-        let limit = Some(Duration::from_secs(2));
-        stream.set_read_timeout(limit).expect("a connection to set up");
         let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
         let closed = matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset));
-        assert!(closed, "open 2 s after {}", word.escape_ascii());
+        assert!(closed, "open {BOUND:?} after {}", word.escape_ascii());
     }
 }
 
@@ -535,7 +533,7 @@ fn idle_connection_is_closed() {
     assert_eq!(status(&read_to_close(&mut used)), "200");
     assert_eq!(read_to_close(&mut silent), "");
     let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(190) && took < Duration::from_secs(3), "{took:?}");
+    assert!(took >= Duration::from_millis(190), "{took:?}");
     serving.await_metric(CONNECTIONS, 0);
 }
 
@@ -582,13 +580,13 @@ const BIG: usize = 24 << 20;
 
 #[test]
 fn slow_reader_gets_the_whole_body() {
-    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "1200ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
     read_slowly(ask_for_big(&serving));
 }
 
 #[test]
 fn slow_reader_is_not_idle_when_finished() {
-    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
+    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "1500ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
     let mut stream = ask_for_big_with(&serving, "");
     let mut byte = [0];
     let mut head = Vec::new();
@@ -609,7 +607,7 @@ fn slow_reader_is_not_idle_when_finished() {
 
 #[test]
 fn late_body_is_not_a_slow_head() {
-    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "1200ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
     serving.set("big", vec![b'x'; BIG]);
     serving.redis.pause();
     let mut stream = TcpStream::connect(serving.address()).expect("a connection");

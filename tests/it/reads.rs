@@ -289,7 +289,11 @@ fn wrong_type_key_is_a_conflict() {
 fn absent_key_is_404_until_it_exists() {
     let serving = serving(&[]);
     assert_eq!(problem(&get(serving.address(), "/keys/a"), 404), "no-such-key");
+    // Absence is cached, until Redis has pushed the invalidation.
     serving.set("a", "value");
+    eventually("the key is found", || {
+        (get(serving.address(), "/keys/a").status == 200).then_some(())
+    });
     assert_value(&mut serving.client(), "/keys/a", "value");
 }
 

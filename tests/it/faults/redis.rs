@@ -4,71 +4,88 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use crate::support::fault_stage::DOWN;
 use crate::support::fault_stage::{
-    AT_ONCE, FaultStage, NO_REDIS, QUICK, VALUE, WELL, ask, assert_at_once,
+    DOWN, FaultStage, NO_REDIS, PROMPT, QUICK, UNHURRIED, VALUE, ask, assert_prompt,
 };
 use crate::support::resp_client::{RespClient, show};
 use crate::support::resp_pair::{LASTING, resp_config};
-use crate::support::serving::{await_ready, read, readyz, text};
+use crate::support::serving::{await_ready, metric, read, readyz, text};
 use crate::support::{Proxy, RedisServer, eventually, mounts};
 
 #[test]
 fn redis_killed_fails_fast_and_recovers() {
-    let mut stage = FaultStage::straight(QUICK);
+    let mut stage = FaultStage::straight(UNHURRIED);
     let mut client = stage.connect();
-    stage.redis.stop();
-    eventually("the loss is known", || (readyz(&stage.proxy).0 == 503).then_some(()));
-    for key in ["hot", "cold"] {
-        assert_at_once(&stage.over_http(key), "503");
-        assert_at_once(&ask(&mut client, &format!("GET {key}")), NO_REDIS);
+    for round in 1..=3_u32 {
+        stage.redis.stop();
+        eventually("the loss is noticed", || (readyz(&stage.proxy).0 == 503).then_some(()));
+        assert!(metric(&stage.proxy, "cache_entries") < 0.5);
+        for key in ["hot", "cold"] {
+            assert_prompt(&stage.over_http(key), "503");
+            assert_prompt(&ask(&mut client, &format!("GET {key}")), NO_REDIS);
+        }
+        assert_prompt(&ask(&mut client, "SET hot other"), NO_REDIS);
+        // Redis restarts empty, so memory has to be empty too.
+        stage.redis.restart();
+        let took = stage.assert_well();
+        assert_eq!(stage.over_http("hot").0, "404");
+        assert_eq!(ask(&mut client, "GET hot").0, "$-1\\r\\n");
+        assert_eq!(metric(&stage.proxy, "backend_up").to_string(), "1");
+        assert_eq!(metric(&stage.proxy, "coherent").to_string(), "1");
+        for series in ["invalidations_total{kind=\"disconnect\"}", "tracking_reconnects_total"] {
+            assert_eq!(metric(&stage.proxy, series).to_string(), round.to_string(), "{series}");
+        }
+        stage.redis.command(&["MSET", "hot", "value", "cold", "value"]);
+        eprintln!("killed and restarted empty: well again after {took:?}");
     }
-    assert_at_once(&ask(&mut client, "SET hot other"), NO_REDIS);
-    // Memory is empty, as Redis is.
-    stage.redis.restart();
-    let took = stage.assert_well();
-    assert_eq!(stage.over_http("hot").0, "404");
-    assert_eq!(ask(&mut client, "GET hot").0, "$-1\\r\\n");
-    eprintln!("killed and restarted empty: well again after {took:?}");
 }
 
 #[test]
 fn frozen_redis_blocks_at_most_response_timeout() {
-    let stage = FaultStage::start(QUICK);
-    let mut writer = stage.connect();
-    ask(&mut writer, "PING");
-    stage.redis.pause();
-    // What is in memory is given for as long as the last sign of life vouches for it.
-    assert_at_once(&stage.over_http("hot"), "200 value");
-    assert_at_once(&stage.as_client("GET hot"), VALUE);
-    let (http, resp) = (stage.over_http("cold"), stage.as_client("GET cold"));
-    let longest = Duration::from_millis(800) + AT_ONCE;
-    assert!(["504", "503"].contains(&&*http.0) && http.1 < longest, "{http:?}");
-    assert!(resp.0.starts_with(NO_REDIS) && resp.1 < longest, "{resp:?}");
-    writer.send("SET hot other\r\n");
-    stage.redis.resume();
-    // What was sent to it is done.
-    assert_eq!(show(&writer.answer()), "+OK\\r\\n");
-    let took = stage.assert_well();
-    assert_eq!(stage.over_http("hot").0, "200 other");
-    eprintln!("stopped: over HTTP {http:?}, as a client {resp:?}, well again after {took:?}");
+    let ttl_only = QUICK.replace("\"tracking\"", "\"ttl\"");
+    for (settings, is_tracked) in [(QUICK, true), (&ttl_only, false)] {
+        let stage = FaultStage::start(settings);
+        let mut writer = stage.connect();
+        ask(&mut writer, "PING");
+        stage.redis.pause();
+        // Without tracking, hits go on; otherwise until the lease ends.
+        if !is_tracked {
+            for _ in 0..3 {
+                assert_prompt(&stage.over_http("hot"), "200 value");
+                assert_prompt(&stage.as_client("GET hot"), VALUE);
+            }
+        }
+        let (http, resp) = (stage.over_http("cold"), stage.as_client("GET cold"));
+        let longest = Duration::from_millis(800) + PROMPT;
+        assert!(["504", "503"].contains(&&*http.0) && http.1 < longest, "{http:?}");
+        assert!(resp.0.starts_with(NO_REDIS) && resp.1 < longest, "{resp:?}");
+        writer.send("SET hot other\r\n");
+        stage.redis.resume();
+        // Redis runs the command that it received while frozen.
+        assert_eq!(show(&writer.answer()), "+OK\\r\\n");
+        let took = stage.assert_well();
+        if is_tracked {
+            assert_eq!(stage.over_http("hot").0, "200 other");
+        }
+        eprintln!("frozen: over HTTP {http:?}, over RESP {resp:?}, well again after {took:?}");
+    }
 }
 
 #[test]
 fn slow_redis_does_not_slow_hits() {
-    const DELAY: Duration = Duration::from_millis(60);
+    const DELAY: Duration = Duration::from_millis(500);
     let stage = FaultStage::start(LASTING);
     stage.relay.delay(DELAY);
     let mut client = stage.connect();
-    for _ in 0..3 {
-        assert!(
-            stage.over_http("hot").1 < DELAY && ask(&mut client, "GET hot").1 < DELAY,
-            "hits wait"
-        );
-    }
+    // If hits waited for Redis, each would take longer than the delay.
+    let fastest = |hit: &mut dyn FnMut() -> Duration| (0..5).map(|_| hit()).min();
+    let over_http = fastest(&mut || stage.over_http("hot").1);
+    let over_resp = fastest(&mut || ask(&mut client, "GET hot").1);
+    assert!(over_http < Some(DELAY) && over_resp < Some(DELAY), "{over_http:?} {over_resp:?}");
     let (http, resp) = (stage.over_http("cold"), ask(&mut client, "SET cold other"));
     assert_eq!((&*http.0, &*resp.0), ("200 value", "+OK\\r\\n"));
-    assert!(http.1 > DELAY && resp.1 > DELAY, "{http:?} {resp:?}");
+    // There and back.
+    assert!(http.1 >= 2 * DELAY && resp.1 >= 2 * DELAY, "{http:?} {resp:?}");
     assert_eq!(ask(&mut client, "GET cold").0, "$5\\r\\nother\\r\\n");
     stage.relay.resume();
     stage.assert_well();
@@ -111,7 +128,7 @@ fn loading_redis_is_reported_then_read() {
             is_loading(&told.0).then_some(told)
         });
         let http = stage.over_http("cold");
-        assert_at_once(&http, "503");
+        assert_prompt(&http, "503");
         assert!(is_loading(&ask(&mut client, "GET cold").0));
         let begun = Instant::now();
         loading.join().expect("it has loaded");
@@ -177,7 +194,7 @@ fn redis_at_maxclients_is_reported() {
     await_ready(&proxy);
     assert_eq!(read(&proxy, "key").status, 404);
     assert_eq!(RespClient::connect(proxy.resp_address()).told(&["GET", "key"]), "$-1\\r\\n");
-    assert!(begun.elapsed() < WELL, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -210,7 +227,7 @@ fn changed_password_is_read_from_its_file() {
     eventually("the login is refused", || readyz(&proxy).1.contains("WRONGPASS").then_some(()));
     assert_eq!(read(&proxy, "key").status, 503);
     let refused = ask(&mut connect(), "GET key");
-    assert_at_once(
+    assert_prompt(
         &refused,
         "-ERR redis-proxy: Redis cannot be asked: Redis refused the login: WRONGPASS",
     );
@@ -219,7 +236,7 @@ fn changed_password_is_read_from_its_file() {
     await_ready(&proxy);
     assert_eq!(read(&proxy, "key").status, 200);
     assert_eq!(ask(&mut connect(), "GET key").0, VALUE);
-    assert!(begun.elapsed() < WELL, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -246,7 +263,7 @@ fn replacement_redis_is_found_by_name() {
     });
     assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     let took = begun.elapsed();
-    assert!(took < WELL, "{took:?}");
+    assert!(took < PROMPT, "{took:?}");
     // What the first had is never given again.
     for _ in 0..50 {
         assert_eq!(text(&read(&proxy, "key")), "second");
@@ -288,7 +305,7 @@ fn changed_dns_address_is_resolved_after_loss() {
         (response.status == 200 && text(&response) == "second").then_some(())
     });
     let took = begun.elapsed();
-    assert!(took < WELL, "{took:?}");
+    assert!(took < PROMPT, "{took:?}");
     assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     // By links to the other address, of the proxy and of its client.
     let peers: String = redis::cmd("CLIENT").arg("LIST").query(&mut second.connection()).unwrap();

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::resp_client::{RespClient, bulk, show, words};
 use crate::support::resp_pair::{LASTING, is_straight, resp_config};
-use crate::support::serving::await_ready;
-use crate::support::{Proxy, RedisServer, Signal, eventually, within};
+use crate::support::serving::{await_metric, await_ready, relay_url};
+use crate::support::{Proxy, RedisServer, Relay, Signal, eventually, within};
 
 /// More than any buffer between Redis and a client takes.
 const LARGE: usize = 24 << 20;
@@ -36,19 +36,38 @@ fn stop_in_vain(proxy: &Proxy) {
 }
 
 #[test]
-fn drain_waits_for_a_slow_redis_reply() {
-    let Some((proxy, redis)) = start() else { return };
-    let mut wire = RespClient::connect(proxy.resp_address());
-    wire.ask_line("SET n 1");
-    redis.pause();
-    wire.send(words("INCR n"));
-    eventually("it is taken up", || {
-        (proxy.metrics().value("redis_proxy_commands_total{command=\"incr\"}") == Some(1.0))
-            .then_some(())
-    });
+fn drain_answers_sent_commands() {
+    const COMMANDS: u32 = 1000;
+    const CLIENTS: u32 = 4;
+    if is_straight() {
+        return;
+    }
+    let redis = RedisServer::start();
+    let relay = Relay::to_socket(redis.socket());
+    let proxy = Proxy::start(&resp_config(&relay_url(&relay), LASTING));
+    await_ready(&proxy);
+    let mut wires: Vec<_> =
+        (0..CLIENTS).map(|_| RespClient::connect(proxy.resp_address())).collect();
+    for wire in &mut wires {
+        assert_eq!(wire.told_line("SET key value"), "+OK\\r\\n");
+        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+    }
+    relay.stall();
+    for wire in &mut wires {
+        for number in 0..COMMANDS / 2 {
+            wire.send([words(&format!("ECHO {number}")), words("GET key")].concat());
+        }
+    }
+    await_metric(&proxy, "commands_total{command=\"echo\"}", f64::from(CLIENTS * COMMANDS / 2));
     stop_in_vain(&proxy);
-    redis.resume();
-    assert_eq!(show(&wire.rest()), ":2\\r\\n");
+    relay.resume();
+    for wire in &mut wires {
+        for number in 0..COMMANDS / 2 {
+            assert_eq!(wire.answer(), bulk(number.to_string()));
+            assert_eq!(wire.answer(), bulk("value"));
+        }
+        assert_eq!(show(&wire.rest()), "");
+    }
     proxy.finish();
 }
 
@@ -81,8 +100,14 @@ fn drain_waits_for_a_slow_reader() {
 #[test]
 fn drain_closes_clients_without_pending_replies() {
     let Some((proxy, redis)) = start() else { return };
-    let talks =
-        [&["MULTI", "SET a 1"][..], &["MULTI x"], &["WATCH a"], &["SUBSCRIBE news"], &["SET a 1"]];
+    let talks = [
+        &["MULTI", "SET a 1"][..],
+        &["MULTI x"],
+        &["WATCH a"],
+        &["SUBSCRIBE news"],
+        &["SET a 1"],
+        &["GET a"],
+    ];
     let mut wires = talks.map(|talk| {
         let mut wire = RespClient::connect(proxy.resp_address());
         for line in talk {
@@ -102,4 +127,27 @@ fn drain_closes_clients_without_pending_replies() {
     }
     proxy.finish();
     assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn drain_timeout_cuts_blocked_clients() {
+    if is_straight() {
+        return;
+    }
+    let redis = RedisServer::start();
+    let settings = format!("{LASTING}\ndaemon.drain_timeout = \"1s\"");
+    let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
+    await_ready(&proxy);
+    proxy.expect_log("connections were cut");
+    let mut waiting = RespClient::connect(proxy.resp_address());
+    waiting.send(words("BLPOP list 0"));
+    let is_blocked = || format!("{:?}", redis.command(&["CLIENT", "LIST"])).contains("cmd=blpop");
+    eventually("it waits", || is_blocked().then_some(()));
+    proxy.signal(Signal::TERM);
+    assert_eq!(show(&waiting.rest()), "");
+    proxy.finish();
+    // Nobody takes from the list any more.
+    eventually("its link is gone", || (!is_blocked()).then_some(()));
+    redis.command(&["RPUSH", "list", "job"]);
+    assert_eq!(redis.command(&["LLEN", "list"]), redis::Value::Int(1));
 }
