@@ -1,4 +1,7 @@
-//! Who is let in: nobody by accident, nobody without what is asked for, and nobody to keys he may not read.
+//! Access to the listeners.
+//!
+//! Promise: no listener is exposed by accident, no client is served without the configured
+//! credentials, and no client reads a key outside its list.
 
 #![expect(
     clippy::expect_used,

@@ -1,4 +1,6 @@
-//! Modules use each other in one direction, as ARCHITECTURE.md says.
+//! The import graph of the modules.
+//!
+//! Promise: modules use each other in one direction, as ARCHITECTURE.md says.
 
 #![expect(
     clippy::expect_used,
@@ -9,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each module with those it may use.
+/// Each module with the modules that it may use.
 const ALLOWED: [(&str, &str); 28] = [
     ("access", "problem"),
     ("activity", "request_line"),
@@ -21,7 +23,8 @@ const ALLOWED: [(&str, &str); 28] = [
     ("config", "access admin backend cache cli http resp server telemetry units warm"),
     (
         "daemon",
-        "access admin backend cache cluster config hotkeys http metrics proxy resp server systemd telemetry warm",
+        "access admin backend cache cluster config hotkeys http metrics proxy resp server systemd \
+            telemetry warm",
     ),
     ("frame", ""),
     ("health", "server"),
@@ -84,7 +87,7 @@ fn prometheus_and_hashbrown_have_one_user_each() {
     }
 }
 
-/// Every source file with the module it is of, but the roots of library and program.
+/// Returns every source file with its module, without the roots of library and program.
 fn sources() -> Vec<(String, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
@@ -102,7 +105,7 @@ fn sources() -> Vec<(String, PathBuf)> {
     found
 }
 
-/// The modules named behind `crate::`, alone or in braces.
+/// Returns the modules named behind `crate::`, alone or in braces.
 fn modules_in(text: &str) -> BTreeSet<String> {
     let mut modules = BTreeSet::new();
     let (code, _tests) = text.split_once("#[cfg(test)]").unwrap_or((text, ""));
@@ -121,7 +124,7 @@ fn first_word(text: &str) -> Option<String> {
     (!word.is_empty() && word.starts_with(char::is_lowercase)).then_some(word)
 }
 
-/// The first word of each part of `a::b, c::{d, e}, f}` at the outer level.
+/// Returns the first word of each part of `a::b, c::{d, e}, f}` at the outer level.
 fn first_words(text: &str) -> Vec<String> {
     let mut depth = 0;
     let mut parts = vec![String::new()];

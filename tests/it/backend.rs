@@ -1,7 +1,7 @@
-//! "Any Redis, and clear answers when it fails": every way to Redis, and every way it can be gone.
+//! Addresses, logins, TLS, outages and limits of the upstream Redis.
 //!
-//! A failing Redis is told by the status, by /readyz and by one line in the log; none of them tells a secret. And
-//! it is over as soon as Redis is back: within a second at most.
+//! Promise: any Redis can be reached, and a failing one is reported by the status, by /readyz and
+//! by one log line, none of which reveals a secret. Reads resume as soon as Redis is back.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use crate::support::serving::{
 };
 use crate::support::{Authority, Proxy, RedisServer, Relay, eventually};
 
-/// What is said once where Redis refuses to track.
+/// The warning where Redis denies tracking.
 const UNTRACKED: &str = "Redis does not tell of changes";
 const SECRET: &str = "hunter2";
 const A_SECOND: Duration = Duration::from_secs(1);
@@ -181,7 +181,8 @@ mod logins {
         while begun.elapsed() < A_SECOND {
             assert_eq!(read(&proxy, "key").status, 503);
         }
-        // The pauses grow from 50 ms to half a second; with one attempt a read there would be 20.
+        // The pauses grow from 50 ms to half a second. With an attempt for each read there would be
+        // 20.
         let attempts = redis.calls("auth") - before;
         assert!(attempts < 12, "{attempts} attempts");
     }
@@ -301,7 +302,7 @@ mod outages {
         let proxy = proxy(&redis, "redis.reconnect_delay_max = \"60s\"");
         proxy.expect_log(DOWN);
         redis.stop();
-        // The pause between two attempts grows with each of them.
+        // The pause grows with each attempt.
         for _ in 0..12 {
             assert_eq!(read(&proxy, "key").status, 503);
         }
@@ -340,7 +341,7 @@ mod outages {
         proxy.expect_log(DOWN);
         set(&redis, "big", &"x".repeat(4 << 20));
         set(&redis, "small", "value");
-        // 16 KiB each 20 ms: five seconds for the big one.
+        // 16 KiB each 20 ms: five seconds for the large value.
         relay.delay(Duration::from_millis(20));
         assert_eq!(read(&proxy, "big").status, 504);
         await_value(&proxy, "small", "value");
@@ -363,13 +364,13 @@ mod outages {
         proxy.expect_log(DOWN);
         redis.stop();
         eventually("Redis is gone", || (readyz(&proxy).0 == 503).then_some(()));
-        // Each of these reads makes the link be tried at once.
+        // Each of these reads triggers an attempt to connect.
         for _ in 0..10 {
             assert_eq!(read(&proxy, "key").status, 503);
         }
         redis.restart();
         await_ready(&proxy);
-        // Lines come a moment after what they tell of.
+        // Log lines come a moment after their event.
         eventually("it is over", || {
             (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
         });
@@ -407,7 +408,7 @@ mod unusual_replies {
             set(&redis, &key.to_string(), &key.to_string());
         }
         relay.delay(Duration::from_millis(10));
-        // They keep the link busy, so that it never comes to rest on its own.
+        // The readers keep the link busy, so that it never idles.
         let recovered = thread::scope(|scope| {
             let proxy = &proxy;
             let readers: Vec<_> = (0..READERS)
@@ -417,10 +418,11 @@ mod unusual_replies {
             relay.inject(b"+OK\r\n");
             readers.into_iter().all(|reader| reader.join().unwrap())
         });
-        assert!(recovered, "an answer that nobody asked for shifts all that come after it");
+        assert!(recovered, "a surplus reply shifts all later ones");
     }
 
-    /// Reads a key that has its own name as value for a second and more; returns whether the last read found it.
+    /// Reads a key with its own name as value for more than a second; returns whether the last read
+    /// succeeded.
     fn read_for_a_second(proxy: &Proxy, key: usize) -> bool {
         let begun = Instant::now();
         let mut client = Client::connect(proxy.http());
@@ -485,7 +487,7 @@ mod limits {
             readers.iter_mut().map(|reader| reader.read_response().status).collect();
         assert!(answers.iter().filter(|status| **status == 404).count() >= 4, "{answers:?}");
         assert!(answers.contains(&504), "{answers:?}");
-        // A lost link would be a warning, which no line here expects.
+        // A lost link would log a warning, which fails the test.
         assert_eq!(lines_that_say(&proxy, "connected to Redis"), 1);
     }
 
@@ -522,7 +524,7 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) {
     });
 }
 
-/// Sees that reads are refused quickly, and that /readyz and the log say why.
+/// Asserts that reads fail promptly, and that /readyz and the log name the reason.
 #[track_caller]
 fn assert_unusable(proxy: &Proxy, reason: &str) {
     proxy.expect_log(DOWN);

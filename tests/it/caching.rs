@@ -1,7 +1,9 @@
-//! "The second read does not touch Redis": what is answered from memory, for how long, and what never is.
+//! Memory: hits, single flight, eviction and TTLs.
 //!
-//! Whether Redis was asked is told by Redis itself: its count of GETs, or what MONITOR saw. How old an answer may
-//! be is told by the test's own clock.
+//! Promise: the second read does not reach Redis, and no reply outlives its TTL.
+//!
+//! Redis itself counts the requests that reach it, by its number of GETs or in MONITOR. The age of
+//! a reply is measured by the clock of the test.
 
 use std::time::{Duration, Instant};
 
@@ -104,7 +106,7 @@ fn thousand_readers_of_a_cold_key_are_one_get() {
     assert!(reads(&proxy, "coalesced") > 0.0);
 }
 
-/// A thousand connections need more descriptors than a process usually begins with.
+/// Raises the limit of open files, because a thousand connections exceed the usual one.
 fn allow_open_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let raised = Rlimit { current: maximum, maximum };
@@ -129,7 +131,7 @@ fn disconnected_reader_does_not_cancel_others() {
     assert_eq!(redis.calls("get"), 1, "the fetch of the one who left served the others");
 }
 
-/// Asks for a key on a connection that will be reset when it is dropped, since it has an answer that is not read.
+/// Sends a read on a connection with an unread response; dropping the connection resets it.
 fn ask_with_an_answer_unread(proxy: &Proxy, mut client: Client, key: &str) -> Client {
     client.send_raw(&[request(""), request(key)].concat());
     await_metric(proxy, "flights", 1.0);
@@ -145,7 +147,7 @@ fn reset_http2_stream_does_not_cancel_others() {
     let leader = client.send("key");
     await_metric(&proxy, "flights", 1.0);
     let follower = client.send("key");
-    // What comes later on the same connection is read later.
+    // The connection serves streams in order of arrival.
     assert_eq!(client.answer(client.send("")).0, 400);
     leader.abort();
     assert_eq!(client.answer(client.send("")).0, 400);
@@ -190,7 +192,8 @@ fn fetch_error_reaches_all_readers_uncached() {
     assert_eq!(value(&proxy, "key"), "a string now");
 }
 
-/// Returns once the requests sent before have been read, for a proxy with one worker: it serves in turn.
+/// Waits until the earlier requests have been read, for a proxy with one worker, which serves in
+/// order.
 fn await_arrivals(proxy: &Proxy) {
     assert_eq!(http::get(proxy.http(), "/keys/").status, 400);
 }

@@ -1,4 +1,7 @@
-//! Before a Redis Cluster the proxy reads each key where it is served, and follows the slots wherever they go.
+//! A Redis Cluster behind HTTP.
+//!
+//! Promise: each key is read at the node that serves it, and the proxy follows every move of a
+//! slot.
 
 #![expect(
     clippy::expect_used,
@@ -14,10 +17,11 @@ use crate::support::serving::{
 };
 use crate::support::{Authority, Proxy, within};
 
-/// Long enough that nothing ends by its age, and quick to find out.
-const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\
+/// Nothing expires by age, and failures are noticed quickly.
+const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
+    redis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"1s\"\ncache.coherence_timeout = \"1s\"\n";
-/// Within so long after the nodes have settled it the proxy must be there.
+/// The longest time in which the proxy follows a change of the nodes.
 const FOLLOWS: Duration = Duration::from_secs(3);
 
 fn started(cluster: &RedisCluster) -> Proxy {
@@ -35,7 +39,7 @@ fn started_with(cluster: &RedisCluster, more: &str) -> Proxy {
     proxy
 }
 
-/// Waits until the key has this value through the proxy; returns how long that took.
+/// Waits until the key has this value through the proxy; returns the time until then.
 #[track_caller]
 fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
     let begun = Instant::now();
@@ -49,14 +53,14 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
     begun.elapsed()
 }
 
-/// Waits until the key is answered from memory.
+/// Waits until the key is a hit.
 #[track_caller]
 fn await_hit(proxy: &Proxy, key: &str) {
     let hit = within(FOLLOWS, || cache_status(&read(proxy, key)).contains("; hit;").then_some(()));
     assert!(hit.is_some(), "{key} is not kept");
 }
 
-/// One key of each primary.
+/// Returns one key of each primary.
 fn keys(cluster: &RedisCluster, number: usize) -> [String; 3] {
     [0, 1, 2].map(|node| cluster.key_of(node, number))
 }
@@ -114,7 +118,7 @@ fn moving_slot_is_followed_there_and_back() {
     assert_eq!(value(&proxy, &key), "at home");
     cluster.begin_to_move(slot, 0, 1);
     assert_eq!(value(&proxy, &key), "at home");
-    // What is not there is asked for elsewhere, and nothing of that is kept.
+    // A missing key is read at the target node, and nothing of that is kept.
     let sibling = format!("{key}/sibling");
     assert_eq!(read(&proxy, &sibling).status, 404);
     let _: String = asking(&cluster, 1, &["SET", &sibling, "new"]);
@@ -171,7 +175,8 @@ fn flush_of_one_primary_drops_only_its_keys() {
 
 #[test]
 fn minimal_permissions_suffice() {
-    let rights = "+get +pttl +client|tracking +client|trackinginfo +role +cluster|info +cluster|nodes +asking";
+    let rights = "+get +pttl +client|tracking +client|trackinginfo +role +cluster|info \
+        +cluster|nodes +asking";
     let user: Vec<_> = "--user proxy on >secret ~*".split(' ').chain(rights.split(' ')).collect();
     let cluster = RedisCluster::start(3, 0, &user);
     let login = "redis.username = \"proxy\"\nredis.password = \"secret\"\n";
@@ -203,7 +208,7 @@ fn cluster_is_reached_over_tls() {
     }
 }
 
-/// A command to a node to which its slot is on its way.
+/// Sends a command with `ASKING` to the node that imports the slot.
 fn asking<T: redis::FromRedisValue>(cluster: &RedisCluster, node: usize, words: &[&str]) -> T {
     let mut commands = redis::pipe();
     commands.cmd("ASKING").ignore().cmd(words[0]).arg(&words[1..]);
@@ -212,8 +217,8 @@ fn asking<T: redis::FromRedisValue>(cluster: &RedisCluster, node: usize, words: 
     answer
 }
 
-/// Says what was measured; shown with `--nocapture`.
-#[expect(clippy::print_stderr, reason = "figures of a test are for whoever runs it by hand")]
+/// Prints a measurement; shown with `--nocapture`.
+#[expect(clippy::print_stderr, reason = "figures of a test are for a run by hand")]
 fn note(text: &str) {
     eprintln!("{text}");
 }

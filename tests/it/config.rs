@@ -1,4 +1,7 @@
-//! Defaults < file < environment < flags; all that is wrong told at once; secrets never shown.
+//! Configuration: sources, errors and secrets.
+//!
+//! Promise: defaults < file < environment < flags; every error is reported at once; no secret is
+//! ever shown.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
 
@@ -18,7 +21,7 @@ use crate::support::{Proxy, RedisServer, eventually};
 
 const SECRET: &str = "hunter2";
 
-/// A configuration file of this content.
+/// A configuration file with this content.
 struct File {
     _directory: TempDir,
     path: PathBuf,
@@ -45,7 +48,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The configuration that these sources make, as `--print-config` shows it.
+/// Returns the configuration of these sources in the form of `--print-config`.
 #[track_caller]
 fn printed(arguments: &[&str], environment: &[(&str, &str)]) -> Table {
     let output = Proxy::spawn_raw(&[arguments, &["--print-config"]].concat(), environment);
@@ -54,7 +57,7 @@ fn printed(arguments: &[&str], environment: &[(&str, &str)]) -> Table {
     text.parse().expect("a configuration is TOML")
 }
 
-/// One setting as text: `of(&table, "cache.ttl")`.
+/// Returns one setting as text: `of(&table, "cache.ttl")`.
 #[track_caller]
 fn of(config: &Table, key: &str) -> String {
     let (section, name) = key.split_once('.').expect("a section and a name");
@@ -64,7 +67,7 @@ fn of(config: &Table, key: &str) -> String {
     }
 }
 
-/// The keys of a configuration, each with its section.
+/// Returns the keys of a configuration, each with its section.
 fn keys(config: &Table) -> Vec<String> {
     let sections = config.iter();
     let names = sections.flat_map(|(section, keys)| {
@@ -76,7 +79,8 @@ fn keys(config: &Table) -> Vec<String> {
     names
 }
 
-/// What `check` says to a file and an environment, refused with that code: a line a problem, without the first word.
+/// Returns the problems that `check` reports for a file and an environment, one a line, without the
+/// first word. Asserts the exit code.
 #[track_caller]
 fn complaints(expected: i32, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
     let output = Proxy::spawn_raw(&[&["check"], arguments].concat(), environment);
@@ -99,14 +103,14 @@ fn complaints_about(content: &str) -> Vec<String> {
     texts.collect()
 }
 
-/// That one of the lines has all of the parts.
+/// Asserts that one of the lines contains all of the parts.
 #[track_caller]
 fn assert_line(lines: &[String], parts: &[&str]) {
     let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
     assert!(lines.iter().any(has_all), "{parts:?} in none of {lines:#?}");
 }
 
-// The file that comes with the program
+// The shipped file
 
 fn shipped() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("redis-proxy.toml");
@@ -172,7 +176,7 @@ fn config_flag_overrides_the_environment() {
 
 #[test]
 fn every_key_can_be_set_in_the_environment() {
-    // Nothing here contradicts any one other key.
+    // Values that contradict no single other key.
     let others = Environment::from(
         [("URL", "rediss://:x@h"), ("TLS_CERT_FILE", "/x"), ("TLS_KEY_FILE", "/x")]
             .map(|(key, value)| (format!("REDIS_PROXY_REDIS__{key}"), value.to_owned())),
@@ -183,7 +187,7 @@ fn every_key_can_be_set_in_the_environment() {
         let variable = format!("REDIS_PROXY_{}", key.replace('.', "__").to_uppercase());
         let mut environment = others.clone();
         environment.insert(variable.clone(), "=".to_owned());
-        // Where this is no right value the variable is blamed, and where it is one it makes a difference.
+        // An invalid value is blamed on the variable, and a valid one makes a difference.
         match load(&Flags::default(), &environment) {
             Ok(config) => assert_ne!(config, without, "{variable} was passed over"),
             Err(problems) => {
@@ -262,7 +266,8 @@ fn container_platform_variables_are_ignored() {
 #[test]
 fn bad_values_of_all_sources_are_reported_together() {
     let file = File::new(
-        "[cache]\ncapacity = -1\npolicy = \"fifo\"\ncoherence = \"magic\"\n[http]\nmax_key = \"big\"\nlisten = 8080\n",
+        "[cache]\ncapacity = -1\npolicy = \"fifo\"\ncoherence = \"magic\"\n[http]\n\
+            max_key = \"big\"\nlisten = 8080\n",
     );
     let environment = [
         ("REDIS_PROXY_CACHE__STALE_GRACE", "long"),
@@ -353,7 +358,8 @@ fn contradicting_values_are_all_named() {
 #[test]
 fn sentinel_settings_are_complete_or_absent() {
     let lines = complaints_about(
-        "[redis]\nseeds = [\"redis://s:26379\"]\nsentinel_master = \"main\"\nsentinel_username = \"u\"\n\
+        "[redis]\nseeds = [\"redis://s:26379\"]\nsentinel_master = \"main\"\n\
+            sentinel_username = \"u\"\n\
          sentinel_password_file = \"/p\"\n",
     );
     for key in ["seeds", "sentinel_master", "sentinel_username", "sentinel_password_file"] {
@@ -372,10 +378,13 @@ fn sentinel_settings_are_complete_or_absent() {
 #[test]
 fn out_of_range_value_error_names_found_and_limit() {
     let lines = complaints_about(
-        "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\nheader_timeout = 0\n\
-         [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\ncoherence_timeout = 0\n[daemon]\nworker_threads = 5000\n\
+        "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\n\
+            header_timeout = 0\n\
+         [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\ncoherence_timeout = 0\n[daemon]\n\
+         worker_threads = 5000\n\
          [resp]\nmax_query_buffer = \"127KiB\"\n\
-         [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\nping_interval = 0\n",
+         [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\n\
+         ping_interval = 0\n",
     );
     for (key, found) in [
         ("http.listen", "\"\""),
@@ -542,7 +551,8 @@ fn check_opens_no_socket_and_reads_no_secret() {
     redis.set_nonblocking(true).expect("a listener to set up");
     let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
     let file = File::new(&format!(
-        "[http]\nlisten = \"127.0.0.1:{}\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\npassword_file = \"/nowhere/secret\"\n",
+        "[http]\nlisten = \"127.0.0.1:{}\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\n\
+            password_file = \"/nowhere/secret\"\n",
         port(&http),
         port(&redis),
     ));
@@ -559,15 +569,17 @@ fn check_opens_no_socket_and_reads_no_secret() {
 #[test]
 fn printed_config_loads_to_itself() {
     let file = File::new(
-        "[http]\nlisten = \"[::1]:81\"\nidle_timeout = \"1h 1m 1s 1ms\"\nmax_key = 1025\ncache_control = \"a=\\\"b\\\"\"\n\
+        "[http]\nlisten = \"[::1]:81\"\nidle_timeout = \"1h 1m 1s 1ms\"\nmax_key = 1025\n\
+            cache_control = \"a=\\\"b\\\"\"\n\
          [admin]\nlisten = \"localhost:82\"\n[cache]\nttl = 0.5\npolicy = \"tinylfu\"\n\
-         [redis]\nurl = \"unix:///run/a%20b.sock?db=3\"\nusername = \"u\\\\\\\"\"\npassword = \"hunter2\"\n\
+         [redis]\nurl = \"unix:///run/a%20b.sock?db=3\"\nusername = \"u\\\\\\\"\"\n\
+         password = \"hunter2\"\n\
          [telemetry]\nlog_format = \"json\"\nlog_filter = \"warn,redis_proxy=debug\"\n",
     );
     let first = printed(&["--config", file.name()], &[]);
     let again = File::new(&first.to_string());
     assert_eq!(printed(&["--config", again.name()], &[]), first);
-    // Apart from the mask in the place of the password.
+    // Equal except for the mask in the place of the password.
     let load = |file: &File| {
         let flags = Flags {
             config: Some(file.path.clone()),
@@ -614,8 +626,10 @@ fn config_error_never_repeats_a_password() {
         "[redis]\nurl = \"user:hunter2@host\"\n",
         "[redis]\nurl = \"redis://user:hunter2@host\n",
         "[redis]\nurl = [\"redis://user:hunter2@host\"]\n",
-        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\nseeds = \"redis://:hunter2@host:1\"\n",
-        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\nseeds = [\"redis://host:1/hunter2\", \"hunter2\"]\n",
+        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\n\
+            seeds = \"redis://:hunter2@host:1\"\n",
+        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\n\
+            seeds = [\"redis://host:1/hunter2\", \"hunter2\"]\n",
     ];
     let mut told = Vec::new();
     for content in wrong_files {
@@ -644,7 +658,8 @@ fn usage_error_never_repeats_a_password() {
     }
 }
 
-/// That neither the log at its most talkative, nor the metrics, nor any answer has the secret in it.
+/// Asserts that the secret is absent from the log at its most verbose, from the metrics and from
+/// every response.
 #[track_caller]
 fn assert_not_told(proxy: &Proxy, secret: &str) {
     eventually("the log is talkative", || (proxy.log_lines().len() > 2).then_some(()));
@@ -681,7 +696,8 @@ fn rejected_password_is_never_revealed() {
         format!("url = \"{in_url}\"\n"),
     ] {
         let proxy = Proxy::start(&format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\n{settings}\
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\n\
+                {settings}\
              [telemetry]\nlog_filter = \"trace\"\n"
         ));
         proxy.expect_log("no link to Redis");
@@ -700,7 +716,8 @@ fn rejected_reload_never_reveals_its_password() {
     let redis = RedisServer::start();
     let config = |password: &str| {
         format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\nurl = \"{}\"\n{password}",
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\n\
+                url = \"{}\"\n{password}",
             redis.url()
         )
     };

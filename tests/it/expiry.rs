@@ -1,8 +1,10 @@
-//! "Fresh: Redis tells of changes", of keys that have a time to live and of those that have none: where many values are
-//! asked for at a time and no key of the database has one, Redis says so once for all of them, and is not asked of each.
+//! TTLs of keys in batches of reads.
 //!
-//! Redis deletes no key of its own accord here whose time is over, so that it tells nothing of it, and what ends a value in
-//! memory is what the proxy knows of its time to live. `EXPIRY_STORMS=200` makes one of the tests longer.
+//! Promise: where no key of the database has a TTL, one `INFO keyspace` answers for a whole batch;
+//! otherwise each value ends with its key.
+//!
+//! Redis does not expire keys actively here, so it pushes no invalidation. A value ends only by the
+//! proxy's knowledge of the TTL. `EXPIRY_STORMS=200` makes one of the tests longer.
 
 #![expect(
     clippy::unwrap_used,
@@ -27,7 +29,7 @@ const READS: usize = 64;
 const LIFE: usize = 2000;
 const ABSENT: &[u8] = b"$-1\r\n";
 
-/// A Redis with keys of the names of numbers, which are their values too.
+/// Starts a Redis with keys named by numbers, which are their values too.
 fn redis_with(keys: usize) -> RedisServer {
     let redis =
         RedisServer::builder().tcp().arguments(&["--enable-debug-command", "local"]).start();
@@ -36,13 +38,13 @@ fn redis_with(keys: usize) -> RedisServer {
     redis
 }
 
-/// Gives so many keys, the first ones, their names as values, for good.
+/// Sets this many keys to their own names, without a TTL.
 fn name(redis: &RedisServer, keys: usize) {
     let pairs = (0..keys).flat_map(|key| [key.to_string(), key.to_string()]);
     redis.command(&[vec!["MSET".to_owned()], pairs.collect()].concat());
 }
 
-/// Gives what is [read](read) from `first` on so long to live, at once, however busy the machine is.
+/// Sets a TTL on each key of a [batch](read) from `first` on, in one pipeline.
 fn expire(redis: &RedisServer, first: usize, milliseconds: usize) {
     let mut commands = redis::pipe();
     (first..first + READS)
@@ -57,7 +59,7 @@ fn proxy_of(redis: &RedisServer, more: &str) -> Proxy {
     proxy
 }
 
-/// What the keys from `first` on are read as, all asked for at once.
+/// Reads a batch of keys from `first` on in one pipeline.
 fn read(proxy: &Proxy, first: usize) -> Vec<Vec<u8>> {
     let mut wire = RespClient::connect(proxy.resp_address());
     wire.send(
@@ -70,7 +72,7 @@ fn values(first: usize) -> Vec<Vec<u8>> {
     (first..first + READS).map(|key| bulk(key.to_string())).collect()
 }
 
-/// Has many keys read until they are asked for without their times to live; returns the first that was not read yet.
+/// Reads batches until no `PTTL` is sent; returns the first key that was not read yet.
 fn read_until_unasked(redis: &RedisServer, proxy: &Proxy, first: usize) -> usize {
     let mut next = first;
     eventually("no time to live is asked for", || {
@@ -118,7 +120,7 @@ fn expiry_storm_leaves_memory_equal_to_redis() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut next = READS;
     for storm in 0..number("EXPIRY_STORMS").unwrap_or(2) {
-        // The keys of the storm are the first ones; those that are read to get there have no part in it.
+        // The storm changes the first keys; the keys of these reads are others.
         next = read_until_unasked(&redis, &proxy, next % 5_000);
         thread::scope(|scope| {
             let changes = scope.spawn(|| change_at_random(&redis, &mut random));
@@ -145,7 +147,8 @@ fn expiry_storm_leaves_memory_equal_to_redis() {
     }
 }
 
-/// Writes values to the first keys, with a time to live and without, and changes and takes away those of others.
+/// Writes values with and without TTL to the first keys, and changes and removes the TTLs of
+/// others.
 fn change_at_random(redis: &RedisServer, random: &mut StdRng) {
     let mut connection = redis.connection();
     let life = SHORT.as_millis();

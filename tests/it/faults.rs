@@ -1,8 +1,12 @@
-//! Whatever goes wrong around it, the proxy says so, goes on with what it can, and gets well by itself.
+//! Faults around the proxy.
 //!
-//! Model: one fault a test, done to a real Redis, to the line to it, or to the proxy's own process. Each test tells what
-//! clients of both front ends see, for how long, and that nobody has to do anything for it to end. `docs/reliability.md` has
-//! a row for each. Faults of one front end alone are among that front end's tests.
+//! Promise: whatever fails, the proxy reports it, serves what it still can, and recovers without
+//! help.
+//!
+//! Model: one fault a test, in a real Redis, in the connection to it, or in the process of the
+//! proxy. Each test states the replies on both front ends, the duration, and the recovery.
+//! `docs/reliability.md` has a row for each. Faults of one front end are among the tests of that
+//! front end.
 
 #![expect(
     clippy::expect_used,
@@ -50,7 +54,7 @@ fn reliability_page_names_every_fault_test() {
     }
 }
 
-/// Every file in a folder and those in it, by its path in the project, with its text.
+/// Returns every file below a folder, with its path in the project and its text.
 fn files(folder: &Path) -> Vec<(String, String)> {
     let entries =
         fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());

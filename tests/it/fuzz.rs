@@ -1,4 +1,6 @@
-//! What fuzzing has found worth keeping is read rightly, still: every input in `fuzz/corpus` passes its target's check.
+//! The corpus of the fuzz targets.
+//!
+//! Promise: every input in `fuzz/corpus` passes the check of its target.
 
 #![expect(
     clippy::expect_used,
@@ -17,7 +19,7 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-/// Panics if an input is not read as it should be.
+/// A check, which panics on a wrong result.
 type Check = fn(&[u8]);
 
 /// The targets with their checks.

@@ -1,4 +1,6 @@
-//! "Which key is hot": /hotkeys tells which keys are read most, by whichever front end, and only where it is asked to.
+//! `/hotkeys`, the list of the most read keys.
+//!
+//! Promise: it counts the reads of both front ends, and only if it is enabled.
 
 #![expect(
     clippy::expect_used,
@@ -41,7 +43,7 @@ fn hottest_keys_come_first_with_their_reads() {
     assert!(all["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
     let first = hottest(&proxy, "?top=1");
     assert_eq!(first["keys"], json!([expected[0]]));
-    // What is told can be read as it stands.
+    // A key in the output is a path as it stands.
     assert_eq!(http::get(proxy.http(), "/keys/odd%20%22%5C%1B%C3%A4/%25key").status, 404);
     assert_eq!(hottest(&proxy, "")["keys"][2]["reads"], 3);
 }

@@ -1,6 +1,8 @@
-//! "Stops when told, losing nothing in flight": what TERM and INT do, how long it takes, and what is left.
+//! Signals and shutdown.
 //!
-//! A request is held in flight by a line to Redis that stands still.
+//! Promise: TERM and INT finish the requests in flight and lose none.
+//!
+//! A stalled relay keeps a request in flight.
 
 #![expect(
     clippy::expect_used,
@@ -23,7 +25,7 @@ use crate::support::{Http2, Proxy, RedisServer, Relay, Signal, eventually};
 const SOON: Duration = Duration::from_secs(5);
 const PATIENT: &str = "redis.response_timeout = \"10s\"\nredis.ping_interval = \"10s\"";
 
-/// A proxy with a request in flight.
+/// Starts a proxy with a request in flight.
 fn with_a_request_in_flight(more: &str) -> (RedisServer, Relay, Proxy, Client) {
     let (redis, relay, proxy) = behind_relay(&format!("{PATIENT}\n{more}"));
     set(&redis, "key", "value");
@@ -37,14 +39,14 @@ fn tell_to_stop(proxy: &Proxy, signal: Signal) {
     proxy.wait_for_log(|line| line.says("stopping"));
 }
 
-/// Sees that the connection was closed in order.
+/// Asserts that the connection was closed in order.
 #[track_caller]
 fn assert_closed(client: &mut Client) {
     let error = client.try_read_response().expect_err("no further answer");
     assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
 }
 
-/// Sees that the connection was cut; a worker may have had the time to say so.
+/// Asserts that the connection was cut; a worker may have sent a 503 before.
 #[track_caller]
 fn assert_not_answered(client: &mut Client) {
     if let Ok(response) = client.try_read_response() {
@@ -120,7 +122,7 @@ fn assert_answered_though_signalled(proxy: &Proxy, mut clients: Vec<Client>) {
 fn unaccepted_connection_before_term_is_served() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
-    // What the proxy sees first of what came while it stood still, the signal or the clients, is chance.
+    // The order in which the proxy sees the signal and the clients is random.
     for _ in 0..8 {
         let proxy = proxy(&redis, "");
         value(&proxy, "key");
@@ -260,7 +262,7 @@ fn reload_during_drain_changes_nothing() {
 #[test]
 fn readyz_reports_draining() {
     let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
-    // Who has connected but not asked yet is heard for a moment more.
+    // A connection without a request yet is served for a moment more.
     let mut operator = Client::connect(proxy.admin());
     await_metric(&proxy, "connections{front_end=\"admin\"}", 2.0);
     tell_to_stop(&proxy, Signal::TERM);
@@ -286,7 +288,7 @@ fn pipelined_requests_in_flight_are_served() {
     for key in ["0", "1", "2"] {
         let response = client.read_response();
         assert_eq!((response.status, text(&response)), (200, key.to_owned()));
-        // A client may ask again for what comes after an answer that says so, and only for that.
+        // A client may repeat requests behind a reply with `Connection: close`, and only these.
         if response.header("connection") == Some("close") {
             break;
         }
@@ -404,7 +406,8 @@ fn closed_connections_release_descriptors() {
     assert_eq!(look("redis_proxy_connections{front_end=\"http\"}").to_string(), "0");
 }
 
-/// What comes after a request that ends its connection is nobody's; it must not cost the answer.
+/// Bytes behind a request that ends its connection belong to no request and must not cost the
+/// reply.
 #[test]
 fn final_reply_survives_trailing_bytes() {
     let redis = RedisServer::start();

@@ -1,7 +1,10 @@
-//! "Nobody gets more than his part": what clients may ask of the proxy, at and beyond the limits, over both front ends.
+//! Overload by clients on both front ends.
 //!
-//! Model: some do what they should not, in numbers, and others go on as usual. What the first get is told at once, what they
-//! take is bounded, and the others notice nothing. Limits of one front end alone are among that front end's tests.
+//! Promise: a client beyond a limit is rejected at once, takes bounded resources, and harms no
+//! other client.
+//!
+//! Model: many clients misbehave while others read as usual. Limits of one front end are among the
+//! tests of that front end.
 
 #![expect(
     clippy::expect_used,
@@ -28,14 +31,14 @@ const HTTP_CLIENTS: &str = r#"connections{front_end="http"}"#;
 const RESP_CLIENTS: &str = r#"connections{front_end="resp"}"#;
 const OVERLOADED: &str = r#"backend_errors_total{kind="overloaded"}"#;
 
-/// Of so many times, the one that 99 of 100 did not exceed, and the longest.
+/// Returns the 99th percentile and the maximum.
 fn tail(mut times: Vec<Duration>) -> (Duration, Duration) {
     times.sort_unstable();
     let longest = *times.last().expect("some times");
     (times[times.len() * 99 / 100 - 1], longest)
 }
 
-/// Hits over both front ends, a hundred each; panics if one is wrong. Returns how long each took.
+/// Reads a hundred hits over each front end; panics if one is wrong. Returns their times.
 fn hits(stage: &FaultStage) -> Vec<Duration> {
     let mut rounds = 0..100;
     hits_while(stage, || rounds.next().is_some())
@@ -64,12 +67,12 @@ fn dribbled_body_holds_no_connection() {
         .write_all(b"GET /keys/hot HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
         .unwrap();
     let begun = Instant::now();
-    // Sent for as long as it is taken.
+    // Bytes are sent for as long as they are accepted.
     let mut dribble = stream.try_clone().unwrap();
     let sent = within(Duration::from_secs(10), || dribble.write_all(b"x").err());
     assert!(sent.is_some(), "the connection is still open");
     let mut answer = Vec::new();
-    // What was sent after the end may have reset it.
+    // Bytes behind the end may have reset the connection.
     _ = stream.read_to_end(&mut answer);
     eventually("the connection is given back", || {
         (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(())
@@ -118,7 +121,7 @@ fn connection_flood_leaves_clients_unharmed() {
     let few = format!("{LASTING}\nresp.max_connections = {PLACES}");
     let stage = FaultStage::start(&few);
     let flood = |address| {
-        // Nobody reads what these are told.
+        // The replies stay unread.
         (0..FLOOD).filter_map(|_| TcpStream::connect(address).ok()).collect::<Vec<_>>()
     };
     let is_over = AtomicBool::new(false);
@@ -153,7 +156,7 @@ fn admin_connection_flood_leaves_clients_unharmed() {
     let proxy = Proxy::start(&resp_config(&redis.url(), "admin.max_connections = 2"));
     await_ready(&proxy);
     let mut held = within(Duration::from_secs(10), || {
-        // Those who asked before may still be counted.
+        // Earlier requests may still be counted.
         let mut clients = [(); 2].map(|()| Client::connect(proxy.admin()));
         clients.iter_mut().all(|client| client.get("/livez").status == 200).then_some(clients)
     });
@@ -215,9 +218,11 @@ fn stalled_readers_share_one_value() {
     );
 }
 
-/// So many places that a flood fills them, and a Redis that vouches for memory for as long as a test takes.
-const NARROW: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\ncache.coherence_timeout = \"60s\"\n\
-                      redis.response_timeout = \"20s\"\nredis.max_fetches = 8\nredis.max_queue = 16";
+/// Limits that a flood exceeds, and a lease that outlasts the test.
+const NARROW: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
+    cache.coherence_timeout = \"60s\"\n\
+                      redis.response_timeout = \"20s\"\nredis.max_fetches = 8\n\
+                      redis.max_queue = 16";
 
 #[test]
 fn cold_key_flood_is_rejected_and_hits_continue() {
@@ -256,7 +261,8 @@ fn cold_key_flood_is_rejected_and_hits_continue() {
     assert_eq!((count(200), count(503)), (TAKEN, FLOOD - TAKEN));
     stage.assert_well();
     eprintln!(
-        "{refused} of {FLOOD} cold reads refused in {took:?}, hits in {p99:?} (99 %), {longest:?} at most"
+        "{refused} of {FLOOD} cold reads refused in {took:?}, hits in {p99:?} (99 %), {longest:?} \
+            at most"
     );
 }
 
@@ -273,7 +279,7 @@ fn reads_waiting_for_a_lease_are_bounded() {
     }
     let refused = f64::from(u32::try_from(FLOOD - PLACES).unwrap());
     await_metric(&stage.proxy, OVERLOADED, refused);
-    // A client of Redis is answered by Redis, over a link of its own.
+    // A RESP client is served by Redis over a dedicated connection.
     let mut wire = stage.connect();
     assert_eq!(ask(&mut wire, "SET hot other").0, "+OK\\r\\n");
     assert_eq!(ask(&mut wire, "GET hot").0, "$5\\r\\nother\\r\\n");
@@ -353,7 +359,7 @@ fn hostile_key_names_forge_no_output() {
             assert_eq!(response.header("x-forged"), None);
             assert!(!text(&response).contains(MARK), "{}", text(&response));
         }
-        // What nobody may say, what nobody knows, and a name to be known by.
+        // A forbidden command, an unknown one, and a client name.
         let mut wire = RespClient::connect(stage.proxy.resp_address());
         assert_eq!(show(&wire.ask(&["GET", name])), "$-1\\r\\n");
         wire.ask(&[name, "x"]);
@@ -362,7 +368,7 @@ fn hostile_key_names_forge_no_output() {
         wire.send(name);
         stage.as_client("PING");
     }
-    // A Redis that goes has something said about everything there is.
+    // An outage makes the proxy log the state of every part.
     stage.relay.cut_once();
     stage.assert_well();
     for line in stage.proxy.log_lines() {
@@ -387,7 +393,7 @@ fn http2_rapid_reset_is_bounded() {
     stage.relay.stall();
     let mut stream = TcpStream::connect(stage.proxy.http()).unwrap();
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    // An empty SETTINGS.
+    // An empty SETTINGS frame.
     bytes.extend(frame(4, 0, 0, &[]));
     for number in 0..RESETS {
         let path = format!("/keys/cold{number:05}");
@@ -401,7 +407,7 @@ fn http2_rapid_reset_is_bounded() {
         bytes.extend(frame(3, 0, stream, &[0, 0, 0, 8]));
     }
     let begun = Instant::now();
-    // The proxy may have had enough before the end.
+    // The proxy may close the connection before the end.
     _ = stream.write_all(&bytes);
     let (p99, longest) = tail(hits(&stage));
     assert!(p99 < PROMPT, "{p99:?}");
@@ -409,7 +415,7 @@ fn http2_rapid_reset_is_bounded() {
     assert!(flights <= 24.0, "{flights} flights");
     let mut answer = Vec::new();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    // What was sent after the end may have reset it.
+    // Bytes behind the end may have reset the connection.
     _ = stream.read_to_end(&mut answer);
     eventually("the connection is given back", || {
         (metric(&stage.proxy, HTTP_CLIENTS) < 1.0).then_some(())
@@ -418,11 +424,12 @@ fn http2_rapid_reset_is_bounded() {
     stage.relay.resume();
     stage.assert_well();
     eprintln!(
-        "{RESETS} resets: ended after {took:?}, {flights} flights, hits in {p99:?} (99 %), {longest:?} at most"
+        "{RESETS} resets: ended after {took:?}, {flights} flights, hits in {p99:?} (99 %), \
+            {longest:?} at most"
     );
 }
 
-/// A frame of HTTP/2.
+/// Returns an HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
     let mut frame = length[1..].to_vec();

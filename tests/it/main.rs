@@ -1,4 +1,5 @@
-//! What the README promises, tried on the real program in front of a real Redis: one module a promise.
+//! Integration tests of the real program in front of a real Redis: one module for each promise of
+//! the documents.
 
 mod access;
 mod architecture;

@@ -1,9 +1,12 @@
-//! "Every figure there from the start, and they add up": what /metrics tells is complete, true and well formed.
+//! The Prometheus metrics.
+//!
+//! Promise: every series exists from the start, the numbers add up, and the format is valid.
 
 #![expect(
     clippy::expect_used,
     clippy::print_stderr,
-    reason = "a test that panics has failed, which is what it should do, and one that is skipped says why"
+    reason = "a test that panics has failed, which is what it should do, and one that is skipped \
+        says why"
 )]
 
 use std::io::Write;
@@ -21,7 +24,7 @@ use crate::support::{Proxy, RedisServer, Reload, eventually};
 const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "absent", "bypass"];
 const CAUSES: [&str; 5] = ["capacity", "expired", "invalidated", "flushed", "resized"];
 
-/// Sees that `redis_proxy_{series}` is `expected`.
+/// Asserts the value of `redis_proxy_{series}`.
 #[track_caller]
 fn assert_metric(proxy: &Proxy, series: &str, expected: u64) {
     assert_eq!(metric(proxy, series).to_string(), expected.to_string(), "{series}");
@@ -34,7 +37,7 @@ fn assert_evictions(proxy: &Proxy, expected: [(&str, u64); 5]) {
     }
 }
 
-/// All reads, and how many of them the histogram of their durations knows.
+/// Returns the number of reads and the count of their histogram.
 fn all_reads(proxy: &Proxy) -> (f64, f64) {
     let sum = |name: &str| {
         OUTCOMES.map(|outcome| {
@@ -153,7 +156,8 @@ fn hits_and_misses_sum_to_all_reads() {
     });
     assert_eq!(read(&proxy, "never read").status, 503);
 
-    // key: one miss, two hits; nothing: one miss, two absent; list: three misses; shared: one miss.
+    // key: one miss, two hits; nothing: one miss, two negative hits; list: three misses; shared:
+    // one miss.
     let hits = metric(&proxy, "cache_hits_total");
     let misses = metric(&proxy, "cache_misses_total");
     assert_eq!((hits + misses, hits + misses), all_reads(&proxy));
@@ -341,7 +345,7 @@ fn tasks_gauge_follows_connections() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "daemon.worker_threads = 3");
     read(&proxy, "key");
-    // Without those of who asks: each is a connection of the operator's listener.
+    // Without the connections of the test to the admin listener.
     let tasks = || {
         let told = proxy.metrics();
         let value = |series: &str| told.value(&format!("redis_proxy_{series}")).expect("a metric");
@@ -417,7 +421,7 @@ fn exposition_format_is_valid() {
     }
 }
 
-/// Whether promtool is content, and what it says.
+/// Returns whether promtool accepts the metrics, and its output.
 fn check_with_promtool(metrics: &[u8]) -> std::io::Result<(bool, String)> {
     let mut child = Command::new("promtool")
         .args(["check", "metrics"])

@@ -1,7 +1,9 @@
-//! "Who asks for what is current gets it": a read with `Cache-Control: no-cache` is never older than itself.
+//! Reads with `Cache-Control: no-cache` (linearizable reads).
 //!
-//! The line to Redis is slowed or stopped here, so that a change takes a while to be told. A plain read may then give
-//! the old value, and does, which shows that the tests can fail; one that asks for what is current may not, ever.
+//! Promise: such a read includes every write that was acknowledged before it began.
+//!
+//! The relay to Redis is slowed or stopped, so that an invalidation takes a while. A plain read may
+//! then return the old value, and does, which shows that the tests can fail.
 
 use std::thread;
 use std::time::Duration;
@@ -35,7 +37,7 @@ fn no_cache_read_includes_all_earlier_writes() {
         old += u32::from(text(&plain.get("/keys/key")) != written);
         let response = current.request("GET", "/keys/key", &NO_CACHE);
         assert_eq!(text(&response), written);
-        // Everything has been told by now.
+        // Every invalidation has arrived by now.
         assert_eq!(text(&plain.get("/keys/key")), written);
     }
     assert!(old > 0, "no plain read was early enough to be old");
@@ -161,12 +163,12 @@ fn momentary_link_loss_does_not_fail_no_cache_read() {
         relay.stall();
         let mut waiting = Client::connect(proxy.http());
         waiting.send_raw(b"GET /keys/key HTTP/1.1\r\nHost: x\r\nCache-Control: no-cache\r\n\r\n");
-        // One worker serves in turn, so the read has begun.
+        // One worker serves in order, so the read has begun.
         assert_eq!(http::get(proxy.http(), "/keys/").status, 400);
         relay.cut_once();
         relay.resume();
         waiting.read_response().status == 200
     });
-    // On a machine with much else to do the next link may be late, for any read.
+    // On a busy machine the next link may be late, for any read.
     assert!(answered.count() >= LOSSES / 2);
 }

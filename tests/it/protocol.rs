@@ -1,4 +1,7 @@
-//! HTTP/1.1 and HTTP/2 as clients speak them, well or badly, within limits that bound what each may take.
+//! HTTP/1.1 and HTTP/2 on the wire.
+//!
+//! Promise: valid requests in any pieces are served, invalid, slow (slowloris) or oversized ones
+//! are rejected, and each connection takes bounded resources.
 
 #![expect(clippy::expect_used, reason = "a test that panics has failed")]
 
@@ -19,7 +22,7 @@ use crate::support::serving::{CONNECTIONS, FLIGHTS, Serving, serving};
 
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A connection without any knowledge of HTTP; reading fails after 10 s.
+/// Opens a raw connection; reading fails after 10 s.
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
     stream.set_nodelay(true).expect("a connection to set up");
@@ -29,14 +32,14 @@ fn connect(address: SocketAddr) -> TcpStream {
 
 fn send(stream: &mut TcpStream, bytes: &[u8]) {
     match stream.write_all(bytes) {
-        // The proxy may have said no before the end.
+        // The proxy may reject a request before its end.
         Err(error)
             if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
         sent => sent.expect("bytes sent"),
     }
 }
 
-/// Everything until the proxy closes the connection; panics if it does not.
+/// Reads until the proxy closes the connection; panics if it does not.
 #[track_caller]
 fn read_to_close(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
@@ -59,7 +62,7 @@ fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or_default()
 }
 
-/// A serving proxy whose key `a` holds `value`.
+/// Starts a proxy where key `a` holds `value`.
 fn serving_a(settings: &[(&str, &str)]) -> Serving {
     let serving = serving(settings);
     serving.set("a", "value");
@@ -206,7 +209,7 @@ fn get_body_is_skipped_and_never_a_request() {
         );
         assert_eq!(client.read_response().body, b"value", "{length}");
         client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
-        // The proxy may close rather than read a body to its end.
+        // The proxy may close the connection instead of reading a body to its end.
         let next = client.try_read_response();
         assert!(next.as_ref().map_or(true, |next| next.body == b"value"), "{length}: {next:?}");
     }
@@ -240,7 +243,7 @@ fn rejected_write_is_explained_at_any_body_size() {
 
 // HTTP/2
 
-/// Runs a test that speaks HTTP/2.
+/// Runs a test over HTTP/2.
 fn with_http2<F: Future<Output = ()>>(
     address: SocketAddr,
     test: impl FnOnce(SendRequest<Empty<Bytes>>) -> F,
@@ -251,7 +254,7 @@ fn with_http2<F: Future<Output = ()>>(
         let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.expect("HTTP/2 with prior knowledge");
-        // How a connection ends is for the requests on it to tell.
+        // The requests report the end of their connection.
         tokio::spawn(async { _ = connection.await });
         test(sender).await;
     };
@@ -354,7 +357,8 @@ fn abandoned_http2_stream_does_not_delay_idle_close() {
         until(|| serving.metric(FLIGHTS) > 0.5).await;
         given_up.abort();
         _ = given_up.await;
-        // Redis stays silent until the proxy has answered a later stream, so it knows that this one is over.
+        // Redis stays silent until the proxy has answered a later stream, so it knows that this one
+        // is over.
         ask(sender.clone(), request(Method::GET, "/nothing")).await;
         serving.redis.resume();
         let closed = tokio::time::timeout(Duration::from_secs(3), until(|| sender.is_closed()));
@@ -362,7 +366,7 @@ fn abandoned_http2_stream_does_not_delay_idle_close() {
     });
 }
 
-/// Looks again and again, letting the runtime go on meanwhile.
+/// Polls, letting the runtime go on meanwhile.
 async fn until(mut seen: impl FnMut() -> bool) {
     while !seen() {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -426,7 +430,7 @@ fn endless_head_is_cut_off() {
     assert_serves(&serving);
 }
 
-/// Sends one byte each 20 ms until all are sent or the proxy has closed; true if it has.
+/// Sends one byte each 20 ms until all are sent or the proxy has closed; returns whether it has.
 fn dribble(stream: &mut TcpStream, bytes: &[u8]) -> bool {
     let limit = Some(Duration::from_millis(20));
     stream.set_read_timeout(limit).expect("a connection to set up");
@@ -467,7 +471,8 @@ fn later_head_has_the_same_timeout() {
     assert!(dribble(&mut stream, head.as_bytes()), "the head was taken for 8 s");
 }
 
-/// That the proxy neither says anything nor closes for more than twice the `header_timeout` of the test below.
+/// Asserts that the proxy neither sends nor closes for more than twice the `header_timeout` of the
+/// test below.
 #[track_caller]
 fn assert_left_open(client: &mut Client) {
     client.read_timeout(Duration::from_millis(700));
@@ -512,7 +517,7 @@ fn first_byte_alone_is_cut_off() {
 
 #[test]
 fn client_gone_after_one_byte_is_released() {
-    // Not for having been silent for long.
+    // Timeouts too long to close these connections.
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "60s"), ("HTTP__IDLE_TIMEOUT", "60s")]);
     for word in [&b""[..], b"G", b"P", b"PR", b"PRI "] {
         let mut stream = connect(serving.address());
@@ -543,7 +548,7 @@ fn connection_waiting_for_redis_is_not_idle() {
     serving.proxy.expect_log("no link to Redis");
     let mut client = serving.client();
     serving.redis.pause();
-    // Longer than both, and shorter than redis.response_timeout.
+    // Longer than both timeouts, and shorter than redis.response_timeout.
     let resumed = std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(600));
@@ -554,12 +559,12 @@ fn connection_waiting_for_redis_is_not_idle() {
     assert_eq!(resumed.body, b"value");
 }
 
-/// Asks for a big value, the last of the connection, through a receive buffer that holds little of it.
+/// Sends the last request of a connection, for a large value, through a small receive buffer.
 fn ask_for_big(serving: &Serving) -> TcpStream {
     ask_for_big_with(serving, "Connection: close\r\n")
 }
 
-/// The same with these headers.
+/// Sends the request with these headers.
 fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
     serving.set("big", vec![b'x'; BIG]);
     let runtime =
@@ -599,7 +604,7 @@ fn slow_reader_is_not_idle_when_finished() {
         stream.read_exact(&mut chunk).expect("more of the value");
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Longer than it takes to be noticed.
+    // Longer than the proxy takes to notice.
     std::thread::sleep(Duration::from_millis(250));
     send(&mut stream, b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!(status(&read_to_close(&mut stream)), "200");
@@ -622,7 +627,7 @@ fn late_body_is_not_a_slow_head() {
     read_slowly(stream);
 }
 
-/// Reads an answer to its end at 12 MB a second, which for a big one is longer in all than the time-outs above.
+/// Reads a response to its end at 12 MB a second, which takes longer than the timeouts above.
 #[track_caller]
 fn read_slowly(mut stream: TcpStream) {
     let begun = Instant::now();
@@ -668,7 +673,7 @@ fn connection_beyond_the_limit_is_rejected() {
     assert_eq!(problem["status"], 503);
     let count = serving.metric(r#"connections_refused_total{front_end="http"}"#);
     assert!((count - 1.0).abs() < 0.5, "{count}");
-    // Those that were there are not harmed.
+    // Existing connections are unharmed.
     for client in &mut held {
         assert_eq!(client.get("/keys/a").body, b"value");
     }

@@ -1,4 +1,6 @@
-//! What the README shows is what the program answers.
+//! The README.
+//!
+//! Promise: its console examples, links and configuration are those of the program.
 
 #![expect(
     clippy::expect_used,
@@ -13,7 +15,7 @@ use std::path::Path;
 use crate::support::http::{Client, Response};
 use crate::support::{Proxy, RedisServer};
 
-/// A command of the README with what stands below it.
+/// A command of the README with the output below it.
 struct Example {
     command: String,
     output: Vec<String>,
@@ -97,7 +99,7 @@ fn examples() -> Vec<Example> {
     examples.collect()
 }
 
-/// Does what `curl -i [-H 'Name: value'] URL` does.
+/// Performs `curl -i [-H 'Name: value'] URL`.
 fn perform(proxy: SocketAddr, command: &str) -> Response {
     let (_, path) = command.split_once("http://127.0.0.1:8080").expect("the address of make run");
     let header = command
@@ -108,7 +110,7 @@ fn perform(proxy: SocketAddr, command: &str) -> Response {
     client.request("GET", path, &headers)
 }
 
-/// The response as curl prints it, without the date and with seconds blotted out.
+/// Returns the response as curl prints it, without the date and with seconds masked.
 fn printed(response: &Response) -> Vec<String> {
     let reason = match response.status {
         200 => "OK",

@@ -1,4 +1,6 @@
-//! Any key, any value, byte for byte, with the right status and headers that tell what the answer is worth.
+//! The HTTP API: keys, values, statuses and headers.
+//!
+//! Promise: any key and any value, byte for byte, with the right status and caching headers.
 
 #![expect(clippy::expect_used, reason = "a test that panics has failed")]
 
@@ -10,7 +12,7 @@ use crate::support::http::{Client, Response, get, key_path};
 use crate::support::serving::{FLIGHTS, Serving, serving, serving_from};
 use crate::support::{RedisServer, eventually};
 
-/// Characters that RFC 3986 lets stand in a path as they are, `/` apart.
+/// Characters that RFC 3986 allows in a path unescaped, without `/`.
 const LEGAL_IN_A_PATH: &str = "abcXYZ0189-._~!$&'()*+,;=:@";
 
 #[track_caller]
@@ -22,7 +24,7 @@ fn assert_value(client: &mut Client, path: impl AsRef<[u8]>, value: impl AsRef<[
     assert!(response.body == value.as_ref(), "{shown}: a value of {} bytes", response.body.len());
 }
 
-/// That the answer is a problem of RFC 9457 with that status; returns the last word of its type.
+/// Asserts an RFC 9457 problem with that status; returns the last word of its type.
 #[track_caller]
 fn problem(response: &Response, status: u16) -> String {
     assert_eq!(response.status, status, "{response:?}");
@@ -35,7 +37,7 @@ fn problem(response: &Response, status: u16) -> String {
     name.expect("a type of this program").to_owned()
 }
 
-/// `Cache-Status` taken apart: that the first word is this cache, and the parameters.
+/// Parses `Cache-Status`: asserts the name of this cache and returns the parameters.
 #[track_caller]
 fn cache_status(response: &Response) -> Vec<(String, String)> {
     let header = response.header("cache-status").expect("a Cache-Status header");
@@ -181,7 +183,8 @@ fn number_sign_is_not_a_fragment() {
     serving.set("a", "another");
     serving.set("a#b", "this one");
     assert_value(&mut serving.client(), "/keys/a%23b", "this one");
-    // A fragment is never sent (RFC 9110, section 7.1), so whoever sends one means the character.
+    // A fragment is never sent (RFC 9110, section 7.1), so a client that sends one means the
+    // character.
     let response = get(serving.address(), "/keys/a#b");
     let right = response.status == 400 || response.body == b"this one";
     assert!(right, "another key was read: {response:?}");
@@ -259,7 +262,7 @@ fn key_longer_than_max_key_is_rejected() {
     serving.set("12345678", "long enough");
     let mut client = serving.client();
     assert_value(&mut client, "/keys/12345678", "long enough");
-    // The length is of the key, not of how it is written.
+    // The limit is on the key, not on its escaped form.
     assert_value(&mut client, escaped_in_lower_case(b"12345678"), "long enough");
     assert_eq!(problem(&client.get("/keys/123456789"), 414), "key-too-long");
 }
@@ -376,7 +379,7 @@ fn value_headers_give_length_and_forbid_sniffing() {
 #[test]
 fn value_of_20_megabytes_arrives_whole() {
     let serving = serving(&[]);
-    // No part of it repeats where a mistake would put it.
+    // No part repeats where a mistake would put it.
     let value: Vec<u8> = (0_u32..5_000_000)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
@@ -475,7 +478,7 @@ fn not_modified_never_misstates_the_length() {
     serving.set("a", "value");
     let response = serving.client().request("GET", "/keys/a", &[("If-None-Match", "*")]);
     assert_eq!(response.status, 304);
-    // RFC 9110, section 8.6: absent, or what a 200 would have said.
+    // RFC 9110, section 8.6: absent, or the length of a 200 response.
     let length = response.header("content-length");
     assert!(length.is_none_or(|length| length == "5"), "{length:?}");
 }
@@ -554,7 +557,7 @@ fn cache_status_reports_shared_fetches() {
     first.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
     serving.await_metric(FLIGHTS, 1);
     second.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
-    // There is one worker, which has seen the second request by the time it has answered others sent later.
+    // The one worker has seen the second request by the time it has answered later ones.
     (0..3).for_each(|_| _ = third.get("/keys/hot"));
     serving.redis.resume();
     let (first, second) =
@@ -564,7 +567,7 @@ fn cache_status_reports_shared_fetches() {
     assert_eq!(serving.redis.calls("get"), 2, "one for each key");
 }
 
-/// The headers but for what a clock changes.
+/// Returns the headers without those that depend on the time.
 fn lasting_headers(response: &Response) -> Vec<(String, String)> {
     let lasting = |(name, value): &(String, String)| {
         let value = value.split("; ttl=").next().unwrap_or_default();
@@ -604,7 +607,7 @@ fn head_equals_get_without_body() {
         assert_eq!((get.status, head.status), (status, status), "{path}");
         assert_eq!(lasting_headers(&get), lasting_headers(&head), "{path}");
     }
-    // A body would be taken for the next answer.
+    // A body would be taken for the next response.
     assert_value(&mut client, "/keys/a", "value");
 }
 

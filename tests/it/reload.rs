@@ -1,5 +1,7 @@
-//! "SIGHUP changes what is cached already, fails no request": a new configuration is put in force whole, at once
-//! and under load, or refused whole with every problem named.
+//! Reload by SIGHUP.
+//!
+//! Promise: a valid configuration takes effect as a whole, on cached values too, without a failed
+//! request; an invalid one is rejected with every problem named.
 
 #![expect(
     clippy::expect_used,
@@ -26,7 +28,7 @@ fn reload(proxy: &Proxy, redis: &RedisServer, more: &str) {
     assert_eq!(proxy.reload(&config(&redis.url(), more)), Reload::Reloaded, "{more}");
 }
 
-/// Sees that a configuration is refused; returns the line that says why.
+/// Asserts that a configuration is rejected; returns the log line with the reason.
 #[track_caller]
 fn refuse(proxy: &Proxy, config: &str) -> LogLine {
     proxy.expect_log(REFUSED);
@@ -92,7 +94,7 @@ mod live {
         fill(&redis, &proxy, 0..6);
         read_each(&proxy, [1, 0]);
         reload(&proxy, &redis, "cache.capacity = 4");
-        // Kept, the least recently read first: 4, 5, 1, 0.
+        // The entries from least to most recently read: 4, 5, 1, 0.
         fill_one(&redis, &proxy, 100);
         let before = redis.calls("get");
         read_each(&proxy, [5, 1, 0]);
@@ -260,7 +262,7 @@ mod live {
 mod refusals {
     use super::*;
 
-    /// Sees that the configuration of the start is in force.
+    /// Asserts that the initial configuration is active.
     #[track_caller]
     fn assert_unchanged(proxy: &Proxy, refusals: u32) {
         assert_eq!(metric(proxy, "cache_capacity_entries").to_string(), "5");
@@ -274,7 +276,8 @@ mod refusals {
     fn restart_only_change_rejects_the_whole_file() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let more = "cache.capacity = 6\nredis.response_timeout = \"3s\"\nhttp.max_connections = 7\ndaemon.drain_timeout = 1";
+        let more = "cache.capacity = 6\nredis.response_timeout = \"3s\"\nhttp.max_connections = 7\n\
+            daemon.drain_timeout = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
         for key in ["redis.response_timeout", "http.max_connections", "daemon.drain_timeout"] {
             assert!(line.text().contains(key), "{key}: {}", line.text());
@@ -325,7 +328,8 @@ mod refusals {
     fn every_problem_of_a_bad_file_is_reported() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\nnonsense.key = 1";
+        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\n\
+            nonsense.key = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
         for part in
             ["cache.capacity", "banana", "cache.tll_absent", "cache.ttl_absent", "nonsense.key"]
@@ -375,7 +379,7 @@ mod refusals {
         assert_eq!(metric(&proxy, "cache_capacity_entries").to_string(), "9");
     }
 
-    /// The configuration file, as the process was told.
+    /// Returns the path of the configuration file in the arguments of the process.
     fn file_of(proxy: &Proxy) -> PathBuf {
         let words = fs::read_to_string(format!("/proc/{}/cmdline", proxy.pid()))
             .expect("a process that runs");
@@ -400,7 +404,7 @@ mod under_load {
     const READERS: usize = 4;
     const KEYS: usize = 500;
 
-    /// Calls `change` while clients read; returns how many reads there were, none of which failed.
+    /// Calls `change` while clients read; returns the number of reads, none of which failed.
     fn while_reading(proxy: &Proxy, change: impl FnOnce(&AtomicU64)) -> u64 {
         let (over, count) = (AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
@@ -423,7 +427,7 @@ mod under_load {
         }
     }
 
-    /// Reads keys, the first ones more often than the others, and sees that each has its value.
+    /// Reads keys, the first ones more often, and asserts each value.
     fn read_until(over: &AtomicBool, count: &AtomicU64, proxy: &Proxy, reader: usize) {
         let mut client = Client::connect(proxy.http());
         let mut random = reader + 1;

@@ -1,9 +1,11 @@
-//! "Point a client of Redis at it and change nothing": what the RESP front end answers is what Redis answers.
+//! The RESP front end.
 //!
-//! Model: the same bytes go to two fresh Redis servers, to one straight and to the other through the proxy, and what comes
-//! back has to be the same. Where that cannot be, since only the proxy has such a limit or such a fault, the test says
-//! what is to come. With `RESP_STRAIGHT=1` nothing goes through the proxy, which shows that the tests ask for nothing that
-//! Redis does not give; what is about the proxy alone is left out then.
+//! Promise: a Redis client can use the proxy instead of Redis and gets the same replies.
+//!
+//! Model: the same bytes go to two fresh Redis servers, to one straight and to the other through
+//! the proxy, and the replies have to be equal. Where only the proxy has a limit or a fault, the
+//! test names the expected reply. With `RESP_STRAIGHT=1` the proxy is left out, which shows that
+//! the tests demand nothing that Redis does not do; tests of the proxy alone are then skipped.
 
 #![expect(
     clippy::expect_used,

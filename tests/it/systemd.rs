@@ -1,6 +1,9 @@
-//! "systemd knows how it is, and holds its sockets": what the daemon tells its supervisor and takes from it.
+//! The interface to systemd.
 //!
-//! The supervisor is this test: a real notification socket, and real sockets that the daemon inherits.
+//! Promise: the daemon reports its state, feeds the watchdog, and serves on inherited sockets.
+//!
+//! The supervisor is this test: a real notification socket, and real sockets that the daemon
+//! inherits.
 
 #![expect(
     clippy::expect_used,
@@ -15,11 +18,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::support::env::SEED;
 use crate::support::http::{self, Client};
 use crate::support::serving::{await_ready, config, read, readyz, set, value};
 use crate::support::{Proxy, RedisServer, Reload, Signal};
 
-/// Where the daemon says how it is.
+/// The socket for the notifications of the daemon.
 struct Supervisor {
     directory: TempDir,
     socket: UnixDatagram,
@@ -44,7 +48,7 @@ impl Supervisor {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     }
 
-    /// The first message from now on that has this line.
+    /// Returns the next message with this line.
     fn await_line(&self, line: &str) -> String {
         loop {
             let message = self.message();
@@ -129,7 +133,7 @@ fn sockets_match_by_name() {
     set(&redis, "key", "value");
     let (reads, operators) = (listener(), listener());
     let addresses = (address(&reads), address(&operators));
-    // What the configuration says of addresses is of no interest then.
+    // The addresses of the configuration are not used then.
     let config = format!("http.listen = \"192.0.2.1:1\"\nredis.url = \"{}\"", redis.url());
     let builder = Proxy::builder(&config).inherit(&[("admin", &operators), ("http", &reads)]);
     let proxy = builder.environment("REDIS_PROXY_ADMIN__LISTEN", "192.0.2.1:2").start();
@@ -183,6 +187,7 @@ fn health_exit_code_follows_readyz() {
     let ask = |question: &[&str]| {
         let mut health = Command::new(env!("CARGO_BIN_EXE_redis-proxy"));
         health
+            .env_remove(SEED)
             .env("REDIS_PROXY_ADMIN__LISTEN", proxy.admin().to_string())
             .arg("health")
             .args(question);
@@ -220,7 +225,7 @@ fn health_fails_without_a_listener() {
 #[test]
 fn manual_page_and_completions_name_every_flag() {
     let print = |arguments: &[&str]| {
-        // Whatever is configured, and be it nonsense.
+        // With any configuration, even an invalid one.
         let output = Proxy::spawn_raw(arguments, &[("REDIS_PROXY_CACHE__TTL", "nonsense")]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         String::from_utf8_lossy(&output.stdout).replace('\\', "")
@@ -249,7 +254,7 @@ fn deaf_supervisor_blocks_nothing() {
     let supervisor = Supervisor::new();
     let proxy = supervisor.start(&redis, &[]);
     await_ready(&proxy);
-    // A few dozen messages wait at the most, ours and the system's; each reload is two.
+    // The socket holds a few dozen messages, of the test and the system; each reload sends two.
     for _ in 0..40 {
         assert_eq!(proxy.reload(&config(&redis.url(), "")), Reload::Reloaded);
     }

@@ -1,5 +1,7 @@
-//! TLS on the proxy's own listeners: real clients, certificates that change at SIGHUP, clients that must show one, and
-//! handshakes that never end.
+//! TLS on the proxy's own listeners.
+//!
+//! Promise: real clients work, certificates change at SIGHUP, required client certificates are
+//! enforced, and a handshake without end is cut off.
 
 #![expect(
     clippy::expect_used,
@@ -28,7 +30,8 @@ use crate::support::{Authority, Proxy, RedisServer, Reload, eventually};
 const BOUND: Duration = Duration::from_secs(20);
 const SECTIONS: [&str; 2] = ["http", "resp"];
 
-/// A proxy that speaks TLS on both listeners by this authority's certificate for `localhost`, and its Redis.
+/// A proxy with TLS on both listeners, with a certificate of this authority for `localhost`, and
+/// its Redis.
 struct Encrypted {
     proxy: Proxy,
     redis: RedisServer,
@@ -57,7 +60,7 @@ fn encrypted(more: impl Fn(&Authority) -> String) -> Encrypted {
     Encrypted { proxy, redis, authority }
 }
 
-/// Both listeners ask for a certificate of the authority whose file this is.
+/// Returns settings that require client certificates of this authority on both listeners.
 fn asking(authority: &Authority) -> String {
     SECTIONS
         .map(|section| {
@@ -66,7 +69,7 @@ fn asking(authority: &Authority) -> String {
         .concat()
 }
 
-/// What a client trusts, and shows.
+/// Returns the configuration of a client: the trusted authority, and its own certificate.
 fn client(authority: &Authority, shown: Option<&(PathBuf, PathBuf)>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority.file()).unwrap()).unwrap();
@@ -95,7 +98,7 @@ fn connect(address: SocketAddr, client: &Arc<ClientConfig>) -> io::Result<Line> 
     Ok(line)
 }
 
-/// What is answered to `sent`, as far as `most` bytes.
+/// Sends `sent` and returns the response, up to `most` bytes.
 fn told(line: &mut Line, sent: &str, most: usize) -> io::Result<String> {
     line.write_all(sent.as_bytes())?;
     line.flush()?;
@@ -109,7 +112,7 @@ fn ping(line: &mut Line) -> io::Result<()> {
     if answer == "+PONG\r\n" { Ok(()) } else { panic!("{answer:?}") }
 }
 
-/// The same over HTTP.
+/// Requests /livez.
 fn livez(line: &mut Line) -> io::Result<()> {
     let answer = told(line, "GET /livez HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n", 12)?;
     if answer == "HTTP/1.1 200" || answer == "HTTP/1.1 404" { Ok(()) } else { panic!("{answer:?}") }
@@ -158,7 +161,7 @@ fn plaintext_on_tls_port_reveals_nothing() {
         socket.set_read_timeout(Some(BOUND)).unwrap();
         socket.write_all(sent.as_bytes()).unwrap();
         let mut answer = Vec::new();
-        // It may be reset.
+        // The connection may be reset.
         _ = socket.read_to_end(&mut answer);
         assert!(answer.len() < 16 && !answer.windows(5).any(|part| part == b"hello"), "{answer:?}");
     }
@@ -167,8 +170,8 @@ fn plaintext_on_tls_port_reveals_nothing() {
 #[test]
 fn client_certificate_is_required_if_configured() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
-    let stranger = Authority::new();
-    let (known, unknown) = (authority.issue("client"), stranger.issue("client"));
+    let outsider = Authority::new();
+    let (known, unknown) = (authority.issue("client"), outsider.issue("client"));
     for (address, ask) in
         [(proxy.http(), livez as fn(&mut Line) -> _), (proxy.resp_address(), ping)]
     {
@@ -208,7 +211,8 @@ fn redis_clients_connect_over_tls() {
     let program = "import sys, redis\n\
                    host, port, ca, cert, key = sys.argv[1:]\n\
                    for protocol in (2, 3):\n\
-                   \x20   r = redis.Redis(host, int(port), protocol=protocol, ssl=True, ssl_ca_certs=ca, ssl_certfile=cert, ssl_keyfile=key)\n\
+                   \x20   r = redis.Redis(host, int(port), protocol=protocol, ssl=True, \
+                   ssl_ca_certs=ca, ssl_certfile=cert, ssl_keyfile=key)\n\
                    \x20   assert r.set('from-python', b'y' * 5_000_000)\n\
                    \x20   assert [len(r.get('from-python')) for _ in range(3)] == [5_000_000] * 3\n\
                    \x20   pipe = r.pipeline()\n\
@@ -253,7 +257,7 @@ fn request_before_close_notify_is_answered() {
             line.conn.write_tls(&mut line.sock).unwrap();
         }
         line.sock.shutdown(Shutdown::Write).unwrap();
-        // More than all buffers on the way hold, so the proxy has waited for us before we read.
+        // More than all buffers hold, so the proxy has to wait for this reader.
         thread::sleep(Duration::from_millis(300));
         let mut answers = Vec::new();
         line.read_to_end(&mut answers).expect("an end that is said");
@@ -298,7 +302,7 @@ fn reloaded_certificate_keeps_connections() {
         let mut new = connect(*address, &trusting).unwrap();
         assert_ne!(shown(&new), shown(old), "{address}");
         ask(&mut new).unwrap();
-        ask(old).expect("a connection of before");
+        ask(old).expect("an old connection");
     }
 
     proxy.expect_log("config refused");
@@ -327,17 +331,17 @@ fn reloaded_certificate_keeps_connections() {
 fn revoked_client_cannot_resume_a_session() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
     let known = client(&authority, Some(&authority.issue("client")));
-    // It is given tickets by which it might go on.
+    // It receives tickets for a resumption.
     for _ in 0..2 {
         ping(&mut connect(proxy.resp_address(), &known).unwrap()).unwrap();
     }
     let next = Authority::new();
-    // It trusts the authority of before for the proxy's own certificate.
+    // The proxy's own certificate is still of the old authority.
     let known_next = client(&authority, Some(&next.issue("client")));
     fs::write(authority.file(), fs::read(next.file()).unwrap()).unwrap();
     assert_eq!(reload(&proxy), Reload::Reloaded);
     let again = connect(proxy.resp_address(), &known).and_then(|mut line| ping(&mut line));
-    assert!(again.is_err(), "a client of the authority of before");
+    assert!(again.is_err(), "a client of the old authority");
     ping(&mut connect(proxy.resp_address(), &known_next).unwrap())
         .expect("a client of the new authority");
 }
@@ -380,7 +384,7 @@ fn failed_handshakes_counted_port_scans_not() {
         SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
     let Encrypted { redis: _redis, proxy, authority } =
         encrypted(|authority| format!("{timeout}{}", asking(authority)));
-    let stranger = Authority::new();
+    let outsider = Authority::new();
     let known = authority.issue("client");
     for (section, address, ask) in
         [("http", proxy.http(), livez as fn(&mut Line) -> _), ("resp", proxy.resp_address(), ping)]
@@ -389,7 +393,7 @@ fn failed_handshakes_counted_port_scans_not() {
         let try_with = |client: &Arc<ClientConfig>| {
             connect(address, client).and_then(|mut line| ask(&mut line))
         };
-        // Each is done with before the next comes, so that none is counted late.
+        // Each connection ends before the next begins, so that none is counted late.
         let done = || {
             await_metric(&proxy, &format!("connections{{front_end=\"{section}\"}}"), 0.0);
             metric(&proxy, &series).to_string()
@@ -399,8 +403,8 @@ fn failed_handshakes_counted_port_scans_not() {
         assert_eq!(done(), "0", "{section}: known, and a knock");
         assert!(try_with(&client(&authority, None)).is_err());
         assert_eq!(done(), "1", "{section}: without a certificate");
-        assert!(try_with(&client(&stranger, Some(&known))).is_err());
-        assert_eq!(done(), "2", "{section}: to whom the proxy is a stranger");
+        assert!(try_with(&client(&outsider, Some(&known))).is_err());
+        assert_eq!(done(), "2", "{section}: an untrusted proxy certificate");
         TcpStream::connect(address)
             .unwrap()
             .write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n")
@@ -458,7 +462,8 @@ fn contradicting_tls_settings_are_rejected() {
         ),
         (
             "http.tls_client_ca_file = \"/a\"",
-            "http.tls_client_ca_file: found without what belongs to it, expected http.tls_cert_file",
+            "http.tls_client_ca_file: found without what belongs to it, expected \
+                http.tls_cert_file",
         ),
         ("resp.tls_handshake_timeout = 0", "resp.tls_handshake_timeout: found 0s"),
         (

@@ -28,26 +28,22 @@ use crate::support::serving::{
 };
 use crate::support::{Proxy, RedisServer, Relay, eventually};
 
-/// What is said once where Redis refuses to track.
-const UNTRACKED: &str = "Redis does not tell of changes";
-/// What is said where Redis remembers fewer keys than are kept.
-const SMALL_TABLE: &str = "tracking-table-max-keys";
 const CONNECTED: &str = "connected to Redis";
 const A_SECOND: Duration = Duration::from_secs(1);
 
-/// These settings, and a time to live that explains nothing.
+/// Returns these settings, with a TTL that explains nothing.
 fn lasting(more: &str) -> String {
     format!("cache.ttl = \"1h\"\n{more}")
 }
 
-/// A proxy that Redis tells of changes.
+/// Starts a proxy with tracking active.
 fn tracked(redis: &RedisServer, more: &str) -> Proxy {
     let proxy = proxy(redis, &lasting(more));
     assert_eq!(coherence(&proxy), "tracking");
     proxy
 }
 
-/// The same, over a line that can be made to fail.
+/// Starts a proxy with tracking active, over a relay that can fail.
 fn tracked_over_relay(redis: &RedisServer, more: &str) -> (Relay, Proxy) {
     let relay = Relay::to_socket(redis.socket());
     let proxy = linked(&config(&relay_url(&relay), &lasting(more)));
@@ -55,7 +51,7 @@ fn tracked_over_relay(redis: &RedisServer, more: &str) -> (Relay, Proxy) {
     (relay, proxy)
 }
 
-/// By what /readyz says the answers are kept true.
+/// Returns the coherence mode in /readyz.
 fn coherence(proxy: &Proxy) -> String {
     let told: serde_json::Value =
         serde_json::from_str(&readyz(proxy).1).expect("/readyz tells JSON");
@@ -69,7 +65,7 @@ fn await_coherence(proxy: &Proxy, expected: &str) {
     });
 }
 
-/// Returns once the log tells of the link, and so of all that was wrong with it.
+/// Waits for the log line about the link, which comes after all warnings about it.
 #[track_caller]
 fn await_told_link(proxy: &Proxy) {
     proxy.wait_for_log(|line| line.says(CONNECTED));
@@ -79,7 +75,7 @@ fn invalidations(proxy: &Proxy, kind: &str) -> f64 {
     metric(proxy, &format!("invalidations_total{{kind=\"{kind}\"}}"))
 }
 
-/// Sees that `redis_proxy_{series}` is `expected`.
+/// Asserts the value of `redis_proxy_{series}`.
 #[track_caller]
 fn assert_metric(proxy: &Proxy, series: &str, expected: u64) {
     assert_eq!(metric(proxy, series).to_string(), expected.to_string(), "{series}");
@@ -89,7 +85,7 @@ fn is_hit(response: &Response) -> bool {
     cache_status(response).starts_with("redis-proxy; hit")
 }
 
-/// Sets `key` and has it in memory.
+/// Sets `key` and waits until it is in memory.
 #[track_caller]
 fn keep(redis: &RedisServer, proxy: &Proxy, key: &str, text: &str) {
     set(redis, key, text);
@@ -99,13 +95,13 @@ fn keep(redis: &RedisServer, proxy: &Proxy, key: &str, text: &str) {
     });
 }
 
-/// What a read gives: its status, and the value if there is one.
+/// Returns the status of a read, and the value if there is one.
 fn given(proxy: &Proxy, key: &str) -> (u16, String) {
     let response = read(proxy, key);
     (response.status, if response.status == 200 { text(&response) } else { String::new() })
 }
 
-/// What a read has to give, by Redis's own word.
+/// Returns the status and value that a read should have, as Redis has it.
 fn truth(redis: &RedisServer, key: &str) -> (u16, String) {
     let answer: RedisResult<Option<Vec<u8>>> =
         redis::cmd("GET").arg(key).query(&mut redis.connection());
@@ -117,8 +113,9 @@ fn truth(redis: &RedisServer, key: &str) -> (u16, String) {
     }
 }
 
-/// Runs commands on one connection of somebody else. They are written as `SET K text; DEL K`, where K stands for `key`,
-/// O and L for another string and a list of its own, and `<dump>` for what DUMP tells of O.
+/// Runs commands on one foreign connection. They are written as `SET K text; DEL K`, where K stands
+/// for `key`, O and L for another string and a list of its own, and `<dump>` for the reply to DUMP
+/// of O.
 fn run(redis: &RedisServer, key: &str, commands: &str) {
     let mut connection = redis.connection();
     for command in commands.split("; ") {
@@ -142,7 +139,7 @@ fn run(redis: &RedisServer, key: &str, commands: &str) {
     }
 }
 
-/// Sees that before long, and from then on, `key` is read as Redis has it.
+/// Asserts that reads of `key` become and stay equal to Redis.
 #[track_caller]
 fn assert_comes_true(redis: &RedisServer, proxy: &Proxy, key: &str, commands: &str) {
     eventually(&format!("{commands}: the read is true"), || {
@@ -151,7 +148,7 @@ fn assert_comes_true(redis: &RedisServer, proxy: &Proxy, key: &str, commands: &s
     assert_eq!(given(proxy, key), truth(redis, key), "{commands}");
 }
 
-/// Sees that all keys come to be read as Redis has them, and stay so.
+/// Asserts that reads of all keys become and stay equal to Redis.
 #[track_caller]
 fn await_truth(redis: &RedisServer, proxy: &Proxy, keys: &[String]) {
     let mut connection = redis.connection();

@@ -1,4 +1,7 @@
-//! "A restarted proxy knows what was hot": the names of the keys that are read most are kept, and their values fetched again.
+//! Warm start.
+//!
+//! Promise: a restarted proxy fetches the keys that were hot, within its capacity, its allowlist
+//! and a bounded rate.
 
 #![expect(
     clippy::expect_used,
@@ -45,7 +48,7 @@ fn restarted_proxy_has_hot_keys_in_memory() {
     let text = fs::read_to_string(&file).expect("the names");
     assert_eq!(text.lines().skip(1).collect::<Vec<_>>(), ["often", "odd%20%0A%25%C3%A4", "gone"]);
     assert_eq!(fs::metadata(&file).expect("a file").permissions().mode() & 0o777, 0o600);
-    // Values come from Redis as it is now.
+    // Values are those that Redis has now.
     set(&redis, "often", "after");
     redis.command(&["DEL", "gone"]);
     let after = warm(&redis, &file, "");
@@ -56,13 +59,13 @@ fn restarted_proxy_has_hot_keys_in_memory() {
         (answer.body.as_slice(), metric(&after, HIT).to_string()),
         (b"after".as_slice(), "1".to_owned())
     );
-    // And Redis tells of what changes then.
+    // Redis pushes an invalidation when they change.
     set(&redis, "often", "later");
     crate::support::eventually("the change is told of", || {
         (read(&after, "often").body == b"later").then_some(())
     });
     after.finish();
-    // Little was read since, so what was known before is not forgotten.
+    // With few reads since, the earlier names are kept.
     let text = fs::read_to_string(&file).expect("the names");
     assert_eq!(text.lines().skip(1).collect::<Vec<_>>(), ["often", "odd%20%0A%25%C3%A4", "gone"]);
 }
@@ -87,7 +90,7 @@ fn warm_up_fetches_only_allowed_keys_with_room() {
     let small = warm(&redis, &file, "cache.capacity = 10");
     await_fetched(&small);
     let (warmed, entries) = (metric(&small, WARMED), metric(&small, "cache_entries"));
-    // As many as are fetched at once may be more than there was room for.
+    // The number of concurrent fetches may exceed the room.
     assert!(entries <= 10.0 && (10.0..20.0).contains(&warmed), "{warmed} fetched, {entries} kept");
 }
 

@@ -1,11 +1,13 @@
-//! Those who read and write as clients of Redis, through the proxy, and have each of their reads judged.
+//! RESP clients that read and write through the proxy; each read is checked.
 //!
-//! Model: a client has one connection, and most of what it asks is what readers over HTTP ask, judged by the same oracle.
-//! Besides it writes keys of its own and reads them back on the same connection, where only what it has just written will do.
-//! A connection that Redis is lost to may end, and what a connection has seen binds it and no other.
+//! Model: a client has one connection. Most of its reads are those of the HTTP readers and are
+//! judged by the same oracle. It also writes keys of its own and reads them back on the same
+//! connection, where only the last write is valid. A connection may end when Redis is lost. The
+//! versions that a connection saw bind that connection only.
 //!
-//! The rule: an error, or a connection that ends, is due to a fault. A value that stands in is not marked as such in this
-//! protocol, so one that is too old counts as one where it may be, and must have been written all the same.
+//! The rule: an error or a closed connection needs a fault. RESP does not mark stale values, so a
+//! value that is too old counts as stale where that is allowed; it must have been written in any
+//! case.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +24,7 @@ use crate::support::resp_client::{RespClient, command, show};
 
 pub(super) const CLIENTS: usize = 3;
 const GAP: Duration = Duration::from_millis(3);
-/// Of its own.
+/// The keys that each client has for itself.
 const OWN_KEYS: usize = 5;
 const OUTCOME: &str = "by a Redis client";
 
@@ -60,18 +62,18 @@ struct Client<'a> {
     random: StdRng,
     address: SocketAddr,
     wire: RespClient,
-    /// When the connection was last known to be well.
+    /// The last moment in which the connection worked.
     heard: Moment,
     /// The latest version of each key that this connection saw.
     seen: Vec<u64>,
-    /// How many connections it had before.
+    /// The number of earlier connections.
     connections: u64,
-    /// How many values of its own it wrote.
+    /// The number of values written to own keys.
     written: u64,
     tally: Tally,
 }
 
-/// What a client was told.
+/// The reply that a client received.
 enum Told {
     Values(Vec<Answer>),
     Refusal(String),
@@ -124,11 +126,12 @@ impl Client<'_> {
         }
     }
 
-    /// Nobody else writes the key, and nobody empties the database meanwhile, so there is but one right answer.
+    /// Writes an own key and reads it back. No other client writes it, and no flush happens
+    /// meanwhile, so exactly one reply is right.
     fn write_and_read(&mut self) {
         let _with_others = self.simulation.all.read().unwrap();
         self.written += 1;
-        // What the connection before this one sent may still be done.
+        // The commands of the previous connection may still run.
         let (thread, connection) = (self.thread.replace(' ', "-"), self.connections);
         let key = format!("own/{thread}/{connection}/{}", self.random.random_range(0..OWN_KEYS));
         let value = format!("{key}#{}", self.written);
@@ -174,7 +177,7 @@ impl Client<'_> {
         }
     }
 
-    /// Whether a write was done.
+    /// Returns whether a write was done.
     fn told_of_write(&mut self) -> Result<(), String> {
         match self.wire.try_answer() {
             Ok(answer) if answer == b"+OK\r\n" => Ok(()),
@@ -206,7 +209,7 @@ impl Client<'_> {
                 self.thread
             ));
         }
-        // After one of several answers was an error, there is no telling what the others belong to.
+        // After an error among several replies, the rest cannot be matched to their commands.
         self.connect();
     }
 
@@ -232,7 +235,7 @@ impl Client<'_> {
     }
 }
 
-/// The values in an answer to `GET` or `MGET`.
+/// Returns the values in a reply to `GET` or `MGET`.
 fn values(answer: &[u8]) -> Vec<Answer> {
     let (line, rest) = split_line(answer);
     if line.first() != Some(&b'*') {
@@ -247,7 +250,7 @@ fn values(answer: &[u8]) -> Vec<Answer> {
     values
 }
 
-/// The value at the front, and how long it is on the wire.
+/// Returns the value at the front and its length on the wire.
 fn value(bytes: &[u8]) -> (Answer, usize) {
     let (line, rest) = split_line(bytes);
     let length: i64 = String::from_utf8_lossy(&line[1..]).parse().expect("the length of a value");

@@ -1,11 +1,12 @@
-//! What was being done to the proxy and when, and so how old a value may be.
+//! The faults in force at each time, and so the allowed age of a value.
 //!
-//! Model: periods of time with a name. In peace, that is with no fault on the link from the moment a value was superseded
-//! until it was read, news of a write travels at once; otherwise the proxy may trust its memory until Redis has been
-//! silent for `cache.coherence_timeout`. A period lasts until the proxy has been seen ready after the fault was healed.
+//! Model: named periods of time. While no fault affects the link between the write that superseded
+//! a value and the read, invalidations travel at once. Otherwise the proxy may trust its memory
+//! until Redis has been silent for `cache.coherence_timeout`. A period ends when the proxy is ready
+//! after the repair.
 //!
-//! The rule: a time in which this machine ran nobody is no peace. The metronome finds these, so that a bound
-//! for the proxy is not a bound for the machine.
+//! The rule: a time in which this machine ran no thread counts as a fault. The metronome detects
+//! these times, so that a bound for the proxy is not a bound for the machine.
 
 use std::sync::Mutex;
 use std::thread;
@@ -13,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use super::history::Moment;
 
-/// `cache.coherence_timeout`, and as much again for threads that wait for their turn.
+/// `cache.coherence_timeout`, and as much again for threads that wait for the processor.
 pub(super) const BOUND_IN_TROUBLE: Duration = Duration::from_secs(1);
 pub(super) const BOUND_IN_PEACE: Duration = Duration::from_millis(250);
 
 const TICK: Duration = Duration::from_millis(5);
-/// So much later than planned is a machine that had no time.
+/// The delay beyond plan that counts as a standstill of the machine.
 const LATE: Duration = Duration::from_millis(50);
 const STANDSTILL: &str = "the machine stood still";
 
@@ -49,7 +50,7 @@ impl Periods {
         self.0.lock().unwrap().push(Period { name, from, until: None });
     }
 
-    /// Ends all that have begun.
+    /// Ends all open periods.
     pub(super) fn end(&self, until: Moment) {
         self.0.lock().unwrap().iter_mut().filter(|period| period.until.is_none()).for_each(
             |period| {
@@ -58,7 +59,7 @@ impl Periods {
         );
     }
 
-    /// What there was between two moments, the latest first.
+    /// Returns the periods between two moments, the latest first.
     pub(super) fn between(&self, from: Moment, to: Moment) -> Vec<&'static str> {
         let periods = self.0.lock().unwrap();
         let overlap =
@@ -73,13 +74,14 @@ impl Periods {
 
 #[derive(Default)]
 pub(super) struct Conditions {
-    /// What keeps news from travelling.
+    /// Faults that delay invalidations.
     pub(super) trouble: Periods,
-    /// What must not.
+    /// Changes that must not delay invalidations.
     pub(super) changes: Periods,
-    /// From when another Redis may have been made the primary until it was written to, and the news could be here.
+    /// Each from the moment in which another Redis may have become primary until it was written to
+    /// and the proxy could know.
     pub(super) failovers: Periods,
-    /// When `cache.stale_grace` was more than zero.
+    /// The periods with a `cache.stale_grace` above zero.
     pub(super) grace: Periods,
 }
 
@@ -88,13 +90,13 @@ impl Conditions {
         self.trouble.between(from, to).is_empty()
     }
 
-    /// How old a value may be that was superseded at `from` and is read at `to`.
+    /// Returns the allowed age of a value that was superseded at `from` and is read at `to`.
     pub(super) fn bound(&self, from: Moment, to: Moment) -> Duration {
         if self.is_peace(from, to) { BOUND_IN_PEACE } else { BOUND_IN_TROUBLE }
     }
 
-    /// How old what is current may be for a read between these moments: nothing at all, but in a failover, of which the
-    /// proxy learns when it is told.
+    /// Returns the allowed age of a `no-cache` reply between these moments: zero, except in a
+    /// failover, of which the proxy has to learn first.
     pub(super) fn bound_of_current(&self, began: Moment, ended: Moment) -> Duration {
         if self.failovers.between(began, ended).is_empty() {
             Duration::ZERO
@@ -103,7 +105,8 @@ impl Conditions {
         }
     }
 
-    /// Whether a read between these moments may get what is past its time: where that is allowed, and Redis gone.
+    /// Whether a read between these moments may return a stale value: with a grace, and during a
+    /// fault.
     pub(super) fn may_be_stale(&self, began: Moment, ended: Moment) -> bool {
         !self.grace.between(began, ended).is_empty() && !self.is_peace(began, ended)
     }
@@ -115,7 +118,7 @@ impl Conditions {
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     }
 
-    /// Notes when this machine was late, for as long as `goes_on`.
+    /// Records delays of this machine for as long as `goes_on`.
     pub(super) fn metronome(&self, clock: &Clock, goes_on: impl Fn() -> bool) {
         while goes_on() {
             let before = clock.now();
@@ -136,7 +139,8 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// A fault from 100 to 200 ms, and one that goes on since 500 ms; the grace is from 150 to 600 ms.
+    /// A fault from 100 to 200 ms, and one that goes on since 500 ms; the grace is from 150 to 600
+    /// ms.
     fn conditions() -> Conditions {
         let conditions = Conditions::default();
         conditions.trouble.begin("a fault", ms(100));

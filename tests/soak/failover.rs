@@ -1,11 +1,12 @@
-//! The soak over failovers: sentinels make the replica the primary, again and again, and the proxy follows.
+//! The soak over failovers: sentinels promote the replica again and again, and the proxy follows.
 //!
-//! Model: a primary, its replica and a sentinel, with the writers and readers of the other soak. While nobody writes and
-//! the replica has everything, the sentinel is told to make it the primary; then the writers go on there. Every other
-//! primary of before goes on as one, with all its data, its links, and nobody to tell it of changes, so whoever still
-//! reads there gives what is too old. Afterwards it is made a replica, and the next failover leads back to it.
+//! Model: a primary, its replica and a sentinel, with the writers and readers of the plain soak.
+//! While no writer is active and the replica has every write, the sentinel promotes the replica.
+//! Then the writers go on there. Every second old primary stays a primary with its data and its
+//! connections, and pushes no invalidations, so a client that still reads there gets outdated
+//! values. Later it becomes a replica, and the next failover leads back to it.
 //!
-//! The rule: no write is lost by the failover itself, so whatever is too old is the proxy's doing.
+//! The rule: the failover itself loses no write, so each outdated value is a fault of the proxy.
 
 use std::collections::BTreeMap;
 use std::slice::from_ref;
@@ -26,13 +27,15 @@ use crate::support::serving::{await_ready, readyz};
 use crate::support::{Proxy, RedisServer, within};
 
 const FAILOVER: &str = "failover";
+/// Longer than a busy machine stands still; otherwise the sentinel would fail over on its own.
+const DOWN_AFTER: &str = "sentinel down-after-milliseconds main 2500";
 const STUBBORN: &str = "failover with a stubborn primary";
-/// For so long a primary of before goes on as one: longer than any value may be too old.
+/// The time for which an old primary stays one: longer than the allowed age of any value.
 const STUBBORN_TIME: Duration = Duration::from_millis(1800);
 pub(super) const READY: Duration = Duration::from_secs(3);
-/// What was held up is through by then.
+/// The time in which delayed requests are done.
 pub(super) const SETTLED: Duration = Duration::from_millis(250);
-/// The sentinel takes its time to tell a primary of before whose replica it is.
+/// The time in which a sentinel tells an old primary its new primary.
 const COPIED: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(3);
 
@@ -45,9 +48,11 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn run(&self) -> Report {
-        let watched = Watched::by(1);
-        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
-        let waits = "redis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\ndaemon.worker_threads = 2\n";
+        let watched = Watched::with("", 1, &[DOWN_AFTER], &[]);
+        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+            resp.listen = \"127.0.0.1:0\"\n";
+        let waits = "redis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n\
+            daemon.worker_threads = 2\n";
         let proxy =
             Proxy::start(&format!("{listen}{waits}{}{}", watched.settings(), self.coherence));
         self.expected_log.iter().for_each(|part| proxy.expect_log(part));
@@ -85,12 +90,12 @@ struct Failovers<'a> {
     simulation: &'a Simulation,
     watched: &'a Watched,
     proxy: &'a Proxy,
-    /// Which of the two is the primary.
+    /// The index of the primary.
     primary: usize,
 }
 
 impl Failovers<'_> {
-    /// Fails over for so long; returns how long it took after each until all was well, by kind.
+    /// Fails over for this long. Returns the time of each recovery, by kind.
     fn go_on(&mut self, duration: Duration) -> BTreeMap<&'static str, Vec<Recovery>> {
         let mut random = self.simulation.random("failovers");
         let mut recoveries: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -144,24 +149,24 @@ impl Failovers<'_> {
         conditions.trouble.end(clock.now());
         let copied =
             within(COPIED, || information(old).contains("master_link_status:up").then_some(()));
-        assert!(copied.is_some(), "the primary of before has no copy");
+        assert!(copied.is_some(), "the old primary has no copy");
         Recovery { http, resp }
     }
 
-    /// Returns once the replica has all that was written.
+    /// Waits until the replica has every write.
     fn await_copied(primary: &RedisServer) {
         let copied: u64 = in_the_end(primary, &["WAIT", "1", "5000"]);
         assert_eq!(copied, 1, "the replica has not got everything");
     }
 }
 
-/// What was noted, as a figure of the report.
+/// Returns the longest gap as a figure of the report.
 pub(super) fn gap(longest: &AtomicU64) -> (&'static str, f64) {
     let longest = Duration::from_nanos(longest.load(Relaxed));
     ("longest time without reads, ms", (longest.as_secs_f64() * 1000.0).round())
 }
 
-/// Asks for a key that is never cached, and notes for how long at most that went unanswered.
+/// Reads a key that is never cached, and records the longest time without a reply.
 pub(super) fn look_for_gaps(simulation: &Simulation, proxy: &Proxy, longest: &AtomicU64) {
     let mut client = Client::connect(proxy.http());
     let mut answered = Instant::now();

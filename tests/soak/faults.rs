@@ -1,10 +1,10 @@
-//! Those who break things.
+//! The adversary that causes faults.
 //!
-//! Model: a deck of all faults is shuffled by the seed and dealt out, and then again. Each fault is done, lasts for a
-//! while, is healed, and is over when the proxy has been seen ready; then there is peace for a while. Every other
-//! fault comes while `cache.stale_grace` lets values stand in, which is changed by a reload.
+//! Model: the seed shuffles a deck of all faults, which is dealt out, and then again. Each fault
+//! begins, lasts a while, is repaired, and ends when the proxy is ready. Then there is a pause.
+//! Every second fault comes while a reload has set a `cache.stale_grace`.
 //!
-//! The rule: the conditions knows of a fault before the fault is done, and of its end only after it.
+//! The rule: the conditions record a fault before it begins, and its end only after it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,19 +25,19 @@ use crate::support::resp_client::RespClient;
 use crate::support::serving::{readyz, request};
 use crate::support::{Proxy, RedisServer, Relay, Reload, within};
 
-/// Within so long after a fault the proxy must be ready.
+/// The longest time after a fault until the proxy is ready.
 const READY: Duration = Duration::from_secs(3);
-/// What was held up on the line is through by then.
+/// The time in which delayed data has passed the relay.
 const SETTLED: Duration = Duration::from_millis(250);
-/// So many times a key may change while it is compared.
+/// The number of times that a key may change while it is compared.
 const LOOKS: usize = 50;
 const CAPACITIES: [u32; 4] = [30, 120, 250, 1000];
-/// All of them hold every key, and the ballast.
+/// Capacities that hold every key and the ballast.
 const LARGE_CAPACITIES: [u32; 3] = [4000, 5000, 8000];
 const FILLERS: usize = 30;
-/// For each of the fillers.
+/// The number of keys for each filler.
 const BALLAST: usize = 100;
-/// How many keys Redis remembers that somebody has read.
+/// The number of keys that Redis tracks.
 const TRACKING_TABLE: &str = "1000000";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,7 +95,8 @@ impl Fault {
         }
     }
 
-    /// Whether it keeps news of writes from travelling; in the others a value may be no older than in peace.
+    /// Whether the fault delays invalidations; otherwise a value may be no older than without a
+    /// fault.
     fn is_on_the_link(self) -> bool {
         ![Self::Resize, Self::TinyTrackingTable].contains(&self)
     }
@@ -104,10 +105,10 @@ impl Fault {
 pub(super) struct Adversary<'a> {
     pub(super) simulation: &'a Simulation,
     pub(super) redis: &'a mut RedisServer,
-    /// The line of each proxy.
+    /// The relay of each proxy.
     pub(super) relays: &'a [Relay],
     pub(super) proxies: &'a [Proxy],
-    /// The configuration of the proxy of this number, for a capacity and a grace.
+    /// Returns the configuration of the proxy with this index, for a capacity and a grace.
     pub(super) config: &'a dyn Fn(usize, u32, &str) -> String,
     pub(super) random: StdRng,
     pub(super) capacity: u32,
@@ -118,7 +119,7 @@ pub(super) const NO_GRACE: &str = "0s";
 const SOME_GRACE: &str = "3s";
 
 impl<'a> Adversary<'a> {
-    /// Deals out faults for so long; returns how long it took after each until all was well.
+    /// Causes faults for this long. Returns the time of each recovery.
     pub(super) fn strike(
         &mut self,
         faults: &[Fault],
@@ -141,7 +142,7 @@ impl<'a> Adversary<'a> {
         recoveries
     }
 
-    /// Looks at each key when all is over.
+    /// Compares each key when all faults are over.
     pub(super) fn settle(&self) {
         compare_all(self.simulation, self.redis, self.proxies);
     }
@@ -158,7 +159,8 @@ impl<'a> Adversary<'a> {
                 let (_, reason) = readyz(proxy);
                 let name = fault.name();
                 let text = format!(
-                    "proxy {number} is not ready {READY:?} after a fault was healed ({name}): {reason}"
+                    "proxy {number} is not ready {READY:?} after a fault was healed ({name}): \
+                        {reason}"
                 );
                 self.simulation.violation(text);
             }
@@ -221,7 +223,7 @@ impl<'a> Adversary<'a> {
         struck.into_iter().for_each(Relay::resume);
     }
 
-    /// The lines that a fault is for: of several all, or one.
+    /// Returns the relays that a fault affects: all, or one of several.
     fn struck(&mut self) -> Vec<&'a Relay> {
         let one = self.random.random_range(0..=self.relays.len());
         self.relays.get(one).map_or_else(|| self.relays.iter().collect(), |relay| vec![relay])
@@ -235,7 +237,7 @@ impl<'a> Adversary<'a> {
             .expect("redis-server lists its clients");
         let links = clients.lines().filter(|line| line.contains(" name=redis-proxy "));
         for id in links.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()) {
-            // It may have gone by itself.
+            // The connection may be gone already.
             _ = cmd("CLIENT").arg("KILL").arg("ID").arg(id).exec(&mut connection);
         }
     }
@@ -246,7 +248,7 @@ impl<'a> Adversary<'a> {
         self.redis.resume();
     }
 
-    /// Redis takes commands and runs none, or only those that write nothing, until the time is over.
+    /// Redis accepts commands but runs none, or no writes, until the time is over.
     fn pause_redis(&mut self) {
         let millis = self.random.random_range(100..900_u64);
         let whom = ["ALL", "WRITE"][self.random.random_range(0..2)];
@@ -254,7 +256,8 @@ impl<'a> Adversary<'a> {
         thread::sleep(Duration::from_millis(millis));
     }
 
-    /// Moving a small cache takes no time, so it is filled and moved again and again, for writes to come in between.
+    /// Resizes often, because resizing a small cache takes no time: otherwise no write would come
+    /// in between.
     fn resize(&mut self) {
         self.resize_to(&LARGE_CAPACITIES);
         self.fill();
@@ -271,7 +274,7 @@ impl<'a> Adversary<'a> {
         self.reload();
     }
 
-    /// Has the proxies remember of many keys that they do not exist.
+    /// Makes the proxies cache the absence of many keys.
     fn fill(&self) {
         let ask = |client: usize| {
             let mut connection = Client::connect(self.proxies[client % self.proxies.len()].http());
@@ -286,7 +289,8 @@ impl<'a> Adversary<'a> {
         }
     }
 
-    /// Every key is gone with the process. No writer is at work meanwhile, since none has anybody to talk to.
+    /// Restarts Redis without its data. No writer is active meanwhile, because none has a
+    /// connection.
     fn restart_empty(&mut self) {
         let simulation = self.simulation;
         self.redis.stop();
@@ -321,14 +325,15 @@ impl<'a> Adversary<'a> {
     }
 }
 
-/// Whether a new client of Redis gets an answer of Redis itself.
+/// Whether a new RESP client gets a reply of Redis.
 pub(super) fn answers_clients(proxy: &Proxy) -> bool {
     let mut wire = RespClient::connect(proxy.resp_address());
     wire.send("PING\r\n");
     wire.try_answer().is_ok_and(|answer| answer == b"+PONG\r\n")
 }
 
-/// Once the last write and the last fault are a bound ago, each key must be the same in Redis and through each proxy.
+/// Checks that each key is the same in Redis and through each proxy, one bound after the last write
+/// and the last fault.
 pub(super) fn compare_all(simulation: &Simulation, redis: &RedisServer, proxies: &[Proxy]) {
     thread::sleep(BOUND_IN_TROUBLE);
     for proxy in proxies {
@@ -353,13 +358,14 @@ fn compare(simulation: &Simulation, redis: &RedisServer, proxy: &Proxy) {
             Some(Some(difference)) => {
                 simulation.violation(format!("{name}, when all was quiet: {difference}"))
             }
-            None => simulation
-                .violation(format!("{name} changes while nobody writes: the harness is wrong")),
+            None => simulation.violation(format!(
+                "{name} changes while no writer is active: the harness is wrong"
+            )),
         }
     }
 }
 
-/// What is wrong with an answer, if anything is.
+/// Returns the difference between a reply and its expectation, if there is one.
 fn differs(expected: Option<&[u8]>, answer: &Response) -> Option<String> {
     let found = (answer.status == 200).then_some(answer.body.as_slice());
     let text =

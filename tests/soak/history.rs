@@ -1,12 +1,13 @@
-//! What each key has been: the truth that the oracle holds reads against.
+//! The history of each key: the truth for the oracle.
 //!
-//! Model: the life of a key is a sequence of states, each a value or an absence, with versions that only rise. A
-//! state begins somewhere between two moments: not before `earliest`, when its write was sent, and no later than
-//! `surely`, when Redis had acknowledged it. A write that was never acknowledged has no `surely`: it may have happened
-//! or not, and so it supersedes nothing. An expiry is an absence that begins in a window computed from its write.
+//! Model: the life of a key is a sequence of states, each a value or an absence, with rising
+//! versions. A state begins between two moments: not before `earliest`, when its write was sent,
+//! and no later than `surely`, when Redis had acknowledged it. A write without acknowledgement has
+//! no `surely`: it may have happened or not, so it supersedes nothing. An expiry is an absence that
+//! begins in a window computed from its write.
 //!
-//! The rule: a state is here before Redis can know of it, and every doubt is to the proxy's favour. Whoever changes
-//! a key's history owns the key, so the order of states is the order in which Redis was told.
+//! The rule: a state is recorded before Redis can know of it, and every doubt favours the proxy.
+//! One thread owns each history, so the order of states is the order in which Redis received them.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -15,21 +16,21 @@ use std::time::Duration;
 /// The time since the soak began.
 pub(super) type Moment = Duration;
 
-/// States that were superseded so long ago are forgotten: no read takes as long, and no grace is as long.
+/// The age at which superseded states are forgotten; no read and no grace is as long.
 pub(super) const MEMORY: Duration = Duration::from_secs(30);
 /// Redis counts in whole milliseconds and reads the time before it runs a command.
 const EXPIRY_EARLY: Duration = Duration::from_millis(2);
 const EXPIRY_LATE: Duration = Duration::from_millis(5);
-/// Tidied no more often than when this many states are kept.
+/// The number of states that starts a cleanup.
 const TIDY: usize = 64;
-/// How many digits a version has in a value, so that it can be overwritten in place.
+/// The number of digits of a version in a value, fixed so that it can be overwritten in place.
 const DIGITS: usize = 10;
 const STATES_TOLD: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Content {
     Absent,
-    /// A text with this version in it, and as much after that as belongs to the version `filler`.
+    /// A text with this version, and the letters that belong to the version `filler`.
     Text {
         filler: u64,
     },
@@ -58,46 +59,46 @@ impl State {
     }
 }
 
-/// What a command does to one key.
+/// The effect of a command on one key.
 #[derive(Clone, Copy)]
 pub(super) enum Effect {
     Value,
     Expiring(Duration),
-    /// Another version in the text that is there.
+    /// Another version in the existing text.
     Patch,
     Absence,
-    /// Another life, or an unlimited one, for the value that is there.
+    /// Another TTL, or none, for the existing value.
     Retime(Option<Duration>),
 }
 
-/// A change that is in the history, and that Redis has not acknowledged.
+/// A change that is in the history and not yet acknowledged.
 #[derive(Default)]
 pub(super) struct Begun {
     pub(super) key: String,
-    /// What the key is to hold.
+    /// The value that the key is to hold.
     pub(super) text: String,
     pub(super) life: Option<Duration>,
     pub(super) version: u64,
-    /// The state it made, if it made one.
+    /// The state that it made, if any.
     made: Option<u64>,
-    /// The expiry it set.
+    /// The expiry that it set.
     expiry: Option<u64>,
-    /// The expiry it puts an end to, unless that came first.
+    /// The expiry that it cancels, unless the expiry came first.
     replaced: Option<u64>,
 }
 
-/// What a command found where its effect depends on it.
+/// The state that a command found, where its effect depends on it.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Found {
     Value,
     Nothing,
 }
 
-/// What can be said of a key before the next command.
+/// The knowledge about a key before the next command.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Known {
     Value,
-    /// A value that ends by itself, or has just done so.
+    /// A value that expires, or has just expired.
     Expiring,
     Absent,
     /// The latest change may have happened or not.
@@ -115,7 +116,7 @@ pub(super) struct KeyHistory {
 }
 
 impl KeyHistory {
-    /// A key that has never been there.
+    /// Returns the history of a key that never existed.
     pub(super) fn new(key: String) -> Self {
         let mut history = Self {
             key,
@@ -144,7 +145,7 @@ impl KeyHistory {
         }
     }
 
-    /// Notes a change just before it is sent.
+    /// Records a change just before it is sent.
     pub(super) fn begin(&mut self, by: &'static str, effect: Effect, sent: Moment) -> Begun {
         self.tidy(sent);
         let replaced = self.doubt_expiry(sent);
@@ -176,7 +177,7 @@ impl KeyHistory {
         begun
     }
 
-    /// Notes that Redis has acknowledged a change.
+    /// Records the acknowledgement of a change.
     pub(super) fn done(&mut self, begun: &Begun, found: Found, acknowledged: Moment) {
         self.uncertain = false;
         let end = begun.life.map(|life| acknowledged + life + EXPIRY_LATE);
@@ -192,7 +193,8 @@ impl KeyHistory {
         self.assert_found(begun, found);
     }
 
-    /// What a command found must be what the history says it could find, or else the history is worth nothing.
+    /// Asserts that the history allows the state that a command found; otherwise the history is
+    /// worthless.
     fn assert_found(&self, begun: &Begun, found: Found) {
         let mut earlier =
             self.states.iter().rev().filter(|state| Some(state.version) != begun.expiry);
@@ -206,12 +208,12 @@ impl KeyHistory {
         );
     }
 
-    /// Notes that nobody will ever know whether a change happened.
+    /// Records that the fate of a change stays unknown.
     pub(super) fn lost(&mut self) {
         self.uncertain = true;
     }
 
-    /// When the state at `index` had surely been followed by another.
+    /// Returns the moment from which the state at `index` had surely been superseded.
     pub(super) fn superseded(&self, index: usize) -> Option<Moment> {
         self.states.range(index + 1..).filter_map(|state| state.surely).min()
     }
@@ -220,7 +222,7 @@ impl KeyHistory {
         self.states.binary_search_by_key(&version, |state| state.version).ok()
     }
 
-    /// The version that a value claims to have, if it is exactly what was once written here.
+    /// Returns the version that a value names, if it equals the value that was written here.
     pub(super) fn version_of(&self, value: &[u8]) -> Option<u64> {
         let claimed = std::str::from_utf8(value).ok()?.split('#').nth(1)?.parse().ok()?;
         if claimed < self.oldest {
@@ -234,7 +236,8 @@ impl KeyHistory {
         }
     }
 
-    /// The states from just before a version until a moment, one a line; the middle of many is left out.
+    /// Lists the states from just before a version until a moment, one a line, without the middle
+    /// of many.
     pub(super) fn tell(&self, around: u64, until: Moment) -> String {
         let first = self.states.partition_point(|state| state.version < around).saturating_sub(1);
         let begun = self.states.range(first..).filter(|state| state.earliest <= until);
@@ -258,7 +261,7 @@ impl KeyHistory {
         version
     }
 
-    /// Makes an expiry that may not have come yet one that may never come, since a change is about to be sent.
+    /// Turns a pending expiry into one that may never come, because a change is about to be sent.
     fn doubt_expiry(&mut self, sent: Moment) -> Option<u64> {
         let last = self.states.back_mut().filter(|state| state.by == "expiry")?;
         if last.surely.is_some_and(|surely| surely <= sent) {
@@ -280,7 +283,7 @@ impl KeyHistory {
         }
     }
 
-    /// Forgets what no read can return any more.
+    /// Forgets states that no read can return.
     fn tidy(&mut self, now: Moment) {
         if self.states.len() < self.tidy_at {
             return;
@@ -294,7 +297,7 @@ impl KeyHistory {
     }
 }
 
-/// A value: its key, its version, and letters whose number and kind tell a torn or mixed-up value from a whole one.
+/// Returns a value: its key, its version, and letters, which reveal a torn or mixed value.
 fn text(key: &str, version: u64, filler: u64) -> String {
     let length = if filler.is_multiple_of(97) { 20_000 } else { filler % 200 };
     let letter = char::from(b'a' + u8::try_from(filler % 26).unwrap_or_default());
@@ -304,7 +307,7 @@ fn text(key: &str, version: u64, filler: u64) -> String {
     text
 }
 
-/// A version as it stands in a value, behind the key and one more character.
+/// Returns the digits of a version in a value, behind the key and one more character.
 pub(super) fn digits(version: u64) -> String {
     format!("{version:0DIGITS$}")
 }

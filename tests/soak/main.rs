@@ -47,7 +47,7 @@ use run::Plan;
 use support::env::{number, seed};
 use support::fault_stage::DOWN;
 
-/// Seconds of a soak unless `SOAK_SECONDS` is set; enough for two or three failovers.
+/// The seconds of a soak unless `SOAK_SECONDS` is set; enough for two or three failovers.
 const SECONDS: u64 = 10;
 /// Seconds of a control run. Without faults, memory without invalidations is detected in this time.
 const CONTROL_SECONDS: u64 = 8;

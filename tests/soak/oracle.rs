@@ -1,11 +1,12 @@
-//! Whether a read may have been answered as it was.
+//! Judges whether a reply was allowed.
 //!
-//! Model: a read with its begin and end, what it returned, and the history of its key. Each state that the answer
-//! can stand for is a candidate; a value names its state, while for an absence there may be many, and it is enough
-//! that one of them is in order. A candidate must have begun before the read ended; it must not have been superseded
-//! more than a bound before the read began; and it must not be older than what the same client saw before.
+//! Model: a read with its begin and end, its reply, and the history of its key. Each state that the
+//! reply can stand for is a candidate. A value names its state; an absence may have many
+//! candidates, of which one has to be valid. A candidate must have begun before the read ended. It
+//! must not have been superseded more than a bound before the read began. It must not be older than
+//! the versions that the same client saw before.
 //!
-//! The rule: what is called a breach is one, whatever order the network and the threads chose.
+//! The rule: a breach is a breach, whatever order the network and the threads chose.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,33 +22,33 @@ pub(super) struct Read {
     pub(super) began: Moment,
     pub(super) ended: Moment,
     pub(super) answer: Answer,
-    /// As the proxy calls it.
+    /// The outcome in the terms of the proxy.
     pub(super) outcome: &'static str,
     pub(super) demand: Demand,
 }
 
-/// What was asked for.
+/// The freshness that the read demands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Demand {
     Usual,
-    /// Nothing older than the question.
+    /// Nothing older than the request.
     Current,
 }
 
-/// A read that is in order.
+/// A valid read.
 #[derive(Debug, PartialEq)]
 pub(super) struct Verdict {
-    /// No client can have seen less: the oldest version the answer may stand for.
+    /// The oldest version that the reply may stand for, which any client has seen at least.
     pub(super) version: u64,
-    /// How long before the read began the state had surely been superseded; and since when.
+    /// The time between the certain end of the state and the read, and that end.
     pub(super) lag: Option<(Duration, Moment)>,
 }
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Breach {
-    /// A value that this key never had, as a whole.
+    /// A value that this key never had as a whole.
     NeverWritten,
-    /// An absence where there was none, for as long as anybody remembers.
+    /// An absence where the key was never absent in the known history.
     NeverAbsent,
     /// The harness is wrong.
     FromTheFuture {
@@ -64,11 +65,11 @@ pub(super) enum Breach {
     },
 }
 
-/// The outcome of a value whose time is over, given because Redis does not answer: old by design.
+/// The outcome of an expired value that is served because Redis is unavailable: old by design.
 pub(super) const STALE: &str = "stale";
 
-/// Judges a read of a client that has `seen` this version before. `bound` tells how old a value may be that was
-/// superseded at the first moment and is read at the second.
+/// Judges a read of a client that has `seen` this version before. `bound` returns the allowed age
+/// of a value that was superseded at the first moment and is read at the second.
 pub(super) fn judge(
     history: &KeyHistory,
     read: &Read,
@@ -102,7 +103,8 @@ pub(super) fn judge(
     }
 }
 
-/// The states, the oldest first, that the answer may stand for and that had begun; there is one at least.
+/// Returns the states that the reply may stand for and that had begun, the oldest first; at least
+/// one.
 fn candidates(history: &KeyHistory, read: &Read) -> Result<Vec<usize>, Breach> {
     let begun = |index: &usize| history.states()[*index].earliest <= read.ended;
     match &read.answer {
@@ -124,7 +126,7 @@ fn candidates(history: &KeyHistory, read: &Read) -> Result<Vec<usize>, Breach> {
 }
 
 impl Breach {
-    /// The version the read is about, for the report.
+    /// Returns the version that the read is about, for the report.
     pub(super) fn version(&self) -> u64 {
         match self {
             Self::NeverWritten | Self::NeverAbsent => u64::MAX,
@@ -170,7 +172,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// A key that got its first value between 10 and 20 ms.
+    /// Returns a key that got its first value between 10 and 20 ms.
     fn written() -> (KeyHistory, Begun) {
         let mut history = KeyHistory::new("key".to_owned());
         let first = write(&mut history, Effect::Value, 10, 20);

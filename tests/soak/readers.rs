@@ -1,12 +1,14 @@
-//! Those who read, and have each of their reads judged.
+//! HTTP readers; each of their reads is judged.
 //!
-//! Model: a client of the proxy with one connection, which remembers for each key the version it saw last. Half of the
-//! clients wait for every answer; the others go away from one that is not here at once and ask for something else, so
-//! that they still read from memory while Redis keeps everybody else waiting. Every fourth read asks for what is
-//! current and is allowed no age at all. Beside them one thread reads straight from Redis and allows for nothing either:
-//! should it find a breach, then the history is wrong, and no verdict on the proxy is worth anything.
+//! Model: a client with one connection, which remembers the last version of each key. Half of the
+//! clients wait for every reply. The others abandon a reply that is not there at once and read
+//! another key, so they still read from memory while Redis delays the rest. Every fourth read is
+//! `no-cache` and allows no age at all. One thread reads straight from Redis and allows no age
+//! either: a breach there means that the history is wrong, and that no verdict on the proxy is
+//! worth anything.
 //!
-//! The rule: a breach is looked at again after a moment, when all that was noted late is noted, before it counts.
+//! The rule: a breach is judged again after a moment, when every late event is recorded, before it
+//! counts.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -25,10 +27,10 @@ use crate::support::serving::request;
 
 pub(super) const READERS: usize = 4;
 const GAP: Duration = Duration::from_millis(2);
-/// For how long half of the readers wait for an answer.
+/// The time that half of the readers wait for a reply.
 const IMPATIENCE: Duration = Duration::from_millis(20);
 const STRAIGHT_GAP: Duration = Duration::from_millis(10);
-/// By then every thread has noted what happened before.
+/// The time in which every thread has recorded earlier events.
 const SECOND_LOOK: Duration = Duration::from_millis(150);
 
 /// Reads until the soak ends.
@@ -69,8 +71,8 @@ pub(super) fn read(simulation: &Simulation, address: SocketAddr, number: usize) 
     reader.tally
 }
 
-/// Asks now one proxy, now another, for what is current, until the soak ends. What is no older than its question is so
-/// wherever it was asked, so what one proxy has told, no other may be behind.
+/// Sends `no-cache` reads to alternating proxies until the soak ends. Such a reply is no older than
+/// its request at any proxy, so no proxy may be behind an earlier reply of another.
 pub(super) fn wander(simulation: &Simulation, addresses: &[SocketAddr]) -> Tally {
     let mut random = simulation.random("wanderer");
     let mut reader = Reader {
@@ -149,7 +151,7 @@ impl Reader<'_> {
         }
     }
 
-    /// An answer that is none is due to a fault, and to nothing else.
+    /// Checks that a failed read has a fault as its cause.
     fn take_refusal(&mut self, key: usize, began: Moment, status: u16, response: &Response) {
         let ended = self.simulation.clock.now();
         self.tally.no_answers += 1;
@@ -162,7 +164,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A stale value needs a setting that allows it and a Redis that is gone.
+    /// Checks that a stale value has a grace and a lost Redis as its cause.
     fn check_stale(&self, key: usize, read: &Read) {
         let conditions = &self.simulation.conditions;
         let is_wrong =
@@ -197,7 +199,7 @@ pub(super) fn verdict(
     })
 }
 
-/// Reads from Redis itself until the soak's writers end.
+/// Reads from Redis itself until the writers end.
 pub(super) fn read_straight(simulation: &Simulation) {
     let mut random = simulation.random("straight reader");
     let mut door = DirectConnection::to(simulation, 0);
@@ -237,7 +239,7 @@ pub(super) fn check_straight(simulation: &Simulation, key: usize, began: Moment,
     }
 }
 
-/// A violation with all there is to know about it.
+/// Returns a violation with its full context.
 pub(super) fn tell(
     simulation: &Simulation,
     who: &str,
@@ -254,7 +256,8 @@ pub(super) fn tell(
         simulation.conditions.tell(read.began.saturating_sub(Duration::from_secs(2)), read.ended);
     let states = simulation.keys[key].lock().unwrap().tell(breach.version(), read.ended);
     format!(
-        "key/{key}: {breach}\n  {who} asked ({:?}) at {}, was answered {took} later ({}): {answer}\n  \
+        "key/{key}: {breach}\n  {who} asked ({:?}) at {}, was answered {took} later ({}): \
+            {answer}\n  \
          in force from 2 s before: {around}\n{states}",
         read.demand,
         millis(read.began),
@@ -262,7 +265,7 @@ pub(super) fn tell(
     )
 }
 
-/// What the proxy says it did.
+/// Returns the outcome that the proxy names.
 fn outcome(response: &Response) -> &'static str {
     let status = response.header("cache-status").unwrap_or_default();
     let words = [
@@ -271,7 +274,7 @@ fn outcome(response: &Response) -> &'static str {
         ("collapsed", "coalesced"),
         ("fwd=miss", "miss"),
     ];
-    // What was fetched just now may be stale at once, with a lifetime of zero.
+    // A value that was just fetched may be stale at once, with a TTL of zero.
     if status.contains("; hit") && status.contains("ttl=-") {
         return STALE;
     }

@@ -1,7 +1,8 @@
-//! What a soak tells in the end, and what it tells when it fails.
+//! The report of a soak, and of each violation.
 //!
-//! Model: each reader counts for itself; the sums are printed once. A violation is told with all that is needed to
-//! understand it without running anything again: the read, the life of its key around that time, and the fault in force.
+//! Model: each reader counts for itself; the sums are printed once. A violation is reported with
+//! everything needed to understand it without another run: the read, the history of its key around
+//! that time, and the fault in force.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,10 +16,10 @@ use super::simulation::Simulation;
 /// Ages are counted by the millisecond up to this one.
 const MOST_MILLIS: usize = 5000;
 
-/// One violation is often many; so many are told.
+/// The number of violations in the report; one cause often makes many.
 const MOST_TOLD: usize = 3;
 
-/// How old what was read was: the share of reads by age, exact to a millisecond, and the worst of all.
+/// The age of values when read: the share of reads by age, exact to a millisecond, and the maximum.
 pub(super) struct Lags {
     counts: Vec<u64>,
     pub(super) worst: Duration,
@@ -42,7 +43,7 @@ impl Lags {
         self.worst = self.worst.max(other.worst);
     }
 
-    /// The whole milliseconds that 999 of 1000 reads did not exceed.
+    /// Returns the whole milliseconds that 999 of 1000 reads did not exceed.
     fn p999(&self) -> usize {
         let beyond = self.counts.iter().sum::<u64>() / 1000;
         let mut seen = 0;
@@ -54,38 +55,38 @@ impl Lags {
     }
 }
 
-/// What one reader has seen.
+/// The counts of one reader.
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) reads: u64,
-    /// Of these, those that asked for what is current.
+    /// The `no-cache` reads among these.
     pub(super) current: u64,
     pub(super) outcomes: BTreeMap<&'static str, u64>,
     pub(super) no_answers: u64,
-    /// Reads whose client went away before the answer.
+    /// Reads that their client abandoned before the reply.
     pub(super) given_up: u64,
-    /// Reads and writes of Redis clients, and what became of them.
+    /// Reads and writes of RESP clients, and their outcomes.
     pub(super) client_reads: u64,
     pub(super) own_writes: u64,
     pub(super) client_refusals: u64,
     pub(super) client_ends: u64,
-    /// What was seen of each fault, by its name and the front end.
+    /// The effects of each fault, by its name and the front end.
     suffering: BTreeMap<(&'static str, &'static str), Suffering>,
     peace: Lags,
     trouble: Lags,
 }
 
-/// What clients see of a fault.
+/// The effects of a fault on clients.
 #[derive(Default)]
 struct Suffering {
     answered: u64,
     refused: u64,
-    /// The longest that anybody waited for an answer or a refusal.
+    /// The longest wait for a reply or an error.
     longest: Duration,
 }
 
 impl Tally {
-    /// Notes what a question got, if there was a fault meanwhile.
+    /// Records the reply to a request that met a fault.
     pub(super) fn suffered(
         &mut self,
         simulation: &Simulation,
@@ -134,7 +135,7 @@ impl Tally {
     }
 }
 
-/// How long after a fault was healed the front ends answered.
+/// The time from the repair of a fault until each front end answered.
 pub(super) struct Recovery {
     pub(super) http: Duration,
     pub(super) resp: Duration,
@@ -150,7 +151,7 @@ pub(super) struct Report {
     pub(super) unacknowledged: u64,
     pub(super) foreign_writes: u64,
     pub(super) tally: Tally,
-    /// How long after each fault both front ends answered again, by its name.
+    /// The recoveries after each fault, by its name.
     pub(super) faults: BTreeMap<&'static str, Vec<Recovery>>,
     pub(super) resource_use: ResourceUse,
     /// Figures of the proxy, by name.
@@ -190,7 +191,8 @@ impl Report {
             (self.writes, self.unacknowledged, self.foreign_writes);
         _ = writeln!(
             text,
-            "  writes      {writes}, {unacknowledged} never acknowledged; {foreign} to another database"
+            "  writes      {writes}, {unacknowledged} never acknowledged; {foreign} to another \
+                database"
         );
         let Tally { client_reads, own_writes, client_refusals, client_ends, .. } = tally;
         _ = writeln!(
@@ -222,8 +224,8 @@ impl Report {
         text
     }
 
-    /// A table: of each fault how often it was, what part of what was asked meanwhile was refused and the longest that anybody
-    /// waited, over HTTP and as a Redis client, and how long after its end all was well.
+    /// Adds a table of the faults: the count, the share of failed requests and the longest wait,
+    /// over HTTP and RESP, and the recovery.
     fn tell_of_faults(&self, text: &mut String) {
         let head =
             ["times", "refused", "longest", "well again", "refused", "longest", "well again"];
@@ -255,7 +257,7 @@ impl Report {
         }
     }
 
-    /// The part that was refused, in percent, and the longest that anybody waited.
+    /// Returns the failed share in percent and the longest wait.
     fn suffered(&self, fault: &'static str, front_end: &'static str) -> (u64, Duration) {
         let Some(seen) = self.tally.suffering.get(&(fault, front_end)) else {
             return (0, Duration::ZERO);

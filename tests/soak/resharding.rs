@@ -1,11 +1,14 @@
-//! The soak over a cluster: the keys' slot moves from primary to primary, replicas take over, primaries are killed.
+//! The soak over a cluster: the slot of the keys moves between primaries, replicas take over,
+//! primaries are killed.
 //!
-//! Model: three primaries with a replica each, and the writers and readers of the other soak, whose keys are all in one slot;
-//! what clients of Redis write for themselves is all over the cluster. While nobody writes and the replica has everything, the
-//! slot is moved, key by key, with everybody reading on, or the replica takes the place of its primary, which is well or has
-//! just been killed. Then the writers go on where the slot is now.
+//! Model: three primaries with a replica each. The keys of the writers and readers are all in one
+//! slot; the own keys of RESP clients are spread over the cluster. While no writer is active and
+//! the replica has every write, one of three things happens: the slot moves, key by key, while
+//! clients read; the replica replaces its healthy primary; or it replaces a primary that was just
+//! killed. Then the writers go on at the new owner.
 //!
-//! The rule: no write is lost by this, so whatever is too old is the proxy's doing. A move is no fault: everybody is answered.
+//! The rule: this loses no write, so each outdated value is a fault of the proxy. A move is no
+//! fault: every read gets a reply.
 
 use std::collections::BTreeMap;
 use std::slice::from_ref;
@@ -45,8 +48,10 @@ impl Plan {
     pub(super) fn run(&self) -> Report {
         let mut cluster =
             RedisCluster::start(SHARDS, SHARDS, &["--cluster-require-full-coverage", "no"]);
-        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
-        let waits = "redis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\ndaemon.worker_threads = 2\n";
+        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+            resp.listen = \"127.0.0.1:0\"\n";
+        let waits = "redis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n\
+            daemon.worker_threads = 2\n";
         let proxy =
             Proxy::start(&format!("{listen}{waits}{}{}", cluster.settings(), self.coherence));
         self.expected_log.iter().for_each(|part| proxy.expect_log(part));
@@ -98,14 +103,14 @@ struct Changes<'a> {
     cluster: &'a mut RedisCluster,
     proxy: &'a Proxy,
     slot: u16,
-    /// Who serves the slot.
+    /// The index of the node that serves the slot.
     owner: usize,
-    /// Who is the primary of each shard.
+    /// The index of the primary of each shard.
     primaries: [usize; SHARDS],
 }
 
 impl Changes<'_> {
-    /// Goes on for so long; returns how long it took after each change until all was well, by kind.
+    /// Makes changes for this long. Returns the time of each recovery, by kind.
     fn go_on(&mut self, duration: Duration) -> BTreeMap<&'static str, Vec<Recovery>> {
         let mut random = self.simulation.random("changes");
         let mut recoveries: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -131,7 +136,7 @@ impl Changes<'_> {
             .expect("the owner is a primary")
     }
 
-    /// To the primary that is so many behind this one.
+    /// Moves the slot to the primary that is this many shards further.
     fn move_slot(&mut self, further: usize) -> Recovery {
         let from = self.owner;
         let to = self.primaries[(self.shard() + further) % SHARDS];
@@ -159,12 +164,12 @@ impl Changes<'_> {
         } else {
             self.cluster.fail_over_to(replica);
         }
-        // It serves the slot a moment after it says that it is a primary.
+        // A new primary serves the slot a moment after it reports its role.
         let is_served = || {
             matches!(try_ask(&self.cluster.nodes[replica], &["EXISTS", KEY]), Ok(Value::Int(_)))
                 .then_some(())
         };
-        assert!(within(COPIED, is_served).is_some(), "nobody serves the slot");
+        assert!(within(COPIED, is_served).is_some(), "no node serves the slot");
         (self.owner, self.primaries[shard]) = (replica, replica);
         self.simulation.move_to(self.cluster.nodes[replica].socket());
         drop(alone);
@@ -179,12 +184,12 @@ impl Changes<'_> {
                 try_ask(&self.cluster.nodes[before], &["INFO", "replication"]).ok()?;
             told.contains("master_link_status:up").then_some(())
         };
-        assert!(within(COPIED, copied).is_some(), "the primary of before has no copy");
+        assert!(within(COPIED, copied).is_some(), "the old primary has no copy");
         conditions.trouble.end(clock.now());
         recovery
     }
 
-    /// How long it takes until reads of the slot are answered again.
+    /// Returns the time until reads of the slot get replies again.
     fn recover(&self) -> Recovery {
         let over = Instant::now();
         let is_read = || [200, 404].contains(&read(self.proxy, KEY).status).then_some(());

@@ -1,8 +1,8 @@
-//! How much of the machine the proxies take, over the time of a soak.
+//! The memory, descriptors and tasks of the proxies over a soak.
 //!
-//! Model: a look at `/proc` every second. What a soak warms up with is left out; of the rest, the memory of the first and of
-//! the last part is compared by its medians, since one resize more or less in a part says nothing. Descriptors and tasks
-//! are compared after every client is gone.
+//! Model: one sample of `/proc` a second. The warm-up is left out. The medians of the memory in the
+//! first and the last part after it are compared, because a single resize in a part says nothing.
+//! Descriptors and tasks are compared after every client is gone.
 
 use std::fs;
 use std::thread;
@@ -14,22 +14,23 @@ use crate::support::memory::resident;
 use crate::support::{Proxy, eventually};
 
 const EVERY: Duration = Duration::from_secs(1);
-/// A shorter soak tells nothing of memory.
+/// The shortest soak that says anything about memory.
 const SHORTEST: Duration = Duration::from_secs(300);
-/// A soak has so many parts, as long as each other. The first warms it up; the second and the last are compared.
+/// The number of equal parts of a soak. The first warms it up; the second and the last are
+/// compared.
 const PARTS: u32 = 6;
-/// Memory may be so much more in the last part, in percent.
+/// The allowed growth of memory in the last part, in percent.
 const GROWTH: f64 = 5.0;
 
-/// What was seen.
+/// The samples of a soak.
 #[derive(Default)]
 pub(super) struct ResourceUse {
-    /// Bytes in memory, by the time of the look.
+    /// Bytes in memory, by the time of the sample.
     resident: Vec<(Moment, u64)>,
     held: (Held, Held),
 }
 
-/// What is taken for each client, and given back.
+/// Resources that each client takes and gives back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) descriptors: usize,
@@ -37,18 +38,19 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// What is taken now, that of who looks left out as far as it is known: he is a client of the operator's listener.
+    /// Returns the current resources, without those of the metrics request itself, which is a
+    /// client of the admin listener.
     pub(super) fn by(proxies: &[Proxy]) -> Self {
         Self { descriptors: descriptors(proxies), tasks: proxies.iter().map(tasks).sum() }
     }
 
-    /// Whether it is no more than that.
+    /// Whether no resource is above that of `before`.
     pub(super) fn is_within(self, before: Self) -> bool {
         self.descriptors <= before.descriptors && self.tasks <= before.tasks
     }
 }
 
-/// Looks until the soak ends.
+/// Takes samples until the soak ends.
 pub(super) fn watch(simulation: &Simulation, proxies: &[Proxy]) -> ResourceUse {
     let mut resource_use = ResourceUse::default();
     let mut next = Duration::ZERO;
@@ -64,12 +66,12 @@ pub(super) fn watch(simulation: &Simulation, proxies: &[Proxy]) -> ResourceUse {
 }
 
 impl ResourceUse {
-    /// What was taken before the first client came, and after the last had gone.
+    /// Records the resources before the first client and after the last.
     pub(super) fn held(&mut self, before: Held, after: Held) {
         self.held = (before, after);
     }
 
-    /// The median of a part, in bytes.
+    /// Returns the median of a part, in bytes.
     fn median_of(&self, number: u32) -> Option<u64> {
         let part = self.resident.last()?.0 / PARTS;
         let is_last = number + 1 == PARTS;
@@ -77,12 +79,12 @@ impl ResourceUse {
         median(self.resident.iter().filter(|(at, _)| is_in(*at)))
     }
 
-    /// The median of the part after the warming up and of the last, in bytes.
+    /// Returns the medians of the part after the warm-up and of the last part, in bytes.
     fn parts(&self) -> Option<(u64, u64)> {
         Some((self.median_of(1)?, self.median_of(PARTS - 1)?))
     }
 
-    /// What is wrong, if anything is.
+    /// Returns the description of a leak, if there is one.
     pub(super) fn complaint(&self) -> Option<String> {
         let (before, after) = self.held;
         if !after.is_within(before) {
@@ -106,7 +108,8 @@ impl ResourceUse {
             .map(|bytes| format!("{:.1}", mib(bytes)));
         let medians = medians.collect::<Vec<_>>().join(" ");
         format!(
-            "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB at most, by sixths {medians}; \
+            "memory {:.1} MiB after warming up, {:.1} MiB at the end ({growth:+.1} %), {:.1} MiB \
+                at most, by sixths {medians}; \
              descriptors {} before, {} after; tasks {} before, {} after",
             mib(first),
             mib(last),
@@ -133,10 +136,10 @@ fn median<'a>(looks: impl Iterator<Item = &'a (Moment, u64)>) -> Option<u64> {
     bytes.get(bytes.len() / 2).copied()
 }
 
-/// How many tasks there are but for the one that serves who asks. Of somebody else who is about to go, the task may be gone
-/// and the connection not, so nobody else may be there.
+/// Returns the number of tasks without the one that serves this request. Waits until no other admin
+/// client is connected, because its task may end before its connection.
 fn tasks(proxy: &Proxy) -> usize {
-    eventually("nobody else looks", || {
+    eventually("no other admin client", || {
         let told = proxy.metrics();
         let value = |series: &str| {
             told.value(&format!("redis_proxy_{series}")).map(|value| format!("{value:.0}"))
@@ -146,7 +149,7 @@ fn tasks(proxy: &Proxy) -> usize {
     })
 }
 
-/// How many descriptors the proxies have open.
+/// Returns the number of open descriptors of the proxies.
 pub(super) fn descriptors(proxies: &[Proxy]) -> usize {
     let of_one = |proxy: &Proxy| {
         fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("the proxy runs").count()

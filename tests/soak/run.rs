@@ -1,10 +1,12 @@
 //! One soak from its beginning to its report.
 //!
-//! Model: a Redis that keeps its data, one proxy or several, each behind a relay of its own, and threads that write, read and break things for
-//! some seconds. Then the writers end, everything is healed, and after one bound every key is read once more. When all
-//! clients are gone, the proxy must have given back what they took.
+//! Model: a Redis that keeps its data, one proxy or several, each behind its own relay, and threads
+//! that write, read and cause faults for some seconds. Then the writers end, every fault is
+//! repaired, and after one bound every key is read once more. When all clients are gone, the proxy
+//! must have released their resources.
 //!
-//! The rule: the soak may fail only for what the proxy did. What the machine or the harness did wrong is told apart.
+//! The rule: only a fault of the proxy may fail the soak. Faults of the machine or the harness are
+//! reported as such.
 
 use std::panic::resume_unwind;
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -23,15 +25,16 @@ use crate::support::serving::{await_ready, config, metric, relay_url};
 use crate::support::{Proxy, RedisServer, Relay, within};
 
 const CAPACITY: u32 = 1000;
-/// What a client took is given back within so long after it has gone.
+/// The longest time until the resources of a client are released.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
-/// What the file system has survives the process, so nothing need be flushed for a restart with data.
+/// Persistence without flushes: data in the page cache survives the process, which is enough for a
+/// restart.
 pub(super) const KEEP_DATA: [&str; 6] =
     ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-min-size", "16mb"];
-/// The allocator asks Linux for pages of 2 MiB, and a single one more or less is more than memory may grow by, though only a
-/// few bytes of it may be in use. Without them what is counted is what the proxy has.
+/// Turns off pages of 2 MiB, which the allocator requests from Linux. Otherwise a single such page,
+/// mostly unused, would exceed the allowed growth.
 const SMALL_PAGES: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
-/// What the proxy counts, by the name it has in the report.
+/// Counters of the proxy, by their name in the report.
 const FIGURES: [(&str, &str); 7] = [
     ("flights discarded", "flights_discarded_total"),
     ("reconnects", "tracking_reconnects_total"),
@@ -45,19 +48,21 @@ const FIGURES: [(&str, &str); 7] = [
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) duration: Duration,
-    /// Of each proxy, lines of the configuration: how long to keep what is read, and how to learn of writes.
+    /// The configuration lines of each proxy: the TTLs and the coherence mode.
     pub(super) proxies: &'static [&'static str],
     pub(super) faults: &'static [Fault],
-    /// What the log says in faults.
+    /// The log messages of faults.
     pub(super) expected_log: &'static [&'static str],
 }
 
 impl Plan {
-    /// Settings that make every wait short, and let nothing end by its age.
+    /// Returns settings with short waits, where nothing expires by age.
     fn config(coherence: &str, relay: &Relay, capacity: u32, grace: &str) -> String {
         let more = format!(
-            "daemon.worker_threads = 2\nresp.listen = \"127.0.0.1:0\"\ncache.capacity = {capacity}\n\
-             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{coherence}"
+            "daemon.worker_threads = 2\nresp.listen = \"127.0.0.1:0\"\n\
+                cache.capacity = {capacity}\n\
+             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\n\
+             redis.response_timeout = \"2s\"\n{coherence}"
         );
         config(&relay_url(relay), &more)
     }
@@ -172,7 +177,7 @@ pub(super) fn start_readers<'scope, 'simulation: 'scope>(
     readers
 }
 
-/// What is still taken once no more is than `before`, or when it is too late for that.
+/// Returns the remaining resources once they are no more than `before`, or at the deadline.
 fn given_back(proxies: &[Proxy], before: Held) -> Held {
     let clients =
         |proxy, front_end| metric(proxy, &format!("connections{{front_end=\"{front_end}\"}}"));
@@ -180,7 +185,7 @@ fn given_back(proxies: &[Proxy], before: Held) -> Held {
         || proxies.iter().all(|proxy| clients(proxy, "http") + clients(proxy, "resp") < 1.0);
     within(GIVEN_BACK, || (are_alone() && Held::by(proxies).is_within(before)).then_some(()));
     let after = Held::by(proxies);
-    // Who is still connected is too many, whatever else went meanwhile.
+    // A connection that is still open is a leak, whatever else was released meanwhile.
     if are_alone() {
         after
     } else {
@@ -200,7 +205,8 @@ pub(super) fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
     sum
 }
 
-/// As the server tells it; a fork has a version of its own beside that of the Redis it stands for.
+/// Returns the version in the words of the server; a fork has a version of its own beside that of
+/// Redis.
 pub(super) fn version(redis: &RedisServer) -> String {
     let told: String = cmd("INFO")
         .arg("server")
@@ -214,7 +220,7 @@ pub(super) fn version(redis: &RedisServer) -> String {
     find("valkey_version:").or_else(|| find("redis_version:")).unwrap_or_default()
 }
 
-/// Of all proxies together.
+/// Returns the sums over all proxies.
 pub(super) fn figures(proxies: &[Proxy]) -> Vec<(&'static str, f64)> {
     let metrics: Vec<_> = proxies.iter().map(Proxy::metrics).collect();
     let sum = |series: &str| {

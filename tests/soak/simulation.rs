@@ -1,10 +1,11 @@
-//! What the threads of a soak share.
+//! The state that the threads of a soak share.
 //!
-//! Model: one clock, the history of every key, the conditions, and what was found wrong. The keys are dealt out to the
-//! writers, and each changes only its own, while it holds `all` with the others; who changes every key holds it alone.
+//! Model: one clock, the history of every key, the conditions, and the violations. Each writer owns
+//! some keys and changes only these, while it holds `all` together with the other writers. A thread
+//! that changes every key holds it alone.
 //!
-//! The rule: every choice of every thread comes from the seed, each thread's from a generator of its own. What the
-//! threads do is then the same each time; only their order is the machine's.
+//! The rule: every choice of a thread comes from the seed, through a generator of its own. So the
+//! threads do the same in each run; only their order is the machine's.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,11 +25,11 @@ use super::resource_leaks::ResourceUse;
 use crate::support::redis_server;
 
 pub(super) const KEYS: usize = 300;
-/// A soak that has found so much wrong need not go on.
+/// The number of violations that ends a soak.
 const MOST_VIOLATIONS: usize = 20;
 const LOOK: Duration = Duration::from_millis(20);
 const CONNECT_AGAIN: Duration = Duration::from_millis(20);
-/// A thread that is so late gives up to catch up.
+/// The delay beyond which a thread stops to catch up.
 const MOST_BEHIND: Duration = Duration::from_millis(100);
 
 pub(super) struct Simulation {
@@ -42,7 +43,7 @@ pub(super) struct Simulation {
     pub(super) foreign_writes: AtomicU64,
     writing: AtomicBool,
     reading: AtomicBool,
-    /// Where writers find Redis, and how often that has changed.
+    /// The socket of the current primary, and the number of its changes.
     socket: Mutex<PathBuf>,
     moves: AtomicU64,
     seed: u64,
@@ -68,7 +69,7 @@ impl Simulation {
         }
     }
 
-    /// From now on Redis is there; for who holds `all` alone.
+    /// Moves the writers to another Redis; the caller holds `all` alone.
     pub(super) fn move_to(&self, socket: PathBuf) {
         *self.socket.lock().unwrap() = socket;
         self.moves.fetch_add(1, SeqCst);
@@ -78,7 +79,7 @@ impl Simulation {
         self.moves.load(SeqCst)
     }
 
-    /// The generator of one thread.
+    /// Returns the generator of one thread.
     pub(super) fn random(&self, thread: &str) -> StdRng {
         let name = thread
             .bytes()
@@ -110,7 +111,7 @@ impl Simulation {
         }
     }
 
-    /// What came of it all.
+    /// Returns the report.
     pub(super) fn report(
         &self,
         server: String,
@@ -133,7 +134,7 @@ impl Simulation {
         }
     }
 
-    /// Waits for so long, or until the writers are to end.
+    /// Waits this long, or until the writers are to end.
     pub(super) fn wait(&self, time: Duration) {
         let until = self.clock.now() + time;
         while self.is_written() && self.clock.now() < until {
@@ -141,14 +142,14 @@ impl Simulation {
         }
     }
 
-    /// Notes that every key is about to go; for who holds `all` alone.
+    /// Records that every key is about to be deleted; the caller holds `all` alone.
     pub(super) fn begin_all(&self, by: &'static str) -> Vec<Begun> {
         let sent = self.clock.now();
         let begin = |key: &Mutex<KeyHistory>| key.lock().unwrap().begin(by, Effect::Absence, sent);
         self.keys.iter().map(begin).collect()
     }
 
-    /// Notes whether every key has gone, or nobody knows.
+    /// Records that every key is deleted, or that this is unknown.
     pub(super) fn end_all(&self, begun: &[Begun], outcome: &RedisResult<()>) {
         let now = self.clock.now();
         for (key, begun) in self.keys.iter().zip(begun) {
@@ -160,7 +161,7 @@ impl Simulation {
     }
 }
 
-/// Ends the soak when its thread panics, so that the others do not wait for it.
+/// Ends the soak when its thread panics; otherwise the other threads would wait for it.
 pub(super) struct StopOnPanic<'a>(pub(super) &'a Simulation);
 
 impl Drop for StopOnPanic<'_> {
@@ -171,12 +172,12 @@ impl Drop for StopOnPanic<'_> {
     }
 }
 
-/// A connection straight to Redis that is opened when it is needed.
+/// A connection straight to Redis, opened on first use.
 pub(super) struct DirectConnection<'a> {
     simulation: &'a Simulation,
     database: u32,
     connection: Option<Connection>,
-    /// As often Redis had moved when it was opened.
+    /// The number of moves when it was opened.
     moves: u64,
 }
 
@@ -185,7 +186,7 @@ impl<'a> DirectConnection<'a> {
         Self { simulation, database, connection: None, moves: 0 }
     }
 
-    /// The connection, or nothing while there is no Redis to connect to.
+    /// Returns the connection, or nothing while there is no Redis to connect to.
     pub(super) fn open(&mut self) -> Option<&mut Connection> {
         let moves = self.simulation.moves();
         if std::mem::replace(&mut self.moves, moves) != moves {
@@ -200,8 +201,8 @@ impl<'a> DirectConnection<'a> {
         self.connection.as_mut()
     }
 
-    /// A command has failed, so the connection is worth nothing. Redis must not run what it sent later, behind
-    /// the back of the next connection: it was killed, or it refused.
+    /// Drops the connection after a failed command. The command was killed or rejected, so Redis
+    /// cannot run it behind the back of the next connection.
     pub(super) fn close(&mut self, error: &RedisError) {
         assert!(!error.is_timeout(), "Redis kept a command waiting for too long: {error}");
         self.connection = None;
@@ -215,7 +216,7 @@ impl<'a> DirectConnection<'a> {
     }
 }
 
-/// Something that is to happen every so often.
+/// A fixed rhythm.
 pub(super) struct Pace {
     gap: Duration,
     next: Instant,
@@ -236,7 +237,7 @@ impl Pace {
     }
 }
 
-/// One of `0..number`, the small ones far more often.
+/// Returns one of `0..number`, small ones far more often.
 pub(super) fn skewed(random: &mut StdRng, number: usize) -> usize {
     (0..3).map(|_| random.random_range(0..number)).min().unwrap_or_default()
 }

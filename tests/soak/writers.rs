@@ -1,11 +1,12 @@
-//! Those who change keys, straight in Redis and past the proxy.
+//! Writers that change keys straight in Redis, past the proxy.
 //!
-//! Model: a writer picks one of its keys and one of many commands, notes what the command will do, sends it, and notes
-//! the acknowledgement. Commands whose effect depends on what is there tell what they found. Beside the writers, one
-//! thread empties the database now and then, and one writes other values to the same names in another database.
+//! Model: a writer picks one of its keys and a command, records the effect, sends the command, and
+//! records the acknowledgement. A command with an effect that depends on the key reports the state
+//! that it found. One more thread flushes the database now and then, and another writes other
+//! values to the same names in another database.
 //!
-//! The rule: what a command does is in the history before the command is sent. After a write that may have happened
-//! or not, the next to the same key is one that needs to know nothing.
+//! The rule: the effect of a command is recorded before the command is sent. After a write with
+//! unknown fate, the next write to the same key is one that needs no knowledge.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use super::simulation::{DirectConnection, KEYS, Pace, Simulation, skewed};
 pub(super) const WRITERS: usize = 4;
 const GAP: Duration = Duration::from_millis(6);
 const FOREIGN_GAP: Duration = Duration::from_millis(10);
-/// A writer changes so many keys in one command.
+/// The number of keys that one command changes.
 const TOGETHER: usize = 3;
 const SCRIPT: &str = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('DEL', KEYS[2]) \
                       redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])";
@@ -48,7 +49,7 @@ enum Operation {
     SetRange,
 }
 
-/// What can be done to any key; `Set` several times, for there to be values.
+/// Operations on any key; `Set` occurs several times, so that there are values.
 const TO_ANY: [Operation; 16] = [
     Operation::Set,
     Operation::Set,
@@ -67,10 +68,10 @@ const TO_ANY: [Operation; 16] = [
     Operation::Transaction,
     Operation::Script,
 ];
-/// What can be done to a value besides.
+/// Further operations on a value.
 const TO_A_VALUE: [Operation; 4] =
     [Operation::SetRange, Operation::Expire, Operation::ExpireSoon, Operation::GetExpiring];
-/// And to a value that ends by itself.
+/// Further operations on a value that expires.
 const TO_AN_EXPIRING_VALUE: [Operation; 5] = [
     Operation::Persist,
     Operation::GetPersistent,
@@ -113,7 +114,7 @@ impl Operation {
         }
     }
 
-    /// What it does to one key, or to each of three.
+    /// Returns the effects on one key, or on each of three.
     fn effects(self, random: &mut StdRng) -> Vec<Effect> {
         let life = Duration::from_millis(random.random_range(10..1500));
         match self {
@@ -134,7 +135,7 @@ impl Operation {
     }
 }
 
-/// Changes every `WRITERS`th key, until the soak ends.
+/// Changes every `WRITERS`th key until the soak ends.
 pub(super) fn write(simulation: &Simulation, number: usize) {
     let thread = format!("{{soak}}writer {number}");
     let mut random = simulation.random(&thread);
@@ -142,7 +143,7 @@ pub(super) fn write(simulation: &Simulation, number: usize) {
     let mut pace = Pace::every(GAP);
     while simulation.is_written() {
         pace.wait();
-        // Redis moves only while nobody holds this.
+        // Redis moves only while this lock is free.
         let _with_others = simulation.all.read().unwrap();
         let Some(connection) = door.open() else {
             continue;
@@ -194,7 +195,8 @@ impl Write {
     }
 }
 
-/// Runs the command. `own` is a name that no other thread uses, for values on their way to their key.
+/// Runs the command. `own` is a name that no other thread uses, for values on their way to their
+/// key.
 fn perform(
     connection: &mut Connection,
     operation: Operation,
@@ -262,7 +264,7 @@ fn transaction(connection: &mut Connection, begun: &[Begun]) -> RedisResult<Foun
     Ok(Found::Value)
 }
 
-/// A life as Redis wants it, 0 being unlimited.
+/// Returns a TTL in the form of Redis; 0 means none.
 fn milliseconds(begun: &Begun) -> u64 {
     begun.life.map_or(0, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX))
 }
@@ -272,20 +274,20 @@ fn done(command: &Cmd, connection: &mut Connection) -> RedisResult<Found> {
     Ok(Found::Value)
 }
 
-/// For commands that answer 0 or nothing where there is no key.
+/// Returns the state that a command found which replies 0 or nothing for a missing key.
 fn found(command: &Cmd, connection: &mut Connection) -> RedisResult<Found> {
     let answer: Value = command.query(connection)?;
     let nothing = matches!(answer, Value::Nil | Value::Int(0));
     Ok(if nothing { Found::Nothing } else { Found::Value })
 }
 
-/// Renaming what is not there fails, and leaves it not there.
+/// Maps the error of renaming a missing key to its absence.
 fn gone(outcome: RedisResult<Found>) -> RedisResult<Found> {
     let absent = |error: &RedisError| error.to_string().contains("no such key");
     if outcome.as_ref().is_err_and(absent) { Ok(Found::Value) } else { outcome }
 }
 
-/// Empties the database every few seconds.
+/// Flushes the database every few seconds.
 pub(super) fn flush(simulation: &Simulation) {
     let mut random = simulation.random("flusher");
     let mut door = DirectConnection::to(simulation, 0);
@@ -306,8 +308,8 @@ pub(super) fn flush(simulation: &Simulation) {
     }
 }
 
-/// Writes to the same names in another database, which must harm nobody: Redis's invalidations do not tell the two
-/// apart, and a value from there must never come out of the proxy.
+/// Writes to the same names in another database. Invalidations do not distinguish databases, and a
+/// value from there must never come out of the proxy.
 pub(super) fn write_elsewhere(simulation: &Simulation) {
     let mut random = simulation.random("foreign writer");
     let mut door = DirectConnection::to(simulation, 1);

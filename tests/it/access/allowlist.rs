@@ -1,4 +1,7 @@
-//! `http.allow`: keys outside the list are refused alike, whether they exist or not, and nothing is asked of Redis.
+//! `http.allow`, the key allowlist of HTTP.
+//!
+//! Promise: keys outside the list get the same 403 whether they exist or not, and cause no request
+//! to Redis.
 
 use crate::support::http::{Client, Response, get, key_path};
 use crate::support::serving::{await_ready, config, reads};
@@ -29,7 +32,7 @@ impl Listed {
     }
 }
 
-/// All of an answer but when it was given.
+/// Returns a response without its date.
 fn timeless(response: Response) -> Response {
     let headers = response.headers.into_iter().filter(|(name, _)| name != "date").collect();
     Response { headers, ..response }
@@ -71,7 +74,7 @@ fn only_listed_keys_are_served() {
         let head = listed.ask("HEAD", path);
         assert_eq!((head.status, head.body.len()), (403, 0), "{path}");
     }
-    // What begins so is allowed, whatever follows: a key is no path.
+    // A prefix allows any continuation: a key is no path.
     for path in ["/keys/public:../secret", "/keys/public:%2F..%2Fsecret", "/keys/public:%00secret"]
     {
         assert_eq!(listed.ask("GET", path).status, 404, "{path}");
@@ -81,7 +84,7 @@ fn only_listed_keys_are_served() {
 #[test]
 fn unlisted_key_reveals_no_existence() {
     let listed = listed("");
-    // In memory, since somebody else has read it: the cache is one for all listeners.
+    // The key is in memory, because the cache is one for all listeners.
     let asked = listed.redis.calls("get") + listed.redis.calls("pttl");
     let answers = ["secret", "nothing"].map(|key| {
         let plain = timeless(listed.ask("GET", &key_path(key.as_bytes())));
@@ -100,7 +103,8 @@ fn unlisted_key_reveals_no_existence() {
 #[test]
 fn shared_hotkeys_show_only_listed_keys() {
     let redis = RedisServer::start();
-    let listen = "http.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 500\nhttp.max_connections = 500";
+    let listen = "http.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n\
+        resp.max_connections = 500\nhttp.max_connections = 500";
     let proxy = Proxy::start(&format!(
         "{listen}\n{ALLOW}\nadmin.hotkeys = 100\nredis.url = \"{}\"",
         redis.url()

@@ -1,4 +1,7 @@
-//! A listener that strangers can reach and that asks them for nothing does not start, unless that is said to be meant.
+//! Exposed listeners.
+//!
+//! Promise: a listener that other hosts can reach does not start without authentication, unless the
+//! configuration allows it.
 
 #![expect(
     clippy::expect_used,
@@ -18,7 +21,8 @@ fn code_and_words(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// What `check` says of `{section}.listen = address`, with `more` in that section.
+/// Returns the exit code and output of `check` for `{section}.listen = address`, with `more` in
+/// that section.
 fn checked(section: &str, address: &str, more: &str) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("config.toml");
@@ -86,7 +90,7 @@ fn inherited_socket_is_checked_by_its_address() {
         let own = if section == "http" { "" } else { "http.listen = \"127.0.0.1:0\"" };
         let config = format!("{own}\nredis.url = \"{}\"", redis.url());
         let closed = TcpListener::bind("127.0.0.1:0").expect("a socket");
-        // A socket alone would be that of http, whatever its name.
+        // A single socket would be that of http, whatever its name.
         let (other, others) =
             if section == "http" { ("admin", &closed) } else { ("http", &closed) };
         let (code, said) =

@@ -1,4 +1,6 @@
-//! `redis_proxy_refused_total`: who is turned away is counted once, by where and why, and nobody else is.
+//! `redis_proxy_refused_total`, the counter of rejected clients.
+//!
+//! Promise: each rejection is counted once, by front end and reason, and nothing else is counted.
 
 use crate::support::http::{Client, get};
 use crate::support::resp_client::RespClient;
@@ -8,7 +10,7 @@ use crate::support::serving::{await_ready, metric};
 use crate::support::{Proxy, RedisServer};
 
 const TOKEN: &str = "Bearer first-token-0123456789";
-/// All there are.
+/// Every label pair of the counter.
 const REASONS: [(&str, &str); 7] = [
     ("http", "token"),
     ("http", "key"),
@@ -19,7 +21,7 @@ const REASONS: [(&str, &str); 7] = [
     ("resp", "tls"),
 ];
 
-/// Sees that so many were turned away for these reasons, and nobody for any other.
+/// Asserts these counts, and zero for every other pair.
 #[track_caller]
 fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
     let told = REASONS.map(|(front_end, reason)| {
@@ -77,7 +79,8 @@ fn http_rejections_count_tokens_and_keys_only() {
 fn resp_rejections_are_counted_by_reason() {
     let (redis, file) = (RedisServer::start(), SecretFile::new("word"));
     let settings = format!(
-        "{LASTING}\nresp.password_file = \"{}\"\nresp.allow = [\"public:*\"]\nresp.max_query_buffer = \"256KiB\"",
+        "{LASTING}\nresp.password_file = \"{}\"\nresp.allow = [\"public:*\"]\n\
+            resp.max_query_buffer = \"256KiB\"",
         file.name()
     );
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
@@ -100,27 +103,27 @@ fn resp_rejections_are_counted_by_reason() {
     assert_eq!(none, None);
     assert_refused(&proxy, &[]);
 
-    let mut stranger = RespClient::connect(proxy.resp_address());
-    begins_with(&mut stranger, "AUTH wrong", "-WRONGPASS");
-    begins_with(&mut stranger, "GET public:a", "-NOAUTH");
-    begins_with(&mut stranger, "HELLO 3", "-NOAUTH");
+    let mut outsider = RespClient::connect(proxy.resp_address());
+    begins_with(&mut outsider, "AUTH wrong", "-WRONGPASS");
+    begins_with(&mut outsider, "GET public:a", "-NOAUTH");
+    begins_with(&mut outsider, "HELLO 3", "-NOAUTH");
     assert_refused(&proxy, &[("resp", "login", 3)]);
-    begins_with(&mut stranger, "AUTH", "-ERR wrong number");
-    begins_with(&mut stranger, "HELLO 2 AUTH default word AUTH default word", "-ERR syntax");
+    begins_with(&mut outsider, "AUTH", "-ERR wrong number");
+    begins_with(&mut outsider, "HELLO 2 AUTH default word AUTH default word", "-ERR syntax");
     assert_refused(&proxy, &[("resp", "login", 3)]);
 
-    begins_with(&mut stranger, "AUTH word", "+OK");
-    begins_with(&mut stranger, "GET secret", "-NOPERM");
-    begins_with(&mut stranger, "MGET public:a secret", "-NOPERM");
-    begins_with(&mut stranger, "FLUSHALL", "-NOPERM");
+    begins_with(&mut outsider, "AUTH word", "+OK");
+    begins_with(&mut outsider, "GET secret", "-NOPERM");
+    begins_with(&mut outsider, "MGET public:a secret", "-NOPERM");
+    begins_with(&mut outsider, "FLUSHALL", "-NOPERM");
     assert_refused(&proxy, &[("resp", "login", 3), ("resp", "key", 2), ("resp", "command", 1)]);
-    // One that is too long to be held, of which only the beginning is known.
-    stranger
+    // A command too long to be held, of which only the beginning is known.
+    outsider
         .send(format!("*3\r\n$3\r\nSET\r\n$8\r\npublic:a\r\n$400000\r\n{}", "x".repeat(300_000)));
-    let answer = stranger.answer();
+    let answer = outsider.answer();
     assert!(answer.starts_with(b"-NOPERM"), "{}", String::from_utf8_lossy(&answer));
     assert_refused(&proxy, &[("resp", "login", 3), ("resp", "key", 2), ("resp", "command", 2)]);
-    // It says more than its password before it hears that it is wrong.
+    // The client pipelines more commands behind the wrong password.
     assert!(client("wrong").is_err());
     assert!(metric(&proxy, r#"refused_total{front_end="resp",reason="login"}"#) > 3.0);
 }

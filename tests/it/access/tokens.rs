@@ -1,4 +1,7 @@
-//! `http.tokens_file`: who sends one of its tokens gets everything, all others whether the proxy lives.
+//! `http.tokens_file`, bearer authentication.
+//!
+//! Promise: a request with a valid token may use every route; any other request gets only liveness
+//! and readiness.
 
 use crate::support::http::{Client, Response, get};
 use crate::support::secret_file::{SecretFile, assert_not_told, reload};
@@ -14,7 +17,7 @@ struct Guarded {
     redis: RedisServer,
 }
 
-/// A proxy that asks for tokens, with the operator's routes beside the keys.
+/// Starts a proxy that requires tokens, with the admin routes beside the keys.
 fn guarded(more: &str) -> Guarded {
     let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
     redis.command(&["SET", "greeting", "hello"]);
@@ -171,12 +174,13 @@ fn every_request_needs_its_own_token() {
     let mut client = Client::connect(guarded.proxy.http());
     let plain = "GET /keys/greeting HTTP/1.1\r\nHost: p\r\n";
     let pipelined = format!(
-        "{plain}Authorization: {FIRST}\r\n\r\n{plain}\r\n{plain}authorization: {SECOND}\r\n\r\n{plain}\r\n"
+        "{plain}Authorization: {FIRST}\r\n\r\n{plain}\r\n{plain}authorization: {SECOND}\r\n\r\n\
+            {plain}\r\n"
     );
     client.send_raw(pipelined.as_bytes());
     let statuses: Vec<_> = (0..4).map(|_| client.read_response().status).collect();
     assert_eq!(statuses, [200, 401, 200, 401]);
-    // An answer to a refused request does not say whether there is something to find, or where from.
+    // A 401 reveals neither whether the key exists nor its source.
     let refused = ["/keys/greeting", "/keys/nothing"].map(|path| guarded.ask("GET", path, &[]));
     let without_date = |response: &Response| {
         let headers =
@@ -198,7 +202,7 @@ fn reload_takes_new_tokens_and_survives_bad_files() {
     let statuses =
         ["Bearer third-token", FIRST, SECOND].map(|token| guarded.status("/keys/greeting", token));
     assert_eq!(statuses, [200, 200, 401]);
-    // A token that is taken back is so on connections that are there, too.
+    // A revoked token is invalid on open connections too.
     assert_eq!(kept.request("GET", "/keys/greeting", &[("Authorization", SECOND)]).status, 401);
     assert_eq!(kept.request("GET", "/keys/greeting", &[("Authorization", FIRST)]).status, 200);
 

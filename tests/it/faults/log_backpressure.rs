@@ -1,4 +1,7 @@
-//! Nobody waits for who reads the log.
+//! A log without a reader, or on a full disk.
+//!
+//! Promise: no request, reload or shutdown waits for the log; lines without room are dropped and
+//! counted.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, PipeWriter, Read, Write, pipe};
@@ -12,7 +15,7 @@ use crate::support::resp_client::RespClient;
 use crate::support::unlogged_proxy::UnloggedProxy;
 use crate::support::{RedisServer, Signal, eventually};
 
-/// A line for each of them, by the thread that obeys signals and keeps the link.
+/// Each reload writes a line, from the thread that handles signals and keeps the link.
 const RELOADS: u32 = 20;
 const DROPPED: &str = "log_lines_dropped_total";
 const RELOADED: &str = "config_reloads_total{result=\"success\"}";
@@ -53,7 +56,7 @@ fn freed_log_disk_is_written_again() {
     eventually("the first lines", || {
         fs::read_to_string(&log).unwrap().contains("listening").then_some(())
     });
-    // The log's own last page too.
+    // The last page of the log is filled too.
     for file in [&filler, &log] {
         fill_disk(file);
     }
@@ -82,7 +85,7 @@ fn freed_log_disk_is_written_again() {
     assert_eq!(proxy.end(), Some(0));
 }
 
-/// Until there is no room for a byte more.
+/// Fills the file system to the last byte.
 fn fill_disk(file: &Path) {
     let mut filler = appending_to(file);
     let error = loop {
@@ -113,7 +116,7 @@ fn buffered_lines_are_written_after_a_stall() {
     }
 }
 
-/// Clients of both front ends are served, reloads happen, and a Redis that comes back is found.
+/// Asserts that both front ends serve, that reloads work, and that a restarted Redis is found.
 fn serves_reloads_and_reconnects(redis: &mut RedisServer, proxy: &UnloggedProxy) {
     redis.command(&["SET", "key", "before"]);
     eventually("the proxy is ready", || proxy.is_ready().then_some(()));
@@ -133,9 +136,9 @@ fn serves_reloads_and_reconnects(redis: &mut RedisServer, proxy: &UnloggedProxy)
     assert_eq!(RespClient::connect(proxy.resp()).told(&["GET", "key"]), "$5\\r\\nafter\\r\\n");
 }
 
-/// Until the pipe takes no more; returns how much it took.
+/// Fills the pipe; returns the number of bytes.
 fn fill(pipe: &mut PipeWriter) -> usize {
-    // The other end of the process that gets it is to block, as usual.
+    // The process under test gets a blocking pipe, as usual.
     ioctl_fionbio(&*pipe, true).unwrap();
     let mut filled = 0;
     while let Ok(taken) = pipe.write(b"x") {

@@ -1,4 +1,7 @@
-//! What can happen to the proxy's own process: no descriptors, another time, a storm of signals, its death.
+//! Faults of the proxy's own process.
+//!
+//! Promise: exhausted descriptors, clock steps, reload storms and a kill harm no client beyond the
+//! connections that they end.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +29,7 @@ fn exhausted_descriptors_spare_open_connections() {
     assert_eq!(client.get("/keys/hot").status, 200);
     assert_eq!(ask(&mut linked, "PING").0, "+PONG\\r\\n");
     assert_eq!(ask(&mut unlinked, "GET hot").0, VALUE);
-    // Which the proxy has raised its own to.
+    // The proxy has raised its soft limit to this.
     let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = |current| {
         let limit = Rlimit { current, maximum };
@@ -56,7 +59,7 @@ fn pid(proxy: &Proxy) -> Pid {
     i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).expect("a process has a number")
 }
 
-/// How many descriptors are open, once those of connections that ended are closed.
+/// Returns the number of open descriptors once closed connections have released theirs.
 fn settled(proxy: &Proxy) -> u64 {
     let count = || fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("it runs").count();
     let (mut seen, mut same) = (0, 0);
@@ -89,7 +92,7 @@ fn default_above_descriptor_limit_is_lowered() {
     };
     let proxy = start("");
     proxy.wait_for_log(|line| line.text().contains(LOWERED));
-    // A warning that nobody expects would fail the test.
+    // An unexpected warning would fail the test.
     proxy.finish();
     let proxy = start("http.max_connections = 5000\nresp.max_connections = 5000");
     proxy.expect_log("is more than the system has open files for");
@@ -97,7 +100,7 @@ fn default_above_descriptor_limit_is_lowered() {
     proxy.wait_for_log(|line| line.is_trouble() && line.text().contains("resp.max_connections"));
 }
 
-/// Where Debian's libfaketime is.
+/// The path of Debian's libfaketime.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 const STAMP: &str = "config_last_reload_success_timestamp_seconds";
 
@@ -244,7 +247,7 @@ fn client_waits_through_a_supervised_restart() {
     assert_eq!(http.read_response().body, b"value");
     assert_eq!(resp.answer(), b"$5\r\nvalue\r\n");
     let took = begun.elapsed();
-    // Who was connected sees the end, and nothing else.
+    // An established connection sees the end, and nothing else.
     assert_eq!(ask(&mut before.1, "GET key").0, "UnexpectedEof");
     assert_eq!(proxy.end(), Some(0));
     eprintln!("killed and started again: served after {took:?}");

@@ -1,4 +1,7 @@
-//! What Redis itself can be like: gone, silent, empty, full, busy, or another one.
+//! Faults of Redis: killed, frozen, slow, full, loading, demoted or replaced.
+//!
+//! Promise: misses fail at once or within `redis.response_timeout`, errors name the cause, and
+//! reads resume by themselves.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -84,7 +87,7 @@ fn slow_redis_does_not_slow_hits() {
     assert!(over_http < Some(DELAY) && over_resp < Some(DELAY), "{over_http:?} {over_resp:?}");
     let (http, resp) = (stage.over_http("cold"), ask(&mut client, "SET cold other"));
     assert_eq!((&*http.0, &*resp.0), ("200 value", "+OK\\r\\n"));
-    // There and back.
+    // The delay applies to both directions.
     assert!(http.1 >= 2 * DELAY && resp.1 >= 2 * DELAY, "{http:?} {resp:?}");
     assert_eq!(ask(&mut client, "GET cold").0, "$5\\r\\nother\\r\\n");
     stage.relay.resume();
@@ -108,7 +111,7 @@ fn redis_out_of_memory_rejects_writes_and_is_read() {
 
 #[test]
 fn loading_redis_is_reported_then_read() {
-    // A millisecond for each key, and clients are heard in between.
+    // Loading takes a millisecond for each key, and Redis replies in between.
     let slow = ["--enable-debug-command", "yes", "--key-load-delay", "1000"];
     let heard = ["--loading-process-events-interval-bytes", "1024"];
     let stage = FaultStage::before(
@@ -141,7 +144,7 @@ fn loading_redis_is_reported_then_read() {
     assert_eq!(stage.over_http("cold").0, "200 value");
 }
 
-/// In its own words, which are not the same for every kind of Redis.
+/// Whether Redis reports that it is loading; the words differ between the kinds of Redis.
 fn is_loading(told: &str) -> bool {
     told.starts_with("-LOADING ") && told.contains("is loading the dataset")
 }
@@ -220,7 +223,7 @@ fn changed_password_is_read_from_its_file() {
     let mut before = connect();
     assert_eq!(ask(&mut before, "SET key value").0, "+OK\\r\\n");
     redis.command(&["CONFIG", "SET", "requirepass", "new"]);
-    // Who has logged in stays.
+    // An authenticated connection stays valid.
     assert_eq!(read(&proxy, "key").status, 200);
     assert_eq!(ask(&mut before, "GET key").0, VALUE);
     redis.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
@@ -264,7 +267,7 @@ fn replacement_redis_is_found_by_name() {
     assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     let took = begun.elapsed();
     assert!(took < PROMPT, "{took:?}");
-    // What the first had is never given again.
+    // The values of the first Redis never return.
     for _ in 0..50 {
         assert_eq!(text(&read(&proxy, "key")), "second");
         assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
@@ -283,7 +286,7 @@ fn changed_dns_address_is_resolved_after_loss() {
     second.command(&["SET", "key", "second"]);
     let directory = tempfile::tempdir().unwrap();
     let hosts = directory.path().join("hosts");
-    // Written over and not replaced, since what is mounted is the file and not its name.
+    // Overwritten and not replaced, because the mount holds the file and not its name.
     let points_at =
         |address: &str| fs::write(&hosts, format!("{address} redis.example\n")).unwrap();
     points_at("127.0.0.1");
@@ -295,7 +298,7 @@ fn changed_dns_address_is_resolved_after_loss() {
     assert_eq!(text(&read(&proxy, "key")), "first");
     assert_eq!(ask(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
 
-    // The name alone moves nobody: whoever answers is asked.
+    // The name alone changes nothing while the first Redis replies.
     points_at("127.0.0.2");
     assert_eq!(text(&read(&proxy, "key")), "first");
     let begun = Instant::now();
@@ -307,12 +310,12 @@ fn changed_dns_address_is_resolved_after_loss() {
     let took = begun.elapsed();
     assert!(took < PROMPT, "{took:?}");
     assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
-    // By links to the other address, of the proxy and of its client.
+    // The connections of the proxy and of its client go to the other address.
     let peers: String = redis::cmd("CLIENT").arg("LIST").query(&mut second.connection()).unwrap();
     let by_name = format!("laddr=127.0.0.2:{port} ");
     assert!(peers.matches(&by_name).count() >= 1, "{peers}");
     first.restart();
-    first.command(&["SET", "key", "back, and nobody asks"]);
+    first.command(&["SET", "key", "back, and unread"]);
     for _ in 0..50 {
         assert_eq!(text(&read(&proxy, "key")), "second");
         assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");

@@ -1,4 +1,6 @@
-//! Who is let in, by the front end's own name and password, and to which keys (`resp.allow`).
+//! The front end's own password and key allowlist (`resp.allow`).
+//!
+//! Promise: only an authenticated client is served, and only keys of the list.
 
 use crate::support::resp_client::{RespClient, show};
 use crate::support::resp_pair::{LASTING, resp_config};
@@ -8,7 +10,7 @@ use crate::support::{Proxy, RedisServer, Reload};
 
 const WRONG: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
 
-/// A proxy that asks for what is in `file`.
+/// Starts a proxy that requires the password in `file`.
 fn asking(file: &SecretFile, more: &str) -> (RedisServer, Proxy) {
     let redis = RedisServer::builder().tcp().start();
     let settings = format!("resp.password_file = \"{}\"\n{more}", file.name());
@@ -104,7 +106,7 @@ fn username_without_password_is_rejected() {
 const NO_KEY: &str = "-NOPERM No permissions to access a key\r\n";
 const NO_COMMAND: &str = "-NOPERM This user has no permissions to run this command\r\n";
 
-/// A proxy that gives out two kinds of keys, with a secret in its memory.
+/// Starts a proxy that serves two kinds of keys, with a secret in its memory.
 fn listed(more: &str) -> (RedisServer, Proxy) {
     let redis = RedisServer::builder().tcp().start();
     for (key, value) in [
@@ -119,7 +121,7 @@ fn listed(more: &str) -> (RedisServer, Proxy) {
     let settings = format!("{LASTING}\nresp.allow = [\"public:*\", \"one\"]\n{more}");
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
     await_ready(&proxy);
-    // It comes into the memory of all listeners by one that gives it out.
+    // A listener without a list has brought the secret into the shared memory.
     assert_eq!(crate::support::http::get(proxy.http(), "/keys/secret").body, b"hidden");
     (redis, proxy)
 }
@@ -146,7 +148,7 @@ fn only_allowed_keys_are_served() {
         "STRLEN nothing",
         "GETRANGE secret 0 -1",
         "SUBSTR nothing 0 -1",
-        // No reads in their form.
+        // Reads with a wrong number of arguments.
         "GET",
         "GET public:a secret",
         "MGET",
@@ -173,7 +175,7 @@ fn only_allowed_keys_are_served() {
     }
 }
 
-/// What is not known to keep to a list of keys.
+/// Commands that are not known to respect a list of keys.
 const FORBIDDEN: [&str; 71] = [
     "SET public:a x",
     "GETEX public:a",
@@ -247,7 +249,7 @@ const FORBIDDEN: [&str; 71] = [
     "NONESUCH secret",
     "GETT secret",
 ];
-/// What concerns the connection alone.
+/// Commands that concern the connection alone.
 const OWN: [&str; 14] = [
     "PING",
     "PING hello",
@@ -287,25 +289,26 @@ fn allowlist_has_no_bypass() {
         wire.send(sent);
         String::from_utf8(wire.answers(count).concat()).unwrap()
     };
-    // Inline, in whatever letters and quotes.
+    // Inline commands, in any case and quotes.
     assert_eq!(ask("GET secret\r\n", 1), NO_KEY);
     assert_eq!(ask("gEt \"secret\"\n", 1), NO_KEY);
     assert_eq!(ask("GET \"\\x73ecret\"\r\n", 1), NO_KEY);
     assert_eq!(ask("GET 'public:a'\r\n", 1), "$7\r\nfor all\r\n");
-    // A command in the argument of another is an argument.
+    // A command inside an argument is part of the argument.
     let hidden = "*2\r\n$3\r\nGET\r\n$30\r\npublic:\r\n*2\r\n$3\r\nGET\r\n$6\r\nsecr\r\n";
     assert_eq!(ask(hidden, 1), "$-1\r\n");
-    // Pipelined, between what is allowed: each in its turn.
+    // Pipelined between allowed commands, with replies in order.
     let first = "$7\r\nfor all\r\n";
     let answers = ask(
-        "GET public:a\r\nGET secret\r\nMULTI\r\nGET secret\r\nEXEC\r\nPING\r\nGET public:a\r\nGET secret\r\n",
+        "GET public:a\r\nGET secret\r\nMULTI\r\nGET secret\r\nEXEC\r\nPING\r\nGET public:a\r\n\
+            GET secret\r\n",
         8,
     );
     assert_eq!(
         answers,
         format!("{first}{NO_KEY}{NO_COMMAND}{NO_KEY}{NO_COMMAND}+PONG\r\n{first}{NO_KEY}")
     );
-    // Too long to be held, and so to be known.
+    // The command is too long to be held, and so to be recognised.
     let long = "a".repeat(3 << 20);
     for name in ["secret", "public:"] {
         let mut wire = RespClient::connect(proxy.resp_address());

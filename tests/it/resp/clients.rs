@@ -1,7 +1,9 @@
-//! Clients that know nothing of a proxy: redis-py, node-redis, ioredis, and Redis's own programs.
+//! Real clients: redis-py, node-redis, ioredis, and the programs of Redis.
 //!
-//! Model: a program of tests/clients does what an application would and prints what it was told; straight at Redis and
-//! through the proxy that must be the same text.
+//! Promise: they work unchanged through the proxy.
+//!
+//! Model: a program of tests/clients does the work of an application and prints the replies; the
+//! text has to be the same straight and through the proxy.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -48,15 +50,17 @@ fn ioredis_over_resp3() {
 
 #[test]
 fn redis_cli_reads_lines() {
-    let script = "SET key \"a value\"\nGET key\nGET key\nGET absent\nINCR n\nSTRLEN key\nLPUSH list 1 2\nLRANGE list 0 -1\nGET list\n\
-                  MULTI\nGET key\nEXEC\nSELECT 1\nGET key\nSELECT 0\nHELLO 3\nHSET h a 1\nHGETALL h\nGET key\nEVAL \"return 7\" 0\n\
+    let script = "SET key \"a value\"\nGET key\nGET key\nGET absent\nINCR n\nSTRLEN key\n\
+        LPUSH list 1 2\nLRANGE list 0 -1\nGET list\n\
+                  MULTI\nGET key\nEXEC\nSELECT 1\nGET key\nSELECT 0\nHELLO 3\nHSET h a 1\n\
+                  HGETALL h\nGET key\nEVAL \"return 7\" 0\n\
                   CLIENT GETNAME\nNONESUCH a b\nRESET\nGET key\nQUIT\n";
     let ways = RespPair::start();
     for options in [&[][..], &["-3"], &["--no-raw"], &["-3", "--no-raw"]] {
         ways.same(|address| {
             RespClient::connect(address).ask(&["FLUSHALL"]);
             let said = run(cli(address).args(options), script.as_bytes());
-            // Of HELLO, the number of the connection.
+            // The id of the connection in the reply to HELLO.
             let lines =
                 said.lines().filter(|line| !line.contains("\"id\"") && !line.starts_with("id "));
             lines.map(str::to_owned).collect::<Vec<_>>()
@@ -115,7 +119,7 @@ fn redis_benchmark_runs_all_its_tests() {
     }
 }
 
-/// Runs the program both ways.
+/// Runs the program over both paths.
 #[track_caller]
 fn compare(mut program: Command, name: &str, protocol: u8) {
     program.arg(script(name));
@@ -172,7 +176,7 @@ fn at(command: &mut Command, address: SocketAddr) -> &mut Command {
     command.args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()])
 }
 
-/// What a program says until it ends, which must be well and in time.
+/// Returns the output of a program, which has to end well and in time.
 #[track_caller]
 fn run(command: &mut Command, input: &[u8]) -> String {
     let mut child = command
@@ -188,7 +192,7 @@ fn run(command: &mut Command, input: &[u8]) -> String {
         });
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // Who does not read to the end is to be judged by how it ends.
+    // A program may end without reading all of its input; its exit status decides.
     thread::spawn(move || _ = stdin.write_all(&input));
     let said = [read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap())];
     let status = within(BOUND, || child.try_wait().unwrap());

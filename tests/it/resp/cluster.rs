@@ -1,7 +1,10 @@
-//! Clients that know nothing of clusters are served by one: what a single Redis would answer is what they are told.
+//! A Redis Cluster behind the proxy.
 //!
-//! Model: the same bytes go to a plain Redis and, through the proxy, to three primaries; where a command is about one slot, or
-//! can be done in parts, the answers have to be the same. Keys `{0}...`, `{1}...` and `{3}...` are each another primary's.
+//! Promise: clients without cluster support get the replies of a single Redis.
+//!
+//! Model: the same bytes go to a plain Redis and, through the proxy, to three primaries. Where a
+//! command is about one slot, or can be split, the replies have to be equal. Keys `{0}...`,
+//! `{1}...` and `{3}...` belong to different primaries.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -16,11 +19,11 @@ use crate::support::resp_client::{RespClient, command, show, show_without_id, wo
 use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, eventually};
 
-/// Each of another primary, if there are three.
+/// Hash tags of different primaries, if there are three.
 const TAGS: [u8; 3] = [0, 1, 3];
 const CROSS_SLOT: &str = "-CROSSSLOT Keys in request don\\'t hash to the same slot\\r\\n";
 
-/// The proxy ends first, and has nothing to complain about then.
+/// The proxy is the first field, so it ends before its nodes do and logs no warning.
 struct Stage {
     proxy: Proxy,
     plain: RedisServer,
@@ -34,7 +37,8 @@ impl Stage {
 
     fn over(cluster: RedisCluster, arguments: &[&str], more: &str) -> Self {
         let plain = RedisServer::builder().tcp().arguments(arguments).start();
-        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
+        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+            resp.listen = \"127.0.0.1:0\"\n";
         let limits =
             "daemon.worker_threads = 2\nhttp.max_connections = 100\nresp.max_connections = 100\n";
         let ping = if more.contains("redis.ping_interval") {
@@ -53,7 +57,8 @@ impl Stage {
         RespClient::connect(self.proxy.resp_address())
     }
 
-    /// The answers to lines of words on one connection each way, which must be the same: one by one, and then all at once.
+    /// Returns the replies to lines of words on one connection for each path, which must be equal:
+    /// one by one, and then pipelined.
     #[track_caller]
     fn same(&self, lines: &[&str]) -> Vec<String> {
         let (plain, through) = (self.plain.tcp_address(), self.proxy.resp_address());
@@ -176,7 +181,7 @@ fn large_replies_arrive_in_order() {
                 && answer.ends_with(format!("{{{}}}l\r\n", TAGS[number % 3]).as_bytes())
         );
     }
-    // Longer than what is kept of a command.
+    // More than the part of a command that is kept.
     let long = vec![b'y'; 3 << 20];
     assert_eq!(wire.told(&[&b"SET"[..], b"{1}long", &long]), "+OK\\r\\n");
     assert_eq!(wire.ask(&["GET", "{1}long"]).len(), long.len() + 12);
@@ -201,7 +206,7 @@ fn memory_replies_include_own_writes() {
         let (key, writer) =
             (format!("{{{}}}k", TAGS[turn % 3]), format!("{{{}}}k", TAGS[(turn + 1) % 3]));
         other.ask_line(&format!("SET {key} o{turn}"));
-        // What it reads of one node may not be older than what it was told by another.
+        // A read from one node may not be older than an earlier reply of another.
         other.ask_line(&format!("SET {writer} p{turn}"));
         assert_eq!(
             other.told_line(&format!("GET {key}")),
@@ -284,7 +289,7 @@ fn single_slot_transaction_works_others_are_rejected() {
 
 #[test]
 fn watch_survives_moves_of_other_slots() {
-    // The map is not asked for by itself, so what has moved is noticed by who is sent elsewhere.
+    // The slot map is not polled, so a move is noticed only by a redirect.
     let stage = Stage::over(RedisCluster::of(3), &[], "redis.ping_interval = \"60s\"\n");
     let mut wire = stage.through();
     let nodes = ["{0}k", "{1}k", "{3}k"].map(|key| stage.cluster.owner(key));
@@ -292,13 +297,14 @@ fn watch_survives_moves_of_other_slots() {
         assert_eq!(wire.told_line(line), "+OK\\r\\n", "{line}");
     }
     stage.cluster.move_slot(stage.cluster.slot("{1}k"), nodes[1], nodes[2]);
-    // Sent to where the slot was, and on to where it is.
+    // Sent to the old owner of the slot, and then to the new one.
     assert_eq!(wire.told_line("SET {1}k 2"), "+OK\\r\\n");
     stage.cluster.set("{0}k", "by another");
     let told: Vec<_> =
         ["MULTI", "SET {0}k mine", "EXEC", "GET {0}k"].map(|line| wire.told_line(line)).into();
     assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n", "$10\\r\\nby another\\r\\n"]);
-    // What has moved itself cannot be watched where it was, and once that is known it can be where it is.
+    // A key of a moved slot cannot be watched at the old owner, and can be at the new one once that
+    // is known.
     stage.cluster.move_slot(stage.cluster.slot("{0}k"), nodes[0], nodes[2]);
     assert!(wire.told_line("WATCH {0}k").starts_with("-TRYAGAIN"));
     assert_eq!(wire.told_line("UNWATCH"), "+OK\\r\\n");
@@ -378,7 +384,8 @@ fn scripts_run_at_their_keys() {
     ]);
     stage.same(&[&format!("SCRIPT EXISTS {sha}"), &format!("EVALSHA {sha} 1 {{1}}n")]);
     let mut wire = stage.through();
-    let library = "#!lua name=lib\nredis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
+    let library = "#!lua name=lib\n\
+        redis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
     assert_eq!(wire.told(&["FUNCTION", "LOAD", library]), "$3\\r\\nlib\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
         wire.ask(&["SET", key, key]);
@@ -446,7 +453,7 @@ fn command_keys_match_those_redis_finds() {
     let mut compared = 0;
     for line in &lines {
         let words: Vec<_> = line.split(' ').collect();
-        // Channels are no keys, but in a slot.
+        // Shard channels are no keys, but belong to a slot.
         let has_channels = ["spublish", "ssubscribe", "sunsubscribe"].contains(&words[0]);
         let found: redis::RedisResult<Vec<String>> =
             redis::cmd("COMMAND").arg("GETKEYS").arg(&words).query(&mut connection);
@@ -484,7 +491,7 @@ fn command_keys_match_those_redis_finds() {
     assert!(compared > 250, "{compared} of {}", lines.len());
 }
 
-/// All commands with how many words they have.
+/// Collects all commands with their arity.
 fn name_all(commands: &Value, names: &mut Vec<(String, i64)>) {
     let Value::Array(commands) = commands else { return };
     for one in commands {
@@ -498,7 +505,7 @@ fn name_all(commands: &Value, names: &mut Vec<(String, i64)>) {
     }
 }
 
-/// A command with as many words as it must have, and with two more.
+/// Returns a command with the minimal number of words, and with two more.
 fn samples(name: &str, arity: i64) -> Vec<String> {
     let given = name.split(' ').count();
     let least = usize::try_from(arity.abs()).unwrap().saturating_sub(given);
@@ -577,7 +584,8 @@ fn moving_slots_fail_no_command() {
             a_few_turns();
             stage.cluster.move_keys(slot, owner, next);
             a_few_turns();
-            // What came to be meanwhile is moved too, or the slot would not be given up.
+            // Keys that were created meanwhile are moved too; otherwise the node would not give up
+            // the slot.
             stage.cluster.move_keys(slot, owner, next);
             stage.cluster.end_to_move(slot, owner, next);
             std::mem::forget(end);
@@ -587,7 +595,7 @@ fn moving_slots_fail_no_command() {
     });
 }
 
-/// Has all others end, too, when a test fails.
+/// Ends the other threads when a test fails.
 struct Ender<'a>(&'a AtomicBool);
 
 impl Drop for Ender<'_> {
@@ -596,7 +604,7 @@ impl Drop for Ender<'_> {
     }
 }
 
-/// Commands of which each builds on the one before, at once, and the same in a transaction.
+/// Sends commands that build on each other in one pipeline, and the same in a transaction.
 fn write_in_order(wire: &mut RespClient, writer: usize, turn: u64) {
     let key = format!("{{0}}{writer}:{}", turn % 50);
     let lines = [
@@ -618,7 +626,7 @@ fn write_in_order(wire: &mut RespClient, writer: usize, turn: u64) {
     );
     let transaction = ["MULTI", &format!("SET {key} c"), &format!("GET {key}"), "EXEC"];
     let told = transaction.map(|line| wire.told_line(line));
-    // Or nothing was done, since the slot was on its way.
+    // The slot was on its way, so nothing was done.
     let is_refused = ["-EXECABORT", "-TRYAGAIN"].iter().any(|code| told[3].starts_with(code));
     assert!(told[3].contains("$1\\r\\nc") || is_refused, "{told:?}");
 }
@@ -640,10 +648,10 @@ fn failover_delays_only_commands_of_its_slots() {
     }
 }
 
-/// Returns once the replicas have all that their primaries have.
+/// Waits until each replica has the writes of its primary.
 fn cluster_copies(cluster: &RedisCluster) {
     for node in &cluster.nodes {
-        // A replica refuses it.
+        // A replica rejects it.
         _ = try_ask::<Value>(node, &["WAIT", "1", "5000"]);
     }
 }

@@ -1,8 +1,11 @@
-//! Whatever a client says, and in whatever order, it stays who Redis takes it for.
+//! Attacks on the match between requests and replies (desynchronisation).
 //!
-//! Model: `other` may read some keys, and `secret` is in the memory of a proxy that reads as `reader`. What `other` says is
-//! meant to have an answer of Redis taken for the answer to another command, such as a login that was refused; after it the
-//! secret is asked for where an answer from memory would show. All is over when `ECHO` has answered.
+//! Promise: no sequence of commands makes the proxy take a client for another user.
+//!
+//! Model: `other` may read some keys, and `secret` is in the memory of a proxy that reads as
+//! `reader`. The commands of `other` try to have a reply of Redis taken for the reply to another
+//! command, such as a rejected login. Then a read of the secret shows whether memory answers. The
+//! reply to `ECHO` ends the exchange.
 
 use std::fs;
 
@@ -20,7 +23,7 @@ fn push_reply_never_changes_identity() {
     let ways = with_secret(&[]);
     let mut wire = RespClient::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
-    // Longer than what is held, and answered by a push alone.
+    // Longer than the part that is held, and answered by a push alone.
     let channel = "x".repeat(2 << 20);
     assert!(wire.ask(&["SUBSCRIBE", &channel]).starts_with(b">3\r\n"));
     assert!(wire.told_line(NEVER_RIGHT).starts_with("-WRONGPASS"));
@@ -33,8 +36,8 @@ fn renamed_subscribe_never_changes_identity() {
     let ways = with_secret(&["--rename-command", "SUBSCRIBE", "listen"]);
     let mut wire = RespClient::connect(ways.through());
     assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
-    // One answer too few from here on, as far as anybody knows who does not know the name: each is taken for the answer to
-    // the command before, that to RESET for the renamed one's, and OK for the answer to a login that was refused.
+    // From here on one reply is missing, because the proxy does not know the renamed command. Each
+    // reply is taken for that of the previous command, and OK for the reply to a rejected login.
     assert!(wire.told_line("listen news").starts_with(">3"));
     for line in ["RESET", "AUTH other other-secret", NEVER_RIGHT, "CLIENT SETNAME me", "PING"] {
         wire.ask_line(line);
@@ -53,7 +56,7 @@ fn renamed_script_debug_never_changes_identity() {
     expect_no_secret_of_a_debugger(&ways, "lua DEBUG YES");
 }
 
-/// Redis from 7.2 on, and Valkey, say nothing to a login that they refuse while another answer is on its way.
+/// Redis and Valkey, from 7.2 on, send no reply to a rejected login while another is pending.
 #[test]
 fn rejected_auth_without_reply_never_changes_identity() {
     let ways = with_secret(&[]);
@@ -64,7 +67,7 @@ fn rejected_auth_without_reply_never_changes_identity() {
         while wire.answer() != b"+OK\r\n" {}
         expect_no_secret(&mut wire);
 
-        // One answer too few from EXEC on.
+        // From EXEC on one reply is missing.
         let behind = ["RESET", "AUTH other other-secret", NEVER_RIGHT, "CLIENT SETNAME me", "PING"];
         let mut wire = RespClient::connect(ways.through());
         for line in ["AUTH other other-secret", "MULTI", login] {
@@ -117,7 +120,7 @@ fn front_end_password_allows_one_auth_per_hello() {
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
     await_ready(&proxy);
     let mut wire = RespClient::connect(proxy.resp_address());
-    // The second would be Redis's to judge, over a link that is the proxy's user.
+    // Redis would judge the second login, over a connection of the proxy's user.
     let told = wire.told_line("HELLO 3 AUTH default front AUTH other other-secret");
     assert_eq!(told, "-ERR syntax error\\r\\n");
     assert_eq!(wire.told_line("ACL WHOAMI"), "-NOAUTH Authentication required.\\r\\n");
@@ -145,7 +148,8 @@ fn runtime_requirepass_bypasses_memory() {
     assert!(told[7].contains("hidden"), "{told:#?}");
 }
 
-/// Both ways, with a secret in the memory of a proxy that reads as `reader`, and these arguments more for Redis.
+/// Starts both paths, with a secret in the memory of a proxy that reads as `reader`, and these
+/// arguments for Redis.
 fn with_secret(arguments: &[&str]) -> RespPair {
     let arguments = [&["--user", "default", "off"], &READER_AND_OTHER[..], arguments].concat();
     let ways = RespPair::between(
@@ -162,7 +166,7 @@ fn with_secret(arguments: &[&str]) -> RespPair {
     ways
 }
 
-/// Asks for the secret, in front of more answers of Redis, and sees that it is not told.
+/// Reads the secret in front of further replies of Redis, and asserts that it stays hidden.
 #[track_caller]
 fn expect_no_secret(wire: &mut RespClient) {
     wire.send(["GET secret", "PING", "MGET secret", "PING"].map(words).concat());
@@ -181,7 +185,7 @@ fn expect_no_secret_of_a_debugger(ways: &RespPair, debug: &str) {
         let mut wire = RespClient::connect(ways.through());
         assert_eq!(wire.told_line("AUTH other other-secret"), "+OK\\r\\n");
         assert_eq!(wire.told_line(debug), "+OK\\r\\n");
-        // From here on a debugger answers, with no errors, whatever it is told.
+        // From here on a debugger replies to every command, without errors.
         assert!(wire.told_line("EVAL return(1) 0").contains("Stopped"));
         wire.ask_line(login);
         assert!(!wire.told_line("GET secret").contains("hidden"), "after {login}");

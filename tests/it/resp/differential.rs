@@ -1,11 +1,15 @@
-//! Whatever a client says, in whatever pieces, it is told what Redis would have told it.
+//! Random commands in random pieces.
 //!
-//! Model: seeded scripts of random commands go both ways; each is a few rounds on two connections, and before a round is
-//! sent all answers to the one before have come, so that both servers do the same in the same order. What one connection
-//! wrote the other may not know of for a moment, so a current read over HTTP comes between them. Keys are few and most
-//! commands read, so what is asked for is in memory most of the time, and most of the rest may have changed it.
+//! Promise: every reply equals that of Redis.
 //!
-//! What differs by its nature is not said: identifiers, clocks, and choices that Redis makes at random.
+//! Model: seeded scripts of random commands go over both paths. A script is a few rounds on two
+//! connections. A round is sent after all replies to the previous one, so that both servers run the
+//! same commands in the same order. One connection may not see the latest write of the other, so a
+//! `no-cache` read over HTTP comes between two rounds. Keys are few and most commands read, so
+//! memory often has the value, and other commands often change it.
+//!
+//! Commands with different replies by their nature are left out: identifiers, clocks, and random
+//! choices of Redis.
 
 use std::net::SocketAddr;
 
@@ -79,7 +83,8 @@ fn single_slot_commands_match_redis_over_cluster() {
     for node in &cluster.nodes {
         node.command(&["ACL", "SETUSER", "other", "on", ">secret", "~k1", "~k2", "&*", "+@all"]);
     }
-    let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
+    let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+        resp.listen = \"127.0.0.1:0\"\n";
     let limits = "daemon.worker_threads = 2\nresp.max_connections = 500\n";
     let proxy = Proxy::start(&format!("{listen}{limits}{LASTING}\n{}", cluster.settings()));
     await_ready(&proxy);
@@ -92,7 +97,7 @@ fn single_slot_commands_match_redis_over_cluster() {
     );
 }
 
-/// Runs so many scripts both ways; returns how many commands that were.
+/// Runs this many scripts over both paths; returns the number of commands.
 fn compare(ways: &RespPair, proxy: Option<&Proxy>, through: SocketAddr, scripts: u64) -> usize {
     compare_between((ways.straight(), through), proxy, scripts, Script::from_seed)
 }
@@ -116,7 +121,7 @@ fn compare_between(
             }
             pairs[round.connection].compare(seed, &script, round);
         }
-        // What one script leaves behind on a connection is nothing to the next, and now and then there is a new one.
+        // Each script has to work after any other; now and then the connection is a new one.
         if seed % 8 == 0 {
             pairs = [Pair::connect(straight, through), Pair::connect(straight, through)];
         }
@@ -124,7 +129,7 @@ fn compare_between(
     commands
 }
 
-/// A connection each way.
+/// A connection for each path.
 struct Pair {
     addresses: [SocketAddr; 2],
     straight: RespClient,
@@ -156,7 +161,8 @@ impl Pair {
                 answers.get(index).map_or("nothing".to_owned(), |answer| show(answer))
             };
             panic!(
-                "REDIS_PROXY_TEST_SEED={seed} RESP_SCRIPTS=1 repeats this\n{}\nanswer {index} of this round is to\n  {}\nexpected {}\nfound    {}",
+                "REDIS_PROXY_TEST_SEED={seed} RESP_SCRIPTS=1 repeats this\n{}\n\
+                    answer {index} of this round is to\n  {}\nexpected {}\nfound    {}",
                 script.text_as_far_as(round),
                 round.answered(index),
                 told(&expected),
@@ -169,7 +175,7 @@ impl Pair {
     }
 }
 
-/// The answers to a round, with what differs by its nature taken out.
+/// Returns the replies to a round, without identifiers.
 fn answers(wire: &mut RespClient, round: &Round) -> Vec<Vec<u8>> {
     let owed = round.answers();
     let mut answers: Vec<_> = (0..owed).map_while(|_| wire.try_answer().ok()).collect();
@@ -182,7 +188,7 @@ fn answers(wire: &mut RespClient, round: &Round) -> Vec<Vec<u8>> {
     answers
 }
 
-/// The numbers of connections, of which `HELLO` tells.
+/// Masks the ids of connections in replies to `HELLO`.
 fn mask_identifiers(answer: &mut Vec<u8>) {
     const BEFORE: &[u8] = b"$2\r\nid\r\n:";
     let mut from = 0;

@@ -1,4 +1,6 @@
-//! However a connection ends, what was said on it before is done, or known not to be.
+//! Closed and half-closed connections.
+//!
+//! Promise: however a connection ends, its commands are run, or the client knows that they are not.
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ fn half_closed_client_is_answered_by_blocking_commands() {
         commands.map(|line| {
             RespClient::connect(address).ask_line("RPUSH list job");
             let mut wire = RespClient::connect(address);
-            // Its last word comes while all it has said before is unanswered.
+            // The end of the input arrives while every reply is pending.
             ways.servers().iter().for_each(|server| server.pause());
             wire.send([words("SET key value"), words(line)].concat());
             wire.end_sending();
@@ -44,7 +46,7 @@ fn lost_session_state_closes_the_client() {
         let told = show(&wire.rest());
         assert!(told.starts_with(NO_REDIS), "{line}: {told}");
     }
-    // One that needs none stays.
+    // A connection without session state stays open.
     let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["PING", "SET key value", "BLPOP list 1"] {
         let told = wire.told_line(line);

@@ -1,4 +1,7 @@
-//! A daemon that is told to stop gives out what it owes, and waits for nobody who is owed nothing.
+//! Shutdown of the RESP front end.
+//!
+//! Promise: every pending reply is sent within `daemon.drain_timeout`, and a client without one
+//! delays nothing.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +10,10 @@ use crate::support::resp_pair::{LASTING, is_straight, resp_config};
 use crate::support::serving::{await_metric, await_ready, relay_url};
 use crate::support::{Proxy, RedisServer, Relay, Signal, eventually, within};
 
-/// More than any buffer between Redis and a client takes.
+/// More than all buffers between Redis and a client hold.
 const LARGE: usize = 24 << 20;
 
-/// A proxy that takes its time to stop.
+/// Starts a proxy with a long drain timeout.
 fn start() -> Option<(Proxy, RedisServer)> {
     if is_straight() {
         return None;
@@ -24,7 +27,7 @@ fn start() -> Option<(Proxy, RedisServer)> {
     Some((proxy, redis))
 }
 
-/// Tells it to stop, and sees that it has not while it owes something.
+/// Sends SIGTERM and asserts that the proxy goes on while replies are pending.
 #[track_caller]
 fn stop_in_vain(proxy: &Proxy) {
     const ENOUGH: Duration = Duration::from_millis(600);
@@ -76,7 +79,7 @@ fn drain_waits_for_a_slow_reader() {
     let Some((proxy, redis)) = start() else { return };
     let value = vec![b'v'; LARGE];
     redis.command(&[b"SET", &b"key"[..], &value]);
-    // Passed on, from memory, and in front of a command that may wait for ever.
+    // Forwarded, from memory, and in front of a blocking command.
     let talks = [&["GETEX key"][..], &["GET key"], &["GETEX key", "BLPOP list 0"]];
     let mut wires = talks.map(|talk| {
         let mut wire = RespClient::connect(proxy.resp_address());
@@ -146,7 +149,7 @@ fn drain_timeout_cuts_blocked_clients() {
     proxy.signal(Signal::TERM);
     assert_eq!(show(&waiting.rest()), "");
     proxy.finish();
-    // Nobody takes from the list any more.
+    // The blocked command is gone from Redis, so it takes no element.
     eventually("its link is gone", || (!is_blocked()).then_some(()));
     redis.command(&["RPUSH", "list", "job"]);
     assert_eq!(redis.command(&["LLEN", "list"]), redis::Value::Int(1));

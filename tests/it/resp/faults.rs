@@ -1,7 +1,10 @@
-//! Whatever fails, a client is told the truth, or nothing more.
+//! Faults behind RESP clients.
 //!
-//! Model: a relay between the proxy and Redis breaks. A client whose link is lost has got a prefix of what Redis said, and
-//! then the end of its connection; one that needs no link, or has none yet, goes on.
+//! Promise: a client gets correct replies or none: a lost dedicated connection ends its client
+//! after a prefix of the replies.
+//!
+//! Model: a relay between the proxy and Redis breaks. A client without a dedicated connection goes
+//! on.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -15,7 +18,7 @@ use crate::support::{Proxy, RedisServer, Relay, Reload, eventually};
 const CONNECTIONS: &str = r#"connections{front_end="resp"}"#;
 const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked";
 
-/// A proxy whose Redis is behind a line that can fail.
+/// A proxy with its Redis behind a relay.
 struct Stage {
     proxy: Proxy,
     relay: Relay,
@@ -24,7 +27,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// With these settings; nothing where there is no proxy.
+    /// Starts it with these settings; returns nothing in a run without a proxy.
     fn start(settings: &str) -> Option<Self> {
         if is_straight() {
             return None;
@@ -45,7 +48,7 @@ impl Stage {
         RespClient::connect(self.address())
     }
 
-    /// How many connections of clients Redis has, beside the proxy's own and the one that asks.
+    /// Returns the number of dedicated connections.
     fn links(&self) -> usize {
         dedicated_connections(&self.redis)
     }
@@ -78,16 +81,17 @@ fn link_lost_within_a_reply_closes_the_client() {
         wire.send(&pipeline);
         wire.answers(4).concat()
     };
-    // Within the first, between two, within the head of the large one, within its body, and within the last.
+    // Within the first reply, between two, within the head and the body of the large one, and
+    // within the last.
     for bytes in [0, 3, 5, 16, 18, 30, 100_000, 3_000_000, whole.len() - 5] {
         let mut wire = stage.connect();
-        // The link is there before the line is about to break.
+        // The dedicated connection exists before the relay breaks.
         assert_eq!(show(&wire.ask_line("ECHO link")), "$4\\r\\nlink\\r\\n");
         stage.relay.cut_after(bytes);
         wire.send(&pipeline);
         let found = wire.rest();
         assert!(whole.starts_with(&found), "cut after {bytes}: {}", show(&found));
-        // What the proxy's own link was told meanwhile counts as well.
+        // Bytes on the shared connection count as well.
         assert!(found.len() <= bytes, "{} bytes of {bytes}", found.len());
         assert!(
             found.len() + 2000 > bytes.min(whole.len()),
@@ -111,7 +115,7 @@ fn cut_fetch_returns_whole_value_or_error() {
     let mut wire = stage.connect();
     stage.relay.cut_after(1 << 20);
     wire.send(words("GET large"));
-    // What the proxy could not fetch is asked over the client's own link, which is cut as well.
+    // The failed fetch is repeated on the dedicated connection, which is cut as well.
     match wire.try_answer() {
         Ok(answer) => assert!(show(&answer).starts_with(NO_REDIS), "{}", show(&answer)),
         Err(error) => assert_eq!(error.kind(), ErrorKind::UnexpectedEof),
@@ -122,7 +126,7 @@ fn cut_fetch_returns_whole_value_or_error() {
     for _ in 0..2 {
         assert_eq!(wire.ask_line("GET large"), bulk(&value));
     }
-    // Lost once only, it is asked for again.
+    // After a single loss the fetch is repeated.
     stage.redis.command(&["SET", "other", &value]);
     stage.relay.cut_once();
     let answer = eventually("the value again", || {
@@ -179,7 +183,7 @@ fn commands_of_a_rejected_transaction_are_not_run() {
     let mut wire = RespClient::connect(proxy.resp_address());
     wire.send([words("MULTI"), words("SET a 1")].concat());
     for _ in 0..2 {
-        // Refused, or the end.
+        // An error, or the end of the connection.
         assert!(
             wire.try_answer().is_ok_and(|answer| show(&answer).starts_with(NO_REDIS))
                 || wire.is_closed() == Some(true)
@@ -251,7 +255,7 @@ fn lost_redis_closes_only_stateful_clients() {
     }
     let told = writer.told_line("SET other 2");
     assert!(told.starts_with(NO_REDIS), "{told}");
-    // A value that is cached may stand in; nothing else may.
+    // A cached value may be served stale; nothing else may.
     let told = eventually("the reader is told something", || Some(reader.told_line("GET key")));
     assert!(told == "$5\\r\\nvalue\\r\\n" || told.starts_with(NO_REDIS), "{told}");
     let told = reader.told_line("SET key 2");
@@ -300,7 +304,7 @@ fn reload_keeps_resp_connections() {
         assert_eq!(stage.proxy.reload(config), Reload::Reloaded);
         assert!(reader.answers(100).iter().all(|answer| *answer == bulk("value")));
     }
-    // What needs a restart is refused, and changes nothing.
+    // A change that needs a restart is rejected and has no effect.
     stage.proxy.expect_log("config refused");
     let other = format!("{}\nresp.max_bulk = \"1MiB\"", stage.config);
     assert_eq!(stage.proxy.reload(&other), Reload::Refused);

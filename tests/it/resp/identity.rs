@@ -1,4 +1,7 @@
-//! A cached answer goes only to who could have read it: the proxy's own user, or who knows the front end's password.
+//! Cached replies and the identity of clients.
+//!
+//! Promise: a cached reply goes only to clients that could read it from Redis: the proxy's own
+//! user, or a client with the front end's password.
 
 use std::fs;
 
@@ -11,7 +14,8 @@ use crate::support::resp_pair::{
 use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer};
 
-/// Redis asks everybody for a login. Beside `reader` and `other` there is one who may write and not read, and nobody else.
+/// Returns ACL arguments that require a login. Besides `reader` and `other` there is only one user,
+/// who may write and not read.
 fn users() -> Vec<&'static str> {
     let writer = ["--user", "writer", "on", ">writer-secret", "~*", "&*", "+@all", "-get", "-mget"];
     [&["--requirepass", "default-secret"], &READER_AND_OTHER[..], &["-flushall"], &writer].concat()
@@ -108,7 +112,7 @@ fn switching_user_switches_replies() {
         "GET secret",
         "GET open",
     ];
-    // Each by itself, and all at once.
+    // One by one, and pipelined.
     ways.expect_from_memory(2.0, || {
         let told = ways.same(|address| {
             let mut wire = RespClient::connect(address);
@@ -117,7 +121,7 @@ fn switching_user_switches_replies() {
         let hidden: Vec<_> = told.iter().map(|line| u8::from(line.contains("hidden"))).collect();
         assert_eq!(hidden, [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], "{told:#?}");
     });
-    // Redis from 7.2 on says nothing to a login that it refuses behind others.
+    // From 7.2 on, Redis sends no reply to a login that it rejects behind other commands.
     let at_once: Vec<_> = lines.into_iter().filter(|line| !line.contains("wrong")).collect();
     ways.same(|address| {
         let mut wire = RespClient::connect(address);
@@ -226,7 +230,7 @@ fn login_behind_a_read_keeps_reply_order() {
     redis.command(&["RPUSH", "list", "item"]);
     let mut wire = RespClient::connect(proxy.resp_address());
     assert_eq!(wire.told_line("AUTH front"), "+OK\\r\\n");
-    // Memory knows nothing of the list yet, so the read is asked of Redis in the end.
+    // Memory has not seen the list yet, so the read goes to Redis in the end.
     wire.send(
         [
             words("GET list"),
@@ -240,7 +244,7 @@ fn login_behind_a_read_keeps_reply_order() {
     assert!(told[0].starts_with("-WRONGTYPE"), "{told:#?}");
     assert!(told[1].starts_with("%7"), "{told:#?}");
     assert_eq!(told[2..], ["$6\\r\\nhidden\\r\\n", "_\\r\\n"]);
-    // A name may be a word that means something elsewhere.
+    // A user name may equal a keyword.
     let mut wire = RespClient::connect(proxy.resp_address());
     let told = wire.told_line("HELLO 3 SETNAME auth AUTH default front");
     assert!(told.starts_with("%7"), "{told}");
@@ -251,7 +255,7 @@ fn anonymous_client_input_is_limited() {
     if is_straight() {
         return;
     }
-    // Redis's own limits for those it does not know, asked of Redis itself too.
+    // The limits of Redis for unauthenticated clients, compared with Redis itself.
     let (redis, proxy, _directory) = with_password(AS_READER);
     for sent in ["*11\r\n", "*2\r\n$3\r\nGET\r\n$16385\r\n", "*10\r\n$4\r\nPING\r\n$x\r\n"] {
         let [expected, found] = [redis.tcp_address(), proxy.resp_address()].map(|address| {
@@ -281,7 +285,7 @@ fn empty_password_file_is_rejected() {
     }
 }
 
-/// Both ways, with a secret in the memory of a proxy that reads as `reader`.
+/// Starts both paths, with a secret in the memory of a proxy that reads as `reader`.
 fn logged_in() -> RespPair {
     let ways =
         RespPair::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
@@ -296,7 +300,7 @@ fn logged_in() -> RespPair {
     ways
 }
 
-/// A proxy with a password of its own, and a secret in its memory.
+/// Starts a proxy with a password of its own and a secret in its memory.
 fn with_password(settings: &str) -> (RedisServer, Proxy, TempDir) {
     let redis = RedisServer::builder().tcp().arguments(&users()).start();
     redis.command(&["SET", "secret", "hidden"]);

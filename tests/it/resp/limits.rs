@@ -1,4 +1,7 @@
-//! What one client may take is bounded, and what it is told at the bound is in Redis's words.
+//! Limits of a RESP client.
+//!
+//! Promise: every resource of one client is bounded, and the reply at the bound is in the words of
+//! Redis.
 
 use std::io::Write;
 use std::thread;
@@ -14,7 +17,8 @@ use crate::support::{Proxy, eventually, within};
 const COMMANDS: u64 = 1_000_000;
 const MEBIBYTE: u64 = 1 << 20;
 
-/// RespPair whose proxy has these settings on top; `None` where there is no proxy to limit anything.
+/// Starts both paths, the proxy with these settings on top; returns nothing in a run without a
+/// proxy.
 fn limited(settings: &str) -> Option<RespPair> {
     (!is_straight()).then(|| RespPair::between(|server| server, &format!("{LASTING}\n{settings}")))
 }
@@ -31,7 +35,7 @@ fn connection_beyond_the_limit_is_rejected() {
     assert_eq!(show(&refused.rest()), "-ERR max number of clients reached\\r\\n");
     await_metric(proxy, r#"connections{front_end="resp"}"#, 3.0);
     assert!(metric(proxy, r#"connections_refused_total{front_end="resp"}"#) >= 1.0);
-    // There is room again when one has gone.
+    // A closed connection makes room for another.
     drop(wires.pop());
     await_metric(proxy, r#"connections{front_end="resp"}"#, 2.0);
     assert_eq!(RespClient::connect(ways.through()).told_line("PING"), "+PONG\\r\\n");
@@ -47,7 +51,7 @@ fn silent_client_is_closed_unless_a_reply_is_pending() {
     assert_eq!(idle.told_line("GET key"), "$-1\\r\\n");
     assert_eq!(show(&idle.rest()), "");
     assert!(begun.elapsed() >= Duration::from_millis(990), "closed after {:?}", begun.elapsed());
-    // Longer than any that says nothing may live.
+    // Longer than any idle connection may live.
     eventually("only who waits is left", || {
         (metric(ways.proxy().unwrap(), r#"connections{front_end="resp"}"#) < 1.5).then_some(())
     });
@@ -61,10 +65,10 @@ fn slow_reader_is_not_idle() {
     let value = vec![b'v'; 16 << 20];
     let mut wire = RespClient::connect(ways.through());
     wire.ask(&[b"SET", &b"key"[..], &value]);
-    // From Redis, and then from memory.
+    // First from Redis, then from memory.
     for _ in 0..2 {
         wire.send(words("GET key"));
-        // Longer than it may be silent, with most of the value on its way.
+        // Longer than the idle timeout, with most of the value in flight.
         assert_eq!(within(Duration::from_secs(3), || None::<()>), None);
         assert_eq!(wire.answer(), bulk(&value));
     }
@@ -103,7 +107,7 @@ fn slow_reader_loses_no_cached_read() {
         wire.send([words("SET own 1"), words(&range)].concat());
         assert_eq!(show(&wire.answer()), "+OK\\r\\n");
         wire.send(words("GET k"));
-        // Now it is full on both sides.
+        // Both buffers are full now.
         assert_eq!(within(Duration::from_millis(50), || None::<()>), None);
         assert!(wire.answer().starts_with(b"*"));
         assert_eq!(wire.answer(), bulk("value"), "after {range}");
@@ -151,7 +155,7 @@ fn oversized_command_is_streamed() {
             wire.ask_line("GET large"),
         ];
         told.extend([wire.ask(&many), wire.ask_line("GET key:19999"), wire.ask(&all)]);
-        // Pipelined, with reads from memory around.
+        // Pipelined between reads from memory.
         let both = [
             words("GET large"),
             command(&[b"SET", &b"large"[..], &large[1..]]),
@@ -189,7 +193,7 @@ fn unread_replies_take_no_memory() {
     const LIMIT: u64 = 4 * MEBIBYTE;
     let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"") else { return };
     let proxy = ways.proxy().unwrap();
-    // Small enough to be copied, and so much of them that nobody could hold all.
+    // Small enough to be copied, and more in total than any buffer could hold.
     let value = "v".repeat(8000);
     RespClient::connect(ways.through()).ask(&["SET", "key", &value]);
     RespClient::connect(ways.through()).ask(&["RPUSH", "list", &value]);
@@ -209,9 +213,10 @@ fn unread_replies_take_no_memory() {
         let commands = metric(proxy, "commands_total{command=\"get\"}")
             + metric(proxy, "commands_total{command=\"lrange\"}");
         eprintln!(
-            "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first"
+            "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} \
+                commands taken up at first"
         );
-        // Twice the limit, for the buffers of both connections and what the allocator keeps.
+        // Twice the limit, for the buffers of both connections and the reserve of the allocator.
         assert!(most < 2 * LIMIT + 24 * MEBIBYTE, "{line}: {most} bytes more than before");
     }
 }
@@ -241,7 +246,7 @@ fn fetches_for_a_stalled_reader_are_bounded() {
     assert!(most < 150 * MEBIBYTE, "{most} bytes more than before");
 }
 
-/// Returns, once no more commands are taken up, how many were.
+/// Waits until no more commands are accepted; returns the number.
 fn stands_still(proxy: &Proxy) -> f64 {
     let taken = || {
         metric(proxy, "commands_total{command=\"get\"}")

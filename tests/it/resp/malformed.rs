@@ -1,11 +1,14 @@
-//! What is hardly a command is understood, or refused, as Redis does: to the byte, and to whether it hangs up.
+//! Malformed and unusual commands.
+//!
+//! Promise: the proxy accepts and rejects the same bytes as Redis, with the same errors and the
+//! same closed connections.
 
 use std::net::SocketAddr;
 
 use crate::support::resp_client::{RespClient, show};
 use crate::support::resp_pair::RespPair;
 
-/// Bytes, and how many answers they have.
+/// Bytes, and the number of their replies.
 type Case<'a> = (&'a [u8], usize);
 
 const PROTOCOL_ERRORS: [Case<'static>; 32] = [
@@ -86,7 +89,7 @@ fn overlong_line_is_rejected() {
     for start in [&b"*"[..], b"*1\r\n$", b"PING "] {
         same_exchange(&ways, &long(start), 1);
     }
-    // One that ends is taken, up to what Redis holds.
+    // A line with an end is accepted up to the limit of Redis.
     same_exchange(&ways, &[b"ECHO ", &vec![b'x'; 60_000][..], b"\r\n"].concat(), 1);
 }
 
@@ -110,8 +113,10 @@ fn http_request_on_resp_port_closes() {
 
 #[test]
 fn pipeline_may_be_split_anywhere() {
-    let pipeline: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$12\r\n\r\n$3\r\n*1\r\n$1\r\r\nGET k\r\n*2\r\n$3\r\nGET\r\n$1\r\nk\r\n\r\n*0\r\n\
-                            *3\r\n$4\r\nMGET\r\n$1\r\nk\r\n$6\r\nabsent\r\nSET k \"q\\\"\"\r\n*2\r\n$6\r\nSTRLEN\r\n$1\r\nk\r\n";
+    let pipeline: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$12\r\n\r\n$3\r\n*1\r\n$1\r\r\nGET k\r\n\
+        *2\r\n$3\r\nGET\r\n$1\r\nk\r\n\r\n*0\r\n\
+                            *3\r\n$4\r\nMGET\r\n$1\r\nk\r\n$6\r\nabsent\r\nSET k \"q\\\"\"\r\n\
+                            *2\r\n$6\r\nSTRLEN\r\n$1\r\nk\r\n";
     let ways = RespPair::start();
     ways.same(|address| {
         let mut wire = RespClient::connect(address);
@@ -124,7 +129,7 @@ fn pipeline_may_be_split_anywhere() {
         };
         for cut in 1..pipeline.len() {
             wire.send(&pipeline[..cut]);
-            // What is answered by now was read, and what stands behind it most likely too.
+            // Every replied command was read, and probably the bytes behind it too.
             std::thread::yield_now();
             wire.send(&pipeline[cut..]);
             assert_eq!(told(&mut wire), whole, "cut at {cut}");
@@ -155,7 +160,7 @@ fn absent_and_wrong_type_replies_match_redis() {
             wire.ask_line(hello);
             wire.ask_line("RPUSH list 1");
             wire.ask_line("SET string value");
-            // The second time from memory, as far as it is there.
+            // The second time from memory, where the value is there.
             let twice = READS.iter().chain(&READS);
             twice.map(|line| format!("{line}: {}", wire.told_line(line))).collect::<Vec<_>>()
         });
@@ -167,7 +172,7 @@ fn absent_and_wrong_type_replies_match_redis() {
     });
 }
 
-/// The answers to bytes and whether the connection is closed then; the same both ways.
+/// Returns the replies to bytes and whether the connection is closed then; equal over both paths.
 #[track_caller]
 fn same_exchange(ways: &RespPair, bytes: &[u8], answers: usize) -> (String, bool) {
     let sent = show(bytes);

@@ -1,4 +1,6 @@
-//! What one client says or asks for takes no more than a bounded part of the proxy's memory.
+//! Memory for the input of one client.
+//!
+//! Promise: commands and keys of one client take a bounded part of the proxy's memory.
 
 use crate::support::memory::resident;
 use crate::support::resp_client::{RespClient, bulk, show, words};
@@ -28,7 +30,7 @@ fn long_key_is_read_but_not_cached() {
     let more = resident(proxy.pid()).saturating_sub(before);
     assert!(more < 40 * MEBIBYTE, "{more} bytes more after {KEYS} keys");
     assert!(ways.reads(&["bypass"]) >= Some(100.0), "some were kept");
-    // One of the longest that are kept is.
+    // A key of the greatest cached length.
     let longest = "k".repeat(16 << 10);
     wire.told(&["GET", &longest]);
     ways.expect_from_memory(1.0, || assert_eq!(wire.told(&["GET", &longest]), "$-1\\r\\n"));
@@ -50,7 +52,7 @@ fn input_behind_blocked_command_is_bounded() {
         std::io::Write::write_all(&mut sender, &b"PING\r\nINCR n\r\n".repeat(PAIRS))
     });
     eventually("so many are taken up", || (taken(proxy) >= MOST_OWED - 2.0).then_some(()));
-    // And no more than those.
+    // No more than these are accepted.
     let most = taken(proxy);
     assert!(most <= MOST_OWED, "{most} commands are taken up");
     ways.behind().command(&["RPUSH", "list", "job"]);

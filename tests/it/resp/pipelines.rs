@@ -1,4 +1,7 @@
-//! However commands are cut into packets, each is answered as if it had come by itself.
+//! Pipelines in any packets.
+//!
+//! Promise: each command is answered as if it had come alone, whatever the packets and its
+//! neighbours.
 
 use std::time::Duration;
 
@@ -17,7 +20,7 @@ fn transaction_after_another_in_a_pipeline_is_atomic() {
             }
             wire.send(["MULTI", "SET a 1", end, "MULTI"].map(words).concat());
             let mut told: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
-            // The answers are here, so only what is remembered of them tells that this is to be queued.
+            // All replies have arrived, so only the session state shows that this is to be queued.
             told.extend(
                 ["GET hot", "MGET hot", "EXEC", "GET hot"].map(|line| wire.told_line(line)),
             );
@@ -47,7 +50,7 @@ fn watch_after_exec_in_a_pipeline_holds() {
 
 #[test]
 fn late_protocol_error_keeps_earlier_replies() {
-    /// For what was sent to be taken up while the first answer is still to come.
+    /// The time in which the proxy accepts input while the first reply is pending.
     const TAKEN_UP: Duration = Duration::from_millis(200);
     let ways = RespPair::start();
     ways.same(|address| {
@@ -56,7 +59,7 @@ fn late_protocol_error_keeps_earlier_replies() {
             wire.ask_line(line);
         }
         ways.servers().iter().for_each(|server| server.pause());
-        // A word is missing, and what stands in its place is none.
+        // A word is missing, and the bytes in its place are invalid.
         let long =
             [b"*4\r\n", &command(&[&b"SET"[..], b"key", &vec![b'x'; 1_048_600]])[4..]].concat();
         for sent in [&[words("PING"), words("GET hot")].concat(), &long, &b"X5\r\n"[..]] {

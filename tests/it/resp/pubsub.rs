@@ -1,4 +1,6 @@
-//! Subscribers hear what is published, with the words that go with it, in RESP2 and RESP3, and so does who monitors.
+//! Pub/sub, monitoring and client-side tracking.
+//!
+//! Promise: a client receives every push in order with its replies, in RESP2 and RESP3.
 
 use std::net::SocketAddr;
 
@@ -20,7 +22,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<Strin
     let mut hear = |subscriber: &mut RespClient, count: usize| {
         heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
     };
-    // From memory before, and in order with what is pipelined behind.
+    // From memory first, and in order with pipelined commands.
     subscriber.send(
         [
             words("GET key"),
@@ -35,7 +37,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<Strin
         publisher.ask_line(line);
     }
     hear(&mut subscriber, 4);
-    // A command that is not for subscribers is an error in RESP2, and is answered in RESP3.
+    // A command outside of pub/sub is an error in RESP2 and works in RESP3.
     subscriber.send(
         [words("GET key"), words("PING"), words("UNSUBSCRIBE news"), words("PUNSUBSCRIBE")]
             .concat(),
@@ -44,7 +46,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<Strin
     subscriber
         .send([words("SSUBSCRIBE shard"), words("UNSUBSCRIBE"), words("SUNSUBSCRIBE")].concat());
     hear(&mut subscriber, 3);
-    // Afterwards it is a connection like any other.
+    // Afterwards it is an ordinary connection.
     publisher.ask_line("SET key changed");
     subscriber.send(
         [
@@ -125,7 +127,7 @@ fn client_side_tracking_pushes_are_delivered() {
             told.push(reader.told_line(line));
         }
         writer.ask_line("SET key two");
-        // What it is told, and then what it asks for.
+        // The pushes, and then a reply.
         told.push(show(&reader.answer()));
         told.push(reader.told_line("GET key"));
         told

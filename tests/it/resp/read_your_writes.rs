@@ -1,9 +1,12 @@
-//! Who has written reads what was written, whatever the command was, and nobody goes back in time.
+//! Read-your-writes and monotonic reads.
 //!
-//! Model: 64 connections write and read at once, pipelined and not, while others read every key over HTTP and RESP, so that
-//! what is old is always at hand. Each connection has keys of its own, of which it knows what they hold; some keys are
-//! everybody's, and hold numbers that only rise. Now and then one empties the database, with all others waiting until it
-//! has, and after that everybody begins with a write.
+//! Promise: a connection reads its own writes, whatever the command, and no client sees a value go
+//! back.
+//!
+//! Model: 64 connections write and read at once, pipelined and not, while others read every key
+//! over HTTP and RESP, so that old values are always at hand. Each connection owns some keys and
+//! knows their values; other keys are shared and hold rising numbers. Now and then one connection
+//! empties the database while all others wait, and each of them then begins with a write.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,38 +27,39 @@ const PAIRS: u64 = 100_000;
 const PAIRS_TTL_MODE: u64 = 10_000;
 const OWN_KEYS: usize = 4;
 const SHARED_KEYS: usize = 4;
-/// So many pairs of one connection in one piece at most.
+/// The largest number of pairs of a connection in one piece.
 const DEPTH: usize = 8;
 const FLUSHES: u64 = 40;
-/// A number that rises over every flush: what is begun after one is larger than all before.
+/// Returns a number that rises over every flush: the first number after one is larger than all
+/// before.
 const RAISE: &str = "local found = tonumber(redis.call('GET', KEYS[1]) or ARGV[1]) \
                      redis.call('SET', KEYS[1], found + 1) return redis.call('GET', KEYS[1])";
 
 const SET_AND_DELETE: &str =
     "redis.call('SET', KEYS[1], ARGV[1]) redis.call('DEL', KEYS[2]) return 1";
-/// It does not say which key it writes.
+/// Writes a key that is not among the named keys.
 const HIDDEN: &str = "redis.call('SET', 'own:' .. ARGV[1], ARGV[2]) return 1";
 
-/// What all take part in.
+/// The state that all connections share.
 struct Common {
     address: SocketAddr,
     promise: Promise,
     seed: u64,
     pairs: u64,
     done: AtomicU64,
-    /// How often the database was emptied; held for writing meanwhile.
+    /// The number of flushes; locked for writing during one.
     flushes: RwLock<u64>,
     is_over: AtomicBool,
     stale: Mutex<Vec<String>>,
     reads_beside: AtomicUsize,
 }
 
-/// What is promised.
+/// The promise of a mode.
 #[derive(Clone, Copy, PartialEq)]
 enum Promise {
-    /// Own writes, whatever the command, and that nobody goes back.
+    /// Own writes, whatever the command, and monotonic reads.
     All,
-    /// Own writes by commands that say which keys they write.
+    /// Own writes by commands that name the keys they write.
     NamedWrites,
 }
 
@@ -74,7 +78,7 @@ fn connection_reads_its_own_writes_in_ttl_mode() {
     assert_eq!(stale, 0);
 }
 
-/// Returns how many reads were stale; the first is on the screen.
+/// Returns the number of stale reads and prints the first.
 fn write_and_read(ways: &RespPair, promise: Promise, pairs: u64) -> usize {
     let common = Common {
         address: ways.through(),
@@ -118,7 +122,7 @@ fn write_and_read(ways: &RespPair, promise: Promise, pairs: u64) -> usize {
 }
 
 impl Common {
-    /// How often the database was emptied by the time so many pairs are done.
+    /// Returns the number of flushes due by the current number of pairs.
     fn flushes_due(&self) -> u64 {
         1 + self.done.load(SeqCst) * FLUSHES / self.pairs.max(1)
     }
@@ -126,7 +130,7 @@ impl Common {
     fn found_stale(&self, text: String) {
         let mut stale = self.stale.lock().unwrap();
         stale.push(text);
-        // Enough to see what is wrong.
+        // Enough to see the cause.
         if stale.len() > 20 {
             self.done.store(self.pairs, SeqCst);
         }
@@ -137,13 +141,13 @@ fn shared_key(number: usize) -> String {
     format!("shared:{number}")
 }
 
-/// One of the 64.
+/// One of the 64 connections.
 struct Writer<'a> {
     common: &'a Common,
     number: usize,
     random: StdRng,
     wire: RespClient,
-    /// What its own keys hold.
+    /// The values of its own keys.
     own: HashMap<String, String>,
     /// The highest number seen in each shared key.
     seen: [u64; SHARED_KEYS],
@@ -151,7 +155,7 @@ struct Writer<'a> {
     turn: u64,
 }
 
-/// What is to come, in order, for a piece that is sent.
+/// The expected replies of a piece, in order.
 #[derive(Default)]
 struct Piece {
     bytes: Vec<u8>,
@@ -161,7 +165,7 @@ struct Piece {
 
 enum Expected {
     Exactly(Vec<u8>),
-    /// The number of a shared key.
+    /// The index of a shared key.
     Risen(usize),
     Anything,
 }
@@ -200,7 +204,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes and reads so many times.
+    /// Writes and reads this many times.
     fn turn(&mut self, depth: usize) {
         let mut piece = Piece::default();
         let is_pipelined = self.random.random_bool(0.5);
@@ -236,7 +240,8 @@ impl<'a> Writer<'a> {
             if let Some(expected) = wrong {
                 let said = piece.said.join("\n  ");
                 self.common.found_stale(format!(
-                    "connection {} said\n  {said}\nanswer {index} is to {:?}\nexpected {expected}\nfound    {}",
+                    "connection {} said\n  {said}\nanswer {index} is to {:?}\nexpected {expected}\n\
+                        found    {}",
                     self.number,
                     piece.said[index],
                     show(&found)
@@ -375,7 +380,7 @@ impl<'a> Writer<'a> {
             }
             _ => {
                 let number = self.random.random_range(0..SHARED_KEYS);
-                // Nobody may have written it since the database was emptied.
+                // The key may be absent since the last flush.
                 let is_there = self.seen[number] > self.flushes * 1_000_000_000;
                 let expected = if is_there { Expected::Risen(number) } else { Expected::Anything };
                 piece.add(&["GET", &shared_key(number)], expected);
@@ -383,7 +388,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Empties the database while nobody else writes or reads, and looks.
+    /// Empties the database while no other connection is active, and reads.
     fn empty(&mut self) {
         let mut flushes = self.common.flushes.write().unwrap();
         if *flushes >= self.common.flushes_due() {
@@ -398,7 +403,7 @@ impl<'a> Writer<'a> {
                 piece.add(words, ok());
             }
             self.say(&std::mem::take(&mut piece));
-            // What is in memory now is to be gone, though Redis will tell nobody.
+            // Values in memory have to go, although Redis pushes no invalidation.
             for key in self.own_keys().chain((0..SHARED_KEYS).map(shared_key)) {
                 piece.add(&["GET", &key], Expected::Anything);
             }
@@ -409,7 +414,7 @@ impl<'a> Writer<'a> {
             piece.add(&["GET", &key], Expected::Exactly(held(None)));
         }
         self.say(&piece);
-        // By themselves, so that memory may answer.
+        // In a piece of their own, so that memory may answer.
         let mut piece = Piece::default();
         for number in 0..SHARED_KEYS {
             piece.add(&["GET", &shared_key(number)], Expected::Exactly(held(None)));
@@ -456,7 +461,7 @@ fn read_over_http(common: &Common, address: SocketAddr) {
     }
 }
 
-/// Reads all, and sees that no number of a shared key goes back.
+/// Reads all keys and checks that the number of a shared key never falls.
 fn read_over_resp(common: &Common) {
     let mut wire = RespClient::connect(common.address);
     let keys = all_keys();
@@ -467,7 +472,7 @@ fn read_over_resp(common: &Common) {
         }
         let answers = wire.answers(keys.len());
         for (number, answer) in answers[keys.len() - SHARED_KEYS..].iter().enumerate() {
-            // Where there is none, the database was emptied; what is begun then is larger.
+            // An absent number means a flush; later numbers are larger.
             let Some(value) = bulk_number(answer) else { continue };
             if value < seen[number] && common.promise == Promise::All {
                 let key = shared_key(number);

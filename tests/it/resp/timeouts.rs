@@ -1,4 +1,7 @@
-//! No read waits long for the proxy's own link where the client's is well.
+//! Waits of RESP reads for the shared connection.
+//!
+//! Promise: a read waits at most 250 ms for the proxy's shared connection before it goes to Redis
+//! on its own.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -58,15 +61,15 @@ fn rejected_proxy_login_delays_no_direct_client() {
         assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
     }
     let took = begun.elapsed();
-    // As long as each would wait for a link is 100 ms.
+    // If each read waited for a shared connection, it would take 100 ms.
     assert!(took < READS * Duration::from_millis(50), "{READS} reads took {took:?}");
 }
 
 #[test]
 fn keepalive_is_invisible_to_the_client() {
-    /// A link that was silent for 15 s is kept awake by the next read from memory.
+    /// The next read from memory after 15 s of silence sends a keepalive.
     const SILENCE: Duration = Duration::from_millis(15_200);
-    // It takes as long as that.
+    // The test takes that long.
     if is_straight() || number("RESP_LONG").is_none() {
         return;
     }

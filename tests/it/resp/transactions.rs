@@ -1,4 +1,7 @@
-//! While a connection's state makes an answer from memory wrong, Redis answers; and afterwards memory does again.
+//! Transactions and other session state.
+//!
+//! Promise: while the state of a connection rules out replies from memory, Redis replies;
+//! afterwards memory does again.
 
 use crate::support::resp_client::{RespClient, show, show_without_id, words};
 use crate::support::resp_pair::RespPair;
@@ -60,7 +63,7 @@ fn stateful_session_matches_redis() {
         ways.same(|address| {
             let mut wire = RespClient::connect(address);
             wire.ask_line("SET k 1");
-            // One by one, then in one piece.
+            // One by one, then pipelined.
             let told: Vec<_> = talk
                 .iter()
                 .map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line))))
@@ -83,7 +86,7 @@ fn watch_detects_changes_of_others() {
         for change in ["SET k 2", "EXPIRE k 0", "FLUSHALL", "GET k"] {
             told.push(one.told_line("WATCH k"));
             told.push(other.told_line(change));
-            // Asked of Redis: it is to be what the change left, though memory may not know yet.
+            // Read from Redis, because memory may not have the change yet.
             told.push(one.told_line("GET k"));
             told.push(one.told_line("MULTI"));
             told.push(one.told_line("SET k mine"));
@@ -122,7 +125,7 @@ fn memory_serves_again_after_the_state_ends() {
         &["WATCH k", "MULTI", "EXEC"],
         &["SELECT 1", "SELECT 0"],
         &["MULTI", "SELECT 1", "RESET"],
-        // What was refused changes nothing.
+        // A rejected command changes nothing.
         &["MULTI x"],
         &["WATCH"],
         &["EXEC", "DISCARD", "SELECT 99", "HELLO 9", "AUTH default"],
@@ -136,7 +139,7 @@ fn memory_serves_again_after_the_state_ends() {
         eprintln!("{setup:?}");
         ways.expect_from_memory(3.0, || (0..3).for_each(|_| _ = wire.ask_line("GET k")));
     }
-    // And while it lasts it does not.
+    // During the state memory does not reply.
     for line in ["MULTI", "WATCH k", "SELECT 1"] {
         wire.ask_line(line);
         ways.expect_from_memory(0.0, || _ = wire.ask_line("GET k"));

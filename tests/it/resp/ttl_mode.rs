@@ -1,4 +1,6 @@
-//! Where Redis tells nobody of changes (`coherence: ttl`), what a client itself writes is dropped from memory all the same.
+//! Coherence mode `ttl`, without invalidations.
+//!
+//! Promise: writes that pass through the proxy remove the written keys from memory.
 
 use crate::support::memory::resident;
 use crate::support::resp_client::{RespClient, show, words};
@@ -35,7 +37,7 @@ fn write_is_visible_to_later_reads() {
     ];
     let ways = RespPair::between(|server| server, TTL);
     ways.same(|address| {
-        // Who reads beside the writer, so that what is old is in memory.
+        // A second reader has put the old values into memory.
         let (mut writer, mut reader) = (RespClient::connect(address), RespClient::connect(address));
         let mut told = Vec::new();
         for write in WRITES {
@@ -45,7 +47,7 @@ fn write_is_visible_to_later_reads() {
                 );
             }
             told.push(writer.told_line(write));
-            // Both, since it is dropped for all.
+            // Both connections, because the entry is removed for all.
             for wire in [&mut reader, &mut writer] {
                 told.extend(
                     ["MGET a b", "GET a", "GETRANGE b 0 -1"].map(|line| wire.told_line(line)),
@@ -121,7 +123,7 @@ fn streamed_command_is_visible_to_later_reads() {
             &["DEL", &key, "a"],
             &["MSET", &key, "x", "a", "2"],
         ] {
-            // There is something old to be in memory.
+            // Puts an old value into memory.
             told.extend(["SET a old", "GET a", "GET a"].map(|line| wire.told_line(line)));
             told.push(wire.told(long));
             told.push(wire.told_line("GET a"));
@@ -169,7 +171,7 @@ fn value_read_during_a_write_is_not_cached() {
     let (mut writer, mut reader) =
         (RespClient::connect(ways.through()), RespClient::connect(ways.through()));
     assert_eq!(writer.told_line("SET a old"), "+OK\\r\\n");
-    // Redis holds writes back, and answers reads.
+    // Redis delays writes and answers reads.
     ways.behind().command(&["CLIENT", "PAUSE", "20000", "WRITE"]);
     writer.send(words("SET a new"));
     await_metric(proxy, "commands_total{command=\"set\"}", 2.0);

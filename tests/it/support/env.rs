@@ -3,7 +3,7 @@
 use std::env;
 
 /// The variable that fixes every random choice of a test.
-const SEED: &str = "REDIS_PROXY_TEST_SEED";
+pub(crate) const SEED: &str = "REDIS_PROXY_TEST_SEED";
 
 /// Returns the number in `variable`, if it is set and not empty.
 pub(crate) fn number(variable: &str) -> Option<u64> {

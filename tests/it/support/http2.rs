@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 
 use super::http::key_path;
 
-/// A connection that speaks HTTP/2 with prior knowledge.
+/// A connection that uses HTTP/2 with prior knowledge.
 pub(crate) struct Http2 {
     runtime: Runtime,
     requests: SendRequest<Empty<Bytes>>,
     connection: JoinHandle<hyper::Result<()>>,
 }
 
-/// A request on its way; aborting it resets its stream.
+/// A request in flight; aborting it resets its stream.
 pub(crate) type Stream = JoinHandle<hyper::Result<(u16, Bytes)>>;
 
 impl Http2 {
@@ -46,13 +46,13 @@ impl Http2 {
         })
     }
 
-    /// The status and the body.
+    /// Returns the status and the body.
     pub(crate) fn answer(&self, stream: Stream) -> (u16, Bytes) {
         let answer = self.runtime.block_on(stream).expect("a request that goes on");
         answer.expect("an answer")
     }
 
-    /// How the connection ended, once it has.
+    /// Returns the end of the connection once it has come.
     pub(crate) fn end(self) -> hyper::Result<()> {
         self.runtime.block_on(self.connection).expect("a connection that goes on")
     }

@@ -1,9 +1,9 @@
-//! What every integration test stands on: a Redis of its own, the real proxy binary, a line
-//! between the two that can be made to fail, and a plain HTTP client.
+//! The harness of the integration tests: a Redis for each test, the real proxy binary, a relay
+//! between the two that can fail, and plain clients.
 //!
-//! Everything belongs to one test: its own temporary directory, sockets and processes, all of
-//! which end when the value that stands for them is dropped. Nothing waits for a fixed time; a
-//! test waits for what it can observe, within a bound, and fails with the evidence otherwise.
+//! Each test owns its temporary directory, sockets and processes; all of them end with the value
+//! that stands for them. No test waits for a fixed time if it can observe the event. It waits
+//! within a bound and fails with the evidence.
 
 #![expect(
     clippy::expect_used,

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use super::RedisServer;
 
-/// The commands Redis runs, as `MONITOR` tells them.
+/// A connection in `MONITOR` mode.
 pub(crate) struct Monitor<'a> {
     redis: &'a RedisServer,
     lines: BufReader<UnixStream>,
@@ -20,7 +20,7 @@ impl<'a> Monitor<'a> {
         monitor
     }
 
-    /// All commands so far.
+    /// Returns all commands so far.
     pub(crate) fn commands(mut self) -> Vec<String> {
         const LAST: &str = "\"ECHO\" \"that is all\"";
         self.redis.command(&["ECHO", "that is all"]);

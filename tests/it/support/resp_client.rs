@@ -1,7 +1,7 @@
-//! A client of Redis that knows nothing but where an answer ends: blocking, and exact to the byte.
+//! A RESP client that knows only the end of a reply: blocking, and exact to the byte.
 //!
-//! Model: what is sent is what the test wrote, and an answer is the bytes it came in. Whoever waits in vain for 20 s gets
-//! an error, so a test never hangs.
+//! Model: it sends the bytes of the test, and a reply is the bytes it came in. A read without a
+//! reply ends in an error after 20 s, so a test never hangs.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ const READ: usize = 64 << 10;
 pub(crate) struct RespClient {
     stream: TcpStream,
     held: Vec<u8>,
-    /// Where in `held` the next answer begins.
+    /// The start of the next reply in `held`.
     from: usize,
 }
 
@@ -30,7 +30,7 @@ impl RespClient {
         wire
     }
 
-    /// The same after `HELLO 3`.
+    /// Connects and sends `HELLO 3`.
     pub(crate) fn connect_resp3(address: SocketAddr) -> Self {
         let mut wire = Self::connect(address);
         let greeting = wire.ask(&["HELLO", "3"]);
@@ -38,17 +38,17 @@ impl RespClient {
         wire
     }
 
-    /// How long it waits for bytes.
+    /// Limits the wait for bytes.
     pub(crate) fn wait_at_most(&self, limit: Duration) {
         self.stream.set_read_timeout(Some(limit)).expect("a connection to set up");
     }
 
-    /// Another handle, to send from another thread.
+    /// Returns another handle, to send from another thread.
     pub(crate) fn sender(&self) -> TcpStream {
         self.stream.try_clone().expect("a second handle of a connection")
     }
 
-    /// Sends bytes as they are; that the other end is gone is seen by whoever reads.
+    /// Sends bytes as they are; a closed connection is noticed by the next read.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         match self.stream.write_all(bytes.as_ref()) {
             Err(error) if is_gone(&error) => {}
@@ -56,7 +56,7 @@ impl RespClient {
         }
     }
 
-    /// Sends as much as the other end takes at once, since it may take no more while its answers are not.
+    /// Sends as much as the other end accepts; it may accept no more until its replies are read.
     pub(crate) fn send_what_is_taken(&self, mut bytes: &[u8]) {
         const LONGEST: Duration = Duration::from_millis(200);
         self.stream.set_write_timeout(Some(LONGEST)).expect("a connection to set up");
@@ -68,14 +68,14 @@ impl RespClient {
         }
     }
 
-    /// Sends a command and returns its answer.
+    /// Sends a command and returns its reply.
     #[track_caller]
     pub(crate) fn ask<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> Vec<u8> {
         self.send(command(words));
         self.answer()
     }
 
-    /// The same as text.
+    /// Sends a command and returns its reply as text.
     #[track_caller]
     pub(crate) fn told<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> String {
         show(&self.ask(words))
@@ -94,7 +94,11 @@ impl RespClient {
         (0..count).map(|_| self.answer()).collect()
     }
 
-    /// The next answer, where there may be none: the error is `UnexpectedEof` on a connection that was closed.
+    /// Reads the next reply if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` on a closed connection.
     pub(crate) fn try_answer(&mut self) -> io::Result<Vec<u8>> {
         loop {
             if let Some(length) = answer_length(&self.held[self.from..]) {
@@ -109,7 +113,7 @@ impl RespClient {
         }
     }
 
-    /// All that comes until the other end closes; panics if it does not.
+    /// Reads until the other end closes; panics if it does not.
     #[track_caller]
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         match self.try_rest() {
@@ -123,7 +127,7 @@ impl RespClient {
         Ok(self.held.split_off(std::mem::take(&mut self.from)))
     }
 
-    /// Whether the other end has closed, as far as an answer to `PING` tells; nothing if there is neither.
+    /// Whether the other end has closed, by a `PING`; nothing without a reply or an end.
     pub(crate) fn is_closed(&mut self) -> Option<bool> {
         self.send("PING\r\n");
         match self.try_answer() {
@@ -132,7 +136,7 @@ impl RespClient {
         }
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending direction.
     pub(crate) fn end_sending(&self) {
         _ = self.stream.shutdown(Shutdown::Write);
     }
@@ -144,7 +148,7 @@ impl RespClient {
         let read = self.stream.read(&mut self.held[before..]);
         self.held.truncate(before + *read.as_ref().unwrap_or(&0));
         match read {
-            // What was sent to a connection that is closed may have it reset.
+            // Data sent to a closed connection may have it reset.
             Err(error) if is_gone(&error) => Ok(0),
             read => read,
         }
@@ -155,7 +159,7 @@ fn is_gone(error: &io::Error) -> bool {
     [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind())
 }
 
-/// A command as it goes over the wire.
+/// Returns a command as it goes over the wire.
 pub(crate) fn command<Word: AsRef<[u8]>>(words: &[Word]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
@@ -167,18 +171,18 @@ pub(crate) fn command<Word: AsRef<[u8]>>(words: &[Word]) -> Vec<u8> {
     bytes
 }
 
-/// A command of words without spaces in them.
+/// Returns a command of words without spaces.
 pub(crate) fn words(line: &str) -> Vec<u8> {
     command(&line.split(' ').collect::<Vec<_>>())
 }
 
-/// A bulk string as it goes over the wire.
+/// Returns a bulk string as it goes over the wire.
 pub(crate) fn bulk(value: impl AsRef<[u8]>) -> Vec<u8> {
     let value = value.as_ref();
     [format!("${}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat()
 }
 
-/// How long the answer at the front is; nothing if its end has not come.
+/// Returns the length of the reply at the front, or nothing if its end has not come.
 pub(crate) fn answer_length(bytes: &[u8]) -> Option<usize> {
     let (mut at, mut missing) = (0, 1_usize);
     while missing > 0 {
@@ -199,14 +203,14 @@ pub(crate) fn answer_length(bytes: &[u8]) -> Option<usize> {
     (at <= bytes.len()).then_some(at)
 }
 
-/// Bytes for a person to read; of many, the first.
+/// Returns bytes in readable form; of many, the first.
 pub(crate) fn show(bytes: &[u8]) -> String {
     const MOST: usize = 600;
     let text = bytes[..bytes.len().min(MOST)].escape_ascii().to_string();
     if bytes.len() > MOST { format!("{text}... ({} bytes)", bytes.len()) } else { text }
 }
 
-/// What an answer says, without the number of the connection, of which `HELLO` tells.
+/// Returns a reply in readable form, without the id of the connection in a `HELLO` reply.
 pub(crate) fn show_without_id(answer: &[u8]) -> String {
     const BEFORE: &str = "$2\\r\\nid\\r\\n:";
     let text = show(answer);

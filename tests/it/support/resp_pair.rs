@@ -1,7 +1,7 @@
-//! Two ways to Redis: straight, and through the proxy.
+//! Two paths to Redis: straight, and through the proxy.
 //!
-//! Model: two servers that were started alike and are told the same. Only what one way tells is compared with what the
-//! other tells, so no test has to know what Redis says.
+//! Model: two servers with the same arguments receive the same commands. Only the replies of the
+//! two paths are compared, so no test has to know the replies of Redis.
 
 use std::env;
 use std::fmt::Debug;
@@ -12,10 +12,10 @@ use crate::support::resp_client::{RespClient, show, words};
 use crate::support::serving::{await_ready, config};
 use crate::support::{Proxy, RedisServer};
 
-/// Nothing is forgotten but what Redis tells of.
+/// Entries leave memory only by invalidations.
 pub(crate) const LASTING: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"";
 
-/// `reader` may read what the proxy may, and `other` some of it.
+/// `reader` may read all that the proxy may, and `other` some of it.
 pub(crate) const READER_AND_OTHER: [&str; 14] = [
     "--user",
     "reader",
@@ -32,11 +32,11 @@ pub(crate) const READER_AND_OTHER: [&str; 14] = [
     "&*",
     "+@all",
 ];
-/// The proxy logs in as that one.
+/// The proxy logs in as `reader`.
 pub(crate) const AS_READER: &str =
     "redis.username = \"reader\"\nredis.password = \"reader-secret\"";
 
-/// Both ways. The proxy is the first field, so it ends before its Redis does and has nothing to complain about.
+/// Both paths. The proxy is the first field, so it ends before its Redis does and logs no warning.
 pub(crate) struct RespPair {
     proxy: Option<Proxy>,
     straight: RedisServer,
@@ -48,7 +48,7 @@ pub(crate) fn is_straight() -> bool {
     env::var_os("RESP_STRAIGHT").is_some_and(|value| !value.is_empty())
 }
 
-/// The configuration of a proxy with a RESP front end; `more` is dotted keys, one a line.
+/// Returns the configuration of a proxy with a RESP front end; `more` is dotted keys, one a line.
 pub(crate) fn resp_config(url: &str, more: &str) -> String {
     const FEW: &str =
         "resp.listen = \"127.0.0.1:0\"\ndaemon.worker_threads = 2\nhttp.max_connections = 500\n";
@@ -62,7 +62,7 @@ impl RespPair {
         Self::between(|server| server, LASTING)
     }
 
-    /// With servers that are started as `server` says, and a proxy with these settings.
+    /// Starts both servers with the arguments of `server`, and a proxy with these settings.
     pub(crate) fn between(
         server: impl Fn(RedisServerBuilder) -> RedisServerBuilder,
         settings: &str,
@@ -89,17 +89,17 @@ impl RespPair {
         self.proxy.as_ref()
     }
 
-    /// The Redis behind the proxy.
+    /// Returns the Redis behind the proxy.
     pub(crate) fn behind(&self) -> &RedisServer {
         &self.behind
     }
 
-    /// Both servers, to prepare them alike.
+    /// Returns both servers, to prepare them alike.
     pub(crate) fn servers(&self) -> [&RedisServer; 2] {
         [&self.straight, &self.behind]
     }
 
-    /// What `say` tells of either way, which must be the same.
+    /// Runs `say` over both paths and asserts that the results are equal.
     #[track_caller]
     pub(crate) fn same<T: PartialEq + Debug>(&self, say: impl Fn(SocketAddr) -> T) -> T {
         let expected = say(self.straight());
@@ -108,7 +108,7 @@ impl RespPair {
         found
     }
 
-    /// The same for the answers to lines of words on one connection each way.
+    /// Compares the replies to lines of words, on one connection for each path.
     #[track_caller]
     pub(crate) fn same_answers(&self, lines: &[&str]) -> Vec<String> {
         self.same(|address| {
@@ -120,7 +120,7 @@ impl RespPair {
         })
     }
 
-    /// How many reads over RESP had one of these outcomes; nothing without a proxy.
+    /// Returns the number of RESP reads with one of these outcomes, or nothing without a proxy.
     pub(crate) fn reads(&self, outcomes: &[&str]) -> Option<f64> {
         let metrics = self.proxy.as_ref()?.metrics();
         let series = |outcome| {
@@ -129,12 +129,12 @@ impl RespPair {
         Some(outcomes.iter().filter_map(|outcome| metrics.value(&series(outcome))).sum())
     }
 
-    /// How many were answered from memory.
+    /// Returns the number of reads from memory.
     pub(crate) fn answered_from_memory(&self) -> Option<f64> {
         self.reads(&["hit", "absent"])
     }
 
-    /// Does what is to be answered from memory, and sees that so many reads were.
+    /// Runs `act` and asserts that this many reads came from memory.
     #[track_caller]
     pub(crate) fn expect_from_memory<T>(&self, count: f64, act: impl FnOnce() -> T) -> T {
         let before = self.answered_from_memory();
@@ -151,7 +151,7 @@ impl RespPair {
 }
 
 impl RespClient {
-    /// Sends a command of words without spaces in them and returns its answer.
+    /// Sends a command of words without spaces and returns its reply.
     #[track_caller]
     pub(crate) fn ask_line(&mut self, line: &str) -> Vec<u8> {
         self.send(words(line));

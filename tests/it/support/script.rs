@@ -1,7 +1,7 @@
-//! Random commands, the same ones for the same seed.
+//! Random commands, the same for the same seed.
 //!
-//! The rule: a command has one answer, or none where Redis gives none, and what it answers depends on nothing but what was
-//! said before.
+//! The rule: a command has one reply, or none where Redis sends none, and the reply depends only on
+//! earlier commands.
 
 use std::fmt::Write;
 
@@ -21,13 +21,13 @@ pub(crate) struct Script {
 pub(crate) struct Round {
     pub(crate) connection: usize,
     pub(crate) commands: Vec<Said>,
-    /// Where what is sent is cut, in the bytes of all commands.
+    /// The positions of the splits in the bytes of all commands.
     cuts: Vec<usize>,
-    /// The last command has Redis hang up.
+    /// The last command makes Redis close the connection.
     pub(crate) ends_connection: bool,
 }
 
-/// A command as it is sent.
+/// A command in the form that is sent.
 pub(crate) struct Said {
     bytes: Vec<u8>,
     answers: usize,
@@ -39,7 +39,7 @@ impl Script {
         Self::tagged(seed, "")
     }
 
-    /// Of keys that are all in one slot of a cluster, and of nothing that has no one answer there.
+    /// Uses keys of one cluster slot, and no command without a single reply there.
     pub(crate) fn in_one_slot(seed: u64) -> Self {
         Self::tagged(seed, "{tag}")
     }
@@ -53,7 +53,7 @@ impl Script {
         Self { rounds: all }
     }
 
-    /// What was said until that round, for a person to read.
+    /// Returns the commands up to that round in readable form.
     pub(crate) fn text_as_far_as(&self, last: &Round) -> String {
         let mut text = String::new();
         for round in &self.rounds {
@@ -75,7 +75,7 @@ impl Round {
         if let Some(end) = commands.iter().position(|said| said.ends_connection) {
             commands.truncate(end + 1);
         }
-        // Redis 8 says nothing to what is wrong behind a command for which it blocked, as it does to flush.
+        // Redis 8 sends no error for input behind a command for which it blocked, such as a flush.
         if commands.iter().any(|said| memmem::find(&said.bytes, b"FLUSH").is_some()) {
             commands.retain(|said| said.answers > 0 || !said.ends_connection);
         }
@@ -88,7 +88,7 @@ impl Round {
         Self { connection, commands, cuts, ends_connection }
     }
 
-    /// What is sent, piece by piece.
+    /// Returns the bytes, piece by piece.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
         let bytes: Vec<u8> = self.commands.iter().flat_map(|said| said.bytes.clone()).collect();
         let starts: Vec<_> = [0].into_iter().chain(self.cuts.iter().copied()).collect();
@@ -100,7 +100,7 @@ impl Round {
         self.commands.iter().map(|said| said.answers).sum()
     }
 
-    /// The command that is answered by the answer of that number.
+    /// Returns the command of the reply with that index.
     pub(crate) fn answered(&self, index: usize) -> String {
         let mut answered = self.commands.iter().flat_map(|said| vec![said; said.answers]);
         answered
@@ -111,9 +111,9 @@ impl Round {
 
 struct Writer {
     random: StdRng,
-    /// As far as is known: it only makes an `EXEC` more likely.
+    /// A guess that only makes an `EXEC` more likely.
     is_in_multi: [bool; 2],
-    /// What every key begins with.
+    /// The prefix of every key.
     tag: &'static str,
 }
 
@@ -130,10 +130,10 @@ const VALUES: [&str; 9] = [
     "\r\n\0$3\r\n",
     "999999999999",
 ];
-/// Long after whoever reads this.
+/// A time in the distant future.
 const LATER: &str = "4102444800";
 
-/// What reads strings, and how often it is said.
+/// Reads of strings, with their weights.
 const READS: [(u32, &str); 9] = [
     (30, "GET K"),
     (8, "MGET K K"),
@@ -267,7 +267,8 @@ const FAULTS: [(u32, &str); 14] = [
     (1, "INCR hash"),
     (1, "EXPIREAT K T T"),
 ];
-/// As it is sent, and whether it is answered. Those that begin with blanks only are left out: Valkey 8.1 takes what follows them for a command of words.
+/// Raw input, and whether it gets a reply. Input of blanks only is left out: Valkey 8.1 takes the
+/// next bytes for an inline command.
 const RAW: [(&str, usize); 14] = [
     ("GET k0\r\n", 1),
     ("get k1\n", 1),
@@ -296,7 +297,7 @@ const LAST_WORDS: [&str; 9] = [
     "*2\r\n$3\r\nGET\r\n:1\r\n",
 ];
 
-/// What many nodes behind one address answer otherwise than one, or not at all.
+/// Commands to which several nodes behind one address reply otherwise than one, or not at all.
 const OF_ALL_NODES: [&str; 10] = [
     "CLIENT",
     "CONFIG",
@@ -311,7 +312,7 @@ const OF_ALL_NODES: [&str; 10] = [
 ];
 
 impl Writer {
-    /// A few values to begin with.
+    /// Returns a round that sets a few values.
     fn beginning(&mut self) -> Round {
         let mut commands = vec![self.said("RESET"), self.said("FLUSHALL")];
         for key in STRINGS {
@@ -331,7 +332,8 @@ impl Writer {
     fn round(&mut self) -> Round {
         let connection = self.random.random_range(0..2);
         let commands = match self.random.random_range(0..20) {
-            // Behind what is owed, and among the answers to EXEC, a login that is refused has none, from Redis 7.2 on.
+            // Behind pending replies, and among the replies to EXEC, a rejected login has no reply,
+            // from Redis 7.2 on.
             0 if !self.is_in_multi[connection] => {
                 let mut commands = vec![self.said_of(&LOGINS)];
                 commands.extend(
@@ -339,7 +341,7 @@ impl Writer {
                 );
                 commands
             }
-            // Reads behind anything else go to Redis, so that memory is asked only by those that come alone.
+            // Reads behind any other command go to Redis, so memory serves only these.
             0..12 => (0..self.random.random_range(1..=24)).map(|_| self.said_of(&READS)).collect(),
             12..16 => self.some(connection),
             16..18 => {
@@ -352,7 +354,7 @@ impl Writer {
         Round::new(connection, commands, &mut self.random)
     }
 
-    /// A command or a few that belong together.
+    /// Returns a command, or several that belong together.
     fn some(&mut self, connection: usize) -> Vec<Said> {
         if self.is_in_multi[connection] && self.random.random_ratio(1, 4) {
             self.is_in_multi[connection] = false;
@@ -372,7 +374,7 @@ impl Writer {
             }
             935..945 => vec![self.said("WATCH K K")],
             945..949 => vec![self.said("UNWATCH")],
-            // There is something to pop, since to wait in vain would take a tenth of a second.
+            // There is an element to pop, because a blocked command takes a tenth of a second.
             949..951 => vec![self.said("RPUSH list V"), self.said("BLPOP list 0")],
             951..956 => vec![self.said("EXEC")],
             956..958 => vec![self.said("DISCARD")],
@@ -396,7 +398,8 @@ impl Writer {
         self.said(if !self.tag.is_empty() && is_said_nowhere { "PING" } else { pattern })
     }
 
-    /// A command of this pattern: `K` is a string's key, `A` anyone's, `V` a value, `I` a position, `T` a time to come.
+    /// Fills in a pattern: `K` is the key of a string, `A` any key, `V` a value, `I` a position,
+    /// `T` a time in the future.
     fn said(&mut self, pattern: &str) -> Said {
         let words: Vec<_> = pattern.split(' ').map(|word| self.word(word)).collect();
         let mut said = Said::words(&words);
@@ -414,7 +417,7 @@ impl Writer {
     fn choose<'a>(&mut self, word: &'a str) -> &'a [u8] {
         let choices: &[&str] = match word {
             "K" if self.random.random_ratio(1, 40) => &COLLECTIONS,
-            // The first few are meant most often.
+            // The first few are chosen most often.
             "K" if self.random.random_ratio(2, 3) => &STRINGS[..3],
             "K" => &STRINGS,
             "A" => &COLLECTIONS,

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{Proxy, Reload};
 
-/// A file with a secret in it, which can be changed.
+/// A file with a secret that can be changed.
 pub(crate) struct SecretFile(TempDir);
 
 impl SecretFile {
@@ -32,14 +32,14 @@ impl SecretFile {
     }
 }
 
-/// Has the proxy read its files again; its own configuration stays as it is.
+/// Makes the proxy read its files again; its own configuration stays as it is.
 #[track_caller]
 pub(crate) fn reload(proxy: &Proxy) -> Reload {
     let config = fs::read_to_string(proxy.config_path()).unwrap();
     proxy.reload(&config)
 }
 
-/// That nobody who reads the proxy's log reads any of these.
+/// Asserts that the log contains none of these.
 #[track_caller]
 pub(crate) fn assert_not_told(proxy: &Proxy, secrets: &[&str]) {
     for line in proxy.log_lines() {

@@ -1,6 +1,7 @@
-//! A proxy whose log nobody follows, so that a test may do with its standard error what it wants.
+//! A proxy without a reader of its log, so that a test controls its standard error.
 //!
-//! Model: its listeners are made by the test and handed over, so their addresses are known without a word of the log.
+//! Model: the test makes the listeners and passes them on, so their addresses are known without the
+//! log.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
@@ -16,20 +17,20 @@ use crate::support::{Proxy, http, within};
 
 const END_BOUND: Duration = Duration::from_secs(15);
 
-/// It is killed when this is dropped.
+/// A proxy that is killed when this is dropped.
 pub(crate) struct UnloggedProxy {
-    /// With its directory.
+    /// The process with its directory.
     process: (Child, TempDir),
     listeners: [TcpListener; 3],
 }
 
 impl UnloggedProxy {
-    /// With a Redis at this address, and with `more` settings.
+    /// Starts a proxy for a Redis at this address, with `more` settings.
     pub(crate) fn start(url: &str, more: &str, stderr: impl Into<Stdio>) -> Self {
         Self::start_with(url, more, stderr, &[])
     }
 
-    /// And with these variables in its environment.
+    /// Starts a proxy with these variables in its environment.
     pub(crate) fn start_with(
         url: &str,
         more: &str,
@@ -42,8 +43,8 @@ impl UnloggedProxy {
         Self { process, listeners }
     }
 
-    /// Kills it at once, and starts another with the same sockets, as a service manager does; `meanwhile` happens while
-    /// there is none.
+    /// Kills it and starts another with the same sockets, as a service manager does; `meanwhile`
+    /// runs in between.
     pub(crate) fn restart_after_kill<T>(
         &mut self,
         url: &str,
@@ -79,7 +80,7 @@ impl UnloggedProxy {
         kill_process(Pid::from_child(&self.process.0), signal).expect("the proxy takes the signal");
     }
 
-    /// Tells it to end; returns the exit code.
+    /// Sends SIGTERM; returns the exit code.
     pub(crate) fn end(mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         let status = within(END_BOUND, || self.process.0.try_wait().expect("a child"))?;
@@ -93,7 +94,7 @@ impl UnloggedProxy {
 
 impl Drop for UnloggedProxy {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that the process has ended already.
         let _ = self.process.0.kill();
         let _ = self.process.0.wait();
     }

@@ -18,7 +18,7 @@ use crate::support::serving::{
 };
 use crate::support::{Monitor, Proxy, RedisServer, Reload, eventually};
 
-/// What is done before the key is read, if not `SET K 41`, and the write after it.
+/// Preparations of the key, if not `SET K 41`, and the write after the read.
 const WRITES: [(&str, &str); 38] = [
     ("", "SET K new"),
     ("", "SET K 41"),
@@ -65,7 +65,7 @@ fn any_write_by_any_client_is_seen() {
     let redis = RedisServer::start();
     let proxy = tracked(&redis, "");
     for (number, (before, write)) in WRITES.into_iter().enumerate() {
-        // A key of its own, so that nothing that is told of an earlier write helps.
+        // A key of its own, so that the invalidation of an earlier write does not help.
         let key = format!("key {number}");
         let bystander = format!("{key} bystander");
         keep(&redis, &proxy, &bystander, "untouched");
@@ -154,7 +154,7 @@ fn resizes_during_writes_lose_no_change() {
     while_reading(&proxy, &keys, || {
         thread::scope(|scope| {
             let writer = scope.spawn(|| write_each(&redis, &keys, "in the storm", 10));
-            // There is always room for all, so that an old value that was carried over stays and is found.
+            // There is always room for all, so that an old value that survived a resize is found.
             let mut capacities = [2000, 1500, 3000, 1000].into_iter().cycle();
             while !writer.is_finished() {
                 let capacity = capacities.next().expect("there is always another");
@@ -186,7 +186,7 @@ fn while_reading(proxy: &Proxy, keys: &[String], change: impl FnOnce()) {
     });
 }
 
-/// Writes every key so many times.
+/// Writes every key this many times.
 fn write_each(redis: &RedisServer, keys: &[String], text: &str, rounds: usize) {
     let mut connection = redis.connection();
     for round in 0..rounds {
@@ -293,7 +293,7 @@ fn zero_ttl_absent_caches_no_absence() {
 /// Long enough for a few reads on a busy machine.
 const LIFE: Duration = Duration::from_secs(2);
 
-/// A Redis that lets no key go before it is read, so that it tells of no expiry by itself.
+/// Starts a Redis that expires keys only when they are read, so that it pushes nothing on its own.
 fn lazy() -> RedisServer {
     let redis = RedisServer::builder().arguments(&["--enable-debug-command", "yes"]).start();
     redis.command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
@@ -334,7 +334,7 @@ fn lazily_expired_key_stays_gone() {
         let key = format!("key {number}");
         redis.command(&["SET", &key, "value", "PX", "20"]);
         assert!([200, 404].contains(&read(&proxy, &key).status));
-        // Redis lets it go in the middle of the proxy's own transaction, and tells of it there.
+        // Redis expires it within the proxy's own transaction, and pushes the invalidation there.
         eventually("the key is gone", || (read(&proxy, &key).status == 404).then_some(()));
         assert_eq!(read(&proxy, &key).status, 404);
         set(&redis, &key, "again");
@@ -431,7 +431,7 @@ fn overtaken_fetch_is_answered_not_stored() {
         assert!(["old", "new"].contains(&text(&answer).as_str()), "{answer:?}");
         connection.recv_response().expect("Redis takes the write");
         assert_comes_true(&redis, &proxy, &key, "an overtaking SET");
-        // Which of the two Redis serves first is chance.
+        // The order in which Redis runs the two is random.
         if metric(&proxy, "flights_discarded_total") > 0.0 {
             break;
         }

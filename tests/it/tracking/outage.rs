@@ -28,7 +28,7 @@ fn write_during_reconnect_is_seen() {
     for round in 1..=10 {
         keep(&redis, &proxy, "key", "old");
         keep(&redis, &proxy, "bystander", "untouched");
-        // In one step, so that nobody can have been told.
+        // In one step, so that no invalidation can have been pushed.
         run(&redis, "key", "MULTI; CLIENT KILL TYPE normal; SET K new; EXEC");
         await_metric(&proxy, RECONNECTS, f64::from(round));
         assert_eq!(value(&proxy, "key"), "new");
@@ -62,7 +62,7 @@ fn write_during_cut_link_is_seen() {
 
 #[test]
 fn redis_restarted_with_data_is_read_again() {
-    // Otherwise Redis may answer before it has written to its file.
+    // Otherwise Redis may reply before it has written to its file.
     let always = ["--appendonly", "yes", "--appendfsync", "always"];
     let mut redis = RedisServer::builder().arguments(&always).start();
     let (relay, proxy) = tracked_over_relay(&redis, "");
@@ -82,7 +82,7 @@ fn redis_restarted_with_data_is_read_again() {
     assert_made_anew(&proxy);
 }
 
-/// Sees that nothing is given while there is no link.
+/// Asserts that nothing is served while there is no link.
 #[track_caller]
 fn assert_incoherent(proxy: &Proxy) {
     eventually("the loss is noticed", || (readyz(proxy).0 == 503).then_some(()));
@@ -92,7 +92,7 @@ fn assert_incoherent(proxy: &Proxy) {
     assert_eq!(read(proxy, "key").status, 503);
 }
 
-/// Sees that the link was lost once and made again, and is as good as the first.
+/// Asserts that the link was lost once, and that the new one is as good as the first.
 #[track_caller]
 fn assert_made_anew(proxy: &Proxy) {
     assert_eq!(coherence(proxy), "tracking");
@@ -104,11 +104,12 @@ fn assert_made_anew(proxy: &Proxy) {
 }
 
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// A link that is not given up for being silent, however soon it is doubted.
-const PATIENT: &str = "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"20s\"";
+/// A link with a short lease that is not dropped for silence.
+const PATIENT: &str = "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"100ms\"\n\
+    redis.response_timeout = \"20s\"";
 
-/// Reads `key` until memory does not answer any more, which it may do until `TIMEOUT` after `since`. Returns the read
-/// that waits for Redis.
+/// Reads `key` until memory stops answering, which it may until `TIMEOUT` after `since`. Returns
+/// the client of the read that waits for Redis.
 #[track_caller]
 fn await_doubt(proxy: &Proxy, key: &str, old: &str, since: Instant) -> Client {
     eventually("the old value is given no more", || {
@@ -122,13 +123,13 @@ fn await_doubt(proxy: &Proxy, key: &str, old: &str, since: Instant) -> Client {
                 assert!(asked < TIMEOUT, "given {asked:?} later");
                 None
             }
-            // It waits for Redis, if it is not merely slow.
+            // It waits for Redis, unless it is merely slow.
             Err(_) => (metric(proxy, FLIGHTS) > 0.0).then_some(client),
         }
     })
 }
 
-/// The answer to a read that has been waiting.
+/// Returns the value of a read that has been waiting.
 #[track_caller]
 fn answer(mut client: Client) -> String {
     client.read_timeout(Duration::from_secs(10));
@@ -156,7 +157,7 @@ fn half_open_link_serves_at_most_coherence_timeout() {
     assert_eq!(value(&proxy, "key"), "new");
     assert_hit(&read(&proxy, "bystander"));
     assert!(is_hit(&read(&proxy, "nothing")));
-    // The fetch that waited was overtaken by what Redis had told.
+    // The invalidation overtook the fetch that waited.
     let gets = redis.calls("get") - before;
     assert!((1..=2).contains(&gets), "only what was changed is asked for again: {gets}");
     assert_eq!(lines_that_say(&proxy, CONNECTED), 1, "the link was not given up");
@@ -189,7 +190,7 @@ fn ping_replies_keep_hits_going() {
         tracked(&redis, "cache.coherence_timeout = \"300ms\"\nredis.ping_interval = \"1h\"");
     keep(&redis, &proxy, "key", "value");
     let begun = Instant::now();
-    // A machine that has much to do may answer late, which costs a fetch.
+    // A busy machine may be late, which costs a fetch.
     let (mut hits, mut others) = (0, 0);
     while begun.elapsed() < TIMEOUT * 5 {
         if is_hit(&read(&proxy, "key")) { hits += 1 } else { others += 1 }
@@ -203,7 +204,7 @@ fn invalidation_behind_large_value_is_bounded() {
     let (relay, proxy) = tracked_over_relay(&redis, PATIENT);
     set(&redis, "large", &"x".repeat(1 << 20));
     keep(&redis, &proxy, "key", "old");
-    // 16 KiB each 20 ms: more than a second for the large one.
+    // 16 KiB each 20 ms: more than a second for the large value.
     relay.delay(Duration::from_millis(20));
     let large = ask_and_await_flight(&proxy, "large", 1);
     eventually("Redis has answered", || (redis.calls("get") == 2).then_some(()));
@@ -233,7 +234,7 @@ fn ping_proves_nothing_after_its_request() {
         });
         set(&redis, "key", "new");
         let written = Instant::now();
-        // One that was given before the write may still pass, and what Redis tells of the write may not.
+        // A PING reply from before the write may still pass, and the invalidation may not.
         eventually("its moment", || (written.elapsed() > DELAY * round / 6).then_some(()));
         relay.stall();
         let reader = eventually("the old value is given no more", || {
@@ -260,13 +261,13 @@ fn follower_gets_no_result_older_than_its_bound() {
     relay.delay(Duration::from_millis(100));
     let mut first = ask_and_await_flight(&proxy, "key", 1);
     eventually("Redis has answered", || (redis.calls("get") == 1).then_some(()));
-    // The answer is on its way, and is held there.
+    // The reply is in flight, and is held there.
     relay.stall();
     set(&redis, "key", "new");
     let written = Instant::now();
     eventually("the coherence timeout is over", || (written.elapsed() > TIMEOUT * 2).then_some(()));
     let mut late = ask(&proxy, "key");
-    // One worker serves in turn, so the read has begun.
+    // One worker serves in order, so the read has begun.
     assert_eq!(http::get(proxy.http(), "/keys/").status, 400);
     relay.resume();
     assert_eq!(text(&first.read_response()), "old", "who asked before the write may be told so");
@@ -276,7 +277,8 @@ fn follower_gets_no_result_older_than_its_bound() {
 #[test]
 fn coherence_timeout_applies_immediately() {
     let redis = RedisServer::start();
-    let long = "cache.coherence_timeout = \"1m\"\nredis.ping_interval = \"20s\"\nredis.response_timeout = \"20s\"";
+    let long = "cache.coherence_timeout = \"1m\"\nredis.ping_interval = \"20s\"\n\
+        redis.response_timeout = \"20s\"";
     let proxy = tracked(&redis, long);
     keep(&redis, &proxy, "key", "value");
     let short = long.replace("1m", "300ms");

@@ -6,8 +6,8 @@
 use std::time::Instant;
 
 use super::{
-    A_SECOND, CONNECTED, SMALL_TABLE, UNTRACKED, assert_comes_true, assert_metric, await_coherence,
-    await_told_link, await_truth, coherence, is_hit, keep, lasting, run, tracked,
+    A_SECOND, CONNECTED, assert_comes_true, assert_metric, await_coherence, await_told_link,
+    await_truth, coherence, is_hit, keep, lasting, run, tracked,
 };
 use crate::support::fault_stage::DOWN;
 use crate::support::serving::{
@@ -15,16 +15,20 @@ use crate::support::serving::{
 };
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
+/// The warning where Redis denies tracking.
+const UNTRACKED: &str = "Redis does not tell of changes";
+/// The warning where Redis tracks fewer keys than memory keeps.
+const SMALL_TABLE: &str = "tracking-table-max-keys";
 const LOGIN: &str = "redis.username = \"reader\"\nredis.password = \"hunter2\"";
 const READING: [&str; 5] = [">hunter2", "~*", "+@read", "+@connection", "+@transaction"];
 const NO_TRACKING: [&str; 2] = ["-client|tracking", "-client|trackinginfo"];
 
-/// Gives the user rules beside those for reading.
+/// Adds ACL rules to those for reading.
 fn allow(redis: &RedisServer, rules: &[&str]) {
     redis.command(&[["ACL", "SETUSER", "reader", "on"].as_slice(), rules].concat());
 }
 
-/// A proxy whose user may read but for these.
+/// Starts a proxy for a user that may read, except by these rules.
 fn restricted(redis: &RedisServer, rules: &[&str], more: &str) -> Proxy {
     allow(redis, &[&READING, rules].concat());
     let proxy = Proxy::start(&config(&redis.url(), &lasting(&format!("{LOGIN}\n{more}"))));
@@ -32,7 +36,7 @@ fn restricted(redis: &RedisServer, rules: &[&str], more: &str) -> Proxy {
     proxy
 }
 
-/// Sees that a change is not heard of, and absence not kept.
+/// Asserts that a change stays unnoticed and that absence is not cached.
 #[track_caller]
 fn assert_untracked(redis: &RedisServer, proxy: &Proxy) {
     await_ready(proxy);
@@ -191,7 +195,7 @@ fn readyz_names_the_mode_before_first_link() {
     }
 }
 
-/// Just what a user needs.
+/// The permissions that a user needs.
 const RULES: [&str; 4] = ["+get", "+pttl", "+client|tracking", "+client|trackinginfo"];
 
 fn with_rules(redis: &RedisServer, rules: &[&str]) -> Proxy {
@@ -213,8 +217,8 @@ fn four_permissions_suffice_for_tracking() {
     for number in 0..100 {
         keep(&redis, &proxy, "key", &number.to_string());
     }
-    // That a PING is refused proves as much as its answer.
-    // Otherwise the lease would end for good after 300 ms.
+    // A rejected PING renews the lease as well as a reply does. Otherwise the lease would end after
+    // 300 ms.
     let begun = Instant::now();
     let (mut tracking, mut others) = (0, 0);
     while begun.elapsed() < A_SECOND {
@@ -240,7 +244,7 @@ fn each_tracking_permission_is_required() {
 
 const TEN: [&str; 2] = ["--tracking-table-max-keys", "10"];
 
-/// The warnings so far, each with the two numbers it names.
+/// Returns the warnings so far, each with the two numbers it names.
 fn table_warnings(proxy: &Proxy) -> Vec<(Option<String>, Option<String>)> {
     let lines = proxy.log_lines();
     let warnings =

@@ -147,7 +147,7 @@ fn stale_grace_counts_from_the_loss() {
     eventually("the value is older than the grace", || (fetched.elapsed() > GRACE).then_some(()));
     let stopped = Instant::now();
     redis.stop();
-    // The first answer that is no hit tells that the loss had been noticed.
+    // The first stale reply shows that the loss has been noticed.
     let mut noticed = None;
     eventually("the grace is over", || {
         let asked = Instant::now();
