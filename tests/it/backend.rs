@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::fault_stage::{DOWN, PROMPT};
-use crate::support::http::{self, Client};
+use crate::support::http::{self, Client, Response};
 use crate::support::redis_server::free_port;
 use crate::support::sentinel::Watched;
 use crate::support::serving::{
@@ -315,24 +315,46 @@ mod outages {
     fn momentary_link_loss_fails_no_read() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
-        for number in 0..5 {
-            let key = number.to_string();
-            set(&redis, &key, &key);
+        assert_losses_fail_no_read(&proxy, |key| {
+            set(&redis, key, key);
             relay.cut_once();
-            assert_eq!(value(&proxy, &key), key);
-        }
+            read(&proxy, key)
+        });
     }
 
     #[test]
     fn link_lost_during_a_request_fails_no_read() {
         let (redis, relay, proxy) = behind_relay("");
         proxy.expect_log(DOWN);
-        set(&redis, "key", "value");
-        relay.stall();
-        let mut reader = ask_and_await_flight(&proxy, "key", 1);
-        relay.cut_once();
-        relay.resume();
-        assert_eq!(text(&reader.read_response()), "value");
+        assert_losses_fail_no_read(&proxy, |key| {
+            set(&redis, key, key);
+            relay.stall();
+            let mut reader = ask_and_await_flight(&proxy, key, 1);
+            relay.cut_once();
+            relay.resume();
+            reader.read_response()
+        });
+    }
+
+    /// Asserts that reads survive five losses of the link. A busy machine may be late with the new
+    /// link, for which a read waits 100 ms only; such a round does not count.
+    #[track_caller]
+    fn assert_losses_fail_no_read(proxy: &Proxy, lose: impl Fn(&str) -> Response) {
+        let mut survived = 0;
+        for round in 0..100 {
+            let key = round.to_string();
+            await_ready(proxy);
+            let response = lose(&key);
+            assert!([200, 503].contains(&response.status), "{}", text(&response));
+            if response.status == 200 {
+                assert_eq!(text(&response), key);
+                survived += 1;
+            }
+            if survived == 5 {
+                return;
+            }
+        }
+        panic!("{survived} of 100 reads survived the loss of the link");
     }
 
     #[test]

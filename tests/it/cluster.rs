@@ -22,7 +22,7 @@ const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
     redis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"1s\"\ncache.coherence_timeout = \"1s\"\n";
 /// The longest time in which the proxy follows a change of the nodes.
-const FOLLOWS: Duration = Duration::from_secs(3);
+const FOLLOWS: Duration = Duration::from_secs(10);
 
 fn started(cluster: &RedisCluster) -> Proxy {
     started_with(cluster, "")

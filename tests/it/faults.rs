@@ -10,7 +10,6 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::panic,
     clippy::print_stderr,
     clippy::unwrap_used,
     reason = "a test that panics has failed, which is what it should do, and shows what it prints"

@@ -8,7 +8,6 @@
 //! the tests demand nothing that Redis does not do; tests of the proxy alone are then skipped.
 
 #![expect(
-    clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
     clippy::unwrap_used,

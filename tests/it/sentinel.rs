@@ -26,7 +26,7 @@ const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
     redis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"1s\"\n";
 /// The longest time in which the proxy follows a failover.
-const FOLLOWS: Duration = Duration::from_secs(3);
+const FOLLOWS: Duration = Duration::from_secs(10);
 
 fn config(watched: &Watched, more: &str) -> String {
     let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\

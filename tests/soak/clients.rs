@@ -121,7 +121,7 @@ impl Client<'_> {
                 self.tally.count(self.simulation, &verdict, read.began);
             }
             Err(breach) => {
-                self.simulation.violation(tell(self.simulation, &self.thread, key, &read, &breach))
+                self.simulation.violation(tell(self.simulation, &self.thread, key, &read, &breach));
             }
         }
     }

@@ -65,7 +65,7 @@ impl Plan {
             let _guard = StopOnPanic(&simulation);
             let readers = start_readers(scope, &simulation, from_ref(&proxy));
             start(scope, &simulation, |simulation| {
-                simulation.conditions.metronome(&simulation.clock, || simulation.is_read())
+                simulation.conditions.metronome(&simulation.clock, || simulation.is_read());
             });
             start(scope, &simulation, |simulation| look_for_gaps(simulation, &proxy, &longest_gap));
             let writers = start_writers(scope, &simulation);

@@ -356,7 +356,7 @@ fn compare(simulation: &Simulation, redis: &RedisServer, proxy: &Proxy) {
         match differs {
             Some(None) => {}
             Some(Some(difference)) => {
-                simulation.violation(format!("{name}, when all was quiet: {difference}"))
+                simulation.violation(format!("{name}, when all was quiet: {difference}"));
             }
             None => simulation.violation(format!(
                 "{name} changes while no writer is active: the harness is wrong"

@@ -146,7 +146,7 @@ impl Reader<'_> {
                 self.tally.count(self.simulation, &verdict, began);
             }
             Err(breach) => {
-                self.simulation.violation(tell(self.simulation, &self.thread, key, &read, &breach))
+                self.simulation.violation(tell(self.simulation, &self.thread, key, &read, &breach));
             }
         }
     }
@@ -217,7 +217,7 @@ pub(super) fn read_straight(simulation: &Simulation) {
         }
         match cmd("GET").arg(format!("{{soak}}key/{key}")).query::<Option<Vec<u8>>>(connection) {
             Ok(value) => {
-                check_straight(simulation, key, began, value.map_or(Answer::Absent, Answer::Value))
+                check_straight(simulation, key, began, value.map_or(Answer::Absent, Answer::Value));
             }
             Err(error) => door.close(&error),
         }

@@ -22,6 +22,10 @@ const PARTS: u32 = 6;
 /// The allowed growth of memory in the last part, in percent.
 const GROWTH: f64 = 5.0;
 
+/// The number of looks at the descriptors of which the lowest counts, and the time between two.
+const LOOKS: u32 = 20;
+const LOOK: Duration = Duration::from_millis(10);
+
 /// The samples of a soak.
 #[derive(Default)]
 pub(super) struct ResourceUse {
@@ -41,7 +45,13 @@ impl Held {
     /// Returns the current resources, without those of the metrics request itself, which is a
     /// client of the admin listener.
     pub(super) fn by(proxies: &[Proxy]) -> Self {
-        Self { descriptors: descriptors(proxies), tasks: proxies.iter().map(tasks).sum() }
+        let tasks = proxies.iter().map(tasks).sum();
+        // Otherwise the connection of the latest metrics request would be counted while it closes.
+        let looks = (0..LOOKS).map(|_| {
+            thread::sleep(LOOK);
+            descriptors(proxies)
+        });
+        Self { descriptors: looks.min().unwrap_or_default(), tasks }
     }
 
     /// Whether no resource is above that of `before`.

@@ -100,7 +100,7 @@ impl Plan {
             let readers = start_readers(scope, &simulation, &proxies);
             let watcher = scope.spawn(|| resource_leaks::watch(&simulation, &proxies));
             start(scope, &simulation, |simulation| {
-                simulation.conditions.metronome(&simulation.clock, || simulation.is_read())
+                simulation.conditions.metronome(&simulation.clock, || simulation.is_read());
             });
             let writers = start_writers(scope, &simulation);
             let faults = adversary.strike(self.faults, self.duration);

@@ -43,7 +43,7 @@ fn watch_after_exec_in_a_pipeline_holds() {
         let is_still_in_multi = end == "UNWATCH";
         let expected = if is_still_in_multi { "+QUEUED\\r\\n" } else { "$1\\r\\n1\\r\\n" };
         ways.expect_from_memory(0.0, || {
-            assert_eq!(wire.told_line("GET k"), expected, "behind {end}")
+            assert_eq!(wire.told_line("GET k"), expected, "behind {end}");
         });
     }
 }

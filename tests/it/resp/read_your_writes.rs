@@ -163,6 +163,14 @@ struct Piece {
     expected: Vec<Expected>,
 }
 
+/// A write to an own key.
+struct Change {
+    key: String,
+    other: String,
+    value: String,
+    old: Option<String>,
+}
+
 enum Expected {
     Exactly(Vec<u8>),
     /// The index of a shared key.
@@ -267,40 +275,51 @@ impl<'a> Writer<'a> {
     fn write(&mut self, piece: &mut Piece) {
         let (key, other, value) = (self.own_key(), self.own_key(), self.value());
         let old = self.own.get(&key).cloned();
+        let change = Change { key, other, value, old };
         match self.random.random_range(0..16) {
+            // The keys of a script are unknown to the proxy, unless they are named.
+            5 if self.common.promise == Promise::NamedWrites => self.raise(piece),
+            choice @ 0..6 => self.write_value(choice, change, piece),
+            choice @ 6..14 => self.write_by_old_value(choice, change, piece),
+            _ => self.raise(piece),
+        }
+    }
+
+    /// Writes a value that does not depend on the previous one.
+    fn write_value(&mut self, choice: u32, change: Change, piece: &mut Piece) {
+        let Change { key, other, value, .. } = change;
+        let integer = |number: u8| Expected::Exactly(format!(":{number}\r\n").into_bytes());
+        match choice {
             0..3 => {
-                piece.add(&["SET", &key, &value], Expected::Exactly(b"+OK\r\n".to_vec()));
+                piece.add(&["SET", &key, &value], ok());
                 self.own.insert(key, value);
             }
             3 => {
-                piece.add(
-                    &["MSET", &key, &value, &other, &value],
-                    Expected::Exactly(b"+OK\r\n".to_vec()),
-                );
+                piece.add(&["MSET", &key, &value, &other, &value], ok());
                 self.own.insert(key, value.clone());
                 self.own.insert(other, value);
             }
             4 => {
-                piece.add(
-                    &["EVAL", SET_AND_DELETE, "2", &key, &other, &value],
-                    Expected::Exactly(b":1\r\n".to_vec()),
-                );
+                piece.add(&["EVAL", SET_AND_DELETE, "2", &key, &other, &value], integer(1));
                 self.own.insert(key, value);
                 self.own.remove(&other);
             }
-            5 if self.common.promise == Promise::All => {
+            _ => {
                 let name = key.trim_start_matches("own:");
-                piece.add(
-                    &["EVAL", HIDDEN, "0", name, &value],
-                    Expected::Exactly(b":1\r\n".to_vec()),
-                );
+                piece.add(&["EVAL", HIDDEN, "0", name, &value], integer(1));
                 self.own.insert(key, value);
             }
+        }
+    }
+
+    /// Writes by a command with a reply or an effect that depends on the previous value.
+    fn write_by_old_value(&mut self, choice: u32, change: Change, piece: &mut Piece) {
+        let Change { key, other, value, old } = change;
+        let exactly = |text: String| Expected::Exactly(text.into_bytes());
+        match choice {
             6 => {
-                piece.add(
-                    &["RENAME", &key, &other],
-                    if old.is_some() { ok() } else { Expected::Anything },
-                );
+                let expected = if old.is_some() { ok() } else { Expected::Anything };
+                piece.add(&["RENAME", &key, &other], expected);
                 if let Some(old) = old {
                     self.own.remove(&key);
                     self.own.insert(other, old);
@@ -311,10 +330,8 @@ impl<'a> Writer<'a> {
                 self.own.insert(key, value);
             }
             8 => {
-                piece.add(
-                    &["DEL", &key],
-                    Expected::Exactly(format!(":{}\r\n", u8::from(old.is_some())).into_bytes()),
-                );
+                let deleted = u8::from(old.is_some());
+                piece.add(&["DEL", &key], exactly(format!(":{deleted}\r\n")));
                 self.own.remove(&key);
             }
             9 => {
@@ -323,38 +340,36 @@ impl<'a> Writer<'a> {
             }
             10 => {
                 piece.add(&["SET", &key, "41"], ok());
-                piece.add(&["INCR", &key], Expected::Exactly(b":42\r\n".to_vec()));
+                piece.add(&["INCR", &key], exactly(":42\r\n".to_owned()));
                 self.own.insert(key, "42".to_owned());
             }
             11 => {
+                let queued = || Expected::Exactly(b"+QUEUED\r\n".to_vec());
+                let both = [b"*2\r\n+OK\r\n", &bulk(&value)[..]].concat();
                 piece.add(&["MULTI"], ok());
-                piece.add(&["SET", &key, &value], Expected::Exactly(b"+QUEUED\r\n".to_vec()));
-                piece.add(&["GET", &key], Expected::Exactly(b"+QUEUED\r\n".to_vec()));
-                piece.add(
-                    &["EXEC"],
-                    Expected::Exactly([b"*2\r\n+OK\r\n", &bulk(&value)[..]].concat()),
-                );
+                piece.add(&["SET", &key, &value], queued());
+                piece.add(&["GET", &key], queued());
+                piece.add(&["EXEC"], Expected::Exactly(both));
                 self.own.insert(key, value);
             }
             12 => {
                 piece.add(&["APPEND", &key, "+"], Expected::Anything);
                 self.own.insert(key, old.unwrap_or_default() + "+");
             }
-            13 => {
+            _ => {
                 piece.add(&["COPY", &key, &other, "REPLACE"], Expected::Anything);
                 if let Some(old) = old {
                     self.own.insert(other, old);
                 }
             }
-            _ => {
-                let number = self.random.random_range(0..SHARED_KEYS);
-                let least = (self.flushes * 1_000_000_000).to_string();
-                piece.add(
-                    &["EVAL", RAISE, "1", &shared_key(number), &least],
-                    Expected::Risen(number),
-                );
-            }
         }
+    }
+
+    /// Raises the number of a shared key.
+    fn raise(&mut self, piece: &mut Piece) {
+        let number = self.random.random_range(0..SHARED_KEYS);
+        let least = (self.flushes * 1_000_000_000).to_string();
+        piece.add(&["EVAL", RAISE, "1", &shared_key(number), &least], Expected::Risen(number));
     }
 
     fn read(&mut self, piece: &mut Piece) {
