@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::resp_client::RespClient;
-use crate::support::resp_pair::RespPair;
+use crate::support::resp_pair::{LASTING, RespPair};
 use crate::support::within;
 
 const BOUND: Duration = Duration::from_secs(120);
@@ -123,7 +123,9 @@ fn redis_benchmark_runs_all_its_tests() {
 #[track_caller]
 fn compare(mut program: Command, name: &str, protocol: u8) {
     program.arg(script(name));
-    let ways = RespPair::start();
+    // A busy machine may keep Redis from a large reply for longer than the default.
+    let settings = format!("{LASTING}\nredis.response_timeout = \"60s\"");
+    let ways = RespPair::between(|server| server, &settings);
     let transcript = |address: SocketAddr, program: &Command| {
         let mut command = Command::new(program.get_program());
         command.args(program.get_args());
