@@ -14,7 +14,7 @@ help: ## Show this list
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080 RESP_PORT=6380)
 	@scripts/run '$(PORT)' '$(RESP_PORT)'
 
-test: ## Run every test: unit, documentation, orders of steps, and integration against real redis-servers
+test: ## Run every test: unit, documentation, orders of steps, a short soak, integration against real redis-servers
 	@scripts/test
 
 soak: ## Soak both front ends in faults: no wrong answer, nothing left behind (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)

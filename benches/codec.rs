@@ -1,4 +1,4 @@
-//! Redis's protocol: finding the ends of commands and of replies, sixteen of them in a buffer.
+//! The Redis protocol: finding the ends of commands and of replies, sixteen of them in a buffer.
 
 mod rig;
 
@@ -21,7 +21,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// The bytes of the keys in `input`.
+/// Returns the total length of the keys in `input`.
 fn parse(mut input: &[u8]) -> usize {
     let limits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1 << 10 };
     let mut parser = RequestParser::default();
@@ -33,7 +33,7 @@ fn parse(mut input: &[u8]) -> usize {
     bytes
 }
 
-/// How many replies there are in `input`.
+/// Returns the number of replies in `input`.
 fn scan(mut input: &[u8]) -> usize {
     let mut scanner = ReplyScanner::default();
     let mut replies = 0;

@@ -1,5 +1,5 @@
-//! What a read that misses costs, without the time Redis takes: its flight, its task, its landing and an eviction; and
-//! what it costs to share one.
+//! The cost of a miss without the time of Redis: its flight, its task, its storage and an eviction;
+//! and the cost of sharing one.
 
 mod rig;
 
@@ -10,19 +10,19 @@ use redis_proxy::cache::{Fetched, ReadMode};
 
 use self::rig::{Rig, VALUE, key};
 
-/// Readers of one cold key.
+/// The readers of one cold key.
 const READERS: usize = 100;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let rig = Rig::new();
-    // None of them is there: each is newer than any that was.
+    // None of these keys is cached: each is newer than all others.
     let mut cold = (rig::KEYS..).map(key);
     let mut group = criterion.benchmark_group("flight");
     group.bench_function("miss", |bencher| bencher.iter(|| cold.next().map(|key| rig.fetch(&key))));
     group.throughput(Throughput::Elements(READERS as u64));
     group.bench_function("shared", |bencher| {
-        bencher.iter(|| cold.next().map(|key| share(&rig, &key)))
+        bencher.iter(|| cold.next().map(|key| share(&rig, &key)));
     });
     group.finish();
     criterion.final_summary();
@@ -30,7 +30,7 @@ fn main() {
 
 fn share(rig: &Rig, key: &[u8]) -> usize {
     let fetch = |_| async {
-        // The others come meanwhile.
+        // The other readers join meanwhile.
         tokio::task::yield_now().await;
         Fetched::Value(Bytes::from_static(VALUE), None)
     };

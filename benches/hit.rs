@@ -1,4 +1,5 @@
-//! What a cached read costs: in memory alone, counted, and as a whole request of either front end over a socket.
+//! The cost of a cached read: in memory alone, counted, and as a whole request of either front end
+//! over a socket.
 
 mod rig;
 
@@ -51,7 +52,7 @@ fn in_memory(criterion: &mut Criterion, rig: &Rig) {
     });
 }
 
-/// Each request has `reads` reads in it.
+/// Measures whole requests with `reads` reads each.
 fn whole(
     criterion: &mut Criterion,
     rig: &Rig,

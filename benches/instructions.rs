@@ -1,7 +1,7 @@
-//! Cached reads for `scripts/instructions` to count the processor's instructions of.
+//! Cached reads for `scripts/instructions`, which counts their processor instructions.
 //!
-//! Usage: `instructions READ TIMES`. What it does besides the reads is the same however many there are, so the difference
-//! of two runs is what the reads cost.
+//! Usage: `instructions READ TIMES`. Everything besides the reads is constant, so the difference of
+//! two runs is the cost of the reads.
 
 mod rig;
 
@@ -16,7 +16,7 @@ use tracing::Span;
 use self::rig::{Client, Rig, key, scattered};
 
 fn main() -> anyhow::Result<()> {
-    // What cargo itself passes is no read.
+    // Arguments of cargo itself are no reads.
     let arguments: Vec<_> =
         std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let [read, times] = &arguments[..] else { return Ok(()) };
@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
                 ));
             }
         }),
-        // None of these keys is there, and one that is has to go for each.
+        // None of these keys is cached, and each causes an eviction.
         "miss" => (rig::KEYS..rig::KEYS + times).for_each(|number| rig.fetch(&key(number))),
         "http" => ask(&rig, rig.http(), &rig::http_requests(), 1, times),
         "resp-1" => ask(&rig, rig.resp(), &rig::resp_requests(1), 1, times),
@@ -43,8 +43,8 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads so many times, `pipeline` at a time, after every key has been read once: what is made at the first read is not what
-/// a hit costs.
+/// Reads this many times, `pipeline` at a time, after one read of every key: allocations of the
+/// first read are not part of a hit.
 fn ask(rig: &Rig, mut client: Client, requests: &[Vec<u8>], pipeline: usize, times: usize) {
     rig.runtime.block_on(async {
         for request in requests.iter().chain(requests.iter().cycle().take(times / pipeline)) {

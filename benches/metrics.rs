@@ -1,4 +1,4 @@
-//! What it costs to count reads, and to tell them.
+//! The cost of counting reads and of exporting the counts.
 
 mod rig;
 

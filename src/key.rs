@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn every_malformed_escape_is_named_with_its_place() {
+    fn malformed_escape_is_reported_with_offset() {
         for (escaped, offset, found) in [
             ("%", 0, "%"),
             ("ab%", 2, "%"),
@@ -120,24 +120,24 @@ mod tests {
     }
 
     #[test]
-    fn a_key_prints_on_one_line() {
+    fn key_prints_on_one_line() {
         assert_eq!(format!("{:?}", Key::from(&b"a\r\n\x1b[31m\xff"[..])), r#""a\r\n\x1b[31m\xff""#);
     }
 
     proptest! {
         #[test]
-        fn decoding_undoes_escaping(bytes: Vec<u8>) {
+        fn decoding_reverses_escaping(bytes: Vec<u8>) {
             let escaped = escape_all(&bytes);
             prop_assert_eq!(&*percent_decode(escaped.as_bytes()).unwrap(), &bytes[..]);
         }
 
         #[test]
-        fn text_without_escapes_is_itself(text in "[^%]*") {
+        fn text_without_escapes_decodes_to_itself(text in "[^%]*") {
             prop_assert!(matches!(percent_decode(text.as_bytes()).unwrap(), Cow::Borrowed(b) if b == text.as_bytes()));
         }
 
         #[test]
-        fn any_input_is_answered(bytes: Vec<u8>) {
+        fn arbitrary_input_never_panics(bytes: Vec<u8>) {
             if let Ok(decoded) = percent_decode(&bytes) {
                 prop_assert!(decoded.len() <= bytes.len());
             }

@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again_by_its_owner_alone() {
+    fn key_file_round_trips_with_owner_only_mode() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         let keys: Vec<Vec<u8>> = [b"plain:1".as_slice(), b"with\nlines %\0\xff", b"#hash", b"e"]
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_replaced_and_what_it_leads_to_left_alone() {
+    fn symlink_is_replaced_and_target_kept() {
         let folder = tempfile::tempdir().unwrap();
         let (path, other) = (folder.path().join("keys"), folder.path().join("other"));
         fs::write(&other, "precious\n").unwrap();
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_costs_the_damaged_lines_and_no_memory() {
+    fn damaged_lines_are_skipped_in_bounded_memory() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         fs::write(&path, b"good\n%zz\n\xff\xfe\n\nlower%2a\nalso%0Agood\ncut off%").unwrap();
@@ -334,7 +334,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_file_says_it_is_read(text in proptest::collection::vec(any::<u8>(), 0..400), limit in 1_usize..5) {
+        fn arbitrary_key_file_never_panics(text in proptest::collection::vec(any::<u8>(), 0..400), limit in 1_usize..5) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("keys");
             fs::write(&path, &text).unwrap();

@@ -1,6 +1,8 @@
-//! A proxy whose cache has every key that is read, and clients of it: all on one thread, with no Redis and no network.
+//! A proxy with every read key in its cache, and its clients: all on one thread, with no Redis and
+//! no network.
 //!
-//! Nothing here waits for a clock or another thread, so that the same reads take the same steps each time.
+//! Nothing waits for a clock or another thread, so that the same reads take the same steps each
+//! time.
 
 #![allow(dead_code, reason = "each bench uses its own part of it")]
 #![expect(clippy::expect_used, reason = "what cannot be set up here cannot be measured")]
@@ -24,13 +26,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
-/// The same as the daemon's.
+/// The allocator of the daemon.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How many keys are read.
+/// The number of keys.
 pub(crate) const KEYS: usize = 10_000;
-/// What each of them has: its end is told by a byte that is in no head of an answer.
+/// The value of each key; its last byte occurs in no head of a response.
 pub(crate) const VALUE: &[u8] = &{
     let mut value = [b'x'; 100];
     value[99] = END;
@@ -50,10 +52,10 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Has all keys, and keeps them for good.
+    /// Caches all keys without expiry.
     pub(crate) fn new() -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        // Nobody vouches for them but the time: there is no Redis to.
+        // Only TTLs bound their freshness, because there is no Redis for a lease.
         let (ttl, coherence) = (Duration::from_secs(1 << 20), CoherenceMode::Ttl);
         let settings =
             cache::Settings { capacity: KEYS, ttl, coherence, ..cache::Settings::default() };
@@ -76,7 +78,7 @@ impl Rig {
         rig
     }
 
-    /// Has `key` fetched, from nowhere, unless it is there.
+    /// Fetches `key` from nowhere unless it is cached.
     pub(crate) fn fetch(&self, key: &[u8]) {
         let fetch = |_| async { Fetched::Value(Bytes::from_static(VALUE), None) };
         self.runtime
@@ -84,7 +86,7 @@ impl Rig {
             .expect("a value");
     }
 
-    /// A client that speaks HTTP.
+    /// Connects an HTTP client.
     pub(crate) fn http(&self) -> Client {
         let settings = http::Settings::default();
         let limits = settings.limits();
@@ -95,7 +97,7 @@ impl Rig {
         ))
     }
 
-    /// A client that speaks as to Redis.
+    /// Connects a RESP client.
     pub(crate) fn resp(&self) -> Client {
         self.client(
             &Resp::prepare(resp::Settings::default(), MAX_KEY, self.proxy.clone())
@@ -118,7 +120,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Sends `request` and waits for so many answers, each of which ends with the value and what follows it.
+    /// Sends `request` and waits for this many replies, each of which ends with the value and its
+    /// trailer.
     pub(crate) async fn ask(&mut self, request: &[u8], answers: usize) {
         self.stream.write_all(request).await.expect("a server");
         self.received.clear();
@@ -134,24 +137,24 @@ impl Client {
     }
 }
 
-/// The name of a key.
+/// Returns the name of a key.
 pub(crate) fn key(number: usize) -> Vec<u8> {
     format!("key:{number:012}").into_bytes()
 }
 
-/// Keys in an order that no cache of a processor foresees, each as often as another.
+/// Returns keys in an order that no processor cache predicts, each equally often.
 pub(crate) fn scattered() -> impl Iterator<Item = usize> {
     (0..).map(|turn: usize| turn.wrapping_mul(7919) % KEYS)
 }
 
-/// Reads over HTTP, one for each key.
+/// Returns HTTP reads, one for each key.
 pub(crate) fn http_requests() -> Vec<Vec<u8>> {
     let request =
         |number| [b"GET /keys/", &key(number)[..], b" HTTP/1.1\r\nHost: bench\r\n\r\n"].concat();
     scattered().take(KEYS).map(request).collect()
 }
 
-/// GETs, `pipeline` in each batch.
+/// Returns GETs, `pipeline` in each batch.
 pub(crate) fn resp_requests(pipeline: usize) -> Vec<Vec<u8>> {
     let request = |number| [b"*2\r\n$3\r\nGET\r\n$16\r\n", &key(number)[..], b"\r\n"].concat();
     let requests: Vec<_> = scattered().take(KEYS).map(request).collect();

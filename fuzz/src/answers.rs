@@ -1,4 +1,4 @@
-//! What a link reads: each answer is what another reader takes it for, however it comes.
+//! The reply decoder of a connection: each reply equals that of another decoder, in any split.
 
 use std::task::{Context, Poll, Waker};
 
@@ -8,23 +8,24 @@ use redis_proxy::protocol::ReplyScanner;
 
 use super::pieces::{cut, split};
 
-/// The first four bytes cut the rest, which is taken for what Redis sends.
+/// Checks a stream; the first four bytes define the split of the rest.
 ///
 /// # Panics
-/// If an answer is taken for another, or is none.
+///
+/// If a reply is taken for another, or for none.
 pub fn check(input: &[u8]) {
     let Some((cuts, stream)) = split(input) else { return };
-    // What is no answer may be seen when the line has ended in which it is.
+    // An invalid reply may be noticed only at the end of its line.
     let stream = &[stream, &[b'\n'; LONGEST_HEADER]].concat()[..];
     let expected = expected(stream);
     assert_eq!(read(&[stream]), expected, "{}", stream.escape_ascii());
     assert_eq!(read(&cut(stream, cuts)), expected, "in pieces: {}", stream.escape_ascii());
 }
 
-/// No type with its number is longer.
+/// The greatest length of a type with its number.
 const LONGEST_HEADER: usize = 24;
 
-/// The answers, and whether what follows is none.
+/// The replies, and whether the rest is invalid.
 type Answers = (Vec<Value>, bool);
 
 fn read(pieces: &[&[u8]]) -> Answers {
@@ -46,7 +47,7 @@ fn read(pieces: &[&[u8]]) -> Answers {
     (answers, false)
 }
 
-/// As the scanner divides them and the redis crate reads them.
+/// Returns the replies as the scanner divides them and the redis crate decodes them.
 fn expected(mut stream: &[u8]) -> Answers {
     let (mut scanner, mut answers) = (ReplyScanner::default(), Vec::new());
     while !stream.is_empty() {

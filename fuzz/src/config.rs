@@ -1,5 +1,5 @@
-//! The configuration, whatever stands in the file, the environment and the flags: what is wrong is named and secrets are
-//! kept, and what is right stays what it is when it is printed and read again.
+//! The configuration from any file, environment and flags: errors are named and secrets kept, and a
+//! valid configuration survives printing and reading.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,15 @@ use redis_proxy::config::{Config, Environment, Problems, Sources};
 use redis_proxy::settings::Secret;
 use tempfile::TempDir;
 
-/// Where it stands, it is a password.
+/// A password, wherever it occurs.
 const SECRET: &str = "hunter2";
 
-/// The first byte says where a password is put. A NUL divides the rest: a file, lines of the environment
-/// (`CACHE__TTL=30s`), lines of flags (`ttl=30s`).
+/// Checks one set of sources. The first byte selects the place of a password. A NUL divides the
+/// rest: a file, lines of the environment (`CACHE__TTL=30s`), lines of flags (`ttl=30s`).
 ///
 /// # Panics
-/// If a problem does not say what is wrong, if a secret shows, or if a configuration is not read back.
+///
+/// If a problem names no cause, if a secret shows, or if a configuration is not read back.
 pub fn check(input: &[u8]) {
     let Some((place, text)) = input.split_first() else { return };
     if text.windows(SECRET.len()).any(|bytes| bytes == SECRET.as_bytes()) {
@@ -48,7 +49,7 @@ fn sources(place: u8, text: &[u8], directory: &TempDir) -> Sources {
         1 => flags.password = Some(Secret::from(SECRET.to_owned())),
         2 => _ = environment.insert(variable("REDIS__PASSWORD"), SECRET.to_owned()),
         3 => {
-            // What was in it comes behind the password.
+            // The previous content comes behind the password.
             let rest = environment.remove(&variable("REDIS__URL")).unwrap_or_default();
             environment.insert(variable("REDIS__URL"), format!("redis://user:{SECRET}{rest}"));
         }
@@ -65,7 +66,7 @@ fn variable(name: &str) -> String {
     format!("REDIS_PROXY_{name}")
 }
 
-/// The lines of `part` that have a `=`, divided there.
+/// Returns the lines of `part` with a `=`, divided there.
 fn pairs(part: Option<&[u8]>) -> impl Iterator<Item = (String, String)> {
     let text = String::from_utf8_lossy(part.unwrap_or_default()).into_owned();
     let pairs = text.lines().filter_map(|line| line.split_once('='));
@@ -93,7 +94,7 @@ fn assert_hidden(text: &str) {
     assert!(!text.contains(SECRET), "a password shows in {text}");
 }
 
-/// Every problem says where it is, what is meant and what is wrong, on a line of its own.
+/// Checks that every problem names its place, the expectation and the error, on a line of its own.
 fn check_problems(problems: &Problems, sources: &Sources) {
     assert!(!problems.0.is_empty());
     let path = sources.flags.config.as_deref().map(Path::display).map(|path| path.to_string());
@@ -112,7 +113,7 @@ fn check_problems(problems: &Problems, sources: &Sources) {
     assert!(!text.contains(|letter: char| letter.is_control() && letter != '\n'), "{text:?}");
 }
 
-/// What `--print-config` shows is a file that says the same.
+/// Checks that the output of `--print-config` loads to the same configuration.
 fn check_printed(config: &Config, directory: &TempDir) {
     let printed = config.to_toml().expect("a configuration can be printed");
     assert_hidden(&printed);
@@ -129,7 +130,7 @@ fn file(directory: &TempDir, text: &str) -> Flags {
     Flags { config: Some(path), ..Flags::default() }
 }
 
-/// A reload takes what a start would take, if nothing in it needs one, and complains of what a start complains of.
+/// Checks that a reload accepts and rejects the same as a start, if no change needs one.
 fn check_reload(sources: &Sources, read: &Result<Config, Problems>) {
     match (sources.reload(&Config::default()), read) {
         (Ok(new), Ok(config)) => assert_eq!(&new, config),

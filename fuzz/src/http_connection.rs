@@ -1,5 +1,5 @@
-//! A client's connection over HTTP/1: what it is told is the same whether plain requests are taken up apart or hyper has all
-//! of them.
+//! An HTTP/1 connection: its responses are the same with and without the fast path in front of
+//! hyper.
 
 use std::cell::OnceCell;
 use std::time::Duration;
@@ -24,13 +24,15 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::pieces::{cut, split};
 
-/// The first four bytes cut the rest, which is what a client says before it has no more to say.
+/// Checks the input of a client that then closes its sending side; the first four bytes define the
+/// split of the rest.
 ///
 /// # Panics
-/// If it makes a difference who answers.
+///
+/// If the fast path makes a difference.
 pub fn check(input: &[u8]) {
     let Some((cuts, said)) = split(input) else { return };
-    // What follows the preface of HTTP/2 is none of this.
+    // Input behind the preface of HTTP/2 is out of scope.
     if said.starts_with(b"PRI") {
         return;
     }
@@ -53,7 +55,7 @@ thread_local! {
     static STAGE: OnceCell<Stage> = const { OnceCell::new() };
 }
 
-/// The routes with no part of their own in what requests are.
+/// The routes without a fast path of their own.
 #[derive(Clone)]
 struct HyperAlone(Keys);
 
@@ -63,8 +65,8 @@ impl Handler for HyperAlone {
     }
 }
 
-/// Two front ends of one proxy: `a` has a value, `b` is known not to be, and of the others Redis, which is not there, would
-/// know.
+/// Two front ends of one proxy: `a` has a value, `b` is a negative entry, and for all other keys
+/// Redis is unavailable.
 struct Stage {
     runtime: Runtime,
     hyper_alone: HttpService<HyperAlone>,
@@ -73,7 +75,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        // Nobody waits: where nothing is left to do, time passes.
+        // No task waits: with no work left, the paused clock advances.
         let runtime = Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
@@ -117,14 +119,14 @@ impl Stage {
             let (mut from, mut to) = client.split();
             let say = async {
                 for piece in pieces {
-                    // Who is told no may have hung up.
+                    // A rejected client may have closed the connection.
                     _ = to.write_all(piece).await;
                     tokio::task::yield_now().await;
                 }
                 _ = to.shutdown().await;
             };
             let mut told = Vec::new();
-            // Who hangs up with something unread cuts off what it has said.
+            // A close with unread input cuts off the last response.
             _ = tokio::join!(say, from.read_to_end(&mut told)).1;
             connection.await.expect("no panic");
             without_verdict(without_time(&told))
@@ -132,7 +134,7 @@ impl Stage {
     }
 }
 
-/// What was told, but for what depends on when.
+/// Returns the responses without the parts that depend on the time.
 fn without_time(told: &[u8]) -> String {
     let told = String::from_utf8_lossy(told);
     let lines =
@@ -143,8 +145,8 @@ fn without_time(told: &[u8]) -> String {
         .join("\r\n")
 }
 
-/// What was told, but for hyper's last word on what is no request: if it is not whole when the client has no more to say,
-/// that is said or not as the pieces come.
+/// Returns the responses without the final error of hyper about an incomplete request, which
+/// depends on the split.
 fn without_verdict(mut told: String) -> String {
     let verdict = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     told.truncate(told.strip_suffix(verdict).unwrap_or(&told).len());

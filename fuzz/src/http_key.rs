@@ -1,12 +1,14 @@
-//! Keys in the path of an HTTP request: decoded as another library decodes them, and refused where RFC 3986 says so.
+//! Keys in the path of an HTTP request: decoded as another library decodes them, and rejected where
+//! RFC 3986 says so.
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use redis_proxy::key::percent_decode;
 
-/// All of `input` is a key, once as a client sends it and once as its bytes.
+/// Checks `input` as a key, once as a path and once as its bytes.
 ///
 /// # Panics
-/// If it is not decoded to what was escaped.
+///
+/// If it is not decoded to the bytes that were escaped.
 pub fn check(input: &[u8]) {
     let wrong_at = first_bad_escape(input);
     match percent_decode(input) {
@@ -26,7 +28,8 @@ pub fn check(input: &[u8]) {
     assert_eq!(percent_decode(escaped.as_bytes()).as_deref(), Ok(input));
 }
 
-/// Where the first `%` stands that two hexadecimal digits do not follow. The two of an escape are no `%` themselves.
+/// Returns the position of the first `%` without two hexadecimal digits behind it. The two digits
+/// of an escape are no `%` themselves.
 fn first_bad_escape(escaped: &[u8]) -> Option<usize> {
     let is_good = |at: usize| {
         let digits = escaped.get(at + 1..at + 3);

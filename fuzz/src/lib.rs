@@ -1,8 +1,9 @@
-//! What must hold for whatever bytes come in: one module for each target, with one `check` that panics where it does not.
+//! Properties that hold for any input: one module for each target, with one `check` that panics on
+//! a violation.
 //!
-//! The fuzz targets run the checks on bytes that libFuzzer makes up, and `cargo test` (tests/it/fuzz.rs) on those kept in
-//! `corpus/`. A check holds the code against something that was written otherwise: a reference as plain as can be, another
-//! library, or the same code given the same bytes in other pieces.
+//! The fuzz targets run the checks on bytes from libFuzzer, and `cargo test` (tests/it/fuzz.rs) on
+//! those kept in `corpus/`. A check compares the code with something written differently: a plain
+//! reference, another library, or the same code with the same bytes in another split.
 
 pub mod answers;
 pub mod config;

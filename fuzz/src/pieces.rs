@@ -1,16 +1,16 @@
-//! Bytes as they come over a network: in pieces, cut anywhere.
+//! Bytes as they come over a network: in pieces, split anywhere.
 
 use std::io::{self, Read};
 
-/// How a stream is cut: the sizes of its pieces, over and over.
+/// The sizes of the pieces of a stream, repeated.
 pub type Cuts = [u8; 4];
 
-/// The first of `input` as the way to cut the rest. Nothing, if it is too short for that.
+/// Takes the split from the front of `input`; returns nothing if it is too short.
 pub fn split(input: &[u8]) -> Option<(Cuts, &[u8])> {
     input.split_first_chunk().map(|(cuts, stream)| (*cuts, stream))
 }
 
-/// The pieces of `stream`, none of them empty.
+/// Returns the pieces of `stream`, none of them empty.
 pub fn cut(stream: &[u8], cuts: Cuts) -> Vec<&[u8]> {
     let mut sizes = cuts.into_iter().map(|size| usize::from(size).max(1)).cycle();
     let mut rest = stream;
@@ -23,14 +23,14 @@ pub fn cut(stream: &[u8], cuts: Cuts) -> Vec<&[u8]> {
     pieces
 }
 
-/// A stream that gives no more than a piece at a time.
+/// A stream that returns at most one piece at a time.
 pub struct InPieces<'a> {
     rest: std::vec::IntoIter<&'a [u8]>,
     piece: &'a [u8],
 }
 
 impl<'a> InPieces<'a> {
-    /// `stream`, cut like that.
+    /// Splits `stream` like that.
     pub fn new(stream: &'a [u8], cuts: Cuts) -> Self {
         Self { rest: cut(stream, cuts).into_iter(), piece: &[] }
     }

@@ -1,14 +1,16 @@
-//! What Redis tells a tracked link: whatever a push looks like, the keys it names are dropped, or all are.
+//! Pushes on a tracking connection: whatever their form, the keys they name are removed, or all
+//! are.
 
 use redis::{Parser, PushInfo, PushKind, Value};
 use redis_proxy::backend::{Changed, read_push};
 
 use super::pieces::{Cuts, InPieces, split};
 
-/// The first four bytes cut the rest, which is taken for what Redis sends, and then for keys, divided by line ends, of
-/// which a push is made.
+/// Checks pushes; the first four bytes define the split of the rest. The rest is taken for output
+/// of Redis, and then for keys, divided by line ends, in a push.
 ///
 /// # Panics
+///
 /// If a key that a push names would be kept.
 pub fn check(input: &[u8]) {
     let Some((cuts, stream)) = split(input) else { return };
@@ -26,14 +28,14 @@ pub fn check(input: &[u8]) {
     assert_eq!(read_push(PushInfo { kind, data }), Some(Changed::Keys(keys)));
 }
 
-/// What Redis says, as far as it can be understood.
+/// Returns the values that can be decoded.
 fn values(stream: &[u8], cuts: Cuts) -> Vec<Value> {
     let mut pieces = InPieces::new(stream, cuts);
     let mut parser = Parser::new();
     std::iter::from_fn(|| parser.parse_value(&mut pieces).ok()).collect()
 }
 
-/// As Redis tells of keys.
+/// Returns an invalidation push of Redis for these keys.
 fn push_of(keys: &[Vec<u8>]) -> Vec<u8> {
     let mut push = format!(">2\r\n$10\r\ninvalidate\r\n*{}\r\n", keys.len()).into_bytes();
     for key in keys {
@@ -55,12 +57,12 @@ fn check_value(value: Value) {
         None => assert!(!is_about_keys),
         Some(Changed::Everything) => assert!(is_about_keys && !is_plain, "{named:?}"),
         Some(Changed::Keys(keys)) => {
-            assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}")
+            assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}");
         }
     }
 }
 
-/// Whatever could be a key, however deep.
+/// Returns every byte string that could be a key, at any depth.
 fn bytes_in(values: &[Value]) -> Vec<Vec<u8>> {
     let bytes = values.iter().flat_map(|value| match value {
         Value::BulkString(bytes) => vec![bytes.clone()],

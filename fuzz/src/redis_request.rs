@@ -1,38 +1,39 @@
-//! Commands as Redis reads them (`processInputBuffer` in `networking.c`, `sdssplitargs` in `sds.c`), as plainly as can be: all
-//! bytes are there, every argument is copied, and nothing is remembered.
+//! Commands as Redis reads them (`processInputBuffer` in `networking.c`, `sdssplitargs` in
+//! `sds.c`), in the plainest form: all bytes are there, every argument is copied, and there is no
+//! state.
 
 use redis_proxy::protocol::{RequestLimits, UNAUTHENTICATED};
 
-/// Whoever it is, Redis lets nobody say more than so many arguments.
+/// The largest number of arguments that Redis accepts from any client.
 const MOST_ARGUMENTS: i64 = i32::MAX as i64;
-/// Nor a longer one, unless it is told to.
+/// The longest argument that Redis accepts by default.
 const LONGEST_BULK: i64 = 512 << 20;
 
 /// A command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// As it came.
+    /// The bytes of the command.
     pub raw: Vec<u8>,
-    /// What it says.
+    /// The arguments.
     pub words: Vec<Vec<u8>>,
 }
 
-/// What is behind the last command.
+/// The rest behind the last command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// The beginning of another: the arguments that are there, and how many are not.
+    /// The beginning of another: its arguments so far, and the number of missing ones.
     Open(Vec<Vec<u8>>, usize),
-    /// What is none, and what Redis says to that.
+    /// Invalid input, and the error of Redis.
     Refused(String),
 }
 
-/// Why no command was read.
+/// The reason why no command was read.
 enum Stop {
     More(Vec<Vec<u8>>, usize),
     Wrong(String),
 }
 
-/// All commands of `stream`, and what is behind them.
+/// Returns all commands of `stream`, and the rest behind them.
 pub fn read(stream: &[u8], limits: RequestLimits) -> (Vec<Command>, End) {
     let mut commands = Vec::new();
     let mut rest = stream;
@@ -52,7 +53,7 @@ pub fn read(stream: &[u8], limits: RequestLimits) -> (Vec<Command>, End) {
     (commands, End::Open(Vec::new(), 0))
 }
 
-/// The words of the command at the front, and its length.
+/// The arguments of the command at the front, and its length.
 type Read = Result<(Vec<Vec<u8>>, usize), Stop>;
 
 fn read_array(input: &[u8], limits: RequestLimits) -> Read {
@@ -82,7 +83,7 @@ fn read_array(input: &[u8], limits: RequestLimits) -> Read {
     Ok((words, at))
 }
 
-/// `number`, if it may be said.
+/// Returns `number` if the limits allow it.
 fn allowed(
     number: Option<i64>,
     least: i64,
@@ -101,18 +102,19 @@ fn allowed(
     }
 }
 
-/// The number behind the byte at `from`, and where the next line begins. A carriage return and any byte end a line.
+/// Returns the number behind the byte at `from`, and the start of the next line. A carriage return
+/// and any byte end a line.
 fn number_line(input: &[u8], from: usize) -> Option<(Option<i64>, usize)> {
     let end = from + text_before(&input[from..], b'\r')?;
     let number = input.get(from + 1..end).and_then(|text| {
         let number: i64 = str::from_utf8(text).ok()?.parse().ok()?;
-        // Redis takes a number only as it would write it.
+        // Redis accepts a number only in its canonical form.
         (number.to_string().as_bytes() == text).then_some(number)
     });
     (end + 2 <= input.len()).then_some((number, end + 2))
 }
 
-/// How many bytes are in front of the first `end`. To C a NUL ends the text.
+/// Returns the number of bytes in front of the first `end`. In C a NUL ends the text.
 fn text_before(input: &[u8], end: u8) -> Option<usize> {
     input.iter().take_while(|byte| **byte != 0).position(|byte| *byte == end)
 }
@@ -125,7 +127,7 @@ fn read_line(input: &[u8]) -> Read {
     Ok((words, end + 1))
 }
 
-/// Where in a line the next byte is.
+/// The position of the next byte in a line.
 #[derive(Clone, Copy)]
 enum Place {
     Between,
@@ -137,7 +139,7 @@ enum Place {
 
 fn words(line: &[u8]) -> Option<Vec<Vec<u8>>> {
     let is_space = |byte: u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c);
-    // Vertical tabs and form feeds are space between words, and part of one in it.
+    // Vertical tabs and form feeds are space between words, and part of a word within one.
     let ends_word = |byte: u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
     let (mut words, mut word, mut place, mut at) = (Vec::new(), Vec::new(), Place::Between, 0);
     while at < line.len() {
@@ -181,7 +183,7 @@ fn end_word(words: &mut Vec<Vec<u8>>, word: &mut Vec<u8>) -> Place {
     Place::Between
 }
 
-/// What is meant by what stands behind a backslash, and how long that is.
+/// Returns the byte that an escape behind a backslash stands for, and its length.
 fn escaped(text: &[u8]) -> (u8, usize) {
     let hex =
         text.get(1..3).filter(|digits| text[0] == b'x' && digits.iter().all(u8::is_ascii_hexdigit));

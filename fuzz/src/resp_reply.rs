@@ -1,14 +1,16 @@
-//! Answers of Redis, in pieces: each ends where it ends, and is of the kind that it is.
+//! Replies of Redis, in pieces: each has the right end and the right type.
 
 use redis::{ErrorKind, Value, parse_redis_value};
 use redis_proxy::protocol::{ReplyScanner, ReplySummary};
 
 use super::pieces::{cut, split};
 
-/// The first four bytes cut the rest, which is taken for answers, and then for choices of which answers are made.
+/// Checks replies; the first four bytes define the split of the rest. The rest is taken for
+/// replies, and then for choices that generate replies.
 ///
 /// # Panics
-/// If an answer is found that is none, or none where one is.
+///
+/// If an invalid reply is accepted, or a valid one is missed.
 pub fn check(input: &[u8]) {
     let Some((cuts, stream)) = split(input) else { return };
     let whole = scan(&[stream]);
@@ -16,7 +18,8 @@ pub fn check(input: &[u8]) {
     for (frame, known) in &whole.frames {
         check_frame(frame, *known);
     }
-    // In what is no answer a number may be written as no Redis writes it, which the other library reads.
+    // In invalid input a number may have a form that Redis never writes and that the other library
+    // accepts.
     if !whole.is_refused {
         assert!(
             parse_redis_value(&whole.rest).is_err(),
@@ -27,11 +30,11 @@ pub fn check(input: &[u8]) {
     check_made(stream, cuts);
 }
 
-/// What a scanner finds.
+/// The result of a scanner.
 #[derive(Debug, PartialEq, Eq)]
 struct Scanned {
     frames: Vec<(Vec<u8>, ReplySummary)>,
-    /// What is behind the last frame, if that is not known to be none.
+    /// The rest behind the last reply, if it may still be valid.
     rest: Vec<u8>,
     is_refused: bool,
 }
@@ -57,7 +60,8 @@ fn scan(pieces: &[&[u8]]) -> Scanned {
     Scanned { frames, rest, is_refused: false }
 }
 
-/// The library that reads the proxy's own answers takes all of `frame` for one, if for any.
+/// Checks that the decoder of the proxy's own replies takes all of `frame` for one reply, if for
+/// any.
 fn check_frame(frame: &[u8], known: ReplySummary) {
     match parse_redis_value(frame) {
         Ok(value) => {
@@ -69,7 +73,7 @@ fn check_frame(frame: &[u8], known: ReplySummary) {
             );
             check_kind(&value, known);
         }
-        // It waits for what follows, where something else than a string or an array is said to be none.
+        // The scanner waits for more where a type other than a string or an array is invalid.
         Err(_) if frame.windows(2).any(|bytes| b"!=%|".contains(&bytes[0]) && bytes[1] == b'-') => {
         }
         Err(error) => {
@@ -90,7 +94,7 @@ fn check_kind(value: &Value, known: ReplySummary) {
     assert_eq!(known.is_queued(), is_queued, "{value:?}");
 }
 
-/// Answers that are made as Redis makes them are found, every one.
+/// Checks that generated replies are all found.
 fn check_made(choices: &[u8], cuts: [u8; 4]) {
     let mut choices = choices.iter().copied();
     let mut frames = Vec::new();
@@ -111,9 +115,9 @@ fn check_made(choices: &[u8], cuts: [u8; 4]) {
     }
 }
 
-/// More say nothing more.
+/// More replies show nothing more.
 const MOST_FRAMES: usize = 64;
-/// Aggregates in one another.
+/// The depth of nested aggregates.
 const DEPTH: u32 = 4;
 
 fn make(choices: &mut dyn Iterator<Item = u8>, depth: u32, frame: &mut Vec<u8>) {
@@ -125,7 +129,7 @@ fn make(choices: &mut dyn Iterator<Item = u8>, depth: u32, frame: &mut Vec<u8>) 
     match choice % 4 {
         0 => {
             frame.push(pick(simple));
-            // A line may hold anything but its own end.
+            // A line may contain anything but its own end.
             for byte in choices.take(usize::from(size % 8)) {
                 frame.push(if byte == b'\n' && frame.ends_with(b"\r") { b' ' } else { byte });
             }

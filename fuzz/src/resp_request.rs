@@ -1,4 +1,5 @@
-//! Commands of clients, in pieces: they are what Redis would read, however they are cut and whenever they are let go of.
+//! Commands of clients, in pieces: they equal those that Redis would read, in any split and with
+//! streaming from any point.
 
 use redis_proxy::protocol::{ParseStatus, RequestLimits, RequestParser, UNAUTHENTICATED};
 
@@ -10,14 +11,15 @@ const LIMITS: [RequestLimits; 3] = [
     UNAUTHENTICATED,
     RequestLimits { max_bulk: 12, max_arguments: 4 },
 ];
-/// A longer line is refused as soon as it has come in, so that pieces matter.
+/// A longer line is rejected as soon as it has come in, so that the split matters.
 const LONGEST: usize = 64 << 10;
 
-/// The first four bytes cut the rest. The fifth says what is allowed, the sixth from how many bytes on a command that is
-/// not complete is let go of.
+/// Checks commands; the first four bytes define the split of the rest. The fifth selects the
+/// limits, the sixth the size from which an incomplete command is streamed.
 ///
 /// # Panics
-/// If commands are read otherwise than Redis reads them.
+///
+/// If commands are read otherwise than by Redis.
 pub fn check(input: &[u8]) {
     let Some((cuts, rest)) = split(input) else { return };
     let [limits, let_go_at, stream @ ..] = rest else { return };
@@ -32,7 +34,7 @@ pub fn check(input: &[u8]) {
     check_letting_go(stream, &pieces, limits, usize::from(*let_go_at), &expected);
 }
 
-/// What a parser finds.
+/// Returns the commands that a parser finds.
 fn read(pieces: &[&[u8]], limits: RequestLimits) -> (Vec<Command>, End) {
     let mut parser = RequestParser::default();
     let (mut commands, mut held) = (Vec::new(), Vec::new());
@@ -63,7 +65,7 @@ fn words(parser: &RequestParser, held: &[u8]) -> Vec<Vec<u8>> {
     words
 }
 
-/// What is passed on of a command that is let go of is what came in, and ends where the command ends.
+/// Checks that a streamed command is forwarded unchanged, and ends where the command ends.
 fn check_letting_go(
     stream: &[u8],
     pieces: &[&[u8]],

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_allowed_by_name_or_beginning() {
+    fn key_matches_by_name_or_prefix() {
         let list = allow("public:*, one");
         for (key, expected) in [
             ("public:", true),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_at_the_end_alone() {
+    fn star_is_allowed_only_at_the_end() {
         for bad in ["*a", "a*b*", "a**", "**", "a,,b", ",", "a,"] {
             let error =
                 PatternVisitor.visit_str::<serde::de::value::Error>(bad).unwrap_err().to_string();

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_what_follows_the_scheme() {
+    fn token_follows_the_bearer_scheme() {
         for (credentials, expected) in [
             ("Bearer abc", Some("abc")),
             ("bearer abc", Some("abc")),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_base64_or_the_like() {
+    fn token_syntax_is_token68() {
         for token in ["a", "aB9-._~+/", "YWJj==", "a="] {
             assert!(is_valid_token(token.as_bytes()), "{token}");
         }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_is_out_of_reach() {
+    fn only_loopback_is_unexposed() {
         for (address, expected) in [
             ("127.0.0.1", false),
             ("127.8.9.1", false),

@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn displayed_address_parses_back() {
         for text in [
             "redis://127.0.0.1:6379/0",
             "redis://user@example.org:7000/3",
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_is_not_printed() {
+    fn password_is_not_printed() {
         let address: Address = "redis://user:hunter2@host/0".parse().unwrap();
         assert_eq!(address.to_string(), "redis://user:********@host:6379/0");
         assert!(!format!("{address:?}").contains("hunter2"));
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn host_and_port_are_replaced_apart() {
+    fn host_and_port_are_replaced_separately() {
         let address: Address = "redis://u:p%40@host:1/2".parse().unwrap();
         assert_eq!(address.with_host_and_port(Some("other"), None), "redis://u:p%40@other:1/2");
         assert_eq!(address.with_host_and_port(None, Some(9)), "redis://u:p%40@host:9/2");

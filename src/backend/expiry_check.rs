@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_asked_of_the_database_that_is_read() {
+    fn expiry_check_reads_its_own_database() {
         let databases = [(0, Expiry::Nowhere), (1, Expiry::Somewhere), (10, Expiry::Nowhere)];
         for (database, expected) in databases {
             assert_eq!(Keyspace::of(database).counted(&said(KEYSPACE)), Ok(expected), "{database}");
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_answer_says_nothing() {
+    fn malformed_keyspace_reply_is_unknown() {
         let odd =
             [said(""), said("# Server\r\n"), said("# Keyspace\r\ndb0:keys=1\r\n"), Value::Nil];
         for odd in odd.into_iter().chain([Value::BulkString(KEYSPACE.as_bytes().to_vec())]) {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn only_redis_itself_is_relied_on() {
+    fn expiry_check_trusts_known_servers_only() {
         for (program, is_one) in [
             ("executable:/usr/bin/redis-server\r\n", true),
             ("executable:valkey-server\r\n", true),

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_said_before_the_end_is_read_though_nobody_takes_a_question() {
+    async fn final_error_is_read_after_write_failure() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut ours = ReadAfterReset::new(ours);
         theirs.write_all(b"-ERR max number of clients reached\r\n").await.unwrap();

@@ -207,7 +207,7 @@ mod tests {
     ];
 
     #[test]
-    fn an_announced_length_takes_no_memory_before_its_bytes_come() {
+    fn announced_length_allocates_nothing() {
         let mut reader = Reader::default();
         reader.input.extend_from_slice(b"$9223372036854775000\r\nx");
         assert_eq!(reader.take_answer(), Ok(None));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_value_is_whole_however_it_comes() {
+    fn large_value_is_whole_in_any_split() {
         let value: Vec<u8> = (0..3 * LARGE).map(|at| u8::try_from(at % 251).unwrap()).collect();
         let sent = [format!("${}\r\n", value.len()).as_bytes(), &value, b"\r\n:1\r\n"].concat();
         for size in [1, 7, 1000, LARGE, usize::MAX] {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_seen() {
+    fn invalid_reply_is_an_error() {
         for wrong in [
             "x",
             "$a\r\n",
@@ -244,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn answers_are_what_the_redis_crate_says_however_they_are_cut(
+        fn replies_match_the_redis_crate_in_any_split(
             picks in prop::collection::vec(0..KINDS.len(), 1..20),
             size in 1_usize..40,
         ) {
@@ -254,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn any_value_is_what_it_is(value: Vec<u8>, number: i64, size in 1_usize..40) {
+        fn arbitrary_value_round_trips(value: Vec<u8>, number: i64, size in 1_usize..40) {
             let input = [format!("${}\r\n", value.len()).as_bytes(), &value, format!("\r\n:{number}\r\n").as_bytes()].concat();
             prop_assert_eq!(answers(&input, size), Ok(vec![bulk(&value), Value::Int(number)]));
         }

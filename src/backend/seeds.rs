@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn displayed_address_parses_back() {
         let seeds: Seeds = "redis://a:1, rediss://[::1]:2,".parse().unwrap();
         assert!(seeds.is_tls());
         let text = serde_json::to_string(&seeds).unwrap();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_a_host_and_a_port_and_no_password_is_repeated() {
+    fn seed_is_host_and_port_without_password() {
         for bad in [
             "redis://host",
             "host:26379",

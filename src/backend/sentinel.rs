@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_failover_counts_whoever_says_it() {
+    fn highest_config_epoch_wins() {
         assert_eq!(elected(&[says(1, 10), says(2, 20), says(1, 10)], None), Some((2, 20)));
         assert_eq!(elected(&[says(1, 10), silent(), says(2, 20)], Some(1)), Some((2, 20)));
         assert_eq!(
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_led_back_but_by_all() {
+    fn older_epoch_needs_unanimous_sentinels() {
         assert_eq!(elected(&[says(1, 10), silent(), silent()], Some(2)), None);
         assert_eq!(elected(&[says(1, 10), says(1, 10), silent()], Some(2)), None);
         assert_eq!(elected(&[says(1, 10), says(1, 11)], Some(2)), None);
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_just_changing_its_mind_changes_nothing() {
+    fn sentinel_mid_update_does_not_contradict() {
         let known = endpoint(1, 10);
         assert!(conflicts(&[says(1, 20), says(1, 10)], Some(&known), 1));
         assert!(!conflicts(&[says(2, 20), says(1, 10)], Some(&known), 2));
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_about_another_primary_is_none_about_this() {
+    fn switch_of_another_primary_is_ignored() {
         let push = |text: &str| {
             let data = ["+switch-master", text].map(|part| Value::BulkString(part.into())).to_vec();
             PushInfo { kind: PushKind::Message, data }

@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn a_push_names_every_key_it_names_or_everything() {
+    fn invalidation_lists_keys_or_everything() {
         let two = vec![Value::Array(vec![bulk("a"), bulk("b")])];
         assert_eq!(invalidate(two), Some(Changed::Keys(vec![b"a".to_vec(), b"b".to_vec()])));
         assert_eq!(invalidate(vec![Value::Nil]), Some(Changed::Everything));
     }
 
     #[test]
-    fn what_cannot_be_understood_is_everything() {
+    fn malformed_invalidation_flushes_everything() {
         for odd in [
             vec![],
             vec![Value::Array(vec![bulk("a"), Value::Int(1)])],
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_about_something_else_is_let_be() {
+    fn unrelated_push_is_ignored() {
         assert_eq!(
             read_push(PushInfo {
                 kind: PushKind::Message,
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_does_not_tell_reliably_is_not_relied_on() {
+    fn unreliable_tracking_server_is_rejected() {
         assert!(require_server(&hello(3, "7.0.15")).is_ok());
         assert!(require_server(&hello(3, "10.1")).is_ok());
         for bad in [
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn tracking_must_be_on_for_all_that_is_read_and_all_who_write() {
+    fn tracking_requires_all_keys_and_writers() {
         let info = |flags: &[&str]| {
             let flags = flags.iter().map(|flag| bulk(flag)).collect();
             Value::Map(vec![(bulk("flags"), Value::Set(flags)), (bulk("redirect"), Value::Int(0))])

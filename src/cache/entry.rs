@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_gives_back_what_it_was_made_of_whatever_its_size() {
+    fn entry_returns_its_value_at_any_size() {
         for key_length in [0, 1, 7, 8, 9, 400, MAX_INLINE, MAX_INLINE + 1, 100_000] {
             let key = Key::from(&vec![b'k'; key_length][..]);
             let absent = Entry::new(&key, None, FETCHED, None);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_value_is_never_copied() {
+    fn large_value_is_never_copied() {
         let value = Bytes::from(vec![b'v'; MAX_INLINE + 1]);
         let entry = Entry::new(&Key::from(&b"k"[..]), Some(value.clone()), FETCHED, None);
         let payload = entry.value().unwrap();
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_values_have_equal_digests_wherever_they_are_kept() {
+    fn equal_values_have_equal_digests() {
         let digest = |key: usize, value: &[u8]| {
             let key = Key::from(&vec![b'k'; key][..]);
             *Entry::new(&key, Some(Bytes::copy_from_slice(value)), 0, None)
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_fresh_then_stale_then_dead() {
+    fn value_is_fresh_then_stale_then_expired() {
         let entry = value(None);
         assert_eq!(after(&entry, 0), Freshness::Fresh { remaining: Duration::from_secs(10) });
         assert_eq!(after(&entry, 9_999), Freshness::Fresh { remaining: Duration::from_millis(1) });
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_own_expiry_ends_the_entry_and_its_grace() {
+    fn key_expiry_ends_entry_and_grace() {
         let entry = value(Some(Duration::from_secs(3)));
         assert_eq!(after(&entry, 0), Freshness::Fresh { remaining: Duration::from_secs(3) });
         assert_eq!(after(&entry, 3_000), Freshness::Expired);
@@ -352,21 +352,21 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_key_has_its_own_ttl_and_no_grace() {
+    fn negative_entry_has_own_ttl_and_no_grace() {
         let entry = absent();
         assert_eq!(after(&entry, 1_999), Freshness::Fresh { remaining: Duration::from_millis(1) });
         assert_eq!(after(&entry, 2_000), Freshness::Expired);
     }
 
     #[test]
-    fn a_clock_that_steps_back_makes_nothing_younger_than_new() {
+    fn backward_clock_step_caps_freshness() {
         let entry = value(None);
         let freshness = entry.freshness(FETCHED - 1_000_000_000, fixed(), Validity::TtlOnly);
         assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_secs(10) });
     }
 
     #[test]
-    fn a_value_nobody_vouches_for_is_stale_from_then_on_or_from_the_end_of_its_time() {
+    fn lost_lease_makes_value_stale_at_once() {
         let entry = value(None);
         let seconds = Duration::from_secs;
         let freshness = |age, since| {
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn where_redis_tells_absence_is_known_as_long_as_a_value_unless_told_otherwise() {
+    fn tracked_absence_lasts_as_long_as_a_value() {
         let entry = absent();
         let auto = ttls(NegativeTtl::Auto);
         let at = FETCHED + as_nanos(Duration::from_secs(3));

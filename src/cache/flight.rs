@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_who_join_get_what_the_leader_brings() {
+    async fn followers_get_the_leaders_result() {
         let flights = Flights::new();
         let (guard, waiter) = lead(&flights);
         let Joined::Follower(follower) = flights.join(KEY, || Some(())) else {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flight_closed_by_an_invalidation_is_answered_and_not_stored() {
+    async fn invalidated_flight_answers_without_storing() {
         let flights = Flights::new();
         let (guard, waiter) = lead(&flights);
         flights.close(KEY, || ());
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flush_closes_every_flight() {
+    async fn flush_closes_every_flight() {
         let flights = Flights::new();
         let (guard, _) = lead(&flights);
         flights.close_all(|| ());
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_leader_that_vanishes_frees_the_flight() {
+    async fn cancelled_leader_frees_the_flight() {
         let flights = Flights::new();
         let (guard, waiter) = lead(&flights);
         drop(guard);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_landed_since_the_caller_looked_is_found() {
+    async fn join_finds_a_result_stored_meanwhile() {
         let flights = Flights::<u32>::new();
         assert!(matches!(flights.join(KEY, || Some(9)), Joined::Found(9)));
         assert_eq!(flights.len(), 0);

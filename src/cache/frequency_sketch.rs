@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_is_never_too_small_and_seldom_too_large() {
+    fn sketch_never_undercounts_rarely_overcounts() {
         let mut sketch = FrequencySketch::with_capacity(1000);
         for hash in 0..1000_u64 {
             (0..hash % 8).for_each(|_| sketch.increment(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_long_ago_is_forgotten() {
+    fn old_counts_decay() {
         let mut sketch = FrequencySketch::with_capacity(16);
         (0..20).for_each(|_| sketch.increment(1));
         assert_eq!(sketch.estimate(1), MAX_COUNT);

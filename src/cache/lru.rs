@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_the_newest_and_the_oldest_goes_first() {
+    fn read_entry_is_newest_and_oldest_is_evicted() {
         let mut list = LruList::new(3, Policy::Lru);
         let [a, b, c] = [1, 2, 3].map(|hash| list.push_newest(hash));
         list.record_read(a, 1);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_that_threads_have_kept_are_noted_in_the_order_in_which_they_were() {
+    fn buffered_reads_apply_in_read_order() {
         let mut list = LruList::new(9, Policy::Lru);
         let [a, b, c] = [1, 2, 3].map(|hash| list.push_newest(hash));
         let threads = [list.register_thread(), list.register_thread()];
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_leaving_is_nobody_else_s() {
+    fn evicting_index_is_not_reused() {
         let mut list = LruList::new(1, Policy::Lru);
         let a = list.push_newest(1);
         let b = list.push_newest(2);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_of_what_a_place_was_of_before_changes_nothing() {
+    fn read_of_a_previous_entry_is_ignored() {
         let mut list = LruList::new(9, Policy::Lru);
         let a = list.push_newest(1);
         list.remove(a);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_asked_for_less_often_than_the_oldest_does_not_drive_it_out() {
+    fn rarer_key_does_not_evict_the_oldest() {
         let mut list = LruList::new(2, Policy::Tinylfu);
         let [a, b] = [1, 2].map(|hash| list.push_newest(hash));
         list.record_read(a, 1);

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_taken_once_and_in_order() {
+    fn buffered_reads_drain_once_in_order() {
         let buffer = ReadBuffer::new();
         assert!(!buffer.has_been_full());
         for round in 0..5 {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_of_the_same_moment_stay_one_behind_the_other() {
+    fn simultaneous_reads_keep_their_order() {
         let buffer = ReadBuffer::new();
         for tag in [7, 8, 9] {
             buffer.push(ReadRecord { at: 5, index: 1, tag });
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_keeps_while_another_takes() {
+    fn buffer_fills_while_another_thread_drains() {
         let buffer = ReadBuffer::new();
         let mut taken = Vec::new();
         std::thread::scope(|scope| {

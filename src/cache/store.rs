@@ -283,7 +283,7 @@ mod tests {
     const OFTEN: usize = 100;
 
     #[test]
-    fn what_has_left_the_store_is_given_no_more_however_often_it_was_read() {
+    fn removed_entry_is_never_served_again() {
         let (key, other) = (key(1), key(2));
         let ways: [fn(&Store, &Key, &Key); 3] = [
             |store, key, _| assert!(store.remove(key.as_bytes())),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_foreseen_waits_for_nobody_and_changes_nothing() {
+    fn prefetch_never_blocks_or_mutates() {
         let store = Store::new(OFTEN, Policy::Lru, &Arc::default());
         let keys: Vec<_> = (0..20).map(key).collect();
         for (number, key) in keys.iter().enumerate() {
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_and_order_agree_whatever_went_on_at_the_same_time() {
+    fn tables_and_lru_agree_under_concurrency() {
         for _ in 0..20 {
             let store = Store::new(20, Policy::Lru, &Arc::default());
             std::thread::scope(|scope| {

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_here_until_it_leaves_the_store() {
+    fn thread_cache_serves_until_store_removal() {
         let mut cache = ThreadCache::with_capacity(100);
         let entry = entry("k", b"v");
         assert!(cache.get(b"k", 7).is_none());
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_read_once_drive_out_nobody() {
+    fn keys_read_once_displace_nothing() {
         let mut cache = ThreadCache::with_capacity(1);
         let hot = [(entry("a", b"1"), 1), (entry("b", b"2"), 2)];
         for (entry, hash) in &hot {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn large_values_are_not_held() {
+    fn large_values_are_not_kept() {
         let mut cache = ThreadCache::with_capacity(10);
         let entry = entry("k", &[b'v'; MAX_ENTRY_SIZE]);
         (0..3).for_each(|_| cache.offer(&entry, 1));

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_in_force_is_in_force() {
+    fn stored_ttls_are_read_back() {
         let second = Duration::from_secs(1);
         let first = Ttls::new(second, NegativeTtl::Auto, Duration::ZERO);
         let current = CurrentTtls::new(first);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_without_end_is_not_taken_for_none() {
+    fn infinite_ttl_is_not_zero() {
         let ttls = Ttls::new(Duration::MAX, NegativeTtl::Fixed(Duration::MAX), Duration::MAX);
         assert_eq!(ttls.negative_ttl_for(Validity::TtlOnly), u64::MAX - 1);
         assert_eq!(

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_that_of_the_specification() {
+    fn slot_matches_the_cluster_specification() {
         assert_eq!(slot(b"123456789"), 0x31c3);
         assert_eq!(slot(b"{user1000}.following"), slot(b"{user1000}.followers"));
         assert_eq!(slot(b"foo{}{bar}"), State::<XMODEM>::calculate(b"foo{}{bar}") % 16384);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_says_is_read() {
+    fn cluster_nodes_reply_is_parsed() {
         let text = "\
             a 10.0.0.1:7000@17000,one master - 0 0 3 connected 0-5460 5462 [93->-b]\n\
             b 10.0.0.1:7001@17001,,shard-id=x master,fail? - 0 0 2 connected 5461\n\
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_answer_is_not_read() {
+    fn malformed_cluster_nodes_is_rejected() {
         for text in [
             "OK",
             "a b c",
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_epoch_counts_and_what_is_known_is_not_forgotten_for_what_is_older() {
+    fn older_epoch_never_replaces_slot_owner() {
         let old = view("a 10.0.0.1:1@2 master - 0 0 1 connected 0-16383");
         let new = view(
             "a 10.0.0.1:1@2 master - 0 0 1 connected 1-16383\nb 10.0.0.1:2@3 master - 0 0 2 connected 0",

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_that_of_redis_or_none() {
+    fn getrange_matches_redis() {
         for (ends, expected) in [
             ((0, 3), Some(0..4)),
             ((-3, -1), Some(2..5)),

@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_is_in_one_list_and_known_in_capitals() {
+    fn each_command_is_listed_once_in_capitals() {
         let (commands, names) = (CommandTable::new(), names());
         assert_eq!(commands.by_name.len() + 1, names.len(), "a command is listed twice");
         for (label, name) in names.iter().enumerate() {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_may_do_anything() {
+    fn unknown_command_may_do_anything() {
         let commands = CommandTable::new();
         for name in ["", "getx", "json.get", &"x".repeat(100)] {
             assert_eq!(commands.find(name.as_bytes()).class, Class::MayWrite, "{name}");

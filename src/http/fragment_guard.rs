@@ -89,14 +89,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_first_bad_request_is_found_however_it_comes(before in 0..4_usize, after in 0..3_usize, pieces in 1..200_usize) {
+        fn first_bad_request_is_found_in_any_split(before in 0..4_usize, after in 0..3_usize, pieces in 1..200_usize) {
             let text = format!("\r\n{}{BAD}{}", GOOD.repeat(before), GOOD.repeat(after));
             prop_assert_eq!(first_bad(&text, pieces), Some(before + 1));
             prop_assert_eq!(first_bad(&GOOD.repeat(before), pieces), None);
         }
 
         #[test]
-        fn any_bytes_are_taken(bytes: Vec<u8>) {
+        fn arbitrary_bytes_are_accepted(bytes: Vec<u8>) {
             RequestLines::new().inspect(&bytes);
         }
     }

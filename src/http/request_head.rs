@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_of_a_cache_send_is_plain() {
+    fn common_requests_take_the_fast_path() {
         for (line, path) in [
             ("GET /keys/a HTTP/1.1", "/keys/a"),
             ("GET /keys/user:{7}/name%20x HTTP/1.1", "/keys/user:{7}/name%20x"),
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_another_way_is_not() {
+    fn ambiguous_heads_leave_the_fast_path() {
         for line in [
             "POST /keys/a HTTP/1.1",
             "get /keys/a HTTP/1.1",
@@ -319,7 +319,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_head_is_whole_with_its_empty_line_and_not_before(
+        fn head_ends_with_its_empty_line(
             path in "/keys/[a-z0-9:{}%]{0,20}", agent in "[ -~]{0,20}", behind in "[ -~\r\n]{0,20}",
         ) {
             let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\n\r\n");
@@ -332,7 +332,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_read_before_changes_nothing(
+        fn parser_keeps_no_state_between_heads(
             parser in proptest::collection::vec(
                 "(GET|HEAD|PUT) [/a#]{1,3} HTTP/1\\.[01]\r?\n(Host: [ab]?\r\n){0,2}((X|Accept|TE): ?[ab]{0,3}\r\n){0,2}\r\nG?",
                 1..8,
@@ -354,7 +354,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_looked_at(bytes: Vec<u8>, others: Vec<u8>) {
+        fn arbitrary_head_bytes_never_panic(bytes: Vec<u8>, others: Vec<u8>) {
             let mut parser = HeadParser::default();
             parser.parse(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
             parser.parse(&bytes);

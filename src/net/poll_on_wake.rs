@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_polled_when_it_was_woken_and_not_else() {
+    async fn inner_future_is_polled_only_after_wake() {
         let (polls, (say, said)) = (AtomicUsize::new(0), oneshot::channel());
         let mut said = Box::pin(said);
         let counted = poll_fn(|cx| {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_wakes_whoever_polled_it_last() {
+    async fn last_waker_is_woken() {
         let (say, said) = oneshot::channel::<()>();
         let mut seldom = PollOnWake::new(Box::pin(said));
         assert!(poll_once(&mut seldom).await.is_pending());
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_changed_is_polled_anew() {
+    async fn replaced_future_is_polled_again() {
         let mut seldom =
             PollOnWake::new(Box::pin(pending()) as Pin<Box<dyn Future<Output = ()> + Send>>);
         assert!(poll_once(&mut seldom).await.is_pending());

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_takes_little_more_room_than_it_has_bytes() {
+    fn buffer_capacity_is_close_to_its_length() {
         let mut output = WriteBuf::default();
         let pieces: Vec<Bytes> = (0..250_u8).map(|number| vec![number; 8000].into()).collect();
         pieces.iter().cloned().for_each(|piece| output.push(piece));

@@ -67,7 +67,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_number_is_written_as_it_is(number: usize) {
+        fn integer_is_encoded_in_decimal(number: usize) {
             let mut out = BytesMut::new();
             write_integer(&mut out, number);
             prop_assert_eq!(out.to_vec(), format!(":{number}\r\n").into_bytes());

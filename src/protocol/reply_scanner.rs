@@ -299,7 +299,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_kind_of_answer_ends_where_it_ends() {
+    fn every_reply_type_ends_at_its_last_byte() {
         for kind in KINDS {
             for size in [1, 2, 3, 1000] {
                 let input = kind.repeat(3);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_known_by_its_head() {
+    fn reply_summary_is_read_from_the_head() {
         let of = |text: &str| frames(text.as_bytes(), 1).unwrap()[0].1;
         assert!(of("+QUEUED\r\n").is_queued());
         assert!(!of("+OK\r\n").is_queued());
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_seen() {
+    fn invalid_reply_is_an_error() {
         for wrong in [
             "x",
             "$a\r\n",
@@ -345,7 +345,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn answers_are_the_same_however_they_are_cut(picks in prop::collection::vec(0..KINDS.len(), 1..20), size in 1_usize..40) {
+        fn reply_is_the_same_however_it_is_split(picks in prop::collection::vec(0..KINDS.len(), 1..20), size in 1_usize..40) {
             let input: String = picks.iter().map(|pick| KINDS[*pick]).collect();
             let found = frames(input.as_bytes(), size).unwrap();
             let texts: Vec<_> = found.iter().map(|(frame, _)| String::from_utf8(frame.clone()).unwrap()).collect();
@@ -354,7 +354,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_passed_over_or_refused(input: Vec<u8>, size in 1_usize..10) {
+        fn arbitrary_bytes_never_panic(input: Vec<u8>, size in 1_usize..10) {
             let whole = frames(&input, usize::MAX);
             prop_assert_eq!(frames(&input, size), whole);
         }

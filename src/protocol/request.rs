@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_of_gets_are_seen_coming() {
+    fn pipelined_get_keys_are_found_ahead() {
         let gets = b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n*2\r\n$3\r\nGET\r\n$0\r\n\r\n";
         assert_eq!(peek_get_keys(gets).collect::<Vec<_>>(), [&b"key"[..], b""]);
         for behind in [
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_split_as_redis_splits_it() {
+    fn inline_command_is_split_as_in_redis() {
         let owned =
             |words: &[&[u8]]| Some(words.iter().map(|word| word.to_vec()).collect::<Vec<_>>());
         assert_eq!(words("GET key\r\n"), owned(&[b"GET", b"key"]));
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_is_told_in_redis_s_words() {
+    fn protocol_errors_match_redis() {
         for (input, said) in [
             ("*1048577\r\n", "invalid multibulk length"),
             ("*2147483648\r\n", "invalid multibulk length"),
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_unknown_may_say_less() {
+    fn unauthenticated_limits_are_lower() {
         let said = |input: &[u8]| {
             RequestParser::default().parse(input, UNAUTHENTICATED).unwrap_err().to_string()
         };
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_of_nothing_is_one() {
+    fn empty_command_is_consumed() {
         for nothing in ["*0\r\n", "*-1\r\n", "*-100\r\n", "\n", "   \r\n"] {
             let commands = read(nothing.as_bytes(), &[], usize::MAX).unwrap();
             assert_eq!(commands, [(nothing.as_bytes().to_vec(), vec![])], "{nothing:?}");
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_of_a_command_whose_first_line_is_not_over() {
+    fn partial_first_line_has_no_arguments() {
         let mut parser = RequestParser::default();
         let first = encode(&[b"GET".to_vec(), b"key".to_vec()]);
         for begun in [&b"DEL k"[..], b"*2", b""] {
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nul_hides_the_end_of_a_line_wherever_it_stands() {
+    fn nul_byte_hides_the_line_end() {
         for hidden in [&b"*1\r\n\x004\r\nPING\r\n"[..], b"*1\r\n$\x004\r\nPING\r\n", b"*1\x00\r\n"]
         {
             assert_eq!(read(hidden, &[], usize::MAX), Ok(vec![]), "{hidden:?}");
@@ -536,14 +536,14 @@ mod tests {
     }
 
     #[test]
-    fn a_carriage_return_ends_a_line_whatever_follows() {
+    fn any_byte_after_carriage_return_ends_a_line() {
         let commands = read(b"*1\rX$4\rYPINGZZ", &[], usize::MAX).unwrap();
         assert_eq!(commands, [(b"*1\rX$4\rYPINGZZ".to_vec(), vec![b"PING".to_vec()])]);
     }
 
     proptest! {
         #[test]
-        fn commands_are_the_same_however_they_are_cut(
+        fn commands_parse_the_same_in_any_split(
             commands in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..5), 1..5),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
             streaming_at in prop::option::of(0_usize..60),
@@ -566,7 +566,7 @@ mod tests {
         }
 
         #[test]
-        fn anything_cut_at_every_byte_is_what_it_is_in_one_piece(
+        fn arbitrary_input_parses_the_same_bytewise(
             input in prop::collection::vec(prop::sample::select(&b"*$0123\r\n -\"'\\xaG\0"[..]), 0..40),
         ) {
             let whole = read(&input, &[], usize::MAX);

@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_text_read_alike() {
+    fn numbers_and_strings_parse_alike() {
         for wait in ["90", "\"90\"", "\"90s\"", "\"1m 30s\"", "90.0", "\"1500ms 88500ms\""] {
             assert_eq!(sample(wait, "1", "1").unwrap().wait, Duration::from_secs(90), "{wait}");
         }
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_what_would_be_right() {
+    fn parse_error_names_the_expected_form() {
         for (wait, size, number) in [
             ("\"banana\"", "1", "1"),
             ("-1", "1", "1"),
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_print_in_their_largest_exact_unit() {
+    fn sizes_print_in_largest_exact_unit() {
         for (bytes, text) in
             [(0, "0B"), (1, "1B"), (1024, "1KiB"), (1536, "1536B"), (512 << 20, "512MiB")]
         {
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_never_shown() {
+    fn secret_is_never_printed() {
         let secret = Secret::from("hunter2".to_owned());
         assert_eq!(format!("{secret:?}"), MASK);
         assert_eq!(serde_json::to_string(&secret).unwrap(), format!("\"{MASK}\""));

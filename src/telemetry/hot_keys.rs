@@ -207,14 +207,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_does_nothing_unless_told_to() {
+    fn hot_keys_are_off_by_default() {
         let (none, now) = (HotKeys::new(0), Instant::now());
         none.count(b"key", now);
         assert_eq!(none.top(10, now), None);
     }
 
     #[test]
-    fn counts_of_all_threads_are_told_together_and_old_ones_are_forgotten() {
+    fn counts_merge_over_threads_and_decay() {
         let (hot, now) = (HotKeys::new(10), Instant::now());
         std::thread::scope(|scope| {
             for _ in 0..3 {
@@ -236,7 +236,7 @@ mod tests {
         /// No key is told to be read less often than it was, or more often than its error allows; and one that is read more
         /// often than any error is there.
         #[test]
-        fn counts_are_right_within_their_error(keys in proptest::collection::vec(0_u8..60, 0..3000)) {
+        fn counts_are_within_their_error_bound(keys in proptest::collection::vec(0_u8..60, 0..3000)) {
             let (hot, now) = (HotKeys::new(12), Instant::now());
             let mut exact: HashMap<Vec<u8>, u64> = HashMap::new();
             // A few of them are read far more often than the others.

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_written_in_order() {
+    fn log_lines_are_written_in_order() {
         let written = Arc::new(Mutex::new(Vec::new()));
         let writer = LogWriter::with_sink(Held(Arc::clone(&written))).unwrap();
         let lines: Vec<_> = (0..100).map(|number| format!("{number}\n")).collect();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_writer_that_stands_still_and_what_finds_no_room_is_counted() {
+    fn stalled_log_writer_never_blocks_and_counts() {
         const LINE: usize = 1 << 10;
         let written = Arc::new(Mutex::new(Vec::new()));
         let writer = LogWriter::with_sink(Held(Arc::clone(&written))).unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_taken_is_counted() {
+    fn unwritten_log_lines_are_counted() {
         let writer =
             LogWriter::with_sink(File::options().write(true).open("/dev/full").unwrap()).unwrap();
         writer.enqueue(b"a line\n");

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_span_is_named_by_what_there_are_few_of() {
+    fn span_names_have_low_cardinality() {
         let name = |method: &str, route| {
             request_name(&Method::from_bytes(method.as_bytes()).unwrap(), route)
         };
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn no_span_is_made_where_nobody_wants_one() {
+    fn disabled_tracing_creates_no_span() {
         let span = request_span(&Request::new(()), Route::Keys);
         assert!(span.is_none() && fetch_span().is_none() && !is_enabled());
         record_status(&span, StatusCode::OK);

@@ -41,7 +41,7 @@ async function strings(r) {
   say("absent", await inOrder(() => r.get("absent"), () => r.get("absent"), () => r.exists("absent")));
   say("parts", await inOrder(() => r.strLen("key"), () => r.getRange("key", 1, -2), () => r.exists(["key", "key", "absent"])));
   say("mget", await inOrder(() => r.mSet({ a: "1", b: "2" }), () => r.mGet(["a", "b", "absent"]), () => r.mGet(["a", "b"])));
-  // All are sent in one write, since nobody waits in between.
+  // All are sent in one write, because nothing waits in between.
   say("at once", await Promise.all([r.incr("n"), r.get("n"), r.incr("n"), r.get("n"), r.set("n", "x"), r.get("n"), r.del("n"), r.get("n")]));
   const many = [];
   for (let n = 0; n < 2000; n++) many.push(r.set(`k${n % 11}`, `${n}`), r.get(`k${n % 11}`), r.mGet(["k0", "k10"]));

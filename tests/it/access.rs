@@ -1,59 +1,9 @@
-//! Who is let in: nobody by accident, nobody without what is asked for, and nobody to keys he may not read.
+//! Access to the listeners.
+//!
+//! Promise: no listener is exposed by accident, no client is served without the configured
+//! credentials, and no client reads a key outside its list.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "a test that panics has failed, which is what it should do"
-)]
-
+mod allowlist;
 mod exposure;
-mod keys;
-mod refusals;
+mod rejections;
 mod tokens;
-
-use std::fs;
-use std::path::PathBuf;
-
-use tempfile::TempDir;
-
-use crate::support::{Proxy, Reload};
-
-/// A file with a secret in it, which can be changed.
-pub(crate) struct SecretFile(TempDir);
-
-impl SecretFile {
-    pub(crate) fn new(content: &str) -> Self {
-        let file = Self(tempfile::tempdir().expect("a temporary directory"));
-        file.write(content);
-        file
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        self.0.path().join("secret")
-    }
-
-    pub(crate) fn name(&self) -> String {
-        self.path().to_str().expect("a path that is text").to_owned()
-    }
-
-    pub(crate) fn write(&self, content: &str) {
-        let next = self.0.path().join("next");
-        fs::write(&next, content).expect("the file is written");
-        fs::rename(next, self.path()).expect("the file is replaced");
-    }
-}
-
-/// Has the proxy read its files again; its own configuration stays as it is.
-#[track_caller]
-pub(crate) fn reload(proxy: &Proxy) -> Reload {
-    let config = fs::read_to_string(proxy.config_path()).unwrap();
-    proxy.reload(&config)
-}
-
-/// That nobody who reads the proxy's log reads any of these.
-#[track_caller]
-pub(crate) fn assert_not_told(proxy: &Proxy, secrets: &[&str]) {
-    for line in proxy.log_lines() {
-        assert!(!secrets.iter().any(|secret| line.text().contains(secret)), "{}", line.text());
-    }
-}

@@ -81,7 +81,7 @@ fn files_of_a_room_have_no_circle() {
 }
 
 #[test]
-fn only_metrics_knows_prometheus_and_only_the_store_knows_how_entries_are_kept() {
+fn prometheus_and_hashbrown_have_one_user_each() {
     for (library, homes) in [
         (
             "prometheus::",

@@ -1,4 +1,7 @@
-//! Before a Redis Cluster the proxy reads each key where it is served, and follows the slots wherever they go.
+//! A Redis Cluster behind HTTP.
+//!
+//! Promise: each key is read at the node that serves it, and the proxy follows every move of a
+//! slot.
 
 #![expect(
     clippy::expect_used,
@@ -7,16 +10,19 @@
 
 use std::time::{Duration, Instant};
 
-use crate::stage::{assert_hit, await_ready, cache_status, metric, read, readyz, text, value};
 use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::fault_stage::DOWN;
+use crate::support::serving::{
+    assert_hit, await_ready, cache_status, metric, read, readyz, text, value,
+};
 use crate::support::{Authority, Proxy, within};
 
-/// Long enough that nothing ends by its age, and quick to find out.
-const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\
+/// Nothing expires by age, and failures are noticed quickly.
+const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
+    redis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"1s\"\ncache.coherence_timeout = \"1s\"\n";
-const DOWN: &str = "no link to Redis";
-/// Within so long after the nodes have settled it the proxy must be there.
-const FOLLOWS: Duration = Duration::from_secs(3);
+/// The longest time in which the proxy follows a change of the nodes.
+const FOLLOWS: Duration = Duration::from_secs(10);
 
 fn started(cluster: &RedisCluster) -> Proxy {
     started_with(cluster, "")
@@ -33,7 +39,7 @@ fn started_with(cluster: &RedisCluster, more: &str) -> Proxy {
     proxy
 }
 
-/// Waits until the key has this value through the proxy; returns how long that took.
+/// Waits until the key has this value through the proxy; returns the time until then.
 #[track_caller]
 fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
     let begun = Instant::now();
@@ -47,20 +53,20 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
     begun.elapsed()
 }
 
-/// Waits until the key is answered from memory.
+/// Waits until the key is a hit.
 #[track_caller]
 fn await_hit(proxy: &Proxy, key: &str) {
     let hit = within(FOLLOWS, || cache_status(&read(proxy, key)).contains("; hit;").then_some(()));
     assert!(hit.is_some(), "{key} is not kept");
 }
 
-/// One key of each primary.
+/// Returns one key of each primary.
 fn keys(cluster: &RedisCluster, number: usize) -> [String; 3] {
     [0, 1, 2].map(|node| cluster.key_of(node, number))
 }
 
 #[test]
-fn each_key_is_read_where_it_is_served_and_a_write_there_is_heeded() {
+fn keys_are_read_and_invalidated_at_their_node() {
     let cluster = RedisCluster::of(3);
     let proxy = started(&cluster);
     for key in keys(&cluster, 0) {
@@ -78,7 +84,7 @@ fn each_key_is_read_where_it_is_served_and_a_write_there_is_heeded() {
 }
 
 #[test]
-fn the_loss_of_a_primary_leaves_the_keys_of_the_others_in_memory() {
+fn lost_primary_leaves_keys_of_other_nodes_cached() {
     let mut cluster = RedisCluster::start(3, 3, &["--cluster-require-full-coverage", "no"]);
     let proxy = started(&cluster);
     let keys = keys(&cluster, 0);
@@ -103,7 +109,7 @@ fn the_loss_of_a_primary_leaves_the_keys_of_the_others_in_memory() {
 }
 
 #[test]
-fn a_slot_is_followed_while_it_moves_and_there_and_back_again() {
+fn moving_slot_is_followed_there_and_back() {
     let cluster = RedisCluster::of(3);
     let proxy = started(&cluster);
     let key = cluster.key_of(0, 0);
@@ -112,7 +118,7 @@ fn a_slot_is_followed_while_it_moves_and_there_and_back_again() {
     assert_eq!(value(&proxy, &key), "at home");
     cluster.begin_to_move(slot, 0, 1);
     assert_eq!(value(&proxy, &key), "at home");
-    // What is not there is asked for elsewhere, and nothing of that is kept.
+    // A missing key is read at the target node, and nothing of that is kept.
     let sibling = format!("{key}/sibling");
     assert_eq!(read(&proxy, &sibling).status, 404);
     let _: String = asking(&cluster, 1, &["SET", &sibling, "new"]);
@@ -132,7 +138,7 @@ fn a_slot_is_followed_while_it_moves_and_there_and_back_again() {
 }
 
 #[test]
-fn a_replica_that_takes_over_is_read_and_the_primary_of_before_never_again() {
+fn promoted_replica_replaces_the_old_primary() {
     let cluster = RedisCluster::with_replicas(3);
     let proxy = started(&cluster);
     let keys = keys(&cluster, 0);
@@ -152,7 +158,7 @@ fn a_replica_that_takes_over_is_read_and_the_primary_of_before_never_again() {
 }
 
 #[test]
-fn a_flush_of_one_primary_drops_its_keys_alone() {
+fn flush_of_one_primary_drops_only_its_keys() {
     let cluster = RedisCluster::of(3);
     let proxy = started(&cluster);
     let keys = keys(&cluster, 0);
@@ -168,8 +174,9 @@ fn a_flush_of_one_primary_drops_its_keys_alone() {
 }
 
 #[test]
-fn a_user_with_no_more_rights_than_are_named_is_enough() {
-    let rights = "+get +pttl +client|tracking +client|trackinginfo +role +cluster|info +cluster|nodes +asking";
+fn minimal_permissions_suffice() {
+    let rights = "+get +pttl +client|tracking +client|trackinginfo +role +cluster|info \
+        +cluster|nodes +asking";
     let user: Vec<_> = "--user proxy on >secret ~*".split(' ').chain(rights.split(' ')).collect();
     let cluster = RedisCluster::start(3, 0, &user);
     let login = "redis.username = \"proxy\"\nredis.password = \"secret\"\n";
@@ -190,7 +197,7 @@ fn a_user_with_no_more_rights_than_are_named_is_enough() {
 }
 
 #[test]
-fn a_cluster_is_reached_over_tls() {
+fn cluster_is_reached_over_tls() {
     let authority = Authority::new();
     let cluster = RedisCluster::over_tls(3, &authority);
     let proxy = started_with(&cluster, &format!("{}\n", authority.trusted()));
@@ -201,7 +208,7 @@ fn a_cluster_is_reached_over_tls() {
     }
 }
 
-/// A command to a node to which its slot is on its way.
+/// Sends a command with `ASKING` to the node that imports the slot.
 fn asking<T: redis::FromRedisValue>(cluster: &RedisCluster, node: usize, words: &[&str]) -> T {
     let mut commands = redis::pipe();
     commands.cmd("ASKING").ignore().cmd(words[0]).arg(&words[1..]);
@@ -210,8 +217,8 @@ fn asking<T: redis::FromRedisValue>(cluster: &RedisCluster, node: usize, words: 
     answer
 }
 
-/// Says what was measured; shown with `--nocapture`.
-#[expect(clippy::print_stderr, reason = "figures of a test are for whoever runs it by hand")]
+/// Prints a measurement; shown with `--nocapture`.
+#[expect(clippy::print_stderr, reason = "figures of a test are for a run by hand")]
 fn note(text: &str) {
     eprintln!("{text}");
 }

@@ -1,4 +1,7 @@
-//! Defaults < file < environment < flags; all that is wrong told at once; secrets never shown.
+//! Configuration: sources, errors and secrets.
+//!
+//! Promise: defaults < file < environment < flags; every error is reported at once; no secret is
+//! ever shown.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
 
@@ -12,13 +15,13 @@ use redis_proxy::config::{Config, Environment, Problems, Sources};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use crate::stage::{serving, serving_from};
 use crate::support::http::get;
+use crate::support::serving::{serving, serving_from};
 use crate::support::{Proxy, RedisServer, eventually};
 
 const SECRET: &str = "hunter2";
 
-/// A configuration file of this content.
+/// A configuration file with this content.
 struct File {
     _directory: TempDir,
     path: PathBuf,
@@ -45,7 +48,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The configuration that these sources make, as `--print-config` shows it.
+/// Returns the configuration of these sources in the form of `--print-config`.
 #[track_caller]
 fn printed(arguments: &[&str], environment: &[(&str, &str)]) -> Table {
     let output = Proxy::spawn_raw(&[arguments, &["--print-config"]].concat(), environment);
@@ -54,7 +57,7 @@ fn printed(arguments: &[&str], environment: &[(&str, &str)]) -> Table {
     text.parse().expect("a configuration is TOML")
 }
 
-/// One setting as text: `of(&table, "cache.ttl")`.
+/// Returns one setting as text: `of(&table, "cache.ttl")`.
 #[track_caller]
 fn of(config: &Table, key: &str) -> String {
     let (section, name) = key.split_once('.').expect("a section and a name");
@@ -64,7 +67,7 @@ fn of(config: &Table, key: &str) -> String {
     }
 }
 
-/// The keys of a configuration, each with its section.
+/// Returns the keys of a configuration, each with its section.
 fn keys(config: &Table) -> Vec<String> {
     let sections = config.iter();
     let names = sections.flat_map(|(section, keys)| {
@@ -76,7 +79,8 @@ fn keys(config: &Table) -> Vec<String> {
     names
 }
 
-/// What `check` says to a file and an environment, refused with that code: a line a problem, without the first word.
+/// Returns the problems that `check` reports for a file and an environment, one a line, without the
+/// first word. Asserts the exit code.
 #[track_caller]
 fn complaints(expected: i32, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
     let output = Proxy::spawn_raw(&[&["check"], arguments].concat(), environment);
@@ -99,14 +103,14 @@ fn complaints_about(content: &str) -> Vec<String> {
     texts.collect()
 }
 
-/// That one of the lines has all of the parts.
+/// Asserts that one of the lines contains all of the parts.
 #[track_caller]
 fn assert_line(lines: &[String], parts: &[&str]) {
     let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
     assert!(lines.iter().any(has_all), "{parts:?} in none of {lines:#?}");
 }
 
-// The file that comes with the program
+// The shipped file
 
 fn shipped() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("redis-proxy.toml");
@@ -114,7 +118,7 @@ fn shipped() -> String {
 }
 
 #[test]
-fn the_shipped_file_is_the_defaults_but_serves_clients_of_redis() {
+fn shipped_file_is_the_defaults_plus_resp() {
     let file = File::new(&shipped());
     let flags = Flags { config: Some(file.path.clone()), ..Flags::default() };
     let mut shipped = load(&flags, &Environment::new()).expect("the shipped file is right");
@@ -124,7 +128,7 @@ fn the_shipped_file_is_the_defaults_but_serves_clients_of_redis() {
 }
 
 #[test]
-fn the_shipped_file_names_every_key_and_no_other() {
+fn shipped_file_names_every_key_and_no_other() {
     let file: Table = shipped().parse().expect("TOML");
     let defaults = Config::default().to_toml().expect("a configuration as TOML");
     let defaults: Table = defaults.parse().expect("TOML");
@@ -132,7 +136,7 @@ fn the_shipped_file_names_every_key_and_no_other() {
 }
 
 #[test]
-fn the_shipped_file_explains_every_section_and_most_keys() {
+fn shipped_file_documents_sections_and_keys() {
     let text = shipped();
     let explained = text
         .lines()
@@ -143,14 +147,14 @@ fn the_shipped_file_explains_every_section_and_most_keys() {
 }
 
 #[test]
-fn without_a_word_only_this_machine_is_served() {
+fn defaults_serve_only_this_machine() {
     assert_eq!(of(&printed(&[], &[]), "http.listen"), "127.0.0.1:8080");
 }
 
 // Layers
 
 #[test]
-fn each_source_wins_over_the_one_below() {
+fn each_source_overrides_the_one_below() {
     let file = File::new("[cache]\nttl = \"2s\"\ncapacity = 2\nttl_absent = \"2s\"\n");
     let config = printed(
         &["--config", file.name(), "--ttl", "4"],
@@ -163,7 +167,7 @@ fn each_source_wins_over_the_one_below() {
 }
 
 #[test]
-fn the_file_may_be_named_in_the_environment_and_the_flag_wins() {
+fn config_flag_overrides_the_environment() {
     let (one, other) = (File::new("[cache]\ncapacity = 1\n"), File::new("[cache]\ncapacity = 2\n"));
     let environment = [("REDIS_PROXY_CONFIG", one.name())];
     assert_eq!(of(&printed(&[], &environment), "cache.capacity"), "1");
@@ -172,7 +176,7 @@ fn the_file_may_be_named_in_the_environment_and_the_flag_wins() {
 
 #[test]
 fn every_key_can_be_set_in_the_environment() {
-    // Nothing here contradicts any one other key.
+    // Values that contradict no single other key.
     let others = Environment::from(
         [("URL", "rediss://:x@h"), ("TLS_CERT_FILE", "/x"), ("TLS_KEY_FILE", "/x")]
             .map(|(key, value)| (format!("REDIS_PROXY_REDIS__{key}"), value.to_owned())),
@@ -183,18 +187,18 @@ fn every_key_can_be_set_in_the_environment() {
         let variable = format!("REDIS_PROXY_{}", key.replace('.', "__").to_uppercase());
         let mut environment = others.clone();
         environment.insert(variable.clone(), "=".to_owned());
-        // Where this is no right value the variable is blamed, and where it is one it makes a difference.
+        // An invalid value is blamed on the variable, and a valid one makes a difference.
         match load(&Flags::default(), &environment) {
             Ok(config) => assert_ne!(config, without, "{variable} was passed over"),
             Err(problems) => {
-                assert!(problems.to_string().starts_with(&variable), "{variable}: {problems}")
+                assert!(problems.to_string().starts_with(&variable), "{variable}: {problems}");
             }
         }
     }
 }
 
 #[test]
-fn the_short_flags_work_in_snake_case_and_in_kebab_case() {
+fn short_flags_accept_snake_and_kebab_case() {
     let snake =
         ["--redis_host", "h", "--redis_port", "1", "--proxy_host", "::1", "--proxy_port", "2"];
     let kebab =
@@ -216,7 +220,7 @@ fn the_short_flags_work_in_snake_case_and_in_kebab_case() {
 }
 
 #[test]
-fn a_short_flag_changes_only_its_part_of_an_address() {
+fn short_flag_changes_only_its_address_part() {
     let file = File::new(
         "[http]\nlisten = \"0.0.0.0:81\"\n[redis]\nurl = \"rediss://user:pass@host:7/3\"\n",
     );
@@ -231,7 +235,7 @@ fn a_short_flag_changes_only_its_part_of_an_address() {
 }
 
 #[test]
-fn a_ttl_is_seconds_or_has_a_unit() {
+fn ttl_is_seconds_or_has_a_unit() {
     for (given, shown) in [
         ("60", "1m"),
         ("90s", "1m 30s"),
@@ -245,7 +249,7 @@ fn a_ttl_is_seconds_or_has_a_unit() {
 }
 
 #[test]
-fn variables_that_a_container_platform_makes_do_no_harm() {
+fn container_platform_variables_are_ignored() {
     let environment = [
         ("REDIS_PROXY_PORT", "tcp://10.0.0.1:8080"),
         ("REDIS_PROXY_SERVICE_HOST", "10.0.0.1"),
@@ -260,9 +264,10 @@ fn variables_that_a_container_platform_makes_do_no_harm() {
 // Problems
 
 #[test]
-fn all_bad_values_of_all_sources_are_told_at_once() {
+fn bad_values_of_all_sources_are_reported_together() {
     let file = File::new(
-        "[cache]\ncapacity = -1\npolicy = \"fifo\"\ncoherence = \"magic\"\n[http]\nmax_key = \"big\"\nlisten = 8080\n",
+        "[cache]\ncapacity = -1\npolicy = \"fifo\"\ncoherence = \"magic\"\n[http]\n\
+            max_key = \"big\"\nlisten = 8080\n",
     );
     let environment = [
         ("REDIS_PROXY_CACHE__STALE_GRACE", "long"),
@@ -288,7 +293,7 @@ fn all_bad_values_of_all_sources_are_told_at_once() {
 }
 
 #[test]
-fn a_missing_file_hides_no_other_problem() {
+fn missing_file_hides_no_other_problem() {
     let environment = [("REDIS_PROXY_CACHE__CAPACITY", "many")];
     let lines = complaints(78, &["--config", "/nowhere/redis-proxy.toml"], &environment);
     assert_line(&lines, &["/nowhere/redis-proxy.toml", "cannot be read"]);
@@ -296,7 +301,7 @@ fn a_missing_file_hides_no_other_problem() {
 }
 
 #[test]
-fn an_unknown_key_or_section_is_named_with_the_nearest_right_one() {
+fn unknown_key_error_suggests_the_nearest() {
     let lines = complaints_about(
         "ttl = 5\n[cache]\ncapasity = 5\nttl_abscent = 5\n[htttp]\nlisten = \"127.0.0.1:1\"\n\
          [redis]\npasword_file = \"x\"\n[daemon]\ndrain-timeout = 1\n[tellemetry]\n",
@@ -315,14 +320,14 @@ fn an_unknown_key_or_section_is_named_with_the_nearest_right_one() {
 }
 
 #[test]
-fn a_key_with_anything_in_it_is_told_on_one_line() {
+fn hostile_key_name_stays_on_one_line() {
     let lines = complaints_about("\"a\\nb\\u001b[31m\" = 1\n");
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert_line(&lines, &["a\\nb\\u{1b}[31m: unknown key"]);
 }
 
 #[test]
-fn a_misspelt_variable_is_named_with_the_right_one() {
+fn misspelt_variable_error_suggests_the_right_one() {
     let environment = [
         ("REDIS_PROXY_CACHE_TTL", "5s"),
         ("REDIS_PROXY_REDIS__PASWORD", SECRET),
@@ -336,7 +341,7 @@ fn a_misspelt_variable_is_named_with_the_right_one() {
 }
 
 #[test]
-fn values_that_contradict_each_other_are_all_named() {
+fn contradicting_values_are_all_named() {
     let lines = complaints_about(
         "[http]\nlisten = \"127.0.0.1:7000\"\n[admin]\nlisten = \"127.0.0.1:7000\"\n\
          [redis]\nurl = \"redis://h\"\npassword = \"hunter2\"\npassword_file = \"/p\"\n\
@@ -351,9 +356,10 @@ fn values_that_contradict_each_other_are_all_named() {
 }
 
 #[test]
-fn what_is_for_sentinels_is_there_whole_or_not_at_all() {
+fn sentinel_settings_are_complete_or_absent() {
     let lines = complaints_about(
-        "[redis]\nseeds = [\"redis://s:26379\"]\nsentinel_master = \"main\"\nsentinel_username = \"u\"\n\
+        "[redis]\nseeds = [\"redis://s:26379\"]\nsentinel_master = \"main\"\n\
+            sentinel_username = \"u\"\n\
          sentinel_password_file = \"/p\"\n",
     );
     for key in ["seeds", "sentinel_master", "sentinel_username", "sentinel_password_file"] {
@@ -370,12 +376,15 @@ fn what_is_for_sentinels_is_there_whole_or_not_at_all() {
 }
 
 #[test]
-fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
+fn out_of_range_value_error_names_found_and_limit() {
     let lines = complaints_about(
-        "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\nheader_timeout = 0\n\
-         [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\ncoherence_timeout = 0\n[daemon]\nworker_threads = 5000\n\
+        "[http]\nlisten = \"\"\nmax_connections = 0\nmax_header = \"1KiB\"\nidle_timeout = 0\n\
+            header_timeout = 0\n\
+         [admin]\nmax_connections = 0\n[cache]\ncapacity = 0\ncoherence_timeout = 0\n[daemon]\n\
+         worker_threads = 5000\n\
          [resp]\nmax_query_buffer = \"127KiB\"\n\
-         [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\nping_interval = 0\n",
+         [redis]\nmax_fetches = 999999999\nconnect_timeout = 0\nresponse_timeout = 0\n\
+         ping_interval = 0\n",
     );
     for (key, found) in [
         ("http.listen", "\"\""),
@@ -398,7 +407,7 @@ fn values_out_of_range_are_named_with_what_was_found_and_what_is_allowed() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_named_with_the_reason() {
+fn unusable_file_error_names_the_reason() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let directory = directory.path().to_str().expect("a path that is text");
     for path in ["/nowhere/redis-proxy.toml", directory] {
@@ -414,13 +423,13 @@ fn a_file_that_cannot_be_used_is_named_with_the_reason() {
 }
 
 #[test]
-fn an_empty_file_is_a_right_one() {
+fn empty_file_is_valid() {
     let file = File::new("");
     assert_eq!(printed(&["--config", file.name()], &[]), printed(&[], &[]));
 }
 
 #[test]
-fn a_section_must_be_a_section_and_a_value_a_value() {
+fn sections_and_values_are_not_interchangeable() {
     assert_line(&complaints_about("cache = 5\n"), &["cache: ", "section"]);
     assert_line(&complaints_about("[cache.ttl]\n"), &["cache.ttl: "]);
     assert_line(&complaints_about("[cache.ttl]\nseconds = 5\n"), &["cache.ttl.seconds: "]);
@@ -428,7 +437,7 @@ fn a_section_must_be_a_section_and_a_value_a_value() {
 }
 
 #[test]
-fn a_wrong_command_line_is_a_usage_error() {
+fn wrong_command_line_is_a_usage_error() {
     for arguments in [
         &["--frobnicate"][..],
         &["serve"],
@@ -454,7 +463,7 @@ fn a_wrong_command_line_is_a_usage_error() {
 }
 
 #[test]
-fn a_bad_part_of_an_address_is_blamed_on_the_flag_that_gave_it() {
+fn bad_address_part_is_blamed_on_its_flag() {
     for (good, bad) in [("--redis_host", "--redis_port"), ("--proxy_host", "--proxy_port")] {
         let lines = complaints(64, &[good, "localhost", bad, "banana"], &[]);
         assert_line(&lines, &[&format!("{bad}: "), "banana"]);
@@ -462,7 +471,7 @@ fn a_bad_part_of_an_address_is_blamed_on_the_flag_that_gave_it() {
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_exit_with_success() {
     for argument in ["--help", "--version", "-h", "-V"] {
         let output = Proxy::spawn_raw(&[argument], &[]);
         assert_eq!(code(&output), Some(0), "{argument}");
@@ -471,7 +480,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn a_duration_beyond_all_clocks_is_refused_or_served_but_no_panic() {
+fn huge_duration_is_rejected_or_served() {
     for key in [
         "CACHE__TTL",
         "CACHE__TTL_ABSENT",
@@ -501,7 +510,7 @@ fn a_duration_beyond_all_clocks_is_refused_or_served_but_no_panic() {
 // Starting
 
 #[test]
-fn a_port_in_use_is_named_and_the_exit_code_is_1() {
+fn port_in_use_exits_with_1() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let port = taken.local_addr().expect("its address").port().to_string();
     let http = Proxy::spawn_raw(&["--proxy_port", &port], &[]);
@@ -515,7 +524,7 @@ fn a_port_in_use_is_named_and_the_exit_code_is_1() {
 }
 
 #[test]
-fn a_file_that_is_needed_and_cannot_be_used_is_named_at_the_start() {
+fn unusable_secret_file_is_named_at_start() {
     let no_pem = File::new("this is no certificate");
     for path in ["/nowhere/file", "/", no_pem.name()] {
         let (url, ca) = ("REDIS_PROXY_REDIS__URL", "REDIS_PROXY_REDIS__TLS_CA_FILE");
@@ -542,7 +551,8 @@ fn check_opens_no_socket_and_reads_no_secret() {
     redis.set_nonblocking(true).expect("a listener to set up");
     let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
     let file = File::new(&format!(
-        "[http]\nlisten = \"127.0.0.1:{}\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\npassword_file = \"/nowhere/secret\"\n",
+        "[http]\nlisten = \"127.0.0.1:{}\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\n\
+            password_file = \"/nowhere/secret\"\n",
         port(&http),
         port(&redis),
     ));
@@ -557,17 +567,19 @@ fn check_opens_no_socket_and_reads_no_secret() {
 // Printing
 
 #[test]
-fn what_is_printed_loads_to_the_same_configuration() {
+fn printed_config_loads_to_itself() {
     let file = File::new(
-        "[http]\nlisten = \"[::1]:81\"\nidle_timeout = \"1h 1m 1s 1ms\"\nmax_key = 1025\ncache_control = \"a=\\\"b\\\"\"\n\
+        "[http]\nlisten = \"[::1]:81\"\nidle_timeout = \"1h 1m 1s 1ms\"\nmax_key = 1025\n\
+            cache_control = \"a=\\\"b\\\"\"\n\
          [admin]\nlisten = \"localhost:82\"\n[cache]\nttl = 0.5\npolicy = \"tinylfu\"\n\
-         [redis]\nurl = \"unix:///run/a%20b.sock?db=3\"\nusername = \"u\\\\\\\"\"\npassword = \"hunter2\"\n\
+         [redis]\nurl = \"unix:///run/a%20b.sock?db=3\"\nusername = \"u\\\\\\\"\"\n\
+         password = \"hunter2\"\n\
          [telemetry]\nlog_format = \"json\"\nlog_filter = \"warn,redis_proxy=debug\"\n",
     );
     let first = printed(&["--config", file.name()], &[]);
     let again = File::new(&first.to_string());
     assert_eq!(printed(&["--config", again.name()], &[]), first);
-    // Apart from the mask in the place of the password.
+    // Equal except for the mask in the place of the password.
     let load = |file: &File| {
         let flags = Flags {
             config: Some(file.path.clone()),
@@ -580,7 +592,7 @@ fn what_is_printed_loads_to_the_same_configuration() {
 }
 
 #[test]
-fn what_is_printed_masks_every_password() {
+fn printed_config_masks_every_password() {
     for (variable, value) in [
         ("REDIS_PROXY_REDIS__PASSWORD", SECRET),
         ("REDIS_PROXY_REDIS__URL", "redis://user:hunter2@host:1/2"),
@@ -596,7 +608,7 @@ fn what_is_printed_masks_every_password() {
 // Secrets
 
 #[test]
-fn no_complaint_repeats_a_password() {
+fn config_error_never_repeats_a_password() {
     let wrong_files = [
         "[redis]\npassword = \"hunter2\n",
         "[redis]\npassword = hunter2\n",
@@ -614,8 +626,10 @@ fn no_complaint_repeats_a_password() {
         "[redis]\nurl = \"user:hunter2@host\"\n",
         "[redis]\nurl = \"redis://user:hunter2@host\n",
         "[redis]\nurl = [\"redis://user:hunter2@host\"]\n",
-        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\nseeds = \"redis://:hunter2@host:1\"\n",
-        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\nseeds = [\"redis://host:1/hunter2\", \"hunter2\"]\n",
+        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\n\
+            seeds = \"redis://:hunter2@host:1\"\n",
+        "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\n\
+            seeds = [\"redis://host:1/hunter2\", \"hunter2\"]\n",
     ];
     let mut told = Vec::new();
     for content in wrong_files {
@@ -630,7 +644,7 @@ fn no_complaint_repeats_a_password() {
 }
 
 #[test]
-fn no_usage_error_repeats_a_password() {
+fn usage_error_never_repeats_a_password() {
     for arguments in [
         &["--password", SECRET, "--frobnicate"][..],
         &["--pasword", SECRET],
@@ -644,7 +658,8 @@ fn no_usage_error_repeats_a_password() {
     }
 }
 
-/// That neither the log at its most talkative, nor the metrics, nor any answer has the secret in it.
+/// Asserts that the secret is absent from the log at its most verbose, from the metrics and from
+/// every response.
 #[track_caller]
 fn assert_not_told(proxy: &Proxy, secret: &str) {
     eventually("the log is talkative", || (proxy.log_lines().len() > 2).then_some(()));
@@ -661,7 +676,7 @@ fn assert_not_told(proxy: &Proxy, secret: &str) {
 }
 
 #[test]
-fn a_running_proxy_never_tells_the_password_it_uses() {
+fn running_proxy_never_reveals_its_password() {
     let redis = RedisServer::builder().tcp().arguments(&["--requirepass", SECRET]).start();
     let url = format!("redis://:{SECRET}@{}", redis.tcp_address());
     let serving = serving_from(redis, &url, &[("TELEMETRY__LOG_FILTER", "trace")]);
@@ -671,7 +686,7 @@ fn a_running_proxy_never_tells_the_password_it_uses() {
 }
 
 #[test]
-fn a_password_that_is_refused_is_not_told_either() {
+fn rejected_password_is_never_revealed() {
     let redis = RedisServer::builder().tcp().arguments(&["--requirepass", "another"]).start();
     let secret_file = File::new("hunter2\n");
     let in_url = redis.tcp_url().replace("://", "://default:hunter2@");
@@ -681,7 +696,8 @@ fn a_password_that_is_refused_is_not_told_either() {
         format!("url = \"{in_url}\"\n"),
     ] {
         let proxy = Proxy::start(&format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\n{settings}\
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\n\
+                {settings}\
              [telemetry]\nlog_filter = \"trace\"\n"
         ));
         proxy.expect_log("no link to Redis");
@@ -696,11 +712,12 @@ fn a_password_that_is_refused_is_not_told_either() {
 }
 
 #[test]
-fn a_file_refused_at_a_reload_does_not_tell_its_password() {
+fn rejected_reload_never_reveals_its_password() {
     let redis = RedisServer::start();
     let config = |password: &str| {
         format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\nurl = \"{}\"\n{password}",
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[redis]\n\
+                url = \"{}\"\n{password}",
             redis.url()
         )
     };

@@ -1,8 +1,10 @@
-//! "Fresh: Redis tells of changes", of keys that have a time to live and of those that have none: where many values are
-//! asked for at a time and no key of the database has one, Redis says so once for all of them, and is not asked of each.
+//! TTLs of keys in batches of reads.
 //!
-//! Redis deletes no key of its own accord here whose time is over, so that it tells nothing of it, and what ends a value in
-//! memory is what the proxy knows of its time to live. `EXPIRY_STORMS=200` makes one of the tests longer.
+//! Promise: where no key of the database has a TTL, one `INFO keyspace` answers for a whole batch;
+//! otherwise each value ends with its key.
+//!
+//! Redis does not expire keys actively here, so it pushes no invalidation. A value ends only by the
+//! proxy's knowledge of the TTL. `EXPIRY_STORMS=200` makes one of the tests longer.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,19 +12,24 @@
 )]
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::resp::number;
-use crate::resp::ways::resp_config;
-use crate::resp::wire::{Wire, bulk, words};
-use crate::stage::{Monitor, await_ready};
-use crate::support::{Proxy, RedisServer, eventually};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
-/// Reads in one go.
+use crate::support::env::{number, seed};
+use crate::support::resp_client::{RespClient, bulk, words};
+use crate::support::resp_pair::resp_config;
+use crate::support::serving::await_ready;
+use crate::support::{Monitor, Proxy, RedisServer, eventually};
+
+/// The reads of one batch.
 const READS: usize = 64;
+/// A TTL in milliseconds, long enough for a batch of reads on a busy machine.
+const LIFE: usize = 2000;
 const ABSENT: &[u8] = b"$-1\r\n";
 
-/// A Redis with keys of the names of numbers, which are their values too.
+/// Starts a Redis with keys named by numbers, which are their values too.
 fn redis_with(keys: usize) -> RedisServer {
     let redis =
         RedisServer::builder().tcp().arguments(&["--enable-debug-command", "local"]).start();
@@ -31,13 +38,13 @@ fn redis_with(keys: usize) -> RedisServer {
     redis
 }
 
-/// Gives so many keys, the first ones, their names as values, for good.
+/// Sets this many keys to their own names, without a TTL.
 fn name(redis: &RedisServer, keys: usize) {
     let pairs = (0..keys).flat_map(|key| [key.to_string(), key.to_string()]);
     redis.command(&[vec!["MSET".to_owned()], pairs.collect()].concat());
 }
 
-/// Gives what is [read](read) from `first` on so long to live, at once, however busy the machine is.
+/// Sets a TTL on each key of a [batch](read) from `first` on, in one pipeline.
 fn expire(redis: &RedisServer, first: usize, milliseconds: usize) {
     let mut commands = redis::pipe();
     (first..first + READS)
@@ -52,9 +59,9 @@ fn proxy_of(redis: &RedisServer, more: &str) -> Proxy {
     proxy
 }
 
-/// What the keys from `first` on are read as, all asked for at once.
+/// Reads a batch of keys from `first` on in one pipeline.
 fn read(proxy: &Proxy, first: usize) -> Vec<Vec<u8>> {
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.send(
         (first..first + READS).flat_map(|key| words(&format!("GET {key}"))).collect::<Vec<_>>(),
     );
@@ -65,7 +72,7 @@ fn values(first: usize) -> Vec<Vec<u8>> {
     (first..first + READS).map(|key| bulk(key.to_string())).collect()
 }
 
-/// Has many keys read until they are asked for without their times to live; returns the first that was not read yet.
+/// Reads batches until no `PTTL` is sent; returns the first key that was not read yet.
 fn read_until_unasked(redis: &RedisServer, proxy: &Proxy, first: usize) -> usize {
     let mut next = first;
     eventually("no time to live is asked for", || {
@@ -77,7 +84,7 @@ fn read_until_unasked(redis: &RedisServer, proxy: &Proxy, first: usize) -> usize
 }
 
 #[test]
-fn one_question_stands_for_the_times_to_live_of_many_values_where_no_key_has_one() {
+fn batched_reads_share_one_expiry_check() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
@@ -91,53 +98,63 @@ fn one_question_stands_for_the_times_to_live_of_many_values_where_no_key_has_one
 }
 
 #[test]
-fn values_that_are_read_while_times_to_live_come_up_end_with_them() {
+fn batched_values_expire_with_their_keys() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
-    expire(&redis, first, 500);
+    expire(&redis, first, LIFE);
     assert_eq!(read(&proxy, first), values(first));
-    thread::sleep(Duration::from_millis(501));
+    thread::sleep(Duration::from_millis(LIFE as u64 + 1));
     assert_eq!(read(&proxy, first), vec![ABSENT; READS]);
 }
 
-/// Whatever else is done to times to live, all of them are over so soon.
+/// The longest TTL that a storm of changes sets.
 const SHORT: Duration = Duration::from_millis(20);
+/// The changes of one storm.
+const CHANGES: usize = 3000;
 
 #[test]
-fn whatever_becomes_of_times_to_live_while_many_values_are_read_memory_is_as_redis_has_it() {
+fn expiry_storm_leaves_memory_equal_to_redis() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
+    let mut random = StdRng::seed_from_u64(seed());
     let mut next = READS;
-    for _ in 0..number("EXPIRY_STORMS").unwrap_or(2) {
-        // The keys of the storm are the first ones; those that are read to get there have no part in it.
+    for storm in 0..number("EXPIRY_STORMS").unwrap_or(2) {
+        // The storm changes the first keys; the keys of these reads are others.
         next = read_until_unasked(&redis, &proxy, next % 5_000);
         thread::scope(|scope| {
-            let storm = scope.spawn(|| change_at_random(&redis, Duration::from_millis(200)));
-            while !storm.is_finished() {
+            let changes = scope.spawn(|| change_at_random(&redis, &mut random));
+            while !changes.is_finished() {
                 read(&proxy, 0);
             }
         });
         thread::sleep(10 * SHORT);
+        // Invalidations are in order: this one is behind those of the storm.
+        redis.command(&["SET", "marker", &storm.to_string()]);
+        eventually("every invalidation has arrived", || {
+            let marker = RespClient::connect(proxy.resp_address()).ask_line("GET marker");
+            (marker == bulk(storm.to_string())).then_some(())
+        });
+        let found = read(&proxy, 0);
+        // Not before: Redis would notice expired keys here, and push their invalidations.
         let names: Vec<_> = (0..READS).map(|key| key.to_string()).collect();
         let truth: Vec<Option<Vec<u8>>> =
             redis::cmd("MGET").arg(&names).query(&mut redis.connection()).unwrap();
         let truth: Vec<_> =
             truth.into_iter().map(|value| value.map_or(ABSENT.to_vec(), bulk)).collect();
-        assert_eq!(read(&proxy, 0), truth);
+        assert_eq!(found, truth);
         name(&redis, next);
     }
 }
 
-/// Writes values to the first keys, with a time to live and without, and changes and takes away those of others.
-fn change_at_random(redis: &RedisServer, time: Duration) {
+/// Writes values with and without TTL to the first keys, and changes and removes the TTLs of
+/// others.
+fn change_at_random(redis: &RedisServer, random: &mut StdRng) {
     let mut connection = redis.connection();
-    let (begun, life) = (Instant::now(), SHORT.as_millis());
-    let mut version = 0;
-    while begun.elapsed() < time {
-        version += 1;
-        let key = rand::random_range(0..READS);
-        let change = match rand::random_range(0..6) {
+    let life = SHORT.as_millis();
+    for version in 1..=CHANGES {
+        let key = random.random_range(0..READS);
+        let change = match random.random_range(0..6) {
             0 => format!("SET {key} {version} PX {life}"),
             1 => format!("PEXPIRE {key} {life}"),
             2 => format!("PERSIST {key}"),
@@ -153,7 +170,7 @@ fn change_at_random(redis: &RedisServer, time: Duration) {
 }
 
 #[test]
-fn a_time_to_live_that_comes_after_the_read_is_told_of() {
+fn ttl_set_after_the_read_invalidates() {
     let redis = redis_with(10_000);
     let proxy = proxy_of(&redis, "");
     let first = read_until_unasked(&redis, &proxy, 0);
@@ -163,7 +180,7 @@ fn a_time_to_live_that_comes_after_the_read_is_told_of() {
 }
 
 #[test]
-fn of_a_redis_that_refuses_to_say_it_for_all_each_time_to_live_is_asked_for() {
+fn denied_info_falls_back_to_pttl_per_key() {
     let redis = redis_with(1_000);
     redis.command(&["ACL", "SETUSER", "default", "-info"]);
     let proxy = proxy_of(&redis, "");

@@ -1,4 +1,6 @@
-//! What fuzzing has found worth keeping is read rightly, still: every input in `fuzz/corpus` passes its target's check.
+//! The corpus of the fuzz targets.
+//!
+//! Promise: every input in `fuzz/corpus` passes the check of its target.
 
 #![expect(
     clippy::expect_used,
@@ -17,7 +19,7 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-/// Panics if an input is not read as it should be.
+/// A check, which panics on a wrong result.
 type Check = fn(&[u8]);
 
 /// The targets with their checks.
@@ -32,7 +34,7 @@ const TARGETS: [(&str, Check); 7] = [
 ];
 
 #[test]
-fn every_kept_input_passes_the_check_of_its_target() {
+fn corpus_inputs_pass_their_target() {
     for (target, check) in TARGETS {
         let inputs = files(&corpus().join(target));
         assert!(inputs.len() >= 12, "{target} has only {} inputs", inputs.len());
@@ -45,7 +47,7 @@ fn every_kept_input_passes_the_check_of_its_target() {
 }
 
 #[test]
-fn every_target_is_here() {
+fn every_fuzz_target_is_listed() {
     let names = |paths: Vec<PathBuf>| {
         let stems = paths.iter().filter_map(|path| path.file_stem()?.to_str().map(str::to_owned));
         let mut names: Vec<_> = stems.collect();

@@ -1,7 +1,10 @@
-//! "Several proxies behind one address": docs/src/deployment/haproxy.cfg, tried with a real `HAProxy` and wrk.
+//! Several proxies behind docs/src/deployment/haproxy.cfg, with a real `HAProxy` and wrk.
 //!
-//! Model: three proxies at addresses that stay, one Redis, and `HAProxy` with the shipped configuration but for the addresses.
-//! Both tools are Debian's packages of their names; where one of them is not, the tests that need it are skipped and say so.
+//! Promise: each key has one proxy, and a rolling restart loses no request.
+//!
+//! Model: three proxies at fixed addresses, one Redis, and `HAProxy` with the shipped configuration
+//! but for the addresses. Both tools are Debian packages of the same names. Without them, the tests
+//! are skipped with a message.
 
 #![expect(
     clippy::expect_used,
@@ -24,7 +27,7 @@ use crate::support::metrics::Metrics;
 use crate::support::{Proxy, RedisServer, eventually};
 
 const KEYS: usize = 300;
-/// Longer than three restarts take on a busy machine; it is ended as soon as they are over.
+/// Longer than three restarts take on a busy machine; the load is ended after them.
 const LOAD_SECONDS: u32 = 60;
 const SCRIPT: &str = r#"
     request = function() return wrk.format("GET", "/keys/key/" .. math.random(1, KEYS)) end
@@ -35,7 +38,7 @@ const SCRIPT: &str = r#"
     end
 "#;
 
-/// Three proxies, and how to start each of them again.
+/// Three proxies, and the way to start each again.
 struct Fleet {
     proxies: Vec<Proxy>,
     configs: Vec<String>,
@@ -59,7 +62,7 @@ impl Drop for HaProxy {
 }
 
 impl Fleet {
-    /// Nothing where there is no `HAProxy` to be started.
+    /// Starts the fleet; returns nothing where there is no `HAProxy`.
     fn start() -> Option<Self> {
         let redis = RedisServer::start();
         let addresses = free_addresses::<8>();
@@ -78,7 +81,7 @@ impl Fleet {
         Some(Self { proxies, configs, haproxy, redis })
     }
 
-    /// Stops one proxy as systemd would, starts it again, and returns once `HAProxy` asks it for keys.
+    /// Stops one proxy as systemd would, starts it again, and waits until `HAProxy` sends it reads.
     fn restart(&mut self, number: usize) {
         let old = self.proxies.remove(number);
         old.signal(Signal::TERM);
@@ -91,7 +94,8 @@ impl Fleet {
 }
 
 impl HaProxy {
-    /// The shipped configuration with these addresses: three of proxies for HTTP, three for Redis clients, two of its own.
+    /// Starts `HAProxy` with the shipped configuration and these addresses: three HTTP and three
+    /// RESP proxies, two of its own.
     fn start(addresses: &[SocketAddr; 8]) -> Option<Self> {
         let shipped = ["127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8083"];
         let shipped =
@@ -107,7 +111,7 @@ impl HaProxy {
             config = config
                 .replace(&format!("port 808{}", number + 1), &format!("port {}", address.port()));
         }
-        // The mark keeps an address that was put in from being taken for one to be replaced.
+        // The mark protects an inserted address from being replaced again.
         let config = config.replace(":@", ":");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("haproxy.cfg");
@@ -119,7 +123,7 @@ impl HaProxy {
         Some(Self { child, http, resp, directory })
     }
 
-    /// Reads over HTTP, of random keys.
+    /// Starts wrk with reads of random keys.
     fn load(&self) -> Option<Child> {
         let script = self.directory.path().join("wrk.lua");
         fs::write(&script, SCRIPT.replace("KEYS", &KEYS.to_string()))
@@ -134,14 +138,14 @@ impl HaProxy {
     }
 }
 
-/// Ends wrk before its time; returns what it tells.
+/// Ends wrk early; returns its report.
 fn end_load(wrk: Child) -> String {
     kill_process(Pid::from_child(&wrk), Signal::INT).expect("wrk takes the signal");
     let output = wrk.wait_with_output().expect("wrk ends");
     String::from_utf8(output.stdout).expect("wrk writes text")
 }
 
-/// The program, or nothing where it is not there.
+/// Starts the program; returns nothing where it is not installed.
 fn started(name: &str, command: &mut Command) -> Option<Child> {
     match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn() {
         Ok(child) => Some(child),
@@ -159,7 +163,7 @@ fn free_addresses<const N: usize>() -> [SocketAddr; N] {
     listeners.map(|listener| listener.local_addr().expect("an address"))
 }
 
-/// /readyz is where `HAProxy` looks for it: beside /keys/.
+/// Waits for /readyz at the address that `HAProxy` checks, beside /keys/.
 fn await_ready(proxy: &Proxy) {
     eventually("the proxy is ready", || {
         (http::get(proxy.http(), "/readyz").status == 200).then_some(())
@@ -195,7 +199,7 @@ fn each_key_has_its_proxy() {
     let Some(fleet) = Fleet::start() else { return };
     fill(&fleet.redis);
     let (there, back) = ((1..=KEYS).collect::<Vec<_>>(), (1..=KEYS).rev().collect());
-    // In another order the second time, so that nothing but the key decides.
+    // In a different order the second time, so that only the key decides.
     for keys in [there.clone(), back, there] {
         let mut client = Client::connect(fleet.haproxy.http);
         for key in keys {
@@ -222,7 +226,7 @@ fn each_key_has_its_proxy() {
 }
 
 #[test]
-fn a_rolling_restart_loses_no_request() {
+fn rolling_restart_loses_no_request() {
     let Some(mut fleet) = Fleet::start() else { return };
     fill(&fleet.redis);
     let Some(wrk) = fleet.haproxy.load() else { return };

@@ -1,6 +1,8 @@
-//! "Stops when told, losing nothing in flight": what TERM and INT do, how long it takes, and what is left.
+//! Signals and shutdown.
 //!
-//! A request is held in flight by a line to Redis that stands still.
+//! Promise: TERM and INT finish the requests in flight and lose none.
+//!
+//! A stalled relay keeps a request in flight.
 
 #![expect(
     clippy::expect_used,
@@ -9,22 +11,21 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::stage::{
-    Http2, ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set,
-    text, value,
-};
 use crate::support::http::{self, Client};
 use crate::support::metrics::Metrics;
-use crate::support::{Proxy, RedisServer, Relay, Signal, eventually};
+use crate::support::serving::{
+    ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set, text,
+    value,
+};
+use crate::support::{Http2, Proxy, RedisServer, Relay, Signal, eventually};
 
-/// Far below `daemon.drain_timeout`, which is 8 s.
-const SOON: Duration = Duration::from_secs(2);
+/// Below `daemon.drain_timeout`, which is 8 s.
+const SOON: Duration = Duration::from_secs(5);
 const PATIENT: &str = "redis.response_timeout = \"10s\"\nredis.ping_interval = \"10s\"";
 
-/// A proxy with a request in flight.
+/// Starts a proxy with a request in flight.
 fn with_a_request_in_flight(more: &str) -> (RedisServer, Relay, Proxy, Client) {
     let (redis, relay, proxy) = behind_relay(&format!("{PATIENT}\n{more}"));
     set(&redis, "key", "value");
@@ -38,14 +39,14 @@ fn tell_to_stop(proxy: &Proxy, signal: Signal) {
     proxy.wait_for_log(|line| line.says("stopping"));
 }
 
-/// Sees that the connection was closed in order.
+/// Asserts that the connection was closed in order.
 #[track_caller]
 fn assert_closed(client: &mut Client) {
     let error = client.try_read_response().expect_err("no further answer");
     assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
 }
 
-/// Sees that the connection was cut; a worker may have had the time to say so.
+/// Asserts that the connection was cut; a worker may have sent a 503 before.
 #[track_caller]
 fn assert_not_answered(client: &mut Client) {
     if let Ok(response) = client.try_read_response() {
@@ -54,7 +55,7 @@ fn assert_not_answered(client: &mut Client) {
 }
 
 #[test]
-fn term_and_int_let_a_request_in_flight_finish() {
+fn term_and_int_finish_requests_in_flight() {
     for signal in [Signal::TERM, Signal::INT] {
         let (redis, relay, proxy) = behind_relay("");
         set(&redis, "key", "value");
@@ -70,14 +71,14 @@ fn term_and_int_let_a_request_in_flight_finish() {
 }
 
 #[test]
-fn the_last_answer_of_a_connection_says_so() {
-    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
+fn last_reply_announces_close() {
+    let (_redis, relay, proxy, mut client) = with_a_request_in_flight("daemon.worker_threads = 1");
     let mut idle = Client::connect(proxy.http());
     await_metric(&proxy, "connections{front_end=\"http\"}", 2.0);
     tell_to_stop(&proxy, Signal::TERM);
     assert_closed(&mut idle);
-    // Nothing tells that the other connection waits for no more requests either; it does as soon as this one did.
-    thread::sleep(Duration::from_millis(50));
+    // The one worker has woken both connections, so by now the other knows of the drain too.
+    await_metric(&proxy, "connections{front_end=\"http\"}", 1.0);
     relay.resume();
     let response = client.read_response();
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
@@ -85,7 +86,7 @@ fn the_last_answer_of_a_connection_says_so() {
 }
 
 #[test]
-fn a_request_sent_before_the_signal_is_answered_though_it_is_the_first_of_its_connection() {
+fn first_request_sent_before_term_is_served() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
@@ -94,7 +95,7 @@ fn a_request_sent_before_the_signal_is_answered_though_it_is_the_first_of_its_co
 }
 
 #[test]
-fn a_request_sent_before_the_signal_is_answered_though_its_connection_was_idle() {
+fn request_on_idle_connection_before_term_is_served() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
@@ -118,10 +119,10 @@ fn assert_answered_though_signalled(proxy: &Proxy, mut clients: Vec<Client>) {
 }
 
 #[test]
-fn who_has_connected_is_answered_though_nobody_has_taken_the_connection_yet() {
+fn unaccepted_connection_before_term_is_served() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
-    // What the proxy sees first of what came while it stood still, the signal or the clients, is chance.
+    // The order in which the proxy sees the signal and the clients is random.
     for _ in 0..8 {
         let proxy = proxy(&redis, "");
         value(&proxy, "key");
@@ -139,7 +140,7 @@ fn who_has_connected_is_answered_though_nobody_has_taken_the_connection_yet() {
 }
 
 #[test]
-fn a_reload_that_hangs_does_not_keep_it_from_stopping() {
+fn hanging_reload_does_not_block_shutdown() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     let path = proxy.config_path();
@@ -154,7 +155,7 @@ fn a_reload_that_hangs_does_not_keep_it_from_stopping() {
 }
 
 #[test]
-fn the_log_says_how_many_connections_there_are_to_finish() {
+fn drain_log_counts_open_connections() {
     let (_redis, relay, proxy, _client) = with_a_request_in_flight("");
     await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
     proxy.signal(Signal::TERM);
@@ -168,7 +169,7 @@ fn the_log_says_how_many_connections_there_are_to_finish() {
 }
 
 #[test]
-fn a_large_answer_on_its_way_is_sent_to_its_end() {
+fn large_reply_in_flight_is_completed() {
     const SIZE: usize = 32 << 20;
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
@@ -185,7 +186,7 @@ fn a_large_answer_on_its_way_is_sent_to_its_end() {
 }
 
 #[test]
-fn idle_connections_are_closed_at_once() {
+fn idle_connections_close_immediately() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
@@ -204,7 +205,7 @@ fn idle_connections_are_closed_at_once() {
 }
 
 #[test]
-fn new_connections_are_refused_while_the_last_requests_finish() {
+fn new_connections_are_refused_during_drain() {
     let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
     tell_to_stop(&proxy, Signal::TERM);
     eventually("the listener is closed", || {
@@ -216,7 +217,7 @@ fn new_connections_are_refused_while_the_last_requests_finish() {
 }
 
 #[test]
-fn what_does_not_finish_in_time_is_cut_and_counted() {
+fn drain_timeout_cuts_and_counts_connections() {
     let (_redis, _relay, proxy, mut client) =
         with_a_request_in_flight("daemon.drain_timeout = \"300ms\"");
     proxy.expect_log("did not finish in time");
@@ -234,7 +235,7 @@ fn what_does_not_finish_in_time_is_cut_and_counted() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_aborts() {
     for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
         let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("");
         proxy.expect_log("told twice");
@@ -249,7 +250,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_reload_while_stopping_neither_hurries_nor_stops_it() {
+fn reload_during_drain_changes_nothing() {
     let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
     tell_to_stop(&proxy, Signal::TERM);
     proxy.signal(Signal::HUP);
@@ -259,9 +260,9 @@ fn a_reload_while_stopping_neither_hurries_nor_stops_it() {
 }
 
 #[test]
-fn readyz_says_that_it_is_draining() {
+fn readyz_reports_draining() {
     let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
-    // Who has connected but not asked yet is heard for a moment more.
+    // A connection without a request yet is served for a moment more.
     let mut operator = Client::connect(proxy.admin());
     await_metric(&proxy, "connections{front_end=\"admin\"}", 2.0);
     tell_to_stop(&proxy, Signal::TERM);
@@ -273,7 +274,7 @@ fn readyz_says_that_it_is_draining() {
 }
 
 #[test]
-fn pipelined_requests_in_flight_are_answered() {
+fn pipelined_requests_in_flight_are_served() {
     let (redis, relay, proxy) = behind_relay(PATIENT);
     for key in ["0", "1", "2"] {
         set(&redis, key, key);
@@ -287,7 +288,7 @@ fn pipelined_requests_in_flight_are_answered() {
     for key in ["0", "1", "2"] {
         let response = client.read_response();
         assert_eq!((response.status, text(&response)), (200, key.to_owned()));
-        // A client may ask again for what comes after an answer that says so, and only for that.
+        // A client may repeat requests behind a reply with `Connection: close`, and only these.
         if response.header("connection") == Some("close") {
             break;
         }
@@ -296,7 +297,7 @@ fn pipelined_requests_in_flight_are_answered() {
 }
 
 #[test]
-fn streams_of_http2_in_flight_are_answered() {
+fn http2_streams_in_flight_are_served() {
     let (redis, relay, proxy) = behind_relay(PATIENT);
     let client = Http2::connect(proxy.http());
     relay.stall();
@@ -316,7 +317,7 @@ fn streams_of_http2_in_flight_are_answered() {
 }
 
 #[test]
-fn an_idle_http2_connection_is_closed_at_once() {
+fn idle_http2_connection_closes_immediately() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     let client = Http2::connect(proxy.http());
@@ -330,7 +331,7 @@ fn an_idle_http2_connection_is_closed_at_once() {
 }
 
 #[test]
-fn with_no_redis_it_stops_as_well() {
+fn shutdown_works_without_redis() {
     let mut redis = RedisServer::start();
     redis.stop();
     let proxy = Proxy::start(&config(&redis.url(), ""));
@@ -342,7 +343,7 @@ fn with_no_redis_it_stops_as_well() {
 }
 
 #[test]
-fn it_starts_again_on_the_same_port_at_once() {
+fn same_port_is_reusable_immediately() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let first = proxy(&redis, "");
@@ -359,7 +360,7 @@ fn it_starts_again_on_the_same_port_at_once() {
 }
 
 #[test]
-fn the_operators_routes_are_on_their_own_listener_or_beside_the_keys() {
+fn admin_routes_have_own_or_shared_listener() {
     let redis = RedisServer::start();
     let routes = ["/metrics", "/livez", "/readyz"];
     let apart = proxy(&redis, "");
@@ -379,7 +380,7 @@ fn the_operators_routes_are_on_their_own_listener_or_beside_the_keys() {
 }
 
 #[test]
-fn closed_connections_leave_no_descriptor_behind() {
+fn closed_connections_release_descriptors() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let proxy = proxy(&redis, "");
@@ -405,9 +406,10 @@ fn closed_connections_leave_no_descriptor_behind() {
     assert_eq!(look("redis_proxy_connections{front_end=\"http\"}").to_string(), "0");
 }
 
-/// What comes after a request that ends its connection is nobody's; it must not cost the answer.
+/// Bytes behind a request that ends its connection belong to no request and must not cost the
+/// reply.
 #[test]
-fn a_connection_that_the_client_ends_gets_its_last_answer_whatever_follows() {
+fn final_reply_survives_trailing_bytes() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
@@ -423,17 +425,4 @@ fn a_connection_that_the_client_ends_gets_its_last_answer_whatever_follows() {
             Err(error) => panic!("no answer to {bytes:?}: {error}"),
         }
     }
-}
-
-#[test]
-fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
-    let redis = RedisServer::start();
-    let proxy = proxy(&redis, "");
-    set(&redis, "key", "value");
-    let mut client = Client::connect(proxy.http());
-    client.read_timeout(Duration::from_secs(1));
-    client.send_raw(&[request("key"), b"GET /keys/ke".to_vec()].concat());
-    assert_eq!(text(&client.read_response()), "value");
-    client.send_raw(b"y HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert_eq!(text(&client.read_response()), "value");
 }

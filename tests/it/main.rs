@@ -1,21 +1,21 @@
-//! What the README promises, tried on the real program in front of a real Redis: one module a promise.
+//! Integration tests of the real program in front of a real Redis: one module for each promise of
+//! the documents.
 
 mod access;
 mod architecture;
 mod backend;
 mod caching;
 mod cluster;
-mod coherence;
 mod config;
-mod current;
 mod expiry;
 mod faults;
 mod fuzz;
 mod haproxy;
-mod hotkeys;
+mod hot_keys;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod no_cache;
 mod operations;
 mod protocol;
 mod readme;
@@ -23,10 +23,9 @@ mod reads;
 mod reload;
 mod resp;
 mod sentinel;
-mod stage;
 mod support;
 mod systemd;
 mod tls;
 mod traces;
 mod tracking;
-mod warm;
+mod warmup;

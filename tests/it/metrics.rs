@@ -1,9 +1,12 @@
-//! "Every figure there from the start, and they add up": what /metrics tells is complete, true and well formed.
+//! The Prometheus metrics.
+//!
+//! Promise: every series exists from the start, the numbers add up, and the format is valid.
 
 #![expect(
     clippy::expect_used,
     clippy::print_stderr,
-    reason = "a test that panics has failed, which is what it should do, and one that is skipped says why"
+    reason = "a test that panics has failed, which is what it should do, and one that is skipped \
+        says why"
 )]
 
 use std::io::Write;
@@ -11,17 +14,17 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::stage::{
+use crate::support::http::{self, Client};
+use crate::support::serving::{
     ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads,
     set, text, value,
 };
-use crate::support::http::{self, Client};
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
 const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "absent", "bypass"];
 const CAUSES: [&str; 5] = ["capacity", "expired", "invalidated", "flushed", "resized"];
 
-/// Sees that `redis_proxy_{series}` is `expected`.
+/// Asserts the value of `redis_proxy_{series}`.
 #[track_caller]
 fn assert_metric(proxy: &Proxy, series: &str, expected: u64) {
     assert_eq!(metric(proxy, series).to_string(), expected.to_string(), "{series}");
@@ -34,7 +37,7 @@ fn assert_evictions(proxy: &Proxy, expected: [(&str, u64); 5]) {
     }
 }
 
-/// All reads, and how many of them the histogram of their durations knows.
+/// Returns the number of reads and the count of their histogram.
 fn all_reads(proxy: &Proxy) -> (f64, f64) {
     let sum = |name: &str| {
         OUTCOMES.map(|outcome| {
@@ -45,7 +48,7 @@ fn all_reads(proxy: &Proxy) -> (f64, f64) {
 }
 
 #[test]
-fn every_figure_is_there_from_the_start() {
+fn every_series_exists_from_the_start() {
     let mut redis = RedisServer::start();
     redis.stop();
     let proxy = Proxy::start(&config(&redis.url(), "cache.capacity = 123\ncache.ttl = \"90s\""));
@@ -109,7 +112,7 @@ fn every_figure_is_there_from_the_start() {
 }
 
 #[test]
-fn buckets_begin_at_ten_microseconds() {
+fn latency_buckets_start_at_ten_microseconds() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     let metrics = proxy.metrics();
@@ -123,7 +126,7 @@ fn buckets_begin_at_ten_microseconds() {
 }
 
 #[test]
-fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
+fn hits_and_misses_sum_to_all_reads() {
     let (mut redis, relay, proxy) =
         behind_relay("cache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"");
     proxy.expect_log("no link to Redis");
@@ -153,7 +156,8 @@ fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
     });
     assert_eq!(read(&proxy, "never read").status, 503);
 
-    // key: one miss, two hits; nothing: one miss, two absent; list: three misses; shared: one miss.
+    // key: one miss, two hits; nothing: one miss, two negative hits; list: three misses; shared:
+    // one miss.
     let hits = metric(&proxy, "cache_hits_total");
     let misses = metric(&proxy, "cache_misses_total");
     assert_eq!((hits + misses, hits + misses), all_reads(&proxy));
@@ -175,7 +179,7 @@ const TINY_TTL: &str =
     "cache.ttl = \"1ms\"\ncache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"";
 
 #[test]
-fn requests_that_are_no_reads_are_not_counted() {
+fn requests_without_a_read_are_not_counted() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     for path in ["/keys/", "/keys/%zz", "/elsewhere", "/metrics"] {
@@ -185,7 +189,7 @@ fn requests_that_are_no_reads_are_not_counted() {
 }
 
 #[test]
-fn entries_and_bytes_are_exact_as_values_come_and_go() {
+fn entries_and_bytes_are_exact() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.capacity = 3\ncache.ttl_absent = \"60s\"");
     // A key of 1, 2, 3... bytes with a value of ten times as many.
@@ -218,7 +222,7 @@ fn entries_and_bytes_are_exact_as_values_come_and_go() {
 }
 
 #[test]
-fn a_value_that_changed_its_size_is_counted_anew() {
+fn resized_value_is_recounted() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"20ms\"\ncache.stale_grace = \"60s\"");
     set(&redis, "key", "short");
@@ -230,7 +234,7 @@ fn a_value_that_changed_its_size_is_counted_anew() {
 }
 
 #[test]
-fn what_nobody_may_be_given_any_more_is_forgotten_without_a_read() {
+fn expired_entries_leave_without_a_read() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"50ms\"");
     for key in ["a", "b", "c"] {
@@ -246,7 +250,7 @@ fn what_nobody_may_be_given_any_more_is_forgotten_without_a_read() {
 }
 
 #[test]
-fn evictions_are_counted_by_their_causes() {
+fn evictions_are_counted_by_cause() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.capacity = 5");
     for number in 0..8 {
@@ -274,7 +278,7 @@ fn evictions_are_counted_by_their_causes() {
 }
 
 #[test]
-fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
+fn refetched_expired_value_counts_one_expiry() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"100ms\"");
     set(&redis, "key", "value");
@@ -291,7 +295,7 @@ fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
 }
 
 #[test]
-fn every_read_and_every_fetch_is_timed() {
+fn every_read_and_fetch_is_timed() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl_absent = 0");
     set(&redis, "key", "value");
@@ -308,7 +312,7 @@ fn every_read_and_every_fetch_is_timed() {
 }
 
 #[test]
-fn whether_redis_is_there_and_what_went_wrong_is_told() {
+fn backend_state_and_errors_are_exported() {
     let mut redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     proxy.expect_log("no link to Redis");
@@ -326,7 +330,7 @@ fn whether_redis_is_there_and_what_went_wrong_is_told() {
 }
 
 #[test]
-fn open_connections_are_counted_by_front_end() {
+fn open_connections_are_counted_per_front_end() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     let clients: Vec<Client> = (0..3).map(|_| Client::connect(proxy.http())).collect();
@@ -337,11 +341,11 @@ fn open_connections_are_counted_by_front_end() {
 }
 
 #[test]
-fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
+fn tasks_gauge_follows_connections() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "daemon.worker_threads = 3");
     read(&proxy, "key");
-    // Without those of who asks: each is a connection of the operator's listener.
+    // Without the connections of the test to the admin listener.
     let tasks = || {
         let told = proxy.metrics();
         let value = |series: &str| told.value(&format!("redis_proxy_{series}")).expect("a metric");
@@ -365,7 +369,7 @@ fn tasks_are_told_one_for_each_connection_and_none_when_it_has_gone() {
 }
 
 #[test]
-fn the_time_of_the_configuration_in_force_is_told() {
+fn configuration_timestamp_is_exported() {
     let now =
         || SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
     let redis = RedisServer::start();
@@ -388,7 +392,7 @@ fn the_time_of_the_configuration_in_force_is_told() {
 }
 
 #[test]
-fn how_many_connections_may_be_and_what_is_to_keep_answers_true_is_told() {
+fn limits_and_coherence_mode_are_exported() {
     let redis = RedisServer::start();
     let limits = "http.max_connections = 77\nadmin.max_connections = 7";
     let tracking = proxy(&redis, limits);
@@ -401,7 +405,7 @@ fn how_many_connections_may_be_and_what_is_to_keep_answers_true_is_told() {
 }
 
 #[test]
-fn the_text_is_what_prometheus_reads() {
+fn exposition_format_is_valid() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, "");
     set(&redis, "key", "value");
@@ -417,7 +421,7 @@ fn the_text_is_what_prometheus_reads() {
     }
 }
 
-/// Whether promtool is content, and what it says.
+/// Returns whether promtool accepts the metrics, and its output.
 fn check_with_promtool(metrics: &[u8]) -> std::io::Result<(bool, String)> {
     let mut child = Command::new("promtool")
         .args(["check", "metrics"])
@@ -432,7 +436,7 @@ fn check_with_promtool(metrics: &[u8]) -> std::io::Result<(bool, String)> {
 }
 
 #[test]
-fn hits_and_misses_are_all_reads_in_every_scrape_under_load() {
+fn hits_and_misses_sum_to_reads_under_load() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let proxy = proxy(&redis, "cache.ttl = \"10ms\"");

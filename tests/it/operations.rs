@@ -1,12 +1,15 @@
-//! "What you watch is what it tells": dashboard, alerts, runbook and README name metrics that the proxy has, and
-//! docs/src/operations/metrics.md all of them.
+//! Dashboard, alerts, runbook and metric documentation.
 //!
-//! A metric that is named is a name and, in braces, labels with or without a value; job and instance are Prometheus's.
+//! Promise: they name only existing metrics, and docs/metrics.md names all of them.
+//!
+//! A named metric is a name and, in braces, labels with or without a value; job and instance belong
+//! to Prometheus.
 
 #![expect(
     clippy::expect_used,
     clippy::print_stderr,
-    reason = "a test that panics has failed, which is what it should do, and one that is skipped says why"
+    reason = "a test that panics has failed, which is what it should do, and one that is skipped \
+        says why"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,11 +21,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::stage::{proxy, read, set, value};
 use crate::support::prometheus::Prometheus;
+use crate::support::serving::{proxy, read, set, value};
 use crate::support::{Proxy, RedisServer, Signal, within};
 
-/// The labels of one series, or those that are asked for; without a value where any will do.
+/// The labels of one series, or of a query; without a value where any value matches.
 type Labels = BTreeMap<String, Option<String>>;
 
 const OF_PROMETHEUS: [&str; 3] = ["job", "instance", "le"];
@@ -31,7 +34,7 @@ const ALERTS: &str = "dashboards/alerts.yml";
 const RUNBOOK: &str = "docs/src/operations/runbook.md";
 
 #[test]
-fn every_metric_that_is_named_is_told_with_these_labels() {
+fn every_named_metric_has_its_labels() {
     let told = told();
     for (file, least) in
         [(ALERTS, 10), ("README.md", 4), (RUNBOOK, 4), ("docs/src/operations/metrics.md", 30)]
@@ -59,7 +62,7 @@ fn every_metric_that_is_named_is_told_with_these_labels() {
 }
 
 #[test]
-fn every_metric_is_documented_and_every_documented_metric_is_told() {
+fn metrics_and_their_documentation_agree() {
     let told = families(&exposition());
     let documented = documented_families();
     assert!(documented.len() > 30, "{}", documented.len());
@@ -68,10 +71,11 @@ fn every_metric_is_documented_and_every_documented_metric_is_told() {
     }
 }
 
-/// A metric: its type, and its labels with their values; a label with one value that tests cannot know has "any".
+/// A metric: its type, and its labels with their values; "any" for a label with a single value
+/// unknown to the test.
 type Family = (String, BTreeMap<String, BTreeSet<String>>);
 
-/// The metrics of an exposition by name.
+/// Returns the metrics of an exposition by name.
 fn families(exposition: &str) -> BTreeMap<String, Family> {
     let types = exposition.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let mut families: BTreeMap<_, Family> =
@@ -96,7 +100,8 @@ fn families(exposition: &str) -> BTreeMap<String, Family> {
     families
 }
 
-/// The metrics in the tables of docs/src/operations/metrics.md: name, type, and labels as `` `label`: `value`, `value`; `label`: any ``.
+/// Returns the metrics in the tables of docs/src/operations/metrics.md: name, type, and labels as `` `label`:
+/// `value`, `value`; `label`: any ``.
 fn documented_families() -> BTreeMap<String, Family> {
     let page = read_file("docs/src/operations/metrics.md");
     let rows = page.lines().filter(|line| line.starts_with("| `"));
@@ -115,7 +120,7 @@ fn documented_families() -> BTreeMap<String, Family> {
 }
 
 #[test]
-fn every_panel_says_what_it_shows_and_follows_the_variables() {
+fn every_panel_is_described_and_uses_variables() {
     let panels = panels();
     assert!(panels.len() > 20, "{}", panels.len());
     for panel in panels {
@@ -135,7 +140,7 @@ fn every_panel_says_what_it_shows_and_follows_the_variables() {
 }
 
 #[test]
-fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook() {
+fn every_alert_is_described_tested_and_in_runbook() {
     let (alerts, runbook, tests) =
         (read_file(ALERTS), read_file(RUNBOOK), read_file("dashboards/alerts.test.yml"));
     let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
@@ -146,7 +151,7 @@ fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook(
         for annotation in ["summary: \"", "description: \""] {
             assert!(rule.contains(annotation), "{name} has no {annotation}");
         }
-        // The anchor that a heading gets where the file is shown.
+        // The anchor of a heading in the rendered file.
         let anchor = format!("runbook: {RUNBOOK}#{}\n", name.to_lowercase());
         assert!(format!("{rule}\n").contains(&anchor), "{name}: not {anchor}");
         let trials: Vec<_> =
@@ -160,7 +165,7 @@ fn every_alert_says_what_is_wrong_and_is_tried_and_has_a_section_in_the_runbook(
 }
 
 #[test]
-fn promtool_has_nothing_to_say_against_the_configuration_and_the_alerts_fire_as_tried() {
+fn promtool_accepts_config_and_alert_tests() {
     for arguments in [
         ["check", "config", "--lint=all", "--lint-fatal", "prometheus.yml"].as_slice(),
         &["check", "rules", "--lint=all", "--lint-fatal", "alerts.yml"],
@@ -178,7 +183,7 @@ fn promtool_has_nothing_to_say_against_the_configuration_and_the_alerts_fire_as_
     }
 }
 
-/// Fetches and hits, known and unknown keys, a change, a reload.
+/// Sends fetches and hits of known and unknown keys, a change, and a reload.
 fn mixed_load(redis: &RedisServer, proxy: &Proxy, round: u32) {
     set(redis, "key", &round.to_string());
     for _ in 0..3 {
@@ -188,7 +193,7 @@ fn mixed_load(redis: &RedisServer, proxy: &Proxy, round: u32) {
     proxy.signal(Signal::HUP);
 }
 
-/// What the alerts look at: each metric with its labels, as a query.
+/// Returns the metrics of the alerts, each with its labels, as queries.
 fn watched() -> BTreeSet<String> {
     let alerts = read_file(ALERTS);
     let expressions =
@@ -203,7 +208,7 @@ fn watched() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_panel_and_every_alert_has_data_in_prometheus_and_all_is_well() {
+fn panels_and_alerts_have_data_in_prometheus() {
     let redis = RedisServer::start();
     let proxy = told_of(&redis);
     let Some(prometheus) = Prometheus::start(proxy.admin()) else { return };
@@ -213,7 +218,7 @@ fn every_panel_and_every_alert_has_data_in_prometheus_and_all_is_well() {
     };
     let (panels, watched) = (queries(), watched());
     assert!(panels.len() > 40 && watched.len() > 10, "{} {watched:?}", panels.len());
-    // An alert has no data while all is well, but what it looks at has.
+    // An alert has no data while the system is healthy, but its metrics have.
     let mut silent: Vec<_> = panels.into_iter().map(filled_in).chain(watched).collect();
     let mut round = 0;
     within(Duration::from_mins(1), || {
@@ -249,7 +254,7 @@ fn text(value: &Value, pointer: &str) -> String {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// The panels of the dashboard but for its headings.
+/// Returns the panels of the dashboard without its headings.
 fn panels() -> Vec<Value> {
     let dashboard: Value =
         serde_json::from_str(&read_file(DASHBOARD)).expect("a dashboard in JSON");
@@ -272,16 +277,17 @@ fn queries() -> Vec<Query> {
     panels().iter().flat_map(of).collect()
 }
 
-/// What a proxy tells that has been read from: each name with the labels of its series.
+/// Returns the series of a proxy that has served reads: each name with its labels.
 fn told() -> Vec<(String, Labels)> {
     exposition().lines().filter(|line| !line.starts_with('#')).flat_map(named).collect()
 }
 
-/// A proxy that has every front end and measures all there is to measure.
+/// Starts a proxy with every front end and every measurement.
 fn told_of(redis: &RedisServer) -> Proxy {
     proxy(
         redis,
-        "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\nresp.max_connections = 100",
+        "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\n\
+            resp.max_connections = 100",
     )
 }
 
@@ -315,12 +321,12 @@ fn labels_of(told: &[(String, Labels)], name: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Where a table goes on with "`_cache_bytes`", the front of the name is left out.
+/// Completes names in a table that continues with "`_cache_bytes`".
 fn abbreviations_in_full(text: &str) -> String {
     text.replace("`_", "`redis_proxy_")
 }
 
-/// Every metric of ours in `text`; one whose label may have several values is there once for each.
+/// Returns every own metric in `text`, once for each value of a label with several.
 fn named(text: &str) -> Vec<(String, Labels)> {
     let mut found = Vec::new();
     let is_of_a_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
@@ -339,7 +345,8 @@ fn named(text: &str) -> Vec<(String, Labels)> {
     found
 }
 
-/// `a="1",b=~"2|3",c` as `a="1",b="2",c` and `a="1",b="3",c`, without what Prometheus adds.
+/// Expands `a="1",b=~"2|3",c` to `a="1",b="2",c` and `a="1",b="3",c`, without the labels of
+/// Prometheus.
 fn choices(braces: &str) -> Vec<Labels> {
     let mut choices = vec![Labels::new()];
     for matcher in braces.split(',').filter(|matcher| !matcher.is_empty()) {
@@ -366,13 +373,13 @@ fn choices(braces: &str) -> Vec<Labels> {
     choices
 }
 
-/// The labels in `by (a, b)`.
+/// Returns the labels in `by (a, b)`.
 fn grouped_by(expression: &str) -> impl Iterator<Item = String> {
     let lists = expression.split("by (").skip(1).filter_map(|rest| rest.split(')').next());
     lists.flat_map(|list| list.split(',').map(|label| label.trim().to_owned()))
 }
 
-/// The labels in `{{a}} and {{b}}`.
+/// Returns the labels in `{{a}} and {{b}}`.
 fn placeholders(legend: &str) -> impl Iterator<Item = String> {
     legend
         .split("{{")

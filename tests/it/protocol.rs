@@ -1,4 +1,7 @@
-//! HTTP/1.1 and HTTP/2 as clients speak them, well or badly, within limits that bound what each may take.
+//! HTTP/1.1 and HTTP/2 on the wire.
+//!
+//! Promise: valid requests in any pieces are served, invalid, slow (slowloris) or oversized ones
+//! are rejected, and each connection takes bounded resources.
 
 #![expect(clippy::expect_used, reason = "a test that panics has failed")]
 
@@ -13,13 +16,13 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value as Json;
 
-use crate::stage::{CONNECTIONS, FLIGHTS, Serving, serving};
 use crate::support::eventually;
 use crate::support::http::{Client, get};
+use crate::support::serving::{CONNECTIONS, FLIGHTS, Serving, serving};
 
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A connection without any knowledge of HTTP; reading fails after 10 s.
+/// Opens a raw connection; reading fails after 10 s.
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
     stream.set_nodelay(true).expect("a connection to set up");
@@ -29,14 +32,14 @@ fn connect(address: SocketAddr) -> TcpStream {
 
 fn send(stream: &mut TcpStream, bytes: &[u8]) {
     match stream.write_all(bytes) {
-        // The proxy may have said no before the end.
+        // The proxy may reject a request before its end.
         Err(error)
             if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
         sent => sent.expect("bytes sent"),
     }
 }
 
-/// Everything until the proxy closes the connection; panics if it does not.
+/// Reads until the proxy closes the connection; panics if it does not.
 #[track_caller]
 fn read_to_close(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
@@ -59,7 +62,7 @@ fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or_default()
 }
 
-/// A serving proxy whose key `a` holds `value`.
+/// Starts a proxy where key `a` holds `value`.
 fn serving_a(settings: &[(&str, &str)]) -> Serving {
     let serving = serving(settings);
     serving.set("a", "value");
@@ -75,7 +78,7 @@ fn assert_serves(serving: &Serving) {
 // HTTP/1
 
 #[test]
-fn one_connection_carries_many_requests() {
+fn connection_serves_many_requests() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for _ in 0..500 {
@@ -88,7 +91,7 @@ fn one_connection_carries_many_requests() {
 }
 
 #[test]
-fn http_1_0_gets_its_answer_and_the_end() {
+fn http_1_0_reply_is_followed_by_close() {
     let serving = serving_a(&[]);
     let answer = exchange(serving.address(), b"GET /keys/a HTTP/1.0\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.0 200 ") || answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -96,7 +99,7 @@ fn http_1_0_gets_its_answer_and_the_end() {
 }
 
 #[test]
-fn http_1_0_may_ask_to_keep_the_connection() {
+fn http_1_0_keep_alive_is_honoured() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for _ in 0..3 {
@@ -122,10 +125,10 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+fn reply_does_not_wait_for_the_next_request() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
-    client.read_timeout(Duration::from_secs(2));
+    client.read_timeout(BOUND);
     client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\nGET /keys/a HTT");
     assert_eq!(client.read_response().body, b"value");
     client.send_raw(b"P/1.1\r\nHost: x\r\n\r\n");
@@ -133,10 +136,10 @@ fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
 }
 
 #[test]
-fn empty_lines_between_requests_are_passed_over() {
+fn empty_lines_between_requests_are_skipped() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
-    client.read_timeout(Duration::from_secs(2));
+    client.read_timeout(BOUND);
     for _ in 0..3 {
         client.send_raw(b"\r\nGET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n\r\n");
         assert_eq!(client.read_response().body, b"value");
@@ -144,7 +147,7 @@ fn empty_lines_between_requests_are_passed_over() {
 }
 
 #[test]
-fn a_client_that_has_said_its_last_word_still_gets_its_answer() {
+fn half_closed_client_gets_its_reply() {
     let serving = serving_a(&[]);
     serving.redis.pause();
     let mut stream = connect(serving.address());
@@ -157,7 +160,7 @@ fn a_client_that_has_said_its_last_word_still_gets_its_answer() {
 }
 
 #[test]
-fn a_request_may_come_byte_by_byte() {
+fn request_may_arrive_bytewise() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for _ in 0..3 {
@@ -169,7 +172,7 @@ fn a_request_may_come_byte_by_byte() {
 }
 
 #[test]
-fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
+fn connection_close_is_honoured_after_the_reply() {
     let serving = serving_a(&[]);
     let answer = exchange(
         serving.address(),
@@ -180,7 +183,7 @@ fn a_client_that_asks_for_the_end_gets_it_after_the_answer() {
 }
 
 #[test]
-fn the_whole_address_may_be_asked_for() {
+fn absolute_form_target_is_accepted() {
     let serving = serving_a(&[]);
     let mut client = serving.client();
     for target in ["http://proxy.example:99/keys/a", "http://[::1]/keys/a", "https://x/keys/a"] {
@@ -191,7 +194,7 @@ fn the_whole_address_may_be_asked_for() {
 }
 
 #[test]
-fn the_body_of_a_get_is_passed_over_and_never_taken_for_a_request() {
+fn get_body_is_skipped_and_never_a_request() {
     let serving = serving_a(&[]);
     serving.set("b", "other");
     for (length, body) in [
@@ -200,20 +203,20 @@ fn the_body_of_a_get_is_passed_over_and_never_taken_for_a_request() {
         ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
     ] {
         let mut client = serving.client();
-        client.read_timeout(Duration::from_secs(2));
+        client.read_timeout(BOUND);
         client.send_raw(
             format!("GET /keys/a HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{body}").as_bytes(),
         );
         assert_eq!(client.read_response().body, b"value", "{length}");
         client.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
-        // The proxy may close rather than read a body to its end.
+        // The proxy may close the connection instead of reading a body to its end.
         let next = client.try_read_response();
         assert!(next.as_ref().map_or(true, |next| next.body == b"value"), "{length}: {next:?}");
     }
 }
 
 #[test]
-fn a_client_that_waits_to_be_asked_for_its_body_is_answered() {
+fn expect_continue_is_answered() {
     let serving = serving_a(&[]);
     for (method, expected) in [("GET", 200), ("PUT", 405)] {
         let mut client = serving.client();
@@ -227,7 +230,7 @@ fn a_client_that_waits_to_be_asked_for_its_body_is_answered() {
 }
 
 #[test]
-fn a_write_is_refused_in_words_however_big_its_body() {
+fn rejected_write_is_explained_at_any_body_size() {
     let serving = serving_a(&[]);
     for length in [10, 10_000, 4_000_000] {
         let mut client = serving.client();
@@ -240,7 +243,7 @@ fn a_write_is_refused_in_words_however_big_its_body() {
 
 // HTTP/2
 
-/// Runs a test that speaks HTTP/2.
+/// Runs a test over HTTP/2.
 fn with_http2<F: Future<Output = ()>>(
     address: SocketAddr,
     test: impl FnOnce(SendRequest<Empty<Bytes>>) -> F,
@@ -251,7 +254,7 @@ fn with_http2<F: Future<Output = ()>>(
         let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.expect("HTTP/2 with prior knowledge");
-        // How a connection ends is for the requests on it to tell.
+        // The requests report the end of their connection.
         tokio::spawn(async { _ = connection.await });
         test(sender).await;
     };
@@ -275,7 +278,7 @@ async fn ask(mut sender: SendRequest<Empty<Bytes>>, request: Request<Empty<Bytes
 }
 
 #[test]
-fn http_2_answers_many_streams_of_one_connection_at_once() {
+fn http2_serves_concurrent_streams() {
     let serving = serving(&[]);
     (0..300).for_each(|number| serving.set(format!("k{number}"), format!("v{number}")));
     with_http2(serving.address(), async |sender| {
@@ -291,7 +294,7 @@ fn http_2_answers_many_streams_of_one_connection_at_once() {
 }
 
 #[test]
-fn http_2_has_the_same_answers_as_http_1() {
+fn http2_answers_equal_http1() {
     let serving = serving_a(&[]);
     serving.set("a/b c", "slashed");
     let mut client = serving.client();
@@ -316,7 +319,7 @@ fn http_2_has_the_same_answers_as_http_1() {
 }
 
 #[test]
-fn http_2_head_has_no_body_and_leaves_the_connection_usable() {
+fn http2_head_has_no_body_and_keeps_connection() {
     let serving = serving_a(&[]);
     with_http2(serving.address(), async |sender| {
         for (path, expected, length) in
@@ -335,7 +338,7 @@ fn http_2_head_has_no_body_and_leaves_the_connection_usable() {
 }
 
 #[test]
-fn http_2_carries_a_big_value_whole() {
+fn http2_large_value_arrives_whole() {
     let serving = serving(&[]);
     let value: Vec<u8> = (0_u32..1_000_000).flat_map(u32::to_le_bytes).collect();
     serving.set("big", &value);
@@ -346,7 +349,7 @@ fn http_2_carries_a_big_value_whole() {
 }
 
 #[test]
-fn an_http_2_stream_that_is_given_up_does_not_keep_an_idle_connection_open() {
+fn abandoned_http2_stream_does_not_delay_idle_close() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
     with_http2(serving.address(), async |mut sender| {
         serving.redis.pause();
@@ -354,7 +357,8 @@ fn an_http_2_stream_that_is_given_up_does_not_keep_an_idle_connection_open() {
         until(|| serving.metric(FLIGHTS) > 0.5).await;
         given_up.abort();
         _ = given_up.await;
-        // Redis stays silent until the proxy has answered a later stream, so it knows that this one is over.
+        // Redis stays silent until the proxy has answered a later stream, so it knows that this one
+        // is over.
         ask(sender.clone(), request(Method::GET, "/nothing")).await;
         serving.redis.resume();
         let closed = tokio::time::timeout(Duration::from_secs(3), until(|| sender.is_closed()));
@@ -362,7 +366,7 @@ fn an_http_2_stream_that_is_given_up_does_not_keep_an_idle_connection_open() {
     });
 }
 
-/// Looks again and again, letting the runtime go on meanwhile.
+/// Polls, letting the runtime go on meanwhile.
 async fn until(mut seen: impl FnMut() -> bool) {
     while !seen() {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -372,7 +376,7 @@ async fn until(mut seen: impl FnMut() -> bool) {
 // Limits
 
 #[test]
-fn a_head_larger_than_max_header_is_refused() {
+fn oversized_head_is_rejected() {
     let serving = serving_a(&[("HTTP__MAX_HEADER", "8KiB")]);
     let head = |length: usize| {
         format!("GET /keys/a HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(length))
@@ -388,7 +392,7 @@ fn a_head_larger_than_max_header_is_refused() {
 }
 
 #[test]
-fn max_header_holds_to_within_a_kibibyte() {
+fn max_header_is_exact_to_a_kibibyte() {
     for (limit, bytes) in [("8KiB", 8 << 10), ("20KiB", 20 << 10), ("64KiB", 64 << 10)] {
         let serving = serving_a(&[("HTTP__MAX_HEADER", limit)]);
         for (length, expected) in [(bytes - 1024, "200"), (bytes + 1024, "431")] {
@@ -406,7 +410,7 @@ fn max_header_holds_to_within_a_kibibyte() {
 }
 
 #[test]
-fn a_head_of_too_many_lines_is_refused() {
+fn too_many_header_lines_are_rejected() {
     let serving = serving_a(&[]);
     let lines = "X: y\r\n".repeat(1000);
     let answer =
@@ -415,7 +419,7 @@ fn a_head_of_too_many_lines_is_refused() {
 }
 
 #[test]
-fn a_head_without_end_is_cut_off() {
+fn endless_head_is_cut_off() {
     let serving = serving_a(&[]);
     let mut stream = connect(serving.address());
     send(&mut stream, b"GET /keys/a HTTP/1.1\r\n");
@@ -426,7 +430,7 @@ fn a_head_without_end_is_cut_off() {
     assert_serves(&serving);
 }
 
-/// Sends one byte each 20 ms until all are sent or the proxy has closed; true if it has.
+/// Sends one byte each 20 ms until all are sent or the proxy has closed; returns whether it has.
 fn dribble(stream: &mut TcpStream, bytes: &[u8]) -> bool {
     let limit = Some(Duration::from_millis(20));
     stream.set_read_timeout(limit).expect("a connection to set up");
@@ -442,7 +446,7 @@ fn dribble(stream: &mut TcpStream, bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn a_head_that_dribbles_in_for_too_long_is_cut_off() {
+fn slow_head_is_cut_off() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
     let mut stream = connect(serving.address());
     let begun = Instant::now();
@@ -453,7 +457,7 @@ fn a_head_that_dribbles_in_for_too_long_is_cut_off() {
 }
 
 #[test]
-fn a_second_head_on_a_connection_has_no_more_time_than_the_first() {
+fn later_head_has_the_same_timeout() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
     let mut stream = connect(serving.address());
     send(&mut stream, b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -467,7 +471,8 @@ fn a_second_head_on_a_connection_has_no_more_time_than_the_first() {
     assert!(dribble(&mut stream, head.as_bytes()), "the head was taken for 8 s");
 }
 
-/// That the proxy neither says anything nor closes for more than twice the `header_timeout` of the test below.
+/// Asserts that the proxy neither sends nor closes for more than twice the `header_timeout` of the
+/// test below.
 #[track_caller]
 fn assert_left_open(client: &mut Client) {
     client.read_timeout(Duration::from_millis(700));
@@ -478,7 +483,7 @@ fn assert_left_open(client: &mut Client) {
 }
 
 #[test]
-fn the_time_for_a_head_does_not_run_between_requests() {
+fn header_timeout_excludes_idle_time() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "300ms")]);
     let mut client = serving.client();
     assert_left_open(&mut client);
@@ -488,8 +493,8 @@ fn the_time_for_a_head_does_not_run_between_requests() {
 }
 
 #[test]
-fn a_slow_head_that_is_complete_in_time_is_answered() {
-    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "5s"), ("HTTP__IDLE_TIMEOUT", "800ms")]);
+fn slow_head_within_the_timeout_is_served() {
+    let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "20s"), ("HTTP__IDLE_TIMEOUT", "800ms")]);
     let mut stream = connect(serving.address());
     let head = b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r";
     assert!(!dribble(&mut stream, head), "cut off although bytes kept coming");
@@ -498,23 +503,21 @@ fn a_slow_head_that_is_complete_in_time_is_answered() {
 }
 
 #[test]
-fn the_first_letter_alone_is_no_head_and_is_cut_off_like_any_other() {
+fn first_byte_alone_is_cut_off() {
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "200ms"), ("HTTP__IDLE_TIMEOUT", "60s")]);
     // P may begin POST, or the preface of HTTP/2.
     for word in [&b"G"[..], b"P", b"PRI ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
         let mut stream = connect(serving.address());
         send(&mut stream, word);
-        let limit = Some(Duration::from_secs(2));
-        stream.set_read_timeout(limit).expect("a connection to set up");
         let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
         let closed = matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset));
-        assert!(closed, "open 2 s after {}", word.escape_ascii());
+        assert!(closed, "open {BOUND:?} after {}", word.escape_ascii());
     }
 }
 
 #[test]
-fn a_client_that_goes_away_after_a_letter_is_gone() {
-    // Not for having been silent for long.
+fn client_gone_after_one_byte_is_released() {
+    // Timeouts too long to close these connections.
     let serving = serving_a(&[("HTTP__HEADER_TIMEOUT", "60s"), ("HTTP__IDLE_TIMEOUT", "60s")]);
     for word in [&b""[..], b"G", b"P", b"PR", b"PRI "] {
         let mut stream = connect(serving.address());
@@ -527,7 +530,7 @@ fn a_client_that_goes_away_after_a_letter_is_gone() {
 }
 
 #[test]
-fn an_idle_connection_is_closed() {
+fn idle_connection_is_closed() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "200ms")]);
     let (mut silent, mut used) = (connect(serving.address()), connect(serving.address()));
     let begun = Instant::now();
@@ -535,17 +538,17 @@ fn an_idle_connection_is_closed() {
     assert_eq!(status(&read_to_close(&mut used)), "200");
     assert_eq!(read_to_close(&mut silent), "");
     let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(190) && took < Duration::from_secs(3), "{took:?}");
+    assert!(took >= Duration::from_millis(190), "{took:?}");
     serving.await_metric(CONNECTIONS, 0);
 }
 
 #[test]
-fn a_connection_that_waits_for_redis_is_not_idle() {
+fn connection_waiting_for_redis_is_not_idle() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "100ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
     serving.proxy.expect_log("no link to Redis");
     let mut client = serving.client();
     serving.redis.pause();
-    // Longer than both, and shorter than redis.response_timeout.
+    // Longer than both timeouts, and shorter than redis.response_timeout.
     let resumed = std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(600));
@@ -556,12 +559,12 @@ fn a_connection_that_waits_for_redis_is_not_idle() {
     assert_eq!(resumed.body, b"value");
 }
 
-/// Asks for a big value, the last of the connection, through a receive buffer that holds little of it.
+/// Sends the last request of a connection, for a large value, through a small receive buffer.
 fn ask_for_big(serving: &Serving) -> TcpStream {
     ask_for_big_with(serving, "Connection: close\r\n")
 }
 
-/// The same with these headers.
+/// Sends the request with these headers.
 fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
     serving.set("big", vec![b'x'; BIG]);
     let runtime =
@@ -581,14 +584,14 @@ fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
 const BIG: usize = 24 << 20;
 
 #[test]
-fn a_client_that_reads_slowly_gets_all_of_it() {
-    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
+fn slow_reader_gets_the_whole_body() {
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "1200ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
     read_slowly(ask_for_big(&serving));
 }
 
 #[test]
-fn a_client_that_has_read_slowly_is_not_idle_when_it_has_all() {
-    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
+fn slow_reader_is_not_idle_when_finished() {
+    let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "1500ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
     let mut stream = ask_for_big_with(&serving, "");
     let mut byte = [0];
     let mut head = Vec::new();
@@ -601,15 +604,15 @@ fn a_client_that_has_read_slowly_is_not_idle_when_it_has_all() {
         stream.read_exact(&mut chunk).expect("more of the value");
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Longer than it takes to be noticed.
+    // Longer than the proxy takes to notice.
     std::thread::sleep(Duration::from_millis(250));
     send(&mut stream, b"GET /keys/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!(status(&read_to_close(&mut stream)), "200");
 }
 
 #[test]
-fn a_body_that_comes_after_its_head_is_no_head_that_takes_too_long() {
-    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "700ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
+fn late_body_is_not_a_slow_head() {
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "1200ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
     serving.set("big", vec![b'x'; BIG]);
     serving.redis.pause();
     let mut stream = TcpStream::connect(serving.address()).expect("a connection");
@@ -624,7 +627,7 @@ fn a_body_that_comes_after_its_head_is_no_head_that_takes_too_long() {
     read_slowly(stream);
 }
 
-/// Reads an answer to its end at 12 MB a second, which for a big one is longer in all than the time-outs above.
+/// Reads a response to its end at 12 MB a second, which takes longer than the timeouts above.
 #[track_caller]
 fn read_slowly(mut stream: TcpStream) {
     let begun = Instant::now();
@@ -646,7 +649,7 @@ fn read_slowly(mut stream: TcpStream) {
 }
 
 #[test]
-fn a_client_that_reads_nothing_is_cut_off() {
+fn stalled_reader_is_cut_off() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
     let stream = ask_for_big(&serving);
     serving.await_metric(r#"reads_total{front_end="http",outcome="miss"}"#, 1);
@@ -655,7 +658,7 @@ fn a_client_that_reads_nothing_is_cut_off() {
 }
 
 #[test]
-fn a_connection_beyond_max_connections_is_told_so() {
+fn connection_beyond_the_limit_is_rejected() {
     let serving = serving_a(&[("HTTP__MAX_CONNECTIONS", "2")]);
     let mut held = [serving.client(), serving.client()];
     for client in &mut held {
@@ -670,14 +673,14 @@ fn a_connection_beyond_max_connections_is_told_so() {
     assert_eq!(problem["status"], 503);
     let count = serving.metric(r#"connections_refused_total{front_end="http"}"#);
     assert!((count - 1.0).abs() < 0.5, "{count}");
-    // Those that were there are not harmed.
+    // Existing connections are unharmed.
     for client in &mut held {
         assert_eq!(client.get("/keys/a").body, b"value");
     }
 }
 
 #[test]
-fn when_a_connection_closes_another_is_served() {
+fn freed_connection_slot_is_reused() {
     let serving = serving_a(&[("HTTP__MAX_CONNECTIONS", "1")]);
     for _ in 0..5 {
         eventually("the place is free", || {
@@ -688,7 +691,7 @@ fn when_a_connection_closes_another_is_served() {
 }
 
 #[test]
-fn what_is_not_http_is_refused_and_harms_nobody() {
+fn non_http_input_is_rejected() {
     let serving = serving_a(&[]);
     let tls_hello =
         [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), vec![7; 512]].concat();
@@ -710,7 +713,7 @@ fn what_is_not_http_is_refused_and_harms_nobody() {
 }
 
 #[test]
-fn what_is_not_http_2_after_its_preface_is_cut_off() {
+fn invalid_http2_frames_are_cut_off() {
     let serving = serving_a(&[]);
     for garbage in [
         &b"PRI * HTTP/1.1\r\n\r\n"[..],

@@ -1,4 +1,6 @@
-//! What the README shows is what the program answers.
+//! The README.
+//!
+//! Promise: its console examples, links and configuration are those of the program.
 
 #![expect(
     clippy::expect_used,
@@ -13,14 +15,14 @@ use std::path::Path;
 use crate::support::http::{Client, Response};
 use crate::support::{Proxy, RedisServer};
 
-/// A command of the README with what stands below it.
+/// A command of the README with the output below it.
 struct Example {
     command: String,
     output: Vec<String>,
 }
 
 #[test]
-fn the_curl_lines_of_the_readme_answer_as_printed() {
+fn readme_console_lines_answer_as_printed() {
     let redis = RedisServer::start();
     redis.command(&["SET", "greeting", "hello"]);
     let proxy = Proxy::start(&format!(
@@ -47,7 +49,7 @@ fn the_curl_lines_of_the_readme_answer_as_printed() {
 }
 
 #[test]
-fn every_file_and_section_the_readme_links_is_there() {
+fn readme_links_lead_somewhere() {
     let readme = readme();
     let headings = readme.lines().filter_map(|line| line.strip_prefix("## "));
     let sections: Vec<_> =
@@ -65,7 +67,7 @@ fn every_file_and_section_the_readme_links_is_there() {
 }
 
 #[test]
-fn the_configuration_for_nixos_is_the_one_that_is_tried() {
+fn readme_nixos_config_is_the_tested_one() {
     let page = file("docs/src/getting-started/nixos.md");
     let shown = page
         .split("```nix\n")
@@ -98,7 +100,7 @@ fn examples() -> Vec<Example> {
     examples.collect()
 }
 
-/// Does what `curl -i [-H 'Name: value'] URL` does.
+/// Performs `curl -i [-H 'Name: value'] URL`.
 fn perform(proxy: SocketAddr, command: &str) -> Response {
     let (_, path) = command.split_once("http://127.0.0.1:8080").expect("the address of make run");
     let header = command
@@ -109,7 +111,7 @@ fn perform(proxy: SocketAddr, command: &str) -> Response {
     client.request("GET", path, &headers)
 }
 
-/// The response as curl prints it, with times and seconds replaced.
+/// Returns the response as curl prints it, with the date and seconds masked.
 fn printed(response: &Response) -> Vec<String> {
     let reason = match response.status {
         200 => "OK",

@@ -1,4 +1,6 @@
-//! Any key, any value, byte for byte, with the right status and headers that tell what the answer is worth.
+//! The HTTP API: keys, values, statuses and headers.
+//!
+//! Promise: any key and any value, byte for byte, with the right status and caching headers.
 
 #![expect(clippy::expect_used, reason = "a test that panics has failed")]
 
@@ -6,11 +8,11 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use crate::stage::{FLIGHTS, Serving, serving, serving_from};
 use crate::support::http::{Client, Response, get, key_path};
+use crate::support::serving::{FLIGHTS, Serving, serving, serving_from};
 use crate::support::{RedisServer, eventually};
 
-/// Characters that RFC 3986 lets stand in a path as they are, `/` apart.
+/// Characters that RFC 3986 allows in a path unescaped, without `/`.
 const LEGAL_IN_A_PATH: &str = "abcXYZ0189-._~!$&'()*+,;=:@";
 
 #[track_caller]
@@ -22,7 +24,7 @@ fn assert_value(client: &mut Client, path: impl AsRef<[u8]>, value: impl AsRef<[
     assert!(response.body == value.as_ref(), "{shown}: a value of {} bytes", response.body.len());
 }
 
-/// That the answer is a problem of RFC 9457 with that status; returns the last word of its type.
+/// Asserts an RFC 9457 problem with that status; returns the last word of its type.
 #[track_caller]
 fn problem(response: &Response, status: u16) -> String {
     assert_eq!(response.status, status, "{response:?}");
@@ -35,7 +37,7 @@ fn problem(response: &Response, status: u16) -> String {
     name.expect("a type of this program").to_owned()
 }
 
-/// `Cache-Status` taken apart: that the first word is this cache, and the parameters.
+/// Parses `Cache-Status`: asserts the name of this cache and returns the parameters.
 #[track_caller]
 fn cache_status(response: &Response) -> Vec<(String, String)> {
     let header = response.header("cache-status").expect("a Cache-Status header");
@@ -63,7 +65,7 @@ fn escaped_in_lower_case(key: &[u8]) -> String {
 // Keys
 
 #[test]
-fn every_byte_can_be_escaped_and_is_that_byte() {
+fn every_byte_can_be_percent_encoded() {
     let serving = serving(&[]);
     let keys: Vec<_> = (0..=255).map(|byte| vec![b'k', byte, byte]).collect();
     let mut words = vec![b"MSET".to_vec()];
@@ -78,7 +80,7 @@ fn every_byte_can_be_escaped_and_is_that_byte() {
 }
 
 #[test]
-fn a_key_may_have_every_byte_at_once() {
+fn key_may_contain_every_byte() {
     let serving = serving(&[]);
     let key: Vec<u8> = (0..=255).collect();
     serving.set(&key, "all");
@@ -86,14 +88,14 @@ fn a_key_may_have_every_byte_at_once() {
 }
 
 #[test]
-fn what_a_path_may_contain_as_it_is_need_not_be_escaped() {
+fn unreserved_characters_need_no_escape() {
     let serving = serving(&[]);
     serving.set(LEGAL_IN_A_PATH, "as it is");
     assert_value(&mut serving.client(), format!("/keys/{LEGAL_IN_A_PATH}"), "as it is");
 }
 
 #[test]
-fn a_slash_is_the_same_raw_and_escaped() {
+fn slash_is_equal_raw_and_escaped() {
     let serving = serving(&[]);
     let mut client = serving.client();
     for key in ["a/b", "a//b", "/", "//", "///", "/a", "a/", "keys/", "/keys/a"] {
@@ -104,7 +106,7 @@ fn a_slash_is_the_same_raw_and_escaped() {
 }
 
 #[test]
-fn dots_are_part_of_the_key_and_lead_nowhere() {
+fn dot_segments_are_part_of_the_key() {
     let serving = serving(&[]);
     let mut client = serving.client();
     for key in
@@ -118,7 +120,7 @@ fn dots_are_part_of_the_key_and_lead_nowhere() {
 }
 
 #[test]
-fn a_plus_is_a_plus_and_no_space() {
+fn plus_is_not_a_space() {
     let serving = serving(&[]);
     serving.set("a+b", "plus");
     serving.set("a b", "space");
@@ -130,7 +132,7 @@ fn a_plus_is_a_plus_and_no_space() {
 }
 
 #[test]
-fn what_looks_escaped_after_decoding_is_not_decoded_again() {
+fn key_is_decoded_once() {
     let serving = serving(&[]);
     serving.set("%41", "percent");
     serving.set("A", "letter");
@@ -140,7 +142,7 @@ fn what_looks_escaped_after_decoding_is_not_decoded_again() {
 }
 
 #[test]
-fn text_beyond_ascii_is_the_same_key_raw_and_escaped() {
+fn non_ascii_key_is_equal_raw_and_escaped() {
     let serving = serving(&[]);
     serving.set("schlüssel/鍵", "text");
     let mut client = serving.client();
@@ -149,7 +151,7 @@ fn text_beyond_ascii_is_the_same_key_raw_and_escaped() {
 }
 
 #[test]
-fn a_raw_byte_that_a_path_may_not_contain_never_reads_another_key() {
+fn invalid_raw_byte_never_reads_another_key() {
     let serving = serving(&[]);
     serving.set("a", "another");
     for illegal in [
@@ -176,12 +178,13 @@ fn a_raw_byte_that_a_path_may_not_contain_never_reads_another_key() {
 }
 
 #[test]
-fn a_number_sign_is_not_cut_off_with_what_follows() {
+fn number_sign_is_not_a_fragment() {
     let serving = serving(&[]);
     serving.set("a", "another");
     serving.set("a#b", "this one");
     assert_value(&mut serving.client(), "/keys/a%23b", "this one");
-    // A fragment is never sent (RFC 9110, section 7.1), so whoever sends one means the character.
+    // A fragment is never sent (RFC 9110, section 7.1), so a client that sends one means the
+    // character.
     let response = get(serving.address(), "/keys/a#b");
     let right = response.status == 400 || response.body == b"this one";
     assert!(right, "another key was read: {response:?}");
@@ -190,13 +193,13 @@ fn a_number_sign_is_not_cut_off_with_what_follows() {
 // Requests that are refused
 
 #[test]
-fn an_empty_key_is_a_bad_request() {
+fn empty_key_is_a_bad_request() {
     let serving = serving(&[]);
     assert_eq!(problem(&get(serving.address(), "/keys/"), 400), "empty-key");
 }
 
 #[test]
-fn every_malformed_escape_is_a_bad_request() {
+fn malformed_escape_is_a_bad_request() {
     let serving = serving(&[]);
     let mut client = serving.client();
     let malformed = [
@@ -210,7 +213,7 @@ fn every_malformed_escape_is_a_bad_request() {
 }
 
 #[test]
-fn a_query_is_a_bad_request() {
+fn query_is_a_bad_request() {
     let serving = serving(&[]);
     serving.set("a", "another");
     serving.set("a?b", "this one");
@@ -222,7 +225,7 @@ fn a_query_is_a_bad_request() {
 }
 
 #[test]
-fn a_path_that_is_no_keys_is_not_found() {
+fn unknown_path_is_not_found() {
     let serving = serving(&[]);
     let mut client = serving.client();
     for path in [
@@ -241,7 +244,7 @@ fn a_path_that_is_no_keys_is_not_found() {
 }
 
 #[test]
-fn every_other_method_is_refused_with_those_allowed() {
+fn other_methods_are_rejected_with_allow() {
     let serving = serving(&[]);
     serving.set("a", "value");
     let mut client = serving.client();
@@ -254,18 +257,18 @@ fn every_other_method_is_refused_with_those_allowed() {
 }
 
 #[test]
-fn a_key_longer_than_max_key_is_refused() {
+fn key_longer_than_max_key_is_rejected() {
     let serving = serving(&[("HTTP__MAX_KEY", "8")]);
     serving.set("12345678", "long enough");
     let mut client = serving.client();
     assert_value(&mut client, "/keys/12345678", "long enough");
-    // The length is of the key, not of how it is written.
+    // The limit is on the key, not on its escaped form.
     assert_value(&mut client, escaped_in_lower_case(b"12345678"), "long enough");
     assert_eq!(problem(&client.get("/keys/123456789"), 414), "key-too-long");
 }
 
 #[test]
-fn a_key_of_64_kib_or_more_is_refused_and_harms_nobody() {
+fn key_of_64_kib_is_rejected_cleanly() {
     let serving = serving(&[]);
     serving.set("a", "value");
     for length in [16 << 10, (16 << 10) + 1, 64 << 10, (64 << 10) + 1, 1 << 20] {
@@ -277,7 +280,7 @@ fn a_key_of_64_kib_or_more_is_refused_and_harms_nobody() {
 }
 
 #[test]
-fn a_key_of_another_type_is_a_conflict() {
+fn wrong_type_key_is_a_conflict() {
     let serving = serving(&[]);
     serving.redis.command(&["RPUSH", "list", "one"]);
     for _ in 0..2 {
@@ -286,15 +289,19 @@ fn a_key_of_another_type_is_a_conflict() {
 }
 
 #[test]
-fn an_absent_key_is_not_found_and_found_once_it_is_there() {
+fn absent_key_is_404_until_it_exists() {
     let serving = serving(&[]);
     assert_eq!(problem(&get(serving.address(), "/keys/a"), 404), "no-such-key");
+    // Absence is cached, until Redis has pushed the invalidation.
     serving.set("a", "value");
+    eventually("the key is found", || {
+        (get(serving.address(), "/keys/a").status == 200).then_some(())
+    });
     assert_value(&mut serving.client(), "/keys/a", "value");
 }
 
 #[test]
-fn errors_tell_nothing_of_what_is_behind_the_proxy() {
+fn errors_reveal_nothing_about_the_upstream() {
     let redis = RedisServer::builder().tcp().start();
     let (url, port) = (redis.tcp_url(), redis.tcp_address().port().to_string());
     let mut serving = serving_from(redis, &url, &[("REDIS__RESPONSE_TIMEOUT", "200ms")]);
@@ -340,7 +347,7 @@ fn errors_tell_nothing_of_what_is_behind_the_proxy() {
 // Values
 
 #[test]
-fn values_are_given_byte_for_byte() {
+fn values_are_byte_exact() {
     let serving = serving(&[]);
     let every_byte: Vec<u8> = (0..=255).collect();
     let mut client = serving.client();
@@ -360,7 +367,7 @@ fn values_are_given_byte_for_byte() {
 }
 
 #[test]
-fn a_value_says_how_long_it_is_and_is_not_to_be_guessed_at() {
+fn value_headers_give_length_and_forbid_sniffing() {
     let serving = serving(&[]);
     serving.set("page", "<script>");
     let response = get(serving.address(), "/keys/page");
@@ -370,9 +377,9 @@ fn a_value_says_how_long_it_is_and_is_not_to_be_guessed_at() {
 }
 
 #[test]
-fn a_value_of_20_megabytes_arrives_whole() {
+fn value_of_20_megabytes_arrives_whole() {
     let serving = serving(&[]);
-    // No part of it repeats where a mistake would put it.
+    // No part repeats where a mistake would put it.
     let value: Vec<u8> = (0_u32..5_000_000)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
@@ -384,7 +391,7 @@ fn a_value_of_20_megabytes_arrives_whole() {
 }
 
 #[test]
-fn a_value_larger_than_max_value_is_not_given_out() {
+fn value_larger_than_max_value_is_rejected() {
     let serving = serving(&[("HTTP__MAX_VALUE", "10")]);
     serving.set("right", "0123456789");
     serving.set("large", "0123456789+");
@@ -405,7 +412,7 @@ fn a_value_larger_than_max_value_is_not_given_out() {
 // Headers
 
 #[test]
-fn equal_values_have_equal_strong_etags_and_others_have_others() {
+fn etags_are_equal_only_for_equal_values() {
     let serving = serving(&[]);
     for (key, value) in [("a", "same"), ("b", "same"), ("c", "other"), ("d", "")] {
         serving.set(key, value);
@@ -424,7 +431,7 @@ fn equal_values_have_equal_strong_etags_and_others_have_others() {
 }
 
 #[test]
-fn if_none_match_spares_a_client_the_value_it_has() {
+fn if_none_match_answers_304() {
     let serving = serving(&[]);
     serving.set("a", "value");
     let mut client = serving.client();
@@ -456,7 +463,7 @@ fn if_none_match_spares_a_client_the_value_it_has() {
 }
 
 #[test]
-fn if_none_match_may_be_given_in_several_lines() {
+fn if_none_match_may_span_several_lines() {
     let serving = serving(&[]);
     serving.set("a", "value");
     let mut client = serving.client();
@@ -466,25 +473,25 @@ fn if_none_match_may_be_given_in_several_lines() {
 }
 
 #[test]
-fn not_modified_claims_no_other_length_than_the_value_has() {
+fn not_modified_never_misstates_the_length() {
     let serving = serving(&[]);
     serving.set("a", "value");
     let response = serving.client().request("GET", "/keys/a", &[("If-None-Match", "*")]);
     assert_eq!(response.status, 304);
-    // RFC 9110, section 8.6: absent, or what a 200 would have said.
+    // RFC 9110, section 8.6: absent, or the length of a 200 response.
     let length = response.header("content-length");
     assert!(length.is_none_or(|length| length == "5"), "{length:?}");
 }
 
 #[test]
-fn an_absent_key_is_not_found_whatever_the_condition() {
+fn absent_key_ignores_conditions() {
     let serving = serving(&[]);
     let response = serving.client().request("GET", "/keys/a", &[("If-None-Match", "*")]);
     assert_eq!(problem(&response, 404), "no-such-key");
 }
 
 #[test]
-fn age_is_told_of_what_comes_from_memory_only() {
+fn age_is_sent_only_from_memory() {
     let serving = serving(&[]);
     serving.set("a", "value");
     let mut client = serving.client();
@@ -496,7 +503,7 @@ fn age_is_told_of_what_comes_from_memory_only() {
 }
 
 #[test]
-fn cache_control_is_what_was_configured_and_no_error_is_kept() {
+fn cache_control_is_configured_and_errors_no_store() {
     let by_default = serving(&[]);
     by_default.set("a", "value");
     let mut client = by_default.client();
@@ -513,7 +520,7 @@ fn cache_control_is_what_was_configured_and_no_error_is_kept() {
 }
 
 #[test]
-fn cache_status_tells_a_miss_from_a_hit() {
+fn cache_status_distinguishes_hit_and_miss() {
     let serving = serving(&[("CACHE__TTL", "30s")]);
     serving.set("a", "value");
     let mut client = serving.client();
@@ -526,7 +533,7 @@ fn cache_status_tells_a_miss_from_a_hit() {
 }
 
 #[test]
-fn cache_status_tells_that_absence_was_remembered() {
+fn cache_status_reports_negative_hits() {
     let serving = serving(&[("CACHE__TTL_ABSENT", "30s")]);
     let mut client = serving.client();
     let first = client.get("/keys/a");
@@ -540,7 +547,7 @@ fn cache_status_tells_that_absence_was_remembered() {
 }
 
 #[test]
-fn cache_status_tells_that_two_reads_shared_a_fetch() {
+fn cache_status_reports_shared_fetches() {
     let serving = serving(&[]);
     serving.set("a", "value");
     serving.set("hot", "value");
@@ -550,7 +557,7 @@ fn cache_status_tells_that_two_reads_shared_a_fetch() {
     first.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
     serving.await_metric(FLIGHTS, 1);
     second.send_raw(b"GET /keys/a HTTP/1.1\r\nHost: x\r\n\r\n");
-    // There is one worker, which has seen the second request by the time it has answered others sent later.
+    // The one worker has seen the second request by the time it has answered later ones.
     (0..3).for_each(|_| _ = third.get("/keys/hot"));
     serving.redis.resume();
     let (first, second) =
@@ -560,7 +567,7 @@ fn cache_status_tells_that_two_reads_shared_a_fetch() {
     assert_eq!(serving.redis.calls("get"), 2, "one for each key");
 }
 
-/// The headers but for what a clock changes.
+/// Returns the headers without those that depend on the time.
 fn lasting_headers(response: &Response) -> Vec<(String, String)> {
     let lasting = |(name, value): &(String, String)| {
         let value = value.split("; ttl=").next().unwrap_or_default();
@@ -573,7 +580,7 @@ fn lasting_headers(response: &Response) -> Vec<(String, String)> {
 }
 
 #[test]
-fn head_has_the_status_and_headers_of_get_and_no_body() {
+fn head_equals_get_without_body() {
     let serving =
         serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8"), ("CACHE__TTL_ABSENT", "0")]);
     serving.set("a", "value");
@@ -600,12 +607,12 @@ fn head_has_the_status_and_headers_of_get_and_no_body() {
         assert_eq!((get.status, head.status), (status, status), "{path}");
         assert_eq!(lasting_headers(&get), lasting_headers(&head), "{path}");
     }
-    // A body would be taken for the next answer.
+    // A body would be taken for the next response.
     assert_value(&mut client, "/keys/a", "value");
 }
 
 #[test]
-fn head_reads_through_the_cache_like_get() {
+fn head_reads_through_the_cache() {
     let serving: Serving = serving(&[]);
     serving.set("a", "value");
     let mut client = serving.client();

@@ -1,5 +1,7 @@
-//! "SIGHUP changes what is cached already, fails no request": a new configuration is put in force whole, at once
-//! and under load, or refused whole with every problem named.
+//! Reload by SIGHUP.
+//!
+//! Promise: a valid configuration takes effect as a whole, on cached values too, without a failed
+//! request; an invalid one is rejected with every problem named.
 
 #![expect(
     clippy::expect_used,
@@ -13,12 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::stage::{
+use crate::support::http::Client;
+use crate::support::log::LogLine;
+use crate::support::serving::{
     assert_hit, await_metric, await_ready, cache_status, config, lines_that_say, linked, metric,
     proxy, read, reads, readyz, set, text, value,
 };
-use crate::support::http::Client;
-use crate::support::log::LogLine;
 use crate::support::{Proxy, RedisServer, Reload, Signal, eventually};
 
 #[track_caller]
@@ -26,7 +28,7 @@ fn reload(proxy: &Proxy, redis: &RedisServer, more: &str) {
     assert_eq!(proxy.reload(&config(&redis.url(), more)), Reload::Reloaded, "{more}");
 }
 
-/// Sees that a configuration is refused; returns the line that says why.
+/// Asserts that a configuration is rejected; returns the log line with the reason.
 #[track_caller]
 fn refuse(proxy: &Proxy, config: &str) -> LogLine {
     proxy.expect_log(REFUSED);
@@ -68,7 +70,7 @@ mod live {
     use super::*;
 
     #[test]
-    fn a_smaller_capacity_keeps_exactly_the_most_recently_read_keys() {
+    fn smaller_capacity_keeps_the_most_recent_keys() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 10000");
         fill(&redis, &proxy, 0..1000);
@@ -86,13 +88,13 @@ mod live {
     }
 
     #[test]
-    fn the_order_of_reads_holds_across_a_reload() {
+    fn lru_order_survives_a_reload() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 10");
         fill(&redis, &proxy, 0..6);
         read_each(&proxy, [1, 0]);
         reload(&proxy, &redis, "cache.capacity = 4");
-        // Kept, the least recently read first: 4, 5, 1, 0.
+        // The entries from least to most recently read: 4, 5, 1, 0.
         fill_one(&redis, &proxy, 100);
         let before = redis.calls("get");
         read_each(&proxy, [5, 1, 0]);
@@ -107,7 +109,7 @@ mod live {
     }
 
     #[test]
-    fn a_larger_capacity_keeps_everything_and_has_room_for_more() {
+    fn larger_capacity_keeps_all_and_has_room() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 100");
         fill(&redis, &proxy, 0..100);
@@ -120,7 +122,7 @@ mod live {
     }
 
     #[test]
-    fn a_shorter_ttl_holds_at_once_for_what_is_cached() {
+    fn shorter_ttl_applies_to_cached_values() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"");
         set(&redis, "key", "old");
@@ -137,7 +139,7 @@ mod live {
     }
 
     #[test]
-    fn a_longer_ttl_holds_at_once_for_what_is_cached() {
+    fn longer_ttl_applies_to_cached_values() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.ttl = \"30s\"");
         set(&redis, "key", "value");
@@ -150,7 +152,7 @@ mod live {
     }
 
     #[test]
-    fn the_ttl_of_absent_keys_holds_at_once() {
+    fn negative_ttl_applies_immediately() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         reload(&proxy, &redis, "cache.ttl_absent = \"60s\"");
@@ -164,7 +166,7 @@ mod live {
     }
 
     #[test]
-    fn the_grace_of_stale_values_holds_at_once() {
+    fn stale_grace_applies_immediately() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.ttl = \"10ms\"\ncache.stale_grace = \"60s\"");
         proxy.expect_log("no link to Redis");
@@ -179,7 +181,7 @@ mod live {
     }
 
     #[test]
-    fn another_policy_keeps_what_is_cached() {
+    fn policy_change_keeps_cached_values() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 100");
         fill(&redis, &proxy, 0..100);
@@ -192,7 +194,7 @@ mod live {
     }
 
     #[test]
-    fn the_log_filter_holds_at_once() {
+    fn log_filter_applies_immediately() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         proxy.expect_log("no link to Redis");
@@ -210,7 +212,7 @@ mod live {
     }
 
     #[test]
-    fn no_counter_begins_anew() {
+    fn reload_resets_no_counter() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 10");
         fill(&redis, &proxy, 0..30);
@@ -236,7 +238,7 @@ mod live {
     }
 
     #[test]
-    fn the_environment_and_flags_still_win() {
+    fn environment_and_flags_still_override() {
         let redis = RedisServer::start();
         let proxy = Proxy::builder(&config(&redis.url(), "cache.capacity = 5"))
             .environment("REDIS_PROXY_CACHE__CAPACITY", "7")
@@ -260,7 +262,7 @@ mod live {
 mod refusals {
     use super::*;
 
-    /// Sees that the configuration of the start is in force.
+    /// Asserts that the initial configuration is active.
     #[track_caller]
     fn assert_unchanged(proxy: &Proxy, refusals: u32) {
         assert_eq!(metric(proxy, "cache_capacity_entries").to_string(), "5");
@@ -271,10 +273,11 @@ mod refusals {
     }
 
     #[test]
-    fn a_change_that_needs_a_restart_refuses_the_whole_file() {
+    fn restart_only_change_rejects_the_whole_file() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let more = "cache.capacity = 6\nredis.response_timeout = \"3s\"\nhttp.max_connections = 7\ndaemon.drain_timeout = 1";
+        let more = "cache.capacity = 6\nredis.response_timeout = \"3s\"\nhttp.max_connections = 7\n\
+            daemon.drain_timeout = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
         for key in ["redis.response_timeout", "http.max_connections", "daemon.drain_timeout"] {
             assert!(line.text().contains(key), "{key}: {}", line.text());
@@ -289,7 +292,7 @@ mod refusals {
     }
 
     #[test]
-    fn another_way_to_keep_answers_true_needs_a_restart() {
+    fn coherence_change_needs_a_restart() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         for mode in ["tracking", "ttl"] {
@@ -304,7 +307,7 @@ mod refusals {
     }
 
     #[test]
-    fn another_secret_needs_a_restart_and_is_not_told() {
+    fn secret_change_needs_a_restart_and_stays_hidden() {
         let redis = RedisServer::start();
         redis.command(&["ACL", "SETUSER", "default", ">hunter2"]);
         let proxy =
@@ -322,10 +325,11 @@ mod refusals {
     }
 
     #[test]
-    fn every_problem_of_a_bad_file_is_named() {
+    fn every_problem_of_a_bad_file_is_reported() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\nnonsense.key = 1";
+        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\n\
+            nonsense.key = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
         for part in
             ["cache.capacity", "banana", "cache.tll_absent", "cache.ttl_absent", "nonsense.key"]
@@ -336,7 +340,7 @@ mod refusals {
     }
 
     #[test]
-    fn a_bad_value_does_not_hide_that_another_needs_a_restart() {
+    fn bad_value_hides_no_restart_only_change() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         let line = refuse(
@@ -350,7 +354,7 @@ mod refusals {
     }
 
     #[test]
-    fn contradictions_and_files_that_are_no_toml_are_refused() {
+    fn contradictions_and_invalid_toml_are_rejected() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         let zero = refuse(&proxy, &config(&redis.url(), "cache.capacity = 0"));
@@ -361,7 +365,7 @@ mod refusals {
     }
 
     #[test]
-    fn without_its_file_the_one_in_force_stays() {
+    fn missing_file_keeps_the_active_config() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         proxy.expect_log(REFUSED);
@@ -375,7 +379,7 @@ mod refusals {
         assert_eq!(metric(&proxy, "cache_capacity_entries").to_string(), "9");
     }
 
-    /// The configuration file, as the process was told.
+    /// Returns the path of the configuration file in the arguments of the process.
     fn file_of(proxy: &Proxy) -> PathBuf {
         let words = fs::read_to_string(format!("/proc/{}/cmdline", proxy.pid()))
             .expect("a process that runs");
@@ -384,7 +388,7 @@ mod refusals {
     }
 
     #[test]
-    fn entries_stay_when_a_file_is_refused() {
+    fn rejected_file_keeps_entries() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
         fill(&redis, &proxy, 0..5);
@@ -400,7 +404,7 @@ mod under_load {
     const READERS: usize = 4;
     const KEYS: usize = 500;
 
-    /// Calls `change` while clients read; returns how many reads there were, none of which failed.
+    /// Calls `change` while clients read; returns the number of reads, none of which failed.
     fn while_reading(proxy: &Proxy, change: impl FnOnce(&AtomicU64)) -> u64 {
         let (over, count) = (AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
@@ -423,7 +427,7 @@ mod under_load {
         }
     }
 
-    /// Reads keys, the first ones more often than the others, and sees that each has its value.
+    /// Reads keys, the first ones more often, and asserts each value.
     fn read_until(over: &AtomicBool, count: &AtomicU64, proxy: &Proxy, reader: usize) {
         let mut client = Client::connect(proxy.http());
         let mut random = reader + 1;
@@ -444,7 +448,7 @@ mod under_load {
     }
 
     #[test]
-    fn capacity_and_ttl_change_and_no_request_fails() {
+    fn reload_under_load_fails_no_request() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         fill(&redis, &proxy, 0..1000);
@@ -472,7 +476,7 @@ mod under_load {
     }
 
     #[test]
-    fn the_first_reload_leaves_exactly_the_new_capacity() {
+    fn first_reload_applies_the_exact_capacity() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         fill(&redis, &proxy, 0..1000);
@@ -484,7 +488,7 @@ mod under_load {
     }
 
     #[test]
-    fn a_hundred_signals_in_a_row_end_with_the_latest_file() {
+    fn hundred_signals_end_with_the_latest_file() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
         fill(&redis, &proxy, 0..KEYS);

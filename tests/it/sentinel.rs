@@ -1,4 +1,7 @@
-//! Sentinels tell where Redis is, and the proxy follows: nothing of before a failover is given after it.
+//! Sentinels.
+//!
+//! Promise: the proxy follows the primary that the sentinels name, and serves no value from before
+//! a failover after it.
 
 #![expect(
     clippy::expect_used,
@@ -10,20 +13,24 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisResult, cmd};
 
-use crate::stage::{assert_hit, await_metric, await_ready, metric, read, readyz, set, text, value};
+use crate::support::fault_stage::DOWN;
 use crate::support::sentinel::{MASTER, Watched, information};
+use crate::support::serving::{
+    assert_hit, await_metric, await_ready, metric, read, readyz, set, text, value,
+};
 use crate::support::{Proxy, RedisServer, eventually, within};
 
-const DOWN: &str = "no link to Redis";
 const SILENT: &str = "a sentinel does not answer";
-/// Long enough that nothing ends by its age, and quick to find out.
-const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\nredis.ping_interval = \"100ms\"\n\
+/// Nothing expires by age, and failures are noticed quickly.
+const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
+    redis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"1s\"\n";
-/// Within so long after the sentinels have settled it the proxy must be there.
-const FOLLOWS: Duration = Duration::from_secs(3);
+/// The longest time in which the proxy follows a failover.
+const FOLLOWS: Duration = Duration::from_secs(10);
 
 fn config(watched: &Watched, more: &str) -> String {
-    let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
+    let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+        resp.listen = \"127.0.0.1:0\"\n";
     format!(
         "{listen}resp.max_connections = 100\ndaemon.worker_threads = 1\n{SETTINGS}{}{more}",
         watched.settings()
@@ -33,20 +40,20 @@ fn config(watched: &Watched, more: &str) -> String {
 fn started(watched: &Watched) -> Proxy {
     let proxy = Proxy::start(&config(watched, ""));
     proxy.expect_log(DOWN);
-    // On a machine with no time for it.
+    // Possible on a busy machine.
     proxy.expect_log(SILENT);
     await_ready(&proxy);
     proxy
 }
 
-/// A connection of a Redis client through the proxy.
+/// Connects a Redis client through the proxy.
 fn client(proxy: &Proxy) -> Connection {
     let client =
         redis::Client::open(format!("redis://{}", proxy.resp_address())).expect("an address");
     client.get_connection().expect("the proxy takes a client")
 }
 
-/// Waits until the key has this value through the proxy; returns how long that took.
+/// Waits until the key has this value through the proxy; returns the time until then.
 #[track_caller]
 fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
     let begun = Instant::now();
@@ -58,38 +65,38 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) -> Duration {
     begun.elapsed()
 }
 
-/// How often the proxy has read from it.
+/// Returns the number of reads from a Redis.
 fn reads_of(redis: &RedisServer) -> u64 {
     redis.calls("get")
 }
 
-/// Kills the proxy's links, and nobody else's.
+/// Kills the connections of the proxy and no others.
 fn kill_links(redis: &RedisServer) {
     let mut connection = redis.connection();
     let clients: String =
         cmd("CLIENT").arg("LIST").query(&mut connection).expect("redis-server lists its clients");
     let links = clients.lines().filter(|line| line.contains(" name=redis-proxy "));
     for id in links.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()) {
-        // It may have gone by itself.
+        // The connection may be gone already.
         let _: RedisResult<u64> =
             cmd("CLIENT").arg("KILL").arg("ID").arg(id).query(&mut connection);
     }
 }
 
-/// Makes it a replica, as the sentinels will in the end.
+/// Makes the first Redis a replica, as the sentinels will in the end.
 fn demote(watched: &Watched) {
     let port = watched.address(1).port().to_string();
     watched.redis[0].command(&["REPLICAOF", "127.0.0.1", &port]);
 }
 
-/// Whether it is told that this node answers; none, if nothing is told of it.
+/// Returns whether this node is reported as up, or nothing without a series for it.
 fn is_up(proxy: &Proxy, role: &str, node: impl std::fmt::Display) -> Option<bool> {
     let value = metric(proxy, &format!("node_up{{node=\"{node}\",role=\"{role}\"}}"));
     (!value.is_nan()).then_some(value > 0.0)
 }
 
 #[test]
-fn reads_go_to_the_primary_that_the_sentinels_name() {
+fn reads_go_to_the_named_primary() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "value");
@@ -112,7 +119,7 @@ fn reads_go_to_the_primary_that_the_sentinels_name() {
 }
 
 #[test]
-fn a_failover_is_followed_and_nothing_of_before_survives_it() {
+fn failover_is_followed_and_drops_old_values() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "kept", "before");
@@ -126,7 +133,8 @@ fn a_failover_is_followed_and_nothing_of_before_survives_it() {
     set(&watched.redis[1], "kept", "after");
     await_value(&proxy, "kept", "after");
     assert_hit(&read(&proxy, "kept"));
-    // What Redis kept for a client is gone with its link, so the client is told so by the end of its connection.
+    // The session state of a client is lost with its connection, so the client's connection ends
+    // too.
     let cut: RedisResult<()> = cmd("GET").arg("written").exec(&mut holder);
     assert!(cut.expect_err("a connection that has ended").is_io_error());
     let mut writer = client(&proxy);
@@ -138,15 +146,11 @@ fn a_failover_is_followed_and_nothing_of_before_survives_it() {
     assert_eq!(await_value(&proxy, "written", "afterwards").as_secs(), 0);
     assert!(metric(&proxy, "invalidations_total{kind=\"disconnect\"}") >= 1.0);
     assert_eq!(is_up(&proxy, "redis", watched.address(1)), Some(true));
-    assert_eq!(
-        is_up(&proxy, "redis", watched.address(0)),
-        None,
-        "the node of before is still told of"
-    );
+    assert_eq!(is_up(&proxy, "redis", watched.address(0)), None, "the old node is still reported");
 }
 
 #[test]
-fn a_demoted_primary_that_goes_on_as_one_is_never_read_again() {
+fn demoted_primary_acting_as_one_is_never_read() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "before");
@@ -159,12 +163,12 @@ fn a_demoted_primary_that_goes_on_as_one_is_never_read_again() {
     set(&watched.redis[1], "key", "after");
     await_value(&proxy, "key", "after");
     assert!(information(&watched.redis[0]).contains("role:master"), "the test is no test any more");
-    // It did not hang up by itself.
+    // The old primary did not close it.
     let cut: RedisResult<()> = cmd("SET").arg("lost").arg("write").exec(&mut holder);
     assert!(cut.expect_err("a connection that has ended").is_io_error());
     let exists: u64 =
         cmd("DBSIZE").query(&mut watched.redis[0].connection()).expect("redis-server answers");
-    assert_eq!(exists, 1, "a write went to the primary of before");
+    assert_eq!(exists, 1, "a write went to the old primary");
     let before = reads_of(&watched.redis[0]);
     for number in 0..20 {
         let key = format!("new/{number}");
@@ -178,7 +182,7 @@ fn a_demoted_primary_that_goes_on_as_one_is_never_read_again() {
 }
 
 #[test]
-fn a_killed_primary_is_succeeded_and_comes_back_as_a_replica() {
+fn killed_primary_returns_as_a_replica() {
     let mut watched = Watched::by(3);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "before");
@@ -195,7 +199,7 @@ fn a_killed_primary_is_succeeded_and_comes_back_as_a_replica() {
     set(&watched.redis[1], "key", "after");
     await_value(&proxy, "key", "after");
 
-    // It says that it is a primary until the sentinels have found it.
+    // It reports itself as a primary until the sentinels demote it.
     watched.redis[0].restart();
     set(&watched.redis[1], "later", "value");
     assert_eq!(value(&proxy, "later"), "value");
@@ -206,7 +210,7 @@ fn a_killed_primary_is_succeeded_and_comes_back_as_a_replica() {
 }
 
 #[test]
-fn a_primary_that_was_cut_off_is_not_read_when_it_can_be_reached_again() {
+fn isolated_primary_is_not_read_after_return() {
     let watched = Watched::over_relays(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "before");
@@ -229,7 +233,7 @@ fn a_primary_that_was_cut_off_is_not_read_when_it_can_be_reached_again() {
 }
 
 #[test]
-fn a_new_link_needs_a_sentinel_and_an_old_one_does_not() {
+fn new_link_needs_a_sentinel_old_one_does_not() {
     let mut watched = Watched::by(3);
     let proxy = started(&watched);
     proxy.expect_log(SILENT);
@@ -248,7 +252,7 @@ fn a_new_link_needs_a_sentinel_and_an_old_one_does_not() {
     }
     set(&watched.redis[0], "key", "still read");
     await_value(&proxy, "key", "still read");
-    // Nobody says whether it has been demoted meanwhile.
+    // No sentinel can report a demotion meanwhile.
     kill_links(&watched.redis[0]);
     eventually("the reason", || {
         let (status, told) = readyz(&proxy);
@@ -259,7 +263,7 @@ fn a_new_link_needs_a_sentinel_and_an_old_one_does_not() {
 }
 
 #[test]
-fn a_name_that_no_sentinel_knows_is_told() {
+fn unknown_primary_name_is_reported() {
     let watched = Watched::by(1);
     let name = "redis.sentinel_master = \"main\"";
     let proxy =
@@ -271,7 +275,7 @@ fn a_name_that_no_sentinel_knows_is_told() {
             && told.contains(r#"know no primary called \"nowhere\" (redis.sentinel_master)"#))
         .then_some(())
     });
-    // It may be set up later.
+    // The name may be configured later.
     let primary = watched.address(0);
     let monitor = ["SENTINEL", "MONITOR", "nowhere", "127.0.0.1", &primary.port().to_string(), "1"];
     watched.sentinels[0].command(&monitor).expect("the sentinel takes a name");
@@ -280,9 +284,10 @@ fn a_name_that_no_sentinel_knows_is_told() {
 }
 
 #[test]
-fn sentinels_may_want_a_login_of_their_own() {
-    // What the README says that they need, the test's own user aside.
-    let rights = "resetchannels &+switch-master +subscribe +sentinel|master +sentinel|get-master-addr-by-name";
+fn sentinels_may_have_their_own_login() {
+    // The permissions that the README requires, without the test's own user.
+    let rights = "resetchannels &+switch-master +subscribe +sentinel|master \
+        +sentinel|get-master-addr-by-name";
     let lines = [
         "user test on >test ~* &* +@all",
         &format!("user proxy on >secret {rights}"),
@@ -307,19 +312,19 @@ fn sentinels_may_want_a_login_of_their_own() {
     watched.fail_over();
     set(&watched.redis[1], "key", "after");
     await_value(&proxy, "key", "after");
-    let stranger = Proxy::start(&config(&watched, &login("stranger")));
-    stranger.expect_log(DOWN);
-    stranger.expect_log(SILENT);
-    eventually("the reason", || readyz(&stranger).1.contains("no sentinel answers").then_some(()));
-    let (_, told) = readyz(&stranger);
+    let outsider = Proxy::start(&config(&watched, &login("stranger")));
+    outsider.expect_log(DOWN);
+    outsider.expect_log(SILENT);
+    eventually("the reason", || readyz(&outsider).1.contains("no sentinel answers").then_some(()));
+    let (_, told) = readyz(&outsider);
     assert!(told.contains("WRONGPASS") && !told.contains("secret"), "{told}");
 }
 
 #[test]
-fn a_replica_that_is_called_the_primary_is_not_read() {
+fn replica_named_as_primary_is_not_read() {
     let watched = Watched::by(1);
     let (port, name) = (watched.address(1).port().to_string(), format!("\"{MASTER}\""));
-    // A sentinel that has just been told of it does not know better yet.
+    // A sentinel that has just learned of the replica does not know its role yet.
     watched.redis[1].command(&["CONFIG", "SET", "replica-priority", "0"]);
     watched.sentinels[0]
         .command(&["SENTINEL", "MONITOR", "wrong", "127.0.0.1", &port, "9"])
@@ -334,7 +339,7 @@ fn a_replica_that_is_called_the_primary_is_not_read() {
 }
 
 #[test]
-fn who_may_be_asked_for_the_primary_costs_a_hit_nothing() {
+fn hit_never_waits_for_a_sentinel() {
     let watched = Watched::by(1);
     let proxy = started(&watched);
     set(&watched.redis[0], "key", "value");
@@ -348,8 +353,8 @@ fn who_may_be_asked_for_the_primary_costs_a_hit_nothing() {
     await_metric(&proxy, "backend_duration_seconds_count", 1.0);
 }
 
-/// Says what was measured; shown with `--nocapture`.
-#[expect(clippy::print_stderr, reason = "figures of a test are for whoever runs it by hand")]
+/// Prints a measurement; shown with `--nocapture`.
+#[expect(clippy::print_stderr, reason = "figures of a test are for a run by hand")]
 fn note(text: &str) {
     eprintln!("{text}");
 }

@@ -1,6 +1,9 @@
-//! "systemd knows how it is, and holds its sockets": what the daemon tells its supervisor and takes from it.
+//! The interface to systemd.
 //!
-//! The supervisor is this test: a real notification socket, and real sockets that the daemon inherits.
+//! Promise: the daemon reports its state, feeds the watchdog, and serves on inherited sockets.
+//!
+//! The supervisor is this test: a real notification socket, and real sockets that the daemon
+//! inherits.
 
 #![expect(
     clippy::expect_used,
@@ -15,11 +18,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::stage::{await_ready, config, read, readyz, set, value};
+use crate::support::env::SEED;
 use crate::support::http::{self, Client};
+use crate::support::serving::{await_ready, config, read, readyz, set, value};
 use crate::support::{Proxy, RedisServer, Reload, Signal};
 
-/// Where the daemon says how it is.
+/// The socket for the notifications of the daemon.
 struct Supervisor {
     directory: TempDir,
     socket: UnixDatagram,
@@ -44,7 +48,7 @@ impl Supervisor {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     }
 
-    /// The first message from now on that has this line.
+    /// Returns the next message with this line.
     fn await_line(&self, line: &str) -> String {
         loop {
             let message = self.message();
@@ -65,7 +69,7 @@ impl Supervisor {
 }
 
 #[test]
-fn it_says_that_it_is_ready_reloads_and_stops() {
+fn ready_reload_and_stop_are_notified() {
     let redis = RedisServer::start();
     let supervisor = Supervisor::new();
     let proxy = supervisor.start(&redis, &[]);
@@ -85,7 +89,7 @@ fn it_says_that_it_is_ready_reloads_and_stops() {
 }
 
 #[test]
-fn a_refused_reload_is_over_too() {
+fn rejected_reload_is_notified_as_finished() {
     let redis = RedisServer::start();
     let supervisor = Supervisor::new();
     let proxy = supervisor.start(&redis, &[]);
@@ -97,7 +101,7 @@ fn a_refused_reload_is_over_too() {
 }
 
 #[test]
-fn its_status_tells_of_the_link_and_of_what_the_cache_saves() {
+fn status_reports_link_and_hit_share() {
     let redis = RedisServer::start();
     let supervisor = Supervisor::new();
     let proxy = supervisor.start(&redis, &[]);
@@ -113,7 +117,7 @@ fn its_status_tells_of_the_link_and_of_what_the_cache_saves() {
 }
 
 #[test]
-fn the_watchdog_is_fed_for_as_long_as_it_serves() {
+fn watchdog_is_fed_while_serving() {
     let redis = RedisServer::start();
     let supervisor = Supervisor::new();
     let proxy = supervisor.start(&redis, &[("WATCHDOG_USEC", "200000")]);
@@ -124,12 +128,12 @@ fn the_watchdog_is_fed_for_as_long_as_it_serves() {
 }
 
 #[test]
-fn sockets_are_taken_by_their_names_and_others_are_not_bound() {
+fn sockets_match_by_name() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let (reads, operators) = (listener(), listener());
     let addresses = (address(&reads), address(&operators));
-    // What the configuration says of addresses is of no interest then.
+    // The addresses of the configuration are not used then.
     let config = format!("http.listen = \"192.0.2.1:1\"\nredis.url = \"{}\"", redis.url());
     let builder = Proxy::builder(&config).inherit(&[("admin", &operators), ("http", &reads)]);
     let proxy = builder.environment("REDIS_PROXY_ADMIN__LISTEN", "192.0.2.1:2").start();
@@ -140,7 +144,7 @@ fn sockets_are_taken_by_their_names_and_others_are_not_bound() {
 }
 
 #[test]
-fn a_socket_alone_is_that_for_reads_whatever_its_name() {
+fn single_socket_serves_reads_whatever_its_name() {
     let redis = RedisServer::start();
     let reads = listener();
     let config = format!("http.listen = \"192.0.2.1:1\"\nredis.url = \"{}\"", redis.url());
@@ -150,7 +154,7 @@ fn a_socket_alone_is_that_for_reads_whatever_its_name() {
 }
 
 #[test]
-fn a_socket_nobody_asked_for_is_named() {
+fn unknown_socket_is_reported() {
     let (one, other) = (listener(), listener());
     let builder = Proxy::builder("").inherit(&[("http", &one), ("gopher", &other)]);
     let (code, said) = builder.run_to_end();
@@ -159,7 +163,7 @@ fn a_socket_nobody_asked_for_is_named() {
 }
 
 #[test]
-fn a_restart_turns_nobody_away_who_connects_meanwhile() {
+fn restart_refuses_no_connection() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
     let reads = listener();
@@ -175,7 +179,7 @@ fn a_restart_turns_nobody_away_who_connects_meanwhile() {
 }
 
 #[test]
-fn health_says_what_readyz_says_and_exits_accordingly() {
+fn health_exit_code_follows_readyz() {
     let mut redis = RedisServer::start();
     let proxy = Proxy::start(&config(&redis.url(), ""));
     proxy.expect_log("no link to Redis");
@@ -183,6 +187,7 @@ fn health_says_what_readyz_says_and_exits_accordingly() {
     let ask = |question: &[&str]| {
         let mut health = Command::new(env!("CARGO_BIN_EXE_redis-proxy"));
         health
+            .env_remove(SEED)
             .env("REDIS_PROXY_ADMIN__LISTEN", proxy.admin().to_string())
             .arg("health")
             .args(question);
@@ -206,7 +211,7 @@ fn health_says_what_readyz_says_and_exits_accordingly() {
 }
 
 #[test]
-fn health_says_that_nobody_answers() {
+fn health_fails_without_a_listener() {
     let taken = listener();
     let free = address(&taken);
     drop(taken);
@@ -218,9 +223,9 @@ fn health_says_that_nobody_answers() {
 }
 
 #[test]
-fn the_manual_page_and_the_completions_name_every_flag() {
+fn manual_page_and_completions_name_every_flag() {
     let print = |arguments: &[&str]| {
-        // Whatever is configured, and be it nonsense.
+        // With any configuration, even an invalid one.
         let output = Proxy::spawn_raw(arguments, &[("REDIS_PROXY_CACHE__TTL", "nonsense")]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         String::from_utf8_lossy(&output.stdout).replace('\\', "")
@@ -244,12 +249,12 @@ fn address(listener: &TcpListener) -> SocketAddr {
 }
 
 #[test]
-fn a_supervisor_that_does_not_listen_is_in_nobodys_way() {
+fn deaf_supervisor_blocks_nothing() {
     let redis = RedisServer::start();
     let supervisor = Supervisor::new();
     let proxy = supervisor.start(&redis, &[]);
     await_ready(&proxy);
-    // A few dozen messages wait at the most, ours and the system's; each reload is two.
+    // The socket holds a few dozen messages, of the test and the system; each reload sends two.
     for _ in 0..40 {
         assert_eq!(proxy.reload(&config(&redis.url(), "")), Reload::Reloaded);
     }
@@ -258,7 +263,7 @@ fn a_supervisor_that_does_not_listen_is_in_nobodys_way() {
 }
 
 #[test]
-fn health_is_not_concerned_by_a_file_that_a_reload_refused() {
+fn health_ignores_a_rejected_config_file() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(&config(&redis.url(), ""));
     proxy.expect_log("config refused");
@@ -278,7 +283,7 @@ fn health_is_not_concerned_by_a_file_that_a_reload_refused() {
 }
 
 #[test]
-fn what_redis_says_is_one_line_to_the_supervisor() {
+fn redis_error_is_one_status_line() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("an address");
     let url = format!("redis://{}", listener.local_addr().expect("an address"));
     std::thread::spawn(move || {

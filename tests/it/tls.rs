@@ -1,5 +1,7 @@
-//! TLS on the proxy's own listeners: real clients, certificates that change at SIGHUP, clients that must show one, and
-//! handshakes that never end.
+//! TLS on the proxy's own listeners.
+//!
+//! Promise: real clients work, certificates change at SIGHUP, required client certificates are
+//! enforced, and a handshake without end is cut off.
 
 #![expect(
     clippy::expect_used,
@@ -21,14 +23,15 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::access::reload;
-use crate::stage::{await_metric, await_ready, config, metric};
+use crate::support::secret_file::reload;
+use crate::support::serving::{await_metric, await_ready, config, metric};
 use crate::support::{Authority, Proxy, RedisServer, Reload, eventually};
 
 const BOUND: Duration = Duration::from_secs(20);
 const SECTIONS: [&str; 2] = ["http", "resp"];
 
-/// A proxy that speaks TLS on both listeners by this authority's certificate for `localhost`, and its Redis.
+/// A proxy with TLS on both listeners, with a certificate of this authority for `localhost`, and
+/// its Redis.
 struct Encrypted {
     proxy: Proxy,
     redis: RedisServer,
@@ -57,7 +60,7 @@ fn encrypted(more: impl Fn(&Authority) -> String) -> Encrypted {
     Encrypted { proxy, redis, authority }
 }
 
-/// Both listeners ask for a certificate of the authority whose file this is.
+/// Returns settings that require client certificates of this authority on both listeners.
 fn asking(authority: &Authority) -> String {
     SECTIONS
         .map(|section| {
@@ -66,7 +69,7 @@ fn asking(authority: &Authority) -> String {
         .concat()
 }
 
-/// What a client trusts, and shows.
+/// Returns the configuration of a client: the trusted authority, and its own certificate.
 fn client(authority: &Authority, shown: Option<&(PathBuf, PathBuf)>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority.file()).unwrap()).unwrap();
@@ -95,7 +98,7 @@ fn connect(address: SocketAddr, client: &Arc<ClientConfig>) -> io::Result<Line> 
     Ok(line)
 }
 
-/// What is answered to `sent`, as far as `most` bytes.
+/// Sends `sent` and returns the response, up to `most` bytes.
 fn told(line: &mut Line, sent: &str, most: usize) -> io::Result<String> {
     line.write_all(sent.as_bytes())?;
     line.flush()?;
@@ -109,7 +112,7 @@ fn ping(line: &mut Line) -> io::Result<()> {
     if answer == "+PONG\r\n" { Ok(()) } else { panic!("{answer:?}") }
 }
 
-/// The same over HTTP.
+/// Requests /livez.
 fn livez(line: &mut Line) -> io::Result<()> {
     let answer = told(line, "GET /livez HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n", 12)?;
     if answer == "HTTP/1.1 200" || answer == "HTTP/1.1 404" { Ok(()) } else { panic!("{answer:?}") }
@@ -124,7 +127,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn curl_speaks_both_versions_of_http_over_it() {
+fn curl_uses_http1_and_http2_over_tls() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(|_| String::new());
     let (url, ca) =
         (format!("https://localhost:{}/keys/greeting", proxy.http().port()), authority.file());
@@ -148,7 +151,7 @@ fn curl_speaks_both_versions_of_http_over_it() {
 }
 
 #[test]
-fn in_clear_nothing_is_said_there() {
+fn plaintext_on_tls_port_reveals_nothing() {
     let Encrypted { redis: _redis, proxy, authority: _authority } = encrypted(|_| String::new());
     for (address, sent) in [
         (proxy.http(), "GET /keys/greeting HTTP/1.1\r\nHost: p\r\n\r\n"),
@@ -158,17 +161,17 @@ fn in_clear_nothing_is_said_there() {
         socket.set_read_timeout(Some(BOUND)).unwrap();
         socket.write_all(sent.as_bytes()).unwrap();
         let mut answer = Vec::new();
-        // It may be reset.
+        // The connection may be reset.
         _ = socket.read_to_end(&mut answer);
         assert!(answer.len() < 16 && !answer.windows(5).any(|part| part == b"hello"), "{answer:?}");
     }
 }
 
 #[test]
-fn clients_must_show_a_certificate_where_one_is_asked_for() {
+fn client_certificate_is_required_if_configured() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
-    let stranger = Authority::new();
-    let (known, unknown) = (authority.issue("client"), stranger.issue("client"));
+    let outsider = Authority::new();
+    let (known, unknown) = (authority.issue("client"), outsider.issue("client"));
     for (address, ask) in
         [(proxy.http(), livez as fn(&mut Line) -> _), (proxy.resp_address(), ping)]
     {
@@ -188,7 +191,7 @@ fn clients_must_show_a_certificate_where_one_is_asked_for() {
 }
 
 #[test]
-fn programs_of_redis_speak_it() {
+fn redis_clients_connect_over_tls() {
     let Encrypted { redis, proxy, authority } = encrypted(asking);
     let (certificate, key) = authority.issue("client");
     let (port, ca) = (proxy.resp_address().port().to_string(), authority.file());
@@ -208,7 +211,8 @@ fn programs_of_redis_speak_it() {
     let program = "import sys, redis\n\
                    host, port, ca, cert, key = sys.argv[1:]\n\
                    for protocol in (2, 3):\n\
-                   \x20   r = redis.Redis(host, int(port), protocol=protocol, ssl=True, ssl_ca_certs=ca, ssl_certfile=cert, ssl_keyfile=key)\n\
+                   \x20   r = redis.Redis(host, int(port), protocol=protocol, ssl=True, \
+                   ssl_ca_certs=ca, ssl_certfile=cert, ssl_keyfile=key)\n\
                    \x20   assert r.set('from-python', b'y' * 5_000_000)\n\
                    \x20   assert [len(r.get('from-python')) for _ in range(3)] == [5_000_000] * 3\n\
                    \x20   pipe = r.pipeline()\n\
@@ -235,7 +239,7 @@ fn programs_of_redis_speak_it() {
 }
 
 #[test]
-fn what_was_asked_is_answered_after_the_client_said_its_last_word() {
+fn request_before_close_notify_is_answered() {
     let Encrypted { redis, proxy, authority } = encrypted(|_| String::new());
     let large = "x".repeat(4 << 20);
     redis.command(&["SET", "large", &large]);
@@ -253,7 +257,7 @@ fn what_was_asked_is_answered_after_the_client_said_its_last_word() {
             line.conn.write_tls(&mut line.sock).unwrap();
         }
         line.sock.shutdown(Shutdown::Write).unwrap();
-        // More than all buffers on the way hold, so the proxy has waited for us before we read.
+        // More than all buffers hold, so the proxy has to wait for this reader.
         thread::sleep(Duration::from_millis(300));
         let mut answers = Vec::new();
         line.read_to_end(&mut answers).expect("an end that is said");
@@ -263,7 +267,7 @@ fn what_was_asked_is_answered_after_the_client_said_its_last_word() {
 }
 
 #[test]
-fn a_large_value_comes_whole_to_a_slow_reader_over_http() {
+fn large_value_reaches_a_slow_https_reader() {
     let Encrypted { redis, proxy, authority } = encrypted(|_| String::new());
     let large = "y".repeat(8 << 20);
     redis.command(&["SET", "large", &large]);
@@ -278,7 +282,7 @@ fn a_large_value_comes_whole_to_a_slow_reader_over_http() {
 }
 
 #[test]
-fn new_certificates_are_shown_after_a_reload_and_nobody_is_cut_off() {
+fn reloaded_certificate_keeps_connections() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(|_| String::new());
     let trusting = client(&authority, None);
     let shown = |line: &Line| line.conn.peer_certificates().unwrap()[0].clone();
@@ -298,7 +302,7 @@ fn new_certificates_are_shown_after_a_reload_and_nobody_is_cut_off() {
         let mut new = connect(*address, &trusting).unwrap();
         assert_ne!(shown(&new), shown(old), "{address}");
         ask(&mut new).unwrap();
-        ask(old).expect("a connection of before");
+        ask(old).expect("an old connection");
     }
 
     proxy.expect_log("config refused");
@@ -324,26 +328,26 @@ fn new_certificates_are_shown_after_a_reload_and_nobody_is_cut_off() {
 }
 
 #[test]
-fn who_is_not_to_come_in_any_more_does_not_even_by_resuming() {
+fn revoked_client_cannot_resume_a_session() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
     let known = client(&authority, Some(&authority.issue("client")));
-    // It is given tickets by which it might go on.
+    // It receives tickets for a resumption.
     for _ in 0..2 {
         ping(&mut connect(proxy.resp_address(), &known).unwrap()).unwrap();
     }
     let next = Authority::new();
-    // It trusts the authority of before for the proxy's own certificate.
+    // The proxy's own certificate is still of the old authority.
     let known_next = client(&authority, Some(&next.issue("client")));
     fs::write(authority.file(), fs::read(next.file()).unwrap()).unwrap();
     assert_eq!(reload(&proxy), Reload::Reloaded);
     let again = connect(proxy.resp_address(), &known).and_then(|mut line| ping(&mut line));
-    assert!(again.is_err(), "a client of the authority of before");
+    assert!(again.is_err(), "a client of the old authority");
     ping(&mut connect(proxy.resp_address(), &known_next).unwrap())
         .expect("a client of the new authority");
 }
 
 #[test]
-fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
+fn endless_handshake_times_out_and_counts() {
     let timeout =
         SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
     let Encrypted { redis: _redis, proxy, authority } =
@@ -375,12 +379,12 @@ fn a_handshake_that_does_not_end_is_given_up_and_counts_meanwhile() {
 }
 
 #[test]
-fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
+fn failed_handshakes_counted_port_scans_not() {
     let timeout =
         SECTIONS.map(|section| format!("{section}.tls_handshake_timeout = \"700ms\"\n")).concat();
     let Encrypted { redis: _redis, proxy, authority } =
         encrypted(|authority| format!("{timeout}{}", asking(authority)));
-    let stranger = Authority::new();
+    let outsider = Authority::new();
     let known = authority.issue("client");
     for (section, address, ask) in
         [("http", proxy.http(), livez as fn(&mut Line) -> _), ("resp", proxy.resp_address(), ping)]
@@ -389,7 +393,7 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
         let try_with = |client: &Arc<ClientConfig>| {
             connect(address, client).and_then(|mut line| ask(&mut line))
         };
-        // Each is done with before the next comes, so that none is counted late.
+        // Each connection ends before the next begins, so that none is counted late.
         let done = || {
             await_metric(&proxy, &format!("connections{{front_end=\"{section}\"}}"), 0.0);
             metric(&proxy, &series).to_string()
@@ -399,8 +403,8 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
         assert_eq!(done(), "0", "{section}: known, and a knock");
         assert!(try_with(&client(&authority, None)).is_err());
         assert_eq!(done(), "1", "{section}: without a certificate");
-        assert!(try_with(&client(&stranger, Some(&known))).is_err());
-        assert_eq!(done(), "2", "{section}: to whom the proxy is a stranger");
+        assert!(try_with(&client(&outsider, Some(&known))).is_err());
+        assert_eq!(done(), "2", "{section}: an untrusted proxy certificate");
         TcpStream::connect(address)
             .unwrap()
             .write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n")
@@ -414,7 +418,7 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
 }
 
 #[test]
-fn a_handshake_under_way_does_not_hold_up_the_end() {
+fn pending_handshake_does_not_delay_shutdown() {
     let Encrypted { redis: _redis, proxy, authority: _authority } =
         encrypted(|_| "daemon.drain_timeout = \"60s\"\n".to_owned());
     let _silent =
@@ -429,7 +433,7 @@ fn a_handshake_under_way_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn health_asks_over_tls_where_it_has_to() {
+fn health_uses_tls_when_configured() {
     let (redis, authority) = (RedisServer::start(), Authority::new());
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let tls = settings("http", &authority.issue("anything.example"));
@@ -446,7 +450,7 @@ fn health_asks_over_tls_where_it_has_to() {
 }
 
 #[test]
-fn what_does_not_go_together_is_refused() {
+fn contradicting_tls_settings_are_rejected() {
     for (settings, part) in [
         (
             "http.tls_cert_file = \"/c\"",
@@ -458,7 +462,8 @@ fn what_does_not_go_together_is_refused() {
         ),
         (
             "http.tls_client_ca_file = \"/a\"",
-            "http.tls_client_ca_file: found without what belongs to it, expected http.tls_cert_file",
+            "http.tls_client_ca_file: found without what belongs to it, expected \
+                http.tls_cert_file",
         ),
         ("resp.tls_handshake_timeout = 0", "resp.tls_handshake_timeout: found 0s"),
         (

@@ -50,7 +50,7 @@ async fn line(stream: &mut DuplexStream) -> String {
 }
 
 #[tokio::test]
-async fn each_gets_its_own_answers_however_many_ask() {
+async fn concurrent_requests_get_their_own_replies() {
     let (connection, theirs, _, _driven) = connect();
     tokio::spawn(async move {
         let (mut questions, mut answers) = tokio::io::split(tokio::io::BufStream::new(theirs));
@@ -81,7 +81,7 @@ async fn each_gets_its_own_answers_however_many_ask() {
 }
 
 #[tokio::test]
-async fn who_asks_on_another_thread_gets_his_own_answers_too() {
+async fn requests_of_other_threads_get_their_own_replies() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     let asking = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -104,7 +104,7 @@ async fn who_asks_on_another_thread_gets_his_own_answers_too() {
 }
 
 #[tokio::test]
-async fn redis_has_something_to_do_while_its_last_answers_are_given_out() {
+async fn requests_are_written_between_completions() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     let answered = Arc::new(Mutex::new(0));
     for number in 0..64 {
@@ -124,7 +124,7 @@ async fn redis_has_something_to_do_while_its_last_answers_are_given_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_no_longer_keeps_his_place() {
+async fn timed_out_request_keeps_its_reply_slot() {
     let (connection, mut theirs, _, _driven) = connect();
     let deadline = Instant::now() + Duration::from_secs(1);
     let late = tokio::spawn(echo(connection.clone(), 1, Some(deadline + Duration::from_secs(1))));
@@ -143,7 +143,7 @@ async fn who_waits_no_longer_keeps_his_place() {
 }
 
 #[tokio::test]
-async fn what_is_told_unasked_is_heeded_before_the_answer_behind_it() {
+async fn push_is_applied_before_the_reply_behind_it() {
     let (connection, mut theirs, told, _driven) = connect();
     let asked = tokio::spawn(echo(connection, 1, None));
     line(&mut theirs).await;
@@ -153,7 +153,7 @@ async fn what_is_told_unasked_is_heeded_before_the_answer_behind_it() {
 }
 
 #[tokio::test]
-async fn it_ends_with_an_answer_that_nothing_asked_for_or_with_what_is_none() {
+async fn unexpected_or_invalid_reply_ends_connection() {
     for (sent, reason) in
         [(&b":1\r\n"[..], UNASKED), (b"x", "Redis sent what is no answer"), (b"", "Redis closed")]
     {
@@ -166,7 +166,7 @@ async fn it_ends_with_an_answer_that_nothing_asked_for_or_with_what_is_none() {
 }
 
 #[tokio::test]
-async fn all_are_told_when_it_is_over() {
+async fn closed_connection_fails_all_requests() {
     let (connection, mut theirs, _, driven) = connect();
     let asked = [1, 2].map(|number| tokio::spawn(echo(connection.clone(), number, None)));
     line(&mut theirs).await;
@@ -242,7 +242,7 @@ async fn ask_for_many(connection: &Connection, theirs: &mut DuplexStream) {
 }
 
 #[tokio::test]
-async fn values_are_given_out_once_it_is_known_of_all_keys_whether_they_have_a_time_to_live() {
+async fn values_wait_for_the_expiry_check() {
     let (connection, mut theirs, told, _driven) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
     for expires in [0, 1] {
@@ -272,7 +272,7 @@ async fn values_are_given_out_once_it_is_known_of_all_keys_whether_they_have_a_t
 }
 
 #[tokio::test]
-async fn beside_a_large_value_nobody_is_kept_waiting_again() {
+async fn large_values_turn_expiry_batching_off() {
     let (connection, mut theirs, _, _driven) = connect_with_room(256 << 10);
     ask_for_many(&connection, &mut theirs).await;
     let large = [format!("${LARGE}\r\n").as_bytes(), &vec![b'v'; LARGE], b"\r\n"].concat();
@@ -290,7 +290,7 @@ async fn beside_a_large_value_nobody_is_kept_waiting_again() {
 }
 
 #[tokio::test]
-async fn an_answer_that_was_under_way_does_not_undo_that_keys_have_a_time_to_live() {
+async fn older_check_keeps_newer_expiry_finding() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
     let mut asking = ask_for_values(&connection, MANY, None);
@@ -310,7 +310,7 @@ async fn an_answer_that_was_under_way_does_not_undo_that_keys_have_a_time_to_liv
 }
 
 #[tokio::test]
-async fn few_values_are_asked_for_with_their_times_to_live() {
+async fn small_batches_request_pttl_per_key() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     for _ in 0..2 {
         let asking = ask_for_values(&connection, MANY - 1, None);
@@ -321,7 +321,7 @@ async fn few_values_are_asked_for_with_their_times_to_live() {
 }
 
 #[tokio::test]
-async fn an_answer_too_many_among_values_is_given_to_nobody() {
+async fn surplus_reply_fails_the_whole_batch() {
     let (connection, mut theirs, _, driven) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
     let asking = ask_for_values(&connection, MANY, None);
@@ -334,7 +334,7 @@ async fn an_answer_too_many_among_values_is_given_to_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_his_value_waits_no_longer_than_he_said_for_what_else_is_to_be_known() {
+async fn expiry_check_respects_the_deadline() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
     let asking = ask_for_values(&connection, MANY, Some(Instant::now() + Duration::from_secs(1)));

@@ -67,7 +67,7 @@ fn evicted(cache: &TestCache, cause: EvictionCause) -> u64 {
 }
 
 #[tokio::test]
-async fn the_least_recently_read_entry_goes_first() {
+async fn least_recently_read_entry_is_evicted() {
     let cache = cache(settings(3));
     for key in ["a", "b", "c", "a", "d"] {
         outcome(&cache, key).await;
@@ -77,7 +77,7 @@ async fn the_least_recently_read_entry_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_older_than_the_ttl_is_given() {
+async fn entry_is_not_served_past_its_ttl() {
     let cache = cache(settings(10));
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
     advance(Duration::from_nanos(59_999_999_999)).await;
@@ -88,7 +88,7 @@ async fn nothing_older_than_the_ttl_is_given() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_age_counts_from_before_the_fetch() {
+async fn age_counts_from_before_the_fetch() {
     let cache = cache(settings(10));
     let slow = async {
         tokio::time::sleep(5 * SECOND).await;
@@ -101,7 +101,7 @@ async fn the_age_counts_from_before_the_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_never_outlives_its_key() {
+async fn entry_never_outlives_its_key() {
     let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
     read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND))).await.unwrap();
     advance(3 * SECOND).await;
@@ -112,7 +112,7 @@ async fn an_entry_never_outlives_its_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn absent_keys_are_kept_for_their_own_time_only() {
+async fn negative_entries_have_their_own_ttl() {
     let cache = cache(settings(10));
     for _ in 0..2 {
         let answer = read(&cache, "k", Fetched::Absent).await.unwrap();
@@ -126,7 +126,7 @@ async fn absent_keys_are_kept_for_their_own_time_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
+async fn stale_entry_is_served_only_on_failure() {
     let cache = cache(Settings { stale_grace: 10 * SECOND, ..settings(10) });
     outcome(&cache, "k").await;
     advance(65 * SECOND).await;
@@ -145,7 +145,7 @@ async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_redis_contradicted_does_not_stand_in() {
+async fn replaced_value_is_never_served_stale() {
     for contradiction in [Fetched::Absent, Fetched::ErrorReply(Failure::Refused)] {
         let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
         outcome(&cache, "k").await;
@@ -157,7 +157,7 @@ async fn what_redis_contradicted_does_not_stand_in() {
 }
 
 #[tokio::test]
-async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
+async fn error_reaches_all_followers_uncached() {
     let cache = cache(settings(10));
     let (release, gate) = oneshot::channel::<()>();
     let leader = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
@@ -180,7 +180,7 @@ async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_readers_cause_one_fetch() {
+async fn thousand_readers_cause_one_fetch() {
     let cache = cache(settings(10));
     let fetches = Arc::new(AtomicUsize::new(0));
     let readers = (0..1000).map(|_| {
@@ -207,7 +207,7 @@ async fn a_thousand_readers_cause_one_fetch() {
 }
 
 #[tokio::test]
-async fn a_leader_who_goes_away_harms_nobody() {
+async fn cancelled_leader_harms_no_follower() {
     let cache = cache(settings(10));
     let (release, gate) = oneshot::channel::<()>();
     let leader = tokio::spawn({
@@ -235,7 +235,7 @@ async fn a_leader_who_goes_away_harms_nobody() {
 }
 
 #[tokio::test]
-async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
+async fn fetch_before_invalidation_is_not_stored() {
     for flush in [false, true] {
         let cache = cache(settings(10));
         let (release, gate) = oneshot::channel::<()>();
@@ -269,7 +269,7 @@ async fn what_was_fetched_before_an_invalidation_is_not_kept_after_it() {
 }
 
 #[tokio::test]
-async fn invalidations_and_flushes_are_counted_and_leave_nothing() {
+async fn invalidation_and_flush_remove_and_count() {
     let cache = cache(settings(10));
     for key in ["a", "b", "c"] {
         outcome(&cache, key).await;
@@ -286,7 +286,7 @@ async fn invalidations_and_flushes_are_counted_and_leave_nothing() {
 }
 
 #[tokio::test]
-async fn shrinking_keeps_the_most_recently_read_and_growing_keeps_all() {
+async fn resize_keeps_most_recently_read_entries() {
     let cache = cache(settings(100));
     for number in 0..100 {
         outcome(&cache, &format!("{number:02}")).await;
@@ -309,7 +309,7 @@ async fn shrinking_keeps_the_most_recently_read_and_growing_keeps_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_whose_time_is_over_takes_no_room_from_another() {
+async fn expired_entries_are_evicted_first() {
     let cache = cache(settings(10));
     outcome(&cache, "old").await;
     advance(40 * SECOND).await;
@@ -325,7 +325,7 @@ async fn an_entry_whose_time_is_over_takes_no_room_from_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shorter_ttl_holds_for_what_is_cached_and_a_longer_one_revives_nothing() {
+async fn ttl_change_applies_without_reviving() {
     let cache = cache(settings(10));
     outcome(&cache, "k").await;
     advance(5 * SECOND).await;
@@ -336,7 +336,7 @@ async fn a_shorter_ttl_holds_for_what_is_cached_and_a_longer_one_revives_nothing
 }
 
 #[tokio::test]
-async fn the_policy_changes_with_what_is_cached() {
+async fn policy_change_keeps_entries() {
     let cache = cache(settings(100));
     for number in 0..100 {
         outcome(&cache, &format!("{number}")).await;
@@ -356,7 +356,7 @@ async fn the_policy_changes_with_what_is_cached() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_is_not_given_what_was_asked_for_before_he_came_and_is_too_old() {
+async fn follower_rejects_a_result_past_its_ttl() {
     let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
     let slow = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
         tokio::time::sleep(SECOND).await;
@@ -372,7 +372,7 @@ async fn a_reader_is_not_given_what_was_asked_for_before_he_came_and_is_too_old(
 }
 
 #[tokio::test]
-async fn a_ttl_of_zero_keeps_nothing() {
+async fn zero_ttl_caches_nothing() {
     let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
@@ -381,7 +381,7 @@ async fn a_ttl_of_zero_keeps_nothing() {
 
 /// Readers, invalidations and resizes at once: an invalidated value must not come back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_invalidation_is_lost_while_the_cache_is_resized() {
+async fn no_invalidation_is_lost_during_resize() {
     let cache = cache(settings(1000));
     let version = Arc::new(AtomicUsize::new(0));
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -437,7 +437,7 @@ async fn no_invalidation_is_lost_while_the_cache_is_resized() {
 
 /// Every entry that was stored is there or was counted when it left, whatever went on at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_resize_under_load_loses_no_entry_and_counts_each_once() {
+async fn resize_under_load_counts_each_entry_once() {
     let cache = cache(settings(3000));
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers = (0..2).map(|reader| {

@@ -551,7 +551,7 @@ impl Scheduler for Orders {
 }
 
 #[test]
-fn nothing_that_was_fetched_before_a_change_is_kept_or_given_after_it() {
+fn fetch_older_than_a_change_is_never_served() {
     for steps in [RIGHT, FLUSHES] {
         Scenario(World::nothing, &[World::read, World::change_and_read]).holds(3, steps);
         Scenario(World::nothing, &[World::read, World::read, World::change_and_read])
@@ -562,7 +562,7 @@ fn nothing_that_was_fetched_before_a_change_is_kept_or_given_after_it() {
 }
 
 #[test]
-fn a_resize_brings_back_nothing_that_was_changed_or_flushed() {
+fn resize_never_revives_changed_entries() {
     for steps in [RIGHT, FLUSHES] {
         Scenario(World::kept, &[World::resize, World::change_and_read]).holds(3, steps);
         Scenario(World::nothing, &[World::resize, World::change, World::read]).holds(2, steps);
@@ -574,20 +574,20 @@ fn a_resize_brings_back_nothing_that_was_changed_or_flushed() {
 }
 
 #[test]
-fn a_resize_hides_nothing_from_who_may_be_given_something_stale() {
+fn resize_never_hides_stale_entries() {
     Scenario(World::suspended_and_kept_for_stale, &[World::resize, World::be_stood_in_for])
         .holds(3, RIGHT);
 }
 
 #[test]
-fn nobody_waits_for_a_leader_who_is_gone() {
+fn follower_never_waits_for_a_lost_leader() {
     Scenario(World::nothing, &[World::cancel_leader, World::read]).holds(ANY, RIGHT);
     Scenario(World::nothing, &[World::cancel_leader, World::read_twice, World::read])
         .holds(2, RIGHT);
 }
 
 #[test]
-fn a_new_link_vouches_for_nothing_of_before() {
+fn new_lease_covers_no_earlier_entry() {
     for before in [World::tracked, World::tracked_and_kept, World::tracked_and_kept_for_stale] {
         Scenario(before, &[World::reconnect, World::read]).holds(3, RIGHT);
         Scenario(before, &[World::reconnect, World::read, World::read]).holds(2, RIGHT);
@@ -597,14 +597,14 @@ fn a_new_link_vouches_for_nothing_of_before() {
 }
 
 #[test]
-fn a_sweep_takes_nothing_that_landed_meanwhile() {
+fn sweep_keeps_entries_stored_meanwhile() {
     Scenario(World::expired, &[World::sweep, World::read]).holds(3, RIGHT);
     Scenario(World::expired, &[World::sweep, World::read, World::change]).holds(2, RIGHT);
 }
 
 /// More threads than can be tried in every order: in orders by chance, the same in each run.
 #[test]
-fn everything_at_once() {
+fn random_orders_of_all_operations_hold() {
     let acts: &[Act] = &[
         World::read_twice,
         World::read_twice,
@@ -620,7 +620,7 @@ fn everything_at_once() {
 }
 
 #[test]
-fn check_then_store_keeps_what_was_changed() {
+fn check_then_store_keeps_a_changed_entry() {
     let complete = |shared: &TestShared, guard: TestTicket, result: &FlightResult<Failure>| {
         let (key, open) = (guard.key().clone(), Cell::new(false));
         guard.complete(|_| open.set(true), result.clone());
@@ -634,7 +634,7 @@ fn check_then_store_keeps_what_was_changed() {
 }
 
 #[test]
-fn opening_late_keeps_what_was_changed() {
+fn opening_late_keeps_a_changed_entry() {
     let fetch = |world: &World| {
         let asked = world.shared().clock(Instant::now());
         let version = world.ask();
@@ -652,7 +652,7 @@ fn opening_late_keeps_what_was_changed() {
 }
 
 #[test]
-fn removing_before_closing_keeps_what_was_changed() {
+fn removing_before_closing_keeps_a_changed_entry() {
     let invalidate = |cache: &TestCache| {
         let shared = &cache.0;
         if shared.flights.hold(KEY, || shared.store.load().remove(KEY)) {
@@ -671,7 +671,7 @@ fn removing_before_closing_keeps_what_was_changed() {
 }
 
 #[test]
-fn a_voucher_asked_after_the_store_vouches_for_what_was_there_before() {
+fn lease_read_after_the_store_covers_old_entries() {
     let lookup = |shared: &TestShared| {
         let now = shared.clock(Instant::now());
         let entry = shared.store.load().get(KEY, now)?;
@@ -685,7 +685,7 @@ fn a_voucher_asked_after_the_store_vouches_for_what_was_there_before() {
 }
 
 #[test]
-fn a_proof_before_all_is_dropped_vouches_for_what_was_there_before() {
+fn lease_before_the_flush_covers_old_entries() {
     let start_tracking = |cache: &TestCache, asked| {
         cache.renew_lease(asked);
         cache.0.record_flush(cache.0.flights.hold_all(|| cache.0.replace_store()));
@@ -695,7 +695,7 @@ fn a_proof_before_all_is_dropped_vouches_for_what_was_there_before() {
 }
 
 #[test]
-fn a_flight_left_open_when_the_link_is_lost_keeps_what_came_over_it() {
+fn open_flight_survives_connection_loss() {
     let suspend_tracking =
         |cache: &TestCache| cache.0.lease.expire_at(cache.0.clock(Instant::now()));
     let scenario = Scenario(World::tracked, &[World::reconnect, World::read]);
@@ -703,7 +703,7 @@ fn a_flight_left_open_when_the_link_is_lost_keeps_what_came_over_it() {
 }
 
 #[test]
-fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
+fn sweep_without_recheck_takes_new_entries() {
     let sweep = |cache: &TestCache| {
         let shared = &cache.0;
         let seen = Arc::clone(&shared.store.load());
@@ -723,7 +723,7 @@ fn a_sweep_that_does_not_look_again_takes_what_landed_meanwhile() {
 }
 
 #[test]
-fn a_shorter_coherence_timeout_is_obeyed_by_the_proof_that_comes_meanwhile() {
+fn shorter_coherence_timeout_bounds_next_renewal() {
     const SHORT: Duration = Duration::from_secs(60);
     let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
     let fetches = runtime.handle().clone();

@@ -115,7 +115,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(std::env::var("PROPTEST_CASES").map_or(64, |cases| cases.parse().unwrap())))]
 
     #[test]
-    fn a_sequential_client_sees_the_reference(operations in prop::collection::vec(operation(), 1..200)) {
+    fn sequential_client_matches_the_model(operations in prop::collection::vec(operation(), 1..200)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let mut model = Model { capacity: 8, ttl: 30 * SECOND, now: Duration::ZERO, entries: VecDeque::new() };

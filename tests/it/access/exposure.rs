@@ -1,4 +1,7 @@
-//! A listener that strangers can reach and that asks them for nothing does not start, unless that is said to be meant.
+//! Exposed listeners.
+//!
+//! Promise: a listener that other hosts can reach does not start without authentication, unless the
+//! configuration allows it.
 
 #![expect(
     clippy::expect_used,
@@ -18,7 +21,8 @@ fn code_and_words(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// What `check` says of `{section}.listen = address`, with `more` in that section.
+/// Returns the exit code and output of `check` for `{section}.listen = address`, with `more` in
+/// that section.
 fn checked(section: &str, address: &str, more: &str) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("config.toml");
@@ -28,7 +32,7 @@ fn checked(section: &str, address: &str, more: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn what_strangers_reach_is_refused_unless_it_is_meant() {
+fn exposed_listener_needs_auth_or_opt_in() {
     for section in SECTIONS {
         for address in ["0.0.0.0:7070", "[::]:7070", "10.1.2.3:7070", "[::ffff:10.1.2.3]:7070"] {
             let (code, said) = checked(section, address, "");
@@ -60,7 +64,7 @@ fn what_strangers_reach_is_refused_unless_it_is_meant() {
 }
 
 #[test]
-fn the_daemon_says_so_too_and_by_which_flag_does_not_matter() {
+fn exposure_check_applies_to_flags_and_daemon() {
     let (code, said) = code_and_words(&["--proxy_host", "0.0.0.0", "--proxy_port", "0"], &[]);
     assert_eq!(code, Some(78), "{said}");
     assert!(
@@ -79,14 +83,14 @@ fn the_daemon_says_so_too_and_by_which_flag_does_not_matter() {
 }
 
 #[test]
-fn a_socket_that_is_handed_over_counts_by_its_address() {
+fn inherited_socket_is_checked_by_its_address() {
     let redis = RedisServer::start();
     let open = TcpListener::bind("0.0.0.0:0").expect("a socket");
     for section in SECTIONS {
         let own = if section == "http" { "" } else { "http.listen = \"127.0.0.1:0\"" };
         let config = format!("{own}\nredis.url = \"{}\"", redis.url());
         let closed = TcpListener::bind("127.0.0.1:0").expect("a socket");
-        // A socket alone would be that of http, whatever its name.
+        // A single socket would be that of http, whatever its name.
         let (other, others) =
             if section == "http" { ("admin", &closed) } else { ("http", &closed) };
         let (code, said) =
@@ -101,7 +105,7 @@ fn a_socket_that_is_handed_over_counts_by_its_address() {
 }
 
 #[test]
-fn what_is_meant_is_served() {
+fn opted_in_exposed_listener_serves() {
     let redis = RedisServer::start();
     let open = TcpListener::bind("0.0.0.0:0").expect("a socket");
     let config = format!("http.allow_unprotected = true\nredis.url = \"{}\"", redis.url());

@@ -1,7 +1,10 @@
-//! `http.tokens_file`: who sends one of its tokens gets everything, all others whether the proxy lives.
+//! `http.tokens_file`, bearer authentication.
+//!
+//! Promise: a request with a valid token may use every route; any other request gets only liveness
+//! and readiness.
 
-use crate::access::{SecretFile, assert_not_told, reload};
 use crate::support::http::{Client, Response, get};
+use crate::support::secret_file::{SecretFile, assert_not_told, reload};
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
 const TOKENS: &str = "# for the shop\n\n  first-token-0123456789  \nc2Vjb25kLXRva2Vu+/==\r\n";
@@ -14,7 +17,7 @@ struct Guarded {
     redis: RedisServer,
 }
 
-/// A proxy that asks for tokens, with the operator's routes beside the keys.
+/// Starts a proxy that requires tokens, with the admin routes beside the keys.
 fn guarded(more: &str) -> Guarded {
     let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
     redis.command(&["SET", "greeting", "hello"]);
@@ -42,7 +45,7 @@ impl Guarded {
 }
 
 #[test]
-fn each_token_opens_and_nothing_else_does() {
+fn only_valid_tokens_open() {
     let guarded = guarded("admin.hotkeys = 10");
     for right in [FIRST, SECOND, "bearer first-token-0123456789", "BEARER   first-token-0123456789"]
     {
@@ -78,7 +81,7 @@ fn each_token_opens_and_nothing_else_does() {
 }
 
 #[test]
-fn what_is_sent_twice_or_elsewhere_is_no_token() {
+fn duplicate_or_misplaced_token_is_invalid() {
     let guarded = guarded("");
     let twice = guarded.ask("GET", "/keys/greeting", &[FIRST, FIRST]);
     assert_eq!(twice.status, 400);
@@ -108,7 +111,7 @@ fn what_is_sent_twice_or_elsewhere_is_no_token() {
 }
 
 #[test]
-fn without_a_token_there_are_only_signs_of_life() {
+fn only_probes_need_no_token() {
     let guarded = guarded("admin.hotkeys = 10");
     for path in [
         "/keys/greeting",
@@ -151,7 +154,7 @@ fn without_a_token_there_are_only_signs_of_life() {
 }
 
 #[test]
-fn strangers_are_not_told_what_is_wrong_behind() {
+fn readyz_without_token_omits_the_reason() {
     let mut guarded = guarded("");
     guarded.proxy.expect_log("");
     guarded.redis.stop();
@@ -166,17 +169,18 @@ fn strangers_are_not_told_what_is_wrong_behind() {
 }
 
 #[test]
-fn every_request_of_a_connection_shows_its_own_token() {
+fn every_request_needs_its_own_token() {
     let guarded = guarded("");
     let mut client = Client::connect(guarded.proxy.http());
     let plain = "GET /keys/greeting HTTP/1.1\r\nHost: p\r\n";
     let pipelined = format!(
-        "{plain}Authorization: {FIRST}\r\n\r\n{plain}\r\n{plain}authorization: {SECOND}\r\n\r\n{plain}\r\n"
+        "{plain}Authorization: {FIRST}\r\n\r\n{plain}\r\n{plain}authorization: {SECOND}\r\n\r\n\
+            {plain}\r\n"
     );
     client.send_raw(pipelined.as_bytes());
     let statuses: Vec<_> = (0..4).map(|_| client.read_response().status).collect();
     assert_eq!(statuses, [200, 401, 200, 401]);
-    // An answer to a refused request does not say whether there is something to find, or where from.
+    // A 401 reveals neither whether the key exists nor its source.
     let refused = ["/keys/greeting", "/keys/nothing"].map(|path| guarded.ask("GET", path, &[]));
     let without_date = |response: &Response| {
         let headers =
@@ -187,7 +191,7 @@ fn every_request_of_a_connection_shows_its_own_token() {
 }
 
 #[test]
-fn a_reload_takes_new_tokens_and_a_bad_file_leaves_the_old() {
+fn reload_takes_new_tokens_and_survives_bad_files() {
     let guarded = guarded("");
     let mut kept = Client::connect(guarded.proxy.http());
     assert_eq!(kept.request("GET", "/keys/greeting", &[("Authorization", FIRST)]).status, 200);
@@ -198,7 +202,7 @@ fn a_reload_takes_new_tokens_and_a_bad_file_leaves_the_old() {
     let statuses =
         ["Bearer third-token", FIRST, SECOND].map(|token| guarded.status("/keys/greeting", token));
     assert_eq!(statuses, [200, 200, 401]);
-    // A token that is taken back is so on connections that are there, too.
+    // A revoked token is invalid on open connections too.
     assert_eq!(kept.request("GET", "/keys/greeting", &[("Authorization", SECOND)]).status, 401);
     assert_eq!(kept.request("GET", "/keys/greeting", &[("Authorization", FIRST)]).status, 200);
 
@@ -225,7 +229,7 @@ fn a_reload_takes_new_tokens_and_a_bad_file_leaves_the_old() {
 }
 
 #[test]
-fn a_bad_file_is_told_at_the_start_by_its_line_alone() {
+fn bad_token_file_is_reported_by_line_only() {
     for (content, part) in [
         ("good\nbad token\n", "line 2: found"),
         ("# none\n", "found no token"),
@@ -244,7 +248,7 @@ fn a_bad_file_is_told_at_the_start_by_its_line_alone() {
 }
 
 #[test]
-fn over_http_2_each_request_shows_its_own_token_too() {
+fn every_http2_request_needs_its_own_token() {
     let guarded = guarded("");
     let url = format!("http://{}/keys/greeting", guarded.proxy.http());
     for (header, expected) in

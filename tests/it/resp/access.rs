@@ -1,14 +1,16 @@
-//! Who is let in, by the front end's own name and password, and to which keys (`resp.allow`).
+//! The front end's own password and key allowlist (`resp.allow`).
+//!
+//! Promise: only an authenticated client is served, and only keys of the list.
 
-use super::ways::{LASTING, resp_config};
-use super::wire::{Wire, show};
-use crate::access::{SecretFile, assert_not_told, reload};
-use crate::stage::await_ready;
+use crate::support::resp_client::{RespClient, show};
+use crate::support::resp_pair::{LASTING, resp_config};
+use crate::support::secret_file::{SecretFile, assert_not_told, reload};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, Reload};
 
 const WRONG: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
 
-/// A proxy that asks for what is in `file`.
+/// Starts a proxy that requires the password in `file`.
 fn asking(file: &SecretFile, more: &str) -> (RedisServer, Proxy) {
     let redis = RedisServer::builder().tcp().start();
     let settings = format!("resp.password_file = \"{}\"\n{more}", file.name());
@@ -18,18 +20,18 @@ fn asking(file: &SecretFile, more: &str) -> (RedisServer, Proxy) {
 }
 
 fn said(proxy: &Proxy, line: &str) -> String {
-    told(&mut Wire::connect(proxy.resp_address()), line)
+    told(&mut RespClient::connect(proxy.resp_address()), line)
 }
 
-fn told(wire: &mut Wire, line: &str) -> String {
+fn told(wire: &mut RespClient, line: &str) -> String {
     String::from_utf8_lossy(&wire.ask_line(line)).into_owned()
 }
 
 #[test]
-fn a_new_password_is_asked_of_who_comes_after_the_reload() {
+fn reloaded_password_applies_to_new_connections() {
     let file = SecretFile::new("first\n");
     let (_redis, proxy) = asking(&file, "");
-    let mut inside = Wire::connect(proxy.resp_address());
+    let mut inside = RespClient::connect(proxy.resp_address());
     assert_eq!(told(&mut inside, "AUTH first"), "+OK\r\n");
 
     file.write("second");
@@ -50,10 +52,10 @@ fn a_new_password_is_asked_of_who_comes_after_the_reload() {
 }
 
 #[test]
-fn who_has_not_said_it_may_announce_no_more_than_with_redis() {
+fn unauthenticated_sizes_are_limited_as_in_redis() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = asking(&file, "");
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     // Ten words, and one of 16 KiB.
     let (ten, large) = ([&b"DEL"[..]; 10], vec![b'x'; 16 << 10]);
     assert_eq!(wire.told(&ten), "-NOAUTH Authentication required.\\r\\n");
@@ -62,7 +64,7 @@ fn who_has_not_said_it_may_announce_no_more_than_with_redis() {
         ("*11\r\n", "-ERR Protocol error: unauthenticated multibulk length\\r\\n"),
         ("*2\r\n$3\r\nGET\r\n$16385\r\n", "-ERR Protocol error: unauthenticated bulk length\\r\\n"),
     ] {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(beyond);
         assert_eq!(show(&wire.rest()), said, "and the end");
     }
@@ -72,7 +74,7 @@ fn who_has_not_said_it_may_announce_no_more_than_with_redis() {
 }
 
 #[test]
-fn a_name_of_its_own_is_the_only_one_that_counts() {
+fn configured_username_is_the_only_one() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = asking(&file, "resp.username = \"app\"");
     for right in ["AUTH app word", "HELLO 2 AUTH app word"] {
@@ -91,7 +93,7 @@ fn a_name_of_its_own_is_the_only_one_that_counts() {
 }
 
 #[test]
-fn a_name_without_a_password_is_refused() {
+fn username_without_password_is_rejected() {
     let redis = RedisServer::start();
     let (code, said) =
         Proxy::builder(&resp_config(&redis.url(), "resp.username = \"app\"")).run_to_end();
@@ -104,7 +106,7 @@ fn a_name_without_a_password_is_refused() {
 const NO_KEY: &str = "-NOPERM No permissions to access a key\r\n";
 const NO_COMMAND: &str = "-NOPERM This user has no permissions to run this command\r\n";
 
-/// A proxy that gives out two kinds of keys, with a secret in its memory.
+/// Starts a proxy that serves two kinds of keys, with a secret in its memory.
 fn listed(more: &str) -> (RedisServer, Proxy) {
     let redis = RedisServer::builder().tcp().start();
     for (key, value) in [
@@ -119,15 +121,15 @@ fn listed(more: &str) -> (RedisServer, Proxy) {
     let settings = format!("{LASTING}\nresp.allow = [\"public:*\", \"one\"]\n{more}");
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
     await_ready(&proxy);
-    // It comes into the memory of all listeners by one that gives it out.
+    // A listener without a list has brought the secret into the shared memory.
     assert_eq!(crate::support::http::get(proxy.http(), "/keys/secret").body, b"hidden");
     (redis, proxy)
 }
 
 #[test]
-fn only_keys_of_the_list_are_given_out() {
+fn only_allowed_keys_are_served() {
     let (redis, proxy) = listed("");
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     let asked = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
     for line in [
         "GET secret",
@@ -146,7 +148,7 @@ fn only_keys_of_the_list_are_given_out() {
         "STRLEN nothing",
         "GETRANGE secret 0 -1",
         "SUBSTR nothing 0 -1",
-        // No reads in their form.
+        // Reads with a wrong number of arguments.
         "GET",
         "GET public:a secret",
         "MGET",
@@ -155,7 +157,7 @@ fn only_keys_of_the_list_are_given_out() {
     ] {
         assert_eq!(told(&mut wire, line), NO_KEY, "{line}");
     }
-    let empty = Wire::connect(proxy.resp_address()).ask(&["GET", ""]);
+    let empty = RespClient::connect(proxy.resp_address()).ask(&["GET", ""]);
     assert_eq!(show(&empty), show(NO_KEY.as_bytes()));
     let now = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
     assert_eq!(now, asked, "Redis was asked");
@@ -173,7 +175,7 @@ fn only_keys_of_the_list_are_given_out() {
     }
 }
 
-/// What is not known to keep to a list of keys.
+/// Commands that are not known to respect a list of keys.
 const FORBIDDEN: [&str; 71] = [
     "SET public:a x",
     "GETEX public:a",
@@ -247,7 +249,7 @@ const FORBIDDEN: [&str; 71] = [
     "NONESUCH secret",
     "GETT secret",
 ];
-/// What concerns the connection alone.
+/// Commands that concern the connection alone.
 const OWN: [&str; 14] = [
     "PING",
     "PING hello",
@@ -266,9 +268,9 @@ const OWN: [&str; 14] = [
 ];
 
 #[test]
-fn no_other_command_gets_past_the_list() {
+fn other_commands_are_rejected_by_the_list() {
     let (redis, proxy) = listed("");
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     for line in FORBIDDEN {
         assert_eq!(told(&mut wire, line), NO_COMMAND, "{line}");
     }
@@ -280,35 +282,36 @@ fn no_other_command_gets_past_the_list() {
 }
 
 #[test]
-fn there_is_no_way_round_the_list() {
+fn allowlist_has_no_bypass() {
     let (_redis, proxy) = listed("");
     let ask = |sent: &str, count: usize| {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(sent);
         String::from_utf8(wire.answers(count).concat()).unwrap()
     };
-    // Inline, in whatever letters and quotes.
+    // Inline commands, in any case and quotes.
     assert_eq!(ask("GET secret\r\n", 1), NO_KEY);
     assert_eq!(ask("gEt \"secret\"\n", 1), NO_KEY);
     assert_eq!(ask("GET \"\\x73ecret\"\r\n", 1), NO_KEY);
     assert_eq!(ask("GET 'public:a'\r\n", 1), "$7\r\nfor all\r\n");
-    // A command in the argument of another is an argument.
+    // A command inside an argument is part of the argument.
     let hidden = "*2\r\n$3\r\nGET\r\n$30\r\npublic:\r\n*2\r\n$3\r\nGET\r\n$6\r\nsecr\r\n";
     assert_eq!(ask(hidden, 1), "$-1\r\n");
-    // Pipelined, between what is allowed: each in its turn.
+    // Pipelined between allowed commands, with replies in order.
     let first = "$7\r\nfor all\r\n";
     let answers = ask(
-        "GET public:a\r\nGET secret\r\nMULTI\r\nGET secret\r\nEXEC\r\nPING\r\nGET public:a\r\nGET secret\r\n",
+        "GET public:a\r\nGET secret\r\nMULTI\r\nGET secret\r\nEXEC\r\nPING\r\nGET public:a\r\n\
+            GET secret\r\n",
         8,
     );
     assert_eq!(
         answers,
         format!("{first}{NO_KEY}{NO_COMMAND}{NO_KEY}{NO_COMMAND}+PONG\r\n{first}{NO_KEY}")
     );
-    // Too long to be held, and so to be known.
+    // The command is too long to be held, and so to be recognised.
     let long = "a".repeat(3 << 20);
     for name in ["secret", "public:"] {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(format!("*2\r\n$3\r\nGET\r\n${}\r\n{name}{long}", name.len() + long.len()));
         assert_eq!(String::from_utf8(wire.answer()).unwrap(), NO_COMMAND, "{name}");
         assert_eq!(wire.is_closed(), Some(true), "{name}");
@@ -316,13 +319,13 @@ fn there_is_no_way_round_the_list() {
 }
 
 #[test]
-fn who_is_not_in_is_told_nothing_of_the_list() {
+fn unauthenticated_client_learns_no_allowlist() {
     let file = SecretFile::new("word");
     let (_redis, proxy) = listed(&format!("resp.password_file = \"{}\"", file.name()));
     for line in ["GET secret", "GET public:a", "SET public:a x"] {
         assert_eq!(said(&proxy, line), "-NOAUTH Authentication required.\r\n", "{line}");
     }
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     assert_eq!(told(&mut wire, "AUTH word"), "+OK\r\n");
     assert_eq!(told(&mut wire, "GET secret"), NO_KEY);
     assert_eq!(told(&mut wire, "GET one"), "$1\r\n1\r\n");

@@ -17,11 +17,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::number;
-use super::ways::{LASTING, Ways, is_straight, resp_config};
-use super::wire::{Wire, show, words};
-use crate::stage::await_ready;
 use crate::support::cluster::RedisCluster;
+use crate::support::env::number;
+use crate::support::resp_client::{RespClient, show, words};
+use crate::support::resp_pair::{LASTING, RespPair, is_straight, resp_config};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, Signal, eventually, within};
 
 /// Commands that block, for milliseconds and for ever.
@@ -94,12 +94,12 @@ impl Mix {
 }
 
 /// Servers to compare, and a proxy that holds little of a command.
-fn start() -> Ways {
-    Ways::between(|server| server, &format!("{LASTING}\nresp.max_query_buffer = \"256KiB\""))
+fn start() -> RespPair {
+    RespPair::between(|server| server, &format!("{LASTING}\nresp.max_query_buffer = \"256KiB\""))
 }
 
 /// The server that is reached at this address.
-fn server(ways: &Ways, address: SocketAddr) -> &RedisServer {
+fn server(ways: &RespPair, address: SocketAddr) -> &RedisServer {
     let [straight, behind] = ways.servers();
     if address == ways.straight() { straight } else { behind }
 }
@@ -129,7 +129,7 @@ fn commands_behind_a_blocking_one_are_executed_before_the_end() {
         ways.same(|address| {
             let server = server(&ways, address);
             prepare(server);
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(mix.behind(blocking));
             let count = blocking.lines().count() + mix.replies;
             let mut replies = wire.answers(count).concat();
@@ -163,7 +163,7 @@ fn half_close_drops_a_blocked_command_and_all_behind_it() {
         let (replies, keys) = ways.same(|address| {
             let server = server(&ways, address);
             prepare(server);
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(mix.behind(blocking));
             if is_blocked_first {
                 await_blocked(server, 1);
@@ -195,7 +195,7 @@ fn half_close_behind_a_command_that_need_not_block_loses_nothing() {
             ways.same(|address| {
                 let server = server(&ways, address);
                 prepare(server);
-                let mut wire = Wire::connect(address);
+                let mut wire = RespClient::connect(address);
                 wire.ask_line("SELECT 0");
                 // All of it, and its end, come while nothing is answered.
                 server.pause();
@@ -221,7 +221,7 @@ fn close_behind_a_blocked_quit_takes_no_element() {
             ways.same(|address| {
                 let server = server(&ways, address);
                 prepare(server);
-                let mut wire = Wire::connect(address);
+                let mut wire = RespClient::connect(address);
                 if is_reset {
                     // A reply that is not read resets the connection.
                     wire.send("PING\r\n");
@@ -246,10 +246,10 @@ fn quit_behind_a_long_block_outlives_every_timer() {
         return;
     }
     let more = format!("{LASTING}\nresp.idle_timeout = \"1s\"");
-    let ways = Ways::between(|server| server, &more);
+    let ways = RespPair::between(|server| server, &more);
     let server = ways.servers()[1];
     let mut wires = [&QUIT, &PROTOCOL_ERROR].map(|mix| {
-        let mut wire = Wire::connect(ways.through());
+        let mut wire = RespClient::connect(ways.through());
         wire.send(mix.behind("BLPOP list 0"));
         wire
     });
@@ -283,7 +283,7 @@ fn stop_ends_a_blocked_client_that_has_sent_quit() {
     }
     let (proxy, redis) = slow_to_stop();
     let mut wires = [&QUIT, &PROTOCOL_ERROR].map(|mix| {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(mix.behind("BLPOP none 0"));
         wire
     });
@@ -304,7 +304,7 @@ fn stop_waits_for_replies_in_front_of_a_subscription() {
         return;
     }
     let (proxy, redis) = slow_to_stop();
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.ask_line("SET n 1");
     redis.pause();
     wire.send([words("INCR n"), words("SUBSCRIBE news")].concat());
@@ -340,8 +340,8 @@ fn cluster_executes_commands_behind_a_blocking_one() {
         "GET {q}w\r\nSET {q}w 1\r\nGET {q}w\r\nQUIT\r\n",
     ] {
         let replies = [plain.tcp_address(), proxy.resp_address()].map(|address| {
-            Wire::connect(address).ask_line("DEL {q}w");
-            let mut wire = Wire::connect(address);
+            RespClient::connect(address).ask_line("DEL {q}w");
+            let mut wire = RespClient::connect(address);
             wire.send(format!("BLPOP {{q}}none 0.1\r\n{lines}"));
             let first = wire.answers(2).concat();
             if lines.contains('!') {
@@ -349,7 +349,7 @@ fn cluster_executes_commands_behind_a_blocking_one() {
                 wire.send("x");
             }
             let replies = show(&[first, wire.rest()].concat());
-            (replies, Wire::connect(address).told_line("EXISTS {q}w"))
+            (replies, RespClient::connect(address).told_line("EXISTS {q}w"))
         });
         assert_eq!(replies[1], replies[0], "{lines:?}");
     }
@@ -374,7 +374,7 @@ fn cluster_drops_a_blocked_command_of_a_closed_client() {
     };
     for lines in ["", "SET {q}w 1\r\n", "QUIT\r\n", "SET {q}w 1\r\nQUIT\r\n", "*1\r\n!3\r\n"] {
         for is_half in [true, false] {
-            let mut wire = Wire::connect(proxy.resp_address());
+            let mut wire = RespClient::connect(proxy.resp_address());
             wire.send(format!("BLPOP {{q}}none 0\r\n{lines}"));
             await_blocked(true);
             if is_half {
@@ -383,7 +383,10 @@ fn cluster_drops_a_blocked_command_of_a_closed_client() {
             }
             drop(wire);
             await_blocked(false);
-            assert_eq!(Wire::connect(proxy.resp_address()).told_line("EXISTS {q}w"), ":0\\r\\n");
+            assert_eq!(
+                RespClient::connect(proxy.resp_address()).told_line("EXISTS {q}w"),
+                ":0\\r\\n"
+            );
         }
     }
     drop(proxy);

@@ -1,7 +1,9 @@
-//! Clients that know nothing of a proxy: redis-py, node-redis, ioredis, and Redis's own programs.
+//! Real clients: redis-py, node-redis, ioredis, and the programs of Redis.
 //!
-//! Model: a program of tests/clients does what an application would and prints what it was told; straight at Redis and
-//! through the proxy that must be the same text.
+//! Promise: they work unchanged through the proxy.
+//!
+//! Model: a program of tests/clients does the work of an application and prints the replies; the
+//! text has to be the same straight and through the proxy.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -10,8 +12,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::ways::Ways;
-use super::wire::Wire;
+use crate::support::resp_client::RespClient;
+use crate::support::resp_pair::{LASTING, RespPair};
 use crate::support::within;
 
 const BOUND: Duration = Duration::from_secs(120);
@@ -48,15 +50,17 @@ fn ioredis_over_resp3() {
 
 #[test]
 fn redis_cli_reads_lines() {
-    let script = "SET key \"a value\"\nGET key\nGET key\nGET absent\nINCR n\nSTRLEN key\nLPUSH list 1 2\nLRANGE list 0 -1\nGET list\n\
-                  MULTI\nGET key\nEXEC\nSELECT 1\nGET key\nSELECT 0\nHELLO 3\nHSET h a 1\nHGETALL h\nGET key\nEVAL \"return 7\" 0\n\
+    let script = "SET key \"a value\"\nGET key\nGET key\nGET absent\nINCR n\nSTRLEN key\n\
+        LPUSH list 1 2\nLRANGE list 0 -1\nGET list\n\
+                  MULTI\nGET key\nEXEC\nSELECT 1\nGET key\nSELECT 0\nHELLO 3\nHSET h a 1\n\
+                  HGETALL h\nGET key\nEVAL \"return 7\" 0\n\
                   CLIENT GETNAME\nNONESUCH a b\nRESET\nGET key\nQUIT\n";
-    let ways = Ways::start();
+    let ways = RespPair::start();
     for options in [&[][..], &["-3"], &["--no-raw"], &["-3", "--no-raw"]] {
         ways.same(|address| {
-            Wire::connect(address).ask(&["FLUSHALL"]);
+            RespClient::connect(address).ask(&["FLUSHALL"]);
             let said = run(cli(address).args(options), script.as_bytes());
-            // Of HELLO, the number of the connection.
+            // The id of the connection in the reply to HELLO.
             let lines =
                 said.lines().filter(|line| !line.contains("\"id\"") && !line.starts_with("id "));
             lines.map(str::to_owned).collect::<Vec<_>>()
@@ -65,7 +69,7 @@ fn redis_cli_reads_lines() {
 }
 
 #[test]
-fn redis_cli_serves_a_person() {
+fn redis_cli_works_interactively() {
     let typed = [
         "SET key value",
         "GET key",
@@ -76,7 +80,7 @@ fn redis_cli_serves_a_person() {
         "SELECT 1",
         "GET key",
     ];
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let shown = ways.same(|address| {
         let mut terminal = python();
         terminal
@@ -91,18 +95,18 @@ fn redis_cli_serves_a_person() {
 #[test]
 fn redis_cli_inserts_in_bulk() {
     const COMMANDS: usize = 100_000;
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let commands: Vec<_> =
         (0..COMMANDS).map(|number| format!("SET bulk:{number} value-{number}\r\n")).collect();
     ways.same(|address| run(cli(address).arg("--pipe"), commands.concat().as_bytes()));
-    let found = ways.same(|address| Wire::connect(address).told_line("DBSIZE"));
+    let found = ways.same(|address| RespClient::connect(address).told_line("DBSIZE"));
     assert_eq!(found, format!(":{COMMANDS}\\r\\n"));
-    ways.same(|address| Wire::connect(address).told_line("GET bulk:99999"));
+    ways.same(|address| RespClient::connect(address).told_line("GET bulk:99999"));
 }
 
 #[test]
 fn redis_benchmark_runs_all_its_tests() {
-    let ways = Ways::start();
+    let ways = RespPair::start();
     for depth in ["1", "16"] {
         let address = ways.through();
         let mut benchmark = Command::new("redis-benchmark");
@@ -115,11 +119,13 @@ fn redis_benchmark_runs_all_its_tests() {
     }
 }
 
-/// Runs the program both ways.
+/// Runs the program over both paths.
 #[track_caller]
 fn compare(mut program: Command, name: &str, protocol: u8) {
     program.arg(script(name));
-    let ways = Ways::start();
+    // A busy machine may keep Redis from a large reply for longer than the default.
+    let settings = format!("{LASTING}\nredis.response_timeout = \"60s\"");
+    let ways = RespPair::between(|server| server, &settings);
     let transcript = |address: SocketAddr, program: &Command| {
         let mut command = Command::new(program.get_program());
         command.args(program.get_args());
@@ -172,7 +178,7 @@ fn at(command: &mut Command, address: SocketAddr) -> &mut Command {
     command.args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()])
 }
 
-/// What a program says until it ends, which must be well and in time.
+/// Returns the output of a program, which has to end well and in time.
 #[track_caller]
 fn run(command: &mut Command, input: &[u8]) -> String {
     let mut child = command
@@ -188,7 +194,7 @@ fn run(command: &mut Command, input: &[u8]) -> String {
         });
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // Who does not read to the end is to be judged by how it ends.
+    // A program may end without reading all of its input; its exit status decides.
     thread::spawn(move || _ = stdin.write_all(&input));
     let said = [read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap())];
     let status = within(BOUND, || child.try_wait().unwrap());

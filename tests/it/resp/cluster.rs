@@ -1,7 +1,10 @@
-//! Clients that know nothing of clusters are served by one: what a single Redis would answer is what they are told.
+//! A Redis Cluster behind the proxy.
 //!
-//! Model: the same bytes go to a plain Redis and, through the proxy, to three primaries; where a command is about one slot, or
-//! can be done in parts, the answers have to be the same. Keys `{0}...`, `{1}...` and `{3}...` are each another primary's.
+//! Promise: clients without cluster support get the replies of a single Redis.
+//!
+//! Model: the same bytes go to a plain Redis and, through the proxy, to three primaries. Where a
+//! command is about one slot, or can be split, the replies have to be equal. Keys `{0}...`,
+//! `{1}...` and `{3}...` belong to different primaries.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -12,16 +15,16 @@ use redis::Value;
 use redis_proxy::protocol::{ParseStatus, RequestLimits, RequestParser};
 use redis_proxy::resp::KeySpecs;
 
-use super::wire::{Wire, command, show, show_without_id, words};
-use crate::stage::await_ready;
 use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::resp_client::{RespClient, command, show, show_without_id, words};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, eventually};
 
-/// Each of another primary, if there are three.
+/// Hash tags of different primaries, if there are three.
 const TAGS: [u8; 3] = [0, 1, 3];
 const CROSS_SLOT: &str = "-CROSSSLOT Keys in request don\\'t hash to the same slot\\r\\n";
 
-/// The proxy ends first, and has nothing to complain about then.
+/// The proxy is the first field, so it ends before its nodes do and logs no warning.
 pub(super) struct Stage {
     pub(super) proxy: Proxy,
     plain: RedisServer,
@@ -35,7 +38,8 @@ impl Stage {
 
     pub(super) fn over(cluster: RedisCluster, arguments: &[&str], more: &str) -> Self {
         let plain = RedisServer::builder().tcp().arguments(arguments).start();
-        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nresp.listen = \"127.0.0.1:0\"\n";
+        let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+            resp.listen = \"127.0.0.1:0\"\n";
         let limits =
             "daemon.worker_threads = 2\nhttp.max_connections = 100\nresp.max_connections = 100\n";
         let ping = if more.contains("redis.ping_interval") {
@@ -50,20 +54,21 @@ impl Stage {
         Self { proxy, plain, cluster }
     }
 
-    pub(super) fn through(&self) -> Wire {
-        Wire::connect(self.proxy.resp_address())
+    pub(super) fn through(&self) -> RespClient {
+        RespClient::connect(self.proxy.resp_address())
     }
 
-    /// The answers to lines of words on one connection each way, which must be the same: one by one, and then all at once.
+    /// Returns the replies to lines of words on one connection for each path, which must be equal:
+    /// one by one, and then pipelined.
     #[track_caller]
     fn same(&self, lines: &[&str]) -> Vec<String> {
         let (plain, through) = (self.plain.tcp_address(), self.proxy.resp_address());
         let one_by_one = |address: SocketAddr| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             lines.iter().map(|line| told(line, &wire.ask_line(line))).collect::<Vec<_>>()
         };
         let at_once = |address: SocketAddr| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             let answers = wire.answers(lines.len());
             lines.iter().zip(answers).map(|(line, answer)| told(line, &answer)).collect::<Vec<_>>()
@@ -91,7 +96,7 @@ fn told(line: &str, answer: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
+fn multi_node_commands_are_split_and_merged_in_order() {
     let stage = Stage::start();
     stage.same(&[
         "FLUSHALL",
@@ -135,7 +140,7 @@ fn what_is_about_several_nodes_is_split_and_put_together_in_order() {
 }
 
 #[test]
-fn pipelines_over_many_nodes_are_answered_in_order() {
+fn multi_node_pipeline_is_answered_in_order() {
     let stage = Stage::start();
     let mut wire = stage.through();
     let mut other = stage.through();
@@ -161,7 +166,7 @@ fn pipelines_over_many_nodes_are_answered_in_order() {
 }
 
 #[test]
-fn large_answers_come_in_order_too() {
+fn large_replies_arrive_in_order() {
     let stage = Stage::start();
     let mut wire = stage.through();
     let value = vec![b'x'; 700_000];
@@ -177,7 +182,7 @@ fn large_answers_come_in_order_too() {
                 && answer.ends_with(format!("{{{}}}l\r\n", TAGS[number % 3]).as_bytes())
         );
     }
-    // Longer than what is kept of a command.
+    // More than the part of a command that is kept.
     let long = vec![b'y'; 3 << 20];
     assert_eq!(wire.told(&[&b"SET"[..], b"{1}long", &long]), "+OK\\r\\n");
     assert_eq!(wire.ask(&["GET", "{1}long"]).len(), long.len() + 12);
@@ -187,7 +192,7 @@ fn large_answers_come_in_order_too() {
 }
 
 #[test]
-fn memory_answers_and_own_writes_are_read() {
+fn memory_replies_include_own_writes() {
     let stage = Stage::start();
     let (mut wire, mut other) = (stage.through(), stage.through());
     for key in ["{0}k", "{1}k", "{3}k"] {
@@ -202,14 +207,17 @@ fn memory_answers_and_own_writes_are_read() {
         let (key, writer) =
             (format!("{{{}}}k", TAGS[turn % 3]), format!("{{{}}}k", TAGS[(turn + 1) % 3]));
         other.ask_line(&format!("SET {key} o{turn}"));
-        // What it reads of one node may not be older than what it was told by another.
+        // A read from one node may not be older than an earlier reply of another.
         other.ask_line(&format!("SET {writer} p{turn}"));
         assert_eq!(
             other.told_line(&format!("GET {key}")),
-            show(&super::wire::bulk(format!("o{turn}")))
+            show(&crate::support::resp_client::bulk(format!("o{turn}")))
         );
-        let both =
-            [super::wire::bulk(format!("o{turn}")), super::wire::bulk(format!("p{turn}"))].concat();
+        let both = [
+            crate::support::resp_client::bulk(format!("o{turn}")),
+            crate::support::resp_client::bulk(format!("p{turn}")),
+        ]
+        .concat();
         assert_eq!(
             other.told_line(&format!("MGET {key} {writer}")),
             format!("*2\\r\\n{}", show(&both))
@@ -217,14 +225,14 @@ fn memory_answers_and_own_writes_are_read() {
         wire.ask_line(&format!("EVAL return(redis.call('SET',KEYS[1],ARGV[1])) 1 {key} s{turn}"));
         assert_eq!(
             wire.told_line(&format!("GET {key}")),
-            show(&super::wire::bulk(format!("s{turn}")))
+            show(&crate::support::resp_client::bulk(format!("s{turn}")))
         );
     }
     assert!(stage.answered_from_memory() > 100.0, "{}", stage.answered_from_memory());
 }
 
 #[test]
-fn transactions_are_those_of_redis_in_one_slot_and_refused_over_several() {
+fn single_slot_transaction_works_others_are_rejected() {
     let stage = Stage::start();
     let talks: [&[&str]; 16] = [
         &["SET {0}k 1", "MULTI", "GET {0}k", "INCR {0}k", "GET {0}n", "EXEC", "GET {0}k"],
@@ -281,8 +289,8 @@ fn transactions_are_those_of_redis_in_one_slot_and_refused_over_several() {
 }
 
 #[test]
-fn what_is_watched_guards_its_transaction_wherever_other_slots_go() {
-    // The map is not asked for by itself, so what has moved is noticed by who is sent elsewhere.
+fn watch_survives_moves_of_other_slots() {
+    // The slot map is not polled, so a move is noticed only by a redirect.
     let stage = Stage::over(RedisCluster::of(3), &[], "redis.ping_interval = \"60s\"\n");
     let mut wire = stage.through();
     let nodes = ["{0}k", "{1}k", "{3}k"].map(|key| stage.cluster.owner(key));
@@ -290,13 +298,14 @@ fn what_is_watched_guards_its_transaction_wherever_other_slots_go() {
         assert_eq!(wire.told_line(line), "+OK\\r\\n", "{line}");
     }
     stage.cluster.move_slot(stage.cluster.slot("{1}k"), nodes[1], nodes[2]);
-    // Sent to where the slot was, and on to where it is.
+    // Sent to the old owner of the slot, and then to the new one.
     assert_eq!(wire.told_line("SET {1}k 2"), "+OK\\r\\n");
     stage.cluster.set("{0}k", "by another");
     let told: Vec<_> =
         ["MULTI", "SET {0}k mine", "EXEC", "GET {0}k"].map(|line| wire.told_line(line)).into();
     assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n", "$10\\r\\nby another\\r\\n"]);
-    // What has moved itself cannot be watched where it was, and once that is known it can be where it is.
+    // A key of a moved slot cannot be watched at the old owner, and can be at the new one once that
+    // is known.
     stage.cluster.move_slot(stage.cluster.slot("{0}k"), nodes[0], nodes[2]);
     assert!(wire.told_line("WATCH {0}k").starts_with("-TRYAGAIN"));
     assert_eq!(wire.told_line("UNWATCH"), "+OK\\r\\n");
@@ -307,7 +316,7 @@ fn what_is_watched_guards_its_transaction_wherever_other_slots_go() {
 }
 
 #[test]
-fn what_is_about_several_slots_or_one_node_is_refused_in_clear_words() {
+fn unroutable_command_is_rejected_with_reason() {
     let stage = Stage::start();
     let mut wire = stage.through();
     for line in [
@@ -355,7 +364,7 @@ fn what_is_about_several_slots_or_one_node_is_refused_in_clear_words() {
 }
 
 #[test]
-fn scripts_run_where_their_keys_are() {
+fn scripts_run_at_their_keys() {
     let stage = Stage::start();
     stage.same(&["SCRIPT FLUSH", "SCRIPT LOAD return(redis.call('INCR',KEYS[1]))"]);
     let sha = {
@@ -376,11 +385,15 @@ fn scripts_run_where_their_keys_are() {
     ]);
     stage.same(&[&format!("SCRIPT EXISTS {sha}"), &format!("EVALSHA {sha} 1 {{1}}n")]);
     let mut wire = stage.through();
-    let library = "#!lua name=lib\nredis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
+    let library = "#!lua name=lib\n\
+        redis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
     assert_eq!(wire.told(&["FUNCTION", "LOAD", library]), "$3\\r\\nlib\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
         wire.ask(&["SET", key, key]);
-        assert_eq!(wire.told(&["FCALL", "get", "1", key]), show(&super::wire::bulk(key)));
+        assert_eq!(
+            wire.told(&["FCALL", "get", "1", key]),
+            show(&crate::support::resp_client::bulk(key))
+        );
     }
     assert_eq!(wire.told(&["FUNCTION", "DELETE", "lib"]), "+OK\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
@@ -389,7 +402,7 @@ fn scripts_run_where_their_keys_are() {
 }
 
 #[test]
-fn subscriptions_are_heard_whatever_node_they_are_at() {
+fn subscriptions_work_from_any_node() {
     let stage = Stage::start();
     let (mut listeners, mut wire) =
         ([stage.through(), stage.through(), stage.through()], stage.through());
@@ -411,7 +424,7 @@ fn subscriptions_are_heard_whatever_node_they_are_at() {
 }
 
 #[test]
-fn who_waits_is_waited_for() {
+fn blocking_command_is_waited_for() {
     let stage = Stage::start();
     let (mut one, mut other) = (stage.through(), stage.through());
     one.send([words("BLPOP {0}l 0"), words("SET {1}k after"), words("GET {1}k")].concat());
@@ -429,7 +442,7 @@ fn who_waits_is_waited_for() {
 }
 
 #[test]
-fn keys_are_those_that_redis_finds_in_every_command() {
+fn command_keys_match_those_redis_finds() {
     let redis = RedisServer::start();
     let mut connection = redis.connection();
     let table: Value = redis::cmd("COMMAND").query(&mut connection).unwrap();
@@ -441,7 +454,7 @@ fn keys_are_those_that_redis_finds_in_every_command() {
     let mut compared = 0;
     for line in &lines {
         let words: Vec<_> = line.split(' ').collect();
-        // Channels are no keys, but in a slot.
+        // Shard channels are no keys, but belong to a slot.
         let has_channels = ["spublish", "ssubscribe", "sunsubscribe"].contains(&words[0]);
         let found: redis::RedisResult<Vec<String>> =
             redis::cmd("COMMAND").arg("GETKEYS").arg(&words).query(&mut connection);
@@ -479,7 +492,7 @@ fn keys_are_those_that_redis_finds_in_every_command() {
     assert!(compared > 250, "{compared} of {}", lines.len());
 }
 
-/// All commands with how many words they have.
+/// Collects all commands with their arity.
 fn name_all(commands: &Value, names: &mut Vec<(String, i64)>) {
     let Value::Array(commands) = commands else { return };
     for one in commands {
@@ -493,7 +506,7 @@ fn name_all(commands: &Value, names: &mut Vec<(String, i64)>) {
     }
 }
 
-/// A command with as many words as it must have, and with two more.
+/// Returns a command with the minimal number of words, and with two more.
 fn samples(name: &str, arity: i64) -> Vec<String> {
     let given = name.split(' ').count();
     let least = usize::try_from(arity.abs()).unwrap().saturating_sub(given);
@@ -538,7 +551,7 @@ const MOVABLE: [&str; 30] = [
 ];
 
 #[test]
-fn slots_may_move_and_nobody_notices() {
+fn moving_slots_fail_no_command() {
     let stage = Stage::start();
     let slot = stage.cluster.slot("{0}x");
     let (turns, is_over) = ([0, 1, 2].map(|_| AtomicU64::new(0)), AtomicBool::new(false));
@@ -572,7 +585,8 @@ fn slots_may_move_and_nobody_notices() {
             a_few_turns();
             stage.cluster.move_keys(slot, owner, next);
             a_few_turns();
-            // What came to be meanwhile is moved too, or the slot would not be given up.
+            // Keys that were created meanwhile are moved too; otherwise the node would not give up
+            // the slot.
             stage.cluster.move_keys(slot, owner, next);
             stage.cluster.end_to_move(slot, owner, next);
             std::mem::forget(end);
@@ -582,7 +596,7 @@ fn slots_may_move_and_nobody_notices() {
     });
 }
 
-/// Has all others end, too, when a test fails.
+/// Ends the other threads when a test fails.
 pub(super) struct Ender<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Ender<'_> {
@@ -591,8 +605,8 @@ impl Drop for Ender<'_> {
     }
 }
 
-/// Commands of which each builds on the one before, at once, and the same in a transaction.
-fn write_in_order(wire: &mut Wire, writer: usize, turn: u64) {
+/// Sends commands that build on each other in one pipeline, and the same in a transaction.
+fn write_in_order(wire: &mut RespClient, writer: usize, turn: u64) {
     let key = format!("{{0}}{writer}:{}", turn % 50);
     let lines = [
         format!("SET {key} 1"),
@@ -604,22 +618,22 @@ fn write_in_order(wire: &mut Wire, writer: usize, turn: u64) {
     ];
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
     let told: Vec<_> = wire.answers(lines.len()).iter().map(|answer| show(answer)).collect();
-    let value = show(&super::wire::bulk(format!("{}x", turn + 1)));
+    let value = show(&crate::support::resp_client::bulk(format!("{}x", turn + 1)));
     assert_eq!(told[4], value, "{told:?}");
     assert_eq!(
         told[5],
-        format!("*2\\r\\n{}{value}", show(&super::wire::bulk(turn.to_string()))),
+        format!("*2\\r\\n{}{value}", show(&crate::support::resp_client::bulk(turn.to_string()))),
         "{told:?}"
     );
     let transaction = ["MULTI", &format!("SET {key} c"), &format!("GET {key}"), "EXEC"];
     let told = transaction.map(|line| wire.told_line(line));
-    // Or nothing was done, since the slot was on its way.
+    // The slot was on its way, so nothing was done.
     let is_refused = ["-EXECABORT", "-TRYAGAIN"].iter().any(|code| told[3].starts_with(code));
     assert!(told[3].contains("$1\\r\\nc") || is_refused, "{told:?}");
 }
 
 #[test]
-fn a_failover_is_waited_for_by_who_asks_and_felt_by_nobody_else() {
+fn failover_delays_only_commands_of_its_slots() {
     let stage = Stage::over(RedisCluster::with_replicas(3), &[], "");
     let mut wire = stage.through();
     for key in ["{0}k", "{1}k", "{3}k"] {
@@ -635,16 +649,16 @@ fn a_failover_is_waited_for_by_who_asks_and_felt_by_nobody_else() {
     }
 }
 
-/// Returns once the replicas have all that their primaries have.
+/// Waits until each replica has the writes of its primary.
 fn cluster_copies(cluster: &RedisCluster) {
     for node in &cluster.nodes {
-        // A replica refuses it.
+        // A replica rejects it.
         _ = try_ask::<Value>(node, &["WAIT", "1", "5000"]);
     }
 }
 
 #[test]
-fn who_asks_while_a_primary_is_dead_is_answered_by_its_replica() {
+fn dead_primary_command_is_answered_after_failover() {
     let cluster = RedisCluster::with_replicas(3);
     let stage = Stage::over(cluster, &[], "");
     let mut wire = stage.through();
@@ -663,7 +677,7 @@ fn who_asks_while_a_primary_is_dead_is_answered_by_its_replica() {
 }
 
 #[test]
-fn a_client_is_the_same_user_at_every_node() {
+fn client_is_the_same_user_at_every_node() {
     let users =
         ["--requirepass", "secret", "--user", "other", "on", ">o", "~{0}*", "~{1}*", "&*", "+@all"];
     let cluster = RedisCluster::start(3, 0, &users);
@@ -705,7 +719,7 @@ fn a_client_is_the_same_user_at_every_node() {
 }
 
 #[test]
-fn nothing_is_given_to_who_is_gone() {
+fn disconnected_client_consumes_no_job() {
     let stage = Stage::start();
     let mut other = stage.through();
     let is_waited_for = || {

@@ -15,8 +15,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::cluster::Stage;
-use super::wire::{Wire, bulk, command, show, words};
 use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::env::{number, seed};
+use crate::support::resp_client::{RespClient, bulk, command, show, words};
 use crate::support::{RedisServer, eventually};
 
 /// No map is asked for by itself, so a move is noticed by a redirect alone.
@@ -28,7 +29,7 @@ fn stage() -> Stage {
 
 /// Sends all lines in one write and returns the replies as text.
 #[track_caller]
-fn pipelined(wire: &mut Wire, lines: &[&str]) -> Vec<String> {
+fn pipelined(wire: &mut RespClient, lines: &[&str]) -> Vec<String> {
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
     wire.answers(lines.len()).iter().map(|reply| show(reply)).collect()
 }
@@ -134,7 +135,7 @@ fn split_commands_over_a_moving_slot_reply_in_order() {
     let expected = [&b"*300\r\n"[..], &values].concat();
     let nodes = ["{0}x", "{1}x"].map(|key| stage.cluster.owner(key));
     let slot = stage.cluster.slot("{0}x");
-    let check = |wire: &mut Wire, state: &str| {
+    let check = |wire: &mut RespClient, state: &str| {
         assert!(wire.ask_line(&all) == expected, "{state}");
         let exist = format!("EXISTS {}", keys.join(" "));
         assert_eq!(wire.told_line(&exist), ":300\\r\\n", "{state}");
@@ -514,7 +515,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a pipeline and checks each reply. The error is what no order of events explains.
-    fn turn(&mut self, wire: &mut Option<Wire>) -> Result<(), String> {
+    fn turn(&mut self, wire: &mut Option<RespClient>) -> Result<(), String> {
         let length =
             if self.random.random_range(0..4) == 0 { 1 } else { self.random.random_range(1..40) };
         let steps: Vec<_> = (0..length).map(|_| self.step()).collect();
@@ -597,17 +598,11 @@ impl Disturber<'_> {
     }
 }
 
-/// Whole seconds of an environment variable, or a number.
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
 /// `REDIS_PROXY_PIPELINE_SECONDS` and `REDIS_PROXY_TEST_SEED` make it longer, and repeat it.
 #[test]
 fn random_pipelines_get_the_replies_of_their_commands() {
-    let seconds = setting("REDIS_PROXY_PIPELINE_SECONDS", 8);
-    let seed = setting("REDIS_PROXY_TEST_SEED", rand::random());
-    println!("REDIS_PROXY_TEST_SEED={seed}");
+    let seconds = number("REDIS_PROXY_PIPELINE_SECONDS").unwrap_or(8);
+    let seed = seed();
     let more = "redis.response_timeout = \"10s\"\n";
     let stage = Stage::over(
         RedisCluster::with_replicas(3),

@@ -1,25 +1,24 @@
-//! Whatever fails, a client is told the truth, or nothing more.
+//! Faults behind RESP clients.
 //!
-//! Model: a relay between the proxy and Redis breaks. A client whose link is lost has got a prefix of what Redis said, and
-//! then the end of its connection; one that needs no link, or has none yet, goes on.
+//! Promise: a client gets correct replies or none: a lost dedicated connection ends its client
+//! after a prefix of the replies.
+//!
+//! Model: a relay between the proxy and Redis breaks. A client without a dedicated connection goes
+//! on.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
-use super::ways::{LASTING, is_straight, resp_config};
-use super::wire::{Wire, bulk, show, words};
-use crate::stage::{await_metric, await_ready, relay_url};
-use crate::support::{Proxy, RedisServer, Relay, Reload, Signal, eventually, within};
+use crate::support::fault_stage::DOWN;
+use crate::support::resp_client::{RespClient, bulk, show, words};
+use crate::support::resp_pair::{LASTING, is_straight, resp_config};
+use crate::support::serving::{await_metric, await_ready, relay_url};
+use crate::support::{Proxy, RedisServer, Relay, Reload, eventually};
 
-const DOWN: &str = "no link to Redis";
-const CUT: &str = "connections were cut";
 const CONNECTIONS: &str = r#"connections{front_end="resp"}"#;
-/// For anything that is to happen at once to have happened.
-const ENOUGH: Duration = Duration::from_millis(600);
 const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked";
 
-/// A proxy whose Redis is behind a line that can fail.
+/// A proxy with its Redis behind a relay.
 struct Stage {
     proxy: Proxy,
     relay: Relay,
@@ -28,7 +27,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// With these settings; nothing where there is no proxy.
+    /// Starts it with these settings; returns nothing in a run without a proxy.
     fn start(settings: &str) -> Option<Self> {
         if is_straight() {
             return None;
@@ -45,26 +44,29 @@ impl Stage {
         self.proxy.resp_address()
     }
 
-    fn connect(&self) -> Wire {
-        Wire::connect(self.address())
+    fn connect(&self) -> RespClient {
+        RespClient::connect(self.address())
     }
 
-    /// How many connections of clients Redis has, beside the proxy's own and the one that asks.
+    /// Returns the number of dedicated connections.
     fn links(&self) -> usize {
-        let redis::Value::BulkString(list) = self.redis.command(&["CLIENT", "LIST"]) else {
-            panic!("no list")
-        };
-        let list = String::from_utf8_lossy(&list).into_owned();
-        list.lines()
-            .filter(|line| {
-                !line.contains("user=integration-test") && !line.contains("name=redis-proxy")
-            })
-            .count()
+        dedicated_connections(&self.redis)
     }
 }
 
+/// Counts the connections of Redis, without that of the test and the shared one of the proxy.
+fn dedicated_connections(redis: &RedisServer) -> usize {
+    let redis::Value::BulkString(list) = redis.command(&["CLIENT", "LIST"]) else {
+        panic!("no list")
+    };
+    let list = String::from_utf8_lossy(&list).into_owned();
+    let is_other =
+        |line: &&str| line.contains("user=integration-test") || line.contains("name=redis-proxy");
+    list.lines().filter(|line| !is_other(line)).count()
+}
+
 #[test]
-fn a_link_that_is_lost_within_an_answer_ends_its_client_behind_a_part_of_it() {
+fn link_lost_within_a_reply_closes_the_client() {
     let Some(stage) = Stage::start("") else { return };
     stage.proxy.expect_log(DOWN);
     let item = "i".repeat(1 << 20);
@@ -79,16 +81,17 @@ fn a_link_that_is_lost_within_an_answer_ends_its_client_behind_a_part_of_it() {
         wire.send(&pipeline);
         wire.answers(4).concat()
     };
-    // Within the first, between two, within the head of the large one, within its body, and within the last.
+    // Within the first reply, between two, within the head and the body of the large one, and
+    // within the last.
     for bytes in [0, 3, 5, 16, 18, 30, 100_000, 3_000_000, whole.len() - 5] {
         let mut wire = stage.connect();
-        // The link is there before the line is about to break.
+        // The dedicated connection exists before the relay breaks.
         assert_eq!(show(&wire.ask_line("ECHO link")), "$4\\r\\nlink\\r\\n");
         stage.relay.cut_after(bytes);
         wire.send(&pipeline);
         let found = wire.rest();
         assert!(whole.starts_with(&found), "cut after {bytes}: {}", show(&found));
-        // What the proxy's own link was told meanwhile counts as well.
+        // Bytes on the shared connection count as well.
         assert!(found.len() <= bytes, "{} bytes of {bytes}", found.len());
         assert!(
             found.len() + 2000 > bytes.min(whole.len()),
@@ -104,7 +107,7 @@ fn a_link_that_is_lost_within_an_answer_ends_its_client_behind_a_part_of_it() {
 }
 
 #[test]
-fn a_fetch_that_is_cut_gives_the_whole_value_or_an_error() {
+fn cut_fetch_returns_whole_value_or_error() {
     let Some(stage) = Stage::start("redis.response_timeout = \"2s\"") else { return };
     stage.proxy.expect_log(DOWN);
     let value = "v".repeat(4 << 20);
@@ -112,7 +115,7 @@ fn a_fetch_that_is_cut_gives_the_whole_value_or_an_error() {
     let mut wire = stage.connect();
     stage.relay.cut_after(1 << 20);
     wire.send(words("GET large"));
-    // What the proxy could not fetch is asked over the client's own link, which is cut as well.
+    // The failed fetch is repeated on the dedicated connection, which is cut as well.
     match wire.try_answer() {
         Ok(answer) => assert!(show(&answer).starts_with(NO_REDIS), "{}", show(&answer)),
         Err(error) => assert_eq!(error.kind(), ErrorKind::UnexpectedEof),
@@ -123,7 +126,7 @@ fn a_fetch_that_is_cut_gives_the_whole_value_or_an_error() {
     for _ in 0..2 {
         assert_eq!(wire.ask_line("GET large"), bulk(&value));
     }
-    // Lost once only, it is asked for again.
+    // After a single loss the fetch is repeated.
     stage.redis.command(&["SET", "other", &value]);
     stage.relay.cut_once();
     let answer = eventually("the value again", || {
@@ -134,7 +137,7 @@ fn a_fetch_that_is_cut_gives_the_whole_value_or_an_error() {
 }
 
 #[test]
-fn without_redis_commands_are_refused_and_the_connection_stays() {
+fn commands_fail_without_redis_but_connection_stays() {
     if is_straight() {
         return;
     }
@@ -142,7 +145,7 @@ fn without_redis_commands_are_refused_and_the_connection_stays() {
     redis.stop();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     proxy.expect_log(DOWN);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["GET key", "SET key value", "PING", "LRANGE list 0 -1", "GET key"] {
         let told = wire.told_line(line);
         assert!(told.starts_with(NO_REDIS), "{line}: {told}");
@@ -169,7 +172,7 @@ fn without_redis_commands_are_refused_and_the_connection_stays() {
 }
 
 #[test]
-fn what_belongs_to_a_transaction_that_was_refused_is_not_done_by_itself() {
+fn commands_of_a_rejected_transaction_are_not_run() {
     if is_straight() {
         return;
     }
@@ -177,10 +180,10 @@ fn what_belongs_to_a_transaction_that_was_refused_is_not_done_by_itself() {
     redis.stop();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     proxy.expect_log(DOWN);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.send([words("MULTI"), words("SET a 1")].concat());
     for _ in 0..2 {
-        // Refused, or the end.
+        // An error, or the end of the connection.
         assert!(
             wire.try_answer().is_ok_and(|answer| show(&answer).starts_with(NO_REDIS))
                 || wire.is_closed() == Some(true)
@@ -194,25 +197,25 @@ fn what_belongs_to_a_transaction_that_was_refused_is_not_done_by_itself() {
 }
 
 #[test]
-fn a_client_that_reads_from_memory_outlives_its_idle_link() {
+fn memory_reader_outlives_its_dedicated_connection() {
     if is_straight() {
         return;
     }
     let redis = RedisServer::builder().arguments(&["--timeout", "1"]).start();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     await_ready(&proxy);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     wire.ask_line("SET key value");
-    let begun = Instant::now();
-    // Redis looks once a second who has been silent for longer than one.
-    while begun.elapsed() < Duration::from_millis(3500) {
-        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n", "after {:?}", begun.elapsed());
-    }
+    eventually("Redis has closed the idle dedicated connection", || {
+        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+        (dedicated_connections(&redis) == 0).then_some(())
+    });
+    assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
     assert_eq!(wire.told_line("SET key other"), "+OK\\r\\n");
 }
 
 #[test]
-fn what_was_said_last_is_done_though_nobody_waits_for_the_answer() {
+fn final_commands_run_after_disconnect() {
     let Some(stage) = Stage::start("") else { return };
     let mut silent = stage.connect();
     silent.send([words("CLIENT REPLY OFF"), words("INCR count").repeat(5000)].concat());
@@ -229,7 +232,7 @@ fn what_was_said_last_is_done_though_nobody_waits_for_the_answer() {
 }
 
 #[test]
-fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
+fn lost_redis_closes_only_stateful_clients() {
     let Some(stage) = Stage::start("cache.stale_grace = \"1h\"") else { return };
     stage.proxy.expect_log(DOWN);
     stage.redis.command(&["SET", "key", "value"]);
@@ -252,7 +255,7 @@ fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
     }
     let told = writer.told_line("SET other 2");
     assert!(told.starts_with(NO_REDIS), "{told}");
-    // A value that is cached may stand in; nothing else may.
+    // A cached value may be served stale; nothing else may.
     let told = eventually("the reader is told something", || Some(reader.told_line("GET key")));
     assert!(told == "$5\\r\\nvalue\\r\\n" || told.starts_with(NO_REDIS), "{told}");
     let told = reader.told_line("SET key 2");
@@ -265,7 +268,7 @@ fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
 }
 
 #[test]
-fn a_client_that_redis_hangs_up_on_loses_what_it_had_there_and_is_told() {
+fn closed_dedicated_connection_ends_its_client() {
     let Some(stage) = Stage::start("") else { return };
     for (state, is_lost) in
         [("SET key value", false), ("SELECT 1", true), ("WATCH key", true), ("MULTI", true)]
@@ -286,81 +289,7 @@ fn a_client_that_redis_hangs_up_on_loses_what_it_had_there_and_is_told() {
 }
 
 #[test]
-fn a_stop_lets_what_was_sent_be_answered() {
-    const COMMANDS: u32 = 1000;
-    const CLIENTS: u32 = 4;
-    let Some(stage) = Stage::start("") else { return };
-    let mut wires: Vec<_> = (0..CLIENTS).map(|_| stage.connect()).collect();
-    for wire in &mut wires {
-        assert_eq!(wire.told_line("SET key value"), "+OK\\r\\n");
-        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
-    }
-    stage.relay.stall();
-    for wire in &mut wires {
-        for number in 0..COMMANDS / 2 {
-            wire.send([words(&format!("ECHO {number}")), words("GET key")].concat());
-        }
-    }
-    await_metric(
-        &stage.proxy,
-        "commands_total{command=\"echo\"}",
-        f64::from(CLIENTS * COMMANDS / 2),
-    );
-    stage.proxy.signal(Signal::TERM);
-    stage.proxy.wait_for_log(|line| line.says("stopping"));
-    let ended = within(ENOUGH, || {
-        stage.proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(())
-    });
-    assert_eq!(ended, None, "it ended without what it owes");
-    stage.relay.resume();
-    for wire in &mut wires {
-        for number in 0..COMMANDS / 2 {
-            assert_eq!(wire.answer(), bulk(number.to_string()));
-            assert_eq!(wire.answer(), bulk("value"));
-        }
-        assert_eq!(show(&wire.rest()), "");
-    }
-    stage.proxy.finish();
-}
-
-#[test]
-fn a_stop_ends_idle_connections_and_subscribers_at_once() {
-    let Some(stage) = Stage::start("daemon.drain_timeout = \"20s\"") else { return };
-    let (mut idle, mut linked, mut subscriber) =
-        (stage.connect(), stage.connect(), stage.connect());
-    idle.ask_line("GET key");
-    linked.ask_line("SET key value");
-    subscriber.ask_line("SUBSCRIBE news");
-    let begun = Instant::now();
-    stage.proxy.signal(Signal::TERM);
-    for wire in [&mut idle, &mut linked, &mut subscriber] {
-        assert_eq!(show(&wire.rest()), "");
-    }
-    stage.proxy.finish();
-    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
-}
-
-#[test]
-fn a_stop_cuts_who_waits_for_ever_when_its_time_is_over() {
-    let Some(stage) = Stage::start("daemon.drain_timeout = \"1s\"") else { return };
-    stage.proxy.expect_log(CUT);
-    let mut waiting = stage.connect();
-    waiting.send(words("BLPOP list 0"));
-    eventually("it waits", || (stage.links() == 1).then_some(()));
-    stage.proxy.signal(Signal::TERM);
-    assert_eq!(show(&waiting.rest()), "");
-    stage.proxy.finish();
-    // Nobody takes from the list any more.
-    eventually("its link is gone", || {
-        let list = stage.redis.command(&["CLIENT", "LIST"]);
-        (!format!("{list:?}").contains("cmd=blpop")).then_some(())
-    });
-    stage.redis.command(&["RPUSH", "list", "job"]);
-    assert_eq!(stage.redis.command(&["LLEN", "list"]), redis::Value::Int(1));
-}
-
-#[test]
-fn a_reload_leaves_connections_as_they_are() {
+fn reload_keeps_resp_connections() {
     let Some(stage) = Stage::start("") else { return };
     let (mut transaction, mut subscriber, mut reader) =
         (stage.connect(), stage.connect(), stage.connect());
@@ -375,7 +304,7 @@ fn a_reload_leaves_connections_as_they_are() {
         assert_eq!(stage.proxy.reload(config), Reload::Reloaded);
         assert!(reader.answers(100).iter().all(|answer| *answer == bulk("value")));
     }
-    // What needs a restart is refused, and changes nothing.
+    // A change that needs a restart is rejected and has no effect.
     stage.proxy.expect_log("config refused");
     let other = format!("{}\nresp.max_bulk = \"1MiB\"", stage.config);
     assert_eq!(stage.proxy.reload(&other), Reload::Refused);
@@ -389,7 +318,7 @@ fn a_reload_leaves_connections_as_they_are() {
 }
 
 #[test]
-fn a_client_that_goes_leaves_nothing_behind() {
+fn disconnected_client_leaves_nothing_behind() {
     let Some(stage) = Stage::start("resp.max_output_buffer = \"64KiB\"") else { return };
     let item = "i".repeat(100_000);
     for _ in 0..50 {
@@ -423,7 +352,7 @@ fn a_client_that_goes_leaves_nothing_behind() {
 }
 
 #[test]
-fn who_says_no_more_is_answered_to_the_end() {
+fn half_closed_client_is_answered_completely() {
     let Some(stage) = Stage::start("") else { return };
     let item = "i".repeat(100_000);
     stage.redis.command(&["RPUSH", "list", &item]);

@@ -1,22 +1,28 @@
-//! A cached answer goes only to who could have read it: the proxy's own user, or who knows the front end's password.
+//! Cached replies and the identity of clients.
+//!
+//! Promise: a cached reply goes only to clients that could read it from Redis: the proxy's own
+//! user, or a client with the front end's password.
 
 use std::fs;
 
 use tempfile::TempDir;
 
-use super::ways::{AS_READER, LASTING, READER_AND_OTHER, Ways, is_straight, resp_config};
-use super::wire::{Wire, show, show_without_id, words};
-use crate::stage::await_ready;
+use crate::support::resp_client::{RespClient, show, show_without_id, words};
+use crate::support::resp_pair::{
+    AS_READER, LASTING, READER_AND_OTHER, RespPair, is_straight, resp_config,
+};
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer};
 
-/// Redis asks everybody for a login. Beside `reader` and `other` there is one who may write and not read, and nobody else.
+/// Returns ACL arguments that require a login. Besides `reader` and `other` there is only one user,
+/// who may write and not read.
 fn users() -> Vec<&'static str> {
     let writer = ["--user", "writer", "on", ">writer-secret", "~*", "&*", "+@all", "-get", "-mget"];
     [&["--requirepass", "default-secret"], &READER_AND_OTHER[..], &["-flushall"], &writer].concat()
 }
 
 #[test]
-fn a_proxy_that_logs_in_gives_nothing_to_who_does_not() {
+fn authenticated_proxy_gives_nothing_to_anonymous() {
     let ways = logged_in();
     let lines = [
         "GET secret",
@@ -46,11 +52,11 @@ fn a_proxy_that_logs_in_gives_nothing_to_who_does_not() {
 }
 
 #[test]
-fn the_proxy_s_own_user_is_answered_from_memory() {
+fn proxy_user_is_answered_from_memory() {
     let ways = logged_in();
     let from_memory = |hello: &str| {
         ways.expect_from_memory(2.0, || {
-            let mut wire = Wire::connect(ways.through());
+            let mut wire = RespClient::connect(ways.through());
             let greeting = wire.told_line(hello);
             assert!(!greeting.starts_with('-'), "{greeting}");
             assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
@@ -63,7 +69,7 @@ fn the_proxy_s_own_user_is_answered_from_memory() {
 }
 
 #[test]
-fn another_user_gets_what_redis_gives_that_user() {
+fn other_user_gets_its_own_view_from_redis() {
     let ways = logged_in();
     ways.expect_from_memory(0.0, || {
         let told = ways.same_answers(&[
@@ -89,7 +95,7 @@ fn another_user_gets_what_redis_gives_that_user() {
 }
 
 #[test]
-fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
+fn switching_user_switches_replies() {
     let ways = logged_in();
     let lines = [
         "AUTH reader reader-secret",
@@ -106,34 +112,34 @@ fn who_becomes_another_user_is_answered_as_that_one_from_then_on() {
         "GET secret",
         "GET open",
     ];
-    // Each by itself, and all at once.
+    // One by one, and pipelined.
     ways.expect_from_memory(2.0, || {
         let told = ways.same(|address| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             lines.iter().map(|line| show_without_id(&wire.ask_line(line))).collect::<Vec<_>>()
         });
         let hidden: Vec<_> = told.iter().map(|line| u8::from(line.contains("hidden"))).collect();
         assert_eq!(hidden, [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], "{told:#?}");
     });
-    // Redis from 7.2 on says nothing to a login that it refuses behind others.
+    // From 7.2 on, Redis sends no reply to a login that it rejects behind other commands.
     let at_once: Vec<_> = lines.into_iter().filter(|line| !line.contains("wrong")).collect();
     ways.same(|address| {
-        let mut wire = Wire::connect(address);
+        let mut wire = RespClient::connect(address);
         wire.send(at_once.iter().flat_map(|line| words(line)).collect::<Vec<_>>());
         wire.answers(at_once.len()).iter().map(|answer| show_without_id(answer)).collect::<Vec<_>>()
     });
 }
 
 #[test]
-fn a_proxy_without_a_login_answers_the_default_user() {
-    let ways = Ways::between(
+fn proxy_without_login_serves_the_default_user() {
+    let ways = RespPair::between(
         |server| server.arguments(&["--user", "other", "on", ">secret", "~open*", "+@all"]),
         LASTING,
     );
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
     }
-    Wire::connect(ways.through()).ask_line("GET secret");
+    RespClient::connect(ways.through()).ask_line("GET secret");
     let lines = [
         "GET secret",
         "AUTH default anything",
@@ -150,12 +156,12 @@ fn a_proxy_without_a_login_answers_the_default_user() {
 }
 
 #[test]
-fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
+fn front_end_password_makes_the_proxy_user() {
     if is_straight() {
         return;
     }
     let (_redis, proxy, _directory) = with_password(AS_READER);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     let talk = [
         ("GET secret", "-NOAUTH Authentication required.\\r\\n"),
         ("SET secret x", "-NOAUTH Authentication required.\\r\\n"),
@@ -199,7 +205,7 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
         "HELLO 3 AUTH default wrong",
         "HELLO 3 AUTH reader reader-secret",
     ] {
-        let mut wire = Wire::connect(proxy.resp_address());
+        let mut wire = RespClient::connect(proxy.resp_address());
         let told = wire.told_line(hello);
         assert!(
             told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"),
@@ -207,7 +213,7 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
         );
         assert_eq!(wire.told_line("GET secret"), "-NOAUTH Authentication required.\\r\\n");
     }
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     let greeting = wire.told_line("HELLO 3 AUTH default front SETNAME me");
     assert!(greeting.starts_with("%7"), "{greeting}");
     assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
@@ -216,15 +222,15 @@ fn who_knows_the_front_end_s_password_is_the_proxy_s_user() {
 }
 
 #[test]
-fn answers_stay_in_order_where_a_login_is_pipelined_behind_a_read() {
+fn login_behind_a_read_keeps_reply_order() {
     if is_straight() {
         return;
     }
     let (redis, proxy, _directory) = with_password(AS_READER);
     redis.command(&["RPUSH", "list", "item"]);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     assert_eq!(wire.told_line("AUTH front"), "+OK\\r\\n");
-    // Memory knows nothing of the list yet, so the read is asked of Redis in the end.
+    // Memory has not seen the list yet, so the read goes to Redis in the end.
     wire.send(
         [
             words("GET list"),
@@ -238,22 +244,22 @@ fn answers_stay_in_order_where_a_login_is_pipelined_behind_a_read() {
     assert!(told[0].starts_with("-WRONGTYPE"), "{told:#?}");
     assert!(told[1].starts_with("%7"), "{told:#?}");
     assert_eq!(told[2..], ["$6\\r\\nhidden\\r\\n", "_\\r\\n"]);
-    // A name may be a word that means something elsewhere.
-    let mut wire = Wire::connect(proxy.resp_address());
+    // A user name may equal a keyword.
+    let mut wire = RespClient::connect(proxy.resp_address());
     let told = wire.told_line("HELLO 3 SETNAME auth AUTH default front");
     assert!(told.starts_with("%7"), "{told}");
 }
 
 #[test]
-fn a_stranger_may_not_send_much() {
+fn anonymous_client_input_is_limited() {
     if is_straight() {
         return;
     }
-    // Redis's own limits for those it does not know, asked of Redis itself too.
+    // The limits of Redis for unauthenticated clients, compared with Redis itself.
     let (redis, proxy, _directory) = with_password(AS_READER);
     for sent in ["*11\r\n", "*2\r\n$3\r\nGET\r\n$16385\r\n", "*10\r\n$4\r\nPING\r\n$x\r\n"] {
         let [expected, found] = [redis.tcp_address(), proxy.resp_address()].map(|address| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(sent);
             (show(&wire.answer()), wire.is_closed())
         });
@@ -262,7 +268,7 @@ fn a_stranger_may_not_send_much() {
 }
 
 #[test]
-fn a_password_file_that_says_nothing_is_refused() {
+fn empty_password_file_is_rejected() {
     if is_straight() {
         return;
     }
@@ -279,22 +285,22 @@ fn a_password_file_that_says_nothing_is_refused() {
     }
 }
 
-/// Both ways, with a secret in the memory of a proxy that reads as `reader`.
-fn logged_in() -> Ways {
+/// Starts both paths, with a secret in the memory of a proxy that reads as `reader`.
+fn logged_in() -> RespPair {
     let ways =
-        Ways::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
+        RespPair::between(|server| server.arguments(&users()), &format!("{LASTING}\n{AS_READER}"));
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
         server.command(&["SET", "open", "public"]);
     }
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     for line in ["AUTH reader reader-secret", "GET secret", "GET open"] {
         wire.ask_line(line);
     }
     ways
 }
 
-/// A proxy with a password of its own, and a secret in its memory.
+/// Starts a proxy with a password of its own and a secret in its memory.
 fn with_password(settings: &str) -> (RedisServer, Proxy, TempDir) {
     let redis = RedisServer::builder().tcp().arguments(&users()).start();
     redis.command(&["SET", "secret", "hidden"]);
@@ -304,7 +310,7 @@ fn with_password(settings: &str) -> (RedisServer, Proxy, TempDir) {
     let settings = format!("{LASTING}\nresp.password_file = \"{}\"\n{settings}", file.display());
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
     await_ready(&proxy);
-    let mut wire = Wire::connect(proxy.resp_address());
+    let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["AUTH front", "GET secret"] {
         wire.ask_line(line);
     }

@@ -1,80 +1,85 @@
-//! What one client may take is bounded, and what it is told at the bound is in Redis's words.
+//! Limits of a RESP client.
+//!
+//! Promise: every resource of one client is bounded, and the reply at the bound is in the words of
+//! Redis.
 
-use std::fs;
 use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::number;
-use super::ways::{LASTING, Ways, is_straight};
-use super::wire::{Wire, bulk, command, show, words};
-use crate::stage::{await_metric, metric};
+use crate::support::env::number;
+use crate::support::memory::resident;
+use crate::support::resp_client::{RespClient, bulk, command, show, words};
+use crate::support::resp_pair::{LASTING, RespPair, is_straight};
+use crate::support::serving::{await_metric, metric};
 use crate::support::{Proxy, eventually, within};
 
 const COMMANDS: u64 = 1_000_000;
 const MEBIBYTE: u64 = 1 << 20;
 
-/// Ways whose proxy has these settings on top; `None` where there is no proxy to limit anything.
-fn limited(settings: &str) -> Option<Ways> {
-    (!is_straight()).then(|| Ways::between(|server| server, &format!("{LASTING}\n{settings}")))
+/// Starts both paths, the proxy with these settings on top; returns nothing in a run without a
+/// proxy.
+fn limited(settings: &str) -> Option<RespPair> {
+    (!is_straight()).then(|| RespPair::between(|server| server, &format!("{LASTING}\n{settings}")))
 }
 
 #[test]
-fn a_connection_too_many_is_told_so() {
+fn connection_beyond_the_limit_is_rejected() {
     let Some(ways) = limited("resp.max_connections = 3") else { return };
     let proxy = ways.proxy().unwrap();
-    let mut wires: Vec<_> = (0..3).map(|_| Wire::connect(ways.through())).collect();
+    let mut wires: Vec<_> = (0..3).map(|_| RespClient::connect(ways.through())).collect();
     for wire in &mut wires {
         assert_eq!(wire.told_line("PING"), "+PONG\\r\\n");
     }
-    let mut refused = Wire::connect(ways.through());
+    let mut refused = RespClient::connect(ways.through());
     assert_eq!(show(&refused.rest()), "-ERR max number of clients reached\\r\\n");
     await_metric(proxy, r#"connections{front_end="resp"}"#, 3.0);
     assert!(metric(proxy, r#"connections_refused_total{front_end="resp"}"#) >= 1.0);
-    // There is room again when one has gone.
+    // A closed connection makes room for another.
     drop(wires.pop());
     await_metric(proxy, r#"connections{front_end="resp"}"#, 2.0);
-    assert_eq!(Wire::connect(ways.through()).told_line("PING"), "+PONG\\r\\n");
+    assert_eq!(RespClient::connect(ways.through()).told_line("PING"), "+PONG\\r\\n");
 }
 
 #[test]
-fn a_silent_connection_is_closed_in_time_and_one_that_is_owed_something_is_not() {
-    let Some(ways) = limited("resp.idle_timeout = \"300ms\"") else { return };
-    let (mut idle, mut waiting) = (Wire::connect(ways.through()), Wire::connect(ways.through()));
+fn silent_client_is_closed_unless_a_reply_is_pending() {
+    let Some(ways) = limited("resp.idle_timeout = \"1s\"") else { return };
+    let (mut idle, mut waiting) =
+        (RespClient::connect(ways.through()), RespClient::connect(ways.through()));
     waiting.send(words("BLPOP list 0"));
     let begun = Instant::now();
     assert_eq!(idle.told_line("GET key"), "$-1\\r\\n");
     assert_eq!(show(&idle.rest()), "");
-    assert!(begun.elapsed() >= Duration::from_millis(290), "closed after {:?}", begun.elapsed());
-    // Longer than any that says nothing may live.
+    assert!(begun.elapsed() >= Duration::from_millis(990), "closed after {:?}", begun.elapsed());
+    // Longer than any idle connection may live.
     eventually("only who waits is left", || {
         (metric(ways.proxy().unwrap(), r#"connections{front_end="resp"}"#) < 1.5).then_some(())
     });
-    assert_eq!(Wire::connect(ways.through()).told_line("RPUSH list job"), ":1\\r\\n");
+    assert_eq!(RespClient::connect(ways.through()).told_line("RPUSH list job"), ":1\\r\\n");
     assert_eq!(show(&waiting.answer()), "*2\\r\\n$4\\r\\nlist\\r\\n$3\\r\\njob\\r\\n");
 }
 
 #[test]
-fn a_connection_that_is_slow_to_take_a_value_is_not_silent() {
-    let Some(ways) = limited("resp.idle_timeout = \"1s\"") else { return };
+fn slow_reader_is_not_idle() {
+    let Some(ways) = limited("resp.idle_timeout = \"2s\"") else { return };
     let value = vec![b'v'; 16 << 20];
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     wire.ask(&[b"SET", &b"key"[..], &value]);
-    // From Redis, and then from memory.
+    // First from Redis, then from memory.
     for _ in 0..2 {
         wire.send(words("GET key"));
-        // Longer than it may be silent, with most of the value on its way.
-        assert_eq!(within(Duration::from_secs(3), || None::<()>), None);
+        // Longer than the idle timeout, with most of the value in flight.
+        assert_eq!(within(Duration::from_secs(4), || None::<()>), None);
         assert_eq!(wire.answer(), bulk(&value));
     }
 }
 
 #[test]
-fn who_asks_for_more_than_may_be_fetched_at_once_is_answered() {
+fn excess_fetches_fall_back_to_redis() {
     const KEYS: usize = 500;
     let Some(ways) = limited("redis.max_fetches = 1\nredis.max_queue = 1") else { return };
     ways.behind().command(&["SET", "k:7", "seven"]);
-    let mut wires: Vec<_> = (0..2).map(|_| Wire::connect(ways.through())).collect();
+    let mut wires: Vec<_> = (0..2).map(|_| RespClient::connect(ways.through())).collect();
     let reads: Vec<u8> = (0..KEYS).flat_map(|number| words(&format!("GET k:{number}"))).collect();
     for wire in &mut wires {
         wire.send(&reads);
@@ -88,21 +93,21 @@ fn who_asks_for_more_than_may_be_fetched_at_once_is_answered() {
 }
 
 #[test]
-fn no_read_is_forgotten_when_a_slow_client_takes_its_answers() {
+fn slow_reader_loses_no_cached_read() {
     let Some(ways) = limited("resp.max_output_buffer = \"64KiB\"") else { return };
     let item = vec![b'i'; 60_000];
     for _ in 0..70 {
         ways.behind().command(&[b"RPUSH", &b"list"[..], &item]);
     }
     ways.behind().command(&["SET", "k", "value"]);
-    Wire::connect(ways.through()).ask_line("GET k");
+    RespClient::connect(ways.through()).ask_line("GET k");
     for number in 0..20 {
-        let mut wire = Wire::connect(ways.through());
+        let mut wire = RespClient::connect(ways.through());
         let range = format!("LRANGE list 0 {}", 70 - number);
         wire.send([words("SET own 1"), words(&range)].concat());
         assert_eq!(show(&wire.answer()), "+OK\\r\\n");
         wire.send(words("GET k"));
-        // Now it is full on both sides.
+        // Both buffers are full now.
         assert_eq!(within(Duration::from_millis(50), || None::<()>), None);
         assert!(wire.answer().starts_with(b"*"));
         assert_eq!(wire.answer(), bulk("value"), "after {range}");
@@ -110,22 +115,22 @@ fn no_read_is_forgotten_when_a_slow_client_takes_its_answers() {
 }
 
 #[test]
-fn an_argument_that_is_too_large_ends_the_connection() {
+fn oversized_argument_closes_the_connection() {
     let Some(ways) = limited("resp.max_bulk = \"1MiB\"") else { return };
     let most = vec![b'x'; 1 << 20];
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     assert_eq!(show(&wire.ask(&[b"SET", &b"key"[..], &most])), "+OK\\r\\n");
     assert_eq!(wire.ask_line("GET key"), bulk(&most));
     wire.send(b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$1048577\r\n");
     assert_eq!(show(&wire.answer()), "-ERR Protocol error: invalid bulk length\\r\\n");
     assert_eq!(wire.is_closed(), Some(true));
-    assert_eq!(Wire::connect(ways.through()).ask_line("GET key"), bulk(&most));
+    assert_eq!(RespClient::connect(ways.through()).ask_line("GET key"), bulk(&most));
 }
 
 #[test]
-fn too_many_arguments_end_the_connection() {
+fn too_many_arguments_close_the_connection() {
     let Some(ways) = limited("resp.max_arguments = 5") else { return };
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     assert_eq!(wire.told_line("MSET a 1 b 2"), "+OK\\r\\n");
     wire.send(words("MGET a b a b a"));
     assert_eq!(show(&wire.answer()), "-ERR Protocol error: invalid multibulk length\\r\\n");
@@ -133,12 +138,12 @@ fn too_many_arguments_end_the_connection() {
 }
 
 #[test]
-fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
+fn oversized_command_is_streamed() {
     let Some(ways) = limited("resp.max_query_buffer = \"256KiB\"") else { return };
     let (large, keys) =
         (vec![b'x'; 8 << 20], (0..20_000).map(|key| format!("key:{key}")).collect::<Vec<_>>());
     ways.same(|address| {
-        let mut wire = Wire::connect(address);
+        let mut wire = RespClient::connect(address);
         let many: Vec<_> = ["MSET"]
             .into_iter()
             .chain(keys.iter().flat_map(|key| [key.as_str(), "value"]))
@@ -150,7 +155,7 @@ fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
             wire.ask_line("GET large"),
         ];
         told.extend([wire.ask(&many), wire.ask_line("GET key:19999"), wire.ask(&all)]);
-        // Pipelined, with reads from memory around.
+        // Pipelined between reads from memory.
         let both = [
             words("GET large"),
             command(&[b"SET", &b"large"[..], &large[1..]]),
@@ -165,10 +170,10 @@ fn a_command_longer_than_what_is_held_is_passed_on_as_it_comes() {
 }
 
 #[test]
-fn a_million_commands_may_be_sent_before_any_answer_is_read() {
-    let ways = Ways::start();
+fn million_commands_may_precede_the_first_read() {
+    let ways = RespPair::start();
     let count = number("RESP_PIPELINE").unwrap_or(COMMANDS);
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     wire.ask_line("SET k value");
     let begun = Instant::now();
     for _ in 0..count / 1000 {
@@ -184,23 +189,23 @@ fn a_million_commands_may_be_sent_before_any_answer_is_read() {
 }
 
 #[test]
-fn a_client_that_takes_no_answers_takes_no_memory() {
+fn unread_replies_take_no_memory() {
     const LIMIT: u64 = 4 * MEBIBYTE;
     let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"") else { return };
     let proxy = ways.proxy().unwrap();
-    // Small enough to be copied, and so much of them that nobody could hold all.
+    // Small enough to be copied, and more in total than any buffer could hold.
     let value = "v".repeat(8000);
-    Wire::connect(ways.through()).ask(&["SET", "key", &value]);
-    Wire::connect(ways.through()).ask(&["RPUSH", "list", &value]);
+    RespClient::connect(ways.through()).ask(&["SET", "key", &value]);
+    RespClient::connect(ways.through()).ask(&["RPUSH", "list", &value]);
     for line in ["GET key", "LRANGE list 0 -1"] {
-        let mut wire = Wire::connect(ways.through());
+        let mut wire = RespClient::connect(ways.through());
         let expected = wire.ask_line(line);
         let count = 200 * usize::try_from(MEBIBYTE).unwrap() / expected.len();
         let mut sender = wire.sender();
-        let before = resident(proxy);
+        let before = resident(proxy.pid());
         let sending = thread::spawn(move || sender.write_all(&words(line).repeat(count)));
         let stood_still = stands_still(proxy);
-        let most = resident(proxy).saturating_sub(before);
+        let most = resident(proxy.pid()).saturating_sub(before);
         for number in 0..count {
             assert_eq!(wire.answer().len(), expected.len(), "answer {number} to {line}");
         }
@@ -208,15 +213,16 @@ fn a_client_that_takes_no_answers_takes_no_memory() {
         let commands = metric(proxy, "commands_total{command=\"get\"}")
             + metric(proxy, "commands_total{command=\"lrange\"}");
         eprintln!(
-            "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} commands taken up at first"
+            "{line}: {count} answers, at most {most} bytes more, {stood_still} of {commands} \
+                commands taken up at first"
         );
-        // Twice the limit, for the buffers of both connections and what the allocator keeps.
+        // Twice the limit, for the buffers of both connections and the reserve of the allocator.
         assert!(most < 2 * LIMIT + 24 * MEBIBYTE, "{line}: {most} bytes more than before");
     }
 }
 
 #[test]
-fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
+fn fetches_for_a_stalled_reader_are_bounded() {
     const KEYS: usize = 300;
     let Some(ways) = limited("resp.max_output_buffer = \"4MiB\"\ncache.capacity = 10") else {
         return;
@@ -225,12 +231,12 @@ fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
     for number in 0..KEYS {
         ways.behind().command(&[b"SET", format!("k:{number}").as_bytes(), &value]);
     }
-    let mut wire = Wire::connect(ways.through());
-    let before = resident(proxy);
+    let mut wire = RespClient::connect(ways.through());
+    let before = resident(proxy.pid());
     wire.send((0..KEYS).flat_map(|number| words(&format!("GET k:{number}"))).collect::<Vec<_>>());
     let mut most = 0;
     within(Duration::from_secs(2), || {
-        most = most.max(resident(proxy).saturating_sub(before));
+        most = most.max(resident(proxy.pid()).saturating_sub(before));
         None::<()>
     });
     for number in 0..KEYS {
@@ -240,7 +246,7 @@ fn what_is_fetched_for_a_client_that_takes_no_answers_is_bounded() {
     assert!(most < 150 * MEBIBYTE, "{most} bytes more than before");
 }
 
-/// Returns, once no more commands are taken up, how many were.
+/// Waits until no more commands are accepted; returns the number.
 fn stands_still(proxy: &Proxy) -> f64 {
     let taken = || {
         metric(proxy, "commands_total{command=\"get\"}")
@@ -254,11 +260,4 @@ fn stands_still(proxy: &Proxy) -> f64 {
         }
         (since.elapsed() > Duration::from_millis(500)).then_some(now)
     })
-}
-
-/// The memory of the proxy, in bytes.
-pub(crate) fn resident(proxy: &Proxy) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }

@@ -1,22 +1,24 @@
-//! What one client says or asks for takes no more than a bounded part of the proxy's memory.
+//! Memory for the input of one client.
+//!
+//! Promise: commands and keys of one client take a bounded part of the proxy's memory.
 
-use super::limits::resident;
-use super::ways::{Ways, is_straight};
-use super::wire::{Wire, bulk, show, words};
-use crate::stage::metric;
+use crate::support::memory::resident;
+use crate::support::resp_client::{RespClient, bulk, show, words};
+use crate::support::resp_pair::{RespPair, is_straight};
+use crate::support::serving::metric;
 use crate::support::{Proxy, eventually};
 
 const MEBIBYTE: u64 = 1 << 20;
 
 #[test]
-fn a_key_that_is_long_is_read_and_not_kept() {
+fn long_key_is_read_but_not_cached() {
     const KEYS: usize = 100;
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let Some(proxy) = ways.proxy() else { return };
     let long = |number: usize| format!("{number:06}{}", "k".repeat(900_000));
     ways.behind().command(&["SET", &long(7), "seven"]);
-    let mut wire = Wire::connect(ways.through());
-    let before = resident(proxy);
+    let mut wire = RespClient::connect(ways.through());
+    let before = resident(proxy.pid());
     for number in 0..KEYS {
         let expected = if number == 7 { "$5\\r\\nseven\\r\\n" } else { "$-1\\r\\n" };
         assert_eq!(wire.told(&["GET", &long(number)]), expected);
@@ -25,32 +27,32 @@ fn a_key_that_is_long_is_read_and_not_kept() {
             format!("*2\\r\\n$-1\\r\\n{expected}")
         );
     }
-    let more = resident(proxy).saturating_sub(before);
+    let more = resident(proxy.pid()).saturating_sub(before);
     assert!(more < 40 * MEBIBYTE, "{more} bytes more after {KEYS} keys");
     assert!(ways.reads(&["bypass"]) >= Some(100.0), "some were kept");
-    // One of the longest that are kept is.
+    // A key of the greatest cached length.
     let longest = "k".repeat(16 << 10);
     wire.told(&["GET", &longest]);
     ways.expect_from_memory(1.0, || assert_eq!(wire.told(&["GET", &longest]), "$-1\\r\\n"));
 }
 
 #[test]
-fn who_waits_for_ever_and_goes_on_talking_is_listened_to_for_so_long_only() {
+fn input_behind_blocked_command_is_bounded() {
     const PAIRS: usize = 150_000;
     const MOST_OWED: f64 = 262_144.0;
     if is_straight() {
         return;
     }
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let proxy = ways.proxy().unwrap();
-    let mut wire = Wire::connect(ways.through());
+    let mut wire = RespClient::connect(ways.through());
     wire.send(words("BLPOP list 0"));
     let mut sender = wire.sender();
     let talk = std::thread::spawn(move || {
         std::io::Write::write_all(&mut sender, &b"PING\r\nINCR n\r\n".repeat(PAIRS))
     });
     eventually("so many are taken up", || (taken(proxy) >= MOST_OWED - 2.0).then_some(()));
-    // And no more than those.
+    // No more than these are accepted.
     let most = taken(proxy);
     assert!(most <= MOST_OWED, "{most} commands are taken up");
     ways.behind().command(&["RPUSH", "list", "job"]);

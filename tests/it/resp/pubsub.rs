@@ -1,26 +1,28 @@
-//! Subscribers hear what is published, with the words that go with it, in RESP2 and RESP3, and so does who monitors.
+//! Pub/sub, monitoring and client-side tracking.
+//!
+//! Promise: a client receives every push in order with its replies, in RESP2 and RESP3.
 
 use std::net::SocketAddr;
 
-use super::ways::Ways;
-use super::wire::{Wire, command, show, words};
+use crate::support::resp_client::{RespClient, command, show, words};
+use crate::support::resp_pair::RespPair;
 
 #[test]
-fn subscribers_hear_what_is_published() {
-    let ways = Ways::start();
-    for connect in [Wire::connect, Wire::connect_resp3] {
+fn subscribers_receive_published_messages() {
+    let ways = RespPair::start();
+    for connect in [RespClient::connect, RespClient::connect_resp3] {
         ways.same(|address| hear(address, connect));
     }
 }
 
-fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
-    let (mut subscriber, mut publisher) = (connect(address), Wire::connect(address));
+fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<String> {
+    let (mut subscriber, mut publisher) = (connect(address), RespClient::connect(address));
     publisher.ask_line("SET key value");
     let mut heard = Vec::new();
-    let mut hear = |subscriber: &mut Wire, count: usize| {
+    let mut hear = |subscriber: &mut RespClient, count: usize| {
         heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
     };
-    // From memory before, and in order with what is pipelined behind.
+    // From memory first, and in order with pipelined commands.
     subscriber.send(
         [
             words("GET key"),
@@ -35,7 +37,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
         publisher.ask_line(line);
     }
     hear(&mut subscriber, 4);
-    // A command that is not for subscribers is an error in RESP2, and is answered in RESP3.
+    // A command outside of pub/sub is an error in RESP2 and works in RESP3.
     subscriber.send(
         [words("GET key"), words("PING"), words("UNSUBSCRIBE news"), words("PUNSUBSCRIBE")]
             .concat(),
@@ -44,7 +46,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
     subscriber
         .send([words("SSUBSCRIBE shard"), words("UNSUBSCRIBE"), words("SUNSUBSCRIBE")].concat());
     hear(&mut subscriber, 3);
-    // Afterwards it is a connection like any other.
+    // Afterwards it is an ordinary connection.
     publisher.ask_line("SET key changed");
     subscriber.send(
         [
@@ -61,13 +63,13 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> Wire) -> Vec<String> {
 }
 
 #[test]
-fn a_lot_that_is_published_comes_in_order() {
+fn published_burst_arrives_in_order() {
     const MESSAGES: usize = 20_000;
-    let ways = Ways::start();
+    let ways = RespPair::start();
     let address = ways.through();
-    let mut subscriber = Wire::connect(address);
+    let mut subscriber = RespClient::connect(address);
     subscriber.ask_line("SUBSCRIBE news");
-    let mut publisher = Wire::connect(address);
+    let mut publisher = RespClient::connect(address);
     let publish: Vec<u8> =
         (0..MESSAGES).flat_map(|number| words(&format!("PUBLISH news {number}"))).collect();
     publisher.send(publish);
@@ -82,13 +84,13 @@ fn a_lot_that_is_published_comes_in_order() {
 }
 
 #[test]
-fn a_subscription_may_be_longer_than_what_is_held() {
-    let ways = Ways::start();
+fn oversized_subscription_is_streamed() {
+    let ways = RespPair::start();
     let channels: Vec<_> =
         (0..30_000).map(|number| format!("channel-with-a-long-enough-name:{number:020}")).collect();
     let subscribe: Vec<_> =
         ["SUBSCRIBE"].into_iter().chain(channels.iter().map(String::as_str)).collect();
-    for connect in [Wire::connect, Wire::connect_resp3] {
+    for connect in [RespClient::connect, RespClient::connect_resp3] {
         ways.same(|address| {
             let mut wire = connect(address);
             wire.send(
@@ -101,7 +103,7 @@ fn a_subscription_may_be_longer_than_what_is_held() {
                 .concat(),
             );
             let told = wire.answers(channels.len() + 3);
-            let mut other = Wire::connect(address);
+            let mut other = RespClient::connect(address);
             other.ask_line(&format!("PUBLISH {} message", channels[29_999]));
             (
                 told[0].clone(),
@@ -114,17 +116,18 @@ fn a_subscription_may_be_longer_than_what_is_held() {
 }
 
 #[test]
-fn who_tracks_keys_is_told_of_their_changes() {
-    let ways = Ways::start();
+fn client_side_tracking_pushes_are_delivered() {
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut reader, mut writer) = (Wire::connect_resp3(address), Wire::connect(address));
+        let (mut reader, mut writer) =
+            (RespClient::connect_resp3(address), RespClient::connect(address));
         writer.ask_line("SET key one");
         let mut told = Vec::new();
         for line in ["GET key", "CLIENT TRACKING ON", "GET key"] {
             told.push(reader.told_line(line));
         }
         writer.ask_line("SET key two");
-        // What it is told, and then what it asks for.
+        // The pushes, and then a reply.
         told.push(show(&reader.answer()));
         told.push(reader.told_line("GET key"));
         told
@@ -132,10 +135,10 @@ fn who_tracks_keys_is_told_of_their_changes() {
 }
 
 #[test]
-fn who_wants_no_answers_gets_none() {
-    let ways = Ways::start();
+fn client_reply_off_is_honoured() {
+    let ways = RespPair::start();
     ways.same(|address| {
-        let mut wire = Wire::connect(address);
+        let mut wire = RespClient::connect(address);
         wire.ask_line("SET key value");
         wire.ask_line("GET key");
         for line in ["CLIENT REPLY OFF", "GET key", "SET key other", "GET key"] {
@@ -149,10 +152,10 @@ fn who_wants_no_answers_gets_none() {
 }
 
 #[test]
-fn who_monitors_sees_the_commands_of_others() {
-    let ways = Ways::start();
+fn monitor_shows_commands_of_others() {
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut monitor, mut other) = (Wire::connect(address), Wire::connect(address));
+        let (mut monitor, mut other) = (RespClient::connect(address), RespClient::connect(address));
         let said = monitor.told_line("MONITOR");
         other.ask_line("SET seen yes");
         loop {

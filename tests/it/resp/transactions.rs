@@ -1,11 +1,14 @@
-//! While a connection's state makes an answer from memory wrong, Redis answers; and afterwards memory does again.
+//! Transactions and other session state.
+//!
+//! Promise: while the state of a connection rules out replies from memory, Redis replies;
+//! afterwards memory does again.
 
-use super::ways::Ways;
-use super::wire::{Wire, show, show_without_id, words};
+use crate::support::resp_client::{RespClient, show, show_without_id, words};
+use crate::support::resp_pair::RespPair;
 
 #[test]
-fn a_connection_with_a_state_is_answered_as_by_redis() {
-    let ways = Ways::start();
+fn stateful_session_matches_redis() {
+    let ways = RespPair::start();
     let talks: [&[&str]; 13] = [
         &[
             "SET k 1", "GET k", "MULTI", "GET k", "MGET k k", "EXISTS k", "STRLEN k", "INCR k",
@@ -58,14 +61,14 @@ fn a_connection_with_a_state_is_answered_as_by_redis() {
     ];
     for talk in talks {
         ways.same(|address| {
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.ask_line("SET k 1");
-            // One by one, then in one piece.
+            // One by one, then pipelined.
             let told: Vec<_> = talk
                 .iter()
                 .map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line))))
                 .collect();
-            let mut wire = Wire::connect(address);
+            let mut wire = RespClient::connect(address);
             wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             let at_once: Vec<_> =
                 wire.answers(talk.len()).iter().map(|answer| show_without_id(answer)).collect();
@@ -75,15 +78,15 @@ fn a_connection_with_a_state_is_answered_as_by_redis() {
 }
 
 #[test]
-fn a_change_by_another_is_seen_by_who_watches() {
-    let ways = Ways::start();
+fn watch_detects_changes_of_others() {
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
+        let (mut one, mut other) = (RespClient::connect(address), RespClient::connect(address));
         let mut told = vec![one.told_line("SET k 1"), one.told_line("GET k")];
         for change in ["SET k 2", "EXPIRE k 0", "FLUSHALL", "GET k"] {
             told.push(one.told_line("WATCH k"));
             told.push(other.told_line(change));
-            // Asked of Redis: it is to be what the change left, though memory may not know yet.
+            // Read from Redis, because memory may not have the change yet.
             told.push(one.told_line("GET k"));
             told.push(one.told_line("MULTI"));
             told.push(one.told_line("SET k mine"));
@@ -95,10 +98,10 @@ fn a_change_by_another_is_seen_by_who_watches() {
 }
 
 #[test]
-fn who_waits_for_a_list_gets_what_is_pushed_and_reads_what_is_behind_in_order() {
-    let ways = Ways::start();
+fn blocking_pop_keeps_reply_order() {
+    let ways = RespPair::start();
     ways.same(|address| {
-        let (mut one, mut other) = (Wire::connect(address), Wire::connect(address));
+        let (mut one, mut other) = (RespClient::connect(address), RespClient::connect(address));
         one.ask_line("SET k before");
         one.ask_line("GET k");
         one.send([words("BLPOP list 0"), words("GET k"), words("STRLEN k")].concat());
@@ -112,9 +115,9 @@ fn who_waits_for_a_list_gets_what_is_pushed_and_reads_what_is_behind_in_order() 
 }
 
 #[test]
-fn memory_answers_again_when_the_state_is_over() {
-    let ways = Ways::start();
-    let mut wire = Wire::connect(ways.through());
+fn memory_serves_again_after_the_state_ends() {
+    let ways = RespPair::start();
+    let mut wire = RespClient::connect(ways.through());
     let setups: [&[&str]; 9] = [
         &["MULTI", "SET other 1", "EXEC"],
         &["MULTI", "DISCARD"],
@@ -122,7 +125,7 @@ fn memory_answers_again_when_the_state_is_over() {
         &["WATCH k", "MULTI", "EXEC"],
         &["SELECT 1", "SELECT 0"],
         &["MULTI", "SELECT 1", "RESET"],
-        // What was refused changes nothing.
+        // A rejected command changes nothing.
         &["MULTI x"],
         &["WATCH"],
         &["EXEC", "DISCARD", "SELECT 99", "HELLO 9", "AUTH default"],
@@ -136,7 +139,7 @@ fn memory_answers_again_when_the_state_is_over() {
         eprintln!("{setup:?}");
         ways.expect_from_memory(3.0, || (0..3).for_each(|_| _ = wire.ask_line("GET k")));
     }
-    // And while it lasts it does not.
+    // During the state memory does not reply.
     for line in ["MULTI", "WATCH k", "SELECT 1"] {
         wire.ask_line(line);
         ways.expect_from_memory(0.0, || _ = wire.ask_line("GET k"));

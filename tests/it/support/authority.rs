@@ -1,4 +1,4 @@
-//! An authority for certificates: the files that programs are to be given, made anew for each test.
+//! A certificate authority with the files for the programs under test, new for each test.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::RedisServer;
 
-/// An authority for certificates, with its files.
+/// A certificate authority with its files.
 pub(crate) struct Authority {
     directory: TempDir,
     issuer: Issuer<'static, KeyPair>,
@@ -27,17 +27,17 @@ impl Authority {
         Self { directory, issuer }
     }
 
-    /// Its own certificate.
+    /// Returns the file of its own certificate.
     pub(crate) fn file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
 
-    /// The setting by which the proxy trusts it for Redis.
+    /// Returns the setting by which the proxy trusts it for Redis.
     pub(crate) fn trusted(&self) -> String {
         format!("redis.tls_ca_file = \"{}\"", self.file().display())
     }
 
-    /// The files of a certificate and its key.
+    /// Issues a certificate. Returns the files of the certificate and its key.
     pub(crate) fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().expect("a key");
         let mut parameters = CertificateParams::new([name.to_owned()]).expect("a name");
@@ -51,7 +51,7 @@ impl Authority {
         (write("pem", certificate.pem()), write("key", key.serialize_pem()))
     }
 
-    /// A Redis that speaks TLS by it.
+    /// Starts a Redis with a certificate of this authority.
     pub(crate) fn redis(&self, name: &str, asks_for_certificate: bool) -> RedisServer {
         let (certificate, key) = self.issue(name);
         let builder = RedisServer::builder().tls(&certificate, &key, &self.file());

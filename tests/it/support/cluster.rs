@@ -1,8 +1,8 @@
 //! A real Redis Cluster for one test: primaries and replicas, each a `redis-server` of its own.
 //!
-//! Of the nodes the first are the primaries, with the slots in equal parts in order, and then come the replicas, each of the
-//! primary as many places before it as there are primaries. A test looks into them over their sockets, as into any Redis, and
-//! asks the nodes themselves who serves what.
+//! The primaries come first, with the slots in equal parts in order. The replica of each follows as
+//! many places later as there are primaries. A test inspects a node over its socket, as any Redis,
+//! and gets the owner of a slot from the nodes themselves.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::authority::Authority;
 use super::redis_server::{RedisServer, RedisServerBuilder, connect, free_port};
 use super::wait::{eventually, within};
 
-/// How many slots there are.
+/// The number of slots.
 const SLOTS: u16 = 16384;
 /// A failover takes about twice as long.
 const NODE_TIMEOUT: &str = "1000";
@@ -25,12 +25,12 @@ pub(crate) struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// So many primaries, and a replica of each.
+    /// Starts this many primaries with a replica each.
     pub(crate) fn with_replicas(primaries: usize) -> Self {
         Self::start(primaries, primaries, &[])
     }
 
-    /// So many primaries, and no replicas.
+    /// Starts this many primaries without replicas.
     pub(crate) fn of(primaries: usize) -> Self {
         Self::start(primaries, 0, &[])
     }
@@ -41,7 +41,7 @@ impl RedisCluster {
         Self { nodes, primaries, is_tls: false }.whole(replicas)
     }
 
-    /// So many primaries, which speak nothing but TLS, by certificates of this authority.
+    /// Starts this many primaries that accept only TLS, with certificates of this authority.
     pub(crate) fn over_tls(primaries: usize, authority: &Authority) -> Self {
         let (certificate, key) = authority.issue("127.0.0.1");
         let tls = |builder: RedisServerBuilder| builder.tls(&certificate, &key, &authority.file());
@@ -49,7 +49,7 @@ impl RedisCluster {
         Self { nodes, primaries, is_tls: true }.whole(0)
     }
 
-    /// Makes one cluster of the nodes.
+    /// Joins the nodes to one cluster.
     fn whole(self, replicas: usize) -> Self {
         let primaries = self.primaries;
         let cluster = self;
@@ -75,7 +75,7 @@ impl RedisCluster {
         cluster
     }
 
-    /// Lets the first node and this one know each other.
+    /// Introduces this node to the first.
     fn introduce(&self, number: usize) {
         let (port, bus) = (self.port(number).to_string(), self.bus_port(number).to_string());
         if number > 0 {
@@ -92,7 +92,7 @@ impl RedisCluster {
         assert!(known.is_some(), "node {number} does not know the others:\n{}", self.view(number));
     }
 
-    /// Returns once the nodes agree that the cluster works and every replica has a copy.
+    /// Waits until the nodes agree that the cluster works and every replica has a copy.
     pub(crate) fn await_whole(&self) {
         for (number, node) in self.nodes.iter().enumerate() {
             let works = within(BOUND, || {
@@ -122,12 +122,12 @@ impl RedisCluster {
         })
     }
 
-    /// The id by which the nodes know it.
+    /// Returns the id of a node.
     pub(crate) fn id(&self, number: usize) -> String {
         ask(&self.nodes[number], &["CLUSTER", "MYID"], |id| id)
     }
 
-    /// What a node says of the cluster.
+    /// Returns the `CLUSTER NODES` reply of a node.
     pub(crate) fn view(&self, number: usize) -> String {
         ask(&self.nodes[number], &["CLUSTER", "NODES"], |view| view)
     }
@@ -138,7 +138,7 @@ impl RedisCluster {
         running.expect("a node answers")
     }
 
-    /// Which node serves the key, as it says itself.
+    /// Returns the index of the node that serves the key, by its own report.
     pub(crate) fn owner(&self, key: &str) -> usize {
         let serves = |node: &RedisServer| match try_ask::<Value>(node, &["EXISTS", key]) {
             Ok(Value::Int(_)) => Some(()),
@@ -149,14 +149,14 @@ impl RedisCluster {
         })
     }
 
-    /// A key of the slots that this primary began with; another for each number.
+    /// Returns a key in the initial slots of this primary, another for each number.
     pub(crate) fn key_of(&self, node: usize, number: usize) -> String {
         let share = usize::from(SLOTS) / self.primaries;
         let is_of = |key: &String| usize::from(self.slot(key)) / share.max(1) == node;
         (0..10_000).map(|tag| format!("{{{tag}}}{number}")).find(is_of).expect("a key of the node")
     }
 
-    /// Writes where the key is served.
+    /// Writes at the node that serves the key.
     pub(crate) fn set(&self, key: &str, value: &str) {
         eventually("the key is written", || {
             let owner = self.owner(key);
@@ -197,7 +197,7 @@ impl RedisCluster {
         self.nodes[from].command(&["CLUSTER", "SETSLOT", &slot, "NODE", &owner]);
     }
 
-    /// Has a replica take the place of its primary, both being well, and returns once it has.
+    /// Promotes a replica while its primary is healthy, and waits until it is the primary.
     pub(crate) fn fail_over_to(&self, replica: usize) {
         let done = within(BOUND, || {
             let _: RedisResult<Value> = try_ask(&self.nodes[replica], &["CLUSTER", "FAILOVER"]);
@@ -206,7 +206,7 @@ impl RedisCluster {
         assert!(done.is_some(), "no failover:\n{}", self.nodes[replica].log());
     }
 
-    /// Returns once it is a primary.
+    /// Waits until the node is a primary.
     pub(crate) fn await_primary(&self, number: usize) {
         let done = within(BOUND, || self.is_primary(number).then_some(()));
         assert!(done.is_some(), "no failover:\n{}", self.nodes[number].log());
@@ -217,7 +217,7 @@ impl RedisCluster {
         role.is_ok_and(|role| role.contains("role:master"))
     }
 
-    /// The keys of `[redis]` that lead to it.
+    /// Returns the keys of `[redis]` that lead to it.
     pub(crate) fn settings(&self) -> String {
         let scheme = if self.is_tls { "rediss" } else { "redis" };
         let seeds = [0, 1].map(|node| format!("\"{scheme}://127.0.0.1:{}\"", self.port(node)));
@@ -242,7 +242,7 @@ fn node(
     listens(RedisServer::builder()).arguments(&own).arguments(&quick).arguments(arguments).start()
 }
 
-/// The answer of a node, which must be one.
+/// Returns the reply of a node; panics on an error.
 fn ask<T: FromRedisValue, R>(node: &RedisServer, words: &[&str], read: impl FnOnce(T) -> R) -> R {
     read(try_ask(node, words).expect("the node answers"))
 }

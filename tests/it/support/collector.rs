@@ -1,7 +1,7 @@
-//! A real collector of traces (rotel), and what it was told.
+//! A real collector of traces (rotel) and the spans that it received.
 //!
-//! Model: a process that takes OTLP over gRPC and over HTTP and writes each span it gets on standard output. It is on PATH
-//! where scripts/test found or fetched it; where it is not, the tests that need one are skipped and say so.
+//! Model: a process that accepts OTLP over gRPC and HTTP and writes each span to standard output.
+//! scripts/test puts it on PATH; without it, the tests that need one are skipped with a message.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -26,14 +26,15 @@ pub(crate) struct Collector {
     _directory: TempDir,
 }
 
-/// A span as the collector got it.
+/// A span as the collector received it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Span {
-    /// `Trace ID`, `Parent ID`, `ID`, `Name`, `Kind`, `TraceState` and `Status code`, as the collector writes them.
+    /// The fields `Trace ID`, `Parent ID`, `ID`, `Name`, `Kind`, `TraceState` and `Status code`, as
+    /// the collector writes them.
     pub(crate) fields: BTreeMap<String, String>,
-    /// With the type, as in `Str(GET)`.
+    /// The attributes with their types, as in `Str(GET)`.
     pub(crate) attributes: BTreeMap<String, String>,
-    /// The trace and the span of each.
+    /// The trace and the span of each link.
     pub(crate) links: Vec<(String, String)>,
 }
 
@@ -48,12 +49,12 @@ impl Span {
 }
 
 impl Collector {
-    /// Nothing where there is no collector to be started.
+    /// Starts a collector; returns nothing where there is none.
     pub(crate) fn start() -> Option<Self> {
         loop {
             let mut collector = Self::try_start()?;
             let answers = |address: &SocketAddr| TcpStream::connect(address).is_ok();
-            // Somebody may have taken a port meanwhile; then it ends by itself.
+            // Another program may have taken a port meanwhile; then the collector ends by itself.
             let up = within(START_BOUND, || {
                 let ended = collector.child.try_wait().expect("a child").is_some();
                 let up = answers(&collector.grpc) && answers(&collector.http);
@@ -109,17 +110,17 @@ impl Collector {
         Some(Self { child, grpc, http, lines, _directory: directory })
     }
 
-    /// The spans so far.
+    /// Returns the spans so far.
     pub(crate) fn spans(&self) -> Vec<Span> {
         spans(&self.lines.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The spans, once there are so many.
+    /// Returns the spans once there are this many.
     #[track_caller]
     pub(crate) fn await_spans(&self, count: usize) -> Vec<Span> {
         let spans = eventually(&format!("{count} spans"), || {
             let spans = self.spans();
-            // The last one may not have been written to its end yet.
+            // The last one may be incomplete.
             let whole = spans
                 .iter()
                 .all(|span| span.attributes.contains_key("db.namespace") || span.is_answered());
@@ -129,7 +130,7 @@ impl Collector {
         spans
     }
 
-    /// What it says of itself as a resource, beside its spans.
+    /// Whether the collector wrote this line about its resource, beside the spans.
     pub(crate) fn has_line(&self, line: &str) -> bool {
         self.lines
             .lock()
@@ -148,7 +149,7 @@ impl Span {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -166,7 +167,7 @@ fn spans(lines: &[String]) -> Vec<Span> {
         if line.starts_with("Span #") {
             spans.push(Span::default());
         } else if line.starts_with("ResourceSpans #") {
-            // What follows is of the resource; a span takes none of it.
+            // The following lines are about the resource and belong to no span.
             spans.push(Span::default());
         } else if let Some(span) = spans.last_mut() {
             span.read(line);
@@ -201,9 +202,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_read_with_their_attributes_and_links() {
-        let text = "ResourceSpans #0\nResource attributes:\n     -> service.name: Str(x)\nSpan #0\n    Trace ID       : t1\n    \
-                    ID             : a\nAttributes:\n     -> n: Int(1)\nLinks:\nSpanLink #0\n     -> Trace ID: t2\n     -> ID: b\n\
+    fn spans_parse_with_attributes_and_links() {
+        let text = "ResourceSpans #0\nResource attributes:\n     -> service.name: Str(x)\n\
+            Span #0\n    Trace ID       : t1\n    \
+                    ID             : a\nAttributes:\n     -> n: Int(1)\nLinks:\n\
+                    SpanLink #0\n     -> Trace ID: t2\n     -> ID: b\n\
                     Span #1\n    ID             : c\n";
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
         let spans = spans(&lines);

@@ -1,8 +1,8 @@
 //! A plain HTTP/1.1 client, blocking and exact to the byte.
 //!
-//! Model: one keep-alive connection; what is sent is what the test wrote, and a response is
-//! read to its own end and not beyond. Only responses to HEAD requests need to be told apart,
-//! which works for one request at a time: of pipelined requests none may be HEAD.
+//! Model: one keep-alive connection. It sends the bytes of the test and reads a response to its end
+//! and not beyond. A response to HEAD is recognised only for one request at a time, so no pipelined
+//! request may be HEAD.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 const BOUND: Duration = Duration::from_secs(30);
 
-/// One GET on a connection of its own.
+/// Sends one GET on a new connection.
 pub(crate) fn get(address: SocketAddr, path: impl AsRef<[u8]>) -> Response {
     Client::connect(address).get(path)
 }
 
-/// The path of a key, with every byte encoded that may need to be.
+/// Returns the path of a key, with every byte encoded that may need it.
 pub(crate) fn key_path(key: &[u8]) -> String {
     let mut path = String::from("/keys/");
     for &byte in key {
@@ -32,13 +32,13 @@ pub(crate) fn key_path(key: &[u8]) -> String {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Response {
     pub(crate) status: u16,
-    /// In the order received, each byte of a value as the character of that number.
+    /// The headers in the order received, each byte of a value as the character of that number.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Response {
-    /// The first header of that name, in whatever case.
+    /// Returns the first header of that name, in any case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter();
         let found = headers.find(|(header, _)| header.eq_ignore_ascii_case(name));
@@ -46,7 +46,7 @@ impl Response {
     }
 }
 
-/// A connection to the proxy. Its reads end in a panic after 30 s unless told otherwise.
+/// A connection to the proxy. Its reads panic after 30 s unless configured otherwise.
 pub(crate) struct Client {
     stream: BufReader<TcpStream>,
     host: String,
@@ -77,7 +77,7 @@ impl Client {
         self.request("HEAD", path, &[])
     }
 
-    /// Sends a request without a body, adding a Host header if none is given.
+    /// Sends a request without a body, with a Host header if none is given.
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -102,7 +102,7 @@ impl Client {
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
         self.awaits_head |= bytes.starts_with(b"HEAD ");
         match self.stream.get_mut().write_all(bytes) {
-            // A server may refuse a request before its end; what it answered is yet to be read.
+            // A server may reject a request before its end; its response is still to be read.
             Err(error)
                 if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
             written => written.expect("the proxy takes the bytes"),
@@ -117,8 +117,11 @@ impl Client {
         }
     }
 
-    /// Reads a response where there may be none: the error is `UnexpectedEof` on a connection
-    /// that was closed, and `WouldBlock` on one that stayed silent.
+    /// Reads a response if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` on a closed connection, `WouldBlock` on a silent one.
     pub(crate) fn try_read_response(&mut self) -> io::Result<Response> {
         let status = self.read_status()?;
         let mut response = Response { status, headers: self.read_headers()?, body: Vec::new() };
@@ -188,7 +191,7 @@ impl Client {
         Ok(bytes)
     }
 
-    /// A line without its end.
+    /// Reads a line; returns it without its end.
     fn read_line(&mut self) -> io::Result<String> {
         let mut line = Vec::new();
         self.stream.read_until(b'\n', &mut line)?;
@@ -210,8 +213,8 @@ mod tests {
 
     use super::*;
 
-    /// A client that will receive exactly these bytes and then the end, and the other side,
-    /// which takes what the client sends.
+    /// Returns a client that receives exactly these bytes and then the end, and the other side,
+    /// which takes the bytes of the client.
     fn client_of(bytes: &[u8]) -> (Client, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = Client::connect(listener.local_addr().unwrap());
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_end_where_they_say() {
+    fn responses_end_at_their_length() {
         let (mut client, _server) = client_of(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
               2;x=y\r\nab\r\n1\r\n\n\r\n0\r\nTrailer: t\r\n\r\n\
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_to_head_has_no_body() {
+    fn head_response_has_no_body() {
         let (mut client, _server) = client_of(
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n\
               HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_any_bytes_has_a_path() {
+    fn key_of_any_bytes_has_a_path() {
         assert_eq!(key_path(b"a-Z_0.~"), "/keys/a-Z_0.~");
         assert_eq!(key_path(b"a/b %\xff"), "/keys/a%2Fb%20%25%FF");
     }

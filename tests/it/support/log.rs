@@ -1,8 +1,8 @@
-//! The proxy's log as it grows.
+//! The growing log of the proxy.
 //!
-//! Model: a thread reads lines from the process into one list, which only grows; tests look at
-//! the list and wait for it to grow. A line is one JSON object with flat fields, or failing
-//! that plain text, in which level and fields are recognized as the text format writes them.
+//! Model: a thread reads lines from the process into one list, which only grows. Tests look at the
+//! list and wait for it to grow. A line is one JSON object with flat fields, or else plain text,
+//! with level and fields in the text format.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,17 +25,17 @@ impl LogLine {
         Self { text, fields }
     }
 
-    /// The line as it was written.
+    /// Returns the line as it was written.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The level's name, empty on a line without one.
+    /// Returns the name of the level, empty on a line without one.
     pub(crate) fn level(&self) -> &str {
         if let Some(fields) = &self.fields {
             return fields["level"].as_str().unwrap_or_default();
         }
-        // The text format begins with the time and the level; later words are message.
+        // The text format begins with the time and the level; later words are the message.
         let mut start = self.text.split_whitespace().take(2);
         start.find(|word| LEVELS.contains(word)).unwrap_or_default()
     }
@@ -48,7 +48,7 @@ impl LogLine {
         }
     }
 
-    /// A field as text: of a JSON string its content, of everything else its JSON.
+    /// Returns a field as text: the content of a JSON string, or any other JSON.
     pub(crate) fn field(&self, name: &str) -> Option<String> {
         let Some(fields) = &self.fields else {
             return self.plain_field(name);
@@ -57,7 +57,7 @@ impl LogLine {
         Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     }
 
-    /// Whether somebody should look into this.
+    /// Whether the line is a warning or an error.
     pub(crate) fn is_trouble(&self) -> bool {
         matches!(self.level(), "WARN" | "ERROR")
     }
@@ -83,7 +83,7 @@ struct State {
 }
 
 impl Log {
-    /// Follows `source` until its end.
+    /// Reads `source` to its end.
     pub(crate) fn follow(source: impl Read + Send + 'static) -> Arc<Self> {
         let log = Arc::new(Self::default());
         let writer = Arc::clone(&log);
@@ -91,8 +91,8 @@ impl Log {
         log
     }
 
-    /// Returns what `find` makes of all lines so far, once it makes something of them; nothing
-    /// when the time is over or the log has ended without it.
+    /// Returns the first result of `find` over all lines so far. Returns nothing when the time is
+    /// over or the log has ended without one.
     pub(crate) fn wait<T>(
         &self,
         limit: Duration,
@@ -111,7 +111,7 @@ impl Log {
         }
     }
 
-    /// Waits for the last line, which the process has written by the time it has ended.
+    /// Waits for the last line, which the process has written by its end.
     pub(crate) fn wait_for_end(&self, limit: Duration) {
         self.wait(limit, |_| None::<()>);
     }
@@ -124,7 +124,7 @@ impl Log {
         self.state().lines.len()
     }
 
-    /// The whole log, for a failure's message.
+    /// Returns the whole log, for the message of a failure.
     pub(crate) fn text(&self) -> String {
         let state = self.state();
         let lines: Vec<&str> = state.lines.iter().map(LogLine::text).collect();
@@ -141,7 +141,7 @@ impl Log {
         self.grown.notify_all();
     }
 
-    /// A test's predicate may have panicked while it looked, which harms no line.
+    /// Recovers the list after a panic in the predicate of a test, which harms no line.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_and_text_lines_tell_the_same() {
+    fn json_and_text_lines_parse_alike() {
         let json = r#"{"level":"WARN","message":"slow","front_end":"http","millis":12}"#;
         let text = r#"2026-01-02T03:04:05Z  WARN proxy: slow front_end="http" millis=12"#;
         for line in [json, text].map(|line| LogLine::new(line.to_owned())) {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_of_the_message_is_no_level() {
+    fn level_word_in_the_message_is_no_level() {
         let line = LogLine::new("error: unknown level WARN".to_owned());
         assert_eq!(line.level(), "");
     }

@@ -1,7 +1,6 @@
 //! One reading of the proxy's metrics.
 //!
-//! Model: a map from series to value. A series is its name and its labels, and is the same
-//! series in whatever order the labels are written.
+//! Model: a map from series to value. A series is its name and its labels, in any order.
 
 use std::collections::HashMap;
 
@@ -17,13 +16,13 @@ impl Metrics {
         Self { text, values }
     }
 
-    /// The value of `name{label="value",...}`; nothing if the proxy does not show the series,
-    /// as for a labelled one that was never counted.
+    /// Returns the value of `name{label="value",...}`, or nothing if the proxy does not export the
+    /// series, such as a labelled one that was never counted.
     pub(crate) fn value(&self, series: &str) -> Option<f64> {
         self.values.get(&canonical(series)).copied()
     }
 
-    /// The exposition as it was served.
+    /// Returns the exposition as it was served.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
@@ -40,7 +39,7 @@ fn series_end(line: &str) -> Option<usize> {
     labels_end.map(|(index, _)| index + 1).or_else(|| line.find(char::is_whitespace))
 }
 
-/// The series with its labels in alphabetical order.
+/// Returns the series with its labels in alphabetical order.
 fn canonical(series: &str) -> String {
     let Some((name, labels)) = series.trim().split_once('{') else {
         return series.trim().to_owned();
@@ -64,7 +63,7 @@ fn split_labels(labels: &str) -> Vec<&str> {
     parts
 }
 
-/// The characters outside of label values, with their positions.
+/// Returns the characters outside of label values, with their positions.
 fn unquoted(text: &str) -> impl Iterator<Item = (usize, char)> {
     let (mut quoted, mut escaped) = (false, false);
     text.char_indices().filter(move |&(_, character)| {
@@ -85,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_series_is_found_in_any_order_of_labels() {
+    fn series_is_found_in_any_label_order() {
         let text =
             "# HELP reads x\nup 1\nreads{a=\"1\",b=\"two, {2}\"} 3\nodd{q=\"\\\"}\"} +Inf 9\n";
         let metrics = Metrics::parse(text.to_owned());

@@ -1,8 +1,8 @@
-//! Mounts that nobody else sees: a small volume that can be full, and a file in another's place for one process.
+//! Private mounts: a small volume that can be full, and a file in another's place for one process.
 //!
-//! Model: a mount namespace, within a user namespace where root is needed and not had. A process in it keeps it alive, and
-//! what is mounted in it is reached by `/proc`. Where the system gives none, as in a container without rights, a test that
-//! needs one says that it is skipped, but in CI it fails.
+//! Model: a mount namespace, within a user namespace where the test is not root. A process in it
+//! keeps it alive, and its mounts are reached by `/proc`. Where the system permits none, as in a
+//! container without rights, a test that needs one is skipped with a message, but fails in CI.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -10,10 +10,11 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Ways into a namespace of its own: as root, and as somebody who is root there alone.
+/// Ways into a new namespace: as root, and as a user who is root only there.
 const WAYS: [&[&str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];
 
-/// The words in front of a command that is to run in a mount namespace of its own; nothing, where there is none to be had.
+/// Returns the words in front of a command that is to run in a mount namespace of its own, or
+/// nothing where none is permitted.
 pub(crate) fn apart() -> Option<Vec<&'static str>> {
     let works = |way: &&[&str]| {
         let mut attempt = Command::new("unshare");
@@ -31,18 +32,18 @@ pub(crate) fn apart() -> Option<Vec<&'static str>> {
     way.map(|way| [&["unshare"], way].concat())
 }
 
-/// A file system of its own in memory, with so much room. It is gone when this is dropped.
+/// A file system in memory of a fixed size. It is gone when this is dropped.
 pub(crate) struct Volume {
     keeper: Child,
     directory: TempDir,
 }
 
 impl Volume {
-    /// One of so many KiB; nothing, where none can be had.
+    /// Makes a volume of this many KiB; returns nothing where none is permitted.
     pub(crate) fn new(kibibytes: u32) -> Option<Self> {
         let way = apart()?;
         let directory = tempfile::tempdir().expect("a temporary directory");
-        // It ends when nobody holds its standard input any more.
+        // It ends when its standard input is closed.
         let script =
             format!("mount -t tmpfs -o size={kibibytes}k none \"$0\" && echo mounted && exec cat");
         let mut keeper = Command::new(way[0]);
@@ -56,7 +57,7 @@ impl Volume {
         Some(Self { keeper, directory })
     }
 
-    /// A file on it, for anybody on this side.
+    /// Returns the path of a file on it, outside of the namespace.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         let inside = self.directory.path().strip_prefix("/").expect("an absolute path");
         PathBuf::from(format!("/proc/{}/root", self.keeper.id())).join(inside).join(name)
@@ -65,7 +66,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that the process has ended already.
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
     }

@@ -1,7 +1,7 @@
-//! A real Prometheus that scrapes one proxy, by the configuration and the alerts of this project.
+//! A real Prometheus that scrapes one proxy, with the configuration and the alerts of this project.
 //!
-//! Model: a process with its data in a temporary directory. It is Debian's package prometheus; where it is not, the tests
-//! that need it are skipped and say so.
+//! Model: a process with its data in a temporary directory, from Debian's package prometheus.
+//! Without it, the tests that need one are skipped with a message.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,7 +24,7 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes `target` every half second. Nothing where there is no Prometheus to be started.
+    /// Scrapes `target` every half second. Returns nothing where there is no Prometheus.
     pub(crate) fn start(target: SocketAddr) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let dashboards = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards");
@@ -64,7 +64,7 @@ impl Prometheus {
         Some(prometheus)
     }
 
-    /// The samples that a query gives now, without those that are no number.
+    /// Returns the current samples of a query, without those that are no number.
     #[track_caller]
     pub(crate) fn query(&self, expression: &str) -> Vec<f64> {
         let mut path = "/api/v1/query?query=".to_owned();
@@ -79,7 +79,7 @@ impl Prometheus {
         samples.filter_map(value).filter(|value| !value.is_nan()).collect()
     }
 
-    /// The alerts: name, health and state of each.
+    /// Returns the name, health and state of each alert.
     pub(crate) fn alerts(&self) -> Vec<(String, String, String)> {
         let answer = self.ask("/api/v1/rules");
         let groups = answer["data"]["groups"].as_array().expect("groups").clone();
@@ -99,7 +99,7 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

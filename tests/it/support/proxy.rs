@@ -1,10 +1,9 @@
-//! The real proxy binary as one test's process.
+//! The real proxy binary as a process of one test.
 //!
-//! Model: a process with a configuration file in a temporary directory and a log on standard
-//! error. It has started once its log says where it listens, and it has ended well if it did
-//! so on SIGTERM, with the expected exit code, and if nobody would have to look into its log:
-//! every warning and error in it must have been named by the test. A test that does not say
-//! `finish` gets the same verdict when the proxy is dropped.
+//! Model: a process with a configuration file in a temporary directory and a log on standard error.
+//! It has started once its log names its addresses. It has ended well if it ended on SIGTERM, with
+//! the expected exit code, and if the test has named every warning and error in the log. A test
+//! that does not call `finish` gets the same verdict when the proxy is dropped.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -49,14 +48,14 @@ pub(crate) struct Proxy {
     judged: bool,
 }
 
-/// What a [`Proxy`] is to be started with.
+/// The settings of a [`Proxy`] to be started.
 pub(crate) struct ProxyBuilder {
     directory: TempDir,
     command: Command,
     admin: bool,
 }
 
-/// What became of a changed configuration.
+/// The outcome of a changed configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Reload {
     Reloaded,
@@ -75,13 +74,15 @@ impl ProxyBuilder {
         self
     }
 
-    /// Hands the proxy these sockets, each with its name, as systemd does (`sd_listen_fds(3)`). They stay open here.
+    /// Passes these sockets to the proxy, each with its name, as systemd does (`sd_listen_fds(3)`).
+    /// They stay open here.
     pub(crate) fn inherit(mut self, sockets: &[(&str, &TcpListener)]) -> Self {
-        // Only a shell can say under which number a descriptor is inherited, and which process it will be.
+        // Only a shell can choose the number of an inherited descriptor and name the process id in
+        // advance.
         let (mut aside, mut in_place) = (String::new(), String::new());
         for (index, (_, socket)) in sockets.iter().enumerate() {
             fcntl_setfd(socket, FdFlags::empty()).expect("a socket to be inherited");
-            // By way of numbers that none of them has.
+            // Over numbers that none of them has.
             let (number, spare) = (index + 3, index + 10_000);
             write!(aside, "exec {spare}<&{}; ", socket.as_raw_fd()).expect("a string takes all");
             write!(in_place, "exec {number}<&{spare} {spare}<&-; ").expect("a string takes all");
@@ -96,13 +97,13 @@ impl ProxyBuilder {
         self
     }
 
-    /// Lets the proxy open so many files at most.
+    /// Limits the number of open files of the proxy.
     pub(crate) fn open_files(mut self, most: u32) -> Self {
         self.command = behind(&format!("ulimit -n {most}"), &self.command);
         self
     }
 
-    /// Has the proxy, and nobody else, find this file where names are looked up (`hosts(5)`), by way of a mount namespace.
+    /// Puts this file in the place of `hosts(5)` for the proxy alone, in a mount namespace.
     pub(crate) fn hosts(mut self, file: &Path, namespace: &[&str]) -> Self {
         let mounting =
             behind(&format!("mount --bind '{}' /etc/hosts", file.display()), &self.command);
@@ -110,18 +111,19 @@ impl ProxyBuilder {
         self
     }
 
-    /// The command that starts it, and the directory that has to stay for as long as it runs, for a test that follows no log.
+    /// Returns the command that starts it, and the directory that has to outlive it, for a test
+    /// that does not read the log.
     pub(crate) fn into_command(self) -> (Command, TempDir) {
         (self.command, self.directory)
     }
 
-    /// Runs the proxy to its end, which must come by itself; returns the exit code and what it said.
+    /// Runs the proxy until it ends by itself. Returns the exit code and the output.
     pub(crate) fn run_to_end(mut self) -> (i32, String) {
         let output = output(&mut self.command);
         (exit_code(output.status), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    /// Starts the proxy and returns once it listens; panics with its log if it does not.
+    /// Starts the proxy and waits until it listens; panics with its log if it does not.
     pub(crate) fn start(mut self) -> Proxy {
         let mut child = self
             .command
@@ -141,7 +143,7 @@ impl Proxy {
         Self::builder(config).start()
     }
 
-    /// A proxy with this configuration file; its log is JSON unless the environment given says
+    /// Returns a builder with this configuration file. The log is JSON unless the environment says
     /// otherwise.
     pub(crate) fn builder(config: &str) -> ProxyBuilder {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -152,24 +154,24 @@ impl Proxy {
         ProxyBuilder { directory, command, admin: sets_admin_listen(config) }
     }
 
-    /// Runs the binary to its end, which must come by itself.
+    /// Runs the binary until it ends by itself.
     pub(crate) fn spawn_raw(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         output(command().args(arguments).envs(environment.iter().copied()))
     }
 
-    /// Where it serves HTTP.
+    /// Returns the HTTP address.
     pub(crate) fn http(&self) -> SocketAddr {
         self.http.expect("a proxy that has started")
     }
 
-    /// Where it serves clients of Redis over TCP.
+    /// Returns the RESP address over TCP.
     #[track_caller]
     pub(crate) fn resp_address(&self) -> SocketAddr {
         let address = self.log.wait(LOG_BOUND, |lines| listening_address(lines, "resp"));
         require(address, "the address of the RESP front end in the log")
     }
 
-    /// Where it serves its metrics and the like.
+    /// Returns the admin address.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin.expect("a configuration with admin.listen")
     }
@@ -178,7 +180,7 @@ impl Proxy {
         self.child.id()
     }
 
-    /// Sends a signal. After one that asks for the end, `finish` sends none of its own.
+    /// Sends a signal. After one that requests the end, `finish` sends none of its own.
     pub(crate) fn signal(&self, signal: Signal) {
         let asks_for_the_end = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::KILL];
         if asks_for_the_end.contains(&signal) {
@@ -187,19 +189,19 @@ impl Proxy {
         kill_process(Pid::from_child(&self.child), signal).expect("the proxy takes the signal");
     }
 
-    /// Where its configuration file is.
+    /// Returns the path of the configuration file.
     pub(crate) fn config_path(&self) -> PathBuf {
         config_in(self.directory.path())
     }
 
-    /// Replaces the configuration file, asks for it to be read, and returns what was made of it.
+    /// Replaces the configuration file, sends SIGHUP, and returns the outcome.
     #[track_caller]
     pub(crate) fn reload(&self, config: &str) -> Reload {
         let file = self.config_path();
         let next = file.with_extension("next");
         fs::write(&next, config).expect("the configuration is written");
         fs::rename(&next, &file).expect("the configuration is replaced");
-        // Lines of before the signal speak of earlier configurations.
+        // Lines before the signal are about earlier configurations.
         let seen = self.log.length();
         self.signal(Signal::HUP);
         let outcome =
@@ -207,7 +209,7 @@ impl Proxy {
         require(outcome, "the configuration reloaded or refused")
     }
 
-    /// Returns the first line of the whole log that `predicate` holds for, once there is one.
+    /// Returns the first line of the whole log that matches `predicate`, once there is one.
     #[track_caller]
     pub(crate) fn wait_for_log(&self, predicate: impl Fn(&LogLine) -> bool) -> LogLine {
         let found =
@@ -219,14 +221,12 @@ impl Proxy {
         self.log.lines()
     }
 
-    /// Names warnings and errors that belong to this test: the lines that contain `part`. There
-    /// may be any number of them, none included.
+    /// Expects warnings and errors that contain `part`, in any number, including none.
     pub(crate) fn expect_log(&self, part: &str) {
         self.expected_trouble.lock().unwrap().push(part.to_owned());
     }
 
-    /// Names the exit code that belongs to this test; for an end by a signal, 128 and its
-    /// number.
+    /// Expects this exit code; for an end by a signal, 128 and its number.
     pub(crate) fn expect_exit(&self, code: i32) {
         self.expected_exit.store(code, Ordering::SeqCst);
     }
@@ -238,7 +238,7 @@ impl Proxy {
         Metrics::parse(String::from_utf8(response.body).expect("metrics are text"))
     }
 
-    /// Ends the proxy and judges how it ran.
+    /// Ends the proxy and asserts that it ran well.
     #[track_caller]
     pub(crate) fn finish(mut self) {
         self.judge();
@@ -285,14 +285,14 @@ impl Proxy {
         assert!(complaints.is_empty(), "the proxy:\n{complaints}\nits log:\n{log}");
     }
 
-    /// Has the process end by itself; without a status if it had to be killed.
+    /// Waits for the end of the process; returns no status if it had to be killed.
     fn end(&mut self) -> Option<ExitStatus> {
         if !self.told_to_end.load(Ordering::SeqCst) {
             self.signal(Signal::TERM);
         }
         let ended = ends_within(&mut self.child, END_BOUND);
         let status = end_of(&mut self.child);
-        // What the process wrote last is part of the log as well.
+        // The last lines of the process are part of the log as well.
         self.log.wait_for_end(LOG_BOUND);
         ended.then_some(status)
     }
@@ -327,7 +327,7 @@ impl Drop for Proxy {
     }
 }
 
-/// The log is shown when the proxy is dropped, which the panic leads to.
+/// Panics. The log is printed when the proxy is dropped.
 #[track_caller]
 fn require<T>(found: Option<T>, what: &str) -> T {
     match found {
@@ -336,7 +336,7 @@ fn require<T>(found: Option<T>, what: &str) -> T {
     }
 }
 
-/// The command by way of a shell that runs the script first, as the process that the command will be.
+/// Returns the command behind a shell that runs the script first, as the same process.
 fn behind(script: &str, command: &Command) -> Command {
     let mut shell = Command::new("bash");
     shell
@@ -353,7 +353,7 @@ fn behind(script: &str, command: &Command) -> Command {
     shell
 }
 
-/// The command by way of these words, as the process that the command will be.
+/// Returns the command behind these words, as the same process.
 fn within_namespace(namespace: &[&str], command: &Command) -> Command {
     let mut apart = Command::new(namespace[0]);
     apart
@@ -370,7 +370,7 @@ fn within_namespace(namespace: &[&str], command: &Command) -> Command {
     apart
 }
 
-/// The binary in an environment without settings of its own.
+/// Returns the binary in an environment without its settings.
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_redis-proxy"));
     for (name, _) in std::env::vars_os() {
@@ -387,8 +387,8 @@ fn config_in(directory: &Path) -> PathBuf {
     directory.join("config.toml")
 }
 
-/// Whether the configuration gives `admin.listen` a value. Looks at lines instead of parsing,
-/// since tests also start proxies with files that are no TOML.
+/// Whether the configuration sets `admin.listen`. Reads lines instead of parsing, because tests
+/// also start proxies with invalid TOML.
 fn sets_admin_listen(config: &str) -> bool {
     let mut section = String::new();
     for line in config.lines().map(str::trim) {
@@ -424,7 +424,7 @@ fn reload_outcome(line: &LogLine) -> Option<Reload> {
 fn drain(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // What was read up to an error is all there is to show.
+        // After an error, the bytes so far are all there is.
         let _ = source.read_to_end(&mut bytes);
         bytes
     })
@@ -435,7 +435,7 @@ fn ends_within(child: &mut Child, limit: Duration) -> bool {
     status.is_some()
 }
 
-/// Runs a proxy that ends by itself; panics with what it said if it does not.
+/// Runs a proxy that ends by itself; panics with its output if it does not.
 fn output(command: &mut Command) -> Output {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the proxy starts");
@@ -451,14 +451,14 @@ fn output(command: &mut Command) -> Output {
     output
 }
 
-/// How the process ended, killing it if it has not.
+/// Returns the end of the process, which is killed if it still runs.
 fn end_of(child: &mut Child) -> ExitStatus {
-    // An error means that it has ended already.
+    // An error means that the process has ended already.
     let _ = child.kill();
     child.wait().expect("the proxy is a child")
 }
 
-/// The exit code as a shell gives it.
+/// Returns the exit code as a shell reports it.
 fn exit_code(status: ExitStatus) -> i32 {
     let by_signal = || status.signal().map(|number| 128 + number);
     status.code().or_else(by_signal).unwrap_or(-1)

@@ -1,12 +1,12 @@
 //! A real Redis for one test.
 //!
-//! Model: one `redis-server` process in one temporary directory, without persistence, always
-//! listening on a unix socket there and, when asked, on TCP and TLS ports of 127.0.0.1. A
-//! restarted server is an empty one at the same addresses.
+//! Model: one `redis-server` process in one temporary directory, without persistence. It always
+//! listens on a unix socket there, and optionally on TCP and TLS ports of 127.0.0.1. A restarted
+//! server is an empty one at the same addresses.
 //!
-//! The test looks into the server over the unix socket as a user of its own, so that passwords
-//! and access rules given for the proxy never lock the test out. Its looking is visible in
-//! the server's statistics as `auth` and as the commands it sends, and as nothing else.
+//! The test inspects the server over the unix socket as a user of its own, so that passwords and
+//! ACLs for the proxy never lock the test out. The statistics of the server show only `auth` and
+//! the commands of the test.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -26,7 +26,8 @@ use super::wait::{eventually, within};
 
 const BOUND: Duration = Duration::from_secs(10);
 const PORT_ATTEMPTS: usize = 5;
-/// The environment variable that names another program, to run the tests on another version or kind of Redis.
+/// The environment variable that names another program, to run the tests with another version or
+/// kind of Redis.
 const PROGRAM: &str = "REDIS_SERVER";
 const TEST_USER: &str = "integration-test";
 
@@ -38,7 +39,7 @@ pub(crate) struct RedisServer {
     process: Child,
 }
 
-/// What a [`RedisServer`] is to be started with.
+/// The settings of a [`RedisServer`] to be started.
 #[derive(Default)]
 pub(crate) struct RedisServerBuilder {
     tcp: bool,
@@ -72,13 +73,13 @@ enum PortsTaken {
 }
 
 impl RedisServerBuilder {
-    /// Also listens on a free TCP port.
+    /// Adds a listener on a free TCP port.
     pub(crate) fn tcp(mut self) -> Self {
         self.tcp = true;
         self
     }
 
-    /// Also listens on a free TLS port, with these PEM files.
+    /// Adds a listener on a free TLS port, with these PEM files.
     pub(crate) fn tls(mut self, certificate: &Path, key: &Path, authority: &Path) -> Self {
         self.tls = Some(TlsFiles {
             certificate: certificate.to_owned(),
@@ -88,7 +89,7 @@ impl RedisServerBuilder {
         self
     }
 
-    /// Refuses TLS clients that show no certificate of the authority.
+    /// Rejects TLS clients without a certificate of the authority.
     pub(crate) fn require_client_certificate(mut self) -> Self {
         self.require_client_certificate = true;
         self
@@ -100,7 +101,7 @@ impl RedisServerBuilder {
         self
     }
 
-    /// Starts the server and returns once it answers; panics with its log if it does not.
+    /// Starts the server and waits until it replies; panics with its log if it does not.
     pub(crate) fn start(self) -> RedisServer {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let ports = self.choose_ports();
@@ -115,7 +116,7 @@ impl RedisServerBuilder {
     }
 
     fn launch(&self, directory: &Path, ports: Ports) -> Child {
-        // Emptied, lest the failure of the process before be taken for this one's.
+        // Truncated, lest the failure of the previous process be taken for this one's.
         let log = File::create(log_in(directory)).expect("the server's log file");
         Command::new(program())
             .args(base_arguments(directory, ports.tcp))
@@ -146,7 +147,7 @@ impl RedisServerBuilder {
 }
 
 impl RedisServer {
-    /// A server on its unix socket only.
+    /// Starts a server on its unix socket only.
     pub(crate) fn start() -> Self {
         Self::builder().start()
     }
@@ -184,12 +185,12 @@ impl RedisServer {
         (Ipv4Addr::LOCALHOST, port).into()
     }
 
-    /// A connection that may run every command, whatever the server asks of others.
+    /// Returns a connection that may run every command, whatever the ACLs of others.
     pub(crate) fn connection(&self) -> Connection {
         self.try_connection().expect("a connection to redis-server")
     }
 
-    /// Runs one command on a connection of its own.
+    /// Runs one command on a new connection.
     pub(crate) fn command<Word: AsRef<[u8]>>(&self, words: &[Word]) -> Value {
         let mut command = redis::Cmd::new();
         for word in words {
@@ -198,7 +199,7 @@ impl RedisServer {
         command.query(&mut self.connection()).expect("redis-server runs the command")
     }
 
-    /// How often the server has run a command, subcommands as in `config|get`.
+    /// Returns how often the server has run a command, subcommands as in `config|get`.
     pub(crate) fn calls(&self, command: &str) -> u64 {
         let statistics: String = redis::cmd("INFO")
             .arg("commandstats")
@@ -211,10 +212,10 @@ impl RedisServer {
             .unwrap_or(0)
     }
 
-    /// Stops the process in its tracks: it keeps its connections and answers nothing.
+    /// Freezes the process: it keeps its connections and sends no replies.
     pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
-        // Left to be seen again, so that pausing a paused server is no different.
+        // The state is left to be seen again, so that pausing a paused server makes no difference.
         let look = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         eventually("redis-server stands still", || {
             waitid(WaitId::Pid(self.process_id()), look).expect("redis-server is a child")
@@ -227,18 +228,18 @@ impl RedisServer {
 
     /// Kills the process; its addresses refuse connections from here on.
     pub(crate) fn stop(&mut self) {
-        // A process that is already gone is as good as killed, and a paused one dies as well.
+        // The process may be gone already; a paused one dies as well.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 
-    /// Starts an empty server at the same addresses, in place of the one before.
+    /// Starts an empty server at the same addresses, in place of the previous one.
     pub(crate) fn restart(&mut self) {
         self.relaunch();
         self.settle(PortsTaken::TryAgain);
     }
 
-    /// What the server has logged since its latest start.
+    /// Returns the log of the server since its latest start.
     pub(crate) fn log(&self) -> String {
         let log = fs::read(log_in(self.directory.path())).expect("the server's log");
         String::from_utf8_lossy(&log).into_owned()
@@ -259,8 +260,8 @@ impl RedisServer {
         self.process = self.options.launch(self.directory.path(), self.ports);
     }
 
-    /// Returns once the server answers. A free port can be taken by somebody else before the
-    /// server binds it, which costs an attempt and no more.
+    /// Waits until the server replies. Another program can take a free port before the server binds
+    /// it, which costs an attempt and no more.
     fn settle(&mut self, remedy: PortsTaken) {
         for _ in 0..PORT_ATTEMPTS {
             if self.await_startup() == Startup::Answering {
@@ -304,9 +305,10 @@ impl Drop for RedisServer {
     }
 }
 
-/// A connection to the server behind this socket that may run every command, as long as there is one.
+/// Connects to the server behind this socket, as a user that may run every command.
 pub(crate) fn connect(socket: &Path) -> RedisResult<Connection> {
-    // Protocol 2 and no library name: `hello` and `client` stay the proxy's statistics.
+    // With protocol 2 and no library name, the counts of `hello` and `client` are those of the
+    // proxy.
     let settings = RedisConnectionInfo::default()
         .set_username(TEST_USER)
         .set_password("")
@@ -333,7 +335,7 @@ fn base_arguments(directory: &Path, tcp_port: Option<u16>) -> Vec<String> {
     words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
 }
 
-/// What is started: `redis-server`, or another program that takes its arguments.
+/// Returns the program to start: `redis-server`, or another one with the same arguments.
 pub(super) fn program() -> OsString {
     std::env::var_os(PROGRAM)
         .filter(|program| !program.is_empty())

@@ -1,10 +1,9 @@
-//! A line to Redis that a test can make fail.
+//! A connection to Redis that a test can make fail.
 //!
-//! Model: a TCP listener on 127.0.0.1; each connection it takes is joined to one of its own to
-//! the upstream, chunk by chunk. Whether and how chunks pass is read anew for each of them, so
-//! a change holds for all connections, the existing ones included, from the moment the call
-//! that made it returns. Whatever is sent after `stall` returned stays where it is, the end of
-//! the stream included: to either end the other looks alive and silent.
+//! Model: a TCP listener on 127.0.0.1. Each accepted connection is joined to one of its own to the
+//! upstream, chunk by chunk. The conditions are read again for each chunk, so a change holds for
+//! all connections, existing ones included, from the return of the call. After `stall` all data
+//! stays in place, the end of the stream included, so each end sees a silent peer.
 //!
 //! It runs on a thread of its own and works the same under synchronous and asynchronous tests.
 
@@ -32,35 +31,35 @@ pub(crate) struct Relay {
     line: Arc<Line>,
     address: SocketAddr,
     listening: Mutex<Option<JoinHandle<()>>>,
-    /// Bound without listening: the port stays this relay's while it refuses connections.
+    /// Bound without listening: the port stays reserved while the relay refuses connections.
     _reservation: TcpSocket,
 }
 
-/// What the connections of a relay share.
+/// The state that the connections of a relay share.
 struct Line {
-    /// The upstream's unix socket.
+    /// The unix socket of the upstream.
     upstream: PathBuf,
     flow: watch::Sender<Flow>,
     injections: broadcast::Sender<Vec<u8>>,
     connections: Mutex<Vec<JoinHandle<()>>>,
-    /// How many connections have been taken.
+    /// The number of accepted connections.
     joined: AtomicUsize,
-    /// How many bytes of the upstream may still pass.
+    /// The number of bytes of the upstream that may still pass.
     allowance: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Flow {
-    /// So many of the connections, in the order in which they were taken, pass nothing.
+    /// The number of connections, in the order of their acceptance, that pass nothing.
     stalled: usize,
     delay: Duration,
     byte_at_a_time: bool,
 }
 
-/// What lets one connection's chunks pass.
+/// The gate that lets the chunks of one connection pass.
 struct Gate {
     flow: watch::Receiver<Flow>,
-    /// The connection's place among all that were taken.
+    /// The position of the connection in the order of acceptance.
     number: usize,
 }
 
@@ -77,7 +76,7 @@ impl Relay {
     pub(crate) fn cut(&self) {
         if let Some(listening) = self.listening.lock().unwrap().take() {
             end(&[listening]);
-            // A process that another test is starting holds a copy until it is executed.
+            // A process that another test is starting holds a copy until its exec.
             eventually("the relay refuses connections", || {
                 std::net::TcpStream::connect(self.address).err()
             });
@@ -85,7 +84,7 @@ impl Relay {
         self.cut_once();
     }
 
-    /// Closes all connections and takes new ones.
+    /// Closes all connections and accepts new ones.
     pub(crate) fn cut_once(&self) {
         let connections = std::mem::take(&mut *self.line.connections.lock().unwrap());
         end(&connections);
@@ -96,12 +95,12 @@ impl Relay {
         self.line.flow.send_modify(|flow| flow.stalled = usize::MAX);
     }
 
-    /// The same for the connections there are, while new ones pass.
+    /// Stalls the existing connections, while new ones pass.
     pub(crate) fn stall_old(&self) {
         self.line.flow.send_modify(|flow| flow.stalled = self.line.joined.load(SeqCst));
     }
 
-    /// Makes the line whole again: what was held passes, and nothing is slowed or refused.
+    /// Repairs the relay: held data passes, without delay, and connections are accepted.
     pub(crate) fn resume(&self) {
         self.line.flow.send_replace(Flow::default());
         self.line.allowance.store(usize::MAX, SeqCst);
@@ -121,15 +120,15 @@ impl Relay {
         self.line.flow.send_modify(|flow| flow.byte_at_a_time = true);
     }
 
-    /// Passes so many bytes of the upstream's, whichever connection they are of, and then closes each connection over
-    /// which another would pass, until `resume`.
+    /// Passes this many bytes of the upstream over all connections together. Then each connection
+    /// that would pass another byte is closed, until `resume`.
     pub(crate) fn cut_after(&self, bytes: usize) {
         self.line.allowance.store(bytes, SeqCst);
     }
 
-    /// Sends bytes the upstream never sent to those connected, between two of its chunks.
+    /// Sends bytes that the upstream never sent to all connections, between two of its chunks.
     pub(crate) fn inject(&self, bytes: &[u8]) {
-        // It is no error that nobody is connected.
+        // Without any connection, sending fails, which is no error.
         let _ = self.line.injections.send(bytes.to_owned());
     }
 
@@ -180,7 +179,7 @@ impl Line {
         }
     }
 
-    /// Takes as much of the allowance as there is, up to `wanted`; one without a limit stays so.
+    /// Takes from the allowance up to `wanted`; an unlimited one stays unlimited.
     fn allow(&self, wanted: usize) -> usize {
         let spend = |left: usize| (left != usize::MAX).then(|| left - left.min(wanted));
         let before = self.allowance.fetch_update(SeqCst, SeqCst, spend);
@@ -189,7 +188,7 @@ impl Line {
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         while let Ok((downstream, _)) = listener.accept().await {
-            // Subscribed here, so that an injection reaches whoever counts as connected.
+            // Subscribed here, so that an injection reaches every connection that is counted.
             let injections = self.injections.subscribe();
             let number = self.joined.fetch_add(1, SeqCst);
             let joined = Arc::clone(&self).join(downstream, injections, number);
@@ -199,7 +198,7 @@ impl Line {
         }
     }
 
-    /// Carries both ways until both ends are done, or one is gone.
+    /// Carries both directions until both ends are done, or one is gone.
     async fn join(
         self: Arc<Self>,
         downstream: TcpStream,
@@ -217,12 +216,12 @@ impl Line {
         let down = carry(from_upstream, to_downstream, flow(), Some(&mut injections), |length| {
             self.allow(length)
         });
-        // How a connection fails is for its two ends to see.
+        // The two ends see an error of the connection themselves.
         let _ = tokio::try_join!(up, down);
     }
 }
 
-/// Passes on what it reads, and what is injected, until the end of the stream, or until less is allowed than was read.
+/// Passes on the stream and the injections until the end of the stream or of the allowance.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -260,7 +259,7 @@ async fn pass(chunk: &[u8], to: &mut (impl AsyncWrite + Unpin), gate: &mut Gate)
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        // The line may have been stalled meanwhile.
+        // The relay may have been stalled meanwhile.
         gate.open().await?;
         to.write_all(piece).await?;
         to.flush().await?;
@@ -270,7 +269,7 @@ async fn pass(chunk: &[u8], to: &mut (impl AsyncWrite + Unpin), gate: &mut Gate)
 }
 
 impl Gate {
-    /// Waits out a stall.
+    /// Waits until a stall is over.
     async fn open(&mut self) -> io::Result<Flow> {
         let now = self.flow.wait_for(|flow| flow.stalled <= self.number).await;
         now.map(|flow| *flow).map_err(io::Error::other)

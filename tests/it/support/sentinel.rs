@@ -1,8 +1,9 @@
 //! A primary, its replica, and the sentinels that watch them.
 //!
-//! Model: two `redis-server` processes of which the second copies the first, and some `redis-server --sentinel` processes
-//! that have found each other. They take a primary for dead after half a second. When all is set up, every sentinel knows
-//! the replica, so a failover can begin at once.
+//! Model: two `redis-server` processes, of which the second replicates the first, and some
+//! `redis-server --sentinel` processes that know each other. They take a primary for dead after
+//! half a second unless configured otherwise. After the setup every sentinel knows the replica, so
+//! a failover can begin at once.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,15 +28,15 @@ const PORT_ATTEMPTS: usize = 5;
 pub(crate) struct Sentinel {
     directory: TempDir,
     port: u16,
-    /// `user:password@`, for the test's own questions.
+    /// `user:password@`, for the commands of the test.
     login: String,
     lines: Vec<String>,
     process: Child,
 }
 
 impl Sentinel {
-    /// A sentinel for the primary at this address, which `quorum` sentinels must take for dead. `lines` are added to its
-    /// configuration.
+    /// Starts a sentinel for the primary at this address, with this quorum. `lines` are added to
+    /// its configuration.
     pub(crate) fn start(primary: SocketAddr, quorum: usize, login: &str, lines: &[String]) -> Self {
         let mut directory = tempfile::tempdir().expect("a temporary directory");
         let mut all = vec![
@@ -52,12 +53,12 @@ impl Sentinel {
             let mut sentinel =
                 Self { directory, port, login: login.to_owned(), lines: all, process };
             if sentinel.answers() {
-                // As often as it asks it learns, and tests need not wait for ten seconds.
+                // Polls often, because the default of ten seconds would slow every test.
                 let often = ["SENTINEL", "DEBUG", "INFO-PERIOD", "200", "PUBLISH-PERIOD", "300"];
                 sentinel.command(&often).expect("the sentinel takes the command");
                 return sentinel;
             }
-            // Somebody else has taken the port meanwhile.
+            // Another program has taken the port meanwhile.
             sentinel.stop();
             let fresh = tempfile::tempdir().expect("a temporary directory");
             directory = std::mem::replace(&mut sentinel.directory, fresh);
@@ -77,12 +78,12 @@ impl Sentinel {
 
     /// Kills the process.
     pub(crate) fn stop(&mut self) {
-        // A process that is gone already is as good as killed.
+        // The process may be gone already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 
-    /// Starts it again, with what it knew.
+    /// Starts it again with its state.
     pub(crate) fn restart(&mut self) {
         self.stop();
         let log = File::create(self.directory.path().join("log")).expect("the sentinel's log file");
@@ -90,7 +91,7 @@ impl Sentinel {
         eventually("the sentinel answers", || self.connection().ok());
     }
 
-    /// Stops it in its tracks.
+    /// Freezes the process.
     pub(crate) fn pause(&self) {
         kill_process(Pid::from_child(&self.process), Signal::STOP)
             .expect("the sentinel takes the signal");
@@ -101,7 +102,7 @@ impl Sentinel {
             .expect("the sentinel takes the signal");
     }
 
-    /// Where it says that the primary is.
+    /// Returns the port of the primary that it names.
     pub(crate) fn primary(&self) -> u16 {
         let mut question = cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(MASTER);
@@ -153,7 +154,7 @@ fn spawn(config: &PathBuf, log: File) -> Child {
     command.spawn().expect("a sentinel starts")
 }
 
-/// A primary, a replica, and sentinels; they end in this order reversed.
+/// A primary, a replica, and sentinels; they end in reverse order.
 pub(crate) struct Watched {
     pub(crate) sentinels: Vec<Sentinel>,
     pub(crate) relays: Vec<Relay>,
@@ -161,12 +162,13 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Watched by so many sentinels.
+    /// Starts them with this many sentinels.
     pub(crate) fn by(sentinels: usize) -> Self {
         Self::with("", sentinels, &[], &[])
     }
 
-    /// The same, with a login for the test, lines for the sentinels' configuration, and arguments for both of Redis.
+    /// Starts them with a login for the test, lines for the configuration of the sentinels, and
+    /// arguments for both Redis servers.
     pub(crate) fn with(login: &str, sentinels: usize, lines: &[&str], arguments: &[&str]) -> Self {
         let primary = RedisServer::builder().tcp().arguments(&QUICK).arguments(arguments).start();
         let of = primary.tcp_address().port().to_string();
@@ -176,12 +178,14 @@ impl Watched {
         Self::watch([primary, replica], Vec::new(), address, login, sentinels, lines)
     }
 
-    /// Where all the world, the sentinels included, reaches both over lines that can be made to fail, one for each.
+    /// Starts them so that all clients, the sentinels included, reach each Redis over a relay of
+    /// its own.
     pub(crate) fn over_relays(sentinels: usize) -> Self {
         let primary = RedisServer::builder().tcp().arguments(&QUICK).start();
         let first = Relay::to_socket(primary.socket());
         let of = first.address().port().to_string();
-        // The line leads to its socket, which is there only once it has started, and its name is that of its line.
+        // The relay needs the socket of a running server, and the server announces the address of
+        // its relay.
         let replica = RedisServer::builder().tcp().arguments(&QUICK).start();
         let second = Relay::to_socket(replica.socket());
         let announce = |redis: &RedisServer, relay: &Relay| {
@@ -220,7 +224,7 @@ impl Watched {
         watched
     }
 
-    /// Returns once this sentinel knows the others, and the replica.
+    /// Waits until this sentinel knows the others and the replica.
     fn await_known(&self, sentinel: &Sentinel) {
         let count = |what: &str| match sentinel.command(&["SENTINEL", what, MASTER]) {
             Ok(Value::Array(known)) => known.len(),
@@ -232,7 +236,7 @@ impl Watched {
         assert!(known.is_some(), "a sentinel did not find the others and the replica");
     }
 
-    /// The keys of `[redis]` that lead to it.
+    /// Returns the keys of `[redis]` that lead to it.
     pub(crate) fn settings(&self) -> String {
         let seeds: Vec<_> =
             self.sentinels.iter().map(|one| format!("\"redis://{}\"", one.address())).collect();
@@ -242,19 +246,19 @@ impl Watched {
         )
     }
 
-    /// Where each of the two is reached.
+    /// Returns the address of one of the two.
     pub(crate) fn address(&self, number: usize) -> SocketAddr {
         self.relays.get(number).map_or_else(|| self.redis[number].tcp_address(), Relay::address)
     }
 
-    /// Has the first sentinel make the second of the two the primary, and returns once all know it.
+    /// Makes the first sentinel promote the second Redis, and waits until all sentinels know it.
     pub(crate) fn fail_over(&self) {
         self.fail_over_to(1);
     }
 
-    /// The same, to this one of the two.
+    /// Makes the first sentinel promote one of the two.
     pub(crate) fn fail_over_to(&self, number: usize) {
-        // It may give up, as when a copy lags behind, and is then asked again.
+        // A sentinel may abort, as when the replica lags behind; then the command is sent again.
         let done = within(BOUND * 2, || {
             let asked = self.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]);
             asked.ok().and_then(|_| within(BOUND / 4, || self.all_name(number).then_some(())))
@@ -262,7 +266,7 @@ impl Watched {
         assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
     }
 
-    /// Returns once all sentinels name this one of the two the primary.
+    /// Waits until all sentinels name this one of the two as the primary.
     pub(crate) fn await_failover(&self, number: usize) {
         let done = within(BOUND, || self.all_name(number).then_some(()));
         assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
@@ -273,23 +277,23 @@ impl Watched {
         self.sentinels.iter().all(|one| one.primary() == expected)
     }
 
-    /// Has the first of the two pay no heed to sentinels that tell it to be a replica: it goes on as a primary, as one
-    /// that they cannot reach.
+    /// Makes the first Redis ignore sentinels that demote it: it goes on as a primary, as one that
+    /// they cannot reach.
     pub(crate) fn make_stubborn(&self) {
         let users = ["ACL", "SETUSER", "default", "-replicaof", "-slaveof"];
         self.redis[0].command(&users);
     }
 }
 
-/// Copies begin at once.
+/// Replication begins at once.
 const QUICK: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
 
-/// What a Redis says of copies.
+/// Returns the `INFO replication` reply of a Redis.
 pub(crate) fn information(redis: &RedisServer) -> String {
     in_the_end(redis, &["INFO", "replication"])
 }
 
-/// The answer of a Redis whose clients are all cut while it is made a replica.
+/// Returns the reply of a Redis that closes all connections while it becomes a replica.
 pub(crate) fn in_the_end<T: FromRedisValue>(redis: &RedisServer, words: &[&str]) -> T {
     let ask = || cmd(words[0]).arg(&words[1..]).query(&mut connect(&redis.socket())?);
     eventually("redis-server answers", || ask().ok())

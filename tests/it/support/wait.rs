@@ -1,7 +1,7 @@
-//! Waiting by looking: the one place that polls.
+//! Waiting by observation: the one place that polls.
 //!
-//! Model: an attempt either yields what was awaited or nothing yet. It is made again every few
-//! milliseconds until a bound, so a fast machine waits little and a slow one is not failed.
+//! Model: an attempt yields a result or nothing yet. It is repeated every few milliseconds until a
+//! bound, so a fast machine waits little and a slow one does not fail.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 const BOUND: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Returns what `attempt` yields once it yields something; panics with `description` if it
-/// never does.
+/// Returns the result of `attempt` once there is one; panics with `description` if there is none.
 #[track_caller]
 pub(crate) fn eventually<T>(description: &str, attempt: impl FnMut() -> Option<T>) -> T {
     match within(BOUND, attempt) {
@@ -19,7 +18,7 @@ pub(crate) fn eventually<T>(description: &str, attempt: impl FnMut() -> Option<T
     }
 }
 
-/// As [`eventually`], for a bound of its own and a caller that has more to say on failure.
+/// Returns the result of `attempt`, or nothing at the limit; the caller reports the failure.
 pub(crate) fn within<T>(limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
