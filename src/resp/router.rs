@@ -453,7 +453,7 @@ impl Router {
                 self.send_to(next, true);
             }
             ["TRYAGAIN", ..] if is_in_time && !asked.is_bound => {
-                self.retrying = Some(Box::pin(sleep(AGAIN)))
+                self.retrying = Some(Box::pin(sleep(AGAIN)));
             }
             ["CLUSTERDOWN" | "MASTERDOWN", ..] if is_in_time && !asked.is_bound => self.find_anew(),
             _ => self.answered(line),
@@ -640,7 +640,7 @@ impl Router {
                 return self.go_in_transaction(&route, length);
             }
             Route::Slot(slot) => {
-                self.ask_one(self.cluster.owner(slot), Some(slot), is_read, length)
+                self.ask_one(self.cluster.owner(slot), Some(slot), is_read, length);
             }
             Route::Any | Route::Wrong => {
                 let home = self.home();
@@ -710,7 +710,7 @@ impl Router {
                 self.answer(ok, length);
             }
             (Route::Multi, Transaction::Begun) => {
-                self.answer(error("ERR MULTI calls can not be nested"), length)
+                self.answer(error("ERR MULTI calls can not be nested"), length);
             }
             (Route::Watch(_), Transaction::Begun) => {
                 self.answer(error("ERR WATCH inside MULTI is not allowed"), length);
@@ -732,12 +732,11 @@ impl Router {
                 // The answer is the same.
                 let watching = self.watching;
                 self.leave_transaction();
-                match watching {
-                    Some(node) => {
-                        _ = self.input.split_to(length);
-                        self.ask_bound(node, Bytes::from_static(b"UNWATCH\r\n"), Gather::Pass);
-                    }
-                    None => self.answer(ok, length),
+                if let Some(node) = watching {
+                    _ = self.input.split_to(length);
+                    self.ask_bound(node, Bytes::from_static(b"UNWATCH\r\n"), Gather::Pass);
+                } else {
+                    self.answer(ok, length);
                 }
             }
             (Route::Exec, Transaction::Begun)
@@ -747,16 +746,12 @@ impl Router {
                 return self.bind(self.watching.or(home));
             }
             (Route::Exec, Transaction::Begun) => {
-                let answer = if self.is_spoilt {
-                    Bytes::from_static(SPOILT)
-                } else {
-                    Bytes::from_static(b"*0\r\n")
-                };
+                let answer = if self.is_spoilt { SPOILT } else { b"*0\r\n" };
                 if let Some(node) = self.watching {
                     self.ask_bound(node, Bytes::from_static(b"UNWATCH\r\n"), Gather::Silent);
                 }
                 self.leave_transaction();
-                self.answer(answer, length);
+                self.answer(Bytes::from_static(answer), length);
             }
             (Route::Exec, Transaction::At(node)) if self.is_spoilt => {
                 self.ask_bound(node, Bytes::from_static(b"DISCARD\r\n"), Gather::Silent);

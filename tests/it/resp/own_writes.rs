@@ -268,34 +268,22 @@ impl<'a> Writer<'a> {
                 self.own.insert(key, value);
             }
             3 => {
-                piece.add(
-                    &["MSET", &key, &value, &other, &value],
-                    Expected::Exactly(b"+OK\r\n".to_vec()),
-                );
-                self.own.insert(key, value.clone());
-                self.own.insert(other, value);
+                piece.add(&["MSET", &key, &value, &other, &value], ok());
+                self.own.extend([(key, value.clone()), (other, value)]);
             }
             4 => {
-                piece.add(
-                    &["EVAL", SET_AND_DELETE, "2", &key, &other, &value],
-                    Expected::Exactly(b":1\r\n".to_vec()),
-                );
+                piece.add(&["EVAL", SET_AND_DELETE, "2", &key, &other, &value], exactly(b":1\r\n"));
                 self.own.insert(key, value);
                 self.own.remove(&other);
             }
             5 if self.common.promise == Promise::All => {
                 let name = key.trim_start_matches("own:");
-                piece.add(
-                    &["EVAL", HIDDEN, "0", name, &value],
-                    Expected::Exactly(b":1\r\n".to_vec()),
-                );
+                piece.add(&["EVAL", HIDDEN, "0", name, &value], exactly(b":1\r\n"));
                 self.own.insert(key, value);
             }
             6 => {
-                piece.add(
-                    &["RENAME", &key, &other],
-                    if old.is_some() { ok() } else { Expected::Anything },
-                );
+                let expected = if old.is_some() { ok() } else { Expected::Anything };
+                piece.add(&["RENAME", &key, &other], expected);
                 if let Some(old) = old {
                     self.own.remove(&key);
                     self.own.insert(other, old);
@@ -306,10 +294,8 @@ impl<'a> Writer<'a> {
                 self.own.insert(key, value);
             }
             8 => {
-                piece.add(
-                    &["DEL", &key],
-                    Expected::Exactly(format!(":{}\r\n", u8::from(old.is_some())).into_bytes()),
-                );
+                let deleted = format!(":{}\r\n", u8::from(old.is_some()));
+                piece.add(&["DEL", &key], exactly(deleted.as_bytes()));
                 self.own.remove(&key);
             }
             9 => {
@@ -325,10 +311,8 @@ impl<'a> Writer<'a> {
                 piece.add(&["MULTI"], ok());
                 piece.add(&["SET", &key, &value], Expected::Exactly(b"+QUEUED\r\n".to_vec()));
                 piece.add(&["GET", &key], Expected::Exactly(b"+QUEUED\r\n".to_vec()));
-                piece.add(
-                    &["EXEC"],
-                    Expected::Exactly([b"*2\r\n+OK\r\n", &bulk(&value)[..]].concat()),
-                );
+                let replies = [b"*2\r\n+OK\r\n", &bulk(&value)[..]].concat();
+                piece.add(&["EXEC"], Expected::Exactly(replies));
                 self.own.insert(key, value);
             }
             12 => {
@@ -337,17 +321,13 @@ impl<'a> Writer<'a> {
             }
             13 => {
                 piece.add(&["COPY", &key, &other, "REPLACE"], Expected::Anything);
-                if let Some(old) = old {
-                    self.own.insert(other, old);
-                }
+                self.own.extend(old.map(|old| (other, old)));
             }
             _ => {
                 let number = self.random.random_range(0..SHARED_KEYS);
-                let least = (self.flushes * 1_000_000_000).to_string();
-                piece.add(
-                    &["EVAL", RAISE, "1", &shared_key(number), &least],
-                    Expected::Risen(number),
-                );
+                let (key, least) = (shared_key(number), self.flushes * 1_000_000_000);
+                let command = ["EVAL", RAISE, "1", &key, &least.to_string()];
+                piece.add(&command, Expected::Risen(number));
             }
         }
     }
@@ -428,6 +408,10 @@ impl Piece {
 
 fn ok() -> Expected {
     Expected::Exactly(b"+OK\r\n".to_vec())
+}
+
+fn exactly(reply: &[u8]) -> Expected {
+    Expected::Exactly(reply.to_vec())
 }
 
 fn held(value: Option<&String>) -> Vec<u8> {
