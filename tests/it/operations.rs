@@ -5,8 +5,7 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test that panics has failed, which is what it should do, and one that is skipped says why"
+    reason = "a test that panics has failed, which is what it should do"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +19,7 @@ use serde_json::Value;
 
 use crate::stage::{proxy, read, set, value};
 use crate::support::prometheus::Prometheus;
+use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Signal, within};
 
 /// The labels of one series, or those that are asked for; without a value where any will do.
@@ -167,9 +167,7 @@ fn promtool_has_nothing_to_say_against_the_configuration_and_the_alerts_fire_as_
         match Command::new("promtool").args(arguments).current_dir(path("dashboards")).output() {
             Ok(output) => assert!(output.status.success(), "{arguments:?}: {output:?}"),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return eprintln!(
-                    "skipped: promtool is not here; it is part of Debian's package prometheus"
-                );
+                return skipped_without("promtool", "it is part of Debian's package prometheus");
             }
             Err(error) => panic!("promtool does not start: {error}"),
         }

@@ -15,6 +15,7 @@ use crate::resp::ways::LASTING;
 use crate::resp::wire::Wire;
 use crate::stage::{config, lines_that_say, metric, request, text};
 use crate::support::http::Client;
+use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Signal, eventually};
 
 #[test]
@@ -104,8 +105,7 @@ const STAMP: &str = "config_last_reload_success_timestamp_seconds";
 #[test]
 fn steps_of_the_clock_neither_end_nor_prolong_what_is_kept() {
     if !Path::new(FAKETIME).exists() {
-        eprintln!("libfaketime is not there, so no clock can be set");
-        return;
+        return skipped_without("libfaketime", "it is Debian's package of this name");
     }
     let directory = tempfile::tempdir().unwrap();
     let clock = directory.path().join("clock");

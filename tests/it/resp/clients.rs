@@ -12,38 +12,38 @@ use std::time::Duration;
 
 use super::ways::Ways;
 use super::wire::Wire;
-use crate::support::within;
+use crate::support::{clients, within};
 
 const BOUND: Duration = Duration::from_secs(120);
 
 #[test]
 fn redis_py_over_resp2() {
-    compare(python(), "redis_py.py", 2);
+    compare(clients::python(), "redis_py.py", 2);
 }
 
 #[test]
 fn redis_py_over_resp3() {
-    compare(python(), "redis_py.py", 3);
+    compare(clients::python(), "redis_py.py", 3);
 }
 
 #[test]
 fn node_redis_over_resp2() {
-    compare(node(), "node_redis.mjs", 2);
+    compare(clients::node(), "node_redis.mjs", 2);
 }
 
 #[test]
 fn node_redis_over_resp3() {
-    compare(node(), "node_redis.mjs", 3);
+    compare(clients::node(), "node_redis.mjs", 3);
 }
 
 #[test]
 fn ioredis_over_resp2() {
-    compare(node(), "ioredis.mjs", 2);
+    compare(clients::node(), "ioredis.mjs", 2);
 }
 
 #[test]
 fn ioredis_over_resp3() {
-    compare(node(), "ioredis.mjs", 3);
+    compare(clients::node(), "ioredis.mjs", 3);
 }
 
 #[test]
@@ -76,9 +76,10 @@ fn redis_cli_serves_a_person() {
         "SELECT 1",
         "GET key",
     ];
+    let Some(python) = clients::python() else { return };
     let ways = Ways::start();
     let shown = ways.same(|address| {
-        let mut terminal = python();
+        let mut terminal = Command::new(python.get_program());
         terminal
             .arg(script("terminal.py"))
             .args([address.ip().to_string(), address.port().to_string()]);
@@ -117,14 +118,15 @@ fn redis_benchmark_runs_all_its_tests() {
 
 /// Runs the program both ways.
 #[track_caller]
-fn compare(mut program: Command, name: &str, protocol: u8) {
+fn compare(program: Option<Command>, name: &str, protocol: u8) {
+    let Some(mut program) = program else { return };
     program.arg(script(name));
     let ways = Ways::start();
     let transcript = |address: SocketAddr, program: &Command| {
         let mut command = Command::new(program.get_program());
         command.args(program.get_args());
         command.args([address.ip().to_string(), address.port().to_string(), protocol.to_string()]);
-        command.env("NODE_PATH", clients().join("node_modules")).env("PYTHONHASHSEED", "0");
+        command.env("NODE_PATH", clients::folder().join("node_modules")).env("PYTHONHASHSEED", "0");
         run(&mut command, b"")
     };
     let said = ways.same(|address| {
@@ -138,28 +140,6 @@ fn compare(mut program: Command, name: &str, protocol: u8) {
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
-}
-
-fn clients() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients")
-}
-
-fn installed(program: &str) -> Command {
-    let program = clients().join(program);
-    assert!(
-        program.exists(),
-        "{} is missing: run scripts/clients, which installs it",
-        program.display()
-    );
-    Command::new(program)
-}
-
-fn python() -> Command {
-    installed("python/bin/python")
-}
-
-fn node() -> Command {
-    installed("node")
 }
 
 fn cli(address: SocketAddr) -> Command {

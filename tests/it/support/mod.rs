@@ -14,6 +14,7 @@
 )]
 
 mod authority;
+pub(crate) mod clients;
 pub(crate) mod cluster;
 pub(crate) mod collector;
 pub(crate) mod http;
@@ -25,6 +26,7 @@ pub(crate) mod proxy;
 pub(crate) mod redis_server;
 pub(crate) mod relay;
 pub(crate) mod sentinel;
+pub(crate) mod skip;
 mod wait;
 
 pub(crate) use authority::Authority;
