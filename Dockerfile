@@ -23,8 +23,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM prom/prometheus:v3.5.0 AS prometheus
 
 FROM toolchain AS test
+# libpython3.11 is for rotel-agent, the collector of traces, which links it.
 RUN apt-get update && \
-    apt-get install -y --no-install-recommends curl faketime haproxy make python3-venv redis-server wrk && \
+    apt-get install -y --no-install-recommends curl faketime haproxy libpython3.11 make python3-venv redis-server wrk && \
     rm -rf /var/lib/apt/lists/* && \
     useradd --create-home tester && \
     install -d -o tester -g tester /build /build/target
@@ -38,7 +39,8 @@ RUN export PIP_CERT=/etc/ssl/certs/ca-certificates.crt NODE_EXTRA_CA_CERTS=/etc/
     collector=$(PATH=/opt/clients/python/bin:$PATH CARGO_TARGET_DIR=/opt scripts/collector) && \
     if [ -n "$collector" ]; then ln -s "$collector/rotel-agent" /usr/local/bin/; fi
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && touch src/lib.rs src/main.rs && cargo fetch --locked
+# Some crates hold files that only their owner may read, and another user runs the tests.
+RUN mkdir src && touch src/lib.rs src/main.rs && cargo fetch --locked && chmod -R a+rX "$CARGO_HOME/registry"
 COPY . .
 # Nothing is written beside the sources, so that the root may be read-only; a volume on /build keeps the build.
 ENV CARGO_NET_OFFLINE=true CARGO_TARGET_DIR=/build/target

@@ -37,6 +37,17 @@ redis-proxy.overrideAttrs (old: {
 
   doCheck = true;
   cargoCheckType = "dev";
+  # There are no examples in the documentation, and bench/load.rs is no test.
+  cargoTestFlags = [
+    "--lib"
+    "--bins"
+    "--test=it"
+  ];
+  # No second build and no debugger follows, so what only they use is not built.
+  env = old.env or { } // {
+    CARGO_INCREMENTAL = "0";
+    CARGO_PROFILE_DEV_DEBUG = "0";
+  };
   nativeCheckInputs = [
     curl
     redis
