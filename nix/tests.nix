@@ -43,10 +43,14 @@ redis-proxy.overrideAttrs (old: {
     "--bins"
     "--test=it"
   ];
+  # They wait more than they compute.
+  checkFlags = [ "--test-threads=4" ];
   # No second build and no debugger follows, so what only they use is not built.
   env = old.env or { } // {
     CARGO_INCREMENTAL = "0";
     CARGO_PROFILE_DEV_DEBUG = "0";
+    # `make test` soaks for longer.
+    SOAK_SECONDS = "5";
   };
   nativeCheckInputs = [
     curl
