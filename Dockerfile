@@ -19,19 +19,31 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     scripts/release && \
     install -D target/release/redis-proxy /out/redis-proxy
 
-# For promtool, with which the tests check the alerts and what the daemon exposes.
+# For the tests of the alerts, of the dashboard's queries, and of the metrics.
 FROM prom/prometheus:v3.5.0 AS prometheus
 
 FROM toolchain AS test
+# libpython3.11 is for rotel-agent, the collector of traces, which links it.
 RUN apt-get update && \
-    apt-get install -y --no-install-recommends make python3-venv redis-server && \
+    apt-get install -y --no-install-recommends curl faketime haproxy libpython3.11 make python3-venv redis-server wrk && \
     rm -rf /var/lib/apt/lists/* && \
     useradd --create-home tester && \
-    install -d -o tester -g tester /build /build/target /build/cargo
-COPY --from=prometheus /bin/promtool /usr/local/bin/
+    install -d -o tester -g tester /build /build/target
+COPY --from=prometheus /bin/prometheus /bin/promtool /usr/local/bin/
+# Everything that the tests fetch elsewhere is fetched here: the container that runs them reaches no network. pip and npm
+# trust the system's authorities, otherwise an authority that was added to the base image would mean nothing to them.
+ENV REDIS_PROXY_TEST_CLIENTS=/opt/clients
+COPY scripts/clients scripts/collector scripts/
+RUN export PIP_CERT=/etc/ssl/certs/ca-certificates.crt NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt && \
+    scripts/clients && \
+    collector=$(PATH=/opt/clients/python/bin:$PATH CARGO_TARGET_DIR=/opt scripts/collector) && \
+    if [ -n "$collector" ]; then ln -s "$collector/rotel-agent" /usr/local/bin/; fi
+COPY Cargo.toml Cargo.lock ./
+# Some crates hold files that only their owner may read, and another user runs the tests.
+RUN mkdir src && touch src/lib.rs src/main.rs && cargo fetch --locked && chmod -R a+rX "$CARGO_HOME/registry"
 COPY . .
-# Nothing is written beside the sources, so that the root may be read-only; volumes on /build keep what was built.
-ENV CARGO_HOME=/build/cargo CARGO_TARGET_DIR=/build/target
+# Nothing is written beside the sources, so that the root may be read-only; a volume on /build keeps the build.
+ENV CARGO_NET_OFFLINE=true CARGO_TARGET_DIR=/build/target
 USER tester
 CMD ["make", "test"]
 

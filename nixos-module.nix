@@ -30,6 +30,17 @@ let
 
   duration = types.either types.ints.unsigned types.str;
 
+  # A file that holds a secret. The type refuses path literals and store paths: the generator of the configuration copies
+  # a path literal into the store, where every user of the machine can read it.
+  secretFile =
+    description:
+    lib.mkOption {
+      inherit description;
+      type = types.either (types.enum [ "" ]) types.externalPath;
+      default = "";
+      example = "/run/secrets/redis-proxy";
+    };
+
   # The daemon opens no socket for this, and reads no secret.
   checkedFile = pkgs.runCommand "redis-proxy.toml" { } ''
     install -m 444 ${format.generate "redis-proxy.toml" cfg.settings} redis-proxy.toml
@@ -89,30 +100,6 @@ let
     in
     "${own.${host} or host}:${toString port}";
 
-  inStore = path: lib.hasPrefix builtins.storeDir (toString path);
-  secretFiles = {
-    http = [
-      "tokens_file"
-      "tls_key_file"
-    ];
-    redis = [
-      "password_file"
-      "tls_key_file"
-    ];
-    resp = [
-      "password_file"
-      "tls_key_file"
-    ];
-  };
-  keysInStore = lib.concatLists (
-    lib.mapAttrsToList (
-      section: keys:
-      map (key: "${section}.${key}") (
-        lib.filter (key: inStore (cfg.settings.${section}.${key} or "")) keys
-      )
-    ) secretFiles
-  );
-
   socketUnit = name: listen: {
     description = "Caching proxy for Redis (${lib.toUpper name})";
     wantedBy = [ "sockets.target" ];
@@ -150,6 +137,8 @@ in
                 that something else keeps strangers away.
               '';
             };
+            tls_key_file = secretFile "The private key (PEM) of `http.tls_cert_file`, outside of the Nix store.";
+            tokens_file = secretFile "The bearer tokens for reads over HTTP, outside of the Nix store.";
           };
           resp = section "Clients of Redis." {
             listen = lib.mkOption {
@@ -160,6 +149,8 @@ in
                 Where clients of Redis are served, as host and port or `unix:///path`; empty: nowhere.
               '';
             };
+            password_file = secretFile "The password for clients of Redis, outside of the Nix store.";
+            tls_key_file = secretFile "The private key (PEM) of `resp.tls_cert_file`, outside of the Nix store.";
           };
           admin = section "Metrics and health on a listener of their own." {
             listen = lib.mkOption {
@@ -182,6 +173,15 @@ in
                 {option}`services.redis-proxy.redis.passwordFile`.
               '';
             };
+            password_file = secretFile ''
+              The password for Redis, outside of the Nix store. The daemon must be able to read the file, which
+              {option}`services.redis-proxy.redis.passwordFile` does not require.
+            '';
+            sentinel_password_file = secretFile "The password for the sentinels, outside of the Nix store.";
+            tls_key_file = secretFile ''
+              The private key (PEM) of `redis.tls_cert_file`, outside of the Nix store. The daemon must be able to read
+              the file, which {option}`services.redis-proxy.redis.tlsKeyFile` does not require.
+            '';
           };
           cache = section "The cache." {
             capacity = lib.mkOption {
@@ -317,14 +317,7 @@ in
         '';
       }
       {
-        assertion = keysInStore == [ ];
-        message = ''
-          services.redis-proxy.settings: ${lib.concatStringsSep ", " keysInStore} in the Nix store can be read by
-          everyone; name a file outside of it, for redis by services.redis-proxy.redis.passwordFile or tlsKeyFile.
-        '';
-      }
-      {
-        assertion = cfg.redis.passwordFile == null || (cfg.settings.redis.password_file or "") == "";
+        assertion = cfg.redis.passwordFile == null || cfg.settings.redis.password_file == "";
         message = ''
           services.redis-proxy.redis.passwordFile and services.redis-proxy.settings.redis.password_file are both set,
           and the second would win; set only the first.

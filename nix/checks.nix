@@ -7,17 +7,16 @@
 
 let
   inherit (pkgs) lib;
+  tests = package.tests.integration;
 in
 {
-  inherit package;
+  inherit package tests;
 
-  clippy = package.overrideAttrs (old: {
-    pname = "${old.pname}-clippy";
+  clippy = tests.overrideAttrs (old: {
+    pname = "redis-proxy-clippy";
     nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.clippy ];
     buildPhase = "cargo clippy --all-targets --frozen -- --deny warnings";
-    installPhase = "touch $out";
     doCheck = false;
-    doInstallCheck = false;
   });
 
   rustfmt =
@@ -29,7 +28,7 @@ in
         ];
       }
       ''
-        cd ${package.src}
+        cd ${tests.src}
         cargo fmt --check
         touch $out
       '';

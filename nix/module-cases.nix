@@ -7,6 +7,15 @@
 let
   inherit (pkgs) lib;
 
+  # The keys of redis-proxy.toml that name a file with a secret, as [ section key ]. They are found by their names, so
+  # that a new one which the module does not declare as such fails here.
+  secretKeys =
+    let
+      isSecret = key: builtins.match "(.*_)?(key|password|tokens?|secret)_file" key != null;
+      of = section: keys: map (key: [ section key ]) (lib.filter isSecret (lib.attrNames keys));
+    in
+    lib.concatLists (lib.mapAttrsToList of (lib.importTOML ../redis-proxy.toml));
+
   minimal.services.redis-proxy.enable = true;
   with' = more: lib.recursiveUpdate minimal { services.redis-proxy = more; };
 
@@ -33,6 +42,19 @@ let
       };
     };
 
+    secrets-outside-of-the-store = with' {
+      settings = lib.foldl' lib.recursiveUpdate {
+        http.tls_cert_file = "/etc/ssl/http.pem";
+        resp.listen = "127.0.0.1:6380";
+        resp.tls_cert_file = "/etc/ssl/resp.pem";
+        redis.mode = "sentinel";
+        redis.seeds = "rediss://127.0.0.1:26379";
+        redis.sentinel_master = "mymaster";
+        redis.url = "rediss://cache.internal";
+        redis.tls_cert_file = "/etc/ssl/redis-client.pem";
+      } (map (path: lib.setAttrByPath path "/run/secrets/${lib.last path}") secretKeys);
+    };
+
     port-of-systemd = with' {
       socketActivation = true;
       openFirewall = true;
@@ -53,9 +75,12 @@ let
           };
         })
         {
-          services = lib.genAttrs [ "prometheus" "grafana" ] (_: {
+          services.prometheus.enable = true;
+          services.grafana = {
             enable = true;
-          });
+            # Grafana has no default for it.
+            settings.security.secret_key = "$__file{/run/secrets/grafana-key}";
+          };
         };
   };
 
@@ -102,14 +127,6 @@ let
     password-in-url = {
       case.settings.redis.url = "redis://proxy:hunter2@cache.internal:6379/0";
       assertion = "settings.redis.url holds a password";
-    };
-    password-file-key-in-the-store = {
-      case.settings.redis.password_file = "${./example.nix}";
-      assertion = "settings: redis.password_file in the Nix store";
-    };
-    tokens-in-the-store = {
-      case.settings.http.tokens_file = "${./example.nix}";
-      assertion = "settings: http.tokens_file in the Nix store";
     };
     two-password-files = {
       case = {
@@ -180,6 +197,26 @@ let
     };
   };
 
+  # Each secret key with a path literal, with a string that is a copy in the store, and with a store path as plain text.
+  secretsInStore = lib.listToAttrs (
+    lib.concatMap (
+      path:
+      lib.mapAttrsToList
+        (
+          kind: value:
+          lib.nameValuePair "${lib.concatStringsSep "." path}-${kind}" (
+            with' { settings = lib.setAttrByPath path value; }
+          )
+        )
+        {
+          literal = ./example.nix;
+          copy = "${./example.nix}";
+          text = "${builtins.storeDir}/00000000000000000000000000000000-secret";
+          relative = "secret";
+        }
+    ) secretKeys
+  );
+
   evaluate =
     case:
     pkgs.nixos {
@@ -211,7 +248,9 @@ let
           && lib.hasInfix expected.message option.type.description
           && !(evaluates system)
         else if expected ? unknown then
-          !(lib.hasAttrByPath expected.unknown options) && !(evaluates system)
+          # Of a configuration without it: the options of one with it throw, as its other values do.
+          !(lib.hasAttrByPath expected.unknown (evaluate minimal).options.services.redis-proxy)
+          && !(evaluates system)
         else if expected ? assertion then
           lib.length (complaints system) == 1 && lib.hasInfix expected.assertion said && !(evaluates system)
         else
@@ -227,6 +266,11 @@ let
     in
     lib.assertMsg (said == "") "the case ${name} is refused: ${said}"
     && lib.isString system.config.system.build.toplevel.drvPath;
+
+  # `secrets-outside-of-the-store` is accepted with all these keys, so the value alone is what is refused here.
+  outside =
+    name: case:
+    lib.assertMsg (!(evaluates (evaluate case))) "the module takes the secret ${name} into the store";
 
   tryDaemon =
     name: expected:
@@ -250,6 +294,8 @@ let
 in
 assert lib.all lib.id (lib.mapAttrsToList accepted good);
 assert lib.all lib.id (lib.mapAttrsToList verdict refused);
+assert lib.assertMsg (secretKeys != [ ]) "no key of redis-proxy.toml names a file with a secret";
+assert lib.all lib.id (lib.mapAttrsToList outside secretsInStore);
 pkgs.runCommand "redis-proxy-module-cases"
   {
     # The daemon takes them, or there would be none.

@@ -360,7 +360,7 @@ mod tests {
                     let numbers =
                         std::iter::successors(Some(thread), move |number| Some(next(*number)));
                     scope.spawn(move || {
-                        numbers.take(5_000).for_each(|number| _ = step(store, number >> 33))
+                        numbers.take(5_000).for_each(|number| _ = step(store, number >> 33));
                     });
                 }
             });

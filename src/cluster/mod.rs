@@ -188,7 +188,7 @@ impl Cluster {
     ) -> bool {
         match error {
             BackendError::Unavailable(code) if &**code == "TRYAGAIN" => {
-                tokio::time::sleep(AGAIN).await
+                tokio::time::sleep(AGAIN).await;
             }
             BackendError::Unreachable(_)
             | BackendError::Disconnected

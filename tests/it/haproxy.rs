@@ -9,8 +9,7 @@
 #![expect(
     clippy::expect_used,
     clippy::panic,
-    clippy::print_stderr,
-    reason = "a test that panics has failed, which is what it should do, and says what it skips"
+    reason = "a test that panics has failed, which is what it should do"
 )]
 
 use std::fs;
@@ -24,6 +23,7 @@ use tempfile::TempDir;
 
 use crate::support::http::{self, Client};
 use crate::support::metrics::Metrics;
+use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, eventually};
 
 const KEYS: usize = 300;
@@ -150,7 +150,7 @@ fn started(name: &str, command: &mut Command) -> Option<Child> {
     match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn() {
         Ok(child) => Some(child),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            eprintln!("skipped: {name} is not here; it is Debian's package of this name");
+            skipped_without(name, "it is Debian's package of this name");
             None
         }
         Err(error) => panic!("{name} does not start: {error}"),

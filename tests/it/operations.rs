@@ -7,9 +7,7 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test that panics has failed, which is what it should do, and one that is skipped \
-        says why"
+    reason = "a test that panics has failed, which is what it should do"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +21,7 @@ use serde_json::Value;
 
 use crate::support::prometheus::Prometheus;
 use crate::support::serving::{proxy, read, set, value};
+use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Signal, within};
 
 /// The labels of one series, or of a query; without a value where any value matches.
@@ -174,9 +173,7 @@ fn promtool_accepts_config_and_alert_tests() {
         match Command::new("promtool").args(arguments).current_dir(path("dashboards")).output() {
             Ok(output) => assert!(output.status.success(), "{arguments:?}: {output:?}"),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return eprintln!(
-                    "skipped: promtool is not here; it is part of Debian's package prometheus"
-                );
+                return skipped_without("promtool", "it is part of Debian's package prometheus");
             }
             Err(error) => panic!("promtool does not start: {error}"),
         }

@@ -23,6 +23,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::support::clients;
 use crate::support::secret_file::reload;
 use crate::support::serving::{await_metric, await_ready, config, metric};
 use crate::support::{Authority, Proxy, RedisServer, Reload, eventually};
@@ -223,17 +224,9 @@ fn redis_clients_connect_over_tls() {
                    \x20   assert len(p.get_message(timeout=5)['data']) == 100_000\n\
                    \x20   r.close()\n\
                    print('done')\n";
-    let python =
-        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients/python/bin/python");
-    assert!(
-        python.exists(),
-        "{} is missing: run scripts/clients, which installs it",
-        python.display()
-    );
-    let output = Command::new(python)
-        .args(["-c", program, "localhost", &port])
-        .args([&ca, &certificate, &key])
-        .output();
+    let Some(mut python) = clients::python() else { return };
+    let output =
+        python.args(["-c", program, "localhost", &port]).args([&ca, &certificate, &key]).output();
     let output = output.expect("python");
     assert_eq!(text(&output).trim_end(), "done", "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -17,6 +17,7 @@ use crate::support::http::Client;
 use crate::support::resp_client::RespClient;
 use crate::support::resp_pair::LASTING;
 use crate::support::serving::{config, lines_that_say, metric, request, text};
+use crate::support::skip::skipped_without;
 use crate::support::unlogged_proxy::UnloggedProxy;
 use crate::support::{Proxy, RedisServer, Signal, eventually};
 
@@ -107,8 +108,7 @@ const STAMP: &str = "config_last_reload_success_timestamp_seconds";
 #[test]
 fn clock_steps_do_not_change_lifetimes() {
     if !Path::new(FAKETIME).exists() {
-        eprintln!("libfaketime is not there, so no clock can be set");
-        return;
+        return skipped_without("libfaketime", "it is Debian's package of this name");
     }
     let directory = tempfile::tempdir().unwrap();
     let clock = directory.path().join("clock");

@@ -358,9 +358,7 @@ impl<'a> Writer<'a> {
             }
             _ => {
                 piece.add(&["COPY", &key, &other, "REPLACE"], Expected::Anything);
-                if let Some(old) = old {
-                    self.own.insert(other, old);
-                }
+                self.own.extend(old.map(|old| (other, old)));
             }
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::skip::skipped_without;
 use super::wait::{eventually, within};
 
 const START_BOUND: Duration = Duration::from_secs(20);
@@ -94,7 +95,7 @@ impl Collector {
         let mut child = match spawned {
             Ok(child) => child,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                eprintln!("skipped: rotel-agent is not here; scripts/collector fetches it");
+                skipped_without("rotel-agent", "scripts/collector fetches it");
                 return None;
             }
             Err(error) => panic!("the collector does not start: {error}"),

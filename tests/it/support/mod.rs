@@ -14,6 +14,7 @@
 )]
 
 mod authority;
+pub(crate) mod clients;
 pub(crate) mod cluster;
 pub(crate) mod collector;
 pub(crate) mod env;
@@ -35,6 +36,7 @@ pub(crate) mod script;
 pub(crate) mod secret_file;
 pub(crate) mod sentinel;
 pub(crate) mod serving;
+pub(crate) mod skip;
 pub(crate) mod unlogged_proxy;
 mod wait;
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::http::{self, Client};
+use super::skip::skipped_without;
 use super::wait::eventually;
 
 /// A running Prometheus.
@@ -51,7 +52,7 @@ impl Prometheus {
         let child = match spawned {
             Ok(child) => child,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                eprintln!("skipped: prometheus is not here; it is Debian's package of this name");
+                skipped_without("prometheus", "it is Debian's package of this name");
                 return None;
             }
             Err(error) => panic!("prometheus does not start: {error}"),

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use crate::support::redis_server::RedisServerBuilder;
 use crate::support::resp_client::{RespClient, show, words};
 use crate::support::serving::{await_ready, config};
+use crate::support::skip::skipped;
 use crate::support::{Proxy, RedisServer};
 
 /// Entries leave memory only by invalidations.
@@ -44,8 +45,17 @@ pub(crate) struct RespPair {
 }
 
 /// Whether the proxy is left out, to try the tests themselves.
-pub(crate) fn is_straight() -> bool {
+fn is_without_proxy() -> bool {
     env::var_os("RESP_STRAIGHT").is_some_and(|value| !value.is_empty())
+}
+
+/// Whether the running test is skipped because the proxy is left out, which is then reported.
+pub(crate) fn is_straight() -> bool {
+    let is_skipped = is_without_proxy();
+    if is_skipped {
+        skipped("it needs the proxy, which RESP_STRAIGHT leaves out");
+    }
+    is_skipped
 }
 
 /// Returns the configuration of a proxy with a RESP front end; `more` is dotted keys, one a line.
@@ -69,7 +79,7 @@ impl RespPair {
     ) -> Self {
         let start = || server(RedisServer::builder().tcp()).start();
         let (straight, behind) = (start(), start());
-        let proxy = (!is_straight()).then(|| {
+        let proxy = (!is_without_proxy()).then(|| {
             let proxy = Proxy::start(&resp_config(&behind.tcp_url(), settings));
             await_ready(&proxy);
             proxy

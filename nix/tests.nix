@@ -1,0 +1,62 @@
+# Every test of the project, against a real redis-server, with the checks that only a debug build has.
+#
+# A test whose tool is missing here prints a line that begins with SKIPPED.
+{
+  lib,
+  curl,
+  redis,
+  redis-proxy,
+}:
+
+redis-proxy.overrideAttrs (old: {
+  pname = "${old.pname}-tests";
+
+  # Everything but the files of Nix and CI: a list of the files that belong in would lose tests silently.
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      (lib.fileset.difference ../. (
+        lib.fileset.unions [
+          (lib.fileset.maybeMissing ../.ci)
+          (lib.fileset.maybeMissing ../.git)
+          (lib.fileset.maybeMissing ../target)
+          ../flake.lock
+          ../flake.nix
+          ../nix
+          ../nixos-module.nix
+        ]
+      ))
+      # A test compares the README with it.
+      ./example.nix
+    ];
+  };
+
+  dontCargoBuild = true;
+  buildPhase = "true";
+  installPhase = "touch $out";
+
+  doCheck = true;
+  cargoCheckType = "dev";
+  # There are no examples in the documentation, and bench/load.rs is no test.
+  cargoTestFlags = [
+    "--lib"
+    "--bins"
+    "--test=it"
+  ];
+  # They wait more than they compute.
+  checkFlags = [ "--test-threads=4" ];
+  # No second build and no debugger follows, so what only they use is not built.
+  env = old.env or { } // {
+    CARGO_INCREMENTAL = "0";
+    CARGO_PROFILE_DEV_DEBUG = "0";
+    # `make test` soaks for longer.
+    SOAK_SECONDS = "5";
+  };
+  nativeCheckInputs = [
+    curl
+    redis
+  ];
+
+  doInstallCheck = false;
+  passthru = { };
+})
