@@ -23,7 +23,7 @@ use super::link::Link;
 use super::owed::{Dropped, Queue};
 use super::read::{Found, Landed};
 use super::standing::{Standing, User};
-use crate::backend::{BackendError, Fence};
+use crate::backend::{BackendError, FenceResult};
 use crate::net::ClientStream;
 use crate::net::PollOnWake;
 use crate::net::WriteBuf;
@@ -66,7 +66,7 @@ pub(super) struct Connection {
     pub(super) standing: Standing,
     /// Since when this client may have been told what memory does not know.
     pub(super) unproved: Option<Instant>,
-    pub(super) fencing: Option<Task<Result<Fence, BackendError>>>,
+    pub(super) fencing: Option<Task<Result<FenceResult, BackendError>>>,
     /// No proof can be had, so reads go past memory until then.
     pub(super) past_memory_until: Option<Instant>,
     /// What Redis says next answers a question of ours, and is not for the client.

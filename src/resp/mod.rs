@@ -43,7 +43,7 @@ pub use self::key_table::KeyTable;
 use self::router::Terms;
 use self::standing::{DEFAULT_USER, Origin};
 use crate::access::{AuthRequirement, FileError, KeyAllowlist, Prepare, Reloadable};
-use crate::backend::{BackendError, Client, EpochStream};
+use crate::backend::{BackendError, ConnectAs, EpochStream};
 use crate::net::ClientStream;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
@@ -193,7 +193,7 @@ struct Shared {
 
 impl Shared {
     /// A stream to Redis for one client alone; before a cluster, to all of it.
-    async fn open(self: Arc<Self>, client: Client) -> Result<EpochStream, BackendError> {
+    async fn open(self: Arc<Self>, client: ConnectAs) -> Result<EpochStream, BackendError> {
         let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
         let table = self.key_table.get_or_try_init(|| async {
             let table = KeyTable::read(&cluster.command_table().await?);
@@ -209,7 +209,7 @@ impl Shared {
                 max_arguments: self.settings.max_arguments,
             },
             most_held: self.settings.max_output_buffer.0,
-            patience: cluster.patience(),
+            patience: cluster.retry_timeout(),
         };
         Ok(router::open(cluster.clone(), client, terms))
     }

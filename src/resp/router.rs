@@ -24,8 +24,8 @@ use super::gather::{Gather, write_together};
 use super::key_table::KeyTable;
 use super::link::Link;
 use super::route::{Route, asking, crossslot, error, of_one_node, route};
-use crate::backend::{BackendError, Client, EpochStream};
-use crate::cluster::{Cluster, NodeName};
+use crate::backend::{BackendError, ConnectAs, EpochStream};
+use crate::cluster::{Cluster, NodeId};
 use crate::net::WriteBuf;
 use crate::protocol::ReplyScanner;
 use crate::protocol::{Arguments, ParseStatus, RequestLimits, RequestParser};
@@ -44,7 +44,7 @@ pub(super) struct Terms {
 }
 
 /// A stream on which the cluster speaks as one Redis.
-pub(super) fn open(cluster: Cluster, client: Client, terms: Terms) -> EpochStream {
+pub(super) fn open(cluster: Cluster, client: ConnectAs, terms: Terms) -> EpochStream {
     let (ours, theirs) = duplex(BUFFER);
     // It ends when the other end is dropped.
     tokio::spawn(Router::new(cluster, client, terms, ours).run());
@@ -66,7 +66,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 /// A command that is sent to one node.
 struct Part {
-    node: Option<NodeName>,
+    node: Option<NodeId>,
     slot: Option<u16>,
     command: Bytes,
     is_read: bool,
@@ -102,7 +102,7 @@ struct Asked {
 
 /// A link to one node.
 struct NodeLink {
-    node: NodeName,
+    node: NodeId,
     link: Link,
     scanner: ReplyScanner,
 }
@@ -114,12 +114,12 @@ enum Transaction {
     /// `MULTI` was said, and no node knows of it yet.
     Begun,
     /// This node keeps what is said.
-    At(NodeName),
+    At(NodeId),
 }
 
 struct Router {
     cluster: Cluster,
-    client: Client,
+    client: ConnectAs,
     terms: Terms,
     stream: DuplexStream,
     input: BytesMut,
@@ -128,7 +128,7 @@ struct Router {
     pending: VecDeque<Pending>,
     links: Vec<NodeLink>,
     /// Who is asked what names no key.
-    home: Option<NodeName>,
+    home: Option<NodeId>,
     /// The slot map by which the unanswered commands were sent.
     version: u64,
     /// What was said to log in, to be said again on each link.
@@ -138,10 +138,10 @@ struct Router {
     held: Vec<Bytes>,
     /// A command of the transaction was refused here.
     is_spoilt: bool,
-    watching: Option<NodeName>,
+    watching: Option<NodeId>,
     /// Nothing more is taken up until all is answered.
     is_holding: bool,
-    pipe: Option<NodeName>,
+    pipe: Option<NodeId>,
     /// What is waited for before the first command is sent again.
     retrying: Option<Task>,
     stage: Stage,
@@ -159,7 +159,7 @@ enum Stage {
 }
 
 impl Router {
-    fn new(cluster: Cluster, client: Client, terms: Terms, stream: DuplexStream) -> Self {
+    fn new(cluster: Cluster, client: ConnectAs, terms: Terms, stream: DuplexStream) -> Self {
         Self {
             version: cluster.version(),
             cluster,
@@ -228,7 +228,7 @@ impl Router {
     }
 
     /// What was to go to this node has to be sent again.
-    fn unsend(&mut self, node: NodeName) {
+    fn unsend(&mut self, node: NodeId) {
         for asked in self.pending.iter_mut().filter_map(Pending::asked) {
             for part in asked.parts.iter_mut().filter(|part| part.node == Some(node)) {
                 part.is_sent = false;
@@ -245,7 +245,7 @@ impl Router {
     }
 
     /// A link was lost: what it owes may have been done or not.
-    fn lost(&mut self, node: NodeName) {
+    fn lost(&mut self, node: NodeId) {
         self.links.retain(|one| one.node != node);
         let is_bound = self.transaction == Transaction::At(node) || self.watching == Some(node);
         let is_owed = |pending: &Pending| match pending {
@@ -430,7 +430,7 @@ impl Router {
     }
 
     /// The first part was answered with an error: it may be sent elsewhere, or again.
-    fn refused(&mut self, line: BytesMut, node: NodeName) {
+    fn refused(&mut self, line: BytesMut, node: NodeId) {
         let text = String::from_utf8_lossy(&line).into_owned();
         let words: Vec<_> = text.trim_start_matches('-').split_ascii_whitespace().collect();
         let Some(Pending::Asked(asked)) = self.pending.front_mut() else { return };
@@ -439,13 +439,15 @@ impl Router {
             ["MOVED" | "ASK", slot, address] if asked.is_bound => {
                 if let ("MOVED", Ok(slot)) = (words[0], slot.parse()) {
                     // Whoever begins again is to begin there.
-                    _ = self.cluster.moved(slot, address, node);
+                    _ = self.cluster.apply_moved(slot, address, node);
                 }
                 self.answered(BytesMut::from(LEFT));
             }
             ["MOVED", slot, address] if is_in_time => {
-                let next =
-                    slot.parse().ok().and_then(|slot| self.cluster.moved(slot, address, node).ok());
+                let next = slot
+                    .parse()
+                    .ok()
+                    .and_then(|slot| self.cluster.apply_moved(slot, address, node).ok());
                 self.send_to(next, false);
             }
             ["ASK", _, address] if is_in_time => {
@@ -461,7 +463,7 @@ impl Router {
     }
 
     /// Sends the first part on to where a node said.
-    fn send_to(&mut self, next: Option<NodeName>, is_once: bool) {
+    fn send_to(&mut self, next: Option<NodeId>, is_once: bool) {
         let Some(Pending::Asked(asked)) = self.pending.front_mut() else { return };
         let Some(part) = asked.parts.front_mut() else { return };
         let Some(next) = next else { return self.find_anew() };
@@ -475,7 +477,7 @@ impl Router {
         let cluster = self.cluster.clone();
         let asking = async move {
             // Who cannot be asked does not keep anybody waiting for long.
-            _ = timeout(REFRESH, cluster.refreshed()).await;
+            _ = timeout(REFRESH, cluster.refresh()).await;
             sleep(AGAIN).await;
         };
         self.retrying = Some(Box::pin(asking));
@@ -821,7 +823,7 @@ impl Router {
     }
 
     /// Has this node keep what is said from here on. Nothing more is said to it before it has agreed.
-    fn bind(&mut self, node: Option<NodeName>) -> bool {
+    fn bind(&mut self, node: Option<NodeId>) -> bool {
         if !self.pending.is_empty() {
             return false;
         }
@@ -839,7 +841,7 @@ impl Router {
     }
 
     /// Who is asked what names no key.
-    fn home(&mut self) -> Option<NodeName> {
+    fn home(&mut self) -> Option<NodeId> {
         let primaries = self.cluster.primaries();
         let home = self.home.filter(|home| primaries.contains(home));
         self.home =
@@ -853,12 +855,12 @@ impl Router {
         self.pending.push_back(Pending::Ready(answer));
     }
 
-    fn ask_one(&mut self, node: Option<NodeName>, slot: Option<u16>, is_read: bool, length: usize) {
+    fn ask_one(&mut self, node: Option<NodeId>, slot: Option<u16>, is_read: bool, length: usize) {
         let command = self.input.split_to(length).freeze();
         self.ask(vec![(node, slot, command)], Gather::Pass, is_read);
     }
 
-    fn ask_bound(&mut self, node: NodeName, command: Bytes, gather: Gather) {
+    fn ask_bound(&mut self, node: NodeId, command: Bytes, gather: Gather) {
         self.ask(vec![(Some(node), None, command)], gather, false);
         if let Some(Pending::Asked(asked)) = self.pending.back_mut() {
             asked.is_bound = true;
@@ -867,7 +869,7 @@ impl Router {
 
     fn ask(
         &mut self,
-        parts: Vec<(Option<NodeName>, Option<u16>, Bytes)>,
+        parts: Vec<(Option<NodeId>, Option<u16>, Bytes)>,
         gather: Gather,
         is_read: bool,
     ) {
@@ -905,7 +907,7 @@ impl Router {
     }
 
     /// Says something to a node, over a link that is made if there is none.
-    fn say(&mut self, node: NodeName, command: Bytes) {
+    fn say(&mut self, node: NodeId, command: Bytes) {
         let known = self.links.iter_mut().find(|one| one.node == node);
         if let Some(one) = known {
             return one.link.out.push(command);
@@ -950,8 +952,8 @@ fn is_hello(command: &Bytes) -> bool {
 /// A stream to a node, on which the client has logged in as it did before.
 async fn opening(
     cluster: Cluster,
-    client: Client,
-    node: NodeName,
+    client: ConnectAs,
+    node: NodeId,
     logins: Vec<Bytes>,
 ) -> Result<EpochStream, BackendError> {
     let mut stream = cluster.open(client, node).await?;

@@ -16,7 +16,7 @@ use super::owed::{Awaited, Dropped};
 use super::permit::NO_COMMAND;
 use super::read::{Fetch, Found, Read};
 use super::standing::{Effect, User};
-use crate::backend::{BackendError, Fence};
+use crate::backend::{BackendError, FenceResult};
 use crate::cache::Outcome;
 use crate::key::Key;
 use crate::metrics::{FrontEnd, RejectReason};
@@ -428,11 +428,11 @@ impl Connection {
     }
 
     /// Memory is proved to hold what the client knows, or cannot be now.
-    pub(super) fn fenced(&mut self, fence: &Result<Fence, BackendError>) {
+    pub(super) fn fenced(&mut self, fence: &Result<FenceResult, BackendError>) {
         match fence {
-            Ok(Fence::Untold) => self.unproved = None,
+            Ok(FenceResult::NoTracking) => self.unproved = None,
             // An answer that came meanwhile needs another.
-            Ok(Fence::Told) => {
+            Ok(FenceResult::Current) => {
                 self.unproved = self.unproved.filter(|since| !self.shared.proxy.is_current(*since))
             }
             Err(_) => self.past_memory_until = Some(Instant::now() + PAST_MEMORY),

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::backend::Client;
+use crate::backend::ConnectAs;
 use crate::protocol::Protocol;
 use crate::protocol::ReplySummary;
 
@@ -144,8 +144,8 @@ impl Standing {
     }
 
     /// As whom Redis is to know it from the start.
-    pub(super) fn client(&self) -> Client {
-        if self.user == User::Proxy { Client::Proxy } else { Client::Unauthenticated }
+    pub(super) fn client(&self) -> ConnectAs {
+        if self.user == User::Proxy { ConnectAs::ProxyUser } else { ConnectAs::Anonymous }
     }
 
     pub(super) fn protocol(&self) -> Protocol {
