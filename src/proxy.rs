@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::backend::{BackendError, Client, EpochStream, Fence};
+use crate::backend::{BackendError, ConnectAs, EpochStream, FenceResult};
 use crate::cache::{Answer, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::metrics::{FrontEnd, Metrics, Node, RejectReason};
@@ -87,8 +87,8 @@ impl Proxy {
     /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
     async fn get_no_cache(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         match self.upstream.fence_for(key, Instant::now()).await {
-            Ok(Fence::Told) => self.upstream.get_or_fetch(key, ReadMode::NoCache).await,
-            Ok(Fence::Untold) => self.upstream.bypass(key).await,
+            Ok(FenceResult::Current) => self.upstream.get_or_fetch(key, ReadMode::NoCache).await,
+            Ok(FenceResult::NoTracking) => self.upstream.bypass(key).await,
             Err(error) => Err((Outcome::Miss, error)),
         }
     }
@@ -132,7 +132,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Redis cannot be asked, or does not answer in time.
-    pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
+    pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         self.upstream.fence(since).await
     }
 
@@ -175,7 +175,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
+    pub async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         self.upstream.open(client).await
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::backend::{Backend, BackendError, Client, EpochStream, Fence};
+use crate::backend::{Backend, BackendError, ConnectAs, EpochStream, FenceResult};
 use crate::cache::{Answer, Cache, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -72,9 +72,10 @@ impl Upstream {
                 cache.get_or_fetch(key, mode, |key| backend.clone().fetch(key)).await
             }
             Self::Cluster(cluster) => {
-                let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
-                let fetch = |key| cluster.clone().fetch(Arc::clone(&unit), key);
-                unit.cache.get_or_fetch(key, mode, fetch).await
+                let shard =
+                    cluster.find_shard(key).await.map_err(|error| (Outcome::Miss, error))?;
+                let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
+                shard.cache.get_or_fetch(key, mode, fetch).await
             }
         }
     }
@@ -83,10 +84,10 @@ impl Upstream {
         &self,
         key: &[u8],
         since: Instant,
-    ) -> Result<Fence, BackendError> {
+    ) -> Result<FenceResult, BackendError> {
         match self {
             Self::Standalone(_, backend) => backend.fence(since).await,
-            Self::Cluster(cluster) => cluster.find_unit(key).await?.backend.fence(since).await,
+            Self::Cluster(cluster) => cluster.find_shard(key).await?.backend.fence(since).await,
         }
     }
 
@@ -97,9 +98,10 @@ impl Upstream {
                 cache.bypass(backend.clone().fetch(fetched).instrument(spans::fetch_span())).await
             }
             Self::Cluster(cluster) => {
-                let unit = cluster.find_unit(key).await.map_err(|error| (Outcome::Miss, error))?;
-                let fetch = cluster.clone().fetch(Arc::clone(&unit), fetched);
-                unit.cache.bypass(fetch.instrument(spans::fetch_span())).await
+                let shard =
+                    cluster.find_shard(key).await.map_err(|error| (Outcome::Miss, error))?;
+                let fetch = cluster.clone().fetch(Arc::clone(&shard), fetched);
+                shard.cache.bypass(fetch.instrument(spans::fetch_span())).await
             }
         }
     }
@@ -108,7 +110,7 @@ impl Upstream {
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         match self {
             Self::Standalone(cache, _) => cache.lookup(key, now),
-            Self::Cluster(cluster) => cluster.look(key, |cache| cache.lookup(key, now)),
+            Self::Cluster(cluster) => cluster.lookup(key, |cache| cache.lookup(key, now)),
         }
     }
 
@@ -125,7 +127,7 @@ impl Upstream {
     ///
     /// # Errors
     /// Redis cannot be asked, or does not answer in time.
-    pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
+    pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         match self {
             Self::Standalone(_, backend) => backend.fence(since).await,
             Self::Cluster(cluster) => cluster.fence_everywhere(since).await,
@@ -184,7 +186,7 @@ impl Upstream {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
+    pub async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         match self {
             Self::Standalone(_, backend) => backend.open(client).await,
             Self::Cluster(_) => Err(BackendError::ErrorReply("CROSSSLOT".into())),

@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, Waker};
 
 use redis::{Value, parse_redis_value};
-use redis_proxy::backend::{Reader, Unreadable};
+use redis_proxy::backend::ReplyDecoder;
 use redis_proxy::protocol::ReplyScanner;
 
 use super::pieces::{cut, split};
@@ -29,17 +29,17 @@ const LONGEST_HEADER: usize = 24;
 type Answers = (Vec<Value>, bool);
 
 fn read(pieces: &[&[u8]]) -> Answers {
-    let (mut reader, mut answers) = (Reader::default(), Vec::new());
+    let (mut reader, mut answers) = (ReplyDecoder::default(), Vec::new());
     for piece in pieces {
         let mut piece = *piece;
         while !piece.is_empty() {
             let read = reader.poll_read(&mut piece, &mut Context::from_waker(Waker::noop()));
             assert!(matches!(read, Poll::Ready(Ok(1..))), "{read:?}");
             loop {
-                match reader.take_answer() {
+                match reader.next_reply() {
                     Ok(Some(answer)) => answers.push(answer),
                     Ok(None) => break,
-                    Err(Unreadable) => return (answers, true),
+                    Err(InvalidReply) => return (answers, true),
                 }
             }
         }

@@ -2,7 +2,7 @@
 //! are.
 
 use redis::{Parser, PushInfo, PushKind, Value};
-use redis_proxy::backend::{Changed, read_push};
+use redis_proxy::backend::{Invalidated, parse_push};
 
 use super::pieces::{Cuts, InPieces, split};
 
@@ -25,7 +25,7 @@ pub fn check(input: &[u8]) {
         panic!("a push and an answer are something else");
     };
     assert_eq!(pong, "PONG");
-    assert_eq!(read_push(PushInfo { kind, data }), Some(Changed::Keys(keys)));
+    assert_eq!(parse_push(PushInfo { kind, data }), Some(Invalidated::Keys(keys)));
 }
 
 /// Returns the values that can be decoded.
@@ -52,12 +52,12 @@ fn check_value(value: Value) {
     let named = bytes_in(&data);
     let is_key = |value: &Value| matches!(value, Value::BulkString(_));
     let is_plain = matches!(&data[..], [Value::Array(keys)] if keys.iter().all(is_key));
-    let changed = read_push(PushInfo { kind, data });
+    let changed = parse_push(PushInfo { kind, data });
     match changed {
         None => assert!(!is_about_keys),
-        Some(Changed::Everything) => assert!(is_about_keys && !is_plain, "{named:?}"),
-        Some(Changed::Keys(keys)) => {
-            assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}");
+        Some(Invalidated::All) => assert!(is_about_keys && !is_plain, "{named:?}"),
+        Some(Invalidated::Keys(keys)) => {
+            assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}")
         }
     }
 }

@@ -11,33 +11,34 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::address::Address;
-use super::credentials::{Login, login};
+use super::credentials::{Login, load_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged};
 use super::error::{BackendError, unreachable};
 use super::hello::{
-    Driver, accept_refusal, authenticate, demand, driven, greet, is_unable, refused_link,
+    BoxDriver, authenticate, drive_until, expect_ok, handshake_error, ignore_error_reply,
+    is_unsupported, send_hello,
 };
-use super::multiplexed::{Connection, Heed, ask};
+use super::multiplexed::{Multiplexed, PushHandler, handshake_command};
 use super::settings::Settings;
 use super::topology::Topology;
-use super::tracking::{self, Listener, Tracking, Untracked};
+use super::tracking::{self, InvalidationHandler, Tracking, TrackingError};
 use crate::net::{IoProgress, TrackedIo};
 
 /// The name the link has in Redis's `CLIENT LIST`.
 const CLIENT_NAME: &str = "redis-proxy";
 
 /// Why a link that could go on does not.
-pub(super) const MOVED: &str = "the sentinels name another primary";
+pub(super) const PRIMARY_CHANGED: &str = "the sentinels name another primary";
 
 /// A connection whose handshake is complete.
 pub(super) struct Connected {
-    pub(super) connection: Connection,
-    pub(super) driver: Driver,
-    pub(super) activity: Arc<IoProgress>,
+    pub(super) connection: Multiplexed,
+    pub(super) driver: BoxDriver,
+    pub(super) progress: Arc<IoProgress>,
     pub(super) tracking: Option<Granted>,
     /// Why Redis does not track here, where it might when asked again.
-    pub(super) refusal: Option<String>,
+    pub(super) tracking_refusal: Option<String>,
 }
 
 /// The tracking Redis does for a link, and when it was asked to.
@@ -49,9 +50,9 @@ pub(super) struct Connector {
     dialer: Arc<Dialer>,
     topology: Arc<Topology>,
     /// Where the last link went, or the one before it if nobody says where the next goes; none before the first.
-    place: Option<Endpoint>,
+    endpoint: Option<Endpoint>,
     /// The login, with the password, on its way from a disk that may hang: one read at a time.
-    reading: Option<JoinHandle<Result<Option<Login>, PrepareError>>>,
+    pending_login: Option<JoinHandle<Result<Option<Login>, PrepareError>>>,
     login: Option<Login>,
     /// Attempts that failed: each that follows begins with another address of the host.
     failures: usize,
@@ -66,22 +67,22 @@ impl Connector {
             settings: settings.clone(),
             dialer,
             topology,
-            place: None,
-            reading: None,
+            endpoint: None,
+            pending_login: None,
             login: None,
             failures: 0,
         }
     }
 
     /// Keeps finding out where Redis is.
-    pub(super) fn scout(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn run_topology(&self) -> impl Future<Output = ()> + Send + use<> {
         let topology = Arc::clone(&self.topology);
         async move { topology.run().await }
     }
 
     /// Finds out where the next link goes.
-    pub(super) async fn find_place(&mut self) -> Result<(), BackendError> {
-        self.place = Some(self.topology.resolve().await?);
+    pub(super) async fn resolve_endpoint(&mut self) -> Result<(), BackendError> {
+        self.endpoint = Some(self.topology.resolve().await?);
         Ok(())
     }
 
@@ -89,26 +90,26 @@ impl Connector {
     ///
     /// # Errors
     /// It is elsewhere by now.
-    pub(super) fn stay(&self) -> Result<(), BackendError> {
-        let is_left = self.left().now_or_never().is_some();
-        if is_left { Err(unreachable(&MOVED)) } else { Ok(()) }
+    pub(super) fn verify_endpoint(&self) -> Result<(), BackendError> {
+        let is_left = self.endpoint_changed().now_or_never().is_some();
+        if is_left { Err(unreachable(&PRIMARY_CHANGED)) } else { Ok(()) }
     }
 
     /// Where the link goes, as it is written.
     pub(super) fn address(&self) -> &Address {
-        self.place.as_ref().map_or(&self.settings.url, |place| &place.address)
+        self.endpoint.as_ref().map_or(&self.settings.url, |endpoint| &endpoint.address)
     }
 
     /// Returns when Redis is elsewhere than where the link went.
-    pub(super) fn left(&self) -> EndpointChanged {
-        self.place.as_ref().map_or_else(
+    pub(super) fn endpoint_changed(&self) -> EndpointChanged {
+        self.endpoint.as_ref().map_or_else(
             || Box::pin(std::future::pending()) as EndpointChanged,
-            |place| self.topology.changed(place),
+            |endpoint| self.topology.changed(endpoint),
         )
     }
 
     /// Returns when what answers there says that it is no primary, where it has to be one.
-    pub(super) async fn demoted(&self, connection: &Connection) -> BackendError {
+    pub(super) async fn watch_role(&self, connection: &Multiplexed) -> BackendError {
         loop {
             if !self.topology.requires_primary() {
                 std::future::pending::<()>().await;
@@ -124,7 +125,7 @@ impl Connector {
 
     /// Whether what answers there may say what its keys hold: a node of a cluster has to be a primary still, and the cluster
     /// to work as far as the node knows.
-    pub(super) async fn is_in_charge(&self, connection: &Connection) -> Result<bool, BackendError> {
+    pub(super) async fn may_serve(&self, connection: &Multiplexed) -> Result<bool, BackendError> {
         if !self.topology.requires_cluster() {
             return Ok(true);
         }
@@ -133,23 +134,23 @@ impl Connector {
             Err(error) if error != BackendError::Disconnected => return Ok(false),
             answer => answer?,
         }
-        let info = ask(connection, redis::cmd("CLUSTER").arg("INFO")).await?;
+        let info = handshake_command(connection, redis::cmd("CLUSTER").arg("INFO")).await?;
         Ok(tracking::text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
     }
 
     /// An attempt came to nothing.
-    pub(super) fn failed(&mut self) {
+    pub(super) fn record_failure(&mut self) {
         self.failures = self.failures.wrapping_add(1);
     }
 
     /// Finds out anew whom to log in as.
     pub(super) async fn read_login(&mut self) -> Result<(), BackendError> {
         let settings = self.settings.clone();
-        let reading = self
-            .reading
-            .get_or_insert_with(|| tokio::task::spawn_blocking(move || login(&settings)));
-        let login = reading.await;
-        self.reading = None;
+        let pending_login = self
+            .pending_login
+            .get_or_insert_with(|| tokio::task::spawn_blocking(move || load_login(&settings)));
+        let login = pending_login.await;
+        self.pending_login = None;
         self.login =
             login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         Ok(())
@@ -157,81 +158,84 @@ impl Connector {
 
     /// A link over RESP2, over which Redis tells nothing.
     pub(super) async fn connect_untracked(&self) -> Result<Connected, BackendError> {
-        let mut connected = self.start(Box::new(|_| ())).await?;
-        let shaken = async {
+        let mut connected = self.open(Box::new(|_| ())).await?;
+        let handshake_done = async {
             if let Some(login) = &self.login {
                 authenticate(&connected.connection, login).await?;
             }
-            self.shake_hands(&connected.connection).await
+            self.handshake(&connected.connection).await
         };
-        driven(&mut connected.driver, shaken).await?;
+        drive_until(&mut connected.driver, handshake_done).await?;
         Ok(connected)
     }
 
-    /// A link over RESP3, with tracking if Redis grants it, and without if it may grant it later. `listener` is told what
+    /// A link over RESP3, with tracking if Redis grants it, and without if it may grant it later. `handler` is told what
     /// Redis tells.
-    pub(super) async fn connect_tracked(&self, listener: Listener) -> Result<Connected, Untracked> {
-        let mut connected = self.start(Box::new(move |push| listener.heed(push))).await?;
+    pub(super) async fn connect_tracked(
+        &self,
+        handler: InvalidationHandler,
+    ) -> Result<Connected, TrackingError> {
+        let mut connected = self.open(Box::new(move |push| handler.handle_push(push))).await?;
         let connection = &connected.connection;
-        driven(&mut connected.driver, greet(connection, self.login.as_ref())).await?;
+        drive_until(&mut connected.driver, send_hello(connection, self.login.as_ref())).await?;
         let asked = Instant::now();
-        driven(&mut connected.driver, self.shake_hands(connection)).await?;
-        match driven(&mut connected.driver, tracking::start(connection)).await {
+        drive_until(&mut connected.driver, self.handshake(connection)).await?;
+        match drive_until(&mut connected.driver, tracking::enable(connection)).await {
             Ok(tracking) => connected.tracking = Some((tracking, asked)),
-            Err(Untracked::Refused(reason)) => connected.refusal = Some(reason),
+            Err(TrackingError::Refused(reason)) => connected.tracking_refusal = Some(reason),
             Err(error) => return Err(error),
         }
         Ok(connected)
     }
 
     /// Opens a stream, on which nothing is said yet.
-    async fn start(&self, heed: Heed) -> Result<Connected, BackendError> {
-        let (stream, activity) =
+    async fn open(&self, on_push: PushHandler) -> Result<Connected, BackendError> {
+        let (stream, progress) =
             TrackedIo::new(self.dialer.dial(&self.address().addr, self.failures).await?);
-        let (connection, driver) = Connection::over(stream, self.settings.url.database, heed);
+        let (connection, driver) = Multiplexed::new(stream, self.settings.url.database, on_push);
         Ok(Connected {
             connection,
             driver: Box::pin(driver),
-            activity,
+            progress,
             tracking: None,
-            refusal: None,
+            tracking_refusal: None,
         })
     }
 
     /// Chooses the database, says who we are, and sees whether Redis answers.
-    async fn shake_hands(&self, connection: &Connection) -> Result<(), BackendError> {
+    async fn handshake(&self, connection: &Multiplexed) -> Result<(), BackendError> {
         if self.settings.url.database != 0 {
             let mut select = redis::cmd("SELECT");
-            demand(connection, select.arg(self.settings.url.database), refused_link).await?;
+            expect_ok(connection, select.arg(self.settings.url.database), handshake_error).await?;
         }
         // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
         let refused = |error: &ServerError| {
-            if is_unable(error) {
+            if is_unsupported(error) {
                 BackendError::ErrorReply(error.code().into())
             } else {
-                refused_link(error)
+                handshake_error(error)
             }
         };
         // Redis is asked, too, not to let this link go first when it is short of memory: all its readers would wait.
-        let courtesies = [
+        let optional = [
             ["SETNAME", CLIENT_NAME].as_slice(),
             &["SETINFO", "LIB-NAME", CLIENT_NAME],
             &["NO-EVICT", "on"],
         ];
-        for courtesy in courtesies {
+        for arguments in optional {
             let mut client = redis::cmd("CLIENT");
-            accept_refusal(demand(connection, client.arg(courtesy), refused).await)?;
+            ignore_error_reply(expect_ok(connection, client.arg(arguments), refused).await)?;
         }
         let ping = redis::cmd("PING");
-        accept_refusal(demand(connection, &ping, refused).await)?;
+        ignore_error_reply(expect_ok(connection, &ping, refused).await)?;
         if self.topology.requires_primary() { require_primary(connection).await } else { Ok(()) }
     }
 }
 
 /// Redis itself has to say, too, that it is the primary: who was told so may not be it yet.
-async fn require_primary(connection: &Connection) -> Result<(), BackendError> {
-    match connection.ask(&redis::cmd("ROLE")).await? {
-        Value::ServerError(error) => Err(refused_link(&error)),
+async fn require_primary(connection: &Multiplexed) -> Result<(), BackendError> {
+    match connection.send(&redis::cmd("ROLE")).await? {
+        Value::ServerError(error) => Err(handshake_error(&error)),
         Value::Array(parts) if parts.first().and_then(tracking::text) == Some("master") => Ok(()),
         _ => Err(unreachable(&"it is called a primary, but it is a replica (ROLE)")),
     }

@@ -25,7 +25,7 @@ pub(super) struct Login {
 ///
 /// # Errors
 /// The file of the password cannot be read.
-pub(super) fn login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
+pub(super) fn load_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
     let password = password(settings)?;
     let username =
         if settings.username.is_empty() { &settings.url.username } else { &settings.username };
@@ -37,7 +37,7 @@ pub(super) fn login(settings: &Settings) -> Result<Option<Login>, PrepareError> 
 ///
 /// # Errors
 /// The file of the password cannot be read.
-pub(super) fn sentinel_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
+pub(super) fn load_sentinel_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
     let path = &settings.sentinel_password_file;
     let password = if path.as_os_str().is_empty() {
         Secret::default()

@@ -106,7 +106,7 @@ pub struct Redirect {
 
 impl Redirect {
     /// Reads `MOVED slot host:port` or `ASK slot host:port`; `None` if it is something else.
-    pub(crate) fn read(code: &str, details: &str) -> Option<Self> {
+    pub(crate) fn parse(code: &str, details: &str) -> Option<Self> {
         let is_ask = match code {
             "MOVED" => false,
             "ASK" => true,

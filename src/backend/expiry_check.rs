@@ -13,91 +13,92 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::Instant;
 
-use super::fetch_command::Unexpected;
+use super::fetch_command::UnexpectedReply;
 
 /// Asks who answers, and whether keys have a time to live.
-pub(super) const WHO_AND_WHETHER: &[u8] = b"*3\r\n$4\r\nINFO\r\n$6\r\nserver\r\n$8\r\nkeyspace\r\n";
+pub(super) const INFO_SERVER_KEYSPACE: &[u8] =
+    b"*3\r\n$4\r\nINFO\r\n$6\r\nserver\r\n$8\r\nkeyspace\r\n";
 /// Asks whether keys have a time to live.
-pub(super) const WHETHER: &[u8] = b"*2\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n";
+pub(super) const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n";
 
 /// The programs that count at the moment they are asked.
-const THEMSELVES: [&str; 2] = ["redis-server", "valkey-server"];
+const TRUSTED_SERVERS: [&str; 2] = ["redis-server", "valkey-server"];
 
 /// How long Redis is not asked again after it said that some keys have a time to live.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is known of a database.
 #[derive(Debug)]
-pub(super) struct Keyspace {
+pub(super) struct ExpiryCheck {
     database: u32,
     /// Whether values are to be asked for with their times to live; none: they are, and Redis is not asked about all any more.
     expiry: Option<Expiry>,
     /// When it may be asked again, after it said that some have.
-    ask_again: Instant,
+    retry_at: Instant,
 }
 
 /// Whether keys have a time to live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expiry {
     /// No key has one.
-    Nowhere,
+    NoKeys,
     /// Some key may have one.
-    Somewhere,
+    SomeKeys,
 }
 
-impl Keyspace {
-    pub(super) fn of(database: u32) -> Self {
-        Self { database, expiry: Some(Expiry::Somewhere), ask_again: Instant::now() }
+impl ExpiryCheck {
+    pub(super) fn new(database: u32) -> Self {
+        Self { database, expiry: Some(Expiry::SomeKeys), retry_at: Instant::now() }
     }
 
-    /// Whether values may be asked for alone, with [`WHETHER`] behind them.
-    pub(super) fn is_without_expiry(&self) -> bool {
-        self.expiry == Some(Expiry::Nowhere)
+    /// Whether values may be asked for alone, with [`INFO_KEYSPACE`] behind them.
+    pub(super) fn no_key_expires(&self) -> bool {
+        self.expiry == Some(Expiry::NoKeys)
     }
 
-    /// Whether it is time for [`WHO_AND_WHETHER`].
+    /// Whether it is time for [`INFO_SERVER_KEYSPACE`].
     pub(super) fn is_due(&self) -> bool {
-        self.expiry == Some(Expiry::Somewhere) && self.ask_again <= Instant::now()
+        self.expiry == Some(Expiry::SomeKeys) && self.retry_at <= Instant::now()
     }
 
-    /// Takes the answer to [`WHO_AND_WHETHER`]. Who does not say, is not to be relied on, or refuses, is not asked again.
-    pub(super) fn introduced(&mut self, answer: &Value) {
-        self.expiry = introduced(answer, self.database);
+    /// Takes the answer to [`INFO_SERVER_KEYSPACE`]. Who does not say, is not to be relied on, or refuses, is not asked again.
+    pub(super) fn on_server_info(&mut self, answer: &Value) {
+        self.expiry = trusted_expiry(answer, self.database);
     }
 
-    /// Takes the answer to [`WHETHER`]. Where keys may have a time to live by what came before it, that stands: an answer that
+    /// Takes the answer to [`INFO_KEYSPACE`]. Where keys may have a time to live by what came before it, that stands: an answer that
     /// was on its way then changes nothing.
     ///
     /// # Errors
     /// It is not what Redis answers to that.
-    pub(super) fn counted(&mut self, answer: &Value) -> Result<Expiry, Unexpected> {
+    pub(super) fn on_keyspace_info(&mut self, answer: &Value) -> Result<Expiry, UnexpectedReply> {
         let expiry = match answer {
             // It may be refused from now on.
-            Value::ServerError(_) => Expiry::Somewhere,
+            Value::ServerError(_) => Expiry::SomeKeys,
             answer => {
-                info(answer).and_then(|text| expiry(text, self.database)).ok_or(Unexpected)?
+                info(answer).and_then(|text| expiry(text, self.database)).ok_or(UnexpectedReply)?
             }
         };
-        if expiry == Expiry::Somewhere {
-            self.put_off();
+        if expiry == Expiry::SomeKeys {
+            self.defer();
         }
         Ok(expiry)
     }
 
     /// Has values asked for with their times to live from here on, and does not ask again soon.
-    pub(super) fn put_off(&mut self) {
+    pub(super) fn defer(&mut self) {
         if self.expiry.is_some() {
-            self.expiry = Some(Expiry::Somewhere);
-            self.ask_again = Instant::now() + ASK_AGAIN;
+            self.expiry = Some(Expiry::SomeKeys);
+            self.retry_at = Instant::now() + RETRY_INTERVAL;
         }
     }
 }
 
-fn introduced(answer: &Value, database: u32) -> Option<Expiry> {
+fn trusted_expiry(answer: &Value, database: u32) -> Option<Expiry> {
     let text = info(answer)?;
     let program = text.lines().find_map(|line| line.strip_prefix("executable:"))?;
     let name = program.rsplit('/').next().unwrap_or_default();
-    THEMSELVES.contains(&name).then(|| expiry(text, database)).flatten()
+    TRUSTED_SERVERS.contains(&name).then(|| expiry(text, database)).flatten()
 }
 
 /// What INFO says over RESP3. No value of a key is of this type, so that one is never taken for it.
@@ -113,10 +114,10 @@ fn expiry(text: &str, database: u32) -> Option<Expiry> {
     let name = format!("db{database}:");
     // A database without keys is left out.
     let Some(counts) = databases.lines().find_map(|line| line.strip_prefix(&name)) else {
-        return Some(Expiry::Nowhere);
+        return Some(Expiry::NoKeys);
     };
     let expires = counts.split(',').find_map(|count| count.strip_prefix("expires="))?;
-    Some(if expires == "0" { Expiry::Nowhere } else { Expiry::Somewhere })
+    Some(if expires == "0" { Expiry::NoKeys } else { Expiry::SomeKeys })
 }
 
 #[cfg(test)]
@@ -133,11 +134,18 @@ mod tests {
 
     #[test]
     fn expiry_check_reads_its_own_database() {
-        let databases = [(0, Expiry::Nowhere), (1, Expiry::Somewhere), (10, Expiry::Nowhere)];
+        let databases = [(0, Expiry::NoKeys), (1, Expiry::SomeKeys), (10, Expiry::NoKeys)];
         for (database, expected) in databases {
-            assert_eq!(Keyspace::of(database).counted(&said(KEYSPACE)), Ok(expected), "{database}");
+            assert_eq!(
+                ExpiryCheck::new(database).on_keyspace_info(&said(KEYSPACE)),
+                Ok(expected),
+                "{database}"
+            );
         }
-        assert_eq!(Keyspace::of(0).counted(&said("# Keyspace\r\n")), Ok(Expiry::Nowhere));
+        assert_eq!(
+            ExpiryCheck::new(0).on_keyspace_info(&said("# Keyspace\r\n")),
+            Ok(Expiry::NoKeys)
+        );
     }
 
     #[test]
@@ -145,8 +153,8 @@ mod tests {
         let odd =
             [said(""), said("# Server\r\n"), said("# Keyspace\r\ndb0:keys=1\r\n"), Value::Nil];
         for odd in odd.into_iter().chain([Value::BulkString(KEYSPACE.as_bytes().to_vec())]) {
-            assert_eq!(Keyspace::of(0).counted(&odd), Err(Unexpected), "{odd:?}");
-            assert_eq!(introduced(&odd, 0), None, "{odd:?}");
+            assert_eq!(ExpiryCheck::new(0).on_keyspace_info(&odd), Err(UnexpectedReply), "{odd:?}");
+            assert_eq!(trusted_expiry(&odd, 0), None, "{odd:?}");
         }
     }
 
@@ -160,7 +168,7 @@ mod tests {
             ("", false),
         ] {
             let answer = said(&format!("# Server\r\n{program}\r\n{KEYSPACE}"));
-            assert_eq!(introduced(&answer, 0), is_one.then_some(Expiry::Nowhere), "{program}");
+            assert_eq!(trusted_expiry(&answer, 0), is_one.then_some(Expiry::NoKeys), "{program}");
         }
     }
 }

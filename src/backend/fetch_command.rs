@@ -15,25 +15,25 @@ pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
 
 /// How a key's value and its time to live are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum FetchCommand {
     /// As [`Pair`](Self::Pair), or the value alone where one question tells that no key has a time to live
     /// ([`keyspace`](super::expiry_check)). Only where Redis tells of changes.
-    Told,
+    GetPttlTracked,
     /// Both in a transaction, so they belong together.
     Transaction,
     /// A pair, with leave to answer for a slot that is on its way.
     Asking,
     /// One after the other. What comes in between is told before the second answer where Redis tells of changes, and
     /// then the answer is not kept.
-    Pair,
+    GetPttl,
 }
 
-impl Question {
+impl FetchCommand {
     /// Writes the commands; returns how many answers they have.
     pub(super) fn write(self, key: &[u8], commands: &mut BytesMut) -> usize {
-        commands.reserve(2 * key.len() + LONGEST_COMMANDS);
+        commands.reserve(2 * key.len() + COMMANDS_OVERHEAD);
         match self {
-            Self::Told | Self::Pair => {
+            Self::GetPttlTracked | Self::GetPttl => {
                 write_value(key, commands);
                 write_expiry(key, commands);
                 2
@@ -54,14 +54,14 @@ impl Question {
 
     /// Reads the answers. Each must be one that its command can have: a link on which answers have shifted would
     /// otherwise give one key's value for another.
-    pub(super) fn read(
+    pub(super) fn parse(
         self,
         replies: Vec<Value>,
-    ) -> Result<Result<Reply, BackendError>, Unexpected> {
+    ) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
         match self {
-            Self::Told | Self::Pair => read_pair(replies),
-            Self::Asking => read_asked(replies),
-            Self::Transaction => read_transaction(replies),
+            Self::GetPttlTracked | Self::GetPttl => parse_pair(replies),
+            Self::Asking => parse_asking(replies),
+            Self::Transaction => parse_transaction(replies),
         }
     }
 }
@@ -77,7 +77,7 @@ pub(super) fn write_expiry(key: &[u8], commands: &mut BytesMut) {
 }
 
 /// What is written besides the keys at most.
-const LONGEST_COMMANDS: usize = 160;
+const COMMANDS_OVERHEAD: usize = 160;
 
 /// Writes commands of which the key is the last word; `words` is what goes before its length.
 fn write_with_key(words: &[u8], key: &[u8], commands: &mut BytesMut) {
@@ -90,33 +90,33 @@ fn write_with_key(words: &[u8], key: &[u8], commands: &mut BytesMut) {
 
 /// A reply that nothing that was asked can have.
 #[derive(Debug, PartialEq)]
-pub(super) struct Unexpected;
+pub(super) struct UnexpectedReply;
 
-fn read_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
-    let [multi, get, pttl, exec] = <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
+fn parse_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
+    let [multi, get, pttl, exec] = <[Value; 4]>::try_from(replies).map_err(|_| UnexpectedReply)?;
     // A command refused before EXEC says why; EXEC then says only that it was.
     if let Some(error) = [&multi, &get, &pttl, &exec].into_iter().find_map(server_error) {
         return Ok(Err(error));
     }
     let queued = |reply: &Value| matches!(reply, Value::SimpleString(text) if text == "QUEUED");
     if multi != Value::Okay || !queued(&get) || !queued(&pttl) {
-        return Err(Unexpected);
+        return Err(UnexpectedReply);
     }
-    let Value::Array(results) = exec else { return Err(Unexpected) };
-    read_pair(results)
+    let Value::Array(results) = exec else { return Err(UnexpectedReply) };
+    parse_pair(results)
 }
 
-fn read_asked(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
+fn parse_asking(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
     let [asking, value, asking_again, expiry] =
-        <[Value; 4]>::try_from(replies).map_err(|_| Unexpected)?;
+        <[Value; 4]>::try_from(replies).map_err(|_| UnexpectedReply)?;
     if let Some(error) = [&asking, &asking_again].into_iter().find_map(server_error) {
         return Ok(Err(error));
     }
-    read_pair(vec![value, expiry])
+    parse_pair(vec![value, expiry])
 }
 
-fn read_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpected> {
-    let [value, expiry] = <[Value; 2]>::try_from(replies).map_err(|_| Unexpected)?;
+fn parse_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
+    let [value, expiry] = <[Value; 2]>::try_from(replies).map_err(|_| UnexpectedReply)?;
     if let Some(error) = [&value, &expiry].into_iter().find_map(server_error) {
         return Ok(Err(error));
     }
@@ -128,12 +128,12 @@ fn read_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpec
                 // The value was there, and is gone by now.
                 NO_KEY => Some(Duration::ZERO),
                 milliseconds => Some(Duration::from_millis(
-                    u64::try_from(milliseconds).map_err(|_| Unexpected)?,
+                    u64::try_from(milliseconds).map_err(|_| UnexpectedReply)?,
                 )),
             };
             Ok(Ok(Some((Bytes::from(value), expires_in))))
         }
-        _ => Err(Unexpected),
+        _ => Err(UnexpectedReply),
     }
 }
 
@@ -144,7 +144,7 @@ const NO_KEY: i64 = -2;
 fn server_error(reply: &Value) -> Option<BackendError> {
     match reply {
         Value::ServerError(error) => {
-            let redirect = Redirect::read(error.code(), error.details().unwrap_or_default());
+            let redirect = Redirect::parse(error.code(), error.details().unwrap_or_default());
             Some(redirect.map_or_else(|| error_reply(error.code()), BackendError::Moved))
         }
         _ => None,

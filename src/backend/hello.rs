@@ -11,18 +11,18 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::credentials::Login;
 use super::dial::Stream;
 use super::error::{BackendError, auth_rejected, error_reply, is_final, unreachable};
-use super::multiplexed::{Connection, ask};
-use super::tracking::Untracked;
+use super::multiplexed::{Multiplexed, handshake_command};
+use super::tracking::TrackingError;
 
 /// What reads and writes the stream, for as long as there is a connection; then, why there is none.
-pub(super) type Driver = Pin<Box<dyn Future<Output = BackendError> + Send>>;
+pub(super) type BoxDriver = Pin<Box<dyn Future<Output = BackendError> + Send>>;
 
 /// Longer than anything that Redis says to a login.
-const LONGEST_ANSWER: usize = 1024;
+const MAX_LOGIN_REPLY: usize = 1024;
 
 /// Runs the handshake while the driver moves its bytes.
-pub(super) async fn driven<T, E: From<BackendError>>(
-    driver: &mut Driver,
+pub(super) async fn drive_until<T, E: From<BackendError>>(
+    driver: &mut BoxDriver,
     handshake: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     let mut handshake = pin!(handshake);
@@ -38,50 +38,53 @@ pub(super) async fn driven<T, E: From<BackendError>>(
 }
 
 /// Begins with HELLO, which asks for RESP3 and says who we are.
-pub(super) async fn greet(connection: &Connection, login: Option<&Login>) -> Result<(), Untracked> {
+pub(super) async fn send_hello(
+    connection: &Multiplexed,
+    login: Option<&Login>,
+) -> Result<(), TrackingError> {
     let mut hello = redis::cmd("HELLO");
     hello.arg(3);
     if let Some(login) = login {
         hello.arg("AUTH").arg(login.user()).arg(login.password.reveal());
     }
-    match ask(connection, &hello).await? {
+    match handshake_command(connection, &hello).await? {
         Value::ServerError(error) => {
-            Err(hello_refused(error.code(), error.details().unwrap_or_default(), login.is_some()))
+            Err(hello_error(error.code(), error.details().unwrap_or_default(), login.is_some()))
         }
         _ => Ok(()),
     }
 }
 
 /// What it means that HELLO was answered with an error.
-fn hello_refused(code: &str, details: &str, has_login: bool) -> Untracked {
+fn hello_error(code: &str, details: &str, has_login: bool) -> TrackingError {
     match code {
         "ERR" if details.to_ascii_lowercase().starts_with("unknown") => {
-            Untracked::Refused("it does not know HELLO".to_owned())
+            TrackingError::Refused("it does not know HELLO".to_owned())
         }
-        "NOPROTO" => Untracked::Refused("it does not speak RESP3".to_owned()),
-        "ERR" if is_full(details) => full().into(),
-        code if has_login && is_final(code) => refused_login(code).into(),
-        code => refused_with(code, details).into(),
+        "NOPROTO" => TrackingError::Refused("it does not speak RESP3".to_owned()),
+        "ERR" if is_max_clients(details) => max_clients_error().into(),
+        code if has_login && is_final(code) => login_error(code).into(),
+        code => error_for_code(code, details).into(),
     }
 }
 
 pub(super) async fn authenticate(
-    connection: &Connection,
+    connection: &Multiplexed,
     login: &Login,
 ) -> Result<(), BackendError> {
-    demand(connection, &login.command(), |error| refused_login(error.code())).await
+    expect_ok(connection, &login.command(), |error| login_error(error.code())).await
 }
 
 /// Only the first word: Redis may repeat what it was given.
-fn refused_login(code: &str) -> BackendError {
+fn login_error(code: &str) -> BackendError {
     auth_rejected(&format_args!("Redis refused the login: {code}"))
 }
 
-pub(super) fn refused_link(error: &ServerError) -> BackendError {
-    refused_with(error.code(), error.details().unwrap_or_default())
+pub(super) fn handshake_error(error: &ServerError) -> BackendError {
+    error_for_code(error.code(), error.details().unwrap_or_default())
 }
 
-fn refused_with(code: &str, details: &str) -> BackendError {
+fn error_for_code(code: &str, details: &str) -> BackendError {
     if is_final(code) {
         auth_rejected(&format_args!("Redis refused the link: {code} {details}"))
     } else {
@@ -90,38 +93,40 @@ fn refused_with(code: &str, details: &str) -> BackendError {
 }
 
 /// One command of the handshake; `refused` says what it means that Redis answers with an error.
-pub(super) async fn demand(
-    connection: &Connection,
+pub(super) async fn expect_ok(
+    connection: &Multiplexed,
     command: &Cmd,
     refused: impl FnOnce(&ServerError) -> BackendError,
 ) -> Result<(), BackendError> {
-    match ask(connection, command).await? {
-        Value::ServerError(error) if is_full(error.details().unwrap_or_default()) => Err(full()),
+    match handshake_command(connection, command).await? {
+        Value::ServerError(error) if is_max_clients(error.details().unwrap_or_default()) => {
+            Err(max_clients_error())
+        }
         Value::ServerError(error) => Err(refused(&error)),
         _ => Ok(()),
     }
 }
 
 /// Whether Redis says that it has as many clients as it may have, as it does before it is asked anything.
-fn is_full(details: &str) -> bool {
-    details.starts_with(FULL)
+fn is_max_clients(details: &str) -> bool {
+    details.starts_with(MAX_CLIENTS)
 }
 
 /// What follows: another link may be had as soon as somebody else goes.
-fn full() -> BackendError {
-    BackendError::Unavailable(FULL.into())
+fn max_clients_error() -> BackendError {
+    BackendError::Unavailable(MAX_CLIENTS.into())
 }
 
-const FULL: &str = "max number of clients reached";
+const MAX_CLIENTS: &str = "max number of clients reached";
 
 /// Whether the user may not do this, or the server has no such command: it answers, and that is enough.
-pub(super) fn is_unable(error: &ServerError) -> bool {
+pub(super) fn is_unsupported(error: &ServerError) -> bool {
     let unknown =
         error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
     error.code() == "NOPERM" || (error.code() == "ERR" && unknown)
 }
 
-pub(super) fn accept_refusal(answer: Result<(), BackendError>) -> Result<(), BackendError> {
+pub(super) fn ignore_error_reply(answer: Result<(), BackendError>) -> Result<(), BackendError> {
     match answer {
         Err(BackendError::ErrorReply(_)) => Ok(()),
         answer => answer,
@@ -137,14 +142,14 @@ impl Login {
             .map_err(|error| unreachable(&error))?;
         stream.flush().await.map_err(|error| unreachable(&error))?;
         let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n") && answer.len() < LONGEST_ANSWER {
+        while !answer.ends_with(b"\r\n") && answer.len() < MAX_LOGIN_REPLY {
             answer.push(stream.read_u8().await.map_err(|error| unreachable(&error))?);
         }
         if answer.starts_with(b"+") {
             return Ok(());
         }
-        if is_full(String::from_utf8_lossy(&answer).trim_start_matches("-ERR ")) {
-            return Err(full());
+        if is_max_clients(String::from_utf8_lossy(&answer).trim_start_matches("-ERR ")) {
+            return Err(max_clients_error());
         }
         let code = answer
             .get(1..)
@@ -152,6 +157,6 @@ impl Login {
             .split(u8::is_ascii_whitespace)
             .next()
             .unwrap_or_default();
-        Err(refused_login(&String::from_utf8_lossy(code)))
+        Err(login_error(&String::from_utf8_lossy(code)))
     }
 }

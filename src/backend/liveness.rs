@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connector::{Connector, Granted};
 use super::error::BackendError;
-use super::multiplexed::Connection;
+use super::multiplexed::Multiplexed;
 use super::settings::Settings;
-use super::signals::Calls;
+use super::signals::SupervisorSignals;
 use crate::cache::Cache;
 use crate::net::IoProgress;
 
@@ -19,33 +19,33 @@ pub(super) struct Liveness<'a> {
     pub(super) settings: &'a Settings,
     pub(super) connector: &'a Connector,
     pub(super) cache: &'a Cache<BackendError>,
-    pub(super) calls: &'a Calls,
-    pub(super) proved: &'a watch::Sender<Instant>,
+    pub(super) signals: &'a SupervisorSignals,
+    pub(super) lease_renewed: &'a watch::Sender<Instant>,
 }
 
 impl Liveness<'_> {
     /// Returns when a PING went unanswered and not a byte of anything else came either. Without tracking a link is
     /// asked only when it is silent; with it always, since each answer proves that all changes are known.
-    pub(super) async fn silence(
+    pub(super) async fn watch(
         &self,
-        connection: &Connection,
-        activity: &IoProgress,
+        connection: &Multiplexed,
+        progress: &IoProgress,
         tracking: Option<Granted>,
     ) {
         let mut number = 0_u64;
-        let mut asked = tracking.map_or_else(Instant::now, |(_, asked)| asked);
+        let mut requested_at = tracking.map_or_else(Instant::now, |(_, requested_at)| requested_at);
         loop {
             match tracking {
-                Some(_) => self.proof_due(asked).await,
-                None => sleep_until(activity.last_read() + self.settings.ping_interval).await,
+                Some(_) => self.lease_due(requested_at).await,
+                None => sleep_until(progress.last_read() + self.settings.ping_interval).await,
             }
-            if tracking.is_none() && activity.last_read().elapsed() < self.settings.ping_interval {
+            if tracking.is_none() && progress.last_read().elapsed() < self.settings.ping_interval {
                 continue;
             }
-            asked = Instant::now();
+            requested_at = Instant::now();
             number = number.wrapping_add(1);
             let name = number.to_string();
-            match self.unless_silent(activity, self.connector.is_in_charge(connection)).await {
+            match self.unless_stalled(progress, self.connector.may_serve(connection)).await {
                 None => return,
                 // It vouches for nothing, or the stream has ended, which is the driver's to report.
                 Some(Ok(false)) => continue,
@@ -54,14 +54,14 @@ impl Liveness<'_> {
             }
             let mut ping = redis::cmd("PING");
             ping.arg(&name);
-            match self.unless_silent(activity, connection.ask(&ping)).await {
+            match self.unless_stalled(progress, connection.send(&ping)).await {
                 None => return,
                 // The stream has ended, which is the driver's to report.
                 Some(Err(_)) => std::future::pending().await,
-                Some(Ok(answer)) if !is_pong(&answer, &name) => self.calls.distrusted.notify_one(),
+                Some(Ok(answer)) if !is_pong(&answer, &name) => self.signals.desynced.notify_one(),
                 Some(Ok(_)) if tracking.is_some() => {
-                    self.cache.renew_lease(asked);
-                    self.proved.send_replace(asked);
+                    self.cache.renew_lease(requested_at);
+                    self.lease_renewed.send_replace(requested_at);
                 }
                 Some(Ok(_)) => {}
             }
@@ -70,30 +70,30 @@ impl Liveness<'_> {
 
     /// Returns when it is time for the next proof: when somebody waits for one, and so often that one answer that is
     /// late leaves no time without.
-    async fn proof_due(&self, asked: Instant) {
+    async fn lease_due(&self, requested_at: Instant) {
         let interval = self.settings.ping_interval.min(self.cache.settings().coherence_timeout / 3);
         tokio::select! {
-            () = sleep_until(asked + interval) => {}
-            () = self.calls.proof.notified() => {}
+            () = sleep_until(requested_at + interval) => {}
+            () = self.signals.renew_lease.notified() => {}
         }
     }
 
     /// The answer, however long it takes while bytes come in; `None` when none come either.
-    async fn unless_silent<T>(
+    async fn unless_stalled<T>(
         &self,
-        activity: &IoProgress,
+        progress: &IoProgress,
         answer: impl Future<Output = T>,
     ) -> Option<T> {
-        let patience = self.settings.response_timeout;
+        let timeout = self.settings.response_timeout;
         let mut answer = pin!(answer);
-        let mut until = Instant::now() + patience;
+        let mut until = Instant::now() + timeout;
         loop {
             tokio::select! {
                 biased;
                 answer = &mut answer => return Some(answer),
                 () = sleep_until(until) => {}
             }
-            until = activity.last_read() + patience;
+            until = progress.last_read() + timeout;
             if until <= Instant::now() {
                 return None;
             }

@@ -40,22 +40,22 @@ pub use self::dial::PrepareError;
 pub use self::endpoint::EpochStream;
 use self::error::unreachable;
 pub use self::error::{BackendError, Redirect};
-use self::fetch_command::Question;
+use self::fetch_command::FetchCommand;
 pub(crate) use self::fetch_command::Reply;
-use self::multiplexed::Connection;
+use self::multiplexed::Multiplexed;
 pub(crate) use self::node_client::NodeClient;
 pub use self::seeds::Seeds;
 pub use self::settings::{Mode, Settings};
-use self::signals::Calls;
-pub use self::supervisor::Link;
-use self::supervisor::LinkState;
+use self::signals::SupervisorSignals;
+use self::supervisor::ConnectionState;
+pub use self::supervisor::ConnectionSupervisor;
 use self::topology::Topology;
 use self::tracking::Tracking;
 // For the fuzz targets.
 #[doc(hidden)]
-pub use self::reply_decoder::{Reader, Unreadable};
+pub use self::reply_decoder::{InvalidReply, ReplyDecoder};
 #[doc(hidden)]
-pub use self::tracking::{Changed, read_push};
+pub use self::tracking::{Invalidated, parse_push};
 use crate::cache::{Cache, Fetched};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node};
@@ -73,14 +73,14 @@ struct Shared {
     topology: Arc<Topology>,
     /// As whom the proxy reads; none: it does not log in.
     user: Option<String>,
-    link: watch::Receiver<LinkState>,
+    state: watch::Receiver<ConnectionState>,
     /// Since when memory is proved to hold no change that was acknowledged before and not heeded.
-    proved: watch::Receiver<Instant>,
-    calls: Arc<Calls>,
-    turns: Semaphore,
-    waiting: AtomicUsize,
+    lease_renewed: watch::Receiver<Instant>,
+    signals: Arc<SupervisorSignals>,
+    fetch_permits: Semaphore,
+    fetches_queued: AtomicUsize,
     /// Reads that wait for a proof.
-    unproved: AtomicUsize,
+    fences_queued: AtomicUsize,
     /// The largest value that is given out, in bytes.
     max_value: usize,
     metrics: Arc<Metrics>,
@@ -95,25 +95,25 @@ pub(crate) enum Asking {
 
 /// As whom a link of a client's own begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Client {
+pub enum ConnectAs {
     /// As nobody: the client logs in by itself, or Redis asks for no login.
-    Unauthenticated,
+    Anonymous,
     /// As the user that the proxy is.
-    Proxy,
+    ProxyUser,
 }
 
 /// How far memory can be relied on after waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fence {
+pub enum FenceResult {
     /// It is no older than the wait began.
-    Told,
+    Current,
     /// Redis does not tell of changes, so nothing is known.
-    Untold,
+    NoTracking,
 }
 
 /// How long a reader waits for a link that is being made: enough for a Redis that has just come back, and short
 /// enough to be a quick answer when it has not.
-const LINK_WAIT: Duration = Duration::from_millis(100);
+const RECONNECT_WAIT: Duration = Duration::from_millis(100);
 
 impl Backend {
     /// A backend that gives values of at most `max_value` bytes, and the link it asks through, which somebody has to
@@ -126,24 +126,30 @@ impl Backend {
         max_value: usize,
         cache: Cache<BackendError>,
         metrics: Arc<Metrics>,
-    ) -> Result<(Self, Link), PrepareError> {
-        let calls = Arc::new(Calls::default());
+    ) -> Result<(Self, ConnectionSupervisor), PrepareError> {
+        let signals = Arc::new(SupervisorSignals::default());
         let dialer = Arc::new(Dialer::new(&settings)?);
         let user = Self::user(&settings)?;
         let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
         let ways = (Arc::clone(&dialer), Arc::clone(&topology));
-        let link = Link::prepare(&settings, ways, cache, Arc::clone(&calls), Arc::clone(&metrics));
-        let (link, state, proved) = link;
+        let link = ConnectionSupervisor::prepare(
+            &settings,
+            ways,
+            cache,
+            Arc::clone(&signals),
+            Arc::clone(&metrics),
+        );
+        let (link, state, lease_renewed) = link;
         let shared = Shared {
             dialer,
             topology,
             user,
-            turns: Semaphore::new(settings.max_fetches),
-            link: state,
-            proved,
-            calls,
-            waiting: AtomicUsize::new(0),
-            unproved: AtomicUsize::new(0),
+            fetch_permits: Semaphore::new(settings.max_fetches),
+            state,
+            lease_renewed,
+            signals,
+            fetches_queued: AtomicUsize::new(0),
+            fences_queued: AtomicUsize::new(0),
             max_value,
             metrics,
             settings,
@@ -165,14 +171,14 @@ impl Backend {
     /// # Errors
     /// The file of the password cannot be read.
     fn user(settings: &Settings) -> Result<Option<String>, PrepareError> {
-        Ok(credentials::login(settings)?.map(|login| login.user().to_owned()))
+        Ok(credentials::load_login(settings)?.map(|login| login.user().to_owned()))
     }
 
     /// Asks Redis for `key`: its value and its time to live, as one.
     pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
         let reply =
             self.read(&key, Asking::No, Instant::now() + self.0.settings.response_timeout).await;
-        self.fetched(reply)
+        self.to_fetched(reply)
     }
 
     /// The same, but says where a node of a cluster sends whoever asks.
@@ -187,7 +193,7 @@ impl Backend {
     }
 
     /// What came of it.
-    pub(crate) fn fetched(&self, reply: Result<Reply, BackendError>) -> Fetched<BackendError> {
+    pub(crate) fn to_fetched(&self, reply: Result<Reply, BackendError>) -> Fetched<BackendError> {
         match reply {
             Ok(Some((value, _))) if value.len() > self.0.max_value => {
                 self.0.failed(BackendError::TooLarge)
@@ -208,16 +214,18 @@ impl Backend {
     /// # Errors
     /// Why there is none.
     pub fn state(&self) -> Result<(), BackendError> {
-        match &*self.0.link.borrow() {
-            LinkState::Starting => Err(BackendError::Unreachable("not connected yet".into())),
-            LinkState::Up(..) => Ok(()),
-            LinkState::Down(error) => Err(error.clone()),
+        match &*self.0.state.borrow() {
+            ConnectionState::Connecting => {
+                Err(BackendError::Unreachable("not connected yet".into()))
+            }
+            ConnectionState::Up(..) => Ok(()),
+            ConnectionState::Down(error) => Err(error.clone()),
         }
     }
 
     /// Who there is to be asked, and who of them answers.
     pub fn nodes(&self) -> Vec<Node> {
-        self.0.topology.nodes(matches!(*self.0.link.borrow(), LinkState::Up(..)))
+        self.0.topology.nodes(matches!(*self.0.state.borrow(), ConnectionState::Up(..)))
     }
 
     /// Returns once everything has been heeded that Redis told of writes that it had acknowledged before `since`, so that
@@ -225,14 +233,14 @@ impl Backend {
     ///
     /// # Errors
     /// Redis cannot be asked, or does not answer in time.
-    pub async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
+    pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         let fence = self.0.fence(since).await;
         fence.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
     }
 
     /// Whether a fence for `since` would have nothing to wait for.
     pub fn is_current(&self, since: Instant) -> bool {
-        *self.0.proved.borrow() >= since
+        *self.0.lease_renewed.borrow() >= since
     }
 
     /// As whom the proxy reads, if it logs in, and from which database.
@@ -244,7 +252,7 @@ impl Backend {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses the proxy's login.
-    pub async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
+    pub async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         let opened = timeout(self.0.settings.connect_timeout, self.0.open(client)).await;
         let opened = opened.unwrap_or(Err(BackendError::TimedOut));
         opened.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
@@ -253,9 +261,9 @@ impl Backend {
     /// The cache's settings were changed; it may now keep so many keys.
     pub fn cache_settings_changed(&self, capacity: usize) {
         // For as long as the new coherence_timeout, which the proofs of before may not hold.
-        self.0.calls.proof.notify_one();
-        if let LinkState::Up(_, Some(tracking)) = *self.0.link.borrow() {
-            tracking::warn_of_small_table(tracking, capacity);
+        self.0.signals.renew_lease.notify_one();
+        if let ConnectionState::Up(_, Some(tracking)) = *self.0.state.borrow() {
+            tracking::warn_if_table_small(tracking, capacity);
         }
     }
 }
@@ -274,13 +282,13 @@ impl Shared {
         asking: Asking,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let _turn = self.turn(deadline).await?;
-        match self.ask(key, asking, deadline).await {
+        let _turn = self.acquire_permit(deadline).await?;
+        match self.fetch_once(key, asking, deadline).await {
             // A read may be asked again, and a link lost under a request is most often a Redis that is coming back.
             Err(BackendError::Disconnected) => {
                 Box::pin(async {
-                    self.loss(deadline).await;
-                    self.ask(key, asking, deadline).await
+                    self.wait_until_down(deadline).await;
+                    self.fetch_once(key, asking, deadline).await
                 })
                 .await
             }
@@ -289,69 +297,67 @@ impl Shared {
     }
 
     /// Returns once it is known of a link that is over. Who asked over it may hear of that first.
-    async fn loss(&self, deadline: Instant) {
-        let mut link = self.link.clone();
-        let is_over = matches!(&*link.borrow_and_update(), LinkState::Up(connection, _) if connection.is_over());
-        if is_over {
-            _ = timeout_at(deadline.min(Instant::now() + LINK_WAIT), link.changed()).await;
+    async fn wait_until_down(&self, deadline: Instant) {
+        let mut link = self.state.clone();
+        let is_closed = matches!(&*link.borrow_and_update(), ConnectionState::Up(connection, _) if connection.is_closed());
+        if is_closed {
+            _ = timeout_at(deadline.min(Instant::now() + RECONNECT_WAIT), link.changed()).await;
         }
     }
 
     /// Waits for a place among those who ask at the same time.
-    async fn turn(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, BackendError> {
-        if let Ok(turn) = self.turns.try_acquire() {
+    async fn acquire_permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, BackendError> {
+        if let Ok(turn) = self.fetch_permits.try_acquire() {
             return Ok(turn);
         }
-        let place = Endpoint::take(&self.waiting, self.settings.max_queue)
+        let slot = QueueSlot::acquire(&self.fetches_queued, self.settings.max_queue)
             .ok_or(BackendError::Overloaded)?;
-        let turn = Box::pin(timeout_at(deadline, self.turns.acquire())).await;
-        drop(place);
+        let turn = Box::pin(timeout_at(deadline, self.fetch_permits.acquire())).await;
+        drop(slot);
         turn.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)
     }
 
-    async fn ask(
+    async fn fetch_once(
         &self,
         key: &Key,
         asking: Asking,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let (link, tracking) = match self.present_link() {
+        let (link, tracking) = match self.current_connection() {
             Some(linked) => linked,
-            None => Box::pin(self.link(deadline)).await?,
+            None => Box::pin(self.connection(deadline)).await?,
         };
         if asking == Asking::Yes {
-            return self.put(Question::Asking, &link, key, deadline).await;
+            return self.execute(FetchCommand::Asking, &link, key, deadline).await;
         }
         if tracking.is_some() {
-            return self.put(Question::Told, &link, key, deadline).await;
+            return self.execute(FetchCommand::GetPttlTracked, &link, key, deadline).await;
         }
-        match self.put(Question::Transaction, &link, key, deadline).await {
+        match self.execute(FetchCommand::Transaction, &link, key, deadline).await {
             // Short of memory, Redis queues nothing, though it reads.
             Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
-                Box::pin(self.put(Question::Pair, &link, key, deadline)).await
+                Box::pin(self.execute(FetchCommand::GetPttl, &link, key, deadline)).await
             }
             answer => answer,
         }
     }
 
-    async fn put(
+    async fn execute(
         &self,
-        question: Question,
-        link: &Connection,
+        command: FetchCommand,
+        link: &Multiplexed,
         key: &Key,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let (asked, answered) = (Instant::now(), link.answered());
+        let (asked, answered) = (Instant::now(), link.reply_count());
         if asked >= deadline {
             return Err(BackendError::TimedOut);
         }
-        let replies = match question {
-            Question::Told => link.ask_for_value(Some(deadline), key).await,
+        let replies = match command {
+            FetchCommand::GetPttlTracked => link.fetch_value(Some(deadline), key).await,
             _ => {
-                link.ask_together(Some(deadline), |commands| {
-                    question.write(key.as_bytes(), commands)
-                })
-                .await
+                link.send_batch(Some(deadline), |commands| command.write(key.as_bytes(), commands))
+                    .await
             }
         };
         if replies == Err(BackendError::TimedOut) {
@@ -359,98 +365,107 @@ impl Shared {
             // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn
             // so long that there was little time left for Redis proves nothing.
             let waited = asked.elapsed() >= self.settings.response_timeout / 2;
-            if waited && link.answered() == answered {
-                self.calls.overdue.notify_one();
+            if waited && link.reply_count() == answered {
+                self.signals.stalled.notify_one();
             }
         }
         let replies = replies?;
         self.metrics.record_fetch(asked.elapsed());
-        if let Ok(reply) = question.read(replies) {
+        if let Ok(reply) = command.parse(replies) {
             return reply;
         }
         // Answers and questions do not match any more, so whose would the next answer be?
-        let mut state = self.link.clone();
+        let mut state = self.state.clone();
         state.mark_unchanged();
-        self.calls.distrusted.notify_one();
-        _ = Box::pin(timeout_at(deadline.min(Instant::now() + LINK_WAIT), state.changed())).await;
+        self.signals.desynced.notify_one();
+        _ = Box::pin(timeout_at(deadline.min(Instant::now() + RECONNECT_WAIT), state.changed()))
+            .await;
         Err(BackendError::Disconnected)
     }
 
     /// The link, if there is one.
-    fn present_link(&self) -> Option<Linked> {
-        match &*self.link.borrow() {
-            LinkState::Up(connection, tracking) => Some((connection.clone(), *tracking)),
-            LinkState::Starting | LinkState::Down(_) => None,
+    fn current_connection(&self) -> Option<Established> {
+        match &*self.state.borrow() {
+            ConnectionState::Up(connection, tracking) => Some((connection.clone(), *tracking)),
+            ConnectionState::Connecting | ConnectionState::Down(_) => None,
         }
     }
 
     /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
-    async fn link(&self, deadline: Instant) -> Result<Linked, BackendError> {
-        let mut link = self.link.clone();
-        let patience = match &*link.borrow_and_update() {
-            LinkState::Up(connection, tracking) => return Ok((connection.clone(), *tracking)),
+    async fn connection(&self, deadline: Instant) -> Result<Established, BackendError> {
+        let mut link = self.state.clone();
+        let until = match &*link.borrow_and_update() {
+            ConnectionState::Up(connection, tracking) => {
+                return Ok((connection.clone(), *tracking));
+            }
             // A daemon that has just taken the place of another turns nobody away before it has tried.
-            LinkState::Starting => deadline,
-            LinkState::Down(_) => deadline.min(Instant::now() + LINK_WAIT),
+            ConnectionState::Connecting => deadline,
+            ConnectionState::Down(_) => deadline.min(Instant::now() + RECONNECT_WAIT),
         };
-        self.calls.needed.notify_one();
-        _ = timeout_at(patience, link.changed()).await;
+        self.signals.connect_now.notify_one();
+        _ = timeout_at(until, link.changed()).await;
         let state = link.borrow().clone();
         match state {
-            LinkState::Starting => Err(BackendError::TimedOut),
-            LinkState::Up(connection, tracking) => Ok((connection, tracking)),
-            LinkState::Down(error) => Err(error),
+            ConnectionState::Connecting => Err(BackendError::TimedOut),
+            ConnectionState::Up(connection, tracking) => Ok((connection, tracking)),
+            ConnectionState::Down(error) => Err(error),
         }
     }
 
-    async fn open(&self, client: Client) -> Result<EpochStream, BackendError> {
+    async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         let login = match client {
-            Client::Unauthenticated => None,
-            Client::Proxy => {
+            ConnectAs::Anonymous => None,
+            ConnectAs::ProxyUser => {
                 // The file of the password may be on a disk that hangs.
                 let settings = self.settings.clone();
                 let login =
-                    tokio::task::spawn_blocking(move || credentials::login(&settings)).await;
+                    tokio::task::spawn_blocking(move || credentials::load_login(&settings)).await;
                 login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?
             }
         };
         // Where the proxy itself reads, if it does; else it would have to be asked for each client.
-        let known =
-            self.topology.last_known().filter(|_| matches!(*self.link.borrow(), LinkState::Up(..)));
-        let place = match known {
-            Some(place) => place,
+        let known = self
+            .topology
+            .last_known()
+            .filter(|_| matches!(*self.state.borrow(), ConnectionState::Up(..)));
+        let endpoint = match known {
+            Some(endpoint) => endpoint,
             None => self.topology.resolve().await?,
         };
-        let mut stream = self.dialer.dial(&place.address.addr, 0).await?;
+        let mut stream = self.dialer.dial(&endpoint.address.addr, 0).await?;
         if let Some(login) = login {
             login.log_in(&mut stream).await?;
         }
-        Ok(self.topology.bind(stream, place))
+        Ok(self.topology.bind(stream, endpoint))
     }
 
     /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.
-    async fn fence(&self, since: Instant) -> Result<Fence, BackendError> {
-        let _place = Endpoint::take(&self.unproved, self.settings.max_queue)
+    async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
+        let _slot = QueueSlot::acquire(&self.fences_queued, self.settings.max_queue)
             .ok_or(BackendError::Overloaded)?;
         let deadline = Instant::now() + self.settings.response_timeout;
-        match self.prove(since, deadline).await {
+        match self.await_lease(since, deadline).await {
             // A new link proves as much as an answer: there is nothing in memory then.
-            Err(BackendError::Disconnected) => self.prove(since, deadline).await,
+            Err(BackendError::Disconnected) => self.await_lease(since, deadline).await,
             fence => fence,
         }
     }
 
-    async fn prove(&self, since: Instant, deadline: Instant) -> Result<Fence, BackendError> {
-        let mut proved = self.proved.clone();
-        if let (_, None) = self.link(deadline).await? {
-            return Ok(Fence::Untold);
+    async fn await_lease(
+        &self,
+        since: Instant,
+        deadline: Instant,
+    ) -> Result<FenceResult, BackendError> {
+        let mut lease_renewed = self.lease_renewed.clone();
+        if let (_, None) = self.connection(deadline).await? {
+            return Ok(FenceResult::NoTracking);
         }
-        self.calls.proof.notify_one();
-        let mut link = self.link.clone();
-        let lost = link.wait_for(|state| !matches!(state, LinkState::Up(_, Some(_))));
+        self.signals.renew_lease.notify_one();
+        let mut link = self.state.clone();
+        let lost = link.wait_for(|state| !matches!(state, ConnectionState::Up(_, Some(_))));
         tokio::select! {
             biased;
-            _ = proved.wait_for(|asked| *asked >= since) => Ok(Fence::Told),
+            _ = lease_renewed.wait_for(|asked| *asked >= since) => Ok(FenceResult::Current),
             _ = lost => Err(BackendError::Disconnected),
             () = sleep_until(deadline) => Err(BackendError::TimedOut),
         }
@@ -458,20 +473,20 @@ impl Shared {
 }
 
 /// A link, and whether Redis tells of changes over it.
-type Linked = (Connection, Option<Tracking>);
+type Established = (Multiplexed, Option<Tracking>);
 
 /// A place in a queue of limited length, free again when dropped.
-struct Endpoint<'a>(&'a AtomicUsize);
+struct QueueSlot<'a>(&'a AtomicUsize);
 
-impl<'a> Endpoint<'a> {
-    fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let place = Self(waiting);
+impl<'a> QueueSlot<'a> {
+    fn acquire(queued: &'a AtomicUsize, max: usize) -> Option<Self> {
+        let slot = Self(queued);
         // Dropping the place takes back the addition.
-        (waiting.fetch_add(1, Relaxed) < most).then_some(place)
+        (queued.fetch_add(1, Relaxed) < max).then_some(slot)
     }
 }
 
-impl Drop for Endpoint<'_> {
+impl Drop for QueueSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }

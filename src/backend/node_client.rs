@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::connector::Connector;
 use super::dial::{Dialer, PrepareError};
 use super::error::{BackendError, error_reply, unreachable};
-use super::multiplexed::{Connection, ask};
+use super::multiplexed::{Multiplexed, handshake_command};
 use super::settings::{Mode, Settings};
 use super::topology::Topology;
 use super::tracking::text;
@@ -21,7 +21,7 @@ use super::tracking::text;
 pub(crate) struct NodeClient {
     settings: Settings,
     connector: Connector,
-    connection: Option<(Connection, DriverTask)>,
+    connection: Option<(Multiplexed, DriverTask)>,
 }
 
 /// What moves the bytes of a link, until it is dropped.
@@ -74,15 +74,15 @@ impl NodeClient {
 
     async fn send_reconnecting(&mut self, command: &Cmd) -> Result<Value, BackendError> {
         if let Some((connection, _)) = &self.connection
-            && let Ok(answer) = ask(connection, command).await
+            && let Ok(answer) = handshake_command(connection, command).await
         {
             return Ok(answer);
         }
         self.connector.read_login().await?;
-        self.connector.find_place().await?;
+        self.connector.resolve_endpoint().await?;
         let connected = self.connector.connect_untracked().await?;
         let driver_task = DriverTask(tokio::spawn(connected.driver));
         let (connection, _) = self.connection.insert((connected.connection, driver_task));
-        ask(connection, command).await
+        handshake_command(connection, command).await
     }
 }

@@ -11,7 +11,7 @@ use redis::{Cmd, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::multiplexed::Connection;
+use super::multiplexed::Multiplexed;
 use crate::metrics::Metrics;
 
 /// Under it the proxy writes, where it was told to.
@@ -22,18 +22,18 @@ const SPARE_LIFE: Duration = Duration::from_secs(60);
 /// The probe's key, and when its change was last heeded.
 pub(super) struct Probe {
     key: String,
-    heeded: watch::Sender<Option<Instant>>,
+    applied: watch::Sender<Option<Instant>>,
     /// Whether it has been reported that Redis refuses it.
     reported: AtomicBool,
 }
 
 /// How probing ended.
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(super) enum ProbeEnd {
     /// Redis acknowledged a change and did not tell of it in time.
-    Untold,
+    NotInvalidated,
     /// Redis does not let the proxy do what it takes, now at least: its answer.
-    Refused(String),
+    ErrorReply(String),
     /// One of the two connections is gone, or silent, which whoever keeps it finds out.
     Disconnected,
 }
@@ -42,38 +42,38 @@ impl Probe {
     pub(super) fn new() -> Self {
         Self {
             key: format!("{KEY_PREFIX}{:016x}", rand::random::<u64>()),
-            heeded: watch::Sender::new(None),
+            applied: watch::Sender::new(None),
             reported: AtomicBool::new(false),
         }
     }
 
     /// Whether it is yet to be reported that Redis refuses the probe: it is one line, not one an attempt.
-    pub(super) fn report(&self) -> bool {
+    pub(super) fn is_first_report(&self) -> bool {
         !self.reported.swap(true, Relaxed)
     }
 
     /// A change of `key` was heeded.
-    pub(super) fn heed(&self, key: &[u8]) {
+    pub(super) fn on_invalidated(&self, key: &[u8]) {
         if key == self.key.as_bytes() {
-            self.heed_all();
+            self.on_flush();
         }
     }
 
     /// A change of everything was heeded. After it Redis has forgotten who had read the probe's key.
-    pub(super) fn heed_all(&self) {
-        self.heeded.send_replace(Some(Instant::now()));
+    pub(super) fn on_flush(&self) {
+        self.applied.send_replace(Some(Instant::now()));
     }
 
-    /// Writes over `writer` every `interval` and waits, each time no longer than `patience`, until the change has been
+    /// Writes over `writer` every `interval` and waits, each time no longer than `timeout_after`, until the change has been
     /// told over `link`. A lag is counted from when the write was acknowledged; zero: it was heeded before.
     pub(super) async fn run(
         &self,
-        link: &Connection,
-        writer: &Connection,
-        (interval, patience): (Duration, Duration),
+        link: &Multiplexed,
+        writer: &Multiplexed,
+        (interval, timeout_after): (Duration, Duration),
         metrics: &Metrics,
-    ) -> Ended {
-        let mut heeded = self.heeded.subscribe();
+    ) -> ProbeEnd {
+        let mut applied = self.applied.subscribe();
         let life = u64::try_from((interval + SPARE_LIFE).as_millis()).unwrap_or(u64::MAX);
         let mut set = redis::cmd("SET");
         set.arg(&self.key).arg("").arg("PX").arg(life);
@@ -81,18 +81,18 @@ impl Probe {
         get.arg(&self.key);
         loop {
             // Redis tells those who have read the key since it was last told of.
-            if let Err(ended) = ask(link, &get, patience).await {
+            if let Err(ended) = ask(link, &get, timeout_after).await {
                 return ended;
             }
-            heeded.mark_unchanged();
-            if let Err(ended) = ask(writer, &set, patience).await {
+            applied.mark_unchanged();
+            if let Err(ended) = ask(writer, &set, timeout_after).await {
                 return ended;
             }
             let acknowledged = Instant::now();
-            if timeout(patience, heeded.changed()).await.is_err() {
-                return Ended::Untold;
+            if timeout(timeout_after, applied.changed()).await.is_err() {
+                return ProbeEnd::NotInvalidated;
             }
-            let at = heeded.borrow_and_update().unwrap_or(acknowledged);
+            let at = applied.borrow_and_update().unwrap_or(acknowledged);
             metrics.record_invalidation_lag(at.saturating_duration_since(acknowledged));
             self.reported.store(false, Relaxed);
             sleep(interval).await;
@@ -100,15 +100,21 @@ impl Probe {
     }
 }
 
-async fn ask(connection: &Connection, command: &Cmd, patience: Duration) -> Result<(), Ended> {
-    let Ok(answer) = timeout(patience, connection.ask(command)).await else {
-        return Err(Ended::Disconnected);
+async fn ask(
+    connection: &Multiplexed,
+    command: &Cmd,
+    timeout_after: Duration,
+) -> Result<(), ProbeEnd> {
+    let Ok(answer) = timeout(timeout_after, connection.send(command)).await else {
+        return Err(ProbeEnd::Disconnected);
     };
     match answer {
-        Ok(Value::ServerError(error)) => {
-            Err(Ended::Refused(format!("{} {}", error.code(), error.details().unwrap_or_default())))
-        }
+        Ok(Value::ServerError(error)) => Err(ProbeEnd::ErrorReply(format!(
+            "{} {}",
+            error.code(),
+            error.details().unwrap_or_default()
+        ))),
         Ok(_) => Ok(()),
-        Err(_) => Err(Ended::Disconnected),
+        Err(_) => Err(ProbeEnd::Disconnected),
     }
 }

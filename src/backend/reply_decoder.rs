@@ -16,37 +16,37 @@ use crate::protocol::ReplyScanner;
 
 /// Takes answers out of what was read.
 #[derive(Debug, Default)]
-pub struct Reader {
+pub struct ReplyDecoder {
     input: BytesMut,
     /// Where the answer ends that `input` begins with, if it is none that is taken here.
     scanner: ReplyScanner,
     /// Bytes of `input` that the scanner has seen.
     scanned: usize,
-    large: Option<Large>,
+    large: Option<LargeValue>,
 }
 
 /// A value of which not all has come.
 #[derive(Debug)]
-struct Large {
+struct LargeValue {
     length: usize,
     bytes: Vec<u8>,
 }
 
 /// What Redis sent is no answer; where the next one begins, nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unreadable;
+pub struct InvalidReply;
 
 /// Bytes asked for at once.
 const READ: usize = 32 << 10;
 /// Values from this size on are not collected among what else was read.
-pub(super) const LARGE: usize = 64 << 10;
+pub(super) const LARGE_VALUE_MIN: usize = 64 << 10;
 /// As much memory as an announced length may take before its bytes come.
 const AHEAD: usize = 1 << 20;
 /// Longer than any type with a number and its line end.
 const LONGEST_HEADER: usize = 24;
 const LINE_END: &[u8; 2] = b"\r\n";
 
-impl Reader {
+impl ReplyDecoder {
     /// Reads more: how many bytes; none at the end.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Reader {
     ///
     /// # Errors
     /// It is none.
-    pub fn take_answer(&mut self) -> Result<Option<Value>, Unreadable> {
+    pub fn next_reply(&mut self) -> Result<Option<Value>, InvalidReply> {
         if self.large.is_some() {
             return self.rest_of_large();
         }
@@ -75,7 +75,7 @@ impl Reader {
             (None, _) => Ok(None),
             (Some(b'$'), Some((-1, header))) => Ok(Some(self.passed(header, Value::Nil))),
             (Some(b'$'), Some((length @ 0.., header))) => {
-                self.value(usize::try_from(length).map_err(|_| Unreadable)?, header)
+                self.value(usize::try_from(length).map_err(|_| InvalidReply)?, header)
             }
             (Some(b':'), Some((number, header))) => {
                 Ok(Some(self.passed(header, Value::Int(number))))
@@ -121,24 +121,25 @@ impl Reader {
         value
     }
 
-    fn value(&mut self, length: usize, header: usize) -> Result<Option<Value>, Unreadable> {
-        let end = header.checked_add(length).ok_or(Unreadable)?;
+    fn value(&mut self, length: usize, header: usize) -> Result<Option<Value>, InvalidReply> {
+        let end = header.checked_add(length).ok_or(InvalidReply)?;
         match self.input.get(end..end + LINE_END.len()) {
             Some(line_end) if line_end == LINE_END => {
                 let value = self.input[header..end].to_vec();
                 Ok(Some(self.passed(end + LINE_END.len(), Value::BulkString(value))))
             }
-            Some(_) => Err(Unreadable),
-            None if length < LARGE => Ok(None),
+            Some(_) => Err(InvalidReply),
+            None if length < LARGE_VALUE_MIN => Ok(None),
             None => {
                 self.input.advance(header);
-                self.large = Some(Large { length, bytes: Vec::with_capacity(length.min(AHEAD)) });
+                self.large =
+                    Some(LargeValue { length, bytes: Vec::with_capacity(length.min(AHEAD)) });
                 self.rest_of_large()
             }
         }
     }
 
-    fn rest_of_large(&mut self) -> Result<Option<Value>, Unreadable> {
+    fn rest_of_large(&mut self) -> Result<Option<Value>, InvalidReply> {
         let Some(large) = &mut self.large else { return Ok(None) };
         let part = self.input.len().min(large.length - large.bytes.len());
         large.bytes.extend_from_slice(&self.input[..part]);
@@ -147,23 +148,23 @@ impl Reader {
             return Ok(None);
         }
         if !self.input.starts_with(LINE_END) {
-            return Err(Unreadable);
+            return Err(InvalidReply);
         }
         let value = self.large.take().map(|large| Value::BulkString(large.bytes));
         self.input.advance(LINE_END.len());
         Ok(value)
     }
 
-    fn scan(&mut self) -> Result<Option<Value>, Unreadable> {
+    fn scan(&mut self) -> Result<Option<Value>, InvalidReply> {
         let (length, over) =
-            self.scanner.scan(&self.input[self.scanned..]).map_err(|_| Unreadable)?;
+            self.scanner.scan(&self.input[self.scanned..]).map_err(|_| InvalidReply)?;
         self.scanned += length;
         if over.is_none() {
             return Ok(None);
         }
         let frame = self.input.split_to(self.scanned);
         self.scanned = 0;
-        parse_redis_value(&frame).map(Some).map_err(|_| Unreadable)
+        parse_redis_value(&frame).map(Some).map_err(|_| InvalidReply)
     }
 }
 
@@ -174,11 +175,11 @@ mod tests {
     use super::*;
 
     /// The answers in `input`, which comes in pieces of at most `size` bytes.
-    fn answers(input: &[u8], size: usize) -> Result<Vec<Value>, Unreadable> {
-        let (mut reader, mut answers) = (Reader::default(), Vec::new());
+    fn answers(input: &[u8], size: usize) -> Result<Vec<Value>, InvalidReply> {
+        let (mut reader, mut answers) = (ReplyDecoder::default(), Vec::new());
         for piece in input.chunks(size) {
             reader.input.extend_from_slice(piece);
-            while let Some(answer) = reader.take_answer()? {
+            while let Some(answer) = reader.next_reply()? {
                 answers.push(answer);
             }
         }
@@ -208,21 +209,22 @@ mod tests {
 
     #[test]
     fn announced_length_allocates_nothing() {
-        let mut reader = Reader::default();
+        let mut reader = ReplyDecoder::default();
         reader.input.extend_from_slice(b"$9223372036854775000\r\nx");
-        assert_eq!(reader.take_answer(), Ok(None));
+        assert_eq!(reader.next_reply(), Ok(None));
         assert!(reader.large.is_some_and(|large| large.bytes.capacity() <= AHEAD));
     }
 
     #[test]
     fn large_value_is_whole_in_any_split() {
-        let value: Vec<u8> = (0..3 * LARGE).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        let value: Vec<u8> =
+            (0..3 * LARGE_VALUE_MIN).map(|at| u8::try_from(at % 251).unwrap()).collect();
         let sent = [format!("${}\r\n", value.len()).as_bytes(), &value, b"\r\n:1\r\n"].concat();
-        for size in [1, 7, 1000, LARGE, usize::MAX] {
+        for size in [1, 7, 1000, LARGE_VALUE_MIN, usize::MAX] {
             assert_eq!(answers(&sent, size), Ok(vec![bulk(&value), Value::Int(1)]), "{size}");
         }
         let wrong = [format!("${}\r\n", value.len()).as_bytes(), &value, b"x\n:1\r\n"].concat();
-        assert_eq!(answers(&wrong, 1000), Err(Unreadable));
+        assert_eq!(answers(&wrong, 1000), Err(InvalidReply));
     }
 
     #[test]
@@ -237,8 +239,8 @@ mod tests {
             "$1\nx\r\n\r\n",
         ] {
             let more = [wrong.as_bytes(), &[b'\n'; LONGEST_HEADER]].concat();
-            assert_eq!(answers(&more, 1), Err(Unreadable), "{wrong:?}");
-            assert_eq!(answers(&more, usize::MAX), Err(Unreadable), "{wrong:?}");
+            assert_eq!(answers(&more, 1), Err(InvalidReply), "{wrong:?}");
+            assert_eq!(answers(&more, usize::MAX), Err(InvalidReply), "{wrong:?}");
         }
     }
 

@@ -21,14 +21,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::address::{Address, ConnectionAddr};
-use super::credentials::sentinel_login;
+use super::credentials::load_sentinel_login;
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::Endpoint;
 use super::error::{BackendError, unreachable};
-use super::hello::{Driver, driven, greet};
-use super::multiplexed::{Connection, ask};
+use super::hello::{BoxDriver, drive_until, send_hello};
+use super::multiplexed::{Multiplexed, handshake_command};
 use super::settings::Settings;
-use super::tracking::{Untracked, field, text};
+use super::tracking::{TrackingError, field, text};
 use crate::metrics::Node;
 
 /// On it a sentinel tells of failovers: the name, and where the primary was and is.
@@ -97,7 +97,7 @@ pub(super) struct Sentinels {
 
 impl Sentinels {
     pub(super) fn prepare(settings: &Settings, dialer: Arc<Dialer>) -> Result<Self, PrepareError> {
-        sentinel_login(settings)?;
+        load_sentinel_login(settings)?;
         let states = vec![SentinelState::Connecting; settings.seeds.0.len()];
         Ok(Self {
             settings: settings.clone(),
@@ -232,10 +232,10 @@ impl Sentinels {
         &self,
         seed: &ConnectionAddr,
         attempt: usize,
-    ) -> Result<(Connection, Driver), BackendError> {
+    ) -> Result<(Multiplexed, BoxDriver), BackendError> {
         let settings = self.settings.clone();
         // The file of the password may be on a disk that hangs.
-        let login = tokio::task::spawn_blocking(move || sentinel_login(&settings)).await;
+        let login = tokio::task::spawn_blocking(move || load_sentinel_login(&settings)).await;
         let login =
             login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
         let stream = self.dialer.dial(seed, attempt).await?;
@@ -246,12 +246,12 @@ impl Sentinels {
                 poll_now.send_replace(());
             }
         };
-        let (connection, driver) = Connection::over(stream, 0, Box::new(on_push));
-        let mut driver = Box::pin(driver) as Driver;
-        driven(&mut driver, greet(&connection, login.as_ref())).await.map_err(
+        let (connection, driver) = Multiplexed::new(stream, 0, Box::new(on_push));
+        let mut driver = Box::pin(driver) as BoxDriver;
+        drive_until(&mut driver, send_hello(&connection, login.as_ref())).await.map_err(
             |error| match error {
-                Untracked::NoAnswer(error) => error,
-                Untracked::Refused(reason) => {
+                TrackingError::NoReply(error) => error,
+                TrackingError::Refused(reason) => {
                     unreachable(&format_args!("a sentinel of Redis 6 or newer is needed: {reason}"))
                 }
             },
@@ -263,7 +263,7 @@ impl Sentinels {
     async fn poll(
         &self,
         number: usize,
-        connection: Connection,
+        connection: Multiplexed,
     ) -> Result<Infallible, BackendError> {
         let mut poll_now = self.poll_now.subscribe();
         let timeout_after = self.settings.connect_timeout;
@@ -296,11 +296,12 @@ impl Sentinels {
     /// together.
     async fn query_master(
         &self,
-        connection: &Connection,
+        connection: &Multiplexed,
     ) -> Result<Option<MasterReport>, BackendError> {
         let mut before = self.config_epoch(connection).await?;
         loop {
-            let address = ask(connection, &self.command("GET-MASTER-ADDR-BY-NAME")).await?;
+            let address =
+                handshake_command(connection, &self.command("GET-MASTER-ADDR-BY-NAME")).await?;
             expect_no_error(&address)?;
             let epoch = self.config_epoch(connection).await?;
             if epoch != before {
@@ -318,8 +319,8 @@ impl Sentinels {
     }
 
     /// The number of the last failover; none yet: zero.
-    async fn config_epoch(&self, connection: &Connection) -> Result<u64, BackendError> {
-        let master = ask(connection, &self.command("MASTER")).await?;
+    async fn config_epoch(&self, connection: &Multiplexed) -> Result<u64, BackendError> {
+        let master = handshake_command(connection, &self.command("MASTER")).await?;
         let epoch =
             field(&master, "config-epoch").and_then(text).and_then(|epoch| epoch.parse().ok());
         Ok(epoch.unwrap_or_default())
@@ -371,8 +372,8 @@ impl Sentinels {
 
 /// Has it told when there was a failover. It says that it will unasked, so the answer is that to a HELLO behind it, which
 /// everybody may say, or why it will not.
-async fn subscribe(connection: &Connection) -> Result<Value, BackendError> {
-    connection.ask_for_one(&[redis::cmd("SUBSCRIBE").arg(CHANNEL), &redis::cmd("HELLO")]).await
+async fn subscribe(connection: &Multiplexed) -> Result<Value, BackendError> {
+    connection.send_for_one(&[redis::cmd("SUBSCRIBE").arg(CHANNEL), &redis::cmd("HELLO")]).await
 }
 
 /// The word that counts: of the latest failover, and no older than `known` unless all say so.

@@ -1,6 +1,6 @@
 //! One link to Redis: connecting, keeping watch, and connecting again.
 //!
-//! A link is [`LinkState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
+//! A link is [`ConnectionState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
 //! PING goes unanswered; nobody is ever given a link that is neither. What was learnt over a link is worth nothing once
 //! it is lost, since changes may have gone untold: the cache is told after nobody can get the link any more and nothing
 //! is read from it, and it starts anew before anybody can get the next. A connection that mends itself would hide that it
@@ -15,27 +15,27 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::connector::{Connected, Connector, Granted, MOVED};
+use super::connector::{Connected, Connector, Granted, PRIMARY_CHANGED};
 use super::dial::Dialer;
 use super::error::{BackendError, auth_rejected, unreachable};
 use super::liveness::Liveness;
-use super::multiplexed::{Connection, UNASKED};
-use super::probe::{Ended, Probe};
+use super::multiplexed::{Multiplexed, UNEXPECTED_REPLY};
+use super::probe::{Probe, ProbeEnd};
 use super::settings::Settings;
-use super::signals::Calls;
+use super::signals::SupervisorSignals;
 use super::topology::Topology;
-use super::tracking::{self, Listener, Tracking, Untracked};
+use super::tracking::{self, InvalidationHandler, Tracking, TrackingError};
 use crate::cache::{Cache, Coherence, CoherenceMode};
 use crate::metrics::{Invalidation, Metrics};
 use crate::net::IoProgress;
 
 /// What links to Redis there are now.
 #[derive(Clone)]
-pub(super) enum LinkState {
+pub(super) enum ConnectionState {
     /// Nothing has come of the first attempt to connect yet.
-    Starting,
+    Connecting,
     /// Ready for requests, and if Redis tells of changes, how.
-    Up(Connection, Option<Tracking>),
+    Up(Multiplexed, Option<Tracking>),
     /// Not connected, for this reason.
     Down(BackendError),
 }
@@ -49,43 +49,43 @@ const TRACKING_RETRY: Duration = Duration::from_secs(5);
 enum Event {
     Lost(BackendError),
     /// Redis tells of changes over it from now on.
-    Granted(Granted),
+    TrackingGranted(Granted),
 }
 
 /// The one who connects, and connects again.
-pub struct Link {
+pub struct ConnectionSupervisor {
     settings: Settings,
     mode: CoherenceMode,
     cache: Cache<BackendError>,
     probe: Arc<Probe>,
     connector: Connector,
-    state: watch::Sender<LinkState>,
-    proved: watch::Sender<Instant>,
-    calls: Arc<Calls>,
+    state: watch::Sender<ConnectionState>,
+    lease_renewed: watch::Sender<Instant>,
+    signals: Arc<SupervisorSignals>,
     metrics: Arc<Metrics>,
     /// Whether the present outage has been reported: it is one line, not one an attempt.
     reported: bool,
     /// Whether it has been reported that Redis does not track.
-    reported_untracked: bool,
+    untracked_reported: bool,
     /// Whether there has been a link with tracking before.
     has_tracked: bool,
 }
 
-impl Link {
+impl ConnectionSupervisor {
     pub(super) fn prepare(
         settings: &Settings,
         ways: (Arc<Dialer>, Arc<Topology>),
         cache: Cache<BackendError>,
-        calls: Arc<Calls>,
+        signals: Arc<SupervisorSignals>,
         metrics: Arc<Metrics>,
-    ) -> (Self, watch::Receiver<LinkState>, watch::Receiver<Instant>) {
+    ) -> (Self, watch::Receiver<ConnectionState>, watch::Receiver<Instant>) {
         let connector = Connector::new(settings, ways);
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
             cache.suspend_tracking();
         }
-        let (state, states) = watch::channel(LinkState::Starting);
-        let (proved, proofs) = watch::channel(Instant::now());
+        let (state, states) = watch::channel(ConnectionState::Connecting);
+        let (lease_renewed, lease_renewals) = watch::channel(Instant::now());
         (
             Self {
                 settings: settings.clone(),
@@ -94,40 +94,40 @@ impl Link {
                 probe: Arc::new(Probe::new()),
                 connector,
                 state,
-                proved,
-                calls,
+                lease_renewed,
+                signals,
                 metrics,
                 reported: false,
-                reported_untracked: false,
+                untracked_reported: false,
                 has_tracked: false,
             },
             states,
-            proofs,
+            lease_renewals,
         )
     }
 
     /// Keeps a link for as long as the daemon lives.
     pub async fn run(self) {
-        tokio::join!(self.connector.scout(), self.keep());
+        tokio::join!(self.connector.run_topology(), self.keep_connected());
     }
 
-    async fn keep(mut self) {
+    async fn keep_connected(mut self) {
         let mut delay = RECONNECT_DELAY_MIN;
         loop {
             let attempt = Instant::now();
             let connected = timeout(self.settings.connect_timeout, self.connect()).await;
             let error = match connected.unwrap_or(Err(BackendError::TimedOut)) {
                 Err(error) => {
-                    self.connector.failed();
+                    self.connector.record_failure();
                     error
                 }
                 Ok(connected) => {
                     delay = RECONNECT_DELAY_MIN;
-                    self.up(&connected, attempt);
-                    self.watch_over(connected).await
+                    self.on_connected(&connected, attempt);
+                    self.supervise(connected).await
                 }
             };
-            self.down(&error);
+            self.on_disconnected(&error);
             self.pause(delay, attempt, &error).await;
             delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
         }
@@ -138,60 +138,60 @@ impl Link {
     async fn pause(&self, delay: Duration, attempt: Instant, error: &BackendError) {
         let until = Instant::now() + delay.mul_f64(rand::random_range(0.5..=1.0));
         // Who needed a link during the attempt has been answered by its failure.
-        settle(&self.calls.needed).await;
+        clear_signal(&self.signals.connect_now).await;
         tokio::select! {
             () = sleep_until(until) => {}
-            () = self.calls.needed.notified(), if !matches!(error, BackendError::AuthRejected(_)) => {
+            () = self.signals.connect_now.notified(), if !matches!(error, BackendError::AuthRejected(_)) => {
                 sleep_until(attempt + RECONNECT_DELAY_MIN).await;
             }
         }
     }
 
     /// Gives the link out, once the cache has begun anew.
-    fn up(&mut self, connected: &Connected, since: Instant) {
+    fn on_connected(&mut self, connected: &Connected, since: Instant) {
         match connected.tracking {
-            Some((tracking, asked)) => self.tracked(tracking, asked),
+            Some((tracking, asked)) => self.on_tracking(tracking, asked),
             None => self.cache.use_ttl_only(),
         }
         self.metrics.set_backend_up(true);
         self.reported = false;
         let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
         tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to Redis");
-        self.give_out(connected);
+        self.publish(connected);
     }
 
-    fn give_out(&self, connected: &Connected) {
+    fn publish(&self, connected: &Connected) {
         let tracking = connected.tracking.map(|(tracking, _)| tracking);
-        self.state.send_replace(LinkState::Up(connected.connection.clone(), tracking));
+        self.state.send_replace(ConnectionState::Up(connected.connection.clone(), tracking));
     }
 
     /// From now on Redis tells of changes.
-    fn tracked(&mut self, tracking: Tracking, asked: Instant) {
+    fn on_tracking(&mut self, tracking: Tracking, asked: Instant) {
         self.cache.start_tracking(asked);
         // Memory is empty, so there is nothing old in it.
-        self.proved.send_replace(Instant::now());
+        self.lease_renewed.send_replace(Instant::now());
         if std::mem::replace(&mut self.has_tracked, true) {
             self.metrics.record_tracking_reconnect();
         }
-        self.reported_untracked = false;
-        tracking::warn_of_small_table(tracking, self.cache.settings().capacity);
+        self.untracked_reported = false;
+        tracking::warn_if_table_small(tracking, self.cache.settings().capacity);
     }
 
     /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
     /// be kept.
-    fn take_back(&self, error: &BackendError) {
-        let before = self.state.send_replace(LinkState::Down(error.clone()));
-        if let LinkState::Up(..) = before {
+    fn retract(&self, error: &BackendError) {
+        let before = self.state.send_replace(ConnectionState::Down(error.clone()));
+        if let ConnectionState::Up(..) = before {
             self.metrics.set_backend_up(false);
         }
-        if let LinkState::Up(_, Some(_)) = before {
+        if let ConnectionState::Up(_, Some(_)) = before {
             self.metrics.record_invalidations(Invalidation::Disconnect, 1);
             self.cache.suspend_tracking();
         }
     }
 
-    fn down(&mut self, error: &BackendError) {
-        self.take_back(error);
+    fn on_disconnected(&mut self, error: &BackendError) {
+        self.retract(error);
         if matches!(error, BackendError::AuthRejected(_))
             && self.cache.coherence() == Coherence::None
         {
@@ -209,34 +209,37 @@ impl Link {
 
     async fn connect(&mut self) -> Result<Connected, BackendError> {
         self.connector.read_login().await?;
-        self.connector.find_place().await?;
+        self.connector.resolve_endpoint().await?;
         if self.mode == CoherenceMode::Ttl {
             return self.connector.connect_untracked().await;
         }
         let (cache, metrics, probe) =
             (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
-        match self.connector.connect_tracked(Listener { cache, metrics, probe }).await {
+        match self.connector.connect_tracked(InvalidationHandler { cache, metrics, probe }).await {
             Ok(connected) => {
-                connected.refusal.as_ref().map_or(Ok(()), |reason| self.untracked(reason))?;
-                self.connector.stay()?;
+                connected
+                    .tracking_refusal
+                    .as_ref()
+                    .map_or(Ok(()), |reason| self.on_untracked(reason))?;
+                self.connector.verify_endpoint()?;
                 Ok(connected)
             }
-            Err(Untracked::NoAnswer(error)) => Err(error),
-            Err(Untracked::Refused(reason)) => {
-                self.untracked(&reason)?;
+            Err(TrackingError::NoReply(error)) => Err(error),
+            Err(TrackingError::Refused(reason)) => {
+                self.on_untracked(&reason)?;
                 self.connector.connect_untracked().await
             }
         }
     }
 
     /// What follows when Redis does not track: another way where there may be one, else no link.
-    fn untracked(&mut self, reason: &str) -> Result<(), BackendError> {
+    fn on_untracked(&mut self, reason: &str) -> Result<(), BackendError> {
         if self.mode == CoherenceMode::Tracking {
             return Err(auth_rejected(&format_args!(
                 "Redis does not tell of changes (CLIENT TRACKING): {reason}"
             )));
         }
-        if !std::mem::replace(&mut self.reported_untracked, true) {
+        if !std::mem::replace(&mut self.untracked_reported, true) {
             tracing::warn!(
                 redis = %self.connector.address(), reason,
                 "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old as cache.ttl"
@@ -246,63 +249,68 @@ impl Link {
     }
 
     /// Drives the link until it is lost; returns how that was.
-    async fn watch_over(&mut self, mut connected: Connected) -> BackendError {
+    async fn supervise(&mut self, mut connected: Connected) -> BackendError {
         // What was said of the link before this one has been heeded.
-        settle(&self.calls.distrusted).await;
-        settle(&self.calls.overdue).await;
+        clear_signal(&self.signals.desynced).await;
+        clear_signal(&self.signals.stalled).await;
         loop {
-            let Connected { connection, driver, activity, tracking, refusal } = &mut connected;
+            let Connected { connection, driver, progress, tracking, tracking_refusal } =
+                &mut connected;
             let driven = async { Event::Lost(driver.await) };
-            let watched = self.watch(connection, activity, (*tracking, refusal.is_some()));
+            let watched = self.watch_connection(
+                connection,
+                progress,
+                (*tracking, tracking_refusal.is_some()),
+            );
             // Each is looked at only when there is something new for it: the driver is woken by every read.
             let both: [Pin<Box<dyn Future<Output = Event> + Send + '_>>; 2] =
                 [Box::pin(driven), Box::pin(watched)];
             let granted = match both.into_iter().collect::<FuturesUnordered<_>>().next().await {
-                Some(Event::Granted(granted)) => granted,
+                Some(Event::TrackingGranted(granted)) => granted,
                 Some(Event::Lost(error)) => return error,
                 None => return BackendError::Disconnected,
             };
-            (*tracking, *refusal) = (Some(granted), None);
-            self.tracked(granted.0, granted.1);
+            (*tracking, *tracking_refusal) = (Some(granted), None);
+            self.on_tracking(granted.0, granted.1);
             tracing::info!(redis = %self.connector.address(), "Redis tells of changes now");
-            self.give_out(&connected);
+            self.publish(&connected);
         }
     }
 
     /// Returns when a link cannot be relied on any more, though its stream goes on, or when Redis grants the tracking that
-    /// it `is_refused`.
-    async fn watch(
+    /// it `was_refused`.
+    async fn watch_connection(
         &self,
-        connection: &Connection,
-        activity: &IoProgress,
-        (tracking, is_refused): (Option<Granted>, bool),
+        connection: &Multiplexed,
+        progress: &IoProgress,
+        (tracking, was_refused): (Option<Granted>, bool),
     ) -> Event {
         let liveness = Liveness {
             settings: &self.settings,
             connector: &self.connector,
             cache: &self.cache,
-            calls: &self.calls,
-            proved: &self.proved,
+            signals: &self.signals,
+            lease_renewed: &self.lease_renewed,
         };
         Event::Lost(tokio::select! {
-            () = self.connector.left() => unreachable(&MOVED),
-            error = self.connector.demoted(connection) => error,
-            () = liveness.silence(connection, activity, tracking) => BackendError::TimedOut,
-            () = self.calls.overdue.notified() => BackendError::TimedOut,
-            () = self.calls.distrusted.notified() => unreachable(&UNASKED),
-            () = self.probe(connection), if self.is_probing(tracking) => {
+            () = self.connector.endpoint_changed() => unreachable(&PRIMARY_CHANGED),
+            error = self.connector.watch_role(connection) => error,
+            () = liveness.watch(connection, progress, tracking) => BackendError::TimedOut,
+            () = self.signals.stalled.notified() => BackendError::TimedOut,
+            () = self.signals.desynced.notified() => unreachable(&UNEXPECTED_REPLY),
+            () = self.run_probe(connection), if self.probe_enabled(tracking) => {
                 unreachable(&"Redis did not tell of a change that it had acknowledged")
             }
-            granted = track_again(connection), if is_refused => return Event::Granted(granted),
+            granted = retry_tracking(connection), if was_refused => return Event::TrackingGranted(granted),
         })
     }
 
-    fn is_probing(&self, tracking: Option<Granted>) -> bool {
+    fn probe_enabled(&self, tracking: Option<Granted>) -> bool {
         tracking.is_some() && !self.settings.probe_interval.is_zero()
     }
 
     /// Probes the link for as long as it tells; returns when it does not.
-    async fn probe(&self, link: &Connection) {
+    async fn run_probe(&self, link: &Multiplexed) {
         let times = (self.settings.probe_interval, self.settings.response_timeout);
         loop {
             let connected =
@@ -310,14 +318,14 @@ impl Link {
             if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
                 let ended = tokio::select! {
                     ended = self.probe.run(link, &writer, times, &self.metrics) => ended,
-                    _ = driver => Ended::Disconnected,
+                    _ = driver => ProbeEnd::Disconnected,
                 };
                 match ended {
-                    Ended::Untold => return,
-                    Ended::Refused(reason) if self.probe.report() => {
+                    ProbeEnd::NotInvalidated => return,
+                    ProbeEnd::ErrorReply(reason) if self.probe.is_first_report() => {
                         tracing::warn!(reason, "Redis refuses the probe (redis.probe_interval)");
                     }
-                    Ended::Refused(_) | Ended::Disconnected => {}
+                    ProbeEnd::ErrorReply(_) | ProbeEnd::Disconnected => {}
                 }
             }
             sleep(self.settings.probe_interval).await;
@@ -325,28 +333,28 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for ConnectionSupervisor {
     /// Whoever is still there to ask is told that nobody keeps it up.
     fn drop(&mut self) {
-        if matches!(*self.state.borrow(), LinkState::Up(..)) {
-            self.take_back(&unreachable(&"the link is kept up no longer"));
+        if matches!(*self.state.borrow(), ConnectionState::Up(..)) {
+            self.retract(&unreachable(&"the link is kept up no longer"));
         }
     }
 }
 
 /// Asks for tracking now and then, until Redis grants it.
-async fn track_again(connection: &Connection) -> Granted {
+async fn retry_tracking(connection: &Multiplexed) -> Granted {
     loop {
         sleep(TRACKING_RETRY).await;
         let asked = Instant::now();
-        if let Ok(tracking) = tracking::start(connection).await {
+        if let Ok(tracking) = tracking::enable(connection).await {
             return (tracking, asked);
         }
     }
 }
 
 /// Takes back a call that nobody has heard yet.
-async fn settle(call: &Notify) {
+async fn clear_signal(call: &Notify) {
     tokio::select! {
         biased;
         () = call.notified() => {}

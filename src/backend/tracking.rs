@@ -12,7 +12,7 @@ use std::sync::Arc;
 use redis::{PushInfo, PushKind, Value};
 
 use super::error::BackendError;
-use super::multiplexed::{Connection, ask};
+use super::multiplexed::{Multiplexed, handshake_command};
 use super::probe::Probe;
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};
@@ -29,23 +29,23 @@ pub(super) struct Tracking {
 
 /// Why there is no tracking on a link.
 #[derive(Debug)]
-pub(super) enum Untracked {
+pub(super) enum TrackingError {
     /// Redis does not do it, or not reliably: the reason.
     Refused(String),
     /// Redis cannot be asked.
-    NoAnswer(BackendError),
+    NoReply(BackendError),
 }
 
-impl From<BackendError> for Untracked {
+impl From<BackendError> for TrackingError {
     fn from(error: BackendError) -> Self {
-        Self::NoAnswer(error)
+        Self::NoReply(error)
     }
 }
 
 /// Turns tracking on and sees whether it is, without writing anything: a link that speaks RESP3 to a server that can do
 /// it, and for all that the link reads, changes by anyone. Redis says yes to the command over RESP2 as well, and then
 /// tells nothing.
-pub(super) async fn start(connection: &Connection) -> Result<Tracking, Untracked> {
+pub(super) async fn enable(connection: &Multiplexed) -> Result<Tracking, TrackingError> {
     let server = query(connection, &["HELLO"]).await?;
     require_server(&server)?;
     query(connection, &["CLIENT", "TRACKING", "ON"]).await?;
@@ -53,7 +53,7 @@ pub(super) async fn start(connection: &Connection) -> Result<Tracking, Untracked
     // It may be forbidden, and is only there to be warned of.
     let limit = match query(connection, &["CONFIG", "GET", TABLE_LIMIT]).await {
         Ok(limits) => table_limit(&limits),
-        Err(Untracked::Refused(_)) => None,
+        Err(TrackingError::Refused(_)) => None,
         Err(error) => return Err(error),
     };
     Ok(Tracking { table_limit: limit })
@@ -61,13 +61,13 @@ pub(super) async fn start(connection: &Connection) -> Result<Tracking, Untracked
 
 const TABLE_LIMIT: &str = "tracking-table-max-keys";
 
-async fn query(connection: &Connection, words: &[&str]) -> Result<Value, Untracked> {
+async fn query(connection: &Multiplexed, words: &[&str]) -> Result<Value, TrackingError> {
     let mut command = redis::cmd(words[0]);
     command.arg(&words[1..]);
-    match ask(connection, &command).await? {
+    match handshake_command(connection, &command).await? {
         Value::ServerError(error) => {
             let details = error.details().unwrap_or_default();
-            Err(Untracked::Refused(format!(
+            Err(TrackingError::Refused(format!(
                 "it answered {}: {} {details}",
                 words.join(" "),
                 error.code()
@@ -77,23 +77,23 @@ async fn query(connection: &Connection, words: &[&str]) -> Result<Value, Untrack
     }
 }
 
-fn require_server(hello: &Value) -> Result<(), Untracked> {
+fn require_server(hello: &Value) -> Result<(), TrackingError> {
     let protocol = field(hello, "proto");
     if !matches!(protocol, Some(Value::Int(3))) {
-        return Err(Untracked::Refused("it does not speak RESP3".to_owned()));
+        return Err(TrackingError::Refused("it does not speak RESP3".to_owned()));
     }
     let version = field(hello, "version").and_then(text).unwrap_or_default();
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     if major.is_some_and(|major| major >= OLDEST_MAJOR_VERSION) {
         return Ok(());
     }
-    Err(Untracked::Refused(format!(
+    Err(TrackingError::Refused(format!(
         "its version is {version:?}, expected {OLDEST_MAJOR_VERSION}.0 or newer"
     )))
 }
 
 /// Tracking must be on, for what this link reads (no prefixes, no opting), and also for changes that it makes itself.
-fn require_tracking(info: &Value) -> Result<(), Untracked> {
+fn require_tracking(info: &Value) -> Result<(), TrackingError> {
     let flags = match field(info, "flags") {
         Some(Value::Set(flags) | Value::Array(flags)) => flags.iter().filter_map(text).collect(),
         _ => Vec::new(),
@@ -101,7 +101,7 @@ fn require_tracking(info: &Value) -> Result<(), Untracked> {
     if flags == ["on"] {
         return Ok(());
     }
-    Err(Untracked::Refused(format!("CLIENT TRACKINGINFO says {flags:?}, expected [\"on\"]")))
+    Err(TrackingError::Refused(format!("CLIENT TRACKINGINFO says {flags:?}, expected [\"on\"]")))
 }
 
 fn table_limit(limits: &Value) -> Option<usize> {
@@ -124,50 +124,50 @@ pub(super) fn text(value: &Value) -> Option<&str> {
 
 /// What a push says was changed.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Changed {
+pub enum Invalidated {
     /// These keys, and no others.
     Keys(Vec<Vec<u8>>),
     /// Any key there is.
-    Everything,
+    All,
 }
 
 /// Reads a push; `None` where it is about something else.
-pub fn read_push(push: PushInfo) -> Option<Changed> {
+pub fn parse_push(push: PushInfo) -> Option<Invalidated> {
     if push.kind != PushKind::Invalidate {
         return None;
     }
     let Ok([Value::Array(keys)]) = <[Value; 1]>::try_from(push.data) else {
-        return Some(Changed::Everything);
+        return Some(Invalidated::All);
     };
     let keys = keys.into_iter().map(|key| match key {
         Value::BulkString(key) => Some(key),
         _ => None,
     });
-    Some(keys.collect::<Option<_>>().map_or(Changed::Everything, Changed::Keys))
+    Some(keys.collect::<Option<_>>().map_or(Invalidated::All, Invalidated::Keys))
 }
 
 /// Does what the pushes of tracked links ask for.
 #[derive(Clone)]
-pub(super) struct Listener {
+pub(super) struct InvalidationHandler {
     pub(super) cache: Cache<BackendError>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) probe: Arc<Probe>,
 }
 
-impl Listener {
-    pub(super) fn heed(&self, push: PushInfo) {
-        match read_push(push) {
+impl InvalidationHandler {
+    pub(super) fn handle_push(&self, push: PushInfo) {
+        match parse_push(push) {
             None => {}
-            Some(Changed::Everything) => {
+            Some(Invalidated::All) => {
                 self.metrics.record_invalidations(Invalidation::All, 1);
                 self.cache.invalidate_all();
-                self.probe.heed_all();
+                self.probe.on_flush();
             }
-            Some(Changed::Keys(keys)) => {
+            Some(Invalidated::Keys(keys)) => {
                 self.metrics.record_invalidations(Invalidation::Key, keys.len());
                 for key in keys {
                     self.cache.invalidate(&key);
-                    self.probe.heed(&key);
+                    self.probe.on_invalidated(&key);
                 }
             }
         }
@@ -175,7 +175,7 @@ impl Listener {
 }
 
 /// Says so when Redis is to remember more keys than it does.
-pub(super) fn warn_of_small_table(tracking: Tracking, capacity: usize) {
+pub(super) fn warn_if_table_small(tracking: Tracking, capacity: usize) {
     if let Some(limit) = tracking.table_limit.filter(|limit| *limit < capacity) {
         tracing::warn!(
             capacity,
@@ -193,15 +193,15 @@ mod tests {
         Value::BulkString(text.as_bytes().to_vec())
     }
 
-    fn invalidate(data: Vec<Value>) -> Option<Changed> {
-        read_push(PushInfo { kind: PushKind::Invalidate, data })
+    fn invalidate(data: Vec<Value>) -> Option<Invalidated> {
+        parse_push(PushInfo { kind: PushKind::Invalidate, data })
     }
 
     #[test]
     fn invalidation_lists_keys_or_everything() {
         let two = vec![Value::Array(vec![bulk("a"), bulk("b")])];
-        assert_eq!(invalidate(two), Some(Changed::Keys(vec![b"a".to_vec(), b"b".to_vec()])));
-        assert_eq!(invalidate(vec![Value::Nil]), Some(Changed::Everything));
+        assert_eq!(invalidate(two), Some(Invalidated::Keys(vec![b"a".to_vec(), b"b".to_vec()])));
+        assert_eq!(invalidate(vec![Value::Nil]), Some(Invalidated::All));
     }
 
     #[test]
@@ -212,14 +212,14 @@ mod tests {
             vec![Value::Array(vec![bulk("a")]), Value::Nil],
             vec![bulk("a")],
         ] {
-            assert_eq!(invalidate(odd.clone()), Some(Changed::Everything), "{odd:?}");
+            assert_eq!(invalidate(odd.clone()), Some(Invalidated::All), "{odd:?}");
         }
     }
 
     #[test]
     fn unrelated_push_is_ignored() {
         assert_eq!(
-            read_push(PushInfo {
+            parse_push(PushInfo {
                 kind: PushKind::Message,
                 data: vec![bulk("channel"), bulk("text")]
             }),

@@ -10,19 +10,19 @@ use futures_util::future::join_all;
 use tokio::time::sleep;
 
 use super::Shared;
-use super::slot_map::{Address, View};
+use super::slot_map::{ClusterView, NodeAddr};
 use crate::backend::{BackendError, NodeClient};
 use crate::sync::lock;
 
 /// Who is asked.
-type Clients = HashMap<Address, NodeClient>;
+type Clients = HashMap<NodeAddr, NodeClient>;
 
 impl Shared {
-    pub(super) async fn keep_up(self: &Arc<Self>) {
+    pub(super) async fn run_discovery(self: &Arc<Self>) {
         let mut clients = Clients::new();
         let mut reported = false;
         for turn in 0_usize.. {
-            let views = self.ask_all(&mut clients).await;
+            let views = self.poll_all(&mut clients).await;
             let (asked, views) = (views.len(), views.into_iter().flatten().collect::<Vec<_>>());
             let none = views.is_empty();
             if none && !reported {
@@ -36,22 +36,22 @@ impl Shared {
                 let is_all = views.len() == asked;
                 // Entries may have to go, and files to be read.
                 let updated =
-                    tokio::task::spawn_blocking(move || shared.update(&views, is_all)).await;
+                    tokio::task::spawn_blocking(move || shared.apply_views(&views, is_all)).await;
                 if let Ok(Err(error)) = updated {
                     tracing::warn!(reason = %error, "a node of the cluster cannot be asked");
                 }
             }
-            self.asked.send_modify(|asked| *asked += 1);
-            self.pause(&mut clients, turn).await;
+            self.refreshes.send_modify(|refreshes| *refreshes += 1);
+            self.wait_for_change(&mut clients, turn).await;
         }
     }
 
     /// Returns when it is time to ask all of them.
-    async fn pause(&self, clients: &mut Clients, turn: usize) {
+    async fn wait_for_change(&self, clients: &mut Clients, turn: usize) {
         for next in turn.. {
             tokio::select! {
                 () = sleep(self.settings.ping_interval) => {}
-                () = self.wanted.notified() => return,
+                () = self.refresh_now.notified() => return,
             }
             let addresses = self.addresses();
             let Some(address) = addresses.get(next % addresses.len().max(1)) else { return };
@@ -59,8 +59,8 @@ impl Shared {
                 Some(client) => self.view(address, client).await,
                 None => return,
             };
-            let is_news = |view: &View| {
-                self.routes().map.updated(std::slice::from_ref(view), false) != self.routes().map
+            let is_news = |view: &ClusterView| {
+                self.table().map.merged(std::slice::from_ref(view), false) != self.table().map
             };
             if view.is_none_or(|view| is_news(&view)) {
                 return;
@@ -69,16 +69,16 @@ impl Shared {
     }
 
     /// Who may be asked.
-    pub(super) fn addresses(&self) -> Vec<Address> {
-        let routes = self.routes();
-        let known = routes.units.keys().chain(&routes.others).cloned();
+    pub(super) fn addresses(&self) -> Vec<NodeAddr> {
+        let table = self.table();
+        let known = table.shards.keys().chain(&table.other_nodes).cloned();
         let seeds = self.settings.seed_addrs();
         let mut seen = HashSet::new();
         known.chain(seeds).filter(|address| seen.insert(address.clone())).collect()
     }
 
     /// What each of them says.
-    async fn ask_all(&self, clients: &mut Clients) -> Vec<Option<View>> {
+    async fn poll_all(&self, clients: &mut Clients) -> Vec<Option<ClusterView>> {
         let addresses: HashSet<_> = self.addresses().into_iter().collect();
         clients.retain(|address, _| addresses.contains(address));
         for address in addresses {
@@ -91,10 +91,10 @@ impl Shared {
         join_all(clients.iter_mut().map(|(address, client)| self.view(address, client))).await
     }
 
-    async fn view(&self, address: &Address, client: &mut NodeClient) -> Option<View> {
+    async fn view(&self, address: &NodeAddr, client: &mut NodeClient) -> Option<ClusterView> {
         let answer = client.send_for_text(redis::cmd("CLUSTER").arg("NODES")).await;
         let view = answer.and_then(|text| {
-            let view = View::read(&text, address, self.settings.prefers_hostnames());
+            let view = ClusterView::parse(&text, address, self.settings.prefers_hostnames());
             view.ok_or_else(|| {
                 BackendError::Unreachable("it does not say who serves what (CLUSTER NODES)".into())
             })
@@ -106,30 +106,31 @@ impl Shared {
     }
 
     /// Heeds what was said.
-    fn update(&self, views: &[View], is_all: bool) -> Result<(), BackendError> {
-        let _alone = lock(&self.changing);
-        let before = self.routes();
-        let map = before.map.updated(views, is_all);
+    fn apply_views(&self, views: &[ClusterView], is_all: bool) -> Result<(), BackendError> {
+        let _alone = lock(&self.update_lock);
+        let before = self.table();
+        let map = before.map.merged(views, is_all);
         let primaries =
             views.iter().flat_map(|view| view.primaries.iter().map(|claim| &claim.address));
         let owners = map.counts();
-        let wanted: HashSet<Address> = primaries.chain(owners.keys().copied()).cloned().collect();
+        let wanted: HashSet<NodeAddr> = primaries.chain(owners.keys().copied()).cloned().collect();
         let replicas = views.iter().flat_map(|view| &view.replicas);
-        let others: HashSet<_> =
+        let other_nodes: HashSet<_> =
             replicas.filter(|address| !owners.contains_key(address)).cloned().collect();
         // Who is called a replica by one and serves nothing is no primary, whatever another calls it.
-        let units = wanted.iter().filter(|address| !others.contains(*address));
-        let units = units.map(|address| Ok((address.clone(), self.known_or_new(address)?)));
-        let units = units.collect::<Result<HashMap<_, _>, BackendError>>()?;
-        let mut others: Vec<_> = others.into_iter().collect();
-        others.sort();
-        let is_same =
-            map == before.map && others == before.others && same_keys(&units, &before.units);
+        let shards = wanted.iter().filter(|address| !other_nodes.contains(*address));
+        let shards = shards.map(|address| Ok((address.clone(), self.get_or_create(address)?)));
+        let shards = shards.collect::<Result<HashMap<_, _>, BackendError>>()?;
+        let mut other_nodes: Vec<_> = other_nodes.into_iter().collect();
+        other_nodes.sort();
+        let is_same = map == before.map
+            && other_nodes == before.other_nodes
+            && same_keys(&shards, &before.shards);
         if !is_same {
-            self.put_in_force(map, units, others);
-            self.share_out();
+            self.install(map, shards, other_nodes);
+            self.distribute_capacity();
             tracing::info!(
-                primaries = self.routes().map.counts().len(),
+                primaries = self.table().map.counts().len(),
                 "the slots of the cluster are known"
             );
         }
@@ -137,6 +138,6 @@ impl Shared {
     }
 }
 
-fn same_keys<A, B>(one: &HashMap<Address, A>, other: &HashMap<Address, B>) -> bool {
+fn same_keys<A, B>(one: &HashMap<NodeAddr, A>, other: &HashMap<NodeAddr, B>) -> bool {
     one.len() == other.len() && one.keys().all(|address| other.contains_key(address))
 }

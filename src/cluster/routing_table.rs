@@ -3,31 +3,31 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::shard::{NodeName, Unit};
-use super::slot_map::{Address, SLOTS, SlotMap, slot};
+use super::shard::{NodeId, Shard};
+use super::slot_map::{NodeAddr, SLOT_COUNT, SlotMap, slot};
 
 /// Who serves what.
-pub(super) struct Routes {
+pub(super) struct RoutingTable {
     pub(super) version: u64,
     pub(super) map: SlotMap,
-    pub(super) units: HashMap<Address, Arc<Unit>>,
-    pub(super) by_slot: Box<[Option<Arc<Unit>>]>,
+    pub(super) shards: HashMap<NodeAddr, Arc<Shard>>,
+    pub(super) by_slot: Box<[Option<Arc<Shard>>]>,
     /// Those of `by_slot`, each once, in its order.
-    pub(super) primaries: Vec<NodeName>,
+    pub(super) primaries: Vec<NodeId>,
     /// Nodes that may be asked about the cluster, beside the units.
-    pub(super) others: Vec<Address>,
+    pub(super) other_nodes: Vec<NodeAddr>,
 }
 
-impl Routes {
+impl RoutingTable {
     /// Those of a cluster of which nothing is known yet.
     pub(super) fn empty() -> Self {
         Self {
             version: 0,
             map: SlotMap::unknown(),
-            units: HashMap::new(),
-            by_slot: vec![None; SLOTS].into(),
+            shards: HashMap::new(),
+            by_slot: vec![None; SLOT_COUNT].into(),
             primaries: Vec::new(),
-            others: Vec::new(),
+            other_nodes: Vec::new(),
         }
     }
 
@@ -35,35 +35,35 @@ impl Routes {
     pub(super) fn replaced_by(
         &self,
         map: SlotMap,
-        units: HashMap<Address, Arc<Unit>>,
-        others: Vec<Address>,
+        shards: HashMap<NodeAddr, Arc<Shard>>,
+        other_nodes: Vec<NodeAddr>,
     ) -> Self {
-        let by_slot: Box<[_]> = (0..SLOTS)
-            .map(|slot| map.owner(slot).and_then(|address| units.get(address).cloned()))
+        let by_slot: Box<[_]> = (0..SLOT_COUNT)
+            .map(|slot| map.owner(slot).and_then(|address| shards.get(address).cloned()))
             .collect();
         let mut back: HashMap<u32, HashSet<u16>> = HashMap::new();
         for (slot, (old, new)) in (0_u16..).zip(self.by_slot.iter().zip(&by_slot)) {
-            if old.as_ref().map(|unit| unit.name()) == new.as_ref().map(|unit| unit.name()) {
+            if old.as_ref().map(|shard| shard.name()) == new.as_ref().map(|shard| shard.name()) {
                 continue;
             }
             if let Some(old) = old {
-                old.lose(slot);
+                old.lose_slot(slot);
             }
-            if let Some(new) = new.as_ref().filter(|new| new.regain(slot)) {
+            if let Some(new) = new.as_ref().filter(|new| new.regain_slot(slot)) {
                 back.entry(new.name().0).or_default().insert(slot);
             }
         }
-        for unit in units.values() {
-            if let Some(slots) = back.get(&unit.name().0) {
-                unit.cache.invalidate_where(|key| slots.contains(&slot(key)));
+        for shard in shards.values() {
+            if let Some(slots) = back.get(&shard.name().0) {
+                shard.cache.invalidate_where(|key| slots.contains(&slot(key)));
             }
         }
-        let mut primaries: Vec<NodeName> = Vec::new();
-        for unit in by_slot.iter().flatten() {
-            if primaries.last() != Some(&unit.name()) && !primaries.contains(&unit.name()) {
-                primaries.push(unit.name());
+        let mut primaries: Vec<NodeId> = Vec::new();
+        for shard in by_slot.iter().flatten() {
+            if primaries.last() != Some(&shard.name()) && !primaries.contains(&shard.name()) {
+                primaries.push(shard.name());
             }
         }
-        Self { version: self.version + 1, map, units, by_slot, primaries, others }
+        Self { version: self.version + 1, map, shards, by_slot, primaries, other_nodes }
     }
 }

@@ -5,17 +5,17 @@ use std::sync::Mutex;
 
 use tokio::task::AbortHandle;
 
-use super::slot_map::Address;
+use super::slot_map::NodeAddr;
 use crate::backend::{Backend, BackendError};
 use crate::cache::{Cache, Coherence};
 use crate::sync::lock;
 
 /// The name of a primary; never another's later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NodeName(pub(super) u32);
+pub struct NodeId(pub(super) u32);
 
 #[cfg(test)]
-impl NodeName {
+impl NodeId {
     /// A name for unit tests.
     pub(crate) const fn for_test(number: u32) -> Self {
         Self(number)
@@ -23,33 +23,33 @@ impl NodeName {
 }
 
 /// A primary: what it said, and the way to it.
-pub(crate) struct Unit {
-    name: NodeName,
-    address: Address,
+pub(crate) struct Shard {
+    name: NodeId,
+    address: NodeAddr,
     pub(crate) cache: Cache<BackendError>,
     pub(crate) backend: Backend,
     link: AbortHandle,
     /// Slots that were its own once and are not any more.
-    lost: Mutex<HashSet<u16>>,
+    former_slots: Mutex<HashSet<u16>>,
 }
 
-impl Unit {
+impl Shard {
     /// The primary at `address`, with the task that keeps its link.
     pub(super) fn new(
-        name: NodeName,
-        address: Address,
+        name: NodeId,
+        address: NodeAddr,
         cache: Cache<BackendError>,
         backend: Backend,
         link: AbortHandle,
     ) -> Self {
-        Self { name, address, cache, backend, link, lost: Mutex::default() }
+        Self { name, address, cache, backend, link, former_slots: Mutex::default() }
     }
 
-    pub(super) fn name(&self) -> NodeName {
+    pub(super) fn name(&self) -> NodeId {
         self.name
     }
 
-    pub(super) fn address(&self) -> &Address {
+    pub(super) fn address(&self) -> &NodeAddr {
         &self.address
     }
 
@@ -62,13 +62,13 @@ impl Unit {
     }
 
     /// It serves `slot` no more.
-    pub(super) fn lose(&self, slot: u16) {
-        lock(&self.lost).insert(slot);
+    pub(super) fn lose_slot(&self, slot: u16) {
+        lock(&self.former_slots).insert(slot);
     }
 
     /// It serves `slot` again; tells whether it has before.
-    pub(super) fn regain(&self, slot: u16) -> bool {
-        lock(&self.lost).remove(&slot)
+    pub(super) fn regain_slot(&self, slot: u16) -> bool {
+        lock(&self.former_slots).remove(&slot)
     }
 
     /// Whether there is no link, so nothing of it is given as fresh; with the next, its memory begins anew.
@@ -77,7 +77,7 @@ impl Unit {
     }
 
     /// Where it sends whoever asks: a host that is not named is its own.
-    pub(super) fn resolve(&self, (host, port): Address) -> Address {
+    pub(super) fn resolve_redirect(&self, (host, port): NodeAddr) -> NodeAddr {
         if host.is_empty() || host == "?" { (self.address.0.clone(), port) } else { (host, port) }
     }
 }

@@ -1,6 +1,6 @@
 //! Which slot a key is in, and which node says that it serves which slots.
 //!
-//! A node is known by its address. What one of them says of the cluster is a [`View`]; of what several say, that counts which
+//! A node is known by its address. What one of them says of the cluster is a [`ClusterView`]; of what several say, that counts which
 //! is said with the highest configuration epoch, as it does among the nodes themselves.
 //!
 //! <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>
@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 use crc16::{State, XMODEM};
 
 /// How many slots there are.
-const SLOT_COUNT: u16 = 16384;
-pub(super) const SLOTS: usize = SLOT_COUNT as usize;
+const SLOT_MODULUS: u16 = 16384;
+pub(super) const SLOT_COUNT: usize = SLOT_MODULUS as usize;
 
 /// The slot of a key: of what is between the first `{` and the `}` after it, if that is not empty, or else of all of it.
 pub fn slot(key: &[u8]) -> u16 {
@@ -20,16 +20,16 @@ pub fn slot(key: &[u8]) -> u16 {
         let rest = &key[open + 1..];
         memchr::memchr(b'}', rest).filter(|length| *length > 0).map(|length| &rest[..length])
     });
-    State::<XMODEM>::calculate(tag.unwrap_or(key)) % SLOT_COUNT
+    State::<XMODEM>::calculate(tag.unwrap_or(key)) % SLOT_MODULUS
 }
 
 /// Where a node is: host and port.
-pub(super) type Address = (String, u16);
+pub(super) type NodeAddr = (String, u16);
 
 /// A primary, as one node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) address: Address,
+pub(super) struct SlotClaim {
+    pub(super) address: NodeAddr,
     /// The configuration epoch.
     pub(super) epoch: u64,
     pub(super) slots: Vec<RangeInclusive<u16>>,
@@ -37,32 +37,32 @@ pub(super) struct Claim {
 
 /// What one node says of the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct View {
-    pub(super) primaries: Vec<Claim>,
+pub(super) struct ClusterView {
+    pub(super) primaries: Vec<SlotClaim>,
     /// Replicas, any of which may be a primary soon.
-    pub(super) replicas: Vec<Address>,
+    pub(super) replicas: Vec<NodeAddr>,
 }
 
-impl View {
+impl ClusterView {
     /// Reads the answer to `CLUSTER NODES` of the node at `asked`; `by_name`: hosts are called by their names where they have
     /// one. `None` if it is no such answer.
-    pub(super) fn read(text: &str, asked: &Address, by_name: bool) -> Option<Self> {
+    pub(super) fn parse(text: &str, asked: &NodeAddr, by_name: bool) -> Option<Self> {
         let mut view = Self::default();
         for line in text.lines().filter(|line| !line.is_empty()) {
-            view.add(line, asked, by_name)?;
+            view.add_line(line, asked, by_name)?;
         }
         Some(view)
     }
 
     /// Lines are `id ip:port@bus,name flags primary ping pong epoch state slot ...`.
-    fn add(&mut self, line: &str, asked: &Address, by_name: bool) -> Option<()> {
+    fn add_line(&mut self, line: &str, asked: &NodeAddr, by_name: bool) -> Option<()> {
         let words: Vec<_> = line.split(' ').collect();
         let [_, address, flags, _, _, _, epoch, _, slots @ ..] = &words[..] else { return None };
         let has = |flag| flags.split(',').any(|one| one == flag);
         if has("noaddr") || has("handshake") {
             return Some(());
         }
-        let mut address = read_address(address, by_name)?;
+        let mut address = parse_address(address, by_name)?;
         if address.0.is_empty() && has("myself") {
             // It does not know its own address before somebody has met it.
             address.0.clone_from(&asked.0);
@@ -72,15 +72,16 @@ impl View {
             return Some(());
         }
         // Slots on their way are in brackets, and are here among the others until they are gone.
-        let slots = slots.iter().filter(|slot| !slot.starts_with('[')).map(|slot| read_range(slot));
+        let slots =
+            slots.iter().filter(|slot| !slot.starts_with('[')).map(|slot| parse_range(slot));
         let claim =
-            Claim { address, epoch: epoch.parse().ok()?, slots: slots.collect::<Option<_>>()? };
+            SlotClaim { address, epoch: epoch.parse().ok()?, slots: slots.collect::<Option<_>>()? };
         self.primaries.push(claim);
         Some(())
     }
 }
 
-fn read_address(text: &str, by_name: bool) -> Option<Address> {
+fn parse_address(text: &str, by_name: bool) -> Option<NodeAddr> {
     let mut words = text.split(',');
     let (ip, ports) = words.next()?.rsplit_once(':')?;
     let name = words.next().filter(|name| by_name && !name.is_empty());
@@ -88,47 +89,50 @@ fn read_address(text: &str, by_name: bool) -> Option<Address> {
     Some((name.unwrap_or(ip).to_owned(), port))
 }
 
-fn read_range(text: &str) -> Option<RangeInclusive<u16>> {
+fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-    (first <= last && usize::from(last) < SLOTS).then_some(first..=last)
+    (first <= last && usize::from(last) < SLOT_COUNT).then_some(first..=last)
 }
 
 /// Who serves each slot, and since which epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SlotMap {
-    owners: Box<[Option<(Address, u64)>]>,
+    owners: Box<[Option<(NodeAddr, u64)>]>,
 }
 
 impl SlotMap {
     pub(super) fn unknown() -> Self {
-        Self { owners: vec![None; SLOTS].into() }
+        Self { owners: vec![None; SLOT_COUNT].into() }
     }
 
     /// What `views` say together, and where they say nothing newer, what was known. `all_answered`: nobody is missing who may
     /// know better, so even what is older than what was known counts: the cluster was made anew.
-    pub(super) fn updated(&self, views: &[View], all_answered: bool) -> Self {
-        let mut said = vec![None::<(&Address, u64)>; SLOTS];
+    pub(super) fn merged(&self, views: &[ClusterView], all_answered: bool) -> Self {
+        let mut claimed = vec![None::<(&NodeAddr, u64)>; SLOT_COUNT];
         for claim in views.iter().flat_map(|view| &view.primaries) {
             for slot in claim.slots.iter().cloned().flatten() {
-                let before = &mut said[usize::from(slot)];
+                let before = &mut claimed[usize::from(slot)];
                 if before.is_none_or(|(_, epoch)| epoch < claim.epoch) {
                     *before = Some((&claim.address, claim.epoch));
                 }
             }
         }
-        let owners = said.into_iter().zip(&self.owners).map(|(said, known)| match (said, known) {
-            (None, known) => known.clone().filter(|_| !all_answered),
-            (Some((_, epoch)), Some((_, known_epoch))) if epoch < *known_epoch && !all_answered => {
-                known.clone()
-            }
-            (Some((address, epoch)), _) => Some((address.clone(), epoch)),
-        });
+        let owners =
+            claimed.into_iter().zip(&self.owners).map(|(claimed, known)| match (claimed, known) {
+                (None, known) => known.clone().filter(|_| !all_answered),
+                (Some((_, epoch)), Some((_, known_epoch)))
+                    if epoch < *known_epoch && !all_answered =>
+                {
+                    known.clone()
+                }
+                (Some((address, epoch)), _) => Some((address.clone(), epoch)),
+            });
         Self { owners: owners.collect() }
     }
 
     /// The owner of `slot` says that it is at `address`.
-    pub(super) fn moved(&mut self, slot: u16, address: Address) {
+    pub(super) fn moved(&mut self, slot: u16, address: NodeAddr) {
         if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
             // So that what is said with the epoch that was known still counts.
             let epoch = owner.as_ref().map_or(0, |(_, epoch)| *epoch);
@@ -136,12 +140,12 @@ impl SlotMap {
         }
     }
 
-    pub(super) fn owner(&self, slot: usize) -> Option<&Address> {
+    pub(super) fn owner(&self, slot: usize) -> Option<&NodeAddr> {
         self.owners[slot].as_ref().map(|(address, _)| address)
     }
 
     /// How many slots each serves.
-    pub(super) fn counts(&self) -> HashMap<&Address, usize> {
+    pub(super) fn counts(&self) -> HashMap<&NodeAddr, usize> {
         let mut counts = HashMap::new();
         for (address, _) in self.owners.iter().flatten() {
             *counts.entry(address).or_default() += 1;
@@ -154,12 +158,12 @@ impl SlotMap {
 mod tests {
     use super::*;
 
-    fn address(port: u16) -> Address {
+    fn address(port: u16) -> NodeAddr {
         ("10.0.0.1".to_owned(), port)
     }
 
-    fn view(lines: &str) -> View {
-        View::read(lines, &("asked".to_owned(), 1), false).unwrap()
+    fn view(lines: &str) -> ClusterView {
+        ClusterView::parse(lines, &("asked".to_owned(), 1), false).unwrap()
     }
 
     #[test]
@@ -181,16 +185,16 @@ mod tests {
             c 10.0.0.1:7002@17002,three slave a 0 0 3 connected\n\
             d :0@0 master,noaddr - 0 0 0 disconnected\n\
             e :7004@17004 myself,master - 0 0 0 connected\n";
-        let expected = View {
+        let expected = ClusterView {
             primaries: vec![
-                Claim { address: address(7000), epoch: 3, slots: vec![0..=5460, 5462..=5462] },
-                Claim { address: address(7001), epoch: 2, slots: vec![5461..=5461] },
-                Claim { address: ("asked".to_owned(), 7004), epoch: 0, slots: vec![] },
+                SlotClaim { address: address(7000), epoch: 3, slots: vec![0..=5460, 5462..=5462] },
+                SlotClaim { address: address(7001), epoch: 2, slots: vec![5461..=5461] },
+                SlotClaim { address: ("asked".to_owned(), 7004), epoch: 0, slots: vec![] },
             ],
             replicas: vec![address(7002)],
         };
         assert_eq!(view(text), expected);
-        let by_name = View::read(text, &address(1), true).unwrap();
+        let by_name = ClusterView::parse(text, &address(1), true).unwrap();
         assert_eq!(by_name.primaries[0].address.0, "one");
         assert_eq!(by_name.primaries[1].address.0, "10.0.0.1");
     }
@@ -204,7 +208,7 @@ mod tests {
             "a h:1@2 master - 0 0 1 connected 16384",
             "a h:1@2 master - 0 0 1 connected 9-1",
         ] {
-            assert_eq!(View::read(text, &address(1), false), None, "{text}");
+            assert_eq!(ClusterView::parse(text, &address(1), false), None, "{text}");
         }
     }
 
@@ -214,15 +218,15 @@ mod tests {
         let new = view(
             "a 10.0.0.1:1@2 master - 0 0 1 connected 1-16383\nb 10.0.0.1:2@3 master - 0 0 2 connected 0",
         );
-        let map = SlotMap::unknown().updated(&[new.clone(), old.clone()], false);
+        let map = SlotMap::unknown().merged(&[new.clone(), old.clone()], false);
         assert_eq!((map.owner(0), map.owner(1)), (Some(&address(2)), Some(&address(1))));
-        assert_eq!(map.updated(std::slice::from_ref(&old), false), map);
-        assert_eq!(map.updated(&[], false), map);
-        assert_eq!(map.updated(&[old], true).owner(0), Some(&address(1)));
+        assert_eq!(map.merged(std::slice::from_ref(&old), false), map);
+        assert_eq!(map.merged(&[], false), map);
+        assert_eq!(map.merged(&[old], true).owner(0), Some(&address(1)));
         assert_eq!(map.counts()[&address(1)], 16383);
         let mut moved = map.clone();
         moved.moved(7, address(9));
         assert_eq!(moved.owner(7), Some(&address(9)));
-        assert_eq!(moved.updated(&[new], false), map, "what is said anew counts");
+        assert_eq!(moved.merged(&[new], false), map, "what is said anew counts");
     }
 }

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::backend::Client;
+use crate::backend::ConnectAs;
 use crate::protocol::{Protocol, ReplySummary};
 
 /// The user that Redis, or the proxy, takes a client for.
@@ -160,8 +160,8 @@ impl SessionState {
     }
 
     /// The user that a new connection to Redis logs in as.
-    pub fn connect_as(&self) -> Client {
-        if self.identity == Identity::Proxy { Client::Proxy } else { Client::Unauthenticated }
+    pub fn connect_as(&self) -> ConnectAs {
+        if self.identity == Identity::Proxy { ConnectAs::ProxyUser } else { ConnectAs::Anonymous }
     }
 
     /// The protocol in which Redis replies.
@@ -403,7 +403,7 @@ mod tests {
         }
         let mut session = after(&[]);
         session.authenticate();
-        assert!(session.is_pristine() && session.connect_as() == Client::Proxy);
+        assert!(session.is_pristine() && session.connect_as() == ConnectAs::ProxyUser);
         session.desync();
         assert!(!session.is_pristine() && session.without_connection().is_authenticated());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Step, Task};
-use crate::backend::{BackendError, Fence};
+use crate::backend::{BackendError, FenceResult};
 use crate::commands::Coverage;
 use crate::proxy::Proxy;
 
@@ -21,7 +21,7 @@ const BYPASS_TIME: Duration = Duration::from_millis(500);
 pub(super) struct Fences {
     /// The time of the last reply that may reflect a write that memory does not know.
     unfenced_since: Option<Instant>,
-    running: Option<Task<Result<Fence, BackendError>>>,
+    running: Option<Task<Result<FenceResult, BackendError>>>,
     /// No fence could be had, so reads are forwarded until then.
     bypass_until: Option<Instant>,
 }
@@ -65,9 +65,9 @@ impl Fences {
         let Poll::Ready(fence) = running.as_mut().poll(cx) else { return Step::Idle };
         self.running = None;
         match fence {
-            Ok(Fence::Untold) => self.unfenced_since = None,
+            Ok(FenceResult::NoTracking) => self.unfenced_since = None,
             // A reply that came meanwhile needs another.
-            Ok(Fence::Told) => {
+            Ok(FenceResult::Current) => {
                 self.unfenced_since = self.unfenced_since.filter(|since| !proxy.is_current(*since));
             }
             Err(_) => self.bypass_until = Some(Instant::now() + BYPASS_TIME),

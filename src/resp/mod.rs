@@ -31,7 +31,7 @@ use self::cluster::Terms;
 use self::connection::Connection;
 pub use self::settings::Settings;
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::backend::{BackendError, Client, EpochStream};
+use crate::backend::{BackendError, ConnectAs, EpochStream};
 use crate::commands::{CacheIdentity, CommandTable, Credentials, Memory, Policy};
 use crate::net::ClientStream;
 use crate::protocol::RequestLimits;
@@ -51,7 +51,7 @@ struct Shared {
 
 impl Shared {
     /// Opens a stream to Redis for one client alone; before a cluster, to all of its nodes.
-    async fn open(self: Arc<Self>, client: Client) -> Result<EpochStream, BackendError> {
+    async fn open(self: Arc<Self>, client: ConnectAs) -> Result<EpochStream, BackendError> {
         let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
         let specs = self.key_specs.get_or_try_init(|| async {
             let specs = KeySpecs::read(&cluster.command_table().await?);
@@ -67,7 +67,7 @@ impl Shared {
                 max_arguments: self.settings.max_arguments,
             },
             most_held: self.settings.max_output_buffer.0,
-            patience: cluster.patience(),
+            patience: cluster.retry_timeout(),
         };
         Ok(cluster::open(cluster.clone(), client, terms))
     }

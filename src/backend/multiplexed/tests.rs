@@ -7,8 +7,8 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// A connection that is driven, the other end of its stream, and what was told unasked.
-fn connect() -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>)
+/// A connection that is driven, the other end of its stream, and what was pushes unasked.
+fn connect() -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>)
 {
     connect_with_room(64)
 }
@@ -16,17 +16,17 @@ fn connect() -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinH
 /// The same, with so many bytes under way at most.
 fn connect_with_room(
     room: usize,
-) -> (Connection, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
+) -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
     let (ours, theirs) = duplex(room);
-    let told = Arc::new(Mutex::new(0));
-    let telling = Arc::clone(&told);
+    let pushes = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&pushes);
     let (connection, driver) =
-        Connection::over(ours, 0, Box::new(move |_| *telling.lock().unwrap() += 1));
-    (connection, theirs, told, tokio::spawn(driver))
+        Multiplexed::new(ours, 0, Box::new(move |_| *counter.lock().unwrap() += 1));
+    (connection, theirs, pushes, tokio::spawn(driver))
 }
 
 async fn echo(
-    connection: Connection,
+    connection: Multiplexed,
     number: usize,
     deadline: Option<Instant>,
 ) -> Result<Vec<Value>, BackendError> {
@@ -35,7 +35,7 @@ async fn echo(
         commands.extend_from_slice(words.as_bytes());
         2
     };
-    connection.ask_together(deadline, write).await
+    connection.send_batch(deadline, write).await
 }
 
 async fn line(stream: &mut DuplexStream) -> String {
@@ -144,33 +144,35 @@ async fn timed_out_request_keeps_its_reply_slot() {
 
 #[tokio::test]
 async fn push_is_applied_before_the_reply_behind_it() {
-    let (connection, mut theirs, told, _driven) = connect();
+    let (connection, mut theirs, pushes, _driven) = connect();
     let asked = tokio::spawn(echo(connection, 1, None));
     line(&mut theirs).await;
     theirs.write_all(b":1\r\n>1\r\n+a\r\n:1\r\n>1\r\n+b\r\n").await.unwrap();
     assert_eq!(asked.await.unwrap(), Ok(vec![Value::Int(1); 2]));
-    assert!(*told.lock().unwrap() >= 1);
+    assert!(*pushes.lock().unwrap() >= 1);
 }
 
 #[tokio::test]
 async fn unexpected_or_invalid_reply_ends_connection() {
-    for (sent, reason) in
-        [(&b":1\r\n"[..], UNASKED), (b"x", "Redis sent what is no answer"), (b"", "Redis closed")]
-    {
-        let (connection, mut theirs, _, driven) = connect();
+    for (sent, reason) in [
+        (&b":1\r\n"[..], UNEXPECTED_REPLY),
+        (b"x", "Redis sent what is no answer"),
+        (b"", "Redis closed"),
+    ] {
+        let (connection, mut theirs, _, drive_until) = connect();
         theirs.write_all(sent).await.unwrap();
         drop(theirs);
-        assert!(driven.await.unwrap().to_string().starts_with(reason));
-        assert_eq!(connection.ask(&redis::cmd("PING")).await, Err(BackendError::Disconnected));
+        assert!(drive_until.await.unwrap().to_string().starts_with(reason));
+        assert_eq!(connection.send(&redis::cmd("PING")).await, Err(BackendError::Disconnected));
     }
 }
 
 #[tokio::test]
 async fn closed_connection_fails_all_requests() {
-    let (connection, mut theirs, _, driven) = connect();
+    let (connection, mut theirs, _, drive_until) = connect();
     let asked = [1, 2].map(|number| tokio::spawn(echo(connection.clone(), number, None)));
     line(&mut theirs).await;
-    driven.abort();
+    drive_until.abort();
     for asked in asked {
         assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
     }
@@ -189,10 +191,10 @@ async fn command(stream: &mut DuplexStream) -> String {
 
 type Asking = Vec<tokio::task::JoinHandle<Result<Vec<Value>, BackendError>>>;
 
-fn ask_for_values(connection: &Connection, count: usize, deadline: Option<Instant>) -> Asking {
+fn ask_for_values(connection: &Multiplexed, count: usize, deadline: Option<Instant>) -> Asking {
     let ask = |_| {
         let connection = connection.clone();
-        tokio::spawn(async move { connection.ask_for_value(deadline, &Key::from(&b"k"[..])).await })
+        tokio::spawn(async move { connection.fetch_value(deadline, &Key::from(&b"k"[..])).await })
     };
     (0..count).map(ask).collect()
 }
@@ -205,7 +207,7 @@ async fn expect(stream: &mut DuplexStream, commands: &[&str]) {
 
 /// Many values are asked for, with one question for all their times to live.
 async fn expect_values_alone(stream: &mut DuplexStream) {
-    expect(stream, &["GET k"; MANY]).await;
+    expect(stream, &["GET k"; BATCH_THRESHOLD]).await;
     expect(stream, &["INFO keyspace"]).await;
 }
 
@@ -228,11 +230,11 @@ fn information(expires: usize) -> Vec<u8> {
 const VALUES: &[u8] = b"$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n";
 
 /// Has so many values asked for at a time that they come to be asked for without their times to live.
-async fn ask_for_many(connection: &Connection, theirs: &mut DuplexStream) {
+async fn ask_for_many(connection: &Multiplexed, theirs: &mut DuplexStream) {
     for introduces in [true, false] {
-        let asking = ask_for_values(connection, MANY, None);
-        expect(theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
-        theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(MANY)).await.unwrap();
+        let asking = ask_for_values(connection, BATCH_THRESHOLD, None);
+        expect(theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
+        theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(BATCH_THRESHOLD)).await.unwrap();
         if introduces {
             expect(theirs, &["INFO server keyspace"]).await;
             theirs.write_all(&information(0)).await.unwrap();
@@ -243,20 +245,20 @@ async fn ask_for_many(connection: &Connection, theirs: &mut DuplexStream) {
 
 #[tokio::test]
 async fn values_wait_for_the_expiry_check() {
-    let (connection, mut theirs, told, _driven) = connect_with_room(64 << 10);
+    let (connection, mut theirs, pushes, _driven) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
     for expires in [0, 1] {
-        let asking = ask_for_values(&connection, MANY, None);
+        let asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
         expect_values_alone(&mut theirs).await;
         theirs.write_all(&[VALUES, b">1\r\n+a\r\n"].concat()).await.unwrap();
-        while *told.lock().unwrap() == expires {
+        while *pushes.lock().unwrap() == expires {
             tokio::task::yield_now().await;
         }
         assert!(!asking.iter().any(tokio::task::JoinHandle::is_finished));
         theirs.write_all(&information(expires)).await.unwrap();
         if expires > 0 {
-            expect(&mut theirs, &["PTTL k"; MANY]).await;
-            theirs.write_all(&b":5\r\n".repeat(MANY)).await.unwrap();
+            expect(&mut theirs, &["PTTL k"; BATCH_THRESHOLD]).await;
+            theirs.write_all(&b":5\r\n".repeat(BATCH_THRESHOLD)).await.unwrap();
         }
         expect_all(asking, if expires > 0 { 5 } else { -1 }).await;
     }
@@ -267,17 +269,22 @@ async fn values_wait_for_the_expiry_check() {
     for asked in asking {
         assert_eq!(asked.await.unwrap(), Ok(vec![Value::Nil, Value::Int(-1)]));
     }
-    ask_for_values(&connection, MANY, None);
-    expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+    ask_for_values(&connection, BATCH_THRESHOLD, None);
+    expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
 }
 
 #[tokio::test]
 async fn large_values_turn_expiry_batching_off() {
     let (connection, mut theirs, _, _driven) = connect_with_room(256 << 10);
     ask_for_many(&connection, &mut theirs).await;
-    let large = [format!("${LARGE}\r\n").as_bytes(), &vec![b'v'; LARGE], b"\r\n"].concat();
-    let asking = ask_for_values(&connection, MANY, None);
-    theirs.write_all(&[&large.repeat(MANY), &information(0)[..]].concat()).await.unwrap();
+    let large =
+        [format!("${LARGE_VALUE_MIN}\r\n").as_bytes(), &vec![b'v'; LARGE_VALUE_MIN], b"\r\n"]
+            .concat();
+    let asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
+    theirs
+        .write_all(&[&large.repeat(BATCH_THRESHOLD), &information(0)[..]].concat())
+        .await
+        .unwrap();
     for asked in asking {
         assert!(asked.await.unwrap().is_ok());
     }
@@ -285,59 +292,60 @@ async fn large_values_turn_expiry_batching_off() {
     // What was settled before the large value came holds for one more.
     ask_for_values(&connection, 1, None);
     expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
-    ask_for_values(&connection, MANY, None);
-    expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+    ask_for_values(&connection, BATCH_THRESHOLD, None);
+    expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
 }
 
 #[tokio::test]
 async fn older_check_keeps_newer_expiry_finding() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
-    let mut asking = ask_for_values(&connection, MANY, None);
+    let mut asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
     expect_values_alone(&mut theirs).await;
-    asking.extend(ask_for_values(&connection, MANY, None));
+    asking.extend(ask_for_values(&connection, BATCH_THRESHOLD, None));
     expect_values_alone(&mut theirs).await;
     theirs.write_all(&[VALUES, &information(1), VALUES, &information(0)].concat()).await.unwrap();
-    expect(&mut theirs, &["PTTL k"; MANY]).await;
-    theirs.write_all(&b":-1\r\n".repeat(MANY)).await.unwrap();
+    expect(&mut theirs, &["PTTL k"; BATCH_THRESHOLD]).await;
+    theirs.write_all(&b":-1\r\n".repeat(BATCH_THRESHOLD)).await.unwrap();
     expect_all(asking, -1).await;
     let asking = ask_for_values(&connection, 1, None);
     expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
     theirs.write_all(&[b"$1\r\nv\r\n", &information(0)[..]].concat()).await.unwrap();
     expect_all(asking, -1).await;
-    ask_for_values(&connection, MANY, None);
-    expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY)).await;
+    ask_for_values(&connection, BATCH_THRESHOLD, None);
+    expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
 }
 
 #[tokio::test]
 async fn small_batches_request_pttl_per_key() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     for _ in 0..2 {
-        let asking = ask_for_values(&connection, MANY - 1, None);
-        expect(&mut theirs, &["GET k", "PTTL k"].repeat(MANY - 1)).await;
-        theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(MANY - 1)).await.unwrap();
+        let asking = ask_for_values(&connection, BATCH_THRESHOLD - 1, None);
+        expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD - 1)).await;
+        theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(BATCH_THRESHOLD - 1)).await.unwrap();
         expect_all(asking, -1).await;
     }
 }
 
 #[tokio::test]
 async fn surplus_reply_fails_the_whole_batch() {
-    let (connection, mut theirs, _, driven) = connect_with_room(64 << 10);
+    let (connection, mut theirs, _, drive_until) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
-    let asking = ask_for_values(&connection, MANY, None);
-    expect(&mut theirs, &["GET k"; MANY]).await;
+    let asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
+    expect(&mut theirs, &["GET k"; BATCH_THRESHOLD]).await;
     theirs.write_all(&[VALUES, b"$1\r\nv\r\n", &information(0)].concat()).await.unwrap();
     for asked in asking {
         assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
     }
-    assert_eq!(driven.await.unwrap().to_string(), UNASKED);
+    assert_eq!(drive_until.await.unwrap().to_string(), UNEXPECTED_REPLY);
 }
 
 #[tokio::test(start_paused = true)]
 async fn expiry_check_respects_the_deadline() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     ask_for_many(&connection, &mut theirs).await;
-    let asking = ask_for_values(&connection, MANY, Some(Instant::now() + Duration::from_secs(1)));
+    let asking =
+        ask_for_values(&connection, BATCH_THRESHOLD, Some(Instant::now() + Duration::from_secs(1)));
     theirs.write_all(VALUES).await.unwrap();
     for asked in asking {
         assert_eq!(asked.await.unwrap(), Err(BackendError::TimedOut));

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::aggregate::Aggregate;
 use super::routing::error;
 use super::unavailable;
-use crate::cluster::NodeName;
+use crate::cluster::NodeId;
 use crate::protocol::ReplySummary;
 
 /// The place of a part: the number of its command in the client's order, and which of that command's parts it is.
@@ -35,7 +35,7 @@ pub(super) struct PartId {
 #[derive(Debug)]
 pub(super) struct Part {
     /// The node it was sent to last; none: no node is known to serve its slot.
-    pub(super) node: Option<NodeName>,
+    pub(super) node: Option<NodeId>,
     /// The slot of its keys; none: it names no key.
     pub(super) slot: Option<u16>,
     pub(super) command: Bytes,
@@ -62,9 +62,9 @@ pub(super) enum Rejection {
     /// It was never sent, or it is a read whose connection was lost.
     NotRun,
     /// The slot belongs to this node now.
-    Moved(NodeName),
+    Moved(NodeId),
     /// This node imports the slot and has the keys, if they exist.
-    Ask(NodeName),
+    Ask(NodeId),
     /// Its keys are on two nodes while the slot moves.
     TryAgain,
     /// The node does not serve the slot at present.
@@ -112,7 +112,7 @@ pub(super) enum Front {
     /// Its reply, or the next piece of it, can leave.
     Leaves,
     /// The next of its reply comes from this node.
-    Waits(NodeName),
+    Waits(NodeId),
     /// One of its parts was rejected.
     Rejected,
 }
@@ -177,7 +177,7 @@ const LEFT: &str =
 
 impl Part {
     pub(super) fn new(
-        node: Option<NodeName>,
+        node: Option<NodeId>,
         slot: Option<u16>,
         command: Bytes,
         is_read: bool,
@@ -345,13 +345,13 @@ impl InFlight {
     }
 
     /// The nodes that the parts of the command in front were sent to.
-    pub(super) fn nodes_in_front(&mut self) -> Vec<NodeName> {
+    pub(super) fn nodes_in_front(&mut self) -> Vec<NodeId> {
         let parts = self.front_command().map(|command| &command.parts).into_iter().flatten();
         parts.filter_map(|part| part.node).collect()
     }
 
     /// Whether a command that is not answered may wait at this node.
-    pub(super) fn has_blocking_at(&self, node: NodeName) -> bool {
+    pub(super) fn has_blocking_at(&self, node: NodeId) -> bool {
         self.pending.iter().any(|pending| match pending {
             Pending::Ready(_) => false,
             Pending::Sent(command) => {
@@ -388,7 +388,7 @@ impl InFlight {
     pub(super) fn refusal(
         &mut self,
         id: PartId,
-    ) -> Option<(Refusal<'_>, CommandKind, Option<NodeName>)> {
+    ) -> Option<(Refusal<'_>, CommandKind, Option<NodeId>)> {
         let (part, kind) = self.part(id)?;
         let node = part.node;
         let refusal = Refusal::read(&part.reply).filter(|_| !part.has_left)?;
@@ -420,7 +420,7 @@ impl InFlight {
     }
 
     /// A rejected part is sent to `node`.
-    pub(super) fn resent(&mut self, id: PartId, node: NodeName) {
+    pub(super) fn resent(&mut self, id: PartId, node: NodeId) {
         if let Some((part, _)) = self.part(id) {
             let dropped = std::mem::take(&mut part.reply).len();
             (part.node, part.state) = (Some(node), PartState::Sent);
@@ -604,8 +604,8 @@ const LONGEST_ERROR: usize = 64 << 10;
 mod tests {
     use super::*;
 
-    const A: NodeName = NodeName::for_test(1);
-    const B: NodeName = NodeName::for_test(2);
+    const A: NodeId = NodeId::for_test(1);
+    const B: NodeId = NodeId::for_test(2);
     const PATIENCE: Duration = Duration::from_secs(1);
     const OK: &[u8] = b"+OK\r\n";
     const MOVED: &[u8] = b"-MOVED 7 127.0.0.1:7001\r\n";
@@ -618,12 +618,12 @@ mod tests {
 
     /// Commands of one part each.
     #[derive(Default)]
-    struct Client {
+    struct Sender {
         in_flight: InFlight,
         ids: Vec<PartId>,
     }
 
-    impl Client {
+    impl Sender {
         fn sends(mut self, slot: impl Into<Option<u16>>, is_read: bool) -> Self {
             let part = Part::new(Some(A), slot.into(), Bytes::from_static(b"x"), is_read);
             let command = Command::new(Aggregate::Pass, CommandKind::Free, vec![part]);
@@ -675,7 +675,7 @@ mod tests {
 
     #[test]
     fn replies_leave_in_the_order_of_commands() {
-        let mut client = Client::default().reads(1).reads(2).reads(3).is_answered(1, b":2\r\n");
+        let mut client = Sender::default().reads(1).reads(2).reads(3).is_answered(1, b":2\r\n");
         assert_eq!(client.in_flight.front(), Front::Waits(A));
         assert_eq!(client.left(), "");
         client = client.is_answered(0, b":1\r\n");
@@ -689,24 +689,24 @@ mod tests {
     fn rejected_part_runs_again_while_nothing_overtook_it() {
         let moved = Rejection::Moved(B);
         for (case, mut client, expected) in [
-            ("alone", Client::default().writes(7), RESENT),
-            ("other slot", Client::default().writes(7).writes(8).is_answered(1, OK), RESENT),
-            ("write", Client::default().writes(7).writes(7).is_answered(1, OK), RETURNED),
+            ("alone", Sender::default().writes(7), RESENT),
+            ("other slot", Sender::default().writes(7).writes(8).is_answered(1, OK), RESENT),
+            ("write", Sender::default().writes(7).writes(7).is_answered(1, OK), RETURNED),
             (
                 "write behind a read",
-                Client::default().reads(7).writes(7).is_answered(1, OK),
+                Sender::default().reads(7).writes(7).is_answered(1, OK),
                 RETURNED,
             ),
             (
                 "write of no key",
-                Client::default().writes(7).writes(None).is_answered(1, OK),
+                Sender::default().writes(7).writes(None).is_answered(1, OK),
                 RETURNED,
             ),
-            ("read", Client::default().writes(7).reads(7).is_answered(1, OK), RESENT),
-            ("rejected write", Client::default().writes(7).writes(7).is_rejected(1, moved), RESENT),
+            ("read", Sender::default().writes(7).reads(7).is_answered(1, OK), RESENT),
+            ("rejected write", Sender::default().writes(7).writes(7).is_rejected(1, moved), RESENT),
             (
                 "write behind a read of no key",
-                Client::default()
+                Sender::default()
                     .writes(7)
                     .reads(None)
                     .writes(8)
@@ -716,7 +716,7 @@ mod tests {
             ),
             (
                 "write behind a rejected write",
-                Client::default()
+                Sender::default()
                     .writes(7)
                     .writes(7)
                     .writes(7)
@@ -736,7 +736,7 @@ mod tests {
 
     #[test]
     fn reads_that_overtook_a_part_run_again_after_it() {
-        let mut client = Client::default().writes(7).reads(7).reads(8).reads(None);
+        let mut client = Sender::default().writes(7).reads(7).reads(8).reads(None);
         for index in 1..4 {
             client = client.is_answered(index, b"$3\r\nold\r\n");
         }
@@ -765,7 +765,7 @@ mod tests {
             (Rejection::NotRun, "-LOADING redis-proxy"),
             (Rejection::TryAgain, "-TRYAGAIN Multiple keys"),
         ] {
-            let mut client = Client::default().writes(7);
+            let mut client = Sender::default().writes(7);
             if rejection == Rejection::TryAgain {
                 client = client.is_answered(0, b"-TRYAGAIN Multiple keys\r\n");
             }
@@ -781,7 +781,7 @@ mod tests {
 
     #[test]
     fn only_reads_of_which_nothing_left_can_be_repeated() {
-        let mut client = Client::default().reads(1).writes(2);
+        let mut client = Sender::default().reads(1).writes(2);
         let ids = client.ids.clone();
         assert!(client.in_flight.can_be_repeated(&ids[..1]));
         assert!(!client.in_flight.can_be_repeated(&ids));
@@ -792,7 +792,7 @@ mod tests {
 
     #[test]
     fn errors_are_held_until_they_are_known_to_be_no_redirect() {
-        let mut client = Client::default().reads(7);
+        let mut client = Sender::default().reads(7);
         let id = client.ids[0];
         client.in_flight.receive(id, BytesMut::from(&MOVED[..9]));
         assert_eq!(client.left(), "");
@@ -830,7 +830,7 @@ mod tests {
     #[test]
     fn redirects_of_another_slot_are_replies() {
         for (slot, is_redirect) in [(Some(7), true), (Some(8), false), (None, false)] {
-            let mut client = Client::default().reads(slot);
+            let mut client = Sender::default().reads(slot);
             client.in_flight.receive(client.ids[0], BytesMut::from(MOVED));
             assert_eq!(client.in_flight.refusal(client.ids[0]).is_some(), is_redirect, "{slot:?}");
         }

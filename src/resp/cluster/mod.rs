@@ -38,8 +38,8 @@ use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route};
 use self::transaction::{Action, Input, Transaction};
 use super::connection::{Step, write_failure};
-use crate::backend::{BackendError, Client, EpochStream};
-use crate::cluster::{Cluster, NodeName};
+use crate::backend::{BackendError, ConnectAs, EpochStream};
+use crate::cluster::{Cluster, NodeId};
 use crate::metrics::Redirect;
 use crate::net::WriteBuf;
 use crate::protocol::{Arguments, ParseStatus, RequestLimits, RequestParser};
@@ -59,7 +59,7 @@ pub(super) struct Terms {
 }
 
 /// Opens a stream on which the cluster speaks as one Redis.
-pub(super) fn open(cluster: Cluster, client: Client, terms: Terms) -> EpochStream {
+pub(super) fn open(cluster: Cluster, client: ConnectAs, terms: Terms) -> EpochStream {
     let (ours, theirs) = duplex(BUFFER);
     // It ends when the other end is dropped.
     tokio::spawn(Router::new(cluster, client, terms, ours).run());
@@ -82,7 +82,7 @@ const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// One client's way to all nodes.
 struct Router {
     cluster: Cluster,
-    client: Client,
+    client: ConnectAs,
     terms: Terms,
     stream: DuplexStream,
     input: BytesMut,
@@ -91,7 +91,7 @@ struct Router {
     in_flight: InFlight,
     nodes: Vec<Node>,
     /// The node for commands that name no key.
-    home: Option<NodeName>,
+    home: Option<NodeId>,
     /// The version of the slot map by which the unanswered commands were sent.
     version: u64,
     /// The logins of the client, which each new connection repeats.
@@ -100,7 +100,7 @@ struct Router {
     /// No command is taken until all are answered.
     is_holding: bool,
     /// The node that everything is passed to and from, unread.
-    passthrough: Option<NodeName>,
+    passthrough: Option<NodeId>,
     /// The wait before rejected commands are sent again.
     retrying: Option<Task>,
     stage: Stage,
@@ -117,7 +117,7 @@ enum Stage {
 }
 
 impl Router {
-    fn new(cluster: Cluster, client: Client, terms: Terms, stream: DuplexStream) -> Self {
+    fn new(cluster: Cluster, client: ConnectAs, terms: Terms, stream: DuplexStream) -> Self {
         Self {
             version: cluster.version(),
             cluster,
@@ -172,7 +172,7 @@ impl Router {
 /// Connections to nodes.
 impl Router {
     /// The connection to a node, which is opened if there is none.
-    fn node(&mut self, name: NodeName) -> &mut Node {
+    fn node(&mut self, name: NodeId) -> &mut Node {
         let known = self.nodes.iter().position(|node| node.name == name);
         let index = known.unwrap_or_else(|| {
             let mut node = Node::new(name);
@@ -215,7 +215,7 @@ impl Router {
     }
 
     /// A connection was lost. Commands that it owes replies to may have run or not, so only reads can be sent again.
-    fn lost(&mut self, name: NodeName) {
+    fn lost(&mut self, name: NodeId) {
         let Some(index) = self.nodes.iter().position(|node| node.name == name) else { return };
         let node = self.nodes.remove(index);
         let is_bound = self.transaction.is_bound_to(name) || self.has_hung_up;
@@ -231,6 +231,7 @@ impl Router {
         if !self.in_flight.is_empty() || self.passthrough.is_some() {
             return step;
         }
+        self.drop_half_closed();
         for index in (0..self.nodes.len()).rev() {
             if self.nodes[index].connection.poll_read(cx).is_ready() {
                 // Its end, or a reply that nothing was sent for.
@@ -240,6 +241,18 @@ impl Router {
             }
         }
         step
+    }
+
+    /// Removes the connections on which the close of the client was passed on, since they take no more commands. The command
+    /// that could have blocked there has its reply, so what follows it goes over a new connection.
+    fn drop_half_closed(&mut self) {
+        let is_bound = |node: &Node| self.transaction.is_bound_to(node.name);
+        let half_closed = |node: &Node| node.connection.is_sending_closed();
+        if self.nodes.iter().any(|node| half_closed(node) && is_bound(node)) {
+            // The state there ends with the connection.
+            self.stage = Stage::Over;
+        }
+        self.nodes.retain(|node| !half_closed(node));
     }
 
     fn poll_passthrough(&mut self, cx: &mut Context<'_>) -> Step {
@@ -342,7 +355,7 @@ impl Router {
     }
 
     /// Reads a piece of the next reply of a node.
-    fn poll_node(&mut self, name: NodeName, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_node(&mut self, name: NodeId, cx: &mut Context<'_>) -> Poll<()> {
         let Some(node) = self.nodes.iter_mut().find(|node| node.name == name) else {
             // No reply can come any more.
             self.stage = Stage::Over;
@@ -372,7 +385,7 @@ impl Router {
         };
         let rejection = match refusal {
             Refusal::Moved { slot, address } => {
-                self.cluster.moved(slot, address, node).map(Rejection::Moved)
+                self.cluster.apply_moved(slot, address, node).map(Rejection::Moved)
             }
             Refusal::Ask { address, .. } => self.cluster.node_at(address, node).map(Rejection::Ask),
             Refusal::TryAgain => Ok(Rejection::TryAgain),
@@ -423,7 +436,7 @@ impl Router {
                 let cluster = self.cluster.clone();
                 self.retrying = Some(Box::pin(async move {
                     // A node that does not reply delays nothing for long.
-                    _ = timeout(DISCOVERY_TIMEOUT, cluster.refreshed()).await;
+                    _ = timeout(DISCOVERY_TIMEOUT, cluster.refresh()).await;
                     sleep(RETRY_DELAY).await;
                 }));
             }
@@ -695,7 +708,7 @@ impl Router {
     }
 
     /// Has this node keep the transaction. Nothing more is sent to it before it has agreed.
-    fn begin_transaction(&mut self, node: Option<NodeName>) -> bool {
+    fn begin_transaction(&mut self, node: Option<NodeId>) -> bool {
         if !self.in_flight.is_empty() {
             return false;
         }
@@ -713,7 +726,7 @@ impl Router {
     }
 
     /// The node for commands that name no key.
-    fn home(&mut self) -> Option<NodeName> {
+    fn home(&mut self) -> Option<NodeId> {
         let primaries = self.cluster.primaries();
         let home = self.home.filter(|home| primaries.contains(home));
         let any = || primaries.get(rand::random_range(0..primaries.len().max(1))).copied();
@@ -727,19 +740,13 @@ impl Router {
         self.in_flight.push_ready(reply);
     }
 
-    fn send_one(
-        &mut self,
-        node: Option<NodeName>,
-        slot: Option<u16>,
-        is_read: bool,
-        length: usize,
-    ) {
+    fn send_one(&mut self, node: Option<NodeId>, slot: Option<u16>, is_read: bool, length: usize) {
         let command = self.input.split_to(length).freeze();
         let part = Part::new(node, slot, command, is_read);
         self.send(Command::new(Aggregate::Pass, CommandKind::Free, vec![part]));
     }
 
-    fn send_bound(&mut self, node: NodeName, command: Bytes, aggregate: Aggregate) {
+    fn send_bound(&mut self, node: NodeId, command: Bytes, aggregate: Aggregate) {
         let part = Part::new(Some(node), None, command, false);
         self.send(Command::new(aggregate, CommandKind::Bound, vec![part]));
     }
@@ -766,11 +773,7 @@ const TOO_LONG: &str = "ERR redis-proxy: the command is longer than resp.max_out
 
 /// The node that runs what named no key and could not run at `last`: the same if it is still a primary, or else a primary
 /// that none of the command's parts was sent to. Otherwise one node would run a command for all nodes twice.
-fn keyless_target(
-    primaries: &[NodeName],
-    last: Option<NodeName>,
-    taken: &[NodeName],
-) -> Option<NodeName> {
+fn keyless_target(primaries: &[NodeId], last: Option<NodeId>, taken: &[NodeId]) -> Option<NodeId> {
     let same = last.filter(|node| primaries.contains(node));
     same.or_else(|| primaries.iter().find(|node| !taken.contains(node)).copied())
 }
@@ -800,8 +803,8 @@ fn is_hello(command: &Bytes) -> bool {
 /// Opens a stream to a node, on which the client has logged in as it did before.
 async fn open_node(
     cluster: Cluster,
-    client: Client,
-    node: NodeName,
+    client: ConnectAs,
+    node: NodeId,
     logins: Vec<Bytes>,
 ) -> Result<EpochStream, BackendError> {
     let mut stream = cluster.open(client, node).await?;
@@ -840,7 +843,7 @@ mod tests {
 
     #[test]
     fn command_for_all_nodes_is_not_sent_to_one_of_them_twice() {
-        let [a, b, c] = [1, 2, 3].map(NodeName::for_test);
+        let [a, b, c] = [1, 2, 3].map(NodeId::for_test);
         for (primaries, last, taken, expected) in [
             (&[a, b][..], Some(a), &[a, b][..], Some(a)),
             (&[b, c], Some(a), &[a, b], Some(c)),

@@ -10,13 +10,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 
 use super::in_flight::PartId;
-use crate::cluster::NodeName;
+use crate::cluster::NodeId;
 use crate::protocol::{ReplyScanner, ReplySummary};
 use crate::resp::dedicated::DedicatedConnection;
 
 /// A connection to one node.
 pub(super) struct Node {
-    pub(super) name: NodeName,
+    pub(super) name: NodeId,
     pub(super) connection: DedicatedConnection,
     scanner: ReplyScanner,
     /// The replies that will come, in this order.
@@ -43,7 +43,7 @@ pub(super) enum Received {
 }
 
 impl Node {
-    pub(super) fn new(name: NodeName) -> Self {
+    pub(super) fn new(name: NodeId) -> Self {
         Self {
             name,
             connection: DedicatedConnection::new(),

@@ -10,14 +10,14 @@ use bytes::Bytes;
 
 use super::routing::{crossslot, error};
 use super::unavailable;
-use crate::cluster::NodeName;
+use crate::cluster::NodeId;
 
 /// The state of a client's transaction.
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
     state: State,
     /// The node that watches keys for the client.
-    watching: Option<NodeName>,
+    watching: Option<NodeId>,
     /// Commands that no node knows of yet.
     kept: Vec<Bytes>,
     /// A command was refused here, so `EXEC` has to fail.
@@ -31,7 +31,7 @@ enum State {
     /// The client sent `MULTI`, and no node knows of it.
     Begun,
     /// This node keeps the commands.
-    At(NodeName),
+    At(NodeId),
 }
 
 /// A command of the client, as far as it matters to a transaction.
@@ -42,9 +42,9 @@ pub(super) enum Input {
     Discard,
     Unwatch,
     /// `WATCH` of keys of one slot, which this node serves.
-    Watch(Option<NodeName>),
+    Watch(Option<NodeId>),
     /// A command with keys of one slot, which this node serves.
-    Keyed(Option<NodeName>),
+    Keyed(Option<NodeId>),
     Keyless,
     /// A command that any node replies to with an error.
     Invalid,
@@ -58,15 +58,15 @@ pub(super) enum Action {
     /// Keep it, and reply `QUEUED`.
     Keep,
     /// Send it to this node, which keeps state for the client.
-    Send(NodeName),
+    Send(NodeId),
     /// Send it to any node.
     SendAnywhere,
     /// Send this node another command in its place.
-    SendInstead(NodeName, &'static [u8]),
+    SendInstead(NodeId, &'static [u8]),
     /// Send this node a command whose reply the client does not get, and then reply without it.
-    ReplyBehind(NodeName, &'static [u8], Bytes),
+    ReplyBehind(NodeId, &'static [u8], Bytes),
     /// Begin the transaction at this node once all earlier commands are answered, and then look at the command again.
-    Begin(Option<NodeName>),
+    Begin(Option<NodeId>),
 }
 
 /// Redis's own words.
@@ -82,7 +82,7 @@ impl Transaction {
     }
 
     /// Whether this node keeps commands or watches keys for the client.
-    pub(super) fn is_bound_to(&self, node: NodeName) -> bool {
+    pub(super) fn is_bound_to(&self, node: NodeId) -> bool {
         self.state == State::At(node) || self.watching == Some(node)
     }
 
@@ -97,7 +97,7 @@ impl Transaction {
     }
 
     /// This node keeps the transaction from now on. Returns the commands that it has to be sent behind `MULTI`.
-    pub(super) fn begin_at(&mut self, node: NodeName) -> Vec<Bytes> {
+    pub(super) fn begin_at(&mut self, node: NodeId) -> Vec<Bytes> {
         self.state = State::At(node);
         std::mem::take(&mut self.kept)
     }
@@ -108,7 +108,7 @@ impl Transaction {
     }
 
     /// Decides about a command. `home` is the node for commands without keys.
-    pub(super) fn decide(&mut self, input: Input, home: Option<NodeName>) -> Action {
+    pub(super) fn decide(&mut self, input: Input, home: Option<NodeId>) -> Action {
         match self.state {
             State::None => self.decide_outside(input),
             State::Begun => self.decide_begun(input, home),
@@ -135,7 +135,7 @@ impl Transaction {
         }
     }
 
-    fn decide_begun(&mut self, input: Input, home: Option<NodeName>) -> Action {
+    fn decide_begun(&mut self, input: Input, home: Option<NodeId>) -> Action {
         match input {
             Input::Multi => Action::Reply(error("ERR MULTI calls can not be nested")),
             Input::Watch(_) => Action::Reply(error("ERR WATCH inside MULTI is not allowed")),
@@ -157,7 +157,7 @@ impl Transaction {
         }
     }
 
-    fn decide_at(&mut self, node: NodeName, input: Input) -> Action {
+    fn decide_at(&mut self, node: NodeId, input: Input) -> Action {
         match input {
             Input::Exec if self.is_aborted => {
                 self.clear();
@@ -199,8 +199,8 @@ impl Transaction {
 mod tests {
     use super::*;
 
-    const A: NodeName = NodeName::for_test(1);
-    const B: NodeName = NodeName::for_test(2);
+    const A: NodeId = NodeId::for_test(1);
+    const B: NodeId = NodeId::for_test(2);
 
     fn begun(inputs: &[Input]) -> Transaction {
         let mut transaction = Transaction::default();

@@ -404,3 +404,25 @@ fn before_cluster() -> (RedisCluster, Proxy) {
     await_ready(&proxy);
     (cluster, proxy)
 }
+
+/// A command that need not block, others behind it, and a client that closes its sending side.
+#[test]
+fn cluster_half_close_behind_a_ready_list_loses_nothing() {
+    if is_straight() {
+        return;
+    }
+    let (cluster, proxy) = before_cluster();
+    let plain = RedisServer::builder().tcp().start();
+    for lines in ["SET {q}w 1\r\n", "SET {q}w 1\r\nQUIT\r\n", "SET other 1\r\nGET other\r\n"] {
+        let replies = [plain.tcp_address(), proxy.resp_address()].map(|address| {
+            RespClient::connect(address).ask_line("DEL {q}w");
+            let mut wire = RespClient::connect(address);
+            wire.ask_line("RPUSH {q}full job");
+            wire.send(format!("BLPOP {{q}}full 0\r\n{lines}"));
+            wire.end_sending();
+            (show(&wire.rest()), RespClient::connect(address).told_line("EXISTS {q}w"))
+        });
+        assert_eq!(replies[1], replies[0], "{lines:?}");
+    }
+    drop((proxy, cluster));
+}
