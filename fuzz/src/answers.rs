@@ -39,7 +39,7 @@ fn read(pieces: &[&[u8]]) -> Answers {
                 match reader.next_reply() {
                     Ok(Some(answer)) => answers.push(answer),
                     Ok(None) => break,
-                    Err(InvalidReply) => return (answers, true),
+                    Err(_) => return (answers, true),
                 }
             }
         }

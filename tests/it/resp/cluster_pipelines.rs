@@ -155,7 +155,7 @@ fn write_behind_a_read_whose_connection_is_lost_does_not_overtake_it() {
         let key = format!("{{0}}k{round}");
         let mut wire = stage.through();
         assert_eq!(wire.told_line(&format!("LLEN {key}")), ":0\\r\\n");
-        let mut killer = Wire::connect(node.tcp_address());
+        let mut killer = RespClient::connect(node.tcp_address());
         node.pause();
         // The node reads the two in this order, so the read gets no reply.
         killer.send(words("CLIENT KILL TYPE normal"));
