@@ -4,7 +4,7 @@ use std::task::{Context, Poll, Waker};
 
 use redis::{Value, parse_redis_value};
 use redis_proxy::backend::ReplyDecoder;
-use redis_proxy::protocol::ReplyScanner;
+use redis_proxy::protocol::{InvalidReply, ReplyScanner};
 
 use super::pieces::{cut, split};
 

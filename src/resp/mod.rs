@@ -41,9 +41,9 @@ use self::connection::Connection;
 #[doc(hidden)]
 pub use self::key_table::KeyTable;
 use self::router::Terms;
-use self::standing::{DEFAULT_USER, Origin};
+use self::standing::DEFAULT_USER;
 use crate::access::{AuthRequirement, FileError, KeyAllowlist, Prepare, Reloadable};
-use crate::backend::{BackendError, ConnectAs, EpochStream};
+use crate::backend::{BackendError, CacheIdentity, ConnectAs, EpochStream};
 use crate::net::ClientStream;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
@@ -184,7 +184,7 @@ struct Shared {
     settings: Settings,
     login: Option<Reloadable<Login>>,
     commands: Commands,
-    origin: Origin,
+    origin: CacheIdentity,
     /// The longest key that is kept.
     max_key: usize,
     /// Before a cluster: which words are keys, once a node has said so.
@@ -228,8 +228,7 @@ impl Resp {
         let is_asked = !path.as_os_str().is_empty();
         let login =
             is_asked.then(|| Reloadable::load(move || Login::read(&user, &path))).transpose()?;
-        let (user, database) = proxy.origin();
-        let origin = Origin { user, database };
+        let origin = proxy.identity();
         Ok(Self(Arc::new(Shared {
             proxy,
             settings,

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::backend::ConnectAs;
+use crate::backend::{CacheIdentity, ConnectAs};
 use crate::protocol::Protocol;
 use crate::protocol::ReplySummary;
 
@@ -39,13 +39,6 @@ impl User {
             (Self::Named(name), proxy) => *name == proxy.map_or(DEFAULT_USER, str::as_bytes),
         }
     }
-}
-
-/// As whom, and from which database, values in memory were read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin {
-    pub(super) user: Option<String>,
-    pub(super) database: u32,
 }
 
 impl Effect {
@@ -123,7 +116,7 @@ impl Standing {
     }
 
     /// Whether what Redis would say to this client is what it said to the proxy.
-    pub(super) fn may_be_given(&self, origin: &Origin) -> bool {
+    pub(super) fn may_be_given(&self, origin: &CacheIdentity) -> bool {
         let is_watching = self.is_watching || self.watches_asked > 0;
         let is_plain = !(self.is_in_multi() || is_watching) && self.doubt == Doubt::None;
         is_plain && self.database == origin.database && self.user.is(origin.user.as_deref())
