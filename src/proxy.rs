@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::backend::{BackendError, ConnectAs, EpochStream, FenceResult};
+use crate::backend::{BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult};
 use crate::cache::{Answer, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::metrics::{FrontEnd, Metrics, Node, RejectReason};
@@ -162,8 +162,8 @@ impl Proxy {
     }
 
     /// As whom the proxy reads, if it logs in, and from which database.
-    pub fn origin(&self) -> (Option<String>, u32) {
-        self.upstream.origin()
+    pub fn identity(&self) -> CacheIdentity {
+        self.upstream.identity()
     }
 
     /// The cluster, if that is what is behind.

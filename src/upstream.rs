@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::backend::{Backend, BackendError, ConnectAs, EpochStream, FenceResult};
+use crate::backend::{Backend, BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult};
 use crate::cache::{Answer, Cache, Coherence, Outcome, ReadMode, Settings, Statistics};
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -167,10 +167,10 @@ impl Upstream {
     }
 
     /// As whom the proxy reads, if it logs in, and from which database.
-    pub fn origin(&self) -> (Option<String>, u32) {
+    pub fn identity(&self) -> CacheIdentity {
         match self {
-            Self::Standalone(_, backend) => backend.origin(),
-            Self::Cluster(cluster) => (cluster.user(), 0),
+            Self::Standalone(_, backend) => backend.identity(),
+            Self::Cluster(cluster) => CacheIdentity { user: cluster.user(), database: 0 },
         }
     }
 

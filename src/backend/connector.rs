@@ -36,13 +36,17 @@ pub(super) struct Connected {
     pub(super) connection: Multiplexed,
     pub(super) driver: BoxDriver,
     pub(super) progress: Arc<IoProgress>,
-    pub(super) tracking: Option<Granted>,
+    pub(super) tracking: Option<TrackingGranted>,
     /// Why Redis does not track here, where it might when asked again.
     pub(super) tracking_refusal: Option<String>,
 }
 
 /// The tracking Redis does for a link, and when it was asked to.
-pub(super) type Granted = (Tracking, Instant);
+#[derive(Clone, Copy)]
+pub(super) struct TrackingGranted {
+    pub(super) tracking: Tracking,
+    pub(super) requested_at: Instant,
+}
 
 /// The one who connects.
 pub(super) struct Connector {
@@ -59,10 +63,7 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(
-        settings: &Settings,
-        (dialer, topology): (Arc<Dialer>, Arc<Topology>),
-    ) -> Self {
+    pub(super) fn new(settings: &Settings, dialer: Arc<Dialer>, topology: Arc<Topology>) -> Self {
         Self {
             settings: settings.clone(),
             dialer,
@@ -178,10 +179,10 @@ impl Connector {
         let mut connected = self.open(Box::new(move |push| handler.handle_push(push))).await?;
         let connection = &connected.connection;
         drive_until(&mut connected.driver, send_hello(connection, self.login.as_ref())).await?;
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         drive_until(&mut connected.driver, self.handshake(connection)).await?;
         match drive_until(&mut connected.driver, tracking::enable(connection)).await {
-            Ok(tracking) => connected.tracking = Some((tracking, asked)),
+            Ok(tracking) => connected.tracking = Some(TrackingGranted { tracking, requested_at }),
             Err(TrackingError::Refused(reason)) => connected.tracking_refusal = Some(reason),
             Err(error) => return Err(error),
         }

@@ -6,7 +6,7 @@ use redis::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::connector::{Connector, Granted};
+use super::connector::{Connector, TrackingGranted};
 use super::error::BackendError;
 use super::multiplexed::Multiplexed;
 use super::settings::Settings;
@@ -30,10 +30,10 @@ impl Liveness<'_> {
         &self,
         connection: &Multiplexed,
         progress: &IoProgress,
-        tracking: Option<Granted>,
+        tracking: Option<TrackingGranted>,
     ) {
         let mut number = 0_u64;
-        let mut requested_at = tracking.map_or_else(Instant::now, |(_, requested_at)| requested_at);
+        let mut requested_at = tracking.map_or_else(Instant::now, |granted| granted.requested_at);
         loop {
             match tracking {
                 Some(_) => self.lease_due(requested_at).await,

@@ -53,7 +53,7 @@ use self::topology::Topology;
 use self::tracking::Tracking;
 // For the fuzz targets.
 #[doc(hidden)]
-pub use self::reply_decoder::{InvalidReply, ReplyDecoder};
+pub use self::reply_decoder::ReplyDecoder;
 #[doc(hidden)]
 pub use self::tracking::{Invalidated, parse_push};
 use crate::cache::{Cache, Fetched};
@@ -91,6 +91,15 @@ struct Shared {
 pub(crate) enum Asking {
     No,
     Yes,
+}
+
+/// As whom, and from which database, values in memory were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheIdentity {
+    /// The user; none: the proxy does not log in.
+    pub user: Option<String>,
+    /// The database.
+    pub database: u32,
 }
 
 /// As whom a link of a client's own begins.
@@ -131,10 +140,10 @@ impl Backend {
         let dialer = Arc::new(Dialer::new(&settings)?);
         let user = Self::user(&settings)?;
         let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
-        let ways = (Arc::clone(&dialer), Arc::clone(&topology));
         let link = ConnectionSupervisor::prepare(
             &settings,
-            ways,
+            Arc::clone(&dialer),
+            Arc::clone(&topology),
             cache,
             Arc::clone(&signals),
             Arc::clone(&metrics),
@@ -244,8 +253,8 @@ impl Backend {
     }
 
     /// As whom the proxy reads, if it logs in, and from which database.
-    pub fn origin(&self) -> (Option<String>, u32) {
-        (self.0.user.clone(), self.0.settings.url.database)
+    pub fn identity(&self) -> CacheIdentity {
+        CacheIdentity { user: self.0.user.clone(), database: self.0.settings.url.database }
     }
 
     /// A stream to Redis for one client alone, that nothing has been said on but a login.

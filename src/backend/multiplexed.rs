@@ -28,8 +28,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::error::{BackendError, unreachable};
 use super::expiry_check::{Expiry, ExpiryCheck, INFO_KEYSPACE, INFO_SERVER_KEYSPACE};
 use super::fetch_command::{FetchCommand, NO_EXPIRY, write_expiry, write_value};
-use super::reply_decoder::{InvalidReply, LARGE_VALUE_MIN, ReplyDecoder};
+use super::reply_decoder::{LARGE_VALUE_MIN, ReplyDecoder};
 use crate::key::Key;
+use crate::protocol::InvalidReply;
 use crate::sync::lock;
 
 /// The connection of whoever asks; clones ask over the same.

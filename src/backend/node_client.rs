@@ -42,7 +42,7 @@ impl NodeClient {
         let settings = Settings { mode: Mode::Standalone, ..settings.clone() };
         let dialer = Arc::new(Dialer::new(&settings)?);
         let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
-        let connector = Connector::new(&settings, (dialer, topology));
+        let connector = Connector::new(&settings, dialer, topology);
         Ok(Self { settings, connector, connection: None })
     }
 

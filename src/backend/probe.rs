@@ -27,6 +27,13 @@ pub(super) struct Probe {
     reported: AtomicBool,
 }
 
+/// How often the probe writes, and for how long it waits each time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ProbeTiming {
+    pub(super) interval: Duration,
+    pub(super) timeout: Duration,
+}
+
 /// How probing ended.
 #[derive(Debug)]
 pub(super) enum ProbeEnd {
@@ -64,13 +71,13 @@ impl Probe {
         self.applied.send_replace(Some(Instant::now()));
     }
 
-    /// Writes over `writer` every `interval` and waits, each time no longer than `timeout_after`, until the change has been
+    /// Writes over `writer` every `interval` and waits, each time no longer than `timeout`, until the change has been
     /// told over `link`. A lag is counted from when the write was acknowledged; zero: it was heeded before.
     pub(super) async fn run(
         &self,
         link: &Multiplexed,
         writer: &Multiplexed,
-        (interval, timeout_after): (Duration, Duration),
+        ProbeTiming { interval, timeout: timeout_after }: ProbeTiming,
         metrics: &Metrics,
     ) -> ProbeEnd {
         let mut applied = self.applied.subscribe();

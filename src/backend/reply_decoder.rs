@@ -12,7 +12,7 @@ use bytes::{Buf as _, BytesMut};
 use redis::{Value, parse_redis_value};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use crate::protocol::ReplyScanner;
+use crate::protocol::{InvalidReply, ReplyScanner};
 
 /// Takes answers out of what was read.
 #[derive(Debug, Default)]
@@ -31,10 +31,6 @@ struct LargeValue {
     length: usize,
     bytes: Vec<u8>,
 }
-
-/// What Redis sent is no answer; where the next one begins, nobody knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InvalidReply;
 
 /// Bytes asked for at once.
 const READ: usize = 32 << 10;

@@ -147,10 +147,10 @@ impl Settings {
             (self.connect_timeout, "redis.connect_timeout"),
             (self.response_timeout, "redis.response_timeout"),
         ]);
-        [own, self.mode_contradictions(), limits, timeouts].concat()
+        [own, self.mode_violations(), limits, timeouts].concat()
     }
 
-    fn mode_contradictions(&self) -> Vec<RuleViolation> {
+    fn mode_violations(&self) -> Vec<RuleViolation> {
         let by_sentinels = self.mode == Mode::Sentinel;
         let by_cluster = self.mode == Mode::Cluster;
         let unix = matches!(self.url.addr, ConnectionAddr::Unix(_));

@@ -15,12 +15,12 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::connector::{Connected, Connector, Granted, PRIMARY_CHANGED};
+use super::connector::{Connected, Connector, PRIMARY_CHANGED, TrackingGranted};
 use super::dial::Dialer;
 use super::error::{BackendError, auth_rejected, unreachable};
 use super::liveness::Liveness;
 use super::multiplexed::{Multiplexed, UNEXPECTED_REPLY};
-use super::probe::{Probe, ProbeEnd};
+use super::probe::{Probe, ProbeEnd, ProbeTiming};
 use super::settings::Settings;
 use super::signals::SupervisorSignals;
 use super::topology::Topology;
@@ -49,7 +49,7 @@ const TRACKING_RETRY: Duration = Duration::from_secs(5);
 enum Event {
     Lost(BackendError),
     /// Redis tells of changes over it from now on.
-    TrackingGranted(Granted),
+    TrackingGranted(TrackingGranted),
 }
 
 /// The one who connects, and connects again.
@@ -74,12 +74,13 @@ pub struct ConnectionSupervisor {
 impl ConnectionSupervisor {
     pub(super) fn prepare(
         settings: &Settings,
-        ways: (Arc<Dialer>, Arc<Topology>),
+        dialer: Arc<Dialer>,
+        topology: Arc<Topology>,
         cache: Cache<BackendError>,
         signals: Arc<SupervisorSignals>,
         metrics: Arc<Metrics>,
     ) -> (Self, watch::Receiver<ConnectionState>, watch::Receiver<Instant>) {
-        let connector = Connector::new(settings, ways);
+        let connector = Connector::new(settings, dialer, topology);
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
             cache.suspend_tracking();
@@ -150,7 +151,7 @@ impl ConnectionSupervisor {
     /// Gives the link out, once the cache has begun anew.
     fn on_connected(&mut self, connected: &Connected, since: Instant) {
         match connected.tracking {
-            Some((tracking, asked)) => self.on_tracking(tracking, asked),
+            Some(granted) => self.on_tracking(granted),
             None => self.cache.use_ttl_only(),
         }
         self.metrics.set_backend_up(true);
@@ -161,20 +162,20 @@ impl ConnectionSupervisor {
     }
 
     fn publish(&self, connected: &Connected) {
-        let tracking = connected.tracking.map(|(tracking, _)| tracking);
+        let tracking = connected.tracking.map(|granted| granted.tracking);
         self.state.send_replace(ConnectionState::Up(connected.connection.clone(), tracking));
     }
 
     /// From now on Redis tells of changes.
-    fn on_tracking(&mut self, tracking: Tracking, asked: Instant) {
-        self.cache.start_tracking(asked);
+    fn on_tracking(&mut self, granted: TrackingGranted) {
+        self.cache.start_tracking(granted.requested_at);
         // Memory is empty, so there is nothing old in it.
         self.lease_renewed.send_replace(Instant::now());
         if std::mem::replace(&mut self.has_tracked, true) {
             self.metrics.record_tracking_reconnect();
         }
         self.untracked_reported = false;
-        tracking::warn_if_table_small(tracking, self.cache.settings().capacity);
+        tracking::warn_if_table_small(granted.tracking, self.cache.settings().capacity);
     }
 
     /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
@@ -257,11 +258,8 @@ impl ConnectionSupervisor {
             let Connected { connection, driver, progress, tracking, tracking_refusal } =
                 &mut connected;
             let driven = async { Event::Lost(driver.await) };
-            let watched = self.watch_connection(
-                connection,
-                progress,
-                (*tracking, tracking_refusal.is_some()),
-            );
+            let watched =
+                self.watch_connection(connection, progress, *tracking, tracking_refusal.is_some());
             // Each is looked at only when there is something new for it: the driver is woken by every read.
             let both: [Pin<Box<dyn Future<Output = Event> + Send + '_>>; 2] =
                 [Box::pin(driven), Box::pin(watched)];
@@ -271,7 +269,7 @@ impl ConnectionSupervisor {
                 None => return BackendError::Disconnected,
             };
             (*tracking, *tracking_refusal) = (Some(granted), None);
-            self.on_tracking(granted.0, granted.1);
+            self.on_tracking(granted);
             tracing::info!(redis = %self.connector.address(), "Redis tells of changes now");
             self.publish(&connected);
         }
@@ -283,7 +281,8 @@ impl ConnectionSupervisor {
         &self,
         connection: &Multiplexed,
         progress: &IoProgress,
-        (tracking, was_refused): (Option<Granted>, bool),
+        tracking: Option<TrackingGranted>,
+        was_refused: bool,
     ) -> Event {
         let liveness = Liveness {
             settings: &self.settings,
@@ -305,19 +304,22 @@ impl ConnectionSupervisor {
         })
     }
 
-    fn probe_enabled(&self, tracking: Option<Granted>) -> bool {
+    fn probe_enabled(&self, tracking: Option<TrackingGranted>) -> bool {
         tracking.is_some() && !self.settings.probe_interval.is_zero()
     }
 
     /// Probes the link for as long as it tells; returns when it does not.
     async fn run_probe(&self, link: &Multiplexed) {
-        let times = (self.settings.probe_interval, self.settings.response_timeout);
+        let timing = ProbeTiming {
+            interval: self.settings.probe_interval,
+            timeout: self.settings.response_timeout,
+        };
         loop {
             let connected =
                 timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
             if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
                 let ended = tokio::select! {
-                    ended = self.probe.run(link, &writer, times, &self.metrics) => ended,
+                    ended = self.probe.run(link, &writer, timing, &self.metrics) => ended,
                     _ = driver => ProbeEnd::Disconnected,
                 };
                 match ended {
@@ -343,12 +345,12 @@ impl Drop for ConnectionSupervisor {
 }
 
 /// Asks for tracking now and then, until Redis grants it.
-async fn retry_tracking(connection: &Multiplexed) -> Granted {
+async fn retry_tracking(connection: &Multiplexed) -> TrackingGranted {
     loop {
         sleep(TRACKING_RETRY).await;
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         if let Ok(tracking) = tracking::enable(connection).await {
-            return (tracking, asked);
+            return TrackingGranted { tracking, requested_at };
         }
     }
 }

@@ -94,7 +94,8 @@ impl Cluster {
         settings: backend::Settings,
         cache_settings: cache::Settings,
         max_value: usize,
-        (runtime, metrics): (Handle, Arc<Metrics>),
+        runtime: Handle,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, PrepareError> {
         // Once for all: what is wrong with the files is told at the start.
         let user = Backend::check(&settings)?;

@@ -7,9 +7,10 @@ use tokio::time::Instant;
 use super::auth::{Credentials, NO_AUTH, authenticate, hello_logins};
 use super::authorize::{NO_COMMAND, authorize};
 use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
-use super::session::{CacheIdentity, Identity, SessionEffect, SessionState};
+use super::session::{Identity, SessionEffect, SessionState};
 use super::table::Class;
 use crate::access::KeyAllowlist;
+use crate::backend::CacheIdentity;
 use crate::cache::{Answer, Outcome};
 use crate::protocol::{Arguments, is_one_of, parse_integer};
 

@@ -23,5 +23,5 @@ pub use self::dispatch::{
     RejectReason, View, decide, decide_long,
 };
 pub use self::invalidations::{Invalidations, invalidations};
-pub use self::session::{CacheIdentity, Identity, SessionEffect, SessionState};
+pub use self::session::{Identity, SessionEffect, SessionState};
 pub use self::table::{Class, CommandInfo, CommandTable, names};

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::backend::ConnectAs;
+use crate::backend::{CacheIdentity, ConnectAs};
 use crate::protocol::{Protocol, ReplySummary};
 
 /// The user that Redis, or the proxy, takes a client for.
@@ -39,15 +39,6 @@ impl Identity {
             (Self::Named(name), proxy) => *name == proxy.map_or(DEFAULT_USER, str::as_bytes),
         }
     }
-}
-
-/// The user and the database that the values in memory were read with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheIdentity {
-    /// The user; `None`: the proxy does not log in.
-    pub user: Option<String>,
-    /// The database's number.
-    pub database: u32,
 }
 
 /// The change of a session, or of what it has seen, once a forwarded command is answered.

@@ -63,7 +63,11 @@ impl Loaded {
         });
         let mut loaded = Self { config, layers, problems };
         loaded.add_problems(
-            loaded.config.violations().into_iter().map(|(key, text)| (key.to_owned(), text)),
+            loaded
+                .config
+                .violations()
+                .into_iter()
+                .map(|violation| (violation.key.to_owned(), violation.text)),
         );
         loaded
     }

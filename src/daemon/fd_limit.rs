@@ -24,37 +24,53 @@ pub(super) fn fit_fd_limit(config: &Config) -> FdBudget {
     let operators = if config.admin.listen.is_off() { 0 } else { config.admin.max_connections };
     let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * config.daemon.threads() + operators;
     let left = open_files.saturating_sub(own);
-    let http = (config.http.max_connections, http::Settings::default().max_connections);
-    let http = clamp("http.max_connections", http, left, open_files);
-    let left = left.saturating_sub(http) / DESCRIPTORS_PER_RESP_CLIENT;
-    let resp = (config.resp.max_connections, resp::Settings::default().max_connections);
-    let resp = if config.resp.listen.is_off() {
-        resp.0
-    } else {
-        clamp("resp.max_connections", resp, left, open_files)
+    let http = Wanted {
+        key: "http.max_connections",
+        connections: config.http.max_connections,
+        default: http::Settings::default().max_connections,
     };
+    let http = http.clamp(left, open_files);
+    let left = left.saturating_sub(http) / DESCRIPTORS_PER_RESP_CLIENT;
+    let resp = Wanted {
+        key: "resp.max_connections",
+        connections: config.resp.max_connections,
+        default: resp::Settings::default().max_connections,
+    };
+    let resp =
+        if config.resp.listen.is_off() { resp.connections } else { resp.clamp(left, open_files) };
     FdBudget { http, resp }
 }
 
-fn clamp(key: &str, (wanted, default): (usize, usize), left: usize, open_files: usize) -> usize {
-    let affordable = left.max(1);
-    if wanted > affordable {
-        // Nobody asked for the default, so nobody need do something about it.
-        if wanted == default {
-            tracing::info!(
-                open_files,
-                affordable,
-                "{key} is lower than its default: the system has no more open files"
-            );
-        } else {
-            tracing::warn!(
-                open_files,
-                affordable,
-                "{key} is more than the system has open files for"
-            );
+/// How many clients a listener is to let in.
+struct Wanted {
+    key: &'static str,
+    connections: usize,
+    default: usize,
+}
+
+impl Wanted {
+    /// As many of them as there are open files `left` for.
+    fn clamp(&self, left: usize, open_files: usize) -> usize {
+        let Self { key, connections: wanted, default } = *self;
+        let affordable = left.max(1);
+        if wanted > affordable {
+            // Nobody asked for the default, so nobody need do something about it.
+            if wanted == default {
+                tracing::info!(
+                    open_files,
+                    affordable,
+                    "{key} is lower than its default: the system has no more open files"
+                );
+            } else {
+                tracing::warn!(
+                    open_files,
+                    affordable,
+                    "{key} is more than the system has open files for"
+                );
+            }
         }
+        wanted.min(affordable)
     }
-    wanted.min(affordable)
 }
 
 /// Its own, and that of its link.

@@ -337,8 +337,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, BoxTask), PrepareError> {
     let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
     if redis.mode == Mode::Cluster {
-        let fd_budget = (Handle::current(), Arc::clone(metrics));
-        let cluster = Cluster::prepare(redis, config.cache.clone(), max_value, fd_budget)?;
+        let (cache, metrics) = (config.cache.clone(), Arc::clone(metrics));
+        let cluster = Cluster::prepare(redis, cache, max_value, Handle::current(), metrics)?;
         return Ok((Upstream::Cluster(cluster.clone()), Box::pin(cluster.run())));
     }
     let cache = Cache::new(config.cache.clone(), Handle::current());

@@ -32,7 +32,7 @@ use self::connection::Connection;
 pub use self::settings::Settings;
 use crate::access::{FileError, Prepare, Reloadable};
 use crate::backend::{BackendError, ConnectAs, EpochStream};
-use crate::commands::{CacheIdentity, CommandTable, Credentials, Memory, Policy};
+use crate::commands::{CommandTable, Credentials, Memory, Policy};
 use crate::net::ClientStream;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
@@ -86,8 +86,7 @@ impl Resp {
         let is_set = !path.as_os_str().is_empty();
         let read = move || Credentials::read(&user, &path);
         let credentials = is_set.then(|| Reloadable::load(read)).transpose()?;
-        let (user, database) = proxy.origin();
-        let identity = CacheIdentity { user, database };
+        let identity = proxy.identity();
         let policy = Policy { identity, max_key, allow_keys: settings.allow.clone() };
         Ok(Self(Arc::new(Shared {
             proxy,

@@ -3,14 +3,20 @@
 use std::time::Duration;
 
 /// A key and what is wrong with its value although the value by itself is right.
-pub type RuleViolation = (&'static str, String);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleViolation {
+    /// The key to be named.
+    pub key: &'static str,
+    /// What was found and what is expected.
+    pub text: String,
+}
 
 /// Those of `rules` that are broken: each is whether it is, the key to be named, and the text.
 pub fn violations<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec<RuleViolation> {
     rules
         .into_iter()
-        .filter(|(violations, ..)| *violations)
-        .map(|(_, key, text)| (key, text.to_owned()))
+        .filter(|(is_violated, ..)| *is_violated)
+        .map(|(_, key, text)| RuleViolation { key, text: text.to_owned() })
         .collect()
 }
 
@@ -18,8 +24,9 @@ pub fn violations<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec
 pub fn out_of_range<const N: usize>(limits: [(usize, &'static str); N]) -> Vec<RuleViolation> {
     let wrong = limits.into_iter().filter(|(limit, _)| !(1..=MAX_LIMIT).contains(limit));
     wrong
-        .map(|(limit, key)| {
-            (key, format!("found {limit}, expected a number from 1 to {MAX_LIMIT}"))
+        .map(|(limit, key)| RuleViolation {
+            key,
+            text: format!("found {limit}, expected a number from 1 to {MAX_LIMIT}"),
         })
         .collect()
 }
@@ -32,5 +39,9 @@ pub fn zero_timeouts<const N: usize>(
     timeouts: [(Duration, &'static str); N],
 ) -> Vec<RuleViolation> {
     let zero = timeouts.into_iter().filter(|(timeout, _)| timeout.is_zero());
-    zero.map(|(_, key)| (key, "found 0s, expected a duration above zero".to_owned())).collect()
+    zero.map(|(_, key)| RuleViolation {
+        key,
+        text: "found 0s, expected a duration above zero".to_owned(),
+    })
+    .collect()
 }
