@@ -37,8 +37,8 @@ pub struct Policy {
 /// The replies that a client waits for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PendingReplies {
-    /// Whether there is any.
-    pub is_any: bool,
+    /// How many there are; a run of equal ones may count once.
+    pub replies: usize,
     /// Reads that wait for a flight.
     pub flights: usize,
     /// Whether one of them may reflect a write that memory does not know.
@@ -218,7 +218,7 @@ fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
         | Action::Reply(_)
         | Action::Fetch(_)
         | Action::Local(LocalAction::LogIn { instead: None } | LocalAction::Reject { .. }) => false,
-        Action::Local(LocalAction::Reset) => view.pending.is_any,
+        Action::Local(LocalAction::Reset) => view.pending.replies > 0,
         // Otherwise a read could see what its own client wrote behind it (invariant R2).
         Action::Bypass(_)
         | Action::Passthrough
@@ -230,7 +230,7 @@ fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
 
 /// Whether its reply may be missing, and the reply to another command would be taken for it.
 fn has_to_go_alone<M>(view: &View<'_, M>, effect: &SessionEffect) -> bool {
-    let is_reply_due = view.pending.is_any || view.pending.is_keepalive;
+    let is_reply_due = view.pending.replies > 0 || view.pending.is_keepalive;
     let matters = !(view.session.is_desynced() || view.pending.is_close_due);
     is_reply_due && effect.may_go_unanswered() && matters
 }
@@ -463,7 +463,7 @@ mod tests {
             case.expect("GET kept", &expected);
         }
         case.coverage = Coverage::Full;
-        case.pending.is_any = true;
+        case.pending.replies = 1;
         case.expect("GET kept", &reply());
         case.pending.may_observe_write = true;
         case.expect("GET kept", &Action::Bypass(1));
@@ -475,7 +475,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_forwarded_while_a_read_waits_for_a_flight() {
         let mut case = Case::new().await;
-        case.pending = PendingReplies { is_any: true, flights: 1, ..PendingReplies::default() };
+        case.pending = PendingReplies { replies: 1, flights: 1, ..PendingReplies::default() };
         for line in
             ["SET k v", "GET too-long-a-key", "STRLEN absent", "SUBSCRIBE c", "QUIT", "HGET h f"]
         {
@@ -491,7 +491,7 @@ mod tests {
         let mut case = Case::new().await;
         let auth = || Action::Forward(SessionEffect::Auth(Identity::default_user()));
         case.expect("AUTH password", &auth());
-        case.pending.is_any = true;
+        case.pending.replies = 1;
         for line in ["AUTH password", "HELLO 3 AUTH a b", "HELLO 3 AUTH a b AUTH c d", "SELECT x"] {
             case.expect(line, &Action::Wait);
         }

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use super::connection::{ConnState, Connection};
 use super::reply_queue::ForwardedRun;
+use crate::access::Reloadable;
 use crate::cache::Outcome;
 use crate::commands::{
     Action, Class, Command, CommandInfo, Identity, Invalidations, LocalAction, LongAction,
@@ -174,7 +175,7 @@ impl Connection {
         decide: impl FnOnce(&View<'_, Proxy>, Command<'_>) -> T,
     ) -> T {
         let coverage = self.fences.coverage(&self.shared.proxy, now);
-        let credentials = self.shared.credentials.as_ref().map(|credentials| credentials.get());
+        let credentials = self.shared.credentials.as_ref().map(Reloadable::get);
         let view = View {
             policy: &self.shared.policy,
             credentials: credentials.as_deref(),

@@ -20,6 +20,7 @@ const RECHECK: Duration = Duration::from_secs(1);
 
 /// The facts about a connection that its end depends on.
 #[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each fact is independent of the others")]
 pub(super) struct Facts {
     /// Every reply that is here has been sent.
     pub(super) is_written: bool,

@@ -54,7 +54,7 @@ impl ReplyQueue {
     /// The facts that a decision depends on. Those about the connection are added by it.
     pub(super) fn summary(&self) -> PendingReplies {
         PendingReplies {
-            is_any: !self.is_empty(),
+            replies: self.len(),
             flights: self.flights,
             may_observe_write: self.observing > 0,
             ..PendingReplies::default()
