@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn restriction_applies_when_it_is_sent_and_permission_when_confirmed() {
+    fn restriction_applies_when_sent_permission_when_confirmed() {
         for (effect, is_restriction) in [
             (SessionEffect::Multi, true),
             (SessionEffect::Watch, true),

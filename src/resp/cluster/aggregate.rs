@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_become_one() {
+    fn replies_are_combined_by_rule() {
         assert_eq!(together(&Aggregate::First, &["+OK\r\n", "+OK\r\n"]), "+OK\r\n");
         assert_eq!(together(&Aggregate::Sum, &[":3\r\n", ":0\r\n", ":40\r\n"]), ":43\r\n");
         assert_eq!(
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_among_them_is_the_reply_and_what_does_not_go_together_is_one() {
+    fn error_wins_and_mismatched_replies_are_an_error() {
         assert_eq!(
             together(&Aggregate::Sum, &[":3\r\n", "-NO one\r\n", "-NO two\r\n"]),
             "-NO one\r\n"

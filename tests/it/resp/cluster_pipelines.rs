@@ -265,7 +265,7 @@ fn blocking_command_holds_up_no_redirected_one() {
 }
 
 #[test]
-fn replies_that_outgrow_the_buffer_return_the_redirected_command() {
+fn outgrown_buffer_returns_the_redirected_command() {
     let more = format!("{NO_DISCOVERY}resp.max_output_buffer = \"64KiB\"\n");
     let stage = Stage::over(RedisCluster::of(3), &[], &more);
     let mut wire = stage.through();
