@@ -147,7 +147,7 @@ fn write_behind_a_rejected_one_is_not_sent_before_it_has_run() {
 }
 
 #[test]
-fn write_behind_a_read_whose_connection_is_lost_does_not_overtake_it() {
+fn write_never_overtakes_a_read_whose_connection_is_lost() {
     let stage = stage();
     let node = &stage.cluster.nodes[stage.cluster.owner("{0}k")];
     let mut answered = 0;
