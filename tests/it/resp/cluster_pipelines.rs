@@ -576,6 +576,8 @@ impl Disturber<'_> {
         let shard = self.random.random_range(0..3);
         let replica = if cluster.is_primary(shard) { shard + 3 } else { shard };
         cluster.fail_over_to(replica);
+        // Otherwise a slot would be moved to the old primary before it knows of the other.
+        cluster.await_agreed();
         cluster.await_whole();
         self.failovers += 1;
     }
@@ -593,6 +595,8 @@ impl Disturber<'_> {
             thread::sleep(Duration::from_millis(self.random.random_range(0..5)));
         }
         cluster.set_migrated(slot, [from, to]);
+        // Otherwise a replica that does not know of the move could take over without the slot.
+        cluster.await_agreed();
         self.moves += 1;
     }
 }
@@ -609,8 +613,10 @@ fn random_pipelines_get_the_replies_of_their_commands() {
     let seed = setting("REDIS_PROXY_TEST_SEED", rand::random());
     println!("REDIS_PROXY_TEST_SEED={seed}");
     let more = "redis.response_timeout = \"10s\"\n";
+    // Otherwise replicas take over by themselves on a busy machine, without the last writes.
+    let patient = ["--cluster-node-timeout", "10000"];
     let stage = Stage::over(
-        RedisCluster::with_replicas(3),
+        RedisCluster::start(3, 3, &patient),
         &["--cluster-require-full-coverage", "no"],
         more,
     );
@@ -683,6 +689,20 @@ impl Stage {
 }
 
 impl RedisCluster {
+    /// Returns once all nodes name the same primary for every slot.
+    fn await_agreed(&self) {
+        eventually("the nodes agree on the primary of every slot", || {
+            let claims: Vec<_> = (0..self.nodes.len())
+                .map(|node| {
+                    try_ask(&self.nodes[node], &["CLUSTER", "NODES"])
+                        .map(|view: String| claims(&view))
+                })
+                .collect::<Result<_, _>>()
+                .ok()?;
+            claims.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
+        });
+    }
+
     /// Moves one key of a slot that is on its way.
     fn move_key(&self, slot: u16, from: usize, to: usize) {
         let question = ["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "1"];
@@ -699,4 +719,15 @@ impl RedisCluster {
         self.move_keys(slot, from, to);
         self.end_to_move(slot, from, to);
     }
+}
+
+/// The primaries and their slots, as one node reports them.
+fn claims(view: &str) -> BTreeMap<String, Vec<String>> {
+    let lines = view.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let primaries = lines.filter(|words| words.len() > 2 && words[2].contains("master"));
+    let slots = |words: &[&str]| {
+        let ranges = words.iter().skip(8).filter(|word| !word.starts_with('['));
+        ranges.map(|word| (*word).to_owned()).collect()
+    };
+    primaries.map(|words| (words[0].to_owned(), slots(&words))).collect()
 }
