@@ -829,3 +829,22 @@ async fn log_in(stream: &mut Tied, login: &Bytes) -> Result<(), BackendError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_for_all_nodes_is_not_sent_to_one_of_them_twice() {
+        let [a, b, c] = [1, 2, 3].map(NodeName::for_test);
+        for (primaries, last, taken, expected) in [
+            (&[a, b][..], Some(a), &[a, b][..], Some(a)),
+            (&[b, c], Some(a), &[a, b], Some(c)),
+            (&[b], Some(a), &[a, b], None),
+            (&[b], None, &[], Some(b)),
+            (&[], Some(a), &[a], None),
+        ] {
+            assert_eq!(keyless_target(primaries, last, taken), expected, "{primaries:?} {last:?}");
+        }
+    }
+}

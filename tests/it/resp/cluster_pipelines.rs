@@ -123,6 +123,75 @@ fn command_of_keys_on_two_nodes_waits_for_the_move() {
 }
 
 #[test]
+fn write_behind_a_rejected_one_is_not_sent_before_it_has_run() {
+    let stage = stage();
+    let mut wire = stage.through();
+    wire.ask_line("SET {0}p 0");
+    let nodes = ["{0}p", "{1}x"].map(|key| stage.cluster.owner(key));
+    let slot = stage.cluster.slot("{0}p");
+    stage.cluster.begin_to_move(slot, nodes[0], nodes[1]);
+    // `q` does not exist, so `MSET` is tried again until `p` has moved too.
+    wire.send(words("MSET {0}p 1 {0}q 1"));
+    eventually("the command is tried again", || (stage.redirects("followed") > 2.0).then_some(()));
+    let from = &stage.cluster.nodes[nodes[0]];
+    let sets = from.calls("set");
+    wire.send(words("SET {0}p 2"));
+    let followed = stage.redirects("followed");
+    eventually("more tries", || (stage.redirects("followed") > followed + 3.0).then_some(()));
+    assert_eq!(from.calls("set"), sets, "the second write overtook the first");
+    stage.cluster.set_migrated(slot, nodes);
+    let told: Vec<_> = wire.answers(2).iter().map(|reply| show(reply)).collect();
+    assert_eq!(told, [OK, OK]);
+    assert_eq!(wire.told_line("GET {0}p"), text("2"));
+}
+
+#[test]
+fn write_behind_a_lost_read_does_not_overtake_it() {
+    let stage = stage();
+    let node = &stage.cluster.nodes[stage.cluster.owner("{0}k")];
+    let mut answered = 0;
+    for round in 0..30 {
+        let key = format!("{{0}}k{round}");
+        let mut wire = stage.through();
+        assert_eq!(wire.told_line(&format!("LLEN {key}")), ":0\\r\\n");
+        let mut killer = Wire::connect(node.tcp_address());
+        node.pause();
+        // The node reads the two in this order, so the read gets no reply.
+        killer.send(words("CLIENT KILL TYPE normal"));
+        wire.send(words(&format!("LLEN {key}")));
+        node.resume();
+        assert!(killer.answer().starts_with(b":"));
+        wire.send(words(&format!("RPUSH {key} x")));
+        // A write that was sent over the lost connection ends the client's.
+        let [Ok(read), Ok(_)] = [wire.try_answer(), wire.try_answer()] else { continue };
+        assert_eq!(show(&read), ":0\\r\\n", "the write overtook the read");
+        answered += 1;
+    }
+    assert!(answered > 0, "the write was always sent too early");
+}
+
+#[test]
+fn write_whose_connection_is_lost_is_not_sent_again() {
+    let stage = stage();
+    let mut wire = stage.through();
+    let node = &stage.cluster.nodes[stage.cluster.owner("{0}k")];
+    assert_eq!(wire.told_line("LLEN {0}k"), ":0\\r\\n");
+    node.command(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+    let appends = || {
+        let clients = format!("{:?}", node.command(&["CLIENT", "LIST"]));
+        clients.matches("cmd=append").count()
+    };
+    wire.send([words("LLEN {0}k"), words("APPEND {0}k x")].concat());
+    eventually("the write waits", || (appends() == 1).then_some(()));
+    // It may have run, as far as the proxy can tell.
+    node.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+    assert_eq!(show(&wire.rest()), ":0\\r\\n");
+    assert_eq!(appends(), 0);
+    node.command(&["CLIENT", "UNPAUSE"]);
+    assert_eq!(stage.through().told_line("EXISTS {0}k"), ":0\\r\\n");
+}
+
+#[test]
 fn split_commands_over_a_moving_slot_reply_in_order() {
     let stage = stage();
     let mut wire = stage.through();
