@@ -562,5 +562,5 @@ impl Moved {
 /// try again; `LOADING` is what makes most clients do so that can.
 pub(super) fn write_failure(output: &mut WriteBuf, error: &BackendError) {
     let code = if error.is_transient() { "LOADING" } else { "ERR" };
-    write_error(output.tail(), format!("{code} redis-proxy: Redis cannot be asked: {error}"));
+    write_error(output.tail(), format!("{code} redis-proxy: upstream unavailable: {error}"));
 }

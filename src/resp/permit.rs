@@ -1,4 +1,4 @@
-//! Which commands a listener with `resp.allow` takes: reads of which every key is known and allowed, and what concerns the
+//! Which commands a listener with `resp.allow_keys` takes: reads of which every key is known and allowed, and what concerns the
 //! connection alone.
 //!
 //! The rule that must not be broken: what is not known to touch no other key is refused, before anything is looked up and
@@ -24,7 +24,7 @@ impl Connection {
         class: Class,
         arguments: Arguments<'_>,
     ) -> Option<(&'static str, RejectReason)> {
-        let allow = &self.shared.settings.allow;
+        let allow = &self.shared.settings.allow_keys;
         if allow.allows_all() {
             return None;
         }

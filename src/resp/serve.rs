@@ -334,7 +334,7 @@ impl Connection {
         let is_pipe = is_pipe(known.class, arguments);
         let is_stranger = self.judge(known.class, arguments).is_some();
         // Which keys it names is still to come.
-        let is_forbidden = !self.shared.settings.allow.allows_all();
+        let is_forbidden = !self.shared.settings.allow_keys.allows_all();
         if is_stranger || is_forbidden {
             let (text, refusal) = if is_stranger {
                 (NO_AUTH, RejectReason::Login)

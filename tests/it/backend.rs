@@ -486,7 +486,7 @@ mod odd_answers {
         relay.stall();
         let readers: Vec<Client> =
             (0..100).map(|number| ask(&proxy, &number.to_string())).collect();
-        await_metric(&proxy, "flights", 100.0);
+        await_metric(&proxy, "inflight_fetches", 100.0);
         relay.resume();
         for (number, mut reader) in readers.into_iter().enumerate() {
             assert_eq!(text(&reader.read_response()), format!("value {number}"));
@@ -539,7 +539,7 @@ mod odd_answers {
             let readers: Vec<_> = (0..READERS)
                 .map(|key| scope.spawn(move || read_for_a_second(proxy, key)))
                 .collect();
-            await_metric(proxy, "flights", 16.0);
+            await_metric(proxy, "inflight_fetches", 16.0);
             relay.inject(b"+OK\r\n");
             readers.into_iter().all(|reader| reader.join().unwrap())
         });
@@ -636,7 +636,7 @@ mod limits {
         relay.stall();
         let mut readers: Vec<Client> =
             (0..4).map(|number| ask(&proxy, &number.to_string())).collect();
-        await_metric(&proxy, "flights", 4.0);
+        await_metric(&proxy, "inflight_fetches", 4.0);
 
         let (refused, took) = timed_read(&proxy, "more");
         assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));

@@ -132,7 +132,7 @@ fn a_reader_who_goes_away_while_fetching_harms_nobody() {
 /// Asks for a key on a connection that will be reset when it is dropped, since it has an answer that is not read.
 fn ask_with_an_answer_unread(proxy: &Proxy, mut client: Client, key: &str) -> Client {
     client.send_raw(&[request(""), request(key)].concat());
-    await_metric(proxy, "flights", 1.0);
+    await_metric(proxy, "inflight_fetches", 1.0);
     client
 }
 
@@ -143,7 +143,7 @@ fn a_stream_that_is_reset_while_fetching_harms_nobody() {
     relay.stall();
     let client = Http2::connect(proxy.http());
     let leader = client.send("key");
-    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "inflight_fetches", 1.0);
     let follower = client.send("key");
     // What comes later on the same connection is read later.
     assert_eq!(client.answer(client.send("")).0, 400);
@@ -162,12 +162,12 @@ fn a_fetch_nobody_waits_for_any_more_still_fills_the_cache() {
     relay.stall();
     let client = Http2::connect(proxy.http());
     let reader = client.send("key");
-    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "inflight_fetches", 1.0);
     reader.abort();
     drop(client);
     await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
     relay.resume();
-    await_metric(&proxy, "flights", 0.0);
+    await_metric(&proxy, "inflight_fetches", 0.0);
     assert_hit(&read(&proxy, "key"));
     assert_eq!(redis.calls("get"), 1);
 }
@@ -226,7 +226,7 @@ fn a_key_is_not_given_longer_than_redis_lets_it_live() {
     let redis = RedisServer::start();
     let proxy = proxy(
         &redis,
-        "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"\ncache.stale_grace = \"60s\"",
+        "cache.coherence = \"ttl\"\ncache.ttl = \"60s\"\ncache.stale_if_error = \"60s\"",
     );
     redis.command(&["SET", "brief", "value", "PX", "300"]);
     let written = Instant::now();
@@ -258,23 +258,23 @@ fn that_a_key_does_not_exist_is_not_remembered_where_redis_does_not_tell_when_it
 }
 
 #[test]
-fn that_a_key_does_not_exist_is_remembered_for_ttl_absent() {
-    const TTL_ABSENT: Duration = Duration::from_millis(400);
+fn that_a_key_does_not_exist_is_remembered_for_negative_ttl() {
+    const NEGATIVE_TTL: Duration = Duration::from_millis(400);
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl_absent = \"400ms\"");
+    let proxy = proxy(&redis, "cache.negative_ttl = \"400ms\"");
     assert_eq!(read(&proxy, "nothing").status, 404);
     let again = read(&proxy, "nothing");
     assert_eq!(again.status, 404);
-    assert!(cache_status(&again).contains("hit; detail=absent"), "{again:?}");
+    assert!(cache_status(&again).contains("hit; detail=negative_hit"), "{again:?}");
     assert_eq!(redis.calls("get"), 1);
-    assert_eq!(reads(&proxy, "absent").to_string(), "1");
+    assert_eq!(reads(&proxy, "negative_hit").to_string(), "1");
 
     set(&redis, "nothing", "something");
     let written = Instant::now();
     eventually("the key is found", || {
         let asked = written.elapsed();
         let found = read(&proxy, "nothing").status == 200;
-        assert!(found || asked < TTL_ABSENT, "not found {asked:?} after it was set");
+        assert!(found || asked < NEGATIVE_TTL, "not found {asked:?} after it was set");
         found.then_some(())
     });
 }
@@ -282,7 +282,7 @@ fn that_a_key_does_not_exist_is_remembered_for_ttl_absent() {
 #[test]
 fn while_redis_is_down_an_expired_value_stands_in() {
     let mut redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"60s\"");
+    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_if_error = \"60s\"");
     proxy.expect_log("no link to Redis");
     set(&redis, "key", "old");
     value(&proxy, "key");
@@ -308,7 +308,7 @@ fn while_redis_is_down_an_expired_value_stands_in() {
 fn an_expired_value_stands_in_no_longer_than_the_grace() {
     const LIFE: Duration = Duration::from_millis(100 + 400);
     let mut redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"400ms\"");
+    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_if_error = \"400ms\"");
     proxy.expect_log("no link to Redis");
     set(&redis, "key", "value");
     value(&proxy, "key");
@@ -351,7 +351,7 @@ fn without_a_grace_nothing_stands_in() {
 #[test]
 fn an_answer_of_redis_is_not_replaced_by_a_stale_value() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"50ms\"\ncache.stale_grace = \"60s\"");
+    let proxy = proxy(&redis, "cache.ttl = \"50ms\"\ncache.stale_if_error = \"60s\"");
     set(&redis, "key", "value");
     value(&proxy, "key");
     redis.command(&["DEL", "key"]);

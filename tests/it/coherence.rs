@@ -47,13 +47,13 @@ const CONTROL_SECONDS: u64 = 8;
 /// Nothing ends by its age, so whatever is too old was not invalidated.
 const TRACKING: &str = r#"
     cache.ttl = "1h"
-    cache.ttl_absent = "1h"
+    cache.negative_ttl = "1h"
     cache.coherence = "tracking"
     cache.coherence_timeout = "500ms"
 "#;
 const NOTHING_BUT_A_TTL: &str = r#"
     cache.ttl = "1h"
-    cache.ttl_absent = "1h"
+    cache.negative_ttl = "1h"
     cache.coherence = "ttl"
 "#;
 /// As many as anybody has tried at once.

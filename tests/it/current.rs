@@ -95,7 +95,8 @@ fn one_question_serves_all_who_wait() {
 
 #[test]
 fn where_redis_does_not_answer_there_is_no_current_answer() {
-    let more = format!("{LASTING}\ncache.stale_grace = \"1h\"\nredis.response_timeout = \"300ms\"");
+    let more =
+        format!("{LASTING}\ncache.stale_if_error = \"1h\"\nredis.response_timeout = \"300ms\"");
     let (redis, relay, proxy) = behind_relay(&more);
     proxy.expect_log(DOWN);
     set(&redis, "key", "value");

@@ -237,7 +237,7 @@ fn a_flood_of_cold_keys_is_refused_at_once_and_hits_are_as_before() {
     await_metric(&stage.proxy, OVERLOADED, f64::from(refused));
     let took = begun.elapsed();
     assert!(took < 4 * AT_ONCE, "{refused} were refused within {took:?}");
-    assert!(metric(&stage.proxy, "flights") <= 24.0);
+    assert!(metric(&stage.proxy, "inflight_fetches") <= 24.0);
     let (p99, longest) = tail(hits(&stage));
     assert!(p99 < AT_ONCE, "{p99:?}");
     stage.relay.resume();
@@ -277,14 +277,14 @@ fn reads_that_wait_for_a_proof_are_no_more_than_max_queue() {
 #[test]
 fn an_old_value_stands_in_where_too_many_reads_wait() {
     let short = NARROW.replace("\"1h\"", "\"100ms\"");
-    let stage = Stage::start(&format!("{short}\ncache.stale_grace = \"1h\""));
+    let stage = Stage::start(&format!("{short}\ncache.stale_if_error = \"1h\""));
     stage.relay.stall();
     let mut waiting: Vec<_> = (0..24).map(|_| Client::connect(stage.proxy.http())).collect();
     waiting
         .iter_mut()
         .enumerate()
         .for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
-    await_metric(&stage.proxy, "flights", 24.0);
+    await_metric(&stage.proxy, "inflight_fetches", 24.0);
     let old = eventually("the value's time is over", || {
         let response = get(stage.proxy.http(), "/keys/hot");
         response
@@ -394,7 +394,7 @@ fn http_2_streams_that_are_reset_at_once_cost_no_more_than_the_places_there_are(
     _ = stream.write_all(&bytes);
     let (p99, longest) = tail(hits(&stage));
     assert!(p99 < AT_ONCE, "{p99:?}");
-    let flights = metric(&stage.proxy, "flights");
+    let flights = metric(&stage.proxy, "inflight_fetches");
     assert!(flights <= 24.0, "{flights} flights");
     let mut answer = Vec::new();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

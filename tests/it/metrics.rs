@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::resp::wire::Wire;
 use crate::stage::{
     ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads,
     set, text, value,
@@ -18,7 +19,7 @@ use crate::stage::{
 use crate::support::http::{self, Client};
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
-const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "absent", "bypass"];
+const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass"];
 const CAUSES: [&str; 5] = ["capacity", "expired", "invalidated", "flushed", "resized"];
 
 /// Sees that `redis_proxy_{series}` is `expected`.
@@ -45,6 +46,20 @@ fn all_reads(proxy: &Proxy) -> (f64, f64) {
 }
 
 #[test]
+fn a_command_has_a_series_once_it_was_seen() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "resp.listen = \"127.0.0.1:0\"");
+    assert!(!proxy.metrics().text().contains("commands_total"));
+    let mut wire = Wire::connect(proxy.resp_address());
+    wire.told(&["PING"]);
+    eventually("the command is counted", || {
+        (proxy.metrics().value("redis_proxy_commands_total{command=\"ping\"}") == Some(1.0))
+            .then_some(())
+    });
+    assert_eq!(proxy.metrics().text().matches("redis_proxy_commands_total{").count(), 1);
+}
+
+#[test]
 fn every_figure_is_there_from_the_start() {
     let mut redis = RedisServer::start();
     redis.stop();
@@ -52,15 +67,17 @@ fn every_figure_is_there_from_the_start() {
     proxy.expect_log("no link to Redis");
     let zero =
         ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
-    for name in
-        zero.into_iter().chain(["coherent", "tracking_reconnects_total", "flights_discarded_total"])
-    {
+    for name in zero.into_iter().chain([
+        "tracking_active",
+        "tracking_reconnects_total",
+        "fetches_discarded_total",
+    ]) {
         assert_metric(&proxy, name, 0);
     }
     for cause in &CAUSES {
         assert_metric(&proxy, &format!("cache_evictions_total{{cause=\"{cause}\"}}"), 0);
     }
-    for kind in ["key", "all", "disconnect", "overflow"] {
+    for kind in ["key", "all", "disconnect"] {
         assert_metric(&proxy, &format!("invalidations_total{{kind=\"{kind}\"}}"), 0);
     }
     assert_eq!(all_reads(&proxy), (0.0, 0.0));
@@ -69,14 +86,14 @@ fn every_figure_is_there_from_the_start() {
     for reason in ["token", "key", "tls"] {
         assert_metric(
             &proxy,
-            &format!("refused_total{{front_end=\"http\",reason=\"{reason}\"}}"),
+            &format!("rejected_total{{front_end=\"http\",reason=\"{reason}\"}}"),
             0,
         );
     }
     for reason in ["login", "key", "command", "tls"] {
         assert_metric(
             &proxy,
-            &format!("refused_total{{front_end=\"resp\",reason=\"{reason}\"}}"),
+            &format!("rejected_total{{front_end=\"resp\",reason=\"{reason}\"}}"),
             0,
         );
     }
@@ -88,9 +105,9 @@ fn every_figure_is_there_from_the_start() {
         "disconnected",
         "overloaded",
         "unavailable",
-        "refused",
+        "error_reply",
         "wrong_type",
-        "vanished",
+        "cancelled",
     ] {
         assert_metric(&proxy, &format!("backend_errors_total{{kind=\"{kind}\"}}"), 0);
     }
@@ -125,7 +142,7 @@ fn buckets_begin_at_ten_microseconds() {
 #[test]
 fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
     let (mut redis, relay, proxy) =
-        behind_relay("cache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"");
+        behind_relay("cache.negative_ttl = \"60s\"\ncache.stale_if_error = \"60s\"");
     proxy.expect_log("no link to Redis");
     set(&redis, "key", "value");
     redis.command(&["LPUSH", "list", "element"]);
@@ -137,7 +154,7 @@ fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
     relay.stall();
     set(&redis, "shared", "value");
     let mut readers: Vec<Client> = (0..5).map(|_| ask(&proxy, "shared")).collect();
-    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "inflight_fetches", 1.0);
     await_metric(&proxy, "connections{front_end=\"http\"}", 5.0);
     relay.resume();
     for reader in &mut readers {
@@ -158,9 +175,9 @@ fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
     let misses = metric(&proxy, "cache_misses_total");
     assert_eq!((hits + misses, hits + misses), all_reads(&proxy));
     let from_memory: f64 =
-        ["hit", "absent", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
+        ["hit", "negative_hit", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
     assert_eq!(hits.to_string(), from_memory.to_string());
-    assert_eq!(reads(&proxy, "absent").to_string(), "2");
+    assert_eq!(reads(&proxy, "negative_hit").to_string(), "2");
     assert_eq!(
         reads(&proxy, "miss").to_string(),
         "7",
@@ -172,7 +189,7 @@ fn hits_and_misses_are_all_reads_whatever_their_outcomes() {
 }
 
 const TINY_TTL: &str =
-    "cache.ttl = \"1ms\"\ncache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"";
+    "cache.ttl = \"1ms\"\ncache.negative_ttl = \"60s\"\ncache.stale_if_error = \"60s\"";
 
 #[test]
 fn requests_that_are_no_reads_are_not_counted() {
@@ -187,7 +204,7 @@ fn requests_that_are_no_reads_are_not_counted() {
 #[test]
 fn entries_and_bytes_are_exact_as_values_come_and_go() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.capacity = 3\ncache.ttl_absent = \"60s\"");
+    let proxy = proxy(&redis, "cache.capacity = 3\ncache.negative_ttl = \"60s\"");
     // A key of 1, 2, 3... bytes with a value of ten times as many.
     for length in 1..=4 {
         set(&redis, &"k".repeat(length), &"v".repeat(length * 10));
@@ -207,12 +224,12 @@ fn entries_and_bytes_are_exact_as_values_come_and_go() {
     assert_metric(&proxy, "cache_bytes", 11 * (3 + 4) + 6);
 
     assert_eq!(
-        proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.ttl_absent = \"60s\"")),
+        proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.negative_ttl = \"60s\"")),
         Reload::Reloaded
     );
     assert_metric(&proxy, "cache_entries", 1);
     assert_metric(&proxy, "cache_bytes", 6);
-    assert_eq!(proxy.reload(&config(&redis.url(), "cache.ttl_absent = 0")), Reload::Reloaded);
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.negative_ttl = 0")), Reload::Reloaded);
     assert_metric(&proxy, "cache_entries", 0);
     assert_metric(&proxy, "cache_bytes", 0);
 }
@@ -220,7 +237,7 @@ fn entries_and_bytes_are_exact_as_values_come_and_go() {
 #[test]
 fn a_value_that_changed_its_size_is_counted_anew() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"20ms\"\ncache.stale_grace = \"60s\"");
+    let proxy = proxy(&redis, "cache.ttl = \"20ms\"\ncache.stale_if_error = \"60s\"");
     set(&redis, "key", "short");
     value(&proxy, "key");
     set(&redis, "key", "rather longer");
@@ -293,7 +310,7 @@ fn an_expired_value_that_is_fetched_again_counts_as_one_expiry() {
 #[test]
 fn every_read_and_every_fetch_is_timed() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl_absent = 0");
+    let proxy = proxy(&redis, "cache.negative_ttl = 0");
     set(&redis, "key", "value");
     for _ in 0..10 {
         value(&proxy, "key");
@@ -394,10 +411,10 @@ fn how_many_connections_may_be_and_what_is_to_keep_answers_true_is_told() {
     let tracking = proxy(&redis, limits);
     assert_metric(&tracking, "connections_limit{front_end=\"http\"}", 77);
     assert_metric(&tracking, "connections_limit{front_end=\"admin\"}", 7);
-    assert_metric(&tracking, "coherence_wanted", 1);
+    assert_metric(&tracking, "tracking_expected", 1);
     let by_ttl = proxy(&redis, "cache.coherence = \"ttl\"");
-    assert_metric(&by_ttl, "coherence_wanted", 0);
-    assert_metric(&by_ttl, "coherent", 0);
+    assert_metric(&by_ttl, "tracking_expected", 0);
+    assert_metric(&by_ttl, "tracking_active", 0);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::resp::wire::Wire;
 use crate::stage::{proxy, read, set, value};
 use crate::support::prometheus::Prometheus;
 use crate::support::{Proxy, RedisServer, Signal, within};
@@ -288,6 +289,7 @@ fn exposition() -> String {
     let proxy = told_of(&redis);
     set(&redis, "key", "value");
     value(&proxy, "key");
+    Wire::connect(proxy.resp_address()).told(&["PING"]);
     proxy.metrics().text().to_owned()
 }
 

@@ -385,7 +385,7 @@ fn who_does_not_come_to_terms_is_counted_and_who_only_knocks_is_not() {
     for (section, address, ask) in
         [("http", proxy.http(), livez as fn(&mut Line) -> _), ("resp", proxy.resp_address(), ping)]
     {
-        let series = format!("refused_total{{front_end=\"{section}\",reason=\"tls\"}}");
+        let series = format!("rejected_total{{front_end=\"{section}\",reason=\"tls\"}}");
         let try_with = |client: &Arc<ClientConfig>| {
             connect(address, client).and_then(|mut line| ask(&mut line))
         };

@@ -102,7 +102,7 @@ async fn the_age_counts_from_before_the_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_never_outlives_its_key() {
-    let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
+    let cache = cache(Settings { stale_if_error: 60 * SECOND, ..settings(10) });
     read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND))).await.unwrap();
     advance(3 * SECOND).await;
     assert_eq!(
@@ -118,7 +118,7 @@ async fn absent_keys_are_kept_for_their_own_time_only() {
         let answer = read(&cache, "k", Fetched::Absent).await.unwrap();
         assert_eq!((answer.outcome, answer.entry.value().is_none()), (Outcome::Miss, true));
     }
-    cache.apply(&Settings { ttl_absent: NegativeTtl::Fixed(SECOND), ..settings(10) });
+    cache.apply(&Settings { negative_ttl: NegativeTtl::Fixed(SECOND), ..settings(10) });
     read(&cache, "k", Fetched::Absent).await.unwrap();
     assert_eq!(outcome(&cache, "k").await, Outcome::NegativeHit);
     advance(SECOND).await;
@@ -127,7 +127,7 @@ async fn absent_keys_are_kept_for_their_own_time_only() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
-    let cache = cache(Settings { stale_grace: 10 * SECOND, ..settings(10) });
+    let cache = cache(Settings { stale_if_error: 10 * SECOND, ..settings(10) });
     outcome(&cache, "k").await;
     advance(65 * SECOND).await;
     let answer = read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap();
@@ -147,7 +147,7 @@ async fn a_stale_entry_stands_in_only_when_redis_does_not_answer() {
 #[tokio::test(start_paused = true)]
 async fn what_redis_contradicted_does_not_stand_in() {
     for contradiction in [Fetched::Absent, Fetched::ErrorReply(Failure::Refused)] {
-        let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
+        let cache = cache(Settings { stale_if_error: 60 * SECOND, ..settings(10) });
         outcome(&cache, "k").await;
         advance(61 * SECOND).await;
         _ = read(&cache, "k", contradiction).await;

@@ -1,10 +1,10 @@
-//! `http.allow`: keys outside the list are refused alike, whether they exist or not, and nothing is asked of Redis.
+//! `http.allow_keys`: keys outside the list are refused alike, whether they exist or not, and nothing is asked of Redis.
 
 use crate::stage::{await_ready, config, reads};
 use crate::support::http::{Client, Response, get, key_path};
 use crate::support::{Proxy, RedisServer, eventually};
 
-const ALLOW: &str = "http.allow = [\"public:*\", \"greeting\"]";
+const ALLOW: &str = "http.allow_keys = [\"public:*\", \"greeting\"]";
 
 struct Listed {
     proxy: Proxy,
@@ -92,7 +92,7 @@ fn nothing_tells_whether_a_key_outside_exists() {
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[0][0].status, 403);
     assert_eq!(listed.redis.calls("get") + listed.redis.calls("pttl"), asked, "Redis was asked");
-    for outcome in ["hit", "miss", "coalesced", "absent", "bypass"] {
+    for outcome in ["hit", "miss", "coalesced", "negative_hit", "bypass"] {
         assert!(reads(&listed.proxy, outcome).abs() < f64::EPSILON, "{outcome}");
     }
 }
@@ -122,16 +122,17 @@ fn hot_keys_beside_the_keys_are_those_of_the_list() {
 fn a_list_is_text_in_the_environment_and_a_bad_one_is_refused() {
     let redis = RedisServer::start();
     redis.command(&["SET", "one", "1"]);
-    let builder = Proxy::builder(&config(&redis.url(), "http.allow = [\"two\"]"));
-    let proxy = builder.environment("REDIS_PROXY_HTTP__ALLOW", "public:*, one").start();
+    let builder = Proxy::builder(&config(&redis.url(), "http.allow_keys = [\"two\"]"));
+    let proxy = builder.environment("REDIS_PROXY_HTTP__ALLOW_KEYS", "public:*, one").start();
     await_ready(&proxy);
     assert_eq!(["/keys/one", "/keys/two"].map(|path| get(proxy.http(), path).status), [200, 403]);
     for bad in ["[\"a*b\"]", "[\"\"]", "[\"*a\"]", "[\"a,b\"]", "\"a,,b\"", "[\" a\"]", "3"] {
         for section in ["http", "resp"] {
-            let output = Proxy::builder(&config(&redis.url(), &format!("{section}.allow = {bad}")))
-                .run_to_end();
+            let output =
+                Proxy::builder(&config(&redis.url(), &format!("{section}.allow_keys = {bad}")))
+                    .run_to_end();
             assert!(
-                output.0 == 78 && output.1.contains(&format!("{section}.allow: found")),
+                output.0 == 78 && output.1.contains(&format!("{section}.allow_keys: found")),
                 "{bad}: {output:?}"
             );
         }

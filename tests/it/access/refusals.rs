@@ -1,4 +1,4 @@
-//! `redis_proxy_refused_total`: who is turned away is counted once, by where and why, and nobody else is.
+//! `redis_proxy_rejected_total`: who is turned away is counted once, by where and why, and nobody else is.
 
 use super::SecretFile;
 use crate::resp::ways::{LASTING, resp_config};
@@ -25,7 +25,7 @@ fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
     let told = REASONS.map(|(front_end, reason)| {
         let count = metric(
             proxy,
-            &format!("refused_total{{front_end=\"{front_end}\",reason=\"{reason}\"}}"),
+            &format!("rejected_total{{front_end=\"{front_end}\",reason=\"{reason}\"}}"),
         );
         (front_end, reason, count.to_string())
     });
@@ -46,7 +46,7 @@ fn over_http_tokens_and_keys_are_counted_and_signs_of_life_are_not() {
     let (redis, file) = (RedisServer::start(), SecretFile::new("first-token-0123456789"));
     let config = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nhttp.tokens_file = \"{}\"\n\
-         http.allow = [\"public:*\"]\nredis.url = \"{}\"",
+         http.allow_keys = [\"public:*\"]\nredis.url = \"{}\"",
         file.name(),
         redis.url()
     );
@@ -122,5 +122,5 @@ fn clients_of_redis_are_counted_by_what_they_may_not() {
     assert_refused(&proxy, &[("resp", "login", 3), ("resp", "key", 2), ("resp", "command", 2)]);
     // It says more than its password before it hears that it is wrong.
     assert!(client("wrong").is_err());
-    assert!(metric(&proxy, r#"refused_total{front_end="resp",reason="login"}"#) > 3.0);
+    assert!(metric(&proxy, r#"rejected_total{front_end="resp",reason="login"}"#) > 3.0);
 }

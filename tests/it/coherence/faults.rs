@@ -2,7 +2,7 @@
 //!
 //! Model: a deck of all faults is shuffled by the seed and dealt out, and then again. Each fault is done, lasts for a
 //! while, is healed, and is over when the proxy has been seen ready; then there is peace for a while. Every other
-//! fault comes while `cache.stale_grace` lets values stand in, which is changed by a reload.
+//! fault comes while `cache.stale_if_error` lets values stand in, which is changed by a reload.
 //!
 //! The rule: the weather knows of a fault before the fault is done, and of its end only after it.
 
@@ -304,7 +304,7 @@ impl<'a> Adversary<'a> {
         self.grace = next;
         let (grace, clock) = (&self.world.weather.grace, &self.world.clock);
         if next == SOME_GRACE {
-            grace.begin("stale_grace", clock.now());
+            grace.begin("stale_if_error", clock.now());
         }
         self.reload();
         if next == NO_GRACE {

@@ -32,13 +32,12 @@ pub(super) const KEEP_DATA: [&str; 6] =
 /// few bytes of it may be in use. Without them what is counted is what the proxy has.
 const SMALL_PAGES: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
 /// What the proxy counts, by the name it has in the report.
-const FIGURES: [(&str, &str); 7] = [
-    ("flights discarded", "flights_discarded_total"),
+const FIGURES: [(&str, &str); 6] = [
+    ("flights discarded", "fetches_discarded_total"),
     ("reconnects", "tracking_reconnects_total"),
     ("invalidations of a key", "invalidations_total{kind=\"key\"}"),
     ("of all", "invalidations_total{kind=\"all\"}"),
     ("by disconnect", "invalidations_total{kind=\"disconnect\"}"),
-    ("by overflow", "invalidations_total{kind=\"overflow\"}"),
     ("evictions for room", "cache_evictions_total{cause=\"capacity\"}"),
 ];
 
@@ -57,7 +56,7 @@ impl Plan {
     fn config(coherence: &str, relay: &Relay, capacity: u32, grace: &str) -> String {
         let more = format!(
             "daemon.worker_threads = 2\nresp.listen = \"127.0.0.1:0\"\ncache.capacity = {capacity}\n\
-             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{coherence}"
+             cache.stale_if_error = \"{grace}\"\nredis.ping_interval = \"100ms\"\nredis.response_timeout = \"2s\"\n{coherence}"
         );
         config(&relay_url(relay), &more)
     }

@@ -77,7 +77,7 @@ pub(super) struct Weather {
     pub(super) changes: Spells,
     /// From when another Redis may have been made the primary until it was written to, and the news could be here.
     pub(super) failovers: Spells,
-    /// When `cache.stale_grace` was more than zero.
+    /// When `cache.stale_if_error` was more than zero.
     pub(super) grace: Spells,
 }
 
@@ -140,7 +140,7 @@ mod tests {
         weather.trouble.begin("a fault", ms(100));
         weather.trouble.end(ms(200));
         weather.trouble.begin("another fault", ms(500));
-        weather.grace.begin("stale_grace", ms(150));
+        weather.grace.begin("stale_if_error", ms(150));
         weather.grace.end(ms(600));
         weather
     }

@@ -208,7 +208,7 @@ fn a_password_that_is_changed_at_run_time_is_taken_from_its_file() {
     let refused = ask(&mut connect(), "GET key");
     assert_at_once(
         &refused,
-        "-ERR redis-proxy: Redis cannot be asked: Redis refused the login: WRONGPASS",
+        "-ERR redis-proxy: upstream unavailable: Redis refused the login: WRONGPASS",
     );
     fs::write(&of_redis, "new").unwrap();
     let begun = Instant::now();

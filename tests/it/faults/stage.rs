@@ -102,7 +102,7 @@ pub(crate) fn ask(wire: &mut Wire, line: &str) -> (String, Duration) {
 /// `value`, as a client of Redis is told it.
 pub(crate) const VALUE: &str = "$5\\r\\nvalue\\r\\n";
 /// What a client of Redis is told of a Redis that cannot be asked.
-pub(crate) const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked: ";
+pub(crate) const NO_REDIS: &str = "-LOADING redis-proxy: upstream unavailable: ";
 
 /// Sees that an answer begins like this and came at once.
 #[track_caller]

@@ -1,4 +1,4 @@
-//! Who is let in, by the front end's own name and password, and to which keys (`resp.allow`).
+//! Who is let in, by the front end's own name and password, and to which keys (`resp.allow_keys`).
 
 use super::ways::{LASTING, resp_config};
 use super::wire::{Wire, show};

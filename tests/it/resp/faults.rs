@@ -230,7 +230,7 @@ fn what_was_said_last_is_done_though_nobody_waits_for_the_answer() {
 
 #[test]
 fn a_redis_that_goes_takes_along_who_has_a_state_there_and_nobody_else() {
-    let Some(stage) = Stage::start("cache.stale_grace = \"1h\"") else { return };
+    let Some(stage) = Stage::start("cache.stale_if_error = \"1h\"") else { return };
     stage.proxy.expect_log(DOWN);
     stage.redis.command(&["SET", "key", "value"]);
     let (mut reader, mut writer) = (stage.connect(), stage.connect());

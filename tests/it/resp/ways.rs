@@ -131,7 +131,7 @@ impl Ways {
 
     /// How many were answered from memory.
     pub(crate) fn answered_from_memory(&self) -> Option<f64> {
-        self.reads(&["hit", "absent"])
+        self.reads(&["hit", "negative_hit"])
     }
 
     /// Does what is to be answered from memory, and sees that so many reads were.
