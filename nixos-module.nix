@@ -56,10 +56,10 @@ let
     cache = [
       "capacity"
       "coherence_timeout"
+      "negative_ttl"
       "policy"
-      "stale_grace"
+      "stale_if_error"
       "ttl"
-      "ttl_absent"
     ];
     telemetry = [ "log_filter" ];
   };
@@ -208,7 +208,7 @@ in
           http.listen = "10.0.0.5:8080";
           http.allow_unprotected = true; # the firewall lets in two machines only
           cache.capacity = 500000;
-          cache.stale_grace = "10m";
+          cache.stale_if_error = "10m";
           telemetry.log_format = "json";
         }
       '';

@@ -37,7 +37,7 @@ let
         redis.url = "rediss://proxy@cache.internal:6380/0";
         redis.tls_cert_file = "/etc/ssl/redis-client.pem";
         cache.ttl = 90;
-        cache.stale_grace = "10m";
+        cache.stale_if_error = "10m";
         daemon.drain_timeout = "15s";
       };
     };
@@ -182,7 +182,7 @@ let
     };
     strangers-let-in = {
       case.settings.http.listen = "0.0.0.0:8080";
-      daemon = "http.allow_unprotected: found false, but other machines can reach 0.0.0.0:8080";
+      daemon = "http.allow_unprotected: listener 0.0.0.0:8080 is reachable from other hosts";
     };
     one-address-for-two = {
       case.settings.admin.listen = "127.0.0.1:8080";

@@ -79,7 +79,13 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
     pub ttl: Option<String>,
     /// How many keys are cached at most [cache.capacity]
-    #[arg(long, global = true, value_name = "KEYS", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        visible_alias = "capacity",
+        global = true,
+        value_name = "KEYS",
+        allow_hyphen_values = true
+    )]
     pub k: Option<String>,
     /// Address to listen on [http.listen]
     #[arg(long = "proxy_host", visible_alias = "proxy-host", global = true, value_name = "HOST")]
@@ -87,4 +93,21 @@ pub struct Flags {
     /// Port to listen on [http.listen]
     #[arg(long = "proxy_port", visible_alias = "proxy-port", global = true, value_name = "PORT")]
     pub proxy_port: Option<String>,
+    /// Address to listen on for Redis clients: host:port or unix:///path [resp.listen]
+    #[arg(
+        long = "resp_listen",
+        visible_alias = "resp-listen",
+        global = true,
+        value_name = "ADDRESS"
+    )]
+    pub resp_listen: Option<String>,
+    /// How many client connections each listener accepts at most [http.max_connections, resp.max_connections]
+    #[arg(
+        long = "max_connections",
+        visible_alias = "max-connections",
+        global = true,
+        value_name = "CONNECTIONS",
+        allow_hyphen_values = true
+    )]
+    pub max_connections: Option<String>,
 }

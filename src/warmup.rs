@@ -183,7 +183,7 @@ impl Shared {
         }
         warmed += fetches.join_all().await.into_iter().filter(|fetched| *fetched).count();
         if known > 0 {
-            tracing::info!(warmed, known, took = ?started.elapsed(), "the hottest keys of before were fetched");
+            tracing::info!(warmed, known, took = ?started.elapsed(), "warm-up finished");
         }
     }
 

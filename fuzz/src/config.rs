@@ -82,6 +82,8 @@ fn flags(pairs: impl Iterator<Item = (String, String)>) -> Flags {
             "password" => flags.password = Some(Secret::from(value)),
             "ttl" => flags.ttl = Some(value),
             "k" => flags.k = Some(value),
+            "resp_listen" => flags.resp_listen = Some(value),
+            "max_connections" => flags.max_connections = Some(value),
             "proxy_host" => flags.proxy_host = Some(value),
             "proxy_port" => flags.proxy_port = Some(value),
             _ => {}

@@ -84,7 +84,7 @@ impl Stage {
         let (ttl, coherence) = (Duration::from_secs(1 << 30), CoherenceMode::Ttl);
         let settings = cache::Settings {
             ttl,
-            ttl_absent: NegativeTtl::Fixed(ttl),
+            negative_ttl: NegativeTtl::Fixed(ttl),
             coherence,
             ..Default::default()
         };

@@ -16,8 +16,8 @@ pub enum AuthRequirement {
 /// A listener that strangers can reach and that asks them for nothing.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{section}.allow_unprotected: found false, but other machines can reach {address}, and whoever does is let in without a \
-     question; expected {remedy}a loopback address in {section}.listen, or true if something else keeps strangers away"
+    "{section}.allow_unprotected: listener {address} is reachable from other hosts without authentication; \
+     set {remedy}a loopback address in {section}.listen, or {section}.allow_unprotected = true"
 )]
 pub struct UnprotectedListener {
     section: &'static str,

@@ -48,15 +48,15 @@ impl BackendError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
-            Self::AuthRejected(_) => "not_admitted",
+            Self::AuthRejected(_) => "auth",
             Self::TimedOut => "timeout",
             Self::Disconnected => "disconnected",
             Self::Overloaded => "overloaded",
             Self::Unavailable(_) => "unavailable",
-            Self::ErrorReply(_) | Self::Moved(_) => "refused",
+            Self::ErrorReply(_) | Self::Moved(_) => "error_reply",
             Self::WrongType => "wrong_type",
             Self::TooLarge => "too_large",
-            Self::Cancelled => "vanished",
+            Self::Cancelled => "cancelled",
         }
     }
 

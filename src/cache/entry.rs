@@ -157,7 +157,7 @@ impl Entry {
         let (ttl, grace) = if self.is_negative() {
             (ttls.negative_ttl_for(validity), 0)
         } else {
-            (ttls.ttl, ttls.stale_grace)
+            (ttls.ttl, ttls.stale_if_error)
         };
         let expired_for = lived.checked_sub(ttl);
         let past = match validity {
@@ -263,8 +263,8 @@ mod tests {
     /// When the entries here were asked for.
     const FETCHED: u64 = 3_600_000_000_000;
 
-    fn ttls(ttl_absent: NegativeTtl) -> Ttls {
-        Ttls::new(Duration::from_secs(10), ttl_absent, Duration::from_secs(5))
+    fn ttls(negative_ttl: NegativeTtl) -> Ttls {
+        Ttls::new(Duration::from_secs(10), negative_ttl, Duration::from_secs(5))
     }
 
     fn fixed() -> Ttls {

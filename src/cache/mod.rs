@@ -268,7 +268,7 @@ impl<E: FetchError> Cache<E> {
     pub fn suspend_tracking(&self) {
         let shared = &self.0;
         shared.lease.expire_at(shared.clock(Instant::now()));
-        if shared.settings().stale_grace.is_zero() {
+        if shared.settings().stale_if_error.is_zero() {
             self.invalidate_all();
         } else {
             shared.flights.close_all(|| ());

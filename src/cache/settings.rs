@@ -18,10 +18,10 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub ttl: Duration,
     /// How old the knowledge may be that a key does not exist.
-    pub ttl_absent: NegativeTtl,
+    pub negative_ttl: NegativeTtl,
     /// For how long after it ceased to be fresh a value stands in when Redis cannot answer.
     #[serde(with = "settings::duration")]
-    pub stale_grace: Duration,
+    pub stale_if_error: Duration,
     /// Which entry goes when the cache is full.
     pub policy: Policy,
     /// By what the answers are to be kept true.
@@ -36,8 +36,8 @@ impl Default for Settings {
         Self {
             capacity: 10_000,
             ttl: Duration::from_secs(60),
-            ttl_absent: NegativeTtl::Auto,
-            stale_grace: Duration::ZERO,
+            negative_ttl: NegativeTtl::Auto,
+            stale_if_error: Duration::ZERO,
             policy: Policy::Lru,
             coherence: CoherenceMode::Auto,
             coherence_timeout: Duration::from_secs(3),
@@ -60,7 +60,7 @@ impl Settings {
     }
 
     pub(super) fn ttls(&self) -> Ttls {
-        Ttls::new(self.ttl, self.ttl_absent, self.stale_grace)
+        Ttls::new(self.ttl, self.negative_ttl, self.stale_if_error)
     }
 }
 

@@ -55,7 +55,7 @@ impl Store {
             lru: Mutex::new(LruList::new(capacity, policy)),
             reads: ThreadLocal::new(),
             thread_caches: ThreadLocal::new(),
-            capacity: capacity,
+            capacity,
             bytes: AtomicU64::new(0),
             evictions: Arc::clone(evictions),
         }

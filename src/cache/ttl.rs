@@ -17,26 +17,26 @@ pub(super) struct Ttls {
     /// How old a value may be.
     pub(super) ttl: u64,
     /// How old the knowledge may be that a key does not exist; [`AUTO_NEGATIVE`]: that goes by who vouches for it.
-    ttl_absent: u64,
+    negative_ttl: u64,
     /// For how long after it ceased to be fresh a value may still stand in when Redis cannot answer.
-    pub(super) stale_grace: u64,
+    pub(super) stale_if_error: u64,
 }
 
-/// The `ttl_absent` that is [`NegativeTtl::Auto`]; a time so long is one nanosecond shorter.
+/// The `negative_ttl` that is [`NegativeTtl::Auto`]; a time so long is one nanosecond shorter.
 const AUTO_NEGATIVE: u64 = u64::MAX;
 
 impl Ttls {
-    pub(super) fn new(ttl: Duration, ttl_absent: NegativeTtl, stale_grace: Duration) -> Self {
-        let ttl_absent = match ttl_absent {
+    pub(super) fn new(ttl: Duration, negative_ttl: NegativeTtl, stale_if_error: Duration) -> Self {
+        let negative_ttl = match negative_ttl {
             NegativeTtl::Auto => AUTO_NEGATIVE,
             NegativeTtl::Fixed(ttl) => as_nanos(ttl).min(AUTO_NEGATIVE - 1),
         };
-        Self { ttl: as_nanos(ttl), ttl_absent, stale_grace: as_nanos(stale_grace) }
+        Self { ttl: as_nanos(ttl), negative_ttl, stale_if_error: as_nanos(stale_if_error) }
     }
 
     /// How old the knowledge may be that a key does not exist.
     pub(super) fn negative_ttl_for(&self, validity: Validity) -> u64 {
-        match (self.ttl_absent, validity) {
+        match (self.negative_ttl, validity) {
             (AUTO_NEGATIVE, Validity::TtlOnly) => 0,
             (AUTO_NEGATIVE, Validity::Tracked | Validity::Expired { .. }) => self.ttl,
             (ttl, _) => ttl,
@@ -74,26 +74,28 @@ impl<'de> Deserialize<'de> for NegativeTtl {
 /// The lifetimes in force.
 pub(super) struct CurrentTtls {
     ttl: AtomicU64,
-    ttl_absent: AtomicU64,
-    stale_grace: AtomicU64,
+    negative_ttl: AtomicU64,
+    stale_if_error: AtomicU64,
 }
 
 impl CurrentTtls {
-    pub(super) fn new(Ttls { ttl, ttl_absent, stale_grace }: Ttls) -> Self {
-        let [ttl, ttl_absent, stale_grace] = [ttl, ttl_absent, stale_grace].map(AtomicU64::new);
-        Self { ttl, ttl_absent, stale_grace }
+    pub(super) fn new(Ttls { ttl, negative_ttl, stale_if_error }: Ttls) -> Self {
+        let [ttl, negative_ttl, stale_if_error] =
+            [ttl, negative_ttl, stale_if_error].map(AtomicU64::new);
+        Self { ttl, negative_ttl, stale_if_error }
     }
 
     pub(super) fn set(&self, ttls: Ttls) {
         self.ttl.store(ttls.ttl, Relaxed);
-        self.ttl_absent.store(ttls.ttl_absent, Relaxed);
-        self.stale_grace.store(ttls.stale_grace, Relaxed);
+        self.negative_ttl.store(ttls.negative_ttl, Relaxed);
+        self.stale_if_error.store(ttls.stale_if_error, Relaxed);
     }
 
     pub(super) fn get(&self) -> Ttls {
-        let [ttl, ttl_absent, stale_grace] =
-            [&self.ttl, &self.ttl_absent, &self.stale_grace].map(|as_nanos| as_nanos.load(Relaxed));
-        Ttls { ttl, ttl_absent, stale_grace }
+        let [ttl, negative_ttl, stale_if_error] =
+            [&self.ttl, &self.negative_ttl, &self.stale_if_error]
+                .map(|as_nanos| as_nanos.load(Relaxed));
+        Ttls { ttl, negative_ttl, stale_if_error }
     }
 }
 

@@ -48,7 +48,7 @@ impl Outcome {
             Self::Miss => "miss",
             Self::Coalesced => "coalesced",
             Self::Stale => "stale",
-            Self::NegativeHit => "absent",
+            Self::NegativeHit => "negative_hit",
             Self::Bypass => "bypass",
         }
     }

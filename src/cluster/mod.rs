@@ -508,9 +508,9 @@ impl Shared {
         let capacity = whole.capacity.saturating_mul(slots).div_ceil(SLOT_COUNT).max(1);
         // See above: of a slot that is on its way nobody tells what comes to be.
         let is_tracked = whole.coherence != CoherenceMode::Ttl;
-        let ttl_absent =
-            if is_tracked { NegativeTtl::Fixed(Duration::ZERO) } else { whole.ttl_absent };
-        cache::Settings { capacity, ttl_absent, ..whole }
+        let negative_ttl =
+            if is_tracked { NegativeTtl::Fixed(Duration::ZERO) } else { whole.negative_ttl };
+        cache::Settings { capacity, negative_ttl, ..whole }
     }
 
     /// Gives each unit its share of the room. Called while nobody else changes anything.
@@ -546,6 +546,6 @@ impl Shared {
     fn retire(&self, shard: &Shard) {
         shard.retire();
         lock(&self.retired_totals).add(&shard.cache.statistics());
-        tracing::info!(node = %format_args!("{}:{}", shard.address().0, shard.address().1), "it is no primary of the cluster any more");
+        tracing::info!(node = %format_args!("{}:{}", shard.address().0, shard.address().1), "shard retired: no longer a primary");
     }
 }

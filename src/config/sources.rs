@@ -150,6 +150,10 @@ impl Layer {
         );
         layer.set("--ttl", "cache.ttl", flags.ttl.clone());
         layer.set("--k", "cache.capacity", flags.k.clone());
+        layer.set("--resp_listen", "resp.listen", flags.resp_listen.clone());
+        for key in ["http.max_connections", "resp.max_connections"] {
+            layer.set("--max_connections", key, flags.max_connections.clone());
+        }
         let value = |key| below.iter().find_map(|layer| layer.0.get(key));
         let text = |key| value(key).and_then(|value| value.clone().into_string().ok());
         let listen = text("http.listen")
@@ -310,6 +314,13 @@ struct KnownKeys(Vec<String>);
 /// Texts less alike than this, of 1, are not taken for one another.
 const MIN_SIMILARITY: f64 = 0.8;
 
+/// Keys that had other names once, which would be taken for keys that they are not.
+const RENAMED: [(&str, &str); 4] = [
+    ("cache.ttl_absent", "cache.negative_ttl"),
+    ("cache.stale_grace", "cache.stale_if_error"),
+    ("http.allow", "http.allow_keys"),
+    ("resp.allow", "resp.allow_keys"),
+];
 /// Keys whose values are not repeated in a message.
 const SECRET: &str = "redis.password";
 
@@ -327,7 +338,8 @@ impl KnownKeys {
                 .then(|| problem("a value where a section of keys is expected".to_owned()));
         }
         if !self.0.iter().any(|known| known == key) {
-            let nearest = self.nearest(key).map(|known| format!("did you mean {known}?"));
+            let meant = Self::renamed(key).or_else(|| self.nearest(key).map(String::as_str));
+            let nearest = meant.map(|known| format!("did you mean {known}?"));
             let hint = nearest
                 .unwrap_or_else(|| format!("the sections are {}", self.sections().join(", ")));
             return Some(problem(format!("unknown key; {hint}")));
@@ -347,6 +359,11 @@ impl KnownKeys {
             self.0.iter().filter_map(|known| Some(known.split_once('.')?.0)).collect();
         sections.dedup();
         sections
+    }
+
+    /// The name that a key of earlier versions has now.
+    fn renamed(key: &str) -> Option<&'static str> {
+        RENAMED.iter().find(|(old, _)| *old == key).map(|(_, new)| *new)
     }
 
     /// The key that was probably meant: of the same name, in the section most like it, or else the most like it.

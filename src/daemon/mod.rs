@@ -159,7 +159,7 @@ impl Daemon {
                 },
                 reloaded = reload_finished(&mut reload) => self.finish_reload(reloaded),
                 ended = tasks.join_next() => {
-                    tracing::error!(?ended, "a part of the daemon ended that must not; giving up");
+                    tracing::error!(?ended, "critical task exited; shutting down");
                     return ExitReason::TaskFailed;
                 }
             }
@@ -248,7 +248,8 @@ impl Daemon {
 /// What is kept for the next start: of the keys that a listener gives out.
 fn warm(config: &Config, activated: &ActivatedSockets, hot_keys: HotKeys, proxy: Proxy) -> Warmup {
     let serves_resp = activated.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off();
-    let (http, resp) = (config.http.allow.clone(), serves_resp.then(|| config.resp.allow.clone()));
+    let (http, resp) =
+        (config.http.allow_keys.clone(), serves_resp.then(|| config.resp.allow_keys.clone()));
     let longest = config.http.max_key.0;
     let permits: KeyFilter = Box::new(move |key| {
         key.len() <= longest
@@ -282,7 +283,7 @@ async fn listeners(
     let beside = if is_admin_apart {
         Router::new()
     } else {
-        http::router(proxy.clone(), config.http.allow.clone())
+        http::router(proxy.clone(), config.http.allow_keys.clone())
     };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
     let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));

@@ -43,7 +43,7 @@ pub(super) async fn drain(
         }
         () = second_signal => {
             let cut = metrics.open_connections();
-            tracing::warn!(cut, "told twice; connections were cut");
+            tracing::warn!(cut, "second shutdown signal; connections aborted");
             return ExitReason::Forced;
         }
     }

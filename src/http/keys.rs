@@ -146,7 +146,7 @@ impl KeyHandler {
         if key.len() > self.settings.max_key.0 {
             return Err(RequestError::KeyTooLong { length: key.len(), max: self.settings.max_key });
         }
-        if !self.settings.allow.allows(&key) {
+        if !self.settings.allow_keys.allows(&key) {
             return Err(RequestError::NotAllowed);
         }
         Ok(key)

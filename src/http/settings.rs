@@ -33,7 +33,7 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
     /// The keys that are given out; none: all.
-    pub allow: KeyAllowlist,
+    pub allow_keys: KeyAllowlist,
     /// Connections at most.
     #[serde(with = "settings::count")]
     pub max_connections: usize,
@@ -63,7 +63,7 @@ impl Default for Settings {
             tls_key_file: PathBuf::new(),
             tls_client_ca_file: PathBuf::new(),
             tls_handshake_timeout: Duration::from_secs(10),
-            allow: KeyAllowlist::default(),
+            allow_keys: KeyAllowlist::default(),
             max_connections: 10_000,
             idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),

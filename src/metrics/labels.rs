@@ -85,15 +85,15 @@ impl RejectReason {
 /// The label values of `redis_proxy_backend_errors_total`.
 pub const BACKEND_ERROR_KINDS: [&str; 10] = [
     "unreachable",
-    "not_admitted",
+    "auth",
     "timeout",
     "disconnected",
     "overloaded",
     "unavailable",
-    "refused",
+    "error_reply",
     "wrong_type",
     "too_large",
-    "vanished",
+    "cancelled",
 ];
 
 /// What Redis, or the loss of it, invalidated.
@@ -105,19 +105,16 @@ pub enum Invalidation {
     All,
     /// Everything: a link was lost, and what would have been told over it.
     Disconnect,
-    /// Everything: more was told than could be heeded.
-    Overflow,
 }
 
 impl Invalidation {
-    pub(super) const ALL: [Self; 4] = [Self::Key, Self::All, Self::Disconnect, Self::Overflow];
+    pub(super) const ALL: [Self; 3] = [Self::Key, Self::All, Self::Disconnect];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Key => "key",
             Self::All => "all",
             Self::Disconnect => "disconnect",
-            Self::Overflow => "overflow",
         }
     }
 }

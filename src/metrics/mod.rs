@@ -84,7 +84,7 @@ impl Metrics {
                 "front_end",
             )?,
             rejected: new.add(IntCounterVec::new(
-                options("refused_total", "What was refused to clients, by front end and by why."),
+                options("rejected_total", "What was refused to clients, by front end and by why."),
                 &["front_end", "reason"],
             )?)?,
             redirects: new.add(IntCounterVec::new(
@@ -281,7 +281,7 @@ impl Metrics {
         &self,
         pull: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
-        let help = "Lines of the log that were dropped, because standard error did not take them.";
+        let help = "Log lines dropped because stderr was not writable.";
         Builder(&self.registry)
             .pull(move || Ok(vec![counter("log_lines_dropped_total", help, pull())?]))
     }

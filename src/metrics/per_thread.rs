@@ -156,7 +156,8 @@ impl PerThread {
 
     pub(super) fn collect(&self) -> PullResult {
         let reads = options("reads_total", "Reads, by front end and by how they were answered.");
-        let hits = options("cache_hits_total", "Reads answered from memory: hit, stale or absent.");
+        let hits =
+            options("cache_hits_total", "Reads answered from memory: hit, stale or negative_hit.");
         let misses =
             options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
         let commands_said =
@@ -174,8 +175,11 @@ impl PerThread {
             }
         }
         for (label, name) in self.commands.iter().enumerate() {
-            let count = self.by_thread.iter().map(|thread| thread.commands[label].get()).sum();
-            commands_said.with_label_values(&[name]).inc_by(count);
+            let count: u64 = self.by_thread.iter().map(|thread| thread.commands[label].get()).sum();
+            // Otherwise every command that there is would have a series, most of them at zero for ever.
+            if count > 0 {
+                commands_said.with_label_values(&[name]).inc_by(count);
+            }
         }
         Ok(vec![
             Box::new(reads),

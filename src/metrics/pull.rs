@@ -17,7 +17,7 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
         evictions.with_label_values(&[cause.name()]).inc_by(evicted);
     }
     let settings = &cache.settings;
-    let (coherent, wanted) =
+    let (active, expected) =
         (cache.coherence == Coherence::Tracking, settings.coherence != CoherenceMode::Ttl);
     let ttl = Gauge::with_opts(options("cache_ttl_seconds", "How old a cached value may be."))?;
     ttl.set(settings.ttl.as_secs_f64());
@@ -25,11 +25,11 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
         Box::new(evictions),
         Box::new(ttl),
         counter(
-            "flights_discarded_total",
+            "fetches_discarded_total",
             "Fetches answered but not stored, because the key was invalidated meanwhile.",
             cache.flights_discarded,
         )?,
-        gauge("flights", "Fetches in progress, each for one key.", cache.flights as u64)?,
+        gauge("inflight_fetches", "Fetches in progress, each for one key.", cache.flights as u64)?,
         gauge("cache_entries", "Entries in the cache.", cache.entries)?,
         gauge("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
         gauge(
@@ -38,14 +38,14 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
             settings.capacity as u64,
         )?,
         gauge(
-            "coherent",
-            "Whether Redis tells of changes, and is heard (1), or not (0).",
-            coherent.into(),
+            "tracking_active",
+            "Whether client-side tracking is active and its lease is valid (1), or not (0).",
+            active.into(),
         )?,
         gauge(
-            "coherence_wanted",
-            "Whether Redis is to tell of changes (1), or cache.coherence leaves it to the TTL (0).",
-            wanted.into(),
+            "tracking_expected",
+            "Whether cache.coherence asks for tracking (1), or leaves freshness to the TTL (0).",
+            expected.into(),
         )?,
     ])
 }

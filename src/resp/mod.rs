@@ -87,7 +87,7 @@ impl Resp {
         let read = move || Credentials::read(&user, &path);
         let credentials = is_set.then(|| Reloadable::load(read)).transpose()?;
         let identity = proxy.identity();
-        let policy = Policy { identity, max_key, allow_keys: settings.allow.clone() };
+        let policy = Policy { identity, max_key, allow_keys: settings.allow_keys.clone() };
         Ok(Self(Arc::new(Shared {
             proxy,
             settings,

@@ -37,7 +37,7 @@ pub struct Settings {
     #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
     /// The keys that are given out; none: all.
-    pub allow: KeyAllowlist,
+    pub allow_keys: KeyAllowlist,
     /// The largest argument of a command.
     pub max_bulk: ByteSize,
     /// Arguments of a command at most.
@@ -62,7 +62,7 @@ impl Default for Settings {
             tls_key_file: PathBuf::new(),
             tls_client_ca_file: PathBuf::new(),
             tls_handshake_timeout: Duration::from_secs(10),
-            allow: KeyAllowlist::default(),
+            allow_keys: KeyAllowlist::default(),
             max_bulk: ByteSize(512 << 20),
             max_arguments: 1 << 20,
             max_query_buffer: ByteSize(1 << 20),

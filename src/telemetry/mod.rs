@@ -82,7 +82,7 @@ impl Telemetry {
         }
         if tracing.is_some() {
             for problem in otlp::invalid_variables() {
-                tracing::warn!(problem, "not understood");
+                tracing::warn!(problem, "invalid environment variable ignored");
             }
         }
         // It fails only when the subscriber is gone, and then nobody writes.

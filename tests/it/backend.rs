@@ -414,7 +414,7 @@ mod unusual_replies {
         relay.stall();
         let readers: Vec<Client> =
             (0..100).map(|number| ask(&proxy, &number.to_string())).collect();
-        await_metric(&proxy, "flights", 100.0);
+        await_metric(&proxy, "inflight_fetches", 100.0);
         relay.resume();
         for (number, mut reader) in readers.into_iter().enumerate() {
             assert_eq!(text(&reader.read_response()), format!("value {number}"));
@@ -436,7 +436,7 @@ mod unusual_replies {
             let readers: Vec<_> = (0..READERS)
                 .map(|key| scope.spawn(move || read_for_a_second(proxy, key)))
                 .collect();
-            await_metric(proxy, "flights", 16.0);
+            await_metric(proxy, "inflight_fetches", 16.0);
             relay.inject(b"+OK\r\n");
             readers.into_iter().all(|reader| reader.join().unwrap())
         });

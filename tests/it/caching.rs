@@ -134,7 +134,7 @@ fn disconnected_reader_does_not_cancel_others() {
 /// Sends a read on a connection with an unread response; dropping the connection resets it.
 fn ask_with_an_answer_unread(proxy: &Proxy, mut client: Client, key: &str) -> Client {
     client.send_raw(&[request(""), request(key)].concat());
-    await_metric(proxy, "flights", 1.0);
+    await_metric(proxy, "inflight_fetches", 1.0);
     client
 }
 
@@ -145,7 +145,7 @@ fn reset_http2_stream_does_not_cancel_others() {
     relay.stall();
     let client = Http2::connect(proxy.http());
     let leader = client.send("key");
-    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "inflight_fetches", 1.0);
     let follower = client.send("key");
     // The connection serves streams in order of arrival.
     assert_eq!(client.answer(client.send("")).0, 400);
@@ -164,12 +164,12 @@ fn abandoned_fetch_still_fills_the_cache() {
     relay.stall();
     let client = Http2::connect(proxy.http());
     let reader = client.send("key");
-    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "inflight_fetches", 1.0);
     reader.abort();
     drop(client);
     await_metric(&proxy, "connections{front_end=\"http\"}", 0.0);
     relay.resume();
-    await_metric(&proxy, "flights", 0.0);
+    await_metric(&proxy, "inflight_fetches", 0.0);
     assert_hit(&read(&proxy, "key"));
     assert_eq!(redis.calls("get"), 1);
 }
@@ -239,7 +239,7 @@ fn expired_value_is_not_served_past_the_grace() {
     /// The TTL and the grace together.
     const LIFE: Duration = Duration::from_secs(2);
     let mut redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_grace = \"1900ms\"");
+    let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_if_error = \"1900ms\"");
     proxy.expect_log("no link to Redis");
     set(&redis, "key", "value");
     value(&proxy, "key");
@@ -267,7 +267,7 @@ fn expired_value_is_not_served_past_the_grace() {
 #[test]
 fn redis_reply_is_never_replaced_by_stale_value() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"50ms\"\ncache.stale_grace = \"60s\"");
+    let proxy = proxy(&redis, "cache.ttl = \"50ms\"\ncache.stale_if_error = \"60s\"");
     set(&redis, "key", "value");
     value(&proxy, "key");
     redis.command(&["DEL", "key"]);

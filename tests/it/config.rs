@@ -162,8 +162,8 @@ fn each_source_overrides_the_one_below() {
     );
     assert_eq!(of(&config, "cache.ttl"), "4s", "the flag");
     assert_eq!(of(&config, "cache.capacity"), "3", "the environment");
-    assert_eq!(of(&config, "cache.ttl_absent"), "2s", "the file");
-    assert_eq!(of(&config, "cache.stale_grace"), "0s", "the default");
+    assert_eq!(of(&config, "cache.negative_ttl"), "2s", "the file");
+    assert_eq!(of(&config, "cache.stale_if_error"), "0s", "the default");
 }
 
 #[test]
@@ -220,6 +220,41 @@ fn short_flags_accept_snake_and_kebab_case() {
 }
 
 #[test]
+fn flags_for_listeners_set_what_they_name() {
+    for (listen, connections) in
+        [("--resp_listen", "--max_connections"), ("--resp-listen", "--max-connections")]
+    {
+        let config = printed(&[listen, "127.0.0.1:7", connections, "9", "--capacity", "5"], &[]);
+        for (key, expected) in [
+            ("resp.listen", "127.0.0.1:7"),
+            ("http.max_connections", "9"),
+            ("resp.max_connections", "9"),
+            ("cache.capacity", "5"),
+        ] {
+            assert_eq!(of(&config, key), expected, "{key}");
+        }
+    }
+    let lines = complaints(64, &["--resp_listen", "nowhere", "--max_connections", "many"], &[]);
+    assert_line(&lines, &["--resp_listen: resp.listen: ", "nowhere"]);
+    assert_line(&lines, &["--max_connections: http.max_connections: ", "many"]);
+}
+
+#[test]
+fn renamed_keys_are_errors_that_name_the_new_key() {
+    let lines = complaints_about(
+        "[cache]\nttl_absent = 5\nstale_grace = 5\n[http]\nallow = [\"a\"]\n[resp]\nallow = [\"a\"]\n",
+    );
+    for (old, new) in [
+        ("cache.ttl_absent", "cache.negative_ttl"),
+        ("cache.stale_grace", "cache.stale_if_error"),
+        ("http.allow", "http.allow_keys"),
+        ("resp.allow", "resp.allow_keys"),
+    ] {
+        assert_line(&lines, &[&format!("{old}: unknown key; did you mean {new}?")]);
+    }
+}
+
+#[test]
 fn short_flag_changes_only_its_address_part() {
     let file = File::new(
         "[http]\nlisten = \"0.0.0.0:81\"\n[redis]\nurl = \"rediss://user:pass@host:7/3\"\n",
@@ -270,8 +305,8 @@ fn bad_values_of_all_sources_are_reported_together() {
             max_key = \"big\"\nlisten = 8080\n",
     );
     let environment = [
-        ("REDIS_PROXY_CACHE__STALE_GRACE", "long"),
-        ("REDIS_PROXY_CACHE_TTL_ABSENT", "5s"),
+        ("REDIS_PROXY_CACHE__STALE_IF_ERROR", "long"),
+        ("REDIS_PROXY_CACHE_NEGATIVE_TTL", "5s"),
         ("REDIS_PROXY_REDIS__MAX_FETCHES", "1.5"),
     ];
     let lines = complaints(64, &["--config", file.name(), "--ttl", "banana"], &environment);
@@ -281,14 +316,14 @@ fn bad_values_of_all_sources_are_reported_together() {
         (file.name(), "cache.coherence", "magic", "\"auto\" or \"tracking\" or \"ttl\""),
         (file.name(), "http.max_key", "\"big\"", "\"64KiB\""),
         (file.name(), "http.listen", "8080", "host:port"),
-        ("REDIS_PROXY_CACHE__STALE_GRACE", "cache.stale_grace", "\"long\"", "a duration"),
+        ("REDIS_PROXY_CACHE__STALE_IF_ERROR", "cache.stale_if_error", "\"long\"", "a duration"),
         ("REDIS_PROXY_REDIS__MAX_FETCHES", "redis.max_fetches", "\"1.5\"", "a whole number"),
         ("--ttl", "cache.ttl", "\"banana\"", "\"5m\""),
     ] {
         let source = format!("{source}: {key}: ");
         assert_line(&lines, &[&source, found, allowed]);
     }
-    assert_line(&lines, &["REDIS_PROXY_CACHE_TTL_ABSENT", "REDIS_PROXY_CACHE__TTL_ABSENT"]);
+    assert_line(&lines, &["REDIS_PROXY_CACHE_NEGATIVE_TTL", "REDIS_PROXY_CACHE__NEGATIVE_TTL"]);
     assert_eq!(lines.len(), 9, "a line a problem: {lines:#?}");
 }
 
@@ -303,12 +338,12 @@ fn missing_file_hides_no_other_problem() {
 #[test]
 fn unknown_key_error_suggests_the_nearest() {
     let lines = complaints_about(
-        "ttl = 5\n[cache]\ncapasity = 5\nttl_abscent = 5\n[htttp]\nlisten = \"127.0.0.1:1\"\n\
+        "ttl = 5\n[cache]\ncapasity = 5\nnegative_tll = 5\n[htttp]\nlisten = \"127.0.0.1:1\"\n\
          [redis]\npasword_file = \"x\"\n[daemon]\ndrain-timeout = 1\n[tellemetry]\n",
     );
     for (wrong, right) in [
         ("cache.capasity", "cache.capacity"),
-        ("cache.ttl_abscent", "cache.ttl_absent"),
+        ("cache.negative_tll", "cache.negative_ttl"),
         ("htttp.listen", "http.listen"),
         ("redis.pasword_file", "redis.password_file"),
         ("daemon.drain-timeout", "daemon.drain_timeout"),
@@ -483,8 +518,8 @@ fn help_and_version_exit_with_success() {
 fn huge_duration_is_rejected_or_served() {
     for key in [
         "CACHE__TTL",
-        "CACHE__TTL_ABSENT",
-        "CACHE__STALE_GRACE",
+        "CACHE__NEGATIVE_TTL",
+        "CACHE__STALE_IF_ERROR",
         "HTTP__IDLE_TIMEOUT",
         "HTTP__HEADER_TIMEOUT",
         "REDIS__CONNECT_TIMEOUT",

@@ -182,7 +182,7 @@ fn sum(proxies: &[Proxy], outcome: &str) -> f64 {
 }
 
 fn reads(proxy: &Proxy) -> f64 {
-    ["hit", "miss", "coalesced", "absent"]
+    ["hit", "miss", "coalesced", "negative_hit"]
         .iter()
         .map(|outcome| sum(std::slice::from_ref(proxy), outcome))
         .sum()

@@ -238,7 +238,7 @@ fn drain_timeout_cuts_and_counts_connections() {
 fn second_signal_aborts() {
     for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
         let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("");
-        proxy.expect_log("told twice");
+        proxy.expect_log("second shutdown signal");
         proxy.expect_exit(1);
         tell_to_stop(&proxy, first);
         let begun = Instant::now();
@@ -282,7 +282,7 @@ fn pipelined_requests_in_flight_are_served() {
     relay.stall();
     let mut client = Client::connect(proxy.http());
     client.send_raw(&[request("0"), request("1"), request("2")].concat());
-    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "inflight_fetches", 1.0);
     tell_to_stop(&proxy, Signal::TERM);
     relay.resume();
     for key in ["0", "1", "2"] {
@@ -306,7 +306,7 @@ fn http2_streams_in_flight_are_served() {
         set(&redis, key, key);
     }
     let streams: Vec<_> = keys.iter().map(|key| client.send(key)).collect();
-    await_metric(&proxy, "flights", 10.0);
+    await_metric(&proxy, "inflight_fetches", 10.0);
     tell_to_stop(&proxy, Signal::TERM);
     relay.resume();
     for (stream, key) in streams.into_iter().zip(keys) {

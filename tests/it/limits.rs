@@ -247,7 +247,7 @@ fn cold_key_flood_is_rejected_and_hits_continue() {
     assert!(took < 2 * PROMPT, "{refused} were refused within {took:?}");
     let more = get(stage.proxy.http(), "/keys/cold/more");
     assert_eq!((more.status, more.header("retry-after")), (503, Some("1")));
-    assert!(metric(&stage.proxy, "flights") <= 24.0);
+    assert!(metric(&stage.proxy, "inflight_fetches") <= 24.0);
     let (p99, longest) = tail(hits(&stage));
     assert!(p99 < PROMPT, "{p99:?}");
     stage.relay.resume();
@@ -293,14 +293,14 @@ fn reads_waiting_for_a_lease_are_bounded() {
 #[test]
 fn full_queue_serves_stale_values() {
     let short = NARROW.replace("\"1h\"", "\"100ms\"");
-    let stage = FaultStage::start(&format!("{short}\ncache.stale_grace = \"1h\""));
+    let stage = FaultStage::start(&format!("{short}\ncache.stale_if_error = \"1h\""));
     stage.relay.stall();
     let mut waiting: Vec<_> = (0..24).map(|_| Client::connect(stage.proxy.http())).collect();
     waiting
         .iter_mut()
         .enumerate()
         .for_each(|(number, client)| client.send_raw(&request(&format!("cold/{number}"))));
-    await_metric(&stage.proxy, "flights", 24.0);
+    await_metric(&stage.proxy, "inflight_fetches", 24.0);
     let old = eventually("the value's time is over", || {
         let response = get(stage.proxy.http(), "/keys/hot");
         response
@@ -411,7 +411,7 @@ fn http2_rapid_reset_is_bounded() {
     _ = stream.write_all(&bytes);
     let (p99, longest) = tail(hits(&stage));
     assert!(p99 < PROMPT, "{p99:?}");
-    let flights = metric(&stage.proxy, "flights");
+    let flights = metric(&stage.proxy, "inflight_fetches");
     assert!(flights <= 24.0, "{flights} flights");
     let mut answer = Vec::new();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::support::http::{self, Client};
+use crate::support::resp_client::RespClient;
 use crate::support::serving::{
     ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads,
     set, text, value,
@@ -20,7 +21,7 @@ use crate::support::serving::{
 use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
-const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "absent", "bypass"];
+const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass"];
 const CAUSES: [&str; 5] = ["capacity", "expired", "invalidated", "flushed", "resized"];
 
 /// Asserts the value of `redis_proxy_{series}`.
@@ -47,6 +48,20 @@ fn all_reads(proxy: &Proxy) -> (f64, f64) {
 }
 
 #[test]
+fn command_has_a_series_once_it_was_seen() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "resp.listen = \"127.0.0.1:0\"");
+    assert!(!proxy.metrics().text().contains("commands_total"));
+    let mut wire = RespClient::connect(proxy.resp_address());
+    wire.told(&["PING"]);
+    eventually("the command is counted", || {
+        (proxy.metrics().value("redis_proxy_commands_total{command=\"ping\"}") == Some(1.0))
+            .then_some(())
+    });
+    assert_eq!(proxy.metrics().text().matches("redis_proxy_commands_total{").count(), 1);
+}
+
+#[test]
 fn every_series_exists_from_the_start() {
     let mut redis = RedisServer::start();
     redis.stop();
@@ -54,15 +69,17 @@ fn every_series_exists_from_the_start() {
     proxy.expect_log("no link to Redis");
     let zero =
         ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
-    for name in
-        zero.into_iter().chain(["coherent", "tracking_reconnects_total", "flights_discarded_total"])
-    {
+    for name in zero.into_iter().chain([
+        "tracking_active",
+        "tracking_reconnects_total",
+        "fetches_discarded_total",
+    ]) {
         assert_metric(&proxy, name, 0);
     }
     for cause in &CAUSES {
         assert_metric(&proxy, &format!("cache_evictions_total{{cause=\"{cause}\"}}"), 0);
     }
-    for kind in ["key", "all", "disconnect", "overflow"] {
+    for kind in ["key", "all", "disconnect"] {
         assert_metric(&proxy, &format!("invalidations_total{{kind=\"{kind}\"}}"), 0);
     }
     assert_eq!(all_reads(&proxy), (0.0, 0.0));
@@ -71,14 +88,14 @@ fn every_series_exists_from_the_start() {
     for reason in ["token", "key", "tls"] {
         assert_metric(
             &proxy,
-            &format!("refused_total{{front_end=\"http\",reason=\"{reason}\"}}"),
+            &format!("rejected_total{{front_end=\"http\",reason=\"{reason}\"}}"),
             0,
         );
     }
     for reason in ["login", "key", "command", "tls"] {
         assert_metric(
             &proxy,
-            &format!("refused_total{{front_end=\"resp\",reason=\"{reason}\"}}"),
+            &format!("rejected_total{{front_end=\"resp\",reason=\"{reason}\"}}"),
             0,
         );
     }
@@ -90,9 +107,9 @@ fn every_series_exists_from_the_start() {
         "disconnected",
         "overloaded",
         "unavailable",
-        "refused",
+        "error_reply",
         "wrong_type",
-        "vanished",
+        "cancelled",
     ] {
         assert_metric(&proxy, &format!("backend_errors_total{{kind=\"{kind}\"}}"), 0);
     }
@@ -127,7 +144,7 @@ fn latency_buckets_start_at_ten_microseconds() {
 #[test]
 fn hits_and_misses_sum_to_all_reads() {
     let (mut redis, relay, proxy) =
-        behind_relay("cache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"");
+        behind_relay("cache.negative_ttl = \"60s\"\ncache.stale_if_error = \"60s\"");
     proxy.expect_log("no link to Redis");
     set(&redis, "key", "value");
     redis.command(&["LPUSH", "list", "element"]);
@@ -139,7 +156,7 @@ fn hits_and_misses_sum_to_all_reads() {
     relay.stall();
     set(&redis, "shared", "value");
     let mut readers: Vec<Client> = (0..5).map(|_| ask(&proxy, "shared")).collect();
-    await_metric(&proxy, "flights", 1.0);
+    await_metric(&proxy, "inflight_fetches", 1.0);
     await_metric(&proxy, "connections{front_end=\"http\"}", 5.0);
     relay.resume();
     for reader in &mut readers {
@@ -161,9 +178,9 @@ fn hits_and_misses_sum_to_all_reads() {
     let misses = metric(&proxy, "cache_misses_total");
     assert_eq!((hits + misses, hits + misses), all_reads(&proxy));
     let from_memory: f64 =
-        ["hit", "absent", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
+        ["hit", "negative_hit", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
     assert_eq!(hits.to_string(), from_memory.to_string());
-    assert_eq!(reads(&proxy, "absent").to_string(), "2");
+    assert_eq!(reads(&proxy, "negative_hit").to_string(), "2");
     assert_eq!(
         reads(&proxy, "miss").to_string(),
         "7",
@@ -175,7 +192,7 @@ fn hits_and_misses_sum_to_all_reads() {
 }
 
 const TINY_TTL: &str =
-    "cache.ttl = \"1ms\"\ncache.ttl_absent = \"60s\"\ncache.stale_grace = \"60s\"";
+    "cache.ttl = \"1ms\"\ncache.negative_ttl = \"60s\"\ncache.stale_if_error = \"60s\"";
 
 #[test]
 fn requests_without_a_read_are_not_counted() {
@@ -190,7 +207,7 @@ fn requests_without_a_read_are_not_counted() {
 #[test]
 fn entries_and_bytes_are_exact() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.capacity = 3\ncache.ttl_absent = \"60s\"");
+    let proxy = proxy(&redis, "cache.capacity = 3\ncache.negative_ttl = \"60s\"");
     // A key of 1, 2, 3... bytes with a value of ten times as many.
     for length in 1..=4 {
         set(&redis, &"k".repeat(length), &"v".repeat(length * 10));
@@ -210,12 +227,12 @@ fn entries_and_bytes_are_exact() {
     assert_metric(&proxy, "cache_bytes", 11 * (3 + 4) + 6);
 
     assert_eq!(
-        proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.ttl_absent = \"60s\"")),
+        proxy.reload(&config(&redis.url(), "cache.capacity = 1\ncache.negative_ttl = \"60s\"")),
         Reload::Reloaded
     );
     assert_metric(&proxy, "cache_entries", 1);
     assert_metric(&proxy, "cache_bytes", 6);
-    assert_eq!(proxy.reload(&config(&redis.url(), "cache.ttl_absent = 0")), Reload::Reloaded);
+    assert_eq!(proxy.reload(&config(&redis.url(), "cache.negative_ttl = 0")), Reload::Reloaded);
     assert_metric(&proxy, "cache_entries", 0);
     assert_metric(&proxy, "cache_bytes", 0);
 }
@@ -223,7 +240,7 @@ fn entries_and_bytes_are_exact() {
 #[test]
 fn resized_value_is_recounted() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"20ms\"\ncache.stale_grace = \"60s\"");
+    let proxy = proxy(&redis, "cache.ttl = \"20ms\"\ncache.stale_if_error = \"60s\"");
     set(&redis, "key", "short");
     value(&proxy, "key");
     set(&redis, "key", "rather longer");
@@ -296,7 +313,7 @@ fn refetched_expired_value_counts_one_expiry() {
 #[test]
 fn every_read_and_fetch_is_timed() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl_absent = 0");
+    let proxy = proxy(&redis, "cache.negative_ttl = 0");
     set(&redis, "key", "value");
     for _ in 0..10 {
         value(&proxy, "key");
@@ -397,10 +414,10 @@ fn limits_and_coherence_mode_are_exported() {
     let tracking = proxy(&redis, limits);
     assert_metric(&tracking, "connections_limit{front_end=\"http\"}", 77);
     assert_metric(&tracking, "connections_limit{front_end=\"admin\"}", 7);
-    assert_metric(&tracking, "coherence_wanted", 1);
+    assert_metric(&tracking, "tracking_expected", 1);
     let by_ttl = proxy(&redis, "cache.coherence = \"ttl\"");
-    assert_metric(&by_ttl, "coherence_wanted", 0);
-    assert_metric(&by_ttl, "coherent", 0);
+    assert_metric(&by_ttl, "tracking_expected", 0);
+    assert_metric(&by_ttl, "tracking_active", 0);
 }
 
 #[test]

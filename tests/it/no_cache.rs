@@ -97,7 +97,8 @@ fn one_ping_serves_all_waiting_reads() {
 
 #[test]
 fn no_cache_read_fails_without_redis() {
-    let more = format!("{LASTING}\ncache.stale_grace = \"1h\"\nredis.response_timeout = \"300ms\"");
+    let more =
+        format!("{LASTING}\ncache.stale_if_error = \"1h\"\nredis.response_timeout = \"300ms\"");
     let (redis, relay, proxy) = behind_relay(&more);
     proxy.expect_log(DOWN);
     set(&redis, "key", "value");

@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::prometheus::Prometheus;
+use crate::support::resp_client::RespClient;
 use crate::support::serving::{proxy, read, set, value};
 use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Signal, within};
@@ -293,6 +294,7 @@ fn exposition() -> String {
     let proxy = told_of(&redis);
     set(&redis, "key", "value");
     value(&proxy, "key");
+    RespClient::connect(proxy.resp_address()).told(&["PING"]);
     proxy.metrics().text().to_owned()
 }
 

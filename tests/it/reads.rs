@@ -534,14 +534,14 @@ fn cache_status_distinguishes_hit_and_miss() {
 
 #[test]
 fn cache_status_reports_negative_hits() {
-    let serving = serving(&[("CACHE__TTL_ABSENT", "30s")]);
+    let serving = serving(&[("CACHE__NEGATIVE_TTL", "30s")]);
     let mut client = serving.client();
     let first = client.get("/keys/a");
     assert!(has(&cache_status(&first), "fwd", "miss"), "{first:?}");
     let second = client.get("/keys/a");
     assert_eq!(problem(&second, 404), "no-such-key");
     let status = cache_status(&second);
-    assert!(has(&status, "hit", "?1") && has(&status, "detail", "absent"), "{status:?}");
+    assert!(has(&status, "hit", "?1") && has(&status, "detail", "negative_hit"), "{status:?}");
     assert!(second.header("age").is_some());
     assert_eq!(serving.redis.calls("get"), 1);
 }
@@ -582,7 +582,7 @@ fn lasting_headers(response: &Response) -> Vec<(String, String)> {
 #[test]
 fn head_equals_get_without_body() {
     let serving =
-        serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8"), ("CACHE__TTL_ABSENT", "0")]);
+        serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8"), ("CACHE__NEGATIVE_TTL", "0")]);
     serving.set("a", "value");
     serving.set("empty", "");
     serving.set("large", "123456789");

@@ -155,7 +155,7 @@ mod live {
     fn negative_ttl_applies_immediately() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "");
-        reload(&proxy, &redis, "cache.ttl_absent = \"60s\"");
+        reload(&proxy, &redis, "cache.negative_ttl = \"60s\"");
         for _ in 0..3 {
             assert_eq!(read(&proxy, "key").status, 404);
         }
@@ -166,9 +166,9 @@ mod live {
     }
 
     #[test]
-    fn stale_grace_applies_immediately() {
+    fn stale_if_error_applies_immediately() {
         let mut redis = RedisServer::start();
-        let proxy = proxy(&redis, "cache.ttl = \"10ms\"\ncache.stale_grace = \"60s\"");
+        let proxy = proxy(&redis, "cache.ttl = \"10ms\"\ncache.stale_if_error = \"60s\"");
         proxy.expect_log("no link to Redis");
         set(&redis, "key", "value");
         value(&proxy, "key");
@@ -247,7 +247,7 @@ mod live {
         reload(
             &proxy,
             &redis,
-            "cache.capacity = 500\ncache.ttl = \"10s\"\ncache.ttl_absent = \"60s\"",
+            "cache.capacity = 500\ncache.ttl = \"10s\"\ncache.negative_ttl = \"60s\"",
         );
         assert_eq!(metric(&proxy, "cache_capacity_entries").to_string(), "7");
         assert_eq!(metric(&proxy, "cache_ttl_seconds").to_string(), "33");
@@ -328,11 +328,11 @@ mod refusals {
     fn every_problem_of_a_bad_file_is_reported() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\n\
+        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.negative_tll = 3\n\
             nonsense.key = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
         for part in
-            ["cache.capacity", "banana", "cache.tll_absent", "cache.ttl_absent", "nonsense.key"]
+            ["cache.capacity", "banana", "cache.negative_tll", "cache.negative_ttl", "nonsense.key"]
         {
             assert!(line.text().contains(part), "{part}: {}", line.text());
         }
@@ -469,7 +469,7 @@ mod under_load {
             await_reads(count, 200);
         });
         assert_eq!(metric(&proxy, "cache_entries").to_string(), "100");
-        let sum = ["hit", "miss", "coalesced", "stale", "absent", "bypass"]
+        let sum = ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass"]
             .map(|outcome| reads(&proxy, outcome));
         let counted = metric(&proxy, "cache_hits_total") + metric(&proxy, "cache_misses_total");
         assert_eq!(counted.to_string(), sum.iter().sum::<f64>().to_string());

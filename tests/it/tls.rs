@@ -382,7 +382,7 @@ fn failed_handshakes_counted_port_scans_not() {
     for (section, address, ask) in
         [("http", proxy.http(), livez as fn(&mut Line) -> _), ("resp", proxy.resp_address(), ping)]
     {
-        let series = format!("refused_total{{front_end=\"{section}\",reason=\"tls\"}}");
+        let series = format!("rejected_total{{front_end=\"{section}\",reason=\"tls\"}}");
         let try_with = |client: &Arc<ClientConfig>| {
             connect(address, client).and_then(|mut line| ask(&mut line))
         };

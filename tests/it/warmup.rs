@@ -31,7 +31,7 @@ fn warm(redis: &RedisServer, file: &Path, more: &str) -> Proxy {
 }
 
 fn await_fetched(proxy: &Proxy) {
-    proxy.wait_for_log(|line| line.says("the hottest keys of before were fetched"));
+    proxy.wait_for_log(|line| line.says("warm-up finished"));
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn warm_up_fetches_only_allowed_keys_with_room() {
     set(&redis, "secret", "value");
     set(&redis, "public:too-long", "value");
     fs::write(&file, format!("secret\npublic:too-long\n{}\n", names.join("\n"))).expect("a file");
-    let proxy = warm(&redis, &file, "http.allow = [\"public:*\"]\nhttp.max_key = 12");
+    let proxy = warm(&redis, &file, "http.allow_keys = [\"public:*\"]\nhttp.max_key = 12");
     await_fetched(&proxy);
     assert_eq!(
         (metric(&proxy, WARMED).to_string(), metric(&proxy, "cache_entries").to_string()),

@@ -81,7 +81,7 @@ pub(super) struct Conditions {
     /// Each from the moment in which another Redis may have become primary until it was written to
     /// and the proxy could know.
     pub(super) failovers: Periods,
-    /// The periods with a `cache.stale_grace` above zero.
+    /// The periods with a `cache.stale_if_error` above zero.
     pub(super) grace: Periods,
 }
 
@@ -146,7 +146,7 @@ mod tests {
         conditions.trouble.begin("a fault", ms(100));
         conditions.trouble.end(ms(200));
         conditions.trouble.begin("another fault", ms(500));
-        conditions.grace.begin("stale_grace", ms(150));
+        conditions.grace.begin("stale_if_error", ms(150));
         conditions.grace.end(ms(600));
         conditions
     }

@@ -2,7 +2,7 @@
 //!
 //! Model: the seed shuffles a deck of all faults, which is dealt out, and then again. Each fault
 //! begins, lasts a while, is repaired, and ends when the proxy is ready. Then there is a pause.
-//! Every second fault comes while a reload has set a `cache.stale_grace`.
+//! Every second fault comes while a reload has set a `cache.stale_if_error`.
 //!
 //! The rule: the conditions record a fault before it begins, and its end only after it.
 
@@ -309,7 +309,7 @@ impl<'a> Adversary<'a> {
         self.grace = next;
         let (grace, clock) = (&self.simulation.conditions.grace, &self.simulation.clock);
         if next == SOME_GRACE {
-            grace.begin("stale_grace", clock.now());
+            grace.begin("stale_if_error", clock.now());
         }
         self.reload();
         if next == NO_GRACE {

@@ -54,13 +54,13 @@ const CONTROL_SECONDS: u64 = 8;
 /// Nothing expires by age, so every value that is too old is a missed invalidation.
 const TRACKING: &str = r#"
     cache.ttl = "1h"
-    cache.ttl_absent = "1h"
+    cache.negative_ttl = "1h"
     cache.coherence = "tracking"
     cache.coherence_timeout = "500ms"
 "#;
 const TTL_ONLY: &str = r#"
     cache.ttl = "1h"
-    cache.ttl_absent = "1h"
+    cache.negative_ttl = "1h"
     cache.coherence = "ttl"
 "#;
 /// The largest fleet that was ever tried.

@@ -269,7 +269,7 @@ pub(super) fn tell(
 fn outcome(response: &Response) -> &'static str {
     let status = response.header("cache-status").unwrap_or_default();
     let words = [
-        ("detail=absent", "absent"),
+        ("detail=negative_hit", "negative_hit"),
         ("; hit", "hit"),
         ("collapsed", "coalesced"),
         ("fwd=miss", "miss"),

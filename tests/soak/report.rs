@@ -162,8 +162,10 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn text(&self) -> String {
         let tally = &self.tally;
-        let from_memory: u64 =
-            ["hit", "absent", "stale"].iter().filter_map(|name| tally.outcomes.get(name)).sum();
+        let from_memory: u64 = ["hit", "negative_hit", "stale"]
+            .iter()
+            .filter_map(|name| tally.outcomes.get(name))
+            .sum();
         let mut text = String::new();
         let (seconds, violations) = (self.took.as_secs(), self.violations.len());
         _ = writeln!(

@@ -35,13 +35,12 @@ pub(super) const KEEP_DATA: [&str; 6] =
 /// mostly unused, would exceed the allowed growth.
 const SMALL_PAGES: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
 /// Counters of the proxy, by their name in the report.
-const FIGURES: [(&str, &str); 7] = [
-    ("flights discarded", "flights_discarded_total"),
+const FIGURES: [(&str, &str); 6] = [
+    ("flights discarded", "fetches_discarded_total"),
     ("reconnects", "tracking_reconnects_total"),
     ("invalidations of a key", "invalidations_total{kind=\"key\"}"),
     ("of all", "invalidations_total{kind=\"all\"}"),
     ("by disconnect", "invalidations_total{kind=\"disconnect\"}"),
-    ("by overflow", "invalidations_total{kind=\"overflow\"}"),
     ("evictions for room", "cache_evictions_total{cause=\"capacity\"}"),
 ];
 
@@ -61,7 +60,7 @@ impl Plan {
         let more = format!(
             "daemon.worker_threads = 2\nresp.listen = \"127.0.0.1:0\"\n\
                 cache.capacity = {capacity}\n\
-             cache.stale_grace = \"{grace}\"\nredis.ping_interval = \"100ms\"\n\
+             cache.stale_if_error = \"{grace}\"\nredis.ping_interval = \"100ms\"\n\
              redis.response_timeout = \"2s\"\n{coherence}"
         );
         config(&relay_url(relay), &more)

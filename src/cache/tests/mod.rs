@@ -102,7 +102,7 @@ async fn age_counts_from_before_the_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn entry_never_outlives_its_key() {
-    let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
+    let cache = cache(Settings { stale_if_error: 60 * SECOND, ..settings(10) });
     read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND))).await.unwrap();
     advance(3 * SECOND).await;
     assert_eq!(
@@ -118,7 +118,7 @@ async fn negative_entries_have_their_own_ttl() {
         let answer = read(&cache, "k", Fetched::Absent).await.unwrap();
         assert_eq!((answer.outcome, answer.entry.value().is_none()), (Outcome::Miss, true));
     }
-    cache.apply(&Settings { ttl_absent: NegativeTtl::Fixed(SECOND), ..settings(10) });
+    cache.apply(&Settings { negative_ttl: NegativeTtl::Fixed(SECOND), ..settings(10) });
     read(&cache, "k", Fetched::Absent).await.unwrap();
     assert_eq!(outcome(&cache, "k").await, Outcome::NegativeHit);
     advance(SECOND).await;
@@ -127,7 +127,7 @@ async fn negative_entries_have_their_own_ttl() {
 
 #[tokio::test(start_paused = true)]
 async fn stale_entry_is_served_only_on_failure() {
-    let cache = cache(Settings { stale_grace: 10 * SECOND, ..settings(10) });
+    let cache = cache(Settings { stale_if_error: 10 * SECOND, ..settings(10) });
     outcome(&cache, "k").await;
     advance(65 * SECOND).await;
     let answer = read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap();
@@ -147,7 +147,7 @@ async fn stale_entry_is_served_only_on_failure() {
 #[tokio::test(start_paused = true)]
 async fn replaced_value_is_never_served_stale() {
     for contradiction in [Fetched::Absent, Fetched::ErrorReply(Failure::Refused)] {
-        let cache = cache(Settings { stale_grace: 60 * SECOND, ..settings(10) });
+        let cache = cache(Settings { stale_if_error: 60 * SECOND, ..settings(10) });
         outcome(&cache, "k").await;
         advance(61 * SECOND).await;
         _ = read(&cache, "k", contradiction).await;

@@ -292,7 +292,7 @@ impl World {
     }
 
     fn tracked_and_kept_for_stale(&self) {
-        self.cache.apply(&Settings { stale_grace: HOUR, ..self.cache.settings() });
+        self.cache.apply(&Settings { stale_if_error: HOUR, ..self.cache.settings() });
         self.tracked_and_kept();
     }
 

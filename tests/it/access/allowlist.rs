@@ -1,4 +1,4 @@
-//! `http.allow`, the key allowlist of HTTP.
+//! `http.allow_keys`, the key allowlist of HTTP.
 //!
 //! Promise: keys outside the list get the same 403 whether they exist or not, and cause no request
 //! to Redis.
@@ -7,7 +7,7 @@ use crate::support::http::{Client, Response, get, key_path};
 use crate::support::serving::{await_ready, config, reads};
 use crate::support::{Proxy, RedisServer, eventually};
 
-const ALLOW: &str = "http.allow = [\"public:*\", \"greeting\"]";
+const ALLOW: &str = "http.allow_keys = [\"public:*\", \"greeting\"]";
 
 struct Listed {
     proxy: Proxy,
@@ -95,7 +95,7 @@ fn unlisted_key_reveals_no_existence() {
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[0][0].status, 403);
     assert_eq!(listed.redis.calls("get") + listed.redis.calls("pttl"), asked, "Redis was asked");
-    for outcome in ["hit", "miss", "coalesced", "absent", "bypass"] {
+    for outcome in ["hit", "miss", "coalesced", "negative_hit", "bypass"] {
         assert!(reads(&listed.proxy, outcome).abs() < f64::EPSILON, "{outcome}");
     }
 }
@@ -126,16 +126,17 @@ fn shared_hotkeys_show_only_listed_keys() {
 fn key_list_parses_from_environment() {
     let redis = RedisServer::start();
     redis.command(&["SET", "one", "1"]);
-    let builder = Proxy::builder(&config(&redis.url(), "http.allow = [\"two\"]"));
-    let proxy = builder.environment("REDIS_PROXY_HTTP__ALLOW", "public:*, one").start();
+    let builder = Proxy::builder(&config(&redis.url(), "http.allow_keys = [\"two\"]"));
+    let proxy = builder.environment("REDIS_PROXY_HTTP__ALLOW_KEYS", "public:*, one").start();
     await_ready(&proxy);
     assert_eq!(["/keys/one", "/keys/two"].map(|path| get(proxy.http(), path).status), [200, 403]);
     for bad in ["[\"a*b\"]", "[\"\"]", "[\"*a\"]", "[\"a,b\"]", "\"a,,b\"", "[\" a\"]", "3"] {
         for section in ["http", "resp"] {
-            let output = Proxy::builder(&config(&redis.url(), &format!("{section}.allow = {bad}")))
-                .run_to_end();
+            let output =
+                Proxy::builder(&config(&redis.url(), &format!("{section}.allow_keys = {bad}")))
+                    .run_to_end();
             assert!(
-                output.0 == 78 && output.1.contains(&format!("{section}.allow: found")),
+                output.0 == 78 && output.1.contains(&format!("{section}.allow_keys: found")),
                 "{bad}: {output:?}"
             );
         }

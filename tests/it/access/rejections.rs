@@ -1,4 +1,4 @@
-//! `redis_proxy_refused_total`, the counter of rejected clients.
+//! `redis_proxy_rejected_total`, the counter of rejected clients.
 //!
 //! Promise: each rejection is counted once, by front end and reason, and nothing else is counted.
 
@@ -27,7 +27,7 @@ fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
     let told = REASONS.map(|(front_end, reason)| {
         let count = metric(
             proxy,
-            &format!("refused_total{{front_end=\"{front_end}\",reason=\"{reason}\"}}"),
+            &format!("rejected_total{{front_end=\"{front_end}\",reason=\"{reason}\"}}"),
         );
         (front_end, reason, count.to_string())
     });
@@ -48,7 +48,7 @@ fn http_rejections_count_tokens_and_keys_only() {
     let (redis, file) = (RedisServer::start(), SecretFile::new("first-token-0123456789"));
     let config = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nhttp.tokens_file = \"{}\"\n\
-         http.allow = [\"public:*\"]\nredis.url = \"{}\"",
+         http.allow_keys = [\"public:*\"]\nredis.url = \"{}\"",
         file.name(),
         redis.url()
     );
@@ -125,5 +125,5 @@ fn resp_rejections_are_counted_by_reason() {
     assert_refused(&proxy, &[("resp", "login", 3), ("resp", "key", 2), ("resp", "command", 2)]);
     // The client pipelines more commands behind the wrong password.
     assert!(client("wrong").is_err());
-    assert!(metric(&proxy, r#"refused_total{front_end="resp",reason="login"}"#) > 3.0);
+    assert!(metric(&proxy, r#"rejected_total{front_end="resp",reason="login"}"#) > 3.0);
 }

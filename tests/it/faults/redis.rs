@@ -34,7 +34,7 @@ fn redis_killed_fails_fast_and_recovers() {
         assert_eq!(stage.over_http("hot").0, "404");
         assert_eq!(ask(&mut client, "GET hot").0, "$-1\\r\\n");
         assert_eq!(metric(&stage.proxy, "backend_up").to_string(), "1");
-        assert_eq!(metric(&stage.proxy, "coherent").to_string(), "1");
+        assert_eq!(metric(&stage.proxy, "tracking_active").to_string(), "1");
         for series in ["invalidations_total{kind=\"disconnect\"}", "tracking_reconnects_total"] {
             assert_eq!(metric(&stage.proxy, series).to_string(), round.to_string(), "{series}");
         }
@@ -232,7 +232,7 @@ fn changed_password_is_read_from_its_file() {
     let refused = ask(&mut connect(), "GET key");
     assert_prompt(
         &refused,
-        "-ERR redis-proxy: Redis cannot be asked: Redis refused the login: WRONGPASS",
+        "-ERR redis-proxy: upstream unavailable: Redis refused the login: WRONGPASS",
     );
     fs::write(&of_redis, "new").unwrap();
     let begun = Instant::now();

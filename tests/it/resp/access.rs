@@ -1,4 +1,4 @@
-//! The front end's own password and key allowlist (`resp.allow`).
+//! The front end's own password and key allowlist (`resp.allow_keys`).
 //!
 //! Promise: only an authenticated client is served, and only keys of the list.
 

@@ -87,7 +87,7 @@ impl Stage {
                 "redis_proxy_reads_total{{front_end=\"resp\",outcome=\"{outcome}\"}}"
             ))
         };
-        reads("hit").unwrap_or_default() + reads("absent").unwrap_or_default()
+        reads("hit").unwrap_or_default() + reads("negative_hit").unwrap_or_default()
     }
 }
 

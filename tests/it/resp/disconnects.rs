@@ -30,7 +30,7 @@ fn half_closed_client_is_answered_by_blocking_commands() {
 
 #[test]
 fn lost_session_state_closes_the_client() {
-    const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked";
+    const NO_REDIS: &str = "-LOADING redis-proxy: upstream unavailable";
     if is_straight() {
         return;
     }

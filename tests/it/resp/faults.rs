@@ -16,7 +16,7 @@ use crate::support::serving::{await_metric, await_ready, relay_url};
 use crate::support::{Proxy, RedisServer, Relay, Reload, eventually};
 
 const CONNECTIONS: &str = r#"connections{front_end="resp"}"#;
-const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked";
+const NO_REDIS: &str = "-LOADING redis-proxy: upstream unavailable";
 
 /// A proxy with its Redis behind a relay.
 struct Stage {
@@ -233,7 +233,7 @@ fn final_commands_run_after_disconnect() {
 
 #[test]
 fn lost_redis_closes_only_stateful_clients() {
-    let Some(stage) = Stage::start("cache.stale_grace = \"1h\"") else { return };
+    let Some(stage) = Stage::start("cache.stale_if_error = \"1h\"") else { return };
     stage.proxy.expect_log(DOWN);
     stage.redis.command(&["SET", "key", "value"]);
     let (mut reader, mut writer) = (stage.connect(), stage.connect());

@@ -105,7 +105,7 @@ pub(crate) fn ask(wire: &mut RespClient, line: &str) -> (String, Duration) {
 /// The RESP reply with `value`.
 pub(crate) const VALUE: &str = "$5\\r\\nvalue\\r\\n";
 /// The beginning of the RESP error while Redis is unavailable.
-pub(crate) const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked: ";
+pub(crate) const NO_REDIS: &str = "-LOADING redis-proxy: upstream unavailable: ";
 
 /// Asserts that a reply begins like this and took at most [`PROMPT`].
 #[track_caller]

@@ -141,7 +141,7 @@ impl RespPair {
 
     /// Returns the number of reads from memory.
     pub(crate) fn answered_from_memory(&self) -> Option<f64> {
-        self.reads(&["hit", "absent"])
+        self.reads(&["hit", "negative_hit"])
     }
 
     /// Runs `act` and asserts that this many reads came from memory.

@@ -103,7 +103,7 @@ fn foreign_database_write_costs_at_most_a_fetch() {
 #[test]
 fn evicted_key_is_gone() {
     let redis = RedisServer::builder().arguments(&["--maxmemory-policy", "allkeys-random"]).start();
-    let proxy = tracked(&redis, "cache.ttl_absent = 0");
+    let proxy = tracked(&redis, "cache.negative_ttl = 0");
     keep(&redis, &proxy, "key", "value");
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     eventually("the key is evicted", || {
@@ -206,10 +206,10 @@ fn absent_key_is_fetched_once() {
         assert_eq!(read(&proxy, "nothing").status, 404);
     }
     assert_eq!(redis.calls("get"), 1);
-    assert_eq!(reads(&proxy, "absent").to_string(), "2");
+    assert_eq!(reads(&proxy, "negative_hit").to_string(), "2");
     assert!(
         cache_status(&read(&proxy, "nothing"))
-            .starts_with("redis-proxy; hit; detail=absent; ttl=3")
+            .starts_with("redis-proxy; hit; detail=negative_hit; ttl=3")
     );
 }
 
@@ -250,10 +250,10 @@ fn created_key_is_found_by_any_command() {
 
 #[test]
 fn absent_keys_cached_for_their_ttl() {
-    const TTL_ABSENT: Duration = Duration::from_secs(1);
+    const NEGATIVE_TTL: Duration = Duration::from_secs(1);
     for mode in ["tracking", "ttl"] {
         let redis = RedisServer::start();
-        let settings = format!("cache.coherence = \"{mode}\"\ncache.ttl_absent = \"1s\"");
+        let settings = format!("cache.coherence = \"{mode}\"\ncache.negative_ttl = \"1s\"");
         let proxy = proxy(&redis, &lasting(&settings));
         let begun = Instant::now();
         assert_eq!(read(&proxy, "nothing").status, 404);
@@ -266,13 +266,13 @@ fn absent_keys_cached_for_their_ttl() {
             if !is_hit(&again) {
                 return Some(());
             }
-            assert!(cache_status(&again).contains("hit; detail=absent"), "{again:?}");
-            assert!(asked < TTL_ABSENT, "kept for {asked:?}");
+            assert!(cache_status(&again).contains("hit; detail=negative_hit"), "{again:?}");
+            assert!(asked < NEGATIVE_TTL, "kept for {asked:?}");
             hits += 1;
             None
         });
-        assert!(begun.elapsed() >= TTL_ABSENT, "{:?}", begun.elapsed());
-        assert_eq!(reads(&proxy, "absent").to_string(), hits.to_string());
+        assert!(begun.elapsed() >= NEGATIVE_TTL, "{:?}", begun.elapsed());
+        assert_eq!(reads(&proxy, "negative_hit").to_string(), hits.to_string());
         assert_eq!(redis.calls("get"), 2);
         set(&redis, "nothing", "something");
         eventually("the key is found", || (read(&proxy, "nothing").status == 200).then_some(()));
@@ -282,7 +282,7 @@ fn absent_keys_cached_for_their_ttl() {
 #[test]
 fn zero_ttl_absent_caches_no_absence() {
     let redis = RedisServer::start();
-    let proxy = tracked(&redis, "cache.ttl_absent = 0");
+    let proxy = tracked(&redis, "cache.negative_ttl = 0");
     for number in 1..=3 {
         assert_eq!(read(&proxy, "nothing").status, 404);
         assert_eq!(redis.calls("get"), number);
@@ -304,7 +304,7 @@ fn lazy() -> RedisServer {
 fn value_is_not_served_past_its_key_ttl() {
     for mode in ["tracking", "ttl"] {
         let redis = lazy();
-        let settings = format!("cache.coherence = \"{mode}\"\ncache.stale_grace = \"1h\"");
+        let settings = format!("cache.coherence = \"{mode}\"\ncache.stale_if_error = \"1h\"");
         let proxy = proxy(&redis, &lasting(&settings));
         let begun = Instant::now();
         redis.command(&["SET", "brief", "value", "PX", &LIFE.as_millis().to_string()]);
@@ -432,7 +432,7 @@ fn overtaken_fetch_is_answered_not_stored() {
         connection.recv_response().expect("Redis takes the write");
         assert_comes_true(&redis, &proxy, &key, "an overtaking SET");
         // The order in which Redis runs the two is random.
-        if metric(&proxy, "flights_discarded_total") > 0.0 {
+        if metric(&proxy, "fetches_discarded_total") > 0.0 {
             break;
         }
         assert!(number < 200, "no fetch was ever overtaken");

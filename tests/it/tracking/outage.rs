@@ -37,7 +37,7 @@ fn write_during_reconnect_is_seen() {
             "what was learnt over a lost link is worth nothing"
         );
         assert_metric(&proxy, DISCONNECTS, u64::try_from(round).unwrap());
-        assert_metric(&proxy, "coherent", 1);
+        assert_metric(&proxy, "tracking_active", 1);
     }
 }
 
@@ -87,7 +87,7 @@ fn redis_restarted_with_data_is_read_again() {
 fn assert_incoherent(proxy: &Proxy) {
     eventually("the loss is noticed", || (readyz(proxy).0 == 503).then_some(()));
     assert_eq!(coherence(proxy), "none");
-    assert_metric(proxy, "coherent", 0);
+    assert_metric(proxy, "tracking_active", 0);
     assert_metric(proxy, "cache_entries", 0);
     assert_eq!(read(proxy, "key").status, 503);
 }
@@ -96,7 +96,7 @@ fn assert_incoherent(proxy: &Proxy) {
 #[track_caller]
 fn assert_made_anew(proxy: &Proxy) {
     assert_eq!(coherence(proxy), "tracking");
-    assert_metric(proxy, "coherent", 1);
+    assert_metric(proxy, "tracking_active", 1);
     assert_metric(proxy, DISCONNECTS, 1);
     assert_metric(proxy, RECONNECTS, 1);
     read(proxy, "key");
@@ -149,11 +149,11 @@ fn half_open_link_serves_at_most_coherence_timeout() {
     set(&redis, "key", "new");
     let reader = await_doubt(&proxy, "key", "old", Instant::now());
     assert_eq!(coherence(&proxy), "none");
-    assert_metric(&proxy, "coherent", 0);
+    assert_metric(&proxy, "tracking_active", 0);
     relay.resume();
 
     assert_eq!(answer(reader), "new");
-    await_metric(&proxy, "coherent", 1.0);
+    await_metric(&proxy, "tracking_active", 1.0);
     assert_eq!(value(&proxy, "key"), "new");
     assert_hit(&read(&proxy, "bystander"));
     assert!(is_hit(&read(&proxy, "nothing")));
@@ -175,7 +175,7 @@ fn frozen_redis_hits_for_coherence_timeout() {
     let reader = await_doubt(&proxy, "key", "value", Instant::now());
     redis.resume();
     assert_eq!(answer(reader), "value");
-    await_metric(&proxy, "coherent", 1.0);
+    await_metric(&proxy, "tracking_active", 1.0);
     for key in ["key", "bystander"] {
         assert_hit(&read(&proxy, key));
     }

@@ -42,7 +42,7 @@ fn assert_untracked(redis: &RedisServer, proxy: &Proxy) {
     await_ready(proxy);
     await_told_link(proxy);
     assert_eq!(coherence(proxy), "ttl");
-    assert_metric(proxy, "coherent", 0);
+    assert_metric(proxy, "tracking_active", 0);
     keep(redis, proxy, "key", "old");
     set(redis, "key", "new");
     assert_hit(&read(proxy, "key"));
@@ -59,7 +59,7 @@ fn warnings(proxy: &Proxy, part: &str) -> usize {
 fn denied_tracking_serves_no_stale_values() {
     let redis = RedisServer::start();
     let proxy =
-        restricted(&redis, &[], "cache.coherence = \"tracking\"\ncache.stale_grace = \"1h\"");
+        restricted(&redis, &[], "cache.coherence = \"tracking\"\ncache.stale_if_error = \"1h\"");
     proxy.expect_log(DOWN);
     await_ready(&proxy);
     keep(&redis, &proxy, "key", "old");
@@ -101,7 +101,7 @@ fn granted_right_enables_tracking_without_restart() {
     assert_eq!(value(&proxy, "key"), "old");
     allow(&redis, &["+client|tracking", "+client|trackinginfo"]);
     await_coherence(&proxy, "tracking");
-    assert_metric(&proxy, "coherent", 1);
+    assert_metric(&proxy, "tracking_active", 1);
     assert_eq!(value(&proxy, "key"), "new", "what was kept before is dropped");
     keep(&redis, &proxy, "key", "newer");
     set(&redis, "key", "newest");
@@ -114,7 +114,7 @@ fn granted_right_enables_tracking_without_restart() {
 #[test]
 fn revoked_right_logs_one_more_warning() {
     let redis = RedisServer::start();
-    let proxy = restricted(&redis, &[], "cache.stale_grace = \"5m\"");
+    let proxy = restricted(&redis, &[], "cache.stale_if_error = \"5m\"");
     proxy.expect_log(DOWN);
     await_ready(&proxy);
     assert_eq!(coherence(&proxy), "tracking");
@@ -191,7 +191,7 @@ fn readyz_names_the_mode_before_first_link() {
         let proxy = Proxy::start(&config(&redis.url(), &format!("cache.coherence = \"{mode}\"")));
         proxy.expect_log(DOWN);
         assert_eq!((readyz(&proxy).0, coherence(&proxy)), (503, expected.to_owned()), "{mode}");
-        assert_metric(&proxy, "coherent", 0);
+        assert_metric(&proxy, "tracking_active", 0);
     }
 }
 

@@ -1,4 +1,4 @@
-//! `cache.stale_grace` (stale-if-error).
+//! `cache.stale_if_error` (stale-if-error).
 //!
 //! Promise: expired values are served only while Redis is unavailable, only within the grace, and
 //! never after a newer value.
@@ -12,7 +12,7 @@ use crate::support::serving::{
 };
 use crate::support::{Proxy, RedisServer, eventually};
 
-const GRACE: &str = "cache.stale_grace = \"5m\"";
+const GRACE: &str = "cache.stale_if_error = \"5m\"";
 
 #[track_caller]
 fn assert_stale(proxy: &Proxy, key: &str, old: &str) {
@@ -56,7 +56,7 @@ fn stale_values_are_served_only_during_outage() {
         for never_cached in ["nothing", "another"] {
             assert_eq!(read(&proxy, never_cached).status, 503, "{never_cached}");
         }
-        assert_metric(&proxy, "coherent", 0);
+        assert_metric(&proxy, "tracking_active", 0);
         redis.restart();
         await_ready(&proxy);
         assert_eq!(read(&proxy, "key").status, 404);
@@ -129,7 +129,7 @@ fn silent_redis_serves_stale_values() {
     proxy.expect_log(DOWN);
     keep(&redis, &proxy, "key", "old");
     relay.stall();
-    await_metric(&proxy, "coherent", 0.0);
+    await_metric(&proxy, "tracking_active", 0.0);
     assert_stale(&proxy, "key", "old");
     set(&redis, "key", "new");
     relay.resume();
@@ -137,10 +137,10 @@ fn silent_redis_serves_stale_values() {
 }
 
 #[test]
-fn stale_grace_counts_from_the_loss() {
+fn stale_if_error_counts_from_the_loss() {
     const GRACE: Duration = Duration::from_secs(1);
     let mut redis = RedisServer::start();
-    let proxy = tracked(&redis, "cache.stale_grace = \"1s\"");
+    let proxy = tracked(&redis, "cache.stale_if_error = \"1s\"");
     proxy.expect_log(DOWN);
     keep(&redis, &proxy, "key", "old");
     let fetched = Instant::now();
