@@ -1,5 +1,5 @@
-//! The command line. Values of the config are kept as text here: they are read where all values are, so that a
-//! bad one is reported like any other.
+//! The command line. Values of the configuration remain text here. They are parsed with the other
+//! sources, so a bad value is reported in the same way.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -9,55 +9,58 @@ use clap_complete::Shell;
 
 use crate::settings::Secret;
 
-/// Answers hot reads of a Redis from its own memory, over HTTP.
+/// Caching proxy for Redis: serves hot reads from memory, over HTTP and to Redis clients.
 ///
-/// Every key of the configuration can also be set in the environment, as in `REDIS_PROXY_CACHE__TTL=30s`. Flags win
-/// over the environment, the environment over the file, the file over the defaults.
+/// Every key of the configuration can also be set in the environment, as in
+/// `REDIS_PROXY_CACHE__TTL=30s`. Flags win over the environment, the environment over the file, the
+/// file over the defaults.
 #[derive(Debug, Parser)]
 #[command(name = "redis-proxy", version, disable_help_subcommand = true)]
 pub struct Cli {
-    /// What to do instead of serving.
+    /// The command to run instead of serving.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// What is configured on the command line.
+    /// The flags that set keys of the configuration.
     #[command(flatten)]
     pub flags: Flags,
 }
 
-/// What to do instead of serving.
+/// The commands other than serving.
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum Command {
-    /// Check the configuration and exit: 0 if it is right, 78 if not. Opens no socket and reads no secret.
+    /// Check the configuration and exit: 0 if it is valid, 78 if not. Opens no socket and reads no
+    /// secret.
     Check,
-    /// Ask a running proxy with this configuration whether reads can be answered, and exit: 0 if so, 1 if not.
+    /// Check whether a running proxy with this configuration can answer reads, and exit: 0 if so, 1
+    /// if not.
     Health {
-        /// Ask only whether the process serves, whatever becomes of Redis
+        /// Check only whether the process serves, regardless of Redis
         #[arg(long)]
         live: bool,
     },
     /// Print the manual page, in roff.
     Man,
-    /// Print what completes the command line in a shell.
+    /// Print the completion script for a shell.
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
 }
 
-/// Writes the manual page.
+/// Writes the manual page to `out`, in roff.
 ///
 /// # Errors
-/// What `out` reports.
+/// [`io::Error`] of `out`.
 pub fn write_man(out: &mut dyn Write) -> io::Result<()> {
     clap_mangen::Man::new(Cli::command()).render(out)
 }
 
-/// Writes what completes the command line in `shell`.
+/// Writes the completion script for `shell` to `out`.
 pub fn write_completions(shell: Shell, out: &mut dyn Write) {
     clap_complete::generate(shell, &mut Cli::command(), "redis-proxy", out);
 }
 
-/// What is configured on the command line.
+/// The flags that set keys of the configuration.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Flags {
     /// The configuration file (TOML)
@@ -66,19 +69,19 @@ pub struct Flags {
     /// Print the configuration in force, secrets masked, and exit
     #[arg(long = "print-config", alias = "print_config", global = true)]
     pub print_config: bool,
-    /// Host of the Redis behind [redis.url]
+    /// Host of the upstream Redis [redis.url]
     #[arg(long = "redis_host", visible_alias = "redis-host", global = true, value_name = "HOST")]
     pub redis_host: Option<String>,
-    /// Port of the Redis behind [redis.url]
+    /// Port of the upstream Redis [redis.url]
     #[arg(long = "redis_port", visible_alias = "redis-port", global = true, value_name = "PORT")]
     pub redis_port: Option<String>,
-    /// Password for Redis; every user of this machine can see it, so a file is better [redis.password]
+    /// Password for Redis; every user of this machine can see it, so prefer a file [redis.password]
     #[arg(long, global = true, value_name = "PASSWORD", allow_hyphen_values = true)]
     pub password: Option<Secret>,
-    /// How old a cached value may be: seconds, or with a unit as in 90s, 5m [cache.ttl]
+    /// Longest age of a cached value: seconds, or with a unit as in 90s, 5m [cache.ttl]
     #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
     pub ttl: Option<String>,
-    /// How many keys are cached at most [cache.capacity]
+    /// Maximum number of cached keys [cache.capacity]
     #[arg(
         long,
         visible_alias = "capacity",
@@ -87,13 +90,13 @@ pub struct Flags {
         allow_hyphen_values = true
     )]
     pub k: Option<String>,
-    /// Address to listen on [http.listen]
+    /// Host or IP address of the HTTP listener [http.listen]
     #[arg(long = "proxy_host", visible_alias = "proxy-host", global = true, value_name = "HOST")]
     pub proxy_host: Option<String>,
-    /// Port to listen on [http.listen]
+    /// Port of the HTTP listener [http.listen]
     #[arg(long = "proxy_port", visible_alias = "proxy-port", global = true, value_name = "PORT")]
     pub proxy_port: Option<String>,
-    /// Address to listen on for Redis clients: host:port or unix:///path [resp.listen]
+    /// Address of the RESP listener: host:port or unix:///path [resp.listen]
     #[arg(
         long = "resp_listen",
         visible_alias = "resp-listen",
@@ -101,7 +104,8 @@ pub struct Flags {
         value_name = "ADDRESS"
     )]
     pub resp_listen: Option<String>,
-    /// How many client connections each listener accepts at most [http.max_connections, resp.max_connections]
+    /// Maximum number of client connections of each listener [http.max_connections,
+    /// resp.max_connections]
     #[arg(
         long = "max_connections",
         visible_alias = "max-connections",

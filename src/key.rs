@@ -1,27 +1,28 @@
-//! A key is a string of bytes, any bytes, compared and hashed byte by byte.
+//! The key of a value: any bytes, compared and hashed byte by byte.
 //!
-//! Nothing here may change a byte: what the client escaped is what Redis is asked for.
+//! Nothing here may change a byte. Otherwise Redis would be queried for another key than the client
+//! escaped.
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::sync::Arc;
 
-/// The name of a value in Redis: any bytes, of any length, the empty one included.
+/// The name of a value in Redis: any bytes, of any length. It may be empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Arc<[u8]>);
 
 impl Key {
-    /// The bytes as Redis is given them.
+    /// Returns the bytes, as they are sent to Redis.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// How many bytes the key has.
+    /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether the key has no byte at all.
+    /// Whether the key has no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -39,29 +40,30 @@ impl Borrow<[u8]> for Key {
     }
 }
 
-/// Escaped, so that a key in a log line can neither break the line nor colour the terminal.
+/// Escapes the bytes. Otherwise a key in a log line could break the line or colour the terminal.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0.escape_ascii())
     }
 }
 
-/// A `%` that two hexadecimal digits do not follow.
+/// A `%` that is not followed by two hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "\"{found}\" at byte {offset} is not an escape: '%' takes two hexadecimal digits, and '%' itself is written %25"
 )]
 pub struct BadEscape {
-    /// Where the `%` stands, counted in bytes from the start of the key as it was sent.
+    /// The position of the `%`, in bytes from the start of the escaped key.
     pub offset: usize,
     /// The `%` and at most the two bytes after it, escaped for printing.
     pub found: String,
 }
 
-/// Percent-decodes `escaped` (RFC 3986, section 2.1) to bytes; `+` stays `+`. Borrows when nothing is escaped.
+/// Percent-decodes `escaped` (RFC 3986, section 2.1) to bytes. A `+` remains a `+`. Borrows if
+/// nothing is escaped.
 ///
 /// # Errors
-/// [`BadEscape`] for the first `%` without two hexadecimal digits behind it.
+/// [`BadEscape`] for the first `%` that is not followed by two hexadecimal digits.
 pub fn percent_decode(escaped: &[u8]) -> Result<Cow<'_, [u8]>, BadEscape> {
     let Some(first) = memchr::memchr(b'%', escaped) else {
         return Ok(Cow::Borrowed(escaped));

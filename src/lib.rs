@@ -1,7 +1,8 @@
-//! A near cache for Redis in a daemon of its own: hot reads are answered from memory, over HTTP and
-//! over Redis's own protocol.
+//! A caching proxy (near cache) for Redis. It serves hot reads from memory, over HTTP and to Redis
+//! clients.
 //!
-//! The road of a read is `http` or `resp` → `proxy` → `cache` → (on a miss) `upstream`; see ARCHITECTURE.md.
+//! The road of a read is `http` or `resp` → `proxy` → `cache` → (on a miss) `upstream`; see
+//! ARCHITECTURE.md.
 
 pub mod access;
 pub mod backend;

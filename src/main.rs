@@ -1,6 +1,6 @@
-//! The daemon: parse, load, say what is wrong or serve, and tell how it ended by the exit code.
+//! The entry point: parses the flags, loads the configuration, then serves or reports the problems.
 //!
-//! Exit codes: 0 done, 1 failed, 64 the command line is wrong, 78 the configuration is wrong (sysexits.h).
+//! Exit codes: 0 success, 1 failure, 64 wrong command line, 78 wrong configuration (sysexits.h).
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use redis_proxy::daemon::{Daemon, ExitReason, StartError};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, Telemetry, TracesError};
 
-/// What memory is asked of. A cached read over HTTP asks a dozen times.
+/// The allocator. A cached read over HTTP allocates about a dozen times.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -40,11 +40,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// What needs the configuration.
+/// Runs the commands that need the configuration.
 fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
     if let Some(Command::Health { live }) = command {
-        // A daemon whose reload was refused is as well as before.
+        // A refused reload leaves the daemon healthy, so problems of the file are ignored here.
         let config = sources.load_lenient();
         return finish(health(&config, if live { HealthCheck::Live } else { HealthCheck::Ready }));
     }
@@ -124,7 +124,7 @@ fn run(config: Config, sources: Sources, telemetry: &Telemetry) -> anyhow::Resul
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let daemon = Daemon::build(config, sources, telemetry.clone());
     let reason = runtime.block_on(async { anyhow::Ok(daemon.await?.run().await) })?;
-    // What still runs has been given its time.
+    // Tasks that still run have had their time.
     runtime.shutdown_background();
     if reason != ExitReason::Forced {
         telemetry.shutdown();

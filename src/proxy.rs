@@ -1,4 +1,4 @@
-//! What both front ends and the operator's routes ask for: a read, and how things stand.
+//! Reads for both front ends, counted and traced, and the state of the proxy for operators.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,7 +15,7 @@ use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
 use crate::upstream::Upstream;
 
-/// The upstream, as both front ends see it. Clones share it.
+/// The upstream with its metrics, for both front ends. Clones share all of it.
 #[derive(Clone)]
 pub struct Proxy {
     upstream: Upstream,
@@ -24,28 +24,28 @@ pub struct Proxy {
     draining: Arc<AtomicBool>,
 }
 
-/// Why reads may not be answered.
+/// The reason why reads cannot be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
-    /// The daemon is going down.
+    /// The daemon is shutting down.
     #[error("draining")]
     Draining,
-    /// Redis cannot be asked.
+    /// There is no usable connection to Redis.
     #[error("no link to Redis: {0}")]
     NoUpstream(BackendError),
 }
 
 impl Proxy {
-    /// A proxy in front of `upstream`.
+    /// Creates a proxy in front of `upstream`.
     pub fn new(upstream: Upstream, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
         Self { upstream, metrics, hot_keys, draining: Arc::default() }
     }
 
-    /// Answers a read of `key`, from memory or from Redis, and counts it. `span` is what it is traced as, the one that
-    /// is entered then, or none.
+    /// Reads `key` from memory or from Redis, and counts the read. `span` is the span of the
+    /// request; it is either the current span or disabled.
     ///
     /// # Errors
-    /// Why Redis gave no value, when nothing in memory could stand in.
+    /// [`BackendError`] if Redis returned no value and memory had none to serve in its place.
     pub async fn get(
         &self,
         front_end: FrontEnd,
@@ -58,7 +58,7 @@ impl Proxy {
         let found = if mode == ReadMode::Default { self.lookup(key, begun) } else { None };
         let answer = match (found, mode) {
             (Some(answer), _) => Ok(answer),
-            // What waits for Redis is large, and who waits for nothing should not have to carry it about.
+            // A fetch is a large future. Boxed, it does not enlarge the future of a hit.
             (None, ReadMode::Default) => Box::pin(self.upstream.get_or_fetch(key, mode)).await,
             (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
@@ -68,7 +68,7 @@ impl Proxy {
         answer.map_err(|(_, error)| error)
     }
 
-    /// Has `key` in memory as a reader would, but counts no read; returns whether its value was fetched for that.
+    /// Loads `key` into memory and counts no read. Returns whether its value was fetched for that.
     pub async fn warm(&self, key: &[u8]) -> bool {
         let answer = self.upstream.get_or_fetch(key, ReadMode::Default).await;
         let fetched = answer
@@ -79,12 +79,12 @@ impl Proxy {
         fetched
     }
 
-    /// What the cache holds now.
+    /// Returns the counts and the settings of the cache.
     pub fn statistics(&self) -> Statistics {
         self.upstream.statistics()
     }
 
-    /// From memory once it is proved to be no older than this, or where that cannot be proved past it.
+    /// Reads from memory after a fence, or past memory if there is no tracking.
     async fn get_no_cache(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         match self.upstream.fence_for(key, Instant::now()).await {
             Ok(FenceResult::Current) => self.upstream.get_or_fetch(key, ReadMode::NoCache).await,
@@ -93,96 +93,101 @@ impl Proxy {
         }
     }
 
-    /// Looks for `key` in memory only. What is made of it is [counted](Self::record) by who asks.
+    /// Looks up `key` in memory only. The caller [counts](Self::record) the read.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         self.upstream.lookup(key, now)
     }
 
-    /// These keys are about to be looked for, as far as can be told.
+    /// Prefetches the memory of these keys, for the lookups that follow.
     pub fn prefetch(&self, keys: &[&[u8]]) {
         self.upstream.prefetch(keys);
     }
 
-    /// Counts a key of a [lookup](Self::lookup) among those that are read most.
+    /// Counts a key of a [lookup](Self::lookup) for the list of hot keys.
     pub fn count_key(&self, key: &[u8], now: Instant) {
         self.hot_keys.count(key, now);
     }
 
-    /// The `limit` keys that are read most; nothing, if keys are not counted.
+    /// Returns the `limit` keys that are read most, or `None` if keys are not counted.
     pub fn top_keys(&self, limit: usize) -> Option<TopKeys> {
         self.hot_keys.top(limit, Instant::now())
     }
 
-    /// Counts reads that took the same time.
+    /// Counts `reads` reads with this outcome, each of duration `took`.
     pub fn record(&self, front_end: FrontEnd, outcome: Outcome, reads: u64, took: Duration) {
         self.metrics.record_reads(front_end, outcome, reads, took);
     }
 
-    /// Counts a command of clients of Redis, said so many times, by its place in the list that the metrics were made with.
+    /// Counts `count` commands of Redis clients. `label` is the index of the command's name in the
+    /// list that [`Metrics::new`] received.
     pub fn record_commands(&self, label: usize, count: u64) {
         self.metrics.record_commands(label, count);
     }
 
-    /// Counts that a front end has turned somebody away.
+    /// Counts a rejection by a front end.
     pub fn record_rejected(&self, front_end: FrontEnd, refusal: RejectReason) {
         self.metrics.reject_counter(front_end, refusal).count();
     }
 
-    /// Returns once memory holds all that Redis acknowledged before `since`, where Redis tells of changes.
+    /// Waits until memory reflects every write that Redis acknowledged before `since`. Without
+    /// tracking it returns [`FenceResult::NoTracking`] at once.
     ///
     /// # Errors
-    /// Redis cannot be asked, or does not answer in time.
+    /// [`BackendError`] if Redis is unreachable or does not reply in time.
     pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         self.upstream.fence(since).await
     }
 
-    /// Whether memory is known to hold all that Redis acknowledged before `since`.
+    /// Whether memory is known to reflect every write that Redis acknowledged before `since`.
     pub fn is_current(&self, since: Instant) -> bool {
         self.upstream.is_current(since)
     }
 
-    /// Whether a fetch may bring something: not if Redis does not admit the proxy.
+    /// Whether a fetch can succeed. It cannot while Redis rejects the proxy's credentials.
     pub fn may_fetch(&self) -> bool {
         !matches!(self.upstream.state(), Err(BackendError::AuthRejected(_)))
     }
 
-    /// Whether time alone decides what may be given.
+    /// Whether only the TTL decides which values are served.
     pub fn is_ttl_only(&self) -> bool {
         self.upstream.is_ttl_only()
     }
 
-    /// Drops `key` from memory.
+    /// Removes `key` from memory.
     pub fn invalidate(&self, key: &[u8]) {
         self.upstream.invalidate(key);
     }
 
-    /// Drops everything from memory.
+    /// Removes everything from memory.
     pub fn invalidate_all(&self) {
         self.upstream.invalidate_all();
     }
 
-    /// As whom the proxy reads, if it logs in, and from which database.
+    /// Returns the user of the cached values, if the proxy authenticates, and their database.
     pub fn identity(&self) -> CacheIdentity {
         self.upstream.identity()
     }
 
-    /// The cluster, if that is what is behind.
+    /// Returns the cluster, if the upstream is one.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.upstream.cluster()
     }
 
-    /// A stream to Redis for one client alone; not to a cluster, which is no one Redis.
+    /// Opens a dedicated stream to Redis for one client. Clients of a cluster need a router
+    /// instead.
     ///
     /// # Errors
-    /// Redis cannot be reached, or refuses the proxy's login.
+    /// [`BackendError`] if Redis is unreachable or rejects the proxy's credentials.
+    /// [`BackendError::ErrorReply`] if the upstream is a cluster.
     pub async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         self.upstream.open(client).await
     }
 
-    /// Whether reads can be answered.
+    /// Checks whether reads can be answered.
     ///
     /// # Errors
-    /// Why not.
+    /// [`NotReady::Draining`] during the shutdown. [`NotReady::NoUpstream`] while Redis cannot be
+    /// queried.
     pub fn ready(&self) -> Result<(), NotReady> {
         if self.draining.load(Relaxed) {
             return Err(NotReady::Draining);
@@ -190,22 +195,22 @@ impl Proxy {
         self.upstream.state().map_err(NotReady::NoUpstream)
     }
 
-    /// Who there is to be asked behind the proxy, and who of them answers.
+    /// Returns the nodes behind the proxy, each with its state.
     pub fn nodes(&self) -> Vec<Node> {
         self.upstream.nodes()
     }
 
-    /// By what the answers are kept true now.
+    /// Returns the mechanism that keeps cached values current now.
     pub fn coherence(&self) -> Coherence {
         self.upstream.coherence()
     }
 
-    /// The cache's settings have been changed.
+    /// Informs the upstream that settings of the cache have changed.
     pub fn cache_settings_changed(&self, settings: &Settings) {
         self.upstream.cache_settings_changed(settings);
     }
 
-    /// How things stand, in a line.
+    /// Describes the state in one line.
     pub fn status_line(&self) -> String {
         let link = match self.ready() {
             Ok(()) => format!("serving, coherence {}", self.coherence().name()),
@@ -216,12 +221,12 @@ impl Proxy {
         format!("{link}; {}.{} % of {reads} reads from memory", permille / 10, permille % 10)
     }
 
-    /// From now on the daemon is going down.
+    /// Marks the proxy as draining, so it is not ready any more.
     pub fn start_drain(&self) {
         self.draining.store(true, Relaxed);
     }
 
-    /// The Prometheus text.
+    /// Renders the metrics in the Prometheus text format.
     pub fn metrics(&self) -> String {
         self.metrics.render()
     }

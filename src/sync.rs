@@ -1,15 +1,15 @@
-//! Locks of the standard library, and a count of what is in progress.
+//! A helper for locks of the standard library, and a counter of things in progress.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Locks `mutex`, poisoned or not. No lock here is held over a step that could leave what it guards half changed, so a
-/// panic elsewhere takes nothing from those who come after it.
+/// Locks `mutex`, poisoned or not. No lock in this crate is held over a step that could leave its
+/// data half changed. So a panic in one holder does not harm the next.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts one for as long as it lives, so that whatever ends early, by a panic even, is not counted for ever.
+/// Counts one as long as it lives. So work that ends early, even by a panic, does not stay counted.
 pub(crate) struct CountGuard(Arc<AtomicUsize>);
 
 impl CountGuard {

@@ -1,4 +1,4 @@
-//! What is behind the proxy: one Redis with a cache, or the primaries of a cluster, each with a cache of its own.
+//! The upstream: one Redis with a cache, or the primaries of a cluster, each with its own cache.
 
 use std::sync::Arc;
 
@@ -12,17 +12,17 @@ use crate::key::Key;
 use crate::metrics::Node;
 use crate::telemetry::spans;
 
-/// What is kept, and the Redis it is of.
+/// The Redis behind the proxy, with its cached values.
 #[derive(Clone)]
 pub enum Upstream {
-    /// The cache in front of its backend.
+    /// One Redis, with the cache in front of it.
     Standalone(Cache<BackendError>, Backend),
-    /// The primaries of a cluster, each with a cache of its own.
+    /// The primaries of a cluster, each with its own cache.
     Cluster(Cluster),
 }
 
 impl Upstream {
-    /// Whether reads can be answered.
+    /// Checks whether reads can be answered. The error is the reason if they cannot.
     pub(crate) fn state(&self) -> Result<(), BackendError> {
         match self {
             Self::Standalone(_, backend) => backend.state(),
@@ -30,7 +30,7 @@ impl Upstream {
         }
     }
 
-    /// Who there is to be asked, and who of them answers.
+    /// Returns the nodes, each with its state.
     pub fn nodes(&self) -> Vec<Node> {
         match self {
             Self::Standalone(_, backend) => backend.nodes(),
@@ -38,7 +38,7 @@ impl Upstream {
         }
     }
 
-    /// What is kept.
+    /// Returns the counts and the settings of the cache, summed over a cluster.
     pub fn statistics(&self) -> Statistics {
         match self {
             Self::Standalone(cache, _) => cache.statistics(),
@@ -46,7 +46,7 @@ impl Upstream {
         }
     }
 
-    /// Puts settings in force, as [`Cache::apply`] does.
+    /// Applies settings, as [`Cache::apply`] does. Returns the number of evicted entries.
     pub fn apply(&self, settings: &Settings) -> u64 {
         match self {
             Self::Standalone(cache, _) => cache.apply(settings),
@@ -54,7 +54,7 @@ impl Upstream {
         }
     }
 
-    /// Removes what is over, as [`Cache::sweep`] does.
+    /// Removes expired entries, as [`Cache::sweep`] does.
     pub fn sweep(&self) {
         match self {
             Self::Standalone(cache, _) => cache.sweep(),
@@ -106,7 +106,7 @@ impl Upstream {
         }
     }
 
-    /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
+    /// Looks up `key` in memory only. The caller counts the read.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         match self {
             Self::Standalone(cache, _) => cache.lookup(key, now),
@@ -114,19 +114,20 @@ impl Upstream {
         }
     }
 
-    /// These keys are about to be looked for, as far as can be told.
+    /// Prefetches the memory of these keys, for the lookups that follow.
     pub fn prefetch(&self, keys: &[&[u8]]) {
         match self {
             Self::Standalone(cache, _) => cache.prefetch(keys),
-            // Each of them may be in another cache.
+            // Each key may be in another cache.
             Self::Cluster(_) => {}
         }
     }
 
-    /// Returns once memory holds all that Redis acknowledged before `since`, where Redis tells of changes.
+    /// Waits until memory reflects every write that Redis acknowledged before `since`. Without
+    /// tracking it returns [`FenceResult::NoTracking`] at once.
     ///
     /// # Errors
-    /// Redis cannot be asked, or does not answer in time.
+    /// [`BackendError`] if Redis is unreachable or does not reply in time.
     pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         match self {
             Self::Standalone(_, backend) => backend.fence(since).await,
@@ -134,7 +135,7 @@ impl Upstream {
         }
     }
 
-    /// Whether memory is known to hold all that Redis acknowledged before `since`.
+    /// Whether memory is known to reflect every write that Redis acknowledged before `since`.
     pub fn is_current(&self, since: Instant) -> bool {
         match self {
             Self::Standalone(_, backend) => backend.is_current(since),
@@ -142,7 +143,7 @@ impl Upstream {
         }
     }
 
-    /// Whether time alone decides what may be given.
+    /// Whether only the TTL decides which values are served.
     pub fn is_ttl_only(&self) -> bool {
         match self {
             Self::Standalone(cache, _) => cache.is_ttl_only(),
@@ -150,7 +151,7 @@ impl Upstream {
         }
     }
 
-    /// Drops `key` from memory.
+    /// Removes `key` from memory.
     pub fn invalidate(&self, key: &[u8]) {
         match self {
             Self::Standalone(cache, _) => cache.invalidate(key),
@@ -158,7 +159,7 @@ impl Upstream {
         }
     }
 
-    /// Drops everything from memory.
+    /// Removes everything from memory.
     pub fn invalidate_all(&self) {
         match self {
             Self::Standalone(cache, _) => cache.invalidate_all(),
@@ -166,7 +167,7 @@ impl Upstream {
         }
     }
 
-    /// As whom the proxy reads, if it logs in, and from which database.
+    /// Returns the user of the cached values, if the proxy authenticates, and their database.
     pub fn identity(&self) -> CacheIdentity {
         match self {
             Self::Standalone(_, backend) => backend.identity(),
@@ -174,7 +175,7 @@ impl Upstream {
         }
     }
 
-    /// The cluster, if that is what is behind.
+    /// Returns the cluster, if the upstream is one.
     pub fn cluster(&self) -> Option<&Cluster> {
         match self {
             Self::Standalone(..) => None,
@@ -182,10 +183,12 @@ impl Upstream {
         }
     }
 
-    /// A stream to Redis for one client alone; not to a cluster, which is no one Redis.
+    /// Opens a dedicated stream to Redis for one client. Clients of a cluster need a router
+    /// instead.
     ///
     /// # Errors
-    /// Redis cannot be reached, or refuses the proxy's login.
+    /// [`BackendError`] if Redis is unreachable or rejects the proxy's credentials.
+    /// [`BackendError::ErrorReply`] if the upstream is a cluster.
     pub async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         match self {
             Self::Standalone(_, backend) => backend.open(client).await,
@@ -193,7 +196,7 @@ impl Upstream {
         }
     }
 
-    /// By what the answers are kept true now.
+    /// Returns the mechanism that keeps cached values current now.
     pub fn coherence(&self) -> Coherence {
         match self {
             Self::Standalone(cache, _) => cache.coherence(),
@@ -201,7 +204,7 @@ impl Upstream {
         }
     }
 
-    /// The cache's settings have been changed.
+    /// Informs the backend that settings of the cache have changed.
     pub fn cache_settings_changed(&self, settings: &Settings) {
         match self {
             Self::Standalone(_, backend) => backend.cache_settings_changed(settings.capacity),

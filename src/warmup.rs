@@ -1,9 +1,13 @@
-//! A warm start: the names of the keys that were read most are kept across a restart, and their values fetched again.
+//! The warm start: the names of the hottest keys survive a restart, and their values are fetched
+//! again.
 //!
-//! Names are written to a file, every minute and at the stop, and read at the start; values are never written. Each is
-//! fetched by a flight like any reader's, so every rule of the cache holds for it. The rule: nobody waits for this. It goes
-//! on beside everything else, so many fetches a second, never takes the turns of readers and drives nothing out of a cache
-//! that is full. A file that cannot be used is a warning.
+//! The names are written to a file every minute and at the shutdown, and read at the start. Values
+//! are never written. Each key is fetched by an ordinary flight, so every rule of the cache holds
+//! for it.
+//!
+//! The rule that must not be broken: warming delays no reader. It runs in the background at a
+//! bounded rate, uses at most half of the fetches, and stops when the cache is full. So it evicts
+//! nothing. A file that cannot be used is a warning.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -25,12 +29,12 @@ use crate::telemetry::hot_keys::{self, HotKeys};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where the names of the keys that are read most are kept across a restart; empty: nowhere.
+    /// The file that keeps the names of the hottest keys across a restart. Empty disables it.
     pub file: PathBuf,
-    /// How many of them.
+    /// The number of keys in the file.
     #[serde(with = "settings::count")]
     pub keys: usize,
-    /// How many are fetched a second at most, after a start.
+    /// The most keys that are fetched in a second after a start.
     #[serde(with = "settings::count")]
     pub rate: usize,
 }
@@ -51,7 +55,7 @@ impl Settings {
         ])
     }
 
-    /// How many keys are to be kept: none where there is no file.
+    /// Returns the number of keys to save, which is zero without a file.
     pub fn keys_to_save(&self) -> usize {
         if self.file.as_os_str().is_empty() { 0 } else { self.keys }
     }
@@ -59,39 +63,41 @@ impl Settings {
 
 const MAX_KEYS: usize = 16_384;
 const MAX_RATE: usize = 100_000;
-/// How often the names are written.
+/// The interval between saves.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
-/// Names that were read at the start stand in for as long as too few were counted since.
+/// The time after a start during which the names from the file complete the counted ones. Until
+/// then too few reads are counted.
 const MERGE_PERIOD: Duration = Duration::from_secs(120);
-/// Fetches at once, so that a Redis that is far away does not make the rate a matter of its distance.
+/// The number of concurrent fetches. With only one, the latency of a distant Redis would limit the
+/// rate.
 const MAX_CONCURRENT: usize = 8;
-/// How long to wait for room, or for Redis.
+/// The pause before the next check for capacity, or for Redis.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 const HEADER: &str =
     "# Keys that redis-proxy was asked for most, the first most of all; each as behind /keys/.\n";
 
-/// Whether a key is given out by any listener.
+/// A predicate: whether at least one listener serves the key.
 pub type KeyFilter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
-/// Keeps names across restarts. Clones are one.
+/// Saves and loads the names of hot keys. Clones share the state.
 #[derive(Clone)]
 pub struct Warmup(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
-    /// So many fetches leave room for readers.
+    /// The number of flights from which on warming pauses, to leave room for readers.
     max_in_flight: usize,
     filter: KeyFilter,
     hot_keys: HotKeys,
     proxy: Proxy,
     started: Instant,
-    /// What the file said at the start; nothing as long as it was not read.
+    /// The names that were in the file at the start. `None` until the file is read.
     saved: Mutex<Option<Vec<Vec<u8>>>>,
 }
 
 impl Warmup {
-    /// Fetches through `proxy`, and only while fewer than half of the `max_fetches` are in progress, keys that `allows` lets
-    /// through; keeps what `hot_keys` counts.
+    /// Creates the warm-up. It fetches the keys that pass `filter` through `proxy`, and only while
+    /// fewer than half of `max_fetches` are in progress. It saves the keys that `hot_keys` counts.
     pub fn new(
         settings: Settings,
         max_fetches: usize,
@@ -104,7 +110,7 @@ impl Warmup {
         Self(Arc::new(Shared { settings, max_in_flight, filter, hot_keys, proxy, started, saved }))
     }
 
-    /// Fetches what was kept, and keeps what is read, until the daemon ends.
+    /// Fetches the saved keys, and saves the hot keys every minute, until the daemon ends.
     pub async fn run(self) {
         let keys = self.0.load().await;
         let save_regularly = async {
@@ -116,10 +122,10 @@ impl Warmup {
         tokio::join!(self.0.fetch(keys), save_regularly);
     }
 
-    /// Writes down what is read most now.
+    /// Writes the names of the keys that are hottest now.
     pub async fn save(&self) {
         let (file, keys) = (self.0.settings.file.clone(), self.0.hottest_keys());
-        // With nothing to say, what is there may be of use yet.
+        // The existing file may still be of use.
         if keys.is_empty() {
             return;
         }
@@ -152,7 +158,7 @@ impl Shared {
         keys
     }
 
-    /// The keys that are read most, and as long as few were counted, those that were kept before.
+    /// Returns the hottest keys. Shortly after a start, the names from the file follow them.
     fn hottest_keys(&self) -> Vec<Vec<u8>> {
         let saved = lock(&self.saved);
         let (now, Some(saved)) = (Instant::now(), &*saved) else { return Vec::new() };
@@ -187,7 +193,8 @@ impl Shared {
         }
     }
 
-    /// Returns once Redis can be asked and readers leave room: true; or false, if nothing more would be kept.
+    /// Waits until Redis can be queried and readers leave capacity. Returns `false` if nothing more
+    /// would be cached: the proxy drains, the TTL is 0, or the cache is full.
     async fn wait_for_capacity(&self, ticker: &mut tokio::time::Interval) -> bool {
         loop {
             match self.proxy.ready() {
@@ -206,23 +213,24 @@ impl Shared {
                 Err(NotReady::NoUpstream(_)) => {}
             }
             sleep(RECHECK_INTERVAL).await;
-            // What was not done meanwhile is not made up for.
+            // Missed ticks are not made up for, otherwise a burst would follow.
             ticker.reset();
         }
     }
 }
 
-/// What a file said.
+/// The contents of a file.
 #[derive(Debug, PartialEq, Eq)]
 struct SavedKeys {
     keys: Vec<Vec<u8>>,
-    /// Lines that are no keys.
+    /// The number of lines that are not keys.
     damaged: usize,
 }
 
-/// At most so many names; no more of the file is read than they can take.
+/// Reads at most `limit` names. Reads no more bytes than so many names can take, otherwise a huge
+/// file would fill memory.
 fn read(path: &Path, limit: usize) -> io::Result<SavedKeys> {
-    // Opening something else, such as a pipe, might never end.
+    // Opening another kind of file, such as a pipe, might never return.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }
@@ -244,10 +252,10 @@ fn read(path: &Path, limit: usize) -> io::Result<SavedKeys> {
     Ok(kept)
 }
 
-/// Each byte of a key may take three, and there is the end of the line.
+/// The longest line in bytes: each byte of a key takes up to three, and a newline follows.
 const MAX_LINE_LEN: usize = 3 * hot_keys::MAX_KEY_LEN + 1;
 
-/// A key, if this is one as it is written here.
+/// Parses a line. Returns `None` if it is not the escaped form of a key.
 fn parse(line: &[u8]) -> Option<Vec<u8>> {
     if line.len() >= MAX_LINE_LEN {
         return None;
@@ -256,9 +264,9 @@ fn parse(line: &[u8]) -> Option<Vec<u8>> {
     (hot_keys::path_escape(&key).as_bytes() == line).then_some(key)
 }
 
-/// Puts a whole new file, which its owner alone can read, in the place of what there is.
+/// Writes a new file, readable only by its owner, and replaces the existing one by a rename.
 fn write(path: &Path, keys: &[Vec<u8>]) -> io::Result<()> {
-    // A device or a folder is not to be replaced.
+    // A device or a directory must not be replaced.
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
         return Err(io::Error::other("it is not a file"));
     }
@@ -320,7 +328,7 @@ mod tests {
         assert_eq!(read(&path, 10).unwrap(), expected);
         fs::write(&path, "x".repeat(MAX_LINE_LEN)).unwrap();
         assert_eq!(read(&path, 10).unwrap(), SavedKeys { keys: Vec::new(), damaged: 1 });
-        // As large as anybody likes: a hole takes no disk.
+        // A sparse file takes no disk space, whatever its length.
         File::create(&path).unwrap().set_len(512 << 20).unwrap();
         assert_eq!(read(&path, 1000).unwrap(), SavedKeys { keys: Vec::new(), damaged: 1 });
         assert!(read(folder.path(), 10).is_err() && read(Path::new("/dev/zero"), 10).is_err());

@@ -1,13 +1,15 @@
-//! Which keys a listener gives out: those that are in its list, by their whole name or by how they begin.
+//! The allowlist of a listener: the keys that it serves, each given by its whole name or by a
+//! prefix.
 //!
-//! A key outside gets the same answer whether it exists or not, and before anybody looks: what is asked here is its name.
+//! A key outside the list gets the same response whether it exists or not, before any lookup. Only
+//! its name is checked (invariant A4).
 
 use std::fmt;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The keys that may be read; an empty list: all.
+/// The keys that may be read. An empty list allows all keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyAllowlist(Vec<Pattern>);
 
@@ -15,7 +17,7 @@ pub struct KeyAllowlist(Vec<Pattern>);
 enum Pattern {
     /// This key alone.
     Whole(String),
-    /// All that begin so.
+    /// All keys that begin with this prefix.
     Prefix(String),
 }
 
@@ -25,7 +27,7 @@ impl KeyAllowlist {
         self.0.is_empty()
     }
 
-    /// Whether this key is.
+    /// Whether this key is allowed.
     pub fn allows(&self, key: &[u8]) -> bool {
         let matches = |pattern: &Pattern| match pattern {
             Pattern::Whole(whole) => key == whole.as_bytes(),
@@ -38,7 +40,8 @@ impl KeyAllowlist {
 impl Pattern {
     fn parse(text: &str) -> Result<Self, String> {
         let prefix = text.strip_suffix('*');
-        // What it could not be written with again is not taken.
+        // Rejects text that serialization could not write back: the list is joined with commas, and
+        // a `*` at the end marks a prefix.
         if text.is_empty() || text.trim() != text || prefix.unwrap_or(text).contains(['*', ',']) {
             return Err(format!("invalid value: string {text:?}, expected {EXPECTED}"));
         }
@@ -49,7 +52,7 @@ impl Pattern {
 
 const EXPECTED: &str = "keys, each by its whole name or, with a * at the end, by how it begins, such as \"public:*\", without commas";
 
-/// As the environment says it.
+/// Serializes the list in the form of the environment variables: one string, separated by commas.
 impl Serialize for KeyAllowlist {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let words = self.0.iter().map(|pattern| match pattern {
@@ -75,7 +78,7 @@ impl<'de> Visitor<'de> for PatternVisitor {
         f.write_str(EXPECTED)
     }
 
-    /// As the environment says it: separated by commas.
+    /// Parses the form of the environment variables: patterns separated by commas.
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<KeyAllowlist, E> {
         let words = text.split(',').map(str::trim);
         let words = words.filter(|_| !text.trim().is_empty());

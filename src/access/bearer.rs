@@ -1,7 +1,9 @@
-//! Bearer tokens (RFC 6750): who sends one of those in a file may ask for everything, and all others for signs of life.
+//! Bearer tokens (RFC 6750): a request with a token from the file may read everything. All others
+//! may only read the health endpoints (invariant A3).
 //!
-//! A token is only ever compared by its digest, with every token there is and in the same time for each, so that how long it
-//! takes tells nothing of them. It is taken from nowhere but the one `Authorization` header, and is never repeated.
+//! Tokens are compared by digest only. Each comparison covers every token in the file and takes the
+//! same time, otherwise the response time would disclose tokens. A token is read only from the
+//! single `Authorization` header, and is never repeated in a response or a log line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,45 +13,52 @@ use http::{HeaderValue, Request, header};
 
 use super::reloadable::{FileError, Prepare, Reloadable};
 
-/// What is asked of whoever comes over HTTP.
+/// The bearer authentication of an HTTP listener. Clones share the tokens.
 #[derive(Clone)]
 pub struct BearerAuth(Reloadable<Vec<Hash>>);
 
-/// Marks a request that was let through without a token: it is to be told no more than whether all is well.
+/// Marks a request that passed without a token. It may learn only whether the daemon is well, and
+/// no detail.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unauthenticated;
 
-/// The signs of life, which are told to everybody: whoever looks after the daemon often cannot send a token.
+/// The health endpoints, which need no token: the tools that supervise the daemon often cannot send
+/// one.
 const PUBLIC_PATHS: [&str; 2] = ["/livez", "/readyz"];
 
-/// Why a request is not let through.
+/// The reasons for which a request is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthError {
-    /// It shows no token.
+    /// The request has no bearer token.
     MissingToken,
     InvalidToken,
-    /// It is not clear what it shows.
+    /// The request has several `Authorization` headers, so its token is ambiguous.
     MultipleHeaders,
 }
 
 impl BearerAuth {
-    /// Lets through who has one of the tokens in the file at `path`.
+    /// Loads the tokens from the file at `path`. `key` is the configuration key that names the
+    /// file.
     ///
     /// # Errors
-    /// The file cannot be read, or has another line than a token or a comment, or no token.
+    /// `FileError` if the file cannot be read, holds no token, or has a line that is neither a
+    /// token nor a comment.
     pub fn load(key: &'static str, path: PathBuf) -> Result<Self, FileError> {
         Reloadable::load(move || read_tokens(key, &path)).map(Self)
     }
 
-    /// For reloads.
+    /// Returns the function that reads the file again at a reload.
     pub fn reloader(&self) -> Prepare {
         self.0.reloader()
     }
 
-    /// Lets a request through, which is marked if it may only ask for signs of life.
+    /// Authenticates a request. A request without a valid token passes only to the health
+    /// endpoints, and is marked as [`Unauthenticated`].
     ///
     /// # Errors
-    /// It shows no token, a wrong one, or more than one.
+    /// - `AuthError::MissingToken` if the request has no bearer token.
+    /// - `AuthError::InvalidToken` if the token is not in the file.
+    /// - `AuthError::MultipleHeaders` if there are several `Authorization` headers.
     pub(crate) fn authenticate<B>(&self, request: &mut Request<B>) -> Result<(), AuthError> {
         let shown =
             request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
@@ -61,7 +70,7 @@ impl BearerAuth {
         Err(denied)
     }
 
-    /// Whether a request with these `Authorization` headers may ask for everything.
+    /// Whether a request with these `Authorization` headers may read everything.
     pub(crate) fn is_authorized<'a>(&self, shown: impl Iterator<Item = &'a [u8]>) -> bool {
         self.check(shown).is_ok()
     }
@@ -73,13 +82,15 @@ impl BearerAuth {
         }
         let shown = first.and_then(parse_bearer).ok_or(AuthError::MissingToken)?;
         let shown = blake3::hash(shown);
-        // Not `any`, which would stop at the first that is right.
+        // Counts all matches. `any` would stop at the first match, and its duration would depend on
+        // the position of the token.
         let right = self.0.get().iter().filter(|token| **token == shown).count();
         if right > 0 { Ok(()) } else { Err(AuthError::InvalidToken) }
     }
 }
 
-/// The token in `Bearer <token>`; the scheme is the same in capitals, and spaces may be more than one (RFC 9110, 11.4).
+/// Returns the token in `Bearer <token>`, or `None` for another scheme. The scheme is
+/// case-insensitive, and several spaces may follow it (RFC 9110, section 11.4).
 fn parse_bearer(credentials: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer";
     let (scheme, rest) = credentials.split_at_checked(SCHEME.len())?;
@@ -89,7 +100,8 @@ fn parse_bearer(credentials: &[u8]) -> Option<&[u8]> {
     is_bearer.then(|| &rest[start..])
 }
 
-/// The digests of the tokens in a file: one a line, blank lines and those that begin with `#` left out.
+/// Reads the digests of the tokens in a file: one token a line, skipping blank lines and lines that
+/// begin with `#`.
 fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
     let wrong = |problem: &dyn std::fmt::Display| FileError::new(key, path, problem);
     let text = fs::read(path).map_err(|error| wrong(&error))?;
@@ -113,7 +125,7 @@ fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
     }
 }
 
-/// Whether it can be sent as a bearer token (RFC 6750, section 2.1: `b64token`).
+/// Whether a word can be sent as a bearer token (RFC 6750, section 2.1: `b64token`).
 fn is_valid_token(word: &[u8]) -> bool {
     let end = word.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
     end > 0

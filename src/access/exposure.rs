@@ -1,19 +1,21 @@
-//! Whether strangers can reach a listener, and what is between them and Redis then.
+//! The exposure of a listener to other hosts, and the authentication that it then requires
+//! (invariant A1).
 
 use std::net::IpAddr;
 
-/// What a listener does about strangers.
+/// The authentication that a listener requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthRequirement {
-    /// It asks each for something that only some have.
+    /// Every client must authenticate, by a token or a certificate.
     Enforced,
-    /// Nothing, as it was told to by `allow_unprotected`.
+    /// Authentication is waived explicitly by `allow_unprotected`.
     Waived,
-    /// Nothing, and nobody has said that this is meant. With what could be asked for.
+    /// No authentication and no waiver. Holds the keys that would enforce authentication, for the
+    /// error text.
     None(&'static str),
 }
 
-/// A listener that strangers can reach and that asks them for nothing.
+/// A listener that other hosts can reach and that neither requires authentication nor has a waiver.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{section}.allow_unprotected: listener {address} is reachable from other hosts without authentication; \
@@ -26,10 +28,12 @@ pub struct UnprotectedListener {
 }
 
 impl AuthRequirement {
-    /// Holds it against the address that the listener of this section has.
+    /// Checks this requirement against the `address` that the listener of `section` is bound to.
+    /// `listen` is the address as text, for the error.
     ///
     /// # Errors
-    /// Strangers can reach it, and nothing is done about them.
+    /// `UnprotectedListener` if other hosts can reach the address without authentication and
+    /// without a waiver.
     pub fn check(
         self,
         section: &'static str,
@@ -46,14 +50,14 @@ impl AuthRequirement {
 }
 
 impl UnprotectedListener {
-    /// What is wrong, for whoever names the key himself.
+    /// Returns the error text without the leading key, for callers that name the key themselves.
     pub fn message(&self) -> String {
         let whole = self.to_string();
         whole.split_once(": ").map_or(whole.clone(), |(_, message)| message.to_owned())
     }
 }
 
-/// Whether anybody but this machine can reach this address.
+/// Whether other hosts can reach this address.
 pub fn is_exposed(address: IpAddr) -> bool {
     !address.to_canonical().is_loopback()
 }

@@ -1,8 +1,12 @@
-//! Who may read: what a listener asks of whoever reaches it, and which keys it gives out.
+//! Access control: the authentication that a listener requires, and the keys that it serves.
 //!
-//! The rule that must not be broken: in doubt nobody gets in. A listener that other machines reach and that asks for nothing
-//! does not start unless told to, a file that cannot be used is refused whole, and what is refused is refused before
-//! anything is looked up, so that an answer tells nothing about what is behind it, nor does the time it takes.
+//! The rule that must not be broken: a doubtful case is rejected.
+//!
+//! - An exposed listener without authentication does not start, unless a waiver is configured
+//!   (invariant A1).
+//! - A file that cannot be used is rejected as a whole (invariant A5).
+//! - A request is rejected before any lookup (invariants A3 and A4). Otherwise the response, or the
+//!   time it takes, would disclose data behind the proxy.
 
 mod allowlist;
 mod bearer;

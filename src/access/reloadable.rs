@@ -1,5 +1,5 @@
-//! What a file says, as it is in force: read at the start and again at each SIGHUP, when it takes the place of what was
-//! read before only once every other file of the same reload is right, too.
+//! Values read from files, with reload: read at startup and again at each SIGHUP. A new value
+//! replaces the previous one only after every file of the same reload is valid (invariant A5).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-/// A file that the configuration names and that cannot be used. It repeats nothing of what is in it.
+/// A configured file that cannot be used. The error never repeats the content of the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: \"{}\" {problem}", path.display())]
 pub struct FileError {
-    /// The key that names it.
+    /// The configuration key that names the file.
     pub key: String,
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The problem with the file.
     pub problem: String,
 }
 
@@ -29,7 +29,7 @@ impl FileError {
     }
 }
 
-/// What was read from files. Clones share it.
+/// A value read from files. Clones share it.
 pub struct Reloadable<T> {
     read: Arc<dyn Fn() -> Result<T, FileError> + Send + Sync>,
     current: Arc<ArcSwap<T>>,
@@ -41,16 +41,16 @@ impl<T> Clone for Reloadable<T> {
     }
 }
 
-/// Reads files again; what comes of it is put in force by [`Commit`].
+/// Reads the files again, and returns the [`Commit`] that applies the new value.
 pub type Prepare = Box<dyn Fn() -> Result<Commit, FileError> + Send + Sync>;
-/// Puts in force what was read.
+/// Applies a value that was read before.
 pub type Commit = Box<dyn FnOnce() + Send>;
 
 impl<T: Send + Sync + 'static> Reloadable<T> {
-    /// What `read` reads now.
+    /// Loads the value with `read`, and keeps `read` for reloads.
     ///
     /// # Errors
-    /// Those of `read`.
+    /// The `FileError` that `read` returns.
     pub fn load(
         read: impl Fn() -> Result<T, FileError> + Send + Sync + 'static,
     ) -> Result<Self, FileError> {
@@ -58,12 +58,12 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
         Ok(Self { read: Arc::new(read), current })
     }
 
-    /// What is in force.
+    /// Returns the current value.
     pub fn get(&self) -> Arc<T> {
         self.current.load_full()
     }
 
-    /// For reloads.
+    /// Returns the function that reads the files again at a reload.
     pub fn reloader(&self) -> Prepare {
         let this = self.clone();
         Box::new(move || {

@@ -1,4 +1,5 @@
-//! Where Redis is: `redis://`, `rediss://` (TLS) or `unix://`, with user, password and database.
+//! The address of a Redis: `redis://`, `rediss://` (TLS) or `unix://`, with user, password and
+//! database.
 //!
 //! The password in it is never printed.
 
@@ -17,32 +18,32 @@ const DEFAULT_PORT: u16 = 6379;
 const ALLOWED: &str = "redis://[user:password@]host[:port][/database], the same with rediss:// for TLS, \
                        or unix:///path/to/socket[?db=database]";
 
-/// The address of a Redis.
+/// The address of a Redis, with the login and the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// The way there.
+    /// The endpoint to connect to.
     pub addr: ConnectionAddr,
-    /// The user named in the address, or empty.
+    /// The user in the address; empty if it names none.
     pub username: String,
-    /// The password in the address, or empty.
+    /// The password in the address; empty if it has none.
     pub password: Secret,
     /// The number of the database.
     pub database: u32,
 }
 
-/// The way to a Redis.
+/// The endpoint of a Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectionAddr {
-    /// A TCP connection.
+    /// A TCP endpoint.
     Tcp {
-        /// Name or address.
+        /// The host name or IP address, an IPv6 address without brackets.
         host: String,
-        /// TCP port.
+        /// The TCP port.
         port: u16,
-        /// Whether TLS is spoken there.
+        /// Whether connections use TLS.
         tls: bool,
     },
-    /// A unix socket.
+    /// The path of a unix socket.
     Unix(PathBuf),
 }
 
@@ -61,7 +62,7 @@ impl Default for Address {
     }
 }
 
-/// As it is written in front of login and database.
+/// Formats scheme and endpoint, without login and database.
 impl fmt::Display for ConnectionAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,7 +75,7 @@ impl fmt::Display for ConnectionAddr {
 }
 
 impl ConnectionAddr {
-    /// What tells it from others in labels: `host:port`, or the path of the socket.
+    /// Returns the name of the node in labels: `host:port`, or the path of the socket.
     pub fn node(&self) -> String {
         match self {
             Self::Tcp { host, port, .. } => format!("{}:{port}", bracketed(host)),
@@ -84,7 +85,7 @@ impl ConnectionAddr {
 }
 
 impl Address {
-    /// The fetch that goes on here asks this Redis.
+    /// Records this Redis as the target of the current fetch's span.
     pub(super) fn record_span_target(&self) {
         match &self.addr {
             ConnectionAddr::Tcp { host, port, .. } => {
@@ -96,13 +97,15 @@ impl Address {
         }
     }
 
-    /// Whether TLS is spoken.
+    /// Whether connections use TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self.addr, ConnectionAddr::Tcp { tls: true, .. })
     }
 
-    /// The same address with another host or port, as text, password included, and as `--redis_host` and
-    /// `--redis_port` give them: what is wrong with the host shows when the text is read. A unix socket gives way to TCP.
+    /// Returns the address as text, password included, with the host or the port replaced.
+    ///
+    /// Serves `--redis_host` and `--redis_port`. An invalid host is reported when the text is
+    /// parsed. A unix socket becomes a TCP address.
     pub fn with_host_and_port(&self, new_host: Option<&str>, new_port: Option<u16>) -> String {
         let (scheme, host, port) = match &self.addr {
             ConnectionAddr::Tcp { host, port, tls } => {
@@ -128,7 +131,7 @@ impl Address {
     }
 }
 
-/// An IPv6 address in the brackets that set it apart from a port.
+/// Returns the host, an IPv6 address in brackets to separate it from the port.
 fn bracketed(host: &str) -> String {
     if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
@@ -137,7 +140,7 @@ fn escape(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
-/// What would not be read back as a part of a path.
+/// The characters to escape in a path; otherwise the parser would not read them back as part of it.
 const IN_PATH: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -153,7 +156,7 @@ const IN_PATH: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
-/// As it would be written in a config file, with the password masked.
+/// Formats the address as in a config file, with the password masked.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mask = if self.password.is_empty() { "" } else { MASK };
@@ -176,7 +179,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// An address that cannot be understood. Says what is wrong without repeating the password.
+/// An address that cannot be parsed. Its message names the problem and never repeats the password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("found {problem}, expected {ALLOWED}")]
 pub struct InvalidAddress {
@@ -188,7 +191,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
-        // Nothing else of the text: where it is wrong, a password may stand anywhere in it.
+        // The message repeats only the scheme: in a malformed address the password may be anywhere.
         let bad = |problem: &dyn fmt::Display| InvalidAddress {
             problem: format!("{scheme:?} address with {problem}"),
         };
@@ -226,7 +229,8 @@ fn addr(url: &Url) -> Option<ConnectionAddr> {
             let port = url.port().unwrap_or(DEFAULT_PORT);
             Some(ConnectionAddr::Tcp { host: host.to_owned(), port, tls: url.scheme() == "rediss" })
         }
-        // A path that does not begin at the root is no path to a socket, but something that only looks like an address.
+        // A path that does not start at the root is no socket path: the text only resembles an
+        // address.
         "unix" | "redis+unix"
             if url.host_str().is_none_or(str::is_empty)
                 && url.path().len() > 1
@@ -239,7 +243,8 @@ fn addr(url: &Url) -> Option<ConnectionAddr> {
     }
 }
 
-/// The text of the database number: the path of a TCP address, the parameter `db` of either.
+/// Returns the text of the database number: the parameter `db`, or the path of a TCP address, or
+/// `0`.
 fn database(url: &Url, addr: &ConnectionAddr) -> String {
     let parameter =
         url.query_pairs().find(|(name, _)| name == "db").map(|(_, value)| value.into_owned());

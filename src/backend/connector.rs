@@ -1,7 +1,9 @@
-//! The handshake: from a stream to a connection on which Redis can be asked, and on which it tells of changes.
+//! The handshake: turns a stream into a connection that accepts requests and, if granted, receives
+//! invalidations.
 //!
-//! Nothing is asked before Redis has said who we are to it and that it tells, if it is to. Its errors are passed on in
-//! its own words, but those about a login only by their first: Redis may repeat what it was given.
+//! No fetch uses a connection before Redis has accepted the login and has granted or refused
+//! tracking (invariant C3). Redis's errors are passed on in full. Login errors keep only the first
+//! word, because Redis may repeat the credentials that it received.
 
 use std::sync::Arc;
 
@@ -25,40 +27,42 @@ use super::topology::Topology;
 use super::tracking::{self, InvalidationHandler, Tracking, TrackingError};
 use crate::net::{IoProgress, TrackedIo};
 
-/// The name the link has in Redis's `CLIENT LIST`.
+/// The name of the proxy's connections in Redis's `CLIENT LIST`.
 const CLIENT_NAME: &str = "redis-proxy";
 
-/// Why a link that could go on does not.
+/// The reason for ending a connection that still works.
 pub(super) const PRIMARY_CHANGED: &str = "the sentinels name another primary";
 
-/// A connection whose handshake is complete.
+/// A connection with a complete handshake.
 pub(super) struct Connected {
     pub(super) connection: Multiplexed,
     pub(super) driver: BoxDriver,
     pub(super) progress: Arc<IoProgress>,
     pub(super) tracking: Option<TrackingGranted>,
-    /// Why Redis does not track here, where it might when asked again.
+    /// The reason why Redis does not track here, if a later request may succeed.
     pub(super) tracking_refusal: Option<String>,
 }
 
-/// The tracking Redis does for a link, and when it was asked to.
+/// The tracking that Redis confirmed on a connection, and the time of the request.
 #[derive(Clone, Copy)]
 pub(super) struct TrackingGranted {
     pub(super) tracking: Tracking,
     pub(super) requested_at: Instant,
 }
 
-/// The one who connects.
+/// Opens connections to Redis and runs their handshakes.
 pub(super) struct Connector {
     settings: Settings,
     dialer: Arc<Dialer>,
     topology: Arc<Topology>,
-    /// Where the last link went, or the one before it if nobody says where the next goes; none before the first.
+    /// The endpoint of the last attempt. A failed resolution keeps the previous one. `None` before
+    /// the first.
     endpoint: Option<Endpoint>,
-    /// The login, with the password, on its way from a disk that may hang: one read at a time.
+    /// The running read of the login. A disk may hang, so there is at most one at a time.
     pending_login: Option<JoinHandle<Result<Option<Login>, PrepareError>>>,
     login: Option<Login>,
-    /// Attempts that failed: each that follows begins with another address of the host.
+    /// The number of failed attempts. Each further attempt starts with the next address of the
+    /// host.
     failures: usize,
 }
 
@@ -75,33 +79,36 @@ impl Connector {
         }
     }
 
-    /// Keeps finding out where Redis is.
+    /// Keeps the topology current: the endpoint of Redis.
     pub(super) fn run_topology(&self) -> impl Future<Output = ()> + Send + use<> {
         let topology = Arc::clone(&self.topology);
         async move { topology.run().await }
     }
 
-    /// Finds out where the next link goes.
+    /// Resolves the endpoint of the next connection.
+    ///
+    /// # Errors
+    /// [`BackendError::Unreachable`] if no endpoint is known.
     pub(super) async fn resolve_endpoint(&mut self) -> Result<(), BackendError> {
         self.endpoint = Some(self.topology.resolve().await?);
         Ok(())
     }
 
-    /// Redis is still where the link went.
+    /// Checks that the endpoint of the connection is still the current one.
     ///
     /// # Errors
-    /// It is elsewhere by now.
+    /// [`BackendError::Unreachable`] with [`PRIMARY_CHANGED`] if it is not (invariant T3).
     pub(super) fn verify_endpoint(&self) -> Result<(), BackendError> {
         let is_left = self.endpoint_changed().now_or_never().is_some();
         if is_left { Err(unreachable(&PRIMARY_CHANGED)) } else { Ok(()) }
     }
 
-    /// Where the link goes, as it is written.
+    /// Returns the address of the connection, as configured or as reported by a sentinel.
     pub(super) fn address(&self) -> &Address {
         self.endpoint.as_ref().map_or(&self.settings.url, |endpoint| &endpoint.address)
     }
 
-    /// Returns when Redis is elsewhere than where the link went.
+    /// Completes when the current endpoint differs from that of the connection.
     pub(super) fn endpoint_changed(&self) -> EndpointChanged {
         self.endpoint.as_ref().map_or_else(
             || Box::pin(std::future::pending()) as EndpointChanged,
@@ -109,7 +116,8 @@ impl Connector {
         )
     }
 
-    /// Returns when what answers there says that it is no primary, where it has to be one.
+    /// Returns the reason once the node reports that it is no primary. Stays pending if any role is
+    /// allowed.
     pub(super) async fn watch_role(&self, connection: &Multiplexed) -> BackendError {
         loop {
             if !self.topology.requires_primary() {
@@ -118,20 +126,26 @@ impl Connector {
             sleep(self.settings.ping_interval).await;
             match require_primary(connection).await {
                 Err(error) if error != BackendError::Disconnected => return error,
-                // That the stream has ended is the driver's to report.
+                // The driver reports the end of the stream.
                 _ => {}
             }
         }
     }
 
-    /// Whether what answers there may say what its keys hold: a node of a cluster has to be a primary still, and the cluster
-    /// to work as far as the node knows.
+    /// Whether the node's data may be served (invariant P4).
+    ///
+    /// A cluster node must still be a primary, and must report that the cluster is up. Any other
+    /// Redis always may.
+    ///
+    /// # Errors
+    /// [`BackendError::Disconnected`] if the connection ended; [`BackendError::Unreachable`] if
+    /// `CLUSTER INFO` failed.
     pub(super) async fn may_serve(&self, connection: &Multiplexed) -> Result<bool, BackendError> {
         if !self.topology.requires_cluster() {
             return Ok(true);
         }
         match require_primary(connection).await {
-            // Whoever asks whether it was demoted ends the link.
+            // `watch_role` ends the connection after a demotion.
             Err(error) if error != BackendError::Disconnected => return Ok(false),
             answer => answer?,
         }
@@ -139,12 +153,15 @@ impl Connector {
         Ok(tracking::text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
     }
 
-    /// An attempt came to nothing.
+    /// Counts a failed attempt.
     pub(super) fn record_failure(&mut self) {
         self.failures = self.failures.wrapping_add(1);
     }
 
-    /// Finds out anew whom to log in as.
+    /// Reads the login again, because its file may have changed.
+    ///
+    /// # Errors
+    /// [`BackendError::Unreachable`] if the password file cannot be read.
     pub(super) async fn read_login(&mut self) -> Result<(), BackendError> {
         let settings = self.settings.clone();
         let pending_login = self
@@ -157,7 +174,10 @@ impl Connector {
         Ok(())
     }
 
-    /// A link over RESP2, over which Redis tells nothing.
+    /// Opens a connection over RESP2, which receives no invalidations.
+    ///
+    /// # Errors
+    /// The [`BackendError`] of dialling or of the first handshake command that failed.
     pub(super) async fn connect_untracked(&self) -> Result<Connected, BackendError> {
         let mut connected = self.open(Box::new(|_| ())).await?;
         let handshake_done = async {
@@ -170,8 +190,14 @@ impl Connector {
         Ok(connected)
     }
 
-    /// A link over RESP3, with tracking if Redis grants it, and without if it may grant it later. `handler` is told what
-    /// Redis tells.
+    /// Opens a connection over RESP3. `handler` receives the pushes.
+    ///
+    /// If Redis refuses tracking but may grant it later, the connection has none and carries the
+    /// reason.
+    ///
+    /// # Errors
+    /// [`TrackingError::Refused`] if Redis lacks `HELLO` or RESP3; [`TrackingError::NoReply`] if
+    /// dialling or a handshake command failed.
     pub(super) async fn connect_tracked(
         &self,
         handler: InvalidationHandler,
@@ -189,7 +215,7 @@ impl Connector {
         Ok(connected)
     }
 
-    /// Opens a stream, on which nothing is said yet.
+    /// Opens a stream and wraps it, without sending anything.
     async fn open(&self, on_push: PushHandler) -> Result<Connected, BackendError> {
         let (stream, progress) =
             TrackedIo::new(self.dialer.dial(&self.address().addr, self.failures).await?);
@@ -203,13 +229,15 @@ impl Connector {
         })
     }
 
-    /// Chooses the database, says who we are, and sees whether Redis answers.
+    /// Selects the database, names the connection and checks that Redis replies, and its role if
+    /// required.
     async fn handshake(&self, connection: &Multiplexed) -> Result<(), BackendError> {
         if self.settings.url.database != 0 {
             let mut select = redis::cmd("SELECT");
             expect_ok(connection, select.arg(self.settings.url.database), handshake_error).await?;
         }
-        // A user who may not do these can still read: the names are a courtesy to whoever reads CLIENT LIST.
+        // A user without these permissions can still read. The names only help readers of CLIENT
+        // LIST.
         let refused = |error: &ServerError| {
             if is_unsupported(error) {
                 BackendError::ErrorReply(error.code().into())
@@ -217,7 +245,8 @@ impl Connector {
                 handshake_error(error)
             }
         };
-        // Redis is asked, too, not to let this link go first when it is short of memory: all its readers would wait.
+        // NO-EVICT keeps Redis short of memory from closing this connection first; otherwise all
+        // readers would wait.
         let optional = [
             ["SETNAME", CLIENT_NAME].as_slice(),
             &["SETINFO", "LIB-NAME", CLIENT_NAME],
@@ -233,7 +262,14 @@ impl Connector {
     }
 }
 
-/// Redis itself has to say, too, that it is the primary: who was told so may not be it yet.
+/// Requires Redis itself to report that it is the primary (invariant T2).
+///
+/// A node that a sentinel or the cluster reports as the primary may not have been promoted yet.
+///
+/// # Errors
+/// [`BackendError::Unreachable`] if it is a replica; [`BackendError::AuthRejected`] or
+/// [`BackendError::Unavailable`] for an error reply; [`BackendError::Disconnected`] if the
+/// connection ended.
 async fn require_primary(connection: &Multiplexed) -> Result<(), BackendError> {
     match connection.send(&redis::cmd("ROLE")).await? {
         Value::ServerError(error) => Err(handshake_error(&error)),

@@ -1,4 +1,4 @@
-//! As whom to log in, and where the passwords are.
+//! The login to Redis and to the sentinels, and the sources of its passwords.
 
 use std::fs;
 use std::path::Path;
@@ -9,22 +9,22 @@ use super::dial::PrepareError;
 use super::settings::Settings;
 use crate::settings::Secret;
 
-/// Whom a password without a user is for.
+/// The user of a password without a user name.
 const DEFAULT_USER: &str = "default";
 
 /// The file in systemd's credential directory that holds the password.
 const CREDENTIAL: &str = "redis-password";
 
-/// The user and password to log in with.
+/// The user and password of a login.
 pub(super) struct Login {
     username: String,
     pub(super) password: Secret,
 }
 
-/// Whom to log in as; none: nobody has to.
+/// Returns the login to Redis, or `None` if neither user nor password is configured.
 ///
 /// # Errors
-/// The file of the password cannot be read.
+/// [`PrepareError`] if the password file cannot be read.
 pub(super) fn load_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
     let password = password(settings)?;
     let username =
@@ -33,10 +33,10 @@ pub(super) fn load_login(settings: &Settings) -> Result<Option<Login>, PrepareEr
     Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
 }
 
-/// Whom to log in as to the sentinels; none: nobody has to.
+/// Returns the login to the sentinels, or `None` if neither user nor password is configured.
 ///
 /// # Errors
-/// The file of the password cannot be read.
+/// [`PrepareError`] if the password file cannot be read.
 pub(super) fn load_sentinel_login(settings: &Settings) -> Result<Option<Login>, PrepareError> {
     let path = &settings.sentinel_password_file;
     let password = if path.as_os_str().is_empty() {
@@ -48,7 +48,8 @@ pub(super) fn load_sentinel_login(settings: &Settings) -> Result<Option<Login>, 
     Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
 }
 
-/// The password, from where it is kept: the config, a file, systemd's credentials, or the address.
+/// Returns the password from the first source that has one: setting, file, systemd credential,
+/// address.
 fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     if !settings.password.is_empty() {
         return Ok(settings.password.clone());
@@ -70,7 +71,7 @@ fn read_password(key: &'static str, path: &Path) -> Result<Secret, PrepareError>
 }
 
 impl Login {
-    /// The user Redis knows.
+    /// Returns the user's name in Redis.
     pub(super) fn user(&self) -> &str {
         if self.username.is_empty() { DEFAULT_USER } else { &self.username }
     }

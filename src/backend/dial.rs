@@ -1,6 +1,7 @@
-//! Opening a stream to Redis: TCP, TLS over it, or a unix socket.
+//! Opens streams to Redis: TCP, TLS over TCP, or a unix socket.
 //!
-//! Whatever can be wrong with the files that `[redis]` names is found at the start, before anything is opened.
+//! Every problem with the files named in `[redis]` is reported at the start, before any stream
+//! opens.
 
 use std::fmt;
 use std::io;
@@ -22,7 +23,7 @@ use super::read_after_reset::ReadAfterReset;
 use super::settings::Settings;
 use crate::net::tcp;
 
-/// A file that `[redis]` names and that cannot be used.
+/// A file named in `[redis]` that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("redis.{key}: \"{}\" cannot be used: {problem}", path.display())]
 pub struct PrepareError {
@@ -37,11 +38,11 @@ impl PrepareError {
     }
 }
 
-/// A stream to Redis, of whatever kind.
+/// A stream to Redis: TCP, TLS or a unix socket.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Opens streams in the ways of `[redis]`.
+/// Opens streams with the timeout and TLS settings of `[redis]`.
 pub(super) struct Dialer {
     timeout: Duration,
     tls: Option<TlsConnector>,
@@ -53,7 +54,11 @@ impl Dialer {
         Ok(Self { timeout: settings.connect_timeout, tls })
     }
 
-    /// Opens a stream to `addr`; the `attempt`th begins with another address of the host than the one before.
+    /// Opens a stream to `addr`. Attempt number `attempt` starts with the next address of the host.
+    ///
+    /// # Errors
+    /// [`BackendError::Unreachable`] if no address accepts; [`BackendError::AuthRejected`] if the
+    /// certificate or the host name is invalid for TLS.
     pub(super) async fn dial(
         &self,
         addr: &ConnectionAddr,
@@ -75,15 +80,21 @@ impl Dialer {
         let tls = self.tls.as_ref().ok_or_else(|| auth_rejected(&"TLS has not been prepared"))?;
         let name = ServerName::try_from(host.clone()).map_err(|error| auth_rejected(&error))?;
         let stream = tls.connect(name, stream).await.map_err(|error| match error.kind() {
-            // What rustls says of a certificate.
+            // rustls reports certificate errors as `InvalidData`.
             io::ErrorKind::InvalidData => auth_rejected(&error),
             _ => unreachable(&error),
         })?;
         Ok(Box::new(ReadAfterReset::new(stream)))
     }
 
-    /// Tries the addresses of `host` one after the other, each for its share of the time and each attempt another first,
-    /// so that one that swallows everything does not hide the next.
+    /// Connects to the addresses of `host` in turn. Each gets an equal share of the timeout.
+    ///
+    /// Each attempt starts with another address. Otherwise an address that drops all packets could
+    /// hide the next.
+    ///
+    /// # Errors
+    /// The [`io::Error`] of the last address; `TimedOut` if its share ended, `NotFound` if there is
+    /// none.
     async fn connect_to_any(&self, host: &str, port: u16, attempt: usize) -> io::Result<TcpStream> {
         let mut addresses: Vec<_> = lookup_host((host, port)).await?.collect();
         let first = attempt % addresses.len().max(1);

@@ -1,4 +1,4 @@
-//! Where Redis is, and streams that end when it is elsewhere.
+//! The endpoint of Redis, and streams that end when it changes.
 
 use std::io;
 use std::pin::Pin;
@@ -10,36 +10,39 @@ use tokio::sync::watch;
 use super::address::Address;
 use super::dial::Stream;
 
-/// Where Redis is, and since which failover.
+/// The address of Redis, and the config epoch in which it is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) address: Address,
-    /// It rises with each failover.
+    /// The config epoch, which rises with each failover.
     pub(super) epoch: u64,
 }
 
-/// Returns when another place is the place, or none; not if nobody will say so.
+/// Completes when the current endpoint differs from `endpoint` or is gone; never if updates have
+/// stopped.
 pub(super) async fn endpoint_changed(
     mut current: watch::Receiver<Option<Endpoint>>,
     endpoint: Endpoint,
 ) {
     if current.wait_for(|current| is_changed(current.as_ref(), &endpoint)).await.is_err() {
-        // Nobody says anything any more, as when the daemon is going down.
+        // The sender is gone, for example during shutdown.
         std::future::pending::<()>().await;
     }
 }
 
-/// Where the sentinels have named no primary yet, nobody has gone anywhere.
+/// Whether the current endpoint differs from `endpoint`, or there is none.
+///
+/// Before the sentinels report a primary, no connection depends on the result.
 fn is_changed(current: Option<&Endpoint>, endpoint: &Endpoint) -> bool {
     current != Some(endpoint)
 }
 
 pub(super) type EndpointChanged = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A stream that ends when the place it leads to is no longer the place.
+/// A stream that ends when its endpoint is no longer the current one (invariant T3).
 ///
-/// Where the place may change, every end of it is [`io::ErrorKind::ConnectionAborted`]: what was said over it may not be known
-/// at the next place.
+/// If the endpoint can change, every end is [`io::ErrorKind::ConnectionAborted`], because the next
+/// endpoint may not know the writes that this one acknowledged.
 pub struct EpochStream {
     pub(super) stream: Box<dyn Stream>,
     pub(super) guard: Option<EpochGuard>,
@@ -48,17 +51,17 @@ pub struct EpochStream {
 pub(super) struct EpochGuard {
     pub(super) endpoint: Endpoint,
     pub(super) current: watch::Receiver<Option<Endpoint>>,
-    /// None once it is.
+    /// The pending change; `None` once the endpoint has changed.
     pub(super) changed: Option<EndpointChanged>,
 }
 
 impl EpochStream {
-    /// A stream that leads nowhere in particular.
+    /// Wraps a stream that no endpoint change ends.
     pub(crate) fn unbound(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
         Self { stream: Box::new(stream), guard: None }
     }
 
-    /// Whether it leads to where Redis no longer is, though nobody has read that from it yet.
+    /// Whether the endpoint has changed, even if no read has reported it yet.
     pub(crate) fn is_revoked(&self) -> bool {
         let Some(EpochGuard { endpoint, current, .. }) = &self.guard else { return false };
         is_changed(current.borrow().as_ref(), endpoint)

@@ -1,50 +1,52 @@
-//! What can go wrong when Redis is asked.
+//! Errors of requests to Redis.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::cache::Cancelled;
 
-/// Why Redis gave no value. Cheap to clone: every reader of a flight gets one.
+/// The reason why Redis returned no value. Cheap to clone: every reader of a flight gets a copy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
-    /// There is no link to Redis.
+    /// There is no connection to Redis, for this reason.
     #[error("{0}")]
     Unreachable(Arc<str>),
-    /// There is no link to Redis, because it, or the certificate it shows, does not admit one.
+    /// There is no connection, because Redis rejected the handshake or its certificate is invalid.
     #[error("{0}")]
     AuthRejected(Arc<str>),
-    /// Redis, or the way to it, did not answer in time.
+    /// Redis did not reply within the timeout.
     #[error("no answer in time")]
     TimedOut,
-    /// The link was lost while the answer was awaited.
+    /// The connection ended before the reply.
     #[error("the link was lost")]
     Disconnected,
-    /// As many reads wait as may.
+    /// The queue of waiting reads is full (`redis.max_queue`).
     #[error("too many reads are waiting")]
     Overloaded,
-    /// Redis answered that it cannot answer now (`LOADING`, `MASTERDOWN`...).
+    /// Redis is temporarily unable to reply (`LOADING`, `MASTERDOWN`...); the first word of its
+    /// error.
     #[error("Redis is not able to answer now: {0}")]
     Unavailable(Arc<str>),
-    /// Redis answered with an error, known by its first word.
+    /// Redis replied with another error; its first word.
     #[error("Redis answered with the error {0}")]
     ErrorReply(Arc<str>),
-    /// A node of a cluster sent us to another.
+    /// A node of a cluster redirected the request to another node.
     #[error("Redis answered with the error {code}: it is a node of a cluster (redis.mode)", code = _0.code())]
     Moved(Redirect),
-    /// The key holds something else than a string.
+    /// The value of the key is not a string.
     #[error("the key holds another type than a string")]
     WrongType,
-    /// The value is larger than may be given out.
+    /// The value is larger than the limit for served values.
     #[error("the value is larger than is given out")]
     TooLarge,
-    /// The daemon is going down.
+    /// The fetch was cancelled because the daemon is shutting down.
     #[error("the fetch was given up")]
     Cancelled,
 }
 
 impl BackendError {
-    /// The kind, as a label: one of [`BACKEND_ERROR_KINDS`](crate::metrics::BACKEND_ERROR_KINDS).
+    /// Returns the kind as a label: one of
+    /// [`BACKEND_ERROR_KINDS`](crate::metrics::BACKEND_ERROR_KINDS).
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
@@ -60,7 +62,7 @@ impl BackendError {
         }
     }
 
-    /// The first word of Redis's error, if it is one of its own.
+    /// Returns the first word of Redis's error, or `None` if the error is not a reply of Redis.
     pub(super) fn code(&self) -> Option<&str> {
         match self {
             Self::Unavailable(code) | Self::ErrorReply(code) => Some(code),
@@ -70,18 +72,19 @@ impl BackendError {
         }
     }
 
-    /// Whether a client of the same Redis had better ask itself: it may be told something else, or the same in Redis's own
-    /// words.
+    /// Whether a client's command should be forwarded to Redis after this error.
+    ///
+    /// The client may then receive another reply, or the same error in Redis's own words.
     pub fn should_forward(&self) -> bool {
         !matches!(self, Self::TimedOut | Self::Cancelled)
     }
 
-    /// Whether it may be over in a moment without anybody doing something about it.
+    /// Whether the condition may end shortly without an operator's action.
     pub fn is_transient(&self) -> bool {
         !matches!(self, Self::AuthRejected(_))
     }
 
-    /// Whether Redis said this, rather than saying nothing.
+    /// Whether Redis replied, rather than being unavailable.
     pub(super) fn is_reply(&self) -> bool {
         matches!(self, Self::ErrorReply(_) | Self::Moved(_) | Self::WrongType | Self::TooLarge)
     }
@@ -93,19 +96,19 @@ impl From<Cancelled> for BackendError {
     }
 }
 
-/// Where a node of a cluster sends whoever asks for a key that it does not serve.
+/// The target to which a cluster node redirects a request for a key that it does not serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
-    /// Only this once, since the slot is on its way there.
+    /// Whether the redirect applies to this request only, because the slot is still moving (`ASK`).
     pub is_ask: bool,
-    /// The slot.
+    /// The hash slot of the key.
     pub slot: u16,
-    /// Host, or nothing where it is that of who says so, and port.
+    /// Host and port. An empty host means that of the node that redirects.
     pub address: (String, u16),
 }
 
 impl Redirect {
-    /// Reads `MOVED slot host:port` or `ASK slot host:port`; `None` if it is something else.
+    /// Parses `MOVED slot host:port` or `ASK slot host:port`; returns `None` for any other error.
     pub(crate) fn parse(code: &str, details: &str) -> Option<Self> {
         let is_ask = match code {
             "MOVED" => false,
@@ -126,7 +129,7 @@ impl Redirect {
     }
 }
 
-/// What an error reply means, by its first word.
+/// Returns the error for a reply with this first word.
 pub(super) fn error_reply(code: &str) -> BackendError {
     match code {
         "WRONGTYPE" => BackendError::WrongType,
@@ -137,7 +140,7 @@ pub(super) fn error_reply(code: &str) -> BackendError {
     }
 }
 
-/// Whether Redis will say the same in a moment.
+/// Whether Redis would send the same error again shortly.
 pub(super) fn is_final(code: &str) -> bool {
     !matches!(error_reply(code), BackendError::Unavailable(_))
 }
@@ -150,7 +153,10 @@ pub(super) fn auth_rejected(reason: &dyn fmt::Display) -> BackendError {
     BackendError::AuthRejected(one_line(reason).into())
 }
 
-/// A reason may hold what the other side said, and goes into logs and to systemd, where a line end begins something new.
+/// Replaces control characters by spaces.
+///
+/// A reason may quote the remote side and goes to logs and to systemd, where a line end starts a
+/// new record.
 fn one_line(reason: &dyn fmt::Display) -> String {
     reason.to_string().replace(char::is_control, " ")
 }

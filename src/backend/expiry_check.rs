@@ -1,10 +1,16 @@
-//! Whether any key of the database has a time to live, which Redis says of all of them at once (`INFO keyspace`).
+//! The expiry check: one `INFO keyspace` reports whether any key of the database has a time to
+//! live.
 //!
-//! Where none has, one such question stands for the `PTTL` of every value that was read just before it. The rules that must
-//! not be broken: it is asked behind those reads, on a connection over which Redis tells of changes; no value is given out
-//! before its answer has come; and only of Redis and Valkey themselves, which count at that very moment, whatever else may
-//! speak their protocol. A key that lost its time to live in between was changed, which is told before that answer, and one
-//! that gets it later is told of like any other change.
+//! If no key has one, that request replaces the `PTTL` of every value read just before it. The
+//! rules that must not be broken:
+//!
+//! - It is sent behind those reads, on a connection with tracking.
+//! - No value is delivered before its reply arrives.
+//! - Only Redis and Valkey are believed. They count at that very moment; other servers with the
+//!   same protocol may not.
+//!
+//! A key that lost its time to live in between was changed, and its push arrives before that reply.
+//! A key that gets one later is pushed like any other change.
 //!
 //! <https://redis.io/docs/latest/commands/info/>
 
@@ -15,34 +21,35 @@ use tokio::time::Instant;
 
 use super::fetch_command::UnexpectedReply;
 
-/// Asks who answers, and whether keys have a time to live.
+/// The request for the server's identity and the expiry counts.
 pub(super) const INFO_SERVER_KEYSPACE: &[u8] =
     b"*3\r\n$4\r\nINFO\r\n$6\r\nserver\r\n$8\r\nkeyspace\r\n";
-/// Asks whether keys have a time to live.
+/// The request for the expiry counts.
 pub(super) const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n";
 
-/// The programs that count at the moment they are asked.
+/// The programs that count expiring keys at the moment of the request.
 const TRUSTED_SERVERS: [&str; 2] = ["redis-server", "valkey-server"];
 
-/// How long Redis is not asked again after it said that some keys have a time to live.
+/// The pause before the next check after some keys had a time to live.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is known of a database.
+/// The state of the expiry check of one database.
 #[derive(Debug)]
 pub(super) struct ExpiryCheck {
     database: u32,
-    /// Whether values are to be asked for with their times to live; none: they are, and Redis is not asked about all any more.
+    /// The last result. `None`: the server is not trusted, so every value is fetched with its
+    /// `PTTL`.
     expiry: Option<Expiry>,
-    /// When it may be asked again, after it said that some have.
+    /// The earliest time of the next check after some keys had a time to live.
     retry_at: Instant,
 }
 
-/// Whether keys have a time to live.
+/// The result of an expiry check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expiry {
-    /// No key has one.
+    /// No key has a time to live.
     NoKeys,
-    /// Some key may have one.
+    /// Some key may have a time to live.
     SomeKeys,
 }
 
@@ -51,29 +58,33 @@ impl ExpiryCheck {
         Self { database, expiry: Some(Expiry::SomeKeys), retry_at: Instant::now() }
     }
 
-    /// Whether values may be asked for alone, with [`INFO_KEYSPACE`] behind them.
+    /// Whether values may be fetched without `PTTL`, followed by [`INFO_KEYSPACE`].
     pub(super) fn no_key_expires(&self) -> bool {
         self.expiry == Some(Expiry::NoKeys)
     }
 
-    /// Whether it is time for [`INFO_SERVER_KEYSPACE`].
+    /// Whether [`INFO_SERVER_KEYSPACE`] is due.
     pub(super) fn is_due(&self) -> bool {
         self.expiry == Some(Expiry::SomeKeys) && self.retry_at <= Instant::now()
     }
 
-    /// Takes the answer to [`INFO_SERVER_KEYSPACE`]. Who does not say, is not to be relied on, or refuses, is not asked again.
+    /// Applies the reply to [`INFO_SERVER_KEYSPACE`].
+    ///
+    /// A server that refuses, omits the counts or is not trusted is never checked again.
     pub(super) fn on_server_info(&mut self, answer: &Value) {
         self.expiry = trusted_expiry(answer, self.database);
     }
 
-    /// Takes the answer to [`INFO_KEYSPACE`]. Where keys may have a time to live by what came before it, that stands: an answer that
-    /// was on its way then changes nothing.
+    /// Parses the reply to [`INFO_KEYSPACE`].
+    ///
+    /// Never lifts an earlier [`Expiry::SomeKeys`]: a reply that was already under way then changes
+    /// nothing.
     ///
     /// # Errors
-    /// It is not what Redis answers to that.
+    /// [`UnexpectedReply`] if it is no reply to this request.
     pub(super) fn on_keyspace_info(&mut self, answer: &Value) -> Result<Expiry, UnexpectedReply> {
         let expiry = match answer {
-            // It may be refused from now on.
+            // Redis may have started to refuse INFO, so the values still need their PTTL.
             Value::ServerError(_) => Expiry::SomeKeys,
             answer => {
                 info(answer).and_then(|text| expiry(text, self.database)).ok_or(UnexpectedReply)?
@@ -85,7 +96,7 @@ impl ExpiryCheck {
         Ok(expiry)
     }
 
-    /// Has values asked for with their times to live from here on, and does not ask again soon.
+    /// Makes the following fetches include `PTTL`, and delays the next check by [`RETRY_INTERVAL`].
     pub(super) fn defer(&mut self) {
         if self.expiry.is_some() {
             self.expiry = Some(Expiry::SomeKeys);
@@ -101,7 +112,9 @@ fn trusted_expiry(answer: &Value, database: u32) -> Option<Expiry> {
     TRUSTED_SERVERS.contains(&name).then(|| expiry(text, database)).flatten()
 }
 
-/// What INFO says over RESP3. No value of a key is of this type, so that one is never taken for it.
+/// Returns the text of an INFO reply over RESP3.
+///
+/// No value of a key has this type, so a value is never mistaken for it.
 fn info(answer: &Value) -> Option<&str> {
     match answer {
         Value::VerbatimString { text, .. } => Some(text),
@@ -112,7 +125,7 @@ fn info(answer: &Value) -> Option<&str> {
 fn expiry(text: &str, database: u32) -> Option<Expiry> {
     let (_, databases) = text.split_once("# Keyspace\r\n")?;
     let name = format!("db{database}:");
-    // A database without keys is left out.
+    // INFO omits a database without keys.
     let Some(counts) = databases.lines().find_map(|line| line.strip_prefix(&name)) else {
         return Some(Expiry::NoKeys);
     };

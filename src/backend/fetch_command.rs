@@ -1,7 +1,8 @@
-//! What is asked of Redis, and what its answers mean.
+//! The commands of a fetch, and the meaning of their replies.
 //!
-//! An answer that its question cannot have means that answers and questions do not match any more, so whose would the
-//! next one be? It is told apart from every error that Redis may give.
+//! A reply that its command cannot have means that replies no longer match commands. Every later
+//! reply could then belong to another key. This error is therefore distinct from every error that
+//! Redis may return.
 
 use std::time::Duration;
 
@@ -10,26 +11,31 @@ use redis::Value;
 
 use super::error::{BackendError, Redirect, error_reply};
 
-/// What Redis has for a key: nothing, or its value, with its time to live if it has one.
+/// The data of a key in Redis: `None`, or the value with its time to live, if it has one.
 pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
 
-/// How a key's value and its time to live are asked for.
+/// The commands that fetch a key's value and its time to live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FetchCommand {
-    /// As [`Pair`](Self::Pair), or the value alone where one question tells that no key has a time to live
-    /// ([`keyspace`](super::expiry_check)). Only where Redis tells of changes.
+    /// `GET` and `PTTL` like [`GetPttl`](Self::GetPttl), or `GET` alone.
+    ///
+    /// Requires tracking. In the second case one request for many keys replaces `PTTL`
+    /// ([`expiry_check`](super::expiry_check)).
     GetPttlTracked,
-    /// Both in a transaction, so they belong together.
+    /// `GET` and `PTTL` in a transaction, so that both describe the same state of the key.
     Transaction,
-    /// A pair, with leave to answer for a slot that is on its way.
+    /// `GET` and `PTTL`, each behind `ASKING`, which makes a node reply for a slot that is moving
+    /// to it.
     Asking,
-    /// One after the other. What comes in between is told before the second answer where Redis tells of changes, and
-    /// then the answer is not kept.
+    /// `GET`, then `PTTL`.
+    ///
+    /// With tracking, a change between them is pushed before the second reply. The fetched value is
+    /// then not stored (invariant F2).
     GetPttl,
 }
 
 impl FetchCommand {
-    /// Writes the commands; returns how many answers they have.
+    /// Appends the commands for `key` to `commands`; returns the number of their replies.
     pub(super) fn write(self, key: &[u8], commands: &mut BytesMut) -> usize {
         commands.reserve(2 * key.len() + COMMANDS_OVERHEAD);
         match self {
@@ -52,8 +58,14 @@ impl FetchCommand {
         }
     }
 
-    /// Reads the answers. Each must be one that its command can have: a link on which answers have shifted would
-    /// otherwise give one key's value for another.
+    /// Parses the replies to the commands that [`write`](Self::write) appended.
+    ///
+    /// Each reply must be possible for its command. Otherwise shifted replies would return one
+    /// key's value for another key.
+    ///
+    /// # Errors
+    /// [`UnexpectedReply`] if a reply is not possible for its command. The inner [`BackendError`]
+    /// is an error reply of Redis.
     pub(super) fn parse(
         self,
         replies: Vec<Value>,
@@ -66,20 +78,20 @@ impl FetchCommand {
     }
 }
 
-/// Asks for a value.
+/// Appends `GET` for `key`.
 pub(super) fn write_value(key: &[u8], commands: &mut BytesMut) {
     write_with_key(b"*2\r\n$3\r\nGET\r\n$", key, commands);
 }
 
-/// Asks for a time to live.
+/// Appends `PTTL` for `key`.
 pub(super) fn write_expiry(key: &[u8], commands: &mut BytesMut) {
     write_with_key(b"*2\r\n$4\r\nPTTL\r\n$", key, commands);
 }
 
-/// What is written besides the keys at most.
+/// The greatest number of bytes that the commands take in addition to the keys.
 const COMMANDS_OVERHEAD: usize = 160;
 
-/// Writes commands of which the key is the last word; `words` is what goes before its length.
+/// Appends commands that end with the key. `words` is everything before the key's length.
 fn write_with_key(words: &[u8], key: &[u8], commands: &mut BytesMut) {
     commands.put_slice(words);
     commands.put_slice(itoa::Buffer::new().format(key.len()).as_bytes());
@@ -88,13 +100,13 @@ fn write_with_key(words: &[u8], key: &[u8], commands: &mut BytesMut) {
     commands.put_slice(b"\r\n");
 }
 
-/// A reply that nothing that was asked can have.
+/// A reply that no sent command can have.
 #[derive(Debug, PartialEq)]
 pub(super) struct UnexpectedReply;
 
 fn parse_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
     let [multi, get, pttl, exec] = <[Value; 4]>::try_from(replies).map_err(|_| UnexpectedReply)?;
-    // A command refused before EXEC says why; EXEC then says only that it was.
+    // The error of a command rejected before EXEC has the reason; EXEC only reports the abort.
     if let Some(error) = [&multi, &get, &pttl, &exec].into_iter().find_map(server_error) {
         return Ok(Err(error));
     }
@@ -125,7 +137,7 @@ fn parse_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpe
         (Value::BulkString(value), Value::Int(milliseconds)) => {
             let expires_in = match milliseconds {
                 NO_EXPIRY => None,
-                // The value was there, and is gone by now.
+                // The key expired or was deleted between the two commands.
                 NO_KEY => Some(Duration::ZERO),
                 milliseconds => Some(Duration::from_millis(
                     u64::try_from(milliseconds).map_err(|_| UnexpectedReply)?,
@@ -137,7 +149,7 @@ fn parse_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpe
     }
 }
 
-/// What PTTL says of a key without expiry, and of one that is not there.
+/// The reply of PTTL for a key without expiry, and for a missing key.
 pub(super) const NO_EXPIRY: i64 = -1;
 const NO_KEY: i64 = -2;
 

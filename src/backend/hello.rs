@@ -1,7 +1,7 @@
-//! The first words on a connection: `AUTH` and `HELLO`, and what Redis's answers to them mean.
+//! The first commands on a connection, `AUTH` and `HELLO`, and the meaning of their replies.
 //!
-//! Redis's errors are passed on in its own words, but those about a login only by their first: Redis may repeat what it was
-//! given.
+//! Redis's errors are passed on in full. Login errors keep only the first word, because Redis may
+//! repeat the credentials that it received.
 
 use std::pin::{Pin, pin};
 
@@ -14,13 +14,17 @@ use super::error::{BackendError, auth_rejected, error_reply, is_final, unreachab
 use super::multiplexed::{Multiplexed, handshake_command};
 use super::tracking::TrackingError;
 
-/// What reads and writes the stream, for as long as there is a connection; then, why there is none.
+/// The future that reads and writes the stream. It completes with the reason once the connection
+/// ends.
 pub(super) type BoxDriver = Pin<Box<dyn Future<Output = BackendError> + Send>>;
 
-/// Longer than anything that Redis says to a login.
+/// The limit for a login reply, in bytes. Every reply of Redis to a login is shorter.
 const MAX_LOGIN_REPLY: usize = 1024;
 
 /// Runs the handshake while the driver moves its bytes.
+///
+/// # Errors
+/// The error of the handshake; otherwise the driver's, if the stream ends first.
 pub(super) async fn drive_until<T, E: From<BackendError>>(
     driver: &mut BoxDriver,
     handshake: impl Future<Output = Result<T, E>>,
@@ -30,14 +34,18 @@ pub(super) async fn drive_until<T, E: From<BackendError>>(
         biased;
         shaken = &mut handshake => shaken,
         ended = driver => {
-            // What Redis said before it hung up is the better reason.
+            // An error that Redis sent before it closed the connection is the better reason.
             handshake.await?;
             Err(ended.into())
         }
     }
 }
 
-/// Begins with HELLO, which asks for RESP3 and says who we are.
+/// Sends HELLO, which requests RESP3 and includes the login.
+///
+/// # Errors
+/// [`TrackingError::Refused`] if Redis lacks `HELLO` or RESP3; [`TrackingError::NoReply`] for any
+/// other error or no reply.
 pub(super) async fn send_hello(
     connection: &Multiplexed,
     login: Option<&Login>,
@@ -55,7 +63,7 @@ pub(super) async fn send_hello(
     }
 }
 
-/// What it means that HELLO was answered with an error.
+/// Returns the error for an error reply to HELLO.
 fn hello_error(code: &str, details: &str, has_login: bool) -> TrackingError {
     match code {
         "ERR" if details.to_ascii_lowercase().starts_with("unknown") => {
@@ -75,7 +83,8 @@ pub(super) async fn authenticate(
     expect_ok(connection, &login.command(), |error| login_error(error.code())).await
 }
 
-/// Only the first word: Redis may repeat what it was given.
+/// Returns the error for a rejected login. It keeps only the first word: Redis may repeat the
+/// credentials.
 fn login_error(code: &str) -> BackendError {
     auth_rejected(&format_args!("Redis refused the login: {code}"))
 }
@@ -92,7 +101,11 @@ fn error_for_code(code: &str, details: &str) -> BackendError {
     }
 }
 
-/// One command of the handshake; `refused` says what it means that Redis answers with an error.
+/// Sends one command of the handshake. `refused` converts an error reply.
+///
+/// # Errors
+/// [`BackendError::Unavailable`] at Redis's client limit; the result of `refused` for other error
+/// replies; [`BackendError::Unreachable`] without a reply.
 pub(super) async fn expect_ok(
     connection: &Multiplexed,
     command: &Cmd,
@@ -107,19 +120,20 @@ pub(super) async fn expect_ok(
     }
 }
 
-/// Whether Redis says that it has as many clients as it may have, as it does before it is asked anything.
+/// Whether Redis reports that it has reached its client limit. It does so before any request.
 fn is_max_clients(details: &str) -> bool {
     details.starts_with(MAX_CLIENTS)
 }
 
-/// What follows: another link may be had as soon as somebody else goes.
+/// Returns a transient error: a connection is possible once another client disconnects.
 fn max_clients_error() -> BackendError {
     BackendError::Unavailable(MAX_CLIENTS.into())
 }
 
 const MAX_CLIENTS: &str = "max number of clients reached";
 
-/// Whether the user may not do this, or the server has no such command: it answers, and that is enough.
+/// Whether the user lacks the permission or the server lacks the command. Either way Redis replies,
+/// which suffices.
 pub(super) fn is_unsupported(error: &ServerError) -> bool {
     let unknown =
         error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
@@ -134,7 +148,11 @@ pub(super) fn ignore_error_reply(answer: Result<(), BackendError>) -> Result<(),
 }
 
 impl Login {
-    /// Logs in on a stream on which nothing has been said.
+    /// Logs in on a stream on which nothing was sent yet.
+    ///
+    /// # Errors
+    /// [`BackendError::AuthRejected`] if Redis rejects the login; [`BackendError::Unavailable`] at
+    /// its client limit; [`BackendError::Unreachable`] if the stream fails.
     pub(super) async fn log_in(&self, stream: &mut dyn Stream) -> Result<(), BackendError> {
         stream
             .write_all(&self.command().get_packed_command())

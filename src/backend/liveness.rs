@@ -1,4 +1,4 @@
-//! Signs of life: whether a link still answers, and until when its answers prove that all changes are known.
+//! Liveness of a connection: PINGs detect a dead one, and their replies renew the lease.
 
 use std::pin::pin;
 
@@ -14,7 +14,7 @@ use super::signals::SupervisorSignals;
 use crate::cache::Cache;
 use crate::net::IoProgress;
 
-/// Watches one link.
+/// Watches one connection.
 pub(super) struct Liveness<'a> {
     pub(super) settings: &'a Settings,
     pub(super) connector: &'a Connector,
@@ -24,8 +24,10 @@ pub(super) struct Liveness<'a> {
 }
 
 impl Liveness<'_> {
-    /// Returns when a PING went unanswered and not a byte of anything else came either. Without tracking a link is
-    /// asked only when it is silent; with it always, since each answer proves that all changes are known.
+    /// Returns when a request got no reply within `response_timeout` and no other byte arrived.
+    ///
+    /// Without tracking, a PING is sent only on a silent connection. With tracking it is always
+    /// sent, because each reply renews the lease.
     pub(super) async fn watch(
         &self,
         connection: &Multiplexed,
@@ -47,7 +49,8 @@ impl Liveness<'_> {
             let name = number.to_string();
             match self.unless_stalled(progress, self.connector.may_serve(connection)).await {
                 None => return,
-                // It vouches for nothing, or the stream has ended, which is the driver's to report.
+                // A node that may not serve renews no lease. The driver reports the end of a
+                // stream.
                 Some(Ok(false)) => continue,
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(true)) => {}
@@ -56,7 +59,7 @@ impl Liveness<'_> {
             ping.arg(&name);
             match self.unless_stalled(progress, connection.send(&ping)).await {
                 None => return,
-                // The stream has ended, which is the driver's to report.
+                // The driver reports the end of the stream.
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(answer)) if !is_pong(&answer, &name) => self.signals.desynced.notify_one(),
                 Some(Ok(_)) if tracking.is_some() => {
@@ -68,8 +71,11 @@ impl Liveness<'_> {
         }
     }
 
-    /// Returns when it is time for the next proof: when somebody waits for one, and so often that one answer that is
-    /// late leaves no time without.
+    /// Returns when the next renewal is due: at once for a waiting fence, otherwise after the
+    /// interval.
+    ///
+    /// The interval is the smaller of `ping_interval` and a third of `coherence_timeout`. Otherwise
+    /// one late reply would let the lease expire.
     async fn lease_due(&self, requested_at: Instant) {
         let interval = self.settings.ping_interval.min(self.cache.settings().coherence_timeout / 3);
         tokio::select! {
@@ -78,7 +84,7 @@ impl Liveness<'_> {
         }
     }
 
-    /// The answer, however long it takes while bytes come in; `None` when none come either.
+    /// Returns the result of `answer`; `None` once no byte has arrived for `response_timeout`.
     async fn unless_stalled<T>(
         &self,
         progress: &IoProgress,
@@ -101,8 +107,9 @@ impl Liveness<'_> {
     }
 }
 
-/// Whether this is what Redis answers to a PING with this name: the name, or why it answers nothing else. An answer to
-/// another question would prove what is not so.
+/// Whether `answer` is possible for a PING with this name: its echo, or an error.
+///
+/// The reply to another request would renew the lease wrongly.
 fn is_pong(answer: &Value, name: &str) -> bool {
     match answer {
         Value::BulkString(echo) => echo == name.as_bytes(),

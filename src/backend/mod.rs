@@ -1,8 +1,8 @@
-//! The Redis behind: asks it for a value, and says in one word what went wrong when it cannot.
+//! The client side of one Redis: fetches values, and classifies each failure by one word.
 //!
-//! The value and the key's time to live belong together: they are asked for in one transaction, or where Redis tells of
-//! changes one after the other. Every wait here has an end: `response_timeout` bounds a fetch from its first step to its
-//! last, whatever Redis does.
+//! A value and its time to live belong together. They are fetched in one transaction, or one after
+//! the other with tracking. Every wait is bounded: `response_timeout` limits a fetch from its first
+//! step to its last, whatever Redis does.
 
 mod address;
 mod connector;
@@ -51,7 +51,7 @@ use self::supervisor::ConnectionState;
 pub use self::supervisor::ConnectionSupervisor;
 use self::topology::Topology;
 use self::tracking::Tracking;
-// For the fuzz targets.
+// Used by the fuzz targets.
 #[doc(hidden)]
 pub use self::reply_decoder::ReplyDecoder;
 #[doc(hidden)]
@@ -61,75 +61,84 @@ use crate::key::Key;
 use crate::metrics::{Metrics, Node};
 use crate::telemetry::spans;
 
-/// A handle to the Redis behind; clones share its link and its limits.
+/// A handle to one Redis. Clones share its connection and its limits.
 #[derive(Clone)]
 pub struct Backend(Arc<Shared>);
 
-/// What a fetch does only when something is amiss is boxed, since each of them is moved about and kept with room for all that
-/// it might do.
+/// The state that all clones of a [`Backend`] share.
+///
+/// Its methods box the futures of rare paths. Otherwise every fetch would be moved and stored with
+/// room for all of them.
 struct Shared {
     settings: Settings,
     dialer: Arc<Dialer>,
     topology: Arc<Topology>,
-    /// As whom the proxy reads; none: it does not log in.
+    /// The user of the proxy in Redis; `None` if it does not log in.
     user: Option<String>,
     state: watch::Receiver<ConnectionState>,
-    /// Since when memory is proved to hold no change that was acknowledged before and not heeded.
+    /// The time of the last lease renewal.
+    ///
+    /// Invalidations of all writes that Redis acknowledged before it have been applied.
     lease_renewed: watch::Receiver<Instant>,
     signals: Arc<SupervisorSignals>,
     fetch_permits: Semaphore,
     fetches_queued: AtomicUsize,
-    /// Reads that wait for a proof.
+    /// The number of reads that wait for a fence.
     fences_queued: AtomicUsize,
-    /// The largest value that is given out, in bytes.
+    /// The size of the largest value served, in bytes.
     max_value: usize,
     metrics: Arc<Metrics>,
 }
 
-/// Whether a node of a cluster is told that another has sent us, which makes it answer for a slot that is on its way to it.
+/// Whether `ASKING` precedes the commands because another node redirected them.
+///
+/// It makes a node reply for a slot that is moving to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asking {
     No,
     Yes,
 }
 
-/// As whom, and from which database, values in memory were read.
+/// The user and the database with which the cached values were read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheIdentity {
-    /// The user; none: the proxy does not log in.
+    /// The user; `None` if the proxy does not log in.
     pub user: Option<String>,
-    /// The database.
+    /// The number of the database.
     pub database: u32,
 }
 
-/// As whom a link of a client's own begins.
+/// The login of a dedicated connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectAs {
-    /// As nobody: the client logs in by itself, or Redis asks for no login.
+    /// No login: the client logs in itself, or Redis requires none.
     Anonymous,
-    /// As the user that the proxy is.
+    /// The login of the proxy.
     ProxyUser,
 }
 
-/// How far memory can be relied on after waiting.
+/// The result of a fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FenceResult {
-    /// It is no older than the wait began.
+    /// The cache is at least as recent as the start of the fence.
     Current,
-    /// Redis does not tell of changes, so nothing is known.
+    /// Redis sends no invalidations, so the age of the cache is unknown.
     NoTracking,
 }
 
-/// How long a reader waits for a link that is being made: enough for a Redis that has just come back, and short
-/// enough to be a quick answer when it has not.
+/// The longest wait of a reader for a connection attempt.
+///
+/// It suffices for a Redis that has just come back, and otherwise still gives a fast error.
 const RECONNECT_WAIT: Duration = Duration::from_millis(100);
 
 impl Backend {
-    /// A backend that gives values of at most `max_value` bytes, and the link it asks through, which somebody has to
-    /// [run](Link::run). What Redis says was changed is dropped from `cache`.
+    /// Creates a backend that serves values of at most `max_value` bytes, and its supervisor.
+    ///
+    /// The supervisor keeps the connection while it [runs](ConnectionSupervisor::run).
+    /// Invalidations from Redis are applied to `cache`.
     ///
     /// # Errors
-    /// A certificate, key or password file that cannot be used.
+    /// [`PrepareError`] if a certificate, key or password file cannot be used.
     pub fn prepare(
         settings: Settings,
         max_value: usize,
@@ -166,31 +175,36 @@ impl Backend {
         Ok((Self(Arc::new(shared)), link))
     }
 
-    /// Looks whether a backend could be prepared, and as whom it would read.
+    /// Checks that a backend could be prepared from `settings`; returns the user with which it
+    /// would read.
     ///
     /// # Errors
-    /// A certificate, key or password file that cannot be used.
+    /// [`PrepareError`] if a certificate, key or password file cannot be used.
     pub(crate) fn check(settings: &Settings) -> Result<Option<String>, PrepareError> {
         Dialer::new(settings)?;
         Self::user(settings)
     }
 
-    /// As whom the proxy reads; none: it does not log in.
+    /// Returns the user of the proxy in Redis; `None` if it does not log in.
     ///
     /// # Errors
-    /// The file of the password cannot be read.
+    /// [`PrepareError`] if the password file cannot be read.
     fn user(settings: &Settings) -> Result<Option<String>, PrepareError> {
         Ok(credentials::load_login(settings)?.map(|login| login.user().to_owned()))
     }
 
-    /// Asks Redis for `key`: its value and its time to live, as one.
+    /// Fetches the value of `key` together with its time to live, within `response_timeout`.
     pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
         let reply =
             self.read(&key, Asking::No, Instant::now() + self.0.settings.response_timeout).await;
         self.to_fetched(reply)
     }
 
-    /// The same, but says where a node of a cluster sends whoever asks.
+    /// Fetches `key` before `deadline`, like [`fetch`](Self::fetch), but returns redirects of a
+    /// cluster node.
+    ///
+    /// # Errors
+    /// The [`BackendError`] of the fetch, [`BackendError::Moved`] for a redirect.
     pub(crate) async fn read(
         &self,
         key: &Key,
@@ -201,7 +215,7 @@ impl Backend {
         self.0.fetch(key, asking, deadline).await
     }
 
-    /// What came of it.
+    /// Converts the result of a read for the cache, and counts a failure.
     pub(crate) fn to_fetched(&self, reply: Result<Reply, BackendError>) -> Fetched<BackendError> {
         match reply {
             Ok(Some((value, _))) if value.len() > self.0.max_value => {
@@ -213,15 +227,16 @@ impl Backend {
         }
     }
 
-    /// Redis is not to be asked here any more: the streams that were opened for clients end.
+    /// Retires the endpoint: no new connection goes to it, and the streams opened for clients end.
     pub(crate) fn retire(&self) {
         self.0.topology.retire();
     }
 
-    /// Whether there is a link now, or why not.
+    /// Returns `Ok` while the connection is up.
     ///
     /// # Errors
-    /// Why there is none.
+    /// [`BackendError::Unreachable`] during the first attempt; otherwise the reason of the last
+    /// disconnection or failed attempt.
     pub fn state(&self) -> Result<(), BackendError> {
         match &*self.0.state.borrow() {
             ConnectionState::Connecting => {
@@ -232,44 +247,50 @@ impl Backend {
         }
     }
 
-    /// Who there is to be asked, and who of them answers.
+    /// Returns the known nodes, each with its state.
     pub fn nodes(&self) -> Vec<Node> {
         self.0.topology.nodes(matches!(*self.0.state.borrow(), ConnectionState::Up(..)))
     }
 
-    /// Returns once everything has been heeded that Redis told of writes that it had acknowledged before `since`, so that
-    /// what is in memory then is no older than that. One question serves all who wait.
+    /// Waits until the cache reflects every write that Redis acknowledged before `since`.
+    ///
+    /// All invalidations of those writes have then been applied. One PING serves all waiting
+    /// fences.
     ///
     /// # Errors
-    /// Redis cannot be asked, or does not answer in time.
+    /// [`BackendError::Overloaded`] if `max_queue` fences wait; [`BackendError::TimedOut`] after
+    /// `response_timeout`; [`BackendError::Disconnected`] if the connection was lost twice;
+    /// otherwise the reason why there is no connection.
     pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         let fence = self.0.fence(since).await;
         fence.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
     }
 
-    /// Whether a fence for `since` would have nothing to wait for.
+    /// Whether a fence for `since` would return at once.
     pub fn is_current(&self, since: Instant) -> bool {
         *self.0.lease_renewed.borrow() >= since
     }
 
-    /// As whom the proxy reads, if it logs in, and from which database.
+    /// Returns the user and the database with which the proxy reads.
     pub fn identity(&self) -> CacheIdentity {
         CacheIdentity { user: self.0.user.clone(), database: self.0.settings.url.database }
     }
 
-    /// A stream to Redis for one client alone, that nothing has been said on but a login.
+    /// Opens a stream for one dedicated connection, on which nothing but the login was sent.
     ///
     /// # Errors
-    /// Redis cannot be reached, or refuses the proxy's login.
+    /// [`BackendError::TimedOut`] after `connect_timeout`; [`BackendError::Unreachable`] if Redis
+    /// cannot be reached; [`BackendError::AuthRejected`] if it rejects the login;
+    /// [`BackendError::Unavailable`] at its client limit.
     pub async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         let opened = timeout(self.0.settings.connect_timeout, self.0.open(client)).await;
         let opened = opened.unwrap_or(Err(BackendError::TimedOut));
         opened.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
     }
 
-    /// The cache's settings were changed; it may now keep so many keys.
+    /// Applies a change of the cache's settings. `capacity` is the new maximum number of keys.
     pub fn cache_settings_changed(&self, capacity: usize) {
-        // For as long as the new coherence_timeout, which the proofs of before may not hold.
+        // The current lease may not last for the new coherence_timeout, so it is renewed at once.
         self.0.signals.renew_lease.notify_one();
         if let ConnectionState::Up(_, Some(tracking)) = *self.0.state.borrow() {
             tracking::warn_if_table_small(tracking, capacity);
@@ -293,7 +314,8 @@ impl Shared {
     ) -> Result<Reply, BackendError> {
         let _turn = self.acquire_permit(deadline).await?;
         match self.fetch_once(key, asking, deadline).await {
-            // A read may be asked again, and a link lost under a request is most often a Redis that is coming back.
+            // A read may be sent again. A connection lost under a request usually means a Redis
+            // that is restarting.
             Err(BackendError::Disconnected) => {
                 Box::pin(async {
                     self.wait_until_down(deadline).await;
@@ -305,7 +327,9 @@ impl Shared {
         }
     }
 
-    /// Returns once it is known of a link that is over. Who asked over it may hear of that first.
+    /// Waits until the supervisor has published the end of a closed connection.
+    ///
+    /// A request on that connection may learn of the end first, and would otherwise use it again.
     async fn wait_until_down(&self, deadline: Instant) {
         let mut link = self.state.clone();
         let is_closed = matches!(&*link.borrow_and_update(), ConnectionState::Up(connection, _) if connection.is_closed());
@@ -314,7 +338,11 @@ impl Shared {
         }
     }
 
-    /// Waits for a place among those who ask at the same time.
+    /// Waits for a permit to fetch.
+    ///
+    /// # Errors
+    /// [`BackendError::Overloaded`] if the queue is full; [`BackendError::TimedOut`] at the
+    /// deadline.
     async fn acquire_permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, BackendError> {
         if let Ok(turn) = self.fetch_permits.try_acquire() {
             return Ok(turn);
@@ -343,7 +371,7 @@ impl Shared {
             return self.execute(FetchCommand::GetPttlTracked, &link, key, deadline).await;
         }
         match self.execute(FetchCommand::Transaction, &link, key, deadline).await {
-            // Short of memory, Redis queues nothing, though it reads.
+            // Redis short of memory queues no command in a transaction, but still reads.
             Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
                 Box::pin(self.execute(FetchCommand::GetPttl, &link, key, deadline)).await
             }
@@ -370,9 +398,10 @@ impl Shared {
             }
         };
         if replies == Err(BackendError::TimedOut) {
-            // Redis answers in order. If it answered nothing since, what it owes stands in the way of all who ask next:
-            // a value that takes too long, or answers that make no sense any more. A fetch that had waited for its turn
-            // so long that there was little time left for Redis proves nothing.
+            // Redis replies in order. If no reply arrived since the fetch was sent, what is pending
+            // blocks every later request: a slow value, or replies that no longer parse. The
+            // timeout counts only if Redis had at least half of `response_timeout`. A fetch that
+            // spent more of it waiting for a permit proves nothing.
             let waited = asked.elapsed() >= self.settings.response_timeout / 2;
             if waited && link.reply_count() == answered {
                 self.signals.stalled.notify_one();
@@ -383,7 +412,7 @@ impl Shared {
         if let Ok(reply) = command.parse(replies) {
             return reply;
         }
-        // Answers and questions do not match any more, so whose would the next answer be?
+        // Replies no longer match commands. The next reply could belong to another key.
         let mut state = self.state.clone();
         state.mark_unchanged();
         self.signals.desynced.notify_one();
@@ -392,7 +421,7 @@ impl Shared {
         Err(BackendError::Disconnected)
     }
 
-    /// The link, if there is one.
+    /// Returns the connection if it is up.
     fn current_connection(&self) -> Option<Established> {
         match &*self.state.borrow() {
             ConnectionState::Up(connection, tracking) => Some((connection.clone(), *tracking)),
@@ -400,14 +429,20 @@ impl Shared {
         }
     }
 
-    /// The link, or why there is none. Where there is none, the next attempt to connect decides, which this brings on.
+    /// Returns the connection. If it is down, triggers an attempt to connect and waits for the
+    /// result.
+    ///
+    /// # Errors
+    /// [`BackendError::TimedOut`] if the first attempt is not over at the deadline; otherwise the
+    /// reason why the connection is down.
     async fn connection(&self, deadline: Instant) -> Result<Established, BackendError> {
         let mut link = self.state.clone();
         let until = match &*link.borrow_and_update() {
             ConnectionState::Up(connection, tracking) => {
                 return Ok((connection.clone(), *tracking));
             }
-            // A daemon that has just taken the place of another turns nobody away before it has tried.
+            // A daemon that has just replaced another rejects no reads before its first attempt has
+            // ended.
             ConnectionState::Connecting => deadline,
             ConnectionState::Down(_) => deadline.min(Instant::now() + RECONNECT_WAIT),
         };
@@ -425,14 +460,15 @@ impl Shared {
         let login = match client {
             ConnectAs::Anonymous => None,
             ConnectAs::ProxyUser => {
-                // The file of the password may be on a disk that hangs.
+                // The password file may be on a disk that hangs.
                 let settings = self.settings.clone();
                 let login =
                     tokio::task::spawn_blocking(move || credentials::load_login(&settings)).await;
                 login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?
             }
         };
-        // Where the proxy itself reads, if it does; else it would have to be asked for each client.
+        // Uses the endpoint of the proxy's own connection while that is up. Otherwise every client
+        // would query the sentinels.
         let known = self
             .topology
             .last_known()
@@ -448,13 +484,13 @@ impl Shared {
         Ok(self.topology.bind(stream, endpoint))
     }
 
-    /// Returns once everything has been heeded that Redis told of writes acknowledged before `since`.
+    /// Waits for a lease that starts at `since` or later, and once more if the connection is lost.
     async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         let _slot = QueueSlot::acquire(&self.fences_queued, self.settings.max_queue)
             .ok_or(BackendError::Overloaded)?;
         let deadline = Instant::now() + self.settings.response_timeout;
         match self.await_lease(since, deadline).await {
-            // A new link proves as much as an answer: there is nothing in memory then.
+            // A new connection is as good as a reply: its cache starts empty (invariant C2).
             Err(BackendError::Disconnected) => self.await_lease(since, deadline).await,
             fence => fence,
         }
@@ -481,16 +517,16 @@ impl Shared {
     }
 }
 
-/// A link, and whether Redis tells of changes over it.
+/// A connection, with its tracking if Redis has granted it.
 type Established = (Multiplexed, Option<Tracking>);
 
-/// A place in a queue of limited length, free again when dropped.
+/// A place in a queue of limited length. Dropping it frees the place.
 struct QueueSlot<'a>(&'a AtomicUsize);
 
 impl<'a> QueueSlot<'a> {
     fn acquire(queued: &'a AtomicUsize, max: usize) -> Option<Self> {
         let slot = Self(queued);
-        // Dropping the place takes back the addition.
+        // Dropping the slot undoes the addition.
         (queued.fetch_add(1, Relaxed) < max).then_some(slot)
     }
 }

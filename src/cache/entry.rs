@@ -1,12 +1,13 @@
-//! One answer of Redis, and for how long it may be given.
+//! One reply of Redis, and how long it may be served.
 //!
-//! Whether an entry is fresh, stale or dead is a function of the time now, the entry's own clock, the lifetimes in
-//! force now, and who vouches for it. Nothing is decided when the entry is stored, so a lifetime changed at run time
-//! holds at once for what is already cached. An entry's clock starts before its fetch is sent, so an entry is
-//! never younger than what Redis said.
+//! An entry is fresh, stale or expired. Freshness depends on the current time, the entry's own
+//! clock, the TTLs in force and the lease. It is computed at each read (invariant E1), so a TTL
+//! changed at run time applies at once to cached entries. An entry's clock starts before its fetch
+//! is sent, so an entry is never younger than the reply.
 //!
-//! An entry is one piece of memory with the key and a small value at its end. What a read costs where there are many keys is
-//! the wait for memory that the processor has not at hand, and so it waits once for all of these.
+//! An entry is one allocation, with the key and a small value at its end. With many keys, the cost
+//! of a read is the wait for memory that is not in the processor's cache. One allocation means one
+//! such wait.
 
 use std::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, OnceLock};
@@ -18,40 +19,41 @@ use super::lease::Validity;
 use super::ttl::{Ttls, as_nanos};
 use crate::key::Key;
 
-/// Where an entry stands in the order of reads, as a number.
+/// The index of an entry's node in the LRU list.
 pub(super) type LruIndex = u32;
 
-/// No place. So one fewer than there are numbers can be had.
+/// No index. The list can therefore have one node fewer than there are numbers.
 pub(super) const NOT_LINKED: LruIndex = LruIndex::MAX;
 
-/// What an entry may be used for now.
+/// The permitted use of an entry at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// May be given, for `remaining` from now on.
+    /// May be served, for `remaining` from now on.
     Fresh {
-        /// How much longer.
+        /// Remaining time of freshness.
         remaining: Duration,
     },
-    /// May be given only when Redis cannot answer; fresh until `past` ago.
+    /// May be served only while Redis is unavailable; was fresh until `past` ago.
     Stale {
-        /// How long ago it ceased to be fresh.
+        /// Time since the entry stopped being fresh.
         past: Duration,
     },
-    /// May not be given any more.
+    /// Must not be served.
     Expired,
 }
 
-/// The bytes of a value, with the digest that names them.
+/// The bytes of a value, with a digest that identifies them.
 #[derive(Debug, Clone, Copy)]
 pub struct Value<'a> {
-    /// The value as Redis holds it.
+    /// The value as stored in Redis.
     pub bytes: &'a [u8],
     entry: &'a Entry,
 }
 
 impl<'a> Value<'a> {
-    /// The first 16 bytes of the BLAKE3 hash of the value: equal digests mean equal values. Takes time in proportion to
-    /// the value when it is first asked for.
+    /// Returns the first 16 bytes of the BLAKE3 hash of the value. Equal digests mean equal values.
+    /// The first call takes time in proportion to the length of the value; later calls return the
+    /// stored digest.
     pub fn digest(&self) -> &'a [u8; 16] {
         self.entry.digest.get_or_init(|| {
             let mut digest = [0; 16];
@@ -60,7 +62,7 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// The value for as long as it is wanted: a small one copied, a large one shared.
+    /// Returns the value as owned bytes: a small value is copied, a large one is shared.
     pub fn to_bytes(&self) -> Bytes {
         match &self.entry.payload {
             Payload::Heap(heap) => heap.1.clone().unwrap_or_default(),
@@ -69,32 +71,34 @@ impl<'a> Value<'a> {
     }
 }
 
-/// What Redis answered for a key, and when it was asked. Times are nanoseconds on the cache's clock.
+/// The reply of Redis for one key, and the time of its request. Times are nanoseconds on the
+/// cache's clock.
 #[derive(Debug)]
 pub struct Entry<B: ?Sized = [u8]> {
     fetched_at: u64,
-    /// For how long from then on Redis itself lets the key live; as long as can be said: for good.
+    /// The key's own time to live in Redis, from `fetched_at` on. The maximum means that the key
+    /// does not expire.
     expires_after: u64,
-    /// Made when it is first asked for, since most values are never asked for theirs.
+    /// Computed on first use, because most values never need a digest.
     digest: OnceLock<[u8; 16]>,
-    /// Where it stands in the order of reads; nowhere, unless it is in the store.
+    /// Index in the LRU list; [`NOT_LINKED`] while the entry is not in the store.
     lru_index: AtomicU32,
     payload: Payload,
     bytes: B,
 }
 
-/// Where key and value are; of a key that Redis does not have there is no value.
+/// The location of key and value. A negative entry has no value.
 #[derive(Debug)]
 enum Payload {
-    /// One behind the other at the end of the entry, so many bytes of each.
+    /// Key, then value, at the end of the entry; the numbers are their lengths in bytes.
     Inline { key: u32, value: Option<u32> },
-    /// Elsewhere, since together they are larger than [`MAX_INLINE`].
+    /// A separate allocation, because together they are larger than [`MAX_INLINE`].
     Heap(Box<(Key, Option<Bytes>)>),
 }
 
 impl Entry {
-    /// An entry for what Redis answered (`None`: no such key) to a fetch of `key` begun at `fetched_at`; `expires_in` is the
-    /// key's own time to live in Redis (`PTTL`).
+    /// Creates an entry for a fetch of `key` that began at `fetched_at`. A `value` of `None` means
+    /// that the key does not exist. `expires_in` is the key's own time to live in Redis (`PTTL`).
     pub(super) fn new(
         key: &Key,
         value: Option<Bytes>,
@@ -125,7 +129,7 @@ impl Entry {
         }
     }
 
-    /// The key that was asked for.
+    /// Returns the requested key.
     pub(super) fn key(&self) -> &[u8] {
         match &self.payload {
             Payload::Inline { key, .. } => &self.bytes[..*key as usize],
@@ -133,7 +137,7 @@ impl Entry {
         }
     }
 
-    /// The value, or `None` where Redis had no such key.
+    /// Returns the value, or `None` if the key does not exist in Redis.
     pub fn value(&self) -> Option<Value<'_>> {
         let bytes = match &self.payload {
             Payload::Inline { key, value } => &self.bytes[*key as usize..][..(*value)? as usize],
@@ -142,13 +146,13 @@ impl Entry {
         Some(Value { bytes, entry: self })
     }
 
-    /// How long ago Redis was asked.
+    /// Returns the time from the request to `now`.
     pub(super) fn age(&self, now: u64) -> Duration {
         Duration::from_nanos(now.saturating_sub(self.fetched_at))
     }
 
-    /// What the entry may be used for at `now`. The end of the key's own life in Redis is the end of the entry,
-    /// stale or not. It is stale from when its time was over or nobody vouched for it any more, whichever was first.
+    /// Returns the freshness at `now`. The entry expires when its key expires in Redis, stale or
+    /// not. It becomes stale when its TTL or the lease ends, whichever is first.
     pub(super) fn freshness(&self, now: u64, ttls: Ttls, validity: Validity) -> Freshness {
         let lived = now.saturating_sub(self.fetched_at);
         if lived >= self.expires_after {
@@ -182,13 +186,13 @@ impl Entry {
         }
     }
 
-    /// Bytes of payload, without the structures that hold it.
+    /// Returns the bytes of key and value, without overhead.
     pub(super) fn size(&self) -> usize {
         self.key().len() + self.value().map_or(0, |value| value.bytes.len())
     }
 
-    /// Looks at its head and at the beginning, the middle and the end of key and value, for nothing but to have them at hand:
-    /// of a small entry these are all the lines of memory that it takes.
+    /// Reads the head of the entry, and the first, middle and last byte of its inline data. This
+    /// loads them into the processor's cache. A small entry has no other cache lines.
     pub(super) fn touch(&self) -> u32 {
         let byte = |at: usize| self.bytes.get(at).copied().map_or(0, u32::from);
         let length = self.bytes.len();
@@ -197,32 +201,33 @@ impl Entry {
         head ^ byte(0) ^ byte(length / 2) ^ byte(length.saturating_sub(1))
     }
 
-    /// Where it stands in the order of reads, if it is in the store.
+    /// Returns the index in the LRU list, or [`NOT_LINKED`] if the entry is not in the store.
     pub(super) fn lru_index(&self) -> LruIndex {
         self.lru_index.load(Acquire)
     }
 
-    /// Puts it there; done under the lock of its key's table.
+    /// Sets the index. The caller holds the lock of the key's table.
     pub(super) fn set_index(&self, index: LruIndex) {
         self.lru_index.store(index, Release);
     }
 
-    /// Says that it is in the store no more; done under the same lock.
+    /// Marks the entry as removed from the store (invariant S3). The caller holds the lock of the
+    /// key's table.
     pub(super) fn unlink(&self) {
         self.set_index(NOT_LINKED);
     }
 
-    /// Whether it is in the store.
+    /// Whether the entry is in the store.
     pub(super) fn is_linked(&self) -> bool {
         self.lru_index() != NOT_LINKED
     }
 }
 
-/// Makes an entry with the least room that the pieces fit in. With what goes before them, and the counts of those who share
-/// it, the sizes are those in which memory is given out anyway.
+/// Generates the allocation of an entry with the smallest capacity that fits. With the entry's head
+/// and the two counters of the `Arc`, the sizes match the allocator's size classes.
 macro_rules! capacities {
     ($($capacity:literal)+; $largest:literal) => {
-        /// Key and value that have more bytes together are not within their entry.
+        /// The largest sum of key and value, in bytes, that is stored inline.
         const MAX_INLINE: usize = $largest;
 
         fn allocate(fetched_at: u64, expires_after: u64, payload: Payload, parts: [&[u8]; 2]) -> Arc<Entry> {
@@ -260,7 +265,7 @@ mod tests {
     use super::*;
     use crate::cache::NegativeTtl;
 
-    /// When the entries here were asked for.
+    /// Request time of the entries in these tests.
     const FETCHED: u64 = 3_600_000_000_000;
 
     fn ttls(negative_ttl: NegativeTtl) -> Ttls {

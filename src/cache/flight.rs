@@ -1,14 +1,17 @@
-//! Single flight: at most one fetch in progress for a key, shared by all who ask meanwhile; and the two rules
-//! that keep stale values out of the store.
+//! Single flight: at most one fetch in progress per key, shared by all its readers. Two rules keep
+//! stale values out of the store:
 //!
-//! 1. A flight is opened *before* its fetch is sent.
-//! 2. An invalidation closes the flight *before* it removes the stored entry, and a landing stores *while it
-//!    holds the flight's lock* and only if the flight is still open.
+//! 1. Invariant F1: a flight opens *before* its fetch is sent.
+//! 2. Invariant F2: an invalidation closes the flight *before* it removes the stored entry. A
+//!    completed fetch stores *under the flight's lock*, and only if the flight is still open.
 //!
-//! So whatever Redis said before an invalidation can be answered to those who had asked, but never stored after
-//! it. Check-then-store, opening late, and removing before closing each leave a stale value behind. Everything
-//! that changes the store therefore goes through here, with the lock of the key's shard held: the closures
-//! below run under it, so they must be short, must not wait, and must not come back in here.
+//! A reply that precedes an invalidation may reach the readers that waited for it. It is never
+//! stored after that invalidation. Each wrong order leaves a stale value behind: check then store,
+//! opening late, or removing before closing.
+//!
+//! Every change of the store therefore goes through this module and holds the lock of the key's
+//! shard. The closures below run under that lock. They must be short, must not wait, and must not
+//! call this module again.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -22,11 +25,11 @@ use super::sync::{Mutex, MutexGuard, lock, preemption_point};
 use crate::key::Key;
 use crate::telemetry::spans;
 
-/// More shards than threads that fetch or invalidate, so that they seldom meet. They meet always where every order of
-/// their steps is tried: that is about one key, and locks of other keys would only multiply the orders.
+/// More shards than threads that fetch or invalidate, so contention is rare. The model checker uses
+/// one shard: its scenarios have one key, and locks of other keys would only multiply the orders.
 const SHARDS: usize = if cfg!(feature = "shuttle") { 1 } else { 64 };
 
-/// The flights in progress; `T` is what a flight brings home.
+/// The flights in progress; `T` is the result of a flight.
 pub(super) struct Flights<T> {
     shards: Box<[Mutex<Shard<T>>]>,
     hasher: ahash::RandomState,
@@ -37,27 +40,27 @@ pub(super) struct Flights<T> {
 type Shard<T> = HashMap<Key, Flight<T>, ahash::RandomState>;
 
 struct Flight<T> {
-    /// Tells this flight from a later one for the same key.
+    /// Distinguishes this flight from a later one for the same key.
     number: u64,
     waiter: FlightWaiter<T>,
-    /// What its fetch is traced as.
+    /// The span of the fetch.
     span: Span,
 }
 
-/// How a reader takes part in a flight.
+/// The role of a reader in a flight.
 pub(super) enum Joined<T, R> {
-    /// It was in the store after all.
+    /// The second lookup found the entry in the store.
     Found(R),
-    /// Nobody was fetching: the caller does, and waits like the others.
+    /// No flight was open. The caller runs the fetch and waits like a follower.
     Leader(FlightGuard<T>, FlightWaiter<T>),
-    /// Somebody is fetching already.
+    /// Another reader's fetch is in progress.
     Follower(FlightWaiter<T>),
 }
 
-/// What a reader waits on.
+/// Waits for the result of a flight.
 pub(super) struct FlightWaiter<T>(Arc<FlightCell<T>>);
 
-/// Where a flight lays down what it brings, once: nothing, when its fetch was dropped unfinished.
+/// The result of a flight, set once. It is `None` if the fetch was dropped unfinished.
 struct FlightCell<T> {
     value: OnceLock<Option<T>>,
     completed: Notify,
@@ -65,7 +68,7 @@ struct FlightCell<T> {
 
 impl<T> FlightCell<T> {
     fn complete(&self, value: Option<T>) {
-        // Only the first counts, and there is no second.
+        // Only the first value counts; there is never a second one.
         _ = self.value.set(value);
         self.completed.notify_waiters();
     }
@@ -78,10 +81,11 @@ impl<T> Clone for FlightWaiter<T> {
 }
 
 impl<T: Clone> FlightWaiter<T> {
-    /// What the flight brings, or `None` when it vanished (its fetch was dropped unfinished).
+    /// Returns the result of the flight, or `None` if its fetch was dropped unfinished.
     pub(super) async fn wait(self) -> Option<T> {
         let Self(cell) = self;
-        // Told of what comes from here on, so nothing is missed between the look and the wait.
+        // Registered before the check. Otherwise a completion between the check and the wait would
+        // be missed.
         let completed = cell.completed.notified();
         if cell.value.get().is_none() {
             completed.await;
@@ -90,8 +94,8 @@ impl<T: Clone> FlightWaiter<T> {
     }
 }
 
-/// The right and the duty to land a flight. Dropped without landing, it closes the flight, so the next reader
-/// opens a new one.
+/// The right and the duty to complete a flight. If it is dropped first, it closes the flight, so
+/// the next reader opens a new one.
 pub(super) struct FlightGuard<T> {
     flights: Arc<Flights<T>>,
     key: Key,
@@ -114,13 +118,14 @@ impl<T> Flights<T> {
 
     #[cfg_attr(feature = "shuttle", expect(clippy::modulo_one, reason = "there is one shard then"))]
     fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<T>> {
-        // The high bits, since the shard's own table goes by the low ones. The remainder always fits.
+        // The high bits, because the shard's own table uses the low bits. The remainder always
+        // fits.
         let index = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or(0) % SHARDS;
         lock(&self.shards[index])
     }
 
-    /// Joins the flight for `key`, or opens one. `look_again` is asked first: a flight may have landed since the
-    /// caller looked.
+    /// Joins the flight for `key`, or opens one. If no flight is open, `look_again` runs first,
+    /// because a flight may have completed since the caller's lookup.
     pub(super) fn join<R>(
         self: &Arc<Self>,
         key: &[u8],
@@ -143,21 +148,22 @@ impl<T> Flights<T> {
         Joined::Leader(FlightGuard { flights: Arc::clone(self), key, number, cell, span }, waiter)
     }
 
-    /// Closes the flight for `key`, then calls `remove`: what is being fetched will be answered, not stored.
+    /// Closes the flight for `key`, then calls `remove` (invariant F2). Readers still receive the
+    /// result of the fetch, but it is not stored.
     pub(super) fn close<R>(&self, key: &[u8], remove: impl FnOnce() -> R) -> R {
         let mut shard = self.shard(key);
         shard.remove(key);
         remove()
     }
 
-    /// Closes every flight for a key of which `matches` says so.
+    /// Closes every flight for a key for which `matches` returns true.
     pub(super) fn close_where(&self, matches: impl Fn(&[u8]) -> bool) {
         for shard in &self.shards {
             lock(shard).retain(|key, _| !matches(key.as_bytes()));
         }
     }
 
-    /// Closes every flight, then calls `clear`, with no flight landing or opening in between.
+    /// Closes every flight, then calls `clear`. No flight completes or opens in between.
     pub(super) fn close_all<R>(&self, clear: impl FnOnce() -> R) -> R {
         let mut shards: Vec<_> = self.shards.iter().map(lock).collect();
         for shard in &mut shards {
@@ -166,24 +172,25 @@ impl<T> Flights<T> {
         clear()
     }
 
-    /// Calls `change` while no flight for `key` can land; closes none.
+    /// Calls `change` while no flight for `key` can complete. Closes no flight.
     pub(super) fn hold<R>(&self, key: &[u8], change: impl FnOnce() -> R) -> R {
         let _shard = self.shard(key);
         change()
     }
 
-    /// Calls `change` while no flight can land; closes none.
+    /// Calls `change` while no flight can complete. Closes no flight.
     pub(super) fn hold_all<R>(&self, change: impl FnOnce() -> R) -> R {
         let _shards: Vec<_> = self.shards.iter().map(lock).collect();
         change()
     }
 
-    /// How many flights are in progress.
+    /// Returns the number of flights in progress.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
-    /// How many flights landed after they had been closed: answered, not stored.
+    /// Returns the number of flights that completed after they were closed: delivered, but not
+    /// stored.
     pub(super) fn discarded(&self) -> u64 {
         self.discarded.load(Relaxed)
     }
@@ -194,13 +201,13 @@ impl<T> FlightGuard<T> {
         &self.key
     }
 
-    /// What the fetch of the flight is traced as.
+    /// Returns the span of the flight's fetch.
     pub(super) fn span(&self) -> &Span {
         &self.span
     }
 
-    /// Ends the flight: `store` is called with its key, under the flight's lock, and only if the flight is still open; `value` is
-    /// what all who wait get either way.
+    /// Completes the flight and delivers `value` to all its readers. If the flight is still open,
+    /// calls `store` with the key under the flight's lock (invariant F2).
     pub(super) fn complete(self, store: impl FnOnce(&Key), value: T) {
         let mut shard = self.flights.shard(self.key.as_bytes());
         let open =

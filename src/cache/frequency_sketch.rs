@@ -1,27 +1,28 @@
-//! How often keys were asked for, of late and about, in a few bits for each (`TinyLFU`).
+//! Approximate, recent access frequencies of keys, in a few bits per key (`TinyLFU`).
 //!
-//! A count-min sketch of counters up to 15, each key in four of them, of which the smallest is closest to the truth, and
-//! never less than it. Once as many were noted as ten times the capacity all are halved, so what was asked for long ago is
-//! forgotten.
+//! A count-min sketch of counters up to 15. Each key has four of them. The smallest is the best
+//! estimate, and is never too low before the counters are halved. After ten accesses per key of
+//! capacity, all counters are halved, so old accesses fade.
 //!
-//! Einziger, Friedman, Manes: "`TinyLFU`, a highly efficient cache admission policy" (ACM TOS 2017).
+//! Einziger, Friedman, Manes: "`TinyLFU`, a highly efficient cache admission policy" (ACM TOS
+//! 2017).
 
-/// Counters, sixteen in a word.
+/// Counters of four bits, sixteen per word.
 pub(super) struct FrequencySketch {
     words: Box<[u64]>,
     increments: usize,
     sample: usize,
 }
 
-/// More words than this tell nothing more that is worth their memory: 128 MiB.
+/// Maximum number of words: 128 MiB. A larger sketch would add too little precision for its memory.
 const MAX_WORDS: usize = 1 << 24;
-/// Odd numbers that spread a hash in four ways.
+/// Odd factors that spread a hash in four ways.
 const SEEDS: [u64; 4] =
     [0xc3a5_c85c_97cb_3127, 0xb492_b66f_be98_f273, 0x9ae1_6a3b_2f90_404f, 0xcbf2_9ce4_8422_2325];
 const MAX_COUNT: u64 = 15;
 
 impl FrequencySketch {
-    /// For a cache of this many keys.
+    /// Creates a sketch for a cache of `capacity` keys.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         let words = capacity.clamp(16, MAX_WORDS).next_power_of_two();
         Self {
@@ -31,7 +32,7 @@ impl FrequencySketch {
         }
     }
 
-    /// A key with this hash was asked for.
+    /// Counts one access to a key with this hash.
     pub(super) fn increment(&mut self, hash: u64) {
         for seed in SEEDS {
             let (word, shift) = self.counter(hash, seed);
@@ -46,7 +47,7 @@ impl FrequencySketch {
         }
     }
 
-    /// About how often.
+    /// Returns the approximate number of recent accesses, 0 to 15.
     pub(super) fn estimate(&self, hash: u64) -> u64 {
         let counts = SEEDS.map(|seed| {
             let (word, shift) = self.counter(hash, seed);
@@ -55,7 +56,7 @@ impl FrequencySketch {
         counts.into_iter().min().unwrap_or(0)
     }
 
-    /// Where the counter of a hash stands: its word, and how far to the left in it.
+    /// Returns the position of the hash's counter: the index of its word, and its shift in bits.
     fn counter(&self, hash: u64, seed: u64) -> (usize, u64) {
         let spread = (hash ^ (hash >> 32)).wrapping_mul(seed);
         let word = usize::try_from(spread >> 32).unwrap_or(0) & (self.words.len() - 1);

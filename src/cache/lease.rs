@@ -1,45 +1,46 @@
-//! Who vouches that what is stored is what Redis holds.
+//! The lease: a time limit until which the stored entries are known to match Redis.
 //!
-//! Where Redis tells of changes, memory is as good as the last proof that all it told has been heeded. The answer to a
-//! question asked at a certain time is such a proof: Redis queued what it had to tell of every write it had
-//! acknowledged by then before the answer, and both are read in order. A proof holds for `coherence_timeout` from when
-//! the question was asked, so no write is ever older than that and unseen, whatever became of the link. Where Redis does
-//! not tell, time alone decides.
+//! While tracking is active, Redis pushes an invalidation for each change of a tracked key. A reply
+//! to `PING` renews the lease. Before that reply, Redis queued the invalidations of all writes that
+//! it had acknowledged when the `PING` was sent. The proxy reads both in order. A renewal is valid
+//! for `coherence_timeout` from the time of the request. So no unseen write is ever older than
+//! that, whatever happens to the connection. Without tracking, only the time to live limits
+//! staleness.
 //!
-//! The rule that must not be broken: a reader asks here *before* it looks in the store. Whoever lets the proofs begin
-//! anew empties the store first; asked afterwards, the new proof would vouch for an entry of before.
+//! Invariant C1: a reader reads the lease *before* it looks in the store, and the store is cleared
+//! before a new lease starts. In the other order the new lease would cover an entry from before it.
 
 use std::time::Duration;
 
 use super::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 
-/// Who vouches for what is stored.
+/// The guarantee for the stored entries at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {
-    /// Nobody needs to: the time to live alone bounds how old it is.
+    /// No lease is needed: the time to live alone limits the age of an entry.
     TtlOnly,
-    /// Redis, which tells of changes.
+    /// The lease is valid: every change older than `coherence_timeout` has been applied.
     Tracked,
-    /// Nobody, for so long: Redis has not shown that it was heard.
+    /// The lease has expired: the connection was lost, or Redis did not reply in time.
     Expired {
-        /// How long ago the last proof ran out.
+        /// Time since the lease expired.
         since: Duration,
     },
 }
 
-/// By what the answers of the cache are kept true.
+/// The mechanism that bounds the staleness of cached values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coherence {
-    /// Redis tells of changes.
+    /// Invalidations from Redis, under a valid lease.
     Tracking,
-    /// The time to live bounds how old they are.
+    /// The time to live.
     Ttl,
-    /// Nothing: nothing is given as fresh.
+    /// None at present: no entry is served as fresh.
     None,
 }
 
 impl Coherence {
-    /// The name in labels and logs.
+    /// Returns the name in labels and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tracking => "tracking",
@@ -59,10 +60,10 @@ impl From<Validity> for Coherence {
     }
 }
 
-/// Until when the last proof holds, in nanoseconds on the cache's clock.
+/// The end of the lease, in nanoseconds on the cache's clock; or [`TTL_ONLY`].
 pub(super) struct Lease(AtomicU64);
 
-/// No proof is needed.
+/// No lease is needed.
 const TTL_ONLY: u64 = u64::MAX;
 
 impl Lease {
@@ -74,17 +75,17 @@ impl Lease {
         self.0.store(TTL_ONLY, Release);
     }
 
-    /// There is a proof that holds until `clock`.
+    /// Sets the end of the lease to `clock`, in nanoseconds on the cache's clock.
     pub(super) fn renew_until(&self, clock: u64) {
         self.0.store(clock.min(TTL_ONLY - 1), Release);
     }
 
-    /// Whatever proof there was holds no longer than `clock`, and one is needed from now on.
+    /// Ends the lease at `clock` at the latest. Ends TTL mode too: a lease is needed from now on.
     pub(super) fn expire_at(&self, clock: u64) {
         self.0.fetch_min(clock.min(TTL_ONLY - 1), AcqRel);
     }
 
-    /// If a proof is needed, that which there is holds no longer than `clock`.
+    /// Shortens the lease to `clock` at the latest. Changes nothing in TTL mode.
     pub(super) fn shorten_to(&self, clock: u64) {
         let shorter = |until| (until != TTL_ONLY).then_some(clock.min(until));
         _ = self.0.fetch_update(AcqRel, Acquire, shorter);
@@ -98,7 +99,7 @@ impl Lease {
         }
     }
 
-    /// Who will vouch for what is stored now, if not at this moment then as soon as Redis is heard again.
+    /// Returns the guarantee that applies now, or after the next renewal if the lease has expired.
     pub(super) fn next_validity(&self) -> Validity {
         if self.0.load(Acquire) == TTL_ONLY { Validity::TtlOnly } else { Validity::Tracked }
     }

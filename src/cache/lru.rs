@@ -1,9 +1,12 @@
-//! The order in which entries were last read, and which of them goes when there is no room.
+//! The LRU list: the order in which entries were last read, and the choice of the entry to evict.
 //!
-//! A list of places that are linked in both directions, in one block of memory. Each thread keeps its last reads to itself
-//! ([`Reads`]); the list is right once it has [caught up](Order::apply_reads) with them. A place is linked (it counts), leaving (it
-//! was taken away, but whoever did has not finished with it), or free. Nobody else may make a leaving place free: its
-//! number still stands with a key in a table, and given to another entry it would stand for two.
+//! The list is doubly linked, with all nodes in one block of memory. Each thread buffers its last
+//! reads ([`ReadBuffer`]). The list is exact once it has [applied](LruList::apply_reads) them
+//! (invariant S2).
+//!
+//! A node is linked (it counts), evicting, or free. An evicting node left the list, but its
+//! eviction has not finished. Only that eviction may free the node (invariant S1). Its index still
+//! belongs to a key in a table. Reused earlier, it would belong to two keys.
 
 use std::sync::Arc;
 
@@ -12,18 +15,18 @@ use super::frequency_sketch::FrequencySketch;
 use super::read_buffer::{ReadBuffer, ReadRecord};
 use super::settings::Policy;
 
-/// So small that four are on one line of memory and none on two.
+/// A node of 16 bytes, so four fit in one cache line and none spans two.
 #[derive(Clone, Copy)]
 struct ListNode {
-    /// Or [`EVICTING`], or [`FREE`].
+    /// The next newer node; or [`EVICTING`] or [`FREE`].
     newer: LruIndex,
     older: LruIndex,
     hash: u64,
 }
 
-/// In the place of the newer link: it is leaving.
+/// Marks an evicting node, in place of the newer link.
 const EVICTING: LruIndex = NOT_LINKED - 1;
-/// The same: it is free.
+/// Marks a free node, in place of the newer link.
 const FREE: LruIndex = NOT_LINKED - 2;
 
 impl ListNode {
@@ -36,19 +39,19 @@ pub(super) struct LruList {
     nodes: Vec<ListNode>,
     newest: LruIndex,
     oldest: LruIndex,
-    /// The first that is free; the others follow by `older`.
+    /// The first free node. The others follow through `older`.
     free: LruIndex,
     len: usize,
     capacity: usize,
-    /// How often keys were asked for, where that decides.
+    /// Access frequencies, only for a policy that uses them.
     sketch: Option<FrequencySketch>,
-    /// The reads that each thread has kept.
+    /// The read buffer of each thread.
     read_buffers: Vec<Arc<ReadBuffer>>,
-    /// Those that are being noted; empty between.
+    /// Scratch space for the reads being applied; empty otherwise.
     pending: Vec<ReadRecord>,
 }
 
-/// The part of a hash by which a key is told from nearly every other.
+/// Returns the part of a hash that distinguishes a key from nearly every other.
 #[expect(clippy::cast_possible_truncation, reason = "a part is what is wanted")]
 pub(super) fn hash_tag(hash: u64) -> u32 {
     hash as u32
@@ -83,7 +86,7 @@ impl LruList {
         self.len
     }
 
-    /// A new place, the newest. What it is of has this hash.
+    /// Adds a node as the newest, for a key with this hash. Returns its index.
     pub(super) fn push_newest(&mut self, hash: u64) -> LruIndex {
         let node = ListNode { newer: NOT_LINKED, older: NOT_LINKED, hash };
         let index = if self.free == NOT_LINKED {
@@ -100,14 +103,14 @@ impl LruList {
         index
     }
 
-    /// Where one more thread is to keep its reads.
+    /// Registers one more thread and returns its read buffer.
     pub(super) fn register_thread(&mut self) -> Arc<ReadBuffer> {
         let reads = Arc::new(ReadBuffer::new());
         self.read_buffers.push(Arc::clone(&reads));
         reads
     }
 
-    /// Notes the reads that threads have kept, in the order in which they were.
+    /// Applies the buffered reads of all threads in the order of their times.
     pub(super) fn apply_reads(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
         self.read_buffers.iter().for_each(|reads| reads.drain(|read| pending.push(read)));
@@ -120,9 +123,9 @@ impl LruList {
         self.pending = pending;
     }
 
-    /// What is at `index` was read, if that is still what has this mark.
+    /// Records a read of the entry at `index`, if the entry there still has this `tag`.
     pub(super) fn record_read(&mut self, index: LruIndex, tag: u32) {
-        // What has left the store stands nowhere.
+        // The index of a removed entry is `NOT_LINKED`, which is out of range.
         let Some(&node) = self.nodes.get(index as usize) else { return };
         if !node.is_linked() || hash_tag(node.hash) != tag {
             return;
@@ -140,7 +143,7 @@ impl LruList {
         }
     }
 
-    /// Takes away `index`, whose key is gone.
+    /// Removes the node at `index` and frees it. Its key has left the store.
     pub(super) fn remove(&mut self, index: LruIndex) {
         if self.nodes[index as usize].is_linked() {
             self.begin_evict(index);
@@ -148,8 +151,9 @@ impl LruList {
         }
     }
 
-    /// If there are too many, takes away the oldest place, or the one that was just `added` if it is asked for less
-    /// often. It is leaving until it is made free.
+    /// Evicts one node if there are too many. The victim is the oldest node, or the `added` one if
+    /// the policy estimates it as read no more often. Returns the index and hash of the victim,
+    /// which stays evicting until it is [released](Self::release).
     pub(super) fn evict_for(&mut self, added: LruIndex) -> Option<(LruIndex, u64)> {
         let sketch = self.sketch.as_ref().filter(|_| self.len > self.capacity);
         let new = self.nodes[added as usize];
@@ -164,7 +168,8 @@ impl LruList {
         self.pop_surplus()
     }
 
-    /// Takes away the oldest place if there are too many. It is leaving until it is made free.
+    /// Evicts the oldest node if there are too many. Returns its index and hash. The node stays
+    /// evicting until it is [released](Self::release).
     pub(super) fn pop_surplus(&mut self) -> Option<(LruIndex, u64)> {
         if self.len <= self.capacity {
             return None;
@@ -180,7 +185,7 @@ impl LruList {
         self.len -= 1;
     }
 
-    /// Lets `index`, which is leaving, be used again.
+    /// Frees the evicting node at `index` for reuse.
     pub(super) fn release(&mut self, index: LruIndex) {
         let older = std::mem::replace(&mut self.free, index);
         self.nodes[index as usize] = ListNode { newer: FREE, older, hash: 0 };
@@ -213,7 +218,7 @@ impl LruList {
 mod tests {
     use super::*;
 
-    /// Places from the oldest to the newest.
+    /// Returns the linked indices, oldest first.
     fn indices(list: &LruList) -> Vec<LruIndex> {
         let next = |index: &LruIndex| {
             Some(list.nodes[*index as usize].newer).filter(|index| *index != NOT_LINKED)

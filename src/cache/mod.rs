@@ -1,10 +1,14 @@
-//! The cache: what Redis answered, for as long as it may be given again.
+//! The cache of replies from Redis, each served only while it is valid.
 //!
-//! A read looks in the store; if nothing fresh is there it joins the flight for its key, and the flight's fetch
-//! brings an entry that all its readers get and the store keeps. The cache knows nothing of Redis: it is handed
-//! the fetch as a future, and told what changed and until when that is all. The rules that must not be broken are in
-//! `flight` (every change of the store happens under the lock of the flights it concerns, closing before removing) and
-//! in `coherence` (who vouches for the store is asked before the store).
+//! A read looks in the store. If the store has no fresh entry, the read joins the flight for its
+//! key. The fetch of the flight produces an entry; all waiting readers receive it and the store
+//! keeps it. The cache does not know Redis: callers pass each fetch as a future, and report
+//! invalidations and lease renewals.
+//!
+//! Two rules must not be broken:
+//! - Every change of the store holds the lock of the affected flights, and closes before it removes
+//!   (`flight`, invariant F2).
+//! - A reader reads the lease before it looks in the store (`lease`, invariant C1).
 
 mod entry;
 mod flight;
@@ -43,7 +47,7 @@ pub use self::types::{
 };
 use crate::key::Key;
 
-/// The cache; `E` is what a fetch fails with. Cloning gives another handle to the same cache.
+/// The cache; `E` is the error of a fetch. A clone is another handle to the same cache.
 pub struct Cache<E>(Arc<Shared<E>>);
 
 impl<E> Clone for Cache<E> {
@@ -58,14 +62,14 @@ struct Shared<E> {
     ttls: CurrentTtls,
     lease: Lease,
     settings: Mutex<Settings>,
-    /// Held by whoever goes through the whole store, so that they do so one after the other.
+    /// Serializes operations on the whole store: sweeps, resizes and pattern invalidations.
     whole_store: Mutex<()>,
     evictions: Arc<EvictionCounters>,
     background: Handle,
     created: Instant,
 }
 
-/// What a flight announces.
+/// The result that a flight delivers to its readers.
 #[derive(Clone)]
 enum FlightResult<E> {
     Answered(Arc<Entry>),
@@ -74,7 +78,9 @@ enum FlightResult<E> {
 }
 
 impl<E: FetchError> FlightResult<E> {
-    /// What became of a fetch of `key` that was `requested_at` for then, in nanoseconds on the cache's clock.
+    /// Converts the result of a fetch of `key`. `requested_at` is the time before the request was
+    /// sent, in nanoseconds on the cache's clock. Returns `None` if the task that computes a large
+    /// digest was cancelled.
     async fn from_fetched(key: &Key, fetched: Fetched<E>, requested_at: u64) -> Option<Self> {
         Some(match fetched {
             Fetched::Value(bytes, expires_in) => {
@@ -96,11 +102,12 @@ impl<E: FetchError> FlightResult<E> {
     }
 }
 
-/// The digest of a larger value takes so long that other readers would notice.
+/// The largest value, in bytes, to digest on the worker. A larger digest would delay other readers
+/// noticeably.
 const INLINE_DIGEST_MAX: usize = 1 << 20;
 
 impl<E: FetchError> Cache<E> {
-    /// An empty cache, which has `background` do what takes its time.
+    /// Creates an empty cache. Slow work, such as dropping a large store, runs on `background`.
     pub fn new(settings: Settings, background: Handle) -> Self {
         let evictions = Arc::new(EvictionCounters::default());
         let store = Store::new(settings.capacity, settings.policy, &evictions);
@@ -117,22 +124,25 @@ impl<E: FetchError> Cache<E> {
         }))
     }
 
-    /// Looks in memory only: a fresh entry, or nothing.
+    /// Returns the fresh entry for `key` from memory, or `None`. Never fetches.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         self.0.lookup(key, now)
     }
 
-    /// These keys are about to be looked for, one by one. Answers nothing, but has the processor fetch what it will need for them
-    /// all at once, which takes as long as one.
+    /// Prefetches the memory of these keys, so that the following lookups overlap their cache
+    /// misses. All of them together take as long as one. Returns nothing and changes nothing
+    /// (invariant S4).
     pub fn prefetch(&self, keys: &[&[u8]]) {
         self.0.store.load().prefetch(keys);
     }
 
-    /// A fresh entry from memory, or what the flight for `key` brings, which `fetch` starts if there is none. When the
-    /// fetch failed, a stale entry stands in if the reader takes one.
+    /// Returns a fresh entry from memory, or the result of the flight for `key`. Starts that flight
+    /// with `fetch` if none is in progress. If the fetch failed, [`ReadMode::Default`] also accepts
+    /// a stale entry.
     ///
     /// # Errors
-    /// The error of the fetch, to all who waited for it; it is not cached.
+    /// The outcome of the read and the error of the fetch, for every reader that waited. A fetch
+    /// that ended without a result counts as [`Cancelled`]. Errors are not cached.
     pub async fn get_or_fetch<F>(
         &self,
         key: &[u8],
@@ -144,15 +154,16 @@ impl<E: FetchError> Cache<E> {
     {
         let shared = &self.0;
         let arrived_at = Instant::now();
-        // Looks in memory as well. Who may well find it there has [looked](Self::lookup) before, for less.
+        // `join` looks in memory again. A caller that expects a hit calls `lookup` first, which is
+        // cheaper.
         let (mut requested_at, mut joined) = (arrived_at, shared.join(key, arrived_at));
         if let Joined::Follower(waiter) = joined {
             let answer = shared.await_flight(key, mode, waiter, Outcome::Coalesced).await;
             if !answer.as_ref().is_ok_and(|answer| shared.is_too_old_for(answer, arrived_at)) {
                 return answer;
             }
-            // Redis was asked before this reader came, and what it said is too old already. A flight that is joined
-            // now was opened after he came.
+            // The request to Redis predates this reader, and its reply is already too old. Any
+            // flight that is joined now opened after the reader arrived.
             requested_at = Instant::now();
             joined = shared.join(key, requested_at);
         }
@@ -168,16 +179,16 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// What `fetch` brings, past everything that is kept, and without keeping it.
+    /// Returns the result of `fetch` without reading the cache or storing anything.
     ///
     /// # Errors
-    /// The error of the fetch.
+    /// [`Outcome::Bypass`] and the error of the fetch.
     pub async fn bypass(
         &self,
         fetch: impl Future<Output = Fetched<E>>,
     ) -> Result<Answer, (Outcome, E)> {
         let requested_at = self.0.clock(Instant::now());
-        // It is kept nowhere, so it needs no name.
+        // The entry is never stored, so it needs no key.
         let nameless = Key::from(&[][..]);
         let result = FlightResult::from_fetched(&nameless, fetch.await, requested_at).await;
         let result = result.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled)));
@@ -189,10 +200,11 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// Runs the fetch of a flight to its end, whoever still waits for it: in a task of its own, so that a reader who goes away
-    /// does not take it with him, on the thread that he is on, since the way to another one and back costs more than it.
+    /// Spawns the fetch of a flight as its own task on the current worker. Cancelling a reader does
+    /// not cancel the fetch. The task stays on this thread, because the way to another one and back
+    /// costs more than the work itself.
     ///
-    /// Redis is asked after `requested_at`.
+    /// `requested_at` is a time before the request is sent (invariant E1).
     fn spawn_fetch<F>(
         &self,
         guard: FlightGuard<FlightResult<E>>,
@@ -204,9 +216,10 @@ impl<E: FetchError> Cache<E> {
         let shared = Arc::clone(&self.0);
         let requested_at = shared.clock(requested_at);
         let fetch = fetch(guard.key().clone()).instrument(guard.span().clone());
-        // Not awaited in a block of its own, which would hold the fetch twice: before it begins and while it runs.
+        // A combinator, because an `async` block that awaits the fetch would hold it twice: before
+        // its start and while it runs.
         tokio::spawn(fetch.then(move |fetched| async move {
-            // Should making an entry fail, the ticket is dropped, which ends the flight.
+            // If no entry can be created, the guard is dropped, which ends the flight.
             if let Some(result) =
                 FlightResult::from_fetched(guard.key(), fetched, requested_at).await
             {
@@ -215,7 +228,8 @@ impl<E: FetchError> Cache<E> {
         }));
     }
 
-    /// Drops `key`: what is stored, and what is being fetched.
+    /// Drops the stored entry for `key` and discards the result of its fetch in progress
+    /// (invariant F2).
     pub fn invalidate(&self, key: &[u8]) {
         let shared = &self.0;
         if shared.flights.close(key, || shared.store.load().remove(key)) {
@@ -223,7 +237,8 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// Drops the keys of which `matches` says so. Takes time in proportion to the number of entries.
+    /// Drops every key for which `matches` returns true, stored or being fetched. Takes time in
+    /// proportion to the number of entries.
     pub fn invalidate_where(&self, matches: impl Fn(&[u8]) -> bool) {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
@@ -234,20 +249,24 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// Drops everything: what is stored, and what is being fetched.
+    /// Drops all stored entries and discards the results of all fetches in progress.
     pub fn invalidate_all(&self) {
         let shared = &self.0;
         shared.record_flush(shared.flights.close_all(|| shared.replace_store()));
     }
 
-    /// Begins anew, empty, with Redis telling of changes. Everything it told of writes acknowledged before `requested_at` has
-    /// been heeded.
+    /// Starts a lease with an empty store, once Redis has confirmed tracking. The caller has
+    /// applied every invalidation of writes that Redis acknowledged before `requested_at`.
+    ///
+    /// Clears the store before the lease starts (invariant C1). Otherwise the new lease would cover
+    /// old entries.
     pub fn start_tracking(&self, requested_at: Instant) {
         let shared = &self.0;
         let was_tracking = shared.lease.next_validity() == Validity::Tracked;
         shared.lease.expire_at(0);
         shared.record_flush(if was_tracking {
-            // What is being fetched now was asked for after the loss of the last link, thus over the new one.
+            // Fetches in progress were sent after the previous connection was lost, so they use the
+            // new one.
             shared.flights.hold_all(|| shared.replace_store())
         } else {
             shared.flights.close_all(|| shared.replace_store())
@@ -255,16 +274,19 @@ impl<E: FetchError> Cache<E> {
         self.renew_lease(requested_at);
     }
 
-    /// Everything Redis told of writes acknowledged before `requested_at` has been heeded.
+    /// Renews the lease until `requested_at` plus `coherence_timeout`. The caller has applied every
+    /// invalidation of writes that Redis acknowledged before `requested_at`.
     pub fn renew_lease(&self, requested_at: Instant) {
         let shared = &self.0;
-        // Under the lock, lest a timeout be put in force that this proof knows nothing of.
+        // Under the lock. Otherwise a reload could shorten the timeout without shortening this
+        // renewal.
         let settings = lock(&shared.settings);
         shared.lease.renew_until(shared.clock(requested_at + settings.coherence_timeout));
     }
 
-    /// Changes are not told of any more: nothing is fresh, and nothing that is being fetched will be kept. What is stored
-    /// is dropped, unless it may stand in until Redis answers again.
+    /// Ends the lease because invalidations no longer arrive. No entry is fresh, and no fetch in
+    /// progress will be stored. Drops all entries, unless `stale_grace` allows them to be served as
+    /// stale.
     pub fn suspend_tracking(&self) {
         let shared = &self.0;
         shared.lease.expire_at(shared.clock(Instant::now()));
@@ -275,7 +297,8 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// Lets the time to live alone decide. What was kept true by tracking until now is dropped.
+    /// Switches to TTL mode: from now on only the time to live decides about freshness. Drops the
+    /// entries that tracking covered until now.
     pub fn use_ttl_only(&self) {
         if self.0.lease.next_validity() == Validity::Tracked {
             self.invalidate_all();
@@ -283,24 +306,26 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     pub fn settings(&self) -> Settings {
         self.0.settings()
     }
 
-    /// By what the answers are kept true now.
+    /// Returns the mechanism that bounds staleness at this moment.
     pub fn coherence(&self) -> Coherence {
         self.0.lease.validity(self.0.clock(Instant::now())).into()
     }
 
-    /// Whether time alone decides what may be given.
+    /// Whether only the time to live decides about freshness.
     pub fn is_ttl_only(&self) -> bool {
         self.0.lease.next_validity() == Validity::TtlOnly
     }
 
-    /// Puts `settings` in force, for what is cached already too. Takes time in proportion to the number of
-    /// entries when the capacity or the policy changes, so call it where blocking is allowed. Returns how many
-    /// entries went because the cache became smaller.
+    /// Applies `settings`, also to entries that are already cached. Returns the number of entries
+    /// evicted because the capacity shrank.
+    ///
+    /// Takes time in proportion to the number of entries if the capacity or the policy changes.
+    /// Call it only on a thread that may block.
     pub fn apply(&self, settings: &Settings) -> u64 {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
@@ -312,10 +337,11 @@ impl<E: FetchError> Cache<E> {
             shared.remove_expired(Instant::now());
             return 0;
         }
-        // So that what nobody may be given takes no room from anything.
+        // Otherwise expired entries would take room from usable ones.
         shared.remove_expired(Instant::now());
         let store = shared.flights.hold_all(|| {
-            // With the store, so that a flush makes an empty one of the right size.
+            // Together with the store. Otherwise a concurrent flush could create a store with the
+            // previous limits.
             *lock(&shared.settings) = settings.clone();
             let store = Arc::clone(&shared.store.load());
             store.set_limits(settings.capacity, settings.policy);
@@ -326,13 +352,14 @@ impl<E: FetchError> Cache<E> {
         evicted
     }
 
-    /// Removes the entries whose time is over. Takes time in proportion to the number of entries.
+    /// Removes all expired entries. Takes time in proportion to the number of entries.
     pub fn sweep(&self) {
         let _alone = lock(&self.0.whole_store);
         self.0.remove_expired(Instant::now());
     }
 
-    /// What the cache holds now; exact once no read or reload is in progress.
+    /// Returns the current contents and counters. The figures are exact while no read or reload is
+    /// in progress.
     pub fn statistics(&self) -> Statistics {
         let shared = &self.0;
         let (entries, bytes) = shared.store.load().size();
@@ -353,7 +380,8 @@ impl<E: FetchError> Shared<E> {
         lock(&self.settings).clone()
     }
 
-    /// Puts an empty store in the place of what there is. Called with all flights held.
+    /// Replaces the store with an empty one and returns the previous one. The caller holds all
+    /// flight locks.
     fn replace_store(&self) -> Arc<Store> {
         let settings = self.settings();
         self.store.swap(Arc::new(Store::new(settings.capacity, settings.policy, &self.evictions)))
@@ -361,18 +389,18 @@ impl<E: FetchError> Shared<E> {
 
     fn record_flush(&self, old_store: Arc<Store>) {
         self.evictions.add(EvictionCause::Flushed, old_store.size().0);
-        // Taking down a large store takes its time, which nobody should have to wait for.
+        // Dropping a large store takes long, so no reader and no worker waits for it.
         self.background.spawn_blocking(move || drop(old_store));
     }
 
-    /// Puts another timeout in force, for the proof that there is too.
+    /// Applies a new coherence timeout, also to the current lease.
     fn shorten_lease(&self, timeout: Duration) {
         let mut settings = lock(&self.settings);
         settings.coherence_timeout = timeout;
         self.lease.shorten_to(self.clock(Instant::now() + timeout));
     }
 
-    /// The time on the cache's clock: nanoseconds since it was made.
+    /// Converts `now` to the cache's clock: nanoseconds since the cache was created.
     fn clock(&self, now: Instant) -> u64 {
         as_nanos(now.saturating_duration_since(self.created))
     }
@@ -389,7 +417,7 @@ impl<E: FetchError> Shared<E> {
         Some(Answer::new(entry, outcome, freshness, now))
     }
 
-    /// What an entry may be used for apart from whether Redis was heard of late.
+    /// Returns the freshness of `entry` at `now` as if the lease were valid.
     fn freshness_ignoring_lease(&self, entry: &Entry, now: u64) -> Freshness {
         entry.freshness(now, self.ttls.get(), self.lease.next_validity())
     }
@@ -398,7 +426,8 @@ impl<E: FetchError> Shared<E> {
         self.flights.join(key, || self.lookup(key, now))
     }
 
-    /// What a flight brings, or what stands in for it.
+    /// Waits for a flight and returns its result. After a failed fetch it returns a stale entry, if
+    /// `mode` allows one.
     async fn await_flight(
         &self,
         key: &[u8],
@@ -424,8 +453,9 @@ impl<E: FetchError> Shared<E> {
         Answer::new(entry, outcome, freshness, now)
     }
 
-    /// Whether what a flight brought to a reader who `arrived_at` while it was under way is too old for him: its time is over,
-    /// or Redis was asked longer before he came than it vouches for what is stored.
+    /// Whether the result of a flight is too old for a reader that joined it at `arrived_at`. The
+    /// result is too old if it has expired. In tracking mode it is also too old if its request
+    /// precedes the reader by `coherence_timeout` or more.
     fn is_too_old_for(&self, answer: &Answer, arrived_at: Instant) -> bool {
         let is_tracked = self.lease.next_validity() == Validity::Tracked;
         let long_before =
@@ -434,7 +464,7 @@ impl<E: FetchError> Shared<E> {
         answer.outcome == Outcome::Coalesced && (is_expired || (is_tracked && long_before()))
     }
 
-    /// What may be given when Redis cannot answer.
+    /// Returns the entry to serve while Redis is unavailable, if one is stored and not expired.
     fn serve_stale(&self, key: &[u8], now: Instant) -> Option<Answer> {
         let now = self.clock(now);
         let validity = self.lease.validity(now);
@@ -450,7 +480,8 @@ impl<E: FetchError> Shared<E> {
         guard.complete(|key| self.store_result(key, result), result.clone());
     }
 
-    /// Makes the store say what Redis said. Called under the flight's lock.
+    /// Updates the store with the result of a fetch. The caller holds the flight's lock
+    /// (invariant F2).
     fn store_result(&self, key: &Key, result: &FlightResult<E>) {
         let now = self.clock(Instant::now());
         let store = self.store.load();
@@ -459,7 +490,8 @@ impl<E: FetchError> Shared<E> {
             FlightResult::Answered(entry)
                 if self.freshness_ignoring_lease(entry, now) != Freshness::Expired =>
             {
-                // Only what had ceased to be fresh is fetched again.
+                // A replaced entry counts as expired, because only entries that are no longer fresh
+                // are fetched again.
                 self.evictions.add(EvictionCause::Expired, store.insert(Arc::clone(entry)).into());
             }
             FlightResult::Answered(_) | FlightResult::ErrorReply(_) => {

@@ -1,11 +1,12 @@
-//! Reads that the order does not know of yet.
+//! Buffers of reads that the LRU list has not applied yet.
 //!
-//! To note a read in the order takes a lock, and lines of memory that only the order uses. So each thread keeps its last
-//! reads to itself, and the order is told of those of all threads together: when one has as many as it can keep, and before
-//! anything that depends on the order is decided. Then it is exact, and a read by itself costs two words that are at hand.
+//! A read recorded in the LRU list costs a lock and cache lines that only the list uses. Each
+//! thread therefore buffers its last reads. The list applies the buffers of all threads together:
+//! when one is full, and before any decision that depends on the order (invariant S2). The list is
+//! exact at that point. A single read costs two words that are in the processor's cache.
 //!
-//! The rule that must not be broken: reads are kept by the one thread that they are of, and taken only by whoever holds the
-//! order's lock.
+//! Each buffer is written by its own thread only, and drained only by the holder of the list's
+//! lock.
 
 use std::sync::atomic::{
     AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
@@ -13,23 +14,24 @@ use std::sync::atomic::{
 
 use super::entry::LruIndex;
 
-/// A read of what stood at a place.
+/// One read of the entry at an index of the LRU list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ReadRecord {
-    /// When, in nanoseconds on the cache's clock.
+    /// Time of the read, in nanoseconds on the cache's clock.
     pub(super) at: u64,
     pub(super) index: LruIndex,
-    /// Part of the hash of what was read, since another key may stand there when the order is told.
+    /// Part of the hash of the key. Another key may have the index when the read is applied.
     pub(super) tag: u32,
 }
 
-/// How many reads one thread keeps: so many that what is done for all of them together is little for each.
+/// Reads that one buffer holds: enough to make the cost of applying them together small for each
+/// read.
 const CAPACITY: usize = 64;
 
 /// The last reads of one thread.
 pub(super) struct ReadBuffer {
     slots: [(AtomicU64, AtomicU64); CAPACITY],
-    /// How many have ever been written, and taken.
+    /// Total numbers of reads written and drained.
     written: AtomicUsize,
     taken: AtomicUsize,
 }
@@ -40,14 +42,15 @@ impl ReadBuffer {
         Self { slots, written: AtomicUsize::new(0), taken: AtomicUsize::new(0) }
     }
 
-    /// Keeps a read; tells whether there was room.
+    /// Adds a read. Returns whether there was room.
     pub(super) fn push(&self, read: ReadRecord) -> bool {
         let written = self.written.load(Relaxed);
         if written.wrapping_sub(self.taken.load(Acquire)) == CAPACITY {
             return false;
         }
         let (at, what) = &self.slots[written % CAPACITY];
-        // Reads of one thread are one behind the other, though they may have been taken up in the same moment.
+        // Times of one thread increase strictly, even for reads at the same instant. Otherwise
+        // their order would be lost.
         let last = self.slots[written.wrapping_sub(1) % CAPACITY].0.load(Relaxed);
         at.store(read.at.max(last + 1), Relaxed);
         what.store(u64::from(read.index) << 32 | u64::from(read.tag), Relaxed);
@@ -55,12 +58,12 @@ impl ReadBuffer {
         true
     }
 
-    /// Whether the thread has read at least as many as it can keep.
+    /// Whether the thread has read at least as many entries as the buffer holds.
     pub(super) fn has_been_full(&self) -> bool {
         self.written.load(Relaxed) >= CAPACITY
     }
 
-    /// Takes the reads that are kept, the earliest first.
+    /// Removes all buffered reads and passes them to `to`, oldest first.
     pub(super) fn drain(&self, mut to: impl FnMut(ReadRecord)) {
         let written = self.written.load(Acquire);
         let mut taken = self.taken.load(Relaxed);

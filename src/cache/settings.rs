@@ -1,4 +1,4 @@
-//! What can be configured of the cache.
+//! The settings of the cache.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 use super::ttl::{NegativeTtl, Ttls};
 use crate::settings::{self, RuleViolation, violations};
 
-/// `[cache]`
+/// The `[cache]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How many keys are kept at most.
+    /// Maximum number of entries.
     #[serde(with = "settings::count")]
     pub capacity: usize,
-    /// How old a value may be; zero: nothing is kept.
+    /// Maximum age of a value; 0 disables caching.
     #[serde(with = "settings::duration")]
     pub ttl: Duration,
-    /// How old the knowledge may be that a key does not exist.
+    /// Maximum age of a negative entry.
     pub negative_ttl: NegativeTtl,
-    /// For how long after it ceased to be fresh a value stands in when Redis cannot answer.
+    /// Time after the end of freshness during which a value is served while Redis is unavailable.
     #[serde(with = "settings::duration")]
     pub stale_if_error: Duration,
-    /// Which entry goes when the cache is full.
+    /// Eviction policy of a full cache.
     pub policy: Policy,
-    /// By what the answers are to be kept true.
+    /// Required mechanism that bounds staleness.
     pub coherence: CoherenceMode,
-    /// With tracking: for how long one sign of Redis proves that all changes are known.
+    /// Duration of the lease in tracking mode, counted from the request that renews it.
     #[serde(with = "settings::duration")]
     pub coherence_timeout: Duration,
 }
@@ -64,16 +64,17 @@ impl Settings {
     }
 }
 
-/// Redis has to be asked several times in it.
+/// The shortest timeout that leaves time for several renewals.
 const COHERENCE_TIMEOUT_MIN: Duration = Duration::from_millis(50);
 
-/// Which entry goes when the cache is full.
+/// The eviction policy of a full cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Policy {
-    /// The least recently read one.
+    /// Evicts the least recently read entry.
     Lru,
-    /// One read seldom: a new key must have been asked for more often than the one it would drive out.
+    /// Evicts a rarely read entry. A new key stays only if it was requested more often than the key
+    /// it would replace.
     Tinylfu,
 }
 
@@ -85,15 +86,15 @@ impl TryFrom<String> for Policy {
     }
 }
 
-/// By what the answers are to be kept true.
+/// The required mechanism that bounds staleness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub enum CoherenceMode {
-    /// By tracking where Redis allows it, else by the time to live.
+    /// Tracking if Redis allows it, otherwise the time to live.
     Auto,
-    /// By tracking; where Redis does not allow it, there are no answers.
+    /// Tracking only: if Redis does not allow it, reads get no answers.
     Tracking,
-    /// By the time to live.
+    /// The time to live.
     Ttl,
 }
 

@@ -1,14 +1,15 @@
-//! Where entries are kept: tables of keys, and the order in which they were last read.
+//! The store: tables of keys, and the LRU list.
 //!
-//! A table's lock is held for as long as it takes to find a key; the order has a lock of its own, which a reader takes
-//! once for many reads (`reads`). A reader who finds the order locked then does not wait: that one read is not noted, so
-//! readers never queue for it, and the order is exact wherever reads do not meet, for a client that reads one key after the
-//! other above all. What changes the order otherwise waits, and begins with the reads that are not noted yet.
+//! A table's lock is held only while one key is looked up. The LRU list has a lock of its own,
+//! which a reader takes once for many reads (`read_buffer`). A reader that finds it locked does not
+//! wait; that one read is not recorded. So readers never queue for the list. The order is exact
+//! while reads do not overlap, above all for a sequential client. Other changes of the list wait
+//! for the lock and apply all buffered reads first (invariant S2).
 //!
-//! The rule that must not be broken: whoever holds a table's lock waits for no other table's, and whoever holds the order's
-//! takes no table's; the other way round is allowed. A place in the order is made under the lock of its key's table, so every
-//! place that can be taken away has its key in a table; who takes one away because there is no room takes the key out
-//! afterwards, and only then may the place be used again.
+//! Invariant S1: the holder of a table lock waits for no other table lock. The holder of the list's
+//! lock takes no table lock; the reverse order is allowed. A list index is created under the lock
+//! of its key's table, so every index that can be evicted has its key in a table. An eviction
+//! removes the key from the table afterwards. Only then is the index freed.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -27,19 +28,19 @@ use super::thread_cache::ThreadCache;
 use super::types::{EvictionCause, EvictionCounters};
 use crate::sync::lock;
 
-/// Many, so that readers seldom meet, and none is so large that going through it keeps them waiting. Where every order of
-/// steps is tried, which makes a store for each, one is enough.
+/// Many tables, so contention is rare and no scan of one table delays readers. The model checker
+/// creates a store for each order of steps, so it uses one table.
 const TABLES: usize = if cfg!(feature = "shuttle") { 1 } else { 512 };
 
 pub(super) struct Store {
     tables: Box<[Mutex<Table>]>,
     hasher: ahash::RandomState,
     lru: Mutex<LruList>,
-    /// Those of each thread that the order does not know of yet.
+    /// The read buffer of each thread, with reads that the LRU list has not applied yet.
     reads: ThreadLocal<Arc<ReadBuffer>>,
-    /// What each thread reads most.
+    /// The entries that each thread reads most.
     thread_caches: ThreadLocal<RefCell<ThreadCache>>,
-    /// For which of them there is room.
+    /// The capacity, in entries, that the thread caches are sized for.
     capacity: usize,
     bytes: AtomicU64,
     evictions: Arc<EvictionCounters>,
@@ -67,18 +68,19 @@ impl Store {
 
     #[cfg_attr(feature = "shuttle", expect(clippy::modulo_one, reason = "there is one table then"))]
     fn table_of(&self, hash: u64) -> &Mutex<Table> {
-        // Of the middle of the hash, since a table goes by its ends. The remainder always fits.
+        // The middle of the hash, because a table uses both ends. The remainder always fits.
         &self.tables[usize::try_from(hash >> 32).unwrap_or(0) % TABLES]
     }
 
-    /// The order as it is after all reads so far.
+    /// Locks the LRU list and applies all buffered reads (invariant S2).
     fn lru(&self) -> MutexGuard<'_, LruList> {
         let mut lru = lock(&self.lru);
         lru.apply_reads();
         lru
     }
 
-    /// The entry for `key`; notes that it was read at `now`, in nanoseconds on the cache's clock.
+    /// Returns the entry for `key` and records a read at `now`, in nanoseconds on the cache's
+    /// clock.
     pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
         preemption_point();
         let hash = self.hasher.hash_one(key);
@@ -105,16 +107,20 @@ impl Store {
         Some(entry)
     }
 
-    /// What this thread reads most, if it has read enough since the store was made for that to be worth its memory.
+    /// Returns the thread cache, or `None` if this thread has read too little of this store to be
+    /// worth its memory.
     fn thread_cache(&self, reads: &ReadBuffer) -> Option<&RefCell<ThreadCache>> {
-        // Where every order of steps is tried, nothing is read often.
+        // No thread reads that often in the model checker.
         (cfg!(feature = "shuttle") || reads.has_been_full()).then(|| {
             self.thread_caches.get_or(|| RefCell::new(ThreadCache::with_capacity(self.capacity)))
         })
     }
 
-    /// These keys will be read, one by one. A processor that takes a lock waits first for all that it has asked of memory, so the
-    /// tables of what the front has not are locked before, as many as nobody else has locked, and looked into together.
+    /// Prefetches the memory of these keys, which the caller will read one by one (invariant S4).
+    ///
+    /// Acquiring a lock waits for outstanding loads. The tables of keys outside the thread cache
+    /// are therefore locked first and read afterwards. A table that another thread holds is
+    /// skipped.
     pub(super) fn prefetch(&self, keys: &[&[u8]]) {
         let Some(thread_cache) = self.thread_caches.get() else { return };
         let misses =
@@ -126,12 +132,13 @@ impl Store {
         let tables: Vec<_> = misses.iter().filter_map(open).collect();
         let found: Vec<_> =
             tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
-        // Where all entries are before what is in the first, so that few instructions lie between one wait and the next.
+        // All pointers are loaded before the first entry is read. Few instructions between two
+        // cache misses let them overlap.
         let entries: Vec<&Entry> = found.into_iter().map(|entry| &**entry).collect();
         std::hint::black_box(entries.iter().fold(0, |touched, entry| touched ^ entry.touch()));
     }
 
-    /// Inserts an entry; tells whether another of that key had to go for it.
+    /// Inserts an entry. Returns whether it replaced another entry of the same key.
     pub(super) fn insert(&self, entry: Arc<Entry>) -> bool {
         preemption_point();
         let hash = self.hash(&entry);
@@ -150,7 +157,8 @@ impl Store {
                 let mut lru = self.lru();
                 let index = lru.push_newest(hash);
                 let victim = lru.evict_for(index);
-                // Where there are too many because the capacity was made smaller, one more goes.
+                // After a reduction of the capacity the store may have a surplus. Each insert then
+                // evicts one entry more.
                 let more = lru.pop_surplus();
                 drop(lru);
                 self.bytes.fetch_add(entry.size() as u64, Relaxed);
@@ -169,8 +177,8 @@ impl Store {
         self.hasher.hash_one(entry.key())
     }
 
-    /// Takes out the key whose place in the order was taken away; tells how many that were: if somebody else has taken it
-    /// out meanwhile, none.
+    /// Removes the key of an evicted index from its table, then frees the index (invariant S1).
+    /// Returns the number of removed entries: 0 if another thread removed the entry first.
     fn evict(&self, (index, hash): (LruIndex, u64)) -> u64 {
         let mut table = self.table(hash);
         let entry = table
@@ -188,7 +196,7 @@ impl Store {
         })
     }
 
-    /// Removes `key`; tells whether it was there.
+    /// Removes `key`. Returns whether it was stored.
     pub(super) fn remove(&self, key: &[u8]) -> bool {
         preemption_point();
         let hash = self.hasher.hash_one(key);
@@ -201,15 +209,15 @@ impl Store {
         true
     }
 
-    /// Whether this very entry stands for its key.
+    /// Whether the store has this very entry, not only its key.
     pub(super) fn contains_entry(&self, entry: &Arc<Entry>) -> bool {
         preemption_point();
         let hash = self.hash(entry);
         self.table(hash).find(hash, |other| Arc::ptr_eq(other, entry)).is_some()
     }
 
-    /// Entries of which `wanted` says so, in no order; notes no read. `wanted` is asked with a table locked, so it must look
-    /// at nothing but these.
+    /// Returns the entries for which `wanted` returns true, in no particular order. Records no
+    /// read. `wanted` runs under a table lock, so it must look at nothing but its entry.
     pub(super) fn collect_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
         preemption_point();
         let mut selected = Vec::new();
@@ -219,14 +227,15 @@ impl Store {
         selected
     }
 
-    /// From now on there may be so many entries, of which `policy` says which go. Those that are too many stay until they
-    /// are [evicted](Self::evict_surplus).
+    /// Sets the capacity in entries and the eviction policy. A surplus stays until it is
+    /// [evicted](Self::evict_surplus).
     pub(super) fn set_limits(&self, capacity: usize, policy: Policy) {
         preemption_point();
         self.lru().set_limits(capacity, policy);
     }
 
-    /// Takes out the least recently read until there are no more than may be; returns how many.
+    /// Evicts the least recently read entries until the capacity is respected. Returns the number
+    /// of evicted entries.
     pub(super) fn evict_surplus(&self) -> u64 {
         let mut evicted = 0;
         loop {
@@ -240,7 +249,7 @@ impl Store {
         evicted
     }
 
-    /// How many entries there are, and the bytes of their keys and values.
+    /// Returns the number of entries, and the bytes of their keys and values.
     pub(super) fn size(&self) -> (u64, u64) {
         (lock(&self.lru).len() as u64, self.bytes.load(Relaxed))
     }
@@ -262,7 +271,8 @@ mod tests {
         Key::from(number.to_string().as_bytes())
     }
 
-    /// What threads do with few keys and little room, each step from a number.
+    /// Runs one operation, chosen by `number`, on few keys with little capacity. Returns the number
+    /// of entries that it inserted, removed, evicted or found.
     fn step(store: &Store, number: usize) -> u64 {
         let key = key(number / 7 % 40);
         match number % 7 {
@@ -279,7 +289,7 @@ mod tests {
         }
     }
 
-    /// So often that a thread finds by itself what it reads.
+    /// Enough reads for a thread to start its thread cache.
     const OFTEN: usize = 100;
 
     #[test]
@@ -322,7 +332,7 @@ mod tests {
         for _ in 0..OFTEN {
             assert!(store.get(keys[0].as_bytes(), 0).is_some(), "so that this thread has a front");
         }
-        // Each twice, so its table too, and one that the store has not.
+        // Each key twice, so its table too; and a key that is not in the store.
         let unknown = key(999);
         let names: Vec<_> = keys.iter().chain(&keys).chain([&unknown]).map(Key::as_bytes).collect();
         let (locked, is_locked) = std::sync::mpsc::channel();
@@ -367,7 +377,7 @@ mod tests {
             let kept = store.collect_where(|_| true);
             let bytes: u64 = kept.iter().map(|entry| entry.size() as u64).sum();
             assert_eq!(store.size(), (kept.len() as u64, bytes));
-            // Each that is kept can be driven out: its place is in the order.
+            // Every stored entry can be evicted, because its index is in the list.
             store.set_limits(0, Policy::Lru);
             assert_eq!(store.evict_surplus(), kept.len() as u64);
             assert_eq!((store.size(), store.collect_where(|_| true).len()), ((0, 0), 0));

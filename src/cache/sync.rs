@@ -1,10 +1,11 @@
-//! What threads share, by the name of this module, so that a test can put its own in its place and try every order of
-//! steps.
+//! The shared state of the cache: its locks and atomics. A test can replace them and try every
+//! order of steps.
 //!
-//! With the feature `shuttle`, which is for tests only, locks and atomics are shuttle's: it lets one thread run at a time
-//! and changes threads only where one of these is touched. The store and the swapped pointer are not shuttle's; what
-//! touches them says so with [`preemption_point`], and is one step. Figures that only tell are plain atomics of the
-//! standard library: nothing depends on when they change.
+//! The feature `shuttle`, for tests only, replaces them by shuttle's types. Shuttle runs one thread
+//! at a time and switches threads only where one of these is touched. The store and the swapped
+//! pointer are not shuttle's types. Code that touches them calls [`preemption_point`] and then
+//! counts as one step. Counters that only report are plain atomics of the standard library: no
+//! decision depends on when they change.
 
 use std::sync::Arc;
 
@@ -17,24 +18,24 @@ pub(super) use shuttle::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(feature = "shuttle"))]
 pub(super) use std::sync::{Mutex, MutexGuard, atomic};
 
-/// Locks `mutex`, as [`crate::sync::lock`] does.
+/// Locks `mutex`, like [`crate::sync::lock`].
 #[cfg(feature = "shuttle")]
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Says that another thread may come in between here.
+/// Marks a point where another thread may run. Does nothing outside the model checker.
 #[cfg(not(feature = "shuttle"))]
 #[inline]
 pub(super) fn preemption_point() {}
 
-/// Lets another thread come in between here. Any access to an atomic of shuttle's does.
+/// Lets the model checker switch threads here. Any access to an atomic of shuttle does that.
 #[cfg(feature = "shuttle")]
 pub(super) fn preemption_point() {
     atomic::AtomicBool::new(false).load(atomic::Ordering::SeqCst);
 }
 
-/// A pointer that is replaced whole: each access is a step of its own.
+/// A pointer that is replaced as a whole. Each access is one step for the model checker.
 pub(super) struct Swapped<T>(ArcSwap<T>);
 
 impl<T> Swapped<T> {

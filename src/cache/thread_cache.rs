@@ -1,22 +1,25 @@
-//! What one thread read most of late, where no other thread looks.
+//! The thread cache: the entries that one thread read most recently, invisible to other threads.
 //!
-//! A read that finds its entry here takes no lock and looks nowhere else. An entry says itself whether it is still in the
-//! store, so nobody has to tell the threads when one leaves it. That is the rule that must not be broken: whoever takes an
-//! entry out of the store [says so](Entry::leave) before anybody may rely on its being gone.
+//! A hit takes no lock and looks nowhere else. Each entry carries a mark that shows whether it is
+//! still in the store, so removals need not reach the threads. Invariant S3: a removal marks the
+//! entry ([`Entry::unlink`]) before it returns. Otherwise a thread cache could serve a removed
+//! entry.
 //!
-//! A place that somebody has is given to another entry when that is asked for twice in a row among those that would have the
-//! place, so keys of which each is read seldom leave those alone that are read often.
+//! An occupied way goes to another entry only if that entry is read twice in a row among the keys
+//! that compete for the way. Keys that are read rarely therefore do not displace keys that are read
+//! often.
 
 use std::sync::Arc;
 
 use super::entry::Entry;
 use super::lru::hash_tag;
 
-/// Sets of entries; a key may be in one of them only.
+/// Number of sets; a key belongs to exactly one set.
 const SETS: usize = 8192;
-/// Entries of a set.
+/// Entries per set.
 const WAYS: usize = 2;
-/// Larger entries are not kept here, since what has left the store keeps its memory for as long as it is.
+/// Entries larger than this many bytes are not kept. A removed entry keeps its memory while a
+/// thread cache refers to it.
 const MAX_ENTRY_SIZE: usize = 400;
 
 /// The entries of one thread.
@@ -24,21 +27,21 @@ pub(super) struct ThreadCache(Box<[Set]>);
 
 #[derive(Default)]
 struct Set {
-    /// Of the hash of each.
+    /// The hash tag of each entry.
     tags: [u32; WAYS],
-    /// That of the key that was read last and is not here.
+    /// The tag of the last key that was read and is not here.
     candidate: u32,
     entries: [Option<Arc<Entry>>; WAYS],
 }
 
 impl ThreadCache {
-    /// With room for this many keys, or as many as are worth it.
+    /// Creates a cache for `capacity` keys, at most [`SETS`] sets.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         let sets = capacity.clamp(1, SETS).next_power_of_two();
         Self((0..sets).map(|_| Set::default()).collect())
     }
 
-    /// The entry for `key`, if it is here and still in the store.
+    /// Returns the entry for `key` if it is here and still in the store.
     #[inline]
     pub(super) fn get(&self, key: &[u8], hash: u64) -> Option<&Arc<Entry>> {
         let (set, tag) = (&self.0[self.set(hash)], hash_tag(hash));
@@ -48,8 +51,9 @@ impl ThreadCache {
             .find(|entry| entry.is_linked() && entry.key() == key)
     }
 
-    /// Touches what will be read for keys with these hashes, if it is here, and returns the others. Nothing waits for one of them
-    /// before it asks for the next, so the processor has them all fetched from memory at the same time.
+    /// Touches the entries with these hashes and returns the hashes that are not here. No load
+    /// depends on the previous one, so the processor fetches all of them from memory at the same
+    /// time.
     pub(super) fn prefetch(&self, hashes: impl Iterator<Item = u64>) -> Vec<u64> {
         let (mut touched, mut misses) = (0, Vec::new());
         for hash in hashes {
@@ -64,7 +68,7 @@ impl ThreadCache {
         misses
     }
 
-    /// An entry was read that is not here.
+    /// Offers an entry that was read but is not here.
     pub(super) fn offer(&mut self, entry: &Arc<Entry>, hash: u64) {
         let (at, tag) = (self.set(hash), hash_tag(hash));
         let set = &mut self.0[at];
@@ -80,7 +84,7 @@ impl ThreadCache {
         set.candidate = tag;
     }
 
-    /// By the middle of the hash, since the tag is its end.
+    /// Selects the set by the middle of the hash, because the tag is its low end.
     fn set(&self, hash: u64) -> usize {
         usize::try_from(hash >> 32).unwrap_or(0) & (self.0.len() - 1)
     }

@@ -1,7 +1,7 @@
-//! For how long entries may be given, and how that is changed while reads go on.
+//! The TTLs of cached entries, and their change at run time.
 //!
-//! Each read asks for the lifetimes anew, so they are plain numbers: a reader who asks while they are being changed may get
-//! one of before beside one of after, and both were or will be in force.
+//! Each read loads the TTLs again, so they are plain atomics. A read during a change may combine
+//! one previous TTL with one new TTL. That is harmless: both were or will be in force.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -11,18 +11,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::lease::Validity;
 use crate::settings;
 
-/// For how long entries may be given, in nanoseconds.
+/// The TTLs of cached entries, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ttls {
-    /// How old a value may be.
+    /// Maximum age of a value.
     pub(super) ttl: u64,
-    /// How old the knowledge may be that a key does not exist; [`AUTO_NEGATIVE`]: that goes by who vouches for it.
+    /// Maximum age of a negative entry. [`AUTO_NEGATIVE`] means that it depends on the lease.
     negative_ttl: u64,
-    /// For how long after it ceased to be fresh a value may still stand in when Redis cannot answer.
+    /// Time after the end of freshness during which a value may be served while Redis is
+    /// unavailable.
     pub(super) stale_if_error: u64,
 }
 
-/// The `negative_ttl` that is [`NegativeTtl::Auto`]; a time so long is one nanosecond shorter.
+/// The `negative_ttl` of [`NegativeTtl::Auto`]. A configured time of that length becomes one
+/// nanosecond shorter.
 const AUTO_NEGATIVE: u64 = u64::MAX;
 
 impl Ttls {
@@ -34,7 +36,7 @@ impl Ttls {
         Self { ttl: as_nanos(ttl), negative_ttl, stale_if_error: as_nanos(stale_if_error) }
     }
 
-    /// How old the knowledge may be that a key does not exist.
+    /// Returns the maximum age of a negative entry, in nanoseconds. 0 disables negative caching.
     pub(super) fn negative_ttl_for(&self, validity: Validity) -> u64 {
         match (self.negative_ttl, validity) {
             (AUTO_NEGATIVE, Validity::TtlOnly) => 0,
@@ -44,12 +46,13 @@ impl Ttls {
     }
 }
 
-/// How old the knowledge may be that a key does not exist.
+/// The maximum age of a negative entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NegativeTtl {
-    /// As old as a value where Redis tells when the key comes to be; not kept where it does not.
+    /// The maximum age of a value in tracking mode, because Redis pushes the creation of the key. 0
+    /// in TTL mode.
     Auto,
-    /// So old; zero: it is not kept.
+    /// A fixed maximum age; 0 disables negative caching.
     Fixed(Duration),
 }
 
@@ -71,7 +74,7 @@ impl<'de> Deserialize<'de> for NegativeTtl {
     }
 }
 
-/// The lifetimes in force.
+/// The TTLs in force.
 pub(super) struct CurrentTtls {
     ttl: AtomicU64,
     negative_ttl: AtomicU64,
@@ -99,7 +102,8 @@ impl CurrentTtls {
     }
 }
 
-/// In nanoseconds; five hundred years are as good as more.
+/// Converts to nanoseconds, at most `u64::MAX`. That is more than 500 years and as good as any
+/// longer time.
 pub(super) fn as_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

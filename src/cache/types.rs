@@ -1,4 +1,4 @@
-//! What readers ask for and get, and what the cache tells of itself.
+//! The requests and answers of readers, and the statistics of the cache.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -10,38 +10,38 @@ use super::entry::{Entry, Freshness};
 use super::lease::Coherence;
 use super::settings::Settings;
 
-/// What a reader asks for.
+/// The freshness that a reader requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadMode {
-    /// What is fresh, or if Redis cannot answer, what may stand in.
+    /// A fresh entry, or a stale one while Redis is unavailable.
     Default,
-    /// What is no older than the question; nothing else will do.
+    /// A value that is no older than this read; never a stale one.
     NoCache,
 }
 
-/// How a read was answered.
+/// The source of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// From memory.
+    /// A fresh value in memory.
     Hit,
-    /// By a fetch of its own.
+    /// A fetch that this read started.
     Miss,
-    /// By a fetch that another read had begun.
+    /// A fetch that another read had started.
     Coalesced,
-    /// From memory, past its TTL, because Redis could not answer.
+    /// A value in memory past its freshness, because Redis was unavailable.
     Stale,
-    /// From memory: the key is known not to exist.
+    /// A negative entry in memory: the key is known not to exist.
     NegativeHit,
-    /// Past the cache.
+    /// A fetch that neither read nor filled the cache.
     Bypass,
 }
 
 impl Outcome {
-    /// Every outcome there is.
+    /// Every outcome.
     pub const ALL: [Self; 6] =
         [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::NegativeHit, Self::Bypass];
 
-    /// The name in labels and logs.
+    /// Returns the name in labels and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -59,27 +59,27 @@ impl Outcome {
     }
 }
 
-/// Why an entry left the store.
+/// The reason for the removal of an entry from the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EvictionCause {
-    /// To make room for another.
+    /// Another entry needed the room.
     Capacity,
-    /// Its time was over.
+    /// The entry had expired, or a later fetch replaced or removed it.
     Expired,
-    /// Redis said that the key changed.
+    /// Redis reported a change of the key.
     Invalidated,
-    /// Everything was dropped.
+    /// All entries were dropped.
     Flushed,
-    /// The capacity was made smaller.
+    /// The capacity was reduced.
     Resized,
 }
 
 impl EvictionCause {
-    /// Every cause there is.
+    /// Every cause.
     pub const ALL: [Self; 5] =
         [Self::Capacity, Self::Expired, Self::Invalidated, Self::Flushed, Self::Resized];
 
-    /// The name in labels and logs.
+    /// Returns the name in labels and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Capacity => "capacity",
@@ -91,7 +91,7 @@ impl EvictionCause {
     }
 }
 
-/// How many entries left the store, by cause.
+/// The number of removed entries, by cause.
 #[derive(Debug, Default)]
 pub(super) struct EvictionCounters(pub(super) [AtomicU64; EvictionCause::ALL.len()]);
 
@@ -101,64 +101,64 @@ impl EvictionCounters {
     }
 }
 
-/// What the cache holds and what became of what it held.
+/// The contents and counters of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statistics {
-    /// Entries now.
+    /// Current number of entries.
     pub entries: u64,
     /// Bytes of their keys and values.
     pub bytes: u64,
-    /// Entries that left, by cause, in the order of [`EvictionCause::ALL`].
+    /// Removed entries by cause, in the order of [`EvictionCause::ALL`].
     pub evictions: [u64; EvictionCause::ALL.len()],
     /// Fetches in progress.
     pub flights: usize,
-    /// Fetched and answered, but not stored, because the key changed meanwhile.
+    /// Fetches that were delivered but not stored, because the key changed meanwhile.
     pub flights_discarded: u64,
     /// The settings in force.
     pub settings: Settings,
-    /// By what the answers are kept true now.
+    /// The mechanism that bounds staleness at this moment.
     pub coherence: Coherence,
 }
 
-/// What a fetch brought.
+/// The result of a fetch.
 #[derive(Debug, Clone)]
 pub enum Fetched<E> {
-    /// The value, and how long Redis lets it live (`None`: for good).
+    /// The value, and its remaining time to live in Redis (`None`: the key does not expire).
     Value(Bytes, Option<Duration>),
-    /// There is no such key.
+    /// The key does not exist.
     Absent,
-    /// Redis answered, and not with a value: what is stored for the key, if anything, is no longer true.
+    /// Redis replied, but not with a value. A stored entry for the key is no longer valid.
     ErrorReply(E),
-    /// Redis did not answer: what is stored may stand in.
+    /// Redis did not reply. A stored entry may be served as stale.
     Failed(E),
 }
 
-/// The fetch of a flight ended without bringing anything, as when the daemon is going down.
+/// The fetch of a flight ended without a result, for example during shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the fetch was given up")]
 pub struct Cancelled;
 
-/// What a reader gets.
+/// The answer to one read.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// What Redis said.
+    /// The reply of Redis.
     pub entry: Arc<Entry>,
-    /// How it was come by.
+    /// The source of the answer.
     pub outcome: Outcome,
-    /// What the entry may be used for at the moment of the answer.
+    /// The permitted use of the entry at the time of the answer.
     pub freshness: Freshness,
-    /// How long ago Redis was asked.
+    /// Time since the request to Redis.
     pub age: Duration,
 }
 
 impl Answer {
-    /// `now` is in nanoseconds on the cache's clock.
+    /// Creates an answer at `now`, in nanoseconds on the cache's clock.
     pub(super) fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
         Self { age: entry.age(now), outcome, freshness, entry }
     }
 }
 
-/// The error of a fetch is what its readers get, each of them, so it must be cheap to clone.
+/// The error of a fetch. Every waiting reader receives a clone, so a clone must be cheap.
 pub trait FetchError: Clone + From<Cancelled> + Send + Sync + 'static {}
 
 impl<E: Clone + From<Cancelled> + Send + Sync + 'static> FetchError for E {}

@@ -1,8 +1,7 @@
-//! The configuration: defaults < file < environment < flags, every problem reported at once.
+//! The configuration: defaults < file < environment < flags. Every problem is reported at once.
 //!
-//! Each module owns its `Settings`; this file composes them. A value is checked by itself first, against the type
-//! of its key, so that one bad value hides no other. What is good is put together and held against the rules that
-//! concern several keys. A configuration with any problem is never given out.
+//! Each module owns its `Settings`; this file composes them. `sources.rs` reads the layers and
+//! checks each value by itself. This file checks the rules that concern several keys.
 
 mod problems;
 mod sources;
@@ -17,36 +16,37 @@ pub use self::sources::{Environment, Sources, environment};
 use crate::settings::{self, RuleViolation, violations};
 use crate::{backend, cache, http, resp, telemetry, warmup};
 
-/// Everything that can be configured.
+/// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Reads over HTTP.
+    /// `[http]`: the listener for reads over HTTP.
     pub http: http::Settings,
-    /// Clients of Redis.
+    /// `[resp]`: the listener for Redis clients.
     pub resp: resp::Settings,
-    /// The operator's routes.
+    /// `[admin]`: the listener for operators.
     pub admin: http::AdminSettings,
-    /// The Redis behind.
+    /// `[redis]`: the upstream Redis.
     pub redis: backend::Settings,
-    /// The cache.
+    /// `[cache]`: the cache.
     pub cache: cache::Settings,
-    /// What is kept for the next start.
+    /// `[warm]`: the keys that are fetched after a restart.
     pub warm: warmup::Settings,
-    /// Logs.
+    /// `[telemetry]`: logs and traces.
     pub telemetry: telemetry::Settings,
-    /// The process.
+    /// `[daemon]`: the process.
     pub daemon: DaemonSettings,
 }
 
-/// `[daemon]`. It is here, and not with the daemon, because the daemon knows the configuration.
+/// `[daemon]`. It is defined here because the daemon depends on this module. In the daemon's module
+/// it would close an import cycle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DaemonSettings {
-    /// How long requests in flight may take to finish when the daemon is told to stop.
+    /// The longest time that requests in flight get to finish after a shutdown signal.
     #[serde(with = "settings::duration")]
     pub drain_timeout: Duration,
-    /// Threads that serve; zero: one a processor.
+    /// The number of worker threads. Zero means one for each CPU.
     #[serde(with = "settings::count")]
     pub worker_threads: usize,
 }
@@ -58,7 +58,7 @@ impl Default for DaemonSettings {
 }
 
 impl DaemonSettings {
-    /// How many threads serve.
+    /// Returns the number of worker threads.
     pub(crate) fn threads(&self) -> usize {
         match self.worker_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -76,15 +76,16 @@ impl DaemonSettings {
 }
 
 impl Config {
-    /// The configuration as a file would say it, secrets masked.
+    /// Renders the configuration as a TOML file, with secrets masked.
     ///
     /// # Errors
-    /// None that can happen; the writer of TOML wants it so.
+    /// [`toml::ser::Error`] if a value has no TOML form. No value of this type lacks one.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string(self)
     }
 
-    /// What is wrong although each value by itself is right: the key to be named, and the text.
+    /// Returns the violations of rules, each with its key and a text. Each value is valid by
+    /// itself.
     fn violations(&self) -> Vec<RuleViolation> {
         let shared = self.http.listen.conflicts_with(&self.admin.listen);
         let others = [&self.http.listen, &self.admin.listen];
@@ -123,11 +124,12 @@ impl Config {
         own.concat()
     }
 
-    /// Whether no listener lets in strangers unasked, as far as the addresses written here say so. The daemon holds it against
-    /// those that it has in the end, by name or from systemd.
+    /// Checks that every listener that other hosts can reach has authentication or a waiver
+    /// (invariant A1). Only addresses written as IP addresses are checked. The daemon checks again
+    /// with the addresses that it binds, including resolved names and sockets from systemd.
     ///
     /// # Errors
-    /// Each that does.
+    /// [`Problems`] with one problem for each listener without either.
     pub fn check_exposure(&self) -> Result<(), Problems> {
         let listeners = [
             ("http", "http.allow_unprotected", &self.http.listen, self.http.auth_requirement()),

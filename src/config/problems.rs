@@ -1,4 +1,4 @@
-//! What is wrong with a configuration.
+//! Problems of a configuration.
 
 use std::fmt;
 
@@ -6,19 +6,19 @@ use config::Value;
 
 use crate::access::FileError;
 
-/// One thing that is wrong with a configuration.
+/// One problem of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, the environment variable or the flag.
+    /// The file, the environment variable or the flag that holds the value.
     pub origin: String,
-    /// The key, such as `cache.ttl`; empty where the whole source is meant.
+    /// The key, such as `cache.ttl`. Empty if the problem concerns the whole source.
     pub key: String,
-    /// What was found and what is allowed.
+    /// The value that was found, and the values that are allowed.
     pub text: String,
 }
 
 impl Problem {
-    /// A file that the configuration names.
+    /// Describes a file that the configuration names and that cannot be used.
     pub(crate) fn from_file_error(error: &FileError) -> Self {
         Self {
             origin: error.path.display().to_string(),
@@ -40,7 +40,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Escapes what would break the line or colour the terminal: TOML allows any text as a key.
+/// Escapes control characters, because TOML allows any text as a key. Otherwise a key could break
+/// the line or colour the terminal.
 fn printable(line: &str) -> String {
     let letters = line.chars().map(|letter| {
         if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() }
@@ -48,18 +49,18 @@ fn printable(line: &str) -> String {
     letters.collect()
 }
 
-/// Everything that is wrong with a configuration.
+/// All problems of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    /// Those of all of them.
+    /// Concatenates the problems of several checks.
     pub(crate) fn merge(found: impl IntoIterator<Item = Option<Self>>) -> Self {
         Self(found.into_iter().flatten().flat_map(|problems| problems.0).collect())
     }
 
-    /// Whether the command line is at fault, at least in part.
+    /// Whether at least one problem is on the command line.
     pub fn has_flag_error(&self) -> bool {
         self.0.iter().any(|problem| problem.origin.starts_with("--"))
     }

@@ -1,7 +1,8 @@
-//! The sources of a configuration, and how they are put together: defaults < file < environment < flags.
+//! The sources of a configuration, and their order: defaults < file < environment < flags.
 //!
-//! A value is checked by itself first, against the type of its key, so that one bad value hides no other. What is good is put
-//! together and held against the rules that concern several keys. A configuration with any problem is never given out.
+//! Each value is checked by itself first, against the type of its key. So one bad value hides no
+//! other. The valid values are then merged and checked against the rules that concern several keys.
+//! A configuration with any problem is never returned, except by [`Sources::load_lenient`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,14 +17,14 @@ use crate::cli::Flags;
 use crate::http;
 use crate::settings::{Listen, MASK};
 
-/// The environment variables that matter here.
+/// The environment variables that may concern the configuration, by name.
 pub type Environment = BTreeMap<String, String>;
 
 const PREFIX: &str = "REDIS_PROXY_";
-/// Read by the command line.
+/// The variable that names the file. The command line reads it, so it is no key.
 const CONFIG_VARIABLE: &str = "REDIS_PROXY_CONFIG";
 
-/// The variables of this process that may concern the configuration.
+/// Returns the variables of this process that may concern the configuration.
 pub fn environment() -> Environment {
     let variables =
         std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value));
@@ -31,7 +32,7 @@ pub fn environment() -> Environment {
     ours.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect()
 }
 
-/// What the sources say: the configuration of all that is right in them, and all that is wrong.
+/// The merged configuration of all valid values, and the problems of all others.
 struct Loaded {
     config: Config,
     layers: Vec<Layer>,
@@ -87,7 +88,7 @@ impl Loaded {
     }
 }
 
-/// Later layers win.
+/// Merges the layers. A later layer wins over an earlier one.
 fn merge(layers: &[Layer]) -> Result<Config, ConfigError> {
     let mut builder = config::Config::builder();
     for layer in layers {
@@ -111,7 +112,7 @@ impl Source for Layer {
 }
 
 impl Layer {
-    /// The values of a configuration.
+    /// Flattens a configuration into its keys.
     fn from_config(config: &Config) -> Self {
         let tree = config::Config::try_from(config).map(|tree| tree.cache);
         tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree))
@@ -132,7 +133,8 @@ impl Layer {
     fn environment(environment: &Environment) -> Self {
         let values = environment.iter().filter_map(|(name, value)| {
             let key = name.strip_prefix(PREFIX)?.to_lowercase();
-            // Names without the double underscore are others': a container platform makes some for a service.
+            // Names without the double underscore belong to others: container platforms define some
+            // for each service.
             key.contains("__").then(|| {
                 (key.replace("__", "."), Value::new(Some(name), ValueKind::String(value.clone())))
             })
@@ -140,7 +142,8 @@ impl Layer {
         Self(values.collect())
     }
 
-    /// The flags; `--redis_host` and the like change a part of what the layers `below` say, the uppermost first.
+    /// Builds the layer of the flags. A flag such as `--redis_host` changes only a part of a value,
+    /// so that value is read from the layers `below`, the uppermost first.
     fn flags(flags: &Flags, below: &[&Self]) -> Self {
         let mut layer = Self::default();
         layer.set(
@@ -192,8 +195,8 @@ fn parse_port(port: Option<&String>) -> Option<u16> {
     port?.parse().ok()
 }
 
-/// The ports on the command line that are none. They are told by themselves, because they become parts of addresses,
-/// and an address is not repeated in a message.
+/// Returns the ports on the command line that are not port numbers. They are reported here because
+/// they become parts of addresses, and messages never repeat an address.
 fn invalid_ports(flags: &Flags) -> Vec<Problem> {
     let ports = [
         ("--proxy_port", "http.listen", &flags.proxy_port),
@@ -213,7 +216,8 @@ fn invalid_ports(flags: &Flags) -> Vec<Problem> {
     .collect()
 }
 
-/// A variable that is not UTF-8 was read with the mark that stands for what could not be read.
+/// Reports a variable that is not UTF-8. Reading it has put a replacement character in place of
+/// each invalid sequence.
 fn invalid_unicode((name, value): (&String, &String)) -> Option<Problem> {
     let text = "found bytes that are not UTF-8, expected text".to_owned();
     value.contains(char::REPLACEMENT_CHARACTER).then(|| Problem {
@@ -223,7 +227,8 @@ fn invalid_unicode((name, value): (&String, &String)) -> Option<Problem> {
     })
 }
 
-/// Why `text` is not TOML, without repeating any of it: the line may hold a password.
+/// Describes a TOML syntax error by its position. The text itself is not repeated, because the line
+/// may hold a password.
 fn toml_error(text: &str) -> String {
     let Err(error) = toml::from_str::<toml::Table>(text) else { return "is not TOML".to_owned() };
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -244,36 +249,37 @@ fn flatten(key: String, value: &Value, values: &mut BTreeMap<String, Value>) {
     }
 }
 
-/// Where to load from again. Has no `Debug`: the environment may hold a password.
+/// The sources to load from, at the start and at each reload. There is no `Debug`, because the
+/// environment may hold a password.
 #[derive(Clone)]
 pub struct Sources {
     /// The command line.
     pub flags: Flags,
-    /// The environment of the process, which nobody else can change.
+    /// The environment of the process. Other processes cannot change it, so a reload uses the same.
     pub environment: Environment,
 }
 
 impl Sources {
-    /// Loads the configuration as it is written now.
+    /// Loads the configuration from the sources as they are now.
     ///
     /// # Errors
-    /// Every problem of every source.
+    /// [`Problems`] with every problem of every source.
     pub fn load(&self) -> Result<Config, Problems> {
         Loaded::load(&self.flags, &self.environment).into_result()
     }
 
-    /// What is right of the configuration as it is written now, whatever else is wrong with it.
+    /// Loads the valid values of the sources as they are now, and ignores the others.
     pub fn load_lenient(&self) -> Config {
         Loaded::load(&self.flags, &self.environment).config
     }
 
-    /// Loads the configuration that is to take the place of `current` in a running daemon.
+    /// Loads the configuration that replaces `current` in a running daemon.
     ///
     /// # Errors
-    /// Every problem of every source, changes that need a restart among them.
+    /// [`Problems`] with every problem of every source, including changes that need a restart.
     pub fn reload(&self, current: &Config) -> Result<Config, Problems> {
         let mut loaded = Loaded::load(&self.flags, &self.environment);
-        // Where a source could not be read at all, what it would have changed is not known.
+        // If a source could not be read at all, its changes are unknown.
         if !loaded.problems.iter().any(|problem| problem.key.is_empty()) {
             let keys = current.needs_restart(&loaded.config);
             loaded.add_problems(
@@ -285,7 +291,7 @@ impl Sources {
 }
 
 impl Config {
-    /// The keys in which `new` differs and that take effect only at a start.
+    /// Returns the keys that have another value in `new` and take effect only at a start.
     pub fn needs_restart(&self, new: &Self) -> BTreeSet<String> {
         let mut live = self.clone();
         live.cache = cache::Settings { coherence: self.cache.coherence, ..new.cache.clone() };
@@ -298,7 +304,7 @@ impl Config {
             .into_iter()
             .filter(|(key, value)| differs(key, value))
             .map(|(key, _)| key);
-        // A secret looks the same whatever it is.
+        // Secrets are masked in a layer, so any two look equal there.
         let password = live.redis.password != new.redis.password;
         let url = live.redis.url != new.redis.url;
         let secrets = [(password, "redis.password"), (url, "redis.url")]
@@ -308,20 +314,20 @@ impl Config {
     }
 }
 
-/// The keys there are.
+/// The names of all keys.
 struct KnownKeys(Vec<String>);
 
-/// Texts less alike than this, of 1, are not taken for one another.
+/// The similarity, from 0 to 1, below which no key is suggested for another.
 const MIN_SIMILARITY: f64 = 0.8;
 
-/// Keys that had other names once, which would be taken for keys that they are not.
+/// Former names of keys, and their names now. Otherwise a former name would suggest another key.
 const RENAMED: [(&str, &str); 4] = [
     ("cache.ttl_absent", "cache.negative_ttl"),
     ("cache.stale_grace", "cache.stale_if_error"),
     ("http.allow", "http.allow_keys"),
     ("resp.allow", "resp.allow_keys"),
 ];
-/// Keys whose values are not repeated in a message.
+/// The key of a secret. Messages never repeat its value.
 const SECRET: &str = "redis.password";
 
 impl KnownKeys {
@@ -329,7 +335,7 @@ impl KnownKeys {
         Self(Layer::from_config(&Config::default()).0.into_keys().collect())
     }
 
-    /// What is wrong with this value by itself.
+    /// Checks this value by itself, against the type of its key.
     fn check(&self, key: &str, value: &Value) -> Option<Problem> {
         let problem = |text| problem_at(key, Some(value), text);
         if self.is_section(key) {
@@ -366,7 +372,8 @@ impl KnownKeys {
         RENAMED.iter().find(|(old, _)| *old == key).map(|(_, new)| *new)
     }
 
-    /// The key that was probably meant: of the same name, in the section most like it, or else the most like it.
+    /// Returns the key that was probably meant, if any is similar enough. A key with the same last
+    /// part in another section is preferred.
     fn nearest(&self, key: &str) -> Option<&String> {
         let name = |key: &str| key.rsplit('.').next().map(str::to_owned);
         let similarity =
@@ -379,7 +386,7 @@ impl KnownKeys {
         (similarity > MIN_SIMILARITY).then_some(nearest)
     }
 
-    /// Variables that would name a key if their underscores were right.
+    /// Returns a problem for each variable that would name a key if its underscores were right.
     fn misspelt_variables(&self, environment: &Environment) -> Vec<Problem> {
         let bare = |text: &str| text.to_lowercase().replace(['_', '.'], "");
         let misspelt = environment
@@ -399,7 +406,7 @@ impl KnownKeys {
     }
 }
 
-/// The words of the innermost error; what goes around them names places inside the library.
+/// Returns the text of the innermost error. The outer ones name places inside the library.
 fn explain(error: &ConfigError) -> String {
     match error {
         ConfigError::At { error, .. } => explain(error),

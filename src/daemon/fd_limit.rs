@@ -1,18 +1,20 @@
-//! How many clients the limit on open files allows.
+//! The numbers of clients that the limit on open files allows.
 
 use crate::config::Config;
 use crate::{http, resp};
 
-/// How many clients may be let in.
+/// The numbers of client connections that may be open.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FdBudget {
     pub(super) http: usize,
     pub(super) resp: usize,
 }
 
-/// Raises the limit on open files as far as the system allows, since the usual 1024 is for programs that use `select`.
-/// Returns how many clients may be let in: no more than there are descriptors for beside the proxy's own, since a link to
-/// Redis must always be possible.
+/// Raises the limit on open files as far as the system allows. The usual 1024 is meant for programs
+/// that use `select`.
+///
+/// Returns the numbers of clients to admit. They leave the descriptors that the proxy needs for
+/// itself, otherwise a full proxy could not connect to Redis again.
 pub(super) fn fit_fd_limit(config: &Config) -> FdBudget {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -41,7 +43,7 @@ pub(super) fn fit_fd_limit(config: &Config) -> FdBudget {
     FdBudget { http, resp }
 }
 
-/// How many clients a listener is to let in.
+/// A configured number of client connections, with its key and its default.
 struct Wanted {
     key: &'static str,
     connections: usize,
@@ -49,12 +51,13 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// As many of them as there are open files `left` for.
+    /// Returns the configured number, but at most the number of files that are `left`, and at least
+    /// 1. Logs a line if that is less than configured.
     fn clamp(&self, left: usize, open_files: usize) -> usize {
         let Self { key, connections: wanted, default } = *self;
         let affordable = left.max(1);
         if wanted > affordable {
-            // Nobody asked for the default, so nobody need do something about it.
+            // The default was not chosen by the operator, so no action is needed.
             if wanted == default {
                 tracing::info!(
                     open_files,
@@ -73,11 +76,12 @@ impl Wanted {
     }
 }
 
-/// Its own, and that of its link.
+/// One for the client, and one for its dedicated connection.
 const DESCRIPTORS_PER_RESP_CLIENT: usize = 2;
 
-/// Listeners, the link, event queues, standard streams, and what a reload or a refusal opens for a moment.
+/// Descriptors for listeners, the connection to Redis, event queues and standard streams, and for
+/// files that a reload or a rejection opens for a moment.
 const DESCRIPTORS_BESIDE: usize = 64;
 
-/// The event queue of a worker.
+/// Descriptors for the event queue of a worker.
 const DESCRIPTORS_PER_WORKER: usize = 4;

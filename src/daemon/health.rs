@@ -1,4 +1,4 @@
-//! `redis-proxy health`: asks a running daemon whether it is well, for containers and scripts.
+//! `redis-proxy health`: queries the health of a running daemon, for containers and scripts.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -18,12 +18,12 @@ use tokio_rustls::rustls::{
 
 use crate::settings::Listen;
 
-/// What is asked.
+/// The kind of health that is queried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HealthCheck {
-    /// Can reads be answered?
+    /// Readiness: the proxy can answer reads.
     Ready,
-    /// Does the process serve?
+    /// Liveness: the process serves.
     Live,
 }
 
@@ -36,24 +36,28 @@ impl HealthCheck {
     }
 }
 
-/// Long enough for a busy machine, and shorter than whoever asks waits for us.
+/// The time limit of one check. It is long enough for a busy machine, and shorter than the usual
+/// time limit of a container's health check.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// More than any of the answers has.
+/// The largest response that is read, in bytes. Every response is shorter.
 const MAX_RESPONSE: u64 = 64 << 10;
 
-/// How it is asked.
+/// The transport of the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// In clear.
+    /// Plain text.
     Tcp,
-    /// Encrypted. Whoever answers is believed, whatever certificate he shows: he is on this machine, and is told nothing.
+    /// TLS. Any certificate is accepted: the daemon is on this machine, and the request holds no
+    /// secret.
     Tls,
 }
 
-/// Asks the daemon that listens on `listen`; returns whether it says yes, and what it says.
+/// Sends a health check to the daemon that listens on `listen`. Returns whether the status is 200,
+/// and the body of the response.
 ///
 /// # Errors
-/// Nobody answers there, or not in HTTP.
+/// [`io::Error`] if there is no connection or no response within 2 seconds, or if the response is
+/// not HTTP (`InvalidData`).
 pub fn check(
     listen: &Listen,
     through: Transport,
@@ -84,7 +88,8 @@ fn exchange(mut stream: impl Read + Write, health_check: HealthCheck) -> io::Res
     Ok(answer)
 }
 
-/// A socket on which everything together has its time, however slowly it comes.
+/// A socket with one deadline for all reads and writes together. A time limit for each read alone
+/// would never end a connection that sends byte by byte.
 struct DeadlineStream {
     until: Instant,
     socket: TcpStream,
@@ -126,7 +131,7 @@ fn tls() -> io::Result<ClientConnection> {
     ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
 }
 
-/// Takes whoever answers for the right one.
+/// A verifier that accepts any certificate.
 #[derive(Debug)]
 struct AcceptAnyCert(Arc<CryptoProvider>);
 
@@ -186,7 +191,7 @@ fn connect(listen: &Listen) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Who listens on every address is asked on the machine's own.
+/// Returns the loopback address for a listener on all addresses.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),

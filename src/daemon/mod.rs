@@ -1,7 +1,7 @@
 //! The life of the process: build, run, reload, drain.
 //!
-//! It wires the parts together and decides nothing else. A reload is prepared whole before anything of it is put
-//! in force, so a configuration that is refused changes nothing.
+//! This module wires the parts together and decides nothing else. A reload prepares every file
+//! before it commits any (invariant A5), so a refused configuration changes nothing.
 
 mod fd_limit;
 pub mod health;
@@ -43,30 +43,30 @@ use crate::telemetry::hot_keys::HotKeys;
 use crate::upstream::Upstream;
 use crate::warmup::{KeyFilter, Warmup};
 
-/// Why the daemon could not be started.
+/// The reason why the daemon could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A file that the configuration names cannot be used.
+    /// A file that the configuration names for Redis cannot be used.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
     /// A file of a front end cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// An address cannot be listened on.
+    /// An address cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A socket that was handed over cannot be used.
+    /// A socket that systemd passed cannot be used.
     #[error(transparent)]
     Activation(#[from] ActivationError),
-    /// The system gives no threads, signals or the like.
+    /// The system refuses threads, signal handlers or the like.
     #[error("the system refuses what the daemon needs: {0}")]
     System(#[from] io::Error),
-    /// Two metrics of one name.
+    /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
-/// A daemon that listens but does not serve yet.
+/// A daemon that has bound its listeners and does not accept yet.
 pub struct Daemon {
     config: Config,
     sources: Sources,
@@ -74,29 +74,30 @@ pub struct Daemon {
     signals: Signals,
     notifier: Arc<Notifier>,
     listeners: Vec<Listener>,
-    /// What else a reload reads.
+    /// The other files that a reload reads.
     files: Arc<Vec<Prepare>>,
     workers: Arc<Workers>,
     upstream_task: Option<BoxTask>,
     proxy: Proxy,
     upstream: Upstream,
-    /// None where nothing is kept for the next start.
+    /// `None` if no keys are saved for the next start.
     warm: Option<Warmup>,
     metrics: Arc<Metrics>,
 }
 
 impl Daemon {
-    /// Builds everything from `config`; afterwards the listeners are bound. Does not wait for Redis. `sources` is
-    /// where a reload finds the configuration.
+    /// Builds every part from `config` and binds the listeners. Does not wait for Redis. A reload
+    /// loads the configuration from `sources`.
     ///
     /// # Errors
-    /// A file that cannot be used, an address that is taken, or a system out of means.
+    /// [`StartError`] if a file cannot be used, an address is taken, or the system refuses a
+    /// resource.
     pub async fn build(
         config: Config,
         sources: Sources,
         telemetry: Telemetry,
     ) -> Result<Self, StartError> {
-        // Before anything else, so that an early signal is obeyed and not fatal.
+        // First of all: otherwise an early signal would end the process at once.
         let signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
         let notifier = Arc::new(Notifier::start()?);
         let activated = ActivatedSockets::from_env(&[
@@ -121,7 +122,8 @@ impl Daemon {
             .then(|| warm(&config, &activated, hot_keys, proxy.clone()));
         let (listeners, files) = listeners(&config, activated, fd_budget, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(config.daemon.threads())?);
-        // A connection knows of the metrics, so these must not keep alive who serves it.
+        // Connections hold the metrics. A strong reference here would close a cycle and keep the
+        // workers alive.
         let (source, own) = (Arc::downgrade(&workers), Handle::current());
         let of_workers = move || source.upgrade().map_or(0, |workers| workers.alive_tasks());
         metrics.register_tasks(move || own.metrics().num_alive_tasks() + of_workers())?;
@@ -143,11 +145,12 @@ impl Daemon {
         })
     }
 
-    /// Serves until told to stop.
+    /// Serves until a shutdown signal arrives or a critical task ends.
     pub async fn run(mut self) -> ExitReason {
         let (mut control, drain) = Drain::new();
         let mut tasks = self.start(&drain);
-        // What is left of it are the listeners' and connections' own.
+        // The remaining clones belong to listeners and connections. The drain ends with the last of
+        // them.
         drop(drain);
         self.notifier.ready();
         let (mut reload, mut reload_wanted) = (None, false);
@@ -171,11 +174,11 @@ impl Daemon {
         }
     }
 
-    /// Starts what goes on for as long as the daemon lives: none of it ends by itself.
+    /// Starts the tasks that run as long as the daemon. None of them ends by itself.
     fn start(&mut self, drain: &Drain) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         for listener in std::mem::take(&mut self.listeners) {
-            // The operator can look on to the end.
+            // Operators can watch until the end of the drain.
             let drain = if listener.front_end() == FrontEnd::Admin {
                 Drain::never()
             } else {
@@ -203,7 +206,7 @@ impl Daemon {
         tasks
     }
 
-    /// Puts the rest of a new configuration in force, or says why the one in force stays.
+    /// Applies the rest of a new configuration, or logs why the current one remains.
     fn finish_reload(&mut self, reloaded: Result<Result<ReloadOutcome, Problems>, JoinError>) {
         match reloaded {
             Ok(Ok(ReloadOutcome { config, evicted, took })) => {
@@ -238,14 +241,14 @@ impl Daemon {
     async fn drain(&mut self, control: &mut DrainControl) -> ExitReason {
         self.proxy.start_drain();
         self.notifier.stopping();
-        // Beside the drain, for which nobody waits longer because of it.
+        // Runs beside the drain, otherwise it would prolong the shutdown.
         let saving = self.warm.clone().map(|warm| tokio::spawn(async move { warm.save().await }));
         let patience = self.config.daemon.drain_timeout;
         shutdown::drain(control, &mut self.signals, &self.metrics, patience, saving).await
     }
 }
 
-/// What is kept for the next start: of the keys that a listener gives out.
+/// Builds the warm-up of the keys that at least one listener serves.
 fn warm(config: &Config, activated: &ActivatedSockets, hot_keys: HotKeys, proxy: Proxy) -> Warmup {
     let serves_resp = activated.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off();
     let (http, resp) =
@@ -258,8 +261,8 @@ fn warm(config: &Config, activated: &ActivatedSockets, hot_keys: HotKeys, proxy:
     Warmup::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
 }
 
-/// The listeners of `config`, and what a reload has to read for them; those for reads let in as many clients as `fd_budget`
-/// allows.
+/// Binds the listeners of `config`. Returns them with the files that a reload must read. The
+/// listeners for reads admit as many clients as `fd_budget` allows.
 async fn listeners(
     config: &Config,
     mut activated: ActivatedSockets,
@@ -314,7 +317,7 @@ async fn listeners(
     Ok((listeners, files))
 }
 
-/// Keeps the line of `systemctl status` true.
+/// Keeps the line of `systemctl status` up to date.
 async fn report_status(proxy: Proxy, notifier: Arc<Notifier>) {
     loop {
         notifier.status(proxy.status_line());
@@ -322,7 +325,7 @@ async fn report_status(proxy: Proxy, notifier: Arc<Notifier>) {
     }
 }
 
-/// Says so, for as long as every worker serves.
+/// Notifies systemd's watchdog as long as every worker responds.
 async fn feed_watchdog(workers: Arc<Workers>, notifier: Arc<Notifier>, interval: Duration) {
     loop {
         workers.check_alive().await;
@@ -331,10 +334,10 @@ async fn feed_watchdog(workers: Arc<Workers>, notifier: Arc<Notifier>, interval:
     }
 }
 
-/// How old the line of `systemctl status` may be.
+/// The greatest age of the line of `systemctl status`.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is behind the proxy, and what has to run for it.
+/// Builds the upstream, and the task that keeps it connected.
 fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, BoxTask), PrepareError> {
     let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
     if redis.mode == Mode::Cluster {
@@ -350,9 +353,9 @@ fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, BoxTas
 
 type BoxTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Forgets entries whose time is over, so that memory is not held for what nobody may be given. A sweep looks at
-/// every entry; the pause after it is fifty times as long as it took, so it never costs more than a fiftieth of a
-/// processor.
+/// Removes expired entries, otherwise they would hold memory until they are evicted. A sweep looks
+/// at every entry. The pause after it is fifty times its duration, so sweeps use at most a fiftieth
+/// of a CPU.
 async fn sweep(upstream: Upstream) {
     let mut pause = Duration::from_secs(1);
     loop {

@@ -1,4 +1,4 @@
-//! A reload: everything is read and checked before anything of it is put in force.
+//! A reload. Everything is read and checked before any of it is applied (invariant A5).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::access::{Commit, Prepare};
 use crate::config::{Config, Problem, Problems, Sources};
 use crate::upstream::Upstream;
 
-/// Reads all files again, for what they say to be put in force together.
+/// Reads all files again. The returned commits are applied together, or not at all.
 fn prepare_files(files: &[Prepare]) -> Result<Vec<Commit>, Problems> {
     let (mut commits, mut problems) = (Vec::new(), Vec::new());
     for prepare in files {
@@ -22,17 +22,17 @@ fn prepare_files(files: &[Prepare]) -> Result<Vec<Commit>, Problems> {
     if problems.is_empty() { Ok(commits) } else { Err(Problems(problems)) }
 }
 
-/// A reload on its way.
+/// A reload in progress.
 pub(super) type Reload = JoinHandle<Result<ReloadOutcome, Problems>>;
 
-/// A configuration whose part for the cache is in force.
+/// A loaded configuration. Its part for the cache is already applied.
 pub(super) struct ReloadOutcome {
     pub(super) config: Config,
     pub(super) evicted: u64,
     pub(super) took: Duration,
 }
 
-/// The end of the reload on its way, which then is on its way no more; never, if there is none.
+/// Waits for the reload in progress and removes it. Never returns if there is none.
 pub(super) async fn reload_finished(
     reload: &mut Option<Reload>,
 ) -> Result<Result<ReloadOutcome, Problems>, JoinError> {
@@ -42,9 +42,9 @@ pub(super) async fn reload_finished(
     reloaded
 }
 
-/// Loads the configuration as it is written now, and the files it names for the listeners, and puts these and the
-/// cache's part of it in force, beside everything else: a file may be on a disk that hangs, and a large cache takes its
-/// time.
+/// Loads the configuration and the files that it names for the listeners. Applies the files and the
+/// part for the cache. All of it runs on a blocking thread: a file may be on a disk that hangs, and
+/// a large cache takes time.
 pub(super) fn start(
     sources: Sources,
     current: Config,

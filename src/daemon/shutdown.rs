@@ -1,4 +1,5 @@
-//! The end of the daemon: connections finish what they have begun, until there is no more time or it is told twice.
+//! The shutdown: connections finish the requests that they have begun, until the time limit or a
+//! second signal.
 
 use std::time::Duration;
 
@@ -10,21 +11,22 @@ use tokio_stream::StreamExt as _;
 use crate::metrics::Metrics;
 use crate::server::DrainControl;
 
-/// How the daemon ended.
+/// The reason why the daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitReason {
-    /// It was told to, and finished what was in flight or what of it there was time for.
+    /// A signal ended it, and the drain finished or reached its time limit.
     Drained,
-    /// It was told twice.
+    /// A second signal ended the drain.
     Forced,
-    /// A part of it ended that must not.
+    /// A critical task ended.
     TaskFailed,
 }
 
-/// For how long at most the end waits for the disk.
+/// The longest time that the shutdown waits for the disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Drains all connections within `patience`, and waits a little for `saving`, which was begun beside it.
+/// Drains all connections within `patience`. Then waits shortly for `saving`, which runs beside the
+/// drain.
 pub(super) async fn drain(
     control: &mut DrainControl,
     signals: &mut Signals,

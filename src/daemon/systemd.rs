@@ -1,8 +1,8 @@
-//! What systemd and the daemon tell each other: the sockets it holds for us, and how we are doing.
+//! The interface to systemd: socket activation, notifications and the watchdog.
 //!
-//! Where nobody listens (no `NOTIFY_SOCKET`) and nobody holds sockets (no `LISTEN_FDS`), nothing here does anything. What
-//! is told is true when it is told: ready once the sockets are listened on, alive only if every thread that serves
-//! has just said so.
+//! Nothing here has an effect without `NOTIFY_SOCKET` or `LISTEN_FDS`. Every notification is true
+//! when it is sent: ready once the sockets are bound, and alive only after every worker has just
+//! responded.
 //!
 //! Protocols: `sd_notify(3)`, `sd_listen_fds(3)`, `sd_watchdog_enabled(3)`.
 
@@ -15,22 +15,22 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
-/// Sockets that were bound for the daemon before it started, by name (`FileDescriptorName=`).
+/// Sockets that systemd bound before the daemon started, by name (`FileDescriptorName=`).
 #[derive(Debug, Default)]
 pub(super) struct ActivatedSockets(BTreeMap<String, TcpListener>);
 
-/// A socket that was handed to the daemon and cannot be used.
+/// A socket that systemd passed and that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
-    /// Not what it has to be.
+    /// The socket is not a listening TCP socket.
     #[error("the socket {name:?} that was handed over is not a listening TCP socket: {error}")]
     Socket {
-        /// Its name.
+        /// The name of the socket.
         name: String,
-        /// What the system says of it.
+        /// The error of the system.
         error: io::Error,
     },
-    /// Nobody has asked for it.
+    /// No listener has this name, or two sockets have it.
     #[error(
         "a socket called {0:?} was handed over, expected FileDescriptorName=http, resp or admin, each once"
     )]
@@ -38,10 +38,12 @@ pub enum ActivationError {
 }
 
 impl ActivatedSockets {
-    /// Takes what was handed to this process. A socket alone may have any name and is that of `names[0]`.
+    /// Takes the sockets that systemd passed to this process. A single socket with an unknown name
+    /// counts as `names[0]`.
     ///
     /// # Errors
-    /// A socket of another kind, or one whose name is not in `names`.
+    /// [`ActivationError::Socket`] for a socket of another kind. [`ActivationError::Name`] if one
+    /// of several sockets has a name that is not in `names`, or that another has.
     pub(super) fn from_env(names: &[&str]) -> Result<Self, ActivationError> {
         let given = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut sockets = ListenFd::from_env();
@@ -64,46 +66,46 @@ impl ActivatedSockets {
         Ok(Self(activated))
     }
 
-    /// Whether there is a socket of this name.
+    /// Whether there is a socket with this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Gives the socket of this name away.
+    /// Removes the socket with this name and returns it.
     pub(super) fn remove(&mut self, name: &str) -> Option<TcpListener> {
         self.0.remove(name)
     }
 }
 
-/// How often the daemon has to say that it is alive; `None`: never.
+/// Returns the interval between watchdog notifications, or `None` if the unit has no watchdog.
 pub(super) fn watchdog_interval() -> Option<Duration> {
-    // Twice as often as it is required to, as `sd_watchdog_enabled(3)` advises.
+    // Half of the time limit, as `sd_watchdog_enabled(3)` advises.
     sd_notify::watchdog_enabled().map(|timeout| timeout / 2)
 }
 
-/// Tells systemd how the daemon is doing, if it wants to know.
+/// Sends notifications to systemd, if the unit requests them.
 ///
-/// A thread of its own does the telling, since a supervisor that does not listen makes it wait; then what there is no
-/// room for is left out.
+/// A separate thread sends them, because a service manager that does not read makes the sender
+/// wait. While the thread waits, further messages are dropped if the queue is full.
 pub(super) struct Notifier(Option<SyncSender<Message>>);
 
 enum Message {
     States(Vec<NotifyState<'static>>),
     Status(String),
-    /// All before this has been told.
+    /// A mark: all earlier messages have been sent.
     Flush(SyncSender<()>),
 }
 
-/// For how long the last message is waited for.
+/// The longest time that the last message is waited for.
 const STOP_TIMEOUT: Duration = Duration::from_millis(100);
-/// Messages that may wait to be told.
+/// The number of messages that may be queued.
 const QUEUE_LEN: usize = 16;
 
 impl Notifier {
-    /// Begins to tell, if there is anybody.
+    /// Starts the thread that sends notifications, if `NOTIFY_SOCKET` is set.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// [`io::Error`] if the system refuses the thread.
     pub(super) fn start() -> io::Result<Self> {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
             return Ok(Self(None));
@@ -115,27 +117,27 @@ impl Notifier {
         Ok(Self(Some(messages)))
     }
 
-    /// Whether there is anybody to tell.
+    /// Whether systemd requests notifications.
     pub(super) fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The daemon listens.
+    /// Reports that the daemon listens.
     pub(super) fn ready(&self) {
         self.send(Message::States(vec![NotifyState::Ready]));
     }
 
-    /// The daemon reads its configuration again; [`ready`](Self::ready) says that it has.
+    /// Reports that a reload has begun. [`ready`](Self::ready) reports its end.
     pub(super) fn reloading(&self) {
-        // Without the time, systemd 253 and newer would take the reload for a failure.
+        // Without the time, systemd 253 and newer would treat the reload as failed.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(Message::States(vec![NotifyState::Reloading, now])),
             Err(error) => tracing::debug!(%error, "no monotonic time to tell systemd"),
         }
     }
 
-    /// The daemon is going down. Returns once that is told, or nobody has listened for a while: the process may end
-    /// before anybody else gets to do anything.
+    /// Reports that the shutdown has begun. Returns once that is sent, or after 100 ms. Otherwise
+    /// the process could end before its thread has sent it.
     pub(super) fn stopping(&self) {
         self.send(Message::States(vec![NotifyState::Stopping]));
         let (done, wait) = sync_channel(1);
@@ -143,12 +145,12 @@ impl Notifier {
         _ = wait.recv_timeout(STOP_TIMEOUT);
     }
 
-    /// A line for `systemctl status`.
+    /// Sets the line of `systemctl status`.
     pub(super) fn status(&self, text: String) {
         self.send(Message::Status(text));
     }
 
-    /// All that serves is alive.
+    /// Reports that every worker responds.
     pub(super) fn watchdog(&self) {
         self.send(Message::States(vec![NotifyState::Watchdog]));
     }

@@ -1,5 +1,5 @@
-//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`. They are served beside `/keys/`, or on a listener of
-//! their own when `[admin] listen` names one.
+//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`. They are served beside
+//! `/keys/`, or on a separate listener if `[admin] listen` names one.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -15,7 +15,8 @@ use crate::metrics::Node;
 use crate::proxy::Proxy;
 use crate::telemetry::hot_keys::{self, HotKey};
 
-/// The operator's routes beside the keys of a listener that gives out those in `allow` alone.
+/// Returns the operator's routes for a listener that serves the keys in `allow`. `/hotkeys` lists
+/// no other keys.
 pub fn router(proxy: Proxy, allow: KeyAllowlist) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
@@ -27,7 +28,7 @@ pub fn router(proxy: Proxy, allow: KeyAllowlist) -> Router {
         .with_state(proxy)
 }
 
-/// The operator's routes for a listener that serves nothing else.
+/// Returns the operator's routes for a listener that serves nothing else.
 pub fn standalone_router(proxy: Proxy) -> Router {
     router(proxy, KeyAllowlist::default()).fallback(not_found)
 }
@@ -53,19 +54,21 @@ async fn metrics(State(proxy): State<Proxy>) -> Response {
         .into_response()
 }
 
-/// The daemon runs and serves: nothing else is asked, least of all Redis.
+/// Reports that the daemon runs and serves requests. It depends on nothing else, least of all on
+/// Redis.
 async fn livez() -> Response {
     json_response(StatusCode::OK, &json!({ "status": "live" }))
 }
 
-/// Whether reads can be answered, and if not, why, unless a stranger asks.
+/// Reports whether reads can be answered, with the reason if not. An unauthenticated request gets
+/// no reason.
 async fn readyz(
     State(proxy): State<Proxy>,
     stranger: Option<Extension<Unauthenticated>>,
 ) -> Response {
     let coherence = proxy.coherence().name();
     if stranger.is_some() {
-        // Why not is a matter of what is behind.
+        // The reason describes the systems behind the proxy, so it is omitted.
         return match proxy.ready() {
             Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready" })),
             Err(_) => {
@@ -88,8 +91,8 @@ async fn readyz(
     }
 }
 
-/// Which keys are read most, as JSON: each as it is written behind `/keys/`, with its reads and by how much that may be
-/// too many.
+/// Returns the most read keys as JSON. Each key has the escaped form of `/keys/`, its reads, and
+/// the maximum error of that count.
 async fn hot_keys(
     State(proxy): State<Proxy>,
     Extension(allow): Extension<KeyAllowlist>,
@@ -121,7 +124,7 @@ const BAD_TOP: ProblemType = ProblemType::new(
 const NOT_COUNTED: ProblemType =
     ProblemType::new(StatusCode::NOT_FOUND, "keys-not-counted", "Keys are not counted");
 
-/// How many keys are wanted: `top=`, or twenty.
+/// Parses the number of keys to return: `top=`, 20 by default. `None` if the query is invalid.
 fn parse_top(query: Option<&str>) -> Option<usize> {
     match query {
         None | Some("") => Some(20),

@@ -1,5 +1,5 @@
-//! HTTP on a connection, from its first byte to its last: which version it speaks, what is refused before any route sees
-//! it, for how long it may be idle or take over a head, and how it ends when the daemon drains.
+//! HTTP on one connection, from its first byte to its last. Covers the protocol version, the checks
+//! before routing, the timeouts, and the end at a drain.
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -44,10 +44,10 @@ impl<R: Handler> Service for HttpService<R> {
     }
 }
 
-/// For how long after the daemon was told to stop a connection still listens: a request may be on its way, or here
-/// and unread.
+/// The time for which a connection still reads after the stop signal. A request may be in transit,
+/// or already received and unread.
 const DRAIN_GRACE: Duration = Duration::from_millis(50);
-/// What is refused before any route sees it.
+/// The problems that are reported before routing.
 const HEADER_TOO_LARGE: ProblemType = ProblemType::new(
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
     "header-too-large",
@@ -66,8 +66,8 @@ const TOO_MANY: ProblemType = ProblemType::new(
 const FRAGMENT: ProblemType =
     ProblemType::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
-/// Drives a connection to its end, and returns what that says, if it came to it. When it is overdue, or the daemon drains, it
-/// is told to finish.
+/// Drives a connection to its end and returns its output, or `None` if it does not end in time.
+/// `finish` starts its shutdown once it is overdue or the daemon drains.
 async fn drive<C: Future>(
     mut connection: Pin<&mut C>,
     mut drain: Drain,
@@ -79,7 +79,7 @@ async fn drive<C: Future>(
         drain.signaled().await;
         sleep(DRAIN_GRACE).await;
     });
-    // The connection is woken for each request, and these are not.
+    // The connection is woken for each request. These two futures need no poll then.
     let (mut expired, stop) = (PollOnWake::new(expired), PollOnWake::new(stop));
     let grace = tokio::select! {
         biased;
@@ -95,10 +95,10 @@ async fn drive<C: Future>(
     }
 }
 
-/// How long an overdue connection has to say that it ends, as HTTP/2 does.
+/// The time in which an overdue connection may announce its end, as HTTP/2 does.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
 
-/// An answer after which the connection is closed.
+/// Returns the response with `Connection: close`, so that the connection is closed after it.
 fn closing_response(mut response: Response<Body>) -> Response<Body> {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
@@ -128,12 +128,14 @@ impl<R: Handler> HttpService<R> {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX))
                 .serve_connection(TokioIo::new(stream), answer);
-            // Later bytes may be of the connection itself, so there is no telling when a head begins.
+            // Later bytes may belong to the connection itself, so the start of a request head is
+            // unknown. No header timeout applies.
             let expired = timers.expired(&limits, None);
             drive(pin!(connection), drain, expired, http2::Connection::graceful_shutdown).await;
         } else {
-            // No `pipeline_flush`: with it hyper holds an answer back, or loses it, while more bytes have come in. Room
-            // for more than the head may have, so that it is refused here, in words.
+            // No `pipeline_flush`: with it, hyper delays or loses a response while more input
+            // arrives. The buffer is larger than the limit for headers. An oversized head is
+            // therefore rejected here, with a problem body.
             let connection = http1::Builder::new()
                 .half_close(true)
                 .header_read_timeout(None)
@@ -146,7 +148,7 @@ impl<R: Handler> HttpService<R> {
 }
 
 impl<R: Handler> HttpService<R> {
-    /// An answer, during which the connection is not idle.
+    /// Returns the response to a request. The connection does not count as idle meanwhile.
     async fn respond(
         self,
         mut request: Request<Incoming>,

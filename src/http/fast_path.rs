@@ -1,9 +1,10 @@
-//! HTTP/1.1 as the clients of a cache speak it: one plain request behind another.
+//! The fast path of HTTP/1.1: simple requests, one after another, served without hyper.
 //!
-//! What hyper does for a request in general takes several times as long as a read from memory does, so the plain ones are
-//! taken up here. The rule: nothing is taken up that is not understood whole. From the first request on that is of another
-//! kind the connection is hyper's, with every byte that is not answered, and all verdicts on what is not plain are given
-//! there and nowhere else.
+//! The general processing of a request in hyper takes several times as long as a cache hit. Simple
+//! requests are therefore processed here. The rule: a request is processed here only if every part
+//! of it is understood. The first other request hands the connection to hyper, with all unprocessed
+//! bytes. Only hyper's side rejects requests that are not simple; otherwise the two paths could
+//! differ.
 
 use std::future::poll_fn;
 use std::io;
@@ -25,10 +26,11 @@ use super::timers::ConnectionTimers;
 use crate::net::{ClientStream, WriteBuf};
 use crate::sync::CountGuard;
 
-/// The date that answers have (RFC 9110, section 6.6.1), and the end of their heads behind it.
+/// The `Date` header of responses (RFC 9110, section 6.6.1) and the empty line that ends their
+/// heads.
 struct DateHeader {
     text: String,
-    /// Until then it is that.
+    /// The end of the second for which `text` is valid.
     until: Instant,
 }
 
@@ -50,34 +52,34 @@ impl DateHeader {
     }
 }
 
-/// A connection whose requests have all been plain so far.
+/// A connection that has received only simple requests so far.
 pub(super) struct FastPath<R> {
     stream: ClientStream,
     http: HttpService<R>,
     timers: Arc<ConnectionTimers>,
     input: BytesMut,
     parser: HeadParser,
-    /// So much of the input is known to hold no whole head.
+    /// The number of input bytes that are known to hold no complete head.
     scanned: usize,
-    /// Whether no request was taken up yet.
+    /// Whether no request has been processed yet.
     is_first: bool,
     output: WriteBuf,
-    /// When something last came that is to be looked at.
+    /// The time of the last read, or of the last awaited response.
     now: Instant,
     date: DateHeader,
 }
 
-/// How a connection goes on after its last plain request.
+/// The continuation of a connection after its last simple request.
 pub(super) enum Handover {
-    /// Not at all.
+    /// The connection is closed.
     Closed,
-    /// As hyper says, with these bytes first.
+    /// The connection continues in hyper, which first receives these bytes.
     Http1(ClientStream, Bytes),
-    /// The same, and it began with these bytes.
+    /// The same for HTTP/2; the connection began with these bytes.
     Http2(ClientStream, Bytes),
 }
 
-/// What is to be done once all answers are written.
+/// The next step after all pending responses are written.
 enum Next {
     ParseMore,
     Read,
@@ -85,17 +87,17 @@ enum Next {
     HandOver,
 }
 
-/// An answer that is to come.
+/// A response that is not ready yet.
 struct PendingResponse {
     response: Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>,
     wants_body: bool,
 }
 
-/// Bytes asked for at once.
+/// The free space for each read, in bytes.
 const READ_CHUNK: usize = 8 << 10;
-/// So many bytes of answers are written before more requests are taken up.
+/// The number of pending response bytes that are written before more requests are processed.
 const WRITE_HIGH_WATER: usize = 64 << 10;
-/// How long the end of a connection may take to be said.
+/// The timeout for closing the stream.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<R: Handler> FastPath<R> {
@@ -119,7 +121,7 @@ impl<R: Handler> FastPath<R> {
         }
     }
 
-    /// Answers plain requests for as long as no other comes.
+    /// Serves simple requests until another kind arrives or the connection ends.
     pub(super) async fn run(mut self) -> Handover {
         loop {
             let next = self.parse_requests();
@@ -130,7 +132,7 @@ impl<R: Handler> FastPath<R> {
                 Next::ParseMore => {}
                 Next::Read => match self.read().await {
                     Ok(1..) => {}
-                    // What a part of a head is worth, hyper says.
+                    // hyper decides about an incomplete head.
                     Ok(0) if !self.input.is_empty() => return self.hand_over(),
                     Ok(0) => {
                         _ = timeout(CLOSE_TIMEOUT, self.stream.shutdown()).await;
@@ -144,7 +146,7 @@ impl<R: Handler> FastPath<R> {
         }
     }
 
-    /// Takes up what has come in, as far as it is plain and can be answered at once.
+    /// Processes the received requests that are simple and can be answered at once.
     fn parse_requests(&mut self) -> Next {
         while !self.input.is_empty() {
             if self.timers.should_close() {
@@ -185,7 +187,7 @@ impl<R: Handler> FastPath<R> {
                 self.input.advance(length);
                 self.timers.activity.mark_unconsumed(self.now);
             } else {
-                // So what comes next is read to where this was.
+                // Clearing makes the next read reuse the same memory.
                 self.input.clear();
             }
             if let FastPathResult::Pending(response) = taken {
@@ -195,14 +197,14 @@ impl<R: Handler> FastPath<R> {
         Next::Read
     }
 
-    /// The input is no whole head yet. One that is longer than any may be is refused by hyper.
+    /// Waits for the rest of a head. hyper rejects a head above the size limit.
     fn need_more(&mut self) -> Next {
         self.scanned = self.input.len();
         let most = self.http.limits.max_header.saturating_add(LONGEST_TARGET);
         if self.scanned > most { Next::HandOver } else { Next::Read }
     }
 
-    /// Whether it is to be seen yet if HTTP/2 is spoken.
+    /// Whether the input may be the beginning of the HTTP/2 preface.
     fn may_be_preface(&self) -> bool {
         self.input.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&self.input)
     }
@@ -216,7 +218,8 @@ impl<R: Handler> FastPath<R> {
             let before = self.output.len();
             let written = self.output.poll_write(Pin::new(&mut self.stream), cx);
             has_waited |= written.is_pending();
-            // What is taken at once is taken when it was asked for, or when it came from Redis.
+            // A write that completes at once needs no timestamp. Its request, or the reply from
+            // Redis, was recorded at the same time.
             if has_waited && self.output.len() < before {
                 self.timers.activity.record_written(Instant::now());
             }
@@ -226,7 +229,8 @@ impl<R: Handler> FastPath<R> {
         .await
     }
 
-    /// How many bytes have come; none, if there will be no more, or none are wanted.
+    /// Returns the number of bytes read. Zero means that the input has ended or that the connection
+    /// should close.
     async fn read(&mut self) -> io::Result<usize> {
         if self.input.capacity() - self.input.len() < READ_CHUNK / 2 {
             self.input.reserve(READ_CHUNK);

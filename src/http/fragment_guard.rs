@@ -1,29 +1,31 @@
-//! Finds request lines of HTTP/1 that have a fragment.
+//! Finds HTTP/1 request lines with a fragment.
 //!
-//! No client may send a `#` in a request target (RFC 9112, section 3.2), but the http crate cuts the target there
-//! without a word, and another key than the one asked for would be read. So the bytes are looked at as they come in:
-//! a request line is the first line that is not empty after the start or after the empty line that ends a head. The
-//! bodies of requests, of which none here has a use, are taken for lines too; that can misplace a verdict on requests
-//! behind a body, no more.
+//! A client must not send a `#` in a request target (RFC 9112, section 3.2). The http crate
+//! silently cuts the target at the `#`, so a key other than the requested one would be read. The
+//! received bytes are therefore inspected. A request line is the first non-empty line at the start,
+//! or after the empty line that ends a head.
+//!
+//! Request bodies are unused here, and their lines are inspected as well. This can misattribute a
+//! fragment to a request behind a body, and has no other effect.
 
-/// Where in a request the next byte is.
+/// The position of the next byte within a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum LineState {
-    /// At the start of a line that is the request line, unless it is empty.
+    /// The start of the request line, or of an empty line before it.
     BeforeRequest,
-    /// In the request line.
+    /// The request line.
     RequestLine,
-    /// At the start of a header line, which ends the head if it is empty.
+    /// The start of a header line, or of the empty line that ends the head.
     BeforeHeader,
-    /// In a header line.
+    /// A header line.
     HeaderLine,
 }
 
-/// Follows the lines of a connection.
+/// Tracks the request lines of a connection.
 #[derive(Debug)]
 pub(crate) struct RequestLines {
     state: LineState,
-    /// Request lines begun so far.
+    /// The number of request lines begun so far.
     requests: usize,
 }
 
@@ -32,8 +34,8 @@ impl RequestLines {
         Self { state: LineState::BeforeRequest, requests: 0 }
     }
 
-    /// Takes the next bytes of the connection. Returns the number, counted from 1, of the first request in them whose
-    /// request line has a `#`.
+    /// Inspects the next bytes of the connection. Returns the number, counted from 1, of the first
+    /// request in them with a `#` in its request line.
     pub(crate) fn inspect(&mut self, mut bytes: &[u8]) -> Option<usize> {
         let mut bad = None;
         while let Some(&first) = bytes.first() {
@@ -52,7 +54,7 @@ impl RequestLines {
     }
 
     fn begin_line(&mut self, first: u8) {
-        // An empty line is "\n" or "\r\n"; a carriage return says nothing yet.
+        // An empty line is "\n" or "\r\n". A carriage return alone does not decide.
         if matches!(first, b'\r' | b'\n') {
             return;
         }

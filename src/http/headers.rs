@@ -1,10 +1,10 @@
-//! The headers of answers with values, and those of requests that they depend on.
+//! The headers of responses with values, and the request headers that affect them.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::cache::{Answer, Freshness, Outcome, ReadMode, Value};
 
-/// Where an answer came from, and how old it is.
+/// Adds `Cache-Status`, and `Age` if the answer comes from memory.
 pub(super) fn put_cache_headers(answer: &Answer, headers: &mut HeaderMap) {
     insert_header(headers, CACHE_STATUS, cache_status(answer).as_bytes());
     if answer.outcome.from_memory() {
@@ -13,18 +13,18 @@ pub(super) fn put_cache_headers(answer: &Answer, headers: &mut HeaderMap) {
 }
 
 pub(super) fn insert_header(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) {
-    // What no header may hold, none of ours does.
+    // No value here contains a byte that is invalid in a header, so no header is skipped.
     if let Ok(value) = HeaderValue::from_bytes(value) {
         headers.insert(name, value);
     }
 }
 
-/// RFC 9211.
+/// The `Cache-Status` header (RFC 9211).
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// The tag of a value, in its quotes.
+/// Returns the entity tag of a value, with its quotes.
 pub(super) fn etag(value: Value<'_>) -> [u8; 34] {
-    /// The digits of each byte.
+    /// The two hexadecimal digits of each byte.
     static DIGITS: [[u8; 2]; 256] = {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut of_all = [[0; 2]; 256];
@@ -42,13 +42,14 @@ pub(super) fn etag(value: Value<'_>) -> [u8; 34] {
     text
 }
 
-/// Whether a member of `If-None-Match` is this tag or any (RFC 9110, section 13.1.2: compared weakly).
+/// Whether a member of `If-None-Match` is `*` or matches this entity tag (RFC 9110, section 13.1.2:
+/// weak comparison).
 pub(super) fn weakly_matches(tag: &[u8], etag: &[u8]) -> bool {
     tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
 }
 
-/// What the `Cache-Control` headers of a request ask for (RFC 9111, section 5.2.1): `no-cache` wants nothing that is not
-/// known to be current, and so does `max-age=0`.
+/// Returns the read mode for a request's `Cache-Control` headers (RFC 9111, section 5.2.1).
+/// `no-cache` and `max-age=0` require a value that is known to be current.
 pub(super) fn read_mode<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> ReadMode {
     let current = |directive: &[u8]| {
         directive.eq_ignore_ascii_case(b"no-cache") || directive.eq_ignore_ascii_case(b"max-age=0")
@@ -56,7 +57,7 @@ pub(super) fn read_mode<'a>(cache_control: impl Iterator<Item = &'a [u8]>) -> Re
     if any_list_member(cache_control, current) { ReadMode::NoCache } else { ReadMode::Default }
 }
 
-/// Whether any member of the lists that headers have is `wanted`.
+/// Whether any member of the comma-separated `lists` is `wanted`.
 pub(super) fn any_list_member<'a>(
     mut lists: impl Iterator<Item = &'a [u8]>,
     wanted: impl Fn(&[u8]) -> bool,
@@ -64,7 +65,8 @@ pub(super) fn any_list_member<'a>(
     lists.any(|list| list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).any(&wanted))
 }
 
-/// RFC 9211: where the answer came from, and for how much longer it would be given from memory.
+/// Returns the `Cache-Status` value (RFC 9211): the source of the answer and its remaining time in
+/// the cache.
 fn cache_status(answer: &Answer) -> String {
     let mut text = String::with_capacity(48);
     text.push_str(match answer.outcome {
@@ -80,7 +82,7 @@ fn cache_status(answer: &Answer) -> String {
     };
     match answer.freshness {
         Freshness::Fresh { remaining } => add("; ttl=", remaining.as_secs()),
-        // Never "-0": what is past is past by a second at least.
+        // Rounded up by one second, otherwise the value could be "-0".
         Freshness::Stale { past } => add("; ttl=-", past.as_secs() + 1),
         Freshness::Expired => {}
     }

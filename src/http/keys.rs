@@ -1,9 +1,9 @@
 //! Reads over HTTP: `GET` and `HEAD /keys/{key}`.
 //!
-//! The key is the rest of the path, percent-decoded to bytes; the body is the value, byte for byte. What the
-//! answer is worth is told by the standard headers: a strong `ETag` (RFC 9110, section 8.8.3), `Age` (RFC 9111,
-//! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC 9457) that say
-//! what was wrong with the request and nothing about what is behind the proxy.
+//! The key is the rest of the path, percent-decoded to bytes. The body is the value, byte for byte.
+//! Standard headers describe the value: a strong `ETag` (RFC 9110, section 8.8.3), `Age` (RFC 9111,
+//! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC
+//! 9457): they describe the fault of the request and nothing behind the proxy.
 
 use std::borrow::Cow;
 use std::iter;
@@ -33,8 +33,8 @@ use crate::telemetry::spans::{self, Route};
 
 const PREFIX: &str = "/keys/";
 
-/// The routes of this front end: `/keys/`, past any router since it is most of all that is asked for, and every path that
-/// is nobody else's.
+/// The routes of this front end. `/keys/` bypasses the router, because most requests are for it.
+/// All other paths go to `others`.
 #[derive(Clone)]
 pub struct Keys {
     http: Arc<KeyHandler>,
@@ -44,12 +44,14 @@ pub struct Keys {
 struct KeyHandler {
     proxy: Proxy,
     settings: Settings,
-    /// What stands in the head of an answer with a fresh value between its tag and how long it stays so.
+    /// The bytes between the entity tag and the remaining time in the head of a response with a
+    /// fresh value.
     after_etag: Vec<u8>,
 }
 
 impl Keys {
-    /// Serves reads through `proxy`, and beside them the routes of `others`.
+    /// Creates a handler that serves reads through `proxy`, and all other paths by the routes of
+    /// `others`.
     pub fn new(proxy: Proxy, settings: Settings, others: Router) -> Self {
         let others = others.fallback(no_route);
         let cache_control = settings.cache_control.0.as_bytes();
@@ -67,7 +69,7 @@ impl Handler for Keys {
         }
         let span = spans::request_span(&request, Route::Keys);
         let response = respond(&self.http, &request, &span);
-        // Nothing is entered and left again where nobody wants a span.
+        // A disabled span skips the cost of entering and leaving it.
         let response = if span.is_disabled() {
             response.await
         } else {
@@ -88,7 +90,7 @@ impl Handler for Keys {
             .strip_prefix(PREFIX.as_bytes())
             .map(|escaped| self.http.parse_key(escaped))
         {
-            // A span is made of all that a request has.
+            // A span needs the whole request, which the fast path does not have.
             Some(Ok(key)) if !spans::is_enabled() => {
                 self.http.respond_simple(&key, request, now, answer)
             }
@@ -137,7 +139,7 @@ impl KeyHandler {
         self.proxy.get(FrontEnd::Http, &key, read_mode, span).await.map_err(RequestError::Backend)
     }
 
-    /// The key of this name, if it may be asked for.
+    /// Returns the decoded key, if it may be read. Runs before any lookup (invariant A4).
     fn parse_key<'a>(&self, escaped: &'a [u8]) -> Result<Cow<'a, [u8]>, RequestError> {
         let key = percent_decode(escaped).map_err(RequestError::BadEscape)?;
         if key.is_empty() {
@@ -152,7 +154,7 @@ impl KeyHandler {
         Ok(key)
     }
 
-    /// Gives what is in memory to a plain request, or asks for it.
+    /// Answers a simple request from memory, or returns the pending fetch.
     fn respond_simple(
         self: &Arc<Self>,
         key: &[u8],
@@ -164,7 +166,7 @@ impl KeyHandler {
         let read_mode = read_mode(request.values("cache-control"));
         let found = if read_mode == ReadMode::Default { self.proxy.lookup(key, now) } else { None };
         let Some(found) = found else {
-            // One list is as good as several.
+            // One list is equivalent to several headers.
             let tags = none_match.collect::<Vec<_>>().join(&b',');
             let (http, key) = (Arc::clone(self), key.to_vec());
             return FastPathResult::Pending(Box::pin(async move {
@@ -188,7 +190,8 @@ impl KeyHandler {
         FastPathResult::Done
     }
 
-    /// Gives a fresh value from memory, as [`answer`](Self::answer) would say it, but without making a map of its headers.
+    /// Writes a fresh value from memory. The result equals that of
+    /// [`response_for`](Self::response_for), but needs no header map.
     fn write_fresh(
         &self,
         value: Value<'_>,
@@ -226,21 +229,21 @@ impl KeyHandler {
             return response;
         }
         let mut response = Response::new(value.to_bytes());
-        // For all that are put in, so that it grows but once.
+        // Space for all headers, so that the map grows only once.
         response.headers_mut().reserve(HEADERS);
         self.put_value_headers(answer, value, response.headers_mut());
         response
     }
 
-    /// What the answer that has the value says of it; how long it is, whoever sends it says.
+    /// Adds the headers of a response with the value. The sender of the body adds `Content-Length`.
     fn put_value_headers(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        // A value is data, whatever a browser takes it for.
+        // A value is plain data. Without this header a browser may guess another type.
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         self.put_validators(answer, value, headers);
     }
 
-    /// Which value it is, and how things stand with it.
+    /// Adds the entity tag, `Cache-Control` and the cache headers.
     fn put_validators(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
         insert_header(headers, header::ETAG, &etag(value));
         headers.insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
@@ -248,10 +251,11 @@ impl KeyHandler {
     }
 }
 
-/// As many headers as an answer has.
+/// The number of headers for which a response reserves space.
 const HEADERS: usize = 8;
 
-/// The headers of an answer alone (RFC 9110, section 9.3.2), the length of the body among them.
+/// Removes the body for a `HEAD` request (RFC 9110, section 9.3.2), and adds the length that it
+/// had.
 fn without_body(mut response: Response<Bytes>) -> Response<Body> {
     if response.status() != StatusCode::NOT_MODIFIED {
         let length = HeaderValue::from(response.body().len());

@@ -1,4 +1,4 @@
-//! HTTP: reads of keys, the operator's routes, and the connections that both come over.
+//! HTTP: reads of keys, the operator's routes, and the connections that carry both.
 
 mod admin;
 mod connection;

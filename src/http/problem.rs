@@ -1,4 +1,4 @@
-//! Problem details (RFC 9457): the body of every answer that is an error.
+//! Problem details (RFC 9457): the body of every error response.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -10,14 +10,14 @@ use crate::backend::BackendError;
 use crate::key::BadEscape;
 use crate::settings::ByteSize;
 
-/// What went wrong, for the client.
+/// A type of problem that is reported to the client.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProblemType {
-    /// The status of the answer.
+    /// The status of the response.
     pub(crate) status: StatusCode,
-    /// The last word of the problem's type.
+    /// The last segment of the problem's type URN.
     pub(crate) name: &'static str,
-    /// What went wrong in general; what is particular goes into the detail.
+    /// The general description. The details of one occurrence belong in `detail`.
     pub(crate) title: &'static str,
 }
 
@@ -26,7 +26,7 @@ impl ProblemType {
         Self { status, name, title }
     }
 
-    /// The JSON of the problem.
+    /// Returns the JSON body of the problem.
     pub(crate) fn body(&self, detail: Option<&str>) -> String {
         let Self { status, name, title } = self;
         let problem_type = format!("urn:redis-proxy:problem:{name}");
@@ -37,7 +37,7 @@ impl ProblemType {
         body.to_string()
     }
 
-    /// The whole answer.
+    /// Returns the complete response. `detail` describes this occurrence.
     pub(crate) fn response<B: From<String>>(&self, detail: Option<&str>) -> Response<B> {
         let body = self.body(detail);
         let length = body.len();
@@ -48,14 +48,14 @@ impl ProblemType {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            // A second is longer than a lost link is left alone.
+            // By default, the supervisor retries a lost connection in less than one second.
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
 }
 
-/// Why a request gets no value.
+/// The reasons for which a request gets no value.
 #[derive(Debug)]
 pub(super) enum RequestError {
     NoRoute,
@@ -180,7 +180,8 @@ const INVALID_REQUEST: ProblemType = ProblemType::new(
     "There is more than one Authorization header",
 );
 
-/// What a request is answered that shows no token, or not the right one.
+/// Returns the response to a request that `denied` rejects, with the challenge of RFC 6750. `HEAD`
+/// gets no body.
 pub(super) fn denied_response(denied: AuthError, method: &Method) -> Response<Body> {
     let (problem_type, challenge) = match denied {
         AuthError::MissingToken => (UNAUTHORIZED, "Bearer realm=\"redis-proxy\""),

@@ -1,56 +1,57 @@
-//! The head of a plain request: `GET` or `HEAD` of a path over HTTP/1.1, with nothing behind it.
+//! The head of a simple request: `GET` or `HEAD` of a path over HTTP/1.1, without a body.
 //!
-//! Whether a request is plain is decided by what it has not: no body, nothing about how the connection goes on, and nothing
-//! that would be read in more than one way. What is not known to be plain is not, and no verdict on it is given here.
-//! httparse, which hyper reads heads with as well, finds its parts. What is behind the path is nearly always the same in all
-//! requests of a connection, and then it is compared instead: the same bytes have the same parts.
+//! A request is simple if it has no body, no field that affects the connection, and no ambiguous
+//! part. Every other request counts as complex, and is not rejected here. httparse finds the parts
+//! of a head, and hyper uses it as well. The bytes after the path are nearly always the same in all
+//! requests of a connection. In that case they are only compared: equal bytes have equal parts.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use httparse::{Header, Request, Status};
 
-/// Lines of the head that a plain request has at most, the first not counted.
+/// The maximum number of header fields of a simple request.
 const MAX_FIELDS: usize = 32;
-/// What is longer than this behind the path is not kept for the next request.
+/// The maximum length of the bytes after the path that are remembered for the next request.
 const MAX_REMEMBERED: usize = 1 << 10;
 
-/// Reads the heads of one connection's requests.
+/// Parses the request heads of one connection.
 #[derive(Default)]
 pub(super) struct HeadParser {
-    /// What was behind the path of the last plain request, from the version to the empty line; nothing, if it was too long.
+    /// The bytes after the path of the last simple request, from the version to the empty line.
+    /// Empty if they were too long.
     remembered: Vec<u8>,
-    /// The fields of the last plain request, in what was behind its path.
+    /// The fields of the last simple request, as ranges of the bytes after its path.
     fields: Vec<Field>,
 }
 
-/// Where a field stands.
+/// The position of a field.
 struct Field {
     name: Range<usize>,
     value: Range<usize>,
 }
 
-/// What a connection's next bytes are.
+/// The result of parsing the next bytes of a connection.
 pub(super) enum ParsedHead<'a> {
-    /// Not whole yet.
+    /// The head is incomplete.
     Incomplete,
-    /// A plain request, and how many bytes it has.
+    /// A simple request, with its length in bytes.
     Simple(SimpleRequest<'a>, usize),
-    /// Anything else.
+    /// Any other input.
     Complex,
 }
 
-/// `GET` or `HEAD` of a path, without a body.
+/// A `GET` or `HEAD` of a path, without a body.
 pub struct SimpleRequest<'a> {
     path: &'a [u8],
     wants_body: bool,
-    /// What is behind the path.
+    /// The bytes after the path.
     rest: &'a [u8],
     fields: &'a [Field],
 }
 
 impl HeadParser {
-    /// Looks at `bytes`, which begin where a request does.
+    /// Parses `bytes`, which begin at the start of a request.
     pub(super) fn parse<'a>(&'a mut self, bytes: &'a [u8]) -> ParsedHead<'a> {
         if let Some((wants_body, path, length)) = self.parse_same(bytes) {
             return ParsedHead::Simple(
@@ -85,7 +86,8 @@ impl HeadParser {
         ParsedHead::Simple(SimpleRequest { path, wants_body, rest, fields: &self.fields }, length)
     }
 
-    /// The request in front, if behind its path it is the last one again: whether it wants the body, its path, its length.
+    /// Parses a request that equals the last one after its path. Returns whether it wants a body,
+    /// its path, and its length in bytes.
     fn parse_same<'a>(&self, bytes: &'a [u8]) -> Option<(bool, &'a [u8], usize)> {
         let (wants_body, target) = match bytes {
             [b'G', b'E', b'T', b' ', target @ ..] => (true, target),
@@ -100,7 +102,8 @@ impl HeadParser {
         is_same.then(|| (wants_body, path, bytes.len() - rest.len() + 1 + self.remembered.len()))
     }
 
-    /// Keeps what is behind the path of a plain request, if it is not too long, and where its fields are in it.
+    /// Remembers the bytes after the path of a simple request and the positions of its fields.
+    /// Returns whether the bytes fit.
     fn remember(&mut self, rest: &[u8], headers: &[Header<'_>]) -> bool {
         let field = |header: &Header<'_>| Field {
             name: subslice_range(header.name.as_bytes(), rest),
@@ -117,25 +120,25 @@ impl HeadParser {
     }
 }
 
-/// Where `part`, which is one of `whole`, stands in it.
+/// Returns the range of `part` within `whole`, which contains it.
 fn subslice_range(part: &[u8], whole: &[u8]) -> Range<usize> {
-    // One without bytes may be anywhere.
+    // An empty slice may point anywhere.
     let from = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
     if part.is_empty() { 0..0 } else { from..from + part.len() }
 }
 
 impl SimpleRequest<'_> {
-    /// The path, as it was sent.
+    /// Returns the path as it was sent.
     pub fn path(&self) -> &[u8] {
         self.path
     }
 
-    /// Whether the answer is to have its body; that to `HEAD` has none.
+    /// Whether the response has a body, which a response to `HEAD` has not.
     pub fn wants_body(&self) -> bool {
         self.wants_body
     }
 
-    /// The values of all fields of this name, which is in small letters.
+    /// Returns the values of all fields with this name, which must be in lower case.
     pub fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> + Clone {
         let matches = move |field: &&Field| {
             self.rest[field.name.clone()].eq_ignore_ascii_case(name.as_bytes())
@@ -143,14 +146,17 @@ impl SimpleRequest<'_> {
         self.fields.iter().filter(matches).map(|field| &self.rest[field.value.clone()])
     }
 
-    /// How large the fields are, as they came.
+    /// Returns the size of all fields as received, in bytes.
     pub(super) fn size(&self) -> usize {
         self.fields.iter().map(|field| field_size(field.name.len(), field.value.len())).sum()
     }
 }
 
-/// Whether they name the host once (RFC 9112, section 3.2) and none of them frames a body, asks something of the connection,
-/// or waits to be asked on.
+/// Whether the fields are those of a simple request:
+///
+/// - Exactly one field is `Host` (RFC 9112, section 3.2).
+/// - No field frames a body or affects the connection.
+/// - No field expects an interim response.
 fn has_simple_fields(fields: &[Header<'_>]) -> bool {
     const NOT_SIMPLE: [&str; 8] = [
         "content-length",
@@ -172,12 +178,13 @@ fn has_simple_fields(fields: &[Header<'_>]) -> bool {
     fields.iter().filter(|field| is(field, "host")).count() == 1 && fields.iter().all(is_simple)
 }
 
-/// How large a field is whose name and value are so long, as it came.
+/// Returns the size of a field as received, in bytes, given the lengths of its name and value.
 pub(super) fn field_size(name: usize, value: usize) -> usize {
     name + value + ": \r\n".len()
 }
 
-/// The bytes of a path that mean themselves (RFC 3986, section 3.3, and the braces, which many a key has).
+/// The bytes that a simple path may contain: those of RFC 3986, section 3.3, and braces, which are
+/// common in keys.
 static PATH_BYTES: [bool; 256] = {
     const ITSELF: &[u8] =
         b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@%/{}";
@@ -190,12 +197,13 @@ static PATH_BYTES: [bool; 256] = {
     plain
 };
 
-/// Whether it is a path and nothing but.
+/// Whether a request target is only a path.
 fn is_simple_path(path: &[u8]) -> bool {
     path.starts_with(b"/") && path.iter().all(|byte| PATH_BYTES[usize::from(*byte)])
 }
 
-/// Whether the empty line that ends a head is in `bytes`, if it was not in the first `scanned` of them.
+/// Whether `bytes` contain the empty line that ends a head, given that the first `scanned` bytes do
+/// not.
 pub(super) fn has_empty_line(bytes: &[u8], scanned: usize) -> bool {
     let bytes = &bytes[scanned.saturating_sub(b"\n\r".len())..];
     let ends = |at: usize| matches!(&bytes[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]);
@@ -230,7 +238,7 @@ mod tests {
         }
     }
 
-    /// The values of all fields, as they are found by their names.
+    /// Returns the values of all fields, looked up by name.
     fn fields(head: &ParsedHead<'_>) -> Vec<Vec<u8>> {
         let ParsedHead::Simple(request, _) = head else { return Vec::new() };
         ["host", "x", "accept"]

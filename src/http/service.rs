@@ -1,4 +1,4 @@
-//! What answers requests, and what it answers with, between the connection and the routes.
+//! The service between connections and routes: the handler of requests and the writer of responses.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,24 +17,24 @@ use crate::access::BearerAuth;
 use crate::metrics::RejectCounter;
 use crate::net::WriteBuf;
 
-/// What holds for the connections of a listener.
+/// The limits of a listener's connections.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// How long a connection may go without moving a byte while no request is being answered.
+    /// The longest time without any byte sent or received while no request is in flight.
     pub idle_timeout: Duration,
-    /// How long the head of a request may take to arrive.
+    /// The longest time that the head of a request may take to arrive.
     pub header_timeout: Duration,
-    /// How large the headers of a request may be, in bytes.
+    /// The maximum size of a request's headers, in bytes.
     pub max_header: usize,
 }
 
-/// What answers requests.
+/// A handler of requests.
 pub trait Handler: Clone + Send + Sync + 'static {
-    /// The answer to `request`.
+    /// Returns the response to `request`.
     fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 
-    /// Takes up a plain request, of which [`answer`](Self::answer) would make the same; the bytes of it came in at `now`.
-    /// By default all are left to that.
+    /// Answers a simple request that arrived at `_now`, exactly as [`handle`](Self::handle) would.
+    /// The default implementation leaves every request to `handle`.
     fn handle_simple(
         &self,
         _request: &SimpleRequest<'_>,
@@ -52,7 +52,7 @@ impl Handler for Router {
     }
 }
 
-/// The routes that are served, and what holds for who asks.
+/// The routes of a listener, with its limits and authentication.
 #[derive(Clone)]
 pub struct HttpService<R> {
     pub(super) handler: R,
@@ -61,12 +61,13 @@ pub struct HttpService<R> {
 }
 
 impl<R: Handler> HttpService<R> {
-    /// Serves `handler` within `limits`, to everybody or to whom the `auth` lets through; the others are counted.
+    /// Creates a service that runs `handler` within `limits`. With `auth`, rejected requests are
+    /// counted; without it, every request passes.
     pub fn new(handler: R, limits: Limits, auth: Option<(BearerAuth, RejectCounter)>) -> Self {
         Self { handler, limits: Arc::new(limits), auth }
     }
 
-    /// Whether no verdict stands against a plain request before it is routed.
+    /// Whether a simple request passes all checks that precede routing.
     pub(super) fn admits(&self, request: &SimpleRequest<'_>) -> bool {
         let admits = |(auth, _): &(BearerAuth, RejectCounter)| {
             auth.is_authorized(request.values("authorization"))
@@ -75,23 +76,23 @@ impl<R: Handler> HttpService<R> {
     }
 }
 
-/// What a client of HTTP/2 with prior knowledge says first (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 client with prior knowledge (RFC 9113, section 3.4).
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The longest request target that hyper takes.
+/// The longest request target that hyper accepts, in bytes.
 pub(super) const LONGEST_TARGET: usize = 64 << 10;
 
-/// What becomes of a plain request.
+/// The result of the fast path for a simple request.
 pub enum FastPathResult {
-    /// It is answered.
+    /// The response is written.
     Done,
-    /// It will be answered so, once this is ready.
+    /// This future returns the response.
     Pending(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
-    /// It is left to [`Handler::answer`].
+    /// The request is left to [`Handler::handle`].
     Fallback,
 }
 
-/// Where the answer to a plain request is written.
+/// The writer of a response to a simple request.
 pub struct ResponseWriter<'a> {
     pub(super) output: &'a mut WriteBuf,
     /// The last lines of the head.
@@ -101,7 +102,8 @@ pub struct ResponseWriter<'a> {
 }
 
 impl ResponseWriter<'_> {
-    /// Writes a part of the head, which begins with the line of the status and is ended by [`body`](Self::body).
+    /// Writes a part of the head. The head begins with the status line, and
+    /// [`write_body`](Self::write_body) ends it.
     #[inline]
     pub fn write_head(&mut self, part: &[u8]) {
         self.output.tail().put_slice(part);
@@ -114,8 +116,8 @@ impl ResponseWriter<'_> {
         self.write_head(b"\r\n");
     }
 
-    /// Writes how long the body is, what every answer has, and the body, if it is wanted. `whole` makes the same bytes, to be
-    /// kept until they are written, and is asked only for many.
+    /// Writes `Content-Length`, the common last headers, and the body if it is wanted. `whole`
+    /// returns the same bytes as an owned buffer, and is called only for large bodies.
     #[inline]
     pub fn write_body(mut self, body: &[u8], whole: impl FnOnce() -> Bytes) {
         self.write_head(b"content-length: ");
@@ -124,7 +126,7 @@ impl ResponseWriter<'_> {
         self.finish(body, whole);
     }
 
-    /// Writes a whole answer.
+    /// Writes a complete response.
     pub fn write_response(mut self, response: &Response<Bytes>) {
         let (status, headers) = (response.status(), response.headers());
         self.write_head(b"HTTP/1.1 ");
@@ -133,7 +135,8 @@ impl ResponseWriter<'_> {
         self.write_head(status.canonical_reason().unwrap_or_default().as_bytes());
         self.write_head(b"\r\n");
         headers.iter().for_each(|(name, value)| self.write_field(name.as_str(), value.as_bytes()));
-        // One that says nothing of a body does not say either that there is none (RFC 9110, section 8.6).
+        // A 304 needs no length. Without one, it does not claim that the body is empty (RFC 9110,
+        // section 8.6).
         let says_enough =
             status == StatusCode::NOT_MODIFIED || headers.contains_key(header::CONTENT_LENGTH);
         let (body, whole) = (response.body(), || response.body().clone());

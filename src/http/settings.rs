@@ -1,4 +1,4 @@
-//! What can be configured of reads over HTTP and of the operator's routes.
+//! The configuration of reads over HTTP and of the operator's routes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,43 +13,43 @@ use crate::settings::{
     self, ByteSize, Listen, RuleViolation, out_of_range, violations, zero_timeouts,
 };
 
-/// `[http]`
+/// The section `[http]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where reads are served.
+    /// The listen address for reads.
     pub listen: Listen,
-    /// Whether strangers may reach it although nothing asks them who they are.
+    /// Whether the listener may be reachable from other hosts without authentication.
     pub allow_unprotected: bool,
-    /// A file of tokens, of which whoever asks must send one; empty: nobody has to.
+    /// The file of bearer tokens; empty: no token is required.
     pub tokens_file: PathBuf,
     /// The listener's certificate; empty: no TLS.
     pub tls_cert_file: PathBuf,
-    /// Its key.
+    /// The private key of the certificate.
     pub tls_key_file: PathBuf,
-    /// The authorities one of which must have signed a client's certificate; empty: clients need none.
+    /// The authorities that sign client certificates; empty: clients need no certificate.
     pub tls_client_ca_file: PathBuf,
-    /// How long the beginning of TLS may take.
+    /// The timeout of the TLS handshake.
     #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
-    /// The keys that are given out; none: all.
+    /// The keys that the listener serves; empty: all.
     pub allow_keys: KeyAllowlist,
-    /// Connections at most.
+    /// The maximum number of connections.
     #[serde(with = "settings::count")]
     pub max_connections: usize,
-    /// How long a connection may go without moving a byte while no request is being answered.
+    /// The longest time without any byte sent or received while no request is in flight.
     #[serde(with = "settings::duration")]
     pub idle_timeout: Duration,
-    /// How long the head of a request may take to arrive.
+    /// The longest time that the head of a request may take to arrive.
     #[serde(with = "settings::duration")]
     pub header_timeout: Duration,
-    /// How large the headers of a request may be.
+    /// The maximum size of a request's headers.
     pub max_header: ByteSize,
-    /// The longest key.
+    /// The maximum length of a key.
     pub max_key: ByteSize,
-    /// The largest value that is given out.
+    /// The maximum size of a value in a response.
     pub max_value: ByteSize,
-    /// What caches further on may do with an answer.
+    /// The `Cache-Control` header of responses, for downstream caches.
     pub cache_control: CacheControl,
 }
 
@@ -76,7 +76,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What stands between strangers and the keys.
+    /// Returns the authentication that protects the keys.
     pub(crate) fn auth_requirement(&self) -> AuthRequirement {
         if self.allow_unprotected {
             AuthRequirement::Waived
@@ -89,16 +89,16 @@ impl Settings {
         }
     }
 
-    /// What holds for every connection.
+    /// Returns the limits of every connection.
     pub fn limits(&self) -> Limits {
         let Self { idle_timeout, header_timeout, max_header, .. } = *self;
         Limits { idle_timeout, header_timeout, max_header: max_header.0 }
     }
 
-    /// What is asked of whoever comes, if anything.
+    /// Returns the bearer authentication; `None` if no token is required.
     ///
     /// # Errors
-    /// The file of tokens cannot be used.
+    /// `FileError` if the file of tokens cannot be used.
     pub(crate) fn bearer_auth(&self) -> Result<Option<BearerAuth>, FileError> {
         let is_asked = !self.tokens_file.as_os_str().is_empty();
         is_asked.then(|| BearerAuth::load("http.tokens_file", self.tokens_file.clone())).transpose()
@@ -112,10 +112,10 @@ impl Settings {
         }
     }
 
-    /// TLS, if it is spoken.
+    /// Returns the TLS configuration; `None` if TLS is off.
     ///
     /// # Errors
-    /// A file that cannot be used.
+    /// `FileError` if a file cannot be used.
     pub(crate) fn tls(&self) -> Result<Option<Tls>, FileError> {
         Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &HTTP_PROTOCOLS)
     }
@@ -144,7 +144,7 @@ impl Settings {
     }
 }
 
-/// How this section calls what belongs to TLS.
+/// The names of this section's TLS keys.
 const TLS_KEYS: TlsKeys = TlsKeys {
     cert_file: "http.tls_cert_file",
     key_file: "http.tls_key_file",
@@ -152,16 +152,17 @@ const TLS_KEYS: TlsKeys = TlsKeys {
     handshake_timeout: "http.tls_handshake_timeout",
 };
 
-/// The least that hyper reads at once.
+/// The smallest buffer that hyper accepts, in bytes.
 const MIN_HEADER: usize = 8 << 10;
 
-/// The value of the `Cache-Control` header of answers.
+/// The value of the `Cache-Control` header of responses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CacheControl(pub(super) HeaderValue);
 
 impl Default for CacheControl {
-    /// To be kept, but never given again without asking here, which costs one 304.
+    /// Returns `no-cache`: a downstream cache may store a response, but must revalidate it, which
+    /// costs one 304.
     fn default() -> Self {
         Self(HeaderValue::from_static("no-cache"))
     }
@@ -186,21 +187,21 @@ impl From<CacheControl> for String {
     }
 }
 
-/// What is spoken within, in the order in which it is preferred (RFC 7301).
+/// The ALPN protocols, most preferred first (RFC 7301).
 const HTTP_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// `[admin]`
+/// The section `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminSettings {
-    /// Where the operator's routes are served; empty: beside `/keys/`.
+    /// The listen address of the operator's routes; empty: they are served beside `/keys/`.
     pub listen: Listen,
-    /// Whether strangers may reach it although nothing asks them who they are.
+    /// Whether the listener may be reachable from other hosts without authentication.
     pub allow_unprotected: bool,
-    /// Connections at most, when there is such a listener.
+    /// The maximum number of connections, if there is such a listener.
     #[serde(with = "settings::count")]
     pub max_connections: usize,
-    /// How many keys are counted at once, to tell which are read most; 0: none.
+    /// The number of keys that are counted at once to find the most read ones; 0: none.
     #[serde(with = "settings::count")]
     pub hotkeys: usize,
 }
@@ -217,7 +218,7 @@ impl Default for AdminSettings {
 }
 
 impl AdminSettings {
-    /// What stands between strangers and the figures.
+    /// Returns the authentication that protects the operator's routes.
     pub(crate) fn auth_requirement(&self) -> AuthRequirement {
         if self.allow_unprotected { AuthRequirement::Waived } else { AuthRequirement::None("") }
     }
@@ -229,5 +230,5 @@ impl AdminSettings {
     }
 }
 
-/// More keys than anybody looks at.
+/// The maximum of `admin.hotkeys`, more keys than an operator can use.
 pub(super) const MAX_HOT_KEYS: usize = 65_536;

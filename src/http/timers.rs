@@ -1,4 +1,4 @@
-//! For how long a connection may be idle, and its requests' heads may take to arrive.
+//! The timeouts of a connection: idle time, and the arrival of request heads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -10,12 +10,12 @@ use super::fragment_guard::RequestLines;
 use super::service::Limits;
 use crate::net::{Inspector, IoProgress};
 
-/// What is known about a connection from outside.
+/// The state of a connection that its timeouts depend on.
 pub(super) struct ConnectionTimers {
     pub(super) activity: Arc<IoProgress>,
-    /// The number of the first request whose request line has a fragment.
+    /// The number of the first request with a fragment in its request line.
     first_fragment: AtomicUsize,
-    /// How many hyper has taken up.
+    /// The number of requests that hyper has started to process.
     pub(super) requests: AtomicUsize,
     pub(super) in_flight: Arc<AtomicUsize>,
     is_closing: AtomicBool,
@@ -33,12 +33,12 @@ impl ConnectionTimers {
         }
     }
 
-    /// No more requests are to be waited for.
+    /// Closes the connection instead of waiting for further requests.
     pub(super) fn begin_close(&self) {
         self.is_closing.store(true, Relaxed);
     }
 
-    /// What looks for fragments in the request lines of HTTP/1.
+    /// Returns the inspector that finds fragments in HTTP/1 request lines.
     pub(super) fn fragment_inspector(self: &Arc<Self>) -> Inspector {
         let (timers, mut guard) = (Arc::clone(self), RequestLines::new());
         Box::new(move |bytes| {
@@ -48,7 +48,7 @@ impl ConnectionTimers {
         })
     }
 
-    /// Whether the request of this number, counted from 1, or one before it, has a fragment.
+    /// Whether the request with this number, counted from 1, or an earlier one has a fragment.
     pub(super) fn has_fragment(&self, number: usize) -> bool {
         self.first_fragment.load(Relaxed) <= number
     }
@@ -57,7 +57,8 @@ impl ConnectionTimers {
         self.is_closing.load(Relaxed)
     }
 
-    /// Returns when the connection has been idle for too long, or a head longer than `header_timeout` on its way.
+    /// Returns once the connection has been idle for too long, or a head has taken longer than
+    /// `header_timeout`.
     pub(super) async fn expired(&self, limits: &Limits, header_timeout: Option<Duration>) {
         loop {
             let idle = self.activity.last_transfer() + limits.idle_timeout;
@@ -69,11 +70,11 @@ impl ConnectionTimers {
                 return;
             }
             let look = if in_flight { now + BUSY_RECHECK } else { due };
-            // A head may begin at any time, and must not have begun longer ago than it may take.
+            // A head may begin at any time, so no sleep exceeds the header timeout.
             sleep_until(header_timeout.map_or(look, |timeout| look.min(now + timeout))).await;
         }
     }
 }
 
-/// How long after an answer it may be noticed that there was one.
+/// The interval of checks while a request is in flight: the end of a response is noticed within it.
 const BUSY_RECHECK: Duration = Duration::from_millis(100);

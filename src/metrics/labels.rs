@@ -1,22 +1,22 @@
 //! The values of labels.
 
-/// Who was asked.
+/// A listener, by the protocol or purpose of its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrontEnd {
     /// Reads over HTTP.
     Http,
-    /// Clients of Redis.
+    /// Redis clients.
     Resp,
-    /// The operator's listener.
+    /// Operators.
     Admin,
 }
 
 impl FrontEnd {
     pub(super) const ALL: [Self; 3] = [Self::Http, Self::Resp, Self::Admin];
-    /// Those that answer reads.
+    /// The front ends that answer reads.
     pub(super) const READERS: [Self; 2] = [Self::Http, Self::Resp];
 
-    /// The name in labels and logs.
+    /// Returns the name in labels and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -29,7 +29,7 @@ impl FrontEnd {
 /// The result of a command that a node of a cluster did not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Redirect {
-    /// It was sent again.
+    /// The proxy sent it again.
     Followed,
     /// The client got an error.
     Returned,
@@ -44,23 +44,23 @@ impl Redirect {
     }
 }
 
-/// Why somebody was turned away who was connected, or nearly so.
+/// The reason why a front end rejected a request or a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectReason {
-    /// He showed no token, or none that is right.
+    /// The bearer token is missing or wrong.
     Token,
-    /// He has not said the front end's password.
+    /// The client has not authenticated with the front end's password.
     Login,
-    /// The key is none of those that are given out.
+    /// The key is not in the allowlist.
     Key,
-    /// Of the command it is not certain that it touches none but these.
+    /// The command is not certain to use only keys of the allowlist.
     Command,
-    /// TLS was not agreed on.
+    /// The TLS handshake failed.
     Tls,
 }
 
 impl RejectReason {
-    /// Who refuses for which reasons.
+    /// The reasons of each front end.
     pub(super) const ALL: [(FrontEnd, Self); 7] = [
         (FrontEnd::Http, Self::Token),
         (FrontEnd::Http, Self::Key),
@@ -96,14 +96,14 @@ pub const BACKEND_ERROR_KINDS: [&str; 10] = [
     "cancelled",
 ];
 
-/// What Redis, or the loss of it, invalidated.
+/// The cause and extent of an invalidation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Invalidation {
-    /// A key.
+    /// Redis pushed a key.
     Key,
-    /// Everything: a database was flushed.
+    /// Redis pushed the flush of a database: everything is invalidated.
     All,
-    /// Everything: a link was lost, and what would have been told over it.
+    /// The connection was lost, and with it any further pushes: everything is invalidated.
     Disconnect,
 }
 
@@ -119,13 +119,13 @@ impl Invalidation {
     }
 }
 
-/// Somebody the proxy asks.
+/// A node behind the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Where it is: `host:port`, or the path of a socket.
+    /// The address: `host:port`, or the path of a socket.
     pub name: String,
-    /// What it is: `redis` or `sentinel`.
+    /// The role: `redis` or `sentinel`.
     pub role: &'static str,
-    /// Whether it answers.
+    /// Whether the node replies.
     pub up: bool,
 }

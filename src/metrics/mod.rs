@@ -1,8 +1,9 @@
-//! What an operator sees at `/metrics`; the only user of the `prometheus` crate.
+//! The metrics at `/metrics`. Only this module uses the `prometheus` crate.
 //!
-//! Every label value is there from the start, at zero. What others count is looked at when somebody asks, and what
-//! belongs together comes from one look: hits and misses are sums over the same reads, so hits + misses = reads in every
-//! scrape. docs/src/operations/metrics.md tells of each; a test holds the two together.
+//! Every label value exists from the start, at zero. Counts of other modules are pulled at each
+//! scrape. Sums that belong together come from one pull: hits and misses are computed from the same
+//! reads. So hits + misses = reads in every scrape. A test compares docs/src/operations/metrics.md
+//! with the metrics.
 
 mod labels;
 mod per_thread;
@@ -30,7 +31,7 @@ pub struct Metrics {
     per_thread: PerThread,
     backend_duration: Histogram,
     backend_up: IntGauge,
-    /// Links there are.
+    /// The number of connections to Redis.
     connections_up: AtomicUsize,
     backend_errors: IntCounterVec,
     invalidations: IntCounterVec,
@@ -48,57 +49,67 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers every metric; `commands` are the names by which commands are told apart.
+    /// Registers every metric. `commands` are the label values of commands.
     ///
     /// # Errors
-    /// Two metrics with one name, which would be a mistake in this file.
+    /// [`prometheus::Error`] if two metrics have the same name, which would be a bug in this
+    /// module.
     pub fn new(commands: &[&str]) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let new = Builder(&registry);
         let metrics = Self {
             per_thread: new.per_thread(commands)?,
-            backend_duration: new.histogram("backend_duration_seconds", "How long Redis took to answer fetches.")?,
-            backend_up: new.gauge("backend_up", "Whether there is a link to Redis (1) or not (0).")?,
+            backend_duration: new.histogram("backend_duration_seconds", "Duration of fetches.")?,
+            backend_up: new
+                .gauge("backend_up", "Whether there is a connection to Redis (1) or not (0).")?,
             connections_up: AtomicUsize::new(0),
-            backend_errors: new.counters("backend_errors_total", "Fetches and links that failed, by kind.", "kind")?,
-            invalidations: new.counters("invalidations_total", "Changes heeded, by what was invalidated.", "kind")?,
+            backend_errors: new.counters(
+                "backend_errors_total",
+                "Failed fetches and connections, by kind.",
+                "kind",
+            )?,
+            invalidations: new.counters(
+                "invalidations_total",
+                "Invalidations applied, by kind.",
+                "kind",
+            )?,
             invalidation_lag: new.histogram(
                 "invalidation_lag_seconds",
-                "How long after Redis acknowledged a write of the probe its invalidation was heeded.",
+                "Time from the acknowledgement of a probe's write to its invalidation.",
             )?,
             tracking_reconnects: new.counter(
                 "tracking_reconnects_total",
-                "Links with tracking that took the place of one that was lost.",
+                "Connections with tracking that replaced a lost one.",
             )?,
             warmed: new
-                .counter("warmed_total", "Keys fetched after a start because they were hot before (warm.file).")?,
+                .counter("warmed_total", "Keys fetched because they were hot before the start.")?,
             connections: new.gauges("connections", "Open client connections.", "front_end")?,
             connections_limit: new.gauges(
                 "connections_limit",
-                "How many client connections may be open; one more is refused.",
+                "Maximum number of client connections; one more is refused.",
                 "front_end",
             )?,
             connections_refused: new.counters(
                 "connections_refused_total",
-                "Client connections refused because there were as many as may be.",
+                "Client connections refused because the limit was reached.",
                 "front_end",
             )?,
             rejected: new.add(IntCounterVec::new(
-                options("rejected_total", "What was refused to clients, by front end and by why."),
+                options("rejected_total", "Rejections of clients, by front end and reason."),
                 &["front_end", "reason"],
             )?)?,
             redirects: new.add(IntCounterVec::new(
                 options("redirects_total", "Commands that a cluster node did not run, by result."),
                 &["result"],
             )?)?,
-            reloads: new.counters("config_reloads_total", "Reloads of the configuration, by result.", "result")?,
+            reloads: new.counters("config_reloads_total", "Reloads, by result.", "result")?,
             last_reload: new.seconds(
                 "config_last_reload_success_timestamp_seconds",
-                "When the configuration in force was loaded, in seconds since 1970.",
+                "Time at which the configuration in force was loaded, in seconds since 1970.",
             )?,
             last_reload_successful: new.gauge(
                 "config_last_reload_successful",
-                "Whether the last configuration that was read is in force (1), or was refused (0).",
+                "Whether the last configuration read is in force (1) or was refused (0).",
             )?,
             registry: registry.clone(),
         };
@@ -128,21 +139,21 @@ impl Metrics {
         }
     }
 
-    /// So many reads were answered, each in this time.
+    /// Counts `count` reads with this outcome, each of duration `took`.
     pub fn record_reads(&self, front_end: FrontEnd, outcome: Outcome, count: u64, took: Duration) {
         if let Some(outcomes) = self.per_thread.local().reads.get(front_end as usize) {
             outcomes[outcome as usize].add(count, took);
         }
     }
 
-    /// A client of Redis said the command with this place in the list of names, so many times.
+    /// Counts `count` commands. `label` is the index of the command's name in the list of names.
     pub fn record_commands(&self, label: usize, count: u64) {
         if let Some(commands) = self.per_thread.local().commands.get(label) {
             commands.add(count);
         }
     }
 
-    /// How many reads there were: those answered from memory, and all.
+    /// Returns the numbers of reads: those from memory, and all.
     pub fn read_totals(&self) -> (u64, u64) {
         let reads = self.per_thread.reads();
         let counts = || reads.iter().flatten().zip(Outcome::ALL.iter().cycle());
@@ -152,22 +163,22 @@ impl Metrics {
         (sum(|outcome| outcome.from_memory()), sum(|_| true))
     }
 
-    /// A key that was hot before the start was fetched.
+    /// Counts a key that was fetched because it was hot before the start.
     pub fn record_warmed(&self) {
         self.warmed.inc();
     }
 
-    /// Redis answered a fetch, in this time.
+    /// Records the duration of a fetch that Redis answered.
     pub fn record_fetch(&self, took: Duration) {
         self.backend_duration.observe(took.as_secs_f64());
     }
 
-    /// A fetch or a link failed; `kind` is one of [`BACKEND_ERROR_KINDS`].
+    /// Counts a failed fetch or connection. `kind` is one of [`BACKEND_ERROR_KINDS`].
     pub fn record_backend_error(&self, kind: &str) {
         self.backend_errors.with_label_values(&[kind]).inc();
     }
 
-    /// Whether there is a link to Redis.
+    /// Adds or removes one of the connections to Redis.
     pub fn set_backend_up(&self, up: bool) {
         let connections_up = if up {
             self.connections_up.fetch_add(1, Relaxed) + 1
@@ -177,29 +188,29 @@ impl Metrics {
         self.backend_up.set(i64::from(connections_up > 0));
     }
 
-    /// So much was invalidated.
+    /// Counts invalidations that were applied.
     pub fn record_invalidations(&self, what: Invalidation, count: usize) {
         self.invalidations.with_label_values(&[what.name()]).inc_by(count as u64);
     }
 
-    /// An invalidation was heeded so long after its write had been acknowledged.
+    /// Records the time from the acknowledgement of a probe's write to its applied invalidation.
     pub fn record_invalidation_lag(&self, lag: Duration) {
         self.invalidation_lag.observe(lag.as_secs_f64());
     }
 
-    /// A link with tracking took the place of one that was lost.
+    /// Counts a connection with tracking that replaces a lost one.
     pub fn record_tracking_reconnect(&self) {
         self.tracking_reconnects.inc();
     }
 
-    /// Counts a connection for as long as the guard lives.
+    /// Counts a client connection as open until the guard is dropped.
     pub fn open_connection(&self, front_end: FrontEnd) -> ConnectionGuard {
         let gauge = self.connections.with_label_values(&[front_end.name()]);
         gauge.inc();
         ConnectionGuard(gauge)
     }
 
-    /// How many connections are open to the front ends that answer reads.
+    /// Returns the number of open connections to the front ends that answer reads.
     pub fn open_connections(&self) -> i64 {
         FrontEnd::READERS
             .iter()
@@ -207,14 +218,14 @@ impl Metrics {
             .sum()
     }
 
-    /// So many connections may be open.
+    /// Sets the most client connections that may be open.
     pub fn set_connections_limit(&self, front_end: FrontEnd, max: usize) {
         self.connections_limit
             .with_label_values(&[front_end.name()])
             .set(i64::try_from(max).unwrap_or(i64::MAX));
     }
 
-    /// A connection was refused because there were as many as may be.
+    /// Counts a connection that was refused because the limit was reached.
     pub fn record_connection_refused(&self, front_end: FrontEnd) {
         self.connections_refused.with_label_values(&[front_end.name()]).inc();
     }
@@ -226,18 +237,18 @@ impl Metrics {
         }
     }
 
-    /// The count of those that this front end turned away for this reason.
+    /// Returns the counter of rejections by this front end for this reason.
     pub fn reject_counter(&self, front_end: FrontEnd, reason: RejectReason) -> RejectCounter {
         RejectCounter(self.rejected.with_label_values(&[front_end.name(), reason.name()]))
     }
 
-    /// A new configuration was put in force.
+    /// Records that a new configuration was applied.
     pub fn record_config_reload(&self) {
         self.reloads.with_label_values(&["success"]).inc();
         self.mark_config_loaded();
     }
 
-    /// A new configuration was refused.
+    /// Records that a new configuration was refused.
     pub fn record_config_rejected(&self) {
         self.reloads.with_label_values(&["failure"]).inc();
         self.last_reload_successful.set(0);
@@ -249,10 +260,10 @@ impl Metrics {
         self.last_reload_successful.set(1);
     }
 
-    /// From now on the cache's figures are told too.
+    /// Registers the metrics of the cache. `pull` is called at each scrape.
     ///
     /// # Errors
-    /// They are told already.
+    /// [`prometheus::Error`] if they are registered already.
     pub fn register_cache(
         &self,
         pull: impl Fn() -> Statistics + Send + Sync + 'static,
@@ -260,23 +271,23 @@ impl Metrics {
         Builder(&self.registry).pull(move || collect_cache(&pull()))
     }
 
-    /// From now on it is told how many spans were dropped.
+    /// Registers the number of dropped spans. `pull` is called at each scrape.
     ///
     /// # Errors
-    /// It is told already.
+    /// [`prometheus::Error`] if it is registered already.
     pub fn register_spans_dropped(
         &self,
         pull: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
-        let help = "Spans that no collector got: it did not take them, or there were more than may wait for it.";
+        let help = "Spans dropped because the collector rejected them or the queue was full.";
         Builder(&self.registry)
             .pull(move || Ok(vec![counter("spans_dropped_total", help, pull())?]))
     }
 
-    /// From now on it is told how many lines of the log were dropped.
+    /// Registers the number of dropped log lines. `pull` is called at each scrape.
     ///
     /// # Errors
-    /// It is told already.
+    /// [`prometheus::Error`] if it is registered already.
     pub fn register_lines_dropped(
         &self,
         pull: impl Fn() -> u64 + Send + Sync + 'static,
@@ -286,22 +297,22 @@ impl Metrics {
             .pull(move || Ok(vec![counter("log_lines_dropped_total", help, pull())?]))
     }
 
-    /// From now on it is told how many tasks there are.
+    /// Registers the number of tasks. `pull` is called at each scrape.
     ///
     /// # Errors
-    /// It is told already.
+    /// [`prometheus::Error`] if it is registered already.
     pub fn register_tasks(
         &self,
         pull: impl Fn() -> usize + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
-        let help = "Tasks of the program, one for each connection among them.";
+        let help = "Tasks of the program, including one for each connection.";
         Builder(&self.registry).pull(move || Ok(vec![gauge("tasks", help, pull() as u64)?]))
     }
 
-    /// From now on it is told who answers of those there are.
+    /// Registers the states of the nodes. `pull` is called at each scrape.
     ///
     /// # Errors
-    /// It is told already.
+    /// [`prometheus::Error`] if they are registered already.
     pub fn register_nodes(
         &self,
         pull: impl Fn() -> Vec<Node> + Send + Sync + 'static,
@@ -309,13 +320,13 @@ impl Metrics {
         Builder(&self.registry).pull(move || collect_nodes(&pull()))
     }
 
-    /// The Prometheus text format.
+    /// Renders the metrics in the Prometheus text format.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
 
-/// Counts as an open connection until dropped.
+/// A guard that counts as an open connection until it is dropped.
 #[derive(Debug)]
 pub struct ConnectionGuard(IntGauge);
 
@@ -325,18 +336,18 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// How often a front end has turned somebody away for one reason. Clones count together.
+/// The counter of rejections by one front end for one reason. Clones share the count.
 #[derive(Debug, Clone)]
 pub struct RejectCounter(IntCounter);
 
 impl RejectCounter {
-    /// One more.
+    /// Counts a rejection.
     pub fn count(&self) {
         self.0.inc();
     }
 }
 
-/// Makes metrics and registers them.
+/// A helper that creates metrics and registers them.
 struct Builder<'a>(&'a Registry);
 
 impl Builder<'_> {
@@ -345,7 +356,7 @@ impl Builder<'_> {
         Ok(collector)
     }
 
-    /// Has `pull` asked for each scrape; it gives the same names each time.
+    /// Calls `pull` at each scrape. It must return the same names each time.
     fn pull(
         &self,
         pull: impl Fn() -> PullResult + Send + Sync + 'static,
@@ -387,7 +398,7 @@ impl Builder<'_> {
     }
 
     fn build_info(&self) -> prometheus::Result<()> {
-        let info = self.gauges("build_info", "The program that runs; always 1.", "version")?;
+        let info = self.gauges("build_info", "The version of the program; always 1.", "version")?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
         self.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;

@@ -1,4 +1,5 @@
-//! What is counted at each read: by each thread for itself, so that none waits for another, and summed at a scrape.
+//! The counts of reads and commands. Each thread counts in its own memory, and a scrape sums them.
+//! Otherwise threads would contend for the same cache lines.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,7 +14,8 @@ use super::labels::FrontEnd;
 use super::pull::{PullResult, options};
 use crate::cache::Outcome;
 
-/// From ten microseconds, where a hit is, to ten seconds, where every time-out has struck; in nanoseconds.
+/// The upper bounds in nanoseconds: from 10 µs, the duration of a hit, to 10 s, beyond every
+/// timeout.
 pub(super) const DURATION_BUCKETS: [u64; 19] = [
     10_000,
     25_000,
@@ -42,7 +44,7 @@ fn read_labels(front_end: usize, outcome: usize) -> [&'static str; 2] {
     [FrontEnd::READERS[front_end].name(), Outcome::ALL[outcome].name()]
 }
 
-/// A count that one thread alone adds to, so that it takes no turns with others for it; whoever wants to may read it.
+/// A counter that only one thread adds to, so it needs no atomic addition. Any thread may read it.
 #[derive(Default)]
 pub(super) struct ThreadCounter(AtomicU64);
 
@@ -56,12 +58,13 @@ impl ThreadCounter {
     }
 }
 
-/// How long reads took.
+/// The durations of reads.
 #[derive(Default)]
 pub(super) struct DurationHistogram {
-    /// How many took no longer than a bucket's bound but longer than the one before; those that took longer than all last.
+    /// The reads above the previous bound and up to this one. The last bucket has those above all
+    /// bounds.
     buckets: [ThreadCounter; DURATION_BUCKETS.len() + 1],
-    /// All times together.
+    /// The sum of all durations.
     nanoseconds: ThreadCounter,
 }
 
@@ -76,7 +79,7 @@ impl DurationHistogram {
         self.nanoseconds.add(took.saturating_mul(count));
     }
 
-    /// Adds what another has counted.
+    /// Adds the counts of another histogram.
     fn add_all(&self, other: &Self) {
         self.buckets.iter().zip(&other.buckets).for_each(|(count, more)| count.add(more.get()));
         self.nanoseconds.add(other.nanoseconds.get());
@@ -108,18 +111,19 @@ pub(super) fn seconds(nanoseconds: u64) -> f64 {
     Duration::from_nanos(nanoseconds).as_secs_f64()
 }
 
-/// How long reads took, by front end and outcome, in the order of their `ALL`.
+/// The durations of reads by front end and outcome, in the order of their `ALL`.
 pub(super) type ReadTimes = [[DurationHistogram; Outcome::ALL.len()]; FrontEnd::READERS.len()];
 
-/// What a thread has counted. It has lines of the processor's caches of its own, so no other thread waits for them.
+/// The counts of one thread. The alignment gives them cache lines of their own, otherwise
+/// neighbouring threads would slow each other down.
 #[repr(align(128))]
 pub(super) struct ThreadMetrics {
     pub(super) reads: ReadTimes,
-    /// By name, in the order of the list that the metrics were made with.
+    /// The commands by name, in the order of the list of names.
     pub(super) commands: Box<[ThreadCounter]>,
 }
 
-/// What is counted at each read, by each thread for itself. What a thread has counted stays when it ends.
+/// The counts of all threads. Those of a thread remain when it ends.
 #[derive(Clone)]
 pub(super) struct PerThread {
     by_thread: Arc<ThreadLocal<ThreadMetrics>>,
@@ -134,7 +138,7 @@ impl PerThread {
         }
     }
 
-    /// What this thread has counted.
+    /// Returns the counts of this thread.
     pub(super) fn local(&self) -> &ThreadMetrics {
         let new = || ThreadMetrics {
             reads: ReadTimes::default(),
@@ -155,13 +159,12 @@ impl PerThread {
     }
 
     pub(super) fn collect(&self) -> PullResult {
-        let reads = options("reads_total", "Reads, by front end and by how they were answered.");
+        let reads = options("reads_total", "Reads, by front end and outcome.");
         let hits =
             options("cache_hits_total", "Reads answered from memory: hit, stale or negative_hit.");
         let misses =
             options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
-        let commands_said =
-            options("commands_total", "Commands of clients of Redis (resp), by name.");
+        let commands_said = options("commands_total", "Commands of Redis clients, by name.");
         let reads = IntCounterVec::new(reads, &READ_LABELS)?;
         let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
         let commands_said = IntCounterVec::new(commands_said, &["command"])?;
@@ -191,7 +194,7 @@ impl PerThread {
     }
 }
 
-/// How long reads took, to be told.
+/// A collector of the durations of reads.
 struct Durations {
     description: Desc,
     metrics: Vec<proto::Metric>,
@@ -200,7 +203,7 @@ struct Durations {
 impl Durations {
     fn new() -> prometheus::Result<Self> {
         let options =
-            options("request_duration_seconds", "How long reads took, by front end and outcome.");
+            options("request_duration_seconds", "Duration of reads, by front end and outcome.");
         let labels = READ_LABELS.map(str::to_owned).to_vec();
         Ok(Self { description: options.variable_labels(labels).describe()?, metrics: Vec::new() })
     }

@@ -1,4 +1,4 @@
-//! What others count, looked at for each scrape.
+//! Metrics that are pulled from other modules at each scrape.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -7,7 +7,7 @@ use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use super::labels::Node;
 use crate::cache::{Coherence, CoherenceMode, EvictionCause, Statistics};
 
-/// One look at what somebody else counts.
+/// The metrics of one pull.
 pub(super) type PullResult = prometheus::Result<Vec<Box<dyn Collector>>>;
 
 pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
@@ -19,7 +19,7 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
     let settings = &cache.settings;
     let (active, expected) =
         (cache.coherence == Coherence::Tracking, settings.coherence != CoherenceMode::Ttl);
-    let ttl = Gauge::with_opts(options("cache_ttl_seconds", "How old a cached value may be."))?;
+    let ttl = Gauge::with_opts(options("cache_ttl_seconds", "Maximum age of a cached value."))?;
     ttl.set(settings.ttl.as_secs_f64());
     Ok(vec![
         Box::new(evictions),
@@ -34,7 +34,7 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
         gauge("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
         gauge(
             "cache_capacity_entries",
-            "How many entries the cache keeps at most.",
+            "Maximum number of entries in the cache.",
             settings.capacity as u64,
         )?,
         gauge(
@@ -51,8 +51,7 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
 }
 
 pub(super) fn collect_nodes(nodes: &[Node]) -> PullResult {
-    let up =
-        options("node_up", "Whether this node of those that are asked answers (1) or not (0).");
+    let up = options("node_up", "Whether this node replies (1) or not (0).");
     let up = IntGaugeVec::new(up, &["node", "role"])?;
     for node in nodes {
         up.with_label_values(&[&node.name, node.role]).set(node.up.into());
@@ -76,10 +75,10 @@ pub(super) fn gauge(name: &str, help: &str, value: u64) -> prometheus::Result<Bo
     Ok(Box::new(gauge))
 }
 
-/// What somebody else counts, looked at for each scrape.
+/// A collector that calls `pull` at each scrape.
 pub(super) struct PullCollector<F> {
     pub(super) pull: F,
-    /// Of the names that every look has.
+    /// The descriptions, which are the same for each pull.
     pub(super) descriptions: Vec<Desc>,
 }
 

@@ -1,7 +1,8 @@
-//! A client's stream: TCP, TLS over it, or a unix socket.
+//! A client's stream: TCP, TLS over TCP, or a unix socket.
 //!
-//! An end without TLS's own farewell counts as an end like any other: what is spoken within says itself where a request ends,
-//! so whoever cuts a connection gets nothing done but what was said in full.
+//! An end of stream without TLS's `close_notify` counts as a normal end. The protocols inside mark
+//! the end of each request themselves. An attacker that cuts a connection therefore changes
+//! nothing: only complete requests are executed.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,29 +19,34 @@ use super::tcp;
 pub enum ClientStream {
     /// TCP.
     Tcp(TcpStream),
-    /// TLS.
+    /// TLS over TCP.
     Tls(Box<TlsStream<TcpStream>>),
     /// A unix socket.
     Unix(UnixStream),
 }
 
-/// A stream that no runtime attends to: it may go to another thread.
+/// A stream that is registered with no runtime, so it can move to another thread.
 pub(crate) enum DetachedStream {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
 }
 
 impl ClientStream {
-    /// Whether its end has to be said, since that of TCP alone may be anybody's.
+    /// Whether its end must be announced by `close_notify`. An attacker on the network can forge
+    /// the end of the TCP connection.
     pub(crate) fn needs_close_notify(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
-    /// Takes the stream from the runtime that attends to it.
+    /// Deregisters the stream from its runtime.
+    ///
+    /// # Errors
+    /// `Unsupported` for a TLS stream, which never moves. Otherwise the error of the
+    /// deregistration.
     pub(crate) fn detach(self) -> io::Result<DetachedStream> {
         Ok(match self {
             Self::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
-            // It is made where it is to stay.
+            // A TLS stream is created on the thread where it stays.
             Self::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
             Self::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
         })
@@ -48,7 +54,10 @@ impl ClientStream {
 }
 
 impl DetachedStream {
-    /// Gives the stream to the runtime of this thread.
+    /// Registers the stream with the runtime of this thread.
+    ///
+    /// # Errors
+    /// The error of the registration, or of the TCP options of a closed socket.
     pub(crate) fn attach(self) -> io::Result<ClientStream> {
         Ok(match self {
             Self::Tcp(stream) => {

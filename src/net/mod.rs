@@ -1,4 +1,4 @@
-//! Bytes on their way: sockets, streams, buffers and time-outs, with no protocol.
+//! Byte transport: sockets, streams, buffers and timeouts, independent of any protocol.
 
 mod client_stream;
 mod poll_on_wake;

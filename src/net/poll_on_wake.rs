@@ -1,8 +1,8 @@
-//! A future that is polled only when something has woken it.
+//! A future that is polled only after its own waker fired.
 //!
-//! Who waits for several things at once is woken for one of them and polls all. A connection is woken for each request, and
-//! what it waits for besides (a stop, the end of its time) comes once; to poll that means to ask for locks and timers that
-//! threads share, each time in vain.
+//! A task that waits for several futures polls all of them whenever one wakes it. A connection
+//! wakes up for each request. Its other events, such as a stop or a deadline, happen once. Polling
+//! these takes locks and timers that threads share, each time in vain.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
@@ -11,19 +11,19 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use crate::sync::lock;
 
-/// A future that is polled only when something has woken it.
+/// A future that is polled only after its own waker fired.
 pub(crate) struct PollOnWake<F> {
     future: F,
     wake_flag: Arc<WakeFlag>,
-    /// What the future is given to ring the bell with.
+    /// The waker that the inner future receives; it sets the wake flag.
     waker: Waker,
-    /// Whom the bell wakes, to be compared without its lock.
+    /// A copy of the waker in the wake flag, so it can be compared without the lock.
     task: Option<Waker>,
 }
 
 struct WakeFlag {
     is_woken: AtomicBool,
-    /// Who is woken. It stays, so that no ring is lost on nobody.
+    /// The waker of the outer task. It stays registered, so that no wake-up is lost.
     task: Mutex<Option<Waker>>,
 }
 
@@ -42,13 +42,13 @@ impl Wake for WakeFlag {
 
 impl<F> PollOnWake<F> {
     pub(crate) fn new(future: F) -> Self {
-        // Nobody has looked at it yet.
+        // Set, because the future was never polled.
         let wake_flag =
             Arc::new(WakeFlag { is_woken: AtomicBool::new(true), task: Mutex::new(None) });
         Self { future, waker: Waker::from(Arc::clone(&wake_flag)), wake_flag, task: None }
     }
 
-    /// Changes what is waited for, which is polled anew then.
+    /// Changes the inner future. The next poll polls it again.
     pub(crate) fn update(&mut self, change: impl FnOnce(&mut F)) {
         change(&mut self.future);
         self.wake_flag.is_woken.store(true, Release);
@@ -65,7 +65,7 @@ impl<F: Future + Unpin> Future for PollOnWake<F> {
             this.task = Some(cx.waker().clone());
             lock(&this.wake_flag.task).clone_from(&this.task);
         }
-        // After the task is known to the bell: who rings it from here on wakes it.
+        // After the registration of the task: every later wake-up wakes it.
         if !this.wake_flag.is_woken.load(Acquire) || !this.wake_flag.is_woken.swap(false, AcqRel) {
             return Poll::Pending;
         }

@@ -1,6 +1,8 @@
-//! When a stream last moved a byte, told from outside the task that reads and writes it.
+//! The times at which a stream last moved a byte, readable outside the task that reads and writes
+//! it.
 //!
-//! Time-outs that go by progress need it: a peer that is sending half a gigabyte is not silent.
+//! Progress timeouts need them. Otherwise a peer that is still sending half a gigabyte would count
+//! as silent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,19 +14,19 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// The times of a stream's last read and write.
+/// The times of a stream's last read and last write.
 #[derive(Debug)]
 pub(crate) struct IoProgress {
     opened: Instant,
     /// Nanoseconds after `opened`.
     read: AtomicU64,
     written: AtomicU64,
-    /// The first read of what has not been made sense of yet; zero: there is nothing such.
+    /// The first read of bytes that are not consumed yet; 0 if there are none.
     unconsumed: AtomicU64,
 }
 
 impl IoProgress {
-    /// Of a stream that counts as opened now.
+    /// Creates the times of a stream that counts as opened now.
     pub(crate) fn new() -> Arc<Self> {
         let zero = || AtomicU64::new(0);
         Arc::new(Self { opened: Instant::now(), read: zero(), written: zero(), unconsumed: zero() })
@@ -38,72 +40,73 @@ impl IoProgress {
         self.opened + Duration::from_nanos(clock.load(Relaxed))
     }
 
-    /// When the last byte came in; when the stream was opened, if none has.
+    /// Returns the time of the last read byte, or the opening time if there is none.
     pub(crate) fn last_read(&self) -> Instant {
         self.instant(&self.read)
     }
 
-    /// Everything read so far has been made sense of.
+    /// Marks all bytes read so far as consumed, that is, parsed.
     pub(crate) fn mark_consumed(&self) {
         self.unconsumed.store(0, Relaxed);
     }
 
-    /// Since when there are bytes that nobody has made sense of yet.
+    /// Returns the time since which unconsumed bytes wait, or `None` if there are none.
     pub(crate) fn unconsumed_since(&self) -> Option<Instant> {
         (self.unconsumed.load(Relaxed) > 0).then(|| self.instant(&self.unconsumed))
     }
 
-    /// Bytes came in now, of which nobody has made sense yet.
+    /// Records a read at `now`, of bytes that are not consumed yet.
     pub(crate) fn record_read(&self, now: Instant) {
         let now = self.nanos_since_open(now);
         self.read.store(now, Relaxed);
         self.mark_unconsumed_at(now);
     }
 
-    /// Of what came in up to now, something has not been made sense of yet.
+    /// Marks a part of the bytes read up to `now` as not consumed.
     pub(crate) fn mark_unconsumed(&self, now: Instant) {
         self.mark_unconsumed_at(self.nanos_since_open(now));
     }
 
     fn mark_unconsumed_at(&self, now: u64) {
-        // Nobody else changes it: what reads and writes a stream is one task.
+        // No other task changes it: one task reads and writes a stream.
         if self.unconsumed.load(Relaxed) == 0 {
             self.unconsumed.store(now.max(1), Relaxed);
         }
     }
 
-    /// Bytes went out now.
+    /// Records a write at `now`.
     pub(crate) fn record_written(&self, now: Instant) {
         self.written.store(self.nanos_since_open(now), Relaxed);
     }
 
-    /// When the last byte moved, in or out.
+    /// Returns the time of the last byte in either direction, or the opening time if there is none.
     pub(crate) fn last_transfer(&self) -> Instant {
         self.last_read().max(self.instant(&self.written))
     }
 }
 
-/// Looks at the bytes that a stream brings.
+/// Inspects the bytes that a stream delivers.
 pub(crate) type Inspector = Box<dyn FnMut(&[u8]) + Send>;
 
-/// A stream whose [`IoProgress`] is noted.
+/// A stream that records its [`IoProgress`].
 pub(crate) struct TrackedIo<S> {
     stream: S,
     activity: Arc<IoProgress>,
-    /// What was read and is to be read again.
+    /// Bytes that were already read and are delivered again first.
     returned: Bytes,
-    /// Looks at what comes in.
+    /// Inspects the incoming bytes.
     inspector: Option<Inspector>,
 }
 
 impl<S> TrackedIo<S> {
-    /// Wraps `stream`, which counts as opened now.
+    /// Wraps `stream`, which counts as opened now. Returns it with its times.
     pub(crate) fn new(stream: S) -> (Self, Arc<IoProgress>) {
         let activity = IoProgress::new();
         (Self::with_returned(stream, Arc::clone(&activity), Bytes::new(), None), activity)
     }
 
-    /// Wraps a stream of which something was read already and is `returned`; the `inspector` sees that and all that follows.
+    /// Wraps a stream from which the bytes in `returned` were already read. The `inspector` sees
+    /// these bytes and all that follow.
     pub(crate) fn with_returned(
         stream: S,
         activity: Arc<IoProgress>,
@@ -116,7 +119,8 @@ impl<S> TrackedIo<S> {
     fn record_write(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
         if let Poll::Ready(Ok(1..)) = written {
             self.activity.record_written(Instant::now());
-            // What is written answers what was read; a body that came late is no head that has begun.
+            // A write answers the bytes that were read. Otherwise a late body would count as an
+            // unfinished head.
             self.activity.mark_consumed();
         }
         written

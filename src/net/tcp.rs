@@ -1,4 +1,4 @@
-//! How TCP is to behave on every connection of the daemon, to clients and to Redis.
+//! The TCP options of every connection of the daemon, to clients and to Redis.
 
 use std::io;
 use std::time::Duration;
@@ -6,14 +6,15 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
-/// As often as Redis asks its own clients (`tcp-keepalive`).
+/// The interval of Redis's own keepalive probes to its clients (`tcp-keepalive`).
 const KEEPALIVE: Duration = Duration::from_secs(300);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(100);
 
-/// Lets short answers go out at once, and finds out when the other side is gone without a word.
+/// Sets `TCP_NODELAY`, so short replies leave at once, and keepalive, which detects a peer that
+/// vanished silently.
 ///
 /// # Errors
-/// The socket is closed already.
+/// The error of the socket option that failed, because the socket is already closed.
 pub(crate) fn configure(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

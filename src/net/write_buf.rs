@@ -1,6 +1,7 @@
-//! What is still to be written to a stream.
+//! The write buffer of a stream.
 //!
-//! Small pieces are copied together, so that one write carries many; large ones are kept as they are and never copied.
+//! Small pieces are copied together, so one write carries many of them. Large pieces are kept as
+//! they are and never copied.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -10,21 +11,22 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
-/// Bytes on their way out, in order.
+/// Bytes to be written, in order.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuf {
-    /// What goes before `tail`.
+    /// The bytes before `tail`.
     chunks: VecDeque<Bytes>,
-    /// Bytes in `chunks`.
+    /// Number of bytes in `chunks`.
     in_chunks: usize,
     tail: BytesMut,
 }
 
-/// Pieces from this size on are not copied.
+/// Pieces of at least this many bytes are not copied.
 pub(crate) const ZERO_COPY_MIN: usize = 16 << 10;
-/// Pieces in one write at most.
+/// Maximum number of pieces in one write.
 const MAX_SLICES: usize = 16;
-/// The room of a buffer that has one before it, and as much as an empty one keeps: one that has grown beyond it is given back.
+/// Capacity in bytes of a tail behind other chunks, and the most that an empty buffer keeps. A
+/// larger buffer is released.
 const RETAINED_CAPACITY: usize = 64 << 10;
 
 impl WriteBuf {
@@ -36,8 +38,8 @@ impl WriteBuf {
         self.len() == 0
     }
 
-    /// Adds a small piece. A full tail is left as it is where it is not small: to make it larger would copy it, and leave more
-    /// room behind than much of what waits takes.
+    /// Appends a small piece. A full tail that is not small is closed, not grown. To grow it would
+    /// copy it and reserve more memory than much of the pending data needs.
     fn copy(&mut self, piece: &[u8]) {
         if self.tail.capacity() - self.tail.len() < piece.len() && self.tail.len() >= ZERO_COPY_MIN
         {
@@ -47,7 +49,7 @@ impl WriteBuf {
         self.tail.extend_from_slice(piece);
     }
 
-    /// Where small pieces are written to.
+    /// Returns the buffer to which small pieces are written.
     pub(crate) fn tail(&mut self) -> &mut BytesMut {
         &mut self.tail
     }
@@ -61,7 +63,8 @@ impl WriteBuf {
         self.chunks.push_back(piece);
     }
 
-    /// Adds the same bytes as `whole` makes of them, which is asked only if they are large.
+    /// Appends `bytes`. `whole` must return the same bytes; it is called only if they are large, to
+    /// avoid a copy.
     pub(crate) fn push_slice_or(&mut self, bytes: &[u8], whole: impl FnOnce() -> Bytes) {
         if bytes.len() < ZERO_COPY_MIN {
             self.copy(bytes);
@@ -84,7 +87,10 @@ impl WriteBuf {
         }
     }
 
-    /// Writes as much as the stream takes; ready once all is written.
+    /// Writes as much as the stream accepts. Ready once everything is written.
+    ///
+    /// # Errors
+    /// `WriteZero` if the stream accepts no more bytes, or the error of the stream.
     pub(crate) fn poll_write(
         &mut self,
         mut stream: Pin<&mut (impl AsyncWrite + ?Sized)>,
@@ -128,7 +134,7 @@ impl WriteBuf {
         } else if self.tail.capacity() > RETAINED_CAPACITY {
             self.tail = BytesMut::new();
         } else {
-            // So what comes next is written to where this was.
+            // The next bytes then reuse the same memory.
             self.tail.clear();
         }
     }

@@ -1,25 +1,25 @@
-//! Answers as Redis sends them: how to write one. No I/O.
+//! The encoder of RESP replies. No I/O.
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
 use bytes::{BufMut as _, BytesMut};
 
-/// The version of the protocol that is spoken.
+/// The protocol version of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// RESP2, with which every connection begins.
+    /// RESP2, the version of every new connection.
     #[default]
     Resp2,
     /// RESP3, after `HELLO 3`.
     Resp3,
 }
 
-/// Writes a value, but for what is in it: that and a line end follow.
+/// Writes the header of a bulk string. The value and a line end must follow.
 pub(crate) fn write_bulk_length(out: &mut BytesMut, length: usize) {
     write_number(out, b'$', length);
 }
 
-/// Writes a value.
+/// Writes a bulk string.
 pub(crate) fn write_bulk(out: &mut BytesMut, value: &[u8]) {
     out.reserve(value.len() + 32);
     write_bulk_length(out, value.len());
@@ -27,7 +27,7 @@ pub(crate) fn write_bulk(out: &mut BytesMut, value: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
-/// Writes that there is no value.
+/// Writes a null value.
 pub(crate) fn write_null(out: &mut BytesMut, protocol: Protocol) {
     out.put_slice(match protocol {
         Protocol::Resp2 => b"$-1\r\n",
@@ -35,17 +35,18 @@ pub(crate) fn write_null(out: &mut BytesMut, protocol: Protocol) {
     });
 }
 
-/// Writes a whole number that is not negative.
+/// Writes a non-negative integer.
 pub(crate) fn write_integer(out: &mut BytesMut, number: usize) {
     write_number(out, b':', number);
 }
 
-/// Writes that an array of so many elements follows.
+/// Writes the header of an array of `length` elements, which must follow.
 pub(crate) fn write_array_length(out: &mut BytesMut, length: usize) {
     write_number(out, b'*', length);
 }
 
-/// Writes an error: a code, and a text of one line.
+/// Writes an error: a code and a one-line text. Line breaks in `text` become spaces, otherwise they
+/// would end the reply.
 pub(crate) fn write_error(out: &mut BytesMut, text: impl AsRef<[u8]>) {
     out.put_u8(b'-');
     out.extend(

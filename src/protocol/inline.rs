@@ -1,9 +1,9 @@
-//! Commands as lines of words, with Redis's own quotes.
+//! Inline commands: lines of words, quoted by Redis's rules.
 
 use std::ops::Range;
 
-/// Splits a line into words as Redis does (`sdssplitargs`): `"` with escapes, `'` with `\'`. Nothing, if a quote is not
-/// closed, or closed in the middle of a word.
+/// Splits a line into words like Redis's `sdssplitargs`: `"` with escapes, `'` with `\'`. Returns
+/// `None` if a quote is not closed, or is closed in the middle of a word.
 pub(super) fn split_words(
     line: &[u8],
     words: &mut Vec<u8>,
@@ -12,7 +12,7 @@ pub(super) fn split_words(
     let mut rest = line;
     loop {
         rest = rest.trim_ascii_start();
-        // Vertical tabs are white space to C.
+        // C's `isspace` includes vertical tabs.
         while let [0x0b, after @ ..] = rest {
             rest = after.trim_ascii_start();
         }
@@ -34,7 +34,8 @@ fn take_word<'a>(mut rest: &'a [u8], words: &mut Vec<u8>) -> Option<&'a [u8]> {
         rest = match byte {
             b'"' => return end_of_quote(take_quoted(after, words)?),
             b'\'' => return end_of_quote(take_single_quoted(after, words)?),
-            // Not so vertical tabs and form feeds, which are white space only between words.
+            // Vertical tabs and form feeds do not end a word. They are white space only between
+            // words.
             b' ' | b'\t' | b'\n' | b'\r' => return Some(rest),
             byte => {
                 words.push(*byte);
@@ -45,7 +46,7 @@ fn take_word<'a>(mut rest: &'a [u8], words: &mut Vec<u8>) -> Option<&'a [u8]> {
     Some(rest)
 }
 
-/// A closing quote ends a word.
+/// Checks that a closing quote ends its word, and returns the rest of the line.
 fn end_of_quote(rest: &[u8]) -> Option<&[u8]> {
     rest.first().is_none_or(|byte| is_space(*byte)).then_some(rest)
 }

@@ -1,4 +1,5 @@
-//! Redis's protocol, RESP2 and RESP3, as bytes: where commands and replies end, and how they are written. No I/O.
+//! The Redis protocol, RESP2 and RESP3, as bytes: the ends of commands and replies, and the
+//! encoding of replies. No I/O.
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
@@ -21,7 +22,8 @@ pub(crate) use self::request::{is_one_of, parse_integer, peek_get_keys};
 pub(crate) mod tests {
     use super::{ParseStatus, RequestLimits, RequestParser};
 
-    /// A line of words as one inline command: its bytes, and a parser that has read it.
+    /// Parses a line of words as one inline command. Returns its bytes and the parser that has read
+    /// it.
     pub(crate) fn parsed(line: &str) -> (Vec<u8>, RequestParser) {
         let (input, mut parser) = (format!("{line}\r\n").into_bytes(), RequestParser::default());
         let limits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1024 };

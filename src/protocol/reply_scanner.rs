@@ -1,111 +1,114 @@
-//! Answers as Redis sends them: where one ends. No I/O.
+//! The scanner that finds the ends of RESP replies. No I/O.
 //!
-//! This only counts: a frame is one element, an aggregate puts as many more in its place as it has, and a frame is over when
-//! none is left. It has to be right about every type that there is, since an answer taken for the end of another would be
-//! given to the wrong question.
+//! The scanner only counts elements. A reply is one element, and an aggregate replaces itself by
+//! its elements. The reply ends when no element remains. The scanner must know every RESP type: a
+//! wrong end would match all later replies to the wrong commands.
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
-/// What came in is none of the types there are; where the next answer begins, nobody knows.
+/// The input is not valid RESP. The start of the next reply is unknown, so the connection cannot be
+/// used further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("Redis sent what is no answer")]
 pub struct InvalidReply;
 
-/// A frame that is over.
+/// The summary of a complete reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplySummary {
-    /// Its first bytes, as many as there are of these: type, and what a status says.
+    /// The first bytes of the reply, padded with zeros: its type, and the beginning of its text.
     pub head: [u8; 7],
 }
 
 impl ReplySummary {
-    /// Whether it came by itself, and answers nothing.
+    /// Whether the reply is a push, which answers no command.
     pub fn is_push(&self) -> bool {
         self.head[0] == b'>'
     }
 
-    /// Whether it says that something was refused.
+    /// Whether the reply is an error.
     pub fn is_error(&self) -> bool {
         matches!(self.head[0], b'-' | b'!')
     }
 
-    /// Whether it says that something was done.
+    /// Whether the reply is `+OK`.
     pub fn is_ok(&self) -> bool {
         self.head.starts_with(b"+OK\r")
     }
 
-    /// Whether it says that all is as for a new connection.
+    /// Whether the reply is `+RESET`: the session is as on a new connection.
     pub fn is_reset(&self) -> bool {
         self.head.starts_with(b"+RESET")
     }
 
-    /// Whether it may be what `HELLO` says: a map, which with RESP2 is an array of more than nine elements.
+    /// Whether the reply may be that of `HELLO`: a map in RESP3, an array of more than nine
+    /// elements in RESP2.
     pub fn is_hello_reply(&self) -> bool {
         self.head[0] == b'%' || (self.head[0] == b'*' && self.head[2].is_ascii_digit())
     }
 
-    /// Whether it says that the client has to log in.
+    /// Whether the reply is a `-NOAUTH` error: the client must authenticate.
     pub fn is_noauth(&self) -> bool {
         self.head == *b"-NOAUTH"
     }
 
-    /// Whether it says that the command is kept for `EXEC`.
+    /// Whether the reply is `+QUEUED`: the command is queued for `EXEC`.
     pub fn is_queued(&self) -> bool {
         self.head == *b"+QUEUED"
     }
 }
 
-/// Finds the end of each frame in what Redis sends.
+/// Finds the end of each reply in the bytes that Redis sends.
 #[derive(Debug, Default)]
 pub struct ReplyScanner {
-    /// Elements of the present frame that are still to come; none: the next byte begins a frame.
+    /// The number of elements of the current reply that are still to come; zero: the next byte
+    /// begins a reply.
     remaining: u64,
     element: Element,
     head: [u8; 7],
     head_len: usize,
-    /// What makes the frame is still to come.
+    /// Whether the reply began with attributes, and the element that defines it is still to come.
     after_attributes: bool,
 }
 
-/// What the next byte is of.
+/// The part of an element that the next byte belongs to.
 #[derive(Debug, Default, Clone, Copy)]
 enum Element {
     /// The type of an element.
     #[default]
     Type,
-    /// A line that says it all.
+    /// A line that is the whole element.
     Line,
-    /// The same behind a carriage return, where a line feed would end it.
+    /// The same line after a carriage return: a line feed would end it.
     LineReturn,
-    /// The length of what follows.
+    /// The length in the header of an element.
     Length { of: LengthOf, length: u64, digits: u32, is_negative: bool },
-    /// The line feed behind a length; there is none, where that was said.
+    /// The line feed after a length. The length is `None` for a null value.
     LengthEnd { of: LengthOf, length: Option<u64> },
-    /// What has a length, its line end included.
+    /// The remaining bytes of a body with a length, its line end included.
     Body(u64),
 }
 
-/// What a length is of.
+/// The unit of a length.
 #[derive(Debug, Clone, Copy)]
 enum LengthOf {
     Bytes,
     Elements,
     Pairs,
-    /// Pairs that go before an element.
+    /// Pairs of attributes, which precede an element.
     Attributes,
 }
 
 impl ReplyScanner {
-    /// Whether a frame has begun and is not over.
+    /// Whether a reply has begun and is incomplete.
     pub fn is_mid_reply(&self) -> bool {
         self.remaining > 0
     }
 
-    /// Passes over `input` as far as the end of the present frame. Returns how many bytes that is, and the frame if it is
-    /// over.
+    /// Scans `input` up to the end of the current reply. Returns the number of bytes scanned, and
+    /// the summary if the reply is complete.
     ///
     /// # Errors
-    /// It is no frame.
+    /// `InvalidReply` if the input is not valid RESP.
     pub fn scan(&mut self, input: &[u8]) -> Result<(usize, Option<ReplySummary>), InvalidReply> {
         let mut at = 0;
         while at < input.len() {
@@ -141,7 +144,7 @@ impl ReplyScanner {
         self.head_len += kept;
     }
 
-    /// Takes at least one byte.
+    /// Consumes at least one byte and returns the number of bytes consumed.
     fn step(&mut self, input: &[u8]) -> Result<usize, InvalidReply> {
         match self.element {
             Element::Type => {
@@ -227,14 +230,14 @@ impl ReplyScanner {
                     .checked_mul(2)
                     .and_then(|more| more.checked_add(1))
                     .ok_or(InvalidReply)?;
-                // Attributes of the last element of an aggregate say nothing of the frame.
+                // Attributes of the last element of an aggregate do not describe the reply itself.
                 self.after_attributes |= self.remaining == 1 && self.head[0] == b'|';
                 self.end_element(more)
             }
         }
     }
 
-    /// An element is over, and as many as `inner` come in its place.
+    /// Ends an element. `inner` elements replace it.
     fn end_element(&mut self, inner: u64) -> Result<(), InvalidReply> {
         self.remaining = (self.remaining - 1).checked_add(inner).ok_or(InvalidReply)?;
         self.element = Element::Type;
@@ -251,7 +254,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The frames of `input`, which comes in pieces of at most `size` bytes.
+    /// Returns the replies of `input`, which arrives in pieces of at most `size` bytes.
     fn frames(input: &[u8], size: usize) -> Result<Vec<(Vec<u8>, ReplySummary)>, InvalidReply> {
         let mut scanner = ReplyScanner::default();
         let (mut frames, mut frame) = (Vec::new(), Vec::new());

@@ -1,10 +1,12 @@
-//! Commands as clients send them: where one ends and what its arguments are. No I/O.
+//! The parser of client commands: finds the end of each command and its arguments. No I/O.
 //!
-//! A command is an array of bulk strings, or a line of words ("inline"). Whoever stands between a client and Redis has to
-//! see the same commands as Redis does, byte for byte, or what follows one is taken for something else; so this reads as
-//! Redis's own parser does, in what it lets pass too: after a carriage return any byte ends a line, and a NUL hides the
-//! end of one. Nothing is copied: arguments are ranges of what came in. A command of which too much is still to come can be
-//! let go of: from there on only its end is looked for.
+//! A command is an array of bulk strings, or a line of words ("inline"). The proxy must see the
+//! same commands as Redis, byte for byte (invariant R5). Otherwise the bytes behind a command would
+//! be parsed as another command. The parser therefore accepts the same deviations as Redis's own.
+//! Any byte after a carriage return ends a line, and a NUL hides the end of a line.
+//!
+//! Nothing is copied: arguments are ranges of the input. A command that is too long to keep can be
+//! streamed. From then on only its end is searched.
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>, and `networking.c` of Redis 7.
 
@@ -12,71 +14,75 @@ use std::ops::Range;
 
 use super::inline::split_words;
 
-/// How large a command may be.
+/// The size limits of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
-    /// Bytes of an argument at most.
+    /// The maximum length of an argument, in bytes.
     pub max_bulk: usize,
-    /// Arguments of a command at most, its name among them.
+    /// The maximum number of arguments, including the command's name.
     pub max_arguments: usize,
 }
 
-/// What Redis allows somebody it does not know yet.
+/// The limits that Redis applies to an unauthenticated client.
 pub const UNAUTHENTICATED: RequestLimits = RequestLimits { max_bulk: 16 << 10, max_arguments: 10 };
 
-/// What Redis allows anybody; of less, it tells those it does not know that it is because of that.
+/// The limits that Redis applies to every client. An unauthenticated client below them but above
+/// its own gets an error that names the missing authentication.
 const MAX_ARGUMENTS: i64 = i32::MAX as i64;
 const MAX_BULK: i64 = 512 << 20;
 
-/// How long a line may be: a command of words, or the length of what follows.
+/// The maximum length of an inline command, or of the line with a count or length, in bytes.
 const MAX_LINE_LEN: usize = 64 << 10;
 
-/// What Redis answers, behind `-ERR `, to what is no command; then it hangs up.
+/// The error that Redis returns, after `-ERR `, for invalid input before it closes the connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Protocol error: {0}")]
 pub struct ProtocolError(String);
 
 impl ProtocolError {
-    /// As it goes over the wire, where a byte that was no `$` is that byte and not a character.
+    /// Returns the text as sent to the client. An unexpected byte in place of `$` is sent as that
+    /// byte, not as UTF-8.
     pub fn bytes(&self) -> Vec<u8> {
         self.to_string().chars().map(|letter| u8::try_from(letter).unwrap_or(b'?')).collect()
     }
 }
 
-/// How far a command has come in.
+/// The progress of the command at the front of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParseStatus {
-    /// So many bytes at the front are a command, or the rest of one that was let go of. It may be one of no words.
+    /// The number of bytes at the front that are a command, or the rest of a streamed one. The
+    /// command may have no words.
     Complete(usize),
-    /// So many bytes at the front are of a command that was let go of and is not over.
+    /// The number of bytes at the front that belong to a streamed command, which is incomplete.
     Streamed(usize),
-    /// More has to come.
+    /// More input is needed.
     Incomplete,
 }
 
-/// Finds the end of each command in what came in.
+/// Finds the end of each command in the input.
 #[derive(Debug, Default)]
 pub struct RequestParser {
-    /// The next byte to look at.
+    /// The position of the next byte to parse.
     at: usize,
-    /// The arguments so far, in what came in, or in `unquoted`.
+    /// The arguments so far, as ranges of the input or of `unquoted`.
     arguments: Vec<Range<usize>>,
-    /// The words of a line, where they are not there as they were meant.
+    /// The words of an inline command, without quotes and escapes.
     unquoted: Vec<u8>,
     is_inline: bool,
-    /// Arguments that are still to come.
+    /// The number of arguments that are still to come.
     remaining: usize,
-    /// Bytes of the present argument that are still to come, its line end included.
+    /// The number of bytes of the current argument that are still to come, its line end included.
     bulk: Option<usize>,
-    /// Whether arguments are only passed over.
+    /// Whether arguments are skipped and not recorded.
     streaming: bool,
 }
 
 impl RequestParser {
-    /// Looks at `input`, which begins where the last complete command ended, and holds all that was there before.
+    /// Parses `input`, which begins where the last complete command ended. It must still hold all
+    /// bytes of the previous call that were not consumed.
     ///
     /// # Errors
-    /// It is no command. Nothing that follows can be made sense of.
+    /// `ProtocolError` if the input is no command. The rest of the stream cannot be parsed either.
     pub fn parse(
         &mut self,
         input: &[u8],
@@ -100,7 +106,7 @@ impl RequestParser {
         self.parse_arguments(input, limits)
     }
 
-    /// How many arguments there are, if their number has come.
+    /// Parses the number of arguments. Returns whether its line is complete.
     fn parse_count(&mut self, input: &[u8], limits: RequestLimits) -> Result<bool, ProtocolError> {
         let Some((count, next)) = parse_length(input, 0, "too big mbulk count string")? else {
             return Ok(false);
@@ -163,7 +169,7 @@ impl RequestParser {
         Ok(ParseStatus::Complete(std::mem::take(&mut self.at)))
     }
 
-    /// What can be said of a command that is not over.
+    /// Returns the status of an incomplete command.
     fn partial_status(&mut self) -> ParseStatus {
         if self.streaming {
             ParseStatus::Streamed(std::mem::take(&mut self.at))
@@ -215,7 +221,7 @@ impl RequestParser {
         Ok(ParseStatus::Complete(end + 1))
     }
 
-    /// The arguments of the command at the front of `input`, of which those that are there.
+    /// Returns the arguments of the command at the front of `input` that have arrived.
     pub fn arguments<'a>(&'a self, input: &'a [u8]) -> Arguments<'a> {
         Arguments {
             source: if self.is_inline { &self.unquoted } else { input },
@@ -223,13 +229,13 @@ impl RequestParser {
         }
     }
 
-    /// How many arguments of the command at the front have not come yet.
+    /// Returns the number of arguments of the command at the front that have not arrived yet.
     pub fn remaining(&self) -> usize {
         self.remaining
     }
 
-    /// Lets go of the command at the front, which is not complete: its bytes so far may be taken away.
-    /// Returns how many are known to be its own.
+    /// Starts to stream the incomplete command at the front, so that its bytes can be removed from
+    /// the input. Returns the number of bytes that are known to belong to it.
     pub fn start_streaming(&mut self, input: &[u8]) -> usize {
         self.streaming = true;
         self.arguments.clear();
@@ -241,7 +247,7 @@ impl RequestParser {
         std::mem::take(&mut self.at)
     }
 
-    /// Whether the command at the front was let go of.
+    /// Whether the command at the front is being streamed.
     pub fn is_streaming(&self) -> bool {
         self.streaming && self.remaining > 0
     }
@@ -255,29 +261,29 @@ pub struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
-    /// How many there are.
+    /// Returns the number of arguments.
     pub fn len(&self) -> usize {
         self.ranges.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no arguments.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// The one at `index`; empty, if there is none.
+    /// Returns the argument at `index`; empty if there is none.
     pub fn get(&self, index: usize) -> &'a [u8] {
         self.ranges.get(index).map_or(&[], |range| &self.source[range.clone()])
     }
 
-    /// All from `index` on.
+    /// Returns all arguments from `index` on.
     pub fn skip(self, index: usize) -> impl Iterator<Item = &'a [u8]> {
         self.ranges.iter().skip(index).map(move |range| &self.source[range.clone()])
     }
 }
 
-/// The keys of the `GET`s that `input` begins with, written as clients write them. It is a guess at what will be asked for, by
-/// which nothing is decided.
+/// Returns the keys of the `GET` commands at the front of `input`, in their usual encoding. The
+/// result is only a hint for prefetching. No decision depends on it.
 pub(crate) fn peek_get_keys(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let argument = input.strip_prefix(b"*2\r\n$3\r\nGET\r\n")?;
@@ -296,8 +302,8 @@ fn to_i64(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The number behind the byte at `from`, `None` if it is none, and where the next line begins. Nothing, if the line has
-/// not ended.
+/// Parses the number after the byte at `from`. Returns it with the start of the next line; the
+/// number is `None` if it is invalid. Returns `None` if the line is incomplete.
 fn parse_length(
     input: &[u8],
     from: usize,
@@ -306,7 +312,7 @@ fn parse_length(
     let line = &input[from..];
     let end = memchr::memchr2(b'\r', 0, line).filter(|end| line[*end] == b'\r');
     match end {
-        // The byte after it has to be there, whatever it is.
+        // The byte after the carriage return must be present, whatever it is.
         Some(end) if end + 1 < line.len() => {
             Ok(Some((line.get(1..end).and_then(parse_integer), from + end + 2)))
         }
@@ -315,7 +321,8 @@ fn parse_length(
     }
 }
 
-/// The same for nearly all lengths there are, of a few digits, and how long the line is.
+/// Parses a length of one to three digits, which covers nearly all lengths. Returns it with the
+/// length of its line.
 #[inline]
 fn parse_short_length(line: &[u8]) -> Option<(usize, usize)> {
     let digit = |byte: u8| usize::from(byte - b'0');
@@ -332,7 +339,7 @@ fn parse_short_length(line: &[u8]) -> Option<(usize, usize)> {
     }
 }
 
-/// A whole number as Redis reads it (`string2ll`): no sign but a minus, no zeros in front.
+/// Parses an integer like Redis's `string2ll`: no sign but a minus, and no leading zeros.
 pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     let plain = match digits {
@@ -343,7 +350,7 @@ pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
     if plain { str::from_utf8(text).ok()?.parse().ok() } else { None }
 }
 
-/// Whether it is one of these words, in capitals or not.
+/// Whether `word` is one of these `words`, ignoring case.
 pub(crate) fn is_one_of(word: &[u8], words: &[&str]) -> bool {
     words.iter().any(|one| word.eq_ignore_ascii_case(one.as_bytes()))
 }
@@ -355,10 +362,10 @@ mod tests {
 
     const LIMITS: RequestLimits = RequestLimits { max_bulk: 1 << 20, max_arguments: 1024 };
 
-    /// A command as it came, and its words.
+    /// The bytes of a command, and its words.
     type Command = (Vec<u8>, Vec<Vec<u8>>);
 
-    /// All commands of `input`, which comes in pieces that end at `cuts`.
+    /// Returns all commands of `input`, which arrives in pieces that end at `cuts`.
     fn read(
         input: &[u8],
         cuts: &[usize],
@@ -493,7 +500,8 @@ mod tests {
         assert_eq!(said(b"*2147483647\r\n"), "Protocol error: unauthenticated multibulk length");
         assert_eq!(said(b"*1\r\n$16385\r\n"), "Protocol error: unauthenticated bulk length");
         assert_eq!(said(b"*1\r\n$536870912\r\n"), "Protocol error: unauthenticated bulk length");
-        // What nobody may say is refused as it is to everybody.
+        // Values above the limit of every client get the same error with and without
+        // authentication.
         for wrong in ["*abc\r\n", "*2147483648\r\n"] {
             assert_eq!(
                 said(wrong.as_bytes()),

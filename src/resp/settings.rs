@@ -1,4 +1,4 @@
-//! `[resp]`
+//! `[resp]`: the listener for Redis clients.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,39 +13,43 @@ use crate::settings::{self, ByteSize, Listen, RuleViolation, out_of_range, viola
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where clients of Redis are served; empty: nowhere.
+    /// The address that serves Redis clients. Empty disables the listener.
     pub listen: Listen,
-    /// Whether strangers may reach it although nothing asks them who they are.
+    /// Whether other hosts may reach this listener without authentication.
     pub allow_unprotected: bool,
-    /// Connections at most.
+    /// The most client connections that may be open.
     #[serde(with = "settings::count")]
     pub max_connections: usize,
-    /// How long a connection may be silent while nothing is owed to it; zero: for ever, as with Redis.
+    /// The longest time that a connection may be idle while no reply is pending. Zero means no
+    /// limit, as in Redis.
     #[serde(with = "settings::duration")]
     pub idle_timeout: Duration,
-    /// A file that holds the password by which clients get what the proxy itself may read; empty: Redis decides who they are.
+    /// The file with the password of this listener. A client that shows it has the proxy's own
+    /// rights. Empty means that Redis authenticates clients.
     pub password_file: PathBuf,
-    /// The name that goes with it; empty: that of the default user, which need not be said.
+    /// The user name that belongs to the password. Empty means the default user; clients may then
+    /// omit the name.
     pub username: String,
-    /// The listener's certificate; empty: no TLS.
+    /// The certificate of the listener. Empty means no TLS.
     pub tls_cert_file: PathBuf,
-    /// Its key.
+    /// The private key of the certificate.
     pub tls_key_file: PathBuf,
-    /// The authorities one of which must have signed a client's certificate; empty: clients need none.
+    /// The authorities of client certificates. Empty means that clients need no certificate.
     pub tls_client_ca_file: PathBuf,
-    /// How long the beginning of TLS may take.
+    /// The longest time that a TLS handshake may take.
     #[serde(with = "settings::duration")]
     pub tls_handshake_timeout: Duration,
-    /// The keys that are given out; none: all.
+    /// The keys that clients may use. An empty list allows all keys.
     pub allow_keys: KeyAllowlist,
-    /// The largest argument of a command.
+    /// The largest argument of a command, in bytes.
     pub max_bulk: ByteSize,
-    /// Arguments of a command at most.
+    /// The most arguments of a command.
     #[serde(with = "settings::count")]
     pub max_arguments: usize,
-    /// As much of a command is held; what is longer is passed on as it comes.
+    /// The most bytes of a command that are buffered. A longer command is forwarded as it arrives.
     pub max_query_buffer: ByteSize,
-    /// Bytes of answers that a client has not taken yet, beyond which no more of its commands are read.
+    /// The most bytes of replies that a client has not read yet. Beyond it no more commands of that
+    /// client are read.
     pub max_output_buffer: ByteSize,
 }
 
@@ -72,7 +76,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What stands between strangers and Redis. That the proxy logs in there proves nothing: Redis may ask no one else.
+    /// Returns the authentication of the listener. The proxy's own login at Redis does not count,
+    /// because Redis may accept clients without any.
     pub(crate) fn auth_requirement(&self) -> AuthRequirement {
         if self.allow_unprotected {
             AuthRequirement::Waived
@@ -93,10 +98,10 @@ impl Settings {
         }
     }
 
-    /// TLS, if it is spoken.
+    /// Loads the TLS files, if TLS is configured.
     ///
     /// # Errors
-    /// A file that cannot be used.
+    /// [`FileError`] for a file that cannot be used.
     pub(crate) fn tls(&self) -> Result<Option<Tls>, FileError> {
         Tls::load(self.tls_files(), TLS_KEYS, self.tls_handshake_timeout, &[])
     }
@@ -129,7 +134,7 @@ impl Settings {
     }
 }
 
-/// How this section calls what belongs to TLS.
+/// The keys of this section that concern TLS.
 const TLS_KEYS: TlsKeys = TlsKeys {
     cert_file: "resp.tls_cert_file",
     key_file: "resp.tls_key_file",

@@ -1,12 +1,13 @@
-//! How connections and listeners learn that the daemon is going down, and the daemon that they are gone.
+//! The drain signal: announces a shutdown to connections and listeners, and their end to the
+//! daemon.
 
 use tokio::sync::{mpsc, watch};
 
-/// Tells connections and listeners that the daemon is going down, and the daemon when the last of them is gone.
+/// The receiving end of the drain signal. The daemon waits until every clone of it is dropped.
 #[derive(Clone)]
 pub struct Drain {
     signal: watch::Receiver<bool>,
-    /// Closed when every clone is gone; none where nobody waits for that.
+    /// Keeps the channel open until every clone is dropped. `None` if no drain waits for this end.
     _alive: Option<mpsc::Sender<()>>,
 }
 
@@ -17,14 +18,14 @@ pub struct DrainControl {
 }
 
 impl Drain {
-    /// Both ends.
+    /// Creates both ends of a drain signal.
     pub fn new() -> (DrainControl, Self) {
         let (sender, signal) = watch::channel(false);
         let (alive, gone) = mpsc::channel(1);
         (DrainControl { signal: sender, gone }, Self { signal, _alive: Some(alive) })
     }
 
-    /// For what goes on until the process ends.
+    /// Returns a signal that never fires, for services that run until the process ends.
     pub fn never() -> Self {
         Self { signal: watch::channel(false).1, _alive: None }
     }
@@ -33,7 +34,7 @@ impl Drain {
         *self.signal.borrow()
     }
 
-    /// Returns once the daemon is going down.
+    /// Returns once the daemon drains.
     pub(crate) async fn signaled(&mut self) {
         if self.signal.wait_for(|draining| *draining).await.is_err() {
             std::future::pending::<()>().await;
@@ -42,7 +43,7 @@ impl Drain {
 }
 
 impl DrainControl {
-    /// Tells all, and returns when all are gone.
+    /// Sends the signal, and returns once every receiver is dropped.
     pub async fn drain(&mut self) {
         self.signal.send_replace(true);
         while self.gone.recv().await.is_some() {}

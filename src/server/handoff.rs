@@ -1,4 +1,4 @@
-//! A connection on its way from who accepted it to who serves it.
+//! An accepted connection on its way from the listener to its worker.
 
 use std::sync::Arc;
 
@@ -8,27 +8,28 @@ use super::{Drain, Service, Tls};
 use crate::metrics::{ConnectionGuard, RejectCounter};
 use crate::net::{ClientStream, DetachedStream};
 
-/// A connection on its way to its worker.
+/// An accepted connection that its worker has yet to serve.
 pub(super) struct Accepted {
     pub(super) stream: DetachedStream,
-    /// Within TLS, if so, and the count of those with whom it was not agreed on.
+    /// TLS if the listener has it, with the counter of failed handshakes.
     pub(super) tls: Option<(Tls, RejectCounter)>,
     pub(super) service: Arc<dyn Service>,
     pub(super) drain: Drain,
     pub(super) guards: ConnectionGuards,
 }
 
-/// What a connection takes up until it is dropped.
+/// The connection's permit and its place in the count of open connections, both held until it is
+/// dropped.
 pub(super) struct ConnectionGuards {
     pub(super) _permit: OwnedSemaphorePermit,
     pub(super) _open: ConnectionGuard,
 }
 
 impl Accepted {
-    /// Serves it, where it is to stay.
+    /// Serves the connection. Runs on the worker, where the connection stays (invariant A2).
     pub(super) async fn serve(self) {
         let Self { stream, tls, service, drain, guards: _guards } = self;
-        // A socket that cannot be moved is gone already.
+        // An error here means that the socket is closed already.
         let Ok(stream) = stream.attach() else { return };
         let stream = match (stream, tls) {
             (ClientStream::Tcp(stream), Some((tls, refused))) => {

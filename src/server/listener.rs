@@ -1,4 +1,5 @@
-//! A bound socket: accepts, counts, and hands over, or says that there are too many.
+//! A bound socket: accepts connections, counts them, and hands them to workers or rejects those
+//! above the limit.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -18,7 +19,7 @@ use crate::metrics::{FrontEnd, Metrics, RejectCounter, RejectReason};
 use crate::net::ClientStream;
 use crate::settings::{Listen, UNIX};
 
-/// A bound socket with what it serves.
+/// A bound socket with the service behind it.
 pub struct Listener {
     front_end: FrontEnd,
     socket: Socket,
@@ -28,41 +29,42 @@ pub struct Listener {
     metrics: Arc<Metrics>,
 }
 
-/// A listener that could not be bound, or must not be.
+/// The reasons for which a listener is not bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The system refuses it.
+    /// The system rejects the bind.
     #[error("{}.listen: cannot listen on {address}: {error}", front_end.name())]
     System {
-        /// Who was to be asked there.
+        /// The front end of the listener.
         front_end: FrontEnd,
-        /// Where.
+        /// The configured address.
         address: String,
-        /// What the system says.
+        /// The error that the system returns.
         error: io::Error,
     },
-    /// Strangers would be let in.
+    /// Other hosts could connect without authentication.
     #[error(transparent)]
     UnprotectedListener(#[from] UnprotectedListener),
 }
 
-/// What a listener serves, for how many, and what it does about strangers.
+/// The service of a listener, its connection limit, and the authentication that it requires.
 pub struct ListenerConfig {
-    /// What is spoken.
+    /// The service that handles connections.
     pub service: Arc<dyn Service>,
-    /// Within TLS, if so.
+    /// TLS, if the listener has it.
     pub tls: Option<Tls>,
-    /// Connections at most.
+    /// The maximum number of connections.
     pub max_connections: usize,
-    /// What stands between strangers and it.
+    /// The authentication of the listener, checked against its address.
     pub auth_requirement: AuthRequirement,
 }
 
 impl Listener {
-    /// Listens on `inherited`, or else binds `listen`, and says where that is.
+    /// Listens on `inherited` if there is such a socket, else binds `listen`, and logs the address.
     ///
     /// # Errors
-    /// The address cannot be resolved or is taken, or strangers can reach it unasked.
+    /// - `BindError::System` if the address cannot be resolved or is in use.
+    /// - `BindError::UnprotectedListener` if other hosts could connect without authentication.
     pub async fn bind(
         front_end: FrontEnd,
         listen: &Listen,
@@ -81,7 +83,8 @@ impl Listener {
         };
         let socket = socket.map_err(failed)?;
         let address = socket.address().map_err(failed)?;
-        // Whatever name it was looked up by, and whoever has bound it.
+        // The bound address counts, not the configured name. The name may resolve to another
+        // address, and an inherited socket was bound by another process.
         if let Some(ip) = socket.ip().map_err(failed)? {
             auth_requirement.check(front_end.name(), ip, &address)?;
         }
@@ -91,16 +94,17 @@ impl Listener {
         Ok(Self { front_end, socket, service, tls, permits, metrics })
     }
 
-    /// Who is asked there.
+    /// Returns the front end of this listener.
     pub fn front_end(&self) -> FrontEnd {
         self.front_end
     }
 
-    /// Accepts until `drain` says that the daemon is going down; the socket closes then.
+    /// Accepts connections until `drain` fires, then closes the socket.
     pub async fn accept(self, workers: Arc<Workers>, mut drain: Drain) {
         let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
         let mut failing = false;
-        // Who has connected already is not turned away by a stop; who goes on connecting does not put it off.
+        // A stop does not reject clients that are already connected. The limit keeps new clients
+        // from delaying the stop.
         let mut accepts_left = MAX_ACCEPTS_AFTER_DRAIN;
         while accepts_left > 0 {
             let accepted = tokio::select! {
@@ -120,8 +124,8 @@ impl Listener {
                         tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept connections");
                     }
                     failing = true;
-                    // Out of descriptors most likely: some will be closed, and until then accepting again at once
-                    // would only burn the processor.
+                    // The usual cause is a lack of file descriptors, until some are closed.
+                    // Accepting again at once would only burn CPU time.
                     sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -138,14 +142,15 @@ impl Listener {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.metrics.record_connection_refused(self.front_end);
             if let Ok(turn) = Arc::clone(rejections).try_acquire_owned() {
-                // In clear, nobody would understand it there.
+                // A TLS client could not read a response in plain text.
                 let answer =
                     if self.tls.is_some() { Vec::new() } else { self.service.overload_response() };
                 tokio::spawn(reject(stream, answer, turn));
             }
             return;
         };
-        // The runtime of the worker takes the socket over; a socket that cannot be moved is gone already.
+        // The runtime of the worker takes over the socket. An error here means that the socket is
+        // closed already.
         let Ok(stream) = stream.detach() else { return };
         let guards = ConnectionGuards {
             _permit: permit,
@@ -158,7 +163,7 @@ impl Listener {
 
 enum Socket {
     Tcp(TcpListener),
-    /// With its path, which goes when it does.
+    /// A unix socket with its path, which is removed when the socket is dropped.
     Unix(UnixListener, PathBuf),
 }
 
@@ -179,7 +184,7 @@ impl Socket {
         }
     }
 
-    /// None, if it is a unix socket.
+    /// Returns the bound IP address; `None` for a unix socket.
     fn ip(&self) -> io::Result<Option<IpAddr>> {
         match self {
             Self::Tcp(socket) => socket.local_addr().map(|address| Some(address.ip())),
@@ -200,13 +205,14 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
-            // Another daemon may have taken the place already; that it is gone is as well.
+            // The result is ignored: another daemon may have replaced or removed the file already.
             _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Removes the socket of a daemon that did not end well: one at which nobody listens.
+/// Removes the socket file of a daemon that did not shut down cleanly. A refused connection shows
+/// that no process listens there.
 async fn remove_stale_socket(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -216,13 +222,14 @@ async fn remove_stale_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Connections taken at most after the daemon was told to stop: as many as the system holds ready for us.
+/// The maximum number of connections accepted after the stop signal: the size of the system's
+/// accept queue.
 const MAX_ACCEPTS_AFTER_DRAIN: usize = 1024;
-/// Connections that are being told that there are too many; any more are closed without a word.
+/// The maximum number of rejections in progress. Further connections are closed without a response.
 const MAX_REJECTIONS: usize = 32;
 
-/// Answers without looking at what is asked, then reads a little, since closing with unread bytes would reset the
-/// connection and take the answer with it.
+/// Sends the response without reading the request, then reads and discards input for a while.
+/// Closing a socket with unread bytes would reset the connection and lose the response.
 async fn reject(mut stream: ClientStream, answer: Vec<u8>, _turn: OwnedSemaphorePermit) {
     let goodbye = async {
         stream.write_all(&answer).await?;

@@ -1,9 +1,11 @@
 //! Listeners, workers and connections.
 //!
-//! One task per listener accepts and hands each connection to the worker that has the fewest; a worker is a
-//! thread with a runtime of its own, and a connection never leaves it, so a hit is answered where it was read,
-//! without another thread. Every connection is counted before it is handed over, watched while it lives
-//! (`idle_timeout`, `header_timeout`), and told when the daemon drains.
+//! One task per listener accepts connections and hands each one to the worker with the fewest. A
+//! worker is a thread with its own runtime, and a connection never leaves it. A cache hit is
+//! therefore answered on the thread that read the request.
+//!
+//! Every connection is counted before the handoff. Its timeouts (`idle_timeout`, `header_timeout`)
+//! are enforced while it is open, and it receives the drain signal.
 
 mod drain;
 mod handoff;
@@ -21,12 +23,12 @@ pub use self::tls::Tls;
 pub use self::worker::Workers;
 use crate::net::ClientStream;
 
-/// What is spoken on the connections of a listener.
+/// The service that handles the connections of a listener.
 pub trait Service: Send + Sync {
-    /// Serves a connection to its end, which comes soon after the daemon drains.
+    /// Serves a connection until it ends, which happens soon after the daemon drains.
     fn serve(&self, stream: ClientStream, drain: Drain)
     -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
-    /// What is said to a connection that is one too many.
+    /// Returns the bytes to send to a connection above the connection limit.
     fn overload_response(&self) -> Vec<u8>;
 }

@@ -1,46 +1,46 @@
-//! What can be configured of a listener, whatever is spoken there.
+//! The configuration of a listener that is the same for all front ends.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::settings::{RuleViolation, violations, zero_timeouts};
 
-/// The files of a listener's TLS (PEM), as its section names them.
+/// The TLS files of a listener (PEM), from its configuration section.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// The listener's certificate, and those between it and its authority.
+    /// The listener's certificate and the intermediate certificates.
     pub certificates: PathBuf,
-    /// Its private key.
+    /// The private key of the certificate.
     pub key: PathBuf,
-    /// The authorities whose certificates clients must have; empty: they need none.
+    /// The authorities that sign client certificates; empty: clients need no certificate.
     pub client_authorities: PathBuf,
 }
 
-/// How a section calls what belongs to TLS.
+/// The names of a section's TLS keys, for error texts.
 #[derive(Debug, Clone, Copy)]
 pub struct TlsKeys {
-    /// The certificate.
+    /// The name of the certificate's key.
     pub cert_file: &'static str,
-    /// Its key.
+    /// The name of the private key's key.
     pub key_file: &'static str,
-    /// The clients' authorities.
+    /// The name of the client authorities' key.
     pub client_ca_file: &'static str,
-    /// How long a handshake may take.
+    /// The name of the handshake timeout's key.
     pub handshake_timeout: &'static str,
 }
 
 impl TlsFiles {
-    /// Whether TLS is spoken.
+    /// Whether TLS is enabled.
     pub fn is_enabled(&self) -> bool {
         is_set(&self.certificates)
     }
 
-    /// Whether clients must show a certificate.
+    /// Whether clients must present a certificate.
     pub fn requires_client_cert(&self) -> bool {
         is_set(&self.client_authorities)
     }
 
-    /// What is wrong with what a section says, `keys` being its own names.
+    /// Returns the violations of the section's TLS rules; `keys` are the names to report.
     pub(crate) fn violations(
         &self,
         keys: TlsKeys,

@@ -1,7 +1,9 @@
-//! TLS towards clients: what a listener shows, whom it asks for a certificate, and how long a handshake may take.
+//! TLS towards clients: the listener's certificate, the verification of client certificates, and
+//! the handshake timeout.
 //!
-//! Certificates are read again at SIGHUP. A connection keeps what it was made with; the next one gets what was read, and no
-//! session of before is resumed, so who is not to come in any more does not.
+//! Certificates are read again at SIGHUP. An open connection keeps its configuration, and the next
+//! one gets the new one. A reload starts with no TLS sessions, so an excluded client cannot return
+//! by session resumption.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -22,7 +24,7 @@ use crate::access::{FileError, Prepare, Reloadable};
 use crate::metrics::RejectCounter;
 use crate::net::ClientStream;
 
-/// TLS on a listener.
+/// The TLS configuration of a listener. Clones share it.
 #[derive(Clone)]
 pub struct Tls {
     config: Reloadable<ServerConfig>,
@@ -30,10 +32,11 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// TLS by `files`, or none if they name nothing; `protocols` are what is spoken within.
+    /// Loads TLS from `files`, or returns `None` if they name no certificate. `protocols` are the
+    /// ALPN protocols, most preferred first.
     ///
     /// # Errors
-    /// A file that cannot be used.
+    /// `FileError` if a file cannot be used.
     pub(crate) fn load(
         files: TlsFiles,
         keys: TlsKeys,
@@ -47,14 +50,15 @@ impl Tls {
         Ok(Some(Self { config, handshake_timeout }))
     }
 
-    /// For reloads.
+    /// Returns the function that reads the files again at a reload.
     pub fn reloader(&self) -> Prepare {
         self.config.reloader()
     }
 
-    /// The stream within, once both sides have agreed; nothing, if they do not, or not in time.
-    /// Who did not come to an end of it is counted among the `refused`, but not who hung up before anything was wrong: many
-    /// only look whether somebody listens.
+    /// Runs the handshake, and returns the TLS stream; `None` if it fails or takes too long.
+    ///
+    /// Failed handshakes are counted in `refused`. A client that disconnects before an error is not
+    /// counted, because port scans and probes do that.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
@@ -85,7 +89,7 @@ impl Tls {
     }
 }
 
-/// How long a handshake may still take once the daemon was told to stop.
+/// The time that a handshake may still take after the stop signal.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 fn server_config(

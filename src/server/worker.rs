@@ -1,4 +1,4 @@
-//! The threads that serve, each with a runtime of its own.
+//! The worker threads, each with its own runtime.
 
 use std::io;
 use std::sync::Arc;
@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::handoff::Accepted;
 use crate::sync::CountGuard;
 
-/// The threads that serve.
+/// The threads that serve connections.
 pub struct Workers(Vec<Worker>);
 
 struct Worker {
-    /// Never longer than the listeners' `max_connections`, since each holds a permit, and the questions of one caller.
+    /// Bounded although the channel is not: each connection holds a permit of its listener's
+    /// `max_connections`, and only one caller sends pings.
     tasks: mpsc::UnboundedSender<Task>,
     connections: Arc<AtomicUsize>,
     runtime: Handle,
@@ -22,7 +23,7 @@ struct Worker {
 
 enum Task {
     Serve(Box<Accepted>, CountGuard),
-    /// Whoever runs this, lives.
+    /// Proves that the worker runs its tasks: the worker itself sends the reply.
     Ping(oneshot::Sender<()>),
 }
 
@@ -30,7 +31,7 @@ impl Workers {
     /// Starts `threads` workers.
     ///
     /// # Errors
-    /// The system gives no thread or no event queue.
+    /// `io::Error` if the system provides no thread or no event queue.
     pub fn start(threads: usize) -> io::Result<Self> {
         (0..threads).map(Worker::start).collect::<io::Result<_>>().map(Self)
     }
@@ -40,24 +41,24 @@ impl Workers {
         else {
             return;
         };
-        // A worker ends only with the daemon; then the connection is closed by being dropped.
+        // A worker ends only with the daemon. In that case the connection is dropped and so closed.
         _ = worker
             .tasks
             .send(Task::Serve(Box::new(connection), CountGuard::new(&worker.connections)));
     }
 
-    /// How many tasks there are on all of them.
+    /// Returns the number of tasks on all workers.
     pub fn alive_tasks(&self) -> usize {
         self.0.iter().map(|worker| worker.runtime.metrics().num_alive_tasks()).sum()
     }
 
-    /// Returns once every worker has shown that it gets to do what it is given.
+    /// Returns once every worker has replied to a ping. Never returns if a worker has ended.
     pub async fn check_alive(&self) {
         for worker in &self.0 {
             let (say, said) = oneshot::channel();
             _ = worker.tasks.send(Task::Ping(say));
             if said.await.is_err() {
-                // It has ended, and will never again.
+                // The worker has ended and will never reply.
                 std::future::pending::<()>().await;
             }
         }

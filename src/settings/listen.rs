@@ -1,4 +1,4 @@
-//! Where a listener is bound, as it is written.
+//! The listen address of a listener, in its configured form.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,39 +6,40 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a listener is bound: `host:port`, `unix:///path`, or empty for none.
+/// The listen address of a listener: `host:port`, `unix:///path`, or empty for no listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Listen(String);
 
 impl Listen {
-    /// For the defaults.
+    /// Creates an address from a literal, for defaults. The text is not checked.
     pub fn from_static(text: &'static str) -> Self {
         Self(text.to_owned())
     }
 
-    /// Whether there is to be no such listener.
+    /// Whether the listener is disabled.
     pub fn is_off(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The path, if it is a unix socket.
+    /// Returns the path of a unix socket; `None` for a TCP address.
     pub fn unix_path(&self) -> Option<&Path> {
         self.0.strip_prefix(UNIX).map(Path::new)
     }
 
-    /// The IP address, where it is written as one.
+    /// Returns the IP address; `None` if the host is a name or there is none.
     pub fn ip(&self) -> Option<IpAddr> {
         let (host, _) = self.0.rsplit_once(':')?;
         host.trim_start_matches('[').trim_end_matches(']').parse().ok()
     }
 
-    /// Whether both would want the same port of the same address.
+    /// Whether both listeners need the same port of the same address.
     pub fn conflicts_with(&self, other: &Self) -> bool {
         !self.is_off() && self == other && !self.0.ends_with(":0")
     }
 
-    /// The same with another host or port, as `--proxy_host` and `--proxy_port` ask for.
+    /// Returns the address with another host or port, for the flags `--proxy_host` and
+    /// `--proxy_port`.
     pub fn with_host_and_port(&self, host: Option<&str>, port: Option<u16>) -> String {
         let (old_host, old_port) = self.0.rsplit_once(':').unwrap_or(("127.0.0.1", "8080"));
         let host = host.unwrap_or(old_host);
@@ -88,5 +89,5 @@ impl TryFrom<String> for Listen {
     }
 }
 
-/// How the address of a unix socket begins; its path is absolute.
+/// The prefix of a unix socket's address. The path that follows is absolute.
 pub(crate) const UNIX: &str = "unix://";

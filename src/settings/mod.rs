@@ -1,4 +1,4 @@
-//! What the `Settings` of all rooms are made of: types of values, addresses to listen on, and rules.
+//! The building blocks of every module's `Settings`: value types, listen addresses and rules.
 
 mod listen;
 mod rules;

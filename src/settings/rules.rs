@@ -1,17 +1,18 @@
-//! Rules that concern the value of a key beside its type, or several keys.
+//! Rules beyond the type of a single value: value ranges, and dependencies between keys.
 
 use std::time::Duration;
 
-/// A key and what is wrong with its value although the value by itself is right.
+/// A key with a value that has the right type but violates a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleViolation {
-    /// The key to be named.
+    /// The configuration key to report.
     pub key: &'static str,
-    /// What was found and what is expected.
+    /// The value that was found and the one that is expected.
     pub text: String,
 }
 
-/// Those of `rules` that are broken: each is whether it is, the key to be named, and the text.
+/// Returns the violated `rules`. Each rule is a flag for the violation, the key to report, and the
+/// text.
 pub fn violations<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec<RuleViolation> {
     rules
         .into_iter()
@@ -20,7 +21,8 @@ pub fn violations<const N: usize>(rules: [(bool, &'static str, &str); N]) -> Vec
         .collect()
 }
 
-/// Those of `limits` that are zero, which would let nothing through, or more than a semaphore can count.
+/// Returns a violation for each limit that is zero or above the range of a semaphore. A limit of
+/// zero would reject everything.
 pub fn out_of_range<const N: usize>(limits: [(usize, &'static str); N]) -> Vec<RuleViolation> {
     let wrong = limits.into_iter().filter(|(limit, _)| !(1..=MAX_LIMIT).contains(limit));
     wrong
@@ -31,10 +33,10 @@ pub fn out_of_range<const N: usize>(limits: [(usize, &'static str); N]) -> Vec<R
         .collect()
 }
 
-/// More than any machine has of anything that is limited by number.
+/// The maximum of every limit by number, more than any machine can use.
 const MAX_LIMIT: usize = 1 << 28;
 
-/// Those of `timeouts` that are zero and would strike at once.
+/// Returns a violation for each timeout of zero, which would expire at once.
 pub fn zero_timeouts<const N: usize>(
     timeouts: [(Duration, &'static str); N],
 ) -> Vec<RuleViolation> {

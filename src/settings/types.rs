@@ -1,7 +1,8 @@
-//! How durations, sizes and counts are written in a config file, the environment and on the command line.
+//! The text forms of durations, sizes and counts in a config file, the environment and on the
+//! command line.
 //!
-//! A bare number is seconds for a duration and bytes for a size, whether it comes as a number or as text,
-//! since the environment and the command line know only text.
+//! A bare number means seconds for a duration and bytes for a size. It may be a number or text,
+//! because the environment and the command line only have text.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,22 +10,23 @@ use std::time::Duration;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// For `#[serde(with = "settings::duration")]`: `"250ms"`, `"1m 30s"`, or seconds as a number.
+/// Serde functions for `#[serde(with = "settings::duration")]`: `"250ms"`, `"1m 30s"`, or seconds
+/// as a number.
 pub mod duration {
     use super::{Deserializer, Duration, DurationVisitor, Serializer};
 
-    /// Writes the shortest text that reads back as the same duration.
+    /// Writes the shortest text that parses to the same duration.
     ///
     /// # Errors
-    /// Only what the serializer itself reports.
+    /// Only the errors of the serializer.
     pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_duration(*duration))
     }
 
-    /// Reads a duration, or `word`, which gives `None`.
+    /// Parses a duration, or `word`, which yields `None`.
     ///
     /// # Errors
-    /// Names what was found and what would be right.
+    /// `D::Error` with the value that was found and the form that is expected.
     pub fn or_keyword<'de, D: Deserializer<'de>>(
         word: &'static str,
         from: D,
@@ -32,16 +34,16 @@ pub mod duration {
         from.deserialize_any(super::DurationOrKeyword(word))
     }
 
-    /// Reads text with units, or a number of seconds.
+    /// Parses text with units, or a number of seconds.
     ///
     /// # Errors
-    /// Names what was found and what would be right.
+    /// `D::Error` with the value that was found and the form that is expected.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         deserializer.deserialize_any(DurationVisitor)
     }
 }
 
-/// A duration, or this word.
+/// Parses a duration, or this keyword as `None`.
 struct DurationOrKeyword(&'static str);
 
 impl Visitor<'_> for DurationOrKeyword {
@@ -75,7 +77,8 @@ impl Visitor<'_> for DurationOrKeyword {
 
 struct DurationVisitor;
 
-/// Longer than anybody waits, and short enough to be added to any time without overflow.
+/// The maximum duration: 100 years. It exceeds any useful timeout, and adding it to any time does
+/// not overflow.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 fn bounded(duration: Option<Duration>) -> Option<Duration> {
@@ -114,22 +117,23 @@ impl Visitor<'_> for DurationVisitor {
     }
 }
 
-/// For `#[serde(with = "settings::count")]`: a whole number, as a number or as text; never a boolean or a fraction.
+/// Serde functions for `#[serde(with = "settings::count")]`: a whole number, as a number or as
+/// text, never a boolean or a fraction.
 pub mod count {
     use super::{CountVisitor, Deserializer, Serializer};
 
     /// Writes the number.
     ///
     /// # Errors
-    /// Only what the serializer itself reports.
+    /// Only the errors of the serializer.
     pub fn serialize<S: Serializer>(count: &usize, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(*count as u64)
     }
 
-    /// Reads a whole number of zero or more.
+    /// Parses a whole number of zero or more.
     ///
     /// # Errors
-    /// Names what was found and what would be right.
+    /// `D::Error` with the value that was found and the form that is expected.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
         deserializer.deserialize_any(CountVisitor)
     }
@@ -137,7 +141,7 @@ pub mod count {
 
 struct CountVisitor;
 
-/// More than there can be of anything here, and a number that every format can write.
+/// The maximum count: more than any machine can use, and a number that every format can write.
 const MAX_COUNT: u64 = 1 << 40;
 
 fn bounded_count(number: Option<u64>) -> Option<usize> {
@@ -167,7 +171,7 @@ impl Visitor<'_> for CountVisitor {
     }
 }
 
-/// A number of bytes, written `"64KiB"`, `"512MiB"`, `"1GiB"`, or as a bare number.
+/// A size in bytes, written `"64KiB"`, `"512MiB"`, `"1GiB"`, or as a bare number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
@@ -233,12 +237,12 @@ impl Visitor<'_> for ByteSizeVisitor {
     }
 }
 
-/// A part of a whole, from 0 to 1; by default the whole.
+/// A fraction from 0 to 1. The default is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Ratio(pub f64);
 
-/// It is never "not a number".
+/// The value is never NaN, so equality is reflexive.
 impl Eq for Ratio {}
 
 impl Default for Ratio {
@@ -285,13 +289,13 @@ impl Visitor<'_> for RatioVisitor {
     }
 }
 
-/// A text that may be used but never shown: its `Debug` and its serialized form are asterisks.
+/// A secret text that is never printed: its `Debug` and serialized forms are asterisks.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The secret itself, for the one place that needs it.
+    /// Returns the secret itself, for the single place that needs it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -308,7 +312,7 @@ impl From<String> for Secret {
     }
 }
 
-/// What stands in the place of a secret.
+/// The text printed in place of a secret.
 pub const MASK: &str = "********";
 
 impl fmt::Debug for Secret {
@@ -323,10 +327,10 @@ impl Serialize for Secret {
     }
 }
 
-/// For `TryFrom<String>`: what `text` names among `choices`.
+/// Returns the choice that `text` names among `choices`. Meant for `TryFrom<String>`.
 ///
 /// # Errors
-/// Names what was found and what may be chosen.
+/// A text with the value that was found and the names that are allowed.
 pub fn parse_choice<T: Copy, const N: usize>(
     text: &str,
     choices: [(&str, T); N],

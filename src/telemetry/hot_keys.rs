@@ -1,10 +1,12 @@
-//! Which keys are read most, of late.
+//! The keys that are read most in the last one to two minutes.
 //!
-//! Each thread that reads counts in a sketch of its own, which holds so many keys and no more: of any key it knows a count
-//! that is too low by at most its error, and a key that is read more often than that is never missed (Misra and Gries; the
-//! sketch is Apache `DataSketches`' "frequent items"). So counting waits for nobody, and what it takes is bounded by keys
-//! times `MAX_KEY_LEN` times two for each thread. Counts begin anew each `WINDOW`; what is told is of the last whole one
-//! and the one that goes on.
+//! Each thread that reads counts in its own sketch of a fixed number of keys. The sketch is Apache
+//! `DataSketches`' "frequent items" (Misra and Gries). The count of a key is too low by at most the
+//! sketch's error. A key that is read more often than that error is never missed.
+//!
+//! So counting waits for no other thread. The memory of a thread is bounded by the number of keys
+//! times [`MAX_KEY_LEN`] times two. Counts restart with each `WINDOW`; a result covers the last
+//! complete window and the current one.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,27 +18,28 @@ use tokio::time::Instant;
 
 use crate::sync::lock;
 
-/// For how long is counted before it begins anew.
+/// The length of a counting window.
 const WINDOW: Duration = Duration::from_secs(60);
-/// The longest key that is counted, in bytes.
+/// The longest key that is counted, in bytes. Longer keys are ignored.
 pub const MAX_KEY_LEN: usize = 1024;
-/// What a key is not written with: all that means something in a path, in JSON, in lines or on a terminal.
+/// The bytes that are escaped: all that have a meaning in a path, in JSON, in lines or on a
+/// terminal.
 const ESCAPED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':').remove(b'/');
 
-/// A key as it is written behind `/keys/`.
+/// Escapes a key as it is written behind `/keys/`.
 pub fn path_escape(key: &[u8]) -> String {
     percent_encode(key, ESCAPED).to_string()
 }
 
-/// Counts keys, if it is to. Clones count together.
+/// A counter of reads by key, or none. Clones share the counts.
 #[derive(Clone, Default)]
 pub struct HotKeys(Option<Arc<Shared>>);
 
 struct Shared {
-    /// Whether those who look may see.
+    /// The visibility of the counts to operators.
     visibility: Visibility,
-    /// The places a sketch has, of which it fills three quarters.
+    /// The table size of a sketch, which fills three quarters of it.
     capacity: usize,
     started: Instant,
     counts: ThreadLocal<Mutex<ThreadCounts>>,
@@ -50,22 +53,22 @@ enum Visibility {
 
 type Sketch = FrequentItemsSketch<Vec<u8>>;
 
-/// What one thread has counted.
+/// The counts of one thread.
 struct ThreadCounts {
-    /// Which window since the beginning goes on.
+    /// The number of the current window since the start.
     window: u64,
     current: Sketch,
     last: Sketch,
 }
 
-/// What was counted.
+/// The hottest keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopKeys {
-    /// For how long.
+    /// The time that the counts cover.
     pub period: Duration,
-    /// Reads in that time.
+    /// The reads of all keys in that time.
     pub reads: u64,
-    /// The keys, the one that was read most first.
+    /// The keys, hottest first.
     pub keys: Vec<HotKey>,
 }
 
@@ -74,19 +77,21 @@ pub struct TopKeys {
 pub struct HotKey {
     /// The key.
     pub key: Vec<u8>,
-    /// How often it was read at most.
+    /// The upper bound of its reads.
     pub reads: u64,
-    /// How much less often it may have been.
+    /// The upper bound minus the lower bound.
     pub error: u64,
 }
 
 impl HotKeys {
-    /// Counts so many keys at once, for each thread; none: does nothing.
+    /// Counts up to `keys` keys at once in each thread. Zero disables counting.
     pub fn new(keys: usize) -> Self {
         Self::with_warmup(keys, 0)
     }
 
-    /// The same, and counts what it takes to [tell](Self::warmup_keys) the `warmup_keys` keys that are read most, though not to operators.
+    /// Counts as [`new`](Self::new) does, and enough for [`warmup_keys`](Self::warmup_keys) to
+    /// return the `warmup_keys` hottest keys. Operators do not see the latter unless `keys` is
+    /// positive.
     pub fn with_warmup(keys: usize, warmup_keys: usize) -> Self {
         let visibility = if keys > 0 { Visibility::Public } else { Visibility::Internal };
         let keys = keys.max(warmup_keys.saturating_mul(WARMUP_FACTOR));
@@ -103,7 +108,7 @@ impl HotKeys {
         Self((keys > 0).then(shared))
     }
 
-    /// `key` is read.
+    /// Counts a read of `key`.
     pub fn count(&self, key: &[u8], now: Instant) {
         if let Some(shared) = &self.0
             && key.len() <= MAX_KEY_LEN
@@ -112,7 +117,8 @@ impl HotKeys {
         }
     }
 
-    /// The `limit` keys that are read most; nothing, if keys are not counted.
+    /// Returns the `limit` keys that are read most, or `None` if keys are not counted for
+    /// operators.
     pub fn top(&self, limit: usize, now: Instant) -> Option<TopKeys> {
         self.0
             .as_ref()
@@ -120,7 +126,7 @@ impl HotKeys {
             .and_then(|shared| shared.top(limit, now))
     }
 
-    /// The `limit` keys that are read most, to be kept where only the daemon reads them.
+    /// Returns the `limit` keys that are read most. Only the daemon may see the result.
     pub fn warmup_keys(&self, limit: usize, now: Instant) -> Vec<Vec<u8>> {
         let hottest = self.0.as_ref().and_then(|shared| shared.top(limit, now));
         hottest
@@ -129,9 +135,11 @@ impl HotKeys {
     }
 }
 
-/// A sketch tells the first keys of a long tail from the others only where it counts several times as many.
+/// The number of counted keys for each key that is saved. A sketch separates the head of a long
+/// tail only if it counts several times as many.
 const WARMUP_FACTOR: usize = 8;
-/// What the sketch takes at least, and more than anybody looks at.
+/// The limits of a table size: the least that the sketch accepts, and more than any reader of the
+/// counts needs.
 const MIN_CAPACITY: usize = 8;
 const MAX_CAPACITY: usize = 1 << 17;
 
@@ -142,10 +150,10 @@ impl Shared {
 
     fn count(&self, key: &[u8], now: Instant) {
         let window = self.window(now);
-        // It fails only for a number of places that is not one, which this has not.
+        // It fails only for a size that is no power of two, and this one is.
         let new = || ThreadCounts::new(self.capacity).map(Mutex::new);
         if let Ok(counts) = self.counts.get_or_try(new) {
-            // Its own thread's, so it waits at most for somebody who looks.
+            // The lock belongs to this thread, so it waits at most for a query.
             let mut counts = lock(counts);
             counts.roll_to(window);
             counts.current.update_ref(key);
@@ -185,7 +193,7 @@ impl ThreadCounts {
         Ok(Self { window: 0, current: Sketch::new(capacity)?, last: Sketch::new(capacity)? })
     }
 
-    /// Forgets what is of neither this window nor the one before.
+    /// Drops counts of windows before the previous one.
     fn roll_to(&mut self, window: u64) {
         if window > self.window {
             std::mem::swap(&mut self.current, &mut self.last);
@@ -233,8 +241,8 @@ mod tests {
     }
 
     proptest! {
-        /// No key is told to be read less often than it was, or more often than its error allows; and one that is read more
-        /// often than any error is there.
+        /// The bounds of a key contain its number of reads. A key that is read more often than any
+        /// error is in the result.
         #[test]
         fn counts_are_within_their_error_bound(keys in proptest::collection::vec(0_u8..60, 0..3000)) {
             let (hot, now) = (HotKeys::new(12), Instant::now());

@@ -1,7 +1,7 @@
-//! How a line of the log is written.
+//! The format of log lines.
 //!
-//! journald stamps each line with the time itself, so there text has none. A line for machines that is written while a
-//! request of a trace is answered says which, by the names of OpenTelemetry's log model.
+//! journald stamps each line with the time, so text for it has none. A JSON line that is written
+//! while a traced request is served names its trace, by the names of OpenTelemetry's log model.
 
 use std::fmt;
 use std::fs::File;
@@ -20,7 +20,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::log_writer::LogWriter;
 use super::settings::{LogFormat, variable};
 
-/// Writes lines in this format, as standard error is to have them.
+/// Builds the layer that formats lines for standard error.
 pub(super) fn layer<S>(format: LogFormat, writer: LogWriter) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -35,7 +35,7 @@ where
     }
 }
 
-/// Whether standard error is what systemd has connected with the journal (`JOURNAL_STREAM`, systemd.exec(5)).
+/// Whether standard error is connected to systemd's journal (`JOURNAL_STREAM`, systemd.exec(5)).
 fn is_journal() -> bool {
     let Some(stream) = variable("JOURNAL_STREAM") else { return false };
     let is_it = |error: File| {
@@ -49,7 +49,7 @@ fn is_journal() -> bool {
         .unwrap_or(false)
 }
 
-/// Lines of JSON, with the trace and the span they belong to.
+/// JSON lines, with their trace and span.
 struct WithTrace<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
@@ -64,7 +64,7 @@ where
         mut writer: LineWriter<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        // What is traced is no concern of the lines' filter, so the span is asked for past it.
+        // The lines' filter lets no span through, so the span is read without it.
         let traced = Span::current().context();
         let traced = traced.span().span_context().clone();
         if !traced.is_valid() {

@@ -1,7 +1,8 @@
-//! The way of lines to standard error: a queue of limited size, and a thread of its own that writes.
+//! The way of log lines to standard error: a queue of limited size, and a thread that writes.
 //!
-//! The rule that must not be broken: who says something never waits for who reads it. Standard error may be a pipe that
-//! nobody empties or a disk that is full, so a line for which there is no room, or that is not taken, is dropped and counted.
+//! The rule that must not be broken: logging never waits for the reader of standard error. That may
+//! be a full pipe or a full disk. A line that finds no room, or that cannot be written, is dropped
+//! and counted.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
@@ -14,10 +15,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// Bytes of lines that may wait.
+/// The most bytes of lines that may be queued.
 const MAX_QUEUED_BYTES: usize = 1 << 20;
 
-/// Where lines are said. Clones are of the same.
+/// The sender of log lines. Clones share the queue.
 #[derive(Clone)]
 pub(super) struct LogWriter {
     queue: Sender<Message>,
@@ -28,23 +29,24 @@ pub(super) struct LogWriter {
 struct Counts {
     /// Bytes in the queue.
     queued_bytes: AtomicUsize,
-    /// Lines that nobody will read.
+    /// Lines that were not written.
     dropped: AtomicU64,
 }
 
 enum Message {
     Line(Vec<u8>),
-    /// Somebody wants to be told when all before this is written.
+    /// A request to report that all earlier messages are written.
     Flush(Sender<()>),
 }
 
 impl LogWriter {
-    /// Begins to write to standard error.
+    /// Starts the thread that writes to standard error.
     ///
     /// # Errors
-    /// The system gives no descriptor or no thread.
+    /// [`io::Error`] if the system refuses a descriptor or a thread.
     pub(super) fn start() -> io::Result<Self> {
-        // Another handle, since who holds that of the standard library while he waits would have others wait too.
+        // A handle of its own. The standard library's is locked during a write, so other threads
+        // would wait, too.
         let error = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         Self::with_sink(error)
     }
@@ -59,12 +61,12 @@ impl LogWriter {
         Ok(Self { queue, counts })
     }
 
-    /// How many lines were dropped.
+    /// Returns the number of dropped lines.
     pub(super) fn dropped(&self) -> u64 {
         self.counts.dropped.load(Relaxed)
     }
 
-    /// Returns when all that was said is written, but no later than after `patience`.
+    /// Returns when all earlier lines are written, but after `patience` at the latest.
     pub(super) fn flush_within(&self, patience: Duration) {
         let (notify, written) = channel();
         if self.queue.send(Message::Flush(notify)).is_ok() {
@@ -72,7 +74,7 @@ impl LogWriter {
         }
     }
 
-    /// What a thread that panics says, in the place of the standard library, which would wait.
+    /// Logs a panic. It replaces the standard library's hook, which would wait for standard error.
     pub(super) fn log_panic(&self, panic: &PanicHookInfo<'_>) {
         const PATIENCE: Duration = Duration::from_millis(100);
         let trace = Backtrace::capture();
@@ -82,7 +84,7 @@ impl LogWriter {
             String::new()
         };
         self.enqueue(format!("{panic}\n{trace}").as_bytes());
-        // It may be the last that this process says.
+        // The process may end after this.
         self.flush_within(PATIENCE);
     }
 
@@ -96,7 +98,7 @@ impl LogWriter {
     }
 }
 
-/// Each write is a line.
+/// Takes each write as one line.
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.enqueue(line);
@@ -108,7 +110,7 @@ impl Write for LogWriter {
     }
 }
 
-/// Writes for as long as anybody may say something.
+/// Writes lines until the last sender is gone.
 fn write_all(mut to: impl Write, queue: &Receiver<Message>, counts: &Counts) {
     for message in queue {
         match message {
@@ -118,7 +120,7 @@ fn write_all(mut to: impl Write, queue: &Receiver<Message>, counts: &Counts) {
                 }
                 counts.queued_bytes.fetch_sub(line.len(), Relaxed);
             }
-            // Who asked may have ceased to wait.
+            // The requester may have stopped waiting.
             Message::Flush(notify) => _ = notify.send(()),
         }
     }
@@ -133,7 +135,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// Takes what is written once it is let.
+    /// Accepts bytes only while the test does not hold the lock.
     struct Held(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Held {

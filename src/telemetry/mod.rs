@@ -1,7 +1,8 @@
-//! What the daemon says while it runs: lines on standard error, for people or for machines, and traces.
+//! Logs and traces: lines on standard error, as text or JSON, and spans over OTLP.
 //!
-//! Lines and traces do not depend on each other: the lines' filter lets no span through and stops none, and a collector
-//! that is slow, gone or refuses is no reason to wait. Nor is a standard error that nobody reads.
+//! Lines and traces are independent: the filter of the lines lets no span through and stops none.
+//! Neither a slow or missing collector nor a reader that leaves standard error unread delays the
+//! daemon.
 
 pub mod hot_keys;
 mod log_format;
@@ -26,7 +27,7 @@ pub use self::otlp::TracesError;
 pub use self::settings::{Collector, LogFilter, LogFormat, Protocol, Settings, Traces};
 use self::spans::TARGET;
 
-/// What goes on beside the answers: lines, and traces if they are wanted. Clones are of the same.
+/// The handle of the log and of the traces, if these are enabled. Clones share both.
 #[derive(Clone)]
 pub struct Telemetry {
     set_filter: Arc<dyn Fn(EnvFilter) + Send + Sync>,
@@ -34,34 +35,35 @@ pub struct Telemetry {
     writer: LogWriter,
 }
 
-/// How long the last lines may take to be written.
+/// The longest time that the last lines may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why it cannot begin.
+/// The reason why logging or tracing cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Traces are wanted and cannot be had.
+    /// Traces are enabled and cannot start.
     #[error(transparent)]
     Traces(#[from] TracesError),
-    /// Somebody in this process has begun already.
+    /// This process already has a subscriber.
     #[error("cannot begin to log: {0}")]
     Logs(#[from] tracing_subscriber::util::TryInitError),
-    /// There is nothing to write lines with.
+    /// The system refuses a descriptor or a thread for the lines.
     #[error("cannot begin to log: {0}")]
     LogWriter(#[from] io::Error),
 }
 
 impl Telemetry {
-    /// Begins to log, and to send traces if they are wanted.
+    /// Starts logging, and tracing if it is enabled.
     ///
     /// # Errors
-    /// What is configured for traces cannot be used, somebody in this process has begun already, or the system gives no
-    /// thread to write with.
+    /// [`StartError::Traces`] if the configuration of traces cannot be used. [`StartError::Logs`]
+    /// if this process already has a subscriber. [`StartError::LogWriter`] if the system refuses a
+    /// descriptor or a thread.
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
         let tracing = TracePipeline::start(settings)?.map(Arc::new);
         let spans = tracing.as_ref().map(|tracing| {
             let layer = tracing_opentelemetry::layer().with_tracer(tracing.tracer());
-            // Only what the conventions name.
+            // Only the attributes that the conventions name.
             let layer = layer
                 .with_location(false)
                 .with_threads(false)
@@ -77,7 +79,8 @@ impl Telemetry {
             .with_filter(no_spans().and(filter));
         match spans {
             Some(spans) => tracing_subscriber::registry().with(lines).with(spans).try_init()?,
-            // An absent layer is not the same: for all one knows it might want spans, so each place would have to ask.
+            // `None` as a layer is not the same: it could want any span, so each span would be
+            // evaluated.
             None => tracing_subscriber::registry().with(lines).try_init()?,
         }
         if tracing.is_some() {
@@ -85,31 +88,31 @@ impl Telemetry {
                 tracing::warn!(problem, "invalid environment variable ignored");
             }
         }
-        // It fails only when the subscriber is gone, and then nobody writes.
+        // It fails only if the subscriber is gone. Then no line is written either.
         Ok(Self { set_filter: Arc::new(move |filter| _ = handle.reload(filter)), tracing, writer })
     }
 
-    /// From now on lines are written that `filter` lets through.
+    /// Replaces the filter of log lines.
     pub fn set_filter(&self, filter: &LogFilter) {
         (self.set_filter)(filter.filter());
     }
 
-    /// How many spans no collector got.
+    /// Returns the number of spans that no collector received.
     pub fn spans_dropped(&self) -> u64 {
         self.tracing.as_ref().map_or(0, |tracing| tracing.dropped())
     }
 
-    /// How many lines were dropped, as nobody took them.
+    /// Returns the number of log lines that were not written.
     pub fn lines_dropped(&self) -> u64 {
         self.writer.dropped()
     }
 
-    /// Has written what was said, within a second.
+    /// Waits until earlier lines are written, at most a second.
     pub fn flush(&self) {
         self.writer.flush_within(FLUSH_TIMEOUT);
     }
 
-    /// Sends what waits to be sent, within two seconds.
+    /// Sends the queued spans, in at most two seconds.
     pub fn shutdown(&self) {
         if let Some(tracing) = &self.tracing {
             tracing.shutdown();
@@ -117,13 +120,13 @@ impl Telemetry {
     }
 }
 
-/// The spans of traces. Events do not get into them, so that what is logged stays here.
+/// Selects the spans of traces. Events are excluded, so logged text stays out of the traces.
 fn only_spans<S>() -> impl Filter<S> {
     filter_fn(|what| what.is_span() && what.target() == TARGET)
         .with_max_level_hint(LevelFilter::INFO)
 }
 
-/// Lines know nothing of spans, so where traces are off nobody wants a span, and none is made.
+/// Excludes all spans. So without traces no layer wants a span, and none is created.
 fn no_spans<S>() -> impl Filter<S> {
     filter_fn(|what| !what.is_span()).with_max_level_hint(LevelFilter::TRACE)
 }

@@ -1,7 +1,7 @@
-//! Traces to a collector, over OTLP: where it is, how it is spoken with, and which traces it gets.
+//! Export of traces over OTLP: the collector's address, the protocol and the sampling.
 //!
-//! A standard variable (`OTEL_*`) that is set wins over the key of the configuration that says the same, as the
-//! environment does everywhere here.
+//! A standard variable (`OTEL_*`) wins over the key of the configuration with the same meaning, as
+//! the environment does everywhere.
 
 use std::io;
 use std::sync::Arc;
@@ -27,38 +27,39 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use super::settings::{Protocol, Settings, Traces, variable};
 use super::span_queue::SpanQueue;
 
-/// Why there can be no traces.
+/// The reason why traces cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
-    /// What the configuration or a standard variable says cannot be used.
+    /// The configuration or a standard variable holds a value that cannot be used.
     #[error("traces: {0}")]
     Exporter(#[from] ExporterBuildError),
-    /// The TLS library has no common version with itself, which cannot be.
+    /// The TLS library supports no protocol version. This cannot happen.
     #[error("traces: TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// The system gives no thread or no event queue.
+    /// The system refuses a thread or an event queue.
     #[error("traces: {0}")]
     System(#[from] io::Error),
 }
 
-/// Traces on their way to a collector.
+/// The export of spans to a collector.
 pub(super) struct TracePipeline {
     provider: SdkTracerProvider,
     dropped: Arc<AtomicU64>,
 }
 
 impl TracePipeline {
-    /// Begins to send traces, if they are wanted.
+    /// Starts the export, if traces are enabled.
     ///
     /// # Errors
-    /// An address that is none, or a system out of means.
+    /// [`TracesError::Exporter`] if the address of the collector is invalid.
+    /// [`TracesError::System`] if the system refuses a thread or an event queue.
     pub(super) fn start(settings: &Settings) -> Result<Option<Self>, TracesError> {
         if !is_enabled(settings.traces) {
             return Ok(None);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let exporter = {
-            // The exporter starts a task of its own.
+            // The exporter spawns a task of its own.
             let _inside = runtime.enter();
             exporter(settings)?
         };
@@ -67,7 +68,7 @@ impl TracePipeline {
         let provider =
             SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue);
         let provider = match variable("OTEL_TRACES_SAMPLER") {
-            // The SDK reads it by itself, with its argument.
+            // The SDK reads the variable and its argument by itself.
             Some(_) => provider,
             None => provider.with_sampler(Sampler::ParentBased(Box::new(
                 Sampler::TraceIdRatioBased(settings.traces_ratio.0),
@@ -80,12 +81,12 @@ impl TracePipeline {
         self.provider.tracer("redis-proxy")
     }
 
-    /// How many spans no collector got.
+    /// Returns the number of spans that no collector received.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
 
-    /// Sends what waits; returns when that is done, or [`SHUTDOWN_TIMEOUT`] is over.
+    /// Sends the queued spans. Returns when that is done, or after [`SHUTDOWN_TIMEOUT`].
     pub(super) fn shutdown(&self) {
         if let Err(error) = self.provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT) {
             tracing::warn!(%error, "not all spans could be sent before the end");
@@ -93,7 +94,7 @@ impl TracePipeline {
     }
 }
 
-/// For how long the end waits for spans to be sent.
+/// The longest time that the shutdown waits for spans.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn is_enabled(configured: Traces) -> bool {
@@ -107,7 +108,8 @@ fn is_enabled(configured: Traces) -> bool {
     }
 }
 
-/// What the standard variables say that is not understood, and what is done instead.
+/// Returns a text for each standard variable with an invalid value. The text names the value that
+/// is used instead.
 pub(super) fn invalid_variables() -> Vec<String> {
     const CHOICES: [(&str, &[&str], &str); 4] = [
         ("OTEL_TRACES_EXPORTER", &["otlp", "none"], "telemetry.traces decides"),
@@ -142,7 +144,7 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
         Some(settings.traces_endpoint.0.trim_end_matches('/')).filter(|base| !base.is_empty());
     let named = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    // Where a variable names the collector, the exporter reads it by itself.
+    // The exporter reads the variable by itself.
     let base = if named.is_some() { None } else { base };
     if protocol(settings.traces_protocol) == Protocol::Grpc {
         let mut builder = SpanExporter::builder().with_tonic();
@@ -168,7 +170,7 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
     .build()?)
 }
 
-/// The standard's default for a try to send a batch.
+/// The standard's default for one attempt to send a batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn protocol(configured: Protocol) -> Protocol {
@@ -182,10 +184,10 @@ fn protocol(configured: Protocol) -> Protocol {
     }
 }
 
-/// Connects to collectors with and without TLS, by the system's authorities.
+/// Builds the connector for collectors with and without TLS. It trusts the system's authorities.
 fn connector() -> Result<HttpsConnector<HttpConnector>, rustls::Error> {
     let mut authorities = RootCertStore::empty();
-    // A system without any can still speak with a collector without TLS.
+    // A system without authorities can still reach a collector without TLS.
     authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
@@ -194,7 +196,8 @@ fn connector() -> Result<HttpsConnector<HttpConnector>, rustls::Error> {
     Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
 }
 
-/// Who sends the traces: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, or what this program calls itself.
+/// Returns the resource of the traces. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win over
+/// the program's own name.
 fn resource() -> Resource {
     let own = [
         KeyValue::new("service.name", "redis-proxy"),

@@ -1,4 +1,4 @@
-//! What can be configured of logs and traces.
+//! `[telemetry]`: logs and traces.
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
@@ -10,28 +10,28 @@ use crate::settings::{self, Ratio};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How log lines are written.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// Which log lines are written.
+    /// The filter of log lines.
     pub log_filter: LogFilter,
-    /// Whether traces are made.
+    /// Whether spans are exported.
     pub traces: Traces,
-    /// Where their collector is.
+    /// The address of the collector.
     pub traces_endpoint: Collector,
-    /// How it is spoken with.
+    /// The protocol of the collector.
     pub traces_protocol: Protocol,
-    /// The part of the traces that begin here which is taken.
+    /// The part of the traces beginning here that is exported, from 0 to 1.
     pub traces_ratio: Ratio,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for operators.
     #[default]
     Text,
-    /// For machines: one JSON object a line.
+    /// One JSON object a line.
     Json,
 }
 
@@ -43,7 +43,8 @@ impl TryFrom<String> for LogFormat {
     }
 }
 
-/// Which log lines are written: a level, or levels by module, as `tracing_subscriber::EnvFilter` reads them.
+/// The filter of log lines: a level, or levels by module, in the syntax of
+/// `tracing_subscriber::EnvFilter`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LogFilter(String);
@@ -55,8 +56,8 @@ impl Default for LogFilter {
 }
 
 impl LogFilter {
-    /// What a client does wrong is no line of the log, or else it could fill it: the library for HTTP/2 warns of some of it,
-    /// and is heard only where it is named.
+    /// Returns the filter, with the HTTP/2 library silenced unless it is named. That library warns
+    /// of errors of clients. Otherwise a client could fill the log.
     pub(super) fn filter(&self) -> EnvFilter {
         EnvFilter::new(format!("h2=off,{}", self.0))
     }
@@ -82,14 +83,14 @@ impl TryFrom<String> for LogFilter {
     }
 }
 
-/// Whether traces are made, and of what kind.
+/// The exporter of spans, if any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Traces {
-    /// None.
+    /// No export.
     #[default]
     Off,
-    /// For a collector that speaks OTLP.
+    /// Export to a collector over OTLP.
     Otlp,
 }
 
@@ -101,7 +102,7 @@ impl TryFrom<String> for Traces {
     }
 }
 
-/// How a collector is spoken with.
+/// The protocol of a collector.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Protocol {
@@ -122,7 +123,7 @@ impl TryFrom<String> for Protocol {
     }
 }
 
-/// Where a collector is; empty: at the standard's default.
+/// The URL of a collector. Empty means the standard's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Collector(pub(super) String);
@@ -149,7 +150,7 @@ impl TryFrom<String> for Collector {
     }
 }
 
-/// An environment variable that is set to something.
+/// Returns an environment variable, unless it is empty.
 pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,8 +1,8 @@
-//! Spans on their way to the collector.
+//! The queue of spans for the collector.
 //!
-//! One thread with a runtime of its own sends them in batches. A span that is over is put into a queue of limited length
-//! and nobody waits for anything: what there is no room for, and what the collector does not take, is counted and
-//! forgotten. How much waits, and for how long, is said by the standard variables `OTEL_BSP_*`.
+//! One thread with its own runtime sends spans in batches. A finished span enters a queue of
+//! limited length, and no caller waits. A span that finds no room, or that the collector rejects,
+//! is counted and dropped. The standard variables `OTEL_BSP_*` set the limits.
 
 use std::io;
 use std::str::FromStr;
@@ -22,21 +22,21 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::settings::variable;
 use crate::sync::lock;
 
-/// How much waits, and for how long.
+/// The limits of the queue and of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct BatchLimits {
-    /// Spans that may wait.
+    /// The most spans in the queue.
     queue: usize,
-    /// Spans that are sent at once, at most.
+    /// The most spans in a batch.
     batch: usize,
-    /// For how long the first span of a batch waits for others.
+    /// The time that the first span of a batch waits for others.
     delay: Duration,
-    /// How long a batch may take to be sent, with all its tries.
+    /// The longest time that a batch may take, with all its attempts.
     export: Duration,
 }
 
 impl BatchLimits {
-    /// The standard variables, or their defaults.
+    /// Reads the standard variables, or takes their defaults.
     fn from_environment() -> Self {
         let queue = positive("OTEL_BSP_MAX_QUEUE_SIZE", 2048);
         Self {
@@ -55,7 +55,7 @@ fn positive<N: FromStr + PartialOrd + Default>(name: &str, default: N) -> N {
         .unwrap_or(default)
 }
 
-/// Takes spans that are over, for the thread that sends them.
+/// A processor that passes finished spans to the thread that sends them.
 #[derive(Debug)]
 pub(super) struct SpanQueue {
     spans: mpsc::Sender<SpanData>,
@@ -63,7 +63,7 @@ pub(super) struct SpanQueue {
     end: Mutex<Option<Shutdown>>,
 }
 
-/// How the thread is told to end, and tells that it has.
+/// The channels that end the thread and report its end.
 #[derive(Debug)]
 struct Shutdown {
     request: oneshot::Sender<()>,
@@ -71,10 +71,11 @@ struct Shutdown {
 }
 
 impl SpanQueue {
-    /// Begins to send what comes with `exporter`, on `runtime`. What is lost is added to `dropped`.
+    /// Starts the thread, which sends spans with `exporter` on `runtime`. Spans that are lost are
+    /// added to `dropped`.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// [`io::Error`] if the system refuses the thread.
     pub(super) fn start<E: SpanExporter + 'static>(
         runtime: Runtime,
         mut exporter: E,
@@ -110,7 +111,7 @@ impl SpanProcessor for SpanQueue {
         ))
     }
 
-    /// Sends what waits, for as long as this allows.
+    /// Sends the queued spans, within `patience`.
     fn shutdown_with_timeout(&self, patience: Duration) -> OTelSdkResult {
         let end = lock(&self.end).take();
         let Some(Shutdown { request, done }) = end else {
@@ -128,7 +129,7 @@ struct SpanSender<E> {
     exporter: E,
     limits: BatchLimits,
     dropped: Arc<AtomicU64>,
-    /// Whether the last batch was lost, so that it is said once.
+    /// Whether the last batch was lost. So a series of failures logs one line.
     failing: bool,
 }
 
@@ -153,7 +154,8 @@ impl<E: SpanExporter> SpanSender<E> {
         }
     }
 
-    /// Takes what comes until there is a batch, or its first span has waited long enough, or there will be no more.
+    /// Collects spans until the batch is full, its first span has waited long enough, or the queue
+    /// is closed.
     async fn fill(&self, batch: &mut Vec<SpanData>, queued: &mut mpsc::Receiver<SpanData>) {
         let max = self.limits.batch;
         queued.recv_many(batch, max).await;

@@ -1,9 +1,11 @@
-//! What traces tell of: a span for each request, and one for each fetch.
+//! The spans of traces: one for each request, and one for each fetch.
 //!
-//! The names are those of OpenTelemetry's semantic conventions for HTTP servers and for Redis. A key never gets into a
-//! span, since whoever reads traces may not read keys. Where traces are off no span is made: a request costs the look at
-//! one flag, no time is taken and no memory asked for. Nothing here asks whether spans are wanted but by making one: with
-//! filters for each layer, `tracing::enabled!` can take the next line of the log with it.
+//! The names follow OpenTelemetry's semantic conventions for HTTP servers and for Redis. A key
+//! never enters a span, because readers of traces may not be allowed to see keys.
+//!
+//! No span is created while traces are off: a request then costs the test of one flag, no clock and
+//! no allocation. The code learns whether spans are wanted only by creating one: with filters for
+//! each layer, `tracing::enabled!` can suppress the next line of the log.
 
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header, uri::Authority};
 use opentelemetry::Context;
@@ -14,27 +16,27 @@ use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// What spans are known by to those who collect them.
+/// The target of spans, by which the trace filter selects them.
 pub const TARGET: &str = module_path!();
 
-/// Stands where a key would.
+/// The path that replaces a path with a key.
 const REDACTED_PATH: &str = "/keys/REDACTED";
 
-/// What is asked for over HTTP.
+/// The route of an HTTP request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     /// A key.
     Keys,
-    /// Nothing there is.
+    /// No route matches.
     None,
 }
 
-/// Whether anybody wants the span of a request.
+/// Whether the span of a request is wanted.
 pub fn is_enabled() -> bool {
     tracing::span_enabled!(tracing::Level::INFO)
 }
 
-/// The span of a request, a child of the span that its `traceparent` names.
+/// Creates the span of a request, as a child of the span in its `traceparent` header.
 pub fn request_span<B>(request: &Request<B>, route: Route) -> Span {
     let (headers, uri) = (request.headers(), request.uri());
     let span = tracing::info_span!(
@@ -56,7 +58,7 @@ pub fn request_span<B>(request: &Request<B>, route: Route) -> Span {
         "error.type" = Empty,
     );
     if !span.is_disabled() {
-        // It has not begun yet, so it takes a parent.
+        // The span has not started yet, so it accepts a parent.
         _ = span.set_parent(
             TraceContextPropagator::new()
                 .extract_with_context(&Context::new(), &HeaderExtractor(headers)),
@@ -78,25 +80,26 @@ fn request_name(method: &Method, route: Route) -> &'static str {
     }
 }
 
-/// The method, if it is one of those that everybody knows: others could be anything.
+/// Returns the method if it is a standard one. Otherwise clients could add any text to the names of
+/// spans.
 fn method_name(method: &Method) -> &'static str {
     const KNOWN: [&str; 9] =
         ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
-/// Who the client says it speaks with.
+/// Returns the server's address as the client requested it.
 fn authority(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
     let host = || headers.get(header::HOST)?.to_str().ok()?.parse().ok();
     uri.authority().cloned().or_else(host)
 }
 
-/// The request of this span was answered.
+/// Records the status of the response to this span's request.
 pub fn record_status(span: &Span, status: StatusCode) {
     if span.is_disabled() {
         return;
     }
-    // Signed, as OpenTelemetry has its numbers; others become text.
+    // OpenTelemetry's integers are signed. Other types become text.
     span.record("http.response.status_code", i64::from(status.as_u16()));
     if status.is_server_error() {
         span.record("error.type", status.as_str());
@@ -104,8 +107,9 @@ pub fn record_status(span: &Span, status: StatusCode) {
     }
 }
 
-/// The span of a command of a Redis client that has to wait for a fetch. Redis's protocol has no place for the caller's
-/// span, so it has no parent. One that memory answers at once has none: it takes less than a span would.
+/// Creates the span of a Redis client's command that waits for a fetch. It has no parent, because
+/// the Redis protocol cannot carry one. A command that memory answers at once has no span, because
+/// it takes less time than a span.
 pub fn command_span(name: &'static str) -> Span {
     tracing::info_span!(
         "command",
@@ -117,12 +121,12 @@ pub fn command_span(name: &'static str) -> Span {
     )
 }
 
-/// The read of this span had this outcome.
+/// Records the outcome of this span's read.
 pub fn record_outcome(span: &Span, name: &str) {
     span.record("redis_proxy.outcome", name);
 }
 
-/// The span of a fetch, a child of the read that causes it.
+/// Creates the span of a fetch, as a child of the read that causes it.
 pub fn fetch_span() -> Span {
     tracing::info_span!(
         "fetch",
@@ -139,7 +143,8 @@ pub fn fetch_span() -> Span {
     )
 }
 
-/// The fetch that goes on here asks this server; `port` is none for a unix socket, whose path is its address.
+/// Records the server of the current fetch. A unix socket has no `port`, and its path is the
+/// address.
 pub fn record_target(address: &str, port: Option<u16>, database: u32) {
     let span = Span::current();
     if !span.is_disabled() {
@@ -153,7 +158,8 @@ pub fn record_target(address: &str, port: Option<u16>, database: u32) {
     }
 }
 
-/// The fetch that goes on here failed; `kind` says how, and `code` is the first word of Redis's error.
+/// Records the failure of the current fetch. `kind` is its kind, and `code` the first word of
+/// Redis's error.
 pub fn record_failure(kind: &str, code: Option<&str>) {
     let span = Span::current();
     span.record("error.type", kind);
@@ -161,7 +167,7 @@ pub fn record_failure(kind: &str, code: Option<&str>) {
     span.record("otel.status_code", "ERROR");
 }
 
-/// The read that goes on here waits for the fetch of this span, which another has caused.
+/// Records that the current read waits for this fetch of another read.
 pub fn follow(fetch: &Span) {
     if !fetch.is_disabled() {
         Span::current().follows_from(fetch);

@@ -1,5 +1,5 @@
-//! The cache against what it promises: exact order and size for a sequential reader, one fetch for many readers,
-//! nothing stale kept, and changes of the settings that hold at once.
+//! Tests of the promises of the cache: exact order and size for a sequential reader, and one fetch
+//! for many readers. No stale value is kept, and a change of the settings applies at once.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -40,7 +40,7 @@ fn value(text: &str) -> Fetched<Failure> {
     Fetched::Value(Bytes::copy_from_slice(text.as_bytes()), None)
 }
 
-/// Reads `key`; a fetch, if there is one, brings `fetched`.
+/// Reads `key`. A fetch, if the read starts one, returns `fetched`.
 async fn read(
     cache: &TestCache,
     key: &str,
@@ -53,7 +53,7 @@ async fn outcome(cache: &TestCache, key: &str) -> Outcome {
     read(cache, key, value(key)).await.unwrap().outcome
 }
 
-/// The keys in memory, without moving one in the order of reads.
+/// Returns the keys in memory, without changing their order in the LRU list.
 fn keys(cache: &TestCache) -> Vec<String> {
     let entries = cache.0.store.load().collect_where(|_| true);
     let mut keys: Vec<_> =
@@ -347,7 +347,7 @@ async fn policy_change_keeps_entries() {
         assert_eq!(outcome(&cache, &format!("{number}")).await, Outcome::Hit);
         assert_eq!(outcome(&cache, &format!("{number}")).await, Outcome::Hit);
     }
-    // Keys asked for once do not drive out keys asked for often.
+    // Keys that are requested once do not displace keys that are requested often.
     for number in 100..300 {
         outcome(&cache, &format!("{number}")).await;
     }
@@ -379,7 +379,7 @@ async fn zero_ttl_caches_nothing() {
     assert_eq!(cache.statistics().entries, 0);
 }
 
-/// Readers, invalidations and resizes at once: an invalidated value must not come back.
+/// Runs readers, invalidations and resizes at once. An invalidated value must not return.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_invalidation_is_lost_during_resize() {
     let cache = cache(settings(1000));
@@ -435,7 +435,8 @@ async fn no_invalidation_is_lost_during_resize() {
     assert!(resizer.await.unwrap() > 10);
 }
 
-/// Every entry that was stored is there or was counted when it left, whatever went on at the same time.
+/// Checks that every stored entry is still there or was counted when it left, whatever runs at the
+/// same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn resize_under_load_counts_each_entry_once() {
     let cache = cache(settings(3000));

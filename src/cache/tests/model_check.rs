@@ -1,14 +1,19 @@
-//! Every order of steps, tried: the cache's own code in threads of which one runs at a time, changed at every point
-//! where it touches what they share (see `sync`).
+//! Model checking of the cache: the production code runs under shuttle in every order of its steps.
+//! One thread runs at a time, and threads switch at every point where they touch shared state (see
+//! `sync`).
 //!
-//! A scenario is a few threads about one key: some read it, some change it in a model of Redis, which tells of changes on
-//! the wire its answers come on, and some resize, sweep, flush or lose the link. [`Orders`] runs it once for each order of
-//! the steps, or for each with so many preemptions at most. The rules that are asserted: a read that begins after a
-//! change was heeded never gives what was there before it; nobody waits for ever; and once all is quiet, memory holds
-//! nothing or what Redis holds.
+//! A scenario is a few threads that use one key. Some read it. Some change it in a model of Redis,
+//! which pushes invalidations on the same wire as its replies. Some resize, sweep, flush, or lose
+//! the connection. [`Orders`] runs the scenario once per order of steps, or once per order with a
+//! limited number of preemptions.
 //!
-//! That the scenarios see what they are to see is shown by wrong [`Steps`]: the parts of the cache in another order. Each
-//! of them must fail the scenario that the right ones pass.
+//! Three rules are asserted:
+//! - A read that begins after a change was applied never returns an earlier value.
+//! - No reader waits forever.
+//! - At the end, memory holds nothing for the key, or the value that Redis holds.
+//!
+//! Wrong [`Steps`] show that the scenarios detect failures: they are parts of the cache in another
+//! order. Each must fail the scenario that the right order passes.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -41,14 +46,14 @@ const KEY: &[u8] = b"key";
 const HOUR: Duration = Duration::from_secs(3600);
 const CAPACITY: usize = 10;
 const CAPACITY_NEXT: usize = 20;
-/// As many preemptions as there are steps: every order there is.
+/// The number of preemptions that permits every possible order.
 const ANY: usize = usize::MAX;
 const RANDOM_ORDERS: usize = 5_000;
 const SEED: u64 = 1;
-/// Unoptimized code wants more than shuttle gives a thread.
+/// Unoptimized code needs more stack, in bytes, than shuttle's default.
 const STACK_SIZE: usize = 1 << 18;
 
-/// The parts of the cache, each with its steps in some order.
+/// The operations of the cache, each with its steps in some order.
 #[derive(Clone, Copy)]
 struct Steps {
     lookup: fn(&TestShared) -> Option<Answer>,
@@ -62,7 +67,7 @@ struct Steps {
     start_tracking: fn(&TestCache, Instant),
 }
 
-/// The right order: the cache's own.
+/// The right order: the production code.
 const RIGHT: Steps = Steps {
     lookup: |shared| shared.lookup(KEY, Instant::now()),
     serve_stale: |shared| shared.serve_stale(KEY, Instant::now()),
@@ -75,41 +80,41 @@ const RIGHT: Steps = Steps {
     start_tracking: TestCache::start_tracking,
 };
 
-/// The cache's own, where Redis tells that everything changed instead of the key.
+/// The production code, if Redis pushes a flush instead of an invalidation of the key.
 const FLUSHES: Steps = Steps { invalidate: TestCache::invalidate_all, ..RIGHT };
 
-/// A cache in front of one key of a Redis.
+/// A cache in front of one key in Redis.
 struct World {
     steps: Steps,
     cache: TestCache,
     redis: std::sync::Mutex<Redis>,
-    /// Held by whoever reads what Redis has sent, so that it is heeded in the order of the wire.
+    /// Held while messages of Redis are received, so they are applied in the order of the wire.
     reading: Mutex<()>,
-    /// The oldest version that a read may give that begins now.
+    /// The oldest version that a read may return if it begins now.
     oldest: AtomicU64,
-    /// The oldest version that it may give as fresh.
+    /// The oldest version that such a read may return as fresh.
     oldest_fresh: AtomicU64,
-    /// Entries that were brought to be stored.
+    /// Entries that a flight delivered to be stored.
     brought: AtomicU64,
-    /// Flights that brought none.
+    /// Flights that delivered no entry.
     failed: AtomicU64,
 }
 
-/// What Redis has, and what it has sent.
+/// The state of Redis, and the messages that it sent.
 struct Redis {
     version: u64,
-    /// The key has been read over the link since it was told of last.
+    /// Whether the key was read on the connection since its last invalidation.
     tracked: bool,
-    /// The number of the link; `None`: there is none.
+    /// The number of the connection; `None` while there is none.
     link: Option<u64>,
-    /// The cache knows that there is no link.
+    /// Whether the cache knows that there is no connection.
     forsaken: bool,
-    /// What is under way: a change, up to this version, or an answer.
+    /// Messages in transit: a change, up to this version, or a reply (`None`).
     wire: VecDeque<Option<u64>>,
     received: usize,
 }
 
-/// What a reader was given.
+/// The answer to one read.
 struct Given {
     outcome: Outcome,
     version: u64,
@@ -154,13 +159,14 @@ impl World {
         &self.cache.0
     }
 
-    /// What Redis does in one step.
+    /// Runs one step of Redis.
     fn redis<R>(&self, step: impl FnOnce(&mut Redis) -> R) -> R {
         preemption_point();
         step(&mut self.redis.lock().unwrap())
     }
 
-    /// Asks Redis for the version; `None` when the link is lost before the answer is here.
+    /// Requests the version from Redis. Returns `None` if the connection is lost before the reply
+    /// arrives.
     fn ask(&self) -> Option<u64> {
         let (link, version, number) = self.redis(|redis| {
             let link = redis.link?;
@@ -171,7 +177,8 @@ impl World {
         self.receive(link, number).then_some(version)
     }
 
-    /// Reads what Redis has sent up to message `number`, and heeds it; tells whether the link lasted so long.
+    /// Receives and applies the messages of Redis up to message `number`. Returns whether the
+    /// connection lasted that long.
     fn receive(&self, link: u64, number: usize) -> bool {
         let _alone = lock(&self.reading);
         loop {
@@ -189,7 +196,7 @@ impl World {
         }
     }
 
-    /// Heeds all that Redis has told.
+    /// Applies everything that Redis has sent.
     fn apply_pushes(&self) {
         let sent = self.redis(|redis| Some((redis.link?, redis.received + redis.wire.len())));
         if let Some((link, number)) = sent {
@@ -201,7 +208,8 @@ impl World {
         (self.steps.lookup)(self.shared())
     }
 
-    /// As [`Cache::get_or_fetch`] does it after the first look, with the fetch in the reader's own thread.
+    /// Mirrors [`Cache::get_or_fetch`] after the first lookup, with the fetch on the reader's own
+    /// thread.
     fn fetch(&self) -> Option<Given> {
         match self.join() {
             Joined::Found(answer) => Some(answer.into()),
@@ -237,7 +245,7 @@ impl World {
             .map(Given::from)
     }
 
-    /// What is left when nothing goes on any more.
+    /// Checks the final state, after all threads have ended.
     fn look_at_the_end(&self) {
         self.apply_pushes();
         let shared = self.shared();
@@ -252,11 +260,11 @@ impl World {
         self.look_at_the_figures(&statistics);
     }
 
-    /// Every entry that was stored is there or was counted when it left.
+    /// Checks that every stored entry is still there or was counted when it left.
     fn look_at_the_figures(&self, statistics: &Statistics) {
         let (brought, failed) = (self.brought.load(Relaxed), self.failed.load(Relaxed));
         let counted = statistics.entries + statistics.evictions.iter().sum::<u64>();
-        // Of the flights that were discarded some may be among those that failed.
+        // Some of the discarded flights may be among those that failed.
         let stored = brought.saturating_sub(statistics.flights_discarded)
             ..=brought + failed - statistics.flights_discarded;
         assert!(
@@ -266,7 +274,7 @@ impl World {
     }
 }
 
-/// What there is when a scenario begins.
+/// Initial states of a scenario.
 impl World {
     fn nothing(&self) {
         assert!(self.look_up().is_none());
@@ -302,7 +310,7 @@ impl World {
     }
 }
 
-/// What a thread of a scenario does.
+/// Operations of a scenario's threads.
 impl World {
     fn read(&self) {
         let (oldest, oldest_fresh) = (self.oldest.load(Relaxed), self.oldest_fresh.load(Relaxed));
@@ -333,7 +341,7 @@ impl World {
         assert!((self.steps.serve_stale)(self.shared()).is_some(), "nothing stood in");
     }
 
-    /// Somebody changes the key in Redis, which tells of it if the key is tracked.
+    /// Changes the key in Redis, which pushes an invalidation if the key is tracked.
     fn write(&self) {
         self.redis(|redis| {
             redis.version += 1;
@@ -373,15 +381,15 @@ impl World {
         (self.steps.sweep)(&self.cache);
     }
 
-    /// Opens a flight, if there is none, and never lands.
+    /// Opens a flight, if none is open, and never completes it.
     fn cancel_leader(&self) {
         if let Joined::Leader(guard, _) = self.join() {
             drop(guard);
         }
     }
 
-    /// The link is lost and made again, in the order of `backend::connection`. Meanwhile somebody writes, of which nobody
-    /// is told.
+    /// Loses the connection and makes a new one, in the order of `backend::supervisor`
+    /// (invariant C2). Meanwhile another client writes, and no invalidation is pushed.
     fn reconnect(&self) {
         let reading = lock(&self.reading);
         self.redis(|redis| {
@@ -395,13 +403,13 @@ impl World {
         self.forsaken();
         self.write();
         (self.steps.start_tracking)(&self.cache, Instant::now());
-        // Nothing is in memory now, and whoever asks next is told what is current.
+        // Memory is empty now, and the next request returns the current version.
         let version = self.redis.lock().unwrap().version;
         self.oldest.fetch_max(version, Relaxed);
         self.redis(|redis| (redis.link, redis.forsaken) = (Some(1), false));
     }
 
-    /// Nothing in memory is fresh from now on.
+    /// Records that nothing in memory is fresh from now on.
     fn forsaken(&self) {
         let mut redis = self.redis.lock().unwrap();
         redis.forsaken = true;
@@ -424,7 +432,7 @@ fn version(entry: &Entry) -> u64 {
 
 type Act = fn(&World);
 
-/// What there is at first, and threads that begin at once.
+/// An initial state, and threads that start together.
 #[derive(Clone, Copy)]
 struct Scenario(Act, &'static [Act]);
 
@@ -443,14 +451,14 @@ impl Scenario {
         world.look_at_the_end();
     }
 
-    /// Runs it in each of the orders; returns how many there were.
+    /// Runs the scenario in each of the orders. Returns the number of orders.
     fn run_in(
         self,
         orders: impl Scheduler + 'static,
         failure_persistence: FailurePersistence,
         steps: Steps,
     ) -> usize {
-        // Only its threads for blocking work are used, where stores are dropped.
+        // Only its blocking threads are used, to drop stores.
         let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
         let fetches = runtime.handle().clone();
         let mut config = Config::new();
@@ -460,7 +468,8 @@ impl Scenario {
         Runner::new(orders, config).run(move || self.run(steps, &fetches))
     }
 
-    /// Nothing is wrong in any order with so many preemptions at most. `PREEMPTIONS=4` for a longer look.
+    /// Asserts that every order with at most `preemptions` preemptions passes. `PREEMPTIONS=4` sets
+    /// a higher limit for a longer run.
     fn holds(self, preemptions: usize, steps: Steps) {
         let more = std::env::var("PREEMPTIONS").map_or(0, |number| number.parse().unwrap());
         let preemptions = preemptions.max(more);
@@ -468,7 +477,8 @@ impl Scenario {
         assert!(orders > 100, "{orders} orders are too few to tell anything");
     }
 
-    /// In some order with so many preemptions at most it fails, with these words.
+    /// Asserts that some order with at most `preemptions` preemptions fails, with a message that
+    /// contains `words`.
     fn fails(self, preemptions: usize, steps: Steps, words: &str) {
         let orders = Orders::new(preemptions);
         let run =
@@ -480,8 +490,9 @@ impl Scenario {
     }
 }
 
-/// The orders of a scenario's steps, one an execution, depth first: at every step the thread that runs goes on, or another
-/// takes its place, so many times at most. Where it cannot go on, any other may.
+/// Enumerates the orders of a scenario's steps depth first, one per execution. At every step the
+/// running thread continues, or another preempts it, up to the limit. If the running thread cannot
+/// continue, any other may run.
 struct Orders {
     preemptions: usize,
     begun: bool,
@@ -530,7 +541,8 @@ impl Scheduler for Orders {
         _is_yielding: bool,
     ) -> Option<TaskId> {
         let threads: Vec<_> = runnable.iter().map(|thread| thread.id()).collect();
-        // The first thread prepares, starts the others and looks at the end: where it can go on, nothing else matters.
+        // The first thread prepares, starts the others and checks the end. While it can run, no
+        // other order matters.
         let first = TaskId::from(0);
         if threads.contains(&first) {
             return Some(first);
@@ -602,7 +614,7 @@ fn sweep_keeps_entries_stored_meanwhile() {
     Scenario(World::expired, &[World::sweep, World::read, World::change]).holds(2, RIGHT);
 }
 
-/// More threads than can be tried in every order: in orders by chance, the same in each run.
+/// Tries random orders, the same in each run, because these are too many threads for every order.
 #[test]
 fn random_orders_of_all_operations_hold() {
     let acts: &[Act] = &[

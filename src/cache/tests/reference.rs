@@ -1,4 +1,5 @@
-//! The cache against a reference: a list of keys from the least to the most recently read.
+//! Property test of the cache against a reference: a list of keys from the least to the most
+//! recently read.
 
 use std::collections::VecDeque;
 
@@ -6,12 +7,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The reference: what a cache of this capacity, TTL and order must hold, written down plainly.
+/// The reference model: the exact contents of a cache of this capacity and TTL.
 struct Model {
     capacity: usize,
     ttl: Duration,
     now: Duration,
-    /// From the least to the most recently read, with the time of the fetch.
+    /// Keys from the least to the most recently read, with the time of their fetch.
     entries: VecDeque<(u8, Duration)>,
 }
 
@@ -77,7 +78,8 @@ async fn wait(model: &mut Model, time: Duration) {
 async fn perform(cache: &TestCache, model: &mut Model, operation: &Operation) {
     match operation {
         Operation::Read(key) => {
-            // Two reads of one client are never at the same nanosecond, which is what tells their order in a resize.
+            // Two reads of one client never share a nanosecond. A resize orders reads by their
+            // time.
             wait(model, Duration::from_nanos(1)).await;
             assert_eq!(outcome(cache, &key.to_string()).await, model.read(*key));
         }
@@ -111,7 +113,7 @@ async fn perform(cache: &TestCache, model: &mut Model, operation: &Operation) {
 }
 
 proptest! {
-    // PROPTEST_CASES=3000 for a longer look.
+    // Set PROPTEST_CASES=3000 for a longer run.
     #![proptest_config(ProptestConfig::with_cases(std::env::var("PROPTEST_CASES").map_or(64, |cases| cases.parse().unwrap())))]
 
     #[test]
