@@ -1,16 +1,21 @@
-//! A connection to Redis on which many ask at the same time.
+//! The shared connection: one stream to Redis that many requests use at the same time.
 //!
-//! Whoever asks adds his commands to what is to be written, and his place to the queue of those who are owed an answer; one
-//! driver writes what has come together, and gives each answer to whoever is first in the queue. What Redis tells unasked is
-//! heeded where it is read. The rule that must not be broken: commands and places are added under one lock and taken out
-//! under it, in the same order, so the n-th answer is that of the n-th command; and a place stays in the queue until its
-//! answers have come, whether or not anybody still waits for them.
+//! A request appends its command bytes and an entry of the queue of pending requests. A single
+//! driver task writes the bytes and hands each reply to the oldest pending request. Pushes are
+//! applied where they are read.
 //!
-//! Values whose readers are many are asked for without their times to live, with one question behind some of them whether any
-//! key has one ([`expiry_check`](super::expiry_check)). They are owed until that is answered too.
+//! The rule that must not be broken: bytes and pending requests are added under one lock and taken
+//! under it, in the same order. So the n-th reply belongs to the n-th command. A pending request
+//! stays in the queue until all its replies have arrived, even after its reader was dropped.
+//! Otherwise the next request would receive its replies.
 //!
-//! Those who ask mostly run on other threads than the driver. To wake a thread is a call of the system each time, so what one
-//! of them asks at a time wakes the driver once, and the answers of one turn reach him in one parcel.
+//! When many values are requested at once, they are requested without their PTTLs. One shared check
+//! behind a batch of them returns whether any key expires ([`expiry_check`](super::expiry_check)).
+//! The values stay pending until that reply has arrived too.
+//!
+//! Requests mostly come from other threads than the driver's, and waking a thread costs a system
+//! call. So the requests of one turn of a runtime wake the driver once. The replies of one turn of
+//! the driver return to each runtime in one task.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -33,107 +38,111 @@ use crate::key::Key;
 use crate::protocol::InvalidReply;
 use crate::sync::lock;
 
-/// The connection of whoever asks; clones ask over the same.
+/// A handle of the shared connection; clones use the same stream.
 #[derive(Clone)]
 pub(super) struct Multiplexed(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     queue: Mutex<SubmitQueue>,
-    /// Answers so far.
+    /// The number of replies received so far, pushes excluded.
     reply_count: AtomicU64,
 }
 
-/// What was asked, and is not with the driver yet.
+/// The requests that the driver has not accepted yet.
 #[derive(Default)]
 struct SubmitQueue {
     commands: BytesMut,
     pending: Vec<PendingRequest>,
-    /// How many of them are values.
+    /// The number of values among them.
     values: usize,
-    /// How many values were asked for without their time to live, and no question about all keys behind them yet.
+    /// The number of values requested without a PTTL and without a shared check behind them yet.
     unchecked: usize,
-    /// Behind how many such values that question is asked; none: values are asked for with their times to live.
+    /// The number of such values after which a shared check follows. `None`: each value is
+    /// requested with its PTTL.
     check_every: Option<usize>,
-    /// The driver, where it waits.
+    /// The waker of the driver, while it waits for requests.
     driver: Option<Waker>,
-    /// The runtime that it runs on.
+    /// The runtime of the driver.
     driver_runtime: Option<runtime::Id>,
-    /// There is no driver any more.
+    /// Whether the driver has ended.
     is_closed: bool,
 }
 
-/// Somebody who is owed answers.
+/// A request that still waits for replies.
 struct PendingRequest {
-    /// How many are still to come.
+    /// The number of replies still to arrive.
     remaining: usize,
     replies: Vec<Value>,
-    /// None: nobody waits for them any more.
+    /// The receiver of the replies. `None`: no task waits for them any more.
     reply_to: Option<ReplySender>,
-    /// Where that one runs, unless it is where the driver does.
+    /// The runtime of the receiver, unless the driver runs on it too.
     remote_runtime: Option<Handle>,
-    /// Until when they are waited for; none: for as long as there is a driver.
+    /// The time at which the request fails. `None`: it waits as long as there is a driver.
     deadline: Option<Instant>,
     on_complete: OnComplete,
 }
 
-/// What follows once all answers have come.
+/// The action that follows the last reply.
 enum OnComplete {
-    /// Who asked gets them.
+    /// The replies are delivered.
     Reply,
-    /// He gets them once it is known whether the key has a time to live.
+    /// The replies are held until a shared check has returned whether the key can expire.
     AwaitExpiryCheck(Key),
-    /// It is known for those that are held.
+    /// The reply of a shared check: it decides about the held values.
     ExpiryChecked,
-    /// It is known for those who ask next, and from whom.
+    /// The reply that identifies the server: it decides how the next values are requested.
     ServerIdentified,
 }
 
 type ReplySender = oneshot::Sender<Result<Vec<Value>, BackendError>>;
 
-/// Answers, and who has asked for them.
+/// Replies, and their receiver.
 type Completion = (ReplySender, Vec<Value>);
 
-/// What is done about what Redis tells unasked.
+/// The handler of pushes.
 pub(super) type PushHandler = Box<dyn FnMut(PushInfo) + Send>;
 
-/// What reads and writes the stream, for as long as there is a connection; then, why it ended.
+/// The future that reads and writes the stream while the connection lasts. Its output is the reason
+/// for the end.
 pub(super) struct ConnectionDriver<S> {
     stream: S,
     connection: Multiplexed,
     reader: ReplyDecoder,
     pending: VecDeque<PendingRequest>,
-    /// Those whose value is here, of which it is not known yet whether it has a time to live.
+    /// Requests that have received their value and wait for a shared check.
     awaiting_check: Vec<PendingRequest>,
     expiry_check: ExpiryCheck,
-    /// What is to be written.
+    /// The bytes to write.
     output: BytesMut,
-    /// Something written may still be held back, as TLS does.
+    /// Whether written bytes may still be buffered by the stream, as TLS does.
     is_to_flush: bool,
-    /// What is to be given to those who run elsewhere.
+    /// Replies to deliver to other runtimes.
     cross_thread_replies: Vec<(Handle, Vec<Completion>)>,
-    /// Goes off at the first deadline of those who are owed an answer, or before it.
+    /// Fires at the earliest deadline of the pending requests, or before it.
     deadline_timer: Option<Pin<Box<Sleep>>>,
     on_push: PushHandler,
 }
 
-/// Why a connection is given up on which answers and questions do not match.
+/// The error text for a connection on which replies no longer match requests; it is closed.
 pub(super) const UNEXPECTED_REPLY: &str = "Redis gave an answer that nothing asked for";
 
-/// A buffer that has grown beyond this is given back once it is empty.
+/// The capacity in bytes above which an empty buffer is freed.
 const BUF_RETAIN: usize = 256 << 10;
-/// Answers are given out in so many turns, with what is asked meanwhile sent in between: so Redis goes on with the next while
-/// the last are made use of.
+/// The number of batches in which the pending replies are delivered. New requests are sent between
+/// two batches, so Redis works on them while readers use the last replies.
 const BATCHES_PER_TURN: usize = 4;
-/// Answers of one turn at least.
+/// The minimum number of replies in a batch, and the minimum of `check_every`.
 const MIN_BATCH: usize = 16;
-/// Answers about a value, with its time to live.
+/// The number of replies to a value and its PTTL.
 const VALUE_REPLIES: usize = 2;
-/// For fewer values at a time, to ask for all keys at once would cost Redis more.
+/// The minimum number of values at a time for a shared check. For fewer, the check would cost Redis
+/// more than their PTTLs.
 const BATCH_THRESHOLD: usize = 4;
 
 impl Multiplexed {
-    /// A connection over `stream`, on which nothing has been said, and its driver. Values will be those of `database`.
+    /// Returns a connection over `stream`, on which nothing may have been sent yet, and its driver.
+    /// Shared checks count the keys of `database`.
     pub(super) fn new<S>(
         stream: S,
         database: u32,
@@ -156,18 +165,18 @@ impl Multiplexed {
         (connection, driver)
     }
 
-    /// The answer to one command, which may be an error of Redis's.
+    /// Sends a command and returns its reply, which may be an error reply.
     ///
     /// # Errors
-    /// [`BackendError::Disconnected`].
+    /// [`BackendError::Disconnected`] if the connection ends before the reply arrives.
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, BackendError> {
         self.send_for_one(&[command]).await
     }
 
-    /// The one answer that commands have together.
+    /// Sends commands that have a single reply together, and returns that reply.
     ///
     /// # Errors
-    /// [`BackendError::Disconnected`].
+    /// [`BackendError::Disconnected`] if the connection ends before the reply arrives.
     pub(super) async fn send_for_one(&self, commands: &[&Cmd]) -> Result<Value, BackendError> {
         let write = |output: &mut BytesMut| {
             for command in commands {
@@ -179,11 +188,12 @@ impl Multiplexed {
         replies.into_iter().next().ok_or(BackendError::Disconnected)
     }
 
-    /// The answers to commands, which `write` writes one behind the other, with nobody else's in between; it returns how
-    /// many answers they have.
+    /// Sends the commands that `write` appends, with no other command between them, and returns
+    /// their replies. `write` returns the number of replies.
     ///
     /// # Errors
-    /// [`BackendError::Disconnected`], or [`BackendError::TimedOut`] at the `deadline`.
+    /// - [`BackendError::Disconnected`] if the connection ends before the last reply arrives.
+    /// - [`BackendError::TimedOut`] if `deadline` passes first.
     pub(super) async fn send_batch(
         &self,
         deadline: Option<Instant>,
@@ -192,11 +202,11 @@ impl Multiplexed {
         self.submit(deadline, |queue| (write(&mut queue.commands), OnComplete::Reply)).await
     }
 
-    /// What GET and then PTTL answer about `key`, or would, where Redis tells of changes: they belong together if nothing is
-    /// told of the key before they are given out.
+    /// Returns the replies of GET and PTTL for `key`, or equivalents of them. Requires tracking:
+    /// the two belong together unless an invalidation of the key arrives before they are delivered.
     ///
     /// # Errors
-    /// As those of [`send_batch`](Self::send_batch).
+    /// The errors of [`send_batch`](Self::send_batch).
     pub(super) async fn fetch_value(
         &self,
         deadline: Option<Instant>,
@@ -232,24 +242,26 @@ impl Multiplexed {
             (queue.driver.take().map(WakeOnDrop), is_remote)
         };
         match driver {
-            // After those who are about to ask as well.
+            // Spawned, so tasks of this runtime that are ready to submit go first. Otherwise each
+            // of them would wake the driver's thread again.
             Some(driver) if is_remote => _ = here.spawn(async move { drop(driver) }),
             driver => drop(driver),
         }
         receiver.await.unwrap_or(Err(BackendError::Disconnected))
     }
 
-    /// How many answers there were so far.
+    /// Returns the number of replies received so far.
     pub(super) fn reply_count(&self) -> u64 {
         self.0.reply_count.load(Relaxed)
     }
 
-    /// Whether there is no driver any more.
+    /// Returns whether the driver has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().is_closed
     }
 
-    /// Nothing that can panic is done with the lock held, but for memory that cannot be had, which ends the process.
+    /// Locks the queue. No code under this lock panics, except for a failed allocation, which
+    /// aborts the process.
     fn lock(&self) -> MutexGuard<'_, SubmitQueue> {
         lock(&self.0.queue)
     }
@@ -269,15 +281,15 @@ impl SubmitQueue {
         (1, OnComplete::AwaitExpiryCheck(key.clone()))
     }
 
-    /// Asks about all keys once there are enough values that wait for it.
+    /// Appends a shared check if enough values wait for one.
     fn check_if_due(&mut self) {
         if self.check_every.is_some_and(|check_every| self.unchecked >= check_every) {
             self.submit_check(INFO_KEYSPACE, OnComplete::ExpiryChecked);
         }
     }
 
-    /// Asks what is left to ask about all keys, and settles how values are asked for from here on, while so many answers are
-    /// outstanding already.
+    /// Appends a shared check for the values that still lack one. Then decides how the next values
+    /// are requested; `outstanding` is the number of requests that the driver already has pending.
     fn finish_batch(&mut self, expiry_check: &mut ExpiryCheck, outstanding: usize) {
         let are_many = std::mem::take(&mut self.values) >= BATCH_THRESHOLD;
         if self.unchecked > 0 {
@@ -313,7 +325,7 @@ impl PendingRequest {
     }
 }
 
-/// Wakes a driver when it is dropped, so that it is woken whatever becomes of who was to do it.
+/// Wakes a driver when dropped, so the wake-up happens even if the task that holds this never runs.
 struct WakeOnDrop(Waker);
 
 impl Drop for WakeOnDrop {
@@ -328,7 +340,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         for (runtime, completions) in self.cross_thread_replies.drain(..) {
             runtime.spawn(async move {
                 for (reply_to, replies) in completions {
-                    // He may have gone.
+                    // The receiver may be gone.
                     _ = reply_to.send(Ok(replies));
                 }
             });
@@ -364,7 +376,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         }
     }
 
-    /// Gives an answer to whom it is owed.
+    /// Hands a reply to the oldest pending request, or a push to its handler.
     fn on_reply(&mut self, answer: Value) -> Result<(), BackendError> {
         if let Value::Push { kind, data } = answer {
             (self.on_push)(PushInfo { kind, data });
@@ -383,12 +395,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         match (&answered.on_complete, answered.replies.first()) {
             (OnComplete::Reply, _) => self.deliver(answered),
             (OnComplete::AwaitExpiryCheck(_), value) => {
-                // Those beside him would wait for it, and for longer than one question saves.
+                // Large values get their PTTLs. Otherwise the other values of a batch would wait
+                // for the large one, for longer than the shared check saves.
                 if matches!(value, Some(Value::BulkString(value)) if value.len() >= LARGE_VALUE_MIN)
                 {
                     self.expiry_check.defer();
                 }
-                // Unless he has gone.
+                // Without a receiver there is nothing to hold.
                 if answered.reply_to.is_some() {
                     self.awaiting_check.push(answered);
                 }
@@ -408,7 +421,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         Ok(())
     }
 
-    /// It is known whether keys had a time to live after the values were read that are held.
+    /// Delivers the held values after a shared check. If some key expires, their PTTLs are
+    /// requested first.
     fn deliver_held(&mut self, expiry: Expiry) {
         for mut pending in std::mem::take(&mut self.awaiting_check) {
             match (&pending.on_complete, pending.replies.first()) {
@@ -444,7 +458,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                     None => self.cross_thread_replies.push((runtime, vec![(reply_to, replies)])),
                 }
             }
-            // He may have gone.
+            // The receiver may be gone.
             PendingRequest { replies, reply_to: Some(reply_to), .. } => {
                 _ = reply_to.send(Ok(replies))
             }
@@ -452,7 +466,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         }
     }
 
-    /// Takes over what was asked; whoever asks from here on wakes the driver.
+    /// Takes over the submitted requests, and registers the driver's waker for the next ones.
     fn accept_submissions(&mut self, cx: &Context<'_>) {
         let mut queue = self.connection.lock();
         if queue.driver.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
@@ -487,7 +501,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         }
     }
 
-    /// Tells those whose time is over.
+    /// Fails the requests that have passed their deadline.
     fn expire_overdue(&mut self, cx: &mut Context<'_>) {
         while self
             .deadline_timer
@@ -511,7 +525,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         }
     }
 
-    /// Ready once all is written.
+    /// Returns ready once all output is written and flushed.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         while !self.output.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;
@@ -536,7 +550,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for ConnectionDriver<S> {
     type Output = BackendError;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BackendError> {
-        // Before anything is read: what a Redis that hangs up says first of all is the answer to the first question.
+        // Accepted before anything is read: Redis may send an error and close before it reads a
+        // command. That error is the reply to the first request; with no request pending it would
+        // be an unexpected reply.
         self.accept_submissions(cx);
         self.expire_overdue(cx);
         let ended = match self.poll_read(cx) {
@@ -556,18 +572,22 @@ impl<S> Drop for ConnectionDriver<S> {
 }
 
 impl<S> ConnectionDriver<S> {
-    /// Whoever is still owed an answer is told that none will come.
+    /// Fails all requests that are still pending.
     fn close(&mut self) {
         let over = SubmitQueue { is_closed: true, ..SubmitQueue::default() };
         let left = std::mem::replace(&mut *self.connection.lock(), over);
-        // Not before it is over, nor under the lock: who is told may ask again at once.
+        // Dropped after the queue was closed, and outside the lock: the drop wakes the requests,
+        // which may submit again at once.
         drop(left);
         self.pending.clear();
         self.awaiting_check.clear();
     }
 }
 
-/// One command of the handshake, whose answer may be an error.
+/// Sends one command of a handshake and returns its reply, which may be an error reply.
+///
+/// # Errors
+/// [`BackendError::Unreachable`] if the connection ends before the reply arrives.
 pub(super) async fn handshake_command(
     connection: &Multiplexed,
     command: &Cmd,

@@ -1,7 +1,7 @@
-//! Questions about a cluster, put to one of its nodes.
+//! The client for administrative commands to one node of a cluster.
 //!
-//! They go over a link of their own, which is made when it is needed and again when it was lost, so that an answer never waits
-//! behind values, and a replica can be asked like a primary. Nothing is read over it.
+//! It has its own connection, made when it is needed and again after a loss. So a reply never waits
+//! behind values, and a replica can be queried like a primary. No keys are read over it.
 
 use std::sync::Arc;
 
@@ -17,14 +17,14 @@ use super::settings::{Mode, Settings};
 use super::topology::Topology;
 use super::tracking::text;
 
-/// Who asks one node.
+/// A client for administrative commands to one cluster node.
 pub(crate) struct NodeClient {
     settings: Settings,
     connector: Connector,
     connection: Option<(Multiplexed, DriverTask)>,
 }
 
-/// What moves the bytes of a link, until it is dropped.
+/// The task that drives a connection. It is aborted when this is dropped.
 struct DriverTask(JoinHandle<BackendError>);
 
 impl Drop for DriverTask {
@@ -34,10 +34,10 @@ impl Drop for DriverTask {
 }
 
 impl NodeClient {
-    /// A scout that asks the node which `settings.url` leads to.
+    /// Creates a client of the node at `settings.url`. It connects with the first command.
     ///
     /// # Errors
-    /// A certificate, key or password file that cannot be used.
+    /// [`PrepareError`] if a certificate, key or password file cannot be used.
     pub(crate) fn new(settings: &Settings) -> Result<Self, PrepareError> {
         let settings = Settings { mode: Mode::Standalone, ..settings.clone() };
         let dialer = Arc::new(Dialer::new(&settings)?);
@@ -46,10 +46,15 @@ impl NodeClient {
         Ok(Self { settings, connector, connection: None })
     }
 
-    /// The answer to a command, within `connect_timeout`.
+    /// Sends a command and returns its reply, which may be an error reply. Connects first if there
+    /// is no connection.
     ///
     /// # Errors
-    /// The node does not answer.
+    /// - [`BackendError::TimedOut`] if connecting and the reply together take longer than
+    ///   `connect_timeout`.
+    /// - [`BackendError::Unreachable`] if the node cannot be reached, the login cannot be read, or
+    ///   the connection ends.
+    /// - [`BackendError::AuthRejected`] if the node rejects the login.
     pub(crate) async fn send(&mut self, command: &Cmd) -> Result<Value, BackendError> {
         let answer = timeout(self.settings.connect_timeout, self.send_reconnecting(command)).await;
         let answer = answer.unwrap_or(Err(BackendError::TimedOut));
@@ -59,10 +64,11 @@ impl NodeClient {
         answer
     }
 
-    /// The text that is the answer to a command.
+    /// Sends a command and returns its reply as text.
     ///
     /// # Errors
-    /// The node does not answer, or not with a text.
+    /// The errors of [`send`](Self::send), the error reply of the node, or
+    /// [`BackendError::Unreachable`] if the reply is no text.
     pub(crate) async fn send_for_text(&mut self, command: &Cmd) -> Result<String, BackendError> {
         match self.send(command).await? {
             Value::ServerError(error) => Err(error_reply(error.code())),

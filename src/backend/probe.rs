@@ -1,8 +1,9 @@
-//! The probe: writes to a key of its own and sees how long it takes until that is told.
+//! The probe: it writes to its own key and measures how long the invalidation takes to arrive.
 //!
-//! It is off unless asked for, since it writes: one small key with a random name under [`KEY_PREFIX`], which expires.
-//! The write goes over a connection of its own, so that to Redis it is somebody else's. A change that Redis
-//! acknowledged and does not tell means that the link cannot be relied on, and is the end of it.
+//! It is off by default, because it writes: one small key with a random name under [`KEY_PREFIX`],
+//! which expires. The write uses another connection, so Redis sees another client. If Redis
+//! acknowledges a change and pushes no invalidation in time, the tracked connection is unreliable
+//! and is closed.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -14,34 +15,35 @@ use tokio::time::{Instant, sleep, timeout};
 use super::multiplexed::Multiplexed;
 use crate::metrics::Metrics;
 
-/// Under it the proxy writes, where it was told to.
+/// The prefix of the keys that the proxy writes when the probe is enabled.
 const KEY_PREFIX: &str = "redis-proxy:probe:";
-/// How much longer than the time to the next probe the key lives: never gone in between, and gone soon after the last.
+/// The lifetime of the key beyond the probe interval. The key never expires between two probes, and
+/// soon after the last one.
 const SPARE_LIFE: Duration = Duration::from_secs(60);
 
-/// The probe's key, and when its change was last heeded.
+/// The probe's key, and the time at which its last invalidation was applied.
 pub(super) struct Probe {
     key: String,
     applied: watch::Sender<Option<Instant>>,
-    /// Whether it has been reported that Redis refuses it.
+    /// Whether it has been logged that Redis rejects the probe.
     reported: AtomicBool,
 }
 
-/// How often the probe writes, and for how long it waits each time.
+/// The interval between two writes, and the timeout of each wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProbeTiming {
     pub(super) interval: Duration,
     pub(super) timeout: Duration,
 }
 
-/// How probing ended.
+/// The reason for which probing ended.
 #[derive(Debug)]
 pub(super) enum ProbeEnd {
-    /// Redis acknowledged a change and did not tell of it in time.
+    /// Redis acknowledged a change, and no invalidation arrived in time.
     NotInvalidated,
-    /// Redis does not let the proxy do what it takes, now at least: its answer.
+    /// Redis rejects a command of the probe, at least for now. Holds the error reply.
     ErrorReply(String),
-    /// One of the two connections is gone, or silent, which whoever keeps it finds out.
+    /// One of the two connections ended or is silent. Its owner detects that too.
     Disconnected,
 }
 
@@ -54,25 +56,28 @@ impl Probe {
         }
     }
 
-    /// Whether it is yet to be reported that Redis refuses the probe: it is one line, not one an attempt.
+    /// Returns whether a rejected probe is still to be logged, and marks it as logged. Otherwise
+    /// every attempt would log a line.
     pub(super) fn is_first_report(&self) -> bool {
         !self.reported.swap(true, Relaxed)
     }
 
-    /// A change of `key` was heeded.
+    /// Records that an invalidation of `key` was applied.
     pub(super) fn on_invalidated(&self, key: &[u8]) {
         if key == self.key.as_bytes() {
             self.on_flush();
         }
     }
 
-    /// A change of everything was heeded. After it Redis has forgotten who had read the probe's key.
+    /// Records that a full invalidation was applied. After it, Redis no longer remembers that the
+    /// probe's key was read.
     pub(super) fn on_flush(&self) {
         self.applied.send_replace(Some(Instant::now()));
     }
 
-    /// Writes over `writer` every `interval` and waits, each time no longer than `timeout`, until the change has been
-    /// told over `link`. A lag is counted from when the write was acknowledged; zero: it was heeded before.
+    /// Writes over `writer` every `interval`, and waits up to `timeout` until the invalidation has
+    /// arrived over `link`. Records the time from the acknowledgement to the invalidation; zero if
+    /// the invalidation was applied first. Returns when a step fails.
     pub(super) async fn run(
         &self,
         link: &Multiplexed,
@@ -87,7 +92,8 @@ impl Probe {
         let mut get = redis::cmd("GET");
         get.arg(&self.key);
         loop {
-            // Redis tells those who have read the key since it was last told of.
+            // Redis pushes an invalidation only to connections that have read the key since the
+            // last one.
             if let Err(ended) = ask(link, &get, timeout_after).await {
                 return ended;
             }

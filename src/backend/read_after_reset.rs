@@ -1,8 +1,9 @@
-//! A stream to Redis on which Redis's last words are heard.
+//! A stream that swallows write errors, so that a final error reply of Redis can be read.
 //!
-//! Redis may say why it hangs up before it is asked anything, as with `-ERR max number of clients reached`. Whoever writes
-//! then is told only that nobody is there. So what cannot be sent any more counts as sent: the next read brings what Redis
-//! said, and after that the end, by which all that is still owed is known to be lost.
+//! Redis may send an error and close before it reads a command, for example `-ERR max number of
+//! clients reached`. A write then fails with only a broken pipe or a reset. So bytes that can no
+//! longer be sent count as sent. The next read returns the error reply, and then the end of the
+//! stream, which fails all pending requests.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -10,10 +11,10 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The stream.
+/// A stream that swallows the write errors of a closed connection.
 pub(super) struct ReadAfterReset<S> {
     stream: S,
-    /// Nobody takes what is written any more.
+    /// Whether the peer no longer accepts writes.
     write_failed: bool,
 }
 
@@ -22,7 +23,7 @@ impl<S> ReadAfterReset<S> {
         Self { stream, write_failed: false }
     }
 
-    /// What has become of a write of so many bytes.
+    /// Maps the error of a closed connection to a complete write of `length` bytes.
     fn swallow_reset(
         &mut self,
         written: Poll<io::Result<usize>>,
@@ -84,7 +85,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAfterReset<S> {
         if self.write_failed {
             return Poll::Ready(Ok(()));
         }
-        // What TLS held back may be what cannot be sent.
+        // The flush may fail as well: TLS buffers bytes that it can no longer send.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx).map_ok(|()| 0);
         self.swallow_reset(flushed, 0).map_ok(|_| ())
     }

@@ -1,8 +1,9 @@
-//! What Redis sends, taken apart into answers.
+//! The decoder of replies: it splits the bytes from Redis into RESP values.
 //!
-//! Values and numbers, with which reads are answered, are taken here, since there are so many of them. Where anything else
-//! ends, the scanner finds, and what it is, the redis crate. A large value goes into memory of its own as it comes, so that a
-//! length that is announced takes no memory before its bytes do.
+//! Bulk strings, integers and nulls, the replies to reads, are parsed here, because they are the
+//! most frequent. For all other types, the scanner finds the end of the reply and the redis crate
+//! parses it. A large value is collected in its own buffer. So an announced length allocates little
+//! memory before its bytes arrive.
 
 use std::io;
 use std::pin::pin;
@@ -14,39 +15,39 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::protocol::{InvalidReply, ReplyScanner};
 
-/// Takes answers out of what was read.
+/// Decodes replies from the bytes that were read.
 #[derive(Debug, Default)]
 pub struct ReplyDecoder {
     input: BytesMut,
-    /// Where the answer ends that `input` begins with, if it is none that is taken here.
+    /// Finds the end of the reply at the start of `input`, unless its type is parsed here.
     scanner: ReplyScanner,
-    /// Bytes of `input` that the scanner has seen.
+    /// The number of bytes of `input` that the scanner has seen.
     scanned: usize,
     large: Option<LargeValue>,
 }
 
-/// A value of which not all has come.
+/// A value that has arrived in part.
 #[derive(Debug)]
 struct LargeValue {
     length: usize,
     bytes: Vec<u8>,
 }
 
-/// Bytes asked for at once.
+/// The number of bytes requested by one read.
 const READ: usize = 32 << 10;
-/// Values from this size on are not collected among what else was read.
+/// The size in bytes from which a value is collected in its own buffer.
 pub(super) const LARGE_VALUE_MIN: usize = 64 << 10;
-/// As much memory as an announced length may take before its bytes come.
+/// The most memory in bytes that an announced length may allocate before its bytes arrive.
 const AHEAD: usize = 1 << 20;
-/// Longer than any type with a number and its line end.
+/// A length in bytes above that of any type byte with a number and its line end.
 const LONGEST_HEADER: usize = 24;
 const LINE_END: &[u8; 2] = b"\r\n";
 
 impl ReplyDecoder {
-    /// Reads more: how many bytes; none at the end.
+    /// Reads more bytes from `stream` and returns their number; zero at the end of the stream.
     ///
     /// # Errors
-    /// The stream's.
+    /// The I/O error of the stream.
     pub fn poll_read(
         &mut self,
         stream: &mut (impl AsyncRead + Unpin),
@@ -56,10 +57,11 @@ impl ReplyDecoder {
         pin!(stream.read_buf(&mut self.input)).poll(cx)
     }
 
-    /// The next answer of what was read, if all of it is there.
+    /// Returns the next complete reply of the bytes read so far, or `None` if more bytes are
+    /// needed.
     ///
     /// # Errors
-    /// It is none.
+    /// [`InvalidReply`] if the bytes are not valid RESP.
     pub fn next_reply(&mut self) -> Result<Option<Value>, InvalidReply> {
         if self.large.is_some() {
             return self.rest_of_large();
@@ -84,7 +86,8 @@ impl ReplyDecoder {
         }
     }
 
-    /// The number behind the type that `input` begins with, and how long both are, if they are all there.
+    /// Returns the number behind the type byte of `input`, and the length of the line with its end.
+    /// Returns `None` if the line is incomplete or holds no valid number.
     fn header(&self) -> Option<(i64, usize)> {
         let line = &self.input[..self.input.len().min(LONGEST_HEADER)];
         let end = memchr::memchr(b'\r', line)?;
@@ -107,7 +110,7 @@ impl ReplyDecoder {
         Some((if is_negative { -number } else { number }, end + LINE_END.len()))
     }
 
-    /// Whether more may make a header of what there is.
+    /// Returns whether more bytes may complete the header at the start of `input`.
     fn is_within_line(&self) -> bool {
         self.input.len() < LONGEST_HEADER && memchr::memchr(b'\n', &self.input).is_none()
     }
@@ -170,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// The answers in `input`, which comes in pieces of at most `size` bytes.
+    /// Decodes `input`, which arrives in pieces of at most `size` bytes.
     fn answers(input: &[u8], size: usize) -> Result<Vec<Value>, InvalidReply> {
         let (mut reader, mut answers) = (ReplyDecoder::default(), Vec::new());
         for piece in input.chunks(size) {

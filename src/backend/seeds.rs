@@ -1,6 +1,7 @@
-//! Where to ask for Redis: `redis://host:port`, or `rediss://host:port` for TLS, any number of them.
+//! The seeds: addresses of sentinels or cluster nodes, `redis://host:port`, or `rediss://host:port`
+//! for TLS.
 //!
-//! They hold no login: who asks has one for all of them, from a file.
+//! They hold no login. One login, from a file, applies to all of them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,23 +16,24 @@ const ALLOWED: &str = "redis://host:port, or rediss://host:port for TLS, and not
 const ALLOWED_LIST: &str =
     "a list of redis://host:port or rediss://host:port, or a text with commas between them";
 
-/// Addresses to begin with, in the order in which they were written.
+/// The initial addresses, in the order of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seeds(pub(super) Vec<ConnectionAddr>);
 
 impl Seeds {
-    /// Whether there are none.
+    /// Returns whether there are no seeds.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether TLS is spoken at one of them.
+    /// Returns whether at least one seed uses TLS.
     pub fn is_tls(&self) -> bool {
         self.0.iter().any(|seed| matches!(seed, ConnectionAddr::Tcp { tls: true, .. }))
     }
 }
 
-/// A seed that cannot be understood. Says what is wrong without repeating what may be a password.
+/// The error for an invalid seed. Its text names the problem and never repeats the seed, which may
+/// contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("found {problem}, expected {ALLOWED}")]
 pub struct InvalidSeed {
@@ -73,7 +75,7 @@ impl FromStr for Seeds {
 
 impl Serialize for Seeds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // As one text: where the list is empty, a list would leave no trace of its key.
+        // Serialized as one string: a list that is empty would leave no trace of its key.
         let seeds: Vec<_> = self.0.iter().map(ToString::to_string).collect();
         serializer.serialize_str(&seeds.join(", "))
     }

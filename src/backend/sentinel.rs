@@ -1,13 +1,16 @@
-//! The sentinels: who is the primary.
+//! The sentinels, which report the address of the primary.
 //!
-//! Model: each sentinel is listened to over a connection of its own, is asked every `ping_interval` and whenever somebody
-//! needs to know, and tells by itself of a failover (`+switch-master`), upon which all are asked. What each said last is
-//! kept, and of all that was said the latest failover counts, by the number that the sentinels give it (`config-epoch`).
+//! Model: each sentinel has its own connection. It is polled every `ping_interval`, and at once
+//! when a connection attempt needs the primary. A sentinel also publishes failovers
+//! (`+switch-master`), after which all are polled. The last report of each is kept. Among them, the
+//! one with the highest `config-epoch` wins.
 //!
-//! The rules that must not be broken: a failover that was heard of is never forgotten, so a sentinel that was cut off from
-//! the others leads nobody back to a primary that was demoted; only if every one of them says something older is it
-//! believed, since then they were set up anew. And no link is made because of what was known before: at least one sentinel
-//! has to say then where the primary is.
+//! The rules that must not be broken:
+//! - A failover that was reported is never forgotten (invariant T1). Otherwise a sentinel that was
+//!   cut off from the others would lead back to a demoted primary. An older report is accepted only
+//!   if every sentinel repeats it, because then the deployment was set up again.
+//! - No connection is made from an earlier report (invariant T2): at least one sentinel has to
+//!   report the primary during the attempt.
 //!
 //! <https://redis.io/docs/latest/develop/reference/sentinel-clients/>
 
@@ -31,32 +34,33 @@ use super::settings::Settings;
 use super::tracking::{TrackingError, field, text};
 use crate::metrics::Node;
 
-/// On it a sentinel tells of failovers: the name, and where the primary was and is.
+/// The channel on which a sentinel publishes failovers: the name, and the old and the new address.
 const CHANNEL: &str = "+switch-master";
-/// For so long those who have been asked are waited for when another has answered: one of them may know of a failover.
+/// The longest wait for the other sentinels after one has replied. One of them may know a later
+/// failover.
 const GATHER_TIMEOUT: Duration = Duration::from_millis(250);
-/// A sentinel is not tried again sooner than this.
+/// The minimum delay between two attempts to connect to a sentinel.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 
-/// Where the primary is, in the words of one sentinel.
+/// The address of the primary, as reported by one sentinel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct MasterReport {
-    /// Which failover made it the primary.
+    /// The config epoch: the number of the failover that made it the primary.
     config_epoch: u64,
     host: String,
     port: u16,
 }
 
-/// What a sentinel said last.
+/// The last result of polling a sentinel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum SentinelState {
-    /// It is being asked for the first time.
+    /// The first poll has not finished.
     Connecting,
-    /// This, when it was asked then.
+    /// The sentinel's report, and the time at which the poll began.
     Primary(MasterReport, Instant),
-    /// That it knows no such primary, when it was asked then.
+    /// The sentinel knows no such primary. Holds the time at which the poll began.
     Unknown(Instant),
-    /// Nothing: it cannot be asked.
+    /// The sentinel cannot be polled.
     Unreachable(BackendError),
 }
 
@@ -68,12 +72,13 @@ impl SentinelState {
         }
     }
 
-    /// Whether it says where the primary is, having been asked after `since`.
+    /// Returns whether the sentinel has reported a primary in a poll that began after `since`.
     fn is_reported_since(&self, since: Instant) -> bool {
         matches!(self, Self::Primary(_, asked) if *asked >= since)
     }
 
-    /// Whether there is nothing to wait for.
+    /// Returns whether there is no poll to wait for: one has finished that began after `since`, or
+    /// the sentinel is unreachable.
     fn is_known_since(&self, since: Instant) -> bool {
         match self {
             Self::Connecting => false,
@@ -83,15 +88,15 @@ impl SentinelState {
     }
 }
 
-/// All sentinels there are.
+/// All sentinels of the configuration.
 pub(super) struct Sentinels {
     settings: Settings,
     dialer: Arc<Dialer>,
-    /// In the order of the seeds.
+    /// The state of each sentinel, in the order of the seeds.
     states: watch::Sender<Vec<SentinelState>>,
-    /// What it comes to.
+    /// The primary that results from the states.
     primary: watch::Sender<Option<Endpoint>>,
-    /// Somebody needs to know where the primary is now.
+    /// Signals that a connection attempt needs the primary now.
     poll_now: Arc<watch::Sender<()>>,
 }
 
@@ -108,7 +113,7 @@ impl Sentinels {
         })
     }
 
-    /// Listens to all of them for as long as the daemon lives.
+    /// Watches all sentinels. Never returns.
     pub(super) async fn run(&self) {
         join_all(
             self.settings
@@ -121,7 +126,12 @@ impl Sentinels {
         .await;
     }
 
-    /// Where the primary is, said by at least one of them from now on.
+    /// Returns the primary, as reported by at least one sentinel in a poll that begins after this
+    /// call.
+    ///
+    /// # Errors
+    /// [`BackendError::Unreachable`] if no sentinel replies, none of them knows the primary, or
+    /// they have not agreed on one.
     pub(super) async fn resolve(&self) -> Result<Endpoint, BackendError> {
         let mut states = self.states.subscribe();
         let since = Instant::now();
@@ -141,12 +151,12 @@ impl Sentinels {
         Err(self.unavailable_reason(&states))
     }
 
-    /// The primary that is heard of, from now on.
+    /// Returns a receiver of changes of the primary.
     pub(super) fn subscribe(&self) -> watch::Receiver<Option<Endpoint>> {
         self.primary.subscribe()
     }
 
-    /// The primary that was heard of last.
+    /// Returns the primary that was reported last.
     pub(super) fn primary(&self) -> Option<Endpoint> {
         self.primary.borrow().clone()
     }
@@ -190,7 +200,7 @@ impl Sentinels {
         }
     }
 
-    /// Listens to one of them, and begins again whenever that ends.
+    /// Watches one sentinel, and connects again whenever its connection ends.
     async fn watch_sentinel(&self, number: usize, seed: &ConnectionAddr) {
         let mut delay = RECONNECT_DELAY_MIN;
         let mut poll_now = self.poll_now.subscribe();
@@ -212,7 +222,7 @@ impl Sentinels {
         }
     }
 
-    /// Listens to one of them for as long as it answers.
+    /// Connects to one sentinel and polls it as long as it replies.
     async fn connect_and_poll(
         &self,
         number: usize,
@@ -234,7 +244,7 @@ impl Sentinels {
         attempt: usize,
     ) -> Result<(Multiplexed, BoxDriver), BackendError> {
         let settings = self.settings.clone();
-        // The file of the password may be on a disk that hangs.
+        // The disk that holds the password file may hang, so it is read on a blocking thread.
         let login = tokio::task::spawn_blocking(move || load_sentinel_login(&settings)).await;
         let login =
             login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
@@ -259,7 +269,7 @@ impl Sentinels {
         Ok((connection, driver))
     }
 
-    /// Asks one of them again and again.
+    /// Polls one sentinel repeatedly.
     async fn poll(
         &self,
         number: usize,
@@ -273,7 +283,7 @@ impl Sentinels {
                 .unwrap_or(Err(BackendError::TimedOut))?,
         )?;
         loop {
-            // What is wanted from here on needs another question.
+            // A request that arrives after this line needs another poll.
             poll_now.mark_unchanged();
             let asked = Instant::now();
             let report = timeout(timeout_after, self.query_master(&connection))
@@ -292,7 +302,8 @@ impl Sentinels {
         }
     }
 
-    /// The failover is asked for before the address and after it, and again until it is the same, so that the two belong
+    /// Queries the primary of one sentinel; `None` if the sentinel does not know it. The epoch is
+    /// queried before and after the address, until both are equal, so that epoch and address belong
     /// together.
     async fn query_master(
         &self,
@@ -318,7 +329,7 @@ impl Sentinels {
         }
     }
 
-    /// The number of the last failover; none yet: zero.
+    /// Queries the config epoch: the number of the last failover, or zero if there was none.
     async fn config_epoch(&self, connection: &Multiplexed) -> Result<u64, BackendError> {
         let master = handshake_command(connection, &self.command("MASTER")).await?;
         let epoch =
@@ -332,7 +343,7 @@ impl Sentinels {
         command
     }
 
-    /// Notes what one of them says, and what that changes.
+    /// Stores the state of one sentinel and updates the primary.
     fn record(&self, number: usize, now: SentinelState) {
         self.states.send_modify(|states| states[number] = now);
         let states = self.states.borrow();
@@ -370,13 +381,15 @@ impl Sentinels {
     }
 }
 
-/// Has it told when there was a failover. It says that it will unasked, so the answer is that to a HELLO behind it, which
-/// everybody may say, or why it will not.
+/// Subscribes to failovers. Redis confirms the subscription by a push, so the reply is that of a
+/// `HELLO` sent behind it, which every user may send. If the subscription fails, the reply is its
+/// error.
 async fn subscribe(connection: &Multiplexed) -> Result<Value, BackendError> {
     connection.send_for_one(&[redis::cmd("SUBSCRIBE").arg(CHANNEL), &redis::cmd("HELLO")]).await
 }
 
-/// The word that counts: of the latest failover, and no older than `known` unless all say so.
+/// Returns the report that counts: the one with the highest config epoch. If it is older than
+/// `known`, it counts only if all sentinels agree on it (invariant T1).
 fn latest(states: &[SentinelState], known: Option<u64>) -> Option<&MasterReport> {
     let latest =
         states.iter().filter_map(SentinelState::report).max_by_key(|report| report.config_epoch)?;
@@ -385,7 +398,8 @@ fn latest(states: &[SentinelState], known: Option<u64>) -> Option<&MasterReport>
     (!is_older || all_say_so()).then_some(latest)
 }
 
-/// Whether somebody still says what is known, of the same failover: then one of them was asked while it changed its mind.
+/// Returns whether some sentinel still reports the known primary with this epoch. In that case,
+/// another sentinel was polled while its own state changed.
 fn conflicts(states: &[SentinelState], known: Option<&Endpoint>, epoch: u64) -> bool {
     let says_known = |report: &MasterReport, endpoint: &Endpoint| {
         report.config_epoch == epoch
@@ -400,7 +414,8 @@ fn conflicts(states: &[SentinelState], known: Option<&Endpoint>, epoch: u64) -> 
     })
 }
 
-/// Whether this tells of a failover of the primary whose name, and a space, `name` is.
+/// Returns whether a push announces a failover of the primary. `name` is the primary's name and a
+/// space.
 fn is_switch_master(push: &PushInfo, name: &str) -> bool {
     let told = push.data.get(1).and_then(text);
     push.kind == PushKind::Message && told.is_some_and(|told| told.starts_with(name))

@@ -1,4 +1,4 @@
-//! What can be configured of Redis.
+//! The settings of the connection to Redis.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use super::address::{Address, ConnectionAddr};
 use super::seeds::Seeds;
 use crate::settings::{self, RuleViolation, Secret, out_of_range, violations, zero_timeouts};
 
-/// How it is told where Redis is.
+/// The source of the address of Redis.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Mode {
-    /// By its address.
+    /// The configured `redis.url`.
     #[default]
     Standalone,
-    /// By sentinels.
+    /// The sentinels, which report the primary.
     Sentinel,
-    /// By the nodes of a cluster.
+    /// The nodes of a cluster, which report the slots.
     Cluster,
 }
 
@@ -37,54 +37,58 @@ impl TryFrom<String> for Mode {
     }
 }
 
-/// `[redis]`
+/// The section `[redis]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How it is told where Redis is.
+    /// The source of the address of Redis.
     pub mode: Mode,
-    /// Where Redis is, and which database. Where sentinels or the nodes of a cluster tell host and port, those in it say
-    /// nothing.
+    /// The address of Redis and the database. With sentinels or a cluster, its host and port are
+    /// not used.
     pub url: Address,
-    /// The sentinels, or some nodes of the cluster.
+    /// The addresses of the sentinels, or of some nodes of the cluster.
     pub seeds: Seeds,
-    /// The name by which the sentinels know the primary.
+    /// The name of the primary at the sentinels.
     pub sentinel_master: String,
-    /// The ACL user to the sentinels; empty: the default user.
+    /// The ACL user for the sentinels; empty: the default user.
     pub sentinel_username: String,
-    /// A file that holds the password for the sentinels, read anew at every connect; empty: they want none.
+    /// The file with the password for the sentinels, read again at every connection attempt; empty:
+    /// no password.
     pub sentinel_password_file: PathBuf,
-    /// The ACL user; empty: the default user, or the one in the URL.
+    /// The ACL user; empty: the user of the URL, or the default user.
     pub username: String,
-    /// The password; empty: none, or the one in the URL.
+    /// The password; empty: the password of the URL, or none.
     pub password: Secret,
-    /// A file that holds the password, read anew at every connect.
+    /// The file with the password, read again at every connection attempt.
     pub password_file: PathBuf,
-    /// The authorities that Redis's certificate may be from (PEM); empty: the system's.
+    /// The certificate authorities that may have signed Redis's certificate (PEM); empty: those of
+    /// the system.
     pub tls_ca_file: PathBuf,
-    /// The proxy's own certificate (PEM), for a Redis that asks for one.
+    /// The proxy's client certificate (PEM), for a Redis that requires one.
     pub tls_cert_file: PathBuf,
     /// The private key of that certificate (PEM).
     pub tls_key_file: PathBuf,
-    /// How long connecting may take, TLS and login included.
+    /// The timeout of a connection attempt, TLS handshake and login included.
     #[serde(with = "settings::duration")]
     pub connect_timeout: Duration,
-    /// How long a fetch may take, from its first step to its last.
+    /// The timeout of a fetch, from its first step to its last.
     #[serde(with = "settings::duration")]
     pub response_timeout: Duration,
-    /// A link silent for so long is asked for a sign of life.
+    /// The silence after which a connection gets a PING; with tracking, the longest interval of
+    /// PINGs. Sentinels and cluster nodes are polled at this interval too.
     #[serde(with = "settings::duration")]
     pub ping_interval: Duration,
-    /// How often the proxy writes to a key of its own and measures how long it takes until that is told; zero: never.
+    /// The interval at which the probe writes its own key and measures the delay of the
+    /// invalidation; zero: never.
     #[serde(with = "settings::duration")]
     pub probe_interval: Duration,
-    /// How long to wait at most between two attempts to connect.
+    /// The maximum delay between two connection attempts.
     #[serde(with = "settings::duration")]
     pub reconnect_delay_max: Duration,
-    /// Fetches in progress at most.
+    /// The maximum number of concurrent fetches.
     #[serde(with = "settings::count")]
     pub max_fetches: usize,
-    /// Fetches that may wait for their turn, and reads that may wait for a proof.
+    /// The maximum number of queued fetches, and of reads that wait for a fence.
     #[serde(with = "settings::count")]
     pub max_queue: usize,
 }
@@ -199,14 +203,14 @@ impl Settings {
         ])
     }
 
-    /// Those for one node of a cluster.
+    /// Returns the settings for one node of a cluster.
     pub(crate) fn for_node(&self, host: &str, port: u16) -> Self {
         let tls = self.url.is_tls() || self.seeds.is_tls();
         let addr = ConnectionAddr::Tcp { host: host.to_owned(), port, tls };
         Self { url: Address { addr, ..self.url.clone() }, ..self.clone() }
     }
 
-    /// Where the seeds are.
+    /// Returns the hosts and ports of the seeds.
     pub(crate) fn seed_addrs(&self) -> Vec<(String, u16)> {
         let address = |seed: &ConnectionAddr| match seed {
             ConnectionAddr::Tcp { host, port, .. } => Some((host.clone(), *port)),
@@ -215,16 +219,17 @@ impl Settings {
         self.seeds.0.iter().filter_map(address).collect()
     }
 
-    /// Whether a node of a cluster is better called by its name, which its certificate may hold.
+    /// Returns whether cluster nodes are preferably addressed by hostname, because their
+    /// certificates may contain it.
     pub(crate) fn prefers_hostnames(&self) -> bool {
         self.uses_tls()
     }
 
-    /// Whether TLS is spoken to anybody.
+    /// Returns whether any connection uses TLS.
     pub(super) fn uses_tls(&self) -> bool {
         self.url.is_tls() || self.seeds.is_tls()
     }
 }
 
-/// More PINGs than this would be work of their own.
+/// The minimum PING interval. More PINGs would be a load of their own.
 const PING_INTERVAL_MIN: Duration = Duration::from_millis(10);

@@ -1,16 +1,16 @@
-//! What those who ask tell the one who keeps the link.
+//! The signals from requests to the supervisor of a connection.
 
 use tokio::sync::Notify;
 
-/// What those who ask tell the one who keeps the link.
+/// The signals from requests to the supervisor of a connection.
 #[derive(Default)]
 pub(super) struct SupervisorSignals {
-    /// Somebody waits for a proof.
+    /// A fence waits for the next renewal of the lease.
     pub(super) renew_lease: Notify,
-    /// A link is needed, and there is none.
+    /// A request needs a connection, and there is none.
     pub(super) connect_now: Notify,
-    /// The link gave an answer that no question of ours has.
+    /// A reply arrived that matches no request.
     pub(super) desynced: Notify,
-    /// The link owes answers that cannot be waited for.
+    /// Pending replies do not arrive, and the requests behind them cannot wait any longer.
     pub(super) stalled: Notify,
 }

@@ -1,10 +1,13 @@
-//! One link to Redis: connecting, keeping watch, and connecting again.
+//! The supervisor of one connection to Redis: it connects, watches the connection, and connects
+//! again.
 //!
-//! A link is [`ConnectionState::Up`] only once its handshake is complete, and down from the moment its stream ends or a
-//! PING goes unanswered; nobody is ever given a link that is neither. What was learnt over a link is worth nothing once
-//! it is lost, since changes may have gone untold: the cache is told after nobody can get the link any more and nothing
-//! is read from it, and it starts anew before anybody can get the next. A connection that mends itself would hide that it
-//! was lost, and lose the tracking with it.
+//! A connection is [`ConnectionState::Up`] only after its handshake, and down from the moment its
+//! stream ends or a PING is not answered. Requests get a connection only while it is up.
+//!
+//! Knowledge from a lost connection is void, because invalidations may have been missed (invariant
+//! C2). So the connection is first withdrawn from requests and no longer read, and then tracking is
+//! suspended. The cache starts empty before requests get the next connection. A connection that
+//! reconnects by itself would hide its loss, and lose the tracking with it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,30 +32,31 @@ use crate::cache::{Cache, Coherence, CoherenceMode};
 use crate::metrics::{Invalidation, Metrics};
 use crate::net::IoProgress;
 
-/// What links to Redis there are now.
+/// The state of the connection to Redis.
 #[derive(Clone)]
 pub(super) enum ConnectionState {
-    /// Nothing has come of the first attempt to connect yet.
+    /// The first attempt to connect has not finished.
     Connecting,
-    /// Ready for requests, and if Redis tells of changes, how.
+    /// Ready for requests. Holds the tracking, if Redis pushes invalidations over it.
     Up(Multiplexed, Option<Tracking>),
     /// Not connected, for this reason.
     Down(BackendError),
 }
 
-/// A link is not tried again sooner than this, however urgently it is needed.
+/// The minimum delay between two attempts, even if requests wait for a connection.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
-/// Where Redis refused to track, it is asked again so often: its operator may have allowed it meanwhile.
+/// The interval at which tracking is requested again after Redis refused it. Its operator may have
+/// granted the permission meanwhile.
 const TRACKING_RETRY: Duration = Duration::from_secs(5);
 
-/// What can become of a link.
+/// The event that ends one round of watching a connection.
 enum Event {
     Lost(BackendError),
-    /// Redis tells of changes over it from now on.
+    /// Redis pushes invalidations over the connection from now on.
     TrackingGranted(TrackingGranted),
 }
 
-/// The one who connects, and connects again.
+/// The task that connects, watches the connection, and connects again.
 pub struct ConnectionSupervisor {
     settings: Settings,
     mode: CoherenceMode,
@@ -63,11 +67,11 @@ pub struct ConnectionSupervisor {
     lease_renewed: watch::Sender<Instant>,
     signals: Arc<SupervisorSignals>,
     metrics: Arc<Metrics>,
-    /// Whether the present outage has been reported: it is one line, not one an attempt.
+    /// Whether the current outage has been logged. Otherwise every attempt would log a line.
     reported: bool,
-    /// Whether it has been reported that Redis does not track.
+    /// Whether it has been logged that Redis does not track.
     untracked_reported: bool,
-    /// Whether there has been a link with tracking before.
+    /// Whether an earlier connection had tracking.
     has_tracked: bool,
 }
 
@@ -107,7 +111,7 @@ impl ConnectionSupervisor {
         )
     }
 
-    /// Keeps a link for as long as the daemon lives.
+    /// Keeps a connection up. Never returns.
     pub async fn run(self) {
         tokio::join!(self.connector.run_topology(), self.keep_connected());
     }
@@ -134,11 +138,13 @@ impl ConnectionSupervisor {
         }
     }
 
-    /// Waits before the next attempt: `delay`, or until a reader needs the link, unless trying sooner would only knock
-    /// at a door that is shut on purpose.
+    /// Waits before the next attempt: for `delay`, or until a request needs the connection. A
+    /// request does not shorten the wait after a rejected login, because an earlier attempt would
+    /// be rejected as well.
     async fn pause(&self, delay: Duration, attempt: Instant, error: &BackendError) {
         let until = Instant::now() + delay.mul_f64(rand::random_range(0.5..=1.0));
-        // Who needed a link during the attempt has been answered by its failure.
+        // Requests that signalled during the attempt have received its failure. A leftover signal
+        // would shorten this wait without need.
         clear_signal(&self.signals.connect_now).await;
         tokio::select! {
             () = sleep_until(until) => {}
@@ -148,7 +154,7 @@ impl ConnectionSupervisor {
         }
     }
 
-    /// Gives the link out, once the cache has begun anew.
+    /// Prepares the cache, then publishes the connection to requests (invariant C2).
     fn on_connected(&mut self, connected: &Connected, since: Instant) {
         match connected.tracking {
             Some(granted) => self.on_tracking(granted),
@@ -166,10 +172,10 @@ impl ConnectionSupervisor {
         self.state.send_replace(ConnectionState::Up(connected.connection.clone(), tracking));
     }
 
-    /// From now on Redis tells of changes.
+    /// Starts a new lease, after the cache was cleared (invariant C1).
     fn on_tracking(&mut self, granted: TrackingGranted) {
         self.cache.start_tracking(granted.requested_at);
-        // Memory is empty, so there is nothing old in it.
+        // The cache is empty, so all fences that wait are satisfied.
         self.lease_renewed.send_replace(Instant::now());
         if std::mem::replace(&mut self.has_tracked, true) {
             self.metrics.record_tracking_reconnect();
@@ -178,8 +184,8 @@ impl ConnectionSupervisor {
         tracking::warn_if_table_small(granted.tracking, self.cache.settings().capacity);
     }
 
-    /// Takes the link back. Nothing is read from it any more, so once the cache is told, nothing that came over it will
-    /// be kept.
+    /// Withdraws the connection from requests. It is no longer read, so once the cache has
+    /// suspended tracking, nothing that came over it is stored (invariant C2).
     fn retract(&self, error: &BackendError) {
         let before = self.state.send_replace(ConnectionState::Down(error.clone()));
         if let ConnectionState::Up(..) = before {
@@ -196,7 +202,7 @@ impl ConnectionSupervisor {
         if matches!(error, BackendError::AuthRejected(_))
             && self.cache.coherence() == Coherence::None
         {
-            // Redis is there and answers, so nothing may stand in for it.
+            // Redis is reachable and replies, so this is no outage: no entry may be served stale.
             self.cache.invalidate_all();
         }
         if self.reported {
@@ -233,7 +239,10 @@ impl ConnectionSupervisor {
         }
     }
 
-    /// What follows when Redis does not track: another way where there may be one, else no link.
+    /// Decides about a connection without tracking: `Ok` if TTL mode is allowed.
+    ///
+    /// # Errors
+    /// [`BackendError::AuthRejected`] if the configuration requires tracking.
     fn on_untracked(&mut self, reason: &str) -> Result<(), BackendError> {
         if self.mode == CoherenceMode::Tracking {
             return Err(auth_rejected(&format_args!(
@@ -249,9 +258,10 @@ impl ConnectionSupervisor {
         Ok(())
     }
 
-    /// Drives the link until it is lost; returns how that was.
+    /// Drives and watches the connection until it is lost, and returns the reason.
     async fn supervise(&mut self, mut connected: Connected) -> BackendError {
-        // What was said of the link before this one has been heeded.
+        // Signals about the previous connection have been handled; otherwise they would end this
+        // one.
         clear_signal(&self.signals.desynced).await;
         clear_signal(&self.signals.stalled).await;
         loop {
@@ -260,7 +270,8 @@ impl ConnectionSupervisor {
             let driven = async { Event::Lost(driver.await) };
             let watched =
                 self.watch_connection(connection, progress, *tracking, tracking_refusal.is_some());
-            // Each is looked at only when there is something new for it: the driver is woken by every read.
+            // The set polls a future only after that future's own waker fired. Otherwise every
+            // read, which wakes the driver, would poll the watchers too.
             let both: [Pin<Box<dyn Future<Output = Event> + Send + '_>>; 2] =
                 [Box::pin(driven), Box::pin(watched)];
             let granted = match both.into_iter().collect::<FuturesUnordered<_>>().next().await {
@@ -275,8 +286,8 @@ impl ConnectionSupervisor {
         }
     }
 
-    /// Returns when a link cannot be relied on any more, though its stream goes on, or when Redis grants the tracking that
-    /// it `was_refused`.
+    /// Returns when the connection is no longer reliable although its stream goes on, or when Redis
+    /// grants tracking that `was_refused` before.
     async fn watch_connection(
         &self,
         connection: &Multiplexed,
@@ -308,7 +319,7 @@ impl ConnectionSupervisor {
         tracking.is_some() && !self.settings.probe_interval.is_zero()
     }
 
-    /// Probes the link for as long as it tells; returns when it does not.
+    /// Runs the probe on the connection. Returns when an invalidation is missing.
     async fn run_probe(&self, link: &Multiplexed) {
         let timing = ProbeTiming {
             interval: self.settings.probe_interval,
@@ -336,7 +347,8 @@ impl ConnectionSupervisor {
 }
 
 impl Drop for ConnectionSupervisor {
-    /// Whoever is still there to ask is told that nobody keeps it up.
+    /// Withdraws the connection, so that requests fail instead of using a connection without a
+    /// supervisor.
     fn drop(&mut self) {
         if matches!(*self.state.borrow(), ConnectionState::Up(..)) {
             self.retract(&unreachable(&"the link is kept up no longer"));
@@ -344,7 +356,7 @@ impl Drop for ConnectionSupervisor {
     }
 }
 
-/// Asks for tracking now and then, until Redis grants it.
+/// Requests tracking every [`TRACKING_RETRY`] until Redis grants it.
 async fn retry_tracking(connection: &Multiplexed) -> TrackingGranted {
     loop {
         sleep(TRACKING_RETRY).await;
@@ -355,7 +367,7 @@ async fn retry_tracking(connection: &Multiplexed) -> TrackingGranted {
     }
 }
 
-/// Takes back a call that nobody has heard yet.
+/// Clears a signal that has not been received yet.
 async fn clear_signal(call: &Notify) {
     tokio::select! {
         biased;

@@ -1,10 +1,11 @@
-//! Where the next link goes, and whether the last one is still where it should be.
+//! The topology: the endpoint of the next connection, and whether the last one is still current.
 //!
-//! Model: a [`Endpoint`] is an address together with the term in which it holds. A Redis that is known by its address has one
-//! place for good, and nothing here waits or asks. Where sentinels are asked, a failover makes another place of it.
+//! Model: an [`Endpoint`] is an address and the config epoch in which it is valid. A Redis with a
+//! configured address has one endpoint permanently, and nothing here waits. With sentinels, a
+//! failover replaces the endpoint.
 //!
-//! The rule that must not be broken: whoever reads or writes at a place learns when it is no longer the place, and lets
-//! go of it then, whatever Redis there says of itself.
+//! The rule that must not be broken: every connection ends when its endpoint has been replaced,
+//! whatever role the Redis there reports (invariant T3).
 
 use std::sync::Arc;
 
@@ -17,13 +18,13 @@ use super::sentinel::Sentinels;
 use super::settings::{Mode, Settings};
 use crate::metrics::Node;
 
-/// How it is known where Redis is.
+/// The source of the endpoint of Redis.
 pub(super) enum Topology {
-    /// It was told once and for all.
+    /// The configured address.
     Fixed(Endpoint),
-    /// The sentinels say it.
+    /// The primary that the sentinels report.
     Sentinels(Box<Sentinels>),
-    /// A primary of a cluster, until it is retired, which makes its place another's.
+    /// A primary of a cluster, until it is retired, which removes its endpoint.
     Primary(watch::Sender<Option<Endpoint>>),
 }
 
@@ -39,7 +40,7 @@ impl Topology {
         })
     }
 
-    /// Keeps asking for as long as the daemon lives, where there is anything to ask.
+    /// Keeps the endpoint up to date. Never returns.
     pub(super) async fn run(&self) {
         match self {
             Self::Fixed(_) | Self::Primary(_) => std::future::pending().await,
@@ -47,10 +48,10 @@ impl Topology {
         }
     }
 
-    /// Where the next link goes, as far as can be known now.
+    /// Returns the endpoint of the next connection, as currently known.
     ///
     /// # Errors
-    /// Nobody says it.
+    /// [`BackendError::Unreachable`] if the primary was retired, or if the sentinels report none.
     pub(super) async fn resolve(&self) -> Result<Endpoint, BackendError> {
         match self {
             Self::Fixed(endpoint) => Ok(endpoint.clone()),
@@ -61,7 +62,7 @@ impl Topology {
         }
     }
 
-    /// Where Redis was last known to be.
+    /// Returns the endpoint that was known last.
     pub(super) fn last_known(&self) -> Option<Endpoint> {
         match self {
             Self::Fixed(endpoint) => Some(endpoint.clone()),
@@ -70,24 +71,25 @@ impl Topology {
         }
     }
 
-    /// Nobody is to go there any more, if that can be.
+    /// Removes the endpoint of a primary of a cluster, which ends its connections. Does nothing in
+    /// the other modes.
     pub(super) fn retire(&self) {
         if let Self::Primary(endpoint) = self {
             endpoint.send_replace(None);
         }
     }
 
-    /// Whether what answers there has to be a primary.
+    /// Returns whether the endpoint has to be a primary.
     pub(super) fn requires_primary(&self) -> bool {
         matches!(self, Self::Sentinels(_) | Self::Primary(_))
     }
 
-    /// Whether what answers there has to be a part of a cluster that works.
+    /// Returns whether the endpoint has to belong to a cluster that is up.
     pub(super) fn requires_cluster(&self) -> bool {
         matches!(self, Self::Primary(_))
     }
 
-    /// Returns when another place has taken the place of `endpoint`.
+    /// Returns a future that completes when `endpoint` has been replaced.
     pub(super) fn changed(&self, endpoint: &Endpoint) -> EndpointChanged {
         match self {
             Self::Fixed(_) => Box::pin(std::future::pending()),
@@ -100,7 +102,8 @@ impl Topology {
         }
     }
 
-    /// `stream`, which leads to `endpoint`, for as long as that is the place; then it ends.
+    /// Binds `stream`, which is connected to `endpoint`, to that endpoint: it ends when the
+    /// endpoint is replaced.
     pub(super) fn bind(&self, stream: Box<dyn Stream>, endpoint: Endpoint) -> EpochStream {
         let guard = match self {
             Self::Fixed(_) => None,
@@ -118,7 +121,7 @@ impl Topology {
         EpochStream { stream, guard }
     }
 
-    /// The fetch that goes on here asks Redis at its place.
+    /// Records the endpoint as the target of the current span.
     pub(super) fn record_span_target(&self) {
         match self {
             Self::Fixed(endpoint) => endpoint.address.record_span_target(),
@@ -129,7 +132,7 @@ impl Topology {
         }
     }
 
-    /// Who there is to be asked; `is_up`: whether Redis answers.
+    /// Returns Redis and the sentinels, each with its state. `is_up` is the state of Redis.
     pub(super) fn nodes(&self, is_up: bool) -> Vec<Node> {
         let redis = |endpoint: &Endpoint| Node {
             name: endpoint.address.addr.node(),

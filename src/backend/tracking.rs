@@ -1,9 +1,10 @@
-//! Tracking: Redis tells a link which of the keys it has read were changed (server-assisted client-side caching).
+//! Tracking: Redis pushes invalidations of the keys that a connection has read (server-assisted
+//! client-side caching).
 //!
-//! A push is heeded where it is read, in the order in which Redis sent it and before any answer behind it, so nothing
-//! is queued here that could overflow, and an answer to a question proves that everything Redis told before it has been
-//! heeded. Every key of a push is invalidated, whichever database it names, since Redis does not say which. A push that
-//! cannot be understood means that everything may have changed.
+//! A push is applied where it is read, in the order of Redis and before any reply behind it. So no
+//! queue of pushes exists that could overflow, and a reply proves that all earlier invalidations
+//! have been applied. Every key of a push is invalidated, whatever its database, because a push
+//! does not name the database. A push that cannot be parsed invalidates everything.
 //!
 //! <https://redis.io/docs/latest/develop/reference/client-side-caching/>
 
@@ -17,22 +18,24 @@ use super::probe::Probe;
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};
 
-/// Older ones put pushes into the middle of replies.
+/// The oldest major version of Redis that is supported. Older ones send pushes inside other
+/// replies.
 const OLDEST_MAJOR_VERSION: u32 = 7;
 
-/// What Redis says of the tracking it does for a link.
+/// The tracking that Redis does for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tracking {
-    /// For how many keys Redis remembers who has read them; `None`: for all, or it does not say.
+    /// The maximum number of keys for which Redis remembers the readers. `None`: no limit, or
+    /// unknown.
     pub(super) table_limit: Option<usize>,
 }
 
-/// Why there is no tracking on a link.
+/// The reason for which a connection has no tracking.
 #[derive(Debug)]
 pub(super) enum TrackingError {
-    /// Redis does not do it, or not reliably: the reason.
+    /// Redis does not track, or not reliably. Holds the reason.
     Refused(String),
-    /// Redis cannot be asked.
+    /// No reply was received.
     NoReply(BackendError),
 }
 
@@ -42,15 +45,20 @@ impl From<BackendError> for TrackingError {
     }
 }
 
-/// Turns tracking on and sees whether it is, without writing anything: a link that speaks RESP3 to a server that can do
-/// it, and for all that the link reads, changes by anyone. Redis says yes to the command over RESP2 as well, and then
-/// tells nothing.
+/// Enables tracking and verifies it without writing anything. The connection has to use RESP3, to a
+/// server that supports it. Tracking has to cover all keys read, and changes by all clients.
+/// Success of the command proves too little: Redis accepts it over RESP2 as well, and then pushes
+/// nothing.
+///
+/// # Errors
+/// - [`TrackingError::Refused`] if the server does not track in this way, or rejects a command.
+/// - [`TrackingError::NoReply`] if a command gets no reply.
 pub(super) async fn enable(connection: &Multiplexed) -> Result<Tracking, TrackingError> {
     let server = query(connection, &["HELLO"]).await?;
     require_server(&server)?;
     query(connection, &["CLIENT", "TRACKING", "ON"]).await?;
     require_tracking(&query(connection, &["CLIENT", "TRACKINGINFO"]).await?)?;
-    // It may be forbidden, and is only there to be warned of.
+    // The command may be forbidden. The limit is only needed for a warning.
     let limit = match query(connection, &["CONFIG", "GET", TABLE_LIMIT]).await {
         Ok(limits) => table_limit(&limits),
         Err(TrackingError::Refused(_)) => None,
@@ -92,7 +100,8 @@ fn require_server(hello: &Value) -> Result<(), TrackingError> {
     )))
 }
 
-/// Tracking must be on, for what this link reads (no prefixes, no opting), and also for changes that it makes itself.
+/// Requires tracking of the keys that this connection reads, without prefixes or opt-in, and of
+/// changes that it makes itself.
 fn require_tracking(info: &Value) -> Result<(), TrackingError> {
     let flags = match field(info, "flags") {
         Some(Value::Set(flags) | Value::Array(flags)) => flags.iter().filter_map(text).collect(),
@@ -105,7 +114,7 @@ fn require_tracking(info: &Value) -> Result<(), TrackingError> {
 }
 
 fn table_limit(limits: &Value) -> Option<usize> {
-    // Zero is no limit.
+    // Zero means no limit.
     field(limits, TABLE_LIMIT).and_then(text)?.parse().ok().filter(|limit| *limit != 0)
 }
 
@@ -122,16 +131,17 @@ pub(super) fn text(value: &Value) -> Option<&str> {
     }
 }
 
-/// What a push says was changed.
+/// The keys that a push invalidates.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Invalidated {
-    /// These keys, and no others.
+    /// These keys only.
     Keys(Vec<Vec<u8>>),
-    /// Any key there is.
+    /// All keys.
     All,
 }
 
-/// Reads a push; `None` where it is about something else.
+/// Parses a push. Returns `None` if it is no invalidation, and [`Invalidated::All`] if the
+/// invalidation is malformed.
 pub fn parse_push(push: PushInfo) -> Option<Invalidated> {
     if push.kind != PushKind::Invalidate {
         return None;
@@ -146,7 +156,7 @@ pub fn parse_push(push: PushInfo) -> Option<Invalidated> {
     Some(keys.collect::<Option<_>>().map_or(Invalidated::All, Invalidated::Keys))
 }
 
-/// Does what the pushes of tracked links ask for.
+/// Applies the pushes of tracked connections to the cache.
 #[derive(Clone)]
 pub(super) struct InvalidationHandler {
     pub(super) cache: Cache<BackendError>,
@@ -174,7 +184,7 @@ impl InvalidationHandler {
     }
 }
 
-/// Says so when Redis is to remember more keys than it does.
+/// Logs a warning if the cache may hold more keys than Redis remembers.
 pub(super) fn warn_if_table_small(tracking: Tracking, capacity: usize) {
     if let Some(limit) = tracking.table_limit.filter(|limit| *limit < capacity) {
         tracing::warn!(

@@ -1,7 +1,8 @@
-//! Finding out who serves what: the nodes are asked.
+//! Slot discovery: the nodes are polled for the owners of the slots.
 //!
-//! One of them is asked every `ping_interval`, and all of them when what it says is new, or when somebody was sent elsewhere or
-//! found nobody. All that is known to exist is asked, replicas too, since a replica may be the first to know that it is none.
+//! One node is polled every `ping_interval`. All of them are polled if its view is new or missing,
+//! or if a request was redirected or found no owner. All known nodes are polled, replicas too,
+//! since a replica may be the first to know of its promotion.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::slot_map::{ClusterView, NodeAddr};
 use crate::backend::{BackendError, NodeClient};
 use crate::sync::lock;
 
-/// Who is asked.
+/// The clients of the polled nodes.
 type Clients = HashMap<NodeAddr, NodeClient>;
 
 impl Shared {
@@ -34,7 +35,7 @@ impl Shared {
             if !none {
                 let shared = Arc::clone(self);
                 let is_all = views.len() == asked;
-                // Entries may have to go, and files to be read.
+                // Spawned as blocking: entries may have to be removed, and files to be read.
                 let updated =
                     tokio::task::spawn_blocking(move || shared.apply_views(&views, is_all)).await;
                 if let Ok(Err(error)) = updated {
@@ -46,7 +47,7 @@ impl Shared {
         }
     }
 
-    /// Returns when it is time to ask all of them.
+    /// Returns when all nodes have to be polled.
     async fn wait_for_change(&self, clients: &mut Clients, turn: usize) {
         for next in turn.. {
             tokio::select! {
@@ -68,7 +69,7 @@ impl Shared {
         }
     }
 
-    /// Who may be asked.
+    /// Returns the addresses of all nodes that may be polled, each once.
     pub(super) fn addresses(&self) -> Vec<NodeAddr> {
         let table = self.table();
         let known = table.shards.keys().chain(&table.other_nodes).cloned();
@@ -77,7 +78,7 @@ impl Shared {
         known.chain(seeds).filter(|address| seen.insert(address.clone())).collect()
     }
 
-    /// What each of them says.
+    /// Polls all nodes and returns the view of each; `None` for a node without a valid reply.
     async fn poll_all(&self, clients: &mut Clients) -> Vec<Option<ClusterView>> {
         let addresses: HashSet<_> = self.addresses().into_iter().collect();
         clients.retain(|address, _| addresses.contains(address));
@@ -105,7 +106,10 @@ impl Shared {
         view.inspect_err(report).ok()
     }
 
-    /// Heeds what was said.
+    /// Applies the views of the nodes to the routing table. `is_all`: every node has replied.
+    ///
+    /// # Errors
+    /// [`BackendError::Unreachable`] if the files for a connection to a new primary cannot be used.
     fn apply_views(&self, views: &[ClusterView], is_all: bool) -> Result<(), BackendError> {
         let _alone = lock(&self.update_lock);
         let before = self.table();
@@ -117,7 +121,8 @@ impl Shared {
         let replicas = views.iter().flat_map(|view| &view.replicas);
         let other_nodes: HashSet<_> =
             replicas.filter(|address| !owners.contains_key(address)).cloned().collect();
-        // Who is called a replica by one and serves nothing is no primary, whatever another calls it.
+        // A node that some view calls a replica and that owns no slot is no primary, whatever other
+        // views call it.
         let shards = wanted.iter().filter(|address| !other_nodes.contains(*address));
         let shards = shards.map(|address| Ok((address.clone(), self.get_or_create(address)?)));
         let shards = shards.collect::<Result<HashMap<_, _>, BackendError>>()?;

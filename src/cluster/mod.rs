@@ -1,13 +1,18 @@
-//! The primaries of a Redis Cluster, each with a memory and a link of its own.
+//! The primaries of a Redis Cluster, each with its own cache and connection.
 //!
-//! Model: to each primary belongs a [`Shard`]: a cache, and a backend with its tracked link, which are what they are before a
-//! single Redis. A slot map says whose a key is. What one primary says reaches its own cache alone, so the loss of one
-//! primary, or a flush of it, touches nobody else's keys.
+//! Model: each primary has a [`Shard`], which holds a cache and a backend with its tracked
+//! connection. Both work as they do for a single Redis. A slot map returns the owner of a key. A
+//! primary's replies and pushes reach its own cache only. So the loss or a flush of one primary
+//! affects no keys of the others.
 //!
-//! The rules that must not be broken: what a primary said is kept in its own cache and nowhere else; a slot that comes back to
-//! a primary finds nothing of before in its cache; and a primary that is none any more is retired with all that it said
-//! before anybody is sent to the next. That a key does not exist is never kept: while a slot is on its way, its keys come to be
-//! at another primary, and the one that said so tells of nothing.
+//! The rules that must not be broken:
+//! - A primary's replies are stored in its own cache only (invariant P1).
+//! - A slot that returns to a primary finds nothing in that primary's cache (invariant P2).
+//! - A node that is no longer a primary is retired, with all its entries, before the routing table
+//!   points elsewhere (invariant P3).
+//! - Negative entries are not cached while tracking is on (invariant P5). During the migration of a
+//!   slot, its keys appear at another primary, and the one that reported them missing pushes
+//!   nothing.
 
 mod discovery;
 mod routing_table;
@@ -40,7 +45,7 @@ use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
 use crate::sync::lock;
 
-/// The cluster. Clones share it.
+/// A Redis Cluster. Clones share it.
 #[derive(Clone)]
 pub struct Cluster(Arc<Shared>);
 
@@ -50,21 +55,21 @@ struct Shared {
     cache_settings: Mutex<cache::Settings>,
     max_value: usize,
     metrics: Arc<Metrics>,
-    /// Where fetches and links run.
+    /// The runtime of fetches and connections.
     runtime: Handle,
     table: ArcSwap<RoutingTable>,
-    /// Held by whoever changes the routes.
+    /// Held during every change of the routing table.
     update_lock: Mutex<()>,
     next_id: AtomicU32,
-    /// Somebody has reason to believe that the slots are elsewhere.
+    /// Signals that the slots may have moved.
     refresh_now: Notify,
-    /// How often the nodes have been asked where the slots are.
+    /// The number of times that the nodes have been polled for the slots.
     refreshes: watch::Sender<u64>,
-    /// What units that are gone have counted.
+    /// The counts of retired shards.
     retired_totals: Mutex<RetiredTotals>,
 }
 
-/// What only rises.
+/// Counters that never decrease.
 #[derive(Default)]
 struct RetiredTotals {
     evictions: [u64; cache::EvictionCause::ALL.len()],
@@ -80,16 +85,17 @@ impl RetiredTotals {
     }
 }
 
-/// So often a fetch is sent elsewhere before it is given up.
+/// The maximum number of attempts of a fetch, redirects and retries included.
 const MAX_REDIRECTS: usize = 6;
-/// How long a fetch waits before it asks again who serves a slot of which nobody says so, or that is on its way.
+/// The delay before a retry, while no node owns the slot or the slot is being migrated.
 const RETRY_DELAY: Duration = Duration::from_millis(25);
 
 impl Cluster {
-    /// A cluster of which nothing is known yet; somebody has to [run](Self::run) it. Fetches and links run on `runtime`.
+    /// Creates a cluster without known slots; [`run`](Self::run) has to be spawned. Fetches and
+    /// connections run on `runtime`. Values larger than `max_value` bytes are not served.
     ///
     /// # Errors
-    /// A certificate, key or password file that cannot be used.
+    /// [`PrepareError`] if a certificate, key or password file cannot be used.
     pub fn prepare(
         settings: backend::Settings,
         cache_settings: cache::Settings,
@@ -97,7 +103,7 @@ impl Cluster {
         runtime: Handle,
         metrics: Arc<Metrics>,
     ) -> Result<Self, PrepareError> {
-        // Once for all: what is wrong with the files is told at the start.
+        // Checked once here, so problems with the files are reported at startup.
         let user = Backend::check(&settings)?;
         Ok(Self(Arc::new(Shared {
             settings,
@@ -115,17 +121,17 @@ impl Cluster {
         })))
     }
 
-    /// Keeps finding out who serves which slot, for as long as the daemon lives.
+    /// Runs slot discovery. Never returns.
     pub async fn run(self) {
         self.0.run_discovery().await;
     }
 
-    /// The primary of a key, as far as it is known.
+    /// Returns the shard that owns the slot of a key, if known.
     pub(crate) fn shard_of(&self, key: &[u8]) -> Option<Arc<Shard>> {
         self.0.table.load().by_slot[usize::from(slot(key))].clone()
     }
 
-    /// Looks at the memory of the key's primary.
+    /// Calls `lookup` with the cache of the shard that owns the key; `None` if no owner is known.
     pub(crate) fn lookup<T>(
         &self,
         key: &[u8],
@@ -135,10 +141,11 @@ impl Cluster {
         lookup(&table.by_slot[usize::from(slot(key))].as_ref()?.cache)
     }
 
-    /// The primary of a key; where none is known, the nodes are asked first.
+    /// Returns the shard that owns a key. If none is known, the nodes are polled first, for up to
+    /// `response_timeout`.
     ///
     /// # Errors
-    /// Nobody says who serves it.
+    /// [`BackendError::Unavailable`] with `CLUSTERDOWN` if no node reports an owner.
     pub(crate) async fn find_shard(&self, key: &[u8]) -> Result<Arc<Shard>, BackendError> {
         if let Some(shard) = self.shard_of(key) {
             return Ok(shard);
@@ -147,7 +154,8 @@ impl Cluster {
         self.shard_of(key).ok_or_else(|| BackendError::Unavailable("CLUSTERDOWN".into()))
     }
 
-    /// Asks for `key`, for the cache of `shard`, wherever that leads. What another than `shard` says is not kept.
+    /// Fetches `key` for the cache of `shard`, and follows redirects. A reply of another shard is
+    /// not stored (invariant P1).
     pub(crate) async fn fetch(self, shard: Arc<Shard>, key: Key) -> Fetched<BackendError> {
         let deadline = Instant::now() + self.0.settings.response_timeout;
         let (mut at, mut asking) = (Arc::clone(&shard), Asking::No);
@@ -162,7 +170,8 @@ impl Cluster {
                         self.0.apply_moved(slot, &address)
                     };
                     asking = if is_ask { Asking::Yes } else { Asking::No };
-                    // Before the answer of another is there to be kept.
+                    // Closes the flight before another node's reply exists. Otherwise that reply
+                    // would be stored in this cache.
                     shard.cache.invalidate(key.as_bytes());
                     match next {
                         Ok(next) => at = next,
@@ -179,7 +188,8 @@ impl Cluster {
         shard.backend.to_fetched(Err(BackendError::Unavailable("CLUSTERDOWN".into())))
     }
 
-    /// Whether what failed at `at` is worth another try, and then where.
+    /// Returns whether a fetch that failed at `at` is worth a retry, and then points `at` to the
+    /// shard for it.
     async fn should_retry(
         &self,
         error: &BackendError,
@@ -195,7 +205,7 @@ impl Cluster {
             | BackendError::Disconnected
             | BackendError::Unavailable(_) => {
                 _ = timeout_at(deadline, self.refresh()).await;
-                // The same would say the same.
+                // The same shard would fail the same way.
                 if self.shard_of(key.as_bytes()).is_none_or(|shard| Arc::ptr_eq(&shard, at)) {
                     return false;
                 }
@@ -208,10 +218,10 @@ impl Cluster {
         Instant::now() < deadline
     }
 
-    /// What the nodes answer to `COMMAND`.
+    /// Returns the reply to `COMMAND` of the first node that sends one.
     ///
     /// # Errors
-    /// None of them answers.
+    /// The error of the last node, or [`BackendError::Unreachable`] if no node is known.
     pub async fn command_table(&self) -> Result<Value, BackendError> {
         let mut last = BackendError::Unreachable("no node of the cluster is known".into());
         for (host, port) in self.0.addresses() {
@@ -226,30 +236,32 @@ impl Cluster {
         Err(last)
     }
 
-    /// For how long a command that no node has done is tried again.
+    /// Returns the time for which a command is retried that no node has run.
     pub fn retry_timeout(&self) -> Duration {
         self.0.settings.response_timeout
     }
 
-    /// Who serves a slot, as far as it is known.
+    /// Returns the owner of a slot, if known.
     pub fn owner(&self, slot: u16) -> Option<NodeId> {
         self.0.table.load().by_slot.get(usize::from(slot))?.as_ref().map(|shard| shard.name())
     }
 
-    /// It rises with every change of who serves what.
+    /// Returns the version of the routing table, which rises with every change.
     pub fn version(&self) -> u64 {
         self.0.table.load().version
     }
 
-    /// All who serve slots, in the order of the slots.
+    /// Returns all owners of slots, in the order of the slots.
     pub fn primaries(&self) -> Vec<NodeId> {
         self.0.table.load().primaries.clone()
     }
 
-    /// Heeds `MOVED`, which `node` said: who is at `address` serves the slot from now on.
+    /// Applies a `MOVED` reply of `node`: the node at `address` owns the slot from now on. Returns
+    /// that node.
     ///
     /// # Errors
-    /// A file of `[redis]` that cannot be used any more.
+    /// - [`BackendError::Unavailable`] if `address` is no address.
+    /// - [`BackendError::Unreachable`] if a file of `[redis]` cannot be used any more.
     pub fn apply_moved(
         &self,
         slot: u16,
@@ -260,10 +272,11 @@ impl Cluster {
         self.0.apply_moved(slot, &address).map(|shard| shard.name())
     }
 
-    /// Who is at `address`, to whom `ASK` of `node` leads.
+    /// Returns the node at `address`, to which an `ASK` reply of `node` leads.
     ///
     /// # Errors
-    /// A file of `[redis]` that cannot be used any more.
+    /// - [`BackendError::Unavailable`] if `address` is no address.
+    /// - [`BackendError::Unreachable`] if a file of `[redis]` cannot be used any more.
     pub fn node_at(&self, address: &str, node: NodeId) -> Result<NodeId, BackendError> {
         let address = self.address(address, node)?;
         self.0.shard_at(&address).map(|shard| shard.name())
@@ -283,10 +296,13 @@ impl Cluster {
         self.0.table.load().shards.values().find(|shard| shard.name() == node).cloned()
     }
 
-    /// A stream to a node for one client alone. It ends when the node is no primary any more.
+    /// Opens a dedicated connection to a node for one client. It ends when the node is no longer a
+    /// primary.
     ///
     /// # Errors
-    /// The node cannot be reached, refuses the proxy's login, or is no primary any more.
+    /// - [`BackendError::Unavailable`] if the node is unknown.
+    /// - [`BackendError::Unreachable`] if it cannot be reached or was retired.
+    /// - [`BackendError::AuthRejected`] if it rejects the proxy's login.
     pub async fn open(&self, client: ConnectAs, node: NodeId) -> Result<EpochStream, BackendError> {
         let shard = self.shard(node).ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
         shard.backend.open(client).await
@@ -297,10 +313,10 @@ impl Cluster {
         self.0.metrics.redirects(redirect, count);
     }
 
-    /// Returns once the nodes have been asked anew who serves what.
+    /// Returns once all nodes have been polled for the slots in a round that began after this call.
     pub async fn refresh(&self) {
         let mut asked = self.0.refreshes.subscribe();
-        // What is being asked now may have been asked too early.
+        // The round in progress may have begun too early, so the one after it is awaited.
         let enough = *asked.borrow_and_update() + 2;
         loop {
             self.0.refresh_now.notify_one();
@@ -310,7 +326,7 @@ impl Cluster {
         }
     }
 
-    /// Whether memory holds all that anybody acknowledged before `since`.
+    /// Returns whether all fresh entries reflect the writes that were acknowledged before `since`.
     pub(crate) fn is_current_everywhere(&self, since: Instant) -> bool {
         self.0
             .table
@@ -320,10 +336,14 @@ impl Cluster {
             .all(|shard| shard.backend.is_current(since) || shard.has_nothing_fresh())
     }
 
-    /// Returns once memory holds all that anybody acknowledged before `since`.
+    /// Returns once all fresh entries reflect the writes that were acknowledged before `since`.
+    /// Returns [`FenceResult::NoTracking`] if a shard has no tracking.
     ///
     /// # Errors
-    /// One who answers otherwise cannot be asked, or does not answer in time.
+    /// The error of a failed fence:
+    /// - [`BackendError::Overloaded`] if `max_queue` reads already wait for a fence of that shard.
+    /// - [`BackendError::TimedOut`] if it does not complete within `response_timeout`.
+    /// - The reason for which the shard has no connection.
     pub(crate) async fn fence_everywhere(
         &self,
         since: Instant,
@@ -340,15 +360,16 @@ impl Cluster {
         Ok(weakest)
     }
 
-    /// As whom the proxy reads; none: it does not log in.
+    /// Returns the ACL user of the proxy; `None`: it does not log in.
     pub fn user(&self) -> Option<String> {
         self.0.user.clone()
     }
 
-    /// Whether somebody answers, or why nobody does.
+    /// Returns `Ok` if at least one primary is connected.
     ///
     /// # Errors
-    /// Why not.
+    /// The error of the last primary, or [`BackendError::Unreachable`] if no node has reported the
+    /// slots yet.
     pub fn state(&self) -> Result<(), BackendError> {
         let table = self.0.table.load();
         let mut last =
@@ -362,7 +383,7 @@ impl Cluster {
         Err(last)
     }
 
-    /// The primaries, and which of them answer.
+    /// Returns the primaries, each with its state, sorted by name.
     pub fn nodes(&self) -> Vec<Node> {
         let mut nodes: Vec<_> =
             self.0.shards().iter().flat_map(|shard| shard.backend.nodes()).collect();
@@ -370,7 +391,7 @@ impl Cluster {
         nodes
     }
 
-    /// By what the answers are kept true: the weakest of all.
+    /// Returns the weakest coherence among the caches of all shards.
     pub fn coherence(&self) -> Coherence {
         let each: Vec<_> = self.0.shards().iter().map(|shard| shard.cache.coherence()).collect();
         let has = |coherence| each.contains(&coherence);
@@ -383,44 +404,45 @@ impl Cluster {
         }
     }
 
-    /// Whether time alone decides what may be given, at one of them at least.
+    /// Returns whether at least one shard relies on TTLs alone.
     pub fn is_ttl_only(&self) -> bool {
         self.0.table.load().shards.values().any(|shard| shard.cache.is_ttl_only())
     }
 
-    /// Drops `key` from every memory.
+    /// Removes `key` from every cache.
     pub fn invalidate(&self, key: &[u8]) {
         self.0.shards().iter().for_each(|shard| shard.cache.invalidate(key));
     }
 
-    /// Drops everything from memory.
+    /// Removes all entries from every cache.
     pub fn invalidate_all(&self) {
         self.0.shards().iter().for_each(|shard| shard.cache.invalidate_all());
     }
 
-    /// Removes what is over. Takes time in proportion to what there is.
+    /// Removes expired entries. Takes time in proportion to the number of entries.
     pub fn sweep(&self) {
         self.0.shards().iter().for_each(|shard| shard.cache.sweep());
     }
 
-    /// Puts settings in force, for what is cached already, too. Blocks as [`Cache::apply`] does; returns how many entries went
-    /// because there is less room.
+    /// Applies settings to all caches, current entries included. Blocks as [`Cache::apply`] does.
+    /// Returns the number of entries that were evicted because the capacity became smaller.
     pub fn apply(&self, settings: &cache::Settings) -> u64 {
         let _alone = lock(&self.0.update_lock);
         *lock(&self.0.cache_settings) = settings.clone();
         self.0.distribute_capacity()
     }
 
-    /// The settings were changed.
+    /// Notifies all backends that the cache settings have changed.
     pub fn cache_settings_changed(&self) {
         for shard in self.0.shards() {
             shard.backend.cache_settings_changed(shard.cache.settings().capacity);
         }
     }
 
-    /// What all memories hold together.
+    /// Returns the sum of the statistics of all caches, retired ones included.
     pub fn statistics(&self) -> Statistics {
-        // So that nothing is counted twice or not at all because its unit goes meanwhile.
+        // Held so that no shard is retired meanwhile. Otherwise its counts would be added twice or
+        // not at all.
         let _alone = lock(&self.0.update_lock);
         let retired_totals = lock(&self.0.retired_totals);
         let mut sum = Statistics {
@@ -455,7 +477,7 @@ impl Shared {
         self.table.load().shards.values().cloned().collect()
     }
 
-    /// The owner of `slot` says that it is at `address` from now on.
+    /// Applies a `MOVED` reply: `address` owns `slot` from now on. Returns its shard.
     fn apply_moved(&self, slot: u16, address: &NodeAddr) -> Result<Arc<Shard>, BackendError> {
         let _alone = lock(&self.update_lock);
         let table = self.table();
@@ -471,7 +493,7 @@ impl Shared {
         self.get_or_create(address)
     }
 
-    /// Who is at `address`, known or not.
+    /// Returns the shard at `address`, which is created if it is unknown.
     fn shard_at(&self, address: &NodeAddr) -> Result<Arc<Shard>, BackendError> {
         let _alone = lock(&self.update_lock);
         let table = self.table();
@@ -502,18 +524,20 @@ impl Shared {
         Ok(Arc::new(Shard::new(name, address.clone(), cache, backend, link)))
     }
 
-    /// Those of the cache of a primary with so many slots.
+    /// Returns the settings for the cache of a primary with this number of slots.
     fn cache_settings_for(&self, slots: usize) -> cache::Settings {
         let whole = lock(&self.cache_settings).clone();
         let capacity = whole.capacity.saturating_mul(slots).div_ceil(SLOT_COUNT).max(1);
-        // See above: of a slot that is on its way nobody tells what comes to be.
+        // Invariant P5: during the migration of a slot, no node pushes that a missing key was
+        // created.
         let is_tracked = whole.coherence != CoherenceMode::Ttl;
         let negative_ttl =
             if is_tracked { NegativeTtl::Fixed(Duration::ZERO) } else { whole.negative_ttl };
         cache::Settings { capacity, negative_ttl, ..whole }
     }
 
-    /// Gives each unit its share of the room. Called while nobody else changes anything.
+    /// Distributes the capacity over the shards by their slots. Returns the number of evicted
+    /// entries. The caller holds `update_lock`.
     fn distribute_capacity(&self) -> u64 {
         let table = self.table();
         let counts = table.map.counts();
@@ -525,8 +549,8 @@ impl Shared {
         table.shards.values().map(share).sum()
     }
 
-    /// Makes this what holds. Called while nobody else changes anything. `shards` has all who serve a slot; who is not among
-    /// them any more is retired.
+    /// Installs a new routing table. The caller holds `update_lock`. `shards` contains every owner
+    /// of a slot. Shards that are missing from it are retired first (invariant P3).
     fn install(
         &self,
         map: SlotMap,
@@ -542,7 +566,7 @@ impl Shared {
         self.table.store(Arc::new(before.replaced_by(map, shards, other_nodes)));
     }
 
-    /// Nothing is read there any more, and nothing that was is given.
+    /// Retires a shard: its connections end, its entries are removed, and its counts are kept.
     fn retire(&self, shard: &Shard) {
         shard.retire();
         lock(&self.retired_totals).add(&shard.cache.statistics());

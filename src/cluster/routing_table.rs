@@ -1,4 +1,4 @@
-//! Which primary serves which slot.
+//! The routing table: the primary of each slot.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -6,20 +6,20 @@ use std::sync::Arc;
 use super::shard::{NodeId, Shard};
 use super::slot_map::{NodeAddr, SLOT_COUNT, SlotMap, slot};
 
-/// Who serves what.
+/// The owners of the slots, and all known nodes.
 pub(super) struct RoutingTable {
     pub(super) version: u64,
     pub(super) map: SlotMap,
     pub(super) shards: HashMap<NodeAddr, Arc<Shard>>,
     pub(super) by_slot: Box<[Option<Arc<Shard>>]>,
-    /// Those of `by_slot`, each once, in its order.
+    /// The owners in `by_slot`, each once, in its order.
     pub(super) primaries: Vec<NodeId>,
-    /// Nodes that may be asked about the cluster, beside the units.
+    /// Nodes that may be polled for the slots, besides the shards.
     pub(super) other_nodes: Vec<NodeAddr>,
 }
 
 impl RoutingTable {
-    /// Those of a cluster of which nothing is known yet.
+    /// Returns the table of a cluster without known slots.
     pub(super) fn empty() -> Self {
         Self {
             version: 0,
@@ -31,7 +31,8 @@ impl RoutingTable {
         }
     }
 
-    /// Those that follow. A unit that gets a slot back has nothing of before of it in its cache.
+    /// Returns the next table. A shard that regains a slot first loses all entries of that slot
+    /// (invariant P2).
     pub(super) fn replaced_by(
         &self,
         map: SlotMap,

@@ -1,4 +1,4 @@
-//! A primary of the cluster: its cache, and the way to it.
+//! A primary of the cluster: its cache and its backend.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -10,31 +10,31 @@ use crate::backend::{Backend, BackendError};
 use crate::cache::{Cache, Coherence};
 use crate::sync::lock;
 
-/// The name of a primary; never another's later.
+/// The identifier of a primary. It is never used again for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId(pub(super) u32);
 
 #[cfg(test)]
 impl NodeId {
-    /// A name for unit tests.
+    /// Returns an identifier for unit tests.
     pub(crate) const fn for_test(number: u32) -> Self {
         Self(number)
     }
 }
 
-/// A primary: what it said, and the way to it.
+/// A primary: the cache of its replies, and the backend that connects to it.
 pub(crate) struct Shard {
     name: NodeId,
     address: NodeAddr,
     pub(crate) cache: Cache<BackendError>,
     pub(crate) backend: Backend,
     link: AbortHandle,
-    /// Slots that were its own once and are not any more.
+    /// Slots that this primary owned once and has lost.
     former_slots: Mutex<HashSet<u16>>,
 }
 
 impl Shard {
-    /// The primary at `address`, with the task that keeps its link.
+    /// Creates the shard of the primary at `address`; `link` is the task of its supervisor.
     pub(super) fn new(
         name: NodeId,
         address: NodeAddr,
@@ -53,7 +53,7 @@ impl Shard {
         &self.address
     }
 
-    /// Nothing is read there any more, and nothing that was is given.
+    /// Retires the primary: it is no longer read, and its entries are no longer served.
     pub(super) fn retire(&self) {
         self.backend.retire();
         self.link.abort();
@@ -61,22 +61,23 @@ impl Shard {
         self.cache.invalidate_all();
     }
 
-    /// It serves `slot` no more.
+    /// Records that the primary has lost `slot`.
     pub(super) fn lose_slot(&self, slot: u16) {
         lock(&self.former_slots).insert(slot);
     }
 
-    /// It serves `slot` again; tells whether it has before.
+    /// Records that the primary owns `slot`. Returns whether it owned and lost the slot before.
     pub(super) fn regain_slot(&self, slot: u16) -> bool {
         lock(&self.former_slots).remove(&slot)
     }
 
-    /// Whether there is no link, so nothing of it is given as fresh; with the next, its memory begins anew.
+    /// Returns whether no entry of this shard can be served as fresh, because it has no connection.
+    /// The next connection starts with an empty cache.
     pub(super) fn has_nothing_fresh(&self) -> bool {
         self.backend.state().is_err() && self.cache.coherence() == Coherence::None
     }
 
-    /// Where it sends whoever asks: a host that is not named is its own.
+    /// Resolves the address of a redirect by this primary: an empty host, or `?`, is its own.
     pub(super) fn resolve_redirect(&self, (host, port): NodeAddr) -> NodeAddr {
         if host.is_empty() || host == "?" { (self.address.0.clone(), port) } else { (host, port) }
     }

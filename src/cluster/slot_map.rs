@@ -1,7 +1,8 @@
-//! Which slot a key is in, and which node says that it serves which slots.
+//! The slot of a key, and the node that owns each slot.
 //!
-//! A node is known by its address. What one of them says of the cluster is a [`ClusterView`]; of what several say, that counts which
-//! is said with the highest configuration epoch, as it does among the nodes themselves.
+//! A node is identified by its address. The view of one node is a [`ClusterView`]. Among the views
+//! of several nodes, the claim with the highest config epoch wins, as it does among the nodes
+//! themselves.
 //!
 //! <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>
 
@@ -10,11 +11,12 @@ use std::ops::RangeInclusive;
 
 use crc16::{State, XMODEM};
 
-/// How many slots there are.
+/// The number of slots.
 const SLOT_MODULUS: u16 = 16384;
 pub(super) const SLOT_COUNT: usize = SLOT_MODULUS as usize;
 
-/// The slot of a key: of what is between the first `{` and the `}` after it, if that is not empty, or else of all of it.
+/// Returns the slot of a key. The hash covers the bytes between the first `{` and the next `}`, or
+/// the whole key if there are none.
 pub fn slot(key: &[u8]) -> u16 {
     let tag = memchr::memchr(b'{', key).and_then(|open| {
         let rest = &key[open + 1..];
@@ -23,29 +25,29 @@ pub fn slot(key: &[u8]) -> u16 {
     State::<XMODEM>::calculate(tag.unwrap_or(key)) % SLOT_MODULUS
 }
 
-/// Where a node is: host and port.
+/// The host and port of a node.
 pub(super) type NodeAddr = (String, u16);
 
-/// A primary, as one node sees it.
+/// A primary and its slots, as reported by one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SlotClaim {
     pub(super) address: NodeAddr,
-    /// The configuration epoch.
+    /// The config epoch.
     pub(super) epoch: u64,
     pub(super) slots: Vec<RangeInclusive<u16>>,
 }
 
-/// What one node says of the cluster.
+/// The cluster, as reported by one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ClusterView {
     pub(super) primaries: Vec<SlotClaim>,
-    /// Replicas, any of which may be a primary soon.
+    /// Replicas, any of which may be promoted.
     pub(super) replicas: Vec<NodeAddr>,
 }
 
 impl ClusterView {
-    /// Reads the answer to `CLUSTER NODES` of the node at `asked`; `by_name`: hosts are called by their names where they have
-    /// one. `None` if it is no such answer.
+    /// Parses the reply to `CLUSTER NODES` of the node at `asked`. With `by_name`, nodes are
+    /// addressed by their hostnames, if they have one. Returns `None` if the reply is malformed.
     pub(super) fn parse(text: &str, asked: &NodeAddr, by_name: bool) -> Option<Self> {
         let mut view = Self::default();
         for line in text.lines().filter(|line| !line.is_empty()) {
@@ -54,7 +56,8 @@ impl ClusterView {
         Some(view)
     }
 
-    /// Lines are `id ip:port@bus,name flags primary ping pong epoch state slot ...`.
+    /// Adds the node of one line:
+    /// `id ip:port@bus,name flags primary ping pong epoch state slot ...`.
     fn add_line(&mut self, line: &str, asked: &NodeAddr, by_name: bool) -> Option<()> {
         let words: Vec<_> = line.split(' ').collect();
         let [_, address, flags, _, _, _, epoch, _, slots @ ..] = &words[..] else { return None };
@@ -64,14 +67,15 @@ impl ClusterView {
         }
         let mut address = parse_address(address, by_name)?;
         if address.0.is_empty() && has("myself") {
-            // It does not know its own address before somebody has met it.
+            // A node does not know its own address until another node has met it.
             address.0.clone_from(&asked.0);
         }
         if !has("master") {
             self.replicas.push(address);
             return Some(());
         }
-        // Slots on their way are in brackets, and are here among the others until they are gone.
+        // Entries in brackets are slots in migration. Their owner lists them outside the brackets
+        // too, until the migration ends.
         let slots =
             slots.iter().filter(|slot| !slot.starts_with('[')).map(|slot| parse_range(slot));
         let claim =
@@ -95,7 +99,7 @@ fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
     (first <= last && usize::from(last) < SLOT_COUNT).then_some(first..=last)
 }
 
-/// Who serves each slot, and since which epoch.
+/// The owner of each slot, and the config epoch of its claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SlotMap {
     owners: Box<[Option<(NodeAddr, u64)>]>,
@@ -106,8 +110,12 @@ impl SlotMap {
         Self { owners: vec![None; SLOT_COUNT].into() }
     }
 
-    /// What `views` say together, and where they say nothing newer, what was known. `all_answered`: nobody is missing who may
-    /// know better, so even what is older than what was known counts: the cluster was made anew.
+    /// Returns the known owners, merged with the claims of `views`. A claim wins if its epoch is
+    /// not older than the known one.
+    ///
+    /// `all_answered`: every known node has replied, so no newer claim can be missing. Then older
+    /// claims win too, because the cluster was created again, and slots without a claim have no
+    /// owner.
     pub(super) fn merged(&self, views: &[ClusterView], all_answered: bool) -> Self {
         let mut claimed = vec![None::<(&NodeAddr, u64)>; SLOT_COUNT];
         for claim in views.iter().flat_map(|view| &view.primaries) {
@@ -131,10 +139,10 @@ impl SlotMap {
         Self { owners: owners.collect() }
     }
 
-    /// The owner of `slot` says that it is at `address`.
+    /// Sets the owner of `slot` to `address`, as a `MOVED` reply reported it.
     pub(super) fn moved(&mut self, slot: u16, address: NodeAddr) {
         if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
-            // So that what is said with the epoch that was known still counts.
+            // The known epoch is kept, so a claim with that epoch still wins.
             let epoch = owner.as_ref().map_or(0, |(_, epoch)| *epoch);
             *owner = Some((address, epoch));
         }
@@ -144,7 +152,7 @@ impl SlotMap {
         self.owners[slot].as_ref().map(|(address, _)| address)
     }
 
-    /// How many slots each serves.
+    /// Returns the number of slots of each owner.
     pub(super) fn counts(&self) -> HashMap<&NodeAddr, usize> {
         let mut counts = HashMap::new();
         for (address, _) in self.owners.iter().flatten() {

@@ -1,7 +1,9 @@
-//! The front end's own password: a client that shows it reads as the proxy reads, and writes as the proxy's user.
+//! The front end's own password. A client that shows it reads as the proxy reads, and writes as the
+//! proxy's user.
 //!
-//! Where there is one, no command but `AUTH`, `HELLO ... AUTH`, `RESET` and `QUIT` gets past it, and those are answered here in
-//! Redis's words. A new password applies to later logins; authenticated clients stay authenticated.
+//! With a password, only `AUTH`, `HELLO ... AUTH`, `RESET` and `QUIT` are accepted before the
+//! login. They are answered here in Redis's words. A new password applies to later logins;
+//! authenticated clients stay authenticated.
 
 use std::fmt::Display;
 use std::fs;
@@ -31,7 +33,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Credentials of `user` with the password in the file `path`. An empty `user` means Redis's default user.
+    /// Reads the credentials of `user` with the password in the file `path`. An empty `user` means
+    /// Redis's default user.
     ///
     /// # Errors
     /// [`FileError`]: the file cannot be read, or is empty.
@@ -49,7 +52,8 @@ impl Credentials {
         Self { user: user.to_owned(), password: blake3::hash(password.as_bytes()) }
     }
 
-    /// Whether they are right. Digests are compared, so the duration tells nothing about the password.
+    /// Whether the credentials are right. Digests are compared, so the duration reveals nothing
+    /// about the password.
     fn are(&self, user: &[u8], password: &[u8]) -> bool {
         let is_password = blake3::hash(password) == self.password;
         let is_user = match &*self.user {

@@ -1,9 +1,10 @@
-//! The commands that a listener with `resp.allow_keys` accepts: reads all of whose keys are allowed, and commands about the
-//! connection alone.
+//! The commands that a listener with `resp.allow_keys` accepts: reads with only allowed keys, and
+//! commands about the connection alone.
 //!
-//! The rule that must not be violations (invariant A4): a command that could touch another key is rejected before any lookup, and
-//! whatever Redis would reply. So nothing that queues, watches, subscribes, runs scripts or lists keys is accepted, nor an
-//! unknown command, nor a command of which only a part has arrived.
+//! The rule that must not be broken (invariant A4): a command that could touch another key is
+//! rejected before any lookup. It does not matter what Redis would reply. So no command is accepted
+//! that queues, watches, subscribes, runs scripts or lists keys. Nor is an unknown command, nor one
+//! of which only a part has arrived.
 
 use super::cached_read::CacheableRead;
 use super::dispatch::{LocalAction, RejectReason};

@@ -1,7 +1,7 @@
-//! Reads whose replies may come from memory.
+//! Reads that may be answered from memory.
 //!
-//! A reply is derived from a cached value only where every version of Redis would send the same. In doubt the command is
-//! forwarded.
+//! A reply is derived from a cached value only where every version of Redis would send the same. In
+//! doubt the command is forwarded.
 
 use std::ops::Range;
 
@@ -82,7 +82,8 @@ impl<'a> CacheableRead<'a> {
         matches!(self.class, Class::Mget | Class::Exists)
     }
 
-    /// The reply, if memory has all of it. `count` receives the outcome of each entry that the reply uses.
+    /// Returns the reply, if memory has all of it. `count` receives the outcome of each entry that
+    /// the reply uses.
     pub(super) fn lookup(
         &self,
         memory: &impl Memory,
@@ -135,7 +136,7 @@ impl<'a> CacheableRead<'a> {
     }
 }
 
-/// Keys whose values are fetched for one command.
+/// The keys that are fetched for one command.
 #[derive(Debug)]
 pub struct FetchKeys {
     keys: Vec<Bytes>,
@@ -213,8 +214,9 @@ fn length(answer: &Answer) -> usize {
     answer.entry.value().map_or(0, |value| value.bytes.len())
 }
 
-/// The part of a value of this length, in bytes, from the first to the last of `ends`. A negative end counts from the back.
-/// `None` where versions of Redis differ: an end before the beginning.
+/// Returns the part of a value of `length` bytes, from the first to the last of `ends`. A negative
+/// end counts from the back. `None` if versions of Redis differ, because an end lies before the
+/// beginning of the value.
 fn part(length: usize, (first, last): (i64, i64)) -> Option<Range<usize>> {
     let from_front = |end: i64| {
         let end = if end < 0 { i64::try_from(length).ok()?.checked_add(end)? } else { end };

@@ -1,5 +1,5 @@
-//! The decision about one command: from memory, to Redis, or a reply of the proxy's own. A pure function, so that its rules are
-//! tested as a table.
+//! The decision about one command: from memory, to Redis, or a reply of the proxy's own. It is a
+//! pure function, so its rules are tested as a table.
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -49,7 +49,7 @@ pub struct PendingReplies {
     pub is_close_due: bool,
 }
 
-/// What memory is known to hold of the writes that the client has seen.
+/// The writes seen by the client that memory is known to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coverage {
     /// All of them.
@@ -70,7 +70,7 @@ pub struct View<'a, M> {
     pub session: &'a SessionState,
     /// The replies that it waits for.
     pub pending: PendingReplies,
-    /// What memory is known to hold.
+    /// The writes that memory is known to hold.
     pub coverage: Coverage,
     /// The cache.
     pub memory: &'a M,
@@ -98,7 +98,7 @@ pub enum RejectReason {
     Command,
 }
 
-/// What to do with a command.
+/// The decision about a command.
 #[derive(Debug)]
 pub enum Action {
     /// Look at it again when something has changed.
@@ -124,7 +124,8 @@ pub enum Action {
 /// An action on a command that is the proxy's own concern.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LocalAction {
-    /// The client has shown the front end's password. `instead` is forwarded in place of the command.
+    /// The client has shown the front end's password. `instead` is forwarded in place of the
+    /// command.
     LogIn {
         /// The command without its login.
         instead: Option<Bytes>,
@@ -140,7 +141,7 @@ pub enum LocalAction {
     },
 }
 
-/// What to do with a command that is too long to be held.
+/// The decision about a command that is too long to be held.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LongAction {
     /// Look at it again when something has changed.
@@ -151,7 +152,8 @@ pub enum LongAction {
     Stream(SessionEffect),
 }
 
-/// Decides about a command. `count` receives the outcome of each entry that a reply from memory uses.
+/// Decides about a command. `count` receives the outcome of each entry that a reply from memory
+/// uses.
 pub fn decide<M: Memory>(
     view: &View<'_, M>,
     command: Command<'_>,
@@ -266,7 +268,8 @@ fn is_passthrough(class: Class, arguments: Arguments<'_>) -> bool {
     match class {
         Class::Passthrough => true,
         Class::Client => is_one_of(arguments.get(1), &["reply", "tracking"]),
-        // Scripts may be debugged from then on, and a debugger takes all bytes for its own commands.
+        // Scripts may be debugged from then on, and a debugger takes all bytes for its own
+        // commands.
         Class::Script => is_one_of(arguments.get(1), &["debug"]),
         _ => false,
     }

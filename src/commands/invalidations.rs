@@ -16,7 +16,8 @@ pub enum Invalidations {
     All,
 }
 
-/// The most keys that are remembered, and the most bytes of them. Beyond that everything is invalidated.
+/// The most keys that are remembered, and the most bytes of them. Beyond that everything is
+/// invalidated.
 const MAX_KEYS: usize = 4096;
 const MAX_BYTES: usize = 1 << 20;
 
@@ -44,10 +45,10 @@ impl Invalidations {
     }
 }
 
-/// The keys that a command invalidates: each of its arguments that may be a key.
+/// Returns the keys that a command invalidates: each of its arguments that may be a key.
 ///
-/// `is_tracked`: Redis pushes changes, so only `SWAPDB`, of which it pushes nothing, counts. `max_key`: the length in bytes of
-/// the longest key that is cached.
+/// `is_tracked`: Redis pushes changes, so only `SWAPDB` counts, because Redis pushes nothing for
+/// it. `max_key`: the length in bytes of the longest key that is cached.
 pub fn invalidations(
     class: Class,
     arguments: Arguments<'_>,

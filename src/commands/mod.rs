@@ -1,12 +1,13 @@
-//! The decision what becomes of a command of a Redis client. No I/O.
+//! The decision about a command of a Redis client. No I/O.
 //!
-//! Model: a front end keeps a [`SessionState`], and executes the [`Action`] that [`decide`] returns for each command. This room
-//! knows no connection and no front end, so every rule about what may be answered from memory is here and is tested as a table
-//! of cases.
+//! Model: a front end keeps a [`SessionState`], and executes the [`Action`] that [`decide`] returns
+//! for each command. This room knows no connection and no front end. So every rule about answers
+//! from memory is here, and is tested as a table of cases.
 //!
-//! The rules that must not be violations (invariants R1 to R3): what is not known for certain forbids an answer from memory; a
-//! command is forwarded only while no read of the same client waits for a flight; after a reply that may reflect a write, the
-//! next cached read waits for a fence.
+//! The rules that must not be broken:
+//! - Anything that is not known for certain forbids an answer from memory (invariant R1).
+//! - A command is forwarded only while no read of the same client waits for a flight (R2).
+//! - After a reply that may reflect a write, the next cached read waits for a fence (R3).
 
 mod auth;
 mod authorize;

@@ -1,8 +1,9 @@
 //! The session of a client at Redis: its user, its database, its protocol, its transaction.
 //!
-//! The rule that must not be violations (invariant R1): what is not known for certain forbids an answer from memory. So a
-//! restriction applies from the moment its command is sent, and a permission only once Redis has confirmed it. Otherwise a
-//! client could read another user's values in the time between.
+//! The rule that must not be broken (invariant R1): anything that is not known for certain forbids
+//! an answer from memory. So a restriction applies from the moment its command is sent, and a
+//! permission only once Redis has confirmed it. Otherwise a client could read another user's values
+//! in the time between.
 
 use bytes::Bytes;
 
@@ -16,7 +17,8 @@ pub enum Identity {
     Unauthenticated,
     /// Redis has confirmed this user.
     Named(Bytes),
-    /// The client has shown the front end's password, so its connection to Redis is the proxy's own user.
+    /// The client has shown the front end's password, so its connection to Redis is the proxy's own
+    /// user.
     Proxy,
     /// Redis requires a login, whatever the client was before.
     Unknown,
@@ -68,7 +70,7 @@ pub enum SessionEffect {
     Hello(Option<Identity>),
     /// The session is as new.
     Reset,
-    /// From its reply on, if it has one, bytes are passed on as they come.
+    /// Bytes are passed on as they come, after its reply if it has one.
     Passthrough,
     /// The session changes in a way that is not known.
     Unknown,
@@ -80,8 +82,9 @@ impl SessionEffect {
         !matches!(self, Self::Neutral | Self::MayObserveWrite | Self::MayBlock | Self::Passthrough)
     }
 
-    /// Whether Redis may leave it without a reply while another reply is on its way. Redis from 7.2 on, and Valkey, do so
-    /// with a login that they reject. The next reply then belongs to another command.
+    /// Whether Redis may leave it without a reply while another reply is on its way. Redis from 7.2
+    /// on, and Valkey, do so with a login that they reject. The next reply then belongs to another
+    /// command.
     pub fn may_go_unanswered(&self) -> bool {
         matches!(self, Self::Auth(_) | Self::Hello(Some(_)) | Self::Unknown)
     }
@@ -95,19 +98,19 @@ pub struct SessionState {
     protocol: Protocol,
     is_in_multi: bool,
     is_watching: bool,
-    /// How many `MULTI` and `WATCH` were sent and are not answered.
+    /// The number of `MULTI` and `WATCH` that were sent and are not answered.
     pending_multis: usize,
     pending_watches: usize,
     desync: Desync,
 }
 
-/// How far the state may differ from the session at Redis.
+/// The certainty of the state, compared with the session at Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Desync {
     None,
-    /// A command was sent whose effect is not known. `RESET` undoes it.
+    /// A command with an unknown effect was sent. `RESET` undoes it.
     UntilReset,
-    /// Which reply belongs to which command is not certain any more, and the reply to `RESET` is not either.
+    /// Replies cannot be matched to commands any more, and neither can the reply to `RESET`.
     Permanent,
 }
 
@@ -126,7 +129,8 @@ impl SessionState {
         }
     }
 
-    /// Whether Redis would reply to this client as it replied to the proxy, so that values in memory may be served.
+    /// Whether Redis would reply to this client as it replied to the proxy, so that values in
+    /// memory may be served.
     pub fn may_read_from_cache(&self, cache: &CacheIdentity) -> bool {
         let is_watching = self.is_watching || self.pending_watches > 0;
         let is_plain = !(self.is_in_multi() || is_watching) && self.desync == Desync::None;

@@ -1,12 +1,13 @@
 //! The class of each command: what it may do, as far as the cache is concerned.
 //!
-//! The lists are kept by hand, since Redis's own flags do not tell which commands reply about strings. A test compares them with
-//! the flags of a running server. A command in no list may do anything. A command is answered from memory only if it is one of
-//! the five reads; a mistake elsewhere costs one request to Redis.
+//! The lists are kept by hand, because Redis's own flags do not show which commands reply about
+//! strings. A test compares them with the flags of a running server. A command in no list may do
+//! anything. A command is answered from memory only if it is one of the five reads. A mistake
+//! elsewhere costs one request to Redis.
 
 use ahash::HashMap;
 
-/// What a command may do.
+/// The possible effects of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// `GET`.
@@ -19,7 +20,8 @@ pub enum Class {
     Strlen,
     /// `GETRANGE` and `SUBSTR`.
     Getrange,
-    /// It changes no key and its reply says nothing about strings, so it may run before or after a cached read.
+    /// It changes no key and its reply says nothing about strings, so it may run before or after a
+    /// cached read.
     Neutral,
     /// It changes no key.
     ReadOnly,
@@ -51,7 +53,7 @@ pub enum Class {
     Script,
     /// `QUIT`.
     Quit,
-    /// From here on replies cannot be told from pushes.
+    /// After it, replies cannot be told from pushes.
     Passthrough,
     /// `SWAPDB`: it changes every key and nothing is pushed.
     Swapdb,
@@ -128,7 +130,7 @@ const UNKNOWN: &str = "other";
 /// A command that was findd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandInfo {
-    /// What it may do.
+    /// The possible effects.
     pub class: Class,
     /// Its index among the [`names`].
     pub label: usize,
@@ -143,7 +145,7 @@ pub fn names() -> Vec<&'static str> {
 /// All known commands by name, whatever the case.
 pub struct CommandTable {
     by_name: HashMap<&'static [u8], CommandInfo>,
-    /// By far the most frequent command, found without hashing.
+    /// The most frequent command by far, found without hashing.
     get: CommandInfo,
 }
 

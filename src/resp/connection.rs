@@ -1,9 +1,10 @@
-//! A client's connection: what moves over it, in what order, and how it ends.
+//! A client's connection: its bytes, their order, and its end.
 //!
-//! Model: one task does all of it, in rounds, for as long as anything moves. A round reads from the client, takes commands,
-//! forwards what memory does not answer, passes Redis's replies on, and writes. Nothing blocks anywhere but in
-//! [`Connection::poll`], so one thing that stands still holds up no other. Every buffer has a limit at which its source is read
-//! no more, and the limit of one never stops what would empty it.
+//! Model: one task does all of it, in rounds, for as long as anything moves. A round reads from the
+//! client, takes commands, forwards those that memory does not answer, passes Redis's replies on,
+//! and writes. Nothing blocks anywhere but in [`Connection::poll`], so one source that stalls holds
+//! up no other. Every buffer has a limit at which its source is not read any more. The limit of one
+//! never stops the step that would empty it.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -64,7 +65,7 @@ pub(super) struct Connection {
     pub(super) fences: Fences,
     /// Whether Redis's next reply is to a `PING` of the proxy's own.
     pub(super) keepalive_pending: bool,
-    /// What the commands queued for `EXEC` invalidate.
+    /// The keys that the commands queued for `EXEC` invalidate.
     pub(super) transaction: Invalidations,
     /// Whether the client has closed its sending side.
     pub(super) has_read_eof: bool,
@@ -85,10 +86,10 @@ const CLIENT_HIGH_WATER: usize = 1 << 20;
 const MAX_FLIGHTS: usize = 64;
 /// The most pending replies of one client.
 const MAX_REPLIES: usize = 1 << 18;
-/// How long the end of TLS may take to be sent.
+/// The longest time that the end of TLS may take to be sent.
 const TLS_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a connection to Redis may be unused while its client reads from memory. Otherwise Redis, or a firewall on the way,
-/// would close it as idle.
+/// The longest time that a connection to Redis may be unused while its client reads from memory.
+/// Otherwise Redis, or a firewall on the way, would close it as idle.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 impl Connection {
@@ -132,7 +133,8 @@ impl Connection {
                 self.poll_reads(cx),
                 self.poll_client(cx),
                 Step::progress_if(self.take_commands()),
-                // After the commands, which may begin a fence: one that is not polled wakes nothing.
+                // After the commands, which may begin a fence: one that is not polled wakes
+                // nothing.
                 self.fences.poll(&self.shared.proxy, cx),
                 self.poll_send(cx),
                 self.poll_write(cx),
@@ -179,8 +181,8 @@ impl Connection {
                 match self.redis.poll_read(cx) {
                     Poll::Pending => return step,
                     Poll::Ready(Ok(1..)) => {}
-                    // After a failover the new primary may not have what this client was told. The end of the connection
-                    // tells it.
+                    // After a failover the new primary may lack writes that this client has seen.
+                    // The end of the connection shows that to the client.
                     Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => {
                         return self.flush_and_close();
                     }
@@ -193,7 +195,8 @@ impl Connection {
         step
     }
 
-    /// Redis has closed the connection. The client's ends too, unless a new one would serve it as well.
+    /// Handles the end of the connection to Redis. The client's ends too, unless a new one would
+    /// serve it as well.
     fn redis_closed(&mut self) -> Step {
         let is_unused =
             self.replies.is_empty() && !self.scanner.is_mid_reply() && self.redis.out.is_empty();
@@ -244,8 +247,8 @@ impl Connection {
         }
     }
 
-    /// Whether bytes of Redis are passed on as they come. The replies to earlier commands come before that. Where they cannot
-    /// be told apart, nothing is waited for.
+    /// Whether bytes of Redis are passed on as they come. The replies to earlier commands come
+    /// before that. If they cannot be told apart, nothing is waited for.
     fn is_passthrough(&self) -> bool {
         let is_uncertain = self.session.is_desynced() && self.replies.ready() == 0;
         let is_first = self.replies.is_passthrough_first() || is_uncertain;
@@ -331,8 +334,8 @@ impl Connection {
                 self.redis.out.len() < REDIS_HIGH_WATER
                     && self.input.len() < self.shared.settings.max_query_buffer.0 + READ_CHUNK
             }
-            // The bytes are discarded. Only their end counts: otherwise a blocking command would take an element for a
-            // client that is gone.
+            // The bytes are discarded. Only their end counts: otherwise a blocking command would
+            // take an element for a client that is gone.
             ConnState::Draining => !self.replies.is_empty(),
             ConnState::Flushing | ConnState::Closed => false,
         };
@@ -348,14 +351,15 @@ impl Connection {
             && !self.fences.is_running()
     }
 
-    /// Whether the close of the client is passed on to Redis before Redis has replied, because a command blocks for a client
-    /// that may be gone. Commands behind it then wait for no reply. Otherwise the close would overtake them.
+    /// Whether the close of the client is passed on to Redis before its reply, because a command
+    /// blocks for a client that may be gone. Commands behind it then wait for no reply. Otherwise
+    /// the close would overtake them.
     pub(super) fn is_close_due(&self) -> bool {
         self.has_read_eof && self.replies.has_blocking()
     }
 
-    /// Closes the sending side towards Redis, too, where Redis could otherwise wait without end. Redis drops a blocked client
-    /// at once then, and replies to all others first.
+    /// Closes the sending side towards Redis, too, if Redis could otherwise wait without end. Redis
+    /// drops a blocked client at once then, and replies to all others first.
     ///
     /// It is called when nothing moves, so every command that can be sent has been sent.
     fn pass_close_on(&mut self, cx: &mut Context<'_>) {
@@ -388,7 +392,8 @@ impl Connection {
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Step {
         if self.redis.is_revoked() {
-            // Bytes on their way may come from the current primary, and be older than what this client was told before.
+            // Bytes on their way may come from the current primary, and be older than earlier
+            // replies to this client.
             return self.close();
         }
         let before = self.output.len();
@@ -433,7 +438,8 @@ impl Connection {
     fn is_stalled(&mut self, is_written: bool, cx: &mut Context<'_>) -> bool {
         let is_draining = self.state == ConnState::Draining;
         let is_closing = self.has_read_eof || is_draining || self.state == ConnState::Flushing;
-        // A command before QUIT may block for hours. The end of a client that is there is read, so no time limit is needed.
+        // A command before QUIT may block for hours. The end of a client that is there is read, so
+        // no time limit is needed.
         let waits_for_redis =
             is_draining && !self.has_read_eof && !self.replies.is_empty() && is_written;
         if !is_closing || waits_for_redis {
@@ -512,7 +518,8 @@ impl Step {
     }
 }
 
-/// Writes that Redis cannot be reached. The command has not run, so it may be sent again: `LOADING` makes most clients do so.
+/// Writes that Redis cannot be reached. The command has not run, so it may be sent again: `LOADING`
+/// makes most clients do so.
 pub(super) fn write_failure(output: &mut WriteBuf, error: &BackendError) {
     let code = if error.is_transient() { "LOADING" } else { "ERR" };
     write_error(output.tail(), format!("{code} redis-proxy: upstream unavailable: {error}"));

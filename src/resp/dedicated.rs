@@ -1,8 +1,9 @@
-//! The connection to Redis of one client alone, over which forwarded commands and their replies pass, byte for byte.
+//! The connection to Redis of one client alone, over which forwarded commands and their replies
+//! pass, byte for byte.
 //!
-//! It is opened when it is first needed and ends with its client, as its client ends with it: the state that Redis keeps for a
-//! connection (a transaction, a database, a login) cannot be carried to another. The writer of [`DedicatedConnection::out`] keeps
-//! that buffer bounded.
+//! It is opened when it is first needed. It ends with its client, and its client ends with it.
+//! Redis keeps state for a connection (a transaction, a database, a login), which cannot be carried
+//! to another. The writer of [`DedicatedConnection::out`] keeps that buffer bounded.
 
 use std::io;
 use std::pin::{Pin, pin};

@@ -1,4 +1,4 @@
-//! The execution of decisions about commands. What a command may do is decided in [`crate::commands`].
+//! The execution of decisions about commands. The decisions are made in [`crate::commands`].
 
 use bytes::{BufMut as _, Bytes};
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use crate::protocol::{
 };
 use crate::proxy::Proxy;
 
-/// The number of reads whose memory is prefetched together.
+/// The number of reads for which memory is prefetched together.
 const PREFETCHED: usize = 16;
 
 /// Whether a command was taken, or waits.
@@ -71,7 +71,7 @@ impl Batch {
 impl Connection {
     /// Takes commands for as long as it can. Returns whether it took any.
     pub(super) fn take_commands(&mut self) -> bool {
-        // A connection whose close was passed on takes no more. The next one does.
+        // A connection takes no more after its close was passed on. The next one does.
         if self.input.is_empty()
             || self.state != ConnState::Commands
             || !self.may_take_more()
@@ -130,8 +130,8 @@ impl Connection {
             Ok(_) => self.take_long(batch),
             Err(error) => {
                 if is_rest {
-                    // Redis has a part of the command and never replies to it. The error takes the place of the reply,
-                    // behind those to the commands before it.
+                    // Redis has a part of the command and never replies to it. The error takes the
+                    // place of the reply, behind those to the commands before it.
                     self.replies.remove_last_forwarded();
                 }
                 self.reply(|output| {
@@ -167,7 +167,8 @@ impl Connection {
         }
     }
 
-    /// The decision about the command that the parser has read, by what `decide` makes of everything it depends on.
+    /// Returns the decision about the command that the parser has read. `decide` gets everything
+    /// that it depends on.
     fn with_view<T>(
         &mut self,
         class: Class,
@@ -195,7 +196,8 @@ impl Connection {
         })
     }
 
-    /// Executes an action on the command that is the first `length` bytes. Returns whether the command is done with.
+    /// Executes an action on the command that is the first `length` bytes. Returns whether the
+    /// command is done with.
     fn execute(
         &mut self,
         action: Action,

@@ -10,10 +10,10 @@ use crate::backend::{BackendError, FenceResult};
 use crate::commands::Coverage;
 use crate::proxy::Proxy;
 
-/// How long a read waits for a fence before it is forwarded: longer than a reply usually takes, and no delay that matters where
-/// Redis replies to this client and not to the proxy.
+/// The longest time that a read waits for a fence before it is forwarded. It is longer than a reply
+/// usually takes. It is short enough if Redis replies to this client and not to the proxy.
 const FENCE_TIMEOUT: Duration = Duration::from_millis(250);
-/// How long reads are forwarded then, without another fence.
+/// The time for which reads are forwarded then, without another fence.
 const BYPASS_TIME: Duration = Duration::from_millis(500);
 
 /// The fences of one client.
@@ -36,7 +36,7 @@ impl Fences {
         self.running.is_some()
     }
 
-    /// What memory is known to hold of the writes that the client has seen.
+    /// Returns the writes seen by the client that memory is known to hold.
     pub(super) fn coverage(&mut self, proxy: &Proxy, now: Instant) -> Coverage {
         if self.unfenced_since.is_some_and(|since| proxy.is_current(since)) {
             self.unfenced_since = None;

@@ -11,11 +11,11 @@ use super::connection::{ConnState, Task};
 use crate::net::PollOnWake;
 use crate::server::Drain;
 
-/// How long a command may be on its way when the daemon was told to stop.
+/// The time that a command may still take to arrive after a shutdown signal.
 const DRAIN_GRACE: Duration = Duration::from_millis(50);
-/// How long a connection that takes no more commands may stand still before it is closed.
+/// The longest time that a connection that takes no more commands may stall before it is closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(30);
-/// How long until a connection with pending replies is looked at again.
+/// The interval between looks at a connection with pending replies.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// The facts about a connection that its end depends on.
@@ -43,7 +43,7 @@ pub(super) struct Facts {
 pub(super) enum End {
     Now,
     Later,
-    /// When the client has been silent for the idle timeout.
+    /// The connection ends when the client has been silent for the idle timeout.
     WhenIdle,
 }
 
@@ -78,9 +78,9 @@ pub(super) struct Lifetime {
     is_draining: bool,
     idle_timeout: Duration,
     idle: Option<PollOnWake<Pin<Box<Sleep>>>>,
-    /// When a byte last came from the client, or was taken by it.
+    /// The time when a byte last came from the client, or was taken by it.
     last_progress: Instant,
-    /// When to look whether a closing connection has stood still for too long.
+    /// The time for the next check whether a closing connection has stalled for too long.
     close_timer: Option<Pin<Box<Sleep>>>,
     /// While it lives, the daemon waits for the connection.
     _drain_guard: Drain,

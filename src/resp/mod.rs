@@ -1,12 +1,13 @@
 //! The RESP front end: clients speak to the proxy as they would to Redis.
 //!
-//! Model: reads that memory can answer are answered from it. Everything else goes to Redis over a connection of the client's own
-//! and comes back byte for byte, in order. [`crate::commands`] decides about each command; a [`Connection`] moves bytes and
-//! executes.
+//! Model: reads that memory can answer are answered from it. Everything else goes to Redis over a
+//! connection of the client's own and comes back byte for byte, in order. [`crate::commands`]
+//! decides about each command; a [`Connection`] moves bytes and executes.
 //!
-//! The rule that must not be violations: a client never gets a reply that Redis would not have sent on that connection at that
-//! moment. So memory serves only a session that could have read the value, and only when memory holds every write that this
-//! client has seen: after a reply that may reflect a write, it waits for a fence ([`Proxy::fence`]).
+//! The rule that must not be broken: a client never gets a reply that Redis would not have sent on
+//! that connection at that moment. So memory serves only a session that could have read the value,
+//! and only when memory holds every write that this client has seen. After a reply that may reflect
+//! a write, the session waits for a fence ([`Proxy::fence`]).
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 

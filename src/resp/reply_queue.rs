@@ -1,15 +1,16 @@
 //! The replies that a client waits for, in the order of its commands.
 //!
-//! The rule that must not be violations: nothing leaves before what is in front of it. Forwarded commands and reads that wait for a
-//! flight are never here in the order forwarded, read, forwarded: a command is forwarded only while no read waits (invariant
-//! R2). Otherwise a read could be overtaken by what its own client writes behind it.
+//! The rule that must not be broken: nothing leaves before the reply in front of it. The order
+//! forwarded, read, forwarded never occurs here if the read waits for a flight. A command is
+//! forwarded only while no read waits (invariant R2). Otherwise a later write of the same client
+//! could overtake the read.
 
 use std::collections::VecDeque;
 
 use crate::commands::{Invalidations, PendingReplies, SessionEffect};
 use crate::net::WriteBuf;
 
-/// A run of forwarded commands of one kind, whose replies have not come.
+/// A run of forwarded commands of one kind, with pending replies.
 #[derive(Debug)]
 pub(super) struct ForwardedRun {
     pub(super) count: usize,
@@ -185,8 +186,8 @@ impl ReplyQueue {
         self.count_forwarded(&effect, |count| *count -= 1);
     }
 
-    /// No reply will come to any forwarded command: `write` writes an error in the place of each. Returns whether later
-    /// commands may depend on one of them.
+    /// Fails every forwarded command, because no reply will come: `write` writes an error in the
+    /// place of each. Returns whether later commands may depend on one of them.
     pub(super) fn fail_forwarded(&mut self, write: impl Fn(&mut WriteBuf)) -> bool {
         let mut was_of_state = false;
         for pending in &mut self.pending {

@@ -1,4 +1,4 @@
-//! The shared connection, against the other end of its stream.
+//! Tests of the shared connection against the other end of its stream.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// A connection that is driven, the other end of its stream, and what was pushes unasked.
+/// Returns a driven connection, the other end of its stream, the number of pushes, and the driver's
+/// task.
 fn connect() -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>)
 {
     connect_with_room(64)
 }
 
-/// The same, with so many bytes under way at most.
+/// The same as [`connect`], with at most `room` bytes in transit.
 fn connect_with_room(
     room: usize,
 ) -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
@@ -178,7 +179,7 @@ async fn closed_connection_fails_all_requests() {
     }
 }
 
-/// The words of the next command.
+/// Reads the next command and returns its words.
 async fn command(stream: &mut DuplexStream) -> String {
     let count: usize = line(stream).await.strip_prefix('*').unwrap().parse().unwrap();
     let mut words = Vec::new();
@@ -205,7 +206,7 @@ async fn expect(stream: &mut DuplexStream, commands: &[&str]) {
     }
 }
 
-/// Many values are asked for, with one question for all their times to live.
+/// Expects many values without PTTLs, and one shared check behind them.
 async fn expect_values_alone(stream: &mut DuplexStream) {
     expect(stream, &["GET k"; BATCH_THRESHOLD]).await;
     expect(stream, &["INFO keyspace"]).await;
@@ -229,7 +230,7 @@ fn information(expires: usize) -> Vec<u8> {
 
 const VALUES: &[u8] = b"$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n";
 
-/// Has so many values asked for at a time that they come to be asked for without their times to live.
+/// Requests many values at a time, until they are requested without their PTTLs.
 async fn ask_for_many(connection: &Multiplexed, theirs: &mut DuplexStream) {
     for introduces in [true, false] {
         let asking = ask_for_values(connection, BATCH_THRESHOLD, None);
@@ -262,7 +263,8 @@ async fn values_wait_for_the_expiry_check() {
         }
         expect_all(asking, if expires > 0 { 5 } else { -1 }).await;
     }
-    // Asked before it was known that some have one; those after it are asked for with theirs.
+    // Requested before the check returned that some key expires; the next ones are requested with
+    // PTTLs.
     let asking = ask_for_values(&connection, 1, None);
     expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
     theirs.write_all(&[b"$-1\r\n", &information(1)[..]].concat()).await.unwrap();
@@ -289,7 +291,7 @@ async fn large_values_turn_expiry_batching_off() {
         assert!(asked.await.unwrap().is_ok());
     }
     expect_values_alone(&mut theirs).await;
-    // What was settled before the large value came holds for one more.
+    // The decision from before the large value applies to one more batch.
     ask_for_values(&connection, 1, None);
     expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
     ask_for_values(&connection, BATCH_THRESHOLD, None);

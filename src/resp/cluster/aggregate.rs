@@ -6,7 +6,8 @@ use crate::net::WriteBuf;
 use crate::protocol::ReplyScanner;
 use crate::protocol::{write_array_length, write_error};
 
-/// The rule by which the replies of several nodes become one. If any reply is an error, the first error is the result.
+/// The rule by which the replies of several nodes become one. If any reply is an error, the first
+/// error is the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Aggregate {
     /// There is one reply, which is passed on as it arrives.
@@ -23,11 +24,12 @@ pub(super) enum Aggregate {
     Min,
     /// The concatenation of arrays.
     Concat,
-    /// An array whose elements come from these indexes, one list for each reply.
+    /// An array with the elements of these indexes, one list for each reply.
     Reorder(Vec<Vec<usize>>),
 }
 
-/// Writes the combination of `replies`. Writes an error if they do not have the shape that the rule expects.
+/// Writes the combination of `replies`. Writes an error if they do not have the shape that the rule
+/// expects.
 pub(super) fn write_aggregate(aggregate: &Aggregate, replies: &[&[u8]], output: &mut WriteBuf) {
     if *aggregate == Aggregate::Ignored {
         return;

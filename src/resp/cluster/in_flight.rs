@@ -1,16 +1,22 @@
-//! Commands on their way to the nodes of a cluster, in the order in which the client sent them. No I/O.
+//! Commands on their way to the nodes of a cluster, in the order in which the client sent them. No
+//! I/O.
 //!
-//! Model: a command has one [`Part`] for each node that runs some of it. A part waits for its reply, has it, or was rejected:
-//! the node said that it did not run it, or it was never sent. The connection of each node has its own queue of [`PartId`]s
-//! (see [`super::node`]); the identifier leads from a reply to its place here, never the other way round.
+//! Model: a command has one [`Part`] for each node that runs some of it. A part waits for its
+//! reply, has it, or was rejected. Rejected means that the node replied that it did not run it, or
+//! that it was never sent. The connection of each node has its own queue of [`PartId`]s (see
+//! [`super::node`]). The identifier leads from a reply to its place here, never the other way
+//! round.
 //!
-//! The rules that must not be violations:
+//! The rules that must not be broken:
 //! - Replies leave in the order of the client's commands (invariant K2).
-//! - A part runs at most once. It runs again only if it was rejected, or if it is a read of which nothing has left (K3).
-//! - A rejected part runs again only if no write that the client sent behind it, to the same slot, has run. Otherwise
-//!   `[MSET p q][SET p 2]` could end with the older value: the first is rejected, the second runs, and then the first. The
-//!   client then gets `-TRYAGAIN` for the rejected command (K4).
-//! - Reads behind a part that runs again, in the same slot, run again after it. Otherwise they would miss its effect.
+//! - A part runs at most once. It runs again only if it was rejected, or if it is a read of which
+//!   nothing has left (K3).
+//! - A rejected part runs again only if no write that the client sent behind it, to the same slot,
+//!   has run. Otherwise `[MSET p q][SET p 2]` could end with the older value: the first is
+//!   rejected, the second runs, and then the first. The client then gets `-TRYAGAIN` for the
+//!   rejected command (K4).
+//! - Reads behind a part that runs again, in the same slot, run again after it. Otherwise they
+//!   would miss its effect.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,7 +30,8 @@ use super::unavailable;
 use crate::cluster::NodeId;
 use crate::protocol::ReplySummary;
 
-/// The place of a part: the number of its command in the client's order, and which of that command's parts it is.
+/// The place of a part: the number of its command in the client's order, and its index among the
+/// parts of that command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PartId {
     command: u64,
@@ -42,7 +49,7 @@ pub(super) struct Part {
     /// Whether it changes nothing, so that it may run twice.
     pub(super) is_read: bool,
     state: PartState,
-    /// What has come of the reply and has not left.
+    /// The bytes of the reply that have arrived and have not left.
     reply: BytesMut,
     /// Some of the reply has left.
     has_left: bool,
@@ -59,7 +66,7 @@ enum PartState {
 /// The reason why a part has to be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rejection {
-    /// It was never sent, or it is a read whose connection was lost.
+    /// It was never sent, or it is a read and its connection was lost.
     NotRun,
     /// The slot belongs to this node now.
     Moved(NodeId),
@@ -73,19 +80,19 @@ pub(super) enum Rejection {
     Overtook,
 }
 
-/// A command whose replies are awaited.
+/// A command with pending replies.
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) aggregate: Aggregate,
     parts: Vec<Part>,
-    /// The first part whose reply is not complete.
+    /// The first part without a complete reply.
     next: usize,
-    /// When a rejected part was first tried again.
+    /// The time of the first retry of a rejected part.
     retried_since: Option<Instant>,
     pub(super) kind: CommandKind,
 }
 
-/// How a command may be repeated.
+/// The rule by which a command may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CommandKind {
     /// Any node that serves its keys can run it.
@@ -117,26 +124,26 @@ pub(super) enum Front {
     Rejected,
 }
 
-/// What leaves the front.
+/// The bytes or the command that leave the front.
 pub(super) enum Leaving {
     /// A reply, or a piece of one, for the client.
     Piece(Bytes),
-    /// A command all of whose parts have replies. Those of a passed-on command have left before.
+    /// A command with replies to all parts. Those of a passed-on command have left before.
     Whole(Command),
     /// Nothing at present.
     Nothing,
 }
 
-/// What becomes of the rejected parts in front.
+/// The result of a decision about the rejected parts in front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Recovery {
-    /// When the remaining ones are sent again; none: none of them is.
+    /// The pause before the remaining ones are sent again. `None`: none of them is.
     pub(super) resend: Option<Pause>,
-    /// Parts whose rejection was returned to the client.
+    /// The number of parts with a rejection that was returned to the client.
     pub(super) returned: u64,
 }
 
-/// What has to happen before a part is sent again, the longest last.
+/// The condition for sending a part again, the longest last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Pause {
     None,
@@ -165,13 +172,14 @@ pub(super) struct InFlight {
     held: usize,
 }
 
-/// For the client: a later command of the same slot has run, so this one cannot run any more.
+/// The error for the client: a later command of the same slot has run, so this one cannot run any
+/// more.
 const OVERTAKEN: &str = "TRYAGAIN redis-proxy: the slot is moving, and a write sent behind this command has run; \
                          this command has not run";
-/// For the client: the nodes redirected the command for as long as a reply may take.
+/// The error for the client: the nodes redirected the command for as long as a reply may take.
 const STILL_MOVING: &str =
     "TRYAGAIN redis-proxy: the slot is moving and no node runs the command; it has not run";
-/// For the client: its transaction or watch is bound to a node that the slot has left.
+/// The error for the client: its transaction or watch is bound to a node that the slot has left.
 const LEFT: &str =
     "TRYAGAIN redis-proxy: the slot of the transaction has gone to another node; begin it again";
 
@@ -198,8 +206,9 @@ impl Part {
         }
     }
 
-    /// Whether the client can tell in which order the two ran: they may have a key in common. Of two reads, one that names
-    /// no key says nothing about the other's keys that another client could not have changed in between.
+    /// Whether the client can see in which order the two ran, because they may have a key in
+    /// common. A read without a key never conflicts with another read. Another client could have
+    /// changed the keys in between.
     fn conflicts_with(&self, later: &Self) -> bool {
         let is_same_slot = self.slot.is_some() && self.slot == later.slot;
         let names_none = self.slot.is_none() || later.slot.is_none();
@@ -250,8 +259,8 @@ impl Rejection {
 }
 
 impl<'a> Refusal<'a> {
-    /// Reads an error that says that a command was not run. Only what Redis itself sends counts: a script may reply with an
-    /// error of its own that begins with the same word after it has written.
+    /// Parses an error that says that a command was not run. Only errors of Redis itself count. A
+    /// script that has written may reply with an error that begins with the same word.
     pub(super) fn read(line: &'a [u8]) -> Option<Self> {
         let text = str::from_utf8(line).ok()?.strip_prefix('-')?.strip_suffix("\r\n")?;
         let (code, rest) = text.split_once(' ')?;
@@ -384,7 +393,8 @@ impl InFlight {
         }
     }
 
-    /// The error of a node that has not run the part, if its complete reply is one. `None` once any of it has left.
+    /// Returns the error of a node that has not run the part, if its complete reply is one. `None`
+    /// once any of it has left.
     pub(super) fn refusal(
         &mut self,
         id: PartId,
@@ -428,8 +438,8 @@ impl InFlight {
         }
     }
 
-    /// Whether the connection that these parts were sent over can be lost and nothing is lost with it: each is a read of
-    /// which nothing has left, and of no state of the connection.
+    /// Whether nothing is lost with the connection that these parts were sent over. Each must be a
+    /// read of which nothing has left, and must not use the state of the connection.
     pub(super) fn can_be_repeated(&mut self, ids: &[PartId]) -> bool {
         ids.iter().all(|id| {
             self.part(*id).is_none_or(|(part, kind)| {
@@ -447,7 +457,8 @@ impl InFlight {
             Some(Pending::Ready(_)) => return Front::Leaves,
             Some(Pending::Sent(command)) => command,
         };
-        // One rejected part holds up the others: what they have to do with each other is decided for all at once.
+        // One rejected part holds up the others: their effects on each other are decided for all at
+        // once.
         if command.parts.iter().any(|part| part.rejection().is_some()) {
             return Front::Rejected;
         }
@@ -486,10 +497,10 @@ impl InFlight {
         }
     }
 
-    /// Decides what becomes of the rejected parts in front, once no other reply is awaited. Those that may not run any more
-    /// are answered; reads behind those that run again are marked to follow them.
+    /// Decides about the rejected parts in front, once no other reply is awaited. Those that may
+    /// not run any more are answered. Reads behind those that run again are marked to follow them.
     ///
-    /// `patience` is how long one command may be tried again.
+    /// `patience` is the time for which one command may be tried again.
     pub(super) fn recover(&mut self, now: Instant, patience: Duration) -> Recovery {
         let Some(command) = self.front_command() else {
             return Recovery { resend: None, returned: 0 };
@@ -537,8 +548,8 @@ impl InFlight {
         }
     }
 
-    /// The reads that have run behind a rejected part and have to run again after it. `None`: a write that the client sent
-    /// behind the part, or behind one of these reads, has run, so the part must not.
+    /// Returns the reads that have run behind a rejected part and must run again after it. `None`
+    /// means that the part must not run: a write behind it, or behind one of these reads, has run.
     fn overtaking_reads(&self, id: PartId) -> Option<Vec<PartId>> {
         let index = usize::try_from(id.command.checked_sub(self.first)?).ok()?;
         let Pending::Sent(command) = self.pending.get(index)? else { return None };
@@ -568,8 +579,8 @@ impl Command {
         self.aggregate == Aggregate::Pass
     }
 
-    /// Whether what has come of this part's reply can leave before all of it has come. An error may be a redirect, which
-    /// only its end tells.
+    /// Whether the beginning of this part's reply can leave before all of it has arrived. An error
+    /// may be a redirect, which only its end reveals.
     fn can_leave(&self, part: &Part) -> bool {
         let may_be_refusal = !part.has_left && part.reply.first() == Some(&b'-');
         let is_known = !may_be_refusal || part.reply.len() >= LONGEST_ERROR;

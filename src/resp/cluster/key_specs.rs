@@ -1,9 +1,9 @@
-//! The commands of a server, as it reports them itself (`COMMAND`): which arguments are keys, and which commands concern all
-//! shards.
+//! The commands of a server, as it reports them itself (`COMMAND`): which arguments are keys, and
+//! which commands concern all shards.
 //!
-//! Keys are found by the key specifications, which cover commands of every kind. Where one is incomplete, as for
-//! `SORT ... STORE`, the keys that it does name lead to a node. That node knows the rest, and replies with an error if they do not
-//! belong there.
+//! Keys are found by the key specifications, which cover commands of every kind. Some are
+//! incomplete, as for `SORT ... STORE`. The keys that they do name lead to a node. That node knows
+//! the rest, and replies with an error if they do not belong there.
 //!
 //! <https://redis.io/docs/latest/develop/reference/key-specs/>
 
@@ -35,7 +35,8 @@ pub(super) struct CommandSpec {
 /// The shards that a command concerns, by its command tips.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Distribution {
-    /// The shard of its keys, or any one. Also where the rule for the replies is one that the router does not know.
+    /// The shard of its keys, or any one. It is also used if the router does not know the rule for
+    /// the replies.
     One,
     /// All shards, and how their replies become one.
     AllShards(Aggregate),
@@ -60,10 +61,10 @@ enum Begin {
 /// The places of the other keys.
 #[derive(Debug, PartialEq)]
 enum Find {
-    /// Up to `last`, counted from the first key, or from the end if it is negative; every `step` words; only in the first of
-    /// `limit` equal parts of what follows.
+    /// The arguments up to `last`, every `step` words. `last` counts from the first key, or from
+    /// the end if it is negative. Only the first of `limit` equal parts of the rest counts.
     Range { last: i64, step: usize, limit: usize },
-    /// As many as the word at `at` says, from `first` on, every `step` words.
+    /// The number of keys is the word at `at`. They begin at `first`, every `step` words.
     Count { at: usize, first: usize, step: usize },
 }
 

@@ -1,17 +1,20 @@
-//! A Redis Cluster, as one Redis: commands come in over one stream and go to the nodes that serve their keys, and the replies
-//! go out in the order of the commands.
+//! A Redis Cluster, as one Redis. Commands come in over one stream and go to the nodes that serve
+//! their keys. The replies go out in the order of the commands.
 //!
-//! Model: it takes the place of a dedicated connection to a single Redis, so its user needs to know nothing of clusters. It
-//! has one connection to each node that it has needed so far ([`node`]). In the ordinary case it reads from one at a time:
-//! the one that owes the first reply. So what waits for the client stays at the nodes.
+//! Model: it takes the place of a dedicated connection to a single Redis, so its user needs to know
+//! nothing of clusters. It has one connection to each node that it has needed so far ([`node`]). In
+//! the ordinary case it reads from one at a time: the one that owes the first reply. So replies
+//! that wait for the client stay at the nodes.
 //!
-//! A rejected command (`MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN`, a connection that could not be opened) ends the ordinary
-//! case. No further command is taken; every reply that is still to come is read and held; then nothing is on its way, and
-//! [`in_flight`] decides which rejected commands run again. They do so one by one, in the order of the client.
+//! A rejected command (`MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN`, a connection that could not be
+//! opened) ends the ordinary case. No further command is taken, and every reply that is still to
+//! come is read and held. Then nothing is on its way, and [`in_flight`] decides which rejected
+//! commands run again. They do so one by one, in the order of the client.
 //!
-//! The rules that must not be violations: K1 in [`node`], K2 to K4 in [`in_flight`], and K5 here: once the slot map has changed,
-//! nothing more is sent before all that was sent by the old one is answered. Otherwise a command sent by the new map could
-//! overtake one that the client sent before it.
+//! The rules that must not be broken: K1 in [`node`], K2 to K4 in [`in_flight`], and K5 here. Once
+//! the slot map has changed, nothing more is sent before all that was sent by the old one is
+//! answered. Otherwise a command sent by the new map could overtake one that the client sent before
+//! it.
 
 mod aggregate;
 mod in_flight;
@@ -54,7 +57,7 @@ pub(super) struct Terms {
     pub(super) limits: RequestLimits,
     /// The most bytes of a command that are held, and of replies that have not left.
     pub(super) most_held: usize,
-    /// How long a command that no node runs is tried again.
+    /// The time for which a command that no node runs is tried again.
     pub(super) patience: Duration,
 }
 
@@ -74,9 +77,9 @@ const READ_CHUNK: usize = 16 << 10;
 const NODE_OUTPUT: usize = 1 << 20;
 /// Commands that may be unanswered.
 const MAX_IN_FLIGHT: usize = 1024;
-/// How long a command waits before it is sent again while its slot moves.
+/// The pause before a command is sent again while its slot moves.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
-/// How long the nodes are waited for to report which of them serves what.
+/// The longest time that the nodes may take to report the slot map.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One client's way to all nodes.
@@ -214,7 +217,8 @@ impl Router {
         }
     }
 
-    /// A connection was lost. Commands that it owes replies to may have run or not, so only reads can be sent again.
+    /// Handles the loss of a connection. Commands that it owes replies to may have run or not, so
+    /// only reads can be sent again.
     fn lost(&mut self, name: NodeId) {
         let Some(index) = self.nodes.iter().position(|node| node.name == name) else { return };
         let node = self.nodes.remove(index);
@@ -243,8 +247,9 @@ impl Router {
         step
     }
 
-    /// Removes the connections on which the close of the client was passed on, since they take no more commands. The command
-    /// that could have blocked there has its reply, so what follows it goes over a new connection.
+    /// Removes the connections on which the close of the client was passed on, since they take no
+    /// more commands. The command that could have blocked there has its reply, so the next command
+    /// goes over a new connection.
     fn drop_half_closed(&mut self) {
         let is_bound = |node: &Node| self.transaction.is_bound_to(node.name);
         let half_closed = |node: &Node| node.connection.is_sending_closed();
@@ -289,7 +294,7 @@ impl Router {
                 step = Step::Progress;
             }
             if self.has_hung_up && self.in_flight.has_blocking_at(node.name) {
-                // Otherwise the node would give what the command waits for to a client that is gone.
+                // Otherwise the node would reply to the waiting command for a client that is gone.
                 _ = node.connection.poll_close_sending(cx);
             }
         }
@@ -402,7 +407,8 @@ impl Router {
         }
     }
 
-    /// Reads every reply that is still to come, whichever command it is for, and then decides about the rejected ones.
+    /// Reads every reply that is still to come, whichever command it is for, and then decides about
+    /// the rejected ones.
     fn poll_settle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let busy: Vec<_> =
             self.nodes.iter().filter(|node| node.is_busy()).map(|node| node.name).collect();
@@ -411,7 +417,8 @@ impl Router {
             return Poll::Ready(());
         }
         if self.in_flight.held() > self.terms.most_held {
-            // More than may be held for a client waits behind it, so the command cannot wait for its turn.
+            // More than may be held for a client waits behind it, so the command cannot wait for
+            // its turn.
             let returned = self.in_flight.give_up_front();
             self.cluster.count_redirects(Redirect::Returned, returned);
             return Poll::Ready(());
@@ -453,7 +460,8 @@ impl Router {
         Step::Progress
     }
 
-    /// Sends the rejected parts of the first command to where they belong now. No other reply is awaited.
+    /// Sends the rejected parts of the first command to where they belong now. No other reply is
+    /// awaited.
     fn resend(&mut self) {
         for id in self.in_flight.rejected_in_front() {
             let taken = self.in_flight.nodes_in_front();
@@ -570,8 +578,8 @@ impl Router {
         if !(is_alone && known.is_some_and(|command| command.may_block)) {
             return self.go(route, is_read, length);
         }
-        // A blocking command is alone. Otherwise an earlier command that is rejected would have to wait for its reply,
-        // and a later one would run at another node before it.
+        // A blocking command is alone. Otherwise an earlier command that is rejected would have to
+        // wait for its reply, and a later one would run at another node before it.
         if !self.in_flight.is_empty() {
             return false;
         }
@@ -591,7 +599,8 @@ impl Router {
         self.input.clear();
     }
 
-    /// Sends the command that is the first `length` bytes on its way, if it is its turn. Returns whether it was.
+    /// Sends the command that is the first `length` bytes on its way, if it is its turn. Returns
+    /// whether it was.
     fn go(&mut self, route: Route, is_read: bool, length: usize) -> bool {
         let is_in_transaction = self.transaction.is_open();
         match route {
@@ -771,8 +780,9 @@ impl Router {
 const ASKING: Bytes = Bytes::from_static(b"ASKING\r\n");
 const TOO_LONG: &str = "ERR redis-proxy: the command is longer than resp.max_output_buffer, which is as much as is held";
 
-/// The node that runs what named no key and could not run at `last`: the same if it is still a primary, or else a primary
-/// that none of the command's parts was sent to. Otherwise one node would run a command for all nodes twice.
+/// Returns the node for a part that named no key and could not run at `last`. It is the same node
+/// if that is still a primary. Otherwise it is a primary that got none of the command's parts, or
+/// else one node would run a command for all nodes twice.
 fn keyless_target(primaries: &[NodeId], last: Option<NodeId>, taken: &[NodeId]) -> Option<NodeId> {
     let same = last.filter(|node| primaries.contains(node));
     same.or_else(|| primaries.iter().find(|node| !taken.contains(node)).copied())

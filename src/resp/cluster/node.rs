@@ -1,8 +1,9 @@
 //! The connection of one client to one node of a cluster.
 //!
-//! The rule that must not be violations (invariant K1): replies are matched to commands by the order in which *this* connection
-//! was written, and by nothing else. So bytes are queued and the reply to them is expected in one step, in [`Node::send`]. A
-//! redirected command that took the first reply of the connection for its own would be given the reply to another command.
+//! The rule that must not be broken (invariant K1): replies are matched to commands only by the
+//! order in which *this* connection was written. So bytes are queued and the reply to them is
+//! expected in one step, in [`Node::send`]. Otherwise a redirected command could take the first
+//! reply of the connection, which belongs to another command.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
@@ -30,7 +31,7 @@ enum Expected {
     Dropped,
 }
 
-/// What was read from a node.
+/// The result of reading from a node.
 pub(super) enum Received {
     /// A piece of the reply to a part, and what the reply is if it ends here.
     Piece { id: PartId, bytes: BytesMut, frame: Option<ReplySummary> },
@@ -38,7 +39,8 @@ pub(super) enum Received {
     Nothing,
     /// The connection has ended.
     Lost,
-    /// No reply, or one that nothing was sent for. Which reply belongs to which command is not known any more.
+    /// There is no reply, or one that nothing was sent for. Replies cannot be matched to commands
+    /// any more.
     Desync,
 }
 
@@ -58,7 +60,7 @@ impl Node {
         self.expected.push_back(Expected::Part(id));
     }
 
-    /// Queues a command whose reply is dropped.
+    /// Queues a command and drops its reply.
     pub(super) fn send_own(&mut self, command: Bytes) {
         self.connection.out.push(command);
         self.expected.push_back(Expected::Dropped);
@@ -69,7 +71,7 @@ impl Node {
         !self.expected.is_empty()
     }
 
-    /// The parts whose replies have not come, in the order in which they were sent.
+    /// Returns the parts with a pending reply, in the order in which they were sent.
     pub(super) fn expected(&self) -> Vec<PartId> {
         let parts = self.expected.iter().filter_map(|expected| match expected {
             Expected::Part(id) => Some(*id),

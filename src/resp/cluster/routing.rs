@@ -1,7 +1,8 @@
 //! The route of a command: a slot, any node, several slots, all primaries, or nowhere.
 //!
-//! The nodes report in `COMMAND` which arguments are keys, and by their command tips which commands concern all shards and how
-//! their replies become one. A command without a meaning behind one address is refused here.
+//! The nodes report in `COMMAND` which arguments are keys. Their command tips report which commands
+//! concern all shards and how their replies become one. A command without a meaning behind one
+//! address is refused here.
 //!
 //! <https://redis.io/docs/latest/develop/reference/command-tips/>
 
@@ -50,8 +51,9 @@ pub(super) enum Route {
 /// Redis's own words.
 const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
 
-/// Commands that concern one node, and the client cannot say which. Their tips do not tell: those of `CONFIG SET` or `SLOWLOG`
-/// ask for all nodes, replicas too, of which the router has no connections.
+/// Commands that concern one node, and the client cannot say which. Their tips do not help. Those
+/// of `CONFIG SET` or `SLOWLOG` request all nodes, including replicas, to which the router has no
+/// connections.
 const OF_ONE_NODE: &[&str] = &[
     "acl",
     "asking",
@@ -89,7 +91,8 @@ const OF_ONE_NODE: &[&str] = &[
     "wait",
     "waitaof",
 ];
-/// Commands of which some subcommands concern all shards, as their tips say, and the others one node.
+/// Commands with some subcommands that concern all shards, as their tips say, and others that
+/// concern one node.
 const PARTLY_OF_ONE_NODE: &[&str] = &["function", "script"];
 /// Subcommands of the above that any node can run.
 const OF_ANY_NODE: &[(&str, &[&str])] = &[
@@ -196,7 +199,8 @@ fn split(command: &CommandSpec, arguments: Arguments<'_>, keys: &[usize]) -> Opt
     let Distribution::MultiShard { aggregate, words } = &command.distribution else { return None };
     let name = arguments.get(0);
     if !(arguments.len() - 1).is_multiple_of(*words) {
-        // A value is missing. Otherwise a node would get a command that is not what the client sent.
+        // A value is missing. Otherwise a node would get a command that is not what the client
+        // sent.
         let name = String::from_utf8_lossy(name).to_ascii_lowercase();
         let text = format!("ERR wrong number of arguments for '{name}' command");
         return Some(Route::Refused(error(text)));

@@ -1,8 +1,9 @@
 //! The transaction of one client, before a cluster. No I/O.
 //!
-//! Model: one node has to keep all commands of a transaction, and the first key says which. So `MULTI` is answered here, as
-//! are the commands without a key that follow it. With the first key, or with `EXEC`, the node becomes known and is sent
-//! `MULTI` and the commands kept until then. `WATCH` chooses the node before that.
+//! Model: one node has to keep all commands of a transaction, and the first key says which. So
+//! `MULTI` is answered here, as are the commands without a key that follow it. With the first key,
+//! or with `EXEC`, the node becomes known. It is then sent `MULTI` and the commands kept until
+//! then. `WATCH` chooses the node before that.
 //!
 //! <https://redis.io/docs/latest/develop/interact/transactions/>
 
@@ -50,7 +51,7 @@ pub(super) enum Input {
     Invalid,
 }
 
-/// What to do with the command.
+/// The next step for the command.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Reply without a node.
@@ -63,9 +64,10 @@ pub(super) enum Action {
     SendAnywhere,
     /// Send this node another command in its place.
     SendInstead(NodeId, &'static [u8]),
-    /// Send this node a command whose reply the client does not get, and then reply without it.
+    /// Send this node a command, drop its reply, and then send the client this reply.
     ReplyBehind(NodeId, &'static [u8], Bytes),
-    /// Begin the transaction at this node once all earlier commands are answered, and then look at the command again.
+    /// Begin the transaction at this node once all earlier commands are answered, and then look at
+    /// the command again.
     Begin(Option<NodeId>),
 }
 
@@ -96,7 +98,8 @@ impl Transaction {
         *self = Self::default();
     }
 
-    /// This node keeps the transaction from now on. Returns the commands that it has to be sent behind `MULTI`.
+    /// Binds the transaction to this node. Returns the commands that must be sent to it behind
+    /// `MULTI`.
     pub(super) fn begin_at(&mut self, node: NodeId) -> Vec<Bytes> {
         self.state = State::At(node);
         std::mem::take(&mut self.kept)
