@@ -96,7 +96,7 @@ pub struct Flags {
     /// Port of the HTTP listener [http.listen]
     #[arg(long = "proxy_port", visible_alias = "proxy-port", global = true, value_name = "PORT")]
     pub proxy_port: Option<String>,
-    /// Address of the RESP listener: host:port or unix:///path [resp.listen]
+    /// Address of the RESP listener: host:port or <unix:///path> [resp.listen]
     #[arg(
         long = "resp_listen",
         visible_alias = "resp-listen",
@@ -104,8 +104,8 @@ pub struct Flags {
         value_name = "ADDRESS"
     )]
     pub resp_listen: Option<String>,
-    /// Maximum number of client connections of each listener [http.max_connections,
-    /// resp.max_connections]
+    /// Maximum number of client connections of each listener [`http.max_connections`,
+    /// `resp.max_connections`]
     #[arg(
         long = "max_connections",
         visible_alias = "max-connections",

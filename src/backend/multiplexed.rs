@@ -407,7 +407,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 }
             }
             (OnComplete::ServerIdentified, Some(answer)) => {
-                self.expiry_check.on_server_info(answer)
+                self.expiry_check.on_server_info(answer);
             }
             (OnComplete::ExpiryChecked, Some(answer)) => {
                 let expiry = self
@@ -460,7 +460,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
             }
             // The receiver may be gone.
             PendingRequest { replies, reply_to: Some(reply_to), .. } => {
-                _ = reply_to.send(Ok(replies))
+                _ = reply_to.send(Ok(replies));
             }
             _ => {}
         }
@@ -495,7 +495,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         match &mut self.deadline_timer {
             None => self.deadline_timer = Some(Box::pin(sleep_until(at))),
             Some(deadline_timer) if at < deadline_timer.deadline() => {
-                deadline_timer.as_mut().reset(at)
+                deadline_timer.as_mut().reset(at);
             }
             Some(_) => {}
         }
