@@ -256,40 +256,30 @@ impl Cluster {
         self.0.table.load().primaries.clone()
     }
 
-    /// Applies a `MOVED` reply of `node`: the node at `address` owns the slot from now on. Returns
-    /// that node.
+    /// Applies a `MOVED` reply of `node`. Returns the owner that it names.
     ///
-    /// # Errors
-    /// - [`BackendError::Unavailable`] if `address` is no address.
-    /// - [`BackendError::Unreachable`] if a file of `[redis]` cannot be used any more.
-    pub fn apply_moved(
-        &self,
-        slot: u16,
-        address: &str,
-        node: NodeId,
-    ) -> Result<NodeId, BackendError> {
-        let address = self.address(address, node)?;
-        self.0.apply_moved(slot, &address).map(|shard| shard.name())
+    /// Returns `None` if no node reports the address: a script can reply with an error of the same
+    /// form, and would otherwise choose the address that the proxy logs in at.
+    pub fn apply_moved(&self, slot: u16, address: &str, node: NodeId) -> Option<NodeId> {
+        let address = self.known_address(address, node)?;
+        self.0.apply_moved(slot, &address).map(|shard| shard.name()).ok()
     }
 
-    /// Returns the node at `address`, to which an `ASK` reply of `node` leads.
-    ///
-    /// # Errors
-    /// - [`BackendError::Unavailable`] if `address` is no address.
-    /// - [`BackendError::Unreachable`] if a file of `[redis]` cannot be used any more.
-    pub fn node_at(&self, address: &str, node: NodeId) -> Result<NodeId, BackendError> {
-        let address = self.address(address, node)?;
-        self.0.shard_at(&address).map(|shard| shard.name())
+    /// Returns the node at `address`, to which an `ASK` reply of `node` leads; `None` as for
+    /// [`apply_moved`](Self::apply_moved).
+    pub fn node_at(&self, address: &str, node: NodeId) -> Option<NodeId> {
+        let address = self.known_address(address, node)?;
+        self.0.shard_at(&address).map(|shard| shard.name()).ok()
     }
 
-    fn address(&self, text: &str, node: NodeId) -> Result<NodeAddr, BackendError> {
-        let parts = text
-            .rsplit_once(':')
-            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
-        let address = parts.ok_or_else(|| BackendError::Unavailable("MOVED".into()))?;
-        Ok(self
-            .shard(node)
-            .map_or_else(|| address.clone(), |shard| shard.resolve_redirect(address.clone())))
+    fn known_address(&self, text: &str, node: NodeId) -> Option<NodeAddr> {
+        let (host, port) = text.rsplit_once(':')?;
+        let address = (host.to_owned(), port.parse().ok()?);
+        let shard = self.shard(node)?;
+        let address = shard.resolve_redirect(address);
+        let table = self.0.table.load();
+        let is_known = table.shards.contains_key(&address) || table.other_nodes.contains(&address);
+        is_known.then_some(address)
     }
 
     fn shard(&self, node: NodeId) -> Option<Arc<Shard>> {

@@ -70,7 +70,9 @@ impl ClusterView {
             // A node does not know its own address until another node has met it.
             address.0.clone_from(&asked.0);
         }
-        if !has("master") {
+        // A primary that has failed and was replaced owns nothing. Otherwise clients would wait for
+        // its replies for as long as it stands still.
+        if !has("master") || (has("fail") && slots.is_empty()) {
             self.replicas.push(address);
             return Some(());
         }

@@ -38,6 +38,17 @@ pub(super) struct PartId {
     part: usize,
 }
 
+/// The access of a command to keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// None, so its order with other commands does not matter. It may change the session.
+    None,
+    /// It changes nothing, so it may run twice.
+    Read,
+    /// It may change any key of its slot, or of any slot if it names no key.
+    Write,
+}
+
 /// Some or all of a command, for one node.
 #[derive(Debug)]
 pub(super) struct Part {
@@ -46,14 +57,15 @@ pub(super) struct Part {
     /// The slot of its keys; none: it names no key.
     pub(super) slot: Option<u16>,
     pub(super) command: Bytes,
-    /// Whether it changes nothing, so that it may run twice.
-    pub(super) is_read: bool,
+    pub(super) access: Access,
     state: PartState,
     /// The bytes of the reply that have arrived and have not left.
     reply: BytesMut,
     /// Some of the reply has left.
     has_left: bool,
     is_error: bool,
+    /// The number of times that it was sent again.
+    resends: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,16 +80,22 @@ enum PartState {
 pub(super) enum Rejection {
     /// It was never sent, or it is a read and its connection was lost.
     NotRun,
-    /// The slot belongs to this node now.
-    Moved(NodeId),
+    /// The slot belongs to another node now.
+    Moved,
     /// This node imports the slot and has the keys, if they exist.
     Ask(NodeId),
+    /// The slot is at a node that no other node has reported.
+    UnknownNode,
+    /// The same as [`Ask`](Self::Ask), but other replies were awaited meanwhile, so the slot
+    /// may have gone elsewhere. Its owner has to reply again. Otherwise a write could run at a node without the slot.
+    AskedBefore,
     /// Its keys are on two nodes while the slot moves.
     TryAgain,
     /// The node does not serve the slot at present.
     ClusterDown,
-    /// It is a read that has run before a command that the client sent earlier.
-    Overtook,
+    /// It waits for its turn: a read that has run before an earlier command of the client, or a
+    /// command whose route has changed.
+    Deferred,
 }
 
 /// A command with pending replies.
@@ -87,8 +105,6 @@ pub(super) struct Command {
     parts: Vec<Part>,
     /// The first part without a complete reply.
     next: usize,
-    /// The time of the first retry of a rejected part.
-    retried_since: Option<Instant>,
     pub(super) kind: CommandKind,
 }
 
@@ -99,10 +115,19 @@ pub(super) enum CommandKind {
     Free,
     /// It belongs to a state that one node keeps (`WATCH`, `MULTI`), so no other node can run it.
     Bound,
+    /// `WATCH`, which is bound too.
+    Watch,
     /// It logs the client in, and is repeated on every other connection.
     Login,
     /// It may wait at its node for as long as it likes.
     Blocking,
+}
+
+impl CommandKind {
+    /// Whether no other node can run it.
+    pub(super) fn is_bound(self) -> bool {
+        matches!(self, Self::Bound | Self::Watch)
+    }
 }
 
 #[derive(Debug)]
@@ -155,9 +180,9 @@ pub(super) enum Pause {
 
 /// A redirect, or a similar error of a node that has not run a command.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal<'a> {
-    Moved { slot: u16, address: &'a str },
-    Ask { slot: u16, address: &'a str },
+pub(super) enum Refusal {
+    Moved { slot: u16, address: String },
+    Ask { slot: u16, address: String },
     TryAgain,
     ClusterDown,
 }
@@ -170,8 +195,16 @@ pub(super) struct InFlight {
     pending: VecDeque<Pending>,
     /// Bytes of replies that have come and not left.
     held: usize,
+    /// Bytes of commands, which are kept until they are answered.
+    queued: usize,
+    /// The time since which no node has answered a part that was sent again.
+    retried_since: Option<Instant>,
+    last_resend: Option<Instant>,
 }
 
+/// How often a part follows redirects without a pause: to the owner of its slot, to the node that
+/// imports the slot, and once more.
+const MAX_IMMEDIATE_RESENDS: u32 = 3;
 /// The error for the client: a later command of the same slot has run, so this one cannot run any
 /// more.
 const OVERTAKEN: &str = "TRYAGAIN redis-proxy: the slot is moving, and a write sent behind this command has run; \
@@ -188,7 +221,7 @@ impl Part {
         node: Option<NodeId>,
         slot: Option<u16>,
         command: Bytes,
-        is_read: bool,
+        access: Access,
     ) -> Self {
         let state = match node {
             Some(_) => PartState::Sent,
@@ -198,11 +231,12 @@ impl Part {
             node,
             slot,
             command,
-            is_read,
+            access,
             state,
             reply: BytesMut::new(),
             has_left: false,
             is_error: false,
+            resends: 0,
         }
     }
 
@@ -210,13 +244,23 @@ impl Part {
     /// common. A read without a key never conflicts with another read. Another client could have
     /// changed the keys in between.
     fn conflicts_with(&self, later: &Self) -> bool {
+        if self.access == Access::None || later.access == Access::None {
+            return false;
+        }
         let is_same_slot = self.slot.is_some() && self.slot == later.slot;
         let names_none = self.slot.is_none() || later.slot.is_none();
-        is_same_slot || (names_none && !(self.is_read && later.is_read))
+        let are_reads = self.access == Access::Read && later.access == Access::Read;
+        is_same_slot || (names_none && !are_reads)
     }
 
     fn has_run(&self) -> bool {
         self.state == PartState::Answered
+    }
+
+    /// The condition for sending it again. Nodes that redirect to each other get it with a pause.
+    fn pause(&self) -> Option<Pause> {
+        let pause = self.rejection()?.pause();
+        Some(if self.resends > MAX_IMMEDIATE_RESENDS { pause.max(Pause::Moment) } else { pause })
     }
 
     /// The reason of the rejection.
@@ -230,7 +274,21 @@ impl Part {
 
 impl Command {
     pub(super) fn new(aggregate: Aggregate, kind: CommandKind, parts: Vec<Part>) -> Self {
-        Self { aggregate, parts, next: 0, retried_since: None, kind }
+        Self { aggregate, parts, next: 0, kind }
+    }
+
+    /// The length of its parts, in bytes.
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.command.len()).sum()
+    }
+
+    /// Marks it as not sent, unless it is bound to a node.
+    pub(super) fn defer(&mut self) {
+        if self.kind == CommandKind::Free {
+            for part in &mut self.parts {
+                (part.node, part.state) = (None, PartState::Rejected(Rejection::Deferred));
+            }
+        }
     }
 
     pub(super) fn parts(&self) -> &[Part] {
@@ -251,23 +309,23 @@ impl Command {
 impl Rejection {
     fn pause(self) -> Pause {
         match self {
-            Self::Moved(_) | Self::Ask(_) | Self::Overtook => Pause::None,
+            Self::Moved | Self::Ask(_) | Self::AskedBefore | Self::Deferred => Pause::None,
             Self::TryAgain => Pause::Moment,
-            Self::NotRun | Self::ClusterDown => Pause::Discovery,
+            Self::NotRun | Self::ClusterDown | Self::UnknownNode => Pause::Discovery,
         }
     }
 }
 
-impl<'a> Refusal<'a> {
+impl Refusal {
     /// Parses an error that says that a command was not run. Only errors of Redis itself count. A
     /// script that has written may reply with an error that begins with the same word.
-    pub(super) fn read(line: &'a [u8]) -> Option<Self> {
+    pub(super) fn read(line: &[u8]) -> Option<Self> {
         let text = str::from_utf8(line).ok()?.strip_prefix('-')?.strip_suffix("\r\n")?;
         let (code, rest) = text.split_once(' ')?;
         match code {
             "MOVED" | "ASK" => {
                 let (slot, address) = rest.split_once(' ')?;
-                let slot = slot.parse().ok()?;
+                let (slot, address) = (slot.parse().ok()?, address.to_owned());
                 let is_moved = code == "MOVED";
                 Some(if is_moved {
                     Self::Moved { slot, address }
@@ -312,6 +370,11 @@ impl InFlight {
         self.held
     }
 
+    /// Bytes of commands that are not answered.
+    pub(super) fn queued(&self) -> usize {
+        self.queued
+    }
+
     /// Adds a reply that needs no node.
     pub(super) fn push_ready(&mut self, reply: Bytes) {
         self.pending.push_back(Pending::Ready(reply));
@@ -321,6 +384,7 @@ impl InFlight {
     pub(super) fn push(&mut self, command: Command) -> impl Iterator<Item = PartId> + use<> {
         let number = self.first + self.pending.len() as u64;
         let parts = command.parts.len();
+        self.queued += command.bytes();
         self.pending.push_back(Pending::Sent(command));
         (0..parts).map(move |part| PartId { command: number, part })
     }
@@ -353,6 +417,18 @@ impl InFlight {
         rejected.map(|(part, _)| PartId { command: number, part }).collect()
     }
 
+    /// The error of the node is the reply to the part after all.
+    pub(super) fn accept_error(&mut self, id: PartId) {
+        if let Some((part, _)) = self.part(id) {
+            (part.state, part.is_error) = (PartState::Answered, true);
+        }
+    }
+
+    /// Whether a part belongs to the command in front.
+    pub(super) fn is_in_front(&self, id: PartId) -> bool {
+        id.command == self.first
+    }
+
     /// The nodes that the parts of the command in front were sent to.
     pub(super) fn nodes_in_front(&mut self) -> Vec<NodeId> {
         let parts = self.front_command().map(|command| &command.parts).into_iter().flatten();
@@ -382,7 +458,11 @@ impl InFlight {
     /// The reply to a part is complete.
     pub(super) fn complete(&mut self, id: PartId, frame: ReplySummary) {
         if let Some((part, _)) = self.part(id) {
+            let was_resent = part.resends > 0;
             (part.state, part.is_error) = (PartState::Answered, frame.is_error());
+            if was_resent {
+                self.retried_since = None;
+            }
         }
     }
 
@@ -395,15 +475,12 @@ impl InFlight {
 
     /// Returns the error of a node that has not run the part, if its complete reply is one. `None`
     /// once any of it has left.
-    pub(super) fn refusal(
-        &mut self,
-        id: PartId,
-    ) -> Option<(Refusal<'_>, CommandKind, Option<NodeId>)> {
+    pub(super) fn refusal(&mut self, id: PartId) -> Option<(Refusal, CommandKind, Option<NodeId>)> {
         let (part, kind) = self.part(id)?;
         let node = part.node;
         let refusal = Refusal::read(&part.reply).filter(|_| !part.has_left)?;
         // Commands of a transaction are sent without a look at their slot.
-        let is_about_it = kind == CommandKind::Bound || refusal.is_about(part);
+        let is_about_it = kind.is_bound() || refusal.is_about(part);
         is_about_it.then_some((refusal, kind, node))
     }
 
@@ -434,7 +511,9 @@ impl InFlight {
         if let Some((part, _)) = self.part(id) {
             let dropped = std::mem::take(&mut part.reply).len();
             (part.node, part.state) = (Some(node), PartState::Sent);
+            part.resends += 1;
             self.held -= dropped;
+            self.last_resend = Some(Instant::now());
         }
     }
 
@@ -443,9 +522,7 @@ impl InFlight {
     pub(super) fn can_be_repeated(&mut self, ids: &[PartId]) -> bool {
         ids.iter().all(|id| {
             self.part(*id).is_none_or(|(part, kind)| {
-                part.is_read
-                    && !part.has_left
-                    && matches!(kind, CommandKind::Free | CommandKind::Blocking)
+                part.access == Access::Read && !part.has_left && kind == CommandKind::Free
             })
         })
     }
@@ -492,6 +569,7 @@ impl InFlight {
             Some(Pending::Ready(reply)) => Leaving::Piece(reply),
             Some(Pending::Sent(command)) => {
                 self.held -= command.parts.iter().map(|part| part.reply.len()).sum::<usize>();
+                self.queued -= command.bytes();
                 Leaving::Whole(command)
             }
         }
@@ -500,22 +578,24 @@ impl InFlight {
     /// Decides about the rejected parts in front, once no other reply is awaited. Those that may
     /// not run any more are answered. Reads behind those that run again are marked to follow them.
     ///
-    /// `patience` is the time for which one command may be tried again.
+    /// `patience` is the time for which the nodes may reject everything. It counts for all commands
+    /// together. Otherwise many commands for a slot without a node would wait one after the other.
     pub(super) fn recover(&mut self, now: Instant, patience: Duration) -> Recovery {
-        let Some(command) = self.front_command() else {
-            return Recovery { resend: None, returned: 0 };
-        };
-        let is_late = now.duration_since(*command.retried_since.get_or_insert(now)) >= patience;
+        if self.last_resend.is_some_and(|at| now.saturating_duration_since(at) >= patience) {
+            // The part waited at its node, as a blocking command does, before it was rejected.
+            (self.retried_since, self.last_resend) = (None, None);
+        }
+        let since = *self.retried_since.get_or_insert(now);
+        let is_late = now.saturating_duration_since(since) >= patience;
         let mut recovery = Recovery { resend: None, returned: 0 };
         for id in self.rejected_in_front() {
             if is_late {
                 self.give_up(id);
             } else if let Some(overtaking) = self.overtaking_reads(id) {
                 for read in overtaking {
-                    self.reject(read, Rejection::Overtook);
+                    self.reject(read, Rejection::Deferred);
                 }
-                let pause =
-                    self.part(id).and_then(|(part, _)| part.rejection()).map(Rejection::pause);
+                let pause = self.part(id).and_then(|(part, _)| part.pause());
                 recovery.resend = recovery.resend.max(pause);
                 continue;
             } else {
@@ -540,11 +620,9 @@ impl InFlight {
         let Some((part, _)) = self.part(id) else { return };
         match part.rejection() {
             // The node's own words.
-            Some(Rejection::TryAgain | Rejection::ClusterDown) => {
-                (part.state, part.is_error) = (PartState::Answered, true);
-            }
-            Some(Rejection::Moved(_) | Rejection::Ask(_)) => self.fail(id, error(STILL_MOVING)),
-            _ => self.fail(id, unavailable()),
+            Some(Rejection::TryAgain | Rejection::ClusterDown) => self.accept_error(id),
+            Some(Rejection::NotRun | Rejection::Deferred) | None => self.fail(id, unavailable()),
+            Some(_) => self.fail(id, error(STILL_MOVING)),
         }
     }
 
@@ -563,7 +641,7 @@ impl InFlight {
                 if !again.iter().any(|earlier| earlier.conflicts_with(part)) {
                     continue;
                 }
-                if !part.is_read {
+                if part.access != Access::Read {
                     return None;
                 }
                 again.push(part);
@@ -635,28 +713,28 @@ mod tests {
     }
 
     impl Sender {
-        fn sends(mut self, slot: impl Into<Option<u16>>, is_read: bool) -> Self {
-            let part = Part::new(Some(A), slot.into(), Bytes::from_static(b"x"), is_read);
+        fn sends(mut self, slot: impl Into<Option<u16>>, access: Access) -> Self {
+            let part = Part::new(Some(A), slot.into(), Bytes::from_static(b"x"), access);
             let command = Command::new(Aggregate::Pass, CommandKind::Free, vec![part]);
             self.ids.extend(self.in_flight.push(command));
             self
         }
 
         fn writes(self, slot: impl Into<Option<u16>>) -> Self {
-            self.sends(slot, false)
+            self.sends(slot, Access::Write)
         }
 
         fn reads(self, slot: impl Into<Option<u16>>) -> Self {
-            self.sends(slot, true)
+            self.sends(slot, Access::Read)
         }
 
-        fn is_answered(mut self, index: usize, reply: &[u8]) -> Self {
+        fn answered(mut self, index: usize, reply: &[u8]) -> Self {
             self.in_flight.receive(self.ids[index], BytesMut::from(reply));
             self.in_flight.complete(self.ids[index], frame(reply));
             self
         }
 
-        fn is_rejected(mut self, index: usize, rejection: Rejection) -> Self {
+        fn rejected(mut self, index: usize, rejection: Rejection) -> Self {
             self.in_flight.reject(self.ids[index], rejection);
             self
         }
@@ -686,57 +764,44 @@ mod tests {
 
     #[test]
     fn replies_leave_in_the_order_of_commands() {
-        let mut client = Sender::default().reads(1).reads(2).reads(3).is_answered(1, b":2\r\n");
+        let mut client = Sender::default().reads(1).reads(2).reads(3).answered(1, b":2\r\n");
         assert_eq!(client.in_flight.front(), Front::Waits(A));
         assert_eq!(client.left(), "");
-        client = client.is_answered(0, b":1\r\n");
+        client = client.answered(0, b":1\r\n");
         assert_eq!(client.left(), ":1\r\n:2\r\n");
-        client = client.is_answered(2, b":3\r\n");
+        client = client.answered(2, b":3\r\n");
         assert_eq!(client.left(), ":3\r\n");
         assert!(client.in_flight.is_empty() && client.in_flight.held() == 0);
     }
 
     #[test]
     fn rejected_part_runs_again_while_nothing_overtook_it() {
-        let moved = Rejection::Moved(B);
+        let moved = Rejection::Moved;
         for (case, mut client, expected) in [
             ("alone", Sender::default().writes(7), RESENT),
-            ("other slot", Sender::default().writes(7).writes(8).is_answered(1, OK), RESENT),
-            ("write", Sender::default().writes(7).writes(7).is_answered(1, OK), RETURNED),
+            ("other slot", Sender::default().writes(7).writes(8).answered(1, OK), RESENT),
+            ("write", Sender::default().writes(7).writes(7).answered(1, OK), RETURNED),
+            ("write behind a read", Sender::default().reads(7).writes(7).answered(1, OK), RETURNED),
+            ("write of no key", Sender::default().writes(7).writes(None).answered(1, OK), RETURNED),
+            ("read", Sender::default().writes(7).reads(7).answered(1, OK), RESENT),
             (
-                "write behind a read",
-                Sender::default().reads(7).writes(7).is_answered(1, OK),
-                RETURNED,
+                "command without access to keys",
+                Sender::default().writes(7).sends(None, Access::None).answered(1, OK),
+                RESENT,
             ),
-            (
-                "write of no key",
-                Sender::default().writes(7).writes(None).is_answered(1, OK),
-                RETURNED,
-            ),
-            ("read", Sender::default().writes(7).reads(7).is_answered(1, OK), RESENT),
-            ("rejected write", Sender::default().writes(7).writes(7).is_rejected(1, moved), RESENT),
+            ("rejected write", Sender::default().writes(7).writes(7).rejected(1, moved), RESENT),
             (
                 "write behind a read of no key",
-                Sender::default()
-                    .writes(7)
-                    .reads(None)
-                    .writes(8)
-                    .is_answered(1, OK)
-                    .is_answered(2, OK),
+                Sender::default().writes(7).reads(None).writes(8).answered(1, OK).answered(2, OK),
                 RETURNED,
             ),
             (
                 "write behind a rejected write",
-                Sender::default()
-                    .writes(7)
-                    .writes(7)
-                    .writes(7)
-                    .is_rejected(1, moved)
-                    .is_answered(2, OK),
+                Sender::default().writes(7).writes(7).writes(7).rejected(1, moved).answered(2, OK),
                 RETURNED,
             ),
         ] {
-            client = client.is_rejected(0, moved);
+            client = client.rejected(0, moved);
             assert_eq!(client.in_flight.front(), Front::Rejected, "{case}");
             assert_eq!(client.recovers(), expected, "{case}");
             if expected == RETURNED {
@@ -749,22 +814,22 @@ mod tests {
     fn reads_that_overtook_a_part_run_again_after_it() {
         let mut client = Sender::default().writes(7).reads(7).reads(8).reads(None);
         for index in 1..4 {
-            client = client.is_answered(index, b"$3\r\nold\r\n");
+            client = client.answered(index, b"$3\r\nold\r\n");
         }
-        client = client.is_rejected(0, Rejection::Ask(B));
+        client = client.rejected(0, Rejection::Ask(B));
         assert_eq!(client.recovers(), RESENT);
         let rejections = [0, 1, 2, 3].map(|index| client.rejection(index));
-        let again = Some(Rejection::Overtook);
+        let again = Some(Rejection::Deferred);
         assert_eq!(rejections, [Some(Rejection::Ask(B)), again, None, again]);
         client.in_flight.resent(client.ids[0], B);
         assert_eq!(client.in_flight.front(), Front::Waits(B));
-        client = client.is_answered(0, OK);
+        client = client.answered(0, OK);
         // The reply that came too early is dropped.
         assert_eq!(client.left(), "+OK\r\n");
         assert_eq!(client.in_flight.front(), Front::Rejected);
         assert_eq!(client.recovers(), RESENT);
         client.in_flight.resent(client.ids[1], B);
-        client = client.is_answered(1, b"$3\r\nnew\r\n");
+        client = client.answered(1, b"$3\r\nnew\r\n");
         assert_eq!(client.left(), "$3\r\nnew\r\n$3\r\nold\r\n");
         assert_eq!(client.in_flight.front(), Front::Rejected);
     }
@@ -772,15 +837,15 @@ mod tests {
     #[test]
     fn parts_that_have_not_run_are_tried_for_so_long_only() {
         for (rejection, reply) in [
-            (Rejection::Moved(B), "-TRYAGAIN redis-proxy"),
+            (Rejection::Moved, "-TRYAGAIN redis-proxy"),
             (Rejection::NotRun, "-LOADING redis-proxy"),
             (Rejection::TryAgain, "-TRYAGAIN Multiple keys"),
         ] {
             let mut client = Sender::default().writes(7);
             if rejection == Rejection::TryAgain {
-                client = client.is_answered(0, b"-TRYAGAIN Multiple keys\r\n");
+                client = client.answered(0, b"-TRYAGAIN Multiple keys\r\n");
             }
-            client = client.is_rejected(0, rejection);
+            client = client.rejected(0, rejection);
             let now = Instant::now();
             assert_eq!(client.in_flight.recover(now, PATIENCE).returned, 0, "{rejection:?}");
             let late = client.in_flight.recover(now + PATIENCE, PATIENCE);
@@ -809,16 +874,16 @@ mod tests {
         assert_eq!(client.left(), "");
         client.in_flight.receive(id, BytesMut::from(&MOVED[9..]));
         let (refusal, kind, node) = client.in_flight.refusal(id).unwrap();
-        assert_eq!(refusal, Refusal::Moved { slot: 7, address: "127.0.0.1:7001" });
+        assert_eq!(refusal, Refusal::Moved { slot: 7, address: "127.0.0.1:7001".into() });
         assert_eq!((kind, node), (CommandKind::Free, Some(A)));
     }
 
     #[test]
     fn only_errors_of_redis_itself_are_refusals() {
         let read = |line: &'static str| Refusal::read(line.as_bytes());
-        let (slot, address) = (7, "h:1");
-        assert_eq!(read("-MOVED 7 h:1\r\n"), Some(Refusal::Moved { slot, address }));
-        assert_eq!(read("-ASK 7 h:1\r\n"), Some(Refusal::Ask { slot, address }));
+        let (slot, address) = (7, || "h:1".to_owned());
+        assert_eq!(read("-MOVED 7 h:1\r\n"), Some(Refusal::Moved { slot, address: address() }));
+        assert_eq!(read("-ASK 7 h:1\r\n"), Some(Refusal::Ask { slot, address: address() }));
         let tryagain = "-TRYAGAIN Multiple keys request during rehashing of slot\r\n";
         assert_eq!(read(tryagain), Some(Refusal::TryAgain));
         for down in ["The cluster is down", "Hash slot not served"] {

@@ -25,6 +25,8 @@ pub(super) struct CommandSpec {
     arity: i64,
     /// Whether it changes nothing.
     pub(super) is_read: bool,
+    /// Whether it may change a key, or be replicated.
+    pub(super) may_write: bool,
     /// Whether Redis may wait with its reply.
     pub(super) may_block: bool,
     pub(super) distribution: Distribution,
@@ -153,10 +155,12 @@ fn read_command(value: &Value) -> Option<(Box<[u8]>, CommandSpec)> {
         return None;
     };
     let specified: Vec<_> = items(specifications).iter().filter_map(read_specification).collect();
+    let has = |name: &[u8]| items(flags).iter().any(|flag| bytes(flag) == Some(name));
     let command = CommandSpec {
         arity: *arity,
-        may_block: items(flags).iter().any(|flag| bytes(flag) == Some(b"blocking")),
-        is_read: items(flags).iter().any(|flag| bytes(flag) == Some(b"readonly")),
+        may_block: has(b"blocking"),
+        is_read: has(b"readonly"),
+        may_write: has(b"write") || has(b"may_replicate"),
         distribution: read_tips(tips, &specified),
         specifications: specified,
         subcommands: KeySpecs::read(subcommands),

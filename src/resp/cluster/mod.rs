@@ -19,6 +19,7 @@
 mod aggregate;
 mod in_flight;
 mod key_specs;
+mod logins;
 mod node;
 mod routing;
 mod transaction;
@@ -34,12 +35,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::aggregate::{Aggregate, write_aggregate};
 use self::in_flight::{
-    Command, CommandKind, Front, InFlight, Leaving, Part, PartId, Pause, Refusal, Rejection,
+    Access, Command, CommandKind, Front, InFlight, Leaving, Part, PartId, Pause, Refusal, Rejection,
 };
 pub use self::key_specs::KeySpecs;
+use self::logins::Logins;
 use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route};
-use self::transaction::{Action, Input, Transaction};
+use self::transaction::{Action, Input, Transaction, WatchReply};
 use super::connection::{Step, write_failure};
 use crate::backend::{BackendError, ConnectAs, EpochStream};
 use crate::cluster::{Cluster, NodeId};
@@ -97,8 +99,7 @@ struct Router {
     home: Option<NodeId>,
     /// The version of the slot map by which the unanswered commands were sent.
     version: u64,
-    /// The logins of the client, which each new connection repeats.
-    logins: Vec<Bytes>,
+    logins: Logins,
     transaction: Transaction,
     /// No command is taken until all are answered.
     is_holding: bool,
@@ -133,7 +134,7 @@ impl Router {
             in_flight: InFlight::default(),
             nodes: Vec::new(),
             home: None,
-            logins: Vec::new(),
+            logins: Logins::default(),
             transaction: Transaction::default(),
             is_holding: false,
             passthrough: None,
@@ -179,7 +180,8 @@ impl Router {
         let known = self.nodes.iter().position(|node| node.name == name);
         let index = known.unwrap_or_else(|| {
             let mut node = Node::new(name);
-            let opening = open_node(self.cluster.clone(), self.client, name, self.logins.clone());
+            let opening =
+                open_node(self.cluster.clone(), self.client, name, self.logins.commands());
             node.connection.open(Box::pin(opening));
             self.nodes.push(node);
             self.nodes.len() - 1
@@ -205,7 +207,7 @@ impl Router {
     fn unsend(&mut self, node: &Node) {
         for id in node.expected() {
             self.is_holding = true;
-            if self.in_flight.part(id).is_some_and(|(_, kind)| kind == CommandKind::Bound) {
+            if self.in_flight.part(id).is_some_and(|(_, kind)| kind.is_bound()) {
                 // Another node would run it outside of its transaction.
                 self.stage = Stage::Over;
             }
@@ -267,12 +269,12 @@ impl Router {
             match node.connection.poll_read(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(1..)) => self.output.push(node.connection.input.split().freeze()),
-                Poll::Ready(Ok(0) | Err(_)) => self.stage = Stage::Over,
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    self.nodes.retain(|node| node.name != name);
+                    self.stage = Stage::Ending;
+                }
             }
             step = Step::Progress;
-            if self.stage == Stage::Over {
-                break;
-            }
         }
         step
     }
@@ -293,7 +295,9 @@ impl Router {
             if node.connection.out.len() < before {
                 step = Step::Progress;
             }
-            if self.has_hung_up && self.in_flight.has_blocking_at(node.name) {
+            let is_passthrough = self.passthrough == Some(node.name);
+            let waits = is_passthrough || self.in_flight.has_blocking_at(node.name);
+            if self.has_hung_up && waits && node.connection.out.is_empty() {
                 // Otherwise the node would reply to the waiting command for a client that is gone.
                 _ = node.connection.poll_close_sending(cx);
             }
@@ -344,6 +348,11 @@ impl Router {
             Aggregate::Silent if command.is_error() => self.stage = Stage::Over,
             aggregate => write_aggregate(aggregate, &command.replies(), &mut self.output),
         }
+        if command.kind == CommandKind::Watch {
+            let is_error = command.is_error();
+            let reply = if is_error { WatchReply::Rejected } else { WatchReply::Confirmed };
+            self.transaction.watch_replied(reply);
+        }
         if command.kind == CommandKind::Login && !command.is_error() {
             command.parts().iter().for_each(|part| self.logged_in(part));
         }
@@ -351,8 +360,7 @@ impl Router {
 
     /// Repeats the login on every other connection, now and whenever one is opened.
     fn logged_in(&mut self, part: &Part) {
-        self.logins.retain(|login| is_hello(login) != is_hello(&part.command));
-        self.logins.push(part.command.clone());
+        self.logins.add(&part.command, self.terms.limits);
         let others: Vec<_> = self.nodes.iter().map(|node| node.name).collect();
         for node in others.into_iter().filter(|node| Some(*node) != part.node) {
             self.send_bound(node, part.command.clone(), Aggregate::Silent);
@@ -388,23 +396,52 @@ impl Router {
         let Some((refusal, kind, Some(node))) = self.in_flight.refusal(id) else {
             return self.in_flight.complete(id, frame);
         };
-        let rejection = match refusal {
-            Refusal::Moved { slot, address } => {
-                self.cluster.apply_moved(slot, address, node).map(Rejection::Moved)
-            }
-            Refusal::Ask { address, .. } => self.cluster.node_at(address, node).map(Rejection::Ask),
-            Refusal::TryAgain => Ok(Rejection::TryAgain),
-            Refusal::ClusterDown => Ok(Rejection::ClusterDown),
+        let Some(rejection) = self.rejection(&refusal, node) else {
+            return self.in_flight.complete(id, frame);
         };
-        let rejection = rejection.unwrap_or(Rejection::ClusterDown);
+        // While other replies are awaited, the slot may go elsewhere.
+        let is_last = self.in_flight.is_in_front(id) && !self.nodes.iter().any(Node::is_busy);
+        let rejection = match rejection {
+            Rejection::Ask(_) if !is_last => Rejection::AskedBefore,
+            other => other,
+        };
         match (kind, rejection) {
             (CommandKind::Free | CommandKind::Blocking, _) => {
                 self.in_flight.reject(id, rejection);
                 self.is_holding = true;
             }
-            (_, Rejection::Moved(_) | Rejection::Ask(_)) => self.in_flight.fail_bound(id),
-            _ => self.in_flight.complete(id, frame),
+            (_, Rejection::TryAgain | Rejection::ClusterDown) => {
+                self.in_flight.complete(id, frame);
+            }
+            _ => self.in_flight.fail_bound(id),
         }
+    }
+
+    /// The rejection by `node`. `None`: a script replied so, since no node redirects to itself.
+    fn rejection(&self, refusal: &Refusal, node: NodeId) -> Option<Rejection> {
+        let (target, rejection) = match refusal {
+            Refusal::TryAgain => return Some(Rejection::TryAgain),
+            Refusal::ClusterDown => return Some(Rejection::ClusterDown),
+            Refusal::Moved { slot, address } => {
+                (self.cluster.apply_moved(*slot, address, node), Rejection::Moved)
+            }
+            Refusal::Ask { address, .. } => {
+                let target = self.cluster.node_at(address, node);
+                (target, target.map_or(Rejection::UnknownNode, Rejection::Ask))
+            }
+        };
+        match target {
+            None => Some(Rejection::UnknownNode),
+            Some(target) => (target != node).then_some(rejection),
+        }
+    }
+
+    /// Whether the redirect of a part leads to a node that others have reported meanwhile. If not, a
+    /// script has made it up, and it is the reply.
+    fn is_redirect_confirmed(&mut self, id: PartId) -> bool {
+        let Some((refusal, _, Some(node))) = self.in_flight.refusal(id) else { return false };
+        let rejection = self.rejection(&refusal, node);
+        rejection.is_some_and(|rejection| rejection != Rejection::UnknownNode)
     }
 
     /// Reads every reply that is still to come, whichever command it is for, and then decides about
@@ -464,12 +501,17 @@ impl Router {
     /// awaited.
     fn resend(&mut self) {
         for id in self.in_flight.rejected_in_front() {
+            let rejection = self.in_flight.part(id).and_then(|(part, _)| part.rejection());
+            if rejection == Some(Rejection::UnknownNode) && !self.is_redirect_confirmed(id) {
+                self.in_flight.accept_error(id);
+                continue;
+            }
             let taken = self.in_flight.nodes_in_front();
             let Some((part, _)) = self.in_flight.part(id) else { continue };
             let Some(rejection) = part.rejection() else { continue };
             let (slot, last, command) = (part.slot, part.node, part.command.clone());
             let target = match rejection {
-                Rejection::Moved(node) | Rejection::Ask(node) => Some(node),
+                Rejection::Ask(node) => Some(node),
                 _ => match slot {
                     Some(slot) => self.cluster.owner(slot),
                     None => keyless_target(&self.cluster.primaries(), last, &taken),
@@ -502,7 +544,7 @@ impl Router {
 impl Router {
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Step {
         let has_room = self.input.len() <= self.terms.most_held + READ_CHUNK;
-        if self.stage != Stage::Open || !has_room || !self.may_send() {
+        if self.stage != Stage::Open || self.has_hung_up || !has_room || !self.may_send() {
             return Step::Idle;
         }
         self.input.reserve(READ_CHUNK);
@@ -512,7 +554,9 @@ impl Router {
             Poll::Ready(Ok(0)) => {
                 // What was sent is answered, unless it waits for something to happen.
                 self.has_hung_up = true;
-                self.stage = if self.passthrough.is_some() { Stage::Over } else { Stage::Ending };
+                if self.passthrough.is_none() {
+                    self.stage = Stage::Ending;
+                }
             }
             Poll::Ready(Err(_)) => self.stage = Stage::Over,
         }
@@ -543,6 +587,7 @@ impl Router {
         }
         let has_room = self.in_flight.len() < MAX_IN_FLIGHT
             && self.output.len() < self.terms.most_held
+            && self.in_flight.queued() < self.terms.most_held
             && self.may_send();
         let is_ended = self.stage == Stage::Over || self.passthrough.is_some();
         has_room
@@ -571,19 +616,19 @@ impl Router {
             _ = self.input.split_to(length);
             return true;
         }
-        let (route, is_read) = route(&self.terms.specs, arguments);
+        let (route, access) = route(&self.terms.specs, arguments);
         let is_alone = !self.transaction.is_open();
         let route = if is_alone { route } else { within_transaction(route, arguments) };
         let known = self.terms.specs.find(arguments);
         if !(is_alone && known.is_some_and(|command| command.may_block)) {
-            return self.go(route, is_read, length);
+            return self.go(route, access, length);
         }
         // A blocking command is alone. Otherwise an earlier command that is rejected would have to
         // wait for its reply, and a later one would run at another node before it.
         if !self.in_flight.is_empty() {
             return false;
         }
-        let is_taken = self.go(route, is_read, length);
+        let is_taken = self.go(route, access, length);
         self.in_flight.mark_last(CommandKind::Blocking);
         self.is_holding = true;
         is_taken
@@ -601,7 +646,7 @@ impl Router {
 
     /// Sends the command that is the first `length` bytes on its way, if it is its turn. Returns
     /// whether it was.
-    fn go(&mut self, route: Route, is_read: bool, length: usize) -> bool {
+    fn go(&mut self, route: Route, access: Access, length: usize) -> bool {
         let is_in_transaction = self.transaction.is_open();
         match route {
             Route::Refused(reply) => {
@@ -618,16 +663,16 @@ impl Router {
                 return self.go_in_transaction(Input::Invalid, length);
             }
             Route::Slot(slot) => {
-                self.send_one(self.cluster.owner(slot), Some(slot), is_read, length);
+                self.send_one(self.cluster.owner(slot), Some(slot), access, length);
             }
             Route::Any | Route::Invalid => {
                 let home = self.home();
-                self.send_one(home, None, is_read, length);
+                self.send_one(home, None, access, length);
             }
             Route::Split(commands, aggregate) => {
                 _ = self.input.split_to(length);
                 let parts = commands.into_iter().map(|(slot, command)| {
-                    Part::new(self.cluster.owner(slot), Some(slot), command, is_read)
+                    Part::new(self.cluster.owner(slot), Some(slot), command, access)
                 });
                 let parts = parts.collect();
                 self.send(Command::new(aggregate, CommandKind::Free, parts));
@@ -635,7 +680,7 @@ impl Router {
             Route::All(aggregate) => {
                 let command = self.input.split_to(length).freeze();
                 let parts = self.cluster.primaries().into_iter();
-                let parts = parts.map(|node| Part::new(Some(node), None, command.clone(), is_read));
+                let parts = parts.map(|node| Part::new(Some(node), None, command.clone(), access));
                 self.send(Command::new(aggregate, CommandKind::Free, parts.collect()));
             }
             Route::Multi => return self.go_in_transaction(Input::Multi, length),
@@ -664,7 +709,7 @@ impl Router {
         let home = self.home();
         match route {
             Route::Reset => {
-                self.logins.clear();
+                self.logins = Logins::default();
                 self.nodes.clear();
                 self.transaction.clear();
                 self.reply(Bytes::from_static(b"+RESET\r\n"), length);
@@ -680,7 +725,7 @@ impl Router {
                 self.node(node).connection.out.push(command);
             }
             _ => {
-                self.send_one(home, None, false, length);
+                self.send_one(home, None, Access::None, length);
                 self.in_flight.mark_last(CommandKind::Login);
                 self.is_holding = true;
             }
@@ -693,6 +738,10 @@ impl Router {
         let home = self.home();
         match self.transaction.decide(input, home) {
             Action::Reply(reply) => self.reply(reply, length),
+            Action::Keep if self.transaction.kept_bytes() > self.terms.most_held => {
+                self.transaction.abort();
+                self.reply(error(TOO_LONG), length);
+            }
             Action::Keep => {
                 let command = self.input.split_to(length).freeze();
                 self.transaction.keep(command);
@@ -702,7 +751,12 @@ impl Router {
                 let command = self.input.split_to(length).freeze();
                 self.send_bound(node, command, Aggregate::Pass);
             }
-            Action::SendAnywhere => self.send_one(home, None, false, length),
+            Action::Watch(node) => {
+                let command = self.input.split_to(length).freeze();
+                self.send_bound(node, command, Aggregate::Pass);
+                self.in_flight.mark_last(CommandKind::Watch);
+            }
+            Action::SendAnywhere => self.send_one(home, None, Access::None, length),
             Action::SendInstead(node, command) => {
                 _ = self.input.split_to(length);
                 self.send_bound(node, Bytes::from_static(command), Aggregate::Pass);
@@ -749,18 +803,24 @@ impl Router {
         self.in_flight.push_ready(reply);
     }
 
-    fn send_one(&mut self, node: Option<NodeId>, slot: Option<u16>, is_read: bool, length: usize) {
+    fn send_one(&mut self, node: Option<NodeId>, slot: Option<u16>, access: Access, length: usize) {
         let command = self.input.split_to(length).freeze();
-        let part = Part::new(node, slot, command, is_read);
+        let part = Part::new(node, slot, command, access);
         self.send(Command::new(Aggregate::Pass, CommandKind::Free, vec![part]));
     }
 
     fn send_bound(&mut self, node: NodeId, command: Bytes, aggregate: Aggregate) {
-        let part = Part::new(Some(node), None, command, false);
+        // Outside a transaction these are WATCH, UNWATCH and logins, which change no key.
+        let access = if self.transaction.is_open() { Access::Write } else { Access::None };
+        let part = Part::new(Some(node), None, command, access);
         self.send(Command::new(aggregate, CommandKind::Bound, vec![part]));
     }
 
-    fn send(&mut self, command: Command) {
+    fn send(&mut self, mut command: Command) {
+        if !self.in_flight.is_empty() && self.version != self.cluster.version() {
+            // The map has changed since the route was found (invariant K5).
+            command.defer();
+        }
         if command.parts().is_empty() {
             return self.in_flight.push_ready(unavailable());
         }
@@ -804,10 +864,6 @@ fn within_transaction(route: Route, arguments: Arguments<'_>) -> Route {
         }
         route => route,
     }
-}
-
-fn is_hello(command: &Bytes) -> bool {
-    command.windows(5).take(16).any(|word| word.eq_ignore_ascii_case(b"hello"))
 }
 
 /// Opens a stream to a node, on which the client has logged in as it did before.

@@ -9,6 +9,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::aggregate::Aggregate;
+use super::in_flight::Access;
 use super::key_specs::{CommandSpec, Distribution, KeySpecs};
 use crate::cluster::slot;
 use crate::protocol::{Arguments, is_one_of, write_array_length, write_bulk, write_error};
@@ -123,19 +124,23 @@ pub(super) fn of_one_node(arguments: Arguments<'_>) -> Bytes {
     ))
 }
 
-/// The route of a command, and whether it changes nothing.
-pub(super) fn route(specs: &KeySpecs, arguments: Arguments<'_>) -> (Route, bool) {
+/// The route of a command, and what it does to keys.
+pub(super) fn route(specs: &KeySpecs, arguments: Arguments<'_>) -> (Route, Access) {
     let known = specs.find(arguments);
-    let is_read = known.is_some_and(|command| command.is_read);
+    let access = match known {
+        Some(command) if command.is_read => Access::Read,
+        Some(command) if !command.may_write => Access::None,
+        _ => Access::Write,
+    };
     let name = arguments.get(0);
     let is_of_one = is_one_of(name, OF_ONE_NODE) || is_one_of(name, PARTLY_OF_ONE_NODE);
     // Any node replies what is wrong with it.
     let Some(command) = known.filter(|command| command.takes(arguments.len())) else {
         let route = if is_of_one { of_any_node(arguments) } else { Route::Invalid };
-        return (route, false);
+        return (route, Access::None);
     };
     let route = by_name(arguments).unwrap_or_else(|| by_keys(command, arguments));
-    (route, is_read)
+    (route, access)
 }
 
 fn by_keys(command: &CommandSpec, arguments: Arguments<'_>) -> Route {

@@ -19,10 +19,19 @@ pub(super) struct Transaction {
     state: State,
     /// The node that watches keys for the client.
     watching: Option<NodeId>,
+    /// Whether the node has confirmed a `WATCH`.
+    is_watch_confirmed: bool,
     /// Commands that no node knows of yet.
     kept: Vec<Bytes>,
     /// A command was refused here, so `EXEC` has to fail.
     is_aborted: bool,
+}
+
+/// The reply to a `WATCH`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WatchReply {
+    Confirmed,
+    Rejected,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +69,8 @@ pub(super) enum Action {
     Keep,
     /// Send it to this node, which keeps state for the client.
     Send(NodeId),
+    /// Send `WATCH` to this node.
+    Watch(NodeId),
     /// Send it to any node.
     SendAnywhere,
     /// Send this node another command in its place.
@@ -105,6 +116,19 @@ impl Transaction {
         std::mem::take(&mut self.kept)
     }
 
+    /// The node replied to `WATCH`. If it has rejected the first one, it watches nothing.
+    pub(super) fn watch_replied(&mut self, reply: WatchReply) {
+        self.is_watch_confirmed |= reply == WatchReply::Confirmed;
+        if !self.is_watch_confirmed && !self.is_open() {
+            self.watching = None;
+        }
+    }
+
+    /// Bytes of commands that no node knows of yet.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.kept.iter().map(Bytes::len).sum()
+    }
+
     /// Adds a command that no node knows of yet.
     pub(super) fn keep(&mut self, command: Bytes) {
         self.kept.push(command);
@@ -128,7 +152,7 @@ impl Transaction {
             Input::Watch(owner) => match owner {
                 Some(owner) if self.watching.is_none_or(|watching| watching == owner) => {
                     self.watching = Some(owner);
-                    Action::Send(owner)
+                    Action::Watch(owner)
                 }
                 Some(_) => Action::Reply(crossslot()),
                 None => Action::Reply(unavailable()),
@@ -230,7 +254,7 @@ mod tests {
             (&[], Exec, Action::SendAnywhere),
             (&[], Discard, Action::SendAnywhere),
             (&[], Unwatch, ok()),
-            (&[], Watch(Some(A)), Action::Send(A)),
+            (&[], Watch(Some(A)), Action::Watch(A)),
             (&[Watch(Some(A))], Watch(Some(B)), Action::Reply(crossslot())),
             (&[Watch(Some(A))], Unwatch, Action::SendInstead(A, UNWATCH)),
             (&[Multi], Multi, Action::Reply(error("ERR MULTI calls can not be nested"))),
@@ -282,5 +306,23 @@ mod tests {
             transaction.decide(Input::Exec, None),
             Action::Reply(Bytes::from_static(b"*0\r\n"))
         );
+    }
+
+    #[test]
+    fn rejected_watch_watches_nothing() {
+        use WatchReply::{Confirmed, Rejected};
+        for (replies, is_watching) in [
+            (&[Rejected][..], false),
+            (&[Confirmed], true),
+            (&[Confirmed, Rejected], true),
+            (&[Rejected, Confirmed], true),
+        ] {
+            let mut transaction = Transaction::default();
+            for reply in replies {
+                transaction.decide(Input::Watch(Some(A)), None);
+                transaction.watch_replied(*reply);
+            }
+            assert_eq!(transaction.is_bound_to(A), is_watching, "{replies:?}");
+        }
     }
 }
