@@ -1,10 +1,11 @@
-# The commands of this project. Each is a line or two here, or one script in scripts/.
-# The rule: a target says in plain words what it does, and leaves nothing running behind it.
+# The commands of this project. Each is a line or two here, or one script in scripts/. The rule: a
+# target's text says plainly what it does, and the target leaves no process running.
 
 .DEFAULT_GOAL := help
 .PHONY: help run test soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb clean
 
-# Where `make run` serves HTTP and clients of Redis on 127.0.0.1: make run PORT=9000 RESP_PORT=9001
+# The ports of `make run` on 127.0.0.1, for HTTP and for Redis clients: make run PORT=9000
+# RESP_PORT=9001
 PORT ?= 8080
 RESP_PORT ?= 6380
 
@@ -17,22 +18,22 @@ run: ## Build the proxy and run it with a private Redis and sample keys until Ct
 test: ## Run every test: unit, documentation, orders of steps, a short soak, integration against real redis-servers
 	@scripts/test
 
-soak: ## Soak both front ends in faults: no wrong answer, nothing left behind (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
+soak: ## Soak both front ends in faults: no wrong reply, no leak (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(PROXIES)'
 
-fuzz: ## Give each fuzz target made-up input and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
+fuzz: ## Run each fuzz target and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
 	@scripts/fuzz '$(SECONDS)' $(TARGET)
 
 bench: ## Measure side by side with nginx, Redis and others: bench/RESULTS.md (ROUNDS=5 QUICK=1 CASES='http resp')
 	@python3 bench/run.py
 
-bench-parts: ## Time the parts of a read, each by itself (criterion)
+bench-parts: ## Time each part of a read by itself (criterion)
 	cargo bench --locked --bench hit --bench codec --bench flight --bench metrics
 
-instructions: ## Count the instructions of a read, and fail where they are more than recorded (installs valgrind)
+instructions: ## Count the instructions of a read, and fail if they are more than recorded (installs valgrind)
 	@scripts/instructions
 
-compose-test: ## Try docker-compose.yml with all it starts: healthy, scraped, shown, reloaded, tested, stopped
+compose-test: ## Test docker-compose.yml with every service: health, scrapes, dashboard, reload, tests, stop
 	@scripts/compose-test
 
 docs: ## Build the book under target/book, and fail on a dead link (installs mdbook if missing)
@@ -46,30 +47,30 @@ check: ## Check the formatting, the lints and the documentation, with warnings a
 	cargo clippy --lib --profile test --features shuttle --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
 
-deny: ## Check the dependencies for known faults, licences, bans and sources (installs cargo-deny if missing)
+deny: ## Check the dependencies for advisories, licences, bans and sources (installs cargo-deny if missing)
 	@cargo deny --version >/dev/null 2>&1 || { echo 'Installing cargo-deny; this takes some minutes.' && cargo install --locked cargo-deny; }
 	cargo deny check advisories licenses bans sources
 
 nix-check: ## Check everything Nix: packages, the NixOS module, its tests and a virtual machine (needs Nix)
 	nix --extra-experimental-features 'nix-command flakes' flake check --print-build-logs
 
-sbom: ## Write what the program is made of, as CycloneDX, for a release (installs cargo-cyclonedx if missing)
+sbom: ## Write the software bill of materials of a release, as CycloneDX (installs cargo-cyclonedx if missing)
 	@cargo cyclonedx --version >/dev/null 2>&1 || { echo 'Installing cargo-cyclonedx; this takes some minutes.' && cargo install --locked cargo-cyclonedx; }
 	cargo cyclonedx --quiet --format json --spec-version 1.5 --override-filename redis-proxy.sbom
 	@mkdir -p "$${CARGO_TARGET_DIR:-target}" && mv redis-proxy.sbom.json "$${CARGO_TARGET_DIR:-target}/" && \
 	  echo "It is $${CARGO_TARGET_DIR:-target}/redis-proxy.sbom.json."
 
-release: ## Build the program as it is given to others: the same bytes from the same sources, wherever and whenever
+release: ## Build the program for a release: the same bytes from the same sources, everywhere
 	@scripts/release
 
-reproducible: ## Build what is committed twice, in two places, and fail where the bytes differ (takes some minutes)
+reproducible: ## Build the committed sources twice, in two places, and fail if the bytes differ (takes some minutes)
 	@scripts/reproducible
 
-systemd-check: ## Check the units in systemd/ by systemd's own rules, and how exposed the service is (needs systemd)
+systemd-check: ## Check the units in systemd/ by systemd's own rules, and the exposure of the service (needs systemd)
 	@scripts/systemd-check
 
 deb: ## Build a Debian package (installs cargo-deb if missing)
 	@scripts/deb
 
-clean: ## Remove everything that was built, and the Redis that was unpacked beside it
+clean: ## Remove everything that was built, and the unpacked Redis
 	cargo clean

@@ -1,5 +1,5 @@
 {
-  description = "A near cache for Redis in a daemon of its own: hot reads answered from memory over HTTP";
+  description = "Caching proxy (near cache) for Redis: serves hot reads from memory, over HTTP and to Redis clients";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 
@@ -27,7 +27,7 @@
           default = {
             type = "app";
             program = lib.getExe package;
-            meta.description = "Serve reads of a Redis from memory, over HTTP";
+            meta.description = "Serve reads of a Redis from memory, over HTTP and to Redis clients";
           };
         }
       );

@@ -1,7 +1,7 @@
-# The service redis-proxy. Its units say what those in systemd/ say; a check compares them.
+# The service redis-proxy. Its units match those in systemd/; a check compares them.
 #
-# What must not be broken: no secret comes into the store, and a configuration that the daemon would refuse is refused
-# when the system is built.
+# The rule that must not be broken: no secret enters the store. A configuration that the daemon
+# would refuse is refused when the system is built.
 {
   config,
   lib,
@@ -30,8 +30,8 @@ let
 
   duration = types.either types.ints.unsigned types.str;
 
-  # A file that holds a secret. The type refuses path literals and store paths: the generator of the configuration copies
-  # a path literal into the store, where every user of the machine can read it.
+  # A file that holds a secret. The type refuses path literals and store paths: the generator of the
+  # configuration copies a path literal into the store, where every user of the machine can read it.
   secretFile =
     description:
     lib.mkOption {
@@ -41,7 +41,7 @@ let
       example = "/run/secrets/redis-proxy";
     };
 
-  # The daemon opens no socket for this, and reads no secret.
+  # The check opens no socket and reads no secret.
   checkedFile = pkgs.runCommand "redis-proxy.toml" { } ''
     install -m 444 ${format.generate "redis-proxy.toml" cfg.settings} redis-proxy.toml
     ${lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) ''
@@ -50,8 +50,9 @@ let
     cp redis-proxy.toml $out
   '';
 
-  # What SIGHUP puts in force; a check compares it with the keys marked "(live)" in redis-proxy.toml. Of all else a
-  # change restarts the daemon, which would refuse to reload it.
+  # The keys that SIGHUP applies; a check compares them with the keys marked "(live)" in
+  # redis-proxy.toml. A change of any other key restarts the daemon, which would refuse to reload
+  # it.
   liveKeys = {
     cache = [
       "capacity"
@@ -69,7 +70,7 @@ let
     ) cfg.settings
   );
 
-  # host:port; what is neither is told by the daemon.
+  # host:port; the daemon reports anything else.
   parse =
     listen:
     let
@@ -83,7 +84,7 @@ let
   admin = parse cfg.settings.admin.listen;
   resp = parse cfg.settings.resp.listen;
   hasAdmin = cfg.settings.admin.listen != "";
-  # A unix socket is the daemon's own to make.
+  # The daemon creates a unix socket itself.
   hasResp = cfg.settings.resp.listen != "" && !lib.hasPrefix "unix:" cfg.settings.resp.listen;
   listeners = [ http ] ++ lib.optional hasAdmin admin ++ lib.optional hasResp resp;
 
@@ -118,7 +119,7 @@ let
 in
 {
   options.services.redis-proxy = {
-    enable = lib.mkEnableOption "redis-proxy, a near cache for Redis that answers reads over HTTP";
+    enable = lib.mkEnableOption "redis-proxy, a caching proxy for Redis that serves HTTP and Redis clients";
 
     package = lib.mkPackageOption pkgs "redis-proxy" { };
 
@@ -126,50 +127,50 @@ in
       type = types.submodule {
         freeformType = format.type;
         options = {
-          http = section "Reads over HTTP." {
+          http = section "The listener for reads over HTTP." {
             listen = lib.mkOption {
               type = types.str;
               default = "127.0.0.1:8080";
               example = "0.0.0.0:8080";
               description = ''
-                Where reads are served, as host and port. Where other machines reach it, the daemon starts only if it
-                asks who comes (`http.tokens_file`, `http.tls_client_ca_file`), or if `http.allow_unprotected` says
-                that something else keeps strangers away.
+                The address of the HTTP listener, as host and port. If other hosts can reach it, the daemon starts
+                only with authentication (`http.tokens_file`, `http.tls_client_ca_file`) or with
+                `http.allow_unprotected = true`.
               '';
             };
             tls_key_file = secretFile "The private key (PEM) of `http.tls_cert_file`, outside of the Nix store.";
             tokens_file = secretFile "The bearer tokens for reads over HTTP, outside of the Nix store.";
           };
-          resp = section "Clients of Redis." {
+          resp = section "The listener for Redis clients." {
             listen = lib.mkOption {
               type = types.str;
               default = "";
               example = "127.0.0.1:6380";
               description = ''
-                Where clients of Redis are served, as host and port or `unix:///path`; empty: nowhere.
+                The address for Redis clients, as host and port or `unix:///path`. Empty disables the listener.
               '';
             };
-            password_file = secretFile "The password for clients of Redis, outside of the Nix store.";
+            password_file = secretFile "The password for Redis clients, outside of the Nix store.";
             tls_key_file = secretFile "The private key (PEM) of `resp.tls_cert_file`, outside of the Nix store.";
           };
-          admin = section "Metrics and health on a listener of their own." {
+          admin = section "A separate listener for metrics and health." {
             listen = lib.mkOption {
               type = types.str;
               default = "";
               example = "127.0.0.1:9121";
               description = ''
-                Where `/metrics`, `/livez` and `/readyz` are served, as host and port; empty: beside `/keys/`.
+                The address of `/metrics`, `/livez` and `/readyz`, as host and port. Empty serves them beside `/keys/`.
               '';
             };
           };
-          redis = section "The Redis behind." {
+          redis = section "The upstream Redis." {
             url = lib.mkOption {
               type = types.str;
               default = "redis://127.0.0.1:6379/0";
               example = "rediss://cache.internal:6380/0";
               description = ''
-                Where Redis is: `redis://[user@]host[:port][/database]`, the same with `rediss://` for TLS, or
-                `unix:///path[?db=database]`. A password does not belong here but into
+                The address of Redis: `redis://[user@]host[:port][/database]`, the same with `rediss://` for TLS, or
+                `unix:///path[?db=database]`. A password does not belong here but in
                 {option}`services.redis-proxy.redis.passwordFile`.
               '';
             };
@@ -188,15 +189,15 @@ in
               type = types.ints.unsigned;
               default = 10000;
               example = 500000;
-              description = "How many keys are kept at most. A change takes effect by a reload.";
+              description = "The maximum number of cached keys. A reload applies a change.";
             };
             ttl = lib.mkOption {
               type = duration;
               default = "60s";
               example = "5m";
               description = ''
-                How old a value may be, in seconds or as text with a unit; 0: nothing is given without asking Redis. A
-                change takes effect by a reload.
+                The maximum age of a cached value, in seconds or as text with a unit. With 0 every read goes to Redis. A
+                reload applies a change.
               '';
             };
           };
@@ -213,11 +214,11 @@ in
         }
       '';
       description = ''
-        The configuration: every key of `redis-proxy.toml`, where each is explained. The daemon itself checks it when
-        the system is built. All of it can be read by everyone, so secrets are refused here.
+        The configuration: every key of `redis-proxy.toml`, which explains each. The daemon itself checks it when the
+        system is built. Every user can read all of it, so secrets are refused here.
 
-        Changes of `cache` (but `coherence`) and `telemetry.log_filter` take effect by a reload, for what is cached
-        already too; all others restart the daemon. With a longer `daemon.drain_timeout`, set `TimeoutStopSec` of the
+        A reload applies changes of `cache` (except `coherence`) and `telemetry.log_filter`, also to values that are
+        already cached. All others restart the daemon. With a longer `daemon.drain_timeout`, set `TimeoutStopSec` of the
         service above it.
       '';
     };
@@ -227,7 +228,7 @@ in
       default = false;
       example = true;
       description = ''
-        Whether systemd holds the addresses, so that a restart turns nobody away and ports below 1024 can be served.
+        Whether systemd holds the addresses, so that a restart rejects no client and ports below 1024 can be served.
         `http.listen`, `resp.listen` and `admin.listen` must be IP addresses then.
       '';
     };
@@ -248,9 +249,8 @@ in
         default = false;
         example = true;
         description = ''
-          Whether to run a Redis for the proxy on this machine, `services.redis.servers.redis-proxy`, which listens
-          only on a unix socket, `/run/redis-redis-proxy/redis.sock`. Who writes to it must be in the group
-          `redis-redis-proxy`.
+          Whether to run a Redis for the proxy on this machine, `services.redis.servers.redis-proxy`. It listens only
+          on a unix socket, `/run/redis-redis-proxy/redis.sock`. Its clients must be in the group `redis-redis-proxy`.
         '';
       };
 
@@ -259,9 +259,9 @@ in
         default = null;
         example = "/run/secrets/redis-password";
         description = ''
-          A file with the password for Redis. systemd hands it to the daemon as a credential, so only root has to be
-          able to read it; a new password needs a restart. With {option}`services.redis-proxy.redis.createLocally` it
-          is also what that Redis asks for.
+          A file with the password for Redis. systemd passes it to the daemon as a credential, so only root must be able
+          to read it. A new password needs a restart. With {option}`services.redis-proxy.redis.createLocally` that Redis
+          requires the same password.
         '';
       };
 
@@ -270,8 +270,8 @@ in
         default = null;
         example = "/run/secrets/redis-client.key";
         description = ''
-          A file with the private key (PEM) for `settings.redis.tls_cert_file`, for a Redis that asks for a
-          certificate. systemd hands it to the daemon as a credential.
+          A file with the private key (PEM) for `settings.redis.tls_cert_file`, for a Redis that requires a
+          certificate. systemd passes it to the daemon as a credential.
         '';
       };
     };
@@ -429,7 +429,7 @@ in
           lib.optional (cfg.redis.passwordFile != null) "redis-password:${cfg.redis.passwordFile}"
           ++ lib.optional (cfg.redis.tlsKeyFile != null) "redis-tls-key:${cfg.redis.tlsKeyFile}";
         SupplementaryGroups = lib.optional cfg.redis.createLocally config.services.redis.servers.redis-proxy.group;
-        # All of them, so that a switch to another system opens them anew with the daemon.
+        # All of them, so that a switch to another system opens them again together with the daemon.
         Sockets = sockets;
         Restart = "on-failure";
         RestartSec = 1;
@@ -437,7 +437,7 @@ in
         # Longer than daemon.drain_timeout.
         TimeoutStopSec = lib.mkDefault 20;
 
-        # It reads its configuration, speaks to the network, and does nothing else.
+        # It reads its configuration and uses the network, and needs nothing else.
         DynamicUser = true;
         UMask = "0077";
         # For warm.file = "/var/lib/redis-proxy/hot-keys".

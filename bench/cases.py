@@ -1,7 +1,7 @@
-"""What is measured. Each case starts its servers, lets them take turns for several rounds, and stops them.
+"""The measured cases. Each starts its servers, lets them take turns for several rounds, and stops them.
 
-The rule: only what was measured in the same round of the same case is compared, so what disturbs the machine disturbs
-all of them.
+The rule: only measurements of the same round of the same case are compared, so a disturbance of the machine affects all
+of them.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from processes import CORES, LOADING, Failed, Pair, allow_open_files
 from redis_keys import Connection, encode, key, write
 
 VALUE = 100
-# Keys that no cache has when they are read: more than any holds.
+# Keys that no cache has when they are read: more than any cache holds.
 COLD = range(load.KEYS, load.KEYS + 400_000)
 
 
@@ -39,7 +39,7 @@ class Record:
 
 @dataclass
 class Bench:
-    """How long and how often is measured, and what was found."""
+    """The duration and the number of rounds, and the results."""
 
     rounds: int
     seconds: int
@@ -51,7 +51,7 @@ class Bench:
         self.records.append(Record(case, name, round_, figures))
 
     def take_turns(self, case, runs):
-        """Lets each of `runs`, a server and its load by name, take its turn in every round; who fails is left out."""
+        """Lets each of `runs`, a server and its load by name, take its turn in every round; one that fails is left out."""
         install.say(f"  {case}: {', '.join(runs)}")
         runs = dict(runs)
         for round_ in range(self.rounds):
@@ -65,7 +65,7 @@ class Bench:
                 return
 
     def share_turns(self, case, servers, act):
-        """Has `act` ask all of `servers`, by name, in each round, in turns of its own; who fails is left out."""
+        """Has `act` query all of `servers`, by name, in each round, in separate turns; one that fails is left out."""
         install.say(f"  {case}: {', '.join(servers)}")
         servers = dict(servers)
         for round_ in range(self.rounds):
@@ -86,13 +86,13 @@ class Bench:
 
 
 def rotated(names, round_):
-    """These names, another first in each round, so that none is always behind the same one."""
+    """The names, rotated in each round, so that none always follows the same one."""
     names = list(names)
     return names[round_ % len(names) :] + names[: round_ % len(names)]
 
 
 def measured(server, act, behind=None):
-    """What a load costs a server, and the Redis `behind` it."""
+    """The cost of a load for a server, and for the Redis `behind` it."""
     before, before_behind = server.cpu(), behind and behind.cpu()
     result = act()
     found = figures(server, before, result)
@@ -100,7 +100,7 @@ def measured(server, act, behind=None):
 
 
 def figures(server, before, result):
-    """What a load, of which this is the result, has cost a server and how it was answered."""
+    """The cost of a load with this result for a server, and the latencies of the load."""
     cpu, kernel = costs(server, before, result)
     rate = result.reads / result.seconds
     return {"cpu": cpu, "kernel": kernel, "rate": rate, "memory": server.memory(), **result.latency}
@@ -112,7 +112,7 @@ def costs(server, before, result):
 
 
 class Stage(ExitStack):
-    """A directory, a Redis with keys in it, and the servers in front of it; all gone at the end."""
+    """A directory, a Redis with keys in it, and the servers in front of it; all removed at the end."""
 
     def __init__(self, bench, numbers, size=VALUE):
         super().__init__()
@@ -136,7 +136,7 @@ class Stage(ExitStack):
         return self.keep(contestants.start_proxy(self.directory, self.origin.port, **options))
 
     def http(self, names):
-        """The contestants over HTTP of these names, as far as they are there."""
+        """The contestants over HTTP of these names, except those that are not installed."""
         found = {}
         for name in names:
             if not contestants.is_there(name):
@@ -149,7 +149,7 @@ class Stage(ExitStack):
         return found
 
     def nginx_by_workers(self, counts):
-        """One nginx for each of these counts of worker processes, all with every core; none if it is not there."""
+        """One nginx for each of these counts of worker processes, all with every core; none if nginx is not installed."""
         found = []
         for count in counts if contestants.is_there(NGINX_FIXED) else ():
             server = contestants.start_nginx(
@@ -159,7 +159,7 @@ class Stage(ExitStack):
         return found
 
     def warm(self, servers, numbers):
-        """Has each of `servers` that keeps what it has read read these keys; those that cannot are left out."""
+        """Has each of `servers` that caches read these keys; those that cannot are left out."""
         for name in [name for name in CACHES if name in servers]:
             try:
                 load.warm(servers[name], numbers)
@@ -185,7 +185,7 @@ def http(bench):
         stage.warm(servers, range(load.KEYS))
         asked = {name: (server, wrk(bench, server)) for name, server in servers.items()}
         bench.take_turns(f"http 100 B, {load.CONNECTIONS} connections", asked)
-        # What logging and threads cost those is seen by now, and they take no more of the time.
+        # The cost of logging and threads is known by now, so these take no more of the time.
         servers = {name: server for name, server in servers.items() if name not in as_they_come}
         for connections in (1, 1000):
             asked = {name: (server, wrk(bench, server, connections)) for name, server in servers.items()}
@@ -228,14 +228,14 @@ def resp(bench):
 
 
 def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS):
-    """GETs for about the bench's seconds; how many that is, is found out first."""
+    """GETs for about the bench's seconds; a trial finds their number."""
     probe = load.redis_benchmark(port, 20_000 * pipeline if pipeline > 1 else 10_000, connections, pipeline, keys)
     reads = max(1000, int(probe.reads / probe.seconds * bench.seconds))
     return lambda: load.redis_benchmark(port, reads, connections, pipeline, keys)
 
 
 def paced(bench, ports, rate):
-    """So many turns that what is counted of each takes the bench's seconds."""
+    """The number of turns in which the counted part takes the bench's seconds."""
     turns = bench.seconds * 1000 // (load.SLICE * load.SLICES)
     return lambda names: load.paced([ports[name][1] for name in names], rate, turns)
 
@@ -257,7 +257,7 @@ def threads(bench):
         proxies = {THREADS[1]: one, THREADS[2]: two}
         nginx = stage.nginx_by_workers((1, 2, 1))
         runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
-        # Whether it is the proxy or the machine that a second thread costs.
+        # Tells whether the proxy or the machine causes the cost of a second thread.
         runs |= {name: (server, wrk(bench, server)) for name, server in zip(NGINX_WORKERS.values(), nginx)}
         bench.take_turns("threads, http", runs)
         for pipeline in (1, 16):
@@ -267,12 +267,12 @@ def threads(bench):
 
 
 def beside_processes(bench, proxies, nginx):
-    """Two worker threads beside what shares nothing but the machine: two processes of one. All have the same load, of two
-    clients of half the connections each, which for two processes is one for each of them."""
+    """Two worker threads beside two processes of one, which share nothing but the machine. All have the same load, of two
+    clients of half the connections each; two processes have one client each."""
     pairs = dict(zip((*THREADS.values(), PROCESSES), pairs_of(proxies)))
-    # nginx's workers share nothing either way, so it shows what else the two ways differ in.
+    # nginx's workers share nothing either way, so it shows how else the two ways differ.
     asked = pairs | dict(zip((*NGINX_WORKERS.values(), NGINX_PROCESSES), pairs_of(nginx)))
-    # Half as long as elsewhere, since there are many of them.
+    # Half as long as elsewhere, because there are many of them.
     seconds = max(1, bench.seconds // 2)
     runs = {name: (Pair(pair), lambda pair=pair: load.wrk_twice(pair, seconds)) for name, pair in asked.items()}
     bench.take_turns("threads beside processes, http", runs)
@@ -282,7 +282,7 @@ def beside_processes(bench, proxies, nginx):
 
 
 def pairs_of(servers):
-    """Of one server with one worker, one with two and another with one: whom the two clients ask, each in turn."""
+    """One server with one worker, one with two, and another with one: the targets of the two clients, each in turn."""
     if not servers:
         return []
     one, two, other = servers
@@ -297,7 +297,7 @@ def gets_twice(pair, seconds, pipeline):
 
 
 def keys(bench):
-    """The cost of a hit by how many keys are cached; the reads are spread over all of them."""
+    """The cost of a hit by the number of cached keys; the reads are spread over all of them."""
     counts = (1000, 100_000) if bench.is_quick else (1000, 10_000, 100_000, 1_000_000, 5_000_000)
     with Stage(bench, range(counts[-1])) as stage:
         proxies = {count: stage.proxy(capacity=count) for count in counts}
@@ -316,7 +316,7 @@ def keys(bench):
 
 
 def misses(bench):
-    """Reads of which none is in memory, by proxy and by who else forwards; and the cache alone beside its link."""
+    """Reads that all miss, by proxy and by other forwarders; and the cache alone beside its connection."""
     numbers = range(100_000 if bench.is_quick else 1_000_000)
     with Stage(bench, numbers) as stage:
         proxy = stage.proxy(capacity=len(numbers) // 100)
@@ -335,7 +335,7 @@ def misses(bench):
 
 
 def churn(bench):
-    """What the cache and its flights cost where nothing is ever found: one program, one link, the same reads."""
+    """The cost of the cache and its flights where every read misses: one program, one connection, the same reads."""
     with Stage(bench, range(1_000_000)) as stage:
         for expiring in (False, True):
             if expiring:
@@ -350,16 +350,16 @@ def churn(bench):
 
 
 def churn_case(tasks, expiring):
-    """Redis is asked for each time to live as soon as one key has one."""
+    """Reads that all miss; each TTL is requested from Redis as soon as one key has one."""
     return f"misses, {tasks} tasks in one program" + (", one key with a time to live" if expiring else "")
 
 
-# In the order in which the client prints their reads a second.
+# The order in which the client prints their reads a second.
 CHURN = ("straight over one link", "straight, with PTTL, tracked", "through the cache")
 
 
 def memory(bench):
-    """Bytes that 100,000 entries take of keys of 16 bytes and values of 100."""
+    """Bytes that 100,000 entries of 16-byte keys and 100-byte values take."""
     numbers = range(contestants.CAPACITY)
     with Stage(bench, numbers) as stage:
         empty = stage.keep(contestants.start_redis(stage.directory))
@@ -368,7 +368,7 @@ def memory(bench):
         weigh(bench, REDIS, empty, before, numbers)
         servers = stage.http([PROXY, NGINX_LRUCACHE] if bench.is_quick else [PROXY, NGINX_LRUCACHE, FASTAPI_UVLOOP])
         for name, server in servers.items():
-            # What serving itself takes is there before the keys are.
+            # The memory of serving itself is allocated before the keys are read.
             load.wrk(server, 1, keys=100)
             before = server.memory()
             load.warm(server, numbers)
@@ -379,12 +379,12 @@ def weigh(bench, name, server, before, numbers):
     bench.add("memory", name, 0, entry=(server.memory() - before) / len(numbers), memory=server.memory())
 
 
-# As many as Redis's clients may be here, where each may need two of the 20,000 files that a process may often open.
+# The most Redis clients here: each may need two of the 20,000 files that a process may often open.
 IDLE = 9_900
 
 
 def idle(bench):
-    """What a connection takes that has read once and is silent."""
+    """The memory of a connection that has read once and is silent."""
     allow_open_files()
     with Stage(bench, range(1)) as stage:
         http_read = f"GET {{}}{key(0)}{{}} HTTP/1.1\r\nHost: bench\r\n\r\n"
@@ -403,12 +403,12 @@ def idle(bench):
                 bench.leave_out("idle", name, error)
 
 
-# Connections that the proxy lets in, over HTTP and from clients of Redis.
+# Connections that the proxy admits, over HTTP and from Redis clients.
 LIMITS = {"http": (IDLE + 10, 10), "resp": (10, IDLE + 10)}
 
 
 def held(server, port, read):
-    """The bytes a connection takes, and what they all together cost while nothing is said."""
+    """The bytes of a connection, and the CPU of all of them together while they are silent."""
     before = server.memory()
     with ExitStack() as connections:
         for _ in range(IDLE):

@@ -1,7 +1,7 @@
-"""Who is measured, and how each is configured and started.
+"""The contestants, and how each is configured and started.
 
-All serve from one core, with room for the same number of keys, and without logs of what they answer, save those that are
-here as they come. Those that answer over HTTP have `path`, what goes before a key.
+All serve from one core, with room for the same number of keys, and without logs of reads, except those with their default
+settings. Those that serve HTTP have `path`, the prefix of a key.
 """
 
 import json
@@ -51,7 +51,7 @@ def start_redis(directory, cores=SERVING):
 
 
 def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, connections=(2000, 2000)):
-    """This proxy; `port` serves HTTP and `resp_port` clients of Redis, each so many `connections` at most."""
+    """This proxy; `port` serves HTTP and `resp_port` Redis clients, each at most `connections`."""
     port, resp_port = free_port(), free_port()
     command = [install.TARGET / "release" / "redis-proxy", "--redis_host", "127.0.0.1", "--redis_port", origin]
     command += ["--proxy_host", "127.0.0.1", "--proxy_port", port, "--ttl", "24h", "--k", capacity]
@@ -70,7 +70,7 @@ def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, 
 
 def start_nginx(name, directory, origin, size, cores=SERVING, workers=1):
     port = free_port()
-    # It reads no value longer than this from its configuration.
+    # Its configuration has room for no longer value.
     fixed = "x" * min(size, 1000)
     values = {"ROOT": install.ROOT, "PORT": port, "ORIGIN": origin, "CAPACITY": CAPACITY, "VALUE": fixed}
     values["WORKERS"] = workers
@@ -85,8 +85,8 @@ def start_nginx(name, directory, origin, size, cores=SERVING, workers=1):
 
 
 def start_webdis(name, directory, origin):
-    """With one thread and no log, or with its package's own settings save where it listens, whom it asks, that it stays
-    where it was started, and where its log is."""
+    """With one thread and no log, or with its package's own settings, except its address, its Redis, the foreground mode and
+    the path of its log."""
     port = free_port()
     settings = {"threads": 1, "verbosity": 0, "database": 0}
     if name == WEBDIS_AS_PACKAGED:
@@ -101,18 +101,19 @@ def start_webdis(name, directory, origin):
 
 
 def packaged_webdis():
-    """The settings that the package has for webdis, as its unit starts it; None if they are not there.
+    """The settings of the webdis package, as its unit starts it; None if they are not there.
 
     Those of Debian's webdis 0.1.9+dfsg-1.1 that matter here are "threads": 2, which share the one core then, and
-    "verbosity": 3, which is all but what webdis says of each read; "acl" has two rules; there is no "pool_size".
+    "verbosity": 3, which is all but the lines about each read; "acl" has two rules; there is no "pool_size".
     """
     paths = (root / "etc" / "webdis" / "webdis.json" for root in (install.ROOT, Path("/")))
     return next((path for path in paths if path.exists()), None)
 
 
-# What uvicorn is started with. Its own defaults (uvicorn 0.54.0, config.py: access_log=True, LOGGING_CONFIG with the level
-# INFO) write a line of each read to standard output, which is a file here. "auto", its default for loop and HTTP, is
-# asyncio and h11 where only fastapi and uvicorn were installed; they are named since the others are installed as well.
+# The flags of uvicorn. By default it writes a line of each read to standard output, which is a file
+# here (uvicorn 0.54.0, config.py: access_log=True, LOGGING_CONFIG with the level INFO). Its default
+# for loop and HTTP, "auto", is asyncio and h11 if only fastapi and uvicorn are installed. They are
+# named because the others are installed as well.
 UVICORN = {
     FASTAPI_AS_STARTED: ["--loop", "asyncio", "--http", "h11"],
     FASTAPI: ["--loop", "asyncio", "--http", "h11", "--no-access-log", "--log-level", "warning"],
@@ -145,7 +146,7 @@ def start_twemproxy(directory, origin):
 
 
 def start_http(name, directory, origin, size):
-    """The contestant of this name, whose answers have been looked at; `size` is that of its values."""
+    """The contestant of this name, after a check of its replies; `size` is that of its values."""
     if name == PROXY:
         server = start_proxy(directory, origin)
     elif name in (NGINX_FIXED, NGINX_LRUCACHE):

@@ -1,4 +1,4 @@
-"""A caching proxy for Redis as one writes it in an afternoon: FastAPI, uvicorn and cachetools."""
+"""A simple caching proxy for Redis: FastAPI, uvicorn and cachetools."""
 
 import os
 

@@ -1,8 +1,8 @@
-"""Gets the programs that are measured, where they are missing.
+"""Installs the measured programs that are missing.
 
-Debian's packages are unpacked under target/tools/bench and not installed, so no service is started and nothing of the
-machine changes; Python's packages go into an environment of their own there. What cannot be had is left out of the
-measurement, and the report says so.
+Debian's packages are unpacked under target/tools/bench and not installed, so no service is started and the machine does
+not change. Python's packages go into a separate environment there. A program that cannot be had is left out of the
+measurement, and the report lists it.
 """
 
 import os
@@ -18,7 +18,7 @@ ROOT = TOOLS / "root"
 PYTHON = TOOLS / "python" / "bin" / "python"
 LOG = TOOLS / "install.log"
 
-# A program, and the packages that bring it and what it loads.
+# Programs, and the packages that contain them and the libraries they load.
 PACKAGES = {
     "redis-server": ["redis-server", "redis-tools"],
     "redis-benchmark": ["redis-server", "redis-tools"],
@@ -37,7 +37,7 @@ def say(text):
 
 
 def program(name):
-    """The path of a program: the one that was unpacked, or the machine's own; None if there is neither."""
+    """The path of a program: the unpacked one, or the machine's own; None if there is neither."""
     directories = [str(ROOT / part) for part in ("usr/bin", "usr/sbin")]
     return shutil.which(name, path=":".join(directories + [os.environ["PATH"], "/usr/sbin"]))
 
@@ -50,18 +50,18 @@ def environment():
 
 
 def is_there(name):
-    # nginx counts only with its module, which a machine's own nginx may lack.
+    # nginx counts only with its module, which the nginx of the machine may lack.
     return program(name) and (name != "nginx" or any(ROOT.glob("usr/**/ngx_http_lua_module.so")))
 
 
 def quietly(*command):
-    """Runs a command with what it prints kept in the log; tells whether it succeeded."""
+    """Runs a command with its output in the log; returns whether it succeeded."""
     with LOG.open("a") as log:
         return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=300).returncode == 0
 
 
 def apt(*arguments):
-    """apt with lists and downloads of its own, which needs no root and leaves the machine's own as they are."""
+    """apt with private lists and downloads, which needs no root and leaves the machine's own as they are."""
     state, cache = TOOLS / "apt" / "state", TOOLS / "apt" / "cache"
     (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (cache / "archives" / "partial").mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def apt(*arguments):
         "APT::Keep-Downloaded-Packages": "true",
         "Debug::NoLocking": "true",
     }
-    # A machine's own rule to delete what was downloaded must not reach in here.
+    # A rule of the machine to delete downloads must not apply here.
     options["DPkg::Post-Invoke"] = options["APT::Update::Post-Invoke"] = ""
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     return quietly("apt-get", "-q", "-y", *words, *arguments)
@@ -89,7 +89,7 @@ def unpack(packages):
 
 
 def install_python():
-    """An environment with what the FastAPI proxy needs; tells whether there is one."""
+    """Creates an environment with the packages of the FastAPI proxy; returns whether there is one."""
     if PYTHON.exists() and quietly(str(PYTHON), "-c", "import fastapi, uvicorn, uvloop, httptools, cachetools, redis"):
         return
     say(f"Installing {', '.join(PYTHON_PACKAGES)} under {PYTHON.parent.parent}.")
@@ -99,7 +99,7 @@ def install_python():
 
 
 def install():
-    """Gets what is missing and can be had."""
+    """Installs every missing program that can be had."""
     ROOT.mkdir(parents=True, exist_ok=True)
     LOG.write_text("")
     missing = {tuple(packages) for name, packages in PACKAGES.items() if not is_there(name)}

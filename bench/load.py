@@ -1,7 +1,7 @@
-"""What asks the servers: wrk over HTTP, redis-benchmark and a client of our own over Redis's protocol.
+"""The loads: wrk over HTTP, redis-benchmark and a client of this project over Redis's protocol.
 
-Each load runs on the core for loads, for a bounded time, and says how many reads were answered and how fast. A load of
-which a read failed is no measurement.
+Each load runs on the core for loads, for a bounded time, and reports the number of reads and their latencies. A load with
+a failed read is no measurement.
 """
 
 import csv
@@ -20,7 +20,7 @@ CONNECTIONS = 32
 
 @dataclass
 class Result:
-    """What a load found out; latencies in microseconds, by percentile."""
+    """The result of a load; latencies in microseconds, by percentile."""
 
     reads: int
     seconds: float
@@ -28,12 +28,12 @@ class Result:
 
 
 def run(command, seconds, cores=LOADING):
-    """What a load prints; it has 30 seconds more than it should need."""
+    """The output of a load; it may take 30 seconds more than it should need."""
     return run_at_once([command], seconds, cores)[0]
 
 
 def run_at_once(commands, seconds, cores):
-    """What each of these loads prints that run beside each other."""
+    """The outputs of these loads, which run at the same time."""
     end = time.monotonic() + seconds + 30
     with ExitStack() as stack:
         running = []
@@ -60,7 +60,7 @@ def run_at_once(commands, seconds, cores):
 
 @dataclass
 class Others:
-    """Keys that are read in turn between those that are read often: every so many reads, the next one of `numbers`."""
+    """Keys that are read in turn among those that are read often: at a fixed interval, the next of `numbers`."""
 
     every: int
     numbers: range
@@ -68,7 +68,7 @@ class Others:
 
 
 def wrk(server, seconds, connections=CONNECTIONS, keys=KEYS, others=None):
-    """Reads over HTTP of `keys` keys, few of them often, and of `others`, which is brought up to date."""
+    """Reads over HTTP of `keys` keys, few of them often, and of `others`, which is updated."""
     others = others or Others(0, range(1))
     result = wrk_result(server, run(wrk_command(server, seconds, connections, keys, others), seconds))
     others.turn += result.reads // others.every if others.every else 0
@@ -91,7 +91,7 @@ def wrk_result(server, text):
 
 
 def wrk_twice(servers, seconds):
-    """The reads over HTTP of two wrks beside each other, on every core; each has half of the connections, and asks one
+    """The reads over HTTP of two wrks at the same time, on every core; each has half of the connections, and queries one
     of `servers`."""
     commands = [wrk_command(server, seconds, CONNECTIONS // 2, KEYS, Others(0, range(1))) for server in servers]
     texts = run_at_once(commands, seconds, set(CORES))
@@ -99,11 +99,11 @@ def wrk_twice(servers, seconds):
 
 
 def both(results):
-    """Two loads that ran beside each other as one, without latencies, of which percentiles cannot be added."""
+    """Two simultaneous loads as one, without latencies, because percentiles cannot be added."""
     return Result(sum(result.reads for result in results), max(result.seconds for result in results))
 
 
-# How often wrk may be started until all keys have been read.
+# The most runs of wrk until all keys have been read.
 WARMING = 60
 
 
@@ -112,14 +112,15 @@ def warm(server, numbers, connections=CONNECTIONS):
     others = Others(1, numbers)
     for _ in range(WARMING):
         wrk(server, 2, connections, 1, others)
-        # The reads that are cut off at the end of a time are the last ones, which the next time begins with.
+        # The reads that are cut off at the end of a run are the last ones, and the next run begins
+        # with them.
         if others.turn > len(numbers) + connections:
             return
     raise Failed(f"{server.name}: {others.turn} reads in {2 * WARMING} seconds")
 
 
 def redis_benchmark(port, reads, connections=CONNECTIONS, pipeline=1, keys=KEYS):
-    """So many GETs of keys drawn at random, `pipeline` at a time on each connection."""
+    """`reads` GETs of random keys, `pipeline` at a time on each connection."""
     return redis_benchmark_result(reads, run(redis_benchmark_command(port, reads, connections, pipeline, keys), 60))
 
 
@@ -135,22 +136,24 @@ def redis_benchmark_result(reads, text):
 
 
 def redis_benchmark_twice(ports, reads, pipeline):
-    """So many GETs of two redis-benchmarks beside each other, on every core; each has half of the reads and connections,
-    and asks one of `ports`."""
+    """GETs of two redis-benchmarks at the same time, on every core; each has half of the reads and connections, and queries
+    one of `ports`."""
     half = reads // 2
     commands = [redis_benchmark_command(port, half, CONNECTIONS // 2, pipeline, KEYS) for port in ports]
     return both([redis_benchmark_result(half, text) for text in run_at_once(commands, 60, set(CORES))])
 
 
-# The turns at a fixed rate, in milliseconds: how long the reads at their beginning are not counted, since the caches of
-# the processor are still those of the server before; how long a slice is, and how many follow each other in a turn.
+# The turns at a fixed rate, in milliseconds. The first reads of a turn are not counted, because the
+# caches of the CPU still hold the data of the previous server. Then the length of a slice, and the
+# number of slices in a turn.
 UNCOUNTED, SLICE, SLICES = 50, 100, 2
 TURN = UNCOUNTED + SLICE * SLICES
 
 
 def paced(ports, rate, turns):
-    """GETs at a fixed rate, whether or not the answers keep up, of one port after the other in short turns; each is timed
-    from when it was due. For each port its result, or why there is none; a failure of one is none of the others'."""
+    """GETs at a fixed rate, whether or not the replies keep up, of one port after the other in short turns. Each is
+    timed from its due time. Returns for each port its result, or the reason for none; one that fails does not affect
+    the others."""
     command = [client(), "paced", CONNECTIONS, KEYS, rate, turns, UNCOUNTED, SLICE, SLICES, *ports]
     return [paced_result(line) for line in run(command, turns * TURN / 1000 * len(ports)).splitlines()]
 
@@ -164,7 +167,7 @@ def paced_result(line):
 
 
 def straight(origin, tasks, seconds, rounds):
-    """Reads a second straight over one link, in the same way with what a cache has to know, and through a cache that
+    """Reads a second straight over one connection, then with the commands that a cache needs, then through a cache that
     never has the key; for each round."""
     text = run([client(), "straight", origin, tasks, seconds, rounds], 3 * seconds * rounds, set(CORES))
     return [tuple(float(word) for word in line.split()) for line in text.splitlines()]

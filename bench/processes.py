@@ -1,7 +1,7 @@
-"""The servers that are measured: started, pinned, watched and stopped.
+"""The measured servers: started, pinned, watched and stopped.
 
-The rule: a server is known by the id of the process that was started and those of its descendants, each is stopped by
-its id, and nothing outlives the run.
+The rule: a server is known by the id of its started process and those of its descendants. Each is stopped by its id, and
+no process outlives the run.
 """
 
 import os
@@ -17,12 +17,12 @@ import install
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 CORES = sorted(os.sched_getaffinity(0))
-# One core serves. The load, and the Redis behind a server, have the next.
+# One core serves. The next one has the load, and the Redis behind a server.
 SERVING, LOADING = {CORES[0]}, {CORES[-1]}
 
 
 class Failed(Exception):
-    """A server or a load did not do what it should; the message says which."""
+    """A failure of a server or a load; the message names it."""
 
 
 def free_port():
@@ -32,7 +32,7 @@ def free_port():
 
 
 class Server:
-    """A server with its descendants. It serves on `port`; over HTTP `path` and `suffix` stand around a key."""
+    """A server with its descendants. It serves on `port`; over HTTP `path` and `suffix` enclose a key."""
 
     path = suffix = ""
 
@@ -60,7 +60,7 @@ class Server:
         return found
 
     def cpu(self):
-        """Seconds of processor time so far of all its processes, and how much of that in the kernel."""
+        """Seconds of CPU time so far of all its processes, and how much of that in the kernel."""
         times = [[int(ticks) / TICKS_A_SECOND for ticks in stat(pid)[11:13]] for pid in self.ids()]
         return sum(user + kernel for user, kernel in times), sum(kernel for _, kernel in times)
 
@@ -70,7 +70,7 @@ class Server:
         return sum(int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024 for text in status)
 
     def wait_until(self, is_ready, seconds=20):
-        """Waits until `is_ready` says so; whatever it raises until then is that it is not yet."""
+        """Waits until `is_ready` returns true; an exception until then means that it is not ready yet."""
         end = time.monotonic() + seconds
         while True:
             try:

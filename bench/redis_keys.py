@@ -1,11 +1,11 @@
-"""The keys that are read: written to Redis, and read once by a connection of Redis's own protocol.
+"""The keys that are read: written to Redis, and read once over a connection with Redis's own protocol.
 
-A key is `key:` and twelve digits, as redis-benchmark has them, so 16 bytes.
+A key is `key:` and twelve digits, as in redis-benchmark, so 16 bytes.
 """
 
 import socket
 
-# Reads that are sent before their answers are awaited.
+# The number of reads that are sent before their replies are awaited.
 BATCH = 1000
 
 
@@ -14,7 +14,7 @@ def key(number):
 
 
 class Connection:
-    """Speaks to Redis, or to whoever speaks like it."""
+    """A connection to Redis, or to a server with the same protocol."""
 
     def __init__(self, port, seconds=120):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
@@ -28,7 +28,7 @@ class Connection:
         self.socket.close()
 
     def ask(self, *words):
-        """What is answered to one command; an error is raised."""
+        """The reply to one command; an error is raised."""
         self.socket.sendall(encode(*words))
         kind, rest = (line := self.stream.readline())[:1], line[1:-2]
         if kind == b"-" or not line:
@@ -38,7 +38,7 @@ class Connection:
         return None if rest == b"-1" else self.stream.read(int(rest) + 2)[:-2]
 
     def read_all(self, numbers, size):
-        """Reads each of the keys, whose values are all of `size` bytes."""
+        """Reads each of the keys; all values are of `size` bytes."""
         expected = len(b"$%d\r\n" % size) + size + 2
         for first in range(numbers.start, numbers.stop, BATCH):
             batch = range(first, min(first + BATCH, numbers.stop))
@@ -53,7 +53,7 @@ def encode(*words):
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
-# Many keys at once, since this program would need longer to write them than Redis.
+# Many keys at once: this program would need longer to write them than Redis.
 WRITE = """
 local value = string.rep('x', ARGV[3])
 for number = ARGV[1], ARGV[2] - 1 do redis.call('SET', string.format('key:%012d', number), value) end

@@ -1,7 +1,7 @@
-"""RESULTS.md: what was measured, in tables, and beside it what was aimed at.
+"""RESULTS.md: the measurements, in tables, and beside them the targets.
 
-The rule: every number in it was measured in this run. A ratio is that of two measurements of the same round; of the
-ratios of all rounds the median is given, and their range.
+The rule: every number in it was measured in this run. A ratio is that of two measurements of the same round. The report
+has the median of the ratios of all rounds, and their range.
 """
 
 import os
@@ -23,7 +23,7 @@ from processes import LOADING, SERVING
 
 @dataclass
 class Target:
-    """A ratio of `this` to `other` that must and should be reached: that at most, or for a floor, at least."""
+    """A ratio of `this` to `other` with a limit and an aim; a floor is a lower limit."""
 
     what: str
     case: str
@@ -96,7 +96,7 @@ TARGETS = [
     churn(32, expiring=True),
     churn(256, expiring=True),
 ]
-# A figure with its heading, and how it is written.
+# The figures, each with its heading and its format.
 COLUMNS = {
     "cpu": ("CPU, µs a read", "{:.2f}"),
     "kernel": ("of it in the kernel", "{:.2f}"),
@@ -172,7 +172,7 @@ def machine(bench, seconds, load_before):
 def versions():
     packages = "('fastapi', 'uvicorn', 'cachetools')"
     python = f"import importlib.metadata as m; print(*(f'{{n}} {{m.version(n)}}' for n in {packages}))"
-    # What prints the version; webdis would not print it, but serve.
+    # The commands that print a version. webdis would not print it, but serve.
     said = {
         "redis-server": ["redis-server", "--version"],
         "nginx": ["nginx", "-v"],
@@ -189,7 +189,7 @@ def versions():
 
 
 def version(name, *arguments):
-    """The first version in what a program prints, or for a list of files, of the one with that name."""
+    """The first version in the output of a program, or for a list of files, of the one with that name."""
     said = output(install.program(name) or name, *arguments)
     found = re.search(rf"{'webdis_' if name == 'ls' else ''}(\d+\.\d+[.\d]*)", said)
     return found[1] if found else ""
@@ -217,7 +217,7 @@ own code took no time at all and the kernel's part stayed as it is; a server wit
 
 
 def reasons(bench):
-    """What each ratio of time is made of."""
+    """The parts of each ratio of time."""
     rows = []
     for target in (target for target in TARGETS if target.figure == "cpu"):
         parts = [values(bench, target.case, name, figure) for name in (target.this, target.other) for figure in TIMES]
@@ -233,7 +233,7 @@ TIMES = ("cpu", "kernel")
 
 
 def other_reasons(bench):
-    """What else the same run shows of targets that are missed."""
+    """Other figures of the same run about missed targets."""
     few, many = (f"{REDIS}, {count:,} of 5,000,000 keys" for count in (1000, 5_000_000))
     told = [
         ("A second worker of nginx (`return 200`), on every core beside the load, takes {} of the CPU a read of one.",
@@ -300,7 +300,7 @@ def ratios(bench, case, figure, this, other):
 
 
 def intervals(bench, case, name):
-    """How many µs there are between one read and the next."""
+    """The µs between one read and the next."""
     return [1e6 / rate for rate in values(bench, case, name, "rate").values()]
 
 

@@ -1,8 +1,8 @@
-"""Measures this proxy beside what people would use instead, and writes bench/RESULTS.md.
+"""Measures this proxy beside its alternatives, and writes bench/RESULTS.md.
 
-Run by `make bench`. ROUNDS is how often each contestant takes its turn in a case, QUICK=1 makes everything short, CASES
-names some of the cases; what is measured quickly or in part goes to target/tools/bench/RESULTS.md instead. Everything
-has a limit on its time, and whatever was started is stopped, however the run ends.
+Run by `make bench`. ROUNDS is the number of turns of each contestant in a case, QUICK=1 makes everything short, CASES
+names some of the cases. A quick or partial measurement goes to target/tools/bench/RESULTS.md instead. Every step has a time
+limit, and every process is stopped, however the run ends.
 """
 
 import json

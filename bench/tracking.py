@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What client tracking costs Redis: memory for each key and client of the tracking table, and CPU for each write.
+"""The cost of client tracking for Redis: memory for each key and client of the tracking table, and CPU for each write.
 
-Starts a redis-server of its own on a unix socket and opens plain connections with CLIENT TRACKING ON, as a proxy's link
-does it. Prints one table for docs/src/deployment/several-proxies.md. The rule it keeps: CPU is Redis's own (INFO cpu), so what else the machine
-does matters little; every write is of a key that every connection has read.
+Starts a redis-server on a unix socket and opens plain connections with CLIENT TRACKING ON, like a proxy's connection.
+Prints one table for docs/src/deployment/several-proxies.md. The rule it keeps: CPU is Redis's own (INFO cpu), so other
+load of the machine matters little; every write is of a key that every connection has read.
 
 Usage: bench/tracking.py [redis-server]
 """
@@ -67,7 +67,7 @@ class Connection:
 
 
 def drain(connections, stop):
-    """Reads and forgets what is pushed, so that Redis has nothing to keep."""
+    """Reads and drops the pushes, so that Redis need not buffer them."""
     import select
 
     poll = select.epoll()
@@ -98,7 +98,7 @@ def memory_per_key(control, path, keys, clients, length):
         told.append(reader)
         own = control.memory()
         pipelined(reader, [("GET", name) for name in names])
-        # Buffers of the client itself go back when it is quiet.
+        # Redis returns the client's own buffers when it is quiet.
         time.sleep(1.5)
         grown = control.memory() - own
         info = control.info("stats")
@@ -114,7 +114,7 @@ def memory_per_key(control, path, keys, clients, length):
 
 
 def cpu_per_write(control, path, clients, writes):
-    """Microseconds of Redis's CPU for a write of a key that all clients have read, the reads left out."""
+    """Microseconds of Redis's CPU for a write of a key that all clients have read, without the reads."""
     connections = []
     for _ in range(clients):
         connection = Connection(path)
@@ -129,7 +129,7 @@ def cpu_per_write(control, path, clients, writes):
         reader.start()
     before = control.cpu()
     began = time.time()
-    # One at a time, as writes come from many: no pipeline makes the pushes cheaper.
+    # One at a time, because writes come from many clients: no pipeline makes the pushes cheaper.
     for name in names:
         control.ask("SET", name, "value")
     control.ask("PING")

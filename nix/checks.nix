@@ -1,4 +1,4 @@
-# What `nix flake check` runs beside evaluating everything.
+# The checks of `nix flake check`, beside the evaluation of everything.
 {
   pkgs,
   package,

@@ -1,8 +1,8 @@
 {
   services.redis-proxy = {
     enable = true;
-    # A Redis for the proxy and your applications, on a unix socket; leave it out and set
-    # settings.redis.url for one that is there already.
+    # A Redis for the proxy and your applications, on a unix socket. Omit it and set
+    # settings.redis.url to use an existing one.
     redis.createLocally = true;
     redis.passwordFile = "/run/secrets/redis-password";
     # The keys of redis-proxy.toml.
@@ -11,7 +11,7 @@
       cache.capacity = 50000;
       cache.ttl = "5m";
     };
-    # systemd keeps the address, so a restart turns nobody away.
+    # systemd holds the address, so a restart rejects no client.
     socketActivation = true;
     # A job for the Prometheus of this machine.
     monitoring.scrape = true;

@@ -1,14 +1,15 @@
-# Configurations of the module that are right, and others that are refused, each for its own reason.
+# Configurations of the module that are valid, and others that are refused, each for its own reason.
 #
-# Every refused one is `minimal` with one thing wrong, and says who refuses it: the type of an option or an assertion of
-# the module, which is seen here while this is evaluated, or the daemon, whose check is run when this is built.
+# Every refused one is `minimal` with one thing wrong, and names the check that refuses it. The type
+# of an option or an assertion of the module refuses it during the evaluation. The daemon's own
+# check refuses it during the build.
 { pkgs, module }:
 
 let
   inherit (pkgs) lib;
 
-  # The keys of redis-proxy.toml that name a file with a secret, as [ section key ]. They are found by their names, so
-  # that a new one which the module does not declare as such fails here.
+  # The keys of redis-proxy.toml that name a file with a secret, as [ section key ]. They are found
+  # by their names, so a new one that the module does not declare as a secret fails here.
   secretKeys =
     let
       isSecret = key: builtins.match "(.*_)?(key|password|tokens?|secret)_file" key != null;
@@ -30,7 +31,7 @@ let
       redis.tlsKeyFile = "/run/secrets/redis-client.key";
       settings = {
         http.listen = "0.0.0.0:8080";
-        # The firewall decides who comes.
+        # The firewall decides which hosts reach it.
         http.allow_unprotected = true;
         http.max_value = "8MiB";
         admin.listen = "127.0.0.1:9121";
@@ -63,7 +64,7 @@ let
       settings.admin.listen = "[::1]:9121";
     };
   }
-  # The files are the dashboards' own.
+  # The files belong to the dashboards.
   // lib.optionalAttrs (builtins.pathExists ../dashboards/alerts.yml) {
     monitored =
       lib.recursiveUpdate
@@ -85,7 +86,7 @@ let
   };
 
   refused = {
-    # option: whose type refuses it.
+    # option: its type refuses the value.
     wrong-type = {
       case.openFirewall = "yes";
       option = [ "openFirewall" ];
@@ -119,7 +120,7 @@ let
       unknown = [ "ttl" ];
     };
 
-    # assertion: a part of what the module says.
+    # assertion: a part of the module's message.
     password-in-settings = {
       case.settings.redis.password = "hunter2";
       assertion = "settings.redis.password would be readable by everyone";
@@ -159,7 +160,7 @@ let
       assertion = "for the Grafana of this machine, and there is none";
     };
 
-    # daemon: a part of what it says.
+    # daemon: a part of the daemon's message.
     bad-duration = {
       case.settings.cache.ttl = "five minutes";
       daemon = ''cache.ttl: found string "five minutes", expected a duration'';
@@ -197,7 +198,8 @@ let
     };
   };
 
-  # Each secret key with a path literal, with a string that is a copy in the store, and with a store path as plain text.
+  # Each secret key with a path literal, with a string that is a copy in the store, and with a store
+  # path as plain text.
   secretsInStore = lib.listToAttrs (
     lib.concatMap (
       path:
@@ -248,7 +250,8 @@ let
           && lib.hasInfix expected.message option.type.description
           && !(evaluates system)
         else if expected ? unknown then
-          # Of a configuration without it: the options of one with it throw, as its other values do.
+          # The options of a configuration without it: those of one with it throw, as its other
+          # values do.
           !(lib.hasAttrByPath expected.unknown (evaluate minimal).options.services.redis-proxy)
           && !(evaluates system)
         else if expected ? assertion then
@@ -267,7 +270,8 @@ let
     lib.assertMsg (said == "") "the case ${name} is refused: ${said}"
     && lib.isString system.config.system.build.toplevel.drvPath;
 
-  # `secrets-outside-of-the-store` is accepted with all these keys, so the value alone is what is refused here.
+  # `secrets-outside-of-the-store` is accepted with all these keys, so only the value is refused
+  # here.
   outside =
     name: case:
     lib.assertMsg (!(evaluates (evaluate case))) "the module takes the secret ${name} into the store";
@@ -276,7 +280,7 @@ let
     name: expected:
     let
       file = check (evaluate (with' expected.case));
-      # A process of its own, since `set -e` means nothing in a condition.
+      # A separate process, because `set -e` has no effect in a condition.
       command = pkgs.writeText "check-${name}" file.buildCommand;
     in
     ''
@@ -298,7 +302,7 @@ assert lib.assertMsg (secretKeys != [ ]) "no key of redis-proxy.toml names a fil
 assert lib.all lib.id (lib.mapAttrsToList outside secretsInStore);
 pkgs.runCommand "redis-proxy-module-cases"
   {
-    # The daemon takes them, or there would be none.
+    # The daemon accepts them, otherwise there would be none.
     goodFiles = map (case: check (evaluate case)) (lib.attrValues good);
     passthru = lib.mapAttrs (_: expected: evaluate (with' expected.case)) refused;
   }

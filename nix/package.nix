@@ -1,5 +1,5 @@
-# The program with its manual page and completions. Its tests are derivations of their own, in passthru.tests, so that
-# `nix run` builds the program once and starts it.
+# The program with its manual page and completions. Its tests are separate derivations, in
+# passthru.tests, so that `nix run` builds the program once and starts it.
 {
   lib,
   stdenv,
@@ -19,7 +19,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
   pname = package.name;
   inherit (package) version;
 
-  # The files that the build reads and no others, otherwise a change of a test or a document would rebuild the package.
+  # The files that the build reads and no others, otherwise a change of a test or a document would
+  # rebuild the package.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [

@@ -1,6 +1,7 @@
-# Every test of the project, against a real redis-server, with the checks that only a debug build has.
+# Every test of the project, against a real redis-server, with the checks that only a debug build
+# has.
 #
-# A test whose tool is missing here prints a line that begins with SKIPPED.
+# A test with a missing tool prints a line that begins with SKIPPED.
 {
   lib,
   curl,
@@ -11,7 +12,7 @@
 redis-proxy.overrideAttrs (old: {
   pname = "${old.pname}-tests";
 
-  # Everything but the files of Nix and CI: a list of the files that belong in would lose tests silently.
+  # Everything except the files of Nix and CI. A list of the needed files would lose tests silently.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -43,13 +44,13 @@ redis-proxy.overrideAttrs (old: {
     "--bins"
     "--test=it"
   ];
-  # They wait more than they compute.
+  # The tests wait more than they compute.
   checkFlags = [ "--test-threads=4" ];
-  # No second build and no debugger follows, so what only they use is not built.
+  # No second build and no debugger follows, so their data is not built.
   env = old.env or { } // {
     CARGO_INCREMENTAL = "0";
     CARGO_PROFILE_DEV_DEBUG = "0";
-    # `make test` soaks for longer.
+    # `make test` runs the soak longer.
     SOAK_SECONDS = "5";
   };
   nativeCheckInputs = [

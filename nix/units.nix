@@ -1,4 +1,5 @@
-# Whether the module's units say what those in systemd/ say, and whether it knows which keys SIGHUP puts in force.
+# Checks that the module's units match those in systemd/, and that the module knows which keys
+# SIGHUP applies.
 { pkgs, module }:
 
 let
@@ -21,7 +22,7 @@ let
   lines = file: lib.splitString "\n" (lib.readFile file);
   isText = line: line != "" && !(lib.hasPrefix "#" line);
 
-  # The lines of one section of a unit, as values by name, a name may have several.
+  # The lines of one section of a unit, as values by name. A name may have several.
   section =
     name: file:
     let
@@ -31,7 +32,7 @@ let
     in
     lib.zipAttrs (map (pair: { ${lib.head pair} = lib.last pair; }) pairs);
 
-  # What the module sets, as systemd would read it.
+  # The module's settings, as systemd would read them.
   rendered =
     section:
     let
@@ -47,10 +48,11 @@ let
     in
     lib.filterAttrs (_: values: values != [ ]) (lib.mapAttrs (_: values) section);
 
-  # One line with several words is as good as several lines.
+  # One line with several words equals several lines.
   words = lib.mapAttrs (_: values: lib.concatStringsSep " " values);
 
-  # Where the two differ because a distribution's files and a system's configuration are in different places.
+  # The settings that differ because a distribution and a NixOS system keep files in different
+  # places.
   serviceOwn = [
     "EnvironmentFile"
     "ExecReload"
@@ -102,7 +104,7 @@ let
       (lines ../redis-proxy.toml)
     ).found;
 
-  # The keys whose change restarts nothing: those of all keys that the trigger of a restart lacks.
+  # The keys that restart nothing when they change: all keys that the restart trigger lacks.
   defaults = lib.importTOML ../redis-proxy.toml;
   trigger = lib.head (evaluate defaults).services.redis-proxy.restartTriggers;
   keys =

@@ -1,4 +1,5 @@
-# The example of the README on a machine: reads and their freshness, reload, restart under load, metrics, secrets.
+# The README's example on a machine: reads and their freshness, reload, restart under load, metrics,
+# secrets.
 { module }:
 
 let
@@ -14,7 +15,7 @@ in
         module
         ./example.nix
       ];
-      # Whoever looks after secrets puts it there otherwise.
+      # On a real system a secrets manager puts it there.
       systemd.tmpfiles.rules = [
         "d /run/secrets 0700 root root -"
         "f /run/secrets/redis-password 0400 root root - ${password}"
@@ -97,8 +98,8 @@ in
 
     with subtest("a restart under load turns nobody away"):
         before = pid()
-        # A read may come before the link to Redis is there; curl heeds the Retry-After of that 503. It does not come back
-        # after a refused or a lost connection.
+        # A read may come before the connection to Redis is up. curl then obeys the Retry-After of
+        # that 503. It does not retry after a refused or a lost connection.
         curl = "curl --silent --show-error --max-time 20 --retry 5 --output /dev/null --write-out '%{http_code}\\n'"
         machine.succeed(
             f"(while test ! -e /run/load-is-over; do {curl} {url}/keys/greeting; done) < /dev/null > /run/load 2>&1 &"
