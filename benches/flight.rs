@@ -22,7 +22,7 @@ fn main() {
     group.bench_function("miss", |bencher| bencher.iter(|| cold.next().map(|key| rig.fetch(&key))));
     group.throughput(Throughput::Elements(READERS as u64));
     group.bench_function("shared", |bencher| {
-        bencher.iter(|| cold.next().map(|key| share(&rig, &key)))
+        bencher.iter(|| cold.next().map(|key| share(&rig, &key)));
     });
     group.finish();
     criterion.final_summary();

@@ -93,7 +93,7 @@ pub struct Flags {
     /// Port to listen on [http.listen]
     #[arg(long = "proxy_port", visible_alias = "proxy-port", global = true, value_name = "PORT")]
     pub proxy_port: Option<String>,
-    /// Address to listen on for Redis clients: host:port or unix:///path [resp.listen]
+    /// Address to listen on for Redis clients: `host:port` or `unix:///path` [resp.listen]
     #[arg(
         long = "resp_listen",
         visible_alias = "resp-listen",
@@ -101,7 +101,7 @@ pub struct Flags {
         value_name = "ADDRESS"
     )]
     pub resp_listen: Option<String>,
-    /// How many client connections each listener accepts at most [http.max_connections, resp.max_connections]
+    /// How many client connections each listener accepts at most [`http.max_connections`, `resp.max_connections`]
     #[arg(
         long = "max_connections",
         visible_alias = "max-connections",

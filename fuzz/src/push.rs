@@ -55,7 +55,7 @@ fn check_value(value: Value) {
         None => assert!(!is_about_keys),
         Some(Invalidated::All) => assert!(is_about_keys && !is_plain, "{named:?}"),
         Some(Invalidated::Keys(keys)) => {
-            assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}")
+            assert!(is_about_keys && is_plain && keys == named, "{keys:?} of {named:?}");
         }
     }
 }

@@ -88,10 +88,10 @@ impl Address {
     pub(super) fn record_span_target(&self) {
         match &self.addr {
             ConnectionAddr::Tcp { host, port, .. } => {
-                spans::record_target(host, Some(*port), self.database)
+                spans::record_target(host, Some(*port), self.database);
             }
             ConnectionAddr::Unix(path) => {
-                spans::record_target(&path.to_string_lossy(), None, self.database)
+                spans::record_target(&path.to_string_lossy(), None, self.database);
             }
         }
     }

@@ -394,7 +394,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 }
             }
             (OnComplete::ServerIdentified, Some(answer)) => {
-                self.expiry_check.on_server_info(answer)
+                self.expiry_check.on_server_info(answer);
             }
             (OnComplete::ExpiryChecked, Some(answer)) => {
                 let expiry = self
@@ -446,7 +446,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
             }
             // He may have gone.
             PendingRequest { replies, reply_to: Some(reply_to), .. } => {
-                _ = reply_to.send(Ok(replies))
+                _ = reply_to.send(Ok(replies));
             }
             _ => {}
         }
@@ -481,7 +481,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         match &mut self.deadline_timer {
             None => self.deadline_timer = Some(Box::pin(sleep_until(at))),
             Some(deadline_timer) if at < deadline_timer.deadline() => {
-                deadline_timer.as_mut().reset(at)
+                deadline_timer.as_mut().reset(at);
             }
             Some(_) => {}
         }

@@ -123,7 +123,10 @@ impl Topology {
         match self {
             Self::Fixed(endpoint) => endpoint.address.record_span_target(),
             Self::Primary(endpoint) => {
-                _ = endpoint.borrow().as_ref().map(|endpoint| endpoint.address.record_span_target())
+                _ = endpoint
+                    .borrow()
+                    .as_ref()
+                    .map(|endpoint| endpoint.address.record_span_target());
             }
             Self::Sentinels(sentinels) => sentinels.record_span_target(),
         }

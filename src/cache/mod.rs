@@ -83,7 +83,7 @@ impl<E: FetchError> FlightResult<E> {
                 if is_large {
                     let digested = Arc::clone(&entry);
                     let digest = tokio::task::spawn_blocking(move || {
-                        _ = digested.value().map(|value| *value.digest())
+                        _ = digested.value().map(|value| *value.digest());
                     });
                     digest.await.ok()?;
                 }

@@ -55,7 +55,7 @@ impl Store {
             lru: Mutex::new(LruList::new(capacity, policy)),
             reads: ThreadLocal::new(),
             thread_caches: ThreadLocal::new(),
-            capacity: capacity,
+            capacity,
             bytes: AtomicU64::new(0),
             evictions: Arc::clone(evictions),
         }
@@ -360,7 +360,7 @@ mod tests {
                     let numbers =
                         std::iter::successors(Some(thread), move |number| Some(next(*number)));
                     scope.spawn(move || {
-                        numbers.take(5_000).for_each(|number| _ = step(store, number >> 33))
+                        numbers.take(5_000).for_each(|number| _ = step(store, number >> 33));
                     });
                 }
             });

@@ -189,7 +189,7 @@ impl Cluster {
     ) -> bool {
         match error {
             BackendError::Unavailable(code) if &**code == "TRYAGAIN" => {
-                tokio::time::sleep(RETRY_DELAY).await
+                tokio::time::sleep(RETRY_DELAY).await;
             }
             BackendError::Unreachable(_)
             | BackendError::Disconnected

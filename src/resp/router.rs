@@ -455,7 +455,7 @@ impl Router {
                 self.send_to(next, true);
             }
             ["TRYAGAIN", ..] if is_in_time && !asked.is_bound => {
-                self.retrying = Some(Box::pin(sleep(AGAIN)))
+                self.retrying = Some(Box::pin(sleep(AGAIN)));
             }
             ["CLUSTERDOWN" | "MASTERDOWN", ..] if is_in_time && !asked.is_bound => self.find_anew(),
             _ => self.answered(line),
@@ -642,7 +642,7 @@ impl Router {
                 return self.go_in_transaction(&route, length);
             }
             Route::Slot(slot) => {
-                self.ask_one(self.cluster.owner(slot), Some(slot), is_read, length)
+                self.ask_one(self.cluster.owner(slot), Some(slot), is_read, length);
             }
             Route::Any | Route::Wrong => {
                 let home = self.home();
@@ -703,6 +703,7 @@ impl Router {
     }
 
     /// What begins, ends, or guards a transaction.
+    #[expect(clippy::too_many_lines, reason = "it becomes a state machine of its own")]
     fn go_about_transaction(&mut self, route: &Route, length: usize) -> bool {
         let ok = Bytes::from_static(b"+OK\r\n");
         match (route, self.transaction) {
@@ -712,7 +713,7 @@ impl Router {
                 self.answer(ok, length);
             }
             (Route::Multi, Transaction::Begun) => {
-                self.answer(error("ERR MULTI calls can not be nested"), length)
+                self.answer(error("ERR MULTI calls can not be nested"), length);
             }
             (Route::Watch(_), Transaction::Begun) => {
                 self.answer(error("ERR WATCH inside MULTI is not allowed"), length);

@@ -156,7 +156,7 @@ impl Connection {
             }
             Err(error) => {
                 self.reply(|output| {
-                    write_error(output.tail(), [b"ERR ", &*error.bytes()].concat())
+                    write_error(output.tail(), [b"ERR ", &*error.bytes()].concat());
                 });
                 self.stage = Stage::Leaving;
                 Taken::Yes
@@ -394,7 +394,9 @@ impl Connection {
         match dropped {
             Dropped::Nothing => {}
             Dropped::Keys(keys) => {
-                keys.iter().for_each(|key| self.shared.proxy.invalidate(key.as_bytes()))
+                for key in keys {
+                    self.shared.proxy.invalidate(key.as_bytes());
+                }
             }
             Dropped::Everything => self.shared.proxy.invalidate_all(),
         }
@@ -433,7 +435,7 @@ impl Connection {
             Ok(FenceResult::NoTracking) => self.unproved = None,
             // An answer that came meanwhile needs another.
             Ok(FenceResult::Current) => {
-                self.unproved = self.unproved.filter(|since| !self.shared.proxy.is_current(*since))
+                self.unproved = self.unproved.filter(|since| !self.shared.proxy.is_current(*since));
             }
             Err(_) => self.past_memory_until = Some(Instant::now() + PAST_MEMORY),
         }

@@ -140,10 +140,10 @@ impl Sources {
         let mut edges = BTreeSet::new();
         for (module, text) in &self.0 {
             for named in names_in(text, module, &self.children(module)) {
-                if let Some(used) = self.resolve(&named.path).filter(|_| !named.is_reexport) {
-                    if used != *module {
-                        edges.insert((module.clone(), used));
-                    }
+                if let Some(used) = self.resolve(&named.path).filter(|_| !named.is_reexport)
+                    && used != *module
+                {
+                    edges.insert((module.clone(), used));
                 }
             }
         }

@@ -187,7 +187,7 @@ fn every_key_can_be_set_in_the_environment() {
         match load(&Flags::default(), &environment) {
             Ok(config) => assert_ne!(config, without, "{variable} was passed over"),
             Err(problems) => {
-                assert!(problems.to_string().starts_with(&variable), "{variable}: {problems}")
+                assert!(problems.to_string().starts_with(&variable), "{variable}: {problems}");
             }
         }
     }

@@ -114,7 +114,7 @@ impl Client<'_> {
                 self.tally.count(self.world, &verdict, read.began);
             }
             Err(breach) => {
-                self.world.violation(tell(self.world, &self.thread, key, &read, &breach))
+                self.world.violation(tell(self.world, &self.thread, key, &read, &breach));
             }
         }
     }

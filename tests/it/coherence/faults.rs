@@ -350,10 +350,11 @@ fn compare(world: &World, redis: &RedisServer, proxy: &Proxy) {
         match differs {
             Some(None) => {}
             Some(Some(difference)) => {
-                world.violation(format!("{name}, when all was quiet: {difference}"))
+                world.violation(format!("{name}, when all was quiet: {difference}"));
             }
             None => {
-                world.violation(format!("{name} changes while nobody writes: the harness is wrong"))
+                world
+                    .violation(format!("{name} changes while nobody writes: the harness is wrong"));
             }
         }
     }

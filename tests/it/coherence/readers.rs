@@ -144,7 +144,7 @@ impl Reader<'_> {
                 self.tally.count(self.world, &verdict, began);
             }
             Err(breach) => {
-                self.world.violation(tell(self.world, &self.thread, key, &read, &breach))
+                self.world.violation(tell(self.world, &self.thread, key, &read, &breach));
             }
         }
     }
@@ -215,7 +215,7 @@ pub(super) fn read_straight(world: &World) {
         }
         match cmd("GET").arg(format!("{{soak}}key/{key}")).query::<Option<Vec<u8>>>(connection) {
             Ok(value) => {
-                check_straight(world, key, began, value.map_or(Answer::Absent, Answer::Value))
+                check_straight(world, key, began, value.map_or(Answer::Absent, Answer::Value));
             }
             Err(error) => door.close(&error),
         }

@@ -40,7 +40,7 @@ fn a_watch_said_behind_the_end_of_a_transaction_holds() {
         let is_still_in_multi = end == "UNWATCH";
         let expected = if is_still_in_multi { "+QUEUED\\r\\n" } else { "$1\\r\\n1\\r\\n" };
         ways.expect_from_memory(0.0, || {
-            assert_eq!(wire.told_line("GET k"), expected, "behind {end}")
+            assert_eq!(wire.told_line("GET k"), expected, "behind {end}");
         });
     }
 }
