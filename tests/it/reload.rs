@@ -325,10 +325,10 @@ mod refusals {
     fn every_problem_of_a_bad_file_is_named() {
         let redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.capacity = 5");
-        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.tll_absent = 3\nnonsense.key = 1";
+        let more = "cache.capacity = \"many\"\ncache.ttl = \"banana\"\ncache.negative_tll = 3\nnonsense.key = 1";
         let line = refuse(&proxy, &config(&redis.url(), more));
         for part in
-            ["cache.capacity", "banana", "cache.tll_absent", "cache.negative_ttl", "nonsense.key"]
+            ["cache.capacity", "banana", "cache.negative_tll", "cache.negative_ttl", "nonsense.key"]
         {
             assert!(line.text().contains(part), "{part}: {}", line.text());
         }

@@ -375,7 +375,7 @@ mod absence {
         assert_eq!(reads(&proxy, "negative_hit").to_string(), "2");
         assert!(
             cache_status(&read(&proxy, "nothing"))
-                .starts_with("redis-proxy; hit; detail=absent; ttl=3")
+                .starts_with("redis-proxy; hit; detail=negative_hit; ttl=3")
         );
     }
 

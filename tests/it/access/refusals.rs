@@ -77,7 +77,7 @@ fn over_http_tokens_and_keys_are_counted_and_signs_of_life_are_not() {
 fn clients_of_redis_are_counted_by_what_they_may_not() {
     let (redis, file) = (RedisServer::start(), SecretFile::new("word"));
     let settings = format!(
-        "{LASTING}\nresp.password_file = \"{}\"\nresp.allow = [\"public:*\"]\nresp.max_query_buffer = \"256KiB\"",
+        "{LASTING}\nresp.password_file = \"{}\"\nresp.allow_keys = [\"public:*\"]\nresp.max_query_buffer = \"256KiB\"",
         file.name()
     );
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));

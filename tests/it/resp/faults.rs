@@ -17,7 +17,7 @@ const CUT: &str = "connections were cut";
 const CONNECTIONS: &str = r#"connections{front_end="resp"}"#;
 /// For anything that is to happen at once to have happened.
 const ENOUGH: Duration = Duration::from_millis(600);
-const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked";
+const NO_REDIS: &str = "-LOADING redis-proxy: upstream unavailable";
 
 /// A proxy whose Redis is behind a line that can fail.
 struct Stage {

@@ -28,7 +28,7 @@ fn who_says_no_more_is_answered_though_the_command_could_have_waited() {
 
 #[test]
 fn a_state_that_could_not_be_had_ends_the_connection() {
-    const NO_REDIS: &str = "-LOADING redis-proxy: Redis cannot be asked";
+    const NO_REDIS: &str = "-LOADING redis-proxy: upstream unavailable";
     if is_straight() {
         return;
     }
