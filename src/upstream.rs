@@ -106,7 +106,7 @@ impl Upstream {
         }
     }
 
-    /// Looks for `key` in memory only. What is made of it is [counted](Self::count) by who asks.
+    /// Looks for `key` in memory only. What is made of it is counted by who asks.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         match self {
             Self::Standalone(cache, _) => cache.lookup(key, now),

@@ -16,7 +16,7 @@ pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
 /// How a key's value and its time to live are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FetchCommand {
-    /// As [`Pair`](Self::Pair), or the value alone where one question tells that no key has a time to live
+    /// As [`GetPttl`](Self::GetPttl), or the value alone where one question tells that no key has a time to live
     /// ([`keyspace`](super::expiry_check)). Only where Redis tells of changes.
     GetPttlTracked,
     /// Both in a transaction, so they belong together.

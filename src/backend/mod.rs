@@ -126,7 +126,7 @@ const RECONNECT_WAIT: Duration = Duration::from_millis(100);
 
 impl Backend {
     /// A backend that gives values of at most `max_value` bytes, and the link it asks through, which somebody has to
-    /// [run](Link::run). What Redis says was changed is dropped from `cache`.
+    /// [run](ConnectionSupervisor::run). What Redis says was changed is dropped from `cache`.
     ///
     /// # Errors
     /// A certificate, key or password file that cannot be used.

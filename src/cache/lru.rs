@@ -1,7 +1,7 @@
 //! The order in which entries were last read, and which of them goes when there is no room.
 //!
 //! A list of places that are linked in both directions, in one block of memory. Each thread keeps its last reads to itself
-//! ([`Reads`]); the list is right once it has [caught up](Order::apply_reads) with them. A place is linked (it counts), leaving (it
+//! ([`ReadBuffer`]); the list is right once it has [caught up](LruList::apply_reads) with them. A place is linked (it counts), leaving (it
 //! was taken away, but whoever did has not finished with it), or free. Nobody else may make a leaving place free: its
 //! number still stands with a key in a table, and given to another entry it would stand for two.
 

@@ -4,7 +4,7 @@
 //! brings an entry that all its readers get and the store keeps. The cache knows nothing of Redis: it is handed
 //! the fetch as a future, and told what changed and until when that is all. The rules that must not be broken are in
 //! `flight` (every change of the store happens under the lock of the flights it concerns, closing before removing) and
-//! in `coherence` (who vouches for the store is asked before the store).
+//! in `lease` (who vouches for the store is asked before the store).
 
 mod entry;
 mod flight;

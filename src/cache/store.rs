@@ -1,7 +1,7 @@
 //! Where entries are kept: tables of keys, and the order in which they were last read.
 //!
 //! A table's lock is held for as long as it takes to find a key; the order has a lock of its own, which a reader takes
-//! once for many reads (`reads`). A reader who finds the order locked then does not wait: that one read is not noted, so
+//! once for many reads (`read_buffer`). A reader who finds the order locked then does not wait: that one read is not noted, so
 //! readers never queue for it, and the order is exact wherever reads do not meet, for a client that reads one key after the
 //! other above all. What changes the order otherwise waits, and begins with the reads that are not noted yet.
 //!

@@ -2,7 +2,7 @@
 //!
 //! A read that finds its entry here takes no lock and looks nowhere else. An entry says itself whether it is still in the
 //! store, so nobody has to tell the threads when one leaves it. That is the rule that must not be broken: whoever takes an
-//! entry out of the store [says so](Entry::leave) before anybody may rely on its being gone.
+//! entry out of the store [says so](Entry::unlink) before anybody may rely on its being gone.
 //!
 //! A place that somebody has is given to another entry when that is asked for twice in a row among those that would have the
 //! place, so keys of which each is read seldom leave those alone that are read often.

@@ -1,6 +1,6 @@
 //! The primaries of a Redis Cluster, each with a memory and a link of its own.
 //!
-//! Model: to each primary belongs a [`Shard`]: a cache, and a backend with its tracked link, which are what they are before a
+//! Model: to each primary belongs a `Shard`: a cache, and a backend with its tracked link, which are what they are before a
 //! single Redis. A slot map says whose a key is. What one primary says reaches its own cache alone, so the loss of one
 //! primary, or a flush of it, touches nobody else's keys.
 //!

@@ -188,7 +188,7 @@ impl KeyHandler {
         FastPathResult::Done
     }
 
-    /// Gives a fresh value from memory, as [`answer`](Self::answer) would say it, but without making a map of its headers.
+    /// Gives a fresh value from memory, as [`response_for`](Self::response_for) would say it, but without making a map of its headers.
     fn write_fresh(
         &self,
         value: Value<'_>,

@@ -33,7 +33,7 @@ pub trait Handler: Clone + Send + Sync + 'static {
     /// The answer to `request`.
     fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 
-    /// Takes up a plain request, of which [`answer`](Self::answer) would make the same; the bytes of it came in at `now`.
+    /// Takes up a plain request, of which [`handle`](Self::handle) would make the same; the bytes of it came in at `now`.
     /// By default all are left to that.
     fn handle_simple(
         &self,
@@ -87,7 +87,7 @@ pub enum FastPathResult {
     Done,
     /// It will be answered so, once this is ready.
     Pending(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
-    /// It is left to [`Handler::answer`].
+    /// It is left to [`Handler::handle`].
     Fallback,
 }
 
@@ -101,7 +101,7 @@ pub struct ResponseWriter<'a> {
 }
 
 impl ResponseWriter<'_> {
-    /// Writes a part of the head, which begins with the line of the status and is ended by [`body`](Self::body).
+    /// Writes a part of the head, which begins with the line of the status and is ended by [`write_body`](Self::write_body).
     #[inline]
     pub fn write_head(&mut self, part: &[u8]) {
         self.output.tail().put_slice(part);

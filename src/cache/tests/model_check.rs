@@ -380,7 +380,7 @@ impl World {
         }
     }
 
-    /// The link is lost and made again, in the order of `backend::connection`. Meanwhile somebody writes, of which nobody
+    /// The link is lost and made again, in the order of `backend::supervisor`. Meanwhile somebody writes, of which nobody
     /// is told.
     fn reconnect(&self) {
         let reading = lock(&self.reading);
