@@ -17,7 +17,7 @@ pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FetchCommand {
     /// As [`GetPttl`](Self::GetPttl), or the value alone where one question tells that no key has a time to live
-    /// ([`keyspace`](super::expiry_check)). Only where Redis tells of changes.
+    /// ([`expiry_check`](super::expiry_check)). Only where Redis tells of changes.
     GetPttlTracked,
     /// Both in a transaction, so they belong together.
     Transaction,
