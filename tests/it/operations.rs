@@ -188,6 +188,7 @@ fn mixed_load(redis: &RedisServer, proxy: &Proxy, round: u32) {
         value(proxy, "key");
         assert_eq!(read(proxy, &format!("nothing-{round}")).status, 404);
     }
+    Wire::connect(proxy.resp_address()).told(&["PING"]);
     proxy.signal(Signal::HUP);
 }
 

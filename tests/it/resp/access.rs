@@ -118,7 +118,7 @@ fn listed(more: &str) -> (RedisServer, Proxy) {
     ] {
         redis.command(&["SET", key, value]);
     }
-    let settings = format!("{LASTING}\nresp.allow = [\"public:*\", \"one\"]\n{more}");
+    let settings = format!("{LASTING}\nresp.allow_keys = [\"public:*\", \"one\"]\n{more}");
     let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
     await_ready(&proxy);
     // A listener without a list has brought the secret into the shared memory.
