@@ -12,14 +12,6 @@ in
 {
   inherit package tests;
 
-  clippy = tests.overrideAttrs (old: {
-    pname = "redis-proxy-clippy";
-    nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.clippy ];
-    # `make check` lints tests and benchmarks too, whose dependencies would take as long again here.
-    buildPhase = "cargo clippy --lib --bins --frozen -- --deny warnings";
-    doCheck = false;
-  });
-
   rustfmt =
     pkgs.runCommand "redis-proxy-rustfmt"
       {

@@ -1,6 +1,6 @@
 //! The primaries of a Redis Cluster, each with its own cache and connection.
 //!
-//! Model: each primary has a [`Shard`], which holds a cache and a backend with its tracked
+//! Model: each primary has a `Shard`, which holds a cache and a backend with its tracked
 //! connection. Both work as they do for a single Redis. A slot map returns the owner of a key. A
 //! primary's replies and pushes reach its own cache only. So the loss or a flush of one primary
 //! affects no keys of the others.
@@ -275,8 +275,11 @@ impl Cluster {
     fn known_address(&self, text: &str, node: NodeId) -> Option<NodeAddr> {
         let (host, port) = text.rsplit_once(':')?;
         let address = (host.to_owned(), port.parse().ok()?);
-        let shard = self.shard(node)?;
-        let address = shard.resolve_redirect(address);
+        // A node that is no primary any more redirects too.
+        let address = match self.shard(node) {
+            Some(shard) => shard.resolve_redirect(address),
+            None => address,
+        };
         let table = self.0.table.load();
         let is_known = table.shards.contains_key(&address) || table.other_nodes.contains(&address);
         is_known.then_some(address)

@@ -12,7 +12,7 @@ use std::path::Path;
 use blake3::Hash;
 use bytes::{Bytes, BytesMut};
 
-use super::dispatch::{LocalAction, RejectReason};
+use super::local_action::{LocalAction, RejectReason};
 use super::session::{DEFAULT_USER, SessionState};
 use super::table::Class;
 use crate::access::FileError;

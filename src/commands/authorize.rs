@@ -7,7 +7,7 @@
 //! of which only a part has arrived.
 
 use super::cached_read::CacheableRead;
-use super::dispatch::{LocalAction, RejectReason};
+use super::local_action::{LocalAction, RejectReason};
 use super::table::Class;
 use crate::access::KeyAllowlist;
 use crate::protocol::{Arguments, is_one_of, parse_integer};

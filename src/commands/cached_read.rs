@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::dispatch::Memory;
+use super::memory::Memory;
 use super::table::Class;
 use crate::backend::BackendError;
 use crate::cache::{Answer, Outcome, ReadMode};

@@ -7,22 +7,14 @@ use tokio::time::Instant;
 use super::auth::{Credentials, NO_AUTH, authenticate, hello_logins};
 use super::authorize::{NO_COMMAND, authorize};
 use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
+use super::local_action::{LocalAction, RejectReason};
+use super::memory::Memory;
 use super::session::{Identity, SessionEffect, SessionState};
 use super::table::Class;
 use crate::access::KeyAllowlist;
 use crate::backend::CacheIdentity;
-use crate::cache::{Answer, Outcome};
+use crate::cache::Outcome;
 use crate::protocol::{Arguments, is_one_of, parse_integer};
-
-/// The part of the cache that a decision needs.
-pub trait Memory {
-    /// The fresh entry of a key.
-    fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer>;
-    /// Counts a read of a key among the hot keys.
-    fn count_key(&self, key: &[u8], now: Instant);
-    /// Whether a fetch can succeed: not if Redis rejects the proxy's login.
-    fn may_fetch(&self) -> bool;
-}
 
 /// The settings that decisions depend on.
 pub struct Policy {
@@ -87,17 +79,6 @@ pub struct Command<'a> {
     pub arguments: Arguments<'a>,
 }
 
-/// The reason of a rejection, as it is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RejectReason {
-    /// No login, or a wrong password.
-    Login,
-    /// A key that the listener does not serve.
-    Key,
-    /// A command that could touch such a key.
-    Command,
-}
-
 /// The decision about a command.
 #[derive(Debug)]
 pub enum Action {
@@ -119,26 +100,6 @@ pub enum Action {
     Quit,
     /// Reply without memory and without Redis.
     Local(LocalAction),
-}
-
-/// An action on a command that is the proxy's own concern.
-#[derive(Debug, PartialEq, Eq)]
-pub enum LocalAction {
-    /// The client has shown the front end's password. `instead` is forwarded in place of the
-    /// command.
-    LogIn {
-        /// The command without its login.
-        instead: Option<Bytes>,
-    },
-    /// Make the session as new, with a new connection to Redis.
-    Reset,
-    /// Reply with an error.
-    Reject {
-        /// The error, with its code.
-        text: &'static str,
-        /// The reason as it is counted; `None`: it is a mistake of the client, not a denial.
-        reason: Option<RejectReason>,
-    },
 }
 
 /// The decision about a command that is too long to be held.
@@ -320,7 +281,7 @@ mod tests {
 
     use super::super::table::CommandTable;
     use super::*;
-    use crate::cache::{Cache, Cancelled, Fetched, ReadMode, Settings};
+    use crate::cache::{Answer, Cache, Cancelled, Fetched, ReadMode, Settings};
     use crate::protocol::tests::parsed;
 
     #[derive(Debug, Clone)]

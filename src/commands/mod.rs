@@ -14,15 +14,18 @@ mod authorize;
 mod cached_read;
 mod dispatch;
 mod invalidations;
+mod local_action;
+mod memory;
 mod session;
 mod table;
 
 pub use self::auth::Credentials;
 pub use self::cached_read::{CachedReply, FetchKeys, FetchOutcome};
 pub use self::dispatch::{
-    Action, Command, Coverage, LocalAction, LongAction, Memory, PendingReplies, Policy,
-    RejectReason, View, decide, decide_long,
+    Action, Command, Coverage, LongAction, PendingReplies, Policy, View, decide, decide_long,
 };
 pub use self::invalidations::{Invalidations, invalidations};
+pub use self::local_action::{LocalAction, RejectReason};
+pub use self::memory::Memory;
 pub use self::session::{Identity, SessionEffect, SessionState};
 pub use self::table::{Class, CommandInfo, CommandTable, names};

@@ -284,8 +284,11 @@ mod tests {
         ReplySummary { head }
     }
 
+    /// A command, by its effect, and the reply to it.
+    type Exchange = (SessionEffect, &'static [u8]);
+
     /// A session after these commands and their replies.
-    fn after(talk: &[(SessionEffect, &[u8])]) -> SessionState {
+    fn after(talk: &[Exchange]) -> SessionState {
         let mut session = SessionState::new(Identity::Unauthenticated);
         for (effect, reply) in talk {
             session.sent(effect);
@@ -309,7 +312,7 @@ mod tests {
             Reset, Select, Unknown, Unwatch, Watch,
         };
         let alice = || Auth(named("alice"));
-        let cases: [(&[(SessionEffect, &[u8])], bool); 31] = [
+        let cases: [(&[Exchange], bool); 31] = [
             (&[], true),
             (&[(Neutral, OK), (MayObserveWrite, b":1\r\n"), (MayBlock, b"*-1\r\n")], true),
             (&[(Multi, OK)], false),

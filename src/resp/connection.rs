@@ -21,31 +21,16 @@ use tokio::time::{Instant, timeout};
 
 use super::Shared;
 use super::dedicated::DedicatedConnection;
+use super::failure::write_failure;
 use super::fence::Fences;
-use super::lifetime::{End, Facts, Lifetime, end};
+use super::lifetime::{ConnState, End, Facts, Lifetime, end};
 use super::reply_queue::ReplyQueue;
+use super::step::{Step, Task};
 use crate::backend::BackendError;
 use crate::commands::{FetchOutcome, Identity, Invalidations, SessionState};
 use crate::net::{ClientStream, WriteBuf};
-use crate::protocol::{ReplyScanner, ReplySummary, RequestParser, write_error};
+use crate::protocol::{ReplyScanner, ReplySummary, RequestParser};
 use crate::server::Drain;
-
-pub(super) type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// The state of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ConnState {
-    /// Commands are taken one by one.
-    Commands,
-    /// Bytes are passed on as they are, both ways.
-    Passthrough,
-    /// No command is taken any more. The connection ends when every pending reply is sent.
-    Draining,
-    /// The connection ends when every reply that is here is sent.
-    Flushing,
-    /// It has ended.
-    Closed,
-}
 
 /// A client's connection.
 pub(super) struct Connection {
@@ -503,24 +488,4 @@ impl Connection {
             self.redis.open(Box::pin(opening));
         }
     }
-}
-
-/// Whether a step of a round has moved anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    Progress,
-    Idle,
-}
-
-impl Step {
-    pub(super) fn progress_if(moved: bool) -> Self {
-        if moved { Self::Progress } else { Self::Idle }
-    }
-}
-
-/// Writes that Redis cannot be reached. The command has not run, so it may be sent again: `LOADING`
-/// makes most clients do so.
-pub(super) fn write_failure(output: &mut WriteBuf, error: &BackendError) {
-    let code = if error.is_transient() { "LOADING" } else { "ERR" };
-    write_error(output.tail(), format!("{code} redis-proxy: upstream unavailable: {error}"));
 }

@@ -3,7 +3,8 @@
 use bytes::{BufMut as _, Bytes};
 use tokio::time::Instant;
 
-use super::connection::{ConnState, Connection};
+use super::connection::Connection;
+use super::lifetime::ConnState;
 use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
 use crate::cache::Outcome;

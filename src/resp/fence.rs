@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Step, Task};
+use super::step::{Step, Task};
 use crate::backend::{BackendError, FenceResult};
 use crate::commands::Coverage;
 use crate::proxy::Proxy;

@@ -7,9 +7,24 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::connection::{ConnState, Task};
+use super::step::Task;
 use crate::net::PollOnWake;
 use crate::server::Drain;
+
+/// The state of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ConnState {
+    /// Commands are taken one by one.
+    Commands,
+    /// Bytes are passed on as they are, both ways.
+    Passthrough,
+    /// No command is taken any more. The connection ends when every pending reply is sent.
+    Draining,
+    /// The connection ends when every reply that is here is sent.
+    Flushing,
+    /// It has ended.
+    Closed,
+}
 
 /// The time that a command may still take to arrive after a shutdown signal.
 const DRAIN_GRACE: Duration = Duration::from_millis(50);

@@ -2,7 +2,7 @@
 //!
 //! Model: reads that memory can answer are answered from it. Everything else goes to Redis over a
 //! connection of the client's own and comes back byte for byte, in order. [`crate::commands`]
-//! decides about each command; a [`Connection`] moves bytes and executes.
+//! decides about each command; a `Connection` moves bytes and executes.
 //!
 //! The rule that must not be broken: a client never gets a reply that Redis would not have sent on
 //! that connection at that moment. So memory serves only a session that could have read the value,
@@ -15,10 +15,12 @@ mod cluster;
 mod connection;
 mod dedicated;
 mod execute;
+mod failure;
 mod fence;
 mod lifetime;
 mod reply_queue;
 mod settings;
+mod step;
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -247,6 +247,7 @@ mod tests {
 
     #[test]
     fn forwarded_commands_are_counted_by_what_they_may_do() {
+        use SessionEffect::{MayBlock, MayObserveWrite, Neutral};
         let mut queue = ReplyQueue::default();
         for effect in
             [SessionEffect::Neutral, SessionEffect::Neutral, SessionEffect::MayObserveWrite]
@@ -258,7 +259,6 @@ mod tests {
         assert!(queue.has_blocking() && !queue.is_blocking_first());
         let effects: Vec<_> =
             std::iter::from_fn(|| queue.take_forwarded()).map(|run| run.effect).collect();
-        use SessionEffect::{MayBlock, MayObserveWrite, Neutral};
         assert_eq!(effects, [Neutral, Neutral, MayObserveWrite, MayBlock]);
         assert!(!queue.has_blocking() && !queue.summary().may_observe_write);
     }

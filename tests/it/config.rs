@@ -155,7 +155,7 @@ fn defaults_serve_only_this_machine() {
 
 #[test]
 fn each_source_overrides_the_one_below() {
-    let file = File::new("[cache]\nttl = \"2s\"\ncapacity = 2\nttl_absent = \"2s\"\n");
+    let file = File::new("[cache]\nttl = \"2s\"\ncapacity = 2\nnegative_ttl = \"2s\"\n");
     let config = printed(
         &["--config", file.name(), "--ttl", "4"],
         &[("REDIS_PROXY_CACHE__TTL", "3s"), ("REDIS_PROXY_CACHE__CAPACITY", "3")],

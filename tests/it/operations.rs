@@ -66,10 +66,14 @@ fn metrics_and_their_documentation_agree() {
     let told = families(&exposition());
     let documented = documented_families();
     assert!(documented.len() > 30, "{}", documented.len());
-    for name in told.keys().chain(documented.keys()) {
+    let is_told_here = |name: &&String| !OF_CLUSTERS.contains(&name.as_str());
+    for name in told.keys().chain(documented.keys()).filter(is_told_here) {
         assert_eq!(told.get(name), documented.get(name), "{name}, told and documented");
     }
 }
+
+/// Metrics whose series appear when they first count, which takes a cluster.
+const OF_CLUSTERS: [&str; 1] = ["redis_proxy_redirects_total"];
 
 /// A metric: its type, and its labels with their values; "any" for a label with a single value
 /// unknown to the test.
@@ -188,7 +192,7 @@ fn mixed_load(redis: &RedisServer, proxy: &Proxy, round: u32) {
         value(proxy, "key");
         assert_eq!(read(proxy, &format!("nothing-{round}")).status, 404);
     }
-    Wire::connect(proxy.resp_address()).told(&["PING"]);
+    RespClient::connect(proxy.resp_address()).told(&["PING"]);
     proxy.signal(Signal::HUP);
 }
 
@@ -309,7 +313,7 @@ fn assert_told(told: &[(String, Labels)], place: &str, name: &str, labels: &Labe
         is_it && labels.iter().all(has)
     };
     assert!(
-        told.iter().any(fits),
+        told.iter().any(fits) || OF_CLUSTERS.contains(&name),
         "{place} names {name} with {labels:?}, which the proxy does not tell"
     );
 }

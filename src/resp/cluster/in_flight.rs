@@ -25,6 +25,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::aggregate::Aggregate;
+use super::key_specs::Access;
 use super::routing::error;
 use super::unavailable;
 use crate::cluster::NodeId;
@@ -36,17 +37,6 @@ use crate::protocol::ReplySummary;
 pub(super) struct PartId {
     command: u64,
     part: usize,
-}
-
-/// The access of a command to keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// None, so its order with other commands does not matter. It may change the session.
-    None,
-    /// It changes nothing, so it may run twice.
-    Read,
-    /// It may change any key of its slot, or of any slot if it names no key.
-    Write,
 }
 
 /// Some or all of a command, for one node.

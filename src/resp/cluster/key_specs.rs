@@ -46,6 +46,17 @@ pub(super) enum Distribution {
     MultiShard { aggregate: Aggregate, words: usize },
 }
 
+/// The access of a command to keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// None, so its order with other commands does not matter. It may change the session.
+    None,
+    /// It changes nothing, so it may run twice.
+    Read,
+    /// It may change any key of its slot, or of any slot if it names no key.
+    Write,
+}
+
 #[derive(Debug, PartialEq)]
 struct Specification {
     begin: Begin,

@@ -35,14 +35,16 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::aggregate::{Aggregate, write_aggregate};
 use self::in_flight::{
-    Access, Command, CommandKind, Front, InFlight, Leaving, Part, PartId, Pause, Refusal, Rejection,
+    Command, CommandKind, Front, InFlight, Leaving, Part, PartId, Pause, Refusal, Rejection,
 };
+use self::key_specs::Access;
 pub use self::key_specs::KeySpecs;
 use self::logins::Logins;
 use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route};
 use self::transaction::{Action, Input, Transaction, WatchReply};
-use super::connection::{Step, write_failure};
+use super::failure::write_failure;
+use super::step::Step;
 use crate::backend::{BackendError, ConnectAs, EpochStream};
 use crate::cluster::{Cluster, NodeId};
 use crate::metrics::Redirect;

@@ -9,8 +9,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::aggregate::Aggregate;
-use super::in_flight::Access;
-use super::key_specs::{CommandSpec, Distribution, KeySpecs};
+use super::key_specs::{Access, CommandSpec, Distribution, KeySpecs};
 use crate::cluster::slot;
 use crate::protocol::{Arguments, is_one_of, write_array_length, write_bulk, write_error};
 

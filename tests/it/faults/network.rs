@@ -63,7 +63,7 @@ fn half_open_connection_blocks_at_most_response_timeout() {
 #[test]
 fn invalid_protocol_is_never_a_value() {
     let stage = FaultStage::start(LASTING);
-    stage.proxy.expect_log("Redis sent a client what is no answer");
+    stage.proxy.expect_log("invalid reply from Redis");
     let mut client = stage.connect();
     assert_eq!(ask(&mut client, "PING").0, "+PONG\\r\\n");
     for (number, garbage) in [

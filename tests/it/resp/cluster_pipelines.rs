@@ -7,6 +7,7 @@
 //! either value until the next reply tells.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,7 +61,7 @@ fn commands_of_a_moved_slot_get_their_own_replies() {
         ":13\\r\\n".into(),
     ];
     assert_eq!(pipelined(&mut wire, &lines), expected);
-    assert!(stage.redirects("followed") >= 1.0 && stage.redirects("returned") == 0.0);
+    assert!(stage.redirects("followed") >= 1.0 && stage.redirects("returned") < 0.5);
 }
 
 #[test]
@@ -100,7 +101,7 @@ fn command_that_a_write_overtook_is_returned_not_run() {
     let told = pipelined(&mut wire, &["MSET {0}p 1 {0}q 1", "SET {0}p 2", "GETEX {0}k"]);
     assert!(told[0].starts_with("-TRYAGAIN redis-proxy: "), "{told:?}");
     assert_eq!(told[1..], [OK.to_owned(), text("value-of-k")]);
-    assert_eq!(stage.redirects("returned"), 1.0);
+    assert!((stage.redirects("returned") - 1.0).abs() < 0.5);
     stage.cluster.move_keys(slot, nodes[0], nodes[1]);
     stage.cluster.end_to_move(slot, nodes[0], nodes[1]);
     assert_eq!(pipelined(&mut wire, &["GET {0}p", "EXISTS {0}q"]), [text("2"), ":0\\r\\n".into()]);
@@ -289,6 +290,65 @@ fn outgrown_buffer_returns_the_redirected_command() {
     assert_eq!(wire.told_line("GETEX {0}a"), text("1"));
 }
 
+#[test]
+fn script_error_of_the_form_of_a_redirect_is_a_reply() {
+    let stage = stage();
+    let mut wire = stage.through();
+    let slot = stage.cluster.slot("{0}n");
+    let owner = stage.cluster.port(stage.cluster.owner("{0}n"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let unknown = listener.local_addr().unwrap().port();
+    let script = "redis.call('INCR', KEYS[1]) return redis.error_reply(ARGV[1])";
+    for (number, (code, port)) in
+        [("MOVED", owner), ("ASK", owner), ("MOVED", unknown), ("ASK", unknown)].iter().enumerate()
+    {
+        let error = format!("{code} {slot} 127.0.0.1:{port}");
+        let told = wire.told(&["EVAL", script, "1", "{0}n", &error]);
+        assert_eq!(told, format!("-{error}\\r\\n"));
+        assert_eq!(wire.told_line("GETEX {0}n"), text(&(number + 1).to_string()), "{error}");
+    }
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "the proxy connected to an address of a script");
+}
+
+#[test]
+fn commands_without_keys_keep_no_redirected_one_from_running() {
+    let stage = stage();
+    let mut wire = stage.through();
+    wire.ask_line("SET {0}a value-of-a");
+    let nodes = ["{0}a", "{1}x"].map(|key| stage.cluster.owner(key));
+    stage.cluster.move_slot(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
+    let told = pipelined(&mut wire, &["GETEX {0}a", "PING", "ECHO x", "SELECT 0", "UNWATCH"]);
+    let expected = [&*text("value-of-a"), "+PONG\\r\\n", &*text("x"), OK, OK];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn watch_of_a_moved_slot_can_be_repeated() {
+    let stage = stage();
+    let mut wire = stage.through();
+    let nodes = ["{0}a", "{1}x"].map(|key| stage.cluster.owner(key));
+    stage.cluster.move_slot(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
+    assert!(wire.told_line("WATCH {0}a").starts_with("-TRYAGAIN redis-proxy: "));
+    assert_eq!(wire.told_line("WATCH {0}a"), OK);
+}
+
+#[test]
+fn unowned_slot_holds_up_a_pipeline_once() {
+    let more = format!("{NO_DISCOVERY}redis.response_timeout = \"1s\"\n");
+    let stage = Stage::over(RedisCluster::of(3), &[], &more);
+    for node in &stage.cluster.nodes {
+        node.command(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
+        node.command(&["CLUSTER", "DELSLOTS", &stage.cluster.slot("{0}a").to_string()]);
+    }
+    let mut wire = stage.through();
+    let begun = Instant::now();
+    let told = pipelined(&mut wire, &["SET {0}a 1"; 30]);
+    assert!(told.iter().all(|reply| reply.starts_with('-')), "{told:?}");
+    // One after the other they would take 30 s, the bound of a reply being 20.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
 /// The possible values of a key.
 type Values = Vec<Option<String>>;
 
@@ -339,8 +399,13 @@ impl Step {
 
     fn keys(&self) -> Vec<&str> {
         match self {
-            Self::Get(key) | Self::GetEx(key) | Self::Strlen(key) | Self::GetDel(key) => vec![key],
-            Self::Set(key, _) | Self::GetSet(key, _) | Self::Append(key, _) => vec![key],
+            Self::Get(key)
+            | Self::GetEx(key)
+            | Self::Strlen(key)
+            | Self::GetDel(key)
+            | Self::Set(key, _)
+            | Self::GetSet(key, _)
+            | Self::Append(key, _) => vec![key],
             Self::Mget(keys) | Self::Del(keys) | Self::Exists(keys) => {
                 keys.iter().map(String::as_str).collect()
             }
@@ -382,7 +447,9 @@ impl Step {
             }
             Self::Del(keys) => {
                 let count = exists(state, keys);
-                keys.iter().for_each(|key| drop(state.insert(key.clone(), None)));
+                for key in keys {
+                    state.insert(key.clone(), None);
+                }
                 integer(count)
             }
             Self::Exists(keys) => integer(exists(state, keys)),
@@ -730,7 +797,7 @@ fn random_pipelines_get_the_replies_of_their_commands() {
         (counts, disturber)
     });
     let Disturber { moves, failovers, cuts, .. } = disturber;
-    println!("{counts:?}, {moves} moves, {failovers} failovers, {cuts} cuts");
+    eprintln!("{counts:?}, {moves} moves, {failovers} failovers, {cuts} cuts");
     assert!(moves > 0 && counts.replies > 100, "{moves} moves, {counts:?}");
     // A command that has not run is the exception.
     assert!(counts.not_run < counts.replies / 10, "{counts:?}");
