@@ -19,12 +19,12 @@ use futures_util::stream::FuturesOrdered;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
-use super::Shared;
 use super::dedicated::DedicatedConnection;
 use super::failure::write_failure;
 use super::fence::Fences;
 use super::lifetime::{ConnState, End, Facts, Lifetime, end};
 use super::reply_queue::ReplyQueue;
+use super::shared::Shared;
 use super::step::{Step, Task};
 use crate::backend::BackendError;
 use crate::commands::{FetchOutcome, Identity, Invalidations, SessionState};

@@ -20,6 +20,7 @@ mod fence;
 mod lifetime;
 mod reply_queue;
 mod settings;
+mod shared;
 mod step;
 
 use std::pin::Pin;
@@ -30,51 +31,14 @@ use tokio::sync::OnceCell;
 // For the test that asks a real Redis.
 #[doc(hidden)]
 pub use self::cluster::KeySpecs;
-use self::cluster::Terms;
 use self::connection::Connection;
 pub use self::settings::Settings;
+use self::shared::Shared;
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::backend::{BackendError, ConnectAs, EpochStream};
 use crate::commands::{CommandTable, Credentials, Memory, Policy};
 use crate::net::ClientStream;
-use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
 use crate::server::{Drain, Service};
-
-/// The state that all connections share.
-struct Shared {
-    proxy: Proxy,
-    settings: Settings,
-    credentials: Option<Reloadable<Credentials>>,
-    commands: CommandTable,
-    policy: Policy,
-    /// Before a cluster: which arguments are keys, once a node has reported it.
-    key_specs: OnceCell<Arc<KeySpecs>>,
-}
-
-impl Shared {
-    /// Opens a stream to Redis for one client alone; before a cluster, to all of its nodes.
-    async fn open(self: Arc<Self>, client: ConnectAs) -> Result<EpochStream, BackendError> {
-        let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
-        let specs = self.key_specs.get_or_try_init(|| async {
-            let specs = KeySpecs::read(&cluster.command_table().await?);
-            if specs.is_empty() {
-                return Err(BackendError::Unavailable("COMMAND".into()));
-            }
-            Ok(Arc::new(specs))
-        });
-        let terms = Terms {
-            specs: Arc::clone(specs.await?),
-            limits: RequestLimits {
-                max_bulk: self.settings.max_bulk.0,
-                max_arguments: self.settings.max_arguments,
-            },
-            most_held: self.settings.max_output_buffer.0,
-            patience: cluster.retry_timeout(),
-        };
-        Ok(cluster::open(cluster.clone(), client, terms))
-    }
-}
 
 /// The front end.
 pub struct Resp(Arc<Shared>);

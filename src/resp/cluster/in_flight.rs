@@ -26,8 +26,7 @@ use tokio::time::Instant;
 
 use super::aggregate::Aggregate;
 use super::key_specs::Access;
-use super::routing::error;
-use super::unavailable;
+use super::routing::{error, unavailable};
 use crate::cluster::NodeId;
 use crate::protocol::ReplySummary;
 

@@ -94,7 +94,7 @@ impl KeySpecs {
     }
 
     /// Whether no command is known.
-    pub(in crate::resp) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 

@@ -41,9 +41,8 @@ use self::key_specs::Access;
 pub use self::key_specs::KeySpecs;
 use self::logins::Logins;
 use self::node::{Node, Received};
-use self::routing::{Route, crossslot, error, of_one_node, route};
+use self::routing::{Route, crossslot, error, of_one_node, route, unavailable};
 use self::transaction::{Action, Input, Transaction, WatchReply};
-use super::failure::write_failure;
 use super::step::Step;
 use crate::backend::{BackendError, ConnectAs, EpochStream};
 use crate::cluster::{Cluster, NodeId};
@@ -848,13 +847,6 @@ const TOO_LONG: &str = "ERR redis-proxy: the command is longer than resp.max_out
 fn keyless_target(primaries: &[NodeId], last: Option<NodeId>, taken: &[NodeId]) -> Option<NodeId> {
     let same = last.filter(|node| primaries.contains(node));
     same.or_else(|| primaries.iter().find(|node| !taken.contains(node)).copied())
-}
-
-/// The reply to a command for which no node is known.
-fn unavailable() -> Bytes {
-    let mut reply = WriteBuf::default();
-    write_failure(&mut reply, &BackendError::Unavailable("CLUSTERDOWN".into()));
-    reply.tail().split().freeze()
 }
 
 /// The same route, but a command that no one node can keep for `EXEC` is refused.

@@ -10,8 +10,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::aggregate::Aggregate;
 use super::key_specs::{Access, CommandSpec, Distribution, KeySpecs};
+use crate::backend::BackendError;
 use crate::cluster::slot;
+use crate::net::WriteBuf;
 use crate::protocol::{Arguments, is_one_of, write_array_length, write_bulk, write_error};
+use crate::resp::failure::write_failure;
 
 /// The destination of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +124,13 @@ pub(super) fn of_one_node(arguments: Arguments<'_>) -> Bytes {
     error(format!(
         "ERR redis-proxy: {name} is about one node, and there are many behind this address; ask a node itself"
     ))
+}
+
+/// The reply to a command for which no node is known.
+pub(super) fn unavailable() -> Bytes {
+    let mut reply = WriteBuf::default();
+    write_failure(&mut reply, &BackendError::Unavailable("CLUSTERDOWN".into()));
+    reply.tail().split().freeze()
 }
 
 /// The route of a command, and what it does to keys.

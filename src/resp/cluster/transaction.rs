@@ -9,8 +9,7 @@
 
 use bytes::Bytes;
 
-use super::routing::{crossslot, error};
-use super::unavailable;
+use super::routing::{crossslot, error, unavailable};
 use crate::cluster::NodeId;
 
 /// The state of a client's transaction.

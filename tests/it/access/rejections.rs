@@ -79,7 +79,7 @@ fn http_rejections_count_tokens_and_keys_only() {
 fn resp_rejections_are_counted_by_reason() {
     let (redis, file) = (RedisServer::start(), SecretFile::new("word"));
     let settings = format!(
-        "{LASTING}\nresp.password_file = \"{}\"\nresp.allow = [\"public:*\"]\n\
+        "{LASTING}\nresp.password_file = \"{}\"\nresp.allow_keys = [\"public:*\"]\n\
             resp.max_query_buffer = \"256KiB\"",
         file.name()
     );

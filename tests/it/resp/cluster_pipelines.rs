@@ -19,7 +19,7 @@ use super::cluster::Stage;
 use crate::support::cluster::{RedisCluster, try_ask};
 use crate::support::env::{number, seed};
 use crate::support::resp_client::{RespClient, bulk, command, show, words};
-use crate::support::{RedisServer, eventually};
+use crate::support::{RedisServer, eventually, within};
 
 /// No map is asked for by itself, so a move is noticed by a redirect alone.
 const NO_DISCOVERY: &str = "redis.ping_interval = \"60s\"\n";
@@ -822,7 +822,7 @@ impl Stage {
 impl RedisCluster {
     /// Returns once all nodes name the same primary for every slot.
     fn await_agreed(&self) {
-        eventually("the nodes agree on the primary of every slot", || {
+        let agreed = within(Duration::from_secs(60), || {
             let claims: Vec<_> = (0..self.nodes.len())
                 .map(|node| {
                     try_ask(&self.nodes[node], &["CLUSTER", "NODES"])
@@ -832,6 +832,7 @@ impl RedisCluster {
                 .ok()?;
             claims.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
         });
+        assert!(agreed.is_some(), "the nodes do not agree on the primary of every slot");
     }
 
     /// Moves one key of a slot that is on its way.

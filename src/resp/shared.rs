@@ -1,0 +1,51 @@
+//! The state that all connections of the front end share.
+
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use super::cluster::{KeySpecs, Terms, open};
+use super::settings::Settings;
+use crate::access::Reloadable;
+use crate::backend::{BackendError, ConnectAs, EpochStream};
+use crate::commands::{CommandTable, Credentials, Policy};
+use crate::protocol::RequestLimits;
+use crate::proxy::Proxy;
+
+/// The state that all connections share.
+pub(super) struct Shared {
+    pub(super) proxy: Proxy,
+    pub(super) settings: Settings,
+    pub(super) credentials: Option<Reloadable<Credentials>>,
+    pub(super) commands: CommandTable,
+    pub(super) policy: Policy,
+    /// Before a cluster: which arguments are keys, once a node has reported it.
+    pub(super) key_specs: OnceCell<Arc<KeySpecs>>,
+}
+
+impl Shared {
+    /// Opens a stream to Redis for one client alone; before a cluster, to all of its nodes.
+    pub(super) async fn open(
+        self: Arc<Self>,
+        client: ConnectAs,
+    ) -> Result<EpochStream, BackendError> {
+        let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
+        let specs = self.key_specs.get_or_try_init(|| async {
+            let specs = KeySpecs::read(&cluster.command_table().await?);
+            if specs.is_empty() {
+                return Err(BackendError::Unavailable("COMMAND".into()));
+            }
+            Ok(Arc::new(specs))
+        });
+        let terms = Terms {
+            specs: Arc::clone(specs.await?),
+            limits: RequestLimits {
+                max_bulk: self.settings.max_bulk.0,
+                max_arguments: self.settings.max_arguments,
+            },
+            most_held: self.settings.max_output_buffer.0,
+            patience: cluster.retry_timeout(),
+        };
+        Ok(open(cluster.clone(), client, terms))
+    }
+}
