@@ -50,7 +50,8 @@ impl fmt::Debug for Key {
 /// A `%` that is not followed by two hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{found}\" at byte {offset} is not an escape: '%' takes two hexadecimal digits, and '%' itself is written %25"
+    "\"{found}\" at byte {offset} is not an escape: '%' takes two hexadecimal digits, and '%' \
+        itself is written %25"
 )]
 pub struct BadEscape {
     /// The position of the `%`, in bytes from the start of the escaped key.

@@ -143,13 +143,15 @@ impl Shared {
         let keys = match spawn_blocking(move || read(&file, limit)).await {
             Ok(Ok(SavedKeys { keys, damaged })) => {
                 if damaged > 0 {
-                    tracing::warn!(file = %shown, damaged, "some lines of hot keys are no keys, and were left out");
+                    tracing::warn!(file = %shown, damaged, "some lines of hot keys are no keys, \
+                        and were left out");
                 }
                 keys
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Ok(Err(error)) => {
-                tracing::warn!(file = %shown, %error, "the names of the hottest keys cannot be read");
+                tracing::warn!(file = %shown, %error, "the names of the hottest keys cannot be \
+                    read");
                 Vec::new()
             }
             Err(_) => Vec::new(),

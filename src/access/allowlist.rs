@@ -50,7 +50,8 @@ impl Pattern {
     }
 }
 
-const EXPECTED: &str = "keys, each by its whole name or, with a * at the end, by how it begins, such as \"public:*\", without commas";
+const EXPECTED: &str = "keys, each by its whole name or, with a * at the end, by how it begins, \
+    such as \"public:*\", without commas";
 
 /// Serializes the list in the form of the environment variables: one string, separated by commas.
 impl Serialize for KeyAllowlist {

@@ -113,7 +113,8 @@ fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
         if !is_valid_token(line) {
             let number = number + 1;
             return Err(wrong(&format_args!(
-                "line {number}: found what can be no token, expected letters, digits and -._~+/, then any number of ="
+                "line {number}: found what can be no token, expected letters, digits and -._~+/, \
+                    then any number of ="
             )));
         }
         digests.push(blake3::hash(line));

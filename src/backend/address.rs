@@ -200,7 +200,8 @@ impl FromStr for Address {
         let after_host = &url[url::Position::BeforePath..];
         if matches!(addr, ConnectionAddr::Tcp { .. }) && after_host.contains('@') {
             return Err(bad(
-                &"a login that is not escaped: '@' is written %40, ':' %3A, '/' %2F, '?' %3F, '#' %23",
+                &"a login that is not escaped: '@' is written %40, ':' %3A, '/' %2F, '?' %3F, \
+                    '#' %23",
             ));
         }
         if url.fragment().is_some() || url.query_pairs().any(|(name, _)| name != "db") {

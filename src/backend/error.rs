@@ -31,7 +31,8 @@ pub enum BackendError {
     #[error("Redis answered with the error {0}")]
     ErrorReply(Arc<str>),
     /// A node of a cluster redirected the request to another node.
-    #[error("Redis answered with the error {code}: it is a node of a cluster (redis.mode)", code = _0.code())]
+    #[error("Redis answered with the error {code}: it is a node of a cluster \
+        (redis.mode)", code = _0.code())]
     Moved(Redirect),
     /// The value of the key is not a string.
     #[error("the key holds another type than a string")]

@@ -139,7 +139,8 @@ mod tests {
 
     use super::*;
 
-    const KEYSPACE: &str = "# Keyspace\r\ndb0:keys=7,expires=0,avg_ttl=0\r\ndb1:keys=1,expires=1,avg_ttl=9,subexpiry=0\r\n";
+    const KEYSPACE: &str = "# \
+        Keyspace\r\ndb0:keys=7,expires=0,avg_ttl=0\r\ndb1:keys=1,expires=1,avg_ttl=9,subexpiry=0\r\n";
 
     fn said(text: &str) -> Value {
         Value::VerbatimString { format: VerbatimFormat::Text, text: text.to_owned() }

@@ -210,7 +210,8 @@ impl Sentinels {
                 delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
             } else {
                 delay = RECONNECT_DELAY_MIN;
-                tracing::warn!(sentinel = %seed, reason = %error, "a sentinel does not answer; trying again until it does");
+                tracing::warn!(sentinel = %seed, reason = %error, "a sentinel does not answer; \
+                    trying again until it does");
             }
             self.record(number, SentinelState::Unreachable(error));
             let soonest = Instant::now() + RECONNECT_DELAY_MIN;

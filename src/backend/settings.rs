@@ -178,7 +178,8 @@ impl Settings {
             (
                 by_cluster && self.seeds.is_empty(),
                 "redis.mode",
-                "found \"cluster\", expected redis.seeds with it: where some nodes of the cluster are",
+                "found \"cluster\", expected redis.seeds with it: where some nodes of the \
+                    cluster are",
             ),
             (
                 by_cluster && unix,

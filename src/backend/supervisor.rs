@@ -163,7 +163,8 @@ impl ConnectionSupervisor {
         self.metrics.set_backend_up(true);
         self.reported = false;
         let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
-        tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to Redis");
+        tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to \
+            Redis");
         self.publish(connected);
     }
 
@@ -206,12 +207,14 @@ impl ConnectionSupervisor {
             self.cache.invalidate_all();
         }
         if self.reported {
-            tracing::debug!(redis = %self.connector.address(), reason = %error, "still no link to Redis");
+            tracing::debug!(redis = %self.connector.address(), reason = %error, "still no link \
+                to Redis");
             return;
         }
         self.reported = true;
         self.metrics.record_backend_error(error.kind());
-        tracing::warn!(redis = %self.connector.address(), reason = %error, "no link to Redis; trying again until there is");
+        tracing::warn!(redis = %self.connector.address(), reason = %error, "no link to Redis; \
+            trying again until there is");
     }
 
     async fn connect(&mut self) -> Result<Connected, BackendError> {
@@ -252,7 +255,8 @@ impl ConnectionSupervisor {
         if !std::mem::replace(&mut self.untracked_reported, true) {
             tracing::warn!(
                 redis = %self.connector.address(), reason,
-                "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old as cache.ttl"
+                "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old \
+                    as cache.ttl"
             );
         }
         Ok(())

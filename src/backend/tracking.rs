@@ -190,7 +190,8 @@ pub(super) fn warn_if_table_small(tracking: Tracking, capacity: usize) {
         tracing::warn!(
             capacity,
             limit,
-            "cache.capacity is more than Redis's {TABLE_LIMIT}; keys beyond that are dropped from the cache again"
+            "cache.capacity is more than Redis's {TABLE_LIMIT}; keys beyond that are dropped \
+                from the cache again"
         );
     }
 }

@@ -226,7 +226,8 @@ mod tests {
     fn older_epoch_never_replaces_slot_owner() {
         let old = view("a 10.0.0.1:1@2 master - 0 0 1 connected 0-16383");
         let new = view(
-            "a 10.0.0.1:1@2 master - 0 0 1 connected 1-16383\nb 10.0.0.1:2@3 master - 0 0 2 connected 0",
+            "a 10.0.0.1:1@2 master - 0 0 1 connected 1-16383\nb 10.0.0.1:2@3 master - 0 0 2 \
+                connected 0",
         );
         let map = SlotMap::unknown().merged(&[new.clone(), old.clone()], false);
         assert_eq!((map.owner(0), map.owner(1)), (Some(&address(2)), Some(&address(1))));

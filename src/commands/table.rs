@@ -101,7 +101,8 @@ const LISTS: [(Class, &str); 25] = [
     (Class::Quit, "quit"),
     (
         Class::Passthrough,
-        "monitor psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync unsubscribe",
+        "monitor psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync \
+            unsubscribe",
     ),
     (Class::Swapdb, "swapdb"),
     (Class::FlushAll, "flushall flushdb"),

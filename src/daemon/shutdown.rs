@@ -41,7 +41,8 @@ pub(super) async fn drain(
         () = control.drain() => tracing::info!("stopped"),
         () = tokio::time::sleep(patience) => {
             let cut = metrics.open_connections();
-            tracing::warn!(cut, "stopped; connections were cut because they did not finish in time");
+            tracing::warn!(cut, "stopped; connections were cut because they did not finish in \
+                time");
         }
         () = second_signal => {
             let cut = metrics.open_connections();

@@ -85,7 +85,8 @@ async fn readyz(
         ),
         Err(reason) => {
             let reason = reason.to_string();
-            let body = json!({ "status": "not ready", "reason": reason, "coherence": coherence, "nodes": nodes });
+            let body = json!({ "status": "not \
+                ready", "reason": reason, "coherence": coherence, "nodes": nodes });
             json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }

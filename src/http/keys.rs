@@ -201,7 +201,8 @@ impl KeyHandler {
     ) {
         let mut digits = itoa::Buffer::new();
         to.write_head(
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff\r\netag: ",
+            b"HTTP/1.1 200 OK\r\ncontent-type: \
+                application/octet-stream\r\nx-content-type-options: nosniff\r\netag: ",
         );
         to.write_head(&etag(value));
         to.write_head(&self.after_etag);

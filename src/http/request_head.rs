@@ -261,7 +261,8 @@ mod tests {
             for fields in [
                 "Host: x\r\n",
                 "host:x\r\nConnection: Keep-Alive\r\n",
-                "User-Agent: curl/8\r\nAccept: */*\r\nHOST: x:80\r\nAuthorization: Bearer t\r\nIf-None-Match: \"a\", *\r\n",
+                "User-Agent: curl/8\r\nAccept: */*\r\nHOST: x:80\r\nAuthorization: Bearer \
+                    t\r\nIf-None-Match: \"a\", *\r\n",
             ] {
                 let head = format!("{line}\r\n{fields}\r\n");
                 assert_eq!(look(head.as_bytes()), plain(path, head.len()), "{head}");
@@ -342,7 +343,8 @@ mod tests {
         #[test]
         fn parser_keeps_no_state_between_heads(
             parser in proptest::collection::vec(
-                "(GET|HEAD|PUT) [/a#]{1,3} HTTP/1\\.[01]\r?\n(Host: [ab]?\r\n){0,2}((X|Accept|TE): ?[ab]{0,3}\r\n){0,2}\r\nG?",
+                "(GET|HEAD|PUT) [/a#]{1,3} HTTP/1\\.[01]\r?\n(Host: \
+                    [ab]?\r\n){0,2}((X|Accept|TE): ?[ab]{0,3}\r\n){0,2}\r\nG?",
                 1..8,
             ),
             long in any::<bool>(), cut in 0_usize..4,

@@ -175,7 +175,8 @@ impl TryFrom<String> for CacheControl {
         let printable = !text.is_empty() && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         HeaderValue::try_from(&text).ok().filter(|_| printable).map(Self).ok_or_else(|| {
             format!(
-                "invalid value: string {text:?}, expected a Cache-Control header such as \"no-cache\" or \"max-age=5\""
+                "invalid value: string {text:?}, expected a Cache-Control header such as \
+                    \"no-cache\" or \"max-age=5\""
             )
         })
     }

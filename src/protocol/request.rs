@@ -575,7 +575,8 @@ mod tests {
 
         #[test]
         fn arbitrary_input_parses_the_same_bytewise(
-            input in prop::collection::vec(prop::sample::select(&b"*$0123\r\n -\"'\\xaG\0"[..]), 0..40),
+            input in prop::collection::vec(prop::sample::select(&b"*$0123\r\n \
+                -\"'\\xaG\0"[..]), 0..40),
         ) {
             let whole = read(&input, &[], usize::MAX);
             let cuts: Vec<_> = (0..input.len()).collect();

@@ -121,7 +121,8 @@ impl Listener {
                 Err(_) if drain.is_signaled() => return,
                 Err(error) => {
                     if !failing {
-                        tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept connections");
+                        tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept \
+                            connections");
                     }
                     failing = true;
                     // The usual cause is a lack of file descriptors, until some are closed.

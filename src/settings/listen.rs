@@ -84,7 +84,8 @@ impl TryFrom<String> for Listen {
             return Ok(Self(text));
         }
         Err(format!(
-            "invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \"[::1]:8080\", or for resp unix:///path"
+            "invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \
+                \"[::1]:8080\", or for resp unix:///path"
         ))
     }
 }

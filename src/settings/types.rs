@@ -90,7 +90,8 @@ impl Visitor<'_> for DurationVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a duration of at most 100 years: seconds as a number, or text such as \"250ms\", \"90s\", \"5m\", \"1h 30m\"",
+            "a duration of at most 100 years: seconds as a number, or text such as \"250ms\", \
+                \"90s\", \"5m\", \"1h 30m\"",
         )
     }
 

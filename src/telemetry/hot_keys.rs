@@ -257,7 +257,8 @@ mod tests {
             let error = told.keys.iter().map(|key| key.error).max().unwrap_or(0);
             for HotKey { key, reads, error } in &told.keys {
                 let was = exact[key];
-                prop_assert!((*reads - error..=*reads).contains(&was), "{key:?}: {reads} - {error}, was {was}");
+                prop_assert!((*reads - error..=*reads).contains(&was), "{key:?}: {reads} - \
+                    {error}, was {was}");
             }
             for (key, was) in &exact {
                 prop_assert!(*was <= error || told.keys.iter().any(|told| told.key == *key), "{key:?}, {was}, {error}");

@@ -121,11 +121,18 @@ pub(super) fn invalid_variables() -> Vec<String> {
         let found = variable(name).filter(|value| !choices.contains(&value.as_str()))?;
         Some(format!("{name}: found {found:?}, expected one of {}; {instead}", choices.join(", ")))
     });
-    let ratio = variable("OTEL_TRACES_SAMPLER").filter(|sampler| sampler.ends_with("ratio")).and_then(|_| {
-        let given = variable("OTEL_TRACES_SAMPLER_ARG").unwrap_or_default();
-        let right = given.parse().is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio));
-        (!right).then(|| format!("OTEL_TRACES_SAMPLER_ARG: found {given:?}, expected a number from 0 to 1; 1 is taken"))
-    });
+    let ratio = variable("OTEL_TRACES_SAMPLER")
+        .filter(|sampler| sampler.ends_with("ratio"))
+        .and_then(|_| {
+            let given = variable("OTEL_TRACES_SAMPLER_ARG").unwrap_or_default();
+            let right = given.parse().is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio));
+            (!right).then(|| {
+                format!(
+                    "OTEL_TRACES_SAMPLER_ARG: found {given:?}, expected a number \
+            from 0 to 1; 1 is taken"
+                )
+            })
+        });
     wrong.chain(ratio).collect()
 }
 

@@ -242,7 +242,8 @@ fn flags_for_listeners_set_what_they_name() {
 #[test]
 fn renamed_keys_are_errors_that_name_the_new_key() {
     let lines = complaints_about(
-        "[cache]\nttl_absent = 5\nstale_grace = 5\n[http]\nallow = [\"a\"]\n[resp]\nallow = [\"a\"]\n",
+        "[cache]\nttl_absent = 5\nstale_grace = 5\n[http]\nallow = [\"a\"]\n[resp]\nallow = \
+            [\"a\"]\n",
     );
     for (old, new) in [
         ("cache.ttl_absent", "cache.negative_ttl"),

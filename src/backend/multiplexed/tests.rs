@@ -223,7 +223,8 @@ async fn expect_all(asking: Asking, expiry: i64) {
 
 fn information(expires: usize) -> Vec<u8> {
     let text = format!(
-        "# Server\r\nexecutable:/bin/redis-server\r\n\r\n# Keyspace\r\ndb0:keys=4,expires={expires}\r\n"
+        "# Server\r\nexecutable:/bin/redis-server\r\n\r\n# \
+            Keyspace\r\ndb0:keys=4,expires={expires}\r\n"
     );
     format!("={}\r\ntxt:{text}\r\n", "txt:".len() + text.len()).into_bytes()
 }

@@ -839,7 +839,8 @@ impl Router {
 }
 
 const ASKING: Bytes = Bytes::from_static(b"ASKING\r\n");
-const TOO_LONG: &str = "ERR redis-proxy: the command is longer than resp.max_output_buffer, which is as much as is held";
+const TOO_LONG: &str = "ERR redis-proxy: the command is longer than resp.max_output_buffer, \
+    which is as much as is held";
 
 /// Returns the node for a part that named no key and could not run at `last`. It is the same node
 /// if that is still a primary. Otherwise it is a primary that got none of the command's parts, or

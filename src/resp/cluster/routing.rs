@@ -122,7 +122,8 @@ pub(super) fn crossslot() -> Bytes {
 pub(super) fn of_one_node(arguments: Arguments<'_>) -> Bytes {
     let name = String::from_utf8_lossy(arguments.get(0)).to_ascii_uppercase();
     error(format!(
-        "ERR redis-proxy: {name} is about one node, and there are many behind this address; ask a node itself"
+        "ERR redis-proxy: {name} is about one node, and there are many behind this address; ask \
+            a node itself"
     ))
 }
 
