@@ -344,7 +344,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_key_file_never_panics(text in proptest::collection::vec(any::<u8>(), 0..400), limit in 1_usize..5) {
+        fn arbitrary_key_file_never_panics(
+            text in proptest::collection::vec(any::<u8>(), 0..400),
+            limit in 1_usize..5,
+        ) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("keys");
             fs::write(&path, &text).unwrap();

@@ -18,7 +18,8 @@ pub enum AuthRequirement {
 /// A listener that other hosts can reach and that neither requires authentication nor has a waiver.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{section}.allow_unprotected: listener {address} is reachable from other hosts without authentication; \
+    "{section}.allow_unprotected: listener {address} is reachable from other hosts without \
+        authentication; \
      set {remedy}a loopback address in {section}.listen, or {section}.allow_unprotected = true"
 )]
 pub struct UnprotectedListener {

@@ -15,7 +15,8 @@ use crate::settings::{MASK, Secret};
 use crate::telemetry::spans;
 
 const DEFAULT_PORT: u16 = 6379;
-const ALLOWED: &str = "redis://[user:password@]host[:port][/database], the same with rediss:// for TLS, \
+const ALLOWED: &str = "redis://[user:password@]host[:port][/database], the same with rediss:// \
+    for TLS, \
                        or unix:///path/to/socket[?db=database]";
 
 /// The address of a Redis, with the login and the database.

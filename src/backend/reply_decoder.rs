@@ -250,13 +250,15 @@ mod tests {
             size in 1_usize..40,
         ) {
             let input: Vec<u8> = picks.iter().flat_map(|pick| KINDS[*pick]).copied().collect();
-            let expected: Vec<_> = picks.iter().map(|pick| parse_redis_value(KINDS[*pick]).unwrap()).collect();
+            let value = |pick: &usize| parse_redis_value(KINDS[*pick]).unwrap();
+            let expected: Vec<_> = picks.iter().map(value).collect();
             prop_assert_eq!(answers(&input, size), Ok(expected));
         }
 
         #[test]
         fn arbitrary_value_round_trips(value: Vec<u8>, number: i64, size in 1_usize..40) {
-            let input = [format!("${}\r\n", value.len()).as_bytes(), &value, format!("\r\n:{number}\r\n").as_bytes()].concat();
+            let (head, tail) = (format!("${}\r\n", value.len()), format!("\r\n:{number}\r\n"));
+            let input = [head.as_bytes(), &value, tail.as_bytes()].concat();
             prop_assert_eq!(answers(&input, size), Ok(vec![bulk(&value), Value::Int(number)]));
         }
     }

@@ -172,7 +172,8 @@ impl Settings {
             (
                 by_sentinels && (self.seeds.is_empty() || self.sentinel_master.is_empty()),
                 "redis.mode",
-                "found \"sentinel\", expected redis.seeds and redis.sentinel_master with it: where the sentinels are, and \
+                "found \"sentinel\", expected redis.seeds and redis.sentinel_master with it: \
+                    where the sentinels are, and \
                  how they call the primary",
             ),
             (

@@ -19,7 +19,8 @@ use crate::access::FileError;
 use crate::protocol::{Arguments, write_array_length, write_bulk};
 
 pub(super) const NO_AUTH: &str = "NOAUTH Authentication required.";
-const NO_AUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> \
+const NO_AUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, \
+    otherwise the HELLO <proto> \
                              AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol \
                              version at the same time";
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";

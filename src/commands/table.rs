@@ -78,12 +78,14 @@ const LISTS: [(Class, &str); 25] = [
     (Class::Getrange, "getrange substr"),
     (
         Class::Neutral,
-        "command echo geodist geohash geopos georadius_ro georadiusbymember_ro geosearch hexists hexpiretime hget hgetall \
-         hkeys hlen hmget hpexpiretime hpttl hrandfield hscan hstrlen httl hvals info lastsave latency lindex llen lolwut \
-         lpos lrange ping publish pubsub readonly readwrite scard sdiff sinter sintercard sismember slowlog smembers \
-         smismember spublish srandmember sscan sunion time xinfo xlen xpending xrange xrevrange zcard zcount zdiff zinter \
-         zintercard zlexcount zmscore zrandmember zrange zrangebylex zrangebyscore zrank zrevrange zrevrangebylex \
-         zrevrangebyscore zrevrank zscan zscore zunion",
+        "command echo geodist geohash geopos georadius_ro georadiusbymember_ro geosearch \
+         hexists hexpiretime hget hgetall hkeys hlen hmget hpexpiretime hpttl hrandfield hscan \
+         hstrlen httl hvals info lastsave latency lindex llen lolwut lpos lrange ping publish \
+         pubsub readonly readwrite scard sdiff sinter sintercard sismember slowlog smembers \
+         smismember spublish srandmember sscan sunion time xinfo xlen xpending xrange xrevrange \
+         zcard zcount zdiff zinter zintercard zlexcount zmscore zrandmember zrange zrangebylex \
+         zrangebyscore zrank zrevrange zrevrangebylex zrevrangebyscore zrevrank zscan zscore \
+         zunion",
     ),
     (Class::Blocking, "blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin wait waitaof"),
     (Class::Xread, "xread xreadgroup"),
@@ -102,26 +104,29 @@ const LISTS: [(Class, &str); 25] = [
     (
         Class::Passthrough,
         "monitor psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync \
-            unsubscribe",
+         unsubscribe",
     ),
     (Class::Swapdb, "swapdb"),
     (Class::FlushAll, "flushall flushdb"),
     (
         Class::ReadOnly,
-        "bitcount bitfield_ro bitpos dbsize digest dump expiretime getbit keys lcs memory object pexpiretime pttl \
-         randomkey role scan sort_ro ttl type",
+        "bitcount bitfield_ro bitpos dbsize digest dump expiretime getbit keys lcs memory \
+         object pexpiretime pttl randomkey role scan sort_ro ttl type",
     ),
     (
         Class::MayWrite,
-        "acl append asking bgrewriteaof bgsave bitfield bitop cluster config copy debug decr decrby del delex eval \
-         eval_ro evalsha evalsha_ro expire expireat failover fcall fcall_ro function geoadd georadius georadiusbymember \
-         geosearchstore getdel getex getset hdel hexpire hexpireat hgetdel hgetex hincrby hincrbyfloat hmset hpersist \
-         hpexpire hpexpireat hset hsetex hsetnx incr incrby incrbyfloat linsert lmove lmpop lpop lpush lpushx lrem lset \
-         ltrim migrate module move mset msetex msetnx persist pexpire pexpireat pfadd pfcount pfdebug pfmerge pfselftest \
-         psetex rename renamenx replicaof restore rpop rpoplpush rpush rpushx sadd save sdiffstore set setbit \
-         setex setnx setrange shutdown sinterstore slaveof smove sort spop srem sunionstore touch unlink xack xackdel \
-         xadd xautoclaim xclaim xdel xdelex xgroup xsetid xtrim zadd zdiffstore zincrby zinterstore zmpop zpopmax zpopmin \
-         zrangestore zrem zremrangebylex zremrangebyrank zremrangebyscore zunionstore",
+        "acl append asking bgrewriteaof bgsave bitfield bitop cluster config copy debug decr \
+         decrby del delex eval eval_ro evalsha evalsha_ro expire expireat failover fcall \
+         fcall_ro function geoadd georadius georadiusbymember geosearchstore getdel getex \
+         getset hdel hexpire hexpireat hgetdel hgetex hincrby hincrbyfloat hmset hpersist \
+         hpexpire hpexpireat hset hsetex hsetnx incr incrby incrbyfloat linsert lmove lmpop \
+         lpop lpush lpushx lrem lset ltrim migrate module move mset msetex msetnx persist \
+         pexpire pexpireat pfadd pfcount pfdebug pfmerge pfselftest psetex rename renamenx \
+         replicaof restore rpop rpoplpush rpush rpushx sadd save sdiffstore set setbit setex \
+         setnx setrange shutdown sinterstore slaveof smove sort spop srem sunionstore touch \
+         unlink xack xackdel xadd xautoclaim xclaim xdel xdelex xgroup xsetid xtrim zadd \
+         zdiffstore zincrby zinterstore zmpop zpopmax zpopmin zrangestore zrem zremrangebylex \
+         zremrangebyrank zremrangebyscore zunionstore",
     ),
 ];
 

@@ -91,7 +91,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn first_bad_request_is_found_in_any_split(before in 0..4_usize, after in 0..3_usize, pieces in 1..200_usize) {
+        fn first_bad_request_is_found_in_any_split(
+            before in 0..4_usize,
+            after in 0..3_usize,
+            pieces in 1..200_usize,
+        ) {
             let text = format!("\r\n{}{BAD}{}", GOOD.repeat(before), GOOD.repeat(after));
             prop_assert_eq!(first_bad(&text, pieces), Some(before + 1));
             prop_assert_eq!(first_bad(&GOOD.repeat(before), pieces), None);

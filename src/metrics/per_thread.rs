@@ -179,7 +179,8 @@ impl PerThread {
         }
         for (label, name) in self.commands.iter().enumerate() {
             let count: u64 = self.by_thread.iter().map(|thread| thread.commands[label].get()).sum();
-            // Otherwise every command that there is would have a series, most of them at zero for ever.
+            // Otherwise every command that there is would have a series, most of them at zero for
+            // ever.
             if count > 0 {
                 commands_said.with_label_values(&[name]).inc_by(count);
             }

@@ -348,10 +348,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reply_is_the_same_however_it_is_split(picks in prop::collection::vec(0..KINDS.len(), 1..20), size in 1_usize..40) {
+        fn reply_is_the_same_however_it_is_split(
+            picks in prop::collection::vec(0..KINDS.len(), 1..20),
+            size in 1_usize..40,
+        ) {
             let input: String = picks.iter().map(|pick| KINDS[*pick]).collect();
             let found = frames(input.as_bytes(), size).unwrap();
-            let texts: Vec<_> = found.iter().map(|(frame, _)| String::from_utf8(frame.clone()).unwrap()).collect();
+            let text = |frame: &Vec<u8>| String::from_utf8(frame.clone()).unwrap();
+            let texts: Vec<_> = found.iter().map(|(frame, _)| text(frame)).collect();
             let expected: Vec<_> = picks.iter().map(|pick| KINDS[*pick].to_owned()).collect();
             prop_assert_eq!(texts, expected);
         }

@@ -244,7 +244,9 @@ mod tests {
         /// The bounds of a key contain its number of reads. A key that is read more often than any
         /// error is in the result.
         #[test]
-        fn counts_are_within_their_error_bound(keys in proptest::collection::vec(0_u8..60, 0..3000)) {
+        fn counts_are_within_their_error_bound(
+            keys in proptest::collection::vec(0_u8..60, 0..3000),
+        ) {
             let (hot, now) = (HotKeys::new(12), Instant::now());
             let mut exact: HashMap<Vec<u8>, u64> = HashMap::new();
             // A few of them are read far more often than the others.

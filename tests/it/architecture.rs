@@ -1,4 +1,5 @@
-//! Rooms, and the files inside each of them, use each other in one direction, as ARCHITECTURE.md says.
+//! Rooms, and the files inside each of them, use each other in one direction, as ARCHITECTURE.md
+//! says.
 
 #![expect(
     clippy::expect_used,
@@ -20,7 +21,8 @@ const ALLOWED: [(&str, &str); 21] = [
     ("config", "access backend cache cli http resp settings telemetry warmup"),
     (
         "daemon",
-        "access backend cache cluster commands config http metrics proxy resp server settings telemetry \
+        "access backend cache cluster commands config http metrics proxy resp server settings \
+            telemetry \
          upstream warmup",
     ),
     ("http", "access backend cache key metrics net proxy server settings sync telemetry"),

@@ -5,8 +5,8 @@
 //!
 //! Model: one fault a test, in a real Redis, in the connection to it, or in the process of the
 //! proxy. Each test states the replies on both front ends, the duration, and the recovery.
-//! `docs/src/reliability/faults.md` has a row for each. Faults of one front end are among the tests of that
-//! front end.
+//! `docs/src/reliability/faults.md` has a row for each. Faults of one front end are among the tests
+//! of that front end.
 
 #![expect(
     clippy::expect_used,

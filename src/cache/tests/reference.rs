@@ -117,10 +117,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(std::env::var("PROPTEST_CASES").map_or(64, |cases| cases.parse().unwrap())))]
 
     #[test]
-    fn sequential_client_matches_the_model(operations in prop::collection::vec(operation(), 1..200)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    fn sequential_client_matches_the_model(
+        operations in prop::collection::vec(operation(), 1..200),
+    ) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let mut model = Model { capacity: 8, ttl: 30 * SECOND, now: Duration::ZERO, entries: VecDeque::new() };
+            let (now, entries) = (Duration::ZERO, VecDeque::new());
+            let mut model = Model { capacity: 8, ttl: 30 * SECOND, now, entries };
             let cache = cache(Settings { ttl: model.ttl, ..settings(model.capacity) });
             for operation in &operations {
                 perform(&cache, &mut model, operation).await;

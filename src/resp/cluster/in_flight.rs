@@ -76,7 +76,8 @@ pub(super) enum Rejection {
     /// The slot is at a node that no other node has reported.
     UnknownNode,
     /// The same as [`Ask`](Self::Ask), but other replies were awaited meanwhile, so the slot
-    /// may have gone elsewhere. Its owner has to reply again. Otherwise a write could run at a node without the slot.
+    /// may have gone elsewhere. Its owner has to reply again. Otherwise a write could run at a node
+    /// without the slot.
     AskedBefore,
     /// Its keys are on two nodes while the slot moves.
     TryAgain,
@@ -196,7 +197,8 @@ pub(super) struct InFlight {
 const MAX_IMMEDIATE_RESENDS: u32 = 3;
 /// The error for the client: a later command of the same slot has run, so this one cannot run any
 /// more.
-const OVERTAKEN: &str = "TRYAGAIN redis-proxy: the slot is moving, and a write sent behind this command has run; \
+const OVERTAKEN: &str = "TRYAGAIN redis-proxy: the slot is moving, and a write sent behind this \
+    command has run; \
                          this command has not run";
 /// The error for the client: the nodes redirected the command for as long as a reply may take.
 const STILL_MOVING: &str =

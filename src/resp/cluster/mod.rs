@@ -437,8 +437,8 @@ impl Router {
         }
     }
 
-    /// Whether the redirect of a part leads to a node that others have reported meanwhile. If not, a
-    /// script has made it up, and it is the reply.
+    /// Whether the redirect of a part leads to a node that others have reported meanwhile. If not,
+    /// a script has made it up, and it is the reply.
     fn is_redirect_confirmed(&mut self, id: PartId) -> bool {
         let Some((refusal, _, Some(node))) = self.in_flight.refusal(id) else { return false };
         let rejection = self.rejection(&refusal, node);

@@ -1,10 +1,11 @@
-//! Promise: behind a cluster every reply belongs to its command, and every command runs at most once and in its client's
-//! order, wherever slots move, nodes fail over and connections are cut.
+//! Promise: behind a cluster every reply belongs to its command, and every command runs at most
+//! once and in its client's order, wherever slots move, nodes fail over and connections are cut.
 //!
-//! Model: each client has keys of its own, so it knows what each command has to reply. A value names its key and is written
-//! once. An error that says that a command has not run (`TRYAGAIN`, `CLUSTERDOWN`, `LOADING`) leaves its keys as they were;
-//! where a command may have run or not (its connection was lost, or it was split over slots and failed), its keys may have
-//! either value until the next reply tells.
+//! Model: each client has keys of its own, so it knows what each command has to reply. A value
+//! names its key and is written once. An error that says that a command has not run (`TRYAGAIN`,
+//! `CLUSTERDOWN`, `LOADING`) leaves its keys as they were; where a command may have run or not (its
+//! connection was lost, or it was split over slots and failed), its keys may have either value
+//! until the next reply tells.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -74,7 +75,8 @@ fn commands_of_a_moving_slot_get_their_own_replies() {
     wire.ask_line("SET {1}n 100");
     let nodes = ["{0}a", "{1}n"].map(|key| stage.cluster.owner(key));
     stage.cluster.begin_to_move(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
-    // A key that does not exist is asked for at the other node, and the keys that exist are still here.
+    // A key that does not exist is asked for at the other node, and the keys that exist are still
+    // here.
     let lines =
         ["SET {0}w 1", "GET {0}a", "GET {0}b", "INCR {0}m", "STRLEN {0}b", "INCR {1}n", "GET {0}w"];
     let expected = [

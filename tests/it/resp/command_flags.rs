@@ -1,7 +1,9 @@
-//! Promise: the lists of commands that are kept by hand agree with what the server says of its commands.
+//! Promise: the lists of commands that are kept by hand agree with what the server says of its
+//! commands.
 //!
-//! Redis does not tell which replies depend on strings, or which commands concern one node, so some lists cannot come from it.
-//! Its flags bound them: a list may be more careful than the flags, never less.
+//! Redis does not tell which replies depend on strings, or which commands concern one node, so some
+//! lists cannot come from it. Its flags bound them: a list may be more careful than the flags,
+//! never less.
 
 use redis::{Value, cmd};
 use redis_proxy::commands::{Class, CommandTable};
