@@ -115,6 +115,7 @@ pub enum LongAction {
 
 /// Decides about a command. `count` receives the outcome of each entry that a reply from memory
 /// uses.
+#[inline]
 pub fn decide<M: Memory>(
     view: &View<'_, M>,
     command: Command<'_>,
@@ -124,6 +125,7 @@ pub fn decide<M: Memory>(
     if has_to_wait(view, &action) { Action::Wait } else { action }
 }
 
+#[inline]
 fn choose<M: Memory>(
     view: &View<'_, M>,
     Command { class, arguments }: Command<'_>,
@@ -150,6 +152,7 @@ fn choose<M: Memory>(
     }
 }
 
+#[inline]
 fn choose_read<M: Memory>(
     view: &View<'_, M>,
     read: CacheableRead<'_>,
@@ -173,6 +176,7 @@ fn choose_read<M: Memory>(
 }
 
 /// Whether an action has to wait for the replies that are pending.
+#[inline]
 fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
     let is_behind_flights = view.pending.flights > 0;
     match action {

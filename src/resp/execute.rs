@@ -160,6 +160,7 @@ impl Connection {
         Taken::Yes
     }
 
+    #[inline]
     fn pending(&self) -> PendingReplies {
         PendingReplies {
             is_keepalive: self.keepalive_pending,
@@ -170,6 +171,7 @@ impl Connection {
 
     /// Returns the decision about the command that the parser has read. `decide` gets everything
     /// that it depends on.
+    #[inline]
     fn with_view<T>(
         &mut self,
         class: Class,
@@ -190,6 +192,7 @@ impl Connection {
         decide(&view, Command { class, arguments: self.parser.arguments(&self.input) })
     }
 
+    #[inline]
     fn decide(&mut self, class: Class, batch: &mut Batch) -> Action {
         let outcomes = &mut batch.outcomes;
         self.with_view(class, batch.begun, |view, command| {

@@ -37,6 +37,7 @@ impl Fences {
     }
 
     /// Returns the writes seen by the client that memory is known to hold.
+    #[inline]
     pub(super) fn coverage(&mut self, proxy: &Proxy, now: Instant) -> Coverage {
         if self.unfenced_since.is_some_and(|since| proxy.is_current(since)) {
             self.unfenced_since = None;

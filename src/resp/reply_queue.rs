@@ -53,6 +53,7 @@ impl ReplyQueue {
     }
 
     /// The facts that a decision depends on. Those about the connection are added by it.
+    #[inline]
     pub(super) fn summary(&self) -> PendingReplies {
         PendingReplies {
             replies: self.len(),
@@ -63,6 +64,7 @@ impl ReplyQueue {
     }
 
     /// Whether Redis may wait with a reply for something to happen.
+    #[inline]
     pub(super) fn has_blocking(&self) -> bool {
         self.blocking > 0
     }
