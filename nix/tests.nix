@@ -44,8 +44,13 @@ redis-proxy.overrideAttrs (old: {
     "--bins"
     "--test=it"
   ];
-  # The tests wait more than they compute.
-  checkFlags = [ "--test-threads=4" ];
+  # The tests wait more than they compute. Those of failovers need servers that keep up with each
+  # other, which a build machine does not promise; `make test` runs them.
+  checkFlags = [
+    "--test-threads=4"
+    "--skip=sentinel::"
+    "--skip=cluster"
+  ];
   # No second build and no debugger follows, so their data is not built.
   env = old.env or { } // {
     CARGO_INCREMENTAL = "0";

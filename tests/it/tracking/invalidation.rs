@@ -280,7 +280,7 @@ fn absent_keys_cached_for_their_ttl() {
 }
 
 #[test]
-fn zero_ttl_absent_caches_no_absence() {
+fn zero_negative_ttl_caches_no_absence() {
     let redis = RedisServer::start();
     let proxy = tracked(&redis, "cache.negative_ttl = 0");
     for number in 1..=3 {
