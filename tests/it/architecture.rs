@@ -208,7 +208,7 @@ fn names_in(text: &str, module: &Module, children: &BTreeSet<String>) -> Vec<Nam
     names
 }
 
-/// How long the path is that `text` begins with.
+/// The length of the path at the start of `text`, in bytes.
 fn path_length(text: &str) -> usize {
     let mut length = word(text).len();
     while let Some(rest) = text[length..].strip_prefix("::") {

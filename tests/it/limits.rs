@@ -206,7 +206,7 @@ fn stalled_readers_share_one_value() {
     let more = resident(stage.proxy.pid()).saturating_sub(before);
     assert!(
         more < 32 * MEBIBYTE,
-        "{more} bytes more, where each for himself would have {} bytes",
+        "{more} bytes more; a buffer for each reader would take {} bytes each",
         large.len()
     );
     assert!(p99 < PROMPT, "{p99:?}");

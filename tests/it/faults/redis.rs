@@ -166,7 +166,7 @@ fn replica_is_read_and_rejects_writes() {
     assert!(refused.0.starts_with("-READONLY"), "{refused:?}");
     assert_eq!(ask(&mut client, "GET hot").0, expected);
     primary.command(&["SET", "hot", "again"]);
-    eventually("a write to the primary is told", || {
+    eventually("the proxy learns of a write to the primary", || {
         (stage.over_http("hot").0 == "200 again").then_some(())
     });
     stage.redis.command(&["REPLICAOF", "NO", "ONE"]);

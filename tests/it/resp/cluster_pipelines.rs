@@ -96,9 +96,7 @@ fn command_that_a_write_overtook_is_returned_not_run() {
     let stage = stage();
     let mut wire = stage.through();
     wire.ask_line("MSET {0}p 0 {0}k value-of-k");
-    let nodes = ["{0}p", "{1}x"].map(|key| stage.cluster.owner(key));
-    let slot = stage.cluster.slot("{0}p");
-    stage.cluster.begin_to_move(slot, nodes[0], nodes[1]);
+    let (slot, nodes) = stage.begin_to_move("{0}p", "{1}x");
     // `q` does not exist, so `MSET` has to wait until `p` has moved too, which it does not here.
     let told = pipelined(&mut wire, &["MSET {0}p 1 {0}q 1", "SET {0}p 2", "GETEX {0}k"]);
     assert!(told[0].starts_with("-TRYAGAIN redis-proxy: "), "{told:?}");
@@ -114,9 +112,7 @@ fn command_of_keys_on_two_nodes_waits_for_the_move() {
     let stage = stage();
     let mut wire = stage.through();
     wire.ask_line("MSET {0}p 0 {0}k value-of-k");
-    let nodes = ["{0}p", "{1}x"].map(|key| stage.cluster.owner(key));
-    let slot = stage.cluster.slot("{0}p");
-    stage.cluster.begin_to_move(slot, nodes[0], nodes[1]);
+    let (slot, nodes) = stage.begin_to_move("{0}p", "{1}x");
     // Reads behind it have run already, and run again behind it.
     let lines = ["MSETNX {0}q 1 {0}p 1", "GETEX {1}x", "STRLEN {0}k", "GETRANGE {0}p 0 -1"];
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
@@ -131,9 +127,7 @@ fn write_behind_a_rejected_one_is_not_sent_before_it_has_run() {
     let stage = stage();
     let mut wire = stage.through();
     wire.ask_line("SET {0}p 0");
-    let nodes = ["{0}p", "{1}x"].map(|key| stage.cluster.owner(key));
-    let slot = stage.cluster.slot("{0}p");
-    stage.cluster.begin_to_move(slot, nodes[0], nodes[1]);
+    let (slot, nodes) = stage.begin_to_move("{0}p", "{1}x");
     // `q` does not exist, so `MSET` is tried again until `p` has moved too.
     wire.send(words("MSET {0}p 1 {0}q 1"));
     eventually("the command is tried again", || (stage.redirects("followed") > 2.0).then_some(()));
@@ -806,6 +800,15 @@ fn random_pipelines_get_the_replies_of_their_commands() {
 }
 
 impl Stage {
+    /// Begins to move the slot of `key` to the owner of `destination`. Returns the slot, and the
+    /// nodes it moves from and to.
+    fn begin_to_move(&self, key: &str, destination: &str) -> (u16, [usize; 2]) {
+        let nodes = [key, destination].map(|key| self.cluster.owner(key));
+        let slot = self.cluster.slot(key);
+        self.cluster.begin_to_move(slot, nodes[0], nodes[1]);
+        (slot, nodes)
+    }
+
     fn redirects(&self, result: &str) -> f64 {
         let name = format!("redis_proxy_redirects_total{{result=\"{result}\"}}");
         self.proxy.metrics().value(&name).unwrap_or_default()
