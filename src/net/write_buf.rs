@@ -30,10 +30,12 @@ const MAX_SLICES: usize = 16;
 const RETAINED_CAPACITY: usize = 64 << 10;
 
 impl WriteBuf {
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.in_chunks + self.tail.len()
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -91,6 +93,7 @@ impl WriteBuf {
     ///
     /// # Errors
     /// `WriteZero` if the stream accepts no more bytes, or the error of the stream.
+    #[inline]
     pub(crate) fn poll_write(
         &mut self,
         mut stream: Pin<&mut (impl AsyncWrite + ?Sized)>,

@@ -348,6 +348,9 @@ impl Connection {
     ///
     /// It is called when nothing moves, so every command that can be sent has been sent.
     fn pass_close_on(&mut self, cx: &mut Context<'_>) {
+        if !self.has_read_eof {
+            return;
+        }
         // A command of which a part was sent never ends, so it gets no reply.
         let may_wait = self.state == ConnState::Passthrough
             || self.replies.has_blocking()
@@ -355,7 +358,7 @@ impl Connection {
         let is_all_taken =
             self.state != ConnState::Commands || self.input.is_empty() || self.may_take_more();
         let is_all_sent = self.replies.flights() == 0 && self.redis.out.is_empty();
-        if self.has_read_eof && may_wait && is_all_taken && is_all_sent {
+        if may_wait && is_all_taken && is_all_sent {
             _ = self.redis.poll_close_sending(cx);
         }
     }
@@ -401,8 +404,25 @@ impl Connection {
     /// Whether the connection ends, when nothing else can be done now.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         let is_written = self.output.is_empty() && self.is_flushed;
+        let is_draining = self.lifetime.poll_draining(cx);
+        let may_end = is_draining || self.has_read_eof || self.state != ConnState::Commands;
+        let end = if may_end {
+            end(self.state, is_draining, self.facts(is_written))
+        } else {
+            // The same answer as `end` has for any facts, without collecting them at each read.
+            End::WhenIdle
+        };
         let is_answered = self.replies.is_empty() && is_written;
-        let facts = Facts {
+        match end {
+            End::Now => true,
+            End::WhenIdle if self.lifetime.poll_idle(is_answered, cx) => true,
+            End::WhenIdle | End::Later => self.is_stalled(is_written, cx),
+        }
+    }
+
+    fn facts(&self, is_written: bool) -> Facts {
+        let is_answered = self.replies.is_empty() && is_written;
+        Facts {
             is_written,
             is_quiet: is_answered && !self.fences.is_running(),
             is_blocked: self.replies.is_blocking_first() && is_written,
@@ -410,12 +430,6 @@ impl Connection {
             is_passthrough: self.is_passthrough(),
             is_desynced: self.session.is_desynced(),
             is_forwarded: self.redis.out.is_empty(),
-        };
-        let is_draining = self.lifetime.poll_draining(cx);
-        match end(self.state, is_draining, facts) {
-            End::Now => true,
-            End::WhenIdle if self.lifetime.poll_idle(is_answered, cx) => true,
-            End::WhenIdle | End::Later => self.is_stalled(is_written, cx),
         }
     }
 

@@ -91,6 +91,7 @@ impl DedicatedConnection {
     }
 
     /// Ready when it has been opened, or could not be.
+    #[inline]
     pub(super) fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BackendError>> {
         let State::Opening(opening) = &mut self.state else { return Poll::Pending };
         match ready!(opening.as_mut().poll(cx)) {
@@ -111,6 +112,7 @@ impl DedicatedConnection {
     }
 
     /// Reads into `input`. Returns the number of bytes; 0 at the end.
+    #[inline]
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let State::Open(stream) = &mut self.state else { return Poll::Pending };
         self.input.reserve(READ_CHUNK);
@@ -122,6 +124,7 @@ impl DedicatedConnection {
     }
 
     /// Writes `out`. Ready once all of it is written.
+    #[inline]
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let State::Open(stream) = &mut self.state else { return Poll::Pending };
         if !self.out.is_empty() {
