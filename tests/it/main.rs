@@ -14,6 +14,7 @@ mod haproxy;
 mod hot_keys;
 mod lifecycle;
 mod limits;
+mod log_filter;
 mod metrics;
 mod no_cache;
 mod operations;
