@@ -24,6 +24,7 @@ mod reads;
 mod reload;
 mod resp;
 mod sentinel;
+mod startup;
 mod support;
 mod systemd;
 mod tls;
