@@ -12,7 +12,8 @@ use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::daemon::health::{self, HealthCheck, Transport};
 use redis_proxy::daemon::{Daemon, ExitReason, StartError};
 use redis_proxy::server::BindError;
-use redis_proxy::telemetry::{self, Telemetry, TracesError};
+use redis_proxy::telemetry::{self, LogFilter, LogFormat, Telemetry, TracesError};
+use tracing::field;
 
 /// The allocator. A cached read over HTTP allocates about a dozen times.
 #[global_allocator]
@@ -48,33 +49,74 @@ fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
         let config = sources.load_lenient();
         return finish(health(&config, if live { HealthCheck::Live } else { HealthCheck::Ready }));
     }
+    let serves = command.is_none() && !sources.flags.print_config;
     let config = match sources.load() {
         Ok(config) => config,
-        Err(problems) => return report_problems(&problems),
+        Err(problems) => {
+            let format = sources.load_lenient().telemetry.log_format;
+            return report_problems(&problems, if serves { format } else { LogFormat::Text });
+        }
     };
-    finish(match command {
-        Some(Command::Check) => match config.check_exposure() {
-            Ok(()) => print_text("The configuration is right.\n"),
-            Err(problems) => return report_problems(&problems),
-        },
+    match command {
+        Some(Command::Check) => check(&config, &sources),
         _ if sources.flags.print_config => {
-            config.to_toml().map_err(Into::into).and_then(|text| print_text(&text))
+            finish(config.to_toml().map_err(Into::into).and_then(|text| print_text(&text)))
         }
         _ => serve(config, sources),
-    })
+    }
+}
+
+fn check(config: &Config, sources: &Sources) -> ExitCode {
+    if let Err(problems) = config.check_exposure() {
+        return report_problems(&problems, LogFormat::Text);
+    }
+    let variables = sources.stray_variables().into_iter().map(|problem| problem.to_string());
+    let targets = config.unknown_log_targets().into_iter().map(|target| {
+        format!(
+            "telemetry.log_filter: {target:?} is a target of no log line, so it changes nothing"
+        )
+    });
+    for warning in variables.chain(targets) {
+        write_error(&format!("warning: {warning}"));
+    }
+    finish(print_text("The configuration is right.\n"))
 }
 
 fn finish(ended: anyhow::Result<ExitCode>) -> ExitCode {
     ended.unwrap_or_else(|error| print_error(&format!("{error:#}"), exit_code(&error)))
 }
 
-fn report_problems(problems: &Problems) -> ExitCode {
-    print_error(&problems.to_string(), if problems.has_flag_error() { USAGE } else { CONFIG })
+fn report_problems(problems: &Problems, format: LogFormat) -> ExitCode {
+    let code = if problems.has_flag_error() { USAGE } else { CONFIG };
+    report_before_the_log(&problems.to_string(), code, format)
+}
+
+/// Reports the reason for a failed start for which no log has been started.
+fn report_before_the_log(text: &str, code: u8, format: LogFormat) -> ExitCode {
+    let settings = telemetry::Settings { log_format: format, ..telemetry::Settings::default() };
+    match format {
+        LogFormat::Json => match Telemetry::start(&settings) {
+            Ok(telemetry) => log_error(text, code, &telemetry),
+            Err(_) => print_error(text, code),
+        },
+        LogFormat::Text => print_error(text, code),
+    }
+}
+
+/// Logs each line of `text` as an error, whatever the filter. Otherwise `telemetry.log_filter =
+/// "off"` would hide the reason for a failed start.
+fn log_error(text: &str, code: u8, telemetry: &Telemetry) -> ExitCode {
+    telemetry.set_filter(&LogFilter::default());
+    text.lines().for_each(|line| tracing::error!("{line}"));
+    telemetry.flush();
+    ExitCode::from(code)
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let wrong_file =
-        matches!(error.downcast_ref(), Some(StartError::Prepare(_) | StartError::File(_)));
+    let wrong_file = matches!(
+        error.downcast_ref(),
+        Some(StartError::Prepare(_) | StartError::File(_) | StartError::Files(_))
+    );
     let unprotected =
         matches!(error.downcast_ref(), Some(StartError::Bind(BindError::UnprotectedListener(_))));
     let wrong_collector = matches!(
@@ -85,9 +127,13 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn print_error(text: &str, code: u8) -> ExitCode {
+    write_error(text);
+    ExitCode::from(code)
+}
+
+fn write_error(text: &str) {
     let mut stderr = std::io::stderr().lock();
     text.lines().for_each(|line| _ = writeln!(stderr, "redis-proxy: {line}"));
-    ExitCode::from(code)
 }
 
 fn print_text(text: &str) -> anyhow::Result<ExitCode> {
@@ -112,14 +158,36 @@ fn health(config: &Config, health_check: HealthCheck) -> anyhow::Result<ExitCode
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-fn serve(config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
-    let telemetry = Telemetry::start(&config.telemetry)?;
+fn serve(config: Config, sources: Sources) -> ExitCode {
+    let format = config.telemetry.log_format;
+    let telemetry = match Telemetry::start(&config.telemetry) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            let error: anyhow::Error = error.into();
+            return report_before_the_log(&format!("{error:#}"), exit_code(&error), format);
+        }
+    };
     let ended = run(config, sources, &telemetry);
     telemetry.flush();
-    ended
+    match (ended, format) {
+        (Ok(code), _) => code,
+        (Err(error), LogFormat::Json) => {
+            log_error(&format!("{error:#}"), exit_code(&error), &telemetry)
+        }
+        (Err(error), LogFormat::Text) => print_error(&format!("{error:#}"), exit_code(&error)),
+    }
 }
 
 fn run(config: Config, sources: Sources, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = sources.flags.config.as_ref().map(|file| field::display(file.display())),
+        pid = std::process::id(),
+        "starting redis-proxy"
+    );
+    for problem in sources.stray_variables() {
+        tracing::warn!("{problem}");
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let daemon = Daemon::build(config, sources, telemetry.clone());

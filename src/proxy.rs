@@ -31,7 +31,7 @@ pub enum NotReady {
     #[error("draining")]
     Draining,
     /// There is no usable connection to Redis.
-    #[error("no link to Redis: {0}")]
+    #[error("no connection to Redis: {0}")]
     NoUpstream(BackendError),
 }
 

@@ -6,14 +6,15 @@
 //! word, because Redis may repeat the credentials that it received.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use futures_util::FutureExt as _;
 use redis::{ServerError, Value};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::address::Address;
-use super::credentials::{Login, load_login};
+use super::address::{Address, ConnectionAddr};
+use super::credentials::{Login, REDIS_LOGIN, load_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged};
 use super::error::{BackendError, unreachable};
@@ -21,14 +22,19 @@ use super::hello::{
     BoxDriver, authenticate, drive_until, expect_ok, handshake_error, ignore_error_reply,
     is_unsupported, send_hello,
 };
-use super::multiplexed::{Multiplexed, PushHandler, handshake_command};
+use super::multiplexed::{Multiplexed, PushHandler, closed};
 use super::settings::Settings;
+use super::tls_error;
 use super::topology::Topology;
 use super::tracking::{self, InvalidationHandler, Tracking, TrackingError};
 use crate::net::{IoProgress, TrackedIo};
 
 /// The name of the proxy's connections in Redis's `CLIENT LIST`.
 const CLIENT_NAME: &str = "redis-proxy";
+
+/// The reason for a connection without TLS that never had a reply.
+const CLOSED_BEFORE_REPLY: &str = "Redis closed the connection before its first reply; if the \
+    port is one with TLS, use rediss:// in redis.url";
 
 /// The reason for ending a connection that still works.
 pub(super) const PRIMARY_CHANGED: &str = "the sentinels name another primary";
@@ -64,6 +70,8 @@ pub(super) struct Connector {
     /// The number of failed attempts. Each further attempt starts with the next address of the
     /// host.
     failures: usize,
+    /// Whether the attempt has not completed its TLS handshake yet.
+    is_tls_pending: AtomicBool,
 }
 
 impl Connector {
@@ -76,6 +84,7 @@ impl Connector {
             pending_login: None,
             login: None,
             failures: 0,
+            is_tls_pending: AtomicBool::new(false),
         }
     }
 
@@ -149,13 +158,22 @@ impl Connector {
             Err(error) if error != BackendError::Disconnected => return Ok(false),
             answer => answer?,
         }
-        let info = handshake_command(connection, redis::cmd("CLUSTER").arg("INFO")).await?;
+        let info = connection.send(redis::cmd("CLUSTER").arg("INFO")).await?;
         Ok(tracking::text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
     }
 
     /// Counts a failed attempt.
     pub(super) fn record_failure(&mut self) {
         self.failures = self.failures.wrapping_add(1);
+    }
+
+    /// Returns the reason for an attempt that took longer than `connect_timeout`.
+    pub(super) fn timeout_error(&self) -> BackendError {
+        if self.is_tls_pending.swap(false, Relaxed) {
+            tls_error::handshake_timed_out()
+        } else {
+            BackendError::TimedOut
+        }
     }
 
     /// Reads the login again, because its file may have changed.
@@ -204,7 +222,11 @@ impl Connector {
     ) -> Result<Connected, TrackingError> {
         let mut connected = self.open(Box::new(move |push| handler.handle_push(push))).await?;
         let connection = &connected.connection;
-        drive_until(&mut connected.driver, send_hello(connection, self.login.as_ref())).await?;
+        drive_until(
+            &mut connected.driver,
+            send_hello(connection, self.login.as_ref(), REDIS_LOGIN),
+        )
+        .await?;
         let requested_at = Instant::now();
         drive_until(&mut connected.driver, self.handshake(connection)).await?;
         match drive_until(&mut connected.driver, tracking::enable(connection)).await {
@@ -217,9 +239,26 @@ impl Connector {
 
     /// Opens a stream and wraps it, without sending anything.
     async fn open(&self, on_push: PushHandler) -> Result<Connected, BackendError> {
-        let (stream, progress) =
-            TrackedIo::new(self.dialer.dial(&self.address().addr, self.failures).await?);
+        let addr = &self.address().addr;
+        let (uses_tls, is_plain) = match addr {
+            ConnectionAddr::Tcp { tls, .. } => (*tls, !tls),
+            ConnectionAddr::Unix(_) => (false, false),
+        };
+        self.is_tls_pending.store(uses_tls, Relaxed);
+        let dialled = self.dialer.dial(addr, self.failures).await;
+        self.is_tls_pending.store(false, Relaxed);
+        let (stream, progress) = TrackedIo::new(dialled?);
         let (connection, driver) = Multiplexed::new(stream, self.settings.url.database, on_push);
+        let handle = connection.clone();
+        let driver = async move {
+            match driver.await {
+                // A TLS port closes a connection that begins without TLS.
+                error if is_plain && error == closed() && handle.reply_count() == 0 => {
+                    unreachable(&CLOSED_BEFORE_REPLY)
+                }
+                error => error,
+            }
+        };
         Ok(Connected {
             connection,
             driver: Box::pin(driver),

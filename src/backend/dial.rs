@@ -15,12 +15,13 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use super::address::ConnectionAddr;
 use super::error::{BackendError, auth_rejected, unreachable};
 use super::read_after_reset::ReadAfterReset;
 use super::settings::Settings;
+use super::tls_error;
 use crate::net::tcp;
 
 /// A file named in `[redis]` that cannot be used.
@@ -54,6 +55,24 @@ impl Dialer {
         Ok(Self { timeout: settings.connect_timeout, tls })
     }
 
+    /// Returns the errors of all files that `settings` name for TLS.
+    pub(super) fn file_errors(settings: &Settings) -> Vec<PrepareError> {
+        if !settings.uses_tls() {
+            return Vec::new();
+        }
+        let has_pair = !settings.tls_cert_file.as_os_str().is_empty();
+        let mut errors: Vec<_> =
+            root_certificates(&settings.tls_ca_file).err().into_iter().collect();
+        if has_pair {
+            errors.extend(certificates("tls_cert_file", &settings.tls_cert_file).err());
+            errors.extend(private_key(settings).err());
+        }
+        if errors.is_empty() {
+            errors.extend(tls_connector(settings).err());
+        }
+        errors
+    }
+
     /// Opens a stream to `addr`. Attempt number `attempt` starts with the next address of the host.
     ///
     /// # Errors
@@ -79,11 +98,8 @@ impl Dialer {
         }
         let tls = self.tls.as_ref().ok_or_else(|| auth_rejected(&"TLS has not been prepared"))?;
         let name = ServerName::try_from(host.clone()).map_err(|error| auth_rejected(&error))?;
-        let stream = tls.connect(name, stream).await.map_err(|error| match error.kind() {
-            // rustls reports certificate errors as `InvalidData`.
-            io::ErrorKind::InvalidData => auth_rejected(&error),
-            _ => unreachable(&error),
-        })?;
+        let stream = tls.connect(name, stream).await;
+        let stream = stream.map_err(|error| tls_error::handshake_failed(&error, host))?;
         Ok(Box::new(ReadAfterReset::new(stream)))
     }
 
@@ -122,14 +138,28 @@ fn tls_connector(settings: &Settings) -> Result<TlsConnector, PrepareError> {
         builder.with_no_client_auth()
     } else {
         let certificates = certificates("tls_cert_file", &settings.tls_cert_file)?;
-        let path = &settings.tls_key_file;
-        let key = PrivateKeyDer::from_pem_file(path)
-            .map_err(|error| PrepareError::new("tls_key_file", path, &error))?;
-        let config = builder.with_client_auth_cert(certificates, key);
-        config
-            .map_err(|error| PrepareError::new("tls_cert_file", &settings.tls_cert_file, &error))?
+        let config = builder.with_client_auth_cert(certificates, private_key(settings)?);
+        config.map_err(|error| pair_error(settings, &error))?
     };
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn private_key(settings: &Settings) -> Result<PrivateKeyDer<'static>, PrepareError> {
+    let path = &settings.tls_key_file;
+    PrivateKeyDer::from_pem_file(path)
+        .map_err(|error| PrepareError::new("tls_key_file", path, &error))
+}
+
+/// Returns the error for a certificate and a key that cannot be used together.
+fn pair_error(settings: &Settings, error: &rustls::Error) -> PrepareError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => PrepareError::new(
+            "tls_key_file",
+            &settings.tls_key_file,
+            &"it does not belong to the certificate in redis.tls_cert_file",
+        ),
+        error => PrepareError::new("tls_cert_file", &settings.tls_cert_file, error),
+    }
 }
 
 fn root_certificates(ca_file: &Path) -> Result<RootCertStore, PrepareError> {

@@ -15,33 +15,33 @@ pub enum BackendError {
     #[error("{0}")]
     AuthRejected(Arc<str>),
     /// Redis did not reply within the timeout.
-    #[error("no answer in time")]
+    #[error("no reply in time")]
     TimedOut,
     /// The connection ended before the reply.
-    #[error("the link was lost")]
+    #[error("the connection was lost")]
     Disconnected,
     /// The queue of waiting reads is full (`redis.max_queue`).
     #[error("too many reads are waiting")]
     Overloaded,
     /// Redis is temporarily unable to reply (`LOADING`, `MASTERDOWN`...); the first word of its
     /// error.
-    #[error("Redis is not able to answer now: {0}")]
+    #[error("Redis cannot reply now: {0}")]
     Unavailable(Arc<str>),
     /// Redis replied with another error; its first word.
-    #[error("Redis answered with the error {0}")]
+    #[error("Redis replied with the error {0}")]
     ErrorReply(Arc<str>),
     /// A node of a cluster redirected the request to another node.
-    #[error("Redis answered with the error {code}: it is a node of a cluster \
+    #[error("Redis replied with the error {code}: it is a node of a cluster \
         (redis.mode)", code = _0.code())]
     Moved(Redirect),
     /// The value of the key is not a string.
     #[error("the key holds another type than a string")]
     WrongType,
     /// The value is larger than the limit for served values.
-    #[error("the value is larger than is given out")]
+    #[error("the value is larger than http.max_value")]
     TooLarge,
     /// The fetch was cancelled because the daemon is shutting down.
-    #[error("the fetch was given up")]
+    #[error("the fetch was cancelled")]
     Cancelled,
 }
 

@@ -8,10 +8,10 @@ use std::pin::{Pin, pin};
 use redis::{Cmd, ServerError, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::credentials::Login;
+use super::credentials::{Login, REDIS_LOGIN};
 use super::dial::Stream;
 use super::error::{BackendError, auth_rejected, error_reply, is_final, unreachable};
-use super::multiplexed::{Multiplexed, handshake_command};
+use super::multiplexed::Multiplexed;
 use super::tracking::TrackingError;
 
 /// The future that reads and writes the stream. It completes with the reason once the connection
@@ -21,11 +21,29 @@ pub(super) type BoxDriver = Pin<Box<dyn Future<Output = BackendError> + Send>>;
 /// The limit for a login reply, in bytes. Every reply of Redis to a login is shorter.
 const MAX_LOGIN_REPLY: usize = 1024;
 
+/// The error of a handshake.
+pub(super) trait HandshakeError: From<BackendError> {
+    /// Whether it has no other cause than the end of the connection.
+    fn is_disconnection(&self) -> bool;
+}
+
+impl HandshakeError for BackendError {
+    fn is_disconnection(&self) -> bool {
+        *self == Self::Disconnected
+    }
+}
+
+impl HandshakeError for TrackingError {
+    fn is_disconnection(&self) -> bool {
+        matches!(self, Self::NoReply(BackendError::Disconnected))
+    }
+}
+
 /// Runs the handshake while the driver moves its bytes.
 ///
 /// # Errors
-/// The error of the handshake; otherwise the driver's, if the stream ends first.
-pub(super) async fn drive_until<T, E: From<BackendError>>(
+/// The error of the handshake; the driver's, which has the reason, if the stream ends first.
+pub(super) async fn drive_until<T, E: HandshakeError>(
     driver: &mut BoxDriver,
     handshake: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
@@ -35,13 +53,16 @@ pub(super) async fn drive_until<T, E: From<BackendError>>(
         shaken = &mut handshake => shaken,
         ended = driver => {
             // An error that Redis sent before it closed the connection is the better reason.
-            handshake.await?;
-            Err(ended.into())
+            match handshake.await {
+                Err(error) if !error.is_disconnection() => Err(error),
+                _ => Err(ended.into()),
+            }
         }
     }
 }
 
-/// Sends HELLO, which requests RESP3 and includes the login.
+/// Sends HELLO, which requests RESP3 and includes the login. `login_settings` names the settings of
+/// the login, for messages.
 ///
 /// # Errors
 /// [`TrackingError::Refused`] if Redis lacks `HELLO` or RESP3; [`TrackingError::NoReply`] for any
@@ -49,29 +70,32 @@ pub(super) async fn drive_until<T, E: From<BackendError>>(
 pub(super) async fn send_hello(
     connection: &Multiplexed,
     login: Option<&Login>,
+    login_settings: &str,
 ) -> Result<(), TrackingError> {
     let mut hello = redis::cmd("HELLO");
     hello.arg(3);
     if let Some(login) = login {
         hello.arg("AUTH").arg(login.user()).arg(login.password.reveal());
     }
-    match handshake_command(connection, &hello).await? {
+    match connection.send(&hello).await? {
         Value::ServerError(error) => {
-            Err(hello_error(error.code(), error.details().unwrap_or_default(), login.is_some()))
+            let details = error.details().unwrap_or_default();
+            Err(hello_error(error.code(), details, login.is_some(), login_settings))
         }
         _ => Ok(()),
     }
 }
 
 /// Returns the error for an error reply to HELLO.
-fn hello_error(code: &str, details: &str, has_login: bool) -> TrackingError {
+fn hello_error(code: &str, details: &str, has_login: bool, login_settings: &str) -> TrackingError {
     match code {
         "ERR" if details.to_ascii_lowercase().starts_with("unknown") => {
             TrackingError::Refused("it does not know HELLO".to_owned())
         }
         "NOPROTO" => TrackingError::Refused("it does not speak RESP3".to_owned()),
         "ERR" if is_max_clients(details) => max_clients_error().into(),
-        code if has_login && is_final(code) => login_error(code).into(),
+        "NOAUTH" => login_required(login_settings).into(),
+        code if has_login && is_final(code) => login_error(code, login_settings).into(),
         code => error_for_code(code, details).into(),
     }
 }
@@ -80,13 +104,18 @@ pub(super) async fn authenticate(
     connection: &Multiplexed,
     login: &Login,
 ) -> Result<(), BackendError> {
-    expect_ok(connection, &login.command(), |error| login_error(error.code())).await
+    expect_ok(connection, &login.command(), |error| login_error(error.code(), REDIS_LOGIN)).await
 }
 
 /// Returns the error for a rejected login. It keeps only the first word: Redis may repeat the
 /// credentials.
-fn login_error(code: &str) -> BackendError {
-    auth_rejected(&format_args!("Redis refused the login: {code}"))
+fn login_error(code: &str, login_settings: &str) -> BackendError {
+    auth_rejected(&format_args!("Redis refused the login: {code} (see {login_settings})"))
+}
+
+/// Returns the error for a connection without a login to a Redis that requires one.
+fn login_required(login_settings: &str) -> BackendError {
+    auth_rejected(&format_args!("Redis requires a login: NOAUTH (set {login_settings})"))
 }
 
 pub(super) fn handshake_error(error: &ServerError) -> BackendError {
@@ -94,8 +123,10 @@ pub(super) fn handshake_error(error: &ServerError) -> BackendError {
 }
 
 fn error_for_code(code: &str, details: &str) -> BackendError {
-    if is_final(code) {
-        auth_rejected(&format_args!("Redis refused the link: {code} {details}"))
+    if code == "NOAUTH" {
+        login_required(REDIS_LOGIN)
+    } else if is_final(code) {
+        auth_rejected(&format_args!("Redis refused the connection: {code} {details}"))
     } else {
         error_reply(code)
     }
@@ -111,7 +142,7 @@ pub(super) async fn expect_ok(
     command: &Cmd,
     refused: impl FnOnce(&ServerError) -> BackendError,
 ) -> Result<(), BackendError> {
-    match handshake_command(connection, command).await? {
+    match connection.send(command).await? {
         Value::ServerError(error) if is_max_clients(error.details().unwrap_or_default()) => {
             Err(max_clients_error())
         }
@@ -175,6 +206,6 @@ impl Login {
             .split(u8::is_ascii_whitespace)
             .next()
             .unwrap_or_default();
-        Err(login_error(&String::from_utf8_lossy(code)))
+        Err(login_error(&String::from_utf8_lossy(code), REDIS_LOGIN))
     }
 }

@@ -16,6 +16,7 @@ mod hello;
 mod liveness;
 mod multiplexed;
 mod node_client;
+mod outage;
 mod probe;
 mod read_after_reset;
 mod reply_decoder;
@@ -24,6 +25,7 @@ mod sentinel;
 mod settings;
 mod signals;
 mod supervisor;
+mod tls_error;
 mod topology;
 mod tracking;
 
@@ -185,6 +187,16 @@ impl Backend {
         Self::user(settings)
     }
 
+    /// Returns the errors of all files that `settings` name.
+    pub(crate) fn file_errors(settings: &Settings) -> Vec<PrepareError> {
+        let mut errors = Dialer::file_errors(settings);
+        errors.extend(credentials::load_login(settings).err());
+        if settings.mode == Mode::Sentinel {
+            errors.extend(credentials::load_sentinel_login(settings).err());
+        }
+        errors
+    }
+
     /// Returns the user of the proxy in Redis; `None` if it does not log in.
     ///
     /// # Errors
@@ -263,7 +275,10 @@ impl Backend {
     /// otherwise the reason why there is no connection.
     pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         let fence = self.0.fence(since).await;
-        fence.inspect_err(|error| self.0.metrics.record_backend_error(error.kind()))
+        fence.inspect_err(|error| {
+            self.0.metrics.record_backend_error(error.kind());
+            self.0.signals.failed_fetches.fetch_add(1, Relaxed);
+        })
     }
 
     /// Whether a fence for `since` would return at once.
@@ -303,7 +318,11 @@ impl Shared {
         self.metrics.record_backend_error(error.kind());
         spans::record_failure(error.kind(), error.code());
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
-        if error.is_reply() { Fetched::ErrorReply(error) } else { Fetched::Failed(error) }
+        if error.is_reply() {
+            return Fetched::ErrorReply(error);
+        }
+        self.signals.failed_fetches.fetch_add(1, Relaxed);
+        Fetched::Failed(error)
     }
 
     async fn fetch(

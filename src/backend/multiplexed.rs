@@ -34,6 +34,7 @@ use super::error::{BackendError, unreachable};
 use super::expiry_check::{Expiry, ExpiryCheck, INFO_KEYSPACE, INFO_SERVER_KEYSPACE};
 use super::fetch_command::{FetchCommand, NO_EXPIRY, write_expiry, write_value};
 use super::reply_decoder::{LARGE_VALUE_MIN, ReplyDecoder};
+use super::tls_error;
 use crate::key::Key;
 use crate::protocol::InvalidReply;
 use crate::sync::lock;
@@ -125,7 +126,7 @@ pub(super) struct ConnectionDriver<S> {
 }
 
 /// The error text for a connection on which replies no longer match requests; it is closed.
-pub(super) const UNEXPECTED_REPLY: &str = "Redis gave an answer that nothing asked for";
+pub(super) const UNEXPECTED_REPLY: &str = "Redis sent a reply without a request";
 
 /// The capacity in bytes above which an empty buffer is freed.
 const BUF_RETAIN: usize = 256 << 10;
@@ -365,13 +366,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                     }
                     Ok(None) => break,
                     Err(InvalidReply) => {
-                        return Poll::Ready(unreachable(&"Redis sent what is no answer"));
+                        return Poll::Ready(unreachable(&"Redis sent an invalid reply"));
                     }
                 }
             }
             match ready!(self.reader.poll_read(&mut self.stream, cx)) {
                 Ok(1..) => {}
-                Ok(0) | Err(_) => return Poll::Ready(closed()),
+                Ok(0) => return Poll::Ready(closed()),
+                Err(error) => {
+                    return Poll::Ready(tls_error::alert(&error).unwrap_or_else(closed));
+                }
             }
         }
     }
@@ -584,19 +588,8 @@ impl<S> ConnectionDriver<S> {
     }
 }
 
-/// Sends one command of a handshake and returns its reply, which may be an error reply.
-///
-/// # Errors
-/// [`BackendError::Unreachable`] if the connection ends before the reply arrives.
-pub(super) async fn handshake_command(
-    connection: &Multiplexed,
-    command: &Cmd,
-) -> Result<Value, BackendError> {
-    let answer = connection.send(command).await;
-    answer.map_err(|error| unreachable(&format_args!("the handshake failed: {error}")))
-}
-
-fn closed() -> BackendError {
+/// Returns the reason for a connection that Redis has closed.
+pub(super) fn closed() -> BackendError {
     unreachable(&"Redis closed the connection")
 }
 

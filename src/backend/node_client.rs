@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::connector::Connector;
 use super::dial::{Dialer, PrepareError};
 use super::error::{BackendError, error_reply, unreachable};
-use super::multiplexed::{Multiplexed, handshake_command};
+use super::multiplexed::Multiplexed;
 use super::settings::{Mode, Settings};
 use super::topology::Topology;
 use super::tracking::text;
@@ -72,15 +72,15 @@ impl NodeClient {
     pub(crate) async fn send_for_text(&mut self, command: &Cmd) -> Result<String, BackendError> {
         match self.send(command).await? {
             Value::ServerError(error) => Err(error_reply(error.code())),
-            answer => text(&answer)
-                .map(str::to_owned)
-                .ok_or_else(|| unreachable(&"found no text for an answer")),
+            answer => {
+                text(&answer).map(str::to_owned).ok_or_else(|| unreachable(&"the reply is no text"))
+            }
         }
     }
 
     async fn send_reconnecting(&mut self, command: &Cmd) -> Result<Value, BackendError> {
         if let Some((connection, _)) = &self.connection
-            && let Ok(answer) = handshake_command(connection, command).await
+            && let Ok(answer) = connection.send(command).await
         {
             return Ok(answer);
         }
@@ -89,6 +89,6 @@ impl NodeClient {
         let connected = self.connector.connect_untracked().await?;
         let driver_task = DriverTask(tokio::spawn(connected.driver));
         let (connection, _) = self.connection.insert((connected.connection, driver_task));
-        handshake_command(connection, command).await
+        connection.send(command).await
     }
 }

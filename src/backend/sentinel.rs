@@ -24,12 +24,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::address::{Address, ConnectionAddr};
-use super::credentials::load_sentinel_login;
+use super::credentials::{SENTINEL_LOGIN, load_sentinel_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::Endpoint;
 use super::error::{BackendError, unreachable};
 use super::hello::{BoxDriver, drive_until, send_hello};
-use super::multiplexed::{Multiplexed, handshake_command};
+use super::multiplexed::Multiplexed;
 use super::settings::Settings;
 use super::tracking::{TrackingError, field, text};
 use crate::metrics::Node;
@@ -210,7 +210,7 @@ impl Sentinels {
                 delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
             } else {
                 delay = RECONNECT_DELAY_MIN;
-                tracing::warn!(sentinel = %seed, reason = %error, "a sentinel does not answer; \
+                tracing::warn!(sentinel = %seed, reason = %error, "a sentinel does not reply; \
                     trying again until it does");
             }
             self.record(number, SentinelState::Unreachable(error));
@@ -259,14 +259,14 @@ impl Sentinels {
         };
         let (connection, driver) = Multiplexed::new(stream, 0, Box::new(on_push));
         let mut driver = Box::pin(driver) as BoxDriver;
-        drive_until(&mut driver, send_hello(&connection, login.as_ref())).await.map_err(
-            |error| match error {
+        drive_until(&mut driver, send_hello(&connection, login.as_ref(), SENTINEL_LOGIN))
+            .await
+            .map_err(|error| match error {
                 TrackingError::NoReply(error) => error,
                 TrackingError::Refused(reason) => {
                     unreachable(&format_args!("a sentinel of Redis 6 or newer is needed: {reason}"))
                 }
-            },
-        )?;
+            })?;
         Ok((connection, driver))
     }
 
@@ -312,8 +312,7 @@ impl Sentinels {
     ) -> Result<Option<MasterReport>, BackendError> {
         let mut before = self.config_epoch(connection).await?;
         loop {
-            let address =
-                handshake_command(connection, &self.command("GET-MASTER-ADDR-BY-NAME")).await?;
+            let address = connection.send(&self.command("GET-MASTER-ADDR-BY-NAME")).await?;
             expect_no_error(&address)?;
             let epoch = self.config_epoch(connection).await?;
             if epoch != before {
@@ -323,7 +322,7 @@ impl Sentinels {
             let Value::Array(parts) = &address else { return Ok(None) };
             let parts: Vec<_> = parts.iter().filter_map(text).collect();
             let [host, port] = parts[..] else {
-                return Err(unreachable(&"a sentinel gave an address that is none"));
+                return Err(unreachable(&"a sentinel replied with an invalid address"));
             };
             let port = port.parse().map_err(|error| unreachable(&error))?;
             return Ok(Some(MasterReport { config_epoch: epoch, host: host.to_owned(), port }));
@@ -332,7 +331,7 @@ impl Sentinels {
 
     /// Queries the config epoch: the number of the last failover, or zero if there was none.
     async fn config_epoch(&self, connection: &Multiplexed) -> Result<u64, BackendError> {
-        let master = handshake_command(connection, &self.command("MASTER")).await?;
+        let master = connection.send(&self.command("MASTER")).await?;
         let epoch =
             field(&master, "config-epoch").and_then(text).and_then(|epoch| epoch.parse().ok());
         Ok(epoch.unwrap_or_default())
@@ -477,7 +476,7 @@ mod tests {
         assert_eq!(
             elected(&[says(1, 10), says(1, 10)], Some(2)),
             Some((1, 10)),
-            "they were set up anew"
+            "all sentinels are new"
         );
     }
 

@@ -1,5 +1,7 @@
 //! The signals from requests to the supervisor of a connection.
 
+use std::sync::atomic::AtomicU64;
+
 use tokio::sync::Notify;
 
 /// The signals from requests to the supervisor of a connection.
@@ -13,4 +15,6 @@ pub(super) struct SupervisorSignals {
     pub(super) desynced: Notify,
     /// Pending replies do not arrive, and the requests behind them cannot wait any longer.
     pub(super) stalled: Notify,
+    /// The number of fetches and fences that failed without a reply of Redis.
+    pub(super) failed_fetches: AtomicU64,
 }

@@ -11,18 +11,21 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::field;
 
 use super::connector::{Connected, Connector, PRIMARY_CHANGED, TrackingGranted};
 use super::dial::Dialer;
 use super::error::{BackendError, auth_rejected, unreachable};
 use super::liveness::Liveness;
 use super::multiplexed::{Multiplexed, UNEXPECTED_REPLY};
+use super::outage::Outage;
 use super::probe::{Probe, ProbeEnd, ProbeTiming};
 use super::settings::Settings;
 use super::signals::SupervisorSignals;
@@ -67,8 +70,8 @@ pub struct ConnectionSupervisor {
     lease_renewed: watch::Sender<Instant>,
     signals: Arc<SupervisorSignals>,
     metrics: Arc<Metrics>,
-    /// Whether the current outage has been logged. Otherwise every attempt would log a line.
-    reported: bool,
+    /// The current outage. `None` while there is a connection, and before the first attempt.
+    outage: Option<Outage>,
     /// Whether it has been logged that Redis does not track.
     untracked_reported: bool,
     /// Whether an earlier connection had tracking.
@@ -102,7 +105,7 @@ impl ConnectionSupervisor {
                 lease_renewed,
                 signals,
                 metrics,
-                reported: false,
+                outage: None,
                 untracked_reported: false,
                 has_tracked: false,
             },
@@ -121,7 +124,7 @@ impl ConnectionSupervisor {
         loop {
             let attempt = Instant::now();
             let connected = timeout(self.settings.connect_timeout, self.connect()).await;
-            let error = match connected.unwrap_or(Err(BackendError::TimedOut)) {
+            let error = match connected.unwrap_or_else(|_| Err(self.connector.timeout_error())) {
                 Err(error) => {
                     self.connector.record_failure();
                     error
@@ -161,11 +164,20 @@ impl ConnectionSupervisor {
             None => self.cache.use_ttl_only(),
         }
         self.metrics.set_backend_up(true);
-        self.reported = false;
-        let (took, coherence) = (since.elapsed(), self.cache.coherence().name());
-        tracing::info!(redis = %self.connector.address(), took = ?took, coherence, "connected to \
-            Redis");
+        self.log_connected(since.elapsed());
         self.publish(connected);
+    }
+
+    /// Logs the connection, and the end of the outage before it.
+    fn log_connected(&mut self, took: Duration) {
+        let ended = self.outage.take();
+        let outage = ended.as_ref().map(|ended| field::debug(ended.elapsed(Instant::now())));
+        let failed_fetches =
+            ended.map(|ended| ended.failed_fetches(self.signals.failed_fetches.load(Relaxed)));
+        tracing::info!(
+            redis = %self.connector.address(), ?took, coherence = self.cache.coherence().name(),
+            outage, failed_fetches, "connected to Redis"
+        );
     }
 
     fn publish(&self, connected: &Connected) {
@@ -206,15 +218,18 @@ impl ConnectionSupervisor {
             // Redis is reachable and replies, so this is no outage: no entry may be served stale.
             self.cache.invalidate_all();
         }
-        if self.reported {
-            tracing::debug!(redis = %self.connector.address(), reason = %error, "still no link \
-                to Redis");
-            return;
-        }
-        self.reported = true;
         self.metrics.record_backend_error(error.kind());
-        tracing::warn!(redis = %self.connector.address(), reason = %error, "no link to Redis; \
-            trying again until there is");
+        let (now, reason) = (Instant::now(), error.to_string());
+        let failed = self.signals.failed_fetches.load(Relaxed);
+        let outage = self.outage.get_or_insert_with(|| Outage::new(now, failed));
+        if outage.should_log(&reason, now) {
+            tracing::warn!(
+                redis = %self.connector.address(), reason, since = ?outage.elapsed(now),
+                "no connection to Redis; retrying"
+            );
+        } else {
+            tracing::debug!(redis = %self.connector.address(), reason, "retry failed");
+        }
     }
 
     async fn connect(&mut self) -> Result<Connected, BackendError> {
@@ -249,13 +264,13 @@ impl ConnectionSupervisor {
     fn on_untracked(&mut self, reason: &str) -> Result<(), BackendError> {
         if self.mode == CoherenceMode::Tracking {
             return Err(auth_rejected(&format_args!(
-                "Redis does not tell of changes (CLIENT TRACKING): {reason}"
+                "Redis sends no invalidations (CLIENT TRACKING): {reason}"
             )));
         }
         if !std::mem::replace(&mut self.untracked_reported, true) {
             tracing::warn!(
                 redis = %self.connector.address(), reason,
-                "Redis does not tell of changes (CLIENT TRACKING); cached values may be as old \
+                "Redis sends no invalidations (CLIENT TRACKING); cached values may be as old \
                     as cache.ttl"
             );
         }
@@ -285,7 +300,7 @@ impl ConnectionSupervisor {
             };
             (*tracking, *tracking_refusal) = (Some(granted), None);
             self.on_tracking(granted);
-            tracing::info!(redis = %self.connector.address(), "Redis tells of changes now");
+            tracing::info!(redis = %self.connector.address(), "Redis sends invalidations now");
             self.publish(&connected);
         }
     }
@@ -313,7 +328,7 @@ impl ConnectionSupervisor {
             () = self.signals.stalled.notified() => BackendError::TimedOut,
             () = self.signals.desynced.notified() => unreachable(&UNEXPECTED_REPLY),
             () = self.run_probe(connection), if self.probe_enabled(tracking) => {
-                unreachable(&"Redis did not tell of a change that it had acknowledged")
+                unreachable(&"Redis sent no invalidation for a write that it had acknowledged")
             }
             granted = retry_tracking(connection), if was_refused => return Event::TrackingGranted(granted),
         })
@@ -355,7 +370,7 @@ impl Drop for ConnectionSupervisor {
     /// supervisor.
     fn drop(&mut self) {
         if matches!(*self.state.borrow(), ConnectionState::Up(..)) {
-            self.retract(&unreachable(&"the link is kept up no longer"));
+            self.retract(&unreachable(&"the supervisor has ended"));
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use redis::{PushInfo, PushKind, Value};
 
 use super::error::BackendError;
-use super::multiplexed::{Multiplexed, handshake_command};
+use super::multiplexed::Multiplexed;
 use super::probe::Probe;
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};
@@ -72,7 +72,7 @@ const TABLE_LIMIT: &str = "tracking-table-max-keys";
 async fn query(connection: &Multiplexed, words: &[&str]) -> Result<Value, TrackingError> {
     let mut command = redis::cmd(words[0]);
     command.arg(&words[1..]);
-    match handshake_command(connection, &command).await? {
+    match connection.send(&command).await? {
         Value::ServerError(error) => {
             let details = error.details().unwrap_or_default();
             Err(TrackingError::Refused(format!(

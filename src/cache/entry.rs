@@ -383,8 +383,8 @@ mod tests {
         assert_eq!(freshness(6, 5), Freshness::Expired);
         assert_eq!(freshness(13, 1), Freshness::Stale { past: seconds(3) });
         assert_eq!(freshness(15, 1), Freshness::Expired);
-        let vouched = entry.freshness(FETCHED + as_nanos(seconds(1)), fixed(), Validity::Tracked);
-        assert_eq!(vouched, Freshness::Fresh { remaining: seconds(9) });
+        let tracked = entry.freshness(FETCHED + as_nanos(seconds(1)), fixed(), Validity::Tracked);
+        assert_eq!(tracked, Freshness::Fresh { remaining: seconds(9) });
     }
 
     #[test]

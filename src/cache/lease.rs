@@ -51,8 +51,8 @@ impl Coherence {
 }
 
 impl From<Validity> for Coherence {
-    fn from(voucher: Validity) -> Self {
-        match voucher {
+    fn from(validity: Validity) -> Self {
+        match validity {
             Validity::TtlOnly => Self::Ttl,
             Validity::Tracked => Self::Tracking,
             Validity::Expired { .. } => Self::None,

@@ -285,8 +285,8 @@ impl<E: FetchError> Cache<E> {
     }
 
     /// Ends the lease because invalidations no longer arrive. No entry is fresh, and no fetch in
-    /// progress will be stored. Drops all entries, unless `stale_grace` allows them to be served as
-    /// stale.
+    /// progress will be stored. Drops all entries, unless `stale_if_error` allows them to be served
+    /// as stale.
     pub fn suspend_tracking(&self) {
         let shared = &self.0;
         shared.lease.expire_at(shared.clock(Instant::now()));

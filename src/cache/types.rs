@@ -135,7 +135,7 @@ pub enum Fetched<E> {
 
 /// The fetch of a flight ended without a result, for example during shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the fetch was given up")]
+#[error("the fetch was cancelled")]
 pub struct Cancelled;
 
 /// The answer to one read.

@@ -27,9 +27,7 @@ impl Shared {
             let (asked, views) = (views.len(), views.into_iter().flatten().collect::<Vec<_>>());
             let none = views.is_empty();
             if none && !reported {
-                tracing::warn!(
-                    "no node of the cluster says who serves what; asking until one does"
-                );
+                tracing::warn!("no node of the cluster reports the slots; retrying");
             }
             reported = none;
             if !none {
@@ -39,7 +37,7 @@ impl Shared {
                 let updated =
                     tokio::task::spawn_blocking(move || shared.apply_views(&views, is_all)).await;
                 if let Ok(Err(error)) = updated {
-                    tracing::warn!(reason = %error, "a node of the cluster cannot be asked");
+                    tracing::warn!(reason = %error, "a node of the cluster cannot be queried");
                 }
             }
             self.refreshes.send_modify(|refreshes| *refreshes += 1);
@@ -101,7 +99,7 @@ impl Shared {
             })
         });
         let report = |error: &BackendError| {
-            tracing::debug!(node = %format_args!("{}:{}", address.0, address.1), reason = %error, "a node of the cluster does not answer");
+            tracing::debug!(node = %format_args!("{}:{}", address.0, address.1), reason = %error, "a node of the cluster does not reply");
         };
         view.inspect_err(report).ok()
     }

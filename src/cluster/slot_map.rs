@@ -238,6 +238,6 @@ mod tests {
         let mut moved = map.clone();
         moved.moved(7, address(9));
         assert_eq!(moved.owner(7), Some(&address(9)));
-        assert_eq!(moved.merged(&[new], false), map, "what is said anew counts");
+        assert_eq!(moved.merged(&[new], false), map, "the newest report counts");
     }
 }

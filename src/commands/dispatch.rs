@@ -29,7 +29,7 @@ pub struct Policy {
 /// The replies that a client waits for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PendingReplies {
-    /// How many there are; a run of equal ones may count once.
+    /// The number of replies. A run of equal ones may count once.
     pub replies: usize,
     /// Reads that wait for a flight.
     pub flights: usize,

@@ -1,8 +1,10 @@
 //! The configuration: defaults < file < environment < flags. Every problem is reported at once.
 //!
 //! Each module owns its `Settings`; this file composes them. `sources.rs` reads the layers and
-//! checks each value by itself. This file checks the rules that concern several keys.
+//! checks each value by itself. `known_keys.rs` finds the key that an unknown name means. This file
+//! checks the rules that concern several keys.
 
+mod known_keys;
 mod problems;
 mod sources;
 
@@ -10,9 +12,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::known_keys::Environment;
 use self::problems::problem_at;
 pub use self::problems::{Problem, Problems};
-pub use self::sources::{Environment, Sources, environment};
+pub use self::sources::{Sources, environment};
 use crate::settings::{self, RuleViolation, violations};
 use crate::{backend, cache, http, resp, telemetry, warmup};
 
@@ -122,6 +125,11 @@ impl Config {
             ]),
         ];
         own.concat()
+    }
+
+    /// Returns the targets of `telemetry.log_filter` that no log line has, for a warning.
+    pub fn unknown_log_targets(&self) -> Vec<&str> {
+        self.telemetry.log_filter.unknown_targets()
     }
 
     /// Checks that every listener that other hosts can reach has authentication or a waiver

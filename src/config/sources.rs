@@ -10,19 +10,13 @@ use std::path::Path;
 use config::{ConfigError, Map, Source, Value, ValueKind};
 
 use super::Config;
+use super::known_keys::{CONFIG_VARIABLE, Environment, KnownKeys, PREFIX};
 use super::problems::{Problem, Problems, problem_at};
 use crate::backend::Address;
 use crate::cache;
 use crate::cli::Flags;
 use crate::http;
 use crate::settings::{Listen, MASK};
-
-/// The environment variables that may concern the configuration, by name.
-pub type Environment = BTreeMap<String, String>;
-
-const PREFIX: &str = "REDIS_PROXY_";
-/// The variable that names the file. The command line reads it, so it is no key.
-const CONFIG_VARIABLE: &str = "REDIS_PROXY_CONFIG";
 
 /// Returns the variables of this process that may concern the configuration.
 pub fn environment() -> Environment {
@@ -41,7 +35,7 @@ struct Loaded {
 
 impl Loaded {
     fn load(flags: &Flags, environment: &Environment) -> Self {
-        let known = KnownKeys::from_defaults();
+        let known = known_keys();
         let mut problems = known.misspelt_variables(environment);
         let file = flags.config.as_deref().map_or_else(|| Ok(Layer::default()), Layer::file);
         let file = file.unwrap_or_else(|problem| {
@@ -55,7 +49,7 @@ impl Loaded {
         let mut layers = vec![file, variables, flags];
         for layer in &mut layers {
             layer.0.retain(|key, value| {
-                known.check(key, value).map(|problem| problems.push(problem)).is_none()
+                check(&known, key, value).map(|problem| problems.push(problem)).is_none()
             });
         }
         let config = merge(&layers).unwrap_or_else(|error| {
@@ -133,8 +127,8 @@ impl Layer {
     fn environment(environment: &Environment) -> Self {
         let values = environment.iter().filter_map(|(name, value)| {
             let key = name.strip_prefix(PREFIX)?.to_lowercase();
-            // Names without the double underscore belong to others: container platforms define some
-            // for each service.
+            // Names without the double underscore are no keys: container platforms define some for
+            // each service. `KnownKeys` reports the others.
             key.contains("__").then(|| {
                 (key.replace("__", "."), Value::new(Some(name), ValueKind::String(value.clone())))
             })
@@ -227,14 +221,15 @@ fn invalid_unicode((name, value): (&String, &String)) -> Option<Problem> {
     })
 }
 
-/// Describes a TOML syntax error by its position. The text itself is not repeated, because the line
-/// may hold a password.
+/// Describes a TOML syntax error by its position and the parser's reason. The text itself is not
+/// repeated, because the line may hold a password. The parser's reasons quote none of it.
 fn toml_error(text: &str) -> String {
     let Err(error) = toml::from_str::<toml::Table>(text) else { return "is not TOML".to_owned() };
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let column = before.chars().rev().take_while(|letter| *letter != '\n').count() + 1;
     let line = before.matches('\n').count() + 1;
-    format!("line {line}, column {column}: is not TOML")
+    let reason = error.message().replace('\n', ", ");
+    format!("line {line}, column {column}: is not TOML: {reason}")
 }
 
 fn flatten(key: String, value: &Value, values: &mut BTreeMap<String, Value>) {
@@ -266,6 +261,12 @@ impl Sources {
     /// [`Problems`] with every problem of every source.
     pub fn load(&self) -> Result<Config, Problems> {
         Loaded::load(&self.flags, &self.environment).into_result()
+    }
+
+    /// Returns a warning for each environment variable that may have been meant as a key and names
+    /// none.
+    pub fn stray_variables(&self) -> Vec<Problem> {
+        known_keys().stray_variables(&self.environment)
     }
 
     /// Loads the valid values of the sources as they are now, and ignores the others.
@@ -314,96 +315,28 @@ impl Config {
     }
 }
 
-/// The names of all keys.
-struct KnownKeys(Vec<String>);
+/// Returns the names of all keys.
+pub(super) fn known_keys() -> KnownKeys {
+    KnownKeys::new(Layer::from_config(&Config::default()).0.into_keys())
+}
 
-/// The similarity, from 0 to 1, below which no key is suggested for another.
-const MIN_SIMILARITY: f64 = 0.8;
-
-/// Former names of keys, and their names now. Otherwise a former name would suggest another key.
-const RENAMED: [(&str, &str); 4] = [
-    ("cache.ttl_absent", "cache.negative_ttl"),
-    ("cache.stale_grace", "cache.stale_if_error"),
-    ("http.allow", "http.allow_keys"),
-    ("resp.allow", "resp.allow_keys"),
-];
 /// The key of a secret. Messages never repeat its value.
 const SECRET: &str = "redis.password";
 
-impl KnownKeys {
-    fn from_defaults() -> Self {
-        Self(Layer::from_config(&Config::default()).0.into_keys().collect())
+/// Checks this value by itself, against the type of its key.
+fn check(known: &KnownKeys, key: &str, value: &Value) -> Option<Problem> {
+    let problem = |text| problem_at(key, Some(value), text);
+    if known.is_section(key) {
+        let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
+        return (!empty).then(|| problem("a value where a section of keys is expected".to_owned()));
     }
-
-    /// Checks this value by itself, against the type of its key.
-    fn check(&self, key: &str, value: &Value) -> Option<Problem> {
-        let problem = |text| problem_at(key, Some(value), text);
-        if self.is_section(key) {
-            let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
-            return (!empty)
-                .then(|| problem("a value where a section of keys is expected".to_owned()));
-        }
-        if !self.0.iter().any(|known| known == key) {
-            let meant = Self::renamed(key).or_else(|| self.nearest(key).map(String::as_str));
-            let nearest = meant.map(|known| format!("did you mean {known}?"));
-            let hint = nearest
-                .unwrap_or_else(|| format!("the sections are {}", self.sections().join(", ")));
-            return Some(problem(format!("unknown key; {hint}")));
-        }
-        let alone = Layer(BTreeMap::from([(key.to_owned(), value.clone())]));
-        let error = merge(&[alone]).err()?;
-        let text = explain(&error);
-        Some(problem(if key == SECRET { format!("{MASK} is not a text") } else { text }))
+    if !known.contains(key) {
+        return Some(problem(format!("unknown key; {}", known.hint(key))));
     }
-
-    fn is_section(&self, key: &str) -> bool {
-        self.0.iter().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
-    }
-
-    fn sections(&self) -> Vec<&str> {
-        let mut sections: Vec<_> =
-            self.0.iter().filter_map(|known| Some(known.split_once('.')?.0)).collect();
-        sections.dedup();
-        sections
-    }
-
-    /// The name that a key of earlier versions has now.
-    fn renamed(key: &str) -> Option<&'static str> {
-        RENAMED.iter().find(|(old, _)| *old == key).map(|(_, new)| *new)
-    }
-
-    /// Returns the key that was probably meant, if any is similar enough. A key with the same last
-    /// part in another section is preferred.
-    fn nearest(&self, key: &str) -> Option<&String> {
-        let name = |key: &str| key.rsplit('.').next().map(str::to_owned);
-        let similarity =
-            |known: &String| strsim::jaro_winkler(known, key) + f64::from(name(known) == name(key));
-        let (nearest, similarity) = self
-            .0
-            .iter()
-            .map(|known| (known, similarity(known)))
-            .max_by(|a, b| a.1.total_cmp(&b.1))?;
-        (similarity > MIN_SIMILARITY).then_some(nearest)
-    }
-
-    /// Returns a problem for each variable that would name a key if its underscores were right.
-    fn misspelt_variables(&self, environment: &Environment) -> Vec<Problem> {
-        let bare = |text: &str| text.to_lowercase().replace(['_', '.'], "");
-        let misspelt = environment
-            .keys()
-            .filter(|name| !name[PREFIX.len()..].contains("__"))
-            .filter_map(|name| {
-                let known =
-                    self.0.iter().find(|known| bare(known) == bare(&name[PREFIX.len()..]))?;
-                let right = format!("{PREFIX}{}", known.replace('.', "__").to_uppercase());
-                Some(Problem {
-                    origin: name.clone(),
-                    key: String::new(),
-                    text: format!("unknown variable; did you mean {right}?"),
-                })
-            });
-        misspelt.collect()
-    }
+    let alone = Layer(BTreeMap::from([(key.to_owned(), value.clone())]));
+    let error = merge(&[alone]).err()?;
+    let text = explain(&error);
+    Some(problem(if key == SECRET { format!("{MASK} is not a text") } else { text }))
 }
 
 /// Returns the text of the innermost error. The outer ones name places inside the library.

@@ -1,10 +1,9 @@
 //! The numbers of clients that the limit on open files allows.
 
 use crate::config::Config;
-use crate::{http, resp};
 
 /// The numbers of client connections that may be open.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FdBudget {
     pub(super) http: usize,
     pub(super) resp: usize,
@@ -25,55 +24,50 @@ pub(super) fn fit_fd_limit(config: &Config) -> FdBudget {
         .unwrap_or(usize::MAX);
     let operators = if config.admin.listen.is_off() { 0 } else { config.admin.max_connections };
     let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * config.daemon.threads() + operators;
-    let left = open_files.saturating_sub(own);
-    let http = Wanted {
-        key: "http.max_connections",
-        connections: config.http.max_connections,
-        default: http::Settings::default().max_connections,
-    };
-    let http = http.clamp(left, open_files);
-    let left = left.saturating_sub(http) / DESCRIPTORS_PER_RESP_CLIENT;
-    let resp = Wanted {
-        key: "resp.max_connections",
-        connections: config.resp.max_connections,
-        default: resp::Settings::default().max_connections,
-    };
-    let resp =
-        if config.resp.listen.is_off() { resp.connections } else { resp.clamp(left, open_files) };
-    FdBudget { http, resp }
-}
-
-/// A configured number of client connections, with its key and its default.
-struct Wanted {
-    key: &'static str,
-    connections: usize,
-    default: usize,
-}
-
-impl Wanted {
-    /// Returns the configured number, but at most the number of files that are `left`, and at least
-    /// 1. Logs a line if that is less than configured.
-    fn clamp(&self, left: usize, open_files: usize) -> usize {
-        let Self { key, connections: wanted, default } = *self;
-        let affordable = left.max(1);
-        if wanted > affordable {
-            // The default was not chosen by the operator, so no action is needed.
-            if wanted == default {
-                tracing::info!(
-                    open_files,
-                    affordable,
-                    "{key} is lower than its default: the system has no more open files"
-                );
-            } else {
-                tracing::warn!(
-                    open_files,
-                    affordable,
-                    "{key} is more than the system has open files for"
-                );
-            }
-        }
-        wanted.min(affordable)
+    let wanted = FdBudget { http: config.http.max_connections, resp: config.resp.max_connections };
+    let is_resp_off = config.resp.listen.is_off();
+    let admitted = share(open_files.saturating_sub(own), wanted, is_resp_off);
+    if admitted != wanted {
+        warn(open_files, own, wanted, admitted, is_resp_off);
     }
+    admitted
+}
+
+/// Shares `left` descriptors between the front ends in the ratio of what they want, with at least a
+/// tenth for each. A front end that wants less than its share leaves the rest to the other.
+fn share(left: usize, wanted: FdBudget, is_resp_off: bool) -> FdBudget {
+    let http = wanted.http;
+    if is_resp_off {
+        return FdBudget { http: http.min(left).max(1), ..wanted };
+    }
+    let resp = wanted.resp.saturating_mul(DESCRIPTORS_PER_RESP_CLIENT);
+    let all = http.saturating_add(resp);
+    if all <= left {
+        return wanted;
+    }
+    let in_ratio = left as u128 * http as u128 / all.max(1) as u128;
+    let in_ratio = usize::try_from(in_ratio).unwrap_or(left);
+    let for_http = in_ratio.clamp(left / 10, left - left / 10).min(http);
+    let for_resp = (left - for_http).min(resp);
+    FdBudget {
+        http: (left - for_resp).min(http).max(1),
+        resp: (for_resp / DESCRIPTORS_PER_RESP_CLIENT).max(1),
+    }
+}
+
+/// Logs that fewer clients are admitted than configured, and the action against it.
+fn warn(open_files: usize, own: usize, wanted: FdBudget, admitted: FdBudget, is_resp_off: bool) {
+    let resp = if is_resp_off { 0 } else { wanted.resp * DESCRIPTORS_PER_RESP_CLIENT };
+    tracing::warn!(
+        open_files,
+        needed = own.saturating_add(wanted.http).saturating_add(resp),
+        http_max_connections = wanted.http,
+        http_admitted = admitted.http,
+        resp_max_connections = wanted.resp,
+        resp_admitted = admitted.resp,
+        "too few open files for max_connections: raise the limit (LimitNOFILE of systemd, ulimit \
+            -Hn) or lower http.max_connections and resp.max_connections"
+    );
 }
 
 /// One for the client, and one for its dedicated connection.
@@ -85,3 +79,31 @@ const DESCRIPTORS_BESIDE: usize = 64;
 
 /// Descriptors for the event queue of a worker.
 const DESCRIPTORS_PER_WORKER: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_shared_in_the_ratio_of_the_settings() {
+        for (left, http, resp, expected) in [
+            (30_000, 10_000, 10_000, (10_000, 10_000)),
+            (29_999, 10_000, 10_000, (9_999, 10_000)),
+            (900, 10_000, 10_000, (300, 300)),
+            // A tenth for the one that wants little.
+            (1000, 100_000, 1_000, (900, 50)),
+            (1000, 1_000, 100_000, (100, 450)),
+            // A front end that wants less than a tenth gets all that it wants.
+            (1000, 10, 10_000, (10, 495)),
+            (1000, 10_000, 10, (980, 10)),
+            (3, 10_000, 10_000, (1, 1)),
+            (0, 10_000, 10_000, (1, 1)),
+            (1000, 1 << 28, 1 << 28, (333, 333)),
+        ] {
+            let found = share(left, FdBudget { http, resp }, false);
+            assert_eq!((found.http, found.resp), expected, "{left}: {http}, {resp}");
+        }
+        let alone = share(900, FdBudget { http: 10_000, resp: 10_000 }, true);
+        assert_eq!(alone, FdBudget { http: 900, resp: 10_000 });
+    }
+}

@@ -3,6 +3,7 @@
 //! This module wires the parts together and decides nothing else. A reload prepares every file
 //! before it commits any (invariant A5), so a refused configuration changes nothing.
 
+mod bad_files;
 mod fd_limit;
 pub mod health;
 mod reload;
@@ -22,6 +23,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
+pub use self::bad_files::BadFiles;
 use self::fd_limit::{FdBudget, fit_fd_limit};
 use self::reload::{Reload, ReloadOutcome, reload_finished};
 pub use self::shutdown::ExitReason;
@@ -52,6 +54,9 @@ pub enum StartError {
     /// A file of a front end cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Files that the configuration names cannot be used.
+    #[error(transparent)]
+    Files(#[from] BadFiles),
     /// An address cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -93,6 +98,20 @@ impl Daemon {
     /// [`StartError`] if a file cannot be used, an address is taken, or the system refuses a
     /// resource.
     pub async fn build(
+        config: Config,
+        sources: Sources,
+        telemetry: Telemetry,
+    ) -> Result<Self, StartError> {
+        let (names, serves_resp) = (config.clone(), !config.resp.listen.is_off());
+        Self::build_parts(config, sources, telemetry).await.map_err(|error| match error {
+            StartError::Prepare(_) | StartError::File(_) => {
+                BadFiles::find(&names, serves_resp).map_or(error, StartError::Files)
+            }
+            error => error,
+        })
+    }
+
+    async fn build_parts(
         config: Config,
         sources: Sources,
         telemetry: Telemetry,

@@ -133,7 +133,7 @@ impl Notifier {
         // Without the time, systemd 253 and newer would treat the reload as failed.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(Message::States(vec![NotifyState::Reloading, now])),
-            Err(error) => tracing::debug!(%error, "no monotonic time to tell systemd"),
+            Err(error) => tracing::debug!(%error, "no monotonic time for systemd"),
         }
     }
 
@@ -173,6 +173,6 @@ fn deliver(message: Message) {
         }
     };
     if let Err(error) = done {
-        tracing::debug!(%error, "systemd cannot be told");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }

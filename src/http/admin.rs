@@ -64,10 +64,10 @@ async fn livez() -> Response {
 /// no reason.
 async fn readyz(
     State(proxy): State<Proxy>,
-    stranger: Option<Extension<Unauthenticated>>,
+    unauthenticated: Option<Extension<Unauthenticated>>,
 ) -> Response {
     let coherence = proxy.coherence().name();
-    if stranger.is_some() {
+    if unauthenticated.is_some() {
         // The reason describes the systems behind the proxy, so it is omitted.
         return match proxy.ready() {
             Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready" })),

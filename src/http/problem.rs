@@ -97,7 +97,7 @@ impl RequestError {
             Self::NotAllowed => ProblemType::new(
                 StatusCode::FORBIDDEN,
                 "not-allowed",
-                "This key is not given out here",
+                "This listener does not serve the key",
             ),
             Self::KeyNotFound => {
                 ProblemType::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key")
@@ -117,7 +117,7 @@ impl RequestError {
                 Some(format!("It has {length} bytes; {max} are allowed."))
             }
             Self::Backend(BackendError::Unavailable(code) | BackendError::ErrorReply(code)) => {
-                Some(format!("Redis answered: {code}"))
+                Some(format!("Redis replied: {code}"))
             }
             Self::NotAllowed | Self::KeyNotFound | Self::Backend(_) => None,
         }
@@ -138,25 +138,25 @@ fn backend_problem(error: &BackendError) -> ProblemType {
             (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached")
         }
         BackendError::Disconnected => {
-            (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The link to Redis was lost")
+            (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The connection to Redis was lost")
         }
         BackendError::Overloaded => {
             (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many reads wait for Redis")
         }
         BackendError::Unavailable(_) => {
-            (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot answer now")
+            (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Redis cannot reply now")
         }
         BackendError::Cancelled => {
             (StatusCode::SERVICE_UNAVAILABLE, "going-down", "The proxy is going down")
         }
         BackendError::TimedOut => {
-            (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not answer in time")
+            (StatusCode::GATEWAY_TIMEOUT, "timeout", "Redis did not reply in time")
         }
         BackendError::ErrorReply(_) | BackendError::Moved(_) => {
-            (StatusCode::BAD_GATEWAY, "refused", "Redis answered with an error")
+            (StatusCode::BAD_GATEWAY, "refused", "Redis replied with an error")
         }
         BackendError::TooLarge => {
-            (StatusCode::BAD_GATEWAY, "value-too-large", "The value is larger than is given out")
+            (StatusCode::BAD_GATEWAY, "value-too-large", "The value is too large to be served")
         }
         BackendError::WrongType => {
             (StatusCode::CONFLICT, "wrong-type", "The key does not hold a string")

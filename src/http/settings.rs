@@ -112,6 +112,13 @@ impl Settings {
         }
     }
 
+    /// Returns the errors of all files that the listener needs.
+    pub(crate) fn file_errors(&self) -> Vec<FileError> {
+        let mut errors = Tls::file_errors(&self.tls_files(), TLS_KEYS);
+        errors.extend(self.bearer_auth().err());
+        errors
+    }
+
     /// Returns the TLS configuration; `None` if TLS is off.
     ///
     /// # Errors

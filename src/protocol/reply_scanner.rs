@@ -9,7 +9,7 @@
 /// The input is not valid RESP. The start of the next reply is unknown, so the connection cannot be
 /// used further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("Redis sent what is no answer")]
+#[error("Redis sent an invalid reply")]
 pub struct InvalidReply;
 
 /// The summary of a complete reply.

@@ -35,7 +35,7 @@ use self::connection::Connection;
 pub use self::settings::Settings;
 use self::shared::Shared;
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::commands::{CommandTable, Credentials, Memory, Policy};
+use crate::commands::{CommandTable, Memory, Policy};
 use crate::net::ClientStream;
 use crate::proxy::Proxy;
 use crate::server::{Drain, Service};
@@ -49,10 +49,7 @@ impl Resp {
     /// # Errors
     /// [`FileError`]: the password file cannot be read, or is empty.
     pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, FileError> {
-        let (user, path) = (settings.username.clone(), settings.password_file.clone());
-        let is_set = !path.as_os_str().is_empty();
-        let read = move || Credentials::read(&user, &path);
-        let credentials = is_set.then(|| Reloadable::load(read)).transpose()?;
+        let credentials = settings.credentials()?;
         let identity = proxy.identity();
         let policy = Policy { identity, max_key, allow_keys: settings.allow_keys.clone() };
         Ok(Self(Arc::new(Shared {

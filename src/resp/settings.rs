@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{AuthRequirement, FileError, KeyAllowlist};
+use crate::access::{AuthRequirement, FileError, KeyAllowlist, Reloadable};
+use crate::commands::Credentials;
 use crate::server::{Tls, TlsFiles, TlsKeys};
 use crate::settings::{self, ByteSize, Listen, RuleViolation, out_of_range, violations};
 
@@ -96,6 +97,23 @@ impl Settings {
             key: self.tls_key_file.clone(),
             client_authorities: self.tls_client_ca_file.clone(),
         }
+    }
+
+    /// Returns the errors of all files that the listener needs.
+    pub(crate) fn file_errors(&self) -> Vec<FileError> {
+        let mut errors = Tls::file_errors(&self.tls_files(), TLS_KEYS);
+        errors.extend(self.credentials().err());
+        errors
+    }
+
+    /// Loads the login that the front end requires, if it requires one.
+    ///
+    /// # Errors
+    /// [`FileError`] if the password file cannot be read, or is empty.
+    pub(super) fn credentials(&self) -> Result<Option<Reloadable<Credentials>>, FileError> {
+        let (user, path) = (self.username.clone(), self.password_file.clone());
+        let is_set = !path.as_os_str().is_empty();
+        is_set.then(|| Reloadable::load(move || Credentials::read(&user, &path))).transpose()
     }
 
     /// Loads the TLS files, if TLS is configured.

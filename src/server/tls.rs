@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
 use super::{Drain, TlsFiles, TlsKeys};
 use crate::access::{FileError, Prepare, Reloadable};
@@ -50,6 +50,23 @@ impl Tls {
         Ok(Some(Self { config, handshake_timeout }))
     }
 
+    /// Returns the errors of all `files`.
+    pub(crate) fn file_errors(files: &TlsFiles, keys: TlsKeys) -> Vec<FileError> {
+        if !files.is_enabled() {
+            return Vec::new();
+        }
+        let mut errors = Vec::new();
+        if files.requires_client_cert() {
+            errors.extend(client_verifier(keys.client_ca_file, &files.client_authorities).err());
+        }
+        errors.extend(certificates(keys.cert_file, &files.certificates).err());
+        errors.extend(private_key(files, keys).err());
+        if errors.is_empty() {
+            errors.extend(server_config(files, keys, &[]).err());
+        }
+        errors
+    }
+
     /// Returns the function that reads the files again at a reload.
     pub fn reloader(&self) -> Prepare {
         self.config.reloader()
@@ -78,11 +95,11 @@ impl Tls {
                 if error.kind() == ErrorKind::InvalidData {
                     refused.count();
                 }
-                tracing::debug!(%error, "no TLS with a client");
+                tracing::debug!(%error, "TLS handshake of a client failed");
             }
             Err(_) => {
                 refused.count();
-                tracing::debug!("a client's TLS took too long");
+                tracing::debug!("TLS handshake of a client timed out");
             }
         }
         None
@@ -107,13 +124,27 @@ fn server_config(
         builder.with_no_client_auth()
     };
     let chain = certificates(keys.cert_file, &files.certificates)?;
-    let wrong_key = |error| FileError::new(keys.key_file, &files.key, error);
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(wrong_key)?;
-    let config = builder.with_single_cert(chain, key);
-    let mut config =
-        config.map_err(|error| FileError::new(keys.cert_file, &files.certificates, error))?;
+    let config = builder.with_single_cert(chain, private_key(files, keys)?);
+    let mut config = config.map_err(|error| pair_error(files, keys, &error))?;
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)
+}
+
+fn private_key(files: &TlsFiles, keys: TlsKeys) -> Result<PrivateKeyDer<'static>, FileError> {
+    let wrong_key = |error| FileError::new(keys.key_file, &files.key, error);
+    PrivateKeyDer::from_pem_file(&files.key).map_err(wrong_key)
+}
+
+/// Returns the error for a certificate and a key that cannot be used together.
+fn pair_error(files: &TlsFiles, keys: TlsKeys, error: &rustls::Error) -> FileError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => FileError::new(
+            keys.key_file,
+            &files.key,
+            format_args!("it does not belong to the certificate in {}", keys.cert_file),
+        ),
+        error => FileError::new(keys.cert_file, &files.certificates, error),
+    }
 }
 
 fn client_verifier(

@@ -235,7 +235,7 @@ mod tests {
         let told = |later| hot.top(10, now + Duration::from_secs(later)).unwrap();
         assert_eq!(told(0).keys, [expected(b"often", 15), expected(b"once", 1)]);
         assert_eq!((told(1).reads, hot.top(1, now).unwrap().keys.len()), (16, 1));
-        assert_eq!(told(61).keys.len(), 2, "the window before is told of too");
+        assert_eq!(told(61).keys.len(), 2, "the previous window is included");
         assert!((60..=62).contains(&told(61).period.as_secs()));
         assert!(told(125).keys.is_empty());
     }

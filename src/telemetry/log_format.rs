@@ -28,11 +28,17 @@ where
     let layer = lines::layer().with_writer(move || writer.clone());
     match format {
         LogFormat::Text => {
-            let layer = layer.with_ansi(io::stderr().is_terminal());
+            let layer = layer.with_ansi(io::stderr().is_terminal() && terminal_has_colours());
             if is_journal() { layer.without_time().boxed() } else { layer.boxed() }
         }
         LogFormat::Json => layer.json().flatten_event(true).map_event_format(WithTrace).boxed(),
     }
+}
+
+/// Whether the environment leaves colours on (`NO_COLOR`, <https://no-color.org>), and the terminal
+/// can show them.
+fn terminal_has_colours() -> bool {
+    variable("NO_COLOR").is_none() && variable("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Whether standard error is connected to systemd's journal (`JOURNAL_STREAM`, systemd.exec(5)).

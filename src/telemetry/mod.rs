@@ -5,6 +5,7 @@
 //! daemon.
 
 pub mod hot_keys;
+mod log_filter;
 mod log_format;
 mod log_writer;
 mod otlp;
@@ -21,10 +22,11 @@ use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
+pub use self::log_filter::LogFilter;
 use self::log_writer::LogWriter;
 use self::otlp::TracePipeline;
 pub use self::otlp::TracesError;
-pub use self::settings::{Collector, LogFilter, LogFormat, Protocol, Settings, Traces};
+pub use self::settings::{Collector, LogFormat, Protocol, Settings, Traces};
 use self::spans::TARGET;
 
 /// The handle of the log and of the traces, if these are enabled. Clones share both.
@@ -89,11 +91,20 @@ impl Telemetry {
             }
         }
         // It fails only if the subscriber is gone. Then no line is written either.
-        Ok(Self { set_filter: Arc::new(move |filter| _ = handle.reload(filter)), tracing, writer })
+        let set_filter = Arc::new(move |filter| _ = handle.reload(filter));
+        let telemetry = Self { set_filter, tracing, writer };
+        telemetry.set_filter(&settings.log_filter);
+        Ok(telemetry)
     }
 
-    /// Replaces the filter of log lines.
+    /// Replaces the filter of log lines. Warns of targets that no line has.
     pub fn set_filter(&self, filter: &LogFilter) {
+        let unknown = filter.unknown_targets();
+        if !unknown.is_empty() {
+            // Otherwise the filter itself could suppress the warning.
+            (self.set_filter)(EnvFilter::new("warn"));
+            tracing::warn!(?unknown, "telemetry.log_filter names crates that log nothing here");
+        }
         (self.set_filter)(filter.filter());
     }
 

@@ -1,9 +1,9 @@
 //! `[telemetry]`: logs and traces.
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
 use url::Url;
 
+use super::log_filter::LogFilter;
 use crate::settings::{self, Ratio};
 
 /// `[telemetry]`
@@ -40,46 +40,6 @@ impl TryFrom<String> for LogFormat {
 
     fn try_from(text: String) -> Result<Self, String> {
         settings::parse_choice(&text, [("text", Self::Text), ("json", Self::Json)])
-    }
-}
-
-/// The filter of log lines: a level, or levels by module, in the syntax of
-/// `tracing_subscriber::EnvFilter`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LogFilter(String);
-
-impl Default for LogFilter {
-    fn default() -> Self {
-        Self("info".to_owned())
-    }
-}
-
-impl LogFilter {
-    /// Returns the filter, with the HTTP/2 library silenced unless it is named. That library warns
-    /// of errors of clients. Otherwise a client could fill the log.
-    pub(super) fn filter(&self) -> EnvFilter {
-        EnvFilter::new(format!("h2=off,{}", self.0))
-    }
-}
-
-impl From<LogFilter> for String {
-    fn from(filter: LogFilter) -> Self {
-        filter.0
-    }
-}
-
-impl TryFrom<String> for LogFilter {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match EnvFilter::try_new(&text) {
-            Ok(_) if !text.trim().is_empty() => Ok(Self(text)),
-            _ => Err(format!(
-                "invalid value: string {text:?}, expected off, error, warn, info, debug or trace, \
-                 or levels by module such as \"info,redis_proxy=debug\""
-            )),
-        }
     }
 }
 

@@ -172,13 +172,13 @@ impl<E: SpanExporter> SpanSender<E> {
         match sent.unwrap_or(Err(OTelSdkError::Timeout(self.limits.export))) {
             Ok(()) if self.failing => {
                 self.failing = false;
-                tracing::info!("the collector takes spans again");
+                tracing::info!("the collector accepts spans again");
             }
             Ok(()) => {}
             Err(error) => {
                 self.dropped.fetch_add(spans as u64, Relaxed);
                 if !self.failing {
-                    tracing::warn!(%error, "the collector does not take spans; they are dropped");
+                    tracing::warn!(%error, "the collector does not accept spans; they are dropped");
                 }
                 self.failing = true;
             }

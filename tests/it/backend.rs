@@ -3,6 +3,7 @@
 //! Promise: any Redis can be reached, and a failing one is reported by the status, by /readyz and
 //! by one log line, none of which reveals a secret. Reads resume as soon as Redis is back.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::fault_stage::{DOWN, PROMPT};
 use crate::support::http::{self, Client, Response};
+use crate::support::log::LogLine;
 use crate::support::redis_server::free_port;
 use crate::support::sentinel::Watched;
 use crate::support::serving::{
@@ -20,7 +22,7 @@ use crate::support::serving::{
 use crate::support::{Authority, Proxy, RedisServer, Relay, eventually};
 
 /// The warning where Redis denies tracking.
-const UNTRACKED: &str = "Redis does not tell of changes";
+const UNTRACKED: &str = "Redis sends no invalidations";
 const SECRET: &str = "hunter2";
 const A_SECOND: Duration = Duration::from_secs(1);
 
@@ -250,6 +252,46 @@ mod tls {
     }
 
     #[test]
+    fn certificate_of_an_authority_itself_is_explained() {
+        let authority = Authority::new();
+        let (certificate, key) = authority.own_pair();
+        let redis = RedisServer::builder().tls(&certificate, &key, &authority.file()).start();
+        let proxy = Proxy::start(&config(&redis.tls_url(), &authority.trusted()));
+        assert_unusable(&proxy, "certificate of an authority");
+    }
+
+    #[test]
+    fn url_without_tls_to_a_tls_port_is_explained() {
+        let redis = Authority::new().redis("127.0.0.1", false);
+        for mode in ["tracking", "ttl"] {
+            let url = format!("redis://{}", redis.tls_address());
+            let more = format!("cache.coherence = \"{mode}\"");
+            assert_unusable(&Proxy::start(&config(&url, &more)), "rediss://");
+        }
+    }
+
+    #[test]
+    fn url_with_tls_to_a_plain_port_is_explained() {
+        let redis = RedisServer::builder().tcp().start();
+        let url = format!("rediss://{}", redis.tcp_address());
+        let timeout = "redis.connect_timeout = \"300ms\"";
+        let authority = Authority::new();
+        let more = format!("{}\n{timeout}", authority.trusted());
+        assert_unusable(&Proxy::start(&config(&url, &more)), "redis://");
+    }
+
+    #[test]
+    fn missing_client_certificate_is_explained() {
+        let authority = Authority::new();
+        let redis = authority.redis("127.0.0.1", true);
+        for version in ["TLSv1.2", "TLSv1.3"] {
+            redis.command(&["CONFIG", "SET", "tls-protocols", version]);
+            let proxy = Proxy::start(&config(&redis.tls_url(), &authority.trusted()));
+            assert_unusable(&proxy, "redis.tls_cert_file");
+        }
+    }
+
+    #[test]
     fn sentinels_are_reached_over_tls() {
         let authority = Authority::new();
         let (certificate, key) = authority.issue("127.0.0.1");
@@ -271,7 +313,7 @@ mod tls {
 
         let other = Authority::new();
         let proxy = Proxy::start(&format!("{listen}{settings}{}", other.trusted()));
-        proxy.expect_log("a sentinel does not answer");
+        proxy.expect_log("a sentinel does not reply");
         assert_unusable(&proxy, "certificate");
     }
 }
@@ -380,7 +422,37 @@ mod outages {
     }
 
     #[test]
-    fn outage_logs_one_warning_and_one_recovery() {
+    fn changed_reason_of_an_outage_is_logged_and_counted() {
+        let mut redis = RedisServer::builder().arguments(&["--requirepass", SECRET]).start();
+        let proxy = Proxy::start(&config(&redis.url(), "redis.reconnect_delay_max = \"20ms\""));
+        proxy.expect_log(DOWN);
+        let logged = |part: &str| {
+            let line = proxy.wait_for_log(|line| {
+                line.text().contains(DOWN)
+                    && line.field("reason").is_some_and(|reason| reason.contains(part))
+            });
+            assert_eq!(line.level(), "WARN");
+        };
+        logged("NOAUTH");
+        redis.stop();
+        logged("Connection refused");
+        for key in ["a", "b", "c"] {
+            assert_eq!(read(&proxy, key).status, 503);
+        }
+        for kind in ["auth", "unreachable"] {
+            let series = format!("backend_errors_total{{kind=\"{kind}\"}}");
+            assert!(metric(&proxy, &series) >= 1.0, "{kind}");
+        }
+        redis.restart();
+        redis.command(&["CONFIG", "SET", "requirepass", ""]);
+        let end = proxy.wait_for_log(|line| line.says("connected to Redis"));
+        let failed = end.field("failed_fetches").and_then(|reads| reads.parse().ok());
+        assert!(failed.is_some_and(|failed: u32| failed >= 3), "{}", end.text());
+        assert!(end.field("outage").is_some(), "{}", end.text());
+    }
+
+    #[test]
+    fn outage_logs_each_reason_and_its_end_once() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "redis.reconnect_delay_max = \"20ms\"");
         proxy.expect_log(DOWN);
@@ -396,9 +468,10 @@ mod outages {
         eventually("it is over", || {
             (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
         });
-        let told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
-        let warnings = proxy.log_lines().iter().filter(|line| line.is_trouble()).count();
-        assert_eq!(warnings, 1, "{told:#?}");
+        let mut warnings = proxy.log_lines();
+        warnings.retain(LogLine::is_trouble);
+        let reasons: HashSet<_> = warnings.iter().map(|line| line.field("reason")).collect();
+        assert!(!warnings.is_empty() && warnings.len() == reasons.len(), "{warnings:#?}");
     }
 }
 
@@ -550,8 +623,7 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) {
 #[track_caller]
 fn assert_unusable(proxy: &Proxy, reason: &str) {
     proxy.expect_log(DOWN);
-    let line =
-        proxy.wait_for_log(|line| line.says("no link to Redis; trying again until there is"));
+    let line = proxy.wait_for_log(|line| line.says("no connection to Redis; retrying"));
     let logged = line.field("reason").unwrap_or_default();
     assert!(!logged.is_empty() && logged.contains(reason), "{logged:?}");
     let (status, told) = readyz(proxy);

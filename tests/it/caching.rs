@@ -240,7 +240,7 @@ fn expired_value_is_not_served_past_the_grace() {
     const LIFE: Duration = Duration::from_secs(2);
     let mut redis = RedisServer::start();
     let proxy = proxy(&redis, "cache.ttl = \"100ms\"\ncache.stale_if_error = \"1900ms\"");
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     set(&redis, "key", "value");
     value(&proxy, "key");
     let fetched = Instant::now();

@@ -295,6 +295,59 @@ fn container_platform_variables_are_ignored() {
         ("REDIS_PROXY_PORT_8080_TCP_ADDR", "10.0.0.1"),
     ];
     assert_eq!(printed(&[], &environment), printed(&[], &[]));
+    assert_eq!(warnings(&environment), Vec::<String>::new());
+}
+
+/// Returns the warnings that `check` prints for a valid environment.
+#[track_caller]
+fn warnings(environment: &[(&str, &str)]) -> Vec<String> {
+    let output = Proxy::spawn_raw(&["check"], environment);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    stderr(&output).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn variable_near_a_key_is_refused_with_its_name() {
+    let environment = [
+        ("REDIS_PROXY_REDIS_HOST", "h"),
+        ("REDIS_PROXY_REDIS_PORT", "6379"),
+        ("REDIS_PROXY_TTL", "5"),
+        ("REDIS_PROXY_CAHCE_TTL", "5"),
+        ("REDIS_PROXY_LOG_LEVEL", "debug"),
+        ("REDIS_PROXY_CONFIG_FILE", "/x"),
+    ];
+    let lines = complaints(78, &[], &environment);
+    for (written, meant) in [
+        ("REDIS_HOST", "REDIS__URL"),
+        ("REDIS_PORT", "REDIS__URL"),
+        ("TTL", "CACHE__TTL"),
+        ("CAHCE_TTL", "CACHE__TTL"),
+        ("LOG_LEVEL", "TELEMETRY__LOG_FILTER"),
+        ("CONFIG_FILE", "CONFIG"),
+    ] {
+        let expected =
+            format!("REDIS_PROXY_{written}: unknown variable; did you mean REDIS_PROXY_{meant}?");
+        assert!(lines.contains(&expected), "{expected} in {lines:#?}");
+    }
+    assert_eq!(lines.len(), environment.len(), "{lines:#?}");
+}
+
+#[test]
+fn other_unknown_variable_is_a_warning() {
+    let environment = [("REDIS_PROXY_COLOUR", "red"), ("REDIS_PROXY_TEST_SEED", "7")];
+    let lines = warnings(&environment);
+    for (name, _) in environment {
+        assert_line(&lines, &[&format!("redis-proxy: warning: {name}: unknown variable")]);
+    }
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+
+    let proxy = Proxy::builder("http.listen = \"127.0.0.1:0\"")
+        .environment("REDIS_PROXY_COLOUR", "red")
+        .start();
+    proxy.expect_log("REDIS_PROXY_COLOUR");
+    proxy.expect_log("no connection to Redis");
+    let line = proxy.wait_for_log(|line| line.text().contains("REDIS_PROXY_COLOUR"));
+    assert_eq!(line.level(), "WARN");
 }
 
 // Problems
@@ -377,6 +430,45 @@ fn misspelt_variable_error_suggests_the_right_one() {
 }
 
 #[test]
+fn keys_of_other_programs_suggest_the_one_here() {
+    let lines = complaints_about(
+        "port = 1\n[redis]\nhost = \"h\"\nport = 1\ndb = 1\nuser = \"u\"\ntimeout = 1\n\
+         [cache]\nmax_memory = 1\nmaxmemory = 1\nsize = 1\nmax_entries = 1\nexpire = 1\n\
+         [http]\nbind = \"b\"\nport = 1\nmaxclients = 1\n[resp]\nhost = \"h\"\n\
+         [telemetry]\nlevel = \"info\"\n[daemon]\nthreads = 1\n",
+    );
+    for (written, key) in [
+        ("port", "http.listen"),
+        ("redis.host", "redis.url"),
+        ("redis.port", "redis.url"),
+        ("redis.db", "redis.url"),
+        ("redis.user", "redis.username"),
+        ("redis.timeout", "redis.response_timeout"),
+        ("cache.max_memory", "cache.capacity"),
+        ("cache.maxmemory", "cache.capacity"),
+        ("cache.size", "cache.capacity"),
+        ("cache.max_entries", "cache.capacity"),
+        ("cache.expire", "cache.ttl"),
+        ("http.bind", "http.listen"),
+        ("http.port", "http.listen"),
+        ("http.maxclients", "http.max_connections"),
+        ("resp.host", "resp.listen"),
+        ("telemetry.level", "telemetry.log_filter"),
+        ("daemon.threads", "daemon.worker_threads"),
+    ] {
+        assert_line(&lines, &[&format!("{written}: unknown key; did you mean {key}?")]);
+    }
+}
+
+#[test]
+fn unknown_key_unlike_any_lists_those_of_its_section() {
+    let lines = complaints_about("[warm]\ncolour = 1\n[admin]\nx = 1\n");
+    assert_line(&lines, &["warm.colour: unknown key; ", "warm.file, warm.keys, warm.rate"]);
+    assert_line(&lines, &["admin.x: unknown key; ", "admin.listen"]);
+    assert!(!lines.concat().contains("did you mean"), "{lines:#?}");
+}
+
+#[test]
 fn contradicting_values_are_all_named() {
     let lines = complaints_about(
         "[http]\nlisten = \"127.0.0.1:7000\"\n[admin]\nlisten = \"127.0.0.1:7000\"\n\
@@ -456,6 +548,22 @@ fn unusable_file_error_names_the_reason() {
     let not_text = File::new("");
     fs::write(&not_text.path, b"\xff\xfe").expect("the file is written");
     assert_line(&complaints(78, &["--config", not_text.name()], &[]), &[not_text.name()]);
+}
+
+#[test]
+fn toml_error_has_position_and_reason() {
+    for (content, place, reason) in [
+        ("[cache", "line 1, column 7", "]"),
+        ("[cache]\nttl = 1\nttl = 2\n", "line 3, column 1", "duplicate key"),
+        ("[cache]\nttl = 5m\n", "line 2, column 7", "string values must be quoted"),
+        ("[redis]\npassword = hunter2\n", "line 2, column 12", "string values must be quoted"),
+        ("no toml", "line 1, column 4", "`=`"),
+    ] {
+        let file = File::new(content);
+        let lines = complaints(78, &["--config", file.name()], &[]);
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert_line(&lines, &[file.name(), place, "not TOML: ", reason]);
+    }
 }
 
 #[test]
@@ -736,7 +844,7 @@ fn rejected_password_is_never_revealed() {
                 {settings}\
              [telemetry]\nlog_filter = \"trace\"\n"
         ));
-        proxy.expect_log("no link to Redis");
+        proxy.expect_log("no connection to Redis");
         eventually("/readyz says that the password is wrong", || {
             let response = get(proxy.admin(), "/readyz");
             let reason = String::from_utf8_lossy(&response.body).into_owned();

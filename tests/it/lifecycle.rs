@@ -335,7 +335,7 @@ fn shutdown_works_without_redis() {
     let mut redis = RedisServer::start();
     redis.stop();
     let proxy = Proxy::start(&config(&redis.url(), ""));
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     let begun = Instant::now();
     tell_to_stop(&proxy, Signal::TERM);
     proxy.finish();

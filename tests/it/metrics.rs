@@ -66,7 +66,7 @@ fn every_series_exists_from_the_start() {
     let mut redis = RedisServer::start();
     redis.stop();
     let proxy = Proxy::start(&config(&redis.url(), "cache.capacity = 123\ncache.ttl = \"90s\""));
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     let zero =
         ["cache_hits_total", "cache_misses_total", "cache_entries", "cache_bytes", "backend_up"];
     for name in zero.into_iter().chain([
@@ -145,7 +145,7 @@ fn latency_buckets_start_at_ten_microseconds() {
 fn hits_and_misses_sum_to_all_reads() {
     let (mut redis, relay, proxy) =
         behind_relay("cache.negative_ttl = \"60s\"\ncache.stale_if_error = \"60s\"");
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     set(&redis, "key", "value");
     redis.command(&["LPUSH", "list", "element"]);
     for _ in 0..3 {
@@ -331,7 +331,7 @@ fn every_read_and_fetch_is_timed() {
 fn backend_state_and_errors_are_exported() {
     let mut redis = RedisServer::start();
     let proxy = proxy(&redis, "");
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     assert_metric(&proxy, "backend_up", 1);
     redis.command(&["LPUSH", "list", "element"]);
     assert_eq!(read(&proxy, "list").status, 409);

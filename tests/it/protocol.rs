@@ -545,7 +545,7 @@ fn idle_connection_is_closed() {
 #[test]
 fn connection_waiting_for_redis_is_not_idle() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "100ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
-    serving.proxy.expect_log("no link to Redis");
+    serving.proxy.expect_log("no connection to Redis");
     let mut client = serving.client();
     serving.redis.pause();
     // Longer than both timeouts, and shorter than redis.response_timeout.

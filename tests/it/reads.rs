@@ -305,7 +305,7 @@ fn errors_reveal_nothing_about_the_upstream() {
     let redis = RedisServer::builder().tcp().start();
     let (url, port) = (redis.tcp_url(), redis.tcp_address().port().to_string());
     let mut serving = serving_from(redis, &url, &[("REDIS__RESPONSE_TIMEOUT", "200ms")]);
-    serving.proxy.expect_log("no link to Redis");
+    serving.proxy.expect_log("no connection to Redis");
     serving.redis.command(&["RPUSH", "list", "one"]);
     let address = serving.address();
     let mut errors = vec![

@@ -169,7 +169,7 @@ mod live {
     fn stale_if_error_applies_immediately() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "cache.ttl = \"10ms\"\ncache.stale_if_error = \"60s\"");
-        proxy.expect_log("no link to Redis");
+        proxy.expect_log("no connection to Redis");
         set(&redis, "key", "value");
         value(&proxy, "key");
         redis.stop();
@@ -197,18 +197,18 @@ mod live {
     fn log_filter_applies_immediately() {
         let mut redis = RedisServer::start();
         let proxy = proxy(&redis, "");
-        proxy.expect_log("no link to Redis");
+        proxy.expect_log("no connection to Redis");
         reload(&proxy, &redis, "telemetry.log_filter = \"info,redis_proxy::backend=off\"");
         redis.stop();
         eventually("Redis is gone", || (readyz(&proxy).0 == 503).then_some(()));
         redis.restart();
         await_ready(&proxy);
-        assert_eq!(lines_that_say(&proxy, "no link to Redis; trying again until there is"), 0);
+        assert_eq!(lines_that_say(&proxy, "no connection to Redis; retrying"), 0);
         assert_eq!(lines_that_say(&proxy, "connected to Redis"), 1, "the one at the start");
 
         reload(&proxy, &redis, "");
         redis.stop();
-        proxy.wait_for_log(|line| line.says("no link to Redis; trying again until there is"));
+        proxy.wait_for_log(|line| line.says("no connection to Redis; retrying"));
     }
 
     #[test]

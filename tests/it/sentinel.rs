@@ -20,7 +20,7 @@ use crate::support::serving::{
 };
 use crate::support::{Proxy, RedisServer, eventually, within};
 
-const SILENT: &str = "a sentinel does not answer";
+const SILENT: &str = "a sentinel does not reply";
 /// Nothing expires by age, and failures are noticed quickly.
 const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
     redis.ping_interval = \"100ms\"\n\

@@ -112,8 +112,8 @@ fn status_reports_link_and_hit_share() {
     }
     supervisor.await_line("STATUS=serving, coherence tracking; 75.0 % of 4 reads from memory");
     drop(redis);
-    proxy.expect_log("no link to Redis");
-    supervisor.await_line("STATUS=not ready: no link to Redis");
+    proxy.expect_log("no connection to Redis");
+    supervisor.await_line("STATUS=not ready: no connection to Redis");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn restart_refuses_no_connection() {
 fn health_exit_code_follows_readyz() {
     let mut redis = RedisServer::start();
     let proxy = Proxy::start(&config(&redis.url(), ""));
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     await_ready(&proxy);
     let ask = |question: &[&str]| {
         let mut health = Command::new(env!("CARGO_BIN_EXE_redis-proxy"));
@@ -297,7 +297,7 @@ fn redis_error_is_one_status_line() {
     let supervisor = Supervisor::new();
     let builder = Proxy::builder(&config(&url, "")).environment("NOTIFY_SOCKET", supervisor.path());
     let proxy = builder.start();
-    proxy.expect_log("no link to Redis");
-    let status = supervisor.await_line("STATUS=not ready: no link to Redis: Redis refused");
+    proxy.expect_log("no connection to Redis");
+    let status = supervisor.await_line("STATUS=not ready: no connection to Redis: Redis refused");
     assert_eq!(status.lines().count(), 1, "{status}");
 }

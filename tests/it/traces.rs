@@ -244,7 +244,7 @@ fn tracing_is_off_by_default() {
     }
 }
 
-const LOST: &str = "the collector does not take spans";
+const LOST: &str = "the collector does not accept spans";
 
 /// Sends many reads, none of which may fail or be slow.
 fn assert_reads_go_on(proxy: &Proxy) {
@@ -325,7 +325,7 @@ fn rejecting_collector_is_logged_once() {
         proxy
             .log_lines()
             .iter()
-            .any(|line| line.says("the collector takes spans again"))
+            .any(|line| line.says("the collector accepts spans again"))
             .then_some(())
     });
     let complaints = proxy.log_lines().iter().filter(|line| line.text().contains(LOST)).count();

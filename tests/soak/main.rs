@@ -71,7 +71,7 @@ const NO_MEMORY: &str = r#"
     cache.coherence = "ttl"
 "#;
 /// The log line of a sentinel that misses its poll on a busy machine.
-const SILENT: &str = "a sentinel does not answer";
+const SILENT: &str = "a sentinel does not reply";
 
 #[test]
 fn reads_are_never_too_old_with_tracking() {

@@ -157,7 +157,7 @@ async fn push_is_applied_before_the_reply_behind_it() {
 async fn unexpected_or_invalid_reply_ends_connection() {
     for (sent, reason) in [
         (&b":1\r\n"[..], UNEXPECTED_REPLY),
-        (b"x", "Redis sent what is no answer"),
+        (b"x", "Redis sent an invalid reply"),
         (b"", "Redis closed"),
     ] {
         let (connection, mut theirs, _, drive_until) = connect();

@@ -192,8 +192,8 @@ pub(super) struct InFlight {
     last_resend: Option<Instant>,
 }
 
-/// How often a part follows redirects without a pause: to the owner of its slot, to the node that
-/// imports the slot, and once more.
+/// The number of redirects that a part follows without a pause: to the owner of its slot, to the
+/// node that imports the slot, and once more.
 const MAX_IMMEDIATE_RESENDS: u32 = 3;
 /// The error for the client: a later command of the same slot has run, so this one cannot run any
 /// more.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use crate::support::fault_stage::{FaultStage, NO_REDIS, VALUE, ask, assert_prompt};
+use crate::support::fault_stage::{DOWN, FaultStage, NO_REDIS, VALUE, ask, assert_prompt};
 use crate::support::http::Client;
 use crate::support::resp_client::RespClient;
 use crate::support::resp_pair::LASTING;
@@ -73,32 +73,68 @@ fn settled(proxy: &Proxy) -> u64 {
     u64::try_from(seen).expect("not so many")
 }
 
+/// The beginning of the warning about too few descriptors.
+const FEW_FILES: &str = "too few open files";
+
+/// Starts a proxy with a limit on open files; returns its connection limits for HTTP and RESP.
+#[track_caller]
+fn connection_limits(open_files: u32, more: &str) -> (Proxy, [f64; 2]) {
+    let config = config("redis://127.0.0.1:1", &format!("resp.listen = \"127.0.0.1:0\"\n{more}"));
+    let proxy = Proxy::builder(&config).open_files(open_files).start();
+    proxy.expect_log(DOWN);
+    let limits = ["http", "resp"].map(|front_end| {
+        metric(&proxy, &format!("connections_limit{{front_end=\"{front_end}\"}}"))
+    });
+    assert!(limits[0] + 2.0 * limits[1] < f64::from(open_files), "{limits:?}");
+    (proxy, limits)
+}
+
 #[test]
-fn default_above_descriptor_limit_is_lowered() {
-    const OPEN_FILES: u32 = 4096;
-    const LOWERED: &str = "is lower than its default";
-    let redis = RedisServer::start();
-    let start = |more: &str| {
-        let config = config(&redis.url(), &format!("resp.listen = \"127.0.0.1:0\"\n{more}"));
-        let proxy = Proxy::builder(&config).open_files(OPEN_FILES).start();
-        let limit =
-            |front_end| metric(&proxy, &format!("connections_limit{{front_end=\"{front_end}\"}}"));
-        assert!(
-            limit("http") + 2.0 * limit("resp") < f64::from(OPEN_FILES),
-            "{} {}",
-            limit("http"),
-            limit("resp")
-        );
-        proxy
-    };
-    let proxy = start("");
-    proxy.wait_for_log(|line| line.text().contains(LOWERED));
+fn few_descriptors_are_shared_by_the_settings_ratio() {
+    for open_files in [1024, 4096, 20_000] {
+        let (proxy, [http, resp]) = connection_limits(open_files, "");
+        let used = (http + 2.0 * resp) / f64::from(open_files);
+        assert!((http - resp).abs() <= 1.0 && used > 0.75, "{open_files}: {http} {resp}");
+        proxy.expect_log(FEW_FILES);
+        let line = proxy.wait_for_log(|line| line.is_trouble() && line.text().contains(FEW_FILES));
+        for (field, expected) in [
+            ("open_files", f64::from(open_files)),
+            ("http_max_connections", 10_000.0),
+            ("http_admitted", http),
+            ("resp_max_connections", 10_000.0),
+            ("resp_admitted", resp),
+        ] {
+            let found = line.field(field).and_then(|found| found.parse().ok());
+            assert_eq!(found, Some(expected), "{field}: {}", line.text());
+        }
+        assert!(line.text().contains("LimitNOFILE"), "the action: {}", line.text());
+        eprintln!("ulimit -n {open_files}: HTTP {http}, RESP {resp}");
+    }
+}
+
+#[test]
+fn each_front_end_gets_a_tenth_of_the_descriptors() {
+    for (settings, small) in [
+        ("http.max_connections = 100000\nresp.max_connections = 1000", 1),
+        ("http.max_connections = 1000\nresp.max_connections = 100000", 0),
+    ] {
+        let (proxy, limits) = connection_limits(4096, settings);
+        proxy.expect_log(FEW_FILES);
+        let descriptors = limits[small] * [1.0, 2.0][small];
+        assert!((360.0..=420.0).contains(&descriptors), "{settings}: {limits:?}");
+    }
+    // A front end that needs less than its share leaves the rest to the other.
+    let (proxy, [http, resp]) = connection_limits(4096, "http.max_connections = 10");
+    proxy.expect_log(FEW_FILES);
+    assert!((http - 10.0).abs() < 0.1 && resp > 1800.0, "{http} {resp}");
+}
+
+#[test]
+fn enough_descriptors_lower_no_limit() {
+    let settings = "http.max_connections = 100\nresp.max_connections = 50";
     // An unexpected warning would fail the test.
-    proxy.finish();
-    let proxy = start("http.max_connections = 5000\nresp.max_connections = 5000");
-    proxy.expect_log("is more than the system has open files for");
-    proxy.wait_for_log(|line| line.is_trouble() && line.text().contains("http.max_connections"));
-    proxy.wait_for_log(|line| line.is_trouble() && line.text().contains("resp.max_connections"));
+    let (_proxy, [http, resp]) = connection_limits(1024, settings);
+    assert_eq!([http, resp].map(|limit| limit.to_string()), ["100", "50"]);
 }
 
 /// The path of Debian's libfaketime.

@@ -187,6 +187,9 @@ fn redis_at_maxclients_is_reported() {
     say(&["CONFIG", "SET", "maxclients", "1"]);
     say(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     eventually("readyz has Redis's reason", || readyz(&proxy).1.contains(FULL).then_some(()));
+    let line = proxy.wait_for_log(|line| line.text().contains(DOWN) && line.text().contains(FULL));
+    assert_eq!(line.level(), "WARN", "the log has Redis's reason too");
+    assert!(metric(&proxy, "backend_errors_total{kind=\"unavailable\"}") >= 1.0);
     let told = read(&proxy, "key");
     assert_eq!((told.status, told.header("retry-after")), (503, Some("1")), "{}", text(&told));
     let mut wire = RespClient::connect(proxy.resp_address());

@@ -400,7 +400,7 @@ fn before_cluster() -> (RedisCluster, Proxy) {
                     http.max_connections = 100\nresp.max_connections = 100\n\
                     redis.ping_interval = \"100ms\"\n";
     let proxy = Proxy::start(&format!("{settings}{LASTING}\n{}", cluster.settings()));
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     await_ready(&proxy);
     (cluster, proxy)
 }

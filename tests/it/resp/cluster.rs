@@ -49,7 +49,7 @@ impl Stage {
         };
         let cache = format!("cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n{ping}");
         let proxy = Proxy::start(&format!("{listen}{limits}{cache}{more}{}", cluster.settings()));
-        proxy.expect_log("no link to Redis");
+        proxy.expect_log("no connection to Redis");
         await_ready(&proxy);
         Self { proxy, plain, cluster }
     }

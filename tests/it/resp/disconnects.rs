@@ -37,7 +37,7 @@ fn lost_session_state_closes_the_client() {
     let mut redis = RedisServer::start();
     redis.stop();
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     for line in
         ["SELECT 1", "WATCH key", "HELLO 3", "AUTH default x", "SUBSCRIBE news", "CLIENT REPLY OFF"]
     {

@@ -25,7 +25,7 @@ fn frozen_shared_connection_delays_only_its_readers() {
     let relay = Relay::to_socket(redis.socket());
     let settings = format!("{LASTING}\nredis.response_timeout = \"15s\"");
     let proxy = Proxy::start(&resp_config(&relay_url(&relay), &settings));
-    proxy.expect_log("no link to Redis");
+    proxy.expect_log("no connection to Redis");
     await_ready(&proxy);
     RespClient::connect(proxy.resp_address()).ask_line("GET key");
     relay.stall_old();

@@ -51,6 +51,13 @@ impl Authority {
         (write("pem", certificate.pem()), write("key", key.serialize_pem()))
     }
 
+    /// Returns the files of its own certificate and key, as a server may use them by mistake.
+    pub(crate) fn own_pair(&self) -> (PathBuf, PathBuf) {
+        let key = self.directory.path().join("ca.key");
+        fs::write(&key, self.issuer.key().serialize_pem()).expect("a file");
+        (self.file(), key)
+    }
+
     /// Starts a Redis with a certificate of this authority.
     pub(crate) fn redis(&self, name: &str, asks_for_certificate: bool) -> RedisServer {
         let (certificate, key) = self.issue(name);

@@ -8,7 +8,7 @@ use crate::support::serving::{await_ready, read, relay_url, text};
 use crate::support::{Proxy, RedisServer, Relay, within};
 
 /// The log message of an outage.
-pub(crate) const DOWN: &str = "no link to Redis";
+pub(crate) const DOWN: &str = "no connection to Redis";
 /// The longest time for a reply that waits for nothing, on a machine that is busy with other tests.
 pub(crate) const PROMPT: Duration = Duration::from_secs(5);
 /// Timeouts that pass within a test.

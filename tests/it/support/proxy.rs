@@ -20,7 +20,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::http;
@@ -117,10 +118,16 @@ impl ProxyBuilder {
         (self.command, self.directory)
     }
 
-    /// Runs the proxy until it ends by itself. Returns the exit code and the output.
+    /// Runs the proxy until it ends by itself. Returns the exit code and the messages of its log.
     pub(crate) fn run_to_end(mut self) -> (i32, String) {
         let output = output(&mut self.command);
-        (exit_code(output.status), String::from_utf8_lossy(&output.stderr).into_owned())
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = |line: &str| {
+            let parsed: Option<Value> = serde_json::from_str(line).ok();
+            parsed.and_then(|fields| fields["message"].as_str().map(str::to_owned))
+        };
+        let lines = text.lines().map(|line| message(line).unwrap_or_else(|| line.to_owned()));
+        (exit_code(output.status), lines.collect::<Vec<_>>().join("\n"))
     }
 
     /// Starts the proxy and waits until it listens; panics with its log if it does not.
@@ -197,16 +204,21 @@ impl Proxy {
     /// Replaces the configuration file, sends SIGHUP, and returns the outcome.
     #[track_caller]
     pub(crate) fn reload(&self, config: &str) -> Reload {
+        // Lines before the signal are about earlier configurations.
+        let seen = self.log.length();
+        self.start_reload(config);
+        let outcome =
+            self.log.wait(LOG_BOUND, |lines| lines[seen..].iter().find_map(reload_outcome));
+        require(outcome, "the configuration reloaded or refused")
+    }
+
+    /// Replaces the configuration file and sends SIGHUP.
+    pub(crate) fn start_reload(&self, config: &str) {
         let file = self.config_path();
         let next = file.with_extension("next");
         fs::write(&next, config).expect("the configuration is written");
         fs::rename(&next, &file).expect("the configuration is replaced");
-        // Lines before the signal are about earlier configurations.
-        let seen = self.log.length();
         self.signal(Signal::HUP);
-        let outcome =
-            self.log.wait(LOG_BOUND, |lines| lines[seen..].iter().find_map(reload_outcome));
-        require(outcome, "the configuration reloaded or refused")
     }
 
     /// Returns the first line of the whole log that matches `predicate`, once there is one.
@@ -251,7 +263,7 @@ impl Proxy {
             log,
             http: None,
             admin: None,
-            expected_trouble: Mutex::default(),
+            expected_trouble: Mutex::new(warnings_of_this_machine()),
             expected_exit: AtomicI32::new(0),
             told_to_end: AtomicBool::new(false),
             judged: false,
@@ -325,6 +337,14 @@ impl Drop for Proxy {
             self.judge();
         }
     }
+}
+
+/// Returns the warnings of a proxy with the defaults that this machine causes: its limit on open
+/// files may be below what `max_connections` of both front ends needs.
+fn warnings_of_this_machine() -> Vec<String> {
+    let open_files = getrlimit(Resource::Nofile).maximum;
+    let is_low = open_files.is_some_and(|open_files| open_files < 32_768);
+    if is_low { vec!["too few open files".to_owned()] } else { Vec::new() }
 }
 
 /// Panics. The log is printed when the proxy is dropped.

@@ -16,7 +16,7 @@ use crate::support::serving::{
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
 /// The warning where Redis denies tracking.
-const UNTRACKED: &str = "Redis does not tell of changes";
+const UNTRACKED: &str = "Redis sends no invalidations";
 /// The warning where Redis tracks fewer keys than memory keeps.
 const SMALL_TABLE: &str = "tracking-table-max-keys";
 const LOGIN: &str = "redis.username = \"reader\"\nredis.password = \"hunter2\"";
@@ -106,7 +106,7 @@ fn granted_right_enables_tracking_without_restart() {
     keep(&redis, &proxy, "key", "newer");
     set(&redis, "key", "newest");
     assert_comes_true(&redis, &proxy, "key", "SET");
-    proxy.wait_for_log(|line| line.says("Redis tells of changes now"));
+    proxy.wait_for_log(|line| line.says("Redis sends invalidations now"));
     assert_eq!(lines_that_say(&proxy, CONNECTED), 1, "over the same link");
     assert_eq!(warnings(&proxy, UNTRACKED), 1);
 }
