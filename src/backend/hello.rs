@@ -10,7 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::credentials::Login;
 use super::dial::Stream;
-use super::error::{BackendError, auth_rejected, error_reply, is_final, unreachable};
+use super::error::{
+    BackendError, NO_PERMISSION, auth_rejected, error_reply, is_final, login_error, unreachable,
+};
 use super::multiplexed::{Multiplexed, handshake_command};
 use super::tracking::TrackingError;
 
@@ -83,12 +85,6 @@ pub(super) async fn authenticate(
     expect_ok(connection, &login.command(), |error| login_error(error.code())).await
 }
 
-/// Returns the error for a rejected login. It keeps only the first word: Redis may repeat the
-/// credentials.
-fn login_error(code: &str) -> BackendError {
-    auth_rejected(&format_args!("Redis refused the login: {code}"))
-}
-
 pub(super) fn handshake_error(error: &ServerError) -> BackendError {
     error_for_code(error.code(), error.details().unwrap_or_default())
 }
@@ -137,7 +133,7 @@ const MAX_CLIENTS: &str = "max number of clients reached";
 pub(super) fn is_unsupported(error: &ServerError) -> bool {
     let unknown =
         error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
-    error.code() == "NOPERM" || (error.code() == "ERR" && unknown)
+    error.code() == NO_PERMISSION || (error.code() == "ERR" && unknown)
 }
 
 pub(super) fn ignore_error_reply(answer: Result<(), BackendError>) -> Result<(), BackendError> {

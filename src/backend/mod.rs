@@ -19,6 +19,7 @@ mod node_client;
 mod probe;
 mod read_after_reset;
 mod reply_decoder;
+mod rights;
 mod seeds;
 mod sentinel;
 mod settings;
@@ -38,8 +39,8 @@ pub use self::address::Address;
 use self::dial::Dialer;
 pub use self::dial::PrepareError;
 pub use self::endpoint::EpochStream;
-use self::error::unreachable;
 pub use self::error::{BackendError, Redirect};
+use self::error::{NO_PERMISSION, unreachable};
 use self::fetch_command::FetchCommand;
 pub(crate) use self::fetch_command::Reply;
 use self::multiplexed::Multiplexed;
@@ -302,6 +303,9 @@ impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
         self.metrics.record_backend_error(error.kind());
         spans::record_failure(error.kind(), error.code());
+        if error.code() == Some(NO_PERMISSION) {
+            self.signals.fetch_forbidden.notify_one();
+        }
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
         if error.is_reply() { Fetched::ErrorReply(error) } else { Fetched::Failed(error) }
     }

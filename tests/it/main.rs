@@ -22,6 +22,7 @@ mod readme;
 mod reads;
 mod reload;
 mod resp;
+mod rights;
 mod sentinel;
 mod support;
 mod systemd;
