@@ -192,6 +192,11 @@ impl Connector {
         Ok(())
     }
 
+    /// Returns the login that was last read; `None` if neither user nor password is configured.
+    pub(super) fn login(&self) -> Option<&Login> {
+        self.login.as_ref()
+    }
+
     /// Opens a connection over RESP2, which receives no invalidations.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::settings::Settings;
 use crate::settings::Secret;
 
 /// The user of a password without a user name.
-const DEFAULT_USER: &str = "default";
+pub(super) const DEFAULT_USER: &str = "default";
 
 /// The file in systemd's credential directory that holds the password.
 const CREDENTIAL: &str = "redis-password";

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use redis::Value;
+
+use super::credentials::REDIS_LOGIN;
 use crate::cache::Cancelled;
 
 /// The reason why Redis returned no value. Cheap to clone: every reader of a flight gets a copy.
@@ -130,6 +133,9 @@ impl Redirect {
     }
 }
 
+/// The first word of Redis's error for a request that the user may not send.
+pub(super) const NO_PERMISSION: &str = "NOPERM";
+
 /// Returns the error for a reply with this first word.
 pub(super) fn error_reply(code: &str) -> BackendError {
     match code {
@@ -152,6 +158,32 @@ pub(super) fn unreachable(reason: &dyn fmt::Display) -> BackendError {
 
 pub(super) fn auth_rejected(reason: &dyn fmt::Display) -> BackendError {
     BackendError::AuthRejected(one_line(reason).into())
+}
+
+/// Returns the error for a rejected login. It keeps only the first word: Redis may repeat the
+/// credentials. `login_settings` names the settings of the login.
+pub(super) fn login_error(code: &str, login_settings: &str) -> BackendError {
+    auth_rejected(&format_args!("Redis refused the login: {code} (see {login_settings})"))
+}
+
+/// Returns the error for the reply to a login that is repeated behind other requests, unless the
+/// user may go on.
+///
+/// From version 7.2 on, Redis sends no reply to a rejected login while it sends another reply. The
+/// reply at its place is then that to the next command.
+pub(super) fn repeated_login_error(reply: &Value) -> Option<BackendError> {
+    match reply {
+        Value::Okay => None,
+        Value::ServerError(error) if error.code() == "ERR" => {
+            // Versions before 6 reject with this code. Its other errors concern the command.
+            let is_rejected = error.details().is_some_and(|text| text == "invalid password");
+            is_rejected.then(|| login_error("ERR invalid password", REDIS_LOGIN))
+        }
+        Value::ServerError(error) if error.code() == "WRONGPASS" => {
+            Some(login_error("WRONGPASS", REDIS_LOGIN))
+        }
+        _ => Some(login_error("it got no reply", REDIS_LOGIN)),
+    }
 }
 
 /// Replaces control characters by spaces.

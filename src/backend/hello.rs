@@ -10,7 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::credentials::{Login, REDIS_LOGIN};
 use super::dial::Stream;
-use super::error::{BackendError, auth_rejected, error_reply, is_final, unreachable};
+use super::error::{
+    BackendError, NO_PERMISSION, auth_rejected, error_reply, is_final, login_error, unreachable,
+};
 use super::multiplexed::Multiplexed;
 use super::tracking::TrackingError;
 
@@ -107,12 +109,6 @@ pub(super) async fn authenticate(
     expect_ok(connection, &login.command(), |error| login_error(error.code(), REDIS_LOGIN)).await
 }
 
-/// Returns the error for a rejected login. It keeps only the first word: Redis may repeat the
-/// credentials.
-fn login_error(code: &str, login_settings: &str) -> BackendError {
-    auth_rejected(&format_args!("Redis refused the login: {code} (see {login_settings})"))
-}
-
 /// Returns the error for a connection without a login to a Redis that requires one.
 fn login_required(login_settings: &str) -> BackendError {
     auth_rejected(&format_args!("Redis requires a login: NOAUTH (set {login_settings})"))
@@ -168,7 +164,7 @@ const MAX_CLIENTS: &str = "max number of clients reached";
 pub(super) fn is_unsupported(error: &ServerError) -> bool {
     let unknown =
         error.details().is_some_and(|details| details.to_ascii_lowercase().starts_with("unknown"));
-    error.code() == "NOPERM" || (error.code() == "ERR" && unknown)
+    error.code() == NO_PERMISSION || (error.code() == "ERR" && unknown)
 }
 
 pub(super) fn ignore_error_reply(answer: Result<(), BackendError>) -> Result<(), BackendError> {

@@ -1,17 +1,24 @@
 //! Liveness of a connection: PINGs detect a dead one, and their replies renew the lease.
+//!
+//! The lease is renewed only together with the proof of the user's rights
+//! ([`rights`](super::rights)). A PING for a fence between two renewals proves no rights, so it
+//! leaves the lease as it is.
 
 use std::pin::pin;
+use std::time::Duration;
 
-use redis::Value;
+use redis::{Cmd, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::connector::{Connector, TrackingGranted};
 use super::error::BackendError;
 use super::multiplexed::Multiplexed;
+use super::rights::{self, Rights, Rules};
 use super::settings::Settings;
 use super::signals::SupervisorSignals;
 use crate::cache::Cache;
+use crate::metrics::Metrics;
 use crate::net::IoProgress;
 
 /// Watches one connection.
@@ -21,13 +28,21 @@ pub(super) struct Liveness<'a> {
     pub(super) cache: &'a Cache<BackendError>,
     pub(super) signals: &'a SupervisorSignals,
     pub(super) lease_renewed: &'a watch::Sender<Instant>,
+    pub(super) rights: &'a Rights,
+    pub(super) metrics: &'a Metrics,
+}
+
+/// The purpose of the next PING.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// A fence waits. The lease was renewed recently.
+    Fence,
+    /// The lease and the rights are due.
+    Renewal,
 }
 
 impl Liveness<'_> {
     /// Returns when a request got no reply within `response_timeout` and no other byte arrived.
-    ///
-    /// Without tracking, a PING is sent only on a silent connection. With tracking it is always
-    /// sent, because each reply renews the lease.
     pub(super) async fn watch(
         &self,
         connection: &Multiplexed,
@@ -35,18 +50,14 @@ impl Liveness<'_> {
         tracking: Option<TrackingGranted>,
     ) {
         let mut number = 0_u64;
-        let mut requested_at = tracking.map_or_else(Instant::now, |granted| granted.requested_at);
+        let mut renewed_at = tracking.map_or_else(Instant::now, |granted| granted.requested_at);
         loop {
-            match tracking {
-                Some(_) => self.lease_due(requested_at).await,
-                None => sleep_until(progress.last_read() + self.settings.ping_interval).await,
+            let purpose = self.next(renewed_at).await;
+            let requested_at = Instant::now();
+            if purpose == Purpose::Renewal {
+                renewed_at = requested_at;
             }
-            if tracking.is_none() && progress.last_read().elapsed() < self.settings.ping_interval {
-                continue;
-            }
-            requested_at = Instant::now();
             number = number.wrapping_add(1);
-            let name = number.to_string();
             match self.unless_stalled(progress, self.connector.may_serve(connection)).await {
                 None => return,
                 // A node that may not serve renews no lease. The driver reports the end of a
@@ -55,15 +66,16 @@ impl Liveness<'_> {
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(true)) => {}
             }
-            let mut ping = redis::cmd("PING");
-            ping.arg(&name);
-            match self.unless_stalled(progress, connection.send(&ping)).await {
+            let name = number.to_string();
+            match self.unless_stalled(progress, self.ping(connection, purpose, &name)).await {
                 None => return,
                 // The driver reports the end of the stream.
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(answer)) if !is_pong(&answer, &name) => self.signals.desynced.notify_one(),
                 Some(Ok(_)) if tracking.is_some() => {
-                    self.cache.renew_lease(requested_at);
+                    if purpose == Purpose::Renewal {
+                        self.cache.renew_lease(requested_at);
+                    }
                     self.lease_renewed.send_replace(requested_at);
                 }
                 Some(Ok(_)) => {}
@@ -71,16 +83,33 @@ impl Liveness<'_> {
         }
     }
 
-    /// Returns when the next renewal is due: at once for a waiting fence, otherwise after the
-    /// interval.
-    ///
-    /// The interval is the smaller of `ping_interval` and a third of `coherence_timeout`. Otherwise
-    /// one late reply would let the lease expire.
-    async fn lease_due(&self, requested_at: Instant) {
-        let interval = self.settings.ping_interval.min(self.cache.settings().coherence_timeout / 3);
+    /// Sends a PING and returns its reply. A renewal proves the rights before.
+    async fn ping(
+        &self,
+        connection: &Multiplexed,
+        purpose: Purpose,
+        name: &str,
+    ) -> Result<Value, BackendError> {
+        let mut ping: Cmd = redis::cmd("PING");
+        ping.arg(name);
+        if purpose == Purpose::Fence {
+            return connection.send(&ping).await;
+        }
+        let (reply, rules) = self.rights.prove(connection, ping).await?;
+        if rules == Rules::Changed {
+            rights::on_rules_changed(self.cache, self.metrics, self.connector.address());
+        }
+        Ok(reply)
+    }
+
+    /// Returns when the next PING is due: at once for a waiting fence, otherwise for a renewal.
+    async fn next(&self, renewed_at: Instant) -> Purpose {
+        let due = renewed_at + renewal_interval(self.settings, self.cache);
         tokio::select! {
-            () = sleep_until(requested_at + interval) => {}
-            () = self.signals.renew_lease.notified() => {}
+            () = sleep_until(due) => Purpose::Renewal,
+            () = self.signals.renew_lease.notified() => {
+                if due <= Instant::now() { Purpose::Renewal } else { Purpose::Fence }
+            }
         }
     }
 
@@ -104,6 +133,18 @@ impl Liveness<'_> {
                 return None;
             }
         }
+    }
+}
+
+/// Returns the interval of the renewals.
+///
+/// With tracking it is at most a third of `coherence_timeout`. Otherwise one late reply would let
+/// the lease expire.
+pub(super) fn renewal_interval(settings: &Settings, cache: &Cache<BackendError>) -> Duration {
+    if cache.is_ttl_only() {
+        settings.ping_interval
+    } else {
+        settings.ping_interval.min(cache.settings().coherence_timeout / 3)
     }
 }
 

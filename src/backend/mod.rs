@@ -20,6 +20,7 @@ mod outage;
 mod probe;
 mod read_after_reset;
 mod reply_decoder;
+mod rights;
 mod seeds;
 mod sentinel;
 mod settings;
@@ -40,8 +41,8 @@ pub use self::address::Address;
 use self::dial::Dialer;
 pub use self::dial::PrepareError;
 pub use self::endpoint::EpochStream;
-use self::error::unreachable;
 pub use self::error::{BackendError, Redirect};
+use self::error::{NO_PERMISSION, unreachable};
 use self::fetch_command::FetchCommand;
 pub(crate) use self::fetch_command::Reply;
 use self::multiplexed::Multiplexed;
@@ -317,6 +318,9 @@ impl Shared {
     fn failed(&self, error: BackendError) -> Fetched<BackendError> {
         self.metrics.record_backend_error(error.kind());
         spans::record_failure(error.kind(), error.code());
+        if error.code() == Some(NO_PERMISSION) {
+            self.signals.fetch_forbidden.notify_one();
+        }
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
         if error.is_reply() {
             return Fetched::ErrorReply(error);

@@ -30,7 +30,7 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::error::{BackendError, unreachable};
+use super::error::{BackendError, repeated_login_error, unreachable};
 use super::expiry_check::{Expiry, ExpiryCheck, INFO_KEYSPACE, INFO_SERVER_KEYSPACE};
 use super::fetch_command::{FetchCommand, NO_EXPIRY, write_expiry, write_value};
 use super::reply_decoder::{LARGE_VALUE_MIN, ReplyDecoder};
@@ -94,6 +94,8 @@ enum OnComplete {
     ExpiryChecked,
     /// The reply that identifies the server: it decides how the next values are requested.
     ServerIdentified,
+    /// The reply to a repeated login: a rejection ends the connection.
+    LoggedIn,
 }
 
 type ReplySender = oneshot::Sender<Result<Vec<Value>, BackendError>>;
@@ -203,6 +205,29 @@ impl Multiplexed {
         self.submit(deadline, |queue| (write(&mut queue.commands), OnComplete::Reply)).await
     }
 
+    /// Repeats a login and sends commands behind it that have one reply each, with no other command
+    /// between them. Returns the replies to the commands. If Redis rejects the login, the
+    /// connection ends before any later reply is delivered.
+    ///
+    /// # Errors
+    /// [`BackendError::Disconnected`] if the connection ends before the last reply arrives.
+    pub(super) async fn send_after_login(
+        &self,
+        login: Option<&Cmd>,
+        commands: &[Cmd],
+    ) -> Result<Vec<Value>, BackendError> {
+        let write = |queue: &mut SubmitQueue| {
+            if let Some(login) = login {
+                queue.submit_own(&login.get_packed_command(), OnComplete::LoggedIn);
+            }
+            for command in commands {
+                queue.commands.extend_from_slice(&command.get_packed_command());
+            }
+            (commands.len(), OnComplete::Reply)
+        };
+        self.submit(None, write).await
+    }
+
     /// Returns the replies of GET and PTTL for `key`, or equivalents of them. Requires tracking:
     /// the two belong together unless an invalidation of the key arrives before they are delivered.
     ///
@@ -307,6 +332,11 @@ impl SubmitQueue {
 
     fn submit_check(&mut self, question: &[u8], on_complete: OnComplete) {
         self.unchecked = 0;
+        self.submit_own(question, on_complete);
+    }
+
+    /// Appends a request of the driver's own, which has one reply.
+    fn submit_own(&mut self, question: &[u8], on_complete: OnComplete) {
         self.commands.extend_from_slice(question);
         let pending = PendingRequest {
             remaining: 1,
@@ -420,7 +450,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                     .map_err(|_| unreachable(&UNEXPECTED_REPLY))?;
                 self.deliver_held(expiry);
             }
-            (OnComplete::ServerIdentified | OnComplete::ExpiryChecked, None) => {}
+            (OnComplete::LoggedIn, Some(answer)) => {
+                if let Some(error) = repeated_login_error(answer) {
+                    return Err(error);
+                }
+            }
+            (
+                OnComplete::ServerIdentified | OnComplete::ExpiryChecked | OnComplete::LoggedIn,
+                None,
+            ) => {}
         }
         Ok(())
     }

@@ -11,6 +11,8 @@ pub(super) struct SupervisorSignals {
     pub(super) renew_lease: Notify,
     /// A request needs a connection, and there is none.
     pub(super) connect_now: Notify,
+    /// Redis refused a fetch because the user has no permission.
+    pub(super) fetch_forbidden: Notify,
     /// A reply arrived that matches no request.
     pub(super) desynced: Notify,
     /// Pending replies do not arrive, and the requests behind them cannot wait any longer.

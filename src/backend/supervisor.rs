@@ -23,15 +23,17 @@ use tracing::field;
 use super::connector::{Connected, Connector, PRIMARY_CHANGED, TrackingGranted};
 use super::dial::Dialer;
 use super::error::{BackendError, auth_rejected, unreachable};
-use super::liveness::Liveness;
+use super::hello::drive_until;
+use super::liveness::{Liveness, renewal_interval};
 use super::multiplexed::{Multiplexed, UNEXPECTED_REPLY};
 use super::outage::Outage;
 use super::probe::{Probe, ProbeEnd, ProbeTiming};
+use super::rights::{self, KeyCheck, Rights, Rules};
 use super::settings::Settings;
 use super::signals::SupervisorSignals;
 use super::topology::Topology;
 use super::tracking::{self, InvalidationHandler, Tracking, TrackingError};
-use crate::cache::{Cache, Coherence, CoherenceMode};
+use crate::cache::{Cache, CoherenceMode};
 use crate::metrics::{Invalidation, Metrics};
 use crate::net::IoProgress;
 
@@ -65,6 +67,7 @@ pub struct ConnectionSupervisor {
     mode: CoherenceMode,
     cache: Cache<BackendError>,
     probe: Arc<Probe>,
+    rights: Rights,
     connector: Connector,
     state: watch::Sender<ConnectionState>,
     lease_renewed: watch::Sender<Instant>,
@@ -100,6 +103,7 @@ impl ConnectionSupervisor {
                 mode,
                 cache,
                 probe: Arc::new(Probe::new()),
+                rights: Rights::default(),
                 connector,
                 state,
                 lease_renewed,
@@ -212,10 +216,9 @@ impl ConnectionSupervisor {
 
     fn on_disconnected(&mut self, error: &BackendError) {
         self.retract(error);
-        if matches!(error, BackendError::AuthRejected(_))
-            && self.cache.coherence() == Coherence::None
-        {
-            // Redis is reachable and replies, so this is no outage: no entry may be served stale.
+        if matches!(error, BackendError::AuthRejected(_)) {
+            // Redis is reachable and replies, so this is no outage: no entry may be served stale,
+            // nor for the rest of its time to live.
             self.cache.invalidate_all();
         }
         self.metrics.record_backend_error(error.kind());
@@ -235,6 +238,16 @@ impl ConnectionSupervisor {
     async fn connect(&mut self) -> Result<Connected, BackendError> {
         self.connector.read_login().await?;
         self.connector.resolve_endpoint().await?;
+        let mut connected = self.open().await?;
+        let begun = self.rights.begin(&connected.connection, self.connector.login());
+        if drive_until(&mut connected.driver, begun).await? == Rules::Changed {
+            rights::on_rules_changed(&self.cache, &self.metrics, self.connector.address());
+        }
+        Ok(connected)
+    }
+
+    /// Opens a connection, with tracking if that is configured and granted.
+    async fn open(&mut self) -> Result<Connected, BackendError> {
         if self.mode == CoherenceMode::Ttl {
             return self.connector.connect_untracked().await;
         }
@@ -320,11 +333,22 @@ impl ConnectionSupervisor {
             cache: &self.cache,
             signals: &self.signals,
             lease_renewed: &self.lease_renewed,
+            rights: &self.rights,
+            metrics: &self.metrics,
+        };
+        let key_check = KeyCheck {
+            rights: &self.rights,
+            cache: &self.cache,
+            metrics: &self.metrics,
+            signals: &self.signals,
+            redis: self.connector.address(),
+            interval: renewal_interval(&self.settings, &self.cache),
         };
         Event::Lost(tokio::select! {
             () = self.connector.endpoint_changed() => unreachable(&PRIMARY_CHANGED),
             error = self.connector.watch_role(connection) => error,
             () = liveness.watch(connection, progress, tracking) => BackendError::TimedOut,
+            never = key_check.run(connection) => match never {},
             () = self.signals.stalled.notified() => BackendError::TimedOut,
             () = self.signals.desynced.notified() => unreachable(&UNEXPECTED_REPLY),
             () = self.run_probe(connection), if self.probe_enabled(tracking) => {

@@ -130,7 +130,7 @@ impl Entry {
     }
 
     /// Returns the requested key.
-    pub(super) fn key(&self) -> &[u8] {
+    pub fn key(&self) -> &[u8] {
         match &self.payload {
             Payload::Inline { key, .. } => &self.bytes[..*key as usize],
             Payload::Heap(heap) => heap.0.as_bytes(),
@@ -187,7 +187,7 @@ impl Entry {
     }
 
     /// Returns the bytes of key and value, without overhead.
-    pub(super) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.key().len() + self.value().map_or(0, |value| value.bytes.len())
     }
 

@@ -35,6 +35,10 @@ impl ListNode {
     }
 }
 
+/// The most nodes that are visited at once, so that the lock of the list is held for some
+/// microseconds only.
+const SCAN_MAX: usize = 4096;
+
 pub(super) struct LruList {
     nodes: Vec<ListNode>,
     newest: LruIndex,
@@ -84,6 +88,34 @@ impl LruList {
 
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Returns the linked nodes from `position` on, at most `max` of them, and moves the position
+    /// behind them. Visits [`SCAN_MAX`] nodes at most, so the result may be empty. Returns `None`
+    /// at the end, and moves the position to the start.
+    ///
+    /// A node keeps its index while its key is stored, so no position ever skips a stored key.
+    pub(super) fn linked_from(
+        &self,
+        position: &mut LruIndex,
+        max: usize,
+    ) -> Option<Vec<(LruIndex, u64)>> {
+        if *position as usize >= self.nodes.len() {
+            *position = 0;
+            return None;
+        }
+        let mut linked = Vec::new();
+        let rest = self.nodes.iter().skip(*position as usize).take(SCAN_MAX);
+        for node in rest {
+            if linked.len() == max {
+                break;
+            }
+            if node.is_linked() {
+                linked.push((*position, node.hash));
+            }
+            *position += 1;
+        }
+        Some(linked)
     }
 
     /// Adds a node as the newest, for a key with this hash. Returns its index.

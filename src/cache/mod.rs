@@ -44,6 +44,7 @@ use self::ttl::{CurrentTtls, as_nanos};
 use self::types::EvictionCounters;
 pub use self::types::{
     Answer, Cancelled, EvictionCause, FetchError, Fetched, Outcome, ReadMode, Statistics,
+    WalkPosition,
 };
 use crate::key::Key;
 
@@ -226,6 +227,14 @@ impl<E: FetchError> Cache<E> {
                 shared.complete(guard, &result);
             }
         }));
+    }
+
+    /// Returns some stored entries from `position` on, at most `max` of them, and moves the
+    /// position behind them. Returns `None` at the end, and moves the position to the start.
+    ///
+    /// An entry that is stored from the start to the end is returned once. Records no read.
+    pub fn walk(&self, position: &mut WalkPosition, max: usize) -> Option<Vec<Arc<Entry>>> {
+        self.0.store.load().walk(&mut position.0, max)
     }
 
     /// Drops the stored entry for `key` and discards the result of its fetch in progress

@@ -227,6 +227,22 @@ impl Store {
         selected
     }
 
+    /// Returns some entries from `position` on, at most `max` of them, and moves the position
+    /// behind them. Returns `None` at the end, and moves the position to the start. Records no
+    /// read.
+    ///
+    /// An entry that is stored from the start to the end is returned once, whatever else is
+    /// inserted or removed meanwhile. The list's lock is free before a table is locked
+    /// (invariant S1).
+    pub(super) fn walk(&self, position: &mut LruIndex, max: usize) -> Option<Vec<Arc<Entry>>> {
+        preemption_point();
+        let nodes = lock(&self.lru).linked_from(position, max)?;
+        let find = |(index, hash): (LruIndex, u64)| {
+            self.table(hash).find(hash, |entry| entry.lru_index() == index).cloned()
+        };
+        Some(nodes.into_iter().filter_map(find).collect())
+    }
+
     /// Sets the capacity in entries and the eviction policy. A surplus stays until it is
     /// [evicted](Self::evict_surplus).
     pub(super) fn set_limits(&self, capacity: usize, policy: Policy) {
@@ -353,6 +369,45 @@ mod tests {
         store.prefetch(&names);
         store.set_limits(0, Policy::Lru);
         assert_eq!((store.evict_surplus(), store.collect_where(|_| true).len()), (20, 0));
+    }
+
+    #[test]
+    fn walk_returns_every_lasting_entry_once() {
+        const LASTING: usize = 300;
+        let store = Store::new(1000, Policy::Lru, &Arc::default());
+        (0..LASTING).for_each(|number| _ = store.insert(entry(&key(number), number)));
+        let (mut position, mut found, mut next) = (0, Vec::new(), LASTING);
+        while let Some(entries) = store.walk(&mut position, 7) {
+            assert!(entries.len() <= 7);
+            found.extend(entries.iter().map(|entry| entry.key().to_vec()));
+            // Others come and go, and the lasting ones are read and replaced.
+            (next..next + 5).for_each(|number| _ = store.insert(entry(&key(number), number)));
+            assert!(store.remove(key(next + 2).as_bytes()));
+            store.insert(entry(&key(next % LASTING), next));
+            store.get(key(next * 7 % LASTING).as_bytes(), 0);
+            next += 5;
+            if next > 5 * LASTING {
+                break;
+            }
+        }
+        for number in 0..LASTING {
+            let times = found.iter().filter(|one| *one == key(number).as_bytes()).count();
+            assert_eq!(times, 1, "{number}");
+        }
+    }
+
+    #[test]
+    fn walk_ends_and_begins_again() {
+        let store = Store::new(10, Policy::Lru, &Arc::default());
+        let mut position = 0;
+        assert!(store.walk(&mut position, 3).is_none());
+        (0..5).for_each(|number| _ = store.insert(entry(&key(number), number)));
+        store.remove(key(0).as_bytes());
+        let mut sizes = || store.walk(&mut position, 3).map(|entries| entries.len());
+        assert_eq!([sizes(), sizes(), sizes(), sizes()], [Some(3), Some(1), None, Some(3)]);
+        let emptied = Store::new(10, Policy::Lru, &Arc::default());
+        assert!(emptied.walk(&mut position, 3).is_none(), "a store that replaced it is shorter");
+        assert_eq!(position, 0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::entry::{Entry, Freshness};
+use super::entry::{Entry, Freshness, LruIndex};
 use super::lease::Coherence;
 use super::settings::Settings;
 
@@ -119,6 +119,10 @@ pub struct Statistics {
     /// The mechanism that bounds staleness at this moment.
     pub coherence: Coherence,
 }
+
+/// A position in the store, from which a walk over all entries goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalkPosition(pub(super) LruIndex);
 
 /// The result of a fetch.
 #[derive(Debug, Clone)]

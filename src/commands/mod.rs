@@ -9,6 +9,7 @@
 //! - A command is forwarded only while no read of the same client waits for a flight (R2).
 //! - After a reply that may reflect a write, the next cached read waits for a fence (R3).
 
+mod admission;
 mod auth;
 mod authorize;
 mod cached_read;
@@ -19,6 +20,7 @@ mod memory;
 mod session;
 mod table;
 
+pub use self::admission::{Admission, AdmissionTracker};
 pub use self::auth::Credentials;
 pub use self::cached_read::{CachedReply, FetchKeys, FetchOutcome};
 pub use self::dispatch::{

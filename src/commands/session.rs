@@ -94,7 +94,8 @@ impl SessionEffect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionState {
     identity: Identity,
-    database: u32,
+    /// `None`: a `SELECT` was queued for `EXEC`, whose reply does not tell whether it ran.
+    database: Option<u32>,
     protocol: Protocol,
     is_in_multi: bool,
     is_watching: bool,
@@ -119,7 +120,7 @@ impl SessionState {
     pub fn new(identity: Identity) -> Self {
         Self {
             identity,
-            database: 0,
+            database: Some(0),
             protocol: Protocol::Resp2,
             is_in_multi: false,
             is_watching: false,
@@ -134,7 +135,7 @@ impl SessionState {
     pub fn may_read_from_cache(&self, cache: &CacheIdentity) -> bool {
         let is_watching = self.is_watching || self.pending_watches > 0;
         let is_plain = !(self.is_in_multi() || is_watching) && self.desync == Desync::None;
-        is_plain && self.database == cache.database && self.identity.is(cache.user.as_deref())
+        is_plain && self.database == Some(cache.database) && self.identity.is(cache.user.as_deref())
     }
 
     /// The same client's session once its connection to Redis has ended.
@@ -211,6 +212,8 @@ impl SessionState {
             // It takes effect, or not, at EXEC, among the replies to other commands.
             if effect.may_go_unanswered() {
                 self.desync();
+            } else if matches!(effect, SessionEffect::Select(_)) {
+                self.database = None;
             } else if effect.is_of_state() {
                 self.desync_until_reset();
             }
@@ -227,7 +230,7 @@ impl SessionState {
             SessionEffect::Watch => self.is_watching = true,
             SessionEffect::Exec | SessionEffect::Discard => self.leave_multi(),
             SessionEffect::Unwatch => self.is_watching = false,
-            SessionEffect::Select(database) => self.database = database,
+            SessionEffect::Select(database) => self.database = Some(database),
             SessionEffect::Unknown => self.desync_until_reset(),
             SessionEffect::Auth(_) if !frame.is_ok() => self.desync(),
             SessionEffect::Hello(_) if !frame.is_hello_reply() => self.desync(),
@@ -312,7 +315,7 @@ mod tests {
             Reset, Select, Unknown, Unwatch, Watch,
         };
         let alice = || Auth(named("alice"));
-        let cases: [(&[Exchange], bool); 31] = [
+        let cases: [(&[Exchange], bool); 34] = [
             (&[], true),
             (&[(Neutral, OK), (MayObserveWrite, b":1\r\n"), (MayBlock, b"*-1\r\n")], true),
             (&[(Multi, OK)], false),
@@ -329,6 +332,9 @@ mod tests {
             (&[(Select(1), ERROR)], true),
             (&[(Select(1), OK), (Select(0), OK)], true),
             (&[(Multi, OK), (Select(1), QUEUED), (Exec, b"*1\r\n")], false),
+            (&[(Multi, OK), (Select(0), QUEUED), (Exec, b"*1\r\n")], false),
+            (&[(Multi, OK), (Select(1), QUEUED), (Exec, b"*1\r\n"), (Select(0), OK)], true),
+            (&[(Multi, OK), (Select(1), QUEUED), (Exec, b"*1\r\n"), (Select(0), ERROR)], false),
             (&[(alice(), OK)], false),
             (&[(alice(), ERROR)], true),
             (&[(alice(), b":1\r\n")], false),

@@ -105,16 +105,19 @@ pub enum Invalidation {
     All,
     /// The connection was lost, and with it any further pushes: everything is invalidated.
     Disconnect,
+    /// The rights of the proxy's user changed: everything is invalidated.
+    Rights,
 }
 
 impl Invalidation {
-    pub(super) const ALL: [Self; 3] = [Self::Key, Self::All, Self::Disconnect];
+    pub(super) const ALL: [Self; 4] = [Self::Key, Self::All, Self::Disconnect, Self::Rights];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Key => "key",
             Self::All => "all",
             Self::Disconnect => "disconnect",
+            Self::Rights => "rights",
         }
     }
 }

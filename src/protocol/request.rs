@@ -26,6 +26,9 @@ pub struct RequestLimits {
 /// The limits that Redis applies to an unauthenticated client.
 pub const UNAUTHENTICATED: RequestLimits = RequestLimits { max_bulk: 16 << 10, max_arguments: 10 };
 
+/// The first word of the errors about a size that only an unauthenticated client may not use.
+const UNAUTHENTICATED_LENGTH: &str = "unauthenticated";
+
 /// The limits that Redis applies to every client. An unauthenticated client below them but above
 /// its own gets an error that names the missing authentication.
 const MAX_ARGUMENTS: i64 = i32::MAX as i64;
@@ -40,6 +43,11 @@ const MAX_LINE_LEN: usize = 64 << 10;
 pub struct ProtocolError(String);
 
 impl ProtocolError {
+    /// Whether the command is too large only for a client that Redis has not admitted yet.
+    pub fn is_unauthenticated(&self) -> bool {
+        self.0.starts_with(UNAUTHENTICATED_LENGTH)
+    }
+
     /// Returns the text as sent to the client. An unexpected byte in place of `$` is sent as that
     /// byte, not as UTF-8.
     pub fn bytes(&self) -> Vec<u8> {
@@ -114,7 +122,7 @@ impl RequestParser {
         let allowed = count.filter(|count| *count <= to_i64(limits.max_arguments));
         let count = allowed.ok_or_else(|| match count {
             Some(0..=MAX_ARGUMENTS) if limits == UNAUTHENTICATED => {
-                error("unauthenticated multibulk length")
+                error(format!("{UNAUTHENTICATED_LENGTH} multibulk length"))
             }
             _ => error("invalid multibulk length"),
         })?;
@@ -195,7 +203,9 @@ impl RequestParser {
         let allowed = length.filter(|length| (0..=to_i64(limits.max_bulk)).contains(length));
         let allowed = allowed.and_then(|length| usize::try_from(length).ok());
         let length = allowed.ok_or_else(|| match length {
-            Some(0..=MAX_BULK) if limits == UNAUTHENTICATED => error("unauthenticated bulk length"),
+            Some(0..=MAX_BULK) if limits == UNAUTHENTICATED => {
+                error(format!("{UNAUTHENTICATED_LENGTH} bulk length"))
+            }
             _ => error("invalid bulk length"),
         })?;
         self.at = next;

@@ -27,7 +27,7 @@ use super::reply_queue::ReplyQueue;
 use super::shared::Shared;
 use super::step::{Step, Task};
 use crate::backend::BackendError;
-use crate::commands::{FetchOutcome, Identity, Invalidations, SessionState};
+use crate::commands::{AdmissionTracker, FetchOutcome, Identity, Invalidations, SessionState};
 use crate::net::{ClientStream, WriteBuf};
 use crate::protocol::{ReplyScanner, ReplySummary, RequestParser};
 use crate::server::Drain;
@@ -50,6 +50,8 @@ pub(super) struct Connection {
     pub(super) fences: Fences,
     /// Whether Redis's next reply is to a `PING` of the proxy's own.
     pub(super) keepalive_pending: bool,
+    /// Whether Redis has admitted the client on the connection to it.
+    pub(super) admission: AdmissionTracker,
     /// The keys that the commands queued for `EXEC` invalidate.
     pub(super) transaction: Invalidations,
     /// Whether the client has closed its sending side.
@@ -93,6 +95,7 @@ impl Connection {
             session: SessionState::new(Identity::Unauthenticated),
             fences: Fences::default(),
             keepalive_pending: false,
+            admission: AdmissionTracker::default(),
             transaction: Invalidations::None,
             has_read_eof: false,
             lifetime: Lifetime::new(shared.settings.idle_timeout, drain),
@@ -147,6 +150,9 @@ impl Connection {
         let was_of_state = self.replies.fail_forwarded(|output| write_failure(output, error));
         self.session = self.session.without_connection();
         self.transaction = Invalidations::None;
+        if self.is_probing() {
+            self.give_up_probe();
+        }
         let is_passthrough = self.state == ConnState::Passthrough;
         // Later commands rely on a state that the session is not in.
         if was_of_state || self.parser.is_streaming() || is_passthrough {
@@ -189,7 +195,11 @@ impl Connection {
         if !(is_unused && is_replaceable) {
             return self.flush_and_close();
         }
+        let was_probing = self.is_probing();
         self.drop_redis();
+        if was_probing {
+            self.give_up_probe();
+        }
         Step::Progress
     }
 
@@ -204,6 +214,7 @@ impl Connection {
         self.redis.close();
         self.scanner = ReplyScanner::default();
         self.keepalive_pending = false;
+        self.admission = AdmissionTracker::default();
     }
 
     /// Passes on what has been read from Redis, as far as it is its turn.
@@ -219,7 +230,10 @@ impl Connection {
             };
             let passed = self.redis.input.split_to(length).freeze();
             if self.keepalive_pending {
-                self.keepalive_pending = frame.is_none();
+                if let Some(frame) = frame {
+                    self.keepalive_pending = false;
+                    self.admission.probed(frame);
+                }
                 continue;
             }
             self.output.push(passed);
@@ -424,7 +438,7 @@ impl Connection {
         let is_answered = self.replies.is_empty() && is_written;
         Facts {
             is_written,
-            is_quiet: is_answered && !self.fences.is_running(),
+            is_quiet: is_answered && !self.fences.is_running() && !self.is_probing(),
             is_blocked: self.replies.is_blocking_first() && is_written,
             has_read_eof: self.has_read_eof,
             is_passthrough: self.is_passthrough(),
@@ -483,6 +497,25 @@ impl Connection {
         self.open_redis();
         self.redis.out.push(command);
         self.replies.forward_read(self.shared.proxy.is_ttl_only());
+    }
+
+    /// Sends a `PING` whose reply shows whether Redis has admitted the client. No reply is pending.
+    pub(super) fn probe_admission(&mut self) {
+        self.open_redis();
+        self.keepalive_pending = true;
+        self.redis.out.tail().extend_from_slice(b"PING\r\n");
+    }
+
+    /// Whether a command waits for the reply to a `PING`.
+    fn is_probing(&self) -> bool {
+        self.keepalive_pending && !self.input.is_empty()
+    }
+
+    /// Lets a command go on that waited for a `PING` without a reply. It then gets the error of a
+    /// Redis that is not available.
+    fn give_up_probe(&mut self) {
+        self.keepalive_pending = false;
+        self.admission = AdmissionTracker::granted();
     }
 
     /// Sends a `PING` if the connection to Redis has long been unused.

@@ -9,9 +9,9 @@ use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
 use crate::cache::Outcome;
 use crate::commands::{
-    Action, Class, Command, CommandInfo, Identity, Invalidations, LocalAction, LongAction,
-    PendingReplies, RejectReason, SessionEffect, SessionState, View, decide, decide_long,
-    invalidations,
+    Action, Admission, AdmissionTracker, Class, Command, CommandInfo, Identity, Invalidations,
+    LocalAction, LongAction, PendingReplies, RejectReason, SessionEffect, SessionState, View,
+    decide, decide_long, invalidations,
 };
 use crate::metrics::{self, FrontEnd};
 use crate::net::ZERO_COPY_MIN;
@@ -109,7 +109,12 @@ impl Connection {
     }
 
     fn limits(&self) -> RequestLimits {
-        if self.shared.credentials.is_some() && !self.session.is_authenticated() {
+        let is_admitted = match self.shared.credentials {
+            Some(_) => self.session.is_authenticated(),
+            // Redis applies its limits to the rest of a streamed command itself.
+            None => self.admission.now() == Admission::Granted || self.parser.is_streaming(),
+        };
+        if !is_admitted {
             return UNAUTHENTICATED;
         }
         let settings = &self.shared.settings;
@@ -129,6 +134,9 @@ impl Connection {
             // The end of a line says what it is.
             Ok(_) if self.parser.remaining() == 0 => Taken::Waits,
             Ok(_) => self.take_long(batch),
+            Err(error) if error.is_unauthenticated() && self.is_admission_open() => {
+                self.settle_admission(batch)
+            }
             Err(error) => {
                 if is_rest {
                     // Redis has a part of the command and never replies to it. The error takes the
@@ -142,6 +150,26 @@ impl Connection {
                 Taken::Yes
             }
         }
+    }
+
+    /// Whether nothing has shown yet whether Redis has admitted the client.
+    fn is_admission_open(&self) -> bool {
+        self.shared.credentials.is_none() && self.admission.now() == Admission::Unknown
+    }
+
+    /// Finds out whether Redis has admitted the client, whose next command is too large otherwise.
+    /// A pending reply may show it; if none is pending, the proxy sends a `PING`.
+    fn settle_admission(&mut self, batch: &mut Batch) -> Taken {
+        let needs_no_login =
+            self.shared.policy.identity.user.is_none() && self.shared.proxy.ready().is_ok();
+        if needs_no_login || self.session.is_desynced() {
+            self.admission = AdmissionTracker::granted();
+            return self.take_next(batch);
+        }
+        if self.replies.is_empty() && !self.keepalive_pending {
+            self.probe_admission();
+        }
+        Taken::Waits
     }
 
     /// Takes the command that is the first `length` bytes.
@@ -352,6 +380,7 @@ impl Connection {
             // The reply to another command could be taken for its own.
             self.session.desync();
         }
+        self.admission.sent(&effect);
         self.session.sent(&effect);
         let relies_on_ttl = self.shared.proxy.is_ttl_only();
         self.replies.add_forwarded(effect, invalidations, relies_on_ttl);
@@ -391,6 +420,7 @@ impl Connection {
             self.transaction = Invalidations::All;
         }
         self.invalidate(&invalidations);
+        self.admission.replied(&effect, frame);
         self.session.replied(effect, frame);
     }
 }

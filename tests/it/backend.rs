@@ -112,7 +112,6 @@ mod logins {
         set(&redis, "key", "unlocked again");
         redis.command(&["CONFIG", "SET", "requirepass", "rotated"]);
         fs::write(&file, "rotated").unwrap();
-        redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
         eventually("a new link", || {
             (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
         });

@@ -23,6 +23,7 @@ mod readme;
 mod reads;
 mod reload;
 mod resp;
+mod rights;
 mod sentinel;
 mod startup;
 mod support;

@@ -360,3 +360,52 @@ async fn expiry_check_respects_the_deadline() {
         .unwrap();
     expect_all(next, -1).await;
 }
+
+/// Repeats a login before a `PING`, with another request behind both. The other end sends `replies`
+/// and then those to the other request. Returns the replies to the `PING`, those to the other
+/// request, and the reason of the end if the connection ends.
+async fn after_login(
+    replies: &str,
+) -> (Result<Vec<Value>, BackendError>, Result<Vec<Value>, BackendError>, Option<BackendError>) {
+    let (connection, mut theirs, _, driven) = connect_with_room(64 << 10);
+    let mut commands = [redis::cmd("AUTH"), redis::cmd("PING")];
+    commands[0].arg("word");
+    commands[1].arg("1");
+    let proof = connection.send_after_login(Some(&commands[0]), &commands[1..]);
+    let other = tokio::spawn(echo(connection.clone(), 7, None));
+    let answer = async {
+        while line(&mut theirs).await != "7" {}
+        theirs.write_all(replies.as_bytes()).await.unwrap();
+        theirs.write_all(b":7\r\n:7\r\n").await.unwrap();
+        theirs
+    };
+    let (proof, _theirs) = tokio::join!(proof, answer);
+    let other = other.await.unwrap();
+    let end = if proof.is_ok() { None } else { Some(driven.await.unwrap()) };
+    (proof, other, end)
+}
+
+#[tokio::test]
+async fn accepted_login_leaves_replies_with_their_requests() {
+    for reply in ["+OK\r\n", "-ERR Client sent AUTH, but no password is set\r\n"] {
+        let (proof, other, _) = after_login(&format!("{reply}$1\r\n1\r\n")).await;
+        assert_eq!(proof, Ok(vec![Value::BulkString(b"1".to_vec())]), "{reply}");
+        assert_eq!(other, Ok(vec![Value::Int(7), Value::Int(7)]), "{reply}");
+    }
+}
+
+#[tokio::test]
+async fn rejected_login_ends_the_connection_before_later_replies() {
+    for replies in [
+        "-WRONGPASS invalid username-password pair or user is disabled.\r\n$1\r\n1\r\n",
+        "-ERR invalid password\r\n$1\r\n1\r\n",
+        // No reply to the login: the first one is to the PING.
+        "$1\r\n1\r\n",
+        "-NOPERM User proxy has no permissions to run the 'ping' command\r\n",
+    ] {
+        let (proof, other, end) = after_login(replies).await;
+        assert_eq!(proof, Err(BackendError::Disconnected), "{replies}");
+        assert_eq!(other, Err(BackendError::Disconnected), "{replies}");
+        assert!(matches!(end, Some(BackendError::AuthRejected(_))), "{replies}: {end:?}");
+    }
+}

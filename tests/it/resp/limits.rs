@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::env::number;
 use crate::support::memory::resident;
+use crate::support::redis_server::RedisServerBuilder;
 use crate::support::resp_client::{RespClient, bulk, command, show, words};
-use crate::support::resp_pair::{LASTING, RespPair, is_straight};
+use crate::support::resp_pair::{AS_READER, LASTING, READER_AND_OTHER, RespPair, is_straight};
 use crate::support::serving::{await_metric, metric};
 use crate::support::{Proxy, eventually, within};
 
@@ -260,4 +261,94 @@ fn stands_still(proxy: &Proxy) -> f64 {
         }
         (since.elapsed() > Duration::from_millis(500)).then_some(now)
     })
+}
+
+/// Starts both paths with users of which the default one needs a password.
+fn locked() -> Option<RespPair> {
+    let users = [&["--requirepass", "default-secret"], &READER_AND_OTHER[..]].concat();
+    let settings = format!("{LASTING}\n{AS_READER}");
+    (!is_straight()).then(|| RespPair::between(|server| server.arguments(&users), &settings))
+}
+
+/// Returns a read of this many keys.
+fn read_of(keys: usize) -> Vec<u8> {
+    let keys: Vec<_> = (0..keys).map(|number| format!("key:{number}")).collect();
+    command(&["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect::<Vec<_>>())
+}
+
+#[test]
+fn client_before_its_login_meets_the_limits_of_redis() {
+    let Some(ways) = locked() else { return };
+    let login = words("AUTH reader reader-secret");
+    for input in [
+        b"*11\r\n".to_vec(),
+        b"*100\r\n".to_vec(),
+        b"*2147483648\r\n".to_vec(),
+        b"*1\r\n$16385\r\n".to_vec(),
+        b"*2\r\n$3\r\nGET\r\n$16385\r\n".to_vec(),
+        b"*1\r\n$536870913\r\n".to_vec(),
+        b"PING\r\n*11\r\n".to_vec(),
+        b"NONESUCH\r\n*11\r\n".to_vec(),
+        [&words("AUTH reader wrong")[..], b"*11\r\n"].concat(),
+        [&login[..], &read_of(10), &words("RESET"), b"*11\r\n"].concat(),
+        [&login[..], &words("RESET"), b"*1\r\n$16385\r\n"].concat(),
+    ] {
+        let told = ways.same(|address| {
+            let mut wire = RespClient::connect(address);
+            wire.send(&input);
+            show(&wire.rest())
+        });
+        assert!(told.ends_with("length\\r\\n"), "{}: {told}", show(&input));
+    }
+}
+
+#[test]
+fn client_within_the_limits_needs_only_its_login() {
+    let Some(ways) = locked() else { return };
+    let (most, more) = ("x".repeat(16 << 10), "x".repeat((16 << 10) + 1));
+    for (input, answers) in [
+        (read_of(9), 1),
+        (command(&["ECHO", &most]), 1),
+        (format!("MGET{}\r\n", " key".repeat(20)).into_bytes(), 1),
+        (format!("ECHO {more}\r\n").into_bytes(), 1),
+        ([words("AUTH reader reader-secret"), read_of(10)].concat(), 2),
+        ([words("AUTH reader reader-secret"), command(&["ECHO", &more])].concat(), 2),
+        ([words("AUTH reader reader-secret"), words("PING"), read_of(200)].concat(), 3),
+    ] {
+        ways.same(|address| {
+            let mut wire = RespClient::connect(address);
+            wire.send(&input);
+            let told: Vec<_> = wire.answers(answers).iter().map(|one| show(one)).collect();
+            (told, wire.is_closed())
+        });
+    }
+}
+
+#[test]
+fn client_without_need_of_a_login_has_no_such_limits() {
+    let more = "x".repeat((16 << 10) + 1);
+    for settings in ["", AS_READER] {
+        let users = |server: RedisServerBuilder| server.arguments(&READER_AND_OTHER);
+        let ways = RespPair::between(users, &format!("{LASTING}\n{settings}"));
+        for input in [read_of(10), read_of(200), command(&["ECHO", &more])] {
+            ways.same(|address| {
+                let mut wire = RespClient::connect(address);
+                wire.send(&input);
+                (wire.answer(), wire.is_closed())
+            });
+        }
+    }
+}
+
+#[test]
+fn read_of_many_cached_keys_opens_no_connection() {
+    let Some(ways) = limited("") else { return };
+    assert_eq!(RespClient::connect(ways.through()).told(&["GET", "key:1"]), "$-1\\r\\n");
+    let before = ways.behind().calls("mget");
+    let mut wire = RespClient::connect(ways.through());
+    for _ in 0..2 {
+        wire.send(read_of(20));
+        assert!(wire.answer().starts_with(b"*20\r\n"));
+    }
+    assert_eq!(ways.behind().calls("mget"), before);
 }

@@ -146,3 +146,20 @@ fn memory_serves_again_after_the_state_ends() {
         wire.ask_line("RESET");
     }
 }
+
+#[test]
+fn select_after_a_queued_select_restores_hits() {
+    let ways = RespPair::start();
+    for server in ways.servers() {
+        server.command(&["SET", "key", "value"]);
+    }
+    ways.same_answers(&["GET key"]);
+    for end in ["EXEC", "DISCARD"] {
+        ways.expect_from_memory(2.0, || {
+            let told = ways.same_answers(&[
+                "MULTI", "SELECT 1", end, "GET key", "SELECT 0", "GET key", "GET key",
+            ]);
+            assert!(told[6].contains("value"), "{told:#?}");
+        });
+    }
+}
