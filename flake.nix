@@ -36,14 +36,24 @@
         redis-proxy = final.callPackage ./nix/package.nix { };
       };
 
-      nixosModules.default =
-        { pkgs, ... }:
-        {
-          imports = [ ./nixos-module.nix ];
-          services.redis-proxy.package =
-            lib.mkDefault
-              self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+      nixosModules = {
+        default = {
+          # Without a key, a second import would define `package` again.
+          key = "${toString ./flake.nix}#nixosModules.default";
+          _file = ./flake.nix;
+          imports = [
+            ./nixos-module.nix
+            ./nix/monitoring.nix
+            # From the packages of the machine, so that it is built for its system, also by another one.
+            (
+              { pkgs, ... }:
+              {
+                services.redis-proxy.package = lib.mkDefault (pkgs.callPackage ./nix/package.nix { });
+              }
+            )
+          ];
         };
+      };
 
       checks = forEachSystem (
         pkgs: package:
