@@ -7,18 +7,19 @@
     { self, nixpkgs }:
     let
       inherit (nixpkgs) lib;
+      # The systems on which the tests pass. They read /proc, so macOS is not among them.
       forEachSystem =
         f:
         lib.genAttrs [
           "x86_64-linux"
           "aarch64-linux"
-          "aarch64-darwin"
         ] (system: f nixpkgs.legacyPackages.${system} self.packages.${system}.default);
     in
     {
       packages = forEachSystem (
-        pkgs: _: {
+        pkgs: package: {
           default = pkgs.callPackage ./nix/package.nix { };
+          redis-proxy = package;
         }
       );
 
@@ -53,6 +54,7 @@
             )
           ];
         };
+        redis-proxy = self.nixosModules.default;
       };
 
       checks = forEachSystem (
@@ -60,8 +62,18 @@
         import ./nix/checks.nix {
           inherit pkgs package;
           module = self.nixosModules.default;
+          template =
+            ((import ./nix/template/flake.nix).outputs {
+              inherit nixpkgs;
+              redis-proxy = self;
+            }).nixosConfigurations.machine;
         }
       );
+
+      templates.default = {
+        path = ./nix/template;
+        description = "A NixOS machine with redis-proxy and a Redis of its own";
+      };
 
       devShells = forEachSystem (
         pkgs: package: {

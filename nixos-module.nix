@@ -2,6 +2,8 @@
 #
 # The rule that must not be broken: no secret enters the store. A configuration that the daemon
 # would refuse is refused when the system is built.
+#
+# nix/nixpkgs copies this file for nixpkgs, so it refers to no other file of the project.
 {
   config,
   lib,
@@ -15,6 +17,8 @@ let
   format = pkgs.formats.toml { };
   file = "redis-proxy/redis-proxy.toml";
   credentials = "/run/credentials/redis-proxy.service";
+  # An older systemd ignores the type, and would count the daemon as started before it listens.
+  hasNotifyReload = lib.versionAtLeast config.systemd.package.version "253";
 
   # A secret that systemd passes to the daemon: an option of this module, and the key of the
   # configuration that names its file.
@@ -157,6 +161,14 @@ let
     ++ lib.optional (cfg.socketActivation && hasResp) "redis-proxy-resp.socket";
 in
 {
+  # nixpkgs lists its maintainers in lib.maintainers.
+  meta.maintainers = [
+    {
+      name = "The redis-proxy maintainers";
+      email = "maintainers@redis-proxy.invalid";
+    }
+  ];
+
   options.services.redis-proxy = {
     enable = lib.mkEnableOption "redis-proxy, a caching proxy for Redis that serves HTTP and Redis clients";
 
@@ -447,6 +459,21 @@ in
       redis-proxy-resp = lib.mkIf hasResp (socketUnit "resp" cfg.settings.resp.listen);
     };
 
+    # A switch to another system leaves sockets as they are, so a changed address would have no effect. This unit
+    # reloads when an address changes, and so opens the sockets again. systemd restarts the daemon with them.
+    systemd.services.redis-proxy-sockets = lib.mkIf cfg.socketActivation {
+      description = "Changed addresses of redis-proxy";
+      wantedBy = [ "multi-user.target" ];
+      reloadTriggers = map (listener: "${listener.host}:${toString listener.port}") listeners;
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = lib.getExe' pkgs.coreutils "true";
+        # The pattern matches the sockets that exist, and is the same whatever they are.
+        ExecReload = "${lib.getExe' config.systemd.package "systemctl"} restart redis-proxy*.socket";
+      };
+    };
+
     systemd.services.redis-proxy = {
       description = "Caching proxy for Redis";
       documentation = [ "man:redis-proxy(1)" ];
@@ -460,10 +487,15 @@ in
       requires = sockets;
       reloadTriggers = [ checkedFile ];
       restartTriggers = [ (builtins.toJSON settingsOfStart) ];
+      # A switch to another system restarts the daemon, and the sockets stay open. Otherwise the switch would close
+      # them too, and connections would be refused until it opens them again.
+      stopIfChanged = false;
+
       serviceConfig = {
-        Type = "notify";
+        # notify-reload sends SIGHUP itself, and waits until the daemon has reloaded.
+        Type = if hasNotifyReload then "notify-reload" else "notify";
         ExecStart = "${lib.getExe cfg.package} --config /etc/${file}";
-        ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
+        ExecReload = lib.mkIf (!hasNotifyReload) "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
         LoadCredential = map (secret: "${secret.credential}:${secret.file}") secrets;
         SupplementaryGroups = lib.optional cfg.redis.createLocally config.services.redis.servers.redis-proxy.group;
         Sockets = sockets;
@@ -486,6 +518,7 @@ in
         LockPersonality = true;
         MemoryDenyWriteExecute = true;
         PrivateDevices = true;
+        PrivateMounts = true;
         PrivateTmp = true;
         PrivateUsers = true;
         ProcSubset = "pid";

@@ -59,7 +59,7 @@ let
   good = {
     inherit minimal;
 
-    readme = ./example.nix;
+    readme = ./template/redis-proxy.nix;
 
     remote = with' {
       openFirewall = true;
@@ -154,7 +154,7 @@ let
       message = "not in the Nix store";
     };
     tls-key-in-the-store = {
-      case.redis.tlsKeyFile = ./example.nix;
+      case.redis.tlsKeyFile = ./template/redis-proxy.nix;
       option = [
         "redis"
         "tlsKeyFile"
@@ -304,8 +304,8 @@ let
           lib.nameValuePair "${lib.showOption path}-${kind}" (with' (lib.setAttrByPath path value))
         )
         {
-          literal = ./example.nix;
-          copy = "${./example.nix}";
+          literal = ./template/redis-proxy.nix;
+          copy = "${./template/redis-proxy.nix}";
           text = "${builtins.storeDir}/00000000000000000000000000000000-secret";
           relative = "secret";
         }
@@ -400,6 +400,13 @@ let
       # A system that the flake does not list.
       foreign = import pkgs.path { system = "riscv64-linux"; };
       packageThere = (evaluateWith foreign minimal).config.services.redis-proxy.package;
+      units =
+        listen:
+        (evaluate (with' {
+          settings.http.listen = listen;
+          socketActivation = true;
+        })).config.systemd;
+      addresses = listen: (units listen).services.redis-proxy-sockets.reloadTriggers;
     in
     {
       "every secret reaches the daemon as a credential" = lib.all (
@@ -416,6 +423,10 @@ let
       "the package is built for the machine's system" =
         lib.isString packageThere.drvPath
         && packageThere.stdenv.hostPlatform.system == foreign.stdenv.hostPlatform.system;
+      "a switch restarts the service and leaves its sockets open" =
+        !(units "127.0.0.1:8080").services.redis-proxy.stopIfChanged;
+      "a switch opens a changed address" = addresses "127.0.0.1:8080" != addresses "127.0.0.1:8081";
+      "a switch leaves an unchanged address" = addresses "127.0.0.1:8080" == addresses "127.0.0.1:8080";
     };
 in
 assert lib.all lib.id (
