@@ -397,6 +397,9 @@ let
       loaded =
         (evaluate good.secrets-as-credentials)
         .config.systemd.services.redis-proxy.serviceConfig.LoadCredential;
+      documented = lib.filter (
+        option: lib.hasPrefix "services.redis-proxy." option.name && !(option.internal or false)
+      ) (lib.optionAttrSetToDocList (evaluate minimal).options);
       # A system that the flake does not list.
       foreign = import pkgs.path { system = "riscv64-linux"; };
       packageThere = (evaluateWith foreign minimal).config.services.redis-proxy.package;
@@ -423,6 +426,14 @@ let
       "the package is built for the machine's system" =
         lib.isString packageThere.drvPath
         && packageThere.stdenv.hostPlatform.system == foreign.stdenv.hostPlatform.system;
+      "every option has a description and a default" = lib.all (
+        option:
+        !(lib.elem (option.description or null) [
+          null
+          ""
+        ])
+        && option ? default
+      ) documented;
       "a switch restarts the service and leaves its sockets open" =
         !(units "127.0.0.1:8080").services.redis-proxy.stopIfChanged;
       "a switch opens a changed address" = addresses "127.0.0.1:8080" != addresses "127.0.0.1:8081";
