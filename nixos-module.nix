@@ -2,6 +2,8 @@
 #
 # The rule that must not be broken: no secret enters the store. A configuration that the daemon
 # would refuse is refused when the system is built.
+#
+# nix/nixpkgs copies this file for nixpkgs, so it refers to no other file of the project.
 {
   config,
   lib,
@@ -15,6 +17,26 @@ let
   format = pkgs.formats.toml { };
   file = "redis-proxy/redis-proxy.toml";
   credentials = "/run/credentials/redis-proxy.service";
+  # An older systemd ignores the type, and would count the daemon as started before it listens.
+  hasNotifyReload = lib.versionAtLeast config.systemd.package.version "253";
+
+  # A secret that systemd passes to the daemon: an option of this module, and the key of the
+  # configuration that names its file.
+  secret = section: option: key: rec {
+    inherit section option key;
+    file = cfg.${section}.${option};
+    credential = "${section}-${lib.replaceStrings [ "_" ] [ "-" ] (lib.removeSuffix "_file" key)}";
+    path = "${credentials}/${credential}";
+  };
+  secrets = lib.filter (secret: secret.file != null) [
+    (secret "http" "tokensFile" "tokens_file")
+    (secret "http" "tlsKeyFile" "tls_key_file")
+    (secret "resp" "passwordFile" "password_file")
+    (secret "resp" "tlsKeyFile" "tls_key_file")
+    (secret "redis" "passwordFile" "password_file")
+    (secret "redis" "sentinelPasswordFile" "sentinel_password_file")
+    (secret "redis" "tlsKeyFile" "tls_key_file")
+  ];
 
   # A section of the configuration. Keys that are not declared here are checked by the daemon.
   section =
@@ -38,6 +60,16 @@ let
       inherit description;
       type = types.either (types.enum [ "" ]) types.externalPath;
       default = "";
+      example = "/run/secrets/redis-proxy";
+    };
+
+  # A file that holds a secret, and that only root must be able to read.
+  credentialFile =
+    description:
+    lib.mkOption {
+      description = "${description} systemd passes it to the daemon as a credential. A change needs a restart.";
+      type = types.nullOr types.externalPath;
+      default = null;
       example = "/run/secrets/redis-proxy";
     };
 
@@ -86,10 +118,17 @@ let
   hasAdmin = cfg.settings.admin.listen != "";
   # The daemon creates a unix socket itself.
   hasResp = cfg.settings.resp.listen != "" && !lib.hasPrefix "unix:" cfg.settings.resp.listen;
+  isHttpProtected =
+    cfg.settings.http.tokens_file != "" || (cfg.settings.http.tls_cert_file or "") != "";
   listeners = [ http ] ++ lib.optional hasAdmin admin ++ lib.optional hasResp resp;
 
   isLoopback = host: host == "localhost" || host == "[::1]" || lib.hasPrefix "127." host;
   isAddress = host: builtins.match "[0-9.]+|\\[[0-9a-fA-F:.]+]" host != null;
+  openPorts = map (listener: listener.port) (
+    lib.filter (listener: listener.port != null && !isLoopback listener.host) (
+      [ http ] ++ lib.optional hasResp resp
+    )
+  );
   isPrivileged = listener: listener.port != null && 0 < listener.port && listener.port < 1024;
   reachable =
     { host, port }:
@@ -100,6 +139,10 @@ let
       };
     in
     "${own.${host} or host}:${toString port}";
+
+  # The Redis of createLocally.
+  ownSocket = config.services.redis.servers.redis-proxy.unixSocket;
+  ownUrl = "unix://${toString ownSocket}";
 
   socketUnit = name: listen: {
     description = "Caching proxy for Redis (${lib.toUpper name})";
@@ -118,6 +161,14 @@ let
     ++ lib.optional (cfg.socketActivation && hasResp) "redis-proxy-resp.socket";
 in
 {
+  # nixpkgs lists its maintainers in lib.maintainers.
+  meta.maintainers = [
+    {
+      name = "The redis-proxy maintainers";
+      email = "maintainers@redis-proxy.invalid";
+    }
+  ];
+
   options.services.redis-proxy = {
     enable = lib.mkEnableOption "redis-proxy, a caching proxy for Redis that serves HTTP and Redis clients";
 
@@ -138,8 +189,14 @@ in
                 `http.allow_unprotected = true`.
               '';
             };
-            tls_key_file = secretFile "The private key (PEM) of `http.tls_cert_file`, outside of the Nix store.";
-            tokens_file = secretFile "The bearer tokens for reads over HTTP, outside of the Nix store.";
+            tls_key_file = secretFile ''
+              The private key (PEM) of `http.tls_cert_file`, outside of the Nix store. The daemon must be able to read
+              the file, which {option}`services.redis-proxy.http.tlsKeyFile` does not require.
+            '';
+            tokens_file = secretFile ''
+              The bearer tokens for reads over HTTP, outside of the Nix store. The daemon must be able to read the file,
+              which {option}`services.redis-proxy.http.tokensFile` does not require.
+            '';
           };
           resp = section "The listener for Redis clients." {
             listen = lib.mkOption {
@@ -150,8 +207,14 @@ in
                 The address for Redis clients, as host and port or `unix:///path`. Empty disables the listener.
               '';
             };
-            password_file = secretFile "The password for Redis clients, outside of the Nix store.";
-            tls_key_file = secretFile "The private key (PEM) of `resp.tls_cert_file`, outside of the Nix store.";
+            password_file = secretFile ''
+              The password for Redis clients, outside of the Nix store. The daemon must be able to read the file, which
+              {option}`services.redis-proxy.resp.passwordFile` does not require.
+            '';
+            tls_key_file = secretFile ''
+              The private key (PEM) of `resp.tls_cert_file`, outside of the Nix store. The daemon must be able to read
+              the file, which {option}`services.redis-proxy.resp.tlsKeyFile` does not require.
+            '';
           };
           admin = section "A separate listener for metrics and health." {
             listen = lib.mkOption {
@@ -178,7 +241,10 @@ in
               The password for Redis, outside of the Nix store. The daemon must be able to read the file, which
               {option}`services.redis-proxy.redis.passwordFile` does not require.
             '';
-            sentinel_password_file = secretFile "The password for the sentinels, outside of the Nix store.";
+            sentinel_password_file = secretFile ''
+              The password for the sentinels, outside of the Nix store. The daemon must be able to read the file, which
+              {option}`services.redis-proxy.redis.sentinelPasswordFile` does not require.
+            '';
             tls_key_file = secretFile ''
               The private key (PEM) of `redis.tls_cert_file`, outside of the Nix store. The daemon must be able to read
               the file, which {option}`services.redis-proxy.redis.tlsKeyFile` does not require.
@@ -238,9 +304,19 @@ in
       default = false;
       example = true;
       description = ''
-        Whether to open the port of `settings.http.listen` in the firewall. The port of `settings.admin.listen` stays
-        closed.
+        Whether to open the ports of `settings.http.listen` and `settings.resp.listen` in the firewall, unless the
+        address is a loopback address. The port of `settings.admin.listen` stays closed.
       '';
+    };
+
+    http = {
+      tokensFile = credentialFile "A file with the bearer tokens for reads over HTTP, one a line.";
+      tlsKeyFile = credentialFile "A file with the private key (PEM) of `settings.http.tls_cert_file`.";
+    };
+
+    resp = {
+      passwordFile = credentialFile "A file with the password that Redis clients send to the proxy.";
+      tlsKeyFile = credentialFile "A file with the private key (PEM) of `settings.resp.tls_cert_file`.";
     };
 
     redis = {
@@ -254,49 +330,24 @@ in
         '';
       };
 
-      passwordFile = lib.mkOption {
-        type = types.nullOr types.externalPath;
-        default = null;
-        example = "/run/secrets/redis-password";
-        description = ''
-          A file with the password for Redis. systemd passes it to the daemon as a credential, so only root must be able
-          to read it. A new password needs a restart. With {option}`services.redis-proxy.redis.createLocally` that Redis
-          requires the same password.
-        '';
-      };
-
-      tlsKeyFile = lib.mkOption {
-        type = types.nullOr types.externalPath;
-        default = null;
-        example = "/run/secrets/redis-client.key";
-        description = ''
-          A file with the private key (PEM) for `settings.redis.tls_cert_file`, for a Redis that requires a
-          certificate. systemd passes it to the daemon as a credential.
-        '';
-      };
+      passwordFile = credentialFile ''
+        A file with the password for Redis. With {option}`services.redis-proxy.redis.createLocally` that Redis requires
+        the same password.
+      '';
+      sentinelPasswordFile = credentialFile "A file with the password for the sentinels.";
+      tlsKeyFile = credentialFile ''
+        A file with the private key (PEM) of `settings.redis.tls_cert_file`, for a Redis that requires a certificate.
+      '';
     };
 
-    monitoring = {
-      scrape = lib.mkOption {
-        type = types.bool;
-        default = false;
-        example = true;
-        description = "Whether the Prometheus of this machine collects the proxy's metrics, as the job `redis-proxy`.";
-      };
-
-      alerts = lib.mkOption {
-        type = types.bool;
-        default = false;
-        example = true;
-        description = "Whether the Prometheus of this machine has the alert rules of {file}`dashboards/alerts.yml`.";
-      };
-
-      dashboard = lib.mkOption {
-        type = types.bool;
-        default = false;
-        example = true;
-        description = "Whether the Grafana of this machine has the dashboard {file}`dashboards/redis-proxy.json`.";
-      };
+    monitoring.scrape = lib.mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = ''
+        Whether the Prometheus of this machine collects the proxy's metrics, as the job `redis-proxy`. With TLS or
+        tokens at `settings.http.listen` this needs `settings.admin.listen`.
+      '';
     };
   };
 
@@ -317,10 +368,20 @@ in
         '';
       }
       {
-        assertion = cfg.redis.passwordFile == null || cfg.settings.redis.password_file == "";
+        assertion = cfg.redis.createLocally -> ownSocket != null;
         message = ''
-          services.redis-proxy.redis.passwordFile and services.redis-proxy.settings.redis.password_file are both set,
-          and the second would win; set only the first.
+          services.redis-proxy.redis.createLocally needs the unix socket of that Redis; leave
+          services.redis.servers.redis-proxy.unixSocket at its default, or run a Redis of your own and set
+          services.redis-proxy.settings.redis.url.
+        '';
+      }
+      {
+        assertion =
+          cfg.redis.createLocally && ownSocket != null
+          -> lib.head (lib.splitString "?" cfg.settings.redis.url) == ownUrl;
+        message = ''
+          services.redis-proxy.redis.createLocally runs a Redis that services.redis-proxy.settings.redis.url does not
+          name; leave the url out. For another database set it to ${ownUrl}?db=1.
         '';
       }
       {
@@ -340,71 +401,77 @@ in
         '';
       }
       {
-        assertion = cfg.openFirewall -> !isLoopback http.host;
+        assertion = cfg.openFirewall -> openPorts != [ ];
         message = ''
-          services.redis-proxy.openFirewall opens a port that nobody outside can reach, as settings.http.listen is
-          ${cfg.settings.http.listen}; listen on an address of the network, or leave the firewall closed.
+          services.redis-proxy.openFirewall opens no port, as other hosts reach none: settings.http.listen is
+          ${cfg.settings.http.listen} and settings.resp.listen is "${cfg.settings.resp.listen}"; listen on an address of
+          the network, or leave the firewall closed.
         '';
       }
       {
-        assertion = (cfg.monitoring.scrape || cfg.monitoring.alerts) -> config.services.prometheus.enable;
+        assertion = cfg.monitoring.scrape -> config.services.prometheus.enable;
         message = ''
-          services.redis-proxy.monitoring.scrape and alerts are for the Prometheus of this machine, and there is none;
-          set services.prometheus.enable, or let the one elsewhere scrape the proxy.
+          services.redis-proxy.monitoring.scrape is for the Prometheus of this machine, and there is none; set
+          services.prometheus.enable, or let the one elsewhere scrape the proxy.
         '';
       }
       {
-        assertion = cfg.monitoring.dashboard -> config.services.grafana.enable;
+        assertion = cfg.monitoring.scrape -> hasAdmin || !isHttpProtected;
         message = ''
-          services.redis-proxy.monitoring.dashboard is for the Grafana of this machine, and there is none; set
-          services.grafana.enable.
+          services.redis-proxy.monitoring.scrape needs settings.admin.listen, as the metrics beside /keys/ require TLS or
+          a token, which Prometheus does not have; set it to an address such as 127.0.0.1:9121.
         '';
       }
-    ];
+    ]
+    ++ map (secret: {
+      assertion = cfg.settings.${secret.section}.${secret.key} == secret.path;
+      message = ''
+        services.redis-proxy.${secret.section}.${secret.option} and
+        services.redis-proxy.settings.${secret.section}.${secret.key} are both set, and the second would win; set only
+        the first.
+      '';
+    }) secrets;
 
     environment.etc.${file}.source = checkedFile;
     environment.systemPackages = [ cfg.package ];
 
-    services.redis-proxy.settings.redis = lib.mkMerge [
-      (lib.mkIf cfg.redis.createLocally {
-        url = "unix://${config.services.redis.servers.redis-proxy.unixSocket}";
-      })
-      (lib.mkIf (cfg.redis.tlsKeyFile != null) { tls_key_file = "${credentials}/redis-tls-key"; })
-    ];
+    # Defaults, so that a value of the user meets an assertion instead of a conflict of definitions.
+    services.redis-proxy.settings = lib.mkMerge (
+      [ (lib.mkIf cfg.redis.createLocally { redis.url = lib.mkDefault ownUrl; }) ]
+      ++ map (secret: { ${secret.section}.${secret.key} = lib.mkDefault secret.path; }) secrets
+    );
 
     services.redis.servers.redis-proxy = lib.mkIf cfg.redis.createLocally {
       enable = true;
       requirePassFile = cfg.redis.passwordFile;
     };
 
-    networking.firewall.allowedTCPPorts = lib.optional (
-      cfg.openFirewall && http.port != null
-    ) http.port;
+    networking.firewall.allowedTCPPorts = lib.optionals cfg.openFirewall openPorts;
 
-    services.prometheus = {
-      scrapeConfigs = lib.optional cfg.monitoring.scrape {
-        job_name = "redis-proxy";
-        static_configs = [ { targets = [ (reachable (if hasAdmin then admin else http)) ]; } ];
-      };
-      ruleFiles = lib.optional cfg.monitoring.alerts ./dashboards/alerts.yml;
-    };
-
-    services.grafana.provision = lib.mkIf cfg.monitoring.dashboard {
-      enable = true;
-      dashboards.settings.providers = [
-        {
-          name = "redis-proxy";
-          options.path = pkgs.linkFarm "redis-proxy-dashboards" {
-            "redis-proxy.json" = ./dashboards/redis-proxy.json;
-          };
-        }
-      ];
+    services.prometheus.scrapeConfigs = lib.optional cfg.monitoring.scrape {
+      job_name = "redis-proxy";
+      static_configs = [ { targets = [ (reachable (if hasAdmin then admin else http)) ]; } ];
     };
 
     systemd.sockets = lib.mkIf cfg.socketActivation {
       redis-proxy = socketUnit "http" cfg.settings.http.listen;
       redis-proxy-admin = lib.mkIf hasAdmin (socketUnit "admin" cfg.settings.admin.listen);
       redis-proxy-resp = lib.mkIf hasResp (socketUnit "resp" cfg.settings.resp.listen);
+    };
+
+    # A switch to another system leaves sockets as they are, so a changed address would have no effect. This unit
+    # reloads when an address changes, and so opens the sockets again. systemd restarts the daemon with them.
+    systemd.services.redis-proxy-sockets = lib.mkIf cfg.socketActivation {
+      description = "Changed addresses of redis-proxy";
+      wantedBy = [ "multi-user.target" ];
+      reloadTriggers = map (listener: "${listener.host}:${toString listener.port}") listeners;
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = lib.getExe' pkgs.coreutils "true";
+        # The pattern matches the sockets that exist, and is the same whatever they are.
+        ExecReload = "${lib.getExe' config.systemd.package "systemctl"} restart redis-proxy*.socket";
+      };
     };
 
     systemd.services.redis-proxy = {
@@ -420,16 +487,17 @@ in
       requires = sockets;
       reloadTriggers = [ checkedFile ];
       restartTriggers = [ (builtins.toJSON settingsOfStart) ];
+      # A switch to another system restarts the daemon, and the sockets stay open. Otherwise the switch would close
+      # them too, and connections would be refused until it opens them again.
+      stopIfChanged = false;
 
       serviceConfig = {
-        Type = "notify";
+        # notify-reload sends SIGHUP itself, and waits until the daemon has reloaded.
+        Type = if hasNotifyReload then "notify-reload" else "notify";
         ExecStart = "${lib.getExe cfg.package} --config /etc/${file}";
-        ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
-        LoadCredential =
-          lib.optional (cfg.redis.passwordFile != null) "redis-password:${cfg.redis.passwordFile}"
-          ++ lib.optional (cfg.redis.tlsKeyFile != null) "redis-tls-key:${cfg.redis.tlsKeyFile}";
+        ExecReload = lib.mkIf (!hasNotifyReload) "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
+        LoadCredential = map (secret: "${secret.credential}:${secret.file}") secrets;
         SupplementaryGroups = lib.optional cfg.redis.createLocally config.services.redis.servers.redis-proxy.group;
-        # All of them, so that a switch to another system opens them again together with the daemon.
         Sockets = sockets;
         Restart = "on-failure";
         RestartSec = 1;
@@ -450,6 +518,7 @@ in
         LockPersonality = true;
         MemoryDenyWriteExecute = true;
         PrivateDevices = true;
+        PrivateMounts = true;
         PrivateTmp = true;
         PrivateUsers = true;
         ProcSubset = "pid";

@@ -13,17 +13,53 @@ let
   secretKeys =
     let
       isSecret = key: builtins.match "(.*_)?(key|password|tokens?|secret)_file" key != null;
-      of = section: keys: map (key: [ section key ]) (lib.filter isSecret (lib.attrNames keys));
+      of =
+        section: keys:
+        map (key: [
+          section
+          key
+        ]) (lib.filter isSecret (lib.attrNames keys));
     in
     lib.concatLists (lib.mapAttrsToList of (lib.importTOML ../redis-proxy.toml));
+
+  # The option that passes the file of a secret key as a credential: tls_key_file is tlsKeyFile.
+  optionOf =
+    path:
+    let
+      words = lib.splitString "_" (lib.last path);
+      capitalize = word: lib.toUpper (lib.substring 0 1 word) + lib.substring 1 (-1) word;
+    in
+    [
+      (lib.head path)
+      (lib.concatStrings ([ (lib.head words) ] ++ map capitalize (lib.tail words)))
+    ];
 
   minimal.services.redis-proxy.enable = true;
   with' = more: lib.recursiveUpdate minimal { services.redis-proxy = more; };
 
+  # A file for every secret key, by the key itself or by its option.
+  secretsAt =
+    pathOf: folder:
+    lib.foldl' lib.recursiveUpdate { } (
+      map (path: lib.setAttrByPath (pathOf path) "${folder}/${lib.concatStringsSep "-" path}") secretKeys
+    );
+
+  # The settings that the secrets belong to.
+  protected = {
+    http.tls_cert_file = "/etc/ssl/http.pem";
+    resp.listen = "127.0.0.1:6380";
+    resp.tls_cert_file = "/etc/ssl/resp.pem";
+    redis.mode = "sentinel";
+    redis.seeds = "rediss://127.0.0.1:26379";
+    redis.sentinel_master = "mymaster";
+    redis.url = "rediss://cache.internal";
+    redis.tls_cert_file = "/etc/ssl/redis-client.pem";
+  };
+
   good = {
     inherit minimal;
 
-    readme = ./example.nix;
+    readme = ./template/redis-proxy.nix;
 
     remote = with' {
       openFirewall = true;
@@ -44,16 +80,33 @@ let
     };
 
     secrets-outside-of-the-store = with' {
-      settings = lib.foldl' lib.recursiveUpdate {
-        http.tls_cert_file = "/etc/ssl/http.pem";
-        resp.listen = "127.0.0.1:6380";
-        resp.tls_cert_file = "/etc/ssl/resp.pem";
-        redis.mode = "sentinel";
-        redis.seeds = "rediss://127.0.0.1:26379";
-        redis.sentinel_master = "mymaster";
-        redis.url = "rediss://cache.internal";
-        redis.tls_cert_file = "/etc/ssl/redis-client.pem";
-      } (map (path: lib.setAttrByPath path "/run/secrets/${lib.last path}") secretKeys);
+      settings = lib.recursiveUpdate protected (secretsAt lib.id "/run/secrets");
+    };
+
+    secrets-as-credentials =
+      lib.recursiveUpdate (with' ({ settings = protected; } // secretsAt optionOf "/run/secrets"))
+        {
+          services.redis-proxy.settings.admin.listen = "127.0.0.1:9121";
+          services.redis-proxy.monitoring.scrape = true;
+          services.prometheus.enable = true;
+        };
+
+    imported-twice = {
+      imports = [
+        module
+        minimal
+      ];
+    };
+
+    another-database = with' {
+      redis.createLocally = true;
+      settings.redis.url = "unix:///run/redis-redis-proxy/redis.sock?db=2";
+    };
+
+    firewall-for-redis-clients = with' {
+      openFirewall = true;
+      resp.passwordFile = "/run/secrets/resp-password";
+      settings.resp.listen = "0.0.0.0:6380";
     };
 
     port-of-systemd = with' {
@@ -101,7 +154,7 @@ let
       message = "not in the Nix store";
     };
     tls-key-in-the-store = {
-      case.redis.tlsKeyFile = ./example.nix;
+      case.redis.tlsKeyFile = ./template/redis-proxy.nix;
       option = [
         "redis"
         "tlsKeyFile"
@@ -129,13 +182,6 @@ let
       case.settings.redis.url = "redis://proxy:hunter2@cache.internal:6379/0";
       assertion = "settings.redis.url holds a password";
     };
-    two-password-files = {
-      case = {
-        redis.passwordFile = "/run/secrets/one";
-        settings.redis.password_file = "/run/secrets/other";
-      };
-      assertion = "are both set";
-    };
     privileged-port = {
       case.settings.http.listen = "0.0.0.0:80";
       assertion = "listens on a port below 1024";
@@ -149,15 +195,52 @@ let
     };
     firewall-for-loopback = {
       case.openFirewall = true;
-      assertion = "opens a port that nobody outside can reach";
+      assertion = "opens no port, as other hosts reach none";
     };
     scrape-without-prometheus = {
       case.monitoring.scrape = true;
       assertion = "for the Prometheus of this machine, and there is none";
     };
+    scrape-without-token = {
+      case.monitoring.scrape = true;
+      case.http.tokensFile = "/run/secrets/tokens";
+      beside.services.prometheus.enable = true;
+      assertion = "scrape needs settings.admin.listen";
+    };
+    scrape-without-tls = {
+      case.monitoring.scrape = true;
+      case.http.tlsKeyFile = "/run/secrets/http.key";
+      case.settings.http.tls_cert_file = "/etc/ssl/http.pem";
+      beside.services.prometheus.enable = true;
+      assertion = "scrape needs settings.admin.listen";
+    };
+    own-redis-without-socket = {
+      case.redis.createLocally = true;
+      beside.services.redis.servers.redis-proxy.unixSocket = null;
+      assertion = "createLocally needs the unix socket of that Redis";
+    };
+    own-redis-beside-another = {
+      case.redis.createLocally = true;
+      case.settings.redis.url = "redis://cache.internal:6379/0";
+      assertion = "runs a Redis that services.redis-proxy.settings.redis.url does not\nname";
+    };
+    alerts-without-prometheus = {
+      case.monitoring.alerts = true;
+      assertion = "for the Prometheus of this machine, and there is none";
+    };
     dashboard-without-grafana = {
       case.monitoring.dashboard = true;
       assertion = "for the Grafana of this machine, and there is none";
+    };
+    dashboard-beside-a-path = {
+      case.monitoring.dashboard = true;
+      beside.services.grafana = {
+        enable = true;
+        settings.security.secret_key = "$__file{/run/secrets/grafana-key}";
+        provision.enable = true;
+        provision.dashboards.path = "/etc/dashboards";
+      };
+      assertion = "does not take together with services.grafana.provision.dashboards.path";
     };
 
     # daemon: a part of the daemon's message.
@@ -196,31 +279,42 @@ let
       };
       daemon = "redis.tls_cert_file: found one of the two";
     };
-  };
+  }
+  # Each secret by its key and by its option. The module would leave one of them out.
+  // lib.listToAttrs (
+    map (
+      path:
+      lib.nameValuePair "two-files-for-${lib.concatStringsSep "-" path}" {
+        case = lib.recursiveUpdate (lib.setAttrByPath (optionOf path) "/run/secrets/one") {
+          settings = lib.setAttrByPath path "/run/secrets/other";
+        };
+        assertion = "are both set, and the second would win";
+      }
+    ) secretKeys
+  );
 
-  # Each secret key with a path literal, with a string that is a copy in the store, and with a store
-  # path as plain text.
+  # Each secret key, and its option, with a path literal, with a string that is a copy in the store,
+  # and with a store path as plain text.
   secretsInStore = lib.listToAttrs (
     lib.concatMap (
       path:
       lib.mapAttrsToList
         (
           kind: value:
-          lib.nameValuePair "${lib.concatStringsSep "." path}-${kind}" (
-            with' { settings = lib.setAttrByPath path value; }
-          )
+          lib.nameValuePair "${lib.showOption path}-${kind}" (with' (lib.setAttrByPath path value))
         )
         {
-          literal = ./example.nix;
-          copy = "${./example.nix}";
+          literal = ./template/redis-proxy.nix;
+          copy = "${./template/redis-proxy.nix}";
           text = "${builtins.storeDir}/00000000000000000000000000000000-secret";
           relative = "secret";
         }
-    ) secretKeys
+    ) (map optionOf secretKeys ++ map (path: [ "settings" ] ++ path) secretKeys)
   );
 
-  evaluate =
-    case:
+  evaluate = evaluateWith pkgs;
+  evaluateWith =
+    pkgs: case:
     pkgs.nixos {
       imports = [
         module
@@ -239,7 +333,7 @@ let
   verdict =
     name: expected:
     let
-      system = evaluate (with' expected.case);
+      system = evaluate (lib.recursiveUpdate (with' expected.case) (expected.beside or { }));
       options = system.options.services.redis-proxy;
       option = lib.getAttrFromPath expected.option options;
       value = lib.getAttrFromPath expected.option expected.case;
@@ -270,8 +364,8 @@ let
     lib.assertMsg (said == "") "the case ${name} is refused: ${said}"
     && lib.isString system.config.system.build.toplevel.drvPath;
 
-  # `secrets-outside-of-the-store` is accepted with all these keys, so only the value is refused
-  # here.
+  # `secrets-outside-of-the-store` and `secrets-as-credentials` are accepted with all these keys and
+  # options, so only the value is refused here.
   outside =
     name: case:
     lib.assertMsg (!(evaluates (evaluate case))) "the module takes the secret ${name} into the store";
@@ -295,7 +389,60 @@ let
       grep -qF ${lib.escapeShellArg expected.daemon} log
       cd ..
     '';
+
+  facts =
+    let
+      ports = case: (evaluate case).config.networking.firewall.allowedTCPPorts;
+      credentials = (evaluate good.secrets-as-credentials).config.services.redis-proxy.settings;
+      loaded =
+        (evaluate good.secrets-as-credentials)
+        .config.systemd.services.redis-proxy.serviceConfig.LoadCredential;
+      documented = lib.filter (
+        option: lib.hasPrefix "services.redis-proxy." option.name && !(option.internal or false)
+      ) (lib.optionAttrSetToDocList (evaluate minimal).options);
+      # A system that the flake does not list.
+      foreign = import pkgs.path { system = "riscv64-linux"; };
+      packageThere = (evaluateWith foreign minimal).config.services.redis-proxy.package;
+      units =
+        listen:
+        (evaluate (with' {
+          settings.http.listen = listen;
+          socketActivation = true;
+        })).config.systemd;
+      addresses = listen: (units listen).services.redis-proxy-sockets.reloadTriggers;
+    in
+    {
+      "every secret reaches the daemon as a credential" = lib.all (
+        path:
+        let
+          file = lib.getAttrFromPath path credentials;
+          credential = baseNameOf file;
+        in
+        file == "/run/credentials/redis-proxy.service/${credential}"
+        && lib.elem "${credential}:/run/secrets/${lib.concatStringsSep "-" path}" loaded
+      ) secretKeys;
+      "the firewall opens the port of HTTP" = ports good.remote == [ 8080 ];
+      "the firewall opens the port of Redis clients" = ports good.firewall-for-redis-clients == [ 6380 ];
+      "the package is built for the machine's system" =
+        lib.isString packageThere.drvPath
+        && packageThere.stdenv.hostPlatform.system == foreign.stdenv.hostPlatform.system;
+      "every option has a description and a default" = lib.all (
+        option:
+        !(lib.elem (option.description or null) [
+          null
+          ""
+        ])
+        && option ? default
+      ) documented;
+      "a switch restarts the service and leaves its sockets open" =
+        !(units "127.0.0.1:8080").services.redis-proxy.stopIfChanged;
+      "a switch opens a changed address" = addresses "127.0.0.1:8080" != addresses "127.0.0.1:8081";
+      "a switch leaves an unchanged address" = addresses "127.0.0.1:8080" == addresses "127.0.0.1:8080";
+    };
 in
+assert lib.all lib.id (
+  lib.mapAttrsToList (fact: isTrue: lib.assertMsg isTrue "not so: ${fact}") facts
+);
 assert lib.all lib.id (lib.mapAttrsToList accepted good);
 assert lib.all lib.id (lib.mapAttrsToList verdict refused);
 assert lib.assertMsg (secretKeys != [ ]) "no key of redis-proxy.toml names a file with a secret";

@@ -6,6 +6,7 @@
   rustPlatform,
   callPackage,
   formats,
+  testers,
   installShellFiles,
   versionCheckHook,
 }:
@@ -50,12 +51,43 @@ rustPlatform.buildRustPackage (finalAttrs: {
     $out/bin/redis-proxy check --config ${configuration}
   '';
 
-  passthru.tests.integration = callPackage ./tests.nix { redis-proxy = finalAttrs.finalPackage; };
+  passthru.tests =
+    let
+      onMachine =
+        test:
+        testers.runNixOSTest {
+          imports = [ test ];
+          defaults = {
+            imports = [
+              ../nixos-module.nix
+              ./monitoring.nix
+            ];
+            services.redis-proxy.package = finalAttrs.finalPackage;
+          };
+        };
+    in
+    {
+      integration = callPackage ./tests.nix { redis-proxy = finalAttrs.finalPackage; };
+      vm = onMachine ./vm-test.nix;
+      vm-secrets = onMachine ./vm-test-secrets.nix;
+    };
 
   meta = {
     inherit (package) description;
     license = lib.licenses.asl20;
     mainProgram = "redis-proxy";
-    platforms = lib.platforms.unix;
+    maintainers = [
+      {
+        name = "The redis-proxy maintainers";
+        email = "maintainers@redis-proxy.invalid";
+      }
+    ];
+    # Its tests read /proc.
+    platforms = lib.platforms.linux;
+  }
+  # The repository is named in Cargo.toml, once it is public.
+  // lib.optionalAttrs (package ? repository) {
+    homepage = package.repository;
+    changelog = "${package.repository}/blob/v${package.version}/CHANGELOG.md";
   };
 })

@@ -28,7 +28,7 @@ redis-proxy.overrideAttrs (old: {
         ]
       ))
       # A test compares the README with it.
-      ./example.nix
+      ./template/redis-proxy.nix
     ];
   };
 
@@ -37,6 +37,7 @@ redis-proxy.overrideAttrs (old: {
   installPhase = "touch $out";
 
   doCheck = true;
+  # The name that cargo itself takes.
   cargoCheckType = "dev";
   # There are no examples in the documentation, and bench/load.rs is no test.
   cargoTestFlags = [

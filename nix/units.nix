@@ -52,7 +52,7 @@ let
   words = lib.mapAttrs (_: values: lib.concatStringsSep " " values);
 
   # The settings that differ because a distribution and a NixOS system keep files in different
-  # places.
+  # places, and because a distribution may have a systemd without notify-reload.
   serviceOwn = [
     "EnvironmentFile"
     "ExecReload"
@@ -60,6 +60,7 @@ let
     "LoadCredential"
     "Sockets"
     "SupplementaryGroups"
+    "Type"
   ];
   socketOwn = [
     "ListenStream"

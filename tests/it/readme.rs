@@ -74,7 +74,7 @@ fn readme_nixos_config_is_the_tested_one() {
         .nth(1)
         .and_then(|rest| rest.split("```").next())
         .expect("a block of Nix");
-    assert_eq!(shown, file("nix/example.nix"));
+    assert_eq!(shown, file("nix/template/redis-proxy.nix"));
 }
 
 fn readme() -> String {
