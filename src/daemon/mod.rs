@@ -147,7 +147,7 @@ impl Daemon {
 
     /// Serves until a shutdown signal arrives or a critical task ends.
     pub async fn run(mut self) -> ExitReason {
-        let (mut control, drain) = Drain::new();
+        let (mut control, drain) = Drain::new(self.config.daemon.drain_timeout);
         let mut tasks = self.start(&drain);
         // The remaining clones belong to listeners and connections. The drain ends with the last of
         // them.

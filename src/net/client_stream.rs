@@ -32,12 +32,6 @@ pub(crate) enum DetachedStream {
 }
 
 impl ClientStream {
-    /// Whether its end must be announced by `close_notify`. An attacker on the network can forge
-    /// the end of the TCP connection.
-    pub(crate) fn needs_close_notify(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
-
     /// Deregisters the stream from its runtime.
     ///
     /// # Errors

@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::time::Instant;
 
 use super::dedicated::DedicatedConnection;
 use super::failure::write_failure;
@@ -71,8 +71,6 @@ const CLIENT_HIGH_WATER: usize = 1 << 20;
 const MAX_FLIGHTS: usize = 64;
 /// The most pending replies of one client.
 const MAX_REPLIES: usize = 1 << 18;
-/// The longest time that the end of TLS may take to be sent.
-const TLS_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest time that a connection to Redis may be unused while its client reads from memory.
 /// Otherwise Redis, or a firewall on the way, would close it as idle.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -103,9 +101,14 @@ impl Connection {
 
     pub(super) async fn run(mut self) {
         poll_fn(|cx| self.poll(cx)).await;
-        if self.client.needs_close_notify() {
-            _ = timeout(TLS_CLOSE_TIMEOUT, self.client.shutdown()).await;
-        }
+        let (mut client, lifetime) = self.into_client();
+        let mut close = lifetime.lingering_close();
+        _ = poll_fn(|cx| close.poll(Pin::new(&mut client), cx)).await;
+    }
+
+    /// Ends everything but the client's stream, the connection to Redis too.
+    fn into_client(self) -> (ClientStream, Lifetime) {
+        (self.client, self.lifetime)
     }
 
     /// Ready when the connection has ended.

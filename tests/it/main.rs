@@ -12,6 +12,7 @@ mod faults;
 mod fuzz;
 mod haproxy;
 mod hot_keys;
+mod http_drain;
 mod lifecycle;
 mod limits;
 mod metrics;
