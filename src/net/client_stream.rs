@@ -56,7 +56,7 @@ impl DetachedStream {
         Ok(match self {
             Self::Tcp(stream) => {
                 let stream = TcpStream::from_std(stream)?;
-                tcp::configure(&stream)?;
+                tcp::configure_client(&stream)?;
                 ClientStream::Tcp(stream)
             }
             Self::Unix(stream) => ClientStream::Unix(UnixStream::from_std(stream)?),
