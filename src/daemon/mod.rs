@@ -5,6 +5,7 @@
 
 mod fd_limit;
 pub mod health;
+mod memory;
 mod reload;
 mod shutdown;
 mod systemd;
@@ -190,6 +191,7 @@ impl Daemon {
             tasks.spawn(upstream_task);
         }
         tasks.spawn(sweep(self.upstream.clone()));
+        tasks.spawn(memory::return_freed_memory());
         if let Some(warm) = self.warm.clone() {
             tasks.spawn(warm.run());
         }

@@ -15,6 +15,7 @@ mod hot_keys;
 mod http_drain;
 mod lifecycle;
 mod limits;
+mod memory;
 mod metrics;
 mod no_cache;
 mod operations;
