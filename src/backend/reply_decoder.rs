@@ -9,7 +9,7 @@ use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, BytesMut};
 use redis::{Value, parse_redis_value};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -53,6 +53,16 @@ impl ReplyDecoder {
         stream: &mut (impl AsyncRead + Unpin),
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
+        if let Some(large) = self.large.as_mut().filter(|_| self.input.is_empty())
+            && let left @ 1.. = large.length - large.bytes.len()
+        {
+            // To its place at once. Otherwise each byte would be copied, and read in small pieces.
+            if large.bytes.capacity() == large.bytes.len() {
+                large.bytes.reserve(left.min(AHEAD));
+            }
+            let mut place = (&mut large.bytes).limit(left);
+            return pin!(stream.read_buf(&mut place)).poll(cx);
+        }
         self.input.reserve(READ);
         pin!(stream.read_buf(&mut self.input)).poll(cx)
     }
@@ -169,6 +179,8 @@ impl ReplyDecoder {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -240,6 +252,32 @@ mod tests {
             let more = [wrong.as_bytes(), &[b'\n'; LONGEST_HEADER]].concat();
             assert_eq!(answers(&more, 1), Err(InvalidReply), "{wrong:?}");
             assert_eq!(answers(&more, usize::MAX), Err(InvalidReply), "{wrong:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn large_value_is_read_to_its_place() {
+        let value = vec![7; 3 * AHEAD + 5];
+        let (header, end) = (format!("${}\r\n", value.len()), b"\r\n:1\r\n");
+        for first in [0, 1, 100] {
+            let (before, behind) = value.split_at(first);
+            let sent = [header.as_bytes(), before, behind, end].concat();
+            let (mut reader, mut stream) = (ReplyDecoder::default(), &sent[..]);
+            let mut answers = Vec::new();
+            // The header arrives with the first bytes, as from a socket.
+            reader.input.extend_from_slice(&sent[..header.len() + first]);
+            stream = &stream[header.len() + first..];
+            loop {
+                while let Some(answer) = reader.next_reply().unwrap() {
+                    answers.push(answer);
+                }
+                let read = poll_fn(|cx| reader.poll_read(&mut stream, cx)).await.unwrap();
+                if read == 0 {
+                    break;
+                }
+                assert!(reader.input.capacity() < LARGE_VALUE_MIN, "it is collected twice");
+            }
+            assert_eq!(answers, [bulk(&value), Value::Int(1)]);
         }
     }
 

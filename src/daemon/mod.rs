@@ -6,6 +6,7 @@
 mod bad_files;
 mod fd_limit;
 pub mod health;
+mod memory;
 mod reload;
 mod shutdown;
 mod systemd;
@@ -166,7 +167,7 @@ impl Daemon {
 
     /// Serves until a shutdown signal arrives or a critical task ends.
     pub async fn run(mut self) -> ExitReason {
-        let (mut control, drain) = Drain::new();
+        let (mut control, drain) = Drain::new(self.config.daemon.drain_timeout);
         let mut tasks = self.start(&drain);
         // The remaining clones belong to listeners and connections. The drain ends with the last of
         // them.
@@ -209,6 +210,7 @@ impl Daemon {
             tasks.spawn(upstream_task);
         }
         tasks.spawn(sweep(self.upstream.clone()));
+        tasks.spawn(memory::return_freed_memory());
         if let Some(warm) = self.warm.clone() {
             tasks.spawn(warm.run());
         }

@@ -20,7 +20,7 @@ use super::problem::{ProblemType, denied_response};
 use super::request_head::field_size;
 use super::service::{Handler, HttpService, LONGEST_TARGET};
 use super::timers::ConnectionTimers;
-use crate::net::{ClientStream, PollOnWake, TrackedIo};
+use crate::net::{ClientStream, LingeringClose, PollOnWake, TrackedIo};
 use crate::server::{Drain, Service};
 use crate::sync::CountGuard;
 
@@ -44,9 +44,6 @@ impl<R: Handler> Service for HttpService<R> {
     }
 }
 
-/// The time for which a connection still reads after the stop signal. A request may be in transit,
-/// or already received and unread.
-const DRAIN_GRACE: Duration = Duration::from_millis(50);
 /// The problems that are reported before routing.
 const HEADER_TOO_LARGE: ProblemType = ProblemType::new(
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -67,18 +64,14 @@ const FRAGMENT: ProblemType =
     ProblemType::new(StatusCode::BAD_REQUEST, "fragment", "A request has no fragment");
 
 /// Drives a connection to its end and returns its output, or `None` if it does not end in time.
-/// `finish` starts its shutdown once it is overdue or the daemon drains.
+/// `finish` starts its shutdown once it is overdue or has to stop.
 async fn drive<C: Future>(
     mut connection: Pin<&mut C>,
-    mut drain: Drain,
+    stop: impl Future<Output = ()>,
     expired: impl Future<Output = ()>,
     finish: impl FnOnce(Pin<&mut C>),
 ) -> Option<C::Output> {
-    let expired = pin!(expired);
-    let stop = pin!(async {
-        drain.signaled().await;
-        sleep(DRAIN_GRACE).await;
-    });
+    let (expired, stop) = (pin!(expired), pin!(stop));
     // The connection is woken for each request. These two futures need no poll then.
     let (mut expired, stop) = (PollOnWake::new(expired), PollOnWake::new(stop));
     let grace = tokio::select! {
@@ -108,10 +101,11 @@ impl<R: Handler> HttpService<R> {
     async fn run(self, stream: ClientStream, drain: Drain) {
         let limits = Arc::clone(&self.limits);
         let timers = Arc::new(ConnectionTimers::new());
-        let fast_path = FastPath::new(stream, self.clone(), Arc::clone(&timers));
+        let close = || LingeringClose::new(drain.quiet_time());
+        let fast_path = FastPath::new(stream, self.clone(), Arc::clone(&timers), close());
         let expired = timers.expired(&limits, Some(limits.header_timeout));
-        let rest =
-            drive(pin!(fast_path.run()), drain.clone(), expired, |_| timers.begin_close()).await;
+        let idle = timers.idle_in_drain(drain.clone());
+        let rest = drive(pin!(fast_path.run()), idle, expired, |_| timers.begin_close()).await;
         let (stream, first, is_http2) = match rest {
             None | Some(Handover::Closed) => return,
             Some(Handover::Http1(stream, first)) => (stream, first, false),
@@ -119,7 +113,7 @@ impl<R: Handler> HttpService<R> {
         };
         let inspector = (!is_http2).then(|| timers.fragment_inspector());
         let stream =
-            TrackedIo::with_returned(stream, Arc::clone(&timers.activity), first, inspector);
+            TrackedIo::of_client(stream, Arc::clone(&timers.activity), first, inspector, close());
         let timers_of_service = Arc::clone(&timers);
         let answer = service_fn(move |request| {
             self.clone().respond(request, Arc::clone(&timers_of_service))
@@ -131,7 +125,10 @@ impl<R: Handler> HttpService<R> {
             // Later bytes may belong to the connection itself, so the start of a request head is
             // unknown. No header timeout applies.
             let expired = timers.expired(&limits, None);
-            drive(pin!(connection), drain, expired, http2::Connection::graceful_shutdown).await;
+            // The shutdown begins with GOAWAY for no stream yet. The client can send requests until
+            // it receives that, and all of them are answered.
+            let stop = async { drain.clone().signaled().await };
+            drive(pin!(connection), stop, expired, http2::Connection::graceful_shutdown).await;
         } else {
             // No `pipeline_flush`: with it, hyper delays or loses a response while more input
             // arrives. The buffer is larger than the limit for headers. An oversized head is
@@ -142,46 +139,55 @@ impl<R: Handler> HttpService<R> {
                 .max_buf_size(limits.max_header.saturating_add(LONGEST_TARGET))
                 .serve_connection(TokioIo::new(stream), answer);
             let expired = timers.expired(&limits, Some(limits.header_timeout));
-            drive(pin!(connection), drain, expired, http1::Connection::graceful_shutdown).await;
+            let idle = timers.idle_in_drain(drain);
+            drive(pin!(connection), idle, expired, http1::Connection::graceful_shutdown).await;
         }
     }
 }
 
 impl<R: Handler> HttpService<R> {
-    /// Returns the response to a request. The connection does not count as idle meanwhile.
+    /// Returns the response to a request. The connection does not count as idle meanwhile. In a
+    /// drain, an HTTP/1 connection ends with it.
     async fn respond(
         self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         timers: Arc<ConnectionTimers>,
     ) -> Result<Response<Body>, Infallible> {
         timers.activity.mark_consumed();
         let number = timers.requests.fetch_add(1, Relaxed) + 1;
         let _answering = CountGuard::new(&timers.in_flight);
-        if timers.has_fragment(number) {
-            return Ok(closing_response(
+        let is_http2 = request.version() == Version::HTTP_2;
+        let response = if timers.has_fragment(number) {
+            closing_response(
                 FRAGMENT.response(Some("A number sign that belongs to the key is written %23.")),
-            ));
-        }
+            )
+        } else {
+            self.checked_response(request).await
+        };
+        let is_last = timers.is_draining() && !is_http2;
+        Ok(if is_last { closing_response(response) } else { response })
+    }
+
+    /// Returns the response to a request, which is checked before it is routed.
+    async fn checked_response(self, mut request: Request<Incoming>) -> Response<Body> {
         if request.version() == Version::HTTP_11
             && request.headers().get_all(header::HOST).iter().count() != 1
         {
-            return Ok(closing_response(
-                NO_HOST.response(Some("HTTP/1.1 asks for one Host header.")),
-            ));
+            return closing_response(NO_HOST.response(Some("HTTP/1.1 asks for one Host header.")));
         }
         let sizes = request
             .headers()
             .iter()
             .map(|(name, value)| field_size(name.as_str().len(), value.len()));
         if sizes.sum::<usize>() > self.limits.max_header {
-            return Ok(closing_response(HEADER_TOO_LARGE.response(None)));
+            return closing_response(HEADER_TOO_LARGE.response(None));
         }
         if let Some((auth, refused)) = &self.auth
             && let Err(denied) = auth.authenticate(&mut request)
         {
             refused.count();
-            return Ok(denied_response(denied, request.method()));
+            return denied_response(denied, request.method());
         }
-        Ok(self.handler.handle(request).await)
+        self.handler.handle(request).await
     }
 }

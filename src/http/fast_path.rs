@@ -15,15 +15,15 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::Response;
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::time::Instant;
 
 use super::request_head::{HeadParser, ParsedHead, has_empty_line};
 use super::service::{
     FastPathResult, HTTP2_PREFACE, Handler, HttpService, LONGEST_TARGET, ResponseWriter,
 };
 use super::timers::ConnectionTimers;
-use crate::net::{ClientStream, WriteBuf};
+use crate::net::{ClientStream, LingeringClose, WriteBuf};
 use crate::sync::CountGuard;
 
 /// The `Date` header of responses (RFC 9110, section 6.6.1) and the empty line that ends their
@@ -67,6 +67,9 @@ pub(super) struct FastPath<R> {
     /// The time of the last read, or of the last awaited response.
     now: Instant,
     date: DateHeader,
+    /// Whether the output ends with the last response.
+    is_last_written: bool,
+    close: LingeringClose,
 }
 
 /// The continuation of a connection after its last simple request.
@@ -85,6 +88,7 @@ enum Next {
     Read,
     Wait(PendingResponse),
     HandOver,
+    Close,
 }
 
 /// A response that is not ready yet.
@@ -97,14 +101,13 @@ struct PendingResponse {
 const READ_CHUNK: usize = 8 << 10;
 /// The number of pending response bytes that are written before more requests are processed.
 const WRITE_HIGH_WATER: usize = 64 << 10;
-/// The timeout for closing the stream.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<R: Handler> FastPath<R> {
     pub(super) fn new(
         stream: ClientStream,
         http: HttpService<R>,
         timers: Arc<ConnectionTimers>,
+        close: LingeringClose,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -118,6 +121,8 @@ impl<R: Handler> FastPath<R> {
             output: WriteBuf::default(),
             now,
             date: DateHeader::new(now),
+            is_last_written: false,
+            close,
         }
     }
 
@@ -134,16 +139,19 @@ impl<R: Handler> FastPath<R> {
                     Ok(1..) => {}
                     // hyper decides about an incomplete head.
                     Ok(0) if !self.input.is_empty() => return self.hand_over(),
-                    Ok(0) => {
-                        _ = timeout(CLOSE_TIMEOUT, self.stream.shutdown()).await;
-                        return Handover::Closed;
-                    }
+                    Ok(0) => return self.close().await,
                     Err(_) => return Handover::Closed,
                 },
                 Next::Wait(pending) => self.await_response(pending).await,
                 Next::HandOver => return self.hand_over(),
+                Next::Close => return self.close().await,
             }
         }
+    }
+
+    async fn close(mut self) -> Handover {
+        _ = poll_fn(|cx| self.close.poll(Pin::new(&mut self.stream), cx)).await;
+        Handover::Closed
     }
 
     /// Processes the received requests that are simple and can be answered at once.
@@ -171,8 +179,8 @@ impl<R: Handler> FastPath<R> {
             };
             let wants_body = request.wants_body();
             let date = self.date.at(self.now);
-            let answer =
-                ResponseWriter { output: &mut self.output, date, wants_body, is_last: false };
+            let is_last = self.timers.is_draining() && length == self.input.len();
+            let answer = ResponseWriter { output: &mut self.output, date, wants_body, is_last };
             let taken = if self.http.admits(&request) {
                 self.http.handler.handle_simple(&request, self.now, answer)
             } else {
@@ -193,8 +201,9 @@ impl<R: Handler> FastPath<R> {
             if let FastPathResult::Pending(response) = taken {
                 return Next::Wait(PendingResponse { response, wants_body });
             }
+            self.is_last_written = is_last;
         }
-        Next::Read
+        if self.is_last_written { Next::Close } else { Next::Read }
     }
 
     /// Waits for the rest of a head. hyper rejects a head above the size limit.
@@ -217,7 +226,10 @@ impl<R: Handler> FastPath<R> {
         poll_fn(|cx| {
             let before = self.output.len();
             let written = self.output.poll_write(Pin::new(&mut self.stream), cx);
-            has_waited |= written.is_pending();
+            if written.is_pending() || has_waited {
+                has_waited = true;
+                self.timers.activity.set_write_blocked(written.is_pending());
+            }
             // A write that completes at once needs no timestamp. Its request, or the reply from
             // Redis, was recorded at the same time.
             if has_waited && self.output.len() < before {
@@ -255,8 +267,8 @@ impl<R: Handler> FastPath<R> {
         drop(in_flight);
         self.now = Instant::now();
         self.timers.activity.record_written(self.now);
-        let is_last = self.timers.should_close() && self.input.is_empty();
-        let date = self.date.at(self.now);
+        self.is_last_written = self.timers.is_draining() && self.input.is_empty();
+        let (date, is_last) = (self.date.at(self.now), self.is_last_written);
         ResponseWriter { output: &mut self.output, date, wants_body, is_last }
             .write_response(&response);
     }

@@ -1,14 +1,15 @@
-//! The timeouts of a connection: idle time, and the arrival of request heads.
+//! The timeouts of a connection: idle time, the arrival of request heads, and quiet in a drain.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::fragment_guard::RequestLines;
 use super::service::Limits;
 use crate::net::{Inspector, IoProgress};
+use crate::server::Drain;
 
 /// The state of a connection that its timeouts depend on.
 pub(super) struct ConnectionTimers {
@@ -18,6 +19,7 @@ pub(super) struct ConnectionTimers {
     /// The number of requests that hyper has started to process.
     pub(super) requests: AtomicUsize,
     pub(super) in_flight: Arc<AtomicUsize>,
+    is_draining: AtomicBool,
     is_closing: AtomicBool,
 }
 
@@ -29,6 +31,7 @@ impl ConnectionTimers {
             first_fragment: AtomicUsize::new(usize::MAX),
             requests,
             in_flight: Arc::default(),
+            is_draining: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
         }
     }
@@ -51,6 +54,11 @@ impl ConnectionTimers {
     /// Whether the request with this number, counted from 1, or an earlier one has a fragment.
     pub(super) fn has_fragment(&self, number: usize) -> bool {
         self.first_fragment.load(Relaxed) <= number
+    }
+
+    /// Whether the next response is the last one, and announces that.
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining.load(Relaxed)
     }
 
     pub(super) fn should_close(&self) -> bool {
@@ -76,5 +84,32 @@ impl ConnectionTimers {
     }
 }
 
+impl ConnectionTimers {
+    /// Returns once the daemon drains and the connection is idle: no request is in flight, none has
+    /// arrived in part, and no byte has moved for the quiet time. From the signal on, the next
+    /// response announces the end.
+    ///
+    /// Otherwise a client that is in use would lose the request that it sends at the time of the
+    /// close. It cannot know of the close before, except by a response.
+    pub(super) async fn idle_in_drain(&self, mut drain: Drain) {
+        drain.signaled().await;
+        self.is_draining.store(true, Relaxed);
+        sleep(DRAIN_GRACE).await;
+        loop {
+            let (now, due) = (Instant::now(), self.activity.last_transfer() + drain.quiet_time());
+            let is_busy = self.in_flight.load(Relaxed) > 0
+                || self.activity.unconsumed_since().is_some()
+                || self.activity.is_write_blocked();
+            if due <= now && !is_busy {
+                return;
+            }
+            sleep_until(if is_busy { now + BUSY_RECHECK } else { due }).await;
+        }
+    }
+}
+
+/// The time for which every connection still reads after the stop signal. A request may be in
+/// transit, or already received and unread.
+const DRAIN_GRACE: Duration = Duration::from_millis(50);
 /// The interval of checks while a request is in flight: the end of a response is noticed within it.
 const BUSY_RECHECK: Duration = Duration::from_millis(100);

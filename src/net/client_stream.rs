@@ -32,12 +32,6 @@ pub(crate) enum DetachedStream {
 }
 
 impl ClientStream {
-    /// Whether its end must be announced by `close_notify`. An attacker on the network can forge
-    /// the end of the TCP connection.
-    pub(crate) fn needs_close_notify(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
-
     /// Deregisters the stream from its runtime.
     ///
     /// # Errors
@@ -62,7 +56,7 @@ impl DetachedStream {
         Ok(match self {
             Self::Tcp(stream) => {
                 let stream = TcpStream::from_std(stream)?;
-                tcp::configure(&stream)?;
+                tcp::configure_client(&stream)?;
                 ClientStream::Tcp(stream)
             }
             Self::Unix(stream) => ClientStream::Unix(UnixStream::from_std(stream)?),

@@ -1,6 +1,7 @@
 //! Byte transport: sockets, streams, buffers and timeouts, independent of any protocol.
 
 mod client_stream;
+mod lingering_close;
 mod poll_on_wake;
 mod progress;
 pub(crate) mod tcp;
@@ -8,6 +9,7 @@ mod write_buf;
 
 pub use self::client_stream::ClientStream;
 pub(crate) use self::client_stream::DetachedStream;
+pub(crate) use self::lingering_close::LingeringClose;
 pub(crate) use self::poll_on_wake::PollOnWake;
 pub(crate) use self::progress::{Inspector, IoProgress, TrackedIo};
 pub(crate) use self::write_buf::{WriteBuf, ZERO_COPY_MIN};

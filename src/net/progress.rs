@@ -6,13 +6,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+
+use super::LingeringClose;
 
 /// The times of a stream's last read and last write.
 #[derive(Debug)]
@@ -23,13 +25,21 @@ pub(crate) struct IoProgress {
     written: AtomicU64,
     /// The first read of bytes that are not consumed yet; 0 if there are none.
     unconsumed: AtomicU64,
+    /// Whether the peer has yet to take bytes before more can be written.
+    is_write_blocked: AtomicBool,
 }
 
 impl IoProgress {
     /// Creates the times of a stream that counts as opened now.
     pub(crate) fn new() -> Arc<Self> {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self { opened: Instant::now(), read: zero(), written: zero(), unconsumed: zero() })
+        Arc::new(Self {
+            opened: Instant::now(),
+            read: zero(),
+            written: zero(),
+            unconsumed: zero(),
+            is_write_blocked: AtomicBool::new(false),
+        })
     }
 
     fn nanos_since_open(&self, now: Instant) -> u64 {
@@ -79,6 +89,16 @@ impl IoProgress {
         self.written.store(self.nanos_since_open(now), Relaxed);
     }
 
+    /// Records whether a write waits for the peer.
+    pub(crate) fn set_write_blocked(&self, is_blocked: bool) {
+        self.is_write_blocked.store(is_blocked, Relaxed);
+    }
+
+    /// Whether a write waits for the peer.
+    pub(crate) fn is_write_blocked(&self) -> bool {
+        self.is_write_blocked.load(Relaxed)
+    }
+
     /// Returns the time of the last byte in either direction, or the opening time if there is none.
     pub(crate) fn last_transfer(&self) -> Instant {
         self.last_read().max(self.instant(&self.written))
@@ -96,27 +116,38 @@ pub(crate) struct TrackedIo<S> {
     returned: Bytes,
     /// Inspects the incoming bytes.
     inspector: Option<Inspector>,
+    /// The close of a client's stream; `None` if the stream is closed at once.
+    lingering_close: Option<LingeringClose>,
 }
 
 impl<S> TrackedIo<S> {
     /// Wraps `stream`, which counts as opened now. Returns it with its times.
     pub(crate) fn new(stream: S) -> (Self, Arc<IoProgress>) {
         let activity = IoProgress::new();
-        (Self::with_returned(stream, Arc::clone(&activity), Bytes::new(), None), activity)
+        let tracked = Self {
+            stream,
+            activity: Arc::clone(&activity),
+            returned: Bytes::new(),
+            inspector: None,
+            lingering_close: None,
+        };
+        (tracked, activity)
     }
 
-    /// Wraps a stream from which the bytes in `returned` were already read. The `inspector` sees
-    /// these bytes and all that follow.
-    pub(crate) fn with_returned(
+    /// Wraps a client's stream from which the bytes in `returned` were already read. The
+    /// `inspector` sees these bytes and all that follow.
+    pub(crate) fn of_client(
         stream: S,
         activity: Arc<IoProgress>,
         returned: Bytes,
         inspector: Option<Inspector>,
+        close: LingeringClose,
     ) -> Self {
-        Self { stream, activity, returned, inspector }
+        Self { stream, activity, returned, inspector, lingering_close: Some(close) }
     }
 
     fn record_write(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+        self.activity.set_write_blocked(written.is_pending());
         if let Poll::Ready(Ok(1..)) = written {
             self.activity.record_written(Instant::now());
             // A write answers the bytes that were read. Otherwise a late body would count as an
@@ -153,7 +184,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -180,7 +211,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let Self { stream, lingering_close, .. } = self.get_mut();
+        match lingering_close {
+            Some(close) => close.poll(Pin::new(stream), cx),
+            None => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::time::Instant;
 
 use super::dedicated::DedicatedConnection;
 use super::failure::write_failure;
@@ -63,6 +63,10 @@ pub(super) struct Connection {
 
 /// Bytes read at once.
 const READ_CHUNK: usize = 16 << 10;
+/// Bytes read at once of a command that is forwarded as it arrives.
+const STREAM_CHUNK: usize = 64 << 10;
+/// The size from which a command that has arrived in part gets room for the longest one.
+const LARGE_INPUT: usize = 64 << 10;
 /// A larger buffer is freed once it is empty, in bytes.
 const BUF_RETAIN: usize = 16 << 10;
 /// The most bytes that may wait to be sent to Redis.
@@ -73,11 +77,23 @@ const CLIENT_HIGH_WATER: usize = 1 << 20;
 const MAX_FLIGHTS: usize = 64;
 /// The most pending replies of one client.
 const MAX_REPLIES: usize = 1 << 18;
-/// The longest time that the end of TLS may take to be sent.
-const TLS_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest time that a connection to Redis may be unused while its client reads from memory.
 /// Otherwise Redis, or a firewall on the way, would close it as idle.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Returns the room for the next read, behind `held` bytes of at most `most`.
+///
+/// A large command gets all of its room in one step. Otherwise the buffer would grow by doubling,
+/// which copies as many bytes as the command has.
+fn read_room(held: usize, most: usize, is_streaming: bool) -> usize {
+    if held >= LARGE_INPUT {
+        most.saturating_sub(held).max(READ_CHUNK)
+    } else if is_streaming {
+        STREAM_CHUNK
+    } else {
+        READ_CHUNK
+    }
+}
 
 impl Connection {
     pub(super) fn new(client: ClientStream, shared: Arc<Shared>, drain: Drain) -> Self {
@@ -106,9 +122,14 @@ impl Connection {
 
     pub(super) async fn run(mut self) {
         poll_fn(|cx| self.poll(cx)).await;
-        if self.client.needs_close_notify() {
-            _ = timeout(TLS_CLOSE_TIMEOUT, self.client.shutdown()).await;
-        }
+        let (mut client, lifetime) = self.into_client();
+        let mut close = lifetime.lingering_close();
+        _ = poll_fn(|cx| close.poll(Pin::new(&mut client), cx)).await;
+    }
+
+    /// Ends everything but the client's stream, the connection to Redis too.
+    fn into_client(self) -> (ClientStream, Lifetime) {
+        (self.client, self.lifetime)
     }
 
     /// Ready when the connection has ended.
@@ -302,8 +323,10 @@ impl Connection {
         if !self.may_read() {
             return Step::Idle;
         }
-        if self.input.capacity() - self.input.len() < READ_CHUNK / 2 {
-            self.input.reserve(READ_CHUNK);
+        let held = self.input.len();
+        if self.input.capacity() - held < READ_CHUNK / 2 {
+            let most = self.shared.settings.max_query_buffer.0 + READ_CHUNK;
+            self.input.reserve(read_room(held, most, self.parser.is_streaming()));
         }
         let read = pin!(self.client.read_buf(&mut self.input)).poll(cx);
         match read {
@@ -533,6 +556,26 @@ impl Connection {
         if self.redis.is_closed() {
             let opening = Arc::clone(&self.shared).open(self.session.connect_as());
             self.redis.open(Box::pin(opening));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_command_gets_its_room_at_once() {
+        const MOST: usize = 1 << 20;
+        for (held, is_streaming, room) in [
+            (0, false, READ_CHUNK),
+            (0, true, STREAM_CHUNK),
+            (LARGE_INPUT - 1, false, READ_CHUNK),
+            (LARGE_INPUT, false, MOST - LARGE_INPUT),
+            (MOST, false, READ_CHUNK),
+            (MOST + 1, true, READ_CHUNK),
+        ] {
+            assert_eq!(read_room(held, MOST, is_streaming), room, "{held} {is_streaming}");
         }
     }
 }

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::step::Task;
-use crate::net::PollOnWake;
+use crate::net::{LingeringClose, PollOnWake};
 use crate::server::Drain;
 
 /// The state of a connection.
@@ -98,14 +98,14 @@ pub(super) struct Lifetime {
     /// The time for the next check whether a closing connection has stalled for too long.
     close_timer: Option<Pin<Box<Sleep>>>,
     /// While it lives, the daemon waits for the connection.
-    _drain_guard: Drain,
+    drain_guard: Drain,
 }
 
 impl Lifetime {
     /// Timers of a new connection. An `idle_timeout` of zero means none.
     pub(super) fn new(idle_timeout: Duration, mut drain: Drain) -> Self {
         Self {
-            _drain_guard: drain.clone(),
+            drain_guard: drain.clone(),
             drain: PollOnWake::new(Box::pin(async move {
                 drain.signaled().await;
                 sleep(DRAIN_GRACE).await;
@@ -121,6 +121,12 @@ impl Lifetime {
     /// Bytes came from the client, or were taken by it.
     pub(super) fn progressed(&mut self, now: Instant) {
         self.last_progress = now;
+    }
+
+    /// Returns the close of the client's stream. A reset would lose replies that the client has not
+    /// read yet, if it still sends commands.
+    pub(super) fn lingering_close(&self) -> LingeringClose {
+        LingeringClose::new(self.drain_guard.quiet_time())
     }
 
     /// Whether the daemon drains.

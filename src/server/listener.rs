@@ -1,13 +1,15 @@
 //! A bound socket: accepts connections, counts them, and hands them to workers or rejects those
 //! above the limit.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -16,7 +18,7 @@ use super::handoff::{Accepted, ConnectionGuards};
 use super::{Drain, Service, Tls, Workers};
 use crate::access::{AuthRequirement, UnprotectedListener};
 use crate::metrics::{FrontEnd, Metrics, RejectCounter, RejectReason};
-use crate::net::ClientStream;
+use crate::net::{ClientStream, LingeringClose};
 use crate::settings::{Listen, UNIX};
 
 /// A bound socket with the service behind it.
@@ -229,15 +231,15 @@ const MAX_ACCEPTS_AFTER_DRAIN: usize = 1024;
 /// The maximum number of rejections in progress. Further connections are closed without a response.
 const MAX_REJECTIONS: usize = 32;
 
-/// Sends the response without reading the request, then reads and discards input for a while.
-/// Closing a socket with unread bytes would reset the connection and lose the response.
+/// The longest time that a rejection takes.
+const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Sends the response without reading the request.
 async fn reject(mut stream: ClientStream, answer: Vec<u8>, _turn: OwnedSemaphorePermit) {
     let goodbye = async {
         stream.write_all(&answer).await?;
-        stream.shutdown().await?;
-        let mut discarded = [0; 4096];
-        while stream.read(&mut discarded).await? > 0 {}
-        io::Result::Ok(())
+        let mut close = LingeringClose::new(REJECT_TIMEOUT);
+        poll_fn(|cx| close.poll(Pin::new(&mut stream), cx)).await
     };
-    _ = timeout(Duration::from_secs(1), goodbye).await;
+    _ = timeout(REJECT_TIMEOUT, goodbye).await;
 }

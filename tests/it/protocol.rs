@@ -589,6 +589,29 @@ fn slow_reader_gets_the_whole_body() {
     read_slowly(ask_for_big(&serving));
 }
 
+/// The buffers of both kernels hold several megabytes. A write would succeed again when a third of
+/// them is empty, which takes such a reader longer than the idle timeout.
+#[test]
+fn steady_reader_is_not_cut_between_two_writes() {
+    const STEP: usize = 10 << 10;
+    let serving = serving(&[("HTTP__IDLE_TIMEOUT", "5s")]);
+    serving.set("big", vec![b'x'; BIG]);
+    let mut stream = TcpStream::connect(serving.address()).expect("a connection");
+    stream.set_read_timeout(Some(BOUND)).expect("a connection to set up");
+    send(&mut stream, b"GET /keys/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    // A reader that begins fast gets the largest buffers.
+    let mut received = vec![0; 2 << 20];
+    stream.read_exact(&mut received).expect("the first part");
+    let (begun, mut chunk) = (Instant::now(), vec![0; STEP]);
+    while begun.elapsed() < Duration::from_secs(15) {
+        stream.read_exact(&mut chunk).expect("more of the value");
+        received.extend(&chunk);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    stream.read_to_end(&mut received).expect("the rest");
+    assert!(received.len() > BIG, "cut after {} of {BIG} bytes", received.len());
+}
+
 #[test]
 fn slow_reader_is_not_idle_when_finished() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "1500ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);

@@ -1,6 +1,7 @@
 //! An HTTP/2 client with prior knowledge, which can reset single streams.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -44,6 +45,35 @@ impl Http2 {
             let status = response.status().as_u16();
             Ok((status, response.into_body().collect().await?.to_bytes()))
         })
+    }
+
+    /// Sends requests, four at a time, until the server announces the end of the connection.
+    /// Counts the answered ones.
+    ///
+    /// # Errors
+    /// The error of a request that was sent and got no response.
+    pub(crate) fn read_until_goaway(
+        &self,
+        key: &str,
+        answered: &AtomicUsize,
+    ) -> Result<(), String> {
+        loop {
+            for stream in [(); 4].map(|()| self.send(key)) {
+                match self.runtime.block_on(stream).expect("a request that goes on") {
+                    Ok(response) => {
+                        assert_eq!(response.0, 200, "{response:?}");
+                        answered.fetch_add(1, SeqCst);
+                    }
+                    // The client knew of the end, and sent nothing.
+                    Err(error) if error.is_canceled() || error.is_closed() => return Ok(()),
+                    // Its stream is above the last one that GOAWAY names, and may be repeated.
+                    Err(error) if format!("{error:?}").contains("GoAway(b\"\", NO_ERROR") => {
+                        return Ok(());
+                    }
+                    Err(error) => return Err(format!("{error:?}")),
+                }
+            }
+        }
     }
 
     /// Returns the status and the body.
