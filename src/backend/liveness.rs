@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Value};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::connector::{Connector, TrackingGranted};
 use super::error::BackendError;
@@ -30,6 +30,8 @@ pub(super) struct Liveness<'a> {
     pub(super) lease_renewed: &'a watch::Sender<Instant>,
     pub(super) rights: &'a Rights,
     pub(super) metrics: &'a Metrics,
+    /// Whether a check is overdue, or the node reports that it may not serve.
+    pub(super) suspected: &'a watch::Sender<bool>,
 }
 
 /// The purpose of the next PING.
@@ -40,6 +42,9 @@ enum Purpose {
     /// The lease and the rights are due.
     Renewal,
 }
+
+/// The time without a reply to a check after which Redis is suspected to be out of service.
+const SUSPECT_AFTER: Duration = Duration::from_millis(250);
 
 impl Liveness<'_> {
     /// Returns when a request got no reply within `response_timeout` and no other byte arrived.
@@ -62,7 +67,10 @@ impl Liveness<'_> {
                 None => return,
                 // A node that may not serve renews no lease. The driver reports the end of a
                 // stream.
-                Some(Ok(false)) => continue,
+                Some(Ok(false)) => {
+                    self.suspect(true);
+                    continue;
+                }
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(true)) => {}
             }
@@ -72,13 +80,15 @@ impl Liveness<'_> {
                 // The driver reports the end of the stream.
                 Some(Err(_)) => std::future::pending().await,
                 Some(Ok(answer)) if !is_pong(&answer, &name) => self.signals.desynced.notify_one(),
-                Some(Ok(_)) if tracking.is_some() => {
-                    if purpose == Purpose::Renewal {
-                        self.cache.renew_lease(requested_at);
+                Some(Ok(_)) => {
+                    self.suspect(false);
+                    if tracking.is_some() {
+                        if purpose == Purpose::Renewal {
+                            self.cache.renew_lease(requested_at);
+                        }
+                        self.lease_renewed.send_replace(requested_at);
                     }
-                    self.lease_renewed.send_replace(requested_at);
                 }
-                Some(Ok(_)) => {}
             }
         }
     }
@@ -120,7 +130,7 @@ impl Liveness<'_> {
         answer: impl Future<Output = T>,
     ) -> Option<T> {
         let timeout = self.settings.response_timeout;
-        let mut answer = pin!(answer);
+        let mut answer = pin!(self.note_delay(answer));
         let mut until = Instant::now() + timeout;
         loop {
             tokio::select! {
@@ -133,6 +143,24 @@ impl Liveness<'_> {
                 return None;
             }
         }
+    }
+
+    /// Returns the result of `answer`. Redis is suspected once it is overdue.
+    async fn note_delay<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = sleep(SUSPECT_AFTER) => {}
+        }
+        self.suspect(true);
+        answer.await
+    }
+
+    /// Publishes whether Redis is suspected to be out of service.
+    fn suspect(&self, is_suspected: bool) {
+        self.suspected
+            .send_if_modified(|before| std::mem::replace(before, is_suspected) != is_suspected);
     }
 }
 

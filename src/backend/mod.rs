@@ -38,8 +38,10 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::Address;
-use self::dial::Dialer;
+use self::credentials::Login;
 pub use self::dial::PrepareError;
+use self::dial::{Dialer, Stream};
+use self::endpoint::Endpoint;
 pub use self::endpoint::EpochStream;
 pub use self::error::{BackendError, Redirect};
 use self::error::{NO_PERMISSION, unreachable};
@@ -50,8 +52,8 @@ pub(crate) use self::node_client::NodeClient;
 pub use self::seeds::Seeds;
 pub use self::settings::{Mode, Settings};
 use self::signals::SupervisorSignals;
-use self::supervisor::ConnectionState;
 pub use self::supervisor::ConnectionSupervisor;
+use self::supervisor::{ConnectionState, Published};
 use self::topology::Topology;
 use self::tracking::Tracking;
 // Used by the fuzz targets.
@@ -83,6 +85,7 @@ struct Shared {
     ///
     /// Invalidations of all writes that Redis acknowledged before it have been applied.
     lease_renewed: watch::Receiver<Instant>,
+    suspected: watch::Receiver<bool>,
     signals: Arc<SupervisorSignals>,
     fetch_permits: Semaphore,
     fetches_queued: AtomicUsize,
@@ -160,7 +163,7 @@ impl Backend {
             Arc::clone(&signals),
             Arc::clone(&metrics),
         );
-        let (link, state, lease_renewed) = link;
+        let (link, Published { state, lease_renewed, suspected }) = link;
         let shared = Shared {
             dialer,
             topology,
@@ -168,6 +171,7 @@ impl Backend {
             fetch_permits: Semaphore::new(settings.max_fetches),
             state,
             lease_renewed,
+            suspected,
             signals,
             fetches_queued: AtomicUsize::new(0),
             fences_queued: AtomicUsize::new(0),
@@ -258,6 +262,17 @@ impl Backend {
             ConnectionState::Up(..) => Ok(()),
             ConnectionState::Down(error) => Err(error.clone()),
         }
+    }
+
+    /// Returns a receiver of whether Redis may be out of service: there is no connection, the reply
+    /// to a check is overdue, or the node reports that it may not serve.
+    pub(crate) fn suspected(&self) -> watch::Receiver<bool> {
+        self.0.suspected.clone()
+    }
+
+    /// Returns whether Redis may be out of service.
+    pub(crate) fn is_suspected(&self) -> bool {
+        *self.0.suspected.borrow()
     }
 
     /// Returns the known nodes, each with its state.
@@ -492,19 +507,36 @@ impl Shared {
         };
         // Uses the endpoint of the proxy's own connection while that is up. Otherwise every client
         // would query the sentinels.
-        let known = self
+        let mut known = self
             .topology
             .last_known()
             .filter(|_| matches!(*self.state.borrow(), ConnectionState::Up(..)));
-        let endpoint = match known {
-            Some(endpoint) => endpoint,
-            None => self.topology.resolve().await?,
-        };
+        loop {
+            let endpoint = match known.take() {
+                Some(endpoint) => endpoint,
+                None => self.topology.resolve().await?,
+            };
+            let replaced = self.topology.changed(&endpoint);
+            tokio::select! {
+                opened = self.open_at(&endpoint, login.as_ref()) => {
+                    return Ok(self.topology.bind(opened?, endpoint));
+                }
+                // The client has sent nothing yet, so the next endpoint serves as well.
+                () = replaced => {}
+            }
+        }
+    }
+
+    async fn open_at(
+        &self,
+        endpoint: &Endpoint,
+        login: Option<&Login>,
+    ) -> Result<Box<dyn Stream>, BackendError> {
         let mut stream = self.dialer.dial(&endpoint.address.addr, 0).await?;
         if let Some(login) = login {
             login.log_in(&mut stream).await?;
         }
-        Ok(self.topology.bind(stream, endpoint))
+        Ok(stream)
     }
 
     /// Waits for a lease that starts at `since` or later, and once more if the connection is lost.

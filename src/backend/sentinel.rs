@@ -3,7 +3,7 @@
 //! Model: each sentinel has its own connection. It is polled every `ping_interval`, and at once
 //! when a connection attempt needs the primary. A sentinel also publishes failovers
 //! (`+switch-master`), after which all are polled. The last report of each is kept. Among them, the
-//! one with the highest `config-epoch` wins.
+//! one with the highest `config-epoch` wins. A sentinel with an overdue reply is not waited for.
 //!
 //! The rules that must not be broken:
 //! - A failover that was reported is never forgotten (invariant T1). Otherwise a sentinel that was
@@ -15,6 +15,7 @@
 //! <https://redis.io/docs/latest/develop/reference/sentinel-clients/>
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,13 +89,51 @@ impl SentinelState {
     }
 }
 
+/// The results of polling all sentinels, in the order of the seeds.
+struct Reports {
+    states: Vec<SentinelState>,
+    /// Whether the running poll of a sentinel has had no reply for [`GATHER_TIMEOUT`].
+    overdue: Vec<bool>,
+}
+
+impl Reports {
+    fn new(sentinels: usize) -> Self {
+        Self { states: vec![SentinelState::Connecting; sentinels], overdue: vec![false; sentinels] }
+    }
+
+    /// Returns whether there is no poll to wait for.
+    fn are_known_since(&self, since: Instant) -> bool {
+        self.states.iter().all(|state| state.is_known_since(since))
+    }
+
+    /// Returns whether every sentinel is known or overdue. A sentinel that hangs would otherwise
+    /// delay each connection attempt.
+    fn are_gathered_since(&self, since: Instant) -> bool {
+        let mut each = self.states.iter().zip(&self.overdue);
+        each.all(|(state, is_overdue)| *is_overdue || state.is_known_since(since))
+    }
+
+    /// Returns whether a sentinel has reported a primary in a poll that began after `since`.
+    fn is_any_since(&self, since: Instant) -> bool {
+        self.states.iter().any(|state| state.is_reported_since(since))
+    }
+
+    /// Returns whether a sentinel has reported a later failover than `known` since `since`. It
+    /// decides alone, because the highest epoch wins (invariant T1).
+    fn is_failover_since(&self, since: Instant, known: Option<u64>) -> bool {
+        let is_later = |state: &SentinelState| {
+            state.report().map(|report| report.config_epoch) > known && known.is_some()
+        };
+        self.states.iter().any(|state| state.is_reported_since(since) && is_later(state))
+    }
+}
+
 /// All sentinels of the configuration.
 pub(super) struct Sentinels {
     settings: Settings,
     dialer: Arc<Dialer>,
-    /// The state of each sentinel, in the order of the seeds.
-    states: watch::Sender<Vec<SentinelState>>,
-    /// The primary that results from the states.
+    reports: watch::Sender<Reports>,
+    /// The primary that results from the reports.
     primary: watch::Sender<Option<Endpoint>>,
     /// Signals that a connection attempt needs the primary now.
     poll_now: Arc<watch::Sender<()>>,
@@ -103,11 +142,10 @@ pub(super) struct Sentinels {
 impl Sentinels {
     pub(super) fn prepare(settings: &Settings, dialer: Arc<Dialer>) -> Result<Self, PrepareError> {
         load_sentinel_login(settings)?;
-        let states = vec![SentinelState::Connecting; settings.seeds.0.len()];
         Ok(Self {
             settings: settings.clone(),
             dialer,
-            states: watch::Sender::new(states),
+            reports: watch::Sender::new(Reports::new(settings.seeds.0.len())),
             primary: watch::Sender::new(None),
             poll_now: Arc::new(watch::Sender::new(())),
         })
@@ -133,22 +171,23 @@ impl Sentinels {
     /// [`BackendError::Unreachable`] if no sentinel replies, none of them knows the primary, or
     /// they have not agreed on one.
     pub(super) async fn resolve(&self) -> Result<Endpoint, BackendError> {
-        let mut states = self.states.subscribe();
+        let mut reports = self.reports.subscribe();
         let since = Instant::now();
+        let known = self.primary().map(|endpoint| endpoint.epoch);
         self.poll_now.send_replace(());
-        let all_known =
-            |all: &Vec<SentinelState>| all.iter().all(|state| state.is_known_since(since));
-        _ = timeout(GATHER_TIMEOUT, states.wait_for(all_known)).await;
-        let is_decided = |all: &Vec<SentinelState>| {
-            all_known(all) || all.iter().any(|state| state.is_reported_since(since))
+        let is_gathered = |reports: &Reports| {
+            reports.are_gathered_since(since) || reports.is_failover_since(since, known)
         };
-        let states = states.wait_for(is_decided).await.map_err(|error| unreachable(&error))?;
-        if states.iter().any(|state| state.is_reported_since(since)) {
+        _ = timeout(GATHER_TIMEOUT, reports.wait_for(is_gathered)).await;
+        let is_decided =
+            |reports: &Reports| reports.are_known_since(since) || reports.is_any_since(since);
+        let reports = reports.wait_for(is_decided).await.map_err(|error| unreachable(&error))?;
+        if reports.is_any_since(since) {
             let primary = self.primary();
             return primary
                 .ok_or_else(|| unreachable(&"the sentinels have not agreed on a primary"));
         }
-        Err(self.unavailable_reason(&states))
+        Err(self.unavailable_reason(&reports.states))
     }
 
     /// Returns a receiver of changes of the primary.
@@ -168,7 +207,7 @@ impl Sentinels {
     }
 
     pub(super) fn nodes(&self) -> Vec<Node> {
-        let states = self.states.borrow();
+        let reports = self.reports.borrow();
         let answers = |states: &SentinelState| {
             matches!(states, SentinelState::Primary(..) | SentinelState::Unknown(_))
         };
@@ -177,7 +216,7 @@ impl Sentinels {
             role: "sentinel",
             up: answers(states),
         };
-        self.settings.seeds.0.iter().zip(states.iter()).map(node).collect()
+        self.settings.seeds.0.iter().zip(&reports.states).map(node).collect()
     }
 
     fn unavailable_reason(&self, states: &[SentinelState]) -> BackendError {
@@ -206,7 +245,7 @@ impl Sentinels {
         let mut poll_now = self.poll_now.subscribe();
         for attempt in 0_usize.. {
             let Err(error) = self.connect_and_poll(number, seed, attempt).await;
-            if matches!(self.states.borrow()[number], SentinelState::Unreachable(_)) {
+            if matches!(self.reports.borrow().states[number], SentinelState::Unreachable(_)) {
                 delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
             } else {
                 delay = RECONNECT_DELAY_MIN;
@@ -287,7 +326,7 @@ impl Sentinels {
             // A request that arrives after this line needs another poll.
             poll_now.mark_unchanged();
             let asked = Instant::now();
-            let report = timeout(timeout_after, self.query_master(&connection))
+            let report = timeout(timeout_after, self.query_or_note_delay(number, &connection))
                 .await
                 .unwrap_or(Err(BackendError::TimedOut))?;
             self.record(
@@ -299,6 +338,23 @@ impl Sentinels {
             tokio::select! {
                 () = sleep(self.settings.ping_interval) => {}
                 _ = poll_now.changed() => {}
+            }
+        }
+    }
+
+    /// Queries the primary of one sentinel, and marks the sentinel as overdue while its reply is
+    /// late.
+    async fn query_or_note_delay(
+        &self,
+        number: usize,
+        connection: &Multiplexed,
+    ) -> Result<Option<MasterReport>, BackendError> {
+        let mut query = pin!(self.query_master(connection));
+        tokio::select! {
+            report = &mut query => report,
+            () = sleep(GATHER_TIMEOUT) => {
+                self.reports.send_modify(|reports| reports.overdue[number] = true);
+                query.await
             }
         }
     }
@@ -345,16 +401,23 @@ impl Sentinels {
 
     /// Stores the state of one sentinel and updates the primary.
     fn record(&self, number: usize, now: SentinelState) {
-        self.states.send_modify(|states| states[number] = now);
-        let states = self.states.borrow();
+        self.reports.send_modify(|reports| {
+            (reports.states[number], reports.overdue[number]) = (now, false);
+            // In the same step: a resolution that sees the report must not see the previous
+            // primary.
+            self.update_primary(&reports.states);
+        });
+    }
+
+    fn update_primary(&self, states: &[SentinelState]) {
         self.primary.send_if_modified(|primary| {
-            let Some(report) = latest(&states, primary.as_ref().map(|endpoint| endpoint.epoch))
+            let Some(report) = latest(states, primary.as_ref().map(|endpoint| endpoint.epoch))
             else {
                 return false;
             };
             let endpoint = self.endpoint_of(report);
             if primary.as_ref() == Some(&endpoint)
-                || conflicts(&states, primary.as_ref(), report.config_epoch)
+                || conflicts(states, primary.as_ref(), report.config_epoch)
             {
                 return false;
             }
@@ -487,6 +550,34 @@ mod tests {
         assert!(!conflicts(&[says(2, 20), says(1, 10)], Some(&known), 2));
         assert!(!conflicts(&[says(1, 20), says(1, 20)], Some(&known), 1));
         assert!(!conflicts(&[says(1, 20)], None, 1));
+    }
+
+    #[test]
+    fn overdue_sentinel_is_not_waited_for() {
+        let before = Instant::now();
+        let mut reports =
+            Reports { states: vec![says(1, 10), says(1, 10)], overdue: vec![false; 2] };
+        assert!(reports.are_gathered_since(before));
+        let since = Instant::now() + Duration::from_secs(1);
+        reports.overdue[0] = true;
+        assert!(!reports.are_gathered_since(since), "the other may reply");
+        reports.overdue[1] = true;
+        assert!(reports.are_gathered_since(since));
+        assert!(!reports.are_known_since(since), "one of them has to reply");
+    }
+
+    #[test]
+    fn later_failover_decides_without_the_others() {
+        let since = Instant::now();
+        let reports = |epoch| Reports {
+            states: vec![SentinelState::Connecting, says(epoch, 20)],
+            overdue: vec![false; 2],
+        };
+        assert!(reports(2).is_failover_since(since, Some(1)));
+        assert!(!reports(1).is_failover_since(since, Some(1)));
+        assert!(!reports(2).is_failover_since(since, None), "any may know a later one");
+        let later = Instant::now() + Duration::from_secs(1);
+        assert!(!reports(2).is_failover_since(later, Some(1)), "a poll from before");
     }
 
     #[test]

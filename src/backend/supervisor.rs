@@ -48,6 +48,15 @@ pub(super) enum ConnectionState {
     Down(BackendError),
 }
 
+/// The receivers of what a supervisor publishes.
+pub(super) struct Published {
+    pub(super) state: watch::Receiver<ConnectionState>,
+    /// The time of the last lease renewal.
+    pub(super) lease_renewed: watch::Receiver<Instant>,
+    /// Whether Redis may be out of service: there is no connection, or a check is overdue.
+    pub(super) suspected: watch::Receiver<bool>,
+}
+
 /// The minimum delay between two attempts, even if requests wait for a connection.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// The interval at which tracking is requested again after Redis refused it. Its operator may have
@@ -71,6 +80,7 @@ pub struct ConnectionSupervisor {
     connector: Connector,
     state: watch::Sender<ConnectionState>,
     lease_renewed: watch::Sender<Instant>,
+    suspected: watch::Sender<bool>,
     signals: Arc<SupervisorSignals>,
     metrics: Arc<Metrics>,
     /// The current outage. `None` while there is a connection, and before the first attempt.
@@ -89,33 +99,37 @@ impl ConnectionSupervisor {
         cache: Cache<BackendError>,
         signals: Arc<SupervisorSignals>,
         metrics: Arc<Metrics>,
-    ) -> (Self, watch::Receiver<ConnectionState>, watch::Receiver<Instant>) {
+    ) -> (Self, Published) {
         let connector = Connector::new(settings, dialer, topology);
         let mode = cache.settings().coherence;
         if mode != CoherenceMode::Ttl {
             cache.suspend_tracking();
         }
-        let (state, states) = watch::channel(ConnectionState::Connecting);
-        let (lease_renewed, lease_renewals) = watch::channel(Instant::now());
-        (
-            Self {
-                settings: settings.clone(),
-                mode,
-                cache,
-                probe: Arc::new(Probe::new()),
-                rights: Rights::default(),
-                connector,
-                state,
-                lease_renewed,
-                signals,
-                metrics,
-                outage: None,
-                untracked_reported: false,
-                has_tracked: false,
-            },
-            states,
-            lease_renewals,
-        )
+        let state = watch::Sender::new(ConnectionState::Connecting);
+        let lease_renewed = watch::Sender::new(Instant::now());
+        let suspected = watch::Sender::new(true);
+        let published = Published {
+            state: state.subscribe(),
+            lease_renewed: lease_renewed.subscribe(),
+            suspected: suspected.subscribe(),
+        };
+        let supervisor = Self {
+            settings: settings.clone(),
+            mode,
+            cache,
+            probe: Arc::new(Probe::new()),
+            rights: Rights::default(),
+            connector,
+            state,
+            lease_renewed,
+            suspected,
+            signals,
+            metrics,
+            outage: None,
+            untracked_reported: false,
+            has_tracked: false,
+        };
+        (supervisor, published)
     }
 
     /// Keeps a connection up. Never returns.
@@ -139,23 +153,33 @@ impl ConnectionSupervisor {
                     self.supervise(connected).await
                 }
             };
+            if is_primary_changed(&error) {
+                // The failures of the previous address say nothing about the next one.
+                delay = RECONNECT_DELAY_MIN;
+            }
             self.on_disconnected(&error);
             self.pause(delay, attempt, &error).await;
             delay = (delay * 2).min(self.settings.reconnect_delay_max).max(RECONNECT_DELAY_MIN);
         }
     }
 
-    /// Waits before the next attempt: for `delay`, or until a request needs the connection. A
-    /// request does not shorten the wait after a rejected login, because an earlier attempt would
-    /// be rejected as well.
+    /// Waits before the next attempt: for `delay`, or until a request needs the connection, or
+    /// until the endpoint is replaced. A request does not shorten the wait after a rejected login,
+    /// because an earlier attempt would be rejected as well.
     async fn pause(&self, delay: Duration, attempt: Instant, error: &BackendError) {
         let until = Instant::now() + delay.mul_f64(rand::random_range(0.5..=1.0));
         // Requests that signalled during the attempt have received its failure. A leftover signal
         // would shorten this wait without need.
         clear_signal(&self.signals.connect_now).await;
+        let is_rejected = matches!(error, BackendError::AuthRejected(_));
+        // Once replaced, an endpoint stays so. It would shorten every wait until the next is known.
+        let is_current = self.connector.verify_endpoint().is_ok();
         tokio::select! {
             () = sleep_until(until) => {}
-            () = self.signals.connect_now.notified(), if !matches!(error, BackendError::AuthRejected(_)) => {
+            () = self.signals.connect_now.notified(), if !is_rejected => {
+                sleep_until(attempt + RECONNECT_DELAY_MIN).await;
+            }
+            () = self.connector.endpoint_changed(), if is_current => {
                 sleep_until(attempt + RECONNECT_DELAY_MIN).await;
             }
         }
@@ -187,6 +211,7 @@ impl ConnectionSupervisor {
     fn publish(&self, connected: &Connected) {
         let tracking = connected.tracking.map(|granted| granted.tracking);
         self.state.send_replace(ConnectionState::Up(connected.connection.clone(), tracking));
+        self.suspected.send_replace(false);
     }
 
     /// Starts a new lease, after the cache was cleared (invariant C1).
@@ -205,6 +230,7 @@ impl ConnectionSupervisor {
     /// suspended tracking, nothing that came over it is stored (invariant C2).
     fn retract(&self, error: &BackendError) {
         let before = self.state.send_replace(ConnectionState::Down(error.clone()));
+        self.suspected.send_replace(true);
         if let ConnectionState::Up(..) = before {
             self.metrics.set_backend_up(false);
         }
@@ -238,6 +264,16 @@ impl ConnectionSupervisor {
     async fn connect(&mut self) -> Result<Connected, BackendError> {
         self.connector.read_login().await?;
         self.connector.resolve_endpoint().await?;
+        let replaced = self.connector.endpoint_changed();
+        tokio::select! {
+            connected = self.connect_to_endpoint() => connected,
+            // Otherwise a previous primary that hangs would hold the attempt for
+            // `connect_timeout`.
+            () = replaced => Err(unreachable(&PRIMARY_CHANGED)),
+        }
+    }
+
+    async fn connect_to_endpoint(&mut self) -> Result<Connected, BackendError> {
         let mut connected = self.open().await?;
         let begun = self.rights.begin(&connected.connection, self.connector.login());
         if drive_until(&mut connected.driver, begun).await? == Rules::Changed {
@@ -333,6 +369,7 @@ impl ConnectionSupervisor {
             cache: &self.cache,
             signals: &self.signals,
             lease_renewed: &self.lease_renewed,
+            suspected: &self.suspected,
             rights: &self.rights,
             metrics: &self.metrics,
         };
@@ -397,6 +434,11 @@ impl Drop for ConnectionSupervisor {
             self.retract(&unreachable(&"the supervisor has ended"));
         }
     }
+}
+
+/// Whether the connection or the attempt ended because its endpoint was replaced.
+fn is_primary_changed(error: &BackendError) -> bool {
+    matches!(error, BackendError::Unreachable(reason) if &**reason == PRIMARY_CHANGED)
 }
 
 /// Requests tracking every [`TRACKING_RETRY`] until Redis grants it.

@@ -25,7 +25,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use redis::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -33,7 +35,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::routing_table::RoutingTable;
 pub use self::shard::NodeId;
-use self::shard::Shard;
+use self::shard::{Shard, forward_suspicion};
 pub use self::slot_map::slot;
 use self::slot_map::{NodeAddr, SLOT_COUNT, SlotMap};
 use crate::backend::{
@@ -63,10 +65,20 @@ struct Shared {
     next_id: AtomicU32,
     /// Signals that the slots may have moved.
     refresh_now: Notify,
-    /// The number of times that the nodes have been polled for the slots.
-    refreshes: watch::Sender<u64>,
+    /// Signals that a primary is suspected to be out of service.
+    suspicion: Arc<Notify>,
+    rounds: watch::Sender<Rounds>,
+    /// The version of the routing table, sent after each change.
+    versions: watch::Sender<u64>,
     /// The counts of retired shards.
     retired_totals: Mutex<RetiredTotals>,
+}
+
+/// The numbers of rounds in which all nodes were polled for the slots.
+#[derive(Clone, Copy, Default)]
+struct Rounds {
+    begun: u64,
+    done: u64,
 }
 
 /// Counters that never decrease.
@@ -87,6 +99,8 @@ impl RetiredTotals {
 
 /// The maximum number of attempts of a fetch, redirects and retries included.
 const MAX_REDIRECTS: usize = 6;
+/// The time without a reply to `COMMAND` after which the next node is queried too.
+const COMMAND_PATIENCE: Duration = Duration::from_millis(250);
 /// The delay before a retry, while no node owns the slot or the slot is being migrated.
 const RETRY_DELAY: Duration = Duration::from_millis(25);
 
@@ -116,7 +130,9 @@ impl Cluster {
             update_lock: Mutex::new(()),
             next_id: AtomicU32::new(0),
             refresh_now: Notify::new(),
-            refreshes: watch::Sender::new(0),
+            suspicion: Arc::default(),
+            rounds: watch::Sender::new(Rounds::default()),
+            versions: watch::Sender::new(0),
             retired_totals: Mutex::default(),
         })))
     }
@@ -204,9 +220,13 @@ impl Cluster {
             BackendError::Unreachable(_)
             | BackendError::Disconnected
             | BackendError::Unavailable(_) => {
-                _ = timeout_at(deadline, self.refresh()).await;
+                let is_replaced = |cluster: &Self| {
+                    let owner = cluster.shard_of(key.as_bytes());
+                    owner.is_some_and(|owner| !Arc::ptr_eq(&owner, at))
+                };
+                _ = timeout_at(deadline, self.refresh_until(is_replaced)).await;
                 // The same shard would fail the same way.
-                if self.shard_of(key.as_bytes()).is_none_or(|shard| Arc::ptr_eq(&shard, at)) {
+                if !is_replaced(self) {
                     return false;
                 }
             }
@@ -223,17 +243,29 @@ impl Cluster {
     /// # Errors
     /// The error of the last node, or [`BackendError::Unreachable`] if no node is known.
     pub async fn command_table(&self) -> Result<Value, BackendError> {
+        let mut addresses = self.0.addresses().into_iter();
+        let mut queries = FuturesUnordered::new();
         let mut last = BackendError::Unreachable("no node of the cluster is known".into());
-        for (host, port) in self.0.addresses() {
-            let client = NodeClient::new(&self.0.settings.for_node(&host, port));
-            let mut client =
-                client.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
-            match client.send(&redis::cmd("COMMAND")).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => last = error,
+        loop {
+            if let Some(address) = addresses.next() {
+                queries.push(self.command_table_of(address));
+            } else if queries.is_empty() {
+                return Err(last);
+            }
+            // A node that hangs delays the others no longer than this.
+            match timeout(COMMAND_PATIENCE, queries.next()).await {
+                Ok(Some(Ok(answer))) => return Ok(answer),
+                Ok(Some(Err(error))) => last = error,
+                Ok(None) | Err(_) => {}
             }
         }
-        Err(last)
+    }
+
+    async fn command_table_of(&self, (host, port): NodeAddr) -> Result<Value, BackendError> {
+        let client = NodeClient::new(&self.0.settings.for_node(&host, port));
+        let mut client =
+            client.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
+        client.send(&redis::cmd("COMMAND")).await
     }
 
     /// Returns the time for which a command is retried that no node has run.
@@ -307,15 +339,21 @@ impl Cluster {
     }
 
     /// Returns once all nodes have been polled for the slots in a round that began after this call.
+    /// A round does not wait for nodes that hang.
     pub async fn refresh(&self) {
-        let mut asked = self.0.refreshes.subscribe();
-        // The round in progress may have begun too early, so the one after it is awaited.
-        let enough = *asked.borrow_and_update() + 2;
-        loop {
-            self.0.refresh_now.notify_one();
-            if asked.changed().await.is_err() || *asked.borrow() >= enough {
-                return;
-            }
+        let mut rounds = self.0.rounds.subscribe();
+        let enough = rounds.borrow_and_update().begun + 1;
+        self.0.refresh_now.notify_one();
+        _ = rounds.wait_for(|rounds| rounds.done >= enough).await;
+    }
+
+    /// Refreshes the slots, and returns early once the routing table satisfies `is_enough`.
+    pub async fn refresh_until(&self, is_enough: impl Fn(&Self) -> bool) {
+        let mut versions = self.0.versions.subscribe();
+        tokio::select! {
+            biased;
+            _ = versions.wait_for(|_| is_enough(self)) => {}
+            () = self.refresh() => {}
         }
     }
 
@@ -513,6 +551,7 @@ impl Shared {
         let (backend, link) =
             Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
         let name = NodeId(self.next_id.fetch_add(1, Relaxed));
+        self.runtime.spawn(forward_suspicion(backend.suspected(), Arc::clone(&self.suspicion)));
         let link = self.runtime.spawn(link.run()).abort_handle();
         Ok(Arc::new(Shard::new(name, address.clone(), cache, backend, link)))
     }
@@ -556,7 +595,10 @@ impl Shared {
                 self.retire(shard);
             }
         }
-        self.table.store(Arc::new(before.replaced_by(map, shards, other_nodes)));
+        let next = before.replaced_by(map, shards, other_nodes);
+        let version = next.version;
+        self.table.store(Arc::new(next));
+        self.versions.send_replace(version);
     }
 
     /// Retires a shard: its connections end, its entries are removed, and its counts are kept.

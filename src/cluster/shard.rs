@@ -1,8 +1,9 @@
 //! A primary of the cluster: its cache and its backend.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use super::slot_map::NodeAddr;
@@ -80,5 +81,16 @@ impl Shard {
     /// Resolves the address of a redirect by this primary: an empty host, or `?`, is its own.
     pub(super) fn resolve_redirect(&self, (host, port): NodeAddr) -> NodeAddr {
         if host.is_empty() || host == "?" { (self.address.0.clone(), port) } else { (host, port) }
+    }
+}
+
+/// Signals `wake` whenever a primary becomes suspected to be out of service. Returns once its
+/// supervisor has ended.
+pub(super) async fn forward_suspicion(mut suspected: watch::Receiver<bool>, wake: Arc<Notify>) {
+    while suspected.wait_for(|is_suspected| *is_suspected).await.is_ok() {
+        wake.notify_one();
+        if suspected.wait_for(|is_suspected| !is_suspected).await.is_err() {
+            return;
+        }
     }
 }

@@ -101,6 +101,29 @@ fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
     (first <= last && usize::from(last) < SLOT_COUNT).then_some(first..=last)
 }
 
+/// The views that a slot map is merged with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// The view of one node, which may lag behind. Only what is newer than the known counts.
+    OneNode,
+    /// The views of some nodes in one round.
+    SomeNodes,
+    /// Every known node has replied in one round, so no newer claim can be missing. Older claims
+    /// win too, because the cluster was created again. Slots without a claim have no owner.
+    EveryNode,
+}
+
+impl Evidence {
+    /// Returns whether a claim with this epoch replaces the known owner.
+    fn suffices(self, epoch: u64, known: Option<u64>) -> bool {
+        match self {
+            Self::OneNode => known.is_some_and(|known| epoch > known),
+            Self::SomeNodes => known.is_none_or(|known| epoch >= known),
+            Self::EveryNode => true,
+        }
+    }
+}
+
 /// The owner of each slot, and the config epoch of its claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SlotMap {
@@ -112,13 +135,9 @@ impl SlotMap {
         Self { owners: vec![None; SLOT_COUNT].into() }
     }
 
-    /// Returns the known owners, merged with the claims of `views`. A claim wins if its epoch is
-    /// not older than the known one.
-    ///
-    /// `all_answered`: every known node has replied, so no newer claim can be missing. Then older
-    /// claims win too, because the cluster was created again, and slots without a claim have no
-    /// owner.
-    pub(super) fn merged(&self, views: &[ClusterView], all_answered: bool) -> Self {
+    /// Returns the known owners, merged with the claims of `views`. Of several claims to a slot the
+    /// one with the highest epoch counts, as far as `evidence` suffices.
+    pub(super) fn merged(&self, views: &[ClusterView], evidence: Evidence) -> Self {
         let mut claimed = vec![None::<(&NodeAddr, u64)>; SLOT_COUNT];
         for claim in views.iter().flat_map(|view| &view.primaries) {
             for slot in claim.slots.iter().cloned().flatten() {
@@ -130,13 +149,11 @@ impl SlotMap {
         }
         let owners =
             claimed.into_iter().zip(&self.owners).map(|(claimed, known)| match (claimed, known) {
-                (None, known) => known.clone().filter(|_| !all_answered),
-                (Some((_, epoch)), Some((_, known_epoch)))
-                    if epoch < *known_epoch && !all_answered =>
-                {
-                    known.clone()
+                (None, known) => known.clone().filter(|_| evidence != Evidence::EveryNode),
+                (Some((address, epoch)), known) => {
+                    let is_accepted = evidence.suffices(epoch, known.as_ref().map(|known| known.1));
+                    if is_accepted { Some((address.clone(), epoch)) } else { known.clone() }
                 }
-                (Some((address, epoch)), _) => Some((address.clone(), epoch)),
             });
         Self { owners: owners.collect() }
     }
@@ -229,15 +246,39 @@ mod tests {
             "a 10.0.0.1:1@2 master - 0 0 1 connected 1-16383\nb 10.0.0.1:2@3 master - 0 0 2 \
                 connected 0",
         );
-        let map = SlotMap::unknown().merged(&[new.clone(), old.clone()], false);
+        let map = SlotMap::unknown().merged(&[new.clone(), old.clone()], Evidence::SomeNodes);
         assert_eq!((map.owner(0), map.owner(1)), (Some(&address(2)), Some(&address(1))));
-        assert_eq!(map.merged(std::slice::from_ref(&old), false), map);
-        assert_eq!(map.merged(&[], false), map);
-        assert_eq!(map.merged(&[old], true).owner(0), Some(&address(1)));
+        assert_eq!(map.merged(std::slice::from_ref(&old), Evidence::SomeNodes), map);
+        assert_eq!(map.merged(&[], Evidence::SomeNodes), map);
+        assert_eq!(map.merged(&[old], Evidence::EveryNode).owner(0), Some(&address(1)));
         assert_eq!(map.counts()[&address(1)], 16383);
         let mut moved = map.clone();
         moved.moved(7, address(9));
         assert_eq!(moved.owner(7), Some(&address(9)));
-        assert_eq!(moved.merged(&[new], false), map, "the newest report counts");
+        assert_eq!(moved.merged(&[new], Evidence::SomeNodes), map, "the newest report counts");
+    }
+
+    #[test]
+    fn single_view_counts_only_with_a_newer_epoch() {
+        let [first, equal, later] = [(1, 1), (2, 1), (2, 2)].map(|(port, epoch)| {
+            view(&format!("a 10.0.0.1:{port}@9 master - 0 0 {epoch} connected 0-16383"))
+        });
+        let unknown = SlotMap::unknown();
+        assert_eq!(unknown.merged(std::slice::from_ref(&first), Evidence::OneNode), unknown);
+        let map = unknown.merged(&[first], Evidence::SomeNodes);
+        assert_eq!(map.merged(&[equal], Evidence::OneNode), map);
+        let map = map.merged(&[later], Evidence::OneNode);
+        assert_eq!((map.owner(0), map.owner(16383)), (Some(&address(2)), Some(&address(2))));
+    }
+
+    #[test]
+    fn replaced_primary_without_slots_is_no_primary() {
+        let text = "\
+            a 10.0.0.1:1@9 master,fail - 0 0 1 connected\n\
+            b 10.0.0.1:2@9 master,fail - 0 0 2 connected 0\n\
+            c 10.0.0.1:3@9 master - 0 0 3 connected\n";
+        let primaries: Vec<_> =
+            view(text).primaries.into_iter().map(|claim| claim.address.1).collect();
+        assert_eq!((primaries, view(text).replicas), (vec![2, 3], vec![address(1)]));
     }
 }

@@ -8,10 +8,12 @@
     reason = "a test that panics has failed, which is what it should do"
 )]
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::{RedisCluster, try_ask};
-use crate::support::fault_stage::DOWN;
+use crate::support::fault_stage::{DOWN, PROMPT};
+use crate::support::resp_client::{RespClient, bulk, command};
 use crate::support::serving::{
     assert_hit, await_ready, cache_status, metric, read, readyz, text, value,
 };
@@ -21,6 +23,11 @@ use crate::support::{Authority, Proxy, within};
 const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
     redis.ping_interval = \"100ms\"\n\
                         redis.connect_timeout = \"1s\"\ncache.coherence_timeout = \"1s\"\n";
+/// Timeouts far above [`PROMPT`], so that a prompt answer has waited for no node that hangs.
+const UNHURRIED: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
+    redis.ping_interval = \"100ms\"\ncache.coherence_timeout = \"1s\"\n\
+    redis.connect_timeout = \"25s\"\nredis.response_timeout = \"25s\"\n\
+    resp.listen = \"127.0.0.1:0\"\n";
 /// The longest time in which the proxy follows a change of the nodes.
 const FOLLOWS: Duration = Duration::from_secs(10);
 
@@ -29,9 +36,13 @@ fn started(cluster: &RedisCluster) -> Proxy {
 }
 
 fn started_with(cluster: &RedisCluster, more: &str) -> Proxy {
+    configured(cluster, &format!("{SETTINGS}{more}"))
+}
+
+fn configured(cluster: &RedisCluster, settings: &str) -> Proxy {
     let listen = "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n";
     let proxy = Proxy::start(&format!(
-        "{listen}daemon.worker_threads = 1\n{SETTINGS}{more}{}",
+        "{listen}daemon.worker_threads = 1\n{settings}{}",
         cluster.settings()
     ));
     proxy.expect_log(DOWN);
@@ -155,6 +166,121 @@ fn promoted_replica_replaces_the_old_primary() {
         await_hit(&proxy, &keys[0]);
         assert_hit(&read(&proxy, &keys[1]));
     }
+}
+
+/// Sets keys of the first primary, and waits until its replica has them.
+fn set_and_copy(cluster: &RedisCluster, keys: &[&str], value: &str) {
+    for key in keys {
+        cluster.set(key, value);
+    }
+    let size = |node: usize| try_ask::<u64>(&cluster.nodes[node], &["DBSIZE"]).ok();
+    let copied = within(FOLLOWS, || (size(3)? == size(0)?).then_some(()));
+    assert!(copied.is_some(), "the replica has {:?} of {:?} keys", size(3), size(0));
+}
+
+/// Waits until the nodes have replaced the first primary. Its clients ask again and again from now
+/// on; they must have their answers soon after that.
+#[track_caller]
+fn await_answers_after_failover(cluster: &RedisCluster, proxy: &Proxy, keys: [&str; 2]) {
+    let [over_http, over_resp] = keys;
+    let ask = |words: &[&str], expected: &[u8]| {
+        let mut client = RespClient::connect(proxy.resp_address());
+        client.send(command(words));
+        client.try_answer().is_ok_and(|answer| answer == expected)
+    };
+    thread::scope(|scope| {
+        let clients = [
+            ("HTTP", scope.spawn(|| persist(|| read(proxy, over_http).status == 200))),
+            ("GET", scope.spawn(|| persist(|| ask(&["GET", over_resp], &bulk("before"))))),
+            ("SET", scope.spawn(|| persist(|| ask(&["SET", over_http, "after"], b"+OK\r\n")))),
+        ];
+        cluster.await_primary(3);
+        let switched = Instant::now();
+        for (name, client) in clients {
+            let answered = client.join().expect("a client that ends");
+            let took = answered.map(|answered| answered.saturating_duration_since(switched));
+            note(&format!("{name}: answered {took:?} after the failover"));
+            let is_prompt = took.is_some_and(|took| took < PROMPT);
+            assert!(is_prompt, "{name}: answered {took:?} after the failover");
+        }
+    });
+    await_value(proxy, over_http, "after");
+}
+
+/// Repeats a request until it succeeds; returns the time of the success.
+fn persist(mut attempt: impl FnMut() -> bool) -> Option<Instant> {
+    within(FOLLOWS * 4, || attempt().then(Instant::now))
+}
+
+#[test]
+fn hung_primary_holds_no_request_past_its_failover() {
+    let cluster = RedisCluster::with_replicas(3);
+    let proxy = configured(&cluster, UNHURRIED);
+    let keys = [1, 2].map(|number| cluster.key_of(0, number));
+    let keys = keys.each_ref().map(String::as_str);
+    set_and_copy(&cluster, &keys, "before");
+    cluster.nodes[0].pause();
+    await_answers_after_failover(&cluster, &proxy, keys);
+}
+
+#[test]
+fn hung_replica_delays_no_later_failover() {
+    let mut cluster = RedisCluster::with_replicas(3);
+    let proxy = configured(&cluster, UNHURRIED);
+    let keys = [1, 2].map(|number| cluster.key_of(0, number));
+    let keys = keys.each_ref().map(String::as_str);
+    set_and_copy(&cluster, &keys, "before");
+    cluster.nodes[4].pause();
+    cluster.nodes[0].stop();
+    await_answers_after_failover(&cluster, &proxy, keys);
+}
+
+#[test]
+fn hung_primary_is_retired_and_stays_so_when_it_continues() {
+    let cluster = RedisCluster::with_replicas(3);
+    let proxy = configured(&cluster, UNHURRIED);
+    let key = cluster.key_of(0, 0);
+    set_and_copy(&cluster, &[key.as_str()], "before");
+    assert_eq!(value(&proxy, &key), "before");
+    let mut waiting = RespClient::connect(proxy.resp_address());
+    waiting.send(command(&["BLPOP", &format!("{key}/list"), "0"]));
+    let blocked = || cluster.nodes[0].command(&["CLIENT", "LIST", "TYPE", "NORMAL"]);
+    let is_blocked =
+        within(FOLLOWS, || format!("{:?}", blocked()).contains("flags=b").then_some(()));
+    assert!(is_blocked.is_some(), "{:?}", blocked());
+
+    cluster.nodes[0].pause();
+    cluster.await_primary(3);
+    // A frozen node is not listed as a replica but as a failed primary without slots.
+    let id = cluster.id_seen_by(1, 0);
+    let is_listed = |line: &str| line.contains(" master,fail - ") && line.ends_with("connected");
+    let listed = within(FOLLOWS, || {
+        cluster
+            .view(1)
+            .lines()
+            .find(|line| line.starts_with(&id))
+            .filter(|line| is_listed(line))?;
+        Some(())
+    });
+    assert!(listed.is_some(), "the test is no test any more:\n{}", cluster.view(1));
+    let _: String = try_ask(&cluster.nodes[3], &["SET", &key, "after"]).expect("it is served");
+    await_value(&proxy, &key, "after");
+    let node = format!("node_up{{node=\"127.0.0.1:{}\",role=\"redis\"}}", cluster.port(0));
+    let retired = within(FOLLOWS, || metric(&proxy, &node).is_nan().then_some(()));
+    assert!(retired.is_some(), "it is still a shard: {:?}", readyz(&proxy));
+    await_hit(&proxy, &key);
+    assert_eq!(metric(&proxy, "cache_entries").to_string(), "1", "its entries are kept");
+    assert_eq!(waiting.rest(), b"", "its client has no end");
+
+    cluster.nodes[0].resume();
+    let is_demoted = within(FOLLOWS, || {
+        assert_eq!(value(&proxy, &key), "after");
+        (!cluster.is_primary(0)).then_some(())
+    });
+    assert!(is_demoted.is_some(), "it does not learn that it was replaced");
+    let _: String = try_ask(&cluster.nodes[3], &["SET", &key, "later"]).expect("it is served");
+    await_value(&proxy, &key, "later");
+    await_hit(&proxy, &key);
 }
 
 #[test]

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisResult, cmd};
 
-use crate::support::fault_stage::DOWN;
+use crate::support::fault_stage::{DOWN, PROMPT};
+use crate::support::resp_client::{RespClient, command};
 use crate::support::sentinel::{MASTER, Watched, information};
 use crate::support::serving::{
     assert_hit, await_metric, await_ready, metric, read, readyz, set, text, value,
@@ -266,6 +267,41 @@ fn new_link_needs_a_sentinel_old_one_does_not() {
     });
     watched.sentinels[2].restart();
     await_value(&proxy, "key", "still read");
+}
+
+#[test]
+fn attempts_at_a_hung_primary_end_with_its_failover() {
+    // The sentinel fails over only when the test wants it to.
+    let patient = "sentinel down-after-milliseconds main 60000";
+    let reader: Vec<_> = "--user proxy on >word ~* &* +@all".split(' ').collect();
+    let watched = Watched::with("", 1, &[patient], &reader);
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    writeln!(file, "word").expect("a password");
+    let slow = "redis.connect_timeout = \"25s\"\nredis.reconnect_delay_max = \"25s\"\n\
+        redis.response_timeout = \"500ms\"\nredis.username = \"proxy\"\n\
+        redis.password = \"word\"\nresp.username = \"proxy\"\n";
+    let login = format!("{slow}resp.password_file = \"{}\"\n", file.path().display());
+    let proxy =
+        Proxy::start(&config(&watched, &login).replace("redis.connect_timeout = \"1s\"\n", ""));
+    proxy.expect_log(DOWN);
+    proxy.expect_log(SILENT);
+    await_ready(&proxy);
+    set(&watched.redis[0], "key", "value");
+    assert_eq!(value(&proxy, "key"), "value");
+    watched.redis[0].pause();
+    eventually("the silent link is given up", || (readyz(&proxy).0 == 503).then_some(()));
+    // The proxy logs in for the client, at the primary that hangs.
+    let mut client = RespClient::connect(proxy.resp_address());
+    client.send([command(&["AUTH", "proxy", "word"]), command(&["SET", "by", "client"])].concat());
+    watched.fail_over();
+    let switched = Instant::now();
+    await_value(&proxy, "key", "value");
+    let read = switched.elapsed();
+    let answers = client.answers(2);
+    assert_eq!(answers, [b"+OK\r\n", b"+OK\r\n"], "what the client sent was not sent on yet");
+    let written = switched.elapsed();
+    note(&format!("after the failover: read {read:?}, written {written:?}"));
+    assert!(written < PROMPT, "after the failover: read {read:?}, written {written:?}");
 }
 
 #[test]

@@ -408,6 +408,13 @@ impl InFlight {
         rejected.map(|(part, _)| PartId { command: number, part }).collect()
     }
 
+    /// The slots of the rejected parts in front, and the nodes that the parts were sent to.
+    pub(super) fn targets_of_rejected_in_front(&mut self) -> Vec<(Option<u16>, Option<NodeId>)> {
+        let parts = self.front_command().map(|command| &command.parts).into_iter().flatten();
+        let rejected = parts.filter(|part| part.rejection().is_some());
+        rejected.map(|part| (part.slot, part.node)).collect()
+    }
+
     /// The error of the node is the reply to the part after all.
     pub(super) fn accept_error(&mut self, id: PartId) {
         if let Some((part, _)) = self.part(id) {

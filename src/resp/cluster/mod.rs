@@ -479,9 +479,12 @@ impl Router {
             Some(Pause::Moment) => self.retrying = Some(Box::pin(sleep(RETRY_DELAY))),
             Some(Pause::Discovery) => {
                 let cluster = self.cluster.clone();
+                let rejected = self.in_flight.targets_of_rejected_in_front();
                 self.retrying = Some(Box::pin(async move {
-                    // A node that does not reply delays nothing for long.
-                    _ = timeout(DISCOVERY_TIMEOUT, cluster.refresh()).await;
+                    let is_replaced = |cluster: &Cluster| {
+                        rejected.iter().all(|(slot, node)| is_elsewhere(cluster, *slot, *node))
+                    };
+                    _ = timeout(DISCOVERY_TIMEOUT, cluster.refresh_until(is_replaced)).await;
                     sleep(RETRY_DELAY).await;
                 }));
             }
@@ -848,6 +851,14 @@ const TOO_LONG: &str = "ERR redis-proxy: the command is longer than resp.max_out
 fn keyless_target(primaries: &[NodeId], last: Option<NodeId>, taken: &[NodeId]) -> Option<NodeId> {
     let same = last.filter(|node| primaries.contains(node));
     same.or_else(|| primaries.iter().find(|node| !taken.contains(node)).copied())
+}
+
+/// Whether a part that `node` did not run goes to another node now.
+fn is_elsewhere(cluster: &Cluster, slot: Option<u16>, node: Option<NodeId>) -> bool {
+    match slot {
+        Some(slot) => cluster.owner(slot).is_some_and(|owner| Some(owner) != node),
+        None => node.is_some_and(|node| !cluster.primaries().contains(&node)),
+    }
 }
 
 /// The same route, but a command that no one node can keep for `EXEC` is refused.

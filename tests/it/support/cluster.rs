@@ -127,6 +127,13 @@ impl RedisCluster {
         ask(&self.nodes[number], &["CLUSTER", "MYID"], |id| id)
     }
 
+    /// Returns the id of a node that may stand still, as another node lists it.
+    pub(crate) fn id_seen_by(&self, witness: usize, number: usize) -> String {
+        let (view, address) = (self.view(witness), format!(":{}@", self.port(number)));
+        let line = view.lines().find(|line| line.contains(&address)).expect("a known node");
+        line.split(' ').next().expect("a line of words").to_owned()
+    }
+
     /// Returns the `CLUSTER NODES` reply of a node.
     pub(crate) fn view(&self, number: usize) -> String {
         ask(&self.nodes[number], &["CLUSTER", "NODES"], |view| view)
