@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn walk_returns_every_lasting_entry_once() {
+    fn walk_returns_lasting_entries_once() {
         const LASTING: usize = 300;
         let store = Store::new(1000, Policy::Lru, &Arc::default());
         (0..LASTING).for_each(|number| _ = store.insert(entry(&key(number), number)));

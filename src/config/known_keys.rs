@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_synonym_names_a_key_and_is_none() {
+    fn synonyms_name_a_key_and_are_none() {
         let known = known_keys();
         for (section, names, key) in SYNONYMS {
             assert!(known.contains(&format!("{section}.{key}")), "{section}.{key}");

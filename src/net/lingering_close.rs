@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn input_is_read_until_the_client_closes() {
+    async fn input_is_read_until_client_closes() {
         let (ours, mut theirs) = duplex(16);
         let closing = tokio::spawn(close(ours, Duration::from_secs(3600)));
         assert_eq!(theirs.read(&mut [0; 1]).await.unwrap(), 0, "the sending side is closed");

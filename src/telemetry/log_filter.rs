@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn logging_crates_are_those_of_the_build() {
+    fn log_crates_are_those_of_the_build() {
         let lock: Table = source("Cargo.lock").parse().unwrap();
         let manifest: Table = source("Cargo.toml").parse().unwrap();
         let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

@@ -224,7 +224,7 @@ fn hung_primary_holds_no_request_past_its_failover() {
 }
 
 #[test]
-fn hung_replica_delays_no_later_failover() {
+fn hung_replica_delays_no_failover() {
     let mut cluster = RedisCluster::with_replicas(3);
     let proxy = configured(&cluster, UNHURRIED);
     let keys = [1, 2].map(|number| cluster.key_of(0, number));

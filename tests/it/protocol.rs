@@ -613,7 +613,7 @@ fn steady_reader_is_not_cut_between_two_writes() {
 }
 
 #[test]
-fn slow_reader_is_not_idle_when_finished() {
+fn slow_reader_is_not_idle_at_its_end() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "1500ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
     let mut stream = ask_for_big_with(&serving, "");
     let mut byte = [0];

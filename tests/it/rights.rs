@@ -192,7 +192,7 @@ fn new_password_in_the_file_is_used() {
 }
 
 #[test]
-fn password_for_everyone_ends_a_link_without_login() {
+fn password_for_all_ends_open_connections() {
     let redis = RedisServer::start();
     let more = "resp.listen = \"127.0.0.1:0\"\nresp.max_connections = 100\n\
         http.max_connections = 100\n";

@@ -270,7 +270,7 @@ fn new_link_needs_a_sentinel_old_one_does_not() {
 }
 
 #[test]
-fn attempts_at_a_hung_primary_end_with_its_failover() {
+fn attempts_at_hung_primary_end_at_failover() {
     // The sentinel fails over only when the test wants it to.
     let patient = "sentinel down-after-milliseconds main 60000";
     let reader: Vec<_> = "--user proxy on >word ~* &* +@all".split(' ').collect();
