@@ -18,6 +18,9 @@ const SLOTS: u16 = 16384;
 const NODE_TIMEOUT: &str = "1000";
 const BOUND: Duration = Duration::from_secs(30);
 
+/// The fields of a line of `CLUSTER NODES` before the slots.
+const FIELDS: usize = 8;
+
 pub(crate) struct RedisCluster {
     pub(crate) nodes: Vec<RedisServer>,
     primaries: usize,
@@ -206,11 +209,23 @@ impl RedisCluster {
 
     /// Promotes a replica while its primary is healthy, and waits until it is the primary.
     pub(crate) fn fail_over_to(&self, replica: usize) {
+        // A node may look like the winner and lose soon afterwards, right after another failover. What
+        // is written to it until then is lost.
         let done = within(BOUND, || {
             let _: RedisResult<Value> = try_ask(&self.nodes[replica], &["CLUSTER", "FAILOVER"]);
-            within(BOUND / 6, || self.is_primary(replica).then_some(()))
+            within(BOUND / 6, || self.is_agreed_primary(replica).then_some(()))
         });
         assert!(done.is_some(), "no failover:\n{}", self.nodes[replica].log());
+    }
+
+    /// Whether all nodes take the node for a primary with slots.
+    fn is_agreed_primary(&self, number: usize) -> bool {
+        let id = self.id(number);
+        let is_so = |view: String| {
+            let owner = |line: &str| line.contains("master") && line.split(' ').count() > FIELDS;
+            view.lines().any(|line| line.starts_with(&id) && owner(line))
+        };
+        self.is_primary(number) && (0..self.nodes.len()).all(|node| is_so(self.view(node)))
     }
 
     /// Waits until the node is a primary.
