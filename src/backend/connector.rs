@@ -14,10 +14,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::address::{Address, ConnectionAddr};
-use super::credentials::{Login, REDIS_LOGIN, load_login};
+use super::credentials::{Login, load_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged};
-use super::error::{BackendError, unreachable};
+use super::error::{BackendError, REDIS_LOGIN, unreachable};
 use super::hello::{
     BoxDriver, authenticate, drive_until, expect_ok, handshake_error, ignore_error_reply,
     is_unsupported, send_hello,

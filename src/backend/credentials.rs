@@ -15,11 +15,6 @@ pub(super) const DEFAULT_USER: &str = "default";
 /// The file in systemd's credential directory that holds the password.
 const CREDENTIAL: &str = "redis-password";
 
-/// The settings of the login to Redis, for messages.
-pub(super) const REDIS_LOGIN: &str = "redis.username and redis.password_file";
-/// The settings of the login to the sentinels, for messages.
-pub(super) const SENTINEL_LOGIN: &str = "redis.sentinel_username and redis.sentinel_password_file";
-
 /// The user and password of a login.
 pub(super) struct Login {
     username: String,

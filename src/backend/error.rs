@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::credentials::REDIS_LOGIN;
 use crate::cache::Cancelled;
 
 /// The reason why Redis returned no value. Cheap to clone: every reader of a flight gets a copy.
@@ -159,6 +158,11 @@ pub(super) fn unreachable(reason: &dyn fmt::Display) -> BackendError {
 pub(super) fn auth_rejected(reason: &dyn fmt::Display) -> BackendError {
     BackendError::AuthRejected(one_line(reason).into())
 }
+
+/// The settings of the login to Redis, for messages.
+pub(super) const REDIS_LOGIN: &str = "redis.username and redis.password_file";
+/// The settings of the login to the sentinels, for messages.
+pub(super) const SENTINEL_LOGIN: &str = "redis.sentinel_username and redis.sentinel_password_file";
 
 /// Returns the error for a rejected login. It keeps only the first word: Redis may repeat the
 /// credentials. `login_settings` names the settings of the login.

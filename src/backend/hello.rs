@@ -8,10 +8,11 @@ use std::pin::{Pin, pin};
 use redis::{Cmd, ServerError, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::credentials::{Login, REDIS_LOGIN};
+use super::credentials::Login;
 use super::dial::Stream;
 use super::error::{
-    BackendError, NO_PERMISSION, auth_rejected, error_reply, is_final, login_error, unreachable,
+    BackendError, NO_PERMISSION, REDIS_LOGIN, auth_rejected, error_reply, is_final, login_error,
+    unreachable,
 };
 use super::multiplexed::Multiplexed;
 use super::tracking::TrackingError;

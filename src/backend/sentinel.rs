@@ -25,10 +25,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::address::{Address, ConnectionAddr};
-use super::credentials::{SENTINEL_LOGIN, load_sentinel_login};
+use super::credentials::load_sentinel_login;
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::Endpoint;
-use super::error::{BackendError, unreachable};
+use super::error::{BackendError, SENTINEL_LOGIN, unreachable};
 use super::hello::{BoxDriver, drive_until, send_hello};
 use super::multiplexed::Multiplexed;
 use super::settings::Settings;

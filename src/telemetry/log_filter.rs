@@ -19,10 +19,11 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 34] = [
+const OWN_TARGETS: [&str; 35] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
+    "redis_proxy::backend::rights",
     "redis_proxy::backend::sentinel",
     "redis_proxy::backend::supervisor",
     "redis_proxy::backend::tracking",
