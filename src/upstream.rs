@@ -107,6 +107,7 @@ impl Upstream {
     }
 
     /// Looks up `key` in memory only. The caller counts the read.
+    #[inline]
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         match self {
             Self::Standalone(cache, _) => cache.lookup(key, now),

@@ -138,6 +138,7 @@ impl Entry {
     }
 
     /// Returns the value, or `None` if the key does not exist in Redis.
+    #[inline]
     pub fn value(&self) -> Option<Value<'_>> {
         let bytes = match &self.payload {
             Payload::Inline { key, value } => &self.bytes[*key as usize..][..(*value)? as usize],
