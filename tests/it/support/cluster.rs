@@ -209,8 +209,8 @@ impl RedisCluster {
 
     /// Promotes a replica while its primary is healthy, and waits until it is the primary.
     pub(crate) fn fail_over_to(&self, replica: usize) {
-        // A node may look like the winner and lose soon afterwards, right after another failover. What
-        // is written to it until then is lost.
+        // A node may look like the winner and lose soon afterwards, right after another failover.
+        // What is written to it until then is lost.
         let done = within(BOUND, || {
             let _: RedisResult<Value> = try_ask(&self.nodes[replica], &["CLUSTER", "FAILOVER"]);
             within(BOUND / 6, || self.is_agreed_primary(replica).then_some(()))
