@@ -7,7 +7,7 @@
 use super::session::SessionEffect;
 use crate::protocol::ReplySummary;
 
-/// What the replies of Redis have shown.
+/// The admission of a client by Redis, as its replies show it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Admission {
     /// Nothing yet.
