@@ -72,6 +72,24 @@ fn use_until_close(
     if end.kind() == ErrorKind::UnexpectedEof { Ok(()) } else { Err(format!("the end: {end}")) }
 }
 
+/// Stops the proxy once all clients are busy, and asserts that none of them lost a request.
+#[track_caller]
+fn assert_stop_loses_no_request(
+    proxy: Proxy,
+    clients: Vec<JoinHandle<Result<(), String>>>,
+    answered: &AtomicUsize,
+) {
+    let count = clients.len();
+    eventually("all are busy", || (answered.load(SeqCst) > 50 * count).then_some(()));
+    stop(&proxy);
+    let lost: Vec<String> = clients
+        .into_iter()
+        .filter_map(|client| client.join().expect("a client that goes on").err())
+        .collect();
+    assert!(lost.is_empty(), "{} of {count} lost a request: {lost:?}", lost.len());
+    proxy.finish();
+}
+
 #[test]
 fn busy_connections_lose_no_request_at_term() {
     const CLIENTS: usize = 32;
@@ -86,14 +104,7 @@ fn busy_connections_lose_no_request_at_term() {
             thread::spawn(move || use_until_close(address, &request, pause, &answered))
         })
         .collect();
-    eventually("all are busy", || (answered.load(SeqCst) > 50 * CLIENTS).then_some(()));
-    stop(&proxy);
-    let lost: Vec<String> = clients
-        .into_iter()
-        .filter_map(|client| client.join().expect("a client that goes on").err())
-        .collect();
-    assert!(lost.is_empty(), "{} of {CLIENTS} lost a request: {lost:?}", lost.len());
-    proxy.finish();
+    assert_stop_loses_no_request(proxy, clients, &answered);
 }
 
 #[test]
@@ -214,12 +225,5 @@ fn busy_http2_connections_lose_no_request_at_term() {
             })
         })
         .collect();
-    eventually("all are busy", || (answered.load(SeqCst) > 50 * CLIENTS).then_some(()));
-    stop(&proxy);
-    let lost: Vec<String> = clients
-        .into_iter()
-        .filter_map(|client| client.join().expect("a client that goes on").err())
-        .collect();
-    assert!(lost.is_empty(), "{} of {CLIENTS} lost a request: {lost:?}", lost.len());
-    proxy.finish();
+    assert_stop_loses_no_request(proxy, clients, &answered);
 }
