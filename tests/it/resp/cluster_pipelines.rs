@@ -743,7 +743,7 @@ fn random_pipelines_get_the_replies_of_their_commands() {
     let seed = seed();
     let more = "redis.response_timeout = \"10s\"\n";
     // Otherwise replicas take over by themselves on a busy machine, without the last writes.
-    let patient = ["--cluster-node-timeout", "10000"];
+    let patient = ["--cluster-replica-no-failover", "yes"];
     let stage = Stage::over(
         RedisCluster::start(3, 3, &patient),
         &["--cluster-require-full-coverage", "no"],

@@ -4,7 +4,10 @@
 //! many places later as there are primaries. A test inspects a node over its socket, as any Redis,
 //! and gets the owner of a slot from the nodes themselves.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use redis::{FromRedisValue, RedisResult, Value, cmd};
 
@@ -15,7 +18,11 @@ use super::wait::{eventually, within};
 /// The number of slots.
 const SLOTS: u16 = 16384;
 /// A failover takes about twice as long.
-const NODE_TIMEOUT: &str = "1000";
+const NODE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The votes that a node has received count for as long. A manual failover before the end of this
+/// time succeeds without an election: the node calls itself a primary, loses the role to the real
+/// one, and with it what was written (<https://github.com/redis/redis/pull/8753>).
+const VOTES_VALID: Duration = NODE_TIMEOUT.saturating_mul(4);
 const BOUND: Duration = Duration::from_secs(30);
 
 /// The fields of a line of `CLUSTER NODES` before the slots.
@@ -25,6 +32,8 @@ pub(crate) struct RedisCluster {
     pub(crate) nodes: Vec<RedisServer>,
     primaries: usize,
     is_tls: bool,
+    /// The time of the last manual failover to each node.
+    promoted: Mutex<HashMap<usize, Instant>>,
 }
 
 impl RedisCluster {
@@ -41,7 +50,7 @@ impl RedisCluster {
     pub(crate) fn start(primaries: usize, replicas: usize, arguments: &[&str]) -> Self {
         let nodes =
             (0..primaries + replicas).map(|_| node(arguments, RedisServerBuilder::tcp)).collect();
-        Self { nodes, primaries, is_tls: false }.whole(replicas)
+        Self { nodes, primaries, is_tls: false, promoted: Mutex::default() }.whole(replicas)
     }
 
     /// Starts this many primaries that accept only TLS, with certificates of this authority.
@@ -49,7 +58,7 @@ impl RedisCluster {
         let (certificate, key) = authority.issue("127.0.0.1");
         let tls = |builder: RedisServerBuilder| builder.tls(&certificate, &key, &authority.file());
         let nodes = (0..primaries).map(|_| node(&["--tls-cluster", "yes"], tls)).collect();
-        Self { nodes, primaries, is_tls: true }.whole(0)
+        Self { nodes, primaries, is_tls: true, promoted: Mutex::default() }.whole(0)
     }
 
     /// Joins the nodes to one cluster.
@@ -207,15 +216,18 @@ impl RedisCluster {
         self.nodes[from].command(&["CLUSTER", "SETSLOT", &slot, "NODE", &owner]);
     }
 
-    /// Promotes a replica while its primary is healthy, and waits until it is the primary.
+    /// Promotes a replica while its primary is healthy, and waits until all nodes know of it.
     pub(crate) fn fail_over_to(&self, replica: usize) {
-        // A node may look like the winner and lose soon afterwards, right after another failover.
-        // What is written to it until then is lost.
+        let mut promoted = self.promoted.lock().expect("no panic of another failover");
+        if let Some(before) = promoted.get(&replica) {
+            thread::sleep(VOTES_VALID.saturating_sub(before.elapsed()));
+        }
         let done = within(BOUND, || {
             let _: RedisResult<Value> = try_ask(&self.nodes[replica], &["CLUSTER", "FAILOVER"]);
             within(BOUND / 6, || self.is_agreed_primary(replica).then_some(()))
         });
         assert!(done.is_some(), "no failover:\n{}", self.nodes[replica].log());
+        promoted.insert(replica, Instant::now());
     }
 
     /// Whether all nodes take the node for a primary with slots.
@@ -252,11 +264,12 @@ fn node(
     listens: impl Fn(RedisServerBuilder) -> RedisServerBuilder,
 ) -> RedisServer {
     let bus = free_port().to_string();
+    let timeout = NODE_TIMEOUT.as_millis().to_string();
     let own = [
         "--cluster-enabled",
         "yes",
         "--cluster-node-timeout",
-        NODE_TIMEOUT,
+        &timeout,
         "--cluster-port",
         &bus,
     ];
