@@ -265,14 +265,8 @@ fn node(
 ) -> RedisServer {
     let bus = free_port().to_string();
     let timeout = NODE_TIMEOUT.as_millis().to_string();
-    let own = [
-        "--cluster-enabled",
-        "yes",
-        "--cluster-node-timeout",
-        &timeout,
-        "--cluster-port",
-        &bus,
-    ];
+    let own =
+        ["--cluster-enabled", "yes", "--cluster-node-timeout", &timeout, "--cluster-port", &bus];
     let quick = ["--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no"];
     listens(RedisServer::builder()).arguments(&own).arguments(&quick).arguments(arguments).start()
 }
