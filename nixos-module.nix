@@ -89,6 +89,8 @@ let
     cache = [
       "capacity"
       "coherence_timeout"
+      "max_reply"
+      "max_reply_memory"
       "negative_ttl"
       "policy"
       "stale_if_error"

@@ -27,6 +27,7 @@ use super::settings::Settings;
 use super::tls_error;
 use super::topology::Topology;
 use super::tracking::{self, InvalidationHandler, Tracking, TrackingError};
+use super::value::text;
 use crate::net::{IoProgress, TrackedIo};
 
 /// The name of the proxy's connections in Redis's `CLIENT LIST`.
@@ -159,7 +160,7 @@ impl Connector {
             answer => answer?,
         }
         let info = connection.send(redis::cmd("CLUSTER").arg("INFO")).await?;
-        Ok(tracking::text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
+        Ok(text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
     }
 
     /// Counts a failed attempt.
@@ -213,7 +214,8 @@ impl Connector {
         Ok(connected)
     }
 
-    /// Opens a connection over RESP3. `handler` receives the pushes.
+    /// Opens a connection over RESP3. `handler` receives the pushes, and the server is asked about
+    /// the commands `names`.
     ///
     /// If Redis refuses tracking but may grant it later, the connection has none and carries the
     /// reason.
@@ -224,6 +226,7 @@ impl Connector {
     pub(super) async fn connect_tracked(
         &self,
         handler: InvalidationHandler,
+        names: &[String],
     ) -> Result<Connected, TrackingError> {
         let mut connected = self.open(Box::new(move |push| handler.handle_push(push))).await?;
         let connection = &connected.connection;
@@ -234,7 +237,7 @@ impl Connector {
         .await?;
         let requested_at = Instant::now();
         drive_until(&mut connected.driver, self.handshake(connection)).await?;
-        match drive_until(&mut connected.driver, tracking::enable(connection)).await {
+        match drive_until(&mut connected.driver, tracking::enable(connection, names)).await {
             Ok(tracking) => connected.tracking = Some(TrackingGranted { tracking, requested_at }),
             Err(TrackingError::Refused(reason)) => connected.tracking_refusal = Some(reason),
             Err(error) => return Err(error),
@@ -317,7 +320,7 @@ impl Connector {
 async fn require_primary(connection: &Multiplexed) -> Result<(), BackendError> {
     match connection.send(&redis::cmd("ROLE")).await? {
         Value::ServerError(error) => Err(handshake_error(&error)),
-        Value::Array(parts) if parts.first().and_then(tracking::text) == Some("master") => Ok(()),
+        Value::Array(parts) if parts.first().and_then(text) == Some("master") => Ok(()),
         _ => Err(unreachable(&"it is called a primary, but it is a replica (ROLE)")),
     }
 }

@@ -15,7 +15,7 @@ use super::error::{BackendError, error_reply, unreachable};
 use super::multiplexed::Multiplexed;
 use super::settings::{Mode, Settings};
 use super::topology::Topology;
-use super::tracking::text;
+use super::value::text;
 
 /// A client for administrative commands to one cluster node.
 pub(crate) struct NodeClient {

@@ -29,6 +29,7 @@ use super::multiplexed::{Multiplexed, UNEXPECTED_REPLY};
 use super::outage::Outage;
 use super::probe::{Probe, ProbeEnd, ProbeTiming};
 use super::rights::{self, KeyCheck, Rights, Rules};
+use super::server_commands::CommandNames;
 use super::settings::Settings;
 use super::signals::SupervisorSignals;
 use super::topology::Topology;
@@ -78,6 +79,8 @@ pub struct ConnectionSupervisor {
     probe: Arc<Probe>,
     rights: Rights,
     connector: Connector,
+    /// The commands that the server is asked about.
+    names: CommandNames,
     state: watch::Sender<ConnectionState>,
     lease_renewed: watch::Sender<Instant>,
     suspected: watch::Sender<bool>,
@@ -94,6 +97,7 @@ pub struct ConnectionSupervisor {
 impl ConnectionSupervisor {
     pub(super) fn prepare(
         settings: &Settings,
+        names: CommandNames,
         dialer: Arc<Dialer>,
         topology: Arc<Topology>,
         cache: Cache<BackendError>,
@@ -120,6 +124,7 @@ impl ConnectionSupervisor {
             probe: Arc::new(Probe::new()),
             rights: Rights::default(),
             connector,
+            names,
             state,
             lease_renewed,
             suspected,
@@ -289,7 +294,8 @@ impl ConnectionSupervisor {
         }
         let (cache, metrics, probe) =
             (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
-        match self.connector.connect_tracked(InvalidationHandler { cache, metrics, probe }).await {
+        let handler = InvalidationHandler { cache, metrics, probe };
+        match self.connector.connect_tracked(handler, &self.names).await {
             Ok(connected) => {
                 connected
                     .tracking_refusal
@@ -391,7 +397,7 @@ impl ConnectionSupervisor {
             () = self.run_probe(connection), if self.probe_enabled(tracking) => {
                 unreachable(&"Redis sent no invalidation for a write that it had acknowledged")
             }
-            granted = retry_tracking(connection), if was_refused => return Event::TrackingGranted(granted),
+            granted = retry_tracking(connection, &self.names), if was_refused => return Event::TrackingGranted(granted),
         })
     }
 
@@ -442,11 +448,11 @@ fn is_primary_changed(error: &BackendError) -> bool {
 }
 
 /// Requests tracking every [`TRACKING_RETRY`] until Redis grants it.
-async fn retry_tracking(connection: &Multiplexed) -> TrackingGranted {
+async fn retry_tracking(connection: &Multiplexed, names: &[String]) -> TrackingGranted {
     loop {
         sleep(TRACKING_RETRY).await;
         let requested_at = Instant::now();
-        if let Ok(tracking) = tracking::enable(connection).await {
+        if let Ok(tracking) = tracking::enable(connection, names).await {
             return TrackingGranted { tracking, requested_at };
         }
     }

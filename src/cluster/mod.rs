@@ -39,10 +39,13 @@ use self::shard::{Shard, forward_suspicion};
 pub use self::slot_map::slot;
 use self::slot_map::{NodeAddr, SLOT_COUNT, SlotMap};
 use crate::backend::{
-    self, Asking, Backend, BackendError, ConnectAs, EpochStream, FenceResult, NodeClient,
-    PrepareError, Redirect,
+    self, Asking, Backend, BackendError, CommandNames, ConnectAs, EpochStream, FenceResult,
+    FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
-use crate::cache::{self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Statistics};
+use crate::cache::{
+    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, ReplyStatistics, ReplyStore,
+    Statistics,
+};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
 use crate::sync::lock;
@@ -56,6 +59,8 @@ struct Shared {
     user: Option<String>,
     cache_settings: Mutex<cache::Settings>,
     max_value: usize,
+    /// The commands with replies that may be kept.
+    names: CommandNames,
     metrics: Arc<Metrics>,
     /// The runtime of fetches and connections.
     runtime: Handle,
@@ -63,6 +68,8 @@ struct Shared {
     /// Held during every change of the routing table.
     update_lock: Mutex<()>,
     next_id: AtomicU32,
+    /// The replies of all primaries: one bound for all of them.
+    replies: Arc<ReplyStore>,
     /// Signals that the slots may have moved.
     refresh_now: Notify,
     /// Signals that a primary is suspected to be out of service.
@@ -86,6 +93,7 @@ struct Rounds {
 struct RetiredTotals {
     evictions: [u64; cache::EvictionCause::ALL.len()],
     flights_discarded: u64,
+    replies_discarded: u64,
 }
 
 impl RetiredTotals {
@@ -94,6 +102,7 @@ impl RetiredTotals {
             *sum += count;
         }
         self.flights_discarded += statistics.flights_discarded;
+        self.replies_discarded += statistics.replies.discarded;
     }
 }
 
@@ -106,7 +115,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(25);
 
 impl Cluster {
     /// Creates a cluster without known slots; [`run`](Self::run) has to be spawned. Fetches and
-    /// connections run on `runtime`. Values larger than `max_value` bytes are not served.
+    /// connections run on `runtime`. Values larger than `max_value` bytes are not served. `names`
+    /// are the commands with replies that may be kept.
     ///
     /// # Errors
     /// [`PrepareError`] if a certificate, key or password file cannot be used.
@@ -114,16 +124,20 @@ impl Cluster {
         settings: backend::Settings,
         cache_settings: cache::Settings,
         max_value: usize,
+        names: CommandNames,
         runtime: Handle,
         metrics: Arc<Metrics>,
     ) -> Result<Self, PrepareError> {
         // Checked once here, so problems with the files are reported at startup.
         let user = Backend::check(&settings)?;
+        let replies = ReplyStore::new(cache_settings.max_reply_memory.0);
         Ok(Self(Arc::new(Shared {
             settings,
             user,
+            replies,
             cache_settings: Mutex::new(cache_settings),
             max_value,
+            names,
             metrics,
             runtime,
             table: ArcSwap::from_pointee(RoutingTable::empty()),
@@ -170,6 +184,19 @@ impl Cluster {
         self.shard_of(key).ok_or_else(|| BackendError::Unavailable("CLUSTERDOWN".into()))
     }
 
+    /// Returns the shard that owns the slot of all these keys, as [`find_shard`](Self::find_shard)
+    /// does; `None` if they are of several slots.
+    pub(crate) async fn find_shard_of_all<'a>(
+        &self,
+        mut keys: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Option<Arc<Shard>>, BackendError> {
+        let Some(first) = keys.next() else { return Ok(None) };
+        if keys.any(|key| slot(key) != slot(first)) {
+            return Ok(None);
+        }
+        self.find_shard(first).await.map(Some)
+    }
+
     /// Fetches `key` for the cache of `shard`, and follows redirects. A reply of another shard is
     /// not stored (invariant P1).
     pub(crate) async fn fetch(self, shard: Arc<Shard>, key: Key) -> Fetched<BackendError> {
@@ -202,6 +229,26 @@ impl Cluster {
             }
         }
         shard.backend.to_fetched(Err(BackendError::Unavailable("CLUSTERDOWN".into())))
+    }
+
+    /// Fetches a reply for the cache of `shard`, which owns the slot of its keys. Follows no
+    /// redirect: what another node replies may not be kept here (invariant P1).
+    ///
+    /// # Errors
+    /// The errors of [`Backend::fetch_reply`].
+    pub(crate) async fn fetch_reply(
+        &self,
+        shard: &Shard,
+        request: &ReplyRequest,
+        max_reply: usize,
+    ) -> Result<FetchedReply, BackendError> {
+        let reply = shard.backend.read_reply(request, max_reply).await;
+        if let Err(BackendError::Moved(Redirect { is_ask: false, slot, address })) = &reply {
+            let address = shard.resolve_redirect(address.clone());
+            // The command is forwarded in any case, which reports what prevents it.
+            _ = self.0.apply_moved(*slot, &address);
+        }
+        shard.backend.to_fetched_reply(reply)
     }
 
     /// Returns whether a fetch that failed at `at` is worth a retry, and then points `at` to the
@@ -482,6 +529,10 @@ impl Cluster {
             evictions: retired_totals.evictions,
             flights: 0,
             flights_discarded: retired_totals.flights_discarded,
+            replies: ReplyStatistics {
+                discarded: retired_totals.replies_discarded,
+                ..ReplyStatistics::default()
+            },
             settings: lock(&self.0.cache_settings).clone(),
             coherence: self.coherence(),
         };
@@ -491,6 +542,12 @@ impl Cluster {
             sum.bytes += one.bytes;
             sum.flights += one.flights;
             sum.flights_discarded += one.flights_discarded;
+            // All primaries share one store of replies.
+            sum.replies = ReplyStatistics {
+                flights: sum.replies.flights + one.replies.flights,
+                discarded: sum.replies.discarded + one.replies.discarded,
+                ..one.replies
+            };
             for (sum, count) in sum.evictions.iter_mut().zip(one.evictions) {
                 *sum += count;
             }
@@ -547,9 +604,18 @@ impl Shared {
 
     fn create_shard(&self, address: &NodeAddr) -> Result<Arc<Shard>, PrepareError> {
         let settings = self.settings.for_node(&address.0, address.1);
-        let cache = Cache::new(self.cache_settings_for(0), self.runtime.clone());
-        let (backend, link) =
-            Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
+        let cache = Cache::with_reply_store(
+            self.cache_settings_for(0),
+            self.runtime.clone(),
+            Arc::clone(&self.replies),
+        );
+        let (backend, link) = Backend::prepare(
+            settings,
+            self.max_value,
+            Arc::clone(&self.names),
+            cache.clone(),
+            Arc::clone(&self.metrics),
+        )?;
         let name = NodeId(self.next_id.fetch_add(1, Relaxed));
         self.runtime.spawn(forward_suspicion(backend.suspected(), Arc::clone(&self.suspicion)));
         let link = self.runtime.spawn(link.run()).abort_handle();

@@ -4,6 +4,7 @@
 //! doubt the command is forwarded.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes};
 use futures_util::future::join_all;
@@ -13,12 +14,12 @@ use tracing::Instrument as _;
 use super::memory::Memory;
 use super::table::Class;
 use crate::backend::BackendError;
-use crate::cache::{Answer, Outcome, ReadMode};
-use crate::metrics::FrontEnd;
+use crate::cache::{Answer, Outcome, ReadMode, Reply};
+use crate::metrics::{FrontEnd, Kind};
 use crate::net::WriteBuf;
 use crate::protocol::{
-    Arguments, Protocol, parse_integer, write_array_length, write_bulk, write_bulk_length,
-    write_integer, write_null,
+    Arguments, Protocol, ReplyFrame, Resp2Form, parse_integer, write_array_length, write_bulk,
+    write_bulk_length, write_integer, write_null, write_resp2,
 };
 use crate::proxy::Proxy;
 use crate::telemetry::spans;
@@ -44,6 +45,8 @@ pub enum CachedReply {
     Number(usize),
     /// Some bytes of a value.
     Part(Answer, Range<usize>),
+    /// A kept reply.
+    Kept(Arc<Reply>, Kind),
 }
 
 /// The result of a read that was not in memory.
@@ -185,6 +188,7 @@ impl CachedReply {
                     answer.entry.value().map_or(&[][..], |value| &value.bytes[part.clone()]);
                 write_bulk(output.tail(), value);
             }
+            Self::Kept(reply, _) => write_frame(output, reply.frame(), protocol),
             Self::Values(answers) => {
                 write_array_length(output.tail(), answers.len());
                 for answer in answers {
@@ -203,6 +207,18 @@ fn write_value(output: &mut WriteBuf, answer: Option<&Answer>, protocol: Protoco
             output.push_slice_or(value.bytes, || value.to_bytes());
             output.tail().put_slice(b"\r\n");
         }
+    }
+}
+
+fn write_frame(output: &mut WriteBuf, frame: &ReplyFrame, protocol: Protocol) {
+    let bytes = frame.bytes();
+    match (protocol, frame.resp2()) {
+        (Protocol::Resp3, _) | (_, Resp2Form::Same) => output.push(bytes.clone()),
+        (_, Resp2Form::Head { elements, skip }) => {
+            write_array_length(output.tail(), elements);
+            output.push_slice_or(&bytes[skip..], || bytes.slice(skip..));
+        }
+        (_, Resp2Form::Converted) => write_resp2(bytes, frame.shape(), output.tail()),
     }
 }
 

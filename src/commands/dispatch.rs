@@ -1,20 +1,25 @@
 //! The decision about one command: from memory, to Redis, or a reply of the proxy's own. It is a
 //! pure function, so its rules are tested as a table.
 
-use bytes::Bytes;
+use std::borrow::Cow;
+
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::auth::{Credentials, NO_AUTH, authenticate, hello_logins};
 use super::authorize::{NO_COMMAND, authorize};
 use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
+use super::kept_read::KeptRead;
 use super::local_action::{LocalAction, RejectReason};
 use super::memory::Memory;
+use super::reply_fetch::ReplyFetch;
 use super::session::{Identity, SessionEffect, SessionState};
 use super::table::Class;
 use crate::access::KeyAllowlist;
 use crate::backend::CacheIdentity;
 use crate::cache::Outcome;
-use crate::protocol::{Arguments, is_one_of, parse_integer};
+use crate::metrics::Kind;
+use crate::protocol::{Arguments, is_one_of, parse_integer, write_array_length, write_bulk};
 
 /// The settings that decisions depend on.
 pub struct Policy {
@@ -77,6 +82,8 @@ pub struct Command<'a> {
     pub class: Class,
     /// Its name and arguments.
     pub arguments: Arguments<'a>,
+    /// Its bytes, as far as they have arrived.
+    pub bytes: &'a [u8],
 }
 
 /// The decision about a command.
@@ -90,6 +97,10 @@ pub enum Action {
     Reply(CachedReply),
     /// Fetch its keys.
     Fetch(FetchKeys),
+    /// Fetch its reply, to be kept.
+    FetchReply(ReplyFetch),
+    /// Forward a read of this kind past memory.
+    BypassReply(Kind),
     /// Forward a read of so many keys past memory.
     Bypass(usize),
     /// Forward it.
@@ -128,9 +139,10 @@ pub fn decide<M: Memory>(
 #[inline]
 fn choose<M: Memory>(
     view: &View<'_, M>,
-    Command { class, arguments }: Command<'_>,
+    command: Command<'_>,
     count: impl FnMut(Outcome),
 ) -> Action {
+    let Command { class, arguments, .. } = command;
     let authenticated = view
         .credentials
         .and_then(|credentials| authenticate(credentials, view.session, class, arguments));
@@ -144,6 +156,10 @@ fn choose<M: Memory>(
     match class {
         _ if class.is_read() => match CacheableRead::new(class, arguments) {
             Some(read) => choose_read(view, read, count),
+            None => Action::Forward(SessionEffect::MayObserveWrite),
+        },
+        Class::Kept(kept) => match KeptRead::new(kept, arguments) {
+            Some(read) => choose_kept_read(view, &read, command, count),
             None => Action::Forward(SessionEffect::MayObserveWrite),
         },
         Class::Quit => Action::Quit,
@@ -175,6 +191,49 @@ fn choose_read<M: Memory>(
     fetch.map_or(Action::Bypass(read.key_count()), Action::Fetch)
 }
 
+fn choose_kept_read<M: Memory>(
+    view: &View<'_, M>,
+    read: &KeptRead<'_>,
+    command: Command<'_>,
+    mut count: impl FnMut(Outcome),
+) -> Action {
+    let is_bypassed = view.coverage == Coverage::Bypassed
+        || view.pending.may_observe_write
+        || !view.session.may_read_from_cache(&view.policy.identity)
+        || read.has_longer_key(view.policy.max_key);
+    if is_bypassed {
+        return Action::BypassReply(read.kind());
+    }
+    if view.coverage == Coverage::Unfenced {
+        return Action::Fence;
+    }
+    let name = reply_name(command);
+    match view.memory.lookup_reply(&name, read.first_key(), view.now) {
+        Some(reply) => {
+            count(Outcome::Hit);
+            Action::Reply(CachedReply::Kept(reply, read.kind()))
+        }
+        None if view.memory.may_fetch_replies() => {
+            Action::FetchReply(ReplyFetch::new(read, name.into_owned()))
+        }
+        None => Action::BypassReply(read.kind()),
+    }
+}
+
+/// The bytes under which the reply to a command is kept: the command with its name in capitals.
+fn reply_name(command: Command<'_>) -> Cow<'_, [u8]> {
+    let Command { arguments, bytes, .. } = command;
+    let is_array = bytes.first() == Some(&b'*');
+    if is_array && !arguments.get(0).iter().any(u8::is_ascii_lowercase) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut name = BytesMut::with_capacity(bytes.len() + 16);
+    write_array_length(&mut name, arguments.len());
+    write_bulk(&mut name, &arguments.get(0).to_ascii_uppercase());
+    arguments.skip(1).for_each(|argument| write_bulk(&mut name, argument));
+    Cow::Owned(name.into())
+}
+
 /// Whether an action has to wait for the replies that are pending.
 #[inline]
 fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
@@ -184,10 +243,12 @@ fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
         | Action::Fence
         | Action::Reply(_)
         | Action::Fetch(_)
+        | Action::FetchReply(_)
         | Action::Local(LocalAction::LogIn { instead: None } | LocalAction::Reject { .. }) => false,
         Action::Local(LocalAction::Reset) => view.pending.replies > 0,
         // Otherwise a read could see what its own client wrote behind it (invariant R2).
         Action::Bypass(_)
+        | Action::BypassReply(_)
         | Action::Passthrough
         | Action::Quit
         | Action::Local(LocalAction::LogIn { .. }) => is_behind_flights,
@@ -204,7 +265,7 @@ fn has_to_go_alone<M>(view: &View<'_, M>, effect: &SessionEffect) -> bool {
 
 /// Decides about a command that is too long to be held, by the arguments that have arrived.
 pub fn decide_long<M: Memory>(view: &View<'_, M>, command: Command<'_>) -> LongAction {
-    let Command { class, arguments } = command;
+    let Command { class, arguments, .. } = command;
     let is_authenticated = view.credentials.is_none_or(|credentials| {
         authenticate(credentials, view.session, class, arguments).is_none()
     });
@@ -280,13 +341,18 @@ fn named(arguments: Arguments<'_>, at: usize) -> Identity {
 #[cfg(test)]
 mod tests {
     use std::mem::discriminant;
+    use std::sync::Arc;
 
     use tokio::runtime::Handle;
 
     use super::super::table::CommandTable;
     use super::*;
-    use crate::cache::{Answer, Cache, Cancelled, Fetched, ReadMode, Settings};
+    use crate::cache::{
+        Answer, Cache, Cancelled, Fetched, FetchedReply, ReadMode, Reply, Settings,
+    };
+    use crate::key::Key;
     use crate::protocol::tests::parsed;
+    use crate::protocol::{ReplyFrame, Shape};
 
     #[derive(Debug, Clone)]
     struct NoFetch;
@@ -315,6 +381,12 @@ mod tests {
     impl Memory for Kept {
         fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
             self.cache.lookup(key, now)
+        }
+        fn lookup_reply(&self, command: &[u8], _: &[u8], now: Instant) -> Option<Arc<Reply>> {
+            self.cache.lookup_reply(command, now)
+        }
+        fn may_fetch_replies(&self) -> bool {
+            self.may_fetch
         }
         fn count_key(&self, _: &[u8], _: Instant) {}
         fn may_fetch(&self) -> bool {
@@ -359,7 +431,7 @@ mod tests {
             let (input, parser) = parsed(line);
             let arguments = parser.arguments(&input);
             let class = CommandTable::new().find(arguments.get(0)).class;
-            decide(&self.view(), Command { class, arguments })
+            decide(&self.view(), Command { class, arguments, bytes: &input })
         }
 
         fn decides(&self, line: &str) -> Action {
@@ -441,11 +513,49 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn read_of_another_type_is_decided() {
+        let mut case = Case::new().await;
+        let bypass = Action::BypassReply(Kind::Hash);
+        let forward = Action::Forward(SessionEffect::MayObserveWrite);
+        let (input, parser) = parsed("HGETALL h");
+        let class = CommandTable::new().find(b"HGETALL").class;
+        let Class::Kept(command) = class else { panic!("{class:?}") };
+        let read = KeptRead::new(command, parser.arguments(&input)).unwrap();
+        let fetch = Action::FetchReply(ReplyFetch::new(&read, input.clone()));
+        case.memory.cache.start_tracking(Instant::now());
+        let name = b"*2\r\n$7\r\nHGETALL\r\n$1\r\nh\r\n";
+        let frame = ReplyFrame::new(Bytes::from_static(b"%0\r\n"), Shape::default());
+        let kept = move || async { FetchedReply::Keepable(frame, None) };
+        case.memory.cache.get_or_fetch_reply(name, &[Key::from(&b"h"[..])], kept).await;
+        for (line, expected) in [
+            ("HGETALL h", &reply()),
+            ("hGetAll h", &reply()),
+            ("HGETALL other", &fetch),
+            ("HGETALL too-long-a-key", &bypass),
+            ("HGETALL", &forward),
+        ] {
+            case.expect(line, expected);
+        }
+        case.memory.may_fetch = false;
+        case.expect("HGETALL other", &bypass);
+        case.coverage = Coverage::Unfenced;
+        case.expect("HGETALL h", &Action::Fence);
+        case.coverage = Coverage::Bypassed;
+        case.expect("HGETALL h", &bypass);
+        case.coverage = Coverage::Full;
+        case.pending.may_observe_write = true;
+        case.expect("HGETALL h", &bypass);
+        case.pending = PendingReplies::default();
+        case.session.sent(&SessionEffect::Multi);
+        case.expect("HGETALL h", &bypass);
+    }
+
+    #[tokio::test]
     async fn nothing_is_forwarded_while_a_read_waits_for_a_flight() {
         let mut case = Case::new().await;
         case.pending = PendingReplies { replies: 1, flights: 1, ..PendingReplies::default() };
         for line in
-            ["SET k v", "GET too-long-a-key", "STRLEN absent", "SUBSCRIBE c", "QUIT", "HGET h f"]
+            ["SET k v", "GET too-long-a-key", "STRLEN absent", "SUBSCRIBE c", "QUIT", "HGET h"]
         {
             case.expect(line, &Action::Wait);
         }
@@ -483,7 +593,10 @@ mod tests {
         let user = |name: &'static str| Identity::Named(Bytes::from_static(name.as_bytes()));
         for (line, effect) in [
             ("PING", Neutral),
-            ("HGETALL h", Neutral),
+            ("HGETALL", MayObserveWrite),
+            ("HSCAN h 0", MayObserveWrite),
+            ("XPENDING x g", MayObserveWrite),
+            ("INFO", MayObserveWrite),
             ("CLIENT ID", Neutral),
             ("SET k v", MayObserveWrite),
             ("TTL k", MayObserveWrite),

@@ -15,8 +15,10 @@ mod authorize;
 mod cached_read;
 mod dispatch;
 mod invalidations;
+mod kept_read;
 mod local_action;
 mod memory;
+mod reply_fetch;
 mod session;
 mod table;
 
@@ -27,7 +29,9 @@ pub use self::dispatch::{
     Action, Command, Coverage, LongAction, PendingReplies, Policy, View, decide, decide_long,
 };
 pub use self::invalidations::{Invalidations, invalidations};
+pub use self::kept_read::{FieldNames, Fields, KeptCommand, KeptRead, kept_names};
 pub use self::local_action::{LocalAction, RejectReason};
 pub use self::memory::Memory;
+pub use self::reply_fetch::ReplyFetch;
 pub use self::session::{Identity, SessionEffect, SessionState};
 pub use self::table::{Class, CommandInfo, CommandTable, names};

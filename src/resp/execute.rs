@@ -9,11 +9,11 @@ use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
 use crate::cache::Outcome;
 use crate::commands::{
-    Action, Admission, AdmissionTracker, Class, Command, CommandInfo, Identity, Invalidations,
-    LocalAction, LongAction, PendingReplies, RejectReason, SessionEffect, SessionState, View,
-    decide, decide_long, invalidations,
+    Action, Admission, AdmissionTracker, CachedReply, Class, Command, CommandInfo, Identity,
+    Invalidations, LocalAction, LongAction, PendingReplies, RejectReason, SessionEffect,
+    SessionState, View, decide, decide_long, invalidations,
 };
-use crate::metrics::{self, FrontEnd};
+use crate::metrics::{self, FrontEnd, Kind};
 use crate::net::ZERO_COPY_MIN;
 use crate::protocol::{
     ParseStatus, ReplySummary, RequestLimits, UNAUTHENTICATED, peek_get_keys, write_error,
@@ -37,11 +37,31 @@ struct Batch {
     outcomes: [u64; Outcome::ALL.len()],
     /// The label of the last command, and how many in a row have it and are not counted yet.
     commands: (usize, u64),
+    /// The kind and outcome of the last kept reads, and how many in a row have them and are not
+    /// counted yet.
+    kept_reads: Option<(Kind, Outcome, u64)>,
 }
 
 impl Batch {
     fn new(begun: Instant) -> Self {
-        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0) }
+        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0), kept_reads: None }
+    }
+
+    /// Counts the kind of a read. `outcomes` counts its outcome.
+    fn add_kept_read(&mut self, kind: Kind, outcome: Outcome, proxy: &Proxy) {
+        match &mut self.kept_reads {
+            Some((last, of, count)) if (*last, *of) == (kind, outcome) => *count += 1,
+            _ => {
+                self.count_kept_reads(proxy);
+                self.kept_reads = Some((kind, outcome, 1));
+            }
+        }
+    }
+
+    fn count_kept_reads(&self, proxy: &Proxy) {
+        if let Some((kind, outcome, count)) = self.kept_reads {
+            proxy.record_kind(kind, outcome, count);
+        }
     }
 
     fn add_command(&mut self, label: usize, proxy: &Proxy) {
@@ -61,6 +81,7 @@ impl Batch {
 
     fn count(&self, proxy: &Proxy, ended: Instant) {
         self.count_commands(proxy);
+        self.count_kept_reads(proxy);
         let elapsed = ended.saturating_duration_since(self.begun);
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
@@ -180,7 +201,7 @@ impl Connection {
             return Taken::Yes;
         }
         let info = self.shared.commands.find(arguments.get(0));
-        let action = self.decide(info.class, batch);
+        let action = self.decide(info.class, length, batch);
         if !self.execute(action, info, length, batch) {
             return Taken::Waits;
         }
@@ -197,12 +218,13 @@ impl Connection {
         }
     }
 
-    /// Returns the decision about the command that the parser has read. `decide` gets everything
-    /// that it depends on.
+    /// Returns the decision about the command that the parser has read, which is the first `length`
+    /// bytes of the input. `decide` gets everything that it depends on.
     #[inline]
     fn with_view<T>(
         &mut self,
         class: Class,
+        length: usize,
         now: Instant,
         decide: impl FnOnce(&View<'_, Proxy>, Command<'_>) -> T,
     ) -> T {
@@ -217,13 +239,14 @@ impl Connection {
             memory: &self.shared.proxy,
             now,
         };
-        decide(&view, Command { class, arguments: self.parser.arguments(&self.input) })
+        let arguments = self.parser.arguments(&self.input);
+        decide(&view, Command { class, arguments, bytes: &self.input[..length] })
     }
 
     #[inline]
-    fn decide(&mut self, class: Class, batch: &mut Batch) -> Action {
+    fn decide(&mut self, class: Class, length: usize, batch: &mut Batch) -> Action {
         let outcomes = &mut batch.outcomes;
-        self.with_view(class, batch.begun, |view, command| {
+        self.with_view(class, length, batch.begun, |view, command| {
             decide(view, command, |outcome| outcomes[outcome as usize] += 1)
         })
     }
@@ -245,6 +268,9 @@ impl Connection {
             }
             Action::Reply(reply) => {
                 self.consume(length);
+                if let CachedReply::Kept(_, kind) = reply {
+                    batch.add_kept_read(kind, Outcome::Hit, &self.shared.proxy);
+                }
                 let protocol = self.session.protocol();
                 self.reply(|output| reply.write(output, protocol));
                 self.keep_redis_alive(batch.begun);
@@ -253,6 +279,17 @@ impl Connection {
                 let command = self.input.split_to(length).freeze();
                 self.replies.add_read(fetch.len());
                 self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+            }
+            Action::FetchReply(fetch) => {
+                let command = self.input.split_to(length).freeze();
+                self.replies.add_read(1);
+                self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+            }
+            Action::BypassReply(kind) => {
+                batch.outcomes[Outcome::Bypass as usize] += 1;
+                batch.add_kept_read(kind, Outcome::Bypass, &self.shared.proxy);
+                let invalidations = self.invalidations(info.class);
+                self.forward(SessionEffect::MayObserveWrite, invalidations, length);
             }
             Action::Bypass(keys) => {
                 batch.outcomes[Outcome::Bypass as usize] += keys as u64;
@@ -321,7 +358,7 @@ impl Connection {
     /// Takes a command that is too long to be held, and forwards it as it arrives.
     fn take_long(&mut self, batch: &mut Batch) -> Taken {
         let info = self.shared.commands.find(self.parser.arguments(&self.input).get(0));
-        let effect = match self.with_view(info.class, batch.begun, decide_long) {
+        let effect = match self.with_view(info.class, 0, batch.begun, decide_long) {
             LongAction::Wait => return Taken::Waits,
             LongAction::Reject(text, reason) => {
                 self.reject(text, Some(reason));

@@ -87,6 +87,19 @@ impl Memory for Proxy {
         Self::lookup(self, key, now)
     }
 
+    fn lookup_reply(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        now: tokio::time::Instant,
+    ) -> Option<Arc<crate::cache::Reply>> {
+        Self::lookup_reply(self, command, key, now)
+    }
+
+    fn may_fetch_replies(&self) -> bool {
+        Self::may_fetch_replies(self)
+    }
+
     fn count_key(&self, key: &[u8], now: tokio::time::Instant) {
         Self::count_key(self, key, now);
     }

@@ -19,12 +19,13 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 35] = [
+const OWN_TARGETS: [&str; 36] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
     "redis_proxy::backend::rights",
     "redis_proxy::backend::sentinel",
+    "redis_proxy::backend::server_commands",
     "redis_proxy::backend::supervisor",
     "redis_proxy::backend::tracking",
     "redis_proxy::cache",

@@ -112,6 +112,27 @@ fn narrowed_keys_are_served_no_longer() {
 }
 
 #[test]
+fn kept_reply_of_narrowed_keys_ends() {
+    // All reads, because not every version knows HPTTL.
+    let (proxy, redis) =
+        keeping(&["+@read", "+command", "+info"], "resp.listen = \"127.0.0.1:0\"\n");
+    redis.command(&["HSET", "hash", "field", "value"]);
+    let mut client = RespClient::connect(proxy.resp_address());
+    assert_eq!(client.ask(&["AUTH", "proxy", "word"]), b"+OK\r\n");
+    eventually("the reply is kept", || {
+        client.ask(&["HGETALL", "hash"]);
+        (metric(&proxy, "replies_entries") > 0.0).then_some(())
+    });
+    // No string of these keys is left that would be checked instead.
+    redis.command(&["DEL", SECRET, PUBLIC]);
+    set_user(&redis, "proxy", &NARROWED);
+    eventually("the reply is refused", || {
+        client.ask(&["HGETALL", "hash"]).starts_with(b"-NOPERM").then_some(())
+    });
+    proxy.wait_for_log(|line| line.says(LOST_RIGHT));
+}
+
+#[test]
 fn narrowed_keys_are_noticed_by_getuser() {
     let (proxy, redis) = keeping(&[GETUSER], "");
     assert_narrowing_is_noticed(&proxy, &redis, "proxy");

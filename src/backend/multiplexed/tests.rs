@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::timeout;
 
@@ -408,4 +409,83 @@ async fn rejected_login_ends_the_connection_before_later_replies() {
         assert_eq!(other, Err(BackendError::Disconnected), "{replies}");
         assert!(matches!(end, Some(BackendError::AuthRejected(_))), "{replies}: {end:?}");
     }
+}
+
+/// Requests one reply and a frame of at most `limit` bytes behind it.
+fn ask_for_frame(
+    connection: &Multiplexed,
+    limit: usize,
+) -> tokio::task::JoinHandle<Result<(Vec<Value>, Frame), BackendError>> {
+    let connection = connection.clone();
+    tokio::spawn(async move {
+        let write = |commands: &mut BytesMut| {
+            commands.extend_from_slice(b"frame\r\n");
+            2
+        };
+        connection.send_for_frame(None, limit, write).await
+    })
+}
+
+fn frame(bytes: &'static [u8]) -> Frame {
+    Frame::Reply(Bytes::from_static(bytes))
+}
+
+#[tokio::test]
+async fn frames_and_values_share_a_connection() {
+    let sent = b":1\r\n%1\r\n+a\r\n:1\r\n:2\r\n+b\r\n>1\r\n+push\r\n:3\r\n>1\r\n+push\r\n*6\r\n\
+        :1\r\n:2\r\n:3\r\n:4\r\n:5\r\n:6\r\n:4\r\n-WRONGTYPE no\r\n:5\r\n:5\r\n";
+    for size in [1, 2, 3, 10, 1000] {
+        let (connection, mut theirs, pushes, _driven) = connect();
+        let first = ask_for_frame(&connection, 20);
+        assert_eq!(line(&mut theirs).await, "frame");
+        let value = tokio::spawn(echo(connection.clone(), 2, None));
+        assert_eq!(line(&mut theirs).await, "2");
+        let (large, error) = (ask_for_frame(&connection, 20), ask_for_frame(&connection, 20));
+        assert_eq!(
+            (line(&mut theirs).await, line(&mut theirs).await),
+            ("frame".into(), "frame".into())
+        );
+        let last = tokio::spawn(echo(connection.clone(), 5, None));
+        assert_eq!(line(&mut theirs).await, "5");
+        for piece in sent.chunks(size) {
+            theirs.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let one = |number| vec![Value::Int(number)];
+        assert_eq!(first.await.unwrap(), Ok((one(1), frame(b"%1\r\n+a\r\n:1\r\n"))), "{size}");
+        let text = Value::SimpleString("b".to_owned());
+        assert_eq!(value.await.unwrap(), Ok(vec![Value::Int(2), text]), "{size}");
+        assert_eq!(large.await.unwrap(), Ok((one(3), Frame::TooLarge)), "{size}");
+        assert_eq!(*pushes.lock().unwrap(), 2, "{size}");
+        let (replies, error) = error.await.unwrap().unwrap();
+        assert_eq!(replies, one(4), "{size}");
+        assert!(matches!(error, Frame::Error(Value::ServerError(_))), "{size}: {error:?}");
+        assert_eq!(last.await.unwrap(), Ok(vec![Value::Int(5); 2]), "{size}");
+    }
+}
+
+#[tokio::test]
+async fn dropped_frame_request_keeps_its_reply_slot() {
+    let (connection, mut theirs, _, _driven) = connect();
+    let gone = ask_for_frame(&connection, 20);
+    assert_eq!(line(&mut theirs).await, "frame");
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    let next = tokio::spawn(echo(connection, 1, None));
+    assert_eq!(line(&mut theirs).await, "1");
+    theirs.write_all(b":1\r\n*1\r\n:9\r\n:2\r\n:2\r\n").await.unwrap();
+    assert_eq!(next.await.unwrap(), Ok(vec![Value::Int(2); 2]));
+}
+
+#[tokio::test]
+async fn frame_reaches_a_request_of_another_thread() {
+    let (connection, mut theirs, _, _driven) = connect();
+    let asking = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { ask_for_frame(&connection, 20).await.unwrap() })
+    });
+    assert_eq!(line(&mut theirs).await, "frame");
+    theirs.write_all(b":1\r\n$1\r\na\r\n").await.unwrap();
+    let asked = tokio::task::spawn_blocking(|| asking.join()).await.unwrap().unwrap();
+    assert_eq!(asked, Ok((vec![Value::Int(1)], frame(b"$1\r\na\r\n"))));
 }

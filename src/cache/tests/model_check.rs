@@ -4,7 +4,7 @@
 //!
 //! A scenario is a few threads that use one key. Some read it. Some change it in a model of Redis,
 //! which pushes invalidations on the same wire as its replies. Some resize, sweep, flush, or lose
-//! the connection. [`Orders`] runs the scenario once per order of steps, or once per order with a
+//! the connection. [`orders`] runs the scenario once per order of steps, or once per order with a
 //! limited number of preemptions.
 //!
 //! Three rules are asserted:
@@ -17,15 +17,13 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use shuttle::future::block_on;
-use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
-use shuttle::{Config, FailurePersistence, Runner, thread};
-use tokio::runtime::Builder;
+use shuttle::thread;
 
+use super::orders::{self, ANY};
 use super::sync::preemption_point;
 use super::*;
 
@@ -46,12 +44,6 @@ const KEY: &[u8] = b"key";
 const HOUR: Duration = Duration::from_secs(3600);
 const CAPACITY: usize = 10;
 const CAPACITY_NEXT: usize = 20;
-/// The number of preemptions that permits every possible order.
-const ANY: usize = usize::MAX;
-const RANDOM_ORDERS: usize = 5_000;
-const SEED: u64 = 1;
-/// Unoptimized code needs more stack, in bytes, than shuttle's default.
-const STACK_SIZE: usize = 1 << 18;
 
 /// The operations of the cache, each with its steps in some order.
 #[derive(Clone, Copy)]
@@ -451,114 +443,15 @@ impl Scenario {
         world.look_at_the_end();
     }
 
-    /// Runs the scenario in each of the orders. Returns the number of orders.
-    fn run_in(
-        self,
-        orders: impl Scheduler + 'static,
-        failure_persistence: FailurePersistence,
-        steps: Steps,
-    ) -> usize {
-        // Only its blocking threads are used, to drop stores.
-        let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
-        let fetches = runtime.handle().clone();
-        let mut config = Config::new();
-        config.stack_size = STACK_SIZE;
-        config.failure_persistence = failure_persistence;
-        config.silence_warnings = true;
-        Runner::new(orders, config).run(move || self.run(steps, &fetches))
-    }
-
-    /// Asserts that every order with at most `preemptions` preemptions passes. `PREEMPTIONS=4` sets
-    /// a higher limit for a longer run.
+    /// Asserts that every order with at most `preemptions` preemptions passes.
     fn holds(self, preemptions: usize, steps: Steps) {
-        let more = std::env::var("PREEMPTIONS").map_or(0, |number| number.parse().unwrap());
-        let preemptions = preemptions.max(more);
-        let orders = self.run_in(Orders::new(preemptions), FailurePersistence::Print, steps);
-        assert!(orders > 100, "{orders} orders are too few to tell anything");
+        orders::holds(preemptions, move |fetches| self.run(steps, fetches));
     }
 
     /// Asserts that some order with at most `preemptions` preemptions fails, with a message that
     /// contains `words`.
     fn fails(self, preemptions: usize, steps: Steps, words: &str) {
-        let orders = Orders::new(preemptions);
-        let run =
-            catch_unwind(AssertUnwindSafe(|| self.run_in(orders, FailurePersistence::None, steps)));
-        let failure = run.expect_err("the wrong order did no harm");
-        let formatted = failure.downcast_ref::<String>().map(String::as_str);
-        let failure = formatted.or(failure.downcast_ref::<&str>().copied()).unwrap_or_default();
-        assert!(failure.contains(words), "{failure}");
-    }
-}
-
-/// Enumerates the orders of a scenario's steps depth first, one per execution. At every step the
-/// running thread continues, or another preempts it, up to the limit. If the running thread cannot
-/// continue, any other may run.
-struct Orders {
-    preemptions: usize,
-    begun: bool,
-    choices: Vec<Choice>,
-    /// Choices made in this execution.
-    made: usize,
-    preempted: usize,
-}
-
-struct Choice {
-    threads: Vec<TaskId>,
-    taken: usize,
-}
-
-impl Orders {
-    fn new(preemptions: usize) -> Self {
-        Self { preemptions, begun: false, choices: Vec::new(), made: 0, preempted: 0 }
-    }
-
-    fn choose(&self, mut threads: Vec<TaskId>, running: Option<usize>) -> Choice {
-        if let Some(running) = running {
-            threads.swap(0, running);
-            if self.preempted == self.preemptions {
-                threads.truncate(1);
-            }
-        }
-        Choice { threads, taken: 0 }
-    }
-}
-
-impl Scheduler for Orders {
-    fn new_execution(&mut self) -> Option<Schedule> {
-        if std::mem::replace(&mut self.begun, true) {
-            while self.choices.pop_if(|choice| choice.taken + 1 == choice.threads.len()).is_some() {
-            }
-            self.choices.last_mut()?.taken += 1;
-        }
-        (self.made, self.preempted) = (0, 0);
-        Some(Schedule::new(0))
-    }
-
-    fn next_task(
-        &mut self,
-        runnable: &[&Task],
-        current: Option<TaskId>,
-        _is_yielding: bool,
-    ) -> Option<TaskId> {
-        let threads: Vec<_> = runnable.iter().map(|thread| thread.id()).collect();
-        // The first thread prepares, starts the others and checks the end. While it can run, no
-        // other order matters.
-        let first = TaskId::from(0);
-        if threads.contains(&first) {
-            return Some(first);
-        }
-        let running = threads.iter().position(|thread| Some(*thread) == current);
-        if self.made == self.choices.len() {
-            self.choices.push(self.choose(threads, running));
-        }
-        let Choice { threads, taken } = &self.choices[self.made];
-        self.made += 1;
-        self.preempted += usize::from(running.is_some() && *taken > 0);
-        Some(threads[*taken])
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        0
+        orders::fails(preemptions, move |fetches| self.run(steps, fetches), words);
     }
 }
 
@@ -626,8 +519,7 @@ fn random_orders_of_all_operations_hold() {
         World::reconnect,
     ];
     for before in [World::kept, World::tracked_and_kept_for_stale] {
-        let orders = RandomScheduler::new_from_seed(SEED, RANDOM_ORDERS);
-        Scenario(before, acts).run_in(orders, FailurePersistence::Print, RIGHT);
+        orders::hold_at_random(move |fetches| Scenario(before, acts).run(RIGHT, fetches));
     }
 }
 
@@ -635,7 +527,7 @@ fn random_orders_of_all_operations_hold() {
 fn check_then_store_keeps_a_changed_entry() {
     let complete = |shared: &TestShared, guard: TestTicket, result: &FlightResult<Failure>| {
         let (key, open) = (guard.key().clone(), Cell::new(false));
-        guard.complete(|_| open.set(true), result.clone());
+        guard.complete(|_, ()| open.set(true), result.clone());
         if open.get() {
             shared.store_result(&key, result);
         }
@@ -737,12 +629,7 @@ fn sweep_without_recheck_takes_new_entries() {
 #[test]
 fn shorter_coherence_timeout_bounds_next_renewal() {
     const SHORT: Duration = Duration::from_secs(60);
-    let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
-    let fetches = runtime.handle().clone();
-    let mut config = Config::new();
-    config.stack_size = STACK_SIZE;
-    config.silence_warnings = true;
-    let orders = Runner::new(Orders::new(ANY), config).run(move || {
+    orders::holds(ANY, |fetches| {
         let settings = Settings { ttl: HOUR, coherence_timeout: HOUR, ..Settings::default() };
         let cache = TestCache::new(settings.clone(), fetches.clone());
         cache.start_tracking(Instant::now());
@@ -762,5 +649,4 @@ fn shorter_coherence_timeout_bounds_next_renewal() {
             "a proof holds for longer than the coherence_timeout in force"
         );
     });
-    assert!(orders > 10, "{orders} orders are too few to tell anything");
 }

@@ -130,7 +130,8 @@ fn listed(more: &str) -> (RedisServer, Proxy) {
 fn only_allowed_keys_are_served() {
     let (redis, proxy) = listed("");
     let mut wire = RespClient::connect(proxy.resp_address());
-    let asked = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
+    let commands = ["get", "mget", "exists", "strlen", "getrange", "type", "hget", "lcs", "zunion"];
+    let asked = commands.map(|command| redis.calls(command));
     for line in [
         "GET secret",
         "GET nothing",
@@ -148,18 +149,27 @@ fn only_allowed_keys_are_served() {
         "STRLEN nothing",
         "GETRANGE secret 0 -1",
         "SUBSTR nothing 0 -1",
+        "TYPE secret",
+        "HGET secret f",
+        "LCS public:a secret",
+        "PFCOUNT nothing",
+        "SINTER public:a secret",
+        "ZUNION 2 public:a secret",
+        "SORT_RO public:a BY secret*",
         // Reads with a wrong number of arguments.
         "GET",
         "GET public:a secret",
         "MGET",
         "STRLEN public:a secret",
         "GETRANGE public:a 0",
+        "HGET public:h",
+        "ZUNION 2 public:a",
     ] {
         assert_eq!(told(&mut wire, line), NO_KEY, "{line}");
     }
     let empty = RespClient::connect(proxy.resp_address()).ask(&["GET", ""]);
     assert_eq!(show(&empty), show(NO_KEY.as_bytes()));
-    let now = ["get", "mget", "exists", "strlen", "getrange"].map(|command| redis.calls(command));
+    let now = commands.map(|command| redis.calls(command));
     assert_eq!(now, asked, "Redis was asked");
     for (line, expected) in [
         ("GET public:a", "$7\r\nfor all\r\n"),
@@ -170,13 +180,17 @@ fn only_allowed_keys_are_served() {
         ("STRLEN public:a", ":7\r\n"),
         ("GETRANGE public:a 0 2", "$3\r\nfor\r\n"),
         ("SUBSTR public:a 0 2", "$3\r\nfor\r\n"),
+        ("TYPE public:a", "+string\r\n"),
+        ("LCS public:a one", "$0\r\n\r\n"),
+        ("HGET public:nothing f", "$-1\r\n"),
+        ("SINTER public:nothing public:", "*0\r\n"),
     ] {
         assert_eq!(told(&mut wire, line), expected, "{line}");
     }
 }
 
 /// Commands that are not known to respect a list of keys.
-const FORBIDDEN: [&str; 71] = [
+const FORBIDDEN: [&str; 68] = [
     "SET public:a x",
     "GETEX public:a",
     "GETDEL public:a",
@@ -186,13 +200,10 @@ const FORBIDDEN: [&str; 71] = [
     "RENAME secret public:copy",
     "SORT public:a BY nosort GET secret",
     "OBJECT ENCODING secret",
-    "TYPE secret",
     "TTL secret",
     "TOUCH secret",
     "UNLINK secret",
     "BITOP OR public:a secret",
-    "LCS public:a secret",
-    "PFCOUNT secret",
     "MULTI",
     "EXEC",
     "DISCARD",

@@ -1,0 +1,166 @@
+//! The store of kept replies: a bound in bytes, and which reply makes room.
+//!
+//! It only chooses what is evicted. Whether a reply may be served is decided at each read by its
+//! note, so an entry that is no longer current does no harm while it is still here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use quick_cache::sync::Cache;
+use quick_cache::{Lifecycle, Weighter};
+
+use super::super::sync::{Mutex, lock, preemption_point};
+use super::super::types::{EvictionCause, EvictionCounters};
+use super::counters::Counters;
+use super::reply::Reply;
+use crate::key::Key;
+
+/// The memory that a kept reply takes besides its command and its frame, in bytes: the allocations
+/// of its key, reply and note, and its place in the store.
+const OVERHEAD: usize = 410;
+/// The mean size of a reply that the store is made for, in bytes. It is only a hint.
+const TYPICAL_SIZE: usize = 1 << 10;
+/// The most commands that are remembered because their replies were too large.
+const MAX_OVERSIZED: usize = 1024;
+
+/// The replies of all primaries, and what they share.
+pub struct ReplyStore {
+    replies: Cache<Key, Arc<Reply>, Weight, ahash::RandomState, CountEvictions>,
+    /// The bound in bytes; 0: no reply is kept.
+    max_memory: AtomicUsize,
+    pub(super) counters: Counters,
+    next_generation: AtomicU64,
+    pub(super) evictions: Arc<EvictionCounters>,
+    /// Commands with replies that were too large, each with the time until which it is not fetched.
+    oversized: Mutex<HashMap<Key, u64, ahash::RandomState>>,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Key, Arc<Reply>> for Weight {
+    fn weight(&self, command: &Key, reply: &Arc<Reply>) -> u64 {
+        (command.len() + reply.size() + OVERHEAD) as u64
+    }
+}
+
+#[derive(Clone)]
+struct CountEvictions(Arc<EvictionCounters>);
+
+impl Lifecycle<Key, Arc<Reply>> for CountEvictions {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: Key, _: Arc<Reply>) {
+        self.0.add(EvictionCause::Capacity, 1);
+    }
+}
+
+impl ReplyStore {
+    /// Creates an empty store of at most `max_memory` bytes; 0 disables it.
+    pub fn new(max_memory: usize) -> Arc<Self> {
+        let evictions = Arc::new(EvictionCounters::default());
+        let replies = Cache::with(
+            max_memory / TYPICAL_SIZE,
+            max_memory as u64,
+            Weight,
+            ahash::RandomState::new(),
+            CountEvictions(Arc::clone(&evictions)),
+        );
+        Arc::new(Self {
+            replies,
+            max_memory: AtomicUsize::new(max_memory),
+            counters: Counters::new(),
+            next_generation: AtomicU64::new(0),
+            evictions,
+            oversized: Mutex::default(),
+        })
+    }
+
+    /// Whether replies are kept at all.
+    #[inline]
+    pub(in super::super) fn is_enabled(&self) -> bool {
+        self.max_memory.load(Relaxed) > 0
+    }
+
+    /// Sets the bound in bytes. Replies beyond it are evicted at once.
+    pub(in super::super) fn set_max_memory(&self, bytes: usize) {
+        if self.max_memory.swap(bytes, Relaxed) != bytes {
+            self.replies.set_capacity(bytes as u64);
+        }
+    }
+
+    /// Returns a generation that no other has.
+    pub(super) fn next_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, command: &[u8]) -> Option<Arc<Reply>> {
+        preemption_point();
+        self.replies.get(command)
+    }
+
+    /// Returns the keys of all replies of a generation, each as often as it is read.
+    pub(in super::super) fn keys(&self, generation: u64) -> Vec<Key> {
+        let of_generation = |reply: &Arc<Reply>| reply.note.generation() == generation;
+        let replies = self.replies.iter().map(|(_, reply)| reply).filter(of_generation);
+        replies.flat_map(|reply| reply.keys().to_vec()).collect()
+    }
+
+    pub(in super::super) fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    pub(super) fn insert(&self, command: Key, reply: Arc<Reply>) {
+        preemption_point();
+        self.replies.insert(command, reply);
+    }
+
+    /// Removes the reply to `command` if it is this one.
+    pub(super) fn remove(&self, command: &[u8], reply: &Arc<Reply>, cause: EvictionCause) {
+        preemption_point();
+        let removed = self.replies.remove_if(command, |kept| Arc::ptr_eq(kept, reply));
+        self.evictions.add(cause, removed.is_some().into());
+    }
+
+    /// Removes the replies of a generation that has ended. Takes time in proportion to the number
+    /// of replies.
+    pub(in super::super) fn remove_generation(&self, generation: u64) {
+        let removed = AtomicU64::new(0);
+        self.replies.retain(|_, reply| {
+            let has_ended = reply.note.generation() == generation;
+            removed.fetch_add(has_ended.into(), Relaxed);
+            !has_ended
+        });
+        self.evictions.add(EvictionCause::Flushed, removed.into_inner());
+    }
+
+    /// Returns the number of replies, and the bytes that they and the counters take.
+    pub(super) fn size(&self) -> (u64, u64) {
+        let counters = self.counters.size() as u64;
+        (self.replies.len() as u64, self.replies.weight() + counters)
+    }
+
+    /// Records that the reply to `command` is too large, until the time `until`.
+    pub(super) fn add_oversized(&self, command: &Key, now: u64, until: u64) {
+        let mut oversized = lock(&self.oversized);
+        if oversized.len() >= MAX_OVERSIZED {
+            oversized.retain(|_, until| *until > now);
+        }
+        if oversized.len() < MAX_OVERSIZED {
+            oversized.insert(command.clone(), until);
+        }
+    }
+
+    /// Whether the reply to `command` was too large a short time ago.
+    pub(in super::super) fn is_oversized(&self, command: &[u8], now: u64) -> bool {
+        let mut oversized = lock(&self.oversized);
+        let Some(until) = oversized.get(command) else { return false };
+        let is_recent = *until > now;
+        if !is_recent {
+            oversized.remove(command);
+        }
+        is_recent
+    }
+}
