@@ -89,6 +89,7 @@ let
     cache = [
       "capacity"
       "coherence_timeout"
+      "hash_fields"
       "max_reply"
       "max_reply_memory"
       "negative_ttl"

@@ -136,7 +136,13 @@ impl Proxy {
 
     /// Whether replies are fetched to be kept.
     pub fn may_fetch_replies(&self) -> bool {
-        self.may_fetch() && !self.is_ttl_only()
+        self.may_fetch()
+    }
+
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub fn max_hash_fields(&self) -> usize {
+        self.upstream.max_hash_fields()
     }
 
     /// Prefetches the memory of these keys, for the lookups that follow.

@@ -131,6 +131,15 @@ impl Upstream {
         }
     }
 
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub fn max_hash_fields(&self) -> usize {
+        match self {
+            Self::Standalone(cache, _) => cache.max_hash_fields(),
+            Self::Cluster(cluster) => cluster.max_hash_fields(),
+        }
+    }
+
     /// Returns the kept reply to a read, or fetches it. `shape` is the difference of its RESP2
     /// form.
     pub(crate) async fn get_or_fetch_reply(

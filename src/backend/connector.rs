@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::address::{Address, ConnectionAddr};
+use super::command_query::confirm_untracked;
 use super::credentials::{Login, load_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged};
@@ -198,17 +199,22 @@ impl Connector {
         self.login.as_ref()
     }
 
-    /// Opens a connection over RESP2, which receives no invalidations.
+    /// Opens a connection that receives no invalidations. The server is asked about the commands
+    /// `names`; without any the connection speaks RESP2.
     ///
     /// # Errors
     /// The [`BackendError`] of dialling or of the first handshake command that failed.
-    pub(super) async fn connect_untracked(&self) -> Result<Connected, BackendError> {
+    pub(super) async fn connect_untracked(
+        &self,
+        names: &[String],
+    ) -> Result<Connected, BackendError> {
         let mut connected = self.open(Box::new(|_| ())).await?;
         let handshake_done = async {
             if let Some(login) = &self.login {
                 authenticate(&connected.connection, login).await?;
             }
-            self.handshake(&connected.connection).await
+            self.handshake(&connected.connection).await?;
+            confirm_untracked(&connected.connection, names).await
         };
         drive_until(&mut connected.driver, handshake_done).await?;
         Ok(connected)
@@ -239,7 +245,11 @@ impl Connector {
         drive_until(&mut connected.driver, self.handshake(connection)).await?;
         match drive_until(&mut connected.driver, tracking::enable(connection, names)).await {
             Ok(tracking) => connected.tracking = Some(TrackingGranted { tracking, requested_at }),
-            Err(TrackingError::Refused(reason)) => connected.tracking_refusal = Some(reason),
+            Err(TrackingError::Refused(reason)) => {
+                let confirmed = confirm_untracked(&connected.connection, names);
+                drive_until(&mut connected.driver, confirmed).await?;
+                connected.tracking_refusal = Some(reason);
+            }
             Err(error) => return Err(error),
         }
         Ok(connected)

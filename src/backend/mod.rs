@@ -5,6 +5,7 @@
 //! step to its last, whatever Redis does.
 
 mod address;
+mod command_query;
 mod connector;
 mod credentials;
 mod dial;
@@ -535,17 +536,19 @@ impl Shared {
         deadline: Instant,
     ) -> Result<FetchedReply, BackendError> {
         let (link, tracking) = self.connection(deadline).await?;
-        let Some(tracking) = tracking else {
-            return Ok(FetchedReply::Forward(ForwardReason::NotTracked));
-        };
         let (is_cluster, database) = (self.topology.requires_cluster(), self.settings.url.database);
-        let fetch = match ReplyFetch::plan(request, tracking.commands, is_cluster, database) {
+        let commands = tracking.map_or_else(|| link.untracked_commands(), |one| one.commands);
+        let fetch = match ReplyFetch::plan(request, commands, is_cluster, database) {
+            Ok(fetch) if tracking.is_none() => fetch.in_transaction(),
             Ok(fetch) => fetch,
             Err(reason) => return Ok(FetchedReply::Forward(reason)),
         };
         let sent = SentRequest::begin(&link, deadline)?;
-        let replies =
-            link.send_for_frame(Some(deadline), max_reply, |commands| fetch.write(commands)).await;
+        let replies = link
+            .send_for_frame(Some(deadline), fetch.max_frame(max_reply), |commands| {
+                fetch.write(commands)
+            })
+            .await;
         let (answers, frame) = self.end_request(&sent, &link, replies)?;
         match fetch.parse(&answers, frame) {
             Ok(Ok(reply)) => self.finish_reply(&fetch, reply, &link, deadline).await,

@@ -23,7 +23,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, BytesMut};
@@ -37,6 +37,7 @@ use super::error::{BackendError, repeated_login_error, unreachable};
 use super::expiry_check::{Expiry, ExpiryCheck, INFO_KEYSPACE, INFO_SERVER_KEYSPACE};
 use super::fetch_command::{FetchCommand, NO_EXPIRY, write_expiry, write_value};
 use super::reply_decoder::{Frame, LARGE_VALUE_MIN, ReplyDecoder};
+use super::server_commands::ServerCommands;
 use super::tls_error;
 use crate::key::Key;
 use crate::protocol::InvalidReply;
@@ -51,6 +52,8 @@ struct Shared {
     queue: Mutex<SubmitQueue>,
     /// The number of replies received so far, pushes excluded.
     reply_count: AtomicU64,
+    /// The commands that the server confirms, on a connection without tracking.
+    untracked_commands: OnceLock<ServerCommands>,
 }
 
 /// The requests that the driver has not accepted yet.
@@ -179,6 +182,16 @@ impl Multiplexed {
             on_push,
         };
         (connection, driver)
+    }
+
+    /// Records the commands that the server confirms, on a connection without tracking.
+    pub(super) fn confirm_untracked(&self, commands: ServerCommands) {
+        _ = self.0.untracked_commands.set(commands);
+    }
+
+    /// Returns the commands that the server confirms, on a connection without tracking.
+    pub(super) fn untracked_commands(&self) -> ServerCommands {
+        self.0.untracked_commands.get().copied().unwrap_or(ServerCommands::NONE)
     }
 
     /// Sends a command and returns its reply, which may be an error reply.

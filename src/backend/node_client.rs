@@ -86,7 +86,7 @@ impl NodeClient {
         }
         self.connector.read_login().await?;
         self.connector.resolve_endpoint().await?;
-        let connected = self.connector.connect_untracked().await?;
+        let connected = self.connector.connect_untracked(&[]).await?;
         let driver_task = DriverTask(tokio::spawn(connected.driver));
         let (connection, _) = self.connection.insert((connected.connection, driver_task));
         connection.send(command).await

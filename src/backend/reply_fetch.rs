@@ -15,6 +15,10 @@
 //!   follows. A field that is gone by then may have expired without a push, so the reply is not
 //!   kept.
 //!
+//! Without tracking nothing is pushed. There the questions and the command are one transaction, so
+//! that all describe the same state. A reply about a key that does not exist is not kept, and
+//! `HPTTL` does not follow.
+//!
 //! <https://redis.io/docs/latest/commands/hpttl/>
 
 use std::time::Duration;
@@ -28,7 +32,7 @@ use super::fetch_command::{NO_EXPIRY, NO_KEY, UnexpectedReply, server_error, wri
 use super::reply_decoder::Frame;
 use super::server_commands::{FieldExpiry, ServerCommands};
 use crate::key::Key;
-use crate::protocol::{write_array_length, write_bulk};
+use crate::protocol::{ReplyScanner, write_array_length, write_bulk};
 
 /// A read with a reply that may be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,8 +83,6 @@ pub enum FetchedReply {
 /// The reason for which a command has to be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardReason {
-    /// Redis sends no invalidations.
-    NotTracked,
     /// The server does not confirm the command, or was not tested with hashes.
     Unconfirmed,
     /// Redis replied with an error to the command or to a question about it.
@@ -91,6 +93,8 @@ pub enum ForwardReason {
     TooLarge,
 }
 
+/// The room in bytes for the answers to the questions, in the reply to a transaction.
+const MAX_ANSWERS: usize = 16 << 10;
 /// The greatest number of fields of which the time to live is requested one by one.
 const MAX_FIELDS: usize = 1000;
 
@@ -102,6 +106,7 @@ pub(super) struct ReplyFetch<'a> {
     /// Whether the server is a node of a cluster. A slot moves without pushes for keys that the
     /// node never had. So there a reply is kept only if all its keys exist.
     is_cluster: bool,
+    is_transaction: bool,
     database: u32,
 }
 
@@ -150,11 +155,31 @@ impl<'a> ReplyFetch<'a> {
             }
             _ => FieldQuestion::Any,
         };
-        Ok(Self { request, question, is_cluster, database })
+        Ok(Self { request, question, is_cluster, is_transaction: false, database })
+    }
+
+    /// Makes the fetch one transaction, for a connection without tracking.
+    pub(super) fn in_transaction(self) -> Self {
+        Self { is_transaction: true, ..self }
+    }
+
+    /// The greatest size in bytes of the last reply, for a reply of at most `max_reply`.
+    pub(super) fn max_frame(&self, max_reply: usize) -> usize {
+        max_reply.saturating_add(if self.is_transaction { MAX_ANSWERS } else { 0 })
     }
 
     /// Appends the questions and the command. Returns the number of their replies.
     pub(super) fn write(&self, output: &mut BytesMut) -> usize {
+        if !self.is_transaction {
+            return self.write_commands(output);
+        }
+        output.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+        let commands = self.write_commands(output);
+        output.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+        commands + 2
+    }
+
+    fn write_commands(&self, output: &mut BytesMut) -> usize {
         for key in &self.request.keys {
             write_expiry(key.as_bytes(), output);
         }
@@ -185,12 +210,34 @@ impl<'a> ReplyFetch<'a> {
         }
     }
 
-    /// Parses the replies to the commands that [`write`](Self::write) appended: `answers` to the
-    /// questions, and `frame` to the command. `Err` inside is the reason to forward, or an error.
+    /// Parses the replies to the commands that [`write`](Self::write) appended: `frame` is the last
+    /// one. `Err` inside is the reason to forward, or an error.
     ///
     /// # Errors
-    /// [`UnexpectedReply`] if an answer is not possible for its question.
+    /// [`UnexpectedReply`] if a reply is not possible for its command.
     pub(super) fn parse(
+        &self,
+        answers: &[Value],
+        frame: Frame,
+    ) -> Result<Result<TimedReply, ReplyError>, UnexpectedReply> {
+        if !self.is_transaction {
+            return self.parse_commands(answers, frame);
+        }
+        // The error of a command rejected before EXEC has the reason; EXEC only reports the abort.
+        if let Some(error) = answers.iter().find_map(server_error) {
+            return Ok(Err(ReplyError::Backend(error)));
+        }
+        match frame {
+            Frame::Reply(results) => {
+                let (answers, frame) = split_results(&results).ok_or(UnexpectedReply)?;
+                self.parse_commands(&answers, frame)
+            }
+            frame => self.parse_commands(&[], frame),
+        }
+    }
+
+    /// Parses `answers` to the questions, and `frame` to the command.
+    fn parse_commands(
         &self,
         answers: &[Value],
         frame: Frame,
@@ -222,7 +269,8 @@ impl<'a> ReplyFetch<'a> {
     fn expiry(&self, answers: &[Value]) -> Result<(Option<Duration>, bool), UnexpectedReply> {
         let (keys, fields) =
             answers.split_at_checked(self.request.keys.len()).ok_or(UnexpectedReply)?;
-        let absent_key = if self.is_cluster { Some(Duration::ZERO) } else { None };
+        let needs_keys = self.is_cluster || self.is_transaction;
+        let absent_key = if needs_keys { Some(Duration::ZERO) } else { None };
         let mut expires_in = None;
         for key in keys {
             expires_in = earliest(expires_in, time_to_live(key, absent_key)?);
@@ -247,7 +295,7 @@ impl<'a> ReplyFetch<'a> {
             return Some(Vec::new());
         }
         match self.request.fields {
-            RequestedFields::All => field_names(&reply.frame),
+            RequestedFields::All if !self.is_transaction => field_names(&reply.frame),
             _ => None,
         }
     }
@@ -291,6 +339,26 @@ impl TimedReply {
         }
         FetchedReply::Keepable { frame: self.frame, expires_in: self.expires_in }
     }
+}
+
+/// Splits the results of a transaction into the answers to the questions and the last one.
+fn split_results(results: &[u8]) -> Option<(Vec<Value>, Frame)> {
+    let end = memchr::memchr(b'\n', results)?;
+    let (line, mut rest) = results.split_at(end + 1);
+    let count = line.strip_prefix(b"*")?.strip_suffix(b"\r\n")?;
+    let count: usize = str::from_utf8(count).ok()?.parse().ok()?;
+    let mut answers = Vec::new();
+    for _ in 1..count {
+        let (length, _) = ReplyScanner::default().scan(rest).ok()?;
+        let (answer, others) = rest.split_at(length);
+        answers.push(parse_redis_value(answer).ok()?);
+        rest = others;
+    }
+    let last = match rest.first()? {
+        b'-' | b'!' => Frame::Error(parse_redis_value(rest).ok()?),
+        _ => Frame::Reply(Bytes::copy_from_slice(rest)),
+    };
+    Some((answers, last))
 }
 
 /// Returns the earlier of two ends; `None` is no end.
@@ -511,6 +579,42 @@ mod tests {
         assert_eq!(parse(error("NOPERM"), reply(b"+OK\r\n")), refused);
         let moved = parse(error("MOVED"), Frame::Error(error("MOVED")));
         assert!(matches!(moved, ReplyError::Backend(BackendError::Moved(_))), "{moved:?}");
+    }
+
+    #[test]
+    fn transaction_describes_one_state() {
+        let keyed = request(1, RequestedFields::None);
+        let plan = || ReplyFetch::plan(&keyed, server(FieldExpiry::Absent), false, 0).unwrap();
+        let fetch = plan().in_transaction();
+        let mut output = BytesMut::new();
+        assert_eq!(fetch.write(&mut output), 4);
+        assert!(output.starts_with(b"*1\r\n$5\r\nMULTI") && output.ends_with(b"EXEC\r\n"));
+        let queued = || vec![Value::Okay, Value::Int(0), Value::Int(0)];
+        let exec = |results| fetch.parse(&queued(), reply(results));
+        let kept = |results| exec(results).unwrap().unwrap();
+        let list = kept(b"*2\r\n:70\r\n*1\r\n$1\r\na\r\n");
+        assert_eq!(
+            (&list.frame[..], list.expires_in),
+            (&b"*1\r\n$1\r\na\r\n"[..], Some(Duration::from_millis(70)))
+        );
+        assert_eq!(
+            kept(b"*2\r\n:-2\r\n*0\r\n").finish(),
+            FetchedReply::Unkeepable { frame: Bytes::from_static(b"*0\r\n") }
+        );
+        let wrong_type = ReplyError::Backend(BackendError::WrongType);
+        assert_eq!(exec(b"*2\r\n:-1\r\n-WRONGTYPE x\r\n").unwrap(), Err(wrong_type));
+        for wrong in [&b"*1\r\n*0\r\n"[..], b"_\r\n", b"*0\r\n", b"*2\r\n+OK\r\n*0\r\n"] {
+            assert_eq!(fetch.parse(&queued(), Frame::Reply(wrong.into())), Err(UnexpectedReply));
+        }
+        let refused = ReplyError::Backend(BackendError::ErrorReply("NOPERM".into()));
+        let answers = [Value::Okay, error("NOPERM"), Value::Int(0)];
+        let aborted = Frame::Error(error("EXECABORT"));
+        assert_eq!(fetch.parse(&answers, aborted).unwrap(), Err(refused));
+        let hash = request(1, RequestedFields::All);
+        let all = ReplyFetch::plan(&hash, server(FieldExpiry::Reported), false, 0).unwrap();
+        let unknown =
+            TimedReply { frame: Bytes::new(), expires_in: None, has_unknown_fields: true };
+        assert_eq!(all.in_transaction().unknown_fields(&unknown), None);
     }
 
     #[test]

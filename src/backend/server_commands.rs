@@ -15,8 +15,6 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::error::BackendError;
-use super::multiplexed::Multiplexed;
 use super::value::{field, text};
 
 /// The names of the commands with replies that may be kept, in the order of
@@ -43,7 +41,7 @@ pub(super) enum FieldExpiry {
 }
 
 /// The command that a server has if fields can have a time to live.
-const FIELD_EXPIRY_COMMAND: &str = "HPTTL";
+pub(super) const FIELD_EXPIRY_COMMAND: &str = "HPTTL";
 /// The command tips that forbid keeping a reply.
 const FORBIDDING_TIPS: [&str; 2] = ["nondeterministic_output", "dont_cache"];
 
@@ -64,7 +62,7 @@ impl ServerCommands {
 
     /// Reads the replies to `HELLO` and to `COMMAND INFO` for `names` and
     /// [`FIELD_EXPIRY_COMMAND`].
-    fn read(names: &[String], hello: &Value, information: &Value) -> Self {
+    pub(super) fn read(names: &[String], hello: &Value, information: &Value) -> Self {
         let Value::Array(commands) = information else { return Self::NONE };
         let Some((field_command, commands)) = commands.split_last() else { return Self::NONE };
         if commands.len() != names.len() {
@@ -122,33 +120,6 @@ fn field_expiry(hello: &Value, knows_command: bool) -> FieldExpiry {
         ("valkey", false) if major < 9 => FieldExpiry::Absent,
         ("redis", true) if major >= 8 => FieldExpiry::Reported,
         _ => FieldExpiry::Untested,
-    }
-}
-
-/// Requests what the server says about the commands of these names. `hello` is its reply to
-/// `HELLO`. If the server refuses, nothing is confirmed.
-///
-/// # Errors
-/// [`BackendError::Unreachable`] if there is no reply.
-pub(super) async fn query_server_commands(
-    connection: &Multiplexed,
-    names: &[String],
-    hello: &Value,
-) -> Result<ServerCommands, BackendError> {
-    if names.is_empty() {
-        return Ok(ServerCommands::NONE);
-    }
-    let mut command = redis::cmd("COMMAND");
-    command.arg("INFO").arg(names).arg(FIELD_EXPIRY_COMMAND);
-    match connection.send(&command).await? {
-        Value::ServerError(error) => {
-            tracing::info!(
-                reason = %format_args!("{} {}", error.code(), error.details().unwrap_or_default()),
-                "Redis refuses COMMAND INFO (ACL right +command|info); only strings are kept"
-            );
-            Ok(ServerCommands::NONE)
-        }
-        information => Ok(ServerCommands::read(names, hello, &information)),
     }
 }
 

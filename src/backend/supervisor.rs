@@ -290,7 +290,7 @@ impl ConnectionSupervisor {
     /// Opens a connection, with tracking if that is configured and granted.
     async fn open(&mut self) -> Result<Connected, BackendError> {
         if self.mode == CoherenceMode::Ttl {
-            return self.connector.connect_untracked().await;
+            return self.connector.connect_untracked(&self.names).await;
         }
         let (cache, metrics, probe) =
             (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
@@ -307,7 +307,7 @@ impl ConnectionSupervisor {
             Err(TrackingError::NoReply(error)) => Err(error),
             Err(TrackingError::Refused(reason)) => {
                 self.on_untracked(&reason)?;
-                self.connector.connect_untracked().await
+                self.connector.connect_untracked(&self.names).await
             }
         }
     }
@@ -413,7 +413,7 @@ impl ConnectionSupervisor {
         };
         loop {
             let connected =
-                timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
+                timeout(self.settings.connect_timeout, self.connector.connect_untracked(&[])).await;
             if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
                 let ended = tokio::select! {
                     ended = self.probe.run(link, &writer, timing, &self.metrics) => ended,

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use redis::{PushInfo, PushKind, Value};
 
+use super::command_query::query_server_commands;
 use super::error::BackendError;
 use super::multiplexed::Multiplexed;
 use super::probe::Probe;
-use super::server_commands::{ServerCommands, query_server_commands};
+use super::server_commands::ServerCommands;
 use super::value::{field, text};
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};

@@ -115,7 +115,7 @@ impl<E: FetchError> Cache<E> {
     /// Creates an empty cache with its own store of replies. Slow work, such as dropping a large
     /// store, runs on `background`.
     pub fn new(settings: Settings, background: Handle) -> Self {
-        let replies = ReplyStore::new(settings.max_reply_memory.0);
+        let replies = ReplyStore::new(&settings);
         Self::with_reply_store(settings, background, replies)
     }
 
@@ -359,7 +359,7 @@ impl<E: FetchError> Cache<E> {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
         shared.ttls.set(settings.ttls());
-        shared.replies.store.set_max_memory(settings.max_reply_memory.0);
+        shared.replies.store.apply(settings);
         shared.shorten_lease(settings.coherence_timeout);
         let before = shared.settings();
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {

@@ -66,6 +66,12 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub fn max_hash_fields(&self) -> usize {
+        self.0.replies.store.max_hash_fields()
+    }
+
     /// Returns the keys of all kept replies, each as often as it is read. Takes time in proportion
     /// to the number of replies.
     pub fn reply_keys(&self) -> Vec<Key> {
@@ -93,18 +99,16 @@ impl<E: FetchError> Shared<E> {
     #[inline]
     fn lookup_reply(&self, command: &[u8], now: u64) -> Option<Arc<Reply>> {
         // Invariant V2.
-        if self.lease.validity(now) != Validity::Tracked {
+        if matches!(self.lease.validity(now), Validity::Expired { .. }) {
             return None;
         }
         self.replies.lookup(command, now, self.ttls.get())
     }
 
-    /// Whether a fetch could be kept. Without tracking no push would end the reply.
+    /// Whether a fetch could be kept.
     fn may_fetch_reply(&self, command: &[u8], now: Instant) -> bool {
-        let is_tracked = self.lease.next_validity() == Validity::Tracked;
         let store = &self.replies.store;
         store.is_enabled()
-            && is_tracked
             && self.ttls.get().ttl > 0
             && !store.is_oversized(command, self.clock(now))
     }

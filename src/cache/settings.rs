@@ -33,6 +33,10 @@ pub struct Settings {
     pub max_reply_memory: ByteSize,
     /// Maximum size of a kept reply, in bytes.
     pub max_reply: ByteSize,
+    /// Maximum number of fields or members of a kept hash or set from which other replies are
+    /// derived; 0 derives none.
+    #[serde(with = "settings::count")]
+    pub hash_fields: usize,
 }
 
 impl Default for Settings {
@@ -47,6 +51,7 @@ impl Default for Settings {
             coherence_timeout: Duration::from_secs(3),
             max_reply_memory: ByteSize(64 << 20),
             max_reply: ByteSize(1 << 20),
+            hash_fields: 64,
         }
     }
 }

@@ -130,7 +130,7 @@ impl Cluster {
     ) -> Result<Self, PrepareError> {
         // Checked once here, so problems with the files are reported at startup.
         let user = Backend::check(&settings)?;
-        let replies = ReplyStore::new(cache_settings.max_reply_memory.0);
+        let replies = ReplyStore::new(&cache_settings);
         Ok(Self(Arc::new(Shared {
             settings,
             user,
@@ -159,6 +159,12 @@ impl Cluster {
     /// Returns the shard that owns the slot of a key, if known.
     pub(crate) fn shard_of(&self, key: &[u8]) -> Option<Arc<Shard>> {
         self.0.table.load().by_slot[usize::from(slot(key))].clone()
+    }
+
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub(crate) fn max_hash_fields(&self) -> usize {
+        self.0.replies.max_hash_fields()
     }
 
     /// Calls `lookup` with the cache of the shard that owns the key; `None` if no owner is known.
@@ -507,6 +513,7 @@ impl Cluster {
     pub fn apply(&self, settings: &cache::Settings) -> u64 {
         let _alone = lock(&self.0.update_lock);
         *lock(&self.0.cache_settings) = settings.clone();
+        self.0.replies.apply(settings);
         self.0.distribute_capacity()
     }
 

@@ -47,6 +47,8 @@ pub enum CachedReply {
     Part(Answer, Range<usize>),
     /// A kept reply.
     Kept(Arc<Reply>, Kind),
+    /// A reply that follows from a kept one.
+    Derived(ReplyFrame, Kind),
 }
 
 /// The result of a read that was not in memory.
@@ -189,6 +191,7 @@ impl CachedReply {
                 write_bulk(output.tail(), value);
             }
             Self::Kept(reply, _) => write_frame(output, reply.frame(), protocol),
+            Self::Derived(frame, _) => write_frame(output, frame, protocol),
             Self::Values(answers) => {
                 write_array_length(output.tail(), answers.len());
                 for answer in answers {

@@ -80,6 +80,8 @@ pub struct View<'a, M> {
 pub struct Command<'a> {
     /// Its class.
     pub class: Class,
+    /// Whether it may be answered from memory, if its class allows that.
+    pub is_cached: bool,
     /// Its name and arguments.
     pub arguments: Arguments<'a>,
     /// Its bytes, as far as they have arrived.
@@ -142,7 +144,7 @@ fn choose<M: Memory>(
     command: Command<'_>,
     count: impl FnMut(Outcome),
 ) -> Action {
-    let Command { class, arguments, .. } = command;
+    let Command { class, arguments, is_cached, .. } = command;
     let authenticated = view
         .credentials
         .and_then(|credentials| authenticate(credentials, view.session, class, arguments));
@@ -155,10 +157,12 @@ fn choose<M: Memory>(
     }
     match class {
         _ if class.is_read() => match CacheableRead::new(class, arguments) {
+            Some(read) if !is_cached => Action::Bypass(read.key_count()),
             Some(read) => choose_read(view, read, count),
             None => Action::Forward(SessionEffect::MayObserveWrite),
         },
         Class::Kept(kept) => match KeptRead::new(kept, arguments) {
+            Some(read) if !is_cached => Action::BypassReply(read.kind()),
             Some(read) => choose_kept_read(view, &read, command, count),
             None => Action::Forward(SessionEffect::MayObserveWrite),
         },
@@ -200,7 +204,8 @@ fn choose_kept_read<M: Memory>(
     let is_bypassed = view.coverage == Coverage::Bypassed
         || view.pending.may_observe_write
         || !view.session.may_read_from_cache(&view.policy.identity)
-        || read.has_longer_key(view.policy.max_key);
+        || read.has_longer_key(view.policy.max_key)
+        || !read.has_form(view.session.protocol());
     if is_bypassed {
         return Action::BypassReply(read.kind());
     }
@@ -208,16 +213,27 @@ fn choose_kept_read<M: Memory>(
         return Action::Fence;
     }
     let name = reply_name(command);
-    match view.memory.lookup_reply(&name, read.first_key(), view.now) {
+    let kept = view.memory.lookup_reply(&name, read.first_key(), view.now);
+    let reply = kept.map(|reply| CachedReply::Kept(reply, read.kind()));
+    match reply.or_else(|| derive(view, read)) {
         Some(reply) => {
             count(Outcome::Hit);
-            Action::Reply(CachedReply::Kept(reply, read.kind()))
+            Action::Reply(reply)
         }
         None if view.memory.may_fetch_replies() => {
             Action::FetchReply(ReplyFetch::new(read, name.into_owned()))
         }
         None => Action::BypassReply(read.kind()),
     }
+}
+
+/// Returns the reply to a read if it follows from the kept reply for the whole hash or set.
+fn derive<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>) -> Option<CachedReply> {
+    let max = view.memory.max_hash_fields();
+    let name = read.whole_name().filter(|_| max > 0)?;
+    let whole = view.memory.lookup_reply(&name, read.first_key(), view.now)?;
+    let frame = read.derive(whole.frame().bytes(), max)?;
+    Some(CachedReply::Derived(frame, read.kind()))
 }
 
 /// The bytes under which the reply to a command is kept: the command with its name in capitals.
@@ -388,6 +404,9 @@ mod tests {
         fn may_fetch_replies(&self) -> bool {
             self.may_fetch
         }
+        fn max_hash_fields(&self) -> usize {
+            64
+        }
         fn count_key(&self, _: &[u8], _: Instant) {}
         fn may_fetch(&self) -> bool {
             self.may_fetch
@@ -431,7 +450,7 @@ mod tests {
             let (input, parser) = parsed(line);
             let arguments = parser.arguments(&input);
             let class = CommandTable::new().find(arguments.get(0)).class;
-            decide(&self.view(), Command { class, arguments, bytes: &input })
+            decide(&self.view(), Command { class, is_cached: true, arguments, bytes: &input })
         }
 
         fn decides(&self, line: &str) -> Action {
@@ -530,6 +549,9 @@ mod tests {
         for (line, expected) in [
             ("HGETALL h", &reply()),
             ("hGetAll h", &reply()),
+            ("HGET h f", &reply()),
+            ("HKEYS h", &reply()),
+            ("HLEN h", &fetch),
             ("HGETALL other", &fetch),
             ("HGETALL too-long-a-key", &bypass),
             ("HGETALL", &forward),

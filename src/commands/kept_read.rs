@@ -5,11 +5,20 @@
 //! pushes every change of it to a client that tracks those keys. Redis pushes nothing for the state
 //! of consumer groups, for keys that a pattern of `SORT_RO` leads to, and for what a script reads.
 //! `GET` and its relatives are not here: they are answered from the cache of strings.
+//!
+//! Commands of modules are in the table too. They are kept only where the operator opts in, because
+//! no module was there to test them with.
 
 use std::ops::Range;
 
+use bytes::BytesMut;
+
+use super::derived::Derivation;
 use crate::metrics::Kind;
-use crate::protocol::{Arguments, Nil, Shape, is_one_of, parse_integer};
+use crate::protocol::{
+    Arguments, Nil, Protocol, ReplyFrame, Shape, is_one_of, parse_integer, write_array_length,
+    write_bulk,
+};
 
 /// The most keys of one read. Redis replies to more of them at once.
 const MAX_KEYS: usize = 64;
@@ -57,6 +66,10 @@ struct Row {
     /// Words with which Redis reads other keys.
     forbidden: &'static [&'static str],
     may_write: bool,
+    /// Whether only the operator's word makes it kept. The difference of its RESP2 reply is
+    /// unknown.
+    is_opt_in: bool,
+    derivation: Option<Derivation>,
 }
 
 /// The positions of the keys.
@@ -65,6 +78,8 @@ enum KeyPositions {
     FirstTwo,
     /// All arguments.
     All,
+    /// All arguments but the last.
+    AllButLast,
     /// As many as the first argument says.
     Counted,
 }
@@ -99,6 +114,8 @@ impl Row {
             flattens_pairs: false,
             forbidden: &[],
             may_write: false,
+            is_opt_in: false,
+            derivation: None,
         }
     }
 
@@ -132,6 +149,15 @@ impl Row {
         Self { may_write: true, ..self }
     }
 
+    /// A command of a module.
+    const fn opt_in(name: &'static str, arity: i8) -> Self {
+        Self { is_opt_in: true, ..Self::one(name, arity, Kind::Json) }
+    }
+
+    const fn follows(self, derivation: Derivation) -> Self {
+        Self { derivation: Some(derivation), ..self }
+    }
+
     fn has_arity(&self, count: usize) -> bool {
         let least = usize::from(self.arity.unsigned_abs());
         if self.arity < 0 { count >= least } else { count == least }
@@ -146,6 +172,7 @@ impl KeyPositions {
             Self::First => Some(1..2),
             Self::FirstTwo => Some(1..3),
             Self::All => Some(1..arguments.len()),
+            Self::AllButLast => Some(1..arguments.len() - 1),
             Self::Counted => {
                 let count = usize::try_from(parse_integer(arguments.get(1))?).ok()?;
                 let end = count.checked_add(2).filter(|end| *end <= arguments.len())?;
@@ -155,29 +182,29 @@ impl KeyPositions {
     }
 }
 
-const TABLE: [Row; 54] = [
+const TABLE: [Row; 62] = [
     Row::one("getbit", 3, Kind::String),
     Row::one("bitcount", -2, Kind::String),
     Row::one("bitpos", -3, Kind::String),
     Row::one("bitfield_ro", -2, Kind::String),
     Row::one("type", 2, Kind::String),
-    Row::one("hget", 3, Kind::Hash).fields(FieldUse::Named),
-    Row::one("hmget", -3, Kind::Hash).fields(FieldUse::Named),
-    Row::one("hexists", 3, Kind::Hash).fields(FieldUse::Named),
-    Row::one("hstrlen", 3, Kind::Hash).fields(FieldUse::Named),
+    Row::one("hget", 3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::Field),
+    Row::one("hmget", -3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::Fields),
+    Row::one("hexists", 3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::HasField),
+    Row::one("hstrlen", 3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::FieldLength),
     Row::one("hgetall", 2, Kind::Hash).fields(FieldUse::All),
-    Row::one("hkeys", 2, Kind::Hash).fields(FieldUse::All),
-    Row::one("hvals", 2, Kind::Hash).fields(FieldUse::Unnamed),
+    Row::one("hkeys", 2, Kind::Hash).fields(FieldUse::All).follows(Derivation::Names),
+    Row::one("hvals", 2, Kind::Hash).fields(FieldUse::Unnamed).follows(Derivation::Values),
     Row::one("hlen", 2, Kind::Hash).fields(FieldUse::Unnamed),
     Row::one("llen", 2, Kind::List),
     Row::one("lrange", 4, Kind::List),
     Row::one("lindex", 3, Kind::List),
     Row::one("lpos", -3, Kind::List),
     Row::one("sort_ro", -2, Kind::List).forbids(&["by", "get", "store"]),
-    Row::one("scard", 2, Kind::Set),
+    Row::one("scard", 2, Kind::Set).follows(Derivation::MemberCount),
     Row::one("smembers", 2, Kind::Set),
-    Row::one("sismember", 3, Kind::Set),
-    Row::one("smismember", -3, Kind::Set),
+    Row::one("sismember", 3, Kind::Set).follows(Derivation::HasMember),
+    Row::one("smismember", -3, Kind::Set).follows(Derivation::HaveMembers),
     Row::one("zcard", 2, Kind::Zset),
     Row::one("zscore", 3, Kind::Zset),
     Row::one("zmscore", -3, Kind::Zset),
@@ -212,7 +239,25 @@ const TABLE: [Row; 54] = [
     Row::counted("zinter").flattens_pairs(),
     Row::counted("zunion").flattens_pairs(),
     Row::counted("zdiff").flattens_pairs(),
+    Row::opt_in("json.get", -2),
+    Row { keys: KeyPositions::AllButLast, ..Row::opt_in("json.mget", -3) },
+    Row::opt_in("json.type", -2),
+    Row::opt_in("json.strlen", -2),
+    Row::opt_in("json.arrlen", -2),
+    Row::opt_in("json.arrindex", -4),
+    Row::opt_in("json.objkeys", -2),
+    Row::opt_in("json.objlen", -2),
 ];
+
+/// The names of the commands that are kept only where the operator opts in, in lower case.
+pub fn opt_in_names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().filter(|row| row.is_opt_in).map(|row| row.name)
+}
+
+/// The names of the commands that are kept unless the operator opts out, in lower case.
+pub fn cached_names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().filter(|row| !row.is_opt_in).map(|row| row.name)
+}
 
 /// The names of the commands in capitals, by index.
 pub fn kept_names() -> Vec<String> {
@@ -228,6 +273,11 @@ impl KeptCommand {
     /// Its index among the [`kept_names`].
     pub fn index(self) -> usize {
         self.0.into()
+    }
+
+    /// Whether it is kept only where the operator opts in.
+    pub(super) fn is_opt_in(self) -> bool {
+        self.row().is_opt_in
     }
 
     /// Whether it may change the value of a key, as `PFCOUNT` does.
@@ -294,6 +344,11 @@ impl<'a> KeptRead<'a> {
         self.keys().any(|key| key.len() > max_key)
     }
 
+    /// Whether the form of its reply in this protocol is known.
+    pub(super) fn has_form(&self, protocol: Protocol) -> bool {
+        protocol == Protocol::Resp3 || !self.command.is_opt_in()
+    }
+
     /// The fields of a hash that its reply depends on.
     pub fn fields(&self) -> Fields<'a> {
         match self.command.row().fields {
@@ -302,6 +357,23 @@ impl<'a> KeptRead<'a> {
             FieldUse::All => Fields::All,
             FieldUse::Unnamed => Fields::Unnamed,
         }
+    }
+
+    /// The bytes under which the reply for the whole hash or set is kept; `None` if the reply to
+    /// this read does not follow from that.
+    pub(super) fn whole_name(&self) -> Option<BytesMut> {
+        let whole = self.command.row().derivation?.whole();
+        let mut name = BytesMut::new();
+        write_array_length(&mut name, 2);
+        write_bulk(&mut name, whole);
+        write_bulk(&mut name, self.first_key());
+        Some(name)
+    }
+
+    /// Derives the reply from `whole`, the reply for the whole hash or set in RESP3. `None` if it
+    /// does not follow, or if there are more than `max` fields or members.
+    pub(super) fn derive(&self, whole: &[u8], max: usize) -> Option<ReplyFrame> {
+        self.command.row().derivation?.apply(self.arguments, whole, max)
     }
 
     /// The difference between its replies in RESP3 and in RESP2.
@@ -411,6 +483,18 @@ mod tests {
     }
 
     #[test]
+    fn reads_of_modules_name_their_keys() {
+        let (input, parser) = parsed("JSON.MGET a b $.x");
+        let arguments = parser.arguments(&input);
+        for (name, expected) in [("json.mget", "a b"), ("json.get", "a")] {
+            let (command, _) = KeptCommand::all().find(|(_, known)| *known == name).unwrap();
+            let read = KeptRead::new(command, arguments).unwrap();
+            assert_eq!(read.keys().map(text).collect::<Vec<_>>().join(" "), expected, "{name}");
+            assert!(read.has_form(Protocol::Resp3) && !read.has_form(Protocol::Resp2));
+        }
+    }
+
+    #[test]
     fn malformed_read_is_not_kept() {
         for line in [
             "HGET",
@@ -467,10 +551,11 @@ mod tests {
     #[test]
     fn command_of_the_table_is_found_by_its_name() {
         let (names, commands) = (kept_names(), CommandTable::new());
-        for (index, name) in names.iter().enumerate() {
+        for (index, name) in cached_names().enumerate() {
             let Class::Kept(found) = commands.find(name.as_bytes()).class else { panic!("{name}") };
-            assert_eq!((found.index(), name.to_ascii_uppercase()), (index, name.clone()));
+            assert_eq!((found.index(), name.to_ascii_uppercase()), (index, names[index].clone()));
         }
+        assert_eq!(opt_in_names().count() + cached_names().count(), names.len());
         assert_eq!(KeptCommand::all().filter(|(command, _)| command.may_write()).count(), 1);
     }
 }

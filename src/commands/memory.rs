@@ -12,6 +12,8 @@ pub trait Memory {
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer>;
     /// The kept reply to a command. `key` is the first of its keys.
     fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>>;
+    /// The most fields or members of a kept hash or set from which other replies are derived.
+    fn max_hash_fields(&self) -> usize;
     /// Whether replies are fetched to be kept.
     fn may_fetch_replies(&self) -> bool;
     /// Counts a read of a key among the hot keys.

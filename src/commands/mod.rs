@@ -13,6 +13,8 @@ mod admission;
 mod auth;
 mod authorize;
 mod cached_read;
+mod command_list;
+mod derived;
 mod dispatch;
 mod invalidations;
 mod kept_read;
@@ -25,11 +27,14 @@ mod table;
 pub use self::admission::{Admission, AdmissionTracker};
 pub use self::auth::Credentials;
 pub use self::cached_read::{CachedReply, FetchKeys, FetchOutcome};
+pub use self::command_list::CommandList;
 pub use self::dispatch::{
     Action, Command, Coverage, LongAction, PendingReplies, Policy, View, decide, decide_long,
 };
 pub use self::invalidations::{Invalidations, invalidations};
-pub use self::kept_read::{FieldNames, Fields, KeptCommand, KeptRead, kept_names};
+pub use self::kept_read::{
+    FieldNames, Fields, KeptCommand, KeptRead, cached_names, kept_names, opt_in_names,
+};
 pub use self::local_action::{LocalAction, RejectReason};
 pub use self::memory::Memory;
 pub use self::reply_fetch::ReplyFetch;

@@ -7,6 +7,7 @@
 
 use ahash::HashMap;
 
+use super::command_list::CommandList;
 use super::kept_read::KeptCommand;
 
 /// The possible effects of a command.
@@ -132,13 +133,15 @@ const LISTS: [(Class, &str); 25] = [
 /// The label of commands in no list.
 const UNKNOWN: &str = "other";
 
-/// A command that was findd.
+/// What is known of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandInfo {
     /// The possible effects.
     pub class: Class,
     /// Its index among the [`names`].
     pub label: usize,
+    /// Whether it may be answered from memory, if its class allows that.
+    pub is_cached: bool,
 }
 
 /// The names of all commands with a label of their own in metrics, and one for all others.
@@ -164,13 +167,26 @@ pub struct CommandTable {
 const LONGEST: usize = 32;
 
 impl CommandTable {
-    /// The table of all known commands.
+    /// The table of all known commands, of which those of modules are not kept.
     #[allow(clippy::new_without_default, reason = "it is large, and made once")]
     pub fn new() -> Self {
-        let known = classes()
-            .enumerate()
-            .map(|(label, (class, name))| (name.as_bytes(), CommandInfo { class, label }));
-        Self { by_name: known.collect(), get: CommandInfo { class: Class::Get, label: 0 } }
+        Self::configured(&CommandList::default(), &CommandList::default())
+    }
+
+    /// The table of all known commands, of which `also` are kept in addition, and `except` are not
+    /// answered from memory.
+    pub fn configured(also: &CommandList, except: &CommandList) -> Self {
+        let info = |(label, (class, name)): (usize, (Class, &'static str))| {
+            let is_unasked = |kept: KeptCommand| kept.is_opt_in() && !also.contains(name);
+            let class = match class {
+                Class::Kept(kept) if is_unasked(kept) => Class::MayWrite,
+                class => class,
+            };
+            (name.as_bytes(), CommandInfo { class, label, is_cached: !except.contains(name) })
+        };
+        let by_name: HashMap<_, _> = classes().enumerate().map(info).collect();
+        let get = by_name[&b"get"[..]];
+        Self { by_name, get }
     }
 
     /// The command of this name.
@@ -184,7 +200,9 @@ impl CommandTable {
             lower.make_ascii_lowercase();
             self.by_name.get(&*lower)
         });
-        known.copied().unwrap_or(CommandInfo { class: Class::MayWrite, label: self.by_name.len() })
+        let label = self.by_name.len();
+        let unknown = CommandInfo { class: Class::MayWrite, label, is_cached: false };
+        known.copied().unwrap_or(unknown)
     }
 }
 
@@ -204,9 +222,28 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_the_settings_change_what_is_kept() {
+        let table = |also: &str, except: &str| {
+            let list = |names: &str| serde_json::from_str(&format!("{names:?}")).unwrap();
+            CommandTable::configured(&list(also), &list(except))
+        };
+        let (plain, changed) = (table("", ""), table("json.get", "GET,hget"));
+        assert_eq!(plain.find(b"JSON.GET").class, Class::MayWrite);
+        assert!(matches!(changed.find(b"JSON.GET").class, Class::Kept(_)));
+        assert_eq!(changed.find(b"JSON.MGET").class, Class::MayWrite);
+        for (name, is_cached) in [("GET", false), ("hget", false), ("MGET", true), ("hmget", true)]
+        {
+            assert!(plain.find(name.as_bytes()).is_cached, "{name}");
+            let found = changed.find(name.as_bytes());
+            assert_eq!(found.is_cached, is_cached, "{name}");
+            assert_eq!(found.class, plain.find(name.as_bytes()).class, "{name}");
+        }
+    }
+
+    #[test]
     fn unknown_command_may_do_anything() {
         let commands = CommandTable::new();
-        for name in ["", "getx", "json.get", &"x".repeat(100)] {
+        for name in ["", "getx", "json.set", &"x".repeat(100)] {
             assert_eq!(commands.find(name.as_bytes()).class, Class::MayWrite, "{name}");
             assert_eq!(names()[commands.find(name.as_bytes()).label], "other");
         }

@@ -43,13 +43,15 @@ pub enum Kind {
     Stream,
     /// Sorted sets of places.
     Geo,
+    /// Documents of the JSON module.
+    Json,
     /// Commands that may name more than one key.
     Multi,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::String,
         Self::Hash,
         Self::List,
@@ -57,6 +59,7 @@ impl Kind {
         Self::Zset,
         Self::Stream,
         Self::Geo,
+        Self::Json,
         Self::Multi,
     ];
 
@@ -70,6 +73,7 @@ impl Kind {
             Self::Zset => "zset",
             Self::Stream => "stream",
             Self::Geo => "geo",
+            Self::Json => "json",
             Self::Multi => "multi",
         }
     }

@@ -88,6 +88,20 @@ pub fn write_resp2(frame: &[u8], shape: Shape, output: &mut BytesMut) {
     output.put_slice(elements.0);
 }
 
+/// Returns the strings in a map or a set: each name and its value, or each member. `None` if there
+/// are more than `max` fields or members, or if it is another reply.
+pub(crate) fn flat_members(frame: &[u8], max: usize) -> Option<Vec<&[u8]>> {
+    let mut elements = Elements(frame);
+    let first = elements.next().filter(|first| matches!(first.kind, b'%' | b'~'))?;
+    if number(first.text)? > max {
+        return None;
+    }
+    let count = first.members();
+    let members = elements.map(|element| (element.kind == b'$').then_some(element.text));
+    let members: Vec<_> = members.collect::<Option<_>>()?;
+    (members.len() == count).then_some(members)
+}
+
 /// Whether the reply is an array of pairs that RESP2 has as a flat one.
 fn has_pairs(frame: &[u8], shape: Shape) -> bool {
     let mut elements = Elements(frame);

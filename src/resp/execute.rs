@@ -201,7 +201,7 @@ impl Connection {
             return Taken::Yes;
         }
         let info = self.shared.commands.find(arguments.get(0));
-        let action = self.decide(info.class, length, batch);
+        let action = self.decide(info, length, batch);
         if !self.execute(action, info, length, batch) {
             return Taken::Waits;
         }
@@ -223,7 +223,7 @@ impl Connection {
     #[inline]
     fn with_view<T>(
         &mut self,
-        class: Class,
+        info: CommandInfo,
         length: usize,
         now: Instant,
         decide: impl FnOnce(&View<'_, Proxy>, Command<'_>) -> T,
@@ -240,13 +240,14 @@ impl Connection {
             now,
         };
         let arguments = self.parser.arguments(&self.input);
-        decide(&view, Command { class, arguments, bytes: &self.input[..length] })
+        let CommandInfo { class, is_cached, .. } = info;
+        decide(&view, Command { class, is_cached, arguments, bytes: &self.input[..length] })
     }
 
     #[inline]
-    fn decide(&mut self, class: Class, length: usize, batch: &mut Batch) -> Action {
+    fn decide(&mut self, info: CommandInfo, length: usize, batch: &mut Batch) -> Action {
         let outcomes = &mut batch.outcomes;
-        self.with_view(class, length, batch.begun, |view, command| {
+        self.with_view(info, length, batch.begun, |view, command| {
             decide(view, command, |outcome| outcomes[outcome as usize] += 1)
         })
     }
@@ -268,7 +269,7 @@ impl Connection {
             }
             Action::Reply(reply) => {
                 self.consume(length);
-                if let CachedReply::Kept(_, kind) = reply {
+                if let CachedReply::Kept(_, kind) | CachedReply::Derived(_, kind) = reply {
                     batch.add_kept_read(kind, Outcome::Hit, &self.shared.proxy);
                 }
                 let protocol = self.session.protocol();
@@ -358,7 +359,7 @@ impl Connection {
     /// Takes a command that is too long to be held, and forwards it as it arrives.
     fn take_long(&mut self, batch: &mut Batch) -> Taken {
         let info = self.shared.commands.find(self.parser.arguments(&self.input).get(0));
-        let effect = match self.with_view(info.class, 0, batch.begun, decide_long) {
+        let effect = match self.with_view(info, 0, batch.begun, decide_long) {
             LongAction::Wait => return Taken::Waits,
             LongAction::Reject(text, reason) => {
                 self.reject(text, Some(reason));

@@ -50,13 +50,14 @@ impl Resp {
     /// [`FileError`]: the password file cannot be read, or is empty.
     pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, FileError> {
         let credentials = settings.credentials()?;
+        let commands = CommandTable::configured(&settings.cache_also, &settings.cache_except);
         let identity = proxy.identity();
         let policy = Policy { identity, max_key, allow_keys: settings.allow_keys.clone() };
         Ok(Self(Arc::new(Shared {
             proxy,
             settings,
             credentials,
-            commands: CommandTable::new(),
+            commands,
             policy,
             key_specs: OnceCell::new(),
         })))
@@ -98,6 +99,10 @@ impl Memory for Proxy {
 
     fn may_fetch_replies(&self) -> bool {
         Self::may_fetch_replies(self)
+    }
+
+    fn max_hash_fields(&self) -> usize {
+        Self::max_hash_fields(self)
     }
 
     fn count_key(&self, key: &[u8], now: tokio::time::Instant) {

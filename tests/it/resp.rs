@@ -27,6 +27,7 @@ mod drain;
 mod faults;
 mod identity;
 mod kept;
+mod kept_cluster;
 mod limits;
 mod malformed;
 mod memory;

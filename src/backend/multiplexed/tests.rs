@@ -10,8 +10,9 @@ use super::*;
 
 /// Returns a driven connection, the other end of its stream, the number of pushes, and the driver's
 /// task.
-fn connect() -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>)
-{
+type DriverTask = tokio::task::JoinHandle<BackendError>;
+
+fn connect() -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, DriverTask) {
     connect_with_room(64)
 }
 

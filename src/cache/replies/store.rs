@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, Weighter};
 
+use super::super::settings::Settings;
 use super::super::sync::{Mutex, lock, preemption_point};
 use super::super::types::{EvictionCause, EvictionCounters};
 use super::counters::Counters;
@@ -29,6 +30,7 @@ pub struct ReplyStore {
     replies: Cache<Key, Arc<Reply>, Weight, ahash::RandomState, CountEvictions>,
     /// The bound in bytes; 0: no reply is kept.
     max_memory: AtomicUsize,
+    max_hash_fields: AtomicUsize,
     pub(super) counters: Counters,
     next_generation: AtomicU64,
     pub(super) evictions: Arc<EvictionCounters>,
@@ -57,8 +59,9 @@ impl Lifecycle<Key, Arc<Reply>> for CountEvictions {
 }
 
 impl ReplyStore {
-    /// Creates an empty store of at most `max_memory` bytes; 0 disables it.
-    pub fn new(max_memory: usize) -> Arc<Self> {
+    /// Creates an empty store.
+    pub fn new(settings: &Settings) -> Arc<Self> {
+        let max_memory = settings.max_reply_memory.0;
         let evictions = Arc::new(EvictionCounters::default());
         let replies = Cache::with(
             max_memory / TYPICAL_SIZE,
@@ -70,6 +73,7 @@ impl ReplyStore {
         Arc::new(Self {
             replies,
             max_memory: AtomicUsize::new(max_memory),
+            max_hash_fields: AtomicUsize::new(settings.hash_fields),
             counters: Counters::new(),
             next_generation: AtomicU64::new(0),
             evictions,
@@ -83,8 +87,16 @@ impl ReplyStore {
         self.max_memory.load(Relaxed) > 0
     }
 
-    /// Sets the bound in bytes. Replies beyond it are evicted at once.
-    pub(in super::super) fn set_max_memory(&self, bytes: usize) {
+    /// The most fields or members of a kept hash or set from which other replies are derived.
+    #[inline]
+    pub fn max_hash_fields(&self) -> usize {
+        self.max_hash_fields.load(Relaxed)
+    }
+
+    /// Applies settings. Replies beyond a smaller bound are evicted at once.
+    pub fn apply(&self, settings: &Settings) {
+        self.max_hash_fields.store(settings.hash_fields, Relaxed);
+        let bytes = settings.max_reply_memory.0;
         if self.max_memory.swap(bytes, Relaxed) != bytes {
             self.replies.set_capacity(bytes as u64);
         }

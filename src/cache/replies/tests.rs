@@ -240,8 +240,18 @@ async fn disabled_replies_are_not_fetched() {
     for (outcome, text, cache) in [without(no_memory), without(no_ttl)] {
         assert_eq!(read(&cache, "reply").await, (outcome, text));
     }
-    let ttl_only: TestCache = Cache::new(settings, Handle::current());
-    assert_eq!(read(&ttl_only, "reply").await, (Outcome::Bypass, "forward".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reply_without_a_lease_is_kept_for_its_ttl() {
+    let settings = Settings { ttl: Duration::from_secs(10), ..Settings::default() };
+    let cache: TestCache = Cache::new(settings, Handle::current());
+    let read = || async { read(&cache, "reply").await.0 };
+    assert_eq!((read().await, read().await), (Outcome::Miss, Outcome::Hit));
+    cache.invalidate(KEY);
+    assert_eq!((read().await, read().await), (Outcome::Miss, Outcome::Hit));
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(read().await, Outcome::Miss);
 }
 
 #[tokio::test]
@@ -266,7 +276,7 @@ async fn reply_memory_stays_within_its_bound() {
 #[tokio::test]
 async fn caches_on_one_store_share_no_reply() {
     let settings = Settings::default();
-    let store = ReplyStore::new(settings.max_reply_memory.0);
+    let store = ReplyStore::new(&settings);
     let primary = || {
         let cache =
             TestCache::with_reply_store(settings.clone(), Handle::current(), Arc::clone(&store));

@@ -5,8 +5,12 @@
 //! lists cannot come from it. Its flags bound them: a list may be more careful than the flags,
 //! never less.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
 use redis::{Value, cmd};
-use redis_proxy::commands::{Class, CommandTable, kept_names, names};
+use redis_proxy::commands::{Class, CommandTable, cached_names, names, opt_in_names};
 
 use crate::support::RedisServer;
 
@@ -152,8 +156,38 @@ fn kept_commands_are_those_that_the_server_confirms() {
             assert!(is_string_read || is_excluded, "{name} might be kept: {flags:?}, {tips:?}");
         }
     }
-    for name in kept_names() {
-        let is_there = commands.iter().any(|command| command.name.eq_ignore_ascii_case(&name));
+    for name in cached_names() {
+        let is_there = commands.iter().any(|command| command.name == name);
         assert!(is_there, "{name} is no command of the server");
     }
+}
+
+/// Returns a file of the project.
+fn file(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// Returns the words in backticks that are names of commands, in lower case.
+fn named_commands(text: &str) -> BTreeSet<String> {
+    let all: BTreeSet<_> = names().into_iter().collect();
+    let words = text.split('`').skip(1).step_by(2).map(str::to_lowercase);
+    words.filter(|word| all.contains(word.as_str())).collect()
+}
+
+#[test]
+fn book_lists_the_commands_that_are_cached() {
+    let page = file("docs/src/using/resp.md");
+    let section = page.split("## Which commands are cached").nth(1).unwrap();
+    let table = section.split("| everything else |").next().unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let listed = named_commands(&rows.collect::<Vec<_>>().join("\n"));
+    let strings = ["get", "mget", "exists", "strlen", "getrange", "substr"];
+    let cached: BTreeSet<_> = cached_names().chain(strings).map(str::to_owned).collect();
+    assert_eq!(listed, cached);
+    let also = section.split("- `resp.").nth(2).unwrap().split("\n\n").next().unwrap();
+    let also = also.split_once('`').unwrap().1;
+    let opt_in: BTreeSet<_> = opt_in_names().map(str::to_owned).collect();
+    assert_eq!(named_commands(also), opt_in);
+    let count = format!("[{} deterministic reads]", cached.len());
+    assert!(file("README.md").contains(&count), "the README does not have: {count}");
 }

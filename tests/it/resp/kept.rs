@@ -59,7 +59,9 @@ const READS: [&str; 24] = [
 
 #[test]
 fn repeated_read_costs_redis_nothing() {
-    let ways = RespPair::between(|server| server, LASTING);
+    // Otherwise some replies would follow from those to HGETALL and SMEMBERS.
+    let settings = format!("{LASTING}\ncache.hash_fields = 0");
+    let ways = RespPair::between(|server| server, &settings);
     let Some(proxy) = ways.proxy() else { return };
     ways.servers().into_iter().for_each(fill);
     let mut straight =
@@ -86,6 +88,202 @@ fn repeated_read_costs_redis_nothing() {
     }
     let entries = metrics.value("redis_proxy_replies_entries").unwrap();
     assert!(entries > 20.0, "{entries} replies are kept");
+}
+
+/// Reads that follow from a read of the whole hash or set.
+const DERIVED: [&str; 12] = [
+    "HGET h a",
+    "HGET h none",
+    "HMGET h b none a b",
+    "HEXISTS h a",
+    "HEXISTS h none",
+    "HKEYS h",
+    "HVALS h",
+    "HSTRLEN h a",
+    "HSTRLEN h none",
+    "SISMEMBER s 2",
+    "SMISMEMBER s 9 2",
+    "SCARD s",
+];
+
+#[test]
+fn kept_hash_or_set_answers_reads_of_its_parts() {
+    let ways = RespPair::between(|server| server, LASTING);
+    if ways.proxy().is_none() {
+        return;
+    }
+    ways.servers().into_iter().for_each(fill);
+    let mut straight =
+        [RespClient::connect(ways.straight()), RespClient::connect_resp3(ways.straight())];
+    let mut through =
+        [RespClient::connect(ways.through()), RespClient::connect_resp3(ways.through())];
+    for whole in [["HGETALL", "h"], ["SMEMBERS", "s"]] {
+        through[0].ask(&whole);
+    }
+    for line in DERIVED {
+        let words: Vec<_> = line.split(' ').collect();
+        for (straight, through) in straight.iter_mut().zip(&mut through) {
+            assert_eq!(through.ask(&words), straight.ask(&words), "{line}");
+        }
+        assert_eq!(calls(&ways, words[0]), 0, "{line} reached Redis");
+    }
+    // HLEN counts expired fields, which HGETALL hides.
+    through[0].ask(&["HLEN", "h"]);
+    assert_eq!(calls(&ways, "HLEN"), 1);
+    ways.behind().command(&["HSET", "h", "a", "changed"]);
+    let read = ["HGET", "h", "a"];
+    let is_seen = |client: &mut RespClient| client.ask(&read) == bulk("changed");
+    eventually("the change is seen", || is_seen(&mut through[0]).then_some(()));
+}
+
+#[test]
+fn large_hash_answers_no_reads_of_its_parts() {
+    let ways = RespPair::between(|server| server, &format!("{LASTING}\ncache.hash_fields = 1"));
+    if ways.proxy().is_none() {
+        return;
+    }
+    fill(ways.behind());
+    let mut client = RespClient::connect(ways.through());
+    client.ask(&["HGETALL", "h"]);
+    client.ask(&["HGET", "h", "a"]);
+    assert_eq!(calls(&ways, "HGET"), 1);
+}
+
+#[test]
+fn excepted_commands_are_never_answered_from_memory() {
+    let except = "resp.cache_except = [\"HGET\", \"get\"]";
+    let ways = RespPair::between(|server| server, &format!("{LASTING}\n{except}"));
+    if ways.proxy().is_none() {
+        return;
+    }
+    fill(ways.behind());
+    let mut client = RespClient::connect(ways.through());
+    for (read, expected) in [("HGET h a", 3), ("GET k", 3), ("HGETALL h", 1), ("STRLEN k", 3)] {
+        let words: Vec<_> = read.split(' ').collect();
+        let before = calls(&ways, words[0]);
+        for _ in 0..3 {
+            client.ask(&words);
+        }
+        assert_eq!(calls(&ways, words[0]) - before, expected, "{read}");
+    }
+}
+
+/// Commands of which Redis itself rejects most.
+const BAD_INPUT: [&str; 44] = [
+    "HGET h",
+    "HGET h a b",
+    "HGETALL",
+    "HGETALL h a",
+    "HMGET h",
+    "LRANGE l 0",
+    "LRANGE l x y",
+    "LRANGE l 0 9223372036854775808",
+    "LINDEX l x",
+    "LPOS l x RANK 0",
+    "LPOS l x COUNT -1",
+    "SISMEMBER s",
+    "ZRANGE z 0 -1 NOTHING",
+    "ZRANGE z 0 -1 WITHSCORES BYLEX",
+    "ZRANGEBYSCORE z x y",
+    "ZRANK z m NOTHING",
+    "ZCOUNT z (x 1",
+    "ZLEXCOUNT z a b",
+    "XRANGE x y z",
+    "XRANGE x - + COUNT x",
+    "GEODIST g Palermo Catania parsec",
+    "GEOSEARCH g FROMMEMBER none BYRADIUS 1 km",
+    "GETBIT k -1",
+    "BITCOUNT k 0",
+    "BITPOS k 2",
+    "BITFIELD_RO k SET u8 0 1",
+    "LCS k",
+    "LCS k k LEN IDX",
+    "SORT_RO l LIMIT 0",
+    "SORT_RO z",
+    "SINTER",
+    "SINTER s s",
+    "SINTER s k",
+    "SUNION s s s2 s",
+    "SINTERCARD 3 s s2",
+    "SINTERCARD 0 s",
+    "SINTERCARD -1 s",
+    "SINTERCARD x s",
+    "SINTERCARD 2 s s2 LIMIT -1",
+    "ZUNION 2 z",
+    "ZUNION 18446744073709551617 z",
+    "ZINTER 2 z z WEIGHTS 1",
+    "ZDIFF 1 z z",
+    "TYPE",
+];
+
+#[test]
+fn bad_input_gets_the_reply_of_redis_and_is_not_kept() {
+    let ways = RespPair::between(|server| server, LASTING);
+    ways.servers().into_iter().for_each(fill);
+    let mut straight = RespClient::connect(ways.straight());
+    let mut through = RespClient::connect(ways.through());
+    let mut compare = |words: &[&str]| {
+        let expected = straight.ask(words);
+        for _ in 0..3 {
+            assert_eq!(through.ask(words), expected, "{words:?}");
+        }
+        expected
+    };
+    let mut errors = 0;
+    for line in BAD_INPUT {
+        errors += usize::from(compare(&line.split(' ').collect::<Vec<_>>())[0] == b'-');
+    }
+    assert!(errors > 30, "{errors} errors");
+    // Each command once for a key of another type, then for one of its own type.
+    let of_wrong_type = ["HGETALL k", "LRANGE k 0 -1", "SMEMBERS k", "ZRANGE k 0 -1", "XLEN k"];
+    for line in of_wrong_type {
+        let error = compare(&line.split(' ').collect::<Vec<_>>());
+        assert!(error.starts_with(b"-WRONGTYPE"), "{line}");
+    }
+    for write in ["HSET k f v", "RPUSH k e", "SADD k m", "ZADD k 1 m", "XADD k 1-1 f v"] {
+        for server in ways.servers() {
+            server.command(&["DEL", "k"]);
+            server.command(&write.split(' ').collect::<Vec<_>>());
+        }
+        for line in of_wrong_type {
+            let words: Vec<_> = line.split(' ').collect();
+            let expected = straight.ask(&words);
+            eventually("the new type is seen", || (through.ask(&words) == expected).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn many_and_binary_keys_get_the_reply_of_redis() {
+    let ways = RespPair::between(|server| server, LASTING);
+    let binary: [&[u8]; 4] = [b"", b"\0", b"a\r\n$3\r\nb", b"\xff\xfe*2"];
+    for server in ways.servers() {
+        for key in binary {
+            // One member, because each server has an order of its own for several.
+            server.command(&[b"SADD", key, b"shared"]);
+            server.command(&[b"HSET", &[b"h", key].concat()[..], key, key]);
+        }
+    }
+    let many: Vec<Vec<u8>> = (0..10_000).map(|number| format!("s{number}").into_bytes()).collect();
+    let mut reads: Vec<Vec<Vec<u8>>> = Vec::new();
+    for key in binary {
+        reads.push(vec![b"SINTER".to_vec(), key.to_vec(), binary[1].to_vec()]);
+        reads.push(vec![b"HGETALL".to_vec(), [b"h", key].concat()]);
+        reads.push(vec![b"HGET".to_vec(), [b"h", key].concat(), key.to_vec()]);
+        reads.push(vec![b"SISMEMBER".to_vec(), key.to_vec(), key.to_vec()]);
+    }
+    reads.push([vec![b"SUNION".to_vec()], many.clone()].concat());
+    reads.push([vec![b"SINTERCARD".to_vec(), b"10000".to_vec()], many.clone()].concat());
+    reads.push([vec![b"PFCOUNT".to_vec()], many].concat());
+    for protocol in [RespClient::connect, RespClient::connect_resp3] {
+        let (mut straight, mut through) = (protocol(ways.straight()), protocol(ways.through()));
+        for read in &reads {
+            let expected = straight.ask(read);
+            for _ in 0..3 {
+                assert_eq!(through.ask(read), expected, "{}", String::from_utf8_lossy(&read[0]));
+            }
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Promise: writes that pass through the proxy remove the written keys from memory.
 
+use crate::support::eventually;
 use crate::support::memory::resident;
 use crate::support::resp_client::{RespClient, show, words};
 use crate::support::resp_pair::RespPair;
@@ -59,6 +60,83 @@ fn write_is_visible_to_later_reads() {
     if let Some(from_memory) = ways.answered_from_memory() {
         assert!(from_memory > 10.0, "only {from_memory} reads were answered from memory");
     }
+}
+
+#[test]
+fn write_ends_kept_replies() {
+    const WRITES: [&str; 14] = [
+        "HSET h a 2 b 3",
+        "HDEL h b",
+        "HINCRBY h a 5",
+        "SADD s 4 5",
+        "SMOVE s t 4",
+        "SUNIONSTORE s s t",
+        "SPOP s 100",
+        "ZADD z 2 n",
+        "ZINCRBY z 7 n",
+        "RENAME h i",
+        "COPY i h",
+        "EXPIRE z -1",
+        "EVAL redis.call('HSET',KEYS[1],'a',9) 1 h",
+        "FLUSHALL",
+    ];
+    const READS: [&str; 8] = [
+        "HGETALL h",
+        "HGET h a",
+        "HLEN h",
+        "SCARD s",
+        "SINTERCARD 2 s t",
+        "SISMEMBER t 4",
+        "ZRANGE z 0 -1 WITHSCORES",
+        "TYPE h",
+    ];
+    let ways = RespPair::between(|server| server, TTL);
+    ways.same(|address| {
+        let (mut writer, mut reader) =
+            (RespClient::connect(address), RespClient::connect_resp3(address));
+        let mut told = Vec::new();
+        for write in ["HSET h a 1", "SADD s 1 2 3", "SADD t 3", "ZADD z 1 m"] {
+            told.push(writer.told_line(write));
+        }
+        for write in WRITES {
+            // The second time from memory.
+            for _ in 0..2 {
+                for wire in [&mut reader, &mut writer] {
+                    told.extend(READS.map(|line| wire.told_line(line)));
+                }
+            }
+            told.push(writer.told_line(write));
+            for wire in [&mut reader, &mut writer] {
+                told.extend(READS.map(|line| wire.told_line(line)));
+            }
+        }
+        told
+    });
+    if let Some(from_memory) = ways.answered_from_memory() {
+        assert!(from_memory > 100.0, "only {from_memory} reads were answered from memory");
+    }
+}
+
+#[test]
+fn kept_reply_ends_with_its_keys_and_is_about_keys_that_exist() {
+    let ways = RespPair::between(|server| server, TTL);
+    if ways.proxy().is_none() {
+        return;
+    }
+    let server = ways.behind();
+    let mut client = RespClient::connect(ways.through());
+    for _ in 0..3 {
+        assert_eq!(client.ask_line("HGETALL none"), b"*0\r\n");
+    }
+    assert_eq!(server.calls("hgetall"), 3);
+    server.command(&["HSET", "h", "f", "v"]);
+    server.command(&["PEXPIRE", "h", "2000"]);
+    let calls = server.calls("hgetall");
+    for _ in 0..3 {
+        assert_eq!(client.ask_line("HGETALL h"), b"*2\r\n$1\r\nf\r\n$1\r\nv\r\n");
+    }
+    assert_eq!(server.calls("hgetall"), calls + 1);
+    eventually("the hash expires", || (client.ask_line("HGETALL h") == b"*0\r\n").then_some(()));
 }
 
 #[test]
