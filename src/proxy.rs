@@ -110,6 +110,19 @@ impl Proxy {
         self.upstream.lookup_reply(command, key, now)
     }
 
+    /// Returns the kept reply to `command`, which reads the whole of `key`, if the user may run the
+    /// command with the index `derived` too.
+    #[inline]
+    pub fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: Instant,
+    ) -> Option<Arc<Reply>> {
+        self.upstream.lookup_whole(command, key, derived, now)
+    }
+
     /// Returns the kept reply to a read of a Redis client, or fetches it, and counts the read.
     /// `shape` is the difference of its RESP2 form.
     pub async fn get_reply(

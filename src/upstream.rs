@@ -10,8 +10,8 @@ use crate::backend::{
     ReplyRequest,
 };
 use crate::cache::{
-    Answer, Cache, Coherence, FetchedReply, Outcome, ReadMode, Reply, ReplyResult, Settings,
-    Statistics,
+    Answer, Cache, Coherence, FetchedReply, Outcome, ReadMode, Reply, ReplyRead, ReplyResult,
+    Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -131,6 +131,22 @@ impl Upstream {
         }
     }
 
+    /// Returns the kept reply to `command`, as [`Cache::lookup_whole`] does. `key` is its key.
+    #[inline]
+    pub fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: Instant,
+    ) -> Option<Arc<Reply>> {
+        let lookup = |cache: &Cache<BackendError>| cache.lookup_whole(command, derived, now);
+        match self {
+            Self::Standalone(cache, _) => lookup(cache),
+            Self::Cluster(cluster) => cluster.lookup(key, lookup),
+        }
+    }
+
     /// Returns the most fields or members of a kept hash or set from which other replies are
     /// derived.
     pub fn max_hash_fields(&self) -> usize {
@@ -154,7 +170,7 @@ impl Upstream {
                 let fetch = move || async move {
                     to_cache(backend.fetch_reply(&fetched, max).await, shape)
                 };
-                cache.get_or_fetch_reply(&request.command, &request.keys, fetch).await
+                cache.get_or_fetch_reply(read_of(&request), fetch).await
             }
             Self::Cluster(cluster) => {
                 let shard =
@@ -168,7 +184,7 @@ impl Upstream {
                 let fetch = move || async move {
                     to_cache(cluster.fetch_reply(&at, &fetched, max).await, shape)
                 };
-                shard.cache.get_or_fetch_reply(&request.command, &request.keys, fetch).await
+                shard.cache.get_or_fetch_reply(read_of(&request), fetch).await
             }
         }
     }
@@ -270,6 +286,11 @@ impl Upstream {
             Self::Cluster(cluster) => cluster.cache_settings_changed(),
         }
     }
+}
+
+/// Converts a request for the cache.
+fn read_of(request: &ReplyRequest) -> ReplyRead<'_> {
+    ReplyRead { command: &request.command, name_index: request.name_index, keys: &request.keys }
 }
 
 /// Converts the result of a fetch for the cache.

@@ -14,6 +14,7 @@
 //! cache by reading forbidden keys.
 
 use std::convert::Infallible;
+use std::mem::take;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use super::fetch_command::{write_expiry, write_value};
 use super::multiplexed::Multiplexed;
 use super::signals::SupervisorSignals;
 use super::value::text;
-use crate::cache::{Cache, Entry, WalkPosition};
+use crate::cache::{Cache, Entry, ReplyProbe, WalkPosition};
 use crate::key::Key;
 use crate::metrics::{Invalidation, Metrics};
 use crate::sync::lock;
@@ -50,8 +51,9 @@ struct State {
     rules: Option<Hash>,
     /// The place among the strings at which the next round goes on.
     position: WalkPosition,
-    /// The keys of kept replies that are still to be checked. `None`: strings are checked.
-    reply_keys: Option<Vec<Key>>,
+    /// The commands and keys of kept replies that are still to be checked. `None`: strings are
+    /// checked.
+    replies: Option<ReplyProbe>,
 }
 
 /// Whether the rules differ from those of the last time.
@@ -170,7 +172,8 @@ const ROUND_MAX: usize = 4096;
 const BATCH: usize = 128;
 /// The minimum time from the beginning of a round to that of the next.
 const ROUND_INTERVAL: Duration = Duration::from_secs(1);
-/// The size in bytes of the largest entry whose value is read, to check the right to `GET` as well.
+/// The size in bytes of the largest value or reply that is read, to check the right to its command
+/// as well.
 const READ_MAX: usize = 1024;
 
 /// The check of kept keys. Its rounds go on where the last one ended.
@@ -210,7 +213,7 @@ impl KeyCheck<'_> {
         let (mut checked, mut has_read) = (0, false);
         while checked < ROUND_MAX {
             let Some(batch) = self.next_batch() else { break };
-            checked += batch.entries.len() + batch.reply_keys.len();
+            checked += batch.entries.len() + batch.replies.keys.len();
             let small = batch.entries.iter().find(|entry| !has_read && entry.size() <= READ_MAX);
             has_read |= small.is_some();
             let replies = request(connection, &batch, small).await?;
@@ -230,13 +233,14 @@ impl KeyCheck<'_> {
     /// Returns the next keys: first those of strings, then those of replies. `None` at the end of
     /// the rotation.
     fn next_batch(&self) -> Option<Batch> {
-        if let Some(keys) = &mut lock(&self.rights.0).reply_keys
-            && !keys.is_empty()
+        if let Some(replies) = &mut lock(&self.rights.0).replies
+            && !replies.keys.is_empty()
         {
-            let reply_keys = keys.split_off(keys.len().saturating_sub(BATCH));
-            return Some(Batch { entries: Vec::new(), reply_keys });
+            let keys = replies.keys.split_off(replies.keys.len().saturating_sub(BATCH));
+            let replies = ReplyProbe { commands: take(&mut replies.commands), keys };
+            return Some(Batch { entries: Vec::new(), replies });
         }
-        if lock(&self.rights.0).reply_keys.take().is_some() {
+        if lock(&self.rights.0).replies.take().is_some() {
             return None;
         }
         let mut position = lock(&self.rights.0).position;
@@ -245,25 +249,25 @@ impl KeyCheck<'_> {
         state.position = position;
         if entries.is_none() {
             // All replies that are kept now. Those that are kept later belong to the next rotation.
-            state.reply_keys = Some(self.cache.reply_keys());
+            state.replies = Some(self.cache.reply_probe(READ_MAX));
         }
-        Some(Batch { entries: entries.unwrap_or_default(), reply_keys: Vec::new() })
+        Some(Batch { entries: entries.unwrap_or_default(), replies: ReplyProbe::default() })
     }
 }
 
 /// Kept keys that are checked with one write.
 struct Batch {
     entries: Vec<Arc<Entry>>,
-    reply_keys: Vec<Key>,
+    replies: ReplyProbe,
 }
 
-/// Returns the replies to `PTTL` of the keys, and to `GET` of the `small` one.
+/// Returns the replies to `PTTL` of the keys, to `GET` of the `small` one, and to the commands.
 async fn request(
     connection: &Multiplexed,
     batch: &Batch,
     small: Option<&Arc<Entry>>,
 ) -> Result<Vec<Value>, BackendError> {
-    let Batch { entries, reply_keys } = batch;
+    let Batch { entries, replies: ReplyProbe { commands: probes, keys: reply_keys } } = batch;
     if entries.is_empty() && reply_keys.is_empty() {
         return Ok(Vec::new());
     }
@@ -275,7 +279,10 @@ async fn request(
         for key in keys.chain(reply_keys.iter().map(Key::as_bytes)) {
             write_expiry(key, commands);
         }
-        entries.len() + reply_keys.len() + usize::from(small.is_some())
+        for probe in probes {
+            commands.extend_from_slice(probe.as_bytes());
+        }
+        entries.len() + reply_keys.len() + probes.len() + usize::from(small.is_some())
     };
     connection.send_batch(None, write).await
 }

@@ -8,11 +8,22 @@ use tracing::Instrument as _;
 
 use super::flight::{FlightGuard, FlightWaiter, Joined};
 use super::lease::Validity;
-use super::replies::{FetchedReply, Note, Reply, ReplyResult};
+use super::replies::{FetchedReply, Note, Reply, ReplyOf, ReplyProbe, ReplyResult};
 use super::ttl::as_nanos;
 use super::types::{Cancelled, FetchError, Outcome};
 use super::{Cache, Shared};
 use crate::key::Key;
+
+/// A read with a reply that may be kept.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplyRead<'a> {
+    /// The command with its name in capitals, in RESP.
+    pub command: &'a [u8],
+    /// The index of its name. No reply is derived for an index above 127.
+    pub name_index: usize,
+    /// All keys that it reads.
+    pub keys: &'a [Key],
+}
 
 impl<E: FetchError> Cache<E> {
     /// Returns the kept reply to `command`, or `None`. Never fetches.
@@ -27,20 +38,27 @@ impl<E: FetchError> Cache<E> {
         shared.lookup_reply(command, shared.clock(now))
     }
 
-    /// Returns the kept reply to `command`, or the result of the flight for it. Starts that flight
+    /// Returns the kept reply to `command`, from which the reply to the command with the name at
+    /// `derived` follows. `None` also if Redis has not replied to that command since the beginning
+    /// of the generation, or of the last check of rights: the user may lack the right to it.
+    #[inline]
+    pub fn lookup_whole(&self, command: &[u8], derived: usize, now: Instant) -> Option<Arc<Reply>> {
+        let is_proven = self.0.replies.is_proven(derived);
+        if is_proven { self.lookup_reply(command, now) } else { None }
+    }
+
+    /// Returns the kept reply to a read, or the result of the flight for it. Starts that flight
     /// with `fetch` if none can be joined.
-    ///
-    /// `keys` are all keys that the command reads.
     pub async fn get_or_fetch_reply<F>(
         &self,
-        command: &[u8],
-        keys: &[Key],
+        read: ReplyRead<'_>,
         fetch: impl FnOnce() -> F,
     ) -> (Outcome, ReplyResult<E>)
     where
         F: Future<Output = FetchedReply<E>> + Send + 'static,
     {
         let shared = &self.0;
+        let ReplyRead { command, name_index, keys } = read;
         let arrived_at = Instant::now();
         if !shared.may_fetch_reply(command, arrived_at) {
             return (Outcome::Bypass, ReplyResult::Forward);
@@ -60,7 +78,8 @@ impl<E: FetchError> Cache<E> {
             Joined::Found(reply) => (Outcome::Hit, ReplyResult::Reply(reply)),
             Joined::Follower(waiter) => (Outcome::Coalesced, shared.await_reply(waiter).await),
             Joined::Leader(guard, waiter) => {
-                self.spawn_reply_fetch(guard, requested_at, keys.into(), fetch());
+                let of = ReplyOf { name_index, keys: keys.into() };
+                self.spawn_reply_fetch(guard, requested_at, of, fetch());
                 (Outcome::Miss, shared.await_reply(waiter).await)
             }
         }
@@ -72,10 +91,13 @@ impl<E: FetchError> Cache<E> {
         self.0.replies.store.max_hash_fields()
     }
 
-    /// Returns the keys of all kept replies, each as often as it is read. Takes time in proportion
-    /// to the number of replies.
-    pub fn reply_keys(&self) -> Vec<Key> {
-        self.0.replies.keys()
+    /// Returns the commands and keys that show whether the user may still read all kept replies.
+    /// Takes time in proportion to their number.
+    ///
+    /// The commands are one for each name, with a reply of at most `max_size` bytes. A name without
+    /// one needs a new proof before a reply to it is derived.
+    pub fn reply_probe(&self, max_size: usize) -> ReplyProbe {
+        self.0.replies.probe(max_size)
     }
 
     /// Spawns the fetch of a flight, as it is done for strings.
@@ -83,14 +105,14 @@ impl<E: FetchError> Cache<E> {
         &self,
         guard: FlightGuard<ReplyResult<E>, Note>,
         requested_at: Instant,
-        keys: Arc<[Key]>,
+        of: ReplyOf,
         fetch: impl Future<Output = FetchedReply<E>> + Send + 'static,
     ) {
         let shared = Arc::clone(&self.0);
         let requested_at = shared.clock(requested_at);
         tokio::spawn(fetch.instrument(guard.span().clone()).map(move |fetched| {
             let now = shared.clock(Instant::now());
-            shared.replies.complete(guard, fetched, requested_at, now, keys);
+            shared.replies.complete(guard, fetched, requested_at, now, of);
         }));
     }
 }

@@ -55,6 +55,8 @@ pub enum CachedReply {
 pub enum FetchOutcome {
     /// The reply.
     Reply(CachedReply),
+    /// The reply to a command that may have changed a value, such as `PFCOUNT`.
+    MayHaveWritten(CachedReply),
     /// The command has to be forwarded on the client's own connection.
     Forward(Bytes),
     /// Redis did not reply.
@@ -153,6 +155,11 @@ impl FetchKeys {
     #[allow(clippy::len_without_is_empty, reason = "there is always one")]
     pub fn len(&self) -> usize {
         self.keys.len()
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys.iter().map(|key| &**key)
     }
 
     /// Fetches the values. `command` is the command as the client sent it.

@@ -12,6 +12,7 @@ use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
 use super::kept_read::KeptRead;
 use super::local_action::{LocalAction, RejectReason};
 use super::memory::Memory;
+use super::pending_keys::PendingKeys;
 use super::reply_fetch::ReplyFetch;
 use super::session::{Identity, SessionEffect, SessionState};
 use super::table::Class;
@@ -67,12 +68,21 @@ pub struct View<'a, M> {
     pub session: &'a SessionState,
     /// The replies that it waits for.
     pub pending: PendingReplies,
+    /// The keys of the reads among them that wait for a flight.
+    pub pending_keys: &'a PendingKeys,
     /// The writes that memory is known to hold.
     pub coverage: Coverage,
     /// The cache.
     pub memory: &'a M,
     /// The time of the lookup.
     pub now: Instant,
+}
+
+impl<M> View<'_, M> {
+    /// Whether a read of one of these keys has no reply yet (invariant R6).
+    fn has_pending_read<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) -> bool {
+        self.pending.flights > 0 && keys.any(|key| self.pending_keys.may_contain(key))
+    }
 }
 
 /// A command.
@@ -178,6 +188,9 @@ fn choose_read<M: Memory>(
     read: CacheableRead<'_>,
     count: impl FnMut(Outcome),
 ) -> Action {
+    if view.has_pending_read(read.keys()) {
+        return Action::Wait;
+    }
     let is_bypassed = view.coverage == Coverage::Bypassed
         || read.has_longer_key(view.policy.max_key)
         || view.pending.may_observe_write
@@ -201,6 +214,9 @@ fn choose_kept_read<M: Memory>(
     command: Command<'_>,
     mut count: impl FnMut(Outcome),
 ) -> Action {
+    if view.has_pending_read(read.keys()) {
+        return Action::Wait;
+    }
     let is_bypassed = view.coverage == Coverage::Bypassed
         || view.pending.may_observe_write
         || !view.session.may_read_from_cache(&view.policy.identity)
@@ -231,7 +247,8 @@ fn choose_kept_read<M: Memory>(
 fn derive<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>) -> Option<CachedReply> {
     let max = view.memory.max_hash_fields();
     let name = read.whole_name().filter(|_| max > 0)?;
-    let whole = view.memory.lookup_reply(&name, read.first_key(), view.now)?;
+    let derived = read.command().index();
+    let whole = view.memory.lookup_whole(&name, read.first_key(), derived, view.now)?;
     let frame = read.derive(whole.frame().bytes(), max)?;
     Some(CachedReply::Derived(frame, read.kind()))
 }
@@ -364,7 +381,7 @@ mod tests {
     use super::super::table::CommandTable;
     use super::*;
     use crate::cache::{
-        Answer, Cache, Cancelled, Fetched, FetchedReply, ReadMode, Reply, Settings,
+        Answer, Cache, Cancelled, Fetched, FetchedReply, ReadMode, Reply, ReplyRead, Settings,
     };
     use crate::key::Key;
     use crate::protocol::tests::parsed;
@@ -401,6 +418,15 @@ mod tests {
         fn lookup_reply(&self, command: &[u8], _: &[u8], now: Instant) -> Option<Arc<Reply>> {
             self.cache.lookup_reply(command, now)
         }
+        fn lookup_whole(
+            &self,
+            command: &[u8],
+            _: &[u8],
+            derived: usize,
+            now: Instant,
+        ) -> Option<Arc<Reply>> {
+            self.cache.lookup_whole(command, derived, now)
+        }
         fn may_fetch_replies(&self) -> bool {
             self.may_fetch
         }
@@ -418,6 +444,7 @@ mod tests {
         policy: Policy,
         session: SessionState,
         pending: PendingReplies,
+        pending_keys: PendingKeys,
         coverage: Coverage,
         memory: Kept,
     }
@@ -429,6 +456,7 @@ mod tests {
                 policy: Policy { identity, max_key: 10, allow_keys: KeyAllowlist::default() },
                 session: SessionState::new(Identity::Unauthenticated),
                 pending: PendingReplies::default(),
+                pending_keys: PendingKeys::default(),
                 coverage: Coverage::Full,
                 memory: Kept::new().await,
             }
@@ -440,6 +468,7 @@ mod tests {
                 credentials: None,
                 session: &self.session,
                 pending: self.pending,
+                pending_keys: &self.pending_keys,
                 coverage: self.coverage,
                 memory: &self.memory,
                 now: Instant::now(),
@@ -545,12 +574,20 @@ mod tests {
         let name = b"*2\r\n$7\r\nHGETALL\r\n$1\r\nh\r\n";
         let frame = ReplyFrame::new(Bytes::from_static(b"%0\r\n"), Shape::default());
         let kept = move || async { FetchedReply::Keepable(frame, None) };
-        case.memory.cache.get_or_fetch_reply(name, &[Key::from(&b"h"[..])], kept).await;
+        let keys = [Key::from(&b"h"[..])];
+        let read = ReplyRead { command: name, name_index: command.index(), keys: &keys };
+        case.memory.cache.get_or_fetch_reply(read, kept).await;
+        case.expect("HGET h f", &fetch);
+        let Class::Kept(hget) = CommandTable::new().find(b"HGET").class else { panic!() };
+        let other = ReplyRead { command: b"other", name_index: hget.index(), keys: &keys };
+        let null = ReplyFrame::new(Bytes::from_static(b"_\r\n"), Shape::default());
+        let replied = move || async { FetchedReply::Keepable(null, None) };
+        case.memory.cache.get_or_fetch_reply(other, replied).await;
         for (line, expected) in [
             ("HGETALL h", &reply()),
             ("hGetAll h", &reply()),
             ("HGET h f", &reply()),
-            ("HKEYS h", &reply()),
+            ("HKEYS h", &fetch),
             ("HLEN h", &fetch),
             ("HGETALL other", &fetch),
             ("HGETALL too-long-a-key", &bypass),
@@ -582,6 +619,11 @@ mod tests {
             case.expect(line, &Action::Wait);
         }
         case.expect("GET kept", &reply());
+        case.expect("GET absent", &fetch());
+        case.pending_keys.add([&b"kept"[..]].into_iter());
+        for line in ["GET kept", "MGET other kept", "LLEN kept", "SINTER other kept"] {
+            case.expect(line, &Action::Wait);
+        }
         case.expect("GET absent", &fetch());
         assert_eq!(case.decides_long("SET k"), LongAction::Wait);
     }

@@ -14,6 +14,15 @@ pub trait Memory {
     fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>>;
     /// The most fields or members of a kept hash or set from which other replies are derived.
     fn max_hash_fields(&self) -> usize;
+    /// The kept reply to `command`, which reads the whole of `key`, if the command with the index
+    /// `derived` may be answered from it.
+    fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: Instant,
+    ) -> Option<Arc<Reply>>;
     /// Whether replies are fetched to be kept.
     fn may_fetch_replies(&self) -> bool;
     /// Counts a read of a key among the hot keys.

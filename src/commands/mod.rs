@@ -8,6 +8,7 @@
 //! - Anything that is not known for certain forbids an answer from memory (invariant R1).
 //! - A command is forwarded only while no read of the same client waits for a flight (R2).
 //! - After a reply that may reflect a write, the next cached read waits for a fence (R3).
+//! - A read waits for the pending reads of the same keys (invariant R6).
 
 mod admission;
 mod auth;
@@ -20,6 +21,7 @@ mod invalidations;
 mod kept_read;
 mod local_action;
 mod memory;
+mod pending_keys;
 mod reply_fetch;
 mod session;
 mod table;
@@ -37,6 +39,7 @@ pub use self::kept_read::{
 };
 pub use self::local_action::{LocalAction, RejectReason};
 pub use self::memory::Memory;
+pub use self::pending_keys::PendingKeys;
 pub use self::reply_fetch::ReplyFetch;
 pub use self::session::{Identity, SessionEffect, SessionState};
 pub use self::table::{Class, CommandInfo, CommandTable, names};

@@ -21,6 +21,7 @@ pub struct ReplyFetch {
     request: ReplyRequest,
     shape: Shape,
     kind: Kind,
+    may_write: bool,
 }
 
 impl ReplyFetch {
@@ -41,15 +42,24 @@ impl ReplyFetch {
             keys: read.keys().map(Key::from).collect(),
             fields,
         };
-        Self { request, shape: read.shape(), kind: read.kind() }
+        let may_write = read.command().may_write();
+        Self { request, shape: read.shape(), kind: read.kind(), may_write }
+    }
+
+    /// The keys of the command.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.request.keys.iter().map(Key::as_bytes)
     }
 
     /// Fetches the reply. `command` is the command as the client sent it.
     pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
         let span = spans::command_span(self.kind.name());
-        let Self { request, shape, kind } = self;
+        let Self { request, shape, kind, may_write } = self;
         let result = proxy.get_reply(Arc::new(request), shape, kind, &span);
         match result.instrument(span.clone()).await {
+            ReplyResult::Reply(reply) if may_write => {
+                FetchOutcome::MayHaveWritten(CachedReply::Kept(reply, kind))
+            }
             ReplyResult::Reply(reply) => FetchOutcome::Reply(CachedReply::Kept(reply, kind)),
             ReplyResult::Failed(error) if !error.should_forward() => FetchOutcome::Failed(error),
             ReplyResult::Forward | ReplyResult::Failed(_) => FetchOutcome::Forward(command),

@@ -301,6 +301,11 @@ impl Connection {
                     self.replies.take_read();
                     reply.write(&mut self.output, self.session.protocol());
                 }
+                FetchOutcome::MayHaveWritten(reply) => {
+                    self.replies.take_read();
+                    self.fences.write_observed();
+                    reply.write(&mut self.output, self.session.protocol());
+                }
                 FetchOutcome::Failed(error) => {
                     self.replies.take_read();
                     write_failure(&mut self.output, &error);

@@ -235,6 +235,7 @@ impl Connection {
             credentials: credentials.as_deref(),
             session: &self.session,
             pending: self.pending(),
+            pending_keys: self.replies.pending_keys(),
             coverage,
             memory: &self.shared.proxy,
             now,
@@ -278,12 +279,12 @@ impl Connection {
             }
             Action::Fetch(fetch) => {
                 let command = self.input.split_to(length).freeze();
-                self.replies.add_read(fetch.len());
+                self.replies.add_read(fetch.len(), fetch.keys());
                 self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
             }
             Action::FetchReply(fetch) => {
                 let command = self.input.split_to(length).freeze();
-                self.replies.add_read(1);
+                self.replies.add_read(1, fetch.keys());
                 self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
             }
             Action::BypassReply(kind) => {

@@ -97,6 +97,16 @@ impl Memory for Proxy {
         Self::lookup_reply(self, command, key, now)
     }
 
+    fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: tokio::time::Instant,
+    ) -> Option<Arc<crate::cache::Reply>> {
+        Self::lookup_whole(self, command, key, derived, now)
+    }
+
     fn may_fetch_replies(&self) -> bool {
         Self::may_fetch_replies(self)
     }

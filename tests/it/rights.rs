@@ -165,6 +165,35 @@ fn lost_command_is_noticed() {
 }
 
 #[test]
+fn lost_command_of_kept_replies_is_noticed() {
+    let (proxy, redis) =
+        keeping(&["+@read", "+command", "+info"], "resp.listen = \"127.0.0.1:0\"\n");
+    redis.command(&["HSET", "hash", "field", "value"]);
+    redis.command(&["RPUSH", "list", "x"]);
+    let mut client = RespClient::connect(proxy.resp_address());
+    assert_eq!(client.ask(&["AUTH", "proxy", "word"]), b"+OK\r\n");
+    let reads = [["HGET", "hash", "field"].as_slice(), &["HGETALL", "hash"], &["LLEN", "list"]];
+    eventually("the replies are kept", || {
+        for read in reads {
+            client.ask(read);
+        }
+        (metric(&proxy, "replies_entries") > 2.0).then_some(())
+    });
+    redis.command(&["DEL", SECRET, PUBLIC]);
+    set_user(&redis, "proxy", &["-hget", "-llen"]);
+    // HGET follows from HGETALL, which stays allowed.
+    for read in [reads[0], reads[2]] {
+        eventually("the read is refused", || {
+            client.ask(read).starts_with(b"-NOPERM").then_some(())
+        });
+    }
+    for _ in 0..3 {
+        client.ask(reads[1]);
+        assert!(client.ask(reads[0]).starts_with(b"-NOPERM"), "derived again");
+    }
+}
+
+#[test]
 fn disabled_user_is_served_no_longer() {
     for more in ["", "cache.coherence = \"ttl\"", "cache.stale_if_error = \"1h\""] {
         let (proxy, redis) = keeping(&[], more);

@@ -21,14 +21,16 @@
 //!   write.
 
 mod counters;
+mod proofs;
 mod reply;
 mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) use self::reply::Note;
+use self::proofs::{MAX_NAMES, Proofs};
 pub use self::reply::Reply;
+pub(super) use self::reply::{Note, ReplyOf};
 pub use self::store::ReplyStore;
 use super::flight::{FlightGuard, Flights};
 use super::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
@@ -47,6 +49,16 @@ pub(super) struct Replies<E> {
     /// store and never serve each other's replies (invariant P1).
     generation: AtomicU64,
     pub(super) flights: Arc<Flights<ReplyResult<E>, Note>>,
+    proofs: Proofs,
+}
+
+/// What shows whether the user may still read all kept replies.
+#[derive(Debug, Default)]
+pub struct ReplyProbe {
+    /// A command for each name, in RESP.
+    pub commands: Vec<Key>,
+    /// The keys of all replies, each as often as it is read.
+    pub keys: Vec<Key>,
 }
 
 /// The result of a fetch of a reply.
@@ -78,7 +90,7 @@ pub enum ReplyResult<E> {
 impl<E: FetchError> Replies<E> {
     pub(super) fn new(store: Arc<ReplyStore>) -> Self {
         let generation = AtomicU64::new(store.next_generation());
-        Self { store, generation, flights: Flights::new() }
+        Self { store, generation, flights: Flights::new(), proofs: Proofs::new() }
     }
 
     /// Ends all replies that depend on `key`.
@@ -104,9 +116,31 @@ impl<E: FetchError> Replies<E> {
         }
     }
 
-    /// Returns the keys of all replies, each as often as it is read.
-    pub(super) fn keys(&self) -> Vec<Key> {
-        self.store.keys(self.generation.load(Acquire))
+    /// Whether Redis has replied to the command with the name at this index, in this generation.
+    #[inline]
+    pub(super) fn is_proven(&self, name_index: usize) -> bool {
+        self.proofs.has(name_index, self.generation.load(Acquire))
+    }
+
+    /// Returns what shows the rights to all replies. The proof of each name without a command in it
+    /// ends.
+    pub(super) fn probe(&self, max_size: usize) -> ReplyProbe {
+        let generation = self.generation.load(Acquire);
+        let mut probe = ReplyProbe::default();
+        let mut is_probed = [false; MAX_NAMES];
+        for (command, reply) in self.store.of_generation(generation) {
+            probe.keys.extend_from_slice(reply.keys());
+            let is_small = reply.frame().bytes().len() <= max_size;
+            if let Some(is_probed) = is_probed.get_mut(reply.name_index())
+                && is_small
+                && !*is_probed
+            {
+                *is_probed = true;
+                probe.commands.push(command);
+            }
+        }
+        self.proofs.end_where(|name_index| !is_probed[name_index], generation);
+        probe
     }
 
     pub(super) fn note<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Note {
@@ -145,11 +179,14 @@ impl<E: FetchError> Replies<E> {
         fetched: FetchedReply<E>,
         requested_at: u64,
         now: u64,
-        keys: Arc<[Key]>,
+        of: ReplyOf,
     ) {
         let note = guard.note().clone();
+        if matches!(fetched, FetchedReply::Keepable(..) | FetchedReply::Unkeepable(_)) {
+            self.proofs.add(of.name_index, note.generation());
+        }
         let reply =
-            |frame, expires_in| Arc::new(Reply::new(frame, requested_at, expires_in, keys, note));
+            |frame, expires_in| Arc::new(Reply::new(frame, requested_at, expires_in, of, note));
         let (result, is_keepable) = match fetched {
             FetchedReply::Keepable(frame, expires_in) => {
                 (ReplyResult::Reply(reply(frame, expires_in)), true)

@@ -181,7 +181,13 @@ impl World {
             let frame = Bytes::from(versions.map(u64::to_be_bytes).concat());
             FetchedReply::Keepable(ReplyFrame::new(frame, Shape::default()), None)
         });
-        self.cache.0.replies.complete(guard, fetched, now, now, KEYS.map(Key::from).into());
+        self.cache.0.replies.complete(
+            guard,
+            fetched,
+            now,
+            now,
+            ReplyOf { name_index: 0, keys: KEYS.map(Key::from).into() },
+        );
     }
 
     fn wait(&self, waiter: FlightWaiter<ReplyResult<Failure>>) -> Option<Versions> {

@@ -71,8 +71,17 @@ pub struct Reply {
     /// The time until the first of its keys or fields expires in Redis, from `fetched_at` on. The
     /// maximum means that none does.
     expires_after: u64,
-    keys: Arc<[Key]>,
+    of: ReplyOf,
     pub(super) note: Note,
+}
+
+/// The command that a reply belongs to.
+#[derive(Debug, Clone)]
+pub(in super::super) struct ReplyOf {
+    /// The index of its name.
+    pub(in super::super) name_index: usize,
+    /// All keys that it reads.
+    pub(in super::super) keys: Arc<[Key]>,
 }
 
 impl Reply {
@@ -80,16 +89,21 @@ impl Reply {
         frame: ReplyFrame,
         fetched_at: u64,
         expires_in: Option<Duration>,
-        keys: Arc<[Key]>,
+        of: ReplyOf,
         note: Note,
     ) -> Self {
         let expires_after = expires_in.map_or(u64::MAX, as_nanos);
-        Self { frame, fetched_at, expires_after, keys, note }
+        Self { frame, fetched_at, expires_after, of, note }
     }
 
     /// Returns all keys that the command reads.
     pub(super) fn keys(&self) -> &[Key] {
-        &self.keys
+        &self.of.keys
+    }
+
+    /// Returns the index of the command's name.
+    pub(super) fn name_index(&self) -> usize {
+        self.of.name_index
     }
 
     /// Returns the reply as Redis sent it.
@@ -99,7 +113,7 @@ impl Reply {
 
     /// Returns the size of its allocations, in bytes, without [`OVERHEAD`](super::store).
     pub(super) fn size(&self) -> usize {
-        let keys = self.keys.iter().map(|key| key.len() + KEY_OVERHEAD);
+        let keys = self.of.keys.iter().map(|key| key.len() + KEY_OVERHEAD);
         self.frame.bytes().len() + self.note.size() + keys.sum::<usize>()
     }
 

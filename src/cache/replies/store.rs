@@ -113,11 +113,12 @@ impl ReplyStore {
         self.replies.get(command)
     }
 
-    /// Returns the keys of all replies of a generation, each as often as it is read.
-    pub(in super::super) fn keys(&self, generation: u64) -> Vec<Key> {
-        let of_generation = |reply: &Arc<Reply>| reply.note.generation() == generation;
-        let replies = self.replies.iter().map(|(_, reply)| reply).filter(of_generation);
-        replies.flat_map(|reply| reply.keys().to_vec()).collect()
+    /// Returns all replies of a generation, each with its command.
+    pub(super) fn of_generation(
+        &self,
+        generation: u64,
+    ) -> impl Iterator<Item = (Key, Arc<Reply>)> + '_ {
+        self.replies.iter().filter(move |(_, reply)| reply.note.generation() == generation)
     }
 
     pub(in super::super) fn is_empty(&self) -> bool {

@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::Cache;
 use super::super::types::{Cancelled, Outcome};
+use super::super::{Cache, ReplyRead};
 use super::*;
 use crate::cache::Settings;
 use crate::protocol::Shape;
@@ -52,12 +52,16 @@ fn keepable(frame: &'static str) -> FetchedReply<NoReply> {
     FetchedReply::Keepable(plain(frame), None)
 }
 
+fn read_of<'a>(command: &'a [u8], keys: &'a [Key]) -> ReplyRead<'a> {
+    ReplyRead { command, name_index: 0, keys }
+}
+
 /// Reads the command, with this fetch.
 async fn read_by<F>(cache: &TestCache, fetch: impl FnOnce() -> F) -> (Outcome, String)
 where
     F: Future<Output = FetchedReply<NoReply>> + Send + 'static,
 {
-    let (outcome, result) = cache.get_or_fetch_reply(COMMAND, &[key(KEY)], fetch).await;
+    let (outcome, result) = cache.get_or_fetch_reply(read_of(COMMAND, &[key(KEY)]), fetch).await;
     let text = match result {
         ReplyResult::Reply(reply) => String::from_utf8_lossy(reply.frame().bytes()).into_owned(),
         ReplyResult::Forward => "forward".to_owned(),
@@ -170,7 +174,7 @@ async fn any_changed_key_ends_the_reply() {
     let keys: [&[u8]; 3] = [b"a", b"b", b"c"];
     for changed in keys {
         let fetch = || ready(keepable("union"));
-        cache.get_or_fetch_reply(COMMAND, &keys.map(key), fetch).await;
+        cache.get_or_fetch_reply(read_of(COMMAND, &keys.map(key)), fetch).await;
         assert!(kept(&cache).is_some());
         cache.invalidate(changed);
         assert_eq!(kept(&cache), None);
@@ -263,7 +267,7 @@ async fn reply_memory_stays_within_its_bound() {
         let frame = ReplyFrame::new(Bytes::from(vec![b'x'; 100]), Shape::default());
         let fetch = || ready(FetchedReply::Keepable(frame, None));
         let name = number.to_ne_bytes();
-        cache.get_or_fetch_reply(&name, &[key(&name)], fetch).await;
+        cache.get_or_fetch_reply(read_of(&name, &[key(&name)]), fetch).await;
         let (_, bytes) = cache.0.replies.store.size();
         assert!(bytes <= (bound + (8 << 20)) as u64, "{bytes} with the counters");
     }
@@ -286,4 +290,29 @@ async fn caches_on_one_store_share_no_reply() {
     let (one, other) = (primary(), primary());
     read(&one, "one").await;
     assert_eq!((kept(&one).as_deref(), kept(&other)), (Some("one"), None));
+}
+
+#[tokio::test]
+async fn reply_is_derived_only_for_a_command_that_redis_has_replied_to() {
+    let cache = cache();
+    assert_eq!(read(&cache, "%0\r\n").await.0, Outcome::Miss);
+    let may_derive = |name_index| cache.lookup_whole(COMMAND, name_index, Instant::now()).is_some();
+    assert_eq!([may_derive(0), may_derive(1)], [true, false]);
+    let other = ReplyRead { command: b"*1\r\n$4\r\nHGET\r\n", name_index: 1, keys: &[key(KEY)] };
+    let fetch = |fetched| move || ready(fetched);
+    cache.get_or_fetch_reply(other, fetch(FetchedReply::Forward)).await;
+    assert!(!may_derive(1), "Redis sent an error");
+    cache.get_or_fetch_reply(other, fetch(keepable("$1\r\n1\r\n"))).await;
+    assert!(may_derive(1));
+    let probe = cache.reply_probe(5);
+    assert_eq!(
+        (probe.commands.len(), probe.keys.len()),
+        (1, 2),
+        "one reply is larger than 5 bytes"
+    );
+    assert!(!may_derive(1), "nothing proves the right to it any more");
+    cache.get_or_fetch_reply(other, fetch(keepable("$1\r\n1\r\n"))).await;
+    cache.invalidate_all();
+    assert_eq!(read(&cache, "%0\r\n").await.0, Outcome::Miss);
+    assert_eq!([may_derive(0), may_derive(1)], [true, false], "another generation");
 }
