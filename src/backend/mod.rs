@@ -49,6 +49,7 @@ use self::fetch_command::FetchCommand;
 pub(crate) use self::fetch_command::Reply;
 use self::multiplexed::Multiplexed;
 pub(crate) use self::node_client::NodeClient;
+pub(crate) use self::outage::Outage;
 pub use self::seeds::Seeds;
 pub use self::settings::{Mode, Settings};
 use self::signals::SupervisorSignals;
