@@ -30,7 +30,8 @@ pub(super) fn alert(error: &io::Error) -> Option<BackendError> {
 /// Returns the reason for a handshake that does not end.
 pub(super) fn handshake_timed_out() -> BackendError {
     unreachable(
-        &"no TLS connection in time; if the port is one without TLS, use redis:// in redis.url or redis.seeds",
+        &"no TLS connection in time; if the port is one without TLS, use redis:// in redis.url or \
+          redis.seeds",
     )
 }
 
@@ -63,7 +64,8 @@ fn explain_certificate(problem: &CertificateError, host: &str) -> String {
             .to_owned(),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             format!(
-                "the certificate of Redis is not for {host}, its host in redis.url or redis.seeds: {problem}"
+                "the certificate of Redis is not for {host}, its host in redis.url or redis.seeds: \
+                 {problem}"
             )
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

@@ -334,7 +334,8 @@ impl Shared {
             view.ok_or_else(|| BackendError::Unreachable(malformed.into()))
         });
         let report = |error: &BackendError| {
-            tracing::debug!(node = %format_args!("{}:{}", address.0, address.1), reason = %error, "a node of the cluster does not reply");
+            let node = format_args!("{}:{}", address.0, address.1);
+            tracing::debug!(%node, reason = %error, "a node of the cluster does not reply");
         };
         view.inspect_err(report)
     }
@@ -382,7 +383,11 @@ fn explain(error: BackendError) -> BackendError {
                 .into(),
         ),
         BackendError::ErrorReply(code) => BackendError::AuthRejected(
-            format!("Redis replied to CLUSTER NODES with the error {code} (see redis.username and redis.password_file)").into(),
+            format!(
+                "Redis replied to CLUSTER NODES with the error {code} (see redis.username and \
+                 redis.password_file)"
+            )
+            .into(),
         ),
         error => error,
     }

@@ -616,6 +616,8 @@ impl Shared {
     fn retire(&self, shard: &Shard) {
         shard.retire();
         lock(&self.retired_totals).add(&shard.cache.statistics());
-        tracing::info!(node = %format_args!("{}:{}", shard.address().0, shard.address().1), "shard retired: no longer a primary");
+        let (host, port) = shard.address();
+        let node = format_args!("{host}:{port}");
+        tracing::info!(%node, "shard retired: no longer a primary");
     }
 }

@@ -85,8 +85,8 @@ impl LogFilter {
         EnvFilter::new(format!("h2=off,{}", self.with_base_level()))
     }
 
-    /// Returns the directives, with the default level for what they do not name. Otherwise `h2=warn`
-    /// alone would silence everything else.
+    /// Returns the directives, with the default level for what they do not name. Otherwise
+    /// `h2=warn` alone would silence everything else.
     fn with_base_level(&self) -> String {
         let named: Vec<_> = directives(&self.0).collect();
         let default = Self::default().0;
