@@ -36,10 +36,10 @@ const CLIENT_NAME: &str = "redis-proxy";
 
 /// The reason for a connection without TLS that never had a reply.
 const CLOSED_BEFORE_REPLY: &str = "Redis closed the connection before its first reply; if the \
-    port is one with TLS, use rediss:// in redis.url";
+    port is one with TLS, use rediss:// in redis.url or redis.seeds";
 
 /// The reason for ending a connection that still works.
-pub(super) const PRIMARY_CHANGED: &str = "the sentinels name another primary";
+pub(super) const PRIMARY_CHANGED: &str = "Redis has another primary";
 
 /// A connection with a complete handshake.
 pub(super) struct Connected {

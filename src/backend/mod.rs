@@ -54,6 +54,7 @@ pub(crate) use self::fetch_command::Reply;
 use self::fetch_command::{FetchCommand, UnexpectedReply};
 use self::multiplexed::Multiplexed;
 pub(crate) use self::node_client::NodeClient;
+pub(crate) use self::outage::Outage;
 pub use self::reply_fetch::{FetchedReply, ForwardReason, ReplyRequest, RequestedFields};
 use self::reply_fetch::{ReplyError, ReplyFetch, TimedReply};
 pub use self::seeds::Seeds;
@@ -459,10 +460,13 @@ impl Shared {
     ///
     /// A request on that connection may learn of the end first, and would otherwise use it again.
     async fn wait_until_down(&self, deadline: Instant) {
-        let mut link = self.state.clone();
-        let is_closed = matches!(&*link.borrow_and_update(), ConnectionState::Up(connection, _) if connection.is_closed());
+        let mut state = self.state.clone();
+        let is_closed = match &*state.borrow_and_update() {
+            ConnectionState::Up(connection, _) => connection.is_closed(),
+            _ => false,
+        };
         if is_closed {
-            _ = timeout_at(deadline.min(Instant::now() + RECONNECT_WAIT), link.changed()).await;
+            _ = timeout_at(deadline.min(Instant::now() + RECONNECT_WAIT), state.changed()).await;
         }
     }
 

@@ -52,16 +52,23 @@ impl NodeClient {
     /// # Errors
     /// - [`BackendError::TimedOut`] if connecting and the reply together take longer than
     ///   `connect_timeout`.
-    /// - [`BackendError::Unreachable`] if the node cannot be reached, the login cannot be read, or
-    ///   the connection ends.
+    /// - [`BackendError::Unreachable`] if the node cannot be reached, or not in time, the login
+    ///   cannot be read, or the connection ends.
     /// - [`BackendError::AuthRejected`] if the node rejects the login.
     pub(crate) async fn send(&mut self, command: &Cmd) -> Result<Value, BackendError> {
         let answer = timeout(self.settings.connect_timeout, self.send_reconnecting(command)).await;
-        let answer = answer.unwrap_or(Err(BackendError::TimedOut));
+        let answer = answer.unwrap_or_else(|_| Err(self.timeout_error()));
         if answer.is_err() {
             self.connection = None;
         }
         answer
+    }
+
+    fn timeout_error(&self) -> BackendError {
+        match self.connection {
+            Some(_) => BackendError::TimedOut,
+            None => self.connector.timeout_error(),
+        }
     }
 
     /// Sends a command and returns its reply as text.

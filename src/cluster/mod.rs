@@ -75,6 +75,8 @@ struct Shared {
     /// Signals that a primary is suspected to be out of service.
     suspicion: Arc<Notify>,
     rounds: watch::Sender<Rounds>,
+    /// The reason for which no node reports the slots. `None` while one does.
+    failure: Mutex<Option<BackendError>>,
     /// The version of the routing table, sent after each change.
     versions: watch::Sender<u64>,
     /// The counts of retired shards.
@@ -146,6 +148,7 @@ impl Cluster {
             refresh_now: Notify::new(),
             suspicion: Arc::default(),
             rounds: watch::Sender::new(Rounds::default()),
+            failure: Mutex::default(),
             versions: watch::Sender::new(0),
             retired_totals: Mutex::default(),
         })))
@@ -181,13 +184,21 @@ impl Cluster {
     /// `response_timeout`.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] with `CLUSTERDOWN` if no node reports an owner.
+    /// - [`BackendError::Unavailable`] with `CLUSTERDOWN` if no node reports an owner.
+    /// - The reason for which no node has ever reported the slots.
     pub(crate) async fn find_shard(&self, key: &[u8]) -> Result<Arc<Shard>, BackendError> {
         if let Some(shard) = self.shard_of(key) {
             return Ok(shard);
         }
         _ = timeout(self.0.settings.response_timeout, self.refresh()).await;
-        self.shard_of(key).ok_or_else(|| BackendError::Unavailable("CLUSTERDOWN".into()))
+        self.shard_of(key).ok_or_else(|| self.no_owner())
+    }
+
+    /// Returns the error for a key without a known owner.
+    fn no_owner(&self) -> BackendError {
+        let is_unknown = self.0.table.load().shards.is_empty();
+        let failure = lock(&self.0.failure).clone().filter(|_| is_unknown);
+        failure.unwrap_or_else(|| BackendError::Unavailable("CLUSTERDOWN".into()))
     }
 
     /// Returns the shard that owns the slot of all these keys, as [`find_shard`](Self::find_shard)
@@ -452,12 +463,12 @@ impl Cluster {
     /// Returns `Ok` if at least one primary is connected.
     ///
     /// # Errors
-    /// The error of the last primary, or [`BackendError::Unreachable`] if no node has reported the
-    /// slots yet.
+    /// The error of the last primary, or the reason for which no node has reported the slots yet.
     pub fn state(&self) -> Result<(), BackendError> {
         let table = self.0.table.load();
-        let mut last =
-            BackendError::Unreachable("no node of the cluster has said yet who serves what".into());
+        let mut last = lock(&self.0.failure).clone().unwrap_or_else(|| {
+            BackendError::Unreachable("no node of the cluster has reported the slots yet".into())
+        });
         for shard in table.shards.values() {
             match shard.backend.state() {
                 Ok(()) => return Ok(()),
@@ -678,6 +689,8 @@ impl Shared {
     fn retire(&self, shard: &Shard) {
         shard.retire();
         lock(&self.retired_totals).add(&shard.cache.statistics());
-        tracing::info!(node = %format_args!("{}:{}", shard.address().0, shard.address().1), "shard retired: no longer a primary");
+        let (host, port) = shard.address();
+        let node = format_args!("{host}:{port}");
+        tracing::info!(%node, "shard retired: no longer a primary");
     }
 }

@@ -86,23 +86,16 @@ impl Settings {
     /// Returns the authentication of the listener. The proxy's own login at Redis does not count,
     /// because Redis may accept clients without any.
     pub(crate) fn auth_requirement(&self) -> AuthRequirement {
-        if self.allow_unprotected {
-            AuthRequirement::Waived
-        } else if self.password_file.as_os_str().is_empty()
-            && !self.tls_files().requires_client_cert()
-        {
-            AuthRequirement::None("resp.password_file, resp.tls_client_ca_file, ")
-        } else {
-            AuthRequirement::Enforced
-        }
+        let has_secret = !self.password_file.as_os_str().is_empty();
+        AuthRequirement::new(
+            self.allow_unprotected,
+            has_secret || self.tls_files().requires_client_cert(),
+            "resp.password_file, resp.tls_client_ca_file, ",
+        )
     }
 
     fn tls_files(&self) -> TlsFiles {
-        TlsFiles {
-            certificates: self.tls_cert_file.clone(),
-            key: self.tls_key_file.clone(),
-            client_authorities: self.tls_client_ca_file.clone(),
-        }
+        TlsFiles::new(&self.tls_cert_file, &self.tls_key_file, &self.tls_client_ca_file)
     }
 
     /// Returns the errors of all files that the listener needs.

@@ -17,7 +17,7 @@ use crate::support::resp_client::{RespClient, bulk, command};
 use crate::support::serving::{
     assert_hit, await_ready, cache_status, metric, read, readyz, text, value,
 };
-use crate::support::{Authority, Proxy, within};
+use crate::support::{Authority, Proxy, RedisServer, within};
 
 /// Nothing expires by age, and failures are noticed quickly.
 const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
@@ -117,6 +117,34 @@ fn lost_primary_leaves_keys_of_other_nodes_cached() {
     cluster.set(&keys[0], "after");
     await_value(&proxy, &keys[0], "after");
     assert_eq!(readyz(&proxy).0, 200);
+}
+
+#[test]
+fn start_without_a_usable_node_names_the_reason() {
+    let single = RedisServer::builder().tcp().start();
+    let secured = RedisServer::builder().tcp().arguments(&["--requirepass", "secret"]).start();
+    for (scheme, port, reason) in [
+        ("redis", single.tcp_address().port(), "is it a node of a cluster? (see redis.mode)"),
+        ("redis", secured.tcp_address().port(), "NOAUTH"),
+        ("redis", 1, "refused"),
+        ("rediss", single.tcp_address().port(), "use redis:// in redis.url or redis.seeds"),
+    ] {
+        let authority = Authority::new();
+        let proxy = Proxy::start(&format!(
+            "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+             redis.mode = \"cluster\"\nredis.connect_timeout = \"1s\"\n{}\n\
+             redis.seeds = [\"{scheme}://127.0.0.1:{port}\"]\n",
+            if scheme == "rediss" { authority.trusted() } else { String::new() }
+        ));
+        let line = proxy
+            .wait_for_log(|line| line.says("no node of the cluster reports the slots; retrying"));
+        assert!(line.text().contains(reason), "{reason} in {}", line.text());
+        assert_eq!(line.field("node"), Some(format!("127.0.0.1:{port}")));
+        let (status, state) = readyz(&proxy);
+        assert!(status == 503 && state.contains(reason), "{reason} in {state}");
+        assert_eq!(read(&proxy, "key").status, 503, "{reason}");
+        proxy.expect_log("no node of the cluster reports the slots");
+    }
 }
 
 #[test]

@@ -742,6 +742,7 @@ fn printed_config_masks_every_password() {
         ("REDIS_PROXY_REDIS__URL", "redis://user:hunter2@host:1/2"),
         ("REDIS_PROXY_REDIS__URL", "redis://:hunter2@host"),
         ("REDIS_PROXY_REDIS__URL", "rediss://:%68unter2@host"),
+        ("REDIS_PROXY_TELEMETRY__TRACES_ENDPOINT", "https://user:hunter2@host:4318"),
     ] {
         let config = printed(&[], &[(variable, value)]).to_string();
         assert!(!config.contains("hunter2") && config.contains("********"), "{value}: {config}");

@@ -70,6 +70,19 @@ fn failed_start_names_every_bad_file() {
 }
 
 #[test]
+fn empty_password_file_is_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "\n").unwrap();
+    let content = format!("redis.password_file = \"{}\"\n", file.path().display());
+    let (code, lines) = failed_start(&content, &[]);
+    assert_eq!(code, Some(78), "{lines:#?}");
+    assert!(
+        lines[0].contains("redis.password_file") && lines[0].contains("it is empty"),
+        "{lines:#?}"
+    );
+}
+
+#[test]
 fn key_of_another_certificate_is_blamed() {
     let authority = Authority::new();
     let ((certificate, _), (_, key)) = (authority.issue("one"), authority.issue("other"));

@@ -390,6 +390,10 @@ fn invalid_otel_variables_are_reported() {
         proxy.wait_for_log(|line| line.text().contains(part));
     }
     proxy.finish();
+    let proxy = traced(&redis.url(), &[("OTEL_TRACES_EXPORTER", "jaeger")], "");
+    proxy.expect_log("OTEL_");
+    proxy.wait_for_log(|line| line.text().contains("OTEL_TRACES_EXPORTER: found"));
+    proxy.finish();
     let wrong = Proxy::builder(&config(&redis.url(), "telemetry.traces = \"otlp\""))
         .environment("OTEL_EXPORTER_OTLP_ENDPOINT", "not a url");
     let (code, said) = wrong.run_to_end();

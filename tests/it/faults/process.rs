@@ -61,9 +61,9 @@ fn pid(proxy: &Proxy) -> Pid {
     i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).expect("a process has a number")
 }
 
-/// Returns the lowest number of a free descriptor once closed connections have released theirs. With
-/// that limit none can be opened. The number of open ones would not do: a connection that was closed
-/// among others leaves a free number below it.
+/// Returns the lowest number of a free descriptor once closed connections have released theirs.
+/// With that limit none can be opened. The number of open ones would not do: a connection that was
+/// closed among others leaves a free number below it.
 fn settled(proxy: &Proxy) -> u64 {
     let lowest_free = || {
         let folder = fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("it runs");
