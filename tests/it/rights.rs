@@ -101,8 +101,10 @@ fn assert_narrowing_is_noticed(proxy: &Proxy, redis: &RedisServer, user: &str) {
     assert_eq!(value(proxy, PUBLIC), PUBLIC);
     await_hit(proxy, PUBLIC);
     await_metric(proxy, EMPTIED, 1.0);
-    let lines = lines_that_say(proxy, LOST_RIGHT) + lines_that_say(proxy, OTHER_RULES);
-    assert_eq!(lines, 1);
+    let lines = || lines_that_say(proxy, LOST_RIGHT) + lines_that_say(proxy, OTHER_RULES);
+    // The log follows the metric.
+    eventually("the reason is in the log", || (lines() > 0).then_some(()));
+    assert_eq!(lines(), 1);
 }
 
 #[test]

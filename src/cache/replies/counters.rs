@@ -14,8 +14,9 @@ use std::sync::OnceLock;
 
 use super::super::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 
-/// The number of counters. At 50,000 changes a second they make less than one hit in a hundred a
-/// miss, as measured in the decision record. The model checker uses few, because it would have to
+/// The number of counters. A change ends the replies of another key with a probability of one in
+/// this number. So at 50,000 changes a second, a reply that is read ten times a second loses one
+/// hit in 200. The model checker uses few, because it would have to
 /// create all of them for each order of steps.
 const COUNTERS: usize = if cfg!(feature = "shuttle") { 4 } else { 1 << 20 };
 
