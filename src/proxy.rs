@@ -147,11 +147,6 @@ impl Proxy {
         self.metrics.record_kind(kind, outcome, reads);
     }
 
-    /// Whether replies are fetched to be kept.
-    pub fn may_fetch_replies(&self) -> bool {
-        self.may_fetch()
-    }
-
     /// Returns the most fields or members of a kept hash or set from which other replies are
     /// derived.
     pub fn max_hash_fields(&self) -> usize {

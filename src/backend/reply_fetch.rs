@@ -260,7 +260,12 @@ impl<'a> ReplyFetch<'a> {
             }
             Frame::Push(_) => return Err(UnexpectedReply),
         };
-        let (expires_in, has_unknown_fields) = self.expiry(answers)?;
+        let (mut expires_in, has_unknown_fields) = self.expiry(answers)?;
+        if let (FieldQuestion::Each(_), Some(fields)) = (self.question, answers.last())
+            && shows_gone_field(fields, &frame)
+        {
+            expires_in = Some(Duration::ZERO);
+        }
         Ok(Ok(TimedReply { frame, expires_in, has_unknown_fields }))
     }
 
@@ -398,6 +403,27 @@ fn fields_to_live(
     Ok(expires_in)
 }
 
+/// Whether a reply shows a field that `HPTTL` has reported as gone before.
+///
+/// In its last millisecond, Redis 8.0.2 reports a field as gone and still shows its value. Kept as
+/// a field without an end, it would be served until Redis deletes it.
+fn shows_gone_field(times: &Value, frame: &[u8]) -> bool {
+    let Value::Array(times) = times else { return false };
+    let is_gone = |time: &Value| *time == Value::Int(NO_KEY);
+    if !times.iter().any(is_gone) {
+        return false;
+    }
+    match parse_redis_value(frame) {
+        Ok(Value::Array(values)) if values.len() == times.len() => {
+            let mut fields = times.iter().zip(&values);
+            fields.any(|(time, value)| is_gone(time) && *value != Value::Nil)
+        }
+        // HGET, and HEXISTS or HSTRLEN.
+        Ok(Value::Nil | Value::Int(0)) => false,
+        _ => true,
+    }
+}
+
 /// Returns the names of fields in a reply to `HGETALL` or `HKEYS`; `None` if they are more than
 /// [`MAX_FIELDS`], or if it is another reply.
 fn field_names(frame: &[u8]) -> Option<Vec<Bytes>> {
@@ -476,6 +502,30 @@ mod tests {
             ReplyFetch::plan(request, server(FieldExpiry::Reported), is_cluster, 0).unwrap();
         let parsed = fetch.parse(answers, reply(b"+OK\r\n"))?.unwrap();
         Ok((parsed.expires_in.map(|end| end.as_millis()), parsed.has_unknown_fields))
+    }
+
+    #[test]
+    fn gone_field_in_the_reply_is_found() {
+        for (times, frame, expected) in [
+            (&[-2][..], &b"$1\r\n2\r\n"[..], true),
+            (&[-2], b"_\r\n", false),
+            (&[-2], b":1\r\n", true),
+            (&[-2], b":0\r\n", false),
+            (&[-2], b"*1\r\n_\r\n", false),
+            (&[-1, -2], b"*2\r\n_\r\n$1\r\n2\r\n", true),
+            (&[-1, -2], b"*2\r\n$1\r\n2\r\n_\r\n", false),
+            (&[-2, -2], b"*1\r\n_\r\n", true),
+            (&[5], b"$1\r\n2\r\n", false),
+        ] {
+            let found = shows_gone_field(&Value::Array(ints(times)), frame);
+            assert_eq!(found, expected, "{times:?} {}", frame.escape_ascii());
+        }
+        let request = request(1, named());
+        let fetch = ReplyFetch::plan(&request, server(FieldExpiry::Reported), false, 0).unwrap();
+        let answers = [Value::Int(-1), Value::Array(ints(&[-1, -2]))];
+        let shown = reply(b"*2\r\n$1\r\n1\r\n$1\r\n2\r\n");
+        let parsed = fetch.parse(&answers, shown).unwrap().unwrap();
+        assert_eq!(parsed.expires_in, Some(Duration::ZERO));
     }
 
     #[test]

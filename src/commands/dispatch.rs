@@ -236,7 +236,7 @@ fn choose_kept_read<M: Memory>(
             count(Outcome::Hit);
             Action::Reply(reply)
         }
-        None if view.memory.may_fetch_replies() => {
+        None if view.memory.may_fetch_replies(read.command().may_write()) => {
             Action::FetchReply(ReplyFetch::new(read, name.into_owned()))
         }
         None => Action::BypassReply(read.kind()),
@@ -427,7 +427,7 @@ mod tests {
         ) -> Option<Arc<Reply>> {
             self.cache.lookup_whole(command, derived, now)
         }
-        fn may_fetch_replies(&self) -> bool {
+        fn may_fetch_replies(&self, _: bool) -> bool {
             self.may_fetch
         }
         fn max_hash_fields(&self) -> usize {

@@ -24,7 +24,8 @@ pub trait Memory {
         now: Instant,
     ) -> Option<Arc<Reply>>;
     /// Whether replies are fetched to be kept.
-    fn may_fetch_replies(&self) -> bool;
+    /// Not those to a command that may write, if no push would report its write.
+    fn may_fetch_replies(&self, may_write: bool) -> bool;
     /// Counts a read of a key among the hot keys.
     fn count_key(&self, key: &[u8], now: Instant);
     /// Whether a fetch can succeed: not if Redis rejects the proxy's login.

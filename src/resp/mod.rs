@@ -107,8 +107,8 @@ impl Memory for Proxy {
         Self::lookup_whole(self, command, key, derived, now)
     }
 
-    fn may_fetch_replies(&self) -> bool {
-        Self::may_fetch_replies(self)
+    fn may_fetch_replies(&self, may_write: bool) -> bool {
+        self.may_fetch() && !(may_write && self.is_ttl_only())
     }
 
     fn max_hash_fields(&self) -> usize {

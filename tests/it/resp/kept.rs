@@ -226,22 +226,23 @@ fn read_behind_one_that_is_forwarded_is_not_older() {
 
 #[test]
 fn count_that_redis_stores_is_seen_by_the_next_read() {
-    let ways = RespPair::between(|server| server, LASTING);
-    if ways.proxy().is_none() {
-        return;
-    }
-    let redis = ways.behind();
-    let mut client = RespClient::connect(ways.through());
-    for round in 0..20 {
-        let key = format!("log{round}");
-        redis.command(&["PFADD", &key, "a", "b"]);
-        client.ask(&["GET", &key]);
-        client.send(
-            [["GET", &key], ["PFCOUNT", &key], ["GET", &key]].map(|words| command(&words)).concat(),
-        );
-        let replies = client.answers(3);
-        assert_eq!(replies[1], b":2\r\n");
-        assert_ne!(replies[0], replies[2], "PFCOUNT has changed the value");
+    for coherence in ["tracking", "ttl"] {
+        let settings = format!("cache.ttl = \"1h\"\ncache.coherence = \"{coherence}\"");
+        let ways = RespPair::between(|server| server, &settings);
+        if ways.proxy().is_none() {
+            return;
+        }
+        let mut client = RespClient::connect(ways.through());
+        for round in 0..20 {
+            let key = format!("log{round}");
+            ways.behind().command(&["PFADD", &key, "a", "b"]);
+            client.ask(&["GET", &key]);
+            let words = [["GET", &key], ["PFCOUNT", &key], ["GET", &key]];
+            client.send(words.map(|words| command(&words)).concat());
+            let replies = client.answers(3);
+            assert_eq!(replies[1], b":2\r\n", "{coherence}");
+            assert_ne!(replies[0], replies[2], "{coherence}: PFCOUNT has changed the value");
+        }
     }
 }
 
