@@ -500,7 +500,8 @@ mod tests {
     ) -> Result<(Option<u128>, bool), UnexpectedReply> {
         let fetch =
             ReplyFetch::plan(request, server(FieldExpiry::Reported), is_cluster, 0).unwrap();
-        let parsed = fetch.parse(answers, reply(b"+OK\r\n"))?.unwrap();
+        let shown = reply(b"*2\r\n_\r\n_\r\n");
+        let parsed = fetch.parse(answers, shown)?.unwrap();
         Ok((parsed.expires_in.map(|end| end.as_millis()), parsed.has_unknown_fields))
     }
 
