@@ -287,6 +287,8 @@ fn attempts_at_hung_primary_end_at_failover() {
     proxy.expect_log(SILENT);
     await_ready(&proxy);
     set(&watched.redis[0], "key", "value");
+    let copied = watched.redis[0].command(&["WAIT", "1", "10000"]);
+    assert_eq!(copied, redis::Value::Int(1), "the replica has the value");
     assert_eq!(value(&proxy, "key"), "value");
     watched.redis[0].pause();
     eventually("the silent link is given up", || (readyz(&proxy).0 == 503).then_some(()));

@@ -195,7 +195,7 @@ impl<E: FetchError> Replies<E> {
             FetchedReply::Forward => (ReplyResult::Forward, false),
             FetchedReply::TooLarge => {
                 let until = now.saturating_add(as_nanos(OVERSIZED_PAUSE));
-                self.store.add_oversized(guard.key(), now, until);
+                self.store.add_oversized(guard.key().as_bytes(), now, until);
                 (ReplyResult::Forward, false)
             }
             FetchedReply::Failed(error) => (ReplyResult::Failed(error), false),

@@ -35,7 +35,8 @@ pub struct ReplyStore {
     next_generation: AtomicU64,
     pub(super) evictions: Arc<EvictionCounters>,
     /// Commands with replies that were too large, each with the time until which it is not fetched.
-    oversized: Mutex<HashMap<Key, u64, ahash::RandomState>>,
+    oversized: Mutex<HashMap<u64, u64>>,
+    hasher: ahash::RandomState,
 }
 
 #[derive(Clone)]
@@ -78,6 +79,7 @@ impl ReplyStore {
             next_generation: AtomicU64::new(0),
             evictions,
             oversized: Mutex::default(),
+            hasher: ahash::RandomState::new(),
         })
     }
 
@@ -156,23 +158,24 @@ impl ReplyStore {
     }
 
     /// Records that the reply to `command` is too large, until the time `until`.
-    pub(super) fn add_oversized(&self, command: &Key, now: u64, until: u64) {
+    pub(super) fn add_oversized(&self, command: &[u8], now: u64, until: u64) {
         let mut oversized = lock(&self.oversized);
         if oversized.len() >= MAX_OVERSIZED {
             oversized.retain(|_, until| *until > now);
         }
         if oversized.len() < MAX_OVERSIZED {
-            oversized.insert(command.clone(), until);
+            oversized.insert(self.hasher.hash_one(command), until);
         }
     }
 
     /// Whether the reply to `command` was too large a short time ago.
     pub(in super::super) fn is_oversized(&self, command: &[u8], now: u64) -> bool {
+        let command = self.hasher.hash_one(command);
         let mut oversized = lock(&self.oversized);
-        let Some(until) = oversized.get(command) else { return false };
+        let Some(until) = oversized.get(&command) else { return false };
         let is_recent = *until > now;
         if !is_recent {
-            oversized.remove(command);
+            oversized.remove(&command);
         }
         is_recent
     }
