@@ -91,7 +91,7 @@ impl<E: FetchError> Cache<E> {
         self.0.replies.store.max_hash_fields()
     }
 
-    /// Returns the commands and keys that show whether the user may still read all kept replies.
+    /// Returns the commands and keys that prove the user's rights to all kept replies.
     /// Takes time in proportion to their number.
     ///
     /// The commands are one for each name, with a reply of at most `max_size` bytes. A name without
