@@ -185,15 +185,14 @@ mod tests {
                 self.window.push_front((hash, (reads + 1).min(3)));
                 return true;
             }
-            for queue in [&mut self.probation, &mut self.protected] {
-                if let Some(at) = queue.iter().position(|other| *other == hash) {
-                    queue.remove(at);
-                    self.protected.push_front(hash);
-                    if self.protected.len() > self.protected_max {
-                        self.probation.push_front(self.protected.pop_back().unwrap());
-                    }
-                    return true;
+            if self.probation.contains(&hash) || self.protected.contains(&hash) {
+                self.probation.retain(|other| *other != hash);
+                self.protected.retain(|other| *other != hash);
+                self.protected.push_front(hash);
+                if self.protected.len() > self.protected_max {
+                    self.probation.push_front(self.protected.pop_back().unwrap());
                 }
+                return true;
             }
             if self.ghosts.remove(hash) && self.uses_ghosts {
                 self.probation.push_front(hash);
