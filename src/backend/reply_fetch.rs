@@ -260,18 +260,17 @@ impl<'a> ReplyFetch<'a> {
             }
             Frame::Push(_) => return Err(UnexpectedReply),
         };
-        let (mut expires_in, has_unknown_fields) = self.expiry(answers)?;
-        if let (FieldQuestion::Each(_), Some(fields)) = (self.question, answers.last())
-            && shows_gone_field(fields, &frame)
-        {
-            expires_in = Some(Duration::ZERO);
-        }
+        let (expires_in, has_unknown_fields) = self.expiry(answers, &frame)?;
         Ok(Ok(TimedReply { frame, expires_in, has_unknown_fields }))
     }
 
-    /// Returns the earliest end that the answers report, and whether ends of fields are still
-    /// unknown.
-    fn expiry(&self, answers: &[Value]) -> Result<(Option<Duration>, bool), UnexpectedReply> {
+    /// Returns the earliest end of a reply that the answers report, and whether ends of fields are
+    /// still unknown.
+    fn expiry(
+        &self,
+        answers: &[Value],
+        reply: &[u8],
+    ) -> Result<(Option<Duration>, bool), UnexpectedReply> {
         let (keys, fields) =
             answers.split_at_checked(self.request.keys.len()).ok_or(UnexpectedReply)?;
         let needs_keys = self.is_cluster || self.is_transaction;
@@ -284,7 +283,9 @@ impl<'a> ReplyFetch<'a> {
             (FieldQuestion::None, []) => Ok((expires_in, false)),
             (FieldQuestion::Each(names), [fields]) => {
                 // A field that is missing before the command is pushed when it appears.
-                Ok((earliest(expires_in, fields_to_live(fields, names.len(), None)?), false))
+                let gone = shows_gone_field(fields, reply).then_some(Duration::ZERO);
+                let fields_expire_in = fields_to_live(fields, names.len(), None)?;
+                Ok((earliest(earliest(expires_in, fields_expire_in), gone), false))
             }
             (FieldQuestion::Any, [info]) => {
                 Ok((expires_in, !no_field_expires(info, self.database)?))

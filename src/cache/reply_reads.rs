@@ -91,7 +91,7 @@ impl<E: FetchError> Cache<E> {
         self.0.replies.store.max_hash_fields()
     }
 
-    /// Returns the commands and keys that show whether the user may still read all kept replies.
+    /// Returns the commands and keys that prove the user's rights to all kept replies.
     /// Takes time in proportion to their number.
     ///
     /// The commands are one for each name, with a reply of at most `max_size` bytes. A name without
@@ -119,7 +119,7 @@ impl<E: FetchError> Cache<E> {
 
 impl<E: FetchError> Shared<E> {
     #[inline]
-    fn lookup_reply(&self, command: &[u8], now: u64) -> Option<Arc<Reply>> {
+    pub(super) fn lookup_reply(&self, command: &[u8], now: u64) -> Option<Arc<Reply>> {
         // Invariant V2.
         if matches!(self.lease.validity(now), Validity::Expired { .. }) {
             return None;
@@ -135,7 +135,7 @@ impl<E: FetchError> Shared<E> {
             && !store.is_oversized(command, self.clock(now))
     }
 
-    fn join_reply(
+    pub(super) fn join_reply(
         &self,
         command: &[u8],
         keys: &[Key],
@@ -150,7 +150,7 @@ impl<E: FetchError> Shared<E> {
         )
     }
 
-    async fn await_reply(&self, waiter: FlightWaiter<ReplyResult<E>>) -> ReplyResult<E> {
+    pub(super) async fn await_reply(&self, waiter: FlightWaiter<ReplyResult<E>>) -> ReplyResult<E> {
         waiter.wait().await.unwrap_or_else(|| ReplyResult::Failed(E::from(Cancelled)))
     }
 

@@ -246,7 +246,10 @@ fn choose_kept_read<M: Memory>(
 /// Returns the reply to a read if it follows from the kept reply for the whole hash or set.
 fn derive<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>) -> Option<CachedReply> {
     let max = view.memory.max_hash_fields();
-    let name = read.whole_name().filter(|_| max > 0)?;
+    if max == 0 {
+        return None;
+    }
+    let name = read.whole_name()?;
     let derived = read.command().index();
     let whole = view.memory.lookup_whole(&name, read.first_key(), derived, view.now)?;
     let frame = read.derive(whole.frame().bytes(), max)?;

@@ -84,7 +84,7 @@ enum KeyPositions {
     Counted,
 }
 
-/// How a reply depends on the fields of a hash.
+/// The dependence of a reply on the fields of a hash.
 #[derive(Clone, Copy)]
 enum FieldUse {
     None,

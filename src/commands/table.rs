@@ -133,7 +133,7 @@ const LISTS: [(Class, &str); 25] = [
 /// The label of commands in no list.
 const UNKNOWN: &str = "other";
 
-/// What is known of a command.
+/// The facts about a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandInfo {
     /// The possible effects.

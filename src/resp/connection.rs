@@ -303,11 +303,8 @@ impl Connection {
                 }
                 FetchOutcome::MayHaveWritten(reply) => {
                     self.replies.take_read();
-                    self.fences.write_observed();
-                    if self.shared.proxy.is_ttl_only() {
-                        // Redis has ceased to push since the command was taken.
-                        self.shared.proxy.invalidate_all();
-                    }
+                    // Without tracking, such a command is not fetched.
+                    self.write_observed(false);
                     reply.write(&mut self.output, self.session.protocol());
                 }
                 FetchOutcome::Failed(error) => {

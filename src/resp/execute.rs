@@ -444,15 +444,21 @@ impl Connection {
         }
     }
 
+    /// A reply may reflect a write that memory does not know. `relied_on_ttl`: memory relied on
+    /// TTLs alone when the command was sent.
+    pub(super) fn write_observed(&mut self, relied_on_ttl: bool) {
+        self.fences.write_observed();
+        if self.shared.proxy.is_ttl_only() && !relied_on_ttl {
+            // Redis has ceased to push since the command was sent, perhaps before this change.
+            self.shared.proxy.invalidate_all();
+        }
+    }
+
     /// Redis has replied to a command.
     pub(super) fn replied(&mut self, run: ForwardedRun, frame: ReplySummary) {
         let ForwardedRun { effect, invalidations, relied_on_ttl, .. } = run;
         if effect != SessionEffect::Neutral || frame.is_error() {
-            self.fences.write_observed();
-            if self.shared.proxy.is_ttl_only() && !relied_on_ttl {
-                // Redis has ceased to push since the command was sent, perhaps before this change.
-                self.shared.proxy.invalidate_all();
-            }
+            self.write_observed(relied_on_ttl);
         }
         if effect == SessionEffect::Discard && frame.is_error() {
             // The commands that it was to discard may still run.

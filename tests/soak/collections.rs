@@ -3,8 +3,8 @@
 //! Model: each collection has a history like a string. A version of it is one text: the value of
 //! its field, or its member. A write replaces the text in one step, with or without an end. An end
 //! is that of the key or, where the server has it, of the field. A read may ask for several
-//! collections at once; the texts in its reply are told apart by the names of their keys, and each
-//! is judged by itself.
+//! collections at once; the texts in its reply have the names of their keys, and each is judged by
+//! itself.
 //!
 //! The rule: a collection has one type for ever, and one thread writes it.
 
@@ -35,7 +35,7 @@ enum Kind {
 
 const KINDS: [Kind; 3] = [Kind::Hash, Kind::Set, Kind::SortedSet];
 
-/// How a value ends.
+/// The end of a value.
 #[derive(Clone, Copy, PartialEq)]
 enum End {
     Never,

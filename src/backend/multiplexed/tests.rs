@@ -8,18 +8,16 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// Returns a driven connection, the other end of its stream, the number of pushes, and the driver's
-/// task.
 type DriverTask = tokio::task::JoinHandle<BackendError>;
 
+/// Returns a driven connection, the other end of its stream, the number of pushes, and the driver's
+/// task.
 fn connect() -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, DriverTask) {
     connect_with_room(64)
 }
 
 /// The same as [`connect`], with at most `room` bytes in transit.
-fn connect_with_room(
-    room: usize,
-) -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
+fn connect_with_room(room: usize) -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, DriverTask) {
     let (ours, theirs) = duplex(room);
     let pushes = Arc::new(Mutex::new(0));
     let counter = Arc::clone(&pushes);

@@ -52,7 +52,7 @@ pub(super) struct Replies<E> {
     proofs: Proofs,
 }
 
-/// What shows whether the user may still read all kept replies.
+/// The commands and keys that prove the user's rights to all kept replies.
 #[derive(Debug, Default)]
 pub struct ReplyProbe {
     /// A command for each name, in RESP.
@@ -122,7 +122,7 @@ impl<E: FetchError> Replies<E> {
         self.proofs.has(name_index, self.generation.load(Acquire))
     }
 
-    /// Returns what shows the rights to all replies. The proof of each name without a command in it
+    /// Returns the commands and keys that prove the rights to all replies. The proof of each name without a command in it
     /// ends.
     pub(super) fn probe(&self, max_size: usize) -> ReplyProbe {
         let generation = self.generation.load(Acquire);

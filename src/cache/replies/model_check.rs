@@ -18,6 +18,7 @@ use bytes::Bytes;
 use shuttle::future::block_on;
 use shuttle::thread;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::super::flight::{FlightWaiter, Joined};
 use super::super::lease::Validity;

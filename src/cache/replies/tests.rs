@@ -81,7 +81,7 @@ fn kept(cache: &TestCache) -> Option<String> {
 
 type ReplySender = oneshot::Sender<FetchedReply<NoReply>>;
 
-/// A fetch that replies once it is told to.
+/// Returns a fetch, and the sender of its reply.
 fn pending() -> (ReplySender, impl Future<Output = FetchedReply<NoReply>>) {
     let (sender, receiver) = oneshot::channel();
     (sender, async move { receiver.await.unwrap_or(FetchedReply::Failed(NoReply)) })
