@@ -7,12 +7,12 @@
 //!
 //! This module only moves nodes. Which node moves is decided by `LruList` and `window_tiny_lfu`.
 
-use crate::cache::entry::{LruIndex, NOT_LINKED};
+use super::super::entry::{LruIndex, NOT_LINKED};
 
 /// One segment of the order. A node is in exactly one while it is linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(in crate::cache) enum Segment {
+pub(crate) enum Segment {
     /// Keys that have just been inserted. It is the only segment of `lru`.
     Window,
     /// Keys that were not read since they left the window, and the first to be evicted.
@@ -52,7 +52,7 @@ const READS_MAX: u64 = 3;
 /// Returns the part of a hash that nodes have room for. The cleared bits are in the middle, where
 /// neither the choice of a table nor a table of this size looks.
 #[inline]
-pub(in crate::cache) fn hash_bits(hash: u64) -> u64 {
+pub(crate) fn hash_bits(hash: u64) -> u64 {
     hash & !STATE
 }
 
@@ -82,7 +82,7 @@ struct Ends {
 const EMPTY: Ends = Ends { newest: NOT_LINKED, oldest: NOT_LINKED, len: 0 };
 
 /// All nodes.
-pub(in crate::cache) struct Segments {
+pub(crate) struct Segments {
     nodes: Vec<Node>,
     ends: [Ends; Segment::ALL.len()],
     /// The first free node. The others follow through `older`.
@@ -90,12 +90,12 @@ pub(in crate::cache) struct Segments {
 }
 
 impl Segments {
-    pub(in crate::cache) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { nodes: Vec::new(), ends: [EMPTY; Segment::ALL.len()], free: NOT_LINKED }
     }
 
     /// Returns the number of linked nodes.
-    pub(in crate::cache) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.ends.iter().map(|ends| ends.len).sum()
     }
 
@@ -103,13 +103,13 @@ impl Segments {
         self.ends[segment as usize].len
     }
 
-    pub(in crate::cache) fn oldest(&self, segment: Segment) -> Option<LruIndex> {
+    pub(crate) fn oldest(&self, segment: Segment) -> Option<LruIndex> {
         Some(self.ends[segment as usize].oldest).filter(|index| *index != NOT_LINKED)
     }
 
     /// Returns the hash of the linked node at `index`, or `None` if no linked node is there.
     #[inline]
-    pub(in crate::cache) fn linked_hash(&self, index: LruIndex) -> Option<u64> {
+    pub(crate) fn linked_hash(&self, index: LruIndex) -> Option<u64> {
         // The index of a removed entry is `NOT_LINKED`, which is out of range.
         self.nodes.get(index as usize).filter(|node| node.is_linked()).map(|node| node.hash())
     }
@@ -135,7 +135,7 @@ impl Segments {
     }
 
     /// Adds a node for a key with this hash as the newest of `segment`. Returns its index.
-    pub(in crate::cache) fn add(&mut self, segment: Segment, hash: u64) -> LruIndex {
+    pub(crate) fn add(&mut self, segment: Segment, hash: u64) -> LruIndex {
         let node = Node { newer: NOT_LINKED, older: NOT_LINKED, word: hash_bits(hash) };
         let index = if self.free == NOT_LINKED {
             if self.nodes.len() == self.nodes.capacity() {
@@ -156,7 +156,7 @@ impl Segments {
     /// Makes the linked node at `index` the newest of `segment`. Its count of reads starts again if
     /// the segment is another one.
     #[inline]
-    pub(in crate::cache) fn move_to(&mut self, segment: Segment, index: LruIndex) {
+    pub(crate) fn move_to(&mut self, segment: Segment, index: LruIndex) {
         if self.ends[segment as usize].newest == index {
             return;
         }
@@ -166,13 +166,13 @@ impl Segments {
 
     /// Takes the node at `index` out of its segment. It stays evicting until it is
     /// [released](Self::release).
-    pub(in crate::cache) fn begin_evict(&mut self, index: LruIndex) {
+    pub(crate) fn begin_evict(&mut self, index: LruIndex) {
         self.unlink(index);
         self.nodes[index as usize].newer = EVICTING;
     }
 
     /// Frees the evicting node at `index` for reuse.
-    pub(in crate::cache) fn release(&mut self, index: LruIndex) {
+    pub(crate) fn release(&mut self, index: LruIndex) {
         let older = std::mem::replace(&mut self.free, index);
         self.nodes[index as usize] = Node { newer: FREE, older, word: 0 };
     }
@@ -182,7 +182,7 @@ impl Segments {
     /// at the end, and moves the position to the start.
     ///
     /// A node keeps its index while its key is stored, so no position ever skips a stored key.
-    pub(in crate::cache) fn linked_from(
+    pub(crate) fn linked_from(
         &self,
         position: &mut LruIndex,
         max: usize,
@@ -237,7 +237,7 @@ impl Segments {
 
     /// Returns the linked indices of `segment`, oldest first.
     #[cfg(test)]
-    pub(in crate::cache) fn indices(&self, segment: Segment) -> Vec<LruIndex> {
+    pub(crate) fn indices(&self, segment: Segment) -> Vec<LruIndex> {
         let next = |index: &LruIndex| {
             Some(self.nodes[*index as usize].newer).filter(|index| *index != NOT_LINKED)
         };

@@ -6,12 +6,12 @@
 //! itself, so its share of hits estimates that of the whole cache. The division whose trial had the
 //! most hits lately is used.
 
-use hashbrown::HashTable;
+use std::collections::HashMap;
 
+use super::super::entry::LruIndex;
 use super::frequency_sketch::FrequencySketch;
 use super::segments::Segments;
 use super::window_tiny_lfu::{Division, WindowTinyLfu};
-use crate::cache::entry::LruIndex;
 
 /// The divisions that are tried.
 const DIVISIONS: [Division; 4] = [
@@ -28,9 +28,11 @@ const KEYS_MAX: usize = 1024;
 const HIT: u64 = 1 << 16;
 /// Each round a score loses this part, so that hits of long ago fade.
 const FADE: u64 = 100;
+
 /// One small cache.
 struct Trial {
-    keys: HashTable<LruIndex>,
+    /// The node of each hash.
+    keys: HashMap<u64, LruIndex, ahash::RandomState>,
     nodes: Segments,
     cache: WindowTinyLfu,
     score: u64,
@@ -39,17 +41,14 @@ struct Trial {
 impl Trial {
     fn read(&mut self, hash: u64, sketch: &FrequencySketch) {
         let Self { keys, nodes, cache, score } = self;
-        if let Some(index) = keys.find(hash, |index| nodes.hash(*index) == hash) {
+        if let Some(index) = keys.get(&hash) {
             *score += HIT;
             cache.record_read(nodes, *index);
             return;
         }
-        let index = cache.add(nodes, hash);
-        keys.insert_unique(hash, index, |index| nodes.hash(*index));
+        keys.insert(hash, cache.add(nodes, hash));
         if let Some(victim) = cache.victim(nodes, sketch) {
-            if let Ok(found) = keys.find_entry(nodes.hash(victim), |index| *index == victim) {
-                found.remove();
-            }
+            keys.remove(&nodes.hash(victim));
             nodes.begin_evict(victim);
             nodes.release(victim);
         }
@@ -76,7 +75,7 @@ impl Trials {
         }
         let round = (capacity / 10).max(10);
         let trial = |division| Trial {
-            keys: HashTable::new(),
+            keys: HashMap::default(),
             nodes: Segments::new(),
             cache: WindowTinyLfu::new(capacity >> halvings, division),
             score: 0,

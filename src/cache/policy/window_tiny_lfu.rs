@@ -9,10 +9,10 @@
 //! How large the window is, and whether ghosts count, is a [`Division`]. None is best for every
 //! load: `trials` selects one.
 
+use super::super::entry::LruIndex;
 use super::frequency_sketch::FrequencySketch;
 use super::ghosts::Ghosts;
 use super::segments::{Segment, Segments};
-use crate::cache::entry::LruIndex;
 
 /// How a cache is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) struct Division {
 
 /// Nodes that leave an oversized window in one insertion, so that no insertion takes long after the
 /// division has changed.
-const MOVES_MAX: usize = 4;
+const MOVES_MAX: usize = 16;
 
 /// The divided cache, apart from its nodes.
 pub(super) struct WindowTinyLfu {
