@@ -166,7 +166,7 @@ impl Backend {
         let dialer = Arc::new(Dialer::new(&settings)?);
         let user = Self::user(&settings)?;
         let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
-        let link = ConnectionSupervisor::prepare(
+        let prepared = ConnectionSupervisor::prepare(
             &settings,
             names,
             Arc::clone(&dialer),
@@ -175,7 +175,7 @@ impl Backend {
             Arc::clone(&signals),
             Arc::clone(&metrics),
         );
-        let (link, Published { state, lease_renewed, suspected }) = link;
+        let (supervisor, Published { state, lease_renewed, suspected }) = prepared;
         let shared = Shared {
             dialer,
             topology,
@@ -191,7 +191,7 @@ impl Backend {
             metrics,
             settings,
         };
-        Ok((Self(Arc::new(shared)), link))
+        Ok((Self(Arc::new(shared)), supervisor))
     }
 
     /// Checks that a backend could be prepared from `settings`; returns the user with which it
@@ -492,20 +492,20 @@ impl Shared {
         asking: Asking,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let (link, tracking) = match self.current_connection() {
+        let (connection, tracking) = match self.current_connection() {
             Some(linked) => linked,
             None => Box::pin(self.connection(deadline)).await?,
         };
         if asking == Asking::Yes {
-            return self.execute(FetchCommand::Asking, &link, key, deadline).await;
+            return self.execute(FetchCommand::Asking, &connection, key, deadline).await;
         }
         if tracking.is_some() {
-            return self.execute(FetchCommand::GetPttlTracked, &link, key, deadline).await;
+            return self.execute(FetchCommand::GetPttlTracked, &connection, key, deadline).await;
         }
-        match self.execute(FetchCommand::Transaction, &link, key, deadline).await {
+        match self.execute(FetchCommand::Transaction, &connection, key, deadline).await {
             // Redis short of memory queues no command in a transaction, but still reads.
             Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
-                Box::pin(self.execute(FetchCommand::GetPttl, &link, key, deadline)).await
+                Box::pin(self.execute(FetchCommand::GetPttl, &connection, key, deadline)).await
             }
             answer => answer,
         }
@@ -514,19 +514,20 @@ impl Shared {
     async fn execute(
         &self,
         command: FetchCommand,
-        link: &Multiplexed,
+        connection: &Multiplexed,
         key: &Key,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let sent = SentRequest::begin(link, deadline)?;
+        let sent = SentRequest::begin(connection, deadline)?;
         let replies = match command {
-            FetchCommand::GetPttlTracked => link.fetch_value(Some(deadline), key).await,
+            FetchCommand::GetPttlTracked => connection.fetch_value(Some(deadline), key).await,
             _ => {
-                link.send_batch(Some(deadline), |commands| command.write(key.as_bytes(), commands))
+                connection
+                    .send_batch(Some(deadline), |commands| command.write(key.as_bytes(), commands))
                     .await
             }
         };
-        match command.parse(self.end_request(&sent, link, replies)?) {
+        match command.parse(self.end_request(&sent, connection, replies)?) {
             Ok(reply) => reply,
             Err(UnexpectedReply) => Err(self.report_desync(deadline).await),
         }
@@ -539,23 +540,23 @@ impl Shared {
         max_reply: usize,
         deadline: Instant,
     ) -> Result<FetchedReply, BackendError> {
-        let (link, tracking) = self.connection(deadline).await?;
+        let (connection, tracking) = self.connection(deadline).await?;
         let (is_cluster, database) = (self.topology.requires_cluster(), self.settings.url.database);
-        let commands = tracking.map_or_else(|| link.untracked_commands(), |one| one.commands);
+        let commands = tracking.map_or_else(|| connection.untracked_commands(), |one| one.commands);
         let fetch = match ReplyFetch::plan(request, commands, is_cluster, database) {
             Ok(fetch) if tracking.is_none() => fetch.in_transaction(),
             Ok(fetch) => fetch,
             Err(reason) => return Ok(FetchedReply::Forward(reason)),
         };
-        let sent = SentRequest::begin(&link, deadline)?;
-        let replies = link
+        let sent = SentRequest::begin(&connection, deadline)?;
+        let replies = connection
             .send_for_frame(Some(deadline), fetch.max_frame(max_reply), |commands| {
                 fetch.write(commands)
             })
             .await;
-        let (answers, frame) = self.end_request(&sent, &link, replies)?;
+        let (answers, frame) = self.end_request(&sent, &connection, replies)?;
         match fetch.parse(&answers, frame) {
-            Ok(Ok(reply)) => self.finish_reply(&fetch, reply, &link, deadline).await,
+            Ok(Ok(reply)) => self.finish_reply(&fetch, reply, &connection, deadline).await,
             Ok(Err(ReplyError::Forward(reason))) => Ok(FetchedReply::Forward(reason)),
             Ok(Err(ReplyError::Backend(error))) => Err(error),
             Err(UnexpectedReply) => Err(self.report_desync(deadline).await),
@@ -568,7 +569,7 @@ impl Shared {
         &self,
         fetch: &ReplyFetch<'_>,
         mut reply: TimedReply,
-        link: &Multiplexed,
+        connection: &Multiplexed,
         deadline: Instant,
     ) -> Result<FetchedReply, BackendError> {
         let names = match fetch.unknown_fields(&reply) {
@@ -576,13 +577,15 @@ impl Shared {
             Some(names) => names,
             None => return Ok(reply.unkeepable()),
         };
-        let Ok(sent) = SentRequest::begin(link, deadline) else { return Ok(reply.unkeepable()) };
+        let Ok(sent) = SentRequest::begin(connection, deadline) else {
+            return Ok(reply.unkeepable());
+        };
         let write = |commands: &mut BytesMut| {
             fetch.write_field_expiry(&names, commands);
             1
         };
-        let replies = link.send_batch(Some(deadline), write).await;
-        let Ok(replies) = self.end_request(&sent, link, replies) else {
+        let replies = connection.send_batch(Some(deadline), write).await;
+        let Ok(replies) = self.end_request(&sent, connection, replies) else {
             return Ok(reply.unkeepable());
         };
         match replies.first().map(|answer| reply.apply_fields(answer, names.len())) {
@@ -595,7 +598,7 @@ impl Shared {
     fn end_request<T>(
         &self,
         sent: &SentRequest,
-        link: &Multiplexed,
+        connection: &Multiplexed,
         replies: Result<T, BackendError>,
     ) -> Result<T, BackendError> {
         if matches!(replies, Err(BackendError::TimedOut)) {
@@ -604,7 +607,7 @@ impl Shared {
             // timeout counts only if Redis had at least half of `response_timeout`. A fetch that
             // spent more of it waiting for a permit proves nothing.
             let waited = sent.at.elapsed() >= self.settings.response_timeout / 2;
-            if waited && link.reply_count() == sent.replies_before {
+            if waited && connection.reply_count() == sent.replies_before {
                 self.signals.stalled.notify_one();
             }
         }
@@ -639,8 +642,8 @@ impl Shared {
     /// [`BackendError::TimedOut`] if the first attempt is not over at the deadline; otherwise the
     /// reason why the connection is down.
     async fn connection(&self, deadline: Instant) -> Result<Established, BackendError> {
-        let mut link = self.state.clone();
-        let until = match &*link.borrow_and_update() {
+        let mut state = self.state.clone();
+        let until = match &*state.borrow_and_update() {
             ConnectionState::Up(connection, tracking) => {
                 return Ok((connection.clone(), *tracking));
             }
@@ -650,8 +653,8 @@ impl Shared {
             ConnectionState::Down(_) => deadline.min(Instant::now() + RECONNECT_WAIT),
         };
         self.signals.connect_now.notify_one();
-        _ = timeout_at(until, link.changed()).await;
-        let state = link.borrow().clone();
+        _ = timeout_at(until, state.changed()).await;
+        let state = state.borrow().clone();
         match state {
             ConnectionState::Connecting => Err(BackendError::TimedOut),
             ConnectionState::Up(connection, tracking) => Ok((connection, tracking)),

@@ -406,7 +406,7 @@ impl ConnectionSupervisor {
     }
 
     /// Runs the probe on the connection. Returns when an invalidation is missing.
-    async fn run_probe(&self, link: &Multiplexed) {
+    async fn run_probe(&self, connection: &Multiplexed) {
         let timing = ProbeTiming {
             interval: self.settings.probe_interval,
             timeout: self.settings.response_timeout,
@@ -416,7 +416,7 @@ impl ConnectionSupervisor {
                 timeout(self.settings.connect_timeout, self.connector.connect_untracked(&[])).await;
             if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
                 let ended = tokio::select! {
-                    ended = self.probe.run(link, &writer, timing, &self.metrics) => ended,
+                    ended = self.probe.run(connection, &writer, timing, &self.metrics) => ended,
                     _ = driver => ProbeEnd::Disconnected,
                 };
                 match ended {

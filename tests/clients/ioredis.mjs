@@ -1,8 +1,8 @@
-// What ioredis sees of a Redis: a transcript with a line for each thing it was told.
+// A transcript of what ioredis receives from a Redis: a line for each reply.
 //
 // Usage: ioredis.mjs HOST PORT PROTOCOL, with NODE_PATH where ioredis is.
 //
-// The rule: the same commands told to two fresh servers print the same lines, so what differs by its nature
+// The rule: the same commands sent to two fresh servers print the same lines, so what differs by its nature
 // (identifiers, addresses, clocks) is left out. The Redis has to be empty and the program's alone.
 
 import { createHash, randomBytes } from "node:crypto";

@@ -1,8 +1,8 @@
-// What node-redis sees of a Redis: a transcript with a line for each thing it was told.
+// A transcript of what node-redis receives from a Redis: a line for each reply.
 //
 // Usage: node_redis.mjs HOST PORT PROTOCOL, with NODE_PATH where @redis/client is.
 //
-// The rule: the same commands told to two fresh servers print the same lines, so what differs by its nature
+// The rule: the same commands sent to two fresh servers print the same lines, so what differs by its nature
 // (identifiers, addresses, clocks) is left out. The Redis has to be empty and the program's alone.
 
 import { createHash, randomBytes } from "node:crypto";

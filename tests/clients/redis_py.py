@@ -1,8 +1,8 @@
-"""What redis-py sees of a Redis: a transcript with a line for each thing it was told.
+"""A transcript of what redis-py receives from a Redis: a line for each reply.
 
 Usage: redis_py.py HOST PORT PROTOCOL
 
-The rule: the same commands told to two fresh servers print the same lines, so what differs by its nature (identifiers,
+The rule: the same commands sent to two fresh servers print the same lines, so what differs by its nature (identifiers,
 addresses, clocks) is left out. The Redis has to be empty and the program's alone.
 """
 

@@ -42,7 +42,7 @@ fn first_line_has_version_config_file_and_pid() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(&config(&redis.url(), ""));
     let line = proxy.log_lines().swap_remove(0);
-    assert!(line.says("starting redis-proxy"), "{}", line.text());
+    assert!(line.has_message("starting redis-proxy"), "{}", line.text());
     assert_eq!(line.field("version").as_deref(), Some(env!("CARGO_PKG_VERSION")));
     assert_eq!(line.field("config"), proxy.config_path().to_str().map(str::to_owned));
     assert_eq!(line.field("pid"), Some(proxy.pid().to_string()));

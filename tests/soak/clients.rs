@@ -104,7 +104,7 @@ impl Own {
 }
 
 /// The reply that a client received.
-enum Told {
+enum ReadReply {
     Values(Vec<Answer>),
     Refusal(String),
     End,
@@ -118,24 +118,24 @@ impl Client<'_> {
             [if count == 1 { "GET" } else { "MGET" }.to_owned()].into_iter().chain(names).collect();
         let began = self.simulation.clock.now();
         self.wire.send(command(&words));
-        let told = self.told();
+        let received = self.read_reply();
         let ended = self.simulation.clock.now();
         self.tally.client_reads += 1;
         self.tally.suffered(
             self.simulation,
             "resp",
             (began, ended),
-            matches!(told, Told::Values(_)),
+            matches!(received, ReadReply::Values(_)),
         );
-        match told {
-            Told::Values(answers) => {
+        match received {
+            ReadReply::Values(answers) => {
                 self.heard = ended;
                 let read =
                     |answer| Read { began, ended, answer, outcome: OUTCOME, demand: Demand::Usual };
                 keys.iter().zip(answers).for_each(|(key, answer)| self.judge(*key, read(answer)));
             }
-            Told::Refusal(error) => self.refused(began, &error),
-            Told::End => self.ended(),
+            ReadReply::Refusal(error) => self.refused(began, &error),
+            ReadReply::End => self.ended(),
         }
     }
 
@@ -196,15 +196,15 @@ impl Client<'_> {
             self.rival.send(&get);
         }
         let began = self.simulation.clock.now();
-        let told = if self.random.random_bool(0.5) {
+        let received = if self.random.random_bool(0.5) {
             self.wire.send([set, get].concat());
-            let set = self.told_of_write();
-            (set, self.told())
+            let set = self.read_write_reply();
+            (set, self.read_reply())
         } else {
             self.wire.send(set);
-            let set = self.told_of_write();
+            let set = self.read_write_reply();
             self.wire.send(get);
-            (set, self.told())
+            (set, self.read_reply())
         };
         if own == Own::Hash && self.rival.try_answer().is_err() {
             self.rival = RespClient::connect(self.address);
@@ -215,12 +215,12 @@ impl Client<'_> {
             self.simulation,
             "resp",
             (began, ended),
-            matches!(told, (Ok(()), Told::Values(_))),
+            matches!(received, (Ok(()), ReadReply::Values(_))),
         );
-        match told {
-            (_, Told::End) => self.ended(),
-            (Err(error), _) | (_, Told::Refusal(error)) => self.refused(began, &error),
-            (Ok(()), Told::Values(answers)) => {
+        match received {
+            (_, ReadReply::End) => self.ended(),
+            (Err(error), _) | (_, ReadReply::Refusal(error)) => self.refused(began, &error),
+            (Ok(()), ReadReply::Values(answers)) => {
                 self.heard = ended;
                 if !matches!(&answers[..], [Answer::Value(found)] if *found == value.as_bytes()) {
                     let found = match &answers[0] {
@@ -240,7 +240,7 @@ impl Client<'_> {
     }
 
     /// Returns whether a write was done.
-    fn told_of_write(&mut self) -> Result<(), String> {
+    fn read_write_reply(&mut self) -> Result<(), String> {
         match self.wire.try_answer() {
             // SET, and HSET of an old or a new field.
             Ok(answer) if [&b"+OK\r\n"[..], b":0\r\n", b":1\r\n"].contains(&&answer[..]) => Ok(()),
@@ -249,14 +249,14 @@ impl Client<'_> {
         }
     }
 
-    fn told(&mut self) -> Told {
+    fn read_reply(&mut self) -> ReadReply {
         match self.wire.try_answer() {
-            Ok(answer) if answer[0] == b'-' => Told::Refusal(show(&answer)),
-            Ok(answer) => Told::Values(values(&answer)),
+            Ok(answer) if answer[0] == b'-' => ReadReply::Refusal(show(&answer)),
+            Ok(answer) => ReadReply::Values(values(&answer)),
             Err(error) => {
                 let is_timeout = error.kind() != std::io::ErrorKind::UnexpectedEof;
                 assert!(!is_timeout, "{}: no answer and no end: {error}", self.thread);
-                Told::End
+                ReadReply::End
             }
         }
     }

@@ -167,8 +167,8 @@ pub(super) fn write(simulation: &Simulation, number: usize) {
 }
 
 fn knows_field_expiry(connection: &mut Connection) -> RedisResult<bool> {
-    let told: Vec<Value> = cmd("COMMAND").arg("INFO").arg("HPEXPIRE").query(connection)?;
-    Ok(told.first().is_some_and(|command| *command != Value::Nil))
+    let received: Vec<Value> = cmd("COMMAND").arg("INFO").arg("HPEXPIRE").query(connection)?;
+    Ok(received.first().is_some_and(|command| *command != Value::Nil))
 }
 
 /// Changes one collection, and records it.

@@ -277,14 +277,14 @@ impl<'a> Adversary<'a> {
 
     /// Makes the proxies cache the absence of many keys.
     fn fill(&self) {
-        let ask = |client: usize| {
+        let query = |client: usize| {
             let mut connection = Client::connect(self.proxies[client % self.proxies.len()].http());
             let requests =
                 (0..BALLAST).map(|number| request(&format!("ballast/{client}/{number}")));
             connection.send_raw(&requests.collect::<Vec<_>>().concat());
             connection
         };
-        let connections: Vec<_> = (0..FILLERS).map(ask).collect();
+        let connections: Vec<_> = (0..FILLERS).map(query).collect();
         for mut connection in connections {
             (0..BALLAST).for_each(|_| _ = connection.read_response());
         }
@@ -376,14 +376,14 @@ fn compare_collections(simulation: &Simulation, redis: &RedisServer, proxy: &Pro
         let mut look = || -> Value {
             cmd(&read.words[0]).arg(&read.words[1..]).query(&mut straight).expect("a reply")
         };
-        let mut ask = || {
+        let mut query = || {
             wire.send(command(&read.words));
             let reply = wire.try_answer().expect("a reply");
             redis::parse_redis_value(&reply).expect("a reply")
         };
         let is_equal = (0..LOOKS).find_map(|_| {
             let before = look();
-            let through = [ask(), ask()];
+            let through = [query(), query()];
             // A key may expire between two looks at it.
             (before == look()).then(|| through.iter().all(|reply| *reply == before))
         });

@@ -246,8 +246,8 @@ pub(super) fn check_straight(simulation: &Simulation, key: usize, began: Moment,
     };
     let verdict = judge(&simulation.keys[key].lock().unwrap(), &read, 0, |_, _| Duration::ZERO);
     if let Err(breach) = verdict {
-        let told = tell(simulation, "the harness, from Redis itself,", key, &read, &breach);
-        simulation.violation(format!("the harness is wrong: {told}"));
+        let received = tell(simulation, "the harness, from Redis itself,", key, &read, &breach);
+        simulation.violation(format!("the harness is wrong: {received}"));
     }
 }
 

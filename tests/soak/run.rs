@@ -223,12 +223,13 @@ pub(super) fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
 /// Returns the version in the words of the server; a fork has a version of its own beside that of
 /// Redis.
 pub(super) fn version(redis: &RedisServer) -> String {
-    let told: String = cmd("INFO")
+    let received: String = cmd("INFO")
         .arg("server")
         .query(&mut redis.connection())
         .expect("redis-server tells its version");
     let find = |name| {
-        told.lines()
+        received
+            .lines()
             .find(|line| line.starts_with(name))
             .map(|line| line.replacen("_version:", " ", 1))
     };

@@ -83,7 +83,7 @@ struct Redis {
     /// Whether the key was read on the connection since its last push.
     tracked: [bool; 2],
     /// The number of the connection; `None` while there is none.
-    link: Option<u64>,
+    connection: Option<u64>,
     /// Messages in transit: the change of a key, up to this version, or a reply (`None`).
     wire: VecDeque<Option<(usize, u64)>>,
     received: usize,
@@ -95,7 +95,7 @@ impl World {
         let redis = Redis {
             versions: [1; 2],
             tracked: [false; 2],
-            link: Some(0),
+            connection: Some(0),
             wire: VecDeque::new(),
             received: 0,
         };
@@ -119,23 +119,23 @@ impl World {
     /// Requests the versions from Redis. Returns `None` if the connection is lost before the reply
     /// arrives.
     fn request(&self) -> Option<Versions> {
-        let (link, versions, number) = self.redis(|redis| {
-            let link = redis.link?;
+        let (connection, versions, number) = self.redis(|redis| {
+            let connection = redis.connection?;
             redis.tracked = [true; 2];
             redis.wire.push_back(None);
-            Some((link, redis.versions, redis.received + redis.wire.len()))
+            Some((connection, redis.versions, redis.received + redis.wire.len()))
         })?;
-        self.receive(link, number).then_some(versions)
+        self.receive(connection, number).then_some(versions)
     }
 
     /// Receives and applies the messages of Redis up to message `number`. Returns whether the
     /// connection lasted that long.
-    fn receive(&self, link: u64, number: usize) -> bool {
+    fn receive(&self, connection: u64, number: usize) -> bool {
         let _alone = lock(&self.reading);
         loop {
             let mut redis = self.redis.lock().unwrap();
-            if redis.link != Some(link) || redis.received >= number {
-                return redis.link == Some(link);
+            if redis.connection != Some(connection) || redis.received >= number {
+                return redis.connection == Some(connection);
             }
             redis.received += 1;
             let changed = redis.wire.pop_front().flatten();
@@ -149,8 +149,8 @@ impl World {
 
     /// Applies everything that Redis has sent. Returns whether the connection lasted that long.
     fn apply_pushes(&self) -> bool {
-        let sent = self.redis(|redis| Some((redis.link?, redis.received + redis.wire.len())));
-        sent.is_some_and(|(link, number)| self.receive(link, number))
+        let sent = self.redis(|redis| Some((redis.connection?, redis.received + redis.wire.len())));
+        sent.is_some_and(|(connection, number)| self.receive(connection, number))
     }
 
     /// From now on no read may return an earlier version of the key.
@@ -291,7 +291,7 @@ impl World {
     fn reconnect(&self) {
         let reading = lock(&self.reading);
         self.redis(|redis| {
-            redis.link = None;
+            redis.connection = None;
             redis.tracked = [false; 2];
             redis.received += redis.wire.len();
             redis.wire.clear();
@@ -304,7 +304,7 @@ impl World {
         });
         *self.oldest.lock().unwrap() = versions;
         (self.steps.start_tracking)(&self.cache);
-        self.redis(|redis| redis.link = Some(1));
+        self.redis(|redis| redis.connection = Some(1));
     }
 }
 

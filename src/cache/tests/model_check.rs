@@ -98,7 +98,7 @@ struct Redis {
     /// Whether the key was read on the connection since its last invalidation.
     tracked: bool,
     /// The number of the connection; `None` while there is none.
-    link: Option<u64>,
+    connection: Option<u64>,
     /// Whether the cache knows that there is no connection.
     forsaken: bool,
     /// Messages in transit: a change, up to this version, or a reply (`None`).
@@ -126,11 +126,11 @@ impl World {
             coherence_timeout: HOUR,
             ..Settings::default()
         };
-        let link = Some(0);
+        let connection = Some(0);
         let redis = Redis {
             version: 1,
             tracked: false,
-            link,
+            connection,
             forsaken: false,
             wire: VecDeque::new(),
             received: 0,
@@ -160,23 +160,23 @@ impl World {
     /// Requests the version from Redis. Returns `None` if the connection is lost before the reply
     /// arrives.
     fn ask(&self) -> Option<u64> {
-        let (link, version, number) = self.redis(|redis| {
-            let link = redis.link?;
+        let (connection, version, number) = self.redis(|redis| {
+            let connection = redis.connection?;
             redis.tracked = true;
             redis.wire.push_back(None);
-            Some((link, redis.version, redis.received + redis.wire.len()))
+            Some((connection, redis.version, redis.received + redis.wire.len()))
         })?;
-        self.receive(link, number).then_some(version)
+        self.receive(connection, number).then_some(version)
     }
 
     /// Receives and applies the messages of Redis up to message `number`. Returns whether the
     /// connection lasted that long.
-    fn receive(&self, link: u64, number: usize) -> bool {
+    fn receive(&self, connection: u64, number: usize) -> bool {
         let _alone = lock(&self.reading);
         loop {
             let mut redis = self.redis.lock().unwrap();
-            if redis.link != Some(link) || redis.received >= number {
-                return redis.link == Some(link);
+            if redis.connection != Some(connection) || redis.received >= number {
+                return redis.connection == Some(connection);
             }
             redis.received += 1;
             let changed = redis.wire.pop_front().flatten();
@@ -190,9 +190,9 @@ impl World {
 
     /// Applies everything that Redis has sent.
     fn apply_pushes(&self) {
-        let sent = self.redis(|redis| Some((redis.link?, redis.received + redis.wire.len())));
-        if let Some((link, number)) = sent {
-            self.receive(link, number);
+        let sent = self.redis(|redis| Some((redis.connection?, redis.received + redis.wire.len())));
+        if let Some((connection, number)) = sent {
+            self.receive(connection, number);
         }
     }
 
@@ -207,8 +207,8 @@ impl World {
             Joined::Found(answer) => Some(answer.into()),
             Joined::Follower(waiter) => self.await_flight(waiter, Outcome::Coalesced),
             Joined::Leader(guard, waiter) => {
-                let asked = self.shared().clock(Instant::now());
-                self.complete(guard, asked, self.ask());
+                let sent = self.shared().clock(Instant::now());
+                self.complete(guard, sent, self.ask());
                 self.await_flight(waiter, Outcome::Miss)
             }
         }
@@ -218,11 +218,11 @@ impl World {
         self.shared().flights.join(KEY, || self.look_up())
     }
 
-    fn complete(&self, guard: TestTicket, asked: u64, version: Option<u64>) {
+    fn complete(&self, guard: TestTicket, sent: u64, version: Option<u64>) {
         self.brought.fetch_add(version.is_some().into(), Relaxed);
         self.failed.fetch_add(version.is_none().into(), Relaxed);
         let result = version.map_or(FlightResult::Failed(Failure), |version| {
-            FlightResult::Answered(entry(version, asked, None))
+            FlightResult::Answered(entry(version, sent, None))
         });
         (self.steps.complete)(self.shared(), guard, &result);
     }
@@ -385,7 +385,7 @@ impl World {
     fn reconnect(&self) {
         let reading = lock(&self.reading);
         self.redis(|redis| {
-            redis.link = None;
+            redis.connection = None;
             redis.tracked = false;
             redis.received += redis.wire.len();
             redis.wire.clear();
@@ -398,7 +398,7 @@ impl World {
         // Memory is empty now, and the next request returns the current version.
         let version = self.redis.lock().unwrap().version;
         self.oldest.fetch_max(version, Relaxed);
-        self.redis(|redis| (redis.link, redis.forsaken) = (Some(1), false));
+        self.redis(|redis| (redis.connection, redis.forsaken) = (Some(1), false));
     }
 
     /// Records that nothing in memory is fresh from now on.
@@ -409,13 +409,8 @@ impl World {
     }
 }
 
-fn entry(version: u64, asked: u64, expires_in: Option<Duration>) -> Arc<Entry> {
-    Entry::new(
-        &Key::from(KEY),
-        Some(Bytes::from(version.to_be_bytes().to_vec())),
-        asked,
-        expires_in,
-    )
+fn entry(version: u64, sent: u64, expires_in: Option<Duration>) -> Arc<Entry> {
+    Entry::new(&Key::from(KEY), Some(Bytes::from(version.to_be_bytes().to_vec())), sent, expires_in)
 }
 
 fn version(entry: &Entry) -> u64 {
@@ -540,13 +535,13 @@ fn check_then_store_keeps_a_changed_entry() {
 #[test]
 fn opening_late_keeps_a_changed_entry() {
     let fetch = |world: &World| {
-        let asked = world.shared().clock(Instant::now());
+        let sent = world.shared().clock(Instant::now());
         let version = world.ask();
         match world.join() {
             Joined::Found(answer) => Some(answer.into()),
             Joined::Follower(waiter) => world.await_flight(waiter, Outcome::Coalesced),
             Joined::Leader(guard, waiter) => {
-                world.complete(guard, asked, version);
+                world.complete(guard, sent, version);
                 world.await_flight(waiter, Outcome::Miss)
             }
         }
@@ -590,8 +585,8 @@ fn lease_read_after_the_store_covers_old_entries() {
 
 #[test]
 fn lease_before_the_flush_covers_old_entries() {
-    let start_tracking = |cache: &TestCache, asked| {
-        cache.renew_lease(asked);
+    let start_tracking = |cache: &TestCache, sent| {
+        cache.renew_lease(sent);
         cache.0.record_flush(cache.0.flights.hold_all(|| cache.0.replace_store()));
     };
     let scenario = Scenario(World::tracked_and_kept_for_stale, &[World::reconnect, World::read]);
@@ -634,12 +629,12 @@ fn shorter_coherence_timeout_bounds_next_renewal() {
         let cache = TestCache::new(settings.clone(), fetches.clone());
         cache.start_tracking(Instant::now());
         let renewed = cache.clone();
-        let link = thread::spawn(move || renewed.renew_lease(Instant::now()));
+        let renewal = thread::spawn(move || renewed.renew_lease(Instant::now()));
         let changed = cache.clone();
         let reload = thread::spawn(move || {
             changed.apply(&Settings { coherence_timeout: SHORT, ..settings })
         });
-        link.join().unwrap();
+        renewal.join().unwrap();
         reload.join().unwrap();
         let later = cache.0.clock(Instant::now() + SHORT);
         let validity = cache.0.lease.validity(later);

@@ -168,7 +168,7 @@ impl Pair {
             let index = (0..=expected.len())
                 .find(|&index| expected.get(index) != found.get(index))
                 .unwrap_or(expected.len());
-            let told = |answers: &[Vec<u8>]| {
+            let received = |answers: &[Vec<u8>]| {
                 answers.get(index).map_or("nothing".to_owned(), |answer| show(answer))
             };
             panic!(
@@ -176,8 +176,8 @@ impl Pair {
                     answer {index} of this round is to\n  {}\nexpected {}\nfound    {}",
                 script.text_as_far_as(round),
                 round.answered(index),
-                told(&expected),
-                told(&found),
+                received(&expected),
+                received(&found),
             );
         }
         if round.ends_connection {

@@ -73,11 +73,11 @@ fn repeated_read_costs_redis_nothing() {
         [RespClient::connect(ways.through()), RespClient::connect_resp3(ways.through())];
     for line in READS {
         let words: Vec<_> = line.split(' ').collect();
-        through[0].ask(&words);
+        through[0].query(&words);
         let before = calls(&ways, words[0]);
         assert!(before > 0, "{line} never reached Redis");
         for (straight, through) in straight.iter_mut().zip(&mut through) {
-            assert_eq!(through.ask(&words), straight.ask(&words), "{line}");
+            assert_eq!(through.query(&words), straight.query(&words), "{line}");
         }
         assert_eq!(calls(&ways, words[0]), before, "{line} reached Redis again");
     }
@@ -121,24 +121,24 @@ fn kept_hash_or_set_answers_reads_of_its_parts() {
     let mut through =
         [RespClient::connect(ways.through()), RespClient::connect_resp3(ways.through())];
     for whole in [["HGETALL", "h"], ["SMEMBERS", "s"]] {
-        through[0].ask(&whole);
+        through[0].query(&whole);
     }
     // The first of each command goes to Redis, which might refuse it.
     for line in DERIVED {
         let words: Vec<_> = line.split(' ').collect();
-        through[0].ask(&[&words[..1], &["other"], &words[2..]].concat());
+        through[0].query(&[&words[..1], &["other"], &words[2..]].concat());
         let before = calls(&ways, words[0]);
         for (straight, through) in straight.iter_mut().zip(&mut through) {
-            assert_eq!(through.ask(&words), straight.ask(&words), "{line}");
+            assert_eq!(through.query(&words), straight.query(&words), "{line}");
         }
         assert_eq!(calls(&ways, words[0]), before, "{line} reached Redis");
     }
     // HLEN counts expired fields, which HGETALL hides.
-    through[0].ask(&["HLEN", "h"]);
+    through[0].query(&["HLEN", "h"]);
     assert_eq!(calls(&ways, "HLEN"), 1);
     ways.behind().command(&["HSET", "h", "a", "changed"]);
     let read = ["HGET", "h", "a"];
-    let is_seen = |client: &mut RespClient| client.ask(&read) == bulk("changed");
+    let is_seen = |client: &mut RespClient| client.query(&read) == bulk("changed");
     eventually("the change is seen", || is_seen(&mut through[0]).then_some(()));
 }
 
@@ -152,13 +152,13 @@ fn command_that_redis_refuses_is_not_derived() {
     let login = "redis.username = \"app\"\nredis.password = \"word\"\n";
     let proxy = Proxy::start(&resp_config(&redis.url(), &format!("{LASTING}\n{login}")));
     let mut client = RespClient::connect(proxy.resp_address());
-    client.ask(&["AUTH", "app", "word"]);
+    client.query(&["AUTH", "app", "word"]);
     for line in ["HGETALL h", "SMEMBERS s", "HMGET h a", "HMGET h b"] {
-        assert!(!client.ask_line(line).starts_with(b"-"), "{line}");
+        assert!(!client.query_line(line).starts_with(b"-"), "{line}");
     }
     for line in ["HGET h a", "HKEYS h", "SISMEMBER s 2", "SCARD s"] {
         for _ in 0..3 {
-            let reply = client.ask_line(line);
+            let reply = client.query_line(line);
             assert!(reply.starts_with(b"-NOPERM"), "{line}: {}", show(&reply));
         }
     }
@@ -182,8 +182,8 @@ fn read_is_never_older_than_the_pending_read_before_it() {
     let mut writer = RespClient::connect(redis.tcp_address());
     for round in 0..10 {
         let key = format!("list{round}");
-        writer.ask(&["RPUSH", &key, "x"]);
-        client.ask(&["LRANGE", &key, "0", "-1"]);
+        writer.query(&["RPUSH", &key, "x"]);
+        client.query(&["LRANGE", &key, "0", "-1"]);
         // Redis runs the write before the first of the two reads, and has pushed nothing when they
         // are decided.
         redis.pause();
@@ -212,10 +212,10 @@ fn read_behind_one_that_is_forwarded_is_not_older() {
     let until = Instant::now() + Duration::from_secs(2);
     for round in 0.. {
         let key = format!("list{round}");
-        writer.ask(&["RPUSH", &key, &large, &large]);
+        writer.query(&["RPUSH", &key, &large, &large]);
         // Whether the write comes between the two depends on the machine.
         client.send([command(&["LRANGE", &key, "0", "-1"]), command(&["LLEN", &key])].concat());
-        writer.ask(&["RPUSH", &key, "x"]);
+        writer.query(&["RPUSH", &key, "x"]);
         let replies = client.answers(2);
         assert!(length(&replies[1]) >= length(&replies[0]), "round {round}");
         if Instant::now() > until {
@@ -236,7 +236,7 @@ fn count_that_redis_stores_is_seen_by_the_next_read() {
         for round in 0..20 {
             let key = format!("log{round}");
             ways.behind().command(&["PFADD", &key, "a", "b"]);
-            client.ask(&["GET", &key]);
+            client.query(&["GET", &key]);
             let words = [["GET", &key], ["PFCOUNT", &key], ["GET", &key]];
             client.send(words.map(|words| command(&words)).concat());
             let replies = client.answers(3);
@@ -254,8 +254,8 @@ fn large_hash_answers_no_reads_of_its_parts() {
     }
     fill(ways.behind());
     let mut client = RespClient::connect(ways.through());
-    client.ask(&["HGETALL", "h"]);
-    client.ask(&["HGET", "h", "a"]);
+    client.query(&["HGETALL", "h"]);
+    client.query(&["HGET", "h", "a"]);
     assert_eq!(calls(&ways, "HGET"), 1);
 }
 
@@ -272,7 +272,7 @@ fn excepted_commands_are_never_answered_from_memory() {
         let words: Vec<_> = read.split(' ').collect();
         let before = calls(&ways, words[0]);
         for _ in 0..3 {
-            client.ask(&words);
+            client.query(&words);
         }
         assert_eq!(calls(&ways, words[0]) - before, expected, "{read}");
     }
@@ -333,9 +333,9 @@ fn bad_input_gets_the_reply_of_redis_and_is_not_kept() {
     let mut straight = RespClient::connect(ways.straight());
     let mut through = RespClient::connect(ways.through());
     let mut compare = |words: &[&str]| {
-        let expected = straight.ask(words);
+        let expected = straight.query(words);
         for _ in 0..3 {
-            assert_eq!(through.ask(words), expected, "{words:?}");
+            assert_eq!(through.query(words), expected, "{words:?}");
         }
         expected
     };
@@ -357,8 +357,10 @@ fn bad_input_gets_the_reply_of_redis_and_is_not_kept() {
         }
         for line in of_wrong_type {
             let words: Vec<_> = line.split(' ').collect();
-            let expected = straight.ask(&words);
-            eventually("the new type is seen", || (through.ask(&words) == expected).then_some(()));
+            let expected = straight.query(&words);
+            eventually("the new type is seen", || {
+                (through.query(&words) == expected).then_some(())
+            });
         }
     }
 }
@@ -388,9 +390,9 @@ fn many_and_binary_keys_get_the_reply_of_redis() {
     for protocol in [RespClient::connect, RespClient::connect_resp3] {
         let (mut straight, mut through) = (protocol(ways.straight()), protocol(ways.through()));
         for read in &reads {
-            let expected = straight.ask(read);
+            let expected = straight.query(read);
             for _ in 0..3 {
-                assert_eq!(through.ask(read), expected, "{}", String::from_utf8_lossy(&read[0]));
+                assert_eq!(through.query(read), expected, "{}", String::from_utf8_lossy(&read[0]));
             }
         }
     }
@@ -411,9 +413,9 @@ fn foreign_change_ends_the_reply() {
         ("TYPE k", "DEL k"),
     ] {
         let read: Vec<_> = read.split(' ').collect();
-        let before = client.ask(&read);
+        let before = client.query(&read);
         ways.behind().command(&write.split(' ').collect::<Vec<_>>());
-        eventually("the change is seen", || (client.ask(&read) != before).then_some(()));
+        eventually("the change is seen", || (client.query(&read) != before).then_some(()));
     }
 }
 
@@ -424,14 +426,14 @@ fn own_writes_of_every_type_are_read() {
     let mut other = RespClient::connect(ways.through());
     for number in 0..300 {
         let field = number.to_string();
-        client.ask(&["HSET", "h", "f", &field]);
-        assert_eq!(client.ask(&["HGET", "h", "f"]), bulk(&field));
-        assert_eq!(client.ask(&["HLEN", "h"]), b":1\r\n");
-        client.ask(&["RPUSH", "l", &field]);
-        assert_eq!(client.ask(&["LLEN", "l"]), format!(":{}\r\n", number + 1).into_bytes());
+        client.query(&["HSET", "h", "f", &field]);
+        assert_eq!(client.query(&["HGET", "h", "f"]), bulk(&field));
+        assert_eq!(client.query(&["HLEN", "h"]), b":1\r\n");
+        client.query(&["RPUSH", "l", &field]);
+        assert_eq!(client.query(&["LLEN", "l"]), format!(":{}\r\n", number + 1).into_bytes());
         // Another client keeps old replies at hand.
-        other.ask(&["HGET", "h", "f"]);
-        other.ask(&["LLEN", "l"]);
+        other.query(&["HGET", "h", "f"]);
+        other.query(&["LLEN", "l"]);
     }
 }
 
@@ -445,19 +447,19 @@ fn expired_key_or_field_ends_the_reply() {
     let mut client = RespClient::connect(ways.through());
     server.command(&["HSET", "h", "f", "v"]);
     server.command(&["PEXPIRE", "h", "3000"]);
-    assert_eq!(client.ask(&["HGETALL", "h"]), b"*2\r\n$1\r\nf\r\n$1\r\nv\r\n");
-    let is_empty = |client: &mut RespClient| client.ask(&["HGETALL", "h"]) == b"*0\r\n";
+    assert_eq!(client.query(&["HGETALL", "h"]), b"*2\r\n$1\r\nf\r\n$1\r\nv\r\n");
+    let is_empty = |client: &mut RespClient| client.query(&["HGETALL", "h"]) == b"*0\r\n";
     eventually("the hash expires", || is_empty(&mut client).then_some(()));
     server.command(&["HSET", "fields", "f", "v", "g", "w"]);
     let has_field_expiry = server.command(&["COMMAND", "INFO", "HPEXPIRE"]);
     if !matches!(&has_field_expiry, redis::Value::Array(found) if found[0] == redis::Value::Nil) {
         server.command(&["HPEXPIRE", "fields", "3000", "FIELDS", "1", "f"]);
-        client.ask(&["HGET", "fields", "f"]);
-        client.ask(&["HGETALL", "fields"]);
+        client.query(&["HGET", "fields", "f"]);
+        client.query(&["HGETALL", "fields"]);
         let read = ["HGET", "fields", "f"];
-        let is_gone = |client: &mut RespClient| client.ask(&read) == b"$-1\r\n";
+        let is_gone = |client: &mut RespClient| client.query(&read) == b"$-1\r\n";
         eventually("the field expires", || is_gone(&mut client).then_some(()));
-        assert_eq!(client.ask(&["HGETALL", "fields"]), b"*2\r\n$1\r\ng\r\n$1\r\nw\r\n");
+        assert_eq!(client.query(&["HGETALL", "fields"]), b"*2\r\n$1\r\ng\r\n$1\r\nw\r\n");
     }
 }
 
@@ -475,7 +477,7 @@ fn oversized_reply_is_forwarded_and_not_kept() {
     let mut through = RespClient::connect(ways.through());
     for _ in 0..3 {
         let read = ["LRANGE", "l", "0", "-1"];
-        assert_eq!(through.ask(&read), straight.ask(&read));
+        assert_eq!(through.query(&read), straight.query(&read));
     }
     assert_eq!(proxy.metrics().value("redis_proxy_replies_entries"), Some(0.0));
 }
@@ -497,7 +499,7 @@ fn reply_memory_stays_within_its_bound_under_churn() {
         sum += size as u64;
     }
     let mut client = RespClient::connect(ways.through());
-    client.ask(&["LLEN", "l0"]);
+    client.query(&["LLEN", "l0"]);
     let before = resident(proxy.pid());
     let ends = ["0", "-1", "1", "2", "3", "4", "5", "6"];
     let mut most = 0;
@@ -505,7 +507,7 @@ fn reply_memory_stays_within_its_bound_under_churn() {
         for number in 0..LISTS {
             // Every list in every tenth of the time.
             let name = format!("l{}", number * 179 % LISTS);
-            client.ask(&["LRANGE", &name, "0", end]);
+            client.query(&["LRANGE", &name, "0", end]);
             most = most.max(resident(proxy.pid()).saturating_sub(before));
         }
     }
@@ -527,7 +529,7 @@ fn no_reply_memory_forwards_every_read() {
     let mut client = RespClient::connect(ways.through());
     let before = calls(&ways, "HGETALL");
     for _ in 0..3 {
-        client.ask(&["HGETALL", "h"]);
+        client.query(&["HGETALL", "h"]);
     }
     assert_eq!(calls(&ways, "HGETALL"), before + 3);
 }
@@ -553,9 +555,9 @@ fn large_collections_have_all_elements() {
             }
             counts
         };
-        let expected = lines(straight.ask(&read));
+        let expected = lines(straight.query(&read));
         for _ in 0..2 {
-            assert_eq!(lines(through.ask(&read)), expected, "{read:?}");
+            assert_eq!(lines(through.query(&read)), expected, "{read:?}");
         }
     }
 }

@@ -42,7 +42,7 @@ impl Sets {
     }
 
     fn intersection(&mut self) -> Vec<u8> {
-        self.client.ask(&["SINTER", &self.names[0], &self.names[1]])
+        self.client.query(&["SINTER", &self.names[0], &self.names[1]])
     }
 
     /// Waits until both sets share so many members.
@@ -99,8 +99,8 @@ fn kept_reply_to_many_keys_follows_a_moving_slot() {
         sets.await_shared(1);
         cluster.move_keys(slot, from, to);
         // They are at the next owner, which the slot does not belong to yet.
-        assert_eq!(writer.ask(&["SADD", &one, "more"]), b":1\r\n");
-        assert_eq!(writer.ask(&["SADD", &two, "more"]), b":1\r\n");
+        assert_eq!(writer.query(&["SADD", &one, "more"]), b":1\r\n");
+        assert_eq!(writer.query(&["SADD", &two, "more"]), b":1\r\n");
         sets.await_shared(2);
         cluster.end_to_move(slot, from, to);
         sets.await_shared(2);
@@ -122,7 +122,7 @@ fn absence_is_not_kept_in_a_cluster() {
         let name = read[0].to_lowercase();
         let before = calls(&cluster, &name);
         for _ in 0..3 {
-            sets.client.ask(&read);
+            sets.client.query(&read);
         }
         assert_eq!(calls(&cluster, &name) - before, 3, "{read:?}");
     }
@@ -131,9 +131,9 @@ fn absence_is_not_kept_in_a_cluster() {
     cluster.begin_to_move(slot, 0, 1);
     cluster.move_keys(slot, 0, 1);
     let mut writer = RespClient::connect(proxy.resp_address());
-    assert_eq!(sets.client.ask(&["TYPE", &absent]), b"+none\r\n");
-    assert_eq!(writer.ask(&["SADD", &absent, "m"]), b":1\r\n");
-    assert_eq!(sets.client.ask(&["TYPE", &absent]), b"+set\r\n");
+    assert_eq!(sets.client.query(&["TYPE", &absent]), b"+none\r\n");
+    assert_eq!(writer.query(&["SADD", &absent, "m"]), b":1\r\n");
+    assert_eq!(sets.client.query(&["TYPE", &absent]), b"+set\r\n");
     cluster.end_to_move(slot, 0, 1);
 }
 

@@ -210,7 +210,7 @@ fn converted_reply_equals_the_reply_in_resp2() {
             KEYS.iter().flat_map(|first| seconds.iter().map(move |second| (*first, *second)))
         {
             let words = with_keys(&form, first, second);
-            let (frame, expected) = (resp3.ask(&words), resp2.ask(&words));
+            let (frame, expected) = (resp3.query(&words), resp2.query(&words));
             let (input, parser) = parsed(&words);
             let shape = kept_read(parser.arguments(&input)).shape();
             let resp2_form = Resp2Form::new(&frame, shape);
@@ -251,7 +251,7 @@ fn keys_of_a_kept_read_are_those_that_redis_finds() {
         let (input, parser) = parsed(&words);
         let keys: Vec<_> = kept_read(parser.arguments(&input)).keys().map(bulk).collect();
         let expected = [format!("*{}\r\n", keys.len()).into_bytes(), keys.concat()].concat();
-        let found = client.ask(&[&[&b"COMMAND"[..], b"GETKEYS"], &words[..]].concat());
+        let found = client.query(&[&[&b"COMMAND"[..], b"GETKEYS"], &words[..]].concat());
         // Before Redis 7.2 no score goes with a rank.
         let is_unknown = form[0].ends_with("RANK") && form.len() > 3 && found.starts_with(b"-");
         assert!(is_unknown || found == expected, "{form:?}: {}", show(&found));
