@@ -67,8 +67,8 @@ fn schema() -> anyhow::Result<ExitCode> {
     print_text(&format!("{:#}\n", config::json_schema()))
 }
 
-/// Writes the file of `redis-proxy init`. Values of the environment are left out, because they apply
-/// without the file.
+/// Writes the file of `redis-proxy init`. Values of the environment are left out, because they
+/// apply without the file.
 fn init(file: &Path, force: bool, flags: Flags) -> ExitCode {
     let sources = Sources { flags: Flags { config: None, ..flags }, environment: BTreeMap::new() };
     match config::initial_file(&sources) {

@@ -174,8 +174,8 @@ const COMMANDS: &[(&str, &[Section])] = &[
     ),
 ];
 
-/// Writes the page of a command to `out`, or without a name the page of the program. Returns whether
-/// there is such a command.
+/// Writes the page of a command to `out`, or without a name the page of the program. Returns
+/// whether there is such a command.
 ///
 /// # Errors
 /// [`io::Error`] of `out`.

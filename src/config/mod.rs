@@ -1,8 +1,9 @@
 //! The configuration: defaults < file < environment < flags. Every problem is reported at once.
 //!
 //! Each module owns its `Settings`; this file composes them. `sources.rs` reads the layers and
-//! checks each value by itself. `known_keys.rs` finds the key that an unknown name means. `schema.rs`
-//! and `sample.rs` describe all keys. This file checks the rules that concern several keys.
+//! checks each value by itself. `known_keys.rs` finds the key that an unknown name means.
+//! `schema.rs` and `sample.rs` describe all keys. This file checks the rules that concern several
+//! keys.
 
 mod known_keys;
 mod problems;

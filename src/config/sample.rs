@@ -1,5 +1,5 @@
-//! The shipped file, `redis-proxy.toml`: the one place with a text for every key. Here it becomes the
-//! descriptions of the schema and the file of `redis-proxy init`.
+//! The shipped file, `redis-proxy.toml`: the one place with a text for every key. Here it becomes
+//! the descriptions of the schema and the file of `redis-proxy init`.
 
 use std::collections::BTreeMap;
 

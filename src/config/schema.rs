@@ -1,8 +1,8 @@
 //! The JSON schema of the configuration, for editors and for the Helm chart.
 //!
-//! It is not written down anywhere: the keys and defaults are those of [`Config::default`], the texts
-//! those of the shipped file, and the form of each key is found by what its parser accepts. So no
-//! key can be missing. The schema is looser than the parser: `redis-proxy check` decides.
+//! It is not written down anywhere: the keys and defaults are those of [`Config::default`], the
+//! texts those of the shipped file, and the form of each key is found by what its parser accepts.
+//! So no key can be missing. The schema is looser than the parser: `redis-proxy check` decides.
 
 use config::{Value, ValueKind};
 use serde_json::{Map, Value as Json, json};
@@ -90,7 +90,8 @@ fn form_of_text(known: &KnownKeys, key: &str) -> Json {
     json!({ "anyOf": forms })
 }
 
-/// Returns the words that a key accepts and names in its error, as in `expected "lru" or "tinylfu"`.
+/// Returns the words that a key accepts and names in its error, as in `expected "lru" or
+/// "tinylfu"`.
 fn words(known: &KnownKeys, key: &str) -> Vec<String> {
     let error = refusal(known, key, ValueKind::String("\u{1}".to_owned())).unwrap_or_default();
     let expected = error.split_once(", expected ").map_or("", |(_, text)| text);

@@ -172,8 +172,8 @@ impl Visitor<'_> for CountVisitor {
     }
 }
 
-/// A size in bytes, written `"64KiB"`, `"10MB"`, `"1.5GiB"`, or as a bare number. A KB is 1000 bytes, a
-/// KiB 1024.
+/// A size in bytes, written `"64KiB"`, `"10MB"`, `"1.5GiB"`, or as a bare number. A KB is 1000
+/// bytes, a KiB 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
