@@ -162,6 +162,8 @@ mod tests {
         let config: Config = toml::from_str(&initial_file(&sources).unwrap()).unwrap();
         assert_eq!(config, sources.load().unwrap());
         assert_eq!(config.redis.password.reveal(), "a\"b");
+        assert!(config.http.allow_unprotected);
+        assert_eq!(config.cache.capacity, 5000);
     }
 
     #[test]
