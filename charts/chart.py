@@ -17,6 +17,7 @@ import sys
 import tempfile
 
 import helm_python
+import jsonschema
 import kubernetes_validate
 import yaml
 
@@ -141,8 +142,6 @@ def check_document(name, document):
         if schema is None:
             print(f"not validated: {name}: {kind}, whose definition is not at hand (CRDS=FOLDER)")
             return
-        import jsonschema
-
         for error in jsonschema.Draft202012Validator(schema).iter_errors(document):
             fault(f"{name}: {kind}: {error.message}")
         return
@@ -191,6 +190,19 @@ def check_refused():
             part in str(error) or fault(f"{values} is refused without a word of {part}: {error}")
 
 
+def check_shipped_file():
+    """redis-proxy.toml and the files of examples/ keep the schema that editors use."""
+    if sys.version_info < (3, 11):
+        print("not checked: TOML files, which Python can read from version 3.11 on")
+        return
+    import tomllib
+
+    validator = jsonschema.Draft7Validator(json.loads((ROOT / "redis-proxy.schema.json").read_text()))
+    for path in [ROOT / "redis-proxy.toml", *ROOT.glob("examples/*/*.toml")]:
+        for error in validator.iter_errors(tomllib.loads(path.read_text())):
+            fault(f"{path.relative_to(ROOT)}: {error.message} at {list(error.path)}")
+
+
 def check():
     version = subprocess.check_output([ROOT / "scripts/version"], text=True).strip()
     meta = yaml.safe_load((CHART / "Chart.yaml").read_text())
@@ -212,6 +224,7 @@ def check():
         check_selectors(name, found)
         print(f"ok: {name}: {', '.join(sorted(document['kind'] for document in found))}")
     check_refused()
+    check_shipped_file()
     print(f"{len(CASES)} cases, {len(REFUSED)} refusals, {len(faults)} faults")
     return 1 if faults else 0
 

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             cli::write_completions(shell, out);
             Ok(())
         })),
-        command => configured(command, cli.flags),
+        command => configured(command.as_ref(), cli.flags),
     }
 }
 
@@ -90,12 +90,12 @@ fn create(file: &Path, text: &str, replace: bool) -> io::Result<()> {
 }
 
 /// Runs the commands that need the configuration.
-fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
+fn configured(command: Option<&Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
     if let Some(Command::Health { live }) = command {
         // A refused reload leaves the daemon healthy, so problems of the file are ignored here.
         let config = sources.load_lenient();
-        return finish(health(&config, if live { HealthCheck::Live } else { HealthCheck::Ready }));
+        return finish(health(&config, if *live { HealthCheck::Live } else { HealthCheck::Ready }));
     }
     let serves = command.is_none() && !sources.flags.print_config;
     let config = match sources.load() {

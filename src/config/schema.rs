@@ -54,14 +54,14 @@ fn form(known: &KnownKeys, key: &str, default: &Value) -> Json {
         ValueKind::Boolean(_) => json!({ "type": "boolean" }),
         ValueKind::Float(_) => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         ValueKind::Array(_) => json!({ "type": "array", "items": { "type": "string" } }),
-        ValueKind::String(_) => form_of_text(known, key),
+        ValueKind::String(default) => form_of_text(known, key, default),
         _ => json!({ "type": "integer", "minimum": 0 }),
     }
 }
 
 /// Returns the schema of a key that is written as text. Each form is known by a text that no other
 /// one accepts.
-fn form_of_text(known: &KnownKeys, key: &str) -> Json {
+fn form_of_text(known: &KnownKeys, key: &str, default: &str) -> Json {
     let accepts = |kind: ValueKind| refusal(known, key, kind).is_none();
     let text = |text: &str| ValueKind::String(text.to_owned());
     let words = words(known, key);
@@ -75,10 +75,11 @@ fn form_of_text(known: &KnownKeys, key: &str) -> Json {
         DURATION
     } else if accepts(text("1KiB")) {
         SIZE
-    } else if words.is_empty() {
-        return json!({ "type": "string" });
-    } else {
+    } else if words.iter().any(|word| word == default) {
         return json!({ "enum": words });
+    } else {
+        // The words are examples.
+        return json!({ "type": "string" });
     };
     let mut forms = vec![
         json!({ "type": "number", "minimum": 0 }),
@@ -135,6 +136,7 @@ mod tests {
         assert_eq!(of("http", "allow_keys")["type"], list);
         assert_eq!(of("redis", "seeds")["type"], list);
         assert_eq!(of("redis", "url")["type"], "string");
+        assert_eq!(of("telemetry", "traces_endpoint")["type"], "string");
         assert_eq!(of("http", "max_value")["anyOf"][1]["pattern"], SIZE);
         assert_eq!(of("cache", "ttl")["anyOf"][1]["pattern"], DURATION);
         assert_eq!(of("cache", "negative_ttl")["anyOf"][2]["enum"], json!(["auto"]));
