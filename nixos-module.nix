@@ -89,6 +89,9 @@ let
     cache = [
       "capacity"
       "coherence_timeout"
+      "hash_fields"
+      "max_reply"
+      "max_reply_memory"
       "negative_ttl"
       "policy"
       "stale_if_error"

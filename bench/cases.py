@@ -20,7 +20,7 @@ from contestants import (
     WEBDIS_AS_PACKAGED,
 )
 from processes import CORES, LOADING, Failed, Pair, allow_open_files
-from redis_keys import Connection, encode, key, write
+from redis_keys import Connection, encode, key, write, write_collections
 
 VALUE = 100
 # Keys that no cache has when they are read: more than any cache holds.
@@ -227,11 +227,42 @@ def resp(bench):
             bench.share_turns(f"resp at {rate} reads/s", servers, paced(bench, ports, rate))
 
 
-def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS):
-    """GETs for about the bench's seconds; a trial finds their number."""
-    probe = load.redis_benchmark(port, 20_000 * pipeline if pipeline > 1 else 10_000, connections, pipeline, keys)
+# Reads of other types than strings, by their name in the report.
+REPLIES = {
+    "HGET of 20 fields": ("HGET", "hash:__rand_int__", "field:07"),
+    "HGETALL of 20 fields": ("HGETALL", "hash:__rand_int__"),
+    "ZRANGE of 100": ("ZRANGE", "zset:__rand_int__", "0", "-1"),
+    "SMEMBERS of 50": ("SMEMBERS", "set:__rand_int__"),
+}
+
+
+def replies(bench):
+    """Kept replies to reads of hashes, sorted sets and sets: by command and by pipeline."""
+    with Stage(bench, range(1)) as stage:
+        redis = stage.redis(range(1))
+        for server in (stage.origin, redis):
+            write_collections(server.port, load.KEYS)
+        for what, read in REPLIES.items():
+            # One for each command, so that the replies to another do not take its memory.
+            proxy = stage.proxy()
+            # All of them are kept before they are counted, but for a few that chance leaves out.
+            load.redis_benchmark(proxy.resp_port, 12 * load.KEYS, pipeline=16, read=read)
+            for pipeline in (1, 16, 64):
+                ports = {PROXY: (proxy, proxy.resp_port), REDIS: (redis, redis.port)}
+                runs = {name: (server, gets(bench, port, 32, pipeline, read=read)) for name, (server, port) in ports.items()}
+                bench.take_turns(replies_case(what, pipeline), runs)
+
+
+def replies_case(what, pipeline):
+    return f"{what}, P={pipeline}"
+
+
+def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS, read=()):
+    """GETs, or other reads, for about the bench's seconds; a trial finds their number."""
+    trial = 20_000 * pipeline if pipeline > 1 else 10_000
+    probe = load.redis_benchmark(port, trial, connections, pipeline, keys, read)
     reads = max(1000, int(probe.reads / probe.seconds * bench.seconds))
-    return lambda: load.redis_benchmark(port, reads, connections, pipeline, keys)
+    return lambda: load.redis_benchmark(port, reads, connections, pipeline, keys, read)
 
 
 def paced(bench, ports, rate):
@@ -423,6 +454,7 @@ CASES = {
     "http": http,
     "http_large": http_large,
     "resp": resp,
+    "replies": replies,
     "threads": threads,
     "keys": keys,
     "misses": misses,

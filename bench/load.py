@@ -119,14 +119,17 @@ def warm(server, numbers, connections=CONNECTIONS):
     raise Failed(f"{server.name}: {others.turn} reads in {2 * WARMING} seconds")
 
 
-def redis_benchmark(port, reads, connections=CONNECTIONS, pipeline=1, keys=KEYS):
-    """`reads` GETs of random keys, `pipeline` at a time on each connection."""
-    return redis_benchmark_result(reads, run(redis_benchmark_command(port, reads, connections, pipeline, keys), 60))
+def redis_benchmark(port, reads, connections=CONNECTIONS, pipeline=1, keys=KEYS, read=()):
+    """`reads` times the words of `read`, with `__rand_int__` for a random key, or else GETs; `pipeline` at a time on each
+    connection."""
+    command = redis_benchmark_command(port, reads, connections, pipeline, keys, read)
+    return redis_benchmark_result(reads, run(command, 60))
 
 
-def redis_benchmark_command(port, reads, connections, pipeline, keys):
-    command = [install.program("redis-benchmark"), "-p", port, "-t", "get", "-n", reads, "-r", keys]
-    return command + ["-c", connections, "-P", pipeline, "--csv"]
+def redis_benchmark_command(port, reads, connections, pipeline, keys, read=()):
+    command = [install.program("redis-benchmark"), "-p", port, "-n", reads, "-r", keys]
+    command += ["-c", connections, "-P", pipeline, "--csv"]
+    return command + (list(read) or ["-t", "get"])
 
 
 def redis_benchmark_result(reads, text):

@@ -1,17 +1,18 @@
-//! The part of the load that ready-made tools do not have: GETs at a fixed rate, and misses beside the same reads
-//! straight over one link.
+//! The part of the load that ready-made tools do not have: GETs at a fixed rate, and misses beside
+//! the same reads straight over one link.
 //!
-//! At a fixed rate a read is timed from when it was due, so a server that is late for one is charged for all that waited
-//! behind it. The client never sleeps: it has a core of its own, and a timer is less exact than what it measures. The
-//! servers take turns, so short that what disturbs the machine disturbs all of them. The first reads of a turn are not
-//! counted, since the processor's caches are then still those of the server before; the others are counted in slices.
+//! At a fixed rate a read is timed from when it was due, so a server that is late for one is
+//! charged for all that waited behind it. The client never sleeps: it has a core of its own, and a
+//! timer is less exact than what it measures. The servers take turns, so short that what disturbs
+//! the machine disturbs all of them. The first reads of a turn are not counted, since the
+//! processor's caches are then still those of the server before; the others are counted in slices.
 //!
-//! Usage: `load paced CONNECTIONS KEYS RATE TURNS UNCOUNTED SLICE SLICES PORT...`: for each server so many turns, of so
-//! many ms that are not counted and so many slices of so many ms. Prints for each all its reads, how long all its turns
-//! took, the 50th, 99th and 99.9th percentile of what was counted and the lower quartile of its slices' 99th percentiles, in µs;
-//! or `failed` and why.
-//! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight, as pairs with the time to live
-//! over a tracked link, and through the cache.
+//! Usage: `load paced CONNECTIONS KEYS RATE TURNS UNCOUNTED SLICE SLICES PORT...`: for each server
+//! so many turns, of so many ms that are not counted and so many slices of so many ms. Prints for
+//! each all its reads, how long all its turns took, the 50th, 99th and 99.9th percentile of what
+//! was counted and the lower quartile of its slices' 99th percentiles, in µs; or `failed` and why.
+//! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight, as
+//! pairs with the time to live over a tracked link, and through the cache.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -212,7 +213,8 @@ impl Connection {
 
     fn ask(&mut self, number: u64, due: Instant) -> io::Result<()> {
         self.due.push_back(due);
-        // So short that the socket takes it whole, or is so far behind that the measurement has failed.
+        // So short that the socket takes it whole, or is so far behind that the measurement has
+        // failed.
         self.stream.write_all(format!("*2\r\n$3\r\nGET\r\n$16\r\nkey:{number:012}\r\n").as_bytes())
     }
 
@@ -272,7 +274,9 @@ fn proxy(port: u16) -> anyhow::Result<Proxy> {
         ..backend::Settings::default()
     };
     let cache = Cache::new(settings, Handle::current());
-    let (backend, link) = Backend::prepare(redis, 1 << 20, cache.clone(), Arc::clone(&metrics))?;
+    let names = backend::CommandNames::default();
+    let (backend, link) =
+        Backend::prepare(redis, 1 << 20, names, cache.clone(), Arc::clone(&metrics))?;
     tokio::spawn(link.run());
     Ok(Proxy::new(Upstream::Standalone(cache, backend), metrics, HotKeys::new(0)))
 }

@@ -60,6 +60,25 @@ for number = ARGV[1], ARGV[2] - 1 do redis.call('SET', string.format('key:%012d'
 """
 
 
+# Hashes of 20 fields of 32 bytes, sorted sets of 100 members and sets of 50.
+WRITE_COLLECTIONS = """
+local value = string.rep('x', 32)
+for number = ARGV[1], ARGV[2] - 1 do
+  local name = string.format('%012d', number)
+  for field = 1, 20 do redis.call('HSET', 'hash:' .. name, string.format('field:%02d', field), value) end
+  for member = 1, 100 do redis.call('ZADD', 'zset:' .. name, member, string.format('member:%03d', member)) end
+  for member = 1, 50 do redis.call('SADD', 'set:' .. name, string.format('member:%03d', member)) end
+end
+"""
+
+
+def write_collections(port, count):
+    """Writes `count` hashes, sorted sets and sets."""
+    with Connection(port) as redis:
+        for first in range(0, count, 1000):
+            redis.ask("EVAL", WRITE_COLLECTIONS, 0, first, min(first + 1000, count))
+
+
 def write(port, numbers, size):
     """Writes values of `size` bytes to the keys of these numbers."""
     with Connection(port) as redis:

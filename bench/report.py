@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import install
-from cases import CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, THREADS, churn_case
+from cases import CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, THREADS, churn_case, replies_case
 from contestants import (
     FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS, WEBDIS_AS_PACKAGED,
 )
@@ -49,6 +49,11 @@ def resp_late(rate):
     return Target(what, f"resp at {rate} reads/s", PROXY, REDIS, 1.2, 1.0, "p99 of slices")
 
 
+def reply(what, pipeline, must, aim):
+    case = replies_case(what, pipeline)
+    return Target(f"{case}, CPU : redis-server", case, PROXY, REDIS, must, aim)
+
+
 def two_threads(what, case):
     return Target(f"2 worker threads : 1, CPU of a hit, {what}", case, THREADS[2], THREADS[1], 1.15, 1.05)
 
@@ -80,6 +85,10 @@ TARGETS = [
     resp(1, 1.0, 0.9),
     resp(16, 1.0, 0.7),
     resp(64, 1.0, 0.6),
+    *(reply("HGET of 20 fields", *limits) for limits in ((1, 1.0, 0.9), (16, 0.95, 0.8), (64, 0.9, 0.7))),
+    *(reply(what, pipeline, must, must)
+      for what in ("HGETALL of 20 fields", "ZRANGE of 100", "SMEMBERS of 50")
+      for pipeline, must in ((1, 0.9), (16, 0.5), (64, 0.4))),
     resp_late(20_000),
     resp_late(40_000),
     Target("memory an entry : redis-server", "memory", PROXY, REDIS, 2.0, 1.3, "entry"),

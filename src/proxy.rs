@@ -7,10 +7,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::backend::{BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult};
-use crate::cache::{Answer, Coherence, Outcome, ReadMode, Settings, Statistics};
+use crate::backend::{
+    BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult, ReplyRequest,
+};
+use crate::cache::{
+    Answer, Coherence, Outcome, ReadMode, Reply, ReplyResult, Settings, Statistics,
+};
 use crate::cluster::Cluster;
-use crate::metrics::{FrontEnd, Metrics, Node, RejectReason};
+use crate::metrics::{FrontEnd, Kind, Metrics, Node, RejectReason};
+use crate::protocol::Shape;
 use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
 use crate::upstream::Upstream;
@@ -96,6 +101,56 @@ impl Proxy {
     /// Looks up `key` in memory only. The caller [counts](Self::record) the read.
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
         self.upstream.lookup(key, now)
+    }
+
+    /// Returns the kept reply to `command`. `key` is its first key. The caller
+    /// [counts](Self::record) the read.
+    #[inline]
+    pub fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>> {
+        self.upstream.lookup_reply(command, key, now)
+    }
+
+    /// Returns the kept reply to `command`, which reads the whole of `key`, if the user may run the
+    /// command with the index `derived` too.
+    #[inline]
+    pub fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: Instant,
+    ) -> Option<Arc<Reply>> {
+        self.upstream.lookup_whole(command, key, derived, now)
+    }
+
+    /// Returns the kept reply to a read of a Redis client, or fetches it, and counts the read.
+    /// `shape` is the difference of its RESP2 form.
+    pub async fn get_reply(
+        &self,
+        request: Arc<ReplyRequest>,
+        shape: Shape,
+        kind: Kind,
+        span: &Span,
+    ) -> ReplyResult<BackendError> {
+        let begun = Instant::now();
+        let (outcome, result) = self.upstream.get_or_fetch_reply(request, shape).await;
+        let outcome =
+            if matches!(result, ReplyResult::Forward) { Outcome::Bypass } else { outcome };
+        self.record(FrontEnd::Resp, outcome, 1, begun.elapsed());
+        self.record_kind(kind, outcome, 1);
+        spans::record_outcome(span, outcome.name());
+        result
+    }
+
+    /// Counts the kind of `reads` reads of Redis clients that [`record`](Self::record) counts too.
+    pub fn record_kind(&self, kind: Kind, outcome: Outcome, reads: u64) {
+        self.metrics.record_kind(kind, outcome, reads);
+    }
+
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub fn max_hash_fields(&self) -> usize {
+        self.upstream.max_hash_fields()
     }
 
     /// Prefetches the memory of these keys, for the lookups that follow.

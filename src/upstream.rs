@@ -5,11 +5,18 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::backend::{Backend, BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult};
-use crate::cache::{Answer, Cache, Coherence, Outcome, ReadMode, Settings, Statistics};
+use crate::backend::{
+    self, Backend, BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult, ForwardReason,
+    ReplyRequest,
+};
+use crate::cache::{
+    Answer, Cache, Coherence, FetchedReply, Outcome, ReadMode, Reply, ReplyRead, ReplyResult,
+    Settings, Statistics,
+};
 use crate::cluster::Cluster;
 use crate::key::Key;
 use crate::metrics::Node;
+use crate::protocol::{ReplyFrame, Shape};
 use crate::telemetry::spans;
 
 /// The Redis behind the proxy, with its cached values.
@@ -115,6 +122,73 @@ impl Upstream {
         }
     }
 
+    /// Returns the kept reply to `command`. `key` is its first key.
+    #[inline]
+    pub fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>> {
+        match self {
+            Self::Standalone(cache, _) => cache.lookup_reply(command, now),
+            Self::Cluster(cluster) => cluster.lookup(key, |cache| cache.lookup_reply(command, now)),
+        }
+    }
+
+    /// Returns the kept reply to `command`, as [`Cache::lookup_whole`] does. `key` is its key.
+    #[inline]
+    pub fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: Instant,
+    ) -> Option<Arc<Reply>> {
+        let lookup = |cache: &Cache<BackendError>| cache.lookup_whole(command, derived, now);
+        match self {
+            Self::Standalone(cache, _) => lookup(cache),
+            Self::Cluster(cluster) => cluster.lookup(key, lookup),
+        }
+    }
+
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub fn max_hash_fields(&self) -> usize {
+        match self {
+            Self::Standalone(cache, _) => cache.max_hash_fields(),
+            Self::Cluster(cluster) => cluster.max_hash_fields(),
+        }
+    }
+
+    /// Returns the kept reply to a read, or fetches it. `shape` is the difference of its RESP2
+    /// form.
+    pub(crate) async fn get_or_fetch_reply(
+        &self,
+        request: Arc<ReplyRequest>,
+        shape: Shape,
+    ) -> (Outcome, ReplyResult<BackendError>) {
+        let fetched = Arc::clone(&request);
+        match self {
+            Self::Standalone(cache, backend) => {
+                let (backend, max) = (backend.clone(), cache.settings().max_reply.0);
+                let fetch = move || async move {
+                    to_cache(backend.fetch_reply(&fetched, max).await, shape)
+                };
+                cache.get_or_fetch_reply(read_of(&request), fetch).await
+            }
+            Self::Cluster(cluster) => {
+                let shard =
+                    match cluster.find_shard_of_all(request.keys.iter().map(Key::as_bytes)).await {
+                        Ok(Some(shard)) => shard,
+                        Ok(None) => return (Outcome::Bypass, ReplyResult::Forward),
+                        Err(error) => return (Outcome::Miss, ReplyResult::Failed(error)),
+                    };
+                let (cluster, max) = (cluster.clone(), shard.cache.settings().max_reply.0);
+                let at = Arc::clone(&shard);
+                let fetch = move || async move {
+                    to_cache(cluster.fetch_reply(&at, &fetched, max).await, shape)
+                };
+                shard.cache.get_or_fetch_reply(read_of(&request), fetch).await
+            }
+        }
+    }
+
     /// Prefetches the memory of these keys, for the lookups that follow.
     pub fn prefetch(&self, keys: &[&[u8]]) {
         match self {
@@ -211,5 +285,28 @@ impl Upstream {
             Self::Standalone(_, backend) => backend.cache_settings_changed(settings.capacity),
             Self::Cluster(cluster) => cluster.cache_settings_changed(),
         }
+    }
+}
+
+/// Converts a request for the cache.
+fn read_of(request: &ReplyRequest) -> ReplyRead<'_> {
+    ReplyRead { command: &request.command, name_index: request.name_index, keys: &request.keys }
+}
+
+/// Converts the result of a fetch for the cache.
+fn to_cache(
+    fetched: Result<backend::FetchedReply, BackendError>,
+    shape: Shape,
+) -> FetchedReply<BackendError> {
+    match fetched {
+        Ok(backend::FetchedReply::Keepable { frame, expires_in }) => {
+            FetchedReply::Keepable(ReplyFrame::new(frame, shape), expires_in)
+        }
+        Ok(backend::FetchedReply::Unkeepable { frame }) => {
+            FetchedReply::Unkeepable(ReplyFrame::new(frame, shape))
+        }
+        Ok(backend::FetchedReply::Forward(ForwardReason::TooLarge)) => FetchedReply::TooLarge,
+        Ok(backend::FetchedReply::Forward(_)) => FetchedReply::Forward,
+        Err(error) => FetchedReply::Failed(error),
     }
 }

@@ -64,6 +64,7 @@ impl Rig {
         let link = Backend::prepare(
             backend::Settings::default(),
             1 << 20,
+            backend::CommandNames::default(),
             cache.clone(),
             Arc::clone(&metrics),
         );

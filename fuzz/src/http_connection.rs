@@ -90,8 +90,13 @@ impl Stage {
         };
         let cache = Cache::<BackendError>::new(settings, runtime.handle().clone());
         let metrics = std::sync::Arc::new(Metrics::new(&[]).expect("metrics"));
-        let redis =
-            Backend::prepare(backend::Settings::default(), 1 << 20, cache.clone(), metrics.clone());
+        let redis = Backend::prepare(
+            backend::Settings::default(),
+            1 << 20,
+            backend::CommandNames::default(),
+            cache.clone(),
+            metrics.clone(),
+        );
         let proxy = Proxy::new(
             Upstream::Standalone(cache.clone(), redis.expect("a Redis that is never there").0),
             metrics,

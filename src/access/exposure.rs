@@ -15,6 +15,18 @@ pub enum AuthRequirement {
     None(&'static str),
 }
 
+impl AuthRequirement {
+    /// Returns the requirement of a listener. `keys` would enforce authentication, for the error
+    /// text.
+    pub(crate) fn new(is_waived: bool, is_enforced: bool, keys: &'static str) -> Self {
+        match (is_waived, is_enforced) {
+            (true, _) => Self::Waived,
+            (false, true) => Self::Enforced,
+            (false, false) => Self::None(keys),
+        }
+    }
+}
+
 /// A listener that other hosts can reach and that neither requires authentication nor has a waiver.
 #[derive(Debug, thiserror::Error)]
 #[error(

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::address::{Address, ConnectionAddr};
+use super::command_query::confirm_untracked;
 use super::credentials::{Login, load_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged};
@@ -27,6 +28,7 @@ use super::settings::Settings;
 use super::tls_error;
 use super::topology::Topology;
 use super::tracking::{self, InvalidationHandler, Tracking, TrackingError};
+use super::value::text;
 use crate::net::{IoProgress, TrackedIo};
 
 /// The name of the proxy's connections in Redis's `CLIENT LIST`.
@@ -34,10 +36,10 @@ const CLIENT_NAME: &str = "redis-proxy";
 
 /// The reason for a connection without TLS that never had a reply.
 const CLOSED_BEFORE_REPLY: &str = "Redis closed the connection before its first reply; if the \
-    port is one with TLS, use rediss:// in redis.url";
+    port is one with TLS, use rediss:// in redis.url or redis.seeds";
 
 /// The reason for ending a connection that still works.
-pub(super) const PRIMARY_CHANGED: &str = "the sentinels name another primary";
+pub(super) const PRIMARY_CHANGED: &str = "Redis has another primary";
 
 /// A connection with a complete handshake.
 pub(super) struct Connected {
@@ -159,7 +161,7 @@ impl Connector {
             answer => answer?,
         }
         let info = connection.send(redis::cmd("CLUSTER").arg("INFO")).await?;
-        Ok(tracking::text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
+        Ok(text(&info).is_some_and(|info| info.contains("cluster_state:ok")))
     }
 
     /// Counts a failed attempt.
@@ -197,23 +199,29 @@ impl Connector {
         self.login.as_ref()
     }
 
-    /// Opens a connection over RESP2, which receives no invalidations.
+    /// Opens a connection that receives no invalidations. The server is asked about the commands
+    /// `names`; without any the connection speaks RESP2.
     ///
     /// # Errors
     /// The [`BackendError`] of dialling or of the first handshake command that failed.
-    pub(super) async fn connect_untracked(&self) -> Result<Connected, BackendError> {
+    pub(super) async fn connect_untracked(
+        &self,
+        names: &[String],
+    ) -> Result<Connected, BackendError> {
         let mut connected = self.open(Box::new(|_| ())).await?;
         let handshake_done = async {
             if let Some(login) = &self.login {
                 authenticate(&connected.connection, login).await?;
             }
-            self.handshake(&connected.connection).await
+            self.handshake(&connected.connection).await?;
+            confirm_untracked(&connected.connection, names).await
         };
         drive_until(&mut connected.driver, handshake_done).await?;
         Ok(connected)
     }
 
-    /// Opens a connection over RESP3. `handler` receives the pushes.
+    /// Opens a connection over RESP3. `handler` receives the pushes, and the server is asked about
+    /// the commands `names`.
     ///
     /// If Redis refuses tracking but may grant it later, the connection has none and carries the
     /// reason.
@@ -224,6 +232,7 @@ impl Connector {
     pub(super) async fn connect_tracked(
         &self,
         handler: InvalidationHandler,
+        names: &[String],
     ) -> Result<Connected, TrackingError> {
         let mut connected = self.open(Box::new(move |push| handler.handle_push(push))).await?;
         let connection = &connected.connection;
@@ -234,9 +243,13 @@ impl Connector {
         .await?;
         let requested_at = Instant::now();
         drive_until(&mut connected.driver, self.handshake(connection)).await?;
-        match drive_until(&mut connected.driver, tracking::enable(connection)).await {
+        match drive_until(&mut connected.driver, tracking::enable(connection, names)).await {
             Ok(tracking) => connected.tracking = Some(TrackingGranted { tracking, requested_at }),
-            Err(TrackingError::Refused(reason)) => connected.tracking_refusal = Some(reason),
+            Err(TrackingError::Refused(reason)) => {
+                let confirmed = confirm_untracked(&connected.connection, names);
+                drive_until(&mut connected.driver, confirmed).await?;
+                connected.tracking_refusal = Some(reason);
+            }
             Err(error) => return Err(error),
         }
         Ok(connected)
@@ -317,7 +330,7 @@ impl Connector {
 async fn require_primary(connection: &Multiplexed) -> Result<(), BackendError> {
     match connection.send(&redis::cmd("ROLE")).await? {
         Value::ServerError(error) => Err(handshake_error(&error)),
-        Value::Array(parts) if parts.first().and_then(tracking::text) == Some("master") => Ok(()),
+        Value::Array(parts) if parts.first().and_then(text) == Some("master") => Ok(()),
         _ => Err(unreachable(&"it is called a primary, but it is a replica (ROLE)")),
     }
 }

@@ -65,9 +65,14 @@ fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     }
 }
 
+/// Reads a password, without the line end behind it.
 fn read_password(key: &'static str, path: &Path) -> Result<Secret, PrepareError> {
     let text = fs::read_to_string(path).map_err(|error| PrepareError::new(key, path, &error))?;
-    Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(PrepareError::new(key, path, &"it is empty; expected the password"));
+    }
+    Ok(Secret::from(password.to_owned()))
 }
 
 impl Login {

@@ -13,16 +13,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::ConnectionAddr;
 use super::error::{BackendError, auth_rejected, unreachable};
 use super::read_after_reset::ReadAfterReset;
 use super::settings::Settings;
 use super::tls_error;
-use crate::net::tcp;
+use crate::net::{pem, tcp};
 
 /// A file named in `[redis]` that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -139,27 +138,17 @@ fn tls_connector(settings: &Settings) -> Result<TlsConnector, PrepareError> {
     } else {
         let certificates = certificates("tls_cert_file", &settings.tls_cert_file)?;
         let config = builder.with_client_auth_cert(certificates, private_key(settings)?);
-        config.map_err(|error| pair_error(settings, &error))?
+        config.map_err(|error| match pem::key_mismatch(&error, "redis.tls_cert_file") {
+            Some(problem) => PrepareError::new("tls_key_file", &settings.tls_key_file, &problem),
+            None => PrepareError::new("tls_cert_file", &settings.tls_cert_file, &error),
+        })?
     };
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
 fn private_key(settings: &Settings) -> Result<PrivateKeyDer<'static>, PrepareError> {
-    let path = &settings.tls_key_file;
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|error| PrepareError::new("tls_key_file", path, &error))
-}
-
-/// Returns the error for a certificate and a key that cannot be used together.
-fn pair_error(settings: &Settings, error: &rustls::Error) -> PrepareError {
-    match error {
-        rustls::Error::InconsistentKeys(_) => PrepareError::new(
-            "tls_key_file",
-            &settings.tls_key_file,
-            &"it does not belong to the certificate in redis.tls_cert_file",
-        ),
-        error => PrepareError::new("tls_cert_file", &settings.tls_cert_file, error),
-    }
+    pem::private_key(&settings.tls_key_file)
+        .map_err(|problem| PrepareError::new("tls_key_file", &settings.tls_key_file, &problem))
 }
 
 fn root_certificates(ca_file: &Path) -> Result<RootCertStore, PrepareError> {
@@ -188,13 +177,5 @@ fn certificates(
     key: &'static str,
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, PrepareError> {
-    let certificates =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match certificates {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(PrepareError::new(key, path, &"no certificate in it (PEM)"))
-        }
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(PrepareError::new(key, path, &error)),
-    }
+    pem::certificates(path).map_err(|problem| PrepareError::new(key, path, &problem))
 }

@@ -123,14 +123,37 @@ fn info(answer: &Value) -> Option<&str> {
 }
 
 fn expiry(text: &str, database: u32) -> Option<Expiry> {
-    let (_, databases) = text.split_once("# Keyspace\r\n")?;
-    let name = format!("db{database}:");
     // INFO omits a database without keys.
-    let Some(counts) = databases.lines().find_map(|line| line.strip_prefix(&name)) else {
-        return Some(Expiry::NoKeys);
-    };
-    let expires = counts.split(',').find_map(|count| count.strip_prefix("expires="))?;
+    let Some(counts) = counts(text, database).ok()? else { return Some(Expiry::NoKeys) };
+    let expires = count(counts, "expires=")?;
     Some(if expires == "0" { Expiry::NoKeys } else { Expiry::SomeKeys })
+}
+
+/// Parses the reply to [`INFO_KEYSPACE`]. Returns whether it reports that no field of a hash has a
+/// time to live; `false` for an error reply.
+///
+/// # Errors
+/// [`UnexpectedReply`] if it is no reply to this request.
+pub(super) fn no_field_expires(answer: &Value, database: u32) -> Result<bool, UnexpectedReply> {
+    if let Value::ServerError(_) = answer {
+        return Ok(false);
+    }
+    let counts = counts(info(answer).ok_or(UnexpectedReply)?, database)?;
+    Ok(counts.is_none_or(|counts| count(counts, "subexpiry=") == Some("0")))
+}
+
+/// Returns the counts of a database; `None` if it has no keys.
+///
+/// # Errors
+/// [`UnexpectedReply`] if the text has no section for them.
+fn counts(text: &str, database: u32) -> Result<Option<&str>, UnexpectedReply> {
+    let (_, databases) = text.split_once("# Keyspace\r\n").ok_or(UnexpectedReply)?;
+    let name = format!("db{database}:");
+    Ok(databases.lines().find_map(|line| line.strip_prefix(&name)))
+}
+
+fn count<'a>(counts: &'a str, name: &str) -> Option<&'a str> {
+    counts.split(',').find_map(|count| count.strip_prefix(name))
 }
 
 #[cfg(test)]
@@ -160,6 +183,17 @@ mod tests {
             ExpiryCheck::new(0).on_keyspace_info(&said("# Keyspace\r\n")),
             Ok(Expiry::NoKeys)
         );
+    }
+
+    #[test]
+    fn field_expiry_needs_an_explicit_zero() {
+        let databases = "# Keyspace\r\ndb0:keys=1,expires=1,avg_ttl=9,subexpiry=0\r\ndb1:keys=1,\
+            expires=0,avg_ttl=0,subexpiry=12\r\ndb2:keys=1,expires=0,avg_ttl=0\r\n";
+        for (database, expected) in [(0, true), (1, false), (2, false), (3, true)] {
+            assert_eq!(no_field_expires(&said(databases), database), Ok(expected), "{database}");
+        }
+        assert_eq!(no_field_expires(&said("# Server\r\n"), 0), Err(UnexpectedReply));
+        assert_eq!(no_field_expires(&Value::Nil, 0), Err(UnexpectedReply));
     }
 
     #[test]

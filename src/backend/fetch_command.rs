@@ -151,9 +151,10 @@ fn parse_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unexpe
 
 /// The reply of PTTL for a key without expiry, and for a missing key.
 pub(super) const NO_EXPIRY: i64 = -1;
-const NO_KEY: i64 = -2;
+pub(super) const NO_KEY: i64 = -2;
 
-fn server_error(reply: &Value) -> Option<BackendError> {
+/// Returns the error of an error reply.
+pub(super) fn server_error(reply: &Value) -> Option<BackendError> {
     match reply {
         Value::ServerError(error) => {
             let redirect = Redirect::parse(error.code(), error.details().unwrap_or_default());

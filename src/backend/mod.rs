@@ -5,6 +5,7 @@
 //! step to its last, whatever Redis does.
 
 mod address;
+mod command_query;
 mod connector;
 mod credentials;
 mod dial;
@@ -20,20 +21,24 @@ mod outage;
 mod probe;
 mod read_after_reset;
 mod reply_decoder;
+mod reply_fetch;
 mod rights;
 mod seeds;
 mod sentinel;
+mod server_commands;
 mod settings;
 mod signals;
 mod supervisor;
 mod tls_error;
 mod topology;
 mod tracking;
+mod value;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -45,11 +50,15 @@ use self::endpoint::Endpoint;
 pub use self::endpoint::EpochStream;
 pub use self::error::{BackendError, Redirect};
 use self::error::{NO_PERMISSION, unreachable};
-use self::fetch_command::FetchCommand;
 pub(crate) use self::fetch_command::Reply;
+use self::fetch_command::{FetchCommand, UnexpectedReply};
 use self::multiplexed::Multiplexed;
 pub(crate) use self::node_client::NodeClient;
+pub(crate) use self::outage::Outage;
+pub use self::reply_fetch::{FetchedReply, ForwardReason, ReplyRequest, RequestedFields};
+use self::reply_fetch::{ReplyError, ReplyFetch, TimedReply};
 pub use self::seeds::Seeds;
+pub use self::server_commands::CommandNames;
 pub use self::settings::{Mode, Settings};
 use self::signals::SupervisorSignals;
 pub use self::supervisor::ConnectionSupervisor;
@@ -141,13 +150,15 @@ impl Backend {
     /// Creates a backend that serves values of at most `max_value` bytes, and its supervisor.
     ///
     /// The supervisor keeps the connection while it [runs](ConnectionSupervisor::run).
-    /// Invalidations from Redis are applied to `cache`.
+    /// Invalidations from Redis are applied to `cache`. `names` are the commands with replies that
+    /// may be kept.
     ///
     /// # Errors
     /// [`PrepareError`] if a certificate, key or password file cannot be used.
     pub fn prepare(
         settings: Settings,
         max_value: usize,
+        names: CommandNames,
         cache: Cache<BackendError>,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, ConnectionSupervisor), PrepareError> {
@@ -155,15 +166,16 @@ impl Backend {
         let dialer = Arc::new(Dialer::new(&settings)?);
         let user = Self::user(&settings)?;
         let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
-        let link = ConnectionSupervisor::prepare(
+        let prepared = ConnectionSupervisor::prepare(
             &settings,
+            names,
             Arc::clone(&dialer),
             Arc::clone(&topology),
             cache,
             Arc::clone(&signals),
             Arc::clone(&metrics),
         );
-        let (link, Published { state, lease_renewed, suspected }) = link;
+        let (supervisor, Published { state, lease_renewed, suspected }) = prepared;
         let shared = Shared {
             dialer,
             topology,
@@ -179,7 +191,7 @@ impl Backend {
             metrics,
             settings,
         };
-        Ok((Self(Arc::new(shared)), link))
+        Ok((Self(Arc::new(shared)), supervisor))
     }
 
     /// Checks that a backend could be prepared from `settings`; returns the user with which it
@@ -230,6 +242,53 @@ impl Backend {
     ) -> Result<Reply, BackendError> {
         self.0.topology.record_span_target();
         self.0.fetch(key, asking, deadline).await
+    }
+
+    /// Fetches the reply to a read, with the time for which it may be kept, within
+    /// `response_timeout`. A reply of more than `max_reply` bytes is not returned.
+    ///
+    /// The caller notes what invalidates the reply before the call, and compares it afterwards: a
+    /// change while the fetch runs is pushed before this returns.
+    ///
+    /// # Errors
+    /// The [`BackendError`] if Redis does not reply. An error reply is
+    /// [`FetchedReply::Forward`].
+    pub async fn fetch_reply(
+        &self,
+        request: &ReplyRequest,
+        max_reply: usize,
+    ) -> Result<FetchedReply, BackendError> {
+        let reply = self.read_reply(request, max_reply).await;
+        self.to_fetched_reply(reply)
+    }
+
+    /// Fetches a reply, like [`fetch_reply`](Self::fetch_reply), but returns error replies.
+    ///
+    /// # Errors
+    /// The [`BackendError`] of the fetch, [`BackendError::Moved`] for a redirect.
+    pub(crate) async fn read_reply(
+        &self,
+        request: &ReplyRequest,
+        max_reply: usize,
+    ) -> Result<FetchedReply, BackendError> {
+        self.0.topology.record_span_target();
+        let deadline = Instant::now() + self.0.settings.response_timeout;
+        self.0.fetch_reply(request, max_reply, deadline).await
+    }
+
+    /// Converts the error replies of [`read_reply`](Self::read_reply), and counts a failure.
+    ///
+    /// # Errors
+    /// The [`BackendError`] if Redis did not reply.
+    pub(crate) fn to_fetched_reply(
+        &self,
+        reply: Result<FetchedReply, BackendError>,
+    ) -> Result<FetchedReply, BackendError> {
+        match reply {
+            Err(BackendError::Moved(_)) => Ok(FetchedReply::Forward(ForwardReason::Redirected)),
+            Err(error) if error.is_reply() => Ok(FetchedReply::Forward(ForwardReason::ErrorReply)),
+            reply => reply.inspect_err(|error| self.0.record_failure(error)),
+        }
     }
 
     /// Converts the result of a read for the cache, and counts a failure.
@@ -330,13 +389,17 @@ impl Backend {
 }
 
 impl Shared {
-    fn failed(&self, error: BackendError) -> Fetched<BackendError> {
+    fn record_failure(&self, error: &BackendError) {
         self.metrics.record_backend_error(error.kind());
         spans::record_failure(error.kind(), error.code());
         if error.code() == Some(NO_PERMISSION) {
             self.signals.fetch_forbidden.notify_one();
         }
         tracing::debug!(kind = error.kind(), %error, "fetch failed");
+    }
+
+    fn failed(&self, error: BackendError) -> Fetched<BackendError> {
+        self.record_failure(&error);
         if error.is_reply() {
             return Fetched::ErrorReply(error);
         }
@@ -350,14 +413,42 @@ impl Shared {
         asking: Asking,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
+        self.read_twice(deadline, |_| self.fetch_once(key, asking, deadline)).await
+    }
+
+    async fn fetch_reply(
+        &self,
+        request: &ReplyRequest,
+        max_reply: usize,
+        deadline: Instant,
+    ) -> Result<FetchedReply, BackendError> {
+        self.read_twice(deadline, |attempt| async move {
+            match self.fetch_reply_once(request, max_reply, deadline).await? {
+                // What the caller noted before the first attempt does not apply to this connection.
+                FetchedReply::Keepable { frame, .. } if attempt == Attempt::Second => {
+                    Ok(FetchedReply::Unkeepable { frame })
+                }
+                reply => Ok(reply),
+            }
+        })
+        .await
+    }
+
+    /// Calls `read` with a permit to fetch, and again if the connection is lost.
+    ///
+    /// A read may be sent again. A connection lost under a request usually means a Redis that is
+    /// restarting.
+    async fn read_twice<T, F: Future<Output = Result<T, BackendError>>>(
+        &self,
+        deadline: Instant,
+        read: impl Fn(Attempt) -> F,
+    ) -> Result<T, BackendError> {
         let _turn = self.acquire_permit(deadline).await?;
-        match self.fetch_once(key, asking, deadline).await {
-            // A read may be sent again. A connection lost under a request usually means a Redis
-            // that is restarting.
+        match read(Attempt::First).await {
             Err(BackendError::Disconnected) => {
                 Box::pin(async {
                     self.wait_until_down(deadline).await;
-                    self.fetch_once(key, asking, deadline).await
+                    read(Attempt::Second).await
                 })
                 .await
             }
@@ -369,10 +460,13 @@ impl Shared {
     ///
     /// A request on that connection may learn of the end first, and would otherwise use it again.
     async fn wait_until_down(&self, deadline: Instant) {
-        let mut link = self.state.clone();
-        let is_closed = matches!(&*link.borrow_and_update(), ConnectionState::Up(connection, _) if connection.is_closed());
+        let mut state = self.state.clone();
+        let is_closed = match &*state.borrow_and_update() {
+            ConnectionState::Up(connection, _) => connection.is_closed(),
+            _ => false,
+        };
         if is_closed {
-            _ = timeout_at(deadline.min(Instant::now() + RECONNECT_WAIT), link.changed()).await;
+            _ = timeout_at(deadline.min(Instant::now() + RECONNECT_WAIT), state.changed()).await;
         }
     }
 
@@ -398,20 +492,20 @@ impl Shared {
         asking: Asking,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let (link, tracking) = match self.current_connection() {
+        let (connection, tracking) = match self.current_connection() {
             Some(linked) => linked,
             None => Box::pin(self.connection(deadline)).await?,
         };
         if asking == Asking::Yes {
-            return self.execute(FetchCommand::Asking, &link, key, deadline).await;
+            return self.execute(FetchCommand::Asking, &connection, key, deadline).await;
         }
         if tracking.is_some() {
-            return self.execute(FetchCommand::GetPttlTracked, &link, key, deadline).await;
+            return self.execute(FetchCommand::GetPttlTracked, &connection, key, deadline).await;
         }
-        match self.execute(FetchCommand::Transaction, &link, key, deadline).await {
+        match self.execute(FetchCommand::Transaction, &connection, key, deadline).await {
             // Redis short of memory queues no command in a transaction, but still reads.
             Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
-                Box::pin(self.execute(FetchCommand::GetPttl, &link, key, deadline)).await
+                Box::pin(self.execute(FetchCommand::GetPttl, &connection, key, deadline)).await
             }
             answer => answer,
         }
@@ -420,43 +514,117 @@ impl Shared {
     async fn execute(
         &self,
         command: FetchCommand,
-        link: &Multiplexed,
+        connection: &Multiplexed,
         key: &Key,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        let (asked, answered) = (Instant::now(), link.reply_count());
-        if asked >= deadline {
-            return Err(BackendError::TimedOut);
-        }
+        let sent = SentRequest::begin(connection, deadline)?;
         let replies = match command {
-            FetchCommand::GetPttlTracked => link.fetch_value(Some(deadline), key).await,
+            FetchCommand::GetPttlTracked => connection.fetch_value(Some(deadline), key).await,
             _ => {
-                link.send_batch(Some(deadline), |commands| command.write(key.as_bytes(), commands))
+                connection
+                    .send_batch(Some(deadline), |commands| command.write(key.as_bytes(), commands))
                     .await
             }
         };
-        if replies == Err(BackendError::TimedOut) {
+        match command.parse(self.end_request(&sent, connection, replies)?) {
+            Ok(reply) => reply,
+            Err(UnexpectedReply) => Err(self.report_desync(deadline).await),
+        }
+    }
+
+    /// Fetches a reply over the current connection.
+    async fn fetch_reply_once(
+        &self,
+        request: &ReplyRequest,
+        max_reply: usize,
+        deadline: Instant,
+    ) -> Result<FetchedReply, BackendError> {
+        let (connection, tracking) = self.connection(deadline).await?;
+        let (is_cluster, database) = (self.topology.requires_cluster(), self.settings.url.database);
+        let commands = tracking.map_or_else(|| connection.untracked_commands(), |one| one.commands);
+        let fetch = match ReplyFetch::plan(request, commands, is_cluster, database) {
+            Ok(fetch) if tracking.is_none() => fetch.in_transaction(),
+            Ok(fetch) => fetch,
+            Err(reason) => return Ok(FetchedReply::Forward(reason)),
+        };
+        let sent = SentRequest::begin(&connection, deadline)?;
+        let replies = connection
+            .send_for_frame(Some(deadline), fetch.max_frame(max_reply), |commands| {
+                fetch.write(commands)
+            })
+            .await;
+        let (answers, frame) = self.end_request(&sent, &connection, replies)?;
+        match fetch.parse(&answers, frame) {
+            Ok(Ok(reply)) => self.finish_reply(&fetch, reply, &connection, deadline).await,
+            Ok(Err(ReplyError::Forward(reason))) => Ok(FetchedReply::Forward(reason)),
+            Ok(Err(ReplyError::Backend(error))) => Err(error),
+            Err(UnexpectedReply) => Err(self.report_desync(deadline).await),
+        }
+    }
+
+    /// Requests the times to live of fields that the reply shows, if they are unknown. A failure
+    /// costs only the right to keep the reply.
+    async fn finish_reply(
+        &self,
+        fetch: &ReplyFetch<'_>,
+        mut reply: TimedReply,
+        connection: &Multiplexed,
+        deadline: Instant,
+    ) -> Result<FetchedReply, BackendError> {
+        let names = match fetch.unknown_fields(&reply) {
+            Some(names) if names.is_empty() => return Ok(reply.finish()),
+            Some(names) => names,
+            None => return Ok(reply.unkeepable()),
+        };
+        let Ok(sent) = SentRequest::begin(connection, deadline) else {
+            return Ok(reply.unkeepable());
+        };
+        let write = |commands: &mut BytesMut| {
+            fetch.write_field_expiry(&names, commands);
+            1
+        };
+        let replies = connection.send_batch(Some(deadline), write).await;
+        let Ok(replies) = self.end_request(&sent, connection, replies) else {
+            return Ok(reply.unkeepable());
+        };
+        match replies.first().map(|answer| reply.apply_fields(answer, names.len())) {
+            Some(Ok(())) => Ok(reply.finish()),
+            _ => Err(self.report_desync(deadline).await),
+        }
+    }
+
+    /// Records the duration of a request. Signals a connection on which nothing arrives.
+    fn end_request<T>(
+        &self,
+        sent: &SentRequest,
+        connection: &Multiplexed,
+        replies: Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        if matches!(replies, Err(BackendError::TimedOut)) {
             // Redis replies in order. If no reply arrived since the fetch was sent, what is pending
             // blocks every later request: a slow value, or replies that no longer parse. The
             // timeout counts only if Redis had at least half of `response_timeout`. A fetch that
             // spent more of it waiting for a permit proves nothing.
-            let waited = asked.elapsed() >= self.settings.response_timeout / 2;
-            if waited && link.reply_count() == answered {
+            let waited = sent.at.elapsed() >= self.settings.response_timeout / 2;
+            if waited && connection.reply_count() == sent.replies_before {
                 self.signals.stalled.notify_one();
             }
         }
         let replies = replies?;
-        self.metrics.record_fetch(asked.elapsed());
-        if let Ok(reply) = command.parse(replies) {
-            return reply;
-        }
-        // Replies no longer match commands. The next reply could belong to another key.
+        self.metrics.record_fetch(sent.at.elapsed());
+        Ok(replies)
+    }
+
+    /// Ends the connection, because its replies no longer match commands: the next one could belong
+    /// to another key. Returns the error for the request.
+    async fn report_desync(&self, deadline: Instant) -> BackendError {
         let mut state = self.state.clone();
         state.mark_unchanged();
         self.signals.desynced.notify_one();
         _ = Box::pin(timeout_at(deadline.min(Instant::now() + RECONNECT_WAIT), state.changed()))
             .await;
-        Err(BackendError::Disconnected)
+        BackendError::Disconnected
     }
 
     /// Returns the connection if it is up.
@@ -474,8 +642,8 @@ impl Shared {
     /// [`BackendError::TimedOut`] if the first attempt is not over at the deadline; otherwise the
     /// reason why the connection is down.
     async fn connection(&self, deadline: Instant) -> Result<Established, BackendError> {
-        let mut link = self.state.clone();
-        let until = match &*link.borrow_and_update() {
+        let mut state = self.state.clone();
+        let until = match &*state.borrow_and_update() {
             ConnectionState::Up(connection, tracking) => {
                 return Ok((connection.clone(), *tracking));
             }
@@ -485,8 +653,8 @@ impl Shared {
             ConnectionState::Down(_) => deadline.min(Instant::now() + RECONNECT_WAIT),
         };
         self.signals.connect_now.notify_one();
-        _ = timeout_at(until, link.changed()).await;
-        let state = link.borrow().clone();
+        _ = timeout_at(until, state.changed()).await;
+        let state = state.borrow().clone();
         match state {
             ConnectionState::Connecting => Err(BackendError::TimedOut),
             ConnectionState::Up(connection, tracking) => Ok((connection, tracking)),
@@ -569,6 +737,31 @@ impl Shared {
             _ = lost => Err(BackendError::Disconnected),
             () = sleep_until(deadline) => Err(BackendError::TimedOut),
         }
+    }
+}
+
+/// The number of an attempt to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Second,
+}
+
+/// The state of the connection before a request.
+struct SentRequest {
+    at: Instant,
+    /// The number of replies that had arrived.
+    replies_before: u64,
+}
+
+impl SentRequest {
+    /// Returns the state of the connection before a request.
+    ///
+    /// # Errors
+    /// [`BackendError::TimedOut`] if the deadline has passed.
+    fn begin(link: &Multiplexed, deadline: Instant) -> Result<Self, BackendError> {
+        let sent = Self { at: Instant::now(), replies_before: link.reply_count() };
+        if sent.at >= deadline { Err(BackendError::TimedOut) } else { Ok(sent) }
     }
 }
 

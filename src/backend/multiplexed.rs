@@ -13,6 +13,9 @@
 //! behind a batch of them returns whether any key expires ([`expiry_check`](super::expiry_check)).
 //! The values stay pending until that reply has arrived too.
 //!
+//! The last reply of a request can be delivered as its bytes ([`Frame`]). Such a reply is not
+//! parsed, and its size is limited.
+//!
 //! Requests mostly come from other threads than the driver's, and waking a thread costs a system
 //! call. So the requests of one turn of a runtime wake the driver once. The replies of one turn of
 //! the driver return to each runtime in one task.
@@ -20,7 +23,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, BytesMut};
@@ -33,7 +36,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::error::{BackendError, repeated_login_error, unreachable};
 use super::expiry_check::{Expiry, ExpiryCheck, INFO_KEYSPACE, INFO_SERVER_KEYSPACE};
 use super::fetch_command::{FetchCommand, NO_EXPIRY, write_expiry, write_value};
-use super::reply_decoder::{LARGE_VALUE_MIN, ReplyDecoder};
+use super::reply_decoder::{Frame, LARGE_VALUE_MIN, ReplyDecoder};
+use super::server_commands::ServerCommands;
 use super::tls_error;
 use crate::key::Key;
 use crate::protocol::InvalidReply;
@@ -48,6 +52,8 @@ struct Shared {
     queue: Mutex<SubmitQueue>,
     /// The number of replies received so far, pushes excluded.
     reply_count: AtomicU64,
+    /// The commands that the server confirms, on a connection without tracking.
+    untracked_commands: OnceLock<ServerCommands>,
 }
 
 /// The requests that the driver has not accepted yet.
@@ -88,6 +94,8 @@ struct PendingRequest {
 enum OnComplete {
     /// The replies are delivered.
     Reply,
+    /// The replies are delivered. The last one was delivered before them, as its bytes.
+    ReplyWithFrame(Box<FrameRequest>),
     /// The replies are held until a shared check has returned whether the key can expire.
     AwaitExpiryCheck(Key),
     /// The reply of a shared check: it decides about the held values.
@@ -96,6 +104,14 @@ enum OnComplete {
     ServerIdentified,
     /// The reply to a repeated login: a rejection ends the connection.
     LoggedIn,
+}
+
+/// The request for the last reply as its bytes.
+struct FrameRequest {
+    /// The limit of the reply, in bytes.
+    limit: usize,
+    /// The receiver of the reply. `None`: it has been delivered.
+    frame_to: Option<oneshot::Sender<Frame>>,
 }
 
 type ReplySender = oneshot::Sender<Result<Vec<Value>, BackendError>>;
@@ -168,6 +184,16 @@ impl Multiplexed {
         (connection, driver)
     }
 
+    /// Records the commands that the server confirms, on a connection without tracking.
+    pub(super) fn confirm_untracked(&self, commands: ServerCommands) {
+        _ = self.0.untracked_commands.set(commands);
+    }
+
+    /// Returns the commands that the server confirms, on a connection without tracking.
+    pub(super) fn untracked_commands(&self) -> ServerCommands {
+        self.0.untracked_commands.get().copied().unwrap_or(ServerCommands::NONE)
+    }
+
     /// Sends a command and returns its reply, which may be an error reply.
     ///
     /// # Errors
@@ -203,6 +229,28 @@ impl Multiplexed {
         write: impl FnOnce(&mut BytesMut) -> usize,
     ) -> Result<Vec<Value>, BackendError> {
         self.submit(deadline, |queue| (write(&mut queue.commands), OnComplete::Reply)).await
+    }
+
+    /// Sends commands as [`send_batch`](Self::send_batch) does, and returns the last reply apart
+    /// from the others, as its bytes. [`Frame::TooLarge`] if it has more than `limit` bytes.
+    ///
+    /// # Errors
+    /// The errors of [`send_batch`](Self::send_batch).
+    pub(super) async fn send_for_frame(
+        &self,
+        deadline: Option<Instant>,
+        limit: usize,
+        write: impl FnOnce(&mut BytesMut) -> usize,
+    ) -> Result<(Vec<Value>, Frame), BackendError> {
+        let (frame_to, mut frame) = oneshot::channel();
+        let request = Box::new(FrameRequest { limit, frame_to: Some(frame_to) });
+        let write = |queue: &mut SubmitQueue| {
+            (write(&mut queue.commands), OnComplete::ReplyWithFrame(request))
+        };
+        let replies = self.submit(deadline, write).await?;
+        // The frame is sent before the replies.
+        let frame = frame.try_recv().map_err(|_| BackendError::Disconnected)?;
+        Ok((replies, frame))
     }
 
     /// Repeats a login and sends commands behind it that have one reply each, with no other command
@@ -354,6 +402,14 @@ impl PendingRequest {
     fn is_overdue(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
+
+    /// Returns the limit of the next reply if that is to be delivered as its bytes.
+    fn frame_limit(&self) -> Option<usize> {
+        match &self.on_complete {
+            OnComplete::ReplyWithFrame(request) if self.remaining == 1 => Some(request.limit),
+            _ => None,
+        }
+    }
 }
 
 /// Wakes a driver when dropped, so the wake-up happens even if the task that holds this never runs.
@@ -383,21 +439,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         let mut batch = (self.pending.len() / BATCHES_PER_TURN).max(MIN_BATCH);
         loop {
             loop {
-                match self.reader.next_reply() {
-                    Ok(Some(answer)) => {
-                        if let Err(error) = self.on_reply(answer) {
-                            return Poll::Ready(error);
-                        }
+                match self.handle_next() {
+                    Ok(true) => {
                         batch -= 1;
                         if batch == 0 {
                             cx.waker().wake_by_ref();
                             return Poll::Pending;
                         }
                     }
-                    Ok(None) => break,
-                    Err(InvalidReply) => {
-                        return Poll::Ready(unreachable(&"Redis sent an invalid reply"));
-                    }
+                    Ok(false) => break,
+                    Err(error) => return Poll::Ready(error),
                 }
             }
             match ready!(self.reader.poll_read(&mut self.stream, cx)) {
@@ -408,6 +459,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 }
             }
         }
+    }
+
+    /// Handles the next reply or push of the bytes read so far. Returns whether it was complete.
+    fn handle_next(&mut self) -> Result<bool, BackendError> {
+        let invalid = |InvalidReply| unreachable(&"Redis sent an invalid reply");
+        match self.pending.front().and_then(PendingRequest::frame_limit) {
+            None => match self.reader.next_reply().map_err(invalid)? {
+                Some(reply) => self.on_reply(reply)?,
+                None => return Ok(false),
+            },
+            Some(limit) => match self.reader.next_frame(limit).map_err(invalid)? {
+                Some(frame) => self.on_frame(frame)?,
+                None => return Ok(false),
+            },
+        }
+        Ok(true)
     }
 
     /// Hands a reply to the oldest pending request, or a push to its handler.
@@ -425,9 +492,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         if first.remaining > 0 {
             return Ok(());
         }
+        self.complete_first()
+    }
+
+    /// Delivers the last reply of the oldest pending request as its bytes, or hands a push to its
+    /// handler.
+    fn on_frame(&mut self, frame: Frame) -> Result<(), BackendError> {
+        if let Frame::Push(push) = frame {
+            return self.on_reply(push);
+        }
+        self.connection.0.reply_count.fetch_add(1, Relaxed);
+        let first = self.pending.front_mut().map(|first| &mut first.on_complete);
+        if let Some(OnComplete::ReplyWithFrame(request)) = first
+            && let Some(frame_to) = request.frame_to.take()
+        {
+            // The receiver may be gone.
+            _ = frame_to.send(frame);
+        }
+        self.complete_first()
+    }
+
+    /// Removes the oldest pending request, which has all its replies, and delivers them or
+    /// takes note of them.
+    fn complete_first(&mut self) -> Result<(), BackendError> {
         let Some(answered) = self.pending.pop_front() else { return Ok(()) };
         match (&answered.on_complete, answered.replies.first()) {
-            (OnComplete::Reply, _) => self.deliver(answered),
+            (OnComplete::Reply | OnComplete::ReplyWithFrame(_), _) => self.deliver(answered),
             (OnComplete::AwaitExpiryCheck(_), value) => {
                 // Large values get their PTTLs. Otherwise the other values of a batch would wait
                 // for the large one, for longer than the shared check saves.

@@ -15,7 +15,7 @@ use super::error::{BackendError, error_reply, unreachable};
 use super::multiplexed::Multiplexed;
 use super::settings::{Mode, Settings};
 use super::topology::Topology;
-use super::tracking::text;
+use super::value::text;
 
 /// A client for administrative commands to one cluster node.
 pub(crate) struct NodeClient {
@@ -52,16 +52,23 @@ impl NodeClient {
     /// # Errors
     /// - [`BackendError::TimedOut`] if connecting and the reply together take longer than
     ///   `connect_timeout`.
-    /// - [`BackendError::Unreachable`] if the node cannot be reached, the login cannot be read, or
-    ///   the connection ends.
+    /// - [`BackendError::Unreachable`] if the node cannot be reached, or not in time, the login
+    ///   cannot be read, or the connection ends.
     /// - [`BackendError::AuthRejected`] if the node rejects the login.
     pub(crate) async fn send(&mut self, command: &Cmd) -> Result<Value, BackendError> {
         let answer = timeout(self.settings.connect_timeout, self.send_reconnecting(command)).await;
-        let answer = answer.unwrap_or(Err(BackendError::TimedOut));
+        let answer = answer.unwrap_or_else(|_| Err(self.timeout_error()));
         if answer.is_err() {
             self.connection = None;
         }
         answer
+    }
+
+    fn timeout_error(&self) -> BackendError {
+        match self.connection {
+            Some(_) => BackendError::TimedOut,
+            None => self.connector.timeout_error(),
+        }
     }
 
     /// Sends a command and returns its reply as text.
@@ -86,7 +93,7 @@ impl NodeClient {
         }
         self.connector.read_login().await?;
         self.connector.resolve_endpoint().await?;
-        let connected = self.connector.connect_untracked().await?;
+        let connected = self.connector.connect_untracked(&[]).await?;
         let driver_task = DriverTask(tokio::spawn(connected.driver));
         let (connection, _) = self.connection.insert((connected.connection, driver_task));
         connection.send(command).await

@@ -15,7 +15,7 @@ const REPEAT_AFTER: Duration = Duration::from_secs(60);
 const MAX_REASONS: usize = 16;
 
 /// The time without a connection.
-pub(super) struct Outage {
+pub(crate) struct Outage {
     began: Instant,
     /// The number of fetches that had failed before.
     failed_before: u64,
@@ -24,12 +24,12 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    pub(super) fn new(now: Instant, failed_fetches: u64) -> Self {
+    pub(crate) fn new(now: Instant, failed_fetches: u64) -> Self {
         Self { began: now, failed_before: failed_fetches, logged: Vec::new() }
     }
 
     /// Whether a failed attempt with this reason gets a line.
-    pub(super) fn should_log(&mut self, reason: &str, now: Instant) -> bool {
+    pub(crate) fn should_log(&mut self, reason: &str, now: Instant) -> bool {
         self.logged.retain(|(_, at)| now.duration_since(*at) < REPEAT_AFTER);
         let is_known = self.logged.iter().any(|(logged, _)| logged == reason);
         if is_known || self.logged.len() == MAX_REASONS {
@@ -40,12 +40,12 @@ impl Outage {
     }
 
     /// Returns the duration so far.
-    pub(super) fn elapsed(&self, now: Instant) -> Duration {
+    pub(crate) fn elapsed(&self, now: Instant) -> Duration {
         now.duration_since(self.began)
     }
 
     /// Returns the number of fetches that failed in it, given the number of all.
-    pub(super) fn failed_fetches(&self, all: u64) -> u64 {
+    pub(crate) fn failed_fetches(&self, all: u64) -> u64 {
         all.saturating_sub(self.failed_before)
     }
 }

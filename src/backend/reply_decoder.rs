@@ -4,12 +4,15 @@
 //! most frequent. For all other types, the scanner finds the end of the reply and the redis crate
 //! parses it. A large value is collected in its own buffer. So an announced length allocates little
 //! memory before its bytes arrive.
+//!
+//! A reply can also be returned as its bytes. One with more bytes than a limit is then discarded
+//! while it arrives. The bytes are copied, because a slice of the read buffer would keep all of it.
 
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use redis::{Value, parse_redis_value};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -24,6 +27,21 @@ pub struct ReplyDecoder {
     /// The number of bytes of `input` that the scanner has seen.
     scanned: usize,
     large: Option<LargeValue>,
+    /// Whether the start of the current reply was discarded, because the reply is too large.
+    is_discarding: bool,
+}
+
+/// A reply that was requested as its bytes, or a push before it.
+#[derive(Debug, PartialEq)]
+pub enum Frame {
+    /// All bytes of a reply that is no error.
+    Reply(Bytes),
+    /// An error reply.
+    Error(Value),
+    /// A reply with more bytes than the limit. The bytes were discarded.
+    TooLarge,
+    /// A push, whatever its size.
+    Push(Value),
 }
 
 /// A value that has arrived in part.
@@ -96,6 +114,44 @@ impl ReplyDecoder {
         }
     }
 
+    /// Returns the next complete reply as its bytes, or `None` if more bytes are needed. A reply of
+    /// more than `limit` bytes is discarded while it arrives.
+    ///
+    /// # Errors
+    /// [`InvalidReply`] if the bytes are not valid RESP, if the reply has attributes, or if a large
+    /// value has begun, which nothing requested.
+    pub fn next_frame(&mut self, limit: usize) -> Result<Option<Frame>, InvalidReply> {
+        if self.large.is_some() {
+            return Err(InvalidReply);
+        }
+        let is_complete = self.scan_ahead()?;
+        // A push has no limit, because a discarded invalidation would leave a stale entry.
+        let is_push = !self.is_discarding && self.input.first() == Some(&b'>');
+        if !is_push && self.scanned > limit {
+            self.is_discarding = true;
+        }
+        if self.is_discarding {
+            self.input.advance(std::mem::take(&mut self.scanned));
+        }
+        if !is_complete {
+            return Ok(None);
+        }
+        if std::mem::take(&mut self.is_discarding) {
+            return Ok(Some(Frame::TooLarge));
+        }
+        match self.input.first() {
+            Some(b'>') => self.parse_scanned().map(|push| Some(Frame::Push(push))),
+            Some(b'-' | b'!') => self.parse_scanned().map(|error| Some(Frame::Error(error))),
+            // No read of Redis has attributes, and a push may follow them.
+            Some(b'|') => Err(InvalidReply),
+            _ => {
+                let bytes = Bytes::copy_from_slice(&self.input[..self.scanned]);
+                self.input.advance(std::mem::take(&mut self.scanned));
+                Ok(Some(Frame::Reply(bytes)))
+            }
+        }
+    }
+
     /// Returns the number behind the type byte of `input`, and the length of the line with its end.
     /// Returns `None` if the line is incomplete or holds no valid number.
     fn header(&self) -> Option<(i64, usize)> {
@@ -165,15 +221,20 @@ impl ReplyDecoder {
     }
 
     fn scan(&mut self) -> Result<Option<Value>, InvalidReply> {
-        let (length, over) =
-            self.scanner.scan(&self.input[self.scanned..]).map_err(|_| InvalidReply)?;
+        if self.scan_ahead()? { self.parse_scanned().map(Some) } else { Ok(None) }
+    }
+
+    /// Scans the bytes that the scanner has not seen, and returns whether a reply ends there.
+    fn scan_ahead(&mut self) -> Result<bool, InvalidReply> {
+        let (length, over) = self.scanner.scan(&self.input[self.scanned..])?;
         self.scanned += length;
-        if over.is_none() {
-            return Ok(None);
-        }
-        let frame = self.input.split_to(self.scanned);
-        self.scanned = 0;
-        parse_redis_value(&frame).map(Some).map_err(|_| InvalidReply)
+        Ok(over.is_some())
+    }
+
+    /// Removes the scanned reply from `input`, and parses it.
+    fn parse_scanned(&mut self) -> Result<Value, InvalidReply> {
+        let frame = self.input.split_to(std::mem::take(&mut self.scanned));
+        parse_redis_value(&frame).map_err(|_| InvalidReply)
     }
 }
 
@@ -195,6 +256,28 @@ mod tests {
             }
         }
         Ok(answers)
+    }
+
+    /// Decodes `input`, which arrives in pieces of at most `size` bytes, as frames of at most
+    /// `limit` bytes. Also returns the most bytes that were buffered.
+    fn frames(
+        input: &[u8],
+        size: usize,
+        limit: usize,
+    ) -> Result<(Vec<Frame>, usize), InvalidReply> {
+        let (mut reader, mut frames, mut most) = (ReplyDecoder::default(), Vec::new(), 0);
+        for piece in input.chunks(size) {
+            reader.input.extend_from_slice(piece);
+            most = most.max(reader.input.len());
+            while let Some(frame) = reader.next_frame(limit)? {
+                frames.push(frame);
+            }
+        }
+        Ok((frames, most))
+    }
+
+    fn frame(bytes: &[u8]) -> Frame {
+        Frame::Reply(Bytes::copy_from_slice(bytes))
     }
 
     fn bulk(bytes: &[u8]) -> Value {
@@ -236,6 +319,53 @@ mod tests {
         }
         let wrong = [format!("${}\r\n", value.len()).as_bytes(), &value, b"x\n:1\r\n"].concat();
         assert_eq!(answers(&wrong, 1000), Err(InvalidReply));
+    }
+
+    #[test]
+    fn frame_above_the_limit_is_discarded() {
+        let map = b"%2\r\n$1\r\na\r\n:1\r\n$1\r\nb\r\n*1\r\n_\r\n";
+        let sent = [&map[..], b":7\r\n"].concat();
+        for size in [1, 2, 5, usize::MAX] {
+            let kept = frames(&sent, size, map.len()).unwrap().0;
+            assert_eq!(kept, [frame(map), frame(b":7\r\n")], "{size}");
+            let discarded = frames(&sent, size, map.len() - 1).unwrap().0;
+            assert_eq!(discarded, [Frame::TooLarge, frame(b":7\r\n")], "{size}");
+        }
+    }
+
+    #[test]
+    fn too_large_frame_is_not_buffered() {
+        let members = b"$3\r\na\r\n\r\n>2\r\n+a\r\n+b\r\n".repeat(20_000);
+        let many = [b"*40000\r\n", &members[..], b":1\r\n"].concat();
+        let value = vec![b'>'; 1 << 20];
+        let long = [format!("${}\r\n", value.len()).as_bytes(), &value, b"\r\n:1\r\n"].concat();
+        for sent in [many, long] {
+            for size in [7, 1000] {
+                let (frames, most) = frames(&sent, size, 100).unwrap();
+                assert_eq!(frames, [Frame::TooLarge, frame(b":1\r\n")], "{size}");
+                assert!(most <= 100 + size, "{most} bytes buffered");
+            }
+        }
+    }
+
+    #[test]
+    fn push_before_a_frame_has_no_limit() {
+        let push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n";
+        let sent = [&push[..], b"*2\r\n:1\r\n:2\r\n", push, b"+OK\r\n"].concat();
+        let push = || Frame::Push(parse_redis_value(push).unwrap());
+        for size in [1, 3, usize::MAX] {
+            let found = frames(&sent, size, 5).unwrap().0;
+            assert_eq!(found, [push(), Frame::TooLarge, push(), frame(b"+OK\r\n")], "{size}");
+        }
+    }
+
+    #[test]
+    fn error_instead_of_a_frame_is_recognised() {
+        for error in [&b"-MOVED 1 h:1\r\n"[..], b"!12\r\nWRONGTYPE no\r\n"] {
+            let found = frames(error, 1, 100).unwrap().0;
+            assert_eq!(found, [Frame::Error(parse_redis_value(error).unwrap())]);
+        }
+        assert_eq!(frames(b"|1\r\n+a\r\n+b\r\n>1\r\n+c\r\n", 1, 100), Err(InvalidReply));
     }
 
     #[test]
@@ -291,6 +421,20 @@ mod tests {
             let value = |pick: &usize| parse_redis_value(KINDS[*pick]).unwrap();
             let expected: Vec<_> = picks.iter().map(value).collect();
             prop_assert_eq!(answers(&input, size), Ok(expected));
+        }
+
+        #[test]
+        fn frames_match_the_replies_in_any_split(
+            picks in prop::collection::vec(0..KINDS.len(), 1..20),
+            size in 1_usize..40,
+        ) {
+            let input: Vec<u8> = picks.iter().flat_map(|pick| KINDS[*pick]).copied().collect();
+            let expected = picks.iter().map(|pick| match KINDS[*pick] {
+                push @ [b'>', ..] => Frame::Push(parse_redis_value(push).unwrap()),
+                error @ [b'-', ..] => Frame::Error(parse_redis_value(error).unwrap()),
+                bytes => frame(bytes),
+            });
+            prop_assert_eq!(frames(&input, size, 100).unwrap().0, expected.collect::<Vec<_>>());
         }
 
         #[test]

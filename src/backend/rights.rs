@@ -14,6 +14,7 @@
 //! cache by reading forbidden keys.
 
 use std::convert::Infallible;
+use std::mem::take;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ use super::error::{BackendError, NO_PERMISSION};
 use super::fetch_command::{write_expiry, write_value};
 use super::multiplexed::Multiplexed;
 use super::signals::SupervisorSignals;
-use super::tracking::text;
-use crate::cache::{Cache, Entry, WalkPosition};
+use super::value::text;
+use crate::cache::{Cache, Entry, ReplyProbe, WalkPosition};
+use crate::key::Key;
 use crate::metrics::{Invalidation, Metrics};
 use crate::sync::lock;
 
@@ -47,8 +49,11 @@ struct State {
     rules_request: Cmd,
     /// The digest of the rules; `None`: Redis does not permit to read them.
     rules: Option<Hash>,
-    /// The place at which the next round goes on.
+    /// The place among the strings at which the next round goes on.
     position: WalkPosition,
+    /// The commands and keys of kept replies that are still to be checked. `None`: strings are
+    /// checked.
+    replies: Option<ReplyProbe>,
 }
 
 /// Whether the rules differ from those of the last time.
@@ -167,14 +172,15 @@ const ROUND_MAX: usize = 4096;
 const BATCH: usize = 128;
 /// The minimum time from the beginning of a round to that of the next.
 const ROUND_INTERVAL: Duration = Duration::from_secs(1);
-/// The size in bytes of the largest entry whose value is read, to check the right to `GET` as well.
+/// The size in bytes of the largest value or reply that is read, to check the right to its command
+/// as well.
 const READ_MAX: usize = 1024;
 
 /// The check of kept keys. Its rounds go on where the last one ended.
 ///
 /// The rotation goes by the index of an entry in the store, which stays the same while it is kept.
-/// So each key that is kept during a whole rotation is checked once in it, whatever else is
-/// inserted or evicted meanwhile.
+/// The keys of kept replies follow, as they were at that time. So each key that is kept during a
+/// whole rotation is checked once in it, whatever else is inserted or evicted meanwhile.
 pub(super) struct KeyCheck<'a> {
     pub(super) rights: &'a Rights,
     pub(super) cache: &'a Cache<BackendError>,
@@ -206,11 +212,11 @@ impl KeyCheck<'_> {
     async fn round(&self, connection: &Multiplexed) -> Result<(), BackendError> {
         let (mut checked, mut has_read) = (0, false);
         while checked < ROUND_MAX {
-            let Some(entries) = self.next_entries() else { break };
-            checked += entries.len();
-            let small = entries.iter().find(|entry| !has_read && entry.size() <= READ_MAX);
+            let Some(batch) = self.next_batch() else { break };
+            checked += batch.entries.len() + batch.replies.keys.len();
+            let small = batch.entries.iter().find(|entry| !has_read && entry.size() <= READ_MAX);
             has_read |= small.is_some();
-            let replies = request(connection, &entries, small).await?;
+            let replies = request(connection, &batch, small).await?;
             if replies.iter().any(is_refusal) {
                 empty(self.cache, self.metrics);
                 tracing::warn!(
@@ -224,31 +230,59 @@ impl KeyCheck<'_> {
         Ok(())
     }
 
-    fn next_entries(&self) -> Option<Vec<Arc<Entry>>> {
+    /// Returns the next keys: first those of strings, then those of replies. `None` at the end of
+    /// the rotation.
+    fn next_batch(&self) -> Option<Batch> {
+        if let Some(replies) = &mut lock(&self.rights.0).replies
+            && !replies.keys.is_empty()
+        {
+            let keys = replies.keys.split_off(replies.keys.len().saturating_sub(BATCH));
+            let replies = ReplyProbe { commands: take(&mut replies.commands), keys };
+            return Some(Batch { entries: Vec::new(), replies });
+        }
+        if lock(&self.rights.0).replies.take().is_some() {
+            return None;
+        }
         let mut position = lock(&self.rights.0).position;
         let entries = self.cache.walk(&mut position, BATCH);
-        lock(&self.rights.0).position = position;
-        entries
+        let mut state = lock(&self.rights.0);
+        state.position = position;
+        if entries.is_none() {
+            // All replies that are kept now. Those that are kept later belong to the next rotation.
+            state.replies = Some(self.cache.reply_probe(READ_MAX));
+        }
+        Some(Batch { entries: entries.unwrap_or_default(), replies: ReplyProbe::default() })
     }
 }
 
-/// Returns the replies to `PTTL` of the entries, and to `GET` of the `small` one.
+/// Kept keys that are checked with one write.
+struct Batch {
+    entries: Vec<Arc<Entry>>,
+    replies: ReplyProbe,
+}
+
+/// Returns the replies to `PTTL` of the keys, to `GET` of the `small` one, and to the commands.
 async fn request(
     connection: &Multiplexed,
-    entries: &[Arc<Entry>],
+    batch: &Batch,
     small: Option<&Arc<Entry>>,
 ) -> Result<Vec<Value>, BackendError> {
-    if entries.is_empty() {
+    let Batch { entries, replies: ReplyProbe { commands: probes, keys: reply_keys } } = batch;
+    if entries.is_empty() && reply_keys.is_empty() {
         return Ok(Vec::new());
     }
     let write = |commands: &mut BytesMut| {
         if let Some(entry) = small {
             write_value(entry.key(), commands);
         }
-        for entry in entries {
-            write_expiry(entry.key(), commands);
+        let keys = entries.iter().map(|entry| entry.key());
+        for key in keys.chain(reply_keys.iter().map(Key::as_bytes)) {
+            write_expiry(key, commands);
         }
-        entries.len() + usize::from(small.is_some())
+        for probe in probes {
+            commands.extend_from_slice(probe.as_bytes());
+        }
+        entries.len() + reply_keys.len() + probes.len() + usize::from(small.is_some())
     };
     connection.send_batch(None, write).await
 }

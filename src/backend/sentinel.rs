@@ -32,7 +32,8 @@ use super::error::{BackendError, SENTINEL_LOGIN, unreachable};
 use super::hello::{BoxDriver, drive_until, send_hello};
 use super::multiplexed::Multiplexed;
 use super::settings::Settings;
-use super::tracking::{TrackingError, field, text};
+use super::tracking::TrackingError;
+use super::value::{field, text};
 use crate::metrics::Node;
 
 /// The channel on which a sentinel publishes failovers: the name, and the old and the new address.

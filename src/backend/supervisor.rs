@@ -29,6 +29,7 @@ use super::multiplexed::{Multiplexed, UNEXPECTED_REPLY};
 use super::outage::Outage;
 use super::probe::{Probe, ProbeEnd, ProbeTiming};
 use super::rights::{self, KeyCheck, Rights, Rules};
+use super::server_commands::CommandNames;
 use super::settings::Settings;
 use super::signals::SupervisorSignals;
 use super::topology::Topology;
@@ -78,6 +79,8 @@ pub struct ConnectionSupervisor {
     probe: Arc<Probe>,
     rights: Rights,
     connector: Connector,
+    /// The commands that the server is asked about.
+    names: CommandNames,
     state: watch::Sender<ConnectionState>,
     lease_renewed: watch::Sender<Instant>,
     suspected: watch::Sender<bool>,
@@ -94,6 +97,7 @@ pub struct ConnectionSupervisor {
 impl ConnectionSupervisor {
     pub(super) fn prepare(
         settings: &Settings,
+        names: CommandNames,
         dialer: Arc<Dialer>,
         topology: Arc<Topology>,
         cache: Cache<BackendError>,
@@ -120,6 +124,7 @@ impl ConnectionSupervisor {
             probe: Arc::new(Probe::new()),
             rights: Rights::default(),
             connector,
+            names,
             state,
             lease_renewed,
             suspected,
@@ -285,11 +290,12 @@ impl ConnectionSupervisor {
     /// Opens a connection, with tracking if that is configured and granted.
     async fn open(&mut self) -> Result<Connected, BackendError> {
         if self.mode == CoherenceMode::Ttl {
-            return self.connector.connect_untracked().await;
+            return self.connector.connect_untracked(&self.names).await;
         }
         let (cache, metrics, probe) =
             (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
-        match self.connector.connect_tracked(InvalidationHandler { cache, metrics, probe }).await {
+        let handler = InvalidationHandler { cache, metrics, probe };
+        match self.connector.connect_tracked(handler, &self.names).await {
             Ok(connected) => {
                 connected
                     .tracking_refusal
@@ -301,7 +307,7 @@ impl ConnectionSupervisor {
             Err(TrackingError::NoReply(error)) => Err(error),
             Err(TrackingError::Refused(reason)) => {
                 self.on_untracked(&reason)?;
-                self.connector.connect_untracked().await
+                self.connector.connect_untracked(&self.names).await
             }
         }
     }
@@ -391,7 +397,7 @@ impl ConnectionSupervisor {
             () = self.run_probe(connection), if self.probe_enabled(tracking) => {
                 unreachable(&"Redis sent no invalidation for a write that it had acknowledged")
             }
-            granted = retry_tracking(connection), if was_refused => return Event::TrackingGranted(granted),
+            granted = retry_tracking(connection, &self.names), if was_refused => return Event::TrackingGranted(granted),
         })
     }
 
@@ -400,17 +406,17 @@ impl ConnectionSupervisor {
     }
 
     /// Runs the probe on the connection. Returns when an invalidation is missing.
-    async fn run_probe(&self, link: &Multiplexed) {
+    async fn run_probe(&self, connection: &Multiplexed) {
         let timing = ProbeTiming {
             interval: self.settings.probe_interval,
             timeout: self.settings.response_timeout,
         };
         loop {
             let connected =
-                timeout(self.settings.connect_timeout, self.connector.connect_untracked()).await;
+                timeout(self.settings.connect_timeout, self.connector.connect_untracked(&[])).await;
             if let Ok(Ok(Connected { connection: writer, driver, .. })) = connected {
                 let ended = tokio::select! {
-                    ended = self.probe.run(link, &writer, timing, &self.metrics) => ended,
+                    ended = self.probe.run(connection, &writer, timing, &self.metrics) => ended,
                     _ = driver => ProbeEnd::Disconnected,
                 };
                 match ended {
@@ -442,11 +448,11 @@ fn is_primary_changed(error: &BackendError) -> bool {
 }
 
 /// Requests tracking every [`TRACKING_RETRY`] until Redis grants it.
-async fn retry_tracking(connection: &Multiplexed) -> TrackingGranted {
+async fn retry_tracking(connection: &Multiplexed, names: &[String]) -> TrackingGranted {
     loop {
         sleep(TRACKING_RETRY).await;
         let requested_at = Instant::now();
-        if let Ok(tracking) = tracking::enable(connection).await {
+        if let Ok(tracking) = tracking::enable(connection, names).await {
             return TrackingGranted { tracking, requested_at };
         }
     }

@@ -12,7 +12,7 @@ pub(super) fn handshake_failed(error: &io::Error, host: &str) -> BackendError {
         Some(error) => auth_rejected(&explain(error, host)),
         None if error.kind() == io::ErrorKind::UnexpectedEof => unreachable(
             &"the connection was closed during the TLS handshake; a port without TLS needs \
-              redis:// in redis.url",
+              redis:// in redis.url or redis.seeds",
         ),
         None => unreachable(error),
     }
@@ -30,7 +30,8 @@ pub(super) fn alert(error: &io::Error) -> Option<BackendError> {
 /// Returns the reason for a handshake that does not end.
 pub(super) fn handshake_timed_out() -> BackendError {
     unreachable(
-        &"no TLS connection in time; if the port is one without TLS, use redis:// in redis.url",
+        &"no TLS connection in time; if the port is one without TLS, use redis:// in redis.url or \
+          redis.seeds",
     )
 }
 
@@ -43,7 +44,8 @@ fn explain(error: &Error, host: &str) -> String {
         Error::InvalidCertificate(problem) => explain_certificate(problem, host),
         Error::AlertReceived(alert) => explain_alert(*alert),
         Error::InvalidMessage(_) => {
-            "the reply is no TLS; a port without TLS needs redis:// in redis.url".to_owned()
+            "the reply is no TLS; a port without TLS needs redis:// in redis.url or redis.seeds"
+                .to_owned()
         }
         error => error.to_string(),
     }
@@ -61,7 +63,10 @@ fn explain_certificate(problem: &CertificateError, host: &str) -> String {
              redis.tls_ca_file, or the system's where that is empty"
             .to_owned(),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            format!("the certificate of Redis is not for {host}, the host in redis.url: {problem}")
+            format!(
+                "the certificate of Redis is not for {host}, its host in redis.url or redis.seeds: \
+                 {problem}"
+            )
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             format!("the certificate of Redis has expired: {problem}")

@@ -12,9 +12,12 @@ use std::sync::Arc;
 
 use redis::{PushInfo, PushKind, Value};
 
+use super::command_query::query_server_commands;
 use super::error::BackendError;
 use super::multiplexed::Multiplexed;
 use super::probe::Probe;
+use super::server_commands::ServerCommands;
+use super::value::{field, text};
 use crate::cache::Cache;
 use crate::metrics::{Invalidation, Metrics};
 
@@ -28,6 +31,8 @@ pub(super) struct Tracking {
     /// The maximum number of keys for which Redis remembers the readers. `None`: no limit, or
     /// unknown.
     pub(super) table_limit: Option<usize>,
+    /// The commands with replies that may be kept.
+    pub(super) commands: ServerCommands,
 }
 
 /// The reason for which a connection has no tracking.
@@ -48,12 +53,15 @@ impl From<BackendError> for TrackingError {
 /// Enables tracking and verifies it without writing anything. The connection has to use RESP3, to a
 /// server that supports it. Tracking has to cover all keys read, and changes by all clients.
 /// Success of the command proves too little: Redis accepts it over RESP2 as well, and then pushes
-/// nothing.
+/// nothing. Also requests which of the commands `names` the server confirms.
 ///
 /// # Errors
 /// - [`TrackingError::Refused`] if the server does not track in this way, or rejects a command.
 /// - [`TrackingError::NoReply`] if a command gets no reply.
-pub(super) async fn enable(connection: &Multiplexed) -> Result<Tracking, TrackingError> {
+pub(super) async fn enable(
+    connection: &Multiplexed,
+    names: &[String],
+) -> Result<Tracking, TrackingError> {
     let server = query(connection, &["HELLO"]).await?;
     require_server(&server)?;
     query(connection, &["CLIENT", "TRACKING", "ON"]).await?;
@@ -64,7 +72,8 @@ pub(super) async fn enable(connection: &Multiplexed) -> Result<Tracking, Trackin
         Err(TrackingError::Refused(_)) => None,
         Err(error) => return Err(error),
     };
-    Ok(Tracking { table_limit: limit })
+    let commands = query_server_commands(connection, names, &server).await?;
+    Ok(Tracking { table_limit: limit, commands })
 }
 
 const TABLE_LIMIT: &str = "tracking-table-max-keys";
@@ -116,19 +125,6 @@ fn require_tracking(info: &Value) -> Result<(), TrackingError> {
 fn table_limit(limits: &Value) -> Option<usize> {
     // Zero means no limit.
     field(limits, TABLE_LIMIT).and_then(text)?.parse().ok().filter(|limit| *limit != 0)
-}
-
-pub(super) fn field<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
-    let Value::Map(fields) = map else { return None };
-    fields.iter().find(|(key, _)| text(key) == Some(name)).map(|(_, value)| value)
-}
-
-pub(super) fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
-        _ => None,
-    }
 }
 
 /// The keys that a push invalidates.

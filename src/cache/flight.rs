@@ -9,6 +9,9 @@
 //! stored after that invalidation. Each wrong order leaves a stale value behind: check then store,
 //! opening late, or removing before closing.
 //!
+//! A flight may carry a note of the state before its fetch was sent. The kept replies use it
+//! (`replies`): a reader joins such a flight only if its note is still current.
+//!
 //! Every change of the store therefore goes through this module and holds the lock of the key's
 //! shard. The closures below run under that lock. They must be short, must not wait, and must not
 //! call this module again.
@@ -29,30 +32,31 @@ use crate::telemetry::spans;
 /// one shard: its scenarios have one key, and locks of other keys would only multiply the orders.
 const SHARDS: usize = if cfg!(feature = "shuttle") { 1 } else { 64 };
 
-/// The flights in progress; `T` is the result of a flight.
-pub(super) struct Flights<T> {
-    shards: Box<[Mutex<Shard<T>>]>,
+/// The flights in progress; `T` is the result of a flight, `N` the note that it carries.
+pub(super) struct Flights<T, N = ()> {
+    shards: Box<[Mutex<Shard<T, N>>]>,
     hasher: ahash::RandomState,
     next_number: atomic::AtomicU64,
     discarded: AtomicU64,
 }
 
-type Shard<T> = HashMap<Key, Flight<T>, ahash::RandomState>;
+type Shard<T, N> = HashMap<Key, Flight<T, N>, ahash::RandomState>;
 
-struct Flight<T> {
+struct Flight<T, N> {
     /// Distinguishes this flight from a later one for the same key.
     number: u64,
+    note: N,
     waiter: FlightWaiter<T>,
     /// The span of the fetch.
     span: Span,
 }
 
 /// The role of a reader in a flight.
-pub(super) enum Joined<T, R> {
+pub(super) enum Joined<T, R, N = ()> {
     /// The second lookup found the entry in the store.
     Found(R),
     /// No flight was open. The caller runs the fetch and waits like a follower.
-    Leader(FlightGuard<T>, FlightWaiter<T>),
+    Leader(FlightGuard<T, N>, FlightWaiter<T>),
     /// Another reader's fetch is in progress.
     Follower(FlightWaiter<T>),
 }
@@ -96,15 +100,16 @@ impl<T: Clone> FlightWaiter<T> {
 
 /// The right and the duty to complete a flight. If it is dropped first, it closes the flight, so
 /// the next reader opens a new one.
-pub(super) struct FlightGuard<T> {
-    flights: Arc<Flights<T>>,
+pub(super) struct FlightGuard<T, N = ()> {
+    flights: Arc<Flights<T, N>>,
     key: Key,
     number: u64,
+    note: N,
     cell: Arc<FlightCell<T>>,
     span: Span,
 }
 
-impl<T> Flights<T> {
+impl<T, N> Flights<T, N> {
     pub(super) fn new() -> Arc<Self> {
         let hasher = ahash::RandomState::new();
         let shards = (0..SHARDS).map(|_| Mutex::new(Shard::with_hasher(hasher.clone()))).collect();
@@ -117,22 +122,29 @@ impl<T> Flights<T> {
     }
 
     #[cfg_attr(feature = "shuttle", expect(clippy::modulo_one, reason = "there is one shard then"))]
-    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<T>> {
+    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<T, N>> {
         // The high bits, because the shard's own table uses the low bits. The remainder always
         // fits.
         let index = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or(0) % SHARDS;
         lock(&self.shards[index])
     }
 
-    /// Joins the flight for `key`, or opens one. If no flight is open, `look_again` runs first,
-    /// because a flight may have completed since the caller's lookup.
-    pub(super) fn join<R>(
+    /// Joins the flight for `key` if its note is current, or opens one with a new note. A flight
+    /// with a note that is not current is replaced: its waiters still receive its result, but it no
+    /// longer stores. If no flight is joined, `look_again` runs before one is opened, because a
+    /// flight may have completed since the caller's lookup.
+    pub(super) fn join_noted<R>(
         self: &Arc<Self>,
         key: &[u8],
+        is_current: impl FnOnce(&N) -> bool,
         look_again: impl FnOnce() -> Option<R>,
-    ) -> Joined<T, R> {
+        note: impl FnOnce() -> N,
+    ) -> Joined<T, R, N>
+    where
+        N: Clone,
+    {
         let mut shard = self.shard(key);
-        if let Some(flight) = shard.get(key) {
+        if let Some(flight) = shard.get(key).filter(|flight| is_current(&flight.note)) {
             spans::follow(&flight.span);
             return Joined::Follower(flight.waiter.clone());
         }
@@ -144,8 +156,13 @@ impl<T> Flights<T> {
         let number = self.next_number.fetch_add(1, Relaxed);
         let key = Key::from(key);
         let span = spans::fetch_span();
-        shard.insert(key.clone(), Flight { number, waiter: waiter.clone(), span: span.clone() });
-        Joined::Leader(FlightGuard { flights: Arc::clone(self), key, number, cell, span }, waiter)
+        // Before the fetch is sent (invariant F1).
+        let note = note();
+        let flight =
+            Flight { number, note: note.clone(), waiter: waiter.clone(), span: span.clone() };
+        shard.insert(key.clone(), flight);
+        let flights = Arc::clone(self);
+        Joined::Leader(FlightGuard { flights, key, number, note, cell, span }, waiter)
     }
 
     /// Closes the flight for `key`, then calls `remove` (invariant F2). Readers still receive the
@@ -196,9 +213,25 @@ impl<T> Flights<T> {
     }
 }
 
-impl<T> FlightGuard<T> {
+impl<T> Flights<T> {
+    /// Joins the flight for `key`, or opens one, as [`join_noted`](Self::join_noted) does.
+    pub(super) fn join<R>(
+        self: &Arc<Self>,
+        key: &[u8],
+        look_again: impl FnOnce() -> Option<R>,
+    ) -> Joined<T, R> {
+        self.join_noted(key, |()| true, look_again, || ())
+    }
+}
+
+impl<T, N> FlightGuard<T, N> {
     pub(super) fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// Returns the note of the state before the fetch.
+    pub(super) fn note(&self) -> &N {
+        &self.note
     }
 
     /// Returns the span of the flight's fetch.
@@ -207,13 +240,13 @@ impl<T> FlightGuard<T> {
     }
 
     /// Completes the flight and delivers `value` to all its readers. If the flight is still open,
-    /// calls `store` with the key under the flight's lock (invariant F2).
-    pub(super) fn complete(self, store: impl FnOnce(&Key), value: T) {
+    /// calls `store` with the key and the note under the flight's lock (invariant F2).
+    pub(super) fn complete(self, store: impl FnOnce(&Key, &N), value: T) {
         let mut shard = self.flights.shard(self.key.as_bytes());
         let open =
             shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
         if open {
-            store(&self.key);
+            store(&self.key, &self.note);
             shard.remove(self.key.as_bytes());
         } else {
             self.flights.discarded.fetch_add(1, Relaxed);
@@ -224,7 +257,7 @@ impl<T> FlightGuard<T> {
     }
 }
 
-impl<T> Drop for FlightGuard<T> {
+impl<T, N> Drop for FlightGuard<T, N> {
     fn drop(&mut self) {
         if self.cell.value.get().is_some() {
             return;
@@ -254,7 +287,7 @@ mod tests {
 
     fn complete(guard: FlightGuard<u32>, value: u32) -> bool {
         let mut stored = false;
-        guard.complete(|_| stored = true, value);
+        guard.complete(|_, ()| stored = true, value);
         stored
     }
 

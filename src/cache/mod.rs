@@ -16,6 +16,8 @@ mod frequency_sketch;
 mod lease;
 mod lru;
 mod read_buffer;
+mod replies;
+mod reply_reads;
 mod settings;
 mod store;
 mod sync;
@@ -24,7 +26,6 @@ mod ttl;
 mod types;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -36,6 +37,9 @@ pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
 use self::lease::Lease;
 pub use self::lease::{Coherence, Validity};
+use self::replies::Replies;
+pub use self::replies::{FetchedReply, Reply, ReplyProbe, ReplyResult, ReplyStore};
+pub use self::reply_reads::ReplyRead;
 pub use self::settings::{CoherenceMode, Policy, Settings};
 use self::store::Store;
 use self::sync::{Mutex, Swapped, lock};
@@ -43,8 +47,8 @@ pub use self::ttl::NegativeTtl;
 use self::ttl::{CurrentTtls, as_nanos};
 use self::types::EvictionCounters;
 pub use self::types::{
-    Answer, Cancelled, EvictionCause, FetchError, Fetched, Outcome, ReadMode, Statistics,
-    WalkPosition,
+    Answer, Cancelled, EvictionCause, FetchError, Fetched, Outcome, ReadMode, ReplyStatistics,
+    Statistics, WalkPosition,
 };
 use crate::key::Key;
 
@@ -60,6 +64,7 @@ impl<E> Clone for Cache<E> {
 struct Shared<E> {
     flights: Arc<Flights<FlightResult<E>>>,
     store: Swapped<Store>,
+    replies: Replies<E>,
     ttls: CurrentTtls,
     lease: Lease,
     settings: Mutex<Settings>,
@@ -108,13 +113,25 @@ impl<E: FetchError> FlightResult<E> {
 const INLINE_DIGEST_MAX: usize = 1 << 20;
 
 impl<E: FetchError> Cache<E> {
-    /// Creates an empty cache. Slow work, such as dropping a large store, runs on `background`.
+    /// Creates an empty cache with its own store of replies. Slow work, such as dropping a large
+    /// store, runs on `background`.
     pub fn new(settings: Settings, background: Handle) -> Self {
+        let replies = ReplyStore::new(&settings);
+        Self::with_reply_store(settings, background, replies)
+    }
+
+    /// Creates an empty cache that shares `replies` with other caches.
+    pub fn with_reply_store(
+        settings: Settings,
+        background: Handle,
+        replies: Arc<ReplyStore>,
+    ) -> Self {
         let evictions = Arc::new(EvictionCounters::default());
         let store = Store::new(settings.capacity, settings.policy, &evictions);
         Self(Arc::new(Shared {
             flights: Flights::new(),
             store: Swapped::new(store),
+            replies: Replies::new(replies),
             ttls: CurrentTtls::new(settings.ttls()),
             lease: Lease::ttl_only(),
             settings: Mutex::new(settings),
@@ -241,6 +258,7 @@ impl<E: FetchError> Cache<E> {
     /// (invariant F2).
     pub fn invalidate(&self, key: &[u8]) {
         let shared = &self.0;
+        shared.replies.key_changed(key);
         if shared.flights.close(key, || shared.store.load().remove(key)) {
             shared.evictions.add(EvictionCause::Invalidated, 1);
         }
@@ -251,6 +269,8 @@ impl<E: FetchError> Cache<E> {
     pub fn invalidate_where(&self, matches: impl Fn(&[u8]) -> bool) {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
+        // A reply does not tell its keys.
+        shared.end_replies();
         shared.flights.close_where(&matches);
         let snapshot = Arc::clone(&shared.store.load());
         for entry in snapshot.collect_where(|entry| matches(entry.key())) {
@@ -302,6 +322,7 @@ impl<E: FetchError> Cache<E> {
         if shared.settings().stale_if_error.is_zero() {
             self.invalidate_all();
         } else {
+            shared.end_replies();
             shared.flights.close_all(|| ());
         }
     }
@@ -339,6 +360,7 @@ impl<E: FetchError> Cache<E> {
         let shared = &self.0;
         let _alone = lock(&shared.whole_store);
         shared.ttls.set(settings.ttls());
+        shared.replies.store.apply(settings);
         shared.shorten_lease(settings.coherence_timeout);
         let before = shared.settings();
         if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
@@ -375,9 +397,10 @@ impl<E: FetchError> Cache<E> {
         Statistics {
             entries,
             bytes,
-            evictions: std::array::from_fn(|cause| shared.evictions.0[cause].load(Relaxed)),
+            evictions: shared.evictions.get(),
             flights: shared.flights.len(),
             flights_discarded: shared.flights.discarded(),
+            replies: shared.replies.statistics(),
             settings: shared.settings(),
             coherence: self.coherence(),
         }
@@ -392,8 +415,20 @@ impl<E: FetchError> Shared<E> {
     /// Replaces the store with an empty one and returns the previous one. The caller holds all
     /// flight locks.
     fn replace_store(&self) -> Arc<Store> {
+        self.end_replies();
         let settings = self.settings();
         self.store.swap(Arc::new(Store::new(settings.capacity, settings.policy, &self.evictions)))
+    }
+
+    /// Ends all replies, and frees them in the background.
+    fn end_replies(&self) {
+        let ended = self.replies.begin_generation();
+        let store = Arc::clone(&self.replies.store);
+        // The model checker needs the same steps in each execution, and a thread of its own would
+        // remove the replies at any of them.
+        if cfg!(not(feature = "shuttle")) && !store.is_empty() {
+            self.background.spawn_blocking(move || store.remove_generation(ended));
+        }
     }
 
     fn record_flush(&self, old_store: Arc<Store>) {
@@ -486,7 +521,7 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn complete(&self, guard: FlightGuard<FlightResult<E>>, result: &FlightResult<E>) {
-        guard.complete(|key| self.store_result(key, result), result.clone());
+        guard.complete(|key, ()| self.store_result(key, result), result.clone());
     }
 
     /// Updates the store with the result of a fetch. The caller holds the flight's lock
@@ -530,6 +565,10 @@ impl<E: FetchError> Shared<E> {
 #[cfg(feature = "shuttle")]
 #[path = "tests/model_check.rs"]
 mod model_check;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+#[path = "tests/orders.rs"]
+mod orders;
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ttl::{NegativeTtl, Ttls};
-use crate::settings::{self, RuleViolation, violations};
+use crate::settings::{self, ByteSize, RuleViolation, violations};
 
 /// The `[cache]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,14 @@ pub struct Settings {
     /// Duration of the lease in tracking mode, counted from the request that renews it.
     #[serde(with = "settings::duration")]
     pub coherence_timeout: Duration,
+    /// Maximum memory of kept replies, in bytes; 0 keeps none.
+    pub max_reply_memory: ByteSize,
+    /// Maximum size of a kept reply, in bytes.
+    pub max_reply: ByteSize,
+    /// Maximum number of fields or members of a kept hash or set from which other replies are
+    /// derived; 0 derives none.
+    #[serde(with = "settings::count")]
+    pub hash_fields: usize,
 }
 
 impl Default for Settings {
@@ -41,6 +49,9 @@ impl Default for Settings {
             policy: Policy::Lru,
             coherence: CoherenceMode::Auto,
             coherence_timeout: Duration::from_secs(3),
+            max_reply_memory: ByteSize(64 << 20),
+            max_reply: ByteSize(1 << 20),
+            hash_fields: 64,
         }
     }
 }

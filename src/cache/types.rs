@@ -99,6 +99,10 @@ impl EvictionCounters {
     pub(super) fn add(&self, cause: EvictionCause, entries: u64) {
         self.0[cause as usize].fetch_add(entries, Relaxed);
     }
+
+    pub(super) fn get(&self) -> [u64; EvictionCause::ALL.len()] {
+        std::array::from_fn(|cause| self.0[cause].load(Relaxed))
+    }
 }
 
 /// The contents and counters of the cache.
@@ -114,10 +118,27 @@ pub struct Statistics {
     pub flights: usize,
     /// Fetches that were delivered but not stored, because the key changed meanwhile.
     pub flights_discarded: u64,
+    /// The kept replies.
+    pub replies: ReplyStatistics,
     /// The settings in force.
     pub settings: Settings,
     /// The mechanism that bounds staleness at this moment.
     pub coherence: Coherence,
+}
+
+/// The contents and counters of the kept replies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReplyStatistics {
+    /// Current number of replies.
+    pub entries: u64,
+    /// Bytes that they take, with their change counters.
+    pub bytes: u64,
+    /// Removed replies by cause, in the order of [`EvictionCause::ALL`].
+    pub evictions: [u64; EvictionCause::ALL.len()],
+    /// Fetches of replies in progress.
+    pub flights: usize,
+    /// Replies that were delivered but not kept, because a key changed meanwhile.
+    pub discarded: u64,
 }
 
 /// A position in the store, from which a walk over all entries goes on.

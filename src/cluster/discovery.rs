@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Shared;
 use super::routing_table::RoutingTable;
 use super::slot_map::{ClusterView, Evidence, NodeAddr, SlotMap};
-use crate::backend::{BackendError, NodeClient};
+use crate::backend::{BackendError, NodeClient, Outage};
 use crate::sync::lock;
 
 /// The longest wait of a round for a node. It suffices for a node that works; the reply of any
@@ -45,8 +45,8 @@ struct Discovery {
     last_poll: Instant,
     /// The number of single polls so far.
     turn: usize,
-    /// Whether it has been logged that no node replies.
-    reported: bool,
+    /// The current outage: rounds without any view. `None` while nodes report the slots.
+    outage: Option<Outage>,
 }
 
 /// The result of a poll.
@@ -54,8 +54,7 @@ struct Polled {
     address: NodeAddr,
     client: NodeClient,
     begun: Instant,
-    /// `None`: there was no valid reply.
-    view: Option<ClusterView>,
+    view: Result<ClusterView, BackendError>,
 }
 
 /// A poll of all nodes.
@@ -64,6 +63,8 @@ struct Round {
     /// The nodes without a result yet.
     awaited: HashSet<NodeAddr>,
     views: Vec<ClusterView>,
+    /// The last node without a valid reply, and the reason.
+    failure: Option<(NodeAddr, BackendError)>,
     /// Whether each result so far is a view.
     is_complete: bool,
     /// Whether its requesters have been released.
@@ -76,6 +77,7 @@ impl Round {
             begun: Instant::now(),
             awaited: HashSet::new(),
             views: Vec::new(),
+            failure: None,
             is_complete: true,
             is_over: true,
         }
@@ -194,12 +196,12 @@ impl Discovery {
         self.running.remove(&address);
         self.idle.insert(address.clone(), client);
         let is_news = match &view {
-            Some(view) => {
+            Ok(view) => {
                 self.failed.remove(&address);
                 self.shared.apply_news(view).await || self.shared.is_contradicted_by(view)
             }
             // Otherwise a node that stays away would cause one round after the other.
-            None => self.failed.insert(address.clone()),
+            Err(_) => self.failed.insert(address.clone()),
         };
         if !self.round.awaited.contains(&address) {
             if is_news {
@@ -213,8 +215,11 @@ impl Discovery {
         }
         self.round.awaited.remove(&address);
         match view {
-            Some(view) => self.round.views.push(view),
-            None => self.round.is_complete = false,
+            Ok(view) => self.round.views.push(view),
+            Err(error) => {
+                self.round.is_complete = false;
+                self.round.failure = Some((address, error));
+            }
         }
         if self.round.awaited.is_empty() {
             self.end_round().await;
@@ -226,14 +231,27 @@ impl Discovery {
         self.round.is_over = true;
         self.round.awaited.clear();
         let views = take(&mut self.round.views);
-        if views.is_empty() && !self.reported {
-            tracing::warn!("no node of the cluster reports the slots; retrying");
-        }
-        self.reported = views.is_empty();
-        if !views.is_empty() {
+        if views.is_empty() {
+            self.note_failure();
+        } else {
+            self.outage = None;
+            self.shared.set_failure(None);
             self.shared.apply(views, evidence).await;
         }
         self.shared.rounds.send_modify(|rounds| rounds.done = rounds.begun);
+    }
+
+    /// Notes and logs why a round had no view. A round that waited for no node has no new reason.
+    fn note_failure(&mut self) {
+        let Some(((host, port), error)) = self.round.failure.take() else { return };
+        let (now, reason) = (Instant::now(), error.to_string());
+        if self.outage.get_or_insert_with(|| Outage::new(now, 0)).should_log(&reason, now) {
+            tracing::warn!(
+                node = %format_args!("{host}:{port}"), reason,
+                "no node of the cluster reports the slots; retrying"
+            );
+        }
+        self.shared.set_failure(Some(error));
     }
 }
 
@@ -248,7 +266,7 @@ impl Shared {
             round: Round::new(),
             last_poll: Instant::now(),
             turn: 0,
-            reported: false,
+            outage: None,
         };
         discovery.run().await;
     }
@@ -300,18 +318,30 @@ impl Shared {
         table.map.merged(std::slice::from_ref(view), evidence) != table.map
     }
 
-    async fn view(&self, address: &NodeAddr, client: &mut NodeClient) -> Option<ClusterView> {
+    /// Polls a node.
+    ///
+    /// # Errors
+    /// The error of the request, or [`BackendError::Unreachable`] if the reply has no slots.
+    async fn view(
+        &self,
+        address: &NodeAddr,
+        client: &mut NodeClient,
+    ) -> Result<ClusterView, BackendError> {
         let answer = client.send_for_text(redis::cmd("CLUSTER").arg("NODES")).await;
-        let view = answer.and_then(|text| {
+        let view = answer.map_err(explain).and_then(|text| {
             let view = ClusterView::parse(&text, address, self.settings.prefers_hostnames());
-            view.ok_or_else(|| {
-                BackendError::Unreachable("it does not say who serves what (CLUSTER NODES)".into())
-            })
+            let malformed = "its reply to CLUSTER NODES is malformed";
+            view.ok_or_else(|| BackendError::Unreachable(malformed.into()))
         });
         let report = |error: &BackendError| {
-            tracing::debug!(node = %format_args!("{}:{}", address.0, address.1), reason = %error, "a node of the cluster does not reply");
+            let node = format_args!("{}:{}", address.0, address.1);
+            tracing::debug!(%node, reason = %error, "a node of the cluster does not reply");
         };
-        view.inspect_err(report).ok()
+        view.inspect_err(report)
+    }
+
+    fn set_failure(&self, failure: Option<BackendError>) {
+        *lock(&self.failure) = failure;
     }
 
     /// Applies views of nodes to the routing table.
@@ -340,6 +370,26 @@ impl Shared {
             );
         }
         Ok(())
+    }
+}
+
+/// Returns the error of a poll, with what the operator can do about it.
+fn explain(error: BackendError) -> BackendError {
+    match error {
+        // "ERR This instance has cluster support disabled", among others.
+        BackendError::ErrorReply(code) if &*code == "ERR" => BackendError::Unreachable(
+            "Redis replied to CLUSTER NODES with the error ERR: is it a node of a cluster? (see \
+             redis.mode)"
+                .into(),
+        ),
+        BackendError::ErrorReply(code) => BackendError::AuthRejected(
+            format!(
+                "Redis replied to CLUSTER NODES with the error {code} (see redis.username and \
+                 redis.password_file)"
+            )
+            .into(),
+        ),
+        error => error,
     }
 }
 

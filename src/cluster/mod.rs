@@ -39,10 +39,13 @@ use self::shard::{Shard, forward_suspicion};
 pub use self::slot_map::slot;
 use self::slot_map::{NodeAddr, SLOT_COUNT, SlotMap};
 use crate::backend::{
-    self, Asking, Backend, BackendError, ConnectAs, EpochStream, FenceResult, NodeClient,
-    PrepareError, Redirect,
+    self, Asking, Backend, BackendError, CommandNames, ConnectAs, EpochStream, FenceResult,
+    FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
-use crate::cache::{self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Statistics};
+use crate::cache::{
+    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, ReplyStatistics, ReplyStore,
+    Statistics,
+};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
 use crate::sync::lock;
@@ -56,6 +59,8 @@ struct Shared {
     user: Option<String>,
     cache_settings: Mutex<cache::Settings>,
     max_value: usize,
+    /// The commands with replies that may be kept.
+    names: CommandNames,
     metrics: Arc<Metrics>,
     /// The runtime of fetches and connections.
     runtime: Handle,
@@ -63,11 +68,15 @@ struct Shared {
     /// Held during every change of the routing table.
     update_lock: Mutex<()>,
     next_id: AtomicU32,
+    /// The replies of all primaries: one bound for all of them.
+    replies: Arc<ReplyStore>,
     /// Signals that the slots may have moved.
     refresh_now: Notify,
     /// Signals that a primary is suspected to be out of service.
     suspicion: Arc<Notify>,
     rounds: watch::Sender<Rounds>,
+    /// The reason for which no node reports the slots. `None` while one does.
+    failure: Mutex<Option<BackendError>>,
     /// The version of the routing table, sent after each change.
     versions: watch::Sender<u64>,
     /// The counts of retired shards.
@@ -86,6 +95,7 @@ struct Rounds {
 struct RetiredTotals {
     evictions: [u64; cache::EvictionCause::ALL.len()],
     flights_discarded: u64,
+    replies_discarded: u64,
 }
 
 impl RetiredTotals {
@@ -94,6 +104,7 @@ impl RetiredTotals {
             *sum += count;
         }
         self.flights_discarded += statistics.flights_discarded;
+        self.replies_discarded += statistics.replies.discarded;
     }
 }
 
@@ -106,7 +117,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(25);
 
 impl Cluster {
     /// Creates a cluster without known slots; [`run`](Self::run) has to be spawned. Fetches and
-    /// connections run on `runtime`. Values larger than `max_value` bytes are not served.
+    /// connections run on `runtime`. Values larger than `max_value` bytes are not served. `names`
+    /// are the commands with replies that may be kept.
     ///
     /// # Errors
     /// [`PrepareError`] if a certificate, key or password file cannot be used.
@@ -114,16 +126,20 @@ impl Cluster {
         settings: backend::Settings,
         cache_settings: cache::Settings,
         max_value: usize,
+        names: CommandNames,
         runtime: Handle,
         metrics: Arc<Metrics>,
     ) -> Result<Self, PrepareError> {
         // Checked once here, so problems with the files are reported at startup.
         let user = Backend::check(&settings)?;
+        let replies = ReplyStore::new(&cache_settings);
         Ok(Self(Arc::new(Shared {
             settings,
             user,
+            replies,
             cache_settings: Mutex::new(cache_settings),
             max_value,
+            names,
             metrics,
             runtime,
             table: ArcSwap::from_pointee(RoutingTable::empty()),
@@ -132,6 +148,7 @@ impl Cluster {
             refresh_now: Notify::new(),
             suspicion: Arc::default(),
             rounds: watch::Sender::new(Rounds::default()),
+            failure: Mutex::default(),
             versions: watch::Sender::new(0),
             retired_totals: Mutex::default(),
         })))
@@ -145,6 +162,12 @@ impl Cluster {
     /// Returns the shard that owns the slot of a key, if known.
     pub(crate) fn shard_of(&self, key: &[u8]) -> Option<Arc<Shard>> {
         self.0.table.load().by_slot[usize::from(slot(key))].clone()
+    }
+
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub(crate) fn max_hash_fields(&self) -> usize {
+        self.0.replies.max_hash_fields()
     }
 
     /// Calls `lookup` with the cache of the shard that owns the key; `None` if no owner is known.
@@ -161,13 +184,34 @@ impl Cluster {
     /// `response_timeout`.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] with `CLUSTERDOWN` if no node reports an owner.
+    /// - [`BackendError::Unavailable`] with `CLUSTERDOWN` if no node reports an owner.
+    /// - The reason for which no node has ever reported the slots.
     pub(crate) async fn find_shard(&self, key: &[u8]) -> Result<Arc<Shard>, BackendError> {
         if let Some(shard) = self.shard_of(key) {
             return Ok(shard);
         }
         _ = timeout(self.0.settings.response_timeout, self.refresh()).await;
-        self.shard_of(key).ok_or_else(|| BackendError::Unavailable("CLUSTERDOWN".into()))
+        self.shard_of(key).ok_or_else(|| self.no_owner())
+    }
+
+    /// Returns the error for a key without a known owner.
+    fn no_owner(&self) -> BackendError {
+        let is_unknown = self.0.table.load().shards.is_empty();
+        let failure = lock(&self.0.failure).clone().filter(|_| is_unknown);
+        failure.unwrap_or_else(|| BackendError::Unavailable("CLUSTERDOWN".into()))
+    }
+
+    /// Returns the shard that owns the slot of all these keys, as [`find_shard`](Self::find_shard)
+    /// does; `None` if they are of several slots.
+    pub(crate) async fn find_shard_of_all<'a>(
+        &self,
+        mut keys: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Option<Arc<Shard>>, BackendError> {
+        let Some(first) = keys.next() else { return Ok(None) };
+        if keys.any(|key| slot(key) != slot(first)) {
+            return Ok(None);
+        }
+        self.find_shard(first).await.map(Some)
     }
 
     /// Fetches `key` for the cache of `shard`, and follows redirects. A reply of another shard is
@@ -202,6 +246,26 @@ impl Cluster {
             }
         }
         shard.backend.to_fetched(Err(BackendError::Unavailable("CLUSTERDOWN".into())))
+    }
+
+    /// Fetches a reply for the cache of `shard`, which owns the slot of its keys. Follows no
+    /// redirect: what another node replies may not be kept here (invariant P1).
+    ///
+    /// # Errors
+    /// The errors of [`Backend::fetch_reply`].
+    pub(crate) async fn fetch_reply(
+        &self,
+        shard: &Shard,
+        request: &ReplyRequest,
+        max_reply: usize,
+    ) -> Result<FetchedReply, BackendError> {
+        let reply = shard.backend.read_reply(request, max_reply).await;
+        if let Err(BackendError::Moved(Redirect { is_ask: false, slot, address })) = &reply {
+            let address = shard.resolve_redirect(address.clone());
+            // The command is forwarded in any case, which reports what prevents it.
+            _ = self.0.apply_moved(*slot, &address);
+        }
+        shard.backend.to_fetched_reply(reply)
     }
 
     /// Returns whether a fetch that failed at `at` is worth a retry, and then points `at` to the
@@ -399,12 +463,12 @@ impl Cluster {
     /// Returns `Ok` if at least one primary is connected.
     ///
     /// # Errors
-    /// The error of the last primary, or [`BackendError::Unreachable`] if no node has reported the
-    /// slots yet.
+    /// The error of the last primary, or the reason for which no node has reported the slots yet.
     pub fn state(&self) -> Result<(), BackendError> {
         let table = self.0.table.load();
-        let mut last =
-            BackendError::Unreachable("no node of the cluster has said yet who serves what".into());
+        let mut last = lock(&self.0.failure).clone().unwrap_or_else(|| {
+            BackendError::Unreachable("no node of the cluster has reported the slots yet".into())
+        });
         for shard in table.shards.values() {
             match shard.backend.state() {
                 Ok(()) => return Ok(()),
@@ -460,6 +524,7 @@ impl Cluster {
     pub fn apply(&self, settings: &cache::Settings) -> u64 {
         let _alone = lock(&self.0.update_lock);
         *lock(&self.0.cache_settings) = settings.clone();
+        self.0.replies.apply(settings);
         self.0.distribute_capacity()
     }
 
@@ -482,6 +547,10 @@ impl Cluster {
             evictions: retired_totals.evictions,
             flights: 0,
             flights_discarded: retired_totals.flights_discarded,
+            replies: ReplyStatistics {
+                discarded: retired_totals.replies_discarded,
+                ..ReplyStatistics::default()
+            },
             settings: lock(&self.0.cache_settings).clone(),
             coherence: self.coherence(),
         };
@@ -491,6 +560,12 @@ impl Cluster {
             sum.bytes += one.bytes;
             sum.flights += one.flights;
             sum.flights_discarded += one.flights_discarded;
+            // All primaries share one store of replies.
+            sum.replies = ReplyStatistics {
+                flights: sum.replies.flights + one.replies.flights,
+                discarded: sum.replies.discarded + one.replies.discarded,
+                ..one.replies
+            };
             for (sum, count) in sum.evictions.iter_mut().zip(one.evictions) {
                 *sum += count;
             }
@@ -547,9 +622,18 @@ impl Shared {
 
     fn create_shard(&self, address: &NodeAddr) -> Result<Arc<Shard>, PrepareError> {
         let settings = self.settings.for_node(&address.0, address.1);
-        let cache = Cache::new(self.cache_settings_for(0), self.runtime.clone());
-        let (backend, link) =
-            Backend::prepare(settings, self.max_value, cache.clone(), Arc::clone(&self.metrics))?;
+        let cache = Cache::with_reply_store(
+            self.cache_settings_for(0),
+            self.runtime.clone(),
+            Arc::clone(&self.replies),
+        );
+        let (backend, link) = Backend::prepare(
+            settings,
+            self.max_value,
+            Arc::clone(&self.names),
+            cache.clone(),
+            Arc::clone(&self.metrics),
+        )?;
         let name = NodeId(self.next_id.fetch_add(1, Relaxed));
         self.runtime.spawn(forward_suspicion(backend.suspected(), Arc::clone(&self.suspicion)));
         let link = self.runtime.spawn(link.run()).abort_handle();
@@ -605,6 +689,8 @@ impl Shared {
     fn retire(&self, shard: &Shard) {
         shard.retire();
         lock(&self.retired_totals).add(&shard.cache.statistics());
-        tracing::info!(node = %format_args!("{}:{}", shard.address().0, shard.address().1), "shard retired: no longer a primary");
+        let (host, port) = shard.address();
+        let node = format_args!("{host}:{port}");
+        tracing::info!(%node, "shard retired: no longer a primary");
     }
 }

@@ -7,6 +7,7 @@
 //! of which only a part has arrived.
 
 use super::cached_read::CacheableRead;
+use super::kept_read::KeptRead;
 use super::local_action::{LocalAction, RejectReason};
 use super::table::Class;
 use crate::access::KeyAllowlist;
@@ -29,9 +30,7 @@ pub(super) fn authorize(
     if allowed.allows_all() {
         return None;
     }
-    if class.is_read() {
-        let read = CacheableRead::new(class, arguments);
-        let is_allowed = read.is_some_and(|read| read.keys().all(|key| allowed.allows(key)));
+    if let Some(is_allowed) = allows_read(allowed, class, arguments) {
         let reason = Some(RejectReason::Key);
         return (!is_allowed).then_some(LocalAction::Reject { text: NO_KEY, reason });
     }
@@ -46,6 +45,22 @@ pub(super) fn authorize(
     (!is_own).then_some(LocalAction::Reject { text: NO_COMMAND, reason })
 }
 
+/// Whether the keys of a read are known and all allowed; `None` if it is no read.
+fn allows_read(allowed: &KeyAllowlist, class: Class, arguments: Arguments<'_>) -> Option<bool> {
+    let is_allowed = |key| allowed.allows(key);
+    match class {
+        Class::Kept(command) => {
+            let read = KeptRead::new(command, arguments);
+            Some(read.is_some_and(|read| read.keys().all(is_allowed)))
+        }
+        _ if class.is_read() => {
+            let read = CacheableRead::new(class, arguments);
+            Some(read.is_some_and(|read| read.keys().all(is_allowed)))
+        }
+        _ => None,
+    }
+}
+
 /// Whether it selects the database that every client begins in, or the one that the proxy reads.
 fn selects_proxy_database(database: u32, arguments: Arguments<'_>) -> bool {
     let wanted = parse_integer(arguments.get(1));
@@ -57,6 +72,74 @@ mod tests {
     use super::super::table::CommandTable;
     use super::*;
     use crate::protocol::tests::parsed;
+
+    /// Commands that pass.
+    const ALLOWED: [&str; 24] = [
+        "GET public:a",
+        "MGET motd public:b",
+        "EXISTS motd",
+        "STRLEN motd",
+        "GETRANGE motd 0 1",
+        "TYPE motd",
+        "HGET public:h f",
+        "hmget public:h secret f",
+        "SINTER public:a motd public:b",
+        "ZUNION 2 public:a motd WEIGHTS 1 2",
+        "SORT_RO motd LIMIT 0 1",
+        "GEOSEARCH public:g FROMMEMBER secret BYRADIUS 1 km",
+        "PFCOUNT motd",
+        "PING",
+        "ECHO x",
+        "COMMAND",
+        "SELECT 0",
+        "SELECT 3",
+        "CLIENT SETNAME x",
+        "CLIENT ID",
+        "HELLO 3",
+        "AUTH x",
+        "RESET",
+        "QUIT",
+    ];
+    /// Reads with another key, or with unknown keys.
+    const WRONG_KEYS: [&str; 16] = [
+        "GET secret",
+        "MGET motd secret",
+        "GET",
+        "GET motd motd",
+        "GETRANGE motd 0",
+        "TYPE secret",
+        "HGET secret f",
+        "HGET public:h",
+        "SINTER motd secret",
+        "LCS motd secret",
+        "ZUNION 2 motd secret",
+        "ZUNION 2 motd",
+        "ZUNION 0 motd",
+        "SORT_RO motd BY secret*",
+        "SORT_RO motd GET secret",
+        "PFCOUNT motd secret",
+    ];
+    /// Commands that could touch another key.
+    const FORBIDDEN: [&str; 18] = [
+        "SET motd x",
+        "HSCAN public:h 0",
+        "TTL motd",
+        "OBJECT ENCODING motd",
+        "XPENDING public:x g",
+        "MULTI",
+        "WATCH motd",
+        "SUBSCRIBE motd",
+        "EVAL x 0",
+        "SCAN 0",
+        "KEYS *",
+        "SELECT 1",
+        "SELECT",
+        "CLIENT LIST",
+        "CLIENT KILL x",
+        "CLIENT TRACKING ON",
+        "NONESUCH",
+        "INFO",
+    ];
 
     #[test]
     fn only_reads_of_allowed_keys_pass() {
@@ -70,48 +153,14 @@ mod tests {
                 other => panic!("{other:?}"),
             })
         };
-        for line in [
-            "GET public:a",
-            "MGET motd public:b",
-            "EXISTS motd",
-            "STRLEN motd",
-            "GETRANGE motd 0 1",
-            "PING",
-            "ECHO x",
-            "COMMAND",
-            "SELECT 0",
-            "SELECT 3",
-            "CLIENT SETNAME x",
-            "CLIENT ID",
-            "HELLO 3",
-            "AUTH x",
-            "RESET",
-            "QUIT",
+        for (lines, expected) in [
+            (&ALLOWED[..], None),
+            (&WRONG_KEYS, Some(RejectReason::Key)),
+            (&FORBIDDEN, Some(RejectReason::Command)),
         ] {
-            assert_eq!(reject(line), None, "{line}");
-        }
-        for line in ["GET secret", "MGET motd secret", "GET", "GET motd motd", "GETRANGE motd 0"] {
-            assert_eq!(reject(line), Some(RejectReason::Key), "{line}");
-        }
-        for line in [
-            "SET motd x",
-            "HGET public:h f",
-            "TYPE motd",
-            "MULTI",
-            "WATCH motd",
-            "SUBSCRIBE motd",
-            "EVAL x 0",
-            "SCAN 0",
-            "KEYS *",
-            "SELECT 1",
-            "SELECT",
-            "CLIENT LIST",
-            "CLIENT KILL x",
-            "CLIENT TRACKING ON",
-            "NONESUCH",
-            "INFO",
-        ] {
-            assert_eq!(reject(line), Some(RejectReason::Command), "{line}");
+            for line in lines {
+                assert_eq!(reject(line), expected, "{line}");
+            }
         }
     }
 }

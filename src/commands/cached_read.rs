@@ -4,6 +4,7 @@
 //! doubt the command is forwarded.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes};
 use futures_util::future::join_all;
@@ -13,12 +14,12 @@ use tracing::Instrument as _;
 use super::memory::Memory;
 use super::table::Class;
 use crate::backend::BackendError;
-use crate::cache::{Answer, Outcome, ReadMode};
-use crate::metrics::FrontEnd;
+use crate::cache::{Answer, Outcome, ReadMode, Reply};
+use crate::metrics::{FrontEnd, Kind};
 use crate::net::WriteBuf;
 use crate::protocol::{
-    Arguments, Protocol, parse_integer, write_array_length, write_bulk, write_bulk_length,
-    write_integer, write_null,
+    Arguments, Protocol, ReplyFrame, Resp2Form, parse_integer, write_array_length, write_bulk,
+    write_bulk_length, write_integer, write_null, write_resp2,
 };
 use crate::proxy::Proxy;
 use crate::telemetry::spans;
@@ -44,12 +45,18 @@ pub enum CachedReply {
     Number(usize),
     /// Some bytes of a value.
     Part(Answer, Range<usize>),
+    /// A kept reply.
+    Kept(Arc<Reply>, Kind),
+    /// A reply that follows from a kept one.
+    Derived(ReplyFrame, Kind),
 }
 
 /// The result of a read that was not in memory.
 pub enum FetchOutcome {
     /// The reply.
     Reply(CachedReply),
+    /// The reply to a command that may have changed a value, such as `PFCOUNT`.
+    MayHaveWritten(CachedReply),
     /// The command has to be forwarded on the client's own connection.
     Forward(Bytes),
     /// Redis did not reply.
@@ -150,6 +157,11 @@ impl FetchKeys {
         self.keys.len()
     }
 
+    /// The keys.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys.iter().map(|key| &**key)
+    }
+
     /// Fetches the values. `command` is the command as the client sent it.
     pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
         let span = spans::command_span(if self.is_many { "MGET" } else { "GET" });
@@ -185,6 +197,8 @@ impl CachedReply {
                     answer.entry.value().map_or(&[][..], |value| &value.bytes[part.clone()]);
                 write_bulk(output.tail(), value);
             }
+            Self::Kept(reply, _) => write_frame(output, reply.frame(), protocol),
+            Self::Derived(frame, _) => write_frame(output, frame, protocol),
             Self::Values(answers) => {
                 write_array_length(output.tail(), answers.len());
                 for answer in answers {
@@ -203,6 +217,18 @@ fn write_value(output: &mut WriteBuf, answer: Option<&Answer>, protocol: Protoco
             output.push_slice_or(value.bytes, || value.to_bytes());
             output.tail().put_slice(b"\r\n");
         }
+    }
+}
+
+fn write_frame(output: &mut WriteBuf, frame: &ReplyFrame, protocol: Protocol) {
+    let bytes = frame.bytes();
+    match (protocol, frame.resp2()) {
+        (Protocol::Resp3, _) | (_, Resp2Form::Same) => output.push(bytes.clone()),
+        (_, Resp2Form::Head { elements, skip }) => {
+            write_array_length(output.tail(), elements);
+            output.push_slice_or(&bytes[skip..], || bytes.slice(skip..));
+        }
+        (_, Resp2Form::Converted) => write_resp2(bytes, frame.shape(), output.tail()),
     }
 }
 

@@ -1,20 +1,26 @@
 //! The decision about one command: from memory, to Redis, or a reply of the proxy's own. It is a
 //! pure function, so its rules are tested as a table.
 
-use bytes::Bytes;
+use std::borrow::Cow;
+
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::auth::{Credentials, NO_AUTH, authenticate, hello_logins};
 use super::authorize::{NO_COMMAND, authorize};
 use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
+use super::kept_read::KeptRead;
 use super::local_action::{LocalAction, RejectReason};
 use super::memory::Memory;
+use super::pending_keys::PendingKeys;
+use super::reply_fetch::ReplyFetch;
 use super::session::{Identity, SessionEffect, SessionState};
 use super::table::Class;
 use crate::access::KeyAllowlist;
 use crate::backend::CacheIdentity;
 use crate::cache::Outcome;
-use crate::protocol::{Arguments, is_one_of, parse_integer};
+use crate::metrics::Kind;
+use crate::protocol::{Arguments, is_one_of, parse_integer, write_array_length, write_bulk};
 
 /// The settings that decisions depend on.
 pub struct Policy {
@@ -62,6 +68,8 @@ pub struct View<'a, M> {
     pub session: &'a SessionState,
     /// The replies that it waits for.
     pub pending: PendingReplies,
+    /// The keys of the reads among them that wait for a flight.
+    pub pending_keys: &'a PendingKeys,
     /// The writes that memory is known to hold.
     pub coverage: Coverage,
     /// The cache.
@@ -70,13 +78,24 @@ pub struct View<'a, M> {
     pub now: Instant,
 }
 
+impl<M> View<'_, M> {
+    /// Whether a read of one of these keys has no reply yet (invariant R6).
+    fn has_pending_read<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) -> bool {
+        self.pending.flights > 0 && keys.any(|key| self.pending_keys.may_contain(key))
+    }
+}
+
 /// A command.
 #[derive(Clone, Copy)]
 pub struct Command<'a> {
     /// Its class.
     pub class: Class,
+    /// Whether it may be answered from memory, if its class allows that.
+    pub is_cached: bool,
     /// Its name and arguments.
     pub arguments: Arguments<'a>,
+    /// Its bytes, as far as they have arrived.
+    pub bytes: &'a [u8],
 }
 
 /// The decision about a command.
@@ -90,6 +109,10 @@ pub enum Action {
     Reply(CachedReply),
     /// Fetch its keys.
     Fetch(FetchKeys),
+    /// Fetch its reply, to be kept.
+    FetchReply(ReplyFetch),
+    /// Forward a read of this kind past memory.
+    BypassReply(Kind),
     /// Forward a read of so many keys past memory.
     Bypass(usize),
     /// Forward it.
@@ -128,9 +151,10 @@ pub fn decide<M: Memory>(
 #[inline]
 fn choose<M: Memory>(
     view: &View<'_, M>,
-    Command { class, arguments }: Command<'_>,
+    command: Command<'_>,
     count: impl FnMut(Outcome),
 ) -> Action {
+    let Command { class, arguments, is_cached, .. } = command;
     let authenticated = view
         .credentials
         .and_then(|credentials| authenticate(credentials, view.session, class, arguments));
@@ -143,7 +167,13 @@ fn choose<M: Memory>(
     }
     match class {
         _ if class.is_read() => match CacheableRead::new(class, arguments) {
+            Some(read) if !is_cached => Action::Bypass(read.key_count()),
             Some(read) => choose_read(view, read, count),
+            None => Action::Forward(SessionEffect::MayObserveWrite),
+        },
+        Class::Kept(kept) => match KeptRead::new(kept, arguments) {
+            Some(read) if !is_cached => Action::BypassReply(read.kind()),
+            Some(read) => choose_kept_read(view, &read, command, count),
             None => Action::Forward(SessionEffect::MayObserveWrite),
         },
         Class::Quit => Action::Quit,
@@ -158,6 +188,9 @@ fn choose_read<M: Memory>(
     read: CacheableRead<'_>,
     count: impl FnMut(Outcome),
 ) -> Action {
+    if view.has_pending_read(read.keys()) {
+        return Action::Wait;
+    }
     let is_bypassed = view.coverage == Coverage::Bypassed
         || read.has_longer_key(view.policy.max_key)
         || view.pending.may_observe_write
@@ -175,6 +208,68 @@ fn choose_read<M: Memory>(
     fetch.map_or(Action::Bypass(read.key_count()), Action::Fetch)
 }
 
+fn choose_kept_read<M: Memory>(
+    view: &View<'_, M>,
+    read: &KeptRead<'_>,
+    command: Command<'_>,
+    mut count: impl FnMut(Outcome),
+) -> Action {
+    if view.has_pending_read(read.keys()) {
+        return Action::Wait;
+    }
+    let is_bypassed = view.coverage == Coverage::Bypassed
+        || view.pending.may_observe_write
+        || !view.session.may_read_from_cache(&view.policy.identity)
+        || read.has_longer_key(view.policy.max_key)
+        || !read.has_form(view.session.protocol());
+    if is_bypassed {
+        return Action::BypassReply(read.kind());
+    }
+    if view.coverage == Coverage::Unfenced {
+        return Action::Fence;
+    }
+    let name = reply_name(command);
+    let kept = view.memory.lookup_reply(&name, read.first_key(), view.now);
+    let reply = kept.map(|reply| CachedReply::Kept(reply, read.kind()));
+    match reply.or_else(|| derive(view, read)) {
+        Some(reply) => {
+            count(Outcome::Hit);
+            Action::Reply(reply)
+        }
+        None if view.memory.may_fetch_replies(read.command().may_write()) => {
+            Action::FetchReply(ReplyFetch::new(read, name.into_owned()))
+        }
+        None => Action::BypassReply(read.kind()),
+    }
+}
+
+/// Returns the reply to a read if it follows from the kept reply for the whole hash or set.
+fn derive<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>) -> Option<CachedReply> {
+    let max = view.memory.max_hash_fields();
+    if max == 0 {
+        return None;
+    }
+    let name = read.whole_name()?;
+    let derived = read.command().index();
+    let whole = view.memory.lookup_whole(&name, read.first_key(), derived, view.now)?;
+    let frame = read.derive(whole.frame().bytes(), max)?;
+    Some(CachedReply::Derived(frame, read.kind()))
+}
+
+/// The bytes under which the reply to a command is kept: the command with its name in capitals.
+fn reply_name(command: Command<'_>) -> Cow<'_, [u8]> {
+    let Command { arguments, bytes, .. } = command;
+    let is_array = bytes.first() == Some(&b'*');
+    if is_array && !arguments.get(0).iter().any(u8::is_ascii_lowercase) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut name = BytesMut::with_capacity(bytes.len() + 16);
+    write_array_length(&mut name, arguments.len());
+    write_bulk(&mut name, &arguments.get(0).to_ascii_uppercase());
+    arguments.skip(1).for_each(|argument| write_bulk(&mut name, argument));
+    Cow::Owned(name.into())
+}
+
 /// Whether an action has to wait for the replies that are pending.
 #[inline]
 fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
@@ -184,10 +279,12 @@ fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
         | Action::Fence
         | Action::Reply(_)
         | Action::Fetch(_)
+        | Action::FetchReply(_)
         | Action::Local(LocalAction::LogIn { instead: None } | LocalAction::Reject { .. }) => false,
         Action::Local(LocalAction::Reset) => view.pending.replies > 0,
         // Otherwise a read could see what its own client wrote behind it (invariant R2).
         Action::Bypass(_)
+        | Action::BypassReply(_)
         | Action::Passthrough
         | Action::Quit
         | Action::Local(LocalAction::LogIn { .. }) => is_behind_flights,
@@ -204,7 +301,7 @@ fn has_to_go_alone<M>(view: &View<'_, M>, effect: &SessionEffect) -> bool {
 
 /// Decides about a command that is too long to be held, by the arguments that have arrived.
 pub fn decide_long<M: Memory>(view: &View<'_, M>, command: Command<'_>) -> LongAction {
-    let Command { class, arguments } = command;
+    let Command { class, arguments, .. } = command;
     let is_authenticated = view.credentials.is_none_or(|credentials| {
         authenticate(credentials, view.session, class, arguments).is_none()
     });
@@ -280,13 +377,18 @@ fn named(arguments: Arguments<'_>, at: usize) -> Identity {
 #[cfg(test)]
 mod tests {
     use std::mem::discriminant;
+    use std::sync::Arc;
 
     use tokio::runtime::Handle;
 
     use super::super::table::CommandTable;
     use super::*;
-    use crate::cache::{Answer, Cache, Cancelled, Fetched, ReadMode, Settings};
+    use crate::cache::{
+        Answer, Cache, Cancelled, Fetched, FetchedReply, ReadMode, Reply, ReplyRead, Settings,
+    };
+    use crate::key::Key;
     use crate::protocol::tests::parsed;
+    use crate::protocol::{ReplyFrame, Shape};
 
     #[derive(Debug, Clone)]
     struct NoFetch;
@@ -316,6 +418,24 @@ mod tests {
         fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
             self.cache.lookup(key, now)
         }
+        fn lookup_reply(&self, command: &[u8], _: &[u8], now: Instant) -> Option<Arc<Reply>> {
+            self.cache.lookup_reply(command, now)
+        }
+        fn lookup_whole(
+            &self,
+            command: &[u8],
+            _: &[u8],
+            derived: usize,
+            now: Instant,
+        ) -> Option<Arc<Reply>> {
+            self.cache.lookup_whole(command, derived, now)
+        }
+        fn may_fetch_replies(&self, _: bool) -> bool {
+            self.may_fetch
+        }
+        fn max_hash_fields(&self) -> usize {
+            64
+        }
         fn count_key(&self, _: &[u8], _: Instant) {}
         fn may_fetch(&self) -> bool {
             self.may_fetch
@@ -327,6 +447,7 @@ mod tests {
         policy: Policy,
         session: SessionState,
         pending: PendingReplies,
+        pending_keys: PendingKeys,
         coverage: Coverage,
         memory: Kept,
     }
@@ -338,6 +459,7 @@ mod tests {
                 policy: Policy { identity, max_key: 10, allow_keys: KeyAllowlist::default() },
                 session: SessionState::new(Identity::Unauthenticated),
                 pending: PendingReplies::default(),
+                pending_keys: PendingKeys::default(),
                 coverage: Coverage::Full,
                 memory: Kept::new().await,
             }
@@ -349,6 +471,7 @@ mod tests {
                 credentials: None,
                 session: &self.session,
                 pending: self.pending,
+                pending_keys: &self.pending_keys,
                 coverage: self.coverage,
                 memory: &self.memory,
                 now: Instant::now(),
@@ -359,7 +482,7 @@ mod tests {
             let (input, parser) = parsed(line);
             let arguments = parser.arguments(&input);
             let class = CommandTable::new().find(arguments.get(0)).class;
-            decide(&self.view(), Command { class, arguments })
+            decide(&self.view(), Command { class, is_cached: true, arguments, bytes: &input })
         }
 
         fn decides(&self, line: &str) -> Action {
@@ -441,15 +564,69 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn read_of_another_type_is_decided() {
+        let mut case = Case::new().await;
+        let bypass = Action::BypassReply(Kind::Hash);
+        let forward = Action::Forward(SessionEffect::MayObserveWrite);
+        let (input, parser) = parsed("HGETALL h");
+        let class = CommandTable::new().find(b"HGETALL").class;
+        let Class::Kept(command) = class else { panic!("{class:?}") };
+        let read = KeptRead::new(command, parser.arguments(&input)).unwrap();
+        let fetch = Action::FetchReply(ReplyFetch::new(&read, input.clone()));
+        case.memory.cache.start_tracking(Instant::now());
+        let name = b"*2\r\n$7\r\nHGETALL\r\n$1\r\nh\r\n";
+        let frame = ReplyFrame::new(Bytes::from_static(b"%0\r\n"), Shape::default());
+        let kept = move || async { FetchedReply::Keepable(frame, None) };
+        let keys = [Key::from(&b"h"[..])];
+        let read = ReplyRead { command: name, name_index: command.index(), keys: &keys };
+        case.memory.cache.get_or_fetch_reply(read, kept).await;
+        case.expect("HGET h f", &fetch);
+        let Class::Kept(hget) = CommandTable::new().find(b"HGET").class else { panic!() };
+        let other = ReplyRead { command: b"other", name_index: hget.index(), keys: &keys };
+        let null = ReplyFrame::new(Bytes::from_static(b"_\r\n"), Shape::default());
+        let replied = move || async { FetchedReply::Keepable(null, None) };
+        case.memory.cache.get_or_fetch_reply(other, replied).await;
+        for (line, expected) in [
+            ("HGETALL h", &reply()),
+            ("hGetAll h", &reply()),
+            ("HGET h f", &reply()),
+            ("HKEYS h", &fetch),
+            ("HLEN h", &fetch),
+            ("HGETALL other", &fetch),
+            ("HGETALL too-long-a-key", &bypass),
+            ("HGETALL", &forward),
+        ] {
+            case.expect(line, expected);
+        }
+        case.memory.may_fetch = false;
+        case.expect("HGETALL other", &bypass);
+        case.coverage = Coverage::Unfenced;
+        case.expect("HGETALL h", &Action::Fence);
+        case.coverage = Coverage::Bypassed;
+        case.expect("HGETALL h", &bypass);
+        case.coverage = Coverage::Full;
+        case.pending.may_observe_write = true;
+        case.expect("HGETALL h", &bypass);
+        case.pending = PendingReplies::default();
+        case.session.sent(&SessionEffect::Multi);
+        case.expect("HGETALL h", &bypass);
+    }
+
+    #[tokio::test]
     async fn nothing_is_forwarded_while_a_read_waits_for_a_flight() {
         let mut case = Case::new().await;
         case.pending = PendingReplies { replies: 1, flights: 1, ..PendingReplies::default() };
         for line in
-            ["SET k v", "GET too-long-a-key", "STRLEN absent", "SUBSCRIBE c", "QUIT", "HGET h f"]
+            ["SET k v", "GET too-long-a-key", "STRLEN absent", "SUBSCRIBE c", "QUIT", "HGET h"]
         {
             case.expect(line, &Action::Wait);
         }
         case.expect("GET kept", &reply());
+        case.expect("GET absent", &fetch());
+        case.pending_keys.add([&b"kept"[..]].into_iter());
+        for line in ["GET kept", "MGET other kept", "LLEN kept", "SINTER other kept"] {
+            case.expect(line, &Action::Wait);
+        }
         case.expect("GET absent", &fetch());
         assert_eq!(case.decides_long("SET k"), LongAction::Wait);
     }
@@ -483,7 +660,10 @@ mod tests {
         let user = |name: &'static str| Identity::Named(Bytes::from_static(name.as_bytes()));
         for (line, effect) in [
             ("PING", Neutral),
-            ("HGETALL h", Neutral),
+            ("HGETALL", MayObserveWrite),
+            ("HSCAN h 0", MayObserveWrite),
+            ("XPENDING x g", MayObserveWrite),
+            ("INFO", MayObserveWrite),
             ("CLIENT ID", Neutral),
             ("SET k v", MayObserveWrite),
             ("TTL k", MayObserveWrite),

@@ -56,10 +56,15 @@ pub fn invalidations(
     max_key: usize,
 ) -> Invalidations {
     let may_be_key = |word: &&[u8]| word.len() <= max_key;
+    let may_write = match class {
+        Class::MayWrite | Class::Blocking | Class::Xread => true,
+        Class::Kept(command) => command.may_write(),
+        _ => false,
+    };
     match class {
         Class::Swapdb => Invalidations::All,
         Class::FlushAll if !is_tracked => Invalidations::All,
-        Class::MayWrite | Class::Blocking | Class::Xread if !is_tracked => {
+        _ if may_write && !is_tracked => {
             Invalidations::from_keys(arguments.skip(1).filter(may_be_key).map(Key::from))
         }
         _ => Invalidations::None,
@@ -68,10 +73,29 @@ pub fn invalidations(
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::CommandTable;
     use super::*;
+    use crate::protocol::tests::parsed;
 
     fn keys(names: &[&str]) -> Invalidations {
         Invalidations::Keys(names.iter().map(|name| Key::from(name.as_bytes())).collect())
+    }
+
+    #[test]
+    fn only_commands_that_may_write_invalidate_keys() {
+        for (line, expected) in [
+            ("SET a b", keys(&["a", "b"])),
+            ("PFCOUNT a", keys(&["a"])),
+            ("HGET a b", Invalidations::None),
+            ("TTL a", Invalidations::None),
+            ("FLUSHALL", Invalidations::All),
+        ] {
+            let (input, parser) = parsed(line);
+            let arguments = parser.arguments(&input);
+            let class = CommandTable::new().find(arguments.get(0)).class;
+            assert_eq!(invalidations(class, arguments, false, 10), expected, "{line}");
+            assert_eq!(invalidations(class, arguments, true, 10), Invalidations::None, "{line}");
+        }
     }
 
     #[test]

@@ -1,13 +1,31 @@
 //! The cache, as far as decisions need it.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
-use crate::cache::Answer;
+use crate::cache::{Answer, Reply};
 
 /// The part of the cache that a decision needs.
 pub trait Memory {
     /// The fresh entry of a key.
     fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer>;
+    /// The kept reply to a command. `key` is the first of its keys.
+    fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>>;
+    /// The most fields or members of a kept hash or set from which other replies are derived.
+    fn max_hash_fields(&self) -> usize;
+    /// The kept reply to `command`, which reads the whole of `key`, if the command with the index
+    /// `derived` may be answered from it.
+    fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: Instant,
+    ) -> Option<Arc<Reply>>;
+    /// Whether replies are fetched to be kept.
+    /// Not those to a command that may write, if no push would report its write.
+    fn may_fetch_replies(&self, may_write: bool) -> bool;
     /// Counts a read of a key among the hot keys.
     fn count_key(&self, key: &[u8], now: Instant);
     /// Whether a fetch can succeed: not if Redis rejects the proxy's login.

@@ -1,11 +1,14 @@
 //! The class of each command: what it may do, as far as the cache is concerned.
 //!
-//! The lists are kept by hand, because Redis's own flags do not show which commands reply about
-//! strings. A test compares them with the flags of a running server. A command in no list may do
-//! anything. A command is answered from memory only if it is one of the five reads. A mistake
-//! elsewhere costs one request to Redis.
+//! The lists are kept by hand, because Redis's own flags do not show which replies depend on keys
+//! alone, or show the state of some key. A test compares them with the flags of a running server. A
+//! command in no list may do anything. A command is answered from memory only if it is one of the
+//! five reads, or in the table of `kept_read`. A mistake elsewhere costs one request to Redis.
 
 use ahash::HashMap;
+
+use super::command_list::CommandList;
+use super::kept_read::KeptCommand;
 
 /// The possible effects of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +23,9 @@ pub enum Class {
     Strlen,
     /// `GETRANGE` and `SUBSTR`.
     Getrange,
-    /// It changes no key and its reply says nothing about strings, so it may run before or after a
+    /// A read with a reply that may be kept.
+    Kept(KeptCommand),
+    /// It changes no key and its reply shows the state of none, so it may run before or after a
     /// cached read.
     Neutral,
     /// It changes no key.
@@ -64,7 +69,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// Whether its reply may come from memory.
+    /// Whether it reads strings, and is answered from the cache of strings.
     pub fn is_read(self) -> bool {
         matches!(self, Self::Get | Self::Mget | Self::Exists | Self::Strlen | Self::Getrange)
     }
@@ -78,14 +83,7 @@ const LISTS: [(Class, &str); 25] = [
     (Class::Getrange, "getrange substr"),
     (
         Class::Neutral,
-        "command echo geodist geohash geopos georadius_ro georadiusbymember_ro geosearch \
-         hexists hexpiretime hget hgetall hkeys hlen hmget hpexpiretime hpttl hrandfield hscan \
-         hstrlen httl hvals info lastsave latency lindex llen lolwut lpos lrange ping publish \
-         pubsub readonly readwrite scard sdiff sinter sintercard sismember slowlog smembers \
-         smismember spublish srandmember sscan sunion time xinfo xlen xpending xrange xrevrange \
-         zcard zcount zdiff zinter zintercard zlexcount zmscore zrandmember zrange zrangebylex \
-         zrangebyscore zrank zrevrange zrevrangebylex zrevrangebyscore zrevrank zscan zscore \
-         zunion",
+        "command echo lastsave lolwut ping publish pubsub readonly readwrite spublish time",
     ),
     (Class::Blocking, "blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin wait waitaof"),
     (Class::Xread, "xread xreadgroup"),
@@ -110,8 +108,10 @@ const LISTS: [(Class, &str); 25] = [
     (Class::FlushAll, "flushall flushdb"),
     (
         Class::ReadOnly,
-        "bitcount bitfield_ro bitpos dbsize digest dump expiretime getbit keys lcs memory \
-         object pexpiretime pttl randomkey role scan sort_ro ttl type",
+        // INFO, LATENCY and SLOWLOG name no key, but count keys or show that others wrote.
+        "dbsize digest dump expiretime hexpiretime hpexpiretime hpttl hrandfield hscan httl info \
+         keys latency memory object pexpiretime pttl randomkey role scan slowlog srandmember \
+         sscan ttl xinfo xpending zrandmember zscan",
     ),
     (
         Class::MayWrite,
@@ -121,7 +121,7 @@ const LISTS: [(Class, &str); 25] = [
          getset hdel hexpire hexpireat hgetdel hgetex hincrby hincrbyfloat hmset hpersist \
          hpexpire hpexpireat hset hsetex hsetnx incr incrby incrbyfloat linsert lmove lmpop \
          lpop lpush lpushx lrem lset ltrim migrate module move mset msetex msetnx persist \
-         pexpire pexpireat pfadd pfcount pfdebug pfmerge pfselftest psetex rename renamenx \
+         pexpire pexpireat pfadd pfdebug pfmerge pfselftest psetex rename renamenx \
          replicaof restore rpop rpoplpush rpush rpushx sadd save sdiffstore set setbit setex \
          setnx setrange shutdown sinterstore slaveof smove sort spop srem sunionstore touch \
          unlink xack xackdel xadd xautoclaim xclaim xdel xdelex xgroup xsetid xtrim zadd \
@@ -133,19 +133,27 @@ const LISTS: [(Class, &str); 25] = [
 /// The label of commands in no list.
 const UNKNOWN: &str = "other";
 
-/// A command that was findd.
+/// The facts about a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandInfo {
     /// The possible effects.
     pub class: Class,
     /// Its index among the [`names`].
     pub label: usize,
+    /// Whether it may be answered from memory, if its class allows that.
+    pub is_cached: bool,
 }
 
 /// The names of all commands with a label of their own in metrics, and one for all others.
 pub fn names() -> Vec<&'static str> {
-    let listed = LISTS.iter().flat_map(|(_, names)| names.split_whitespace());
-    listed.chain([UNKNOWN]).collect()
+    classes().map(|(_, name)| name).chain([UNKNOWN]).collect()
+}
+
+/// All known commands, in the order of their labels.
+fn classes() -> impl Iterator<Item = (Class, &'static str)> {
+    let listed =
+        LISTS.iter().flat_map(|(class, names)| names.split_whitespace().map(|name| (*class, name)));
+    listed.chain(KeptCommand::all().map(|(command, name)| (Class::Kept(command), name)))
 }
 
 /// All known commands by name, whatever the case.
@@ -159,16 +167,26 @@ pub struct CommandTable {
 const LONGEST: usize = 32;
 
 impl CommandTable {
-    /// The table of all lists.
+    /// The table of all known commands, of which those of modules are not kept.
     #[allow(clippy::new_without_default, reason = "it is large, and made once")]
     pub fn new() -> Self {
-        let classes = LISTS
-            .iter()
-            .flat_map(|(class, names)| names.split_whitespace().map(|name| (*class, name)));
-        let known = classes
-            .enumerate()
-            .map(|(label, (class, name))| (name.as_bytes(), CommandInfo { class, label }));
-        Self { by_name: known.collect(), get: CommandInfo { class: Class::Get, label: 0 } }
+        Self::configured(&CommandList::default(), &CommandList::default())
+    }
+
+    /// The table of all known commands, of which `also` are kept in addition, and `except` are not
+    /// answered from memory.
+    pub fn configured(also: &CommandList, except: &CommandList) -> Self {
+        let info = |(label, (class, name)): (usize, (Class, &'static str))| {
+            let is_unasked = |kept: KeptCommand| kept.is_opt_in() && !also.contains(name);
+            let class = match class {
+                Class::Kept(kept) if is_unasked(kept) => Class::MayWrite,
+                class => class,
+            };
+            (name.as_bytes(), CommandInfo { class, label, is_cached: !except.contains(name) })
+        };
+        let by_name: HashMap<_, _> = classes().enumerate().map(info).collect();
+        let get = by_name[&b"get"[..]];
+        Self { by_name, get }
     }
 
     /// The command of this name.
@@ -182,7 +200,9 @@ impl CommandTable {
             lower.make_ascii_lowercase();
             self.by_name.get(&*lower)
         });
-        known.copied().unwrap_or(CommandInfo { class: Class::MayWrite, label: self.by_name.len() })
+        let label = self.by_name.len();
+        let unknown = CommandInfo { class: Class::MayWrite, label, is_cached: false };
+        known.copied().unwrap_or(unknown)
     }
 }
 
@@ -202,9 +222,28 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_the_settings_change_what_is_kept() {
+        let table = |also: &str, except: &str| {
+            let list = |names: &str| serde_json::from_str(&format!("{names:?}")).unwrap();
+            CommandTable::configured(&list(also), &list(except))
+        };
+        let (plain, changed) = (table("", ""), table("json.get", "GET,hget"));
+        assert_eq!(plain.find(b"JSON.GET").class, Class::MayWrite);
+        assert!(matches!(changed.find(b"JSON.GET").class, Class::Kept(_)));
+        assert_eq!(changed.find(b"JSON.MGET").class, Class::MayWrite);
+        for (name, is_cached) in [("GET", false), ("hget", false), ("MGET", true), ("hmget", true)]
+        {
+            assert!(plain.find(name.as_bytes()).is_cached, "{name}");
+            let found = changed.find(name.as_bytes());
+            assert_eq!(found.is_cached, is_cached, "{name}");
+            assert_eq!(found.class, plain.find(name.as_bytes()).class, "{name}");
+        }
+    }
+
+    #[test]
     fn unknown_command_may_do_anything() {
         let commands = CommandTable::new();
-        for name in ["", "getx", "json.get", &"x".repeat(100)] {
+        for name in ["", "getx", "json.set", &"x".repeat(100)] {
             assert_eq!(commands.find(name.as_bytes()).class, Class::MayWrite, "{name}");
             assert_eq!(names()[commands.find(name.as_bytes()).label], "other");
         }

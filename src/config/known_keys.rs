@@ -32,7 +32,7 @@ const RENAMED: [(&str, &str); 4] = [
 /// Names by which other programs and earlier habits call a key: the section, the names, and the key
 /// of the section. Rows of the most common sections come first, because a name without a section
 /// takes the first row that has it.
-const SYNONYMS: [(&str, &[&str], &str); 30] = [
+const SYNONYMS: [(&str, &[&str], &str); 32] = [
     ("http", &["host", "port", "bind", "addr", "address", "interface"], "listen"),
     ("http", &["maxclients", "max_clients", "connections"], "max_connections"),
     ("http", &["timeout", "keepalive", "keep_alive"], "idle_timeout"),
@@ -73,6 +73,8 @@ const SYNONYMS: [(&str, &[&str], &str); 30] = [
     ),
     ("cache", &["expire", "expires", "expiry", "expiration", "max_age", "lifetime"], "ttl"),
     ("cache", &["eviction", "eviction_policy", "maxmemory_policy", "algorithm"], "policy"),
+    ("warm", &["path", "filename", "state_file"], "file"),
+    ("warm", &["count", "max_keys", "size", "capacity"], "keys"),
     ("telemetry", &["level", "log", "loglevel", "log_level", "filter"], "log_filter"),
     ("telemetry", &["format"], "log_format"),
     ("telemetry", &["endpoint", "otlp", "otlp_endpoint", "collector"], "traces_endpoint"),
@@ -122,7 +124,7 @@ impl KnownKeys {
         } else {
             self.nearest_section(section)?
         };
-        self.meant_in(&section, name).or_else(|| self.with_last_part(name))
+        self.meant_in(&section, name).or_else(|| self.with_same_last_part(name))
     }
 
     /// Returns the key of this section that a name probably means.
@@ -141,21 +143,23 @@ impl KnownKeys {
 
     /// Returns the key of any section that has this last part, or for which it is a synonym.
     fn with_last_part(&self, name: &str) -> Option<String> {
-        let name = name.replace('-', "_").to_lowercase();
-        let mut keys = self.0.iter().filter(|known| last_part(known) == name);
         let synonym = || {
+            let name = name.replace('-', "_").to_lowercase();
             let row = SYNONYMS.iter().find(|(_, names, _)| names.contains(&&*name))?;
             Some(format!("{}.{}", row.0, row.2))
         };
-        match (keys.next(), keys.next()) {
-            (Some(only), None) => Some(only.clone()),
-            // The same name in several sections: reads over HTTP are the usual case.
-            (Some(first), Some(_)) => {
-                let of_http = format!("http.{name}");
-                Some(if self.contains(&of_http) { of_http } else { first.clone() })
-            }
-            (None, _) => synonym(),
+        self.with_same_last_part(name).or_else(synonym)
+    }
+
+    /// Returns the key of any section that has this last part. Where several have it, reads over
+    /// HTTP are the usual case.
+    fn with_same_last_part(&self, name: &str) -> Option<String> {
+        let name = name.replace('-', "_").to_lowercase();
+        let of_http = format!("http.{name}");
+        if self.contains(&of_http) {
+            return Some(of_http);
         }
+        self.0.iter().find(|known| last_part(known) == name).cloned()
     }
 
     fn nearest_section(&self, section: &str) -> Option<String> {
@@ -247,7 +251,10 @@ fn is_from_platform(name: &str, value: &str) -> bool {
         .split_once("_PORT_")
         .is_some_and(|(_, rest)| rest.starts_with(|letter: char| letter.is_ascii_digit()));
     let is_of_a_service = name.contains("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
-    is_of_a_service || is_of_a_port || (has_url && name.ends_with("_PORT"))
+    // Docker passes the variables of a linked container under its name.
+    let is_of_a_link =
+        name.starts_with("_ENV_") || name.ends_with("_NAME") && value.starts_with('/');
+    is_of_a_service || is_of_a_port || is_of_a_link || (has_url && name.ends_with("_PORT"))
 }
 
 fn variable_problem(name: &str, hint: &str) -> Problem {
@@ -310,6 +317,8 @@ mod tests {
             ("PORT", "tcp://10.0.0.1:80", true),
             ("ADMIN_PORT", "tcp://10.0.0.1:80", true),
             ("PORT_80_TCP_PORT", "80", true),
+            ("ENV_TTL", "60", true),
+            ("NAME", "/app/redis-proxy", true),
             ("PORT", "80", false),
             ("REDIS_PORT", "6379", false),
             ("HTTP_PORT", "8080", false),
@@ -328,6 +337,9 @@ mod tests {
             ("listen", Some("http.listen")),
             ("telemety", Some("telemetry")),
             ("colour", None),
+            ("warm.path", Some("warm.file")),
+            ("warm.hostname", None),
+            ("cache.tls_key_file", Some("http.tls_key_file")),
         ] {
             assert_eq!(known.meant_by(name).as_deref(), expected, "{name}");
         }

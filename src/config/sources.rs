@@ -360,9 +360,13 @@ impl Config {
         // Secrets are masked in a layer, so any two look equal there.
         let password = live.redis.password != new.redis.password;
         let url = live.redis.url != new.redis.url;
-        let secrets = [(password, "redis.password"), (url, "redis.url")]
-            .into_iter()
-            .filter(|(differs, _)| *differs);
+        let endpoint = live.telemetry.traces_endpoint != new.telemetry.traces_endpoint;
+        let secrets = [
+            (password, "redis.password"),
+            (url, "redis.url"),
+            (endpoint, "telemetry.traces_endpoint"),
+        ];
+        let secrets = secrets.into_iter().filter(|(differs, _)| *differs);
         differing.chain(secrets.map(|(_, key)| key.to_owned())).collect()
     }
 }

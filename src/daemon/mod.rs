@@ -30,9 +30,10 @@ use self::reload::{Reload, ReloadOutcome, reload_finished};
 pub use self::shutdown::ExitReason;
 use self::systemd::{ActivatedSockets, ActivationError, Notifier};
 use crate::access::{BearerAuth, FileError, Prepare};
-use crate::backend::{Backend, Mode, PrepareError};
+use crate::backend::{Backend, CommandNames, Mode, PrepareError};
 use crate::cache::Cache;
 use crate::cluster::Cluster;
+use crate::commands::kept_names;
 use crate::config::{Config, Problems, Sources};
 use crate::http::{self, HttpService};
 use crate::metrics::{FrontEnd, Metrics, RejectReason};
@@ -361,14 +362,15 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// Builds the upstream, and the task that keeps it connected.
 fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, BoxTask), PrepareError> {
     let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
+    let names: CommandNames = kept_names().into();
     if redis.mode == Mode::Cluster {
         let (cache, metrics) = (config.cache.clone(), Arc::clone(metrics));
-        let cluster = Cluster::prepare(redis, cache, max_value, Handle::current(), metrics)?;
+        let cluster = Cluster::prepare(redis, cache, max_value, names, Handle::current(), metrics)?;
         return Ok((Upstream::Cluster(cluster.clone()), Box::pin(cluster.run())));
     }
     let cache = Cache::new(config.cache.clone(), Handle::current());
     let (backend, upstream_task) =
-        Backend::prepare(redis, max_value, cache.clone(), Arc::clone(metrics))?;
+        Backend::prepare(redis, max_value, names, cache.clone(), Arc::clone(metrics))?;
     Ok((Upstream::Standalone(cache, backend), Box::pin(upstream_task.run())))
 }
 

@@ -134,9 +134,14 @@ impl RequestError {
 
 fn backend_problem(error: &BackendError) -> ProblemType {
     let (status, name, title) = match error {
-        BackendError::Unreachable(_) | BackendError::AuthRejected(_) => {
+        BackendError::Unreachable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "unreachable", "Redis cannot be reached")
         }
+        BackendError::AuthRejected(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unreachable",
+            "The proxy and Redis do not accept each other",
+        ),
         BackendError::Disconnected => {
             (StatusCode::SERVICE_UNAVAILABLE, "disconnected", "The connection to Redis was lost")
         }

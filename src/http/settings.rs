@@ -78,15 +78,12 @@ impl Default for Settings {
 impl Settings {
     /// Returns the authentication that protects the keys.
     pub(crate) fn auth_requirement(&self) -> AuthRequirement {
-        if self.allow_unprotected {
-            AuthRequirement::Waived
-        } else if self.tokens_file.as_os_str().is_empty()
-            && !self.tls_files().requires_client_cert()
-        {
-            AuthRequirement::None("http.tokens_file, http.tls_client_ca_file, ")
-        } else {
-            AuthRequirement::Enforced
-        }
+        let has_secret = !self.tokens_file.as_os_str().is_empty();
+        AuthRequirement::new(
+            self.allow_unprotected,
+            has_secret || self.tls_files().requires_client_cert(),
+            "http.tokens_file, http.tls_client_ca_file, ",
+        )
     }
 
     /// Returns the limits of every connection.
@@ -105,11 +102,7 @@ impl Settings {
     }
 
     fn tls_files(&self) -> TlsFiles {
-        TlsFiles {
-            certificates: self.tls_cert_file.clone(),
-            key: self.tls_key_file.clone(),
-            client_authorities: self.tls_client_ca_file.clone(),
-        }
+        TlsFiles::new(&self.tls_cert_file, &self.tls_key_file, &self.tls_client_ca_file)
     }
 
     /// Returns the errors of all files that the listener needs.
@@ -228,7 +221,7 @@ impl Default for AdminSettings {
 impl AdminSettings {
     /// Returns the authentication that protects the operator's routes.
     pub(crate) fn auth_requirement(&self) -> AuthRequirement {
-        if self.allow_unprotected { AuthRequirement::Waived } else { AuthRequirement::None("") }
+        AuthRequirement::new(self.allow_unprotected, false, "")
     }
 
     pub(crate) fn violations(&self) -> Vec<RuleViolation> {

@@ -26,6 +26,59 @@ impl FrontEnd {
     }
 }
 
+/// The type of the data that a read is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Strings, bitmaps and the type of any key.
+    String,
+    /// Hashes.
+    Hash,
+    /// Lists, and whatever `SORT_RO` sorts.
+    List,
+    /// Sets.
+    Set,
+    /// Sorted sets.
+    Zset,
+    /// Streams.
+    Stream,
+    /// Sorted sets of places.
+    Geo,
+    /// Documents of the JSON module.
+    Json,
+    /// Commands that may name more than one key.
+    Multi,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 9] = [
+        Self::String,
+        Self::Hash,
+        Self::List,
+        Self::Set,
+        Self::Zset,
+        Self::Stream,
+        Self::Geo,
+        Self::Json,
+        Self::Multi,
+    ];
+
+    /// Returns the name in labels and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Hash => "hash",
+            Self::List => "list",
+            Self::Set => "set",
+            Self::Zset => "zset",
+            Self::Stream => "stream",
+            Self::Geo => "geo",
+            Self::Json => "json",
+            Self::Multi => "multi",
+        }
+    }
+}
+
 /// The result of a command that a node of a cluster did not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Redirect {

@@ -18,10 +18,13 @@ use prometheus::{
     TextEncoder,
 };
 
-pub use self::labels::{BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Node, Redirect, RejectReason};
+pub use self::labels::{
+    BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Kind, Node, Redirect, RejectReason,
+};
 use self::per_thread::{DURATION_BUCKETS, PerThread, seconds};
 use self::pull::{
-    PullCollector, PullResult, collect_cache, collect_nodes, counter, gauge, options,
+    PullCollector, PullResult, collect_cache, collect_nodes, collect_replies, counter, gauge,
+    options,
 };
 use crate::cache::{Outcome, Statistics};
 
@@ -146,6 +149,12 @@ impl Metrics {
         }
     }
 
+    /// Counts the kind of `count` reads of Redis clients that
+    /// [`record_reads`](Self::record_reads) counts too.
+    pub fn record_kind(&self, kind: Kind, outcome: Outcome, count: u64) {
+        self.per_thread.local().by_kind[kind as usize][outcome as usize].add(count);
+    }
+
     /// Counts `count` commands. `label` is the index of the command's name in the list of names.
     pub fn record_commands(&self, label: usize, count: u64) {
         if let Some(commands) = self.per_thread.local().commands.get(label) {
@@ -268,7 +277,12 @@ impl Metrics {
         &self,
         pull: impl Fn() -> Statistics + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
-        Builder(&self.registry).pull(move || collect_cache(&pull()))
+        Builder(&self.registry).pull(move || {
+            let statistics = pull();
+            let mut figures = collect_cache(&statistics)?;
+            figures.extend(collect_replies(&statistics.replies)?);
+            Ok(figures)
+        })
     }
 
     /// Registers the number of dropped spans. `pull` is called at each scrape.

@@ -10,7 +10,7 @@ use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 use prometheus::{IntCounter, IntCounterVec};
 use thread_local::ThreadLocal;
 
-use super::labels::FrontEnd;
+use super::labels::{FrontEnd, Kind};
 use super::pull::{PullResult, options};
 use crate::cache::Outcome;
 
@@ -114,11 +114,18 @@ pub(super) fn seconds(nanoseconds: u64) -> f64 {
 /// The durations of reads by front end and outcome, in the order of their `ALL`.
 pub(super) type ReadTimes = [[DurationHistogram; Outcome::ALL.len()]; FrontEnd::READERS.len()];
 
+/// The number of reads by kind and outcome, in the order of their `ALL`.
+type ReadsByKind = [[ThreadCounter; Outcome::ALL.len()]; Kind::ALL.len()];
+
 /// The counts of one thread. The alignment gives them cache lines of their own, otherwise
 /// neighbouring threads would slow each other down.
 #[repr(align(128))]
 pub(super) struct ThreadMetrics {
+    /// All reads of values and replies.
     pub(super) reads: ReadTimes,
+    /// Those of Redis clients among them that are not of plain strings, by kind and outcome. Apart,
+    /// so that the most frequent reads are counted once.
+    pub(super) by_kind: ReadsByKind,
     /// The commands by name, in the order of the list of names.
     pub(super) commands: Box<[ThreadCounter]>,
 }
@@ -142,6 +149,7 @@ impl PerThread {
     pub(super) fn local(&self) -> &ThreadMetrics {
         let new = || ThreadMetrics {
             reads: ReadTimes::default(),
+            by_kind: ReadsByKind::default(),
             commands: self.commands.iter().map(|_| ThreadCounter::default()).collect(),
         };
         self.by_thread.get_or(new)
@@ -158,21 +166,41 @@ impl PerThread {
         all
     }
 
+    /// Returns the reads by kind that are counted apart.
+    fn by_kind(&self) -> [[u64; Outcome::ALL.len()]; Kind::ALL.len()] {
+        let sum = |kind: usize, outcome: usize| {
+            self.by_thread.iter().map(|thread| thread.by_kind[kind][outcome].get()).sum()
+        };
+        std::array::from_fn(|kind| std::array::from_fn(|outcome| sum(kind, outcome)))
+    }
+
     pub(super) fn collect(&self) -> PullResult {
-        let reads = options("reads_total", "Reads, by front end and outcome.");
+        let reads = options("reads_total", "Reads, by front end, outcome and type of the data.");
         let hits =
             options("cache_hits_total", "Reads answered from memory: hit, stale or negative_hit.");
         let misses =
             options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
         let commands_said = options("commands_total", "Commands of Redis clients, by name.");
-        let reads = IntCounterVec::new(reads, &READ_LABELS)?;
+        let reads = IntCounterVec::new(reads, &["front_end", "outcome", "kind"])?;
         let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
         let commands_said = IntCounterVec::new(commands_said, &["command"])?;
         let mut durations = Durations::new()?;
+        // Before the sums. A read in between then counts as one of a string until the next scrape.
+        let by_kind = self.by_kind();
         for (front_end, outcomes) in self.reads().iter().enumerate() {
             for (outcome, times) in outcomes.iter().enumerate() {
                 let count = times.count();
-                reads.with_label_values(&read_labels(front_end, outcome)).inc_by(count);
+                let of_kinds = by_kind.iter().filter(|_| front_end == FrontEnd::Resp as usize);
+                let mut strings = count;
+                for (kind, counts) in Kind::ALL.iter().zip(of_kinds) {
+                    let [front_end, outcome_name] = read_labels(front_end, outcome);
+                    let labels = [front_end, outcome_name, kind.name()];
+                    reads.with_label_values(&labels).inc_by(counts[outcome]);
+                    strings = strings.saturating_sub(counts[outcome]);
+                }
+                let [front_end_name, outcome_name] = read_labels(front_end, outcome);
+                let labels = [front_end_name, outcome_name, Kind::String.name()];
+                reads.with_label_values(&labels).inc_by(strings);
                 if Outcome::ALL[outcome].from_memory() { &hits } else { &misses }.inc_by(count);
                 durations.add(read_labels(front_end, outcome), times);
             }

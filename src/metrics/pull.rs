@@ -5,7 +5,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::labels::Node;
-use crate::cache::{Coherence, CoherenceMode, EvictionCause, Statistics};
+use crate::cache::{Coherence, CoherenceMode, EvictionCause, ReplyStatistics, Statistics};
 
 /// The metrics of one pull.
 pub(super) type PullResult = prometheus::Result<Vec<Box<dyn Collector>>>;
@@ -47,6 +47,22 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
             "Whether cache.coherence asks for tracking (1), or leaves freshness to the TTL (0).",
             expected.into(),
         )?,
+    ])
+}
+
+pub(super) fn collect_replies(replies: &ReplyStatistics) -> PullResult {
+    let evictions = options("replies_evictions_total", "Kept replies that were removed, by cause.");
+    let evictions = IntCounterVec::new(evictions, &["cause"])?;
+    for (cause, evicted) in EvictionCause::ALL.iter().zip(replies.evictions) {
+        evictions.with_label_values(&[cause.name()]).inc_by(evicted);
+    }
+    let discarded = "Replies that were not kept, because a key changed during the fetch.";
+    let bytes = "Bytes that kept replies take, with their change counters.";
+    Ok(vec![
+        Box::new(evictions),
+        counter("replies_discarded_total", discarded, replies.discarded)?,
+        gauge("replies_entries", "Kept replies.", replies.entries)?,
+        gauge("replies_bytes", bytes, replies.bytes)?,
     ])
 }
 

@@ -2,6 +2,7 @@
 
 mod client_stream;
 mod lingering_close;
+pub(crate) mod pem;
 mod poll_on_wake;
 mod progress;
 pub(crate) mod tcp;

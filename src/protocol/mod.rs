@@ -5,18 +5,23 @@
 
 mod encode;
 mod inline;
+mod reply_frame;
 mod reply_scanner;
 mod request;
+mod resp2;
 
 pub use self::encode::Protocol;
 pub(crate) use self::encode::{
     write_array_length, write_bulk, write_bulk_length, write_error, write_integer, write_null,
 };
+pub use self::reply_frame::ReplyFrame;
 pub use self::reply_scanner::{InvalidReply, ReplyScanner, ReplySummary};
 pub use self::request::{
     Arguments, ParseStatus, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
 };
 pub(crate) use self::request::{is_one_of, parse_integer, peek_get_keys};
+pub(crate) use self::resp2::flat_members;
+pub use self::resp2::{Nil, Resp2Form, Shape, write_resp2};
 
 #[cfg(test)]
 pub(crate) mod tests {

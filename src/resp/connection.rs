@@ -301,6 +301,12 @@ impl Connection {
                     self.replies.take_read();
                     reply.write(&mut self.output, self.session.protocol());
                 }
+                FetchOutcome::MayHaveWritten(reply) => {
+                    self.replies.take_read();
+                    // Without tracking, such a command is not fetched.
+                    self.write_observed(false);
+                    reply.write(&mut self.output, self.session.protocol());
+                }
                 FetchOutcome::Failed(error) => {
                     self.replies.take_read();
                     write_failure(&mut self.output, &error);

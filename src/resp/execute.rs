@@ -9,11 +9,11 @@ use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
 use crate::cache::Outcome;
 use crate::commands::{
-    Action, Admission, AdmissionTracker, Class, Command, CommandInfo, Identity, Invalidations,
-    LocalAction, LongAction, PendingReplies, RejectReason, SessionEffect, SessionState, View,
-    decide, decide_long, invalidations,
+    Action, Admission, AdmissionTracker, CachedReply, Class, Command, CommandInfo, Identity,
+    Invalidations, LocalAction, LongAction, PendingReplies, RejectReason, SessionEffect,
+    SessionState, View, decide, decide_long, invalidations,
 };
-use crate::metrics::{self, FrontEnd};
+use crate::metrics::{self, FrontEnd, Kind};
 use crate::net::ZERO_COPY_MIN;
 use crate::protocol::{
     ParseStatus, ReplySummary, RequestLimits, UNAUTHENTICATED, peek_get_keys, write_error,
@@ -37,11 +37,31 @@ struct Batch {
     outcomes: [u64; Outcome::ALL.len()],
     /// The label of the last command, and how many in a row have it and are not counted yet.
     commands: (usize, u64),
+    /// The kind and outcome of the last kept reads, and how many in a row have them and are not
+    /// counted yet.
+    kept_reads: Option<(Kind, Outcome, u64)>,
 }
 
 impl Batch {
     fn new(begun: Instant) -> Self {
-        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0) }
+        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0), kept_reads: None }
+    }
+
+    /// Counts the kind of a read. `outcomes` counts its outcome.
+    fn add_kept_read(&mut self, kind: Kind, outcome: Outcome, proxy: &Proxy) {
+        match &mut self.kept_reads {
+            Some((last, of, count)) if (*last, *of) == (kind, outcome) => *count += 1,
+            _ => {
+                self.count_kept_reads(proxy);
+                self.kept_reads = Some((kind, outcome, 1));
+            }
+        }
+    }
+
+    fn count_kept_reads(&self, proxy: &Proxy) {
+        if let Some((kind, outcome, count)) = self.kept_reads {
+            proxy.record_kind(kind, outcome, count);
+        }
     }
 
     fn add_command(&mut self, label: usize, proxy: &Proxy) {
@@ -61,6 +81,7 @@ impl Batch {
 
     fn count(&self, proxy: &Proxy, ended: Instant) {
         self.count_commands(proxy);
+        self.count_kept_reads(proxy);
         let elapsed = ended.saturating_duration_since(self.begun);
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
@@ -180,7 +201,7 @@ impl Connection {
             return Taken::Yes;
         }
         let info = self.shared.commands.find(arguments.get(0));
-        let action = self.decide(info.class, batch);
+        let action = self.decide(info, length, batch);
         if !self.execute(action, info, length, batch) {
             return Taken::Waits;
         }
@@ -197,12 +218,13 @@ impl Connection {
         }
     }
 
-    /// Returns the decision about the command that the parser has read. `decide` gets everything
-    /// that it depends on.
+    /// Returns the decision about the command that the parser has read, which is the first `length`
+    /// bytes of the input. `decide` gets everything that it depends on.
     #[inline]
     fn with_view<T>(
         &mut self,
-        class: Class,
+        info: CommandInfo,
+        length: usize,
         now: Instant,
         decide: impl FnOnce(&View<'_, Proxy>, Command<'_>) -> T,
     ) -> T {
@@ -213,17 +235,20 @@ impl Connection {
             credentials: credentials.as_deref(),
             session: &self.session,
             pending: self.pending(),
+            pending_keys: self.replies.pending_keys(),
             coverage,
             memory: &self.shared.proxy,
             now,
         };
-        decide(&view, Command { class, arguments: self.parser.arguments(&self.input) })
+        let arguments = self.parser.arguments(&self.input);
+        let CommandInfo { class, is_cached, .. } = info;
+        decide(&view, Command { class, is_cached, arguments, bytes: &self.input[..length] })
     }
 
     #[inline]
-    fn decide(&mut self, class: Class, batch: &mut Batch) -> Action {
+    fn decide(&mut self, info: CommandInfo, length: usize, batch: &mut Batch) -> Action {
         let outcomes = &mut batch.outcomes;
-        self.with_view(class, batch.begun, |view, command| {
+        self.with_view(info, length, batch.begun, |view, command| {
             decide(view, command, |outcome| outcomes[outcome as usize] += 1)
         })
     }
@@ -245,14 +270,28 @@ impl Connection {
             }
             Action::Reply(reply) => {
                 self.consume(length);
+                if let CachedReply::Kept(_, kind) | CachedReply::Derived(_, kind) = reply {
+                    batch.add_kept_read(kind, Outcome::Hit, &self.shared.proxy);
+                }
                 let protocol = self.session.protocol();
                 self.reply(|output| reply.write(output, protocol));
                 self.keep_redis_alive(batch.begun);
             }
             Action::Fetch(fetch) => {
                 let command = self.input.split_to(length).freeze();
-                self.replies.add_read(fetch.len());
+                self.replies.add_read(fetch.len(), fetch.keys());
                 self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+            }
+            Action::FetchReply(fetch) => {
+                let command = self.input.split_to(length).freeze();
+                self.replies.add_read(1, fetch.keys());
+                self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+            }
+            Action::BypassReply(kind) => {
+                batch.outcomes[Outcome::Bypass as usize] += 1;
+                batch.add_kept_read(kind, Outcome::Bypass, &self.shared.proxy);
+                let invalidations = self.invalidations(info.class);
+                self.forward(SessionEffect::MayObserveWrite, invalidations, length);
             }
             Action::Bypass(keys) => {
                 batch.outcomes[Outcome::Bypass as usize] += keys as u64;
@@ -321,7 +360,7 @@ impl Connection {
     /// Takes a command that is too long to be held, and forwards it as it arrives.
     fn take_long(&mut self, batch: &mut Batch) -> Taken {
         let info = self.shared.commands.find(self.parser.arguments(&self.input).get(0));
-        let effect = match self.with_view(info.class, batch.begun, decide_long) {
+        let effect = match self.with_view(info, 0, batch.begun, decide_long) {
             LongAction::Wait => return Taken::Waits,
             LongAction::Reject(text, reason) => {
                 self.reject(text, Some(reason));
@@ -405,15 +444,21 @@ impl Connection {
         }
     }
 
+    /// A reply may reflect a write that memory does not know. `relied_on_ttl`: memory relied on
+    /// TTLs alone when the command was sent.
+    pub(super) fn write_observed(&mut self, relied_on_ttl: bool) {
+        self.fences.write_observed();
+        if self.shared.proxy.is_ttl_only() && !relied_on_ttl {
+            // Redis has ceased to push since the command was sent, perhaps before this change.
+            self.shared.proxy.invalidate_all();
+        }
+    }
+
     /// Redis has replied to a command.
     pub(super) fn replied(&mut self, run: ForwardedRun, frame: ReplySummary) {
         let ForwardedRun { effect, invalidations, relied_on_ttl, .. } = run;
         if effect != SessionEffect::Neutral || frame.is_error() {
-            self.fences.write_observed();
-            if self.shared.proxy.is_ttl_only() && !relied_on_ttl {
-                // Redis has ceased to push since the command was sent, perhaps before this change.
-                self.shared.proxy.invalidate_all();
-            }
+            self.write_observed(relied_on_ttl);
         }
         if effect == SessionEffect::Discard && frame.is_error() {
             // The commands that it was to discard may still run.

@@ -50,13 +50,14 @@ impl Resp {
     /// [`FileError`]: the password file cannot be read, or is empty.
     pub fn prepare(settings: Settings, max_key: usize, proxy: Proxy) -> Result<Self, FileError> {
         let credentials = settings.credentials()?;
+        let commands = CommandTable::configured(&settings.cache_also, &settings.cache_except);
         let identity = proxy.identity();
         let policy = Policy { identity, max_key, allow_keys: settings.allow_keys.clone() };
         Ok(Self(Arc::new(Shared {
             proxy,
             settings,
             credentials,
-            commands: CommandTable::new(),
+            commands,
             policy,
             key_specs: OnceCell::new(),
         })))
@@ -85,6 +86,33 @@ impl Service for Resp {
 impl Memory for Proxy {
     fn lookup(&self, key: &[u8], now: tokio::time::Instant) -> Option<crate::cache::Answer> {
         Self::lookup(self, key, now)
+    }
+
+    fn lookup_reply(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        now: tokio::time::Instant,
+    ) -> Option<Arc<crate::cache::Reply>> {
+        Self::lookup_reply(self, command, key, now)
+    }
+
+    fn lookup_whole(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        derived: usize,
+        now: tokio::time::Instant,
+    ) -> Option<Arc<crate::cache::Reply>> {
+        Self::lookup_whole(self, command, key, derived, now)
+    }
+
+    fn may_fetch_replies(&self, may_write: bool) -> bool {
+        self.may_fetch() && !(may_write && self.is_ttl_only())
+    }
+
+    fn max_hash_fields(&self) -> usize {
+        Self::max_hash_fields(self)
     }
 
     fn count_key(&self, key: &[u8], now: tokio::time::Instant) {

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::commands::{Invalidations, PendingReplies, SessionEffect};
+use crate::commands::{Invalidations, PendingKeys, PendingReplies, SessionEffect};
 use crate::net::WriteBuf;
 
 /// A run of forwarded commands of one kind, with pending replies.
@@ -26,8 +26,8 @@ enum PendingReply {
     Ready(WriteBuf),
     /// Redis owes it.
     Forwarded(ForwardedRun),
-    /// So many flights bring it.
-    Read(usize),
+    /// So many flights bring it, for so many keys.
+    Read { flights: usize, keys: usize },
 }
 
 /// The replies that are pending, but for what is being written already.
@@ -40,6 +40,8 @@ pub(super) struct ReplyQueue {
     observing: usize,
     blocking: usize,
     flights: usize,
+    /// The keys of the reads that wait for flights.
+    keys: PendingKeys,
 }
 
 impl ReplyQueue {
@@ -98,7 +100,7 @@ impl ReplyQueue {
 
     /// Whether the first reply is that of a read.
     pub(super) fn is_read_first(&self) -> bool {
-        matches!(self.pending.front(), Some(PendingReply::Read(_)))
+        matches!(self.pending.front(), Some(PendingReply::Read { .. }))
     }
 
     /// Adds a reply that is here, behind all that are pending.
@@ -113,10 +115,16 @@ impl ReplyQueue {
         }
     }
 
-    /// Adds the reply of a read.
-    pub(super) fn add_read(&mut self, flights: usize) {
+    /// The keys of the reads that wait for flights.
+    pub(super) fn pending_keys(&self) -> &PendingKeys {
+        &self.keys
+    }
+
+    /// Adds the reply of a read of these keys.
+    pub(super) fn add_read<'a>(&mut self, flights: usize, keys: impl Iterator<Item = &'a [u8]>) {
         self.flights += flights;
-        self.pending.push_back(PendingReply::Read(flights));
+        let keys = self.keys.add(keys);
+        self.pending.push_back(PendingReply::Read { flights, keys });
     }
 
     /// Adds the reply to a forwarded command.
@@ -206,8 +214,9 @@ impl ReplyQueue {
 
     /// The read in front was answered.
     pub(super) fn take_read(&mut self) {
-        if let Some(PendingReply::Read(flights)) = self.pending.front() {
+        if let Some(PendingReply::Read { flights, keys }) = self.pending.front() {
             self.flights -= flights;
+            self.keys.remove_first(*keys);
             self.pending.pop_front();
         }
     }
@@ -237,7 +246,7 @@ mod tests {
     #[test]
     fn nothing_leaves_before_what_is_in_front() {
         let mut queue = ReplyQueue::default();
-        queue.add_read(2);
+        queue.add_read(2, [&b"a"[..], b"b"].into_iter());
         queue.add_ready(|output| output.tail().extend_from_slice(b"+a\r\n"));
         queue.add_ready(|output| output.tail().extend_from_slice(b"+b\r\n"));
         assert!(queue.is_read_first() && queue.flights() == 2 && queue.ready() == 8);
@@ -286,8 +295,8 @@ mod tests {
     #[test]
     fn read_that_is_forwarded_keeps_its_place() {
         let mut queue = ReplyQueue::default();
-        queue.add_read(1);
-        queue.add_read(1);
+        queue.add_read(1, [&b"a"[..]].into_iter());
+        queue.add_read(1, [&b"a"[..]].into_iter());
         queue.forward_read(false);
         assert!(queue.summary().may_observe_write && queue.flights() == 1);
         assert!(queue.take_forwarded().is_some() && queue.is_read_first());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::access::{AuthRequirement, FileError, KeyAllowlist, Reloadable};
-use crate::commands::Credentials;
+use crate::commands::{CommandList, Credentials, cached_names, opt_in_names};
 use crate::server::{Tls, TlsFiles, TlsKeys};
 use crate::settings::{self, ByteSize, Listen, RuleViolation, out_of_range, violations};
 
@@ -42,6 +42,10 @@ pub struct Settings {
     pub tls_handshake_timeout: Duration,
     /// The keys that clients may use. An empty list allows all keys.
     pub allow_keys: KeyAllowlist,
+    /// The commands of modules with replies that are kept on the operator's word.
+    pub cache_also: CommandList,
+    /// The commands that are not answered from memory.
+    pub cache_except: CommandList,
     /// The largest argument of a command, in bytes.
     pub max_bulk: ByteSize,
     /// The most arguments of a command.
@@ -68,6 +72,8 @@ impl Default for Settings {
             tls_client_ca_file: PathBuf::new(),
             tls_handshake_timeout: Duration::from_secs(10),
             allow_keys: KeyAllowlist::default(),
+            cache_also: CommandList::default(),
+            cache_except: CommandList::default(),
             max_bulk: ByteSize(512 << 20),
             max_arguments: 1 << 20,
             max_query_buffer: ByteSize(1 << 20),
@@ -80,23 +86,16 @@ impl Settings {
     /// Returns the authentication of the listener. The proxy's own login at Redis does not count,
     /// because Redis may accept clients without any.
     pub(crate) fn auth_requirement(&self) -> AuthRequirement {
-        if self.allow_unprotected {
-            AuthRequirement::Waived
-        } else if self.password_file.as_os_str().is_empty()
-            && !self.tls_files().requires_client_cert()
-        {
-            AuthRequirement::None("resp.password_file, resp.tls_client_ca_file, ")
-        } else {
-            AuthRequirement::Enforced
-        }
+        let has_secret = !self.password_file.as_os_str().is_empty();
+        AuthRequirement::new(
+            self.allow_unprotected,
+            has_secret || self.tls_files().requires_client_cert(),
+            "resp.password_file, resp.tls_client_ca_file, ",
+        )
     }
 
     fn tls_files(&self) -> TlsFiles {
-        TlsFiles {
-            certificates: self.tls_cert_file.clone(),
-            key: self.tls_key_file.clone(),
-            client_authorities: self.tls_client_ca_file.clone(),
-        }
+        TlsFiles::new(&self.tls_cert_file, &self.tls_key_file, &self.tls_client_ca_file)
     }
 
     /// Returns the errors of all files that the listener needs.
@@ -132,6 +131,8 @@ impl Settings {
         let output = format!("found {}, expected at least 64KiB", self.max_output_buffer);
         let name_alone = !self.username.is_empty() && self.password_file.as_os_str().is_empty();
         let tls_on_unix = self.listen.unix_path().is_some() && self.tls_files().is_enabled();
+        let also = self.cache_also.violation(opt_in_names());
+        let except = self.cache_except.violation(cached_names().chain(STRING_READS));
         let own = violations([
             (
                 tls_on_unix,
@@ -145,12 +146,17 @@ impl Settings {
             ),
             (self.max_query_buffer.0 < 256 << 10, "resp.max_query_buffer", &buffer),
             (self.max_output_buffer.0 < 64 << 10, "resp.max_output_buffer", &output),
+            (also.is_some(), "resp.cache_also", also.as_deref().unwrap_or_default()),
+            (except.is_some(), "resp.cache_except", except.as_deref().unwrap_or_default()),
             (self.max_arguments == 0, "resp.max_arguments", "found 0, expected at least 1"),
         ]);
         let tls = self.tls_files().violations(TLS_KEYS, self.tls_handshake_timeout);
         [own, out_of_range([(self.max_connections, "resp.max_connections")]), tls].concat()
     }
 }
+
+/// The commands that are answered from the cache of strings.
+const STRING_READS: [&str; 6] = ["get", "mget", "exists", "strlen", "getrange", "substr"];
 
 /// The keys of this section that concern TLS.
 const TLS_KEYS: TlsKeys = TlsKeys {

@@ -30,6 +30,14 @@ pub struct TlsKeys {
 }
 
 impl TlsFiles {
+    pub(crate) fn new(certificates: &Path, key: &Path, client_authorities: &Path) -> Self {
+        Self {
+            certificates: certificates.to_owned(),
+            key: key.to_owned(),
+            client_authorities: client_authorities.to_owned(),
+        }
+    }
+
     /// Whether TLS is enabled.
     pub fn is_enabled(&self) -> bool {
         is_set(&self.certificates)

@@ -13,16 +13,15 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::{Drain, TlsFiles, TlsKeys};
 use crate::access::{FileError, Prepare, Reloadable};
 use crate::metrics::RejectCounter;
-use crate::net::ClientStream;
+use crate::net::{ClientStream, pem};
 
 /// The TLS configuration of a listener. Clones share it.
 #[derive(Clone)]
@@ -125,26 +124,17 @@ fn server_config(
     };
     let chain = certificates(keys.cert_file, &files.certificates)?;
     let config = builder.with_single_cert(chain, private_key(files, keys)?);
-    let mut config = config.map_err(|error| pair_error(files, keys, &error))?;
+    let mut config = config.map_err(|error| match pem::key_mismatch(&error, keys.cert_file) {
+        Some(problem) => FileError::new(keys.key_file, &files.key, problem),
+        None => FileError::new(keys.cert_file, &files.certificates, error),
+    })?;
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)
 }
 
 fn private_key(files: &TlsFiles, keys: TlsKeys) -> Result<PrivateKeyDer<'static>, FileError> {
-    let wrong_key = |error| FileError::new(keys.key_file, &files.key, error);
-    PrivateKeyDer::from_pem_file(&files.key).map_err(wrong_key)
-}
-
-/// Returns the error for a certificate and a key that cannot be used together.
-fn pair_error(files: &TlsFiles, keys: TlsKeys, error: &rustls::Error) -> FileError {
-    match error {
-        rustls::Error::InconsistentKeys(_) => FileError::new(
-            keys.key_file,
-            &files.key,
-            format_args!("it does not belong to the certificate in {}", keys.cert_file),
-        ),
-        error => FileError::new(keys.cert_file, &files.certificates, error),
-    }
+    pem::private_key(&files.key)
+        .map_err(|problem| FileError::new(keys.key_file, &files.key, problem))
 }
 
 fn client_verifier(
@@ -160,12 +150,5 @@ fn client_verifier(
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let found =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let found = found.map_err(|error| FileError::new(key, path, error))?;
-    if found.is_empty() {
-        Err(FileError::new(key, path, "no certificate in it (PEM)"))
-    } else {
-        Ok(found)
-    }
+    pem::certificates(path).map_err(|problem| FileError::new(key, path, problem))
 }

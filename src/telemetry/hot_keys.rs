@@ -232,12 +232,12 @@ mod tests {
         hot.count(b"once", now);
         hot.count(&[b'x'; MAX_KEY_LEN + 1], now);
         let expected = |key: &[u8], reads| HotKey { key: key.to_vec(), reads, error: 0 };
-        let told = |later| hot.top(10, now + Duration::from_secs(later)).unwrap();
-        assert_eq!(told(0).keys, [expected(b"often", 15), expected(b"once", 1)]);
-        assert_eq!((told(1).reads, hot.top(1, now).unwrap().keys.len()), (16, 1));
-        assert_eq!(told(61).keys.len(), 2, "the previous window is included");
-        assert!((60..=62).contains(&told(61).period.as_secs()));
-        assert!(told(125).keys.is_empty());
+        let top = |later| hot.top(10, now + Duration::from_secs(later)).unwrap();
+        assert_eq!(top(0).keys, [expected(b"often", 15), expected(b"once", 1)]);
+        assert_eq!((top(1).reads, hot.top(1, now).unwrap().keys.len()), (16, 1));
+        assert_eq!(top(61).keys.len(), 2, "the previous window is included");
+        assert!((60..=62).contains(&top(61).period.as_secs()));
+        assert!(top(125).keys.is_empty());
     }
 
     proptest! {
@@ -254,16 +254,17 @@ mod tests {
                 hot.count(&[key], now);
                 *exact.entry(vec![key]).or_default() += 1;
             }
-            let told = hot.top(100, now).unwrap();
-            prop_assert_eq!(told.reads, exact.values().sum::<u64>());
-            let error = told.keys.iter().map(|key| key.error).max().unwrap_or(0);
-            for HotKey { key, reads, error } in &told.keys {
+            let top = hot.top(100, now).unwrap();
+            prop_assert_eq!(top.reads, exact.values().sum::<u64>());
+            let error = top.keys.iter().map(|key| key.error).max().unwrap_or(0);
+            for HotKey { key, reads, error } in &top.keys {
                 let was = exact[key];
                 prop_assert!((*reads - error..=*reads).contains(&was), "{key:?}: {reads} - \
                     {error}, was {was}");
             }
             for (key, was) in &exact {
-                prop_assert!(*was <= error || told.keys.iter().any(|told| told.key == *key), "{key:?}, {was}, {error}");
+                let is_told = top.keys.iter().any(|top| top.key == *key);
+                prop_assert!(*was <= error || is_told, "{key:?}, {was}, {error}");
             }
         }
     }

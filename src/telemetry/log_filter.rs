@@ -19,10 +19,11 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 35] = [
+const OWN_TARGETS: [&str; 36] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
+    "redis_proxy::backend::command_query",
     "redis_proxy::backend::rights",
     "redis_proxy::backend::sentinel",
     "redis_proxy::backend::supervisor",
@@ -82,8 +83,16 @@ impl LogFilter {
     /// Returns the filter, with the HTTP/2 library silenced unless it is named. That library warns
     /// of errors of clients. Otherwise a client could fill the log.
     pub(super) fn filter(&self) -> EnvFilter {
-        let directives: Vec<_> = directives(&self.0).collect();
-        EnvFilter::new(format!("h2=off,{}", directives.join(",")))
+        EnvFilter::new(format!("h2=off,{}", self.with_base_level()))
+    }
+
+    /// Returns the directives, with the default level for what they do not name. Otherwise
+    /// `h2=warn` alone would silence everything else.
+    fn with_base_level(&self) -> String {
+        let named: Vec<_> = directives(&self.0).collect();
+        let default = Self::default().0;
+        let base = (!named.iter().any(|directive| is_level(directive))).then_some(&*default);
+        base.into_iter().chain(named).collect::<Vec<_>>().join(",")
     }
 
     /// Returns the targets that neither this program nor a linked crate has, for a warning.
@@ -208,6 +217,20 @@ mod tests {
     use toml::{Table, Value};
 
     use super::*;
+
+    #[test]
+    fn filter_without_a_level_keeps_the_default() {
+        for (text, expected) in [
+            ("h2=warn", "info,h2=warn"),
+            ("redis_proxy=debug", "info,redis_proxy=debug"),
+            ("redis_proxy", "info,redis_proxy"),
+            ("off,h2=warn", "off,h2=warn"),
+            ("h2=warn, ERROR", "h2=warn,ERROR"),
+        ] {
+            let filter = LogFilter::try_from(text.to_owned()).unwrap();
+            assert_eq!(filter.with_base_level(), expected, "{text}");
+        }
+    }
 
     fn source(path: &str) -> String {
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()

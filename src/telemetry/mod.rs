@@ -85,10 +85,8 @@ impl Telemetry {
             // evaluated.
             None => tracing_subscriber::registry().with(lines).try_init()?,
         }
-        if tracing.is_some() {
-            for problem in otlp::invalid_variables() {
-                tracing::warn!(problem, "invalid environment variable ignored");
-            }
+        for problem in otlp::invalid_variables(tracing.is_some()) {
+            tracing::warn!(problem, "invalid environment variable ignored");
         }
         // It fails only if the subscriber is gone. Then no line is written either.
         let set_filter = Arc::new(move |filter| _ = handle.reload(filter));

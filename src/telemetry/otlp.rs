@@ -109,20 +109,21 @@ fn is_enabled(configured: Traces) -> bool {
 }
 
 /// Returns a text for each standard variable with an invalid value. The text names the value that
-/// is used instead.
-pub(super) fn invalid_variables() -> Vec<String> {
+/// is used instead. Without an exporter only the first one matters, which could have enabled it.
+pub(super) fn invalid_variables(is_enabled: bool) -> Vec<String> {
     const CHOICES: [(&str, &[&str], &str); 4] = [
         ("OTEL_TRACES_EXPORTER", &["otlp", "none"], "telemetry.traces decides"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", &PROTOCOLS, "telemetry.traces_protocol decides"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", &PROTOCOLS, "telemetry.traces_protocol decides"),
         ("OTEL_TRACES_SAMPLER", &SAMPLERS, "every trace is taken that its caller has not left out"),
     ];
-    let wrong = CHOICES.into_iter().filter_map(|(name, choices, instead)| {
+    let read = if is_enabled { &CHOICES[..] } else { &CHOICES[..1] };
+    let wrong = read.iter().filter_map(|(name, choices, instead)| {
         let found = variable(name).filter(|value| !choices.contains(&value.as_str()))?;
         Some(format!("{name}: found {found:?}, expected one of {}; {instead}", choices.join(", ")))
     });
     let ratio = variable("OTEL_TRACES_SAMPLER")
-        .filter(|sampler| sampler.ends_with("ratio"))
+        .filter(|sampler| is_enabled && sampler.ends_with("ratio"))
         .and_then(|_| {
             let given = variable("OTEL_TRACES_SAMPLER_ARG").unwrap_or_default();
             let right = given.parse().is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio));

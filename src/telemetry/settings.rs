@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::log_filter::LogFilter;
-use crate::settings::{self, Ratio};
+use crate::settings::{self, MASK, Ratio};
 
 /// `[telemetry]`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,14 +83,17 @@ impl TryFrom<String> for Protocol {
     }
 }
 
-/// The URL of a collector. Empty means the standard's default.
+/// The URL of a collector. Empty means the standard's default. A password in it is masked when the
+/// configuration is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Collector(pub(super) String);
 
 impl From<Collector> for String {
     fn from(collector: Collector) -> Self {
-        collector.0
+        let url = Url::parse(&collector.0).ok().filter(|url| url.password().is_some());
+        let masked = url.and_then(|mut url| url.set_password(Some(MASK)).ok().map(|()| url.into()));
+        masked.unwrap_or(collector.0)
     }
 }
 

@@ -1,8 +1,8 @@
-// What ioredis sees of a Redis: a transcript with a line for each thing it was told.
+// A transcript of what ioredis receives from a Redis: a line for each reply.
 //
 // Usage: ioredis.mjs HOST PORT PROTOCOL, with NODE_PATH where ioredis is.
 //
-// The rule: the same commands told to two fresh servers print the same lines, so what differs by its nature
+// The rule: the same commands sent to two fresh servers print the same lines, so what differs by its nature
 // (identifiers, addresses, clocks) is left out. The Redis has to be empty and the program's alone.
 
 import { createHash, randomBytes } from "node:crypto";
@@ -41,6 +41,12 @@ async function strings(r) {
 async function collections(r) {
   say("hash", await inOrder(() => r.hset("h", { a: 1, b: 2 }), () => r.hgetall("h")));
   say("zset", await inOrder(() => r.zadd("z", 1.5, "a"), () => r.zrange("z", 0, -1, "WITHSCORES"), () => r.zscore("z", "a")));
+  // The second time from memory, until something changes.
+  for (let turn = 0; turn < 3; turn++) {
+    say("reads", await inOrder(() => r.hgetall("h"), () => r.hget("h", "a"), () => r.hkeys("h"), () => r.hexists("h", "x"), () => r.hlen("h")));
+    say("reads", await inOrder(() => r.zrange("z", 0, -1, "WITHSCORES"), () => r.zscore("z", "a"), () => r.zrank("z", "a")));
+    if (turn === 1) say("changes", await inOrder(() => r.hset("h", "a", 9), () => r.zadd("z", 7, "a")));
+  }
   say("stream", await inOrder(() => r.xadd("x", "1-1", "f", "v"), () => r.xrange("x", "-", "+")));
 }
 

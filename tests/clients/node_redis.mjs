@@ -1,8 +1,8 @@
-// What node-redis sees of a Redis: a transcript with a line for each thing it was told.
+// A transcript of what node-redis receives from a Redis: a line for each reply.
 //
 // Usage: node_redis.mjs HOST PORT PROTOCOL, with NODE_PATH where @redis/client is.
 //
-// The rule: the same commands told to two fresh servers print the same lines, so what differs by its nature
+// The rule: the same commands sent to two fresh servers print the same lines, so what differs by its nature
 // (identifiers, addresses, clocks) is left out. The Redis has to be empty and the program's alone.
 
 import { createHash, randomBytes } from "node:crypto";
@@ -55,6 +55,12 @@ async function collections(r) {
   say("list", await inOrder(() => r.rPush("l", ["1", "2"]), () => r.lRange("l", 0, -1)));
   say("zset", await inOrder(() => r.zAdd("z", [{ score: 1.5, value: "a" }]), () => r.zRangeWithScores("z", 0, -1), () => r.zScore("z", "a")));
   say("stream", await inOrder(() => r.xAdd("x", "1-1", { f: "v" }), () => r.xRange("x", "-", "+")));
+  // The second time from memory, until something changes.
+  for (let turn = 0; turn < 3; turn++) {
+    say("reads", await inOrder(() => r.hGetAll("h"), () => r.hGet("h", "a"), () => r.hKeys("h"), () => r.hExists("h", "x"), () => r.lRange("l", 0, -1)));
+    say("reads", await inOrder(() => r.zRangeWithScores("z", 0, -1), () => r.zScore("z", "a"), () => r.zRank("z", "a"), () => r.xRange("x", "-", "+")));
+    if (turn === 1) say("changes", await inOrder(() => r.hSet("h", "a", "9"), () => r.rPush("l", "3"), () => r.zAdd("z", [{ score: 7, value: "a" }])));
+  }
 }
 
 async function transactions(r) {

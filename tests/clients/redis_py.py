@@ -1,8 +1,8 @@
-"""What redis-py sees of a Redis: a transcript with a line for each thing it was told.
+"""A transcript of what redis-py receives from a Redis: a line for each reply.
 
 Usage: redis_py.py HOST PORT PROTOCOL
 
-The rule: the same commands told to two fresh servers print the same lines, so what differs by its nature (identifiers,
+The rule: the same commands sent to two fresh servers print the same lines, so what differs by its nature (identifiers,
 addresses, clocks) is left out. The Redis has to be empty and the program's alone.
 """
 
@@ -67,6 +67,14 @@ def collections(r):
     say("zset", [r.zadd("z", {"a": 1, "b": 2.5}), r.zrange("z", 0, -1, withscores=True), r.zscore("z", "b"), r.zmscore("z", ["a", "x"])])
     say("stream", [r.xadd("x", {"f": "v"}, id="1-1"), r.xrange("x"), r.xread({"x": "0"})])
     say("geo", [r.geoadd("g", (13.4, 52.5, "here")), r.geopos("g", "here", "nowhere")])
+    for turn in range(3):
+        # The second time from memory, until something changes.
+        say("reads", [r.hgetall("h"), r.hget("h", "a"), r.hmget("h", "a", "x"), r.hkeys("h"), r.hexists("h", "b"), r.hlen("h")])
+        say("reads", [r.lrange("l", 0, -1), r.llen("l"), r.lindex("l", 0), sorted(r.smembers("s")), r.sismember("s", 2), r.scard("s")])
+        say("reads", [r.zrange("z", 0, -1, withscores=True), r.zscore("z", "b"), r.zmscore("z", ["a", "x"]), r.zrank("z", "b"), r.zcount("z", 0, 9)])
+        say("reads", [r.xrange("x"), r.xlen("x"), r.geopos("g", "here", "nowhere"), r.type("h"), r.sinter("s", "s2"), r.zunion(["z", "z"], withscores=True)])
+        if turn == 1:
+            say("changes", [r.hset("h", "a", 9), r.rpush("l", 4), r.sadd("s2", 3), r.zadd("z", {"a": 7}), r.xtrim("x", 0)])
 
 
 def pipelines(r):

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: [(&str, &str); 21] = [
     ("access", ""),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
-    ("cache", "key settings sync telemetry"),
+    ("cache", "key protocol settings sync telemetry"),
     ("cli", "settings"),
     ("cluster", "backend cache key metrics sync"),
     ("commands", "access backend cache key metrics net protocol proxy telemetry"),
@@ -30,13 +30,13 @@ const ALLOWED: [(&str, &str); 21] = [
     ("metrics", "cache"),
     ("net", "sync"),
     ("protocol", ""),
-    ("proxy", "backend cache cluster metrics telemetry upstream"),
+    ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
     ("resp", "access backend cache cluster commands metrics net protocol proxy server settings"),
     ("server", "access metrics net settings sync"),
     ("settings", ""),
     ("sync", ""),
     ("telemetry", "settings sync"),
-    ("upstream", "backend cache cluster key metrics telemetry"),
+    ("upstream", "backend cache cluster key metrics protocol telemetry"),
     ("warmup", "proxy settings sync telemetry"),
 ];
 

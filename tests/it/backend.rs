@@ -16,8 +16,8 @@ use crate::support::log::LogLine;
 use crate::support::redis_server::free_port;
 use crate::support::sentinel::Watched;
 use crate::support::serving::{
-    ask, ask_and_await_flight, await_metric, await_ready, behind_relay, config, lines_that_say,
-    linked, metric, proxy, read, readyz, relay_url, set, text, timed_read, value,
+    await_metric, await_ready, behind_relay, config, lines_with_message, linked, metric, proxy,
+    read, readyz, relay_url, request_and_await_flight, set, start_read, text, timed_read, value,
 };
 use crate::support::{Authority, Proxy, RedisServer, Relay, eventually};
 
@@ -113,7 +113,7 @@ mod logins {
         redis.command(&["CONFIG", "SET", "requirepass", "rotated"]);
         fs::write(&file, "rotated").unwrap();
         eventually("a new link", || {
-            (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
+            (lines_with_message(&proxy, "connected to Redis") == 2).then_some(())
         });
         assert_eq!(value(&proxy, "key"), "unlocked again");
     }
@@ -192,8 +192,8 @@ mod logins {
         let (_, ready) = readyz(proxy);
         let error = text(&read(proxy, "private:key"));
         let log: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
-        for told in [ready, error, proxy.metrics().text().to_owned(), log.join("\n")] {
-            assert!(!told.contains(SECRET), "{told}");
+        for received in [ready, error, proxy.metrics().text().to_owned(), log.join("\n")] {
+            assert!(!received.contains(SECRET), "{received}");
         }
     }
 }
@@ -370,7 +370,7 @@ mod outages {
         assert_losses_fail_no_read(&proxy, |key| {
             set(&redis, key, key);
             relay.stall();
-            let mut reader = ask_and_await_flight(&proxy, key, 1);
+            let mut reader = request_and_await_flight(&proxy, key, 1);
             relay.cut_once();
             relay.resume();
             reader.read_response()
@@ -416,7 +416,7 @@ mod outages {
         let proxy = proxy(&redis, "redis.ping_interval = \"20ms\"");
         let before = redis.calls("ping");
         eventually("pings", || (redis.calls("ping") >= before + 10).then_some(()));
-        assert_eq!(lines_that_say(&proxy, "connected to Redis"), 1);
+        assert_eq!(lines_with_message(&proxy, "connected to Redis"), 1);
         assert_eq!(metric(&proxy, "backend_up").to_string(), "1");
     }
 
@@ -444,7 +444,7 @@ mod outages {
         }
         redis.restart();
         redis.command(&["CONFIG", "SET", "requirepass", ""]);
-        let end = proxy.wait_for_log(|line| line.says("connected to Redis"));
+        let end = proxy.wait_for_log(|line| line.has_message("connected to Redis"));
         let failed = end.field("failed_fetches").and_then(|reads| reads.parse().ok());
         assert!(failed.is_some_and(|failed: u32| failed >= 3), "{}", end.text());
         assert!(end.field("outage").is_some(), "{}", end.text());
@@ -465,7 +465,7 @@ mod outages {
         await_ready(&proxy);
         // Log lines come a moment after their event.
         eventually("it is over", || {
-            (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
+            (lines_with_message(&proxy, "connected to Redis") == 2).then_some(())
         });
         let mut warnings = proxy.log_lines();
         warnings.retain(LogLine::is_trouble);
@@ -485,7 +485,7 @@ mod unusual_replies {
         }
         relay.stall();
         let readers: Vec<Client> =
-            (0..100).map(|number| ask(&proxy, &number.to_string())).collect();
+            (0..100).map(|number| start_read(&proxy, &number.to_string())).collect();
         await_metric(&proxy, "inflight_fetches", 100.0);
         relay.resume();
         for (number, mut reader) in readers.into_iter().enumerate() {
@@ -576,13 +576,13 @@ mod limits {
         // At most ten replies in the time in which 80 fetches wait.
         relay.delay(Duration::from_millis(200));
         let mut readers: Vec<Client> =
-            (0..80).map(|number| ask(&proxy, &number.to_string())).collect();
+            (0..80).map(|number| start_read(&proxy, &number.to_string())).collect();
         let answers: Vec<_> =
             readers.iter_mut().map(|reader| reader.read_response().status).collect();
         assert!(answers.iter().filter(|status| **status == 404).count() >= 4, "{answers:?}");
         assert!(answers.contains(&504), "{answers:?}");
         // A lost link would log a warning, which fails the test.
-        assert_eq!(lines_that_say(&proxy, "connected to Redis"), 1);
+        assert_eq!(lines_with_message(&proxy, "connected to Redis"), 1);
     }
 
     #[test]
@@ -596,8 +596,8 @@ mod limits {
         proxy.expect_log(DOWN);
         relay.stall();
         let begun = Instant::now();
-        let mut first = ask(&proxy, "first");
-        let mut second = ask(&proxy, "second");
+        let mut first = start_read(&proxy, "first");
+        let mut second = start_read(&proxy, "second");
         assert_eq!(first.read_response().status, 504);
         assert_eq!(second.read_response().status, 504);
         // One after the other they would take twice the timeout.
@@ -622,12 +622,12 @@ fn await_value(proxy: &Proxy, key: &str, expected: &str) {
 #[track_caller]
 fn assert_unusable(proxy: &Proxy, reason: &str) {
     proxy.expect_log(DOWN);
-    let line = proxy.wait_for_log(|line| line.says("no connection to Redis; retrying"));
+    let line = proxy.wait_for_log(|line| line.has_message("no connection to Redis; retrying"));
     let logged = line.field("reason").unwrap_or_default();
     assert!(!logged.is_empty() && logged.contains(reason), "{logged:?}");
-    let (status, told) = readyz(proxy);
+    let (status, received) = readyz(proxy);
     assert_eq!(status, 503);
-    assert!(told.contains(reason), "{told}");
+    assert!(received.contains(reason), "{received}");
     let (response, took) = timed_read(proxy, "key");
     assert_eq!(response.status, 503, "{}", text(&response));
     assert!(took < PROMPT, "{took:?}");

@@ -11,8 +11,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::http::{self, Client};
 use crate::support::serving::{
-    ask, assert_hit, await_metric, behind_relay, cache_status, metric, proxy, read, reads, request,
-    set, text, value,
+    assert_hit, await_metric, behind_relay, cache_status, metric, proxy, read, reads, request, set,
+    start_read, text, value,
 };
 use crate::support::{Http2, Monitor, Proxy, RedisServer, eventually};
 
@@ -88,7 +88,7 @@ fn thousand_readers_of_a_cold_key_are_one_get() {
     let monitor = Monitor::start(&redis);
 
     relay.stall();
-    let mut readers: Vec<Client> = (0..READERS).map(|_| ask(&proxy, "cold")).collect();
+    let mut readers: Vec<Client> = (0..READERS).map(|_| start_read(&proxy, "cold")).collect();
     await_metric(&proxy, "connections{front_end=\"http\"}", f64::from(READERS));
     relay.resume();
     for reader in &mut readers {
@@ -119,8 +119,8 @@ fn disconnected_reader_does_not_cancel_others() {
     set(&redis, "key", "value");
     relay.stall();
     let leader = Client::connect(proxy.http());
-    let leader = ask_with_an_answer_unread(&proxy, leader, "key");
-    let mut follower = ask(&proxy, "key");
+    let leader = request_with_a_response_unread(&proxy, leader, "key");
+    let mut follower = start_read(&proxy, "key");
     await_arrivals(&proxy);
     drop(leader);
     await_arrivals(&proxy);
@@ -132,7 +132,7 @@ fn disconnected_reader_does_not_cancel_others() {
 }
 
 /// Sends a read on a connection with an unread response; dropping the connection resets it.
-fn ask_with_an_answer_unread(proxy: &Proxy, mut client: Client, key: &str) -> Client {
+fn request_with_a_response_unread(proxy: &Proxy, mut client: Client, key: &str) -> Client {
     client.send_raw(&[request(""), request(key)].concat());
     await_metric(proxy, "inflight_fetches", 1.0);
     client
@@ -179,7 +179,7 @@ fn fetch_error_reaches_all_readers_uncached() {
     let (redis, relay, proxy) = behind_relay("daemon.worker_threads = 1");
     redis.command(&["LPUSH", "key", "element"]);
     relay.stall();
-    let mut readers: Vec<Client> = (0..10).map(|_| ask(&proxy, "key")).collect();
+    let mut readers: Vec<Client> = (0..10).map(|_| start_read(&proxy, "key")).collect();
     await_arrivals(&proxy);
     relay.resume();
     for reader in &mut readers {
@@ -211,11 +211,11 @@ fn entry_is_not_served_past_its_ttl() {
         let set = redis::cmd("SET").arg("counter").arg(written.len()).exec(&mut connection);
         assert_eq!(set, Ok(()));
         written.push(Instant::now());
-        let asked = Instant::now();
+        let started = Instant::now();
         let response = client.get("/keys/counter");
         let number: usize = text(&response).parse().unwrap();
         if let Some(overwritten) = written.get(number + 1) {
-            let age = asked.saturating_duration_since(*overwritten);
+            let age = started.saturating_duration_since(*overwritten);
             assert!(age < TTL, "value {number} was overwritten {age:?} before it was asked for");
         }
     }
@@ -248,13 +248,13 @@ fn expired_value_is_not_served_past_the_grace() {
     let mut stood_in = false;
     eventually("the grace is over", || {
         // The value has to be within its grace when it is served, and so when the read began.
-        let asked = fetched.elapsed();
+        let elapsed = fetched.elapsed();
         let response = read(&proxy, "key");
         stood_in |= cache_status(&response).contains("ttl=-");
         match response.status {
             503 => Some(()),
             200 => {
-                assert!(asked < LIFE, "served {asked:?} after the fetch");
+                assert!(elapsed < LIFE, "served {elapsed:?} after the fetch");
                 None
             }
             other => panic!("status {other}"),

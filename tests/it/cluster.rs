@@ -11,13 +11,13 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::cluster::{RedisCluster, try_query};
 use crate::support::fault_stage::{DOWN, PROMPT};
 use crate::support::resp_client::{RespClient, bulk, command};
 use crate::support::serving::{
     assert_hit, await_ready, cache_status, metric, read, readyz, text, value,
 };
-use crate::support::{Authority, Proxy, within};
+use crate::support::{Authority, Proxy, RedisServer, within};
 
 /// Nothing expires by age, and failures are noticed quickly.
 const SETTINGS: &str = "cache.ttl = \"1h\"\ncache.coherence = \"tracking\"\n\
@@ -103,7 +103,7 @@ fn lost_primary_leaves_keys_of_other_nodes_cached() {
         cluster.set(key, "before");
         assert_eq!(value(&proxy, key), "before");
     }
-    let copied: u64 = try_ask(&cluster.nodes[0], &["WAIT", "1", "5000"]).expect("WAIT");
+    let copied: u64 = try_query(&cluster.nodes[0], &["WAIT", "1", "5000"]).expect("WAIT");
     assert_eq!(copied, 1);
     let killed = Instant::now();
     cluster.nodes[0].stop();
@@ -117,6 +117,35 @@ fn lost_primary_leaves_keys_of_other_nodes_cached() {
     cluster.set(&keys[0], "after");
     await_value(&proxy, &keys[0], "after");
     assert_eq!(readyz(&proxy).0, 200);
+}
+
+#[test]
+fn start_without_a_usable_node_names_the_reason() {
+    let single = RedisServer::builder().tcp().start();
+    let secured = RedisServer::builder().tcp().arguments(&["--requirepass", "secret"]).start();
+    for (scheme, port, reason) in [
+        ("redis", single.tcp_address().port(), "is it a node of a cluster? (see redis.mode)"),
+        ("redis", secured.tcp_address().port(), "NOAUTH"),
+        ("redis", 1, "refused"),
+        ("rediss", single.tcp_address().port(), "use redis:// in redis.url or redis.seeds"),
+    ] {
+        let authority = Authority::new();
+        let proxy = Proxy::start(&format!(
+            "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+             redis.mode = \"cluster\"\nredis.connect_timeout = \"1s\"\n{}\n\
+             redis.seeds = [\"{scheme}://127.0.0.1:{port}\"]\n",
+            if scheme == "rediss" { authority.trusted() } else { String::new() }
+        ));
+        let line = proxy.wait_for_log(|line| {
+            line.has_message("no node of the cluster reports the slots; retrying")
+        });
+        assert!(line.text().contains(reason), "{reason} in {}", line.text());
+        assert_eq!(line.field("node"), Some(format!("127.0.0.1:{port}")));
+        let (status, state) = readyz(&proxy);
+        assert!(status == 503 && state.contains(reason), "{reason} in {state}");
+        assert_eq!(read(&proxy, "key").status, 503, "{reason}");
+        proxy.expect_log("no node of the cluster reports the slots");
+    }
 }
 
 #[test]
@@ -160,7 +189,8 @@ fn promoted_replica_replaces_the_old_primary() {
     for (turn, replica) in [3, 0, 3].into_iter().enumerate() {
         cluster.fail_over_to(replica);
         let expected = format!("after {turn}");
-        let set = || try_ask::<String>(&cluster.nodes[replica], &["SET", &keys[0], &expected]).ok();
+        let set =
+            || try_query::<String>(&cluster.nodes[replica], &["SET", &keys[0], &expected]).ok();
         assert!(within(FOLLOWS, set).is_some(), "it does not serve what it took over");
         await_value(&proxy, &keys[0], &expected);
         await_hit(&proxy, &keys[0]);
@@ -173,7 +203,7 @@ fn set_and_copy(cluster: &RedisCluster, keys: &[&str], value: &str) {
     for key in keys {
         cluster.set(key, value);
     }
-    let size = |node: usize| try_ask::<u64>(&cluster.nodes[node], &["DBSIZE"]).ok();
+    let size = |node: usize| try_query::<u64>(&cluster.nodes[node], &["DBSIZE"]).ok();
     let copied = within(FOLLOWS, || (size(3)? == size(0)?).then_some(()));
     assert!(copied.is_some(), "the replica has {:?} of {:?} keys", size(3), size(0));
 }
@@ -183,7 +213,7 @@ fn set_and_copy(cluster: &RedisCluster, keys: &[&str], value: &str) {
 #[track_caller]
 fn await_answers_after_failover(cluster: &RedisCluster, proxy: &Proxy, keys: [&str; 2]) {
     let [over_http, over_resp] = keys;
-    let ask = |words: &[&str], expected: &[u8]| {
+    let query = |words: &[&str], expected: &[u8]| {
         let mut client = RespClient::connect(proxy.resp_address());
         client.send(command(words));
         client.try_answer().is_ok_and(|answer| answer == expected)
@@ -191,8 +221,8 @@ fn await_answers_after_failover(cluster: &RedisCluster, proxy: &Proxy, keys: [&s
     thread::scope(|scope| {
         let clients = [
             ("HTTP", scope.spawn(|| persist(|| read(proxy, over_http).status == 200))),
-            ("GET", scope.spawn(|| persist(|| ask(&["GET", over_resp], &bulk("before"))))),
-            ("SET", scope.spawn(|| persist(|| ask(&["SET", over_http, "after"], b"+OK\r\n")))),
+            ("GET", scope.spawn(|| persist(|| query(&["GET", over_resp], &bulk("before"))))),
+            ("SET", scope.spawn(|| persist(|| query(&["SET", over_http, "after"], b"+OK\r\n")))),
         ];
         cluster.await_primary(3);
         let switched = Instant::now();
@@ -263,7 +293,7 @@ fn hung_primary_is_retired_and_stays_so_when_it_continues() {
         Some(())
     });
     assert!(listed.is_some(), "the test is no test any more:\n{}", cluster.view(1));
-    let _: String = try_ask(&cluster.nodes[3], &["SET", &key, "after"]).expect("it is served");
+    let _: String = try_query(&cluster.nodes[3], &["SET", &key, "after"]).expect("it is served");
     await_value(&proxy, &key, "after");
     let node = format!("node_up{{node=\"127.0.0.1:{}\",role=\"redis\"}}", cluster.port(0));
     let retired = within(FOLLOWS, || metric(&proxy, &node).is_nan().then_some(()));
@@ -278,7 +308,7 @@ fn hung_primary_is_retired_and_stays_so_when_it_continues() {
         (!cluster.is_primary(0)).then_some(())
     });
     assert!(is_demoted.is_some(), "it does not learn that it was replaced");
-    let _: String = try_ask(&cluster.nodes[3], &["SET", &key, "later"]).expect("it is served");
+    let _: String = try_query(&cluster.nodes[3], &["SET", &key, "later"]).expect("it is served");
     await_value(&proxy, &key, "later");
     await_hit(&proxy, &key);
 }

@@ -820,6 +820,7 @@ fn printed_config_masks_every_password() {
         ("REDIS_PROXY_REDIS__URL", "redis://user:hunter2@host:1/2"),
         ("REDIS_PROXY_REDIS__URL", "redis://:hunter2@host"),
         ("REDIS_PROXY_REDIS__URL", "rediss://:%68unter2@host"),
+        ("REDIS_PROXY_TELEMETRY__TRACES_ENDPOINT", "https://user:hunter2@host:4318"),
     ] {
         let config = printed(&[], &[(variable, value)]).to_string();
         assert!(!config.contains("hunter2") && config.contains("********"), "{value}: {config}");
@@ -853,16 +854,16 @@ fn config_error_never_repeats_a_password() {
         "[redis]\nmode = \"sentinel\"\nsentinel_master = \"m\"\n\
             seeds = [\"redis://host:1/hunter2\", \"hunter2\"]\n",
     ];
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for content in wrong_files {
         let file = File::new(content);
         let output = Proxy::spawn_raw(&["check", "--config", file.name()], &[]);
         assert_eq!(code(&output), Some(78), "{content}{output:?}");
         if stderr(&output).contains(SECRET) {
-            told.push(format!("{content}{}", stderr(&output)));
+            received.push(format!("{content}{}", stderr(&output)));
         }
     }
-    assert!(told.is_empty(), "{}", told.join("\n"));
+    assert!(received.is_empty(), "{}", received.join("\n"));
 }
 
 #[test]
@@ -885,15 +886,16 @@ fn usage_error_never_repeats_a_password() {
 #[track_caller]
 fn assert_not_told(proxy: &Proxy, secret: &str) {
     eventually("the log is talkative", || (proxy.log_lines().len() > 2).then_some(()));
-    let mut told: Vec<_> = proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
-    told.push(proxy.metrics().text().to_owned());
+    let mut received: Vec<_> =
+        proxy.log_lines().iter().map(|line| line.text().to_owned()).collect();
+    received.push(proxy.metrics().text().to_owned());
     for (address, path) in
         [(proxy.admin(), "/readyz"), (proxy.admin(), "/livez"), (proxy.http(), "/keys/a")]
     {
         let response = get(address, path);
-        told.push(format!("{response:?}{}", String::from_utf8_lossy(&response.body)));
+        received.push(format!("{response:?}{}", String::from_utf8_lossy(&response.body)));
     }
-    let leak = told.iter().find(|text| text.contains(secret));
+    let leak = received.iter().find(|text| text.contains(secret));
     assert!(leak.is_none(), "{leak:?}");
 }
 

@@ -132,7 +132,7 @@ fn expiry_storm_leaves_memory_equal_to_redis() {
         // Invalidations are in order: this one is behind those of the storm.
         redis.command(&["SET", "marker", &storm.to_string()]);
         eventually("every invalidation has arrived", || {
-            let marker = RespClient::connect(proxy.resp_address()).ask_line("GET marker");
+            let marker = RespClient::connect(proxy.resp_address()).query_line("GET marker");
             (marker == bulk(storm.to_string())).then_some(())
         });
         let found = read(&proxy, 0);

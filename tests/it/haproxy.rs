@@ -236,10 +236,10 @@ fn rolling_restart_loses_no_request() {
     for number in 0..3 {
         fleet.restart(number);
     }
-    let told = end_load(wrk);
-    let line = told.lines().find(|line| line.starts_with("wrk: ")).expect("what wrk saw");
+    let received = end_load(wrk);
+    let line = received.lines().find(|line| line.starts_with("wrk: ")).expect("what wrk saw");
     let (_, requests) = line.split_once("wrk: ").expect("its requests");
     let requests: u64 =
         requests.split(' ').next().and_then(|number| number.parse().ok()).expect("a number");
-    assert!(line.ends_with("errors 0") && requests > 100, "{told}");
+    assert!(line.ends_with("errors 0") && requests > 100, "{received}");
 }

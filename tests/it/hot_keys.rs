@@ -57,7 +57,7 @@ fn resp_reads_count_too() {
     );
     set(&redis, "key", "value");
     let line = proxy.wait_for_log(|line| {
-        line.says("listening") && line.field("front_end").as_deref() == Some("resp")
+        line.has_message("listening") && line.field("front_end").as_deref() == Some("resp")
     });
     let address = line.field("address").expect("an address");
     let client = redis::Client::open(format!("redis://{address}")).expect("an address");

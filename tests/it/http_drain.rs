@@ -38,7 +38,7 @@ fn warm() -> (RedisServer, Proxy) {
 
 fn stop(proxy: &Proxy) {
     proxy.signal(Signal::TERM);
-    proxy.wait_for_log(|line| line.says("stopping"));
+    proxy.wait_for_log(|line| line.has_message("stopping"));
 }
 
 /// Returns a request that the fast path leaves to hyper.

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use crate::support::http::{self, Client};
 use crate::support::metrics::Metrics;
 use crate::support::serving::{
-    ask_and_await_flight, await_metric, behind_relay, config, linked, proxy, request, set, text,
-    value,
+    await_metric, behind_relay, config, linked, proxy, request, request_and_await_flight, set,
+    text, value,
 };
 use crate::support::{Http2, Proxy, RedisServer, Relay, Signal, eventually};
 
@@ -30,13 +30,13 @@ fn with_a_request_in_flight(more: &str) -> (RedisServer, Relay, Proxy, Client) {
     let (redis, relay, proxy) = behind_relay(&format!("{PATIENT}\n{more}"));
     set(&redis, "key", "value");
     relay.stall();
-    let client = ask_and_await_flight(&proxy, "key", 1);
+    let client = request_and_await_flight(&proxy, "key", 1);
     (redis, relay, proxy, client)
 }
 
-fn tell_to_stop(proxy: &Proxy, signal: Signal) {
+fn signal_stop(proxy: &Proxy, signal: Signal) {
     proxy.signal(signal);
-    proxy.wait_for_log(|line| line.says("stopping"));
+    proxy.wait_for_log(|line| line.has_message("stopping"));
 }
 
 /// Asserts that the connection was closed in order.
@@ -60,12 +60,12 @@ fn term_and_int_finish_requests_in_flight() {
         let (redis, relay, proxy) = behind_relay("");
         set(&redis, "key", "value");
         relay.delay(Duration::from_millis(150));
-        let mut client = ask_and_await_flight(&proxy, "key", 1);
-        tell_to_stop(&proxy, signal);
+        let mut client = request_and_await_flight(&proxy, "key", 1);
+        signal_stop(&proxy, signal);
         let response = client.read_response();
         assert_eq!((response.status, text(&response)), (200, "value".to_owned()));
         assert_closed(&mut client);
-        proxy.wait_for_log(|line| line.says("stopped") && line.level() == "INFO");
+        proxy.wait_for_log(|line| line.has_message("stopped") && line.level() == "INFO");
         proxy.finish();
     }
 }
@@ -75,7 +75,7 @@ fn last_reply_announces_close() {
     let (_redis, relay, proxy, mut client) = with_a_request_in_flight("daemon.worker_threads = 1");
     let mut idle = Client::connect(proxy.http());
     await_metric(&proxy, "connections{front_end=\"http\"}", 2.0);
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     assert_closed(&mut idle);
     // The one worker has woken both connections, so by now the other knows of the drain too.
     await_metric(&proxy, "connections{front_end=\"http\"}", 1.0);
@@ -151,7 +151,7 @@ fn hanging_reload_does_not_block_shutdown() {
     set(&redis, "key", "value");
     assert_eq!(value(&proxy, "key"), "value", "reads go on");
     proxy.signal(Signal::TERM);
-    proxy.wait_for_log(|line| line.says("stopped"));
+    proxy.wait_for_log(|line| line.has_message("stopped"));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn drain_log_counts_open_connections() {
     let (_redis, relay, proxy, _client) = with_a_request_in_flight("");
     await_metric(&proxy, "connections{front_end=\"admin\"}", 1.0);
     proxy.signal(Signal::TERM);
-    let line = proxy.wait_for_log(|line| line.says("stopping"));
+    let line = proxy.wait_for_log(|line| line.has_message("stopping"));
     let connections: u32 = line.field("connections").and_then(|count| count.parse().ok()).unwrap();
     assert!(
         (1..=2).contains(&connections),
@@ -178,7 +178,7 @@ fn large_reply_in_flight_is_completed() {
     stream.write_all(&request("large")).unwrap();
     let mut start = [0; 1024];
     stream.read_exact(&mut start).unwrap();
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
     let head = start.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
@@ -207,7 +207,7 @@ fn idle_connections_close_immediately() {
 #[test]
 fn new_connections_are_refused_during_drain() {
     let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     eventually("the listener is closed", || {
         let error = TcpStream::connect(proxy.http()).err()?;
         (error.kind() == ErrorKind::ConnectionRefused).then_some(())
@@ -225,7 +225,7 @@ fn drain_timeout_cuts_and_counts_connections() {
     let begun = Instant::now();
     proxy.signal(Signal::TERM);
     let line = proxy.wait_for_log(|line| {
-        line.says("stopped; connections were cut because they did not finish in time")
+        line.has_message("stopped; connections were cut because they did not finish in time")
     });
     assert_eq!(line.field("cut").as_deref(), Some("1"));
     assert_not_answered(&mut client);
@@ -240,7 +240,7 @@ fn second_signal_aborts() {
         let (_redis, _relay, proxy, mut client) = with_a_request_in_flight("");
         proxy.expect_log("second shutdown signal");
         proxy.expect_exit(1);
-        tell_to_stop(&proxy, first);
+        signal_stop(&proxy, first);
         let begun = Instant::now();
         proxy.signal(second);
         assert_not_answered(&mut client);
@@ -252,7 +252,7 @@ fn second_signal_aborts() {
 #[test]
 fn reload_during_drain_changes_nothing() {
     let (_redis, relay, proxy, mut client) = with_a_request_in_flight("");
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     proxy.signal(Signal::HUP);
     relay.resume();
     assert_eq!(client.read_response().status, 200);
@@ -265,7 +265,7 @@ fn readyz_reports_draining() {
     // A connection without a request yet is served for a moment more.
     let mut operator = Client::connect(proxy.admin());
     await_metric(&proxy, "connections{front_end=\"admin\"}", 2.0);
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     let response = operator.get("/readyz");
     assert_eq!(response.status, 503);
     assert!(text(&response).contains("draining"), "{}", text(&response));
@@ -283,7 +283,7 @@ fn pipelined_requests_in_flight_are_served() {
     let mut client = Client::connect(proxy.http());
     client.send_raw(&[request("0"), request("1"), request("2")].concat());
     await_metric(&proxy, "inflight_fetches", 1.0);
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     relay.resume();
     for key in ["0", "1", "2"] {
         let response = client.read_response();
@@ -307,7 +307,7 @@ fn http2_streams_in_flight_are_served() {
     }
     let streams: Vec<_> = keys.iter().map(|key| client.send(key)).collect();
     await_metric(&proxy, "inflight_fetches", 10.0);
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     relay.resume();
     for (stream, key) in streams.into_iter().zip(keys) {
         assert_eq!(client.answer(stream), (200, key.into()));
@@ -337,7 +337,7 @@ fn shutdown_works_without_redis() {
     let proxy = Proxy::start(&config(&redis.url(), ""));
     proxy.expect_log("no connection to Redis");
     let begun = Instant::now();
-    tell_to_stop(&proxy, Signal::TERM);
+    signal_stop(&proxy, Signal::TERM);
     proxy.finish();
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 }

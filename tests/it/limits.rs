@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::fault_stage::{FaultStage, PROMPT, VALUE, ask};
+use crate::support::fault_stage::{FaultStage, PROMPT, VALUE, query};
 use crate::support::http::{Client, get};
 use crate::support::memory::resident;
 use crate::support::resp_client::{RespClient, show};
@@ -51,7 +51,7 @@ fn hits_while(stage: &FaultStage, mut goes_on: impl FnMut() -> bool) -> Vec<Dura
         let begun = Instant::now();
         assert_eq!(text(&client.get("/keys/hot")), "value");
         times.push(begun.elapsed());
-        let hit = ask(&mut wire, "GET hot");
+        let hit = query(&mut wire, "GET hot");
         assert_eq!(hit.0, VALUE);
         times.push(hit.1);
     }
@@ -145,7 +145,7 @@ fn connection_flood_leaves_clients_unharmed() {
     assert!(p99 < PROMPT, "{p99:?}");
     drop(held);
     eventually("there is room again", || {
-        (ask(&mut stage.connect(), "GET hot").0 == VALUE).then_some(())
+        (query(&mut stage.connect(), "GET hot").0 == VALUE).then_some(())
     });
     eprintln!("{FLOOD} connections to each: hits in {p99:?} (99 %), {longest:?} at most");
 }
@@ -166,14 +166,14 @@ fn admin_connection_flood_leaves_clients_unharmed() {
         (503, Some("application/problem+json"))
     );
     assert_eq!(get(proxy.http(), "/keys/nothing").status, 404);
-    let told = held.as_mut().expect("two operators")[0].get("/metrics");
+    let received = held.as_mut().expect("two operators")[0].get("/metrics");
     assert!(
-        text(&told).contains("redis_proxy_connections{front_end=\"admin\"} 2\n"),
+        text(&received).contains("redis_proxy_connections{front_end=\"admin\"} 2\n"),
         "{}",
-        text(&told)
+        text(&received)
     );
     assert!(
-        !text(&told).contains("redis_proxy_connections_refused_total{front_end=\"admin\"} 0\n"),
+        !text(&received).contains("redis_proxy_connections_refused_total{front_end=\"admin\"} 0\n"),
         "not counted"
     );
     drop(held);
@@ -281,8 +281,8 @@ fn reads_waiting_for_a_lease_are_bounded() {
     await_metric(&stage.proxy, OVERLOADED, refused);
     // A RESP client is served by Redis over a dedicated connection.
     let mut wire = stage.connect();
-    assert_eq!(ask(&mut wire, "SET hot other").0, "+OK\\r\\n");
-    assert_eq!(ask(&mut wire, "GET hot").0, "$5\\r\\nother\\r\\n");
+    assert_eq!(query(&mut wire, "SET hot other").0, "+OK\\r\\n");
+    assert_eq!(query(&mut wire, "GET hot").0, "$5\\r\\nother\\r\\n");
     await_metric(&stage.proxy, OVERLOADED, refused + 1.0);
     stage.relay.resume();
     let statuses: Vec<_> = clients.iter_mut().map(|client| client.read_response().status).collect();
@@ -331,8 +331,8 @@ fn oversized_value_fails_over_http_not_over_resp() {
     let entries = metric(&stage.proxy, "cache_entries");
     let mut wire = stage.connect();
     for _ in 0..3 {
-        assert_eq!(wire.ask(&["GET", "beyond"]).len(), "$1025\r\n\r\n".len() + LIMIT + 1);
-        assert_eq!(wire.ask(&["GET", "at"]).len(), "$1024\r\n\r\n".len() + LIMIT);
+        assert_eq!(wire.query(&["GET", "beyond"]).len(), "$1025\r\n\r\n".len() + LIMIT + 1);
+        assert_eq!(wire.query(&["GET", "at"]).len(), "$1024\r\n\r\n".len() + LIMIT);
     }
     assert!(metric(&stage.proxy, "cache_entries") <= entries, "it was kept");
 }
@@ -361,10 +361,10 @@ fn hostile_key_names_forge_no_output() {
         }
         // A forbidden command, an unknown one, and a client name.
         let mut wire = RespClient::connect(stage.proxy.resp_address());
-        assert_eq!(show(&wire.ask(&["GET", name])), "$-1\\r\\n");
-        wire.ask(&[name, "x"]);
-        wire.ask(&["AUTH", name, name]);
-        wire.ask(&["HELLO", "3", "AUTH", name, name]);
+        assert_eq!(show(&wire.query(&["GET", name])), "$-1\\r\\n");
+        wire.query(&[name, "x"]);
+        wire.query(&["AUTH", name, name]);
+        wire.query(&["HELLO", "3", "AUTH", name, name]);
         wire.send(name);
         stage.as_client("PING");
     }
@@ -374,7 +374,7 @@ fn hostile_key_names_forge_no_output() {
     for line in stage.proxy.log_lines() {
         let is_one = serde_json::from_str::<serde_json::Value>(line.text())
             .is_ok_and(|line| line.is_object());
-        assert!(is_one && !line.says(MARK), "{}", line.text());
+        assert!(is_one && !line.has_message(MARK), "{}", line.text());
         assert!(!line.text().contains(|letter: char| letter.is_control()), "{:?}", line.text());
     }
     let hottest = text(&get(stage.proxy.admin(), "/hotkeys?top=100"));

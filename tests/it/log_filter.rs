@@ -10,7 +10,7 @@
 
 use std::process::Output;
 
-use crate::support::serving::{config, lines_that_say, proxy};
+use crate::support::serving::{config, lines_with_message, proxy};
 use crate::support::{Proxy, RedisServer, Reload};
 
 const FILTER: &str = "REDIS_PROXY_TELEMETRY__LOG_FILTER";
@@ -88,7 +88,7 @@ fn reload_with_a_misspelt_filter_keeps_the_old_one() {
         let misspelt = config(&redis.url(), &format!("telemetry.log_filter = \"{filter}\""));
         assert_eq!(proxy.reload(&misspelt), Reload::Refused, "{filter}");
     }
-    let before = lines_that_say(&proxy, "config reloaded");
+    let before = lines_with_message(&proxy, "config reloaded");
     assert_eq!(proxy.reload(&config(&redis.url(), "")), Reload::Reloaded);
-    assert_eq!(lines_that_say(&proxy, "config reloaded"), before + 1);
+    assert_eq!(lines_with_message(&proxy, "config reloaded"), before + 1);
 }

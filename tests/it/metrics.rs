@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::support::http::{self, Client};
 use crate::support::resp_client::RespClient;
 use crate::support::serving::{
-    ask, assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads,
-    set, text, value,
+    assert_hit, await_metric, behind_relay, cache_status, config, metric, proxy, read, reads, set,
+    start_read, text, value,
 };
 use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Reload, eventually};
@@ -53,7 +53,7 @@ fn command_has_a_series_once_it_was_seen() {
     let proxy = proxy(&redis, "resp.listen = \"127.0.0.1:0\"");
     assert!(!proxy.metrics().text().contains("commands_total"));
     let mut wire = RespClient::connect(proxy.resp_address());
-    wire.told(&["PING"]);
+    wire.reply_to_words(&["PING"]);
     eventually("the command is counted", || {
         (proxy.metrics().value("redis_proxy_commands_total{command=\"ping\"}") == Some(1.0))
             .then_some(())
@@ -155,7 +155,7 @@ fn hits_and_misses_sum_to_all_reads() {
     }
     relay.stall();
     set(&redis, "shared", "value");
-    let mut readers: Vec<Client> = (0..5).map(|_| ask(&proxy, "shared")).collect();
+    let mut readers: Vec<Client> = (0..5).map(|_| start_read(&proxy, "shared")).collect();
     await_metric(&proxy, "inflight_fetches", 1.0);
     await_metric(&proxy, "connections{front_end=\"http\"}", 5.0);
     relay.resume();
@@ -363,8 +363,9 @@ fn tasks_gauge_follows_connections() {
     read(&proxy, "key");
     // Without the connections of the test to the admin listener.
     let tasks = || {
-        let told = proxy.metrics();
-        let value = |series: &str| told.value(&format!("redis_proxy_{series}")).expect("a metric");
+        let received = proxy.metrics();
+        let value =
+            |series: &str| received.value(&format!("redis_proxy_{series}")).expect("a metric");
         (value("tasks")
             - value("connections{front_end=\"admin\"}")
             - value("connections{front_end=\"http\"}"))

@@ -91,8 +91,8 @@ fn one_ping_serves_all_waiting_reads() {
             scope.spawn(|| assert_hit(&read_current(&proxy, "key")));
         }
     });
-    let asked = redis.calls("ping") - before;
-    assert!(asked < 20, "{asked} questions for {READERS} readers");
+    let pings = redis.calls("ping") - before;
+    assert!(pings < 20, "{pings} pings for {READERS} readers");
 }
 
 #[test]

@@ -35,14 +35,14 @@ const RUNBOOK: &str = "docs/src/operations/runbook.md";
 
 #[test]
 fn every_named_metric_has_its_labels() {
-    let told = told();
+    let received = exposed_series();
     for (file, least) in
         [(ALERTS, 10), ("README.md", 4), (RUNBOOK, 4), ("docs/src/operations/metrics.md", 30)]
     {
         let named = named(&abbreviations_in_full(&read_file(file)));
         assert!(named.len() >= least, "{file} names only {named:?}");
         for (name, labels) in &named {
-            assert_told(&told, file, name, labels);
+            assert_told(&received, file, name, labels);
         }
     }
     for query in queries() {
@@ -50,10 +50,10 @@ fn every_named_metric_has_its_labels() {
         let up = query.expression.contains("up{job=");
         assert!(!named.is_empty() || up, "{}: {}", query.panel, query.expression);
         for (name, labels) in &named {
-            assert_told(&told, &query.panel, name, labels);
+            assert_told(&received, &query.panel, name, labels);
         }
         let known: BTreeSet<_> =
-            named.iter().flat_map(|(name, _)| labels_of(&told, name)).collect();
+            named.iter().flat_map(|(name, _)| labels_of(&received, name)).collect();
         for label in grouped_by(&query.expression).chain(placeholders(&query.legend)) {
             let known = known.contains(&label) || OF_PROMETHEUS.contains(&label.as_str());
             assert!(known, "{}: {label} is no label of {}", query.panel, query.expression);
@@ -63,12 +63,12 @@ fn every_named_metric_has_its_labels() {
 
 #[test]
 fn metrics_and_their_documentation_agree() {
-    let told = families(&exposition());
+    let received = families(&exposition());
     let documented = documented_families();
     assert!(documented.len() > 30, "{}", documented.len());
     let is_told_here = |name: &&String| !OF_CLUSTERS.contains(&name.as_str());
-    for name in told.keys().chain(documented.keys()).filter(is_told_here) {
-        assert_eq!(told.get(name), documented.get(name), "{name}, told and documented");
+    for name in received.keys().chain(documented.keys()).filter(is_told_here) {
+        assert_eq!(received.get(name), documented.get(name), "{name}, exposed and documented");
     }
 }
 
@@ -192,7 +192,7 @@ fn mixed_load(redis: &RedisServer, proxy: &Proxy, round: u32) {
         value(proxy, "key");
         assert_eq!(read(proxy, &format!("nothing-{round}")).status, 404);
     }
-    RespClient::connect(proxy.resp_address()).told(&["PING"]);
+    RespClient::connect(proxy.resp_address()).reply_to_words(&["PING"]);
     proxy.signal(Signal::HUP);
 }
 
@@ -213,7 +213,7 @@ fn watched() -> BTreeSet<String> {
 #[test]
 fn panels_and_alerts_have_data_in_prometheus() {
     let redis = RedisServer::start();
-    let proxy = told_of(&redis);
+    let proxy = with_all_measurements(&redis);
     let Some(prometheus) = Prometheus::start(proxy.admin()) else { return };
     let filled_in = |query: Query| {
         let of_all = query.expression.replace("$job", ".*").replace("$instance", ".*");
@@ -281,12 +281,12 @@ fn queries() -> Vec<Query> {
 }
 
 /// Returns the series of a proxy that has served reads: each name with its labels.
-fn told() -> Vec<(String, Labels)> {
+fn exposed_series() -> Vec<(String, Labels)> {
     exposition().lines().filter(|line| !line.starts_with('#')).flat_map(named).collect()
 }
 
 /// Starts a proxy with every front end and every measurement.
-fn told_of(redis: &RedisServer) -> Proxy {
+fn with_all_measurements(redis: &RedisServer) -> Proxy {
     proxy(
         redis,
         "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\n\
@@ -296,14 +296,14 @@ fn told_of(redis: &RedisServer) -> Proxy {
 
 fn exposition() -> String {
     let redis = RedisServer::start();
-    let proxy = told_of(&redis);
+    let proxy = with_all_measurements(&redis);
     set(&redis, "key", "value");
     value(&proxy, "key");
-    RespClient::connect(proxy.resp_address()).told(&["PING"]);
+    RespClient::connect(proxy.resp_address()).reply_to_words(&["PING"]);
     proxy.metrics().text().to_owned()
 }
 
-fn assert_told(told: &[(String, Labels)], place: &str, name: &str, labels: &Labels) {
+fn assert_told(received: &[(String, Labels)], place: &str, name: &str, labels: &Labels) {
     let fits = |(of, its): &(String, Labels)| {
         let is_it = of == name || of.strip_suffix("_count") == Some(name);
         let has = |(label, value): (&String, &Option<String>)| match value {
@@ -313,13 +313,14 @@ fn assert_told(told: &[(String, Labels)], place: &str, name: &str, labels: &Labe
         is_it && labels.iter().all(has)
     };
     assert!(
-        told.iter().any(fits) || OF_CLUSTERS.contains(&name),
+        received.iter().any(fits) || OF_CLUSTERS.contains(&name),
         "{place} names {name} with {labels:?}, which the proxy does not tell"
     );
 }
 
-fn labels_of(told: &[(String, Labels)], name: &str) -> BTreeSet<String> {
-    told.iter()
+fn labels_of(received: &[(String, Labels)], name: &str) -> BTreeSet<String> {
+    received
+        .iter()
         .filter(|(of, _)| of == name)
         .flat_map(|(_, labels)| labels.keys().cloned())
         .collect()

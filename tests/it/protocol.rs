@@ -270,7 +270,7 @@ fn request(method: Method, path: &str) -> Request<Empty<Bytes>> {
 
 type Answer = (StatusCode, http::HeaderMap, Bytes);
 
-async fn ask(mut sender: SendRequest<Empty<Bytes>>, request: Request<Empty<Bytes>>) -> Answer {
+async fn query(mut sender: SendRequest<Empty<Bytes>>, request: Request<Empty<Bytes>>) -> Answer {
     sender.ready().await.expect("a connection that is open");
     let (head, body) = sender.send_request(request).await.expect("an answer").into_parts();
     let body = body.collect().await.expect("a whole body").to_bytes();
@@ -283,7 +283,7 @@ fn http2_serves_concurrent_streams() {
     (0..300).for_each(|number| serving.set(format!("k{number}"), format!("v{number}")));
     with_http2(serving.address(), async |sender| {
         let reads = (0..300)
-            .map(|number| ask(sender.clone(), request(Method::GET, &format!("/keys/k{number}"))));
+            .map(|number| query(sender.clone(), request(Method::GET, &format!("/keys/k{number}"))));
         for (number, (status, _, body)) in
             futures::future::join_all(reads).await.into_iter().enumerate()
         {
@@ -309,7 +309,7 @@ fn http2_answers_equal_http1() {
             "/keys/",
             "/keys/a?b",
         ] {
-            let (status, headers, body) = ask(sender.clone(), request(Method::GET, path)).await;
+            let (status, headers, body) = query(sender.clone(), request(Method::GET, path)).await;
             let plain = client.get(path);
             assert_eq!((status.as_u16(), &body[..]), (plain.status, &plain.body[..]), "{path}");
             let etag = headers.get("etag").and_then(|etag| etag.to_str().ok());
@@ -325,15 +325,18 @@ fn http2_head_has_no_body_and_keeps_connection() {
         for (path, expected, length) in
             [("/keys/a", 200, Some("5")), ("/keys/absent", 404, None), ("/nothing", 404, None)]
         {
-            let (status, headers, body) = ask(sender.clone(), request(Method::HEAD, path)).await;
+            let (status, headers, body) = query(sender.clone(), request(Method::HEAD, path)).await;
             assert_eq!((status.as_u16(), body.len()), (expected, 0), "{path}");
-            let told = headers.get("content-length").and_then(|length| length.to_str().ok());
-            assert!(told.is_some() && length.is_none_or(|length| told == Some(length)), "{path}");
+            let received = headers.get("content-length").and_then(|length| length.to_str().ok());
+            assert!(
+                received.is_some() && length.is_none_or(|length| received == Some(length)),
+                "{path}"
+            );
         }
-        let (status, _, body) = ask(sender.clone(), request(Method::PUT, "/keys/a")).await;
+        let (status, _, body) = query(sender.clone(), request(Method::PUT, "/keys/a")).await;
         assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
         assert!(!body.is_empty());
-        assert_eq!(&ask(sender, request(Method::GET, "/keys/a")).await.2[..], b"value");
+        assert_eq!(&query(sender, request(Method::GET, "/keys/a")).await.2[..], b"value");
     });
 }
 
@@ -343,7 +346,7 @@ fn http2_large_value_arrives_whole() {
     let value: Vec<u8> = (0_u32..1_000_000).flat_map(u32::to_le_bytes).collect();
     serving.set("big", &value);
     with_http2(serving.address(), async |sender| {
-        let (status, _, body) = ask(sender, request(Method::GET, "/keys/big")).await;
+        let (status, _, body) = query(sender, request(Method::GET, "/keys/big")).await;
         assert!(status == StatusCode::OK && body == value, "{status}, {} bytes", body.len());
     });
 }
@@ -359,7 +362,7 @@ fn abandoned_http2_stream_does_not_delay_idle_close() {
         _ = given_up.await;
         // Redis stays silent until the proxy has answered a later stream, so it knows that this one
         // is over.
-        ask(sender.clone(), request(Method::GET, "/nothing")).await;
+        query(sender.clone(), request(Method::GET, "/nothing")).await;
         serving.redis.resume();
         let closed = tokio::time::timeout(Duration::from_secs(3), until(|| sender.is_closed()));
         assert!(closed.await.is_ok(), "still open after ten times its idle_timeout");
@@ -560,12 +563,12 @@ fn connection_waiting_for_redis_is_not_idle() {
 }
 
 /// Sends the last request of a connection, for a large value, through a small receive buffer.
-fn ask_for_big(serving: &Serving) -> TcpStream {
-    ask_for_big_with(serving, "Connection: close\r\n")
+fn request_big(serving: &Serving) -> TcpStream {
+    request_big_with(serving, "Connection: close\r\n")
 }
 
 /// Sends the request with these headers.
-fn ask_for_big_with(serving: &Serving, headers: &str) -> TcpStream {
+fn request_big_with(serving: &Serving, headers: &str) -> TcpStream {
     serving.set("big", vec![b'x'; BIG]);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -586,7 +589,7 @@ const BIG: usize = 24 << 20;
 #[test]
 fn slow_reader_gets_the_whole_body() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "1200ms"), ("HTTP__HEADER_TIMEOUT", "500ms")]);
-    read_slowly(ask_for_big(&serving));
+    read_slowly(request_big(&serving));
 }
 
 /// The buffers of both kernels hold several megabytes. A write would succeed again when a third of
@@ -615,7 +618,7 @@ fn steady_reader_is_not_cut_between_two_writes() {
 #[test]
 fn slow_reader_is_not_idle_at_its_end() {
     let serving = serving_a(&[("HTTP__IDLE_TIMEOUT", "1500ms"), ("HTTP__HEADER_TIMEOUT", "100ms")]);
-    let mut stream = ask_for_big_with(&serving, "");
+    let mut stream = request_big_with(&serving, "");
     let mut byte = [0];
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -674,7 +677,7 @@ fn read_slowly(mut stream: TcpStream) {
 #[test]
 fn stalled_reader_is_cut_off() {
     let serving = serving(&[("HTTP__IDLE_TIMEOUT", "300ms")]);
-    let stream = ask_for_big(&serving);
+    let stream = request_big(&serving);
     serving.await_metric(r#"reads_total{front_end="http",outcome="miss"}"#, 1);
     serving.await_metric(CONNECTIONS, 0);
     drop(stream);

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use crate::support::http::Client;
 use crate::support::log::LogLine;
 use crate::support::serving::{
-    assert_hit, await_metric, await_ready, cache_status, config, lines_that_say, linked, metric,
-    proxy, read, reads, readyz, set, text, value,
+    assert_hit, await_metric, await_ready, cache_status, config, lines_with_message, linked,
+    metric, proxy, read, reads, readyz, set, text, value,
 };
 use crate::support::{Proxy, RedisServer, Reload, Signal, eventually};
 
@@ -203,12 +203,12 @@ mod live {
         eventually("Redis is gone", || (readyz(&proxy).0 == 503).then_some(()));
         redis.restart();
         await_ready(&proxy);
-        assert_eq!(lines_that_say(&proxy, "no connection to Redis; retrying"), 0);
-        assert_eq!(lines_that_say(&proxy, "connected to Redis"), 1, "the one at the start");
+        assert_eq!(lines_with_message(&proxy, "no connection to Redis; retrying"), 0);
+        assert_eq!(lines_with_message(&proxy, "connected to Redis"), 1, "the one at the start");
 
         reload(&proxy, &redis, "");
         redis.stop();
-        proxy.wait_for_log(|line| line.says("no connection to Redis; retrying"));
+        proxy.wait_for_log(|line| line.has_message("no connection to Redis; retrying"));
     }
 
     #[test]

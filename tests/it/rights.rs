@@ -13,7 +13,7 @@ use crate::support::http::Client;
 use crate::support::resp_client::RespClient;
 use crate::support::sentinel::Watched;
 use crate::support::serving::{
-    assert_hit, await_metric, await_ready, cache_status, config, lines_that_say, metric, read,
+    assert_hit, await_metric, await_ready, cache_status, config, lines_with_message, metric, read,
     readyz, set, value,
 };
 use crate::support::{Proxy, RedisServer, eventually};
@@ -89,8 +89,8 @@ fn await_rejected(proxy: &Proxy) {
     await_status(proxy, SECRET, 503);
     assert_eq!(metric(proxy, "cache_entries").to_string(), "0");
     eventually("the reason", || {
-        let (status, told) = readyz(proxy);
-        (status == 503 && told.contains("WRONGPASS")).then_some(())
+        let (status, received) = readyz(proxy);
+        (status == 503 && received.contains("WRONGPASS")).then_some(())
     });
 }
 
@@ -101,14 +101,37 @@ fn assert_narrowing_is_noticed(proxy: &Proxy, redis: &RedisServer, user: &str) {
     assert_eq!(value(proxy, PUBLIC), PUBLIC);
     await_hit(proxy, PUBLIC);
     await_metric(proxy, EMPTIED, 1.0);
-    let lines = lines_that_say(proxy, LOST_RIGHT) + lines_that_say(proxy, OTHER_RULES);
-    assert_eq!(lines, 1);
+    let lines = || lines_with_message(proxy, LOST_RIGHT) + lines_with_message(proxy, OTHER_RULES);
+    // The log follows the metric.
+    eventually("the reason is in the log", || (lines() > 0).then_some(()));
+    assert_eq!(lines(), 1);
 }
 
 #[test]
 fn narrowed_keys_are_served_no_longer() {
     let (proxy, redis) = keeping(&[], "");
     assert_narrowing_is_noticed(&proxy, &redis, "proxy");
+}
+
+#[test]
+fn kept_reply_of_narrowed_keys_ends() {
+    // All reads, because not every version knows HPTTL.
+    let (proxy, redis) =
+        keeping(&["+@read", "+command", "+info"], "resp.listen = \"127.0.0.1:0\"\n");
+    redis.command(&["HSET", "hash", "field", "value"]);
+    let mut client = RespClient::connect(proxy.resp_address());
+    assert_eq!(client.query(&["AUTH", "proxy", "word"]), b"+OK\r\n");
+    eventually("the reply is kept", || {
+        client.query(&["HGETALL", "hash"]);
+        (metric(&proxy, "replies_entries") > 0.0).then_some(())
+    });
+    // No string of these keys is left that would be checked instead.
+    redis.command(&["DEL", SECRET, PUBLIC]);
+    set_user(&redis, "proxy", &NARROWED);
+    eventually("the reply is refused", || {
+        client.query(&["HGETALL", "hash"]).starts_with(b"-NOPERM").then_some(())
+    });
+    proxy.wait_for_log(|line| line.has_message(LOST_RIGHT));
 }
 
 #[test]
@@ -140,6 +163,35 @@ fn lost_command_is_noticed() {
         set_user(&redis, "proxy", &["-get"]);
         await_status(&proxy, SECRET, 502);
         await_status(&proxy, PUBLIC, 502);
+    }
+}
+
+#[test]
+fn lost_command_of_kept_replies_is_noticed() {
+    let (proxy, redis) =
+        keeping(&["+@read", "+command", "+info"], "resp.listen = \"127.0.0.1:0\"\n");
+    redis.command(&["HSET", "hash", "field", "value"]);
+    redis.command(&["RPUSH", "list", "x"]);
+    let mut client = RespClient::connect(proxy.resp_address());
+    assert_eq!(client.query(&["AUTH", "proxy", "word"]), b"+OK\r\n");
+    let reads = [["HGET", "hash", "field"].as_slice(), &["HGETALL", "hash"], &["LLEN", "list"]];
+    eventually("the replies are kept", || {
+        for read in reads {
+            client.query(read);
+        }
+        (metric(&proxy, "replies_entries") > 2.0).then_some(())
+    });
+    redis.command(&["DEL", SECRET, PUBLIC]);
+    set_user(&redis, "proxy", &["-hget", "-llen"]);
+    // HGET follows from HGETALL, which stays allowed.
+    for read in [reads[0], reads[2]] {
+        eventually("the read is refused", || {
+            client.query(read).starts_with(b"-NOPERM").then_some(())
+        });
+    }
+    for _ in 0..3 {
+        client.query(reads[1]);
+        assert!(client.query(reads[0]).starts_with(b"-NOPERM"), "derived again");
     }
 }
 
@@ -186,7 +238,7 @@ fn new_password_in_the_file_is_used() {
     fs::write(file.path(), "another").unwrap();
     set_user(&redis, "proxy", &["<word"]);
     eventually("a login with the new password", || {
-        (lines_that_say(&proxy, "connected to Redis") == 2).then_some(())
+        (lines_with_message(&proxy, "connected to Redis") == 2).then_some(())
     });
     await_hit(&proxy, SECRET);
 }
@@ -201,7 +253,7 @@ fn password_for_all_ends_open_connections() {
     let mut client = RespClient::connect(proxy.resp_address());
     redis.command(&["CONFIG", "SET", "requirepass", "new"]);
     eventually("a client without login gets nothing", || {
-        client.told(&["GET", SECRET]).starts_with("-NOAUTH").then_some(())
+        client.reply_to_words(&["GET", SECRET]).starts_with("-NOAUTH").then_some(())
     });
     eventually("the reason", || readyz(&proxy).1.contains("NOAUTH").then_some(()));
 }

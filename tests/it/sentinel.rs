@@ -106,15 +106,15 @@ fn reads_go_to_the_named_primary() {
     set(&watched.redis[0], "key", "another");
     await_value(&proxy, "key", "another");
     assert_eq!(reads_of(&watched.redis[1]), 0);
-    let (status, told) = readyz(&proxy);
+    let (status, received) = readyz(&proxy);
     assert_eq!(status, 200);
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let received: serde_json::Value = serde_json::from_str(&received).expect("JSON");
     let (redis, sentinel) = (watched.address(0), watched.sentinels[0].address());
     let expected = serde_json::json!([
         { "node": redis.to_string(), "role": "redis", "up": true },
         { "node": sentinel.to_string(), "role": "sentinel", "up": true },
     ]);
-    assert_eq!(told["nodes"], expected);
+    assert_eq!(received["nodes"], expected);
     assert_eq!(is_up(&proxy, "redis", redis), Some(true));
     assert_eq!(is_up(&proxy, "sentinel", sentinel), Some(true));
 }
@@ -253,7 +253,7 @@ fn new_link_needs_a_sentinel_old_one_does_not() {
     watched.sentinels[1].stop();
     watched.sentinels[2].stop();
     for sentinel in &watched.sentinels {
-        eventually("its silence is told", || {
+        eventually("its silence is logged", || {
             (is_up(&proxy, "sentinel", sentinel.address()) == Some(false)).then_some(())
         });
     }
@@ -262,8 +262,8 @@ fn new_link_needs_a_sentinel_old_one_does_not() {
     // No sentinel can report a demotion meanwhile.
     kill_links(&watched.redis[0]);
     eventually("the reason", || {
-        let (status, told) = readyz(&proxy);
-        (status == 503 && told.contains("no sentinel answers")).then_some(())
+        let (status, received) = readyz(&proxy);
+        (status == 503 && received.contains("no sentinel answers")).then_some(())
     });
     watched.sentinels[2].restart();
     await_value(&proxy, "key", "still read");
@@ -287,6 +287,8 @@ fn attempts_at_hung_primary_end_at_failover() {
     proxy.expect_log(SILENT);
     await_ready(&proxy);
     set(&watched.redis[0], "key", "value");
+    let copied = watched.redis[0].command(&["WAIT", "1", "10000"]);
+    assert_eq!(copied, redis::Value::Int(1), "the replica has the value");
     assert_eq!(value(&proxy, "key"), "value");
     watched.redis[0].pause();
     eventually("the silent link is given up", || (readyz(&proxy).0 == 503).then_some(()));
@@ -312,9 +314,9 @@ fn unknown_primary_name_is_reported() {
         Proxy::start(&config(&watched, "").replace(name, "redis.sentinel_master = \"nowhere\""));
     proxy.expect_log(DOWN);
     eventually("the reason", || {
-        let (status, told) = readyz(&proxy);
+        let (status, received) = readyz(&proxy);
         (status == 503
-            && told.contains(r#"know no primary called \"nowhere\" (redis.sentinel_master)"#))
+            && received.contains(r#"know no primary called \"nowhere\" (redis.sentinel_master)"#))
         .then_some(())
     });
     // The name may be configured later.
@@ -358,8 +360,8 @@ fn sentinels_may_have_their_own_login() {
     outsider.expect_log(DOWN);
     outsider.expect_log(SILENT);
     eventually("the reason", || readyz(&outsider).1.contains("no sentinel answers").then_some(()));
-    let (_, told) = readyz(&outsider);
-    assert!(told.contains("WRONGPASS") && !told.contains("secret"), "{told}");
+    let (_, received) = readyz(&outsider);
+    assert!(received.contains("WRONGPASS") && !received.contains("secret"), "{received}");
 }
 
 #[test]
@@ -374,8 +376,8 @@ fn replica_named_as_primary_is_not_read() {
     let proxy = Proxy::start(&config(&watched, "").replace(&name, "\"wrong\""));
     proxy.expect_log(DOWN);
     eventually("the reason, or the sentinel knows better", || {
-        let (status, told) = readyz(&proxy);
-        (status == 503 && told.contains("it is a replica (ROLE)")).then_some(())
+        let (status, received) = readyz(&proxy);
+        (status == 503 && received.contains("it is a replica (ROLE)")).then_some(())
     });
     assert_eq!(reads_of(&watched.redis[1]), 0);
 }

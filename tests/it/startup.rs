@@ -42,7 +42,7 @@ fn first_line_has_version_config_file_and_pid() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(&config(&redis.url(), ""));
     let line = proxy.log_lines().swap_remove(0);
-    assert!(line.says("starting redis-proxy"), "{}", line.text());
+    assert!(line.has_message("starting redis-proxy"), "{}", line.text());
     assert_eq!(line.field("version").as_deref(), Some(env!("CARGO_PKG_VERSION")));
     assert_eq!(line.field("config"), proxy.config_path().to_str().map(str::to_owned));
     assert_eq!(line.field("pid"), Some(proxy.pid().to_string()));
@@ -67,6 +67,19 @@ fn failed_start_names_every_bad_file() {
         let names = |line: &&String| line.contains(key) && line.contains(path);
         assert_eq!(lines.iter().filter(names).count(), 1, "{key} in {lines:#?}");
     }
+}
+
+#[test]
+fn empty_password_file_is_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "\n").unwrap();
+    let content = format!("redis.password_file = \"{}\"\n", file.path().display());
+    let (code, lines) = failed_start(&content, &[]);
+    assert_eq!(code, Some(78), "{lines:#?}");
+    assert!(
+        lines[0].contains("redis.password_file") && lines[0].contains("it is empty"),
+        "{lines:#?}"
+    );
 }
 
 #[test]

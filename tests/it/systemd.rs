@@ -157,9 +157,12 @@ fn single_socket_serves_reads_whatever_its_name() {
 fn unknown_socket_is_reported() {
     let (one, other) = (listener(), listener());
     let builder = Proxy::builder("").inherit(&[("http", &one), ("gopher", &other)]);
-    let (code, said) = builder.run_to_end();
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("\"gopher\"") && said.contains("http, resp or admin"), "{said}");
+    let (code, received) = builder.run_to_end();
+    assert_eq!(code, 1, "{received}");
+    assert!(
+        received.contains("\"gopher\"") && received.contains("http, resp or admin"),
+        "{received}"
+    );
 }
 
 #[test]
@@ -184,7 +187,7 @@ fn health_exit_code_follows_readyz() {
     let proxy = Proxy::start(&config(&redis.url(), ""));
     proxy.expect_log("no connection to Redis");
     await_ready(&proxy);
-    let ask = |question: &[&str]| {
+    let query = |question: &[&str]| {
         let mut health = Command::new(env!("CARGO_BIN_EXE_redis-proxy"));
         health
             .env_remove(SEED)
@@ -194,19 +197,20 @@ fn health_exit_code_follows_readyz() {
         let output = health.output().expect("it runs");
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let (code, said) = ask(&[]);
-    assert!(code == Some(0) && said.trim_end() == readyz(&proxy).1, "{code:?} {said}");
+    let (code, received) = query(&[]);
+    assert!(code == Some(0) && received.trim_end() == readyz(&proxy).1, "{code:?} {received}");
     assert!(
-        said.contains("\"coherence\":\"tracking\"") && said.contains("\"status\":\"ready\""),
-        "{said}"
+        received.contains("\"coherence\":\"tracking\"")
+            && received.contains("\"status\":\"ready\""),
+        "{received}"
     );
     redis.stop();
     crate::support::eventually("Redis is gone", || {
         (read(&proxy, "key").status == 503).then_some(())
     });
-    let (code, said) = ask(&[]);
-    assert!(code == Some(1) && said.contains("not ready"), "{code:?} {said}");
-    assert_eq!(ask(&["--live"]), (Some(0), "{\"status\":\"live\"}\n".to_owned()));
+    let (code, received) = query(&[]);
+    assert!(code == Some(1) && received.contains("not ready"), "{code:?} {received}");
+    assert_eq!(query(&["--live"]), (Some(0), "{\"status\":\"live\"}\n".to_owned()));
     proxy.finish();
 }
 
@@ -217,9 +221,9 @@ fn health_fails_without_a_listener() {
     drop(taken);
     let arguments = ["health", "--proxy_port", &free.port().to_string()];
     let output = Proxy::spawn_raw(&arguments, &[]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains(&format!("no answer from {free}")), "{said}");
+    let received = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{received}");
+    assert!(received.contains(&format!("no answer from {free}")), "{received}");
 }
 
 #[test]

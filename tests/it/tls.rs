@@ -100,7 +100,7 @@ fn connect(address: SocketAddr, client: &Arc<ClientConfig>) -> io::Result<Line> 
 }
 
 /// Sends `sent` and returns the response, up to `most` bytes.
-fn told(line: &mut Line, sent: &str, most: usize) -> io::Result<String> {
+fn exchange(line: &mut Line, sent: &str, most: usize) -> io::Result<String> {
     line.write_all(sent.as_bytes())?;
     line.flush()?;
     let mut answer = vec![0; most];
@@ -109,13 +109,13 @@ fn told(line: &mut Line, sent: &str, most: usize) -> io::Result<String> {
 }
 
 fn ping(line: &mut Line) -> io::Result<()> {
-    let answer = told(line, "PING\r\n", 7)?;
+    let answer = exchange(line, "PING\r\n", 7)?;
     if answer == "+PONG\r\n" { Ok(()) } else { panic!("{answer:?}") }
 }
 
 /// Requests /livez.
 fn livez(line: &mut Line) -> io::Result<()> {
-    let answer = told(line, "GET /livez HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n", 12)?;
+    let answer = exchange(line, "GET /livez HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n", 12)?;
     if answer == "HTTP/1.1 200" || answer == "HTTP/1.1 404" { Ok(()) } else { panic!("{answer:?}") }
 }
 
@@ -173,11 +173,11 @@ fn client_certificate_is_required_if_configured() {
     let Encrypted { redis: _redis, proxy, authority } = encrypted(asking);
     let outsider = Authority::new();
     let (known, unknown) = (authority.issue("client"), outsider.issue("client"));
-    for (address, ask) in
+    for (address, query) in
         [(proxy.http(), livez as fn(&mut Line) -> _), (proxy.resp_address(), ping)]
     {
         let try_with = |shown: Option<&_>| {
-            connect(address, &client(&authority, shown)).and_then(|mut line| ask(&mut line))
+            connect(address, &client(&authority, shown)).and_then(|mut line| query(&mut line))
         };
         try_with(Some(&known)).expect("a client that is known");
         assert!(try_with(None).is_err(), "{address}: nothing shown");
@@ -291,11 +291,11 @@ fn reloaded_certificate_keeps_connections() {
         "before the reload"
     );
     assert_eq!(reload(&proxy), Reload::Reloaded);
-    for ((address, ask), old) in listeners.iter().zip(&mut before) {
+    for ((address, query), old) in listeners.iter().zip(&mut before) {
         let mut new = connect(*address, &trusting).unwrap();
         assert_ne!(shown(&new), shown(old), "{address}");
-        ask(&mut new).unwrap();
-        ask(old).expect("an old connection");
+        query(&mut new).unwrap();
+        query(old).expect("an old connection");
     }
 
     proxy.expect_log("config refused");
@@ -379,12 +379,12 @@ fn failed_handshakes_counted_port_scans_not() {
         encrypted(|authority| format!("{timeout}{}", asking(authority)));
     let outsider = Authority::new();
     let known = authority.issue("client");
-    for (section, address, ask) in
+    for (section, address, query) in
         [("http", proxy.http(), livez as fn(&mut Line) -> _), ("resp", proxy.resp_address(), ping)]
     {
         let series = format!("rejected_total{{front_end=\"{section}\",reason=\"tls\"}}");
         let try_with = |client: &Arc<ClientConfig>| {
-            connect(address, client).and_then(|mut line| ask(&mut line))
+            connect(address, client).and_then(|mut line| query(&mut line))
         };
         // Each connection ends before the next begins, so that none is counted late.
         let done = || {
@@ -468,8 +468,8 @@ fn contradicting_tls_settings_are_rejected() {
             "http.tls_cert_file: \"/nowhere\" cannot be used",
         ),
     ] {
-        let (code, said) =
+        let (code, received) =
             Proxy::builder(&format!("http.listen = \"127.0.0.1:0\"\n{settings}")).run_to_end();
-        assert!(code == 78 && said.contains(part), "{settings}: {code} {said}");
+        assert!(code == 78 && received.contains(part), "{settings}: {code} {received}");
     }
 }

@@ -163,8 +163,9 @@ fn coalesced_read_links_to_the_fetch() {
     let proxy = traced_to(&relay_url(&relay), collector.http, "");
     set(&redis, "key", "value");
     relay.stall();
-    let mut readers: Vec<Client> =
-        (0..3).map(|_| crate::support::serving::ask_and_await_flight(&proxy, "key", 1)).collect();
+    let mut readers: Vec<Client> = (0..3)
+        .map(|_| crate::support::serving::request_and_await_flight(&proxy, "key", 1))
+        .collect();
     eventually("all wait", || {
         (metric(&proxy, r#"connections{front_end="http"}"#) >= 3.0).then_some(())
     });
@@ -325,7 +326,7 @@ fn rejecting_collector_is_logged_once() {
         proxy
             .log_lines()
             .iter()
-            .any(|line| line.says("the collector accepts spans again"))
+            .any(|line| line.has_message("the collector accepts spans again"))
             .then_some(())
     });
     let complaints = proxy.log_lines().iter().filter(|line| line.text().contains(LOST)).count();
@@ -370,11 +371,11 @@ fn log_lines_carry_their_trace_id() {
     proxy.expect_log(LOST);
     proxy.expect_log("not all spans could be sent");
     assert_eq!(read_as_child(&proxy, "list", "01"), 409);
-    let line = proxy.wait_for_log(|line| line.says("fetch failed"));
+    let line = proxy.wait_for_log(|line| line.has_message("fetch failed"));
     assert_eq!(line.field("trace_id").as_deref(), Some(TRACE), "{}", line.text());
     assert_eq!(line.field("span_id").map(|id| id.len()), Some(16), "{}", line.text());
     assert_ne!(line.field("span_id").as_deref(), Some(PARENT));
-    let outside = proxy.wait_for_log(|line| line.says("listening"));
+    let outside = proxy.wait_for_log(|line| line.has_message("listening"));
     assert_eq!(outside.field("trace_id"), None);
     drop(unused);
 }
@@ -390,11 +391,15 @@ fn invalid_otel_variables_are_reported() {
         proxy.wait_for_log(|line| line.text().contains(part));
     }
     proxy.finish();
+    let proxy = traced(&redis.url(), &[("OTEL_TRACES_EXPORTER", "jaeger")], "");
+    proxy.expect_log("OTEL_");
+    proxy.wait_for_log(|line| line.text().contains("OTEL_TRACES_EXPORTER: found"));
+    proxy.finish();
     let wrong = Proxy::builder(&config(&redis.url(), "telemetry.traces = \"otlp\""))
         .environment("OTEL_EXPORTER_OTLP_ENDPOINT", "not a url");
-    let (code, said) = wrong.run_to_end();
-    assert_eq!(code, 78, "{said}");
-    assert!(said.contains("OTEL_EXPORTER_OTLP_ENDPOINT"), "{said}");
+    let (code, received) = wrong.run_to_end();
+    assert_eq!(code, 78, "{received}");
+    assert!(received.contains("OTEL_EXPORTER_OTLP_ENDPOINT"), "{received}");
 }
 
 #[test]

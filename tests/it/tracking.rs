@@ -53,9 +53,9 @@ fn tracked_over_relay(redis: &RedisServer, more: &str) -> (Relay, Proxy) {
 
 /// Returns the coherence mode in /readyz.
 fn coherence(proxy: &Proxy) -> String {
-    let told: serde_json::Value =
+    let received: serde_json::Value =
         serde_json::from_str(&readyz(proxy).1).expect("/readyz tells JSON");
-    told["coherence"].as_str().expect("/readyz tells the coherence").to_owned()
+    received["coherence"].as_str().expect("/readyz tells the coherence").to_owned()
 }
 
 #[track_caller]
@@ -68,7 +68,7 @@ fn await_coherence(proxy: &Proxy, expected: &str) {
 /// Waits for the log line about the link, which comes after all warnings about it.
 #[track_caller]
 fn await_told_link(proxy: &Proxy) {
-    proxy.wait_for_log(|line| line.says(CONNECTED));
+    proxy.wait_for_log(|line| line.has_message(CONNECTED));
 }
 
 fn invalidations(proxy: &Proxy, kind: &str) -> f64 {

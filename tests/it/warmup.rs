@@ -31,7 +31,7 @@ fn warm(redis: &RedisServer, file: &Path, more: &str) -> Proxy {
 }
 
 fn await_fetched(proxy: &Proxy) {
-    proxy.wait_for_log(|line| line.says("warm-up finished"));
+    proxy.wait_for_log(|line| line.has_message("warm-up finished"));
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn restarted_proxy_has_hot_keys_in_memory() {
     );
     // Redis pushes an invalidation when they change.
     set(&redis, "often", "later");
-    crate::support::eventually("the change is told of", || {
+    crate::support::eventually("the change is pushed", || {
         (read(&after, "often").body == b"later").then_some(())
     });
     after.finish();
@@ -108,7 +108,7 @@ fn unusable_warm_up_file_is_a_warning() {
     fs::create_dir(&directory).expect("a directory");
     let proxy = warm(&redis, &directory, "");
     proxy.expect_log("the names of the hottest keys");
-    proxy.wait_for_log(|line| line.says("the names of the hottest keys cannot be read"));
+    proxy.wait_for_log(|line| line.has_message("the names of the hottest keys cannot be read"));
     assert_eq!(read(&proxy, "key").status, 200);
     proxy.finish();
     assert!(directory.is_dir());

@@ -2,8 +2,9 @@
 //!
 //! Model: a client has one connection. Most of its reads are those of the HTTP readers and are
 //! judged by the same oracle. It also writes keys of its own and reads them back on the same
-//! connection, where only the last write is valid. A connection may end when Redis is lost. The
-//! versions that a connection saw bind that connection only.
+//! connection, where only the last write is valid: strings, and hashes that another connection
+//! reads at the same time. It reads [`collections`](super::collections) too. A connection may end
+//! when Redis is lost. The versions that a connection saw bind that connection only.
 //!
 //! The rule: an error or a closed connection needs a fault. RESP does not mark stale values, so a
 //! value that is too old counts as stale where that is allowed; it must have been written in any
@@ -15,11 +16,12 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::collections::CollectionRead;
 use super::history::{Moment, millis};
 use super::oracle::{Answer, Demand, Read, STALE};
 use super::readers::{second_look, tell, verdict};
 use super::report::Tally;
-use super::simulation::{KEYS, Pace, Simulation, skewed};
+use super::simulation::{HISTORIES, KEYS, Pace, Simulation, skewed};
 use crate::support::resp_client::{RespClient, command, show};
 
 pub(super) const CLIENTS: usize = 3;
@@ -38,8 +40,9 @@ pub(super) fn talk(simulation: &Simulation, address: SocketAddr, number: usize) 
         random,
         address,
         wire: RespClient::connect(address),
+        rival: RespClient::connect(address),
         heard: simulation.clock.now(),
-        seen: vec![0; KEYS],
+        seen: vec![0; HISTORIES],
         connections: 0,
         written: 0,
         tally: Tally::default(),
@@ -47,9 +50,11 @@ pub(super) fn talk(simulation: &Simulation, address: SocketAddr, number: usize) 
     let mut pace = Pace::every(GAP);
     while simulation.is_read() {
         pace.wait();
-        match client.random.random_range(0..10) {
-            0..2 if simulation.is_written() => client.write_and_read(),
-            2..4 => client.read(2),
+        match client.random.random_range(0..20) {
+            0..3 if simulation.is_written() => client.write_and_read(Own::String),
+            3..5 if simulation.is_written() => client.write_and_read(Own::Hash),
+            5..8 => client.read(2),
+            8..14 => client.read_collections(),
             _ => client.read(1),
         }
     }
@@ -62,6 +67,8 @@ struct Client<'a> {
     random: StdRng,
     address: SocketAddr,
     wire: RespClient,
+    /// Another connection, which reads what this client writes.
+    rival: RespClient,
     /// The last moment in which the connection worked.
     heard: Moment,
     /// The latest version of each key that this connection saw.
@@ -73,8 +80,31 @@ struct Client<'a> {
     tally: Tally,
 }
 
+/// The type of an own key.
+#[derive(Clone, Copy, PartialEq)]
+enum Own {
+    String,
+    Hash,
+}
+
+impl Own {
+    fn set(self, key: &str, value: &str) -> Vec<u8> {
+        match self {
+            Self::String => command(&["SET", key, value]),
+            Self::Hash => command(&["HSET", key, "field", value]),
+        }
+    }
+
+    fn get(self, key: &str) -> Vec<u8> {
+        match self {
+            Self::String => command(&["GET", key]),
+            Self::Hash => command(&["HGET", key, "field"]),
+        }
+    }
+}
+
 /// The reply that a client received.
-enum Told {
+enum ReadReply {
     Values(Vec<Answer>),
     Refusal(String),
     End,
@@ -88,24 +118,48 @@ impl Client<'_> {
             [if count == 1 { "GET" } else { "MGET" }.to_owned()].into_iter().chain(names).collect();
         let began = self.simulation.clock.now();
         self.wire.send(command(&words));
-        let told = self.told();
+        let received = self.read_reply();
         let ended = self.simulation.clock.now();
         self.tally.client_reads += 1;
         self.tally.suffered(
             self.simulation,
             "resp",
             (began, ended),
-            matches!(told, Told::Values(_)),
+            matches!(received, ReadReply::Values(_)),
         );
-        match told {
-            Told::Values(answers) => {
+        match received {
+            ReadReply::Values(answers) => {
                 self.heard = ended;
                 let read =
                     |answer| Read { began, ended, answer, outcome: OUTCOME, demand: Demand::Usual };
                 keys.iter().zip(answers).for_each(|(key, answer)| self.judge(*key, read(answer)));
             }
-            Told::Refusal(error) => self.refused(began, &error),
-            Told::End => self.ended(),
+            ReadReply::Refusal(error) => self.refused(began, &error),
+            ReadReply::End => self.ended(),
+        }
+    }
+
+    fn read_collections(&mut self) {
+        let read = CollectionRead::choose(&mut self.random);
+        let began = self.simulation.clock.now();
+        self.wire.send(command(&read.words));
+        let reply = self.wire.try_answer();
+        let ended = self.simulation.clock.now();
+        self.tally.client_reads += 1;
+        let is_answered = reply.as_ref().is_ok_and(|reply| reply[0] != b'-');
+        self.tally.suffered(self.simulation, "resp", (began, ended), is_answered);
+        match reply {
+            Ok(reply) if is_answered => {
+                self.heard = ended;
+                let reply = redis::parse_redis_value(&reply).expect("a reply");
+                for (history, answer) in read.answers(&reply) {
+                    let read =
+                        Read { began, ended, answer, outcome: OUTCOME, demand: Demand::Usual };
+                    self.judge(history, read);
+                }
+            }
+            Ok(error) => self.refused(began, &show(&error)),
+            Err(_) => self.ended(),
         }
     }
 
@@ -128,37 +182,45 @@ impl Client<'_> {
 
     /// Writes an own key and reads it back. No other client writes it, and no flush happens
     /// meanwhile, so exactly one reply is right.
-    fn write_and_read(&mut self) {
+    fn write_and_read(&mut self, own: Own) {
         let _with_others = self.simulation.all.read().unwrap();
         self.written += 1;
         // The commands of the previous connection may still run.
         let (thread, connection) = (self.thread.replace(' ', "-"), self.connections);
-        let key = format!("own/{thread}/{connection}/{}", self.random.random_range(0..OWN_KEYS));
+        let number = self.random.random_range(0..OWN_KEYS);
+        let kind = if own == Own::Hash { "hash/" } else { "" };
+        let key = format!("own/{kind}{thread}/{connection}/{number}");
         let value = format!("{key}#{}", self.written);
-        let (set, get) = (command(&["SET", &key, &value]), command(&["GET", &key]));
+        let (set, get) = (own.set(&key, &value), own.get(&key));
+        if own == Own::Hash {
+            self.rival.send(&get);
+        }
         let began = self.simulation.clock.now();
-        let told = if self.random.random_bool(0.5) {
+        let received = if self.random.random_bool(0.5) {
             self.wire.send([set, get].concat());
-            let set = self.told_of_write();
-            (set, self.told())
+            let set = self.read_write_reply();
+            (set, self.read_reply())
         } else {
             self.wire.send(set);
-            let set = self.told_of_write();
+            let set = self.read_write_reply();
             self.wire.send(get);
-            (set, self.told())
+            (set, self.read_reply())
         };
+        if own == Own::Hash && self.rival.try_answer().is_err() {
+            self.rival = RespClient::connect(self.address);
+        }
         let ended = self.simulation.clock.now();
         self.tally.own_writes += 1;
         self.tally.suffered(
             self.simulation,
             "resp",
             (began, ended),
-            matches!(told, (Ok(()), Told::Values(_))),
+            matches!(received, (Ok(()), ReadReply::Values(_))),
         );
-        match told {
-            (_, Told::End) => self.ended(),
-            (Err(error), _) | (_, Told::Refusal(error)) => self.refused(began, &error),
-            (Ok(()), Told::Values(answers)) => {
+        match received {
+            (_, ReadReply::End) => self.ended(),
+            (Err(error), _) | (_, ReadReply::Refusal(error)) => self.refused(began, &error),
+            (Ok(()), ReadReply::Values(answers)) => {
                 self.heard = ended;
                 if !matches!(&answers[..], [Answer::Value(found)] if *found == value.as_bytes()) {
                     let found = match &answers[0] {
@@ -178,22 +240,23 @@ impl Client<'_> {
     }
 
     /// Returns whether a write was done.
-    fn told_of_write(&mut self) -> Result<(), String> {
+    fn read_write_reply(&mut self) -> Result<(), String> {
         match self.wire.try_answer() {
-            Ok(answer) if answer == b"+OK\r\n" => Ok(()),
+            // SET, and HSET of an old or a new field.
+            Ok(answer) if [&b"+OK\r\n"[..], b":0\r\n", b":1\r\n"].contains(&&answer[..]) => Ok(()),
             Ok(answer) => Err(show(&answer)),
             Err(_) => Err("the end".to_owned()),
         }
     }
 
-    fn told(&mut self) -> Told {
+    fn read_reply(&mut self) -> ReadReply {
         match self.wire.try_answer() {
-            Ok(answer) if answer[0] == b'-' => Told::Refusal(show(&answer)),
-            Ok(answer) => Told::Values(values(&answer)),
+            Ok(answer) if answer[0] == b'-' => ReadReply::Refusal(show(&answer)),
+            Ok(answer) => ReadReply::Values(values(&answer)),
             Err(error) => {
                 let is_timeout = error.kind() != std::io::ErrorKind::UnexpectedEof;
                 assert!(!is_timeout, "{}: no answer and no end: {error}", self.thread);
-                Told::End
+                ReadReply::End
             }
         }
     }
@@ -231,7 +294,7 @@ impl Client<'_> {
         self.wire = RespClient::connect(self.address);
         self.connections += 1;
         self.heard = self.simulation.clock.now();
-        self.seen = vec![0; KEYS];
+        self.seen = vec![0; HISTORIES];
     }
 }
 

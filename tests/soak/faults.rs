@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use redis::cmd;
+use redis::{Value, cmd};
 
+use super::collections::{COLLECTIONS, CollectionRead};
 use super::conditions::BOUND_IN_TROUBLE;
 use super::report::Recovery;
 use super::simulation::{KEYS, Simulation};
 use crate::support::http::{Client, Response, key_path};
-use crate::support::resp_client::RespClient;
+use crate::support::resp_client::{RespClient, command};
 use crate::support::serving::{readyz, request};
 use crate::support::{Proxy, RedisServer, Relay, Reload, within};
 
@@ -276,14 +277,14 @@ impl<'a> Adversary<'a> {
 
     /// Makes the proxies cache the absence of many keys.
     fn fill(&self) {
-        let ask = |client: usize| {
+        let query = |client: usize| {
             let mut connection = Client::connect(self.proxies[client % self.proxies.len()].http());
             let requests =
                 (0..BALLAST).map(|number| request(&format!("ballast/{client}/{number}")));
             connection.send_raw(&requests.collect::<Vec<_>>().concat());
             connection
         };
-        let connections: Vec<_> = (0..FILLERS).map(ask).collect();
+        let connections: Vec<_> = (0..FILLERS).map(query).collect();
         for mut connection in connections {
             (0..BALLAST).for_each(|_| _ = connection.read_response());
         }
@@ -338,6 +339,7 @@ pub(super) fn compare_all(simulation: &Simulation, redis: &RedisServer, proxies:
     thread::sleep(BOUND_IN_TROUBLE);
     for proxy in proxies {
         compare(simulation, redis, proxy);
+        compare_collections(simulation, redis, proxy);
     }
 }
 
@@ -361,6 +363,33 @@ fn compare(simulation: &Simulation, redis: &RedisServer, proxy: &Proxy) {
             None => simulation.violation(format!(
                 "{name} changes while no writer is active: the harness is wrong"
             )),
+        }
+    }
+}
+
+/// Reads each collection twice through the proxy: the second reply may be a kept one.
+fn compare_collections(simulation: &Simulation, redis: &RedisServer, proxy: &Proxy) {
+    let mut straight = redis.connection();
+    let mut wire = RespClient::connect(proxy.resp_address());
+    for number in 0..COLLECTIONS {
+        let read = CollectionRead::whole(number);
+        let mut look = || -> Value {
+            cmd(&read.words[0]).arg(&read.words[1..]).query(&mut straight).expect("a reply")
+        };
+        let mut query = || {
+            wire.send(command(&read.words));
+            let reply = wire.try_answer().expect("a reply");
+            redis::parse_redis_value(&reply).expect("a reply")
+        };
+        let is_equal = (0..LOOKS).find_map(|_| {
+            let before = look();
+            let through = [query(), query()];
+            // A key may expire between two looks at it.
+            (before == look()).then(|| through.iter().all(|reply| *reply == before))
+        });
+        if is_equal != Some(true) {
+            let words = read.words.join(" ");
+            simulation.violation(format!("{words}, when all was quiet: not that of Redis"));
         }
     }
 }

@@ -243,15 +243,15 @@ impl KeyHistory {
         let begun = self.states.range(first..).filter(|state| state.earliest <= until);
         let lines: Vec<String> = begun.map(State::tell).collect();
         let hidden = lines.len().saturating_sub(STATES_TOLD);
-        let mut told = String::new();
+        let mut received = String::new();
         for (number, line) in lines.iter().enumerate() {
             if hidden == 0 || number < STATES_TOLD / 2 || number >= STATES_TOLD / 2 + hidden {
-                _ = writeln!(told, "  {line}");
+                _ = writeln!(received, "  {line}");
             } else if number == STATES_TOLD / 2 {
-                _ = writeln!(told, "  and {hidden} more states");
+                _ = writeln!(received, "  and {hidden} more states");
             }
         }
-        told
+        received
     }
 
     fn push(&mut self, by: &'static str, content: Content, earliest: Moment) -> u64 {

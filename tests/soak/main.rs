@@ -24,6 +24,7 @@
 use std::time::Duration;
 
 mod clients;
+mod collections;
 mod conditions;
 mod failover;
 mod faults;
@@ -42,7 +43,7 @@ mod writers;
 
 use faults::Fault;
 use report::Report;
-use run::Plan;
+use run::{KEPT, Plan};
 use support::env::{number, seed};
 use support::fault_stage::DOWN;
 
@@ -75,7 +76,9 @@ const SILENT: &str = "a sentinel does not reply";
 
 #[test]
 fn reads_are_never_too_old_with_tracking() {
-    assert_no_violations(&soak(&[TRACKING], &faults::ALL, seconds()));
+    let report = soak(&[TRACKING], &faults::ALL, seconds());
+    assert_no_violations(&report);
+    assert_kept(&report);
 }
 
 #[test]
@@ -128,6 +131,14 @@ fn untracked_proxy_of_a_fleet_is_detected() {
 
 fn assert_no_violations(report: &Report) {
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
+}
+
+/// Asserts that each kind of collection was read from memory, so that the soak says something of it.
+fn assert_kept(report: &Report) {
+    for name in KEPT {
+        let hits = report.figures.iter().find(|(figure, _)| *figure == name);
+        assert!(hits.is_some_and(|(_, hits)| *hits > 0.0), "no {name}: {:?}", report.figures);
+    }
 }
 
 fn assert_too_old(report: &Report) {

@@ -16,8 +16,9 @@ use std::thread;
 use std::time::Duration;
 
 use rand::Rng;
-use redis::cmd;
+use redis::{Value, cmd};
 
+use super::collections::{COLLECTIONS, CollectionRead};
 use super::history::{Moment, millis};
 use super::oracle::{Answer, Breach, Demand, Read, STALE, Verdict, judge};
 use super::report::Tally;
@@ -210,9 +211,20 @@ pub(super) fn read_straight(simulation: &Simulation) {
         let Some(connection) = door.open() else {
             continue;
         };
-        let key = skewed(&mut random, KEYS);
-        let began = simulation.clock.now();
+        let (began, key) = (simulation.clock.now(), skewed(&mut random, KEYS));
         if simulation.moves() != moves {
+            continue;
+        }
+        if random.random_ratio(1, 4) {
+            let read = CollectionRead::whole(skewed(&mut random, COLLECTIONS));
+            match cmd(&read.words[0]).arg(&read.words[1..]).query::<Value>(connection) {
+                Ok(reply) => {
+                    for (history, answer) in read.answers(&reply) {
+                        check_straight(simulation, history, began, answer);
+                    }
+                }
+                Err(error) => door.close(&error),
+            }
             continue;
         }
         match cmd("GET").arg(format!("{{soak}}key/{key}")).query::<Option<Vec<u8>>>(connection) {
@@ -234,8 +246,8 @@ pub(super) fn check_straight(simulation: &Simulation, key: usize, began: Moment,
     };
     let verdict = judge(&simulation.keys[key].lock().unwrap(), &read, 0, |_, _| Duration::ZERO);
     if let Err(breach) = verdict {
-        let told = tell(simulation, "the harness, from Redis itself,", key, &read, &breach);
-        simulation.violation(format!("the harness is wrong: {told}"));
+        let received = tell(simulation, "the harness, from Redis itself,", key, &read, &breach);
+        simulation.violation(format!("the harness is wrong: {received}"));
     }
 }
 
@@ -254,9 +266,12 @@ pub(super) fn tell(
     };
     let around =
         simulation.conditions.tell(read.began.saturating_sub(Duration::from_secs(2)), read.ended);
-    let states = simulation.keys[key].lock().unwrap().tell(breach.version(), read.ended);
+    let (name, states) = {
+        let history = simulation.keys[key].lock().unwrap();
+        (history.key.clone(), history.tell(breach.version(), read.ended))
+    };
     format!(
-        "key/{key}: {breach}\n  {who} asked ({:?}) at {}, was answered {took} later ({}): \
+        "{name}: {breach}\n  {who} asked ({:?}) at {}, was answered {took} later ({}): \
             {answer}\n  \
          in force from 2 s before: {around}\n{states}",
         read.demand,

@@ -264,8 +264,8 @@ impl Report {
         let Some(seen) = self.tally.suffering.get(&(fault, front_end)) else {
             return (0, Duration::ZERO);
         };
-        let asked = seen.refused + seen.answered;
-        ((seen.refused * 100).div_ceil(asked.max(1)), seen.longest)
+        let reads = seen.refused + seen.answered;
+        ((seen.refused * 100).div_ceil(reads.max(1)), seen.longest)
     }
 }
 

@@ -25,7 +25,7 @@ use super::report::{Recovery, Report};
 use super::resource_leaks::ResourceUse;
 use super::run::{figures, join, start, start_readers, start_writers, sum, version};
 use super::simulation::{Simulation, StopOnPanic};
-use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::cluster::{RedisCluster, try_query};
 use crate::support::serving::{await_ready, read};
 use crate::support::{Proxy, within};
 
@@ -155,7 +155,7 @@ impl Changes<'_> {
         conditions.trouble.begin(kind, clock.now());
         let alone = self.simulation.all.write().unwrap();
         let copied: u64 =
-            try_ask(&self.cluster.nodes[before], &["WAIT", "1", "5000"]).expect("WAIT");
+            try_query(&self.cluster.nodes[before], &["WAIT", "1", "5000"]).expect("WAIT");
         assert_eq!(copied, 1, "the replica has not got everything");
         conditions.failovers.begin(kind, clock.now());
         if kind == KILL {
@@ -166,7 +166,7 @@ impl Changes<'_> {
         }
         // A new primary serves the slot a moment after it reports its role.
         let is_served = || {
-            matches!(try_ask(&self.cluster.nodes[replica], &["EXISTS", KEY]), Ok(Value::Int(_)))
+            matches!(try_query(&self.cluster.nodes[replica], &["EXISTS", KEY]), Ok(Value::Int(_)))
                 .then_some(())
         };
         assert!(within(COPIED, is_served).is_some(), "no node serves the slot");
@@ -180,9 +180,9 @@ impl Changes<'_> {
             self.cluster.nodes[before].restart();
         }
         let copied = || {
-            let told: String =
-                try_ask(&self.cluster.nodes[before], &["INFO", "replication"]).ok()?;
-            told.contains("master_link_status:up").then_some(())
+            let received: String =
+                try_query(&self.cluster.nodes[before], &["INFO", "replication"]).ok()?;
+            received.contains("master_link_status:up").then_some(())
         };
         assert!(within(COPIED, copied).is_some(), "the old primary has no copy");
         conditions.trouble.end(clock.now());

@@ -150,9 +150,9 @@ fn median<'a>(looks: impl Iterator<Item = &'a (Moment, u64)>) -> Option<u64> {
 /// client is connected, because its task may end before its connection.
 fn tasks(proxy: &Proxy) -> usize {
     eventually("no other admin client", || {
-        let told = proxy.metrics();
+        let received = proxy.metrics();
         let value = |series: &str| {
-            told.value(&format!("redis_proxy_{series}")).map(|value| format!("{value:.0}"))
+            received.value(&format!("redis_proxy_{series}")).map(|value| format!("{value:.0}"))
         };
         let is_alone = value("connections{front_end=\"admin\"}")? == "1";
         is_alone.then(|| value("tasks")?.parse::<usize>().ok()?.checked_sub(1)).flatten()

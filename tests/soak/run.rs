@@ -15,6 +15,7 @@ use std::time::Duration;
 use redis::cmd;
 
 use super::clients::{self, CLIENTS};
+use super::collections;
 use super::faults::{Adversary, Fault, NO_GRACE};
 use super::readers::{self, READERS};
 use super::report::{Report, Tally};
@@ -31,17 +32,28 @@ const GIVEN_BACK: Duration = Duration::from_secs(10);
 /// restart.
 pub(super) const KEEP_DATA: [&str; 6] =
     ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-min-size", "16mb"];
+/// Redis removes what has expired, and pushes that, a second late. Otherwise a push would hide that
+/// the proxy itself does not know an end.
+const LATE_EXPIRY: [&str; 2] = ["--hz", "1"];
 /// Turns off pages of 2 MiB, which the allocator requests from Linux. Otherwise a single such page,
 /// mostly unused, would exceed the allowed growth.
 const SMALL_PAGES: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
+/// The names of the counters of collections that were read from memory.
+pub(super) const KEPT: [&str; 4] =
+    ["hits of hashes", "hits of sets", "hits of sorted sets", "hits of several keys"];
 /// Counters of the proxy, by their name in the report.
-const FIGURES: [(&str, &str); 6] = [
+const FIGURES: [(&str, &str); 11] = [
     ("flights discarded", "fetches_discarded_total"),
     ("reconnects", "tracking_reconnects_total"),
     ("invalidations of a key", "invalidations_total{kind=\"key\"}"),
     ("of all", "invalidations_total{kind=\"all\"}"),
     ("by disconnect", "invalidations_total{kind=\"disconnect\"}"),
     ("evictions for room", "cache_evictions_total{cause=\"capacity\"}"),
+    (KEPT[0], "reads_total{front_end=\"resp\",kind=\"hash\",outcome=\"hit\"}"),
+    (KEPT[1], "reads_total{front_end=\"resp\",kind=\"set\",outcome=\"hit\"}"),
+    (KEPT[2], "reads_total{front_end=\"resp\",kind=\"zset\",outcome=\"hit\"}"),
+    (KEPT[3], "reads_total{front_end=\"resp\",kind=\"multi\",outcome=\"hit\"}"),
+    ("replies discarded", "replies_discarded_total"),
 ];
 
 pub(super) struct Plan {
@@ -67,7 +79,8 @@ impl Plan {
     }
 
     pub(super) fn run(&self) -> Report {
-        let mut redis = RedisServer::builder().arguments(&KEEP_DATA).start();
+        let mut redis =
+            RedisServer::builder().arguments(&KEEP_DATA).arguments(&LATE_EXPIRY).start();
         let relays: Vec<_> =
             self.proxies.iter().map(|_| Relay::to_socket(redis.socket())).collect();
         let config = |number: usize, capacity, grace: &str| {
@@ -139,6 +152,9 @@ pub(super) fn start_writers<'scope, 'simulation: 'scope>(
         start(scope, simulation, move |simulation| writers::write(simulation, number))
     });
     let mut all: Vec<_> = writers.collect();
+    all.extend((0..collections::WRITERS).map(|number| {
+        start(scope, simulation, move |simulation| collections::write(simulation, number))
+    }));
     all.push(start(scope, simulation, writers::flush));
     all.push(start(scope, simulation, writers::write_elsewhere));
     all.push(start(scope, simulation, readers::read_straight));
@@ -207,12 +223,13 @@ pub(super) fn sum(readers: Vec<ScopedJoinHandle<'_, Tally>>) -> Tally {
 /// Returns the version in the words of the server; a fork has a version of its own beside that of
 /// Redis.
 pub(super) fn version(redis: &RedisServer) -> String {
-    let told: String = cmd("INFO")
+    let received: String = cmd("INFO")
         .arg("server")
         .query(&mut redis.connection())
         .expect("redis-server tells its version");
     let find = |name| {
-        told.lines()
+        received
+            .lines()
             .find(|line| line.starts_with(name))
             .map(|line| line.replacen("_version:", " ", 1))
     };

@@ -18,13 +18,17 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::{Connection, RedisError, RedisResult};
 
+use super::collections::{self, COLLECTIONS};
 use super::conditions::{Clock, Conditions};
 use super::history::{Begun, Effect, Found, KeyHistory};
 use super::report::{Recovery, Report, Tally};
 use super::resource_leaks::ResourceUse;
 use crate::support::redis_server;
 
+/// The number of strings. Their histories come first.
 pub(super) const KEYS: usize = 300;
+/// The number of all histories.
+pub(super) const HISTORIES: usize = KEYS + COLLECTIONS;
 /// The number of violations that ends a soak.
 const MOST_VIOLATIONS: usize = 20;
 const LOOK: Duration = Duration::from_millis(20);
@@ -35,6 +39,7 @@ const MOST_BEHIND: Duration = Duration::from_millis(100);
 pub(super) struct Simulation {
     pub(super) clock: Clock,
     pub(super) conditions: Conditions,
+    /// The histories of the strings, then those of the collections.
     pub(super) keys: Vec<Mutex<KeyHistory>>,
     pub(super) all: RwLock<()>,
     pub(super) violations: Mutex<Vec<String>>,
@@ -51,11 +56,12 @@ pub(super) struct Simulation {
 
 impl Simulation {
     pub(super) fn new(seed: u64, socket: PathBuf) -> Self {
-        let key = |number| Mutex::new(KeyHistory::new(format!("{{soak}}key/{number}")));
+        let strings = (0..KEYS).map(|number| format!("{{soak}}key/{number}"));
+        let names = strings.chain((0..COLLECTIONS).map(collections::name));
         Self {
             clock: Clock::start(),
             conditions: Conditions::default(),
-            keys: (0..KEYS).map(key).collect(),
+            keys: names.map(|name| Mutex::new(KeyHistory::new(name))).collect(),
             all: RwLock::default(),
             violations: Mutex::default(),
             writes: AtomicU64::new(0),

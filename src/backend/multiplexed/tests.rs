@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::timeout;
 
 use super::*;
 
+type DriverTask = tokio::task::JoinHandle<BackendError>;
+
 /// Returns a driven connection, the other end of its stream, the number of pushes, and the driver's
 /// task.
-fn connect() -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>)
-{
+fn connect() -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, DriverTask) {
     connect_with_room(64)
 }
 
 /// The same as [`connect`], with at most `room` bytes in transit.
-fn connect_with_room(
-    room: usize,
-) -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, tokio::task::JoinHandle<BackendError>) {
+fn connect_with_room(room: usize) -> (Multiplexed, DuplexStream, Arc<Mutex<usize>>, DriverTask) {
     let (ours, theirs) = duplex(room);
     let pushes = Arc::new(Mutex::new(0));
     let counter = Arc::clone(&pushes);
@@ -72,26 +72,26 @@ async fn concurrent_requests_get_their_own_replies() {
             }
         }
     });
-    let asking: Vec<_> =
+    let pending: Vec<_> =
         (0..500).map(|number| tokio::spawn(echo(connection.clone(), number, None))).collect();
-    for (number, asked) in asking.into_iter().enumerate() {
+    for (number, pending) in pending.into_iter().enumerate() {
         let text = Value::BulkString(number.to_string().into_bytes());
         let number = Value::Int(i64::try_from(number).unwrap());
-        assert_eq!(asked.await.unwrap(), Ok(vec![number, text]));
+        assert_eq!(pending.await.unwrap(), Ok(vec![number, text]));
     }
 }
 
 #[tokio::test]
 async fn requests_of_other_threads_get_their_own_replies() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
-    let asking = std::thread::spawn(move || {
+    let pending = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let echo = |number| tokio::spawn(echo(connection.clone(), number, None));
-            let asking: Vec<_> = (0..100).map(echo).collect();
-            for (number, asked) in asking.into_iter().enumerate() {
+            let pending: Vec<_> = (0..100).map(echo).collect();
+            for (number, pending) in pending.into_iter().enumerate() {
                 let number = i64::try_from(number).unwrap();
-                assert_eq!(asked.await.unwrap(), Ok(vec![Value::Int(number); 2]));
+                assert_eq!(pending.await.unwrap(), Ok(vec![Value::Int(number); 2]));
             }
         });
     });
@@ -101,7 +101,7 @@ async fn requests_of_other_threads_get_their_own_replies() {
     for number in 0..100 {
         theirs.write_all(format!(":{number}\r\n").repeat(2).as_bytes()).await.unwrap();
     }
-    tokio::task::spawn_blocking(|| asking.join()).await.unwrap().unwrap();
+    tokio::task::spawn_blocking(|| pending.join()).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -146,10 +146,10 @@ async fn timed_out_request_keeps_its_reply_slot() {
 #[tokio::test]
 async fn push_is_applied_before_the_reply_behind_it() {
     let (connection, mut theirs, pushes, _driven) = connect();
-    let asked = tokio::spawn(echo(connection, 1, None));
+    let pending = tokio::spawn(echo(connection, 1, None));
     line(&mut theirs).await;
     theirs.write_all(b":1\r\n>1\r\n+a\r\n:1\r\n>1\r\n+b\r\n").await.unwrap();
-    assert_eq!(asked.await.unwrap(), Ok(vec![Value::Int(1); 2]));
+    assert_eq!(pending.await.unwrap(), Ok(vec![Value::Int(1); 2]));
     assert!(*pushes.lock().unwrap() >= 1);
 }
 
@@ -171,11 +171,11 @@ async fn unexpected_or_invalid_reply_ends_connection() {
 #[tokio::test]
 async fn closed_connection_fails_all_requests() {
     let (connection, mut theirs, _, drive_until) = connect();
-    let asked = [1, 2].map(|number| tokio::spawn(echo(connection.clone(), number, None)));
+    let pending = [1, 2].map(|number| tokio::spawn(echo(connection.clone(), number, None)));
     line(&mut theirs).await;
     drive_until.abort();
-    for asked in asked {
-        assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
+    for pending in pending {
+        assert_eq!(pending.await.unwrap(), Err(BackendError::Disconnected));
     }
 }
 
@@ -190,14 +190,18 @@ async fn command(stream: &mut DuplexStream) -> String {
     words.join(" ")
 }
 
-type Asking = Vec<tokio::task::JoinHandle<Result<Vec<Value>, BackendError>>>;
+type PendingValues = Vec<tokio::task::JoinHandle<Result<Vec<Value>, BackendError>>>;
 
-fn ask_for_values(connection: &Multiplexed, count: usize, deadline: Option<Instant>) -> Asking {
-    let ask = |_| {
+fn request_values(
+    connection: &Multiplexed,
+    count: usize,
+    deadline: Option<Instant>,
+) -> PendingValues {
+    let request = |_| {
         let connection = connection.clone();
         tokio::spawn(async move { connection.fetch_value(deadline, &Key::from(&b"k"[..])).await })
     };
-    (0..count).map(ask).collect()
+    (0..count).map(request).collect()
 }
 
 async fn expect(stream: &mut DuplexStream, commands: &[&str]) {
@@ -212,10 +216,10 @@ async fn expect_values_alone(stream: &mut DuplexStream) {
     expect(stream, &["INFO keyspace"]).await;
 }
 
-async fn expect_all(asking: Asking, expiry: i64) {
-    for asked in asking {
+async fn expect_all(pending: PendingValues, expiry: i64) {
+    for pending in pending {
         assert_eq!(
-            asked.await.unwrap(),
+            pending.await.unwrap(),
             Ok(vec![Value::BulkString(b"v".to_vec()), Value::Int(expiry)])
         );
     }
@@ -232,90 +236,90 @@ fn information(expires: usize) -> Vec<u8> {
 const VALUES: &[u8] = b"$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n";
 
 /// Requests many values at a time, until they are requested without their PTTLs.
-async fn ask_for_many(connection: &Multiplexed, theirs: &mut DuplexStream) {
+async fn request_many(connection: &Multiplexed, theirs: &mut DuplexStream) {
     for introduces in [true, false] {
-        let asking = ask_for_values(connection, BATCH_THRESHOLD, None);
+        let pending = request_values(connection, BATCH_THRESHOLD, None);
         expect(theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
         theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(BATCH_THRESHOLD)).await.unwrap();
         if introduces {
             expect(theirs, &["INFO server keyspace"]).await;
             theirs.write_all(&information(0)).await.unwrap();
         }
-        expect_all(asking, -1).await;
+        expect_all(pending, -1).await;
     }
 }
 
 #[tokio::test]
 async fn values_wait_for_the_expiry_check() {
     let (connection, mut theirs, pushes, _driven) = connect_with_room(64 << 10);
-    ask_for_many(&connection, &mut theirs).await;
+    request_many(&connection, &mut theirs).await;
     for expires in [0, 1] {
-        let asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
+        let pending = request_values(&connection, BATCH_THRESHOLD, None);
         expect_values_alone(&mut theirs).await;
         theirs.write_all(&[VALUES, b">1\r\n+a\r\n"].concat()).await.unwrap();
         while *pushes.lock().unwrap() == expires {
             tokio::task::yield_now().await;
         }
-        assert!(!asking.iter().any(tokio::task::JoinHandle::is_finished));
+        assert!(!pending.iter().any(tokio::task::JoinHandle::is_finished));
         theirs.write_all(&information(expires)).await.unwrap();
         if expires > 0 {
             expect(&mut theirs, &["PTTL k"; BATCH_THRESHOLD]).await;
             theirs.write_all(&b":5\r\n".repeat(BATCH_THRESHOLD)).await.unwrap();
         }
-        expect_all(asking, if expires > 0 { 5 } else { -1 }).await;
+        expect_all(pending, if expires > 0 { 5 } else { -1 }).await;
     }
     // Requested before the check returned that some key expires; the next ones are requested with
     // PTTLs.
-    let asking = ask_for_values(&connection, 1, None);
+    let pending = request_values(&connection, 1, None);
     expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
     theirs.write_all(&[b"$-1\r\n", &information(1)[..]].concat()).await.unwrap();
-    for asked in asking {
-        assert_eq!(asked.await.unwrap(), Ok(vec![Value::Nil, Value::Int(-1)]));
+    for pending in pending {
+        assert_eq!(pending.await.unwrap(), Ok(vec![Value::Nil, Value::Int(-1)]));
     }
-    ask_for_values(&connection, BATCH_THRESHOLD, None);
+    request_values(&connection, BATCH_THRESHOLD, None);
     expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
 }
 
 #[tokio::test]
 async fn large_values_turn_expiry_batching_off() {
     let (connection, mut theirs, _, _driven) = connect_with_room(256 << 10);
-    ask_for_many(&connection, &mut theirs).await;
+    request_many(&connection, &mut theirs).await;
     let large =
         [format!("${LARGE_VALUE_MIN}\r\n").as_bytes(), &vec![b'v'; LARGE_VALUE_MIN], b"\r\n"]
             .concat();
-    let asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
+    let pending = request_values(&connection, BATCH_THRESHOLD, None);
     theirs
         .write_all(&[&large.repeat(BATCH_THRESHOLD), &information(0)[..]].concat())
         .await
         .unwrap();
-    for asked in asking {
-        assert!(asked.await.unwrap().is_ok());
+    for pending in pending {
+        assert!(pending.await.unwrap().is_ok());
     }
     expect_values_alone(&mut theirs).await;
     // The decision from before the large value applies to one more batch.
-    ask_for_values(&connection, 1, None);
+    request_values(&connection, 1, None);
     expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
-    ask_for_values(&connection, BATCH_THRESHOLD, None);
+    request_values(&connection, BATCH_THRESHOLD, None);
     expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
 }
 
 #[tokio::test]
 async fn older_check_keeps_newer_expiry_finding() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
-    ask_for_many(&connection, &mut theirs).await;
-    let mut asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
+    request_many(&connection, &mut theirs).await;
+    let mut pending = request_values(&connection, BATCH_THRESHOLD, None);
     expect_values_alone(&mut theirs).await;
-    asking.extend(ask_for_values(&connection, BATCH_THRESHOLD, None));
+    pending.extend(request_values(&connection, BATCH_THRESHOLD, None));
     expect_values_alone(&mut theirs).await;
     theirs.write_all(&[VALUES, &information(1), VALUES, &information(0)].concat()).await.unwrap();
     expect(&mut theirs, &["PTTL k"; BATCH_THRESHOLD]).await;
     theirs.write_all(&b":-1\r\n".repeat(BATCH_THRESHOLD)).await.unwrap();
-    expect_all(asking, -1).await;
-    let asking = ask_for_values(&connection, 1, None);
+    expect_all(pending, -1).await;
+    let pending = request_values(&connection, 1, None);
     expect(&mut theirs, &["GET k", "INFO keyspace"]).await;
     theirs.write_all(&[b"$1\r\nv\r\n", &information(0)[..]].concat()).await.unwrap();
-    expect_all(asking, -1).await;
-    ask_for_values(&connection, BATCH_THRESHOLD, None);
+    expect_all(pending, -1).await;
+    request_values(&connection, BATCH_THRESHOLD, None);
     expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD)).await;
 }
 
@@ -323,22 +327,22 @@ async fn older_check_keeps_newer_expiry_finding() {
 async fn small_batches_request_pttl_per_key() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
     for _ in 0..2 {
-        let asking = ask_for_values(&connection, BATCH_THRESHOLD - 1, None);
+        let pending = request_values(&connection, BATCH_THRESHOLD - 1, None);
         expect(&mut theirs, &["GET k", "PTTL k"].repeat(BATCH_THRESHOLD - 1)).await;
         theirs.write_all(&b"$1\r\nv\r\n:-1\r\n".repeat(BATCH_THRESHOLD - 1)).await.unwrap();
-        expect_all(asking, -1).await;
+        expect_all(pending, -1).await;
     }
 }
 
 #[tokio::test]
 async fn surplus_reply_fails_the_whole_batch() {
     let (connection, mut theirs, _, drive_until) = connect_with_room(64 << 10);
-    ask_for_many(&connection, &mut theirs).await;
-    let asking = ask_for_values(&connection, BATCH_THRESHOLD, None);
+    request_many(&connection, &mut theirs).await;
+    let pending = request_values(&connection, BATCH_THRESHOLD, None);
     expect(&mut theirs, &["GET k"; BATCH_THRESHOLD]).await;
     theirs.write_all(&[VALUES, b"$1\r\nv\r\n", &information(0)].concat()).await.unwrap();
-    for asked in asking {
-        assert_eq!(asked.await.unwrap(), Err(BackendError::Disconnected));
+    for pending in pending {
+        assert_eq!(pending.await.unwrap(), Err(BackendError::Disconnected));
     }
     assert_eq!(drive_until.await.unwrap().to_string(), UNEXPECTED_REPLY);
 }
@@ -346,14 +350,14 @@ async fn surplus_reply_fails_the_whole_batch() {
 #[tokio::test(start_paused = true)]
 async fn expiry_check_respects_the_deadline() {
     let (connection, mut theirs, _, _driven) = connect_with_room(64 << 10);
-    ask_for_many(&connection, &mut theirs).await;
-    let asking =
-        ask_for_values(&connection, BATCH_THRESHOLD, Some(Instant::now() + Duration::from_secs(1)));
+    request_many(&connection, &mut theirs).await;
+    let pending =
+        request_values(&connection, BATCH_THRESHOLD, Some(Instant::now() + Duration::from_secs(1)));
     theirs.write_all(VALUES).await.unwrap();
-    for asked in asking {
-        assert_eq!(asked.await.unwrap(), Err(BackendError::TimedOut));
+    for pending in pending {
+        assert_eq!(pending.await.unwrap(), Err(BackendError::TimedOut));
     }
-    let next = ask_for_values(&connection, 1, None);
+    let next = request_values(&connection, 1, None);
     theirs
         .write_all(&[&information(0), &b"$1\r\nv\r\n"[..], &information(0)].concat())
         .await
@@ -408,4 +412,83 @@ async fn rejected_login_ends_the_connection_before_later_replies() {
         assert_eq!(other, Err(BackendError::Disconnected), "{replies}");
         assert!(matches!(end, Some(BackendError::AuthRejected(_))), "{replies}: {end:?}");
     }
+}
+
+/// Requests one reply and a frame of at most `limit` bytes behind it.
+fn request_frame(
+    connection: &Multiplexed,
+    limit: usize,
+) -> tokio::task::JoinHandle<Result<(Vec<Value>, Frame), BackendError>> {
+    let connection = connection.clone();
+    tokio::spawn(async move {
+        let write = |commands: &mut BytesMut| {
+            commands.extend_from_slice(b"frame\r\n");
+            2
+        };
+        connection.send_for_frame(None, limit, write).await
+    })
+}
+
+fn frame(bytes: &'static [u8]) -> Frame {
+    Frame::Reply(Bytes::from_static(bytes))
+}
+
+#[tokio::test]
+async fn frames_and_values_share_a_connection() {
+    let sent = b":1\r\n%1\r\n+a\r\n:1\r\n:2\r\n+b\r\n>1\r\n+push\r\n:3\r\n>1\r\n+push\r\n*6\r\n\
+        :1\r\n:2\r\n:3\r\n:4\r\n:5\r\n:6\r\n:4\r\n-WRONGTYPE no\r\n:5\r\n:5\r\n";
+    for size in [1, 2, 3, 10, 1000] {
+        let (connection, mut theirs, pushes, _driven) = connect();
+        let first = request_frame(&connection, 20);
+        assert_eq!(line(&mut theirs).await, "frame");
+        let value = tokio::spawn(echo(connection.clone(), 2, None));
+        assert_eq!(line(&mut theirs).await, "2");
+        let (large, error) = (request_frame(&connection, 20), request_frame(&connection, 20));
+        assert_eq!(
+            (line(&mut theirs).await, line(&mut theirs).await),
+            ("frame".into(), "frame".into())
+        );
+        let last = tokio::spawn(echo(connection.clone(), 5, None));
+        assert_eq!(line(&mut theirs).await, "5");
+        for piece in sent.chunks(size) {
+            theirs.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let one = |number| vec![Value::Int(number)];
+        assert_eq!(first.await.unwrap(), Ok((one(1), frame(b"%1\r\n+a\r\n:1\r\n"))), "{size}");
+        let text = Value::SimpleString("b".to_owned());
+        assert_eq!(value.await.unwrap(), Ok(vec![Value::Int(2), text]), "{size}");
+        assert_eq!(large.await.unwrap(), Ok((one(3), Frame::TooLarge)), "{size}");
+        assert_eq!(*pushes.lock().unwrap(), 2, "{size}");
+        let (replies, error) = error.await.unwrap().unwrap();
+        assert_eq!(replies, one(4), "{size}");
+        assert!(matches!(error, Frame::Error(Value::ServerError(_))), "{size}: {error:?}");
+        assert_eq!(last.await.unwrap(), Ok(vec![Value::Int(5); 2]), "{size}");
+    }
+}
+
+#[tokio::test]
+async fn dropped_frame_request_keeps_its_reply_slot() {
+    let (connection, mut theirs, _, _driven) = connect();
+    let gone = request_frame(&connection, 20);
+    assert_eq!(line(&mut theirs).await, "frame");
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    let next = tokio::spawn(echo(connection, 1, None));
+    assert_eq!(line(&mut theirs).await, "1");
+    theirs.write_all(b":1\r\n*1\r\n:9\r\n:2\r\n:2\r\n").await.unwrap();
+    assert_eq!(next.await.unwrap(), Ok(vec![Value::Int(2); 2]));
+}
+
+#[tokio::test]
+async fn frame_reaches_a_request_of_another_thread() {
+    let (connection, mut theirs, _, _driven) = connect();
+    let pending = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { request_frame(&connection, 20).await.unwrap() })
+    });
+    assert_eq!(line(&mut theirs).await, "frame");
+    theirs.write_all(b":1\r\n$1\r\na\r\n").await.unwrap();
+    let pending = tokio::task::spawn_blocking(|| pending.join()).await.unwrap().unwrap();
+    assert_eq!(pending, Ok((vec![Value::Int(1)], frame(b"$1\r\na\r\n"))));
 }

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::advance;
 
 use super::*;
+use std::sync::atomic::Ordering::Relaxed;
 
 mod reference;
 

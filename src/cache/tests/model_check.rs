@@ -4,7 +4,7 @@
 //!
 //! A scenario is a few threads that use one key. Some read it. Some change it in a model of Redis,
 //! which pushes invalidations on the same wire as its replies. Some resize, sweep, flush, or lose
-//! the connection. [`Orders`] runs the scenario once per order of steps, or once per order with a
+//! the connection. [`orders`] runs the scenario once per order of steps, or once per order with a
 //! limited number of preemptions.
 //!
 //! Three rules are asserted:
@@ -17,15 +17,13 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use shuttle::future::block_on;
-use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
-use shuttle::{Config, FailurePersistence, Runner, thread};
-use tokio::runtime::Builder;
+use shuttle::thread;
 
+use super::orders::{self, ANY};
 use super::sync::preemption_point;
 use super::*;
 
@@ -46,12 +44,6 @@ const KEY: &[u8] = b"key";
 const HOUR: Duration = Duration::from_secs(3600);
 const CAPACITY: usize = 10;
 const CAPACITY_NEXT: usize = 20;
-/// The number of preemptions that permits every possible order.
-const ANY: usize = usize::MAX;
-const RANDOM_ORDERS: usize = 5_000;
-const SEED: u64 = 1;
-/// Unoptimized code needs more stack, in bytes, than shuttle's default.
-const STACK_SIZE: usize = 1 << 18;
 
 /// The operations of the cache, each with its steps in some order.
 #[derive(Clone, Copy)]
@@ -106,7 +98,7 @@ struct Redis {
     /// Whether the key was read on the connection since its last invalidation.
     tracked: bool,
     /// The number of the connection; `None` while there is none.
-    link: Option<u64>,
+    connection: Option<u64>,
     /// Whether the cache knows that there is no connection.
     forsaken: bool,
     /// Messages in transit: a change, up to this version, or a reply (`None`).
@@ -134,11 +126,11 @@ impl World {
             coherence_timeout: HOUR,
             ..Settings::default()
         };
-        let link = Some(0);
+        let connection = Some(0);
         let redis = Redis {
             version: 1,
             tracked: false,
-            link,
+            connection,
             forsaken: false,
             wire: VecDeque::new(),
             received: 0,
@@ -168,23 +160,23 @@ impl World {
     /// Requests the version from Redis. Returns `None` if the connection is lost before the reply
     /// arrives.
     fn ask(&self) -> Option<u64> {
-        let (link, version, number) = self.redis(|redis| {
-            let link = redis.link?;
+        let (connection, version, number) = self.redis(|redis| {
+            let connection = redis.connection?;
             redis.tracked = true;
             redis.wire.push_back(None);
-            Some((link, redis.version, redis.received + redis.wire.len()))
+            Some((connection, redis.version, redis.received + redis.wire.len()))
         })?;
-        self.receive(link, number).then_some(version)
+        self.receive(connection, number).then_some(version)
     }
 
     /// Receives and applies the messages of Redis up to message `number`. Returns whether the
     /// connection lasted that long.
-    fn receive(&self, link: u64, number: usize) -> bool {
+    fn receive(&self, connection: u64, number: usize) -> bool {
         let _alone = lock(&self.reading);
         loop {
             let mut redis = self.redis.lock().unwrap();
-            if redis.link != Some(link) || redis.received >= number {
-                return redis.link == Some(link);
+            if redis.connection != Some(connection) || redis.received >= number {
+                return redis.connection == Some(connection);
             }
             redis.received += 1;
             let changed = redis.wire.pop_front().flatten();
@@ -198,9 +190,9 @@ impl World {
 
     /// Applies everything that Redis has sent.
     fn apply_pushes(&self) {
-        let sent = self.redis(|redis| Some((redis.link?, redis.received + redis.wire.len())));
-        if let Some((link, number)) = sent {
-            self.receive(link, number);
+        let sent = self.redis(|redis| Some((redis.connection?, redis.received + redis.wire.len())));
+        if let Some((connection, number)) = sent {
+            self.receive(connection, number);
         }
     }
 
@@ -215,8 +207,8 @@ impl World {
             Joined::Found(answer) => Some(answer.into()),
             Joined::Follower(waiter) => self.await_flight(waiter, Outcome::Coalesced),
             Joined::Leader(guard, waiter) => {
-                let asked = self.shared().clock(Instant::now());
-                self.complete(guard, asked, self.ask());
+                let sent = self.shared().clock(Instant::now());
+                self.complete(guard, sent, self.ask());
                 self.await_flight(waiter, Outcome::Miss)
             }
         }
@@ -226,11 +218,11 @@ impl World {
         self.shared().flights.join(KEY, || self.look_up())
     }
 
-    fn complete(&self, guard: TestTicket, asked: u64, version: Option<u64>) {
+    fn complete(&self, guard: TestTicket, sent: u64, version: Option<u64>) {
         self.brought.fetch_add(version.is_some().into(), Relaxed);
         self.failed.fetch_add(version.is_none().into(), Relaxed);
         let result = version.map_or(FlightResult::Failed(Failure), |version| {
-            FlightResult::Answered(entry(version, asked, None))
+            FlightResult::Answered(entry(version, sent, None))
         });
         (self.steps.complete)(self.shared(), guard, &result);
     }
@@ -393,7 +385,7 @@ impl World {
     fn reconnect(&self) {
         let reading = lock(&self.reading);
         self.redis(|redis| {
-            redis.link = None;
+            redis.connection = None;
             redis.tracked = false;
             redis.received += redis.wire.len();
             redis.wire.clear();
@@ -406,7 +398,7 @@ impl World {
         // Memory is empty now, and the next request returns the current version.
         let version = self.redis.lock().unwrap().version;
         self.oldest.fetch_max(version, Relaxed);
-        self.redis(|redis| (redis.link, redis.forsaken) = (Some(1), false));
+        self.redis(|redis| (redis.connection, redis.forsaken) = (Some(1), false));
     }
 
     /// Records that nothing in memory is fresh from now on.
@@ -417,13 +409,8 @@ impl World {
     }
 }
 
-fn entry(version: u64, asked: u64, expires_in: Option<Duration>) -> Arc<Entry> {
-    Entry::new(
-        &Key::from(KEY),
-        Some(Bytes::from(version.to_be_bytes().to_vec())),
-        asked,
-        expires_in,
-    )
+fn entry(version: u64, sent: u64, expires_in: Option<Duration>) -> Arc<Entry> {
+    Entry::new(&Key::from(KEY), Some(Bytes::from(version.to_be_bytes().to_vec())), sent, expires_in)
 }
 
 fn version(entry: &Entry) -> u64 {
@@ -451,114 +438,15 @@ impl Scenario {
         world.look_at_the_end();
     }
 
-    /// Runs the scenario in each of the orders. Returns the number of orders.
-    fn run_in(
-        self,
-        orders: impl Scheduler + 'static,
-        failure_persistence: FailurePersistence,
-        steps: Steps,
-    ) -> usize {
-        // Only its blocking threads are used, to drop stores.
-        let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
-        let fetches = runtime.handle().clone();
-        let mut config = Config::new();
-        config.stack_size = STACK_SIZE;
-        config.failure_persistence = failure_persistence;
-        config.silence_warnings = true;
-        Runner::new(orders, config).run(move || self.run(steps, &fetches))
-    }
-
-    /// Asserts that every order with at most `preemptions` preemptions passes. `PREEMPTIONS=4` sets
-    /// a higher limit for a longer run.
+    /// Asserts that every order with at most `preemptions` preemptions passes.
     fn holds(self, preemptions: usize, steps: Steps) {
-        let more = std::env::var("PREEMPTIONS").map_or(0, |number| number.parse().unwrap());
-        let preemptions = preemptions.max(more);
-        let orders = self.run_in(Orders::new(preemptions), FailurePersistence::Print, steps);
-        assert!(orders > 100, "{orders} orders are too few to tell anything");
+        orders::holds(preemptions, move |fetches| self.run(steps, fetches));
     }
 
     /// Asserts that some order with at most `preemptions` preemptions fails, with a message that
     /// contains `words`.
     fn fails(self, preemptions: usize, steps: Steps, words: &str) {
-        let orders = Orders::new(preemptions);
-        let run =
-            catch_unwind(AssertUnwindSafe(|| self.run_in(orders, FailurePersistence::None, steps)));
-        let failure = run.expect_err("the wrong order did no harm");
-        let formatted = failure.downcast_ref::<String>().map(String::as_str);
-        let failure = formatted.or(failure.downcast_ref::<&str>().copied()).unwrap_or_default();
-        assert!(failure.contains(words), "{failure}");
-    }
-}
-
-/// Enumerates the orders of a scenario's steps depth first, one per execution. At every step the
-/// running thread continues, or another preempts it, up to the limit. If the running thread cannot
-/// continue, any other may run.
-struct Orders {
-    preemptions: usize,
-    begun: bool,
-    choices: Vec<Choice>,
-    /// Choices made in this execution.
-    made: usize,
-    preempted: usize,
-}
-
-struct Choice {
-    threads: Vec<TaskId>,
-    taken: usize,
-}
-
-impl Orders {
-    fn new(preemptions: usize) -> Self {
-        Self { preemptions, begun: false, choices: Vec::new(), made: 0, preempted: 0 }
-    }
-
-    fn choose(&self, mut threads: Vec<TaskId>, running: Option<usize>) -> Choice {
-        if let Some(running) = running {
-            threads.swap(0, running);
-            if self.preempted == self.preemptions {
-                threads.truncate(1);
-            }
-        }
-        Choice { threads, taken: 0 }
-    }
-}
-
-impl Scheduler for Orders {
-    fn new_execution(&mut self) -> Option<Schedule> {
-        if std::mem::replace(&mut self.begun, true) {
-            while self.choices.pop_if(|choice| choice.taken + 1 == choice.threads.len()).is_some() {
-            }
-            self.choices.last_mut()?.taken += 1;
-        }
-        (self.made, self.preempted) = (0, 0);
-        Some(Schedule::new(0))
-    }
-
-    fn next_task(
-        &mut self,
-        runnable: &[&Task],
-        current: Option<TaskId>,
-        _is_yielding: bool,
-    ) -> Option<TaskId> {
-        let threads: Vec<_> = runnable.iter().map(|thread| thread.id()).collect();
-        // The first thread prepares, starts the others and checks the end. While it can run, no
-        // other order matters.
-        let first = TaskId::from(0);
-        if threads.contains(&first) {
-            return Some(first);
-        }
-        let running = threads.iter().position(|thread| Some(*thread) == current);
-        if self.made == self.choices.len() {
-            self.choices.push(self.choose(threads, running));
-        }
-        let Choice { threads, taken } = &self.choices[self.made];
-        self.made += 1;
-        self.preempted += usize::from(running.is_some() && *taken > 0);
-        Some(threads[*taken])
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        0
+        orders::fails(preemptions, move |fetches| self.run(steps, fetches), words);
     }
 }
 
@@ -626,8 +514,7 @@ fn random_orders_of_all_operations_hold() {
         World::reconnect,
     ];
     for before in [World::kept, World::tracked_and_kept_for_stale] {
-        let orders = RandomScheduler::new_from_seed(SEED, RANDOM_ORDERS);
-        Scenario(before, acts).run_in(orders, FailurePersistence::Print, RIGHT);
+        orders::hold_at_random(move |fetches| Scenario(before, acts).run(RIGHT, fetches));
     }
 }
 
@@ -635,7 +522,7 @@ fn random_orders_of_all_operations_hold() {
 fn check_then_store_keeps_a_changed_entry() {
     let complete = |shared: &TestShared, guard: TestTicket, result: &FlightResult<Failure>| {
         let (key, open) = (guard.key().clone(), Cell::new(false));
-        guard.complete(|_| open.set(true), result.clone());
+        guard.complete(|_, ()| open.set(true), result.clone());
         if open.get() {
             shared.store_result(&key, result);
         }
@@ -648,13 +535,13 @@ fn check_then_store_keeps_a_changed_entry() {
 #[test]
 fn opening_late_keeps_a_changed_entry() {
     let fetch = |world: &World| {
-        let asked = world.shared().clock(Instant::now());
+        let sent = world.shared().clock(Instant::now());
         let version = world.ask();
         match world.join() {
             Joined::Found(answer) => Some(answer.into()),
             Joined::Follower(waiter) => world.await_flight(waiter, Outcome::Coalesced),
             Joined::Leader(guard, waiter) => {
-                world.complete(guard, asked, version);
+                world.complete(guard, sent, version);
                 world.await_flight(waiter, Outcome::Miss)
             }
         }
@@ -698,8 +585,8 @@ fn lease_read_after_the_store_covers_old_entries() {
 
 #[test]
 fn lease_before_the_flush_covers_old_entries() {
-    let start_tracking = |cache: &TestCache, asked| {
-        cache.renew_lease(asked);
+    let start_tracking = |cache: &TestCache, sent| {
+        cache.renew_lease(sent);
         cache.0.record_flush(cache.0.flights.hold_all(|| cache.0.replace_store()));
     };
     let scenario = Scenario(World::tracked_and_kept_for_stale, &[World::reconnect, World::read]);
@@ -737,22 +624,17 @@ fn sweep_without_recheck_takes_new_entries() {
 #[test]
 fn shorter_coherence_timeout_bounds_next_renewal() {
     const SHORT: Duration = Duration::from_secs(60);
-    let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
-    let fetches = runtime.handle().clone();
-    let mut config = Config::new();
-    config.stack_size = STACK_SIZE;
-    config.silence_warnings = true;
-    let orders = Runner::new(Orders::new(ANY), config).run(move || {
+    orders::holds(ANY, |fetches| {
         let settings = Settings { ttl: HOUR, coherence_timeout: HOUR, ..Settings::default() };
         let cache = TestCache::new(settings.clone(), fetches.clone());
         cache.start_tracking(Instant::now());
         let renewed = cache.clone();
-        let link = thread::spawn(move || renewed.renew_lease(Instant::now()));
+        let renewal = thread::spawn(move || renewed.renew_lease(Instant::now()));
         let changed = cache.clone();
         let reload = thread::spawn(move || {
             changed.apply(&Settings { coherence_timeout: SHORT, ..settings })
         });
-        link.join().unwrap();
+        renewal.join().unwrap();
         reload.join().unwrap();
         let later = cache.0.clock(Instant::now() + SHORT);
         let validity = cache.0.lease.validity(later);
@@ -762,5 +644,4 @@ fn shorter_coherence_timeout_bounds_next_renewal() {
             "a proof holds for longer than the coherence_timeout in force"
         );
     });
-    assert!(orders > 10, "{orders} orders are too few to tell anything");
 }

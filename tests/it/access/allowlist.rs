@@ -27,7 +27,7 @@ fn listed(more: &str) -> Listed {
 }
 
 impl Listed {
-    fn ask(&self, method: &str, path: &str) -> Response {
+    fn request(&self, method: &str, path: &str) -> Response {
         Client::connect(self.proxy.http()).request(method, path, &[])
     }
 }
@@ -42,10 +42,10 @@ fn timeless(response: Response) -> Response {
 fn only_listed_keys_are_served() {
     let listed = listed("");
     for path in ["/keys/public:a", "/keys/public%3Aa", "/keys/%70ublic:a", "/keys/greeting"] {
-        assert_eq!(listed.ask("GET", path).status, 200, "{path}");
-        assert_eq!(listed.ask("HEAD", path).status, 200, "{path}");
+        assert_eq!(listed.request("GET", path).status, 200, "{path}");
+        assert_eq!(listed.request("HEAD", path).status, 200, "{path}");
     }
-    assert_eq!(listed.ask("GET", "/keys/public:nothing").status, 404);
+    assert_eq!(listed.request("GET", "/keys/public:nothing").status, 404);
     for path in [
         "/keys/secret",
         "/keys/publi",
@@ -64,20 +64,20 @@ fn only_listed_keys_are_served() {
         "/keys/public*",
         "/keys/*",
     ] {
-        let response = listed.ask("GET", path);
+        let response = listed.request("GET", path);
         assert_eq!(
             (response.status, response.header("content-type")),
             (403, Some("application/problem+json")),
             "{path}"
         );
         assert_eq!(response.header("cache-status"), None, "{path}");
-        let head = listed.ask("HEAD", path);
+        let head = listed.request("HEAD", path);
         assert_eq!((head.status, head.body.len()), (403, 0), "{path}");
     }
     // A prefix allows any continuation: a key is no path.
     for path in ["/keys/public:../secret", "/keys/public:%2F..%2Fsecret", "/keys/public:%00secret"]
     {
-        assert_eq!(listed.ask("GET", path).status, 404, "{path}");
+        assert_eq!(listed.request("GET", path).status, 404, "{path}");
     }
 }
 
@@ -85,16 +85,20 @@ fn only_listed_keys_are_served() {
 fn unlisted_key_reveals_no_existence() {
     let listed = listed("");
     // The key is in memory, because the cache is one for all listeners.
-    let asked = listed.redis.calls("get") + listed.redis.calls("pttl");
+    let before = listed.redis.calls("get") + listed.redis.calls("pttl");
     let answers = ["secret", "nothing"].map(|key| {
-        let plain = timeless(listed.ask("GET", &key_path(key.as_bytes())));
+        let plain = timeless(listed.request("GET", &key_path(key.as_bytes())));
         let mut client = Client::connect(listed.proxy.http());
         let headers = [("Cache-Control", "no-cache"), ("If-None-Match", "*")];
         [plain, timeless(client.request("GET", key_path(key.as_bytes()), &headers))]
     });
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[0][0].status, 403);
-    assert_eq!(listed.redis.calls("get") + listed.redis.calls("pttl"), asked, "Redis was asked");
+    assert_eq!(
+        listed.redis.calls("get") + listed.redis.calls("pttl"),
+        before,
+        "Redis received a read"
+    );
     for outcome in ["hit", "miss", "coalesced", "negative_hit", "bypass"] {
         assert!(reads(&listed.proxy, outcome).abs() < f64::EPSILON, "{outcome}");
     }
@@ -117,9 +121,9 @@ fn shared_hotkeys_show_only_listed_keys() {
     for key in ["secret", "secret", "public:a"] {
         let _: Option<String> = redis::cmd("GET").arg(key).query(&mut client).unwrap();
     }
-    let told = || String::from_utf8(get(proxy.http(), "/hotkeys?top=1").body).unwrap();
-    eventually("the key that may be named", || told().contains("public:a").then_some(()));
-    assert!(!told().contains("secret"), "{}", told());
+    let received = || String::from_utf8(get(proxy.http(), "/hotkeys?top=1").body).unwrap();
+    eventually("the key that may be named", || received().contains("public:a").then_some(()));
+    assert!(!received().contains("secret"), "{}", received());
 }
 
 #[test]

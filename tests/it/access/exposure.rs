@@ -35,18 +35,18 @@ fn checked(section: &str, address: &str, more: &str) -> (Option<i32>, String) {
 fn exposed_listener_needs_auth_or_opt_in() {
     for section in SECTIONS {
         for address in ["0.0.0.0:7070", "[::]:7070", "10.1.2.3:7070", "[::ffff:10.1.2.3]:7070"] {
-            let (code, said) = checked(section, address, "");
-            assert_eq!(code, Some(78), "{section} {address}: {said}");
+            let (code, received) = checked(section, address, "");
+            assert_eq!(code, Some(78), "{section} {address}: {received}");
             for part in [
                 &format!("{section}.allow_unprotected: "),
                 address,
                 "is reachable from other hosts without authentication",
                 &format!("or {section}.allow_unprotected = true"),
             ] {
-                assert!(said.contains(part), "{part:?} is not in {said:?}");
+                assert!(received.contains(part), "{part:?} is not in {received:?}");
             }
-            let (code, said) = checked(section, address, "allow_unprotected = true");
-            assert_eq!(code, Some(0), "{section} {address}: {said}");
+            let (code, received) = checked(section, address, "allow_unprotected = true");
+            assert_eq!(code, Some(0), "{section} {address}: {received}");
         }
         for address in [
             "127.0.0.1:7070",
@@ -55,8 +55,8 @@ fn exposed_listener_needs_auth_or_opt_in() {
             "[::ffff:127.0.0.1]:7070",
             "localhost:7070",
         ] {
-            let (code, said) = checked(section, address, "");
-            assert_eq!(code, Some(0), "{section} {address}: {said}");
+            let (code, received) = checked(section, address, "");
+            assert_eq!(code, Some(0), "{section} {address}: {received}");
         }
     }
     assert_eq!(checked("resp", "unix:///run/proxy.sock", "").0, Some(0));
@@ -65,21 +65,24 @@ fn exposed_listener_needs_auth_or_opt_in() {
 
 #[test]
 fn exposure_check_applies_to_flags_and_daemon() {
-    let (code, said) = code_and_words(&["--proxy_host", "0.0.0.0", "--proxy_port", "0"], &[]);
-    assert_eq!(code, Some(78), "{said}");
+    let (code, received) = code_and_words(&["--proxy_host", "0.0.0.0", "--proxy_port", "0"], &[]);
+    assert_eq!(code, Some(78), "{received}");
     assert!(
-        said.contains("http.allow_unprotected: ") && said.contains("listener 0.0.0.0:"),
-        "{said}"
+        received.contains("http.allow_unprotected: ") && received.contains("listener 0.0.0.0:"),
+        "{received}"
     );
-    let (code, said) = code_and_words(
+    let (code, received) = code_and_words(
         &["check", "--proxy_host", "0.0.0.0"],
         &[
             ("REDIS_PROXY_HTTP__ALLOW_UNPROTECTED", "true"),
             ("REDIS_PROXY_RESP__ALLOW_UNPROTECTED", "perhaps"),
         ],
     );
-    assert_eq!(code, Some(78), "{said}");
-    assert!(!said.contains("http.") && said.contains("resp.allow_unprotected: "), "{said}");
+    assert_eq!(code, Some(78), "{received}");
+    assert!(
+        !received.contains("http.") && received.contains("resp.allow_unprotected: "),
+        "{received}"
+    );
 }
 
 #[test]
@@ -93,14 +96,14 @@ fn inherited_socket_is_checked_by_its_address() {
         // A single socket would be that of http, whatever its name.
         let (other, others) =
             if section == "http" { ("admin", &closed) } else { ("http", &closed) };
-        let (code, said) =
+        let (code, received) =
             Proxy::builder(&config).inherit(&[(section, &open), (other, others)]).run_to_end();
-        assert_eq!(code, 78, "{section}: {said}");
+        assert_eq!(code, 78, "{section}: {received}");
         let parts = [
             format!("{section}.allow_unprotected"),
             open.local_addr().expect("an address").to_string(),
         ];
-        assert!(parts.iter().all(|part| said.contains(part)), "{section}: {said}");
+        assert!(parts.iter().all(|part| received.contains(part)), "{section}: {received}");
     }
 }
 

@@ -24,7 +24,7 @@ const REASONS: [(&str, &str); 7] = [
 /// Asserts these counts, and zero for every other pair.
 #[track_caller]
 fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
-    let told = REASONS.map(|(front_end, reason)| {
+    let received = REASONS.map(|(front_end, reason)| {
         let count = metric(
             proxy,
             &format!("rejected_total{{front_end=\"{front_end}\",reason=\"{reason}\"}}"),
@@ -35,7 +35,7 @@ fn assert_refused(proxy: &Proxy, expected: &[(&str, &str, u32)]) {
         let of = expected.iter().find(|of| (of.0, of.1) == (front_end, reason));
         (front_end, reason, of.map_or(0, |of| of.2).to_string())
     });
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     for front_end in ["http", "resp", "admin"] {
         let full =
             metric(proxy, &format!("connections_refused_total{{front_end=\"{front_end}\"}}"));
@@ -90,7 +90,7 @@ fn resp_rejections_are_counted_by_reason() {
         redis::Client::open(url).and_then(|client| client.get_connection())
     };
     let begins_with = |wire: &mut RespClient, line: &str, expected: &str| {
-        let answer = wire.ask_line(line);
+        let answer = wire.query_line(line);
         assert!(
             answer.starts_with(expected.as_bytes()),
             "{line}: {}",

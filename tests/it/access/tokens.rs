@@ -34,13 +34,13 @@ fn guarded(more: &str) -> Guarded {
 }
 
 impl Guarded {
-    fn ask(&self, method: &str, path: &str, authorization: &[&str]) -> Response {
+    fn request(&self, method: &str, path: &str, authorization: &[&str]) -> Response {
         let headers: Vec<_> = authorization.iter().map(|value| ("Authorization", *value)).collect();
         Client::connect(self.proxy.http()).request(method, path, &headers)
     }
 
     fn status(&self, path: &str, authorization: &str) -> u16 {
-        self.ask("GET", path, &[authorization]).status
+        self.request("GET", path, &[authorization]).status
     }
 }
 
@@ -49,7 +49,7 @@ fn only_valid_tokens_open() {
     let guarded = guarded("admin.hotkeys = 10");
     for right in [FIRST, SECOND, "bearer first-token-0123456789", "BEARER   first-token-0123456789"]
     {
-        let response = guarded.ask("GET", "/keys/greeting", &[right]);
+        let response = guarded.request("GET", "/keys/greeting", &[right]);
         assert_eq!((response.status, &*response.body), (200, &b"hello"[..]), "{right}");
     }
     for wrong in [
@@ -69,7 +69,7 @@ fn only_valid_tokens_open() {
         "Basic first-token-0123456789",
         "Token first-token-0123456789",
     ] {
-        let response = guarded.ask("GET", "/keys/greeting", &[wrong]);
+        let response = guarded.request("GET", "/keys/greeting", &[wrong]);
         assert_eq!(response.status, 401, "{wrong}");
         assert_eq!(response.header("content-type"), Some("application/problem+json"), "{wrong}");
         let challenge = response.header("www-authenticate").unwrap_or_default();
@@ -83,7 +83,7 @@ fn only_valid_tokens_open() {
 #[test]
 fn duplicate_or_misplaced_token_is_invalid() {
     let guarded = guarded("");
-    let twice = guarded.ask("GET", "/keys/greeting", &[FIRST, FIRST]);
+    let twice = guarded.request("GET", "/keys/greeting", &[FIRST, FIRST]);
     assert_eq!(twice.status, 400);
     assert!(
         twice
@@ -96,7 +96,7 @@ fn duplicate_or_misplaced_token_is_invalid() {
         "http://first-token-0123456789@proxy/keys/greeting",
         "/keys/first-token-0123456789",
     ] {
-        assert_eq!(guarded.ask("GET", path, &[]).status, 401, "{path}");
+        assert_eq!(guarded.request("GET", path, &[]).status, 401, "{path}");
     }
     let headers = [
         ("Cookie", "access_token=first-token-0123456789"),
@@ -125,7 +125,7 @@ fn only_probes_need_no_token() {
         "//livez",
     ] {
         for method in ["GET", "HEAD", "OPTIONS", "POST", "DELETE", "TRACE", "PURGE"] {
-            let response = guarded.ask(method, path, &[]);
+            let response = guarded.request(method, path, &[]);
             assert_eq!(response.status, 401, "{method} {path}");
             assert_eq!(response.body.is_empty(), method == "HEAD", "{method} {path}");
         }
@@ -138,15 +138,15 @@ fn only_probes_need_no_token() {
         "/readyz;/keys/greeting",
         "*",
     ] {
-        assert_eq!(guarded.ask("OPTIONS", path, &[]).status, 401, "{path}");
+        assert_eq!(guarded.request("OPTIONS", path, &[]).status, 401, "{path}");
     }
-    assert_eq!(guarded.ask("GET", "/livez", &[]).status, 200);
-    assert_eq!(guarded.ask("HEAD", "/readyz", &["Bearer wrong"]).status, 200);
-    let told = |authorization: &[&str]| {
-        String::from_utf8(guarded.ask("GET", "/readyz", authorization).body).unwrap()
+    assert_eq!(guarded.request("GET", "/livez", &[]).status, 200);
+    assert_eq!(guarded.request("HEAD", "/readyz", &["Bearer wrong"]).status, 200);
+    let received = |authorization: &[&str]| {
+        String::from_utf8(guarded.request("GET", "/readyz", authorization).body).unwrap()
     };
-    assert_eq!(told(&[]), r#"{"status":"ready"}"#);
-    assert!(told(&[FIRST]).contains("coherence"));
+    assert_eq!(received(&[]), r#"{"status":"ready"}"#);
+    assert!(received(&[FIRST]).contains("coherence"));
     for path in ["/metrics", "/hotkeys", "/keys/greeting"] {
         assert_eq!(guarded.status(path, SECOND), 200, "{path}");
     }
@@ -159,12 +159,14 @@ fn readyz_without_token_omits_the_reason() {
     guarded.proxy.expect_log("");
     guarded.redis.stop();
     eventually("the loss to be known", || {
-        (guarded.ask("GET", "/readyz", &[]).status == 503).then_some(())
+        (guarded.request("GET", "/readyz", &[]).status == 503).then_some(())
     });
-    let body = String::from_utf8(guarded.ask("GET", "/readyz", &[]).body).unwrap();
+    let body = String::from_utf8(guarded.request("GET", "/readyz", &[]).body).unwrap();
     assert_eq!(body, r#"{"status":"not ready"}"#);
     assert!(
-        String::from_utf8(guarded.ask("GET", "/readyz", &[FIRST]).body).unwrap().contains("reason")
+        String::from_utf8(guarded.request("GET", "/readyz", &[FIRST]).body)
+            .unwrap()
+            .contains("reason")
     );
 }
 
@@ -181,7 +183,7 @@ fn every_request_needs_its_own_token() {
     let statuses: Vec<_> = (0..4).map(|_| client.read_response().status).collect();
     assert_eq!(statuses, [200, 401, 200, 401]);
     // A 401 reveals neither whether the key exists nor its source.
-    let refused = ["/keys/greeting", "/keys/nothing"].map(|path| guarded.ask("GET", path, &[]));
+    let refused = ["/keys/greeting", "/keys/nothing"].map(|path| guarded.request("GET", path, &[]));
     let without_date = |response: &Response| {
         let headers =
             response.headers.iter().filter(|(name, _)| name != "date").cloned().collect::<Vec<_>>();
@@ -219,11 +221,12 @@ fn reload_takes_new_tokens_and_survives_bad_files() {
     std::fs::remove_file(guarded.file.path()).unwrap();
     assert_eq!(reload(&guarded.proxy), Reload::Refused);
     assert_eq!(guarded.status("/keys/greeting", "Bearer third-token"), 200);
-    let told = guarded.proxy.wait_for_log(|line| line.text().contains("line 2"));
+    let received = guarded.proxy.wait_for_log(|line| line.text().contains("line 2"));
     assert!(
-        told.text().contains("http.tokens_file") && told.text().contains(&guarded.file.name()),
+        received.text().contains("http.tokens_file")
+            && received.text().contains(&guarded.file.name()),
         "{}",
-        told.text()
+        received.text()
     );
     assert_not_told(&guarded.proxy, &["third-token", "fourth-token", "no token at all"]);
 }
@@ -238,12 +241,12 @@ fn bad_token_file_is_reported_by_line_only() {
         let file = SecretFile::new(content);
         let config =
             format!("http.listen = \"127.0.0.1:0\"\nhttp.tokens_file = \"{}\"", file.name());
-        let (code, said) = Proxy::builder(&config).run_to_end();
-        assert_eq!(code, 78, "{said}");
+        let (code, received) = Proxy::builder(&config).run_to_end();
+        assert_eq!(code, 78, "{received}");
         for part in [part, "http.tokens_file", &file.name()] {
-            assert!(said.contains(part), "{part:?} is not in {said:?}");
+            assert!(received.contains(part), "{part:?} is not in {received:?}");
         }
-        assert!(!said.contains("bad token") && !said.contains("good"), "{said}");
+        assert!(!received.contains("bad token") && !received.contains("good"), "{received}");
     }
 }
 

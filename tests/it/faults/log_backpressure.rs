@@ -68,15 +68,15 @@ fn freed_log_disk_is_written_again() {
     assert_eq!(fs::metadata(&log).unwrap().len(), before, "the disk was not full");
 
     fs::remove_file(&filler).unwrap();
-    let said = || fs::read_to_string(&log).unwrap().matches("config reloaded").count();
-    let (dropped, written) = (proxy.metric(DROPPED), said());
+    let received = || fs::read_to_string(&log).unwrap().matches("config reloaded").count();
+    let (dropped, written) = (proxy.metric(DROPPED), received());
     for number in 1..=RELOADS {
         proxy.signal(Signal::HUP);
         eventually("a reload", || {
             (proxy.metric(RELOADED) >= f64::from(RELOADS + number)).then_some(())
         });
     }
-    eventually("their lines", || (said() == written + RELOADS as usize).then_some(()));
+    eventually("their lines", || (received() == written + RELOADS as usize).then_some(()));
     assert_eq!(
         proxy.metric(DROPPED).to_string(),
         dropped.to_string(),
@@ -123,7 +123,7 @@ fn serves_reloads_and_reconnects(redis: &mut RedisServer, proxy: &UnloggedProxy)
     let mut client = Client::connect(proxy.http());
     let mut wire = RespClient::connect(proxy.resp());
     assert_eq!(client.get("/keys/key").body, b"before");
-    assert_eq!(wire.told(&["GET", "key"]), "$6\\r\\nbefore\\r\\n");
+    assert_eq!(wire.reply_to_words(&["GET", "key"]), "$6\\r\\nbefore\\r\\n");
     for number in 1..=RELOADS {
         proxy.signal(Signal::HUP);
         eventually("a reload", || (proxy.metric(RELOADED) >= f64::from(number)).then_some(()));
@@ -133,7 +133,10 @@ fn serves_reloads_and_reconnects(redis: &mut RedisServer, proxy: &UnloggedProxy)
     eventually("the new value", || {
         (http::get(proxy.http(), "/keys/key").body == b"after").then_some(())
     });
-    assert_eq!(RespClient::connect(proxy.resp()).told(&["GET", "key"]), "$5\\r\\nafter\\r\\n");
+    assert_eq!(
+        RespClient::connect(proxy.resp()).reply_to_words(&["GET", "key"]),
+        "$5\\r\\nafter\\r\\n"
+    );
 }
 
 /// Fills the pipe; returns the number of bytes.

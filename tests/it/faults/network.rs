@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::support::eventually;
 use crate::support::fault_stage::{
-    FaultStage, NO_REDIS, PROMPT, QUICK, UNHURRIED, VALUE, ask, assert_prompt,
+    FaultStage, NO_REDIS, PROMPT, QUICK, UNHURRIED, VALUE, assert_prompt, query,
 };
 use crate::support::resp_pair::LASTING;
-use crate::support::serving::{ask_and_await_flight, lines_that_say, readyz, text};
+use crate::support::serving::{lines_with_message, readyz, request_and_await_flight, text};
 
 #[test]
 fn cut_link_fails_fast_and_recovers() {
@@ -21,11 +21,11 @@ fn cut_link_fails_fast_and_recovers() {
     eventually("the loss is noticed", || (readyz(&stage.proxy).0 == 503).then_some(()));
     for key in ["hot", "cold"] {
         assert_prompt(&stage.over_http(key), "503");
-        assert_prompt(&ask(&mut client, &format!("GET {key}")), NO_REDIS);
+        assert_prompt(&query(&mut client, &format!("GET {key}")), NO_REDIS);
     }
     stage.relay.resume();
     let took = stage.assert_well();
-    assert_eq!(ask(&mut client, "GET hot").0, VALUE);
+    assert_eq!(query(&mut client, "GET hot").0, VALUE);
     eprintln!("cut: well again after {took:?}");
 }
 
@@ -37,7 +37,7 @@ fn half_open_connection_blocks_at_most_response_timeout() {
     stage.relay.stall_old();
     let written = stage.redis.command(&["SET", "hot", "other"]);
     assert_eq!(written, redis::Value::Okay);
-    let (http, resp) = (stage.over_http("cold"), ask(&mut client, "GET cold"));
+    let (http, resp) = (stage.over_http("cold"), query(&mut client, "GET cold"));
     let longest = Duration::from_millis(800) * 2 + PROMPT;
     assert!(http.1 < longest && resp.1 < longest, "{http:?} {resp:?}");
     eventually("the change is known over HTTP", || {
@@ -65,7 +65,7 @@ fn invalid_protocol_is_never_a_value() {
     let stage = FaultStage::start(LASTING);
     stage.proxy.expect_log("invalid reply from Redis");
     let mut client = stage.connect();
-    assert_eq!(ask(&mut client, "PING").0, "+PONG\\r\\n");
+    assert_eq!(query(&mut client, "PING").0, "+PONG\\r\\n");
     for (number, garbage) in [
         &b"\x00\xff\xfe mad\r\n"[..],
         b"HTTP/1.1 200 OK\r\n\r\n",
@@ -75,28 +75,28 @@ fn invalid_protocol_is_never_a_value() {
     .into_iter()
     .enumerate()
     {
-        let links = lines_that_say(&stage.proxy, "connected to Redis");
+        let links = lines_with_message(&stage.proxy, "connected to Redis");
         let key = format!("key {number}");
         stage.redis.command(&["SET", &key, "value"]);
         // The garbage arrives while a fetch waits for its reply.
         stage.relay.delay(Duration::from_millis(50));
-        let mut reader = ask_and_await_flight(&stage.proxy, &key, 1);
+        let mut reader = request_and_await_flight(&stage.proxy, &key, 1);
         stage.relay.inject(garbage);
         let response = reader.read_response();
         assert!(response.status != 200 || text(&response) == "value", "{response:?}");
         stage.relay.resume();
         // The connection ends: otherwise each later reply would answer another request.
-        let told = ask(&mut client, "PING").0;
-        assert!(["UnexpectedEof", "+PONG\\r\\n"].contains(&&*told), "{told}");
+        let received = query(&mut client, "PING").0;
+        assert!(["UnexpectedEof", "+PONG\\r\\n"].contains(&&*received), "{received}");
         stage.assert_well();
         eventually("the proxy has dropped its own link", || {
-            (lines_that_say(&stage.proxy, "connected to Redis") > links).then_some(())
+            (lines_with_message(&stage.proxy, "connected to Redis") > links).then_some(())
         });
         stage.assert_well();
         assert_eq!(stage.over_http("cold").0, "200 value");
         assert_eq!(stage.as_client("GET cold").0, VALUE);
         client = stage.connect();
-        assert_eq!(ask(&mut client, "PING").0, "+PONG\\r\\n");
+        assert_eq!(query(&mut client, "PING").0, "+PONG\\r\\n");
     }
 }
 
@@ -109,8 +109,8 @@ fn bytewise_replies_are_whole() {
     let mut client = stage.connect();
     assert_eq!(stage.over_http("long").0, format!("200 {long}"));
     assert_eq!(stage.over_http("empty").0, "200 ");
-    assert_eq!(ask(&mut client, "STRLEN long").0, format!(":{}\\r\\n", long.len()));
-    assert_eq!(ask(&mut client, "SET long short").0, "+OK\\r\\n");
-    assert_eq!(ask(&mut client, "GET long").0, "$5\\r\\nshort\\r\\n");
+    assert_eq!(query(&mut client, "STRLEN long").0, format!(":{}\\r\\n", long.len()));
+    assert_eq!(query(&mut client, "SET long short").0, "+OK\\r\\n");
+    assert_eq!(query(&mut client, "GET long").0, "$5\\r\\nshort\\r\\n");
     stage.assert_well();
 }

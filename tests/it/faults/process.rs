@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use crate::support::fault_stage::{DOWN, FaultStage, NO_REDIS, VALUE, ask, assert_prompt};
+use crate::support::fault_stage::{DOWN, FaultStage, NO_REDIS, VALUE, assert_prompt, query};
 use crate::support::http::Client;
 use crate::support::resp_client::RespClient;
 use crate::support::resp_pair::LASTING;
-use crate::support::serving::{config, lines_that_say, metric, request, text};
+use crate::support::serving::{config, lines_with_message, metric, request, text};
 use crate::support::skip::skipped_without;
 use crate::support::unlogged_proxy::UnloggedProxy;
 use crate::support::{Proxy, RedisServer, Signal, eventually};
@@ -29,8 +29,8 @@ fn exhausted_descriptors_spare_open_connections() {
     let mut client = Client::connect(stage.proxy.http());
     let (mut linked, mut unlinked) = (stage.connect(), stage.connect());
     assert_eq!(client.get("/keys/hot").status, 200);
-    assert_eq!(ask(&mut linked, "PING").0, "+PONG\\r\\n");
-    assert_eq!(ask(&mut unlinked, "GET hot").0, VALUE);
+    assert_eq!(query(&mut linked, "PING").0, "+PONG\\r\\n");
+    assert_eq!(query(&mut unlinked, "GET hot").0, VALUE);
     // The proxy has raised its soft limit to this.
     let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = |current| {
@@ -41,19 +41,23 @@ fn exhausted_descriptors_spare_open_connections() {
 
     let mut waiting = Client::connect(stage.proxy.http());
     waiting.send_raw(&request("hot"));
-    stage.proxy.wait_for_log(|line| line.says("cannot accept connections"));
+    stage.proxy.wait_for_log(|line| line.has_message("cannot accept connections"));
     assert_eq!(client.get("/keys/hot").body, b"value");
     assert_eq!(client.get("/keys/cold").body, b"value");
-    assert_eq!(ask(&mut linked, "SET other value").0, "+OK\\r\\n");
-    assert_prompt(&ask(&mut unlinked, "GET hot"), VALUE);
-    assert_prompt(&ask(&mut unlinked, "INCR n"), &format!("{NO_REDIS}Too many open files"));
+    assert_eq!(query(&mut linked, "SET other value").0, "+OK\\r\\n");
+    assert_prompt(&query(&mut unlinked, "GET hot"), VALUE);
+    assert_prompt(&query(&mut unlinked, "INCR n"), &format!("{NO_REDIS}Too many open files"));
 
     limit(maximum);
     let begun = Instant::now();
     assert_eq!(waiting.read_response().body, b"value");
-    assert_eq!(ask(&mut unlinked, "INCR n").0, ":1\\r\\n");
+    assert_eq!(query(&mut unlinked, "INCR n").0, ":1\\r\\n");
     stage.assert_well();
-    assert_eq!(lines_that_say(&stage.proxy, "cannot accept connections"), 1, "one line an outage");
+    assert_eq!(
+        lines_with_message(&stage.proxy, "cannot accept connections"),
+        1,
+        "one line an outage"
+    );
     eprintln!("descriptors again: served after {:?}", begun.elapsed());
 }
 
@@ -61,9 +65,9 @@ fn pid(proxy: &Proxy) -> Pid {
     i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).expect("a process has a number")
 }
 
-/// Returns the lowest number of a free descriptor once closed connections have released theirs. With
-/// that limit none can be opened. The number of open ones would not do: a connection that was closed
-/// among others leaves a free number below it.
+/// Returns the lowest number of a free descriptor once closed connections have released theirs.
+/// With that limit none can be opened. The number of open ones would not do: a connection that was
+/// closed among others leaves a free number below it.
 fn settled(proxy: &Proxy) -> u64 {
     let lowest_free = || {
         let folder = fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("it runs");
@@ -192,8 +196,12 @@ fn clock_steps_do_not_change_lifetimes() {
         assert_eq!(kept.status, 200);
         let begun = Instant::now();
         set(offset);
-        let told = reload();
-        assert!((told - now - seconds).abs() < 600.0, "the clock was not set: {}", told - now);
+        let received = reload();
+        assert!(
+            (received - now - seconds).abs() < 600.0,
+            "the clock was not set: {}",
+            received - now
+        );
         let after = client.get("/keys/key");
         if begun.elapsed() < Duration::from_secs(1) {
             assert!(
@@ -205,7 +213,7 @@ fn clock_steps_do_not_change_lifetimes() {
                 "{after:?}"
             );
         }
-        assert_eq!(ask(&mut wire, "GET key").0, VALUE);
+        assert_eq!(query(&mut wire, "GET key").0, VALUE);
         eventually("its time is over", || {
             let status = client.get("/keys/key").header("cache-status").map(str::to_owned);
             status.is_some_and(|status| status.contains("fwd=miss")).then_some(())
@@ -247,9 +255,9 @@ fn reload_storm_costs_no_client() {
                 let begun = Instant::now();
                 let response = client.get("/keys/hot");
                 assert_eq!(text(&response), "value");
-                assert_eq!(ask(&mut wire, "GET hot").0, VALUE);
-                assert_eq!(ask(&mut wire, &format!("SET n {asked}")).0, "+OK\\r\\n");
-                assert!(ask(&mut wire, "GET n").0.ends_with(&format!("\\n{asked}\\r\\n")));
+                assert_eq!(query(&mut wire, "GET hot").0, VALUE);
+                assert_eq!(query(&mut wire, &format!("SET n {asked}")).0, "+OK\\r\\n");
+                assert!(query(&mut wire, "GET n").0.ends_with(&format!("\\n{asked}\\r\\n")));
                 longest = longest.max(begun.elapsed());
                 asked += 1;
             }
@@ -263,7 +271,7 @@ fn reload_storm_costs_no_client() {
         reader.join().expect("every answer is right")
     });
     let reloads = eventually("reloads", || {
-        Some(lines_that_say(&stage.proxy, "config reloaded")).filter(|&count| count > 0)
+        Some(lines_with_message(&stage.proxy, "config reloaded")).filter(|&count| count > 0)
     });
     assert!(asked > 0);
     stage.assert_well();
@@ -280,7 +288,7 @@ fn client_waits_through_a_supervised_restart() {
     eventually("the proxy is ready", || proxy.is_ready().then_some(()));
     let mut before = (Client::connect(proxy.http()), RespClient::connect(proxy.resp()));
     assert_eq!(before.0.get("/keys/key").body, b"value");
-    assert_eq!(ask(&mut before.1, "GET key").0, VALUE);
+    assert_eq!(query(&mut before.1, "GET key").0, VALUE);
     let begun = Instant::now();
     let (mut http, mut resp) = proxy.restart_after_kill(&redis.url(), "", |proxy| {
         let mut http = Client::connect(proxy.http());
@@ -293,7 +301,7 @@ fn client_waits_through_a_supervised_restart() {
     assert_eq!(resp.answer(), b"$5\r\nvalue\r\n");
     let took = begun.elapsed();
     // An established connection sees the end, and nothing else.
-    assert_eq!(ask(&mut before.1, "GET key").0, "UnexpectedEof");
+    assert_eq!(query(&mut before.1, "GET key").0, "UnexpectedEof");
     assert_eq!(proxy.end(), Some(0));
     eprintln!("killed and started again: served after {took:?}");
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use crate::support::fault_stage::{
-    DOWN, FaultStage, NO_REDIS, PROMPT, QUICK, UNHURRIED, VALUE, ask, assert_prompt,
+    DOWN, FaultStage, NO_REDIS, PROMPT, QUICK, UNHURRIED, VALUE, assert_prompt, query,
 };
 use crate::support::resp_client::{RespClient, show};
 use crate::support::resp_pair::{LASTING, resp_config};
@@ -25,14 +25,14 @@ fn redis_killed_fails_fast_and_recovers() {
         assert!(metric(&stage.proxy, "cache_entries") < 0.5);
         for key in ["hot", "cold"] {
             assert_prompt(&stage.over_http(key), "503");
-            assert_prompt(&ask(&mut client, &format!("GET {key}")), NO_REDIS);
+            assert_prompt(&query(&mut client, &format!("GET {key}")), NO_REDIS);
         }
-        assert_prompt(&ask(&mut client, "SET hot other"), NO_REDIS);
+        assert_prompt(&query(&mut client, "SET hot other"), NO_REDIS);
         // Redis restarts empty, so memory has to be empty too.
         stage.redis.restart();
         let took = stage.assert_well();
         assert_eq!(stage.over_http("hot").0, "404");
-        assert_eq!(ask(&mut client, "GET hot").0, "$-1\\r\\n");
+        assert_eq!(query(&mut client, "GET hot").0, "$-1\\r\\n");
         assert_eq!(metric(&stage.proxy, "backend_up").to_string(), "1");
         assert_eq!(metric(&stage.proxy, "tracking_active").to_string(), "1");
         for series in ["invalidations_total{kind=\"disconnect\"}", "tracking_reconnects_total"] {
@@ -49,7 +49,7 @@ fn frozen_redis_blocks_at_most_response_timeout() {
     for (settings, is_tracked) in [(QUICK, true), (&ttl_only, false)] {
         let stage = FaultStage::start(settings);
         let mut writer = stage.connect();
-        ask(&mut writer, "PING");
+        query(&mut writer, "PING");
         stage.redis.pause();
         // Without tracking, hits go on; otherwise until the lease ends.
         if !is_tracked {
@@ -83,13 +83,13 @@ fn slow_redis_does_not_slow_hits() {
     // If hits waited for Redis, each would take longer than the delay.
     let fastest = |hit: &mut dyn FnMut() -> Duration| (0..5).map(|_| hit()).min();
     let over_http = fastest(&mut || stage.over_http("hot").1);
-    let over_resp = fastest(&mut || ask(&mut client, "GET hot").1);
+    let over_resp = fastest(&mut || query(&mut client, "GET hot").1);
     assert!(over_http < Some(DELAY) && over_resp < Some(DELAY), "{over_http:?} {over_resp:?}");
-    let (http, resp) = (stage.over_http("cold"), ask(&mut client, "SET cold other"));
+    let (http, resp) = (stage.over_http("cold"), query(&mut client, "SET cold other"));
     assert_eq!((&*http.0, &*resp.0), ("200 value", "+OK\\r\\n"));
     // The delay applies to both directions.
     assert!(http.1 >= 2 * DELAY && resp.1 >= 2 * DELAY, "{http:?} {resp:?}");
-    assert_eq!(ask(&mut client, "GET cold").0, "$5\\r\\nother\\r\\n");
+    assert_eq!(query(&mut client, "GET cold").0, "$5\\r\\nother\\r\\n");
     stage.relay.resume();
     stage.assert_well();
 }
@@ -99,11 +99,11 @@ fn redis_out_of_memory_rejects_writes_and_is_read() {
     let stage = FaultStage::start(LASTING);
     let mut client = stage.connect();
     stage.redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
-    let refused = ask(&mut client, "SET hot other");
+    let refused = query(&mut client, "SET hot other");
     assert!(refused.0.starts_with("-OOM command not allowed"), "{refused:?}");
     for key in ["hot", "cold"] {
         assert_eq!(stage.over_http(key).0, "200 value");
-        assert_eq!(ask(&mut client, &format!("GET {key}")).0, VALUE);
+        assert_eq!(query(&mut client, &format!("GET {key}")).0, VALUE);
     }
     stage.redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
     stage.assert_well();
@@ -126,17 +126,17 @@ fn loading_redis_is_reported_then_read() {
     let mut client = stage.connect();
     std::thread::scope(|scope| {
         let loading = scope.spawn(|| stage.redis.command(&["DEBUG", "RELOAD"]));
-        let told = eventually("Redis says that it loads", || {
-            let told = ask(&mut client, "PING");
-            is_loading(&told.0).then_some(told)
+        let received = eventually("Redis says that it loads", || {
+            let received = query(&mut client, "PING");
+            is_loading(&received.0).then_some(received)
         });
         let http = stage.over_http("cold");
         assert_prompt(&http, "503");
-        assert!(is_loading(&ask(&mut client, "GET cold").0));
+        assert!(is_loading(&query(&mut client, "GET cold").0));
         let begun = Instant::now();
         loading.join().expect("it has loaded");
         eprintln!(
-            "loading: over HTTP {http:?}, as a client {told:?}, for {:?} more",
+            "loading: over HTTP {http:?}, as a client {received:?}, for {:?} more",
             begun.elapsed()
         );
     });
@@ -145,8 +145,8 @@ fn loading_redis_is_reported_then_read() {
 }
 
 /// Whether Redis reports that it is loading; the words differ between the kinds of Redis.
-fn is_loading(told: &str) -> bool {
-    told.starts_with("-LOADING ") && told.contains("is loading the dataset")
+fn is_loading(received: &str) -> bool {
+    received.starts_with("-LOADING ") && received.contains("is loading the dataset")
 }
 
 #[test]
@@ -161,10 +161,10 @@ fn replica_is_read_and_rejects_writes() {
     });
     let mut client = stage.connect();
     let expected = "$7\\r\\nprimary\\r\\n";
-    eventually("and as a client", || (ask(&mut client, "GET hot").0 == expected).then_some(()));
-    let refused = ask(&mut client, "SET hot other");
+    eventually("and as a client", || (query(&mut client, "GET hot").0 == expected).then_some(()));
+    let refused = query(&mut client, "SET hot other");
     assert!(refused.0.starts_with("-READONLY"), "{refused:?}");
-    assert_eq!(ask(&mut client, "GET hot").0, expected);
+    assert_eq!(query(&mut client, "GET hot").0, expected);
     primary.command(&["SET", "hot", "again"]);
     eventually("the proxy learns of a write to the primary", || {
         (stage.over_http("hot").0 == "200 again").then_some(())
@@ -190,8 +190,13 @@ fn redis_at_maxclients_is_reported() {
     let line = proxy.wait_for_log(|line| line.text().contains(DOWN) && line.text().contains(FULL));
     assert_eq!(line.level(), "WARN", "the log has Redis's reason too");
     assert!(metric(&proxy, "backend_errors_total{kind=\"unavailable\"}") >= 1.0);
-    let told = read(&proxy, "key");
-    assert_eq!((told.status, told.header("retry-after")), (503, Some("1")), "{}", text(&told));
+    let received = read(&proxy, "key");
+    assert_eq!(
+        (received.status, received.header("retry-after")),
+        (503, Some("1")),
+        "{}",
+        text(&received)
+    );
     let mut wire = RespClient::connect(proxy.resp_address());
     wire.send("GET key\r\n");
     assert_eq!(show(&wire.answer()), format!("-ERR {FULL}\\r\\n"));
@@ -199,7 +204,10 @@ fn redis_at_maxclients_is_reported() {
     let begun = Instant::now();
     await_ready(&proxy);
     assert_eq!(read(&proxy, "key").status, 404);
-    assert_eq!(RespClient::connect(proxy.resp_address()).told(&["GET", "key"]), "$-1\\r\\n");
+    assert_eq!(
+        RespClient::connect(proxy.resp_address()).reply_to_words(&["GET", "key"]),
+        "$-1\\r\\n"
+    );
     assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
 }
 
@@ -220,17 +228,17 @@ fn changed_password_is_read_from_its_file() {
     await_ready(&proxy);
     let connect = || {
         let mut wire = RespClient::connect(proxy.resp_address());
-        assert_eq!(ask(&mut wire, "AUTH front").0, "+OK\\r\\n");
+        assert_eq!(query(&mut wire, "AUTH front").0, "+OK\\r\\n");
         wire
     };
     let mut before = connect();
-    assert_eq!(ask(&mut before, "SET key value").0, "+OK\\r\\n");
+    assert_eq!(query(&mut before, "SET key value").0, "+OK\\r\\n");
     redis.command(&["CONFIG", "SET", "requirepass", "new"]);
     eventually("the login is refused", || readyz(&proxy).1.contains("WRONGPASS").then_some(()));
     assert_eq!(read(&proxy, "key").status, 503);
     // An authenticated connection of a client stays valid.
-    assert_eq!(ask(&mut before, "GET key").0, VALUE);
-    let refused = ask(&mut connect(), "GET key");
+    assert_eq!(query(&mut before, "GET key").0, VALUE);
+    let refused = query(&mut connect(), "GET key");
     assert_prompt(
         &refused,
         "-ERR redis-proxy: upstream unavailable: Redis refused the login: WRONGPASS",
@@ -239,7 +247,7 @@ fn changed_password_is_read_from_its_file() {
     let begun = Instant::now();
     await_ready(&proxy);
     assert_eq!(read(&proxy, "key").status, 200);
-    assert_eq!(ask(&mut connect(), "GET key").0, VALUE);
+    assert_eq!(query(&mut connect(), "GET key").0, VALUE);
     assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
 }
 
@@ -256,7 +264,7 @@ fn replacement_redis_is_found_by_name() {
     await_ready(&proxy);
     let mut client = RespClient::connect(proxy.resp_address());
     assert_eq!(text(&read(&proxy, "key")), "first");
-    assert_eq!(ask(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
+    assert_eq!(query(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
     fs::remove_file(&name).unwrap();
     symlink(second.socket(), &name).unwrap();
     let begun = Instant::now();
@@ -265,13 +273,13 @@ fn replacement_redis_is_found_by_name() {
         let response = read(&proxy, "key");
         (response.status == 200 && text(&response) == "second").then_some(())
     });
-    assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
+    assert_eq!(query(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     let took = begun.elapsed();
     assert!(took < PROMPT, "{took:?}");
     // The values of the first Redis never return.
     for _ in 0..50 {
         assert_eq!(text(&read(&proxy, "key")), "second");
-        assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
+        assert_eq!(query(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     }
     eprintln!("another Redis behind the same name: read after {took:?}");
 }
@@ -297,7 +305,7 @@ fn changed_dns_address_is_resolved_after_loss() {
     await_ready(&proxy);
     let mut client = RespClient::connect(proxy.resp_address());
     assert_eq!(text(&read(&proxy, "key")), "first");
-    assert_eq!(ask(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
+    assert_eq!(query(&mut client, "GET key").0, "$5\\r\\nfirst\\r\\n");
 
     // The name alone changes nothing while the first Redis replies.
     points_at("127.0.0.2");
@@ -310,7 +318,7 @@ fn changed_dns_address_is_resolved_after_loss() {
     });
     let took = begun.elapsed();
     assert!(took < PROMPT, "{took:?}");
-    assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
+    assert_eq!(query(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     // The connections of the proxy and of its client go to the other address.
     let peers: String = redis::cmd("CLIENT").arg("LIST").query(&mut second.connection()).unwrap();
     let by_name = format!("laddr=127.0.0.2:{port} ");
@@ -319,7 +327,7 @@ fn changed_dns_address_is_resolved_after_loss() {
     first.command(&["SET", "key", "back, and unread"]);
     for _ in 0..50 {
         assert_eq!(text(&read(&proxy, "key")), "second");
-        assert_eq!(ask(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
+        assert_eq!(query(&mut client, "GET key").0, "$6\\r\\nsecond\\r\\n");
     }
     eprintln!("the same name at another address: read after {took:?}");
 }

@@ -196,7 +196,7 @@ fn half_close_behind_a_command_that_need_not_block_loses_nothing() {
                 let server = server(&ways, address);
                 prepare(server);
                 let mut wire = RespClient::connect(address);
-                wire.ask_line("SELECT 0");
+                wire.query_line("SELECT 0");
                 // All of it, and its end, come while nothing is answered.
                 server.pause();
                 wire.send_what_is_taken(&mix.behind(before));
@@ -305,7 +305,7 @@ fn stop_waits_for_replies_in_front_of_a_subscription() {
     }
     let (proxy, redis) = slow_to_stop();
     let mut wire = RespClient::connect(proxy.resp_address());
-    wire.ask_line("SET n 1");
+    wire.query_line("SET n 1");
     redis.pause();
     wire.send([words("INCR n"), words("SUBSCRIBE news")].concat());
     eventually("both are taken up", || {
@@ -313,9 +313,10 @@ fn stop_waits_for_replies_in_front_of_a_subscription() {
         (subscribed == Some(1.0)).then_some(())
     });
     proxy.signal(Signal::TERM);
-    proxy.wait_for_log(|line| line.says("stopping"));
+    proxy.wait_for_log(|line| line.has_message("stopping"));
     let enough = Duration::from_millis(600);
-    let has_ended = || proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(());
+    let has_ended =
+        || proxy.log_lines().iter().any(|line| line.has_message("stopped")).then_some(());
     assert_eq!(within(enough, has_ended), None, "it ended without what it owes");
     redis.resume();
     let replies = show(&wire.rest());
@@ -340,7 +341,7 @@ fn cluster_executes_commands_behind_a_blocking_one() {
         "GET {q}w\r\nSET {q}w 1\r\nGET {q}w\r\nQUIT\r\n",
     ] {
         let replies = [plain.tcp_address(), proxy.resp_address()].map(|address| {
-            RespClient::connect(address).ask_line("DEL {q}w");
+            RespClient::connect(address).query_line("DEL {q}w");
             let mut wire = RespClient::connect(address);
             wire.send(format!("BLPOP {{q}}none 0.1\r\n{lines}"));
             let first = wire.answers(2).concat();
@@ -349,7 +350,7 @@ fn cluster_executes_commands_behind_a_blocking_one() {
                 wire.send("x");
             }
             let replies = show(&[first, wire.rest()].concat());
-            (replies, RespClient::connect(address).told_line("EXISTS {q}w"))
+            (replies, RespClient::connect(address).reply_to("EXISTS {q}w"))
         });
         assert_eq!(replies[1], replies[0], "{lines:?}");
     }
@@ -384,7 +385,7 @@ fn cluster_drops_a_blocked_command_of_a_closed_client() {
             drop(wire);
             await_blocked(false);
             assert_eq!(
-                RespClient::connect(proxy.resp_address()).told_line("EXISTS {q}w"),
+                RespClient::connect(proxy.resp_address()).reply_to("EXISTS {q}w"),
                 ":0\\r\\n"
             );
         }
@@ -415,12 +416,12 @@ fn cluster_half_close_behind_a_ready_list_loses_nothing() {
     let plain = RedisServer::builder().tcp().start();
     for lines in ["SET {q}w 1\r\n", "SET {q}w 1\r\nQUIT\r\n", "SET other 1\r\nGET other\r\n"] {
         let replies = [plain.tcp_address(), proxy.resp_address()].map(|address| {
-            RespClient::connect(address).ask_line("DEL {q}w");
+            RespClient::connect(address).query_line("DEL {q}w");
             let mut wire = RespClient::connect(address);
-            wire.ask_line("RPUSH {q}full job");
+            wire.query_line("RPUSH {q}full job");
             wire.send(format!("BLPOP {{q}}full 0\r\n{lines}"));
             wire.end_sending();
-            (show(&wire.rest()), RespClient::connect(address).told_line("EXISTS {q}w"))
+            (show(&wire.rest()), RespClient::connect(address).reply_to("EXISTS {q}w"))
         });
         assert_eq!(replies[1], replies[0], "{lines:?}");
     }

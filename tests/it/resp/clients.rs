@@ -58,11 +58,12 @@ fn redis_cli_reads_lines() {
     let ways = RespPair::start();
     for options in [&[][..], &["-3"], &["--no-raw"], &["-3", "--no-raw"]] {
         ways.same(|address| {
-            RespClient::connect(address).ask(&["FLUSHALL"]);
-            let said = run(cli(address).args(options), script.as_bytes());
+            RespClient::connect(address).query(&["FLUSHALL"]);
+            let received = run(cli(address).args(options), script.as_bytes());
             // The id of the connection in the reply to HELLO.
-            let lines =
-                said.lines().filter(|line| !line.contains("\"id\"") && !line.starts_with("id "));
+            let lines = received
+                .lines()
+                .filter(|line| !line.contains("\"id\"") && !line.starts_with("id "));
             lines.map(str::to_owned).collect::<Vec<_>>()
         });
     }
@@ -100,9 +101,9 @@ fn redis_cli_inserts_in_bulk() {
     let commands: Vec<_> =
         (0..COMMANDS).map(|number| format!("SET bulk:{number} value-{number}\r\n")).collect();
     ways.same(|address| run(cli(address).arg("--pipe"), commands.concat().as_bytes()));
-    let found = ways.same(|address| RespClient::connect(address).told_line("DBSIZE"));
+    let found = ways.same(|address| RespClient::connect(address).reply_to("DBSIZE"));
     assert_eq!(found, format!(":{COMMANDS}\\r\\n"));
-    ways.same(|address| RespClient::connect(address).told_line("GET bulk:99999"));
+    ways.same(|address| RespClient::connect(address).reply_to("GET bulk:99999"));
 }
 
 #[test]
@@ -113,10 +114,10 @@ fn redis_benchmark_runs_all_its_tests() {
         let mut benchmark = Command::new("redis-benchmark");
         at(&mut benchmark, address)
             .args(["-n", "2000", "-c", "20", "-r", "100", "-P", depth, "--csv"]);
-        let said = run(&mut benchmark, b"");
-        let tests = said.lines().filter(|line| line.starts_with('"')).count();
-        assert!(tests >= 18, "only {tests} lines: {said}");
-        assert!(!said.to_lowercase().contains("error"), "{said}");
+        let received = run(&mut benchmark, b"");
+        let tests = received.lines().filter(|line| line.starts_with('"')).count();
+        assert!(tests >= 18, "only {tests} lines: {received}");
+        assert!(!received.to_lowercase().contains("error"), "{received}");
     }
 }
 
@@ -135,10 +136,10 @@ fn compare(program: Option<Command>, name: &str, protocol: u8) {
         command.env("NODE_PATH", clients::folder().join("node_modules")).env("PYTHONHASHSEED", "0");
         run(&mut command, b"")
     };
-    let said = ways.same(|address| {
+    let received = ways.same(|address| {
         transcript(address, &program).lines().map(str::to_owned).collect::<Vec<_>>()
     });
-    assert_eq!(said.last().map(String::as_str), Some("done"), "{said:#?}");
+    assert_eq!(received.last().map(String::as_str), Some("done"), "{received:#?}");
     if let Some(from_memory) = ways.answered_from_memory() {
         assert!(from_memory > 10.0, "only {from_memory} reads were answered from memory");
     }
@@ -176,16 +177,17 @@ fn run(command: &mut Command, input: &[u8]) -> String {
     let input = input.to_vec();
     // A program may end without reading all of its input; its exit status decides.
     thread::spawn(move || _ = stdin.write_all(&input));
-    let said = [read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap())];
+    let received = [read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap())];
     let status = within(BOUND, || child.try_wait().unwrap());
     if status.is_none() {
         child.kill().unwrap();
     }
-    let [said, complaints] = said.map(|reader| reader.join().unwrap());
-    let status = status
-        .unwrap_or_else(|| panic!("not ended within {BOUND:?}: {command:?}\n{said}\n{complaints}"));
-    assert!(status.success(), "{status}: {command:?}\n{said}\n{complaints}");
-    said
+    let [received, complaints] = received.map(|reader| reader.join().unwrap());
+    let status = status.unwrap_or_else(|| {
+        panic!("not ended within {BOUND:?}: {command:?}\n{received}\n{complaints}")
+    });
+    assert!(status.success(), "{status}: {command:?}\n{received}\n{complaints}");
+    received
 }
 
 fn read(mut source: impl Read + Send + 'static) -> thread::JoinHandle<String> {

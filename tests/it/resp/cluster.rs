@@ -15,7 +15,7 @@ use redis::Value;
 use redis_proxy::protocol::{ParseStatus, RequestLimits, RequestParser};
 use redis_proxy::resp::KeySpecs;
 
-use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::cluster::{RedisCluster, try_query};
 use crate::support::resp_client::{RespClient, command, show, show_without_id, words};
 use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, eventually};
@@ -65,13 +65,20 @@ impl Stage {
         let (plain, through) = (self.plain.tcp_address(), self.proxy.resp_address());
         let one_by_one = |address: SocketAddr| {
             let mut wire = RespClient::connect(address);
-            lines.iter().map(|line| told(line, &wire.ask_line(line))).collect::<Vec<_>>()
+            lines
+                .iter()
+                .map(|line| transcript_line(line, &wire.query_line(line)))
+                .collect::<Vec<_>>()
         };
         let at_once = |address: SocketAddr| {
             let mut wire = RespClient::connect(address);
             wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             let answers = wire.answers(lines.len());
-            lines.iter().zip(answers).map(|(line, answer)| told(line, &answer)).collect::<Vec<_>>()
+            lines
+                .iter()
+                .zip(answers)
+                .map(|(line, answer)| transcript_line(line, &answer))
+                .collect::<Vec<_>>()
         };
         for say in [&one_by_one as &dyn Fn(SocketAddr) -> Vec<String>, &at_once] {
             let (expected, found) = (say(plain), say(through));
@@ -91,7 +98,7 @@ impl Stage {
     }
 }
 
-fn told(line: &str, answer: &[u8]) -> String {
+fn transcript_line(line: &str, answer: &[u8]) -> String {
     format!("{line}: {}", show_without_id(answer).replace("$7\\r\\ncluster", "$10\\r\\nstandalone"))
 }
 
@@ -130,8 +137,8 @@ fn multi_node_commands_are_split_and_merged_in_order() {
         "FLUSHDB",
     ]);
     let mut wire = stage.through();
-    wire.ask_line("MSET {0}a 1 {1}a 2 {3}a 3");
-    let keys = wire.told_line("KEYS *");
+    wire.query_line("MSET {0}a 1 {1}a 2 {3}a 3");
+    let keys = wire.reply_to("KEYS *");
     assert!(
         keys.starts_with("*3\\r\\n")
             && ["{0}a", "{1}a", "{3}a"].iter().all(|key| keys.contains(key)),
@@ -171,7 +178,7 @@ fn large_replies_arrive_in_order() {
     let mut wire = stage.through();
     let value = vec![b'x'; 700_000];
     for key in ["{0}l", "{1}l", "{3}l"] {
-        wire.ask(&[&b"RPUSH"[..], key.as_bytes(), &value, &value, key.as_bytes()]);
+        wire.query(&[&b"RPUSH"[..], key.as_bytes(), &value, &value, key.as_bytes()]);
     }
     let lines: Vec<_> =
         (0..12).map(|number| format!("LRANGE {{{}}}l 0 -1", TAGS[number % 3])).collect();
@@ -184,11 +191,11 @@ fn large_replies_arrive_in_order() {
     }
     // More than the part of a command that is kept.
     let long = vec![b'y'; 3 << 20];
-    assert_eq!(wire.told(&[&b"SET"[..], b"{1}long", &long]), "+OK\\r\\n");
-    assert_eq!(wire.ask(&["GET", "{1}long"]).len(), long.len() + 12);
-    assert_eq!(wire.told_line("STRLEN {1}long"), ":3145728\\r\\n");
-    assert_eq!(wire.told(&[&b"MSET"[..], b"{0}a", b"1", b"{1}a", &long]), "+OK\\r\\n");
-    assert_eq!(wire.told_line("STRLEN {1}a"), ":3145728\\r\\n");
+    assert_eq!(wire.reply_to_words(&[&b"SET"[..], b"{1}long", &long]), "+OK\\r\\n");
+    assert_eq!(wire.query(&["GET", "{1}long"]).len(), long.len() + 12);
+    assert_eq!(wire.reply_to("STRLEN {1}long"), ":3145728\\r\\n");
+    assert_eq!(wire.reply_to_words(&[&b"MSET"[..], b"{0}a", b"1", b"{1}a", &long]), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("STRLEN {1}a"), ":3145728\\r\\n");
 }
 
 #[test]
@@ -196,21 +203,21 @@ fn memory_replies_include_own_writes() {
     let stage = Stage::start();
     let (mut wire, mut other) = (stage.through(), stage.through());
     for key in ["{0}k", "{1}k", "{3}k"] {
-        wire.ask_line(&format!("SET {key} first"));
-        wire.ask_line(&format!("GET {key}"));
+        wire.query_line(&format!("SET {key} first"));
+        wire.query_line(&format!("GET {key}"));
         let before = stage.answered_from_memory();
-        assert_eq!(wire.told_line(&format!("GET {key}")), "$5\\r\\nfirst\\r\\n");
-        assert_eq!(wire.told_line(&format!("STRLEN {key}")), ":5\\r\\n");
+        assert_eq!(wire.reply_to(&format!("GET {key}")), "$5\\r\\nfirst\\r\\n");
+        assert_eq!(wire.reply_to(&format!("STRLEN {key}")), ":5\\r\\n");
         assert!((stage.answered_from_memory() - before - 2.0).abs() < 0.5, "{key}");
     }
     for turn in 0..300 {
         let (key, writer) =
             (format!("{{{}}}k", TAGS[turn % 3]), format!("{{{}}}k", TAGS[(turn + 1) % 3]));
-        other.ask_line(&format!("SET {key} o{turn}"));
+        other.query_line(&format!("SET {key} o{turn}"));
         // A read from one node may not be older than an earlier reply of another.
-        other.ask_line(&format!("SET {writer} p{turn}"));
+        other.query_line(&format!("SET {writer} p{turn}"));
         assert_eq!(
-            other.told_line(&format!("GET {key}")),
+            other.reply_to(&format!("GET {key}")),
             show(&crate::support::resp_client::bulk(format!("o{turn}")))
         );
         let both = [
@@ -219,12 +226,12 @@ fn memory_replies_include_own_writes() {
         ]
         .concat();
         assert_eq!(
-            other.told_line(&format!("MGET {key} {writer}")),
+            other.reply_to(&format!("MGET {key} {writer}")),
             format!("*2\\r\\n{}", show(&both))
         );
-        wire.ask_line(&format!("EVAL return(redis.call('SET',KEYS[1],ARGV[1])) 1 {key} s{turn}"));
+        wire.query_line(&format!("EVAL return(redis.call('SET',KEYS[1],ARGV[1])) 1 {key} s{turn}"));
         assert_eq!(
-            wire.told_line(&format!("GET {key}")),
+            wire.reply_to(&format!("GET {key}")),
             show(&crate::support::resp_client::bulk(format!("s{turn}")))
         );
     }
@@ -266,14 +273,14 @@ fn single_slot_transaction_works_others_are_rejected() {
         stage.same(talk);
     }
     let mut wire = stage.through();
-    wire.ask_line("MSET {0}k old {1}k old");
+    wire.query_line("MSET {0}k old {1}k old");
     let apart =
         ["MULTI", "SET {0}k new", "SET {1}k new", "SET {0}k newer", "EXEC", "GET {0}k", "GET {1}k"];
-    let told: Vec<_> = apart.iter().map(|line| wire.told_line(line)).collect();
+    let received: Vec<_> = apart.iter().map(|line| wire.reply_to(line)).collect();
     let aborted = "-EXECABORT Transaction discarded because of previous errors.\\r\\n";
     let old = "$3\\r\\nold\\r\\n";
     assert_eq!(
-        told,
+        received,
         ["+OK\\r\\n", "+QUEUED\\r\\n", CROSS_SLOT, "+QUEUED\\r\\n", aborted, old, old]
     );
     for line in ["MULTI", "DBSIZE", "EXEC", "WATCH {0}k", "WATCH {1}k", "UNWATCH"] {
@@ -283,8 +290,8 @@ fn single_slot_transaction_works_others_are_rejected() {
             "WATCH {1}k" => "-CROSSSLOT",
             _ => "+OK",
         };
-        let told = wire.told_line(line);
-        assert!(told.starts_with(expected), "{line}: {told}");
+        let received = wire.reply_to(line);
+        assert!(received.starts_with(expected), "{line}: {received}");
     }
 }
 
@@ -295,24 +302,25 @@ fn watch_survives_moves_of_other_slots() {
     let mut wire = stage.through();
     let nodes = ["{0}k", "{1}k", "{3}k"].map(|key| stage.cluster.owner(key));
     for line in ["SET {0}k old", "SET {1}k 1", "WATCH {0}k"] {
-        assert_eq!(wire.told_line(line), "+OK\\r\\n", "{line}");
+        assert_eq!(wire.reply_to(line), "+OK\\r\\n", "{line}");
     }
     stage.cluster.move_slot(stage.cluster.slot("{1}k"), nodes[1], nodes[2]);
     // Sent to the old owner of the slot, and then to the new one.
-    assert_eq!(wire.told_line("SET {1}k 2"), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("SET {1}k 2"), "+OK\\r\\n");
     stage.cluster.set("{0}k", "by another");
-    let told: Vec<_> =
-        ["MULTI", "SET {0}k mine", "EXEC", "GET {0}k"].map(|line| wire.told_line(line)).into();
-    assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n", "$10\\r\\nby another\\r\\n"]);
+    let received: Vec<_> =
+        ["MULTI", "SET {0}k mine", "EXEC", "GET {0}k"].map(|line| wire.reply_to(line)).into();
+    assert_eq!(received, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n", "$10\\r\\nby another\\r\\n"]);
     // A key of a moved slot cannot be watched at the old owner, and can be at the new one once that
     // is known.
     stage.cluster.move_slot(stage.cluster.slot("{0}k"), nodes[0], nodes[2]);
-    assert!(wire.told_line("WATCH {0}k").starts_with("-TRYAGAIN"));
-    assert_eq!(wire.told_line("UNWATCH"), "+OK\\r\\n");
-    assert_eq!(wire.told_line("WATCH {0}k"), "+OK\\r\\n");
+    assert!(wire.reply_to("WATCH {0}k").starts_with("-TRYAGAIN"));
+    assert_eq!(wire.reply_to("UNWATCH"), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("WATCH {0}k"), "+OK\\r\\n");
     stage.cluster.set("{0}k", "by another again");
-    let told: Vec<_> = ["MULTI", "SET {0}k mine", "EXEC"].map(|line| wire.told_line(line)).into();
-    assert_eq!(told, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n"]);
+    let received: Vec<_> =
+        ["MULTI", "SET {0}k mine", "EXEC"].map(|line| wire.reply_to(line)).into();
+    assert_eq!(received, ["+OK\\r\\n", "+QUEUED\\r\\n", "*-1\\r\\n"]);
 }
 
 #[test]
@@ -331,7 +339,7 @@ fn unroutable_command_is_rejected_with_reason() {
         "WATCH {0}k {1}k",
         "SSUBSCRIBE {0}k {1}k",
     ] {
-        assert_eq!(wire.told_line(line), CROSS_SLOT, "{line}");
+        assert_eq!(wire.reply_to(line), CROSS_SLOT, "{line}");
     }
     for line in [
         "CLUSTER SLOTS",
@@ -352,15 +360,15 @@ fn unroutable_command_is_rejected_with_reason() {
         "SCRIPT DEBUG YES",
         "PSYNC ? -1",
     ] {
-        let told = wire.told_line(line);
+        let received = wire.reply_to(line);
         assert!(
-            told.starts_with("-ERR redis-proxy: ") && told.contains("is about one node"),
-            "{line}: {told}"
+            received.starts_with("-ERR redis-proxy: ") && received.contains("is about one node"),
+            "{line}: {received}"
         );
     }
-    assert_eq!(wire.told_line("SELECT 0"), "+OK\\r\\n");
-    assert!(wire.told_line("SELECT 1").starts_with("-ERR SELECT is not allowed in cluster mode"));
-    assert_eq!(wire.told_line("PING"), "+PONG\\r\\n");
+    assert_eq!(wire.reply_to("SELECT 0"), "+OK\\r\\n");
+    assert!(wire.reply_to("SELECT 1").starts_with("-ERR SELECT is not allowed in cluster mode"));
+    assert_eq!(wire.reply_to("PING"), "+PONG\\r\\n");
 }
 
 #[test]
@@ -369,7 +377,7 @@ fn scripts_run_at_their_keys() {
     stage.same(&["SCRIPT FLUSH", "SCRIPT LOAD return(redis.call('INCR',KEYS[1]))"]);
     let sha = {
         let mut wire = stage.through();
-        let answer = wire.ask_line("SCRIPT LOAD return(redis.call('INCR',KEYS[1]))");
+        let answer = wire.query_line("SCRIPT LOAD return(redis.call('INCR',KEYS[1]))");
         String::from_utf8(answer[5..45].to_vec()).unwrap()
     };
     stage.same(&[
@@ -387,17 +395,19 @@ fn scripts_run_at_their_keys() {
     let mut wire = stage.through();
     let library = "#!lua name=lib\n\
         redis.register_function('get', function(keys) return redis.call('GET', keys[1]) end)";
-    assert_eq!(wire.told(&["FUNCTION", "LOAD", library]), "$3\\r\\nlib\\r\\n");
+    assert_eq!(wire.reply_to_words(&["FUNCTION", "LOAD", library]), "$3\\r\\nlib\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
-        wire.ask(&["SET", key, key]);
+        wire.query(&["SET", key, key]);
         assert_eq!(
-            wire.told(&["FCALL", "get", "1", key]),
+            wire.reply_to_words(&["FCALL", "get", "1", key]),
             show(&crate::support::resp_client::bulk(key))
         );
     }
-    assert_eq!(wire.told(&["FUNCTION", "DELETE", "lib"]), "+OK\\r\\n");
+    assert_eq!(wire.reply_to_words(&["FUNCTION", "DELETE", "lib"]), "+OK\\r\\n");
     for key in ["{0}f", "{1}f", "{3}f"] {
-        assert!(wire.told(&["FCALL", "get", "1", key]).starts_with("-ERR Function not found"));
+        assert!(
+            wire.reply_to_words(&["FCALL", "get", "1", key]).starts_with("-ERR Function not found")
+        );
     }
 }
 
@@ -407,18 +417,18 @@ fn subscriptions_work_from_any_node() {
     let (mut listeners, mut wire) =
         ([stage.through(), stage.through(), stage.through()], stage.through());
     for listener in &mut listeners {
-        assert!(listener.told_line("SUBSCRIBE news").starts_with("*3\\r\\n$9\\r\\nsubscribe"));
+        assert!(listener.reply_to("SUBSCRIBE news").starts_with("*3\\r\\n$9\\r\\nsubscribe"));
     }
-    wire.ask_line("PUBLISH news first");
+    wire.query_line("PUBLISH news first");
     for listener in &mut listeners {
         assert!(show(&listener.answer()).contains("first"));
-        assert!(listener.told_line("PING").contains("pong"));
-        assert!(listener.told_line("UNSUBSCRIBE news").contains("unsubscribe"));
+        assert!(listener.reply_to("PING").contains("pong"));
+        assert!(listener.reply_to("UNSUBSCRIBE news").contains("unsubscribe"));
     }
     for channel in ["{0}c", "{1}c", "{3}c"] {
         let mut listener = stage.through();
-        assert!(listener.told_line(&format!("SSUBSCRIBE {channel}")).contains("ssubscribe"));
-        assert_eq!(wire.told_line(&format!("SPUBLISH {channel} {channel}!")), ":1\\r\\n");
+        assert!(listener.reply_to(&format!("SSUBSCRIBE {channel}")).contains("ssubscribe"));
+        assert_eq!(wire.reply_to(&format!("SPUBLISH {channel} {channel}!")), ":1\\r\\n");
         assert!(show(&listener.answer()).contains(&format!("{channel}!")));
     }
 }
@@ -428,17 +438,17 @@ fn blocking_command_is_waited_for() {
     let stage = Stage::start();
     let (mut one, mut other) = (stage.through(), stage.through());
     one.send([words("BLPOP {0}l 0"), words("SET {1}k after"), words("GET {1}k")].concat());
-    assert_eq!(other.told_line("SET {1}k before"), "+OK\\r\\n");
+    assert_eq!(other.reply_to("SET {1}k before"), "+OK\\r\\n");
     eventually("it is blocked", || {
         let blocked = |node: &RedisServer| {
             format!("{:?}", node.command(&["CLIENT", "LIST"])).contains("flags=b")
         };
         stage.cluster.nodes.iter().any(blocked).then_some(())
     });
-    assert_eq!(other.told_line("GET {1}k"), "$6\\r\\nbefore\\r\\n");
-    other.ask_line("RPUSH {0}l job");
-    let told: Vec<_> = one.answers(3).iter().map(|answer| show(answer)).collect();
-    assert_eq!(told[1..], ["+OK\\r\\n", "$5\\r\\nafter\\r\\n"], "{told:?}");
+    assert_eq!(other.reply_to("GET {1}k"), "$6\\r\\nbefore\\r\\n");
+    other.query_line("RPUSH {0}l job");
+    let received: Vec<_> = one.answers(3).iter().map(|answer| show(answer)).collect();
+    assert_eq!(received[1..], ["+OK\\r\\n", "$5\\r\\nafter\\r\\n"], "{received:?}");
 }
 
 #[test]
@@ -617,19 +627,19 @@ fn write_in_order(wire: &mut RespClient, writer: usize, turn: u64) {
         format!("MGET {{1}}{writer} {key}"),
     ];
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
-    let told: Vec<_> = wire.answers(lines.len()).iter().map(|answer| show(answer)).collect();
+    let received: Vec<_> = wire.answers(lines.len()).iter().map(|answer| show(answer)).collect();
     let value = show(&crate::support::resp_client::bulk(format!("{}x", turn + 1)));
-    assert_eq!(told[4], value, "{told:?}");
+    assert_eq!(received[4], value, "{received:?}");
     assert_eq!(
-        told[5],
+        received[5],
         format!("*2\\r\\n{}{value}", show(&crate::support::resp_client::bulk(turn.to_string()))),
-        "{told:?}"
+        "{received:?}"
     );
     let transaction = ["MULTI", &format!("SET {key} c"), &format!("GET {key}"), "EXEC"];
-    let told = transaction.map(|line| wire.told_line(line));
+    let received = transaction.map(|line| wire.reply_to(line));
     // The slot was on its way, so nothing was done.
-    let is_refused = ["-EXECABORT", "-TRYAGAIN"].iter().any(|code| told[3].starts_with(code));
-    assert!(told[3].contains("$1\\r\\nc") || is_refused, "{told:?}");
+    let is_refused = ["-EXECABORT", "-TRYAGAIN"].iter().any(|code| received[3].starts_with(code));
+    assert!(received[3].contains("$1\\r\\nc") || is_refused, "{received:?}");
 }
 
 #[test]
@@ -637,15 +647,15 @@ fn failover_delays_only_commands_of_its_slots() {
     let stage = Stage::over(RedisCluster::with_replicas(3), &[], "");
     let mut wire = stage.through();
     for key in ["{0}k", "{1}k", "{3}k"] {
-        assert_eq!(wire.told_line(&format!("SET {key} before")), "+OK\\r\\n");
+        assert_eq!(wire.reply_to(&format!("SET {key} before")), "+OK\\r\\n");
     }
     cluster_copies(&stage.cluster);
     let owner = stage.cluster.owner("{0}k");
     stage.cluster.fail_over_to(owner + 3);
     for key in ["{0}k", "{1}k", "{3}k"] {
-        let told = wire.told_line(&format!("SET {key} after"));
-        assert_eq!(told, "+OK\\r\\n", "{key}");
-        assert_eq!(wire.told_line(&format!("GET {key}")), "$5\\r\\nafter\\r\\n", "{key}");
+        let received = wire.reply_to(&format!("SET {key} after"));
+        assert_eq!(received, "+OK\\r\\n", "{key}");
+        assert_eq!(wire.reply_to(&format!("GET {key}")), "$5\\r\\nafter\\r\\n", "{key}");
     }
 }
 
@@ -653,7 +663,7 @@ fn failover_delays_only_commands_of_its_slots() {
 fn cluster_copies(cluster: &RedisCluster) {
     for node in &cluster.nodes {
         // A replica rejects it.
-        _ = try_ask::<Value>(node, &["WAIT", "1", "5000"]);
+        _ = try_query::<Value>(node, &["WAIT", "1", "5000"]);
     }
 }
 
@@ -663,16 +673,16 @@ fn dead_primary_command_is_answered_after_failover() {
     let stage = Stage::over(cluster, &[], "");
     let mut wire = stage.through();
     for key in ["{0}k", "{1}k", "{0}other"] {
-        assert_eq!(wire.told_line(&format!("SET {key} value")), "+OK\\r\\n");
+        assert_eq!(wire.reply_to(&format!("SET {key} value")), "+OK\\r\\n");
     }
     cluster_copies(&stage.cluster);
     let owner = stage.cluster.owner("{0}k");
     let Stage { proxy, plain, mut cluster } = stage;
     cluster.nodes[owner].stop();
     let begun = Instant::now();
-    let told = wire.told_line("APPEND {0}k x");
-    assert!(told == ":6\\r\\n", "{told} after {:?}", begun.elapsed());
-    assert_eq!(wire.told_line("GET {1}k"), "$5\\r\\nvalue\\r\\n");
+    let received = wire.reply_to("APPEND {0}k x");
+    assert!(received == ":6\\r\\n", "{received} after {:?}", begun.elapsed());
+    assert_eq!(wire.reply_to("GET {1}k"), "$5\\r\\nvalue\\r\\n");
     drop((proxy, plain));
 }
 
@@ -682,7 +692,7 @@ fn client_is_the_same_user_at_every_node() {
         ["--requirepass", "secret", "--user", "other", "on", ">o", "~{0}*", "~{1}*", "&*", "+@all"];
     let cluster = RedisCluster::start(3, 0, &users);
     let stage = Stage::over(cluster, &users, "redis.password = \"secret\"\n");
-    let told = stage.same(&[
+    let received = stage.same(&[
         "GET {0}k",
         "SET {1}k v",
         "AUTH secret",
@@ -714,7 +724,10 @@ fn client_is_the_same_user_at_every_node() {
         "GET {3}k",
         "SET {1}k v",
     ]);
-    assert!(told[14].contains("-NOPERM") && told[22].ends_with("$1\\r\\nv\\r\\n"), "{told:#?}");
+    assert!(
+        received[14].contains("-NOPERM") && received[22].ends_with("$1\\r\\nv\\r\\n"),
+        "{received:#?}"
+    );
     assert!(stage.answered_from_memory() > 0.5);
 }
 
@@ -733,6 +746,6 @@ fn disconnected_client_consumes_no_job() {
     eventually("it is blocked", || is_waited_for().then_some(()));
     drop(one);
     eventually("the node knows that it is gone", || (!is_waited_for()).then_some(()));
-    assert_eq!(other.told_line("RPUSH {0}jobs job"), ":1\\r\\n");
-    assert_eq!(other.told_line("LLEN {0}jobs"), ":1\\r\\n");
+    assert_eq!(other.reply_to("RPUSH {0}jobs job"), ":1\\r\\n");
+    assert_eq!(other.reply_to("LLEN {0}jobs"), ":1\\r\\n");
 }

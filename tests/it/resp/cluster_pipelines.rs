@@ -17,7 +17,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::cluster::Stage;
-use crate::support::cluster::{RedisCluster, try_ask};
+use crate::support::cluster::{RedisCluster, try_query};
 use crate::support::env::{number, seed};
 use crate::support::resp_client::{RespClient, bulk, command, show, words};
 use crate::support::{RedisServer, eventually, within};
@@ -47,7 +47,7 @@ fn commands_of_a_moved_slot_get_their_own_replies() {
     let stage = stage();
     let mut wire = stage.through();
     for key in ["{0}a", "{0}b", "{0}c", "{1}x"] {
-        wire.ask_line(&format!("SET {key} value-of-{key}"));
+        wire.query_line(&format!("SET {key} value-of-{key}"));
     }
     let nodes = ["{0}a", "{1}x"].map(|key| stage.cluster.owner(key));
     stage.cluster.move_slot(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
@@ -70,9 +70,9 @@ fn commands_of_a_moving_slot_get_their_own_replies() {
     let stage = stage();
     let mut wire = stage.through();
     for key in ["{0}a", "{0}b"] {
-        wire.ask_line(&format!("SET {key} value-of-{key}"));
+        wire.query_line(&format!("SET {key} value-of-{key}"));
     }
-    wire.ask_line("SET {1}n 100");
+    wire.query_line("SET {1}n 100");
     let nodes = ["{0}a", "{1}n"].map(|key| stage.cluster.owner(key));
     stage.cluster.begin_to_move(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
     // A key that does not exist is asked for at the other node, and the keys that exist are still
@@ -95,12 +95,12 @@ fn commands_of_a_moving_slot_get_their_own_replies() {
 fn command_that_a_write_overtook_is_returned_not_run() {
     let stage = stage();
     let mut wire = stage.through();
-    wire.ask_line("MSET {0}p 0 {0}k value-of-k");
+    wire.query_line("MSET {0}p 0 {0}k value-of-k");
     let (slot, nodes) = stage.begin_to_move("{0}p", "{1}x");
     // `q` does not exist, so `MSET` has to wait until `p` has moved too, which it does not here.
-    let told = pipelined(&mut wire, &["MSET {0}p 1 {0}q 1", "SET {0}p 2", "GETEX {0}k"]);
-    assert!(told[0].starts_with("-TRYAGAIN redis-proxy: "), "{told:?}");
-    assert_eq!(told[1..], [OK.to_owned(), text("value-of-k")]);
+    let received = pipelined(&mut wire, &["MSET {0}p 1 {0}q 1", "SET {0}p 2", "GETEX {0}k"]);
+    assert!(received[0].starts_with("-TRYAGAIN redis-proxy: "), "{received:?}");
+    assert_eq!(received[1..], [OK.to_owned(), text("value-of-k")]);
     assert!((stage.redirects("returned") - 1.0).abs() < 0.5);
     stage.cluster.move_keys(slot, nodes[0], nodes[1]);
     stage.cluster.end_to_move(slot, nodes[0], nodes[1]);
@@ -111,22 +111,22 @@ fn command_that_a_write_overtook_is_returned_not_run() {
 fn command_of_keys_on_two_nodes_waits_for_the_move() {
     let stage = stage();
     let mut wire = stage.through();
-    wire.ask_line("MSET {0}p 0 {0}k value-of-k");
+    wire.query_line("MSET {0}p 0 {0}k value-of-k");
     let (slot, nodes) = stage.begin_to_move("{0}p", "{1}x");
     // Reads behind it have run already, and run again behind it.
     let lines = ["MSETNX {0}q 1 {0}p 1", "GETEX {1}x", "STRLEN {0}k", "GETRANGE {0}p 0 -1"];
     wire.send(lines.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
     eventually("the command is tried again", || (stage.redirects("followed") > 2.0).then_some(()));
     stage.cluster.set_migrated(slot, nodes);
-    let told: Vec<_> = wire.answers(lines.len()).iter().map(|reply| show(reply)).collect();
-    assert_eq!(told, [":0\\r\\n", "$-1\\r\\n", ":10\\r\\n", "$1\\r\\n0\\r\\n"]);
+    let received: Vec<_> = wire.answers(lines.len()).iter().map(|reply| show(reply)).collect();
+    assert_eq!(received, [":0\\r\\n", "$-1\\r\\n", ":10\\r\\n", "$1\\r\\n0\\r\\n"]);
 }
 
 #[test]
 fn write_behind_a_rejected_one_is_not_sent_before_it_has_run() {
     let stage = stage();
     let mut wire = stage.through();
-    wire.ask_line("SET {0}p 0");
+    wire.query_line("SET {0}p 0");
     let (slot, nodes) = stage.begin_to_move("{0}p", "{1}x");
     // `q` does not exist, so `MSET` is tried again until `p` has moved too.
     wire.send(words("MSET {0}p 1 {0}q 1"));
@@ -138,9 +138,9 @@ fn write_behind_a_rejected_one_is_not_sent_before_it_has_run() {
     eventually("more tries", || (stage.redirects("followed") > followed + 3.0).then_some(()));
     assert_eq!(from.calls("set"), sets, "the second write overtook the first");
     stage.cluster.set_migrated(slot, nodes);
-    let told: Vec<_> = wire.answers(2).iter().map(|reply| show(reply)).collect();
-    assert_eq!(told, [OK, OK]);
-    assert_eq!(wire.told_line("GET {0}p"), text("2"));
+    let received: Vec<_> = wire.answers(2).iter().map(|reply| show(reply)).collect();
+    assert_eq!(received, [OK, OK]);
+    assert_eq!(wire.reply_to("GET {0}p"), text("2"));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn write_never_overtakes_a_read_whose_connection_is_lost() {
     for round in 0..30 {
         let key = format!("{{0}}k{round}");
         let mut wire = stage.through();
-        assert_eq!(wire.told_line(&format!("LLEN {key}")), ":0\\r\\n");
+        assert_eq!(wire.reply_to(&format!("LLEN {key}")), ":0\\r\\n");
         let mut killer = RespClient::connect(node.tcp_address());
         node.pause();
         // The node reads the two in this order, so the read gets no reply.
@@ -173,7 +173,7 @@ fn write_whose_connection_is_lost_is_not_sent_again() {
     let stage = stage();
     let mut wire = stage.through();
     let node = &stage.cluster.nodes[stage.cluster.owner("{0}k")];
-    assert_eq!(wire.told_line("LLEN {0}k"), ":0\\r\\n");
+    assert_eq!(wire.reply_to("LLEN {0}k"), ":0\\r\\n");
     node.command(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     let appends = || {
         let clients = format!("{:?}", node.command(&["CLIENT", "LIST"]));
@@ -186,7 +186,7 @@ fn write_whose_connection_is_lost_is_not_sent_again() {
     assert_eq!(show(&wire.rest()), ":0\\r\\n");
     assert_eq!(appends(), 0);
     node.command(&["CLIENT", "UNPAUSE"]);
-    assert_eq!(stage.through().told_line("EXISTS {0}k"), ":0\\r\\n");
+    assert_eq!(stage.through().reply_to("EXISTS {0}k"), ":0\\r\\n");
 }
 
 #[test]
@@ -195,16 +195,16 @@ fn split_commands_over_a_moving_slot_reply_in_order() {
     let mut wire = stage.through();
     let keys: Vec<_> = (0..300).map(|number| format!("{{{}}}key-{number}", number % 2)).collect();
     let pairs: Vec<_> = keys.iter().map(|key| format!("{key} value-of-{key}")).collect();
-    assert_eq!(wire.told_line(&format!("MSET {}", pairs.join(" "))), OK);
+    assert_eq!(wire.reply_to(&format!("MSET {}", pairs.join(" "))), OK);
     let all = format!("MGET {}", keys.join(" "));
     let values: Vec<u8> = keys.iter().flat_map(|key| bulk(format!("value-of-{key}"))).collect();
     let expected = [&b"*300\r\n"[..], &values].concat();
     let nodes = ["{0}x", "{1}x"].map(|key| stage.cluster.owner(key));
     let slot = stage.cluster.slot("{0}x");
     let check = |wire: &mut RespClient, state: &str| {
-        assert!(wire.ask_line(&all) == expected, "{state}");
+        assert!(wire.query_line(&all) == expected, "{state}");
         let exist = format!("EXISTS {}", keys.join(" "));
-        assert_eq!(wire.told_line(&exist), ":300\\r\\n", "{state}");
+        assert_eq!(wire.reply_to(&exist), ":300\\r\\n", "{state}");
     };
     check(&mut wire, "before");
     stage.cluster.begin_to_move(slot, nodes[0], nodes[1]);
@@ -214,9 +214,9 @@ fn split_commands_over_a_moving_slot_reply_in_order() {
     stage.cluster.end_to_move(slot, nodes[0], nodes[1]);
     let mut other = stage.through();
     check(&mut other, "the slot has moved");
-    assert_eq!(wire.told_line(&format!("MSET {}", pairs.join(" "))), OK);
-    assert_eq!(wire.told_line(&format!("DEL {}", keys.join(" "))), ":300\\r\\n");
-    assert_eq!(wire.told_line(&format!("EXISTS {}", keys.join(" "))), ":0\\r\\n");
+    assert_eq!(wire.reply_to(&format!("MSET {}", pairs.join(" "))), OK);
+    assert_eq!(wire.reply_to(&format!("DEL {}", keys.join(" "))), ":300\\r\\n");
+    assert_eq!(wire.reply_to(&format!("EXISTS {}", keys.join(" "))), ":0\\r\\n");
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn new_slot_map_is_used_once_all_before_is_answered() {
     let (mut wire, mut other) = (stage.through(), stage.through());
     let nodes = ["{0}k", "{1}k"].map(|key| stage.cluster.owner(key));
     let [from, to] = nodes.map(|node| &stage.cluster.nodes[node]);
-    wire.ask_line("APPEND {1}k x");
+    wire.query_line("APPEND {1}k x");
     from.command(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     wire.send(words("APPEND {0}k x"));
     eventually("the write waits", || {
@@ -234,29 +234,29 @@ fn new_slot_map_is_used_once_all_before_is_answered() {
     });
     stage.cluster.move_slot(stage.cluster.slot("{0}k"), nodes[0], nodes[1]);
     // A read of the slot is redirected, so the proxy knows.
-    assert_eq!(other.told_line("HGET {0}h f"), "$-1\\r\\n");
+    assert_eq!(other.reply_to("HGET {0}h f"), "$-1\\r\\n");
     wire.send(words("APPEND {0}k y"));
     for _ in 0..50 {
-        assert_eq!(other.told_line("HGET {0}h f"), "$-1\\r\\n");
-        let exists: i64 = try_ask(to, &["EXISTS", "{0}k"]).unwrap();
+        assert_eq!(other.reply_to("HGET {0}h f"), "$-1\\r\\n");
+        let exists: i64 = try_query(to, &["EXISTS", "{0}k"]).unwrap();
         assert_eq!(exists, 0, "the second write overtook the first");
     }
     from.command(&["CLIENT", "UNPAUSE"]);
-    let told: Vec<_> = wire.answers(2).iter().map(|reply| show(reply)).collect();
-    assert_eq!(told, [":1\\r\\n", ":2\\r\\n"]);
-    assert_eq!(wire.told_line("GET {0}k"), text("xy"));
+    let received: Vec<_> = wire.answers(2).iter().map(|reply| show(reply)).collect();
+    assert_eq!(received, [":1\\r\\n", ":2\\r\\n"]);
+    assert_eq!(wire.reply_to("GET {0}k"), text("xy"));
 }
 
 #[test]
 fn blocking_command_holds_up_no_redirected_one() {
     let stage = stage();
     let mut wire = stage.through();
-    wire.ask_line("SET {0}a value-of-a");
+    wire.query_line("SET {0}a value-of-a");
     let nodes = ["{0}a", "{1}x"].map(|key| stage.cluster.owner(key));
     stage.cluster.move_slot(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
     wire.send([words("GETEX {0}a"), words("BLPOP {1}q 0"), words("GETEX {0}a")].concat());
     assert_eq!(show(&wire.answer()), text("value-of-a"));
-    stage.through().ask_line("RPUSH {1}q job");
+    stage.through().query_line("RPUSH {1}q job");
     assert!(show(&wire.answer()).contains("job"));
     assert_eq!(show(&wire.answer()), text("value-of-a"));
 }
@@ -269,7 +269,7 @@ fn outgrown_buffer_returns_the_redirected_command() {
     let large = "x".repeat(50_000);
     for line in ["SET {0}a 1", "SET {1}large ", "RPUSH {1}list "] {
         let value = if line.ends_with(' ') { &*large } else { "" };
-        wire.ask_line(&format!("{line}{value}"));
+        wire.query_line(&format!("{line}{value}"));
     }
     let nodes = ["{0}a", "{1}x"].map(|key| stage.cluster.owner(key));
     stage.cluster.move_slot(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
@@ -283,7 +283,7 @@ fn outgrown_buffer_returns_the_redirected_command() {
     assert!(replies[1..21].iter().all(|reply| reply.len() > large.len()));
     let last = show(&replies[21]);
     assert!(last == text("1") || last.starts_with("-TRYAGAIN redis-proxy: "), "{last}");
-    assert_eq!(wire.told_line("GETEX {0}a"), text("1"));
+    assert_eq!(wire.reply_to("GETEX {0}a"), text("1"));
 }
 
 #[test]
@@ -299,9 +299,9 @@ fn script_error_of_the_form_of_a_redirect_is_a_reply() {
         [("MOVED", owner), ("ASK", owner), ("MOVED", unknown), ("ASK", unknown)].iter().enumerate()
     {
         let error = format!("{code} {slot} 127.0.0.1:{port}");
-        let told = wire.told(&["EVAL", script, "1", "{0}n", &error]);
-        assert_eq!(told, format!("-{error}\\r\\n"));
-        assert_eq!(wire.told_line("GETEX {0}n"), text(&(number + 1).to_string()), "{error}");
+        let received = wire.reply_to_words(&["EVAL", script, "1", "{0}n", &error]);
+        assert_eq!(received, format!("-{error}\\r\\n"));
+        assert_eq!(wire.reply_to("GETEX {0}n"), text(&(number + 1).to_string()), "{error}");
     }
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_err(), "the proxy connected to an address of a script");
@@ -311,12 +311,12 @@ fn script_error_of_the_form_of_a_redirect_is_a_reply() {
 fn commands_without_keys_keep_no_redirected_one_from_running() {
     let stage = stage();
     let mut wire = stage.through();
-    wire.ask_line("SET {0}a value-of-a");
+    wire.query_line("SET {0}a value-of-a");
     let nodes = ["{0}a", "{1}x"].map(|key| stage.cluster.owner(key));
     stage.cluster.move_slot(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
-    let told = pipelined(&mut wire, &["GETEX {0}a", "PING", "ECHO x", "SELECT 0", "UNWATCH"]);
+    let received = pipelined(&mut wire, &["GETEX {0}a", "PING", "ECHO x", "SELECT 0", "UNWATCH"]);
     let expected = [&*text("value-of-a"), "+PONG\\r\\n", &*text("x"), OK, OK];
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
 }
 
 #[test]
@@ -325,10 +325,10 @@ fn watch_of_a_moved_slot_can_be_repeated() {
     let mut wire = stage.through();
     let nodes = ["{0}a", "{1}x"].map(|key| stage.cluster.owner(key));
     stage.cluster.move_slot(stage.cluster.slot("{0}a"), nodes[0], nodes[1]);
-    let told = wire.told_line("WATCH {0}a");
+    let received = wire.reply_to("WATCH {0}a");
     // The nodes are polled as soon as a check is late, as it may be on a busy machine.
-    assert!(told == OK || told.starts_with("-TRYAGAIN redis-proxy: "), "{told}");
-    assert_eq!(wire.told_line("WATCH {0}a"), OK);
+    assert!(received == OK || received.starts_with("-TRYAGAIN redis-proxy: "), "{received}");
+    assert_eq!(wire.reply_to("WATCH {0}a"), OK);
 }
 
 #[test]
@@ -341,8 +341,8 @@ fn unowned_slot_holds_up_a_pipeline_once() {
     }
     let mut wire = stage.through();
     let begun = Instant::now();
-    let told = pipelined(&mut wire, &["SET {0}a 1"; 30]);
-    assert!(told.iter().all(|reply| reply.starts_with('-')), "{told:?}");
+    let received = pipelined(&mut wire, &["SET {0}a 1"; 30]);
+    assert!(received.iter().all(|reply| reply.starts_with('-')), "{received:?}");
     // One after the other they would take 30 s, the bound of a reply being 20.
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
@@ -696,7 +696,7 @@ impl Disturber<'_> {
             0 => self.fail_over(),
             1 => {
                 let node = self.random.random_range(0..cluster.nodes.len());
-                _ = try_ask::<redis::Value>(
+                _ = try_query::<redis::Value>(
                     &cluster.nodes[node],
                     &["CLIENT", "KILL", "TYPE", "normal"],
                 );
@@ -820,7 +820,8 @@ impl Stage {
     fn check(&self, model: &Model) {
         for (key, values) in &model.0 {
             let owner = self.cluster.owner(key);
-            let found: Option<String> = try_ask(&self.cluster.nodes[owner], &["GET", key]).unwrap();
+            let found: Option<String> =
+                try_query(&self.cluster.nodes[owner], &["GET", key]).unwrap();
             assert!(values.contains(&found), "{key}: found {found:?}, expected one of {values:?}");
         }
     }
@@ -832,7 +833,7 @@ impl RedisCluster {
         let agreed = within(Duration::from_secs(60), || {
             let claims: Vec<_> = (0..self.nodes.len())
                 .map(|node| {
-                    try_ask(&self.nodes[node], &["CLUSTER", "NODES"])
+                    try_query(&self.nodes[node], &["CLUSTER", "NODES"])
                         .map(|view: String| claims(&view))
                 })
                 .collect::<Result<_, _>>()
@@ -845,11 +846,14 @@ impl RedisCluster {
     /// Moves one key of a slot that is on its way.
     fn move_key(&self, slot: u16, from: usize, to: usize) {
         let question = ["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "1"];
-        let keys: Vec<String> = try_ask(&self.nodes[from], &question).unwrap_or_default();
+        let keys: Vec<String> = try_query(&self.nodes[from], &question).unwrap_or_default();
         let port = self.port(to).to_string();
         for key in keys {
             let node: &RedisServer = &self.nodes[from];
-            _ = try_ask::<redis::Value>(node, &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+            _ = try_query::<redis::Value>(
+                node,
+                &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"],
+            );
         }
     }
 

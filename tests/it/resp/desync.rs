@@ -22,12 +22,12 @@ const NEVER_RIGHT: &str = "AUTH reader wrong";
 fn push_reply_never_changes_identity() {
     let ways = with_secret(&[]);
     let mut wire = RespClient::connect(ways.through());
-    assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
+    assert!(wire.reply_to("HELLO 3 AUTH other other-secret").starts_with("%7"));
     // Longer than the part that is held, and answered by a push alone.
     let channel = "x".repeat(2 << 20);
-    assert!(wire.ask(&["SUBSCRIBE", &channel]).starts_with(b">3\r\n"));
-    assert!(wire.told_line(NEVER_RIGHT).starts_with("-WRONGPASS"));
-    assert_eq!(wire.told_line("PING"), "+PONG\\r\\n");
+    assert!(wire.query(&["SUBSCRIBE", &channel]).starts_with(b">3\r\n"));
+    assert!(wire.reply_to(NEVER_RIGHT).starts_with("-WRONGPASS"));
+    assert_eq!(wire.reply_to("PING"), "+PONG\\r\\n");
     expect_no_secret(&mut wire);
 }
 
@@ -35,12 +35,12 @@ fn push_reply_never_changes_identity() {
 fn renamed_subscribe_never_changes_identity() {
     let ways = with_secret(&["--rename-command", "SUBSCRIBE", "listen"]);
     let mut wire = RespClient::connect(ways.through());
-    assert!(wire.told_line("HELLO 3 AUTH other other-secret").starts_with("%7"));
+    assert!(wire.reply_to("HELLO 3 AUTH other other-secret").starts_with("%7"));
     // From here on one reply is missing, because the proxy does not know the renamed command. Each
     // reply is taken for that of the previous command, and OK for the reply to a rejected login.
-    assert!(wire.told_line("listen news").starts_with(">3"));
+    assert!(wire.reply_to("listen news").starts_with(">3"));
     for line in ["RESET", "AUTH other other-secret", NEVER_RIGHT, "CLIENT SETNAME me", "PING"] {
-        wire.ask_line(line);
+        wire.query_line(line);
     }
     expect_no_secret(&mut wire);
 }
@@ -62,7 +62,7 @@ fn rejected_auth_without_reply_never_changes_identity() {
     let ways = with_secret(&[]);
     for login in [NEVER_RIGHT, "HELLO 3 AUTH reader wrong"] {
         let mut wire = RespClient::connect(ways.through());
-        assert_eq!(wire.told_line("AUTH other other-secret"), "+OK\\r\\n");
+        assert_eq!(wire.reply_to("AUTH other other-secret"), "+OK\\r\\n");
         wire.send(["ECHO in-front", login, "CLIENT SETNAME me"].map(words).concat());
         while wire.answer() != b"+OK\r\n" {}
         expect_no_secret(&mut wire);
@@ -71,7 +71,7 @@ fn rejected_auth_without_reply_never_changes_identity() {
         let behind = ["RESET", "AUTH other other-secret", NEVER_RIGHT, "CLIENT SETNAME me", "PING"];
         let mut wire = RespClient::connect(ways.through());
         for line in ["AUTH other other-secret", "MULTI", login] {
-            wire.ask_line(line);
+            wire.query_line(line);
         }
         wire.send(words("EXEC"));
         for line in behind {
@@ -90,18 +90,18 @@ fn repeated_auth_in_hello_matches_redis() {
         ("reader wrong", "other other-secret"),
         ("other x", "reader y"),
     ] {
-        let told = ways.same(|address| {
+        let received = ways.same(|address| {
             let mut wire = RespClient::connect(address);
             let hello = show_without_id(
-                &wire.ask_line(&format!("HELLO 3 AUTH {first} SETNAME auth AUTH {last}")),
+                &wire.query_line(&format!("HELLO 3 AUTH {first} SETNAME auth AUTH {last}")),
             );
             (
                 hello,
                 ["GET secret", "GET open", "MGET secret", "EXISTS secret"]
-                    .map(|line| wire.told_line(line)),
+                    .map(|line| wire.reply_to(line)),
             )
         });
-        assert!(!told.1.concat().contains("hidden"), "{told:?}");
+        assert!(!received.1.concat().contains("hidden"), "{received:?}");
     }
 }
 
@@ -121,21 +121,21 @@ fn front_end_password_allows_one_auth_per_hello() {
     await_ready(&proxy);
     let mut wire = RespClient::connect(proxy.resp_address());
     // Redis would judge the second login, over a connection of the proxy's user.
-    let told = wire.told_line("HELLO 3 AUTH default front AUTH other other-secret");
-    assert_eq!(told, "-ERR syntax error\\r\\n");
-    assert_eq!(wire.told_line("ACL WHOAMI"), "-NOAUTH Authentication required.\\r\\n");
+    let received = wire.reply_to("HELLO 3 AUTH default front AUTH other other-secret");
+    assert_eq!(received, "-ERR syntax error\\r\\n");
+    assert_eq!(wire.reply_to("ACL WHOAMI"), "-NOAUTH Authentication required.\\r\\n");
 }
 
 #[test]
 fn runtime_requirepass_bypasses_memory() {
     let ways = RespPair::start();
     ways.servers().iter().for_each(|server| _ = server.command(&["SET", "secret", "hidden"]));
-    let warm = RespClient::connect(ways.through()).ask_line("GET secret");
+    let warm = RespClient::connect(ways.through()).query_line("GET secret");
     assert_eq!(warm, bulk("hidden"));
     ways.servers()
         .iter()
         .for_each(|server| _ = server.command(&["CONFIG", "SET", "requirepass", "late"]));
-    let told = ways.same_answers(&[
+    let received = ways.same_answers(&[
         "PING",
         "GET secret",
         "MGET secret",
@@ -145,7 +145,7 @@ fn runtime_requirepass_bypasses_memory() {
         "AUTH late",
         "GET secret",
     ]);
-    assert!(told[7].contains("hidden"), "{told:#?}");
+    assert!(received[7].contains("hidden"), "{received:#?}");
 }
 
 /// Starts both paths, with a secret in the memory of a proxy that reads as `reader`, and these
@@ -161,7 +161,7 @@ fn with_secret(arguments: &[&str]) -> RespPair {
     }
     let mut wire = RespClient::connect(ways.through());
     for line in ["AUTH reader reader-secret", "GET secret"] {
-        wire.ask_line(line);
+        wire.query_line(line);
     }
     ways
 }
@@ -171,23 +171,23 @@ fn with_secret(arguments: &[&str]) -> RespPair {
 fn expect_no_secret(wire: &mut RespClient) {
     wire.send(["GET secret", "PING", "MGET secret", "PING"].map(words).concat());
     wire.send(command(&["ECHO", "end"]));
-    let mut told = Vec::new();
-    while told.last() != Some(&bulk("end")) {
-        told.push(wire.answer());
+    let mut received = Vec::new();
+    while received.last() != Some(&bulk("end")) {
+        received.push(wire.answer());
     }
-    let told: Vec<_> = told.iter().map(|answer| show(answer)).collect();
-    assert!(!told.concat().contains("hidden"), "{told:#?}");
+    let received: Vec<_> = received.iter().map(|answer| show(answer)).collect();
+    assert!(!received.concat().contains("hidden"), "{received:#?}");
 }
 
 #[track_caller]
 fn expect_no_secret_of_a_debugger(ways: &RespPair, debug: &str) {
     for login in [NEVER_RIGHT, "HELLO 3 AUTH reader wrong"] {
         let mut wire = RespClient::connect(ways.through());
-        assert_eq!(wire.told_line("AUTH other other-secret"), "+OK\\r\\n");
-        assert_eq!(wire.told_line(debug), "+OK\\r\\n");
+        assert_eq!(wire.reply_to("AUTH other other-secret"), "+OK\\r\\n");
+        assert_eq!(wire.reply_to(debug), "+OK\\r\\n");
         // From here on a debugger replies to every command, without errors.
-        assert!(wire.told_line("EVAL return(1) 0").contains("Stopped"));
-        wire.ask_line(login);
-        assert!(!wire.told_line("GET secret").contains("hidden"), "after {login}");
+        assert!(wire.reply_to("EVAL return(1) 0").contains("Stopped"));
+        wire.query_line(login);
+        assert!(!wire.reply_to("GET secret").contains("hidden"), "after {login}");
     }
 }

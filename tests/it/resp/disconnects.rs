@@ -15,7 +15,7 @@ fn half_closed_client_is_answered_by_blocking_commands() {
         let commands =
             ["XREAD STREAMS none 0", "XREAD COUNT 1 STREAMS none other 0 0", "BLPOP list 0"];
         commands.map(|line| {
-            RespClient::connect(address).ask_line("RPUSH list job");
+            RespClient::connect(address).query_line("RPUSH list job");
             let mut wire = RespClient::connect(address);
             // The end of the input arrives while every reply is pending.
             ways.servers().iter().for_each(|server| server.pause());
@@ -43,13 +43,13 @@ fn lost_session_state_closes_the_client() {
     {
         let mut wire = RespClient::connect(proxy.resp_address());
         wire.send(words(line));
-        let told = show(&wire.rest());
-        assert!(told.starts_with(NO_REDIS), "{line}: {told}");
+        let received = show(&wire.rest());
+        assert!(received.starts_with(NO_REDIS), "{line}: {received}");
     }
     // A connection without session state stays open.
     let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["PING", "SET key value", "BLPOP list 1"] {
-        let told = wire.told_line(line);
-        assert!(told.starts_with(NO_REDIS), "{line}: {told}");
+        let received = wire.reply_to(line);
+        assert!(received.starts_with(NO_REDIS), "{line}: {received}");
     }
 }

@@ -32,9 +32,10 @@ fn start() -> Option<(Proxy, RedisServer)> {
 fn stop_in_vain(proxy: &Proxy) {
     const ENOUGH: Duration = Duration::from_millis(600);
     proxy.signal(Signal::TERM);
-    proxy.wait_for_log(|line| line.says("stopping"));
-    let ended =
-        within(ENOUGH, || proxy.log_lines().iter().any(|line| line.says("stopped")).then_some(()));
+    proxy.wait_for_log(|line| line.has_message("stopping"));
+    let ended = within(ENOUGH, || {
+        proxy.log_lines().iter().any(|line| line.has_message("stopped")).then_some(())
+    });
     assert_eq!(ended, None, "it ended without what it owes");
 }
 
@@ -52,8 +53,8 @@ fn drain_answers_sent_commands() {
     let mut wires: Vec<_> =
         (0..CLIENTS).map(|_| RespClient::connect(proxy.resp_address())).collect();
     for wire in &mut wires {
-        assert_eq!(wire.told_line("SET key value"), "+OK\\r\\n");
-        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+        assert_eq!(wire.reply_to("SET key value"), "+OK\\r\\n");
+        assert_eq!(wire.reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
     }
     relay.stall();
     for wire in &mut wires {
@@ -114,7 +115,7 @@ fn drain_closes_clients_without_pending_replies() {
     let mut wires = talks.map(|talk| {
         let mut wire = RespClient::connect(proxy.resp_address());
         for line in talk {
-            wire.ask_line(line);
+            wire.query_line(line);
         }
         wire
     });

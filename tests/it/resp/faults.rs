@@ -86,7 +86,7 @@ fn link_lost_within_a_reply_closes_the_client() {
     for bytes in [0, 3, 5, 16, 18, 30, 100_000, 3_000_000, whole.len() - 5] {
         let mut wire = stage.connect();
         // The dedicated connection exists before the relay breaks.
-        assert_eq!(show(&wire.ask_line("ECHO link")), "$4\\r\\nlink\\r\\n");
+        assert_eq!(show(&wire.query_line("ECHO link")), "$4\\r\\nlink\\r\\n");
         stage.relay.cut_after(bytes);
         wire.send(&pipeline);
         let found = wire.rest();
@@ -124,13 +124,13 @@ fn cut_fetch_returns_whole_value_or_error() {
     await_ready(&stage.proxy);
     let mut wire = stage.connect();
     for _ in 0..2 {
-        assert_eq!(wire.ask_line("GET large"), bulk(&value));
+        assert_eq!(wire.query_line("GET large"), bulk(&value));
     }
     // After a single loss the fetch is repeated.
     stage.redis.command(&["SET", "other", &value]);
     stage.relay.cut_once();
     let answer = eventually("the value again", || {
-        let answer = wire.ask_line("GET other");
+        let answer = wire.query_line("GET other");
         (!answer.starts_with(b"-")).then_some(answer)
     });
     assert_eq!(answer, bulk(&value));
@@ -147,8 +147,8 @@ fn commands_fail_without_redis_but_connection_stays() {
     proxy.expect_log(DOWN);
     let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["GET key", "SET key value", "PING", "LRANGE list 0 -1", "GET key"] {
-        let told = wire.told_line(line);
-        assert!(told.starts_with(NO_REDIS), "{line}: {told}");
+        let received = wire.reply_to(line);
+        assert!(received.starts_with(NO_REDIS), "{line}: {received}");
     }
     wire.send(
         [
@@ -165,10 +165,10 @@ fn commands_fail_without_redis_but_connection_stays() {
     }
     redis.restart();
     eventually("Redis is asked again", || {
-        (wire.told_line("SET key value") == "+OK\\r\\n").then_some(())
+        (wire.reply_to("SET key value") == "+OK\\r\\n").then_some(())
     });
-    assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
-    assert_eq!(wire.told_line("GET absent"), "$-1\\r\\n");
+    assert_eq!(wire.reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
+    assert_eq!(wire.reply_to("GET absent"), "$-1\\r\\n");
 }
 
 #[test]
@@ -205,13 +205,13 @@ fn memory_reader_outlives_its_dedicated_connection() {
     let proxy = Proxy::start(&resp_config(&redis.url(), LASTING));
     await_ready(&proxy);
     let mut wire = RespClient::connect(proxy.resp_address());
-    wire.ask_line("SET key value");
+    wire.query_line("SET key value");
     eventually("Redis has closed the idle dedicated connection", || {
-        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+        assert_eq!(wire.reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
         (dedicated_connections(&redis) == 0).then_some(())
     });
-    assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
-    assert_eq!(wire.told_line("SET key other"), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
+    assert_eq!(wire.reply_to("SET key other"), "+OK\\r\\n");
 }
 
 #[test]
@@ -237,8 +237,8 @@ fn lost_redis_closes_only_stateful_clients() {
     stage.proxy.expect_log(DOWN);
     stage.redis.command(&["SET", "key", "value"]);
     let (mut reader, mut writer) = (stage.connect(), stage.connect());
-    assert_eq!(reader.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
-    assert_eq!(writer.told_line("SET other 1"), "+OK\\r\\n");
+    assert_eq!(reader.reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
+    assert_eq!(writer.reply_to("SET other 1"), "+OK\\r\\n");
     let mut bound = ["WATCH key", "MULTI", "SELECT 1", "HELLO 3", "SUBSCRIBE news", "BLPOP list 0"]
         .map(|line| {
             let mut wire = stage.connect();
@@ -253,18 +253,18 @@ fn lost_redis_closes_only_stateful_clients() {
     for wire in &mut bound {
         assert_eq!(show(&wire.rest()), "");
     }
-    let told = writer.told_line("SET other 2");
-    assert!(told.starts_with(NO_REDIS), "{told}");
+    let received = writer.reply_to("SET other 2");
+    assert!(received.starts_with(NO_REDIS), "{received}");
     // A cached value may be served stale; nothing else may.
-    let told = eventually("the reader is told something", || Some(reader.told_line("GET key")));
-    assert!(told == "$5\\r\\nvalue\\r\\n" || told.starts_with(NO_REDIS), "{told}");
-    let told = reader.told_line("SET key 2");
-    assert!(told.starts_with(NO_REDIS), "{told}");
+    let received = eventually("the reader receives something", || Some(reader.reply_to("GET key")));
+    assert!(received == "$5\\r\\nvalue\\r\\n" || received.starts_with(NO_REDIS), "{received}");
+    let received = reader.reply_to("SET key 2");
+    assert!(received.starts_with(NO_REDIS), "{received}");
     stage.relay.resume();
     await_ready(&stage.proxy);
     stage.redis.command(&["SET", "key", "new"]);
-    assert_eq!(reader.told_line("SET more 1"), "+OK\\r\\n");
-    assert_eq!(reader.told_line("GET key"), "$3\\r\\nnew\\r\\n");
+    assert_eq!(reader.reply_to("SET more 1"), "+OK\\r\\n");
+    assert_eq!(reader.reply_to("GET key"), "$3\\r\\nnew\\r\\n");
 }
 
 #[test]
@@ -274,17 +274,17 @@ fn closed_dedicated_connection_ends_its_client() {
         [("SET key value", false), ("SELECT 1", true), ("WATCH key", true), ("MULTI", true)]
     {
         let (mut one, mut other) = (stage.connect(), stage.connect());
-        let id = show(&one.ask_line("CLIENT ID"));
+        let id = show(&one.query_line("CLIENT ID"));
         let id = id.trim_start_matches(':').trim_end_matches("\\r\\n");
-        one.ask_line(state);
-        assert_eq!(other.told_line("SET other value"), "+OK\\r\\n");
+        one.query_line(state);
+        assert_eq!(other.reply_to("SET other value"), "+OK\\r\\n");
         stage.redis.command(&["CLIENT", "KILL", "ID", id]);
         if is_lost {
             assert_eq!(show(&one.rest()), "", "{state}");
         } else {
-            assert_eq!(one.told_line("GET key"), "$5\\r\\nvalue\\r\\n", "{state}");
+            assert_eq!(one.reply_to("GET key"), "$5\\r\\nvalue\\r\\n", "{state}");
         }
-        assert_eq!(other.told_line("GET other"), "$5\\r\\nvalue\\r\\n");
+        assert_eq!(other.reply_to("GET other"), "$5\\r\\nvalue\\r\\n");
     }
 }
 
@@ -294,9 +294,9 @@ fn reload_keeps_resp_connections() {
     let (mut transaction, mut subscriber, mut reader) =
         (stage.connect(), stage.connect(), stage.connect());
     for line in ["SET key value", "GET key", "MULTI", "INCR n"] {
-        transaction.ask_line(line);
+        transaction.query_line(line);
     }
-    subscriber.ask_line("SUBSCRIBE news");
+    subscriber.query_line("SUBSCRIBE news");
     let shorter = stage.config.replace("cache.ttl = \"1h\"", "cache.ttl = \"30m\"");
     assert_ne!(shorter, stage.config);
     for config in [&shorter, &stage.config] {
@@ -308,9 +308,9 @@ fn reload_keeps_resp_connections() {
     stage.proxy.expect_log("config refused");
     let other = format!("{}\nresp.max_bulk = \"1MiB\"", stage.config);
     assert_eq!(stage.proxy.reload(&other), Reload::Refused);
-    assert_eq!(transaction.told_line("GET key"), "+QUEUED\\r\\n");
-    assert_eq!(transaction.told_line("EXEC"), "*2\\r\\n:1\\r\\n$5\\r\\nvalue\\r\\n");
-    assert_eq!(reader.told_line("PUBLISH news hello"), ":1\\r\\n");
+    assert_eq!(transaction.reply_to("GET key"), "+QUEUED\\r\\n");
+    assert_eq!(transaction.reply_to("EXEC"), "*2\\r\\n:1\\r\\n$5\\r\\nvalue\\r\\n");
+    assert_eq!(reader.reply_to("PUBLISH news hello"), ":1\\r\\n");
     assert_eq!(
         show(&subscriber.answer()),
         "*3\\r\\n$7\\r\\nmessage\\r\\n$4\\r\\nnews\\r\\n$5\\r\\nhello\\r\\n"
@@ -348,7 +348,7 @@ fn disconnected_client_leaves_nothing_behind() {
         eventually("its link is gone", || (stage.links() == 0).then_some(()));
     }
     assert_eq!(stage.redis.command(&["EXISTS", "half"]), redis::Value::Int(0));
-    assert_eq!(stage.connect().told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+    assert_eq!(stage.connect().reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
 }
 
 #[test]

@@ -46,9 +46,9 @@ fn authenticated_proxy_gives_nothing_to_anonymous() {
         "AUTH a b c",
         "GET secret",
     ];
-    let told = ways.expect_from_memory(0.0, || ways.same_answers(&lines));
-    assert!(told[0].contains("-NOAUTH"), "{told:#?}");
-    assert!(!told.iter().any(|line| line.contains("hidden")), "{told:#?}");
+    let received = ways.expect_from_memory(0.0, || ways.same_answers(&lines));
+    assert!(received[0].contains("-NOAUTH"), "{received:#?}");
+    assert!(!received.iter().any(|line| line.contains("hidden")), "{received:#?}");
 }
 
 #[test]
@@ -57,10 +57,10 @@ fn proxy_user_is_answered_from_memory() {
     let from_memory = |hello: &str| {
         ways.expect_from_memory(2.0, || {
             let mut wire = RespClient::connect(ways.through());
-            let greeting = wire.told_line(hello);
+            let greeting = wire.reply_to(hello);
             assert!(!greeting.starts_with('-'), "{greeting}");
-            assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
-            assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
+            assert_eq!(wire.reply_to("GET secret"), "$6\\r\\nhidden\\r\\n");
+            assert_eq!(wire.reply_to("GET secret"), "$6\\r\\nhidden\\r\\n");
         });
     };
     from_memory("AUTH reader reader-secret");
@@ -72,7 +72,7 @@ fn proxy_user_is_answered_from_memory() {
 fn other_user_gets_its_own_view_from_redis() {
     let ways = logged_in();
     ways.expect_from_memory(0.0, || {
-        let told = ways.same_answers(&[
+        let received = ways.same_answers(&[
             "AUTH other other-secret",
             "GET secret",
             "MGET open secret",
@@ -88,9 +88,9 @@ fn other_user_gets_its_own_view_from_redis() {
             "GET secret",
             "GET secret",
         ]);
-        assert!(told[1].contains("-NOPERM"), "{told:#?}");
-        assert!(told[5].contains("public"), "{told:#?}");
-        assert!(told[8].contains("-NOPERM"), "{told:#?}");
+        assert!(received[1].contains("-NOPERM"), "{received:#?}");
+        assert!(received[5].contains("public"), "{received:#?}");
+        assert!(received[8].contains("-NOPERM"), "{received:#?}");
     });
 }
 
@@ -114,12 +114,13 @@ fn switching_user_switches_replies() {
     ];
     // One by one, and pipelined.
     ways.expect_from_memory(2.0, || {
-        let told = ways.same(|address| {
+        let received = ways.same(|address| {
             let mut wire = RespClient::connect(address);
-            lines.iter().map(|line| show_without_id(&wire.ask_line(line))).collect::<Vec<_>>()
+            lines.iter().map(|line| show_without_id(&wire.query_line(line))).collect::<Vec<_>>()
         });
-        let hidden: Vec<_> = told.iter().map(|line| u8::from(line.contains("hidden"))).collect();
-        assert_eq!(hidden, [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], "{told:#?}");
+        let hidden: Vec<_> =
+            received.iter().map(|line| u8::from(line.contains("hidden"))).collect();
+        assert_eq!(hidden, [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], "{received:#?}");
     });
     // From 7.2 on, Redis sends no reply to a login that it rejects behind other commands.
     let at_once: Vec<_> = lines.into_iter().filter(|line| !line.contains("wrong")).collect();
@@ -139,7 +140,7 @@ fn proxy_without_login_serves_the_default_user() {
     for server in ways.servers() {
         server.command(&["SET", "secret", "hidden"]);
     }
-    RespClient::connect(ways.through()).ask_line("GET secret");
+    RespClient::connect(ways.through()).query_line("GET secret");
     let lines = [
         "GET secret",
         "AUTH default anything",
@@ -150,8 +151,8 @@ fn proxy_without_login_serves_the_default_user() {
         "GET secret",
     ];
     ways.expect_from_memory(3.0, || {
-        let told = ways.same_answers(&lines);
-        assert!(told[6].contains("-NOPERM"), "{told:#?}");
+        let received = ways.same_answers(&lines);
+        assert!(received[6].contains("-NOPERM"), "{received:#?}");
     });
 }
 
@@ -196,7 +197,7 @@ fn front_end_password_makes_the_proxy_user() {
         ("GET secret", "$6\\r\\nhidden\\r\\n"),
     ];
     for (line, expected) in talk {
-        assert_eq!(wire.told_line(line), expected, "{line}");
+        assert_eq!(wire.reply_to(line), expected, "{line}");
     }
     for hello in [
         "HELLO",
@@ -206,19 +207,19 @@ fn front_end_password_makes_the_proxy_user() {
         "HELLO 3 AUTH reader reader-secret",
     ] {
         let mut wire = RespClient::connect(proxy.resp_address());
-        let told = wire.told_line(hello);
+        let received = wire.reply_to(hello);
         assert!(
-            told.starts_with("-NOAUTH HELLO must") || told.starts_with("-WRONGPASS"),
-            "{hello}: {told}"
+            received.starts_with("-NOAUTH HELLO must") || received.starts_with("-WRONGPASS"),
+            "{hello}: {received}"
         );
-        assert_eq!(wire.told_line("GET secret"), "-NOAUTH Authentication required.\\r\\n");
+        assert_eq!(wire.reply_to("GET secret"), "-NOAUTH Authentication required.\\r\\n");
     }
     let mut wire = RespClient::connect(proxy.resp_address());
-    let greeting = wire.told_line("HELLO 3 AUTH default front SETNAME me");
+    let greeting = wire.reply_to("HELLO 3 AUTH default front SETNAME me");
     assert!(greeting.starts_with("%7"), "{greeting}");
-    assert_eq!(wire.told_line("GET secret"), "$6\\r\\nhidden\\r\\n");
-    assert_eq!(wire.told_line("GET absent"), "_\\r\\n");
-    assert_eq!(wire.told_line("CLIENT GETNAME"), "$2\\r\\nme\\r\\n");
+    assert_eq!(wire.reply_to("GET secret"), "$6\\r\\nhidden\\r\\n");
+    assert_eq!(wire.reply_to("GET absent"), "_\\r\\n");
+    assert_eq!(wire.reply_to("CLIENT GETNAME"), "$2\\r\\nme\\r\\n");
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn login_behind_a_read_keeps_reply_order() {
     let (redis, proxy, _directory) = with_password(AS_READER);
     redis.command(&["RPUSH", "list", "item"]);
     let mut wire = RespClient::connect(proxy.resp_address());
-    assert_eq!(wire.told_line("AUTH front"), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("AUTH front"), "+OK\\r\\n");
     // Memory has not seen the list yet, so the read goes to Redis in the end.
     wire.send(
         [
@@ -240,14 +241,14 @@ fn login_behind_a_read_keeps_reply_order() {
         ]
         .concat(),
     );
-    let told: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
-    assert!(told[0].starts_with("-WRONGTYPE"), "{told:#?}");
-    assert!(told[1].starts_with("%7"), "{told:#?}");
-    assert_eq!(told[2..], ["$6\\r\\nhidden\\r\\n", "_\\r\\n"]);
+    let received: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
+    assert!(received[0].starts_with("-WRONGTYPE"), "{received:#?}");
+    assert!(received[1].starts_with("%7"), "{received:#?}");
+    assert_eq!(received[2..], ["$6\\r\\nhidden\\r\\n", "_\\r\\n"]);
     // A user name may equal a keyword.
     let mut wire = RespClient::connect(proxy.resp_address());
-    let told = wire.told_line("HELLO 3 SETNAME auth AUTH default front");
-    assert!(told.starts_with("%7"), "{told}");
+    let received = wire.reply_to("HELLO 3 SETNAME auth AUTH default front");
+    assert!(received.starts_with("%7"), "{received}");
 }
 
 #[test]
@@ -280,8 +281,8 @@ fn empty_password_file_is_rejected() {
             fs::write(&file, content).unwrap();
         }
         let settings = format!("resp.password_file = \"{}\"", file.display());
-        let (code, said) = Proxy::builder(&resp_config(&redis.url(), &settings)).run_to_end();
-        assert!(code != 0 && said.contains("resp.password_file"), "{name}: {code} {said}");
+        let (code, received) = Proxy::builder(&resp_config(&redis.url(), &settings)).run_to_end();
+        assert!(code != 0 && received.contains("resp.password_file"), "{name}: {code} {received}");
     }
 }
 
@@ -295,7 +296,7 @@ fn logged_in() -> RespPair {
     }
     let mut wire = RespClient::connect(ways.through());
     for line in ["AUTH reader reader-secret", "GET secret", "GET open"] {
-        wire.ask_line(line);
+        wire.query_line(line);
     }
     ways
 }
@@ -312,7 +313,7 @@ fn with_password(settings: &str) -> (RedisServer, Proxy, TempDir) {
     await_ready(&proxy);
     let mut wire = RespClient::connect(proxy.resp_address());
     for line in ["AUTH front", "GET secret"] {
-        wire.ask_line(line);
+        wire.query_line(line);
     }
     (redis, proxy, directory)
 }

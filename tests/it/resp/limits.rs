@@ -30,7 +30,7 @@ fn connection_beyond_the_limit_is_rejected() {
     let proxy = ways.proxy().unwrap();
     let mut wires: Vec<_> = (0..3).map(|_| RespClient::connect(ways.through())).collect();
     for wire in &mut wires {
-        assert_eq!(wire.told_line("PING"), "+PONG\\r\\n");
+        assert_eq!(wire.reply_to("PING"), "+PONG\\r\\n");
     }
     let mut refused = RespClient::connect(ways.through());
     assert_eq!(show(&refused.rest()), "-ERR max number of clients reached\\r\\n");
@@ -39,7 +39,7 @@ fn connection_beyond_the_limit_is_rejected() {
     // A closed connection makes room for another.
     drop(wires.pop());
     await_metric(proxy, r#"connections{front_end="resp"}"#, 2.0);
-    assert_eq!(RespClient::connect(ways.through()).told_line("PING"), "+PONG\\r\\n");
+    assert_eq!(RespClient::connect(ways.through()).reply_to("PING"), "+PONG\\r\\n");
 }
 
 #[test]
@@ -49,14 +49,14 @@ fn silent_client_is_closed_unless_a_reply_is_pending() {
         (RespClient::connect(ways.through()), RespClient::connect(ways.through()));
     waiting.send(words("BLPOP list 0"));
     let begun = Instant::now();
-    assert_eq!(idle.told_line("GET key"), "$-1\\r\\n");
+    assert_eq!(idle.reply_to("GET key"), "$-1\\r\\n");
     assert_eq!(show(&idle.rest()), "");
     assert!(begun.elapsed() >= Duration::from_millis(990), "closed after {:?}", begun.elapsed());
     // Longer than any idle connection may live.
     eventually("only who waits is left", || {
         (metric(ways.proxy().unwrap(), r#"connections{front_end="resp"}"#) < 1.5).then_some(())
     });
-    assert_eq!(RespClient::connect(ways.through()).told_line("RPUSH list job"), ":1\\r\\n");
+    assert_eq!(RespClient::connect(ways.through()).reply_to("RPUSH list job"), ":1\\r\\n");
     assert_eq!(show(&waiting.answer()), "*2\\r\\n$4\\r\\nlist\\r\\n$3\\r\\njob\\r\\n");
 }
 
@@ -65,7 +65,7 @@ fn slow_reader_is_not_idle() {
     let Some(ways) = limited("resp.idle_timeout = \"2s\"") else { return };
     let value = vec![b'v'; 16 << 20];
     let mut wire = RespClient::connect(ways.through());
-    wire.ask(&[b"SET", &b"key"[..], &value]);
+    wire.query(&[b"SET", &b"key"[..], &value]);
     // First from Redis, then from memory.
     for _ in 0..2 {
         wire.send(words("GET key"));
@@ -101,7 +101,7 @@ fn slow_reader_loses_no_cached_read() {
         ways.behind().command(&[b"RPUSH", &b"list"[..], &item]);
     }
     ways.behind().command(&["SET", "k", "value"]);
-    RespClient::connect(ways.through()).ask_line("GET k");
+    RespClient::connect(ways.through()).query_line("GET k");
     for number in 0..20 {
         let mut wire = RespClient::connect(ways.through());
         let range = format!("LRANGE list 0 {}", 70 - number);
@@ -120,19 +120,19 @@ fn oversized_argument_closes_the_connection() {
     let Some(ways) = limited("resp.max_bulk = \"1MiB\"") else { return };
     let most = vec![b'x'; 1 << 20];
     let mut wire = RespClient::connect(ways.through());
-    assert_eq!(show(&wire.ask(&[b"SET", &b"key"[..], &most])), "+OK\\r\\n");
-    assert_eq!(wire.ask_line("GET key"), bulk(&most));
+    assert_eq!(show(&wire.query(&[b"SET", &b"key"[..], &most])), "+OK\\r\\n");
+    assert_eq!(wire.query_line("GET key"), bulk(&most));
     wire.send(b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$1048577\r\n");
     assert_eq!(show(&wire.answer()), "-ERR Protocol error: invalid bulk length\\r\\n");
     assert_eq!(wire.is_closed(), Some(true));
-    assert_eq!(RespClient::connect(ways.through()).ask_line("GET key"), bulk(&most));
+    assert_eq!(RespClient::connect(ways.through()).query_line("GET key"), bulk(&most));
 }
 
 #[test]
 fn too_many_arguments_close_the_connection() {
     let Some(ways) = limited("resp.max_arguments = 5") else { return };
     let mut wire = RespClient::connect(ways.through());
-    assert_eq!(wire.told_line("MSET a 1 b 2"), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("MSET a 1 b 2"), "+OK\\r\\n");
     wire.send(words("MGET a b a b a"));
     assert_eq!(show(&wire.answer()), "-ERR Protocol error: invalid multibulk length\\r\\n");
     assert_eq!(wire.is_closed(), Some(true));
@@ -150,12 +150,12 @@ fn oversized_command_is_streamed() {
             .chain(keys.iter().flat_map(|key| [key.as_str(), "value"]))
             .collect();
         let all: Vec<_> = ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
-        let mut told = vec![
-            wire.ask(&[b"SET", &b"large"[..], &large]),
-            wire.ask_line("GET large"),
-            wire.ask_line("GET large"),
+        let mut received = vec![
+            wire.query(&[b"SET", &b"large"[..], &large]),
+            wire.query_line("GET large"),
+            wire.query_line("GET large"),
         ];
-        told.extend([wire.ask(&many), wire.ask_line("GET key:19999"), wire.ask(&all)]);
+        received.extend([wire.query(&many), wire.query_line("GET key:19999"), wire.query(&all)]);
         // Pipelined between reads from memory.
         let both = [
             words("GET large"),
@@ -164,9 +164,9 @@ fn oversized_command_is_streamed() {
             command(&all),
         ];
         wire.send(both.concat());
-        told.extend(wire.answers(4));
-        told.push(wire.ask_line("STRLEN large"));
-        told
+        received.extend(wire.answers(4));
+        received.push(wire.query_line("STRLEN large"));
+        received
     });
 }
 
@@ -175,7 +175,7 @@ fn million_commands_may_precede_the_first_read() {
     let ways = RespPair::start();
     let count = number("RESP_PIPELINE").unwrap_or(COMMANDS);
     let mut wire = RespClient::connect(ways.through());
-    wire.ask_line("SET k value");
+    wire.query_line("SET k value");
     let begun = Instant::now();
     for _ in 0..count / 1000 {
         wire.send("GET k\r\n".repeat(1000));
@@ -196,11 +196,11 @@ fn unread_replies_take_no_memory() {
     let proxy = ways.proxy().unwrap();
     // Small enough to be copied, and more in total than any buffer could hold.
     let value = "v".repeat(8000);
-    RespClient::connect(ways.through()).ask(&["SET", "key", &value]);
-    RespClient::connect(ways.through()).ask(&["RPUSH", "list", &value]);
+    RespClient::connect(ways.through()).query(&["SET", "key", &value]);
+    RespClient::connect(ways.through()).query(&["RPUSH", "list", &value]);
     for line in ["GET key", "LRANGE list 0 -1"] {
         let mut wire = RespClient::connect(ways.through());
-        let expected = wire.ask_line(line);
+        let expected = wire.query_line(line);
         let count = 200 * usize::try_from(MEBIBYTE).unwrap() / expected.len();
         let mut sender = wire.sender();
         let before = resident(proxy.pid());
@@ -293,12 +293,12 @@ fn client_before_its_login_meets_the_limits_of_redis() {
         [&login[..], &read_of(10), &words("RESET"), b"*11\r\n"].concat(),
         [&login[..], &words("RESET"), b"*1\r\n$16385\r\n"].concat(),
     ] {
-        let told = ways.same(|address| {
+        let received = ways.same(|address| {
             let mut wire = RespClient::connect(address);
             wire.send(&input);
             show(&wire.rest())
         });
-        assert!(told.ends_with("length\\r\\n"), "{}: {told}", show(&input));
+        assert!(received.ends_with("length\\r\\n"), "{}: {received}", show(&input));
     }
 }
 
@@ -318,8 +318,8 @@ fn client_within_the_limits_needs_only_its_login() {
         ways.same(|address| {
             let mut wire = RespClient::connect(address);
             wire.send(&input);
-            let told: Vec<_> = wire.answers(answers).iter().map(|one| show(one)).collect();
-            (told, wire.is_closed())
+            let received: Vec<_> = wire.answers(answers).iter().map(|one| show(one)).collect();
+            (received, wire.is_closed())
         });
     }
 }
@@ -343,7 +343,7 @@ fn client_without_need_of_a_login_has_no_such_limits() {
 #[test]
 fn read_of_many_cached_keys_opens_no_connection() {
     let Some(ways) = limited("") else { return };
-    assert_eq!(RespClient::connect(ways.through()).told(&["GET", "key:1"]), "$-1\\r\\n");
+    assert_eq!(RespClient::connect(ways.through()).reply_to_words(&["GET", "key:1"]), "$-1\\r\\n");
     let before = ways.behind().calls("mget");
     let mut wire = RespClient::connect(ways.through());
     for _ in 0..2 {

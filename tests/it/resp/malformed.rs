@@ -120,19 +120,19 @@ fn pipeline_may_be_split_anywhere() {
     let ways = RespPair::start();
     ways.same(|address| {
         let mut wire = RespClient::connect(address);
-        let told = |wire: &mut RespClient| {
+        let received = |wire: &mut RespClient| {
             wire.answers(6).iter().map(|answer| show(answer)).collect::<Vec<_>>()
         };
         let whole = {
             wire.send(pipeline);
-            told(&mut wire)
+            received(&mut wire)
         };
         for cut in 1..pipeline.len() {
             wire.send(&pipeline[..cut]);
             // Every replied command was read, and probably the bytes behind it too.
             std::thread::yield_now();
             wire.send(&pipeline[cut..]);
-            assert_eq!(told(&mut wire), whole, "cut at {cut}");
+            assert_eq!(received(&mut wire), whole, "cut at {cut}");
         }
         whole
     });
@@ -157,18 +157,18 @@ fn absent_and_wrong_type_replies_match_redis() {
     for hello in ["HELLO 2", "HELLO 3", "PING"] {
         ways.same(|address| {
             let mut wire = RespClient::connect(address);
-            wire.ask_line(hello);
-            wire.ask_line("RPUSH list 1");
-            wire.ask_line("SET string value");
+            wire.query_line(hello);
+            wire.query_line("RPUSH list 1");
+            wire.query_line("SET string value");
             // The second time from memory, where the value is there.
             let twice = READS.iter().chain(&READS);
-            twice.map(|line| format!("{line}: {}", wire.told_line(line))).collect::<Vec<_>>()
+            twice.map(|line| format!("{line}: {}", wire.reply_to(line))).collect::<Vec<_>>()
         });
     }
     ways.expect_from_memory(4.0, || {
         let mut wire = RespClient::connect(ways.through());
         ["GET absent", "GET string", "STRLEN string", "EXISTS absent"]
-            .map(|line| wire.told_line(line))
+            .map(|line| wire.reply_to(line))
     });
 }
 
@@ -176,23 +176,23 @@ fn absent_and_wrong_type_replies_match_redis() {
 #[track_caller]
 fn same_exchange(ways: &RespPair, bytes: &[u8], answers: usize) -> (String, bool) {
     let sent = show(bytes);
-    let (_, told, is_closed) = ways.same(|address| {
-        let (told, is_closed) = exchange(address, bytes, answers);
-        (sent.clone(), told, is_closed)
+    let (_, received, is_closed) = ways.same(|address| {
+        let (received, is_closed) = exchange(address, bytes, answers);
+        (sent.clone(), received, is_closed)
     });
-    (told, is_closed)
+    (received, is_closed)
 }
 
 #[track_caller]
 fn exchange(address: SocketAddr, bytes: &[u8], answers: usize) -> (String, bool) {
     let mut wire = RespClient::connect(address);
     wire.send(bytes);
-    let told = |wire: &mut RespClient| {
+    let received = |wire: &mut RespClient| {
         wire.try_answer().map_or_else(|error| error.to_string(), |answer| show(&answer))
     };
-    let told: Vec<_> = (0..answers).map(|_| told(&mut wire)).collect();
+    let received: Vec<_> = (0..answers).map(|_| received(&mut wire)).collect();
     let Some(is_closed) = wire.is_closed() else {
-        panic!("neither closed nor answered behind {}; told {told:?}", show(bytes));
+        panic!("neither closed nor answered behind {}; received {received:?}", show(bytes));
     };
-    (told.join(" "), is_closed)
+    (received.join(" "), is_closed)
 }

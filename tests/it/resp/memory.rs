@@ -21,9 +21,9 @@ fn long_key_is_read_but_not_cached() {
     let before = resident(proxy.pid());
     for number in 0..KEYS {
         let expected = if number == 7 { "$5\\r\\nseven\\r\\n" } else { "$-1\\r\\n" };
-        assert_eq!(wire.told(&["GET", &long(number)]), expected);
+        assert_eq!(wire.reply_to_words(&["GET", &long(number)]), expected);
         assert_eq!(
-            wire.told(&["MGET", "none", &long(number)]),
+            wire.reply_to_words(&["MGET", "none", &long(number)]),
             format!("*2\\r\\n$-1\\r\\n{expected}")
         );
     }
@@ -32,8 +32,10 @@ fn long_key_is_read_but_not_cached() {
     assert!(ways.reads(&["bypass"]) >= Some(100.0), "some were kept");
     // A key of the greatest cached length.
     let longest = "k".repeat(16 << 10);
-    wire.told(&["GET", &longest]);
-    ways.expect_from_memory(1.0, || assert_eq!(wire.told(&["GET", &longest]), "$-1\\r\\n"));
+    wire.reply_to_words(&["GET", &longest]);
+    ways.expect_from_memory(1.0, || {
+        assert_eq!(wire.reply_to_words(&["GET", &longest]), "$-1\\r\\n");
+    });
 }
 
 #[test]

@@ -13,20 +13,19 @@ use crate::support::within;
 fn transaction_after_another_in_a_pipeline_is_atomic() {
     let ways = RespPair::start();
     for end in ["EXEC", "DISCARD", "RESET"] {
-        let told = ways.same(|address| {
+        let received = ways.same(|address| {
             let mut wire = RespClient::connect(address);
             for line in ["SET hot value", "GET hot"] {
-                wire.ask_line(line);
+                wire.query_line(line);
             }
             wire.send(["MULTI", "SET a 1", end, "MULTI"].map(words).concat());
-            let mut told: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
+            let mut received: Vec<_> = wire.answers(4).iter().map(|answer| show(answer)).collect();
             // All replies have arrived, so only the session state shows that this is to be queued.
-            told.extend(
-                ["GET hot", "MGET hot", "EXEC", "GET hot"].map(|line| wire.told_line(line)),
-            );
-            told
+            received
+                .extend(["GET hot", "MGET hot", "EXEC", "GET hot"].map(|line| wire.reply_to(line)));
+            received
         });
-        assert_eq!(told[4], "+QUEUED\\r\\n", "{told:#?}");
+        assert_eq!(received[4], "+QUEUED\\r\\n", "{received:#?}");
     }
 }
 
@@ -36,14 +35,14 @@ fn watch_after_exec_in_a_pipeline_holds() {
     for end in ["EXEC", "DISCARD", "UNWATCH"] {
         let mut wire = RespClient::connect(ways.through());
         for line in ["SET k 1", "GET k"] {
-            wire.ask_line(line);
+            wire.query_line(line);
         }
         wire.send(["WATCH k", "MULTI", end, "WATCH k"].map(words).concat());
         wire.answers(4);
         let is_still_in_multi = end == "UNWATCH";
         let expected = if is_still_in_multi { "+QUEUED\\r\\n" } else { "$1\\r\\n1\\r\\n" };
         ways.expect_from_memory(0.0, || {
-            assert_eq!(wire.told_line("GET k"), expected, "behind {end}");
+            assert_eq!(wire.reply_to("GET k"), expected, "behind {end}");
         });
     }
 }
@@ -56,7 +55,7 @@ fn late_protocol_error_keeps_earlier_replies() {
     ways.same(|address| {
         let mut wire = RespClient::connect(address);
         for line in ["SET hot value", "GET hot", "GET hot"] {
-            wire.ask_line(line);
+            wire.query_line(line);
         }
         ways.servers().iter().for_each(|server| server.pause());
         // A word is missing, and the bytes in its place are invalid.

@@ -17,7 +17,7 @@ fn subscribers_receive_published_messages() {
 
 fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<String> {
     let (mut subscriber, mut publisher) = (connect(address), RespClient::connect(address));
-    publisher.ask_line("SET key value");
+    publisher.query_line("SET key value");
     let mut heard = Vec::new();
     let mut hear = |subscriber: &mut RespClient, count: usize| {
         heard.extend(subscriber.answers(count).iter().map(|answer| show(answer)));
@@ -34,7 +34,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<Strin
     );
     hear(&mut subscriber, 5);
     for line in ["PUBLISH news one", "PUBLISH weather two", "PUBLISH none x", "PUBLISH silence x"] {
-        publisher.ask_line(line);
+        publisher.query_line(line);
     }
     hear(&mut subscriber, 4);
     // A command outside of pub/sub is an error in RESP2 and works in RESP3.
@@ -47,7 +47,7 @@ fn hear(address: SocketAddr, connect: fn(SocketAddr) -> RespClient) -> Vec<Strin
         .send([words("SSUBSCRIBE shard"), words("UNSUBSCRIBE"), words("SUNSUBSCRIBE")].concat());
     hear(&mut subscriber, 3);
     // Afterwards it is an ordinary connection.
-    publisher.ask_line("SET key changed");
+    publisher.query_line("SET key changed");
     subscriber.send(
         [
             words("GET key"),
@@ -68,7 +68,7 @@ fn published_burst_arrives_in_order() {
     let ways = RespPair::start();
     let address = ways.through();
     let mut subscriber = RespClient::connect(address);
-    subscriber.ask_line("SUBSCRIBE news");
+    subscriber.query_line("SUBSCRIBE news");
     let mut publisher = RespClient::connect(address);
     let publish: Vec<u8> =
         (0..MESSAGES).flat_map(|number| words(&format!("PUBLISH news {number}"))).collect();
@@ -102,13 +102,13 @@ fn oversized_subscription_is_streamed() {
                 ]
                 .concat(),
             );
-            let told = wire.answers(channels.len() + 3);
+            let received = wire.answers(channels.len() + 3);
             let mut other = RespClient::connect(address);
-            other.ask_line(&format!("PUBLISH {} message", channels[29_999]));
+            other.query_line(&format!("PUBLISH {} message", channels[29_999]));
             (
-                told[0].clone(),
-                show(&told.concat()[..]).len(),
-                show(&told[channels.len() - 1]),
+                received[0].clone(),
+                show(&received.concat()[..]).len(),
+                show(&received[channels.len() - 1]),
                 show(&wire.answer()),
             )
         });
@@ -121,16 +121,16 @@ fn client_side_tracking_pushes_are_delivered() {
     ways.same(|address| {
         let (mut reader, mut writer) =
             (RespClient::connect_resp3(address), RespClient::connect(address));
-        writer.ask_line("SET key one");
-        let mut told = Vec::new();
+        writer.query_line("SET key one");
+        let mut received = Vec::new();
         for line in ["GET key", "CLIENT TRACKING ON", "GET key"] {
-            told.push(reader.told_line(line));
+            received.push(reader.reply_to(line));
         }
-        writer.ask_line("SET key two");
+        writer.query_line("SET key two");
         // The pushes, and then a reply.
-        told.push(show(&reader.answer()));
-        told.push(reader.told_line("GET key"));
-        told
+        received.push(show(&reader.answer()));
+        received.push(reader.reply_to("GET key"));
+        received
     });
 }
 
@@ -139,15 +139,15 @@ fn client_reply_off_is_honoured() {
     let ways = RespPair::start();
     ways.same(|address| {
         let mut wire = RespClient::connect(address);
-        wire.ask_line("SET key value");
-        wire.ask_line("GET key");
+        wire.query_line("SET key value");
+        wire.query_line("GET key");
         for line in ["CLIENT REPLY OFF", "GET key", "SET key other", "GET key"] {
             wire.send(words(line));
         }
-        let mut told = vec![wire.told_line("CLIENT REPLY ON"), wire.told_line("GET key")];
+        let mut received = vec![wire.reply_to("CLIENT REPLY ON"), wire.reply_to("GET key")];
         wire.send([words("CLIENT REPLY SKIP"), words("GET key")].concat());
-        told.extend([wire.told_line("PING"), wire.told_line("GET key")]);
-        told
+        received.extend([wire.reply_to("PING"), wire.reply_to("GET key")]);
+        received
     });
 }
 
@@ -156,12 +156,12 @@ fn monitor_shows_commands_of_others() {
     let ways = RespPair::start();
     ways.same(|address| {
         let (mut monitor, mut other) = (RespClient::connect(address), RespClient::connect(address));
-        let said = monitor.told_line("MONITOR");
-        other.ask_line("SET seen yes");
+        let received = monitor.reply_to("MONITOR");
+        other.query_line("SET seen yes");
         loop {
             let line = String::from_utf8(monitor.answer()).unwrap();
             if line.contains("\"seen\"") {
-                return (said, line.split('"').skip(1).map(str::to_owned).collect::<Vec<_>>());
+                return (received, line.split('"').skip(1).map(str::to_owned).collect::<Vec<_>>());
             }
         }
     });

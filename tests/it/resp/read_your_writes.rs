@@ -159,7 +159,7 @@ struct Writer<'a> {
 #[derive(Default)]
 struct Piece {
     bytes: Vec<u8>,
-    said: Vec<String>,
+    received: Vec<String>,
     expected: Vec<Expected>,
 }
 
@@ -246,12 +246,12 @@ impl<'a> Writer<'a> {
                 }
             };
             if let Some(expected) = wrong {
-                let said = piece.said.join("\n  ");
+                let received = piece.received.join("\n  ");
                 self.common.found_stale(format!(
-                    "connection {} said\n  {said}\nanswer {index} is to {:?}\nexpected {expected}\n\
+                    "connection {} received\n  {received}\nanswer {index} is to {:?}\nexpected {expected}\n\
                         found    {}",
                     self.number,
-                    piece.said[index],
+                    piece.received[index],
                     show(&found)
                 ));
             }
@@ -439,7 +439,7 @@ impl<'a> Writer<'a> {
 impl Piece {
     fn add(&mut self, words: &[&str], expected: Expected) {
         self.bytes.extend(command(words));
-        self.said.push(words.join(" "));
+        self.received.push(words.join(" "));
         self.expected.push(expected);
     }
 }

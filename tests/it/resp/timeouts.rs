@@ -27,13 +27,13 @@ fn frozen_shared_connection_delays_only_its_readers() {
     let proxy = Proxy::start(&resp_config(&relay_url(&relay), &settings));
     proxy.expect_log("no connection to Redis");
     await_ready(&proxy);
-    RespClient::connect(proxy.resp_address()).ask_line("GET key");
+    RespClient::connect(proxy.resp_address()).query_line("GET key");
     relay.stall_old();
     let mut wire = RespClient::connect(proxy.resp_address());
-    assert_eq!(wire.told_line("SET key value"), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("SET key value"), "+OK\\r\\n");
     let begun = Instant::now();
     for _ in 0..READS {
-        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+        assert_eq!(wire.reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
     }
     let took = begun.elapsed();
     // Only the first read waits for the fence, and not for `redis.response_timeout`.
@@ -52,14 +52,14 @@ fn rejected_proxy_login_delays_no_direct_client() {
         Proxy::start(&resp_config(&redis.url(), &format!("{LASTING}\nredis.password = \"old\"")));
     proxy.expect_log("");
     let mut wire = RespClient::connect(proxy.resp_address());
-    assert_eq!(wire.told_line("AUTH new"), "+OK\\r\\n");
-    wire.ask_line("SET key value");
+    assert_eq!(wire.reply_to("AUTH new"), "+OK\\r\\n");
+    wire.query_line("SET key value");
     eventually("Redis has refused the proxy", || {
         readyz(&proxy).1.contains("WRONGPASS").then_some(())
     });
     let begun = Instant::now();
     for _ in 0..READS {
-        assert_eq!(wire.told_line("GET key"), "$5\\r\\nvalue\\r\\n");
+        assert_eq!(wire.reply_to("GET key"), "$5\\r\\nvalue\\r\\n");
     }
     let took = begun.elapsed();
     // If each read waited for a shared connection, it would take 100 ms.
@@ -87,11 +87,11 @@ fn keepalive_is_invisible_to_the_client() {
     [&open, &closed].into_iter().for_each(await_ready);
     let mut wires =
         [&open, &open, &open, &closed].map(|proxy| RespClient::connect(proxy.resp_address()));
-    wires[3].ask_line("AUTH front");
+    wires[3].query_line("AUTH front");
     for wire in &mut wires {
-        assert!(wire.told_line("HELLO 3").starts_with("%7"));
-        assert_eq!(wire.told_line("SET hot value"), "+OK\\r\\n");
-        assert_eq!(wire.told_line("GET hot"), "$5\\r\\nvalue\\r\\n");
+        assert!(wire.reply_to("HELLO 3").starts_with("%7"));
+        assert_eq!(wire.reply_to("SET hot value"), "+OK\\r\\n");
+        assert_eq!(wire.reply_to("GET hot"), "$5\\r\\nvalue\\r\\n");
     }
     assert_eq!(within(SILENCE, || None::<()>), None);
     let hit = "$5\\r\\nvalue\\r\\n";
@@ -109,12 +109,13 @@ fn keepalive_is_invisible_to_the_client() {
     ];
     for (wire, (talk, expected)) in wires.iter_mut().zip(talks) {
         wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<_>>());
-        let told: Vec<_> = wire.answers(expected.len()).iter().map(|answer| show(answer)).collect();
-        assert_eq!(told, expected, "{talk:?}");
+        let received: Vec<_> =
+            wire.answers(expected.len()).iter().map(|answer| show(answer)).collect();
+        assert_eq!(received, expected, "{talk:?}");
     }
     eventually("a link is kept awake", || {
         format!("{:?}", redis.command(&["CLIENT", "LIST"])).contains("cmd=ping").then_some(())
     });
-    assert_eq!(wires[0].told_line("SET hot other"), "+OK\\r\\n");
-    assert_eq!(wires[0].told_line("GET hot"), "$5\\r\\nother\\r\\n");
+    assert_eq!(wires[0].reply_to("SET hot other"), "+OK\\r\\n");
+    assert_eq!(wires[0].reply_to("GET hot"), "$5\\r\\nother\\r\\n");
 }

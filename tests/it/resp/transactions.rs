@@ -62,17 +62,17 @@ fn stateful_session_matches_redis() {
     for talk in talks {
         ways.same(|address| {
             let mut wire = RespClient::connect(address);
-            wire.ask_line("SET k 1");
+            wire.query_line("SET k 1");
             // One by one, then pipelined.
-            let told: Vec<_> = talk
+            let received: Vec<_> = talk
                 .iter()
-                .map(|line| format!("{line}: {}", show_without_id(&wire.ask_line(line))))
+                .map(|line| format!("{line}: {}", show_without_id(&wire.query_line(line))))
                 .collect();
             let mut wire = RespClient::connect(address);
             wire.send(talk.iter().flat_map(|line| words(line)).collect::<Vec<u8>>());
             let at_once: Vec<_> =
                 wire.answers(talk.len()).iter().map(|answer| show_without_id(answer)).collect();
-            (told, at_once)
+            (received, at_once)
         });
     }
 }
@@ -82,18 +82,18 @@ fn watch_detects_changes_of_others() {
     let ways = RespPair::start();
     ways.same(|address| {
         let (mut one, mut other) = (RespClient::connect(address), RespClient::connect(address));
-        let mut told = vec![one.told_line("SET k 1"), one.told_line("GET k")];
+        let mut received = vec![one.reply_to("SET k 1"), one.reply_to("GET k")];
         for change in ["SET k 2", "EXPIRE k 0", "FLUSHALL", "GET k"] {
-            told.push(one.told_line("WATCH k"));
-            told.push(other.told_line(change));
+            received.push(one.reply_to("WATCH k"));
+            received.push(other.reply_to(change));
             // Read from Redis, because memory may not have the change yet.
-            told.push(one.told_line("GET k"));
-            told.push(one.told_line("MULTI"));
-            told.push(one.told_line("SET k mine"));
-            told.push(one.told_line("EXEC"));
-            told.push(one.told_line("GET k"));
+            received.push(one.reply_to("GET k"));
+            received.push(one.reply_to("MULTI"));
+            received.push(one.reply_to("SET k mine"));
+            received.push(one.reply_to("EXEC"));
+            received.push(one.reply_to("GET k"));
         }
-        told
+        received
     });
 }
 
@@ -102,15 +102,15 @@ fn blocking_pop_keeps_reply_order() {
     let ways = RespPair::start();
     ways.same(|address| {
         let (mut one, mut other) = (RespClient::connect(address), RespClient::connect(address));
-        one.ask_line("SET k before");
-        one.ask_line("GET k");
+        one.query_line("SET k before");
+        one.query_line("GET k");
         one.send([words("BLPOP list 0"), words("GET k"), words("STRLEN k")].concat());
-        while !show(&other.ask_line("CLIENT LIST")).contains("flags=b") {}
-        let mut told = vec![other.told_line("SET k after"), other.told_line("RPUSH list job")];
-        told.extend(one.answers(3).iter().map(|answer| show(answer)));
-        told.push(one.told_line("BLPOP list 0.01"));
-        told.push(one.told_line("GET k"));
-        told
+        while !show(&other.query_line("CLIENT LIST")).contains("flags=b") {}
+        let mut received = vec![other.reply_to("SET k after"), other.reply_to("RPUSH list job")];
+        received.extend(one.answers(3).iter().map(|answer| show(answer)));
+        received.push(one.reply_to("BLPOP list 0.01"));
+        received.push(one.reply_to("GET k"));
+        received
     });
 }
 
@@ -130,20 +130,20 @@ fn memory_serves_again_after_the_state_ends() {
         &["WATCH"],
         &["EXEC", "DISCARD", "SELECT 99", "HELLO 9", "AUTH default"],
     ];
-    wire.ask_line("SET k value");
-    wire.ask_line("GET k");
+    wire.query_line("SET k value");
+    wire.query_line("GET k");
     for setup in setups {
         for line in setup {
-            wire.ask_line(line);
+            wire.query_line(line);
         }
         eprintln!("{setup:?}");
-        ways.expect_from_memory(3.0, || (0..3).for_each(|_| _ = wire.ask_line("GET k")));
+        ways.expect_from_memory(3.0, || (0..3).for_each(|_| _ = wire.query_line("GET k")));
     }
     // During the state memory does not reply.
     for line in ["MULTI", "WATCH k", "SELECT 1"] {
-        wire.ask_line(line);
-        ways.expect_from_memory(0.0, || _ = wire.ask_line("GET k"));
-        wire.ask_line("RESET");
+        wire.query_line(line);
+        ways.expect_from_memory(0.0, || _ = wire.query_line("GET k"));
+        wire.query_line("RESET");
     }
 }
 
@@ -156,10 +156,10 @@ fn select_after_a_queued_select_restores_hits() {
     ways.same_answers(&["GET key"]);
     for end in ["EXEC", "DISCARD"] {
         ways.expect_from_memory(2.0, || {
-            let told = ways.same_answers(&[
+            let received = ways.same_answers(&[
                 "MULTI", "SELECT 1", end, "GET key", "SELECT 0", "GET key", "GET key",
             ]);
-            assert!(told[6].contains("value"), "{told:#?}");
+            assert!(received[6].contains("value"), "{received:#?}");
         });
     }
 }

@@ -108,8 +108,8 @@ impl RedisCluster {
     pub(crate) fn await_whole(&self) {
         for (number, node) in self.nodes.iter().enumerate() {
             let works = within(BOUND, || {
-                let info: String = try_ask(node, &["CLUSTER", "INFO"]).ok()?;
-                let replication: String = try_ask(node, &["INFO", "replication"]).ok()?;
+                let info: String = try_query(node, &["CLUSTER", "INFO"]).ok()?;
+                let replication: String = try_query(node, &["INFO", "replication"]).ok()?;
                 let copied = replication.contains("role:master")
                     || replication.contains("master_link_status:up");
                 (info.contains("cluster_state:ok") && copied).then_some(())
@@ -129,14 +129,14 @@ impl RedisCluster {
     }
 
     fn bus_port(&self, number: usize) -> u16 {
-        ask(&self.nodes[number], &["CONFIG", "GET", "cluster-port"], |pair: Vec<String>| {
+        query(&self.nodes[number], &["CONFIG", "GET", "cluster-port"], |pair: Vec<String>| {
             pair[1].parse().expect("a port")
         })
     }
 
     /// Returns the id of a node.
     pub(crate) fn id(&self, number: usize) -> String {
-        ask(&self.nodes[number], &["CLUSTER", "MYID"], |id| id)
+        query(&self.nodes[number], &["CLUSTER", "MYID"], |id| id)
     }
 
     /// Returns the id of a node that may stand still, as another node lists it.
@@ -148,18 +148,18 @@ impl RedisCluster {
 
     /// Returns the `CLUSTER NODES` reply of a node.
     pub(crate) fn view(&self, number: usize) -> String {
-        ask(&self.nodes[number], &["CLUSTER", "NODES"], |view| view)
+        query(&self.nodes[number], &["CLUSTER", "NODES"], |view| view)
     }
 
     pub(crate) fn slot(&self, key: &str) -> u16 {
         let running =
-            self.nodes.iter().find_map(|node| try_ask(node, &["CLUSTER", "KEYSLOT", key]).ok());
+            self.nodes.iter().find_map(|node| try_query(node, &["CLUSTER", "KEYSLOT", key]).ok());
         running.expect("a node answers")
     }
 
     /// Returns the index of the node that serves the key, by its own report.
     pub(crate) fn owner(&self, key: &str) -> usize {
-        let serves = |node: &RedisServer| match try_ask::<Value>(node, &["EXISTS", key]) {
+        let serves = |node: &RedisServer| match try_query::<Value>(node, &["EXISTS", key]) {
             Ok(Value::Int(_)) => Some(()),
             _ => None,
         };
@@ -179,7 +179,7 @@ impl RedisCluster {
     pub(crate) fn set(&self, key: &str, value: &str) {
         eventually("the key is written", || {
             let owner = self.owner(key);
-            try_ask::<String>(&self.nodes[owner], &["SET", key, value]).ok()
+            try_query::<String>(&self.nodes[owner], &["SET", key, value]).ok()
         });
     }
 
@@ -200,7 +200,7 @@ impl RedisCluster {
         let port = self.port(to).to_string();
         loop {
             let question = ["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "100"];
-            let keys: Vec<String> = ask(&self.nodes[from], &question, |keys| keys);
+            let keys: Vec<String> = query(&self.nodes[from], &question, |keys| keys);
             if keys.is_empty() {
                 return;
             }
@@ -223,7 +223,7 @@ impl RedisCluster {
             thread::sleep(VOTES_VALID.saturating_sub(before.elapsed()));
         }
         let done = within(BOUND, || {
-            let _: RedisResult<Value> = try_ask(&self.nodes[replica], &["CLUSTER", "FAILOVER"]);
+            let _: RedisResult<Value> = try_query(&self.nodes[replica], &["CLUSTER", "FAILOVER"]);
             within(BOUND / 6, || self.is_agreed_primary(replica).then_some(()))
         });
         assert!(done.is_some(), "no failover:\n{}", self.nodes[replica].log());
@@ -247,7 +247,7 @@ impl RedisCluster {
     }
 
     pub(crate) fn is_primary(&self, number: usize) -> bool {
-        let role: RedisResult<String> = try_ask(&self.nodes[number], &["INFO", "replication"]);
+        let role: RedisResult<String> = try_query(&self.nodes[number], &["INFO", "replication"]);
         role.is_ok_and(|role| role.contains("role:master"))
     }
 
@@ -272,10 +272,10 @@ fn node(
 }
 
 /// Returns the reply of a node; panics on an error.
-fn ask<T: FromRedisValue, R>(node: &RedisServer, words: &[&str], read: impl FnOnce(T) -> R) -> R {
-    read(try_ask(node, words).expect("the node answers"))
+fn query<T: FromRedisValue, R>(node: &RedisServer, words: &[&str], read: impl FnOnce(T) -> R) -> R {
+    read(try_query(node, words).expect("the node answers"))
 }
 
-pub(crate) fn try_ask<T: FromRedisValue>(node: &RedisServer, words: &[&str]) -> RedisResult<T> {
+pub(crate) fn try_query<T: FromRedisValue>(node: &RedisServer, words: &[&str]) -> RedisResult<T> {
     cmd(words[0]).arg(&words[1..]).query(&mut connect(&node.socket())?)
 }

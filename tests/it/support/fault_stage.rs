@@ -70,7 +70,7 @@ impl FaultStage {
 
     /// Sends a command on a new RESP connection. Returns the reply and the time it took.
     pub(crate) fn as_client(&self, line: &str) -> (String, Duration) {
-        ask(&mut self.connect(), line)
+        query(&mut self.connect(), line)
     }
 
     /// Asserts that a new RESP client can write and both front ends read the write, without help.
@@ -86,20 +86,20 @@ impl FaultStage {
             };
             (written && read()).then_some(())
         });
-        let told = || (self.as_client("SET well yes"), self.over_http("well"));
-        assert!(well.is_some(), "not well after {:?}: {:?}", begun.elapsed(), told());
+        let received = || (self.as_client("SET well yes"), self.over_http("well"));
+        assert!(well.is_some(), "not well after {:?}: {:?}", begun.elapsed(), received());
         begun.elapsed()
     }
 }
 
 /// Sends a command. Returns the reply, or the kind of the error, and the time it took.
-pub(crate) fn ask(wire: &mut RespClient, line: &str) -> (String, Duration) {
+pub(crate) fn query(wire: &mut RespClient, line: &str) -> (String, Duration) {
     let begun = Instant::now();
     wire.send(words(line));
-    let told = wire
+    let received = wire
         .try_answer()
         .map_or_else(|error| format!("{:?}", error.kind()), |answer| show(&answer));
-    (told, begun.elapsed())
+    (received, begun.elapsed())
 }
 
 /// The RESP reply with `value`.

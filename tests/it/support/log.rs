@@ -41,7 +41,7 @@ impl LogLine {
     }
 
     /// Whether this is the line of that message.
-    pub(crate) fn says(&self, message: &str) -> bool {
+    pub(crate) fn has_message(&self, message: &str) -> bool {
         match &self.fields {
             Some(fields) => fields["message"] == message,
             None => self.text.contains(message),
@@ -157,7 +157,7 @@ mod tests {
         let text = r#"2026-01-02T03:04:05Z  WARN proxy: slow front_end="http" millis=12"#;
         for line in [json, text].map(|line| LogLine::new(line.to_owned())) {
             assert_eq!((line.level(), line.is_trouble()), ("WARN", true));
-            assert!(line.says("slow") && !line.says("fast"));
+            assert!(line.has_message("slow") && !line.has_message("fast"));
             assert_eq!(line.field("front_end").as_deref(), Some("http"));
             assert_eq!(line.field("millis").as_deref(), Some("12"));
             assert_eq!(line.field("absent"), None);

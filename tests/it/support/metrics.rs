@@ -16,10 +16,23 @@ impl Metrics {
         Self { text, values }
     }
 
-    /// Returns the value of `name{label="value",...}`, or nothing if the proxy does not export the
-    /// series, such as a labelled one that was never counted.
+    /// Returns the value of `name{label="value",...}`, or the sum of the series that have these
+    /// labels among others. Nothing if the proxy exports no such series, such as a labelled one
+    /// that was never counted.
     pub(crate) fn value(&self, series: &str) -> Option<f64> {
-        self.values.get(&canonical(series)).copied()
+        let canonical = canonical(series);
+        if let Some(value) = self.values.get(&canonical) {
+            return Some(*value);
+        }
+        let (name, wanted) = canonical.split_once('{')?;
+        let wanted = split_labels(wanted.strip_suffix('}')?);
+        let has_them = |series: &str| {
+            let Some((other, labels)) = series.split_once('{') else { return false };
+            let labels = split_labels(labels.trim_end_matches('}'));
+            other == name && wanted.iter().all(|label| labels.contains(label))
+        };
+        let values = self.values.iter().filter(|(series, _)| has_them(series));
+        values.map(|(_, value)| *value).reduce(|sum, value| sum + value)
     }
 
     /// Returns the exposition as it was served.

@@ -49,10 +49,10 @@ impl Volume {
         let keeper = keeper.args(&way[1..]).args(["sh", "-c", &script]).arg(directory.path());
         let mut keeper =
             keeper.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare starts");
-        let mut told = String::new();
-        let said = keeper.stdout.take().expect("standard output is piped");
-        BufReader::new(said).read_line(&mut told).expect("a line");
-        assert_eq!(told, "mounted\n");
+        let mut line = String::new();
+        let received = keeper.stdout.take().expect("standard output is piped");
+        BufReader::new(received).read_line(&mut line).expect("a line");
+        assert_eq!(line, "mounted\n");
         Some(Self { keeper, directory })
     }
 

@@ -72,7 +72,7 @@ impl Prometheus {
         for byte in expression.bytes() {
             write!(path, "%{byte:02X}").expect("a string takes all");
         }
-        let answer = self.ask(&path);
+        let answer = self.get(&path);
         assert_eq!(answer["status"], "success", "{expression}: {answer}");
         let samples = answer["data"]["result"].as_array().expect("samples").iter();
         let value =
@@ -82,7 +82,7 @@ impl Prometheus {
 
     /// Returns the name, health and state of each alert.
     pub(crate) fn alerts(&self) -> Vec<(String, String, String)> {
-        let answer = self.ask("/api/v1/rules");
+        let answer = self.get("/api/v1/rules");
         let groups = answer["data"]["groups"].as_array().expect("groups").clone();
         let rules =
             groups.iter().flat_map(|group| group["rules"].as_array().expect("rules").clone());
@@ -92,7 +92,7 @@ impl Prometheus {
             .collect()
     }
 
-    fn ask(&self, path: &str) -> Value {
+    fn get(&self, path: &str) -> Value {
         let response = Client::connect(self.address).get(path);
         serde_json::from_slice(&response.body).expect("JSON")
     }

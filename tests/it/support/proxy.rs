@@ -289,7 +289,7 @@ impl Proxy {
         if code != Some(self.expected_exit.load(Ordering::SeqCst)) {
             complaints.push(match code {
                 Some(code) => format!("exit code {code}"),
-                None => format!("no end within {END_BOUND:?} of being told to"),
+                None => format!("no end within {END_BOUND:?} of the signal"),
             });
         }
         let complaints = complaints.join("\n");
@@ -426,15 +426,15 @@ fn sets_admin_listen(config: &str) -> bool {
 
 fn listening_address(lines: &[LogLine], front_end: &str) -> Option<SocketAddr> {
     let line = lines.iter().find(|line| {
-        line.says("listening") && line.field("front_end").as_deref() == Some(front_end)
+        line.has_message("listening") && line.field("front_end").as_deref() == Some(front_end)
     })?;
     line.field("address")?.parse().ok()
 }
 
 fn reload_outcome(line: &LogLine) -> Option<Reload> {
-    if line.says("config reloaded") {
+    if line.has_message("config reloaded") {
         Some(Reload::Reloaded)
-    } else if line.says("config refused") {
+    } else if line.has_message("config refused") {
         Some(Reload::Refused)
     } else {
         None

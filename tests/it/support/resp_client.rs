@@ -33,7 +33,7 @@ impl RespClient {
     /// Connects and sends `HELLO 3`.
     pub(crate) fn connect_resp3(address: SocketAddr) -> Self {
         let mut wire = Self::connect(address);
-        let greeting = wire.ask(&["HELLO", "3"]);
+        let greeting = wire.query(&["HELLO", "3"]);
         assert_eq!(greeting.first(), Some(&b'%'), "{}", show(&greeting));
         wire
     }
@@ -70,15 +70,15 @@ impl RespClient {
 
     /// Sends a command and returns its reply.
     #[track_caller]
-    pub(crate) fn ask<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> Vec<u8> {
+    pub(crate) fn query<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> Vec<u8> {
         self.send(command(words));
         self.answer()
     }
 
     /// Sends a command and returns its reply as text.
     #[track_caller]
-    pub(crate) fn told<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> String {
-        show(&self.ask(words))
+    pub(crate) fn reply_to_words<Word: AsRef<[u8]>>(&mut self, words: &[Word]) -> String {
+        show(&self.query(words))
     }
 
     #[track_caller]

@@ -125,7 +125,7 @@ impl RespPair {
             let mut wire = RespClient::connect(address);
             lines
                 .iter()
-                .map(|line| format!("{line}: {}", show(&wire.ask_line(line))))
+                .map(|line| format!("{line}: {}", show(&wire.query_line(line))))
                 .collect::<Vec<_>>()
         })
     }
@@ -163,13 +163,13 @@ impl RespPair {
 impl RespClient {
     /// Sends a command of words without spaces and returns its reply.
     #[track_caller]
-    pub(crate) fn ask_line(&mut self, line: &str) -> Vec<u8> {
+    pub(crate) fn query_line(&mut self, line: &str) -> Vec<u8> {
         self.send(words(line));
         self.answer()
     }
 
     #[track_caller]
-    pub(crate) fn told_line(&mut self, line: &str) -> String {
-        show(&self.ask_line(line))
+    pub(crate) fn reply_to(&mut self, line: &str) -> String {
+        show(&self.query_line(line))
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Script {
 /// Commands that are sent at once.
 pub(crate) struct Round {
     pub(crate) connection: usize,
-    pub(crate) commands: Vec<Said>,
+    pub(crate) commands: Vec<Command>,
     /// The positions of the splits in the bytes of all commands.
     cuts: Vec<usize>,
     /// The last command makes Redis close the connection.
@@ -28,7 +28,7 @@ pub(crate) struct Round {
 }
 
 /// A command in the form that is sent.
-pub(crate) struct Said {
+pub(crate) struct Command {
     bytes: Vec<u8>,
     answers: usize,
     ends_connection: bool,
@@ -58,8 +58,8 @@ impl Script {
         let mut text = String::new();
         for round in &self.rounds {
             writeln!(text, "connection {}:", round.connection).unwrap();
-            for said in &round.commands {
-                writeln!(text, "  {}", show(&said.bytes)).unwrap();
+            for command in &round.commands {
+                writeln!(text, "  {}", show(&command.bytes)).unwrap();
             }
             if std::ptr::eq(round, last) {
                 break;
@@ -70,42 +70,43 @@ impl Script {
 }
 
 impl Round {
-    fn new(connection: usize, mut commands: Vec<Said>, random: &mut StdRng) -> Self {
+    fn new(connection: usize, mut commands: Vec<Command>, random: &mut StdRng) -> Self {
         // Redis reads nothing behind a command that ends the connection.
-        if let Some(end) = commands.iter().position(|said| said.ends_connection) {
+        if let Some(end) = commands.iter().position(|command| command.ends_connection) {
             commands.truncate(end + 1);
         }
         // Redis 8 sends no error for input behind a command for which it blocked, such as a flush.
-        if commands.iter().any(|said| memmem::find(&said.bytes, b"FLUSH").is_some()) {
-            commands.retain(|said| said.answers > 0 || !said.ends_connection);
+        if commands.iter().any(|command| memmem::find(&command.bytes, b"FLUSH").is_some()) {
+            commands.retain(|command| command.answers > 0 || !command.ends_connection);
         }
-        let length: usize = commands.iter().map(|said| said.bytes.len()).sum();
+        let length: usize = commands.iter().map(|command| command.bytes.len()).sum();
         let most = if random.random_ratio(1, 3) { 12 } else { 2 };
         let mut cuts: Vec<_> =
             (0..random.random_range(0..=most)).map(|_| random.random_range(0..=length)).collect();
         cuts.sort_unstable();
-        let ends_connection = commands.last().is_some_and(|said| said.ends_connection);
+        let ends_connection = commands.last().is_some_and(|command| command.ends_connection);
         Self { connection, commands, cuts, ends_connection }
     }
 
     /// Returns the bytes, piece by piece.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
-        let bytes: Vec<u8> = self.commands.iter().flat_map(|said| said.bytes.clone()).collect();
+        let bytes: Vec<u8> =
+            self.commands.iter().flat_map(|command| command.bytes.clone()).collect();
         let starts: Vec<_> = [0].into_iter().chain(self.cuts.iter().copied()).collect();
         let ends: Vec<_> = self.cuts.iter().copied().chain([bytes.len()]).collect();
         starts.into_iter().zip(ends).map(move |(start, end)| bytes[start..end].to_vec())
     }
 
     pub(crate) fn answers(&self) -> usize {
-        self.commands.iter().map(|said| said.answers).sum()
+        self.commands.iter().map(|command| command.answers).sum()
     }
 
     /// Returns the command of the reply with that index.
     pub(crate) fn answered(&self, index: usize) -> String {
-        let mut answered = self.commands.iter().flat_map(|said| vec![said; said.answers]);
+        let mut answered = self.commands.iter().flat_map(|command| vec![command; command.answers]);
         answered
             .nth(index)
-            .map_or("nothing: it was to be closed".to_owned(), |said| show(&said.bytes))
+            .map_or("nothing: it was to be closed".to_owned(), |command| show(&command.bytes))
     }
 }
 
@@ -134,7 +135,7 @@ const VALUES: [&str; 9] = [
 const LATER: &str = "4102444800";
 
 /// Reads of strings, with their weights.
-const READS: [(u32, &str); 9] = [
+const READS: [(u32, &str); 42] = [
     (30, "GET K"),
     (8, "MGET K K"),
     (3, "MGET K K K A K"),
@@ -144,8 +145,41 @@ const READS: [(u32, &str); 9] = [
     (4, "GETRANGE K I I"),
     (1, "SUBSTR K I I"),
     (1, "GET A"),
+    (2, "TYPE A"),
+    (1, "GETBIT K 9"),
+    (1, "BITCOUNT K"),
+    (1, "BITPOS K 1"),
+    (1, "BITFIELD_RO K GET u8 0"),
+    (1, "LCS K K"),
+    (3, "HGET hash V"),
+    (2, "hget A V"),
+    (3, "HGETALL hash"),
+    (2, "HMGET hash V V"),
+    (1, "HEXISTS hash V"),
+    (1, "HSTRLEN hash V"),
+    (1, "HKEYS hash"),
+    (1, "HVALS hash"),
+    (1, "HLEN hash"),
+    (2, "LRANGE list 0 -1"),
+    (1, "LLEN A"),
+    (1, "LINDEX list I"),
+    (1, "LPOS list V COUNT 0"),
+    (1, "SORT_RO list ALPHA"),
+    (2, "SMEMBERS set"),
+    (1, "SISMEMBER A 2"),
+    (1, "SMISMEMBER set 1 7"),
+    (1, "SCARD set"),
+    (1, "SINTER set set"),
+    (2, "ZRANGE zset 0 -1 WITHSCORES"),
+    (2, "ZSCORE zset V"),
+    (1, "ZMSCORE zset V V"),
+    (1, "ZRANK zset V"),
+    (1, "ZCOUNT A -inf +inf"),
+    (1, "ZUNION 2 zset zset WITHSCORES"),
+    (1, "GEOPOS zset V V"),
+    (1, "XRANGE stream - +"),
 ];
-const WRITES: [(u32, &str); 34] = [
+const WRITES: [(u32, &str); 48] = [
     (12, "SET K V"),
     (1, "SET K V NX"),
     (1, "SET K V XX GET"),
@@ -180,6 +214,20 @@ const WRITES: [(u32, &str); 34] = [
     (1, "SORT list ALPHA STORE K"),
     (1, "RPUSH K V"),
     (1, "PFADD K V"),
+    (4, "HSET hash V V"),
+    (2, "HDEL hash V"),
+    (1, "HINCRBY hash 1 5"),
+    (1, "EXPIRE hash 5000"),
+    (2, "DEL A"),
+    (3, "RPUSH list V"),
+    (2, "LPOP list"),
+    (1, "LTRIM list 0 2"),
+    (3, "SADD set 1 2 3"),
+    (2, "SREM set 2"),
+    (3, "ZADD zset 1.5 V -0.125 V"),
+    (2, "ZREM zset V"),
+    (1, "ZADD zset inf V"),
+    (1, "XTRIM stream MAXLEN 2"),
 ];
 const OTHERS: [(u32, &str); 41] = [
     (2, "TYPE A"),
@@ -314,19 +362,19 @@ const OF_ALL_NODES: [&str; 10] = [
 impl Writer {
     /// Returns a round that sets a few values.
     fn beginning(&mut self) -> Round {
-        let mut commands = vec![self.said("RESET"), self.said("FLUSHALL")];
+        let mut commands = vec![self.command("RESET"), self.command("FLUSHALL")];
         for key in STRINGS {
             if self.random.random_ratio(2, 3) {
                 let (key, value) =
                     (format!("{}{key}", self.tag), *VALUES.choose(&mut self.random).unwrap());
-                commands.push(Said::words(&["SET", &*key, value]));
+                commands.push(Command::words(&["SET", &*key, value]));
             }
         }
         Round::new(0, commands, &mut self.random)
     }
 
     fn reset(&mut self) -> Round {
-        Round::new(1, vec![self.said("RESET")], &mut self.random)
+        Round::new(1, vec![self.command("RESET")], &mut self.random)
     }
 
     fn round(&mut self) -> Round {
@@ -335,14 +383,14 @@ impl Writer {
             // Behind pending replies, and among the replies to EXEC, a rejected login has no reply,
             // from Redis 7.2 on.
             0 if !self.is_in_multi[connection] => {
-                let mut commands = vec![self.said_of(&LOGINS)];
+                let mut commands = vec![self.pick(&LOGINS)];
                 commands.extend(
                     (0..self.random.random_range(0..6)).flat_map(|_| self.some(connection)),
                 );
                 commands
             }
             // Reads behind any other command go to Redis, so memory serves only these.
-            0..12 => (0..self.random.random_range(1..=24)).map(|_| self.said_of(&READS)).collect(),
+            0..12 => (0..self.random.random_range(1..=24)).map(|_| self.pick(&READS)).collect(),
             12..16 => self.some(connection),
             16..18 => {
                 (0..self.random.random_range(1..=6)).flat_map(|_| self.some(connection)).collect()
@@ -355,56 +403,56 @@ impl Writer {
     }
 
     /// Returns a command, or several that belong together.
-    fn some(&mut self, connection: usize) -> Vec<Said> {
+    fn some(&mut self, connection: usize) -> Vec<Command> {
         if self.is_in_multi[connection] && self.random.random_ratio(1, 4) {
             self.is_in_multi[connection] = false;
             let end = *["EXEC", "EXEC", "EXEC", "DISCARD"].choose(&mut self.random).unwrap();
-            return vec![self.said(end)];
+            return vec![self.command(end)];
         }
         match self.random.random_range(0..1000) {
-            0..520 => vec![self.said_of(&READS)],
-            520..770 => vec![self.said_of(&WRITES)],
-            770..860 => vec![self.said_of(&OTHERS)],
-            860..880 => vec![self.said_of(&FAULTS)],
+            0..520 => vec![self.pick(&READS)],
+            520..770 => vec![self.pick(&WRITES)],
+            770..860 => vec![self.pick(&OTHERS)],
+            860..880 => vec![self.pick(&FAULTS)],
             880..900 => vec![self.raw()],
             900..920 => vec![self.script()],
             920..935 => {
                 self.is_in_multi[connection] = true;
-                vec![self.said("MULTI")]
+                vec![self.command("MULTI")]
             }
-            935..945 => vec![self.said("WATCH K K")],
-            945..949 => vec![self.said("UNWATCH")],
+            935..945 => vec![self.command("WATCH K K")],
+            945..949 => vec![self.command("UNWATCH")],
             // There is an element to pop, because a blocked command takes a tenth of a second.
-            949..951 => vec![self.said("RPUSH list V"), self.said("BLPOP list 0")],
-            951..956 => vec![self.said("EXEC")],
-            956..958 => vec![self.said("DISCARD")],
-            958..975 => vec![self.said_of(&DATABASES)],
+            949..951 => vec![self.command("RPUSH list V"), self.command("BLPOP list 0")],
+            951..956 => vec![self.command("EXEC")],
+            956..958 => vec![self.command("DISCARD")],
+            958..975 => vec![self.pick(&DATABASES)],
             975..985 => vec![
-                self.said("SELECT 1"),
-                self.said_of(&READS),
-                self.said_of(&WRITES),
-                self.said("SELECT 0"),
+                self.command("SELECT 1"),
+                self.pick(&READS),
+                self.pick(&WRITES),
+                self.command("SELECT 0"),
             ],
-            985..997 => vec![self.said_of(&TALK)],
-            _ => vec![Said::last_word(LAST_WORDS.choose(&mut self.random).unwrap())],
+            985..997 => vec![self.pick(&TALK)],
+            _ => vec![Command::last_word(LAST_WORDS.choose(&mut self.random).unwrap())],
         }
     }
 
-    fn said_of(&mut self, choices: &[(u32, &str)]) -> Said {
+    fn pick(&mut self, choices: &[(u32, &str)]) -> Command {
         let pattern = choices.choose_weighted(&mut self.random, |choice| choice.0).unwrap().1;
         let is_of = |words: &[&str]| words.iter().any(|word| pattern.starts_with(word));
-        let is_said_nowhere = is_of(&OF_ALL_NODES)
+        let is_left_out = is_of(&OF_ALL_NODES)
             || (is_of(&["AUTH", "HELLO", "RESET"]) && self.is_in_multi != [false; 2]);
-        self.said(if !self.tag.is_empty() && is_said_nowhere { "PING" } else { pattern })
+        self.command(if !self.tag.is_empty() && is_left_out { "PING" } else { pattern })
     }
 
     /// Fills in a pattern: `K` is the key of a string, `A` any key, `V` a value, `I` a position,
     /// `T` a time in the future.
-    fn said(&mut self, pattern: &str) -> Said {
+    fn command(&mut self, pattern: &str) -> Command {
         let words: Vec<_> = pattern.split(' ').map(|word| self.word(word)).collect();
-        let mut said = Said::words(&words);
-        said.ends_connection = pattern == "QUIT";
-        said
+        let mut command = Command::words(&words);
+        command.ends_connection = pattern == "QUIT";
+        command
     }
 
     fn word(&mut self, word: &str) -> Vec<u8> {
@@ -439,22 +487,22 @@ impl Writer {
         choices.choose(&mut self.random).unwrap().as_bytes()
     }
 
-    fn raw(&mut self) -> Said {
+    fn raw(&mut self) -> Command {
         let (mut text, mut answers) = *RAW.choose(&mut self.random).unwrap();
         if !self.tag.is_empty() && text.contains(['k', 'K']) {
             (text, answers) = ("PING\r\n", 1);
         }
-        Said { bytes: text.as_bytes().to_vec(), answers, ends_connection: false }
+        Command { bytes: text.as_bytes().to_vec(), answers, ends_connection: false }
     }
 
-    fn script(&mut self) -> Said {
+    fn script(&mut self) -> Command {
         let script = SCRIPTS.choose(&mut self.random).unwrap();
         let [one, other, value] = ["K", "K", "V"].map(|word| self.word(word));
-        Said::words(&[b"EVAL", script.as_bytes(), b"2", &*one, &*other, &*value])
+        Command::words(&[b"EVAL", script.as_bytes(), b"2", &*one, &*other, &*value])
     }
 }
 
-impl Said {
+impl Command {
     fn words<Word: AsRef<[u8]>>(words: &[Word]) -> Self {
         Self { bytes: command(words), answers: 1, ends_connection: false }
     }

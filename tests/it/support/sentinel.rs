@@ -260,8 +260,8 @@ impl Watched {
     pub(crate) fn fail_over_to(&self, number: usize) {
         // A sentinel may abort, as when the replica lags behind; then the command is sent again.
         let done = within(BOUND * 2, || {
-            let asked = self.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]);
-            asked.ok().and_then(|_| within(BOUND / 4, || self.all_name(number).then_some(())))
+            let reply = self.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]);
+            reply.ok().and_then(|_| within(BOUND / 4, || self.all_name(number).then_some(())))
         });
         assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
     }
@@ -295,6 +295,6 @@ pub(crate) fn information(redis: &RedisServer) -> String {
 
 /// Returns the reply of a Redis that closes all connections while it becomes a replica.
 pub(crate) fn in_the_end<T: FromRedisValue>(redis: &RedisServer, words: &[&str]) -> T {
-    let ask = || cmd(words[0]).arg(&words[1..]).query(&mut connect(&redis.socket())?);
-    eventually("redis-server answers", || ask().ok())
+    let query = || cmd(words[0]).arg(&words[1..]).query(&mut connect(&redis.socket())?);
+    eventually("redis-server answers", || query().ok())
 }

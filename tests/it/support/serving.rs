@@ -127,7 +127,7 @@ pub(crate) fn value(proxy: &Proxy, key: &str) -> String {
 }
 
 /// Sends a request for a key without waiting for the response.
-pub(crate) fn ask(proxy: &Proxy, key: &str) -> Client {
+pub(crate) fn start_read(proxy: &Proxy, key: &str) -> Client {
     let mut client = Client::connect(proxy.http());
     client.send_raw(&request(key));
     client
@@ -139,8 +139,8 @@ pub(crate) fn request(key: &str) -> Vec<u8> {
 }
 
 /// Sends a request for a key and waits until its flight, by then the `flights`th, is under way.
-pub(crate) fn ask_and_await_flight(proxy: &Proxy, key: &str, flights: u32) -> Client {
-    let client = ask(proxy, key);
+pub(crate) fn request_and_await_flight(proxy: &Proxy, key: &str, flights: u32) -> Client {
+    let client = start_read(proxy, key);
     await_metric(proxy, "inflight_fetches", f64::from(flights));
     client
 }
@@ -180,7 +180,7 @@ pub(crate) fn reads(proxy: &Proxy, outcome: &str) -> f64 {
 }
 
 /// Returns the number of log lines with this message.
-pub(crate) fn lines_that_say(proxy: &Proxy, message: &str) -> usize {
+pub(crate) fn lines_with_message(proxy: &Proxy, message: &str) -> usize {
     let lines = proxy.log_lines();
-    lines.iter().filter(|line| line.says(message)).count()
+    lines.iter().filter(|line| line.has_message(message)).count()
 }

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::support::http::{self, Client};
 use crate::support::serving::{
-    ask_and_await_flight, assert_hit, await_metric, cache_status, config, metric, proxy, read,
-    reads, set, text, value,
+    assert_hit, await_metric, cache_status, config, metric, proxy, read, reads,
+    request_and_await_flight, set, text, value,
 };
 use crate::support::{Monitor, Proxy, RedisServer, Reload, eventually};
 
@@ -75,7 +75,7 @@ fn any_write_by_any_client_is_seen() {
         assert_hit(&read(&proxy, &key));
 
         run(&redis, &key, write);
-        eventually(&format!("{write} is told of"), || (!is_hit(&read(&proxy, &key))).then_some(()));
+        eventually(&format!("{write} is pushed"), || (!is_hit(&read(&proxy, &key))).then_some(()));
         assert_comes_true(&redis, &proxy, &key, write);
         if !write.contains("FLUSH") {
             assert_hit(&read(&proxy, &bystander));
@@ -87,14 +87,14 @@ fn any_write_by_any_client_is_seen() {
 fn foreign_database_write_costs_at_most_a_fetch() {
     let redis = RedisServer::start();
     let proxy = tracked(&redis, "");
-    let told = || invalidations(&proxy, "key") + invalidations(&proxy, "all");
+    let received = || invalidations(&proxy, "key") + invalidations(&proxy, "all");
     for (number, write) in ["SET K elsewhere", "DEL K", "FLUSHDB"].into_iter().enumerate() {
         let key = format!("key {number}");
         run(&redis, &key, "SELECT 1; SET K there");
         keep(&redis, &proxy, &key, "here");
-        let before = told();
+        let before = received();
         run(&redis, &key, &format!("SELECT 1; {write}"));
-        eventually("Redis tells of it", || (told() > before).then_some(()));
+        eventually("Redis tells of it", || (received() > before).then_some(()));
         assert_comes_true(&redis, &proxy, &key, write);
         assert_eq!(value(&proxy, &key), "here", "{write}");
     }
@@ -241,7 +241,7 @@ fn created_key_is_found_by_any_command() {
         let again = read(&proxy, &key);
         assert!(again.status == 404 && is_hit(&again), "{again:?}");
         run(&redis, &key, write);
-        eventually(&format!("{write} is told of"), || {
+        eventually(&format!("{write} is pushed"), || {
             (read(&proxy, &key).status != 404).then_some(())
         });
         assert_comes_true(&redis, &proxy, &key, write);
@@ -260,14 +260,14 @@ fn absent_keys_cached_for_their_ttl() {
         let answered = Instant::now();
         let mut hits = 0;
         eventually("Redis is read again", || {
-            let asked = answered.elapsed();
+            let elapsed = answered.elapsed();
             let again = read(&proxy, "nothing");
             assert_eq!(again.status, 404);
             if !is_hit(&again) {
                 return Some(());
             }
             assert!(cache_status(&again).contains("hit; detail=negative_hit"), "{again:?}");
-            assert!(asked < NEGATIVE_TTL, "kept for {asked:?}");
+            assert!(elapsed < NEGATIVE_TTL, "kept for {elapsed:?}");
             hits += 1;
             None
         });
@@ -311,13 +311,13 @@ fn value_is_not_served_past_its_key_ttl() {
         let written = Instant::now();
         let mut hits = 0;
         eventually("the key expires", || {
-            let asked = written.elapsed();
+            let elapsed = written.elapsed();
             let response = read(&proxy, "brief");
             if response.status == 404 {
                 return Some(());
             }
             // Redis counts in milliseconds.
-            assert!(asked < LIFE + Duration::from_millis(2), "served {asked:?} after the SET");
+            assert!(elapsed < LIFE + Duration::from_millis(2), "served {elapsed:?} after the SET");
             hits += u32::from(is_hit(&response));
             None
         });
@@ -422,7 +422,7 @@ fn overtaken_fetch_is_answered_not_stored() {
         let key = format!("key {number}");
         set(&redis, &key, "old");
         redis.pause();
-        let mut reader = ask_and_await_flight(&proxy, &key, 1);
+        let mut reader = request_and_await_flight(&proxy, &key, 1);
         let overtaking = redis::cmd("SET").arg(&key).arg("new").get_packed_command();
         connection.send_packed_command(&overtaking).expect("a connection to Redis");
         redis.resume();

@@ -12,8 +12,8 @@ use super::{
 use crate::support::fault_stage::DOWN;
 use crate::support::http::{self, Client};
 use crate::support::serving::{
-    FLIGHTS, ask, ask_and_await_flight, assert_hit, await_metric, await_ready, config,
-    lines_that_say, metric, read, readyz, set, text, value,
+    FLIGHTS, assert_hit, await_metric, await_ready, config, lines_with_message, metric, read,
+    readyz, request_and_await_flight, set, start_read, text, value,
 };
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
@@ -113,14 +113,14 @@ const PATIENT: &str = "cache.coherence_timeout = \"300ms\"\nredis.ping_interval 
 #[track_caller]
 fn await_doubt(proxy: &Proxy, key: &str, old: &str, since: Instant) -> Client {
     eventually("the old value is given no more", || {
-        let asked = since.elapsed();
-        let mut client = ask(proxy, key);
+        let elapsed = since.elapsed();
+        let mut client = start_read(proxy, key);
         client.read_timeout(TIMEOUT / 3);
         match client.try_read_response() {
             Ok(response) => {
                 assert_hit(&response);
                 assert_eq!(text(&response), old);
-                assert!(asked < TIMEOUT, "given {asked:?} later");
+                assert!(elapsed < TIMEOUT, "given {elapsed:?} later");
                 None
             }
             // It waits for Redis, unless it is merely slow.
@@ -160,7 +160,7 @@ fn half_open_link_serves_at_most_coherence_timeout() {
     // The invalidation overtook the fetch that waited.
     let gets = redis.calls("get") - before;
     assert!((1..=2).contains(&gets), "only what was changed is asked for again: {gets}");
-    assert_eq!(lines_that_say(&proxy, CONNECTED), 1, "the link was not given up");
+    assert_eq!(lines_with_message(&proxy, CONNECTED), 1, "the link was not given up");
     assert_metric(&proxy, "invalidations_total{kind=\"disconnect\"}", 0);
 }
 
@@ -180,7 +180,7 @@ fn frozen_redis_hits_for_coherence_timeout() {
         assert_hit(&read(&proxy, key));
     }
     assert_eq!(redis.calls("get"), before + 1);
-    assert_eq!(lines_that_say(&proxy, CONNECTED), 1);
+    assert_eq!(lines_with_message(&proxy, CONNECTED), 1);
 }
 
 #[test]
@@ -206,15 +206,15 @@ fn invalidation_behind_large_value_is_bounded() {
     keep(&redis, &proxy, "key", "old");
     // 16 KiB each 20 ms: more than a second for the large value.
     relay.delay(Duration::from_millis(20));
-    let large = ask_and_await_flight(&proxy, "large", 1);
+    let large = request_and_await_flight(&proxy, "large", 1);
     eventually("Redis has answered", || (redis.calls("get") == 2).then_some(()));
     set(&redis, "key", "new");
     let written = Instant::now();
     let mut client = Client::connect(proxy.http());
     eventually("the new value", || {
-        let asked = written.elapsed();
+        let elapsed = written.elapsed();
         let new = text(&client.get("/keys/key")) == "new";
-        assert!(new || asked < TIMEOUT, "given {asked:?} later");
+        assert!(new || elapsed < TIMEOUT, "given {elapsed:?} later");
         new.then_some(())
     });
     assert_eq!(answer(large).len(), 1 << 20);
@@ -238,13 +238,13 @@ fn ping_proves_nothing_after_its_request() {
         eventually("its moment", || (written.elapsed() > DELAY * round / 6).then_some(()));
         relay.stall();
         let reader = eventually("the old value is given no more", || {
-            let asked = written.elapsed();
-            let mut client = ask(&proxy, "key");
+            let elapsed = written.elapsed();
+            let mut client = start_read(&proxy, "key");
             client.read_timeout(TIMEOUT / 3);
             let Ok(response) = client.try_read_response() else {
                 return (metric(&proxy, FLIGHTS) > 0.0).then_some(client);
             };
-            assert!(text(&response) == "new" || asked < TIMEOUT, "given {asked:?} later");
+            assert!(text(&response) == "new" || elapsed < TIMEOUT, "given {elapsed:?} later");
             None
         });
         relay.resume();
@@ -259,18 +259,22 @@ fn follower_gets_no_result_older_than_its_bound() {
         tracked_over_relay(&redis, &format!("{PATIENT}\ndaemon.worker_threads = 1"));
     set(&redis, "key", "old");
     relay.delay(Duration::from_millis(100));
-    let mut first = ask_and_await_flight(&proxy, "key", 1);
+    let mut first = request_and_await_flight(&proxy, "key", 1);
     eventually("Redis has answered", || (redis.calls("get") == 1).then_some(()));
     // The reply is in flight, and is held there.
     relay.stall();
     set(&redis, "key", "new");
     let written = Instant::now();
     eventually("the coherence timeout is over", || (written.elapsed() > TIMEOUT * 2).then_some(()));
-    let mut late = ask(&proxy, "key");
+    let mut late = start_read(&proxy, "key");
     // One worker serves in order, so the read has begun.
     assert_eq!(http::get(proxy.http(), "/keys/").status, 400);
     relay.resume();
-    assert_eq!(text(&first.read_response()), "old", "who asked before the write may be told so");
+    assert_eq!(
+        text(&first.read_response()),
+        "old",
+        "a read from before the write may return the old value"
+    );
     assert_eq!(text(&late.read_response()), "new");
 }
 

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::support::fault_stage::DOWN;
 use crate::support::serving::{
-    assert_hit, await_ready, config, lines_that_say, metric, proxy, read, readyz, set, text, value,
+    assert_hit, await_ready, config, lines_with_message, metric, proxy, read, readyz, set, text,
+    value,
 };
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
@@ -81,7 +82,7 @@ fn denied_tracking_falls_back_to_ttl_with_one_warning() {
     for lost in 1..=3 {
         redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
         eventually("another link", || {
-            (lines_that_say(&proxy, CONNECTED) == lost + 1).then_some(())
+            (lines_with_message(&proxy, CONNECTED) == lost + 1).then_some(())
         });
     }
     assert_eq!(text(&read(&proxy, "key")), "old", "what is bounded by the TTL outlives a link");
@@ -106,8 +107,8 @@ fn granted_right_enables_tracking_without_restart() {
     keep(&redis, &proxy, "key", "newer");
     set(&redis, "key", "newest");
     assert_comes_true(&redis, &proxy, "key", "SET");
-    proxy.wait_for_log(|line| line.says("Redis sends invalidations now"));
-    assert_eq!(lines_that_say(&proxy, CONNECTED), 1, "over the same link");
+    proxy.wait_for_log(|line| line.has_message("Redis sends invalidations now"));
+    assert_eq!(lines_with_message(&proxy, CONNECTED), 1, "over the same link");
     assert_eq!(warnings(&proxy, UNTRACKED), 1);
 }
 
@@ -124,7 +125,7 @@ fn revoked_right_logs_one_more_warning() {
     await_coherence(&proxy, "ttl");
     assert_eq!(value(&proxy, "key"), "new", "what was kept before is dropped");
     eventually("the log tells of the link", || {
-        (lines_that_say(&proxy, CONNECTED) == 2).then_some(())
+        (lines_with_message(&proxy, CONNECTED) == 2).then_some(())
     });
     assert_eq!(warnings(&proxy, UNTRACKED), 1);
 }
@@ -161,7 +162,8 @@ fn ttl_mode_requests_no_tracking() {
     let redis = RedisServer::start();
     let proxy = proxy(&redis, &lasting("cache.coherence = \"ttl\""));
     assert_untracked(&redis, &proxy);
-    for command in ["hello", "client|tracking", "client|trackinginfo", "config|get"] {
+    // HELLO is sent: replies are kept in the form of RESP3.
+    for command in ["client|tracking", "client|trackinginfo", "config|get"] {
         assert_eq!(redis.calls(command), 0, "{command}");
     }
 }
@@ -173,8 +175,8 @@ fn tracking_mode_is_unready_until_permitted() {
     proxy.expect_log(DOWN);
     set(&redis, "key", "value");
     proxy.wait_for_log(|line| line.text().contains(DOWN));
-    let (status, told) = readyz(&proxy);
-    assert!(status == 503 && told.contains("CLIENT TRACKING"), "{status}: {told}");
+    let (status, received) = readyz(&proxy);
+    assert!(status == 503 && received.contains("CLIENT TRACKING"), "{status}: {received}");
     assert_eq!(coherence(&proxy), "none");
     assert_eq!(read(&proxy, "key").status, 503);
     allow(&redis, &["+client|tracking", "+client|trackinginfo"]);
@@ -225,7 +227,7 @@ fn four_permissions_suffice_for_tracking() {
         if coherence(&proxy) == "tracking" { tracking += 1 } else { others += 1 }
     }
     assert!(tracking > others, "{tracking} with a lease, {others} without");
-    assert_eq!(lines_that_say(&proxy, CONNECTED), 1);
+    assert_eq!(lines_with_message(&proxy, CONNECTED), 1);
 }
 
 #[test]

@@ -79,10 +79,10 @@ fn no_grace_serves_no_stale_value() {
         await_loss(&proxy);
         let is_tracked = mode.contains("tracking");
         eventually("the value is refused", || {
-            let asked = fetched.elapsed();
+            let elapsed = fetched.elapsed();
             let status = read(&proxy, "key").status;
-            let may_hit = !is_tracked && asked < Duration::from_secs(1);
-            assert!(status == 503 || may_hit, "{status} after {asked:?}");
+            let may_hit = !is_tracked && elapsed < Duration::from_secs(1);
+            assert!(status == 503 || may_hit, "{status} after {elapsed:?}");
             (status == 503).then_some(())
         });
         if is_tracked {
@@ -150,14 +150,14 @@ fn stale_if_error_counts_from_the_loss() {
     // The first stale reply shows that the loss has been noticed.
     let mut noticed = None;
     eventually("the grace is over", || {
-        let asked = Instant::now();
+        let sent = Instant::now();
         let response = read(&proxy, "key");
         if response.status == 503 {
             return Some(());
         }
         if cache_status(&response).contains("ttl=-") {
             let noticed = *noticed.get_or_insert_with(Instant::now);
-            assert!(asked < noticed + GRACE, "{:?} too late", asked - noticed);
+            assert!(sent < noticed + GRACE, "{:?} too late", sent - noticed);
         }
         None
     });

@@ -1,0 +1,218 @@
+//! Kept replies: the reply to a read of any type, kept whole under the bytes of its command.
+//!
+//! Model: a reply may be served while nothing that it depends on has changed. This is decided by
+//! comparison, not by removal:
+//!
+//! - Each key has a change counter ([`counters`]). A push of the key adds one to it.
+//! - A generation begins wherever the store of strings is emptied or suspended: a lost connection,
+//!   a flush, an unreadable push, tracking that begins or ends.
+//! - A fetch notes the generation and the counters of all its keys. The reply carries that note,
+//!   and is served only while generation and counters are the same.
+//!
+//! The rules that must not be broken:
+//! - A fetch notes *before* its command is queued (invariant V1). Otherwise a change between
+//!   command and note would count as seen.
+//! - A reader reads the lease, then looks in the store, then compares the note (invariant V2), and
+//!   a new generation begins before a new lease. Otherwise a reply that was compared while no lease
+//!   was valid would be served under the next one.
+//! - A reader joins a flight only if the note of that flight is current, compared under the
+//!   flights' lock (invariant V3). Otherwise a client that has passed the fence behind its own
+//!   write could join a flight that was answered before, and read the value from before its own
+//!   write.
+
+mod counters;
+mod proofs;
+mod reply;
+mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::proofs::{MAX_NAMES, Proofs};
+pub use self::reply::Reply;
+pub(super) use self::reply::{Note, ReplyOf};
+pub use self::store::ReplyStore;
+use super::flight::{FlightGuard, Flights};
+use super::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
+use super::ttl::{Ttls, as_nanos};
+use super::types::{EvictionCause, FetchError, ReplyStatistics};
+use crate::key::Key;
+use crate::protocol::ReplyFrame;
+
+/// The time for which a command is not fetched after its reply was too large.
+const OVERSIZED_PAUSE: Duration = Duration::from_secs(60);
+
+/// The kept replies of one cache.
+pub(super) struct Replies<E> {
+    pub(super) store: Arc<ReplyStore>,
+    /// Never equal to that of another cache on the same store, so a cluster's primaries share the
+    /// store and never serve each other's replies (invariant P1).
+    generation: AtomicU64,
+    pub(super) flights: Arc<Flights<ReplyResult<E>, Note>>,
+    proofs: Proofs,
+}
+
+/// The commands and keys that prove the user's rights to all kept replies.
+#[derive(Debug, Default)]
+pub struct ReplyProbe {
+    /// A command for each name, in RESP.
+    pub commands: Vec<Key>,
+    /// The keys of all replies, each as often as it is read.
+    pub keys: Vec<Key>,
+}
+
+/// The result of a fetch of a reply.
+#[derive(Debug, Clone)]
+pub enum FetchedReply<E> {
+    /// The reply, which may be kept until its first key or field expires (`None`: none does).
+    Keepable(ReplyFrame, Option<Duration>),
+    /// The reply, for the readers that wait for it only.
+    Unkeepable(ReplyFrame),
+    /// Each reader has to send the command itself.
+    Forward,
+    /// The same, because the reply is too large. The command is not fetched for a minute.
+    TooLarge,
+    /// Redis did not reply.
+    Failed(E),
+}
+
+/// The result that a flight delivers to its readers.
+#[derive(Debug, Clone)]
+pub enum ReplyResult<E> {
+    /// The reply.
+    Reply(Arc<Reply>),
+    /// The reader has to send the command itself.
+    Forward,
+    /// Redis did not reply.
+    Failed(E),
+}
+
+impl<E: FetchError> Replies<E> {
+    pub(super) fn new(store: Arc<ReplyStore>) -> Self {
+        let generation = AtomicU64::new(store.next_generation());
+        Self { store, generation, flights: Flights::new(), proofs: Proofs::new() }
+    }
+
+    /// Ends all replies that depend on `key`.
+    pub(super) fn key_changed(&self, key: &[u8]) {
+        self.store.counters.add(key);
+    }
+
+    /// Ends all replies of this cache. Returns the generation that ended;
+    /// [`ReplyStore::remove_generation`] frees its memory.
+    pub(super) fn begin_generation(&self) -> u64 {
+        self.generation.swap(self.store.next_generation(), AcqRel)
+    }
+
+    /// Returns the counts. Those of the store are of all caches that share it.
+    pub(super) fn statistics(&self) -> ReplyStatistics {
+        let (entries, bytes) = self.store.size();
+        ReplyStatistics {
+            entries,
+            bytes,
+            evictions: self.store.evictions.get(),
+            flights: self.flights.len(),
+            discarded: self.flights.discarded(),
+        }
+    }
+
+    /// Whether Redis has replied to the command with the name at this index, in this generation.
+    #[inline]
+    pub(super) fn is_proven(&self, name_index: usize) -> bool {
+        self.proofs.has(name_index, self.generation.load(Acquire))
+    }
+
+    /// Returns the commands and keys that prove the rights to all replies. The proof of each name without a command in it
+    /// ends.
+    pub(super) fn probe(&self, max_size: usize) -> ReplyProbe {
+        let generation = self.generation.load(Acquire);
+        let mut probe = ReplyProbe::default();
+        let mut is_probed = [false; MAX_NAMES];
+        for (command, reply) in self.store.of_generation(generation) {
+            probe.keys.extend_from_slice(reply.keys());
+            let is_small = reply.frame().bytes().len() <= max_size;
+            if let Some(is_probed) = is_probed.get_mut(reply.name_index())
+                && is_small
+                && !*is_probed
+            {
+                *is_probed = true;
+                probe.commands.push(command);
+            }
+        }
+        self.proofs.end_where(|name_index| !is_probed[name_index], generation);
+        probe
+    }
+
+    pub(super) fn note<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Note {
+        Note::new(self.generation.load(Acquire), &self.store.counters, keys)
+    }
+
+    #[inline]
+    pub(super) fn is_current(&self, note: &Note) -> bool {
+        note.generation() == self.generation.load(Acquire)
+            && note.is_unchanged(&self.store.counters)
+    }
+
+    /// Returns the reply to `command`, if it may be served at `now`. The caller has read the lease
+    /// before (invariant V2).
+    #[inline]
+    pub(super) fn lookup(&self, command: &[u8], now: u64, ttls: Ttls) -> Option<Arc<Reply>> {
+        let reply = self.store.get(command)?;
+        if reply.is_fresh(now, ttls) && self.is_current(&reply.note) {
+            return Some(reply);
+        }
+        self.remove_ended(command, &reply, now, ttls);
+        None
+    }
+
+    #[cold]
+    fn remove_ended(&self, command: &[u8], reply: &Arc<Reply>, now: u64, ttls: Ttls) {
+        let is_expired = !reply.is_fresh(now, ttls);
+        let cause = if is_expired { EvictionCause::Expired } else { EvictionCause::Invalidated };
+        self.store.remove(command, reply, cause);
+    }
+
+    /// Completes a flight: keeps the reply if its note is still current, and delivers it.
+    pub(super) fn complete(
+        &self,
+        guard: FlightGuard<ReplyResult<E>, Note>,
+        fetched: FetchedReply<E>,
+        requested_at: u64,
+        now: u64,
+        of: ReplyOf,
+    ) {
+        let note = guard.note().clone();
+        if matches!(fetched, FetchedReply::Keepable(..) | FetchedReply::Unkeepable(_)) {
+            self.proofs.add(of.name_index, note.generation());
+        }
+        let reply =
+            |frame, expires_in| Arc::new(Reply::new(frame, requested_at, expires_in, of, note));
+        let (result, is_keepable) = match fetched {
+            FetchedReply::Keepable(frame, expires_in) => {
+                (ReplyResult::Reply(reply(frame, expires_in)), true)
+            }
+            FetchedReply::Unkeepable(frame) => (ReplyResult::Reply(reply(frame, None)), false),
+            FetchedReply::Forward => (ReplyResult::Forward, false),
+            FetchedReply::TooLarge => {
+                let until = now.saturating_add(as_nanos(OVERSIZED_PAUSE));
+                self.store.add_oversized(guard.key().as_bytes(), now, until);
+                (ReplyResult::Forward, false)
+            }
+            FetchedReply::Failed(error) => (ReplyResult::Failed(error), false),
+        };
+        let keep = |command: &Key, note: &Note| match &result {
+            ReplyResult::Reply(reply) if is_keepable && self.is_current(note) => {
+                self.store.insert(command.clone(), Arc::clone(reply));
+            }
+            _ => {}
+        };
+        guard.complete(keep, result.clone());
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod model_check;
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests;

@@ -1,0 +1,182 @@
+//! The store of kept replies: a bound in bytes, and which reply makes room.
+//!
+//! It only chooses what is evicted. Whether a reply may be served is decided at each read by its
+//! note, so an entry that is no longer current does no harm while it is still here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use quick_cache::sync::Cache;
+use quick_cache::{Lifecycle, Weighter};
+
+use super::super::settings::Settings;
+use super::super::sync::{Mutex, lock, preemption_point};
+use super::super::types::{EvictionCause, EvictionCounters};
+use super::counters::Counters;
+use super::reply::Reply;
+use crate::key::Key;
+
+/// The memory that a kept reply takes besides its command and its frame, in bytes: the allocations
+/// of its key, reply and note, and its place in the store.
+const OVERHEAD: usize = 410;
+/// The mean size of a reply that the store is made for, in bytes. It is only a hint.
+const TYPICAL_SIZE: usize = 1 << 10;
+/// The most commands that are remembered because their replies were too large.
+const MAX_OVERSIZED: usize = 1024;
+
+/// The replies of all primaries, and what they share.
+pub struct ReplyStore {
+    replies: Cache<Key, Arc<Reply>, Weight, ahash::RandomState, CountEvictions>,
+    /// The bound in bytes; 0: no reply is kept.
+    max_memory: AtomicUsize,
+    max_hash_fields: AtomicUsize,
+    pub(super) counters: Counters,
+    next_generation: AtomicU64,
+    pub(super) evictions: Arc<EvictionCounters>,
+    /// Commands with replies that were too large, each with the time until which it is not fetched.
+    oversized: Mutex<HashMap<u64, u64>>,
+    hasher: ahash::RandomState,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Key, Arc<Reply>> for Weight {
+    fn weight(&self, command: &Key, reply: &Arc<Reply>) -> u64 {
+        (command.len() + reply.size() + OVERHEAD) as u64
+    }
+}
+
+#[derive(Clone)]
+struct CountEvictions(Arc<EvictionCounters>);
+
+impl Lifecycle<Key, Arc<Reply>> for CountEvictions {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: Key, _: Arc<Reply>) {
+        self.0.add(EvictionCause::Capacity, 1);
+    }
+}
+
+impl ReplyStore {
+    /// Creates an empty store.
+    pub fn new(settings: &Settings) -> Arc<Self> {
+        let max_memory = settings.max_reply_memory.0;
+        let evictions = Arc::new(EvictionCounters::default());
+        let replies = Cache::with(
+            max_memory / TYPICAL_SIZE,
+            max_memory as u64,
+            Weight,
+            ahash::RandomState::new(),
+            CountEvictions(Arc::clone(&evictions)),
+        );
+        Arc::new(Self {
+            replies,
+            max_memory: AtomicUsize::new(max_memory),
+            max_hash_fields: AtomicUsize::new(settings.hash_fields),
+            counters: Counters::new(),
+            next_generation: AtomicU64::new(0),
+            evictions,
+            oversized: Mutex::default(),
+            hasher: ahash::RandomState::new(),
+        })
+    }
+
+    /// Whether replies are kept at all.
+    #[inline]
+    pub(in super::super) fn is_enabled(&self) -> bool {
+        self.max_memory.load(Relaxed) > 0
+    }
+
+    /// The most fields or members of a kept hash or set from which other replies are derived.
+    #[inline]
+    pub fn max_hash_fields(&self) -> usize {
+        self.max_hash_fields.load(Relaxed)
+    }
+
+    /// Applies settings. Replies beyond a smaller bound are evicted at once.
+    pub fn apply(&self, settings: &Settings) {
+        self.max_hash_fields.store(settings.hash_fields, Relaxed);
+        let bytes = settings.max_reply_memory.0;
+        if self.max_memory.swap(bytes, Relaxed) != bytes {
+            self.replies.set_capacity(bytes as u64);
+        }
+    }
+
+    /// Returns a generation that no other has.
+    pub(super) fn next_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, command: &[u8]) -> Option<Arc<Reply>> {
+        preemption_point();
+        self.replies.get(command)
+    }
+
+    /// Returns all replies of a generation, each with its command.
+    pub(super) fn of_generation(
+        &self,
+        generation: u64,
+    ) -> impl Iterator<Item = (Key, Arc<Reply>)> + '_ {
+        self.replies.iter().filter(move |(_, reply)| reply.note.generation() == generation)
+    }
+
+    pub(in super::super) fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    pub(super) fn insert(&self, command: Key, reply: Arc<Reply>) {
+        preemption_point();
+        self.replies.insert(command, reply);
+    }
+
+    /// Removes the reply to `command` if it is this one.
+    pub(super) fn remove(&self, command: &[u8], reply: &Arc<Reply>, cause: EvictionCause) {
+        preemption_point();
+        let removed = self.replies.remove_if(command, |kept| Arc::ptr_eq(kept, reply));
+        self.evictions.add(cause, removed.is_some().into());
+    }
+
+    /// Removes the replies of a generation that has ended. Takes time in proportion to the number
+    /// of replies.
+    pub(in super::super) fn remove_generation(&self, generation: u64) {
+        let removed = AtomicU64::new(0);
+        self.replies.retain(|_, reply| {
+            let has_ended = reply.note.generation() == generation;
+            removed.fetch_add(has_ended.into(), Relaxed);
+            !has_ended
+        });
+        self.evictions.add(EvictionCause::Flushed, removed.into_inner());
+    }
+
+    /// Returns the number of replies, and the bytes that they and the counters take.
+    pub(super) fn size(&self) -> (u64, u64) {
+        let counters = self.counters.size() as u64;
+        (self.replies.len() as u64, self.replies.weight() + counters)
+    }
+
+    /// Records that the reply to `command` is too large, until the time `until`.
+    pub(super) fn add_oversized(&self, command: &[u8], now: u64, until: u64) {
+        let mut oversized = lock(&self.oversized);
+        if oversized.len() >= MAX_OVERSIZED {
+            oversized.retain(|_, until| *until > now);
+        }
+        if oversized.len() < MAX_OVERSIZED {
+            oversized.insert(self.hasher.hash_one(command), until);
+        }
+    }
+
+    /// Whether the reply to `command` was too large a short time ago.
+    pub(in super::super) fn is_oversized(&self, command: &[u8], now: u64) -> bool {
+        let command = self.hasher.hash_one(command);
+        let mut oversized = lock(&self.oversized);
+        let Some(until) = oversized.get(&command) else { return false };
+        let is_recent = *until > now;
+        if !is_recent {
+            oversized.remove(&command);
+        }
+        is_recent
+    }
+}

@@ -1,0 +1,165 @@
+//! Reads of kept replies: the lookup, and the flight of a read that finds none.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use super::flight::{FlightGuard, FlightWaiter, Joined};
+use super::lease::Validity;
+use super::replies::{FetchedReply, Note, Reply, ReplyOf, ReplyProbe, ReplyResult};
+use super::ttl::as_nanos;
+use super::types::{Cancelled, FetchError, Outcome};
+use super::{Cache, Shared};
+use crate::key::Key;
+
+/// A read with a reply that may be kept.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplyRead<'a> {
+    /// The command with its name in capitals, in RESP.
+    pub command: &'a [u8],
+    /// The index of its name. No reply is derived for an index above 127.
+    pub name_index: usize,
+    /// All keys that it reads.
+    pub keys: &'a [Key],
+}
+
+impl<E: FetchError> Cache<E> {
+    /// Returns the kept reply to `command`, or `None`. Never fetches.
+    ///
+    /// `command` is the command with its name in capitals, in RESP.
+    #[inline]
+    pub fn lookup_reply(&self, command: &[u8], now: Instant) -> Option<Arc<Reply>> {
+        let shared = &self.0;
+        if !shared.replies.store.is_enabled() {
+            return None;
+        }
+        shared.lookup_reply(command, shared.clock(now))
+    }
+
+    /// Returns the kept reply to `command`, from which the reply to the command with the name at
+    /// `derived` follows. `None` also if Redis has not replied to that command since the beginning
+    /// of the generation, or of the last check of rights: the user may lack the right to it.
+    #[inline]
+    pub fn lookup_whole(&self, command: &[u8], derived: usize, now: Instant) -> Option<Arc<Reply>> {
+        let is_proven = self.0.replies.is_proven(derived);
+        if is_proven { self.lookup_reply(command, now) } else { None }
+    }
+
+    /// Returns the kept reply to a read, or the result of the flight for it. Starts that flight
+    /// with `fetch` if none can be joined.
+    pub async fn get_or_fetch_reply<F>(
+        &self,
+        read: ReplyRead<'_>,
+        fetch: impl FnOnce() -> F,
+    ) -> (Outcome, ReplyResult<E>)
+    where
+        F: Future<Output = FetchedReply<E>> + Send + 'static,
+    {
+        let shared = &self.0;
+        let ReplyRead { command, name_index, keys } = read;
+        let arrived_at = Instant::now();
+        if !shared.may_fetch_reply(command, arrived_at) {
+            return (Outcome::Bypass, ReplyResult::Forward);
+        }
+        let mut requested_at = arrived_at;
+        let mut joined = shared.join_reply(command, keys, arrived_at);
+        if let Joined::Follower(waiter) = joined {
+            let result = shared.await_reply(waiter).await;
+            if !shared.is_reply_too_old_for(&result, arrived_at) {
+                return (Outcome::Coalesced, result);
+            }
+            // As for strings: any flight that is joined now opened after the reader arrived.
+            requested_at = Instant::now();
+            joined = shared.join_reply(command, keys, requested_at);
+        }
+        match joined {
+            Joined::Found(reply) => (Outcome::Hit, ReplyResult::Reply(reply)),
+            Joined::Follower(waiter) => (Outcome::Coalesced, shared.await_reply(waiter).await),
+            Joined::Leader(guard, waiter) => {
+                let of = ReplyOf { name_index, keys: keys.into() };
+                self.spawn_reply_fetch(guard, requested_at, of, fetch());
+                (Outcome::Miss, shared.await_reply(waiter).await)
+            }
+        }
+    }
+
+    /// Returns the most fields or members of a kept hash or set from which other replies are
+    /// derived.
+    pub fn max_hash_fields(&self) -> usize {
+        self.0.replies.store.max_hash_fields()
+    }
+
+    /// Returns the commands and keys that prove the user's rights to all kept replies.
+    /// Takes time in proportion to their number.
+    ///
+    /// The commands are one for each name, with a reply of at most `max_size` bytes. A name without
+    /// one needs a new proof before a reply to it is derived.
+    pub fn reply_probe(&self, max_size: usize) -> ReplyProbe {
+        self.0.replies.probe(max_size)
+    }
+
+    /// Spawns the fetch of a flight, as it is done for strings.
+    fn spawn_reply_fetch(
+        &self,
+        guard: FlightGuard<ReplyResult<E>, Note>,
+        requested_at: Instant,
+        of: ReplyOf,
+        fetch: impl Future<Output = FetchedReply<E>> + Send + 'static,
+    ) {
+        let shared = Arc::clone(&self.0);
+        let requested_at = shared.clock(requested_at);
+        tokio::spawn(fetch.instrument(guard.span().clone()).map(move |fetched| {
+            let now = shared.clock(Instant::now());
+            shared.replies.complete(guard, fetched, requested_at, now, of);
+        }));
+    }
+}
+
+impl<E: FetchError> Shared<E> {
+    #[inline]
+    pub(super) fn lookup_reply(&self, command: &[u8], now: u64) -> Option<Arc<Reply>> {
+        // Invariant V2.
+        if matches!(self.lease.validity(now), Validity::Expired { .. }) {
+            return None;
+        }
+        self.replies.lookup(command, now, self.ttls.get())
+    }
+
+    /// Whether a fetch could be kept.
+    fn may_fetch_reply(&self, command: &[u8], now: Instant) -> bool {
+        let store = &self.replies.store;
+        store.is_enabled()
+            && self.ttls.get().ttl > 0
+            && !store.is_oversized(command, self.clock(now))
+    }
+
+    pub(super) fn join_reply(
+        &self,
+        command: &[u8],
+        keys: &[Key],
+        now: Instant,
+    ) -> Joined<ReplyResult<E>, Arc<Reply>, Note> {
+        let replies = &self.replies;
+        replies.flights.join_noted(
+            command,
+            |note| replies.is_current(note),
+            || self.lookup_reply(command, self.clock(now)),
+            || replies.note(keys.iter().map(Key::as_bytes)),
+        )
+    }
+
+    pub(super) async fn await_reply(&self, waiter: FlightWaiter<ReplyResult<E>>) -> ReplyResult<E> {
+        waiter.wait().await.unwrap_or_else(|| ReplyResult::Failed(E::from(Cancelled)))
+    }
+
+    /// Whether the result of a flight is too old for a reader that joined it at `arrived_at`: it
+    /// has expired, or its request precedes the reader by `coherence_timeout` or more.
+    fn is_reply_too_old_for(&self, result: &ReplyResult<E>, arrived_at: Instant) -> bool {
+        let ReplyResult::Reply(reply) = result else { return false };
+        let is_expired = !reply.is_fresh(self.clock(Instant::now()), self.ttls.get());
+        let age = reply.age(self.clock(arrived_at));
+        is_expired || age >= as_nanos(self.settings().coherence_timeout)
+    }
+}

@@ -1,0 +1,93 @@
+//! Lists of commands in the settings: those that are kept in addition, and those that are not.
+
+use std::fmt;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The names of commands, in capitals.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandList(Vec<String>);
+
+impl CommandList {
+    /// Whether the list has the command.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.0.iter().any(|one| one.eq_ignore_ascii_case(name))
+    }
+
+    /// Returns the first name that is not among `known`, and all of these.
+    pub fn violation<'a>(&self, known: impl Iterator<Item = &'a str>) -> Option<String> {
+        let known: Vec<_> = known.map(str::to_ascii_uppercase).collect();
+        let wrong = self.0.iter().find(|name| !known.contains(name))?;
+        Some(format!("found {wrong}, expected some of: {}", known.join(", ")))
+    }
+
+    fn from_words<'a>(words: impl Iterator<Item = &'a str>) -> Self {
+        let words = words.map(str::trim).filter(|word| !word.is_empty());
+        Self(words.map(str::to_ascii_uppercase).collect())
+    }
+}
+
+/// Serializes the list in the form of the environment variables: one string, separated by commas.
+impl Serialize for CommandList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.join(","))
+    }
+}
+
+impl<'de> Deserialize<'de> for CommandList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NameVisitor)
+    }
+}
+
+struct NameVisitor;
+
+impl<'de> Visitor<'de> for NameVisitor {
+    type Value = CommandList;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("names of commands, such as \"HGETALL\"")
+    }
+
+    /// Parses the form of the environment variables: names separated by commas.
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<CommandList, E> {
+        Ok(CommandList::from_words(text.split(',')))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<CommandList, A::Error> {
+        let mut names = Vec::new();
+        while let Some(word) = words.next_element::<String>()? {
+            names.push(word);
+        }
+        Ok(CommandList::from_words(names.iter().map(String::as_str)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(words: &str) -> CommandList {
+        CommandList::from_words(words.split(','))
+    }
+
+    #[test]
+    fn list_finds_its_commands_whatever_the_case() {
+        let list = list("hget, JSON.GET ,,");
+        for (name, expected) in [("HGET", true), ("hGet", true), ("json.get", true), ("get", false)]
+        {
+            assert_eq!(list.contains(name), expected, "{name}");
+        }
+        assert_eq!(list.0, ["HGET", "JSON.GET"]);
+    }
+
+    #[test]
+    fn unknown_name_is_reported_with_the_known_ones() {
+        let known = || ["hget", "get"].into_iter();
+        assert_eq!(list("").violation(known()), None);
+        assert_eq!(list("GET,hget").violation(known()), None);
+        let expected = "found SET, expected some of: HGET, GET";
+        assert_eq!(list("hget,set").violation(known()).as_deref(), Some(expected));
+    }
+}

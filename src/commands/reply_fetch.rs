@@ -1,0 +1,68 @@
+//! The fetch of a reply that is to be kept.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tracing::Instrument as _;
+
+use super::cached_read::{CachedReply, FetchOutcome};
+use super::kept_read::{Fields, KeptRead};
+use crate::backend::{ReplyRequest, RequestedFields};
+use crate::cache::ReplyResult;
+use crate::key::Key;
+use crate::metrics::Kind;
+use crate::protocol::Shape;
+use crate::proxy::Proxy;
+use crate::telemetry::spans;
+
+/// A command with a reply that is fetched to be kept.
+#[derive(Debug)]
+pub struct ReplyFetch {
+    request: ReplyRequest,
+    shape: Shape,
+    kind: Kind,
+    may_write: bool,
+}
+
+impl ReplyFetch {
+    /// The fetch for a read. `name` are the bytes under which its reply is kept, and which are
+    /// sent.
+    pub(super) fn new(read: &KeptRead<'_>, name: Vec<u8>) -> Self {
+        let fields = match read.fields() {
+            Fields::None => RequestedFields::None,
+            Fields::Named(names) => {
+                RequestedFields::Named(names.iter().map(Bytes::copy_from_slice).collect())
+            }
+            Fields::All => RequestedFields::All,
+            Fields::Unnamed => RequestedFields::Unnamed,
+        };
+        let request = ReplyRequest {
+            command: Bytes::from(name),
+            name_index: read.command().index(),
+            keys: read.keys().map(Key::from).collect(),
+            fields,
+        };
+        let may_write = read.command().may_write();
+        Self { request, shape: read.shape(), kind: read.kind(), may_write }
+    }
+
+    /// The keys of the command.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.request.keys.iter().map(Key::as_bytes)
+    }
+
+    /// Fetches the reply. `command` is the command as the client sent it.
+    pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
+        let span = spans::command_span(self.kind.name());
+        let Self { request, shape, kind, may_write } = self;
+        let result = proxy.get_reply(Arc::new(request), shape, kind, &span);
+        match result.instrument(span.clone()).await {
+            ReplyResult::Reply(reply) if may_write => {
+                FetchOutcome::MayHaveWritten(CachedReply::Kept(reply, kind))
+            }
+            ReplyResult::Reply(reply) => FetchOutcome::Reply(CachedReply::Kept(reply, kind)),
+            ReplyResult::Failed(error) if !error.should_forward() => FetchOutcome::Failed(error),
+            ReplyResult::Forward | ReplyResult::Failed(_) => FetchOutcome::Forward(command),
+        }
+    }
+}
