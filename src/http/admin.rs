@@ -134,7 +134,10 @@ async fn status_json(
 
 /// Returns at most `limit` of the keys that are allowed.
 fn listed(keys: &[HotKey], allow: &KeyAllowlist, limit: usize) -> Vec<serde_json::Value> {
-    let key = |hot: &HotKey| json!({ "key": hot_keys::path_escape(&hot.key), "reads": hot.reads, "error": hot.error });
+    let key = |hot: &HotKey| {
+        let key = hot_keys::path_escape(&hot.key);
+        json!({ "key": key, "reads": hot.reads, "error": hot.error })
+    };
     keys.iter().filter(|hot| allow.allows(&hot.key)).take(limit).map(key).collect()
 }
 

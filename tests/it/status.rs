@@ -11,9 +11,8 @@
 use serde_json::{Value, json};
 
 use crate::support::http;
-use crate::support::serving::{metric, proxy, read, set};
-use crate::support::wait::eventually;
-use crate::support::{Proxy, RedisServer};
+use crate::support::serving::{metric, proxy, read, reads, set};
+use crate::support::{Proxy, RedisServer, eventually};
 
 fn status(proxy: &Proxy) -> Value {
     let response = http::get(proxy.admin(), "/status.json");
@@ -35,24 +34,21 @@ fn status_has_the_counts_of_the_metrics() {
     (0..3).for_each(|_| assert_eq!(read(&proxy, "absent").status, 404));
     let status = status(&proxy);
     assert_eq!(status["state"]["level"], "fresh");
-    let reads = &status["reads"];
-    assert_eq!((&reads["total"], &reads["from_memory"]), (&json!(8), &json!(6)));
-    assert_eq!(reads["hit_ratio"], 0.75);
+    let shown_reads = &status["reads"];
+    assert_eq!((&shown_reads["total"], &shown_reads["from_memory"]), (&json!(8), &json!(6)));
+    assert_eq!(shown_reads["hit_ratio"], 0.75);
     for (outcome, expected) in [("hit", 4.0), ("negative_hit", 2.0), ("miss", 2.0), ("stale", 0.0)]
     {
-        let series = format!(
-            "redis_proxy_request_duration_seconds_count{{front_end=\"http\",outcome=\"{outcome}\"}}"
-        );
-        assert_eq!(metric(&proxy, &series), expected, "{outcome}");
-        let shown = find(&reads["outcomes"], "outcome", outcome);
+        assert_eq!(reads(&proxy, outcome), expected, "{outcome}");
+        let shown = find(&shown_reads["outcomes"], "outcome", outcome);
         assert_eq!(shown["reads"].as_f64(), Some(expected), "{outcome}");
         assert_eq!(shown["p99_seconds"].is_null(), expected == 0.0, "{outcome}");
     }
     let values = find(&status["memory"], "store", "values");
     for (key, series) in [
-        ("entries", "redis_proxy_cache_entries"),
-        ("bytes", "redis_proxy_cache_bytes"),
-        ("max_entries", "redis_proxy_cache_capacity_entries"),
+        ("entries", "cache_entries"),
+        ("bytes", "cache_bytes"),
+        ("max_entries", "cache_capacity_entries"),
     ] {
         assert_eq!(values[key].as_f64(), Some(metric(&proxy, series)), "{key}");
         assert!(values[key].as_f64() > Some(0.0), "{key}");
