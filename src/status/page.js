@@ -91,9 +91,11 @@ function show(status) {
   rows('memory', status.memory.map((each) => [each.store, count(each.entries), count(each.max_entries),
     bytes(each.bytes), bytes(each.max_bytes)]));
   rows('evictions', status.evictions.map((each) => [each.cause, count(each.values), count(each.replies)]));
-  rows('connections', status.connections.map((each) => [each.front_end, count(each.open), count(each.limit)]));
+  const listeners = status.connections.filter((each) => each.limit > 0);
+  rows('connections', listeners.map((each) => [each.front_end, count(each.open), count(each.limit)]));
   rows('nodes', status.nodes.map((each) => [each.node, each.role, each.up ? 'up' : 'down']));
   byId('no-keys').hidden = status.hot_keys !== null;
+  byId('keys-table').hidden = status.hot_keys === null;
   rows('keys', (status.hot_keys || []).map((each) => [each.key, count(each.reads)]));
   const reload = new Date(status.last_reload.time * 1000).toISOString();
   byId('about').textContent = `Version ${status.version}, up for ${uptime(status.uptime_seconds)}. `
