@@ -101,6 +101,7 @@ impl LruList {
     }
 
     /// Records a read of the entry at `index`, if the entry there still has this `tag`.
+    #[inline]
     pub(super) fn record_read(&mut self, index: LruIndex, tag: u32) {
         let Some(hash) = self.nodes.linked_hash(index).filter(|hash| hash_tag(*hash) == tag) else {
             return;

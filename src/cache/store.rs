@@ -179,6 +179,7 @@ impl Store {
 
     /// Returns the hash of a key, without the bits that the list's nodes have no room for.
     /// Otherwise an eviction could not find the key in its table by the hash in its node.
+    #[inline]
     fn hash_of(&self, key: &[u8]) -> u64 {
         hash_bits(self.hasher.hash_one(key))
     }

@@ -126,6 +126,7 @@ impl<'a> CacheableRead<'a> {
     }
 
     /// Whether one of its keys is too long to be cached. `max_key` is in bytes.
+    #[inline]
     pub(super) fn has_longer_key(&self, max_key: usize) -> bool {
         let is_longer = |key: &[u8]| key.len() > max_key;
         if self.has_many_keys() {

@@ -57,10 +57,12 @@ pub(crate) fn hash_bits(hash: u64) -> u64 {
 }
 
 impl Node {
+    #[inline]
     fn is_linked(self) -> bool {
         !matches!(self.newer, EVICTING | FREE)
     }
 
+    #[inline]
     fn hash(self) -> u64 {
         hash_bits(self.word)
     }
@@ -205,6 +207,7 @@ impl Segments {
         Some(linked)
     }
 
+    #[inline]
     fn unlink(&mut self, index: LruIndex) {
         let node = self.nodes[index as usize];
         let ends = &mut self.ends[node.segment() as usize];
@@ -219,6 +222,7 @@ impl Segments {
         }
     }
 
+    #[inline]
     fn link_newest(&mut self, segment: Segment, index: LruIndex) {
         let ends = &mut self.ends[segment as usize];
         ends.len += 1;
