@@ -10,7 +10,7 @@ use super::kept_read::{Fields, KeptRead};
 use crate::backend::{ReplyRequest, RequestedFields};
 use crate::cache::ReplyResult;
 use crate::key::Key;
-use crate::metrics::Kind;
+use crate::metrics::{FrontEnd, Kind};
 use crate::protocol::Shape;
 use crate::proxy::Proxy;
 use crate::telemetry::spans;
@@ -52,10 +52,10 @@ impl ReplyFetch {
     }
 
     /// Fetches the reply. `command` is the command as the client sent it.
-    pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
+    pub async fn run(self, front_end: FrontEnd, proxy: Proxy, command: Bytes) -> FetchOutcome {
         let span = spans::command_span(self.kind.name());
         let Self { request, shape, kind, may_write } = self;
-        let result = proxy.get_reply(Arc::new(request), shape, kind, &span);
+        let result = proxy.get_reply(front_end, Arc::new(request), shape, kind, &span);
         match result.instrument(span.clone()).await {
             ReplyResult::Reply(reply) if may_write => {
                 FetchOutcome::MayHaveWritten(CachedReply::Kept(reply, kind))

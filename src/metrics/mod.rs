@@ -130,7 +130,7 @@ impl Metrics {
         for kind in Invalidation::ALL {
             zero(&self.invalidations, kind.name());
         }
-        for front_end in FrontEnd::ALL {
+        for front_end in FrontEnd::LISTENERS {
             self.connections.with_label_values(&[front_end.name()]).set(0);
             zero(&self.connections_refused, front_end.name());
         }
@@ -149,10 +149,12 @@ impl Metrics {
         }
     }
 
-    /// Counts the kind of `count` reads of Redis clients that
-    /// [`record_reads`](Self::record_reads) counts too.
-    pub fn record_kind(&self, kind: Kind, outcome: Outcome, count: u64) {
-        self.per_thread.local().by_kind[kind as usize][outcome as usize].add(count);
+    /// Counts the kind of `count` reads by commands that [`record_reads`](Self::record_reads)
+    /// counts too.
+    pub fn record_kind(&self, front_end: FrontEnd, kind: Kind, outcome: Outcome, count: u64) {
+        if let Some(by_kind) = self.per_thread.local().by_kind.get(front_end as usize) {
+            by_kind[kind as usize][outcome as usize].add(count);
+        }
     }
 
     /// Counts `count` commands. `label` is the index of the command's name in the list of names.
@@ -221,8 +223,9 @@ impl Metrics {
 
     /// Returns the number of open connections to the front ends that answer reads.
     pub fn open_connections(&self) -> i64 {
-        FrontEnd::READERS
+        FrontEnd::LISTENERS
             .iter()
+            .filter(|front_end| FrontEnd::READERS.contains(front_end))
             .map(|front_end| self.connections.with_label_values(&[front_end.name()]).get())
             .sum()
     }
