@@ -80,7 +80,11 @@ fn parse(text: &[u8]) -> Result<Vec<(Hash, TokenRights)>, String> {
         }
         tokens.push((digest, rights));
     }
-    if tokens.is_empty() { Err("found no token in it, expected one a line".into()) } else { Ok(tokens) }
+    if tokens.is_empty() {
+        Err("found no token in it, expected one a line".into())
+    } else {
+        Ok(tokens)
+    }
 }
 
 fn parse_line(line: &[u8]) -> Result<(Hash, TokenRights), &'static str> {
@@ -112,23 +116,37 @@ mod tests {
 
     #[test]
     fn options_follow_the_token() {
-        let text = b"# comment\n\nfull\nreader  read-only\r\nscoped keys=a:*,b read-only\nall purge";
+        let text =
+            b"# comment\n\nfull\nreader  read-only\r\nscoped keys=a:*,b read-only\nall purge";
         let found: Vec<_> = parse(text).unwrap().into_iter().map(|(_, rights)| rights).collect();
         let keys = |text| KeyAllowlist::parse(text).unwrap();
         let plain = TokenRights::default();
-        assert_eq!(found, [
-            plain.clone(),
-            TokenRights { is_read_only: true, ..plain.clone() },
-            TokenRights { is_read_only: true, keys: keys("a:*,b"), ..plain.clone() },
-            TokenRights { may_purge: true, ..plain },
-        ]);
+        assert_eq!(
+            found,
+            [
+                plain.clone(),
+                TokenRights { is_read_only: true, ..plain.clone() },
+                TokenRights { is_read_only: true, keys: keys("a:*,b"), ..plain.clone() },
+                TokenRights { may_purge: true, ..plain },
+            ]
+        );
     }
 
     #[test]
     fn doubtful_line_rejects_the_file() {
         for text in [
-            "", "# only\n", "a b", "tok readonly", "tok keys=", "tok keys=a*b", "tok keys=a,,b",
-            "tok keys", "tok KEYS=a", "a,b", "ok\nok", "ok\nok read-only",
+            "",
+            "# only\n",
+            "a b",
+            "tok readonly",
+            "tok keys=",
+            "tok keys=a*b",
+            "tok keys=a,,b",
+            "tok keys",
+            "tok KEYS=a",
+            "a,b",
+            "ok\nok",
+            "ok\nok read-only",
         ] {
             assert!(parse(text.as_bytes()).is_err(), "{text:?}");
         }

@@ -188,7 +188,8 @@ impl<'a> Words<'a> {
 
     /// The word at `index`; empty if there is none.
     pub fn get(&self, index: usize) -> &'a [u8] {
-        let start = index.checked_sub(1).map_or(Some(self.start), |last| self.ends.get(last).copied());
+        let start =
+            index.checked_sub(1).map_or(Some(self.start), |last| self.ends.get(last).copied());
         match (start, self.ends.get(index)) {
             (Some(start), Some(end)) => &self.bytes[start..*end],
             _ => b"",
@@ -334,7 +335,8 @@ mod tests {
 
     fn lines(commands: &Commands) -> Vec<String> {
         let line = |command: Words<'_>| {
-            let words: Vec<_> = command.iter().map(|word| word.escape_ascii().to_string()).collect();
+            let words: Vec<_> =
+                command.iter().map(|word| word.escape_ascii().to_string()).collect();
             words.join("|")
         };
         commands.iter().map(line).collect()
@@ -349,7 +351,10 @@ mod tests {
             (r#" [ "SET" , "a" , "" , "EX" , 100 ] "#, "SET|a||EX|100"),
             (r#"["SET","é\n\u0000","\"\\"]"#, r#"SET|\xc3\xa9\n\x00|\"\\"#),
             (r#"["SET","\ud83d\ude00",true,false]"#, r"SET|\xf0\x9f\x98\x80|true|false"),
-            (r#"["X",1.0,1e400,-0,12345678901234567890123]"#, "X|1.0|1e400|-0|12345678901234567890123"),
+            (
+                r#"["X",1.0,1e400,-0,12345678901234567890123]"#,
+                "X|1.0|1e400|-0|12345678901234567890123",
+            ),
         ] {
             let commands = Commands::single(body.as_bytes()).unwrap();
             assert_eq!(lines(&commands), [expected], "{body}");
@@ -359,8 +364,22 @@ mod tests {
     #[test]
     fn body_of_another_form_is_rejected() {
         for body in [
-            "", "{}", "\"GET\"", "1", "null", "[\"GET\"", "[\"GET\"] x", "[null]", "[\"a\",{}]",
-            "[[\"GET\",\"a\"]]", "[\"\\ud800\"]", "[\"a\u{1}\"]", "[01]", "['a']", "[]", "[\"\"]",
+            "",
+            "{}",
+            "\"GET\"",
+            "1",
+            "null",
+            "[\"GET\"",
+            "[\"GET\"] x",
+            "[null]",
+            "[\"a\",{}]",
+            "[[\"GET\",\"a\"]]",
+            "[\"\\ud800\"]",
+            "[\"a\u{1}\"]",
+            "[01]",
+            "['a']",
+            "[]",
+            "[\"\"]",
             "[\"\",\"a\"]",
         ] {
             assert!(Commands::single(body.as_bytes()).is_err(), "{body}");

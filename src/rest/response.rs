@@ -26,7 +26,11 @@ pub enum Strings {
 ///
 /// # Errors
 /// [`InvalidReply`] if the bytes are not one RESP2 reply.
-pub fn write_reply(out: &mut Vec<u8>, reply: &[u8], strings: Strings) -> Result<bool, InvalidReply> {
+pub fn write_reply(
+    out: &mut Vec<u8>,
+    reply: &[u8],
+    strings: Strings,
+) -> Result<bool, InvalidReply> {
     if let Some(text) = error_text(reply) {
         write_error(out, text);
         return Ok(true);
@@ -38,7 +42,7 @@ pub fn write_reply(out: &mut Vec<u8>, reply: &[u8], strings: Strings) -> Result<
 }
 
 /// Writes `{"error":...}`.
-pub fn write_error(out: &mut Vec<u8>, text: &[u8]) {
+pub(super) fn write_error(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(b"{\"error\":");
     write_text(out, text);
     out.push(b'}');
@@ -219,8 +223,16 @@ mod tests {
                 r#"{"result":[[1,"a"],[],[[null]]]}"#,
                 r#"{"result":[[1,"YQ=="],[],[[null]]]}"#,
             ),
-            ("*2\r\n-ERR x\r\n+OK\r\n", r#"{"result":["ERR x","OK"]}"#, r#"{"result":["ERR x","OK"]}"#),
-            ("-NOSCRIPT a \"b\"\r\n", r#"{"error":"NOSCRIPT a \"b\""}"#, r#"{"error":"NOSCRIPT a \"b\""}"#),
+            (
+                "*2\r\n-ERR x\r\n+OK\r\n",
+                r#"{"result":["ERR x","OK"]}"#,
+                r#"{"result":["ERR x","OK"]}"#,
+            ),
+            (
+                "-NOSCRIPT a \"b\"\r\n",
+                r#"{"error":"NOSCRIPT a \"b\""}"#,
+                r#"{"error":"NOSCRIPT a \"b\""}"#,
+            ),
         ] {
             assert_eq!(json(reply, Strings::Text), text, "{reply:?}");
             assert_eq!(json(reply, Strings::Base64), base64, "{reply:?}");
@@ -239,10 +251,25 @@ mod tests {
     #[test]
     fn invalid_reply_is_an_error() {
         for reply in [
-            "", "+OK", "?\r\n", ":x\r\n", ":+1\r\n", ":01\r\n", "$3\r\nab\r\n", "$x\r\n", "*1\r\n", "$1\r\nab\r\n",
-            "+OK\r\n+OK\r\n", "$-2\r\n", "*18446744073709551615\r\n", "%1\r\n:1\r\n:1\r\n",
+            "",
+            "+OK",
+            "?\r\n",
+            ":x\r\n",
+            ":+1\r\n",
+            ":01\r\n",
+            "$3\r\nab\r\n",
+            "$x\r\n",
+            "*1\r\n",
+            "$1\r\nab\r\n",
+            "+OK\r\n+OK\r\n",
+            "$-2\r\n",
+            "*18446744073709551615\r\n",
+            "%1\r\n:1\r\n:1\r\n",
         ] {
-            assert!(write_reply(&mut Vec::new(), reply.as_bytes(), Strings::Text).is_err(), "{reply:?}");
+            assert!(
+                write_reply(&mut Vec::new(), reply.as_bytes(), Strings::Text).is_err(),
+                "{reply:?}"
+            );
         }
     }
 

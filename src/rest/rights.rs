@@ -14,7 +14,7 @@ use super::request::Words;
 
 /// The reason why a command does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
+pub(super) enum Refusal {
     /// No request may use the command.
     NotAvailable(String),
     /// The token, or no token, may use the command.
@@ -25,7 +25,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Returns the error for the client.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Self::NotAvailable(name) => format!("ERR Command is not available: '{name}'"),
             Self::Command(name) => {
@@ -36,7 +36,7 @@ impl Refusal {
     }
 
     /// Whether the token lacks the right.
-    pub fn is_of_token(&self) -> bool {
+    pub(super) fn is_of_token(&self) -> bool {
         !matches!(self, Self::NotAvailable(_))
     }
 }
@@ -48,8 +48,18 @@ const OF_ALL_KEYS: [&str; 9] =
     ["dbsize", "info", "keys", "latency", "memory", "object", "randomkey", "scan", "slowlog"];
 /// Commands that may use other keys than they name, or keys of another database.
 const OF_OTHER_KEYS: [&str; 12] = [
-    "copy", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro", "georadius",
-    "georadiusbymember", "migrate", "move", "sort",
+    "copy",
+    "eval",
+    "eval_ro",
+    "evalsha",
+    "evalsha_ro",
+    "fcall",
+    "fcall_ro",
+    "georadius",
+    "georadiusbymember",
+    "migrate",
+    "move",
+    "sort",
 ];
 /// Commands of no class of their own that change the state of a connection.
 const STATEFUL: [&str; 3] = ["asking", "readonly", "readwrite"];
@@ -59,7 +69,7 @@ fn is_one_of(words: &[&str], word: &[u8]) -> bool {
 }
 
 /// Returns the reason why a command does not run for this token, as far as its keys do not matter.
-pub fn refusal(
+pub(super) fn refusal(
     denied: &CommandList,
     rights: &TokenRights,
     info: CommandInfo,
@@ -77,7 +87,7 @@ pub fn refusal(
 
 /// Returns the reason why a command does not run for a token with keys. `keys` returns the keys of
 /// a command that is no read of the cache.
-pub fn key_refusal<'a>(
+pub(super) fn key_refusal<'a>(
     rights: &TokenRights,
     class: Class,
     arguments: Arguments<'a>,
@@ -117,7 +127,8 @@ fn is_available(class: Class, words: Words<'_>) -> bool {
         | Class::Quit
         | Class::Passthrough => false,
         Class::Xread => {
-            let mut options = words.iter().take_while(|word| !word.eq_ignore_ascii_case(b"streams"));
+            let mut options =
+                words.iter().take_while(|word| !word.eq_ignore_ascii_case(b"streams"));
             !options.any(|word| word.eq_ignore_ascii_case(b"block"))
         }
         Class::Script => !words.get(1).eq_ignore_ascii_case(b"debug"),
@@ -138,11 +149,12 @@ fn is_read(class: Class, name: &[u8]) -> bool {
 
 /// Whether a command leaves no state on its connection, for certain. Commands of the modules in this
 /// list leave none.
-pub fn is_stateless(is_known: bool, name: &[u8]) -> bool {
+pub(super) fn is_stateless(is_known: bool, name: &[u8]) -> bool {
     const MODULES: [&str; 7] = ["json.", "ft.", "bf.", "cf.", "cms.", "topk.", "ts."];
     is_known
         || MODULES.iter().any(|module| {
-            name.get(..module.len()).is_some_and(|head| head.eq_ignore_ascii_case(module.as_bytes()))
+            name.get(..module.len())
+                .is_some_and(|head| head.eq_ignore_ascii_case(module.as_bytes()))
         })
 }
 
@@ -175,11 +187,32 @@ mod tests {
     #[test]
     fn command_with_state_is_never_available() {
         for line in [
-            "BLPOP q 0", "wait 1 0", "MULTI", "EXEC", "DISCARD", "WATCH k", "UNWATCH", "SELECT 1",
-            "AUTH x", "HELLO 3", "RESET", "CLIENT ID", "QUIT", "SUBSCRIBE c", "PSUBSCRIBE c",
-            "MONITOR", "SYNC", "PSYNC ? -1", "REPLCONF a b", "READONLY", "readwrite", "ASKING",
-            "XREAD BLOCK 0 STREAMS s 0", "XREADGROUP GROUP g c block 1 STREAMS s >",
-            "SCRIPT DEBUG YES", "script debug sync",
+            "BLPOP q 0",
+            "wait 1 0",
+            "MULTI",
+            "EXEC",
+            "DISCARD",
+            "WATCH k",
+            "UNWATCH",
+            "SELECT 1",
+            "AUTH x",
+            "HELLO 3",
+            "RESET",
+            "CLIENT ID",
+            "QUIT",
+            "SUBSCRIBE c",
+            "PSUBSCRIBE c",
+            "MONITOR",
+            "SYNC",
+            "PSYNC ? -1",
+            "REPLCONF a b",
+            "READONLY",
+            "readwrite",
+            "ASKING",
+            "XREAD BLOCK 0 STREAMS s 0",
+            "XREADGROUP GROUP g c block 1 STREAMS s >",
+            "SCRIPT DEBUG YES",
+            "script debug sync",
         ] {
             let found = refused(&rights(false, ""), line);
             assert!(matches!(found, Some(Refusal::NotAvailable(_))), "{line}: {found:?}");
@@ -189,17 +222,41 @@ mod tests {
     #[test]
     fn denied_commands_are_refused() {
         for line in [
-            "FLUSHALL", "flushdb async", "CONFIG GET x", "KEYS *", "DEBUG SLEEP 1", "SHUTDOWN",
-            "ACL LIST", "MODULE LIST", "REPLICAOF NO ONE", "SCRIPT FLUSH", "script kill",
-            "FUNCTION FLUSH", "SWAPDB 0 1", "CLUSTER INFO",
+            "FLUSHALL",
+            "flushdb async",
+            "CONFIG GET x",
+            "KEYS *",
+            "DEBUG SLEEP 1",
+            "SHUTDOWN",
+            "ACL LIST",
+            "MODULE LIST",
+            "REPLICAOF NO ONE",
+            "SCRIPT FLUSH",
+            "script kill",
+            "FUNCTION FLUSH",
+            "SWAPDB 0 1",
+            "CLUSTER INFO",
         ] {
             let found = refused(&rights(false, ""), line);
             assert!(matches!(found, Some(Refusal::Command(_))), "{line}: {found:?}");
         }
         for line in [
-            "GET a", "SET a b", "EVAL x 0", "EVALSHA x 0", "SCRIPT LOAD x", "SCRIPT EXISTS x",
-            "PUBLISH c m", "SCAN 0", "DEL a", "JSON.SET a $ 1", "NONESUCH", "XREAD STREAMS block 0",
-            "XADD s * a b", "FUNCTION LIST", "INFO", "DBSIZE",
+            "GET a",
+            "SET a b",
+            "EVAL x 0",
+            "EVALSHA x 0",
+            "SCRIPT LOAD x",
+            "SCRIPT EXISTS x",
+            "PUBLISH c m",
+            "SCAN 0",
+            "DEL a",
+            "JSON.SET a $ 1",
+            "NONESUCH",
+            "XREAD STREAMS block 0",
+            "XADD s * a b",
+            "FUNCTION LIST",
+            "INFO",
+            "DBSIZE",
         ] {
             assert_eq!(refused(&rights(false, ""), line), None, "{line}");
         }
@@ -209,16 +266,45 @@ mod tests {
     fn read_only_token_changes_nothing_and_lists_no_keys() {
         let rights = rights(true, "");
         for line in [
-            "GET a", "mget a b", "EXISTS a", "HGETALL h", "LRANGE l 0 -1", "ZSCORE z m", "TTL a",
-            "HSCAN h 0", "PING", "ECHO x", "TIME", "XREAD STREAMS s 0", "XRANGE s - +", "TYPE a",
+            "GET a",
+            "mget a b",
+            "EXISTS a",
+            "HGETALL h",
+            "LRANGE l 0 -1",
+            "ZSCORE z m",
+            "TTL a",
+            "HSCAN h 0",
+            "PING",
+            "ECHO x",
+            "TIME",
+            "XREAD STREAMS s 0",
+            "XRANGE s - +",
+            "TYPE a",
         ] {
             assert_eq!(refused(&rights, line), None, "{line}");
         }
         for line in [
-            "SET a b", "DEL a", "GETDEL a", "GETEX a", "EXPIRE a 1", "EVAL x 0", "EVAL_RO x 0",
-            "SCRIPT LOAD x", "PUBLISH c m", "SCAN 0", "KEYS *", "RANDOMKEY", "INFO", "OBJECT FREQ a",
-            "MEMORY USAGE a", "XREADGROUP GROUP g c STREAMS s >", "NONESUCH", "JSON.SET a $ 1",
-            "FLUSHALL", "COMMAND", "SORT l STORE d",
+            "SET a b",
+            "DEL a",
+            "GETDEL a",
+            "GETEX a",
+            "EXPIRE a 1",
+            "EVAL x 0",
+            "EVAL_RO x 0",
+            "SCRIPT LOAD x",
+            "PUBLISH c m",
+            "SCAN 0",
+            "KEYS *",
+            "RANDOMKEY",
+            "INFO",
+            "OBJECT FREQ a",
+            "MEMORY USAGE a",
+            "XREADGROUP GROUP g c STREAMS s >",
+            "NONESUCH",
+            "JSON.SET a $ 1",
+            "FLUSHALL",
+            "COMMAND",
+            "SORT l STORE d",
         ] {
             let found = refused(&rights, line);
             assert!(matches!(found, Some(Refusal::Command(_))), "{line}: {found:?}");

@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{FileError, TokenFile};
 use crate::commands::CommandList;
-use crate::settings::{
-    self, ByteSize, RuleViolation, out_of_range, violations, zero_timeouts,
-};
+use crate::settings::{self, ByteSize, RuleViolation, out_of_range, violations, zero_timeouts};
 
 /// `[rest]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +103,8 @@ fn is_valid_path(path: &str) -> bool {
         !segment.is_empty()
             && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_~".contains(&byte))
     };
-    let is_taken = TAKEN.iter().any(|taken| path == *taken || path.starts_with(&format!("{taken}/")));
+    let is_taken =
+        TAKEN.iter().any(|taken| path == *taken || path.starts_with(&format!("{taken}/")));
     path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_segment)) && !is_taken
 }
 

@@ -11,18 +11,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with those it may use.
-const ALLOWED: [(&str, &str); 21] = [
+const ALLOWED: [(&str, &str); 22] = [
     ("access", ""),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
     ("cache", "key protocol settings sync telemetry"),
     ("cli", "settings"),
     ("cluster", "backend cache key metrics sync"),
     ("commands", "access backend cache key metrics net protocol proxy telemetry"),
-    ("config", "access backend cache cli http resp settings telemetry warmup"),
+    ("config", "access backend cache cli http resp rest settings telemetry warmup"),
     (
         "daemon",
-        "access backend cache cluster commands config http metrics proxy resp server settings \
-            telemetry \
+        "access backend cache cluster commands config http metrics proxy resp rest server \
+            settings telemetry \
          upstream warmup",
     ),
     ("http", "access backend cache key metrics net proxy server settings sync telemetry"),
@@ -32,6 +32,7 @@ const ALLOWED: [(&str, &str); 21] = [
     ("protocol", ""),
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
     ("resp", "access backend cache cluster commands metrics net protocol proxy server settings"),
+    ("rest", "access commands http key metrics protocol proxy resp settings"),
     ("server", "access metrics net settings sync"),
     ("settings", ""),
     ("sync", ""),
