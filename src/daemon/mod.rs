@@ -312,9 +312,9 @@ async fn listeners(
         http::router(proxy.clone(), config.http.allow_keys.clone())
     };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
-    let rest = rest(config, proxy)?;
-    files.extend(rest.as_ref().map(Rest::reloader));
-    let reads = WithRest::new(rest, reads);
+    let commands = rest(config, proxy)?;
+    files.extend(commands.as_ref().map(Rest::reloader));
+    let reads = WithRest::new(commands, reads);
     let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
     let reads: Arc<dyn Service> = Arc::new(HttpService::new(reads, limits.clone(), auth));
     let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());

@@ -118,7 +118,9 @@ impl AsyncWrite for ClientStream {
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Local(buffer) => {
                 let before = buffer.len();
-                slices.iter().for_each(|slice| buffer.extend_from_slice(slice));
+                for slice in slices {
+                    buffer.extend_from_slice(slice);
+                }
                 Poll::Ready(Ok(buffer.len() - before))
             }
         }
