@@ -15,6 +15,7 @@ use super::request::{BadRequest, Commands, DecodeLimits, Words, query_token};
 use super::response::{Strings, elements, error_text};
 use super::rights::{Refusal, key_refusal, refusal};
 use super::run::{Run, RunError};
+use super::scripts::Scripts;
 use super::settings::Settings;
 use crate::access::{FileError, Prepare, TokenFile, TokenRights, parse_bearer};
 use crate::http::{FastPathResult, Handler, ResponseWriter, SimpleRequest};
@@ -34,6 +35,7 @@ struct Shared {
     proxy: Proxy,
     /// Which arguments are keys, once Redis has reported it. Only tokens with keys need it.
     key_specs: OnceCell<KeySpecs>,
+    scripts: Scripts,
 }
 
 impl Rest {
@@ -61,8 +63,8 @@ impl Rest {
         let (front_end, max_upstream) = (FrontEnd::Rest, settings.max_upstream);
         let clients =
             LocalClients::new(front_end, of_clients, max_key, max_upstream, proxy.clone());
-        let key_specs = OnceCell::new();
-        Ok(Self(Arc::new(Shared { settings, tokens, clients, proxy, key_specs })))
+        let (key_specs, scripts) = (OnceCell::new(), Scripts::default());
+        Ok(Self(Arc::new(Shared { settings, tokens, clients, proxy, key_specs, scripts })))
     }
 
     /// Returns the function that reads the tokens again at a reload.
@@ -325,7 +327,13 @@ impl Rest {
 
     fn add(&self, run: &mut Run, command: Words<'_>) {
         let name = command.get(0);
-        run.add(name, self.0.clients.find(name), |out| command.write(out));
+        let info = self.0.clients.find(name);
+        match self.0.scripts.replacement(command) {
+            None => run.add(name, info, |out| command.write(out)),
+            Some((index, word)) => {
+                run.add(name, info, |out| command.write_with(index, &word, out));
+            }
+        }
     }
 
     fn add_line(&self, run: &mut Run, name: &[u8], line: &[u8]) {

@@ -18,6 +18,7 @@ mod request;
 mod response;
 mod rights;
 mod run;
+mod scripts;
 mod settings;
 
 pub use self::handler::{Rest, WithRest};

@@ -206,6 +206,14 @@ impl<'a> Words<'a> {
         write_array_length(out, self.len());
         self.iter().for_each(|word| write_bulk(out, word));
     }
+
+    /// Writes the command as RESP, with another word at `index`.
+    pub(super) fn write_with(&self, index: usize, word: &[u8], out: &mut bytes::BytesMut) {
+        write_array_length(out, self.len());
+        for (at, own) in self.iter().enumerate() {
+            write_bulk(out, if at == index { word } else { own });
+        }
+    }
 }
 
 /// The query parameter that holds the token.

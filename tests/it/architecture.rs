@@ -32,7 +32,7 @@ const ALLOWED: [(&str, &str); 22] = [
     ("protocol", ""),
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
     ("resp", "access backend cache cluster commands metrics net protocol proxy server settings"),
-    ("rest", "access commands http key metrics protocol proxy resp settings"),
+    ("rest", "access commands http key metrics protocol proxy resp settings sync"),
     ("server", "access metrics net settings sync"),
     ("settings", ""),
     ("sync", ""),
