@@ -1,54 +1,25 @@
 //! The LRU list: the order in which entries were last read, and the choice of the entry to evict.
 //!
-//! The list is doubly linked, with all nodes in one block of memory. Each thread buffers its last
-//! reads ([`ReadBuffer`]). The list is exact once it has [applied](LruList::apply_reads) them
-//! (invariant S2).
-//!
-//! A node is linked (it counts), evicting, or free. An evicting node left the list, but its
-//! eviction has not finished. Only that eviction may free the node (invariant S1). Its index still
-//! belongs to a key in a table. Reused earlier, it would belong to two keys.
+//! Each thread buffers its last reads ([`ReadBuffer`]). The list is exact once it has
+//! [applied](LruList::apply_reads) them (invariant S2). `lru` has one segment of nodes and evicts
+//! its oldest; [`AdaptiveTinyLfu`] decides about three.
 
 use std::sync::Arc;
 
-use super::entry::{LruIndex, NOT_LINKED};
-use super::frequency_sketch::FrequencySketch;
+use super::entry::LruIndex;
+use super::policy::{AdaptiveTinyLfu, CAPACITY_MAX, Segment, Segments};
 use super::read_buffer::{ReadBuffer, ReadRecord};
 use super::settings::Policy;
-
-/// A node of 16 bytes, so four fit in one cache line and none spans two.
-#[derive(Clone, Copy)]
-struct ListNode {
-    /// The next newer node; or [`EVICTING`] or [`FREE`].
-    newer: LruIndex,
-    older: LruIndex,
-    hash: u64,
-}
-
-/// Marks an evicting node, in place of the newer link.
-const EVICTING: LruIndex = NOT_LINKED - 1;
-/// Marks a free node, in place of the newer link.
-const FREE: LruIndex = NOT_LINKED - 2;
-
-impl ListNode {
-    fn is_linked(self) -> bool {
-        !matches!(self.newer, EVICTING | FREE)
-    }
-}
 
 /// The most nodes that are visited at once, so that the lock of the list is held for some
 /// microseconds only.
 const SCAN_MAX: usize = 4096;
 
 pub(super) struct LruList {
-    nodes: Vec<ListNode>,
-    newest: LruIndex,
-    oldest: LruIndex,
-    /// The first free node. The others follow through `older`.
-    free: LruIndex,
-    len: usize,
+    nodes: Segments,
     capacity: usize,
-    /// Access frequencies, only for a policy that uses them.
-    sketch: Option<FrequencySketch>,
+    /// The policy `tinylfu`, boxed because `lru` has none.
+    tiny_lfu: Option<Box<AdaptiveTinyLfu>>,
     /// The read buffer of each thread.
     read_buffers: Vec<Arc<ReadBuffer>>,
     /// Scratch space for the reads being applied; empty otherwise.
@@ -64,13 +35,9 @@ pub(super) fn hash_tag(hash: u64) -> u32 {
 impl LruList {
     pub(super) fn new(capacity: usize, policy: Policy) -> Self {
         let mut list = Self {
-            nodes: Vec::new(),
-            newest: NOT_LINKED,
-            oldest: NOT_LINKED,
-            free: NOT_LINKED,
-            len: 0,
+            nodes: Segments::new(),
             capacity,
-            sketch: None,
+            tiny_lfu: None,
             read_buffers: Vec::new(),
             pending: Vec::new(),
         };
@@ -78,16 +45,18 @@ impl LruList {
         list
     }
 
+    /// Sets the capacity and the policy. Takes no time in proportion to the nodes: each policy
+    /// accepts the segments of the other.
     pub(super) fn set_limits(&mut self, capacity: usize, policy: Policy) {
-        self.capacity = capacity.min(FREE as usize - 1);
-        self.sketch = match policy {
+        self.capacity = capacity.min(CAPACITY_MAX);
+        self.tiny_lfu = match policy {
             Policy::Lru => None,
-            Policy::Tinylfu => Some(FrequencySketch::with_capacity(self.capacity)),
+            Policy::Tinylfu => Some(Box::new(AdaptiveTinyLfu::with_capacity(self.capacity))),
         };
     }
 
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.nodes.len()
     }
 
     /// Returns the linked nodes from `position` on, at most `max` of them, and moves the position
@@ -100,39 +69,15 @@ impl LruList {
         position: &mut LruIndex,
         max: usize,
     ) -> Option<Vec<(LruIndex, u64)>> {
-        if *position as usize >= self.nodes.len() {
-            *position = 0;
-            return None;
-        }
-        let mut linked = Vec::new();
-        let rest = self.nodes.iter().skip(*position as usize).take(SCAN_MAX);
-        for node in rest {
-            if linked.len() == max {
-                break;
-            }
-            if node.is_linked() {
-                linked.push((*position, node.hash));
-            }
-            *position += 1;
-        }
-        Some(linked)
+        self.nodes.linked_from(position, max, SCAN_MAX)
     }
 
-    /// Adds a node as the newest, for a key with this hash. Returns its index.
+    /// Adds a node for a key with this hash. Returns its index.
     pub(super) fn push_newest(&mut self, hash: u64) -> LruIndex {
-        let node = ListNode { newer: NOT_LINKED, older: NOT_LINKED, hash };
-        let index = if self.free == NOT_LINKED {
-            self.nodes.push(node);
-            LruIndex::try_from(self.nodes.len() - 1).unwrap_or(NOT_LINKED)
-        } else {
-            let index = self.free;
-            self.free = std::mem::replace(&mut self.nodes[index as usize], node).older;
-            index
-        };
-        self.record_access(hash);
-        self.len += 1;
-        self.link_front(index);
-        index
+        match &mut self.tiny_lfu {
+            None => self.nodes.add(Segment::Window, hash),
+            Some(tiny_lfu) => tiny_lfu.add(&mut self.nodes, hash),
+        }
     }
 
     /// Registers one more thread and returns its read buffer.
@@ -157,92 +102,55 @@ impl LruList {
 
     /// Records a read of the entry at `index`, if the entry there still has this `tag`.
     pub(super) fn record_read(&mut self, index: LruIndex, tag: u32) {
-        // The index of a removed entry is `NOT_LINKED`, which is out of range.
-        let Some(&node) = self.nodes.get(index as usize) else { return };
-        if !node.is_linked() || hash_tag(node.hash) != tag {
+        let Some(hash) = self.nodes.linked_hash(index).filter(|hash| hash_tag(*hash) == tag) else {
             return;
-        }
-        self.record_access(node.hash);
-        if self.newest != index {
-            self.unlink(index);
-            self.link_front(index);
-        }
-    }
-
-    fn record_access(&mut self, hash: u64) {
-        if let Some(sketch) = &mut self.sketch {
-            sketch.increment(hash);
+        };
+        match &mut self.tiny_lfu {
+            None => self.nodes.move_to(Segment::Window, index),
+            Some(tiny_lfu) => tiny_lfu.record_read(&mut self.nodes, index, hash),
         }
     }
 
     /// Removes the node at `index` and frees it. Its key has left the store.
     pub(super) fn remove(&mut self, index: LruIndex) {
-        if self.nodes[index as usize].is_linked() {
-            self.begin_evict(index);
-            self.release(index);
+        if self.nodes.linked_hash(index).is_some() {
+            self.nodes.begin_evict(index);
+            self.nodes.release(index);
         }
     }
 
-    /// Evicts one node if there are too many. The victim is the oldest node, or the `added` one if
-    /// the policy estimates it as read no more often. Returns the index and hash of the victim,
-    /// which stays evicting until it is [released](Self::release).
-    pub(super) fn evict_for(&mut self, added: LruIndex) -> Option<(LruIndex, u64)> {
-        let sketch = self.sketch.as_ref().filter(|_| self.len > self.capacity);
-        let new = self.nodes[added as usize];
-        let spares_oldest = sketch.is_some_and(|sketch| {
-            let oldest = self.nodes[self.oldest as usize].hash;
-            new.is_linked() && sketch.estimate(new.hash) <= sketch.estimate(oldest)
-        });
-        if spares_oldest {
-            self.begin_evict(added);
-            return Some((added, new.hash));
-        }
-        self.pop_surplus()
+    /// Evicts one node after an insertion if there are too many. The policy selects the victim,
+    /// which may be the added node. Returns its index and hash. The node stays evicting until it is
+    /// [released](Self::release).
+    pub(super) fn evict_for_room(&mut self) -> Option<(LruIndex, u64)> {
+        let Some(tiny_lfu) = &mut self.tiny_lfu else { return self.pop_surplus() };
+        let victim = tiny_lfu.victim(&mut self.nodes)?;
+        Some(self.evict(victim))
     }
 
     /// Evicts the oldest node if there are too many. Returns its index and hash. The node stays
     /// evicting until it is [released](Self::release).
     pub(super) fn pop_surplus(&mut self) -> Option<(LruIndex, u64)> {
-        if self.len <= self.capacity {
-            return None;
-        }
-        let oldest = self.oldest;
-        self.begin_evict(oldest);
-        Some((oldest, self.nodes[oldest as usize].hash))
+        let victim = match &self.tiny_lfu {
+            None if self.len() <= self.capacity => None,
+            // There are nodes outside the window only if another policy moved them.
+            None => [Segment::Probation, Segment::Protected, Segment::Window]
+                .into_iter()
+                .find_map(|segment| self.nodes.oldest(segment)),
+            Some(tiny_lfu) => tiny_lfu.surplus(&self.nodes),
+        };
+        victim.map(|victim| self.evict(victim))
     }
 
-    fn begin_evict(&mut self, index: LruIndex) {
-        self.unlink(index);
-        self.nodes[index as usize].newer = EVICTING;
-        self.len -= 1;
+    fn evict(&mut self, victim: LruIndex) -> (LruIndex, u64) {
+        let hash = self.nodes.linked_hash(victim).unwrap_or_default();
+        self.nodes.begin_evict(victim);
+        (victim, hash)
     }
 
     /// Frees the evicting node at `index` for reuse.
     pub(super) fn release(&mut self, index: LruIndex) {
-        let older = std::mem::replace(&mut self.free, index);
-        self.nodes[index as usize] = ListNode { newer: FREE, older, hash: 0 };
-    }
-
-    fn unlink(&mut self, index: LruIndex) {
-        let ListNode { newer, older, .. } = self.nodes[index as usize];
-        match self.nodes.get_mut(newer as usize) {
-            Some(node) => node.older = older,
-            None => self.newest = older,
-        }
-        match self.nodes.get_mut(older as usize) {
-            Some(node) => node.newer = newer,
-            None => self.oldest = newer,
-        }
-    }
-
-    fn link_front(&mut self, index: LruIndex) {
-        let older = std::mem::replace(&mut self.newest, index);
-        match self.nodes.get_mut(older as usize) {
-            Some(node) => node.newer = index,
-            None => self.oldest = index,
-        }
-        let node = &mut self.nodes[index as usize];
-        (node.newer, node.older) = (NOT_LINKED, older);
+        self.nodes.release(index);
     }
 }
 
@@ -252,11 +160,7 @@ mod tests {
 
     /// Returns the linked indices, oldest first.
     fn indices(list: &LruList) -> Vec<LruIndex> {
-        let next = |index: &LruIndex| {
-            Some(list.nodes[*index as usize].newer).filter(|index| *index != NOT_LINKED)
-        };
-        std::iter::successors(Some(list.oldest).filter(|index| *index != NOT_LINKED), next)
-            .collect()
+        list.nodes.indices(Segment::Window)
     }
 
     #[test]
@@ -267,7 +171,7 @@ mod tests {
         assert_eq!(indices(&list), [b, c, a]);
         assert_eq!(list.pop_surplus(), None);
         let d = list.push_newest(4);
-        assert_eq!(list.evict_for(d), Some((b, 2)));
+        assert_eq!(list.evict_for_room(), Some((b, 2)));
         assert_eq!((indices(&list), list.len()), (vec![c, a, d], 3));
     }
 
@@ -293,7 +197,7 @@ mod tests {
         let mut list = LruList::new(1, Policy::Lru);
         let a = list.push_newest(1);
         let b = list.push_newest(2);
-        assert_eq!(list.evict_for(b), Some((a, 1)));
+        assert_eq!(list.evict_for_room(), Some((a, 1)));
         list.record_read(a, 1);
         list.remove(a);
         let c = list.push_newest(3);
@@ -316,15 +220,41 @@ mod tests {
 
     #[test]
     fn rarer_key_does_not_evict_the_oldest() {
-        let mut list = LruList::new(2, Policy::Tinylfu);
-        let [a, b] = [1, 2].map(|hash| list.push_newest(hash));
-        list.record_read(a, 1);
-        list.record_read(b, 2);
-        let c = list.push_newest(3);
-        assert_eq!(list.evict_for(c), Some((c, 3)));
-        list.release(c);
-        (0..5).for_each(|_| list.record_access(4));
-        let d = list.push_newest(4);
-        assert_eq!(list.evict_for(d), Some((a, 1)));
+        let mut list = LruList::new(20, Policy::Tinylfu);
+        let often: Vec<_> = (1..=20).map(|hash| list.push_newest(hash)).collect();
+        for (index, tag) in often.iter().zip(1..) {
+            (0..3).for_each(|_| list.record_read(*index, tag));
+        }
+        for hash in 100..200 {
+            list.push_newest(hash);
+            let (victim, victim_hash) = list.evict_for_room().unwrap();
+            list.release(victim);
+            assert!(victim_hash > 20 || hash < 110, "{victim_hash} made room for {hash}");
+        }
+        let kept = (0..20).filter(|at| list.nodes.linked_hash(often[*at]).is_some()).count();
+        assert!(kept >= 15, "{kept} of 20");
+    }
+
+    #[test]
+    fn policy_change_moves_nodes_step_by_step() {
+        let mut list = LruList::new(100, Policy::Tinylfu);
+        for hash in 0..100 {
+            let index = list.push_newest(hash);
+            assert_eq!(list.evict_for_room(), None);
+            list.record_read(index, hash_tag(hash));
+        }
+        assert!(list.nodes.oldest(Segment::Probation).is_some());
+        list.set_limits(100, Policy::Lru);
+        let mut read = Vec::new();
+        let mut position = 0;
+        for (index, hash) in list.linked_from(&mut position, 200).unwrap() {
+            list.record_read(index, hash_tag(hash));
+            read.push(index);
+        }
+        assert_eq!(indices(&list), read, "all are in the one segment of lru");
+        list.set_limits(10, Policy::Tinylfu);
+        let victims = std::iter::from_fn(|| list.pop_surplus());
+        assert_eq!(victims.count(), 90);
+        assert_eq!(list.len(), 10);
     }
 }

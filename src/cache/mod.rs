@@ -12,9 +12,9 @@
 
 mod entry;
 mod flight;
-mod frequency_sketch;
 mod lease;
 mod lru;
+mod policy;
 mod read_buffer;
 mod replies;
 mod reply_reads;

@@ -84,8 +84,8 @@ const COHERENCE_TIMEOUT_MIN: Duration = Duration::from_millis(50);
 pub enum Policy {
     /// Evicts the least recently read entry.
     Lru,
-    /// Evicts a rarely read entry. A new key stays only if it was requested more often than the key
-    /// it would replace.
+    /// Evicts an entry that is read rarely or was not read lately, and learns from the reads which
+    /// of the two matters more.
     Tinylfu,
 }
 

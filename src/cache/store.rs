@@ -21,6 +21,7 @@ use thread_local::ThreadLocal;
 
 use super::entry::{Entry, LruIndex};
 use super::lru::{LruList, hash_tag};
+use super::policy::hash_bits;
 use super::read_buffer::{ReadBuffer, ReadRecord};
 use super::settings::Policy;
 use super::sync::preemption_point;
@@ -83,7 +84,7 @@ impl Store {
     /// clock.
     pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
         preemption_point();
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hash_of(key);
         let reads = self.reads.get_or(|| lock(&self.lru).register_thread());
         let thread_cache = self.thread_cache(reads);
         let entry = if let Some(entry) =
@@ -123,8 +124,7 @@ impl Store {
     /// skipped.
     pub(super) fn prefetch(&self, keys: &[&[u8]]) {
         let Some(thread_cache) = self.thread_caches.get() else { return };
-        let misses =
-            thread_cache.borrow().prefetch(keys.iter().map(|key| self.hasher.hash_one(*key)));
+        let misses = thread_cache.borrow().prefetch(keys.iter().map(|key| self.hash_of(key)));
         if misses.len() < 2 {
             return;
         }
@@ -156,7 +156,7 @@ impl Store {
             hash_table::Entry::Vacant(vacancy) => {
                 let mut lru = self.lru();
                 let index = lru.push_newest(hash);
-                let victim = lru.evict_for(index);
+                let victim = lru.evict_for_room();
                 // After a reduction of the capacity the store may have a surplus. Each insert then
                 // evicts one entry more.
                 let more = lru.pop_surplus();
@@ -174,7 +174,13 @@ impl Store {
     }
 
     fn hash(&self, entry: &Entry) -> u64 {
-        self.hasher.hash_one(entry.key())
+        self.hash_of(entry.key())
+    }
+
+    /// Returns the hash of a key, without the bits that the list's nodes have no room for.
+    /// Otherwise an eviction could not find the key in its table by the hash in its node.
+    fn hash_of(&self, key: &[u8]) -> u64 {
+        hash_bits(self.hasher.hash_one(key))
     }
 
     /// Removes the key of an evicted index from its table, then frees the index (invariant S1).
@@ -199,7 +205,7 @@ impl Store {
     /// Removes `key`. Returns whether it was stored.
     pub(super) fn remove(&self, key: &[u8]) -> bool {
         preemption_point();
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hash_of(key);
         let mut table = self.table(hash);
         let Ok(found) = table.find_entry(hash, |entry| entry.key() == key) else { return false };
         let (entry, _) = found.remove();

@@ -24,7 +24,7 @@ const MAX_COUNT: u64 = 15;
 impl FrequencySketch {
     /// Creates a sketch for a cache of `capacity` keys.
     pub(super) fn with_capacity(capacity: usize) -> Self {
-        let words = capacity.clamp(16, MAX_WORDS).next_power_of_two();
+        let words = (capacity / 4 * 3).clamp(16, MAX_WORDS);
         Self {
             words: vec![0; words].into(),
             increments: 0,
@@ -59,8 +59,8 @@ impl FrequencySketch {
     /// Returns the position of the hash's counter: the index of its word, and its shift in bits.
     fn counter(&self, hash: u64, seed: u64) -> (usize, u64) {
         let spread = (hash ^ (hash >> 32)).wrapping_mul(seed);
-        let word = usize::try_from(spread >> 32).unwrap_or(0) & (self.words.len() - 1);
-        (word, ((spread >> 28) & 15) * 4)
+        let word = ((spread >> 32) * self.words.len() as u64) >> 32;
+        (usize::try_from(word).unwrap_or(0), ((spread >> 28) & 15) * 4)
     }
 }
 
