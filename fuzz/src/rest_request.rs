@@ -1,5 +1,5 @@
-//! Requests of the REST front end: the commands of a body are those that a plain JSON decoder finds,
-//! and each has the words that the RESP parser reads from it.
+//! Requests of the REST front end: the commands of a body are those that a plain JSON decoder
+//! finds, and each has the words that the RESP parser reads from it.
 
 use bytes::BytesMut;
 use redis_proxy::protocol::{ParseStatus, RequestLimits, RequestParser};

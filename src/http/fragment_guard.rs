@@ -194,11 +194,11 @@ mod tests {
             pieces in 1..200_usize,
             body in "[a-z#\r\n ]{1,40}",
         ) {
-            let length = format!("POST /rest HTTP/1.1\r\nHost: x\r\ncontent-LENGTH: {}\r\n\r\n{body}", body.len());
-            let chunked = format!(
-                "POST /rest HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{:x};a=#\r\n{body}\r\n0\r\nT: #\r\n\r\n",
-                body.len()
-            );
+            let size = body.len();
+            let length =
+                format!("POST /a HTTP/1.1\r\nHost: x\r\ncontent-LENGTH: {size}\r\n\r\n{body}");
+            let head = "POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let chunked = format!("{head}{size:x};a=#\r\n{body}\r\n0\r\nT: #\r\n\r\n");
             let text = format!("{}{length}{chunked}", GOOD.repeat(before));
             prop_assert_eq!(first_bad(&text, pieces), None);
             prop_assert_eq!(first_bad(&format!("{text}{BAD}"), pieces), Some(before + 3));

@@ -24,8 +24,8 @@ use super::dedicated::Opened;
 use crate::backend::{BackendError, EpochStream};
 use crate::sync::lock;
 
-/// The longest time that a stream may be idle. Otherwise Redis, or a firewall on the way, could have
-/// closed it unseen.
+/// The longest time that a stream may be idle. Otherwise Redis, or a firewall on the way, could
+/// have closed it unseen.
 const MAX_IDLE: Duration = Duration::from_secs(15);
 
 /// The streams that are idle, and the permits for those in use.

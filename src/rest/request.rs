@@ -1,8 +1,8 @@
 //! The decoder of requests: JSON bodies and paths become commands. No I/O.
 //!
-//! Model: the words of all commands lie one behind the other in one buffer. A body is JSON: an array
-//! of words for one command, an array of such arrays for a pipeline. A path is one command, of which
-//! the body and the query are the last arguments.
+//! Model: the words of all commands lie one behind the other in one buffer. A body is JSON: an
+//! array of words for one command, an array of such arrays for a pipeline. A path is one command,
+//! of which the body and the query are the last arguments.
 //!
 //! The rule that must not be broken: a word has exactly the bytes that the client wrote. A number
 //! keeps its own digits, otherwise a large one would reach Redis rounded.

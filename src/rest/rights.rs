@@ -1,8 +1,8 @@
 //! The decision whether a command may run: by its kind, by the settings, by the token. No I/O.
 //!
 //! The rules that must not be broken:
-//! - A command that needs a connection of the client's own, or changes the state of one, is refused:
-//!   requests share connections.
+//! - A command that needs a connection of the client's own, or changes the state of one, is
+//!   refused: requests share connections.
 //! - A token with keys runs only commands of which every key is known and allowed. In doubt the
 //!   command is refused (invariant A4).
 
@@ -147,8 +147,8 @@ fn is_read(class: Class, name: &[u8]) -> bool {
     }
 }
 
-/// Whether a command leaves no state on its connection, for certain. Commands of the modules in this
-/// list leave none.
+/// Whether a command leaves no state on its connection, for certain. Commands of the modules in
+/// this list leave none.
 pub(super) fn is_stateless(is_known: bool, name: &[u8]) -> bool {
     const MODULES: [&str; 7] = ["json.", "ft.", "bf.", "cf.", "cms.", "topk.", "ts."];
     is_known

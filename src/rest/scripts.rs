@@ -1,9 +1,9 @@
 //! Scripts with a flag that only Upstash's server knows: `#!lua flags=allow-key-locking`.
 //!
-//! Redis refuses a script with an unknown flag. `@upstash/ratelimit` begins each of its scripts with
-//! this one, which allows their server to lock keys and changes no result. So the flag is left out
-//! before a script goes to Redis, where it then has another digest. The digests are remembered, so
-//! that `EVALSHA` with the digest of the client finds the script.
+//! Redis refuses a script with an unknown flag. `@upstash/ratelimit` begins each of its scripts
+//! with this one, which allows their server to lock keys and changes no result. So the flag is left
+//! out before a script goes to Redis, where it then has another digest. The digests are remembered,
+//! so that `EVALSHA` with the digest of the client finds the script.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! `[rest]`: commands over HTTP, by Upstash's contract.
 //!
-//! Promise: a request gets what Redis would reply to its commands, in JSON, and nobody without a
-//! token gets anything. Reads are answered from memory.
+//! Promise: a request gets what Redis would reply to its commands, in JSON. A request without a
+//! token gets nothing. Reads are answered from memory.
 
 #[path = "rest/clients.rs"]
 mod clients;

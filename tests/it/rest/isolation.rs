@@ -18,7 +18,8 @@ fn concurrent_requests_get_their_own_replies() {
                 for round in 0..100 {
                     let word = format!("{client}-{round}");
                     let body = format!(
-                        r#"[["ECHO","{word}"],["SET","own:{client}","{word}"],["GET","own:{client}"]]"#
+                        r#"[["ECHO","{word}"],["SET","own:{client}","{word}"],
+                            ["GET","own:{client}"]]"#
                     );
                     let (_, replies) = served.post("/rest/pipeline", &body);
                     let expected = value!([{"result": word}, {"result": "OK"}, {"result": word}]);

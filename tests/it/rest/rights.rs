@@ -1,4 +1,4 @@
-//! Tokens: nobody without one gets in, and each does only what it may.
+//! Tokens: a request without one gets nothing, and each token does only what it may.
 
 use super::support::{Served, json};
 use crate::support::Proxy;
