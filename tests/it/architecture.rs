@@ -31,7 +31,10 @@ const ALLOWED: [(&str, &str); 22] = [
     ("net", "sync"),
     ("protocol", ""),
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
-    ("resp", "access backend cache cluster commands metrics net protocol proxy server settings"),
+    (
+        "resp",
+        "access backend cache cluster commands metrics net protocol proxy server settings sync",
+    ),
     ("rest", "access commands http key metrics protocol proxy resp settings sync"),
     ("server", "access metrics net settings sync"),
     ("settings", ""),

@@ -25,14 +25,14 @@ impl Served {
     pub(super) fn with(more: &str) -> Self {
         let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
         let config = format!(
-            "http.listen = \"127.0.0.1:0\"\nredis.url = \"{}\"\n[rest]\npath = \"/rest\"\n\
-                tokens_file = \"{}\"\n{more}\n",
+            "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+                redis.url = \"{}\"\n[rest]\npath = \"/rest\"\ntokens_file = \"{}\"\n{more}\n",
             redis.url(),
             file.name()
         );
         let proxy = Proxy::start(&config);
         eventually("the proxy is ready", || {
-            (crate::support::http::get(proxy.http(), "/readyz").status == 200).then_some(())
+            (crate::support::http::get(proxy.admin(), "/readyz").status == 200).then_some(())
         });
         Self { proxy, redis, file }
     }
