@@ -3,6 +3,12 @@
 //! Promise: a request gets what Redis would reply to its commands, in JSON. A request without a
 //! token gets nothing. Reads are answered from memory.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that panics has failed, which is what it should do"
+)]
+
 #[path = "rest/clients.rs"]
 mod clients;
 #[path = "rest/contract.rs"]

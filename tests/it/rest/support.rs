@@ -88,8 +88,8 @@ impl Served {
 
 /// The bytes of a request with a body.
 pub(super) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let headers: String =
-        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let lines = headers.iter().map(|(name, value)| [*name, ": ", *value, "\r\n"].concat());
+    let headers = lines.collect::<Vec<_>>().concat();
     let length = body.len();
     let head =
         format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n");
