@@ -22,6 +22,7 @@ pub mod resp;
 pub mod rest;
 pub mod server;
 pub mod settings;
+pub mod status;
 mod sync;
 pub mod telemetry;
 pub mod upstream;

@@ -95,7 +95,7 @@ impl Settings {
 }
 
 /// The paths that belong to other routes of the listener.
-const TAKEN: [&str; 5] = ["/keys", "/metrics", "/livez", "/readyz", "/hotkeys"];
+const TAKEN: [&str; 6] = ["/keys", "/metrics", "/livez", "/readyz", "/hotkeys", "/status"];
 
 /// Whether the path is some segments of unreserved characters, and no other route's.
 fn is_valid_path(path: &str) -> bool {

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with those it may use.
-const ALLOWED: [(&str, &str); 22] = [
+const ALLOWED: [(&str, &str); 23] = [
     ("access", ""),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
     ("cache", "key protocol settings sync telemetry"),
@@ -22,10 +22,10 @@ const ALLOWED: [(&str, &str); 22] = [
     (
         "daemon",
         "access backend cache cluster commands config http metrics proxy resp rest server \
-            settings telemetry \
+            settings status telemetry \
          upstream warmup",
     ),
-    ("http", "access backend cache key metrics net proxy server settings sync telemetry"),
+    ("http", "access backend cache key metrics net proxy server settings status sync telemetry"),
     ("key", ""),
     ("metrics", "cache"),
     ("net", "sync"),
@@ -38,6 +38,7 @@ const ALLOWED: [(&str, &str); 22] = [
     ("rest", "access commands http key metrics protocol proxy resp settings sync"),
     ("server", "access metrics net settings sync"),
     ("settings", ""),
+    ("status", "cache metrics proxy sync"),
     ("sync", ""),
     ("telemetry", "settings sync"),
     ("upstream", "backend cache cluster key metrics protocol telemetry"),

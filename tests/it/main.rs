@@ -30,6 +30,7 @@ mod rest;
 mod rights;
 mod sentinel;
 mod startup;
+mod status;
 mod support;
 mod systemd;
 mod tls;

@@ -113,8 +113,8 @@ fn strings_are_base64_where_wanted() {
     let served = Served::start();
     served.redis.command(&["SET", "a", "hello"]);
     let base64 = ("Upstash-Encoding", "base64");
-    let body = r#"[["GET","a"],["SET","b","OK"],["GET","b"],["MGET","a","none"],["INCR","n"],["PING"],
-        ["INCR","a"]]"#;
+    let body = r#"[["GET","a"],["SET","b","OK"],["GET","b"],["MGET","a","none"],
+        ["INCR","n"],["PING"],["INCR","a"]]"#;
     let response = served.send("POST", "/rest/pipeline", &[FULL, base64], body);
     let (_, replies) = json(&response);
     let found: Vec<_> =
