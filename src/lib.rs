@@ -19,6 +19,7 @@ pub mod net;
 pub mod protocol;
 pub mod proxy;
 pub mod resp;
+pub mod rest;
 pub mod server;
 pub mod settings;
 pub mod status;

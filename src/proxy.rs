@@ -123,10 +123,11 @@ impl Proxy {
         self.upstream.lookup_whole(command, key, derived, now)
     }
 
-    /// Returns the kept reply to a read of a Redis client, or fetches it, and counts the read.
-    /// `shape` is the difference of its RESP2 form.
+    /// Returns the kept reply to a read, or fetches it, and counts the read. `shape` is the
+    /// difference of its RESP2 form.
     pub async fn get_reply(
         &self,
+        front_end: FrontEnd,
         request: Arc<ReplyRequest>,
         shape: Shape,
         kind: Kind,
@@ -136,15 +137,15 @@ impl Proxy {
         let (outcome, result) = self.upstream.get_or_fetch_reply(request, shape).await;
         let outcome =
             if matches!(result, ReplyResult::Forward) { Outcome::Bypass } else { outcome };
-        self.record(FrontEnd::Resp, outcome, 1, begun.elapsed());
-        self.record_kind(kind, outcome, 1);
+        self.record(front_end, outcome, 1, begun.elapsed());
+        self.record_kind(front_end, kind, outcome, 1);
         spans::record_outcome(span, outcome.name());
         result
     }
 
-    /// Counts the kind of `reads` reads of Redis clients that [`record`](Self::record) counts too.
-    pub fn record_kind(&self, kind: Kind, outcome: Outcome, reads: u64) {
-        self.metrics.record_kind(kind, outcome, reads);
+    /// Counts the kind of `reads` reads by commands that [`record`](Self::record) counts too.
+    pub fn record_kind(&self, front_end: FrontEnd, kind: Kind, outcome: Outcome, reads: u64) {
+        self.metrics.record_kind(front_end, kind, outcome, reads);
     }
 
     /// Returns the most fields or members of a kept hash or set from which other replies are

@@ -14,3 +14,4 @@ pub mod push;
 pub mod redis_request;
 pub mod resp_reply;
 pub mod resp_request;
+pub mod rest_request;

@@ -27,6 +27,11 @@ impl KeyAllowlist {
         self.0.is_empty()
     }
 
+    /// Parses patterns separated by commas. Returns `None` if one of them is invalid.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        text.split(',').map(|word| Pattern::parse(word).ok()).collect::<Option<_>>().map(Self)
+    }
+
     /// Whether this key is allowed.
     pub fn allows(&self, key: &[u8]) -> bool {
         let matches = |pattern: &Pattern| match pattern {

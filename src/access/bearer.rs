@@ -91,7 +91,7 @@ impl BearerAuth {
 
 /// Returns the token in `Bearer <token>`, or `None` for another scheme. The scheme is
 /// case-insensitive, and several spaces may follow it (RFC 9110, section 11.4).
-fn parse_bearer(credentials: &[u8]) -> Option<&[u8]> {
+pub(crate) fn parse_bearer(credentials: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer";
     let (scheme, rest) = credentials.split_at_checked(SCHEME.len())?;
     let is_bearer =
@@ -127,7 +127,7 @@ fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
 }
 
 /// Whether a word can be sent as a bearer token (RFC 6750, section 2.1: `b64token`).
-fn is_valid_token(word: &[u8]) -> bool {
+pub(super) fn is_valid_token(word: &[u8]) -> bool {
     let end = word.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
     end > 0
         && word[..end].iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))

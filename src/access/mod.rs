@@ -12,9 +12,11 @@ mod allowlist;
 mod bearer;
 mod exposure;
 mod reloadable;
+mod token_file;
 
 pub use self::allowlist::KeyAllowlist;
 pub use self::bearer::BearerAuth;
-pub(crate) use self::bearer::{AuthError, Unauthenticated};
+pub(crate) use self::bearer::{AuthError, Unauthenticated, parse_bearer};
 pub use self::exposure::{AuthRequirement, UnprotectedListener, is_exposed};
 pub use self::reloadable::{Commit, FileError, Prepare, Reloadable};
+pub use self::token_file::{TokenFile, TokenRights};

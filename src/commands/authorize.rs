@@ -46,7 +46,7 @@ pub(super) fn authorize(
 }
 
 /// Whether the keys of a read are known and all allowed; `None` if it is no read.
-fn allows_read(allowed: &KeyAllowlist, class: Class, arguments: Arguments<'_>) -> Option<bool> {
+pub fn allows_read(allowed: &KeyAllowlist, class: Class, arguments: Arguments<'_>) -> Option<bool> {
     let is_allowed = |key| allowed.allows(key);
     match class {
         Class::Kept(command) => {

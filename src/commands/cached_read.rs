@@ -165,10 +165,10 @@ impl FetchKeys {
     }
 
     /// Fetches the values. `command` is the command as the client sent it.
-    pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
+    pub async fn run(self, front_end: FrontEnd, proxy: Proxy, command: Bytes) -> FetchOutcome {
         let span = spans::command_span(if self.is_many { "MGET" } else { "GET" });
         let fetches =
-            self.keys.iter().map(|key| proxy.get(FrontEnd::Resp, key, ReadMode::Default, &span));
+            self.keys.iter().map(|key| proxy.get(front_end, key, ReadMode::Default, &span));
         let mut answers = Vec::with_capacity(self.keys.len());
         for answer in join_all(fetches).instrument(span.clone()).await {
             match answer {

@@ -10,6 +10,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct CommandList(Vec<String>);
 
 impl CommandList {
+    /// A list of these names, which are in capitals.
+    pub fn of(names: &[&str]) -> Self {
+        Self(names.iter().map(|&name| name.to_owned()).collect())
+    }
+
+    /// Whether the list has the command, or the command with this subcommand as
+    /// `NAME|SUBCOMMAND`.
+    pub fn denies(&self, name: &[u8], subcommand: &[u8]) -> bool {
+        self.0.iter().any(|one| match one.split_once('|') {
+            None => name.eq_ignore_ascii_case(one.as_bytes()),
+            Some((command, of_it)) => {
+                name.eq_ignore_ascii_case(command.as_bytes())
+                    && subcommand.eq_ignore_ascii_case(of_it.as_bytes())
+            }
+        })
+    }
+
     /// Whether the list has the command.
     pub(super) fn contains(&self, name: &str) -> bool {
         self.0.iter().any(|one| one.eq_ignore_ascii_case(name))

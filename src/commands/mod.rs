@@ -29,6 +29,7 @@ mod time_to_live;
 
 pub use self::admission::{Admission, AdmissionTracker};
 pub use self::auth::Credentials;
+pub use self::authorize::allows_read;
 pub use self::cached_read::{CachedReply, FetchKeys, FetchOutcome};
 pub use self::command_list::CommandList;
 pub use self::dispatch::{

@@ -12,7 +12,7 @@ use super::time_to_live::TimeUnit;
 use crate::backend::{ReplyRequest, RequestedFields};
 use crate::cache::ReplyResult;
 use crate::key::Key;
-use crate::metrics::Kind;
+use crate::metrics::{FrontEnd, Kind};
 use crate::protocol::Shape;
 use crate::proxy::Proxy;
 use crate::telemetry::spans;
@@ -56,10 +56,10 @@ impl ReplyFetch {
     }
 
     /// Fetches the reply. `command` is the command as the client sent it.
-    pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
+    pub async fn run(self, front_end: FrontEnd, proxy: Proxy, command: Bytes) -> FetchOutcome {
         let span = spans::command_span(self.kind.name());
         let Self { request, shape, kind, may_write, time_unit } = self;
-        let result = proxy.get_reply(Arc::new(request), shape, kind, &span);
+        let result = proxy.get_reply(front_end, Arc::new(request), shape, kind, &span);
         let reply = |reply| CachedReply::kept(reply, kind, time_unit, Instant::now());
         match result.instrument(span.clone()).await {
             ReplyResult::Reply(kept) if may_write => FetchOutcome::MayHaveWritten(reply(kept)),

@@ -142,6 +142,8 @@ pub struct CommandInfo {
     pub label: usize,
     /// Whether it may be answered from memory, if its class allows that.
     pub is_cached: bool,
+    /// Whether it is in one of the lists.
+    pub is_known: bool,
 }
 
 /// The names of all commands with a label of their own in metrics, and one for all others.
@@ -182,7 +184,10 @@ impl CommandTable {
                 Class::Kept(kept) if is_unasked(kept) => Class::MayWrite,
                 class => class,
             };
-            (name.as_bytes(), CommandInfo { class, label, is_cached: !except.contains(name) })
+            (
+                name.as_bytes(),
+                CommandInfo { class, label, is_cached: !except.contains(name), is_known: true },
+            )
         };
         let by_name: HashMap<_, _> = classes().enumerate().map(info).collect();
         let get = by_name[&b"get"[..]];
@@ -201,7 +206,8 @@ impl CommandTable {
             self.by_name.get(&*lower)
         });
         let label = self.by_name.len();
-        let unknown = CommandInfo { class: Class::MayWrite, label, is_cached: false };
+        let unknown =
+            CommandInfo { class: Class::MayWrite, label, is_cached: false, is_known: false };
         known.copied().unwrap_or(unknown)
     }
 }

@@ -22,7 +22,7 @@ pub use self::sample::initial_file;
 pub use self::schema::json_schema;
 pub use self::sources::{Sources, environment};
 use crate::settings::{self, RuleViolation, violations};
-use crate::{backend, cache, http, resp, telemetry, warmup};
+use crate::{backend, cache, http, resp, rest, telemetry, warmup};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Config {
     pub http: http::Settings,
     /// `[resp]`: the listener for Redis clients.
     pub resp: resp::Settings,
+    /// `[rest]`: commands over HTTP.
+    pub rest: rest::Settings,
     /// `[admin]`: the listener for operators.
     pub admin: http::AdminSettings,
     /// `[redis]`: the upstream Redis.
@@ -101,6 +103,7 @@ impl Config {
         let own = [
             self.http.violations(),
             self.resp.violations(),
+            self.rest.violations(),
             self.admin.violations(),
             self.redis.violations(),
             self.cache.violations(),

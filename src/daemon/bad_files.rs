@@ -16,6 +16,7 @@ impl BadFiles {
     pub(super) fn find(config: &Config, serves_resp: bool) -> Option<Self> {
         let mut errors: Vec<String> =
             Backend::file_errors(&config.redis).iter().map(ToString::to_string).collect();
+        errors.extend(config.rest.file_errors().iter().map(ToString::to_string));
         errors.extend(config.http.file_errors().iter().map(ToString::to_string));
         if serves_resp {
             errors.extend(config.resp.file_errors().iter().map(ToString::to_string));

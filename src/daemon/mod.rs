@@ -39,6 +39,7 @@ use crate::http::{self, HttpService};
 use crate::metrics::{FrontEnd, Metrics, RejectReason};
 use crate::proxy::Proxy;
 use crate::resp::Resp;
+use crate::rest::{Rest, WithRest};
 use crate::server::{
     BindError, Drain, DrainControl, Listener, ListenerConfig, Service, Tls, Workers,
 };
@@ -318,6 +319,9 @@ async fn listeners(
         http::router(proxy.clone(), status.clone(), config.http.allow_keys.clone())
     };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
+    let commands = rest(config, proxy)?;
+    files.extend(commands.as_ref().map(Rest::reloader));
+    let reads = WithRest::new(commands, reads);
     let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
     let reads: Arc<dyn Service> = Arc::new(HttpService::new(reads, limits.clone(), auth));
     let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());
@@ -347,6 +351,15 @@ async fn listeners(
             .push(Listener::bind(front_end, listen, socket, config, Arc::clone(metrics)).await?);
     }
     Ok((listeners, files))
+}
+
+/// Builds the REST front end, if it is enabled.
+fn rest(config: &Config, proxy: &Proxy) -> Result<Option<Rest>, FileError> {
+    let prepare = || {
+        let (settings, max_key) = (config.rest.clone(), config.http.max_key.0);
+        Rest::prepare(settings, &config.resp, max_key, proxy.clone())
+    };
+    config.rest.is_enabled().then(prepare).transpose()
 }
 
 /// Keeps the line of `systemctl status` up to date.

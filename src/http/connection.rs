@@ -183,6 +183,7 @@ impl<R: Handler> HttpService<R> {
             return closing_response(HEADER_TOO_LARGE.response(None));
         }
         if let Some((auth, refused)) = &self.auth
+            && !self.handler.authenticates(request.uri().path())
             && let Err(denied) = auth.authenticate(&mut request)
         {
             refused.count();

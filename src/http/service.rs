@@ -33,6 +33,12 @@ pub trait Handler: Clone + Send + Sync + 'static {
     /// Returns the response to `request`.
     fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 
+    /// Whether requests for this path are authenticated by the handler itself. No other
+    /// authentication then applies to them.
+    fn authenticates(&self, _path: &str) -> bool {
+        false
+    }
+
     /// Answers a simple request that arrived at `_now`, exactly as [`handle`](Self::handle) would.
     /// The default implementation leaves every request to `handle`.
     fn handle_simple(

@@ -7,20 +7,24 @@ pub enum FrontEnd {
     Http,
     /// Redis clients.
     Resp,
+    /// Commands over HTTP.
+    Rest,
     /// Operators.
     Admin,
 }
 
 impl FrontEnd {
-    pub(super) const ALL: [Self; 3] = [Self::Http, Self::Resp, Self::Admin];
+    /// The front ends with a listener of their own.
+    pub(super) const LISTENERS: [Self; 3] = [Self::Http, Self::Resp, Self::Admin];
     /// The front ends that answer reads.
-    pub(super) const READERS: [Self; 2] = [Self::Http, Self::Resp];
+    pub(super) const READERS: [Self; 3] = [Self::Http, Self::Resp, Self::Rest];
 
     /// Returns the name in labels and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Resp => "resp",
+            Self::Rest => "rest",
             Self::Admin => "admin",
         }
     }
@@ -106,7 +110,7 @@ pub enum RejectReason {
     Login,
     /// The key is not in the allowlist.
     Key,
-    /// The command is not certain to use only keys of the allowlist.
+    /// The command is not certain to use only keys of the allowlist, or no right allows it.
     Command,
     /// The TLS handshake failed.
     Tls,
@@ -114,7 +118,7 @@ pub enum RejectReason {
 
 impl RejectReason {
     /// The reasons of each front end.
-    pub(super) const ALL: [(FrontEnd, Self); 7] = [
+    pub(super) const ALL: [(FrontEnd, Self); 10] = [
         (FrontEnd::Http, Self::Token),
         (FrontEnd::Http, Self::Key),
         (FrontEnd::Http, Self::Tls),
@@ -122,6 +126,9 @@ impl RejectReason {
         (FrontEnd::Resp, Self::Key),
         (FrontEnd::Resp, Self::Command),
         (FrontEnd::Resp, Self::Tls),
+        (FrontEnd::Rest, Self::Token),
+        (FrontEnd::Rest, Self::Key),
+        (FrontEnd::Rest, Self::Command),
     ];
 
     pub(super) fn name(self) -> &'static str {

@@ -130,7 +130,7 @@ impl Metrics {
         for kind in Invalidation::ALL {
             zero(&self.invalidations, kind.name());
         }
-        for front_end in FrontEnd::ALL {
+        for front_end in FrontEnd::LISTENERS {
             self.connections.with_label_values(&[front_end.name()]).set(0);
             zero(&self.connections_refused, front_end.name());
         }
@@ -149,10 +149,12 @@ impl Metrics {
         }
     }
 
-    /// Counts the kind of `count` reads of Redis clients that
-    /// [`record_reads`](Self::record_reads) counts too.
-    pub fn record_kind(&self, kind: Kind, outcome: Outcome, count: u64) {
-        self.per_thread.local().by_kind[kind as usize][outcome as usize].add(count);
+    /// Counts the kind of `count` reads by commands that [`record_reads`](Self::record_reads)
+    /// counts too.
+    pub fn record_kind(&self, front_end: FrontEnd, kind: Kind, outcome: Outcome, count: u64) {
+        if let Some(by_kind) = self.per_thread.local().by_kind.get(front_end as usize) {
+            by_kind[kind as usize][outcome as usize].add(count);
+        }
     }
 
     /// Counts `count` commands. `label` is the index of the command's name in the list of names.
@@ -174,23 +176,25 @@ impl Metrics {
 
     /// Returns the number of reads and their durations by outcome, of all front ends.
     pub fn outcome_times(&self) -> Vec<OutcomeTimes> {
-        let [http, resp] = self.per_thread.reads();
-        let sum =
-            |((outcome, times), more): ((Outcome, &DurationHistogram), &DurationHistogram)| {
-                times.add_all(more);
-                OutcomeTimes {
-                    outcome,
-                    count: times.count(),
-                    median: times.quantile_bound(500),
-                    p99: times.quantile_bound(990),
-                }
-            };
-        Outcome::ALL.into_iter().zip(&http).zip(&resp).map(sum).collect()
+        let reads = self.per_thread.reads();
+        let sum = |(index, outcome): (usize, Outcome)| {
+            let times = DurationHistogram::default();
+            for outcomes in &reads {
+                times.add_all(&outcomes[index]);
+            }
+            OutcomeTimes {
+                outcome,
+                count: times.count(),
+                median: times.quantile_bound(500),
+                p99: times.quantile_bound(990),
+            }
+        };
+        Outcome::ALL.into_iter().enumerate().map(sum).collect()
     }
 
     /// Returns the name, the open connections and their limit of each front end.
-    pub fn connections(&self) -> [(&'static str, i64, i64); FrontEnd::ALL.len()] {
-        FrontEnd::ALL.map(|front_end| {
+    pub fn connections(&self) -> [(&'static str, i64, i64); FrontEnd::LISTENERS.len()] {
+        FrontEnd::LISTENERS.map(|front_end| {
             let of = |gauges: &IntGaugeVec| gauges.with_label_values(&[front_end.name()]).get();
             (front_end.name(), of(&self.connections), of(&self.connections_limit))
         })
@@ -251,8 +255,9 @@ impl Metrics {
 
     /// Returns the number of open connections to the front ends that answer reads.
     pub fn open_connections(&self) -> i64 {
-        FrontEnd::READERS
+        FrontEnd::LISTENERS
             .iter()
+            .filter(|front_end| FrontEnd::READERS.contains(front_end))
             .map(|front_end| self.connections.with_label_values(&[front_end.name()]).get())
             .sum()
     }

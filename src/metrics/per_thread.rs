@@ -126,8 +126,9 @@ pub(super) fn seconds(nanoseconds: u64) -> f64 {
 /// The durations of reads by front end and outcome, in the order of their `ALL`.
 pub(super) type ReadTimes = [[DurationHistogram; Outcome::ALL.len()]; FrontEnd::READERS.len()];
 
-/// The number of reads by kind and outcome, in the order of their `ALL`.
-type ReadsByKind = [[ThreadCounter; Outcome::ALL.len()]; Kind::ALL.len()];
+/// The number of reads by front end, kind and outcome, in the order of their `ALL`.
+type ReadsByKind =
+    [[[ThreadCounter; Outcome::ALL.len()]; Kind::ALL.len()]; FrontEnd::READERS.len()];
 
 /// The counts of one thread. The alignment gives them cache lines of their own, otherwise
 /// neighbouring threads would slow each other down.
@@ -135,8 +136,8 @@ type ReadsByKind = [[ThreadCounter; Outcome::ALL.len()]; Kind::ALL.len()];
 pub(super) struct ThreadMetrics {
     /// All reads of values and replies.
     pub(super) reads: ReadTimes,
-    /// Those of Redis clients among them that are not of plain strings, by kind and outcome. Apart,
-    /// so that the most frequent reads are counted once.
+    /// Those among them that are not of plain strings, by kind and outcome. Apart, so that the most
+    /// frequent reads are counted once.
     pub(super) by_kind: ReadsByKind,
     /// The commands by name, in the order of the list of names.
     pub(super) commands: Box<[ThreadCounter]>,
@@ -178,10 +179,11 @@ impl PerThread {
         all
     }
 
-    /// Returns the reads by kind that are counted apart.
-    fn by_kind(&self) -> [[u64; Outcome::ALL.len()]; Kind::ALL.len()] {
+    /// Returns the reads of a front end by kind that are counted apart.
+    fn by_kind(&self, front_end: usize) -> [[u64; Outcome::ALL.len()]; Kind::ALL.len()] {
         let sum = |kind: usize, outcome: usize| {
-            self.by_thread.iter().map(|thread| thread.by_kind[kind][outcome].get()).sum()
+            let counts = self.by_thread.iter().map(|thread| &thread.by_kind[front_end]);
+            counts.map(|counts| counts[kind][outcome].get()).sum()
         };
         std::array::from_fn(|kind| std::array::from_fn(|outcome| sum(kind, outcome)))
     }
@@ -198,11 +200,14 @@ impl PerThread {
         let commands_said = IntCounterVec::new(commands_said, &["command"])?;
         let mut durations = Durations::new()?;
         // Before the sums. A read in between then counts as one of a string until the next scrape.
-        let by_kind = self.by_kind();
+        let by_kind: [_; FrontEnd::READERS.len()] =
+            std::array::from_fn(|front_end| self.by_kind(front_end));
         for (front_end, outcomes) in self.reads().iter().enumerate() {
             for (outcome, times) in outcomes.iter().enumerate() {
                 let count = times.count();
-                let of_kinds = by_kind.iter().filter(|_| front_end == FrontEnd::Resp as usize);
+                // Reads over HTTP are of strings only.
+                let has_kinds = front_end != FrontEnd::Http as usize;
+                let of_kinds = by_kind[front_end].iter().filter(|_| has_kinds);
                 let mut strings = count;
                 for (kind, counts) in Kind::ALL.iter().zip(of_kinds) {
                     let [front_end, outcome_name] = read_labels(front_end, outcome);

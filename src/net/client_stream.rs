@@ -1,4 +1,4 @@
-//! A client's stream: TCP, TLS over TCP, or a unix socket.
+//! A client's stream: TCP, TLS over TCP, a unix socket, or a buffer of this process.
 //!
 //! An end of stream without TLS's `close_notify` counts as a normal end. The protocols inside mark
 //! the end of each request themselves. An attacker that cuts a connection therefore changes
@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
@@ -23,6 +24,8 @@ pub enum ClientStream {
     Tls(Box<TlsStream<TcpStream>>),
     /// A unix socket.
     Unix(UnixStream),
+    /// A buffer, for a client in this process. Nothing is read from it.
+    Local(BytesMut),
 }
 
 /// A stream that is registered with no runtime, so it can move to another thread.
@@ -35,13 +38,13 @@ impl ClientStream {
     /// Deregisters the stream from its runtime.
     ///
     /// # Errors
-    /// `Unsupported` for a TLS stream, which never moves. Otherwise the error of the
+    /// `Unsupported` for a TLS stream or a buffer, which never move. Otherwise the error of the
     /// deregistration.
     pub(crate) fn detach(self) -> io::Result<DetachedStream> {
         Ok(match self {
             Self::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
             // A TLS stream is created on the thread where it stays.
-            Self::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Self::Tls(_) | Self::Local(_) => return Err(io::ErrorKind::Unsupported.into()),
             Self::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
         })
     }
@@ -80,6 +83,7 @@ impl AsyncRead for ClientStream {
                 read => read,
             },
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Local(_) => Poll::Pending,
         }
     }
 }
@@ -95,6 +99,10 @@ impl AsyncWrite for ClientStream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Local(buffer) => {
+                buffer.extend_from_slice(bytes);
+                Poll::Ready(Ok(bytes.len()))
+            }
         }
     }
 
@@ -108,6 +116,13 @@ impl AsyncWrite for ClientStream {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Local(buffer) => {
+                let before = buffer.len();
+                for slice in slices {
+                    buffer.extend_from_slice(slice);
+                }
+                Poll::Ready(Ok(buffer.len() - before))
+            }
         }
     }
 
@@ -121,6 +136,7 @@ impl AsyncWrite for ClientStream {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Local(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -129,6 +145,7 @@ impl AsyncWrite for ClientStream {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Local(_) => Poll::Ready(Ok(())),
         }
     }
 }

@@ -27,14 +27,14 @@ use super::reply_queue::ReplyQueue;
 use super::shared::Shared;
 use super::step::{Step, Task};
 use crate::backend::BackendError;
-use crate::commands::{AdmissionTracker, FetchOutcome, Identity, Invalidations, SessionState};
+use crate::commands::{AdmissionTracker, FetchOutcome, Invalidations, SessionState};
 use crate::net::{ClientStream, WriteBuf};
 use crate::protocol::{ReplyScanner, ReplySummary, RequestParser};
 use crate::server::Drain;
 
 /// A client's connection.
 pub(super) struct Connection {
-    client: ClientStream,
+    pub(super) client: ClientStream,
     pub(super) shared: Arc<Shared>,
     pub(super) state: ConnState,
     pub(super) input: BytesMut,
@@ -45,7 +45,7 @@ pub(super) struct Connection {
     pub(super) replies: ReplyQueue,
     pub(super) reads: FuturesOrdered<Task<FetchOutcome>>,
     pub(super) redis: DedicatedConnection,
-    scanner: ReplyScanner,
+    pub(super) scanner: ReplyScanner,
     pub(super) session: SessionState,
     pub(super) fences: Fences,
     /// Whether Redis's next reply is to a `PING` of the proxy's own.
@@ -108,7 +108,7 @@ impl Connection {
             reads: FuturesOrdered::new(),
             redis: DedicatedConnection::new(),
             scanner: ReplyScanner::default(),
-            session: SessionState::new(Identity::Unauthenticated),
+            session: SessionState::new(shared.identity.clone()),
             fences: Fences::default(),
             keepalive_pending: false,
             admission: AdmissionTracker::default(),
@@ -133,7 +133,7 @@ impl Connection {
     }
 
     /// Ready when the connection has ended.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.now = None;
             let steps = [
@@ -367,7 +367,7 @@ impl Connection {
             ConnState::Draining => !self.replies.is_empty(),
             ConnState::Flushing | ConnState::Closed => false,
         };
-        has_room && !self.has_read_eof
+        has_room && !self.has_read_eof && !matches!(self.client, ClientStream::Local(_))
     }
 
     /// Whether more commands may be taken.

@@ -11,12 +11,19 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::backend::{BackendError, EpochStream};
 use crate::net::WriteBuf;
 
-type Opening = Pin<Box<dyn Future<Output = Result<EpochStream, BackendError>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Opened, BackendError>> + Send>>;
+
+/// An open stream to Redis, with the room that it takes among those of the same front end.
+pub(super) struct Opened {
+    pub(super) stream: EpochStream,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
 
 /// A connection to Redis in any of its states.
 pub(super) struct DedicatedConnection {
@@ -36,7 +43,7 @@ pub(super) struct DedicatedConnection {
 enum State {
     Closed,
     Opening(Opening),
-    Open(EpochStream),
+    Open(Opened),
 }
 
 /// Bytes read at once.
@@ -68,9 +75,9 @@ impl DedicatedConnection {
     /// Closes the sending side. Ready once that is done.
     pub(super) fn poll_close_sending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.state {
-            State::Open(stream) => {
+            State::Open(opened) => {
                 self.is_sending_closed = true;
-                Pin::new(&mut *stream).poll_shutdown(cx)
+                Pin::new(&mut opened.stream).poll_shutdown(cx)
             }
             State::Closed | State::Opening(_) => Poll::Pending,
         }
@@ -95,8 +102,8 @@ impl DedicatedConnection {
     pub(super) fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BackendError>> {
         let State::Opening(opening) = &mut self.state else { return Poll::Pending };
         match ready!(opening.as_mut().poll(cx)) {
-            Ok(stream) => {
-                self.state = State::Open(stream);
+            Ok(opened) => {
+                self.state = State::Open(opened);
                 Poll::Ready(Ok(()))
             }
             Err(error) => {
@@ -108,13 +115,26 @@ impl DedicatedConnection {
 
     /// Whether it leads to a server that is not the current primary any more.
     pub(super) fn is_revoked(&self) -> bool {
-        matches!(&self.state, State::Open(stream) if stream.is_revoked())
+        matches!(&self.state, State::Open(opened) if opened.stream.is_revoked())
+    }
+
+    /// Takes the open stream, if Redis has replied to everything and nothing is left to send. The
+    /// caller knows that every reply has come.
+    pub(super) fn take_quiet(&mut self) -> Option<Opened> {
+        let is_quiet = self.out.is_empty() && self.input.is_empty();
+        if !is_quiet || self.is_to_flush || self.is_sending_closed || self.is_revoked() {
+            return None;
+        }
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Open(opened) => Some(opened),
+            State::Closed | State::Opening(_) => None,
+        }
     }
 
     /// Reads into `input`. Returns the number of bytes; 0 at the end.
     #[inline]
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let State::Open(stream) = &mut self.state else { return Poll::Pending };
+        let State::Open(Opened { stream, .. }) = &mut self.state else { return Poll::Pending };
         self.input.reserve(READ_CHUNK);
         let read = pin!(stream.read_buf(&mut self.input)).poll(cx);
         if self.input.is_empty() && self.input.capacity() > BUF_RETAIN {
@@ -126,7 +146,7 @@ impl DedicatedConnection {
     /// Writes `out`. Ready once all of it is written.
     #[inline]
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let State::Open(stream) = &mut self.state else { return Poll::Pending };
+        let State::Open(Opened { stream, .. }) = &mut self.state else { return Poll::Pending };
         if !self.out.is_empty() {
             self.is_to_flush = true;
             self.last_sent = Instant::now();

@@ -32,6 +32,7 @@ enum Taken {
 
 /// Commands that were taken together, to be counted together.
 struct Batch {
+    front_end: FrontEnd,
     begun: Instant,
     /// Reads that were answered, by outcome.
     outcomes: [u64; Outcome::ALL.len()],
@@ -43,8 +44,9 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(begun: Instant) -> Self {
-        Self { begun, outcomes: [0; Outcome::ALL.len()], commands: (0, 0), kept_reads: None }
+    fn new(front_end: FrontEnd, begun: Instant) -> Self {
+        let outcomes = [0; Outcome::ALL.len()];
+        Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None }
     }
 
     /// Counts the kind of a read. `outcomes` counts its outcome.
@@ -60,7 +62,7 @@ impl Batch {
 
     fn count_kept_reads(&self, proxy: &Proxy) {
         if let Some((kind, outcome, count)) = self.kept_reads {
-            proxy.record_kind(kind, outcome, count);
+            proxy.record_kind(self.front_end, kind, outcome, count);
         }
     }
 
@@ -85,7 +87,7 @@ impl Batch {
         let elapsed = ended.saturating_duration_since(self.begun);
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
-            proxy.record(FrontEnd::Resp, outcome, count, elapsed);
+            proxy.record(self.front_end, outcome, count, elapsed);
         }
     }
 }
@@ -101,7 +103,7 @@ impl Connection {
         {
             return false;
         }
-        let mut batch = Batch::new(self.now());
+        let mut batch = Batch::new(self.shared.front_end, self.now());
         let mut taken = 0;
         while !self.input.is_empty() && self.state == ConnState::Commands && self.may_take_more() {
             if taken % PREFETCHED == 0 {
@@ -131,7 +133,8 @@ impl Connection {
 
     fn limits(&self) -> RequestLimits {
         let is_admitted = match self.shared.credentials {
-            Some(_) => self.session.is_authenticated(),
+            _ if self.session.is_authenticated() => true,
+            Some(_) => false,
             // Redis applies its limits to the rest of a streamed command itself.
             None => self.admission.now() == Admission::Granted || self.parser.is_streaming(),
         };
@@ -280,12 +283,14 @@ impl Connection {
             Action::Fetch(fetch) => {
                 let command = self.input.split_to(length).freeze();
                 self.replies.add_read(fetch.len(), fetch.keys());
-                self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+                let run = fetch.run(self.shared.front_end, self.shared.proxy.clone(), command);
+                self.reads.push_back(Box::pin(run));
             }
             Action::FetchReply(fetch) => {
                 let command = self.input.split_to(length).freeze();
                 self.replies.add_read(1, fetch.keys());
-                self.reads.push_back(Box::pin(fetch.run(self.shared.proxy.clone(), command)));
+                let run = fetch.run(self.shared.front_end, self.shared.proxy.clone(), command);
+                self.reads.push_back(Box::pin(run));
             }
             Action::BypassReply(kind) => {
                 batch.outcomes[Outcome::Bypass as usize] += 1;
@@ -352,7 +357,7 @@ impl Connection {
                 RejectReason::Key => metrics::RejectReason::Key,
                 RejectReason::Command => metrics::RejectReason::Command,
             };
-            self.shared.proxy.record_rejected(FrontEnd::Resp, counted);
+            self.shared.proxy.record_rejected(self.shared.front_end, counted);
         }
         self.reply(|output| write_error(output.tail(), text));
     }

@@ -21,6 +21,8 @@ const BYPASS_TIME: Duration = Duration::from_millis(500);
 pub(super) struct Fences {
     /// The time of the last reply that may reflect a write that memory does not know.
     unfenced_since: Option<Instant>,
+    /// The time of the last reply that may reflect a write.
+    last_write: Option<Instant>,
     running: Option<Task<Result<FenceResult, BackendError>>>,
     /// No fence could be had, so reads are forwarded until then.
     bypass_until: Option<Instant>,
@@ -30,6 +32,17 @@ impl Fences {
     /// The client has received a reply that may reflect a write.
     pub(super) fn write_observed(&mut self) {
         self.unfenced_since = Some(Instant::now());
+        self.last_write = self.unfenced_since;
+    }
+
+    /// Fences of a client that has seen the writes until `since`, perhaps elsewhere.
+    pub(super) fn since(since: Option<Instant>) -> Self {
+        Self { unfenced_since: since, ..Self::default() }
+    }
+
+    /// Returns the time of the last reply that may reflect a write.
+    pub(super) fn last_write(&self) -> Option<Instant> {
+        self.last_write
     }
 
     pub(super) fn is_running(&self) -> bool {

@@ -18,6 +18,8 @@ mod execute;
 mod failure;
 mod fence;
 mod lifetime;
+mod local;
+mod pool;
 mod reply_queue;
 mod settings;
 mod shared;
@@ -32,10 +34,12 @@ use tokio::sync::OnceCell;
 #[doc(hidden)]
 pub use self::cluster::KeySpecs;
 use self::connection::Connection;
+pub use self::local::{LocalClient, LocalClients};
 pub use self::settings::Settings;
 use self::shared::Shared;
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::commands::{CommandTable, Memory, Policy};
+use crate::commands::{CommandTable, Identity, Memory, Policy};
+use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
 use crate::proxy::Proxy;
 use crate::server::{Drain, Service};
@@ -55,6 +59,9 @@ impl Resp {
         let policy = Policy { identity, max_key, allow_keys: settings.allow_keys.clone() };
         Ok(Self(Arc::new(Shared {
             proxy,
+            front_end: FrontEnd::Resp,
+            identity: Identity::Unauthenticated,
+            pool: None,
             settings,
             credentials,
             commands,

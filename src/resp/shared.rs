@@ -5,15 +5,24 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use super::cluster::{KeySpecs, Terms, open};
+use super::dedicated::Opened;
+use super::pool::Pool;
 use super::settings::Settings;
 use crate::access::Reloadable;
 use crate::backend::{BackendError, ConnectAs, EpochStream};
-use crate::commands::{CommandTable, Credentials, Policy};
+use crate::commands::{CommandTable, Credentials, Identity, Policy};
+use crate::metrics::FrontEnd;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
 
 /// The state that all connections share.
 pub(super) struct Shared {
+    /// The front end of the connections, for metrics.
+    pub(super) front_end: FrontEnd,
+    /// The identity of a new client.
+    pub(super) identity: Identity,
+    /// The streams that clients of this process share, one after the other.
+    pub(super) pool: Option<Pool>,
     pub(super) proxy: Proxy,
     pub(super) settings: Settings,
     pub(super) credentials: Option<Reloadable<Credentials>>,
@@ -24,11 +33,21 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Opens a stream to Redis for one client alone; before a cluster, to all of its nodes.
-    pub(super) async fn open(
-        self: Arc<Self>,
-        client: ConnectAs,
-    ) -> Result<EpochStream, BackendError> {
+    /// Returns a stream to Redis for one client alone: a new one, or one that the pool keeps.
+    pub(super) async fn open(self: Arc<Self>, client: ConnectAs) -> Result<Opened, BackendError> {
+        let Some(pool) = &self.pool else {
+            return Ok(Opened { stream: self.open_new(client).await?, permit: None });
+        };
+        let permit = pool.acquire().await?;
+        let stream = match pool.take().await {
+            Some(stream) => stream,
+            None => self.open_new(client).await?,
+        };
+        Ok(Opened { stream, permit: Some(permit) })
+    }
+
+    /// Opens a stream to Redis; before a cluster, to all of its nodes.
+    async fn open_new(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
         let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
         let specs = self.key_specs.get_or_try_init(|| async {
             let specs = KeySpecs::read(&cluster.command_table().await?);

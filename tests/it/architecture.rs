@@ -11,18 +11,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with those it may use.
-const ALLOWED: [(&str, &str); 22] = [
+const ALLOWED: [(&str, &str); 23] = [
     ("access", ""),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
     ("cache", "key protocol settings sync telemetry"),
     ("cli", "settings"),
     ("cluster", "backend cache key metrics sync"),
     ("commands", "access backend cache key metrics net protocol proxy telemetry"),
-    ("config", "access backend cache cli http resp settings telemetry warmup"),
+    ("config", "access backend cache cli http resp rest settings telemetry warmup"),
     (
         "daemon",
-        "access backend cache cluster commands config http metrics proxy resp server settings status \
-            telemetry \
+        "access backend cache cluster commands config http metrics proxy resp rest server \
+            settings status telemetry \
          upstream warmup",
     ),
     ("http", "access backend cache key metrics net proxy server settings status sync telemetry"),
@@ -31,7 +31,11 @@ const ALLOWED: [(&str, &str); 22] = [
     ("net", "sync"),
     ("protocol", ""),
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
-    ("resp", "access backend cache cluster commands metrics net protocol proxy server settings"),
+    (
+        "resp",
+        "access backend cache cluster commands metrics net protocol proxy server settings sync",
+    ),
+    ("rest", "access commands http key metrics protocol proxy resp settings sync"),
     ("server", "access metrics net settings sync"),
     ("settings", ""),
     ("status", "cache metrics proxy sync"),

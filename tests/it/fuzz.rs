@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 type Check = fn(&[u8]);
 
 /// The targets with their checks.
-const TARGETS: [(&str, Check); 7] = [
+const TARGETS: [(&str, Check); 8] = [
     ("answers", checks::answers::check),
     ("config", checks::config::check),
     ("http_connection", checks::http_connection::check),
@@ -31,6 +31,7 @@ const TARGETS: [(&str, Check); 7] = [
     ("push", checks::push::check),
     ("resp_reply", checks::resp_reply::check),
     ("resp_request", checks::resp_request::check),
+    ("rest_request", checks::rest_request::check),
 ];
 
 #[test]

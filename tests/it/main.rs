@@ -26,6 +26,7 @@ mod readme;
 mod reads;
 mod reload;
 mod resp;
+mod rest;
 mod rights;
 mod sentinel;
 mod startup;

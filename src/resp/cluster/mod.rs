@@ -43,6 +43,7 @@ use self::logins::Logins;
 use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route, unavailable};
 use self::transaction::{Action, Input, Transaction, WatchReply};
+use super::dedicated::Opened;
 use super::step::Step;
 use crate::backend::{BackendError, ConnectAs, EpochStream};
 use crate::cluster::{Cluster, NodeId};
@@ -878,12 +879,12 @@ async fn open_node(
     client: ConnectAs,
     node: NodeId,
     logins: Vec<Bytes>,
-) -> Result<EpochStream, BackendError> {
+) -> Result<Opened, BackendError> {
     let mut stream = cluster.open(client, node).await?;
     for login in logins {
         log_in(&mut stream, &login).await?;
     }
-    Ok(stream)
+    Ok(Opened { stream, permit: None })
 }
 
 async fn log_in(stream: &mut EpochStream, login: &Bytes) -> Result<(), BackendError> {

@@ -1,0 +1,111 @@
+//! The HTTP responses of the front end.
+
+use axum::body::Body;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::response::{Strings, write_error, write_reply};
+use crate::protocol::InvalidReply;
+
+/// The form of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Json(Strings),
+    /// The replies as Redis sends them.
+    Resp2,
+}
+
+/// The body of a response, as far as it is known.
+pub(super) struct Writer {
+    format: Format,
+    body: Vec<u8>,
+    is_list: bool,
+    count: usize,
+    /// Whether the last reply is an error.
+    is_error: bool,
+}
+
+impl Writer {
+    /// A writer of one reply.
+    pub(super) fn single(format: Format) -> Self {
+        Self { format, body: Vec::new(), is_list: false, count: 0, is_error: false }
+    }
+
+    /// A writer of a list of replies.
+    pub(super) fn list(format: Format) -> Self {
+        Self { is_list: true, ..Self::single(format) }
+    }
+
+    /// Adds a reply of Redis.
+    ///
+    /// # Errors
+    /// [`InvalidReply`] if the bytes are not one RESP2 reply.
+    pub(super) fn add(&mut self, reply: &[u8]) -> Result<(), InvalidReply> {
+        let Format::Json(strings) = self.format else {
+            self.is_error = reply.first() == Some(&b'-');
+            self.body.extend_from_slice(reply);
+            return Ok(());
+        };
+        self.separate();
+        self.is_error = write_reply(&mut self.body, reply, strings)?;
+        Ok(())
+    }
+
+    /// Adds an error of the proxy's own.
+    pub(super) fn add_error(&mut self, text: &str) {
+        self.is_error = true;
+        if self.format == Format::Resp2 {
+            self.body.extend_from_slice(&resp2_error(text));
+            return;
+        }
+        self.separate();
+        write_error(&mut self.body, text.as_bytes());
+    }
+
+    fn separate(&mut self) {
+        if self.is_list {
+            self.body.push(if self.count == 0 { b'[' } else { b',' });
+        }
+        self.count += 1;
+    }
+
+    /// The number of bytes written.
+    pub(super) fn len(&self) -> usize {
+        self.body.len()
+    }
+
+    /// Returns the response. A single error is a client error; those of a list are not.
+    pub(super) fn finish(mut self) -> Response<Body> {
+        let is_json = self.format != Format::Resp2;
+        if self.is_list && is_json {
+            self.body.push(b']');
+        }
+        let is_bad = self.is_error && !self.is_list;
+        let status = if is_bad { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+        respond(status, if is_json { JSON } else { RESP }, self.body)
+    }
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const RESP: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+fn resp2_error(text: &str) -> Vec<u8> {
+    let line = text.replace(['\r', '\n'], " ");
+    [b"-", line.as_bytes(), b"\r\n"].concat()
+}
+
+/// Returns a response with one error.
+pub(super) fn error(status: StatusCode, text: &str) -> Response<Body> {
+    let mut body = Vec::new();
+    write_error(&mut body, text.as_bytes());
+    respond(status, JSON, body)
+}
+
+fn respond(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, content_type);
+    // A path style request is a GET, which a cache on the way could keep otherwise.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,443 @@
+//! Requests, from their head to their response.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout};
+
+use super::answer::{Format, Writer, error};
+use super::request::{BadRequest, Commands, DecodeLimits, Words, query_token};
+use super::response::{Strings, elements, error_text};
+use super::rights::{Refusal, key_refusal, refusal};
+use super::run::{Run, RunError};
+use super::scripts::Scripts;
+use super::settings::Settings;
+use crate::access::{FileError, Prepare, TokenFile, TokenRights, parse_bearer};
+use crate::http::{FastPathResult, Handler, ResponseWriter, SimpleRequest};
+use crate::metrics::{FrontEnd, RejectReason};
+use crate::protocol::{ParseStatus, RequestLimits, RequestParser};
+use crate::proxy::Proxy;
+use crate::resp::{self, KeySpecs, LocalClients};
+
+/// The front end. Clones share it.
+#[derive(Clone)]
+pub struct Rest(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    tokens: TokenFile,
+    clients: LocalClients,
+    proxy: Proxy,
+    /// Which arguments are keys, once Redis has reported it. Only tokens with keys need it.
+    key_specs: OnceCell<KeySpecs>,
+    scripts: Scripts,
+}
+
+impl Rest {
+    /// A front end for `proxy`, which caches keys of at most `max_key` bytes. Of `resp`, the lists
+    /// of cached commands apply.
+    ///
+    /// # Errors
+    /// [`FileError`] if the file of tokens cannot be used.
+    pub fn prepare(
+        settings: Settings,
+        resp: &resp::Settings,
+        max_key: usize,
+        proxy: Proxy,
+    ) -> Result<Self, FileError> {
+        let tokens = settings.tokens()?;
+        let of_clients = resp::Settings {
+            cache_also: resp.cache_also.clone(),
+            cache_except: resp.cache_except.clone(),
+            max_bulk: settings.max_body,
+            // A body is held whole, with the lengths of its words in front of them.
+            max_query_buffer: crate::settings::ByteSize(settings.max_body.0.saturating_mul(8)),
+            max_output_buffer: settings.max_response,
+            ..resp::Settings::default()
+        };
+        let (front_end, max_upstream) = (FrontEnd::Rest, settings.max_upstream);
+        let clients =
+            LocalClients::new(front_end, of_clients, max_key, max_upstream, proxy.clone());
+        let (key_specs, scripts) = (OnceCell::new(), Scripts::default());
+        Ok(Self(Arc::new(Shared { settings, tokens, clients, proxy, key_specs, scripts })))
+    }
+
+    /// Returns the function that reads the tokens again at a reload.
+    pub fn reloader(&self) -> Prepare {
+        self.0.tokens.reloader()
+    }
+
+    /// Returns the path below the front end's own, if it is one of its paths.
+    fn path_below<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let below = path.strip_prefix(&*self.0.settings.path)?;
+        if below.is_empty() { Some("") } else { below.strip_prefix('/') }
+    }
+}
+
+/// A handler that leaves the paths of the REST front end to it, and all others to `others`.
+#[derive(Clone)]
+pub struct WithRest<H> {
+    rest: Option<Rest>,
+    others: H,
+}
+
+impl<H> WithRest<H> {
+    /// Serves `rest`, if there is one, beside `others`.
+    pub fn new(rest: Option<Rest>, others: H) -> Self {
+        Self { rest, others }
+    }
+
+    fn rest_for(&self, path: &str) -> Option<&Rest> {
+        self.rest.as_ref().filter(|rest| rest.path_below(path).is_some())
+    }
+}
+
+impl<H: Handler> Handler for WithRest<H> {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        match self.rest_for(request.uri().path()) {
+            // Its future is large. Boxed, it does not enlarge that of a read.
+            Some(rest) => Box::pin(rest.handle(request)).await,
+            None => self.others.handle(request).await,
+        }
+    }
+
+    fn authenticates(&self, path: &str) -> bool {
+        self.rest_for(path).is_some() || self.others.authenticates(path)
+    }
+
+    fn handle_simple(
+        &self,
+        request: &SimpleRequest<'_>,
+        now: Instant,
+        answer: ResponseWriter<'_>,
+    ) -> FastPathResult {
+        self.others.handle_simple(request, now, answer)
+    }
+}
+
+/// A request that is answered without its commands.
+struct Rejection(StatusCode, String);
+
+impl From<BadRequest> for Rejection {
+    fn from(error: BadRequest) -> Self {
+        Self(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
+
+impl From<RunError> for Rejection {
+    fn from(error: RunError) -> Self {
+        Self(StatusCode::BAD_GATEWAY, error.to_string())
+    }
+}
+
+impl Rest {
+    /// Returns the response to a request.
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let is_head = request.method() == Method::HEAD;
+        let response = match timeout(self.0.settings.timeout, self.respond(request)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(Rejection(status, text))) => rejected(status, &text),
+            Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "ERR redis-proxy: rest.timeout expired"),
+        };
+        if is_head { response.map(|_| Body::empty()) } else { response }
+    }
+
+    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, Rejection> {
+        let (head, body) = request.into_parts();
+        let rights = self.authenticate(&head.headers, head.uri.query())?;
+        let has_body = match head.method {
+            Method::POST | Method::PUT => true,
+            Method::GET | Method::HEAD => false,
+            _ => {
+                let text = "ERR method not allowed, expected GET, POST, PUT or HEAD";
+                return Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()));
+            }
+        };
+        let format = format(&head.headers)?;
+        let body = if has_body { self.read(body).await? } else { Bytes::new() };
+        let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
+        let path = self.path_below(head.uri.path()).unwrap_or_default();
+        match (path, has_body) {
+            ("pipeline", true) => {
+                self.pipeline(&rights, &Commands::pipeline(&body, limits)?, format).await
+            }
+            ("multi-exec", true) => {
+                self.transaction(&rights, &Commands::pipeline(&body, limits)?, format).await
+            }
+            ("pipeline" | "multi-exec", false) => {
+                let text = "ERR method not allowed, expected POST";
+                Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()))
+            }
+            ("", true) => self.single(&rights, &Commands::single(&body)?, format).await,
+            (path, _) => {
+                let commands = Commands::path(path, &body, head.uri.query())?;
+                self.single(&rights, &commands, format).await
+            }
+        }
+    }
+
+    /// Returns the rights of the request's token.
+    fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+    ) -> Result<TokenRights, Rejection> {
+        let mut shown = headers.get_all(header::AUTHORIZATION).iter();
+        let rights = match (shown.next(), shown.next()) {
+            (None, _) => query_token(query).and_then(|token| self.0.tokens.rights(&token)),
+            (Some(one), None) => {
+                parse_bearer(one.as_bytes()).and_then(|token| self.0.tokens.rights(token))
+            }
+            // It is not clear which one counts.
+            (Some(_), Some(_)) => None,
+        };
+        rights.ok_or_else(|| {
+            self.0.proxy.record_rejected(FrontEnd::Rest, RejectReason::Token);
+            let text = "WRONGPASS invalid or missing auth token";
+            Rejection(StatusCode::UNAUTHORIZED, text.into())
+        })
+    }
+
+    async fn read(&self, body: Incoming) -> Result<Bytes, Rejection> {
+        let max = self.0.settings.max_body;
+        let read = Limited::new(body, max.0).collect().await;
+        read.map(http_body_util::Collected::to_bytes).map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                let text = format!("ERR the body is larger than {max}");
+                Rejection(StatusCode::PAYLOAD_TOO_LARGE, text)
+            } else {
+                Rejection(StatusCode::BAD_REQUEST, "ERR the body ended early".into())
+            }
+        })
+    }
+
+    /// Runs one command.
+    async fn single(
+        &self,
+        rights: &TokenRights,
+        commands: &Commands,
+        format: Format,
+    ) -> Result<Response<Body>, Rejection> {
+        let mut run = self.run();
+        for command in commands.iter() {
+            if let Some(refusal) = self.refusal(rights, command).await? {
+                return Err(self.rejection(&refusal));
+            }
+            self.add(&mut run, command);
+        }
+        run.send();
+        let mut writer = Writer::single(format);
+        writer.add(&run.reply().await?).map_err(RunError::from)?;
+        run.finish();
+        Ok(writer.finish())
+    }
+
+    /// Runs commands one after the other. Each has its reply or its error in its place.
+    async fn pipeline(
+        &self,
+        rights: &TokenRights,
+        commands: &Commands,
+        format: Format,
+    ) -> Result<Response<Body>, Rejection> {
+        let mut run = self.run();
+        let mut refusals = Vec::with_capacity(commands.len());
+        for command in commands.iter() {
+            let refusal = self.refusal(rights, command).await?;
+            match &refusal {
+                Some(refusal) => self.count(refusal),
+                None => self.add(&mut run, command),
+            }
+            refusals.push(refusal);
+        }
+        run.send();
+        let mut writer = Writer::list(format);
+        let mut failed = None;
+        for refusal in &refusals {
+            match (refusal, failed) {
+                (Some(refusal), _) => writer.add_error(&refusal.text()),
+                (None, Some(error)) => writer.add_error(error),
+                (None, None) => match run.reply().await {
+                    Ok(reply) => writer.add(&reply).map_err(RunError::from)?,
+                    // A client would take a part of the replies for all of them.
+                    Err(RunError::Lost) => {
+                        failed = Some(LOST);
+                        writer.add_error(LOST);
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            }
+            if writer.len() > self.0.settings.max_response.0 {
+                return Err(RunError::TooLarge.into());
+            }
+        }
+        run.finish();
+        Ok(writer.finish())
+    }
+
+    /// Runs commands as one transaction, or none of them.
+    async fn transaction(
+        &self,
+        rights: &TokenRights,
+        commands: &Commands,
+        format: Format,
+    ) -> Result<Response<Body>, Rejection> {
+        if format == Format::Resp2 {
+            return Err(bad_request("ERR resp2 is not supported for multi-exec"));
+        }
+        let mut run = self.run();
+        self.add_line(&mut run, b"MULTI", b"*1\r\n$5\r\nMULTI\r\n");
+        for command in commands.iter() {
+            if let Some(refusal) = self.refusal(rights, command).await? {
+                return Err(self.rejection(&refusal));
+            }
+            self.add(&mut run, command);
+        }
+        self.add_line(&mut run, b"EXEC", b"*1\r\n$4\r\nEXEC\r\n");
+        run.send();
+        let mut refused = None;
+        // The replies to MULTI and to each command that is queued.
+        for _ in 0..=commands.len() {
+            let reply = run.reply().await?;
+            refused = refused.or_else(|| error_text(&reply).map(<[u8]>::to_vec));
+        }
+        let reply = run.reply().await?;
+        let replies = elements(&reply).filter(|replies| replies.len() == commands.len());
+        let Some(replies) = replies else {
+            let own = || error_text(&reply).map(<[u8]>::to_vec);
+            let text = refused.or_else(own).unwrap_or_else(|| b"ERR transaction discarded".into());
+            run.finish();
+            return Err(bad_request(&String::from_utf8_lossy(&text)));
+        };
+        let mut writer = Writer::list(format);
+        for reply in replies {
+            writer.add(reply).map_err(RunError::from)?;
+        }
+        run.finish();
+        Ok(writer.finish())
+    }
+
+    fn run(&self) -> Run {
+        Run::new(self.0.clients.client(None), self.0.settings.max_response.0)
+    }
+
+    fn add(&self, run: &mut Run, command: Words<'_>) {
+        let name = command.get(0);
+        let info = self.0.clients.find(name);
+        match self.0.scripts.replacement(command) {
+            None => run.add(name, info, |out| command.write(out)),
+            Some((index, word)) => {
+                run.add(name, info, |out| command.write_with(index, &word, out));
+            }
+        }
+    }
+
+    fn add_line(&self, run: &mut Run, name: &[u8], line: &[u8]) {
+        run.add(name, self.0.clients.find(name), |out| out.extend_from_slice(line));
+    }
+
+    /// Returns the reason why a command does not run.
+    async fn refusal(
+        &self,
+        rights: &TokenRights,
+        command: Words<'_>,
+    ) -> Result<Option<Refusal>, Rejection> {
+        let info = self.0.clients.find(command.get(0));
+        let found = refusal(&self.0.settings.deny_commands, rights, info, command);
+        if found.is_some() || rights.keys.allows_all() {
+            return Ok(found);
+        }
+        let specs = self.key_specs().await?;
+        let mut input = BytesMut::new();
+        command.write(&mut input);
+        let mut parser = RequestParser::default();
+        let limits = RequestLimits { max_bulk: usize::MAX, max_arguments: usize::MAX };
+        if parser.parse(&input, limits) != Ok(ParseStatus::Complete(input.len())) {
+            return Ok(Some(Refusal::Key));
+        }
+        let arguments = parser.arguments(&input);
+        let keys = || {
+            let indexes = if info.is_known { specs.keys(arguments) } else { Vec::new() };
+            indexes.into_iter().map(|index| arguments.get(index)).collect()
+        };
+        Ok(key_refusal(rights, info.class, arguments, keys))
+    }
+
+    /// Returns which arguments of commands are keys, as Redis reports it.
+    async fn key_specs(&self) -> Result<&KeySpecs, Rejection> {
+        let unavailable = |text: &str| {
+            let text = format!("ERR redis-proxy: cannot find the keys of commands: {text}");
+            Rejection(StatusCode::SERVICE_UNAVAILABLE, text)
+        };
+        let read = self.0.key_specs.get_or_try_init(|| async {
+            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE);
+            self.add_line(&mut run, b"COMMAND", b"*1\r\n$7\r\nCOMMAND\r\n");
+            run.send();
+            let reply = run.reply().await.map_err(|error| unavailable(&error.to_string()))?;
+            run.finish();
+            let parsed = redis::parse_redis_value(&reply);
+            let parsed = parsed.map_err(|_| unavailable("no valid reply to COMMAND"))?;
+            let specs = KeySpecs::read(&parsed);
+            if specs.is_empty() { Err(unavailable("no reply to COMMAND")) } else { Ok(specs) }
+        });
+        read.await
+    }
+
+    fn count(&self, refusal: &Refusal) {
+        let reason =
+            if *refusal == Refusal::Key { RejectReason::Key } else { RejectReason::Command };
+        self.0.proxy.record_rejected(FrontEnd::Rest, reason);
+    }
+
+    fn rejection(&self, refusal: &Refusal) -> Rejection {
+        self.count(refusal);
+        let status =
+            if refusal.is_of_token() { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
+        Rejection(status, refusal.text())
+    }
+}
+
+/// The error in the place of each reply that was lost.
+const LOST: &str = "ERR redis-proxy: the connection to Redis was lost, so the command may have run";
+
+/// The largest reply to `COMMAND`. That of Redis 8 with all its modules has less than 1 MiB.
+const MAX_COMMAND_TABLE: usize = 16 << 20;
+
+fn bad_request(text: &str) -> Rejection {
+    Rejection(StatusCode::BAD_REQUEST, text.to_owned())
+}
+
+fn rejected(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = error(status, text);
+    let headers = response.headers_mut();
+    if status == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static("Bearer realm=\"redis-proxy\"");
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
+    } else if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, PUT, HEAD"));
+    } else if status == StatusCode::PAYLOAD_TOO_LARGE {
+        // The rest of the body is not read.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Returns the form of the response that a request wants.
+fn format(headers: &HeaderMap) -> Result<Format, Rejection> {
+    let value = |name: &str| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let strings = if value("upstash-encoding").eq_ignore_ascii_case(b"base64") {
+        Strings::Base64
+    } else {
+        Strings::Text
+    };
+    match (value("upstash-response-format").to_ascii_lowercase().as_slice(), strings) {
+        (b"" | b"json", _) => Ok(Format::Json(strings)),
+        (b"resp2", Strings::Text) => Ok(Format::Resp2),
+        (b"resp2", Strings::Base64) => Err(bad_request("ERR resp2 cannot be combined with base64")),
+        _ => Err(bad_request("ERR unknown Upstash-Response-Format, expected json or resp2")),
+    }
+}

@@ -1,0 +1,110 @@
+//! The commands of one request, run on a client in this process.
+//!
+//! The rule that must not be broken: a stream to Redis returns to the pool only if every reply has
+//! come and every command is known to leave no state. In all other cases, a cancelled request among
+//! them, the client is dropped and its stream is closed.
+
+use bytes::{Bytes, BytesMut};
+
+use super::rights::is_stateless;
+use crate::commands::CommandInfo;
+use crate::protocol::{InvalidReply, ReplyScanner};
+use crate::resp::LocalClient;
+
+/// The reason why no further reply comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RunError {
+    /// The connection to Redis was lost. The command may have run.
+    #[error("ERR redis-proxy: the connection to Redis was lost, so the command may have run")]
+    Lost,
+    /// The replies are larger than the limit.
+    #[error("ERR redis-proxy: the response is larger than rest.max_response")]
+    TooLarge,
+    /// Redis sent no valid reply.
+    #[error("ERR redis-proxy: invalid reply from Redis")]
+    Invalid,
+}
+
+impl From<InvalidReply> for RunError {
+    fn from(_: InvalidReply) -> Self {
+        Self::Invalid
+    }
+}
+
+/// Commands that run on one client.
+pub(super) struct Run {
+    client: LocalClient,
+    commands: BytesMut,
+    /// The number of commands whose reply has not come.
+    pending: usize,
+    scanner: ReplyScanner,
+    held: BytesMut,
+    /// The bytes of `held` that are scanned.
+    scanned: usize,
+    /// The bytes that may still come.
+    room: usize,
+    is_stateless: bool,
+}
+
+impl Run {
+    /// Runs commands on `client`, with replies of at most `max` bytes.
+    pub(super) fn new(client: LocalClient, max: usize) -> Self {
+        Self {
+            client,
+            commands: BytesMut::new(),
+            pending: 0,
+            scanner: ReplyScanner::default(),
+            held: BytesMut::new(),
+            scanned: 0,
+            room: max,
+            is_stateless: true,
+        }
+    }
+
+    /// Adds a command, which `write` writes.
+    pub(super) fn add(
+        &mut self,
+        name: &[u8],
+        info: CommandInfo,
+        write: impl FnOnce(&mut BytesMut),
+    ) {
+        self.is_stateless &= is_stateless(info.is_known, name);
+        self.pending += 1;
+        write(&mut self.commands);
+    }
+
+    /// Sends the commands that were added.
+    pub(super) fn send(&mut self) {
+        self.client.send(std::mem::take(&mut self.commands));
+    }
+
+    /// Returns the next reply.
+    ///
+    /// # Errors
+    /// [`RunError`] if it does not come. No further one comes then.
+    pub(super) async fn reply(&mut self) -> Result<Bytes, RunError> {
+        loop {
+            let (length, frame) = self.scanner.scan(&self.held[self.scanned..])?;
+            self.scanned += length;
+            if let Some(frame) = frame {
+                let reply = self.held.split_to(std::mem::take(&mut self.scanned)).freeze();
+                // A push answers no command, so replies cannot be matched to commands any more.
+                if frame.is_push() {
+                    return Err(RunError::Invalid);
+                }
+                self.pending -= 1;
+                return Ok(reply);
+            }
+            let more = self.client.replies().await.ok_or(RunError::Lost)?;
+            self.room = self.room.checked_sub(more.len()).ok_or(RunError::TooLarge)?;
+            self.held.unsplit(more);
+        }
+    }
+
+    /// Ends the run in order, once every reply has come.
+    pub(super) fn finish(self) {
+        if self.pending == 0 && self.held.is_empty() && self.is_stateless {
+            self.client.finish();
+        }
+    }
+}
