@@ -78,7 +78,7 @@ struct Shared<E> {
 /// The result that a flight delivers to its readers.
 #[derive(Clone)]
 enum FlightResult<E> {
-    Answered(Arc<Entry>),
+    Answered(Entry),
     ErrorReply(E),
     Failed(E),
 }
@@ -93,7 +93,7 @@ impl<E: FetchError> FlightResult<E> {
                 let is_large = bytes.len() > INLINE_DIGEST_MAX;
                 let entry = Entry::new(key, Some(bytes), requested_at, expires_in);
                 if is_large {
-                    let digested = Arc::clone(&entry);
+                    let digested = entry.clone();
                     let digest = tokio::task::spawn_blocking(move || {
                         _ = digested.value().map(|value| *value.digest());
                     });
@@ -250,7 +250,7 @@ impl<E: FetchError> Cache<E> {
     /// position behind them. Returns `None` at the end, and moves the position to the start.
     ///
     /// An entry that is stored from the start to the end is returned once. Records no read.
-    pub fn walk(&self, position: &mut WalkPosition, max: usize) -> Option<Vec<Arc<Entry>>> {
+    pub fn walk(&self, position: &mut WalkPosition, max: usize) -> Option<Vec<Entry>> {
         self.0.store.load().walk(&mut position.0, max)
     }
 
@@ -491,7 +491,7 @@ impl<E: FetchError> Shared<E> {
         }
     }
 
-    fn answer_from(&self, entry: Arc<Entry>, outcome: Outcome) -> Answer {
+    fn answer_from(&self, entry: Entry, outcome: Outcome) -> Answer {
         let now = self.clock(Instant::now());
         let freshness = self.freshness_ignoring_lease(&entry, now);
         Answer::new(entry, outcome, freshness, now)
@@ -536,7 +536,7 @@ impl<E: FetchError> Shared<E> {
             {
                 // A replaced entry counts as expired, because only entries that are no longer fresh
                 // are fetched again.
-                self.evictions.add(EvictionCause::Expired, store.insert(Arc::clone(entry)).into());
+                self.evictions.add(EvictionCause::Expired, store.insert(entry.clone()).into());
             }
             FlightResult::Answered(_) | FlightResult::ErrorReply(_) => {
                 if store.remove(key.as_bytes()) {

@@ -47,7 +47,7 @@ pub(super) struct Store {
     evictions: Arc<EvictionCounters>,
 }
 
-type Table = HashTable<Arc<Entry>>;
+type Table = HashTable<Entry>;
 
 impl Store {
     pub(super) fn new(capacity: usize, policy: Policy, evictions: &Arc<EvictionCounters>) -> Self {
@@ -82,7 +82,7 @@ impl Store {
 
     /// Returns the entry for `key` and records a read at `now`, in nanoseconds on the cache's
     /// clock.
-    pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
+    pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Entry> {
         preemption_point();
         let hash = self.hash_of(key);
         let reads = self.reads.get_or(|| lock(&self.lru).register_thread());
@@ -92,7 +92,7 @@ impl Store {
         {
             entry
         } else {
-            let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
+            let entry = self.table(hash).find(hash, |entry| entry.key() == key)?.clone();
             if let Some(thread_cache) = thread_cache {
                 thread_cache.borrow_mut().offer(&entry, hash);
             }
@@ -130,16 +130,15 @@ impl Store {
         }
         let open = |hash: &u64| Some((self.table_of(*hash).try_lock().ok()?, *hash));
         let tables: Vec<_> = misses.iter().filter_map(open).collect();
-        let found: Vec<_> =
+        let found: Vec<&Entry> =
             tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
-        // All pointers are loaded before the first entry is read. Few instructions between two
-        // cache misses let them overlap.
-        let entries: Vec<&Entry> = found.into_iter().map(|entry| &**entry).collect();
-        std::hint::black_box(entries.iter().fold(0, |touched, entry| touched ^ entry.touch()));
+        // All tables are read before the first entry. Few instructions between two cache misses let
+        // them overlap.
+        std::hint::black_box(found.iter().fold(0, |touched, entry| touched ^ entry.touch()));
     }
 
     /// Inserts an entry. Returns whether it replaced another entry of the same key.
-    pub(super) fn insert(&self, entry: Arc<Entry>) -> bool {
+    pub(super) fn insert(&self, entry: Entry) -> bool {
         preemption_point();
         let hash = self.hash(&entry);
         let mut table = self.table(hash);
@@ -216,15 +215,15 @@ impl Store {
     }
 
     /// Whether the store has this very entry, not only its key.
-    pub(super) fn contains_entry(&self, entry: &Arc<Entry>) -> bool {
+    pub(super) fn contains_entry(&self, entry: &Entry) -> bool {
         preemption_point();
         let hash = self.hash(entry);
-        self.table(hash).find(hash, |other| Arc::ptr_eq(other, entry)).is_some()
+        self.table(hash).find(hash, |other| other.is_same(entry)).is_some()
     }
 
     /// Returns the entries for which `wanted` returns true, in no particular order. Records no
     /// read. `wanted` runs under a table lock, so it must look at nothing but its entry.
-    pub(super) fn collect_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
+    pub(super) fn collect_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         preemption_point();
         let mut selected = Vec::new();
         for table in &self.tables {
@@ -240,7 +239,7 @@ impl Store {
     /// An entry that is stored from the start to the end is returned once, whatever else is
     /// inserted or removed meanwhile. The list's lock is free before a table is locked
     /// (invariant S1).
-    pub(super) fn walk(&self, position: &mut LruIndex, max: usize) -> Option<Vec<Arc<Entry>>> {
+    pub(super) fn walk(&self, position: &mut LruIndex, max: usize) -> Option<Vec<Entry>> {
         preemption_point();
         let nodes = lock(&self.lru).linked_from(position, max)?;
         let find = |(index, hash): (LruIndex, u64)| {
@@ -285,7 +284,7 @@ mod tests {
     use super::*;
     use crate::key::Key;
 
-    fn entry(key: &Key, number: usize) -> Arc<Entry> {
+    fn entry(key: &Key, number: usize) -> Entry {
         Entry::new(key, Some(Bytes::from(number.to_string())), 0, None)
     }
 

@@ -1,6 +1,5 @@
 //! The requests and answers of readers, and the statistics of the cache.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -167,7 +166,7 @@ pub struct Cancelled;
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The reply of Redis.
-    pub entry: Arc<Entry>,
+    pub entry: Entry,
     /// The source of the answer.
     pub outcome: Outcome,
     /// The permitted use of the entry at the time of the answer.
@@ -178,7 +177,7 @@ pub struct Answer {
 
 impl Answer {
     /// Creates an answer at `now`, in nanoseconds on the cache's clock.
-    pub(super) fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
+    pub(super) fn new(entry: Entry, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
         Self { age: entry.age(now), outcome, freshness, entry }
     }
 }
