@@ -20,6 +20,7 @@ use bytes::Bytes;
 use once_cell::race::OnceBox;
 use triomphe::ThinArc;
 
+use super::block_size::block_size;
 use super::lease::Validity;
 use super::ttl::{Ttls, as_nanos};
 use crate::key::Key;
@@ -63,17 +64,21 @@ impl<'a> Value<'a> {
     /// The first call takes time in proportion to the length of the value; later calls return the
     /// stored digest.
     pub fn digest(&self) -> &'a [u8; 16] {
-        self.entry.annex().digest.get_or_init(|| {
+        let compute = || {
             let mut digest = [0; 16];
             blake3::Hasher::new().update(self.bytes).finalize_xof().fill(&mut digest);
             digest
-        })
+        };
+        match self.entry.head().annex.get_or_init(|| Box::new(Annex::Digest(compute()))) {
+            Annex::Digest(digest) => digest,
+            Annex::Large(large) => large.digest.get_or_init(compute),
+        }
     }
 
     /// Returns the value as owned bytes: a small value is copied, a large one is shared.
     pub fn to_bytes(&self) -> Bytes {
         match self.entry.large() {
-            Some((_, value)) => value.clone().unwrap_or_default(),
+            Some(large) => large.value.clone().unwrap_or_default(),
             None => Bytes::copy_from_slice(self.bytes),
         }
     }
@@ -95,16 +100,28 @@ struct Head {
 }
 
 /// The part of an entry in an allocation of its own.
-#[derive(Debug, Default)]
-struct Annex {
-    /// Computed on first use, because most values never need a digest.
-    digest: OnceLock<[u8; 16]>,
+#[derive(Debug)]
+enum Annex {
+    /// The digest of a value in the entry, computed on first use: most values never need one.
+    Digest([u8; 16]),
     /// Key and value that together are larger than [`MAX_INLINE`].
-    large: Option<(Key, Option<Bytes>)>,
+    Large(Box<Large>),
+}
+
+#[derive(Debug)]
+struct Large {
+    key: Key,
+    value: Option<Bytes>,
+    digest: OnceLock<[u8; 16]>,
 }
 
 /// The largest sum of key and value, in bytes, that is stored at the end of the entry.
 const MAX_INLINE: usize = 952;
+/// The bytes in front of the prefix: the counter of handles, the head, and the number of bytes.
+const HEAD: usize = 2 * WORD + size_of::<Head>();
+const WORD: usize = size_of::<usize>();
+/// The block in which the handles to a value count themselves.
+const SHARED: usize = 32;
 /// The bytes in front of key and value: the length of the key, with the flags below in its other
 /// bits; and the upper part of the time of the request, which lasts for eight years.
 const PREFIX: usize = 4;
@@ -156,8 +173,8 @@ impl Entry {
         let annex = if is_inline {
             OnceBox::new()
         } else {
-            let large = Some((key.clone(), value));
-            OnceBox::with_value(Box::new(Annex { large, ..Annex::default() }))
+            let large = Large { key: key.clone(), value, digest: OnceLock::new() };
+            OnceBox::with_value(Box::new(Annex::Large(Box::new(large))))
         };
         #[expect(clippy::cast_possible_truncation, reason = "the upper part is in the prefix")]
         let head = Head { annex, lru_index: AtomicU32::new(NOT_LINKED), fetched_at: micros as u32 };
@@ -166,10 +183,6 @@ impl Entry {
 
     fn head(&self) -> &Head {
         &self.0.header.header
-    }
-
-    fn annex(&self) -> &Annex {
-        self.head().annex.get_or_init(Box::default)
     }
 
     #[inline]
@@ -207,8 +220,15 @@ impl Entry {
     }
 
     /// Returns key and value if they are in the annex.
-    fn large(&self) -> Option<&(Key, Option<Bytes>)> {
-        if self.prefix() & LARGE == 0 { None } else { self.annex().large.as_ref() }
+    #[inline]
+    fn large(&self) -> Option<&Large> {
+        if self.prefix() & LARGE == 0 {
+            return None;
+        }
+        match self.head().annex.get() {
+            Some(Annex::Large(large)) => Some(large),
+            Some(Annex::Digest(_)) | None => None,
+        }
     }
 
     /// Returns the requested key.
@@ -216,7 +236,7 @@ impl Entry {
     pub fn key(&self) -> &[u8] {
         match self.large() {
             None => &self.0.slice[self.key_range()],
-            Some((key, _)) => key.as_bytes(),
+            Some(large) => large.key.as_bytes(),
         }
     }
 
@@ -228,7 +248,7 @@ impl Entry {
         }
         let bytes = match self.large() {
             None => &self.0.slice[self.key_range().end..],
-            Some((_, value)) => value.as_ref()?,
+            Some(large) => large.value.as_ref()?,
         };
         Some(Value { bytes, entry: self })
     }
@@ -280,6 +300,20 @@ impl Entry {
 
     fn is_negative(&self) -> bool {
         self.prefix() & NEGATIVE != 0
+    }
+
+    /// Returns the bytes that the entry takes with all its allocations, but a digest that is
+    /// computed later.
+    pub(super) fn footprint(&self) -> usize {
+        let entry = HEAD + self.0.slice.len();
+        let large = self.large().map_or(0, |large| {
+            let value = large.value.as_ref().map_or(0, |value| block_size(value.len(), 1) + SHARED);
+            block_size(size_of::<Annex>(), WORD)
+                + block_size(size_of::<Large>(), WORD)
+                + large.key.footprint(block_size)
+                + value
+        });
+        block_size(entry.next_multiple_of(WORD), WORD) + large
     }
 
     /// Returns the bytes of key and value, without overhead.

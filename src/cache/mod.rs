@@ -10,6 +10,7 @@
 //!   (`flight`, invariant F2).
 //! - A reader reads the lease before it looks in the store (`lease`, invariant C1).
 
+mod block_size;
 mod entry;
 mod flight;
 mod lease;
