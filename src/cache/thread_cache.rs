@@ -39,6 +39,11 @@ impl ThreadCache {
         Self((0..sets).map(|_| Set::default()).collect())
     }
 
+    /// Returns the bytes of the sets.
+    pub(super) fn memory(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+
     /// Returns the entry for `key` if it is here and still in the store.
     #[inline]
     pub(super) fn get(&self, key: &[u8], hash: u64) -> Option<&Entry> {

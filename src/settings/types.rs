@@ -172,12 +172,31 @@ impl Visitor<'_> for CountVisitor {
     }
 }
 
-/// A size in bytes, written `"64KiB"`, `"512MiB"`, `"1GiB"`, or as a bare number.
+/// A size in bytes, written `"64KiB"`, `"512MiB"`, `"1GB"`, or as a bare number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
-const BYTE_UNITS: [(&str, usize); 4] =
-    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// The units, the largest first. A text has the first one of which the size is a multiple.
+const BYTE_UNITS: [(&str, usize); 7] = [
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+impl ByteSize {
+    /// Parses a number with an optional unit.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic()).trim_end();
+        let suffix = text[digits.len()..].trim_start();
+        let is_unit = |(name, _): &&(&str, usize)| suffix.eq_ignore_ascii_case(name);
+        let unit = if suffix.is_empty() { 1 } else { BYTE_UNITS.iter().find(is_unit)?.1 };
+        digits.parse::<usize>().ok()?.checked_mul(unit).map(Self)
+    }
+}
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -206,23 +225,11 @@ impl Visitor<'_> for ByteSizeVisitor {
     type Value = ByteSize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a size: bytes as a number, or text such as \"64KiB\", \"512MiB\", \"1GiB\"")
+        f.write_str("a size: bytes as a number, or text such as \"64KiB\", \"512MiB\", \"1GB\"")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ByteSize, E> {
-        let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic()).trim_end();
-        let suffix = text[digits.len()..].trim_start();
-        let unit = BYTE_UNITS
-            .iter()
-            .find(|(name, _)| suffix.eq_ignore_ascii_case(name))
-            .map(|(_, unit)| *unit);
-        let unit = if suffix.is_empty() { Some(1) } else { unit };
-        let bytes = digits
-            .parse::<usize>()
-            .ok()
-            .zip(unit)
-            .and_then(|(number, unit)| number.checked_mul(unit));
-        bytes.map(ByteSize).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        ByteSize::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_i64<E: Error>(self, bytes: i64) -> Result<ByteSize, E> {

@@ -44,6 +44,20 @@ impl WindowTinyLfu {
         divided
     }
 
+    /// Changes the number of keys that the division refers to. No node moves until the next
+    /// insertions and reads.
+    pub(super) fn resize(&mut self, capacity: usize) {
+        if self.capacity != capacity {
+            self.capacity = capacity;
+            self.divide(self.division);
+        }
+    }
+
+    /// Returns the bytes of the ghosts.
+    pub(super) fn memory(&self) -> usize {
+        self.ghosts.memory()
+    }
+
     /// Changes the division. No node moves until the next insertions and reads.
     pub(super) fn divide(&mut self, division: Division) {
         self.division = division;
@@ -81,14 +95,15 @@ impl WindowTinyLfu {
         nodes.add(if returns { Segment::Probation } else { Segment::Window }, hash)
     }
 
-    /// Moves keys out of an oversized window. Returns the node to evict if there are too many. The
-    /// caller takes it away.
+    /// Moves keys out of an oversized window. Returns the node to evict if there are more than `max`.
+    /// The caller takes it away.
     pub(super) fn victim(
         &mut self,
         nodes: &mut Segments,
         sketch: &FrequencySketch,
+        max: usize,
     ) -> Option<LruIndex> {
-        let is_full = nodes.len() > self.capacity;
+        let is_full = nodes.len() > max;
         for _ in 0..MOVES_MAX {
             let surplus = nodes.len_of(Segment::Window).saturating_sub(self.window);
             let Some(candidate) = nodes.oldest(Segment::Window).filter(|_| surplus > 0) else {
@@ -100,7 +115,7 @@ impl WindowTinyLfu {
             }
             nodes.move_to(Segment::Probation, candidate);
         }
-        let victim = self.surplus(nodes)?;
+        let victim = self.surplus(nodes, max)?;
         Some(self.remember(victim, nodes))
     }
 
@@ -124,9 +139,9 @@ impl WindowTinyLfu {
         victim
     }
 
-    /// Returns a node to evict if there are too many, without a contest.
-    pub(super) fn surplus(&self, nodes: &Segments) -> Option<LruIndex> {
-        if nodes.len() <= self.capacity {
+    /// Returns a node to evict if there are more than `max`, without a contest.
+    pub(super) fn surplus(&self, nodes: &Segments, max: usize) -> Option<LruIndex> {
+        if nodes.len() <= max {
             return None;
         }
         let window_first = nodes.len_of(Segment::Window) > self.window + MOVES_MAX;
@@ -260,7 +275,7 @@ mod tests {
                     cache.record_read(&mut nodes, index);
                 } else {
                     cache.add(&mut nodes, hash);
-                    if let Some(victim) = cache.victim(&mut nodes, &sketch) {
+                    if let Some(victim) = cache.victim(&mut nodes, &sketch, capacity) {
                         nodes.begin_evict(victim);
                         nodes.release(victim);
                     }
@@ -297,7 +312,7 @@ mod tests {
                     (_, Some(index)) => cache.record_read(&mut nodes, index),
                     (_, None) => {
                         stored.insert(hash, cache.add(&mut nodes, hash));
-                        if let Some(victim) = cache.victim(&mut nodes, &sketch) {
+                        if let Some(victim) = cache.victim(&mut nodes, &sketch, CAPACITY) {
                             stored.remove(&nodes.hash(victim));
                             nodes.begin_evict(victim);
                             nodes.release(victim);
