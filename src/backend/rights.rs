@@ -275,7 +275,7 @@ async fn request(
         if let Some(entry) = small {
             write_value(entry.key(), commands);
         }
-        let keys = entries.iter().map(|entry| entry.key());
+        let keys = entries.iter().map(Entry::key);
         for key in keys.chain(reply_keys.iter().map(Key::as_bytes)) {
             write_expiry(key, commands);
         }

@@ -680,13 +680,13 @@ mod tests {
     /// Sixteen bytes of key and a hundred of value, as Redis takes 207 bytes for.
     #[test]
     fn small_entry_takes_at_most_two_hundred_bytes() {
-        const ENTRIES: usize = 200_000;
-        let store = empty_store(ENTRIES);
+        const ENTRIES: u32 = 200_000;
+        let store = empty_store(ENTRIES as usize);
         for number in 0..ENTRIES {
             let key = Key::from(format!("{number:016}").as_bytes());
             store.insert(Entry::new(&key, Some(vec![b'v'; 100].into()), 0, None));
         }
-        let each = store.memory() as usize / ENTRIES;
+        let each = store.memory() / u64::from(ENTRIES);
         assert!(each <= 200, "{each} bytes");
     }
 }

@@ -127,6 +127,7 @@ impl Daemon {
             FrontEnd::Admin.name(),
         ])?;
         let fd_budget = fit_fd_limit(&config);
+        warn_about_capacity(&config);
         let metrics = Arc::new(Metrics::new(&crate::commands::names())?);
         let (upstream, upstream_task) = upstream(&config, &metrics)?;
         let source = upstream.clone();
@@ -237,6 +238,7 @@ impl Daemon {
                 self.metrics.record_config_reload();
                 let cache = &self.config.cache;
                 self.proxy.cache_settings_changed(cache);
+                warn_about_capacity(&self.config);
                 tracing::info!(capacity = cache.capacity, ttl = ?cache.ttl, evicted, ?took, "config reloaded");
             }
             Ok(Err(problems)) => {
@@ -337,6 +339,13 @@ async fn listeners(
             .push(Listener::bind(front_end, listen, socket, config, Arc::clone(metrics)).await?);
     }
     Ok((listeners, files))
+}
+
+/// Logs a warning if the cache can never have as many entries as its capacity.
+fn warn_about_capacity(config: &Config) {
+    if let Some(warning) = config.cache.capacity_warning() {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Keeps the line of `systemctl status` up to date.
