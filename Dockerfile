@@ -10,6 +10,7 @@ WORKDIR /src
 FROM toolchain AS build
 ARG TARGETARCH
 COPY Cargo.toml Cargo.lock ./
+COPY redis-proxy.toml ./
 COPY scripts/release scripts/
 COPY src src
 # The build of the dependencies is kept between builds; cargo tells their versions apart. The
@@ -56,6 +57,7 @@ LABEL org.opencontainers.image.title="redis-proxy" \
       org.opencontainers.image.description="Caching proxy (near cache) for Redis, over HTTP and for Redis clients" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /out/redis-proxy /usr/bin/redis-proxy
+COPY LICENSE NOTICE THIRD-PARTY-LICENSES /usr/share/doc/redis-proxy/
 # Inside a container the loopback address reaches no client. Published ports and the container's
 # networks decide which hosts reach the listeners. The second line relies on that: without it, no
 # listener without authentication starts. Set both to false if others share the network, together

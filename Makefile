@@ -2,7 +2,7 @@
 # target's text says plainly what it does, and the target leaves no process running.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb clean
+.PHONY: help run test soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb rpm schema chart chart-check notices release-check examples-check clean
 
 # The ports of `make run` on 127.0.0.1, for HTTP and for Redis clients: make run PORT=9000
 # RESP_PORT=9001
@@ -71,6 +71,29 @@ systemd-check: ## Check the units in systemd/ by systemd's own rules, and the ex
 
 deb: ## Build a Debian package (installs cargo-deb if missing)
 	@scripts/deb
+
+rpm: ## Build an RPM package (installs cargo-generate-rpm if missing)
+	@scripts/rpm
+
+schema: ## Write redis-proxy.schema.json, the JSON schema of the configuration
+	cargo run --locked --quiet -- schema >redis-proxy.schema.json.new && mv redis-proxy.schema.json.new redis-proxy.schema.json
+
+chart: ## Write what is made from the chart and for it: values.schema.json and deploy/kubernetes
+	@scripts/chart schema
+	@scripts/chart render
+
+chart-check: ## Check the Helm chart by Helm's engine, Kubernetes's schemas and the proxy itself
+	cargo build --locked
+	@PROXY="$${CARGO_TARGET_DIR:-target}/debug/redis-proxy" scripts/chart check
+
+notices: ## Write THIRD-PARTY-LICENSES, the licences of the dependencies (installs cargo-bundle-licenses if missing)
+	@scripts/notices
+
+examples-check: ## Run each example of examples/ that this machine can run
+	@scripts/examples-check
+
+release-check: ## Make and check everything of a release that needs no account, and print what was made
+	@scripts/release-check
 
 clean: ## Remove everything that was built, and the unpacked Redis
 	cargo clean

@@ -5,7 +5,6 @@
   stdenv,
   rustPlatform,
   callPackage,
-  formats,
   testers,
   installShellFiles,
   versionCheckHook,
@@ -13,8 +12,6 @@
 
 let
   inherit (lib.importTOML ../Cargo.toml) package;
-  # The values of the shipped configuration without its comments, otherwise a new comment would rebuild the package.
-  configuration = (formats.toml { }).generate "redis-proxy.toml" (lib.importTOML ../redis-proxy.toml);
 in
 rustPlatform.buildRustPackage (finalAttrs: {
   pname = package.name;
@@ -27,6 +24,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     fileset = lib.fileset.unions [
       ../Cargo.lock
       ../Cargo.toml
+      ../redis-proxy.toml
       ../src
     ];
   };
@@ -37,8 +35,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
   nativeBuildInputs = [ installShellFiles ];
 
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
-    $out/bin/redis-proxy man > redis-proxy.1
-    installManPage redis-proxy.1
+    $out/bin/redis-proxy man --directory man
+    installManPage man/*.1
     installShellCompletion --cmd redis-proxy \
       --bash <($out/bin/redis-proxy completions bash) \
       --zsh <($out/bin/redis-proxy completions zsh) \
@@ -48,7 +46,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
   doInstallCheck = true;
   nativeInstallCheckInputs = [ versionCheckHook ];
   postInstallCheck = ''
-    $out/bin/redis-proxy check --config ${configuration}
+    $out/bin/redis-proxy check --config ${../redis-proxy.toml}
   '';
 
   passthru.tests =

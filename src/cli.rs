@@ -1,12 +1,15 @@
 //! The command line. Values of the configuration remain text here. They are parsed with the other
 //! sources, so a bad value is reported in the same way.
 
-use std::io::{self, Write};
+mod manual;
+
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use self::manual::{write_manual, write_manuals};
 use crate::settings::Secret;
 
 /// Caching proxy for Redis: serves hot reads from memory, over HTTP and to Redis clients.
@@ -15,7 +18,7 @@ use crate::settings::Secret;
 /// `REDIS_PROXY_CACHE__TTL=30s`. Flags win over the environment, the environment over the file, the
 /// file over the defaults.
 #[derive(Debug, Parser)]
-#[command(name = "redis-proxy", version, disable_help_subcommand = true)]
+#[command(name = "redis-proxy", version)]
 pub struct Cli {
     /// The command to run instead of serving.
     #[command(subcommand)]
@@ -26,7 +29,7 @@ pub struct Cli {
 }
 
 /// The commands other than serving.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Check the configuration and exit: 0 if it is valid, 78 if not. Opens no socket and reads no
     /// secret.
@@ -38,21 +41,31 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
-    /// Print the manual page, in roff.
-    Man,
+    /// Write a commented configuration file, in which the flags set their keys, as in `redis-proxy
+    /// init --redis_host db --set cache.capacity=5000`.
+    Init {
+        /// The file to write; - for standard output
+        #[arg(default_value = "redis-proxy.toml")]
+        file: PathBuf,
+        /// Replace an existing file
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print the JSON schema of the configuration file, for editors.
+    Schema,
+    /// Print a manual page, in roff.
+    Man {
+        /// The command whose page is printed; without one, the page of redis-proxy itself
+        name: Option<String>,
+        /// Write the pages of all commands into this directory instead
+        #[arg(long, value_name = "DIRECTORY", conflicts_with = "name")]
+        directory: Option<PathBuf>,
+    },
     /// Print the completion script for a shell.
     Completions {
         /// The shell
         shell: Shell,
     },
-}
-
-/// Writes the manual page to `out`, in roff.
-///
-/// # Errors
-/// [`io::Error`] of `out`.
-pub fn write_man(out: &mut dyn Write) -> io::Result<()> {
-    clap_mangen::Man::new(Cli::command()).render(out)
 }
 
 /// Writes the completion script for `shell` to `out`.
@@ -66,6 +79,9 @@ pub struct Flags {
     /// The configuration file (TOML)
     #[arg(long, short, global = true, value_name = "FILE", env = "REDIS_PROXY_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Set any key of the configuration, as in `--set cache.ttl=30s`; repeatable
+    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
     /// Print the configuration in force, secrets masked, and exit
     #[arg(long = "print-config", alias = "print_config", global = true)]
     pub print_config: bool,

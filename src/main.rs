@@ -2,7 +2,11 @@
 //!
 //! Exit codes: 0 success, 1 failure, 64 wrong command line, 78 wrong configuration (sysexits.h).
 
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -32,22 +36,66 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Some(Command::Man) => finish(print(|out| cli::write_man(out))),
+        Some(Command::Man { directory: Some(directory), .. }) => finish(
+            cli::write_manuals(&directory)
+                .with_context(|| format!("cannot write to {}", directory.display()))
+                .map(|()| ExitCode::SUCCESS),
+        ),
+        Some(Command::Man { name, .. }) => manual(name.as_deref()),
+        Some(Command::Schema) => finish(schema()),
+        Some(Command::Init { file, force }) => init(&file, force, cli.flags),
         Some(Command::Completions { shell }) => finish(print(|out| {
             cli::write_completions(shell, out);
             Ok(())
         })),
-        command => configured(command, cli.flags),
+        command => configured(command.as_ref(), cli.flags),
     }
 }
 
+fn manual(name: Option<&str>) -> ExitCode {
+    let mut page = Vec::new();
+    match cli::write_manual(name, &mut page) {
+        Ok(true) => finish(print(|out| out.write_all(&page))),
+        Ok(false) => {
+            print_error(&format!("no command is called {}", name.unwrap_or_default()), USAGE)
+        }
+        Err(error) => finish(Err(error.into())),
+    }
+}
+
+fn schema() -> anyhow::Result<ExitCode> {
+    print_text(&format!("{:#}\n", config::json_schema()))
+}
+
+/// Writes the file of `redis-proxy init`. Values of the environment are left out, because they
+/// apply without the file.
+fn init(file: &Path, force: bool, flags: Flags) -> ExitCode {
+    let sources = Sources { flags: Flags { config: None, ..flags }, environment: BTreeMap::new() };
+    match config::initial_file(&sources) {
+        Err(problems) => report_problems(&problems, LogFormat::Text),
+        Ok(text) if file == Path::new("-") => finish(print_text(&text)),
+        Ok(text) => finish(
+            create(file, &text, force)
+                .with_context(|| format!("cannot write {}", file.display()))
+                .and_then(|()| print_text(&format!("Written: {}\n", file.display()))),
+        ),
+    }
+}
+
+/// Creates a file that only its owner can read, because it may hold a password.
+fn create(file: &Path, text: &str, replace: bool) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(!replace).create(replace).truncate(replace).mode(0o600);
+    options.open(file)?.write_all(text.as_bytes())
+}
+
 /// Runs the commands that need the configuration.
-fn configured(command: Option<Command>, flags: Flags) -> ExitCode {
+fn configured(command: Option<&Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
     if let Some(Command::Health { live }) = command {
         // A refused reload leaves the daemon healthy, so problems of the file are ignored here.
         let config = sources.load_lenient();
-        return finish(health(&config, if live { HealthCheck::Live } else { HealthCheck::Ready }));
+        return finish(health(&config, if *live { HealthCheck::Live } else { HealthCheck::Ready }));
     }
     let serves = command.is_none() && !sources.flags.print_config;
     let config = match sources.load() {

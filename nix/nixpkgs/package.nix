@@ -46,8 +46,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
   env.SOAK_SECONDS = "5";
 
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
-    $out/bin/redis-proxy man > redis-proxy.1
-    installManPage redis-proxy.1
+    $out/bin/redis-proxy man --directory man
+    installManPage man/*.1
     installShellCompletion --cmd redis-proxy \
       --bash <($out/bin/redis-proxy completions bash) \
       --zsh <($out/bin/redis-proxy completions zsh) \

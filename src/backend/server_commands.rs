@@ -44,6 +44,9 @@ pub(super) enum FieldExpiry {
 pub(super) const FIELD_EXPIRY_COMMAND: &str = "HPTTL";
 /// The command tips that forbid keeping a reply.
 const FORBIDDING_TIPS: [&str; 2] = ["nondeterministic_output", "dont_cache"];
+/// The commands with a reply that ages. It is computed from the end of the key, so the first of the
+/// [`FORBIDDING_TIPS`] does not concern it.
+const COMPUTED: [&str; 2] = ["TTL", "PTTL"];
 
 impl ServerCommands {
     /// Nothing is confirmed.
@@ -91,8 +94,8 @@ fn is_confirmed(name: &str, command: &Value) -> bool {
     };
     let has_keys = matches!(first_key, Value::Int(1..)) || !elements(specifications).is_empty();
     let has_flag = |flag| elements(flags).iter().filter_map(text).any(|one| one == flag);
-    let is_forbidden =
-        elements(tips).iter().filter_map(text).any(|tip| FORBIDDING_TIPS.contains(&tip));
+    let forbidding = &FORBIDDING_TIPS[usize::from(COMPUTED.contains(&name))..];
+    let is_forbidden = elements(tips).iter().filter_map(text).any(|tip| forbidding.contains(&tip));
     text(reported).is_some_and(|reported| reported.eq_ignore_ascii_case(name))
         && has_flag("readonly")
         && has_keys

@@ -78,8 +78,8 @@ impl<E: FetchError> Cache<E> {
             Joined::Found(reply) => (Outcome::Hit, ReplyResult::Reply(reply)),
             Joined::Follower(waiter) => (Outcome::Coalesced, shared.await_reply(waiter).await),
             Joined::Leader(guard, waiter) => {
-                let of = ReplyOf { name_index, keys: keys.into() };
-                self.spawn_reply_fetch(guard, requested_at, of, fetch());
+                let of = ReplyOf { name_index, keys: keys.into(), requested_at };
+                self.spawn_reply_fetch(guard, of, fetch());
                 (Outcome::Miss, shared.await_reply(waiter).await)
             }
         }
@@ -104,12 +104,11 @@ impl<E: FetchError> Cache<E> {
     fn spawn_reply_fetch(
         &self,
         guard: FlightGuard<ReplyResult<E>, Note>,
-        requested_at: Instant,
         of: ReplyOf,
         fetch: impl Future<Output = FetchedReply<E>> + Send + 'static,
     ) {
         let shared = Arc::clone(&self.0);
-        let requested_at = shared.clock(requested_at);
+        let requested_at = shared.clock(of.requested_at);
         tokio::spawn(fetch.instrument(guard.span().clone()).map(move |fetched| {
             let now = shared.clock(Instant::now());
             shared.replies.complete(guard, fetched, requested_at, now, of);

@@ -123,7 +123,7 @@ mod tests {
     const FORBIDDEN: [&str; 18] = [
         "SET motd x",
         "HSCAN public:h 0",
-        "TTL motd",
+        "EXPIRETIME motd",
         "OBJECT ENCODING motd",
         "XPENDING public:x g",
         "MULTI",

@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 
 use super::memory::Memory;
 use super::table::Class;
+use super::time_to_live::TimeUnit;
 use crate::backend::BackendError;
 use crate::cache::{Answer, Outcome, ReadMode, Reply};
 use crate::metrics::{FrontEnd, Kind};
@@ -187,6 +188,21 @@ impl FetchKeys {
 }
 
 impl CachedReply {
+    /// The reply to a read at `now`, from the reply that Redis sent. `unit` is that of a time that
+    /// ages. A negative reply to such a read does not age: there is no key, or no end.
+    #[inline]
+    pub(super) fn kept(
+        reply: Arc<Reply>,
+        kind: Kind,
+        unit: Option<TimeUnit>,
+        now: Instant,
+    ) -> Self {
+        match unit.and_then(|unit| Some(unit.reply(reply.remaining(now)?))) {
+            Some(frame) => Self::Derived(frame, kind),
+            None => Self::Kept(reply, kind),
+        }
+    }
+
     /// Writes the reply as Redis would.
     pub(crate) fn write(&self, output: &mut WriteBuf, protocol: Protocol) {
         match self {

@@ -230,7 +230,7 @@ fn choose_kept_read<M: Memory>(
     }
     let name = reply_name(command);
     let kept = view.memory.lookup_reply(&name, read.first_key(), view.now);
-    let reply = kept.map(|reply| CachedReply::Kept(reply, read.kind()));
+    let reply = kept.map(|reply| CachedReply::kept(reply, read.kind(), read.time_unit(), view.now));
     match reply.or_else(|| derive(view, read)) {
         Some(reply) => {
             count(Outcome::Hit);
@@ -666,7 +666,7 @@ mod tests {
             ("INFO", MayObserveWrite),
             ("CLIENT ID", Neutral),
             ("SET k v", MayObserveWrite),
-            ("TTL k", MayObserveWrite),
+            ("EXPIRETIME k", MayObserveWrite),
             ("NONESUCH", MayObserveWrite),
             ("BLPOP q 0", MayBlock),
             ("XREAD STREAMS s 0", MayObserveWrite),

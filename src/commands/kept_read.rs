@@ -14,6 +14,7 @@ use std::ops::Range;
 use bytes::BytesMut;
 
 use super::derived::Derivation;
+use super::time_to_live::TimeUnit;
 use crate::metrics::Kind;
 use crate::protocol::{
     Arguments, Nil, Protocol, ReplyFrame, Shape, is_one_of, parse_integer, write_array_length,
@@ -70,6 +71,8 @@ struct Row {
     /// unknown.
     is_opt_in: bool,
     derivation: Option<Derivation>,
+    /// The unit of a reply that is computed from the end of the key.
+    time_unit: Option<TimeUnit>,
 }
 
 /// The positions of the keys.
@@ -116,6 +119,7 @@ impl Row {
             may_write: false,
             is_opt_in: false,
             derivation: None,
+            time_unit: None,
         }
     }
 
@@ -158,6 +162,10 @@ impl Row {
         Self { derivation: Some(derivation), ..self }
     }
 
+    const fn computed(self, unit: TimeUnit) -> Self {
+        Self { time_unit: Some(unit), ..self }
+    }
+
     fn has_arity(&self, count: usize) -> bool {
         let least = usize::from(self.arity.unsigned_abs());
         if self.arity < 0 { count >= least } else { count == least }
@@ -182,12 +190,14 @@ impl KeyPositions {
     }
 }
 
-const TABLE: [Row; 62] = [
+const TABLE: [Row; 64] = [
     Row::one("getbit", 3, Kind::String),
     Row::one("bitcount", -2, Kind::String),
     Row::one("bitpos", -3, Kind::String),
     Row::one("bitfield_ro", -2, Kind::String),
     Row::one("type", 2, Kind::String),
+    Row::one("ttl", 2, Kind::String).computed(TimeUnit::Seconds),
+    Row::one("pttl", 2, Kind::String).computed(TimeUnit::Milliseconds),
     Row::one("hget", 3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::Field),
     Row::one("hmget", -3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::Fields),
     Row::one("hexists", 3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::HasField),
@@ -374,6 +384,11 @@ impl<'a> KeptRead<'a> {
     /// does not follow, or if there are more than `max` fields or members.
     pub(super) fn derive(&self, whole: &[u8], max: usize) -> Option<ReplyFrame> {
         self.command.row().derivation?.apply(self.arguments, whole, max)
+    }
+
+    /// The unit of its reply, if that is computed from the end of the key.
+    pub(super) fn time_unit(&self) -> Option<TimeUnit> {
+        self.command.row().time_unit
     }
 
     /// The difference between its replies in RESP3 and in RESP2.

@@ -25,6 +25,7 @@ mod pending_keys;
 mod reply_fetch;
 mod session;
 mod table;
+mod time_to_live;
 
 pub use self::admission::{Admission, AdmissionTracker};
 pub use self::auth::Credentials;

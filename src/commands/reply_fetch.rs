@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::cached_read::{CachedReply, FetchOutcome};
 use super::kept_read::{Fields, KeptRead};
+use super::time_to_live::TimeUnit;
 use crate::backend::{ReplyRequest, RequestedFields};
 use crate::cache::ReplyResult;
 use crate::key::Key;
@@ -22,6 +24,7 @@ pub struct ReplyFetch {
     shape: Shape,
     kind: Kind,
     may_write: bool,
+    time_unit: Option<TimeUnit>,
 }
 
 impl ReplyFetch {
@@ -43,7 +46,8 @@ impl ReplyFetch {
             fields,
         };
         let may_write = read.command().may_write();
-        Self { request, shape: read.shape(), kind: read.kind(), may_write }
+        let (kind, time_unit) = (read.kind(), read.time_unit());
+        Self { request, shape: read.shape(), kind, may_write, time_unit }
     }
 
     /// The keys of the command.
@@ -54,13 +58,12 @@ impl ReplyFetch {
     /// Fetches the reply. `command` is the command as the client sent it.
     pub async fn run(self, proxy: Proxy, command: Bytes) -> FetchOutcome {
         let span = spans::command_span(self.kind.name());
-        let Self { request, shape, kind, may_write } = self;
+        let Self { request, shape, kind, may_write, time_unit } = self;
         let result = proxy.get_reply(Arc::new(request), shape, kind, &span);
+        let reply = |reply| CachedReply::kept(reply, kind, time_unit, Instant::now());
         match result.instrument(span.clone()).await {
-            ReplyResult::Reply(reply) if may_write => {
-                FetchOutcome::MayHaveWritten(CachedReply::Kept(reply, kind))
-            }
-            ReplyResult::Reply(reply) => FetchOutcome::Reply(CachedReply::Kept(reply, kind)),
+            ReplyResult::Reply(kept) if may_write => FetchOutcome::MayHaveWritten(reply(kept)),
+            ReplyResult::Reply(kept) => FetchOutcome::Reply(reply(kept)),
             ReplyResult::Failed(error) if !error.should_forward() => FetchOutcome::Failed(error),
             ReplyResult::Forward | ReplyResult::Failed(_) => FetchOutcome::Forward(command),
         }

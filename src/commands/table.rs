@@ -110,8 +110,8 @@ const LISTS: [(Class, &str); 25] = [
         Class::ReadOnly,
         // INFO, LATENCY and SLOWLOG name no key, but count keys or show that others wrote.
         "dbsize digest dump expiretime hexpiretime hpexpiretime hpttl hrandfield hscan httl info \
-         keys latency memory object pexpiretime pttl randomkey role scan slowlog srandmember \
-         sscan ttl xinfo xpending zrandmember zscan",
+         keys latency memory object pexpiretime randomkey role scan slowlog srandmember \
+         sscan xinfo xpending zrandmember zscan",
     ),
     (
         Class::MayWrite,

@@ -1,11 +1,14 @@
 //! The configuration: defaults < file < environment < flags. Every problem is reported at once.
 //!
 //! Each module owns its `Settings`; this file composes them. `sources.rs` reads the layers and
-//! checks each value by itself. `known_keys.rs` finds the key that an unknown name means. This file
-//! checks the rules that concern several keys.
+//! checks each value by itself. `known_keys.rs` finds the key that an unknown name means.
+//! `schema.rs` and `sample.rs` describe all keys. This file checks the rules that concern several
+//! keys.
 
 mod known_keys;
 mod problems;
+mod sample;
+mod schema;
 mod sources;
 
 use std::time::Duration;
@@ -15,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use self::known_keys::Environment;
 use self::problems::problem_at;
 pub use self::problems::{Problem, Problems};
+pub use self::sample::initial_file;
+pub use self::schema::json_schema;
 pub use self::sources::{Sources, environment};
 use crate::settings::{self, RuleViolation, violations};
 use crate::{backend, cache, http, resp, telemetry, warmup};

@@ -1,4 +1,5 @@
-//! The sources of a configuration, and their order: defaults < file < environment < flags.
+//! The sources of a configuration, and their order: defaults < file < environment < `--set` < other
+//! flags.
 //!
 //! Each value is checked by itself first, against the type of its key. So one bad value hides no
 //! other. The valid values are then merged and checked against the rules that concern several keys.
@@ -44,9 +45,11 @@ impl Loaded {
         });
         let variables = Layer::environment(environment);
         problems.extend(invalid_ports(flags));
+        problems.extend(invalid_assignments(flags));
         problems.extend(environment.iter().filter_map(invalid_unicode));
-        let flags = Layer::flags(flags, &[&variables, &file]);
-        let mut layers = vec![file, variables, flags];
+        let assignments = Layer::assignments(flags);
+        let flags = Layer::flags(flags, &[&assignments, &variables, &file]);
+        let mut layers = vec![file, variables, assignments, flags];
         for layer in &mut layers {
             layer.0.retain(|key, value| {
                 check(&known, key, value).map(|problem| problems.push(problem)).is_none()
@@ -93,7 +96,7 @@ fn merge(layers: &[Layer]) -> Result<Config, ConfigError> {
 
 /// Values by key, each with its origin.
 #[derive(Debug, Clone, Default)]
-struct Layer(BTreeMap<String, Value>);
+pub(super) struct Layer(BTreeMap<String, Value>);
 
 impl Source for Layer {
     fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
@@ -107,9 +110,33 @@ impl Source for Layer {
 
 impl Layer {
     /// Flattens a configuration into its keys.
-    fn from_config(config: &Config) -> Self {
+    pub(super) fn from_config(config: &Config) -> Self {
         let tree = config::Config::try_from(config).map(|tree| tree.cache);
         tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree))
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key)
+    }
+
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
+    }
+
+    pub(super) fn into_values(self) -> BTreeMap<String, Value> {
+        self.0
+    }
+
+    /// Builds the layer of the flag `--set`.
+    fn assignments(flags: &Flags) -> Self {
+        let mut layer = Self::default();
+        for assignment in &flags.set {
+            if let Some((key, text)) = assignment.split_once('=') {
+                layer.set(SET, key.trim(), Some(text.to_owned()));
+            }
+        }
+        layer
     }
 
     fn file(path: &Path) -> Result<Self, Problem> {
@@ -210,6 +237,21 @@ fn invalid_ports(flags: &Flags) -> Vec<Problem> {
     .collect()
 }
 
+/// Returns the values of `--set` that assign nothing. They are not repeated, because one may be a
+/// password.
+fn invalid_assignments(flags: &Flags) -> Vec<Problem> {
+    let bad = flags.set.iter().filter(|assignment| !assignment.contains('='));
+    bad.map(|_| Problem {
+        origin: SET.to_owned(),
+        key: String::new(),
+        text: "found no =, expected SECTION.KEY=VALUE such as cache.ttl=30s".to_owned(),
+    })
+    .collect()
+}
+
+/// The flag that sets any key.
+const SET: &str = "--set";
+
 /// Reports a variable that is not UTF-8. Reading it has put a replacement character in place of
 /// each invalid sequence.
 fn invalid_unicode((name, value): (&String, &String)) -> Option<Problem> {
@@ -267,6 +309,16 @@ impl Sources {
     /// none.
     pub fn stray_variables(&self) -> Vec<Problem> {
         known_keys().stray_variables(&self.environment)
+    }
+
+    /// Returns the values that the command line alone sets.
+    pub(super) fn flags_layer(&self) -> Layer {
+        let assignments = Layer::assignments(&self.flags);
+        let mut layer = Layer::flags(&self.flags, &[&assignments]);
+        for (key, value) in assignments.0 {
+            layer.0.entry(key).or_insert(value);
+        }
+        layer
     }
 
     /// Loads the valid values of the sources as they are now, and ignores the others.
@@ -328,7 +380,7 @@ pub(super) fn known_keys() -> KnownKeys {
 const SECRET: &str = "redis.password";
 
 /// Checks this value by itself, against the type of its key.
-fn check(known: &KnownKeys, key: &str, value: &Value) -> Option<Problem> {
+pub(super) fn check(known: &KnownKeys, key: &str, value: &Value) -> Option<Problem> {
     let problem = |text| problem_at(key, Some(value), text);
     if known.is_section(key) {
         let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());

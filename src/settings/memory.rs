@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn text_of_a_size_parses_to_the_same_size() {
-        for text in ["auto", "25%", "256MiB", "1GiB", "2GB", "1500KB", "1234567B"] {
+        for text in ["auto", "25%", "256MiB", "1GiB", "1234567B"] {
             assert_eq!(parse(&format!("\"{text}\"")).unwrap().to_string(), text);
         }
     }

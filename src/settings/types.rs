@@ -172,29 +172,20 @@ impl Visitor<'_> for CountVisitor {
     }
 }
 
-/// A size in bytes, written `"64KiB"`, `"512MiB"`, `"1GB"`, or as a bare number.
+/// A size in bytes, written `"64KiB"`, `"10MB"`, `"1.5GiB"`, or as a bare number. A KB is 1000
+/// bytes, a KiB 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
-/// The units, the largest first. A text has the first one of which the size is a multiple.
-const BYTE_UNITS: [(&str, usize); 7] = [
-    ("GiB", 1 << 30),
-    ("GB", 1_000_000_000),
-    ("MiB", 1 << 20),
-    ("MB", 1_000_000),
-    ("KiB", 1 << 10),
-    ("KB", 1_000),
-    ("B", 1),
-];
+const BYTE_UNITS: [(&str, usize); 4] =
+    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl ByteSize {
     /// Parses a number with an optional unit.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic()).trim_end();
-        let suffix = text[digits.len()..].trim_start();
-        let is_unit = |(name, _): &&(&str, usize)| suffix.eq_ignore_ascii_case(name);
-        let unit = if suffix.is_empty() { 1 } else { BYTE_UNITS.iter().find(is_unit)?.1 };
-        digits.parse::<usize>().ok()?.checked_mul(unit).map(Self)
+        // The crate takes a number that is too large for its largest one.
+        let bytes = text.trim().parse::<bytesize::ByteSize>().ok()?.0;
+        (bytes <= MAX_SIZE).then_some(bytes)?.try_into().ok().map(Self)
     }
 }
 
@@ -221,11 +212,17 @@ impl<'de> Deserialize<'de> for ByteSize {
 
 struct ByteSizeVisitor;
 
+/// The maximum size as text: more than any machine has.
+const MAX_SIZE: u64 = 1 << 60;
+
 impl Visitor<'_> for ByteSizeVisitor {
     type Value = ByteSize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a size: bytes as a number, or text such as \"64KiB\", \"512MiB\", \"1GB\"")
+        f.write_str(
+            "a size of at most 1024 PiB: bytes as a number, or text such as \"64KiB\" (1 KiB = \
+                1024), \"10MB\" (1 MB = 1000000), \"1.5GiB\"",
+        )
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ByteSize, E> {
@@ -372,10 +369,29 @@ mod tests {
         for wait in ["90", "\"90\"", "\"90s\"", "\"1m 30s\"", "90.0", "\"1500ms 88500ms\""] {
             assert_eq!(sample(wait, "1", "1").unwrap().wait, Duration::from_secs(90), "{wait}");
         }
-        for size in ["2048", "\"2048\"", "\"2KiB\"", "\"2 kib\"", "\"2048B\""] {
+        for size in ["2048", "\"2048\"", "\"2KiB\"", "\"2 kib\"", "\"2048B\"", "\"2.048kB\""] {
             assert_eq!(sample("1", size, "1").unwrap().size, ByteSize(2048), "{size}");
         }
         assert_eq!(sample("1", "1", "\"7\"").unwrap().number, 7);
+    }
+
+    #[test]
+    fn sizes_have_decimal_and_binary_units() {
+        for (text, bytes) in [
+            ("10MB", 10_000_000),
+            ("10 mb", 10_000_000),
+            ("64kb", 64_000),
+            ("64KB", 64_000),
+            ("64k", 64_000),
+            ("64Ki", 65_536),
+            ("1.5GiB", 1_610_612_736),
+            ("1GB", 1_000_000_000),
+            ("0.5 MiB", 524_288),
+            ("1TiB", 1 << 40),
+        ] {
+            let size = sample("1", &format!("{text:?}"), "1").map(|sample| sample.size);
+            assert_eq!(size, Ok(ByteSize(bytes)), "{text}");
+        }
     }
 
     #[test]
@@ -387,6 +403,12 @@ mod tests {
             ("true", "1", "1"),
             ("\"NaN\"", "1", "1"),
             ("1", "\"2 kilo\"", "1"),
+            ("1", "\"-2KiB\"", "1"),
+            ("1", "\"KiB\"", "1"),
+            ("1", "\"2KiB 3\"", "1"),
+            ("1", "\"NaN\"", "1"),
+            ("1", "\"inf\"", "1"),
+            ("1", "\"\"", "1"),
             ("1", "\"99999999999GiB\"", "1"),
             ("1", "1", "-3"),
             ("1", "1", "1.5"),

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -108,6 +109,83 @@ fn complaints_about(content: &str) -> Vec<String> {
 fn assert_line(lines: &[String], parts: &[&str]) {
     let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
     assert!(lines.iter().any(has_all), "{parts:?} in none of {lines:#?}");
+}
+
+// Commands about the configuration
+
+#[test]
+fn set_flag_sets_any_key() {
+    let file = File::new("cache.ttl = 1\ncache.capacity = 1\nredis.url = 'redis://file:1'");
+    let config = printed(
+        &[
+            "--config",
+            file.name(),
+            "--set",
+            "cache.ttl=20s",
+            "--set",
+            "http.allow_keys=a:*,b",
+            "--set=redis.url=redis://set:2",
+            "--redis_port",
+            "3",
+        ],
+        &[("REDIS_PROXY_CACHE__TTL", "10s")],
+    );
+    assert_eq!(of(&config, "cache.ttl"), "20s");
+    assert_eq!(of(&config, "cache.capacity"), "1");
+    assert_eq!(of(&config, "http.allow_keys"), "a:*,b");
+    assert_eq!(of(&config, "redis.url"), "redis://set:3/0");
+}
+
+#[test]
+fn bad_set_flag_is_a_usage_error_without_its_text() {
+    for (flag, text) in [
+        (SECRET, "--set: found no =, expected SECTION.KEY=VALUE such as cache.ttl=30s"),
+        ("cache.capacty=1", "--set: cache.capacty: unknown key; did you mean cache.capacity?"),
+        ("cache.ttl=soon", "--set: cache.ttl: found string \"soon\", expected a duration"),
+    ] {
+        let lines = complaints(64, &["--set", flag], &[]);
+        assert_line(&lines, &[text]);
+        assert!(!lines.join("").contains(SECRET), "{lines:?}");
+    }
+}
+
+#[test]
+fn initial_file_is_private_and_never_replaced() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("new.toml");
+    let path = path.to_str().expect("a path that is text");
+    let init = |more: &[&str]| {
+        Proxy::spawn_raw(&[&["init", path, "--redis_host", "db"], more].concat(), &[])
+    };
+    assert_eq!(code(&init(&["--password", SECRET])), Some(0));
+    let mode = fs::metadata(path).expect("the file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let config = printed(&["--config", path], &[]);
+    assert_eq!(of(&config, "redis.url"), "redis://db:6379/0");
+    let before = fs::read_to_string(path).expect("the file");
+    assert!(before.contains(SECRET) && before.contains("# How old a cached value may be."));
+    let again = init(&[]);
+    assert_eq!((code(&again), stderr(&again).contains("File exists")), (Some(1), true));
+    assert_eq!(fs::read_to_string(path).expect("the file"), before);
+    assert_eq!(code(&init(&["--force"])), Some(0));
+    assert!(!fs::read_to_string(path).expect("the file").contains(SECRET));
+}
+
+#[test]
+fn schema_and_manuals_need_no_configuration() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let directory = directory.path().join("man1");
+    let path = directory.to_str().expect("a path that is text");
+    let environment = [("REDIS_PROXY_CACHE__TTL", "nonsense")];
+    let output = Proxy::spawn_raw(&["man", "--directory", path], &environment);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let pages = fs::read_dir(&directory).expect("the pages").count();
+    assert_eq!(pages, 7, "one of the program, and one a command");
+    let output = Proxy::spawn_raw(&["man", "nothing"], &environment);
+    assert_eq!(code(&output), Some(64), "{output:?}");
+    let output = Proxy::spawn_raw(&["schema"], &environment);
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(schema["properties"]["cache"]["properties"]["ttl"]["default"], "1m");
 }
 
 // The shipped file

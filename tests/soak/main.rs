@@ -133,7 +133,8 @@ fn assert_no_violations(report: &Report) {
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
 }
 
-/// Asserts that each kind of collection was read from memory, so that the soak says something of it.
+/// Asserts that each kind of collection was read from memory. Otherwise the soak proves nothing of
+/// it.
 fn assert_kept(report: &Report) {
     for name in KEPT {
         let hits = report.figures.iter().find(|(figure, _)| *figure == name);

@@ -122,8 +122,8 @@ impl<E: FetchError> Replies<E> {
         self.proofs.has(name_index, self.generation.load(Acquire))
     }
 
-    /// Returns the commands and keys that prove the rights to all replies. The proof of each name without a command in it
-    /// ends.
+    /// Returns the commands and keys that prove the rights to all replies. The proof of each name
+    /// without a command in it ends.
     pub(super) fn probe(&self, max_size: usize) -> ReplyProbe {
         let generation = self.generation.load(Acquire);
         let mut probe = ReplyProbe::default();

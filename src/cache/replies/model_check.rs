@@ -187,7 +187,11 @@ impl World {
             fetched,
             now,
             now,
-            ReplyOf { name_index: 0, keys: KEYS.map(Key::from).into() },
+            ReplyOf {
+                name_index: 0,
+                keys: KEYS.map(Key::from).into(),
+                requested_at: Instant::now(),
+            },
         );
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::super::block_size::block_size;
 use super::super::ttl::{Ttls, as_nanos};
 use super::counters::{Count, Counters};
@@ -79,13 +81,15 @@ pub struct Reply {
     pub(super) note: Note,
 }
 
-/// The command that a reply belongs to.
+/// The request that a reply belongs to.
 #[derive(Debug, Clone)]
 pub(in super::super) struct ReplyOf {
     /// The index of its name.
     pub(in super::super) name_index: usize,
     /// All keys that it reads.
     pub(in super::super) keys: Arc<[Key]>,
+    /// The time before the request was sent, which is that of `fetched_at`.
+    pub(in super::super) requested_at: Instant,
 }
 
 impl Reply {
@@ -113,6 +117,13 @@ impl Reply {
     /// Returns the reply as Redis sent it.
     pub fn frame(&self) -> &ReplyFrame {
         &self.frame
+    }
+
+    /// Returns the time until the first of its keys or fields expires in Redis. `None`: none does.
+    pub fn remaining(&self, now: Instant) -> Option<Duration> {
+        let age = now.saturating_duration_since(self.of.requested_at);
+        let total = Duration::from_nanos(self.expires_after);
+        (self.expires_after != u64::MAX).then(|| total.saturating_sub(age))
     }
 
     /// Returns the bytes of all its allocations.

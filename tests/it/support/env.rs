@@ -17,7 +17,8 @@ pub(crate) fn seed() -> u64 {
     print_seed(number(SEED).unwrap_or_else(|| rand::random::<u32>().into()))
 }
 
-/// Returns the seed of a test that makes the same choices each run unless the environment names another.
+/// Returns the seed of a test. Its choices are the same in each run, unless the environment names
+/// another seed.
 pub(crate) fn seed_or(default: u64) -> u64 {
     print_seed(number(SEED).unwrap_or(default))
 }
