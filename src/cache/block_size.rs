@@ -46,8 +46,7 @@ fn class(size: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Returns the most frequent distance between blocks for `T` at neighbouring addresses, which is the
-    /// size of a block.
+    /// Returns the most frequent distance between neighbouring blocks for `T`: the size of a block.
     fn measured<T>(length: usize) -> usize {
         let blocks: Vec<_> = (0..64).map(|_| Vec::<T>::with_capacity(length)).collect();
         let mut addresses: Vec<_> = blocks.iter().map(|block| block.as_ptr().addr()).collect();

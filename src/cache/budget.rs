@@ -1,5 +1,5 @@
-//! One bound in bytes for all that is kept: the entries of every store of strings, with their tables
-//! and orders, and the kept replies.
+//! One bound in bytes for all that is kept: the entries of every store of strings, with their
+//! tables and orders, and the kept replies.
 //!
 //! The budget only counts. A store that has grown calls [`Budget::evict_excess`], which evicts from
 //! stores of strings until the sum is within the bound. So replies may take their share whenever
@@ -116,8 +116,8 @@ impl Budget {
         self.memory() > self.max() as u64
     }
 
-    /// Evicts entries until the sum is within the bound, or no store has any. `own` is the store that
-    /// has grown. Returns the number of evicted entries.
+    /// Evicts entries until the sum is within the bound, or no store has any. `own` is the store
+    /// that has grown. Returns the number of evicted entries.
     #[inline]
     pub(super) fn evict_excess(&self, own: &dyn Evictable) -> u64 {
         if self.is_exceeded() { self.evict_all_excess(own) } else { 0 }

@@ -149,8 +149,8 @@ impl LruList {
         victim.map(|victim| self.evict(victim))
     }
 
-    /// Returns the node that `lru` evicts. There are nodes outside the window only if another policy
-    /// moved them.
+    /// Returns the node that `lru` evicts. There are nodes outside the window only if another
+    /// policy moved them.
     fn oldest(&self) -> Option<LruIndex> {
         [Segment::Probation, Segment::Protected, Segment::Window]
             .into_iter()

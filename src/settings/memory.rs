@@ -68,8 +68,8 @@ impl Visitor<'_> for MemorySizeVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a size such as \"512MiB\" or \"1GB\", a part of the memory from \"1%\" to \"100%\", or \
-             \"auto\"",
+            "a size such as \"512MiB\" or \"1GB\", a part of the memory from \"1%\" to \"100%\", \
+             or \"auto\"",
         )
     }
 

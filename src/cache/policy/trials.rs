@@ -1,8 +1,8 @@
 //! Trials: small caches that try the divisions of `window_tiny_lfu` on a sample of the keys.
 //!
 //! No single division is best for every load: loops and scans want a small window, and a working
-//! set that moves wants plain LRU. Each trial is a cache of up to 1,023 keys, without values, with a
-//! division of its own. It sees a sample of the keys that is smaller in the same ratio as it is
+//! set that moves wants plain LRU. Each trial is a cache of up to 1,023 keys, without values, with
+//! a division of its own. It sees a sample of the keys that is smaller in the same ratio as it is
 //! itself, so its share of hits estimates that of the whole cache. The division whose trial had the
 //! most hits lately is used.
 

@@ -95,8 +95,8 @@ impl WindowTinyLfu {
         nodes.add(if returns { Segment::Probation } else { Segment::Window }, hash)
     }
 
-    /// Moves keys out of an oversized window. Returns the node to evict if there are more than `max`.
-    /// The caller takes it away.
+    /// Moves keys out of an oversized window. Returns the node to evict if there are more than
+    /// `max`. The caller takes it away.
     pub(super) fn victim(
         &mut self,
         nodes: &mut Segments,
@@ -282,8 +282,10 @@ mod tests {
                 }
                 let window: Vec<_> = model.window.iter().map(|(hash, _)| *hash).collect();
                 prop_assert_eq!(hashes(&nodes, Segment::Window), window);
-                prop_assert_eq!(hashes(&nodes, Segment::Probation), Vec::from(model.probation.clone()));
-                prop_assert_eq!(hashes(&nodes, Segment::Protected), Vec::from(model.protected.clone()));
+                let probation = Vec::from(model.probation.clone());
+                prop_assert_eq!(hashes(&nodes, Segment::Probation), probation);
+                let protected = Vec::from(model.protected.clone());
+                prop_assert_eq!(hashes(&nodes, Segment::Protected), protected);
                 prop_assert!(nodes.len() <= capacity);
             }
         }
@@ -297,7 +299,8 @@ mod tests {
             let divisions = [1, 10, 50, 100]
                 .map(|window| Division { window, uses_ghosts: window % 20 != 0 });
             let mut sketch = FrequencySketch::with_capacity(CAPACITY);
-            let (mut nodes, mut cache) = (Segments::new(), WindowTinyLfu::new(CAPACITY, divisions[1]));
+            let mut nodes = Segments::new();
+            let mut cache = WindowTinyLfu::new(CAPACITY, divisions[1]);
             let mut stored: std::collections::HashMap<u64, LruIndex> = [].into();
             for (key, step) in steps {
                 let hash = spread(key);
