@@ -48,8 +48,8 @@ pub enum CachedReply {
     Part(Answer, Range<usize>),
     /// A kept reply.
     Kept(Arc<Reply>, Kind),
-    /// A reply that follows from a kept one.
-    Derived(ReplyFrame, Kind),
+    /// A reply that follows from a kept one. Boxed, because it is larger than the others.
+    Derived(Box<ReplyFrame>, Kind),
 }
 
 /// The result of a read that was not in memory.
@@ -198,7 +198,7 @@ impl CachedReply {
         now: Instant,
     ) -> Self {
         match unit.and_then(|unit| Some(unit.reply(reply.remaining(now)?))) {
-            Some(frame) => Self::Derived(frame, kind),
+            Some(frame) => Self::Derived(Box::new(frame), kind),
             None => Self::Kept(reply, kind),
         }
     }

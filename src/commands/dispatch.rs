@@ -109,8 +109,8 @@ pub enum Action {
     Reply(CachedReply),
     /// Fetch its keys.
     Fetch(FetchKeys),
-    /// Fetch its reply, to be kept.
-    FetchReply(ReplyFetch),
+    /// Fetch its reply, to be kept. Boxed, because each decision about a `GET` moves an action.
+    FetchReply(Box<ReplyFetch>),
     /// Forward a read of this kind past memory.
     BypassReply(Kind),
     /// Forward a read of so many keys past memory.
@@ -237,7 +237,7 @@ fn choose_kept_read<M: Memory>(
             Action::Reply(reply)
         }
         None if view.memory.may_fetch_replies(read.command().may_write()) => {
-            Action::FetchReply(ReplyFetch::new(read, name.into_owned()))
+            Action::FetchReply(Box::new(ReplyFetch::new(read, name.into_owned())))
         }
         None => Action::BypassReply(read.kind()),
     }
@@ -253,7 +253,7 @@ fn derive<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>) -> Option<CachedRe
     let derived = read.command().index();
     let whole = view.memory.lookup_whole(&name, read.first_key(), derived, view.now)?;
     let frame = read.derive(whole.frame().bytes(), max)?;
-    Some(CachedReply::Derived(frame, read.kind()))
+    Some(CachedReply::Derived(Box::new(frame), read.kind()))
 }
 
 /// The bytes under which the reply to a command is kept: the command with its name in capitals.
@@ -572,7 +572,7 @@ mod tests {
         let class = CommandTable::new().find(b"HGETALL").class;
         let Class::Kept(command) = class else { panic!("{class:?}") };
         let read = KeptRead::new(command, parser.arguments(&input)).unwrap();
-        let fetch = Action::FetchReply(ReplyFetch::new(&read, input.clone()));
+        let fetch = Action::FetchReply(Box::new(ReplyFetch::new(&read, input.clone())));
         case.memory.cache.start_tracking(Instant::now());
         let name = b"*2\r\n$7\r\nHGETALL\r\n$1\r\nh\r\n";
         let frame = ReplyFrame::new(Bytes::from_static(b"%0\r\n"), Shape::default());
