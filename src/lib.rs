@@ -21,6 +21,7 @@ pub mod proxy;
 pub mod resp;
 pub mod server;
 pub mod settings;
+pub mod status;
 mod sync;
 pub mod telemetry;
 pub mod upstream;

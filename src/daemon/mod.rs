@@ -42,6 +42,7 @@ use crate::resp::Resp;
 use crate::server::{
     BindError, Drain, DrainControl, Listener, ListenerConfig, Service, Tls, Workers,
 };
+use crate::status::Status;
 use crate::telemetry::Telemetry;
 use crate::telemetry::hot_keys::HotKeys;
 use crate::upstream::Upstream;
@@ -85,6 +86,7 @@ pub struct Daemon {
     files: Arc<Vec<Prepare>>,
     workers: Arc<Workers>,
     upstream_task: Option<BoxTask>,
+    status: Status,
     proxy: Proxy,
     upstream: Upstream,
     /// `None` if no keys are saved for the next start.
@@ -142,7 +144,9 @@ impl Daemon {
         let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys.clone());
         let warm = (config.warm.keys_to_save() > 0)
             .then(|| warm(&config, &activated, hot_keys, proxy.clone()));
-        let (listeners, files) = listeners(&config, activated, fd_budget, &proxy, &metrics).await?;
+        let status = Status::new(proxy.clone(), Arc::clone(&metrics));
+        let (listeners, files) =
+            listeners(&config, activated, fd_budget, &status, &proxy, &metrics).await?;
         let workers = Arc::new(Workers::start(config.daemon.threads())?);
         // Connections hold the metrics. A strong reference here would close a cycle and keep the
         // workers alive.
@@ -160,6 +164,7 @@ impl Daemon {
             files,
             workers,
             upstream_task,
+            status,
             proxy,
             upstream,
             warm,
@@ -212,6 +217,7 @@ impl Daemon {
             tasks.spawn(upstream_task);
         }
         tasks.spawn(sweep(self.upstream.clone()));
+        tasks.spawn(self.status.clone().run());
         tasks.spawn(memory::return_freed_memory());
         if let Some(warm) = self.warm.clone() {
             tasks.spawn(warm.run());
@@ -291,6 +297,7 @@ async fn listeners(
     config: &Config,
     mut activated: ActivatedSockets,
     fd_budget: FdBudget,
+    status: &Status,
     proxy: &Proxy,
     metrics: &Arc<Metrics>,
 ) -> Result<(Vec<Listener>, Vec<Prepare>), StartError> {
@@ -310,7 +317,7 @@ async fn listeners(
     let beside = if is_admin_apart {
         Router::new()
     } else {
-        http::router(proxy.clone(), config.http.allow_keys.clone())
+        http::router(proxy.clone(), status.clone(), config.http.allow_keys.clone())
     };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
     let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
@@ -318,8 +325,11 @@ async fn listeners(
     let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
-        let operators =
-            Arc::new(HttpService::new(http::standalone_router(proxy.clone()), limits, None));
+        let operators = Arc::new(HttpService::new(
+            http::standalone_router(proxy.clone(), status.clone()),
+            limits,
+            None,
+        ));
         let operators =
             listener_config(operators, None, admin.max_connections, admin.auth_requirement());
         services.push((FrontEnd::Admin, &admin.listen, operators));

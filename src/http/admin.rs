@@ -1,8 +1,8 @@
-//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`. They are served beside
-//! `/keys/`, or on a separate listener if `[admin] listen` names one.
+//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`, `/status`. They are served
+//! beside `/keys/`, or on a separate listener if `[admin] listen` names one.
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use http::{StatusCode, Uri, header};
@@ -13,24 +13,35 @@ use super::settings::MAX_HOT_KEYS;
 use crate::access::{KeyAllowlist, Unauthenticated};
 use crate::metrics::Node;
 use crate::proxy::Proxy;
+use crate::status::{self, Status};
 use crate::telemetry::hot_keys::{self, HotKey};
 
 /// Returns the operator's routes for a listener that serves the keys in `allow`. `/hotkeys` lists
 /// no other keys.
-pub fn router(proxy: Proxy, allow: KeyAllowlist) -> Router {
+pub fn router(proxy: Proxy, status: Status, allow: KeyAllowlist) -> Router {
     Router::new()
+        .route("/status", get(|| async { page("text/html; charset=utf-8", status::PAGE) }))
+        .route("/status.css", get(|| async { page("text/css; charset=utf-8", status::STYLE) }))
+        .route(
+            "/status.js",
+            get(|| async { page("text/javascript; charset=utf-8", status::SCRIPT) }),
+        )
+        .route("/status.json", get(status_json))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/hotkeys", get(hot_keys))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(allow))
+        .layer(Extension(status))
         .with_state(proxy)
 }
 
 /// Returns the operator's routes for a listener that serves nothing else.
-pub fn standalone_router(proxy: Proxy) -> Router {
-    router(proxy, KeyAllowlist::default()).fallback(not_found)
+pub fn standalone_router(proxy: Proxy, status: Status) -> Router {
+    router(proxy, status, KeyAllowlist::default())
+        .route("/", get(|| async { Redirect::temporary("/status") }))
+        .fallback(not_found)
 }
 
 async fn method_not_allowed() -> Response {
@@ -45,7 +56,7 @@ async fn method_not_allowed() -> Response {
 async fn not_found() -> Response {
     let kind =
         ProblemType::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
-    kind.response(Some("Here are /metrics, /livez, /readyz and /hotkeys."))
+    kind.response(Some("Here are /metrics, /livez, /readyz, /hotkeys and /status."))
 }
 
 async fn metrics(State(proxy): State<Proxy>) -> Response {
@@ -92,6 +103,44 @@ async fn readyz(
     }
 }
 
+/// The page loads nothing from elsewhere and runs no script but its own.
+const PAGE_POLICY: &str = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Returns a file of the status page.
+fn page(content_type: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
+}
+
+/// Returns the state as JSON, with the hot keys that the listener serves; `null` if keys are not
+/// counted.
+async fn status_json(
+    State(proxy): State<Proxy>,
+    Extension(allow): Extension<KeyAllowlist>,
+    Extension(status): Extension<Status>,
+) -> Response {
+    let mut body = status.to_json();
+    body["hot_keys"] = match proxy.top_keys(if allow.allows_all() { 10 } else { MAX_HOT_KEYS }) {
+        Some(top) => listed(&top.keys, &allow, 10).into(),
+        None => serde_json::Value::Null,
+    };
+    json_response(StatusCode::OK, &body)
+}
+
+/// Returns at most `limit` of the keys that are allowed.
+fn listed(keys: &[HotKey], allow: &KeyAllowlist, limit: usize) -> Vec<serde_json::Value> {
+    let key = |hot: &HotKey| {
+        let key = hot_keys::path_escape(&hot.key);
+        json!({ "key": key, "reads": hot.reads, "error": hot.error })
+    };
+    keys.iter().filter(|hot| allow.allows(&hot.key)).take(limit).map(key).collect()
+}
+
 /// Returns the most read keys as JSON. Each key has the escaped form of `/keys/`, its reads, and
 /// the maximum error of that count.
 async fn hot_keys(
@@ -107,9 +156,7 @@ async fn hot_keys(
         return NOT_COUNTED
             .response(Some("Set admin.hotkeys to how many are to be counted, such as 1000."));
     };
-    let key = |hot: &HotKey| json!({ "key": hot_keys::path_escape(&hot.key), "reads": hot.reads, "error": hot.error });
-    let keys: Vec<_> =
-        top_keys.keys.iter().filter(|hot| allow.allows(&hot.key)).take(limit).map(key).collect();
+    let keys = listed(&top_keys.keys, &allow, limit);
     let period = top_keys.period.as_secs_f64();
     json_response(
         StatusCode::OK,

@@ -21,7 +21,7 @@ use prometheus::{
 pub use self::labels::{
     BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Kind, Node, Redirect, RejectReason,
 };
-use self::per_thread::{DURATION_BUCKETS, PerThread, seconds};
+use self::per_thread::{DURATION_BUCKETS, DurationHistogram, PerThread, seconds};
 use self::pull::{
     PullCollector, PullResult, collect_cache, collect_nodes, collect_replies, counter, gauge,
     options,
@@ -170,6 +170,36 @@ impl Metrics {
             counts().filter(|(_, outcome)| of(outcome)).map(|(times, _)| times.count()).sum()
         };
         (sum(|outcome| outcome.from_memory()), sum(|_| true))
+    }
+
+    /// Returns the number of reads and their durations by outcome, of all front ends.
+    pub fn outcome_times(&self) -> Vec<OutcomeTimes> {
+        let [http, resp] = self.per_thread.reads();
+        let sum =
+            |((outcome, times), more): ((Outcome, &DurationHistogram), &DurationHistogram)| {
+                times.add_all(more);
+                OutcomeTimes {
+                    outcome,
+                    count: times.count(),
+                    median: times.quantile_bound(500),
+                    p99: times.quantile_bound(990),
+                }
+            };
+        Outcome::ALL.into_iter().zip(&http).zip(&resp).map(sum).collect()
+    }
+
+    /// Returns the name, the open connections and their limit of each front end.
+    pub fn connections(&self) -> [(&'static str, i64, i64); FrontEnd::ALL.len()] {
+        FrontEnd::ALL.map(|front_end| {
+            let of = |gauges: &IntGaugeVec| gauges.with_label_values(&[front_end.name()]).get();
+            (front_end.name(), of(&self.connections), of(&self.connections_limit))
+        })
+    }
+
+    /// Returns the time of the last applied configuration, in seconds since 1970, and whether the
+    /// last one that was read is in force.
+    pub fn last_reload(&self) -> (f64, bool) {
+        (self.last_reload.get(), self.last_reload_successful.get() == 1)
     }
 
     /// Counts a key that was fetched because it was hot before the start.
@@ -338,6 +368,19 @@ impl Metrics {
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
+}
+
+/// The reads with one outcome, and upper bounds of their durations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutcomeTimes {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// The number of reads.
+    pub count: u64,
+    /// The duration that half of them did not exceed; `None` without reads, or beyond all buckets.
+    pub median: Option<Duration>,
+    /// The same for 99 % of them.
+    pub p99: Option<Duration>,
 }
 
 /// A guard that counts as an open connection until it is dropped.

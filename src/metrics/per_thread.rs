@@ -80,13 +80,25 @@ impl DurationHistogram {
     }
 
     /// Adds the counts of another histogram.
-    fn add_all(&self, other: &Self) {
+    pub(super) fn add_all(&self, other: &Self) {
         self.buckets.iter().zip(&other.buckets).for_each(|(count, more)| count.add(more.get()));
         self.nanoseconds.add(other.nanoseconds.get());
     }
 
     pub(super) fn count(&self) -> u64 {
         self.buckets.iter().map(ThreadCounter::get).sum()
+    }
+
+    /// Returns the bound of the bucket with the `permille` quantile; `None` without durations, or if
+    /// it is above all bounds.
+    pub(super) fn quantile_bound(&self, permille: u64) -> Option<Duration> {
+        let rank = self.count().saturating_mul(permille).div_ceil(1000).max(1);
+        let mut so_far = 0;
+        let bucket = self.buckets.iter().position(|count| {
+            so_far += count.get();
+            so_far >= rank
+        });
+        bucket.and_then(|bucket| DURATION_BUCKETS.get(bucket)).copied().map(Duration::from_nanos)
     }
 
     fn to_proto(&self) -> proto::Histogram {
@@ -263,5 +275,23 @@ impl Collector for Durations {
         family.set_field_type(MetricType::HISTOGRAM);
         family.set_metric(self.metrics.clone());
         vec![family]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantile_bound_is_that_of_its_bucket() {
+        let times = DurationHistogram::default();
+        assert_eq!(times.quantile_bound(500), None);
+        times.add(98, Duration::from_micros(7));
+        times.add(2, Duration::from_millis(3));
+        assert_eq!(times.quantile_bound(500), Some(Duration::from_micros(10)));
+        assert_eq!(times.quantile_bound(980), Some(Duration::from_micros(10)));
+        assert_eq!(times.quantile_bound(990), Some(Duration::from_millis(5)));
+        times.add(1000, Duration::from_secs(60));
+        assert_eq!(times.quantile_bound(500), None);
     }
 }

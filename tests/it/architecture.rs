@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with those it may use.
-const ALLOWED: [(&str, &str); 21] = [
+const ALLOWED: [(&str, &str); 22] = [
     ("access", ""),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
     ("cache", "key protocol settings sync telemetry"),
@@ -21,11 +21,11 @@ const ALLOWED: [(&str, &str); 21] = [
     ("config", "access backend cache cli http resp settings telemetry warmup"),
     (
         "daemon",
-        "access backend cache cluster commands config http metrics proxy resp server settings \
+        "access backend cache cluster commands config http metrics proxy resp server settings status \
             telemetry \
          upstream warmup",
     ),
-    ("http", "access backend cache key metrics net proxy server settings sync telemetry"),
+    ("http", "access backend cache key metrics net proxy server settings status sync telemetry"),
     ("key", ""),
     ("metrics", "cache"),
     ("net", "sync"),
@@ -34,6 +34,7 @@ const ALLOWED: [(&str, &str); 21] = [
     ("resp", "access backend cache cluster commands metrics net protocol proxy server settings"),
     ("server", "access metrics net settings sync"),
     ("settings", ""),
+    ("status", "cache metrics proxy sync"),
     ("sync", ""),
     ("telemetry", "settings sync"),
     ("upstream", "backend cache cluster key metrics protocol telemetry"),

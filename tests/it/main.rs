@@ -30,6 +30,7 @@ mod resp;
 mod rights;
 mod sentinel;
 mod startup;
+mod status;
 mod support;
 mod systemd;
 mod tls;

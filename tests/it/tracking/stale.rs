@@ -109,7 +109,9 @@ fn old_value_never_follows_the_new_one() {
         set(&redis, "key", "new");
         relay.resume();
         if round % 3 == 0 {
-            eventually("the new value", || (value(&proxy, "key") == "new").then_some(()));
+            // The stale value is dropped before the new connection is used. On a busy machine a
+            // read in between gets 503.
+            eventually("the new value", || (text(&read(&proxy, "key")) == "new").then_some(()));
         } else {
             // Once the proxy is ready, no read at all returns the old value.
             await_ready(&proxy);
