@@ -181,6 +181,7 @@ impl Entry {
         Self(ThinArc::from_header_and_slice(head, &bytes[..length]))
     }
 
+    #[inline]
     fn head(&self) -> &Head {
         &self.0.header.header
     }
@@ -265,12 +266,14 @@ impl Entry {
     }
 
     /// Returns the time from the request to `now`.
+    #[inline]
     pub(super) fn age(&self, now: u64) -> Duration {
         Duration::from_nanos(now.saturating_sub(self.fetched_at()))
     }
 
     /// Returns the freshness at `now`. The entry expires when its key expires in Redis, stale or
     /// not. It becomes stale when its TTL or the lease ends, whichever is first.
+    #[inline]
     pub(super) fn freshness(&self, now: u64, ttls: Ttls, validity: Validity) -> Freshness {
         let lived = now.saturating_sub(self.fetched_at());
         let expires_after = self.expires_after();
@@ -298,6 +301,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     fn is_negative(&self) -> bool {
         self.prefix() & NEGATIVE != 0
     }
@@ -323,6 +327,7 @@ impl Entry {
 
     /// Reads the head of the entry, and the first, middle and last byte of its inline data. This
     /// loads them into the processor's cache. A small entry has no other cache lines.
+    #[inline]
     pub(super) fn touch(&self) -> u32 {
         let bytes = &self.0.slice;
         let byte = |at: usize| bytes.get(at).copied().map_or(0, u32::from);
@@ -333,6 +338,7 @@ impl Entry {
     }
 
     /// Returns the index in the LRU list, or [`NOT_LINKED`] if the entry is not in the store.
+    #[inline]
     pub(super) fn lru_index(&self) -> LruIndex {
         self.head().lru_index.load(Acquire)
     }
@@ -349,6 +355,7 @@ impl Entry {
     }
 
     /// Whether the entry is in the store.
+    #[inline]
     pub(super) fn is_linked(&self) -> bool {
         self.lru_index() != NOT_LINKED
     }

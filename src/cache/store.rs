@@ -137,13 +137,15 @@ impl Store {
     /// worth its memory.
     fn thread_cache(&self, reads: &ReadBuffer) -> Option<&RefCell<ThreadCache>> {
         // No thread reads that often in the model checker.
-        (cfg!(feature = "shuttle") || reads.has_been_full()).then(|| {
-            self.thread_caches.get_or(|| {
-                let thread_cache = ThreadCache::with_capacity(self.capacity);
-                self.count_change(0, thread_cache.memory());
-                RefCell::new(thread_cache)
-            })
-        })
+        (cfg!(feature = "shuttle") || reads.has_been_full())
+            .then(|| self.thread_caches.get_or(|| self.new_thread_cache()))
+    }
+
+    #[cold]
+    fn new_thread_cache(&self) -> RefCell<ThreadCache> {
+        let thread_cache = ThreadCache::with_capacity(self.capacity);
+        self.count_change(0, thread_cache.memory());
+        RefCell::new(thread_cache)
     }
 
     /// Prefetches the memory of these keys, which the caller will read one by one (invariant S4).
