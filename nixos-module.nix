@@ -90,10 +90,12 @@ let
       "capacity"
       "coherence_timeout"
       "hash_fields"
+      "max_memory"
       "max_reply"
       "max_reply_memory"
       "negative_ttl"
       "policy"
+      "reply_share"
       "stale_if_error"
       "ttl"
     ];

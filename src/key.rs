@@ -22,6 +22,13 @@ impl Key {
         self.0.len()
     }
 
+    /// Returns the bytes of its allocation: two counters, and the bytes of the key. `block_size`
+    /// returns the size of the block for a size and an alignment.
+    pub fn footprint(&self, block_size: impl Fn(usize, usize) -> usize) -> usize {
+        let word = size_of::<usize>();
+        block_size((2 * word + self.0.len()).next_multiple_of(word), word)
+    }
+
     /// Whether the key has no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -27,3 +27,8 @@ mod sync;
 pub mod telemetry;
 pub mod upstream;
 pub mod warmup;
+
+/// The allocator of the program. A test compares its size classes with those that the cache counts.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -51,6 +51,17 @@ struct LargeValue {
     bytes: Vec<u8>,
 }
 
+impl LargeValue {
+    /// Makes room for more bytes, if there is none: as many as have arrived, and at the end exactly
+    /// the rest. A kept value would otherwise take up to twice its size.
+    fn reserve(&mut self) {
+        let (arrived, left) = (self.bytes.len(), self.length - self.bytes.len());
+        if self.bytes.capacity() == arrived {
+            self.bytes.reserve_exact(left.min(arrived.max(AHEAD)));
+        }
+    }
+}
+
 /// The number of bytes requested by one read.
 const READ: usize = 32 << 10;
 /// The size in bytes from which a value is collected in its own buffer.
@@ -75,9 +86,7 @@ impl ReplyDecoder {
             && let left @ 1.. = large.length - large.bytes.len()
         {
             // To its place at once. Otherwise each byte would be copied, and read in small pieces.
-            if large.bytes.capacity() == large.bytes.len() {
-                large.bytes.reserve(left.min(AHEAD));
-            }
+            large.reserve();
             let mut place = (&mut large.bytes).limit(left);
             return pin!(stream.read_buf(&mut place)).poll(cx);
         }
@@ -207,7 +216,15 @@ impl ReplyDecoder {
     fn rest_of_large(&mut self) -> Result<Option<Value>, InvalidReply> {
         let Some(large) = &mut self.large else { return Ok(None) };
         let part = self.input.len().min(large.length - large.bytes.len());
-        large.bytes.extend_from_slice(&self.input[..part]);
+        // In steps, because each step reserves no more than has arrived.
+        let mut rest = &self.input[..part];
+        while !rest.is_empty() {
+            large.reserve();
+            let free = large.bytes.capacity() - large.bytes.len();
+            let (now, later) = rest.split_at(rest.len().min(free));
+            large.bytes.extend_from_slice(now);
+            rest = later;
+        }
         self.input.advance(part);
         if large.bytes.len() < large.length || self.input.len() < LINE_END.len() {
             return Ok(None);
@@ -307,6 +324,17 @@ mod tests {
         reader.input.extend_from_slice(b"$9223372036854775000\r\nx");
         assert_eq!(reader.next_reply(), Ok(None));
         assert!(reader.large.is_some_and(|large| large.bytes.capacity() <= AHEAD));
+    }
+
+    #[test]
+    fn large_value_takes_no_more_than_its_bytes() {
+        let value = vec![b'v'; 5 * AHEAD / 2];
+        let sent = [format!("${}\r\n", value.len()).as_bytes(), &value, b"\r\n"].concat();
+        for size in [30_000, AHEAD, usize::MAX] {
+            let values = answers(&sent, size).unwrap();
+            let [Value::BulkString(bytes)] = &values[..] else { panic!("{} values", values.len()) };
+            assert_eq!((bytes.capacity(), bytes.len()), (value.len(), value.len()), "{size}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@
 
 use std::convert::Infallible;
 use std::mem::take;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use blake3::Hash;
@@ -257,7 +257,7 @@ impl KeyCheck<'_> {
 
 /// Kept keys that are checked with one write.
 struct Batch {
-    entries: Vec<Arc<Entry>>,
+    entries: Vec<Entry>,
     replies: ReplyProbe,
 }
 
@@ -265,7 +265,7 @@ struct Batch {
 async fn request(
     connection: &Multiplexed,
     batch: &Batch,
-    small: Option<&Arc<Entry>>,
+    small: Option<&Entry>,
 ) -> Result<Vec<Value>, BackendError> {
     let Batch { entries, replies: ReplyProbe { commands: probes, keys: reply_keys } } = batch;
     if entries.is_empty() && reply_keys.is_empty() {
@@ -275,7 +275,7 @@ async fn request(
         if let Some(entry) = small {
             write_value(entry.key(), commands);
         }
-        let keys = entries.iter().map(|entry| entry.key());
+        let keys = entries.iter().map(Entry::key);
         for key in keys.chain(reply_keys.iter().map(Key::as_bytes)) {
             write_expiry(key, commands);
         }

@@ -7,17 +7,26 @@
 //!
 //! An entry is one allocation, with the key and a small value at its end. With many keys, the cost
 //! of a read is the wait for memory that is not in the processor's cache. One allocation means one
-//! such wait.
+//! such wait. Everything beside key and value has 36 bytes, so an entry with a key of 16 and a
+//! value of 100 bytes takes a block of 160 bytes. The allocator takes 7 bytes more than requested
+//! to align an entry, so one of 153 bytes would take 192.
 
+use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use once_cell::race::OnceBox;
+use triomphe::ThinArc;
 
+use super::block_size::block_size;
 use super::lease::Validity;
 use super::ttl::{Ttls, as_nanos};
 use crate::key::Key;
+
+const NANOS_PER_MICRO: u64 = 1_000;
+const NANOS_PER_MILLI: u64 = 1_000_000;
 
 /// The index of an entry's node in the LRU list.
 pub(super) type LruIndex = u32;
@@ -55,46 +64,77 @@ impl<'a> Value<'a> {
     /// The first call takes time in proportion to the length of the value; later calls return the
     /// stored digest.
     pub fn digest(&self) -> &'a [u8; 16] {
-        self.entry.digest.get_or_init(|| {
+        let compute = || {
             let mut digest = [0; 16];
             blake3::Hasher::new().update(self.bytes).finalize_xof().fill(&mut digest);
             digest
-        })
+        };
+        match self.entry.head().annex.get_or_init(|| Box::new(Annex::Digest(compute()))) {
+            Annex::Digest(digest) => digest,
+            Annex::Large(large) => large.digest.get_or_init(compute),
+        }
     }
 
     /// Returns the value as owned bytes: a small value is copied, a large one is shared.
     pub fn to_bytes(&self) -> Bytes {
-        match &self.entry.payload {
-            Payload::Heap(heap) => heap.1.clone().unwrap_or_default(),
-            Payload::Inline { .. } => Bytes::copy_from_slice(self.bytes),
+        match self.entry.large() {
+            Some(large) => large.value.clone().unwrap_or_default(),
+            None => Bytes::copy_from_slice(self.bytes),
         }
     }
 }
 
-/// The reply of Redis for one key, and the time of its request. Times are nanoseconds on the
-/// cache's clock.
+/// The reply of Redis for one key, and the time of its request. A clone is another handle to the
+/// same entry. Times are nanoseconds on the cache's clock.
+#[derive(Debug, Clone)]
+pub struct Entry(ThinArc<Head, u8>);
+
 #[derive(Debug)]
-pub struct Entry<B: ?Sized = [u8]> {
-    fetched_at: u64,
-    /// The key's own time to live in Redis, from `fetched_at` on. The maximum means that the key
-    /// does not expire.
-    expires_after: u64,
-    /// Computed on first use, because most values never need a digest.
-    digest: OnceLock<[u8; 16]>,
+struct Head {
+    /// Data that most entries do not have.
+    annex: OnceBox<Annex>,
     /// Index in the LRU list; [`NOT_LINKED`] while the entry is not in the store.
     lru_index: AtomicU32,
-    payload: Payload,
-    bytes: B,
+    /// The time of the request in whole microseconds, without its upper part.
+    fetched_at: u32,
 }
 
-/// The location of key and value. A negative entry has no value.
+/// The part of an entry in an allocation of its own.
 #[derive(Debug)]
-enum Payload {
-    /// Key, then value, at the end of the entry; the numbers are their lengths in bytes.
-    Inline { key: u32, value: Option<u32> },
-    /// A separate allocation, because together they are larger than [`MAX_INLINE`].
-    Heap(Box<(Key, Option<Bytes>)>),
+enum Annex {
+    /// The digest of a value in the entry, computed on first use: most values never need one.
+    Digest([u8; 16]),
+    /// Key and value that together are larger than [`MAX_INLINE`].
+    Large(Box<Large>),
 }
+
+#[derive(Debug)]
+struct Large {
+    key: Key,
+    value: Option<Bytes>,
+    digest: OnceLock<[u8; 16]>,
+}
+
+/// The largest sum of key and value, in bytes, that is stored at the end of the entry.
+const MAX_INLINE: usize = 952;
+/// The bytes in front of the prefix: the counter of handles, the head, and the number of bytes.
+const HEAD: usize = 2 * WORD + size_of::<Head>();
+const WORD: usize = size_of::<usize>();
+/// The block in which the handles to a value count themselves.
+const SHARED: usize = 32;
+/// The bytes in front of key and value: the length of the key, with the flags below in its other
+/// bits; and the upper part of the time of the request, which lasts for eight years.
+const PREFIX: usize = 4;
+/// There is no value.
+const NEGATIVE: u16 = 1 << 15;
+/// Key and value are in the annex.
+const LARGE: u16 = 1 << 14;
+/// Behind the prefix is the key's own time to live in Redis, from the request on, in whole
+/// milliseconds.
+const EXPIRES: u16 = 1 << 13;
+const KEY_LENGTH: u16 = EXPIRES - 1;
+/// The bytes of that time to live. A time of more than 49 days counts as 49.
+const EXPIRY: usize = size_of::<u32>();
 
 impl Entry {
     /// Creates an entry for a fetch of `key` that began at `fetched_at`. A `value` of `None` means
@@ -104,59 +144,140 @@ impl Entry {
         value: Option<Bytes>,
         fetched_at: u64,
         expires_in: Option<Duration>,
-    ) -> Arc<Self> {
-        let expires_after = expires_in.map_or(u64::MAX, as_nanos);
-        let length = |bytes: usize| u32::try_from(bytes).ok();
-        let (key_length, value_length) =
-            (length(key.len()), value.as_ref().map(|value| length(value.len())));
-        let total = key.len().saturating_add(value.as_ref().map_or(0, Bytes::len));
-        match (key_length, value_length) {
-            (Some(key_length), None | Some(Some(_))) if total <= MAX_INLINE => {
-                let payload = Payload::Inline { key: key_length, value: value_length.flatten() };
-                allocate(
-                    fetched_at,
-                    expires_after,
-                    payload,
-                    [key.as_bytes(), value.as_deref().unwrap_or_default()],
-                )
-            }
-            _ => allocate(
-                fetched_at,
-                expires_after,
-                Payload::Heap(Box::new((key.clone(), value))),
-                [&[], &[]],
-            ),
+    ) -> Self {
+        let data = value.as_deref().unwrap_or_default();
+        let is_inline = key.len().saturating_add(data.len()) <= MAX_INLINE;
+        let mut kind = if value.is_none() { NEGATIVE } else { 0 };
+        let mut bytes = [0; PREFIX + EXPIRY + MAX_INLINE];
+        let mut length = PREFIX;
+        let mut append = |part: &[u8]| {
+            bytes[length..][..part.len()].copy_from_slice(part);
+            length += part.len();
+        };
+        if let Some(time) = expires_in {
+            kind |= EXPIRES;
+            let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+            append(&milliseconds.to_ne_bytes());
+        }
+        if is_inline {
+            append(key.as_bytes());
+            append(data);
+            kind |= u16::try_from(key.len()).unwrap_or_default();
+        } else {
+            kind |= LARGE;
+        }
+        // Rounded down, so an entry is never younger than its reply.
+        let micros = fetched_at / NANOS_PER_MICRO;
+        bytes[..2].copy_from_slice(&kind.to_ne_bytes());
+        bytes[2..PREFIX].copy_from_slice(&micros.to_le_bytes()[4..6]);
+        let annex = if is_inline {
+            OnceBox::new()
+        } else {
+            let large = Large { key: key.clone(), value, digest: OnceLock::new() };
+            OnceBox::with_value(Box::new(Annex::Large(Box::new(large))))
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "the upper part is in the prefix")]
+        let head = Head { annex, lru_index: AtomicU32::new(NOT_LINKED), fetched_at: micros as u32 };
+        Self(ThinArc::from_header_and_slice(head, &bytes[..length]))
+    }
+
+    #[inline]
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+
+    #[inline]
+    fn prefix(&self) -> u16 {
+        let bytes = &self.0.slice;
+        u16::from_ne_bytes([bytes[0], bytes[1]])
+    }
+
+    /// Returns the time of the request.
+    #[inline]
+    fn fetched_at(&self) -> u64 {
+        let bytes = &self.0.slice;
+        let upper = u64::from(u16::from_le_bytes([bytes[2], bytes[3]]));
+        (upper << 32 | u64::from(self.head().fetched_at)) * NANOS_PER_MICRO
+    }
+
+    /// Returns the key's own time to live in Redis, from the request on. The maximum means that the
+    /// key does not expire.
+    #[inline]
+    fn expires_after(&self) -> u64 {
+        if self.prefix() & EXPIRES == 0 {
+            return u64::MAX;
+        }
+        let mut milliseconds = [0; EXPIRY];
+        milliseconds.copy_from_slice(&self.0.slice[PREFIX..][..EXPIRY]);
+        u64::from(u32::from_ne_bytes(milliseconds)) * NANOS_PER_MILLI
+    }
+
+    /// Returns the key's place in the bytes of an entry that is not large.
+    #[inline]
+    fn key_range(&self) -> Range<usize> {
+        let prefix = self.prefix();
+        let start = if prefix & EXPIRES == 0 { PREFIX } else { PREFIX + EXPIRY };
+        start..start + usize::from(prefix & KEY_LENGTH)
+    }
+
+    /// Returns key and value if they are in the annex.
+    #[inline]
+    fn large(&self) -> Option<&Large> {
+        if self.prefix() & LARGE == 0 {
+            return None;
+        }
+        match self.head().annex.get() {
+            Some(Annex::Large(large)) => Some(large),
+            Some(Annex::Digest(_)) | None => None,
         }
     }
 
     /// Returns the requested key.
+    #[inline]
     pub fn key(&self) -> &[u8] {
-        match &self.payload {
-            Payload::Inline { key, .. } => &self.bytes[..*key as usize],
-            Payload::Heap(heap) => heap.0.as_bytes(),
+        match self.large() {
+            None => &self.0.slice[self.key_range()],
+            Some(large) => large.key.as_bytes(),
         }
     }
 
     /// Returns the value, or `None` if the key does not exist in Redis.
     #[inline]
     pub fn value(&self) -> Option<Value<'_>> {
-        let bytes = match &self.payload {
-            Payload::Inline { key, value } => &self.bytes[*key as usize..][..(*value)? as usize],
-            Payload::Heap(heap) => heap.1.as_ref()?,
+        if self.is_negative() {
+            return None;
+        }
+        let bytes = match self.large() {
+            None => &self.0.slice[self.key_range().end..],
+            Some(large) => large.value.as_ref()?,
         };
         Some(Value { bytes, entry: self })
     }
 
+    /// Returns the number of handles to this entry.
+    #[cfg(all(test, not(feature = "shuttle")))]
+    pub(super) fn handles(&self) -> usize {
+        ThinArc::strong_count(&self.0)
+    }
+
+    /// Whether both are handles to one entry.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.head(), other.head())
+    }
+
     /// Returns the time from the request to `now`.
+    #[inline]
     pub(super) fn age(&self, now: u64) -> Duration {
-        Duration::from_nanos(now.saturating_sub(self.fetched_at))
+        Duration::from_nanos(now.saturating_sub(self.fetched_at()))
     }
 
     /// Returns the freshness at `now`. The entry expires when its key expires in Redis, stale or
     /// not. It becomes stale when its TTL or the lease ends, whichever is first.
+    #[inline]
     pub(super) fn freshness(&self, now: u64, ttls: Ttls, validity: Validity) -> Freshness {
-        let lived = now.saturating_sub(self.fetched_at);
-        if lived >= self.expires_after {
+        let lived = now.saturating_sub(self.fetched_at());
+        let expires_after = self.expires_after();
+        if lived >= expires_after {
             return Freshness::Expired;
         }
         let (ttl, grace) = if self.is_negative() {
@@ -173,18 +294,30 @@ impl Entry {
         };
         match past {
             None => Freshness::Fresh {
-                remaining: Duration::from_nanos((ttl - lived).min(self.expires_after - lived)),
+                remaining: Duration::from_nanos((ttl - lived).min(expires_after - lived)),
             },
             Some(past) if past < grace => Freshness::Stale { past: Duration::from_nanos(past) },
             Some(_) => Freshness::Expired,
         }
     }
 
+    #[inline]
     fn is_negative(&self) -> bool {
-        match &self.payload {
-            Payload::Inline { value, .. } => value.is_none(),
-            Payload::Heap(heap) => heap.1.is_none(),
-        }
+        self.prefix() & NEGATIVE != 0
+    }
+
+    /// Returns the bytes that the entry takes with all its allocations, but a digest that is
+    /// computed later.
+    pub(super) fn footprint(&self) -> usize {
+        let entry = HEAD + self.0.slice.len();
+        let large = self.large().map_or(0, |large| {
+            let value = large.value.as_ref().map_or(0, |value| block_size(value.len(), 1) + SHARED);
+            block_size(size_of::<Annex>(), WORD)
+                + block_size(size_of::<Large>(), WORD)
+                + large.key.footprint(block_size)
+                + value
+        });
+        block_size(entry.next_multiple_of(WORD), WORD) + large
     }
 
     /// Returns the bytes of key and value, without overhead.
@@ -194,22 +327,25 @@ impl Entry {
 
     /// Reads the head of the entry, and the first, middle and last byte of its inline data. This
     /// loads them into the processor's cache. A small entry has no other cache lines.
+    #[inline]
     pub(super) fn touch(&self) -> u32 {
-        let byte = |at: usize| self.bytes.get(at).copied().map_or(0, u32::from);
-        let length = self.bytes.len();
-        let head =
-            u32::from(matches!(self.payload, Payload::Heap(_))) ^ self.lru_index.load(Relaxed);
-        head ^ byte(0) ^ byte(length / 2) ^ byte(length.saturating_sub(1))
+        let bytes = &self.0.slice;
+        let byte = |at: usize| bytes.get(at).copied().map_or(0, u32::from);
+        self.head().lru_index.load(Relaxed)
+            ^ byte(0)
+            ^ byte(bytes.len() / 2)
+            ^ byte(bytes.len().saturating_sub(1))
     }
 
     /// Returns the index in the LRU list, or [`NOT_LINKED`] if the entry is not in the store.
+    #[inline]
     pub(super) fn lru_index(&self) -> LruIndex {
-        self.lru_index.load(Acquire)
+        self.head().lru_index.load(Acquire)
     }
 
     /// Sets the index. The caller holds the lock of the key's table.
     pub(super) fn set_index(&self, index: LruIndex) {
-        self.lru_index.store(index, Release);
+        self.head().lru_index.store(index, Release);
     }
 
     /// Marks the entry as removed from the store (invariant S3). The caller holds the lock of the
@@ -219,46 +355,10 @@ impl Entry {
     }
 
     /// Whether the entry is in the store.
+    #[inline]
     pub(super) fn is_linked(&self) -> bool {
         self.lru_index() != NOT_LINKED
     }
-}
-
-/// Generates the allocation of an entry with the smallest capacity that fits. With the entry's head
-/// and the two counters of the `Arc`, the sizes match the allocator's size classes.
-macro_rules! capacities {
-    ($($capacity:literal)+; $largest:literal) => {
-        /// The largest sum of key and value, in bytes, that is stored inline.
-        const MAX_INLINE: usize = $largest;
-
-        fn allocate(fetched_at: u64, expires_after: u64, payload: Payload, parts: [&[u8]; 2]) -> Arc<Entry> {
-            let length = parts[0].len() + parts[1].len();
-            $(if length <= $capacity {
-                return with_capacity::<$capacity>(fetched_at, expires_after, payload, parts);
-            })+
-            with_capacity::<MAX_INLINE>(fetched_at, expires_after, payload, parts)
-        }
-    };
-}
-capacities!(8 24 40 56 88 120 152 184 248 312 376 440 568 696 824; 952);
-
-fn with_capacity<const CAPACITY: usize>(
-    fetched_at: u64,
-    expires_after: u64,
-    payload: Payload,
-    [key, value]: [&[u8]; 2],
-) -> Arc<Entry> {
-    let mut bytes = [0; CAPACITY];
-    bytes[..key.len()].copy_from_slice(key);
-    bytes[key.len()..][..value.len()].copy_from_slice(value);
-    Arc::new(Entry {
-        fetched_at,
-        expires_after,
-        digest: OnceLock::new(),
-        lru_index: AtomicU32::new(NOT_LINKED),
-        payload,
-        bytes,
-    })
 }
 
 #[cfg(test)]
@@ -281,11 +381,11 @@ mod tests {
         entry.freshness(FETCHED + milliseconds * 1_000_000, fixed(), Validity::TtlOnly)
     }
 
-    fn value(expires_in: Option<Duration>) -> Arc<Entry> {
+    fn value(expires_in: Option<Duration>) -> Entry {
         Entry::new(&Key::from(&b"k"[..]), Some(Bytes::from_static(b"v")), FETCHED, expires_in)
     }
 
-    fn absent() -> Arc<Entry> {
+    fn absent() -> Entry {
         Entry::new(&Key::from(&b"k"[..]), None, FETCHED, None)
     }
 
@@ -307,6 +407,26 @@ mod tests {
                 let payload = entry.value().unwrap();
                 assert_eq!((payload.bytes, &*payload.to_bytes()), (&*value, &*value));
                 assert_eq!(entry.size(), key_length + value_length);
+            }
+        }
+    }
+
+    #[test]
+    fn entry_keeps_its_times_at_any_size() {
+        for length in [0, 100, MAX_INLINE + 1] {
+            for fetched_at in [0, 1_000, FETCHED, (1 << 47) * NANOS_PER_MICRO] {
+                for expires_in in [None, Some(0), Some(1), Some(86_400_000)] {
+                    let entry = Entry::new(
+                        &Key::from(&b"key"[..]),
+                        Some(Bytes::from(vec![b'v'; length])),
+                        fetched_at,
+                        expires_in.map(Duration::from_millis),
+                    );
+                    let expires_after = expires_in.map_or(u64::MAX, |time| time * NANOS_PER_MILLI);
+                    assert_eq!(entry.fetched_at(), fetched_at);
+                    assert_eq!(entry.expires_after(), expires_after);
+                    assert_eq!((entry.key(), entry.size()), (&b"key"[..], 3 + length));
+                }
             }
         }
     }

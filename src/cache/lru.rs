@@ -33,7 +33,8 @@ pub(super) fn hash_tag(hash: u64) -> u32 {
 }
 
 impl LruList {
-    pub(super) fn new(capacity: usize, policy: Policy) -> Self {
+    /// Creates an empty list for `capacity` entries, of which memory has room for `max_entries`.
+    pub(super) fn new(capacity: usize, policy: Policy, max_entries: usize) -> Self {
         let mut list = Self {
             nodes: Segments::new(),
             capacity,
@@ -41,18 +42,26 @@ impl LruList {
             read_buffers: Vec::new(),
             pending: Vec::new(),
         };
-        list.set_limits(capacity, policy);
+        list.set_limits(capacity, policy, max_entries);
         list
     }
 
     /// Sets the capacity and the policy. Takes no time in proportion to the nodes: each policy
     /// accepts the segments of the other.
-    pub(super) fn set_limits(&mut self, capacity: usize, policy: Policy) {
+    pub(super) fn set_limits(&mut self, capacity: usize, policy: Policy, max_entries: usize) {
         self.capacity = capacity.min(CAPACITY_MAX);
         self.tiny_lfu = match policy {
             Policy::Lru => None,
-            Policy::Tinylfu => Some(Box::new(AdaptiveTinyLfu::with_capacity(self.capacity))),
+            Policy::Tinylfu => {
+                let reached = self.capacity.min(max_entries);
+                Some(Box::new(AdaptiveTinyLfu::with_capacity(reached)))
+            }
         };
+    }
+
+    /// Returns the bytes of the nodes and of the policy.
+    pub(super) fn memory(&self) -> usize {
+        self.nodes.memory() + self.tiny_lfu.as_ref().map_or(0, |tiny_lfu| tiny_lfu.memory())
     }
 
     pub(super) fn len(&self) -> usize {
@@ -125,8 +134,28 @@ impl LruList {
     /// [released](Self::release).
     pub(super) fn evict_for_room(&mut self) -> Option<(LruIndex, u64)> {
         let Some(tiny_lfu) = &mut self.tiny_lfu else { return self.pop_surplus() };
-        let victim = tiny_lfu.victim(&mut self.nodes)?;
+        let victim = tiny_lfu.victim(&mut self.nodes, self.capacity)?;
         Some(self.evict(victim))
+    }
+
+    /// Evicts the node that the policy selects, because memory has no room for all. Returns its
+    /// index and hash, or `None` if there is no node. The node stays evicting until it is
+    /// [released](Self::release).
+    pub(super) fn evict_for_memory(&mut self) -> Option<(LruIndex, u64)> {
+        let fewer = self.len().checked_sub(1)?;
+        let victim = match &mut self.tiny_lfu {
+            None => self.oldest(),
+            Some(tiny_lfu) => tiny_lfu.victim(&mut self.nodes, fewer),
+        };
+        victim.map(|victim| self.evict(victim))
+    }
+
+    /// Returns the node that `lru` evicts. There are nodes outside the window only if another
+    /// policy moved them.
+    fn oldest(&self) -> Option<LruIndex> {
+        [Segment::Probation, Segment::Protected, Segment::Window]
+            .into_iter()
+            .find_map(|segment| self.nodes.oldest(segment))
     }
 
     /// Evicts the oldest node if there are too many. Returns its index and hash. The node stays
@@ -134,11 +163,8 @@ impl LruList {
     pub(super) fn pop_surplus(&mut self) -> Option<(LruIndex, u64)> {
         let victim = match &self.tiny_lfu {
             None if self.len() <= self.capacity => None,
-            // There are nodes outside the window only if another policy moved them.
-            None => [Segment::Probation, Segment::Protected, Segment::Window]
-                .into_iter()
-                .find_map(|segment| self.nodes.oldest(segment)),
-            Some(tiny_lfu) => tiny_lfu.surplus(&self.nodes),
+            None => self.oldest(),
+            Some(tiny_lfu) => tiny_lfu.surplus(&self.nodes, self.capacity),
         };
         victim.map(|victim| self.evict(victim))
     }
@@ -166,7 +192,7 @@ mod tests {
 
     #[test]
     fn read_entry_is_newest_and_oldest_is_evicted() {
-        let mut list = LruList::new(3, Policy::Lru);
+        let mut list = LruList::new(3, Policy::Lru, usize::MAX);
         let [a, b, c] = [1, 2, 3].map(|hash| list.push_newest(hash));
         list.record_read(a, 1);
         assert_eq!(indices(&list), [b, c, a]);
@@ -178,7 +204,7 @@ mod tests {
 
     #[test]
     fn buffered_reads_apply_in_read_order() {
-        let mut list = LruList::new(9, Policy::Lru);
+        let mut list = LruList::new(9, Policy::Lru, usize::MAX);
         let [a, b, c] = [1, 2, 3].map(|hash| list.push_newest(hash));
         let threads = [list.register_thread(), list.register_thread()];
         let read = |at, index| ReadRecord { at, index, tag: index + 1 };
@@ -195,7 +221,7 @@ mod tests {
 
     #[test]
     fn evicting_index_is_not_reused() {
-        let mut list = LruList::new(1, Policy::Lru);
+        let mut list = LruList::new(1, Policy::Lru, usize::MAX);
         let a = list.push_newest(1);
         let b = list.push_newest(2);
         assert_eq!(list.evict_for_room(), Some((a, 1)));
@@ -210,7 +236,7 @@ mod tests {
 
     #[test]
     fn read_of_a_previous_entry_is_ignored() {
-        let mut list = LruList::new(9, Policy::Lru);
+        let mut list = LruList::new(9, Policy::Lru, usize::MAX);
         let a = list.push_newest(1);
         list.remove(a);
         let again = list.push_newest(2);
@@ -221,7 +247,7 @@ mod tests {
 
     #[test]
     fn rarer_key_does_not_evict_the_oldest() {
-        let mut list = LruList::new(20, Policy::Tinylfu);
+        let mut list = LruList::new(20, Policy::Tinylfu, usize::MAX);
         let often: Vec<_> = (1..=20).map(|hash| list.push_newest(hash)).collect();
         for (index, tag) in often.iter().zip(1..) {
             (0..3).for_each(|_| list.record_read(*index, tag));
@@ -238,14 +264,14 @@ mod tests {
 
     #[test]
     fn policy_change_moves_nodes_step_by_step() {
-        let mut list = LruList::new(100, Policy::Tinylfu);
+        let mut list = LruList::new(100, Policy::Tinylfu, usize::MAX);
         for hash in 0..100 {
             let index = list.push_newest(hash);
             assert_eq!(list.evict_for_room(), None);
             list.record_read(index, hash_tag(hash));
         }
         assert!(list.nodes.oldest(Segment::Probation).is_some());
-        list.set_limits(100, Policy::Lru);
+        list.set_limits(100, Policy::Lru, usize::MAX);
         let mut read = Vec::new();
         let mut position = 0;
         for (index, hash) in list.linked_from(&mut position, 200).unwrap() {
@@ -253,7 +279,7 @@ mod tests {
             read.push(index);
         }
         assert_eq!(indices(&list), read, "all are in the one segment of lru");
-        list.set_limits(10, Policy::Tinylfu);
+        list.set_limits(10, Policy::Tinylfu, usize::MAX);
         let victims = std::iter::from_fn(|| list.pop_surplus());
         assert_eq!(victims.count(), 90);
         assert_eq!(list.len(), 10);

@@ -10,6 +10,8 @@
 //!   (`flight`, invariant F2).
 //! - A reader reads the lease before it looks in the store (`lease`, invariant C1).
 
+mod block_size;
+mod budget;
 mod entry;
 mod flight;
 mod lease;
@@ -33,6 +35,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+use self::budget::Budget;
 pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
 use self::lease::Lease;
@@ -47,8 +50,8 @@ pub use self::ttl::NegativeTtl;
 use self::ttl::{CurrentTtls, as_nanos};
 use self::types::EvictionCounters;
 pub use self::types::{
-    Answer, Cancelled, EvictionCause, FetchError, Fetched, Outcome, ReadMode, ReplyStatistics,
-    Statistics, WalkPosition,
+    Answer, Cancelled, EvictionCause, FetchError, Fetched, MemoryStatistics, Outcome, ReadMode,
+    ReplyStatistics, Statistics, WalkPosition,
 };
 use crate::key::Key;
 
@@ -65,6 +68,7 @@ struct Shared<E> {
     flights: Arc<Flights<FlightResult<E>>>,
     store: Swapped<Store>,
     replies: Replies<E>,
+    budget: Arc<Budget>,
     ttls: CurrentTtls,
     lease: Lease,
     settings: Mutex<Settings>,
@@ -78,7 +82,7 @@ struct Shared<E> {
 /// The result that a flight delivers to its readers.
 #[derive(Clone)]
 enum FlightResult<E> {
-    Answered(Arc<Entry>),
+    Answered(Entry),
     ErrorReply(E),
     Failed(E),
 }
@@ -93,7 +97,7 @@ impl<E: FetchError> FlightResult<E> {
                 let is_large = bytes.len() > INLINE_DIGEST_MAX;
                 let entry = Entry::new(key, Some(bytes), requested_at, expires_in);
                 if is_large {
-                    let digested = Arc::clone(&entry);
+                    let digested = entry.clone();
                     let digest = tokio::task::spawn_blocking(move || {
                         _ = digested.value().map(|value| *value.digest());
                     });
@@ -107,6 +111,9 @@ impl<E: FetchError> FlightResult<E> {
         })
     }
 }
+
+/// The part of the bound on memory that the order of a store may take.
+const FIXED_PART: usize = 4;
 
 /// The largest value, in bytes, to digest on the worker. A larger digest would delay other readers
 /// noticeably.
@@ -127,11 +134,13 @@ impl<E: FetchError> Cache<E> {
         replies: Arc<ReplyStore>,
     ) -> Self {
         let evictions = Arc::new(EvictionCounters::default());
-        let store = Store::new(settings.capacity, settings.policy, &evictions);
+        let budget = Arc::clone(replies.budget());
+        let store = Store::new(settings.capacity, settings.policy, &budget, &evictions);
         Self(Arc::new(Shared {
             flights: Flights::new(),
             store: Swapped::new(store),
             replies: Replies::new(replies),
+            budget,
             ttls: CurrentTtls::new(settings.ttls()),
             lease: Lease::ttl_only(),
             settings: Mutex::new(settings),
@@ -250,7 +259,7 @@ impl<E: FetchError> Cache<E> {
     /// position behind them. Returns `None` at the end, and moves the position to the start.
     ///
     /// An entry that is stored from the start to the end is returned once. Records no read.
-    pub fn walk(&self, position: &mut WalkPosition, max: usize) -> Option<Vec<Arc<Entry>>> {
+    pub fn walk(&self, position: &mut WalkPosition, max: usize) -> Option<Vec<Entry>> {
         self.0.store.load().walk(&mut position.0, max)
     }
 
@@ -362,11 +371,12 @@ impl<E: FetchError> Cache<E> {
         shared.ttls.set(settings.ttls());
         shared.replies.store.apply(settings);
         shared.shorten_lease(settings.coherence_timeout);
-        let before = shared.settings();
-        if (before.capacity, before.policy) == (settings.capacity, settings.policy) {
+        let limits =
+            |settings: &Settings| (settings.capacity, settings.policy, settings.max_memory);
+        if limits(&shared.settings()) == limits(settings) {
             *lock(&shared.settings) = settings.clone();
             shared.remove_expired(Instant::now());
-            return 0;
+            return shared.store.load().evict_excess();
         }
         // Otherwise expired entries would take room from usable ones.
         shared.remove_expired(Instant::now());
@@ -380,7 +390,7 @@ impl<E: FetchError> Cache<E> {
         });
         let evicted = store.evict_surplus();
         shared.evictions.add(EvictionCause::Resized, evicted);
-        evicted
+        evicted + shared.evict_excess(&store)
     }
 
     /// Removes all expired entries. Takes time in proportion to the number of entries.
@@ -397,6 +407,7 @@ impl<E: FetchError> Cache<E> {
         Statistics {
             entries,
             bytes,
+            memory: shared.replies.store.memory(),
             evictions: shared.evictions.get(),
             flights: shared.flights.len(),
             flights_discarded: shared.flights.discarded(),
@@ -417,7 +428,32 @@ impl<E: FetchError> Shared<E> {
     fn replace_store(&self) -> Arc<Store> {
         self.end_replies();
         let settings = self.settings();
-        self.store.swap(Arc::new(Store::new(settings.capacity, settings.policy, &self.evictions)))
+        self.new_store(&settings)
+    }
+
+    fn new_store(&self, settings: &Settings) -> Arc<Store> {
+        let (capacity, policy) = (settings.capacity, settings.policy);
+        self.store.swap(Store::new(capacity, policy, &self.budget, &self.evictions))
+    }
+
+    /// Evicts entries until everything that is kept is within a bound on memory that was reduced.
+    /// Returns the number of evicted entries.
+    ///
+    /// The order of the store never shrinks. If it alone takes much of the memory, the store is
+    /// dropped.
+    fn evict_excess(&self, store: &Store) -> u64 {
+        let evicted = store.evict_excess();
+        if evicted > 0 {
+            store.shrink_tables();
+        }
+        if store.fixed_memory() <= self.budget.max() / FIXED_PART {
+            return evicted;
+        }
+        let dropped = self.flights.hold_all(|| self.new_store(&self.settings()));
+        let entries = dropped.size().0;
+        self.evictions.add(EvictionCause::Resized, entries);
+        self.background.spawn_blocking(move || drop(dropped));
+        evicted + entries
     }
 
     /// Ends all replies, and frees them in the background.
@@ -491,7 +527,7 @@ impl<E: FetchError> Shared<E> {
         }
     }
 
-    fn answer_from(&self, entry: Arc<Entry>, outcome: Outcome) -> Answer {
+    fn answer_from(&self, entry: Entry, outcome: Outcome) -> Answer {
         let now = self.clock(Instant::now());
         let freshness = self.freshness_ignoring_lease(&entry, now);
         Answer::new(entry, outcome, freshness, now)
@@ -532,11 +568,12 @@ impl<E: FetchError> Shared<E> {
         match result {
             FlightResult::Failed(_) => {}
             FlightResult::Answered(entry)
-                if self.freshness_ignoring_lease(entry, now) != Freshness::Expired =>
+                if self.freshness_ignoring_lease(entry, now) != Freshness::Expired
+                    && self.budget.admits(entry.footprint()) =>
             {
                 // A replaced entry counts as expired, because only entries that are no longer fresh
                 // are fetched again.
-                self.evictions.add(EvictionCause::Expired, store.insert(Arc::clone(entry)).into());
+                self.evictions.add(EvictionCause::Expired, store.insert(entry.clone()).into());
             }
             FlightResult::Answered(_) | FlightResult::ErrorReply(_) => {
                 if store.remove(key.as_bytes()) {

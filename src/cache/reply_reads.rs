@@ -112,6 +112,8 @@ impl<E: FetchError> Cache<E> {
         tokio::spawn(fetch.instrument(guard.span().clone()).map(move |fetched| {
             let now = shared.clock(Instant::now());
             shared.replies.complete(guard, fetched, requested_at, now, of);
+            // Strings make room for replies.
+            shared.store.load().evict_excess();
         }));
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ttl::{NegativeTtl, Ttls};
-use crate::settings::{self, ByteSize, RuleViolation, violations};
+use crate::settings::{
+    self, ByteSize, MemorySize, Percent, RuleViolation, available_memory, violations,
+};
 
 /// The `[cache]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +16,10 @@ pub struct Settings {
     /// Maximum number of entries.
     #[serde(with = "settings::count")]
     pub capacity: usize,
+    /// Maximum memory of all that is kept.
+    pub max_memory: MemorySize,
+    /// Part of that memory which kept replies may take.
+    pub reply_share: Percent,
     /// Maximum age of a value; 0 disables caching.
     #[serde(with = "settings::duration")]
     pub ttl: Duration,
@@ -43,6 +49,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             capacity: 10_000,
+            max_memory: MemorySize::Auto,
+            reply_share: Percent(25),
             ttl: Duration::from_secs(60),
             negative_ttl: NegativeTtl::Auto,
             stale_if_error: Duration::ZERO,
@@ -64,16 +72,43 @@ impl Settings {
             "found {:?}, expected at least {COHERENCE_TIMEOUT_MIN:?}",
             self.coherence_timeout
         );
+        let available = available_memory();
+        let memory = self.max_memory.bytes(|| available);
+        let memory_bounds = format!(
+            "found {}, expected at least {} and at most the available memory, {available} bytes",
+            self.max_memory,
+            ByteSize(MAX_MEMORY_MIN)
+        );
         violations([
             (self.capacity == 0, "cache.capacity", nothing),
             (impatient, "cache.coherence_timeout", &patience),
+            (!(MAX_MEMORY_MIN..=available).contains(&memory), "cache.max_memory", &memory_bounds),
         ])
+    }
+
+    /// Returns a warning if the capacity can never be reached within the bound on memory.
+    pub fn capacity_warning(&self) -> Option<String> {
+        let memory = self.max_memory.bytes(available_memory);
+        let needed = self.capacity.saturating_mul(SMALLEST_ENTRY);
+        (needed > memory).then(|| {
+            format!(
+                "cache.capacity (--k) of {} cannot be reached: even entries without key and value \
+                 take {needed} bytes, and cache.max_memory allows {memory}",
+                self.capacity
+            )
+        })
     }
 
     pub(super) fn ttls(&self) -> Ttls {
         Ttls::new(self.ttl, self.negative_ttl, self.stale_if_error)
     }
 }
+
+/// The smallest bound on memory, in bytes.
+const MAX_MEMORY_MIN: usize = 1 << 20;
+/// The bytes of an entry without key and value: the smallest block of an entry, its node in the
+/// order, and its place in a table that is as full as tables get.
+pub(super) const SMALLEST_ENTRY: usize = 48 + 16 + 10;
 
 /// The shortest timeout that leaves time for several renewals.
 const COHERENCE_TIMEOUT_MIN: Duration = Duration::from_millis(50);

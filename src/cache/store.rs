@@ -13,12 +13,13 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table;
 use thread_local::ThreadLocal;
 
+use super::budget::{Budget, Evictable};
 use super::entry::{Entry, LruIndex};
 use super::lru::{LruList, hash_tag};
 use super::policy::hash_bits;
@@ -43,24 +44,48 @@ pub(super) struct Store {
     thread_caches: ThreadLocal<RefCell<ThreadCache>>,
     /// The capacity, in entries, that the thread caches are sized for.
     capacity: usize,
+    /// Bytes of keys and values.
     bytes: AtomicU64,
+    /// Bytes of all allocations: entries, tables, and the order.
+    memory: AtomicU64,
+    budget: Arc<Budget>,
     evictions: Arc<EvictionCounters>,
 }
 
-type Table = HashTable<Arc<Entry>>;
+type Table = HashTable<Entry>;
 
 impl Store {
-    pub(super) fn new(capacity: usize, policy: Policy, evictions: &Arc<EvictionCounters>) -> Self {
-        Self {
+    /// Creates an empty store that counts against `budget`.
+    pub(super) fn new(
+        capacity: usize,
+        policy: Policy,
+        budget: &Arc<Budget>,
+        evictions: &Arc<EvictionCounters>,
+    ) -> Arc<Self> {
+        let lru = LruList::new(capacity, policy, budget.max_entries());
+        let store = Arc::new(Self {
             tables: (0..TABLES).map(|_| Mutex::new(HashTable::new())).collect(),
             hasher: ahash::RandomState::new(),
-            lru: Mutex::new(LruList::new(capacity, policy)),
+            lru: Mutex::new(lru),
             reads: ThreadLocal::new(),
             thread_caches: ThreadLocal::new(),
             capacity,
             bytes: AtomicU64::new(0),
+            memory: AtomicU64::new(0),
+            budget: Arc::clone(budget),
             evictions: Arc::clone(evictions),
-        }
+        });
+        store.count_change(0, lock(&store.lru).memory());
+        let evictable: Weak<Self> = Arc::downgrade(&store);
+        budget.register(evictable);
+        store
+    }
+
+    /// Counts what the store takes more or less than before, in bytes.
+    fn count_change(&self, before: usize, after: usize) {
+        let (before, after) = (before as u64, after as u64);
+        self.memory.fetch_add(after.wrapping_sub(before), Relaxed);
+        self.budget.change(before, after);
     }
 
     fn table(&self, hash: u64) -> MutexGuard<'_, Table> {
@@ -82,7 +107,7 @@ impl Store {
 
     /// Returns the entry for `key` and records a read at `now`, in nanoseconds on the cache's
     /// clock.
-    pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Arc<Entry>> {
+    pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Entry> {
         preemption_point();
         let hash = self.hash_of(key);
         let reads = self.reads.get_or(|| lock(&self.lru).register_thread());
@@ -92,7 +117,7 @@ impl Store {
         {
             entry
         } else {
-            let entry = Arc::clone(self.table(hash).find(hash, |entry| entry.key() == key)?);
+            let entry = self.table(hash).find(hash, |entry| entry.key() == key)?.clone();
             if let Some(thread_cache) = thread_cache {
                 thread_cache.borrow_mut().offer(&entry, hash);
             }
@@ -112,9 +137,15 @@ impl Store {
     /// worth its memory.
     fn thread_cache(&self, reads: &ReadBuffer) -> Option<&RefCell<ThreadCache>> {
         // No thread reads that often in the model checker.
-        (cfg!(feature = "shuttle") || reads.has_been_full()).then(|| {
-            self.thread_caches.get_or(|| RefCell::new(ThreadCache::with_capacity(self.capacity)))
-        })
+        (cfg!(feature = "shuttle") || reads.has_been_full())
+            .then(|| self.thread_caches.get_or(|| self.new_thread_cache()))
+    }
+
+    #[cold]
+    fn new_thread_cache(&self) -> RefCell<ThreadCache> {
+        let thread_cache = ThreadCache::with_capacity(self.capacity);
+        self.count_change(0, thread_cache.memory());
+        RefCell::new(thread_cache)
     }
 
     /// Prefetches the memory of these keys, which the caller will read one by one (invariant S4).
@@ -130,47 +161,65 @@ impl Store {
         }
         let open = |hash: &u64| Some((self.table_of(*hash).try_lock().ok()?, *hash));
         let tables: Vec<_> = misses.iter().filter_map(open).collect();
-        let found: Vec<_> =
+        let found: Vec<&Entry> =
             tables.iter().filter_map(|(table, hash)| table.find(*hash, |_| true)).collect();
-        // All pointers are loaded before the first entry is read. Few instructions between two
-        // cache misses let them overlap.
-        let entries: Vec<&Entry> = found.into_iter().map(|entry| &**entry).collect();
-        std::hint::black_box(entries.iter().fold(0, |touched, entry| touched ^ entry.touch()));
+        // All tables are read before the first entry. Few instructions between two cache misses let
+        // them overlap.
+        std::hint::black_box(found.iter().fold(0, |touched, entry| touched ^ entry.touch()));
     }
 
     /// Inserts an entry. Returns whether it replaced another entry of the same key.
-    pub(super) fn insert(&self, entry: Arc<Entry>) -> bool {
+    pub(super) fn insert(&self, entry: Entry) -> bool {
         preemption_point();
         let hash = self.hash(&entry);
         let mut table = self.table(hash);
-        match table.entry(hash, |other| other.key() == entry.key(), |entry| self.hash(entry)) {
-            hash_table::Entry::Occupied(mut found) => {
-                let index = found.get().lru_index();
-                self.bytes.fetch_add(entry.size() as u64, Relaxed);
-                self.bytes.fetch_sub(found.get().size() as u64, Relaxed);
-                entry.set_index(index);
-                std::mem::replace(found.get_mut(), entry).unlink();
-                self.lru().record_read(index, hash_tag(hash));
-                true
-            }
-            hash_table::Entry::Vacant(vacancy) => {
-                let mut lru = self.lru();
-                let index = lru.push_newest(hash);
-                let victim = lru.evict_for_room();
-                // After a reduction of the capacity the store may have a surplus. Each insert then
-                // evicts one entry more.
-                let more = lru.pop_surplus();
-                drop(lru);
-                self.bytes.fetch_add(entry.size() as u64, Relaxed);
-                entry.set_index(index);
-                vacancy.insert(entry);
-                drop(table);
-                let evicted =
-                    [victim, more].into_iter().flatten().map(|victim| self.evict(victim)).sum();
-                self.evictions.add(EvictionCause::Capacity, evicted);
-                false
-            }
-        }
+        let table_memory = table.allocation_size();
+        self.bytes.fetch_add(entry.size() as u64, Relaxed);
+        self.count_change(0, entry.footprint());
+        let mut victims = [None, None];
+        let is_replacement =
+            match table.entry(hash, |other| other.key() == entry.key(), |entry| self.hash(entry)) {
+                hash_table::Entry::Occupied(mut found) => {
+                    let index = found.get().lru_index();
+                    entry.set_index(index);
+                    let replaced = std::mem::replace(found.get_mut(), entry);
+                    replaced.unlink();
+                    self.count_removed(&replaced);
+                    self.lru().record_read(index, hash_tag(hash));
+                    true
+                }
+                hash_table::Entry::Vacant(vacancy) => {
+                    let mut lru = self.lru();
+                    let before = lru.memory();
+                    let index = lru.push_newest(hash);
+                    // After a reduction of the capacity the store may have a surplus. Each insert
+                    // then evicts one entry more.
+                    victims = [lru.evict_for_room(), lru.pop_surplus()];
+                    self.count_change(before, lru.memory());
+                    drop(lru);
+                    entry.set_index(index);
+                    vacancy.insert(entry);
+                    false
+                }
+            };
+        self.count_change(table_memory, table.allocation_size());
+        drop(table);
+        let evicted = victims.into_iter().flatten().map(|victim| self.evict(victim)).sum();
+        self.evictions.add(EvictionCause::Capacity, evicted);
+        self.evict_excess();
+        is_replacement
+    }
+
+    /// Evicts entries until everything that is kept is within the bound on memory. Returns their
+    /// number.
+    #[inline]
+    pub(super) fn evict_excess(&self) -> u64 {
+        self.budget.evict_excess(self)
+    }
+
+    fn count_removed(&self, entry: &Entry) {
+        self.bytes.fetch_sub(entry.size() as u64, Relaxed);
+        self.count_change(entry.footprint(), 0);
     }
 
     fn hash(&self, entry: &Entry) -> u64 {
@@ -198,7 +247,7 @@ impl Store {
         drop(table);
         lock(&self.lru).release(index);
         entry.map_or(0, |entry| {
-            self.bytes.fetch_sub(entry.size() as u64, Relaxed);
+            self.count_removed(&entry);
             1
         })
     }
@@ -212,20 +261,20 @@ impl Store {
         let (entry, _) = found.remove();
         lock(&self.lru).remove(entry.lru_index());
         entry.unlink();
-        self.bytes.fetch_sub(entry.size() as u64, Relaxed);
+        self.count_removed(&entry);
         true
     }
 
     /// Whether the store has this very entry, not only its key.
-    pub(super) fn contains_entry(&self, entry: &Arc<Entry>) -> bool {
+    pub(super) fn contains_entry(&self, entry: &Entry) -> bool {
         preemption_point();
         let hash = self.hash(entry);
-        self.table(hash).find(hash, |other| Arc::ptr_eq(other, entry)).is_some()
+        self.table(hash).find(hash, |other| other.is_same(entry)).is_some()
     }
 
     /// Returns the entries for which `wanted` returns true, in no particular order. Records no
     /// read. `wanted` runs under a table lock, so it must look at nothing but its entry.
-    pub(super) fn collect_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
+    pub(super) fn collect_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         preemption_point();
         let mut selected = Vec::new();
         for table in &self.tables {
@@ -241,7 +290,7 @@ impl Store {
     /// An entry that is stored from the start to the end is returned once, whatever else is
     /// inserted or removed meanwhile. The list's lock is free before a table is locked
     /// (invariant S1).
-    pub(super) fn walk(&self, position: &mut LruIndex, max: usize) -> Option<Vec<Arc<Entry>>> {
+    pub(super) fn walk(&self, position: &mut LruIndex, max: usize) -> Option<Vec<Entry>> {
         preemption_point();
         let nodes = lock(&self.lru).linked_from(position, max)?;
         let find = |(index, hash): (LruIndex, u64)| {
@@ -254,7 +303,10 @@ impl Store {
     /// [evicted](Self::evict_surplus).
     pub(super) fn set_limits(&self, capacity: usize, policy: Policy) {
         preemption_point();
-        self.lru().set_limits(capacity, policy);
+        let mut lru = self.lru();
+        let before = lru.memory();
+        lru.set_limits(capacity, policy, self.budget.max_entries());
+        self.count_change(before, lru.memory());
     }
 
     /// Evicts the least recently read entries until the capacity is respected. Returns the number
@@ -266,10 +318,24 @@ impl Store {
             let Some(victim) = self.lru().pop_surplus() else { break };
             evicted += self.evict(victim);
         }
-        for table in &self.tables {
-            lock(table).shrink_to_fit(|entry| self.hash(entry));
-        }
+        self.shrink_tables();
         evicted
+    }
+
+    /// Returns what tables without room for more entries leave free.
+    pub(super) fn shrink_tables(&self) {
+        for table in &self.tables {
+            let mut table = lock(table);
+            let before = table.allocation_size();
+            table.shrink_to_fit(|entry| self.hash(entry));
+            self.count_change(before, table.allocation_size());
+        }
+    }
+
+    /// Returns the bytes that stay with the store whatever is evicted: those of its order. A node
+    /// keeps its index, so the order never shrinks.
+    pub(super) fn fixed_memory(&self) -> usize {
+        lock(&self.lru).memory()
     }
 
     /// Returns the number of entries, and the bytes of their keys and values.
@@ -278,16 +344,52 @@ impl Store {
     }
 }
 
+impl Evictable for Store {
+    fn memory(&self) -> u64 {
+        self.memory.load(Relaxed)
+    }
+
+    fn evict_one(&self) -> bool {
+        preemption_point();
+        let mut lru = self.lru();
+        let before = lru.memory();
+        let victim = lru.evict_for_memory();
+        self.count_change(before, lru.memory());
+        drop(lru);
+        let Some(victim) = victim else { return false };
+        self.evictions.add(EvictionCause::Memory, self.evict(victim));
+        true
+    }
+}
+
+impl Drop for Store {
+    /// A store that was replaced counts against the bound for as long as it takes memory.
+    fn drop(&mut self) {
+        self.budget.change(*self.memory.get_mut(), 0);
+    }
+}
+
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests {
-    use bytes::Bytes;
+    use std::collections::BTreeSet;
 
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::super::settings::Settings;
     use super::*;
     use crate::key::Key;
+    use crate::settings::{ByteSize, MemorySize};
 
-    fn entry(key: &Key, number: usize) -> Arc<Entry> {
+    fn entry(key: &Key, number: usize) -> Entry {
         Entry::new(key, Some(Bytes::from(number.to_string())), 0, None)
+    }
+
+    /// Creates a store with a bound on memory that is not reached.
+    fn empty_store(capacity: usize) -> Arc<Store> {
+        let budget = Budget::new(&Settings::default());
+        Store::new(capacity, Policy::Lru, &budget, &Arc::default())
     }
 
     fn key(number: usize) -> Key {
@@ -327,7 +429,7 @@ mod tests {
             },
         ];
         for leave in ways {
-            let store = Store::new(1, Policy::Lru, &Arc::default());
+            let store = empty_store(1);
             store.insert(entry(&key, 1));
             for _ in 0..OFTEN {
                 assert!(store.get(key.as_bytes(), 0).is_some());
@@ -335,7 +437,7 @@ mod tests {
             leave(&store, &key, &other);
             assert!(store.get(key.as_bytes(), 0).is_none());
         }
-        let store = Store::new(1, Policy::Lru, &Arc::default());
+        let store = empty_store(1);
         for number in [1, 2, 3] {
             store.insert(entry(&key, number));
             for _ in 0..OFTEN {
@@ -347,7 +449,7 @@ mod tests {
 
     #[test]
     fn prefetch_never_blocks_or_mutates() {
-        let store = Store::new(OFTEN, Policy::Lru, &Arc::default());
+        let store = empty_store(OFTEN);
         let keys: Vec<_> = (0..20).map(key).collect();
         for (number, key) in keys.iter().enumerate() {
             store.insert(entry(key, number));
@@ -381,7 +483,7 @@ mod tests {
     #[test]
     fn walk_returns_lasting_entries_once() {
         const LASTING: usize = 300;
-        let store = Store::new(1000, Policy::Lru, &Arc::default());
+        let store = empty_store(1000);
         (0..LASTING).for_each(|number| _ = store.insert(entry(&key(number), number)));
         let (mut position, mut found, mut next) = (0, Vec::new(), LASTING);
         while let Some(entries) = store.walk(&mut position, 7) {
@@ -405,14 +507,14 @@ mod tests {
 
     #[test]
     fn walk_ends_and_begins_again() {
-        let store = Store::new(10, Policy::Lru, &Arc::default());
+        let store = empty_store(10);
         let mut position = 0;
         assert!(store.walk(&mut position, 3).is_none());
         (0..5).for_each(|number| _ = store.insert(entry(&key(number), number)));
         store.remove(key(0).as_bytes());
         let mut sizes = || store.walk(&mut position, 3).map(|entries| entries.len());
         assert_eq!([sizes(), sizes(), sizes(), sizes()], [Some(3), Some(1), None, Some(3)]);
-        let emptied = Store::new(10, Policy::Lru, &Arc::default());
+        let emptied = empty_store(10);
         assert!(emptied.walk(&mut position, 3).is_none(), "a store that replaced it is shorter");
         assert_eq!(position, 0);
     }
@@ -420,7 +522,7 @@ mod tests {
     #[test]
     fn tables_and_lru_agree_under_concurrency() {
         for _ in 0..20 {
-            let store = Store::new(20, Policy::Lru, &Arc::default());
+            let store = empty_store(20);
             std::thread::scope(|scope| {
                 for thread in 0..4_usize {
                     let store = &store;
@@ -444,5 +546,154 @@ mod tests {
             assert_eq!(store.evict_surplus(), kept.len() as u64);
             assert_eq!((store.size(), store.collect_where(|_| true).len()), ((0, 0), 0));
         }
+    }
+
+    /// Returns the bytes that the store takes, added up anew.
+    fn counted_anew(store: &Store) -> usize {
+        let tables: usize = store
+            .tables
+            .iter()
+            .map(|table| {
+                let table = lock(table);
+                table.allocation_size() + table.iter().map(Entry::footprint).sum::<usize>()
+            })
+            .sum();
+        let thread_cache = store.thread_caches.get().map_or(0, |own| own.borrow().memory());
+        tables + lock(&store.lru).memory() + thread_cache
+    }
+
+    #[test]
+    fn memory_is_counted_exactly() {
+        let budget = Budget::new(&Settings::default());
+        let store = Store::new(20, Policy::Lru, &budget, &Arc::default());
+        for number in 0..5_000 {
+            step(&store, number * 31);
+            assert_eq!(store.memory(), counted_anew(&store) as u64, "after {number}");
+            assert_eq!(budget.memory(), store.memory());
+        }
+        drop(store);
+        assert_eq!(budget.memory(), 0);
+    }
+
+    const BOUND: usize = 1 << 20;
+
+    fn bounded(policy: Policy, budget: &Arc<Budget>) -> Arc<Store> {
+        Store::new(10_000, policy, budget, &Arc::default())
+    }
+
+    fn budget(bytes: usize) -> Arc<Budget> {
+        let max_memory = MemorySize::Bytes(ByteSize(bytes));
+        Budget::new(&Settings { max_memory, ..Settings::default() })
+    }
+
+    fn sized(number: u8, length: usize) -> Entry {
+        Entry::new(&key(number.into()), Some(vec![b'v'; length].into()), 0, None)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The entries are those that were read last, as many as there is room for.
+        #[test]
+        fn least_recently_read_entries_make_room_for_bytes(
+            steps in prop::collection::vec((any::<u8>(), 0..3_u8, 0..60_000_usize), 1..300),
+        ) {
+            let budget = budget(BOUND);
+            let store = bounded(Policy::Lru, &budget);
+            // The keys from the least to the most recently read, with the bytes of their entries.
+            let mut model: Vec<(u8, usize)> = Vec::new();
+            for (number, kind, length) in steps {
+                let found = model.iter().position(|(other, _)| *other == number);
+                let found = found.map(|at| model.remove(at));
+                match kind {
+                    0 => {
+                        let read = store.get(key(number.into()).as_bytes(), 0);
+                        prop_assert_eq!(read.is_some(), found.is_some());
+                        model.extend(found);
+                    }
+                    1 => _ = store.remove(key(number.into()).as_bytes()),
+                    _ => {
+                        let entry = sized(number, length);
+                        model.push((number, entry.footprint()));
+                        store.insert(entry);
+                    }
+                }
+                let entries: usize =
+                    store.collect_where(|_| true).iter().map(Entry::footprint).sum();
+                let others = counted_anew(&store) - entries;
+                while model.iter().map(|(_, bytes)| bytes).sum::<usize>() + others > BOUND {
+                    model.remove(0);
+                }
+                let kept = model.iter().map(|(number, _)| key((*number).into()));
+                let kept: BTreeSet<_> = kept.collect();
+                let stored = store.collect_where(|_| true);
+                let stored = stored.iter().map(|entry| Key::from(entry.key())).collect();
+                prop_assert_eq!(kept, stored);
+                prop_assert!(budget.memory() <= BOUND as u64);
+            }
+        }
+
+        /// Whatever the policy evicts, the bytes of two stores with one budget stay within it.
+        #[test]
+        fn stores_of_a_cluster_have_one_bound(
+            steps in prop::collection::vec((any::<u8>(), 0..5_u8, 0..60_000_usize), 1..300),
+        ) {
+            let budget = budget(BOUND);
+            let stores = [Policy::Lru, Policy::Tinylfu].map(|policy| bounded(policy, &budget));
+            for (number, kind, length) in steps {
+                let store = &stores[usize::from(number % 2)];
+                match kind {
+                    0 => _ = store.get(key(number.into()).as_bytes(), 0),
+                    1 => _ = store.remove(key(number.into()).as_bytes()),
+                    2 => {
+                        budget.set_replies(4 * length as u64);
+                        store.evict_excess();
+                    }
+                    _ => _ = store.insert(sized(number, length)),
+                }
+                let sum = stores.iter().map(|store| store.memory()).sum::<u64>();
+                let anew: usize = stores.iter().map(|store| counted_anew(store)).sum();
+                prop_assert_eq!(sum, anew as u64);
+                prop_assert!(budget.memory() <= BOUND as u64, "{} bytes", budget.memory());
+            }
+        }
+    }
+
+    #[test]
+    fn small_store_takes_room_from_the_largest() {
+        let budget = budget(BOUND);
+        let [large, small] = [(); 2].map(|()| bounded(Policy::Lru, &budget));
+        (0..100).for_each(|number| _ = large.insert(sized(number, 20_000)));
+        let before = large.size().0;
+        assert!(before > 40, "{before} entries");
+        (0..10).for_each(|number| _ = small.insert(sized(number, 20_000)));
+        assert_eq!(small.size().0, 10);
+        assert!(large.size().0 < before);
+        (0..100).for_each(|number| _ = small.insert(sized(number, 20_000)));
+        let (large, small) = (large.memory(), small.memory());
+        assert!(large.abs_diff(small) < 100_000, "{large} and {small} bytes");
+    }
+
+    #[test]
+    fn dropped_store_returns_its_room() {
+        let budget = budget(BOUND);
+        let [dropped, store] = [(); 2].map(|()| bounded(Policy::Lru, &budget));
+        (0..100).for_each(|number| _ = dropped.insert(sized(number, 20_000)));
+        drop(dropped);
+        (0..40).for_each(|number| _ = store.insert(sized(number, 20_000)));
+        assert_eq!(store.size().0, 40);
+    }
+
+    /// Sixteen bytes of key and a hundred of value, as Redis takes 207 bytes for.
+    #[test]
+    fn small_entry_takes_at_most_two_hundred_bytes() {
+        const ENTRIES: u32 = 200_000;
+        let store = empty_store(ENTRIES as usize);
+        for number in 0..ENTRIES {
+            let key = Key::from(format!("{number:016}").as_bytes());
+            store.insert(Entry::new(&key, Some(vec![b'v'; 100].into()), 0, None));
+        }
+        let each = store.memory() / u64::from(ENTRIES);
+        assert!(each <= 200, "{each} bytes");
     }
 }

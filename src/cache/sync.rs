@@ -39,8 +39,8 @@ pub(super) fn preemption_point() {
 pub(super) struct Swapped<T>(ArcSwap<T>);
 
 impl<T> Swapped<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self(ArcSwap::from_pointee(value))
+    pub(super) fn new(value: Arc<T>) -> Self {
+        Self(ArcSwap::from(value))
     }
 
     #[inline]

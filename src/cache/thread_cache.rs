@@ -9,8 +9,6 @@
 //! that compete for the way. Keys that are read rarely therefore do not displace keys that are read
 //! often.
 
-use std::sync::Arc;
-
 use super::entry::Entry;
 use super::lru::hash_tag;
 
@@ -31,7 +29,7 @@ struct Set {
     tags: [u32; WAYS],
     /// The tag of the last key that was read and is not here.
     candidate: u32,
-    entries: [Option<Arc<Entry>>; WAYS],
+    entries: [Option<Entry>; WAYS],
 }
 
 impl ThreadCache {
@@ -41,9 +39,14 @@ impl ThreadCache {
         Self((0..sets).map(|_| Set::default()).collect())
     }
 
+    /// Returns the bytes of the sets.
+    pub(super) fn memory(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+
     /// Returns the entry for `key` if it is here and still in the store.
     #[inline]
-    pub(super) fn get(&self, key: &[u8], hash: u64) -> Option<&Arc<Entry>> {
+    pub(super) fn get(&self, key: &[u8], hash: u64) -> Option<&Entry> {
         let (set, tag) = (&self.0[self.set(hash)], hash_tag(hash));
         let found = set.tags.iter().zip(&set.entries).filter(|(other, _)| **other == tag);
         found
@@ -69,17 +72,17 @@ impl ThreadCache {
     }
 
     /// Offers an entry that was read but is not here.
-    pub(super) fn offer(&mut self, entry: &Arc<Entry>, hash: u64) {
+    pub(super) fn offer(&mut self, entry: &Entry, hash: u64) {
         let (at, tag) = (self.set(hash), hash_tag(hash));
         let set = &mut self.0[at];
         let has_room = set.entries.iter().any(Option::is_none);
         if (has_room || set.candidate == tag) && entry.size() <= MAX_ENTRY_SIZE {
             let is_free =
-                |entry: &Option<Arc<Entry>>| entry.as_ref().is_none_or(|entry| !entry.is_linked());
+                |entry: &Option<Entry>| entry.as_ref().is_none_or(|entry| !entry.is_linked());
             let victim = set.entries.iter().position(is_free).unwrap_or(WAYS - 1);
             set.tags[..=victim].rotate_right(1);
             set.entries[..=victim].rotate_right(1);
-            (set.tags[0], set.entries[0]) = (tag, Some(Arc::clone(entry)));
+            (set.tags[0], set.entries[0]) = (tag, Some(entry.clone()));
         }
         set.candidate = tag;
     }
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
     use crate::key::Key;
 
-    fn entry(key: &str, value: &[u8]) -> Arc<Entry> {
+    fn entry(key: &str, value: &[u8]) -> Entry {
         let entry =
             Entry::new(&Key::from(key.as_bytes()), Some(Bytes::copy_from_slice(value)), 0, None);
         entry.set_index(0);
@@ -111,7 +114,7 @@ mod tests {
         let entry = entry("k", b"v");
         assert!(cache.get(b"k", 7).is_none());
         cache.offer(&entry, 7);
-        assert!(cache.get(b"k", 7).is_some_and(|found| Arc::ptr_eq(found, &entry)));
+        assert!(cache.get(b"k", 7).is_some_and(|found| found.is_same(&entry)));
         assert!(cache.get(b"other", 7).is_none(), "of another key that has the same hash");
         assert!(cache.get(b"k", 8).is_none());
         entry.unlink();
@@ -146,6 +149,6 @@ mod tests {
         let entry = entry("k", &[b'v'; MAX_ENTRY_SIZE]);
         (0..3).for_each(|_| cache.offer(&entry, 1));
         assert!(cache.get(b"k", 1).is_none());
-        assert_eq!(Arc::strong_count(&entry), 1);
+        assert_eq!(entry.handles(), 1);
     }
 }

@@ -1,6 +1,5 @@
 //! The requests and answers of readers, and the statistics of the cache.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -70,14 +69,22 @@ pub enum EvictionCause {
     Invalidated,
     /// All entries were dropped.
     Flushed,
-    /// The capacity was reduced.
+    /// The capacity or the bound on memory was reduced.
     Resized,
+    /// Everything that is kept took more memory than `cache.max_memory`.
+    Memory,
 }
 
 impl EvictionCause {
     /// Every cause.
-    pub const ALL: [Self; 5] =
-        [Self::Capacity, Self::Expired, Self::Invalidated, Self::Flushed, Self::Resized];
+    pub const ALL: [Self; 6] = [
+        Self::Capacity,
+        Self::Expired,
+        Self::Invalidated,
+        Self::Flushed,
+        Self::Resized,
+        Self::Memory,
+    ];
 
     /// Returns the name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -87,6 +94,7 @@ impl EvictionCause {
             Self::Invalidated => "invalidated",
             Self::Flushed => "flushed",
             Self::Resized => "resized",
+            Self::Memory => "memory",
         }
     }
 }
@@ -112,6 +120,8 @@ pub struct Statistics {
     pub entries: u64,
     /// Bytes of their keys and values.
     pub bytes: u64,
+    /// Memory of all that is kept.
+    pub memory: MemoryStatistics,
     /// Removed entries by cause, in the order of [`EvictionCause::ALL`].
     pub evictions: [u64; EvictionCause::ALL.len()],
     /// Fetches in progress.
@@ -124,6 +134,17 @@ pub struct Statistics {
     pub settings: Settings,
     /// The mechanism that bounds staleness at this moment.
     pub coherence: Coherence,
+}
+
+/// The memory of all that is kept, and its bound. The primaries of a cluster have one bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryStatistics {
+    /// Bytes of all that counts against the bound.
+    pub bytes: u64,
+    /// The bound, in bytes.
+    pub max: u64,
+    /// Values that were not kept because they are too large for the bound.
+    pub too_large: u64,
 }
 
 /// The contents and counters of the kept replies.
@@ -167,7 +188,7 @@ pub struct Cancelled;
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The reply of Redis.
-    pub entry: Arc<Entry>,
+    pub entry: Entry,
     /// The source of the answer.
     pub outcome: Outcome,
     /// The permitted use of the entry at the time of the answer.
@@ -178,7 +199,7 @@ pub struct Answer {
 
 impl Answer {
     /// Creates an answer at `now`, in nanoseconds on the cache's clock.
-    pub(super) fn new(entry: Arc<Entry>, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
+    pub(super) fn new(entry: Entry, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
         Self { age: entry.age(now), outcome, freshness, entry }
     }
 }

@@ -544,6 +544,7 @@ impl Cluster {
         let mut sum = Statistics {
             entries: 0,
             bytes: 0,
+            memory: self.0.replies.memory(),
             evictions: retired_totals.evictions,
             flights: 0,
             flights_discarded: retired_totals.flights_discarded,

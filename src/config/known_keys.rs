@@ -32,7 +32,7 @@ const RENAMED: [(&str, &str); 4] = [
 /// Names by which other programs and earlier habits call a key: the section, the names, and the key
 /// of the section. Rows of the most common sections come first, because a name without a section
 /// takes the first row that has it.
-const SYNONYMS: [(&str, &[&str], &str); 32] = [
+const SYNONYMS: [(&str, &[&str], &str); 33] = [
     ("http", &["host", "port", "bind", "addr", "address", "interface"], "listen"),
     ("http", &["maxclients", "max_clients", "connections"], "max_connections"),
     ("http", &["timeout", "keepalive", "keep_alive"], "idle_timeout"),
@@ -57,20 +57,10 @@ const SYNONYMS: [(&str, &[&str], &str); 32] = [
     ("redis", &["ca", "ca_file", "cacert", "tls_ca"], "tls_ca_file"),
     (
         "cache",
-        &[
-            "size",
-            "max_size",
-            "maxmemory",
-            "max_memory",
-            "memory",
-            "max_entries",
-            "entries",
-            "max_keys",
-            "keys",
-            "limit",
-        ],
+        &["size", "max_size", "max_entries", "entries", "max_keys", "keys", "limit"],
         "capacity",
     ),
+    ("cache", &["maxmemory", "memory", "max_bytes", "memory_limit"], "max_memory"),
     ("cache", &["expire", "expires", "expiry", "expiration", "max_age", "lifetime"], "ttl"),
     ("cache", &["eviction", "eviction_policy", "maxmemory_policy", "algorithm"], "policy"),
     ("warm", &["path", "filename", "state_file"], "file"),

@@ -16,6 +16,8 @@ use super::sources::{Layer, check, known_keys};
 const DURATION: &str = r"^[0-9.]+\s*([A-Za-zµ]+\s*([0-9]+\s*[A-Za-zµ]+\s*)*)?$";
 /// Texts such as `64KiB`, `10MB` and `1.5 GiB`.
 const SIZE: &str = r"^[0-9.]+\s*([KkMmGgTtPp][Ii]?)?[Bb]?$";
+/// Texts such as `25%`.
+const PERCENT: &str = r"^[0-9]+\s*%$";
 
 /// Returns the JSON schema (draft 7) of a configuration file.
 pub fn json_schema() -> Json {
@@ -75,6 +77,8 @@ fn form_of_text(known: &KnownKeys, key: &str, default: &str) -> Json {
         DURATION
     } else if accepts(text("1KiB")) {
         SIZE
+    } else if accepts(text("25%")) {
+        PERCENT
     } else if words.iter().any(|word| word == default) {
         return json!({ "enum": words });
     } else {
@@ -85,6 +89,9 @@ fn form_of_text(known: &KnownKeys, key: &str, default: &str) -> Json {
         json!({ "type": "number", "minimum": 0 }),
         json!({ "type": "string", "pattern": pattern }),
     ];
+    if pattern == SIZE && accepts(text("25%")) {
+        forms.push(json!({ "type": "string", "pattern": PERCENT }));
+    }
     if !words.is_empty() {
         forms.push(json!({ "enum": words }));
     }
@@ -138,6 +145,10 @@ mod tests {
         assert_eq!(of("redis", "url")["type"], "string");
         assert_eq!(of("telemetry", "traces_endpoint")["type"], "string");
         assert_eq!(of("http", "max_value")["anyOf"][1]["pattern"], SIZE);
+        assert_eq!(of("cache", "max_memory")["anyOf"][1]["pattern"], SIZE);
+        assert_eq!(of("cache", "max_memory")["anyOf"][2]["pattern"], PERCENT);
+        assert_eq!(of("cache", "max_memory")["anyOf"][3]["enum"], json!(["auto"]));
+        assert_eq!(of("cache", "reply_share")["anyOf"][1]["pattern"], PERCENT);
         assert_eq!(of("cache", "ttl")["anyOf"][1]["pattern"], DURATION);
         assert_eq!(of("cache", "negative_ttl")["anyOf"][2]["enum"], json!(["auto"]));
         assert_eq!(of("cache", "policy")["enum"], json!(["lru", "tinylfu"]));

@@ -130,6 +130,7 @@ impl Daemon {
             FrontEnd::Admin.name(),
         ])?;
         let fd_budget = fit_fd_limit(&config);
+        warn_about_capacity(&config);
         let metrics = Arc::new(Metrics::new(&crate::commands::names())?);
         let (upstream, upstream_task) = upstream(&config, &metrics)?;
         let source = upstream.clone();
@@ -244,6 +245,7 @@ impl Daemon {
                 self.metrics.record_config_reload();
                 let cache = &self.config.cache;
                 self.proxy.cache_settings_changed(cache);
+                warn_about_capacity(&self.config);
                 tracing::info!(capacity = cache.capacity, ttl = ?cache.ttl, evicted, ?took, "config reloaded");
             }
             Ok(Err(problems)) => {
@@ -360,6 +362,13 @@ fn rest(config: &Config, proxy: &Proxy) -> Result<Option<Rest>, FileError> {
         Rest::prepare(settings, &config.resp, max_key, proxy.clone())
     };
     config.rest.is_enabled().then(prepare).transpose()
+}
+
+/// Logs a warning if the cache can never have as many entries as its capacity.
+fn warn_about_capacity(config: &Config) {
+    if let Some(warning) = config.cache.capacity_warning() {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Keeps the line of `systemctl status` up to date.

@@ -33,6 +33,17 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
         gauge("cache_entries", "Entries in the cache.", cache.entries)?,
         gauge("cache_bytes", "Bytes of the keys and values in the cache.", cache.bytes)?,
         gauge(
+            "cache_memory_bytes",
+            "Bytes of everything that counts against cache.max_memory.",
+            cache.memory.bytes,
+        )?,
+        gauge("cache_max_memory_bytes", "The bound cache.max_memory, in bytes.", cache.memory.max)?,
+        counter(
+            "cache_values_too_large_total",
+            "Values that were not kept, because they are larger than a tenth of cache.max_memory.",
+            cache.memory.too_large,
+        )?,
+        gauge(
             "cache_capacity_entries",
             "Maximum number of entries in the cache.",
             settings.capacity as u64,

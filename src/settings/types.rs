@@ -180,6 +180,15 @@ pub struct ByteSize(pub usize);
 const BYTE_UNITS: [(&str, usize); 4] =
     [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
+impl ByteSize {
+    /// Parses a number with an optional unit.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        // The crate takes a number that is too large for its largest one.
+        let bytes = text.trim().parse::<bytesize::ByteSize>().ok()?.0;
+        (bytes <= MAX_SIZE).then_some(bytes)?.try_into().ok().map(Self)
+    }
+}
+
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact =
@@ -217,11 +226,7 @@ impl Visitor<'_> for ByteSizeVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ByteSize, E> {
-        // The crate takes a number that is too large for its largest one.
-        let bytes = text.trim().parse::<bytesize::ByteSize>().ok().map(|size| size.0);
-        let bytes =
-            bytes.filter(|bytes| *bytes <= MAX_SIZE).and_then(|bytes| bytes.try_into().ok());
-        bytes.map(ByteSize).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        ByteSize::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_i64<E: Error>(self, bytes: i64) -> Result<ByteSize, E> {

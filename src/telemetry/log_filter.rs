@@ -19,7 +19,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 37] = [
+const OWN_TARGETS: [&str; 38] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
@@ -52,6 +52,7 @@ const OWN_TARGETS: [&str; 37] = [
     "redis_proxy::server::listener",
     "redis_proxy::server::tls",
     "redis_proxy::settings",
+    "redis_proxy::status",
     "redis_proxy::telemetry",
     "redis_proxy::telemetry::otlp",
     "redis_proxy::telemetry::span_queue",

@@ -511,7 +511,7 @@ fn misspelt_variable_error_suggests_the_right_one() {
 fn keys_of_other_programs_suggest_the_one_here() {
     let lines = complaints_about(
         "port = 1\n[redis]\nhost = \"h\"\nport = 1\ndb = 1\nuser = \"u\"\ntimeout = 1\n\
-         [cache]\nmax_memory = 1\nmaxmemory = 1\nsize = 1\nmax_entries = 1\nexpire = 1\n\
+         [cache]\nmaxmemory = 1\nsize = 1\nmax_entries = 1\nexpire = 1\n\
          [http]\nbind = \"b\"\nport = 1\nmaxclients = 1\n[resp]\nhost = \"h\"\n\
          [telemetry]\nlevel = \"info\"\n[daemon]\nthreads = 1\n",
     );
@@ -522,8 +522,7 @@ fn keys_of_other_programs_suggest_the_one_here() {
         ("redis.db", "redis.url"),
         ("redis.user", "redis.username"),
         ("redis.timeout", "redis.response_timeout"),
-        ("cache.max_memory", "cache.capacity"),
-        ("cache.maxmemory", "cache.capacity"),
+        ("cache.maxmemory", "cache.max_memory"),
         ("cache.size", "cache.capacity"),
         ("cache.max_entries", "cache.capacity"),
         ("cache.expire", "cache.ttl"),

@@ -18,6 +18,7 @@ mod lifecycle;
 mod limits;
 mod log_filter;
 mod memory;
+mod memory_bound;
 mod metrics;
 mod no_cache;
 mod operations;

@@ -21,8 +21,10 @@ const MOST_LEFT: u64 = 48 * MEBIBYTE;
 /// Starts a proxy with two workers, both front ends, and room for all keys.
 fn roomy() -> (RedisServer, Proxy) {
     let redis = RedisServer::start();
-    let proxy =
-        Proxy::start(&resp_config(&redis.url(), "cache.ttl = \"1h\"\ncache.capacity = 1000000"));
+    let proxy = Proxy::start(&resp_config(
+        &redis.url(),
+        "cache.ttl = \"1h\"\ncache.capacity = 1000000\ncache.max_memory = \"600MiB\"",
+    ));
     await_ready(&proxy);
     (redis, proxy)
 }

@@ -22,7 +22,7 @@ use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
 const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass"];
-const CAUSES: [&str; 5] = ["capacity", "expired", "invalidated", "flushed", "resized"];
+const CAUSES: [&str; 6] = ["capacity", "expired", "invalidated", "flushed", "resized", "memory"];
 
 /// Asserts the value of `redis_proxy_{series}`.
 #[track_caller]

@@ -32,6 +32,11 @@ impl FrequencySketch {
         }
     }
 
+    /// Returns the bytes of the counters.
+    pub(super) fn memory(&self) -> usize {
+        size_of_val(&*self.words)
+    }
+
     /// Counts one access to a key with this hash.
     pub(super) fn increment(&mut self, hash: u64) {
         for seed in SEEDS {

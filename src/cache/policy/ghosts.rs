@@ -16,6 +16,11 @@ impl Ghosts {
         Self(vec![[0; WAYS]; hashes.div_ceil(WAYS).max(1)].into())
     }
 
+    /// Returns the bytes of the tags.
+    pub(super) fn memory(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+
     pub(super) fn insert(&mut self, hash: u64) {
         let (bucket, tag) = self.place(hash);
         bucket.rotate_right(1);

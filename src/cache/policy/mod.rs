@@ -17,6 +17,8 @@ pub(super) const CAPACITY_MAX: usize = segments::NODES_MAX;
 
 /// Adaptive windowed `TinyLFU`: the rules of `window_tiny_lfu`, divided as `trials` finds best.
 pub(super) struct AdaptiveTinyLfu {
+    /// The keys that sketch and trials are made for.
+    capacity: usize,
     sketch: FrequencySketch,
     trials: Trials,
     cache: WindowTinyLfu,
@@ -26,6 +28,7 @@ impl AdaptiveTinyLfu {
     pub(super) fn with_capacity(capacity: usize) -> Self {
         let trials = Trials::with_capacity(capacity);
         Self {
+            capacity,
             sketch: FrequencySketch::with_capacity(capacity),
             cache: WindowTinyLfu::new(capacity, trials.selected()),
             trials,
@@ -51,14 +54,34 @@ impl AdaptiveTinyLfu {
         }
     }
 
-    /// Returns the node to evict after an insertion, if there are too many.
-    pub(super) fn victim(&mut self, nodes: &mut Segments) -> Option<LruIndex> {
-        self.cache.victim(nodes, &self.sketch)
+    /// Returns the node to evict after an insertion, if there are more than `max`.
+    pub(super) fn victim(&mut self, nodes: &mut Segments, max: usize) -> Option<LruIndex> {
+        if nodes.len() > max {
+            self.fit(max);
+        }
+        self.cache.victim(nodes, &self.sketch, max)
     }
 
-    /// Returns a node to evict if there are too many, whatever was inserted last.
-    pub(super) fn surplus(&self, nodes: &Segments) -> Option<LruIndex> {
-        self.cache.surplus(nodes)
+    /// Returns a node to evict if there are more than `max`, whatever was inserted last.
+    pub(super) fn surplus(&self, nodes: &Segments, max: usize) -> Option<LruIndex> {
+        self.cache.surplus(nodes, max)
+    }
+
+    /// Fits the policy to the keys that the cache has room for. Where memory limits them, their
+    /// number depends on the values. A policy made for twice or half as many begins anew, because
+    /// its sketch would forget too late or too early.
+    fn fit(&mut self, capacity: usize) {
+        let is_near = (self.capacity / 2..=self.capacity.saturating_mul(2)).contains(&capacity);
+        if is_near {
+            self.cache.resize(capacity);
+        } else {
+            *self = Self::with_capacity(capacity);
+        }
+    }
+
+    /// Returns the bytes beside the nodes.
+    pub(super) fn memory(&self) -> usize {
+        self.sketch.memory() + self.cache.memory() + self.trials.memory()
     }
 }
 
@@ -72,13 +95,14 @@ mod tests {
     struct Keys {
         policy: AdaptiveTinyLfu,
         nodes: Segments,
+        capacity: usize,
         stored: HashMap<u64, LruIndex>,
     }
 
     impl Keys {
         fn with_capacity(capacity: usize) -> Self {
             let policy = AdaptiveTinyLfu::with_capacity(capacity);
-            Self { policy, nodes: Segments::new(), stored: HashMap::new() }
+            Self { policy, nodes: Segments::new(), capacity, stored: HashMap::new() }
         }
 
         /// Reads a key. Returns whether it was there.
@@ -89,7 +113,7 @@ mod tests {
                 return true;
             }
             self.stored.insert(hash, self.policy.add(&mut self.nodes, hash));
-            if let Some(victim) = self.policy.victim(&mut self.nodes) {
+            if let Some(victim) = self.policy.victim(&mut self.nodes, self.capacity) {
                 self.stored.remove(&self.nodes.linked_hash(victim).unwrap());
                 self.nodes.begin_evict(victim);
                 self.nodes.release(victim);

@@ -96,6 +96,11 @@ impl Segments {
         Self { nodes: Vec::new(), ends: [EMPTY; Segment::ALL.len()], free: NOT_LINKED }
     }
 
+    /// Returns the bytes of all nodes.
+    pub(crate) fn memory(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>()
+    }
+
     /// Returns the number of linked nodes.
     pub(crate) fn len(&self) -> usize {
         self.ends.iter().map(|ends| ends.len).sum()

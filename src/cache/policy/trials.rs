@@ -1,8 +1,8 @@
 //! Trials: small caches that try the divisions of `window_tiny_lfu` on a sample of the keys.
 //!
 //! No single division is best for every load: loops and scans want a small window, and a working
-//! set that moves wants plain LRU. Each trial is a cache of up to 1,023 keys, without values, with a
-//! division of its own. It sees a sample of the keys that is smaller in the same ratio as it is
+//! set that moves wants plain LRU. Each trial is a cache of up to 1,023 keys, without values, with
+//! a division of its own. It sees a sample of the keys that is smaller in the same ratio as it is
 //! itself, so its share of hits estimates that of the whole cache. The division whose trial had the
 //! most hits lately is used.
 
@@ -24,6 +24,8 @@ const DIVISIONS: [Division; 4] = [
 const FIRST: usize = 1;
 /// A trial has fewer keys than this.
 const KEYS_MAX: usize = 1024;
+/// The bytes of a key in a trial: its node, its place in the map, and half a ghost.
+const TRIAL_KEY: usize = 56;
 /// The worth of one hit in a score.
 const HIT: u64 = 1 << 16;
 /// Each round a score loses this part, so that hits of long ago fade.
@@ -31,6 +33,7 @@ const FADE: u64 = 100;
 
 /// One small cache.
 struct Trial {
+    capacity: usize,
     /// The node of each hash.
     keys: HashMap<u64, LruIndex, ahash::RandomState>,
     nodes: Segments,
@@ -40,14 +43,14 @@ struct Trial {
 
 impl Trial {
     fn read(&mut self, hash: u64, sketch: &FrequencySketch) {
-        let Self { keys, nodes, cache, score } = self;
+        let Self { capacity, keys, nodes, cache, score } = self;
         if let Some(index) = keys.get(&hash) {
             *score += HIT;
             cache.record_read(nodes, *index);
             return;
         }
         keys.insert(hash, cache.add(nodes, hash));
-        if let Some(victim) = cache.victim(nodes, sketch) {
+        if let Some(victim) = cache.victim(nodes, sketch, *capacity) {
             keys.remove(&nodes.hash(victim));
             nodes.begin_evict(victim);
             nodes.release(victim);
@@ -75,6 +78,7 @@ impl Trials {
         }
         let round = (capacity / 10).max(10);
         let trial = |division| Trial {
+            capacity: capacity >> halvings,
             keys: HashMap::default(),
             nodes: Segments::new(),
             cache: WindowTinyLfu::new(capacity >> halvings, division),
@@ -82,6 +86,11 @@ impl Trials {
         };
         let sample = ((1_u64 << halvings) - 1) << (64 - halvings.max(1));
         Self { all: DIVISIONS.map(trial), selected: FIRST, sample, left: round, round }
+    }
+
+    /// Returns the bytes of full trials.
+    pub(super) fn memory(&self) -> usize {
+        self.all.iter().map(|trial| trial.capacity * TRIAL_KEY).sum()
     }
 
     pub(super) fn selected(&self) -> Division {

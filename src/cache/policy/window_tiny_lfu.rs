@@ -44,6 +44,20 @@ impl WindowTinyLfu {
         divided
     }
 
+    /// Changes the number of keys that the division refers to. No node moves until the next
+    /// insertions and reads.
+    pub(super) fn resize(&mut self, capacity: usize) {
+        if self.capacity != capacity {
+            self.capacity = capacity;
+            self.divide(self.division);
+        }
+    }
+
+    /// Returns the bytes of the ghosts.
+    pub(super) fn memory(&self) -> usize {
+        self.ghosts.memory()
+    }
+
     /// Changes the division. No node moves until the next insertions and reads.
     pub(super) fn divide(&mut self, division: Division) {
         self.division = division;
@@ -81,14 +95,15 @@ impl WindowTinyLfu {
         nodes.add(if returns { Segment::Probation } else { Segment::Window }, hash)
     }
 
-    /// Moves keys out of an oversized window. Returns the node to evict if there are too many. The
-    /// caller takes it away.
+    /// Moves keys out of an oversized window. Returns the node to evict if there are more than
+    /// `max`. The caller takes it away.
     pub(super) fn victim(
         &mut self,
         nodes: &mut Segments,
         sketch: &FrequencySketch,
+        max: usize,
     ) -> Option<LruIndex> {
-        let is_full = nodes.len() > self.capacity;
+        let is_full = nodes.len() > max;
         for _ in 0..MOVES_MAX {
             let surplus = nodes.len_of(Segment::Window).saturating_sub(self.window);
             let Some(candidate) = nodes.oldest(Segment::Window).filter(|_| surplus > 0) else {
@@ -100,7 +115,7 @@ impl WindowTinyLfu {
             }
             nodes.move_to(Segment::Probation, candidate);
         }
-        let victim = self.surplus(nodes)?;
+        let victim = self.surplus(nodes, max)?;
         Some(self.remember(victim, nodes))
     }
 
@@ -124,9 +139,9 @@ impl WindowTinyLfu {
         victim
     }
 
-    /// Returns a node to evict if there are too many, without a contest.
-    pub(super) fn surplus(&self, nodes: &Segments) -> Option<LruIndex> {
-        if nodes.len() <= self.capacity {
+    /// Returns a node to evict if there are more than `max`, without a contest.
+    pub(super) fn surplus(&self, nodes: &Segments, max: usize) -> Option<LruIndex> {
+        if nodes.len() <= max {
             return None;
         }
         let window_first = nodes.len_of(Segment::Window) > self.window + MOVES_MAX;
@@ -260,15 +275,17 @@ mod tests {
                     cache.record_read(&mut nodes, index);
                 } else {
                     cache.add(&mut nodes, hash);
-                    if let Some(victim) = cache.victim(&mut nodes, &sketch) {
+                    if let Some(victim) = cache.victim(&mut nodes, &sketch, capacity) {
                         nodes.begin_evict(victim);
                         nodes.release(victim);
                     }
                 }
                 let window: Vec<_> = model.window.iter().map(|(hash, _)| *hash).collect();
                 prop_assert_eq!(hashes(&nodes, Segment::Window), window);
-                prop_assert_eq!(hashes(&nodes, Segment::Probation), Vec::from(model.probation.clone()));
-                prop_assert_eq!(hashes(&nodes, Segment::Protected), Vec::from(model.protected.clone()));
+                let probation = Vec::from(model.probation.clone());
+                prop_assert_eq!(hashes(&nodes, Segment::Probation), probation);
+                let protected = Vec::from(model.protected.clone());
+                prop_assert_eq!(hashes(&nodes, Segment::Protected), protected);
                 prop_assert!(nodes.len() <= capacity);
             }
         }
@@ -282,7 +299,8 @@ mod tests {
             let divisions = [1, 10, 50, 100]
                 .map(|window| Division { window, uses_ghosts: window % 20 != 0 });
             let mut sketch = FrequencySketch::with_capacity(CAPACITY);
-            let (mut nodes, mut cache) = (Segments::new(), WindowTinyLfu::new(CAPACITY, divisions[1]));
+            let mut nodes = Segments::new();
+            let mut cache = WindowTinyLfu::new(CAPACITY, divisions[1]);
             let mut stored: std::collections::HashMap<u64, LruIndex> = [].into();
             for (key, step) in steps {
                 let hash = spread(key);
@@ -297,7 +315,7 @@ mod tests {
                     (_, Some(index)) => cache.record_read(&mut nodes, index),
                     (_, None) => {
                         stored.insert(hash, cache.add(&mut nodes, hash));
-                        if let Some(victim) = cache.victim(&mut nodes, &sketch) {
+                        if let Some(victim) = cache.victim(&mut nodes, &sketch, CAPACITY) {
                             stored.remove(&nodes.hash(victim));
                             nodes.begin_evict(victim);
                             nodes.release(victim);

@@ -14,11 +14,13 @@ use std::sync::OnceLock;
 
 use super::super::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 
-/// The number of counters. A change ends the replies of another key with a probability of one in
+/// The most counters. A change ends the replies of another key with a probability of one in
 /// this number. So at 50,000 changes a second, a reply that is read ten times a second loses one
 /// hit in 200. The model checker uses few, because it would have to
 /// create all of them for each order of steps.
-const COUNTERS: usize = if cfg!(feature = "shuttle") { 4 } else { 1 << 20 };
+const MOST: usize = if cfg!(feature = "shuttle") { 4 } else { 1 << 20 };
+/// The counters take this part of the memory for replies at most.
+const PART: usize = 8;
 
 /// A counter and its number at some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub(super) struct Counters {
     /// that has no reply to end. Every push that concerns a noted fetch arrives after that fetch
     /// was sent, and so after this was set.
     counts: OnceLock<Box<[AtomicU64]>>,
+    /// Their number, a power of two.
+    number: usize,
     /// Seeded at random. Otherwise a client could choose keys that share a counter with others.
     hasher: ahash::RandomState,
 }
@@ -49,8 +53,12 @@ fn hasher() -> ahash::RandomState {
 }
 
 impl Counters {
-    pub(super) fn new() -> Self {
-        Self { counts: OnceLock::new(), hasher: hasher() }
+    /// Creates the counters for replies that may take this many bytes.
+    pub(super) fn for_memory(bytes: usize) -> Self {
+        let number = (bytes / PART / size_of::<AtomicU64>()).clamp(1, MOST);
+        // The greatest power of two that is not above it.
+        let number = 1 << number.ilog2();
+        Self { counts: OnceLock::new(), number, hasher: hasher() }
     }
 
     /// Counts a change of `key`.
@@ -62,9 +70,10 @@ impl Counters {
 
     /// Returns the counter of `key` and its number now.
     pub(super) fn note(&self, key: &[u8]) -> Count {
-        let counts = self.counts.get_or_init(|| (0..COUNTERS).map(|_| AtomicU64::new(0)).collect());
+        let counts =
+            self.counts.get_or_init(|| (0..self.number).map(|_| AtomicU64::new(0)).collect());
         let index = self.index(key);
-        // The remainder of a division by COUNTERS always fits.
+        // An index below MOST always fits.
         Count { index: u32::try_from(index).unwrap_or(0), count: counts[index].load(Acquire) }
     }
 
@@ -75,13 +84,18 @@ impl Counters {
         counts.is_some_and(|counts| counts[noted.index as usize].load(Acquire) == noted.count)
     }
 
+    /// Returns the size of the counters once a note was taken, in bytes.
+    pub(super) fn size_in_use(&self) -> usize {
+        self.number * size_of::<AtomicU64>()
+    }
+
     /// Returns the size of the counters, in bytes.
     pub(super) fn size(&self) -> usize {
         self.counts.get().map_or(0, |counts| size_of_val(&**counts))
     }
 
     fn index(&self, key: &[u8]) -> usize {
-        usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) % COUNTERS
+        usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) & (self.number - 1)
     }
 }
 
@@ -92,7 +106,7 @@ mod tests {
 
     #[test]
     fn change_ends_what_was_noted_before_it() {
-        let counters = Counters::new();
+        let counters = Counters::for_memory(64 << 20);
         let noted = counters.note(b"key");
         assert!(counters.is_current(noted));
         counters.add(b"key");
@@ -102,7 +116,7 @@ mod tests {
 
     #[test]
     fn keys_rarely_share_a_counter() {
-        let counters = Counters::new();
+        let counters = Counters::for_memory(64 << 20);
         let noted = counters.note(b"key");
         (0..1000).for_each(|other: u32| counters.add(&other.to_ne_bytes()));
         assert!(counters.is_current(noted), "1,000 of 1,048,576 counters changed");
@@ -110,7 +124,7 @@ mod tests {
 
     #[test]
     fn unused_counters_take_no_memory() {
-        let counters = Counters::new();
+        let counters = Counters::for_memory(64 << 20);
         counters.add(b"key");
         assert_eq!(counters.size(), 0);
         counters.note(b"key");

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::super::block_size::block_size;
 use super::super::ttl::{Ttls, as_nanos};
 use super::counters::{Count, Counters};
 use crate::key::Key;
 use crate::protocol::ReplyFrame;
 
-/// The memory that a key takes besides its bytes, in bytes.
-const KEY_OVERHEAD: usize = 40;
+const WORD: usize = size_of::<usize>();
+/// The counters of an `Arc`, in bytes.
+const COUNTS: usize = 2 * WORD;
+/// The block in which the handles to the frame count themselves, in bytes.
+const SHARED: usize = 32;
 
 /// The state before a fetch was sent: the generation, and the change counters of all its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,11 +60,11 @@ impl Note {
         }
     }
 
-    /// Returns the size in bytes of what it allocates.
-    fn size(&self) -> usize {
+    /// Returns the bytes of what it allocates.
+    fn footprint(&self) -> usize {
         match &self.counts {
             Counts::One(_) => 0,
-            Counts::Many(counts) => size_of_val(&**counts),
+            Counts::Many(counts) => block_size(COUNTS + size_of_val(&**counts), WORD),
         }
     }
 }
@@ -122,10 +126,15 @@ impl Reply {
         (self.expires_after != u64::MAX).then(|| total.saturating_sub(age))
     }
 
-    /// Returns the size of its allocations, in bytes, without [`OVERHEAD`](super::store).
-    pub(super) fn size(&self) -> usize {
-        let keys = self.of.keys.iter().map(|key| key.len() + KEY_OVERHEAD);
-        self.frame.bytes().len() + self.note.size() + keys.sum::<usize>()
+    /// Returns the bytes of all its allocations.
+    pub(super) fn footprint(&self) -> usize {
+        let keys = &self.of.keys;
+        block_size(COUNTS + size_of::<Self>(), WORD)
+            + block_size(self.frame.bytes().len(), 1)
+            + SHARED
+            + self.note.footprint()
+            + block_size(COUNTS + size_of_val(&**keys), WORD)
+            + keys.iter().map(|key| key.footprint(block_size)).sum::<usize>()
     }
 
     /// Returns the time from the request to `now`, in nanoseconds.

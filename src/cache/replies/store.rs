@@ -10,16 +10,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, Weighter};
 
+use super::super::block_size::block_size;
+use super::super::budget::Budget;
 use super::super::settings::Settings;
 use super::super::sync::{Mutex, lock, preemption_point};
-use super::super::types::{EvictionCause, EvictionCounters};
+use super::super::types::{EvictionCause, EvictionCounters, MemoryStatistics};
 use super::counters::Counters;
 use super::reply::Reply;
 use crate::key::Key;
 
-/// The memory that a kept reply takes besides its command and its frame, in bytes: the allocations
-/// of its key, reply and note, and its place in the store.
-const OVERHEAD: usize = 410;
+/// The memory that a kept reply takes in the tables of the store, in bytes.
+const PLACE: usize = 112;
 /// The mean size of a reply that the store is made for, in bytes. It is only a hint.
 const TYPICAL_SIZE: usize = 1 << 10;
 /// The most commands that are remembered because their replies were too large.
@@ -28,8 +29,7 @@ const MAX_OVERSIZED: usize = 1024;
 /// The replies of all primaries, and what they share.
 pub struct ReplyStore {
     replies: Cache<Key, Arc<Reply>, Weight, ahash::RandomState, CountEvictions>,
-    /// The bound in bytes; 0: no reply is kept.
-    max_memory: AtomicUsize,
+    budget: Arc<Budget>,
     max_hash_fields: AtomicUsize,
     pub(super) counters: Counters,
     next_generation: AtomicU64,
@@ -44,7 +44,7 @@ struct Weight;
 
 impl Weighter<Key, Arc<Reply>> for Weight {
     fn weight(&self, command: &Key, reply: &Arc<Reply>) -> u64 {
-        (command.len() + reply.size() + OVERHEAD) as u64
+        (command.footprint(block_size) + reply.footprint() + PLACE) as u64
     }
 }
 
@@ -62,20 +62,22 @@ impl Lifecycle<Key, Arc<Reply>> for CountEvictions {
 impl ReplyStore {
     /// Creates an empty store.
     pub fn new(settings: &Settings) -> Arc<Self> {
-        let max_memory = settings.max_reply_memory.0;
+        let budget = Budget::new(settings);
+        let max_memory = budget.max_replies();
+        let counters = Counters::for_memory(max_memory);
         let evictions = Arc::new(EvictionCounters::default());
         let replies = Cache::with(
             max_memory / TYPICAL_SIZE,
-            max_memory as u64,
+            max_memory.saturating_sub(counters.size_in_use()) as u64,
             Weight,
             ahash::RandomState::new(),
             CountEvictions(Arc::clone(&evictions)),
         );
         Arc::new(Self {
             replies,
-            max_memory: AtomicUsize::new(max_memory),
+            budget,
             max_hash_fields: AtomicUsize::new(settings.hash_fields),
-            counters: Counters::new(),
+            counters,
             next_generation: AtomicU64::new(0),
             evictions,
             oversized: Mutex::default(),
@@ -86,7 +88,7 @@ impl ReplyStore {
     /// Whether replies are kept at all.
     #[inline]
     pub(in super::super) fn is_enabled(&self) -> bool {
-        self.max_memory.load(Relaxed) > 0
+        self.budget.max_replies() > 0
     }
 
     /// The most fields or members of a kept hash or set from which other replies are derived.
@@ -98,10 +100,33 @@ impl ReplyStore {
     /// Applies settings. Replies beyond a smaller bound are evicted at once.
     pub fn apply(&self, settings: &Settings) {
         self.max_hash_fields.store(settings.hash_fields, Relaxed);
-        let bytes = settings.max_reply_memory.0;
-        if self.max_memory.swap(bytes, Relaxed) != bytes {
-            self.replies.set_capacity(bytes as u64);
+        let before = self.budget.max_replies();
+        self.budget.apply(settings);
+        let bytes = self.budget.max_replies();
+        if bytes != before {
+            let counters = self.counters.size_in_use();
+            self.replies.set_capacity(bytes.saturating_sub(counters) as u64);
+            self.count();
         }
+    }
+
+    /// Returns what everything that is kept takes, and the bound.
+    pub fn memory(&self) -> MemoryStatistics {
+        MemoryStatistics {
+            bytes: self.budget.memory(),
+            max: self.budget.max() as u64,
+            too_large: self.budget.too_large(),
+        }
+    }
+
+    /// Returns the bound on the memory of all caches that share this store.
+    pub(in super::super) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Counts the replies and their counters against the bound on memory.
+    fn count(&self) {
+        self.budget.set_replies(self.size().1);
     }
 
     /// Returns a generation that no other has.
@@ -130,6 +155,7 @@ impl ReplyStore {
     pub(super) fn insert(&self, command: Key, reply: Arc<Reply>) {
         preemption_point();
         self.replies.insert(command, reply);
+        self.count();
     }
 
     /// Removes the reply to `command` if it is this one.
@@ -137,6 +163,7 @@ impl ReplyStore {
         preemption_point();
         let removed = self.replies.remove_if(command, |kept| Arc::ptr_eq(kept, reply));
         self.evictions.add(cause, removed.is_some().into());
+        self.count();
     }
 
     /// Removes the replies of a generation that has ended. Takes time in proportion to the number
@@ -149,6 +176,7 @@ impl ReplyStore {
             !has_ended
         });
         self.evictions.add(EvictionCause::Flushed, removed.into_inner());
+        self.count();
     }
 
     /// Returns the number of replies, and the bytes that they and the counters take.

@@ -409,7 +409,7 @@ impl World {
     }
 }
 
-fn entry(version: u64, sent: u64, expires_in: Option<Duration>) -> Arc<Entry> {
+fn entry(version: u64, sent: u64, expires_in: Option<Duration>) -> Entry {
     Entry::new(&Key::from(KEY), Some(Bytes::from(version.to_be_bytes().to_vec())), sent, expires_in)
 }
 
