@@ -190,7 +190,7 @@ impl FetchKeys {
 
 impl CachedReply {
     /// The reply to a read at `now`, from the reply that Redis sent. `unit` is that of a time that
-    /// ages. A negative reply to such a read does not age: there is no key, or no end.
+    /// ages.
     #[inline]
     pub(super) fn kept(
         reply: Arc<Reply>,
@@ -198,7 +198,10 @@ impl CachedReply {
         unit: Option<TimeUnit>,
         now: Instant,
     ) -> Self {
-        match unit.and_then(|unit| Some(unit.reply(reply.remaining(now)?))) {
+        let aged = |unit: TimeUnit| {
+            unit.aged(reply.frame().bytes(), reply.remaining(now), reply.age_at(now))
+        };
+        match unit.and_then(aged) {
             Some(frame) => Self::Derived(Box::new(frame), kind),
             None => Self::Kept(reply, kind),
         }

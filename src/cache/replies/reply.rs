@@ -121,9 +121,13 @@ impl Reply {
 
     /// Returns the time until the first of its keys or fields expires in Redis. `None`: none does.
     pub fn remaining(&self, now: Instant) -> Option<Duration> {
-        let age = now.saturating_duration_since(self.of.requested_at);
         let total = Duration::from_nanos(self.expires_after);
-        (self.expires_after != u64::MAX).then(|| total.saturating_sub(age))
+        (self.expires_after != u64::MAX).then(|| total.saturating_sub(self.age_at(now)))
+    }
+
+    /// Returns the time from the request to `now`.
+    pub fn age_at(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.of.requested_at)
     }
 
     /// Returns the bytes of all its allocations.
