@@ -1,10 +1,10 @@
 //! The REST front end: commands over HTTP, by Upstash's contract.
 //!
-//! Model: a request is decoded to commands ([`request`]). Each is judged by its kind and by the
-//! rights of the request's token ([`rights`]). Those that may run do so on a client in this process
+//! Model: a request is decoded to commands (`request`). Each is judged by its kind and by the
+//! rights of the request's token (`rights`). Those that may run do so on a client in this process
 //! ([`LocalClients`](crate::resp::LocalClients)), where each goes through the same decision as a
 //! Redis client's. So a read that memory can answer touches no socket of Redis, and everything else
-//! of the request goes out as one pipeline. The replies are encoded as JSON ([`response`]).
+//! of the request goes out as one pipeline. The replies are encoded as JSON (`response`).
 //!
 //! The rules that must not be broken:
 //! - A request runs nothing before its token is known (invariant A3). The token comes from the

@@ -13,7 +13,7 @@ use super::types::ByteSize;
 /// available memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemorySize {
-    /// The smaller of [`AUTO_MAX`] and [`AUTO_PERCENT`].
+    /// The smaller of 256 MiB and 25 % of the memory.
     Auto,
     /// A number of bytes.
     Bytes(ByteSize),
