@@ -31,6 +31,7 @@ let
   secrets = lib.filter (secret: secret.file != null) [
     (secret "http" "tokensFile" "tokens_file")
     (secret "http" "tlsKeyFile" "tls_key_file")
+    (secret "rest" "tokensFile" "tokens_file")
     (secret "resp" "passwordFile" "password_file")
     (secret "resp" "tlsKeyFile" "tls_key_file")
     (secret "redis" "passwordFile" "password_file")
@@ -203,6 +204,12 @@ in
               which {option}`services.redis-proxy.http.tokensFile` does not require.
             '';
           };
+          rest = section "Commands by the REST contract of Upstash, on the HTTP listener." {
+            tokens_file = secretFile ''
+              The bearer tokens with their rights, outside of the Nix store. The daemon must be able to read the file,
+              which {option}`services.redis-proxy.rest.tokensFile` does not require.
+            '';
+          };
           resp = section "The listener for Redis clients." {
             listen = lib.mkOption {
               type = types.str;
@@ -317,6 +324,10 @@ in
     http = {
       tokensFile = credentialFile "A file with the bearer tokens for reads over HTTP, one a line.";
       tlsKeyFile = credentialFile "A file with the private key (PEM) of `settings.http.tls_cert_file`.";
+    };
+
+    rest = {
+      tokensFile = credentialFile "A file with the bearer tokens of `settings.rest.path`, one a line, each with its rights.";
     };
 
     resp = {
