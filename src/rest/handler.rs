@@ -224,12 +224,7 @@ impl Rest {
         format: Format,
     ) -> Result<Response<Body>, Rejection> {
         let mut run = self.run();
-        for command in commands.iter() {
-            if let Some(refusal) = self.refusal(rights, command).await? {
-                return Err(self.rejection(&refusal));
-            }
-            self.add(&mut run, command);
-        }
+        self.add_all(&mut run, rights, commands).await?;
         run.send();
         let mut writer = Writer::single(format);
         writer.add(&run.reply().await?).map_err(RunError::from)?;
@@ -291,12 +286,7 @@ impl Rest {
         }
         let mut run = self.run();
         self.add_line(&mut run, b"MULTI", b"*1\r\n$5\r\nMULTI\r\n");
-        for command in commands.iter() {
-            if let Some(refusal) = self.refusal(rights, command).await? {
-                return Err(self.rejection(&refusal));
-            }
-            self.add(&mut run, command);
-        }
+        self.add_all(&mut run, rights, commands).await?;
         self.add_line(&mut run, b"EXEC", b"*1\r\n$4\r\nEXEC\r\n");
         run.send();
         let mut refused = None;
@@ -323,6 +313,22 @@ impl Rest {
 
     fn run(&self) -> Run {
         Run::new(self.0.clients.client(None), self.0.settings.max_response.0)
+    }
+
+    /// Adds commands that run all or not at all: the first refused one rejects the request.
+    async fn add_all(
+        &self,
+        run: &mut Run,
+        rights: &TokenRights,
+        commands: &Commands,
+    ) -> Result<(), Rejection> {
+        for command in commands.iter() {
+            if let Some(refusal) = self.refusal(rights, command).await? {
+                return Err(self.rejection(&refusal));
+            }
+            self.add(run, command);
+        }
+        Ok(())
     }
 
     fn add(&self, run: &mut Run, command: Words<'_>) {

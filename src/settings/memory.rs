@@ -2,6 +2,7 @@
 //! group, if it has a limit, or of the machine.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::de::{Error, Unexpected, Visitor};
@@ -77,12 +78,10 @@ impl Visitor<'_> for MemorySizeVisitor {
         if text == AUTO {
             return Ok(MemorySize::Auto);
         }
-        let size = match text.strip_suffix('%') {
-            Some(percent) => {
-                let percent = percent.trim_end().parse().ok();
-                percent.filter(|percent| (1..=100).contains(percent)).map(MemorySize::Percent)
-            }
-            None => ByteSize::parse(text).map(MemorySize::Bytes),
+        let size = if text.ends_with('%') {
+            hundredths(text, 1..=100).map(MemorySize::Percent)
+        } else {
+            ByteSize::parse(text).map(MemorySize::Bytes)
         };
         size.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
@@ -96,6 +95,12 @@ impl Visitor<'_> for MemorySizeVisitor {
         let size = usize::try_from(bytes).map(|bytes| MemorySize::Bytes(ByteSize(bytes)));
         size.map_err(|_| E::invalid_value(Unexpected::Unsigned(bytes), &self))
     }
+}
+
+/// Returns the number in a text such as `"25%"`, if it is in `range`.
+fn hundredths(text: &str, range: RangeInclusive<u8>) -> Option<u8> {
+    let percent = text.strip_suffix('%')?.trim_end().parse().ok()?;
+    range.contains(&percent).then_some(percent)
 }
 
 /// A part of a whole in hundredths, written `"25%"`.
@@ -130,8 +135,7 @@ impl Visitor<'_> for PercentVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Percent, E> {
-        let percent = text.strip_suffix('%').and_then(|percent| percent.trim_end().parse().ok());
-        let percent = percent.filter(|percent| *percent <= 90).map(Percent);
+        let percent = hundredths(text, 0..=90).map(Percent);
         percent.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 }
