@@ -548,8 +548,8 @@ mod tests {
         }
     }
 
-    /// Returns the bytes that the store takes, added up anew.
-    fn counted_anew(store: &Store) -> usize {
+    /// Returns the bytes that the store takes: the sum over all its entries.
+    fn counted_again(store: &Store) -> usize {
         let tables: usize = store
             .tables
             .iter()
@@ -568,7 +568,7 @@ mod tests {
         let store = Store::new(20, Policy::Lru, &budget, &Arc::default());
         for number in 0..5_000 {
             step(&store, number * 31);
-            assert_eq!(store.memory(), counted_anew(&store) as u64, "after {number}");
+            assert_eq!(store.memory(), counted_again(&store) as u64, "after {number}");
             assert_eq!(budget.memory(), store.memory());
         }
         drop(store);
@@ -620,7 +620,7 @@ mod tests {
                 }
                 let entries: usize =
                     store.collect_where(|_| true).iter().map(Entry::footprint).sum();
-                let others = counted_anew(&store) - entries;
+                let others = counted_again(&store) - entries;
                 while model.iter().map(|(_, bytes)| bytes).sum::<usize>() + others > BOUND {
                     model.remove(0);
                 }
@@ -652,8 +652,8 @@ mod tests {
                     _ => _ = store.insert(sized(number, length)),
                 }
                 let sum = stores.iter().map(|store| store.memory()).sum::<u64>();
-                let anew: usize = stores.iter().map(|store| counted_anew(store)).sum();
-                prop_assert_eq!(sum, anew as u64);
+                let again: usize = stores.iter().map(|store| counted_again(store)).sum();
+                prop_assert_eq!(sum, again as u64);
                 prop_assert!(budget.memory() <= BOUND as u64, "{} bytes", budget.memory());
             }
         }

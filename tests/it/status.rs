@@ -1,7 +1,7 @@
 //! The status page.
 //!
 //! Promise: it shows the same counts as `/metrics`, needs nothing from elsewhere, and is served
-//! where `/metrics` is.
+//! beside `/metrics`.
 
 #![expect(
     clippy::expect_used,

@@ -68,7 +68,7 @@ impl AdaptiveTinyLfu {
     }
 
     /// Fits the policy to the keys that the cache has room for. Where memory limits them, their
-    /// number depends on the values. A policy made for twice or half as many begins anew, because
+    /// number depends on the values. A policy made for twice or half as many starts empty, because
     /// its sketch would forget too late or too early.
     fn fit(&mut self, capacity: usize) {
         let is_near = (self.capacity / 2..=self.capacity.saturating_mul(2)).contains(&capacity);

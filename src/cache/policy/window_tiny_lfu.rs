@@ -6,15 +6,15 @@
 //! protects a key; protected keys are at most four fifths of what is outside the window. A key that
 //! returns soon after its eviction enters probation at once.
 //!
-//! How large the window is, and whether ghosts count, is a [`Division`]. None is best for every
-//! load: `trials` selects one.
+//! How large the window is, and whether ghosts count, is a [`Division`]. No division is best for
+//! every load: `trials` selects one.
 
 use super::super::entry::LruIndex;
 use super::frequency_sketch::FrequencySketch;
 use super::ghosts::Ghosts;
 use super::segments::{Segment, Segments};
 
-/// How a cache is divided.
+/// The sizes of the segments of a cache, and the use of ghosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Division {
     /// The window, in hundredths of the capacity.
