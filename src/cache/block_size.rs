@@ -17,6 +17,7 @@ const LARGEST_ALIGNED: usize = 4 << 10;
 const MIN_ALIGNMENT: usize = 16;
 
 /// Returns the size of the block for an allocation, in bytes; 0 for no allocation.
+#[inline]
 pub(super) fn block_size(size: usize, alignment: usize) -> usize {
     if size == 0 {
         return 0;
@@ -27,14 +28,16 @@ pub(super) fn block_size(size: usize, alignment: usize) -> usize {
 }
 
 /// Returns the size of the smallest block that has this many bytes.
+#[inline]
 fn class(size: usize) -> usize {
     match size {
         0..=8 => 8,
         9..=64 => size.next_multiple_of(MIN_ALIGNMENT),
         65..=LARGEST_SHARED => {
             // Four sizes from one power of two to the next.
-            let step = 1 << (usize::BITS - 1 - (size - 1).leading_zeros()) >> 2;
-            size.next_multiple_of(step)
+            let step: usize = 1 << (usize::BITS - 1 - (size - 1).leading_zeros()) >> 2;
+            // The next multiple of a power of two, without a division.
+            (size + step - 1) & !(step - 1)
         }
         // One page more for the description of the block.
         _ => size.next_multiple_of(PAGE) + PAGE,

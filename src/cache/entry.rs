@@ -11,7 +11,6 @@
 //! value of 100 bytes takes a block of 160 bytes. The allocator takes 7 bytes more than requested
 //! to align an entry, so one of 153 bytes would take 192.
 
-use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::time::Duration;
@@ -122,19 +121,65 @@ const HEAD: usize = 2 * WORD + size_of::<Head>();
 const WORD: usize = size_of::<usize>();
 /// The block in which the handles to a value count themselves.
 const SHARED: usize = 32;
-/// The bytes in front of key and value: the length of the key, with the flags below in its other
-/// bits; and the upper part of the time of the request, which lasts for eight years.
-const PREFIX: usize = 4;
+/// The first bytes of an entry's data, in front of key and value: the length of the key, with the
+/// flags below in its other bits; and above them the upper part of the time of the request, which
+/// lasts for eight years.
+#[derive(Clone, Copy)]
+struct Prefix(u32);
+
+const PREFIX: usize = size_of::<Prefix>();
 /// There is no value.
-const NEGATIVE: u16 = 1 << 15;
+const NEGATIVE: u32 = 1 << 15;
 /// Key and value are in the annex.
-const LARGE: u16 = 1 << 14;
-/// Behind the prefix is the key's own time to live in Redis, from the request on, in whole
+const LARGE: u32 = 1 << 14;
+/// At the end of the data is the key's own time to live in Redis, from the request on, in whole
 /// milliseconds.
-const EXPIRES: u16 = 1 << 13;
-const KEY_LENGTH: u16 = EXPIRES - 1;
+const EXPIRES: u32 = 1 << 13;
+const KEY_LENGTH: u32 = EXPIRES - 1;
 /// The bytes of that time to live. A time of more than 49 days counts as 49.
 const EXPIRY: usize = size_of::<u32>();
+/// The place of the time of the request in a prefix.
+const TIME_SHIFT: u32 = 16;
+
+impl Prefix {
+    #[inline]
+    fn has(self, flags: u32) -> bool {
+        self.0 & flags != 0
+    }
+
+    /// Returns the length of the key of an entry that is not large.
+    #[inline]
+    fn key_length(self) -> usize {
+        (self.0 & KEY_LENGTH) as usize
+    }
+
+    /// Returns the bytes behind the value.
+    #[inline]
+    fn expiry_length(self) -> usize {
+        if self.has(EXPIRES) { EXPIRY } else { 0 }
+    }
+}
+
+/// Allocates an entry with these parts of its data, one behind the other.
+fn allocate(head: Head, parts: [&[u8]; 4]) -> ThinArc<Head, u8> {
+    /// The bytes of most entries. To zero them costs less than to zero those of the largest.
+    const SMALL: usize = 256;
+    if parts.iter().map(|part| part.len()).sum::<usize>() <= SMALL {
+        allocate_from::<SMALL>(head, parts)
+    } else {
+        allocate_from::<{ PREFIX + MAX_INLINE + EXPIRY }>(head, parts)
+    }
+}
+
+/// Allocates an entry with a buffer of this capacity, in bytes.
+fn allocate_from<const CAPACITY: usize>(head: Head, parts: [&[u8]; 4]) -> ThinArc<Head, u8> {
+    let (mut bytes, mut length) = ([0; CAPACITY], 0);
+    for part in parts {
+        bytes[length..][..part.len()].copy_from_slice(part);
+        length += part.len();
+    }
+    ThinArc::from_header_and_slice(head, &bytes[..length])
+}
 
 impl Entry {
     /// Creates an entry for a fetch of `key` that began at `fetched_at`. A `value` of `None` means
@@ -145,40 +190,35 @@ impl Entry {
         fetched_at: u64,
         expires_in: Option<Duration>,
     ) -> Self {
-        let data = value.as_deref().unwrap_or_default();
-        let is_inline = key.len().saturating_add(data.len()) <= MAX_INLINE;
-        let mut kind = if value.is_none() { NEGATIVE } else { 0 };
-        let mut bytes = [0; PREFIX + EXPIRY + MAX_INLINE];
-        let mut length = PREFIX;
-        let mut append = |part: &[u8]| {
-            bytes[length..][..part.len()].copy_from_slice(part);
-            length += part.len();
-        };
-        if let Some(time) = expires_in {
-            kind |= EXPIRES;
-            let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-            append(&milliseconds.to_ne_bytes());
-        }
-        if is_inline {
-            append(key.as_bytes());
-            append(data);
-            kind |= u16::try_from(key.len()).unwrap_or_default();
-        } else {
-            kind |= LARGE;
-        }
         // Rounded down, so an entry is never younger than its reply.
         let micros = fetched_at / NANOS_PER_MICRO;
-        bytes[..2].copy_from_slice(&kind.to_ne_bytes());
-        bytes[2..PREFIX].copy_from_slice(&micros.to_le_bytes()[4..6]);
-        let annex = if is_inline {
-            OnceBox::new()
-        } else {
-            let large = Large { key: key.clone(), value, digest: OnceLock::new() };
-            OnceBox::with_value(Box::new(Annex::Large(Box::new(large))))
+        let mut prefix = ((micros >> u32::BITS) as u32) << TIME_SHIFT;
+        if value.is_none() {
+            prefix |= NEGATIVE;
+        }
+        let milliseconds =
+            expires_in.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
+        let expiry = milliseconds.map(u32::to_ne_bytes);
+        if expiry.is_some() {
+            prefix |= EXPIRES;
+        }
+        let expiry = expiry.as_ref().map_or(&[][..], |bytes| bytes);
+        let head = |annex| Head {
+            annex,
+            lru_index: AtomicU32::new(NOT_LINKED),
+            #[expect(clippy::cast_possible_truncation, reason = "the upper part is in the prefix")]
+            fetched_at: micros as u32,
         };
-        #[expect(clippy::cast_possible_truncation, reason = "the upper part is in the prefix")]
-        let head = Head { annex, lru_index: AtomicU32::new(NOT_LINKED), fetched_at: micros as u32 };
-        Self(ThinArc::from_header_and_slice(head, &bytes[..length]))
+        let data = value.as_deref().unwrap_or_default();
+        if key.len().saturating_add(data.len()) <= MAX_INLINE {
+            prefix |= u32::try_from(key.len()).unwrap_or_default();
+            let parts = [&prefix.to_ne_bytes(), key.as_bytes(), data, expiry];
+            return Self(allocate(head(OnceBox::new()), parts));
+        }
+        prefix |= LARGE;
+        let large = Large { key: key.clone(), value, digest: OnceLock::new() };
+        let annex = OnceBox::with_value(Box::new(Annex::Large(Box::new(large))));
+        Self(allocate(head(annex), [&prefix.to_ne_bytes(), &[], &[], expiry]))
     }
 
     #[inline]
@@ -186,46 +226,50 @@ impl Entry {
         &self.0.header.header
     }
 
+    /// Returns the prefix and the data behind it. Both are read once for all that they tell.
     #[inline]
-    fn prefix(&self) -> u16 {
-        let bytes = &self.0.slice;
-        u16::from_ne_bytes([bytes[0], bytes[1]])
+    fn parts(&self) -> (Prefix, &[u8]) {
+        match self.0.slice.split_first_chunk() {
+            Some((prefix, rest)) => (Prefix(u32::from_ne_bytes(*prefix)), rest),
+            // `new` writes a prefix into every entry.
+            None => (Prefix(NEGATIVE), &[]),
+        }
+    }
+
+    #[inline]
+    fn prefix(&self) -> Prefix {
+        self.parts().0
     }
 
     /// Returns the time of the request.
     #[inline]
     fn fetched_at(&self) -> u64 {
-        let bytes = &self.0.slice;
-        let upper = u64::from(u16::from_le_bytes([bytes[2], bytes[3]]));
-        (upper << 32 | u64::from(self.head().fetched_at)) * NANOS_PER_MICRO
+        let upper = u64::from(self.prefix().0 >> TIME_SHIFT);
+        (upper << u32::BITS | u64::from(self.head().fetched_at)) * NANOS_PER_MICRO
     }
 
     /// Returns the key's own time to live in Redis, from the request on. The maximum means that the
     /// key does not expire.
     #[inline]
     fn expires_after(&self) -> u64 {
-        if self.prefix() & EXPIRES == 0 {
-            return u64::MAX;
+        let (prefix, rest) = self.parts();
+        match rest.last_chunk() {
+            Some(time) if prefix.has(EXPIRES) => {
+                u64::from(u32::from_ne_bytes(*time)) * NANOS_PER_MILLI
+            }
+            _ => u64::MAX,
         }
-        let mut milliseconds = [0; EXPIRY];
-        milliseconds.copy_from_slice(&self.0.slice[PREFIX..][..EXPIRY]);
-        u64::from(u32::from_ne_bytes(milliseconds)) * NANOS_PER_MILLI
-    }
-
-    /// Returns the key's place in the bytes of an entry that is not large.
-    #[inline]
-    fn key_range(&self) -> Range<usize> {
-        let prefix = self.prefix();
-        let start = if prefix & EXPIRES == 0 { PREFIX } else { PREFIX + EXPIRY };
-        start..start + usize::from(prefix & KEY_LENGTH)
     }
 
     /// Returns key and value if they are in the annex.
     #[inline]
     fn large(&self) -> Option<&Large> {
-        if self.prefix() & LARGE == 0 {
-            return None;
-        }
+        if self.prefix().has(LARGE) { self.annex() } else { None }
+    }
+
+    /// Returns key and value if they are in the annex. Most entries need not look there.
+    #[cold]
+    fn annex(&self) -> Option<&Large> {
         match self.head().annex.get() {
             Some(Annex::Large(large)) => Some(large),
             Some(Annex::Digest(_)) | None => None,
@@ -235,8 +279,9 @@ impl Entry {
     /// Returns the requested key.
     #[inline]
     pub fn key(&self) -> &[u8] {
+        let (prefix, rest) = self.parts();
         match self.large() {
-            None => &self.0.slice[self.key_range()],
+            None => &rest[..prefix.key_length()],
             Some(large) => large.key.as_bytes(),
         }
     }
@@ -244,12 +289,11 @@ impl Entry {
     /// Returns the value, or `None` if the key does not exist in Redis.
     #[inline]
     pub fn value(&self) -> Option<Value<'_>> {
-        if self.is_negative() {
-            return None;
-        }
-        let bytes = match self.large() {
-            None => &self.0.slice[self.key_range().end..],
-            Some(large) => large.value.as_ref()?,
+        let (prefix, rest) = self.parts();
+        let bytes = if prefix.has(NEGATIVE | LARGE) {
+            self.annex()?.value.as_ref()?
+        } else {
+            &rest[prefix.key_length()..rest.len() - prefix.expiry_length()]
         };
         Some(Value { bytes, entry: self })
     }
@@ -301,9 +345,10 @@ impl Entry {
         }
     }
 
+    /// Whether the key does not exist in Redis.
     #[inline]
-    fn is_negative(&self) -> bool {
-        self.prefix() & NEGATIVE != 0
+    pub fn is_negative(&self) -> bool {
+        self.prefix().has(NEGATIVE)
     }
 
     /// Returns the bytes that the entry takes with all its allocations, but a digest that is
@@ -321,8 +366,13 @@ impl Entry {
     }
 
     /// Returns the bytes of key and value, without overhead.
+    #[inline]
     pub fn size(&self) -> usize {
-        self.key().len() + self.value().map_or(0, |value| value.bytes.len())
+        let (prefix, rest) = self.parts();
+        match self.large() {
+            None => rest.len() - prefix.expiry_length(),
+            Some(large) => large.key.len() + large.value.as_ref().map_or(0, Bytes::len),
+        }
     }
 
     /// Reads the head of the entry, and the first, middle and last byte of its inline data. This

@@ -96,13 +96,14 @@ impl LruList {
         reads
     }
 
-    /// Applies the buffered reads of all threads in the order of their times.
-    pub(super) fn apply_reads(&mut self) {
+    /// Applies the buffered reads of all threads in the order of their times, and then `last`.
+    pub(super) fn apply_reads(&mut self, last: Option<ReadRecord>) {
         let mut pending = std::mem::take(&mut self.pending);
         self.read_buffers.iter().for_each(|reads| reads.drain(|read| pending.push(read)));
         if !pending.is_sorted_by_key(|read| read.at) {
             pending.sort_by_key(|read| read.at);
         }
+        pending.extend(last);
         for read in pending.drain(..) {
             self.record_read(read.index, read.tag);
         }
@@ -111,7 +112,7 @@ impl LruList {
 
     /// Records a read of the entry at `index`, if the entry there still has this `tag`.
     #[inline]
-    pub(super) fn record_read(&mut self, index: LruIndex, tag: u32) {
+    fn record_read(&mut self, index: LruIndex, tag: u32) {
         let Some(hash) = self.nodes.linked_hash(index).filter(|hash| hash_tag(*hash) == tag) else {
             return;
         };
@@ -213,9 +214,9 @@ mod tests {
         {
             assert!(threads[thread].push(read));
         }
-        list.apply_reads();
+        list.apply_reads(None);
         assert_eq!(indices(&list), [b, c, a]);
-        list.apply_reads();
+        list.apply_reads(None);
         assert_eq!(indices(&list), [b, c, a], "once");
     }
 

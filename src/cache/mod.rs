@@ -493,7 +493,7 @@ impl<E: FetchError> Shared<E> {
         if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
         }
-        let outcome = if entry.value().is_some() { Outcome::Hit } else { Outcome::NegativeHit };
+        let outcome = if entry.is_negative() { Outcome::NegativeHit } else { Outcome::Hit };
         Some(Answer::new(entry, outcome, freshness, now))
     }
 

@@ -101,7 +101,7 @@ impl Store {
     /// Locks the LRU list and applies all buffered reads (invariant S2).
     fn lru(&self) -> MutexGuard<'_, LruList> {
         let mut lru = lock(&self.lru);
-        lru.apply_reads();
+        lru.apply_reads(None);
         lru
     }
 
@@ -127,8 +127,7 @@ impl Store {
         if !reads.push(read)
             && let Ok(mut lru) = self.lru.try_lock()
         {
-            lru.apply_reads();
-            lru.record_read(read.index, read.tag);
+            lru.apply_reads(Some(read));
         }
         Some(entry)
     }
@@ -185,7 +184,8 @@ impl Store {
                     let replaced = std::mem::replace(found.get_mut(), entry);
                     replaced.unlink();
                     self.count_removed(&replaced);
-                    self.lru().record_read(index, hash_tag(hash));
+                    let replacement = ReadRecord { at: u64::MAX, index, tag: hash_tag(hash) };
+                    lock(&self.lru).apply_reads(Some(replacement));
                     true
                 }
                 hash_table::Entry::Vacant(vacancy) => {

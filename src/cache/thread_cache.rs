@@ -96,10 +96,21 @@ impl ThreadCache {
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests {
+    use std::collections::BTreeSet;
+
     use bytes::Bytes;
 
+    use super::super::policy::hash_bits;
     use super::*;
     use crate::key::Key;
+
+    /// The bits of a hash that nodes have no room for must not choose the set.
+    #[test]
+    fn keys_use_every_set() {
+        let thread_cache = ThreadCache::with_capacity(usize::MAX);
+        let sets = (0..SETS as u64).map(|set| thread_cache.set(hash_bits(set << 32 | set)));
+        assert_eq!(sets.collect::<BTreeSet<_>>().len(), SETS);
+    }
 
     fn entry(key: &str, value: &[u8]) -> Entry {
         let entry =

@@ -199,6 +199,7 @@ pub struct Answer {
 
 impl Answer {
     /// Creates an answer at `now`, in nanoseconds on the cache's clock.
+    #[inline]
     pub(super) fn new(entry: Entry, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
         Self { age: entry.age(now), outcome, freshness, entry }
     }

@@ -21,15 +21,23 @@ pub(super) const NO_COMMAND: &str = "NOPERM This user has no permissions to run 
 const OWN_SUBCOMMANDS: [&str; 5] = ["setname", "setinfo", "getname", "id", "info"];
 
 /// The rejection of a command; `None` if it is allowed. `database` is the one that the proxy reads.
+#[inline]
 pub(super) fn authorize(
     allowed: &KeyAllowlist,
     database: u32,
     class: Class,
     arguments: Arguments<'_>,
 ) -> Option<LocalAction> {
-    if allowed.allows_all() {
-        return None;
-    }
+    if allowed.allows_all() { None } else { reject(allowed, database, class, arguments) }
+}
+
+/// The rejection of a command where only some keys are allowed; `None` if it is allowed.
+fn reject(
+    allowed: &KeyAllowlist,
+    database: u32,
+    class: Class,
+    arguments: Arguments<'_>,
+) -> Option<LocalAction> {
     if let Some(is_allowed) = allows_read(allowed, class, arguments) {
         let reason = Some(RejectReason::Key);
         return (!is_allowed).then_some(LocalAction::Reject { text: NO_KEY, reason });

@@ -207,18 +207,18 @@ impl CachedReply {
         }
     }
 
-    /// Writes the reply as Redis would.
-    pub(crate) fn write(&self, output: &mut WriteBuf, protocol: Protocol) {
+    /// Writes the reply as Redis would. Takes the reply, so that one look at its kind serves the
+    /// write and the release of its memory.
+    pub(crate) fn write(self, output: &mut WriteBuf, protocol: Protocol) {
         match self {
-            Self::Value(answer) => write_value(output, Some(answer), protocol),
-            Self::Number(number) => write_integer(output.tail(), *number),
+            Self::Value(answer) => write_value(output, Some(&answer), protocol),
+            Self::Number(number) => write_integer(output.tail(), number),
             Self::Part(answer, part) => {
-                let value =
-                    answer.entry.value().map_or(&[][..], |value| &value.bytes[part.clone()]);
+                let value = answer.entry.value().map_or(&[][..], |value| &value.bytes[part]);
                 write_bulk(output.tail(), value);
             }
             Self::Kept(reply, _) => write_frame(output, reply.frame(), protocol),
-            Self::Derived(frame, _) => write_frame(output, frame, protocol),
+            Self::Derived(frame, _) => write_frame(output, &frame, protocol),
             Self::Values(answers) => {
                 write_array_length(output.tail(), answers.len());
                 for answer in answers {

@@ -195,10 +195,16 @@ impl CommandTable {
     }
 
     /// The command of this name.
+    #[inline]
     pub fn find(&self, name: &[u8]) -> CommandInfo {
-        if name.eq_ignore_ascii_case(b"get") {
-            return self.get;
+        // The most frequent command needs no lookup.
+        match name {
+            [b'G' | b'g', b'E' | b'e', b'T' | b't'] => self.get,
+            _ => self.find_any(name),
         }
+    }
+
+    fn find_any(&self, name: &[u8]) -> CommandInfo {
         let mut lower = [0; LONGEST];
         let known = lower.get_mut(..name.len()).and_then(|lower| {
             lower.copy_from_slice(name);

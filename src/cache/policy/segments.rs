@@ -21,9 +21,10 @@ pub(crate) enum Segment {
     Protected,
 }
 
-impl Segment {
-    const ALL: [Self; 3] = [Self::Window, Self::Probation, Self::Protected];
-}
+/// The segments by their numbers. No node has the last number; with it, two bits of a word are
+/// always an index.
+const SEGMENTS: [Segment; 4] =
+    [Segment::Window, Segment::Probation, Segment::Protected, Segment::Protected];
 
 /// A node of 16 bytes, so four fit in one cache line and none spans two.
 #[derive(Clone, Copy)]
@@ -44,13 +45,13 @@ pub(super) const NODES_MAX: usize = FREE as usize - 1;
 
 /// The bits of a word that are no part of the hash. [`hash_bits`] clears them in every hash.
 const STATE: u64 = 0xf << STATE_SHIFT;
-const STATE_SHIFT: u32 = 44;
+const STATE_SHIFT: u32 = 45;
 const SEGMENT: u64 = 3 << STATE_SHIFT;
 const READ: u64 = 1 << (STATE_SHIFT + 2);
 const READS_MAX: u64 = 3;
 
 /// Returns the part of a hash that nodes have room for. The cleared bits are in the middle, where
-/// neither the choice of a table nor a table of this size looks.
+/// neither the choice of a table or of a thread cache's set nor a table of this size looks.
 #[inline]
 pub(crate) fn hash_bits(hash: u64) -> u64 {
     hash & !STATE
@@ -69,7 +70,7 @@ impl Node {
 
     #[inline]
     fn segment(self) -> Segment {
-        Segment::ALL[((self.word & SEGMENT) >> STATE_SHIFT) as usize % Segment::ALL.len()]
+        SEGMENTS[((self.word & SEGMENT) >> STATE_SHIFT) as usize]
     }
 }
 
@@ -86,14 +87,14 @@ const EMPTY: Ends = Ends { newest: NOT_LINKED, oldest: NOT_LINKED, len: 0 };
 /// All nodes.
 pub(crate) struct Segments {
     nodes: Vec<Node>,
-    ends: [Ends; Segment::ALL.len()],
+    ends: [Ends; SEGMENTS.len()],
     /// The first free node. The others follow through `older`.
     free: LruIndex,
 }
 
 impl Segments {
     pub(crate) fn new() -> Self {
-        Self { nodes: Vec::new(), ends: [EMPTY; Segment::ALL.len()], free: NOT_LINKED }
+        Self { nodes: Vec::new(), ends: [EMPTY; SEGMENTS.len()], free: NOT_LINKED }
     }
 
     /// Returns the bytes of all nodes.
