@@ -25,7 +25,7 @@ use super::super::lease::Validity;
 use super::super::orders;
 use super::super::sync::{Mutex, lock, preemption_point};
 use super::super::types::Cancelled;
-use super::super::{Cache, Settings, Shared};
+use super::super::{Cache, Shared};
 use super::*;
 use crate::protocol::Shape;
 
@@ -46,7 +46,6 @@ type Versions = [u64; 2];
 
 const COMMAND: &[u8] = b"*3\r\n$6\r\nSUNION\r\n$1\r\na\r\n$1\r\nb\r\n";
 const KEYS: [&[u8]; 2] = [b"a", b"b"];
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// The operations of the kept replies, each with its steps in some order.
 #[derive(Clone, Copy)]
@@ -91,7 +90,6 @@ struct Redis {
 
 impl World {
     fn new(steps: Steps, background: &Handle) -> Arc<Self> {
-        let settings = Settings { ttl: HOUR, coherence_timeout: HOUR, ..Settings::default() };
         let redis = Redis {
             versions: [1; 2],
             tracked: [false; 2],
@@ -101,7 +99,7 @@ impl World {
         };
         let world = Self {
             steps,
-            cache: Cache::new(settings, background.clone()),
+            cache: Cache::new(orders::settings(), background.clone()),
             redis: std::sync::Mutex::new(redis),
             reading: Mutex::new(()),
             oldest: std::sync::Mutex::new([0; 2]),

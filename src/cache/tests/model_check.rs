@@ -23,7 +23,7 @@ use bytes::Bytes;
 use shuttle::future::block_on;
 use shuttle::thread;
 
-use super::orders::{self, ANY};
+use super::orders::{self, ANY, HOUR};
 use super::sync::preemption_point;
 use super::*;
 
@@ -41,7 +41,6 @@ type TestShared = Shared<Failure>;
 type TestTicket = FlightGuard<FlightResult<Failure>>;
 
 const KEY: &[u8] = b"key";
-const HOUR: Duration = Duration::from_secs(3600);
 const CAPACITY: usize = 10;
 const CAPACITY_NEXT: usize = 20;
 
@@ -120,12 +119,7 @@ impl From<Answer> for Given {
 
 impl World {
     fn new(steps: Steps, fetches: &Handle) -> Arc<Self> {
-        let settings = Settings {
-            capacity: CAPACITY,
-            ttl: HOUR,
-            coherence_timeout: HOUR,
-            ..Settings::default()
-        };
+        let settings = Settings { capacity: CAPACITY, ..orders::settings() };
         let connection = Some(0);
         let redis = Redis {
             version: 1,
@@ -625,7 +619,7 @@ fn sweep_without_recheck_takes_new_entries() {
 fn shorter_coherence_timeout_bounds_next_renewal() {
     const SHORT: Duration = Duration::from_secs(60);
     orders::holds(ANY, |fetches| {
-        let settings = Settings { ttl: HOUR, coherence_timeout: HOUR, ..Settings::default() };
+        let settings = orders::settings();
         let cache = TestCache::new(settings.clone(), fetches.clone());
         cache.start_tracking(Instant::now());
         let renewed = cache.clone();

@@ -2,10 +2,14 @@
 //! number of preemptions.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, Runner};
 use tokio::runtime::{Builder, Handle};
+
+use super::Settings;
+use crate::settings::{ByteSize, MemorySize};
 
 /// The number of preemptions that permits every possible order.
 pub(super) const ANY: usize = usize::MAX;
@@ -15,6 +19,20 @@ const SEED: u64 = 1;
 const STACK_SIZE: usize = 1 << 18;
 /// Fewer orders than this tell nothing.
 const FEW_ORDERS: usize = 10;
+
+/// Longer than any scenario.
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+
+/// Returns the settings of a scenario. The bound on memory is a number, because each order creates
+/// a cache, and `auto` reads the memory of the machine from files.
+pub(super) fn settings() -> Settings {
+    Settings {
+        ttl: HOUR,
+        coherence_timeout: HOUR,
+        max_memory: MemorySize::Bytes(ByteSize(64 << 20)),
+        ..Settings::default()
+    }
+}
 
 /// Runs the scenario in each of the orders. Returns the number of orders.
 fn run_in(
