@@ -110,6 +110,13 @@ impl<H: Handler> Handler for WithRest<H> {
         self.rest_for(path).is_some() || self.others.authenticates(path)
     }
 
+    fn refusal(&self, path: &str, status: StatusCode, title: &str) -> Option<Response<Body>> {
+        match self.rest_for(path) {
+            Some(_) => Some(error(status, &format!("ERR {title}"))),
+            None => self.others.refusal(path, status, title),
+        }
+    }
+
     fn handle_simple(
         &self,
         request: &SimpleRequest<'_>,

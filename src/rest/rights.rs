@@ -7,7 +7,7 @@
 //!   command is refused (invariant A4).
 
 use crate::access::TokenRights;
-use crate::commands::{Class, CommandInfo, CommandList, allows_read};
+use crate::commands::{Class, CommandInfo, CommandList, allows_read, xread_may_block};
 use crate::protocol::Arguments;
 
 use super::request::Words;
@@ -43,11 +43,23 @@ impl Refusal {
 
 /// Commands without keys that a token with keys may use.
 const KEYLESS: [&str; 3] = ["ping", "echo", "time"];
-/// Commands of the class of those that change no key, which show or list all keys.
-const OF_ALL_KEYS: [&str; 9] =
-    ["dbsize", "info", "keys", "latency", "memory", "object", "randomkey", "scan", "slowlog"];
-/// Commands that may use other keys than they name, or keys of another database.
-const OF_OTHER_KEYS: [&str; 12] = [
+/// Commands of the class of those that change no key, which show or list all keys, or describe the
+/// server.
+const OF_ALL_KEYS: [&str; 10] = [
+    "dbsize",
+    "info",
+    "keys",
+    "latency",
+    "memory",
+    "object",
+    "randomkey",
+    "role",
+    "scan",
+    "slowlog",
+];
+/// Commands that may use other keys than they name, or keys of another database. The "key" of
+/// `SPUBLISH` is a channel.
+const OF_OTHER_KEYS: [&str; 13] = [
     "copy",
     "eval",
     "eval_ro",
@@ -60,6 +72,7 @@ const OF_OTHER_KEYS: [&str; 12] = [
     "migrate",
     "move",
     "sort",
+    "spublish",
 ];
 /// Commands of no class of their own that change the state of a connection.
 const STATEFUL: [&str; 3] = ["asking", "readonly", "readwrite"];
@@ -126,11 +139,7 @@ fn is_available(class: Class, words: Words<'_>) -> bool {
         | Class::Client
         | Class::Quit
         | Class::Passthrough => false,
-        Class::Xread => {
-            let mut options =
-                words.iter().take_while(|word| !word.eq_ignore_ascii_case(b"streams"));
-            !options.any(|word| word.eq_ignore_ascii_case(b"block"))
-        }
+        Class::Xread => !xread_may_block(words.iter().skip(1)),
         Class::Script => !words.get(1).eq_ignore_ascii_case(b"debug"),
         _ => !is_one_of(&STATEFUL, words.get(0)),
     }
@@ -139,7 +148,8 @@ fn is_available(class: Class, words: Words<'_>) -> bool {
 /// Whether a token that may change nothing may use the command.
 fn is_read(class: Class, name: &[u8]) -> bool {
     match class {
-        Class::Kept(_) => true,
+        // PFCOUNT writes the count that it keeps in its key.
+        Class::Kept(command) => !command.may_write(),
         Class::ReadOnly => !is_one_of(&OF_ALL_KEYS, name),
         Class::Neutral => is_one_of(&KEYLESS, name),
         Class::Xread => name.eq_ignore_ascii_case(b"xread"),
@@ -211,6 +221,8 @@ mod tests {
             "ASKING",
             "XREAD BLOCK 0 STREAMS s 0",
             "XREADGROUP GROUP g c block 1 STREAMS s >",
+            "XREADGROUP GROUP streams c BLOCK 1 STREAMS s >",
+            "XREADGROUP GROUP g streams COUNT 1 BLOCK 1 STREAMS s >",
             "SCRIPT DEBUG YES",
             "script debug sync",
         ] {
@@ -305,6 +317,8 @@ mod tests {
             "FLUSHALL",
             "COMMAND",
             "SORT l STORE d",
+            "PFCOUNT a",
+            "ROLE",
         ] {
             let found = refused(&rights, line);
             assert!(matches!(found, Some(Refusal::Command(_))), "{line}: {found:?}");
@@ -350,6 +364,7 @@ mod tests {
             ("MOVE a:1 1", &["a:1"]),
             ("SCAN 0", &[]),
             ("PUBLISH c m", &[]),
+            ("SPUBLISH a:c m", &["a:c"]),
             ("DBSIZE", &[]),
             ("NONESUCH a:1", &[]),
         ] {
