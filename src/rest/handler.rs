@@ -17,6 +17,7 @@ use super::rights::{Refusal, key_refusal, refusal};
 use super::run::{Run, RunError};
 use super::scripts::Scripts;
 use super::settings::Settings;
+use super::sync_token::{self, Progress, SyncTokens};
 use crate::access::{FileError, Prepare, TokenFile, TokenRights, parse_bearer};
 use crate::http::{FastPathResult, Handler, ResponseWriter, SimpleRequest};
 use crate::metrics::{FrontEnd, RejectReason};
@@ -36,6 +37,7 @@ struct Shared {
     /// Which arguments are keys, once Redis has reported it. Only tokens with keys need it.
     key_specs: OnceCell<KeySpecs>,
     scripts: Scripts,
+    sync_tokens: SyncTokens,
 }
 
 impl Rest {
@@ -64,7 +66,16 @@ impl Rest {
         let clients =
             LocalClients::new(front_end, of_clients, max_key, max_upstream, proxy.clone());
         let (key_specs, scripts) = (OnceCell::new(), Scripts::default());
-        Ok(Self(Arc::new(Shared { settings, tokens, clients, proxy, key_specs, scripts })))
+        let sync_tokens = SyncTokens::new(rand::random(), Instant::now());
+        Ok(Self(Arc::new(Shared {
+            settings,
+            tokens,
+            clients,
+            proxy,
+            key_specs,
+            scripts,
+            sync_tokens,
+        })))
     }
 
     /// Returns the function that reads the tokens again at a reload.
@@ -142,21 +153,40 @@ impl From<RunError> for Rejection {
     }
 }
 
+/// The part of a request that does not depend on its commands.
+struct Job<'a> {
+    rights: TokenRights,
+    format: Format,
+    progress: &'a Progress,
+}
+
 impl Rest {
     /// Returns the response to a request.
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let is_head = request.method() == Method::HEAD;
-        let response = match timeout(self.0.settings.timeout, self.respond(request)).await {
+        let progress = Progress::default();
+        let answered = timeout(self.0.settings.timeout, self.respond(request, &progress)).await;
+        let mut response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(Rejection(status, text))) => rejected(status, &text),
             Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "ERR redis-proxy: rest.timeout expired"),
         };
+        let token = progress.token(&self.0.sync_tokens, Instant::now());
+        if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
+            response.headers_mut().insert(sync_token::HEADER, token);
+        }
         if is_head { response.map(|_| Body::empty()) } else { response }
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, Rejection> {
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        progress: &Progress,
+    ) -> Result<Response<Body>, Rejection> {
         let (head, body) = request.into_parts();
         let rights = self.authenticate(&head.headers, head.uri.query())?;
+        let seen = head.headers.get(sync_token::HEADER).map(HeaderValue::as_bytes);
+        progress.begin(self.0.sync_tokens.read(seen, Instant::now()));
         let has_body = match head.method {
             Method::POST | Method::PUT => true,
             Method::GET | Method::HEAD => false,
@@ -166,24 +196,23 @@ impl Rest {
             }
         };
         let format = format(&head.headers)?;
+        let job = Job { rights, format, progress };
         let body = if has_body { self.read(body).await? } else { Bytes::new() };
         let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
         let path = self.path_below(head.uri.path()).unwrap_or_default();
         match (path, has_body) {
-            ("pipeline", true) => {
-                self.pipeline(&rights, &Commands::pipeline(&body, limits)?, format).await
-            }
+            ("pipeline", true) => self.pipeline(&job, &Commands::pipeline(&body, limits)?).await,
             ("multi-exec", true) => {
-                self.transaction(&rights, &Commands::pipeline(&body, limits)?, format).await
+                self.transaction(&job, &Commands::pipeline(&body, limits)?).await
             }
             ("pipeline" | "multi-exec", false) => {
                 let text = "ERR method not allowed, expected POST";
                 Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()))
             }
-            ("", true) => self.single(&rights, &Commands::single(&body)?, format).await,
+            ("", true) => self.single(&job, &Commands::single(&body)?).await,
             (path, _) => {
                 let commands = Commands::path(path, &body, head.uri.query())?;
-                self.single(&rights, &commands, format).await
+                self.single(&job, &commands).await
             }
         }
     }
@@ -226,14 +255,13 @@ impl Rest {
     /// Runs one command.
     async fn single(
         &self,
-        rights: &TokenRights,
+        job: &Job<'_>,
         commands: &Commands,
-        format: Format,
     ) -> Result<Response<Body>, Rejection> {
-        let mut run = self.run();
-        self.add_all(&mut run, rights, commands).await?;
+        let mut run = self.run(job.progress);
+        self.add_all(&mut run, &job.rights, commands).await?;
         run.send();
-        let mut writer = Writer::single(format);
+        let mut writer = Writer::single(job.format);
         writer.add(&run.reply().await?).map_err(RunError::from)?;
         run.finish();
         Ok(writer.finish())
@@ -242,14 +270,13 @@ impl Rest {
     /// Runs commands one after the other. Each has its reply or its error in its place.
     async fn pipeline(
         &self,
-        rights: &TokenRights,
+        job: &Job<'_>,
         commands: &Commands,
-        format: Format,
     ) -> Result<Response<Body>, Rejection> {
-        let mut run = self.run();
+        let mut run = self.run(job.progress);
         let mut refusals = Vec::with_capacity(commands.len());
         for command in commands.iter() {
-            let refusal = self.refusal(rights, command).await?;
+            let refusal = self.refusal(&job.rights, command).await?;
             match &refusal {
                 Some(refusal) => self.count(refusal),
                 None => self.add(&mut run, command),
@@ -257,7 +284,7 @@ impl Rest {
             refusals.push(refusal);
         }
         run.send();
-        let mut writer = Writer::list(format);
+        let mut writer = Writer::list(job.format);
         let mut failed = None;
         for refusal in &refusals {
             match (refusal, failed) {
@@ -284,16 +311,15 @@ impl Rest {
     /// Runs commands as one transaction, or none of them.
     async fn transaction(
         &self,
-        rights: &TokenRights,
+        job: &Job<'_>,
         commands: &Commands,
-        format: Format,
     ) -> Result<Response<Body>, Rejection> {
-        if format == Format::Resp2 {
+        if job.format == Format::Resp2 {
             return Err(bad_request("ERR resp2 is not supported for multi-exec"));
         }
-        let mut run = self.run();
+        let mut run = self.run(job.progress);
         self.add_line(&mut run, b"MULTI", b"*1\r\n$5\r\nMULTI\r\n");
-        self.add_all(&mut run, rights, commands).await?;
+        self.add_all(&mut run, &job.rights, commands).await?;
         self.add_line(&mut run, b"EXEC", b"*1\r\n$4\r\nEXEC\r\n");
         run.send();
         let mut refused = None;
@@ -310,7 +336,7 @@ impl Rest {
             run.finish();
             return Err(bad_request(&String::from_utf8_lossy(&text)));
         };
-        let mut writer = Writer::list(format);
+        let mut writer = Writer::list(job.format);
         for reply in replies {
             writer.add(reply).map_err(RunError::from)?;
         }
@@ -318,14 +344,15 @@ impl Rest {
         Ok(writer.finish())
     }
 
-    fn run(&self) -> Run {
-        Run::new(self.0.clients.client(None), self.0.settings.max_response.0)
+    fn run<'a>(&self, progress: &'a Progress) -> Run<'a> {
+        let client = self.0.clients.client(progress.seen().time());
+        Run::new(client, self.0.settings.max_response.0, progress)
     }
 
     /// Adds commands that run all or not at all: the first refused one rejects the request.
     async fn add_all(
         &self,
-        run: &mut Run,
+        run: &mut Run<'_>,
         rights: &TokenRights,
         commands: &Commands,
     ) -> Result<(), Rejection> {
@@ -338,7 +365,7 @@ impl Rest {
         Ok(())
     }
 
-    fn add(&self, run: &mut Run, command: Words<'_>) {
+    fn add(&self, run: &mut Run<'_>, command: Words<'_>) {
         let name = command.get(0);
         let info = self.0.clients.find(name);
         match self.0.scripts.replacement(command) {
@@ -349,7 +376,7 @@ impl Rest {
         }
     }
 
-    fn add_line(&self, run: &mut Run, name: &[u8], line: &[u8]) {
+    fn add_line(&self, run: &mut Run<'_>, name: &[u8], line: &[u8]) {
         run.add(name, self.0.clients.find(name), |out| out.extend_from_slice(line));
     }
 
@@ -387,7 +414,8 @@ impl Rest {
             Rejection(StatusCode::SERVICE_UNAVAILABLE, text)
         };
         let read = self.0.key_specs.get_or_try_init(|| async {
-            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE);
+            let own = Progress::default();
+            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE, &own);
             self.add_line(&mut run, b"COMMAND", b"*1\r\n$7\r\nCOMMAND\r\n");
             run.send();
             let reply = run.reply().await.map_err(|error| unavailable(&error.to_string()))?;

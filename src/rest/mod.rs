@@ -20,6 +20,7 @@ mod rights;
 mod run;
 mod scripts;
 mod settings;
+mod sync_token;
 
 pub use self::handler::{Rest, WithRest};
 pub use self::settings::Settings;

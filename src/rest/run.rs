@@ -7,6 +7,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::rights::is_stateless;
+use super::sync_token::Progress;
 use crate::commands::CommandInfo;
 use crate::protocol::{InvalidReply, ReplyScanner};
 use crate::resp::LocalClient;
@@ -32,8 +33,9 @@ impl From<InvalidReply> for RunError {
 }
 
 /// Commands that run on one client.
-pub(super) struct Run {
+pub(super) struct Run<'a> {
     client: LocalClient,
+    progress: &'a Progress,
     commands: BytesMut,
     /// The number of commands whose reply has not come.
     pending: usize,
@@ -46,11 +48,13 @@ pub(super) struct Run {
     is_stateless: bool,
 }
 
-impl Run {
-    /// Runs commands on `client`, with replies of at most `max` bytes.
-    pub(super) fn new(client: LocalClient, max: usize) -> Self {
+impl<'a> Run<'a> {
+    /// Runs commands on `client` as a part of the request with this progress, with replies of at
+    /// most `max` bytes.
+    pub(super) fn new(client: LocalClient, max: usize, progress: &'a Progress) -> Self {
         Self {
             client,
+            progress,
             commands: BytesMut::new(),
             pending: 0,
             scanner: ReplyScanner::default(),
@@ -75,6 +79,7 @@ impl Run {
 
     /// Sends the commands that were added.
     pub(super) fn send(&mut self) {
+        self.progress.sent();
         self.client.send(std::mem::take(&mut self.commands));
     }
 
@@ -101,9 +106,13 @@ impl Run {
         }
     }
 
-    /// Ends the run in order, once every reply has come.
+    /// Ends the run. Once every reply has come, it has ended in order.
     pub(super) fn finish(self) {
-        if self.pending == 0 && self.held.is_empty() && self.is_stateless {
+        if self.pending > 0 || !self.held.is_empty() {
+            return;
+        }
+        self.progress.finished(self.client.last_write());
+        if self.is_stateless {
             self.client.finish();
         }
     }

@@ -19,3 +19,5 @@ mod isolation;
 mod rights;
 #[path = "rest/support.rs"]
 mod support;
+#[path = "rest/sync_token.rs"]
+mod sync_token;
