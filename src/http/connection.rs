@@ -114,8 +114,12 @@ impl<R: Handler> HttpService<R> {
         let inspector = (!is_http2).then(|| timers.fragment_inspector());
         let stream =
             TrackedIo::of_client(stream, Arc::clone(&timers.activity), first, inspector, close());
-        let timers_of_service = Arc::clone(&timers);
-        let answer = service_fn(move |request| {
+        let (timers_of_service, drain_of_service) = (Arc::clone(&timers), drain.clone());
+        let answer = service_fn(move |mut request: Request<Incoming>| {
+            // Responses without an end, which such a handler may have, end with the drain.
+            if self.handler.authenticates(request.uri().path()) {
+                request.extensions_mut().insert(drain_of_service.clone());
+            }
             self.clone().respond(request, Arc::clone(&timers_of_service))
         });
         if is_http2 {

@@ -40,13 +40,13 @@ pub struct LocalClient {
 }
 
 impl LocalClients {
-    /// Clients of `front_end` with at most `max_upstream` streams to Redis. Keys of at most
-    /// `max_key` bytes are cached.
+    /// Clients of `front_end`. Keys of at most `max_key` bytes are cached. They share at most
+    /// `pool` streams to Redis; with `None` each has its own.
     pub fn new(
         front_end: FrontEnd,
         settings: Settings,
         max_key: usize,
-        max_upstream: usize,
+        pool: Option<usize>,
         proxy: Proxy,
     ) -> Self {
         let commands = CommandTable::configured(&settings.cache_also, &settings.cache_except);
@@ -55,7 +55,7 @@ impl LocalClients {
         let shared = Arc::new(Shared {
             front_end,
             identity: Identity::Proxy,
-            pool: Some(Pool::new(max_upstream)),
+            pool: pool.map(Pool::new),
             proxy,
             settings,
             credentials: None,

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, timeout};
+use tower_http::cors::CorsLayer;
 
 use super::answer::{Format, Writer, error};
+use super::events::{self, EventStream, NoStream};
 use super::request::{BadRequest, Commands, DecodeLimits, Words, query_token};
 use super::response::{Strings, elements, error_text};
-use super::rights::{Refusal, key_refusal, refusal};
+use super::rights::{Refusal, StreamKind, key_refusal, refusal, stream_refusal};
 use super::run::{Run, RunError};
 use super::scripts::Scripts;
 use super::settings::Settings;
@@ -24,6 +27,7 @@ use crate::metrics::{FrontEnd, RejectReason};
 use crate::protocol::{ParseStatus, RequestLimits, RequestParser};
 use crate::proxy::Proxy;
 use crate::resp::{self, KeySpecs, LocalClients};
+use crate::server::Drain;
 
 /// The front end. Clones share it.
 #[derive(Clone)]
@@ -33,11 +37,16 @@ struct Shared {
     settings: Settings,
     tokens: TokenFile,
     clients: LocalClients,
+    /// The clients of streams, each with a connection to Redis to itself.
+    stream_clients: LocalClients,
+    /// The places for streams.
+    streams: Arc<Semaphore>,
     proxy: Proxy,
     /// Which arguments are keys, once Redis has reported it. Only tokens with keys need it.
     key_specs: OnceCell<KeySpecs>,
     scripts: Scripts,
     sync_tokens: SyncTokens,
+    cors: Option<CorsLayer>,
 }
 
 impl Rest {
@@ -62,25 +71,40 @@ impl Rest {
             max_output_buffer: settings.max_response,
             ..resp::Settings::default()
         };
-        let (front_end, max_upstream) = (FrontEnd::Rest, settings.max_upstream);
-        let clients =
-            LocalClients::new(front_end, of_clients, max_key, max_upstream, proxy.clone());
+        let of_client = |pool| {
+            let (front_end, proxy) = (FrontEnd::Rest, proxy.clone());
+            LocalClients::new(front_end, of_clients.clone(), max_key, pool, proxy)
+        };
+        let (clients, stream_clients) = (of_client(Some(settings.max_upstream)), of_client(None));
+        let streams = Arc::new(Semaphore::new(settings.max_streams));
         let (key_specs, scripts) = (OnceCell::new(), Scripts::default());
+        let cors = settings.cors_origins.layer();
         let sync_tokens = SyncTokens::new(rand::random(), Instant::now());
         Ok(Self(Arc::new(Shared {
             settings,
             tokens,
             clients,
+            stream_clients,
+            streams,
             proxy,
             key_specs,
             scripts,
             sync_tokens,
+            cors,
         })))
     }
 
     /// Returns the function that reads the tokens again at a reload.
     pub fn reloader(&self) -> Prepare {
         self.0.tokens.reloader()
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(super) fn cors(&self) -> Option<&CorsLayer> {
+        self.0.cors.as_ref()
     }
 
     /// Returns the path below the front end's own, if it is one of its paths.
@@ -112,7 +136,7 @@ impl<H: Handler> Handler for WithRest<H> {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         match self.rest_for(request.uri().path()) {
             // Its future is large. Boxed, it does not enlarge that of a read.
-            Some(rest) => Box::pin(rest.handle(request)).await,
+            Some(rest) => Box::pin(rest.layered(request)).await,
             None => self.others.handle(request).await,
         }
     }
@@ -157,14 +181,14 @@ impl From<RunError> for Rejection {
 struct Job<'a> {
     rights: TokenRights,
     format: Format,
-    progress: &'a Progress,
+    progress: &'a Arc<Progress>,
 }
 
 impl Rest {
     /// Returns the response to a request.
-    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let is_head = request.method() == Method::HEAD;
-        let progress = Progress::default();
+        let progress = Arc::new(Progress::default());
         let answered = timeout(self.0.settings.timeout, self.respond(request, &progress)).await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
@@ -175,13 +199,13 @@ impl Rest {
         if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
             response.headers_mut().insert(sync_token::HEADER, token);
         }
-        if is_head { response.map(|_| Body::empty()) } else { response }
+        if is_head { without_body(response) } else { response }
     }
 
     async fn respond(
         &self,
         request: Request<Incoming>,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Response<Body>, Rejection> {
         let (head, body) = request.into_parts();
         let rights = self.authenticate(&head.headers, head.uri.query())?;
@@ -198,8 +222,11 @@ impl Rest {
         let format = format(&head.headers)?;
         let job = Job { rights, format, progress };
         let body = if has_body { self.read(body).await? } else { Bytes::new() };
-        let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
         let path = self.path_below(head.uri.path()).unwrap_or_default();
+        if let Some(stream) = self.stream(&job, &head, path).await {
+            return stream;
+        }
+        let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
         match (path, has_body) {
             ("pipeline", true) => self.pipeline(&job, &Commands::pipeline(&body, limits)?).await,
             ("multi-exec", true) => {
@@ -249,6 +276,52 @@ impl Rest {
             } else {
                 Rejection(StatusCode::BAD_REQUEST, "ERR the body ended early".into())
             }
+        })
+    }
+
+    /// Returns the response to a request that wants a stream of events; `None` if it wants none.
+    async fn stream(
+        &self,
+        job: &Job<'_>,
+        head: &http::request::Parts,
+        path: &str,
+    ) -> Option<Result<Response<Body>, Rejection>> {
+        // The body of such a request is empty, or an empty list.
+        let command = Commands::path(path, b"", head.uri.query()).ok()?;
+        let kind = events::wanted(&head.headers, command.iter().next()?)?;
+        (head.method != Method::HEAD).then_some(())?;
+        let drain = head.extensions.get().cloned().unwrap_or_else(Drain::never);
+        Some(self.begin_stream(job, &command, kind, drain).await)
+    }
+
+    async fn begin_stream(
+        &self,
+        job: &Job<'_>,
+        command: &Commands,
+        kind: StreamKind,
+        drain: Drain,
+    ) -> Result<Response<Body>, Rejection> {
+        let settings = &self.0.settings;
+        let words = command.iter().next().ok_or(BadRequest::EmptyCommand)?;
+        if let Some(refusal) = stream_refusal(settings, &job.rights, kind, words) {
+            return Err(self.rejection(&refusal));
+        }
+        let place = Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| {
+            let text = "ERR redis-proxy: there are rest.max_streams streams already";
+            Rejection(StatusCode::SERVICE_UNAVAILABLE, text.into())
+        })?;
+        let stream = EventStream {
+            client: self.0.stream_clients.client(None),
+            kind,
+            max_message: settings.max_response.0,
+            patience: settings.timeout,
+            drain,
+            place,
+        };
+        let info = self.0.clients.find(words.get(0));
+        stream.begin(command, info).await.map_err(|error| match error {
+            NoStream::Refused(text) => bad_request(&text),
+            NoStream::Lost(text) => Rejection(StatusCode::BAD_GATEWAY, text),
         })
     }
 
@@ -344,15 +417,15 @@ impl Rest {
         Ok(writer.finish())
     }
 
-    fn run<'a>(&self, progress: &'a Progress) -> Run<'a> {
+    fn run(&self, progress: &Arc<Progress>) -> Run {
         let client = self.0.clients.client(progress.seen().time());
-        Run::new(client, self.0.settings.max_response.0, progress)
+        Run::new(client, self.0.settings.max_response.0, Arc::clone(progress))
     }
 
     /// Adds commands that run all or not at all: the first refused one rejects the request.
     async fn add_all(
         &self,
-        run: &mut Run<'_>,
+        run: &mut Run,
         rights: &TokenRights,
         commands: &Commands,
     ) -> Result<(), Rejection> {
@@ -365,7 +438,7 @@ impl Rest {
         Ok(())
     }
 
-    fn add(&self, run: &mut Run<'_>, command: Words<'_>) {
+    fn add(&self, run: &mut Run, command: Words<'_>) {
         let name = command.get(0);
         let info = self.0.clients.find(name);
         match self.0.scripts.replacement(command) {
@@ -376,7 +449,7 @@ impl Rest {
         }
     }
 
-    fn add_line(&self, run: &mut Run<'_>, name: &[u8], line: &[u8]) {
+    fn add_line(&self, run: &mut Run, name: &[u8], line: &[u8]) {
         run.add(name, self.0.clients.find(name), |out| out.extend_from_slice(line));
     }
 
@@ -414,8 +487,8 @@ impl Rest {
             Rejection(StatusCode::SERVICE_UNAVAILABLE, text)
         };
         let read = self.0.key_specs.get_or_try_init(|| async {
-            let own = Progress::default();
-            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE, &own);
+            let own = Arc::default();
+            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE, own);
             self.add_line(&mut run, b"COMMAND", b"*1\r\n$7\r\nCOMMAND\r\n");
             run.send();
             let reply = run.reply().await.map_err(|error| unavailable(&error.to_string()))?;
@@ -447,6 +520,14 @@ const LOST: &str = "ERR redis-proxy: the connection to Redis was lost, so the co
 
 /// The largest reply to `COMMAND`. That of Redis 8 with all its modules has less than 1 MiB.
 const MAX_COMMAND_TABLE: usize = 16 << 20;
+
+/// Returns the response to `HEAD`: that to `GET` without its body.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    response.map(|_| Body::empty())
+}
 
 fn bad_request(text: &str) -> Rejection {
     Rejection(StatusCode::BAD_REQUEST, text.to_owned())

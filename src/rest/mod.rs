@@ -13,7 +13,10 @@
 //!   Redis.
 
 mod answer;
+mod cors;
+mod events;
 mod handler;
+mod layers;
 mod request;
 mod response;
 mod rights;
@@ -22,6 +25,7 @@ mod scripts;
 mod settings;
 mod sync_token;
 
+pub use self::cors::CorsOrigins;
 pub use self::handler::{Rest, WithRest};
 pub use self::settings::Settings;
 

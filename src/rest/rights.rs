@@ -11,6 +11,7 @@ use crate::commands::{Class, CommandInfo, CommandList, allows_read, xread_may_bl
 use crate::protocol::Arguments;
 
 use super::request::Words;
+use super::settings::Settings;
 
 /// The reason why a command does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +124,44 @@ pub(super) fn key_refusal<'a>(
     (!keys.iter().all(|key| rights.keys.allows(key))).then_some(Refusal::Key)
 }
 
+/// The command of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamKind {
+    /// `SUBSCRIBE` or `PSUBSCRIBE`.
+    Subscription,
+    /// `MONITOR`.
+    Monitor,
+}
+
+impl StreamKind {
+    /// Returns the kind of the stream that a command opens.
+    pub(super) fn of(name: &[u8]) -> Option<Self> {
+        if name.eq_ignore_ascii_case(b"subscribe") || name.eq_ignore_ascii_case(b"psubscribe") {
+            Some(Self::Subscription)
+        } else {
+            name.eq_ignore_ascii_case(b"monitor").then_some(Self::Monitor)
+        }
+    }
+}
+
+/// Returns the reason why a stream of events does not begin. Its channels are no keys.
+pub(super) fn stream_refusal(
+    settings: &Settings,
+    rights: &TokenRights,
+    kind: StreamKind,
+    words: Words<'_>,
+) -> Option<Refusal> {
+    let name = words.get(0);
+    if kind == StreamKind::Monitor && !settings.allow_monitor {
+        return Some(Refusal::NotAvailable(shown(name)));
+    }
+    // MONITOR shows the commands of all clients with their values.
+    let is_within_rights =
+        rights.keys.allows_all() && (kind == StreamKind::Subscription || !rights.is_read_only);
+    let is_allowed = is_within_rights && !settings.deny_commands.denies(name, words.get(1));
+    (!is_allowed).then(|| Refusal::Command(shown(name)))
+}
+
 /// Whether a request may use a command of this kind at all.
 fn is_available(class: Class, words: Words<'_>) -> bool {
     match class {
@@ -177,7 +216,6 @@ fn shown(name: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::request::Commands;
-    use super::super::settings::Settings;
     use super::*;
     use crate::commands::CommandTable;
 

@@ -4,6 +4,8 @@
 //! come and every command is known to leave no state. In all other cases, a cancelled request among
 //! them, the client is dropped and its stream is closed.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use super::rights::is_stateless;
@@ -33,9 +35,9 @@ impl From<InvalidReply> for RunError {
 }
 
 /// Commands that run on one client.
-pub(super) struct Run<'a> {
+pub(super) struct Run {
     client: LocalClient,
-    progress: &'a Progress,
+    progress: Arc<Progress>,
     commands: BytesMut,
     /// The number of commands whose reply has not come.
     pending: usize,
@@ -43,15 +45,17 @@ pub(super) struct Run<'a> {
     held: BytesMut,
     /// The bytes of `held` that are scanned.
     scanned: usize,
+    /// The most bytes of all replies, or of each message.
+    max: usize,
     /// The bytes that may still come.
     room: usize,
     is_stateless: bool,
 }
 
-impl<'a> Run<'a> {
+impl Run {
     /// Runs commands on `client` as a part of the request with this progress, with replies of at
     /// most `max` bytes.
-    pub(super) fn new(client: LocalClient, max: usize, progress: &'a Progress) -> Self {
+    pub(super) fn new(client: LocalClient, max: usize, progress: Arc<Progress>) -> Self {
         Self {
             client,
             progress,
@@ -60,6 +64,7 @@ impl<'a> Run<'a> {
             scanner: ReplyScanner::default(),
             held: BytesMut::new(),
             scanned: 0,
+            max,
             room: max,
             is_stateless: true,
         }
@@ -88,17 +93,29 @@ impl<'a> Run<'a> {
     /// # Errors
     /// [`RunError`] if it does not come. No further one comes then.
     pub(super) async fn reply(&mut self) -> Result<Bytes, RunError> {
+        let reply = self.frame().await?;
+        self.pending -= 1;
+        Ok(reply)
+    }
+
+    /// Returns the next message of a command that opens a stream of them, its confirmation first.
+    ///
+    /// # Errors
+    /// [`RunError`] if the stream has ended.
+    pub(super) async fn message(&mut self) -> Result<Bytes, RunError> {
+        // Its first bytes may have come with the last one.
+        self.room = self.max.saturating_sub(self.held.len());
+        self.frame().await
+    }
+
+    async fn frame(&mut self) -> Result<Bytes, RunError> {
         loop {
             let (length, frame) = self.scanner.scan(&self.held[self.scanned..])?;
             self.scanned += length;
             if let Some(frame) = frame {
                 let reply = self.held.split_to(std::mem::take(&mut self.scanned)).freeze();
                 // A push answers no command, so replies cannot be matched to commands any more.
-                if frame.is_push() {
-                    return Err(RunError::Invalid);
-                }
-                self.pending -= 1;
-                return Ok(reply);
+                return if frame.is_push() { Err(RunError::Invalid) } else { Ok(reply) };
             }
             let more = self.client.replies().await.ok_or(RunError::Lost)?;
             self.room = self.room.checked_sub(more.len()).ok_or(RunError::TooLarge)?;

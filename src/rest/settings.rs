@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::cors::CorsOrigins;
 use crate::access::{FileError, TokenFile};
 use crate::commands::CommandList;
 use crate::settings::{self, ByteSize, RuleViolation, out_of_range, violations, zero_timeouts};
@@ -19,6 +20,10 @@ pub struct Settings {
     pub tokens_file: PathBuf,
     /// The commands that no token may use, each by its name, or as `NAME|SUBCOMMAND`.
     pub deny_commands: CommandList,
+    /// The origins of web pages that may use the front end from a browser; empty: none.
+    pub cors_origins: CorsOrigins,
+    /// The size above which a response is compressed for a client that can read that; 0: never.
+    pub compress_above: ByteSize,
     /// The largest body of a request, in bytes.
     pub max_body: ByteSize,
     /// The largest response, in bytes.
@@ -29,6 +34,11 @@ pub struct Settings {
     /// The most connections to Redis for forwarded commands.
     #[serde(with = "settings::count")]
     pub max_upstream: usize,
+    /// The most streams of events, each with a connection to Redis.
+    #[serde(with = "settings::count")]
+    pub max_streams: usize,
+    /// Whether `/monitor` is served.
+    pub allow_monitor: bool,
     /// The longest time that a request may take, its body included.
     #[serde(with = "settings::duration")]
     pub timeout: Duration,
@@ -40,10 +50,14 @@ impl Default for Settings {
             path: String::new(),
             tokens_file: PathBuf::new(),
             deny_commands: CommandList::of(DENIED),
+            cors_origins: CorsOrigins::default(),
+            compress_above: ByteSize(1 << 10),
             max_body: ByteSize(10 << 20),
             max_response: ByteSize(64 << 20),
             max_commands: 10_000,
             max_upstream: 64,
+            max_streams: 256,
+            allow_monitor: false,
             timeout: Duration::from_secs(10),
         }
     }
@@ -88,6 +102,7 @@ impl Settings {
         let limits = out_of_range([
             (self.max_commands, "rest.max_commands"),
             (self.max_upstream, "rest.max_upstream"),
+            (self.max_streams, "rest.max_streams"),
         ]);
         let timeouts = zero_timeouts([(self.timeout, "rest.timeout")]);
         [own, limits, timeouts].concat()

@@ -146,6 +146,22 @@ await rejects(redis.exec(["NONESUCH", "a"]), /unknown command/);
 await rejects(redis.flushall(), /NOPERM/);
 await rejects(new Redis({ ...options, token: "wrong", retry: false }).get("a"), /WRONGPASS/);
 
+// Streams of events.
+for (const [open, event] of [
+  [() => redis.subscribe(key("news")), "message"],
+  [() => redis.psubscribe(key("new*")), "pmessage"],
+]) {
+  const subscription = open();
+  const arrived = new Promise((resolve) => subscription.on(event, resolve));
+  const confirmed = event === "message" ? "subscribe" : "psubscribe";
+  await new Promise((resolve) => subscription.on(confirmed, resolve));
+  // The end of an earlier subscription is noticed late.
+  assert.ok((await redis.publish(key("news"), { n: 1, text: "a, b\nc" })) >= 1);
+  const { channel, message } = await arrived;
+  assert.deepEqual([channel, message], [key("news"), { n: 1, text: "a, b\nc" }]);
+  await subscription.unsubscribe();
+}
+
 // Rate limits.
 const limiters = [Ratelimit.fixedWindow(3, "60 s"), Ratelimit.slidingWindow(3, "60 s"), Ratelimit.tokenBucket(3, "60 s", 3)];
 for (const [at, limiter] of limiters.entries()) {

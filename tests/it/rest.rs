@@ -13,8 +13,12 @@
 mod clients;
 #[path = "rest/contract.rs"]
 mod contract;
+#[path = "rest/events.rs"]
+mod events;
 #[path = "rest/isolation.rs"]
 mod isolation;
+#[path = "rest/layers.rs"]
+mod layers;
 #[path = "rest/rights.rs"]
 mod rights;
 #[path = "rest/support.rs"]
