@@ -19,6 +19,7 @@ use super::lifetime::ConnState;
 use super::pool::Pool;
 use super::settings::Settings;
 use super::shared::Shared;
+use crate::backend::OtherLogin;
 use crate::commands::{CommandInfo, CommandTable, Identity, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
@@ -41,12 +42,14 @@ pub struct LocalClient {
 
 impl LocalClients {
     /// Clients of `front_end`. Keys of at most `max_key` bytes are cached. They share at most
-    /// `pool` streams to Redis; with `None` each has its own.
+    /// `pool` streams to Redis; with `None` each has its own. The streams log in with `login`, or as
+    /// the proxy does.
     pub fn new(
         front_end: FrontEnd,
         settings: Settings,
         max_key: usize,
         pool: Option<usize>,
+        login: Option<Arc<OtherLogin>>,
         proxy: Proxy,
     ) -> Self {
         let commands = CommandTable::configured(&settings.cache_also, &settings.cache_except);
@@ -55,6 +58,7 @@ impl LocalClients {
         let shared = Arc::new(Shared {
             front_end,
             identity: Identity::Proxy,
+            login,
             pool: pool.map(Pool::new),
             proxy,
             settings,

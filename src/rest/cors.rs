@@ -9,7 +9,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use super::sync_token;
 
-/// The origins whose pages may read responses. An empty list allows none.
+/// The origins of pages that may read responses. An empty list allows none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CorsOrigins(Vec<String>);
 

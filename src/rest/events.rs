@@ -27,6 +27,7 @@ use super::rights::StreamKind;
 use super::run::Run;
 use super::sync_token::Progress;
 use crate::commands::CommandInfo;
+use crate::metrics::ConnectionGuard;
 use crate::resp::LocalClient;
 use crate::server::Drain;
 
@@ -70,6 +71,8 @@ pub(super) struct EventStream {
     pub(super) drain: Drain,
     /// The place among the streams.
     pub(super) place: OwnedSemaphorePermit,
+    /// Counts it as open.
+    pub(super) open: ConnectionGuard,
 }
 
 impl EventStream {
@@ -79,7 +82,7 @@ impl EventStream {
         command: &Commands,
         info: CommandInfo,
     ) -> Result<Response<Body>, NoStream> {
-        let Self { client, kind, max_message, patience, drain, place } = self;
+        let Self { client, kind, max_message, patience, drain, place, open } = self;
         let progress = Arc::new(Progress::default());
         let mut run = Run::new(client, max_message, progress);
         for words in command.iter() {
@@ -91,7 +94,7 @@ impl EventStream {
             return Err(NoStream::Refused(String::from_utf8_lossy(text).into_owned()));
         }
         let (sender, receiver) = Sender::new(patience);
-        tokio::spawn(pump(run, kind, event(kind, &first), sender, drain, place));
+        tokio::spawn(pump(run, kind, event(kind, &first), sender, drain, (place, open)));
         Ok(response(receiver))
     }
 }
@@ -103,7 +106,7 @@ async fn pump(
     first: Option<Vec<u8>>,
     mut sender: Sender,
     mut drain: Drain,
-    _place: OwnedSemaphorePermit,
+    _held: (OwnedSemaphorePermit, ConnectionGuard),
 ) {
     let mut next = first;
     loop {

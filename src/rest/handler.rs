@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, timeout};
 use tower_http::cors::CorsLayer;
+use tracing::{Instrument as _, Span};
 
 use super::answer::{Format, Writer, error};
 use super::events::{self, EventStream, NoStream};
@@ -28,10 +29,20 @@ use crate::protocol::{ParseStatus, RequestLimits, RequestParser};
 use crate::proxy::Proxy;
 use crate::resp::{self, KeySpecs, LocalClients};
 use crate::server::Drain;
+use crate::telemetry::spans::{self, Route};
 
-/// The front end. Clones share it.
+/// The front end, at a path. Clones share it.
 #[derive(Clone)]
-pub struct Rest(Arc<Shared>);
+pub struct Rest(Arc<Shared>, Mount);
+
+/// The place of the front end on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mount {
+    /// Below `rest.path`, beside other routes.
+    Path,
+    /// The whole listener.
+    Root,
+}
 
 struct Shared {
     settings: Settings,
@@ -47,6 +58,8 @@ struct Shared {
     scripts: Scripts,
     sync_tokens: SyncTokens,
     cors: Option<CorsLayer>,
+    /// The names of commands, by their labels.
+    names: Vec<&'static str>,
 }
 
 impl Rest {
@@ -62,6 +75,7 @@ impl Rest {
         proxy: Proxy,
     ) -> Result<Self, FileError> {
         let tokens = settings.tokens()?;
+        let login = settings.redis_login()?.map(Arc::new);
         let of_clients = resp::Settings {
             cache_also: resp.cache_also.clone(),
             cache_except: resp.cache_except.clone(),
@@ -73,14 +87,14 @@ impl Rest {
         };
         let of_client = |pool| {
             let (front_end, proxy) = (FrontEnd::Rest, proxy.clone());
-            LocalClients::new(front_end, of_clients.clone(), max_key, pool, proxy)
+            LocalClients::new(front_end, of_clients.clone(), max_key, pool, login.clone(), proxy)
         };
         let (clients, stream_clients) = (of_client(Some(settings.max_upstream)), of_client(None));
         let streams = Arc::new(Semaphore::new(settings.max_streams));
         let (key_specs, scripts) = (OnceCell::new(), Scripts::default());
         let cors = settings.cors_origins.layer();
         let sync_tokens = SyncTokens::new(rand::random(), Instant::now());
-        Ok(Self(Arc::new(Shared {
+        let shared = Shared {
             settings,
             tokens,
             clients,
@@ -91,7 +105,9 @@ impl Rest {
             scripts,
             sync_tokens,
             cors,
-        })))
+            names: crate::commands::names(),
+        };
+        Ok(Self(Arc::new(shared), Mount::Root))
     }
 
     /// Returns the function that reads the tokens again at a reload.
@@ -107,9 +123,19 @@ impl Rest {
         self.0.cors.as_ref()
     }
 
+    /// Returns the front end below `rest.path`, if that is set.
+    pub fn beside_others(&self) -> Option<Self> {
+        let is_wanted = !self.0.settings.path.is_empty();
+        is_wanted.then(|| Self(Arc::clone(&self.0), Mount::Path))
+    }
+
     /// Returns the path below the front end's own, if it is one of its paths.
     fn path_below<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let below = path.strip_prefix(&*self.0.settings.path)?;
+        let own = match self.1 {
+            Mount::Path => &*self.0.settings.path,
+            Mount::Root => "",
+        };
+        let below = path.strip_prefix(own)?;
         if below.is_empty() { Some("") } else { below.strip_prefix('/') }
     }
 }
@@ -162,6 +188,21 @@ impl<H: Handler> Handler for WithRest<H> {
     }
 }
 
+/// The front end on a listener of its own.
+impl Handler for Rest {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        self.layered(request).await
+    }
+
+    fn authenticates(&self, _path: &str) -> bool {
+        true
+    }
+
+    fn refusal(&self, _path: &str, status: StatusCode, title: &str) -> Option<Response<Body>> {
+        Some(error(status, &format!("ERR {title}")))
+    }
+}
+
 /// A request that is answered without its commands.
 struct Rejection(StatusCode, String);
 
@@ -186,15 +227,20 @@ struct Job<'a> {
 
 impl Rest {
     /// Returns the response to a request.
-    pub(super) async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_head = request.method() == Method::HEAD;
+        let route = self.route(request.uri().path());
+        let span = spans::request_span(&request, Route::Rest(route));
         let progress = Arc::new(Progress::default());
-        let answered = timeout(self.0.settings.timeout, self.respond(request, &progress)).await;
+        let answered = self.respond(request, &progress, &span).instrument(span.clone());
+        let answered = timeout(self.0.settings.timeout, answered).await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(Rejection(status, text))) => rejected(status, &text),
             Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "ERR redis-proxy: rest.timeout expired"),
         };
+        spans::record_status(&span, response.status());
+        self.0.proxy.record_rest_request(response.status().as_str());
         let token = progress.token(&self.0.sync_tokens, Instant::now());
         if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
             response.headers_mut().insert(sync_token::HEADER, token);
@@ -206,6 +252,7 @@ impl Rest {
         &self,
         request: Request<Incoming>,
         progress: &Arc<Progress>,
+        span: &Span,
     ) -> Result<Response<Body>, Rejection> {
         let (head, body) = request.into_parts();
         let rights = self.authenticate(&head.headers, head.uri.query())?;
@@ -226,21 +273,43 @@ impl Rest {
         if let Some(stream) = self.stream(&job, &head, path).await {
             return stream;
         }
+        let commands = self.decode(path, has_body, &body, head.uri.query())?;
+        let labels = commands.iter().map(|words| self.0.clients.find(words.get(0)).label);
+        spans::record_commands(span, labels.map(|label| self.0.names[label]));
+        match path {
+            "pipeline" => self.pipeline(&job, &commands).await,
+            "multi-exec" => self.transaction(&job, &commands).await,
+            _ => self.single(&job, &commands).await,
+        }
+    }
+
+    /// Returns the commands of a request. One with `has_body` is a `POST` or `PUT`.
+    fn decode(
+        &self,
+        path: &str,
+        has_body: bool,
+        body: &[u8],
+        query: Option<&str>,
+    ) -> Result<Commands, Rejection> {
         let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
         match (path, has_body) {
-            ("pipeline", true) => self.pipeline(&job, &Commands::pipeline(&body, limits)?).await,
-            ("multi-exec", true) => {
-                self.transaction(&job, &Commands::pipeline(&body, limits)?).await
-            }
+            ("pipeline" | "multi-exec", true) => Ok(Commands::pipeline(body, limits)?),
             ("pipeline" | "multi-exec", false) => {
                 let text = "ERR method not allowed, expected POST";
                 Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()))
             }
-            ("", true) => self.single(&job, &Commands::single(&body)?).await,
-            (path, _) => {
-                let commands = Commands::path(path, &body, head.uri.query())?;
-                self.single(&job, &commands).await
-            }
+            ("", true) => Ok(Commands::single(body)?),
+            (path, _) => Ok(Commands::path(path, body, query)?),
+        }
+    }
+
+    /// Returns the route of a path, without what a client put into it.
+    fn route(&self, path: &str) -> &'static str {
+        match self.path_below(path).unwrap_or_default() {
+            "" => "/",
+            "pipeline" => "/pipeline",
+            "multi-exec" => "/multi-exec",
+            _ => "/{command}",
         }
     }
 
@@ -317,6 +386,7 @@ impl Rest {
             patience: settings.timeout,
             drain,
             place,
+            open: self.0.proxy.open_stream(),
         };
         let info = self.0.clients.find(words.get(0));
         stream.begin(command, info).await.map_err(|error| match error {

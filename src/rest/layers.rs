@@ -64,12 +64,12 @@ impl Rest {
     async fn compressed(&self, request: Request<Incoming>) -> Response<Body> {
         let above = self.settings().compress_above.0;
         if above == 0 || !request.headers().contains_key(header::ACCEPT_ENCODING) {
-            return self.handle(request).await;
+            return self.answer(request).await;
         }
         let own = self.clone();
         let mut service = Compression::new(ServiceFn(move |request| {
             let own = own.clone();
-            async move { Ok(own.handle(request).await) }
+            async move { Ok(own.answer(request).await) }
         }))
         // A response is compressed while its client waits.
         .quality(CompressionLevel::Fastest)

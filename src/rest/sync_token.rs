@@ -51,7 +51,7 @@ impl Seen {
 }
 
 impl SyncTokens {
-    /// A maker of tokens with this key, whose clock begins at `start`.
+    /// A maker of tokens with this key and a clock that begins at `start`.
     pub(super) fn new(key: [u8; 32], start: Instant) -> Self {
         let [first, second, third, fourth, ..] = *blake3::hash(&key).as_bytes();
         Self { key, instance: u32::from_be_bytes([first, second, third, fourth]), start }
@@ -104,7 +104,7 @@ pub(super) struct Progress(Mutex<State>);
 struct State {
     /// `None` before the request is authenticated.
     seen: Option<Seen>,
-    /// Whether commands were sent whose replies have not all come.
+    /// Whether commands were sent and a reply to them is missing.
     is_running: bool,
     last_write: Option<Instant>,
 }

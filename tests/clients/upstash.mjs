@@ -1,8 +1,9 @@
-// An application of @upstash/redis and @upstash/ratelimit, unchanged but for its URL and token.
+// An application of @upstash/redis, @upstash/ratelimit and @upstash/lock, unchanged but for its URL and token.
 //
 // Arguments: the URL of the REST front end, the token, and "base64" or "text". It ends with exit
 // code 0 and the line "ok" if every reply is the expected one.
 import assert from "node:assert/strict";
+import { Lock } from "@upstash/lock";
 import { Ratelimit } from "@upstash/ratelimit";
 import { Redis } from "@upstash/redis";
 
@@ -174,4 +175,17 @@ for (const [at, limiter] of limiters.entries()) {
   await limit.resetUsedTokens("user");
   assert.equal((await limit.limit("user")).success, true);
 }
+
+// Locks.
+const one = new Lock({ id: key("lock"), redis, lease: 5000, retry: { attempts: 1, delay: 10 } });
+const other = new Lock({ id: key("lock"), redis, lease: 5000, retry: { attempts: 1, delay: 10 } });
+assert.equal(await one.acquire(), true);
+assert.equal(await other.acquire(), false);
+assert.equal(await one.extend(5000), true);
+assert.equal(await one.getStatus(), "ACQUIRED");
+assert.equal(await other.release(), false);
+assert.equal(await one.release(), true);
+assert.equal(await one.getStatus(), "FREE");
+assert.equal(await other.acquire(), true);
+assert.equal(await other.release(), true);
 console.log("ok");

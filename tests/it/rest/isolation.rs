@@ -126,7 +126,9 @@ fn idle_connections_that_redis_closed_are_not_used_under_load() {
         let set = request("POST", "/rest", &[FULL], br#"["SET","a","1"]"#);
         let mut lost = 0;
         for _ in 0..60 {
-            clients.iter_mut().for_each(|client| client.send_raw(&set));
+            for client in &mut clients {
+                client.send_raw(&set);
+            }
             for client in &mut clients {
                 lost += u32::from(client.read_response().status != 200);
             }

@@ -107,30 +107,30 @@ fn read_with_a_token_sees_the_write_through_another_proxy() {
     let writer = proxy(&format!("redis.url = \"{}\"", redis.url()), &file, "");
     let url = format!("redis.url = \"{}\"", relay_url(&relay));
     let reader = proxy(&url, &file, "cache.ttl = \"1h\"");
-    let (mut writes, mut reads) = (Sdk::new(&writer), Sdk::new(&reader));
+    let (mut to_writer, mut to_reader) = (Sdk::new(&writer), Sdk::new(&reader));
     let (mut plain, mut bad) = (Sdk::new(&reader), Sdk::new(&reader));
     for key in ["a", "f"] {
-        reads.get(key);
+        to_reader.get(key);
     }
     relay.delay(Duration::from_millis(10));
     let (mut old, mut old_hash) = (0, 0);
     for number in 1..=60 {
         let text = number.to_string();
-        writes.post("/rest", &format!(r#"["SET","a","{text}"]"#));
-        writes.post("/rest", &format!(r#"["HSET","h","f","{text}"]"#));
+        to_writer.post("/rest", &format!(r#"["SET","a","{text}"]"#));
+        to_writer.post("/rest", &format!(r#"["HSET","h","f","{text}"]"#));
         plain.token.clear();
         let body = r#"[["GET","a"],["HGETALL","h"]]"#;
         let without = plain.post("/rest/pipeline", body).1;
         old += u32::from(without[0]["result"] != text);
         old_hash += u32::from(without[1]["result"] != value!(["f", text]));
         // A token that was changed on its way counts as one of another proxy.
-        bad.token = format!("{}0", writes.token);
-        reads.token.clone_from(&writes.token);
-        let sdk = if number % 2 == 0 { &mut bad } else { &mut reads };
+        bad.token = format!("{}0", to_writer.token);
+        to_reader.token.clone_from(&to_writer.token);
+        let sdk = if number % 2 == 0 { &mut bad } else { &mut to_reader };
         let found = sdk.post("/rest/pipeline", body).1;
         assert_eq!(found, value!([{"result": text}, {"result": ["f", text]}]), "{number}");
         // The other way: the reader's token at the writer.
-        writes.token.clone_from(&reads.token);
+        to_writer.token.clone_from(&to_reader.token);
     }
     assert!(old > 0 && old_hash > 0, "no plain read was early enough to be old: {old} {old_hash}");
 }
@@ -159,13 +159,13 @@ fn read_with_a_token_goes_to_redis_in_ttl_mode() {
     let line = format!("redis.url = \"{}\"\ncache.coherence = \"ttl\"", redis.url());
     let ttl = "cache.ttl = \"1h\"";
     let (writer, reader) = (proxy(&line, &file, ttl), proxy(&line, &file, ttl));
-    let (mut writes, mut reads, mut plain) =
+    let (mut to_writer, mut to_reader, mut plain) =
         (Sdk::new(&writer), Sdk::new(&reader), Sdk::new(&reader));
-    writes.post("/rest", r#"["SET","a","0"]"#);
+    to_writer.post("/rest", r#"["SET","a","0"]"#);
     assert_eq!(plain.get("a"), "0");
-    writes.post("/rest", r#"["SET","a","1"]"#);
-    reads.token.clone_from(&writes.token);
-    assert_eq!(reads.get("a"), "1");
+    to_writer.post("/rest", r#"["SET","a","1"]"#);
+    to_reader.token.clone_from(&to_writer.token);
+    assert_eq!(to_reader.get("a"), "1");
     // A client that has seen no write reads from memory until the entry's end.
     plain.token.clear();
     assert_eq!(plain.get("a"), "0");
@@ -173,26 +173,26 @@ fn read_with_a_token_goes_to_redis_in_ttl_mode() {
 }
 
 #[test]
-fn token_names_the_writes_of_all_primaries_of_a_cluster() {
+fn token_names_the_to_writer_of_all_primaries_of_a_cluster() {
     let (cluster, file) = (RedisCluster::of(3), SecretFile::new(TOKENS));
     let (writer, reader) =
         (proxy(&cluster.settings(), &file, ""), proxy(&cluster.settings(), &file, ""));
-    let (mut writes, mut reads) = (Sdk::new(&writer), Sdk::new(&reader));
+    let (mut to_writer, mut to_reader) = (Sdk::new(&writer), Sdk::new(&reader));
     let keys: Vec<_> = (0..3).map(|node| cluster.key_of(node, 0)).collect();
     let line = |words: String| format!("[{words}]");
     let gets: Vec<_> = keys.iter().map(|key| format!(r#"["GET","{key}"]"#)).collect();
     let gets = line(gets.join(","));
-    reads.post("/rest/pipeline", &gets);
+    to_reader.post("/rest/pipeline", &gets);
     for number in 0..200 {
         let sets: Vec<_> =
             keys.iter().map(|key| format!(r#"["SET","{key}","{number}"]"#)).collect();
-        let (_, found) = writes.post("/rest/pipeline", &line(sets.join(",")));
+        let (_, found) = to_writer.post("/rest/pipeline", &line(sets.join(",")));
         assert_eq!(found, Value::Array(vec![value!({"result": "OK"}); 3]));
-        reads.token.clone_from(&writes.token);
-        let (_, found) = reads.post("/rest/pipeline", &gets);
+        to_reader.token.clone_from(&to_writer.token);
+        let (_, found) = to_reader.post("/rest/pipeline", &gets);
         let expected = Value::Array(vec![value!({"result": number.to_string()}); 3]);
         assert_eq!(found, expected);
-        let (_, found) = reads.post("/rest", &format!(r#"["MGET","{}"]"#, keys.join("\",\"")));
+        let (_, found) = to_reader.post("/rest", &format!(r#"["MGET","{}"]"#, keys.join("\",\"")));
         assert_eq!(found["result"], value!(vec![number.to_string(); 3]));
     }
 }
