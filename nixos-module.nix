@@ -32,6 +32,8 @@ let
     (secret "http" "tokensFile" "tokens_file")
     (secret "http" "tlsKeyFile" "tls_key_file")
     (secret "rest" "tokensFile" "tokens_file")
+    (secret "rest" "tlsKeyFile" "tls_key_file")
+    (secret "rest" "redisPasswordFile" "redis_password_file")
     (secret "resp" "passwordFile" "password_file")
     (secret "resp" "tlsKeyFile" "tls_key_file")
     (secret "redis" "passwordFile" "password_file")
@@ -121,18 +123,20 @@ let
   http = parse cfg.settings.http.listen;
   admin = parse cfg.settings.admin.listen;
   resp = parse cfg.settings.resp.listen;
+  rest = parse cfg.settings.rest.listen;
   hasAdmin = cfg.settings.admin.listen != "";
+  hasRest = cfg.settings.rest.listen != "";
   # The daemon creates a unix socket itself.
   hasResp = cfg.settings.resp.listen != "" && !lib.hasPrefix "unix:" cfg.settings.resp.listen;
   isHttpProtected =
     cfg.settings.http.tokens_file != "" || (cfg.settings.http.tls_cert_file or "") != "";
-  listeners = [ http ] ++ lib.optional hasAdmin admin ++ lib.optional hasResp resp;
+  listeners = [ http ] ++ lib.optional hasAdmin admin ++ lib.optional hasResp resp ++ lib.optional hasRest rest;
 
   isLoopback = host: host == "localhost" || host == "[::1]" || lib.hasPrefix "127." host;
   isAddress = host: builtins.match "[0-9.]+|\\[[0-9a-fA-F:.]+]" host != null;
   openPorts = map (listener: listener.port) (
     lib.filter (listener: listener.port != null && !isLoopback listener.host) (
-      [ http ] ++ lib.optional hasResp resp
+      [ http ] ++ lib.optional hasResp resp ++ lib.optional hasRest rest
     )
   );
   isPrivileged = listener: listener.port != null && 0 < listener.port && listener.port < 1024;
@@ -204,7 +208,24 @@ in
               which {option}`services.redis-proxy.http.tokensFile` does not require.
             '';
           };
-          rest = section "Commands by the REST contract of Upstash, on the HTTP listener." {
+          rest = section "Commands by the REST contract of Upstash." {
+            listen = lib.mkOption {
+              type = types.str;
+              default = "";
+              example = "127.0.0.1:8079";
+              description = ''
+                The address of a listener with the contract at `/`, as host and port. Empty disables the listener;
+                `rest.path` serves the contract on that of `http`.
+              '';
+            };
+            redis_password_file = secretFile ''
+              The password of `rest.redis_username`, outside of the Nix store. The daemon must be able to read the file,
+              which {option}`services.redis-proxy.rest.redisPasswordFile` does not require.
+            '';
+            tls_key_file = secretFile ''
+              The private key (PEM) of `rest.tls_cert_file`, outside of the Nix store. The daemon must be able to read
+              the file, which {option}`services.redis-proxy.rest.tlsKeyFile` does not require.
+            '';
             tokens_file = secretFile ''
               The bearer tokens with their rights, outside of the Nix store. The daemon must be able to read the file,
               which {option}`services.redis-proxy.rest.tokensFile` does not require.
@@ -307,7 +328,7 @@ in
       example = true;
       description = ''
         Whether systemd holds the addresses, so that a restart rejects no client and ports below 1024 can be served.
-        `http.listen`, `resp.listen` and `admin.listen` must be IP addresses then.
+        `http.listen`, `resp.listen`, `rest.listen` and `admin.listen` must be IP addresses then.
       '';
     };
 
@@ -316,8 +337,8 @@ in
       default = false;
       example = true;
       description = ''
-        Whether to open the ports of `settings.http.listen` and `settings.resp.listen` in the firewall, unless the
-        address is a loopback address. The port of `settings.admin.listen` stays closed.
+        Whether to open the ports of `settings.http.listen`, `settings.resp.listen` and `settings.rest.listen` in the
+        firewall, unless the address is a loopback address. The port of `settings.admin.listen` stays closed.
       '';
     };
 
@@ -327,7 +348,9 @@ in
     };
 
     rest = {
-      tokensFile = credentialFile "A file with the bearer tokens of `settings.rest.path`, one a line, each with its rights.";
+      tokensFile = credentialFile "A file with the bearer tokens for REST, one a line, each with its rights.";
+      redisPasswordFile = credentialFile "A file with the password of `settings.rest.redis_username`.";
+      tlsKeyFile = credentialFile "A file with the private key (PEM) of `settings.rest.tls_cert_file`.";
     };
 
     resp = {
@@ -410,7 +433,8 @@ in
       {
         assertion = cfg.socketActivation -> lib.all (listener: isAddress listener.host) listeners;
         message = ''
-          services.redis-proxy.socketActivation needs IP addresses in settings.http.listen, resp.listen and admin.listen,
+          services.redis-proxy.socketActivation needs IP addresses in settings.http.listen, resp.listen, rest.listen and
+          admin.listen,
           since systemd looks up no names; found ${
             lib.concatMapStringsSep ", " (listener: listener.host) listeners
           }.
@@ -473,6 +497,7 @@ in
       redis-proxy = socketUnit "http" cfg.settings.http.listen;
       redis-proxy-admin = lib.mkIf hasAdmin (socketUnit "admin" cfg.settings.admin.listen);
       redis-proxy-resp = lib.mkIf hasResp (socketUnit "resp" cfg.settings.resp.listen);
+      redis-proxy-rest = lib.mkIf hasRest (socketUnit "rest" cfg.settings.rest.listen);
     };
 
     # A switch to another system leaves sockets as they are, so a changed address would have no effect. This unit

@@ -14,7 +14,7 @@ use crate::cache::{
     Answer, Coherence, Outcome, ReadMode, Reply, ReplyResult, Settings, Statistics,
 };
 use crate::cluster::Cluster;
-use crate::metrics::{FrontEnd, Kind, Metrics, Node, RejectReason};
+use crate::metrics::{ConnectionGuard, FrontEnd, Kind, Metrics, Node, RejectReason};
 use crate::protocol::Shape;
 use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
@@ -183,6 +183,16 @@ impl Proxy {
     /// Counts a rejection by a front end.
     pub fn record_rejected(&self, front_end: FrontEnd, refusal: RejectReason) {
         self.metrics.reject_counter(front_end, refusal).count();
+    }
+
+    /// Counts a REST request by the status of its response.
+    pub fn record_rest_request(&self, status: &str) {
+        self.metrics.record_rest_request(status);
+    }
+
+    /// Counts a stream of events as open until the guard is dropped.
+    pub fn open_stream(&self) -> ConnectionGuard {
+        self.metrics.open_stream()
     }
 
     /// Waits until memory reflects every write that Redis acknowledged before `since`. Without

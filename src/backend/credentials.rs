@@ -1,7 +1,7 @@
 //! The login to Redis and to the sentinels, and the sources of its passwords.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use redis::Cmd;
 
@@ -73,6 +73,38 @@ fn read_password(key: &'static str, path: &Path) -> Result<Secret, PrepareError>
         return Err(PrepareError::new(key, path, &"it is empty; expected the password"));
     }
     Ok(Secret::from(password.to_owned()))
+}
+
+/// A login to Redis beside that of the proxy. Its password is read again for each connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherLogin {
+    username: String,
+    password_file: PathBuf,
+}
+
+impl OtherLogin {
+    /// The login of this user with the password in a file.
+    pub fn new(username: String, password_file: PathBuf) -> Self {
+        Self { username, password_file }
+    }
+
+    /// Checks that the password can be read.
+    ///
+    /// # Errors
+    /// The problem, as text.
+    pub fn check(&self) -> Result<(), String> {
+        self.load().map(drop)
+    }
+
+    pub(super) fn load(&self) -> Result<Login, String> {
+        let text = fs::read_to_string(&self.password_file).map_err(|error| error.to_string())?;
+        let password = text.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            return Err("it is empty; expected the password".into());
+        }
+        let password = Secret::from(password.to_owned());
+        Ok(Login { username: self.username.clone(), password })
+    }
 }
 
 impl Login {

@@ -44,6 +44,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::Address;
 use self::credentials::Login;
+pub use self::credentials::OtherLogin;
 pub use self::dial::PrepareError;
 use self::dial::{Dialer, Stream};
 use self::endpoint::Endpoint;
@@ -124,12 +125,14 @@ pub struct CacheIdentity {
 }
 
 /// The login of a dedicated connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectAs {
     /// No login: the client logs in itself, or Redis requires none.
     Anonymous,
     /// The login of the proxy.
     ProxyUser,
+    /// Another login, which the configuration names.
+    Other(Arc<OtherLogin>),
 }
 
 /// The result of a fence.
@@ -671,6 +674,11 @@ impl Shared {
                 let login =
                     tokio::task::spawn_blocking(move || credentials::load_login(&settings)).await;
                 login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?
+            }
+            ConnectAs::Other(login) => {
+                let login = tokio::task::spawn_blocking(move || login.load()).await;
+                let login = login.map_err(|error| unreachable(&error))?;
+                Some(login.map_err(|error| unreachable(&error))?)
             }
         };
         // Uses the endpoint of the proxy's own connection while that is up. Otherwise every client

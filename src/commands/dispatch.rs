@@ -16,6 +16,7 @@ use super::pending_keys::PendingKeys;
 use super::reply_fetch::ReplyFetch;
 use super::session::{Identity, SessionEffect, SessionState};
 use super::table::Class;
+use super::xread::xread_may_block;
 use crate::access::KeyAllowlist;
 use crate::backend::CacheIdentity;
 use crate::cache::Outcome;
@@ -342,9 +343,7 @@ fn effect(class: Class, arguments: Arguments<'_>) -> SessionEffect {
     match class {
         Class::Neutral | Class::Client => SessionEffect::Neutral,
         Class::Blocking => SessionEffect::MayBlock,
-        Class::Xread if arguments.skip(1).any(|word| word.eq_ignore_ascii_case(b"block")) => {
-            SessionEffect::MayBlock
-        }
+        Class::Xread if xread_may_block(arguments.skip(1)) => SessionEffect::MayBlock,
         Class::Multi => SessionEffect::Multi,
         Class::Exec if arguments.len() == 1 => SessionEffect::Exec,
         Class::Discard => SessionEffect::Discard,

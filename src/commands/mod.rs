@@ -26,6 +26,7 @@ mod reply_fetch;
 mod session;
 mod table;
 mod time_to_live;
+mod xread;
 
 pub use self::admission::{Admission, AdmissionTracker};
 pub use self::auth::Credentials;
@@ -45,3 +46,4 @@ pub use self::pending_keys::PendingKeys;
 pub use self::reply_fetch::ReplyFetch;
 pub use self::session::{Identity, SessionEffect, SessionState};
 pub use self::table::{Class, CommandInfo, CommandTable, names};
+pub use self::xread::xread_may_block;

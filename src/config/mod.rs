@@ -100,6 +100,8 @@ impl Config {
         let shared = self.http.listen.conflicts_with(&self.admin.listen);
         let others = [&self.http.listen, &self.admin.listen];
         let resp_shared = others.iter().any(|listen| self.resp.listen.conflicts_with(listen));
+        let others = [&self.http.listen, &self.admin.listen, &self.resp.listen];
+        let is_rest_taken = others.iter().any(|listen| self.rest.listen.conflicts_with(listen));
         let own = [
             self.http.violations(),
             self.resp.violations(),
@@ -119,6 +121,12 @@ impl Config {
                     resp_shared,
                     "resp.listen",
                     "the same as another listener, expected one of its own",
+                ),
+                (
+                    is_rest_taken,
+                    "rest.listen",
+                    "the same as another listener, expected one of its own; rest.path serves it \
+                        beside /keys",
                 ),
                 (
                     self.http.listen.unix_path().is_some(),
@@ -150,6 +158,7 @@ impl Config {
         let listeners = [
             ("http", "http.allow_unprotected", &self.http.listen, self.http.auth_requirement()),
             ("resp", "resp.allow_unprotected", &self.resp.listen, self.resp.auth_requirement()),
+            ("rest", "rest.tokens_file", &self.rest.listen, self.rest.auth_requirement()),
             ("admin", "admin.allow_unprotected", &self.admin.listen, self.admin.auth_requirement()),
         ];
         let unprotected =

@@ -7,6 +7,7 @@ use crate::config::Config;
 pub(super) struct FdBudget {
     pub(super) http: usize,
     pub(super) resp: usize,
+    pub(super) rest: usize,
 }
 
 /// Raises the limit on open files as far as the system allows. The usual 1024 is meant for programs
@@ -23,14 +24,36 @@ pub(super) fn fit_fd_limit(config: &Config) -> FdBudget {
         .and_then(|limit| limit.try_into().ok())
         .unwrap_or(usize::MAX);
     let operators = if config.admin.listen.is_off() { 0 } else { config.admin.max_connections };
-    let own = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_WORKER * config.daemon.threads() + operators;
-    let wanted = FdBudget { http: config.http.max_connections, resp: config.resp.max_connections };
+    let rest = &config.rest;
+    let of_rest = if rest.is_enabled() { rest.max_upstream + rest.max_streams } else { 0 };
+    let own = DESCRIPTORS_BESIDE
+        + DESCRIPTORS_PER_WORKER * config.daemon.threads()
+        + operators.saturating_add(of_rest);
+    let wanted = FdBudget {
+        http: config.http.max_connections,
+        resp: config.resp.max_connections,
+        rest: if rest.listen.is_off() { 0 } else { rest.max_connections },
+    };
     let is_resp_off = config.resp.listen.is_off();
-    let admitted = share(open_files.saturating_sub(own), wanted, is_resp_off);
+    let admitted = share_all(open_files.saturating_sub(own), wanted, is_resp_off);
     if admitted != wanted {
         warn(open_files, own, wanted, admitted, is_resp_off);
     }
     admitted
+}
+
+/// Shares `left` descriptors between the front ends. Both that speak HTTP count as one, and share
+/// its part in the ratio of what they want.
+fn share_all(left: usize, wanted: FdBudget, is_resp_off: bool) -> FdBudget {
+    let FdBudget { http, rest, .. } = wanted;
+    if rest == 0 {
+        return share(left, wanted, is_resp_off);
+    }
+    let both = http.saturating_add(rest);
+    let shared = share(left, FdBudget { http: both, ..wanted }, is_resp_off);
+    let for_rest = shared.http as u128 * rest as u128 / both.max(1) as u128;
+    let for_rest = usize::try_from(for_rest).unwrap_or(rest).clamp(1, rest);
+    FdBudget { http: shared.http.saturating_sub(for_rest).max(1), rest: for_rest, ..shared }
 }
 
 /// Shares `left` descriptors between the front ends in the ratio of what they want, with at least a
@@ -52,6 +75,7 @@ fn share(left: usize, wanted: FdBudget, is_resp_off: bool) -> FdBudget {
     FdBudget {
         http: (left - for_resp).min(http).max(1),
         resp: (for_resp / DESCRIPTORS_PER_RESP_CLIENT).max(1),
+        ..wanted
     }
 }
 
@@ -60,13 +84,15 @@ fn warn(open_files: usize, own: usize, wanted: FdBudget, admitted: FdBudget, is_
     let resp = if is_resp_off { 0 } else { wanted.resp * DESCRIPTORS_PER_RESP_CLIENT };
     tracing::warn!(
         open_files,
-        needed = own.saturating_add(wanted.http).saturating_add(resp),
+        needed = own.saturating_add(wanted.http).saturating_add(wanted.rest).saturating_add(resp),
         http_max_connections = wanted.http,
         http_admitted = admitted.http,
         resp_max_connections = wanted.resp,
         resp_admitted = admitted.resp,
+        rest_max_connections = wanted.rest,
+        rest_admitted = admitted.rest,
         "too few open files for max_connections: raise the limit (LimitNOFILE of systemd, ulimit \
-            -Hn) or lower http.max_connections and resp.max_connections"
+            -Hn) or lower http.max_connections, resp.max_connections and rest.max_connections"
     );
 }
 
@@ -100,10 +126,19 @@ mod tests {
             (0, 10_000, 10_000, (1, 1)),
             (1000, 1 << 28, 1 << 28, (333, 333)),
         ] {
-            let found = share(left, FdBudget { http, resp }, false);
+            let found = share_all(left, FdBudget { http, resp, rest: 0 }, false);
             assert_eq!((found.http, found.resp), expected, "{left}: {http}, {resp}");
         }
-        let alone = share(900, FdBudget { http: 10_000, resp: 10_000 }, true);
-        assert_eq!(alone, FdBudget { http: 900, resp: 10_000 });
+        let wanted = FdBudget { http: 10_000, resp: 10_000, rest: 0 };
+        assert_eq!(share_all(900, wanted, true), FdBudget { http: 900, ..wanted });
+        for (left, rest, expected) in [
+            (100_000, 10_000, (10_000, 10_000, 10_000)),
+            (1000, 10_000, (250, 250, 250)),
+            (1000, 10, (333, 333, 1)),
+            (0, 10_000, (1, 1, 1)),
+        ] {
+            let found = share_all(left, FdBudget { rest, ..wanted }, false);
+            assert_eq!((found.http, found.resp, found.rest), expected, "{left} {rest}");
+        }
     }
 }

@@ -127,6 +127,7 @@ impl Daemon {
         let activated = ActivatedSockets::from_env(&[
             FrontEnd::Http.name(),
             FrontEnd::Resp.name(),
+            FrontEnd::Rest.name(),
             FrontEnd::Admin.name(),
         ])?;
         let fd_budget = fit_fd_limit(&config);
@@ -321,9 +322,10 @@ async fn listeners(
         http::router(proxy.clone(), status.clone(), config.http.allow_keys.clone())
     };
     let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
-    let commands = rest(config, proxy)?;
+    let is_rest_apart = activated.has(FrontEnd::Rest.name()) || !config.rest.listen.is_off();
+    let commands = rest(config, is_rest_apart, proxy)?;
     files.extend(commands.as_ref().map(Rest::reloader));
-    let reads = WithRest::new(commands, reads);
+    let reads = WithRest::new(commands.as_ref().and_then(Rest::beside_others), reads);
     let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
     let reads: Arc<dyn Service> = Arc::new(HttpService::new(reads, limits.clone(), auth));
     let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());
@@ -345,6 +347,14 @@ async fn listeners(
         let resp = listener_config(resp, resp_tls, fd_budget.resp, config.resp.auth_requirement());
         services.push((FrontEnd::Resp, &config.resp.listen, resp));
     }
+    if let Some(commands) = commands.filter(|_| is_rest_apart) {
+        let tls = config.rest.tls()?;
+        files.extend(tls.as_ref().map(Tls::reloader));
+        let commands = Arc::new(HttpService::new(commands, config.rest.limits(), None));
+        let requirement = config.rest.auth_requirement();
+        let commands = listener_config(commands, tls, fd_budget.rest, requirement);
+        services.push((FrontEnd::Rest, &config.rest.listen, commands));
+    }
     let mut listeners = Vec::new();
     for (front_end, listen, config) in services {
         let socket = activated.remove(front_end.name());
@@ -355,13 +365,13 @@ async fn listeners(
     Ok((listeners, files))
 }
 
-/// Builds the REST front end, if it is enabled.
-fn rest(config: &Config, proxy: &Proxy) -> Result<Option<Rest>, FileError> {
+/// Builds the REST front end, if it is served on a listener of its own or beside the keys.
+fn rest(config: &Config, is_apart: bool, proxy: &Proxy) -> Result<Option<Rest>, FileError> {
     let prepare = || {
         let (settings, max_key) = (config.rest.clone(), config.http.max_key.0);
         Rest::prepare(settings, &config.resp, max_key, proxy.clone())
     };
-    config.rest.is_enabled().then(prepare).transpose()
+    (is_apart || config.rest.is_enabled()).then(prepare).transpose()
 }
 
 /// Logs a warning if the cache can never have as many entries as its capacity.

@@ -32,8 +32,8 @@ pub enum ActivationError {
     },
     /// No listener has this name, or two sockets have it.
     #[error(
-        "a socket called {0:?} was handed over, expected FileDescriptorName=http, resp or admin, \
-            each once"
+        "a socket called {0:?} was handed over, expected FileDescriptorName=http, resp, rest or \
+            admin, each once"
     )]
     Name(String),
 }

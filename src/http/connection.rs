@@ -114,8 +114,12 @@ impl<R: Handler> HttpService<R> {
         let inspector = (!is_http2).then(|| timers.fragment_inspector());
         let stream =
             TrackedIo::of_client(stream, Arc::clone(&timers.activity), first, inspector, close());
-        let timers_of_service = Arc::clone(&timers);
-        let answer = service_fn(move |request| {
+        let (timers_of_service, drain_of_service) = (Arc::clone(&timers), drain.clone());
+        let answer = service_fn(move |mut request: Request<Incoming>| {
+            // Responses without an end, which such a handler may have, end with the drain.
+            if self.handler.authenticates(request.uri().path()) {
+                request.extensions_mut().insert(drain_of_service.clone());
+            }
             self.clone().respond(request, Arc::clone(&timers_of_service))
         });
         if is_http2 {
@@ -158,9 +162,8 @@ impl<R: Handler> HttpService<R> {
         let _answering = CountGuard::new(&timers.in_flight);
         let is_http2 = request.version() == Version::HTTP_2;
         let response = if timers.has_fragment(number) {
-            closing_response(
-                FRAGMENT.response(Some("A number sign that belongs to the key is written %23.")),
-            )
+            let detail = "A number sign that belongs to the key is written %23.";
+            self.refuse(&request, FRAGMENT, Some(detail))
         } else {
             self.checked_response(request).await
         };
@@ -168,19 +171,30 @@ impl<R: Handler> HttpService<R> {
         Ok(if is_last { closing_response(response) } else { response })
     }
 
+    /// Returns the response to a request that is not routed. The connection is closed after it.
+    fn refuse(
+        &self,
+        request: &Request<Incoming>,
+        problem: ProblemType,
+        detail: Option<&str>,
+    ) -> Response<Body> {
+        let own = self.handler.refusal(request.uri().path(), problem.status, problem.title);
+        closing_response(own.unwrap_or_else(|| problem.response(detail)))
+    }
+
     /// Returns the response to a request, which is checked before it is routed.
     async fn checked_response(self, mut request: Request<Incoming>) -> Response<Body> {
         if request.version() == Version::HTTP_11
             && request.headers().get_all(header::HOST).iter().count() != 1
         {
-            return closing_response(NO_HOST.response(Some("HTTP/1.1 asks for one Host header.")));
+            return self.refuse(&request, NO_HOST, Some("HTTP/1.1 asks for one Host header."));
         }
         let sizes = request
             .headers()
             .iter()
             .map(|(name, value)| field_size(name.as_str().len(), value.len()));
         if sizes.sum::<usize>() > self.limits.max_header {
-            return closing_response(HEADER_TOO_LARGE.response(None));
+            return self.refuse(&request, HEADER_TOO_LARGE, None);
         }
         if let Some((auth, refused)) = &self.auth
             && !self.handler.authenticates(request.uri().path())

@@ -17,3 +17,4 @@ pub use self::keys::Keys;
 pub use self::request_head::SimpleRequest;
 pub use self::service::{FastPathResult, Handler, HttpService, Limits, ResponseWriter};
 pub use self::settings::{AdminSettings, CacheControl, Settings};
+pub(crate) use self::settings::{HTTP_PROTOCOLS, MIN_HEADER};

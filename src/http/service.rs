@@ -39,6 +39,12 @@ pub trait Handler: Clone + Send + Sync + 'static {
         false
     }
 
+    /// Returns the response to a request that is refused with this status before it is routed, if
+    /// the responses for this path have a form of their own. `_title` is the reason.
+    fn refusal(&self, _path: &str, _status: StatusCode, _title: &str) -> Option<Response<Body>> {
+        None
+    }
+
     /// Answers a simple request that arrived at `_now`, exactly as [`handle`](Self::handle) would.
     /// The default implementation leaves every request to `handle`.
     fn handle_simple(

@@ -153,7 +153,7 @@ const TLS_KEYS: TlsKeys = TlsKeys {
 };
 
 /// The smallest buffer that hyper accepts, in bytes.
-const MIN_HEADER: usize = 8 << 10;
+pub(crate) const MIN_HEADER: usize = 8 << 10;
 
 /// The value of the `Cache-Control` header of responses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,7 +189,7 @@ impl From<CacheControl> for String {
 }
 
 /// The ALPN protocols, most preferred first (RFC 7301).
-const HTTP_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+pub(crate) const HTTP_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The section `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

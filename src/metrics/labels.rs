@@ -15,7 +15,7 @@ pub enum FrontEnd {
 
 impl FrontEnd {
     /// The front ends with a listener of their own.
-    pub(super) const LISTENERS: [Self; 3] = [Self::Http, Self::Resp, Self::Admin];
+    pub(super) const LISTENERS: [Self; 4] = [Self::Http, Self::Resp, Self::Rest, Self::Admin];
     /// The front ends that answer reads.
     pub(super) const READERS: [Self; 3] = [Self::Http, Self::Resp, Self::Rest];
 
@@ -118,7 +118,7 @@ pub enum RejectReason {
 
 impl RejectReason {
     /// The reasons of each front end.
-    pub(super) const ALL: [(FrontEnd, Self); 10] = [
+    pub(super) const ALL: [(FrontEnd, Self); 11] = [
         (FrontEnd::Http, Self::Token),
         (FrontEnd::Http, Self::Key),
         (FrontEnd::Http, Self::Tls),
@@ -129,6 +129,7 @@ impl RejectReason {
         (FrontEnd::Rest, Self::Token),
         (FrontEnd::Rest, Self::Key),
         (FrontEnd::Rest, Self::Command),
+        (FrontEnd::Rest, Self::Tls),
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -155,6 +156,10 @@ pub const BACKEND_ERROR_KINDS: [&str; 10] = [
     "too_large",
     "cancelled",
 ];
+
+/// The label values of `redis_proxy_rest_requests_total`: the statuses of REST responses.
+pub const REST_STATUSES: [&str; 9] =
+    ["200", "400", "401", "403", "405", "413", "502", "503", "504"];
 
 /// The cause and extent of an invalidation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

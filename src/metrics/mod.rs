@@ -19,7 +19,7 @@ use prometheus::{
 };
 
 pub use self::labels::{
-    BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Kind, Node, Redirect, RejectReason,
+    BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Kind, Node, REST_STATUSES, Redirect, RejectReason,
 };
 use self::per_thread::{DURATION_BUCKETS, DurationHistogram, PerThread, seconds};
 use self::pull::{
@@ -45,6 +45,8 @@ pub struct Metrics {
     connections_refused: IntCounterVec,
     rejected: IntCounterVec,
     redirects: IntCounterVec,
+    rest_requests: IntCounterVec,
+    rest_streams: IntGauge,
     reloads: IntCounterVec,
     warmed: IntCounter,
     last_reload: Gauge,
@@ -105,6 +107,12 @@ impl Metrics {
                 options("redirects_total", "Commands that a cluster node did not run, by result."),
                 &["result"],
             )?)?,
+            rest_requests: new.counters(
+                "rest_requests_total",
+                "REST requests, by the status of their response.",
+                "status",
+            )?,
+            rest_streams: new.gauge("rest_streams", "Open streams of events.")?,
             reloads: new.counters("config_reloads_total", "Reloads, by result.", "result")?,
             last_reload: new.seconds(
                 "config_last_reload_success_timestamp_seconds",
@@ -136,6 +144,9 @@ impl Metrics {
         }
         for (front_end, reason) in RejectReason::ALL {
             self.reject_counter(front_end, reason).0.reset();
+        }
+        for status in REST_STATUSES {
+            zero(&self.rest_requests, status);
         }
         for result in ["success", "failure"] {
             zero(&self.reloads, result);
@@ -251,6 +262,17 @@ impl Metrics {
         let gauge = self.connections.with_label_values(&[front_end.name()]);
         gauge.inc();
         ConnectionGuard(gauge)
+    }
+
+    /// Counts a REST request. `status` is one of [`REST_STATUSES`].
+    pub fn record_rest_request(&self, status: &str) {
+        self.rest_requests.with_label_values(&[status]).inc();
+    }
+
+    /// Counts a stream of events as open until the guard is dropped.
+    pub fn open_stream(&self) -> ConnectionGuard {
+        self.rest_streams.inc();
+        ConnectionGuard(self.rest_streams.clone())
     }
 
     /// Returns the number of open connections to the front ends that answer reads.
@@ -388,7 +410,7 @@ pub struct OutcomeTimes {
     pub p99: Option<Duration>,
 }
 
-/// A guard that counts as an open connection until it is dropped.
+/// A guard that counts as an open connection, or an open stream, until it is dropped.
 #[derive(Debug)]
 pub struct ConnectionGuard(IntGauge);
 

@@ -26,6 +26,8 @@ pub(super) struct Fences {
     running: Option<Task<Result<FenceResult, BackendError>>>,
     /// No fence could be had, so reads are forwarded until then.
     bypass_until: Option<Instant>,
+    /// Whether the client has seen writes elsewhere. Without tracking its reads are forwarded.
+    has_seen_writes: bool,
 }
 
 impl Fences {
@@ -37,7 +39,7 @@ impl Fences {
 
     /// Fences of a client that has seen the writes until `since`, perhaps elsewhere.
     pub(super) fn since(since: Option<Instant>) -> Self {
-        Self { unfenced_since: since, ..Self::default() }
+        Self { unfenced_since: since, has_seen_writes: since.is_some(), ..Self::default() }
     }
 
     /// Returns the time of the last reply that may reflect a write.
@@ -52,6 +54,9 @@ impl Fences {
     /// Returns the writes seen by the client that memory is known to hold.
     #[inline]
     pub(super) fn coverage(&mut self, proxy: &Proxy, now: Instant) -> Coverage {
+        if self.has_seen_writes && proxy.is_ttl_only() {
+            return Coverage::Bypassed;
+        }
         if self.unfenced_since.is_some_and(|since| proxy.is_current(since)) {
             self.unfenced_since = None;
         }

@@ -19,6 +19,7 @@ use super::lifetime::ConnState;
 use super::pool::Pool;
 use super::settings::Settings;
 use super::shared::Shared;
+use crate::backend::OtherLogin;
 use crate::commands::{CommandInfo, CommandTable, Identity, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
@@ -40,13 +41,15 @@ pub struct LocalClient {
 }
 
 impl LocalClients {
-    /// Clients of `front_end` with at most `max_upstream` streams to Redis. Keys of at most
-    /// `max_key` bytes are cached.
+    /// Clients of `front_end`. Keys of at most `max_key` bytes are cached. They share at most
+    /// `pool` streams to Redis; with `None` each has its own. The streams log in with `login`, or as
+    /// the proxy does.
     pub fn new(
         front_end: FrontEnd,
         settings: Settings,
         max_key: usize,
-        max_upstream: usize,
+        pool: Option<usize>,
+        login: Option<Arc<OtherLogin>>,
         proxy: Proxy,
     ) -> Self {
         let commands = CommandTable::configured(&settings.cache_also, &settings.cache_except);
@@ -55,7 +58,8 @@ impl LocalClients {
         let shared = Arc::new(Shared {
             front_end,
             identity: Identity::Proxy,
-            pool: Some(Pool::new(max_upstream)),
+            login,
+            pool: pool.map(Pool::new),
             proxy,
             settings,
             credentials: None,

@@ -61,6 +61,7 @@ impl Resp {
             proxy,
             front_end: FrontEnd::Resp,
             identity: Identity::Unauthenticated,
+            login: None,
             pool: None,
             settings,
             credentials,

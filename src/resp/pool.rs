@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use super::dedicated::Opened;
@@ -61,6 +62,10 @@ impl Pool {
     /// Takes an idle stream of this thread, on which nothing has arrived.
     pub(super) async fn take(&self) -> Option<EpochStream> {
         while let Some(mut stream) = self.take_latest() {
+            // The runtime reports the end of a stream only after it has polled the system, which it
+            // does before it continues a task that yields. Otherwise a stream that Redis has closed
+            // meanwhile would seem to be open.
+            yield_now().await;
             if is_quiet(&mut stream).await {
                 return Some(stream);
             }

@@ -9,7 +9,7 @@ use super::dedicated::Opened;
 use super::pool::Pool;
 use super::settings::Settings;
 use crate::access::Reloadable;
-use crate::backend::{BackendError, ConnectAs, EpochStream};
+use crate::backend::{BackendError, ConnectAs, EpochStream, OtherLogin};
 use crate::commands::{CommandTable, Credentials, Identity, Policy};
 use crate::metrics::FrontEnd;
 use crate::protocol::RequestLimits;
@@ -21,6 +21,8 @@ pub(super) struct Shared {
     pub(super) front_end: FrontEnd,
     /// The identity of a new client.
     pub(super) identity: Identity,
+    /// The login to Redis of clients that are logged in; `None`: that of the proxy.
+    pub(super) login: Option<Arc<OtherLogin>>,
     /// The streams that clients of this process share, one after the other.
     pub(super) pool: Option<Pool>,
     pub(super) proxy: Proxy,
@@ -48,6 +50,10 @@ impl Shared {
 
     /// Opens a stream to Redis; before a cluster, to all of its nodes.
     async fn open_new(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
+        let client = match &self.login {
+            Some(login) if client == ConnectAs::ProxyUser => ConnectAs::Other(Arc::clone(login)),
+            _ => client,
+        };
         let Some(cluster) = self.proxy.cluster() else { return self.proxy.open(client).await };
         let specs = self.key_specs.get_or_try_init(|| async {
             let specs = KeySpecs::read(&cluster.command_table().await?);

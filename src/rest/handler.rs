@@ -5,37 +5,61 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, timeout};
+use tower_http::cors::CorsLayer;
+use tracing::{Instrument as _, Span};
 
 use super::answer::{Format, Writer, error};
+use super::events::{self, EventStream, NoStream};
 use super::request::{BadRequest, Commands, DecodeLimits, Words, query_token};
 use super::response::{Strings, elements, error_text};
-use super::rights::{Refusal, key_refusal, refusal};
+use super::rights::{Refusal, StreamKind, key_refusal, refusal, stream_refusal};
 use super::run::{Run, RunError};
 use super::scripts::Scripts;
 use super::settings::Settings;
+use super::sync_token::{self, Progress, SyncTokens};
 use crate::access::{FileError, Prepare, TokenFile, TokenRights, parse_bearer};
 use crate::http::{FastPathResult, Handler, ResponseWriter, SimpleRequest};
 use crate::metrics::{FrontEnd, RejectReason};
 use crate::protocol::{ParseStatus, RequestLimits, RequestParser};
 use crate::proxy::Proxy;
 use crate::resp::{self, KeySpecs, LocalClients};
+use crate::server::Drain;
+use crate::telemetry::spans::{self, Route};
 
-/// The front end. Clones share it.
+/// The front end, at a path. Clones share it.
 #[derive(Clone)]
-pub struct Rest(Arc<Shared>);
+pub struct Rest(Arc<Shared>, Mount);
+
+/// The place of the front end on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mount {
+    /// Below `rest.path`, beside other routes.
+    Path,
+    /// The whole listener.
+    Root,
+}
 
 struct Shared {
     settings: Settings,
     tokens: TokenFile,
     clients: LocalClients,
+    /// The clients of streams, each with a connection to Redis to itself.
+    stream_clients: LocalClients,
+    /// The places for streams.
+    streams: Arc<Semaphore>,
     proxy: Proxy,
     /// Which arguments are keys, once Redis has reported it. Only tokens with keys need it.
     key_specs: OnceCell<KeySpecs>,
     scripts: Scripts,
+    sync_tokens: SyncTokens,
+    cors: Option<CorsLayer>,
+    /// The names of commands, by their labels.
+    names: Vec<&'static str>,
 }
 
 impl Rest {
@@ -51,6 +75,7 @@ impl Rest {
         proxy: Proxy,
     ) -> Result<Self, FileError> {
         let tokens = settings.tokens()?;
+        let login = settings.redis_login()?.map(Arc::new);
         let of_clients = resp::Settings {
             cache_also: resp.cache_also.clone(),
             cache_except: resp.cache_except.clone(),
@@ -60,11 +85,29 @@ impl Rest {
             max_output_buffer: settings.max_response,
             ..resp::Settings::default()
         };
-        let (front_end, max_upstream) = (FrontEnd::Rest, settings.max_upstream);
-        let clients =
-            LocalClients::new(front_end, of_clients, max_key, max_upstream, proxy.clone());
+        let of_client = |pool| {
+            let (front_end, proxy) = (FrontEnd::Rest, proxy.clone());
+            LocalClients::new(front_end, of_clients.clone(), max_key, pool, login.clone(), proxy)
+        };
+        let (clients, stream_clients) = (of_client(Some(settings.max_upstream)), of_client(None));
+        let streams = Arc::new(Semaphore::new(settings.max_streams));
         let (key_specs, scripts) = (OnceCell::new(), Scripts::default());
-        Ok(Self(Arc::new(Shared { settings, tokens, clients, proxy, key_specs, scripts })))
+        let cors = settings.cors_origins.layer();
+        let sync_tokens = SyncTokens::new(rand::random(), Instant::now());
+        let shared = Shared {
+            settings,
+            tokens,
+            clients,
+            stream_clients,
+            streams,
+            proxy,
+            key_specs,
+            scripts,
+            sync_tokens,
+            cors,
+            names: crate::commands::names(),
+        };
+        Ok(Self(Arc::new(shared), Mount::Root))
     }
 
     /// Returns the function that reads the tokens again at a reload.
@@ -72,9 +115,27 @@ impl Rest {
         self.0.tokens.reloader()
     }
 
+    pub(super) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(super) fn cors(&self) -> Option<&CorsLayer> {
+        self.0.cors.as_ref()
+    }
+
+    /// Returns the front end below `rest.path`, if that is set.
+    pub fn beside_others(&self) -> Option<Self> {
+        let is_wanted = !self.0.settings.path.is_empty();
+        is_wanted.then(|| Self(Arc::clone(&self.0), Mount::Path))
+    }
+
     /// Returns the path below the front end's own, if it is one of its paths.
     fn path_below<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let below = path.strip_prefix(&*self.0.settings.path)?;
+        let own = match self.1 {
+            Mount::Path => &*self.0.settings.path,
+            Mount::Root => "",
+        };
+        let below = path.strip_prefix(own)?;
         if below.is_empty() { Some("") } else { below.strip_prefix('/') }
     }
 }
@@ -101,13 +162,20 @@ impl<H: Handler> Handler for WithRest<H> {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         match self.rest_for(request.uri().path()) {
             // Its future is large. Boxed, it does not enlarge that of a read.
-            Some(rest) => Box::pin(rest.handle(request)).await,
+            Some(rest) => Box::pin(rest.layered(request)).await,
             None => self.others.handle(request).await,
         }
     }
 
     fn authenticates(&self, path: &str) -> bool {
         self.rest_for(path).is_some() || self.others.authenticates(path)
+    }
+
+    fn refusal(&self, path: &str, status: StatusCode, title: &str) -> Option<Response<Body>> {
+        match self.rest_for(path) {
+            Some(_) => Some(error(status, &format!("ERR {title}"))),
+            None => self.others.refusal(path, status, title),
+        }
     }
 
     fn handle_simple(
@@ -117,6 +185,21 @@ impl<H: Handler> Handler for WithRest<H> {
         answer: ResponseWriter<'_>,
     ) -> FastPathResult {
         self.others.handle_simple(request, now, answer)
+    }
+}
+
+/// The front end on a listener of its own.
+impl Handler for Rest {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        self.layered(request).await
+    }
+
+    fn authenticates(&self, _path: &str) -> bool {
+        true
+    }
+
+    fn refusal(&self, _path: &str, status: StatusCode, title: &str) -> Option<Response<Body>> {
+        Some(error(status, &format!("ERR {title}")))
     }
 }
 
@@ -135,21 +218,46 @@ impl From<RunError> for Rejection {
     }
 }
 
+/// The part of a request that does not depend on its commands.
+struct Job<'a> {
+    rights: TokenRights,
+    format: Format,
+    progress: &'a Arc<Progress>,
+}
+
 impl Rest {
     /// Returns the response to a request.
-    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_head = request.method() == Method::HEAD;
-        let response = match timeout(self.0.settings.timeout, self.respond(request)).await {
+        let route = self.route(request.uri().path());
+        let span = spans::request_span(&request, Route::Rest(route));
+        let progress = Arc::new(Progress::default());
+        let answered = self.respond(request, &progress, &span).instrument(span.clone());
+        let answered = timeout(self.0.settings.timeout, answered).await;
+        let mut response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(Rejection(status, text))) => rejected(status, &text),
             Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "ERR redis-proxy: rest.timeout expired"),
         };
-        if is_head { response.map(|_| Body::empty()) } else { response }
+        spans::record_status(&span, response.status());
+        self.0.proxy.record_rest_request(response.status().as_str());
+        let token = progress.token(&self.0.sync_tokens, Instant::now());
+        if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
+            response.headers_mut().insert(sync_token::HEADER, token);
+        }
+        if is_head { without_body(response) } else { response }
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, Rejection> {
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        progress: &Arc<Progress>,
+        span: &Span,
+    ) -> Result<Response<Body>, Rejection> {
         let (head, body) = request.into_parts();
         let rights = self.authenticate(&head.headers, head.uri.query())?;
+        let seen = head.headers.get(sync_token::HEADER).map(HeaderValue::as_bytes);
+        progress.begin(self.0.sync_tokens.read(seen, Instant::now()));
         let has_body = match head.method {
             Method::POST | Method::PUT => true,
             Method::GET | Method::HEAD => false,
@@ -159,25 +267,49 @@ impl Rest {
             }
         };
         let format = format(&head.headers)?;
+        let job = Job { rights, format, progress };
         let body = if has_body { self.read(body).await? } else { Bytes::new() };
-        let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
         let path = self.path_below(head.uri.path()).unwrap_or_default();
+        if let Some(stream) = self.stream(&job, &head, path).await {
+            return stream;
+        }
+        let commands = self.decode(path, has_body, &body, head.uri.query())?;
+        let labels = commands.iter().map(|words| self.0.clients.find(words.get(0)).label);
+        spans::record_commands(span, labels.map(|label| self.0.names[label]));
+        match path {
+            "pipeline" => self.pipeline(&job, &commands).await,
+            "multi-exec" => self.transaction(&job, &commands).await,
+            _ => self.single(&job, &commands).await,
+        }
+    }
+
+    /// Returns the commands of a request. One with `has_body` is a `POST` or `PUT`.
+    fn decode(
+        &self,
+        path: &str,
+        has_body: bool,
+        body: &[u8],
+        query: Option<&str>,
+    ) -> Result<Commands, Rejection> {
+        let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
         match (path, has_body) {
-            ("pipeline", true) => {
-                self.pipeline(&rights, &Commands::pipeline(&body, limits)?, format).await
-            }
-            ("multi-exec", true) => {
-                self.transaction(&rights, &Commands::pipeline(&body, limits)?, format).await
-            }
+            ("pipeline" | "multi-exec", true) => Ok(Commands::pipeline(body, limits)?),
             ("pipeline" | "multi-exec", false) => {
                 let text = "ERR method not allowed, expected POST";
                 Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()))
             }
-            ("", true) => self.single(&rights, &Commands::single(&body)?, format).await,
-            (path, _) => {
-                let commands = Commands::path(path, &body, head.uri.query())?;
-                self.single(&rights, &commands, format).await
-            }
+            ("", true) => Ok(Commands::single(body)?),
+            (path, _) => Ok(Commands::path(path, body, query)?),
+        }
+    }
+
+    /// Returns the route of a path, without what a client put into it.
+    fn route(&self, path: &str) -> &'static str {
+        match self.path_below(path).unwrap_or_default() {
+            "" => "/",
+            "pipeline" => "/pipeline",
+            "multi-exec" => "/multi-exec",
+            _ => "/{command}",
         }
     }
 
@@ -216,17 +348,63 @@ impl Rest {
         })
     }
 
+    /// Returns the response to a request that wants a stream of events; `None` if it wants none.
+    async fn stream(
+        &self,
+        job: &Job<'_>,
+        head: &http::request::Parts,
+        path: &str,
+    ) -> Option<Result<Response<Body>, Rejection>> {
+        // The body of such a request is empty, or an empty list.
+        let command = Commands::path(path, b"", head.uri.query()).ok()?;
+        let kind = events::wanted(&head.headers, command.iter().next()?)?;
+        (head.method != Method::HEAD).then_some(())?;
+        let drain = head.extensions.get().cloned().unwrap_or_else(Drain::never);
+        Some(self.begin_stream(job, &command, kind, drain).await)
+    }
+
+    async fn begin_stream(
+        &self,
+        job: &Job<'_>,
+        command: &Commands,
+        kind: StreamKind,
+        drain: Drain,
+    ) -> Result<Response<Body>, Rejection> {
+        let settings = &self.0.settings;
+        let words = command.iter().next().ok_or(BadRequest::EmptyCommand)?;
+        if let Some(refusal) = stream_refusal(settings, &job.rights, kind, words) {
+            return Err(self.rejection(&refusal));
+        }
+        let place = Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| {
+            let text = "ERR redis-proxy: there are rest.max_streams streams already";
+            Rejection(StatusCode::SERVICE_UNAVAILABLE, text.into())
+        })?;
+        let stream = EventStream {
+            client: self.0.stream_clients.client(None),
+            kind,
+            max_message: settings.max_response.0,
+            patience: settings.timeout,
+            drain,
+            place,
+            open: self.0.proxy.open_stream(),
+        };
+        let info = self.0.clients.find(words.get(0));
+        stream.begin(command, info).await.map_err(|error| match error {
+            NoStream::Refused(text) => bad_request(&text),
+            NoStream::Lost(text) => Rejection(StatusCode::BAD_GATEWAY, text),
+        })
+    }
+
     /// Runs one command.
     async fn single(
         &self,
-        rights: &TokenRights,
+        job: &Job<'_>,
         commands: &Commands,
-        format: Format,
     ) -> Result<Response<Body>, Rejection> {
-        let mut run = self.run();
-        self.add_all(&mut run, rights, commands).await?;
+        let mut run = self.run(job.progress);
+        self.add_all(&mut run, &job.rights, commands).await?;
         run.send();
-        let mut writer = Writer::single(format);
+        let mut writer = Writer::single(job.format);
         writer.add(&run.reply().await?).map_err(RunError::from)?;
         run.finish();
         Ok(writer.finish())
@@ -235,14 +413,13 @@ impl Rest {
     /// Runs commands one after the other. Each has its reply or its error in its place.
     async fn pipeline(
         &self,
-        rights: &TokenRights,
+        job: &Job<'_>,
         commands: &Commands,
-        format: Format,
     ) -> Result<Response<Body>, Rejection> {
-        let mut run = self.run();
+        let mut run = self.run(job.progress);
         let mut refusals = Vec::with_capacity(commands.len());
         for command in commands.iter() {
-            let refusal = self.refusal(rights, command).await?;
+            let refusal = self.refusal(&job.rights, command).await?;
             match &refusal {
                 Some(refusal) => self.count(refusal),
                 None => self.add(&mut run, command),
@@ -250,7 +427,7 @@ impl Rest {
             refusals.push(refusal);
         }
         run.send();
-        let mut writer = Writer::list(format);
+        let mut writer = Writer::list(job.format);
         let mut failed = None;
         for refusal in &refusals {
             match (refusal, failed) {
@@ -277,16 +454,15 @@ impl Rest {
     /// Runs commands as one transaction, or none of them.
     async fn transaction(
         &self,
-        rights: &TokenRights,
+        job: &Job<'_>,
         commands: &Commands,
-        format: Format,
     ) -> Result<Response<Body>, Rejection> {
-        if format == Format::Resp2 {
+        if job.format == Format::Resp2 {
             return Err(bad_request("ERR resp2 is not supported for multi-exec"));
         }
-        let mut run = self.run();
+        let mut run = self.run(job.progress);
         self.add_line(&mut run, b"MULTI", b"*1\r\n$5\r\nMULTI\r\n");
-        self.add_all(&mut run, rights, commands).await?;
+        self.add_all(&mut run, &job.rights, commands).await?;
         self.add_line(&mut run, b"EXEC", b"*1\r\n$4\r\nEXEC\r\n");
         run.send();
         let mut refused = None;
@@ -303,7 +479,7 @@ impl Rest {
             run.finish();
             return Err(bad_request(&String::from_utf8_lossy(&text)));
         };
-        let mut writer = Writer::list(format);
+        let mut writer = Writer::list(job.format);
         for reply in replies {
             writer.add(reply).map_err(RunError::from)?;
         }
@@ -311,8 +487,9 @@ impl Rest {
         Ok(writer.finish())
     }
 
-    fn run(&self) -> Run {
-        Run::new(self.0.clients.client(None), self.0.settings.max_response.0)
+    fn run(&self, progress: &Arc<Progress>) -> Run {
+        let client = self.0.clients.client(progress.seen().time());
+        Run::new(client, self.0.settings.max_response.0, Arc::clone(progress))
     }
 
     /// Adds commands that run all or not at all: the first refused one rejects the request.
@@ -380,7 +557,8 @@ impl Rest {
             Rejection(StatusCode::SERVICE_UNAVAILABLE, text)
         };
         let read = self.0.key_specs.get_or_try_init(|| async {
-            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE);
+            let own = Arc::default();
+            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE, own);
             self.add_line(&mut run, b"COMMAND", b"*1\r\n$7\r\nCOMMAND\r\n");
             run.send();
             let reply = run.reply().await.map_err(|error| unavailable(&error.to_string()))?;
@@ -412,6 +590,14 @@ const LOST: &str = "ERR redis-proxy: the connection to Redis was lost, so the co
 
 /// The largest reply to `COMMAND`. That of Redis 8 with all its modules has less than 1 MiB.
 const MAX_COMMAND_TABLE: usize = 16 << 20;
+
+/// Returns the response to `HEAD`: that to `GET` without its body.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    response.map(|_| Body::empty())
+}
 
 fn bad_request(text: &str) -> Rejection {
     Rejection(StatusCode::BAD_REQUEST, text.to_owned())

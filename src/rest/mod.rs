@@ -13,14 +13,19 @@
 //!   Redis.
 
 mod answer;
+mod cors;
+mod events;
 mod handler;
+mod layers;
 mod request;
 mod response;
 mod rights;
 mod run;
 mod scripts;
 mod settings;
+mod sync_token;
 
+pub use self::cors::CorsOrigins;
 pub use self::handler::{Rest, WithRest};
 pub use self::settings::Settings;
 

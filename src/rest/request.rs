@@ -166,7 +166,7 @@ impl Commands {
     }
 
     /// The commands in their order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Words<'_>> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Words<'_>> {
         (0..self.len()).map(|index| {
             let first = index.checked_sub(1).map_or(0, |last| self.ends[last]);
             let start = first.checked_sub(1).map_or(0, |last| self.words[last]);
@@ -459,7 +459,7 @@ mod tests {
         let mut out = bytes::BytesMut::new();
         commands.iter().for_each(|command| command.write(&mut out));
         assert_eq!(out, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$0\r\n\r\n*1\r\n$4\r\nPING\r\n");
-        let last = commands.iter().next_back().map(|last| (last.len(), last.get(0), last.get(1)));
+        let last = commands.iter().last().map(|last| (last.len(), last.get(0), last.get(1)));
         assert_eq!(last, Some((1, &b"PING"[..], &b""[..])));
     }
 }

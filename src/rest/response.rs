@@ -66,6 +66,17 @@ pub fn elements(reply: &[u8]) -> Option<Vec<&[u8]>> {
     rest.is_empty().then_some(elements)
 }
 
+/// Returns the text of a string or an integer; `None` for another reply.
+pub(super) fn text_of(reply: &[u8]) -> Option<&[u8]> {
+    match head(reply).ok()? {
+        (Head::Line(text) | Head::Integer(text), b"") => Some(text),
+        (Head::Bulk(length), rest) => {
+            bulk(rest, length).ok().and_then(|(value, rest)| rest.is_empty().then_some(value))
+        }
+        _ => None,
+    }
+}
+
 /// The first line of an element.
 enum Head<'a> {
     Line(&'a [u8]),

@@ -7,10 +7,11 @@
 //!   command is refused (invariant A4).
 
 use crate::access::TokenRights;
-use crate::commands::{Class, CommandInfo, CommandList, allows_read};
+use crate::commands::{Class, CommandInfo, CommandList, allows_read, xread_may_block};
 use crate::protocol::Arguments;
 
 use super::request::Words;
+use super::settings::Settings;
 
 /// The reason why a command does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,11 +44,23 @@ impl Refusal {
 
 /// Commands without keys that a token with keys may use.
 const KEYLESS: [&str; 3] = ["ping", "echo", "time"];
-/// Commands of the class of those that change no key, which show or list all keys.
-const OF_ALL_KEYS: [&str; 9] =
-    ["dbsize", "info", "keys", "latency", "memory", "object", "randomkey", "scan", "slowlog"];
-/// Commands that may use other keys than they name, or keys of another database.
-const OF_OTHER_KEYS: [&str; 12] = [
+/// Commands of the class of those that change no key, which show or list all keys, or describe the
+/// server.
+const OF_ALL_KEYS: [&str; 10] = [
+    "dbsize",
+    "info",
+    "keys",
+    "latency",
+    "memory",
+    "object",
+    "randomkey",
+    "role",
+    "scan",
+    "slowlog",
+];
+/// Commands that may use other keys than they name, or keys of another database. The "key" of
+/// `SPUBLISH` is a channel.
+const OF_OTHER_KEYS: [&str; 13] = [
     "copy",
     "eval",
     "eval_ro",
@@ -60,6 +73,7 @@ const OF_OTHER_KEYS: [&str; 12] = [
     "migrate",
     "move",
     "sort",
+    "spublish",
 ];
 /// Commands of no class of their own that change the state of a connection.
 const STATEFUL: [&str; 3] = ["asking", "readonly", "readwrite"];
@@ -110,6 +124,44 @@ pub(super) fn key_refusal<'a>(
     (!keys.iter().all(|key| rights.keys.allows(key))).then_some(Refusal::Key)
 }
 
+/// The command of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamKind {
+    /// `SUBSCRIBE` or `PSUBSCRIBE`.
+    Subscription,
+    /// `MONITOR`.
+    Monitor,
+}
+
+impl StreamKind {
+    /// Returns the kind of the stream that a command opens.
+    pub(super) fn of(name: &[u8]) -> Option<Self> {
+        if name.eq_ignore_ascii_case(b"subscribe") || name.eq_ignore_ascii_case(b"psubscribe") {
+            Some(Self::Subscription)
+        } else {
+            name.eq_ignore_ascii_case(b"monitor").then_some(Self::Monitor)
+        }
+    }
+}
+
+/// Returns the reason why a stream of events does not begin. Its channels are no keys.
+pub(super) fn stream_refusal(
+    settings: &Settings,
+    rights: &TokenRights,
+    kind: StreamKind,
+    words: Words<'_>,
+) -> Option<Refusal> {
+    let name = words.get(0);
+    if kind == StreamKind::Monitor && !settings.allow_monitor {
+        return Some(Refusal::NotAvailable(shown(name)));
+    }
+    // MONITOR shows the commands of all clients with their values.
+    let is_within_rights =
+        rights.keys.allows_all() && (kind == StreamKind::Subscription || !rights.is_read_only);
+    let is_allowed = is_within_rights && !settings.deny_commands.denies(name, words.get(1));
+    (!is_allowed).then(|| Refusal::Command(shown(name)))
+}
+
 /// Whether a request may use a command of this kind at all.
 fn is_available(class: Class, words: Words<'_>) -> bool {
     match class {
@@ -126,11 +178,7 @@ fn is_available(class: Class, words: Words<'_>) -> bool {
         | Class::Client
         | Class::Quit
         | Class::Passthrough => false,
-        Class::Xread => {
-            let mut options =
-                words.iter().take_while(|word| !word.eq_ignore_ascii_case(b"streams"));
-            !options.any(|word| word.eq_ignore_ascii_case(b"block"))
-        }
+        Class::Xread => !xread_may_block(words.iter().skip(1)),
         Class::Script => !words.get(1).eq_ignore_ascii_case(b"debug"),
         _ => !is_one_of(&STATEFUL, words.get(0)),
     }
@@ -139,7 +187,8 @@ fn is_available(class: Class, words: Words<'_>) -> bool {
 /// Whether a token that may change nothing may use the command.
 fn is_read(class: Class, name: &[u8]) -> bool {
     match class {
-        Class::Kept(_) => true,
+        // PFCOUNT writes the count that it keeps in its key.
+        Class::Kept(command) => !command.may_write(),
         Class::ReadOnly => !is_one_of(&OF_ALL_KEYS, name),
         Class::Neutral => is_one_of(&KEYLESS, name),
         Class::Xread => name.eq_ignore_ascii_case(b"xread"),
@@ -167,7 +216,6 @@ fn shown(name: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::request::Commands;
-    use super::super::settings::Settings;
     use super::*;
     use crate::commands::CommandTable;
 
@@ -211,6 +259,8 @@ mod tests {
             "ASKING",
             "XREAD BLOCK 0 STREAMS s 0",
             "XREADGROUP GROUP g c block 1 STREAMS s >",
+            "XREADGROUP GROUP streams c BLOCK 1 STREAMS s >",
+            "XREADGROUP GROUP g streams COUNT 1 BLOCK 1 STREAMS s >",
             "SCRIPT DEBUG YES",
             "script debug sync",
         ] {
@@ -305,6 +355,8 @@ mod tests {
             "FLUSHALL",
             "COMMAND",
             "SORT l STORE d",
+            "PFCOUNT a",
+            "ROLE",
         ] {
             let found = refused(&rights, line);
             assert!(matches!(found, Some(Refusal::Command(_))), "{line}: {found:?}");
@@ -350,6 +402,7 @@ mod tests {
             ("MOVE a:1 1", &["a:1"]),
             ("SCAN 0", &[]),
             ("PUBLISH c m", &[]),
+            ("SPUBLISH a:c m", &["a:c"]),
             ("DBSIZE", &[]),
             ("NONESUCH a:1", &[]),
         ] {

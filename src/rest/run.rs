@@ -4,9 +4,12 @@
 //! come and every command is known to leave no state. In all other cases, a cancelled request among
 //! them, the client is dropped and its stream is closed.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use super::rights::is_stateless;
+use super::sync_token::Progress;
 use crate::commands::CommandInfo;
 use crate::protocol::{InvalidReply, ReplyScanner};
 use crate::resp::LocalClient;
@@ -34,6 +37,7 @@ impl From<InvalidReply> for RunError {
 /// Commands that run on one client.
 pub(super) struct Run {
     client: LocalClient,
+    progress: Arc<Progress>,
     commands: BytesMut,
     /// The number of commands whose reply has not come.
     pending: usize,
@@ -41,21 +45,26 @@ pub(super) struct Run {
     held: BytesMut,
     /// The bytes of `held` that are scanned.
     scanned: usize,
+    /// The most bytes of all replies, or of each message.
+    max: usize,
     /// The bytes that may still come.
     room: usize,
     is_stateless: bool,
 }
 
 impl Run {
-    /// Runs commands on `client`, with replies of at most `max` bytes.
-    pub(super) fn new(client: LocalClient, max: usize) -> Self {
+    /// Runs commands on `client` as a part of the request with this progress, with replies of at
+    /// most `max` bytes.
+    pub(super) fn new(client: LocalClient, max: usize, progress: Arc<Progress>) -> Self {
         Self {
             client,
+            progress,
             commands: BytesMut::new(),
             pending: 0,
             scanner: ReplyScanner::default(),
             held: BytesMut::new(),
             scanned: 0,
+            max,
             room: max,
             is_stateless: true,
         }
@@ -75,6 +84,7 @@ impl Run {
 
     /// Sends the commands that were added.
     pub(super) fn send(&mut self) {
+        self.progress.sent();
         self.client.send(std::mem::take(&mut self.commands));
     }
 
@@ -83,17 +93,29 @@ impl Run {
     /// # Errors
     /// [`RunError`] if it does not come. No further one comes then.
     pub(super) async fn reply(&mut self) -> Result<Bytes, RunError> {
+        let reply = self.frame().await?;
+        self.pending -= 1;
+        Ok(reply)
+    }
+
+    /// Returns the next message of a command that opens a stream of them, its confirmation first.
+    ///
+    /// # Errors
+    /// [`RunError`] if the stream has ended.
+    pub(super) async fn message(&mut self) -> Result<Bytes, RunError> {
+        // Its first bytes may have come with the last one.
+        self.room = self.max.saturating_sub(self.held.len());
+        self.frame().await
+    }
+
+    async fn frame(&mut self) -> Result<Bytes, RunError> {
         loop {
             let (length, frame) = self.scanner.scan(&self.held[self.scanned..])?;
             self.scanned += length;
             if let Some(frame) = frame {
                 let reply = self.held.split_to(std::mem::take(&mut self.scanned)).freeze();
                 // A push answers no command, so replies cannot be matched to commands any more.
-                if frame.is_push() {
-                    return Err(RunError::Invalid);
-                }
-                self.pending -= 1;
-                return Ok(reply);
+                return if frame.is_push() { Err(RunError::Invalid) } else { Ok(reply) };
             }
             let more = self.client.replies().await.ok_or(RunError::Lost)?;
             self.room = self.room.checked_sub(more.len()).ok_or(RunError::TooLarge)?;
@@ -101,9 +123,13 @@ impl Run {
         }
     }
 
-    /// Ends the run in order, once every reply has come.
+    /// Ends the run. Once every reply has come, it has ended in order.
     pub(super) fn finish(self) {
-        if self.pending == 0 && self.held.is_empty() && self.is_stateless {
+        if self.pending > 0 || !self.held.is_empty() {
+            return;
+        }
+        self.progress.finished(self.client.last_write());
+        if self.is_stateless {
             self.client.finish();
         }
     }

@@ -19,7 +19,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 38] = [
+const OWN_TARGETS: [&str; 39] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
@@ -48,6 +48,7 @@ const OWN_TARGETS: [&str; 38] = [
     "redis_proxy::resp::cluster",
     "redis_proxy::resp::connection",
     "redis_proxy::rest",
+    "redis_proxy::rest::events",
     "redis_proxy::server",
     "redis_proxy::server::listener",
     "redis_proxy::server::tls",

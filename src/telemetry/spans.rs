@@ -7,6 +7,8 @@
 //! no allocation. The code learns whether spans are wanted only by creating one: with filters for
 //! each layer, `tracing::enabled!` can suppress the next line of the log.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header, uri::Authority};
 use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -27,6 +29,8 @@ const REDACTED_PATH: &str = "/keys/REDACTED";
 pub enum Route {
     /// A key.
     Keys,
+    /// A route of the REST front end.
+    Rest(&'static str),
     /// No route matches.
     None,
 }
@@ -41,11 +45,11 @@ pub fn request_span<B>(request: &Request<B>, route: Route) -> Span {
     let (headers, uri) = (request.headers(), request.uri());
     let span = tracing::info_span!(
         "request",
-        "otel.name" = request_name(request.method(), route),
+        "otel.name" = &*request_name(request.method(), route),
         "otel.kind" = "server",
         "otel.status_code" = Empty,
         "http.request.method" = method_name(request.method()),
-        "http.route" = (route == Route::Keys).then_some("/keys/{key}"),
+        "http.route" = route.template(),
         "http.response.status_code" = Empty,
         "url.path" = if route == Route::Keys { REDACTED_PATH } else { "/REDACTED" },
         "url.scheme" = "http",
@@ -55,6 +59,7 @@ pub fn request_span<B>(request: &Request<B>, route: Route) -> Span {
         "user_agent.original" =
             headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
         "redis_proxy.outcome" = Empty,
+        "db.operation.batch.size" = Empty,
         "error.type" = Empty,
     );
     if !span.is_disabled() {
@@ -71,13 +76,37 @@ pub fn request_span<B>(request: &Request<B>, route: Route) -> Span {
     span
 }
 
-fn request_name(method: &Method, route: Route) -> &'static str {
-    match (method_name(method), route) {
-        ("GET", Route::Keys) => "GET /keys/{key}",
-        ("HEAD", Route::Keys) => "HEAD /keys/{key}",
-        ("_OTHER", _) => "HTTP",
-        (method, _) => method,
+impl Route {
+    fn template(self) -> Option<&'static str> {
+        match self {
+            Self::Keys => Some("/keys/{key}"),
+            Self::Rest(route) => Some(route),
+            Self::None => None,
+        }
     }
+}
+
+fn request_name(method: &Method, route: Route) -> Cow<'static, str> {
+    match (method_name(method), route) {
+        ("GET", Route::Keys) => "GET /keys/{key}".into(),
+        ("HEAD", Route::Keys) => "HEAD /keys/{key}".into(),
+        ("_OTHER", _) => "HTTP".into(),
+        (method, Route::Rest(route)) => format!("{method} {route}").into(),
+        (method, _) => method.into(),
+    }
+}
+
+/// The most commands of a request that its span names.
+const MAX_EVENTS: usize = 128;
+
+/// Records the commands of this span's request by their names, each as an event. Arguments are left
+/// out.
+pub fn record_commands(span: &Span, names: impl ExactSizeIterator<Item = &'static str>) {
+    if span.is_disabled() {
+        return;
+    }
+    span.record("db.operation.batch.size", i64::try_from(names.len()).unwrap_or(i64::MAX));
+    names.take(MAX_EVENTS).for_each(|name| span.add_event(name, Vec::new()));
 }
 
 /// Returns the method if it is a standard one. Otherwise clients could add any text to the names of

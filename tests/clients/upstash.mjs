@@ -1,8 +1,9 @@
-// An application of @upstash/redis and @upstash/ratelimit, unchanged but for its URL and token.
+// An application of @upstash/redis, @upstash/ratelimit and @upstash/lock, unchanged but for its URL and token.
 //
 // Arguments: the URL of the REST front end, the token, and "base64" or "text". It ends with exit
 // code 0 and the line "ok" if every reply is the expected one.
 import assert from "node:assert/strict";
+import { Lock } from "@upstash/lock";
 import { Ratelimit } from "@upstash/ratelimit";
 import { Redis } from "@upstash/redis";
 
@@ -146,6 +147,22 @@ await rejects(redis.exec(["NONESUCH", "a"]), /unknown command/);
 await rejects(redis.flushall(), /NOPERM/);
 await rejects(new Redis({ ...options, token: "wrong", retry: false }).get("a"), /WRONGPASS/);
 
+// Streams of events.
+for (const [open, event] of [
+  [() => redis.subscribe(key("news")), "message"],
+  [() => redis.psubscribe(key("new*")), "pmessage"],
+]) {
+  const subscription = open();
+  const arrived = new Promise((resolve) => subscription.on(event, resolve));
+  const confirmed = event === "message" ? "subscribe" : "psubscribe";
+  await new Promise((resolve) => subscription.on(confirmed, resolve));
+  // The end of an earlier subscription is noticed late.
+  assert.ok((await redis.publish(key("news"), { n: 1, text: "a, b\nc" })) >= 1);
+  const { channel, message } = await arrived;
+  assert.deepEqual([channel, message], [key("news"), { n: 1, text: "a, b\nc" }]);
+  await subscription.unsubscribe();
+}
+
 // Rate limits.
 const limiters = [Ratelimit.fixedWindow(3, "60 s"), Ratelimit.slidingWindow(3, "60 s"), Ratelimit.tokenBucket(3, "60 s", 3)];
 for (const [at, limiter] of limiters.entries()) {
@@ -158,4 +175,17 @@ for (const [at, limiter] of limiters.entries()) {
   await limit.resetUsedTokens("user");
   assert.equal((await limit.limit("user")).success, true);
 }
+
+// Locks.
+const one = new Lock({ id: key("lock"), redis, lease: 5000, retry: { attempts: 1, delay: 10 } });
+const other = new Lock({ id: key("lock"), redis, lease: 5000, retry: { attempts: 1, delay: 10 } });
+assert.equal(await one.acquire(), true);
+assert.equal(await other.acquire(), false);
+assert.equal(await one.extend(5000), true);
+assert.equal(await one.getStatus(), "ACQUIRED");
+assert.equal(await other.release(), false);
+assert.equal(await one.release(), true);
+assert.equal(await one.getStatus(), "FREE");
+assert.equal(await other.acquire(), true);
+assert.equal(await other.release(), true);
 console.log("ok");

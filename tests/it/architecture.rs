@@ -35,7 +35,10 @@ const ALLOWED: [(&str, &str); 23] = [
         "resp",
         "access backend cache cluster commands metrics net protocol proxy server settings sync",
     ),
-    ("rest", "access commands http key metrics protocol proxy resp settings sync"),
+    (
+        "rest",
+        "access backend commands http key metrics protocol proxy resp server settings sync telemetry",
+    ),
     ("server", "access metrics net settings sync"),
     ("settings", ""),
     ("status", "cache metrics proxy sync"),

@@ -13,9 +13,19 @@
 mod clients;
 #[path = "rest/contract.rs"]
 mod contract;
+#[path = "rest/differential.rs"]
+mod differential;
+#[path = "rest/events.rs"]
+mod events;
 #[path = "rest/isolation.rs"]
 mod isolation;
+#[path = "rest/layers.rs"]
+mod layers;
+#[path = "rest/listener.rs"]
+mod listener;
 #[path = "rest/rights.rs"]
 mod rights;
 #[path = "rest/support.rs"]
 mod support;
+#[path = "rest/sync_token.rs"]
+mod sync_token;

@@ -160,7 +160,7 @@ fn unknown_socket_is_reported() {
     let (code, received) = builder.run_to_end();
     assert_eq!(code, 1, "{received}");
     assert!(
-        received.contains("\"gopher\"") && received.contains("http, resp or admin"),
+        received.contains("\"gopher\"") && received.contains("http, resp, rest or admin"),
         "{received}"
     );
 }

@@ -17,6 +17,7 @@ use crate::support::collector::{Collector, Span};
 use crate::support::env::SEED;
 use crate::support::fault_stage::PROMPT;
 use crate::support::http::{Client, key_path};
+use crate::support::secret_file::SecretFile;
 use crate::support::serving::{
     await_ready, config, metric, read, reads, relay_url, set, text, timed_read,
 };
@@ -433,4 +434,37 @@ fn journal_lines_have_no_timestamp() {
     assert!(to_journal.trim_start().starts_with("INFO redis_proxy"), "{to_journal}");
     let elsewhere = line("1:1");
     assert!(elsewhere.starts_with("20"), "{elsewhere}");
+}
+
+#[test]
+fn rest_request_is_one_span_with_the_names_of_its_commands() {
+    let Some(collector) = Collector::start() else { return };
+    let (redis, tokens) = (RedisServer::start(), SecretFile::new("token\n"));
+    let rest = format!("rest.path = \"/rest\"\nrest.tokens_file = \"{}\"", tokens.name());
+    let proxy = traced_to(&redis.url(), collector.http, &rest);
+    let body = r#"[["SET","secret key","x"],["INCR","secret"],["NONESUCH-secret"]]"#;
+    let head = format!(
+        "POST /rest/pipeline HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\n\
+            traceparent: 00-{TRACE}-{PARENT}-01\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut client = Client::connect(proxy.http());
+    client.send_raw(head.as_bytes());
+    assert_eq!(client.read_response().status, 200);
+    let spans = collector.await_spans(1);
+    let span = of_kind(&spans, "SPAN_KIND_SERVER");
+    assert_eq!((span.field("Trace ID"), span.field("Parent ID")), (TRACE, PARENT));
+    assert_eq!(span.field("Name"), "POST /pipeline");
+    for (name, value) in [
+        ("http.route", "Str(/pipeline)"),
+        ("http.response.status_code", "Int(200)"),
+        ("db.operation.batch.size", "Int(3)"),
+        ("url.path", "Str(/REDACTED)"),
+    ] {
+        assert_eq!(span.attribute(name), value, "{name}");
+    }
+    for name in ["set", "incr", "other"] {
+        assert!(collector.has_line(&format!("-> Name: {name}")), "{name}");
+    }
+    assert!(!format!("{spans:?}").contains("secret"), "an argument is secret: {spans:#?}");
 }

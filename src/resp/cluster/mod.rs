@@ -183,7 +183,7 @@ impl Router {
         let index = known.unwrap_or_else(|| {
             let mut node = Node::new(name);
             let opening =
-                open_node(self.cluster.clone(), self.client, name, self.logins.commands());
+                open_node(self.cluster.clone(), self.client.clone(), name, self.logins.commands());
             node.connection.open(Box::pin(opening));
             self.nodes.push(node);
             self.nodes.len() - 1

@@ -189,6 +189,29 @@ fn bad_input_gets_its_error_in_json() {
 }
 
 #[test]
+fn head_that_is_refused_before_routing_gets_its_error_in_json() {
+    let served = Served::start();
+    let long = format!("X-Long: {}\r\n", "x".repeat(70 << 10));
+    for (head, code) in [
+        ("GET /rest/get/a#b HTTP/1.1\r\nHost: x\r\n", 400),
+        ("GET /rest/get/a HTTP/1.1\r\n", 400),
+        (&*format!("GET /rest/get/a HTTP/1.1\r\nHost: x\r\n{long}"), 431),
+    ] {
+        let mut client = served.client();
+        let request = format!("{head}Authorization: Bearer full-token\r\n\r\n");
+        client.send_raw(request.as_bytes());
+        let response = client.read_response();
+        let (status, found) = json(&response);
+        let text = found["error"].as_str().unwrap_or_default();
+        assert!(status == code && text.starts_with("ERR "), "{status} {found}");
+        assert_eq!(response.header("content-type"), Some("application/json"));
+    }
+    let mut client = served.client();
+    client.send_raw(b"GET /keys/a#b HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.read_response().header("content-type"), Some("application/problem+json"));
+}
+
+#[test]
 fn body_with_number_signs_is_no_fragment() {
     let served = Served::start();
     let mut client = served.client();

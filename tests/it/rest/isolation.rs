@@ -1,10 +1,16 @@
 //! No reply reaches another request.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
 use serde_json::json as value;
 
-use super::support::{Served, json, request};
+use super::support::{Served, TOKENS, json, request};
+use crate::support::Proxy;
+use crate::support::cluster::RedisCluster;
+use crate::support::http::Client;
+use crate::support::secret_file::SecretFile;
+use crate::support::serving::await_ready;
 
 const FULL: (&str, &str) = ("Authorization", "Bearer full-token");
 
@@ -80,6 +86,62 @@ fn connection_is_used_again_unless_its_state_is_unknown() {
 }
 
 #[test]
+fn request_that_would_block_is_refused_whatever_the_names() {
+    let served = Served::with("max_upstream = 1");
+    served.redis.command(&["XGROUP", "CREATE", "s", "streams", "0", "MKSTREAM"]);
+    for line in [
+        r#"["XREADGROUP","GROUP","streams","c","BLOCK",0,"STREAMS","s",">"]"#,
+        r#"["XREADGROUP","GROUP","streams","streams","COUNT",1,"block",0,"STREAMS","s",">"]"#,
+        r#"["XREAD","COUNT",1,"BLOCK",0,"STREAMS","s","$"]"#,
+    ] {
+        let (status, found) = served.post("/rest", line);
+        assert_eq!(
+            (status, found["error"].as_str().map(|text| text.contains("is not available"))),
+            (400, Some(true)),
+            "{line}: {found}"
+        );
+    }
+    let plain = r#"["XREADGROUP","GROUP","streams","block","STREAMS","s",">"]"#;
+    assert_eq!(served.post("/rest", plain), (200, value!({"result": null})));
+}
+
+#[test]
+fn idle_connections_that_redis_closed_are_not_used_under_load() {
+    let served = Served::start();
+    let stop = AtomicBool::new(false);
+    let hits = format!("[{}]", vec![r#"["GET","hot"]"#; 500].join(","));
+    let hits = request("POST", "/rest/pipeline", &[FULL], hits.as_bytes());
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                // Busy workers look at their sockets less often.
+                let mut client = served.client();
+                while !stop.load(Relaxed) {
+                    client.send_raw(&hits);
+                    client.read_response();
+                }
+            });
+        }
+        let mut clients: Vec<_> = (0..16).map(|_| served.client()).collect();
+        let set = request("POST", "/rest", &[FULL], br#"["SET","a","1"]"#);
+        let mut lost = 0;
+        for _ in 0..60 {
+            for client in &mut clients {
+                client.send_raw(&set);
+            }
+            for client in &mut clients {
+                lost += u32::from(client.read_response().status != 200);
+            }
+            for id in served.connections_of("set") {
+                served.redis.command(&["CLIENT", "KILL", "ID", id.trim_start_matches("id=")]);
+            }
+        }
+        stop.store(true, Relaxed);
+        assert_eq!(lost, 0);
+    });
+}
+
+#[test]
 fn idle_connection_that_redis_closed_is_not_used() {
     let served = Served::start();
     let mut client = served.client();
@@ -90,6 +152,35 @@ fn idle_connection_that_redis_closed_is_not_used() {
         for id in served.connections_of("set") {
             let id = id.trim_start_matches("id=");
             served.redis.command(&["CLIENT", "KILL", "ID", id]);
+        }
+    }
+}
+
+#[test]
+fn idle_connection_that_a_node_of_a_cluster_closed_is_not_used() {
+    let (cluster, file) = (RedisCluster::of(3), SecretFile::new(TOKENS));
+    let config = format!(
+        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nrest.path = \"/rest\"\n\
+            rest.tokens_file = \"{}\"\n{}",
+        file.name(),
+        cluster.settings()
+    );
+    let proxy = Proxy::start(&config);
+    await_ready(&proxy);
+    let keys: Vec<_> = (0..3).map(|node| cluster.key_of(node, 0)).collect();
+    let mut client = Client::connect(proxy.http());
+    for round in 0..20 {
+        let words: Vec<_> = keys.iter().map(|key| format!(r#"["SET","{key}","1"]"#)).collect();
+        let body = format!("[{}]", words.join(","));
+        client.send_raw(&request("POST", "/rest/pipeline", &[FULL], body.as_bytes()));
+        let expected = value!([{"result": "OK"}, {"result": "OK"}, {"result": "OK"}]);
+        assert_eq!(json(&client.read_response()), (200, expected), "{round}");
+        let node = &cluster.nodes[round % 3];
+        let list: String =
+            redis::from_redis_value(node.command(&["CLIENT", "LIST"])).expect("a text");
+        for line in list.lines().filter(|line| line.contains("cmd=set ")) {
+            let id = line.split(' ').next().unwrap_or_default().trim_start_matches("id=");
+            node.command(&["CLIENT", "KILL", "ID", id]);
         }
     }
 }

@@ -73,6 +73,8 @@ fn token_does_only_what_it_may() {
         ("reader-token", r#"["SET","b","x"]"#, 403),
         ("reader-token", r#"["EVAL","return 1",0]"#, 403),
         ("reader-token", r#"["SCAN",0]"#, 403),
+        ("reader-token", r#"["PFCOUNT","a:1"]"#, 403),
+        ("reader-token", r#"["ROLE"]"#, 403),
         ("scoped-token", r#"["GET","a:1"]"#, 200),
         ("scoped-token", r#"["GET","b"]"#, 403),
         ("scoped-token", r#"["SET","a:2","x"]"#, 200),
@@ -83,6 +85,7 @@ fn token_does_only_what_it_may() {
         ("scoped-token", r#"["EVAL","return 1",1,"a:1"]"#, 403),
         ("scoped-token", r#"["SORT","a:1","BY","b","STORE","b"]"#, 403),
         ("scoped-token", r#"["DBSIZE"]"#, 403),
+        ("scoped-token", r#"["SPUBLISH","a:1","x"]"#, 403),
         ("scoped-token", r#"["NONESUCH","a:1"]"#, 403),
         ("scoped-token", r#"["PING"]"#, 200),
         ("scoped-reader", r#"["GET","a:1"]"#, 200),
@@ -96,6 +99,46 @@ fn token_does_only_what_it_may() {
         assert_eq!(replies[1]["result"], "PONG");
     }
     assert_eq!(served.redis_text(&["GET", "b"]), "2");
+}
+
+/// Redis's own flags decide which commands change nothing.
+#[test]
+fn read_only_token_runs_only_what_redis_flags_as_reads() {
+    let served = Served::start();
+    let commands: Vec<(String, i64, Vec<String>)> = {
+        let rows: Vec<Vec<redis::Value>> =
+            redis::from_redis_value(served.redis.command(&["COMMAND"])).expect("the commands");
+        let row = |row: Vec<redis::Value>| {
+            let [name, arity, flags] = row.get(..3).expect("three columns") else { panic!("row") };
+            let text = |value: &redis::Value| {
+                redis::from_redis_value(value.clone()).expect("a text or a list")
+            };
+            (text(name), redis::from_redis_value(arity.clone()).expect("a number"), {
+                redis::from_redis_value(flags.clone()).expect("flags")
+            })
+        };
+        rows.into_iter().map(row).collect()
+    };
+    assert!(commands.len() > 200);
+    // These show and change nothing of the data. XINFO's flags are those of its subcommands.
+    let harmless = ["ping", "echo", "time", "xinfo"];
+    let (mut allowed, mut wrong) = (0, Vec::new());
+    for (name, arity, flags) in commands {
+        let has = |wanted: &str| flags.iter().any(|flag| flag == wanted);
+        let is_read = has("readonly") && !has("may_replicate");
+        // A missing argument keeps all commands but the shortest from running.
+        let words = vec!["x"; usize::try_from(arity.unsigned_abs()).unwrap_or(1) - 1];
+        let body = serde_json::to_string(&[vec![&*name], words].concat()).expect("JSON");
+        let (_, found) = served.post_as("reader-token", "/rest", &body);
+        let text = found["error"].as_str().unwrap_or_default();
+        let is_refused = text.starts_with("NOPERM ") || text.contains("is not available");
+        allowed += usize::from(!is_refused);
+        if !is_refused && !is_read && !harmless.contains(&&*name) {
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert!(allowed > 60, "{allowed}");
 }
 
 #[test]

@@ -178,6 +178,13 @@ impl Proxy {
         require(address, "the address of the RESP front end in the log")
     }
 
+    /// Returns the address of the REST front end's own listener.
+    #[track_caller]
+    pub(crate) fn rest_address(&self) -> SocketAddr {
+        let address = self.log.wait(LOG_BOUND, |lines| listening_address(lines, "rest"));
+        require(address, "the address of the REST front end in the log")
+    }
+
     /// Returns the admin address.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin.expect("a configuration with admin.listen")

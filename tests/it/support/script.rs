@@ -69,6 +69,14 @@ impl Script {
     }
 }
 
+/// Returns random commands that leave no state on their connection, as lists of words.
+pub(crate) fn stateless_commands(seed: u64, tag: &'static str) -> Vec<Vec<Vec<u8>>> {
+    let random = StdRng::seed_from_u64(seed);
+    let mut writer = Writer { random, is_in_multi: [false; 2], tag };
+    let count = *[1, 1, 4, 12, 40].choose(&mut writer.random).unwrap();
+    (0..count).map(|_| writer.stateless()).collect()
+}
+
 impl Round {
     fn new(connection: usize, mut commands: Vec<Command>, random: &mut StdRng) -> Self {
         // Redis reads nothing behind a command that ends the connection.
@@ -400,6 +408,24 @@ impl Writer {
             }
         };
         Round::new(connection, commands, &mut self.random)
+    }
+
+    /// Returns the words of a command that any connection may run, at any time.
+    fn stateless(&mut self) -> Vec<Vec<u8>> {
+        let table: &[(u32, &str)] = match self.random.random_range(0..100) {
+            0..60 => &READS,
+            60..85 => &WRITES,
+            85..96 => &OTHERS,
+            _ => &FAULTS,
+        };
+        let pattern = table.choose_weighted(&mut self.random, |choice| choice.0).unwrap().1;
+        // The last of these depends on the second in which a time to live was set.
+        let left_out = ["CLIENT", "CONFIG", "WAIT", "EXPIRETIME"];
+        let is_of = |words: &[&str]| words.iter().any(|word| pattern.starts_with(word));
+        let is_left_out =
+            is_of(&left_out) || (!self.tag.is_empty() && is_of(&OF_ALL_NODES));
+        let pattern = if is_left_out { "PING" } else { pattern };
+        pattern.split(' ').map(|word| self.word(word)).collect()
     }
 
     /// Returns a command, or several that belong together.

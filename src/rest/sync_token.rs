@@ -1,0 +1,219 @@
+//! `upstash-sync-token`: the writes that a client has seen, as a text that it hands back.
+//!
+//! Model: a token names an instance (one process of the proxy) and a time by its clock, and is
+//! authenticated. The time is that of the last reply that may reflect a write. A request with the
+//! token is answered from memory only when a fence of every primary began later. A token that this
+//! instance did not make, or one of a time to come, covers everything until now.
+//!
+//! The time names the connection, too. Each connection to Redis begins with an empty cache and
+//! counts as a fence (invariant C2), so memory behind a later connection covers the time of a token
+//! from before it.
+//!
+//! The rule that must not be broken: the token of a response is never older than that of its
+//! request. A client keeps only the last one.
+
+use std::sync::Mutex;
+
+use blake3::Hash;
+use tokio::time::{Duration, Instant};
+
+use crate::sync::lock;
+
+/// The name of the header.
+pub(super) const HEADER: &str = "upstash-sync-token";
+
+/// The maker of tokens. Its key and its clock are those of one process.
+pub(super) struct SyncTokens {
+    key: [u8; 32],
+    /// The number of the instance. It is no secret.
+    instance: u32,
+    start: Instant,
+}
+
+/// The writes that a client has seen before a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Seen {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those until this time.
+    Until(Instant),
+}
+
+impl Seen {
+    /// Returns the time until which writes were seen.
+    pub(super) fn time(self) -> Option<Instant> {
+        match self {
+            Self::Nothing => None,
+            Self::Until(at) => Some(at),
+        }
+    }
+}
+
+impl SyncTokens {
+    /// A maker of tokens with this key and a clock that begins at `start`.
+    pub(super) fn new(key: [u8; 32], start: Instant) -> Self {
+        let [first, second, third, fourth, ..] = *blake3::hash(&key).as_bytes();
+        Self { key, instance: u32::from_be_bytes([first, second, third, fourth]), start }
+    }
+
+    /// Returns the writes that the token of a request at `now` names. `None` if it has no token.
+    pub(super) fn read(&self, token: Option<&[u8]>, now: Instant) -> Seen {
+        match token.filter(|token| !token.is_empty()).map(|token| self.parse(token)) {
+            None | Some(Some(0)) => Seen::Nothing,
+            Some(micros) => {
+                let at =
+                    micros.and_then(|micros| self.start.checked_add(Duration::from_micros(micros)));
+                Seen::Until(at.filter(|at| *at <= now).unwrap_or(now))
+            }
+        }
+    }
+
+    /// Returns the time of an own token, in microseconds of the clock.
+    fn parse(&self, token: &[u8]) -> Option<u64> {
+        let (named, code) = std::str::from_utf8(token).ok()?.rsplit_once('.')?;
+        let is_own = self.code(named) == Hash::from_hex(code).ok()?;
+        let (_, micros) = named.split_once('.').filter(|_| is_own)?;
+        micros.parse().ok()
+    }
+
+    /// Returns the token for the response to a request that had `seen` writes before, and then a
+    /// reply at `last_write` that may reflect another.
+    pub(super) fn write(&self, seen: Seen, last_write: Option<Instant>) -> String {
+        let at = seen.time().max(last_write);
+        let since = at.map_or(Duration::ZERO, |at| at.saturating_duration_since(self.start));
+        // Rounded up: an earlier time would not cover the write.
+        let micros = since.as_nanos().div_ceil(1000);
+        let named = format!("{:08x}.{micros}", self.instance);
+        let code = self.code(&named);
+        format!("{named}.{}", code.to_hex())
+    }
+
+    /// The authentication code. Two of them are compared in constant time.
+    fn code(&self, named: &str) -> Hash {
+        blake3::keyed_hash(&self.key, named.as_bytes())
+    }
+}
+
+/// The part of a request that decides about its token, as far as the request has come. It outlives
+/// a run that is cancelled.
+#[derive(Default)]
+pub(super) struct Progress(Mutex<State>);
+
+#[derive(Default, Clone, Copy)]
+struct State {
+    /// `None` before the request is authenticated.
+    seen: Option<Seen>,
+    /// Whether commands were sent and a reply to them is missing.
+    is_running: bool,
+    last_write: Option<Instant>,
+}
+
+impl Progress {
+    /// The request is authenticated. Its client has seen these writes.
+    pub(super) fn begin(&self, seen: Seen) {
+        lock(&self.0).seen = Some(seen);
+    }
+
+    /// Commands were sent.
+    pub(super) fn sent(&self) {
+        lock(&self.0).is_running = true;
+    }
+
+    /// Every reply has come. The last one that may reflect a write came at `last_write`.
+    pub(super) fn finished(&self, last_write: Option<Instant>) {
+        let mut state = lock(&self.0);
+        state.is_running = false;
+        state.last_write = state.last_write.max(last_write);
+    }
+
+    /// Returns the writes that the client had seen before the request.
+    pub(super) fn seen(&self) -> Seen {
+        lock(&self.0).seen.unwrap_or_default()
+    }
+
+    /// Returns the token for the response at `now`. `None` if the request is not authenticated.
+    pub(super) fn token(&self, tokens: &SyncTokens, now: Instant) -> Option<String> {
+        let State { seen, is_running, last_write } = *lock(&self.0);
+        // A command without a reply may have written something until now.
+        let last_write = if is_running { Some(now) } else { last_write };
+        seen.map(|seen| tokens.write(seen, last_write))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_is_never_older_than_what_was_seen() {
+        let start = Instant::now();
+        let tokens = SyncTokens::new([7; 32], start);
+        let at = |micros| start + Duration::from_micros(micros);
+        let read = |token: &str| tokens.read(Some(token.as_bytes()), at(1_000_000));
+        assert_eq!(tokens.read(None, at(5)), Seen::Nothing);
+        assert_eq!(tokens.read(Some(b""), at(5)), Seen::Nothing);
+        assert_eq!(read(&tokens.write(Seen::Nothing, None)), Seen::Nothing);
+        for (seen, last_write, expected) in [
+            (Seen::Nothing, Some(at(7)), at(7)),
+            (Seen::Until(at(9)), None, at(9)),
+            (Seen::Until(at(9)), Some(at(7)), at(9)),
+            (Seen::Until(at(9)), Some(at(11)), at(11)),
+            (Seen::Nothing, Some(at(7) + Duration::from_nanos(1)), at(8)),
+        ] {
+            let token = tokens.write(seen, last_write);
+            assert_eq!(read(&token), Seen::Until(expected), "{seen:?}");
+            assert_eq!(tokens.write(read(&token), None), token, "it changes on its way");
+        }
+    }
+
+    #[test]
+    fn foreign_token_covers_everything_until_now() {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(1);
+        let (own, other) = (SyncTokens::new([7; 32], start), SyncTokens::new([8; 32], start));
+        let early = Some(start + Duration::from_millis(1));
+        let late = Some(start + Duration::from_secs(9));
+        let good = own.write(Seen::Nothing, early);
+        let (named, code) = good.rsplit_once('.').unwrap();
+        for token in [
+            other.write(Seen::Nothing, early),
+            other.write(Seen::Nothing, None),
+            own.write(Seen::Nothing, late),
+            format!("{}.{code}", named.replace(".1000", ".0")),
+            format!("{named}.{}", &code[1..]),
+            format!("{named}.{}", "0".repeat(code.len())),
+            format!("{named}."),
+            format!(" {good}"),
+            "x".to_owned(),
+            "..".to_owned(),
+            "\u{e9}.a".to_owned(),
+            "99999999999999999999999.a".to_owned(),
+        ] {
+            assert_eq!(own.read(Some(token.as_bytes()), now), Seen::Until(now), "{token}");
+        }
+        assert_ne!(own.read(Some(good.as_bytes()), now), Seen::Until(now));
+    }
+
+    #[test]
+    fn request_that_was_cut_short_may_have_written_until_now() {
+        let start = Instant::now();
+        let tokens = SyncTokens::new([7; 32], start);
+        let (seen, now) =
+            (Seen::Until(start + Duration::from_secs(1)), start + Duration::from_secs(5));
+        let progress = Progress::default();
+        assert_eq!(progress.token(&tokens, now), None, "it is not authenticated");
+        progress.begin(seen);
+        let token = |expected| Some(tokens.write(expected, None));
+        assert_eq!(progress.token(&tokens, now), token(seen));
+        progress.sent();
+        assert_eq!(progress.token(&tokens, now), token(Seen::Until(now)));
+        progress.finished(None);
+        assert_eq!(progress.token(&tokens, now), token(seen));
+        progress.sent();
+        let written = start + Duration::from_secs(3);
+        progress.finished(Some(written));
+        progress.finished(None);
+        assert_eq!(progress.token(&tokens, now), token(Seen::Until(written)));
+    }
+}
