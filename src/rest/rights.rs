@@ -7,7 +7,7 @@
 //!   command is refused (invariant A4).
 
 use crate::access::TokenRights;
-use crate::commands::{Class, CommandInfo, CommandList, allows_read};
+use crate::commands::{Class, CommandInfo, CommandList, allows_read, is_own_info};
 use crate::protocol::Arguments;
 
 use super::request::Words;
@@ -44,8 +44,8 @@ impl Refusal {
 /// Commands without keys that a token with keys may use.
 const KEYLESS: [&str; 3] = ["ping", "echo", "time"];
 /// Commands of the class of those that change no key, which show or list all keys.
-const OF_ALL_KEYS: [&str; 9] =
-    ["dbsize", "info", "keys", "latency", "memory", "object", "randomkey", "scan", "slowlog"];
+const OF_ALL_KEYS: [&str; 8] =
+    ["dbsize", "keys", "latency", "memory", "object", "randomkey", "scan", "slowlog"];
 /// Commands that may use other keys than they name, or keys of another database.
 const OF_OTHER_KEYS: [&str; 12] = [
     "copy",
@@ -80,7 +80,7 @@ pub(super) fn refusal(
         return Some(Refusal::NotAvailable(shown(name)));
     }
     let is_allowed = !denied.denies(name, words.get(1))
-        && (!rights.is_read_only || is_read(info.class, name))
+        && (!rights.is_read_only || is_read(info.class, words))
         && (rights.keys.allows_all() || !is_one_of(&OF_OTHER_KEYS, name));
     (!is_allowed).then(|| Refusal::Command(shown(name)))
 }
@@ -100,7 +100,8 @@ pub(super) fn key_refusal<'a>(
     if let Some(is_allowed) = allows_read(&rights.keys, class, arguments) {
         return (!is_allowed).then_some(Refusal::Key);
     }
-    if is_one_of(&KEYLESS, name) {
+    let is_own_info = class == Class::Info && is_own_info(arguments.len(), arguments.get(1));
+    if is_own_info || is_one_of(&KEYLESS, name) {
         return None;
     }
     let keys = keys();
@@ -137,8 +138,10 @@ fn is_available(class: Class, words: Words<'_>) -> bool {
 }
 
 /// Whether a token that may change nothing may use the command.
-fn is_read(class: Class, name: &[u8]) -> bool {
+fn is_read(class: Class, words: Words<'_>) -> bool {
+    let name = words.get(0);
     match class {
+        Class::Info => is_own_info(words.len(), words.get(1)),
         Class::Kept(_) => true,
         Class::ReadOnly => !is_one_of(&OF_ALL_KEYS, name),
         Class::Neutral => is_one_of(&KEYLESS, name),
@@ -280,6 +283,7 @@ mod tests {
             "XREAD STREAMS s 0",
             "XRANGE s - +",
             "TYPE a",
+            "INFO redis_proxy",
         ] {
             assert_eq!(refused(&rights, line), None, "{line}");
         }

@@ -4,6 +4,7 @@
 //! is three files that are part of the program. It loads nothing from elsewhere.
 
 mod history;
+mod info;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::history::{History, INTERVAL, Sample, ratio};
+pub use self::info::info_section;
 use crate::cache::{Coherence, CoherenceMode, EvictionCause, Outcome, Statistics};
 use crate::metrics::{Metrics, Node, OutcomeTimes};
 use crate::proxy::Proxy;

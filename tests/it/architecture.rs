@@ -33,7 +33,7 @@ const ALLOWED: [(&str, &str); 23] = [
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
     (
         "resp",
-        "access backend cache cluster commands metrics net protocol proxy server settings sync",
+        "access backend cache cluster commands metrics net protocol proxy server settings status sync",
     ),
     ("rest", "access commands http key metrics protocol proxy resp settings sync"),
     ("server", "access metrics net settings sync"),
