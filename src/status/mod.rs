@@ -72,6 +72,9 @@ impl Status {
                 "outcomes": outcomes.iter().map(outcome).collect::<Vec<_>>(),
             },
             "memory": memory(&statistics),
+            "memory_total": {
+                "bytes": statistics.memory.bytes, "max_bytes": statistics.memory.max,
+            },
             "evictions": evictions(&statistics),
             "connections": self.metrics.connections().map(|(front_end, open, limit)| json!({
                 "front_end": front_end, "open": open, "limit": limit,
