@@ -5,6 +5,7 @@ mod manual;
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -41,6 +42,28 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
+    /// Print a line about a running proxy for each interval: reads, hit ratio, memory, clients.
+    Stat {
+        /// The proxy.
+        #[command(flatten)]
+        watch: Watch,
+        /// The number of lines; without it there is no end
+        #[arg(long, short = 'n', value_name = "LINES")]
+        count: Option<u64>,
+    },
+    /// Show a running proxy on the terminal: reads by outcome, memory, hot keys, connections, nodes,
+    /// events. The key q ends it.
+    Top {
+        /// The proxy.
+        #[command(flatten)]
+        watch: Watch,
+        /// Print the screen once, as text, and exit
+        #[arg(long)]
+        once: bool,
+        /// Print /status.json with rates, as a line for each interval, or one with --once
+        #[arg(long)]
+        json: bool,
+    },
     /// Write a commented configuration file, in which the flags set their keys, as in `redis-proxy
     /// init --redis_host db --set cache.capacity=5000`.
     Init {
@@ -66,6 +89,32 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// The running proxy that a command watches.
+#[derive(Debug, Clone, Args)]
+pub struct Watch {
+    /// The listener with /status.json: HOST:PORT, <https://HOST:PORT> or <unix:///PATH>. By default
+    /// that of the configuration, on this machine
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<String>,
+    /// A file with a bearer token. By default the first one of `http.tokens_file`, if the
+    /// configuration gives the address
+    #[arg(long = "token-file", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The authorities of the certificate (PEM). By default those of the system
+    #[arg(long = "ca-file", value_name = "FILE", requires = "admin")]
+    pub ca_file: Option<PathBuf>,
+    /// The time between two looks, as in 500ms or 5s
+    #[arg(long, short, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+}
+
+/// Parses the time between two looks.
+fn interval(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let is_bad = parsed < Duration::from_millis(100) || parsed > Duration::from_secs(3600);
+    if is_bad { Err("expected 100ms to 1h".to_owned()) } else { Ok(parsed) }
 }
 
 /// Writes the completion script for `shell` to `out`.

@@ -3,17 +3,19 @@
 //! Exit codes: 0 success, 1 failure, 64 wrong command line, 78 wrong configuration (sysexits.h).
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, bail};
 use clap::Parser as _;
-use redis_proxy::cli::{self, Cli, Command, Flags};
+use redis_proxy::cli::{self, Cli, Command, Flags, Watch};
+use redis_proxy::client::{Target, Trust};
 use redis_proxy::config::{self, Config, Problems, Sources};
-use redis_proxy::daemon::health::{self, HealthCheck, Transport};
+use redis_proxy::console::{self, Source};
+use redis_proxy::daemon::health::{self, HealthCheck};
 use redis_proxy::daemon::{Daemon, ExitReason, StartError};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::{self, LogFilter, LogFormat, Telemetry, TracesError};
@@ -92,6 +94,10 @@ fn create(file: &Path, text: &str, replace: bool) -> io::Result<()> {
 /// Runs the commands that need the configuration.
 fn configured(command: Option<&Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
+    if let Some(Command::Stat { watch, .. } | Command::Top { watch, .. }) = command {
+        let source = watched(watch, || sources.load_lenient());
+        return finish(source.and_then(|source| show(command, source)));
+    }
     if let Some(Command::Health { live }) = command {
         // A refused reload leaves the daemon healthy, so problems of the file are ignored here.
         let config = sources.load_lenient();
@@ -196,14 +202,80 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<E
 }
 
 fn health(config: &Config, health_check: HealthCheck) -> anyhow::Result<ExitCode> {
-    let is_apart = !config.admin.listen.is_off();
-    let listen = if is_apart { &config.admin.listen } else { &config.http.listen };
-    let is_in_clear = is_apart || config.http.tls_cert_file.as_os_str().is_empty();
-    let transport = if is_in_clear { Transport::Tcp } else { Transport::Tls };
-    let (well, answer) = health::check(listen, transport, health_check)
-        .with_context(|| format!("no answer from {listen}"))?;
+    // Any certificate is accepted: the daemon is on this machine, and the request has no secret.
+    let target = operators_listener(config, Trust::Any);
+    let (well, answer) = health::check(&target, health_check)
+        .with_context(|| format!("no answer from {}", target.shown()))?;
     print_text(&format!("{answer}\n"))?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// Returns the listener that serves the operator's routes by this configuration. `trust` verifies
+/// its certificate.
+fn operators_listener(config: &Config, trust: Trust) -> Target {
+    if config.admin.listen.is_off() {
+        let has_tls = !config.http.tls_cert_file.as_os_str().is_empty();
+        Target::of_listener(&config.http.listen, has_tls.then_some(trust))
+    } else {
+        Target::of_listener(&config.admin.listen, None)
+    }
+}
+
+/// Returns the proxy that a command watches: the one at `--admin`, or else that of the
+/// configuration.
+fn watched(watch: &Watch, config: impl FnOnce() -> Config) -> anyhow::Result<Source> {
+    let target = if let Some(admin) = &watch.admin {
+        let trust = Trust::Authorities(watch.ca_file.clone());
+        let target = Target::parse(admin, trust).map_err(|problem| anyhow!("--admin: {problem}"));
+        with_token(target?, watch.token_file.as_deref())?
+    } else {
+        let config = config();
+        let trust = Trust::Only(config.http.tls_cert_file.clone());
+        let target = operators_listener(&config, trust);
+        let tokens = Some(&*config.http.tokens_file)
+            .filter(|file| config.admin.listen.is_off() && !file.as_os_str().is_empty());
+        with_token(target, watch.token_file.as_deref().or(tokens))?
+    };
+    Ok(Source::new(target, watch.interval))
+}
+
+/// Reads the first token of a file.
+fn with_token(target: Target, file: Option<&Path>) -> anyhow::Result<Target> {
+    let Some(file) = file else { return Ok(target) };
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let mut lines = text.lines().map(str::trim);
+    let token = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+    let token = token.with_context(|| format!("{}: found no token in it", file.display()))?;
+    Ok(target.with_token(token.to_owned().into()))
+}
+
+/// Runs `stat` and `top`.
+fn show(command: Option<&Command>, mut source: Source) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let shown = match command {
+        Some(Command::Stat { count, .. }) => {
+            let lines = count.map_or(console::Count::Endless, console::Count::Lines);
+            console::stat(&mut source, lines, &mut out)
+        }
+        Some(Command::Top { json: true, once, .. }) => {
+            console::print_json(&mut source, *once, &mut out)
+        }
+        Some(Command::Top { once: true, .. }) => console::once(&mut source, &mut out),
+        _ if !io::stdout().is_terminal() => {
+            bail!("standard output is no terminal; expected --once or --json")
+        }
+        _ => {
+            drop(out);
+            let has_colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            console::top(source, has_colours)
+        }
+    };
+    match shown {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn serve(config: Config, sources: Sources) -> ExitCode {

@@ -261,6 +261,11 @@ impl Proxy {
         self.upstream.state().map_err(NotReady::NoUpstream)
     }
 
+    /// Returns the numbers of reads: those from memory, and all.
+    pub fn read_totals(&self) -> (u64, u64) {
+        self.metrics.read_totals()
+    }
+
     /// Returns the nodes behind the proxy, each with its state.
     pub fn nodes(&self) -> Vec<Node> {
         self.upstream.nodes()

@@ -125,6 +125,42 @@ const COMMANDS: &[(&str, &[Section])] = &[
         ],
     ),
     (
+        "stat",
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[
+                    ("redis-proxy stat", "Prints a line a second about the proxy of this machine."),
+                    (
+                        "redis-proxy stat --admin 10.0.0.5:9090 -i 10s -n 6",
+                        "Prints six lines in a minute about another proxy.",
+                    ),
+                ],
+            ),
+        ],
+    ),
+    (
+        "top",
+        &[
+            EXIT_STATUS,
+            ("ENVIRONMENT", &[("NO_COLOR", "If it is set and not empty, there are no colours.")]),
+            (
+                "EXAMPLES",
+                &[
+                    (
+                        "redis-proxy top --admin https://proxy.example:8443 --token-file token",
+                        "Watches a proxy whose HTTP listener has TLS and tokens.",
+                    ),
+                    (
+                        "redis-proxy top --once --json | jq .rates.hit_ratio",
+                        "Prints the hit ratio of one second.",
+                    ),
+                ],
+            ),
+        ],
+    ),
+    (
         "init",
         &[
             (

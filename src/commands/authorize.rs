@@ -7,6 +7,7 @@
 //! of which only a part has arrived.
 
 use super::cached_read::CacheableRead;
+use super::info::is_own_info;
 use super::kept_read::KeptRead;
 use super::local_action::{LocalAction, RejectReason};
 use super::table::Class;
@@ -46,6 +47,7 @@ fn reject(
         Class::Auth | Class::Hello | Class::Reset | Class::Quit => true,
         Class::Select => selects_proxy_database(database, arguments),
         Class::Client => is_one_of(arguments.get(1), &OWN_SUBCOMMANDS),
+        Class::Info => is_own_info(arguments.len(), arguments.get(1)),
         Class::Neutral => is_one_of(arguments.get(0), &["ping", "echo", "command"]),
         _ => false,
     };
@@ -82,7 +84,7 @@ mod tests {
     use crate::protocol::tests::parsed;
 
     /// Commands that pass.
-    const ALLOWED: [&str; 24] = [
+    const ALLOWED: [&str; 25] = [
         "GET public:a",
         "MGET motd public:b",
         "EXISTS motd",
@@ -99,6 +101,7 @@ mod tests {
         "PING",
         "ECHO x",
         "COMMAND",
+        "INFO redis_proxy",
         "SELECT 0",
         "SELECT 3",
         "CLIENT SETNAME x",
@@ -128,7 +131,7 @@ mod tests {
         "PFCOUNT motd secret",
     ];
     /// Commands that could touch another key.
-    const FORBIDDEN: [&str; 18] = [
+    const FORBIDDEN: [&str; 19] = [
         "SET motd x",
         "HSCAN public:h 0",
         "EXPIRETIME motd",
@@ -147,6 +150,7 @@ mod tests {
         "CLIENT TRACKING ON",
         "NONESUCH",
         "INFO",
+        "INFO redis_proxy keyspace",
     ];
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::auth::{Credentials, NO_AUTH, authenticate, hello_logins};
 use super::authorize::{NO_COMMAND, authorize};
 use super::cached_read::{CacheableRead, CachedReply, FetchKeys};
+use super::info::{has_own_section, is_own_info};
 use super::kept_read::KeptRead;
 use super::local_action::{LocalAction, RejectReason};
 use super::memory::Memory;
@@ -31,6 +32,8 @@ pub struct Policy {
     pub max_key: usize,
     /// The keys that the listener serves.
     pub allow_keys: KeyAllowlist,
+    /// Whether replies to `INFO` with several sections have the proxy's own.
+    pub info: bool,
 }
 
 /// The replies that a client waits for.
@@ -178,6 +181,7 @@ fn choose<M: Memory>(
             None => Action::Forward(SessionEffect::MayObserveWrite),
         },
         Class::Quit => Action::Quit,
+        Class::Info => choose_info(view, arguments),
         _ if is_passthrough(class, arguments) => Action::Passthrough,
         _ => Action::Forward(effect(class, arguments)),
     }
@@ -257,6 +261,19 @@ fn derive<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>) -> Option<CachedRe
     Some(CachedReply::Derived(Box::new(frame), read.kind()))
 }
 
+/// Decides about `INFO`. Its own section needs no Redis, unless only Redis knows whether the client
+/// may have a reply.
+fn choose_info<M: Memory>(view: &View<'_, M>, arguments: Arguments<'_>) -> Action {
+    let is_admitted = view.session.is_admitted(&view.policy.identity)
+        && !view.pending.may_observe_write
+        && view.memory.may_fetch();
+    if is_admitted && is_own_info(arguments.len(), arguments.get(1)) {
+        return Action::Local(LocalAction::Info);
+    }
+    let has_section = has_own_section(arguments, view.policy.info);
+    Action::Forward(if has_section { SessionEffect::Info } else { SessionEffect::MayObserveWrite })
+}
+
 /// The bytes under which the reply to a command is kept: the command with its name in capitals.
 fn reply_name(command: Command<'_>) -> Cow<'_, [u8]> {
     let Command { arguments, bytes, .. } = command;
@@ -281,7 +298,9 @@ fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
         | Action::Reply(_)
         | Action::Fetch(_)
         | Action::FetchReply(_)
-        | Action::Local(LocalAction::LogIn { instead: None } | LocalAction::Reject { .. }) => false,
+        | Action::Local(
+            LocalAction::LogIn { instead: None } | LocalAction::Reject { .. } | LocalAction::Info,
+        ) => false,
         Action::Local(LocalAction::Reset) => view.pending.replies > 0,
         // Otherwise a read could see what its own client wrote behind it (invariant R2).
         Action::Bypass(_)
@@ -455,7 +474,12 @@ mod tests {
         async fn new() -> Self {
             let identity = CacheIdentity { user: None, database: 0 };
             Self {
-                policy: Policy { identity, max_key: 10, allow_keys: KeyAllowlist::default() },
+                policy: Policy {
+                    identity,
+                    max_key: 10,
+                    allow_keys: KeyAllowlist::default(),
+                    info: false,
+                },
                 session: SessionState::new(Identity::Unauthenticated),
                 pending: PendingReplies::default(),
                 pending_keys: PendingKeys::default(),
@@ -647,6 +671,35 @@ mod tests {
         case.expect("AUTH password", &Action::Wait);
         case.session.desync();
         case.expect("AUTH password", &auth());
+    }
+
+    #[tokio::test]
+    async fn own_section_of_info_needs_redis_only_to_know_the_client() {
+        let own = || Action::Local(LocalAction::Info);
+        let forwarded = |effect| Action::Forward(effect);
+        let mut case = Case::new().await;
+        case.expect("INFO redis_proxy", &own());
+        case.expect("INFO", &forwarded(SessionEffect::MayObserveWrite));
+        case.expect("INFO server", &forwarded(SessionEffect::MayObserveWrite));
+        case.policy.info = true;
+        case.expect("INFO", &forwarded(SessionEffect::Info));
+        case.expect("INFO everything", &forwarded(SessionEffect::Info));
+        case.expect("INFO server", &forwarded(SessionEffect::MayObserveWrite));
+        case.policy.allow_keys = serde_json::from_str(r#"["public:*"]"#).unwrap();
+        case.expect("INFO redis_proxy", &own());
+        case.policy.allow_keys = KeyAllowlist::default();
+        // The reply of Redis may be NOAUTH, QUEUED, or in another protocol.
+        case.memory.may_fetch = false;
+        case.expect("INFO redis_proxy", &forwarded(SessionEffect::Info));
+        case.memory.may_fetch = true;
+        case.policy.identity.user = Some("reader".into());
+        case.expect("INFO redis_proxy", &forwarded(SessionEffect::Info));
+        case.policy.identity.user = None;
+        case.pending.may_observe_write = true;
+        case.expect("INFO redis_proxy", &forwarded(SessionEffect::Info));
+        case.pending.may_observe_write = false;
+        case.session.sent(&SessionEffect::Multi);
+        case.expect("INFO redis_proxy", &forwarded(SessionEffect::Info));
     }
 
     #[tokio::test]

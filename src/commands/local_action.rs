@@ -24,6 +24,8 @@ pub enum LocalAction {
     },
     /// Make the session as new, with a new connection to Redis.
     Reset,
+    /// Reply with the proxy's own section of `INFO`.
+    Info,
     /// Reply with an error.
     Reject {
         /// The error, with its code.

@@ -17,6 +17,7 @@ mod cached_read;
 mod command_list;
 mod derived;
 mod dispatch;
+mod info;
 mod invalidations;
 mod kept_read;
 mod local_action;
@@ -36,6 +37,7 @@ pub use self::command_list::CommandList;
 pub use self::dispatch::{
     Action, Command, Coverage, LongAction, PendingReplies, Policy, View, decide, decide_long,
 };
+pub use self::info::is_own_info;
 pub use self::invalidations::{Invalidations, invalidations};
 pub use self::kept_read::{
     FieldNames, Fields, KeptCommand, KeptRead, cached_names, kept_names, opt_in_names,

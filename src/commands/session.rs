@@ -52,6 +52,8 @@ pub enum SessionEffect {
     MayObserveWrite,
     /// The same, and Redis may wait with the reply without a limit.
     MayBlock,
+    /// The reply may reflect a write, and the proxy's own section of `INFO` follows it.
+    Info,
     /// Commands are queued for `EXEC`.
     Multi,
     /// The transaction ends.
@@ -79,7 +81,10 @@ pub enum SessionEffect {
 impl SessionEffect {
     /// Whether later commands of the connection may depend on it.
     pub fn is_of_state(&self) -> bool {
-        !matches!(self, Self::Neutral | Self::MayObserveWrite | Self::MayBlock | Self::Passthrough)
+        !matches!(
+            self,
+            Self::Neutral | Self::MayObserveWrite | Self::MayBlock | Self::Info | Self::Passthrough
+        )
     }
 
     /// Whether Redis may leave it without a reply while another reply is on its way. Redis from 7.2
@@ -136,6 +141,17 @@ impl SessionState {
         let is_watching = self.is_watching || self.pending_watches > 0;
         let is_plain = !(self.is_in_multi() || is_watching) && self.desync == Desync::None;
         is_plain && self.database == Some(cache.database) && self.identity.is(cache.user.as_deref())
+    }
+
+    /// Whether Redis is known to have admitted the client, and replies to each of its commands at
+    /// once. `cache` has the user that the proxy reads as.
+    pub fn is_admitted(&self, cache: &CacheIdentity) -> bool {
+        let is_admitted = match &self.identity {
+            Identity::Proxy | Identity::Named(_) => true,
+            Identity::Unauthenticated => cache.user.is_none(),
+            Identity::Unknown => false,
+        };
+        is_admitted && !self.is_in_multi() && self.desync == Desync::None
     }
 
     /// The same client's session once its connection to Redis has ended.
@@ -252,6 +268,7 @@ impl SessionState {
             SessionEffect::Neutral
             | SessionEffect::MayObserveWrite
             | SessionEffect::MayBlock
+            | SessionEffect::Info
             | SessionEffect::Passthrough => {}
         }
     }

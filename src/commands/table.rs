@@ -56,6 +56,8 @@ pub enum Class {
     Client,
     /// `SCRIPT` with its subcommands.
     Script,
+    /// `INFO`, which changes no key. The proxy has a section of its own.
+    Info,
     /// `QUIT`.
     Quit,
     /// After it, replies cannot be told from pushes.
@@ -75,7 +77,7 @@ impl Class {
     }
 }
 
-const LISTS: [(Class, &str); 25] = [
+const LISTS: [(Class, &str); 26] = [
     (Class::Get, "get"),
     (Class::Mget, "mget"),
     (Class::Exists, "exists"),
@@ -98,6 +100,7 @@ const LISTS: [(Class, &str); 25] = [
     (Class::Reset, "reset"),
     (Class::Client, "client"),
     (Class::Script, "script"),
+    (Class::Info, "info"),
     (Class::Quit, "quit"),
     (
         Class::Passthrough,
@@ -108,8 +111,8 @@ const LISTS: [(Class, &str); 25] = [
     (Class::FlushAll, "flushall flushdb"),
     (
         Class::ReadOnly,
-        // INFO, LATENCY and SLOWLOG name no key, but count keys or show that others wrote.
-        "dbsize digest dump expiretime hexpiretime hpexpiretime hpttl hrandfield hscan httl info \
+        // LATENCY and SLOWLOG name no key, but show that others wrote.
+        "dbsize digest dump expiretime hexpiretime hpexpiretime hpttl hrandfield hscan httl \
          keys latency memory object pexpiretime randomkey role scan slowlog srandmember \
          sscan xinfo xpending zrandmember zscan",
     ),

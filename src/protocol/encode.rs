@@ -27,6 +27,19 @@ pub(crate) fn write_bulk(out: &mut BytesMut, value: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
+/// Writes a text: a verbatim string in RESP3, a bulk string in RESP2.
+pub(crate) fn write_text(out: &mut BytesMut, text: &[u8], protocol: Protocol) {
+    match protocol {
+        Protocol::Resp2 => write_bulk(out, text),
+        Protocol::Resp3 => {
+            write_number(out, b'=', text.len() + 4);
+            out.put_slice(b"txt:");
+            out.put_slice(text);
+            out.put_slice(b"\r\n");
+        }
+    }
+}
+
 /// Writes a null value.
 pub(crate) fn write_null(out: &mut BytesMut, protocol: Protocol) {
     out.put_slice(match protocol {

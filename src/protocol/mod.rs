@@ -13,6 +13,7 @@ mod resp2;
 pub use self::encode::Protocol;
 pub(crate) use self::encode::{
     write_array_length, write_bulk, write_bulk_length, write_error, write_integer, write_null,
+    write_text,
 };
 pub use self::reply_frame::ReplyFrame;
 pub use self::reply_scanner::{InvalidReply, ReplyScanner, ReplySummary};

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::dedicated::DedicatedConnection;
 use super::failure::write_failure;
 use super::fence::Fences;
+use super::info::InfoReply;
 use super::lifetime::{ConnState, End, Facts, Lifetime, end};
 use super::reply_queue::ReplyQueue;
 use super::shared::Shared;
@@ -32,6 +33,7 @@ use crate::commands::{AdmissionTracker, FetchOutcome, Invalidations, SessionStat
 use crate::net::{ClientStream, WriteBuf};
 use crate::protocol::{ReplyScanner, ReplySummary, RequestParser};
 use crate::server::Drain;
+use crate::status::info_section;
 
 /// A client's connection.
 pub(super) struct Connection {
@@ -47,6 +49,7 @@ pub(super) struct Connection {
     pub(super) reads: FuturesOrdered<Task<FetchOutcome>>,
     pub(super) redis: DedicatedConnection,
     pub(super) scanner: ReplyScanner,
+    info: InfoReply,
     pub(super) session: SessionState,
     pub(super) fences: Fences,
     /// Whether Redis's next reply is to a `PING` of the proxy's own.
@@ -115,6 +118,7 @@ impl Connection {
             reads: FuturesOrdered::new(),
             redis: DedicatedConnection::new(),
             scanner: ReplyScanner::default(),
+            info: InfoReply::default(),
             session: SessionState::new(shared.identity.clone()),
             fences: Fences::default(),
             keepalive_pending: false,
@@ -250,6 +254,7 @@ impl Connection {
     pub(super) fn drop_redis(&mut self) {
         self.redis.close();
         self.scanner = ReplyScanner::default();
+        self.info = InfoReply::default();
         self.keepalive_pending = false;
         self.admission = AdmissionTracker::default();
     }
@@ -273,7 +278,12 @@ impl Connection {
                 }
                 continue;
             }
-            self.output.push(passed);
+            if self.replies.is_info_first() {
+                let section = || info_section(&self.shared.proxy);
+                self.output.push(self.info.add(&passed, frame.is_some(), section));
+            } else {
+                self.output.push(passed);
+            }
             match frame {
                 // Pushes were turned on unseen, so they cannot be told from replies.
                 Some(frame) if frame.is_push() => self.session.desync(),

@@ -17,8 +17,10 @@ use crate::metrics::{self, FrontEnd, Kind};
 use crate::net::ZERO_COPY_MIN;
 use crate::protocol::{
     ParseStatus, ReplySummary, RequestLimits, UNAUTHENTICATED, peek_get_keys, write_error,
+    write_text,
 };
 use crate::proxy::Proxy;
+use crate::status::info_section;
 
 /// The number of reads for which memory is prefetched together.
 const PREFETCHED: usize = 16;
@@ -313,6 +315,12 @@ impl Connection {
             Action::Quit => self.quit(length),
             Action::Local(LocalAction::LogIn { instead }) => self.log_in(instead, length),
             Action::Local(LocalAction::Reset) => self.reset(length),
+            Action::Local(LocalAction::Info) => {
+                let protocol = self.session.protocol();
+                let section = info_section(&self.shared.proxy);
+                self.reply(|output| write_text(output.tail(), section.as_bytes(), protocol));
+                self.consume(length);
+            }
             Action::Local(LocalAction::Reject { text, reason }) => {
                 self.reject(text, reason);
                 self.consume(length);

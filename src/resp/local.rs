@@ -54,7 +54,9 @@ impl LocalClients {
     ) -> Self {
         let commands = CommandTable::configured(&settings.cache_also, &settings.cache_except);
         let identity = proxy.identity();
-        let policy = Policy { identity, max_key, allow_keys: settings.allow_keys.clone() };
+        let info = settings.info;
+        let allow_keys = settings.allow_keys.clone();
+        let policy = Policy { identity, max_key, allow_keys, info };
         let shared = Arc::new(Shared {
             front_end,
             identity: Identity::Proxy,

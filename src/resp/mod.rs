@@ -17,6 +17,7 @@ mod dedicated;
 mod execute;
 mod failure;
 mod fence;
+mod info;
 mod lifetime;
 mod local;
 mod pool;
@@ -56,7 +57,9 @@ impl Resp {
         let credentials = settings.credentials()?;
         let commands = CommandTable::configured(&settings.cache_also, &settings.cache_except);
         let identity = proxy.identity();
-        let policy = Policy { identity, max_key, allow_keys: settings.allow_keys.clone() };
+        let info = settings.info;
+        let allow_keys = settings.allow_keys.clone();
+        let policy = Policy { identity, max_key, allow_keys, info };
         Ok(Self(Arc::new(Shared {
             proxy,
             front_end: FrontEnd::Resp,

@@ -81,6 +81,11 @@ impl ReplyQueue {
         self.is_first(&SessionEffect::Passthrough)
     }
 
+    /// Whether the first reply is to `INFO` with the proxy's own section.
+    pub(super) fn is_info_first(&self) -> bool {
+        self.is_first(&SessionEffect::Info)
+    }
+
     fn is_first(&self, wanted: &SessionEffect) -> bool {
         matches!(
             self.pending.front(),

@@ -46,6 +46,9 @@ pub struct Settings {
     pub cache_also: CommandList,
     /// The commands that are not answered from memory.
     pub cache_except: CommandList,
+    /// Whether the replies to `INFO`, `INFO everything` and their like have the section of the
+    /// proxy. `INFO redis_proxy` has it always.
+    pub info: bool,
     /// The largest argument of a command, in bytes.
     pub max_bulk: ByteSize,
     /// The most arguments of a command.
@@ -74,6 +77,7 @@ impl Default for Settings {
             allow_keys: KeyAllowlist::default(),
             cache_also: CommandList::default(),
             cache_except: CommandList::default(),
+            info: false,
             max_bulk: ByteSize(512 << 20),
             max_arguments: 1 << 20,
             max_query_buffer: ByteSize(1 << 20),

@@ -79,6 +79,7 @@ impl Rest {
         let of_clients = resp::Settings {
             cache_also: resp.cache_also.clone(),
             cache_except: resp.cache_except.clone(),
+            info: resp.info,
             max_bulk: settings.max_body,
             // A body is held whole, with the lengths of its words in front of them.
             max_query_buffer: crate::settings::ByteSize(settings.max_body.0.saturating_mul(8)),

@@ -7,7 +7,7 @@
 //!   command is refused (invariant A4).
 
 use crate::access::TokenRights;
-use crate::commands::{Class, CommandInfo, CommandList, allows_read, xread_may_block};
+use crate::commands::{Class, CommandInfo, CommandList, allows_read, is_own_info, xread_may_block};
 use crate::protocol::Arguments;
 
 use super::request::Words;
@@ -46,18 +46,8 @@ impl Refusal {
 const KEYLESS: [&str; 3] = ["ping", "echo", "time"];
 /// Commands of the class of those that change no key, which show or list all keys, or describe the
 /// server.
-const OF_ALL_KEYS: [&str; 10] = [
-    "dbsize",
-    "info",
-    "keys",
-    "latency",
-    "memory",
-    "object",
-    "randomkey",
-    "role",
-    "scan",
-    "slowlog",
-];
+const OF_ALL_KEYS: [&str; 9] =
+    ["dbsize", "keys", "latency", "memory", "object", "randomkey", "role", "scan", "slowlog"];
 /// Commands that may use other keys than they name, or keys of another database. The "key" of
 /// `SPUBLISH` is a channel.
 const OF_OTHER_KEYS: [&str; 13] = [
@@ -94,7 +84,7 @@ pub(super) fn refusal(
         return Some(Refusal::NotAvailable(shown(name)));
     }
     let is_allowed = !denied.denies(name, words.get(1))
-        && (!rights.is_read_only || is_read(info.class, name))
+        && (!rights.is_read_only || is_read(info.class, words))
         && (rights.keys.allows_all() || !is_one_of(&OF_OTHER_KEYS, name));
     (!is_allowed).then(|| Refusal::Command(shown(name)))
 }
@@ -114,7 +104,8 @@ pub(super) fn key_refusal<'a>(
     if let Some(is_allowed) = allows_read(&rights.keys, class, arguments) {
         return (!is_allowed).then_some(Refusal::Key);
     }
-    if is_one_of(&KEYLESS, name) {
+    let is_own_info = class == Class::Info && is_own_info(arguments.len(), arguments.get(1));
+    if is_own_info || is_one_of(&KEYLESS, name) {
         return None;
     }
     let keys = keys();
@@ -185,8 +176,10 @@ fn is_available(class: Class, words: Words<'_>) -> bool {
 }
 
 /// Whether a token that may change nothing may use the command.
-fn is_read(class: Class, name: &[u8]) -> bool {
+fn is_read(class: Class, words: Words<'_>) -> bool {
+    let name = words.get(0);
     match class {
+        Class::Info => is_own_info(words.len(), words.get(1)),
         // PFCOUNT writes the count that it keeps in its key.
         Class::Kept(command) => !command.may_write(),
         Class::ReadOnly => !is_one_of(&OF_ALL_KEYS, name),
@@ -330,6 +323,7 @@ mod tests {
             "XREAD STREAMS s 0",
             "XRANGE s - +",
             "TYPE a",
+            "INFO redis_proxy",
         ] {
             assert_eq!(refused(&rights, line), None, "{line}");
         }

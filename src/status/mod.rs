@@ -4,6 +4,7 @@
 //! is three files that are part of the program. It loads nothing from elsewhere.
 
 mod history;
+mod info;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::history::{History, INTERVAL, Sample, ratio};
+pub use self::info::info_section;
 use crate::cache::{Coherence, CoherenceMode, EvictionCause, Outcome, Statistics};
 use crate::metrics::{Metrics, Node, OutcomeTimes};
 use crate::proxy::Proxy;
@@ -70,6 +72,9 @@ impl Status {
                 "outcomes": outcomes.iter().map(outcome).collect::<Vec<_>>(),
             },
             "memory": memory(&statistics),
+            "memory_total": {
+                "bytes": statistics.memory.bytes, "max_bytes": statistics.memory.max,
+            },
             "evictions": evictions(&statistics),
             "connections": self.metrics.connections().map(|(front_end, open, limit)| json!({
                 "front_end": front_end, "open": open, "limit": limit,

@@ -11,17 +11,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with those it may use.
-const ALLOWED: [(&str, &str); 23] = [
+const ALLOWED: [(&str, &str); 25] = [
     ("access", ""),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
     ("cache", "key protocol settings sync telemetry"),
     ("cli", "settings"),
+    ("client", "net settings"),
     ("cluster", "backend cache key metrics sync"),
     ("commands", "access backend cache key metrics net protocol proxy telemetry"),
     ("config", "access backend cache cli http resp rest settings telemetry warmup"),
+    ("console", "client"),
     (
         "daemon",
-        "access backend cache cluster commands config http metrics proxy resp rest server \
+        "access backend cache client cluster commands config http metrics proxy resp rest server \
             settings status telemetry \
          upstream warmup",
     ),
@@ -33,7 +35,7 @@ const ALLOWED: [(&str, &str); 23] = [
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
     (
         "resp",
-        "access backend cache cluster commands metrics net protocol proxy server settings sync",
+        "access backend cache cluster commands metrics net protocol proxy server settings status sync",
     ),
     (
         "rest",

@@ -7,6 +7,7 @@ mod backend;
 mod caching;
 mod cluster;
 mod config;
+mod console;
 mod expiry;
 mod faults;
 mod fuzz;

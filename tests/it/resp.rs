@@ -26,6 +26,7 @@ mod disconnects;
 mod drain;
 mod faults;
 mod identity;
+mod info;
 mod kept;
 mod kept_cluster;
 mod limits;

@@ -236,9 +236,17 @@ fn manual_page_and_completions_name_every_flag() {
     };
     let texts = [print(&["man"]), print(&["completions", "bash"]), print(&["completions", "zsh"])];
     for text in texts.iter().chain([&print(&["completions", "fish"])]) {
-        for flag in
-            ["redis_host", "redis_port", "password", "ttl", "proxy_host", "config", "health"]
-        {
+        for flag in [
+            "redis_host",
+            "redis_port",
+            "password",
+            "ttl",
+            "proxy_host",
+            "config",
+            "health",
+            "stat",
+            "top",
+        ] {
             assert!(text.contains(flag), "{flag} is not in\n{text}");
         }
     }

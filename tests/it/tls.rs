@@ -39,7 +39,7 @@ struct Encrypted {
     authority: Authority,
 }
 
-fn settings(section: &str, (certificate, key): &(PathBuf, PathBuf)) -> String {
+pub(crate) fn settings(section: &str, (certificate, key): &(PathBuf, PathBuf)) -> String {
     format!(
         "{section}.tls_cert_file = \"{}\"\n{section}.tls_key_file = \"{}\"\n",
         certificate.display(),

@@ -35,10 +35,8 @@ fn random_commands_by_rest_match_redis() {
 #[test]
 fn random_commands_by_rest_match_redis_in_ttl_mode() {
     let (behind, straight) = (RedisServer::start(), RedisServer::start());
-    let url = format!(
-        "redis.url = \"{}\"\ncache.coherence = \"ttl\"\ncache.ttl = \"1h\"",
-        behind.url()
-    );
+    let url =
+        format!("redis.url = \"{}\"\ncache.coherence = \"ttl\"\ncache.ttl = \"1h\"", behind.url());
     compare(&url, &straight.socket(), number("REST_REQUESTS").unwrap_or(REQUESTS / 5), "");
 }
 
