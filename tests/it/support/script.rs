@@ -422,8 +422,7 @@ impl Writer {
         // The last of these depends on the second in which a time to live was set.
         let left_out = ["CLIENT", "CONFIG", "WAIT", "EXPIRETIME"];
         let is_of = |words: &[&str]| words.iter().any(|word| pattern.starts_with(word));
-        let is_left_out =
-            is_of(&left_out) || (!self.tag.is_empty() && is_of(&OF_ALL_NODES));
+        let is_left_out = is_of(&left_out) || (!self.tag.is_empty() && is_of(&OF_ALL_NODES));
         let pattern = if is_left_out { "PING" } else { pattern };
         pattern.split(' ').map(|word| self.word(word)).collect()
     }
