@@ -130,7 +130,8 @@ let
   hasResp = cfg.settings.resp.listen != "" && !lib.hasPrefix "unix:" cfg.settings.resp.listen;
   isHttpProtected =
     cfg.settings.http.tokens_file != "" || (cfg.settings.http.tls_cert_file or "") != "";
-  listeners = [ http ] ++ lib.optional hasAdmin admin ++ lib.optional hasResp resp ++ lib.optional hasRest rest;
+  others = lib.optional hasAdmin admin ++ lib.optional hasResp resp ++ lib.optional hasRest rest;
+  listeners = [ http ] ++ others;
 
   isLoopback = host: host == "localhost" || host == "[::1]" || lib.hasPrefix "127." host;
   isAddress = host: builtins.match "[0-9.]+|\\[[0-9a-fA-F:.]+]" host != null;
@@ -168,7 +169,8 @@ let
   sockets =
     lib.optional cfg.socketActivation "redis-proxy.socket"
     ++ lib.optional (cfg.socketActivation && hasAdmin) "redis-proxy-admin.socket"
-    ++ lib.optional (cfg.socketActivation && hasResp) "redis-proxy-resp.socket";
+    ++ lib.optional (cfg.socketActivation && hasResp) "redis-proxy-resp.socket"
+    ++ lib.optional (cfg.socketActivation && hasRest) "redis-proxy-rest.socket";
 in
 {
   # nixpkgs lists its maintainers in lib.maintainers.

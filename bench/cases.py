@@ -200,6 +200,29 @@ def wrk(bench, server, connections=load.CONNECTIONS, keys=load.KEYS, others=None
     return lambda: load.wrk(server, bench.seconds, connections, keys, others)
 
 
+# The ways to read of the REST cases.
+BY_KEYS, BY_REST, BY_RESP = "GET /keys/", "POST /rest", "RESP"
+REST_SINGLE, REST_PIPELINE = "REST, one read a request", "REST, 50 reads a request"
+
+
+def rest(bench):
+    """Cached reads of 100 bytes by REST, beside the other ways into the same proxy and webdis."""
+    keys = range(load.KEYS)
+    with Stage(bench, keys) as stage:
+        proxy = stage.proxy()
+        load.warm(proxy, keys)
+
+        def by_rest(commands):
+            path, token = contestants.REST_PATH, contestants.REST_TOKEN
+            return (proxy, lambda: load.wrk_rest(proxy, path, token, commands, bench.seconds))
+
+        runs = {BY_REST: by_rest(1), BY_KEYS: (proxy, wrk(bench, proxy))}
+        runs |= {name: (server, wrk(bench, server)) for name, server in stage.http([WEBDIS]).items()}
+        bench.take_turns(REST_SINGLE, runs)
+        runs = {BY_REST: by_rest(50), BY_RESP: (proxy, gets(bench, proxy.resp_port, pipeline=50))}
+        bench.take_turns(REST_PIPELINE, runs)
+
+
 def http_large(bench):
     """Cached reads of larger values over HTTP."""
     for name_of_size, size, keys in (("4 KiB", 4096, load.KEYS), ("1 MiB", 1 << 20, 100)):
@@ -452,6 +475,7 @@ def held(server, port, read):
 
 CASES = {
     "http": http,
+    "rest": rest,
     "http_large": http_large,
     "resp": resp,
     "replies": replies,

@@ -23,6 +23,8 @@ FASTAPI_AS_STARTED = "FastAPI, as uvicorn starts it"
 FASTAPI_UVLOOP = "FastAPI, uvloop, httptools, no access log"
 REDIS = "redis-server"
 TWEMPROXY = "twemproxy"
+# The REST front end of this proxy.
+REST_PATH, REST_TOKEN = "/rest", "token-of-the-bench"
 
 
 def answers_http(server, size):
@@ -53,6 +55,8 @@ def start_redis(directory, cores=SERVING):
 def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, connections=(2000, 2000)):
     """This proxy; `port` serves HTTP and `resp_port` Redis clients, each at most `connections`."""
     port, resp_port = free_port(), free_port()
+    tokens = directory / f"rest-tokens-{port}"
+    tokens.write_text(REST_TOKEN + "\n")
     command = [install.TARGET / "release" / "redis-proxy", "--redis_host", "127.0.0.1", "--redis_port", origin]
     command += ["--proxy_host", "127.0.0.1", "--proxy_port", port, "--ttl", "24h", "--k", capacity]
     variables = {
@@ -61,6 +65,8 @@ def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, 
         "REDIS_PROXY_HTTP__MAX_CONNECTIONS": str(connections[0]),
         "REDIS_PROXY_HTTP__IDLE_TIMEOUT": "1h",
         "REDIS_PROXY_RESP__MAX_CONNECTIONS": str(connections[1]),
+        "REDIS_PROXY_REST__PATH": REST_PATH,
+        "REDIS_PROXY_REST__TOKENS_FILE": str(tokens),
     }
     server = Server(PROXY, command, port, directory, cores, variables)
     server.resp_port, server.path = resp_port, "/keys/"

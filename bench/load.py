@@ -82,6 +82,15 @@ def wrk_command(server, seconds, connections, keys, others):
     return command + [others.every, others.turn, others.numbers.start, len(others.numbers)]
 
 
+def wrk_rest(server, path, token, commands, seconds, connections=CONNECTIONS, keys=KEYS):
+    """Reads by REST, `commands` in each request."""
+    script = install.PROJECT / "bench" / "rest.lua"
+    command = [install.program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", script]
+    command += [f"http://127.0.0.1:{server.port}", "--", path, token, keys, commands]
+    result = wrk_result(server, run(command, seconds))
+    return Result(result.reads * commands, result.seconds, result.latency)
+
+
 def wrk_result(server, text):
     numbers = [int(word) for line in text.splitlines() if line.startswith("RESULT") for word in line.split()[1:]]
     reads, microseconds, failed, p50, p99, p999 = numbers

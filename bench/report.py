@@ -13,7 +13,9 @@ from pathlib import Path
 from statistics import median
 
 import install
-from cases import CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, THREADS, churn_case, replies_case
+from cases import (
+    BY_KEYS, BY_REST, CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, REST_SINGLE, THREADS, churn_case, replies_case,
+)
 from contestants import (
     FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS, WEBDIS_AS_PACKAGED,
 )
@@ -89,6 +91,8 @@ TARGETS = [
     *(reply(what, pipeline, must, must)
       for what in ("HGETALL of 20 fields", "ZRANGE of 100", "SMEMBERS of 50")
       for pipeline, must in ((1, 0.9), (16, 0.5), (64, 0.4))),
+    Target("REST, one read by POST, CPU : `GET /keys/`", REST_SINGLE, BY_REST, BY_KEYS, 1.6, 1.6),
+    Target("REST, one read by POST, CPU : webdis, one thread, no log", REST_SINGLE, BY_REST, WEBDIS, 0.5, 0.5),
     resp_late(20_000),
     resp_late(40_000),
     Target("memory an entry : redis-server", "memory", PROXY, REDIS, 2.0, 1.3, "entry"),

@@ -18,13 +18,19 @@ impl CommandList {
     /// Whether the list has the command, or the command with this subcommand as
     /// `NAME|SUBCOMMAND`.
     pub fn denies(&self, name: &[u8], subcommand: &[u8]) -> bool {
-        self.0.iter().any(|one| match one.split_once('|') {
-            None => name.eq_ignore_ascii_case(one.as_bytes()),
-            Some((command, of_it)) => {
-                name.eq_ignore_ascii_case(command.as_bytes())
-                    && subcommand.eq_ignore_ascii_case(of_it.as_bytes())
-            }
-        })
+        // Each command of a REST request is compared with the whole list.
+        let denies = |one: &String| {
+            let Some((command, of_it)) = one.as_bytes().split_at_checked(name.len()) else {
+                return false;
+            };
+            command.eq_ignore_ascii_case(name)
+                && match of_it {
+                    [] => true,
+                    [b'|', of_it @ ..] => subcommand.eq_ignore_ascii_case(of_it),
+                    _ => false,
+                }
+        };
+        self.0.iter().any(denies)
     }
 
     /// Whether the list has the command.

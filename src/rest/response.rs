@@ -89,8 +89,7 @@ enum Head<'a> {
 
 /// Reads the first line of an element. Returns the bytes behind it too.
 fn head(reply: &[u8]) -> Result<(Head<'_>, &[u8]), InvalidReply> {
-    let end = memchr::memmem::find(reply, b"\r\n").ok_or(InvalidReply)?;
-    let (line, rest) = (&reply[..end], &reply[end + 2..]);
+    let (line, rest) = first_line(reply).ok_or(InvalidReply)?;
     let (kind, text) = line.split_first().ok_or(InvalidReply)?;
     let length = || -> Result<Option<usize>, InvalidReply> {
         if text == b"-1" {
@@ -108,6 +107,12 @@ fn head(reply: &[u8]) -> Result<(Head<'_>, &[u8]), InvalidReply> {
         _ => return Err(InvalidReply),
     };
     Ok((head, rest))
+}
+
+/// Returns the first line without its end, and the bytes behind it.
+fn first_line(reply: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = memchr::memchr_iter(b'\n', reply).find(|end| reply[..*end].ends_with(b"\r"))?;
+    Some((&reply[..end - 1], &reply[end + 1..]))
 }
 
 /// Returns the bytes of a bulk string of this length, and those behind it.

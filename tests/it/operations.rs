@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::support::prometheus::Prometheus;
 use crate::support::resp_client::RespClient;
+use crate::support::secret_file::SecretFile;
 use crate::support::serving::{proxy, read, set, value};
 use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Signal, within};
@@ -213,7 +214,8 @@ fn watched() -> BTreeSet<String> {
 #[test]
 fn panels_and_alerts_have_data_in_prometheus() {
     let redis = RedisServer::start();
-    let proxy = with_all_measurements(&redis);
+    let tokens = SecretFile::new("token\n");
+    let proxy = with_all_measurements(&redis, &tokens);
     let Some(prometheus) = Prometheus::start(proxy.admin()) else { return };
     let filled_in = |query: Query| {
         let of_all = query.expression.replace("$job", ".*").replace("$instance", ".*");
@@ -286,17 +288,20 @@ fn exposed_series() -> Vec<(String, Labels)> {
 }
 
 /// Starts a proxy with every front end and every measurement.
-fn with_all_measurements(redis: &RedisServer) -> Proxy {
-    proxy(
-        redis,
+fn with_all_measurements(redis: &RedisServer, tokens: &SecretFile) -> Proxy {
+    let more = format!(
         "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\n\
-            resp.max_connections = 100",
-    )
+            resp.max_connections = 100\nrest.listen = \"127.0.0.1:0\"\n\
+            rest.max_connections = 100\nrest.tokens_file = \"{}\"",
+        tokens.name()
+    );
+    proxy(redis, &more)
 }
 
 fn exposition() -> String {
     let redis = RedisServer::start();
-    let proxy = with_all_measurements(&redis);
+    let tokens = SecretFile::new("token\n");
+    let proxy = with_all_measurements(&redis, &tokens);
     set(&redis, "key", "value");
     value(&proxy, "key");
     RespClient::connect(proxy.resp_address()).reply_to_words(&["PING"]);

@@ -138,7 +138,7 @@ fn streams_are_counted_apart_and_limited() {
 
 #[test]
 fn slow_reader_loses_its_stream_and_holds_up_no_other() {
-    let served = Served::with("timeout = \"500ms\"");
+    let served = Served::with("timeout = \"3s\"");
     let mut fast = Reader::open(&served.proxy, "/rest/subscribe/c", "full-token");
     let mut slow = Reader::open(&served.proxy, "/rest/subscribe/c", "full-token");
     fast.expect("data: subscribe,c,1");
