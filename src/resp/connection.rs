@@ -28,6 +28,7 @@ use super::lifetime::{ConnState, End, Facts, Lifetime, end};
 use super::reply_queue::ReplyQueue;
 use super::shared::Shared;
 use super::step::{Step, Task};
+use super::turn::Turn;
 use crate::backend::BackendError;
 use crate::commands::{AdmissionTracker, FetchOutcome, Invalidations, SessionState};
 use crate::net::{ClientStream, WriteBuf};
@@ -63,8 +64,7 @@ pub(super) struct Connection {
     lifetime: Lifetime,
     /// The time, once it has been read in this round.
     now: Option<Instant>,
-    /// The bytes that were read from Redis in this turn of the worker.
-    read_in_turn: usize,
+    pub(super) turn: Turn,
 }
 
 /// Bytes read at once.
@@ -79,10 +79,6 @@ const BUF_RETAIN: usize = 16 << 10;
 const REDIS_HIGH_WATER: usize = 1 << 20;
 /// The most bytes from Redis that may wait to be sent to a client. The rest waits at Redis.
 const CLIENT_HIGH_WATER: usize = 1 << 20;
-/// The most bytes that are read from Redis in one turn of the worker. Without this limit a reply of
-/// many megabytes, which Redis sends as fast as it is read, would take 4 MiB a turn, and the other
-/// clients of the worker would wait for milliseconds.
-const READ_PER_TURN: usize = 256 << 10;
 /// The most flights of one client, each of which may hold a value that cannot leave yet.
 const MAX_FLIGHTS: usize = 64;
 /// The most pending replies of one client.
@@ -127,7 +123,7 @@ impl Connection {
             has_read_eof: false,
             lifetime: Lifetime::new(shared.settings.idle_timeout, drain),
             now: None,
-            read_in_turn: 0,
+            turn: Turn::default(),
             shared,
         }
     }
@@ -146,7 +142,7 @@ impl Connection {
 
     /// Ready when the connection has ended.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.read_in_turn = 0;
+        self.turn = Turn::default();
         loop {
             self.now = None;
             let steps = [
@@ -164,7 +160,7 @@ impl Connection {
             if self.state == ConnState::Closed {
                 return Poll::Ready(());
             }
-            if self.read_in_turn >= READ_PER_TURN {
+            if self.turn.is_over() {
                 // The rest has its turn after the other clients of this worker. A plain wake would
                 // come before the events that the worker has not looked for yet.
                 _ = pin!(yield_now()).poll(cx);
@@ -206,13 +202,13 @@ impl Connection {
         let mut step = Step::Idle;
         while self.state != ConnState::Closed
             && self.output.len() < CLIENT_HIGH_WATER
-            && self.read_in_turn < READ_PER_TURN
+            && !self.turn.is_over()
             && !self.replies.is_read_first()
         {
             if self.redis.input.is_empty() {
                 match self.redis.poll_read(cx) {
                     Poll::Pending => return step,
-                    Poll::Ready(Ok(length @ 1..)) => self.read_in_turn += length,
+                    Poll::Ready(Ok(length @ 1..)) => self.turn.add_read(length),
                     // After a failover the new primary may lack writes that this client has seen.
                     // The end of the connection shows that to the client.
                     Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => {

@@ -107,7 +107,11 @@ impl Connection {
         }
         let mut batch = Batch::new(self.shared.front_end, self.now());
         let mut taken = 0;
-        while !self.input.is_empty() && self.state == ConnState::Commands && self.may_take_more() {
+        while !self.input.is_empty()
+            && self.state == ConnState::Commands
+            && self.may_take_more()
+            && !self.turn.is_over()
+        {
             if taken % PREFETCHED == 0 {
                 self.prefetch();
             }
@@ -115,6 +119,7 @@ impl Connection {
                 break;
             }
             taken += 1;
+            self.turn.add_command();
         }
         let ended = self.read_clock();
         batch.count(&self.shared.proxy, ended);

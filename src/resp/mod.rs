@@ -25,6 +25,7 @@ mod reply_queue;
 mod settings;
 mod shared;
 mod step;
+mod turn;
 
 use std::pin::Pin;
 use std::sync::Arc;

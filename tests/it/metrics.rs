@@ -296,7 +296,8 @@ fn evictions_are_counted_by_cause() {
 #[test]
 fn refetched_expired_value_counts_one_expiry() {
     let redis = RedisServer::start();
-    let proxy = proxy(&redis, "cache.ttl = \"100ms\"");
+    // Long enough for the second entry to be there when it is counted.
+    let proxy = proxy(&redis, "cache.ttl = \"2s\"");
     set(&redis, "key", "value");
     value(&proxy, "key");
     eventually("fetched again", || {

@@ -4,6 +4,7 @@
 //! Redis.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -187,6 +188,36 @@ fn million_commands_may_precede_the_first_read() {
     }
     assert_eq!(wire.answer(), bulk("end"));
     eprintln!("{count} commands sent in {sent:?}, answered in {:?}", begun.elapsed());
+}
+
+#[test]
+fn other_clients_have_turns_within_a_long_pipeline() {
+    /// A tenth of the turns that the pipeline takes.
+    const MIN_READS: u64 = 10;
+    let redis = RedisServer::start();
+    let settings = format!("{LASTING}\ndaemon.worker_threads = 1");
+    let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
+    let (mut long, mut other) =
+        (RespClient::connect(proxy.resp_address()), RespClient::connect(proxy.resp_address()));
+    long.query_line("SET k value");
+    other.query_line("GET k");
+    long.send([&*words("GET k").repeat(100_000), &words("ECHO end")].concat());
+    let is_answered = AtomicBool::new(false);
+    let reads = thread::scope(|scope| {
+        scope.spawn(|| {
+            (0..100_000).for_each(|number| {
+                assert_eq!(long.answer(), b"$5\r\nvalue\r\n", "answer {number}");
+            });
+            is_answered.store(true, Relaxed);
+        });
+        let mut reads = 0;
+        while !is_answered.load(Relaxed) {
+            assert_eq!(other.reply_to("GET k"), "$5\\r\\nvalue\\r\\n");
+            reads += 1;
+        }
+        reads
+    });
+    assert!(reads >= MIN_READS, "{reads} reads beside 100,000 commands");
 }
 
 #[test]
