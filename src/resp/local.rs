@@ -23,7 +23,7 @@ use crate::commands::{CommandInfo, CommandTable, Identity, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
 use crate::proxy::Proxy;
-use crate::server::Drain;
+use crate::server::{Drain, Refusals};
 
 /// The origin of clients in this process.
 #[derive(Clone)]
@@ -59,6 +59,7 @@ impl LocalClients {
             identity: Identity::Proxy,
             pool: Some(Pool::new(max_upstream)),
             proxy,
+            refusals: Refusals::default(),
             settings,
             credentials: None,
             commands,

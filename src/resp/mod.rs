@@ -43,7 +43,7 @@ use crate::commands::{CommandTable, Identity, Memory, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
 use crate::proxy::Proxy;
-use crate::server::{Drain, Service};
+use crate::server::{Drain, Refusals, Service};
 
 /// The front end.
 pub struct Resp(Arc<Shared>);
@@ -65,6 +65,7 @@ impl Resp {
             front_end: FrontEnd::Resp,
             identity: Identity::Unauthenticated,
             pool: None,
+            refusals: Refusals::default(),
             settings,
             credentials,
             commands,
