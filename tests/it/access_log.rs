@@ -3,11 +3,6 @@
 //! Promise: a line for a request, if asked for, with no key unless that is asked for, too. A
 //! refused client is named by its address, at most once a second.
 
-#![expect(
-    clippy::expect_used,
-    reason = "a test that panics has failed, which is what it should do"
-)]
-
 use serde_json::Value;
 
 use crate::support::http::{self, Client};
