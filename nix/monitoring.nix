@@ -13,6 +13,7 @@ let
   dashboards = pkgs.linkFarm "redis-proxy-dashboards" {
     "redis-proxy.json" = ../dashboards/redis-proxy.json;
   };
+  projectRunbook = "https://github.com/redis-proxy/redis-proxy/blob/main/docs/src/operations/runbook.md";
   hasOwnPath = grafana.provision.dashboards.path != null;
 in
 {
@@ -22,6 +23,13 @@ in
       default = false;
       example = true;
       description = "Whether the Prometheus of this machine has the alert rules of {file}`dashboards/alerts.yml`.";
+    };
+
+    runbookUrl = lib.mkOption {
+      type = lib.types.nullOr lib.types.str;
+      default = null;
+      example = "https://wiki.example/redis-proxy";
+      description = "The page of the runbook that the alerts name in `runbook_url`; null: the project's own.";
     };
 
     dashboard = lib.mkOption {
@@ -58,7 +66,14 @@ in
       }
     ];
 
-    services.prometheus.ruleFiles = lib.optional cfg.alerts ../dashboards/alerts.yml;
+    services.prometheus.ruleFiles = lib.optional cfg.alerts (
+      if cfg.runbookUrl == null then
+        ../dashboards/alerts.yml
+      else
+        pkgs.writeText "redis-proxy-alerts.yml" (
+          lib.replaceStrings [ projectRunbook ] [ cfg.runbookUrl ] (lib.readFile ../dashboards/alerts.yml)
+        )
+    );
 
     services.grafana.provision = lib.mkIf cfg.dashboard {
       enable = true;

@@ -7,7 +7,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::manual::{write_manual, write_manuals};
@@ -51,8 +53,8 @@ pub enum Command {
         #[arg(long, short = 'n', value_name = "LINES")]
         count: Option<u64>,
     },
-    /// Show a running proxy on the terminal: reads by outcome, memory, hot keys, connections, nodes,
-    /// events. The key q ends it.
+    /// Show a running proxy on the terminal: reads by outcome, memory, hot keys, connections,
+    /// nodes, events. The key q ends it.
     Top {
         /// The proxy.
         #[command(flatten)]
@@ -115,6 +117,37 @@ fn interval(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let is_bad = parsed < Duration::from_millis(100) || parsed > Duration::from_secs(3600);
     if is_bad { Err("expected 100ms to 1h".to_owned()) } else { Ok(parsed) }
+}
+
+/// The commands that print what does not depend on the configuration.
+const WITHOUT_CONFIG: [&str; 3] = ["schema", "man", "completions"];
+
+/// Parses the command line.
+///
+/// # Errors
+/// [`clap::Error`] for a wrong command line, and for the help and version texts. A flag of the
+/// configuration is an error for a command that does not read it. Otherwise it would be ignored
+/// silently. Its environment variable is not, because it applies to all commands.
+pub fn parse() -> Result<Cli, clap::Error> {
+    let mut program = Cli::command();
+    let matches = program.try_get_matches_from_mut(std::env::args_os())?;
+    if let Some((name, own)) =
+        matches.subcommand().filter(|(name, _)| WITHOUT_CONFIG.contains(name))
+        && let Some(flag) = configuration_flag(own)
+    {
+        let text = format!("--{flag} has no effect on {name}, which reads no configuration");
+        return Err(program.error(ErrorKind::ArgumentConflict, text));
+    }
+    Cli::from_arg_matches(&matches)
+}
+
+/// Returns a flag of the configuration that the command line has.
+fn configuration_flag(matches: &ArgMatches) -> Option<String> {
+    let flags = Flags::augment_args(clap::Command::new(""));
+    let is_given = |flag: &&clap::Arg| {
+        matches.value_source(flag.get_id().as_str()) == Some(ValueSource::CommandLine)
+    };
+    flags.get_arguments().find(is_given).and_then(|flag| flag.get_long().map(str::to_owned))
 }
 
 /// Writes the completion script for `shell` to `out`.

@@ -10,8 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow, bail};
-use clap::Parser as _;
-use redis_proxy::cli::{self, Cli, Command, Flags, Watch};
+use redis_proxy::cli::{self, Command, Flags, Watch};
 use redis_proxy::client::{Target, Trust};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::console::{self, Source};
@@ -30,7 +29,7 @@ const USAGE: u8 = 64;
 const CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => {
             _ = error.print();

@@ -14,7 +14,7 @@ use crate::cache::{
     Answer, Coherence, Outcome, ReadMode, Reply, ReplyResult, Settings, Statistics,
 };
 use crate::cluster::Cluster;
-use crate::metrics::{ConnectionGuard, FrontEnd, Kind, Metrics, Node, RejectReason};
+use crate::metrics::{ConnectionGuard, FrontEnd, Kind, Metrics, Node, ReadTotals, RejectReason};
 use crate::protocol::Shape;
 use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
@@ -67,7 +67,7 @@ impl Proxy {
             (None, ReadMode::Default) => Box::pin(self.upstream.get_or_fetch(key, mode)).await,
             (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
-        let outcome = answer.as_ref().map_or_else(|(outcome, _)| *outcome, |answer| answer.outcome);
+        let outcome = answer.as_ref().map_or(Outcome::Error, |answer| answer.outcome);
         self.metrics.record_reads(front_end, outcome, 1, begun.elapsed());
         spans::record_outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
@@ -135,8 +135,11 @@ impl Proxy {
     ) -> ReplyResult<BackendError> {
         let begun = Instant::now();
         let (outcome, result) = self.upstream.get_or_fetch_reply(request, shape).await;
-        let outcome =
-            if matches!(result, ReplyResult::Forward) { Outcome::Bypass } else { outcome };
+        let outcome = match result {
+            ReplyResult::Reply(_) => outcome,
+            ReplyResult::Forward => Outcome::Bypass,
+            ReplyResult::Failed(_) => Outcome::Error,
+        };
         self.record(front_end, outcome, 1, begun.elapsed());
         self.record_kind(front_end, kind, outcome, 1);
         spans::record_outcome(span, outcome.name());
@@ -261,8 +264,8 @@ impl Proxy {
         self.upstream.state().map_err(NotReady::NoUpstream)
     }
 
-    /// Returns the numbers of reads: those from memory, and all.
-    pub fn read_totals(&self) -> (u64, u64) {
+    /// Returns the numbers of reads.
+    pub fn read_totals(&self) -> ReadTotals {
         self.metrics.read_totals()
     }
 
@@ -287,7 +290,7 @@ impl Proxy {
             Ok(()) => format!("serving, coherence {}", self.coherence().name()),
             Err(reason) => format!("not ready: {reason}"),
         };
-        let (from_memory, reads) = self.metrics.read_totals();
+        let ReadTotals { from_memory, all: reads, .. } = self.metrics.read_totals();
         let permille = from_memory.saturating_mul(1000).checked_div(reads).unwrap_or(0);
         format!("{link}; {}.{} % of {reads} reads from memory", permille / 10, permille % 10)
     }

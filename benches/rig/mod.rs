@@ -14,7 +14,7 @@ use axum::Router;
 use bytes::{Bytes, BytesMut};
 use redis_proxy::backend::{self, Backend, BackendError};
 use redis_proxy::cache::{self, Cache, CoherenceMode, Fetched, ReadMode};
-use redis_proxy::metrics::Metrics;
+use redis_proxy::metrics::{FrontEnd, Metrics};
 use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
@@ -95,6 +95,7 @@ impl Rig {
             http::Keys::new(self.proxy.clone(), settings, Router::new()),
             limits,
             None,
+            http::Observer::new(&self.metrics, FrontEnd::Http),
         ))
     }
 

@@ -11,8 +11,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use redis_proxy::backend::{self, Backend, BackendError};
 use redis_proxy::cache::{self, Cache, CoherenceMode, Fetched, NegativeTtl, ReadMode};
-use redis_proxy::http::{Handler, HttpService, Keys, Settings};
-use redis_proxy::metrics::Metrics;
+use redis_proxy::http::{Handler, HttpService, Keys, Observer, Settings};
+use redis_proxy::metrics::{FrontEnd, Metrics};
 use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
 use redis_proxy::server::{Drain, Service};
@@ -99,7 +99,7 @@ impl Stage {
         );
         let proxy = Proxy::new(
             Upstream::Standalone(cache.clone(), redis.expect("a Redis that is never there").0),
-            metrics,
+            metrics.clone(),
             HotKeys::new(0),
         );
         for (key, fetched) in
@@ -111,8 +111,10 @@ impl Stage {
         }
         let keys = Keys::new(proxy, Settings::default(), Router::new());
         let limits = Settings::default().limits();
-        let hyper_alone = HttpService::new(HyperAlone(keys.clone()), limits.clone(), None);
-        Self { runtime, hyper_alone, both: HttpService::new(keys, limits, None) }
+        let observer = Observer::new(&metrics, FrontEnd::Http);
+        let hyper_alone =
+            HttpService::new(HyperAlone(keys.clone()), limits.clone(), None, observer.clone());
+        Self { runtime, hyper_alone, both: HttpService::new(keys, limits, None, observer) }
     }
 
     fn answers(&self, front_end: &dyn Service, pieces: &[&[u8]]) -> String {

@@ -9,6 +9,8 @@ use std::fmt;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::settings::list_words;
+
 /// The keys that may be read. An empty list allows all keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyAllowlist(Vec<Pattern>);
@@ -86,8 +88,7 @@ impl<'de> Visitor<'de> for PatternVisitor {
 
     /// Parses the form of the environment variables: patterns separated by commas.
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<KeyAllowlist, E> {
-        let words = text.split(',').map(str::trim);
-        let words = words.filter(|_| !text.trim().is_empty());
+        let words = list_words(text).map_err(E::custom)?.into_iter();
         words.map(Pattern::parse).collect::<Result<_, _>>().map(KeyAllowlist).map_err(E::custom)
     }
 
@@ -136,7 +137,9 @@ mod tests {
         for bad in ["*a", "a*b*", "a**", "**", "a,,b", ",", "a,"] {
             let error =
                 PatternVisitor.visit_str::<serde::de::value::Error>(bad).unwrap_err().to_string();
-            assert!(error.contains("expected keys"), "{bad}: {error}");
+            let is_word = !bad.contains(',');
+            let expected = if is_word { "expected keys" } else { "a comma too many" };
+            assert!(error.contains(expected), "{bad}: {error}");
         }
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use url::Url;
 
 use super::address::ConnectionAddr;
+use crate::settings::{InvalidList, list_words};
 
 const ALLOWED: &str = "redis://host:port, or rediss://host:port for TLS, and nothing else in it";
 const ALLOWED_LIST: &str =
@@ -68,7 +69,9 @@ impl FromStr for Seeds {
     type Err = InvalidSeed;
 
     fn from_str(text: &str) -> Result<Self, InvalidSeed> {
-        let seeds = text.split(',').map(str::trim).filter(|one| !one.is_empty());
+        let seeds = list_words(text)
+            .map_err(|InvalidList { problem }| InvalidSeed { problem: problem.to_owned() })?
+            .into_iter();
         Ok(Self(seeds.map(seed).collect::<Result<_, _>>()?))
     }
 }
@@ -115,7 +118,7 @@ mod tests {
 
     #[test]
     fn displayed_address_parses_back() {
-        let seeds: Seeds = "redis://a:1, rediss://[::1]:2,".parse().unwrap();
+        let seeds: Seeds = "redis://a:1, rediss://[::1]:2".parse().unwrap();
         assert!(seeds.is_tls());
         let text = serde_json::to_string(&seeds).unwrap();
         assert_eq!(text, r#""redis://a:1, rediss://[::1]:2""#);

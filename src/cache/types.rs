@@ -33,12 +33,21 @@ pub enum Outcome {
     NegativeHit,
     /// A fetch that neither read nor filled the cache.
     Bypass,
+    /// No answer: the read failed. The cache itself returns what the read would have been.
+    Error,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 6] =
-        [Self::Hit, Self::Miss, Self::Coalesced, Self::Stale, Self::NegativeHit, Self::Bypass];
+    pub const ALL: [Self; 7] = [
+        Self::Hit,
+        Self::Miss,
+        Self::Coalesced,
+        Self::Stale,
+        Self::NegativeHit,
+        Self::Bypass,
+        Self::Error,
+    ];
 
     /// Returns the name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -49,6 +58,7 @@ impl Outcome {
             Self::Stale => "stale",
             Self::NegativeHit => "negative_hit",
             Self::Bypass => "bypass",
+            Self::Error => "error",
         }
     }
 

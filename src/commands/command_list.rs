@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::settings::list_words;
+
 /// The names of commands, in capitals.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandList(Vec<String>);
@@ -46,8 +48,7 @@ impl CommandList {
     }
 
     fn from_words<'a>(words: impl Iterator<Item = &'a str>) -> Self {
-        let words = words.map(str::trim).filter(|word| !word.is_empty());
-        Self(words.map(str::to_ascii_uppercase).collect())
+        Self(words.map(|word| word.trim().to_ascii_uppercase()).collect())
     }
 }
 
@@ -75,12 +76,15 @@ impl<'de> Visitor<'de> for NameVisitor {
 
     /// Parses the form of the environment variables: names separated by commas.
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<CommandList, E> {
-        Ok(CommandList::from_words(text.split(',')))
+        Ok(CommandList::from_words(list_words(text).map_err(E::custom)?.into_iter()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<CommandList, A::Error> {
         let mut names = Vec::new();
         while let Some(word) = words.next_element::<String>()? {
+            if word.trim().is_empty() {
+                return Err(serde::de::Error::custom("found an empty name, expected a command"));
+            }
             names.push(word);
         }
         Ok(CommandList::from_words(names.iter().map(String::as_str)))
@@ -92,12 +96,12 @@ mod tests {
     use super::*;
 
     fn list(words: &str) -> CommandList {
-        CommandList::from_words(words.split(','))
+        CommandList::from_words(list_words(words).unwrap().into_iter())
     }
 
     #[test]
     fn list_finds_its_commands_whatever_the_case() {
-        let list = list("hget, JSON.GET ,,");
+        let list = list("hget, JSON.GET ");
         for (name, expected) in [("HGET", true), ("hGet", true), ("json.get", true), ("get", false)]
         {
             assert_eq!(list.contains(name), expected, "{name}");

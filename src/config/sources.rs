@@ -133,7 +133,7 @@ impl Layer {
         let mut layer = Self::default();
         for assignment in &flags.set {
             if let Some((key, text)) = assignment.split_once('=') {
-                layer.set(SET, key.trim(), Some(text.to_owned()));
+                layer.set(SET, key.trim(), Some(text.trim().to_owned()));
             }
         }
         layer

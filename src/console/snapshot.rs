@@ -219,8 +219,11 @@ pub(super) mod tests {
             "reads": {
                 "total": hits + misses, "from_memory": hits, "hit_ratio": 0.5, "unknown": 1,
                 "outcomes": [
-                    { "outcome": "hit", "reads": hits, "p50_seconds": 0.000_025, "p99_seconds": 0.0025 },
-                    { "outcome": "miss", "reads": misses, "p50_seconds": null, "p99_seconds": 1.0 },
+                    {
+                        "outcome": "hit", "reads": hits,
+                        "p50_seconds": 0.000_025, "p99_seconds": 0.0025,
+                    },
+                    { "outcome": "miss", "reads": misses, "p50_seconds": null, "p99_seconds": 1 },
                 ],
             },
             "memory": [

@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(shown, expected);
         let expected = "         -          -         -         42     5.0 KiB        7  fresh";
         assert_eq!(started, expected);
-        for (name, value) in [("reads/s", "40"), ("hit ratio", "75.0 %"), ("clients", " 7")] {
+        for (name, value) in [("reads/s", "40"), ("hit ratio", "75.0 %"), ("clients", "       7")] {
             let end = |text: &str, part: &str| text.find(part).unwrap() + part.len();
             assert_eq!(end(HEADING, name), end(&shown, value), "{name}");
         }

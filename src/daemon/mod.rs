@@ -35,7 +35,7 @@ use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::commands::kept_names;
 use crate::config::{Config, Problems, Sources};
-use crate::http::{self, HttpService};
+use crate::http::{self, HttpService, Observer};
 use crate::metrics::{FrontEnd, Metrics, RejectReason};
 use crate::proxy::Proxy;
 use crate::resp::Resp;
@@ -327,7 +327,13 @@ async fn listeners(
     files.extend(commands.as_ref().map(Rest::reloader));
     let reads = WithRest::new(commands.as_ref().and_then(Rest::beside_others), reads);
     let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
-    let reads: Arc<dyn Service> = Arc::new(HttpService::new(reads, limits.clone(), auth));
+    let reads: Arc<dyn Service> = Arc::new(HttpService::new(
+        reads,
+        limits.clone(),
+        auth,
+        Observer::new(metrics, FrontEnd::Http)
+            .with_access_log(&config.telemetry, &config.rest.path),
+    ));
     let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
@@ -335,6 +341,7 @@ async fn listeners(
             http::standalone_router(proxy.clone(), status.clone()),
             limits,
             None,
+            Observer::new(metrics, FrontEnd::Admin).with_access_log(&config.telemetry, ""),
         ));
         let operators =
             listener_config(operators, None, admin.max_connections, admin.auth_requirement());

@@ -2,6 +2,7 @@
 //! before routing, the timeouts, and the end at a drain.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -102,7 +103,10 @@ impl<R: Handler> HttpService<R> {
         let limits = Arc::clone(&self.limits);
         let timers = Arc::new(ConnectionTimers::new());
         let close = || LingeringClose::new(drain.quiet_time());
-        let fast_path = FastPath::new(stream, self.clone(), Arc::clone(&timers), close());
+        // Without a log and without tokens nothing needs the address.
+        let needs_client = self.observer.is_logging() || self.auth.is_some();
+        let client = if needs_client { stream.peer() } else { None };
+        let fast_path = FastPath::new(stream, client, self.clone(), Arc::clone(&timers), close());
         let expired = timers.expired(&limits, Some(limits.header_timeout));
         let idle = timers.idle_in_drain(drain.clone());
         let rest = drive(pin!(fast_path.run()), idle, expired, |_| timers.begin_close()).await;
@@ -120,7 +124,7 @@ impl<R: Handler> HttpService<R> {
             if self.handler.authenticates(request.uri().path()) {
                 request.extensions_mut().insert(drain_of_service.clone());
             }
-            self.clone().respond(request, Arc::clone(&timers_of_service))
+            self.clone().respond(request, client, Arc::clone(&timers_of_service))
         });
         if is_http2 {
             let connection = http2::Builder::new(TokioExecutor::new())
@@ -155,18 +159,24 @@ impl<R: Handler> HttpService<R> {
     async fn respond(
         self,
         request: Request<Incoming>,
+        client: Option<SocketAddr>,
         timers: Arc<ConnectionTimers>,
     ) -> Result<Response<Body>, Infallible> {
         timers.activity.mark_consumed();
         let number = timers.requests.fetch_add(1, Relaxed) + 1;
         let _answering = CountGuard::new(&timers.in_flight);
         let is_http2 = request.version() == Version::HTTP_2;
+        let observer = self.observer.clone();
+        let pending = observer.begin(client, || {
+            (request.method().as_str().to_owned(), request.uri().path().to_owned())
+        });
         let response = if timers.has_fragment(number) {
             let detail = "A number sign that belongs to the key is written %23.";
             self.refuse(&request, FRAGMENT, Some(detail))
         } else {
-            self.checked_response(request).await
+            self.checked_response(request, client).await
         };
+        observer.finish(response.status(), pending);
         let is_last = timers.is_draining() && !is_http2;
         Ok(if is_last { closing_response(response) } else { response })
     }
@@ -183,7 +193,11 @@ impl<R: Handler> HttpService<R> {
     }
 
     /// Returns the response to a request, which is checked before it is routed.
-    async fn checked_response(self, mut request: Request<Incoming>) -> Response<Body> {
+    async fn checked_response(
+        self,
+        mut request: Request<Incoming>,
+        client: Option<SocketAddr>,
+    ) -> Response<Body> {
         if request.version() == Version::HTTP_11
             && request.headers().get_all(header::HOST).iter().count() != 1
         {
@@ -201,6 +215,7 @@ impl<R: Handler> HttpService<R> {
             && let Err(denied) = auth.authenticate(&mut request)
         {
             refused.count();
+            self.observer.refused(client);
             return denied_response(denied, request.method());
         }
         self.handler.handle(request).await

@@ -8,6 +8,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -18,7 +19,8 @@ use http::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Instant;
 
-use super::request_head::{HeadParser, ParsedHead, has_empty_line};
+use super::observer;
+use super::request_head::{HeadParser, ParsedHead, SimpleRequest, has_empty_line};
 use super::service::{
     FastPathResult, HTTP2_PREFACE, Handler, HttpService, LONGEST_TARGET, ResponseWriter,
 };
@@ -55,6 +57,8 @@ impl DateHeader {
 /// A connection that has received only simple requests so far.
 pub(super) struct FastPath<R> {
     stream: ClientStream,
+    /// The address of the client, if requests are logged.
+    client: Option<SocketAddr>,
     http: HttpService<R>,
     timers: Arc<ConnectionTimers>,
     input: BytesMut,
@@ -95,6 +99,13 @@ enum Next {
 struct PendingResponse {
     response: Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>,
     wants_body: bool,
+    pending: Option<Box<observer::Pending>>,
+}
+
+/// Returns the method and the path of a request.
+fn request_line(request: &SimpleRequest<'_>) -> (String, String) {
+    let method = if request.wants_body() { "GET" } else { "HEAD" };
+    (method.to_owned(), String::from_utf8_lossy(request.path()).into_owned())
 }
 
 /// The free space for each read, in bytes.
@@ -105,6 +116,7 @@ const WRITE_HIGH_WATER: usize = 64 << 10;
 impl<R: Handler> FastPath<R> {
     pub(super) fn new(
         stream: ClientStream,
+        client: Option<SocketAddr>,
         http: HttpService<R>,
         timers: Arc<ConnectionTimers>,
         close: LingeringClose,
@@ -112,6 +124,7 @@ impl<R: Handler> FastPath<R> {
         let now = Instant::now();
         Self {
             stream,
+            client,
             http,
             timers,
             input: BytesMut::new(),
@@ -178,6 +191,7 @@ impl<R: Handler> FastPath<R> {
                 }
             };
             let wants_body = request.wants_body();
+            let pending = self.http.observer.begin(self.client, || request_line(&request));
             let date = self.date.at(self.now);
             let is_last = self.timers.is_draining() && length == self.input.len();
             let answer = ResponseWriter { output: &mut self.output, date, wants_body, is_last };
@@ -198,8 +212,12 @@ impl<R: Handler> FastPath<R> {
                 // Clearing makes the next read reuse the same memory.
                 self.input.clear();
             }
-            if let FastPathResult::Pending(response) = taken {
-                return Next::Wait(PendingResponse { response, wants_body });
+            match taken {
+                FastPathResult::Pending(response) => {
+                    return Next::Wait(PendingResponse { response, wants_body, pending });
+                }
+                FastPathResult::Done(status) => self.http.observer.finish(status, pending),
+                FastPathResult::Fallback => {}
             }
             self.is_last_written = is_last;
         }
@@ -261,9 +279,13 @@ impl<R: Handler> FastPath<R> {
         Ok(count)
     }
 
-    async fn await_response(&mut self, PendingResponse { response, wants_body }: PendingResponse) {
+    async fn await_response(
+        &mut self,
+        PendingResponse { response, wants_body, pending }: PendingResponse,
+    ) {
         let in_flight = CountGuard::new(&self.timers.in_flight);
         let response = response.await;
+        self.http.observer.finish(response.status(), pending);
         drop(in_flight);
         self.now = Instant::now();
         self.timers.activity.record_written(self.now);

@@ -72,7 +72,7 @@ fn cache_status(answer: &Answer) -> String {
     text.push_str(match answer.outcome {
         Outcome::Hit | Outcome::Stale => "redis-proxy; hit",
         Outcome::NegativeHit => "redis-proxy; hit; detail=negative_hit",
-        Outcome::Miss => "redis-proxy; fwd=miss",
+        Outcome::Miss | Outcome::Error => "redis-proxy; fwd=miss",
         Outcome::Coalesced => "redis-proxy; fwd=miss; collapsed",
         Outcome::Bypass => "redis-proxy; fwd=bypass",
     });

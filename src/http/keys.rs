@@ -178,16 +178,21 @@ impl KeyHandler {
         };
         self.proxy.count_key(key, now);
         let outcome = found.outcome;
-        match (found.entry.value(), found.freshness) {
+        let status = match (found.entry.value(), found.freshness) {
             (Some(value), Freshness::Fresh { remaining })
                 if none_match.clone().next().is_none() =>
             {
                 self.write_fresh(value, remaining, found.age, to);
+                StatusCode::OK
             }
-            _ => to.write_response(&self.response_for(&found, none_match)),
-        }
+            _ => {
+                let response = self.response_for(&found, none_match);
+                to.write_response(&response);
+                response.status()
+            }
+        };
         self.proxy.record(FrontEnd::Http, outcome, 1, now.elapsed());
-        FastPathResult::Done
+        FastPathResult::Done(status)
     }
 
     /// Writes a fresh value from memory. The result equals that of

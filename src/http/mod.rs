@@ -6,6 +6,7 @@ mod fast_path;
 mod fragment_guard;
 mod headers;
 mod keys;
+mod observer;
 mod problem;
 mod request_head;
 mod service;
@@ -14,6 +15,7 @@ mod timers;
 
 pub use self::admin::{router, standalone_router};
 pub use self::keys::Keys;
+pub use self::observer::Observer;
 pub use self::request_head::SimpleRequest;
 pub use self::service::{FastPathResult, Handler, HttpService, Limits, ResponseWriter};
 pub use self::settings::{AdminSettings, CacheControl, Settings};

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tower_service::Service as _;
 
+use super::observer::Observer;
 use super::request_head::SimpleRequest;
 use crate::access::BearerAuth;
 use crate::metrics::RejectCounter;
@@ -70,13 +71,19 @@ pub struct HttpService<R> {
     pub(super) handler: R,
     pub(super) limits: Arc<Limits>,
     pub(super) auth: Option<(BearerAuth, RejectCounter)>,
+    pub(super) observer: Observer,
 }
 
 impl<R: Handler> HttpService<R> {
     /// Creates a service that runs `handler` within `limits`. With `auth`, rejected requests are
     /// counted; without it, every request passes.
-    pub fn new(handler: R, limits: Limits, auth: Option<(BearerAuth, RejectCounter)>) -> Self {
-        Self { handler, limits: Arc::new(limits), auth }
+    pub fn new(
+        handler: R,
+        limits: Limits,
+        auth: Option<(BearerAuth, RejectCounter)>,
+        observer: Observer,
+    ) -> Self {
+        Self { handler, limits: Arc::new(limits), auth, observer }
     }
 
     /// Whether a simple request passes all checks that precede routing.
@@ -96,8 +103,8 @@ pub(super) const LONGEST_TARGET: usize = 64 << 10;
 
 /// The result of the fast path for a simple request.
 pub enum FastPathResult {
-    /// The response is written.
-    Done,
+    /// The response, with this status, is written.
+    Done(StatusCode),
     /// This future returns the response.
     Pending(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
     /// The request is left to [`Handler::handle`].

@@ -21,12 +21,19 @@ use prometheus::{
 pub use self::labels::{
     BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Kind, Node, REST_STATUSES, Redirect, RejectReason,
 };
+pub use self::per_thread::BucketCounts;
 use self::per_thread::{DURATION_BUCKETS, DurationHistogram, PerThread, seconds};
 use self::pull::{
     PullCollector, PullResult, collect_cache, collect_nodes, collect_replies, counter, gauge,
     options,
 };
 use crate::cache::{Outcome, Statistics};
+
+/// The commit that the program was built from, where the build named it.
+const REVISION: &str = match option_env!("REDIS_PROXY_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
 
 /// The metrics of one daemon.
 pub struct Metrics {
@@ -175,32 +182,33 @@ impl Metrics {
         }
     }
 
-    /// Returns the numbers of reads: those from memory, and all.
-    pub fn read_totals(&self) -> (u64, u64) {
+    /// Returns the numbers of reads.
+    pub fn read_totals(&self) -> ReadTotals {
         let reads = self.per_thread.reads();
-        let counts = || reads.iter().flatten().zip(Outcome::ALL.iter().cycle());
-        let sum = |of: fn(&Outcome) -> bool| {
-            counts().filter(|(_, outcome)| of(outcome)).map(|(times, _)| times.count()).sum()
-        };
-        (sum(|outcome| outcome.from_memory()), sum(|_| true))
+        let mut totals = ReadTotals::default();
+        for (times, outcome) in reads.iter().flatten().zip(Outcome::ALL.iter().cycle()) {
+            let count = times.count();
+            totals.all += count;
+            match outcome {
+                Outcome::Error => totals.errors += count,
+                _ if outcome.from_memory() => totals.from_memory += count,
+                _ => {}
+            }
+        }
+        totals
     }
 
-    /// Returns the number of reads and their durations by outcome, of all front ends.
-    pub fn outcome_times(&self) -> Vec<OutcomeTimes> {
+    /// Returns the durations of reads by outcome, in the order of [`Outcome::ALL`], of all front
+    /// ends.
+    pub fn outcome_times(&self) -> OutcomeTimes {
         let reads = self.per_thread.reads();
-        let sum = |(index, outcome): (usize, Outcome)| {
+        std::array::from_fn(|outcome| {
             let times = DurationHistogram::default();
             for outcomes in &reads {
-                times.add_all(&outcomes[index]);
+                times.add_all(&outcomes[outcome]);
             }
-            OutcomeTimes {
-                outcome,
-                count: times.count(),
-                median: times.quantile_bound(500),
-                p99: times.quantile_bound(990),
-            }
-        };
-        Outcome::ALL.into_iter().enumerate().map(sum).collect()
+            times.bucket_counts()
+        })
     }
 
     /// Returns the name, the open connections and their limit of each front end.
@@ -215,6 +223,11 @@ impl Metrics {
     /// last one that was read is in force.
     pub fn last_reload(&self) -> (f64, bool) {
         (self.last_reload.get(), self.last_reload_successful.get() == 1)
+    }
+
+    /// Returns the counter of responses of a listener.
+    pub fn response_counter(&self, front_end: FrontEnd) -> ResponseCounter {
+        ResponseCounter { per_thread: self.per_thread.clone(), front_end }
     }
 
     /// Counts a key that was fetched because it was hot before the start.
@@ -397,18 +410,26 @@ impl Metrics {
     }
 }
 
-/// The reads with one outcome, and upper bounds of their durations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OutcomeTimes {
-    /// The outcome.
-    pub outcome: Outcome,
-    /// The number of reads.
-    pub count: u64,
-    /// The duration that half of them did not exceed; `None` without reads, or beyond all buckets.
-    pub median: Option<Duration>,
-    /// The same for 99 % of them.
-    pub p99: Option<Duration>,
+/// The numbers of reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadTotals {
+    /// All reads.
+    pub all: u64,
+    /// Those that were answered from memory.
+    pub from_memory: u64,
+    /// Those that failed.
+    pub errors: u64,
 }
+
+impl ReadTotals {
+    /// Returns the number of reads that Redis answered.
+    pub fn misses(self) -> u64 {
+        self.all.saturating_sub(self.from_memory).saturating_sub(self.errors)
+    }
+}
+
+/// The durations of reads by outcome, in the order of [`Outcome::ALL`].
+pub type OutcomeTimes = [BucketCounts; Outcome::ALL.len()];
 
 /// A guard that counts as an open connection, or an open stream, until it is dropped.
 #[derive(Debug)]
@@ -428,6 +449,20 @@ impl RejectCounter {
     /// Counts a rejection.
     pub fn count(&self) {
         self.0.inc();
+    }
+}
+
+/// The counter of the HTTP responses of one listener. Clones share the counts.
+#[derive(Clone)]
+pub struct ResponseCounter {
+    per_thread: PerThread,
+    front_end: FrontEnd,
+}
+
+impl ResponseCounter {
+    /// Counts a response with this status.
+    pub fn count(&self, status: u16) {
+        self.per_thread.local().add_response(self.front_end, status);
     }
 }
 
@@ -482,8 +517,10 @@ impl Builder<'_> {
     }
 
     fn build_info(&self) -> prometheus::Result<()> {
-        let info = self.gauges("build_info", "The version of the program; always 1.", "version")?;
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let help = "The version of the program and the commit it was built from; always 1.";
+        let labels = ["version", "revision"];
+        let info = self.add(IntGaugeVec::new(options("build_info", help), &labels)?)?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION"), REVISION]).set(1);
         #[cfg(target_os = "linux")]
         self.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(())

@@ -89,16 +89,9 @@ impl DurationHistogram {
         self.buckets.iter().map(ThreadCounter::get).sum()
     }
 
-    /// Returns the bound of the bucket with the `permille` quantile; `None` without durations, or if
-    /// it is above all bounds.
-    pub(super) fn quantile_bound(&self, permille: u64) -> Option<Duration> {
-        let rank = self.count().saturating_mul(permille).div_ceil(1000).max(1);
-        let mut so_far = 0;
-        let bucket = self.buckets.iter().position(|count| {
-            so_far += count.get();
-            so_far >= rank
-        });
-        bucket.and_then(|bucket| DURATION_BUCKETS.get(bucket)).copied().map(Duration::from_nanos)
+    /// Returns the number of durations in each bucket.
+    pub(super) fn bucket_counts(&self) -> BucketCounts {
+        BucketCounts(std::array::from_fn(|bucket| self.buckets[bucket].get()))
     }
 
     fn to_proto(&self) -> proto::Histogram {
@@ -116,6 +109,35 @@ impl DurationHistogram {
         to_proto.set_sample_count(self.count());
         to_proto.set_sample_sum(seconds(self.nanoseconds.get()));
         to_proto
+    }
+}
+
+/// The number of durations in each bucket at one time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BucketCounts([u64; DURATION_BUCKETS.len() + 1]);
+
+impl BucketCounts {
+    /// Returns the number of durations.
+    pub fn count(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Returns the durations that were added after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self(std::array::from_fn(|bucket| self.0[bucket].saturating_sub(earlier.0[bucket])))
+    }
+
+    /// Returns the bound of the bucket with the `permille` quantile; `None` without durations, or
+    /// if it is above all bounds.
+    pub fn quantile_bound(&self, permille: u64) -> Option<Duration> {
+        let rank = self.count().saturating_mul(permille).div_ceil(1000).max(1);
+        let mut so_far = 0;
+        let bucket = self.0.iter().position(|count| {
+            so_far += count;
+            so_far >= rank
+        });
+        bucket.and_then(|bucket| DURATION_BUCKETS.get(bucket)).copied().map(Duration::from_nanos)
     }
 }
 
@@ -141,6 +163,23 @@ pub(super) struct ThreadMetrics {
     pub(super) by_kind: ReadsByKind,
     /// The commands by name, in the order of the list of names.
     pub(super) commands: Box<[ThreadCounter]>,
+    /// The HTTP responses by listener and class of their status.
+    responses: [[ThreadCounter; CLASSES.len()]; RESPONDERS.len()],
+}
+
+/// The front ends with responses over HTTP. The responses of REST count as those of the listener.
+const RESPONDERS: [FrontEnd; 2] = [FrontEnd::Http, FrontEnd::Admin];
+/// The classes of status codes, from 200 on.
+const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+
+impl ThreadMetrics {
+    /// Counts a response with this status.
+    pub(super) fn add_response(&self, front_end: FrontEnd, status: u16) {
+        let counts = &self.responses[usize::from(front_end == FrontEnd::Admin)];
+        if let Some(count) = counts.get(usize::from(status / 100).wrapping_sub(2)) {
+            count.add(1);
+        }
+    }
 }
 
 /// The counts of all threads. Those of a thread remain when it ends.
@@ -164,6 +203,7 @@ impl PerThread {
             reads: ReadTimes::default(),
             by_kind: ReadsByKind::default(),
             commands: self.commands.iter().map(|_| ThreadCounter::default()).collect(),
+            responses: Default::default(),
         };
         self.by_thread.get_or(new)
     }
@@ -188,15 +228,31 @@ impl PerThread {
         std::array::from_fn(|kind| std::array::from_fn(|outcome| sum(kind, outcome)))
     }
 
+    fn responses(&self) -> prometheus::Result<IntCounterVec> {
+        let help = "HTTP responses, by listener and class of their status.";
+        let responses =
+            IntCounterVec::new(options("http_responses_total", help), &["front_end", "class"])?;
+        for (listener, front_end) in RESPONDERS.iter().enumerate() {
+            for (index, class) in CLASSES.iter().enumerate() {
+                let counts = self.by_thread.iter().map(|thread| &thread.responses[listener][index]);
+                let labels = [front_end.name(), class];
+                responses.with_label_values(&labels).inc_by(counts.map(ThreadCounter::get).sum());
+            }
+        }
+        Ok(responses)
+    }
+
     pub(super) fn collect(&self) -> PullResult {
         let reads = options("reads_total", "Reads, by front end, outcome and type of the data.");
         let hits =
             options("cache_hits_total", "Reads answered from memory: hit, stale or negative_hit.");
         let misses =
-            options("cache_misses_total", "Reads that needed Redis: miss, coalesced or bypass.");
+            options("cache_misses_total", "Reads that Redis answered: miss, coalesced or bypass.");
+        let errors = options("read_errors_total", "Reads that failed.");
         let commands_said = options("commands_total", "Commands of Redis clients, by name.");
         let reads = IntCounterVec::new(reads, &["front_end", "outcome", "kind"])?;
         let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
+        let errors = IntCounter::with_opts(errors)?;
         let commands_said = IntCounterVec::new(commands_said, &["command"])?;
         let mut durations = Durations::new()?;
         // Before the sums. A read in between then counts as one of a string until the next scrape.
@@ -218,7 +274,12 @@ impl PerThread {
                 let [front_end_name, outcome_name] = read_labels(front_end, outcome);
                 let labels = [front_end_name, outcome_name, Kind::String.name()];
                 reads.with_label_values(&labels).inc_by(strings);
-                if Outcome::ALL[outcome].from_memory() { &hits } else { &misses }.inc_by(count);
+                let total = match Outcome::ALL[outcome] {
+                    Outcome::Error => &errors,
+                    outcome if outcome.from_memory() => &hits,
+                    _ => &misses,
+                };
+                total.inc_by(count);
                 durations.add(read_labels(front_end, outcome), times);
             }
         }
@@ -234,6 +295,8 @@ impl PerThread {
             Box::new(reads),
             Box::new(hits),
             Box::new(misses),
+            Box::new(errors),
+            Box::new(self.responses()?),
             Box::new(commands_said),
             Box::new(durations),
         ])
@@ -290,13 +353,19 @@ mod tests {
     #[test]
     fn quantile_bound_is_that_of_its_bucket() {
         let times = DurationHistogram::default();
-        assert_eq!(times.quantile_bound(500), None);
+        let bound = |permille| times.bucket_counts().quantile_bound(permille);
+        assert_eq!(bound(500), None);
         times.add(98, Duration::from_micros(7));
         times.add(2, Duration::from_millis(3));
-        assert_eq!(times.quantile_bound(500), Some(Duration::from_micros(10)));
-        assert_eq!(times.quantile_bound(980), Some(Duration::from_micros(10)));
-        assert_eq!(times.quantile_bound(990), Some(Duration::from_millis(5)));
+        assert_eq!(bound(500), Some(Duration::from_micros(10)));
+        assert_eq!(bound(980), Some(Duration::from_micros(10)));
+        assert_eq!(bound(990), Some(Duration::from_millis(5)));
+        let earlier = times.bucket_counts();
         times.add(1000, Duration::from_secs(60));
-        assert_eq!(times.quantile_bound(500), None);
+        assert_eq!(bound(500), None);
+        times.add(3000, Duration::from_millis(3));
+        let later = times.bucket_counts().since(&earlier);
+        assert_eq!((later.count(), earlier.count()), (4000, 100));
+        assert_eq!(later.quantile_bound(1), Some(Duration::from_millis(5)));
     }
 }

@@ -5,6 +5,7 @@
 //! nothing: only complete requests are executed.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -35,6 +36,15 @@ pub(crate) enum DetachedStream {
 }
 
 impl ClientStream {
+    /// Returns the address of the client; `None` without one, as on a unix socket.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Tls(stream) => stream.get_ref().0.peer_addr().ok(),
+            Self::Unix(_) | Self::Local(_) => None,
+        }
+    }
+
     /// Deregisters the stream from its runtime.
     ///
     /// # Errors

@@ -371,6 +371,9 @@ impl Connection {
                 RejectReason::Command => metrics::RejectReason::Command,
             };
             self.shared.proxy.record_rejected(self.shared.front_end, counted);
+            if reason == RejectReason::Login {
+                self.shared.refusals.log(self.shared.front_end, "login", self.client.peer());
+            }
         }
         self.reply(|output| write_error(output.tail(), text));
     }

@@ -24,7 +24,7 @@ use crate::commands::{CommandInfo, CommandTable, Identity, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
 use crate::proxy::Proxy;
-use crate::server::Drain;
+use crate::server::{Drain, Refusals};
 
 /// The origin of clients in this process.
 #[derive(Clone)]
@@ -63,6 +63,7 @@ impl LocalClients {
             login,
             pool: pool.map(Pool::new),
             proxy,
+            refusals: Refusals::default(),
             settings,
             credentials: None,
             commands,

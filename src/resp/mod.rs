@@ -44,7 +44,7 @@ use crate::commands::{CommandTable, Identity, Memory, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
 use crate::proxy::Proxy;
-use crate::server::{Drain, Service};
+use crate::server::{Drain, Refusals, Service};
 
 /// The front end.
 pub struct Resp(Arc<Shared>);
@@ -67,6 +67,7 @@ impl Resp {
             identity: Identity::Unauthenticated,
             login: None,
             pool: None,
+            refusals: Refusals::default(),
             settings,
             credentials,
             commands,

@@ -14,6 +14,7 @@ use crate::commands::{CommandTable, Credentials, Identity, Policy};
 use crate::metrics::FrontEnd;
 use crate::protocol::RequestLimits;
 use crate::proxy::Proxy;
+use crate::server::Refusals;
 
 /// The state that all connections share.
 pub(super) struct Shared {
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     /// The streams that clients of this process share, one after the other.
     pub(super) pool: Option<Pool>,
     pub(super) proxy: Proxy,
+    /// The log of clients without a valid login.
+    pub(super) refusals: Refusals,
     pub(super) settings: Settings,
     pub(super) credentials: Option<Reloadable<Credentials>>,
     pub(super) commands: CommandTable,

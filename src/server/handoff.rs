@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::refusals::TlsRefusals;
 use super::{Drain, Service, Tls};
-use crate::metrics::{ConnectionGuard, RejectCounter};
+use crate::metrics::ConnectionGuard;
 use crate::net::{ClientStream, DetachedStream};
 
 /// An accepted connection that its worker has yet to serve.
 pub(super) struct Accepted {
     pub(super) stream: DetachedStream,
-    /// TLS if the listener has it, with the counter of failed handshakes.
-    pub(super) tls: Option<(Tls, RejectCounter)>,
+    /// TLS if the listener has it, with the records of failed handshakes.
+    pub(super) tls: Option<(Tls, TlsRefusals)>,
     pub(super) service: Arc<dyn Service>,
     pub(super) drain: Drain,
     pub(super) guards: ConnectionGuards,

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::handoff::{Accepted, ConnectionGuards};
+use super::refusals::{Refusals, TlsRefusals};
 use super::{Drain, Service, Tls, Workers};
 use crate::access::{AuthRequirement, UnprotectedListener};
 use crate::metrics::{FrontEnd, Metrics, RejectCounter, RejectReason};
@@ -29,6 +30,7 @@ pub struct Listener {
     tls: Option<(Tls, RejectCounter)>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
 }
 
 /// The reasons for which a listener is not bound.
@@ -93,7 +95,7 @@ impl Listener {
         tracing::info!(front_end = front_end.name(), %address, tls = tls.is_some(), "listening");
         let permits = Arc::new(Semaphore::new(max_connections));
         let tls = tls.map(|tls| (tls, metrics.reject_counter(front_end, RejectReason::Tls)));
-        Ok(Self { front_end, socket, service, tls, permits, metrics })
+        Ok(Self { front_end, socket, service, tls, permits, metrics, refusals: Arc::default() })
     }
 
     /// Returns the front end of this listener.
@@ -144,6 +146,7 @@ impl Listener {
     ) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.metrics.record_connection_refused(self.front_end);
+            self.refusals.log(self.front_end, "connections", stream.peer());
             if let Ok(turn) = Arc::clone(rejections).try_acquire_owned() {
                 // A TLS client could not read a response in plain text.
                 let answer =
@@ -159,7 +162,13 @@ impl Listener {
             _permit: permit,
             _open: self.metrics.open_connection(self.front_end),
         };
-        let (service, tls) = (Arc::clone(&self.service), self.tls.clone());
+        let service = Arc::clone(&self.service);
+        let tls = self.tls.clone().map(|(tls, counter)| {
+            (
+                tls,
+                TlsRefusals { front_end: self.front_end, counter, log: Arc::clone(&self.refusals) },
+            )
+        });
         workers.serve(Accepted { stream, tls, service, drain: drain.clone(), guards });
     }
 }

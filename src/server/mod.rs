@@ -10,6 +10,7 @@
 mod drain;
 mod handoff;
 mod listener;
+mod refusals;
 mod settings;
 mod tls;
 mod worker;
@@ -18,6 +19,7 @@ use std::pin::Pin;
 
 pub use self::drain::{Drain, DrainControl};
 pub use self::listener::{BindError, Listener, ListenerConfig};
+pub use self::refusals::Refusals;
 pub use self::settings::{TlsFiles, TlsKeys};
 pub use self::tls::Tls;
 pub use self::worker::Workers;

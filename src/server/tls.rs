@@ -18,9 +18,9 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+use super::refusals::TlsRefusals;
 use super::{Drain, TlsFiles, TlsKeys};
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::metrics::RejectCounter;
 use crate::net::{ClientStream, pem};
 
 /// The TLS configuration of a listener. Clones share it.
@@ -73,14 +73,15 @@ impl Tls {
 
     /// Runs the handshake, and returns the TLS stream; `None` if it fails or takes too long.
     ///
-    /// Failed handshakes are counted in `refused`. A client that disconnects before an error is not
-    /// counted, because port scans and probes do that.
+    /// Failed handshakes are recorded in `refusals`. A client that disconnects before an error is
+    /// not counted, because port scans and probes do that.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
         mut drain: Drain,
-        refused: &RejectCounter,
+        refusals: &TlsRefusals,
     ) -> Option<ClientStream> {
+        let client = stream.peer_addr().ok();
         let handshake =
             timeout(self.handshake_timeout, TlsAcceptor::from(self.config.get()).accept(stream));
         let agreed = tokio::select! {
@@ -92,12 +93,12 @@ impl Tls {
             Ok(Ok(stream)) => return Some(ClientStream::Tls(Box::new(stream))),
             Ok(Err(error)) => {
                 if error.kind() == ErrorKind::InvalidData {
-                    refused.count();
+                    refusals.record(client);
                 }
                 tracing::debug!(%error, "TLS handshake of a client failed");
             }
             Err(_) => {
-                refused.count();
+                refusals.record(client);
                 tracing::debug!("TLS handshake of a client timed out");
             }
         }

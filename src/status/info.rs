@@ -9,10 +9,11 @@ use crate::proxy::Proxy;
 /// own, because clients put the fields of all sections into one table.
 pub fn info_section(proxy: &Proxy) -> String {
     let statistics = proxy.statistics();
-    let (hits, reads) = proxy.read_totals();
+    let reads = proxy.read_totals();
     let counts = [
-        ("hits", hits),
-        ("misses", reads.saturating_sub(hits)),
+        ("hits", reads.from_memory),
+        ("misses", reads.misses()),
+        ("errors", reads.errors),
         ("entries", statistics.entries),
         ("replies", statistics.replies.entries),
         ("memory_bytes", statistics.memory.bytes),
@@ -23,7 +24,7 @@ pub fn info_section(proxy: &Proxy) -> String {
     for (name, count) in counts {
         _ = write!(section, "redis_proxy_{name}:{count}\r\n");
     }
-    let ratio = ratio(hits, reads).unwrap_or_default();
+    let ratio = ratio(reads.from_memory, reads.all).unwrap_or_default();
     let coherence = statistics.coherence.name();
     _ = write!(
         section,

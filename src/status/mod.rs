@@ -5,17 +5,18 @@
 
 mod history;
 mod info;
+mod window;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::history::{History, INTERVAL, Sample, ratio};
 pub use self::info::info_section;
+use self::window::Window;
 use crate::cache::{Coherence, CoherenceMode, EvictionCause, Outcome, Statistics};
-use crate::metrics::{Metrics, Node, OutcomeTimes};
+use crate::metrics::{BucketCounts, Metrics, Node, ReadTotals};
 use crate::proxy::Proxy;
 
 /// The page at `/status`.
@@ -31,13 +32,20 @@ pub struct Status {
     proxy: Proxy,
     metrics: Arc<Metrics>,
     history: History,
+    window: Window,
     started: Instant,
 }
 
 impl Status {
     /// Creates the state of `proxy`, whose daemon starts now.
     pub fn new(proxy: Proxy, metrics: Arc<Metrics>) -> Self {
-        Self { proxy, metrics, history: History::default(), started: Instant::now() }
+        Self {
+            proxy,
+            metrics,
+            history: History::default(),
+            window: Window::default(),
+            started: Instant::now(),
+        }
     }
 
     /// Keeps the history. It never ends.
@@ -45,9 +53,10 @@ impl Status {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             ticks.tick().await;
-            let (from_memory, reads) = self.metrics.read_totals();
+            let ReadTotals { from_memory, all: reads, .. } = self.metrics.read_totals();
             let statistics = self.proxy.statistics();
             let bytes = statistics.bytes + statistics.replies.bytes;
+            self.window.add(&self.metrics.outcome_times());
             self.history.add(Sample { reads, from_memory, bytes });
         }
     }
@@ -55,21 +64,20 @@ impl Status {
     /// Returns the state as JSON, without hot keys.
     pub fn to_json(&self) -> Value {
         let statistics = self.proxy.statistics();
-        let outcomes = self.metrics.outcome_times();
-        let sum = |counts: fn(Outcome) -> bool| -> u64 {
-            outcomes.iter().filter(|times| counts(times.outcome)).map(|times| times.count).sum()
-        };
-        let (reads, from_memory) = (sum(|_| true), sum(Outcome::from_memory));
+        let (times, totals) = (self.metrics.outcome_times(), self.metrics.read_totals());
+        let recent = self.window.recent(&times);
+        let outcomes = Outcome::ALL.into_iter().zip(times.iter().zip(&recent));
         let (reload_time, reload_applied) = self.metrics.last_reload();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "state": self.state(&statistics),
             "reads": {
-                "total": reads,
-                "from_memory": from_memory,
-                "hit_ratio": ratio(from_memory, reads),
-                "outcomes": outcomes.iter().map(outcome).collect::<Vec<_>>(),
+                "total": totals.all,
+                "from_memory": totals.from_memory,
+                "errors": totals.errors,
+                "hit_ratio": ratio(totals.from_memory, totals.all),
+                "outcomes": outcomes.map(outcome).collect::<Vec<_>>(),
             },
             "memory": memory(&statistics),
             "memory_total": {
@@ -107,13 +115,15 @@ impl Status {
     }
 }
 
-fn outcome(times: &OutcomeTimes) -> Value {
-    let seconds = |bound: Option<Duration>| bound.map(|bound| bound.as_secs_f64());
+/// Returns the reads with an outcome since the start, and upper bounds of their durations in the
+/// last minute.
+fn outcome((outcome, (all, recent)): (Outcome, (&BucketCounts, &BucketCounts))) -> Value {
+    let seconds = |permille| recent.quantile_bound(permille).map(|bound| bound.as_secs_f64());
     json!({
-        "outcome": times.outcome.name(),
-        "reads": times.count,
-        "p50_seconds": seconds(times.median),
-        "p99_seconds": seconds(times.p99),
+        "outcome": outcome.name(),
+        "reads": all.count(),
+        "p50_seconds": seconds(500),
+        "p99_seconds": seconds(990),
     })
 }
 

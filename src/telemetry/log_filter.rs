@@ -19,7 +19,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 39] = [
+const OWN_TARGETS: [&str; 43] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
@@ -30,15 +30,18 @@ const OWN_TARGETS: [&str; 39] = [
     "redis_proxy::backend::tracking",
     "redis_proxy::cache",
     "redis_proxy::cli",
+    "redis_proxy::client",
     "redis_proxy::cluster",
     "redis_proxy::cluster::discovery",
     "redis_proxy::commands",
     "redis_proxy::config",
+    "redis_proxy::console",
     "redis_proxy::daemon",
     "redis_proxy::daemon::fd_limit",
     "redis_proxy::daemon::shutdown",
     "redis_proxy::daemon::systemd",
     "redis_proxy::http",
+    "redis_proxy::http::observer",
     "redis_proxy::key",
     "redis_proxy::metrics",
     "redis_proxy::net",
@@ -51,6 +54,7 @@ const OWN_TARGETS: [&str; 39] = [
     "redis_proxy::rest::events",
     "redis_proxy::server",
     "redis_proxy::server::listener",
+    "redis_proxy::server::refusals",
     "redis_proxy::server::tls",
     "redis_proxy::settings",
     "redis_proxy::status",
@@ -62,9 +66,10 @@ const OWN_TARGETS: [&str; 39] = [
 ];
 
 /// The linked crates that log, by the names of their targets.
-const LOGGING_CRATES: [&str; 8] = [
+const LOGGING_CRATES: [&str; 9] = [
     "h2",
     "hyper_util",
+    "mio",
     "rustls",
     "tonic",
     "tower",

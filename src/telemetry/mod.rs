@@ -26,7 +26,7 @@ pub use self::log_filter::LogFilter;
 use self::log_writer::LogWriter;
 use self::otlp::TracePipeline;
 pub use self::otlp::TracesError;
-pub use self::settings::{Collector, LogFormat, Protocol, Settings, Traces};
+pub use self::settings::{AccessLogMode, Collector, LogFormat, Protocol, Settings, Traces};
 use self::spans::TARGET;
 
 /// The handle of the log and of the traces, if these are enabled. Clones share both.

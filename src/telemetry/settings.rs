@@ -14,6 +14,12 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The filter of log lines.
     pub log_filter: LogFilter,
+    /// The requests over HTTP that get a log line.
+    pub access_log: AccessLogMode,
+    /// The part of them that gets one, from 0 to 1.
+    pub access_log_sample: Ratio,
+    /// Whether these lines have the path with its key.
+    pub access_log_keys: bool,
     /// Whether spans are exported.
     pub traces: Traces,
     /// The address of the collector.
@@ -40,6 +46,28 @@ impl TryFrom<String> for LogFormat {
 
     fn try_from(text: String) -> Result<Self, String> {
         settings::parse_choice(&text, [("text", Self::Text), ("json", Self::Json)])
+    }
+}
+
+/// The requests over HTTP that get a log line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum AccessLogMode {
+    /// None.
+    #[default]
+    Off,
+    /// Those that got an error, but for keys that do not exist.
+    Errors,
+    /// All.
+    All,
+}
+
+impl TryFrom<String> for AccessLogMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let choices = [("off", Self::Off), ("errors", Self::Errors), ("all", Self::All)];
+        settings::parse_choice(&text, choices)
     }
 }
 

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 
 /// Each room with those it may use.
 const ALLOWED: [(&str, &str); 25] = [
-    ("access", ""),
+    ("access", "settings"),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
     ("cache", "key protocol settings sync telemetry"),
     ("cli", "settings"),
     ("client", "net settings"),
     ("cluster", "backend cache key metrics sync"),
-    ("commands", "access backend cache key metrics net protocol proxy telemetry"),
+    ("commands", "access backend cache key metrics net protocol proxy settings telemetry"),
     ("config", "access backend cache cli http resp rest settings telemetry warmup"),
     ("console", "client"),
     (
@@ -35,7 +35,8 @@ const ALLOWED: [(&str, &str); 25] = [
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
     (
         "resp",
-        "access backend cache cluster commands metrics net protocol proxy server settings status sync",
+        "access backend cache cluster commands metrics net protocol proxy server settings status \
+         sync",
     ),
     (
         "rest",

@@ -121,7 +121,7 @@ fn set_flag_sets_any_key() {
             "--config",
             file.name(),
             "--set",
-            "cache.ttl=20s",
+            " cache.ttl = 20s ",
             "--set",
             "http.allow_keys=a:*,b",
             "--set=redis.url=redis://set:2",
@@ -142,11 +142,32 @@ fn bad_set_flag_is_a_usage_error_without_its_text() {
         (SECRET, "--set: found no =, expected SECTION.KEY=VALUE such as cache.ttl=30s"),
         ("cache.capacty=1", "--set: cache.capacty: unknown key; did you mean cache.capacity?"),
         ("cache.ttl=soon", "--set: cache.ttl: found string \"soon\", expected a duration"),
+        ("http.allow_keys=a,,b", "http.allow_keys: found a comma too many, expected a list"),
+        ("http.allow_keys=[\"a\"]", "http.allow_keys: found brackets, expected a list in the form"),
+        ("resp.cache_except=GET,", "resp.cache_except: found a comma too many, expected a list"),
+        ("resp.cache_except=[\"GET\"]", "resp.cache_except: found brackets, expected a list"),
+        ("redis.seeds=a:1,", "redis.seeds: found a comma too many, expected redis://host:port"),
     ] {
         let lines = complaints(64, &["--set", flag], &[]);
         assert_line(&lines, &[text]);
         assert!(!lines.join("").contains(SECRET), "{lines:?}");
     }
+}
+
+#[test]
+fn flag_without_an_effect_is_a_usage_error() {
+    for (command, flag) in [
+        (&["schema", "--config", "/nonexistent"][..], "config"),
+        (&["--set", "cache.ttl=1", "man"], "set"),
+        (&["completions", "bash", "--ttl", "1"], "ttl"),
+    ] {
+        let output = Proxy::spawn_raw(command, &[]);
+        assert_eq!(code(&output), Some(64), "{output:?}");
+        let text = format!("--{flag} has no effect on ");
+        assert!(stderr(&output).contains(&text), "{output:?}");
+    }
+    let by_environment = [("REDIS_PROXY_CONFIG", "/nonexistent")];
+    assert_eq!(code(&Proxy::spawn_raw(&["schema"], &by_environment)), Some(0));
 }
 
 #[test]
@@ -180,7 +201,7 @@ fn schema_and_manuals_need_no_configuration() {
     let output = Proxy::spawn_raw(&["man", "--directory", path], &environment);
     assert_eq!(code(&output), Some(0), "{output:?}");
     let pages = fs::read_dir(&directory).expect("the pages").count();
-    assert_eq!(pages, 7, "one of the program, and one a command");
+    assert_eq!(pages, 9, "one of the program, and one a command");
     let output = Proxy::spawn_raw(&["man", "nothing"], &environment);
     assert_eq!(code(&output), Some(64), "{output:?}");
     let output = Proxy::spawn_raw(&["schema"], &environment);

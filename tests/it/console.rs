@@ -3,6 +3,11 @@
 //! Promise: they show the state of a running proxy, in a terminal of any size, and leave the
 //! terminal as it was.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
+
 use std::process::Command;
 use std::time::Duration;
 

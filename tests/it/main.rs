@@ -2,6 +2,7 @@
 //! the documents.
 
 mod access;
+mod access_log;
 mod architecture;
 mod backend;
 mod caching;

@@ -21,7 +21,8 @@ use crate::support::serving::{
 use crate::support::skip::skipped_without;
 use crate::support::{Proxy, RedisServer, Reload, eventually};
 
-const OUTCOMES: [&str; 6] = ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass"];
+const OUTCOMES: [&str; 7] =
+    ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass", "error"];
 const CAUSES: [&str; 6] = ["capacity", "expired", "invalidated", "flushed", "resized", "memory"];
 
 /// Asserts the value of `redis_proxy_{series}`.
@@ -45,6 +46,49 @@ fn all_reads(proxy: &Proxy) -> (f64, f64) {
         })
     };
     (sum("reads_total").iter().sum(), sum("request_duration_seconds_count").iter().sum())
+}
+
+#[test]
+fn failed_read_is_no_miss_and_its_response_is_counted() {
+    let mut redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    proxy.expect_log("connection to Redis");
+    assert_eq!(read(&proxy, "key").status, 404);
+    redis.command(&["HSET", "hash", "a", "b"]);
+    assert_eq!(read(&proxy, "hash").status, 409);
+    redis.stop();
+    eventually("Redis is gone", || (read(&proxy, "other").status == 503).then_some(()));
+    let errors = metric(&proxy, "read_errors_total");
+    assert!(errors >= 2.0, "{errors}");
+    let of_errors = |name: &str| format!("{name}{{front_end=\"http\",outcome=\"error\"}}");
+    for series in ["reads_total", "request_duration_seconds_count"] {
+        assert_eq!(metric(&proxy, &of_errors(series)).to_string(), errors.to_string());
+    }
+    let of_class = |class: &str| {
+        metric(&proxy, &format!("http_responses_total{{front_end=\"http\",class=\"{class}\"}}"))
+    };
+    assert!(of_class("5xx") >= 1.0);
+    assert_eq!((of_class("2xx").to_string(), of_class("4xx") >= 2.0), ("0".to_owned(), true));
+}
+
+#[test]
+fn responses_are_counted_by_class() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    let mut client = http::Client::connect(proxy.http());
+    let tag = client.get("/keys/key").header("etag").expect("a tag").to_owned();
+    client.get("/keys/key");
+    // hyper serves the first of these, and all that follow.
+    client.request("GET", "/keys/key", &[("If-None-Match", &tag)]);
+    client.request("POST", "/keys/key", &[]);
+    client.get("/keys/key");
+    for (class, expected) in [("2xx", "3"), ("3xx", "1"), ("4xx", "1"), ("5xx", "0")] {
+        let series = format!("http_responses_total{{front_end=\"http\",class=\"{class}\"}}");
+        assert_eq!(metric(&proxy, &series).to_string(), expected, "{class}");
+    }
+    let admin = "http_responses_total{front_end=\"admin\",class=\"2xx\"}";
+    assert!(metric(&proxy, admin) >= 1.0);
 }
 
 #[test]
@@ -172,20 +216,18 @@ fn hits_and_misses_sum_to_all_reads() {
     });
     assert_eq!(read(&proxy, "never read").status, 503);
 
-    // key: one miss, two hits; nothing: one miss, two negative hits; list: three misses; shared:
-    // one miss.
+    // key: one miss, two hits; nothing: one miss, two negative hits; list: three errors; shared:
+    // one miss; never read: an error.
     let hits = metric(&proxy, "cache_hits_total");
     let misses = metric(&proxy, "cache_misses_total");
-    assert_eq!((hits + misses, hits + misses), all_reads(&proxy));
+    let all = hits + misses + metric(&proxy, "read_errors_total");
+    assert_eq!((all, all), all_reads(&proxy));
     let from_memory: f64 =
         ["hit", "negative_hit", "stale"].map(|outcome| reads(&proxy, outcome)).iter().sum();
     assert_eq!(hits.to_string(), from_memory.to_string());
     assert_eq!(reads(&proxy, "negative_hit").to_string(), "2");
-    assert_eq!(
-        reads(&proxy, "miss").to_string(),
-        "7",
-        "with the one of the key that was never read"
-    );
+    assert_eq!(reads(&proxy, "miss").to_string(), "3");
+    assert_eq!(reads(&proxy, "error").to_string(), "4");
     let shared = reads(&proxy, "coalesced") + reads(&proxy, "hit");
     assert_eq!(shared.to_string(), (2 + 4).to_string());
     assert!(reads(&proxy, "stale") >= 1.0);
@@ -483,7 +525,10 @@ fn hits_and_misses_sum_to_reads_under_load() {
             let reads = OUTCOMES.map(|outcome| {
                 of(&format!("reads_total{{front_end=\"http\",outcome=\"{outcome}\"}}"))
             });
-            let sum = of("cache_hits_total") + of("cache_misses_total");
+            let sum = ["cache_hits_total", "cache_misses_total", "read_errors_total"]
+                .map(of)
+                .iter()
+                .sum::<f64>();
             assert!((reads.iter().sum::<f64>() - sum).abs() < 0.5, "{reads:?}, {sum}");
         }
     });

@@ -469,9 +469,11 @@ mod under_load {
             await_reads(count, 200);
         });
         assert_eq!(metric(&proxy, "cache_entries").to_string(), "100");
-        let sum = ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass"]
+        let sum = ["hit", "miss", "coalesced", "stale", "negative_hit", "bypass", "error"]
             .map(|outcome| reads(&proxy, outcome));
-        let counted = metric(&proxy, "cache_hits_total") + metric(&proxy, "cache_misses_total");
+        let counted = metric(&proxy, "cache_hits_total")
+            + metric(&proxy, "cache_misses_total")
+            + metric(&proxy, "read_errors_total");
         assert_eq!(counted.to_string(), sum.iter().sum::<f64>().to_string());
     }
 
