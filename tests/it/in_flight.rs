@@ -4,6 +4,11 @@
 //! whatever clients do. A value that does not fit waits and is then served; nothing that a client
 //! does keeps the proxy from reading what Redis pushes.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::expect_used,
+    reason = "a test reports figures, and fails by a panic"
+)]
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -3,6 +3,11 @@
 //! Promise: everything that is kept stays within the bound, whatever the sizes of the values are.
 //! The process takes little more, and gives memory back after a flush.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::expect_used,
+    reason = "a test reports figures, and fails by a panic"
+)]
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
