@@ -2,7 +2,7 @@
 # target's text says plainly what it does, and the target leaves no process running.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb rpm schema chart chart-check notices release-check examples-check clean
+.PHONY: help run test memory soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb rpm schema chart chart-check notices release-check examples-check clean
 
 # The ports of `make run` on 127.0.0.1, for HTTP and for Redis clients: make run PORT=9000
 # RESP_PORT=9001
@@ -17,6 +17,9 @@ run: ## Build the proxy and run it with a private Redis and sample keys until Ct
 
 test: ## Run every test: unit, documentation, orders of steps, a short soak, integration against real redis-servers
 	@scripts/test
+
+memory: ## Read 5,000,000 small keys under bounds on memory, then flush: memory throughout and after (KEYS=5000000)
+	MEMORY_KEYS='$(or $(KEYS),5000000)' cargo test --locked --test it -- --nocapture --test-threads=1 small_keys
 
 soak: ## Soak both front ends in faults: no wrong reply, no leak (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(PROXIES)'

@@ -93,6 +93,7 @@ let
       "capacity"
       "coherence_timeout"
       "hash_fields"
+      "max_in_flight"
       "max_memory"
       "max_reply"
       "max_reply_memory"

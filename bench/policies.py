@@ -1,6 +1,7 @@
 """Plays traces of reads through the real cache under each of its policies: `make bench CASES=policies TRACES=DIRECTORY`.
 
-A trace is a text file, compressed with xz or not, with one read a line: the key as a number. Without TRACES, three are
+A trace is a text file, compressed with xz or not, with one read a line: the key as a number, and perhaps the size of its
+value in bytes. A trace with sizes is played with bounds on memory too. Without TRACES, three are
 generated: reads by Zipf's law, the same with scans in between, and a loop. The table goes to bench/POLICIES.md and the plot
 to docs/src/internals/policies.svg if TRACES is given; otherwise both go beside the build.
 """
@@ -24,6 +25,8 @@ SIZES = {
     "w106": (5000, 50000), "cdn-sized": (500, 4000),
 }  # fmt: skip
 PARTS = (0.02, 0.1)
+# The bounds on memory for a trace with sizes.
+MEMORY = ("8MiB", "32MiB", "128MiB")
 POLICIES = ("LRU", "SIEVE", "S3-FIFO", "optimal", "lru", "tinylfu")
 # The proxy's own policies, in the plot.
 OWN = ("lru", "tinylfu")
@@ -34,11 +37,15 @@ def run():
     given = os.environ.get("TRACES")
     with tempfile.TemporaryDirectory(prefix="traces-") as directory:
         traces = unpacked(Path(given), Path(directory)) if given else generated(Path(directory))
-        rows = [row for trace in traces for row in played(program, *trace)]
+        rows, sized = [], []
+        for name, file, sizes in traces:
+            rows += played(program, name, file, sizes)
+            if has_sizes(file):
+                sized += played_by_memory(program, name, file)
     path = install.PROJECT / "bench" / "POLICIES.md" if given else install.TOOLS / "POLICIES.md"
     picture = install.PROJECT / "docs/src/internals/policies.svg" if given else install.TOOLS / "policies.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report(rows, bool(given)))
+    path.write_text(report(rows, sized, bool(given)))
     picture.write_text(plot(rows))
     install.say(f"Written to {path} and {picture}")
 
@@ -94,12 +101,45 @@ def played(program, name, file, sizes):
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=3600, check=True)
     rows = {size: {} for size in sizes}
     for line in result.stdout.splitlines():
-        entries, policy, hits, reads = line.split("\t")
+        entries, policy, hits, reads, *_ = line.split("\t")
         rows[int(entries)][policy] = 100 * int(hits) / int(reads)
     return [(name, entries, figures) for entries, figures in rows.items()]
 
 
-def report(rows, given):
+def has_sizes(file):
+    with file.open() as lines:
+        return len(lines.readline().split()) > 1
+
+
+def played_by_memory(program, name, file):
+    """The rows of a trace under bounds on memory: name, bound, policy, and the hits in percent of reads and of bytes."""
+    command = [str(program), str(file), *MEMORY]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=3600, check=True)
+    for line in result.stdout.splitlines():
+        bound, policy, hits, reads, hit_bytes, all_bytes = line.split("\t")
+        yield name, bound, policy, 100 * int(hits) / int(reads), 100 * int(hit_bytes) / int(all_bytes)
+
+
+def table_by_memory(sized):
+    if not sized:
+        return ""
+    lines = [
+        "| trace | memory | policy | hits, % of the reads | hits, % of the bytes |",
+        "|---|--:|---|--:|--:|",
+        *(
+            f"| {name} | {bound.replace('MiB', ' MiB')} | {f'`{policy}`' if policy in OWN else policy} | {objects:.1f} | {of_bytes:.1f} |"
+            for name, bound, policy, objects, of_bytes in sized
+        ),
+    ]
+    return (
+        "\nUnder a bound on memory, with values of the sizes of the trace. `lru` and `tinylfu` are under `cache.max_memory`, which\n"
+        "counts all that an entry takes, and keep no value of more than a tenth of it. LRU counts the values alone.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def report(rows, sized, given):
     averages = {policy: sum(figures[policy] for _, _, figures in rows) / len(rows) for policy in POLICIES}
     lines = [
         f"| trace | entries | {' | '.join(f'`{policy}`' if policy in OWN else policy for policy in POLICIES)} |",
@@ -114,7 +154,7 @@ def report(rows, given):
         "other. `lru` and `tinylfu` are the proxy's own cache; the others are plain versions in `bench/reference.rs`.\n\n"
         + "\n".join(lines)
         + f"\n\nIn its worst row (`{worst[1]}`, {worst[2]:,} entries) `tinylfu` has {worst[0]:+.1f} points against the better of LRU"
-        " and S3-FIFO.\n" + ("" if given else "\nThe traces were generated.\n")
+        " and S3-FIFO.\n" + table_by_memory(sized) + ("" if given else "\nThe traces were generated.\n")
     )  # fmt: skip
 
 

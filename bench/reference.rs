@@ -73,6 +73,32 @@ pub(crate) fn lru(trace: &[u32], capacity: usize) -> u64 {
     hits
 }
 
+/// Evicts the least recently read key until the values take at most so many bytes. A value larger than that is not kept.
+/// Returns the hits, and the bytes of their values.
+pub(crate) fn lru_of_bytes(trace: &[u32], sizes: &[u64], max: u64) -> (u64, u64) {
+    let (mut list, mut hits) = (List::new(count(trace)), (0, 0));
+    let (mut stored, mut total) = (vec![None; count(trace)], 0);
+    for (key, size) in keys(trace).zip(sizes) {
+        if stored[key].is_some() {
+            hits = (hits.0 + 1, hits.1 + size);
+            list.remove(key);
+            list.push(key);
+            continue;
+        }
+        if *size > max {
+            continue;
+        }
+        (stored[key], total) = (Some(*size), total + size);
+        list.push(key);
+        while total > max {
+            let oldest = list.oldest;
+            list.remove(oldest);
+            total -= stored[oldest].take().unwrap_or_default();
+        }
+    }
+    hits
+}
+
 /// SIEVE (Zhang and others, NSDI 2024): a hand passes over keys that were read and evicts the next other one.
 pub(crate) fn sieve(trace: &[u32], capacity: usize) -> u64 {
     let (mut list, mut hand, mut hits) = (List::new(count(trace)), NONE, 0);

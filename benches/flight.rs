@@ -32,7 +32,7 @@ fn share(rig: &Rig, key: &[u8]) -> usize {
     let fetch = |_| async {
         // The other readers join meanwhile.
         tokio::task::yield_now().await;
-        Fetched::Value(Bytes::from_static(VALUE), None)
+        Fetched::Value(Bytes::from_static(VALUE).into(), None)
     };
     let reads = (0..READERS).map(|_| rig.cache.get_or_fetch(key, ReadMode::Default, fetch));
     rig.runtime.block_on(join_all(reads)).len()

@@ -274,6 +274,11 @@ impl Proxy {
         self.upstream.nodes()
     }
 
+    /// Whether room for values in flight is short, so that clients should not hold it for long.
+    pub fn is_room_short(&self) -> bool {
+        self.upstream.is_room_short()
+    }
+
     /// Returns the mechanism that keeps cached values current now.
     pub fn coherence(&self) -> Coherence {
         self.upstream.coherence()

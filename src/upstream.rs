@@ -271,6 +271,14 @@ impl Upstream {
         }
     }
 
+    /// Whether room for values in flight is short, so that clients should not hold it for long.
+    pub fn is_room_short(&self) -> bool {
+        match self {
+            Self::Standalone(cache, _) => cache.is_room_short(),
+            Self::Cluster(cluster) => cluster.is_room_short(),
+        }
+    }
+
     /// Returns the mechanism that keeps cached values current now.
     pub fn coherence(&self) -> Coherence {
         match self {

@@ -81,7 +81,7 @@ impl Rig {
 
     /// Fetches `key` from nowhere unless it is cached.
     pub(crate) fn fetch(&self, key: &[u8]) {
-        let fetch = |_| async { Fetched::Value(Bytes::from_static(VALUE), None) };
+        let fetch = |_| async { Fetched::Value(Bytes::from_static(VALUE).into(), None) };
         self.runtime
             .block_on(self.cache.get_or_fetch(key, ReadMode::Default, fetch))
             .expect("a value");

@@ -102,9 +102,10 @@ impl Stage {
             metrics.clone(),
             HotKeys::new(0),
         );
-        for (key, fetched) in
-            [(b"a", Fetched::Value(Bytes::from_static(b"value"), None)), (b"b", Fetched::Absent)]
-        {
+        for (key, fetched) in [
+            (b"a", Fetched::Value(Bytes::from_static(b"value").into(), None)),
+            (b"b", Fetched::Absent),
+        ] {
             runtime
                 .block_on(cache.get_or_fetch(key, ReadMode::Default, |_| async { fetched }))
                 .expect("an entry");

@@ -10,9 +10,13 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use redis::Value;
 
 use super::error::{BackendError, Redirect, error_reply};
+use crate::cache::FetchedBytes;
 
 /// The data of a key in Redis: `None`, or the value with its time to live, if it has one.
-pub(crate) type Reply = Option<(Bytes, Option<Duration>)>;
+pub(crate) type Reply = Option<(FetchedBytes, Option<Duration>)>;
+
+/// The same, before a large value has its room in flight.
+type ParsedReply = Option<(Bytes, Option<Duration>)>;
 
 /// The commands that fetch a key's value and its time to live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +73,7 @@ impl FetchCommand {
     pub(super) fn parse(
         self,
         replies: Vec<Value>,
-    ) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
+    ) -> Result<Result<ParsedReply, BackendError>, UnexpectedReply> {
         match self {
             Self::GetPttlTracked | Self::GetPttl => parse_pair(replies),
             Self::Asking => parse_asking(replies),
@@ -104,7 +108,9 @@ fn write_with_key(words: &[u8], key: &[u8], commands: &mut BytesMut) {
 #[derive(Debug, PartialEq)]
 pub(super) struct UnexpectedReply;
 
-fn parse_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
+fn parse_transaction(
+    replies: Vec<Value>,
+) -> Result<Result<ParsedReply, BackendError>, UnexpectedReply> {
     let [multi, get, pttl, exec] = <[Value; 4]>::try_from(replies).map_err(|_| UnexpectedReply)?;
     // The error of a command rejected before EXEC has the reason; EXEC only reports the abort.
     if let Some(error) = [&multi, &get, &pttl, &exec].into_iter().find_map(server_error) {
@@ -118,7 +124,7 @@ fn parse_transaction(replies: Vec<Value>) -> Result<Result<Reply, BackendError>,
     parse_pair(results)
 }
 
-fn parse_asking(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
+fn parse_asking(replies: Vec<Value>) -> Result<Result<ParsedReply, BackendError>, UnexpectedReply> {
     let [asking, value, asking_again, expiry] =
         <[Value; 4]>::try_from(replies).map_err(|_| UnexpectedReply)?;
     if let Some(error) = [&asking, &asking_again].into_iter().find_map(server_error) {
@@ -127,7 +133,7 @@ fn parse_asking(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, Unex
     parse_pair(vec![value, expiry])
 }
 
-fn parse_pair(replies: Vec<Value>) -> Result<Result<Reply, BackendError>, UnexpectedReply> {
+fn parse_pair(replies: Vec<Value>) -> Result<Result<ParsedReply, BackendError>, UnexpectedReply> {
     let [value, expiry] = <[Value; 2]>::try_from(replies).map_err(|_| UnexpectedReply)?;
     if let Some(error) = [&value, &expiry].into_iter().find_map(server_error) {
         return Ok(Err(error));

@@ -34,8 +34,8 @@ mod topology;
 mod tracking;
 mod value;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -53,7 +53,7 @@ pub use self::error::{BackendError, Redirect};
 use self::error::{NO_PERMISSION, unreachable};
 pub(crate) use self::fetch_command::Reply;
 use self::fetch_command::{FetchCommand, UnexpectedReply};
-use self::multiplexed::Multiplexed;
+use self::multiplexed::{Multiplexed, Replies, ValueRoom};
 pub(crate) use self::node_client::NodeClient;
 pub(crate) use self::outage::Outage;
 pub use self::reply_fetch::{FetchedReply, ForwardReason, ReplyRequest, RequestedFields};
@@ -71,9 +71,10 @@ use self::tracking::Tracking;
 pub use self::reply_decoder::ReplyDecoder;
 #[doc(hidden)]
 pub use self::tracking::{Invalidated, parse_push};
-use crate::cache::{Cache, Fetched};
+use crate::cache::{Cache, Fetched, Reservation, Turn};
 use crate::key::Key;
 use crate::metrics::{Metrics, Node};
+use crate::sync::lock;
 use crate::telemetry::spans;
 
 /// A handle to one Redis. Clones share its connection and its limits.
@@ -416,7 +417,42 @@ impl Shared {
         asking: Asking,
         deadline: Instant,
     ) -> Result<Reply, BackendError> {
-        self.read_twice(deadline, |_| self.fetch_once(key, asking, deadline)).await
+        let mut reply = self.fetch_into(key, asking, deadline, None).await?;
+        loop {
+            reply = match reply {
+                FetchedValue::Whole(reply) => return Ok(reply),
+                FetchedValue::NoRoom(turn) => {
+                    Box::pin(async {
+                        let room = self.await_room(turn, deadline).await?;
+                        self.fetch_into(key, asking, deadline, Some(room)).await
+                    })
+                    .await?
+                }
+            }
+        }
+    }
+
+    /// Fetches a value into the room that is reserved for it, if any.
+    async fn fetch_into(
+        &self,
+        key: &Key,
+        asking: Asking,
+        deadline: Instant,
+        room: Option<Reservation>,
+    ) -> Result<FetchedValue, BackendError> {
+        let room = Mutex::new(room);
+        self.read_twice(deadline, |_| self.fetch_once(key, asking, deadline, &room)).await
+    }
+
+    /// Waits for the turn of a value that had no room in flight.
+    ///
+    /// # Errors
+    /// [`BackendError::Overloaded`] after half of `response_timeout`, which leaves time for the
+    /// fetch.
+    async fn await_room(&self, turn: Turn, deadline: Instant) -> Result<Reservation, BackendError> {
+        let until = deadline.min(Instant::now() + self.settings.response_timeout / 2);
+        let room = timeout_at(until, turn.wait()).await;
+        room.ok().flatten().ok_or(BackendError::Overloaded)
     }
 
     async fn fetch_reply(
@@ -494,21 +530,25 @@ impl Shared {
         key: &Key,
         asking: Asking,
         deadline: Instant,
-    ) -> Result<Reply, BackendError> {
+        room: &Mutex<Option<Reservation>>,
+    ) -> Result<FetchedValue, BackendError> {
         let (connection, tracking) = match self.current_connection() {
             Some(linked) => linked,
             None => Box::pin(self.connection(deadline)).await?,
         };
         if asking == Asking::Yes {
-            return self.execute(FetchCommand::Asking, &connection, key, deadline).await;
+            return self.execute(FetchCommand::Asking, &connection, key, deadline, room).await;
         }
         if tracking.is_some() {
-            return self.execute(FetchCommand::GetPttlTracked, &connection, key, deadline).await;
+            return self
+                .execute(FetchCommand::GetPttlTracked, &connection, key, deadline, room)
+                .await;
         }
-        match self.execute(FetchCommand::Transaction, &connection, key, deadline).await {
+        match self.execute(FetchCommand::Transaction, &connection, key, deadline, room).await {
             // Redis short of memory queues no command in a transaction, but still reads.
             Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
-                Box::pin(self.execute(FetchCommand::GetPttl, &connection, key, deadline)).await
+                Box::pin(self.execute(FetchCommand::GetPttl, &connection, key, deadline, room))
+                    .await
             }
             answer => answer,
         }
@@ -520,19 +560,32 @@ impl Shared {
         connection: &Multiplexed,
         key: &Key,
         deadline: Instant,
-    ) -> Result<Reply, BackendError> {
+        room: &Mutex<Option<Reservation>>,
+    ) -> Result<FetchedValue, BackendError> {
         let sent = SentRequest::begin(connection, deadline)?;
-        let replies = match command {
-            FetchCommand::GetPttlTracked => connection.fetch_value(Some(deadline), key).await,
-            _ => {
-                connection
-                    .send_batch(Some(deadline), |commands| command.write(key.as_bytes(), commands))
-                    .await
-            }
+        let room = lock(room).take().map_or(ValueRoom::None, ValueRoom::Reserved);
+        let replies = if command == FetchCommand::GetPttlTracked {
+            connection.fetch_value(Some(deadline), room, key).await
+        } else {
+            let write = |commands: &mut BytesMut| command.write(key.as_bytes(), commands);
+            connection.send_fetch(Some(deadline), room, write).await
         };
-        match command.parse(self.end_request(&sent, connection, replies)?) {
-            Ok(reply) => reply,
-            Err(UnexpectedReply) => Err(self.report_desync(deadline).await),
+        let Replies { values, room } = self.end_request(&sent, connection, replies)?;
+        let (value, expires_in) = match command.parse(values) {
+            Ok(Ok(Some(reply))) => reply,
+            Ok(Ok(None)) => return Ok(FetchedValue::Whole(None)),
+            Ok(Err(error)) => return Err(error),
+            Err(UnexpectedReply) => return Err(self.report_desync(deadline).await),
+        };
+        match room {
+            ValueRoom::Unlimited | ValueRoom::None => {
+                Ok(FetchedValue::Whole(Some((value.into(), expires_in))))
+            }
+            ValueRoom::Reserved(room) => {
+                Ok(FetchedValue::Whole(Some((room.hold(value), expires_in))))
+            }
+            ValueRoom::Waits(turn) => Ok(FetchedValue::NoRoom(turn)),
+            ValueRoom::Refused => Err(BackendError::Overloaded),
         }
     }
 
@@ -557,8 +610,9 @@ impl Shared {
                 fetch.write(commands)
             })
             .await;
+        // The room is free once the reply is with the cache, which counts it if it is kept.
         let (answers, frame) = self.end_request(&sent, &connection, replies)?;
-        match fetch.parse(&answers, frame) {
+        match fetch.parse(&answers.values, frame) {
             Ok(Ok(reply)) => self.finish_reply(&fetch, reply, &connection, deadline).await,
             Ok(Err(ReplyError::Forward(reason))) => Ok(FetchedReply::Forward(reason)),
             Ok(Err(ReplyError::Backend(error))) => Err(error),
@@ -746,6 +800,14 @@ impl Shared {
             () = sleep_until(deadline) => Err(BackendError::TimedOut),
         }
     }
+}
+
+/// The result of an attempt to fetch a value.
+enum FetchedValue {
+    /// The reply.
+    Whole(Reply),
+    /// The value has no room in flight yet.
+    NoRoom(Turn),
 }
 
 /// The number of an attempt to read.

@@ -13,6 +13,9 @@
 //! behind a batch of them returns whether any key expires ([`expiry_check`](super::expiry_check)).
 //! The values stay pending until that reply has arrived too.
 //!
+//! A large value needs room in flight ([`InFlight`]). A value without room is discarded here, and
+//! its request gets its turn for room instead. Reading goes on, because pushes follow.
+//!
 //! The last reply of a request can be delivered as its bytes ([`Frame`]). Such a reply is not
 //! parsed, and its size is limited.
 //!
@@ -39,6 +42,7 @@ use super::fetch_command::{FetchCommand, NO_EXPIRY, write_expiry, write_value};
 use super::reply_decoder::{Frame, LARGE_VALUE_MIN, ReplyDecoder};
 use super::server_commands::ServerCommands;
 use super::tls_error;
+use crate::cache::{Admission, COUNTED_MIN, InFlight, Reservation, Turn};
 use crate::key::Key;
 use crate::protocol::InvalidReply;
 use crate::sync::lock;
@@ -54,6 +58,13 @@ struct Shared {
     reply_count: AtomicU64,
     /// The commands that the server confirms, on a connection without tracking.
     untracked_commands: OnceLock<ServerCommands>,
+    value_limits: OnceLock<ValueLimits>,
+}
+
+/// The bound on values in flight, and the most values that wait for room.
+struct ValueLimits {
+    in_flight: Arc<InFlight>,
+    max_queue: usize,
 }
 
 /// The requests that the driver has not accepted yet.
@@ -87,6 +98,7 @@ struct PendingRequest {
     remote_runtime: Option<Handle>,
     /// The time at which the request fails. `None`: it waits as long as there is a driver.
     deadline: Option<Instant>,
+    room: ValueRoom,
     on_complete: OnComplete,
 }
 
@@ -114,10 +126,32 @@ struct FrameRequest {
     frame_to: Option<oneshot::Sender<Frame>>,
 }
 
-type ReplySender = oneshot::Sender<Result<Vec<Value>, BackendError>>;
+/// The room in flight of the large value among the replies to a request.
+#[derive(Debug)]
+pub(super) enum ValueRoom {
+    /// Its values need no room.
+    Unlimited,
+    /// It has no large value yet.
+    None,
+    /// There is room for the value, or for that of the last attempt.
+    Reserved(Reservation),
+    /// There was no room. The value was discarded, and is empty.
+    Waits(Turn),
+    /// The same, and too many values wait.
+    Refused,
+}
+
+/// The replies to a request.
+#[derive(Debug)]
+pub(super) struct Replies {
+    pub(super) values: Vec<Value>,
+    pub(super) room: ValueRoom,
+}
+
+type ReplySender = oneshot::Sender<Result<Replies, BackendError>>;
 
 /// Replies, and their receiver.
-type Completion = (ReplySender, Vec<Value>);
+type Completion = (ReplySender, Replies);
 
 /// The handler of pushes.
 pub(super) type PushHandler = Box<dyn FnMut(PushInfo) + Send>;
@@ -189,6 +223,12 @@ impl Multiplexed {
         _ = self.0.untracked_commands.set(commands);
     }
 
+    /// Bounds the values in flight of all later fetches. At most `max_queue` values wait for room.
+    pub(super) fn limit_values(&self, in_flight: &Arc<InFlight>, max_queue: usize) {
+        let limits = ValueLimits { in_flight: Arc::clone(in_flight), max_queue };
+        _ = self.0.value_limits.set(limits);
+    }
+
     /// Returns the commands that the server confirms, on a connection without tracking.
     pub(super) fn untracked_commands(&self) -> ServerCommands {
         self.0.untracked_commands.get().copied().unwrap_or(ServerCommands::NONE)
@@ -228,11 +268,28 @@ impl Multiplexed {
         deadline: Option<Instant>,
         write: impl FnOnce(&mut BytesMut) -> usize,
     ) -> Result<Vec<Value>, BackendError> {
-        self.submit(deadline, |queue| (write(&mut queue.commands), OnComplete::Reply)).await
+        let write = |queue: &mut SubmitQueue| (write(&mut queue.commands), OnComplete::Reply);
+        Ok(self.submit(deadline, ValueRoom::Unlimited, write).await?.values)
+    }
+
+    /// Sends the commands of a fetch, as [`send_batch`](Self::send_batch) does. `room` is that of
+    /// the last attempt.
+    ///
+    /// # Errors
+    /// The errors of [`send_batch`](Self::send_batch).
+    pub(super) async fn send_fetch(
+        &self,
+        deadline: Option<Instant>,
+        room: ValueRoom,
+        write: impl FnOnce(&mut BytesMut) -> usize,
+    ) -> Result<Replies, BackendError> {
+        let write = |queue: &mut SubmitQueue| (write(&mut queue.commands), OnComplete::Reply);
+        self.submit(deadline, room, write).await
     }
 
     /// Sends commands as [`send_batch`](Self::send_batch) does, and returns the last reply apart
-    /// from the others, as its bytes. [`Frame::TooLarge`] if it has more than `limit` bytes.
+    /// from the others, as its bytes. [`Frame::TooLarge`] if it has more than `limit` bytes,
+    /// [`Frame::NoRoom`] if it has no room in flight.
     ///
     /// # Errors
     /// The errors of [`send_batch`](Self::send_batch).
@@ -241,13 +298,13 @@ impl Multiplexed {
         deadline: Option<Instant>,
         limit: usize,
         write: impl FnOnce(&mut BytesMut) -> usize,
-    ) -> Result<(Vec<Value>, Frame), BackendError> {
+    ) -> Result<(Replies, Frame), BackendError> {
         let (frame_to, mut frame) = oneshot::channel();
         let request = Box::new(FrameRequest { limit, frame_to: Some(frame_to) });
         let write = |queue: &mut SubmitQueue| {
             (write(&mut queue.commands), OnComplete::ReplyWithFrame(request))
         };
-        let replies = self.submit(deadline, write).await?;
+        let replies = self.submit(deadline, ValueRoom::None, write).await?;
         // The frame is sent before the replies.
         let frame = frame.try_recv().map_err(|_| BackendError::Disconnected)?;
         Ok((replies, frame))
@@ -273,27 +330,30 @@ impl Multiplexed {
             }
             (commands.len(), OnComplete::Reply)
         };
-        self.submit(None, write).await
+        Ok(self.submit(None, ValueRoom::Unlimited, write).await?.values)
     }
 
     /// Returns the replies of GET and PTTL for `key`, or equivalents of them. Requires tracking:
     /// the two belong together unless an invalidation of the key arrives before they are delivered.
+    /// `room` is that of the last attempt.
     ///
     /// # Errors
     /// The errors of [`send_batch`](Self::send_batch).
     pub(super) async fn fetch_value(
         &self,
         deadline: Option<Instant>,
+        room: ValueRoom,
         key: &Key,
-    ) -> Result<Vec<Value>, BackendError> {
-        self.submit(deadline, |queue| queue.write_value(key)).await
+    ) -> Result<Replies, BackendError> {
+        self.submit(deadline, room, |queue| queue.write_value(key)).await
     }
 
     async fn submit(
         &self,
         deadline: Option<Instant>,
+        room: ValueRoom,
         write: impl FnOnce(&mut SubmitQueue) -> (usize, OnComplete),
-    ) -> Result<Vec<Value>, BackendError> {
+    ) -> Result<Replies, BackendError> {
         let (sender, receiver) = oneshot::channel();
         let here = Handle::current();
         let (driver, is_remote) = {
@@ -310,6 +370,7 @@ impl Multiplexed {
                 reply_to: Some(sender),
                 remote_runtime,
                 deadline,
+                room,
                 on_complete,
             });
             queue.check_if_due();
@@ -392,6 +453,7 @@ impl SubmitQueue {
             reply_to: None,
             remote_runtime: None,
             deadline: None,
+            room: ValueRoom::Unlimited,
             on_complete,
         };
         self.pending.push(pending);
@@ -403,12 +465,69 @@ impl PendingRequest {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
+    /// Asks for room for a reply with a large value. Without room the value is discarded.
+    fn admit(&mut self, reply: &mut Value, limits: Option<&ValueLimits>) {
+        let Some(limits) = limits.filter(|_| !matches!(self.room, ValueRoom::Unlimited)) else {
+            return;
+        };
+        let Some(value) = large_value(reply) else { return };
+        let last = std::mem::replace(&mut self.room, ValueRoom::None);
+        self.room = match (last, &self.reply_to) {
+            // No task waits for it.
+            (_, None) => ValueRoom::None,
+            (ValueRoom::Reserved(mut room), Some(_)) if room.covers(value.len()) => {
+                room.shrink_to(value.len());
+                ValueRoom::Reserved(room)
+            }
+            (_, Some(_)) => limits.in_flight.reserve(value.len(), limits.max_queue).into(),
+        };
+        if !matches!(self.room, ValueRoom::Reserved(_)) {
+            *value = Vec::new();
+        }
+    }
+
+    /// Asks for room for a large reply. Without room it is discarded; it waits for none, because its
+    /// command is then forwarded.
+    fn admit_frame(&mut self, frame: Frame, limits: Option<&ValueLimits>) -> Frame {
+        match (frame, limits) {
+            (Frame::Reply(bytes), Some(limits)) if bytes.len() >= COUNTED_MIN => {
+                match limits.in_flight.reserve(bytes.len(), 0) {
+                    Admission::Granted(room) => {
+                        self.room = ValueRoom::Reserved(room);
+                        Frame::Reply(bytes)
+                    }
+                    Admission::Waits(_) | Admission::Refused => Frame::NoRoom,
+                }
+            }
+            (frame, _) => frame,
+        }
+    }
+
     /// Returns the limit of the next reply if that is to be delivered as its bytes.
     fn frame_limit(&self) -> Option<usize> {
         match &self.on_complete {
             OnComplete::ReplyWithFrame(request) if self.remaining == 1 => Some(request.limit),
             _ => None,
         }
+    }
+}
+
+impl From<Admission> for ValueRoom {
+    fn from(admission: Admission) -> Self {
+        match admission {
+            Admission::Granted(room) => Self::Reserved(room),
+            Admission::Waits(turn) => Self::Waits(turn),
+            Admission::Refused => Self::Refused,
+        }
+    }
+}
+
+/// Returns the value in a reply to `GET`, or to a transaction with one, if it counts as in flight.
+fn large_value(reply: &mut Value) -> Option<&mut Vec<u8>> {
+    match reply {
+        Value::BulkString(value) if value.len() >= COUNTED_MIN => Some(value),
+        Value::Array(results) => results.iter_mut().find_map(large_value),
+        _ => None,
     }
 }
 
@@ -478,7 +597,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
     }
 
     /// Hands a reply to the oldest pending request, or a push to its handler.
-    fn on_reply(&mut self, answer: Value) -> Result<(), BackendError> {
+    fn on_reply(&mut self, mut answer: Value) -> Result<(), BackendError> {
         if let Value::Push { kind, data } = answer {
             (self.on_push)(PushInfo { kind, data });
             return Ok(());
@@ -487,6 +606,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         let Some(first) = self.pending.front_mut() else {
             return Err(unreachable(&UNEXPECTED_REPLY));
         };
+        first.admit(&mut answer, self.connection.0.value_limits.get());
         first.replies.push(answer);
         first.remaining = first.remaining.saturating_sub(1);
         if first.remaining > 0 {
@@ -502,12 +622,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
             return self.on_reply(push);
         }
         self.connection.0.reply_count.fetch_add(1, Relaxed);
-        let first = self.pending.front_mut().map(|first| &mut first.on_complete);
-        if let Some(OnComplete::ReplyWithFrame(request)) = first
-            && let Some(frame_to) = request.frame_to.take()
-        {
-            // The receiver may be gone.
-            _ = frame_to.send(frame);
+        if let Some(first) = self.pending.front_mut() {
+            let frame = first.admit_frame(frame, self.connection.0.value_limits.get());
+            if let OnComplete::ReplyWithFrame(request) = &mut first.on_complete
+                && let Some(frame_to) = request.frame_to.take()
+            {
+                // The receiver may be gone.
+                _ = frame_to.send(frame);
+            }
         }
         self.complete_first()
     }
@@ -579,11 +701,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
     fn deliver(&mut self, pending: PendingRequest) {
         match pending {
             PendingRequest {
-                replies,
+                replies: values,
+                room,
                 reply_to: Some(reply_to),
                 remote_runtime: Some(runtime),
                 ..
             } => {
+                let replies = Replies { values, room };
                 let same_runtime = |(other, _): &&mut (Handle, _)| other.id() == runtime.id();
                 match self.cross_thread_replies.iter_mut().find(same_runtime) {
                     Some((_, completions)) => completions.push((reply_to, replies)),
@@ -591,8 +715,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 }
             }
             // The receiver may be gone.
-            PendingRequest { replies, reply_to: Some(reply_to), .. } => {
-                _ = reply_to.send(Ok(replies));
+            PendingRequest { replies: values, room, reply_to: Some(reply_to), .. } => {
+                _ = reply_to.send(Ok(Replies { values, room }));
             }
             _ => {}
         }

@@ -40,6 +40,8 @@ pub enum Frame {
     Error(Value),
     /// A reply with more bytes than the limit. The bytes were discarded.
     TooLarge,
+    /// A reply for which there is no room in flight. The bytes were discarded.
+    NoRoom,
     /// A push, whatever its size.
     Push(Value),
 }

@@ -91,6 +91,8 @@ pub enum ForwardReason {
     Redirected,
     /// The reply has more bytes than the limit.
     TooLarge,
+    /// The reply has no room in flight.
+    NoRoom,
 }
 
 /// The room in bytes for the answers to the questions, in the reply to a transaction.
@@ -253,6 +255,7 @@ impl<'a> ReplyFetch<'a> {
         let frame = match frame {
             Frame::Reply(frame) => frame,
             Frame::TooLarge => return Ok(Err(ReplyError::Forward(ForwardReason::TooLarge))),
+            Frame::NoRoom => return Ok(Err(ReplyError::Forward(ForwardReason::NoRoom))),
             Frame::Error(error) => {
                 return server_error(&error)
                     .map(|error| Err(ReplyError::Backend(error)))

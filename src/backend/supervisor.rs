@@ -215,6 +215,7 @@ impl ConnectionSupervisor {
 
     fn publish(&self, connected: &Connected) {
         let tracking = connected.tracking.map(|granted| granted.tracking);
+        connected.connection.limit_values(self.cache.in_flight(), self.settings.max_queue);
         self.state.send_replace(ConnectionState::Up(connected.connection.clone(), tracking));
         self.suspected.send_replace(false);
     }

@@ -14,6 +14,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 
+use super::in_flight::InFlight;
 use super::settings::{SMALLEST_ENTRY, Settings};
 use crate::settings::available_memory;
 use crate::sync::lock;
@@ -37,6 +38,8 @@ pub(super) struct Budget {
     /// Values that were not kept because of their size.
     too_large: AtomicU64,
     stores: Mutex<Vec<Weak<dyn Evictable>>>,
+    /// Values that are not kept have a bound of their own.
+    in_flight: Arc<InFlight>,
 }
 
 /// A value of more than this part of the bound is not kept. Otherwise few of them would evict
@@ -52,6 +55,7 @@ impl Budget {
             replies: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             stores: Mutex::default(),
+            in_flight: InFlight::new(settings.max_in_flight.0),
         };
         budget.apply(settings);
         Arc::new(budget)
@@ -62,6 +66,7 @@ impl Budget {
         let max = settings.max_memory.bytes(available_memory);
         self.max.store(max, Relaxed);
         self.max_replies.store(reply_bound(max, settings), Relaxed);
+        self.in_flight.set_max(settings.max_in_flight.0);
     }
 
     pub(super) fn register(&self, store: Weak<dyn Evictable>) {
@@ -107,6 +112,10 @@ impl Budget {
         self.strings.fetch_add(after.wrapping_sub(before), Relaxed);
     }
 
+    pub(super) fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
+    }
+
     pub(super) fn set_replies(&self, bytes: u64) {
         self.replies.store(bytes, Relaxed);
     }
@@ -148,4 +157,40 @@ impl Budget {
 fn reply_bound(max: usize, settings: &Settings) -> usize {
     let share = max / 100 * usize::from(settings.reply_share.0);
     share.min(settings.max_reply_memory.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{ByteSize, MemorySize, Percent};
+
+    const BOUND: usize = 10 << 20;
+
+    fn settings(share: u8, max_reply_memory: usize) -> Settings {
+        Settings {
+            max_memory: MemorySize::Bytes(ByteSize(BOUND)),
+            reply_share: Percent(share),
+            max_reply_memory: ByteSize(max_reply_memory),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn value_above_a_tenth_of_the_bound_is_not_admitted() {
+        let budget = Budget::new(&settings(25, 0));
+        assert!(budget.admits(BOUND / 10) && !budget.admits(BOUND / 10 + 1));
+        assert_eq!(budget.too_large(), 1);
+        budget.apply(&Settings { max_memory: MemorySize::Bytes(ByteSize(1)), ..settings(25, 0) });
+        assert!(!budget.admits(BOUND / 10));
+    }
+
+    #[test]
+    fn smaller_bound_of_replies_counts() {
+        for (share, max_reply_memory, expected) in
+            [(20, BOUND, BOUND / 100 * 20), (20, 1000, 1000), (0, BOUND, 0), (20, 0, 0)]
+        {
+            let budget = Budget::new(&settings(share, max_reply_memory));
+            assert_eq!(budget.max_replies(), expected, "{share} {max_reply_memory}");
+        }
+    }
 }

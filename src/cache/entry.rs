@@ -20,6 +20,7 @@ use once_cell::race::OnceBox;
 use triomphe::ThinArc;
 
 use super::block_size::block_size;
+use super::in_flight::{COUNTED_MIN, FetchedBytes, Room};
 use super::lease::Validity;
 use super::ttl::{Ttls, as_nanos};
 use crate::key::Key;
@@ -112,6 +113,8 @@ struct Large {
     key: Key,
     value: Option<Bytes>,
     digest: OnceLock<[u8; 16]>,
+    /// The room of the value in flight.
+    room: Option<Room>,
 }
 
 /// The largest sum of key and value, in bytes, that is stored at the end of the entry.
@@ -121,6 +124,8 @@ const HEAD: usize = 2 * WORD + size_of::<Head>();
 const WORD: usize = size_of::<usize>();
 /// The block in which the handles to a value count themselves.
 const SHARED: usize = 32;
+/// The same for a value that counted as in flight, with the block of its room.
+const SHARED_WITH_ROOM: usize = 64 + 48;
 /// The first bytes of an entry's data, in front of key and value: the length of the key, with the
 /// flags below in its other bits; and above them the upper part of the time of the request, which
 /// lasts for eight years.
@@ -190,6 +195,26 @@ impl Entry {
         fetched_at: u64,
         expires_in: Option<Duration>,
     ) -> Self {
+        Self::with_room(key, value, None, fetched_at, expires_in)
+    }
+
+    /// Creates an entry for a fetched value, as [`new`](Self::new) does.
+    pub(super) fn fetched(
+        key: &Key,
+        value: FetchedBytes,
+        fetched_at: u64,
+        expires_in: Option<Duration>,
+    ) -> Self {
+        Self::with_room(key, Some(value.bytes), value.room, fetched_at, expires_in)
+    }
+
+    fn with_room(
+        key: &Key,
+        value: Option<Bytes>,
+        room: Option<Room>,
+        fetched_at: u64,
+        expires_in: Option<Duration>,
+    ) -> Self {
         // Rounded down, so an entry is never younger than its reply.
         let micros = fetched_at / NANOS_PER_MICRO;
         let mut prefix = ((micros >> u32::BITS) as u32) << TIME_SHIFT;
@@ -216,7 +241,7 @@ impl Entry {
             return Self(allocate(head(OnceBox::new()), parts));
         }
         prefix |= LARGE;
-        let large = Large { key: key.clone(), value, digest: OnceLock::new() };
+        let large = Large { key: key.clone(), value, digest: OnceLock::new(), room };
         let annex = OnceBox::with_value(Box::new(Annex::Large(Box::new(large))));
         Self(allocate(head(annex), [&prefix.to_ne_bytes(), &[], &[], expiry]))
     }
@@ -356,7 +381,10 @@ impl Entry {
     pub(super) fn footprint(&self) -> usize {
         let entry = HEAD + self.0.slice.len();
         let large = self.large().map_or(0, |large| {
-            let value = large.value.as_ref().map_or(0, |value| block_size(value.len(), 1) + SHARED);
+            let value = large.value.as_ref().map_or(0, |value| {
+                let shared = if value.len() < COUNTED_MIN { SHARED } else { SHARED_WITH_ROOM };
+                block_size(value.len(), 1) + shared
+            });
             block_size(size_of::<Annex>(), WORD)
                 + block_size(size_of::<Large>(), WORD)
                 + large.key.footprint(block_size)
@@ -393,15 +421,31 @@ impl Entry {
         self.head().lru_index.load(Acquire)
     }
 
-    /// Sets the index. The caller holds the lock of the key's table.
+    /// Sets the index of an entry that enters the store. The caller holds the lock of the key's
+    /// table.
     pub(super) fn set_index(&self, index: LruIndex) {
         self.head().lru_index.store(index, Release);
+        if let Some(room) = self.room() {
+            room.enter_store();
+        }
     }
 
     /// Marks the entry as removed from the store (invariant S3). The caller holds the lock of the
     /// key's table.
     pub(super) fn unlink(&self) {
-        self.set_index(NOT_LINKED);
+        self.head().lru_index.store(NOT_LINKED, Release);
+        self.count_in_flight();
+    }
+
+    /// Counts a large value as in flight, because the store that had it no longer counts it.
+    pub(super) fn count_in_flight(&self) {
+        if let Some(room) = self.room() {
+            room.leave_store();
+        }
+    }
+
+    fn room(&self) -> Option<&Room> {
+        self.large().and_then(|large| large.room.as_ref())
     }
 
     /// Whether the entry is in the store.

@@ -14,6 +14,7 @@ mod block_size;
 mod budget;
 mod entry;
 mod flight;
+mod in_flight;
 mod lease;
 mod lru;
 mod policy;
@@ -38,6 +39,8 @@ use tracing::Instrument as _;
 use self::budget::Budget;
 pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
+pub use self::in_flight::FetchedBytes;
+pub(crate) use self::in_flight::{Admission, COUNTED_MIN, InFlight, Reservation, Turn};
 use self::lease::Lease;
 pub use self::lease::{Coherence, Validity};
 use self::replies::Replies;
@@ -95,7 +98,7 @@ impl<E: FetchError> FlightResult<E> {
         Some(match fetched {
             Fetched::Value(bytes, expires_in) => {
                 let is_large = bytes.len() > INLINE_DIGEST_MAX;
-                let entry = Entry::new(key, Some(bytes), requested_at, expires_in);
+                let entry = Entry::fetched(key, bytes, requested_at, expires_in);
                 if is_large {
                     let digested = entry.clone();
                     let digest = tokio::task::spawn_blocking(move || {
@@ -343,6 +346,16 @@ impl<E: FetchError> Cache<E> {
             self.invalidate_all();
             self.0.lease.set_ttl_only();
         }
+    }
+
+    /// Whether room for values in flight is short, as [`ReplyStore::is_room_short`] says.
+    pub fn is_room_short(&self) -> bool {
+        self.0.replies.store.is_room_short()
+    }
+
+    /// Returns the bound on values in flight.
+    pub(crate) fn in_flight(&self) -> &Arc<InFlight> {
+        self.0.budget.in_flight()
     }
 
     /// Returns the settings in force.

@@ -20,6 +20,8 @@ pub struct Settings {
     pub max_memory: MemorySize,
     /// Part of that memory which kept replies may take.
     pub reply_share: Percent,
+    /// Maximum memory of large values that are being fetched or written to clients.
+    pub max_in_flight: ByteSize,
     /// Maximum age of a value; 0 disables caching.
     #[serde(with = "settings::duration")]
     pub ttl: Duration,
@@ -51,6 +53,7 @@ impl Default for Settings {
             capacity: 10_000,
             max_memory: MemorySize::Auto,
             reply_share: Percent(25),
+            max_in_flight: ByteSize(64 << 20),
             ttl: Duration::from_secs(60),
             negative_ttl: NegativeTtl::Auto,
             stale_if_error: Duration::ZERO,
@@ -79,7 +82,10 @@ impl Settings {
             self.max_memory,
             ByteSize(MAX_MEMORY_MIN)
         );
+        let in_flight =
+            format!("found {}, expected at least {}", self.max_in_flight, ByteSize(MAX_MEMORY_MIN));
         violations([
+            (self.max_in_flight.0 < MAX_MEMORY_MIN, "cache.max_in_flight", &in_flight),
             (self.capacity == 0, "cache.capacity", nothing),
             (impatient, "cache.coherence_timeout", &patience),
             (!(MAX_MEMORY_MIN..=available).contains(&memory), "cache.max_memory", &memory_bounds),
@@ -104,7 +110,7 @@ impl Settings {
     }
 }
 
-/// The smallest bound on memory, in bytes.
+/// The smallest of each bound on memory, in bytes.
 const MAX_MEMORY_MIN: usize = 1 << 20;
 /// The bytes of an entry without key and value: the smallest block of an entry, its node in the
 /// order, and its place in a table that is as full as tables get.

@@ -13,7 +13,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table;
@@ -364,7 +364,12 @@ impl Evictable for Store {
 
 impl Drop for Store {
     /// A store that was replaced counts against the bound for as long as it takes memory.
+    /// A client may still read its large values.
     fn drop(&mut self) {
+        for table in &mut self.tables {
+            let table = table.get_mut().unwrap_or_else(PoisonError::into_inner);
+            table.iter().for_each(Entry::count_in_flight);
+        }
         self.budget.change(*self.memory.get_mut(), 0);
     }
 }

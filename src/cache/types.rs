@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::entry::{Entry, Freshness, LruIndex};
+use super::in_flight::FetchedBytes;
 use super::lease::Coherence;
 use super::settings::Settings;
 
@@ -155,6 +154,12 @@ pub struct MemoryStatistics {
     pub max: u64,
     /// Values that were not kept because they are too large for the bound.
     pub too_large: u64,
+    /// Bytes of large values in flight.
+    pub in_flight: u64,
+    /// The bound of those, in bytes.
+    pub max_in_flight: u64,
+    /// Values that were discarded because there was no room for them in flight.
+    pub in_flight_discarded: u64,
 }
 
 /// The contents and counters of the kept replies.
@@ -180,7 +185,7 @@ pub struct WalkPosition(pub(super) LruIndex);
 #[derive(Debug, Clone)]
 pub enum Fetched<E> {
     /// The value, and its remaining time to live in Redis (`None`: the key does not expire).
-    Value(Bytes, Option<Duration>),
+    Value(FetchedBytes, Option<Duration>),
     /// The key does not exist.
     Absent,
     /// Redis replied, but not with a value. A stored entry for the key is no longer valid.

@@ -535,6 +535,11 @@ impl Cluster {
         }
     }
 
+    /// Whether room for values in flight is short, as [`ReplyStore::is_room_short`] says.
+    pub fn is_room_short(&self) -> bool {
+        self.0.replies.is_room_short()
+    }
+
     /// Returns the sum of the statistics of all caches, retired ones included.
     pub fn statistics(&self) -> Statistics {
         // Held so that no shard is retired meanwhile. Otherwise its counts would be added twice or

@@ -426,7 +426,7 @@ mod tests {
     impl Kept {
         async fn new() -> Self {
             let cache = Cache::new(Settings::default(), Handle::current());
-            let value = Fetched::Value(Bytes::from_static(b"value"), None);
+            let value = Fetched::Value(Bytes::from_static(b"value").into(), None);
             cache.get_or_fetch(b"kept", ReadMode::Default, |_| async { value }).await.unwrap();
             Self { cache, may_fetch: true }
         }

@@ -44,6 +44,21 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
             cache.memory.too_large,
         )?,
         gauge(
+            "in_flight_bytes",
+            "Bytes of large values in flight: fetched and not kept, or being written to clients.",
+            cache.memory.in_flight,
+        )?,
+        gauge(
+            "max_in_flight_bytes",
+            "The bound cache.max_in_flight, in bytes.",
+            cache.memory.max_in_flight,
+        )?,
+        counter(
+            "in_flight_discarded_total",
+            "Replies that were discarded because there was no room for them in flight.",
+            cache.memory.in_flight_discarded,
+        )?,
+        gauge(
             "cache_capacity_entries",
             "Maximum number of entries in the cache.",
             settings.capacity as u64,

@@ -30,6 +30,7 @@ use super::shared::Shared;
 use super::step::{Step, Task};
 use super::turn::Turn;
 use crate::backend::BackendError;
+use crate::cache::COUNTED_MIN;
 use crate::commands::{AdmissionTracker, FetchOutcome, Invalidations, SessionState};
 use crate::net::{ClientStream, WriteBuf};
 use crate::protocol::{ReplyScanner, ReplySummary, RequestParser};
@@ -498,7 +499,8 @@ impl Connection {
         }
     }
 
-    /// Whether a connection that takes no more commands has stood still for too long.
+    /// Whether a connection has stood still for too long: one that takes no more commands, or one
+    /// with a large value that its client does not read, while room for values is short.
     fn is_stalled(&mut self, is_written: bool, cx: &mut Context<'_>) -> bool {
         let is_draining = self.state == ConnState::Draining;
         let is_closing = self.has_read_eof || is_draining || self.state == ConnState::Flushing;
@@ -506,11 +508,20 @@ impl Connection {
         // no time limit is needed.
         let waits_for_redis =
             is_draining && !self.has_read_eof && !self.replies.is_empty() && is_written;
-        if !is_closing || waits_for_redis {
+        if is_closing && !waits_for_redis {
+            return self.lifetime.poll_stalled(cx);
+        }
+        if self.output.len() < COUNTED_MIN || self.state != ConnState::Commands {
             self.lifetime.may_stall();
             return false;
         }
-        self.lifetime.poll_stalled(cx)
+        while self.lifetime.poll_stalled(cx) {
+            if self.shared.proxy.is_room_short() {
+                return true;
+            }
+            self.lifetime.stall_on();
+        }
+        false
     }
 
     /// The time, as it was when this round first read it, or when a batch of commands was taken.

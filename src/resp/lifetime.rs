@@ -28,7 +28,8 @@ pub(super) enum ConnState {
 
 /// The time that a command may still take to arrive after a shutdown signal.
 const DRAIN_GRACE: Duration = Duration::from_millis(50);
-/// The longest time that a connection that takes no more commands may stall before it is closed.
+/// The longest time that a connection that takes no more commands may stall before it is closed. One
+/// with a large value for a client that does not read may stall for longer, if room is not short.
 const CLOSE_GRACE: Duration = Duration::from_secs(30);
 /// The interval between looks at a connection with pending replies.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -162,6 +163,11 @@ impl Lifetime {
             timer.set(sleep_until(until));
         }
         false
+    }
+
+    /// The connection has stood still and does not end. The next look follows later.
+    pub(super) fn stall_on(&mut self) {
+        self.close_timer = Some(Box::pin(sleep(CLOSE_GRACE)));
     }
 
     /// The connection is not closing, so it may stand still.

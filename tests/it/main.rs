@@ -15,6 +15,7 @@ mod fuzz;
 mod haproxy;
 mod hot_keys;
 mod http_drain;
+mod in_flight;
 mod kept_replies;
 mod lifecycle;
 mod limits;

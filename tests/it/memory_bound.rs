@@ -3,6 +3,11 @@
 //! Promise: everything that is kept stays within the bound, whatever the sizes of the values are.
 //! The process takes little more, and gives memory back after a flush.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::expect_used,
+    reason = "a test reports figures, and fails by a panic"
+)]
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -15,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::http::Client;
 use crate::support::memory::resident;
-use crate::support::resp_client::RespClient;
+use crate::support::resp_client::{RespClient, command};
 use crate::support::resp_pair::resp_config;
 use crate::support::serving::{await_metric, await_ready, metric};
 use crate::support::{Proxy, RedisServer, Reload, within};
@@ -23,7 +28,11 @@ use crate::support::{Proxy, RedisServer, Reload, within};
 const MEBIBYTE: u64 = 1 << 20;
 
 fn settings(max_memory: &str) -> String {
-    format!("cache.ttl = \"1h\"\ncache.capacity = 50000\ncache.max_memory = \"{max_memory}\"")
+    // A lease that a busy machine does not end.
+    format!(
+        "cache.ttl = \"1h\"\ncache.coherence_timeout = \"60s\"\ncache.capacity = 50000\n\
+         cache.max_memory = \"{max_memory}\""
+    )
 }
 
 fn bounded(redis: &RedisServer, max_memory: &str) -> Proxy {
@@ -92,6 +101,78 @@ fn many_large_values_stay_within_the_bound() {
     let is_back = || (resident(proxy.pid()) < before + 64 * MEBIBYTE).then_some(());
     let back = within(Duration::from_secs(10), is_back);
     assert!(back.is_some(), "{} MiB after the flush", resident(proxy.pid()) / MEBIBYTE);
+}
+
+/// The number of small keys: `MEMORY_KEYS` for a longer run, as `make memory` does.
+fn small_keys() -> u64 {
+    const FEW: u64 = 200_000;
+    std::env::var("MEMORY_KEYS").map_or(FEW, |keys| keys.parse().expect("a number of keys"))
+}
+
+/// Reads keys of 16 and values of 100 bytes under a bound of so many bytes a key, then flushes.
+/// Returns the part of the keys that was kept.
+fn read_and_flush_small_keys(keys: u64, bytes_per_key: u64) -> f64 {
+    const BATCH: u64 = 500;
+    let bound = keys * bytes_per_key;
+    let redis = RedisServer::start();
+    let settings = format!(
+        "cache.ttl = \"1h\"\ncache.capacity = {}\ncache.max_memory = \"{bound}B\"",
+        2 * keys
+    );
+    let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
+    proxy.expect_log("cannot be reached");
+    await_ready(&proxy);
+    let script = "for i = ARGV[1], ARGV[2] - 1 do \
+                  redis.call('SET', string.format('key:%012d', i), string.rep('v', 100)) end";
+    for first in (0..keys).step_by(50_000) {
+        let [from, to] = [first, keys.min(first + 50_000)].map(|key| key.to_string());
+        redis.command(&["EVAL", script, "0", &from, &to]);
+    }
+    let before = resident(proxy.pid());
+    let mut clients = [(); 4].map(|()| RespClient::connect(proxy.resp_address()));
+    let mut most = 0;
+    for first in (0..keys).step_by(BATCH as usize) {
+        let client = &mut clients[(first / BATCH % 4) as usize];
+        let batch = first..keys.min(first + BATCH);
+        let count = (batch.end - batch.start) as usize;
+        let reads = batch.flat_map(|key| command(&["GET", &format!("key:{key:012}")]));
+        client.send(reads.collect::<Vec<_>>());
+        client.answers(count);
+        most = most.max(resident(proxy.pid()));
+        if first % (100 * BATCH) == 0 {
+            assert_within(&proxy, bound);
+        }
+    }
+    let kept = metric(&proxy, "cache_entries");
+    let allowed = bound * 115 / 100 + 64 * MEBIBYTE;
+    assert!(most < allowed, "{most} bytes at most, {allowed} allowed, {before} before");
+
+    let begun = Instant::now();
+    redis.command(&["FLUSHALL", "ASYNC"]);
+    await_metric(&proxy, "cache_entries", 0.0);
+    let is_back = || (resident(proxy.pid()) < before + 64 * MEBIBYTE).then_some(());
+    let back = within(Duration::from_secs(10).saturating_sub(begun.elapsed()), is_back);
+    let [before, most, left, bound] =
+        [before, most, resident(proxy.pid()), bound].map(|bytes| bytes / MEBIBYTE);
+    eprintln!(
+        "{keys} keys, {kept} kept within {bound} MiB: resident {before} MiB at first, {most} at most, \
+         {left} after the flush, in {:?}",
+        begun.elapsed()
+    );
+    assert!(back.is_some(), "{before} MiB at first, {left} MiB after the flush");
+    kept / keys as f64
+}
+
+#[test]
+fn small_keys_stay_within_the_bound() {
+    let kept = read_and_flush_small_keys(small_keys(), 54);
+    assert!((0.2..0.3).contains(&kept), "{kept} of the keys were kept");
+}
+
+#[test]
+fn all_small_keys_are_kept_where_the_bound_has_room() {
+    let kept = read_and_flush_small_keys(small_keys(), 230);
+    assert!(kept > 0.999, "{kept} of the keys were kept");
 }
 
 #[test]
@@ -226,5 +307,35 @@ fn bound_outside_the_memory_is_refused() {
         let (code, output) = builder.run_to_end();
         assert!(code == 78 && output.contains(found), "{value}: {code} {output}");
         assert!(output.contains("cache.max_memory"), "{output}");
+    }
+}
+
+/// Returns the number of MiB behind the first `name` in `text`, which ends with `unit`.
+fn mebibytes(text: &str, name: &str, unit: &str) -> Option<u64> {
+    let (_, rest) = text.split_once(name)?;
+    let (number, _) = rest.split_once(unit)?;
+    number.trim().parse().ok()
+}
+
+#[test]
+fn deployments_have_room_for_both_bounds() {
+    /// What the process takes besides, and a hundred connections.
+    const REST: u64 = 64 + 3;
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (file, service, limit, unit) in [
+        ("docker-compose.yml", "  cache:\n", "  mem_limit:", "m\n"),
+        ("examples/sidecar/docker-compose.yml", "x-proxy:", "  mem_limit:", "m\n"),
+        ("charts/redis-proxy/values.yaml", "\nresources:", "limits: {memory:", "Mi}"),
+    ] {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let (_, service) = text.split_once(service).expect(file);
+        let limit = mebibytes(service, limit, unit).expect(file);
+        let setting =
+            |name: &str| mebibytes(&text, &format!("REDIS_PROXY_CACHE__{name}: "), "MiB\n");
+        // The defaults: a quarter of the memory, and 64 MiB.
+        let max_memory = setting("MAX_MEMORY").unwrap_or(limit / 4);
+        let in_flight = setting("MAX_IN_FLIGHT").unwrap_or(64);
+        let needed = (max_memory + in_flight) * 115 / 100 + REST;
+        assert!(needed <= limit, "{file}: {needed} MiB needed, {limit} MiB allowed");
     }
 }

@@ -153,6 +153,110 @@ async fn push_is_applied_before_the_reply_behind_it() {
     assert!(*pushes.lock().unwrap() >= 1);
 }
 
+/// Sends `GET` and its equivalent of `PTTL`, with this room for the value.
+fn fetch(
+    connection: &Multiplexed,
+    room: ValueRoom,
+) -> tokio::task::JoinHandle<Result<Replies, BackendError>> {
+    let connection = connection.clone();
+    let key = Key::from(&b"k"[..]);
+    tokio::spawn(async move { connection.fetch_value(None, room, &key).await })
+}
+
+#[tokio::test]
+async fn value_without_room_is_discarded_and_reading_goes_on() {
+    const MAX: usize = 3 * COUNTED_MIN;
+    let (connection, mut theirs, pushes, _driven) = connect_with_room(1 << 20);
+    let in_flight = InFlight::new(MAX);
+    connection.limit_values(&in_flight, 1);
+    let reply = |size: usize| format!("${size}\r\n{}\r\n:-1\r\n", "v".repeat(size));
+    let length = |replies: &Replies| match &replies.values[0] {
+        Value::BulkString(value) => value.len(),
+        other => panic!("{other:?}"),
+    };
+    let mut sizes = Vec::new();
+    let mut rooms = Vec::new();
+    for size in [COUNTED_MIN - 1, 2 * COUNTED_MIN, 2 * COUNTED_MIN, 2 * COUNTED_MIN] {
+        let pending = fetch(&connection, ValueRoom::None);
+        expect(&mut theirs, &["GET k", "PTTL k"]).await;
+        theirs.write_all(reply(size).as_bytes()).await.unwrap();
+        theirs.write_all(b">1\r\n+a\r\n").await.unwrap();
+        let replies = pending.await.unwrap().unwrap();
+        assert_eq!(replies.values.len(), 2);
+        sizes.push(length(&replies));
+        rooms.push(replies.room);
+    }
+    assert_eq!(sizes, [COUNTED_MIN - 1, 2 * COUNTED_MIN, 0, 0]);
+    assert_eq!(in_flight.bytes().0, 2 * COUNTED_MIN as u64);
+    let [
+        ValueRoom::None,
+        held @ ValueRoom::Reserved(_),
+        ValueRoom::Waits(turn),
+        ValueRoom::Refused,
+    ] = <[_; 4]>::try_from(rooms).unwrap()
+    else {
+        panic!("the second is held, the third waits, the fourth is refused")
+    };
+    let read = async {
+        while *pushes.lock().unwrap() < 4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), read).await.expect("the pushes behind them are read");
+
+    // It has its turn, and has become smaller meanwhile.
+    drop(held);
+    let room = turn.wait().await.unwrap();
+    let pending = fetch(&connection, ValueRoom::Reserved(room));
+    expect(&mut theirs, &["GET k", "PTTL k"]).await;
+    theirs.write_all(reply(COUNTED_MIN).as_bytes()).await.unwrap();
+    let replies = pending.await.unwrap().unwrap();
+    assert_eq!((length(&replies), in_flight.bytes().0), (COUNTED_MIN, COUNTED_MIN as u64));
+    drop(replies);
+    assert_eq!(in_flight.bytes().0, 0);
+}
+
+#[tokio::test]
+async fn value_that_has_grown_needs_new_room() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(1 << 20);
+    let in_flight = InFlight::new(3 * COUNTED_MIN);
+    connection.limit_values(&in_flight, 1);
+    let Admission::Granted(others) = in_flight.reserve(COUNTED_MIN, 0) else { panic!("no room") };
+    let Admission::Granted(room) = in_flight.reserve(COUNTED_MIN, 0) else { panic!("no room") };
+    let pending = fetch(&connection, ValueRoom::Reserved(room));
+    expect(&mut theirs, &["GET k", "PTTL k"]).await;
+    let value = "v".repeat(3 * COUNTED_MIN);
+    theirs.write_all(format!("${}\r\n{value}\r\n:-1\r\n", value.len()).as_bytes()).await.unwrap();
+    let replies = pending.await.unwrap().unwrap();
+    assert!(matches!(replies.room, ValueRoom::Waits(_)), "{:?}", replies.room);
+    assert_eq!(in_flight.bytes().0, COUNTED_MIN as u64);
+    drop(others);
+}
+
+#[tokio::test]
+async fn value_in_a_transaction_needs_room() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(1 << 20);
+    let in_flight = InFlight::new(COUNTED_MIN);
+    connection.limit_values(&in_flight, 0);
+    let Admission::Granted(_others) = in_flight.reserve(1, 0) else { panic!("no room") };
+    let of = connection.clone();
+    let pending = tokio::spawn(async move {
+        let write = |commands: &mut BytesMut| {
+            commands.extend_from_slice(b"x\r\n");
+            1
+        };
+        of.send_fetch(None, ValueRoom::None, write).await
+    });
+    assert_eq!(line(&mut theirs).await, "x");
+    let value = "v".repeat(COUNTED_MIN);
+    let exec = format!("*2\r\n${}\r\n{value}\r\n:-1\r\n", value.len());
+    theirs.write_all(exec.as_bytes()).await.unwrap();
+    let replies = pending.await.unwrap().unwrap();
+    assert!(matches!(replies.room, ValueRoom::Refused), "{:?}", replies.room);
+    let empty = Value::Array(vec![Value::BulkString(Vec::new()), Value::Int(-1)]);
+    assert_eq!(replies.values, [empty]);
+}
+
 #[tokio::test]
 async fn unexpected_or_invalid_reply_ends_connection() {
     for (sent, reason) in [
@@ -199,7 +303,10 @@ fn request_values(
 ) -> PendingValues {
     let request = |_| {
         let connection = connection.clone();
-        tokio::spawn(async move { connection.fetch_value(deadline, &Key::from(&b"k"[..])).await })
+        tokio::spawn(async move {
+            let key = Key::from(&b"k"[..]);
+            Ok(connection.fetch_value(deadline, ValueRoom::None, &key).await?.values)
+        })
     };
     (0..count).map(request).collect()
 }
@@ -425,7 +532,8 @@ fn request_frame(
             commands.extend_from_slice(b"frame\r\n");
             2
         };
-        connection.send_for_frame(None, limit, write).await
+        let (replies, frame) = connection.send_for_frame(None, limit, write).await?;
+        Ok((replies.values, frame))
     })
 }
 

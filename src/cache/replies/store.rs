@@ -112,11 +112,20 @@ impl ReplyStore {
 
     /// Returns what everything that is kept takes, and the bound.
     pub fn memory(&self) -> MemoryStatistics {
+        let (in_flight, max_in_flight) = self.budget.in_flight().bytes();
         MemoryStatistics {
+            in_flight,
+            max_in_flight,
+            in_flight_discarded: self.budget.in_flight().discarded(),
             bytes: self.budget.memory(),
             max: self.budget.max() as u64,
             too_large: self.budget.too_large(),
         }
+    }
+
+    /// Whether room for values in flight is short, so that clients should not hold it for long.
+    pub fn is_room_short(&self) -> bool {
+        self.budget.in_flight().is_short()
     }
 
     /// Returns the bound on the memory of all caches that share this store.

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::advance;
 
 use super::*;
+use crate::settings::{ByteSize, MemorySize};
 use std::sync::atomic::Ordering::Relaxed;
 
 mod reference;
@@ -38,7 +39,7 @@ fn cache(settings: Settings) -> TestCache {
 }
 
 fn value(text: &str) -> Fetched<Failure> {
-    Fetched::Value(Bytes::copy_from_slice(text.as_bytes()), None)
+    Fetched::Value(Bytes::copy_from_slice(text.as_bytes()).into(), None)
 }
 
 /// Reads `key`. A fetch, if the read starts one, returns `fetched`.
@@ -104,7 +105,7 @@ async fn age_counts_from_before_the_fetch() {
 #[tokio::test(start_paused = true)]
 async fn entry_never_outlives_its_key() {
     let cache = cache(Settings { stale_if_error: 60 * SECOND, ..settings(10) });
-    read(&cache, "k", Fetched::Value(Bytes::new(), Some(3 * SECOND))).await.unwrap();
+    read(&cache, "k", Fetched::Value(Bytes::new().into(), Some(3 * SECOND))).await.unwrap();
     advance(3 * SECOND).await;
     assert_eq!(
         read(&cache, "k", Fetched::Failed(Failure::Down)).await.unwrap_err(),
@@ -284,6 +285,28 @@ async fn invalidation_and_flush_remove_and_count() {
         (statistics.entries, statistics.bytes, evicted(&cache, EvictionCause::Flushed)),
         (0, 0, 2)
     );
+}
+
+#[tokio::test]
+async fn smaller_bound_on_memory_applies_at_once() {
+    const KEYS: usize = 100;
+    let bounded = |mebibytes: usize| Settings {
+        max_memory: MemorySize::Bytes(ByteSize(mebibytes << 20)),
+        ..settings(KEYS)
+    };
+    let cache = cache(bounded(20));
+    let text = "v".repeat(50_000);
+    for number in 0..KEYS {
+        read(&cache, &format!("{number:02}"), value(&text)).await.unwrap();
+    }
+    let statistics = cache.statistics();
+    assert_eq!((statistics.entries, statistics.memory.max), (KEYS as u64, 20 << 20));
+    let gone = cache.apply(&bounded(1));
+    let statistics = cache.statistics();
+    assert_eq!(statistics.entries + gone, KEYS as u64);
+    assert!(statistics.memory.bytes <= 1 << 20, "{:?}", statistics.memory);
+    assert!(statistics.entries > 10, "{} entries", statistics.entries);
+    assert_eq!(outcome(&cache, "99").await, Outcome::Hit);
 }
 
 #[tokio::test]
