@@ -357,7 +357,9 @@ async fn listeners(
     if let Some(commands) = commands.filter(|_| is_rest_apart) {
         let tls = config.rest.tls()?;
         files.extend(tls.as_ref().map(Tls::reloader));
-        let commands = Arc::new(HttpService::new(commands, config.rest.limits(), None));
+        let observer =
+            Observer::new(metrics, FrontEnd::Rest).with_access_log(&config.telemetry, "/");
+        let commands = Arc::new(HttpService::new(commands, config.rest.limits(), None, observer));
         let requirement = config.rest.auth_requirement();
         let commands = listener_config(commands, tls, fd_budget.rest, requirement);
         services.push((FrontEnd::Rest, &config.rest.listen, commands));

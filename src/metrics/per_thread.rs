@@ -167,16 +167,18 @@ pub(super) struct ThreadMetrics {
     responses: [[ThreadCounter; CLASSES.len()]; RESPONDERS.len()],
 }
 
-/// The front ends with responses over HTTP. The responses of REST count as those of the listener.
-const RESPONDERS: [FrontEnd; 2] = [FrontEnd::Http, FrontEnd::Admin];
+/// The front ends with responses over HTTP. Beside the keys, the responses of REST count as those of
+/// that listener.
+const RESPONDERS: [FrontEnd; 3] = [FrontEnd::Http, FrontEnd::Admin, FrontEnd::Rest];
 /// The classes of status codes, from 200 on.
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 impl ThreadMetrics {
     /// Counts a response with this status.
     pub(super) fn add_response(&self, front_end: FrontEnd, status: u16) {
-        let counts = &self.responses[usize::from(front_end == FrontEnd::Admin)];
-        if let Some(count) = counts.get(usize::from(status / 100).wrapping_sub(2)) {
+        let listener = RESPONDERS.iter().position(|responder| *responder == front_end);
+        let class = usize::from(status / 100).wrapping_sub(2);
+        if let Some(count) = listener.and_then(|at| self.responses[at].get(class)) {
             count.add(1);
         }
     }

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::env::number;
 use crate::support::memory::resident;
-use crate::support::redis_server::RedisServerBuilder;
+use crate::support::redis_server::{RedisServer, RedisServerBuilder};
 use crate::support::resp_client::{RespClient, bulk, command, show, words};
-use crate::support::resp_pair::{AS_READER, LASTING, READER_AND_OTHER, RespPair, is_straight};
+use crate::support::resp_pair::{
+    AS_READER, LASTING, READER_AND_OTHER, RespPair, is_straight, resp_config,
+};
 use crate::support::serving::{await_metric, metric};
 use crate::support::{Proxy, eventually, within};
 
