@@ -173,7 +173,7 @@ fn read_with_a_token_goes_to_redis_in_ttl_mode() {
 }
 
 #[test]
-fn token_names_the_to_writer_of_all_primaries_of_a_cluster() {
+fn token_names_the_writes_of_all_primaries_of_a_cluster() {
     let (cluster, file) = (RedisCluster::of(3), SecretFile::new(TOKENS));
     let (writer, reader) =
         (proxy(&cluster.settings(), &file, ""), proxy(&cluster.settings(), &file, ""));
