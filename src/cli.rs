@@ -41,6 +41,13 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
+    /// Print how many reads of each rule (`cache.rules`) needed no request to Redis, or with mode
+    /// "observe" would have needed none, from a running proxy.
+    Report {
+        /// Where the proxy serves `/report`; without it, the listener of the configuration
+        #[arg(long, value_name = "HOST:PORT")]
+        admin: Option<String>,
+    },
     /// Write a commented configuration file, in which the flags set their keys, as in `redis-proxy
     /// init --redis_host db --set cache.capacity=5000`.
     Init {

@@ -13,9 +13,12 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
-use redis_proxy::daemon::health::{self, HealthCheck, Transport};
+use redis_proxy::daemon::health::{self, HealthCheck};
+use redis_proxy::daemon::query::{self, Query, Transport};
+use redis_proxy::daemon::report;
 use redis_proxy::daemon::{Daemon, ExitReason, StartError};
 use redis_proxy::server::BindError;
+use redis_proxy::settings::Listen;
 use redis_proxy::telemetry::{self, LogFilter, LogFormat, Telemetry, TracesError};
 use tracing::field;
 
@@ -97,6 +100,13 @@ fn configured(command: Option<&Command>, flags: Flags) -> ExitCode {
         let config = sources.load_lenient();
         return finish(health(&config, if *live { HealthCheck::Live } else { HealthCheck::Ready }));
     }
+    if let Some(Command::Report { admin }) = command {
+        let (listen, transport) = match operators(&sources.load_lenient(), admin.as_deref()) {
+            Ok(found) => found,
+            Err(text) => return print_error(&text, USAGE),
+        };
+        return finish(report(&listen, transport));
+    }
     let serves = command.is_none() && !sources.flags.print_config;
     let config = match sources.load() {
         Ok(config) => config,
@@ -124,7 +134,7 @@ fn check(config: &Config, sources: &Sources) -> ExitCode {
             "telemetry.log_filter: {target:?} is a target of no log line, so it changes nothing"
         )
     });
-    for warning in variables.chain(targets) {
+    for warning in variables.chain(targets).chain(config.overlapping_rules()) {
         write_error(&format!("warning: {warning}"));
     }
     finish(print_text("The configuration is right.\n"))
@@ -195,12 +205,32 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-fn health(config: &Config, health_check: HealthCheck) -> anyhow::Result<ExitCode> {
+/// Returns the listener with the operator's routes: the given one, or that of the configuration.
+fn operators(config: &Config, admin: Option<&str>) -> Result<(Listen, Transport), String> {
+    if let Some(admin) = admin {
+        let listen =
+            Listen::try_from(admin.to_owned()).map_err(|text| format!("--admin: {text}"))?;
+        return Ok((listen, Transport::Tcp));
+    }
     let is_apart = !config.admin.listen.is_off();
     let listen = if is_apart { &config.admin.listen } else { &config.http.listen };
     let is_in_clear = is_apart || config.http.tls_cert_file.as_os_str().is_empty();
-    let transport = if is_in_clear { Transport::Tcp } else { Transport::Tls };
-    let (well, answer) = health::check(listen, transport, health_check)
+    Ok((listen.clone(), if is_in_clear { Transport::Tcp } else { Transport::Tls }))
+}
+
+fn report(listen: &Listen, transport: Transport) -> anyhow::Result<ExitCode> {
+    let query = Query { path: "/report", token: None };
+    let (status, body) =
+        query::get(listen, transport, query).with_context(|| format!("no answer from {listen}"))?;
+    match report::render(&body) {
+        Some(table) if status == 200 => print_text(&table),
+        _ => anyhow::bail!("no report from {listen}, but status {status}"),
+    }
+}
+
+fn health(config: &Config, health_check: HealthCheck) -> anyhow::Result<ExitCode> {
+    let (listen, transport) = operators(config, None).map_err(anyhow::Error::msg)?;
+    let (well, answer) = health::check(&listen, transport, health_check)
         .with_context(|| format!("no answer from {listen}"))?;
     print_text(&format!("{answer}\n"))?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })

@@ -145,6 +145,19 @@ const COMMANDS: &[(&str, &[Section])] = &[
         ],
     ),
     (
+        "report",
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[(
+                    "redis-proxy report --admin 127.0.0.1:9090",
+                    "Prints how many reads of each rule Redis was spared, or would be.",
+                )],
+            ),
+        ],
+    ),
+    (
         "schema",
         &[(
             "EXAMPLES",

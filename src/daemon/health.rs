@@ -1,21 +1,8 @@
 //! `redis-proxy health`: queries the health of a running daemon, for containers and scripts.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::io;
 
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
-use tokio_rustls::rustls::crypto::{
-    CryptoProvider, verify_tls12_signature, verify_tls13_signature,
-};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{
-    self, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned,
-};
-
+use super::query::{Query, Transport, get};
 use crate::settings::Listen;
 
 /// The kind of health that is queried.
@@ -36,167 +23,16 @@ impl HealthCheck {
     }
 }
 
-/// The time limit of one check. It is long enough for a busy machine, and shorter than the usual
-/// time limit of a container's health check.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// The largest response that is read, in bytes. Every response is shorter.
-const MAX_RESPONSE: u64 = 64 << 10;
-
-/// The transport of the check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// Plain text.
-    Tcp,
-    /// TLS. Any certificate is accepted: the daemon is on this machine, and the request holds no
-    /// secret.
-    Tls,
-}
-
 /// Sends a health check to the daemon that listens on `listen`. Returns whether the status is 200,
 /// and the body of the response.
 ///
 /// # Errors
-/// [`io::Error`] if there is no connection or no response within 2 seconds, or if the response is
-/// not HTTP (`InvalidData`).
+/// The errors of [`get`].
 pub fn check(
     listen: &Listen,
     through: Transport,
     health_check: HealthCheck,
 ) -> io::Result<(bool, String)> {
-    let socket = DeadlineStream { until: Instant::now() + TIMEOUT, socket: connect(listen)? };
-    let answer = match through {
-        Transport::Tcp => exchange(socket, health_check)?,
-        Transport::Tls => exchange(StreamOwned::new(tls()?, socket), health_check)?,
-    };
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
-    let (Some(status), Some((_, body))) = (status, answer.split_once("\r\n\r\n")) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"));
-    };
-    Ok((status == "200", body.trim().to_owned()))
-}
-
-fn exchange(mut stream: impl Read + Write, health_check: HealthCheck) -> io::Result<Vec<u8>> {
-    write!(
-        stream,
-        "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        health_check.path()
-    )?;
-    stream.flush()?;
-    let mut answer = Vec::new();
-    stream.take(MAX_RESPONSE).read_to_end(&mut answer)?;
-    Ok(answer)
-}
-
-/// A socket with one deadline for all reads and writes together. A time limit for each read alone
-/// would never end a connection that sends byte by byte.
-struct DeadlineStream {
-    until: Instant,
-    socket: TcpStream,
-}
-
-impl DeadlineStream {
-    fn remaining(&self) -> io::Result<Option<Duration>> {
-        let remaining = self.until.saturating_duration_since(Instant::now());
-        if remaining.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(remaining)) }
-    }
-}
-
-impl Read for DeadlineStream {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.remaining()?)?;
-        self.socket.read(bytes)
-    }
-}
-
-impl Write for DeadlineStream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(self.remaining()?)?;
-        self.socket.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.socket.flush()
-    }
-}
-
-fn tls() -> io::Result<ClientConnection> {
-    let builder = ClientConfig::builder();
-    let verifier = AcceptAnyCert(Arc::clone(builder.crypto_provider()));
-    let config = builder
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
-    ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
-}
-
-/// A verifier that accepts any certificate.
-#[derive(Debug)]
-struct AcceptAnyCert(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAnyCert {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn connect(listen: &Listen) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in listen.to_string().to_socket_addrs()? {
-        match TcpStream::connect_timeout(&reachable(address), TIMEOUT) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// Returns the loopback address for a listener on all addresses.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
-    address
+    let (status, body) = get(listen, through, Query { path: health_check.path(), token: None })?;
+    Ok((status == 200, body))
 }

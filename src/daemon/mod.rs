@@ -7,7 +7,9 @@ mod bad_files;
 mod fd_limit;
 pub mod health;
 mod memory;
+pub mod query;
 mod reload;
+pub mod report;
 mod shutdown;
 mod systemd;
 

@@ -1,5 +1,5 @@
-//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`, `/status`. They are served
-//! beside `/keys/`, or on a separate listener if `[admin] listen` names one.
+//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`, `/report`, `/status`. They are
+//! served beside `/keys/`, or on a separate listener if `[admin] listen` names one.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
@@ -31,6 +31,7 @@ pub fn router(proxy: Proxy, status: Status, allow: KeyAllowlist) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/hotkeys", get(hot_keys))
+        .route("/report", get(report))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(allow))
         .layer(Extension(status))
@@ -56,7 +57,7 @@ async fn method_not_allowed() -> Response {
 async fn not_found() -> Response {
     let kind =
         ProblemType::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
-    kind.response(Some("Here are /metrics, /livez, /readyz, /hotkeys and /status."))
+    kind.response(Some("Here are /metrics, /livez, /readyz, /hotkeys, /report and /status."))
 }
 
 async fn metrics(State(proxy): State<Proxy>) -> Response {
@@ -130,6 +131,11 @@ async fn status_json(
         None => serde_json::Value::Null,
     };
     json_response(StatusCode::OK, &body)
+}
+
+/// Returns the reads by rule as JSON.
+async fn report(Extension(status): Extension<Status>) -> Response {
+    json_response(StatusCode::OK, &status.report())
 }
 
 /// Returns at most `limit` of the keys that are allowed.

@@ -25,7 +25,7 @@ use super::problem::RequestError;
 use super::request_head::SimpleRequest;
 use super::service::{FastPathResult, Handler, ResponseWriter};
 use super::settings::Settings;
-use crate::cache::{Answer, Freshness, ReadMode, Value};
+use crate::cache::{Answer, Freshness, ReadMode, RuleOutcome, Value};
 use crate::key::percent_decode;
 use crate::metrics::{FrontEnd, RejectReason};
 use crate::proxy::Proxy;
@@ -177,7 +177,7 @@ impl KeyHandler {
             }));
         };
         self.proxy.count_key(key, now);
-        let outcome = found.outcome;
+        let (outcome, rule) = (found.outcome, found.rule);
         match (found.entry.value(), found.freshness) {
             (Some(value), Freshness::Fresh { remaining })
                 if none_match.clone().next().is_none() =>
@@ -187,6 +187,7 @@ impl KeyHandler {
             _ => to.write_response(&self.response_for(&found, none_match)),
         }
         self.proxy.record(FrontEnd::Http, outcome, 1, now.elapsed());
+        self.proxy.record_rule(rule, RuleOutcome::Read(outcome), 1);
         FastPathResult::Done
     }
 

@@ -4,6 +4,7 @@
 //! is three files that are part of the program. It loads nothing from elsewhere.
 
 mod history;
+mod report;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,12 @@ impl Status {
             "last_reload": { "time": reload_time, "applied": reload_applied },
             "history": self.history.rates(),
         })
+    }
+
+    /// Returns the reads by rule as JSON.
+    pub fn report(&self) -> Value {
+        let statistics = self.proxy.statistics();
+        report::report(&statistics, &self.metrics)
     }
 
     /// Describes whether answers are fresh, and why.

@@ -29,6 +29,7 @@ mod reload;
 mod resp;
 mod rest;
 mod rights;
+mod rules;
 mod sentinel;
 mod startup;
 mod status;

@@ -93,7 +93,8 @@ fn families(exposition: &str) -> BTreeMap<String, Family> {
         for (label, value) in
             labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str()))
         {
-            let value = if ["version", "command", "role", "node"].contains(&label.as_str()) {
+            let value = if ["version", "command", "role", "node", "rule"].contains(&label.as_str())
+            {
                 "any".to_owned()
             } else {
                 value.expect("a value")
@@ -290,7 +291,7 @@ fn with_all_measurements(redis: &RedisServer) -> Proxy {
     proxy(
         redis,
         "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\n\
-            resp.max_connections = 100",
+            resp.max_connections = 100\ncache.rules = [{ keys = \"k*\" }]",
     )
 }
 

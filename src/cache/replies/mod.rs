@@ -33,6 +33,7 @@ pub use self::reply::Reply;
 pub(super) use self::reply::{Note, ReplyOf};
 pub use self::store::ReplyStore;
 use super::flight::{FlightGuard, Flights};
+use super::rules::Terms;
 use super::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
 use super::ttl::{Ttls, as_nanos};
 use super::types::{EvictionCause, FetchError, ReplyStatistics};
@@ -153,12 +154,19 @@ impl<E: FetchError> Replies<E> {
             && note.is_unchanged(&self.store.counters)
     }
 
-    /// Returns the reply to `command`, if it may be served at `now`. The caller has read the lease
-    /// before (invariant V2).
+    /// Returns the reply to `command`, if it is valid at `now` by the terms of its keys. The caller
+    /// has read the lease before (invariant V2).
     #[inline]
-    pub(super) fn lookup(&self, command: &[u8], now: u64, ttls: Ttls) -> Option<Arc<Reply>> {
+    pub(super) fn lookup(
+        &self,
+        command: &[u8],
+        now: u64,
+        terms_of: impl FnOnce(&[Key]) -> Terms,
+    ) -> Option<Arc<Reply>> {
         let reply = self.store.get(command)?;
-        if reply.is_fresh(now, ttls) && self.is_current(&reply.note) {
+        let Terms { ttls, max_value, .. } = terms_of(reply.keys());
+        let is_small = reply.frame().bytes().len() <= max_value;
+        if is_small && reply.is_fresh(now, ttls) && self.is_current(&reply.note) {
             return Some(reply);
         }
         self.remove_ended(command, &reply, now, ttls);

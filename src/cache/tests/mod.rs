@@ -11,6 +11,7 @@ use super::*;
 use std::sync::atomic::Ordering::Relaxed;
 
 mod reference;
+mod rules;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Failure {
