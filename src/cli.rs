@@ -48,6 +48,19 @@ pub enum Command {
         #[arg(long, value_name = "HOST:PORT")]
         admin: Option<String>,
     },
+    /// Print whether a running proxy answers reads of a key from memory, and why: age, expiry,
+    /// rule, kept replies, last invalidation.
+    Explain {
+        /// The key
+        key: String,
+        /// Where the proxy serves `/cache`; without it, the listener of the configuration
+        #[arg(long, value_name = "HOST:PORT")]
+        admin: Option<String>,
+        /// A file with a token that has the right purge, which every listener but that of operators
+        /// requires
+        #[arg(long = "token-file", value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
     /// Write a commented configuration file, in which the flags set their keys, as in `redis-proxy
     /// init --redis_host db --set cache.capacity=5000`.
     Init {

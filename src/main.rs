@@ -3,7 +3,7 @@
 //! Exit codes: 0 success, 1 failure, 64 wrong command line, 78 wrong configuration (sysexits.h).
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -15,10 +15,11 @@ use redis_proxy::cli::{self, Cli, Command, Flags};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::daemon::health::{self, HealthCheck};
 use redis_proxy::daemon::query::{self, Query, Transport};
-use redis_proxy::daemon::report;
 use redis_proxy::daemon::{Daemon, ExitReason, StartError};
+use redis_proxy::daemon::{explain, report};
 use redis_proxy::server::BindError;
 use redis_proxy::settings::Listen;
+use redis_proxy::telemetry::hot_keys::path_escape;
 use redis_proxy::telemetry::{self, LogFilter, LogFormat, Telemetry, TracesError};
 use tracing::field;
 
@@ -106,6 +107,13 @@ fn configured(command: Option<&Command>, flags: Flags) -> ExitCode {
             Err(text) => return print_error(&text, USAGE),
         };
         return finish(report(&listen, transport));
+    }
+    if let Some(Command::Explain { key, admin, token_file }) = command {
+        let (listen, transport) = match operators(&sources.load_lenient(), admin.as_deref()) {
+            Ok(found) => found,
+            Err(text) => return print_error(&text, USAGE),
+        };
+        return finish(explain(&listen, transport, key, token_file.as_deref()));
     }
     let serves = command.is_none() && !sources.flags.print_config;
     let config = match sources.load() {
@@ -225,6 +233,31 @@ fn report(listen: &Listen, transport: Transport) -> anyhow::Result<ExitCode> {
     match report::render(&body) {
         Some(table) if status == 200 => print_text(&table),
         _ => anyhow::bail!("no report from {listen}, but status {status}"),
+    }
+}
+
+fn explain(
+    listen: &Listen,
+    transport: Transport,
+    key: &str,
+    token_file: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let token = token_file.map(|file| {
+        let text = fs::read_to_string(file);
+        text.with_context(|| format!("cannot read {}", file.display()))
+    });
+    let token = token.transpose()?;
+    // Rights may follow the token in its line.
+    let token = token.as_deref().and_then(|text| text.split_whitespace().next());
+    let path = format!("/cache/{}", path_escape(key.as_bytes()));
+    let (status, body) = query::get(listen, transport, Query { path: &path, token })
+        .with_context(|| format!("no answer from {listen}"))?;
+    match explain::render(&body) {
+        Some(text) if status == 200 => print_text(&text),
+        _ if status == 401 => {
+            anyhow::bail!("{listen} requires a token with the right purge: --token-file")
+        }
+        _ => anyhow::bail!("no explanation from {listen}, but status {status}"),
     }
 }
 

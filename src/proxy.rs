@@ -11,8 +11,8 @@ use crate::backend::{
     BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult, ReplyRequest,
 };
 use crate::cache::{
-    Answer, Coherence, KeptReply, LookupUse, Outcome, ReadMode, ReplyResult, RuleId, RuleMode,
-    RuleOutcome, RuleRead, Settings, Statistics,
+    Answer, Coherence, KeptReply, KeyState, LookupUse, Outcome, Purge, ReadMode, ReplyResult,
+    RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::metrics::{FrontEnd, Kind, Metrics, Node, RejectReason};
@@ -254,6 +254,17 @@ impl Proxy {
     /// Removes everything from memory.
     pub fn invalidate_all(&self) {
         self.upstream.invalidate_all();
+    }
+
+    /// Drops entries and replies that an operator purges. Returns the number of entries. Takes time
+    /// in proportion to what is kept, except for a single key.
+    pub fn purge(&self, purge: &Purge) -> u64 {
+        self.upstream.purge(purge)
+    }
+
+    /// Returns the state of `key` in memory; `None` if no owner of its slot is known.
+    pub fn explain(&self, key: &[u8]) -> Option<KeyState> {
+        self.upstream.explain(key)
     }
 
     /// Returns the user of the cached values, if the proxy authenticates, and their database.

@@ -10,8 +10,8 @@ use crate::backend::{
     ReplyRequest,
 };
 use crate::cache::{
-    Answer, Cache, Coherence, FetchedReply, KeptReply, LookupUse, Outcome, ReadMode, ReplyRead,
-    ReplyResult, RuleMode, RuleRead, Rules, Settings, Statistics,
+    Answer, Cache, Coherence, FetchedReply, KeptReply, KeyState, LookupUse, Outcome, Purge,
+    ReadMode, ReplyRead, ReplyResult, RuleMode, RuleRead, Rules, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -268,6 +268,22 @@ impl Upstream {
         match self {
             Self::Standalone(cache, _) => cache.invalidate_all(),
             Self::Cluster(cluster) => cluster.invalidate_all(),
+        }
+    }
+
+    /// Drops entries and replies, as [`Cache::purge`] does. Returns the number of entries.
+    pub fn purge(&self, purge: &Purge) -> u64 {
+        match self {
+            Self::Standalone(cache, _) => cache.purge(purge),
+            Self::Cluster(cluster) => cluster.purge(purge),
+        }
+    }
+
+    /// Returns the state of `key` in memory; `None` if no owner of its slot is known.
+    pub fn explain(&self, key: &[u8]) -> Option<KeyState> {
+        match self {
+            Self::Standalone(cache, _) => Some(cache.explain(key)),
+            Self::Cluster(cluster) => cluster.lookup(key, |cache| Some(cache.explain(key))),
         }
     }
 

@@ -17,7 +17,9 @@ mod flight;
 mod lease;
 mod lru;
 mod policy;
+mod purge;
 mod read_buffer;
+mod recent;
 mod replies;
 mod reply_reads;
 mod rules;
@@ -42,6 +44,9 @@ pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
 use self::lease::Lease;
 pub use self::lease::{Coherence, Validity};
+pub use self::purge::{EntryState, KeyState, Purge};
+pub use self::recent::Invalidated;
+use self::recent::RecentInvalidations;
 use self::replies::Replies;
 pub use self::replies::{FetchedReply, Reply, ReplyProbe, ReplyResult, ReplyStore};
 pub use self::reply_reads::{KeptReply, ReplyRead};
@@ -82,6 +87,7 @@ struct Shared<E> {
     /// Serializes operations on the whole store: sweeps, resizes and pattern invalidations.
     whole_store: Mutex<()>,
     evictions: Arc<EvictionCounters>,
+    recent: RecentInvalidations,
     background: Handle,
     created: Instant,
 }
@@ -170,6 +176,7 @@ impl<E: FetchError> Cache<E> {
             settings: Mutex::new(settings),
             whole_store: Mutex::new(()),
             evictions,
+            recent: RecentInvalidations::new(),
             background,
             created: Instant::now(),
         }))
@@ -306,11 +313,19 @@ impl<E: FetchError> Cache<E> {
     /// Drops the stored entry for `key` and discards the result of its fetch in progress
     /// (invariant F2).
     pub fn invalidate(&self, key: &[u8]) {
+        self.drop_key(key, Invalidated::Key);
+    }
+
+    /// Drops `key` for this cause. Returns whether it was stored.
+    fn drop_key(&self, key: &[u8], cause: Invalidated) -> bool {
         let shared = &self.0;
         shared.replies.key_changed(key);
-        if shared.flights.close(key, || shared.store.load().remove(key)) {
-            shared.evictions.add(EvictionCause::Invalidated, 1);
+        let was_stored = shared.flights.close(key, || shared.store.load().remove(key));
+        if was_stored {
+            shared.evictions.add(cause.eviction(), 1);
         }
+        shared.recent.add(key, cause, shared.created.elapsed());
+        was_stored
     }
 
     /// Drops every key for which `matches` returns true, stored or being fetched. Takes time in
@@ -534,9 +549,20 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn record_flush(&self, old_store: Arc<Store>) {
-        self.evictions.add(EvictionCause::Flushed, old_store.size().0);
+        self.count_dropped(old_store, EvictionCause::Flushed);
+    }
+
+    /// Counts the entries of a store that was replaced. Returns their number.
+    fn count_dropped(&self, old_store: Arc<Store>, cause: EvictionCause) -> u64 {
+        let entries = old_store.size().0;
+        // Otherwise the first connection would count as an invalidation.
+        if entries > 0 {
+            self.recent.add_all(self.created.elapsed());
+        }
+        self.evictions.add(cause, entries);
         // Dropping a large store takes long, so no reader and no worker waits for it.
         self.background.spawn_blocking(move || drop(old_store));
+        entries
     }
 
     /// Applies a new coherence timeout, also to the current lease.

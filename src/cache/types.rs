@@ -165,17 +165,20 @@ pub enum EvictionCause {
     Resized,
     /// Everything that is kept took more memory than `cache.max_memory`.
     Memory,
+    /// An operator purged the key.
+    Purged,
 }
 
 impl EvictionCause {
     /// Every cause.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Capacity,
         Self::Expired,
         Self::Invalidated,
         Self::Flushed,
         Self::Resized,
         Self::Memory,
+        Self::Purged,
     ];
 
     /// Returns the name in labels and logs.
@@ -187,6 +190,7 @@ impl EvictionCause {
             Self::Flushed => "flushed",
             Self::Resized => "resized",
             Self::Memory => "memory",
+            Self::Purged => "purged",
         }
     }
 }

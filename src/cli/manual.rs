@@ -112,6 +112,19 @@ const COMMANDS: &[(&str, &[Section])] = &[
         ],
     ),
     (
+        "explain",
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[(
+                    "redis-proxy explain session:1 --admin 127.0.0.1:9090",
+                    "Prints whether the proxy there answers reads of this key from memory, and why.",
+                )],
+            ),
+        ],
+    ),
+    (
         "health",
         &[
             EXIT_STATUS,

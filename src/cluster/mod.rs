@@ -43,8 +43,8 @@ use crate::backend::{
     FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
 use crate::cache::{
-    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, ReplyStatistics, ReplyStore,
-    Rules, Statistics,
+    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, ReplyStatistics,
+    ReplyStore, Rules, Statistics,
 };
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
@@ -517,6 +517,12 @@ impl Cluster {
     /// Removes all entries from every cache.
     pub fn invalidate_all(&self) {
         self.0.shards().iter().for_each(|shard| shard.cache.invalidate_all());
+    }
+
+    /// Drops entries and replies from every cache, as [`Cache::purge`] does. Returns the number of
+    /// entries.
+    pub fn purge(&self, purge: &Purge) -> u64 {
+        self.0.shards().iter().map(|shard| shard.cache.purge(purge)).sum()
     }
 
     /// Removes expired entries. Takes time in proportion to the number of entries.

@@ -4,6 +4,7 @@
 //! before it commits any (invariant A5), so a refused configuration changes nothing.
 
 mod bad_files;
+pub mod explain;
 mod fd_limit;
 pub mod health;
 mod memory;
@@ -31,13 +32,13 @@ use self::fd_limit::{FdBudget, fit_fd_limit};
 use self::reload::{Reload, ReloadOutcome, reload_finished};
 pub use self::shutdown::ExitReason;
 use self::systemd::{ActivatedSockets, ActivationError, Notifier};
-use crate::access::{BearerAuth, FileError, Prepare};
+use crate::access::{BearerAuth, FileError, Prepare, PurgeTokens};
 use crate::backend::{Backend, CommandNames, Mode, PrepareError};
 use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::commands::kept_names;
 use crate::config::{Config, Problems, Sources};
-use crate::http::{self, HttpService};
+use crate::http::{self, CacheAccess, HttpService, TrustedPeers};
 use crate::metrics::{FrontEnd, Metrics, RejectReason};
 use crate::proxy::Proxy;
 use crate::resp::Resp;
@@ -317,13 +318,18 @@ async fn listeners(
         auth_requirement,
     };
     let is_admin_apart = activated.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let beside = if is_admin_apart {
-        Router::new()
-    } else {
-        http::router(proxy.clone(), status.clone(), config.http.allow_keys.clone())
-    };
-    let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
     let commands = rest(config, proxy)?;
+    let tokens = PurgeTokens { bearer: auth.clone(), rest: commands.as_ref().map(Rest::tokens) };
+    let mut reads = http::Keys::new(proxy.clone(), config.http.clone(), Router::new());
+    if !is_admin_apart {
+        let access = CacheAccess {
+            front_end: FrontEnd::Http,
+            trusted: TrustedPeers::None,
+            tokens: tokens.clone(),
+            allow: config.http.allow_keys.clone(),
+        };
+        reads = reads.with_operators(http::router(proxy.clone(), status.clone(), access));
+    }
     files.extend(commands.as_ref().map(Rest::reloader));
     let reads = WithRest::new(commands, reads);
     let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
@@ -332,7 +338,7 @@ async fn listeners(
     let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
     if is_admin_apart {
         let operators = Arc::new(HttpService::new(
-            http::standalone_router(proxy.clone(), status.clone()),
+            http::standalone_router(proxy.clone(), status.clone(), tokens),
             limits,
             None,
         ));

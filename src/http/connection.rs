@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::sleep;
 
+use super::cache_routes::LocalPeer;
 use super::fast_path::{FastPath, Handover};
 use super::problem::{ProblemType, denied_response};
 use super::request_head::field_size;
@@ -111,11 +112,16 @@ impl<R: Handler> HttpService<R> {
             Some(Handover::Http1(stream, first)) => (stream, first, false),
             Some(Handover::Http2(stream, first)) => (stream, first, true),
         };
+        let is_local = stream.is_local_peer();
         let inspector = (!is_http2).then(|| timers.fragment_inspector());
         let stream =
             TrackedIo::of_client(stream, Arc::clone(&timers.activity), first, inspector, close());
         let timers_of_service = Arc::clone(&timers);
         let answer = service_fn(move |request| {
+            let mut request = request;
+            if is_local {
+                request.extensions_mut().insert(LocalPeer);
+            }
             self.clone().respond(request, Arc::clone(&timers_of_service))
         });
         if is_http2 {

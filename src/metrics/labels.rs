@@ -118,7 +118,7 @@ pub enum RejectReason {
 
 impl RejectReason {
     /// The reasons of each front end.
-    pub(super) const ALL: [(FrontEnd, Self); 10] = [
+    pub(super) const ALL: [(FrontEnd, Self); 11] = [
         (FrontEnd::Http, Self::Token),
         (FrontEnd::Http, Self::Key),
         (FrontEnd::Http, Self::Tls),
@@ -129,6 +129,7 @@ impl RejectReason {
         (FrontEnd::Rest, Self::Token),
         (FrontEnd::Rest, Self::Key),
         (FrontEnd::Rest, Self::Command),
+        (FrontEnd::Admin, Self::Token),
     ];
 
     pub(super) fn name(self) -> &'static str {

@@ -72,6 +72,11 @@ impl Rest {
         self.0.tokens.reloader()
     }
 
+    /// Returns the tokens, for other routes that they admit to.
+    pub fn tokens(&self) -> TokenFile {
+        self.0.tokens.clone()
+    }
+
     /// Returns the path below the front end's own, if it is one of its paths.
     fn path_below<'a>(&self, path: &'a str) -> Option<&'a str> {
         let below = path.strip_prefix(&*self.0.settings.path)?;

@@ -3,6 +3,7 @@
 //! Every value that `/metrics` has too comes from the same counters, so both agree. The page itself
 //! is three files that are part of the program. It loads nothing from elsewhere.
 
+mod explain;
 mod history;
 mod report;
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::history::{History, INTERVAL, Sample, ratio};
-use crate::cache::{Coherence, CoherenceMode, EvictionCause, Outcome, Statistics};
+use crate::cache::{Coherence, CoherenceMode, EvictionCause, KeyState, Outcome, Statistics};
 use crate::metrics::{Metrics, Node, OutcomeTimes};
 use crate::proxy::Proxy;
 
@@ -23,6 +24,11 @@ pub const PAGE: &str = include_str!("page.html");
 pub const STYLE: &str = include_str!("page.css");
 /// The script at `/status.js`, which shows what `/status.json` has.
 pub const SCRIPT: &str = include_str!("page.js");
+
+/// Returns the state of a key as JSON. `name` is the key as it is written behind `/keys/`.
+pub fn explain(name: &str, state: &KeyState) -> Value {
+    explain::explain(name, state)
+}
 
 /// The state of one daemon. Clones share it.
 #[derive(Clone)]

@@ -23,6 +23,7 @@ mod metrics;
 mod no_cache;
 mod operations;
 mod protocol;
+mod purge;
 mod readme;
 mod reads;
 mod reload;

@@ -25,6 +25,7 @@ mod proofs;
 mod reply;
 mod store;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +98,35 @@ impl<E: FetchError> Replies<E> {
     /// Ends all replies that depend on `key`.
     pub(super) fn key_changed(&self, key: &[u8]) {
         self.store.counters.add(key);
+    }
+
+    /// Ends all replies that depend on a key for which `matches` returns true. Takes time in
+    /// proportion to the number of replies.
+    ///
+    /// Flights close first. A reply that one of them has stored before is found afterwards.
+    pub(super) fn purge_where(&self, matches: impl Fn(&[u8]) -> bool) {
+        self.flights.close_all(|| ());
+        let generation = self.generation.load(Acquire);
+        self.store.remove_where(EvictionCause::Purged, |reply| {
+            if reply.note.generation() != generation {
+                return false;
+            }
+            let keys = reply.keys().iter().map(Key::as_bytes);
+            keys.filter(|key| matches(key)).map(|key| self.key_changed(key)).count() > 0
+        });
+    }
+
+    /// Returns the number of valid replies to reads of `key`, by the name of their command. Takes
+    /// time in proportion to the number of replies.
+    pub(super) fn commands_of(&self, key: &[u8], now: u64, ttls: Ttls) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for (command, reply) in self.store.of_generation(self.generation.load(Acquire)) {
+            let has_key = reply.keys().iter().any(|other| other.as_bytes() == key);
+            if has_key && reply.is_fresh(now, ttls) && self.is_current(&reply.note) {
+                *counts.entry(name_of(command.as_bytes())).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// Ends all replies of this cache. Returns the generation that ended;
@@ -216,6 +246,12 @@ impl<E: FetchError> Replies<E> {
         };
         guard.complete(keep, result.clone());
     }
+}
+
+/// Returns the name of a command in RESP: the bytes behind the two lengths.
+fn name_of(command: &[u8]) -> String {
+    let name = command.split(|byte| *byte == b'\r').nth(2).unwrap_or_default();
+    String::from_utf8_lossy(name.trim_ascii_start()).into_owned()
 }
 
 #[cfg(test)]

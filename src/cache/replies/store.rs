@@ -180,13 +180,20 @@ impl ReplyStore {
     /// Removes the replies of a generation that has ended. Takes time in proportion to the number
     /// of replies.
     pub(in super::super) fn remove_generation(&self, generation: u64) {
+        let has_ended = |reply: &Reply| reply.note.generation() == generation;
+        self.remove_where(EvictionCause::Flushed, has_ended);
+    }
+
+    /// Removes the replies for which `is_meant` returns true. Takes time in proportion to their
+    /// number.
+    pub(super) fn remove_where(&self, cause: EvictionCause, is_meant: impl Fn(&Reply) -> bool) {
         let removed = AtomicU64::new(0);
         self.replies.retain(|_, reply| {
-            let has_ended = reply.note.generation() == generation;
-            removed.fetch_add(has_ended.into(), Relaxed);
-            !has_ended
+            let is_meant = is_meant(reply);
+            removed.fetch_add(is_meant.into(), Relaxed);
+            !is_meant
         });
-        self.evictions.add(EvictionCause::Flushed, removed.into_inner());
+        self.evictions.add(cause, removed.into_inner());
         self.count();
     }
 
