@@ -100,6 +100,7 @@ let
       "negative_ttl"
       "policy"
       "reply_share"
+      "rules"
       "stale_if_error"
       "ttl"
     ];

@@ -21,10 +21,15 @@ fn main() -> anyhow::Result<()> {
         std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let [read, times] = &arguments[..] else { return Ok(()) };
     let times = times.parse().context("TIMES is a number")?;
-    let rig = Rig::new();
+    // The same read with rules: one for its keys, and others with the same first byte.
+    let (read, prefixes) = match read.strip_suffix("-rules") {
+        Some(read) => (read, &["session:*", "key:*", "k*", "key:admin:*", "other:*", "*"][..]),
+        None => (read.as_str(), &[][..]),
+    };
+    let rig = Rig::with_rules(prefixes);
     let keys: Vec<_> = scattered().take(rig::KEYS).map(key).collect();
     let reads = keys.iter().cycle().take(times);
-    match read.as_str() {
+    match read {
         "lookup" => reads.for_each(|key| drop(black_box(rig.proxy.lookup(key, Instant::now())))),
         "get" => rig.runtime.block_on(async {
             for key in reads {

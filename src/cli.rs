@@ -66,6 +66,23 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print how many reads of each rule (`cache.rules`) needed no request to Redis, or with mode
+    /// "observe" would have needed none, from a running proxy.
+    Report {
+        /// The proxy.
+        #[command(flatten)]
+        peer: Peer,
+    },
+    /// Print whether a running proxy answers reads of a key from memory, and why: age, expiry,
+    /// rule, kept replies, last invalidation. Every listener but that of operators requires a token
+    /// that has the right purge.
+    Explain {
+        /// The key
+        key: String,
+        /// The proxy.
+        #[command(flatten)]
+        peer: Peer,
+    },
     /// Write a commented configuration file, in which the flags set their keys, as in `redis-proxy
     /// init --redis_host db --set cache.capacity=5000`.
     Init {
@@ -96,8 +113,19 @@ pub enum Command {
 /// The running proxy that a command watches.
 #[derive(Debug, Clone, Args)]
 pub struct Watch {
-    /// The listener with /status.json: HOST:PORT, <https://HOST:PORT> or <unix:///PATH>. By default
-    /// that of the configuration, on this machine
+    /// The proxy.
+    #[command(flatten)]
+    pub peer: Peer,
+    /// The time between two looks, as in 500ms or 5s
+    #[arg(long, short, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+}
+
+/// A running proxy that a command queries.
+#[derive(Debug, Clone, Args)]
+pub struct Peer {
+    /// The listener with the operator's routes: HOST:PORT, <https://HOST:PORT> or
+    /// <unix:///PATH>. By default that of the configuration, on this machine
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<String>,
     /// A file with a bearer token. By default the first one of `http.tokens_file`, if the
@@ -107,9 +135,6 @@ pub struct Watch {
     /// The authorities of the certificate (PEM). By default those of the system
     #[arg(long = "ca-file", value_name = "FILE", requires = "admin")]
     pub ca_file: Option<PathBuf>,
-    /// The time between two looks, as in 500ms or 5s
-    #[arg(long, short, value_name = "DURATION", default_value = "1s", value_parser = interval)]
-    pub interval: Duration,
 }
 
 /// Parses the time between two looks.

@@ -1,4 +1,4 @@
-//! A client of a running proxy's HTTP listener, for the commands `health`, `stat` and `top`.
+//! A client of a running proxy's HTTP listener, for the commands that query one.
 //!
 //! Model: one GET on a connection of its own, over TCP, TLS or a unix socket, with one deadline for
 //! all of it. The rule that must not be broken: a token is sent over TLS only to a peer whose
@@ -19,6 +19,9 @@ use crate::settings::{Listen, Secret};
 
 /// The largest response that is read, in bytes. Every response is shorter.
 const MAX_RESPONSE: usize = 4 << 20;
+/// The time limit of one request. It is long enough for a busy machine, and shorter than the usual
+/// time limit of a container's health check.
+pub const TIMEOUT: Duration = Duration::from_secs(2);
 /// The most headers of a response.
 const MAX_HEADERS: usize = 64;
 

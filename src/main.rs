@@ -10,13 +10,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow, bail};
-use redis_proxy::cli::{self, Command, Flags, Watch};
-use redis_proxy::client::{Target, Trust};
+use redis_proxy::cli::{self, Command, Flags, Peer};
+use redis_proxy::client::{self, Response, Target, Trust};
 use redis_proxy::config::{self, Config, Problems, Sources};
 use redis_proxy::console::{self, Source};
 use redis_proxy::daemon::health::{self, HealthCheck};
 use redis_proxy::daemon::{Daemon, ExitReason, StartError};
+use redis_proxy::daemon::{explain, report};
 use redis_proxy::server::BindError;
+use redis_proxy::telemetry::hot_keys::path_escape;
 use redis_proxy::telemetry::{self, LogFilter, LogFormat, Telemetry, TracesError};
 use tracing::field;
 
@@ -94,13 +96,21 @@ fn create(file: &Path, text: &str, replace: bool) -> io::Result<()> {
 fn configured(command: Option<&Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
     if let Some(Command::Stat { watch, .. } | Command::Top { watch, .. }) = command {
-        let source = watched(watch, || sources.load_lenient());
+        let target = queried(&watch.peer, || sources.load_lenient());
+        let source = target.map(|target| Source::new(target, watch.interval));
         return finish(source.and_then(|source| show(command, source)));
     }
     if let Some(Command::Health { live }) = command {
         // A refused reload leaves the daemon healthy, so problems of the file are ignored here.
         let config = sources.load_lenient();
         return finish(health(&config, if *live { HealthCheck::Live } else { HealthCheck::Ready }));
+    }
+    if let Some(Command::Report { peer }) = command {
+        return finish(queried(peer, || sources.load_lenient()).and_then(|target| report(&target)));
+    }
+    if let Some(Command::Explain { key, peer }) = command {
+        let target = queried(peer, || sources.load_lenient());
+        return finish(target.and_then(|target| explain(&target, key)));
     }
     let serves = command.is_none() && !sources.flags.print_config;
     let config = match sources.load() {
@@ -129,7 +139,7 @@ fn check(config: &Config, sources: &Sources) -> ExitCode {
             "telemetry.log_filter: {target:?} is a target of no log line, so it changes nothing"
         )
     });
-    for warning in variables.chain(targets) {
+    for warning in variables.chain(targets).chain(config.overlapping_rules()) {
         write_error(&format!("warning: {warning}"));
     }
     finish(print_text("The configuration is right.\n"))
@@ -200,6 +210,33 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints the reads by rule of a running proxy.
+fn report(target: &Target) -> anyhow::Result<ExitCode> {
+    let response = query(target, "/report")?;
+    match report::render(&response.body) {
+        Some(table) if response.status == 200 => print_text(&table),
+        _ => bail!("no report from {}, but status {}", target.shown(), response.status),
+    }
+}
+
+/// Prints the state of a key in a running proxy.
+fn explain(target: &Target, key: &str) -> anyhow::Result<ExitCode> {
+    let response = query(target, &format!("/cache/{}", path_escape(key.as_bytes())))?;
+    let shown = target.shown();
+    match explain::render(&response.body) {
+        Some(text) if response.status == 200 => print_text(&text),
+        _ if response.status == 401 => {
+            bail!("{shown} requires a token with the right purge: --token-file")
+        }
+        _ => bail!("no explanation from {shown}, but status {}", response.status),
+    }
+}
+
+fn query(target: &Target, path: &str) -> anyhow::Result<Response> {
+    let response = target.get(path, client::TIMEOUT);
+    response.with_context(|| format!("no answer from {}", target.shown()))
+}
+
 fn health(config: &Config, health_check: HealthCheck) -> anyhow::Result<ExitCode> {
     // Any certificate is accepted: the daemon is on this machine, and the request has no secret.
     let target = operators_listener(config, Trust::Any);
@@ -220,22 +257,20 @@ fn operators_listener(config: &Config, trust: Trust) -> Target {
     }
 }
 
-/// Returns the proxy that a command watches: the one at `--admin`, or else that of the
+/// Returns the proxy that a command queries: the one at `--admin`, or else that of the
 /// configuration.
-fn watched(watch: &Watch, config: impl FnOnce() -> Config) -> anyhow::Result<Source> {
-    let target = if let Some(admin) = &watch.admin {
-        let trust = Trust::Authorities(watch.ca_file.clone());
+fn queried(peer: &Peer, config: impl FnOnce() -> Config) -> anyhow::Result<Target> {
+    if let Some(admin) = &peer.admin {
+        let trust = Trust::Authorities(peer.ca_file.clone());
         let target = Target::parse(admin, trust).map_err(|problem| anyhow!("--admin: {problem}"));
-        with_token(target?, watch.token_file.as_deref())?
-    } else {
-        let config = config();
-        let trust = Trust::Only(config.http.tls_cert_file.clone());
-        let target = operators_listener(&config, trust);
-        let tokens = Some(&*config.http.tokens_file)
-            .filter(|file| config.admin.listen.is_off() && !file.as_os_str().is_empty());
-        with_token(target, watch.token_file.as_deref().or(tokens))?
-    };
-    Ok(Source::new(target, watch.interval))
+        return with_token(target?, peer.token_file.as_deref());
+    }
+    let config = config();
+    let trust = Trust::Only(config.http.tls_cert_file.clone());
+    let target = operators_listener(&config, trust);
+    let tokens = Some(&*config.http.tokens_file)
+        .filter(|file| config.admin.listen.is_off() && !file.as_os_str().is_empty());
+    with_token(target, peer.token_file.as_deref().or(tokens))
 }
 
 /// Reads the first token of a file.
@@ -244,6 +279,8 @@ fn with_token(target: Target, file: Option<&Path>) -> anyhow::Result<Target> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let mut lines = text.lines().map(str::trim);
     let token = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+    // Rights may follow the token in its line.
+    let token = token.and_then(|line| line.split_whitespace().next());
     let token = token.with_context(|| format!("{}: found no token in it", file.display()))?;
     Ok(target.with_token(token.to_owned().into()))
 }

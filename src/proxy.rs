@@ -11,7 +11,8 @@ use crate::backend::{
     BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult, ReplyRequest,
 };
 use crate::cache::{
-    Answer, Coherence, Outcome, ReadMode, Reply, ReplyResult, Settings, Statistics,
+    Answer, Coherence, KeptReply, KeyState, LookupUse, Outcome, Purge, ReadMode, ReplyResult,
+    RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::metrics::{ConnectionGuard, FrontEnd, Kind, Metrics, Node, ReadTotals, RejectReason};
@@ -61,6 +62,9 @@ impl Proxy {
         let begun = Instant::now();
         self.hot_keys.count(key, begun);
         let found = if mode == ReadMode::Default { self.lookup(key, begun) } else { None };
+        let rule = found
+            .as_ref()
+            .map_or_else(|| self.upstream.rule_read(key, begun), |found| RuleRead::of(found.rule));
         let answer = match (found, mode) {
             (Some(answer), _) => Ok(answer),
             // A fetch is a large future. Boxed, it does not enlarge the future of a hit.
@@ -69,12 +73,17 @@ impl Proxy {
         };
         let outcome = answer.as_ref().map_or(Outcome::Error, |answer| answer.outcome);
         self.metrics.record_reads(front_end, outcome, 1, begun.elapsed());
+        self.record_rule(rule.id, rule.outcome(outcome), 1);
         spans::record_outcome(span, outcome.name());
         answer.map_err(|(_, error)| error)
     }
 
     /// Loads `key` into memory and counts no read. Returns whether its value was fetched for that.
     pub async fn warm(&self, key: &[u8]) -> bool {
+        let rule = self.upstream.rules().find([key].into_iter());
+        if rule.is_some_and(|(_, mode)| mode == RuleMode::Off) {
+            return false;
+        }
         let answer = self.upstream.get_or_fetch(key, ReadMode::Default).await;
         let fetched = answer
             .is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
@@ -99,15 +108,41 @@ impl Proxy {
     }
 
     /// Looks up `key` in memory only. The caller [counts](Self::record) the read.
+    #[inline]
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        self.upstream.lookup(key, now)
+        self.lookup_for(key, now, LookupUse::Serve)
+    }
+
+    /// Looks up `key` in memory only, for this purpose.
+    #[inline]
+    pub fn lookup_for(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+        self.upstream.lookup(key, now, purpose)
     }
 
     /// Returns the kept reply to `command`. `key` is its first key. The caller
     /// [counts](Self::record) the read.
     #[inline]
-    pub fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>> {
-        self.upstream.lookup_reply(command, key, now)
+    pub fn lookup_reply(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        now: Instant,
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
+        self.upstream.lookup_reply(command, key, now, purpose)
+    }
+
+    /// Returns the rule and the mode for a read of these keys; `None` without rules.
+    pub fn rule_of<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Option<(RuleId, RuleMode)> {
+        self.upstream.rules().find(keys)
+    }
+
+    /// Counts `reads` reads of a rule. The caller [counts](Self::record) them as reads too.
+    #[inline]
+    pub fn record_rule(&self, rule: RuleId, outcome: RuleOutcome, reads: u64) {
+        if rule != RuleId::NONE {
+            self.metrics.record_rule(rule, outcome, reads);
+        }
     }
 
     /// Returns the kept reply to `command`, which reads the whole of `key`, if the user may run the
@@ -119,8 +154,9 @@ impl Proxy {
         key: &[u8],
         derived: usize,
         now: Instant,
-    ) -> Option<Arc<Reply>> {
-        self.upstream.lookup_whole(command, key, derived, now)
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
+        self.upstream.lookup_whole(command, key, derived, now, purpose)
     }
 
     /// Returns the kept reply to a read, or fetches it, and counts the read. `shape` is the
@@ -130,7 +166,7 @@ impl Proxy {
         front_end: FrontEnd,
         request: Arc<ReplyRequest>,
         shape: Shape,
-        kind: Kind,
+        (kind, rule): (Kind, RuleRead),
         span: &Span,
     ) -> ReplyResult<BackendError> {
         let begun = Instant::now();
@@ -142,6 +178,7 @@ impl Proxy {
         };
         self.record(front_end, outcome, 1, begun.elapsed());
         self.record_kind(front_end, kind, outcome, 1);
+        self.record_rule(rule.id, rule.outcome(outcome), 1);
         spans::record_outcome(span, outcome.name());
         result
     }
@@ -230,6 +267,17 @@ impl Proxy {
     /// Removes everything from memory.
     pub fn invalidate_all(&self) {
         self.upstream.invalidate_all();
+    }
+
+    /// Drops entries and replies that an operator purges. Returns the number of entries. Takes time
+    /// in proportion to what is kept, except for a single key.
+    pub fn purge(&self, purge: &Purge) -> u64 {
+        self.upstream.purge(purge)
+    }
+
+    /// Returns the state of `key` in memory; `None` if no owner of its slot is known.
+    pub fn explain(&self, key: &[u8]) -> Option<KeyState> {
+        self.upstream.explain(key)
     }
 
     /// Returns the user of the cached values, if the proxy authenticates, and their database.

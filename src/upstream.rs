@@ -10,8 +10,8 @@ use crate::backend::{
     ReplyRequest,
 };
 use crate::cache::{
-    Answer, Cache, Coherence, FetchedReply, Outcome, ReadMode, Reply, ReplyRead, ReplyResult,
-    Settings, Statistics,
+    Answer, Cache, Coherence, FetchedReply, KeptReply, KeyState, LookupUse, Outcome, Purge,
+    ReadMode, ReplyRead, ReplyResult, RuleMode, RuleRead, Rules, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -115,19 +115,46 @@ impl Upstream {
 
     /// Looks up `key` in memory only. The caller counts the read.
     #[inline]
-    pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
+    pub fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+        let lookup = |cache: &Cache<BackendError>| cache.lookup_for(key, now, purpose);
         match self {
-            Self::Standalone(cache, _) => cache.lookup(key, now),
-            Self::Cluster(cluster) => cluster.lookup(key, |cache| cache.lookup(key, now)),
+            Self::Standalone(cache, _) => lookup(cache),
+            Self::Cluster(cluster) => cluster.lookup(key, lookup),
         }
+    }
+
+    /// Returns the rules in force.
+    pub(crate) fn rules(&self) -> &Arc<Rules> {
+        match self {
+            Self::Standalone(cache, _) => cache.rules(),
+            Self::Cluster(cluster) => cluster.rules(),
+        }
+    }
+
+    /// Returns the rule of a read of `key` that memory did not answer, and whether it would have
+    /// been a hit but for the mode `observe`.
+    pub(crate) fn rule_read(&self, key: &[u8], now: Instant) -> RuleRead {
+        let Some((id, mode)) = self.rules().find([key].into_iter()) else {
+            return RuleRead::default();
+        };
+        let would_hit =
+            mode == RuleMode::Observe && self.lookup(key, now, LookupUse::Observe).is_some();
+        RuleRead { id, would_hit }
     }
 
     /// Returns the kept reply to `command`. `key` is its first key.
     #[inline]
-    pub fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>> {
+    pub fn lookup_reply(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        now: Instant,
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
+        let lookup = |cache: &Cache<BackendError>| cache.lookup_reply(command, now, purpose);
         match self {
-            Self::Standalone(cache, _) => cache.lookup_reply(command, now),
-            Self::Cluster(cluster) => cluster.lookup(key, |cache| cache.lookup_reply(command, now)),
+            Self::Standalone(cache, _) => lookup(cache),
+            Self::Cluster(cluster) => cluster.lookup(key, lookup),
         }
     }
 
@@ -139,8 +166,10 @@ impl Upstream {
         key: &[u8],
         derived: usize,
         now: Instant,
-    ) -> Option<Arc<Reply>> {
-        let lookup = |cache: &Cache<BackendError>| cache.lookup_whole(command, derived, now);
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
+        let lookup =
+            |cache: &Cache<BackendError>| cache.lookup_whole(command, derived, now, purpose);
         match self {
             Self::Standalone(cache, _) => lookup(cache),
             Self::Cluster(cluster) => cluster.lookup(key, lookup),
@@ -166,7 +195,7 @@ impl Upstream {
         let fetched = Arc::clone(&request);
         match self {
             Self::Standalone(cache, backend) => {
-                let (backend, max) = (backend.clone(), cache.settings().max_reply.0);
+                let (backend, max) = (backend.clone(), cache.max_reply(&request.keys));
                 let fetch = move || async move {
                     to_cache(backend.fetch_reply(&fetched, max).await, shape)
                 };
@@ -179,7 +208,7 @@ impl Upstream {
                         Ok(None) => return (Outcome::Bypass, ReplyResult::Forward),
                         Err(error) => return (Outcome::Miss, ReplyResult::Failed(error)),
                     };
-                let (cluster, max) = (cluster.clone(), shard.cache.settings().max_reply.0);
+                let (cluster, max) = (cluster.clone(), shard.cache.max_reply(&request.keys));
                 let at = Arc::clone(&shard);
                 let fetch = move || async move {
                     to_cache(cluster.fetch_reply(&at, &fetched, max).await, shape)
@@ -239,6 +268,22 @@ impl Upstream {
         match self {
             Self::Standalone(cache, _) => cache.invalidate_all(),
             Self::Cluster(cluster) => cluster.invalidate_all(),
+        }
+    }
+
+    /// Drops entries and replies, as [`Cache::purge`] does. Returns the number of entries.
+    pub fn purge(&self, purge: &Purge) -> u64 {
+        match self {
+            Self::Standalone(cache, _) => cache.purge(purge),
+            Self::Cluster(cluster) => cluster.purge(purge),
+        }
+    }
+
+    /// Returns the state of `key` in memory; `None` if no owner of its slot is known.
+    pub fn explain(&self, key: &[u8]) -> Option<KeyState> {
+        match self {
+            Self::Standalone(cache, _) => Some(cache.explain(key)),
+            Self::Cluster(cluster) => cluster.lookup(key, |cache| Some(cache.explain(key))),
         }
     }
 

@@ -203,7 +203,7 @@ impl Shared {
                 Err(NotReady::Draining) => return false,
                 Ok(()) => {
                     let cache = self.proxy.statistics();
-                    if cache.settings.ttl.is_zero()
+                    if cache.settings.keeps_nothing()
                         || cache.entries >= cache.settings.capacity as u64
                     {
                         return false;

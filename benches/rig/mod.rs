@@ -54,11 +54,18 @@ pub(crate) struct Rig {
 impl Rig {
     /// Caches all keys without expiry.
     pub(crate) fn new() -> Self {
+        Self::with_rules(&[])
+    }
+
+    /// The same with rules for keys with these prefixes.
+    pub(crate) fn with_rules(prefixes: &[&str]) -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         // Only TTLs bound their freshness, because there is no Redis for a lease.
+        let rule = |keys: &&str| cache::KeyRule::new((*keys).to_owned().try_into().expect("keys"));
+        let rules = prefixes.iter().map(rule).collect();
         let (ttl, coherence) = (Duration::from_secs(1 << 20), CoherenceMode::Ttl);
         let settings =
-            cache::Settings { capacity: KEYS, ttl, coherence, ..cache::Settings::default() };
+            cache::Settings { capacity: KEYS, ttl, coherence, rules, ..cache::Settings::default() };
         let cache = Cache::new(settings, runtime.handle().clone());
         let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
         let link = Backend::prepare(

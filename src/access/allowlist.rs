@@ -34,6 +34,15 @@ impl KeyAllowlist {
         text.split(',').map(|word| Pattern::parse(word).ok()).collect::<Option<_>>().map(Self)
     }
 
+    /// Whether all keys that begin with `prefix` are allowed.
+    pub fn allows_prefix(&self, prefix: &[u8]) -> bool {
+        let covers = |pattern: &Pattern| match pattern {
+            Pattern::Whole(_) => false,
+            Pattern::Prefix(own) => prefix.starts_with(own.as_bytes()),
+        };
+        self.allows_all() || self.0.iter().any(covers)
+    }
+
     /// Whether this key is allowed.
     pub fn allows(&self, key: &[u8]) -> bool {
         let matches = |pattern: &Pattern| match pattern {
@@ -130,6 +139,17 @@ mod tests {
         }
         assert!(allow("").allows(b"anything") && allow("*").allows(b"\xff"));
         assert!(!allow("*").allows_all() && list.allows(b"public:\xff\0"));
+    }
+
+    #[test]
+    fn prefix_is_allowed_if_all_of_it_is() {
+        let list = allow("public:*, one");
+        for (prefix, expected) in
+            [("public:", true), ("public:a", true), ("public", false), ("one", false), ("", false)]
+        {
+            assert_eq!(list.allows_prefix(prefix.as_bytes()), expected, "{prefix:?}");
+        }
+        assert!(allow("").allows_prefix(b"") && allow("*").allows_prefix(b"a"));
     }
 
     #[test]

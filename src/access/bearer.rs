@@ -15,7 +15,14 @@ use super::reloadable::{FileError, Prepare, Reloadable};
 
 /// The bearer authentication of an HTTP listener. Clones share the tokens.
 #[derive(Clone)]
-pub struct BearerAuth(Reloadable<Vec<Hash>>);
+pub struct BearerAuth(Reloadable<Vec<Token>>);
+
+/// A token of the file.
+#[derive(Clone, Copy)]
+struct Token {
+    digest: Hash,
+    may_purge: bool,
+}
 
 /// Marks a request that passed without a token. It may learn only whether the daemon is well, and
 /// no detail.
@@ -84,8 +91,19 @@ impl BearerAuth {
         let shown = blake3::hash(shown);
         // Counts all matches. `any` would stop at the first match, and its duration would depend on
         // the position of the token.
-        let right = self.0.get().iter().filter(|token| **token == shown).count();
+        let right = self.0.get().iter().filter(|token| token.digest == shown).count();
         if right > 0 { Ok(()) } else { Err(AuthError::InvalidToken) }
+    }
+}
+
+impl BearerAuth {
+    /// Whether a token has the right `purge`.
+    pub(super) fn may_purge(&self, token: &[u8]) -> bool {
+        let shown = blake3::hash(token);
+        // Counts all matches, as above.
+        let tokens = self.0.get();
+        let found = tokens.iter().filter(|token| token.digest == shown && token.may_purge);
+        found.count() > 0
     }
 }
 
@@ -100,9 +118,9 @@ pub(crate) fn parse_bearer(credentials: &[u8]) -> Option<&[u8]> {
     is_bearer.then(|| &rest[start..])
 }
 
-/// Reads the digests of the tokens in a file: one token a line, skipping blank lines and lines that
-/// begin with `#`.
-fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
+/// Reads the tokens in a file: one token a line, with `purge` behind it if it has that right. Skips
+/// blank lines and lines that begin with `#`.
+fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Token>, FileError> {
     let wrong = |problem: &dyn std::fmt::Display| FileError::new(key, path, problem);
     let text = fs::read(path).map_err(|error| wrong(&error))?;
     let mut digests = Vec::new();
@@ -110,20 +128,31 @@ fn read_tokens(key: &'static str, path: &Path) -> Result<Vec<Hash>, FileError> {
         if line.is_empty() || line[0] == b'#' {
             continue;
         }
-        if !is_valid_token(line) {
+        let Some(token) = parse_token(line) else {
             let number = number + 1;
             return Err(wrong(&format_args!(
                 "line {number}: found what can be no token, expected letters, digits and -._~+/, \
-                    then any number of ="
+                    then any number of =; and purge behind it, or nothing"
             )));
-        }
-        digests.push(blake3::hash(line));
+        };
+        digests.push(token);
     }
     if digests.is_empty() {
         Err(wrong(&"found no token in it, expected one a line"))
     } else {
         Ok(digests)
     }
+}
+
+fn parse_token(line: &[u8]) -> Option<Token> {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let token = words.next().filter(|word| is_valid_token(word))?;
+    let may_purge = match words.next() {
+        None => false,
+        Some(word) if word == b"purge" => true,
+        Some(_) => return None,
+    };
+    words.next().is_none().then(|| Token { digest: blake3::hash(token), may_purge })
 }
 
 /// Whether a word can be sent as a bearer token (RFC 6750, section 2.1: `b64token`).
@@ -157,6 +186,21 @@ mod tests {
                 expected.map(str::as_bytes),
                 "{credentials:?}"
             );
+        }
+    }
+
+    #[test]
+    fn purge_is_the_only_option() {
+        let may_purge = |line: &str| parse_token(line.as_bytes()).map(|token| token.may_purge);
+        for (line, expected) in [
+            ("abc", Some(false)),
+            ("abc purge", Some(true)),
+            ("abc\t purge", Some(true)),
+            ("abc purge purge", None),
+            ("abc read-only", None),
+            ("abc PURGE", None),
+        ] {
+            assert_eq!(may_purge(line), expected, "{line}");
         }
     }
 

@@ -11,6 +11,7 @@
 mod allowlist;
 mod bearer;
 mod exposure;
+mod purge_tokens;
 mod reloadable;
 mod token_file;
 
@@ -18,5 +19,6 @@ pub use self::allowlist::KeyAllowlist;
 pub use self::bearer::BearerAuth;
 pub(crate) use self::bearer::{AuthError, Unauthenticated, parse_bearer};
 pub use self::exposure::{AuthRequirement, UnprotectedListener, is_exposed};
+pub use self::purge_tokens::PurgeTokens;
 pub use self::reloadable::{Commit, FileError, Prepare, Reloadable};
 pub use self::token_file::{TokenFile, TokenRights};

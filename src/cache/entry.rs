@@ -340,6 +340,13 @@ impl Entry {
         Duration::from_nanos(now.saturating_sub(self.fetched_at()))
     }
 
+    /// Returns the remaining time to live in Redis; `None`: the key does not expire.
+    pub(super) fn expires_in(&self, now: u64) -> Option<Duration> {
+        let lived = now.saturating_sub(self.fetched_at());
+        let after = self.expires_after();
+        (after != u64::MAX).then(|| Duration::from_nanos(after.saturating_sub(lived)))
+    }
+
     /// Returns the freshness at `now`. The entry expires when its key expires in Redis, stale or
     /// not. It becomes stale when its TTL or the lease ends, whichever is first.
     #[inline]

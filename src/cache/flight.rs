@@ -201,6 +201,11 @@ impl<T, N> Flights<T, N> {
         change()
     }
 
+    /// Whether a flight for `key` is in progress.
+    pub(super) fn is_open(&self, key: &[u8]) -> bool {
+        self.shard(key).contains_key(key)
+    }
+
     /// Returns the number of flights in progress.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()

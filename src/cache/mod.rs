@@ -18,9 +18,12 @@ mod in_flight;
 mod lease;
 mod lru;
 mod policy;
+mod purge;
 mod read_buffer;
+mod recent;
 mod replies;
 mod reply_reads;
+mod rules;
 mod settings;
 mod store;
 mod sync;
@@ -28,6 +31,7 @@ mod thread_cache;
 mod ttl;
 mod types;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,20 +47,26 @@ pub use self::in_flight::FetchedBytes;
 pub(crate) use self::in_flight::{Admission, COUNTED_MIN, InFlight, Reservation, Turn};
 use self::lease::Lease;
 pub use self::lease::{Coherence, Validity};
+pub use self::purge::{EntryState, KeyState, Purge};
+pub use self::recent::Invalidated;
+use self::recent::RecentInvalidations;
 use self::replies::Replies;
 pub use self::replies::{FetchedReply, Reply, ReplyProbe, ReplyResult, ReplyStore};
-pub use self::reply_reads::ReplyRead;
-pub use self::settings::{CoherenceMode, Policy, Settings};
+pub use self::reply_reads::{KeptReply, ReplyRead};
+pub use self::rules::Rules;
+use self::rules::{RuleSet, Terms};
+pub use self::settings::{CoherenceMode, KeyPrefix, KeyRule, Policy, RuleMode, Settings};
 use self::store::Store;
 use self::sync::{Mutex, Swapped, lock};
 pub use self::ttl::NegativeTtl;
 use self::ttl::{CurrentTtls, as_nanos};
 use self::types::EvictionCounters;
 pub use self::types::{
-    Answer, Cancelled, EvictionCause, FetchError, Fetched, MemoryStatistics, Outcome, ReadMode,
-    ReplyStatistics, Statistics, WalkPosition,
+    Answer, Cancelled, EvictionCause, FetchError, Fetched, LookupUse, MemoryStatistics, Outcome,
+    ReadMode, ReplyStatistics, RuleId, RuleOutcome, RuleRead, Statistics, WalkPosition,
 };
 use crate::key::Key;
+use crate::telemetry::spans;
 
 /// The cache; `E` is the error of a fetch. A clone is another handle to the same cache.
 pub struct Cache<E>(Arc<Shared<E>>);
@@ -69,17 +79,34 @@ impl<E> Clone for Cache<E> {
 
 struct Shared<E> {
     flights: Arc<Flights<FlightResult<E>>>,
-    store: Swapped<Store>,
+    store: Swapped<Contents>,
     replies: Replies<E>,
     budget: Arc<Budget>,
+    /// The rules in force and their names, shared by the caches of a cluster.
+    rules: Arc<Rules>,
     ttls: CurrentTtls,
     lease: Lease,
     settings: Mutex<Settings>,
     /// Serializes operations on the whole store: sweeps, resizes and pattern invalidations.
     whole_store: Mutex<()>,
     evictions: Arc<EvictionCounters>,
+    recent: RecentInvalidations,
     background: Handle,
     created: Instant,
+}
+
+/// The store, and the rules that its entries obey. Together, so that a lookup loads both at once.
+struct Contents {
+    store: Arc<Store>,
+    rules: Option<Arc<RuleSet>>,
+}
+
+impl Deref for Contents {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
 }
 
 /// The result that a flight delivers to its readers.
@@ -138,25 +165,40 @@ impl<E: FetchError> Cache<E> {
     ) -> Self {
         let evictions = Arc::new(EvictionCounters::default());
         let budget = Arc::clone(replies.budget());
+        let rules = Arc::clone(replies.rules());
         let store = Store::new(settings.capacity, settings.policy, &budget, &evictions);
+        let contents = Contents { store, rules: rules.current() };
         Self(Arc::new(Shared {
             flights: Flights::new(),
-            store: Swapped::new(store),
+            store: Swapped::new(Arc::new(contents)),
             replies: Replies::new(replies),
             budget,
+            rules,
             ttls: CurrentTtls::new(settings.ttls()),
             lease: Lease::ttl_only(),
             settings: Mutex::new(settings),
             whole_store: Mutex::new(()),
             evictions,
+            recent: RecentInvalidations::new(),
             background,
             created: Instant::now(),
         }))
     }
 
     /// Returns the fresh entry for `key` from memory, or `None`. Never fetches.
+    #[inline]
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        self.0.lookup(key, now)
+        self.lookup_for(key, now, LookupUse::Serve)
+    }
+
+    /// Returns the fresh entry for `key` that a lookup for this purpose finds. Never fetches.
+    pub fn lookup_for(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+        self.0.lookup(key, now, purpose)
+    }
+
+    /// Returns the rules in force.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.0.rules
     }
 
     /// Prefetches the memory of these keys, so that the following lookups overlap their cache
@@ -183,6 +225,9 @@ impl<E: FetchError> Cache<E> {
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         let shared = &self.0;
+        if shared.terms_of(key).mode == RuleMode::Off {
+            return self.bypass(fetch(Key::from(key)).instrument(spans::fetch_span())).await;
+        }
         let arrived_at = Instant::now();
         // `join` looks in memory again. A caller that expects a hit calls `lookup` first, which is
         // cheaper.
@@ -223,7 +268,9 @@ impl<E: FetchError> Cache<E> {
         let result = FlightResult::from_fetched(&nameless, fetch.await, requested_at).await;
         let result = result.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled)));
         match result {
-            FlightResult::Answered(entry) => Ok(self.0.answer_from(entry, Outcome::Bypass)),
+            FlightResult::Answered(entry) => {
+                Ok(self.0.answer_from(entry, Outcome::Bypass, self.0.terms_of(&[])))
+            }
             FlightResult::ErrorReply(error) | FlightResult::Failed(error) => {
                 Err((Outcome::Bypass, error))
             }
@@ -269,11 +316,19 @@ impl<E: FetchError> Cache<E> {
     /// Drops the stored entry for `key` and discards the result of its fetch in progress
     /// (invariant F2).
     pub fn invalidate(&self, key: &[u8]) {
+        self.drop_key(key, Invalidated::Key);
+    }
+
+    /// Drops `key` for this cause. Returns whether it was stored.
+    fn drop_key(&self, key: &[u8], cause: Invalidated) -> bool {
         let shared = &self.0;
         shared.replies.key_changed(key);
-        if shared.flights.close(key, || shared.store.load().remove(key)) {
-            shared.evictions.add(EvictionCause::Invalidated, 1);
+        let was_stored = shared.flights.close(key, || shared.store.load().remove(key));
+        if was_stored {
+            shared.evictions.add(cause.eviction(), 1);
         }
+        shared.recent.add(key, cause, shared.created.elapsed());
+        was_stored
     }
 
     /// Drops every key for which `matches` returns true, stored or being fetched. Takes time in
@@ -331,7 +386,13 @@ impl<E: FetchError> Cache<E> {
     pub fn suspend_tracking(&self) {
         let shared = &self.0;
         shared.lease.expire_at(shared.clock(Instant::now()));
-        if shared.settings().stale_if_error.is_zero() {
+        let store = shared.store.load();
+        let longest = store.rules.as_ref().map_or_else(
+            || shared.ttls.get().stale_if_error,
+            |rules| rules.longest_stale_if_error(),
+        );
+        drop(store);
+        if longest == 0 {
             self.invalidate_all();
         } else {
             shared.end_replies();
@@ -383,6 +444,7 @@ impl<E: FetchError> Cache<E> {
         let _alone = lock(&shared.whole_store);
         shared.ttls.set(settings.ttls());
         shared.replies.store.apply(settings);
+        shared.apply_rules();
         shared.shorten_lease(settings.coherence_timeout);
         let limits =
             |settings: &Settings| (settings.capacity, settings.policy, settings.max_memory);
@@ -397,7 +459,7 @@ impl<E: FetchError> Cache<E> {
             // Together with the store. Otherwise a concurrent flush could create a store with the
             // previous limits.
             *lock(&shared.settings) = settings.clone();
-            let store = Arc::clone(&shared.store.load());
+            let store = Arc::clone(&shared.store.load().store);
             store.set_limits(settings.capacity, settings.policy);
             store
         });
@@ -427,6 +489,7 @@ impl<E: FetchError> Cache<E> {
             replies: shared.replies.statistics(),
             settings: shared.settings(),
             coherence: self.coherence(),
+            rule_names: shared.rules.names(),
         }
     }
 }
@@ -446,7 +509,25 @@ impl<E: FetchError> Shared<E> {
 
     fn new_store(&self, settings: &Settings) -> Arc<Store> {
         let (capacity, policy) = (settings.capacity, settings.policy);
-        self.store.swap(Store::new(capacity, policy, &self.budget, &self.evictions))
+        let store = Store::new(capacity, policy, &self.budget, &self.evictions);
+        self.swap_contents(store)
+    }
+
+    /// Puts `store` and the rules in force in place. Returns the previous store. The caller holds
+    /// all flight locks, otherwise a concurrent call could restore a store that was dropped.
+    fn swap_contents(&self, store: Arc<Store>) -> Arc<Store> {
+        let contents = Contents { store, rules: self.rules.current() };
+        Arc::clone(&self.store.swap(Arc::new(contents)).store)
+    }
+
+    /// Applies rules that have changed. A fetch that completes afterwards is stored by them.
+    fn apply_rules(&self) {
+        if self.store.load().rules != self.rules.current() {
+            self.flights.hold_all(|| {
+                let store = Arc::clone(&self.store.load().store);
+                self.swap_contents(store)
+            });
+        }
     }
 
     /// Evicts entries until everything that is kept is within a bound on memory that was reduced.
@@ -481,9 +562,20 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn record_flush(&self, old_store: Arc<Store>) {
-        self.evictions.add(EvictionCause::Flushed, old_store.size().0);
+        self.count_dropped(old_store, EvictionCause::Flushed);
+    }
+
+    /// Counts the entries of a store that was replaced. Returns their number.
+    fn count_dropped(&self, old_store: Arc<Store>, cause: EvictionCause) -> u64 {
+        let entries = old_store.size().0;
+        // Otherwise the first connection would count as an invalidation.
+        if entries > 0 {
+            self.recent.add_all(self.created.elapsed());
+        }
+        self.evictions.add(cause, entries);
         // Dropping a large store takes long, so no reader and no worker waits for it.
         self.background.spawn_blocking(move || drop(old_store));
+        entries
     }
 
     /// Applies a new coherence timeout, also to the current lease.
@@ -498,25 +590,52 @@ impl<E: FetchError> Shared<E> {
         as_nanos(now.saturating_duration_since(self.created))
     }
 
-    fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
+    #[inline]
+    fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
         let now = self.clock(now);
         let validity = self.lease.validity(now);
-        let entry = self.store.load().get(key, now)?;
-        let freshness = entry.freshness(now, self.ttls.get(), validity);
+        let contents = self.store.load();
+        // Without a copy of all terms, because most reads are hits.
+        let (ttls, rule) = match &contents.rules {
+            None => (self.ttls.get(), RuleId::NONE),
+            Some(rules) => {
+                let terms = rules.find(key);
+                if !terms.allows(purpose) {
+                    return None;
+                }
+                (terms.ttls, terms.id)
+            }
+        };
+        let entry = contents.get(key, now)?;
+        let freshness = entry.freshness(now, ttls, validity);
         if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
         }
         let outcome = if entry.is_negative() { Outcome::NegativeHit } else { Outcome::Hit };
-        Some(Answer::new(entry, outcome, freshness, now))
+        Some(Answer::new(entry, outcome, freshness, rule, now))
+    }
+
+    /// Returns the terms of `key` by the rules beside the store.
+    #[inline]
+    fn terms(&self, contents: &Contents, key: &[u8]) -> Terms {
+        match &contents.rules {
+            None => Terms::without_rule(self.ttls.get()),
+            Some(rules) => *rules.find(key),
+        }
+    }
+
+    /// Returns the terms of `key`.
+    fn terms_of(&self, key: &[u8]) -> Terms {
+        self.terms(&self.store.load(), key)
     }
 
     /// Returns the freshness of `entry` at `now` as if the lease were valid.
-    fn freshness_ignoring_lease(&self, entry: &Entry, now: u64) -> Freshness {
-        entry.freshness(now, self.ttls.get(), self.lease.next_validity())
+    fn freshness_ignoring_lease(&self, entry: &Entry, now: u64, terms: Terms) -> Freshness {
+        entry.freshness(now, terms.ttls, self.lease.next_validity())
     }
 
     fn join(&self, key: &[u8], now: Instant) -> Joined<FlightResult<E>, Answer> {
-        self.flights.join(key, || self.lookup(key, now))
+        self.flights.join(key, || self.lookup(key, now, LookupUse::Serve))
     }
 
     /// Waits for a flight and returns its result. After a failed fetch it returns a stale entry, if
@@ -531,7 +650,9 @@ impl<E: FetchError> Shared<E> {
         let result =
             waiter.wait().await.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled)));
         match result {
-            FlightResult::Answered(entry) => Ok(self.answer_from(entry, outcome)),
+            FlightResult::Answered(entry) => {
+                Ok(self.answer_from(entry, outcome, self.terms_of(key)))
+            }
             FlightResult::ErrorReply(error) => Err((outcome, error)),
             FlightResult::Failed(error) if mode == ReadMode::NoCache => Err((outcome, error)),
             FlightResult::Failed(error) => {
@@ -540,10 +661,10 @@ impl<E: FetchError> Shared<E> {
         }
     }
 
-    fn answer_from(&self, entry: Entry, outcome: Outcome) -> Answer {
+    fn answer_from(&self, entry: Entry, outcome: Outcome, terms: Terms) -> Answer {
         let now = self.clock(Instant::now());
-        let freshness = self.freshness_ignoring_lease(&entry, now);
-        Answer::new(entry, outcome, freshness, now)
+        let freshness = self.freshness_ignoring_lease(&entry, now, terms);
+        Answer::new(entry, outcome, freshness, terms.id, now)
     }
 
     /// Whether the result of a flight is too old for a reader that joined it at `arrived_at`. The
@@ -561,12 +682,17 @@ impl<E: FetchError> Shared<E> {
     fn serve_stale(&self, key: &[u8], now: Instant) -> Option<Answer> {
         let now = self.clock(now);
         let validity = self.lease.validity(now);
-        let entry = self.store.load().get(key, now)?;
-        let freshness = entry.freshness(now, self.ttls.get(), validity);
+        let contents = self.store.load();
+        let terms = self.terms(&contents, key);
+        if !terms.allows(LookupUse::Serve) {
+            return None;
+        }
+        let entry = contents.get(key, now)?;
+        let freshness = entry.freshness(now, terms.ttls, validity);
         if freshness == Freshness::Expired {
             return None;
         }
-        Some(Answer::new(entry, Outcome::Stale, freshness, now))
+        Some(Answer::new(entry, Outcome::Stale, freshness, terms.id, now))
     }
 
     fn complete(&self, guard: FlightGuard<FlightResult<E>>, result: &FlightResult<E>) {
@@ -581,12 +707,13 @@ impl<E: FetchError> Shared<E> {
         match result {
             FlightResult::Failed(_) => {}
             FlightResult::Answered(entry)
-                if self.freshness_ignoring_lease(entry, now) != Freshness::Expired
-                    && self.budget.admits(entry.footprint()) =>
+                if self.is_kept(&store, entry, now) && self.budget.admits(entry.footprint()) =>
             {
+                let is_replacement = store.insert(entry.clone());
                 // A replaced entry counts as expired, because only entries that are no longer fresh
-                // are fetched again.
-                self.evictions.add(EvictionCause::Expired, store.insert(entry.clone()).into());
+                // are fetched again, but for the mode `observe`.
+                let is_observed = self.terms(&store, entry.key()).mode == RuleMode::Observe;
+                self.evictions.add(EvictionCause::Expired, (is_replacement && !is_observed).into());
             }
             FlightResult::Answered(_) | FlightResult::ErrorReply(_) => {
                 if store.remove(key.as_bytes()) {
@@ -596,12 +723,17 @@ impl<E: FetchError> Shared<E> {
         }
     }
 
+    /// Whether an entry may be kept at `now`: its terms allow its size, and it has not expired.
+    fn is_kept(&self, contents: &Contents, entry: &Entry, now: u64) -> bool {
+        let terms = self.terms(contents, entry.key());
+        entry.value().map_or(0, |value| value.bytes.len()) <= terms.max_value
+            && self.freshness_ignoring_lease(entry, now, terms) != Freshness::Expired
+    }
+
     fn remove_expired(&self, now: Instant) {
         let snapshot = Arc::clone(&self.store.load());
-        let (now, ttls, validity) = (self.clock(now), self.ttls.get(), self.lease.next_validity());
-        for entry in snapshot
-            .collect_where(|entry| entry.freshness(now, ttls, validity) == Freshness::Expired)
-        {
+        let now = self.clock(now);
+        for entry in snapshot.collect_where(|entry| !self.is_kept(&snapshot, entry, now)) {
             let removed = self.flights.hold(entry.key(), || {
                 let store = self.store.load();
                 store.contains_entry(&entry) && store.remove(entry.key())

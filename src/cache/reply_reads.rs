@@ -9,8 +9,9 @@ use tracing::Instrument as _;
 use super::flight::{FlightGuard, FlightWaiter, Joined};
 use super::lease::Validity;
 use super::replies::{FetchedReply, Note, Reply, ReplyOf, ReplyProbe, ReplyResult};
+use super::rules::Terms;
 use super::ttl::as_nanos;
-use super::types::{Cancelled, FetchError, Outcome};
+use super::types::{Cancelled, FetchError, LookupUse, Outcome, RuleId};
 use super::{Cache, Shared};
 use crate::key::Key;
 
@@ -25,26 +26,46 @@ pub struct ReplyRead<'a> {
     pub keys: &'a [Key],
 }
 
+/// A kept reply that a lookup has found.
+#[derive(Debug, Clone)]
+pub struct KeptReply {
+    /// The reply.
+    pub reply: Arc<Reply>,
+    /// The rule of its keys.
+    pub rule: RuleId,
+}
+
 impl<E: FetchError> Cache<E> {
     /// Returns the kept reply to `command`, or `None`. Never fetches.
     ///
     /// `command` is the command with its name in capitals, in RESP.
     #[inline]
-    pub fn lookup_reply(&self, command: &[u8], now: Instant) -> Option<Arc<Reply>> {
+    pub fn lookup_reply(
+        &self,
+        command: &[u8],
+        now: Instant,
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
         let shared = &self.0;
         if !shared.replies.store.is_enabled() {
             return None;
         }
-        shared.lookup_reply(command, shared.clock(now))
+        shared.lookup_reply(command, shared.clock(now), purpose)
     }
 
     /// Returns the kept reply to `command`, from which the reply to the command with the name at
     /// `derived` follows. `None` also if Redis has not replied to that command since the beginning
     /// of the generation, or of the last check of rights: the user may lack the right to it.
     #[inline]
-    pub fn lookup_whole(&self, command: &[u8], derived: usize, now: Instant) -> Option<Arc<Reply>> {
+    pub fn lookup_whole(
+        &self,
+        command: &[u8],
+        derived: usize,
+        now: Instant,
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
         let is_proven = self.0.replies.is_proven(derived);
-        if is_proven { self.lookup_reply(command, now) } else { None }
+        if is_proven { self.lookup_reply(command, now, purpose) } else { None }
     }
 
     /// Returns the kept reply to a read, or the result of the flight for it. Starts that flight
@@ -60,14 +81,14 @@ impl<E: FetchError> Cache<E> {
         let shared = &self.0;
         let ReplyRead { command, name_index, keys } = read;
         let arrived_at = Instant::now();
-        if !shared.may_fetch_reply(command, arrived_at) {
+        if !shared.may_fetch_reply(command, keys, arrived_at) {
             return (Outcome::Bypass, ReplyResult::Forward);
         }
         let mut requested_at = arrived_at;
         let mut joined = shared.join_reply(command, keys, arrived_at);
         if let Joined::Follower(waiter) = joined {
             let result = shared.await_reply(waiter).await;
-            if !shared.is_reply_too_old_for(&result, arrived_at) {
+            if !shared.is_reply_too_old_for(&result, keys, arrived_at) {
                 return (Outcome::Coalesced, result);
             }
             // As for strings: any flight that is joined now opened after the reader arrived.
@@ -83,6 +104,12 @@ impl<E: FetchError> Cache<E> {
                 (Outcome::Miss, shared.await_reply(waiter).await)
             }
         }
+    }
+
+    /// Returns the largest reply, in bytes, that is kept for a command with these keys.
+    pub fn max_reply(&self, keys: &[Key]) -> usize {
+        let shared = &self.0;
+        shared.settings().max_reply.0.min(shared.terms_of_all(keys).max_value)
     }
 
     /// Returns the most fields or members of a kept hash or set from which other replies are
@@ -120,19 +147,37 @@ impl<E: FetchError> Cache<E> {
 
 impl<E: FetchError> Shared<E> {
     #[inline]
-    pub(super) fn lookup_reply(&self, command: &[u8], now: u64) -> Option<Arc<Reply>> {
+    pub(super) fn lookup_reply(
+        &self,
+        command: &[u8],
+        now: u64,
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
         // Invariant V2.
         if matches!(self.lease.validity(now), Validity::Expired { .. }) {
             return None;
         }
-        self.replies.lookup(command, now, self.ttls.get())
+        let mut terms = None;
+        let reply =
+            self.replies.lookup(command, now, |keys| *terms.insert(self.terms_of_all(keys)))?;
+        let terms = terms?;
+        terms.allows(purpose).then_some(KeptReply { reply, rule: terms.id })
+    }
+
+    /// Returns the terms of a command with these keys.
+    #[inline]
+    fn terms_of_all(&self, keys: &[Key]) -> Terms {
+        match &self.store.load().rules {
+            None => Terms::without_rule(self.ttls.get()),
+            Some(rules) => rules.find_all(keys.iter().map(Key::as_bytes)),
+        }
     }
 
     /// Whether a fetch could be kept.
-    fn may_fetch_reply(&self, command: &[u8], now: Instant) -> bool {
+    fn may_fetch_reply(&self, command: &[u8], keys: &[Key], now: Instant) -> bool {
         let store = &self.replies.store;
         store.is_enabled()
-            && self.ttls.get().ttl > 0
+            && self.terms_of_all(keys).ttls.ttl > 0
             && !store.is_oversized(command, self.clock(now))
     }
 
@@ -143,10 +188,11 @@ impl<E: FetchError> Shared<E> {
         now: Instant,
     ) -> Joined<ReplyResult<E>, Arc<Reply>, Note> {
         let replies = &self.replies;
+        let look_again = || self.lookup_reply(command, self.clock(now), LookupUse::Serve);
         replies.flights.join_noted(
             command,
             |note| replies.is_current(note),
-            || self.lookup_reply(command, self.clock(now)),
+            || look_again().map(|found| found.reply),
             || replies.note(keys.iter().map(Key::as_bytes)),
         )
     }
@@ -157,9 +203,15 @@ impl<E: FetchError> Shared<E> {
 
     /// Whether the result of a flight is too old for a reader that joined it at `arrived_at`: it
     /// has expired, or its request precedes the reader by `coherence_timeout` or more.
-    fn is_reply_too_old_for(&self, result: &ReplyResult<E>, arrived_at: Instant) -> bool {
+    fn is_reply_too_old_for(
+        &self,
+        result: &ReplyResult<E>,
+        keys: &[Key],
+        arrived_at: Instant,
+    ) -> bool {
         let ReplyResult::Reply(reply) = result else { return false };
-        let is_expired = !reply.is_fresh(self.clock(Instant::now()), self.ttls.get());
+        let ttls = self.terms_of_all(keys).ttls;
+        let is_expired = !reply.is_fresh(self.clock(Instant::now()), ttls);
         let age = reply.age(self.clock(arrived_at));
         is_expired || age >= as_nanos(self.settings().coherence_timeout)
     }

@@ -1,5 +1,6 @@
 //! The settings of the cache.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,8 @@ pub struct Settings {
     /// derived; 0 derives none.
     #[serde(with = "settings::count")]
     pub hash_fields: usize,
+    /// Rules for the keys with a prefix.
+    pub rules: Vec<KeyRule>,
 }
 
 impl Default for Settings {
@@ -63,6 +66,7 @@ impl Default for Settings {
             max_reply_memory: ByteSize(64 << 20),
             max_reply: ByteSize(1 << 20),
             hash_fields: 64,
+            rules: Vec::new(),
         }
     }
 }
@@ -103,6 +107,14 @@ impl Settings {
                 self.capacity
             )
         })
+    }
+
+    /// Whether no value is kept, whatever its key.
+    pub fn keeps_nothing(&self) -> bool {
+        let is_kept = |rule: &KeyRule| {
+            rule.mode != RuleMode::Off && rule.ttl.is_some_and(|ttl| !ttl.is_zero())
+        };
+        self.ttl.is_zero() && !self.rules.iter().any(is_kept)
     }
 
     pub(super) fn ttls(&self) -> Ttls {
@@ -158,5 +170,119 @@ impl TryFrom<String> for CoherenceMode {
             &text,
             [("auto", Self::Auto), ("tracking", Self::Tracking), ("ttl", Self::Ttl)],
         )
+    }
+}
+
+/// A table of `[[cache.rules]]`: how the keys with a prefix are cached. A key that is left out has
+/// the value of `[cache]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRule {
+    /// The prefix of the keys, with a `*` behind it.
+    pub keys: KeyPrefix,
+    /// Whether reads of the keys are answered from memory.
+    #[serde(default)]
+    pub mode: RuleMode,
+    /// Maximum age of a value.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "settings::optional_duration"
+    )]
+    pub ttl: Option<Duration>,
+    /// Maximum age of a negative entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_ttl: Option<NegativeTtl>,
+    /// Time after the end of freshness during which a value is served while Redis is unavailable.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "settings::optional_duration"
+    )]
+    pub stale_if_error: Option<Duration>,
+    /// Maximum size of a kept value or reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_value: Option<ByteSize>,
+}
+
+impl KeyRule {
+    /// The largest number of rules.
+    pub const MOST: usize = 64;
+
+    /// Creates a rule that changes nothing.
+    pub fn new(keys: KeyPrefix) -> Self {
+        let (ttl, negative_ttl, stale_if_error, max_value) = (None, None, None, None);
+        Self { keys, mode: RuleMode::Cache, ttl, negative_ttl, stale_if_error, max_value }
+    }
+}
+
+/// Whether reads are answered from memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum RuleMode {
+    /// They are.
+    #[default]
+    Cache,
+    /// They are not, but values are kept, and would-be hits are counted.
+    Observe,
+    /// They are not, and nothing is kept.
+    Off,
+}
+
+impl RuleMode {
+    /// Returns the name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Observe => "observe",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl TryFrom<String> for RuleMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let modes = [Self::Cache, Self::Observe, Self::Off].map(|mode| (mode.name(), mode));
+        settings::parse_choice(&text, modes)
+    }
+}
+
+/// The prefix of the keys that a rule is for. `*` alone is every key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyPrefix(String);
+
+impl KeyPrefix {
+    /// Returns the prefix without the `*`.
+    pub fn prefix(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl TryFrom<String> for KeyPrefix {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.strip_suffix('*') {
+            Some(prefix) if !prefix.contains('*') => Ok(Self(prefix.to_owned())),
+            _ => Err(format!(
+                "invalid value: string {text:?}, expected a prefix with one * behind it, such as \
+                    \"session:*\"; a * elsewhere has no meaning"
+            )),
+        }
+    }
+}
+
+impl From<KeyPrefix> for String {
+    fn from(prefix: KeyPrefix) -> Self {
+        prefix.to_string()
+    }
+}
+
+impl fmt::Display for KeyPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}*", self.0)
     }
 }

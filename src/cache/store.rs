@@ -265,6 +265,12 @@ impl Store {
         true
     }
 
+    /// Returns the entry for `key` and records no read.
+    pub(super) fn peek(&self, key: &[u8]) -> Option<Entry> {
+        let hash = self.hash_of(key);
+        self.table(hash).find(hash, |entry| entry.key() == key).cloned()
+    }
+
     /// Whether the store has this very entry, not only its key.
     pub(super) fn contains_entry(&self, entry: &Entry) -> bool {
         preemption_point();

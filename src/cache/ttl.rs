@@ -28,6 +28,9 @@ pub(super) struct Ttls {
 const AUTO_NEGATIVE: u64 = u64::MAX;
 
 impl Ttls {
+    /// Nothing is kept.
+    pub(super) const NOTHING: Self = Self { ttl: 0, negative_ttl: 0, stale_if_error: 0 };
+
     pub(super) fn new(ttl: Duration, negative_ttl: NegativeTtl, stale_if_error: Duration) -> Self {
         let negative_ttl = match negative_ttl {
             NegativeTtl::Auto => AUTO_NEGATIVE,

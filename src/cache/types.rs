@@ -67,6 +67,98 @@ impl Outcome {
     }
 }
 
+/// The identity of a rule in counts. Rules with the same prefix have the same one, whatever was
+/// reloaded between them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RuleId(u16);
+
+impl RuleId {
+    /// No rule.
+    pub const NONE: Self = Self(0);
+    /// The most rules that are counted between two starts, former ones included. The reads of
+    /// further ones are not counted apart.
+    pub const MOST: usize = 4096;
+
+    /// Returns the identity of the rule at this index of the [names](super::rules::Rules::names).
+    pub fn at(index: usize) -> Self {
+        let number = u16::try_from(index + 1).unwrap_or(0);
+        if usize::from(number) > Self::MOST { Self::NONE } else { Self(number) }
+    }
+
+    /// Returns the index of its name; `None` for [`RuleId::NONE`].
+    #[inline]
+    pub fn index(self) -> Option<usize> {
+        usize::from(self.0).checked_sub(1)
+    }
+}
+
+/// The outcome of a read, as it is counted for its rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleOutcome {
+    /// The read had this outcome.
+    Read(Outcome),
+    /// The read went to Redis because of the mode `observe`, and would have been a hit without it.
+    WouldHit,
+}
+
+impl RuleOutcome {
+    /// The number of outcomes.
+    pub const COUNT: usize = Outcome::ALL.len() + 1;
+
+    /// Every outcome, in the order of their indexes.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Outcome::ALL.into_iter().map(Self::Read).chain([Self::WouldHit])
+    }
+
+    /// Returns its index.
+    #[inline]
+    pub fn index(self) -> usize {
+        match self {
+            Self::Read(outcome) => outcome as usize,
+            Self::WouldHit => Outcome::ALL.len(),
+        }
+    }
+
+    /// Returns the name in labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read(outcome) => outcome.name(),
+            Self::WouldHit => "would_hit",
+        }
+    }
+}
+
+/// The rule of a read, and whether the read would have been a hit but for the mode `observe`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RuleRead {
+    /// The rule.
+    pub id: RuleId,
+    /// Whether the mode `observe` alone keeps the read from being a hit.
+    pub would_hit: bool,
+}
+
+impl RuleRead {
+    /// A read without a would-be hit.
+    pub fn of(id: RuleId) -> Self {
+        Self { id, would_hit: false }
+    }
+
+    /// Returns the outcome to count for a read with this outcome.
+    #[inline]
+    pub fn outcome(self, outcome: Outcome) -> RuleOutcome {
+        if self.would_hit { RuleOutcome::WouldHit } else { RuleOutcome::Read(outcome) }
+    }
+}
+
+/// The use of a lookup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookupUse {
+    /// The result is served. Keys in the mode `observe` have none.
+    Serve,
+    /// The result is only counted: it is what would be served if no rule had the mode `observe`.
+    Observe,
+}
+
 /// The reason for the removal of an entry from the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EvictionCause {
@@ -82,17 +174,20 @@ pub enum EvictionCause {
     Resized,
     /// Everything that is kept took more memory than `cache.max_memory`.
     Memory,
+    /// An operator purged the key.
+    Purged,
 }
 
 impl EvictionCause {
     /// Every cause.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Capacity,
         Self::Expired,
         Self::Invalidated,
         Self::Flushed,
         Self::Resized,
         Self::Memory,
+        Self::Purged,
     ];
 
     /// Returns the name in labels and logs.
@@ -104,6 +199,7 @@ impl EvictionCause {
             Self::Flushed => "flushed",
             Self::Resized => "resized",
             Self::Memory => "memory",
+            Self::Purged => "purged",
         }
     }
 }
@@ -143,6 +239,8 @@ pub struct Statistics {
     pub settings: Settings,
     /// The mechanism that bounds staleness at this moment.
     pub coherence: Coherence,
+    /// The names of all rules since the start, by the index of their identity.
+    pub rule_names: Vec<String>,
 }
 
 /// The memory of all that is kept, and its bound. The primaries of a cluster have one bound.
@@ -210,13 +308,21 @@ pub struct Answer {
     pub freshness: Freshness,
     /// Time since the request to Redis.
     pub age: Duration,
+    /// The rule of the key.
+    pub rule: RuleId,
 }
 
 impl Answer {
     /// Creates an answer at `now`, in nanoseconds on the cache's clock.
     #[inline]
-    pub(super) fn new(entry: Entry, outcome: Outcome, freshness: Freshness, now: u64) -> Self {
-        Self { age: entry.age(now), outcome, freshness, entry }
+    pub(super) fn new(
+        entry: Entry,
+        outcome: Outcome,
+        freshness: Freshness,
+        rule: RuleId,
+        now: u64,
+    ) -> Self {
+        Self { age: entry.age(now), outcome, freshness, rule, entry }
     }
 }
 

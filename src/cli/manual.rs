@@ -112,6 +112,19 @@ const COMMANDS: &[(&str, &[Section])] = &[
         ],
     ),
     (
+        "explain",
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[(
+                    "redis-proxy explain session:1 --admin 127.0.0.1:9090",
+                    "Prints whether the proxy there answers reads of this key from memory, and why.",
+                )],
+            ),
+        ],
+    ),
+    (
         "health",
         &[
             EXIT_STATUS,
@@ -176,6 +189,19 @@ const COMMANDS: &[(&str, &[Section])] = &[
                 &[(
                     "redis-proxy init --set redis.password_file=/etc/redis-proxy/password -",
                     "Prints a file in which one key is set and every other is a comment.",
+                )],
+            ),
+        ],
+    ),
+    (
+        "report",
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[(
+                    "redis-proxy report --admin 127.0.0.1:9090",
+                    "Prints how many reads of each rule Redis was spared, or would be.",
                 )],
             ),
         ],

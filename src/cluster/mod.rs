@@ -43,8 +43,8 @@ use crate::backend::{
     FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
 use crate::cache::{
-    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, ReplyStatistics, ReplyStore,
-    Statistics,
+    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, ReplyStatistics,
+    ReplyStore, Rules, Statistics,
 };
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
@@ -132,7 +132,7 @@ impl Cluster {
     ) -> Result<Self, PrepareError> {
         // Checked once here, so problems with the files are reported at startup.
         let user = Backend::check(&settings)?;
-        let replies = ReplyStore::new(&cache_settings);
+        let replies = ReplyStore::new(&for_primaries(cache_settings.clone()));
         Ok(Self(Arc::new(Shared {
             settings,
             user,
@@ -168,6 +168,11 @@ impl Cluster {
     /// derived.
     pub(crate) fn max_hash_fields(&self) -> usize {
         self.0.replies.max_hash_fields()
+    }
+
+    /// Returns the rules in force.
+    pub(crate) fn rules(&self) -> &Arc<Rules> {
+        self.0.replies.rules()
     }
 
     /// Calls `lookup` with the cache of the shard that owns the key; `None` if no owner is known.
@@ -514,6 +519,12 @@ impl Cluster {
         self.0.shards().iter().for_each(|shard| shard.cache.invalidate_all());
     }
 
+    /// Drops entries and replies from every cache, as [`Cache::purge`] does. Returns the number of
+    /// entries.
+    pub fn purge(&self, purge: &Purge) -> u64 {
+        self.0.shards().iter().map(|shard| shard.cache.purge(purge)).sum()
+    }
+
     /// Removes expired entries. Takes time in proportion to the number of entries.
     pub fn sweep(&self) {
         self.0.shards().iter().for_each(|shard| shard.cache.sweep());
@@ -524,7 +535,7 @@ impl Cluster {
     pub fn apply(&self, settings: &cache::Settings) -> u64 {
         let _alone = lock(&self.0.update_lock);
         *lock(&self.0.cache_settings) = settings.clone();
-        self.0.replies.apply(settings);
+        self.0.replies.apply(&for_primaries(settings.clone()));
         self.0.distribute_capacity()
     }
 
@@ -559,6 +570,7 @@ impl Cluster {
             },
             settings: lock(&self.0.cache_settings).clone(),
             coherence: self.coherence(),
+            rule_names: self.0.replies.rules().names(),
         };
         for shard in self.0.shards() {
             let one = shard.cache.statistics();
@@ -578,6 +590,16 @@ impl Cluster {
         }
         sum
     }
+}
+
+/// Returns the settings for the caches of primaries: while tracking is on, without negative entries
+/// (invariant P5). During the migration of a slot, no node pushes that a missing key was created.
+fn for_primaries(mut settings: cache::Settings) -> cache::Settings {
+    if settings.coherence != CoherenceMode::Ttl {
+        settings.negative_ttl = NegativeTtl::Fixed(Duration::ZERO);
+        settings.rules.iter_mut().for_each(|rule| rule.negative_ttl = None);
+    }
+    settings
 }
 
 impl Shared {
@@ -650,12 +672,7 @@ impl Shared {
     fn cache_settings_for(&self, slots: usize) -> cache::Settings {
         let whole = lock(&self.cache_settings).clone();
         let capacity = whole.capacity.saturating_mul(slots).div_ceil(SLOT_COUNT).max(1);
-        // Invariant P5: during the migration of a slot, no node pushes that a missing key was
-        // created.
-        let is_tracked = whole.coherence != CoherenceMode::Ttl;
-        let negative_ttl =
-            if is_tracked { NegativeTtl::Fixed(Duration::ZERO) } else { whole.negative_ttl };
-        cache::Settings { capacity, negative_ttl, ..whole }
+        cache::Settings { capacity, ..for_primaries(whole) }
     }
 
     /// Distributes the capacity over the shards by their slots. Returns the number of evicted

@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::memory::Memory;
+use super::rule_reads::RuleReads;
 use super::table::Class;
 use super::time_to_live::TimeUnit;
 use crate::backend::BackendError;
-use crate::cache::{Answer, Outcome, ReadMode, Reply};
+use crate::cache::{Answer, LookupUse, Outcome, ReadMode, Reply, RuleId};
 use crate::metrics::{FrontEnd, Kind};
 use crate::net::WriteBuf;
 use crate::protocol::{
@@ -90,18 +91,19 @@ impl<'a> CacheableRead<'a> {
         matches!(self.class, Class::Mget | Class::Exists)
     }
 
-    /// Returns the reply, if memory has all of it. `count` receives the outcome of each entry that
-    /// the reply uses.
+    /// Returns the reply, if memory has all of it. `count` receives the outcome and the rule of
+    /// each entry that the reply uses.
     pub(super) fn lookup(
         &self,
         memory: &impl Memory,
         now: Instant,
-        mut count: impl FnMut(Outcome),
+        mut count: impl FnMut(Outcome, RuleId),
     ) -> Option<CachedReply> {
+        let lookup = |key: &[u8]| memory.lookup(key, now, LookupUse::Serve);
         if self.has_many_keys() {
-            let answers = self.arguments.skip(1).map(|key| memory.lookup(key, now).map(Some));
+            let answers = self.arguments.skip(1).map(|key| lookup(key).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
-            answers.iter().flatten().for_each(|answer| count(answer.outcome));
+            answers.iter().flatten().for_each(|answer| count(answer.outcome, answer.rule));
             self.arguments.skip(1).for_each(|key| memory.count_key(key, now));
             return Some(if self.class == Class::Mget {
                 CachedReply::Values(answers)
@@ -109,15 +111,25 @@ impl<'a> CacheableRead<'a> {
                 CachedReply::Number(present(&answers))
             });
         }
-        let answer = memory.lookup(self.arguments.get(1), now)?;
+        let answer = lookup(self.arguments.get(1))?;
         let part =
             if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
-        count(answer.outcome);
+        count(answer.outcome, answer.rule);
         memory.count_key(self.arguments.get(1), now);
         Some(match (self.class, part) {
             (Class::Strlen, _) => CachedReply::Number(length(&answer)),
             (_, Some(part)) => CachedReply::Part(answer, part),
             _ => CachedReply::Value(answer),
+        })
+    }
+
+    /// Returns the rules of the keys of a read that is forwarded.
+    pub(super) fn rule_reads(&self, memory: &impl Memory, now: Instant) -> RuleReads {
+        RuleReads::new(memory, self.keys(), |key| {
+            let answer = memory.lookup(key, now, LookupUse::Observe);
+            answer.is_some_and(|answer| {
+                self.class != Class::Getrange || self.part(length(&answer)).is_some()
+            })
         })
     }
 

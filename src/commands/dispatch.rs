@@ -15,12 +15,13 @@ use super::local_action::{LocalAction, RejectReason};
 use super::memory::Memory;
 use super::pending_keys::PendingKeys;
 use super::reply_fetch::ReplyFetch;
+use super::rule_reads::RuleReads;
 use super::session::{Identity, SessionEffect, SessionState};
 use super::table::Class;
 use super::xread::xread_may_block;
 use crate::access::KeyAllowlist;
 use crate::backend::CacheIdentity;
-use crate::cache::Outcome;
+use crate::cache::{KeptReply, LookupUse, Outcome, RuleId, RuleMode, RuleRead};
 use crate::metrics::Kind;
 use crate::protocol::{Arguments, is_one_of, parse_integer, write_array_length, write_bulk};
 
@@ -116,9 +117,9 @@ pub enum Action {
     /// Fetch its reply, to be kept. Boxed, because each decision about a `GET` moves an action.
     FetchReply(Box<ReplyFetch>),
     /// Forward a read of this kind past memory.
-    BypassReply(Kind),
+    BypassReply(Kind, RuleReads),
     /// Forward a read of so many keys past memory.
-    Bypass(usize),
+    Bypass(usize, RuleReads),
     /// Forward it.
     Forward(SessionEffect),
     /// Forward it, and pass all bytes on from there.
@@ -140,13 +141,13 @@ pub enum LongAction {
     Stream(SessionEffect),
 }
 
-/// Decides about a command. `count` receives the outcome of each entry that a reply from memory
-/// uses.
+/// Decides about a command. `count` receives the outcome and the rule of each entry that a reply
+/// from memory uses.
 #[inline]
 pub fn decide<M: Memory>(
     view: &View<'_, M>,
     command: Command<'_>,
-    count: impl FnMut(Outcome),
+    count: impl FnMut(Outcome, RuleId),
 ) -> Action {
     let action = choose(view, command, count);
     if has_to_wait(view, &action) { Action::Wait } else { action }
@@ -156,7 +157,7 @@ pub fn decide<M: Memory>(
 fn choose<M: Memory>(
     view: &View<'_, M>,
     command: Command<'_>,
-    count: impl FnMut(Outcome),
+    count: impl FnMut(Outcome, RuleId),
 ) -> Action {
     let Command { class, arguments, is_cached, .. } = command;
     let authenticated = view
@@ -171,12 +172,12 @@ fn choose<M: Memory>(
     }
     match class {
         _ if class.is_read() => match CacheableRead::new(class, arguments) {
-            Some(read) if !is_cached => Action::Bypass(read.key_count()),
+            Some(read) if !is_cached => bypass(view, read),
             Some(read) => choose_read(view, read, count),
             None => Action::Forward(SessionEffect::MayObserveWrite),
         },
         Class::Kept(kept) => match KeptRead::new(kept, arguments) {
-            Some(read) if !is_cached => Action::BypassReply(read.kind()),
+            Some(read) if !is_cached => bypass_reply(view, &read, None),
             Some(read) => choose_kept_read(view, &read, command, count),
             None => Action::Forward(SessionEffect::MayObserveWrite),
         },
@@ -191,7 +192,7 @@ fn choose<M: Memory>(
 fn choose_read<M: Memory>(
     view: &View<'_, M>,
     read: CacheableRead<'_>,
-    count: impl FnMut(Outcome),
+    count: impl FnMut(Outcome, RuleId),
 ) -> Action {
     if view.has_pending_read(read.keys()) {
         return Action::Wait;
@@ -201,7 +202,7 @@ fn choose_read<M: Memory>(
         || view.pending.may_observe_write
         || !view.session.may_read_from_cache(&view.policy.identity);
     if is_bypassed {
-        return Action::Bypass(read.key_count());
+        return bypass(view, read);
     }
     if view.coverage == Coverage::Unfenced {
         return Action::Fence;
@@ -209,15 +210,41 @@ fn choose_read<M: Memory>(
     if let Some(reply) = read.lookup(view.memory, view.now, count) {
         return Action::Reply(reply);
     }
+    if is_off(view.memory.rule_of(read.keys())) {
+        return bypass(view, read);
+    }
     let fetch = read.fetch().filter(|_| view.memory.may_fetch());
-    fetch.map_or(Action::Bypass(read.key_count()), Action::Fetch)
+    fetch.map_or_else(|| bypass(view, read), Action::Fetch)
+}
+
+/// Whether one of the keys of a read has a rule that keeps it from memory.
+fn is_off(rule: Option<(RuleId, RuleMode)>) -> bool {
+    rule.is_some_and(|(_, mode)| mode == RuleMode::Off)
+}
+
+/// Forwards a read past memory.
+fn bypass<M: Memory>(view: &View<'_, M>, read: CacheableRead<'_>) -> Action {
+    Action::Bypass(read.key_count(), read.rule_reads(view.memory, view.now))
+}
+
+/// Forwards a read past memory. `name` are the bytes under which its reply may be kept.
+fn bypass_reply<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>, name: Option<&[u8]>) -> Action {
+    Action::BypassReply(read.kind(), RuleReads::one(rule_read(view, read, name)))
+}
+
+/// Returns the rule of a read that memory does not answer. `name` are the bytes under which its
+/// reply may be kept.
+fn rule_read<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>, name: Option<&[u8]>) -> RuleRead {
+    let Some((id, mode)) = view.memory.rule_of(read.keys()) else { return RuleRead::default() };
+    let is_kept = |name: &[u8]| find_kept(view, read, name, LookupUse::Observe).is_some();
+    RuleRead { id, would_hit: mode == RuleMode::Observe && name.is_some_and(is_kept) }
 }
 
 fn choose_kept_read<M: Memory>(
     view: &View<'_, M>,
     read: &KeptRead<'_>,
     command: Command<'_>,
-    mut count: impl FnMut(Outcome),
+    mut count: impl FnMut(Outcome, RuleId),
 ) -> Action {
     if view.has_pending_read(read.keys()) {
         return Action::Wait;
@@ -228,37 +255,54 @@ fn choose_kept_read<M: Memory>(
         || read.has_longer_key(view.policy.max_key)
         || !read.has_form(view.session.protocol());
     if is_bypassed {
-        return Action::BypassReply(read.kind());
+        return bypass_reply(view, read, None);
     }
     if view.coverage == Coverage::Unfenced {
         return Action::Fence;
     }
     let name = reply_name(command);
-    let kept = view.memory.lookup_reply(&name, read.first_key(), view.now);
-    let reply = kept.map(|reply| CachedReply::kept(reply, read.kind(), read.time_unit(), view.now));
-    match reply.or_else(|| derive(view, read)) {
-        Some(reply) => {
-            count(Outcome::Hit);
-            Action::Reply(reply)
-        }
-        None if view.memory.may_fetch_replies(read.command().may_write()) => {
-            Action::FetchReply(Box::new(ReplyFetch::new(read, name.into_owned())))
-        }
-        None => Action::BypassReply(read.kind()),
+    if let Some((reply, rule)) = find_kept(view, read, &name, LookupUse::Serve) {
+        count(Outcome::Hit, rule);
+        return Action::Reply(reply);
     }
+    let may_fetch = view.memory.may_fetch_replies(read.command().may_write());
+    if !may_fetch || is_off(view.memory.rule_of(read.keys())) {
+        return bypass_reply(view, read, Some(&name));
+    }
+    let rule = rule_read(view, read, Some(&name));
+    Action::FetchReply(Box::new(ReplyFetch::new(read, name.into_owned(), rule)))
+}
+
+/// Returns the reply to a read from a kept one, and its rule. `name` are the bytes under which its
+/// own reply is kept.
+fn find_kept<M: Memory>(
+    view: &View<'_, M>,
+    read: &KeptRead<'_>,
+    name: &[u8],
+    purpose: LookupUse,
+) -> Option<(CachedReply, RuleId)> {
+    let kept = view.memory.lookup_reply(name, read.first_key(), view.now, purpose);
+    let reply = kept.map(|KeptReply { reply, rule }| {
+        (CachedReply::kept(reply, read.kind(), read.time_unit(), view.now), rule)
+    });
+    reply.or_else(|| derive(view, read, purpose))
 }
 
 /// Returns the reply to a read if it follows from the kept reply for the whole hash or set.
-fn derive<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>) -> Option<CachedReply> {
+fn derive<M: Memory>(
+    view: &View<'_, M>,
+    read: &KeptRead<'_>,
+    purpose: LookupUse,
+) -> Option<(CachedReply, RuleId)> {
     let max = view.memory.max_hash_fields();
     if max == 0 {
         return None;
     }
     let name = read.whole_name()?;
     let derived = read.command().index();
-    let whole = view.memory.lookup_whole(&name, read.first_key(), derived, view.now)?;
-    let frame = read.derive(whole.frame().bytes(), max)?;
-    Some(CachedReply::Derived(Box::new(frame), read.kind()))
+    let found = view.memory.lookup_whole(&name, read.first_key(), derived, view.now, purpose)?;
+    let frame = read.derive(found.reply.frame().bytes(), max)?;
+    Some((CachedReply::Derived(Box::new(frame), read.kind()), found.rule))
 }
 
 /// Decides about `INFO`. Its own section needs no Redis, unless only Redis knows whether the client
@@ -303,8 +347,8 @@ fn has_to_wait<M>(view: &View<'_, M>, action: &Action) -> bool {
         ) => false,
         Action::Local(LocalAction::Reset) => view.pending.replies > 0,
         // Otherwise a read could see what its own client wrote behind it (invariant R2).
-        Action::Bypass(_)
-        | Action::BypassReply(_)
+        Action::Bypass(..)
+        | Action::BypassReply(..)
         | Action::Passthrough
         | Action::Quit
         | Action::Local(LocalAction::LogIn { .. }) => is_behind_flights,
@@ -395,14 +439,13 @@ fn named(arguments: Arguments<'_>, at: usize) -> Identity {
 #[cfg(test)]
 mod tests {
     use std::mem::discriminant;
-    use std::sync::Arc;
 
     use tokio::runtime::Handle;
 
     use super::super::table::CommandTable;
     use super::*;
     use crate::cache::{
-        Answer, Cache, Cancelled, Fetched, FetchedReply, ReadMode, Reply, ReplyRead, Settings,
+        Answer, Cache, Cancelled, Fetched, FetchedReply, KeyRule, ReadMode, ReplyRead, Settings,
     };
     use crate::key::Key;
     use crate::protocol::tests::parsed;
@@ -424,20 +467,31 @@ mod tests {
     }
 
     impl Kept {
-        async fn new() -> Self {
-            let cache = Cache::new(Settings::default(), Handle::current());
-            let value = Fetched::Value(Bytes::from_static(b"value").into(), None);
-            cache.get_or_fetch(b"kept", ReadMode::Default, |_| async { value }).await.unwrap();
+        async fn new(settings: Settings) -> Self {
+            let cache = Cache::new(settings, Handle::current());
+            for key in [&b"kept"[..], b"see:k"] {
+                let value = Fetched::Value(Bytes::from_static(b"value").into(), None);
+                cache.get_or_fetch(key, ReadMode::Default, |_| async { value }).await.unwrap();
+            }
             Self { cache, may_fetch: true }
         }
     }
 
     impl Memory for Kept {
-        fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-            self.cache.lookup(key, now)
+        fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+            self.cache.lookup_for(key, now, purpose)
         }
-        fn lookup_reply(&self, command: &[u8], _: &[u8], now: Instant) -> Option<Arc<Reply>> {
-            self.cache.lookup_reply(command, now)
+        fn lookup_reply(
+            &self,
+            command: &[u8],
+            _: &[u8],
+            now: Instant,
+            purpose: LookupUse,
+        ) -> Option<KeptReply> {
+            self.cache.lookup_reply(command, now, purpose)
+        }
+        fn rule_of<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Option<(RuleId, RuleMode)> {
+            self.cache.rules().find(keys)
         }
         fn lookup_whole(
             &self,
@@ -445,8 +499,9 @@ mod tests {
             _: &[u8],
             derived: usize,
             now: Instant,
-        ) -> Option<Arc<Reply>> {
-            self.cache.lookup_whole(command, derived, now)
+            purpose: LookupUse,
+        ) -> Option<KeptReply> {
+            self.cache.lookup_whole(command, derived, now, purpose)
         }
         fn may_fetch_replies(&self, _: bool) -> bool {
             self.may_fetch
@@ -472,6 +527,10 @@ mod tests {
 
     impl Case {
         async fn new() -> Self {
+            Self::with(Settings::default()).await
+        }
+
+        async fn with(settings: Settings) -> Self {
             let identity = CacheIdentity { user: None, database: 0 };
             Self {
                 policy: Policy {
@@ -484,7 +543,7 @@ mod tests {
                 pending: PendingReplies::default(),
                 pending_keys: PendingKeys::default(),
                 coverage: Coverage::Full,
-                memory: Kept::new().await,
+                memory: Kept::new(settings).await,
             }
         }
 
@@ -501,7 +560,11 @@ mod tests {
             }
         }
 
-        fn with<T>(&self, line: &str, decide: impl FnOnce(&View<'_, Kept>, Command<'_>) -> T) -> T {
+        fn with_line<T>(
+            &self,
+            line: &str,
+            decide: impl FnOnce(&View<'_, Kept>, Command<'_>) -> T,
+        ) -> T {
             let (input, parser) = parsed(line);
             let arguments = parser.arguments(&input);
             let class = CommandTable::new().find(arguments.get(0)).class;
@@ -509,11 +572,11 @@ mod tests {
         }
 
         fn decides(&self, line: &str) -> Action {
-            self.with(line, |view, command| decide(view, command, |_| {}))
+            self.with_line(line, |view, command| decide(view, command, |_, _| {}))
         }
 
         fn decides_long(&self, line: &str) -> LongAction {
-            self.with(line, decide_long)
+            self.with_line(line, decide_long)
         }
 
         #[track_caller]
@@ -521,7 +584,7 @@ mod tests {
             let found = self.decides(line);
             let is_equal = match (&found, expected) {
                 (Action::Forward(found), Action::Forward(expected)) => found == expected,
-                (Action::Bypass(found), Action::Bypass(expected)) => found == expected,
+                (Action::Bypass(found, _), Action::Bypass(expected, _)) => found == expected,
                 _ => discriminant(&found) == discriminant(expected),
             };
             assert!(is_equal, "{line}: found {found:?}, expected {expected:?}");
@@ -530,6 +593,10 @@ mod tests {
 
     fn reply() -> Action {
         Action::Reply(CachedReply::Number(0))
+    }
+
+    fn bypassed(keys: usize) -> Action {
+        Action::Bypass(keys, RuleReads::default())
     }
 
     fn fetch() -> Action {
@@ -548,13 +615,13 @@ mod tests {
             ("EXISTS kept", reply()),
             ("STRLEN kept", reply()),
             ("GETRANGE kept 1 2", reply()),
-            ("GETRANGE kept -9 2", Action::Bypass(1)),
+            ("GETRANGE kept -9 2", bypassed(1)),
             ("GET absent", fetch()),
             ("MGET kept absent", fetch()),
-            ("EXISTS kept absent", Action::Bypass(2)),
-            ("STRLEN absent", Action::Bypass(1)),
-            ("GET too-long-a-key", Action::Bypass(1)),
-            ("MGET kept too-long-a-key", Action::Bypass(2)),
+            ("EXISTS kept absent", bypassed(2)),
+            ("STRLEN absent", bypassed(1)),
+            ("GET too-long-a-key", bypassed(1)),
+            ("MGET kept too-long-a-key", bypassed(2)),
             ("GET", Action::Forward(SessionEffect::MayObserveWrite)),
             ("GET kept kept", Action::Forward(SessionEffect::MayObserveWrite)),
         ] {
@@ -562,7 +629,40 @@ mod tests {
         }
         case.memory.may_fetch = false;
         case.expect("GET kept", &reply());
-        case.expect("GET absent", &Action::Bypass(1));
+        case.expect("GET absent", &bypassed(1));
+    }
+
+    #[tokio::test]
+    async fn rule_keeps_reads_from_memory() {
+        let rule = |keys: &str, mode| KeyRule {
+            mode,
+            ..KeyRule::new(keys.to_owned().try_into().unwrap())
+        };
+        let rules = vec![rule("off:*", RuleMode::Off), rule("see:*", RuleMode::Observe)];
+        let case = Case::with(Settings { rules, ..Settings::default() }).await;
+        let forwarded = Action::BypassReply(Kind::Hash, RuleReads::default());
+        for (line, expected) in [
+            ("GET off:k", bypassed(1)),
+            ("MGET kept off:k", bypassed(2)),
+            ("MGET kept kept", reply()),
+            ("GET see:k", fetch()),
+            ("MGET see:k kept", fetch()),
+            ("STRLEN see:k", bypassed(1)),
+            ("HGETALL off:h", forwarded),
+        ] {
+            case.expect(line, &expected);
+        }
+        let counted = |line: &str| match case.decides(line) {
+            Action::Bypass(_, reads) | Action::BypassReply(_, reads) => {
+                reads.iter().map(|(_, outcome, count)| (outcome.name(), count)).collect::<Vec<_>>()
+            }
+            action => panic!("{action:?}"),
+        };
+        assert_eq!(counted("STRLEN see:k"), [("would_hit", 1)]);
+        assert_eq!(counted("GETRANGE see:k -9 2"), [("bypass", 1)]);
+        let found = counted("EXISTS see:k see:k off:k see:x kept");
+        assert_eq!(found, [("would_hit", 2), ("bypass", 1), ("bypass", 1)]);
+        assert_eq!(counted("HGETALL off:h"), [("bypass", 1)]);
     }
 
     #[tokio::test]
@@ -571,7 +671,7 @@ mod tests {
         for (coverage, expected) in [
             (Coverage::Full, reply()),
             (Coverage::Unfenced, Action::Fence),
-            (Coverage::Bypassed, Action::Bypass(1)),
+            (Coverage::Bypassed, bypassed(1)),
         ] {
             case.coverage = coverage;
             case.expect("GET kept", &expected);
@@ -580,22 +680,26 @@ mod tests {
         case.pending.replies = 1;
         case.expect("GET kept", &reply());
         case.pending.may_observe_write = true;
-        case.expect("GET kept", &Action::Bypass(1));
+        case.expect("GET kept", &bypassed(1));
         case.pending = PendingReplies::default();
         case.session.sent(&SessionEffect::Multi);
-        case.expect("GET kept", &Action::Bypass(1));
+        case.expect("GET kept", &bypassed(1));
     }
 
     #[tokio::test]
     async fn read_of_another_type_is_decided() {
         let mut case = Case::new().await;
-        let bypass = Action::BypassReply(Kind::Hash);
+        let bypass = Action::BypassReply(Kind::Hash, RuleReads::default());
         let forward = Action::Forward(SessionEffect::MayObserveWrite);
         let (input, parser) = parsed("HGETALL h");
         let class = CommandTable::new().find(b"HGETALL").class;
         let Class::Kept(command) = class else { panic!("{class:?}") };
         let read = KeptRead::new(command, parser.arguments(&input)).unwrap();
-        let fetch = Action::FetchReply(Box::new(ReplyFetch::new(&read, input.clone())));
+        let fetch = Action::FetchReply(Box::new(ReplyFetch::new(
+            &read,
+            input.clone(),
+            RuleRead::default(),
+        )));
         case.memory.cache.start_tracking(Instant::now());
         let name = b"*2\r\n$7\r\nHGETALL\r\n$1\r\nh\r\n";
         let frame = ReplyFrame::new(Bytes::from_static(b"%0\r\n"), Shape::default());

@@ -1,17 +1,23 @@
 //! The cache, as far as decisions need it.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
-use crate::cache::{Answer, Reply};
+use crate::cache::{Answer, KeptReply, LookupUse, RuleId, RuleMode};
 
 /// The part of the cache that a decision needs.
 pub trait Memory {
     /// The fresh entry of a key.
-    fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer>;
+    fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer>;
     /// The kept reply to a command. `key` is the first of its keys.
-    fn lookup_reply(&self, command: &[u8], key: &[u8], now: Instant) -> Option<Arc<Reply>>;
+    fn lookup_reply(
+        &self,
+        command: &[u8],
+        key: &[u8],
+        now: Instant,
+        purpose: LookupUse,
+    ) -> Option<KeptReply>;
+    /// The rule and the mode for a read of these keys; `None` without rules.
+    fn rule_of<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Option<(RuleId, RuleMode)>;
     /// The most fields or members of a kept hash or set from which other replies are derived.
     fn max_hash_fields(&self) -> usize;
     /// The kept reply to `command`, which reads the whole of `key`, if the command with the index
@@ -22,7 +28,8 @@ pub trait Memory {
         key: &[u8],
         derived: usize,
         now: Instant,
-    ) -> Option<Arc<Reply>>;
+        purpose: LookupUse,
+    ) -> Option<KeptReply>;
     /// Whether replies are fetched to be kept.
     /// Not those to a command that may write, if no push would report its write.
     fn may_fetch_replies(&self, may_write: bool) -> bool;

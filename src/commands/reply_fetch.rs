@@ -10,7 +10,7 @@ use super::cached_read::{CachedReply, FetchOutcome};
 use super::kept_read::{Fields, KeptRead};
 use super::time_to_live::TimeUnit;
 use crate::backend::{ReplyRequest, RequestedFields};
-use crate::cache::ReplyResult;
+use crate::cache::{ReplyResult, RuleRead};
 use crate::key::Key;
 use crate::metrics::{FrontEnd, Kind};
 use crate::protocol::Shape;
@@ -25,12 +25,13 @@ pub struct ReplyFetch {
     kind: Kind,
     may_write: bool,
     time_unit: Option<TimeUnit>,
+    rule: RuleRead,
 }
 
 impl ReplyFetch {
-    /// The fetch for a read. `name` are the bytes under which its reply is kept, and which are
-    /// sent.
-    pub(super) fn new(read: &KeptRead<'_>, name: Vec<u8>) -> Self {
+    /// The fetch for a read of this rule. `name` are the bytes under which its reply is kept, and
+    /// which are sent.
+    pub(super) fn new(read: &KeptRead<'_>, name: Vec<u8>, rule: RuleRead) -> Self {
         let fields = match read.fields() {
             Fields::None => RequestedFields::None,
             Fields::Named(names) => {
@@ -47,7 +48,7 @@ impl ReplyFetch {
         };
         let may_write = read.command().may_write();
         let (kind, time_unit) = (read.kind(), read.time_unit());
-        Self { request, shape: read.shape(), kind, may_write, time_unit }
+        Self { request, shape: read.shape(), kind, may_write, time_unit, rule }
     }
 
     /// The keys of the command.
@@ -58,8 +59,8 @@ impl ReplyFetch {
     /// Fetches the reply. `command` is the command as the client sent it.
     pub async fn run(self, front_end: FrontEnd, proxy: Proxy, command: Bytes) -> FetchOutcome {
         let span = spans::command_span(self.kind.name());
-        let Self { request, shape, kind, may_write, time_unit } = self;
-        let result = proxy.get_reply(front_end, Arc::new(request), shape, kind, &span);
+        let Self { request, shape, kind, may_write, time_unit, rule } = self;
+        let result = proxy.get_reply(front_end, Arc::new(request), shape, (kind, rule), &span);
         let reply = |reply| CachedReply::kept(reply, kind, time_unit, Instant::now());
         match result.instrument(span.clone()).await {
             ReplyResult::Reply(kept) if may_write => FetchOutcome::MayHaveWritten(reply(kept)),

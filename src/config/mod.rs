@@ -5,6 +5,7 @@
 //! `schema.rs` and `sample.rs` describe all keys. This file checks the rules that concern several
 //! keys.
 
+mod key_rules;
 mod known_keys;
 mod problems;
 mod sample;
@@ -146,6 +147,11 @@ impl Config {
     /// Returns the targets of `telemetry.log_filter` that no log line has, for a warning.
     pub fn unknown_log_targets(&self) -> Vec<&str> {
         self.telemetry.log_filter.unknown_targets()
+    }
+
+    /// Returns a note for each rule of `cache.rules` that takes a part of the keys of another.
+    pub fn overlapping_rules(&self) -> Vec<String> {
+        key_rules::overlaps(&self.cache.rules)
     }
 
     /// Checks that every listener that other hosts can reach has authentication or a waiver

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use config::Value;
+use config::{ConfigError, Value};
 
 use crate::access::FileError;
 
@@ -69,4 +69,18 @@ impl Problems {
 pub(super) fn problem_at(key: &str, value: Option<&Value>, text: String) -> Problem {
     let origin = value.and_then(Value::origin).unwrap_or("defaults");
     Problem { origin: origin.to_owned(), key: key.to_owned(), text }
+}
+
+/// Returns the text of the innermost error. The outer ones name places inside the library.
+pub(super) fn explain(error: &ConfigError) -> String {
+    match error {
+        ConfigError::At { error, .. } => explain(error),
+        ConfigError::Type { unexpected, expected, .. } => {
+            format!("found {unexpected}, expected {expected}")
+        }
+        ConfigError::Message(text) => {
+            text.replacen("invalid value: ", "found ", 1).replacen("invalid type: ", "found ", 1)
+        }
+        other => other.to_string(),
+    }
 }

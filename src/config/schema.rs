@@ -8,9 +8,11 @@ use config::{Value, ValueKind};
 use serde_json::{Map, Value as Json, json};
 
 use super::Config;
+use super::key_rules;
 use super::known_keys::KnownKeys;
 use super::sample::descriptions;
 use super::sources::{Layer, check, known_keys};
+use crate::cache::{KeyRule, RuleMode};
 
 /// Texts such as `250ms` and `1h 30m`.
 const DURATION: &str = r"^[0-9.]+\s*([A-Za-zµ]+\s*([0-9]+\s*[A-Za-zµ]+\s*)*)?$";
@@ -52,21 +54,44 @@ pub fn json_schema() -> Json {
 
 /// Returns the schema of the values that a key accepts.
 fn form(known: &KnownKeys, key: &str, default: &Value) -> Json {
+    if key == key_rules::RULES {
+        return form_of_rules();
+    }
     match &default.kind {
         ValueKind::Boolean(_) => json!({ "type": "boolean" }),
         ValueKind::Float(_) => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         ValueKind::Array(_) => json!({ "type": "array", "items": { "type": "string" } }),
-        ValueKind::String(default) => form_of_text(known, key, default),
+        ValueKind::String(default) => {
+            form_of_text(default, &|kind: ValueKind| refusal(known, key, kind))
+        }
         _ => json!({ "type": "integer", "minimum": 0 }),
     }
 }
 
+/// Returns the schema of `cache.rules`. Its texts are in the description of the whole.
+fn form_of_rules() -> Json {
+    let properties = key_rules::FIELDS.map(|name| {
+        let refusal = |kind: ValueKind| key_rules::refusal(name, &Value::new(None, kind));
+        (name.to_owned(), form_of_text(RuleMode::default().name(), &refusal))
+    });
+    json!({
+        "type": "array",
+        "maxItems": KeyRule::MOST,
+        "items": {
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["keys"],
+            "properties": Map::from_iter(properties),
+        },
+    })
+}
+
 /// Returns the schema of a key that is written as text. Each form is known by a text that no other
-/// one accepts.
-fn form_of_text(known: &KnownKeys, key: &str, default: &str) -> Json {
-    let accepts = |kind: ValueKind| refusal(known, key, kind).is_none();
+/// one accepts. `refusal` returns the error of the key for a value.
+fn form_of_text(default: &str, refusal: &dyn Fn(ValueKind) -> Option<String>) -> Json {
+    let accepts = |kind: ValueKind| refusal(kind).is_none();
     let text = |text: &str| ValueKind::String(text.to_owned());
-    let words = words(known, key);
+    let words = words(refusal);
     if accepts(ValueKind::Array(vec![Value::new(None, text("redis://a:1"))])) {
         return json!({ "type": ["string", "array"], "items": { "type": "string" } });
     }
@@ -100,20 +125,20 @@ fn form_of_text(known: &KnownKeys, key: &str, default: &str) -> Json {
 
 /// Returns the words that a key accepts and names in its error, as in `expected "lru" or
 /// "tinylfu"`.
-fn words(known: &KnownKeys, key: &str) -> Vec<String> {
-    let error = refusal(known, key, ValueKind::String("\u{1}".to_owned())).unwrap_or_default();
+fn words(refusal: &dyn Fn(ValueKind) -> Option<String>) -> Vec<String> {
+    let error = refusal(ValueKind::String("\u{1}".to_owned())).unwrap_or_default();
     let expected = error.split_once(", expected ").map_or("", |(_, text)| text);
     let quoted = expected.split('"').skip(1).step_by(2);
     let is_word = |word: &&str| {
         word.starts_with(|letter: char| letter.is_ascii_lowercase())
-            && refusal(known, key, ValueKind::String((*word).to_owned())).is_none()
+            && refusal(ValueKind::String((*word).to_owned())).is_none()
     };
     quoted.filter(is_word).map(str::to_owned).collect()
 }
 
 /// Returns the error of a key for a value; `None` if it accepts it.
 fn refusal(known: &KnownKeys, key: &str, kind: ValueKind) -> Option<String> {
-    check(known, key, &Value::new(None, kind)).map(|problem| problem.text)
+    check(known, key, &Value::new(None, kind)).into_iter().next().map(|problem| problem.text)
 }
 
 fn to_json(value: &Value) -> Json {
@@ -153,6 +178,12 @@ mod tests {
         assert_eq!(of("cache", "negative_ttl")["anyOf"][2]["enum"], json!(["auto"]));
         assert_eq!(of("cache", "policy")["enum"], json!(["lru", "tinylfu"]));
         assert_eq!(of("cache", "ttl")["default"], "1m");
+        let rule = &of("cache", "rules")["items"]["properties"];
+        assert_eq!(rule["keys"], json!({ "type": "string" }));
+        assert_eq!(rule["mode"]["enum"], json!(["cache", "observe", "off"]));
+        assert_eq!(rule["ttl"]["anyOf"][1]["pattern"], DURATION);
+        assert_eq!(rule["negative_ttl"]["anyOf"][2]["enum"], json!(["auto"]));
+        assert_eq!(rule["max_value"]["anyOf"][1]["pattern"], SIZE);
     }
 
     /// `make schema` writes the file.

@@ -11,8 +11,9 @@ use std::path::Path;
 use config::{ConfigError, Map, Source, Value, ValueKind};
 
 use super::Config;
+use super::key_rules;
 use super::known_keys::{CONFIG_VARIABLE, Environment, KnownKeys, PREFIX};
-use super::problems::{Problem, Problems, problem_at};
+use super::problems::{Problem, Problems, explain, problem_at};
 use crate::backend::Address;
 use crate::cache;
 use crate::cli::Flags;
@@ -52,7 +53,10 @@ impl Loaded {
         let mut layers = vec![file, variables, assignments, flags];
         for layer in &mut layers {
             layer.0.retain(|key, value| {
-                check(&known, key, value).map(|problem| problems.push(problem)).is_none()
+                let found = check(&known, key, value);
+                let is_right = found.is_empty();
+                problems.extend(found);
+                is_right
             });
         }
         let config = merge(&layers).unwrap_or_else(|error| {
@@ -112,7 +116,11 @@ impl Layer {
     /// Flattens a configuration into its keys.
     pub(super) fn from_config(config: &Config) -> Self {
         let tree = config::Config::try_from(config).map(|tree| tree.cache);
-        tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree))
+        let mut layer = tree.map_or_else(|_| Self::default(), |tree| Self::flatten(&tree));
+        // The library leaves out an empty list.
+        let none = || Value::new(None, ValueKind::Array(Vec::new()));
+        layer.0.entry(key_rules::RULES.to_owned()).or_insert_with(none);
+        layer
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
@@ -380,7 +388,14 @@ pub(super) fn known_keys() -> KnownKeys {
 const SECRET: &str = "redis.password";
 
 /// Checks this value by itself, against the type of its key.
-pub(super) fn check(known: &KnownKeys, key: &str, value: &Value) -> Option<Problem> {
+pub(super) fn check(known: &KnownKeys, key: &str, value: &Value) -> Vec<Problem> {
+    if key == key_rules::RULES {
+        return key_rules::check(value);
+    }
+    check_one(known, key, value).into_iter().collect()
+}
+
+fn check_one(known: &KnownKeys, key: &str, value: &Value) -> Option<Problem> {
     let problem = |text| problem_at(key, Some(value), text);
     if known.is_section(key) {
         let empty = matches!(&value.kind, ValueKind::Table(table) if table.is_empty());
@@ -393,18 +408,4 @@ pub(super) fn check(known: &KnownKeys, key: &str, value: &Value) -> Option<Probl
     let error = merge(&[alone]).err()?;
     let text = explain(&error);
     Some(problem(if key == SECRET { format!("{MASK} is not a text") } else { text }))
-}
-
-/// Returns the text of the innermost error. The outer ones name places inside the library.
-fn explain(error: &ConfigError) -> String {
-    match error {
-        ConfigError::At { error, .. } => explain(error),
-        ConfigError::Type { unexpected, expected, .. } => {
-            format!("found {unexpected}, expected {expected}")
-        }
-        ConfigError::Message(text) => {
-            text.replacen("invalid value: ", "found ", 1).replacen("invalid type: ", "found ", 1)
-        }
-        other => other.to_string(),
-    }
 }

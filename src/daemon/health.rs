@@ -1,9 +1,8 @@
 //! `redis-proxy health`: queries the health of a running daemon, for containers and scripts.
 
 use std::io;
-use std::time::Duration;
 
-use crate::client::Target;
+use crate::client::{TIMEOUT, Target};
 
 /// The kind of health that is queried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +21,6 @@ impl HealthCheck {
         }
     }
 }
-
-/// The time limit of one check. It is long enough for a busy machine, and shorter than the usual
-/// time limit of a container's health check.
-const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends a health check to a daemon. Returns whether the status is 200, and the body of the
 /// response.

@@ -4,10 +4,13 @@
 //! before it commits any (invariant A5), so a refused configuration changes nothing.
 
 mod bad_files;
+pub mod explain;
 mod fd_limit;
 pub mod health;
+mod listeners;
 mod memory;
 mod reload;
+pub mod report;
 mod shutdown;
 mod systemd;
 
@@ -16,7 +19,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::runtime::Handle;
@@ -25,24 +27,20 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 pub use self::bad_files::BadFiles;
-use self::fd_limit::{FdBudget, fit_fd_limit};
+use self::fd_limit::fit_fd_limit;
+use self::listeners::Parts;
 use self::reload::{Reload, ReloadOutcome, reload_finished};
 pub use self::shutdown::ExitReason;
 use self::systemd::{ActivatedSockets, ActivationError, Notifier};
-use crate::access::{BearerAuth, FileError, Prepare};
+use crate::access::{FileError, Prepare};
 use crate::backend::{Backend, CommandNames, Mode, PrepareError};
 use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::commands::kept_names;
 use crate::config::{Config, Problems, Sources};
-use crate::http::{self, HttpService, Observer};
-use crate::metrics::{FrontEnd, Metrics, RejectReason};
+use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
-use crate::resp::Resp;
-use crate::rest::{Rest, WithRest};
-use crate::server::{
-    BindError, Drain, DrainControl, Listener, ListenerConfig, Service, Tls, Workers,
-};
+use crate::server::{BindError, Drain, DrainControl, Listener, Workers};
 use crate::status::Status;
 use crate::telemetry::Telemetry;
 use crate::telemetry::hot_keys::HotKeys;
@@ -147,8 +145,9 @@ impl Daemon {
         let warm = (config.warm.keys_to_save() > 0)
             .then(|| warm(&config, &activated, hot_keys, proxy.clone()));
         let status = Status::new(proxy.clone(), Arc::clone(&metrics));
-        let (listeners, files) =
-            listeners(&config, activated, fd_budget, &status, &proxy, &metrics).await?;
+        let parts =
+            Parts { config: &config, fd_budget, status: &status, proxy: &proxy, metrics: &metrics };
+        let (listeners, files) = listeners::bind(parts, activated).await?;
         let workers = Arc::new(Workers::start(config.daemon.threads())?);
         // Connections hold the metrics. A strong reference here would close a cycle and keep the
         // workers alive.
@@ -291,96 +290,6 @@ fn warm(config: &Config, activated: &ActivatedSockets, hot_keys: HotKeys, proxy:
             && (http.allows(key) || resp.as_ref().is_some_and(|allow| allow.allows(key)))
     });
     Warmup::new(config.warm.clone(), config.redis.max_fetches, permits, hot_keys, proxy)
-}
-
-/// Binds the listeners of `config`. Returns them with the files that a reload must read. The
-/// listeners for reads admit as many clients as `fd_budget` allows.
-async fn listeners(
-    config: &Config,
-    mut activated: ActivatedSockets,
-    fd_budget: FdBudget,
-    status: &Status,
-    proxy: &Proxy,
-    metrics: &Arc<Metrics>,
-) -> Result<(Vec<Listener>, Vec<Prepare>), StartError> {
-    let admin = &config.admin;
-    let limits = config.http.limits();
-    let auth = config.http.bearer_auth()?;
-    let mut files: Vec<_> = auth.iter().map(BearerAuth::reloader).collect();
-    let (http_tls, resp_tls) = (config.http.tls()?, config.resp.tls()?);
-    files.extend([&http_tls, &resp_tls].into_iter().flatten().map(Tls::reloader));
-    let listener_config = |service, tls, max_connections, auth_requirement| ListenerConfig {
-        service,
-        tls,
-        max_connections,
-        auth_requirement,
-    };
-    let is_admin_apart = activated.has(FrontEnd::Admin.name()) || !admin.listen.is_off();
-    let beside = if is_admin_apart {
-        Router::new()
-    } else {
-        http::router(proxy.clone(), status.clone(), config.http.allow_keys.clone())
-    };
-    let reads = http::Keys::new(proxy.clone(), config.http.clone(), beside);
-    let is_rest_apart = activated.has(FrontEnd::Rest.name()) || !config.rest.listen.is_off();
-    let commands = rest(config, is_rest_apart, proxy)?;
-    files.extend(commands.as_ref().map(Rest::reloader));
-    let reads = WithRest::new(commands.as_ref().and_then(Rest::beside_others), reads);
-    let auth = auth.map(|auth| (auth, metrics.reject_counter(FrontEnd::Http, RejectReason::Token)));
-    let reads: Arc<dyn Service> = Arc::new(HttpService::new(
-        reads,
-        limits.clone(),
-        auth,
-        Observer::new(metrics, FrontEnd::Http)
-            .with_access_log(&config.telemetry, &config.rest.path),
-    ));
-    let reads = listener_config(reads, http_tls, fd_budget.http, config.http.auth_requirement());
-    let mut services = vec![(FrontEnd::Http, &config.http.listen, reads)];
-    if is_admin_apart {
-        let operators = Arc::new(HttpService::new(
-            http::standalone_router(proxy.clone(), status.clone()),
-            limits,
-            None,
-            Observer::new(metrics, FrontEnd::Admin).with_access_log(&config.telemetry, ""),
-        ));
-        let operators =
-            listener_config(operators, None, admin.max_connections, admin.auth_requirement());
-        services.push((FrontEnd::Admin, &admin.listen, operators));
-    }
-    if activated.has(FrontEnd::Resp.name()) || !config.resp.listen.is_off() {
-        let resp =
-            Arc::new(Resp::prepare(config.resp.clone(), config.http.max_key.0, proxy.clone())?);
-        files.extend(resp.reloader());
-        let resp = listener_config(resp, resp_tls, fd_budget.resp, config.resp.auth_requirement());
-        services.push((FrontEnd::Resp, &config.resp.listen, resp));
-    }
-    if let Some(commands) = commands.filter(|_| is_rest_apart) {
-        let tls = config.rest.tls()?;
-        files.extend(tls.as_ref().map(Tls::reloader));
-        let observer =
-            Observer::new(metrics, FrontEnd::Rest).with_access_log(&config.telemetry, "/");
-        let commands = Arc::new(HttpService::new(commands, config.rest.limits(), None, observer));
-        let requirement = config.rest.auth_requirement();
-        let commands = listener_config(commands, tls, fd_budget.rest, requirement);
-        services.push((FrontEnd::Rest, &config.rest.listen, commands));
-    }
-    let mut listeners = Vec::new();
-    for (front_end, listen, config) in services {
-        let socket = activated.remove(front_end.name());
-        metrics.set_connections_limit(front_end, config.max_connections);
-        listeners
-            .push(Listener::bind(front_end, listen, socket, config, Arc::clone(metrics)).await?);
-    }
-    Ok((listeners, files))
-}
-
-/// Builds the REST front end, if it is served on a listener of its own or beside the keys.
-fn rest(config: &Config, is_apart: bool, proxy: &Proxy) -> Result<Option<Rest>, FileError> {
-    let prepare = || {
-        let (settings, max_key) = (config.rest.clone(), config.http.max_key.0);
-        Rest::prepare(settings, &config.resp, max_key, proxy.clone())
-    };
-    (is_apart || config.rest.is_enabled()).then(prepare).transpose()
 }
 
 /// Logs a warning if the cache can never have as many entries as its capacity.

@@ -1,5 +1,6 @@
-//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`, `/status`. They are served
-//! beside `/keys/`, or on a separate listener if `[admin] listen` names one.
+//! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`, `/report`, `/status`, and
+//! those of [`cache_routes`]. They are served beside `/keys/`, or on a separate listener if `[admin]
+//! listen` names one.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
@@ -8,18 +9,22 @@ use axum::{Extension, Router};
 use http::{StatusCode, Uri, header};
 use serde_json::json;
 
+use super::cache_routes::{self, CacheAccess, TrustedPeers};
+use super::json::{json_response, method_not_allowed};
 use super::problem::ProblemType;
 use super::settings::MAX_HOT_KEYS;
-use crate::access::{KeyAllowlist, Unauthenticated};
-use crate::metrics::Node;
+use crate::access::{KeyAllowlist, PurgeTokens, Unauthenticated};
+use crate::metrics::{FrontEnd, Node};
 use crate::proxy::Proxy;
 use crate::status::{self, Status};
 use crate::telemetry::hot_keys::{self, HotKey};
 
-/// Returns the operator's routes for a listener that serves the keys in `allow`. `/hotkeys` lists
-/// no other keys.
-pub fn router(proxy: Proxy, status: Status, allow: KeyAllowlist) -> Router {
+/// Returns the operator's routes for a listener with this access to keys. `/hotkeys` lists only
+/// keys that the listener serves.
+pub fn router(proxy: Proxy, status: Status, access: CacheAccess) -> Router {
+    let allow = access.allow.clone();
     Router::new()
+        .merge(cache_routes::router(access))
         .route("/status", get(|| async { page("text/html; charset=utf-8", status::PAGE) }))
         .route("/status.css", get(|| async { page("text/css; charset=utf-8", status::STYLE) }))
         .route(
@@ -31,6 +36,7 @@ pub fn router(proxy: Proxy, status: Status, allow: KeyAllowlist) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/hotkeys", get(hot_keys))
+        .route("/report", get(report))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(allow))
         .layer(Extension(status))
@@ -38,25 +44,20 @@ pub fn router(proxy: Proxy, status: Status, allow: KeyAllowlist) -> Router {
 }
 
 /// Returns the operator's routes for a listener that serves nothing else.
-pub fn standalone_router(proxy: Proxy, status: Status) -> Router {
-    router(proxy, status, KeyAllowlist::default())
+pub fn standalone_router(proxy: Proxy, status: Status, tokens: PurgeTokens) -> Router {
+    let (front_end, allow) = (FrontEnd::Admin, KeyAllowlist::default());
+    let access = CacheAccess { front_end, trusted: TrustedPeers::Local, tokens, allow };
+    router(proxy, status, access)
         .route("/", get(|| async { Redirect::temporary("/status") }))
         .fallback(not_found)
-}
-
-async fn method_not_allowed() -> Response {
-    let kind = ProblemType::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method-not-allowed",
-        "This can only be read",
-    );
-    kind.response(Some("GET and HEAD are allowed."))
 }
 
 async fn not_found() -> Response {
     let kind =
         ProblemType::new(StatusCode::NOT_FOUND, "no-such-route", "There is nothing at this path");
-    kind.response(Some("Here are /metrics, /livez, /readyz, /hotkeys and /status."))
+    kind.response(Some(
+        "Here are /metrics, /livez, /readyz, /hotkeys, /report, /cache and /status.",
+    ))
 }
 
 async fn metrics(State(proxy): State<Proxy>) -> Response {
@@ -132,6 +133,11 @@ async fn status_json(
     json_response(StatusCode::OK, &body)
 }
 
+/// Returns the reads by rule as JSON.
+async fn report(Extension(status): Extension<Status>) -> Response {
+    json_response(StatusCode::OK, &status.report())
+}
+
 /// Returns at most `limit` of the keys that are allowed.
 fn listed(keys: &[HotKey], allow: &KeyAllowlist, limit: usize) -> Vec<serde_json::Value> {
     let key = |hot: &HotKey| {
@@ -178,9 +184,4 @@ fn parse_top(query: Option<&str>) -> Option<usize> {
         None | Some("") => Some(20),
         Some(query) => query.strip_prefix("top=")?.parse().ok(),
     }
-}
-
-fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
-    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    (status, headers, body.to_string()).into_response()
 }

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::sleep;
 
+use super::cache_routes::LocalPeer;
 use super::fast_path::{FastPath, Handover};
 use super::problem::{ProblemType, denied_response};
 use super::request_head::field_size;
@@ -115,11 +116,15 @@ impl<R: Handler> HttpService<R> {
             Some(Handover::Http1(stream, first)) => (stream, first, false),
             Some(Handover::Http2(stream, first)) => (stream, first, true),
         };
+        let is_local = stream.is_local_peer();
         let inspector = (!is_http2).then(|| timers.fragment_inspector());
         let stream =
             TrackedIo::of_client(stream, Arc::clone(&timers.activity), first, inspector, close());
         let (timers_of_service, drain_of_service) = (Arc::clone(&timers), drain.clone());
         let answer = service_fn(move |mut request: Request<Incoming>| {
+            if is_local {
+                request.extensions_mut().insert(LocalPeer);
+            }
             // Responses without an end, which such a handler may have, end with the drain.
             if self.handler.authenticates(request.uri().path()) {
                 request.extensions_mut().insert(drain_of_service.clone());

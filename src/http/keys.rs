@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
+use super::cache_routes::is_cache_path;
 use super::headers::{
     any_list_member, etag, insert_header, put_cache_headers, read_mode, weakly_matches,
 };
@@ -25,7 +26,7 @@ use super::problem::RequestError;
 use super::request_head::SimpleRequest;
 use super::service::{FastPathResult, Handler, ResponseWriter};
 use super::settings::Settings;
-use crate::cache::{Answer, Freshness, ReadMode, Value};
+use crate::cache::{Answer, Freshness, ReadMode, RuleOutcome, Value};
 use crate::key::percent_decode;
 use crate::metrics::{FrontEnd, RejectReason};
 use crate::proxy::Proxy;
@@ -39,6 +40,8 @@ const PREFIX: &str = "/keys/";
 pub struct Keys {
     http: Arc<KeyHandler>,
     others: Router,
+    /// Whether `others` has the routes that purge keys.
+    has_cache_routes: bool,
 }
 
 struct KeyHandler {
@@ -58,7 +61,15 @@ impl Keys {
         let after_etag =
             [b"\r\ncache-control: ", cache_control, b"\r\ncache-status: redis-proxy; hit; ttl="]
                 .concat();
-        Self { http: Arc::new(KeyHandler { proxy, settings, after_etag }), others }
+        let http = Arc::new(KeyHandler { proxy, settings, after_etag });
+        Self { http, others, has_cache_routes: false }
+    }
+
+    /// Adds the operator's routes to those of `others`.
+    #[must_use]
+    pub fn with_operators(self, routes: Router) -> Self {
+        let others = routes.fallback(no_route);
+        Self { others, has_cache_routes: true, ..self }
     }
 }
 
@@ -77,6 +88,11 @@ impl Handler for Keys {
         };
         spans::record_status(&span, response.status());
         response
+    }
+
+    /// The routes for purges check their own tokens, because not every token may purge.
+    fn authenticates(&self, path: &str) -> bool {
+        self.has_cache_routes && is_cache_path(path)
     }
 
     fn handle_simple(
@@ -177,7 +193,7 @@ impl KeyHandler {
             }));
         };
         self.proxy.count_key(key, now);
-        let outcome = found.outcome;
+        let (outcome, rule) = (found.outcome, found.rule);
         let status = match (found.entry.value(), found.freshness) {
             (Some(value), Freshness::Fresh { remaining })
                 if none_match.clone().next().is_none() =>
@@ -192,6 +208,7 @@ impl KeyHandler {
             }
         };
         self.proxy.record(FrontEnd::Http, outcome, 1, now.elapsed());
+        self.proxy.record_rule(rule, RuleOutcome::Read(outcome), 1);
         FastPathResult::Done(status)
     }
 

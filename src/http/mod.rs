@@ -1,10 +1,12 @@
 //! HTTP: reads of keys, the operator's routes, and the connections that carry both.
 
 mod admin;
+mod cache_routes;
 mod connection;
 mod fast_path;
 mod fragment_guard;
 mod headers;
+mod json;
 mod keys;
 mod observer;
 mod problem;
@@ -14,6 +16,7 @@ mod settings;
 mod timers;
 
 pub use self::admin::{router, standalone_router};
+pub use self::cache_routes::{CacheAccess, TrustedPeers};
 pub use self::keys::Keys;
 pub use self::observer::Observer;
 pub use self::request_head::SimpleRequest;

@@ -118,7 +118,7 @@ pub enum RejectReason {
 
 impl RejectReason {
     /// The reasons of each front end.
-    pub(super) const ALL: [(FrontEnd, Self); 11] = [
+    pub(super) const ALL: [(FrontEnd, Self); 12] = [
         (FrontEnd::Http, Self::Token),
         (FrontEnd::Http, Self::Key),
         (FrontEnd::Http, Self::Tls),
@@ -130,6 +130,7 @@ impl RejectReason {
         (FrontEnd::Rest, Self::Key),
         (FrontEnd::Rest, Self::Command),
         (FrontEnd::Rest, Self::Tls),
+        (FrontEnd::Admin, Self::Token),
     ];
 
     pub(super) fn name(self) -> &'static str {

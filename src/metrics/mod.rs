@@ -27,7 +27,7 @@ use self::pull::{
     PullCollector, PullResult, collect_cache, collect_nodes, collect_replies, counter, gauge,
     options,
 };
-use crate::cache::{Outcome, Statistics};
+use crate::cache::{Outcome, RuleId, RuleOutcome, Statistics};
 
 /// The commit that the program was built from, where the build named it.
 const REVISION: &str = match option_env!("REDIS_PROXY_REVISION") {
@@ -173,6 +173,16 @@ impl Metrics {
         if let Some(by_kind) = self.per_thread.local().by_kind.get(front_end as usize) {
             by_kind[kind as usize][outcome as usize].add(count);
         }
+    }
+
+    /// Counts `count` reads of a rule.
+    pub fn record_rule(&self, rule: RuleId, outcome: RuleOutcome, count: u64) {
+        self.per_thread.local().rules.add(rule, outcome, count);
+    }
+
+    /// Returns the reads of a rule by outcome, in the order of [`RuleOutcome::all`].
+    pub fn rule_reads(&self, rule: RuleId) -> [u64; RuleOutcome::COUNT] {
+        self.per_thread.rule_reads(rule)
     }
 
     /// Counts `count` commands. `label` is the index of the command's name in the list of names.
@@ -347,10 +357,12 @@ impl Metrics {
         &self,
         pull: impl Fn() -> Statistics + Send + Sync + 'static,
     ) -> prometheus::Result<()> {
+        let per_thread = self.per_thread.clone();
         Builder(&self.registry).pull(move || {
             let statistics = pull();
             let mut figures = collect_cache(&statistics)?;
             figures.extend(collect_replies(&statistics.replies)?);
+            figures.push(per_thread.collect_rules(&statistics.rule_names)?);
             Ok(figures)
         })
     }

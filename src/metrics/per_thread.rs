@@ -1,8 +1,8 @@
 //! The counts of reads and commands. Each thread counts in its own memory, and a scrape sums them.
 //! Otherwise threads would contend for the same cache lines.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::core::{Collector, Desc, Describer as _};
@@ -12,7 +12,7 @@ use thread_local::ThreadLocal;
 
 use super::labels::{FrontEnd, Kind};
 use super::pull::{PullResult, options};
-use crate::cache::Outcome;
+use crate::cache::{Outcome, RuleId, RuleOutcome};
 
 /// The upper bounds in nanoseconds: from 10 µs, the duration of a hit, to 10 s, beyond every
 /// timeout.
@@ -165,10 +165,12 @@ pub(super) struct ThreadMetrics {
     pub(super) commands: Box<[ThreadCounter]>,
     /// The HTTP responses by listener and class of their status.
     responses: [[ThreadCounter; CLASSES.len()]; RESPONDERS.len()],
+    /// The reads by rule.
+    pub(super) rules: RuleCounters,
 }
 
-/// The front ends with responses over HTTP. Beside the keys, the responses of REST count as those of
-/// that listener.
+/// The front ends with responses over HTTP. Beside the keys, the responses of REST count as those
+/// of that listener.
 const RESPONDERS: [FrontEnd; 3] = [FrontEnd::Http, FrontEnd::Admin, FrontEnd::Rest];
 /// The classes of status codes, from 200 on.
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
@@ -181,6 +183,33 @@ impl ThreadMetrics {
         if let Some(count) = listener.and_then(|at| self.responses[at].get(class)) {
             count.add(1);
         }
+    }
+}
+
+/// The rules that are allocated at once.
+const RULES_TOGETHER: usize = 64;
+
+type RuleOutcomes = [ThreadCounter; RuleOutcome::COUNT];
+
+/// The reads by rule and outcome. Most proxies have few rules or none, so the counters are
+/// allocated with the first read.
+pub(super) struct RuleCounters([OnceLock<Box<[RuleOutcomes]>>; RuleId::MOST / RULES_TOGETHER]);
+
+impl RuleCounters {
+    fn new() -> Self {
+        Self(std::array::from_fn(|_| OnceLock::new()))
+    }
+
+    pub(super) fn add(&self, rule: RuleId, outcome: RuleOutcome, count: u64) {
+        let Some(index) = rule.index() else { return };
+        let new = || (0..RULES_TOGETHER).map(|_| RuleOutcomes::default()).collect();
+        let Some(some) = self.0.get(index / RULES_TOGETHER) else { return };
+        some.get_or_init(new)[index % RULES_TOGETHER][outcome.index()].add(count);
+    }
+
+    fn get(&self, rule: RuleId) -> Option<&RuleOutcomes> {
+        let index = rule.index()?;
+        self.0.get(index / RULES_TOGETHER)?.get()?.get(index % RULES_TOGETHER)
     }
 }
 
@@ -206,6 +235,7 @@ impl PerThread {
             by_kind: ReadsByKind::default(),
             commands: self.commands.iter().map(|_| ThreadCounter::default()).collect(),
             responses: Default::default(),
+            rules: RuleCounters::new(),
         };
         self.by_thread.get_or(new)
     }
@@ -219,6 +249,28 @@ impl PerThread {
                 .for_each(|(times, more)| times.add_all(more));
         }
         all
+    }
+
+    /// Returns the reads of a rule by outcome.
+    pub(super) fn rule_reads(&self, rule: RuleId) -> [u64; RuleOutcome::COUNT] {
+        let mut sum = [0; RuleOutcome::COUNT];
+        for counts in self.by_thread.iter().filter_map(|thread| thread.rules.get(rule)) {
+            sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count.get());
+        }
+        sum
+    }
+
+    /// Collects the reads of the rules with these names, in the order of their identities.
+    pub(super) fn collect_rules(&self, names: &[String]) -> prometheus::Result<Box<dyn Collector>> {
+        let reads = options("rule_reads_total", "Reads of keys with a rule, by rule and outcome.");
+        let reads = IntCounterVec::new(reads, &["rule", "outcome"])?;
+        for (index, name) in names.iter().enumerate() {
+            let counts = self.rule_reads(RuleId::at(index));
+            for (outcome, count) in RuleOutcome::all().zip(counts) {
+                reads.with_label_values(&[name, outcome.name()]).inc_by(count);
+            }
+        }
+        Ok(Box::new(reads))
     }
 
     /// Returns the reads of a front end by kind that are counted apart.

@@ -45,6 +45,17 @@ impl ClientStream {
         }
     }
 
+    /// Whether the peer is on this machine: over loopback or a unix socket.
+    pub(crate) fn is_local_peer(&self) -> bool {
+        let stream = match self {
+            Self::Unix(_) => return true,
+            Self::Local(_) => return false,
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
+    }
+
     /// Deregisters the stream from its runtime.
     ///
     /// # Errors

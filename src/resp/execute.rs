@@ -7,10 +7,10 @@ use super::connection::Connection;
 use super::lifetime::ConnState;
 use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
-use crate::cache::Outcome;
+use crate::cache::{Outcome, RuleId, RuleOutcome};
 use crate::commands::{
     Action, Admission, AdmissionTracker, CachedReply, Class, Command, CommandInfo, Identity,
-    Invalidations, LocalAction, LongAction, PendingReplies, RejectReason, SessionEffect,
+    Invalidations, LocalAction, LongAction, PendingReplies, RejectReason, RuleReads, SessionEffect,
     SessionState, View, decide, decide_long, invalidations,
 };
 use crate::metrics::{self, FrontEnd, Kind};
@@ -43,12 +43,44 @@ struct Batch {
     /// The kind and outcome of the last kept reads, and how many in a row have them and are not
     /// counted yet.
     kept_reads: Option<(Kind, Outcome, u64)>,
+    /// The rule and outcome of the last reads, and how many in a row have them and are not counted
+    /// yet.
+    rule_reads: RuleRun,
+}
+
+/// A run of reads of one rule with one outcome.
+#[derive(Clone, Copy)]
+struct RuleRun {
+    rule: RuleId,
+    outcome: RuleOutcome,
+    count: u64,
+}
+
+impl RuleRun {
+    fn new(rule: RuleId, outcome: RuleOutcome) -> Self {
+        Self { rule, outcome, count: 1 }
+    }
+
+    /// Adds a read, or counts the run and begins another with it.
+    #[inline]
+    fn add(&mut self, rule: RuleId, outcome: RuleOutcome, proxy: &Proxy) {
+        if (self.rule, self.outcome) == (rule, outcome) {
+            self.count += 1;
+        } else {
+            std::mem::replace(self, Self::new(rule, outcome)).record(proxy);
+        }
+    }
+
+    fn record(self, proxy: &Proxy) {
+        proxy.record_rule(self.rule, self.outcome, self.count);
+    }
 }
 
 impl Batch {
     fn new(front_end: FrontEnd, begun: Instant) -> Self {
         let outcomes = [0; Outcome::ALL.len()];
-        Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None }
+        let rule_reads = RuleRun::new(RuleId::NONE, RuleOutcome::Read(Outcome::Hit));
+        Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None, rule_reads }
     }
 
     /// Counts the kind of a read. `outcomes` counts its outcome.
@@ -86,6 +118,7 @@ impl Batch {
     fn count(&self, proxy: &Proxy, ended: Instant) {
         self.count_commands(proxy);
         self.count_kept_reads(proxy);
+        self.rule_reads.record(proxy);
         let elapsed = ended.saturating_duration_since(self.begun);
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
@@ -257,9 +290,14 @@ impl Connection {
 
     #[inline]
     fn decide(&mut self, info: CommandInfo, length: usize, batch: &mut Batch) -> Action {
-        let outcomes = &mut batch.outcomes;
-        self.with_view(info, length, batch.begun, |view, command| {
-            decide(view, command, |outcome| outcomes[outcome as usize] += 1)
+        let Batch { outcomes, rule_reads, begun, .. } = batch;
+        self.with_view(info, length, *begun, |view, command| {
+            decide(view, command, |outcome, rule| {
+                outcomes[outcome as usize] += 1;
+                if rule != RuleId::NONE {
+                    rule_reads.add(rule, RuleOutcome::Read(outcome), view.memory);
+                }
+            })
         })
     }
 
@@ -299,13 +337,15 @@ impl Connection {
                 let run = fetch.run(self.shared.front_end, self.shared.proxy.clone(), command);
                 self.reads.push_back(Box::pin(run));
             }
-            Action::BypassReply(kind) => {
+            Action::BypassReply(kind, rules) => {
+                self.count_rules(&rules);
                 batch.outcomes[Outcome::Bypass as usize] += 1;
                 batch.add_kept_read(kind, Outcome::Bypass, &self.shared.proxy);
                 let invalidations = self.invalidations(info.class);
                 self.forward(SessionEffect::MayObserveWrite, invalidations, length);
             }
-            Action::Bypass(keys) => {
+            Action::Bypass(keys, rules) => {
+                self.count_rules(&rules);
                 batch.outcomes[Outcome::Bypass as usize] += keys as u64;
                 self.forward(SessionEffect::MayObserveWrite, Invalidations::None, length);
             }
@@ -332,6 +372,12 @@ impl Connection {
             }
         }
         true
+    }
+
+    fn count_rules(&self, reads: &RuleReads) {
+        for (rule, outcome, count) in reads.iter() {
+            self.shared.proxy.record_rule(rule, outcome, count);
+        }
     }
 
     fn quit(&mut self, length: usize) {

@@ -31,6 +31,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 // For the test that asks a real Redis.
 #[doc(hidden)]
@@ -40,6 +41,7 @@ pub use self::local::{LocalClient, LocalClients};
 pub use self::settings::Settings;
 use self::shared::Shared;
 use crate::access::{FileError, Prepare, Reloadable};
+use crate::cache::{Answer, KeptReply, LookupUse, RuleId, RuleMode};
 use crate::commands::{CommandTable, Identity, Memory, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
@@ -97,17 +99,18 @@ impl Service for Resp {
 }
 
 impl Memory for Proxy {
-    fn lookup(&self, key: &[u8], now: tokio::time::Instant) -> Option<crate::cache::Answer> {
-        Self::lookup(self, key, now)
+    fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+        self.lookup_for(key, now, purpose)
     }
 
     fn lookup_reply(
         &self,
         command: &[u8],
         key: &[u8],
-        now: tokio::time::Instant,
-    ) -> Option<Arc<crate::cache::Reply>> {
-        Self::lookup_reply(self, command, key, now)
+        now: Instant,
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
+        Self::lookup_reply(self, command, key, now, purpose)
     }
 
     fn lookup_whole(
@@ -115,9 +118,14 @@ impl Memory for Proxy {
         command: &[u8],
         key: &[u8],
         derived: usize,
-        now: tokio::time::Instant,
-    ) -> Option<Arc<crate::cache::Reply>> {
-        Self::lookup_whole(self, command, key, derived, now)
+        now: Instant,
+        purpose: LookupUse,
+    ) -> Option<KeptReply> {
+        Self::lookup_whole(self, command, key, derived, now, purpose)
+    }
+
+    fn rule_of<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Option<(RuleId, RuleMode)> {
+        Self::rule_of(self, keys)
     }
 
     fn may_fetch_replies(&self, may_write: bool) -> bool {
@@ -128,7 +136,7 @@ impl Memory for Proxy {
         Self::max_hash_fields(self)
     }
 
-    fn count_key(&self, key: &[u8], now: tokio::time::Instant) {
+    fn count_key(&self, key: &[u8], now: Instant) {
         Self::count_key(self, key, now);
     }
 

@@ -130,6 +130,11 @@ impl Rest {
         is_wanted.then(|| Self(Arc::clone(&self.0), Mount::Path))
     }
 
+    /// Returns the tokens, for other routes that they admit to.
+    pub fn tokens(&self) -> TokenFile {
+        self.0.tokens.clone()
+    }
+
     /// Returns the path below the front end's own, if it is one of its paths.
     fn path_below<'a>(&self, path: &'a str) -> Option<&'a str> {
         let own = match self.1 {

@@ -11,4 +11,6 @@ pub use self::listen::Listen;
 pub(crate) use self::listen::UNIX;
 pub use self::memory::{MemorySize, Percent, available_memory};
 pub use self::rules::{RuleViolation, out_of_range, violations, zero_timeouts};
-pub use self::types::{ByteSize, MASK, Ratio, Secret, count, duration, parse_choice};
+pub use self::types::{
+    ByteSize, MASK, Ratio, Secret, count, duration, optional_duration, parse_choice,
+};

@@ -43,6 +43,33 @@ pub mod duration {
     }
 }
 
+/// Serde functions for a duration that may be left out.
+pub mod optional_duration {
+    use super::{Deserializer, Duration, Serializer, duration};
+
+    /// Writes the duration as [`duration::serialize`] does.
+    ///
+    /// # Errors
+    /// Only the errors of the serializer.
+    pub fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => duration::serialize(duration, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    /// Parses a duration as [`duration::deserialize`] does. One that is left out does not get here.
+    ///
+    /// # Errors
+    /// `D::Error` with the value that was found and the form that is expected.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        duration::deserialize(from).map(Some)
+    }
+}
+
 /// Parses a duration, or this keyword as `None`.
 struct DurationOrKeyword(&'static str);
 

@@ -3,8 +3,10 @@
 //! Every value that `/metrics` has too comes from the same counters, so both agree. The page itself
 //! is three files that are part of the program. It loads nothing from elsewhere.
 
+mod explain;
 mod history;
 mod info;
+mod report;
 mod window;
 
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use tokio::time::Instant;
 use self::history::{History, INTERVAL, Sample, ratio};
 pub use self::info::info_section;
 use self::window::Window;
-use crate::cache::{Coherence, CoherenceMode, EvictionCause, Outcome, Statistics};
+use crate::cache::{Coherence, CoherenceMode, EvictionCause, KeyState, Outcome, Statistics};
 use crate::metrics::{BucketCounts, Metrics, Node, ReadTotals};
 use crate::proxy::Proxy;
 
@@ -25,6 +27,11 @@ pub const PAGE: &str = include_str!("page.html");
 pub const STYLE: &str = include_str!("page.css");
 /// The script at `/status.js`, which shows what `/status.json` has.
 pub const SCRIPT: &str = include_str!("page.js");
+
+/// Returns the state of a key as JSON. `name` is the key as it is written behind `/keys/`.
+pub fn explain(name: &str, state: &KeyState) -> Value {
+    explain::explain(name, state)
+}
 
 /// The state of one daemon. Clones share it.
 #[derive(Clone)]
@@ -91,6 +98,12 @@ impl Status {
             "last_reload": { "time": reload_time, "applied": reload_applied },
             "history": self.history.rates(),
         })
+    }
+
+    /// Returns the reads by rule as JSON.
+    pub fn report(&self) -> Value {
+        let statistics = self.proxy.statistics();
+        report::report(&statistics, &self.metrics)
     }
 
     /// Describes whether answers are fresh, and why.

@@ -19,7 +19,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 43] = [
+const OWN_TARGETS: [&str; 44] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
@@ -41,6 +41,7 @@ const OWN_TARGETS: [&str; 43] = [
     "redis_proxy::daemon::shutdown",
     "redis_proxy::daemon::systemd",
     "redis_proxy::http",
+    "redis_proxy::http::cache_routes",
     "redis_proxy::http::observer",
     "redis_proxy::key",
     "redis_proxy::metrics",

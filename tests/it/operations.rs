@@ -95,20 +95,21 @@ fn families(exposition: &str) -> BTreeMap<String, Family> {
         for (label, value) in
             labels.into_iter().filter(|(label, _)| !OF_PROMETHEUS.contains(&label.as_str()))
         {
-            let value =
-                if ["version", "revision", "command", "role", "node"].contains(&label.as_str()) {
-                    "any".to_owned()
-                } else {
-                    value.expect("a value")
-                };
+            let value = if ["version", "revision", "command", "role", "node", "rule"]
+                .contains(&label.as_str())
+            {
+                "any".to_owned()
+            } else {
+                value.expect("a value")
+            };
             known.entry(label).or_default().insert(value);
         }
     }
     families
 }
 
-/// Returns the metrics in the tables of docs/src/operations/metrics.md: name, type, and labels as `` `label`:
-/// `value`, `value`; `label`: any ``.
+/// Returns the metrics in the tables of docs/src/operations/metrics.md: name, type, and labels as
+/// `` `label`: `value`, `value`; `label`: any ``.
 fn documented_families() -> BTreeMap<String, Family> {
     let page = read_file("docs/src/operations/metrics.md");
     let rows = page.lines().filter(|line| line.starts_with("| `"));
@@ -325,7 +326,8 @@ fn with_all_measurements(redis: &RedisServer, tokens: &SecretFile) -> Proxy {
     let more = format!(
         "redis.probe_interval = \"50ms\"\nresp.listen = \"127.0.0.1:0\"\n\
             resp.max_connections = 100\nrest.listen = \"127.0.0.1:0\"\n\
-            rest.max_connections = 100\nrest.tokens_file = \"{}\"",
+            rest.max_connections = 100\n\
+            cache.rules = [{{ keys = \"k*\" }}]\nrest.tokens_file = \"{}\"",
         tokens.name()
     );
     proxy(redis, &more)

@@ -25,6 +25,7 @@ mod proofs;
 mod reply;
 mod store;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub use self::reply::Reply;
 pub(super) use self::reply::{Note, ReplyOf};
 pub use self::store::ReplyStore;
 use super::flight::{FlightGuard, Flights};
+use super::rules::Terms;
 use super::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
 use super::ttl::{Ttls, as_nanos};
 use super::types::{EvictionCause, FetchError, ReplyStatistics};
@@ -98,6 +100,35 @@ impl<E: FetchError> Replies<E> {
         self.store.counters.add(key);
     }
 
+    /// Ends all replies that depend on a key for which `matches` returns true. Takes time in
+    /// proportion to the number of replies.
+    ///
+    /// Flights close first. A reply that one of them has stored before is found afterwards.
+    pub(super) fn purge_where(&self, matches: impl Fn(&[u8]) -> bool) {
+        self.flights.close_all(|| ());
+        let generation = self.generation.load(Acquire);
+        self.store.remove_where(EvictionCause::Purged, |reply| {
+            if reply.note.generation() != generation {
+                return false;
+            }
+            let keys = reply.keys().iter().map(Key::as_bytes);
+            keys.filter(|key| matches(key)).map(|key| self.key_changed(key)).count() > 0
+        });
+    }
+
+    /// Returns the number of valid replies to reads of `key`, by the name of their command. Takes
+    /// time in proportion to the number of replies.
+    pub(super) fn commands_of(&self, key: &[u8], now: u64, ttls: Ttls) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for (command, reply) in self.store.of_generation(self.generation.load(Acquire)) {
+            let has_key = reply.keys().iter().any(|other| other.as_bytes() == key);
+            if has_key && reply.is_fresh(now, ttls) && self.is_current(&reply.note) {
+                *counts.entry(name_of(command.as_bytes())).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// Ends all replies of this cache. Returns the generation that ended;
     /// [`ReplyStore::remove_generation`] frees its memory.
     pub(super) fn begin_generation(&self) -> u64 {
@@ -153,12 +184,19 @@ impl<E: FetchError> Replies<E> {
             && note.is_unchanged(&self.store.counters)
     }
 
-    /// Returns the reply to `command`, if it may be served at `now`. The caller has read the lease
-    /// before (invariant V2).
+    /// Returns the reply to `command`, if it is valid at `now` by the terms of its keys. The caller
+    /// has read the lease before (invariant V2).
     #[inline]
-    pub(super) fn lookup(&self, command: &[u8], now: u64, ttls: Ttls) -> Option<Arc<Reply>> {
+    pub(super) fn lookup(
+        &self,
+        command: &[u8],
+        now: u64,
+        terms_of: impl FnOnce(&[Key]) -> Terms,
+    ) -> Option<Arc<Reply>> {
         let reply = self.store.get(command)?;
-        if reply.is_fresh(now, ttls) && self.is_current(&reply.note) {
+        let Terms { ttls, max_value, .. } = terms_of(reply.keys());
+        let is_small = reply.frame().bytes().len() <= max_value;
+        if is_small && reply.is_fresh(now, ttls) && self.is_current(&reply.note) {
             return Some(reply);
         }
         self.remove_ended(command, &reply, now, ttls);
@@ -208,6 +246,12 @@ impl<E: FetchError> Replies<E> {
         };
         guard.complete(keep, result.clone());
     }
+}
+
+/// Returns the name of a command in RESP: the bytes behind the two lengths.
+fn name_of(command: &[u8]) -> String {
+    let name = command.split(|byte| *byte == b'\r').nth(2).unwrap_or_default();
+    String::from_utf8_lossy(name.trim_ascii_start()).into_owned()
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::super::lease::Validity;
 use super::super::orders;
 use super::super::sync::{Mutex, lock, preemption_point};
 use super::super::types::Cancelled;
-use super::super::{Cache, Shared};
+use super::super::{Cache, LookupUse, Shared};
 use super::*;
 use crate::protocol::Shape;
 
@@ -59,7 +59,10 @@ struct Steps {
 
 /// The right order: the production code.
 const RIGHT: Steps = Steps {
-    lookup: |shared| shared.lookup_reply(COMMAND, shared.clock(Instant::now())),
+    lookup: |shared| {
+        let found = shared.lookup_reply(COMMAND, shared.clock(Instant::now()), LookupUse::Serve);
+        found.map(|found| found.reply)
+    },
     join: |world| world.cache.0.join_reply(COMMAND, &KEYS.map(Key::from), Instant::now()),
     fetch: World::fetch,
     suspend_tracking: TestCache::suspend_tracking,
@@ -417,7 +420,8 @@ fn joining_any_flight_returns_old_values() {
 fn late_lease_read_covers_old_replies() {
     let lookup = |shared: &TestShared| {
         let now = shared.clock(Instant::now());
-        let reply = shared.replies.lookup(COMMAND, now, shared.ttls.get())?;
+        let reply =
+            shared.replies.lookup(COMMAND, now, |_| Terms::without_rule(shared.ttls.get()))?;
         (shared.lease.validity(now) == Validity::Tracked).then_some(reply)
     };
     let acts: &[Act] = &[World::stall, World::serve];

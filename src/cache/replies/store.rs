@@ -12,6 +12,7 @@ use quick_cache::{Lifecycle, Weighter};
 
 use super::super::block_size::block_size;
 use super::super::budget::Budget;
+use super::super::rules::Rules;
 use super::super::settings::Settings;
 use super::super::sync::{Mutex, lock, preemption_point};
 use super::super::types::{EvictionCause, EvictionCounters, MemoryStatistics};
@@ -30,6 +31,7 @@ const MAX_OVERSIZED: usize = 1024;
 pub struct ReplyStore {
     replies: Cache<Key, Arc<Reply>, Weight, ahash::RandomState, CountEvictions>,
     budget: Arc<Budget>,
+    rules: Arc<Rules>,
     max_hash_fields: AtomicUsize,
     pub(super) counters: Counters,
     next_generation: AtomicU64,
@@ -63,6 +65,8 @@ impl ReplyStore {
     /// Creates an empty store.
     pub fn new(settings: &Settings) -> Arc<Self> {
         let budget = Budget::new(settings);
+        let rules = Arc::new(Rules::default());
+        rules.apply(settings);
         let max_memory = budget.max_replies();
         let counters = Counters::for_memory(max_memory);
         let evictions = Arc::new(EvictionCounters::default());
@@ -76,6 +80,7 @@ impl ReplyStore {
         Arc::new(Self {
             replies,
             budget,
+            rules,
             max_hash_fields: AtomicUsize::new(settings.hash_fields),
             counters,
             next_generation: AtomicU64::new(0),
@@ -100,6 +105,7 @@ impl ReplyStore {
     /// Applies settings. Replies beyond a smaller bound are evicted at once.
     pub fn apply(&self, settings: &Settings) {
         self.max_hash_fields.store(settings.hash_fields, Relaxed);
+        self.rules.apply(settings);
         let before = self.budget.max_replies();
         self.budget.apply(settings);
         let bytes = self.budget.max_replies();
@@ -131,6 +137,11 @@ impl ReplyStore {
     /// Returns the bound on the memory of all caches that share this store.
     pub(in super::super) fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    /// Returns the rules of all caches that share this store.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
     }
 
     /// Counts the replies and their counters against the bound on memory.
@@ -178,13 +189,20 @@ impl ReplyStore {
     /// Removes the replies of a generation that has ended. Takes time in proportion to the number
     /// of replies.
     pub(in super::super) fn remove_generation(&self, generation: u64) {
+        let has_ended = |reply: &Reply| reply.note.generation() == generation;
+        self.remove_where(EvictionCause::Flushed, has_ended);
+    }
+
+    /// Removes the replies for which `is_meant` returns true. Takes time in proportion to their
+    /// number.
+    pub(super) fn remove_where(&self, cause: EvictionCause, is_meant: impl Fn(&Reply) -> bool) {
         let removed = AtomicU64::new(0);
         self.replies.retain(|_, reply| {
-            let has_ended = reply.note.generation() == generation;
-            removed.fetch_add(has_ended.into(), Relaxed);
-            !has_ended
+            let is_meant = is_meant(reply);
+            removed.fetch_add(is_meant.into(), Relaxed);
+            !is_meant
         });
-        self.evictions.add(EvictionCause::Flushed, removed.into_inner());
+        self.evictions.add(cause, removed.into_inner());
         self.count();
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::super::types::{Cancelled, Outcome};
 use super::super::{Cache, ReplyRead};
 use super::*;
-use crate::cache::Settings;
+use crate::cache::{LookupUse, Settings};
 use crate::protocol::Shape;
 use crate::settings::ByteSize;
 
@@ -75,8 +75,8 @@ async fn read(cache: &TestCache, frame: &'static str) -> (Outcome, String) {
 }
 
 fn kept(cache: &TestCache) -> Option<String> {
-    let reply = cache.lookup_reply(COMMAND, Instant::now());
-    reply.map(|reply| String::from_utf8_lossy(reply.frame().bytes()).into_owned())
+    let reply = cache.lookup_reply(COMMAND, Instant::now(), LookupUse::Serve);
+    reply.map(|found| String::from_utf8_lossy(found.reply.frame().bytes()).into_owned())
 }
 
 type ReplySender = oneshot::Sender<FetchedReply<NoReply>>;
@@ -296,7 +296,9 @@ async fn caches_on_one_store_share_no_reply() {
 async fn reply_is_derived_only_for_a_command_that_redis_has_replied_to() {
     let cache = cache();
     assert_eq!(read(&cache, "%0\r\n").await.0, Outcome::Miss);
-    let may_derive = |name_index| cache.lookup_whole(COMMAND, name_index, Instant::now()).is_some();
+    let may_derive = |name_index| {
+        cache.lookup_whole(COMMAND, name_index, Instant::now(), LookupUse::Serve).is_some()
+    };
     assert_eq!([may_derive(0), may_derive(1)], [true, false]);
     let other = ReplyRead { command: b"*1\r\n$4\r\nHGET\r\n", name_index: 1, keys: &[key(KEY)] };
     let fetch = |fetched| move || ready(fetched);

@@ -12,6 +12,7 @@ use crate::settings::{ByteSize, MemorySize};
 use std::sync::atomic::Ordering::Relaxed;
 
 mod reference;
+mod rules;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Failure {

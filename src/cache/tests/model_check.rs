@@ -60,7 +60,7 @@ struct Steps {
 
 /// The right order: the production code.
 const RIGHT: Steps = Steps {
-    lookup: |shared| shared.lookup(KEY, Instant::now()),
+    lookup: |shared| shared.lookup(KEY, Instant::now(), LookupUse::Serve),
     serve_stale: |shared| shared.serve_stale(KEY, Instant::now()),
     fetch: World::fetch,
     complete: |shared, guard, result| shared.complete(guard, result),
@@ -571,7 +571,7 @@ fn lease_read_after_the_store_covers_old_entries() {
         let validity = shared.lease.validity(now);
         let freshness = entry.freshness(now, shared.ttls.get(), validity);
         matches!(freshness, Freshness::Fresh { .. })
-            .then(|| Answer::new(entry, Outcome::Hit, freshness, now))
+            .then(|| Answer::new(entry, Outcome::Hit, freshness, RuleId::NONE, now))
     };
     let scenario = Scenario(World::tracked_and_kept_for_stale, &[World::reconnect, World::read]);
     scenario.fails(3, Steps { lookup, ..RIGHT }, "older than");

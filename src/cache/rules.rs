@@ -1,0 +1,298 @@
+//! Rules by prefix: how the keys that begin with a prefix are cached. The longest prefix wins.
+//!
+//! Model: [`Rules`] holds the rules in force for all caches that share one bound on memory. Each
+//! cache has the same [`RuleSet`] beside its store, so a lookup loads both with one step, and a
+//! cache without rules only compares a pointer with null.
+//!
+//! A rule is applied at each read, as the TTLs are. So a changed rule applies at once to what is
+//! cached already.
+
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwapOption;
+
+use super::settings::{KeyRule, RuleMode, Settings};
+use super::ttl::Ttls;
+use super::types::{LookupUse, RuleId};
+use crate::sync::lock;
+
+/// The way in which a read of one or more keys is cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Terms {
+    pub(super) id: RuleId,
+    pub(super) mode: RuleMode,
+    pub(super) ttls: Ttls,
+    /// The largest value or reply that is kept, in bytes.
+    pub(super) max_value: usize,
+}
+
+impl Terms {
+    /// The terms of a key without a rule.
+    #[inline]
+    pub(super) fn without_rule(ttls: Ttls) -> Self {
+        Self { id: RuleId::NONE, mode: RuleMode::Cache, ttls, max_value: usize::MAX }
+    }
+
+    /// Whether a lookup for this purpose may have a result.
+    #[inline]
+    pub(super) fn allows(&self, purpose: LookupUse) -> bool {
+        match self.mode {
+            RuleMode::Cache => true,
+            RuleMode::Observe => purpose == LookupUse::Observe,
+            RuleMode::Off => false,
+        }
+    }
+
+    /// Returns the terms of a command with keys of both: the stricter mode, the smaller TTL and the
+    /// smaller size. The read is counted for the rule with the stricter mode, or the smaller TTL.
+    fn and(self, other: Self) -> Self {
+        let is_stricter = |one: &Self, other: &Self| {
+            (other.mode, std::cmp::Reverse(other.ttls.ttl))
+                > (one.mode, std::cmp::Reverse(one.ttls.ttl))
+        };
+        let strictest = if is_stricter(&self, &other) { other } else { self };
+        let ttls = if other.ttls.ttl < self.ttls.ttl { other.ttls } else { self.ttls };
+        Self { ttls, max_value: self.max_value.min(other.max_value), ..strictest }
+    }
+}
+
+/// The rules of one configuration, prepared for lookups.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RuleSet {
+    /// The rules with a prefix that is not empty, by the first byte of the prefix; of one byte, the
+    /// longest first.
+    rules: Box<[(Box<[u8]>, Terms)]>,
+    /// The index of the first rule for each first byte, and the end of the last.
+    starts: Box<[u8; 257]>,
+    /// The terms of all other keys.
+    others: Terms,
+}
+
+impl RuleSet {
+    fn new(settings: &Settings, id: impl Fn(&KeyRule) -> RuleId) -> Self {
+        let others = Terms::without_rule(settings.ttls());
+        let (mut all, mut rules) = (others, Vec::new());
+        for rule in &settings.rules {
+            let terms = terms(settings, rule, id(rule));
+            match rule.keys.prefix() {
+                b"" => all = terms,
+                prefix => rules.push((Box::from(prefix), terms)),
+            }
+        }
+        let order = |prefix: &[u8]| (prefix[0], std::cmp::Reverse(prefix.len()));
+        rules.sort_by_key(|(prefix, _): &(Box<[u8]>, Terms)| order(prefix));
+        let mut starts = Box::new([0; 257]);
+        for (byte, start) in starts.iter_mut().enumerate() {
+            let before = rules.iter().filter(|(prefix, _)| usize::from(prefix[0]) < byte).count();
+            *start = u8::try_from(before).unwrap_or(u8::MAX);
+        }
+        Self { rules: rules.into(), starts, others: all }
+    }
+
+    /// Returns the terms of a key.
+    #[inline]
+    pub(super) fn find(&self, key: &[u8]) -> &Terms {
+        let first = usize::from(key.first().copied().unwrap_or(0));
+        let (start, end) = (usize::from(self.starts[first]), usize::from(self.starts[first + 1]));
+        let candidates = self.rules.get(start..end).unwrap_or_default();
+        let found = candidates.iter().find(|(prefix, _)| key.starts_with(prefix));
+        found.map_or(&self.others, |(_, terms)| terms)
+    }
+
+    /// Returns the terms of a command with these keys.
+    pub(super) fn find_all<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) -> Terms {
+        let first = keys.next().map_or(self.others, |key| *self.find(key));
+        keys.fold(first, |terms, key| terms.and(*self.find(key)))
+    }
+
+    /// Returns the longest time for which a key may be served as stale.
+    pub(super) fn longest_stale_if_error(&self) -> u64 {
+        let all = self.rules.iter().map(|(_, terms)| terms).chain([&self.others]);
+        all.map(|terms| terms.ttls.stale_if_error).max().unwrap_or(0)
+    }
+}
+
+/// Returns the terms of a rule. Keys that it leaves out have the value of the section.
+fn terms(settings: &Settings, rule: &KeyRule, id: RuleId) -> Terms {
+    let ttls = Ttls::new(
+        rule.ttl.unwrap_or(settings.ttl),
+        rule.negative_ttl.unwrap_or(settings.negative_ttl),
+        rule.stale_if_error.unwrap_or(settings.stale_if_error),
+    );
+    let max_value = rule.max_value.map_or(usize::MAX, |size| size.0);
+    let ttls = if rule.mode == RuleMode::Off { Ttls::NOTHING } else { ttls };
+    Terms { id, mode: rule.mode, ttls, max_value }
+}
+
+/// The rules in force, and the names of all rules since the start.
+#[derive(Debug, Default)]
+pub struct Rules {
+    current: ArcSwapOption<RuleSet>,
+    /// The prefixes, each with a `*`, by the index of their identity.
+    names: Mutex<Vec<String>>,
+}
+
+impl Rules {
+    /// Applies the rules of `settings`.
+    pub(super) fn apply(&self, settings: &Settings) {
+        let mut names = lock(&self.names);
+        for rule in &settings.rules {
+            let name = rule.keys.to_string();
+            if !names.contains(&name) && names.len() < RuleId::MOST {
+                names.push(name);
+            }
+        }
+        let id = |rule: &KeyRule| {
+            let name = rule.keys.to_string();
+            names.iter().position(|other| *other == name).map_or(RuleId::NONE, RuleId::at)
+        };
+        let rules = (!settings.rules.is_empty()).then(|| Arc::new(RuleSet::new(settings, id)));
+        self.current.store(rules);
+    }
+
+    /// Returns the rules in force; `None` if there are none.
+    pub(super) fn current(&self) -> Option<Arc<RuleSet>> {
+        self.current.load_full()
+    }
+
+    /// Returns the rule and the mode for a read of these keys; `None` without rules.
+    pub fn find<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Option<(RuleId, RuleMode)> {
+        let current = self.current.load();
+        let terms = current.as_ref()?.find_all(keys);
+        Some((terms.id, terms.mode))
+    }
+
+    /// Returns the names of all rules since the start, by the index of their identity.
+    pub fn names(&self) -> Vec<String> {
+        lock(&self.names).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::ttl::as_nanos;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn rule(keys: &str, mode: RuleMode, ttl: Option<u64>) -> KeyRule {
+        let keys = keys.to_owned().try_into().unwrap();
+        KeyRule { mode, ttl: ttl.map(Duration::from_secs), ..KeyRule::new(keys) }
+    }
+
+    fn settings(rules: Vec<KeyRule>) -> Settings {
+        Settings { rules, ttl: 60 * SECOND, ..Settings::default() }
+    }
+
+    fn rules(rules: Vec<KeyRule>) -> Rules {
+        let all = Rules::default();
+        all.apply(&settings(rules));
+        all
+    }
+
+    fn name(rules: &Rules, key: &str) -> String {
+        let id = rules.current().unwrap().find(key.as_bytes()).id;
+        id.index().map_or_else(String::new, |index| rules.names()[index].clone())
+    }
+
+    #[test]
+    fn longest_prefix_wins() {
+        let mode = RuleMode::Cache;
+        let prefixes = ["s:*", "session:*", "session:admin:*", "t*", "se*", "\u{e4}*"];
+        let mut all: Vec<_> = prefixes.map(|keys| rule(keys, mode, None)).into();
+        let without = rules(all.clone());
+        all.push(rule("*", mode, None));
+        let with = rules(all);
+        for (key, expected) in [
+            ("session:1", "session:*"),
+            ("session:", "session:*"),
+            ("session", "se*"),
+            ("session:admin:1", "session:admin:*"),
+            ("session:admin", "session:*"),
+            ("s:1", "s:*"),
+            ("t", "t*"),
+            ("\u{e4}1", "\u{e4}*"),
+            ("s", ""),
+            ("", ""),
+            ("zebra", ""),
+            ("\0", ""),
+        ] {
+            assert_eq!(name(&without, key), expected, "{key:?}");
+            let expected = if expected.is_empty() { "*" } else { expected };
+            assert_eq!(name(&with, key), expected, "{key:?}");
+        }
+        assert_eq!(without.current().unwrap().find(b"\xff\xff").id, RuleId::NONE);
+    }
+
+    #[test]
+    fn rule_inherits_what_it_leaves_out() {
+        let rules =
+            rules(vec![rule("a*", RuleMode::Cache, Some(5)), rule("b*", RuleMode::Off, Some(5))]);
+        let current = rules.current().unwrap();
+        assert_eq!(current.find(b"a").ttls.ttl, as_nanos(5 * SECOND));
+        assert_eq!(current.find(b"c").ttls.ttl, as_nanos(60 * SECOND));
+        assert_eq!(current.find(b"b").ttls, Ttls::NOTHING);
+        assert_eq!(current.find(b"a").max_value, usize::MAX);
+    }
+
+    #[test]
+    fn command_of_several_keys_has_the_strictest_terms() {
+        let small = KeyRule {
+            max_value: Some(crate::settings::ByteSize(10)),
+            ..rule("small*", RuleMode::Cache, Some(90))
+        };
+        let rules = rules(vec![
+            rule("off*", RuleMode::Off, None),
+            rule("see*", RuleMode::Observe, None),
+            rule("short*", RuleMode::Cache, Some(1)),
+            rule("long*", RuleMode::Cache, Some(100)),
+            small,
+        ]);
+        let of = |keys: &str| {
+            let current = rules.current().unwrap();
+            let terms = current.find_all(keys.split(' ').map(str::as_bytes));
+            let name = terms.id.index().map_or_else(String::new, |at| rules.names()[at].clone());
+            (name, terms.mode, terms.ttls.ttl / as_nanos(SECOND), terms.max_value)
+        };
+        let any = usize::MAX;
+        for (keys, (name, mode, ttl, max_value)) in [
+            ("long1", ("long*", RuleMode::Cache, 100, any)),
+            ("long1 short1", ("short*", RuleMode::Cache, 1, any)),
+            ("short1 long1", ("short*", RuleMode::Cache, 1, any)),
+            ("long1 none", ("", RuleMode::Cache, 60, any)),
+            ("long1 small1", ("small*", RuleMode::Cache, 90, 10)),
+            ("short1 small1", ("short*", RuleMode::Cache, 1, 10)),
+            ("short1 see1", ("see*", RuleMode::Observe, 1, any)),
+            ("see1 off1 short1", ("off*", RuleMode::Off, 0, any)),
+        ] {
+            assert_eq!(of(keys), (name.to_owned(), mode, ttl, max_value), "{keys}");
+        }
+    }
+
+    #[test]
+    fn identity_stays_with_the_prefix() {
+        let rules =
+            rules(vec![rule("a*", RuleMode::Cache, None), rule("b*", RuleMode::Cache, None)]);
+        let id = |key: &[u8]| rules.find([key].into_iter()).unwrap().0;
+        let (a, b) = (id(b"a"), id(b"b"));
+        rules.apply(&settings(vec![
+            rule("c*", RuleMode::Off, None),
+            rule("b*", RuleMode::Off, None),
+        ]));
+        assert_eq!((id(b"b"), id(b"a")), (b, RuleId::NONE));
+        assert_ne!(id(b"c"), a);
+        rules.apply(&settings(Vec::new()));
+        assert_eq!(rules.find([&b"a"[..]].into_iter()), None);
+        assert_eq!(rules.names(), ["a*", "b*", "c*"]);
+    }
+
+    #[test]
+    fn stale_time_of_any_rule_counts() {
+        let stale =
+            KeyRule { stale_if_error: Some(7 * SECOND), ..rule("a*", RuleMode::Cache, None) };
+        let rules = rules(vec![rule("b*", RuleMode::Cache, None), stale]);
+        assert_eq!(rules.current().unwrap().longest_stale_if_error(), as_nanos(7 * SECOND));
+    }
+}
