@@ -15,12 +15,15 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use ratatui::crossterm::terminal;
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::screen::{Palette, Screen, to_text};
 use super::source::{Source, Update};
 
 /// The longest time until a signal or a new state is noticed.
 const TICK: Duration = Duration::from_millis(100);
+/// The time between a signal and the end of the process, whatever it does.
+const GRACE: Duration = Duration::from_secs(1);
 /// The size of the text if there is no terminal.
 const TEXT_SIZE: (u16, u16) = (80, 24);
 
@@ -71,9 +74,7 @@ fn to_json(update: Update) -> io::Result<Value> {
 /// [`io::Error`] of the terminal.
 pub fn top(source: Source, has_colours: bool) -> io::Result<()> {
     let is_ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&is_ended))?;
-    }
+    end_at_signal(Arc::clone(&is_ended))?;
     let palette = if has_colours { Palette::Colours } else { Palette::Plain };
     let mut screen = Screen::new(source.shown(), palette);
     let (send, receive) = sync_channel(1);
@@ -83,6 +84,21 @@ pub fn top(source: Source, has_colours: bool) -> io::Result<()> {
     let ended = run(&mut terminal, &mut screen, &receive, &is_ended);
     ratatui::restore();
     ended
+}
+
+/// Sets the flag at a signal, and ends the process a second later if it still runs. The library
+/// that reads the terminal never returns once the terminal is gone, and takes a processor for it.
+fn end_at_signal(is_ended: Arc<AtomicBool>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            is_ended.store(true, Relaxed);
+            std::thread::sleep(GRACE);
+            ratatui::restore();
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }
 
 fn fetch_all(mut source: Source, send: &SyncSender<Fetched>) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Router;
 
-use super::StartError;
 use super::fd_limit::FdBudget;
+use super::start_error::StartError;
 use super::systemd::ActivatedSockets;
 use crate::access::{BearerAuth, FileError, Prepare, PurgeTokens};
 use crate::config::Config;

@@ -12,9 +12,9 @@ mod memory;
 mod reload;
 pub mod report;
 mod shutdown;
+mod start_error;
 mod systemd;
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +31,9 @@ use self::fd_limit::fit_fd_limit;
 use self::listeners::Parts;
 use self::reload::{Reload, ReloadOutcome, reload_finished};
 pub use self::shutdown::ExitReason;
-use self::systemd::{ActivatedSockets, ActivationError, Notifier};
-use crate::access::{FileError, Prepare};
+pub use self::start_error::StartError;
+use self::systemd::{ActivatedSockets, Notifier};
+use crate::access::Prepare;
 use crate::backend::{Backend, CommandNames, Mode, PrepareError};
 use crate::cache::Cache;
 use crate::cluster::Cluster;
@@ -40,38 +41,12 @@ use crate::commands::kept_names;
 use crate::config::{Config, Problems, Sources};
 use crate::metrics::{FrontEnd, Metrics};
 use crate::proxy::Proxy;
-use crate::server::{BindError, Drain, DrainControl, Listener, Workers};
+use crate::server::{Drain, DrainControl, Listener, Workers};
 use crate::status::Status;
 use crate::telemetry::Telemetry;
 use crate::telemetry::hot_keys::HotKeys;
 use crate::upstream::Upstream;
 use crate::warmup::{KeyFilter, Warmup};
-
-/// The reason why the daemon could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A file that the configuration names for Redis cannot be used.
-    #[error(transparent)]
-    Prepare(#[from] PrepareError),
-    /// A file of a front end cannot be used.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// Files that the configuration names cannot be used.
-    #[error(transparent)]
-    Files(#[from] BadFiles),
-    /// An address cannot be bound.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// A socket that systemd passed cannot be used.
-    #[error(transparent)]
-    Activation(#[from] ActivationError),
-    /// The system refuses threads, signal handlers or the like.
-    #[error("the system refuses what the daemon needs: {0}")]
-    System(#[from] io::Error),
-    /// Two metrics have the same name.
-    #[error("metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
-}
 
 /// A daemon that has bound its listeners and does not accept yet.
 pub struct Daemon {

@@ -91,7 +91,12 @@ fn prometheus_and_hashbrown_have_one_user_each() {
     for (library, homes) in [
         (
             "prometheus::",
-            &["metrics/mod.rs", "metrics/per_thread.rs", "metrics/pull.rs", "daemon/mod.rs"][..],
+            &[
+                "metrics/mod.rs",
+                "metrics/per_thread.rs",
+                "metrics/pull.rs",
+                "daemon/start_error.rs",
+            ][..],
         ),
         ("hashbrown::", &["cache/store.rs"]),
     ] {

@@ -201,7 +201,7 @@ fn schema_and_manuals_need_no_configuration() {
     let output = Proxy::spawn_raw(&["man", "--directory", path], &environment);
     assert_eq!(code(&output), Some(0), "{output:?}");
     let pages = fs::read_dir(&directory).expect("the pages").count();
-    assert_eq!(pages, 9, "one of the program, and one a command");
+    assert_eq!(pages, 11, "one of the program, and one a command");
     let output = Proxy::spawn_raw(&["man", "nothing"], &environment);
     assert_eq!(code(&output), Some(64), "{output:?}");
     let output = Proxy::spawn_raw(&["schema"], &environment);

@@ -8,6 +8,7 @@
     reason = "a test that panics has failed, which is what it should do"
 )]
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -168,6 +169,13 @@ impl Terminal {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Returns the number of the process that the shell waits for.
+    fn child(&self) -> String {
+        let pane = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
+        let children = Command::new("pgrep").args(["-P", pane.trim()]).output().expect("pgrep");
+        String::from_utf8_lossy(&children.stdout).trim().to_owned()
+    }
+
     /// The screen as text.
     fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
@@ -240,12 +248,25 @@ fn top_fills_the_terminal_and_leaves_it_as_it_was() {
     terminal.type_line(&format!("NO_COLOR=1 {line}; echo ended $?"));
     terminal.await_text("hot keys");
     assert!(!terminal.has_colours());
-    let pane = terminal.tmux(&["display-message", "-p", "#{pane_pid}"]);
-    let children = Command::new("pgrep").args(["-P", pane.trim()]).output().expect("pgrep");
-    let child = String::from_utf8_lossy(&children.stdout).trim().to_owned();
+    let child = terminal.child();
     assert!(Command::new("kill").arg(&child).status().expect("kill").success(), "{child}");
     let screen = terminal.await_text("ended 0");
     assert!(!screen.contains("negative_hit"), "the screen is as before:\n{screen}");
+    proxy.finish();
+}
+
+#[test]
+fn top_ends_with_its_terminal() {
+    let Some(terminal) = Terminal::start(80, 24) else { return };
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(&config(&redis.url(), ""));
+    let program = env!("CARGO_BIN_EXE_redis-proxy");
+    terminal.type_line(&format!("{program} top --admin {}", proxy.admin()));
+    terminal.await_text("events");
+    let child = Path::new("/proc").join(terminal.child());
+    assert!(child.exists());
+    drop(terminal);
+    eventually("the process has ended", || (!child.exists()).then_some(()));
     proxy.finish();
 }
 

@@ -47,10 +47,10 @@ use run::{KEPT, Plan};
 use support::env::{number, seed};
 use support::fault_stage::DOWN;
 
-/// The seconds of a soak unless `SOAK_SECONDS` is set; enough for two or three failovers.
-const SECONDS: u64 = 10;
+/// The seconds of a soak unless `SOAK_SECONDS` is set; enough for a failover.
+const SECONDS: u64 = 6;
 /// Seconds of a control run. Without faults, memory without invalidations is detected in this time.
-const CONTROL_SECONDS: u64 = 8;
+const CONTROL_SECONDS: u64 = 5;
 
 /// Nothing expires by age, so every value that is too old is a missed invalidation.
 const TRACKING: &str = r#"

@@ -197,8 +197,9 @@ fn other_clients_have_turns_within_a_long_pipeline() {
     /// A tenth of the turns that the pipeline takes.
     const MIN_READS: u64 = 10;
     let redis = RedisServer::start();
-    let settings = format!("{LASTING}\ndaemon.worker_threads = 1");
-    let proxy = Proxy::start(&resp_config(&redis.url(), &settings));
+    let config = resp_config(&redis.url(), LASTING);
+    let config = config.replace("worker_threads = 2", "worker_threads = 1");
+    let proxy = Proxy::start(&config);
     let (mut long, mut other) =
         (RespClient::connect(proxy.resp_address()), RespClient::connect(proxy.resp_address()));
     long.query_line("SET k value");
