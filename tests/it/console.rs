@@ -222,7 +222,9 @@ fn top_fills_the_terminal_and_leaves_it_as_it_was() {
     let program = env!("CARGO_BIN_EXE_redis-proxy");
     let line = format!("{program} top -i 200ms --admin {}", proxy.admin());
     terminal.type_line(&line);
-    let screen = terminal.await_text("[fresh]");
+    terminal.await_text("[fresh]");
+    // The last title that is drawn.
+    let screen = terminal.await_text("events");
     for part in ["up 0s", "hits", "negative_hit", "hot keys", "key", "http", "events"] {
         let part = if part == "up 0s" { "redis-proxy" } else { part };
         assert!(screen.contains(part), "{part}:\n{screen}");

@@ -70,7 +70,7 @@ fn assert_within(proxy: &Proxy, bound: u64) -> u64 {
 
 #[test]
 fn many_large_values_stay_within_the_bound() {
-    const KEYS: usize = 12_000;
+    const KEYS: usize = 6_000;
     const SIZE: usize = 100_000;
     const BOUND: u64 = 256 * MEBIBYTE;
     let redis = RedisServer::start();
@@ -105,7 +105,7 @@ fn many_large_values_stay_within_the_bound() {
 
 /// The number of small keys: `MEMORY_KEYS` for a longer run, as `make memory` does.
 fn small_keys() -> u64 {
-    const FEW: u64 = 200_000;
+    const FEW: u64 = 100_000;
     std::env::var("MEMORY_KEYS").map_or(FEW, |keys| keys.parse().expect("a number of keys"))
 }
 
@@ -179,7 +179,7 @@ fn all_small_keys_are_kept_where_the_bound_has_room() {
 fn values_of_all_sizes_stay_within_the_bound() {
     const BOUND: u64 = 128 * MEBIBYTE;
     const SIZES: [usize; 7] = [10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000];
-    const EACH: usize = 60;
+    const EACH: usize = 30;
     // Two values are fetched at once, and each is there up to three times.
     const IN_FLIGHT: u64 = 2 * 3 * 10_000_000;
     let redis = RedisServer::start();
@@ -205,7 +205,7 @@ fn values_of_all_sizes_stay_within_the_bound() {
 
 #[test]
 fn smaller_bound_applies_under_load() {
-    const KEYS: usize = 6_000;
+    const KEYS: usize = 4_000;
     const SIZE: usize = 50_000;
     const BOUND: u64 = 64 * MEBIBYTE;
     let redis = RedisServer::start();

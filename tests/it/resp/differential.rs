@@ -25,7 +25,7 @@ use crate::support::serving::await_ready;
 use crate::support::{Proxy, Relay};
 
 const SEED: u64 = 1;
-const SCRIPTS: u64 = 1000;
+const SCRIPTS: u64 = 400;
 const SCRIPTS_BYTE_BY_BYTE: u64 = 25;
 const OTHER_USER: [&str; 8] = ["--user", "other", "on", ">secret", "~k1", "~k2", "&*", "+@all"];
 
@@ -55,7 +55,7 @@ fn random_commands_match_redis_in_ttl_mode() {
         |server| server.arguments(&OTHER_USER),
         "cache.ttl = \"1h\"\ncache.coherence = \"ttl\"",
     );
-    compare(&ways, ways.proxy(), ways.through(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 5));
+    compare(&ways, ways.proxy(), ways.through(), number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 4));
     assert!(ways.answered_from_memory().is_none_or(|from_memory| from_memory > 100.0));
 }
 
@@ -103,7 +103,7 @@ fn single_slot_commands_match_redis_over_cluster() {
     compare_between(
         ends,
         Some(&proxy),
-        number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 10),
+        number("RESP_SCRIPTS").unwrap_or(SCRIPTS / 8),
         Script::in_one_slot,
     );
 }

@@ -23,8 +23,8 @@ use crate::support::resp_client::{RespClient, bulk, command, show};
 use crate::support::resp_pair::RespPair;
 
 const CONNECTIONS: usize = 64;
-const PAIRS: u64 = 100_000;
-const PAIRS_TTL_MODE: u64 = 10_000;
+const PAIRS: u64 = 40_000;
+const PAIRS_TTL_MODE: u64 = 5_000;
 const OWN_KEYS: usize = 4;
 const SHARED_KEYS: usize = 4;
 /// The largest number of pairs of a connection in one piece.

@@ -19,7 +19,7 @@ use crate::support::resp_client::{RespClient, bulk, command, show};
 
 /// The number of members of a large collection. Hash tables of that size are not being rehashed,
 /// which would change their order between two reads.
-const MANY: usize = 500;
+const MANY: usize = 250;
 
 const SETUP: [&str; 19] = [
     "SET string hello-world",

@@ -23,7 +23,7 @@ use crate::support::secret_file::SecretFile;
 use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer};
 
-const REQUESTS: u64 = 3000;
+const REQUESTS: u64 = 1200;
 
 #[test]
 fn random_commands_by_rest_match_redis() {
@@ -37,7 +37,7 @@ fn random_commands_by_rest_match_redis_in_ttl_mode() {
     let (behind, straight) = (RedisServer::start(), RedisServer::start());
     let url =
         format!("redis.url = \"{}\"\ncache.coherence = \"ttl\"\ncache.ttl = \"1h\"", behind.url());
-    compare(&url, &straight.socket(), number("REST_REQUESTS").unwrap_or(REQUESTS / 5), "");
+    compare(&url, &straight.socket(), number("REST_REQUESTS").unwrap_or(REQUESTS / 3), "");
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn random_commands_by_rest_match_redis_over_cluster() {
     let cluster = RedisCluster::of(3);
     // One node that serves all slots.
     let alone = RedisCluster::start(1, 0, &[]);
-    let requests = number("REST_REQUESTS").unwrap_or(REQUESTS / 5);
+    let requests = number("REST_REQUESTS").unwrap_or(REQUESTS / 3);
     compare(&cluster.settings(), &alone.nodes[0].socket(), requests, "{tag}");
 }
 

@@ -201,7 +201,7 @@ fn token_names_the_writes_of_all_primaries_of_a_cluster() {
 #[test]
 fn pairs_over_two_proxies_are_never_stale() {
     let pairs = std::env::var("REST_PAIRS").ok().and_then(|text| text.parse().ok());
-    let pairs: u32 = pairs.unwrap_or(4000);
+    let pairs: u32 = pairs.unwrap_or(2000);
     let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
     let line = format!("redis.url = \"{}\"", redis.url());
     let short = "rest.timeout = \"150ms\"";
