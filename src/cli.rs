@@ -74,8 +74,8 @@ pub enum Command {
         peer: Peer,
     },
     /// Print whether a running proxy answers reads of a key from memory, and why: age, expiry,
-    /// rule, kept replies, last invalidation. Every listener but that of operators requires a token
-    /// that has the right purge.
+    /// rule, kept replies, last invalidation. Without `--token-file` this works on the machine of a
+    /// proxy that has `[admin] listen`. Elsewhere the token needs the right purge.
     Explain {
         /// The key
         key: String,
