@@ -54,6 +54,9 @@ let
     redis.sentinel_master = "mymaster";
     redis.url = "rediss://cache.internal";
     redis.tls_cert_file = "/etc/ssl/redis-client.pem";
+    rest.listen = "127.0.0.1:8079";
+    rest.tls_cert_file = "/etc/ssl/rest.pem";
+    rest.redis_username = "rest";
   };
 
   good = {

@@ -39,18 +39,28 @@ redis-proxy.overrideAttrs (old: {
   doCheck = true;
   # The name that cargo itself takes.
   cargoCheckType = "dev";
-  # There are no examples in the documentation, and bench/load.rs is no test.
+  # There are no examples in the documentation, and bench/load.rs is no test. For so few tests the
+  # optimisation costs more than it saves.
   cargoTestFlags = [
+    "--config=profile.dev.package.redis-proxy.opt-level=0"
     "--lib"
     "--bins"
     "--test=it"
   ];
   # The tests wait more than they compute. Those of failovers need servers that keep up with each
-  # other, which a build machine does not promise; `make test` runs them.
+  # other, which a build machine does not promise. Those of memory and of random commands take most of
+  # the time, and depend on the sandbox least. `make test` runs them all.
   checkFlags = [
     "--test-threads=4"
-    "--skip=sentinel::"
     "--skip=cluster"
+    "--skip=differential"
+    "--skip=in_flight::"
+    "--skip=memory"
+    "--skip=pairs_over_two_proxies"
+    "--skip=read_your_writes"
+    "--skip=reply_protocols"
+    "--skip=sentinel::"
+    "--skip=under_load"
   ];
   # No second build and no debugger follows, so their data is not built.
   env = old.env or { } // {
