@@ -702,12 +702,13 @@ impl<E: FetchError> Shared<E> {
     /// Updates the store with the result of a fetch. The caller holds the flight's lock
     /// (invariant F2).
     fn store_result(&self, key: &Key, result: &FlightResult<E>) {
-        let now = self.clock(Instant::now());
+        let (now, validity) = (self.clock(Instant::now()), self.lease.next_validity());
         let store = self.store.load();
         match result {
             FlightResult::Failed(_) => {}
             FlightResult::Answered(entry)
-                if self.is_kept(&store, entry, now) && self.budget.admits(entry.footprint()) =>
+                if self.is_kept(&store, entry, now, validity)
+                    && self.budget.admits(entry.footprint()) =>
             {
                 let is_replacement = store.insert(entry.clone());
                 // A replaced entry counts as expired, because only entries that are no longer fresh
@@ -724,16 +725,18 @@ impl<E: FetchError> Shared<E> {
     }
 
     /// Whether an entry may be kept at `now`: its terms allow its size, and it has not expired.
-    fn is_kept(&self, contents: &Contents, entry: &Entry, now: u64) -> bool {
+    /// Runs under the lock of a table, so the lease is not asked here.
+    fn is_kept(&self, contents: &Contents, entry: &Entry, now: u64, validity: Validity) -> bool {
         let terms = self.terms(contents, entry.key());
         entry.value().map_or(0, |value| value.bytes.len()) <= terms.max_value
-            && self.freshness_ignoring_lease(entry, now, terms) != Freshness::Expired
+            && entry.freshness(now, terms.ttls, validity) != Freshness::Expired
     }
 
     fn remove_expired(&self, now: Instant) {
         let snapshot = Arc::clone(&self.store.load());
-        let now = self.clock(now);
-        for entry in snapshot.collect_where(|entry| !self.is_kept(&snapshot, entry, now)) {
+        let (now, validity) = (self.clock(now), self.lease.next_validity());
+        let is_removable = |entry: &Entry| !self.is_kept(&snapshot, entry, now, validity);
+        for entry in snapshot.collect_where(is_removable) {
             let removed = self.flights.hold(entry.key(), || {
                 let store = self.store.load();
                 store.contains_entry(&entry) && store.remove(entry.key())
