@@ -37,7 +37,7 @@ pub(super) struct Screen {
     pub(super) rates: Option<Rates>,
     /// The reason why there is no newer state.
     pub(super) problem: Option<String>,
-    /// What has happened, newest first.
+    /// The events, newest first.
     pub(super) events: VecDeque<String>,
 }
 

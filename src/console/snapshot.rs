@@ -142,8 +142,8 @@ impl Snapshot {
         readers.map(|each| each.open).sum()
     }
 
-    /// Returns the rates since `before`, which was taken `elapsed` earlier. `None` if the proxy was
-    /// started anew in between.
+    /// Returns the rates since `before`, which was taken `elapsed` earlier. `None` if the proxy
+    /// was restarted in between.
     pub(super) fn rates_since(&self, before: &Self, elapsed: Duration) -> Option<Rates> {
         if self.is_restart_of(before) || elapsed.is_zero() {
             return None;

@@ -1,4 +1,4 @@
-//! Where the data of a running proxy come from.
+//! The source of the data of a running proxy.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(super) struct Update {
     pub(super) snapshot: Snapshot,
     /// The rates since the previous state, if there is one.
     pub(super) rates: Option<Rates>,
-    /// What has happened since the previous state.
+    /// The events since the previous state.
     pub(super) events: Vec<String>,
 }
 

@@ -10,7 +10,7 @@ const LINES: u64 = 20;
 
 const HEADING: &str = "   reads/s  hit ratio   redis/s    entries      memory  clients  state";
 
-/// How many lines are printed.
+/// The number of lines to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
     /// As long as it runs.
@@ -41,7 +41,7 @@ pub fn stat(source: &mut Source, lines: Count, out: &mut dyn Write) -> io::Resul
     Ok(())
 }
 
-/// The line of a state. Without rates, because the proxy was started anew, they are dashes.
+/// Returns the line of a state. After a restart of the proxy there are no rates, but dashes.
 fn line(Update { snapshot, rates, .. }: &Update) -> String {
     let dash = || "-".to_owned();
     let (reads, ratio, redis) = match rates {

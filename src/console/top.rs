@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The size of the text if there is no terminal.
 const TEXT_SIZE: (u16, u16) = (80, 24);
 
-/// What the fetching thread sends: a state, or the reason why there is none.
+/// The message of the fetching thread: a state, or the reason why there is none.
 type Fetched = Result<Box<Update>, String>;
 
 /// Prints the screen once, as text.

@@ -95,8 +95,8 @@ pub struct CacheAccess {
 /// Returns the routes.
 pub(super) fn router(access: CacheAccess) -> Router<Proxy> {
     Router::new()
-        .route(PATH, delete(purge_many))
-        .route("/cache/{*key}", get(explain).delete(purge_key))
+        .route(PATH, delete(purge))
+        .route("/cache/{*key}", get(explain).delete(purge))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(Arc::new(access)))
 }
@@ -143,6 +143,11 @@ fn has_own_name(headers: &HeaderMap) -> bool {
     without_port.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
+/// Returns what a `DELETE` of this address purges.
+fn purge_of(uri: &Uri) -> Result<Purge, Rejection> {
+    if uri.path() == PATH { parse_query(uri.query()) } else { key_of(uri).map(Purge::Key) }
+}
+
 /// Returns the decoded key behind `/cache/`.
 fn key_of(uri: &Uri) -> Result<Vec<u8>, Rejection> {
     let escaped = uri.path().strip_prefix(KEY_PATH).unwrap_or_default();
@@ -171,7 +176,7 @@ fn parse_query(query: Option<&str>) -> Result<Purge, Rejection> {
 
 type Local = Option<Extension<LocalPeer>>;
 
-async fn purge_many(
+async fn purge(
     State(proxy): State<Proxy>,
     Extension(access): Extension<Arc<CacheAccess>>,
     local: Local,
@@ -179,20 +184,7 @@ async fn purge_many(
     uri: Uri,
 ) -> Result<Response, Rejection> {
     let keys = access.authorize(local.is_some(), &headers, &proxy)?;
-    let purge = parse_query(uri.query())?;
-    access.check(&keys, &purge)?;
-    Ok(run(proxy, purge).await)
-}
-
-async fn purge_key(
-    State(proxy): State<Proxy>,
-    Extension(access): Extension<Arc<CacheAccess>>,
-    local: Local,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Result<Response, Rejection> {
-    let keys = access.authorize(local.is_some(), &headers, &proxy)?;
-    let purge = Purge::Key(key_of(&uri)?);
+    let purge = purge_of(&uri)?;
     access.check(&keys, &purge)?;
     Ok(run(proxy, purge).await)
 }

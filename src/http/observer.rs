@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
+use super::routes::OPERATOR_ROUTES;
 use crate::metrics::{FrontEnd, Metrics, ResponseCounter};
 use crate::server::Refusals;
 use crate::telemetry;
@@ -18,8 +19,8 @@ use crate::telemetry::AccessLogMode;
 
 /// The longest path in a line, in bytes.
 const LONGEST_PATH: usize = 512;
-/// The paths that are named in lines without keys.
-const ROUTES: [&str; 6] = ["/keys/", "/metrics", "/livez", "/readyz", "/hotkeys", "/status"];
+/// The path of the keys, which is named in lines without them.
+const KEYS: &str = "/keys/";
 
 /// The records of one listener. Clones share them.
 #[derive(Clone)]
@@ -137,7 +138,8 @@ impl AccessLog {
     fn shown<'a>(&'a self, path: &'a str) -> (&'a str, Option<&'a str>) {
         let path = path.split(['?', '#']).next().unwrap_or_default();
         let is_rest = !self.rest_path.is_empty() && path.starts_with(&self.rest_path);
-        let route = ROUTES.into_iter().find(|route| path.starts_with(route));
+        let mut routes = OPERATOR_ROUTES.into_iter().chain([KEYS]);
+        let route = routes.find(|route| path.starts_with(route));
         let route = if is_rest { &self.rest_path } else { route.unwrap_or("other") };
         let mut ends = (0..=path.len().min(LONGEST_PATH)).rev();
         let end = ends.find(|end| path.is_char_boundary(*end)).unwrap_or_default();
@@ -180,6 +182,7 @@ mod tests {
             ("/keys/secret", "/keys/", "/keys/secret"),
             ("/rest/get/secret?_token=x", "/rest", "/rest/get/secret"),
             ("/status.json", "/status", "/status.json"),
+            ("/cache/secret", "/cache", "/cache/secret"),
             ("/secret", "other", "/secret"),
         ] {
             assert_eq!(without.shown(path), (route, None));

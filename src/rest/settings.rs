@@ -9,7 +9,7 @@ use super::cors::CorsOrigins;
 use crate::access::{AuthRequirement, FileError, TokenFile};
 use crate::backend::OtherLogin;
 use crate::commands::CommandList;
-use crate::http::{HTTP_PROTOCOLS, Limits, MIN_HEADER};
+use crate::http::{HTTP_PROTOCOLS, Limits, MIN_HEADER, OPERATOR_ROUTES};
 use crate::server::{Tls, TlsFiles, TlsKeys};
 use crate::settings::{
     self, ByteSize, Listen, RuleViolation, out_of_range, violations, zero_timeouts,
@@ -232,17 +232,14 @@ const TLS_KEYS: TlsKeys = TlsKeys {
     handshake_timeout: "rest.tls_handshake_timeout",
 };
 
-/// The paths that belong to other routes of the listener.
-const TAKEN: [&str; 6] = ["/keys", "/metrics", "/livez", "/readyz", "/hotkeys", "/status"];
-
 /// Whether the path is some segments of unreserved characters, and no other route's.
 fn is_valid_path(path: &str) -> bool {
     let is_segment = |segment: &str| {
         !segment.is_empty()
             && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_~".contains(&byte))
     };
-    let is_taken =
-        TAKEN.iter().any(|taken| path == *taken || path.starts_with(&format!("{taken}/")));
+    let mut taken = OPERATOR_ROUTES.into_iter().chain(["/keys"]);
+    let is_taken = taken.any(|taken| path == taken || path.starts_with(&format!("{taken}/")));
     path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_segment)) && !is_taken
 }
 
@@ -297,6 +294,8 @@ mod tests {
             ("/keys", false),
             ("/keys/a", false),
             ("/metrics", false),
+            ("/report", false),
+            ("/cache/a", false),
         ] {
             assert_eq!(is_valid_path(path), expected, "{path}");
         }

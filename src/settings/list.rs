@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("found {problem}, expected a list in the form a,b")]
 pub struct InvalidList {
-    /// What was found.
+    /// The fault in the text.
     pub problem: &'static str,
 }
 

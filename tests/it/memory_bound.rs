@@ -319,7 +319,7 @@ fn mebibytes(text: &str, name: &str, unit: &str) -> Option<u64> {
 
 #[test]
 fn deployments_have_room_for_both_bounds() {
-    /// What the process takes besides, and a hundred connections.
+    /// The memory of the process beside both bounds, with a hundred connections, in MiB.
     const REST: u64 = 64 + 3;
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     for (file, service, limit, unit) in [

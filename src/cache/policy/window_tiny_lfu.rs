@@ -6,8 +6,8 @@
 //! protects a key; protected keys are at most four fifths of what is outside the window. A key that
 //! returns soon after its eviction enters probation at once.
 //!
-//! How large the window is, and whether ghosts count, is a [`Division`]. No division is best for
-//! every load: `trials` selects one.
+//! A [`Division`] is the size of the window, and whether ghosts count. The best division depends on
+//! the load: `trials` selects one.
 
 use super::super::entry::LruIndex;
 use super::frequency_sketch::FrequencySketch;

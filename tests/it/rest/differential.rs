@@ -13,15 +13,14 @@ use std::path::Path;
 
 use redis_proxy::protocol::ReplyScanner;
 
-use super::support::{TOKENS, request};
+use super::support::{TOKENS, request, start_rest};
+use crate::support::RedisServer;
 use crate::support::cluster::RedisCluster;
 use crate::support::env::{number, seed_or};
 use crate::support::http::Client;
 use crate::support::resp_client::{command, show};
 use crate::support::script::stateless_commands;
 use crate::support::secret_file::SecretFile;
-use crate::support::serving::await_ready;
-use crate::support::{Proxy, RedisServer};
 
 const REQUESTS: u64 = 1200;
 
@@ -51,12 +50,7 @@ fn random_commands_by_rest_match_redis_over_cluster() {
 
 fn compare(redis: &str, straight: &Path, requests: u64, tag: &'static str) {
     let file = SecretFile::new(TOKENS);
-    let proxy = Proxy::start(&format!(
-        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nrest.path = \"/rest\"\n\
-            rest.tokens_file = \"{}\"\n{redis}",
-        file.name()
-    ));
-    await_ready(&proxy);
+    let proxy = start_rest(redis, &file, "");
     let (mut rest, mut token) = (Client::connect(proxy.http()), String::new());
     let mut straight = Straight::connect(straight);
     let first = seed_or(1);

@@ -4,11 +4,10 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::support::{Served, TOKENS, json, request};
+use super::support::{Served, TOKENS, json, request, start_rest};
 use crate::support::cluster::RedisCluster;
 use crate::support::memory::resident;
 use crate::support::secret_file::SecretFile;
-use crate::support::serving::await_ready;
 use crate::support::{Proxy, Signal, eventually};
 
 const FULL: (&str, &str) = ("Authorization", "Bearer full-token");
@@ -181,14 +180,7 @@ fn streams_end_with_redis_and_with_the_drain() {
 #[test]
 fn messages_of_a_cluster_come_as_events() {
     let (cluster, file) = (RedisCluster::of(3), SecretFile::new(TOKENS));
-    let config = format!(
-        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nrest.path = \"/rest\"\n\
-            rest.tokens_file = \"{}\"\n{}",
-        file.name(),
-        cluster.settings()
-    );
-    let proxy = Proxy::start(&config);
-    await_ready(&proxy);
+    let proxy = start_rest(&cluster.settings(), &file, "");
     let mut reader = Reader::open(&proxy, "/rest/subscribe/c", "full-token");
     reader.expect("data: subscribe,c,1\n\n");
     for (number, node) in cluster.nodes.iter().enumerate() {

@@ -5,12 +5,10 @@ use std::thread;
 
 use serde_json::json as value;
 
-use super::support::{Served, TOKENS, json, request};
-use crate::support::Proxy;
+use super::support::{Served, TOKENS, json, request, start_rest};
 use crate::support::cluster::RedisCluster;
 use crate::support::http::Client;
 use crate::support::secret_file::SecretFile;
-use crate::support::serving::await_ready;
 
 const FULL: (&str, &str) = ("Authorization", "Bearer full-token");
 
@@ -159,14 +157,7 @@ fn idle_connection_that_redis_closed_is_not_used() {
 #[test]
 fn idle_connection_that_a_node_of_a_cluster_closed_is_not_used() {
     let (cluster, file) = (RedisCluster::of(3), SecretFile::new(TOKENS));
-    let config = format!(
-        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nrest.path = \"/rest\"\n\
-            rest.tokens_file = \"{}\"\n{}",
-        file.name(),
-        cluster.settings()
-    );
-    let proxy = Proxy::start(&config);
-    await_ready(&proxy);
+    let proxy = start_rest(&cluster.settings(), &file, "");
     let keys: Vec<_> = (0..3).map(|node| cluster.key_of(node, 0)).collect();
     let mut client = Client::connect(proxy.http());
     for round in 0..20 {

@@ -4,10 +4,23 @@ use serde_json::Value;
 
 use crate::support::http::{Client, Response};
 use crate::support::secret_file::SecretFile;
+use crate::support::serving::await_ready;
 use crate::support::{Proxy, RedisServer, eventually};
 
 pub(super) const TOKENS: &str = "# comment\nfull-token\nreader-token read-only\n\
     scoped-token keys=a:*\nscoped-reader keys=a:* read-only\n";
+
+/// Starts a proxy with REST at `/rest`. `redis` are the lines that name its Redis, `more` are other
+/// lines of the configuration, with the section in each.
+pub(super) fn start_rest(redis: &str, file: &SecretFile, more: &str) -> Proxy {
+    let proxy = Proxy::start(&format!(
+        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nrest.path = \"/rest\"\n\
+            rest.tokens_file = \"{}\"\n{redis}\n{more}",
+        file.name()
+    ));
+    await_ready(&proxy);
+    proxy
+}
 
 /// A proxy with its Redis.
 pub(super) struct Served {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json as value};
 
-use super::support::{Served, TOKENS, json, request};
+use super::support::{Served, TOKENS, json, request, start_rest};
 use crate::support::cluster::RedisCluster;
 use crate::support::http::Client;
 use crate::support::secret_file::SecretFile;
-use crate::support::serving::{await_ready, relay_url};
+use crate::support::serving::relay_url;
 use crate::support::{Proxy, RedisServer, Relay};
 
 const HEADER: &str = "upstash-sync-token";
@@ -46,21 +46,6 @@ impl Sdk {
     fn get(&mut self, key: &str) -> Value {
         self.post("/rest", &format!(r#"["GET","{key}"]"#)).1["result"].clone()
     }
-}
-
-fn config(redis: &str, file: &SecretFile, more: &str) -> String {
-    format!(
-        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nrest.path = \"/rest\"\n\
-            rest.tokens_file = \"{}\"\n{redis}\n{more}",
-        file.name()
-    )
-}
-
-/// A proxy with this line for Redis.
-fn proxy(redis: &str, file: &SecretFile, more: &str) -> Proxy {
-    let proxy = Proxy::start(&config(redis, file, more));
-    await_ready(&proxy);
-    proxy
 }
 
 #[test]
@@ -104,9 +89,9 @@ fn request_without_a_write_returns_the_token_it_came_with() {
 fn read_with_a_token_sees_the_write_through_another_proxy() {
     let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
     let relay = Relay::to_socket(redis.socket());
-    let writer = proxy(&format!("redis.url = \"{}\"", redis.url()), &file, "");
+    let writer = start_rest(&format!("redis.url = \"{}\"", redis.url()), &file, "");
     let url = format!("redis.url = \"{}\"", relay_url(&relay));
-    let reader = proxy(&url, &file, "cache.ttl = \"1h\"");
+    let reader = start_rest(&url, &file, "cache.ttl = \"1h\"");
     let (mut to_writer, mut to_reader) = (Sdk::new(&writer), Sdk::new(&reader));
     let (mut plain, mut bad) = (Sdk::new(&reader), Sdk::new(&reader));
     for key in ["a", "f"] {
@@ -140,7 +125,7 @@ fn read_with_a_token_sees_the_write_through_another_proxy() {
 fn own_write_is_seen_by_the_token_of_the_same_proxy() {
     let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
     let relay = Relay::to_socket(redis.socket());
-    let proxy = proxy(&format!("redis.url = \"{}\"", relay_url(&relay)), &file, "");
+    let proxy = start_rest(&format!("redis.url = \"{}\"", relay_url(&relay)), &file, "");
     let mut sdk = Sdk::new(&proxy);
     sdk.get("a");
     relay.delay(Duration::from_millis(2));
@@ -158,7 +143,7 @@ fn read_with_a_token_goes_to_redis_in_ttl_mode() {
     let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
     let line = format!("redis.url = \"{}\"\ncache.coherence = \"ttl\"", redis.url());
     let ttl = "cache.ttl = \"1h\"";
-    let (writer, reader) = (proxy(&line, &file, ttl), proxy(&line, &file, ttl));
+    let (writer, reader) = (start_rest(&line, &file, ttl), start_rest(&line, &file, ttl));
     let (mut to_writer, mut to_reader, mut plain) =
         (Sdk::new(&writer), Sdk::new(&reader), Sdk::new(&reader));
     to_writer.post("/rest", r#"["SET","a","0"]"#);
@@ -176,7 +161,7 @@ fn read_with_a_token_goes_to_redis_in_ttl_mode() {
 fn token_names_the_writes_of_all_primaries_of_a_cluster() {
     let (cluster, file) = (RedisCluster::of(3), SecretFile::new(TOKENS));
     let (writer, reader) =
-        (proxy(&cluster.settings(), &file, ""), proxy(&cluster.settings(), &file, ""));
+        (start_rest(&cluster.settings(), &file, ""), start_rest(&cluster.settings(), &file, ""));
     let (mut to_writer, mut to_reader) = (Sdk::new(&writer), Sdk::new(&reader));
     let keys: Vec<_> = (0..3).map(|node| cluster.key_of(node, 0)).collect();
     let line = |words: String| format!("[{words}]");
@@ -205,7 +190,7 @@ fn pairs_over_two_proxies_are_never_stale() {
     let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
     let line = format!("redis.url = \"{}\"", redis.url());
     let short = "rest.timeout = \"150ms\"";
-    let proxies = [proxy(&line, &file, short), proxy(&line, &file, short)];
+    let proxies = [start_rest(&line, &file, short), start_rest(&line, &file, short)];
     for proxy in &proxies {
         proxy.expect_log("Redis");
     }
