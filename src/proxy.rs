@@ -11,8 +11,8 @@ use crate::backend::{
     BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult, ReplyRequest,
 };
 use crate::cache::{
-    Answer, Coherence, KeptReply, KeyState, LookupUse, Outcome, Purge, ReadMode, ReplyResult,
-    RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
+    Answer, CacheClock, Coherence, KeptReply, KeyState, LookupTime, LookupUse, Outcome, Purge,
+    ReadMode, ReplyResult, RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::metrics::{ConnectionGuard, FrontEnd, Kind, Metrics, Node, ReadTotals, RejectReason};
@@ -25,6 +25,7 @@ use crate::upstream::Upstream;
 #[derive(Clone)]
 pub struct Proxy {
     upstream: Upstream,
+    clock: CacheClock,
     metrics: Arc<Metrics>,
     hot_keys: HotKeys,
     draining: Arc<AtomicBool>,
@@ -44,7 +45,7 @@ pub enum NotReady {
 impl Proxy {
     /// Creates a proxy in front of `upstream`.
     pub fn new(upstream: Upstream, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
-        Self { upstream, metrics, hot_keys, draining: Arc::default() }
+        Self { clock: upstream.clock(), upstream, metrics, hot_keys, draining: Arc::default() }
     }
 
     /// Reads `key` from memory or from Redis, and counts the read. `span` is the span of the
@@ -62,9 +63,10 @@ impl Proxy {
         let begun = Instant::now();
         self.hot_keys.count(key, begun);
         let found = if mode == ReadMode::Default { self.lookup(key, begun) } else { None };
-        let rule = found
-            .as_ref()
-            .map_or_else(|| self.upstream.rule_read(key, begun), |found| RuleRead::of(found.rule));
+        let rule = found.as_ref().map_or_else(
+            || self.upstream.rule_read(key, self.time(begun)),
+            |found| RuleRead::of(found.rule),
+        );
         let answer = match (found, mode) {
             (Some(answer), _) => Ok(answer),
             // A fetch is a large future. Boxed, it does not enlarge the future of a hit.
@@ -110,12 +112,18 @@ impl Proxy {
     /// Looks up `key` in memory only. The caller [counts](Self::record) the read.
     #[inline]
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        self.lookup_for(key, now, LookupUse::Serve)
+        self.lookup_for(key, self.time(now), LookupUse::Serve)
+    }
+
+    /// Converts an instant to the clock of the cache, for one or more lookups.
+    #[inline]
+    pub fn time(&self, instant: Instant) -> LookupTime {
+        self.clock.time(instant)
     }
 
     /// Looks up `key` in memory only, for this purpose.
     #[inline]
-    pub fn lookup_for(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+    pub fn lookup_for(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
         self.upstream.lookup(key, now, purpose)
     }
 
@@ -126,7 +134,7 @@ impl Proxy {
         &self,
         command: &[u8],
         key: &[u8],
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         self.upstream.lookup_reply(command, key, now, purpose)
@@ -153,7 +161,7 @@ impl Proxy {
         command: &[u8],
         key: &[u8],
         derived: usize,
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         self.upstream.lookup_whole(command, key, derived, now, purpose)

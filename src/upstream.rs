@@ -10,8 +10,9 @@ use crate::backend::{
     ReplyRequest,
 };
 use crate::cache::{
-    Answer, Cache, Coherence, FetchedReply, KeptReply, KeyState, LookupUse, Outcome, Purge,
-    ReadMode, ReplyRead, ReplyResult, RuleMode, RuleRead, Rules, Settings, Statistics,
+    Answer, Cache, CacheClock, Coherence, FetchedReply, KeptReply, KeyState, LookupTime, LookupUse,
+    Outcome, Purge, ReadMode, ReplyRead, ReplyResult, RuleMode, RuleRead, Rules, Settings,
+    Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -113,9 +114,17 @@ impl Upstream {
         }
     }
 
+    /// Returns the clock of the cache.
+    pub(crate) fn clock(&self) -> CacheClock {
+        match self {
+            Self::Standalone(cache, _) => cache.clock(),
+            Self::Cluster(cluster) => cluster.clock(),
+        }
+    }
+
     /// Looks up `key` in memory only. The caller counts the read.
     #[inline]
-    pub fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+    pub fn lookup(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
         let lookup = |cache: &Cache<BackendError>| cache.lookup_for(key, now, purpose);
         match self {
             Self::Standalone(cache, _) => lookup(cache),
@@ -133,7 +142,7 @@ impl Upstream {
 
     /// Returns the rule of a read of `key` that memory did not answer, and whether it would have
     /// been a hit but for the mode `observe`.
-    pub(crate) fn rule_read(&self, key: &[u8], now: Instant) -> RuleRead {
+    pub(crate) fn rule_read(&self, key: &[u8], now: LookupTime) -> RuleRead {
         let Some((id, mode)) = self.rules().find([key].into_iter()) else {
             return RuleRead::default();
         };
@@ -148,7 +157,7 @@ impl Upstream {
         &self,
         command: &[u8],
         key: &[u8],
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         let lookup = |cache: &Cache<BackendError>| cache.lookup_reply(command, now, purpose);
@@ -165,7 +174,7 @@ impl Upstream {
         command: &[u8],
         key: &[u8],
         derived: usize,
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         let lookup =

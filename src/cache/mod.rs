@@ -58,12 +58,13 @@ use self::rules::{RuleSet, Terms};
 pub use self::settings::{CoherenceMode, KeyPrefix, KeyRule, Policy, RuleMode, Settings};
 use self::store::Store;
 use self::sync::{Mutex, Swapped, lock};
+use self::ttl::CurrentTtls;
 pub use self::ttl::NegativeTtl;
-use self::ttl::{CurrentTtls, as_nanos};
 use self::types::EvictionCounters;
 pub use self::types::{
-    Answer, Cancelled, EvictionCause, FetchError, Fetched, LookupUse, MemoryStatistics, Outcome,
-    ReadMode, ReplyStatistics, RuleId, RuleOutcome, RuleRead, Statistics, WalkPosition,
+    Answer, CacheClock, Cancelled, EvictionCause, FetchError, Fetched, LookupTime, LookupUse,
+    MemoryStatistics, Outcome, ReadMode, ReplyStatistics, RuleId, RuleOutcome, RuleRead,
+    Statistics, WalkPosition,
 };
 use crate::key::Key;
 use crate::telemetry::spans;
@@ -92,7 +93,7 @@ struct Shared<E> {
     evictions: Arc<EvictionCounters>,
     recent: RecentInvalidations,
     background: Handle,
-    created: Instant,
+    clock: CacheClock,
 }
 
 /// The store, and the rules that its entries obey. Together, so that a lookup loads both at once.
@@ -166,6 +167,7 @@ impl<E: FetchError> Cache<E> {
         let evictions = Arc::new(EvictionCounters::default());
         let budget = Arc::clone(replies.budget());
         let rules = Arc::clone(replies.rules());
+        let clock = replies.clock();
         let store = Store::new(settings.capacity, settings.policy, &budget, &evictions);
         let contents = Contents { store, rules: rules.current() };
         Self(Arc::new(Shared {
@@ -181,19 +183,24 @@ impl<E: FetchError> Cache<E> {
             evictions,
             recent: RecentInvalidations::new(),
             background,
-            created: Instant::now(),
+            clock,
         }))
     }
 
     /// Returns the fresh entry for `key` from memory, or `None`. Never fetches.
     #[inline]
     pub fn lookup(&self, key: &[u8], now: Instant) -> Option<Answer> {
-        self.lookup_for(key, now, LookupUse::Serve)
+        self.lookup_for(key, self.0.clock.time(now), LookupUse::Serve)
+    }
+
+    /// Returns the clock of the cache.
+    pub fn clock(&self) -> CacheClock {
+        self.0.clock
     }
 
     /// Returns the fresh entry for `key` that a lookup for this purpose finds. Never fetches.
-    pub fn lookup_for(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
-        self.0.lookup(key, now, purpose)
+    pub fn lookup_for(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
+        self.0.lookup(key, now.0, purpose)
     }
 
     /// Returns the rules in force.
@@ -327,7 +334,7 @@ impl<E: FetchError> Cache<E> {
         if was_stored {
             shared.evictions.add(cause.eviction(), 1);
         }
-        shared.recent.add(key, cause, shared.created.elapsed());
+        shared.recent.add(key, cause, shared.clock.elapsed());
         was_stored
     }
 
@@ -570,7 +577,7 @@ impl<E: FetchError> Shared<E> {
         let entries = old_store.size().0;
         // Otherwise the first connection would count as an invalidation.
         if entries > 0 {
-            self.recent.add_all(self.created.elapsed());
+            self.recent.add_all(self.clock.elapsed());
         }
         self.evictions.add(cause, entries);
         // Dropping a large store takes long, so no reader and no worker waits for it.
@@ -585,14 +592,14 @@ impl<E: FetchError> Shared<E> {
         self.lease.shorten_to(self.clock(Instant::now() + timeout));
     }
 
-    /// Converts `now` to the cache's clock: nanoseconds since the cache was created.
+    /// Converts `now` to the cache's clock, in nanoseconds.
+    #[inline]
     fn clock(&self, now: Instant) -> u64 {
-        as_nanos(now.saturating_duration_since(self.created))
+        self.clock.time(now).0
     }
 
     #[inline]
-    fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
-        let now = self.clock(now);
+    fn lookup(&self, key: &[u8], now: u64, purpose: LookupUse) -> Option<Answer> {
         let validity = self.lease.validity(now);
         let contents = self.store.load();
         // Without a copy of all terms, because most reads are hits.
@@ -635,7 +642,7 @@ impl<E: FetchError> Shared<E> {
     }
 
     fn join(&self, key: &[u8], now: Instant) -> Joined<FlightResult<E>, Answer> {
-        self.flights.join(key, || self.lookup(key, now, LookupUse::Serve))
+        self.flights.join(key, || self.lookup(key, self.clock(now), LookupUse::Serve))
     }
 
     /// Waits for a flight and returns its result. After a failed fetch it returns a stale entry, if

@@ -11,7 +11,7 @@ use super::lease::Validity;
 use super::replies::{FetchedReply, Note, Reply, ReplyOf, ReplyProbe, ReplyResult};
 use super::rules::Terms;
 use super::ttl::as_nanos;
-use super::types::{Cancelled, FetchError, LookupUse, Outcome, RuleId};
+use super::types::{Cancelled, FetchError, LookupTime, LookupUse, Outcome, RuleId};
 use super::{Cache, Shared};
 use crate::key::Key;
 
@@ -43,14 +43,14 @@ impl<E: FetchError> Cache<E> {
     pub fn lookup_reply(
         &self,
         command: &[u8],
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         let shared = &self.0;
         if !shared.replies.store.is_enabled() {
             return None;
         }
-        shared.lookup_reply(command, shared.clock(now), purpose)
+        shared.lookup_reply(command, now.0, purpose)
     }
 
     /// Returns the kept reply to `command`, from which the reply to the command with the name at
@@ -61,7 +61,7 @@ impl<E: FetchError> Cache<E> {
         &self,
         command: &[u8],
         derived: usize,
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         let is_proven = self.0.replies.is_proven(derived);

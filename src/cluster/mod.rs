@@ -43,8 +43,8 @@ use crate::backend::{
     FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
 use crate::cache::{
-    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, ReplyStatistics,
-    ReplyStore, Rules, Statistics,
+    self, Cache, CacheClock, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge,
+    ReplyStatistics, ReplyStore, Rules, Statistics,
 };
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
@@ -173,6 +173,11 @@ impl Cluster {
     /// Returns the rules in force.
     pub(crate) fn rules(&self) -> &Arc<Rules> {
         self.0.replies.rules()
+    }
+
+    /// Returns the clock that the caches of all shards share.
+    pub(crate) fn clock(&self) -> CacheClock {
+        self.0.replies.clock()
     }
 
     /// Calls `lookup` with the cache of the shard that owns the key; `None` if no owner is known.

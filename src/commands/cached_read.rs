@@ -16,7 +16,7 @@ use super::rule_reads::RuleReads;
 use super::table::Class;
 use super::time_to_live::TimeUnit;
 use crate::backend::BackendError;
-use crate::cache::{Answer, LookupUse, Outcome, ReadMode, Reply, RuleId};
+use crate::cache::{Answer, LookupTime, LookupUse, Outcome, ReadMode, Reply, RuleId};
 use crate::metrics::{FrontEnd, Kind};
 use crate::net::WriteBuf;
 use crate::protocol::{
@@ -97,9 +97,10 @@ impl<'a> CacheableRead<'a> {
         &self,
         memory: &impl Memory,
         now: Instant,
+        lookup_time: LookupTime,
         mut count: impl FnMut(Outcome, RuleId),
     ) -> Option<CachedReply> {
-        let lookup = |key: &[u8]| memory.lookup(key, now, LookupUse::Serve);
+        let lookup = |key: &[u8]| memory.lookup(key, lookup_time, LookupUse::Serve);
         if self.has_many_keys() {
             let answers = self.arguments.skip(1).map(|key| lookup(key).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
@@ -124,9 +125,9 @@ impl<'a> CacheableRead<'a> {
     }
 
     /// Returns the rules of the keys of a read that is forwarded.
-    pub(super) fn rule_reads(&self, memory: &impl Memory, now: Instant) -> RuleReads {
+    pub(super) fn rule_reads(&self, memory: &impl Memory, time: LookupTime) -> RuleReads {
         RuleReads::new(memory, self.keys(), |key| {
-            let answer = memory.lookup(key, now, LookupUse::Observe);
+            let answer = memory.lookup(key, time, LookupUse::Observe);
             answer.is_some_and(|answer| {
                 self.class != Class::Getrange || self.part(length(&answer)).is_some()
             })

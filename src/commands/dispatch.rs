@@ -21,7 +21,7 @@ use super::table::Class;
 use super::xread::xread_may_block;
 use crate::access::KeyAllowlist;
 use crate::backend::CacheIdentity;
-use crate::cache::{KeptReply, LookupUse, Outcome, RuleId, RuleMode, RuleRead};
+use crate::cache::{KeptReply, LookupTime, LookupUse, Outcome, RuleId, RuleMode, RuleRead};
 use crate::metrics::Kind;
 use crate::protocol::{Arguments, is_one_of, parse_integer, write_array_length, write_bulk};
 
@@ -79,8 +79,10 @@ pub struct View<'a, M> {
     pub coverage: Coverage,
     /// The cache.
     pub memory: &'a M,
-    /// The time of the lookup.
+    /// The time of the decision.
     pub now: Instant,
+    /// The same on the clock of the cache.
+    pub lookup_time: LookupTime,
 }
 
 impl<M> View<'_, M> {
@@ -207,7 +209,7 @@ fn choose_read<M: Memory>(
     if view.coverage == Coverage::Unfenced {
         return Action::Fence;
     }
-    if let Some(reply) = read.lookup(view.memory, view.now, count) {
+    if let Some(reply) = read.lookup(view.memory, view.now, view.lookup_time, count) {
         return Action::Reply(reply);
     }
     if is_off(view.memory.rule_of(read.keys())) {
@@ -224,7 +226,7 @@ fn is_off(rule: Option<(RuleId, RuleMode)>) -> bool {
 
 /// Forwards a read past memory.
 fn bypass<M: Memory>(view: &View<'_, M>, read: CacheableRead<'_>) -> Action {
-    Action::Bypass(read.key_count(), read.rule_reads(view.memory, view.now))
+    Action::Bypass(read.key_count(), read.rule_reads(view.memory, view.lookup_time))
 }
 
 /// Forwards a read past memory. `name` are the bytes under which its reply may be kept.
@@ -281,7 +283,7 @@ fn find_kept<M: Memory>(
     name: &[u8],
     purpose: LookupUse,
 ) -> Option<(CachedReply, RuleId)> {
-    let kept = view.memory.lookup_reply(name, read.first_key(), view.now, purpose);
+    let kept = view.memory.lookup_reply(name, read.first_key(), view.lookup_time, purpose);
     let reply = kept.map(|KeptReply { reply, rule }| {
         (CachedReply::kept(reply, read.kind(), read.time_unit(), view.now), rule)
     });
@@ -300,7 +302,8 @@ fn derive<M: Memory>(
     }
     let name = read.whole_name()?;
     let derived = read.command().index();
-    let found = view.memory.lookup_whole(&name, read.first_key(), derived, view.now, purpose)?;
+    let found =
+        view.memory.lookup_whole(&name, read.first_key(), derived, view.lookup_time, purpose)?;
     let frame = read.derive(found.reply.frame().bytes(), max)?;
     Some((CachedReply::Derived(Box::new(frame), read.kind()), found.rule))
 }
@@ -478,14 +481,14 @@ mod tests {
     }
 
     impl Memory for Kept {
-        fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+        fn lookup(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
             self.cache.lookup_for(key, now, purpose)
         }
         fn lookup_reply(
             &self,
             command: &[u8],
             _: &[u8],
-            now: Instant,
+            now: LookupTime,
             purpose: LookupUse,
         ) -> Option<KeptReply> {
             self.cache.lookup_reply(command, now, purpose)
@@ -498,7 +501,7 @@ mod tests {
             command: &[u8],
             _: &[u8],
             derived: usize,
-            now: Instant,
+            now: LookupTime,
             purpose: LookupUse,
         ) -> Option<KeptReply> {
             self.cache.lookup_whole(command, derived, now, purpose)
@@ -557,6 +560,7 @@ mod tests {
                 coverage: self.coverage,
                 memory: &self.memory,
                 now: Instant::now(),
+                lookup_time: self.memory.cache.clock().time(Instant::now()),
             }
         }
 

@@ -2,18 +2,18 @@
 
 use tokio::time::Instant;
 
-use crate::cache::{Answer, KeptReply, LookupUse, RuleId, RuleMode};
+use crate::cache::{Answer, KeptReply, LookupTime, LookupUse, RuleId, RuleMode};
 
 /// The part of the cache that a decision needs.
 pub trait Memory {
     /// The fresh entry of a key.
-    fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer>;
+    fn lookup(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer>;
     /// The kept reply to a command. `key` is the first of its keys.
     fn lookup_reply(
         &self,
         command: &[u8],
         key: &[u8],
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply>;
     /// The rule and the mode for a read of these keys; `None` without rules.
@@ -27,7 +27,7 @@ pub trait Memory {
         command: &[u8],
         key: &[u8],
         derived: usize,
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply>;
     /// Whether replies are fetched to be kept.

@@ -7,7 +7,7 @@ use super::connection::Connection;
 use super::lifetime::ConnState;
 use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
-use crate::cache::{Outcome, RuleId, RuleOutcome};
+use crate::cache::{LookupTime, Outcome, RuleId, RuleOutcome};
 use crate::commands::{
     Action, Admission, AdmissionTracker, CachedReply, Class, Command, CommandInfo, Identity,
     Invalidations, LocalAction, LongAction, PendingReplies, RejectReason, RuleReads, SessionEffect,
@@ -35,7 +35,7 @@ enum Taken {
 /// Commands that were taken together, to be counted together.
 struct Batch {
     front_end: FrontEnd,
-    begun: Instant,
+    begun: BatchTime,
     /// Reads that were answered, by outcome.
     outcomes: [u64; Outcome::ALL.len()],
     /// The label of the last command, and how many in a row have it and are not counted yet.
@@ -46,6 +46,13 @@ struct Batch {
     /// The rule and outcome of the last reads, and how many in a row have them and are not counted
     /// yet.
     rule_reads: RuleRun,
+}
+
+/// The beginning of a batch.
+#[derive(Clone, Copy)]
+struct BatchTime {
+    now: Instant,
+    lookup_time: LookupTime,
 }
 
 /// A run of reads of one rule with one outcome.
@@ -77,7 +84,7 @@ impl RuleRun {
 }
 
 impl Batch {
-    fn new(front_end: FrontEnd, begun: Instant) -> Self {
+    fn new(front_end: FrontEnd, begun: BatchTime) -> Self {
         let outcomes = [0; Outcome::ALL.len()];
         let rule_reads = RuleRun::new(RuleId::NONE, RuleOutcome::Read(Outcome::Hit));
         Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None, rule_reads }
@@ -119,7 +126,7 @@ impl Batch {
         self.count_commands(proxy);
         self.count_kept_reads(proxy);
         self.rule_reads.record(proxy);
-        let elapsed = ended.saturating_duration_since(self.begun);
+        let elapsed = ended.saturating_duration_since(self.begun.now);
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
             proxy.record(self.front_end, outcome, count, elapsed);
@@ -138,7 +145,9 @@ impl Connection {
         {
             return false;
         }
-        let mut batch = Batch::new(self.shared.front_end, self.now());
+        let now = self.now();
+        let begun = BatchTime { now, lookup_time: self.shared.proxy.time(now) };
+        let mut batch = Batch::new(self.shared.front_end, begun);
         let mut taken = 0;
         while !self.input.is_empty()
             && self.state == ConnState::Commands
@@ -268,10 +277,10 @@ impl Connection {
         &mut self,
         info: CommandInfo,
         length: usize,
-        now: Instant,
+        begun: BatchTime,
         decide: impl FnOnce(&View<'_, Proxy>, Command<'_>) -> T,
     ) -> T {
-        let coverage = self.fences.coverage(&self.shared.proxy, now);
+        let coverage = self.fences.coverage(&self.shared.proxy, begun.now);
         let credentials = self.shared.credentials.as_ref().map(Reloadable::get);
         let view = View {
             policy: &self.shared.policy,
@@ -281,7 +290,8 @@ impl Connection {
             pending_keys: self.replies.pending_keys(),
             coverage,
             memory: &self.shared.proxy,
-            now,
+            now: begun.now,
+            lookup_time: begun.lookup_time,
         };
         let arguments = self.parser.arguments(&self.input);
         let CommandInfo { class, is_cached, .. } = info;
@@ -323,7 +333,7 @@ impl Connection {
                 }
                 let protocol = self.session.protocol();
                 self.reply(|output| reply.write(output, protocol));
-                self.keep_redis_alive(batch.begun);
+                self.keep_redis_alive(batch.begun.now);
             }
             Action::Fetch(fetch) => {
                 let command = self.input.split_to(length).freeze();

@@ -41,7 +41,7 @@ pub use self::local::{LocalClient, LocalClients};
 pub use self::settings::Settings;
 use self::shared::Shared;
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::cache::{Answer, KeptReply, LookupUse, RuleId, RuleMode};
+use crate::cache::{Answer, KeptReply, LookupTime, LookupUse, RuleId, RuleMode};
 use crate::commands::{CommandTable, Identity, Memory, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
@@ -99,7 +99,7 @@ impl Service for Resp {
 }
 
 impl Memory for Proxy {
-    fn lookup(&self, key: &[u8], now: Instant, purpose: LookupUse) -> Option<Answer> {
+    fn lookup(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
         self.lookup_for(key, now, purpose)
     }
 
@@ -107,7 +107,7 @@ impl Memory for Proxy {
         &self,
         command: &[u8],
         key: &[u8],
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         Self::lookup_reply(self, command, key, now, purpose)
@@ -118,7 +118,7 @@ impl Memory for Proxy {
         command: &[u8],
         key: &[u8],
         derived: usize,
-        now: Instant,
+        now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
         Self::lookup_whole(self, command, key, derived, now, purpose)

@@ -15,7 +15,7 @@ use super::super::budget::Budget;
 use super::super::rules::Rules;
 use super::super::settings::Settings;
 use super::super::sync::{Mutex, lock, preemption_point};
-use super::super::types::{EvictionCause, EvictionCounters, MemoryStatistics};
+use super::super::types::{CacheClock, EvictionCause, EvictionCounters, MemoryStatistics};
 use super::counters::Counters;
 use super::reply::Reply;
 use crate::key::Key;
@@ -30,6 +30,7 @@ const MAX_OVERSIZED: usize = 1024;
 /// The replies of all primaries, and what they share.
 pub struct ReplyStore {
     replies: Cache<Key, Arc<Reply>, Weight, ahash::RandomState, CountEvictions>,
+    clock: CacheClock,
     budget: Arc<Budget>,
     rules: Arc<Rules>,
     max_hash_fields: AtomicUsize,
@@ -79,6 +80,7 @@ impl ReplyStore {
         );
         Arc::new(Self {
             replies,
+            clock: CacheClock::start(),
             budget,
             rules,
             max_hash_fields: AtomicUsize::new(settings.hash_fields),
@@ -94,6 +96,11 @@ impl ReplyStore {
     #[inline]
     pub(in super::super) fn is_enabled(&self) -> bool {
         self.budget.max_replies() > 0
+    }
+
+    /// Returns the clock of all caches that share this store.
+    pub fn clock(&self) -> CacheClock {
+        self.clock
     }
 
     /// The most fields or members of a kept hash or set from which other replies are derived.

@@ -75,7 +75,7 @@ async fn read(cache: &TestCache, frame: &'static str) -> (Outcome, String) {
 }
 
 fn kept(cache: &TestCache) -> Option<String> {
-    let reply = cache.lookup_reply(COMMAND, Instant::now(), LookupUse::Serve);
+    let reply = cache.lookup_reply(COMMAND, cache.clock().time(Instant::now()), LookupUse::Serve);
     reply.map(|found| String::from_utf8_lossy(found.reply.frame().bytes()).into_owned())
 }
 
@@ -297,7 +297,9 @@ async fn reply_is_derived_only_for_a_command_that_redis_has_replied_to() {
     let cache = cache();
     assert_eq!(read(&cache, "%0\r\n").await.0, Outcome::Miss);
     let may_derive = |name_index| {
-        cache.lookup_whole(COMMAND, name_index, Instant::now(), LookupUse::Serve).is_some()
+        cache
+            .lookup_whole(COMMAND, name_index, cache.clock().time(Instant::now()), LookupUse::Serve)
+            .is_some()
     };
     assert_eq!([may_derive(0), may_derive(1)], [true, false]);
     let other = ReplyRead { command: b"*1\r\n$4\r\nHGET\r\n", name_index: 1, keys: &[key(KEY)] };

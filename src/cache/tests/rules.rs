@@ -15,8 +15,11 @@ fn with_mode(mode: RuleMode) -> Settings {
 #[tokio::test]
 async fn observed_key_is_kept_and_never_served() {
     let cache = cache(with_mode(RuleMode::Observe));
-    let would_hit =
-        |key: &str| cache.lookup_for(key.as_bytes(), Instant::now(), LookupUse::Observe).is_some();
+    let would_hit = |key: &str| {
+        cache
+            .lookup_for(key.as_bytes(), cache.clock().time(Instant::now()), LookupUse::Observe)
+            .is_some()
+    };
     assert!(!would_hit("k"));
     for _ in 0..3 {
         assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
