@@ -23,8 +23,9 @@ use crate::support::resp_client::{RespClient, bulk, command, show};
 use crate::support::resp_pair::RespPair;
 
 const CONNECTIONS: usize = 64;
-const PAIRS: u64 = 40_000;
-const PAIRS_TTL_MODE: u64 = 5_000;
+/// `RESP_PAIRS=40000` for a longer run.
+const PAIRS: u64 = 20_000;
+const PAIRS_TTL_MODE: u64 = 3_000;
 const OWN_KEYS: usize = 4;
 const SHARED_KEYS: usize = 4;
 /// The largest number of pairs of a connection in one piece.
