@@ -59,56 +59,118 @@ impl Terms {
 /// The rules of one configuration, prepared for lookups.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RuleSet {
-    /// The rules with a prefix that is not empty, by the first byte of the prefix; of one byte, the
-    /// longest first.
-    rules: Box<[(Box<[u8]>, Terms)]>,
-    /// The index of the first rule for each first byte, and the end of the last.
-    starts: Box<[u8; 257]>,
-    /// The terms of all other keys.
-    others: Terms,
+    /// The rules with the longest prefix first among those of one first byte. The first of all is
+    /// for keys without any other rule.
+    rules: Box<[PreparedRule]>,
+    /// The index of the first rule to compare, by the first byte of a key.
+    first: Box<[u8; 256]>,
+}
+
+/// The index of the rule that matches every key.
+const OTHERS: u8 = 0;
+
+/// A rule, prepared so that most comparisons are of one number.
+#[derive(Debug, PartialEq, Eq)]
+struct PreparedRule {
+    /// The first bytes of the prefix, and the bits of a key's first bytes that they are compared
+    /// with.
+    head: u64,
+    mask: u64,
+    /// The rest of the prefix.
+    rest: Box<[u8]>,
+    terms: Terms,
+    /// The length of the prefix in bytes.
+    length: usize,
+    /// The index of the next rule to compare.
+    next: u8,
+}
+
+/// The bytes in the head of a prefix.
+const HEAD: usize = size_of::<u64>();
+
+impl PreparedRule {
+    fn new(prefix: &[u8], terms: Terms) -> Self {
+        let (head, rest) = prefix.split_at(prefix.len().min(HEAD));
+        let mut mask = [0; HEAD];
+        mask[..head.len()].fill(u8::MAX);
+        Self {
+            head: padded(head),
+            mask: u64::from_ne_bytes(mask),
+            rest: rest.into(),
+            terms,
+            length: prefix.len(),
+            next: OTHERS,
+        }
+    }
+
+    /// Whether a key begins with the prefix. `head` are its first bytes, and `rest` those behind
+    /// them; a shorter key is shorter than its head.
+    #[inline]
+    fn matches(&self, head: u64, length: usize, rest: &[u8]) -> bool {
+        // A call for no bytes would cost more than the rest of the lookup.
+        head & self.mask == self.head
+            && length >= self.length
+            && (self.rest.is_empty() || rest.starts_with(&self.rest))
+    }
+}
+
+/// Returns at most [`HEAD`] bytes as a number.
+fn padded(bytes: &[u8]) -> u64 {
+    let mut head = [0; HEAD];
+    head[..bytes.len()].copy_from_slice(bytes);
+    u64::from_ne_bytes(head)
 }
 
 impl RuleSet {
     fn new(settings: &Settings, id: impl Fn(&KeyRule) -> RuleId) -> Self {
-        let others = Terms::without_rule(settings.ttls());
-        let (mut all, mut rules) = (others, Vec::new());
+        let mut others = Terms::without_rule(settings.ttls());
+        let mut prefixes = Vec::new();
         for rule in &settings.rules {
             let terms = terms(settings, rule, id(rule));
             match rule.keys.prefix() {
-                b"" => all = terms,
-                prefix => rules.push((Box::from(prefix), terms)),
+                b"" => others = terms,
+                prefix => prefixes.push((prefix, terms)),
             }
         }
-        let order = |prefix: &[u8]| (prefix[0], std::cmp::Reverse(prefix.len()));
-        rules.sort_by_key(|(prefix, _): &(Box<[u8]>, Terms)| order(prefix));
-        let mut starts = Box::new([0; 257]);
-        for (byte, start) in starts.iter_mut().enumerate() {
-            let before = rules.iter().filter(|(prefix, _)| usize::from(prefix[0]) < byte).count();
-            *start = u8::try_from(before).unwrap_or(u8::MAX);
+        prefixes.sort_by_key(|(prefix, _)| prefix.len());
+        let mut rules = vec![PreparedRule::new(b"", others)];
+        let mut first = Box::new([OTHERS; 256]);
+        // Each goes in front of those that are shorter.
+        for (prefix, terms) in prefixes {
+            let place = &mut first[usize::from(prefix[0])];
+            let next = std::mem::replace(place, u8::try_from(rules.len()).unwrap_or(OTHERS));
+            rules.push(PreparedRule { next, ..PreparedRule::new(prefix, terms) });
         }
-        Self { rules: rules.into(), starts, others: all }
+        Self { rules: rules.into(), first }
     }
 
     /// Returns the terms of a key.
     #[inline]
     pub(super) fn find(&self, key: &[u8]) -> &Terms {
-        let first = usize::from(key.first().copied().unwrap_or(0));
-        let (start, end) = (usize::from(self.starts[first]), usize::from(self.starts[first + 1]));
-        let candidates = self.rules.get(start..end).unwrap_or_default();
-        let found = candidates.iter().find(|(prefix, _)| key.starts_with(prefix));
-        found.map_or(&self.others, |(_, terms)| terms)
+        let (head, rest) = match key.split_first_chunk() {
+            Some((head, rest)) => (u64::from_ne_bytes(*head), rest),
+            None => (padded(key), &[][..]),
+        };
+        let mut index = self.first[usize::from(head.to_ne_bytes()[0])];
+        loop {
+            let rule = &self.rules[usize::from(index)];
+            if rule.matches(head, key.len(), rest) {
+                return &rule.terms;
+            }
+            index = rule.next;
+        }
     }
 
     /// Returns the terms of a command with these keys.
     pub(super) fn find_all<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) -> Terms {
-        let first = keys.next().map_or(self.others, |key| *self.find(key));
+        let others = &self.rules[usize::from(OTHERS)].terms;
+        let first = *keys.next().map_or(others, |key| self.find(key));
         keys.fold(first, |terms, key| terms.and(*self.find(key)))
     }
 
     /// Returns the longest time for which a key may be served as stale.
     pub(super) fn longest_stale_if_error(&self) -> u64 {
-        let all = self.rules.iter().map(|(_, terms)| terms).chain([&self.others]);
-        all.map(|terms| terms.ttls.stale_if_error).max().unwrap_or(0)
+        self.rules.iter().map(|rule| rule.terms.ttls.stale_if_error).max().unwrap_or(0)
     }
 }
 

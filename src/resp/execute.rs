@@ -52,34 +52,35 @@ struct Batch {
 #[derive(Clone, Copy)]
 struct RuleRun {
     rule: RuleId,
-    outcome: RuleOutcome,
+    outcome: Outcome,
     count: u64,
 }
 
 impl RuleRun {
-    fn new(rule: RuleId, outcome: RuleOutcome) -> Self {
-        Self { rule, outcome, count: 1 }
-    }
-
     /// Adds a read, or counts the run and begins another with it.
     #[inline]
-    fn add(&mut self, rule: RuleId, outcome: RuleOutcome, proxy: &Proxy) {
-        if (self.rule, self.outcome) == (rule, outcome) {
+    fn add(&mut self, rule: RuleId, outcome: Outcome, proxy: &Proxy) {
+        if (self.rule, self.outcome as u8) == (rule, outcome as u8) {
             self.count += 1;
         } else {
-            std::mem::replace(self, Self::new(rule, outcome)).record(proxy);
+            self.replace(rule, outcome, proxy);
         }
     }
 
+    #[cold]
+    fn replace(&mut self, rule: RuleId, outcome: Outcome, proxy: &Proxy) {
+        std::mem::replace(self, Self { rule, outcome, count: 1 }).record(proxy);
+    }
+
     fn record(self, proxy: &Proxy) {
-        proxy.record_rule(self.rule, self.outcome, self.count);
+        proxy.record_rule(self.rule, RuleOutcome::Read(self.outcome), self.count);
     }
 }
 
 impl Batch {
     fn new(front_end: FrontEnd, begun: Instant) -> Self {
         let outcomes = [0; Outcome::ALL.len()];
-        let rule_reads = RuleRun::new(RuleId::NONE, RuleOutcome::Read(Outcome::Hit));
+        let rule_reads = RuleRun { rule: RuleId::NONE, outcome: Outcome::Hit, count: 0 };
         Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None, rule_reads }
     }
 
@@ -295,7 +296,7 @@ impl Connection {
             decide(view, command, |outcome, rule| {
                 outcomes[outcome as usize] += 1;
                 if rule != RuleId::NONE {
-                    rule_reads.add(rule, RuleOutcome::Read(outcome), view.memory);
+                    rule_reads.add(rule, outcome, view.memory);
                 }
             })
         })
