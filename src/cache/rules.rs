@@ -24,13 +24,16 @@ pub(super) struct Terms {
     pub(super) ttls: Ttls,
     /// The largest value or reply that is kept, in bytes.
     pub(super) max_value: usize,
+    /// Whether hot keys are fetched again before a reader needs that.
+    pub(super) refreshes: bool,
 }
 
 impl Terms {
     /// The terms of a key without a rule.
     #[inline]
     pub(super) fn without_rule(ttls: Ttls) -> Self {
-        Self { id: RuleId::NONE, mode: RuleMode::Cache, ttls, max_value: usize::MAX }
+        let (mode, max_value) = (RuleMode::Cache, usize::MAX);
+        Self { id: RuleId::NONE, mode, ttls, max_value, refreshes: false }
     }
 
     /// Whether a lookup for this purpose may have a result.
@@ -183,7 +186,9 @@ fn terms(settings: &Settings, rule: &KeyRule, id: RuleId) -> Terms {
     );
     let max_value = rule.max_value.map_or(usize::MAX, |size| size.0);
     let ttls = if rule.mode == RuleMode::Off { Ttls::NOTHING } else { ttls };
-    Terms { id, mode: rule.mode, ttls, max_value }
+    // With another mode no reader would be spared a fetch.
+    let refreshes = rule.refresh && rule.mode == RuleMode::Cache;
+    Terms { id, mode: rule.mode, ttls, max_value, refreshes }
 }
 
 /// The rules in force, and the names of all rules since the start.
@@ -273,6 +278,8 @@ mod tests {
             ("session", "se*"),
             ("session:admin:1", "session:admin:*"),
             ("session:admin", "session:*"),
+            ("session:admin;1", "session:*"),
+            ("sessions", "se*"),
             ("s:1", "s:*"),
             ("t", "t*"),
             ("\u{e4}1", "\u{e4}*"),
@@ -286,6 +293,9 @@ mod tests {
             assert_eq!(name(&with, key), expected, "{key:?}");
         }
         assert_eq!(without.current().unwrap().find(b"\xff\xff").id, RuleId::NONE);
+        // A short key is not taken for one with zeros behind it.
+        let zeros = rules(vec![rule("a\0\0*", mode, None)]);
+        assert_eq!([name(&zeros, "a\0"), name(&zeros, "a\0\0")], ["", "a\0\0*"]);
     }
 
     #[test]
@@ -297,6 +307,19 @@ mod tests {
         assert_eq!(current.find(b"c").ttls.ttl, as_nanos(60 * SECOND));
         assert_eq!(current.find(b"b").ttls, Ttls::NOTHING);
         assert_eq!(current.find(b"a").max_value, usize::MAX);
+    }
+
+    #[test]
+    fn only_mode_cache_refreshes() {
+        for (mode, expected) in
+            [(RuleMode::Cache, true), (RuleMode::Observe, false), (RuleMode::Off, false)]
+        {
+            let refreshing = KeyRule { refresh: true, ..rule("a*", mode, None) };
+            let rules = rules(vec![refreshing, rule("b*", mode, None)]);
+            let current = rules.current().unwrap();
+            let found = [b"a", b"b", b"c"].map(|key| current.find(key).refreshes);
+            assert_eq!(found, [expected, false, false], "{mode:?}");
+        }
     }
 
     #[test]

@@ -54,6 +54,13 @@ pub(super) struct Store {
 
 type Table = HashTable<Entry>;
 
+/// An entry that was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Removed {
+    /// Whether it was read from memory more than once since its fetch, if its rule counts that.
+    pub(super) was_hot: bool,
+}
+
 impl Store {
     /// Creates an empty store that counts against `budget`.
     pub(super) fn new(
@@ -254,15 +261,20 @@ impl Store {
 
     /// Removes `key`. Returns whether it was stored.
     pub(super) fn remove(&self, key: &[u8]) -> bool {
+        self.take(key).is_some()
+    }
+
+    /// Removes `key`. Returns `None` if it was not stored.
+    pub(super) fn take(&self, key: &[u8]) -> Option<Removed> {
         preemption_point();
         let hash = self.hash_of(key);
         let mut table = self.table(hash);
-        let Ok(found) = table.find_entry(hash, |entry| entry.key() == key) else { return false };
+        let found = table.find_entry(hash, |entry| entry.key() == key).ok()?;
         let (entry, _) = found.remove();
         lock(&self.lru).remove(entry.lru_index());
-        entry.unlink();
+        let was_hot = entry.unlink();
         self.count_removed(&entry);
-        true
+        Some(Removed { was_hot })
     }
 
     /// Returns the entry for `key` and records no read.

@@ -43,8 +43,8 @@ use crate::backend::{
     FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
 use crate::cache::{
-    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, ReplyStatistics,
-    ReplyStore, Rules, Statistics,
+    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, Refreshes,
+    ReplyStatistics, ReplyStore, Rules, Statistics,
 };
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};
@@ -173,6 +173,11 @@ impl Cluster {
     /// Returns the rules in force.
     pub(crate) fn rules(&self) -> &Arc<Rules> {
         self.0.replies.rules()
+    }
+
+    /// Returns the refreshes of all primaries.
+    pub(crate) fn refreshes(&self) -> &Arc<Refreshes> {
+        self.0.replies.refreshes()
     }
 
     /// Calls `lookup` with the cache of the shard that owns the key; `None` if no owner is known.
@@ -570,6 +575,7 @@ impl Cluster {
             },
             settings: lock(&self.0.cache_settings).clone(),
             coherence: self.coherence(),
+            refreshes: self.refreshes().counts(),
             rule_names: self.0.replies.rules().names(),
         };
         for shard in self.0.shards() {
