@@ -11,7 +11,8 @@ use crate::backend::{
 };
 use crate::cache::{
     Answer, Cache, Coherence, FetchedReply, KeptReply, KeyState, LookupUse, Outcome, Purge,
-    ReadMode, RefreshResult, Refreshes, ReplyRead, ReplyResult, RuleMode, RuleRead, Rules, Settings, Statistics,
+    ReadMode, RefreshResult, Refreshes, ReplyRead, ReplyResult, RuleMode, RuleRead, Rules,
+    Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;

@@ -472,11 +472,7 @@ impl Entry {
     pub(super) fn request_refresh(&self) -> bool {
         let word = self.head().word.load(Relaxed);
         word >> INDEX_BITS == HOT
-            && self
-                .head()
-                .word
-                .compare_exchange(word, word | REQUESTED, Relaxed, Relaxed)
-                .is_ok()
+            && self.head().word.compare_exchange(word, word | REQUESTED, Relaxed, Relaxed).is_ok()
     }
 
     /// Whether the end of its TTL is near and a fetch would put it off.

@@ -62,15 +62,15 @@ impl Terms {
 /// The rules of one configuration, prepared for lookups.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RuleSet {
-    /// The rules with the longest prefix first among those of one first byte. The first of all is
-    /// for keys without any other rule.
-    rules: Box<[PreparedRule]>,
-    /// The index of the first rule to compare, by the first byte of a key.
-    first: Box<[u8; 256]>,
+    /// The rules by the first byte of their prefix, in a list with the longest prefix first.
+    lists: Box<[RuleList; 256]>,
+    /// The terms of all other keys.
+    others: Terms,
+    /// The longest time for which a key may be served as stale.
+    longest_stale_if_error: u64,
 }
 
-/// The index of the rule that matches every key.
-const OTHERS: u8 = 0;
+type RuleList = Option<Box<PreparedRule>>;
 
 /// A rule, prepared so that most comparisons are of one number.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,49 +79,36 @@ struct PreparedRule {
     /// with.
     head: u64,
     mask: u64,
-    /// The rest of the prefix.
-    rest: Box<[u8]>,
+    prefix: Box<[u8]>,
     terms: Terms,
-    /// The length of the prefix in bytes.
-    length: usize,
-    /// The index of the next rule to compare.
-    next: u8,
+    /// The rules to compare next.
+    next: RuleList,
 }
 
 /// The bytes in the head of a prefix.
 const HEAD: usize = size_of::<u64>();
 
 impl PreparedRule {
-    fn new(prefix: &[u8], terms: Terms) -> Self {
-        let (head, rest) = prefix.split_at(prefix.len().min(HEAD));
-        let mut mask = [0; HEAD];
-        mask[..head.len()].fill(u8::MAX);
-        Self {
-            head: padded(head),
-            mask: u64::from_ne_bytes(mask),
-            rest: rest.into(),
-            terms,
-            length: prefix.len(),
-            next: OTHERS,
+    fn new(prefix: &[u8], terms: Terms, next: RuleList) -> Self {
+        let (mut head, mut mask) = ([0; HEAD], [0; HEAD]);
+        for ((head, mask), byte) in head.iter_mut().zip(&mut mask).zip(prefix) {
+            (*head, *mask) = (*byte, u8::MAX);
+        }
+        let (head, mask) = (u64::from_ne_bytes(head), u64::from_ne_bytes(mask));
+        Self { head, mask, prefix: prefix.into(), terms, next }
+    }
+
+    /// Whether a key begins with the prefix. `head` are the key's first bytes; `None` if it has
+    /// fewer.
+    #[inline]
+    fn matches(&self, key: &[u8], head: Option<u64>) -> bool {
+        match head {
+            Some(head) if head & self.mask != self.head => false,
+            // A comparison of more bytes is a call.
+            Some(_) => self.prefix.len() <= HEAD || key.starts_with(&self.prefix),
+            None => key.starts_with(&self.prefix),
         }
     }
-
-    /// Whether a key begins with the prefix. `head` are its first bytes, and `rest` those behind
-    /// them; a shorter key is shorter than its head.
-    #[inline]
-    fn matches(&self, head: u64, length: usize, rest: &[u8]) -> bool {
-        // A call for no bytes would cost more than the rest of the lookup.
-        head & self.mask == self.head
-            && length >= self.length
-            && (self.rest.is_empty() || rest.starts_with(&self.rest))
-    }
-}
-
-/// Returns at most [`HEAD`] bytes as a number.
-fn padded(bytes: &[u8]) -> u64 {
-    let mut head = [0; HEAD];
-    head[..bytes.len()].copy_from_slice(bytes);
-    u64::from_ne_bytes(head)
 }
 
 impl RuleSet {
@@ -135,45 +122,42 @@ impl RuleSet {
                 prefix => prefixes.push((prefix, terms)),
             }
         }
+        let all = prefixes.iter().map(|(_, terms)| terms).chain([&others]);
+        let longest_stale_if_error = all.map(|terms| terms.ttls.stale_if_error).max().unwrap_or(0);
         prefixes.sort_by_key(|(prefix, _)| prefix.len());
-        let mut rules = vec![PreparedRule::new(b"", others)];
-        let mut first = Box::new([OTHERS; 256]);
+        let mut lists = Box::new([const { None }; 256]);
         // Each goes in front of those that are shorter.
         for (prefix, terms) in prefixes {
-            let place = &mut first[usize::from(prefix[0])];
-            let next = std::mem::replace(place, u8::try_from(rules.len()).unwrap_or(OTHERS));
-            rules.push(PreparedRule { next, ..PreparedRule::new(prefix, terms) });
+            let list = &mut lists[usize::from(prefix[0])];
+            *list = Some(Box::new(PreparedRule::new(prefix, terms, list.take())));
         }
-        Self { rules: rules.into(), first }
+        Self { lists, others, longest_stale_if_error }
     }
 
     /// Returns the terms of a key.
     #[inline]
     pub(super) fn find(&self, key: &[u8]) -> &Terms {
-        let (head, rest) = match key.split_first_chunk() {
-            Some((head, rest)) => (u64::from_ne_bytes(*head), rest),
-            None => (padded(key), &[][..]),
-        };
-        let mut index = self.first[usize::from(head.to_ne_bytes()[0])];
-        loop {
-            let rule = &self.rules[usize::from(index)];
-            if rule.matches(head, key.len(), rest) {
+        let Some(first) = key.first() else { return &self.others };
+        let head = key.first_chunk().map(|head| u64::from_ne_bytes(*head));
+        let mut list = &self.lists[usize::from(*first)];
+        while let Some(rule) = list {
+            if rule.matches(key, head) {
                 return &rule.terms;
             }
-            index = rule.next;
+            list = &rule.next;
         }
+        &self.others
     }
 
     /// Returns the terms of a command with these keys.
     pub(super) fn find_all<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) -> Terms {
-        let others = &self.rules[usize::from(OTHERS)].terms;
-        let first = *keys.next().map_or(others, |key| self.find(key));
+        let first = keys.next().map_or(self.others, |key| *self.find(key));
         keys.fold(first, |terms, key| terms.and(*self.find(key)))
     }
 
     /// Returns the longest time for which a key may be served as stale.
     pub(super) fn longest_stale_if_error(&self) -> u64 {
-        self.rules.iter().map(|rule| rule.terms.ttls.stale_if_error).max().unwrap_or(0)
+        self.longest_stale_if_error
     }
 }
 

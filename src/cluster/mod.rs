@@ -43,8 +43,8 @@ use crate::backend::{
     FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
 use crate::cache::{
-    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, Refreshes,
-    ReplyStatistics, ReplyStore, Rules, Statistics,
+    self, Cache, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, Refreshes, ReplyStatistics,
+    ReplyStore, Rules, Statistics,
 };
 use crate::key::Key;
 use crate::metrics::{Metrics, Node, Redirect as RedirectResult};

@@ -26,7 +26,8 @@ pub(super) async fn run(upstream: Upstream, max_fetches: usize) {
         while let Err(until) = pace.start(Instant::now(), refreshes.rate()) {
             sleep_until(until).await;
         }
-        while fetches.try_join_next().is_some() || fetches.len() >= most {
+        while fetches.try_join_next().is_some() {}
+        if fetches.len() >= most {
             fetches.join_next().await;
         }
         let (upstream, refreshes) = (upstream.clone(), Arc::clone(&refreshes));
