@@ -471,6 +471,23 @@ mod tests {
     }
 
     #[test]
+    fn thread_cache_counts_against_the_bound() {
+        let budget = Budget::new(&Settings::default());
+        let store = Store::new(1 << 20, Policy::Lru, &budget, &Arc::default());
+        let key = key(1);
+        store.insert(entry(&key, 1));
+        let before = (store.memory(), budget.memory());
+        let read = || (0..OFTEN).for_each(|_| drop(store.get(key.as_bytes(), 0)));
+        std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(read))));
+        let thread_caches = 2 * ThreadCache::with_capacity(1 << 20).memory() as u64;
+        assert!(thread_caches > 100_000, "{thread_caches}");
+        let after = (before.0 + thread_caches, before.1 + thread_caches);
+        assert_eq!((store.memory(), budget.memory()), after);
+        drop(store);
+        assert_eq!(budget.memory(), 0);
+    }
+
+    #[test]
     fn prefetch_never_blocks_or_mutates() {
         let store = empty_store(OFTEN);
         let keys: Vec<_> = (0..20).map(key).collect();
