@@ -99,6 +99,7 @@ let
       "max_reply_memory"
       "negative_ttl"
       "policy"
+      "refresh_rate"
       "reply_share"
       "rules"
       "stale_if_error"

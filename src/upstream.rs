@@ -11,8 +11,8 @@ use crate::backend::{
 };
 use crate::cache::{
     Answer, Cache, CacheClock, Coherence, FetchedReply, KeptReply, KeyState, LookupTime, LookupUse,
-    Outcome, Purge, ReadMode, ReplyRead, ReplyResult, RuleMode, RuleRead, Rules, Settings,
-    Statistics,
+    Outcome, Purge, ReadMode, RefreshResult, Refreshes, ReplyRead, ReplyResult, RuleMode, RuleRead,
+    Rules, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -84,6 +84,30 @@ impl Upstream {
                     cluster.find_shard(key).await.map_err(|error| (Outcome::Miss, error))?;
                 let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
                 shard.cache.get_or_fetch(key, mode, fetch).await
+            }
+        }
+    }
+
+    /// Returns the refreshes of keys that are kept hot.
+    pub(crate) fn refreshes(&self) -> &Arc<Refreshes> {
+        match self {
+            Self::Standalone(cache, _) => cache.refreshes(),
+            Self::Cluster(cluster) => cluster.refreshes(),
+        }
+    }
+
+    /// Fetches a key that is kept hot, as [`Cache::refresh`] does.
+    pub(crate) async fn refresh(&self, key: &[u8]) -> RefreshResult {
+        match self {
+            Self::Standalone(cache, backend) => {
+                cache.refresh(key, |key| backend.clone().fetch(key)).await
+            }
+            Self::Cluster(cluster) => {
+                let Ok(shard) = cluster.find_shard(key).await else {
+                    return RefreshResult::Failed;
+                };
+                let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
+                shard.cache.refresh(key, fetch).await
             }
         }
     }

@@ -22,6 +22,7 @@ use triomphe::ThinArc;
 use super::block_size::block_size;
 use super::in_flight::{COUNTED_MIN, FetchedBytes, Room};
 use super::lease::Validity;
+use super::refresh::is_due;
 use super::ttl::{Ttls, as_nanos};
 use crate::key::Key;
 
@@ -31,8 +32,19 @@ const NANOS_PER_MILLI: u64 = 1_000_000;
 /// The index of an entry's node in the LRU list.
 pub(super) type LruIndex = u32;
 
+/// The bits of an entry's word that hold its index. The others count its reads from memory, of keys
+/// that are to be refreshed.
+const INDEX_BITS: u32 = 30;
 /// No index. The list can therefore have one node fewer than there are numbers.
-pub(super) const NOT_LINKED: LruIndex = LruIndex::MAX;
+pub(super) const NOT_LINKED: LruIndex = (1 << INDEX_BITS) - 1;
+/// The word of an entry that is not in the store. No index in the store has all its bits.
+const UNLINKED: u32 = u32::MAX;
+/// One read in a word.
+const READ: u32 = 1 << INDEX_BITS;
+/// The reads from memory that make an entry hot.
+const HOT: u32 = 2;
+/// The count of reads that stands for a refresh that was requested.
+const REQUESTED: u32 = 3 << INDEX_BITS;
 
 /// The permitted use of an entry at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +105,9 @@ pub struct Entry(ThinArc<Head, u8>);
 struct Head {
     /// Data that most entries do not have.
     annex: OnceBox<Annex>,
-    /// Index in the LRU list; [`NOT_LINKED`] while the entry is not in the store.
-    lru_index: AtomicU32,
+    /// Index in the LRU list with the reads in its upper bits; [`UNLINKED`] while the entry is not
+    /// in the store.
+    word: AtomicU32,
     /// The time of the request in whole microseconds, without its upper part.
     fetched_at: u32,
 }
@@ -230,7 +243,7 @@ impl Entry {
         let expiry = expiry.as_ref().map_or(&[][..], |bytes| bytes);
         let head = |annex| Head {
             annex,
-            lru_index: AtomicU32::new(NOT_LINKED),
+            word: AtomicU32::new(UNLINKED),
             #[expect(clippy::cast_possible_truncation, reason = "the upper part is in the prefix")]
             fetched_at: micros as u32,
         };
@@ -416,7 +429,7 @@ impl Entry {
     pub(super) fn touch(&self) -> u32 {
         let bytes = &self.0.slice;
         let byte = |at: usize| bytes.get(at).copied().map_or(0, u32::from);
-        self.head().lru_index.load(Relaxed)
+        self.head().word.load(Relaxed)
             ^ byte(0)
             ^ byte(bytes.len() / 2)
             ^ byte(bytes.len().saturating_sub(1))
@@ -425,23 +438,53 @@ impl Entry {
     /// Returns the index in the LRU list, or [`NOT_LINKED`] if the entry is not in the store.
     #[inline]
     pub(super) fn lru_index(&self) -> LruIndex {
-        self.head().lru_index.load(Acquire)
+        self.head().word.load(Acquire) & NOT_LINKED
     }
 
     /// Sets the index of an entry that enters the store. The caller holds the lock of the key's
     /// table.
     pub(super) fn set_index(&self, index: LruIndex) {
-        self.head().lru_index.store(index, Release);
+        self.head().word.store(index, Release);
         if let Some(room) = self.room() {
             room.enter_store();
         }
     }
 
     /// Marks the entry as removed from the store (invariant S3). The caller holds the lock of the
-    /// key's table.
-    pub(super) fn unlink(&self) {
-        self.head().lru_index.store(NOT_LINKED, Release);
+    /// key's table. Returns whether the entry was hot.
+    pub(super) fn unlink(&self) -> bool {
+        let word = self.head().word.swap(UNLINKED, Release);
         self.count_in_flight();
+        word != UNLINKED && word >> INDEX_BITS >= HOT
+    }
+
+    /// Counts a read from memory. Writes at most twice, so readers of a hot key share no write.
+    #[inline]
+    pub(super) fn count_read(&self) {
+        let word = self.head().word.load(Relaxed);
+        if word >> INDEX_BITS < HOT {
+            // Otherwise another reader has counted, or the entry was removed.
+            _ = self.head().word.compare_exchange(word, word + READ, Relaxed, Relaxed);
+        }
+    }
+
+    /// Records that a refresh is requested. Returns whether the entry is hot and none was before.
+    pub(super) fn request_refresh(&self) -> bool {
+        let word = self.head().word.load(Relaxed);
+        word >> INDEX_BITS == HOT
+            && self.head().word.compare_exchange(word, word | REQUESTED, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Whether the end of its TTL is near and a fetch would put it off.
+    #[inline]
+    pub(super) fn is_due(&self, now: u64, ttls: Ttls, validity: Validity) -> bool {
+        let lived = now.saturating_sub(self.fetched_at());
+        is_due(lived, self.ttl(ttls, validity), self.expires_after())
+    }
+
+    /// Returns its TTL among those in force.
+    fn ttl(&self, ttls: Ttls, validity: Validity) -> u64 {
+        if self.is_negative() { ttls.negative_ttl_for(validity) } else { ttls.ttl }
     }
 
     /// Counts a large value as in flight, because the store that had it no longer counts it.
@@ -458,7 +501,7 @@ impl Entry {
     /// Whether the entry is in the store.
     #[inline]
     pub(super) fn is_linked(&self) -> bool {
-        self.lru_index() != NOT_LINKED
+        self.head().word.load(Acquire) != UNLINKED
     }
 }
 
@@ -554,6 +597,31 @@ mod tests {
         };
         assert_eq!(digest(1, b"value"), digest(MAX_INLINE, b"value"));
         assert_ne!(digest(1, b"value"), digest(1, b"values"));
+    }
+
+    #[test]
+    fn entry_is_hot_after_two_reads() {
+        for (reads, is_hot) in [(0, false), (1, false), (2, true), (9, true)] {
+            let entry = value(None);
+            entry.set_index(NOT_LINKED - 4);
+            (0..reads).for_each(|_| entry.count_read());
+            assert!(entry.lru_index() == NOT_LINKED - 4 && entry.is_linked());
+            assert_eq!((entry.unlink(), entry.unlink()), (is_hot, false), "{reads}");
+            entry.count_read();
+            assert!(!entry.is_linked() && entry.lru_index() == NOT_LINKED);
+        }
+    }
+
+    #[test]
+    fn refresh_of_an_entry_is_requested_once() {
+        let entry = value(None);
+        entry.set_index(7);
+        assert!(!entry.request_refresh());
+        (0..2).for_each(|_| entry.count_read());
+        assert_eq!([entry.request_refresh(), entry.request_refresh()], [true, false]);
+        entry.count_read();
+        assert_eq!((entry.lru_index(), entry.unlink()), (7, true));
+        assert!(!entry.request_refresh());
     }
 
     #[test]

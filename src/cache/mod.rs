@@ -21,6 +21,7 @@ mod policy;
 mod purge;
 mod read_buffer;
 mod recent;
+mod refresh;
 mod replies;
 mod reply_reads;
 mod rules;
@@ -50,16 +51,17 @@ pub use self::lease::{Coherence, Validity};
 pub use self::purge::{EntryState, KeyState, Purge};
 pub use self::recent::Invalidated;
 use self::recent::RecentInvalidations;
+pub use self::refresh::{Pace, Refresh, RefreshResult, Refreshes};
 use self::replies::Replies;
 pub use self::replies::{FetchedReply, Reply, ReplyProbe, ReplyResult, ReplyStore};
 pub use self::reply_reads::{KeptReply, ReplyRead};
 pub use self::rules::Rules;
 use self::rules::{RuleSet, Terms};
 pub use self::settings::{CoherenceMode, KeyPrefix, KeyRule, Policy, RuleMode, Settings};
-use self::store::Store;
+use self::store::{Removed, Store};
 use self::sync::{Mutex, Swapped, lock};
-use self::ttl::CurrentTtls;
 pub use self::ttl::NegativeTtl;
+use self::ttl::{CurrentTtls, Ttls};
 use self::types::EvictionCounters;
 pub use self::types::{
     Answer, CacheClock, Cancelled, EvictionCause, FetchError, Fetched, LookupTime, LookupUse,
@@ -261,6 +263,36 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
+    /// Fetches a key that is to be kept hot, as a miss does: readers join the flight, and only what
+    /// is fresh is stored. Fetches nothing if that is not needed any more.
+    pub async fn refresh<F>(&self, key: &[u8], fetch: impl FnOnce(Key) -> F) -> RefreshResult
+    where
+        F: Future<Output = Fetched<E>> + Send + 'static,
+    {
+        let shared = &self.0;
+        if !shared.terms_of(key).refreshes {
+            return RefreshResult::Unneeded;
+        }
+        let now = Instant::now();
+        let look_again = || shared.is_refreshed(key, now).then_some(());
+        let Joined::Leader(guard, waiter) = shared.flights.join(key, look_again) else {
+            return RefreshResult::Unneeded;
+        };
+        self.spawn_fetch(guard, now, fetch);
+        match waiter.wait().await {
+            Some(FlightResult::Answered(_)) if shared.is_refreshed(key, Instant::now()) => {
+                RefreshResult::Stored
+            }
+            Some(FlightResult::Answered(_)) => RefreshResult::Discarded,
+            _ => RefreshResult::Failed,
+        }
+    }
+
+    /// Returns the refreshes of all caches that share the store of replies.
+    pub fn refreshes(&self) -> &Arc<Refreshes> {
+        self.0.refreshes()
+    }
+
     /// Returns the result of `fetch` without reading the cache or storing anything.
     ///
     /// # Errors
@@ -330,12 +362,15 @@ impl<E: FetchError> Cache<E> {
     fn drop_key(&self, key: &[u8], cause: Invalidated) -> bool {
         let shared = &self.0;
         shared.replies.key_changed(key);
-        let was_stored = shared.flights.close(key, || shared.store.load().remove(key));
-        if was_stored {
+        let removed = shared.flights.close(key, || shared.store.load().take(key));
+        if removed.is_some() {
             shared.evictions.add(cause.eviction(), 1);
         }
         shared.recent.add(key, cause, shared.clock.elapsed());
-        was_stored
+        if cause == Invalidated::Key && removed == Some(Removed { was_hot: true }) {
+            shared.request_refresh(key);
+        }
+        removed.is_some()
     }
 
     /// Drops every key for which `matches` returns true, stored or being fetched. Takes time in
@@ -496,6 +531,7 @@ impl<E: FetchError> Cache<E> {
             replies: shared.replies.statistics(),
             settings: shared.settings(),
             coherence: self.coherence(),
+            refreshes: shared.refreshes().counts(),
             rule_names: shared.rules.names(),
         }
     }
@@ -603,14 +639,14 @@ impl<E: FetchError> Shared<E> {
         let validity = self.lease.validity(now);
         let contents = self.store.load();
         // Without a copy of all terms, because most reads are hits.
-        let (ttls, rule) = match &contents.rules {
-            None => (self.ttls.get(), RuleId::NONE),
+        let (ttls, rule, refreshes) = match &contents.rules {
+            None => (self.ttls.get(), RuleId::NONE, false),
             Some(rules) => {
                 let terms = rules.find(key);
                 if !terms.allows(purpose) {
                     return None;
                 }
-                (terms.ttls, terms.id)
+                (terms.ttls, terms.id, terms.refreshes)
             }
         };
         let entry = contents.get(key, now)?;
@@ -618,8 +654,43 @@ impl<E: FetchError> Shared<E> {
         if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
         }
+        if refreshes {
+            self.count_hot_read(&entry, ttls, now, validity);
+        }
         let outcome = if entry.is_negative() { Outcome::NegativeHit } else { Outcome::Hit };
         Some(Answer::new(entry, outcome, freshness, rule, now))
+    }
+
+    /// Counts a read of an entry that may be kept hot.
+    fn count_hot_read(&self, entry: &Entry, ttls: Ttls, now: u64, validity: Validity) {
+        entry.count_read();
+        if entry.is_due(now, ttls, validity) && entry.request_refresh() {
+            self.request_refresh(entry.key());
+        }
+    }
+
+    /// Requests a fetch of a hot key, if its rule still asks for that.
+    fn request_refresh(&self, key: &[u8]) {
+        if self.terms_of(key).refreshes {
+            self.refreshes().request(key);
+        }
+    }
+
+    fn refreshes(&self) -> &Arc<Refreshes> {
+        self.replies.store.refreshes()
+    }
+
+    /// Whether a refresh of `key` would gain nothing: a fresh entry is stored and is not due.
+    fn is_refreshed(&self, key: &[u8], now: Instant) -> bool {
+        let now = self.clock(now);
+        // Invariant C1: the lease first.
+        let validity = self.lease.validity(now);
+        let contents = self.store.load();
+        let ttls = self.terms(&contents, key).ttls;
+        contents.peek(key).is_some_and(|entry| {
+            matches!(entry.freshness(now, ttls, validity), Freshness::Fresh { .. })
+                && !entry.is_due(now, ttls, validity)
+        })
     }
 
     /// Returns the terms of `key` by the rules beside the store.

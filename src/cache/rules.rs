@@ -24,13 +24,16 @@ pub(super) struct Terms {
     pub(super) ttls: Ttls,
     /// The largest value or reply that is kept, in bytes.
     pub(super) max_value: usize,
+    /// Whether hot keys are fetched again before a reader needs that.
+    pub(super) refreshes: bool,
 }
 
 impl Terms {
     /// The terms of a key without a rule.
     #[inline]
     pub(super) fn without_rule(ttls: Ttls) -> Self {
-        Self { id: RuleId::NONE, mode: RuleMode::Cache, ttls, max_value: usize::MAX }
+        let (mode, max_value) = (RuleMode::Cache, usize::MAX);
+        Self { id: RuleId::NONE, mode, ttls, max_value, refreshes: false }
     }
 
     /// Whether a lookup for this purpose may have a result.
@@ -59,44 +62,91 @@ impl Terms {
 /// The rules of one configuration, prepared for lookups.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RuleSet {
-    /// The rules with a prefix that is not empty, by the first byte of the prefix; of one byte, the
-    /// longest first.
-    rules: Box<[(Box<[u8]>, Terms)]>,
-    /// The index of the first rule for each first byte, and the end of the last.
-    starts: Box<[u8; 257]>,
+    /// The rules by the first byte of their prefix, in a list with the longest prefix first.
+    lists: Box<[RuleList; 256]>,
     /// The terms of all other keys.
     others: Terms,
+    /// The longest time for which a key may be served as stale.
+    longest_stale_if_error: u64,
+}
+
+type RuleList = Option<Box<PreparedRule>>;
+
+/// A rule, prepared so that most comparisons are of one number.
+#[derive(Debug, PartialEq, Eq)]
+struct PreparedRule {
+    /// The first bytes of the prefix, and the bits of a key's first bytes that they are compared
+    /// with.
+    head: u64,
+    mask: u64,
+    prefix: Box<[u8]>,
+    terms: Terms,
+    /// The rules to compare next.
+    next: RuleList,
+}
+
+/// The bytes in the head of a prefix.
+const HEAD: usize = size_of::<u64>();
+
+impl PreparedRule {
+    fn new(prefix: &[u8], terms: Terms, next: RuleList) -> Self {
+        let (mut head, mut mask) = ([0; HEAD], [0; HEAD]);
+        for ((head, mask), byte) in head.iter_mut().zip(&mut mask).zip(prefix) {
+            (*head, *mask) = (*byte, u8::MAX);
+        }
+        let (head, mask) = (u64::from_ne_bytes(head), u64::from_ne_bytes(mask));
+        Self { head, mask, prefix: prefix.into(), terms, next }
+    }
+
+    /// Whether a key begins with the prefix. `head` are the key's first bytes; `None` if it has
+    /// fewer.
+    #[inline]
+    fn matches(&self, key: &[u8], head: Option<u64>) -> bool {
+        match head {
+            Some(head) if head & self.mask != self.head => false,
+            // A comparison of more bytes is a call.
+            Some(_) => self.prefix.len() <= HEAD || key.starts_with(&self.prefix),
+            None => key.starts_with(&self.prefix),
+        }
+    }
 }
 
 impl RuleSet {
     fn new(settings: &Settings, id: impl Fn(&KeyRule) -> RuleId) -> Self {
-        let others = Terms::without_rule(settings.ttls());
-        let (mut all, mut rules) = (others, Vec::new());
+        let mut others = Terms::without_rule(settings.ttls());
+        let mut prefixes = Vec::new();
         for rule in &settings.rules {
             let terms = terms(settings, rule, id(rule));
             match rule.keys.prefix() {
-                b"" => all = terms,
-                prefix => rules.push((Box::from(prefix), terms)),
+                b"" => others = terms,
+                prefix => prefixes.push((prefix, terms)),
             }
         }
-        let order = |prefix: &[u8]| (prefix[0], std::cmp::Reverse(prefix.len()));
-        rules.sort_by_key(|(prefix, _): &(Box<[u8]>, Terms)| order(prefix));
-        let mut starts = Box::new([0; 257]);
-        for (byte, start) in starts.iter_mut().enumerate() {
-            let before = rules.iter().filter(|(prefix, _)| usize::from(prefix[0]) < byte).count();
-            *start = u8::try_from(before).unwrap_or(u8::MAX);
+        let all = prefixes.iter().map(|(_, terms)| terms).chain([&others]);
+        let longest_stale_if_error = all.map(|terms| terms.ttls.stale_if_error).max().unwrap_or(0);
+        prefixes.sort_by_key(|(prefix, _)| prefix.len());
+        let mut lists = Box::new([const { None }; 256]);
+        // Each goes in front of those that are shorter.
+        for (prefix, terms) in prefixes {
+            let list = &mut lists[usize::from(prefix[0])];
+            *list = Some(Box::new(PreparedRule::new(prefix, terms, list.take())));
         }
-        Self { rules: rules.into(), starts, others: all }
+        Self { lists, others, longest_stale_if_error }
     }
 
     /// Returns the terms of a key.
     #[inline]
     pub(super) fn find(&self, key: &[u8]) -> &Terms {
-        let first = usize::from(key.first().copied().unwrap_or(0));
-        let (start, end) = (usize::from(self.starts[first]), usize::from(self.starts[first + 1]));
-        let candidates = self.rules.get(start..end).unwrap_or_default();
-        let found = candidates.iter().find(|(prefix, _)| key.starts_with(prefix));
-        found.map_or(&self.others, |(_, terms)| terms)
+        let Some(first) = key.first() else { return &self.others };
+        let head = key.first_chunk().map(|head| u64::from_ne_bytes(*head));
+        let mut list = &self.lists[usize::from(*first)];
+        while let Some(rule) = list {
+            if rule.matches(key, head) {
+                return &rule.terms;
+            }
+            list = &rule.next;
+        }
+        &self.others
     }
 
     /// Returns the terms of a command with these keys.
@@ -107,8 +157,7 @@ impl RuleSet {
 
     /// Returns the longest time for which a key may be served as stale.
     pub(super) fn longest_stale_if_error(&self) -> u64 {
-        let all = self.rules.iter().map(|(_, terms)| terms).chain([&self.others]);
-        all.map(|terms| terms.ttls.stale_if_error).max().unwrap_or(0)
+        self.longest_stale_if_error
     }
 }
 
@@ -121,7 +170,9 @@ fn terms(settings: &Settings, rule: &KeyRule, id: RuleId) -> Terms {
     );
     let max_value = rule.max_value.map_or(usize::MAX, |size| size.0);
     let ttls = if rule.mode == RuleMode::Off { Ttls::NOTHING } else { ttls };
-    Terms { id, mode: rule.mode, ttls, max_value }
+    // With another mode no reader would be spared a fetch.
+    let refreshes = rule.refresh && rule.mode == RuleMode::Cache;
+    Terms { id, mode: rule.mode, ttls, max_value, refreshes }
 }
 
 /// The rules in force, and the names of all rules since the start.
@@ -211,6 +262,8 @@ mod tests {
             ("session", "se*"),
             ("session:admin:1", "session:admin:*"),
             ("session:admin", "session:*"),
+            ("session:admin;1", "session:*"),
+            ("sessions", "se*"),
             ("s:1", "s:*"),
             ("t", "t*"),
             ("\u{e4}1", "\u{e4}*"),
@@ -224,6 +277,9 @@ mod tests {
             assert_eq!(name(&with, key), expected, "{key:?}");
         }
         assert_eq!(without.current().unwrap().find(b"\xff\xff").id, RuleId::NONE);
+        // A short key is not taken for one with zeros behind it.
+        let zeros = rules(vec![rule("a\0\0*", mode, None)]);
+        assert_eq!([name(&zeros, "a\0"), name(&zeros, "a\0\0")], ["", "a\0\0*"]);
     }
 
     #[test]
@@ -235,6 +291,19 @@ mod tests {
         assert_eq!(current.find(b"c").ttls.ttl, as_nanos(60 * SECOND));
         assert_eq!(current.find(b"b").ttls, Ttls::NOTHING);
         assert_eq!(current.find(b"a").max_value, usize::MAX);
+    }
+
+    #[test]
+    fn only_mode_cache_refreshes() {
+        for (mode, expected) in
+            [(RuleMode::Cache, true), (RuleMode::Observe, false), (RuleMode::Off, false)]
+        {
+            let refreshing = KeyRule { refresh: true, ..rule("a*", mode, None) };
+            let rules = rules(vec![refreshing, rule("b*", mode, None)]);
+            let current = rules.current().unwrap();
+            let found = [b"a", b"b", b"c"].map(|key| current.find(key).refreshes);
+            assert_eq!(found, [expected, false, false], "{mode:?}");
+        }
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct Settings {
     /// derived; 0 derives none.
     #[serde(with = "settings::count")]
     pub hash_fields: usize,
+    /// Maximum number of keys that are fetched a second because their rule keeps them hot.
+    #[serde(with = "settings::count")]
+    pub refresh_rate: usize,
     /// Rules for the keys with a prefix.
     pub rules: Vec<KeyRule>,
 }
@@ -66,6 +69,7 @@ impl Default for Settings {
             max_reply_memory: ByteSize(64 << 20),
             max_reply: ByteSize(1 << 20),
             hash_fields: 64,
+            refresh_rate: 1000,
             rules: Vec::new(),
         }
     }
@@ -88,7 +92,13 @@ impl Settings {
         );
         let in_flight =
             format!("found {}, expected at least {}", self.max_in_flight, ByteSize(MAX_MEMORY_MIN));
+        let rate = format!(
+            "found {}, expected 1 to {REFRESH_RATE_MAX}; keys are refreshed only by rules with \
+             refresh = true",
+            self.refresh_rate
+        );
         violations([
+            (!(1..=REFRESH_RATE_MAX).contains(&self.refresh_rate), "cache.refresh_rate", &rate),
             (self.max_in_flight.0 < MAX_MEMORY_MIN, "cache.max_in_flight", &in_flight),
             (self.capacity == 0, "cache.capacity", nothing),
             (impatient, "cache.coherence_timeout", &patience),
@@ -127,6 +137,9 @@ const MAX_MEMORY_MIN: usize = 1 << 20;
 /// The bytes of an entry without key and value: the smallest block of an entry, its node in the
 /// order, and its place in a table that is as full as tables get.
 pub(super) const SMALLEST_ENTRY: usize = 48 + 16 + 10;
+
+/// The largest rate of refreshes.
+const REFRESH_RATE_MAX: usize = 100_000;
 
 /// The shortest timeout that leaves time for several renewals.
 const COHERENCE_TIMEOUT_MIN: Duration = Duration::from_millis(50);
@@ -203,6 +216,9 @@ pub struct KeyRule {
     /// Maximum size of a kept value or reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_value: Option<ByteSize>,
+    /// Whether keys that are read often are fetched again after a change, and before their TTL ends.
+    #[serde(default)]
+    pub refresh: bool,
 }
 
 impl KeyRule {
@@ -212,7 +228,8 @@ impl KeyRule {
     /// Creates a rule that changes nothing.
     pub fn new(keys: KeyPrefix) -> Self {
         let (ttl, negative_ttl, stale_if_error, max_value) = (None, None, None, None);
-        Self { keys, mode: RuleMode::Cache, ttl, negative_ttl, stale_if_error, max_value }
+        let (mode, refresh) = (RuleMode::Cache, false);
+        Self { keys, mode, ttl, negative_ttl, stale_if_error, max_value, refresh }
     }
 }
 

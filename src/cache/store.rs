@@ -54,6 +54,13 @@ pub(super) struct Store {
 
 type Table = HashTable<Entry>;
 
+/// An entry that was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Removed {
+    /// Whether it was read from memory more than once since its fetch, if its rule counts that.
+    pub(super) was_hot: bool,
+}
+
 impl Store {
     /// Creates an empty store that counts against `budget`.
     pub(super) fn new(
@@ -254,15 +261,20 @@ impl Store {
 
     /// Removes `key`. Returns whether it was stored.
     pub(super) fn remove(&self, key: &[u8]) -> bool {
+        self.take(key).is_some()
+    }
+
+    /// Removes `key`. Returns `None` if it was not stored.
+    pub(super) fn take(&self, key: &[u8]) -> Option<Removed> {
         preemption_point();
         let hash = self.hash_of(key);
         let mut table = self.table(hash);
-        let Ok(found) = table.find_entry(hash, |entry| entry.key() == key) else { return false };
+        let found = table.find_entry(hash, |entry| entry.key() == key).ok()?;
         let (entry, _) = found.remove();
         lock(&self.lru).remove(entry.lru_index());
-        entry.unlink();
+        let was_hot = entry.unlink();
         self.count_removed(&entry);
-        true
+        Some(Removed { was_hot })
     }
 
     /// Returns the entry for `key` and records no read.
@@ -456,6 +468,23 @@ mod tests {
                 assert_eq!(found.value().unwrap().bytes, number.to_string().as_bytes());
             }
         }
+    }
+
+    #[test]
+    fn thread_cache_counts_against_the_bound() {
+        let budget = Budget::new(&Settings::default());
+        let store = Store::new(1 << 20, Policy::Lru, &budget, &Arc::default());
+        let key = key(1);
+        store.insert(entry(&key, 1));
+        let before = (store.memory(), budget.memory());
+        let read = || (0..OFTEN).for_each(|_| drop(store.get(key.as_bytes(), 0)));
+        std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(read))));
+        let thread_caches = 2 * ThreadCache::with_capacity(1 << 20).memory() as u64;
+        assert!(thread_caches > 100_000, "{thread_caches}");
+        let after = (before.0 + thread_caches, before.1 + thread_caches);
+        assert_eq!((store.memory(), budget.memory()), after);
+        drop(store);
+        assert_eq!(budget.memory(), 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::entry::{Entry, Freshness, LruIndex};
 use super::in_flight::FetchedBytes;
 use super::lease::Coherence;
+use super::refresh::RefreshResult;
 use super::settings::Settings;
 use super::ttl::as_nanos;
 
@@ -267,6 +268,8 @@ pub struct Statistics {
     pub settings: Settings,
     /// The mechanism that bounds staleness at this moment.
     pub coherence: Coherence,
+    /// Refreshes by result, in the order of [`RefreshResult::ALL`].
+    pub refreshes: [u64; RefreshResult::ALL.len()],
     /// The names of all rules since the start, by the index of their identity.
     pub rule_names: Vec<String>,
 }

@@ -43,7 +43,7 @@ use crate::backend::{
     FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
 use crate::cache::{
-    self, Cache, CacheClock, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge,
+    self, Cache, CacheClock, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, Refreshes,
     ReplyStatistics, ReplyStore, Rules, Statistics,
 };
 use crate::key::Key;
@@ -178,6 +178,11 @@ impl Cluster {
     /// Returns the clock that the caches of all shards share.
     pub(crate) fn clock(&self) -> CacheClock {
         self.0.replies.clock()
+    }
+
+    /// Returns the refreshes of all primaries.
+    pub(crate) fn refreshes(&self) -> &Arc<Refreshes> {
+        self.0.replies.refreshes()
     }
 
     /// Calls `lookup` with the cache of the shard that owns the key; `None` if no owner is known.
@@ -575,6 +580,7 @@ impl Cluster {
             },
             settings: lock(&self.0.cache_settings).clone(),
             coherence: self.coherence(),
+            refreshes: self.refreshes().counts(),
             rule_names: self.0.replies.rules().names(),
         };
         for shard in self.0.shards() {

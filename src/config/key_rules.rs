@@ -11,8 +11,8 @@ use crate::cache::KeyRule;
 pub(super) const RULES: &str = "cache.rules";
 
 /// The keys of a table.
-pub(super) const FIELDS: [&str; 6] =
-    ["keys", "mode", "ttl", "negative_ttl", "stale_if_error", "max_value"];
+pub(super) const FIELDS: [&str; 7] =
+    ["keys", "mode", "ttl", "negative_ttl", "stale_if_error", "max_value", "refresh"];
 
 /// The key that each table has.
 const KEYS: &str = "keys";
@@ -139,6 +139,7 @@ mod tests {
             negative_ttl = "auto"
             stale_if_error = 60
             max_value = "64KiB"
+            refresh = true
             [[rules]]
             keys = "*"
         "#;
@@ -162,6 +163,7 @@ mod tests {
             colour = "red"
             negative_ttl = -1
             stale_if_error = true
+            refresh = "often"
             [[rules]]
             keys = "a*b*"
         "#;
@@ -175,6 +177,7 @@ mod tests {
             ("cache.rules[1].ttl: ", "expected a duration"),
             ("cache.rules[3].colour: ", "the keys of a rule are keys, mode"),
             ("cache.rules[3].negative_ttl: ", "found integer `-1`"),
+            ("cache.rules[3].refresh: ", "found string"),
             ("cache.rules[3].stale_if_error: ", "found boolean `true`"),
             ("cache.rules[4].keys: ", "expected a prefix"),
             ("cache.rules[3].keys: ", "found \"x*\" again, which cache.rules[2] has"),

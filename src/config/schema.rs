@@ -72,7 +72,12 @@ fn form(known: &KnownKeys, key: &str, default: &Value) -> Json {
 fn form_of_rules() -> Json {
     let properties = key_rules::FIELDS.map(|name| {
         let refusal = |kind: ValueKind| key_rules::refusal(name, &Value::new(None, kind));
-        (name.to_owned(), form_of_text(RuleMode::default().name(), &refusal))
+        let form = if refusal(ValueKind::Boolean(true)).is_none() {
+            json!({ "type": "boolean" })
+        } else {
+            form_of_text(RuleMode::default().name(), &refusal)
+        };
+        (name.to_owned(), form)
     });
     json!({
         "type": "array",
@@ -184,6 +189,7 @@ mod tests {
         assert_eq!(rule["ttl"]["anyOf"][1]["pattern"], DURATION);
         assert_eq!(rule["negative_ttl"]["anyOf"][2]["enum"], json!(["auto"]));
         assert_eq!(rule["max_value"]["anyOf"][1]["pattern"], SIZE);
+        assert_eq!(rule["refresh"], json!({ "type": "boolean" }));
     }
 
     /// `make schema` writes the file.

@@ -9,6 +9,7 @@ mod fd_limit;
 pub mod health;
 mod listeners;
 mod memory;
+mod refresh;
 mod reload;
 pub mod report;
 mod shutdown;
@@ -193,6 +194,7 @@ impl Daemon {
             tasks.spawn(upstream_task);
         }
         tasks.spawn(sweep(self.upstream.clone()));
+        tasks.spawn(refresh::run(self.upstream.clone(), self.config.redis.max_fetches));
         tasks.spawn(self.status.clone().run());
         tasks.spawn(memory::return_freed_memory());
         if let Some(warm) = self.warm.clone() {

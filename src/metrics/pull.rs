@@ -5,7 +5,9 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::labels::Node;
-use crate::cache::{Coherence, CoherenceMode, EvictionCause, ReplyStatistics, Statistics};
+use crate::cache::{
+    Coherence, CoherenceMode, EvictionCause, RefreshResult, ReplyStatistics, Statistics,
+};
 
 /// The metrics of one pull.
 pub(super) type PullResult = prometheus::Result<Vec<Box<dyn Collector>>>;
@@ -16,6 +18,11 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
     for (cause, evicted) in EvictionCause::ALL.iter().zip(cache.evictions) {
         evictions.with_label_values(&[cause.name()]).inc_by(evicted);
     }
+    let refreshes = options("refreshes_total", "Fetches of keys that are kept hot, by result.");
+    let refreshes = IntCounterVec::new(refreshes, &["result"])?;
+    for (result, count) in RefreshResult::ALL.iter().zip(cache.refreshes) {
+        refreshes.with_label_values(&[result.name()]).inc_by(count);
+    }
     let settings = &cache.settings;
     let (active, expected) =
         (cache.coherence == Coherence::Tracking, settings.coherence != CoherenceMode::Ttl);
@@ -23,6 +30,7 @@ pub(super) fn collect_cache(cache: &Statistics) -> PullResult {
     ttl.set(settings.ttl.as_secs_f64());
     Ok(vec![
         Box::new(evictions),
+        Box::new(refreshes),
         Box::new(ttl),
         counter(
             "fetches_discarded_total",

@@ -37,14 +37,13 @@ struct Batch {
     front_end: FrontEnd,
     begun: BatchTime,
     /// Reads that were answered, by outcome.
-    outcomes: [u64; Outcome::ALL.len()],
+    outcomes: Outcomes,
     /// The label of the last command, and how many in a row have it and are not counted yet.
     commands: (usize, u64),
     /// The kind and outcome of the last kept reads, and how many in a row have them and are not
     /// counted yet.
     kept_reads: Option<(Kind, Outcome, u64)>,
-    /// The rule and outcome of the last reads, and how many in a row have them and are not counted
-    /// yet.
+    /// The last reads that memory answered, which are not counted for their rule yet.
     rule_reads: RuleRun,
 }
 
@@ -55,38 +54,42 @@ struct BatchTime {
     lookup_time: LookupTime,
 }
 
-/// A run of reads of one rule with one outcome.
+/// The reads of a batch with the same rule in a row.
 #[derive(Clone, Copy)]
 struct RuleRun {
     rule: RuleId,
-    outcome: RuleOutcome,
-    count: u64,
+    /// The outcomes of the batch before the first of them.
+    before: Outcomes,
 }
 
+type Outcomes = [u64; Outcome::ALL.len()];
+
 impl RuleRun {
-    fn new(rule: RuleId, outcome: RuleOutcome) -> Self {
-        Self { rule, outcome, count: 1 }
+    /// Counts the run and begins another, of reads that are not among `outcomes` yet.
+    #[cold]
+    fn begin(&mut self, rule: RuleId, outcomes: &Outcomes, proxy: &Proxy) {
+        self.record(outcomes, proxy);
+        (self.rule, self.before) = (rule, *outcomes);
     }
 
-    /// Adds a read, or counts the run and begins another with it.
-    #[inline]
-    fn add(&mut self, rule: RuleId, outcome: RuleOutcome, proxy: &Proxy) {
-        if (self.rule, self.outcome) == (rule, outcome) {
-            self.count += 1;
-        } else {
-            std::mem::replace(self, Self::new(rule, outcome)).record(proxy);
+    /// Counts those that memory answered. Others are counted where they are forwarded.
+    fn record(&self, outcomes: &Outcomes, proxy: &Proxy) {
+        if self.rule == RuleId::NONE {
+            return;
         }
-    }
-
-    fn record(self, proxy: &Proxy) {
-        proxy.record_rule(self.rule, self.outcome, self.count);
+        for outcome in [Outcome::Hit, Outcome::NegativeHit] {
+            let reads = outcomes[outcome as usize] - self.before[outcome as usize];
+            if reads > 0 {
+                proxy.record_rule(self.rule, RuleOutcome::Read(outcome), reads);
+            }
+        }
     }
 }
 
 impl Batch {
     fn new(front_end: FrontEnd, begun: BatchTime) -> Self {
         let outcomes = [0; Outcome::ALL.len()];
-        let rule_reads = RuleRun::new(RuleId::NONE, RuleOutcome::Read(Outcome::Hit));
+        let rule_reads = RuleRun { rule: RuleId::NONE, before: outcomes };
         Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None, rule_reads }
     }
 
@@ -125,7 +128,7 @@ impl Batch {
     fn count(&self, proxy: &Proxy, ended: Instant) {
         self.count_commands(proxy);
         self.count_kept_reads(proxy);
-        self.rule_reads.record(proxy);
+        self.rule_reads.record(&self.outcomes, proxy);
         let elapsed = ended.saturating_duration_since(self.begun.now);
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
@@ -303,10 +306,10 @@ impl Connection {
         let Batch { outcomes, rule_reads, begun, .. } = batch;
         self.with_view(info, length, *begun, |view, command| {
             decide(view, command, |outcome, rule| {
-                outcomes[outcome as usize] += 1;
-                if rule != RuleId::NONE {
-                    rule_reads.add(rule, RuleOutcome::Read(outcome), view.memory);
+                if rule != rule_reads.rule {
+                    rule_reads.begin(rule, outcomes, view.memory);
                 }
+                outcomes[outcome as usize] += 1;
             })
         })
     }

@@ -16,6 +16,7 @@ mod haproxy;
 mod hot_keys;
 mod http_drain;
 mod in_flight;
+mod keep_hot;
 mod kept_replies;
 mod lifecycle;
 mod limits;

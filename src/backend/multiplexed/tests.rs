@@ -217,6 +217,34 @@ async fn value_without_room_is_discarded_and_reading_goes_on() {
 }
 
 #[tokio::test]
+async fn value_without_a_reader_gives_its_room_back() {
+    let (connection, mut theirs, _, _driven) = connect_with_room(1 << 20);
+    let in_flight = InFlight::new(2 * COUNTED_MIN);
+    connection.limit_values(&in_flight, 9);
+    let value = "v".repeat(2 * COUNTED_MIN);
+    let reply = format!("${}\r\n{value}\r\n:-1\r\n", value.len());
+    let mut others = None;
+    // The first would have room, the second would wait for it.
+    for bytes in [0, COUNTED_MIN] {
+        if bytes > 0 {
+            let Admission::Granted(room) = in_flight.reserve(bytes, 0) else { panic!("no room") };
+            others = Some(room);
+        }
+        let gone = fetch(&connection, ValueRoom::None);
+        expect(&mut theirs, &["GET k", "PTTL k"]).await;
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
+        let next = tokio::spawn(echo(connection.clone(), 1, None));
+        assert_eq!(line(&mut theirs).await, "1");
+        theirs.write_all(format!("{reply}:1\r\n:1\r\n").as_bytes()).await.unwrap();
+        assert_eq!(next.await.unwrap(), Ok(vec![Value::Int(1); 2]));
+        assert_eq!(in_flight.bytes().0, bytes as u64);
+    }
+    drop(others);
+    assert_eq!(in_flight.bytes().0, 0, "nothing waits for the room");
+}
+
+#[tokio::test]
 async fn value_that_has_grown_needs_new_room() {
     let (connection, mut theirs, _, _driven) = connect_with_room(1 << 20);
     let in_flight = InFlight::new(3 * COUNTED_MIN);

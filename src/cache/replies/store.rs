@@ -12,6 +12,7 @@ use quick_cache::{Lifecycle, Weighter};
 
 use super::super::block_size::block_size;
 use super::super::budget::Budget;
+use super::super::refresh::Refreshes;
 use super::super::rules::Rules;
 use super::super::settings::Settings;
 use super::super::sync::{Mutex, lock, preemption_point};
@@ -33,6 +34,7 @@ pub struct ReplyStore {
     clock: CacheClock,
     budget: Arc<Budget>,
     rules: Arc<Rules>,
+    refreshes: Arc<Refreshes>,
     max_hash_fields: AtomicUsize,
     pub(super) counters: Counters,
     next_generation: AtomicU64,
@@ -83,6 +85,7 @@ impl ReplyStore {
             clock: CacheClock::start(),
             budget,
             rules,
+            refreshes: Arc::new(Refreshes::new(settings.refresh_rate)),
             max_hash_fields: AtomicUsize::new(settings.hash_fields),
             counters,
             next_generation: AtomicU64::new(0),
@@ -113,6 +116,7 @@ impl ReplyStore {
     pub fn apply(&self, settings: &Settings) {
         self.max_hash_fields.store(settings.hash_fields, Relaxed);
         self.rules.apply(settings);
+        self.refreshes.set_rate(settings.refresh_rate);
         let before = self.budget.max_replies();
         self.budget.apply(settings);
         let bytes = self.budget.max_replies();
@@ -149,6 +153,11 @@ impl ReplyStore {
     /// Returns the rules of all caches that share this store.
     pub fn rules(&self) -> &Arc<Rules> {
         &self.rules
+    }
+
+    /// Returns the refreshes of all caches that share this store.
+    pub fn refreshes(&self) -> &Arc<Refreshes> {
+        &self.refreshes
     }
 
     /// Counts the replies and their counters against the bound on memory.

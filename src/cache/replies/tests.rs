@@ -278,6 +278,20 @@ async fn reply_memory_stays_within_its_bound() {
 }
 
 #[tokio::test]
+async fn replies_count_against_the_bound_of_all_that_is_kept() {
+    let cache = cache();
+    let memory = || cache.statistics().memory.bytes;
+    let empty = memory();
+    let frame = ReplyFrame::new(Bytes::from(vec![b'x'; 100_000]), Shape::default());
+    read_by(&cache, || ready(FetchedReply::Keepable(frame, None))).await;
+    let (_, replies) = cache.0.replies.store.size();
+    assert!(replies >= 100_000 && memory() >= empty + 100_000, "{replies} {empty} {}", memory());
+    assert_eq!(memory(), cache.0.budget.memory());
+    cache.apply(&Settings { max_reply_memory: ByteSize(0), ..Settings::default() });
+    assert!(memory() < empty + 100_000, "{empty} {}", memory());
+}
+
+#[tokio::test]
 async fn caches_on_one_store_share_no_reply() {
     let settings = Settings::default();
     let store = ReplyStore::new(&settings);

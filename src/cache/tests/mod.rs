@@ -12,6 +12,7 @@ use crate::settings::{ByteSize, MemorySize};
 use std::sync::atomic::Ordering::Relaxed;
 
 mod reference;
+mod refresh;
 mod rules;
 
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn with_rule(keys: &str, change: impl FnOnce(&mut KeyRule)) -> Settings {
+pub(super) fn with_rule(keys: &str, change: impl FnOnce(&mut KeyRule)) -> Settings {
     let mut rule = KeyRule::new(keys.to_owned().try_into().unwrap());
     change(&mut rule);
     Settings { rules: vec![rule], ..settings(10) }
