@@ -61,7 +61,7 @@ pub use self::settings::{CoherenceMode, KeyPrefix, KeyRule, Policy, RuleMode, Se
 use self::store::{Removed, Store};
 use self::sync::{Mutex, Swapped, lock};
 pub use self::ttl::NegativeTtl;
-use self::ttl::{CurrentTtls, Ttls, as_nanos};
+use self::ttl::{CurrentTtls, as_nanos};
 use self::types::EvictionCounters;
 pub use self::types::{
     Answer, Cancelled, EvictionCause, FetchError, Fetched, LookupUse, MemoryStatistics, Outcome,
@@ -648,15 +648,18 @@ impl<E: FetchError> Shared<E> {
             return None;
         }
         if refreshes {
-            self.count_hot_read(&entry, ttls, now, validity);
+            self.count_hot_read(&entry, now, validity);
         }
         let outcome = if entry.is_negative() { Outcome::NegativeHit } else { Outcome::Hit };
         Some(Answer::new(entry, outcome, freshness, rule, now))
     }
 
-    /// Counts a read of an entry that may be kept hot.
-    fn count_hot_read(&self, entry: &Entry, ttls: Ttls, now: u64, validity: Validity) {
+    /// Counts a read of an entry that may be kept hot. Apart, so that other reads have no part of
+    /// it.
+    #[inline(never)]
+    fn count_hot_read(&self, entry: &Entry, now: u64, validity: Validity) {
         entry.count_read();
+        let ttls = self.terms_of(entry.key()).ttls;
         if entry.is_due(now, ttls, validity) && entry.request_refresh() {
             self.request_refresh(entry.key());
         }

@@ -183,7 +183,7 @@ fn rule_without_refresh_applies_to_keys_that_are_hot() {
     let proxy = proxy(&redis, &settings(&[RULE], ""));
     set(&redis, "hot:1", "value");
     heat(&proxy, "hot:1");
-    let fence = "{ keys = \"hot:fence\", refresh = true }";
+    let fence = "{ keys = \"hot:fence*\", refresh = true }";
     let without = "{ keys = \"hot:*\", ttl = \"1h\" }";
     let other = settings(&[without, fence], "");
     assert_eq!(proxy.reload(&config(&redis.url(), &other)), Reload::Reloaded);
