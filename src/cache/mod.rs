@@ -60,8 +60,8 @@ use self::rules::{RuleSet, Terms};
 pub use self::settings::{CoherenceMode, KeyPrefix, KeyRule, Policy, RuleMode, Settings};
 use self::store::{Removed, Store};
 use self::sync::{Mutex, Swapped, lock};
+use self::ttl::CurrentTtls;
 pub use self::ttl::NegativeTtl;
-use self::ttl::{CurrentTtls, Ttls};
 use self::types::EvictionCounters;
 pub use self::types::{
     Answer, CacheClock, Cancelled, EvictionCause, FetchError, Fetched, LookupTime, LookupUse,
@@ -655,15 +655,18 @@ impl<E: FetchError> Shared<E> {
             return None;
         }
         if refreshes {
-            self.count_hot_read(&entry, ttls, now, validity);
+            self.count_hot_read(&entry, now, validity);
         }
         let outcome = if entry.is_negative() { Outcome::NegativeHit } else { Outcome::Hit };
         Some(Answer::new(entry, outcome, freshness, rule, now))
     }
 
-    /// Counts a read of an entry that may be kept hot.
-    fn count_hot_read(&self, entry: &Entry, ttls: Ttls, now: u64, validity: Validity) {
+    /// Counts a read of an entry that may be kept hot. Apart, so that other reads have no part of
+    /// it.
+    #[inline(never)]
+    fn count_hot_read(&self, entry: &Entry, now: u64, validity: Validity) {
         entry.count_read();
+        let ttls = self.terms_of(entry.key()).ttls;
         if entry.is_due(now, ttls, validity) && entry.request_refresh() {
             self.request_refresh(entry.key());
         }

@@ -477,7 +477,12 @@ mod tests {
         let key = key(1);
         store.insert(entry(&key, 1));
         let before = (store.memory(), budget.memory());
-        let read = || (0..OFTEN).for_each(|_| drop(store.get(key.as_bytes(), 0)));
+        // A thread that starts after another has ended takes over its thread cache.
+        let both = std::sync::Barrier::new(2);
+        let read = || {
+            (0..OFTEN).for_each(|_| drop(store.get(key.as_bytes(), 0)));
+            both.wait();
+        };
         std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(read))));
         let thread_caches = 2 * ThreadCache::with_capacity(1 << 20).memory() as u64;
         assert!(thread_caches > 100_000, "{thread_caches}");

@@ -44,7 +44,9 @@ fn write_and_await(redis: &RedisServer, proxy: &Proxy, keys: &[&str]) {
         heat(proxy, "hot:fence");
     }
     let stored = refreshes(proxy, "stored");
-    keys.iter().for_each(|key| set(redis, key, "other"));
+    for key in keys {
+        set(redis, key, "other");
+    }
     set(redis, "hot:fence", "2");
     eventually("the last key is refreshed", || {
         let is_hit = refreshes(proxy, "stored") > stored && value(proxy, "hot:fence") == "2";
@@ -183,7 +185,7 @@ fn rule_without_refresh_applies_to_keys_that_are_hot() {
     let proxy = proxy(&redis, &settings(&[RULE], ""));
     set(&redis, "hot:1", "value");
     heat(&proxy, "hot:1");
-    let fence = "{ keys = \"hot:fence\", refresh = true }";
+    let fence = "{ keys = \"hot:fence*\", refresh = true }";
     let without = "{ keys = \"hot:*\", ttl = \"1h\" }";
     let other = settings(&[without, fence], "");
     assert_eq!(proxy.reload(&config(&redis.url(), &other)), Reload::Reloaded);
@@ -206,7 +208,9 @@ fn each_primary_of_a_cluster_is_asked_for_its_keys() {
         heat(&proxy, key);
     }
     let misses = metric(&proxy, "cache_misses_total");
-    keys.iter().for_each(|key| cluster.set(key, "two"));
+    for key in &keys {
+        cluster.set(key, "two");
+    }
     await_stored(&proxy, 9);
     for key in &keys {
         let response = read(&proxy, key);

@@ -70,7 +70,7 @@ fn assert_within(proxy: &Proxy, bound: u64) -> u64 {
 
 #[test]
 fn many_large_values_stay_within_the_bound() {
-    const KEYS: usize = 6_000;
+    const KEYS: usize = 12_000;
     const SIZE: usize = 100_000;
     const BOUND: u64 = 256 * MEBIBYTE;
     let redis = RedisServer::start();

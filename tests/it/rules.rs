@@ -228,6 +228,38 @@ mod observe {
     }
 }
 
+mod counts {
+    use super::*;
+    use crate::support::resp_client::command;
+
+    #[test]
+    fn reads_of_a_pipeline_count_for_their_own_rules() {
+        let redis = RedisServer::start();
+        let proxy = proxy(&redis, &rules(&["{ keys = \"a:*\" }", "{ keys = \"b:*\" }"]));
+        let mut client = client(&proxy);
+        let keys = ["a:1", "b:1", "none"];
+        for key in keys {
+            set(&redis, key, "value");
+            client.query(&["GET", key]);
+        }
+        client.query(&["GET", "b:absent"]);
+        let order = ["a:1", "b:1", "b:1", "none", "b:absent", "b:1", "a:1", "none", "a:1", "b:1"];
+        let pipeline: Vec<u8> = order.iter().flat_map(|key| command(&["GET", *key])).collect();
+        client.send(pipeline);
+        client.answers(order.len());
+        for (rule, outcome, expected) in [
+            ("a:*", "hit", "3"),
+            ("a:*", "miss", "1"),
+            ("b:*", "hit", "4"),
+            ("b:*", "miss", "2"),
+            ("b:*", "negative_hit", "1"),
+        ] {
+            let found = rule_reads(&proxy, rule, outcome).to_string();
+            assert_eq!(found, expected, "{rule} {outcome}");
+        }
+    }
+}
+
 mod limits {
     use super::*;
 
