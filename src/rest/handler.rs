@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -243,7 +245,8 @@ impl Rest {
         let span = spans::request_span(&request, Route::Rest(route));
         let progress = Arc::new(Progress::default());
         let (head, body) = request.into_parts();
-        let answered = self.respond(head, body, &progress, &span);
+        let mut is_body_left = head.version != Version::HTTP_2 && !body.is_end_stream();
+        let answered = self.respond(head, body, &mut is_body_left, &progress, &span);
         let answered = answered.instrument(span.clone());
         let answered = timeout(self.0.settings.timeout, answered).await;
         let mut response = match answered {
@@ -257,6 +260,12 @@ impl Rest {
         if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
             response.headers_mut().insert(sync_token::HEADER.clone(), token);
         }
+        if is_body_left {
+            // The connection ends with the rest of the body. Unannounced, that would cost the
+            // client its next request.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         if is_head { without_body(response) } else { response }
     }
 
@@ -264,6 +273,7 @@ impl Rest {
         &self,
         head: http::request::Parts,
         body: Incoming,
+        is_body_left: &mut bool,
         progress: &Arc<Progress>,
         span: &Span,
     ) -> Result<Response<Body>, Rejection> {
@@ -281,6 +291,7 @@ impl Rest {
         let format = format(&head.headers)?;
         let job = Job { rights, format, progress };
         let body = if has_body { self.read(body).await? } else { Bytes::new() };
+        *is_body_left &= !has_body;
         let path = self.path_below(head.uri.path()).unwrap_or_default();
         if let Some((command, kind)) = wanted_stream(&head, path) {
             let drain = head.extensions.get().cloned().unwrap_or_else(Drain::never);
@@ -639,9 +650,6 @@ fn rejected(status: StatusCode, text: &str) -> Response<Body> {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     } else if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, PUT, HEAD"));
-    } else if status == StatusCode::PAYLOAD_TOO_LARGE {
-        // The rest of the body is not read.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
