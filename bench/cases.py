@@ -16,7 +16,7 @@ import contestants
 import install
 import load
 from contestants import (
-    FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, WEBDIS,
+    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, WEBDIS,
     WEBDIS_AS_PACKAGED,
 )
 from processes import CORES, LOADING, Failed, Pair, allow_open_files
@@ -203,6 +203,9 @@ def wrk(bench, server, connections=load.CONNECTIONS, keys=load.KEYS, others=None
 # The ways to read of the REST cases.
 BY_KEYS, BY_REST, BY_RESP = "GET /keys/", "POST /rest", "RESP"
 REST_SINGLE, REST_PIPELINE = "REST, one read a request", "REST, 50 reads a request"
+PIPELINE = 50
+# The reads of a pipeline over RESP, and one HTTP request: the least that a pipeline over HTTP could cost.
+RESP_AND_REQUEST = "RESP, and one request by GET /keys/ for 50 reads"
 
 
 def rest(bench):
@@ -212,15 +215,30 @@ def rest(bench):
         proxy = stage.proxy()
         load.warm(proxy, keys)
 
-        def by_rest(commands):
-            path, token = contestants.REST_PATH, contestants.REST_TOKEN
-            return (proxy, lambda: load.wrk_rest(proxy, path, token, commands, bench.seconds))
+        def by_rest(commands, server=proxy, path=contestants.REST_PATH):
+            token = contestants.REST_TOKEN
+            return (server, lambda: load.wrk_rest(server, path, token, commands, bench.seconds))
 
         runs = {BY_REST: by_rest(1), BY_KEYS: (proxy, wrk(bench, proxy))}
         runs |= {name: (server, wrk(bench, server)) for name, server in stage.http([WEBDIS]).items()}
         bench.take_turns(REST_SINGLE, runs)
-        runs = {BY_REST: by_rest(50), BY_RESP: (proxy, gets(bench, proxy.resp_port, pipeline=50))}
+        bridge = stage.keep(contestants.start_bridge(stage.directory, stage.origin.port))
+        runs = {BY_REST: by_rest(PIPELINE), BY_RESP: (proxy, gets(bench, proxy.resp_port, pipeline=PIPELINE))}
+        runs |= {BY_KEYS: (proxy, wrk(bench, proxy)), BRIDGE: by_rest(PIPELINE, bridge, "")}
         bench.take_turns(REST_PIPELINE, runs)
+        add_resp_and_request(bench)
+
+
+def add_resp_and_request(bench):
+    """Adds what a pipeline's reads and one HTTP request cost, from the measurements of both, in each round."""
+    rounds = {}
+    for record in bench.records:
+        if record.case == REST_PIPELINE:
+            rounds.setdefault(record.round, {})[record.name] = record.figures
+    for round_, found in rounds.items():
+        if BY_RESP in found and BY_KEYS in found:
+            both = {name: found[BY_RESP][name] + found[BY_KEYS][name] / PIPELINE for name in ("cpu", "kernel")}
+            bench.add(REST_PIPELINE, RESP_AND_REQUEST, round_, **both)
 
 
 def http_large(bench):

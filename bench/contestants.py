@@ -23,6 +23,8 @@ FASTAPI_AS_STARTED = "FastAPI, as uvicorn starts it"
 FASTAPI_UVLOOP = "FastAPI, uvloop, httptools, no access log"
 REDIS = "redis-server"
 TWEMPROXY = "twemproxy"
+# A bridge from HTTP to Redis with a round trip a command, as bridge.rs explains.
+BRIDGE = "bridge, one round trip a command"
 # The REST front end of this proxy.
 REST_PATH, REST_TOKEN = "/rest", "token-of-the-bench"
 
@@ -72,6 +74,19 @@ def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, 
     server.resp_port, server.path = resp_port, "/keys/"
     ready = f"http://127.0.0.1:{port}/readyz"
     return server.wait_until(lambda: urllib.request.urlopen(ready, timeout=2).status == 200)
+
+
+def start_bridge(directory, origin):
+    port = free_port()
+    program = install.TARGET / "release" / "examples" / "bridge"
+    server = Server(BRIDGE, [program, port, origin], port, directory, SERVING)
+
+    def is_up():
+        url, body = f"http://127.0.0.1:{port}/pipeline", json.dumps([["GET", key(0)]]).encode()
+        with urllib.request.urlopen(url, body, timeout=2) as answer:
+            return len(json.load(answer)) == 1
+
+    return server.wait_until(is_up)
 
 
 def start_nginx(name, directory, origin, size, cores=SERVING, workers=1):

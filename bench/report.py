@@ -14,10 +14,11 @@ from statistics import median
 
 import install
 from cases import (
-    BY_KEYS, BY_REST, CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, REST_SINGLE, THREADS, churn_case, replies_case,
+    BY_KEYS, BY_REST, CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS,
+    churn_case, replies_case,
 )
 from contestants import (
-    FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS, WEBDIS_AS_PACKAGED,
+    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS, WEBDIS_AS_PACKAGED,
 )
 from load import SLICE, TURN, UNCOUNTED
 from processes import LOADING, SERVING
@@ -93,6 +94,8 @@ TARGETS = [
       for pipeline, must in ((1, 0.9), (16, 0.5), (64, 0.4))),
     Target("REST, one read by POST, CPU : `GET /keys/`", REST_SINGLE, BY_REST, BY_KEYS, 1.6, 1.6),
     Target("REST, one read by POST, CPU : webdis, one thread, no log", REST_SINGLE, BY_REST, WEBDIS, 0.5, 0.5),
+    Target(f"REST, pipeline of 50, CPU a read : {RESP_AND_REQUEST}", REST_PIPELINE, BY_REST, RESP_AND_REQUEST, 1.5, 1.5),
+    Target(f"REST, pipeline of 50, CPU a read : {BRIDGE}", REST_PIPELINE, BY_REST, BRIDGE, 0.2, 0.2),
     resp_late(20_000),
     resp_late(40_000),
     Target("memory an entry : redis-server", "memory", PROXY, REDIS, 2.0, 1.3, "entry"),

@@ -56,8 +56,8 @@ def rounds(quick):
 
 
 def build():
-    install.say("Building the proxy and the client for it (cargo build --release).")
-    command = ["cargo", "build", "--release", "--locked", "--bin", "redis-proxy", "--example", "load"]
+    install.say("Building the proxy, the client for it and the bridge (cargo build --release).")
+    command = ["cargo", "build", "--release", "--locked", "--bin", "redis-proxy", "--example", "load", "--example", "bridge"]
     if subprocess.run(command, cwd=install.PROJECT).returncode != 0:
         sys.exit("The proxy could not be built.")
 

@@ -43,6 +43,9 @@ fn main() -> anyhow::Result<()> {
         "http" => ask(&rig, rig.http(), &rig::http_requests(), 1, times),
         "resp-1" => ask(&rig, rig.resp(), &rig::resp_requests(1), 1, times),
         "resp-16" => ask(&rig, rig.resp(), &rig::resp_requests(16), 16, times),
+        "resp-50" => ask(&rig, rig.resp(), &rig::resp_requests(50), 50, times),
+        "rest-1" => ask(&rig, rig.rest(), &rig::rest_requests(1), 1, times),
+        "rest-50" => ask(&rig, rig.rest(), &rig::rest_requests(50), 50, times),
         _ => bail!("there is no read called {read}"),
     }
     Ok(())

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each bench uses its own part of it")]
 #![expect(clippy::expect_used, reason = "what cannot be set up here cannot be measured")]
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use redis_proxy::metrics::{FrontEnd, Metrics};
 use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
+use redis_proxy::rest::{self, Rest, WithRest};
 use redis_proxy::server::{Drain, Service};
 use redis_proxy::telemetry::hot_keys::HotKeys;
 use redis_proxy::upstream::Upstream;
@@ -32,16 +34,20 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The number of keys.
 pub(crate) const KEYS: usize = 10_000;
-/// The value of each key; its last byte occurs in no head of a response.
+/// The value of each key, which is text. Its last byte occurs nowhere else in a response.
 pub(crate) const VALUE: &[u8] = &{
     let mut value = [b'x'; 100];
     value[99] = END;
     value
 };
-const END: u8 = 0xff;
+const END: u8 = b'~';
 
 /// The default of `http.max_key`.
 const MAX_KEY: usize = 16 << 10;
+
+/// The path of REST, and its token.
+const REST_PATH: &str = "/rest";
+const REST_TOKEN: &str = "token-of-the-bench";
 
 /// A proxy with its runtime.
 pub(crate) struct Rig {
@@ -96,10 +102,26 @@ impl Rig {
 
     /// Connects an HTTP client.
     pub(crate) fn http(&self) -> Client {
+        self.http_beside(None)
+    }
+
+    /// Connects an HTTP client of a listener that serves REST too.
+    pub(crate) fn rest(&self) -> Client {
+        let mut tokens = tempfile::NamedTempFile::new().expect("a file");
+        tokens.write_all(REST_TOKEN.as_bytes()).expect("a token");
+        let (path, tokens_file) = (REST_PATH.to_owned(), tokens.path().to_owned());
+        let settings = rest::Settings { path, tokens_file, ..rest::Settings::default() };
+        let of_clients = resp::Settings::default();
+        let rest = Rest::prepare(settings, &of_clients, MAX_KEY, self.proxy.clone());
+        self.http_beside(rest.expect("a front end").beside_others())
+    }
+
+    fn http_beside(&self, rest: Option<Rest>) -> Client {
         let settings = http::Settings::default();
         let limits = settings.limits();
+        let keys = http::Keys::new(self.proxy.clone(), settings, Router::new());
         self.client(&http::HttpService::new(
-            http::Keys::new(self.proxy.clone(), settings, Router::new()),
+            WithRest::new(rest, keys),
             limits,
             None,
             http::Observer::new(&self.metrics, FrontEnd::Http),
@@ -168,4 +190,25 @@ pub(crate) fn resp_requests(pipeline: usize) -> Vec<Vec<u8>> {
     let request = |number| [b"*2\r\n$3\r\nGET\r\n$16\r\n", &key(number)[..], b"\r\n"].concat();
     let requests: Vec<_> = scattered().take(KEYS).map(request).collect();
     requests.chunks(pipeline).filter(|batch| batch.len() == pipeline).map(<[_]>::concat).collect()
+}
+
+/// Returns REST requests, each a pipeline of this many `GET`s, or with one a command by itself.
+pub(crate) fn rest_requests(pipeline: usize) -> Vec<Vec<u8>> {
+    let get = |number| format!(r#"["GET","{}"]"#, String::from_utf8_lossy(&key(number)));
+    let gets: Vec<_> = scattered().take(KEYS).map(get).collect();
+    let batches = gets.chunks(pipeline).filter(|batch| batch.len() == pipeline);
+    let request = |batch: &[String]| match batch {
+        [one] => rest_request("", one),
+        several => rest_request("/pipeline", &format!("[{}]", several.join(","))),
+    };
+    batches.map(request).collect()
+}
+
+fn rest_request(below: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "POST {REST_PATH}{below} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {REST_TOKEN}\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    head.into_bytes()
 }

@@ -24,6 +24,15 @@ pub fn check(input: &[u8]) {
     }
     if let Ok(commands) = Commands::pipeline(input, DecodeLimits { max_commands: 8 }) {
         assert!(!commands.is_empty() && commands.len() <= 8);
+        let lines = decoded_lines(input);
+        for (words, found) in lines.iter().zip(commands.iter()) {
+            assert_eq!(words.len(), found.len());
+            let strings = words.iter().zip(found.iter()).filter(|(word, _)| word.is_string());
+            strings.for_each(|(word, found)| {
+                assert_eq!(word.as_str().map(str::as_bytes), Some(found));
+            });
+        }
+        assert!(lines.is_empty() || lines.len() == commands.len());
         check_words(&commands);
     }
     let text = String::from_utf8_lossy(input);
@@ -31,6 +40,11 @@ pub fn check(input: &[u8]) {
     if let Ok(commands) = Commands::path(path, input, Some(query)) {
         check_words(&commands);
     }
+}
+
+/// The words of a body as a plain decoder finds them; empty if a number is out of its range.
+fn decoded_lines(input: &[u8]) -> Vec<Vec<serde_json::Value>> {
+    serde_json::from_slice(input).unwrap_or_default()
 }
 
 /// The RESP parser has to read the words that were decoded.

@@ -20,7 +20,6 @@ impl CommandList {
     /// Whether the list has the command, or the command with this subcommand as
     /// `NAME|SUBCOMMAND`.
     pub fn denies(&self, name: &[u8], subcommand: &[u8]) -> bool {
-        // Each command of a REST request is compared with the whole list.
         let denies = |one: &String| {
             let Some((command, of_it)) = one.as_bytes().split_at_checked(name.len()) else {
                 return false;
@@ -33,6 +32,14 @@ impl CommandList {
                 }
         };
         self.0.iter().any(denies)
+    }
+
+    /// Whether the list has the command, or the command with some subcommand.
+    pub fn names(&self, name: &[u8]) -> bool {
+        let names = |one: &String| {
+            one.split('|').next().is_some_and(|own| own.as_bytes().eq_ignore_ascii_case(name))
+        };
+        self.0.iter().any(names)
     }
 
     /// Whether the list has the command.

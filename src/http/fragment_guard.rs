@@ -115,7 +115,7 @@ impl RequestLines {
     }
 
     fn end_line(&mut self) {
-        let line = std::mem::take(&mut self.line);
+        let mut line = std::mem::take(&mut self.line);
         self.state = match self.state {
             LineState::RequestLine => LineState::BeforeHeader,
             LineState::HeaderLine => {
@@ -127,6 +127,9 @@ impl RequestLines {
             LineState::TrailerLine => LineState::BeforeTrailer,
             _ => LineState::BeforeRequest,
         };
+        // The next line uses the same memory.
+        line.clear();
+        self.line = line;
     }
 
     fn read_header(&mut self, line: &[u8]) {

@@ -69,6 +69,11 @@ pub(crate) fn write_error(out: &mut BytesMut, text: impl AsRef<[u8]>) {
 }
 
 fn write_number(out: &mut BytesMut, kind: u8, number: usize) {
+    // Most lengths of commands have one digit.
+    if let Ok(digit @ 0..=9) = u8::try_from(number) {
+        out.put_slice(&[kind, b'0' + digit, b'\r', b'\n']);
+        return;
+    }
     out.put_u8(kind);
     out.put_slice(itoa::Buffer::new().format(number).as_bytes());
     out.put_slice(b"\r\n");

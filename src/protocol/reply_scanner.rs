@@ -98,6 +98,20 @@ enum LengthOf {
     Attributes,
 }
 
+/// Returns the length of the first reply, if it is a bulk string that has arrived whole. Most are,
+/// and the steps for each byte of a header cost more than all of this.
+fn whole_bulk(input: &[u8]) -> Option<usize> {
+    /// More digits are left to the steps, which check for overflow.
+    const MAX_DIGITS: usize = 9;
+    let behind = input.strip_prefix(b"$")?;
+    let digits = behind.iter().take(MAX_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, rest) = behind.split_at(digits);
+    let rest = rest.strip_prefix(b"\r\n").filter(|_| !digits.is_empty())?;
+    let length = digits.iter().fold(0, |length, digit| length * 10 + usize::from(digit - b'0'));
+    let with_end = length + 2;
+    (rest.len() >= with_end).then(|| input.len() - rest.len() + with_end)
+}
+
 impl ReplyScanner {
     /// Whether a reply has begun and is incomplete.
     pub fn is_mid_reply(&self) -> bool {
@@ -110,6 +124,14 @@ impl ReplyScanner {
     /// # Errors
     /// `InvalidReply` if the input is not valid RESP.
     pub fn scan(&mut self, input: &[u8]) -> Result<(usize, Option<ReplySummary>), InvalidReply> {
+        if self.remaining == 0
+            && let Some(length) = whole_bulk(input)
+        {
+            self.head = [0; 7];
+            self.head_len = 0;
+            self.keep_head(&input[..length]);
+            return Ok((length, Some(ReplySummary { head: self.head })));
+        }
         let mut at = 0;
         while at < input.len() {
             if self.remaining == 0 {

@@ -36,7 +36,8 @@ pub struct LocalClients {
 
 /// A client in this process.
 pub struct LocalClient {
-    connection: Connection,
+    /// It is large. Boxed, it does not enlarge each future that holds the client.
+    connection: Box<Connection>,
     has_ended: bool,
 }
 
@@ -81,7 +82,8 @@ impl LocalClients {
     /// A new client, which has seen the writes until `since`.
     pub fn client(&self, since: Option<Instant>) -> LocalClient {
         let client = ClientStream::Local(BytesMut::new());
-        let mut connection = Connection::new(client, Arc::clone(&self.shared), self.drain.clone());
+        let (shared, drain) = (Arc::clone(&self.shared), self.drain.clone());
+        let mut connection = Box::new(Connection::new(client, shared, drain));
         connection.fences = Fences::since(since);
         LocalClient { connection, has_ended: false }
     }

@@ -24,10 +24,14 @@ pub(super) struct Writer {
     is_error: bool,
 }
 
+/// The room of a body at first, in bytes. Without it the smallest body would grow several times.
+const FIRST_ROOM: usize = 512;
+
 impl Writer {
     /// A writer of one reply.
     pub(super) fn single(format: Format) -> Self {
-        Self { format, body: Vec::new(), is_list: false, count: 0, is_error: false }
+        let body = Vec::with_capacity(FIRST_ROOM);
+        Self { format, body, is_list: false, count: 0, is_error: false }
     }
 
     /// A writer of a list of replies.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use http::{HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderValue, Method, Uri};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
@@ -33,7 +33,7 @@ impl CorsOrigins {
             .allow_origin(allowed)
             .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT])
             .allow_headers(AllowHeaders::mirror_request())
-            .expose_headers([HeaderName::from_static(sync_token::HEADER)])
+            .expose_headers([sync_token::HEADER.clone()])
             .max_age(std::time::Duration::from_secs(600));
         Some(layer)
     }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -17,12 +19,13 @@ use super::answer::{Format, Writer, error};
 use super::events::{self, EventStream, NoStream};
 use super::request::{BadRequest, Commands, DecodeLimits, Words, query_token};
 use super::response::{Strings, elements, error_text};
-use super::rights::{Refusal, StreamKind, key_refusal, refusal, stream_refusal};
+use super::rights::{Denied, Refusal, StreamKind, key_refusal, refusal, stream_refusal};
 use super::run::{Run, RunError};
 use super::scripts::Scripts;
 use super::settings::Settings;
 use super::sync_token::{self, Progress, SyncTokens};
 use crate::access::{FileError, Prepare, TokenFile, TokenRights, parse_bearer};
+use crate::commands::CommandInfo;
 use crate::http::{FastPathResult, Handler, ResponseWriter, SimpleRequest};
 use crate::metrics::{FrontEnd, RejectReason};
 use crate::protocol::{ParseStatus, RequestLimits, RequestParser};
@@ -56,6 +59,7 @@ struct Shared {
     /// Which arguments are keys, once Redis has reported it. Only tokens with keys need it.
     key_specs: OnceCell<KeySpecs>,
     scripts: Scripts,
+    denied: Denied,
     sync_tokens: SyncTokens,
     cors: Option<CorsLayer>,
     /// The names of commands, by their labels.
@@ -93,6 +97,7 @@ impl Rest {
         let (clients, stream_clients) = (of_client(Some(settings.max_upstream)), of_client(None));
         let streams = Arc::new(Semaphore::new(settings.max_streams));
         let (key_specs, scripts) = (OnceCell::new(), Scripts::default());
+        let denied = Denied::new(settings.deny_commands.clone());
         let cors = settings.cors_origins.layer();
         let sync_tokens = SyncTokens::new(rand::random(), Instant::now());
         let shared = Shared {
@@ -104,6 +109,7 @@ impl Rest {
             proxy,
             key_specs,
             scripts,
+            denied,
             sync_tokens,
             cors,
             names: crate::commands::names(),
@@ -238,7 +244,10 @@ impl Rest {
         let route = self.route(request.uri().path());
         let span = spans::request_span(&request, Route::Rest(route));
         let progress = Arc::new(Progress::default());
-        let answered = self.respond(request, &progress, &span).instrument(span.clone());
+        let (head, body) = request.into_parts();
+        let mut is_body_left = head.version != Version::HTTP_2 && !body.is_end_stream();
+        let answered = self.respond(head, body, &mut is_body_left, &progress, &span);
+        let answered = answered.instrument(span.clone());
         let answered = timeout(self.0.settings.timeout, answered).await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
@@ -249,20 +258,27 @@ impl Rest {
         self.0.proxy.record_rest_request(response.status().as_str());
         let token = progress.token(&self.0.sync_tokens, Instant::now());
         if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
-            response.headers_mut().insert(sync_token::HEADER, token);
+            response.headers_mut().insert(sync_token::HEADER.clone(), token);
+        }
+        if is_body_left {
+            // The connection ends with the rest of the body. Unannounced, that would cost the
+            // client its next request.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
         }
         if is_head { without_body(response) } else { response }
     }
 
     async fn respond(
         &self,
-        request: Request<Incoming>,
+        head: http::request::Parts,
+        body: Incoming,
+        is_body_left: &mut bool,
         progress: &Arc<Progress>,
         span: &Span,
     ) -> Result<Response<Body>, Rejection> {
-        let (head, body) = request.into_parts();
         let rights = self.authenticate(&head.headers, head.uri.query())?;
-        let seen = head.headers.get(sync_token::HEADER).map(HeaderValue::as_bytes);
+        let seen = head.headers.get(&sync_token::HEADER).map(HeaderValue::as_bytes);
         progress.begin(self.0.sync_tokens.read(seen, Instant::now()));
         let has_body = match head.method {
             Method::POST | Method::PUT => true,
@@ -275,9 +291,12 @@ impl Rest {
         let format = format(&head.headers)?;
         let job = Job { rights, format, progress };
         let body = if has_body { self.read(body).await? } else { Bytes::new() };
+        *is_body_left &= !has_body;
         let path = self.path_below(head.uri.path()).unwrap_or_default();
-        if let Some(stream) = self.stream(&job, &head, path).await {
-            return stream;
+        if let Some((command, kind)) = wanted_stream(&head, path) {
+            let drain = head.extensions.get().cloned().unwrap_or_else(Drain::never);
+            // Boxed, it does not enlarge the future of each command.
+            return Box::pin(self.begin_stream(&job, &command, kind, drain)).await;
         }
         let commands = self.decode(path, has_body, &body, head.uri.query())?;
         let labels = commands.iter().map(|words| self.0.clients.find(words.get(0)).label);
@@ -343,30 +362,23 @@ impl Rest {
 
     async fn read(&self, body: Incoming) -> Result<Bytes, Rejection> {
         let max = self.0.settings.max_body;
-        let read = Limited::new(body, max.0).collect().await;
-        read.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        let rejected = |error: axum::BoxError| {
             if error.is::<LengthLimitError>() {
                 let text = format!("ERR the body is larger than {max}");
                 Rejection(StatusCode::PAYLOAD_TOO_LARGE, text)
             } else {
                 Rejection(StatusCode::BAD_REQUEST, "ERR the body ended early".into())
             }
-        })
-    }
-
-    /// Returns the response to a request that wants a stream of events; `None` if it wants none.
-    async fn stream(
-        &self,
-        job: &Job<'_>,
-        head: &http::request::Parts,
-        path: &str,
-    ) -> Option<Result<Response<Body>, Rejection>> {
-        // The body of such a request is empty, or an empty list.
-        let command = Commands::path(path, b"", head.uri.query()).ok()?;
-        let kind = events::wanted(&head.headers, command.iter().next()?)?;
-        (head.method != Method::HEAD).then_some(())?;
-        let drain = head.extensions.get().cloned().unwrap_or_else(Drain::never);
-        Some(self.begin_stream(job, &command, kind, drain).await)
+        };
+        let mut body = Limited::new(body, max.0);
+        // A small body arrives whole, and is not collected.
+        let Some(first) = body.frame().await else { return Ok(Bytes::new()) };
+        let first = first.map_err(rejected)?.into_data().unwrap_or_default();
+        if body.is_end_stream() {
+            return Ok(first);
+        }
+        let rest = body.collect().await.map_err(rejected)?.to_bytes();
+        Ok(if rest.is_empty() { first } else { [first, rest].concat().into() })
     }
 
     async fn begin_stream(
@@ -407,11 +419,12 @@ impl Rest {
         job: &Job<'_>,
         commands: &Commands,
     ) -> Result<Response<Body>, Rejection> {
+        let specs = self.specs_for(&job.rights).await?;
         let mut run = self.run(job.progress);
-        self.add_all(&mut run, &job.rights, commands).await?;
+        self.add_all(&mut run, &job.rights, specs, commands)?;
         run.send();
         let mut writer = Writer::single(job.format);
-        writer.add(&run.reply().await?).map_err(RunError::from)?;
+        writer.add(run.reply().await?).map_err(RunError::from)?;
         run.finish();
         Ok(writer.finish())
     }
@@ -422,13 +435,15 @@ impl Rest {
         job: &Job<'_>,
         commands: &Commands,
     ) -> Result<Response<Body>, Rejection> {
+        let specs = self.specs_for(&job.rights).await?;
         let mut run = self.run(job.progress);
         let mut refusals = Vec::with_capacity(commands.len());
         for command in commands.iter() {
-            let refusal = self.refusal(&job.rights, command).await?;
+            let info = self.0.clients.find(command.get(0));
+            let refusal = self.refusal(&job.rights, specs, info, command);
             match &refusal {
                 Some(refusal) => self.count(refusal),
-                None => self.add(&mut run, command),
+                None => self.add(&mut run, info, command),
             }
             refusals.push(refusal);
         }
@@ -440,7 +455,7 @@ impl Rest {
                 (Some(refusal), _) => writer.add_error(&refusal.text()),
                 (None, Some(error)) => writer.add_error(error),
                 (None, None) => match run.reply().await {
-                    Ok(reply) => writer.add(&reply).map_err(RunError::from)?,
+                    Ok(reply) => writer.add(reply).map_err(RunError::from)?,
                     // A client would take a part of the replies for all of them.
                     Err(RunError::Lost) => {
                         failed = Some(LOST);
@@ -466,21 +481,22 @@ impl Rest {
         if job.format == Format::Resp2 {
             return Err(bad_request("ERR resp2 is not supported for multi-exec"));
         }
+        let specs = self.specs_for(&job.rights).await?;
         let mut run = self.run(job.progress);
         self.add_line(&mut run, b"MULTI", b"*1\r\n$5\r\nMULTI\r\n");
-        self.add_all(&mut run, &job.rights, commands).await?;
+        self.add_all(&mut run, &job.rights, specs, commands)?;
         self.add_line(&mut run, b"EXEC", b"*1\r\n$4\r\nEXEC\r\n");
         run.send();
         let mut refused = None;
         // The replies to MULTI and to each command that is queued.
         for _ in 0..=commands.len() {
             let reply = run.reply().await?;
-            refused = refused.or_else(|| error_text(&reply).map(<[u8]>::to_vec));
+            refused = refused.or_else(|| error_text(reply).map(<[u8]>::to_vec));
         }
         let reply = run.reply().await?;
-        let replies = elements(&reply).filter(|replies| replies.len() == commands.len());
+        let replies = elements(reply).filter(|replies| replies.len() == commands.len());
         let Some(replies) = replies else {
-            let own = || error_text(&reply).map(<[u8]>::to_vec);
+            let own = || error_text(reply).map(<[u8]>::to_vec);
             let text = refused.or_else(own).unwrap_or_else(|| b"ERR transaction discarded".into());
             run.finish();
             return Err(bad_request(&String::from_utf8_lossy(&text)));
@@ -499,24 +515,25 @@ impl Rest {
     }
 
     /// Adds commands that run all or not at all: the first refused one rejects the request.
-    async fn add_all(
+    fn add_all(
         &self,
         run: &mut Run,
         rights: &TokenRights,
+        specs: Option<&KeySpecs>,
         commands: &Commands,
     ) -> Result<(), Rejection> {
         for command in commands.iter() {
-            if let Some(refusal) = self.refusal(rights, command).await? {
+            let info = self.0.clients.find(command.get(0));
+            if let Some(refusal) = self.refusal(rights, specs, info, command) {
                 return Err(self.rejection(&refusal));
             }
-            self.add(run, command);
+            self.add(run, info, command);
         }
         Ok(())
     }
 
-    fn add(&self, run: &mut Run, command: Words<'_>) {
+    fn add(&self, run: &mut Run, info: CommandInfo, command: Words<'_>) {
         let name = command.get(0);
-        let info = self.0.clients.find(name);
         match self.0.scripts.replacement(command) {
             None => run.add(name, info, |out| command.write(out)),
             Some((index, word)) => {
@@ -529,31 +546,38 @@ impl Rest {
         run.add(name, self.0.clients.find(name), |out| out.extend_from_slice(line));
     }
 
-    /// Returns the reason why a command does not run.
-    async fn refusal(
+    /// Returns the reason why a command does not run. `specs` are those of these rights.
+    fn refusal(
         &self,
         rights: &TokenRights,
+        specs: Option<&KeySpecs>,
+        info: CommandInfo,
         command: Words<'_>,
-    ) -> Result<Option<Refusal>, Rejection> {
-        let info = self.0.clients.find(command.get(0));
-        let found = refusal(&self.0.settings.deny_commands, rights, info, command);
-        if found.is_some() || rights.keys.allows_all() {
-            return Ok(found);
-        }
-        let specs = self.key_specs().await?;
+    ) -> Option<Refusal> {
+        let found = refusal(&self.0.denied, rights, info, command);
+        let Some(specs) = specs.filter(|_| found.is_none()) else { return found };
         let mut input = BytesMut::new();
         command.write(&mut input);
         let mut parser = RequestParser::default();
         let limits = RequestLimits { max_bulk: usize::MAX, max_arguments: usize::MAX };
         if parser.parse(&input, limits) != Ok(ParseStatus::Complete(input.len())) {
-            return Ok(Some(Refusal::Key));
+            return Some(Refusal::Key);
         }
         let arguments = parser.arguments(&input);
         let keys = || {
             let indexes = if info.is_known { specs.keys(arguments) } else { Vec::new() };
             indexes.into_iter().map(|index| arguments.get(index)).collect()
         };
-        Ok(key_refusal(rights, info.class, arguments, keys))
+        key_refusal(rights, info.class, arguments, keys)
+    }
+
+    /// Returns which arguments of commands are keys; `None` for a token that may use all keys.
+    async fn specs_for(&self, rights: &TokenRights) -> Result<Option<&KeySpecs>, Rejection> {
+        if rights.keys.allows_all() {
+            return Ok(None);
+        }
+        // Boxed, it does not enlarge the future of each request.
+        Box::pin(self.key_specs()).await.map(Some)
     }
 
     /// Returns which arguments of commands are keys, as Redis reports it.
@@ -568,8 +592,8 @@ impl Rest {
             self.add_line(&mut run, b"COMMAND", b"*1\r\n$7\r\nCOMMAND\r\n");
             run.send();
             let reply = run.reply().await.map_err(|error| unavailable(&error.to_string()))?;
+            let parsed = redis::parse_redis_value(reply);
             run.finish();
-            let parsed = redis::parse_redis_value(&reply);
             let parsed = parsed.map_err(|_| unavailable("no valid reply to COMMAND"))?;
             let specs = KeySpecs::read(&parsed);
             if specs.is_empty() { Err(unavailable("no reply to COMMAND")) } else { Ok(specs) }
@@ -597,6 +621,15 @@ const LOST: &str = "ERR redis-proxy: the connection to Redis was lost, so the co
 /// The largest reply to `COMMAND`. That of Redis 8 with all its modules has less than 1 MiB.
 const MAX_COMMAND_TABLE: usize = 16 << 20;
 
+/// Returns the command and the kind of the stream of events that a request wants, if it wants one.
+/// The body of such a request is empty, or an empty list.
+fn wanted_stream(head: &http::request::Parts, path: &str) -> Option<(Commands, StreamKind)> {
+    let is_wanted = head.method != Method::HEAD && events::is_accepted(&head.headers);
+    let command = is_wanted.then(|| Commands::path(path, b"", head.uri.query()).ok()).flatten()?;
+    let kind = StreamKind::of(command.iter().next()?.get(0))?;
+    Some((command, kind))
+}
+
 /// Returns the response to `HEAD`: that to `GET` without its body.
 fn without_body(mut response: Response<Body>) -> Response<Body> {
     if let Some(length) = response.body().size_hint().exact() {
@@ -617,22 +650,22 @@ fn rejected(status: StatusCode, text: &str) -> Response<Body> {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     } else if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, PUT, HEAD"));
-    } else if status == StatusCode::PAYLOAD_TOO_LARGE {
-        // The rest of the body is not read.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
+static ENCODING: HeaderName = HeaderName::from_static("upstash-encoding");
+static RESPONSE_FORMAT: HeaderName = HeaderName::from_static("upstash-response-format");
+
 /// Returns the form of the response that a request wants.
 fn format(headers: &HeaderMap) -> Result<Format, Rejection> {
-    let value = |name: &str| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-    let strings = if value("upstash-encoding").eq_ignore_ascii_case(b"base64") {
+    let value = |name: &HeaderName| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let strings = if value(&ENCODING).eq_ignore_ascii_case(b"base64") {
         Strings::Base64
     } else {
         Strings::Text
     };
-    match (value("upstash-response-format").to_ascii_lowercase().as_slice(), strings) {
+    match (value(&RESPONSE_FORMAT).to_ascii_lowercase().as_slice(), strings) {
         (b"" | b"json", _) => Ok(Format::Json(strings)),
         (b"resp2", Strings::Text) => Ok(Format::Resp2),
         (b"resp2", Strings::Base64) => Err(bad_request("ERR resp2 cannot be combined with base64")),

@@ -77,6 +77,9 @@ pub(super) fn text_of(reply: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// The most bytes of a line that is read byte by byte.
+const SHORT_LINE: usize = 6;
+
 /// The first line of an element.
 enum Head<'a> {
     Line(&'a [u8]),
@@ -91,13 +94,7 @@ enum Head<'a> {
 fn head(reply: &[u8]) -> Result<(Head<'_>, &[u8]), InvalidReply> {
     let (line, rest) = first_line(reply).ok_or(InvalidReply)?;
     let (kind, text) = line.split_first().ok_or(InvalidReply)?;
-    let length = || -> Result<Option<usize>, InvalidReply> {
-        if text == b"-1" {
-            return Ok(None);
-        }
-        let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-        number.map(Some).ok_or(InvalidReply)
-    };
+    let length = || if text == b"-1" { Ok(None) } else { number(text).map(Some) };
     let head = match kind {
         b'+' => Head::Line(text),
         b'-' => Head::Error(text),
@@ -109,8 +106,23 @@ fn head(reply: &[u8]) -> Result<(Head<'_>, &[u8]), InvalidReply> {
     Ok((head, rest))
 }
 
+/// Returns the value of some digits.
+fn number(text: &[u8]) -> Result<usize, InvalidReply> {
+    let add = |number: usize, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| usize::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    };
+    let value = text.iter().try_fold(0, add).filter(|_| !text.is_empty());
+    value.ok_or(InvalidReply)
+}
+
 /// Returns the first line without its end, and the bytes behind it.
 fn first_line(reply: &[u8]) -> Option<(&[u8], &[u8])> {
+    // The line of a short length is found faster without a search.
+    let is_end = |at: &usize| reply.get(*at..at + 2) == Some(b"\r\n");
+    if let Some(end) = (2..=SHORT_LINE).find(is_end).filter(|_| reply.first() == Some(&b'$')) {
+        return Some((&reply[..end], &reply[end + 2..]));
+    }
     let end = memchr::memchr_iter(b'\n', reply).find(|end| reply[..*end].ends_with(b"\r"))?;
     Some((&reply[..end - 1], &reply[end + 1..]))
 }
@@ -206,9 +218,27 @@ fn write_string(out: &mut Vec<u8>, value: &[u8], strings: Strings) {
 
 /// Writes a JSON string.
 fn write_text(out: &mut Vec<u8>, text: &[u8]) {
-    let text: Cow<'_, str> = String::from_utf8_lossy(text);
+    if is_plain(text) {
+        out.reserve(text.len() + 2);
+        out.push(b'"');
+        out.extend_from_slice(text);
+        out.push(b'"');
+        return;
+    }
+    // The check is much faster than the replacement, which is rarely needed.
+    let valid = std::str::from_utf8(text);
+    let text = valid.map_or_else(|_| String::from_utf8_lossy(text), Cow::Borrowed);
     // A write to memory does not fail.
     _ = serde_json::to_writer(&mut *out, &*text);
+}
+
+/// Whether the text is the same in JSON: ASCII, and nothing that has to be escaped.
+fn is_plain(text: &[u8]) -> bool {
+    // Without an early end, many bytes are compared at once.
+    let is_special = |byte: u8| {
+        u8::from(byte < b' ') | u8::from(byte >= 0x80) | u8::from(byte == b'"' || byte == b'\\')
+    };
+    text.iter().fold(0, |found, byte| found | is_special(*byte)) == 0
 }
 
 #[cfg(test)]
@@ -252,6 +282,12 @@ mod tests {
         ] {
             assert_eq!(json(reply, Strings::Text), text, "{reply:?}");
             assert_eq!(json(reply, Strings::Base64), base64, "{reply:?}");
+        }
+        for byte in 0..0x80_u8 {
+            let (mut out, mut expected) = (Vec::new(), Vec::new());
+            write_text(&mut out, &[b'a', byte]);
+            serde_json::to_writer(&mut expected, &format!("a{}", char::from(byte))).unwrap();
+            assert_eq!(out, expected, "{byte}");
         }
         let mut out = Vec::new();
         write_reply(&mut out, b"$2\r\na\xff\r\n", Strings::Text).unwrap();

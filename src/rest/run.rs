@@ -4,9 +4,10 @@
 //! come and every command is known to leave no state. In all other cases, a cancelled request among
 //! them, the client is dropped and its stream is closed.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, BytesMut};
 
 use super::rights::is_stateless;
 use super::sync_token::Progress;
@@ -43,6 +44,8 @@ pub(super) struct Run {
     pending: usize,
     scanner: ReplyScanner,
     held: BytesMut,
+    /// The bytes of `held` that were returned as replies.
+    returned: usize,
     /// The bytes of `held` that are scanned.
     scanned: usize,
     /// The most bytes of all replies, or of each message.
@@ -63,6 +66,7 @@ impl Run {
             pending: 0,
             scanner: ReplyScanner::default(),
             held: BytesMut::new(),
+            returned: 0,
             scanned: 0,
             max,
             room: max,
@@ -92,31 +96,36 @@ impl Run {
     ///
     /// # Errors
     /// [`RunError`] if it does not come. No further one comes then.
-    pub(super) async fn reply(&mut self) -> Result<Bytes, RunError> {
+    pub(super) async fn reply(&mut self) -> Result<&[u8], RunError> {
         let reply = self.frame().await?;
         self.pending -= 1;
-        Ok(reply)
+        Ok(&self.held[reply])
     }
 
     /// Returns the next message of a command that opens a stream of them, its confirmation first.
     ///
     /// # Errors
     /// [`RunError`] if the stream has ended.
-    pub(super) async fn message(&mut self) -> Result<Bytes, RunError> {
+    pub(super) async fn message(&mut self) -> Result<&[u8], RunError> {
         // Its first bytes may have come with the last one.
-        self.room = self.max.saturating_sub(self.held.len());
-        self.frame().await
+        self.room = self.max.saturating_sub(self.held.len() - self.returned);
+        let message = self.frame().await?;
+        Ok(&self.held[message])
     }
 
-    async fn frame(&mut self) -> Result<Bytes, RunError> {
+    /// Returns the place of the next frame in `held`.
+    async fn frame(&mut self) -> Result<Range<usize>, RunError> {
         loop {
             let (length, frame) = self.scanner.scan(&self.held[self.scanned..])?;
             self.scanned += length;
             if let Some(frame) = frame {
-                let reply = self.held.split_to(std::mem::take(&mut self.scanned)).freeze();
+                let reply = self.returned..self.scanned;
+                self.returned = self.scanned;
                 // A push answers no command, so replies cannot be matched to commands any more.
                 return if frame.is_push() { Err(RunError::Invalid) } else { Ok(reply) };
             }
+            self.held.advance(std::mem::take(&mut self.returned));
+            self.scanned = self.held.len();
             let more = self.client.replies().await.ok_or(RunError::Lost)?;
             self.room = self.room.checked_sub(more.len()).ok_or(RunError::TooLarge)?;
             self.held.unsplit(more);
@@ -125,7 +134,7 @@ impl Run {
 
     /// Ends the run. Once every reply has come, it has ended in order.
     pub(super) fn finish(self) {
-        if self.pending > 0 || !self.held.is_empty() {
+        if self.pending > 0 || self.returned < self.held.len() {
             return;
         }
         self.progress.finished(self.client.last_write());

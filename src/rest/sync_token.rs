@@ -14,19 +14,25 @@
 
 use std::sync::Mutex;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use blake3::Hash;
+use http::HeaderName;
 use tokio::time::{Duration, Instant};
 
 use crate::sync::lock;
 
 /// The name of the header.
-pub(super) const HEADER: &str = "upstash-sync-token";
+pub(super) static HEADER: HeaderName = HeaderName::from_static("upstash-sync-token");
+
+/// No token is longer than this, in bytes.
+const LONGEST: usize = 80;
 
 /// The maker of tokens. Its key and its clock are those of one process.
 pub(super) struct SyncTokens {
     key: [u8; 32],
-    /// The number of the instance. It is no secret.
-    instance: u32,
+    /// The number of the instance, with which each token begins. It is no secret.
+    instance: String,
     start: Instant,
 }
 
@@ -54,7 +60,8 @@ impl SyncTokens {
     /// A maker of tokens with this key and a clock that begins at `start`.
     pub(super) fn new(key: [u8; 32], start: Instant) -> Self {
         let [first, second, third, fourth, ..] = *blake3::hash(&key).as_bytes();
-        Self { key, instance: u32::from_be_bytes([first, second, third, fourth]), start }
+        let number = u32::from_be_bytes([first, second, third, fourth]);
+        Self { key, instance: format!("{number:08x}."), start }
     }
 
     /// Returns the writes that the token of a request at `now` names. `None` if it has no token.
@@ -72,7 +79,9 @@ impl SyncTokens {
     /// Returns the time of an own token, in microseconds of the clock.
     fn parse(&self, token: &[u8]) -> Option<u64> {
         let (named, code) = std::str::from_utf8(token).ok()?.rsplit_once('.')?;
-        let is_own = self.code(named) == Hash::from_hex(code).ok()?;
+        let mut shown = [0; blake3::OUT_LEN];
+        let length = URL_SAFE_NO_PAD.decode_slice(code, &mut shown).ok()?;
+        let is_own = length == shown.len() && self.code(named) == Hash::from_bytes(shown);
         let (_, micros) = named.split_once('.').filter(|_| is_own)?;
         micros.parse().ok()
     }
@@ -83,10 +92,15 @@ impl SyncTokens {
         let at = seen.time().max(last_write);
         let since = at.map_or(Duration::ZERO, |at| at.saturating_duration_since(self.start));
         // Rounded up: an earlier time would not cover the write.
-        let micros = since.as_nanos().div_ceil(1000);
-        let named = format!("{:08x}.{micros}", self.instance);
-        let code = self.code(&named);
-        format!("{named}.{}", code.to_hex())
+        let micros = since.as_secs() * 1_000_000 + u64::from(since.subsec_nanos().div_ceil(1000));
+        // A formatter would cost more than the code.
+        let mut token = String::with_capacity(LONGEST);
+        token.push_str(&self.instance);
+        token.push_str(itoa::Buffer::new().format(micros));
+        let code = self.code(&token);
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(code.as_bytes(), &mut token);
+        token
     }
 
     /// The authentication code. Two of them are compared in constant time.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json as value};
 
-use super::support::{Served, json};
+use super::support::{Served, json, request};
 
 const FULL: (&str, &str) = ("Authorization", "Bearer full-token");
 
@@ -29,6 +29,26 @@ fn command_runs_by_body_and_by_path() {
     }
     let head = served.send("HEAD", "/rest/get/a", &[FULL], "");
     assert_eq!((head.status, &*head.body), (200, &b""[..]));
+}
+
+#[test]
+fn answer_before_the_body_announces_the_close() {
+    const BODY: &str = r#"["PING"]"#;
+    let served = Served::start();
+    for (method, token, status) in [("POST", "wrong", 401), ("DELETE", "full-token", 405)] {
+        let authorization = format!("Bearer {token}");
+        let headers = [("Authorization", &*authorization)];
+        let whole = request(method, "/rest", &headers, BODY.as_bytes());
+        let mut client = served.client();
+        client.send_raw(&whole[..whole.len() - BODY.len()]);
+        let response = client.read_response();
+        let found = (response.status, response.header("connection"));
+        assert_eq!(found, (status, Some("close")), "{method} {token}");
+    }
+    for body in [BODY, "[]"] {
+        let response = served.send("POST", "/rest", &[FULL], body);
+        assert_eq!(response.header("connection"), None, "{body}");
+    }
 }
 
 #[test]
