@@ -60,8 +60,8 @@ use self::rules::{RuleSet, Terms};
 pub use self::settings::{CoherenceMode, KeyPrefix, KeyRule, Policy, RuleMode, Settings};
 use self::store::{Removed, Store};
 use self::sync::{Mutex, Swapped, lock};
-use self::ttl::CurrentTtls;
 pub use self::ttl::NegativeTtl;
+use self::ttl::{CurrentTtls, Ttls};
 use self::types::EvictionCounters;
 pub use self::types::{
     Answer, CacheClock, Cancelled, EvictionCause, FetchError, Fetched, LookupTime, LookupUse,
@@ -102,6 +102,27 @@ struct Shared<E> {
 struct Contents {
     store: Arc<Store>,
     rules: Option<Arc<RuleSet>>,
+}
+
+impl Contents {
+    /// Returns the answer of the entry for `key` if it is fresh at `now` by the terms of `rule`.
+    #[inline]
+    fn answer(
+        &self,
+        key: &[u8],
+        now: u64,
+        validity: Validity,
+        ttls: Ttls,
+        rule: RuleId,
+    ) -> Option<Answer> {
+        let entry = self.get(key, now)?;
+        let freshness = entry.freshness(now, ttls, validity);
+        if !matches!(freshness, Freshness::Fresh { .. }) {
+            return None;
+        }
+        let outcome = if entry.is_negative() { Outcome::NegativeHit } else { Outcome::Hit };
+        Some(Answer::new(entry, outcome, freshness, rule, now))
+    }
 }
 
 impl Deref for Contents {
@@ -638,27 +659,18 @@ impl<E: FetchError> Shared<E> {
     fn lookup(&self, key: &[u8], now: u64, purpose: LookupUse) -> Option<Answer> {
         let validity = self.lease.validity(now);
         let contents = self.store.load();
-        // Without a copy of all terms, because most reads are hits.
-        let (ttls, rule, refreshes) = match &contents.rules {
-            None => (self.ttls.get(), RuleId::NONE, false),
-            Some(rules) => {
-                let terms = rules.find(key);
-                if !terms.allows(purpose) {
-                    return None;
-                }
-                (terms.ttls, terms.id, terms.refreshes)
-            }
+        let Some(rules) = &contents.rules else {
+            return contents.answer(key, now, validity, self.ttls.get(), RuleId::NONE);
         };
-        let entry = contents.get(key, now)?;
-        let freshness = entry.freshness(now, ttls, validity);
-        if !matches!(freshness, Freshness::Fresh { .. }) {
+        let terms = rules.find(key);
+        if !terms.allows(purpose) {
             return None;
         }
-        if refreshes {
-            self.count_hot_read(&entry, now, validity);
+        let answer = contents.answer(key, now, validity, terms.ttls, terms.id)?;
+        if terms.refreshes {
+            self.count_hot_read(&answer.entry, now, validity);
         }
-        let outcome = if entry.is_negative() { Outcome::NegativeHit } else { Outcome::Hit };
-        Some(Answer::new(entry, outcome, freshness, rule, now))
+        Some(answer)
     }
 
     /// Counts a read of an entry that may be kept hot. Apart, so that other reads have no part of

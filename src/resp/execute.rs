@@ -73,10 +73,14 @@ impl RuleRun {
     }
 
     /// Counts those that memory answered. Others are counted where they are forwarded.
+    #[inline]
     fn record(&self, outcomes: &Outcomes, proxy: &Proxy) {
-        if self.rule == RuleId::NONE {
-            return;
+        if self.rule != RuleId::NONE {
+            self.record_answered(outcomes, proxy);
         }
+    }
+
+    fn record_answered(&self, outcomes: &Outcomes, proxy: &Proxy) {
         for outcome in [Outcome::Hit, Outcome::NegativeHit] {
             let reads = outcomes[outcome as usize] - self.before[outcome as usize];
             if reads > 0 {
