@@ -486,8 +486,8 @@ impl PendingRequest {
         }
     }
 
-    /// Asks for room for a large reply. Without room it is discarded; it waits for none, because its
-    /// command is then forwarded.
+    /// Asks for room for a large reply. Without room it is discarded; it waits for none, because
+    /// its command is then forwarded.
     fn admit_frame(&mut self, frame: Frame, limits: Option<&ValueLimits>) -> Frame {
         match (frame, limits) {
             (Frame::Reply(bytes), Some(limits)) if bytes.len() >= COUNTED_MIN => {
