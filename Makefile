@@ -2,7 +2,7 @@
 # target's text says plainly what it does, and the target leaves no process running.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test memory soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb rpm schema chart chart-check notices release-check examples-check clean
+.PHONY: help run test memory soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb deb-check rpm schema chart chart-check notices release-check examples-check clean
 
 # The ports of `make run` on 127.0.0.1, for HTTP and for Redis clients: make run PORT=9000
 # RESP_PORT=9001
@@ -74,6 +74,9 @@ systemd-check: ## Check the units in systemd/ by systemd's own rules, and the ex
 
 deb: ## Build a Debian package (installs cargo-deb if missing)
 	@scripts/deb
+
+deb-check: ## Test the Debian package under a real systemd: install, init, reload, upgrade, purge (needs root, systemd-nspawn)
+	@scripts/deb-check
 
 rpm: ## Build an RPM package (installs cargo-generate-rpm if missing)
 	@scripts/rpm

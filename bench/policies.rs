@@ -1,11 +1,14 @@
-//! Plays a trace of reads through the real cache under each of its policies, and through plain versions of others.
+//! Plays a trace of reads through the real cache under each of its policies, and through plain
+//! versions of others.
 //!
-//! A trace is a file with one read a line, whose first word is the key, a number. A second word is the size of its value in
-//! bytes. One client reads the keys in turn, and a miss is fetched at once, so that every policy sees the same reads.
+//! A trace is a file with one read a line, whose first word is the key, a number. A second word is
+//! the size of its value in bytes. One client reads the keys in turn, and a miss is fetched at
+//! once, so that every policy sees the same reads.
 //!
-//! Usage: `policies FILE BOUND...`. A bound is a number of entries, or an amount of memory such as `32MiB`. Prints a line
-//! for each bound and each policy: the bound, the name, the hits, the reads, and the bytes of both, separated by tabs.
-//! With a bound on memory, the proxy's own policies are under `cache.max_memory`.
+//! Usage: `policies FILE BOUND...`. A bound is a number of entries, or an amount of memory such as
+//! `32MiB`. Prints a line for each bound and each policy: the bound, the name, the hits, the reads,
+//! and the bytes of both, separated by tabs. With a bound on memory, the proxy's own policies are
+//! under `cache.max_memory`.
 
 mod reference;
 
@@ -49,13 +52,15 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The reads of a trace, each with the size of its value. The keys are numbered from 0 in the order of their first reads.
+/// The reads of a trace, each with the size of its value. The keys are numbered from 0 in the order
+/// of their first reads.
 struct Trace<'a> {
     keys: &'a [u32],
     sizes: &'a [u64],
 }
 
-/// The reads that were hits, and the bytes of their values. The plain versions with a bound in entries count no bytes.
+/// The reads that were hits, and the bytes of their values. The plain versions with a bound in
+/// entries count no bytes.
 struct Hits {
     reads: u64,
     bytes: u64,

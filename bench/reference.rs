@@ -1,4 +1,5 @@
-//! Plain versions of eviction policies, for comparison: each returns the hits of a trace of keys, numbered from 0.
+//! Plain versions of eviction policies, for comparison: each returns the hits of a trace of keys,
+//! numbered from 0.
 
 use std::collections::{BinaryHeap, VecDeque};
 
@@ -73,8 +74,8 @@ pub(crate) fn lru(trace: &[u32], capacity: usize) -> u64 {
     hits
 }
 
-/// Evicts the least recently read key until the values take at most so many bytes. A value larger than that is not kept.
-/// Returns the hits, and the bytes of their values.
+/// Evicts the least recently read key until the values take at most so many bytes. A value larger
+/// than that is not kept. Returns the hits, and the bytes of their values.
 pub(crate) fn lru_of_bytes(trace: &[u32], sizes: &[u64], max: u64) -> (u64, u64) {
     let (mut list, mut hits) = (List::new(count(trace)), (0, 0));
     let (mut stored, mut total) = (vec![None; count(trace)], 0);
@@ -99,7 +100,8 @@ pub(crate) fn lru_of_bytes(trace: &[u32], sizes: &[u64], max: u64) -> (u64, u64)
     hits
 }
 
-/// SIEVE (Zhang and others, NSDI 2024): a hand passes over keys that were read and evicts the next other one.
+/// SIEVE (Zhang and others, NSDI 2024): a hand passes over keys that were read and evicts the next
+/// other one.
 pub(crate) fn sieve(trace: &[u32], capacity: usize) -> u64 {
     let (mut list, mut hand, mut hits) = (List::new(count(trace)), NONE, 0);
     let (mut stored, mut visited) = (vec![false; count(trace)], vec![false; count(trace)]);
@@ -127,7 +129,8 @@ pub(crate) fn sieve(trace: &[u32], capacity: usize) -> u64 {
     hits
 }
 
-/// S3-FIFO (Yang and others, SOSP 2023): a small queue of a tenth, a main queue, and a queue of evicted keys.
+/// S3-FIFO (Yang and others, SOSP 2023): a small queue of a tenth, a main queue, and a queue of
+/// evicted keys.
 pub(crate) fn s3_fifo(trace: &[u32], capacity: usize) -> u64 {
     let small_max = (capacity / 10).max(1);
     let mut cache = S3Fifo {

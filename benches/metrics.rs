@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use redis_proxy::cache::Outcome;
-use redis_proxy::metrics::FrontEnd;
+use redis_proxy::metrics::{Exposition, FrontEnd};
 
 use self::rig::Rig;
 
@@ -23,7 +23,9 @@ fn main() {
         });
     }
     group.throughput(Throughput::Elements(1));
-    group.bench_function("scrape", |bencher| bencher.iter(|| black_box(rig.proxy.metrics())));
+    group.bench_function("scrape", |bencher| {
+        bencher.iter(|| black_box(rig.proxy.metrics(Exposition::Text)))
+    });
     group.finish();
     criterion.final_summary();
 }

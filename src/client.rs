@@ -6,10 +6,11 @@
 
 mod trust;
 
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::StreamOwned;
@@ -39,7 +40,8 @@ pub enum Address {
 pub struct Target {
     address: Address,
     tls: Option<Trust>,
-    token: Secret,
+    /// It is read for each request, because tokens are exchanged while a command runs.
+    token_file: Option<PathBuf>,
 }
 
 /// A response.
@@ -59,7 +61,7 @@ impl Target {
             Some(path) => Address::Unix(path.to_owned()),
             None => Address::Tcp(listen.to_string()),
         };
-        Self { address, tls, token: Secret::default() }
+        Self { address, tls, token_file: None }
     }
 
     /// Parses `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`. `trust`
@@ -84,13 +86,16 @@ impl Target {
                 ));
             }
         };
-        Ok(Self { address, tls, token: Secret::default() })
+        Ok(Self { address, tls, token_file: None })
     }
 
-    /// The same listener, to which a bearer token is sent.
-    #[must_use]
-    pub fn with_token(self, token: Secret) -> Self {
-        Self { token, ..self }
+    /// The same listener, to which the first token of a file is sent.
+    ///
+    /// # Errors
+    /// [`io::Error`] if the file cannot be read or has no token.
+    pub fn with_token_file(self, file: &Path) -> io::Result<Self> {
+        read_token(file)?;
+        Ok(Self { token_file: Some(file.to_owned()), ..self })
     }
 
     /// The address for people.
@@ -109,15 +114,17 @@ impl Target {
     /// not trusted, or if the response is not HTTP (`InvalidData`).
     pub fn get(&self, path: &str, timeout: Duration) -> io::Result<Response> {
         let until = Instant::now() + timeout;
+        let token = self.token_file.as_deref().map(read_token).transpose()?;
         let socket = match &self.address {
             Address::Tcp(address) => Socket::Tcp(connect(address, timeout)?),
             Address::Unix(path) => Socket::Unix(UnixStream::connect(path)?),
         };
         let socket = DeadlineStream { until, socket };
         match &self.tls {
-            None => self.exchange(socket, path),
+            None => self.exchange(socket, path, token.as_ref()),
             Some(trust) => {
-                self.exchange(StreamOwned::new(trust.session(self.host())?, socket), path)
+                let stream = StreamOwned::new(trust.session(self.host())?, socket);
+                self.exchange(stream, path, token.as_ref())
             }
         }
     }
@@ -129,19 +136,39 @@ impl Target {
         }
     }
 
-    fn exchange(&self, mut stream: impl Read + Write, path: &str) -> io::Result<Response> {
+    fn exchange(
+        &self,
+        mut stream: impl Read + Write,
+        path: &str,
+        token: Option<&Secret>,
+    ) -> io::Result<Response> {
         let host = match &self.address {
             Address::Tcp(address) => address,
             Address::Unix(_) => "localhost",
         };
-        let token = match self.token.reveal() {
-            "" => String::new(),
-            token => format!("Authorization: Bearer {token}\r\n"),
-        };
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{token}\r\n")?;
+        let token = token.map_or_else(String::new, |token| {
+            format!("Authorization: Bearer {}\r\n", token.reveal())
+        });
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{token}\r\n");
+        // In one piece. Otherwise each part of it would be a packet of its own.
+        stream.write_all(request.as_bytes())?;
         stream.flush()?;
         read_response(&mut stream)
     }
+}
+
+/// Reads the first token of a file. Rights may follow it in its line.
+fn read_token(file: &Path) -> io::Result<Secret> {
+    let wrong =
+        |kind, problem: String| io::Error::new(kind, format!("{}: {problem}", file.display()));
+    let text = fs::read_to_string(file).map_err(|error| wrong(error.kind(), error.to_string()))?;
+    let mut lines = text.lines().map(str::trim);
+    let token = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+    let token = token.and_then(|line| line.split_whitespace().next());
+    let token =
+        token.ok_or_else(|| wrong(ErrorKind::InvalidData, "found no token in it".into()))?;
+    Ok(token.to_owned().into())
 }
 
 fn read_response(stream: &mut impl Read) -> io::Result<Response> {
@@ -218,14 +245,18 @@ struct DeadlineStream {
 impl DeadlineStream {
     fn remaining(&self) -> io::Result<Option<Duration>> {
         let remaining = self.until.saturating_duration_since(Instant::now());
-        if remaining.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(remaining)) }
+        if remaining.is_zero() {
+            Err(timed_out(ErrorKind::TimedOut.into()))
+        } else {
+            Ok(Some(remaining))
+        }
     }
 }
 
 impl Read for DeadlineStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let remaining = self.remaining()?;
-        match &mut self.socket {
+        let read = match &mut self.socket {
             Socket::Tcp(stream) => {
                 stream.set_read_timeout(remaining)?;
                 stream.read(bytes)
@@ -234,14 +265,15 @@ impl Read for DeadlineStream {
                 stream.set_read_timeout(remaining)?;
                 stream.read(bytes)
             }
-        }
+        };
+        read.map_err(timed_out)
     }
 }
 
 impl Write for DeadlineStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let remaining = self.remaining()?;
-        match &mut self.socket {
+        let written = match &mut self.socket {
             Socket::Tcp(stream) => {
                 stream.set_write_timeout(remaining)?;
                 stream.write(bytes)
@@ -250,11 +282,22 @@ impl Write for DeadlineStream {
                 stream.set_write_timeout(remaining)?;
                 stream.write(bytes)
             }
-        }
+        };
+        written.map_err(timed_out)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Names the end of the time limit, which the system calls "Resource temporarily unavailable".
+fn timed_out(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            io::Error::new(ErrorKind::TimedOut, "no whole response in time")
+        }
+        _ => error,
     }
 }
 
@@ -297,6 +340,48 @@ mod tests {
         {
             assert!(Target::parse(text, Trust::Any).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn silent_peer_is_named_as_such() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let target = Target::parse(&address, Trust::Any).unwrap();
+        let problem = target.get("/", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(problem.kind(), ErrorKind::TimedOut);
+        assert_eq!(problem.to_string(), "no whole response in time");
+    }
+
+    #[test]
+    fn token_is_read_for_each_request() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        // Returns the head of each request as its body.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") {
+                    stream.read_exact(&mut byte).unwrap();
+                    head.push(byte[0]);
+                }
+                let length = head.len();
+                write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").unwrap();
+                stream.write_all(&head).unwrap();
+            }
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let target = Target::parse(&address, Trust::Any).unwrap();
+        let problem = target.clone().with_token_file(file.path()).unwrap_err();
+        assert!(problem.to_string().contains("found no token in it"), "{problem}");
+        fs::write(file.path(), "# comment\n first purge\nother\n").unwrap();
+        let target = target.with_token_file(file.path()).unwrap();
+        let head = || target.get("/", TIMEOUT).unwrap().body;
+        assert!(head().contains("Authorization: Bearer first\r\n"), "{}", head());
+        fs::write(file.path(), "second\n").unwrap();
+        assert!(head().contains("Authorization: Bearer second\r\n"), "{}", head());
+        fs::write(file.path(), "").unwrap();
+        assert!(target.get("/", TIMEOUT).is_err());
     }
 
     #[test]

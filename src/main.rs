@@ -3,8 +3,8 @@
 //! Exit codes: 0 success, 1 failure, 64 wrong command line, 78 wrong configuration (sysexits.h).
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, IsTerminal as _, Write as _};
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -89,7 +89,11 @@ fn init(file: &Path, force: bool, flags: Flags) -> ExitCode {
 fn create(file: &Path, text: &str, replace: bool) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(!replace).create(replace).truncate(replace).mode(0o600);
-    options.open(file)?.write_all(text.as_bytes())
+    let file = options.open(file).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => io::Error::other("it exists; expected --force to replace it"),
+        _ => error,
+    })?;
+    (&file).write_all(text.as_bytes())
 }
 
 /// Runs the commands that need the configuration.
@@ -273,16 +277,10 @@ fn queried(peer: &Peer, config: impl FnOnce() -> Config) -> anyhow::Result<Targe
     with_token(target, peer.token_file.as_deref().or(tokens))
 }
 
-/// Reads the first token of a file.
+/// Returns the same proxy, to which the first token of a file is sent.
 fn with_token(target: Target, file: Option<&Path>) -> anyhow::Result<Target> {
     let Some(file) = file else { return Ok(target) };
-    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let mut lines = text.lines().map(str::trim);
-    let token = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
-    // Rights may follow the token in its line.
-    let token = token.and_then(|line| line.split_whitespace().next());
-    let token = token.with_context(|| format!("{}: found no token in it", file.display()))?;
-    Ok(target.with_token(token.to_owned().into()))
+    Ok(target.with_token_file(file)?)
 }
 
 /// Runs `stat` and `top`.

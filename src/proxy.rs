@@ -15,7 +15,9 @@ use crate::cache::{
     ReadMode, ReplyResult, RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
 };
 use crate::cluster::Cluster;
-use crate::metrics::{ConnectionGuard, FrontEnd, Kind, Metrics, Node, ReadTotals, RejectReason};
+use crate::metrics::{
+    ConnectionGuard, Exposition, FrontEnd, Kind, Metrics, Node, ReadTotals, RejectReason,
+};
 use crate::protocol::Shape;
 use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
@@ -74,9 +76,10 @@ impl Proxy {
             (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
         let outcome = answer.as_ref().map_or(Outcome::Error, |answer| answer.outcome);
-        self.metrics.record_reads(front_end, outcome, 1, begun.elapsed());
+        let took = begun.elapsed();
+        self.metrics.record_reads(front_end, outcome, 1, took);
         self.record_rule(rule.id, rule.outcome(outcome), 1);
-        spans::record_outcome(span, outcome.name());
+        self.record_trace(front_end, outcome, took, span);
         answer.map_err(|(_, error)| error)
     }
 
@@ -184,11 +187,25 @@ impl Proxy {
             ReplyResult::Forward => Outcome::Bypass,
             ReplyResult::Failed(_) => Outcome::Error,
         };
-        self.record(front_end, outcome, 1, begun.elapsed());
+        let took = begun.elapsed();
+        self.record(front_end, outcome, 1, took);
         self.record_kind(front_end, kind, outcome, 1);
         self.record_rule(rule.id, rule.outcome(outcome), 1);
-        spans::record_outcome(span, outcome.name());
+        self.record_trace(front_end, outcome, took, span);
         result
+    }
+
+    /// Records the outcome of a read in its span, and keeps the span's trace as an exemplar if it
+    /// is sampled.
+    #[inline]
+    fn record_trace(&self, front_end: FrontEnd, outcome: Outcome, took: Duration, span: &Span) {
+        if span.is_disabled() {
+            return;
+        }
+        spans::record_outcome(span, outcome.name());
+        if let Some(trace) = spans::sampled_trace(span) {
+            self.metrics.record_traced_read(front_end, outcome, trace, took);
+        }
     }
 
     /// Counts the kind of `reads` reads by commands that [`record`](Self::record) counts too.
@@ -361,8 +378,8 @@ impl Proxy {
         self.draining.store(true, Relaxed);
     }
 
-    /// Renders the metrics in the Prometheus text format.
-    pub fn metrics(&self) -> String {
-        self.metrics.render()
+    /// Renders the metrics in this format.
+    pub fn metrics(&self, format: Exposition) -> String {
+        self.metrics.render(format)
     }
 }

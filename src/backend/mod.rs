@@ -669,7 +669,8 @@ impl Shared {
             }
         }
         let replies = replies?;
-        self.metrics.record_fetch(sent.at.elapsed());
+        let took = sent.at.elapsed();
+        self.metrics.record_fetch(took, spans::current_trace());
         Ok(replies)
     }
 

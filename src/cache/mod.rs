@@ -666,22 +666,29 @@ impl<E: FetchError> Shared<E> {
         if !terms.allows(purpose) {
             return None;
         }
-        let answer = contents.answer(key, now, validity, terms.ttls, terms.id)?;
         if terms.refreshes {
-            self.count_hot_read(&answer.entry, now, validity);
+            return self.answer_hot(&contents, key, now, validity, terms);
         }
-        Some(answer)
+        contents.answer(key, now, validity, terms.ttls, terms.id)
     }
 
-    /// Counts a read of an entry that may be kept hot. Apart, so that other reads have no part of
-    /// it.
+    /// Answers a read of a key that may be kept hot, and counts it. Apart, so that other reads have
+    /// no part of it.
     #[inline(never)]
-    fn count_hot_read(&self, entry: &Entry, now: u64, validity: Validity) {
-        entry.count_read();
-        let ttls = self.terms_of(entry.key()).ttls;
-        if entry.is_due(now, ttls, validity) && entry.request_refresh() {
-            self.request_refresh(entry.key());
+    fn answer_hot(
+        &self,
+        contents: &Contents,
+        key: &[u8],
+        now: u64,
+        validity: Validity,
+        terms: &Terms,
+    ) -> Option<Answer> {
+        let answer = contents.answer(key, now, validity, terms.ttls, terms.id)?;
+        answer.entry.count_read();
+        if answer.entry.is_due(now, terms.ttls, validity) && answer.entry.request_refresh() {
+            self.request_refresh(key);
         }
+        Some(answer)
     }
 
     /// Requests a fetch of a hot key, if its rule still asks for that.

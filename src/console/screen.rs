@@ -17,6 +17,8 @@ const MAX_EVENTS: usize = 100;
 const TALL: u16 = 34;
 /// The height of that place.
 const SPARKLINE: u16 = 8;
+/// The least lines of the events, with their title.
+const EVENT_LINES: u16 = 4;
 /// The longest bar, in columns.
 const LONGEST_BAR: usize = 60;
 
@@ -166,19 +168,29 @@ impl Screen {
         lines
     }
 
-    fn connections(&self, snapshot: &Snapshot) -> Vec<Line<'_>> {
+    /// The listeners and the nodes in at most `room` lines. Nodes that are down come first, so that
+    /// a large cluster does not hide them.
+    fn connections(&self, snapshot: &Snapshot, room: usize) -> Vec<Line<'_>> {
         let listeners = snapshot.connections.iter().filter(|each| each.limit > 0);
         let clients = listeners.map(|each| {
             Line::raw(format!("{:<9}{:>6} of {}", each.front_end, each.open, each.limit))
         });
-        let nodes = snapshot.nodes.iter().map(|node| {
+        let mut nodes: Vec<_> = snapshot.nodes.iter().collect();
+        nodes.sort_by_key(|node| node.up);
+        let nodes = nodes.into_iter().map(|node| {
             let (state, color) = if node.up { ("up", Color::Green) } else { ("down", Color::Red) };
             Line::from(vec![
                 Span::raw(format!("{:<9}{} is ", node.role, node.name)),
                 Span::styled(state, self.style(color)),
             ])
         });
-        clients.chain(nodes).collect()
+        let mut lines: Vec<_> = clients.chain(nodes).collect();
+        if lines.len() > room {
+            lines.truncate(room.saturating_sub(1));
+            let up = snapshot.nodes.iter().filter(|node| node.up).count();
+            lines.push(Line::raw(format!("{up} of {} nodes are up", snapshot.nodes.len())));
+        }
+        lines
     }
 
     fn below(&self, snapshot: &Snapshot, area: Rect, buffer: &mut Buffer) {
@@ -189,10 +201,11 @@ impl Screen {
         ])
         .areas(area);
         Paragraph::new(hot_keys(snapshot)).block(self.block("hot keys")).render(left, buffer);
-        let connections = self.connections(snapshot);
-        let length = u16::try_from(connections.len() + 1).unwrap_or(u16::MAX);
         // Events keep some lines, however many nodes there are.
-        let length = length.min(area.height.saturating_sub(4));
+        let room = area.height.saturating_sub(EVENT_LINES + 1);
+        let connections = self.connections(snapshot, usize::from(room));
+        let length = u16::try_from(connections.len() + 1).unwrap_or(u16::MAX);
+        let length = length.min(area.height.saturating_sub(EVENT_LINES));
         let [top, bottom] =
             Layout::vertical([Constraint::Length(length), Constraint::Fill(1)]).areas(right);
         Paragraph::new(connections).block(self.block("connections and nodes")).render(top, buffer);
@@ -317,6 +330,28 @@ mod tests {
         for (width, height) in [(0, 0), (1, 1), (10, 3), (300, 5), (5, 100)] {
             to_text(&screen, width, height);
         }
+    }
+
+    #[test]
+    fn node_that_is_down_is_shown_among_hundreds() {
+        let mut screen = screen();
+        let mut after = snapshot(160, 30, true);
+        let node = after.nodes[0].clone();
+        after.nodes = (0..500)
+            .map(|number| super::super::snapshot::Node {
+                name: format!("10.0.1.1:{number}"),
+                up: number != 400,
+                ..node.clone()
+            })
+            .collect();
+        screen.snapshot = Some(after);
+        for (width, height) in [(80, 24), (200, 60)] {
+            let text = to_text(&screen, width, height);
+            for part in ["10.0.1.1:400 is down", "499 of 500 nodes are up", "10:00:00 redis"] {
+                assert!(text.contains(part), "{part} at {width}x{height}:\n{text}");
+            }
+        }
+        to_text(&screen, 1, 1);
     }
 
     #[test]

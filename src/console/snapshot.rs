@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The seconds by which an uptime may grow less than the time between two snapshots: it is rounded
+/// down, and a response may take two seconds.
+const UPTIME_TOLERANCE: u64 = 3;
+
 /// The state at one time. Fields that are unknown here are left out.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -145,7 +149,7 @@ impl Snapshot {
     /// Returns the rates since `before`, which was taken `elapsed` earlier. `None` if the proxy
     /// was restarted in between.
     pub(super) fn rates_since(&self, before: &Self, elapsed: Duration) -> Option<Rates> {
-        if self.is_restart_of(before) || elapsed.is_zero() {
+        if self.is_restart_of(before, elapsed) || elapsed.is_zero() {
             return None;
         }
         let rate = |before: u64, after: u64| {
@@ -166,14 +170,20 @@ impl Snapshot {
         })
     }
 
-    fn is_restart_of(&self, before: &Self) -> bool {
-        self.uptime_seconds < before.uptime_seconds || self.reads.total < before.reads.total
+    /// Whether the proxy was restarted since `before`: its uptime has not grown by the time between.
+    fn is_restart_of(&self, before: &Self, elapsed: Duration) -> bool {
+        let expected = before.uptime_seconds.saturating_add(elapsed.as_secs());
+        self.uptime_seconds < before.uptime_seconds
+            || self.uptime_seconds + UPTIME_TOLERANCE < expected
+            || self.reads.total < before.reads.total
     }
 
-    /// Returns what has happened since `before`, each in a few words.
-    pub(super) fn events_since(&self, before: &Self) -> Vec<String> {
+    /// Returns what has happened since `before`, which was taken `elapsed` earlier, each in a few
+    /// words.
+    pub(super) fn events_since(&self, before: &Self, elapsed: Duration) -> Vec<String> {
         let mut events = Vec::new();
-        if self.is_restart_of(before) {
+        let is_restart = self.is_restart_of(before, elapsed);
+        if is_restart {
             events.push(format!("started, version {}", self.version));
         }
         if self.state.text != before.state.text {
@@ -191,7 +201,8 @@ impl Snapshot {
                 events.push(format!("{} {} is gone", old.role, old.name));
             }
         }
-        if self.last_reload.applied && self.last_reload.time > before.last_reload.time {
+        let is_newer = self.last_reload.time > before.last_reload.time;
+        if self.last_reload.applied && is_newer && !is_restart {
             events.push("a new configuration is in force".to_owned());
         }
         if !self.last_reload.applied && before.last_reload.applied {
@@ -256,25 +267,40 @@ pub(super) mod tests {
         assert_eq!((after.entries(), after.clients()), (42, 7));
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn restart_during_an_outage_is_seen_by_the_uptime() {
+        let (before, mut after) = (snapshot(10, 1, true), snapshot(1000, 1, true));
+        after.uptime_seconds = before.uptime_seconds + 50;
+        let minute = Duration::from_secs(60);
+        assert_eq!(after.rates_since(&before, minute), None);
+        assert_eq!(after.events_since(&before, minute), ["started, version 1.2.3"]);
+        after.uptime_seconds = before.uptime_seconds + 58;
+        assert!(after.rates_since(&before, minute).is_some());
+        assert_eq!(after.events_since(&before, minute), [""; 0]);
+    }
+
     #[test]
     fn event_is_a_change_of_the_state() {
         let before = snapshot(100, 10, true);
-        assert_eq!(before.events_since(&before), [""; 0]);
+        assert_eq!(before.events_since(&before, SECOND), [""; 0]);
         let mut after = snapshot(110, 10, false);
-        assert_eq!(after.events_since(&before), ["redis 10.0.0.1:6379 is down"]);
+        assert_eq!(after.events_since(&before, SECOND), ["redis 10.0.0.1:6379 is down"]);
         after = snapshot(110, 10, true);
         after.state.text = "Not ready.".to_owned();
         after.last_reload.applied = false;
         after.nodes.clear();
         assert_eq!(
-            after.events_since(&before),
+            after.events_since(&before, SECOND),
             ["Not ready.", "redis 10.0.0.1:6379 is gone", "a new configuration was refused"]
         );
+        after = snapshot(110, 10, true);
+        after.last_reload.time = 6.0;
+        assert_eq!(after.events_since(&before, SECOND), ["a new configuration is in force"]);
+        // A start loads a configuration too.
         after = snapshot(0, 0, true);
         after.last_reload.time = 6.0;
-        assert_eq!(
-            after.events_since(&before),
-            ["started, version 1.2.3", "a new configuration is in force"]
-        );
+        assert_eq!(after.events_since(&before, SECOND), ["started, version 1.2.3"]);
     }
 }

@@ -64,26 +64,40 @@ impl Source {
         }
         let invalid = |error| io::Error::new(ErrorKind::InvalidData, error);
         let snapshot = Snapshot::parse(&response.body).map_err(invalid)?;
-        let document = serde_json::from_str(&response.body).map_err(invalid)?;
+        let document: serde_json::Value = serde_json::from_str(&response.body).map_err(invalid)?;
+        if !document.is_object() {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the answer is no state"));
+        }
         let now = Instant::now();
         let (rates, events) = match &self.last {
             None => (None, Vec::new()),
-            Some((at, last)) => (
-                snapshot.rates_since(last, now.saturating_duration_since(*at)),
-                snapshot.events_since(last),
-            ),
+            Some((at, last)) => {
+                let elapsed = now.saturating_duration_since(*at);
+                (snapshot.rates_since(last, elapsed), snapshot.events_since(last, elapsed))
+            }
         };
         self.last = Some((now, snapshot.clone()));
         Ok(Update { document, snapshot, rates, events })
     }
 
+    /// Fetches the first state.
+    ///
+    /// # Errors
+    /// [`io::Error`] with the address. Its kind is that of no other error, otherwise a connection
+    /// that the proxy closed would look like a closed standard output.
+    pub(super) fn fetch_first(&mut self) -> io::Result<Update> {
+        self.fetch().map_err(|error| {
+            io::Error::other(format!("no answer from {}: {error}", self.target.shown()))
+        })
+    }
+
     /// Fetches two states, an interval apart, and returns the second one with its rates.
     ///
     /// # Errors
-    /// Those of [`fetch`](Self::fetch).
+    /// Those of [`fetch_first`](Self::fetch_first).
     pub(super) fn fetch_rates(&mut self) -> io::Result<Update> {
-        self.fetch()?;
+        self.fetch_first()?;
         self.wait();
-        self.fetch()
+        self.fetch_first()
     }
 }

@@ -24,7 +24,7 @@ pub enum Count {
 /// # Errors
 /// [`io::Error`] if the proxy does not answer at first, or `out` takes nothing.
 pub fn stat(source: &mut Source, lines: Count, out: &mut dyn Write) -> io::Result<()> {
-    source.fetch()?;
+    source.fetch_first()?;
     let mut printed = 0;
     while lines == Count::Endless || lines != Count::Lines(printed) {
         source.wait();

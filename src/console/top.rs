@@ -42,20 +42,24 @@ pub fn once(source: &mut Source, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(to_text(&screen, width, height).as_bytes())
 }
 
-/// Prints each state with its rates as a line of JSON; `is_once`: one.
+/// Prints each state with its rates as a line of JSON; `is_once`: one. While the proxy does not
+/// answer, the reason goes to standard error.
 ///
 /// # Errors
-/// [`io::Error`] if the proxy does not answer, or `out` takes nothing.
+/// [`io::Error`] if the proxy does not answer at first, or `out` takes nothing.
 pub fn print_json(source: &mut Source, is_once: bool, out: &mut dyn Write) -> io::Result<()> {
-    let mut update = source.fetch_rates()?;
+    let mut fetched = Ok(source.fetch_rates()?);
     loop {
-        writeln!(out, "{}", to_json(update)?)?;
+        match fetched {
+            Ok(update) => writeln!(out, "{}", to_json(update)?)?,
+            Err(error) => writeln!(io::stderr(), "no answer from {}: {error}", source.shown())?,
+        }
         out.flush()?;
         if is_once {
             return Ok(());
         }
         source.wait();
-        update = source.fetch()?;
+        fetched = source.fetch();
     }
 }
 

@@ -155,7 +155,7 @@ impl FrontEnds<'_> {
         let Parts { config, fd_budget, .. } = self.parts;
         let tls = config.rest.tls()?;
         self.files.extend(tls.as_ref().map(Tls::reloader));
-        let observer = self.observer(FrontEnd::Rest, "/");
+        let observer = self.observer(FrontEnd::Rest, "");
         let listener = ListenerConfig {
             service: Arc::new(HttpService::new(rest, config.rest.limits(), None, observer)),
             tls,

@@ -1,20 +1,21 @@
 //! The operator's routes: `/metrics`, `/livez`, `/readyz`, `/hotkeys`, `/report`, `/status`, and
-//! those of [`cache_routes`]. They are served beside `/keys/`, or on a separate listener if `[admin]
-//! listen` names one.
+//! those of [`cache_routes`]. They are served beside `/keys/`, or on a separate listener if
+//! `[admin] listen` names one.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use http::{StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde_json::json;
 
 use super::cache_routes::{self, CacheAccess, TrustedPeers};
+use super::headers::prefers_openmetrics;
 use super::json::{json_response, method_not_allowed};
 use super::problem::ProblemType;
 use super::settings::MAX_HOT_KEYS;
 use crate::access::{KeyAllowlist, PurgeTokens, Unauthenticated};
-use crate::metrics::{FrontEnd, Node};
+use crate::metrics::{Exposition, FrontEnd, Node};
 use crate::proxy::Proxy;
 use crate::status::{self, Status};
 use crate::telemetry::hot_keys::{self, HotKey};
@@ -60,10 +61,11 @@ async fn not_found() -> Response {
     ))
 }
 
-async fn metrics(State(proxy): State<Proxy>) -> Response {
-    // The Prometheus text exposition format, version 0.0.4.
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], proxy.metrics())
-        .into_response()
+async fn metrics(State(proxy): State<Proxy>, headers: HeaderMap) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
+    let format =
+        if prefers_openmetrics(accept) { Exposition::OpenMetrics } else { Exposition::Text };
+    ([(header::CONTENT_TYPE, format.content_type())], proxy.metrics(format)).into_response()
 }
 
 /// Reports that the daemon runs and serves requests. It depends on nothing else, least of all on

@@ -65,6 +65,35 @@ pub(super) fn any_list_member<'a>(
     lists.any(|list| list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).any(&wanted))
 }
 
+/// Whether these `Accept` headers ask for OpenMetrics, and not for `text/plain` before it.
+pub(super) fn prefers_openmetrics<'a>(accept: impl Iterator<Item = &'a [u8]>) -> bool {
+    let (mut openmetrics, mut text) = (0.0, 0.0);
+    for range in
+        accept.filter_map(|list| str::from_utf8(list).ok()).flat_map(|list| list.split(','))
+    {
+        let mut parts = range.split(';').map(str::trim);
+        let wanted = match parts.next() {
+            Some(name) if name.eq_ignore_ascii_case("application/openmetrics-text") => {
+                &mut openmetrics
+            }
+            Some(name) if name.eq_ignore_ascii_case("text/plain") => &mut text,
+            _ => continue,
+        };
+        *wanted = quality(parts).max(*wanted);
+    }
+    openmetrics > 0.0 && openmetrics >= text
+}
+
+/// Returns the weight of a media range with these parameters (RFC 9110, section 12.4.2); 0 if the
+/// weight is no number.
+fn quality<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
+    let weight = parameters.find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("q").then_some(value.trim())
+    });
+    weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0))
+}
+
 /// Returns the `Cache-Status` value (RFC 9211): the source of the answer and its remaining time in
 /// the cache.
 fn cache_status(answer: &Answer) -> String {
@@ -87,4 +116,41 @@ fn cache_status(answer: &Answer) -> String {
         Freshness::Expired => {}
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openmetrics_is_preferred_by_weight() {
+        let prefers =
+            |accept: &[&str]| prefers_openmetrics(accept.iter().map(|header| header.as_bytes()));
+        for accept in [
+            "application/openmetrics-text",
+            "Application/OpenMetrics-Text; version=1.0.0; charset=utf-8",
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6, \
+             application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4",
+            "text/plain;q=0.5 , application/openmetrics-text;q=0.5",
+            "application/openmetrics-text;q=0,application/openmetrics-text;q=0.1",
+        ] {
+            assert!(prefers(&[accept]), "{accept}");
+        }
+        for accept in [
+            "",
+            "*/*",
+            "application/*",
+            "text/plain, application/openmetrics-text;q=0.9",
+            "application/openmetrics-text;q=0",
+            "application/openmetrics-text; Q = none",
+            "application/openmetrics",
+            ",;=,",
+        ] {
+            assert!(!prefers(&[accept]), "{accept}");
+        }
+        assert!(prefers(&["text/html", "application/openmetrics-text"]));
+        assert!(!prefers(&["text/plain", "application/openmetrics-text;q=0.1"]));
+        assert!(!prefers_openmetrics([b"application/openmetrics-text\xff".as_slice()].into_iter()));
+    }
 }

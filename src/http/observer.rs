@@ -110,7 +110,7 @@ impl Pending {
         if !self.log.wants(status, rand::random()) {
             return;
         }
-        let (route, path) = self.log.shown(&self.path);
+        let (route, path) = self.log.shown(self.front_end, &self.path);
         let took = self.begun.elapsed();
         tracing::info!(
             front_end = self.front_end.name(),
@@ -134,13 +134,24 @@ impl AccessLog {
         (is_error || self.mode == AccessLogMode::All) && chance < self.sample
     }
 
-    /// Returns the route and, if keys are logged, the path without its query.
-    fn shown<'a>(&'a self, path: &'a str) -> (&'a str, Option<&'a str>) {
+    /// Returns the route and, if keys are logged, the path without its query. A path of REST ends
+    /// behind the command, because its arguments may be values or passwords.
+    fn shown<'a>(&'a self, front_end: FrontEnd, path: &'a str) -> (&'a str, Option<&'a str>) {
         let path = path.split(['?', '#']).next().unwrap_or_default();
-        let is_rest = !self.rest_path.is_empty() && path.starts_with(&self.rest_path);
+        let rest = match front_end {
+            FrontEnd::Rest => Some(""),
+            _ => Some(&*self.rest_path).filter(|rest| !rest.is_empty()),
+        };
+        let command = rest.and_then(|rest| path.strip_prefix(rest)?.strip_prefix('/'));
         let mut routes = OPERATOR_ROUTES.into_iter().chain([KEYS]);
-        let route = routes.find(|route| path.starts_with(route));
-        let route = if is_rest { &self.rest_path } else { route.unwrap_or("other") };
+        let (route, path) = match (command, rest) {
+            (Some(command), Some(rest)) => {
+                let arguments = command.find('/').map_or(0, |at| command.len() - at);
+                let route = if rest.is_empty() { "/" } else { rest };
+                (route, &path[..path.len() - arguments])
+            }
+            _ => (routes.find(|route| path.starts_with(route)).unwrap_or("other"), path),
+        };
         let mut ends = (0..=path.len().min(LONGEST_PATH)).rev();
         let end = ends.find(|end| path.is_char_boundary(*end)).unwrap_or_default();
         (route, self.has_keys.then_some(&path[..end]))
@@ -180,15 +191,21 @@ mod tests {
             (log(AccessLogMode::All, 1.0, false), log(AccessLogMode::All, 1.0, true));
         for (path, route, shown) in [
             ("/keys/secret", "/keys/", "/keys/secret"),
-            ("/rest/get/secret?_token=x", "/rest", "/rest/get/secret"),
+            ("/rest/set/key/secret?_token=x", "/rest", "/rest/set"),
+            ("/rest/", "/rest", "/rest/"),
+            ("/restless/a", "other", "/restless/a"),
             ("/status.json", "/status", "/status.json"),
             ("/cache/secret", "/cache", "/cache/secret"),
             ("/secret", "other", "/secret"),
         ] {
-            assert_eq!(without.shown(path), (route, None));
-            assert_eq!(with.shown(path), (route, Some(shown)));
+            assert_eq!(without.shown(FrontEnd::Http, path), (route, None));
+            assert_eq!(with.shown(FrontEnd::Http, path), (route, Some(shown)));
+        }
+        for (path, shown) in [("/auth/secret", "/auth"), ("/pipeline", "/pipeline"), ("/", "/")] {
+            assert_eq!(with.shown(FrontEnd::Rest, path), ("/", Some(shown)));
         }
         let long = format!("/keys/{}", "ä".repeat(1000));
-        assert_eq!(with.shown(&long).1.map(str::len), Some(LONGEST_PATH));
+        let (_, shown) = with.shown(FrontEnd::Http, &long);
+        assert_eq!(shown.map(str::len), Some(LONGEST_PATH));
     }
 }

@@ -5,7 +5,9 @@
 //! reads. So hits + misses = reads in every scrape. A test compares docs/src/operations/metrics.md
 //! with the metrics.
 
+mod exemplars;
 mod labels;
+mod openmetrics;
 mod per_thread;
 mod pull;
 
@@ -18,6 +20,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use self::exemplars::Exemplars;
 pub use self::labels::{
     BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Kind, Node, REST_STATUSES, Redirect, RejectReason,
 };
@@ -39,6 +42,7 @@ const REVISION: &str = match option_env!("REDIS_PROXY_REVISION") {
 pub struct Metrics {
     registry: Registry,
     per_thread: PerThread,
+    exemplars: Exemplars,
     backend_duration: Histogram,
     backend_up: IntGauge,
     /// The number of connections to Redis.
@@ -71,6 +75,7 @@ impl Metrics {
         let new = Builder(&registry);
         let metrics = Self {
             per_thread: new.per_thread(commands)?,
+            exemplars: Exemplars::default(),
             backend_duration: new.histogram("backend_duration_seconds", "Duration of fetches.")?,
             backend_up: new
                 .gauge("backend_up", "Whether there is a connection to Redis (1) or not (0).")?,
@@ -167,6 +172,18 @@ impl Metrics {
         }
     }
 
+    /// Keeps the trace of a read that [`record_reads`](Self::record_reads) counts too, as an
+    /// exemplar. It is one read, so `took` is its own duration.
+    pub fn record_traced_read(
+        &self,
+        front_end: FrontEnd,
+        outcome: Outcome,
+        trace: u128,
+        took: Duration,
+    ) {
+        self.exemplars.add_read(front_end, outcome, trace, took);
+    }
+
     /// Counts the kind of `count` reads by commands that [`record_reads`](Self::record_reads)
     /// counts too.
     pub fn record_kind(&self, front_end: FrontEnd, kind: Kind, outcome: Outcome, count: u64) {
@@ -245,9 +262,12 @@ impl Metrics {
         self.warmed.inc();
     }
 
-    /// Records the duration of a fetch that Redis answered.
-    pub fn record_fetch(&self, took: Duration) {
+    /// Records the duration of a fetch that Redis answered. `trace` is its trace, if it is sampled.
+    pub fn record_fetch(&self, took: Duration, trace: Option<u128>) {
         self.backend_duration.observe(took.as_secs_f64());
+        if let Some(trace) = trace {
+            self.exemplars.fetches.add(trace, took);
+        }
     }
 
     /// Counts a failed fetch or connection. `kind` is one of [`BACKEND_ERROR_KINDS`].
@@ -416,9 +436,32 @@ impl Metrics {
         Builder(&self.registry).pull(move || collect_nodes(&pull()))
     }
 
-    /// Renders the metrics in the Prometheus text format.
-    pub fn render(&self) -> String {
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    /// Renders the metrics in this format.
+    pub fn render(&self, format: Exposition) -> String {
+        let families = self.registry.gather();
+        match format {
+            Exposition::Text => TextEncoder::new().encode_to_string(&families).unwrap_or_default(),
+            Exposition::OpenMetrics => openmetrics::encode(&families, &self.exemplars),
+        }
+    }
+}
+
+/// A format of the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposition {
+    /// The Prometheus text format, version 0.0.4.
+    Text,
+    /// The OpenMetrics text format, version 1.0, which has exemplars.
+    OpenMetrics,
+}
+
+impl Exposition {
+    /// Returns the value of `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
     }
 }
 

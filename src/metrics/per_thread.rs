@@ -70,13 +70,8 @@ pub(super) struct DurationHistogram {
 
 impl DurationHistogram {
     pub(super) fn add(&self, count: u64, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = DURATION_BUCKETS
-            .iter()
-            .position(|bound| took <= *bound)
-            .unwrap_or(DURATION_BUCKETS.len());
-        self.buckets[bucket].add(count);
-        self.nanoseconds.add(took.saturating_mul(count));
+        self.buckets[bucket_of(took)].add(count);
+        self.nanoseconds.add(nanoseconds(took).saturating_mul(count));
     }
 
     /// Adds the counts of another histogram.
@@ -139,6 +134,17 @@ impl BucketCounts {
         });
         bucket.and_then(|bucket| DURATION_BUCKETS.get(bucket)).copied().map(Duration::from_nanos)
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Returns the index of a duration's bucket. The last one has the durations above all bounds.
+#[inline]
+pub(super) fn bucket_of(took: Duration) -> usize {
+    let took = nanoseconds(took);
+    DURATION_BUCKETS.iter().position(|bound| took <= *bound).unwrap_or(DURATION_BUCKETS.len())
 }
 
 pub(super) fn seconds(nanoseconds: u64) -> f64 {

@@ -28,8 +28,9 @@ pub(super) enum ConnState {
 
 /// The time that a command may still take to arrive after a shutdown signal.
 const DRAIN_GRACE: Duration = Duration::from_millis(50);
-/// The longest time that a connection that takes no more commands may stall before it is closed. One
-/// with a large value for a client that does not read may stall for longer, if room is not short.
+/// The longest time that a connection that takes no more commands may stall before it is closed.
+/// One with a large value for a client that does not read may stall for longer, if room is not
+/// short.
 const CLOSE_GRACE: Duration = Duration::from_secs(30);
 /// The interval between looks at a connection with pending replies.
 const RECHECK: Duration = Duration::from_secs(1);

@@ -43,8 +43,8 @@ pub struct LocalClient {
 
 impl LocalClients {
     /// Clients of `front_end`. Keys of at most `max_key` bytes are cached. They share at most
-    /// `pool` streams to Redis; with `None` each has its own. The streams log in with `login`, or as
-    /// the proxy does.
+    /// `pool` streams to Redis; with `None` each has its own. The streams log in with `login`, or
+    /// as the proxy does.
     pub fn new(
         front_end: FrontEnd,
         settings: Settings,

@@ -3,6 +3,8 @@
 'use strict';
 
 const PERIOD = 2000;
+// Otherwise a proxy that hangs would stay on the page as it was.
+const TIMEOUT = 5000;
 const byId = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const count = (number) => (number === null ? '-' : whole.format(number));
@@ -88,8 +90,10 @@ function show(status) {
   line('line-reads', 'Reads per second', history.reads, rate);
   line('line-ratio', 'Hit ratio', history.hit_ratio, percent, 1);
   line('line-bytes', 'Bytes in memory', history.bytes, bytes);
-  rows('memory', status.memory.map((each) => [each.store, count(each.entries), count(each.max_entries),
-    bytes(each.bytes), bytes(each.max_bytes)]));
+  const total = status.memory_total;
+  rows('memory', [...status.memory.map((each) => [each.store, count(each.entries), count(each.max_entries),
+    bytes(each.bytes), bytes(each.max_bytes)]),
+  ['all', '-', '-', bytes(total.bytes), bytes(total.max_bytes)]]);
   rows('evictions', status.evictions.map((each) => [each.cause, count(each.values), count(each.replies)]));
   const listeners = status.connections.filter((each) => each.limit > 0);
   rows('connections', listeners.map((each) => [each.front_end, count(each.open), count(each.limit)]));
@@ -111,7 +115,7 @@ function setState(level, text) {
 
 async function poll() {
   try {
-    const response = await fetch('status.json', { cache: 'no-store' });
+    const response = await fetch('status.json', { cache: 'no-store', signal: AbortSignal.timeout(TIMEOUT) });
     if (!response.ok) throw new Error(`status ${response.status}`);
     show(await response.json());
   } catch (error) {

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header, uri::Authority};
 use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry_http::HeaderExtractor;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
@@ -155,6 +156,23 @@ pub fn record_outcome(span: &Span, name: &str) {
     span.record("redis_proxy.outcome", name);
 }
 
+/// Returns the identity of this span's trace, if the trace is sampled.
+pub fn sampled_trace(span: &Span) -> Option<u128> {
+    if span.is_disabled() {
+        return None;
+    }
+    let context = span.context();
+    let span = context.span();
+    let context = span.span_context();
+    let is_sampled = context.is_valid() && context.is_sampled();
+    is_sampled.then(|| u128::from_be_bytes(context.trace_id().to_bytes()))
+}
+
+/// Returns the identity of the current span's trace, if the trace is sampled.
+pub fn current_trace() -> Option<u128> {
+    sampled_trace(&Span::current())
+}
+
 /// Creates the span of a fetch, as a child of the read that causes it.
 pub fn fetch_span() -> Span {
     tracing::info_span!(
@@ -228,5 +246,6 @@ mod tests {
         record_target("localhost", Some(6379), 0);
         record_failure("timeout", None);
         follow(&span);
+        assert_eq!((sampled_trace(&span), current_trace()), (None, None));
     }
 }

@@ -29,7 +29,7 @@ const ALLOWED: [(&str, &str); 25] = [
     ),
     ("http", "access backend cache key metrics net proxy server settings status sync telemetry"),
     ("key", ""),
-    ("metrics", "cache"),
+    ("metrics", "cache sync"),
     ("net", "sync"),
     ("protocol", ""),
     ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
@@ -93,6 +93,7 @@ fn prometheus_and_hashbrown_have_one_user_each() {
             "prometheus::",
             &[
                 "metrics/mod.rs",
+                "metrics/openmetrics.rs",
                 "metrics/per_thread.rs",
                 "metrics/pull.rs",
                 "daemon/start_error.rs",

@@ -186,7 +186,7 @@ fn initial_file_is_private_and_never_replaced() {
     let before = fs::read_to_string(path).expect("the file");
     assert!(before.contains(SECRET) && before.contains("# How old a cached value may be."));
     let again = init(&[]);
-    assert_eq!((code(&again), stderr(&again).contains("File exists")), (Some(1), true));
+    assert_eq!((code(&again), stderr(&again).contains("expected --force")), (Some(1), true));
     assert_eq!(fs::read_to_string(path).expect("the file"), before);
     assert_eq!(code(&init(&["--force"])), Some(0));
     assert!(!fs::read_to_string(path).expect("the file").contains(SECRET));

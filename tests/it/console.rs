@@ -106,6 +106,13 @@ fn address_token_and_certificate_come_from_the_configuration() {
     let problem = error(&with_ca, 1);
     assert!(problem.contains("status 401: a token is needed"), "{problem}");
     print(&[&with_ca[..], &["--token-file", &tokens.name()]].concat());
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let lost = unused.local_addr().expect("an address").to_string();
+    drop(unused);
+    for command in [&["top", "--once"][..], &["top", "--json"], &["stat"]] {
+        let problem = error(&[command, &["--admin", &lost]].concat(), 1);
+        assert!(problem.contains(&format!("no answer from {lost}: ")), "{problem}");
+    }
     let problem = error(&["top", "--admin", "nonsense", "--once"], 1);
     assert!(problem.contains("expected host:port"), "{problem}");
 }

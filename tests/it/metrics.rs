@@ -489,6 +489,57 @@ fn exposition_format_is_valid() {
     }
 }
 
+#[test]
+fn openmetrics_has_the_same_samples() {
+    let redis = RedisServer::start();
+    let proxy = proxy(&redis, "");
+    set(&redis, "key", "value");
+    value(&proxy, "key");
+    assert_hit(&read(&proxy, "key"));
+    let as_asked = |accept: &str| {
+        Client::connect(proxy.admin()).request("GET", "/metrics", &[("accept", accept)])
+    };
+    let (text_format, openmetrics) = (as_asked("*/*"), as_asked("application/openmetrics-text"));
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(openmetrics.header("content-type"), Some(content_type));
+    let openmetrics = text(&openmetrics);
+    assert!(openmetrics.ends_with("\n# EOF\n"), "{openmetrics}");
+    assert!(openmetrics.contains("\n# TYPE redis_proxy_reads counter\nredis_proxy_reads_total{"));
+
+    // Bounds have another spelling, and the process goes on between the two.
+    let samples = |exposition: &str| -> Vec<(String, String)> {
+        let lines = exposition.lines().filter(|line| !line.starts_with('#'));
+        let sample =
+            |line: &str| line.rsplit_once(' ').map(|(name, value)| (name.into(), value.into()));
+        let steady = |(name, _): &(String, String)| {
+            [
+                "process_",
+                "redis_proxy_http_responses",
+                "redis_proxy_tasks",
+                "redis_proxy_connections{",
+            ]
+            .iter()
+            .all(|start| !name.starts_with(start))
+        };
+        lines.filter_map(sample).filter(steady).collect()
+    };
+    let expected = text(&text_format);
+    let spellings = [
+        ("0.00001", "1e-05"),
+        ("0.000025", "2.5e-05"),
+        ("0.00005", "5e-05"),
+        ("1", "1.0"),
+        ("5", "5.0"),
+        ("10", "10.0"),
+    ];
+    let expected = spellings.iter().fold(expected, |text, (bound, spelling)| {
+        text.replace(&format!("le=\"{bound}\""), &format!("le=\"{spelling}\""))
+    });
+    let (expected, received) = (samples(&expected), samples(&openmetrics));
+    assert!(expected.len() > 300, "{}", expected.len());
+    assert_eq!(received, expected);
+}
+
 /// Returns whether promtool accepts the metrics, and its output.
 fn check_with_promtool(metrics: &[u8]) -> std::io::Result<(bool, String)> {
     let mut child = Command::new("promtool")

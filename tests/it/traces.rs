@@ -17,6 +17,7 @@ use crate::support::collector::{Collector, Span};
 use crate::support::env::SEED;
 use crate::support::fault_stage::PROMPT;
 use crate::support::http::{Client, key_path};
+use crate::support::prometheus::Prometheus;
 use crate::support::secret_file::SecretFile;
 use crate::support::serving::{
     await_ready, config, metric, read, reads, relay_url, set, text, timed_read,
@@ -53,6 +54,16 @@ fn read_as_child(proxy: &Proxy, key: &str, flags: &str) -> u16 {
     let parent = format!("00-{TRACE}-{PARENT}-{flags}");
     let headers = [("traceparent", parent.as_str()), ("tracestate", "vendor=x,other=y")];
     Client::connect(proxy.http()).request("GET", key_path(key.as_bytes()), &headers).status
+}
+
+/// Starts a collector that accepts everything, and returns its address.
+fn accepting_collector() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    thread::spawn(move || {
+        listener.incoming().map_while(Result::ok).for_each(|stream| answer_one(stream, "200 OK"));
+    });
+    address
 }
 
 /// Returns the first span of this kind.
@@ -219,6 +230,53 @@ fn caller_decides_sampling_else_the_ratio() {
     // Pending spans are sent before the end.
     proxy.finish();
     collector.await_spans(3);
+}
+
+/// Returns the metrics in OpenMetrics format.
+fn openmetrics(proxy: &Proxy) -> String {
+    let headers = [("accept", "application/openmetrics-text; version=1.0.0")];
+    let response = Client::connect(proxy.admin()).request("GET", "/metrics", &headers);
+    assert_eq!(
+        response.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    text(&response)
+}
+
+#[test]
+fn prometheus_has_exemplars_of_sampled_reads_alone() {
+    let redis = RedisServer::start();
+    set(&redis, "key", "value");
+    set(&redis, "other", "value");
+    let proxy = traced_to(&redis.url(), accepting_collector(), "telemetry.traces_ratio = 0");
+    let Some(prometheus) = Prometheus::start(proxy.admin()) else { return };
+    for key in ["other", "other", "key"] {
+        assert_eq!(read(&proxy, key).status, 200);
+    }
+    assert_eq!(read_as_child(&proxy, "other", "00"), 200);
+    assert!(!openmetrics(&proxy).contains(" # {"), "{}", openmetrics(&proxy));
+    redis.command(&["DEL", "key"]);
+    eventually("a sampled miss and a sampled hit", || {
+        let is_gone = read_as_child(&proxy, "key", "01") == 404;
+        (is_gone && reads(&proxy, "negative_hit") > 0.0).then_some(())
+    });
+    let sampled = openmetrics(&proxy);
+    assert!(sampled.contains(&format!(" # {{trace_id=\"{TRACE}\"}} ")), "{sampled}");
+    let text_format = text(&Client::connect(proxy.admin()).get("/metrics"));
+    assert!(!text_format.contains(TRACE), "{text_format}");
+
+    for (selector, label, value) in [
+        ("redis_proxy_request_duration_seconds_bucket{outcome=\"miss\"}", "front_end", "http"),
+        ("redis_proxy_request_duration_seconds_bucket", "outcome", "negative_hit"),
+        ("redis_proxy_backend_duration_seconds_bucket", "job", "redis-proxy"),
+    ] {
+        let kept = eventually(selector, || {
+            let kept = prometheus.exemplars(selector);
+            kept.iter().any(|(labels, _)| labels[label] == value).then_some(kept)
+        });
+        let traces: Vec<_> = kept.iter().flat_map(|(_, traces)| traces).collect();
+        assert!(traces.iter().all(|trace| *trace == TRACE), "{selector}: {kept:?}");
+    }
 }
 
 #[test]

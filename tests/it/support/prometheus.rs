@@ -45,6 +45,7 @@ impl Prometheus {
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
             .arg(format!("--web.listen-address={address}"))
+            .arg("--enable-feature=exemplar-storage")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -68,16 +69,29 @@ impl Prometheus {
     /// Returns the current samples of a query, without those that are no number.
     #[track_caller]
     pub(crate) fn query(&self, expression: &str) -> Vec<f64> {
-        let mut path = "/api/v1/query?query=".to_owned();
-        for byte in expression.bytes() {
-            write!(path, "%{byte:02X}").expect("a string takes all");
-        }
-        let answer = self.get(&path);
+        let answer = self.get(&format!("/api/v1/query?query={}", escaped(expression)));
         assert_eq!(answer["status"], "success", "{expression}: {answer}");
         let samples = answer["data"]["result"].as_array().expect("samples").iter();
         let value =
             |sample: &Value| sample["value"][1].as_str().and_then(|text| text.parse::<f64>().ok());
         samples.filter_map(value).filter(|value| !value.is_nan()).collect()
+    }
+
+    /// Returns the labels of each series of a query that has exemplars, and the traces of these.
+    pub(crate) fn exemplars(&self, expression: &str) -> Vec<(Value, Vec<String>)> {
+        let all = "start=0&end=9999999999";
+        let answer =
+            self.get(&format!("/api/v1/query_exemplars?{all}&query={}", escaped(expression)));
+        assert_eq!(answer["status"], "success", "{expression}: {answer}");
+        let trace =
+            |exemplar: &Value| exemplar["labels"]["trace_id"].as_str().expect("a trace").to_owned();
+        let series = answer["data"].as_array().expect("series").iter();
+        series
+            .map(|one| {
+                let exemplars = one["exemplars"].as_array().expect("exemplars");
+                (one["seriesLabels"].clone(), exemplars.iter().map(trace).collect())
+            })
+            .collect()
     }
 
     /// Returns the name, health and state of each alert.
@@ -96,6 +110,15 @@ impl Prometheus {
         let response = Client::connect(self.address).get(path);
         serde_json::from_slice(&response.body).expect("JSON")
     }
+}
+
+/// Returns an expression as a part of a query string.
+fn escaped(expression: &str) -> String {
+    let mut text = String::new();
+    for byte in expression.bytes() {
+        write!(text, "%{byte:02X}").expect("a string takes all");
+    }
+    text
 }
 
 impl Drop for Prometheus {
