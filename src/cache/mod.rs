@@ -664,19 +664,20 @@ impl<E: FetchError> Shared<E> {
             return contents.answer(key, now, validity, self.ttls.get(), RuleId::NONE);
         };
         let terms = rules.find(key);
-        if !terms.allows(purpose) {
-            return None;
+        if terms.is_plain {
+            return contents.answer(key, now, validity, terms.ttls, terms.id);
         }
-        if terms.refreshes {
-            return self.answer_hot(&contents, key, now, validity, terms);
+        if terms.allows(purpose) {
+            self.answer_by_rule(&contents, key, now, validity, terms)
+        } else {
+            None
         }
-        contents.answer(key, now, validity, terms.ttls, terms.id)
     }
 
-    /// Answers a read of a key that may be kept hot, and counts it. Apart, so that other reads have
-    /// no part of it.
+    /// Answers a read of a key with a rule that is not plain, and counts it if the key may be kept
+    /// hot. Apart, so that other reads have no part of it.
     #[inline(never)]
-    fn answer_hot(
+    fn answer_by_rule(
         &self,
         contents: &Contents,
         key: &[u8],
@@ -685,9 +686,11 @@ impl<E: FetchError> Shared<E> {
         terms: &Terms,
     ) -> Option<Answer> {
         let answer = contents.answer(key, now, validity, terms.ttls, terms.id)?;
-        answer.entry.count_read();
-        if answer.entry.is_due(now, terms.ttls, validity) && answer.entry.request_refresh() {
-            self.request_refresh(key);
+        if terms.refreshes {
+            answer.entry.count_read();
+            if answer.entry.is_due(now, terms.ttls, validity) && answer.entry.request_refresh() {
+                self.request_refresh(key);
+            }
         }
         Some(answer)
     }

@@ -26,6 +26,8 @@ pub(super) struct Terms {
     pub(super) max_value: usize,
     /// Whether hot keys are fetched again before a reader needs that.
     pub(super) refreshes: bool,
+    /// Whether a lookup needs only the TTLs: the mode is `cache`, and nothing is refreshed.
+    pub(super) is_plain: bool,
 }
 
 impl Terms {
@@ -33,7 +35,7 @@ impl Terms {
     #[inline]
     pub(super) fn without_rule(ttls: Ttls) -> Self {
         let (mode, max_value) = (RuleMode::Cache, usize::MAX);
-        Self { id: RuleId::NONE, mode, ttls, max_value, refreshes: false }
+        Self { id: RuleId::NONE, mode, ttls, max_value, refreshes: false, is_plain: true }
     }
 
     /// Whether a lookup for this purpose may have a result.
@@ -172,7 +174,8 @@ fn terms(settings: &Settings, rule: &KeyRule, id: RuleId) -> Terms {
     let ttls = if rule.mode == RuleMode::Off { Ttls::NOTHING } else { ttls };
     // With another mode no reader would be spared a fetch.
     let refreshes = rule.refresh && rule.mode == RuleMode::Cache;
-    Terms { id, mode: rule.mode, ttls, max_value, refreshes }
+    let is_plain = rule.mode == RuleMode::Cache && !refreshes;
+    Terms { id, mode: rule.mode, ttls, max_value, refreshes, is_plain }
 }
 
 /// The rules in force, and the names of all rules since the start.
