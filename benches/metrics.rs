@@ -24,7 +24,7 @@ fn main() {
     }
     group.throughput(Throughput::Elements(1));
     group.bench_function("scrape", |bencher| {
-        bencher.iter(|| black_box(rig.proxy.metrics(Exposition::Text)))
+        bencher.iter(|| black_box(rig.proxy.metrics(Exposition::Text)));
     });
     group.finish();
     criterion.final_summary();
