@@ -60,7 +60,7 @@ struct Steps {
 
 /// The right order: the production code.
 const RIGHT: Steps = Steps {
-    lookup: |shared| shared.lookup(KEY, Instant::now(), LookupUse::Serve),
+    lookup: |shared| shared.lookup(KEY, shared.clock(Instant::now()), LookupUse::Serve),
     serve_stale: |shared| shared.serve_stale(KEY, Instant::now()),
     fetch: World::fetch,
     complete: |shared, guard, result| shared.complete(guard, result),
