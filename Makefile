@@ -18,8 +18,8 @@ run: ## Build the proxy and run it with a private Redis and sample keys until Ct
 test: ## Run every test: unit, documentation, orders of steps, a short soak, integration against real redis-servers
 	@scripts/test
 
-memory: ## Read 5,000,000 small keys under bounds on memory, then flush: memory throughout and after (KEYS=5000000)
-	MEMORY_KEYS='$(or $(KEYS),5000000)' cargo test --locked --test it -- --nocapture --test-threads=1 small_keys
+memory: ## Read 5,000,000 small keys and 12,000 large values under bounds on memory, then flush: memory throughout and after (KEYS=5000000)
+	MEMORY_KEYS='$(or $(KEYS),5000000)' MEMORY_VALUES=12000 cargo test --locked --test it -- --nocapture --test-threads=1 small_keys many_large_values
 
 soak: ## Soak both front ends in faults: no wrong reply, no leak (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(PROXIES)'
