@@ -55,10 +55,12 @@ redis-proxy.overrideAttrs (old: {
     "--skip=cluster"
     "--skip=differential"
     "--skip=in_flight::"
+    "--skip=keep_hot"
     "--skip=memory"
     "--skip=pairs_over_two_proxies"
     "--skip=read_your_writes"
     "--skip=reply_protocols"
+    "--skip=rest::"
     "--skip=sentinel::"
     "--skip=under_load"
   ];
