@@ -20,7 +20,7 @@ pub use self::reply_scanner::{InvalidReply, ReplyScanner, ReplySummary};
 pub use self::request::{
     Arguments, ParseStatus, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
 };
-pub(crate) use self::request::{is_one_of, parse_integer, peek_get_keys};
+pub(crate) use self::request::{is_one_of, parse_digits, parse_integer, peek_get_keys};
 pub(crate) use self::resp2::flat_members;
 pub use self::resp2::{Nil, Resp2Form, Shape, write_resp2};
 

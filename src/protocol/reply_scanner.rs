@@ -6,6 +6,8 @@
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
+use super::request::parse_digits;
+
 /// The input is not valid RESP. The start of the next reply is unknown, so the connection cannot be
 /// used further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -106,9 +108,8 @@ fn whole_bulk(input: &[u8]) -> Option<usize> {
     let behind = input.strip_prefix(b"$")?;
     let digits = behind.iter().take(MAX_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
     let (digits, rest) = behind.split_at(digits);
-    let rest = rest.strip_prefix(b"\r\n").filter(|_| !digits.is_empty())?;
-    let length = digits.iter().fold(0, |length, digit| length * 10 + usize::from(digit - b'0'));
-    let with_end = length + 2;
+    let rest = rest.strip_prefix(b"\r\n")?;
+    let with_end = parse_digits(digits)? + 2;
     (rest.len() >= with_end).then(|| input.len() - rest.len() + with_end)
 }
 

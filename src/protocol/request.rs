@@ -360,6 +360,15 @@ pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
     if plain { str::from_utf8(text).ok()?.parse().ok() } else { None }
 }
 
+/// Returns the value of one or more digits.
+pub(crate) fn parse_digits(text: &[u8]) -> Option<usize> {
+    let add = |number: usize, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| usize::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    };
+    text.iter().try_fold(0, add).filter(|_| !text.is_empty())
+}
+
 /// Whether `word` is one of these `words`, ignoring case.
 pub(crate) fn is_one_of(word: &[u8], words: &[&str]) -> bool {
     words.iter().any(|one| word.eq_ignore_ascii_case(one.as_bytes()))

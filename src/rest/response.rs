@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::protocol::InvalidReply;
+use crate::protocol::{InvalidReply, parse_digits};
 
 /// The form of strings in a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,10 @@ enum Head<'a> {
 fn head(reply: &[u8]) -> Result<(Head<'_>, &[u8]), InvalidReply> {
     let (line, rest) = first_line(reply).ok_or(InvalidReply)?;
     let (kind, text) = line.split_first().ok_or(InvalidReply)?;
-    let length = || if text == b"-1" { Ok(None) } else { number(text).map(Some) };
+    let length = || match text {
+        b"-1" => Ok(None),
+        digits => parse_digits(digits).map(Some).ok_or(InvalidReply),
+    };
     let head = match kind {
         b'+' => Head::Line(text),
         b'-' => Head::Error(text),
@@ -104,16 +107,6 @@ fn head(reply: &[u8]) -> Result<(Head<'_>, &[u8]), InvalidReply> {
         _ => return Err(InvalidReply),
     };
     Ok((head, rest))
-}
-
-/// Returns the value of some digits.
-fn number(text: &[u8]) -> Result<usize, InvalidReply> {
-    let add = |number: usize, digit: &u8| {
-        let digit = digit.is_ascii_digit().then(|| usize::from(digit - b'0'))?;
-        number.checked_mul(10)?.checked_add(digit)
-    };
-    let value = text.iter().try_fold(0, add).filter(|_| !text.is_empty());
-    value.ok_or(InvalidReply)
 }
 
 /// Returns the first line without its end, and the bytes behind it.
