@@ -369,11 +369,7 @@ impl Entry {
         if lived >= expires_after {
             return Freshness::Expired;
         }
-        let (ttl, grace) = if self.is_negative() {
-            (ttls.negative_ttl_for(validity), 0)
-        } else {
-            (ttls.ttl, ttls.stale_if_error)
-        };
+        let (ttl, grace) = self.ttl_and_grace(ttls, validity);
         let expired_for = lived.checked_sub(ttl);
         let past = match validity {
             Validity::Expired { since } => {
@@ -479,12 +475,18 @@ impl Entry {
     #[inline]
     pub(super) fn is_due(&self, now: u64, ttls: Ttls, validity: Validity) -> bool {
         let lived = now.saturating_sub(self.fetched_at());
-        is_due(lived, self.ttl(ttls, validity), self.expires_after())
+        is_due(lived, self.ttl_and_grace(ttls, validity).0, self.expires_after())
     }
 
-    /// Returns its TTL among those in force.
-    fn ttl(&self, ttls: Ttls, validity: Validity) -> u64 {
-        if self.is_negative() { ttls.negative_ttl_for(validity) } else { ttls.ttl }
+    /// Returns its TTL among those in force, and the time after it for which the entry may be served
+    /// as stale.
+    #[inline]
+    fn ttl_and_grace(&self, ttls: Ttls, validity: Validity) -> (u64, u64) {
+        if self.is_negative() {
+            (ttls.negative_ttl_for(validity), 0)
+        } else {
+            (ttls.ttl, ttls.stale_if_error)
+        }
     }
 
     /// Counts a large value as in flight, because the store that had it no longer counts it.
