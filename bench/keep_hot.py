@@ -18,6 +18,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from processes import free_port
+
 KEYS = ("hot:1", "cold:1")
 CONFIG = """
 http.listen = "127.0.0.1:0"
@@ -31,12 +33,6 @@ refresh = true
 [[cache.rules]]
 keys = "cold:*"
 """
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def connect(port):
