@@ -54,12 +54,14 @@ struct LargeValue {
 }
 
 impl LargeValue {
-    /// Makes room for more bytes, if there is none: as many as have arrived, and at the end exactly
-    /// the rest. A kept value would otherwise take up to twice its size.
+    /// Makes room for exactly the rest, once the room that an announced length gets is full.
+    ///
+    /// The operating system provides the memory as the bytes arrive. Doubling the room instead
+    /// would copy the value at every step. The buffers left behind are as large as the value
+    /// together, and the allocator keeps them for a second.
     fn reserve(&mut self) {
-        let (arrived, left) = (self.bytes.len(), self.length - self.bytes.len());
-        if self.bytes.capacity() == arrived {
-            self.bytes.reserve_exact(left.min(arrived.max(AHEAD)));
+        if self.bytes.capacity() == self.bytes.len() {
+            self.bytes.reserve_exact(self.length - self.bytes.len());
         }
     }
 }
@@ -218,7 +220,7 @@ impl ReplyDecoder {
     fn rest_of_large(&mut self) -> Result<Option<Value>, InvalidReply> {
         let Some(large) = &mut self.large else { return Ok(None) };
         let part = self.input.len().min(large.length - large.bytes.len());
-        // In steps, because each step reserves no more than has arrived.
+        // In steps, because the room for the whole value exists only once a part has arrived.
         let mut rest = &self.input[..part];
         while !rest.is_empty() {
             large.reserve();
