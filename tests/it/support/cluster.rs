@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use redis::{FromRedisValue, RedisResult, Value, cmd};
+use redis::{FromRedisValue, RedisError, RedisResult, Value, cmd};
 
 use super::authority::Authority;
 use super::redis_server::{RedisServer, RedisServerBuilder, connect, free_port};
@@ -214,6 +214,21 @@ impl RedisCluster {
         let (slot, owner) = (slot.to_string(), self.id(to));
         self.nodes[to].command(&["CLUSTER", "SETSLOT", &slot, "NODE", &owner]);
         self.nodes[from].command(&["CLUSTER", "SETSLOT", &slot, "NODE", &owner]);
+    }
+
+    /// Waits until all nodes know the owner of the key's slot. The nodes that a move does not
+    /// concern learn of it later.
+    pub(crate) fn await_owner(&self, key: &str, owner: usize) {
+        let address = format!(":{}", self.port(owner));
+        let knows = |(number, node): (usize, &RedisServer)| {
+            let asked: RedisResult<Value> = try_query(node, &["GET", key]);
+            let names_owner = |error: &RedisError| {
+                error.redirect_node().is_some_and(|(node, _)| node.ends_with(&address))
+            };
+            number == owner || asked.as_ref().is_err_and(names_owner)
+        };
+        let agree = || self.nodes.iter().enumerate().all(knows).then_some(());
+        within(BOUND, agree).expect("all nodes learn of the move");
     }
 
     /// Promotes a replica while its primary is healthy, and waits until all nodes know of it.
