@@ -47,7 +47,7 @@ check: ## Check the formatting, the lints and the documentation, with warnings a
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --locked -- -D warnings
-	cargo clippy --lib --profile test --features shuttle --locked -- -D warnings
+	cargo clippy --lib --bins --profile test --no-default-features --features shuttle --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
 
 deny: ## Check the dependencies for advisories, licences, bans and sources (installs cargo-deny if missing)

@@ -12,6 +12,7 @@ pub mod client;
 pub mod cluster;
 pub mod commands;
 pub mod config;
+#[cfg(feature = "console")]
 pub mod console;
 pub mod daemon;
 pub mod http;

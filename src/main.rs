@@ -4,15 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use redis_proxy::cli::{self, Command, Flags, Peer};
 use redis_proxy::client::{self, Response, Target, Trust};
 use redis_proxy::config::{self, Config, Problems, Sources};
+#[cfg(feature = "console")]
 use redis_proxy::console::{self, Source};
 use redis_proxy::daemon::health::{self, HealthCheck};
 use redis_proxy::daemon::{Daemon, ExitReason, StartError};
@@ -101,8 +103,7 @@ fn configured(command: Option<&Command>, flags: Flags) -> ExitCode {
     let sources = Sources { flags, environment: config::environment() };
     if let Some(Command::Stat { watch, .. } | Command::Top { watch, .. }) = command {
         let target = queried(&watch.peer, || sources.load_lenient());
-        let source = target.map(|target| Source::new(target, watch.interval));
-        return finish(source.and_then(|source| show(command, source)));
+        return finish(show(command, target, watch.interval));
     }
     if let Some(Command::Health { live }) = command {
         // A refused reload leaves the daemon healthy, so problems of the file are ignored here.
@@ -283,8 +284,25 @@ fn with_token(target: Target, file: Option<&Path>) -> anyhow::Result<Target> {
     Ok(target.with_token_file(file)?)
 }
 
-/// Runs `stat` and `top`.
-fn show(command: Option<&Command>, mut source: Source) -> anyhow::Result<ExitCode> {
+/// Runs `stat` and `top` for this proxy.
+#[cfg(not(feature = "console"))]
+fn show(
+    _: Option<&Command>,
+    target: anyhow::Result<Target>,
+    _: Duration,
+) -> anyhow::Result<ExitCode> {
+    let shown = target?.shown().clone();
+    bail!("built without the feature console; /status and /status.json of {shown} show the same")
+}
+
+/// Runs `stat` and `top` for this proxy.
+#[cfg(feature = "console")]
+fn show(
+    command: Option<&Command>,
+    target: anyhow::Result<Target>,
+    interval: Duration,
+) -> anyhow::Result<ExitCode> {
+    let mut source = Source::new(target?, interval);
     let mut out = io::stdout().lock();
     let shown = match command {
         Some(Command::Stat { count, .. }) => {
@@ -295,7 +313,7 @@ fn show(command: Option<&Command>, mut source: Source) -> anyhow::Result<ExitCod
             console::print_json(&mut source, *once, &mut out)
         }
         Some(Command::Top { once: true, .. }) => console::once(&mut source, &mut out),
-        _ if !io::stdout().is_terminal() => {
+        _ if !io::IsTerminal::is_terminal(&io::stdout()) => {
             bail!("standard output is no terminal; expected --once or --json")
         }
         _ => {
