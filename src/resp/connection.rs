@@ -78,8 +78,9 @@ const LARGE_INPUT: usize = 64 << 10;
 const BUF_RETAIN: usize = 16 << 10;
 /// The most bytes that may wait to be sent to Redis.
 const REDIS_HIGH_WATER: usize = 1 << 20;
-/// The most bytes from Redis that may wait to be sent to a client. The rest waits at Redis.
-const CLIENT_HIGH_WATER: usize = 1 << 20;
+/// The most bytes from Redis that may wait to be sent to a client. The rest waits at Redis. All of
+/// them are written at once when the client reads on, and other clients of the worker wait for it.
+const CLIENT_HIGH_WATER: usize = 32 << 10;
 /// The most flights of one client, each of which may hold a value that cannot leave yet.
 const MAX_FLIGHTS: usize = 64;
 /// The most pending replies of one client.
