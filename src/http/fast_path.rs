@@ -17,10 +17,10 @@ use std::time::{Duration, SystemTime};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::observer;
-use super::request_head::{HeadParser, ParsedHead, SimpleRequest, has_empty_line};
+use super::request_head::{HeadParser, ParsedHead, SimpleMethod, SimpleRequest, has_empty_line};
 use super::service::{
     FastPathResult, HTTP2_PREFACE, Handler, HttpService, LONGEST_TARGET, ResponseWriter,
 };
@@ -90,6 +90,8 @@ pub(super) enum Handover {
 enum Next {
     ParseMore,
     Read,
+    /// Read until the input has this length: the body of the next request ends there.
+    ReadBody(usize),
     Wait(PendingResponse),
     HandOver,
     Close,
@@ -104,12 +106,21 @@ struct PendingResponse {
 
 /// Returns the method and the path of a request.
 fn request_line(request: &SimpleRequest<'_>) -> (String, String) {
-    let method = if request.wants_body() { "GET" } else { "HEAD" };
+    let method = match request.method() {
+        SimpleMethod::Get => "GET",
+        SimpleMethod::Head => "HEAD",
+        SimpleMethod::Post => "POST",
+    };
     (method.to_owned(), String::from_utf8_lossy(request.path()).into_owned())
 }
 
 /// The free space for each read, in bytes.
 const READ_CHUNK: usize = 8 << 10;
+/// The longest request with an awaited body, in bytes. hyper reads a longer one in pieces.
+const LONGEST_AWAITED: usize = 64 << 10;
+/// The time for which the rest of a body is awaited. Clients send it at once, or in a second
+/// packet. A later one has hyper's timeouts.
+const BODY_WAIT: Duration = Duration::from_millis(100);
 /// The number of pending response bytes that are written before more requests are processed.
 const WRITE_HIGH_WATER: usize = 64 << 10;
 
@@ -155,6 +166,12 @@ impl<R: Handler> FastPath<R> {
                     Ok(0) => return self.close().await,
                     Err(_) => return Handover::Closed,
                 },
+                // Boxed, it does not enlarge the future of each request.
+                Next::ReadBody(length) => match Box::pin(self.read_body(length)).await {
+                    Ok(true) => {}
+                    Ok(false) => return self.hand_over(),
+                    Err(_) => return Handover::Closed,
+                },
                 Next::Wait(pending) => self.await_response(pending).await,
                 Next::HandOver => return self.hand_over(),
                 Next::Close => return self.close().await,
@@ -181,6 +198,12 @@ impl<R: Handler> FastPath<R> {
             }
             let (request, length) = match self.parser.parse(&self.input) {
                 ParsedHead::Simple(request, length) => (request, length),
+                ParsedHead::LacksBody(request, length) => {
+                    let is_awaited = length <= LONGEST_AWAITED
+                        && self.http.admits(&request)
+                        && self.http.handler.awaits_body(&request, self.now);
+                    return if is_awaited { Next::ReadBody(length) } else { Next::HandOver };
+                }
                 ParsedHead::Incomplete => return self.need_more(),
                 ParsedHead::Complex => {
                     return if self.is_first && self.may_be_preface() {
@@ -277,6 +300,23 @@ impl<R: Handler> FastPath<R> {
             self.timers.activity.record_read(self.now);
         }
         Ok(count)
+    }
+
+    /// Reads the rest of a body, which ends at `length`. Returns whether it came soon. Meanwhile
+    /// the request is in flight, as it is while hyper reads a body.
+    async fn read_body(&mut self, length: usize) -> io::Result<bool> {
+        let _in_flight = CountGuard::new(&Arc::clone(&self.timers).in_flight);
+        self.timers.activity.mark_consumed();
+        self.input.reserve(length - self.input.len());
+        let whole = async {
+            while self.input.len() < length {
+                if self.read().await? == 0 {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        timeout(BODY_WAIT, whole).await.unwrap_or(Ok(false))
     }
 
     async fn await_response(

@@ -23,7 +23,7 @@ use super::headers::{
     any_list_member, etag, insert_header, put_cache_headers, read_mode, weakly_matches,
 };
 use super::problem::RequestError;
-use super::request_head::SimpleRequest;
+use super::request_head::{SimpleMethod, SimpleRequest};
 use super::service::{FastPathResult, Handler, ResponseWriter};
 use super::settings::Settings;
 use crate::cache::{Answer, Freshness, ReadMode, RuleOutcome, Value};
@@ -101,6 +101,9 @@ impl Handler for Keys {
         now: Instant,
         answer: ResponseWriter<'_>,
     ) -> FastPathResult {
+        if request.method() == SimpleMethod::Post {
+            return FastPathResult::Fallback;
+        }
         match request
             .path()
             .strip_prefix(PREFIX.as_bytes())

@@ -20,7 +20,7 @@ pub use self::admin::{router, standalone_router};
 pub use self::cache_routes::{CacheAccess, TrustedPeers};
 pub use self::keys::Keys;
 pub use self::observer::Observer;
-pub use self::request_head::SimpleRequest;
+pub use self::request_head::{SimpleMethod, SimpleRequest};
 pub(crate) use self::routes::OPERATOR_ROUTES;
 pub use self::service::{FastPathResult, Handler, HttpService, Limits, ResponseWriter};
 pub use self::settings::{AdminSettings, CacheControl, Settings};

@@ -1,9 +1,10 @@
-//! The head of a simple request: `GET` or `HEAD` of a path over HTTP/1.1, without a body.
+//! The head of a simple request over HTTP/1.1: `GET` or `HEAD` of a path without a body, or `POST`
+//! to a path with a body of known length.
 //!
-//! A request is simple if it has no body, no field that affects the connection, and no ambiguous
-//! part. Every other request counts as complex, and is not rejected here. httparse finds the parts
-//! of a head, and hyper uses it as well. The bytes after the path are nearly always the same in all
-//! requests of a connection. In that case they are only compared: equal bytes have equal parts.
+//! A request is simple if it has no field that affects the connection, and no ambiguous part. Every
+//! other request counts as complex, and is not rejected here. httparse finds the parts of a head,
+//! and hyper uses it as well. The bytes after the path are nearly always the same in all requests
+//! of a connection. In that case they are only compared: equal bytes have equal parts.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -23,6 +24,17 @@ pub(super) struct HeadParser {
     remembered: Vec<u8>,
     /// The fields of the last simple request, as ranges of the bytes after its path.
     fields: Vec<Field>,
+    framing: Framing,
+}
+
+/// The length of the body of a simple request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Framing {
+    /// The method has no body.
+    #[default]
+    NoBody,
+    /// The one `Content-Length`.
+    Length(usize),
 }
 
 /// The position of a field.
@@ -37,14 +49,30 @@ pub(super) enum ParsedHead<'a> {
     Incomplete,
     /// A simple request, with its length in bytes.
     Simple(SimpleRequest<'a>, usize),
+    /// The same without a part of its body.
+    LacksBody(SimpleRequest<'a>, usize),
     /// Any other input.
     Complex,
 }
 
-/// A `GET` or `HEAD` of a path, without a body.
+/// The method of a simple request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SimpleMethod {
+    /// `GET`.
+    Get,
+    /// `HEAD`.
+    Head,
+    /// `POST`.
+    Post,
+}
+
+/// A `GET` or `HEAD` of a path without a body, or a `POST` with one.
 pub struct SimpleRequest<'a> {
+    method: SimpleMethod,
     path: &'a [u8],
-    wants_body: bool,
+    body_length: usize,
+    /// The part of the body that has arrived.
+    body: &'a [u8],
     /// The bytes after the path.
     rest: &'a [u8],
     fields: &'a [Field],
@@ -53,11 +81,8 @@ pub struct SimpleRequest<'a> {
 impl HeadParser {
     /// Parses `bytes`, which begin at the start of a request.
     pub(super) fn parse<'a>(&'a mut self, bytes: &'a [u8]) -> ParsedHead<'a> {
-        if let Some((wants_body, path, length)) = self.parse_same(bytes) {
-            return ParsedHead::Simple(
-                SimpleRequest { path, wants_body, rest: &self.remembered, fields: &self.fields },
-                length,
-            );
+        if let Some((method, path, length)) = self.parse_same(bytes) {
+            return self.parsed(method, path, &self.remembered, &bytes[length..], length);
         }
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = Request::new(&mut []);
@@ -66,9 +91,10 @@ impl HeadParser {
             Ok(Status::Partial) => return ParsedHead::Incomplete,
             Err(_) => return ParsedHead::Complex,
         };
-        let wants_body = match request.method {
-            Some("GET") => true,
-            Some("HEAD") => false,
+        let method = match request.method {
+            Some("GET") => SimpleMethod::Get,
+            Some("HEAD") => SimpleMethod::Head,
+            Some("POST") => SimpleMethod::Post,
             _ => return ParsedHead::Complex,
         };
         let path = request
@@ -78,37 +104,67 @@ impl HeadParser {
         let Some(path) = path else {
             return ParsedHead::Complex;
         };
-        if !has_simple_fields(request.headers) {
+        let Some(framing) = simple_framing(method, request.headers) else {
             return ParsedHead::Complex;
-        }
+        };
         let rest = &bytes[subslice_range(path, bytes).end + 1..length];
-        let rest = if self.remember(rest, request.headers) { &self.remembered } else { rest };
-        ParsedHead::Simple(SimpleRequest { path, wants_body, rest, fields: &self.fields }, length)
+        let is_remembered = self.remember(rest, request.headers, framing);
+        let rest = if is_remembered { &self.remembered } else { rest };
+        self.parsed(method, path, rest, &bytes[length..], length)
     }
 
-    /// Parses a request that equals the last one after its path. Returns whether it wants a body,
-    /// its path, and its length in bytes.
-    fn parse_same<'a>(&self, bytes: &'a [u8]) -> Option<(bool, &'a [u8], usize)> {
-        let (wants_body, target) = match bytes {
-            [b'G', b'E', b'T', b' ', target @ ..] => (true, target),
-            [b'H', b'E', b'A', b'D', b' ', target @ ..] => (false, target),
+    /// Returns a simple request with the fields that are remembered. Its head has `length` bytes,
+    /// and `behind` are the bytes after it.
+    #[inline]
+    fn parsed<'a>(
+        &'a self,
+        method: SimpleMethod,
+        path: &'a [u8],
+        rest: &'a [u8],
+        behind: &'a [u8],
+        length: usize,
+    ) -> ParsedHead<'a> {
+        let fields = &self.fields;
+        let Framing::Length(body_length) = self.framing else {
+            let request = SimpleRequest { method, path, body_length: 0, body: &[], rest, fields };
+            return ParsedHead::Simple(request, length);
+        };
+        let body = &behind[..body_length.min(behind.len())];
+        let request = SimpleRequest { method, path, body_length, body, rest, fields };
+        if body.len() == body_length {
+            ParsedHead::Simple(request, length + body_length)
+        } else {
+            ParsedHead::LacksBody(request, length + body_length)
+        }
+    }
+
+    /// Parses a request that equals the last one after its path. Returns its method, its path, and
+    /// the length of its head in bytes.
+    fn parse_same<'a>(&self, bytes: &'a [u8]) -> Option<(SimpleMethod, &'a [u8], usize)> {
+        let (method, target) = match bytes {
+            [b'G', b'E', b'T', b' ', target @ ..] => (SimpleMethod::Get, target),
+            [b'H', b'E', b'A', b'D', b' ', target @ ..] => (SimpleMethod::Head, target),
+            [b'P', b'O', b'S', b'T', b' ', target @ ..] => (SimpleMethod::Post, target),
             _ => return None,
         };
         let end = target.iter().position(|byte| !PATH_BYTES[usize::from(*byte)])?;
         let (path, rest) = target.split_at(end);
+        // A length of a body is simple for some methods only.
         let is_same = !self.remembered.is_empty()
+            && (self.framing == Framing::NoBody) == (method != SimpleMethod::Post)
             && path.starts_with(b"/")
             && rest.strip_prefix(b" ")?.starts_with(&self.remembered);
-        is_same.then(|| (wants_body, path, bytes.len() - rest.len() + 1 + self.remembered.len()))
+        is_same.then(|| (method, path, bytes.len() - rest.len() + 1 + self.remembered.len()))
     }
 
     /// Remembers the bytes after the path of a simple request and the positions of its fields.
     /// Returns whether the bytes fit.
-    fn remember(&mut self, rest: &[u8], headers: &[Header<'_>]) -> bool {
+    fn remember(&mut self, rest: &[u8], headers: &[Header<'_>], framing: Framing) -> bool {
         let field = |header: &Header<'_>| Field {
             name: subslice_range(header.name.as_bytes(), rest),
             value: subslice_range(header.value, rest),
         };
+        self.framing = framing;
         self.fields.clear();
         self.fields.extend(headers.iter().map(field));
         self.remembered.clear();
@@ -128,6 +184,21 @@ fn subslice_range(part: &[u8], whole: &[u8]) -> Range<usize> {
 }
 
 impl SimpleRequest<'_> {
+    /// Returns the method.
+    pub fn method(&self) -> SimpleMethod {
+        self.method
+    }
+
+    /// Returns the length of the body, which is 0 without one.
+    pub fn body_length(&self) -> usize {
+        self.body_length
+    }
+
+    /// Returns the body, as far as it has arrived.
+    pub fn body(&self) -> &[u8] {
+        self.body
+    }
+
     /// Returns the path as it was sent.
     pub fn path(&self) -> &[u8] {
         self.path
@@ -135,7 +206,7 @@ impl SimpleRequest<'_> {
 
     /// Whether the response has a body, which a response to `HEAD` has not.
     pub fn wants_body(&self) -> bool {
-        self.wants_body
+        self.method != SimpleMethod::Head
     }
 
     /// Returns the values of all fields with this name, which must be in lower case.
@@ -152,14 +223,17 @@ impl SimpleRequest<'_> {
     }
 }
 
-/// Whether the fields are those of a simple request:
+/// Returns the length of the body of a request with these fields, if they are those of a simple
+/// request:
 ///
 /// - Exactly one field is `Host` (RFC 9112, section 3.2).
-/// - No field frames a body or affects the connection.
+/// - No field frames a body or affects the connection, but for the one `Content-Length` of a
+///   `POST`.
 /// - No field expects an interim response.
-fn has_simple_fields(fields: &[Header<'_>]) -> bool {
+/// - The body is not encoded.
+fn simple_framing(method: SimpleMethod, fields: &[Header<'_>]) -> Option<Framing> {
     const NOT_SIMPLE: [&str; 8] = [
-        "content-length",
+        "content-encoding",
         "expect",
         "http2-settings",
         "proxy-connection",
@@ -175,7 +249,26 @@ fn has_simple_fields(fields: &[Header<'_>]) -> bool {
         }
         !NOT_SIMPLE.iter().any(|name| is(field, name))
     };
-    fields.iter().filter(|field| is(field, "host")).count() == 1 && fields.iter().all(is_simple)
+    let has_one_host = fields.iter().filter(|field| is(field, "host")).count() == 1;
+    if !has_one_host || !fields.iter().all(is_simple) {
+        return None;
+    }
+    let mut lengths = fields.iter().filter(|field| is(field, "content-length"));
+    match (method, lengths.next(), lengths.next()) {
+        (SimpleMethod::Post, Some(length), None) => {
+            simple_length(length.value).map(Framing::Length)
+        }
+        (SimpleMethod::Get | SimpleMethod::Head, None, _) => Some(Framing::NoBody),
+        _ => None,
+    }
+}
+
+/// Returns the value of a `Content-Length` that has digits alone.
+fn simple_length(value: &[u8]) -> Option<usize> {
+    let digits = std::str::from_utf8(value).ok()?;
+    // A number may begin with a sign.
+    let length: u32 = digits.parse().ok().filter(|_| value[0].is_ascii_digit())?;
+    usize::try_from(length).ok()
 }
 
 /// Returns the size of a field as received, in bytes, given the lengths of its name and value.
@@ -218,7 +311,17 @@ mod tests {
     #[derive(Debug, PartialEq)]
     enum Found {
         Part,
-        Plain { path: Vec<u8>, wants_body: bool, length: usize },
+        Plain {
+            path: Vec<u8>,
+            method: SimpleMethod,
+            body: Vec<u8>,
+            length: usize,
+        },
+        /// Some of the body is here.
+        Started {
+            body: Vec<u8>,
+            length: usize,
+        },
         Other,
     }
 
@@ -231,16 +334,23 @@ mod tests {
             ParsedHead::Incomplete => Found::Part,
             ParsedHead::Simple(request, length) => Found::Plain {
                 path: request.path().to_owned(),
-                wants_body: request.wants_body(),
+                method: request.method(),
+                body: request.body().to_owned(),
                 length: *length,
             },
+            ParsedHead::LacksBody(request, length) => {
+                assert!(request.body().len() < request.body_length());
+                Found::Started { body: request.body().to_owned(), length: *length }
+            }
             ParsedHead::Complex => Found::Other,
         }
     }
 
     /// Returns the values of all fields, looked up by name.
     fn fields(head: &ParsedHead<'_>) -> Vec<Vec<u8>> {
-        let ParsedHead::Simple(request, _) = head else { return Vec::new() };
+        let (ParsedHead::Simple(request, _) | ParsedHead::LacksBody(request, _)) = head else {
+            return Vec::new();
+        };
         ["host", "x", "accept"]
             .iter()
             .flat_map(|name| request.values(name).map(<[u8]>::to_vec))
@@ -248,7 +358,7 @@ mod tests {
     }
 
     fn plain(path: &str, length: usize) -> Found {
-        Found::Plain { path: path.into(), wants_body: true, length }
+        Found::Plain { path: path.into(), method: SimpleMethod::Get, body: Vec::new(), length }
     }
 
     #[test]
@@ -274,16 +384,68 @@ mod tests {
             }
         }
         let head = b"HEAD /keys/a HTTP/1.1\r\nHost: x\r\n\r\n";
+        let (method, body) = (SimpleMethod::Head, Vec::new());
         assert_eq!(
             look(head),
-            Found::Plain { path: "/keys/a".into(), wants_body: false, length: head.len() }
+            Found::Plain { path: "/keys/a".into(), method, body, length: head.len() }
         );
+    }
+
+    #[test]
+    fn post_has_the_body_of_its_length() {
+        for (fields, body) in [
+            ("Host: x\r\nContent-Length: 5\r\n", "12345"),
+            ("content-LENGTH:0005 \r\nHost: x\r\nContent-Type: text/plain\r\n", "\r\n\r\n1"),
+            ("Content-Length: 0\r\nHost: x\r\nConnection: keep-alive\r\n", ""),
+        ] {
+            let request = format!("POST /rest HTTP/1.1\r\n{fields}\r\n{body}");
+            let (length, head) = (request.len(), request.len() - body.len());
+            let (path, method) = (b"/rest".to_vec(), SimpleMethod::Post);
+            let whole = Found::Plain { path, method, body: body.into(), length };
+            for behind in ["", "POST", "\r\n"] {
+                assert_eq!(look(format!("{request}{behind}").as_bytes()), whole, "{fields}");
+            }
+            for cut in 0..length {
+                let part = &request.as_bytes()[..cut];
+                let expected = if cut < head {
+                    Found::Part
+                } else {
+                    Found::Started { body: part[head..].into(), length }
+                };
+                assert_eq!(look(part), expected, "{fields} {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn body_in_doubt_leaves_the_fast_path() {
+        for fields in [
+            "",
+            "Content-Length: 3\r\nContent-Length: 3\r\n",
+            "Content-Length: 3, 3\r\n",
+            "Content-Length: +3\r\n",
+            "Content-Length: -3\r\n",
+            "Content-Length: 0x3\r\n",
+            "Content-Length: 3.0\r\n",
+            "Content-Length: \r\n",
+            "Content-Length: 4294967296\r\n",
+            "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\n",
+            "Content-Length: 3\r\nContent-Encoding: gzip\r\n",
+            "Content-Length: 3\r\nExpect: 100-continue\r\n",
+            "Content-Length: 3\r\nConnection: close\r\n",
+            "Content-Length: 3\r\nTrailer: x\r\n",
+        ] {
+            let request = format!("POST /rest HTTP/1.1\r\nHost: x\r\n{fields}\r\nabc");
+            assert_eq!(look(request.as_bytes()), Found::Other, "{fields}");
+        }
     }
 
     #[test]
     fn ambiguous_heads_leave_the_fast_path() {
         for line in [
             "POST /keys/a HTTP/1.1",
+            "PUT /keys/a HTTP/1.1",
             "get /keys/a HTTP/1.1",
             "GET /keys/a HTTP/1.0",
             "GET /keys/a?b HTTP/1.1",
@@ -343,8 +505,8 @@ mod tests {
         #[test]
         fn parser_keeps_no_state_between_heads(
             parser in proptest::collection::vec(
-                "(GET|HEAD|PUT) [/a#]{1,3} HTTP/1\\.[01]\r?\n(Host: \
-                    [ab]?\r\n){0,2}((X|Accept|TE): ?[ab]{0,3}\r\n){0,2}\r\nG?",
+                "(GET|HEAD|POST|PUT) [/a#]{1,3} HTTP/1\\.[01]\r?\n(Host: \
+                    [ab]?\r\n){0,2}((X|Accept|TE|Content-Length): ?[ab0-2]{0,2}\r\n){0,2}\r\nG?",
                 1..8,
             ),
             long in any::<bool>(), cut in 0_usize..4,

@@ -56,6 +56,12 @@ pub trait Handler: Clone + Send + Sync + 'static {
     ) -> FastPathResult {
         FastPathResult::Fallback
     }
+
+    /// Whether a simple request of which a part of the body is missing would be answered by
+    /// [`handle_simple`](Self::handle_simple) with it. Its head alone has no answer then.
+    fn awaits_body(&self, _request: &SimpleRequest<'_>, _now: Instant) -> bool {
+        false
+    }
 }
 
 impl Handler for Router {
@@ -88,8 +94,12 @@ impl<R: Handler> HttpService<R> {
 
     /// Whether a simple request passes all checks that precede routing.
     pub(super) fn admits(&self, request: &SimpleRequest<'_>) -> bool {
+        let authenticates = || {
+            let path = std::str::from_utf8(request.path());
+            path.is_ok_and(|path| self.handler.authenticates(path))
+        };
         let admits = |(auth, _): &(BearerAuth, RejectCounter)| {
-            auth.is_authorized(request.values("authorization"))
+            authenticates() || auth.is_authorized(request.values("authorization"))
         };
         request.size() <= self.limits.max_header && self.auth.as_ref().is_none_or(admits)
     }

@@ -82,6 +82,22 @@ impl WriteBuf {
         self.push(other.tail.freeze());
     }
 
+    /// Returns all bytes in one piece. Only large pieces are copied for that.
+    pub(crate) fn as_one(&mut self) -> &[u8] {
+        if !self.chunks.is_empty() {
+            let mut whole = BytesMut::with_capacity(self.len());
+            self.chunks.drain(..).for_each(|chunk| whole.extend_from_slice(&chunk));
+            whole.extend_from_slice(&self.tail);
+            (self.in_chunks, self.tail) = (0, whole);
+        }
+        &self.tail
+    }
+
+    /// Removes all bytes.
+    pub(crate) fn clear(&mut self) {
+        self.advance(self.len());
+    }
+
     fn close_tail(&mut self) {
         if !self.tail.is_empty() {
             self.in_chunks += self.tail.len();
@@ -146,6 +162,21 @@ impl WriteBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_of_any_size_become_one() {
+        let mut output = WriteBuf::default();
+        let (small, large) = ([1; 10], [2; ZERO_COPY_MIN]);
+        for pieces in [&[&small[..]][..], &[&small, &large], &[&large, &small, &large, &small]] {
+            for piece in pieces {
+                output.push(Bytes::copy_from_slice(piece));
+            }
+            assert_eq!(output.as_one(), pieces.concat());
+            assert_eq!(output.len(), pieces.concat().len());
+            output.clear();
+            assert!(output.is_empty() && output.as_one().is_empty());
+        }
+    }
 
     #[test]
     fn buffer_capacity_is_close_to_its_length() {

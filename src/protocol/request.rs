@@ -271,6 +271,11 @@ pub struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
+    /// The arguments at these places in `source`.
+    pub fn new(source: &'a [u8], ranges: &'a [Range<usize>]) -> Self {
+        Self { source, ranges }
+    }
+
     /// Returns the number of arguments.
     pub fn len(&self) -> usize {
         self.ranges.len()

@@ -1,19 +1,20 @@
 //! The execution of decisions about commands. The decisions are made in [`crate::commands`].
 
 use bytes::{BufMut as _, Bytes};
-use tokio::time::Instant;
 
+use super::batch::{Batch, BatchTime};
 use super::connection::Connection;
 use super::lifetime::ConnState;
+use super::prefetch::{PREFETCHED, prefetch};
 use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
-use crate::cache::{LookupTime, Outcome, RuleId, RuleOutcome};
+use crate::cache::Outcome;
 use crate::commands::{
-    Action, Admission, AdmissionTracker, CachedReply, Class, Command, CommandInfo, Identity,
-    Invalidations, LocalAction, LongAction, PendingReplies, RejectReason, RuleReads, SessionEffect,
-    SessionState, View, decide, decide_long, invalidations,
+    Action, Admission, AdmissionTracker, Class, Command, CommandInfo, Identity, Invalidations,
+    LocalAction, LongAction, PendingReplies, RejectReason, RuleReads, SessionEffect, SessionState,
+    View, decide, decide_long, invalidations,
 };
-use crate::metrics::{self, FrontEnd, Kind};
+use crate::metrics;
 use crate::net::ZERO_COPY_MIN;
 use crate::protocol::{
     ParseStatus, ReplySummary, RequestLimits, UNAUTHENTICATED, peek_get_keys, write_error,
@@ -22,123 +23,11 @@ use crate::protocol::{
 use crate::proxy::Proxy;
 use crate::status::info_section;
 
-/// The number of reads for which memory is prefetched together.
-const PREFETCHED: usize = 16;
-
 /// Whether a command was taken, or waits.
 #[derive(PartialEq, Eq)]
 enum Taken {
     Yes,
     Waits,
-}
-
-/// Commands that were taken together, to be counted together.
-struct Batch {
-    front_end: FrontEnd,
-    begun: BatchTime,
-    /// Reads that were answered, by outcome.
-    outcomes: Outcomes,
-    /// The label of the last command, and how many in a row have it and are not counted yet.
-    commands: (usize, u64),
-    /// The kind and outcome of the last kept reads, and how many in a row have them and are not
-    /// counted yet.
-    kept_reads: Option<(Kind, Outcome, u64)>,
-    /// The last reads that memory answered, which are not counted for their rule yet.
-    rule_reads: RuleRun,
-}
-
-/// The beginning of a batch.
-#[derive(Clone, Copy)]
-struct BatchTime {
-    now: Instant,
-    lookup_time: LookupTime,
-}
-
-/// The reads of a batch with the same rule in a row.
-#[derive(Clone, Copy)]
-struct RuleRun {
-    rule: RuleId,
-    /// The outcomes of the batch before the first of them.
-    before: Outcomes,
-}
-
-type Outcomes = [u64; Outcome::ALL.len()];
-
-impl RuleRun {
-    /// Counts the run and begins another, of reads that are not among `outcomes` yet.
-    #[cold]
-    fn begin(&mut self, rule: RuleId, outcomes: &Outcomes, proxy: &Proxy) {
-        self.record(outcomes, proxy);
-        (self.rule, self.before) = (rule, *outcomes);
-    }
-
-    /// Counts those that memory answered. Others are counted where they are forwarded.
-    #[inline]
-    fn record(&self, outcomes: &Outcomes, proxy: &Proxy) {
-        if self.rule != RuleId::NONE {
-            self.record_answered(outcomes, proxy);
-        }
-    }
-
-    fn record_answered(&self, outcomes: &Outcomes, proxy: &Proxy) {
-        for outcome in [Outcome::Hit, Outcome::NegativeHit] {
-            let reads = outcomes[outcome as usize] - self.before[outcome as usize];
-            if reads > 0 {
-                proxy.record_rule(self.rule, RuleOutcome::Read(outcome), reads);
-            }
-        }
-    }
-}
-
-impl Batch {
-    fn new(front_end: FrontEnd, begun: BatchTime) -> Self {
-        let outcomes = [0; Outcome::ALL.len()];
-        let rule_reads = RuleRun { rule: RuleId::NONE, before: outcomes };
-        Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None, rule_reads }
-    }
-
-    /// Counts the kind of a read. `outcomes` counts its outcome.
-    fn add_kept_read(&mut self, kind: Kind, outcome: Outcome, proxy: &Proxy) {
-        match &mut self.kept_reads {
-            Some((last, of, count)) if (*last, *of) == (kind, outcome) => *count += 1,
-            _ => {
-                self.count_kept_reads(proxy);
-                self.kept_reads = Some((kind, outcome, 1));
-            }
-        }
-    }
-
-    fn count_kept_reads(&self, proxy: &Proxy) {
-        if let Some((kind, outcome, count)) = self.kept_reads {
-            proxy.record_kind(self.front_end, kind, outcome, count);
-        }
-    }
-
-    fn add_command(&mut self, label: usize, proxy: &Proxy) {
-        if label != self.commands.0 {
-            self.count_commands(proxy);
-            self.commands = (label, 0);
-        }
-        self.commands.1 += 1;
-    }
-
-    fn count_commands(&self, proxy: &Proxy) {
-        let (label, count) = self.commands;
-        if count > 0 {
-            proxy.record_commands(label, count);
-        }
-    }
-
-    fn count(&self, proxy: &Proxy, ended: Instant) {
-        self.count_commands(proxy);
-        self.count_kept_reads(proxy);
-        self.rule_reads.record(&self.outcomes, proxy);
-        let elapsed = ended.saturating_duration_since(self.begun.now);
-        let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
-        for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
-            proxy.record(self.front_end, outcome, count, elapsed);
-        }
-    }
 }
 
 impl Connection {
@@ -162,7 +51,7 @@ impl Connection {
             && !self.turn.is_over()
         {
             if taken % PREFETCHED == 0 {
-                self.prefetch();
+                prefetch(&self.shared.proxy, peek_get_keys(&self.input));
             }
             if self.take_next(&mut batch) == Taken::Waits {
                 break;
@@ -173,18 +62,6 @@ impl Connection {
         let ended = self.read_clock();
         batch.count(&self.shared.proxy, ended);
         taken > 0
-    }
-
-    /// Prefetches the memory of the next reads, where there are several.
-    fn prefetch(&self) {
-        let (mut keys, mut count) = ([&[][..]; PREFETCHED], 0);
-        for (key, place) in peek_get_keys(&self.input).zip(&mut keys) {
-            *place = key;
-            count += 1;
-        }
-        if count > 1 {
-            self.shared.proxy.prefetch(&keys[..count]);
-        }
     }
 
     fn limits(&self) -> RequestLimits {
@@ -307,14 +184,8 @@ impl Connection {
 
     #[inline]
     fn decide(&mut self, info: CommandInfo, length: usize, batch: &mut Batch) -> Action {
-        let Batch { outcomes, rule_reads, begun, .. } = batch;
-        self.with_view(info, length, *begun, |view, command| {
-            decide(view, command, |outcome, rule| {
-                if rule != rule_reads.rule {
-                    rule_reads.begin(rule, outcomes, view.memory);
-                }
-                outcomes[outcome as usize] += 1;
-            })
+        self.with_view(info, length, batch.begun, |view, command| {
+            decide(view, command, |outcome, rule| batch.add_hit(outcome, rule, view.memory))
         })
     }
 
@@ -335,9 +206,7 @@ impl Connection {
             }
             Action::Reply(reply) => {
                 self.consume(length);
-                if let CachedReply::Kept(_, kind) | CachedReply::Derived(_, kind) = reply {
-                    batch.add_kept_read(kind, Outcome::Hit, &self.shared.proxy);
-                }
+                batch.add_kept_reply(&reply, &self.shared.proxy);
                 let protocol = self.session.protocol();
                 self.reply(|output| reply.write(output, protocol));
                 self.keep_redis_alive(batch.begun.now);
@@ -356,14 +225,14 @@ impl Connection {
             }
             Action::BypassReply(kind, rules) => {
                 self.count_rules(&rules);
-                batch.outcomes[Outcome::Bypass as usize] += 1;
+                batch.add_bypassed(1);
                 batch.add_kept_read(kind, Outcome::Bypass, &self.shared.proxy);
                 let invalidations = self.invalidations(info.class);
                 self.forward(SessionEffect::MayObserveWrite, invalidations, length);
             }
             Action::Bypass(keys, rules) => {
                 self.count_rules(&rules);
-                batch.outcomes[Outcome::Bypass as usize] += keys as u64;
+                batch.add_bypassed(keys);
                 self.forward(SessionEffect::MayObserveWrite, Invalidations::None, length);
             }
             Action::Forward(effect) => {
@@ -460,7 +329,7 @@ impl Connection {
             invalidations = Invalidations::All;
         }
         if info.class.is_read() {
-            batch.outcomes[Outcome::Bypass as usize] += 1;
+            batch.add_bypassed(1);
         }
         let is_passthrough = effect == SessionEffect::Passthrough;
         self.expect_reply(effect, invalidations);

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::fence::Fences;
 use super::lifetime::ConnState;
+use super::memory_reader::MemoryReader;
 use super::pool::Pool;
 use super::settings::Settings;
 use super::shared::Shared;
@@ -77,6 +78,12 @@ impl LocalClients {
     /// Returns the facts about the command of this name.
     pub fn find(&self, name: &[u8]) -> CommandInfo {
         self.shared.commands.find(name)
+    }
+
+    /// The commands of a new client, as far as memory answers them. It has seen the writes until
+    /// `since`, and sent its commands at `now`.
+    pub fn reader(&self, since: Option<Instant>, now: Instant) -> MemoryReader<'_> {
+        MemoryReader::new(&self.shared, since, now)
     }
 
     /// A new client, which has seen the writes until `since`.

@@ -11,6 +11,7 @@
 //!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
+mod batch;
 mod cluster;
 mod connection;
 mod dedicated;
@@ -20,7 +21,9 @@ mod fence;
 mod info;
 mod lifetime;
 mod local;
+mod memory_reader;
 mod pool;
+mod prefetch;
 mod reply_queue;
 mod settings;
 mod shared;
@@ -38,6 +41,8 @@ use tokio::time::Instant;
 pub use self::cluster::KeySpecs;
 use self::connection::Connection;
 pub use self::local::{LocalClient, LocalClients};
+pub use self::memory_reader::MemoryReader;
+pub use self::prefetch::PREFETCHED;
 pub use self::settings::Settings;
 use self::shared::Shared;
 use crate::access::{FileError, Prepare, Reloadable};

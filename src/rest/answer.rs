@@ -1,6 +1,6 @@
 //! The HTTP responses of the front end.
 
-use axum::body::Body;
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::response::{Strings, write_error, write_reply};
@@ -78,14 +78,33 @@ impl Writer {
     }
 
     /// Returns the response. A single error is a client error; those of a list are not.
-    pub(super) fn finish(mut self) -> Response<Body> {
+    pub(super) fn finish(mut self) -> Whole {
         let is_json = self.format != Format::Resp2;
         if self.is_list && is_json {
             self.body.push(b']');
         }
         let is_bad = self.is_error && !self.is_list;
         let status = if is_bad { StatusCode::BAD_REQUEST } else { StatusCode::OK };
-        respond(status, if is_json { JSON } else { RESP }, self.body)
+        Whole { status, is_json, body: self.body }
+    }
+}
+
+/// A response with all replies.
+pub(super) struct Whole {
+    status: StatusCode,
+    is_json: bool,
+    pub(super) body: Vec<u8>,
+}
+
+impl Whole {
+    /// Whether it is JSON, and no error.
+    pub(super) fn is_plain(&self) -> bool {
+        self.is_json && self.status == StatusCode::OK
+    }
+
+    /// Returns it with its headers.
+    pub(super) fn into_response(self) -> Response<Bytes> {
+        respond(self.status, if self.is_json { JSON } else { RESP }, self.body)
     }
 }
 
@@ -98,14 +117,14 @@ fn resp2_error(text: &str) -> Vec<u8> {
 }
 
 /// Returns a response with one error.
-pub(super) fn error(status: StatusCode, text: &str) -> Response<Body> {
+pub(super) fn error(status: StatusCode, text: &str) -> Response<Bytes> {
     let mut body = Vec::new();
     write_error(&mut body, text.as_bytes());
     respond(status, JSON, body)
 }
 
-fn respond(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
+fn respond(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);

@@ -3,32 +3,29 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
-};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tower_http::cors::CorsLayer;
 use tracing::{Instrument as _, Span};
 
-use super::answer::{Format, Writer, error};
+use super::answer::{Format, error};
 use super::events::{self, EventStream, NoStream};
-use super::request::{BadRequest, Commands, DecodeLimits, Words, query_token};
-use super::response::{Strings, elements, error_text};
-use super::rights::{Denied, Refusal, StreamKind, key_refusal, refusal, stream_refusal};
-use super::run::{Run, RunError};
+use super::request::{BadRequest, Commands, DecodeLimits, query_token};
+use super::response::Strings;
+use super::rights::{Denied, StreamKind, stream_refusal};
+use super::run::RunError;
 use super::scripts::Scripts;
 use super::settings::Settings;
-use super::sync_token::{self, Progress, SyncTokens};
+use super::sync_token::{self, Progress, Seen, SyncTokens};
 use crate::access::{FileError, Prepare, TokenFile, TokenRights, parse_bearer};
-use crate::commands::CommandInfo;
 use crate::http::{FastPathResult, Handler, ResponseWriter, SimpleRequest};
 use crate::metrics::{FrontEnd, RejectReason};
-use crate::protocol::{ParseStatus, RequestLimits, RequestParser};
 use crate::proxy::Proxy;
 use crate::resp::{self, KeySpecs, LocalClients};
 use crate::server::Drain;
@@ -36,7 +33,7 @@ use crate::telemetry::spans::{self, Route};
 
 /// The front end, at a path. Clones share it.
 #[derive(Clone)]
-pub struct Rest(Arc<Shared>, Mount);
+pub struct Rest(pub(super) Arc<Shared>, Mount);
 
 /// The place of the front end on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,23 +44,23 @@ enum Mount {
     Root,
 }
 
-struct Shared {
-    settings: Settings,
-    tokens: TokenFile,
-    clients: LocalClients,
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) tokens: TokenFile,
+    pub(super) clients: LocalClients,
     /// The clients of streams, each with a connection to Redis to itself.
-    stream_clients: LocalClients,
+    pub(super) stream_clients: LocalClients,
     /// The places for streams.
-    streams: Arc<Semaphore>,
-    proxy: Proxy,
+    pub(super) streams: Arc<Semaphore>,
+    pub(super) proxy: Proxy,
     /// Which arguments are keys, once Redis has reported it. Only tokens with keys need it.
-    key_specs: OnceCell<KeySpecs>,
-    scripts: Scripts,
-    denied: Denied,
-    sync_tokens: SyncTokens,
-    cors: Option<CorsLayer>,
+    pub(super) key_specs: OnceCell<KeySpecs>,
+    pub(super) scripts: Scripts,
+    pub(super) denied: Denied,
+    pub(super) sync_tokens: SyncTokens,
+    pub(super) cors: Option<CorsLayer>,
     /// The names of commands, by their labels.
-    names: Vec<&'static str>,
+    pub(super) names: Vec<&'static str>,
 }
 
 impl Rest {
@@ -143,12 +140,23 @@ impl Rest {
 
     /// Returns the path below the front end's own, if it is one of its paths.
     fn path_below<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let below = self.below(path.as_bytes())?;
+        Some(&path[path.len() - below.len()..])
+    }
+
+    /// The same for a path that may not be text.
+    fn below<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
         let own = match self.1 {
             Mount::Path => &*self.0.settings.path,
             Mount::Root => "",
         };
-        let below = path.strip_prefix(own)?;
-        if below.is_empty() { Some("") } else { below.strip_prefix('/') }
+        let below = path.strip_prefix(own.as_bytes())?;
+        if below.is_empty() { Some(below) } else { below.strip_prefix(b"/") }
+    }
+
+    /// Returns the form of a request for a path, if it is one of the front end's own.
+    pub(super) fn form_of(&self, path: &[u8]) -> Option<Form> {
+        self.below(path).map(Form::of)
     }
 }
 
@@ -168,6 +176,10 @@ impl<H> WithRest<H> {
     fn rest_for(&self, path: &str) -> Option<&Rest> {
         self.rest.as_ref().filter(|rest| rest.path_below(path).is_some())
     }
+
+    fn rest_of(&self, request: &SimpleRequest<'_>) -> Option<&Rest> {
+        self.rest.as_ref().filter(|rest| rest.form_of(request.path()).is_some())
+    }
 }
 
 impl<H: Handler> Handler for WithRest<H> {
@@ -185,7 +197,7 @@ impl<H: Handler> Handler for WithRest<H> {
 
     fn refusal(&self, path: &str, status: StatusCode, title: &str) -> Option<Response<Body>> {
         match self.rest_for(path) {
-            Some(_) => Some(error(status, &format!("ERR {title}"))),
+            Some(_) => Some(error(status, &format!("ERR {title}")).map(Body::from)),
             None => self.others.refusal(path, status, title),
         }
     }
@@ -196,7 +208,17 @@ impl<H: Handler> Handler for WithRest<H> {
         now: Instant,
         answer: ResponseWriter<'_>,
     ) -> FastPathResult {
-        self.others.handle_simple(request, now, answer)
+        match self.rest_of(request) {
+            Some(rest) => rest.handle_simple(request, now, answer),
+            None => self.others.handle_simple(request, now, answer),
+        }
+    }
+
+    fn awaits_body(&self, request: &SimpleRequest<'_>, now: Instant) -> bool {
+        match self.rest_of(request) {
+            Some(rest) => rest.awaits_body(request, now),
+            None => self.others.awaits_body(request, now),
+        }
     }
 }
 
@@ -211,12 +233,25 @@ impl Handler for Rest {
     }
 
     fn refusal(&self, _path: &str, status: StatusCode, title: &str) -> Option<Response<Body>> {
-        Some(error(status, &format!("ERR {title}")))
+        Some(error(status, &format!("ERR {title}")).map(Body::from))
+    }
+
+    fn handle_simple(
+        &self,
+        request: &SimpleRequest<'_>,
+        now: Instant,
+        answer: ResponseWriter<'_>,
+    ) -> FastPathResult {
+        self.answer_simple(request, now, answer)
+    }
+
+    fn awaits_body(&self, request: &SimpleRequest<'_>, now: Instant) -> bool {
+        self.simple_job(request, now).is_some()
     }
 }
 
 /// A request that is answered without its commands.
-struct Rejection(StatusCode, String);
+pub(super) struct Rejection(pub(super) StatusCode, pub(super) String);
 
 impl From<BadRequest> for Rejection {
     fn from(error: BadRequest) -> Self {
@@ -230,36 +265,63 @@ impl From<RunError> for Rejection {
     }
 }
 
+/// The form of a request, by its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One command, in the body.
+    Single,
+    /// Commands that run one after the other.
+    Pipeline,
+    /// Commands that run as one transaction.
+    Transaction,
+    /// One command, in the path.
+    Path,
+}
+
+impl Form {
+    /// The form for a path below the front end's own.
+    fn of(path: &[u8]) -> Self {
+        match path {
+            b"" => Self::Single,
+            b"pipeline" => Self::Pipeline,
+            b"multi-exec" => Self::Transaction,
+            _ => Self::Path,
+        }
+    }
+
+    /// The route in traces, without what a client put into the path.
+    fn route(self) -> &'static str {
+        match self {
+            Self::Single => "/",
+            Self::Pipeline => "/pipeline",
+            Self::Transaction => "/multi-exec",
+            Self::Path => "/{command}",
+        }
+    }
+}
+
 /// The part of a request that does not depend on its commands.
-struct Job<'a> {
-    rights: TokenRights,
-    format: Format,
-    progress: &'a Arc<Progress>,
+pub(super) struct Job {
+    pub(super) form: Form,
+    pub(super) rights: TokenRights,
+    pub(super) format: Format,
+    pub(super) seen: Seen,
 }
 
 impl Rest {
     /// Returns the response to a request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_head = request.method() == Method::HEAD;
-        let route = self.route(request.uri().path());
-        let span = spans::request_span(&request, Route::Rest(route));
+        let form = self.form_of(request.uri().path().as_bytes()).unwrap_or(Form::Path);
+        let span = spans::request_span(&request, Route::Rest(form.route()));
         let progress = Arc::new(Progress::default());
         let (head, body) = request.into_parts();
         let mut is_body_left = head.version != Version::HTTP_2 && !body.is_end_stream();
-        let answered = self.respond(head, body, &mut is_body_left, &progress, &span);
+        let answered = self.respond(head, body, form, &mut is_body_left, &progress, &span);
         let answered = answered.instrument(span.clone());
         let answered = timeout(self.0.settings.timeout, answered).await;
-        let mut response = match answered {
-            Ok(Ok(response)) => response,
-            Ok(Err(Rejection(status, text))) => rejected(status, &text),
-            Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "ERR redis-proxy: rest.timeout expired"),
-        };
+        let mut response = self.complete(answered, &progress);
         spans::record_status(&span, response.status());
-        self.0.proxy.record_rest_request(response.status().as_str());
-        let token = progress.token(&self.0.sync_tokens, Instant::now());
-        if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
-            response.headers_mut().insert(sync_token::HEADER.clone(), token);
-        }
         if is_body_left {
             // The connection ends with the rest of the body. Unannounced, that would cost the
             // client its next request.
@@ -269,17 +331,41 @@ impl Rest {
         if is_head { without_body(response) } else { response }
     }
 
+    /// Returns the response to a request that has ended, with its token, and counts it.
+    pub(super) fn complete<B: From<Bytes>>(
+        &self,
+        answered: Result<Result<Response<B>, Rejection>, Elapsed>,
+        progress: &Progress,
+    ) -> Response<B> {
+        let mut response = match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(Rejection(status, text))) => rejected(status, &text).map(B::from),
+            Err(_) => {
+                let text = "ERR redis-proxy: rest.timeout expired";
+                error(StatusCode::GATEWAY_TIMEOUT, text).map(B::from)
+            }
+        };
+        self.0.proxy.record_rest_request(response.status().as_str());
+        let token = progress.token(&self.0.sync_tokens, Instant::now());
+        if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
+            response.headers_mut().insert(sync_token::HEADER.clone(), token);
+        }
+        response
+    }
+
     async fn respond(
         &self,
         head: http::request::Parts,
         body: Incoming,
+        form: Form,
         is_body_left: &mut bool,
         progress: &Arc<Progress>,
         span: &Span,
     ) -> Result<Response<Body>, Rejection> {
         let rights = self.authenticate(&head.headers, head.uri.query())?;
-        let seen = head.headers.get(&sync_token::HEADER).map(HeaderValue::as_bytes);
-        progress.begin(self.0.sync_tokens.read(seen, Instant::now()));
+        let shown = head.headers.get(&sync_token::HEADER).map(HeaderValue::as_bytes);
+        let seen = self.0.sync_tokens.read(shown, Instant::now());
+        progress.begin(seen);
         let has_body = match head.method {
             Method::POST | Method::PUT => true,
             Method::GET | Method::HEAD => false,
@@ -288,8 +374,9 @@ impl Rest {
                 return Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()));
             }
         };
-        let format = format(&head.headers)?;
-        let job = Job { rights, format, progress };
+        let value = |name| head.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+        let format = format(value(ENCODING), value(RESPONSE_FORMAT))?;
+        let job = Job { form, rights, format, seen };
         let body = if has_body { self.read(body).await? } else { Bytes::new() };
         *is_body_left &= !has_body;
         let path = self.path_below(head.uri.path()).unwrap_or_default();
@@ -298,44 +385,25 @@ impl Rest {
             // Boxed, it does not enlarge the future of each command.
             return Box::pin(self.begin_stream(&job, &command, kind, drain)).await;
         }
-        let commands = self.decode(path, has_body, &body, head.uri.query())?;
+        let commands = match (form, has_body) {
+            (Form::Path, _) | (Form::Single, false) => {
+                Commands::path(path, &body, head.uri.query())?
+            }
+            (form, true) => self.decode(form, &body)?,
+            (_, false) => {
+                let text = "ERR method not allowed, expected POST";
+                return Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()));
+            }
+        };
         let labels = commands.iter().map(|words| self.0.clients.find(words.get(0)).label);
         spans::record_commands(span, labels.map(|label| self.0.names[label]));
-        match path {
-            "pipeline" => self.pipeline(&job, &commands).await,
-            "multi-exec" => self.transaction(&job, &commands).await,
-            _ => self.single(&job, &commands).await,
-        }
+        self.execute(&job, &commands, progress).await.map(|response| response.map(Body::from))
     }
 
-    /// Returns the commands of a request. One with `has_body` is a `POST` or `PUT`.
-    fn decode(
-        &self,
-        path: &str,
-        has_body: bool,
-        body: &[u8],
-        query: Option<&str>,
-    ) -> Result<Commands, Rejection> {
+    /// Returns the commands of a body.
+    pub(super) fn decode(&self, form: Form, body: &[u8]) -> Result<Commands, BadRequest> {
         let limits = DecodeLimits { max_commands: self.0.settings.max_commands };
-        match (path, has_body) {
-            ("pipeline" | "multi-exec", true) => Ok(Commands::pipeline(body, limits)?),
-            ("pipeline" | "multi-exec", false) => {
-                let text = "ERR method not allowed, expected POST";
-                Err(Rejection(StatusCode::METHOD_NOT_ALLOWED, text.into()))
-            }
-            ("", true) => Ok(Commands::single(body)?),
-            (path, _) => Ok(Commands::path(path, body, query)?),
-        }
-    }
-
-    /// Returns the route of a path, without what a client put into it.
-    fn route(&self, path: &str) -> &'static str {
-        match self.path_below(path).unwrap_or_default() {
-            "" => "/",
-            "pipeline" => "/pipeline",
-            "multi-exec" => "/multi-exec",
-            _ => "/{command}",
-        }
+        if form == Form::Single { Commands::single(body) } else { Commands::pipeline(body, limits) }
     }
 
     /// Returns the rights of the request's token.
@@ -344,20 +412,27 @@ impl Rest {
         headers: &HeaderMap,
         query: Option<&str>,
     ) -> Result<TokenRights, Rejection> {
-        let mut shown = headers.get_all(header::AUTHORIZATION).iter();
-        let rights = match (shown.next(), shown.next()) {
-            (None, _) => query_token(query).and_then(|token| self.0.tokens.rights(&token)),
-            (Some(one), None) => {
-                parse_bearer(one.as_bytes()).and_then(|token| self.0.tokens.rights(token))
-            }
-            // It is not clear which one counts.
-            (Some(_), Some(_)) => None,
-        };
-        rights.ok_or_else(|| {
+        let shown = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        self.rights(shown, query).ok_or_else(|| {
             self.0.proxy.record_rejected(FrontEnd::Rest, RejectReason::Token);
             let text = "WRONGPASS invalid or missing auth token";
             Rejection(StatusCode::UNAUTHORIZED, text.into())
         })
+    }
+
+    /// Returns the rights of the token in these `Authorization` headers, or without one in the
+    /// query.
+    pub(super) fn rights<'a>(
+        &self,
+        mut shown: impl Iterator<Item = &'a [u8]>,
+        query: Option<&str>,
+    ) -> Option<TokenRights> {
+        match (shown.next(), shown.next()) {
+            (None, _) => query_token(query).and_then(|token| self.0.tokens.rights(&token)),
+            (Some(one), None) => parse_bearer(one).and_then(|token| self.0.tokens.rights(token)),
+            // It is not clear which one counts.
+            (Some(_), Some(_)) => None,
+        }
     }
 
     async fn read(&self, body: Incoming) -> Result<Bytes, Rejection> {
@@ -383,7 +458,7 @@ impl Rest {
 
     async fn begin_stream(
         &self,
-        job: &Job<'_>,
+        job: &Job,
         command: &Commands,
         kind: StreamKind,
         drain: Drain,
@@ -412,214 +487,7 @@ impl Rest {
             NoStream::Lost(text) => Rejection(StatusCode::BAD_GATEWAY, text),
         })
     }
-
-    /// Runs one command.
-    async fn single(
-        &self,
-        job: &Job<'_>,
-        commands: &Commands,
-    ) -> Result<Response<Body>, Rejection> {
-        let specs = self.specs_for(&job.rights).await?;
-        let mut run = self.run(job.progress);
-        self.add_all(&mut run, &job.rights, specs, commands)?;
-        run.send();
-        let mut writer = Writer::single(job.format);
-        writer.add(run.reply().await?).map_err(RunError::from)?;
-        run.finish();
-        Ok(writer.finish())
-    }
-
-    /// Runs commands one after the other. Each has its reply or its error in its place.
-    async fn pipeline(
-        &self,
-        job: &Job<'_>,
-        commands: &Commands,
-    ) -> Result<Response<Body>, Rejection> {
-        let specs = self.specs_for(&job.rights).await?;
-        let mut run = self.run(job.progress);
-        let mut refusals = Vec::with_capacity(commands.len());
-        for command in commands.iter() {
-            let info = self.0.clients.find(command.get(0));
-            let refusal = self.refusal(&job.rights, specs, info, command);
-            match &refusal {
-                Some(refusal) => self.count(refusal),
-                None => self.add(&mut run, info, command),
-            }
-            refusals.push(refusal);
-        }
-        run.send();
-        let mut writer = Writer::list(job.format);
-        let mut failed = None;
-        for refusal in &refusals {
-            match (refusal, failed) {
-                (Some(refusal), _) => writer.add_error(&refusal.text()),
-                (None, Some(error)) => writer.add_error(error),
-                (None, None) => match run.reply().await {
-                    Ok(reply) => writer.add(reply).map_err(RunError::from)?,
-                    // A client would take a part of the replies for all of them.
-                    Err(RunError::Lost) => {
-                        failed = Some(LOST);
-                        writer.add_error(LOST);
-                    }
-                    Err(error) => return Err(error.into()),
-                },
-            }
-            if writer.len() > self.0.settings.max_response.0 {
-                return Err(RunError::TooLarge.into());
-            }
-        }
-        run.finish();
-        Ok(writer.finish())
-    }
-
-    /// Runs commands as one transaction, or none of them.
-    async fn transaction(
-        &self,
-        job: &Job<'_>,
-        commands: &Commands,
-    ) -> Result<Response<Body>, Rejection> {
-        if job.format == Format::Resp2 {
-            return Err(bad_request("ERR resp2 is not supported for multi-exec"));
-        }
-        let specs = self.specs_for(&job.rights).await?;
-        let mut run = self.run(job.progress);
-        self.add_line(&mut run, b"MULTI", b"*1\r\n$5\r\nMULTI\r\n");
-        self.add_all(&mut run, &job.rights, specs, commands)?;
-        self.add_line(&mut run, b"EXEC", b"*1\r\n$4\r\nEXEC\r\n");
-        run.send();
-        let mut refused = None;
-        // The replies to MULTI and to each command that is queued.
-        for _ in 0..=commands.len() {
-            let reply = run.reply().await?;
-            refused = refused.or_else(|| error_text(reply).map(<[u8]>::to_vec));
-        }
-        let reply = run.reply().await?;
-        let replies = elements(reply).filter(|replies| replies.len() == commands.len());
-        let Some(replies) = replies else {
-            let own = || error_text(reply).map(<[u8]>::to_vec);
-            let text = refused.or_else(own).unwrap_or_else(|| b"ERR transaction discarded".into());
-            run.finish();
-            return Err(bad_request(&String::from_utf8_lossy(&text)));
-        };
-        let mut writer = Writer::list(job.format);
-        for reply in replies {
-            writer.add(reply).map_err(RunError::from)?;
-        }
-        run.finish();
-        Ok(writer.finish())
-    }
-
-    fn run(&self, progress: &Arc<Progress>) -> Run {
-        let client = self.0.clients.client(progress.seen().time());
-        Run::new(client, self.0.settings.max_response.0, Arc::clone(progress))
-    }
-
-    /// Adds commands that run all or not at all: the first refused one rejects the request.
-    fn add_all(
-        &self,
-        run: &mut Run,
-        rights: &TokenRights,
-        specs: Option<&KeySpecs>,
-        commands: &Commands,
-    ) -> Result<(), Rejection> {
-        for command in commands.iter() {
-            let info = self.0.clients.find(command.get(0));
-            if let Some(refusal) = self.refusal(rights, specs, info, command) {
-                return Err(self.rejection(&refusal));
-            }
-            self.add(run, info, command);
-        }
-        Ok(())
-    }
-
-    fn add(&self, run: &mut Run, info: CommandInfo, command: Words<'_>) {
-        let name = command.get(0);
-        match self.0.scripts.replacement(command) {
-            None => run.add(name, info, |out| command.write(out)),
-            Some((index, word)) => {
-                run.add(name, info, |out| command.write_with(index, &word, out));
-            }
-        }
-    }
-
-    fn add_line(&self, run: &mut Run, name: &[u8], line: &[u8]) {
-        run.add(name, self.0.clients.find(name), |out| out.extend_from_slice(line));
-    }
-
-    /// Returns the reason why a command does not run. `specs` are those of these rights.
-    fn refusal(
-        &self,
-        rights: &TokenRights,
-        specs: Option<&KeySpecs>,
-        info: CommandInfo,
-        command: Words<'_>,
-    ) -> Option<Refusal> {
-        let found = refusal(&self.0.denied, rights, info, command);
-        let Some(specs) = specs.filter(|_| found.is_none()) else { return found };
-        let mut input = BytesMut::new();
-        command.write(&mut input);
-        let mut parser = RequestParser::default();
-        let limits = RequestLimits { max_bulk: usize::MAX, max_arguments: usize::MAX };
-        if parser.parse(&input, limits) != Ok(ParseStatus::Complete(input.len())) {
-            return Some(Refusal::Key);
-        }
-        let arguments = parser.arguments(&input);
-        let keys = || {
-            let indexes = if info.is_known { specs.keys(arguments) } else { Vec::new() };
-            indexes.into_iter().map(|index| arguments.get(index)).collect()
-        };
-        key_refusal(rights, info.class, arguments, keys)
-    }
-
-    /// Returns which arguments of commands are keys; `None` for a token that may use all keys.
-    async fn specs_for(&self, rights: &TokenRights) -> Result<Option<&KeySpecs>, Rejection> {
-        if rights.keys.allows_all() {
-            return Ok(None);
-        }
-        // Boxed, it does not enlarge the future of each request.
-        Box::pin(self.key_specs()).await.map(Some)
-    }
-
-    /// Returns which arguments of commands are keys, as Redis reports it.
-    async fn key_specs(&self) -> Result<&KeySpecs, Rejection> {
-        let unavailable = |text: &str| {
-            let text = format!("ERR redis-proxy: cannot find the keys of commands: {text}");
-            Rejection(StatusCode::SERVICE_UNAVAILABLE, text)
-        };
-        let read = self.0.key_specs.get_or_try_init(|| async {
-            let own = Arc::default();
-            let mut run = Run::new(self.0.clients.client(None), MAX_COMMAND_TABLE, own);
-            self.add_line(&mut run, b"COMMAND", b"*1\r\n$7\r\nCOMMAND\r\n");
-            run.send();
-            let reply = run.reply().await.map_err(|error| unavailable(&error.to_string()))?;
-            let parsed = redis::parse_redis_value(reply);
-            run.finish();
-            let parsed = parsed.map_err(|_| unavailable("no valid reply to COMMAND"))?;
-            let specs = KeySpecs::read(&parsed);
-            if specs.is_empty() { Err(unavailable("no reply to COMMAND")) } else { Ok(specs) }
-        });
-        read.await
-    }
-
-    fn count(&self, refusal: &Refusal) {
-        let reason =
-            if *refusal == Refusal::Key { RejectReason::Key } else { RejectReason::Command };
-        self.0.proxy.record_rejected(FrontEnd::Rest, reason);
-    }
-
-    fn rejection(&self, refusal: &Refusal) -> Rejection {
-        self.count(refusal);
-        let status =
-            if refusal.is_of_token() { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
-        Rejection(status, refusal.text())
-    }
 }
-
-/// The error in the place of each reply that was lost.
-const LOST: &str = "ERR redis-proxy: the connection to Redis was lost, so the command may have run";
-
-/// The largest reply to `COMMAND`. That of Redis 8 with all its modules has less than 1 MiB.
-const MAX_COMMAND_TABLE: usize = 16 << 20;
 
 /// Returns the command and the kind of the stream of events that a request wants, if it wants one.
 /// The body of such a request is empty, or an empty list.
@@ -638,11 +506,11 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
     response.map(|_| Body::empty())
 }
 
-fn bad_request(text: &str) -> Rejection {
+pub(super) fn bad_request(text: &str) -> Rejection {
     Rejection(StatusCode::BAD_REQUEST, text.to_owned())
 }
 
-fn rejected(status: StatusCode, text: &str) -> Response<Body> {
+fn rejected(status: StatusCode, text: &str) -> Response<Bytes> {
     let mut response = error(status, text);
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {
@@ -654,18 +522,15 @@ fn rejected(status: StatusCode, text: &str) -> Response<Body> {
     response
 }
 
-static ENCODING: HeaderName = HeaderName::from_static("upstash-encoding");
-static RESPONSE_FORMAT: HeaderName = HeaderName::from_static("upstash-response-format");
+/// The headers that choose the form of a response.
+pub(super) const ENCODING: &str = "upstash-encoding";
+pub(super) const RESPONSE_FORMAT: &str = "upstash-response-format";
 
-/// Returns the form of the response that a request wants.
-fn format(headers: &HeaderMap) -> Result<Format, Rejection> {
-    let value = |name: &HeaderName| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-    let strings = if value(&ENCODING).eq_ignore_ascii_case(b"base64") {
-        Strings::Base64
-    } else {
-        Strings::Text
-    };
-    match (value(&RESPONSE_FORMAT).to_ascii_lowercase().as_slice(), strings) {
+/// Returns the form of the response that a request wants by the values of its headers.
+pub(super) fn format(encoding: &[u8], response_format: &[u8]) -> Result<Format, Rejection> {
+    let strings =
+        if encoding.eq_ignore_ascii_case(b"base64") { Strings::Base64 } else { Strings::Text };
+    match (response_format.to_ascii_lowercase().as_slice(), strings) {
         (b"" | b"json", _) => Ok(Format::Json(strings)),
         (b"resp2", Strings::Text) => Ok(Format::Resp2),
         (b"resp2", Strings::Base64) => Err(bad_request("ERR resp2 cannot be combined with base64")),

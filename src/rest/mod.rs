@@ -15,6 +15,7 @@
 mod answer;
 mod cors;
 mod events;
+mod execute;
 mod handler;
 mod layers;
 mod request;
@@ -23,6 +24,7 @@ mod rights;
 mod run;
 mod scripts;
 mod settings;
+mod simple;
 mod sync_token;
 
 pub use self::cors::CorsOrigins;

@@ -8,12 +8,13 @@
 //! keeps its own digits, otherwise a large one would reach Redis rounded.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::key::percent_decode;
-use crate::protocol::{write_array_length, write_bulk};
+use crate::protocol::{Arguments, write_array_length, write_bulk};
 
 /// The limits of a request.
 #[derive(Debug, Clone, Copy)]
@@ -49,20 +50,15 @@ pub enum BadRequest {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Commands {
     bytes: Vec<u8>,
-    /// The end of each word in `bytes`.
-    words: Vec<usize>,
+    /// The place of each word in `bytes`.
+    words: Vec<Range<usize>>,
     /// The end of each command in `words`.
     ends: Vec<usize>,
 }
 
 /// One of several [`Commands`].
 #[derive(Debug, Clone, Copy)]
-pub struct Words<'a> {
-    bytes: &'a [u8],
-    /// The start of the first word, and the end of each.
-    start: usize,
-    ends: &'a [usize],
-}
+pub struct Words<'a>(Arguments<'a>);
 
 impl Commands {
     /// Decodes a body with one command.
@@ -155,19 +151,18 @@ impl Commands {
     }
 
     fn add_word(&mut self, word: &[u8]) {
+        let start = self.bytes.len();
         self.bytes.extend_from_slice(word);
-        self.words.push(self.bytes.len());
+        self.words.push(start..self.bytes.len());
     }
 
     fn end_command(&mut self) -> Result<(), BadRequest> {
-        let end = self.words.len();
         let start = self.ends.last().copied().unwrap_or_default();
-        let name_start = start.checked_sub(1).map_or(0, |last| self.words[last]);
         // The first word is the name, which is not empty.
-        if self.words.get(start).is_none_or(|name_end| *name_end == name_start) {
+        if self.words.get(start).is_none_or(Range::is_empty) {
             return Err(BadRequest::EmptyCommand);
         }
-        self.ends.push(end);
+        self.ends.push(self.words.len());
         Ok(())
     }
 
@@ -185,8 +180,7 @@ impl Commands {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Words<'_>> {
         (0..self.len()).map(|index| {
             let first = index.checked_sub(1).map_or(0, |last| self.ends[last]);
-            let start = first.checked_sub(1).map_or(0, |last| self.words[last]);
-            Words { bytes: &self.bytes, start, ends: &self.words[first..self.ends[index]] }
+            Words(Arguments::new(&self.bytes, &self.words[first..self.ends[index]]))
         })
     }
 }
@@ -194,33 +188,33 @@ impl Commands {
 impl<'a> Words<'a> {
     /// The number of words.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.0.len()
     }
 
     /// Whether there is none. A decoded command has at least its name.
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.0.is_empty()
     }
 
     /// The word at `index`; empty if there is none.
     pub fn get(&self, index: usize) -> &'a [u8] {
-        let start =
-            index.checked_sub(1).map_or(Some(self.start), |last| self.ends.get(last).copied());
-        match (start, self.ends.get(index)) {
-            (Some(start), Some(end)) => &self.bytes[start..*end],
-            _ => b"",
-        }
+        self.0.get(index)
     }
 
     /// The words in their order.
     pub fn iter(self) -> impl Iterator<Item = &'a [u8]> {
-        (0..self.len()).map(move |index| self.get(index))
+        self.0.skip(0)
+    }
+
+    /// The words as the arguments of a command.
+    pub(super) fn arguments(self) -> Arguments<'a> {
+        self.0
     }
 
     /// Writes the command as RESP.
     pub fn write(&self, out: &mut bytes::BytesMut) {
         // Otherwise a small buffer would grow several times.
-        let words = self.ends.last().copied().unwrap_or(self.start) - self.start;
+        let words: usize = self.iter().map(<[u8]>::len).sum();
         out.reserve(words + LINES_OF_A_WORD * (self.len() + 1));
         write_array_length(out, self.len());
         self.iter().for_each(|word| write_bulk(out, word));

@@ -23,7 +23,8 @@ use tokio::time::{Duration, Instant};
 use crate::sync::lock;
 
 /// The name of the header.
-pub(super) static HEADER: HeaderName = HeaderName::from_static("upstash-sync-token");
+pub(super) const NAME: &str = "upstash-sync-token";
+pub(super) static HEADER: HeaderName = HeaderName::from_static(NAME);
 
 /// No token is longer than this, in bytes.
 const LONGEST: usize = 80;
@@ -34,6 +35,8 @@ pub(super) struct SyncTokens {
     /// The number of the instance, with which each token begins. It is no secret.
     instance: String,
     start: Instant,
+    /// The token of no writes, which is that of most responses.
+    of_nothing: String,
 }
 
 /// The writes that a client has seen before a request.
@@ -61,7 +64,10 @@ impl SyncTokens {
     pub(super) fn new(key: [u8; 32], start: Instant) -> Self {
         let [first, second, third, fourth, ..] = *blake3::hash(&key).as_bytes();
         let number = u32::from_be_bytes([first, second, third, fourth]);
-        Self { key, instance: format!("{number:08x}."), start }
+        let instance = format!("{number:08x}.");
+        let mut own = Self { key, instance, start, of_nothing: String::new() };
+        own.of_nothing = own.encode(Duration::ZERO);
+        own
     }
 
     /// Returns the writes that the token of a request at `now` names. `None` if it has no token.
@@ -89,8 +95,14 @@ impl SyncTokens {
     /// Returns the token for the response to a request that had `seen` writes before, and then a
     /// reply at `last_write` that may reflect another.
     pub(super) fn write(&self, seen: Seen, last_write: Option<Instant>) -> String {
-        let at = seen.time().max(last_write);
-        let since = at.map_or(Duration::ZERO, |at| at.saturating_duration_since(self.start));
+        match seen.time().max(last_write) {
+            Some(at) => self.encode(at.saturating_duration_since(self.start)),
+            None => self.of_nothing.clone(),
+        }
+    }
+
+    /// Returns the token of a time of the clock.
+    fn encode(&self, since: Duration) -> String {
         // Rounded up: an earlier time would not cover the write.
         let micros = since.as_secs() * 1_000_000 + u64::from(since.subsec_nanos().div_ceil(1000));
         // A formatter would cost more than the code.
@@ -124,6 +136,13 @@ struct State {
 }
 
 impl Progress {
+    /// The progress of a request that is authenticated. Its client has seen these writes.
+    pub(super) fn begun(seen: Seen) -> Self {
+        let progress = Self::default();
+        progress.begin(seen);
+        progress
+    }
+
     /// The request is authenticated. Its client has seen these writes.
     pub(super) fn begin(&self, seen: Seen) {
         lock(&self.0).seen = Some(seen);
@@ -139,11 +158,6 @@ impl Progress {
         let mut state = lock(&self.0);
         state.is_running = false;
         state.last_write = state.last_write.max(last_write);
-    }
-
-    /// Returns the writes that the client had seen before the request.
-    pub(super) fn seen(&self) -> Seen {
-        lock(&self.0).seen.unwrap_or_default()
     }
 
     /// Returns the token for the response at `now`. `None` if the request is not authenticated.

@@ -13,7 +13,7 @@
     clippy::panic,
     reason = "written for the fuzz targets, which are programs of their own"
 )]
-mod checks;
+pub(crate) mod checks;
 
 use std::fs;
 use std::panic::catch_unwind;

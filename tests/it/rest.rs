@@ -17,6 +17,8 @@ mod contract;
 mod differential;
 #[path = "rest/events.rs"]
 mod events;
+#[path = "rest/fast_path.rs"]
+mod fast_path;
 #[path = "rest/isolation.rs"]
 mod isolation;
 #[path = "rest/layers.rs"]
