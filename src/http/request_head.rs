@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use httparse::{Header, Request, Status};
 
+use super::conditions::is_condition;
+
 /// The maximum number of header fields of a simple request.
 const MAX_FIELDS: usize = 32;
 /// The maximum length of the bytes after the path that are remembered for the next request.
@@ -23,6 +25,8 @@ pub(super) struct HeadParser {
     remembered: Vec<u8>,
     /// The fields of the last simple request, as ranges of the bytes after its path.
     fields: Vec<Field>,
+    /// Whether none of them affects the response.
+    is_plain: bool,
 }
 
 /// The position of a field.
@@ -48,16 +52,17 @@ pub struct SimpleRequest<'a> {
     /// The bytes after the path.
     rest: &'a [u8],
     fields: &'a [Field],
+    is_plain: bool,
 }
 
 impl HeadParser {
     /// Parses `bytes`, which begin at the start of a request.
     pub(super) fn parse<'a>(&'a mut self, bytes: &'a [u8]) -> ParsedHead<'a> {
         if let Some((wants_body, path, length)) = self.parse_same(bytes) {
-            return ParsedHead::Simple(
-                SimpleRequest { path, wants_body, rest: &self.remembered, fields: &self.fields },
-                length,
-            );
+            let Self { remembered: rest, fields, is_plain } = self;
+            let is_plain = *is_plain;
+            let request = SimpleRequest { path, wants_body, rest, fields, is_plain };
+            return ParsedHead::Simple(request, length);
         }
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = Request::new(&mut []);
@@ -83,7 +88,8 @@ impl HeadParser {
         }
         let rest = &bytes[subslice_range(path, bytes).end + 1..length];
         let rest = if self.remember(rest, request.headers) { &self.remembered } else { rest };
-        ParsedHead::Simple(SimpleRequest { path, wants_body, rest, fields: &self.fields }, length)
+        let (fields, is_plain) = (&*self.fields, self.is_plain);
+        ParsedHead::Simple(SimpleRequest { path, wants_body, rest, fields, is_plain }, length)
     }
 
     /// Parses a request that equals the last one after its path. Returns whether it wants a body,
@@ -111,6 +117,10 @@ impl HeadParser {
         };
         self.fields.clear();
         self.fields.extend(headers.iter().map(field));
+        self.is_plain = headers.iter().all(|header| {
+            let name = header.name.as_bytes();
+            !name.eq_ignore_ascii_case(b"cache-control") && !is_condition(name)
+        });
         self.remembered.clear();
         let fits = rest.len() <= MAX_REMEMBERED;
         if fits {
@@ -136,6 +146,12 @@ impl SimpleRequest<'_> {
     /// Whether the response has a body, which a response to `HEAD` has not.
     pub fn wants_body(&self) -> bool {
         self.wants_body
+    }
+
+    /// Whether no field affects the response with a value: neither `Cache-Control` nor a condition
+    /// nor a range.
+    pub(super) fn is_plain(&self) -> bool {
+        self.is_plain
     }
 
     /// Returns the values of all fields with this name, which must be in lower case.

@@ -28,6 +28,7 @@ mod no_cache;
 mod operations;
 mod protocol;
 mod purge;
+mod ranges;
 mod readme;
 mod reads;
 mod reload;
