@@ -15,6 +15,7 @@ mod fuzz;
 mod haproxy;
 mod hot_keys;
 mod http_drain;
+mod idle;
 mod in_flight;
 mod keep_hot;
 mod kept_replies;
