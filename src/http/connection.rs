@@ -17,10 +17,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::sleep;
 
 use super::cache_routes::LocalPeer;
-use super::fast_path::{FastPath, Handover};
+use super::fast_path::{FastPath, Handover, Parts};
 use super::problem::{ProblemType, denied_response};
 use super::request_head::field_size;
-use super::service::{Handler, HttpService, LONGEST_TARGET};
+use super::service::{Handler, HttpService, LONGEST_TARGET, Limits};
 use super::timers::ConnectionTimers;
 use crate::net::{ClientStream, LingeringClose, PollOnWake, TrackedIo};
 use crate::server::{Drain, Service};
@@ -32,7 +32,22 @@ impl<R: Handler> Service for HttpService<R> {
         stream: ClientStream,
         drain: Drain,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(self.clone().run(stream, drain))
+        let limits = Arc::clone(&self.limits);
+        let timers = Arc::new(ConnectionTimers::new());
+        // Without a log and without tokens nothing needs the address.
+        let needs_client = self.observer.is_logging() || self.auth.is_some();
+        let client = if needs_client { stream.peer() } else { None };
+        let close = LingeringClose::new(drain.quiet_time());
+        let mut fast_path = FastPath::new(stream, client, self.clone(), Arc::clone(&timers), close);
+        // No `async fn`, which would store each of its arguments twice.
+        Box::pin(async move {
+            let end = serve_simple(&mut fast_path, &timers, &limits, &drain).await;
+            let Some(handover) = end else { return };
+            // Most connections never need hyper, so they do not have the room for it.
+            if let Some(rest) = General::take_over(&handover, fast_path, timers, drain) {
+                Box::pin(rest.run()).await;
+            }
+        })
     }
 
     fn overload_response(&self) -> Vec<u8> {
@@ -99,37 +114,64 @@ fn closing_response(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-impl<R: Handler> HttpService<R> {
-    async fn run(self, stream: ClientStream, drain: Drain) {
-        let limits = Arc::clone(&self.limits);
-        let timers = Arc::new(ConnectionTimers::new());
-        let close = || LingeringClose::new(drain.quiet_time());
-        // Without a log and without tokens nothing needs the address.
-        let needs_client = self.observer.is_logging() || self.auth.is_some();
-        let client = if needs_client { stream.peer() } else { None };
-        let fast_path = FastPath::new(stream, client, self.clone(), Arc::clone(&timers), close());
-        let expired = timers.expired(&limits, Some(limits.header_timeout));
-        let idle = timers.idle_in_drain(drain.clone());
-        let rest = drive(pin!(fast_path.run()), idle, expired, |_| timers.begin_close()).await;
-        let (stream, first, is_http2) = match rest {
-            None | Some(Handover::Closed) => return,
-            Some(Handover::Http1(stream, first)) => (stream, first, false),
-            Some(Handover::Http2(stream, first)) => (stream, first, true),
+/// Serves simple requests. Returns the continuation, or `None` if the connection does not end in
+/// time.
+async fn serve_simple<R: Handler>(
+    fast_path: &mut FastPath<R>,
+    timers: &ConnectionTimers,
+    limits: &Limits,
+    drain: &Drain,
+) -> Option<Handover> {
+    let expired = Box::pin(timers.expired(limits, Some(limits.header_timeout)));
+    let idle = Box::pin(timers.idle_in_drain(drain.clone()));
+    drive(pin!(fast_path.run()), idle, expired, |_| timers.begin_close()).await
+}
+
+/// A connection that continues in hyper.
+struct General<R> {
+    http: HttpService<R>,
+    stream: TrackedIo<ClientStream>,
+    is_http2: bool,
+    client: Option<SocketAddr>,
+    timers: Arc<ConnectionTimers>,
+    drain: Drain,
+}
+
+impl<R: Handler> General<R> {
+    /// Takes over a connection. `None` if it has ended.
+    fn take_over(
+        handover: &Handover,
+        fast_path: FastPath<R>,
+        timers: Arc<ConnectionTimers>,
+        drain: Drain,
+    ) -> Option<Self> {
+        let is_http2 = match handover {
+            Handover::Closed => return None,
+            Handover::Http1 => false,
+            Handover::Http2 => true,
         };
-        let is_local = stream.is_local_peer();
+        let Parts { stream, unread, client, http } = fast_path.into_parts();
         let inspector = (!is_http2).then(|| timers.fragment_inspector());
-        let stream =
-            TrackedIo::of_client(stream, Arc::clone(&timers.activity), first, inspector, close());
+        let close = LingeringClose::new(drain.quiet_time());
+        let activity = Arc::clone(&timers.activity);
+        let stream = TrackedIo::of_client(stream, activity, unread, inspector, close);
+        Some(Self { http, stream, is_http2, client, timers, drain })
+    }
+
+    async fn run(self) {
+        let Self { http, stream, is_http2, client, timers, drain } = self;
+        let is_local = stream.get_ref().is_local_peer();
+        let limits = Arc::clone(&http.limits);
         let (timers_of_service, drain_of_service) = (Arc::clone(&timers), drain.clone());
         let answer = service_fn(move |mut request: Request<Incoming>| {
             if is_local {
                 request.extensions_mut().insert(LocalPeer);
             }
             // Responses without an end, which such a handler may have, end with the drain.
-            if self.handler.authenticates(request.uri().path()) {
+            if http.handler.authenticates(request.uri().path()) {
                 request.extensions_mut().insert(drain_of_service.clone());
             }
-            self.clone().respond(request, client, Arc::clone(&timers_of_service))
+            http.clone().respond(request, client, Arc::clone(&timers_of_service))
         });
         if is_http2 {
             let connection = http2::Builder::new(TokioExecutor::new())

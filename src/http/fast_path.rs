@@ -80,10 +80,19 @@ pub(super) struct FastPath<R> {
 pub(super) enum Handover {
     /// The connection is closed.
     Closed,
-    /// The connection continues in hyper, which first receives these bytes.
-    Http1(ClientStream, Bytes),
+    /// The connection continues in hyper, which first receives the unprocessed input.
+    Http1,
     /// The same for HTTP/2; the connection began with these bytes.
-    Http2(ClientStream, Bytes),
+    Http2,
+}
+
+/// The parts of a connection that continues in hyper.
+pub(super) struct Parts<R> {
+    pub(super) stream: ClientStream,
+    /// The input that is not processed.
+    pub(super) unread: Bytes,
+    pub(super) client: Option<SocketAddr>,
+    pub(super) http: HttpService<R>,
 }
 
 /// The next step after all pending responses are written.
@@ -151,7 +160,7 @@ impl<R: Handler> FastPath<R> {
     }
 
     /// Serves simple requests until another kind arrives or the connection ends.
-    pub(super) async fn run(mut self) -> Handover {
+    pub(super) async fn run(&mut self) -> Handover {
         loop {
             let next = self.parse_requests();
             if self.write().await.is_err() {
@@ -179,7 +188,12 @@ impl<R: Handler> FastPath<R> {
         }
     }
 
-    async fn close(mut self) -> Handover {
+    pub(super) fn into_parts(self) -> Parts<R> {
+        let Self { stream, input, client, http, .. } = self;
+        Parts { stream, unread: input.freeze(), client, http }
+    }
+
+    async fn close(&mut self) -> Handover {
         _ = poll_fn(|cx| self.close.poll(Pin::new(&mut self.stream), cx)).await;
         Handover::Closed
     }
@@ -285,17 +299,24 @@ impl<R: Handler> FastPath<R> {
     /// Returns the number of bytes read. Zero means that the input has ended or that the connection
     /// should close.
     async fn read(&mut self) -> io::Result<usize> {
-        if self.input.capacity() - self.input.len() < READ_CHUNK / 2 {
-            self.input.reserve(READ_CHUNK);
-        }
         let read = poll_fn(|cx| {
             if self.timers.should_close() {
                 return Poll::Ready(Ok(0));
             }
-            pin!(self.stream.read_buf(&mut self.input)).poll(cx)
+            if self.input.capacity() - self.input.len() < READ_CHUNK / 2 {
+                self.input.reserve(READ_CHUNK);
+            }
+            let read = pin!(self.stream.read_buf(&mut self.input)).poll(cx);
+            if read.is_pending() && self.timers.is_silent() && self.input.is_empty() {
+                // The next request allocates them again. Everything is written.
+                self.input = BytesMut::new();
+                self.output = WriteBuf::default();
+            }
+            read
         });
         let count = read.await?;
         if count > 0 {
+            self.timers.end_silence();
             self.now = Instant::now();
             self.timers.activity.record_read(self.now);
         }
@@ -335,9 +356,8 @@ impl<R: Handler> FastPath<R> {
             .write_response(&response);
     }
 
-    fn hand_over(self) -> Handover {
+    fn hand_over(&self) -> Handover {
         let is_http2 = self.is_first && self.input.starts_with(HTTP2_PREFACE);
-        let rest = if is_http2 { Handover::Http2 } else { Handover::Http1 };
-        rest(self.stream, self.input.freeze())
+        if is_http2 { Handover::Http2 } else { Handover::Http1 }
     }
 }

@@ -42,10 +42,15 @@ pub(super) fn etag(value: Value<'_>) -> [u8; 34] {
     text
 }
 
-/// Whether a member of `If-None-Match` is `*` or matches this entity tag (RFC 9110, section 13.1.2:
-/// weak comparison).
+/// Whether a client's entity tag matches this strong one by weak comparison (RFC 9110, section
+/// 8.8.3.2).
 pub(super) fn weakly_matches(tag: &[u8], etag: &[u8]) -> bool {
-    tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
+    tag.strip_prefix(b"W/").unwrap_or(tag) == etag
+}
+
+/// The same by strong comparison: a weak tag matches none.
+pub(super) fn strongly_matches(tag: &[u8], etag: &[u8]) -> bool {
+    tag == etag
 }
 
 /// Returns the read mode for a request's `Cache-Control` headers (RFC 9111, section 5.2.1).

@@ -3,10 +3,11 @@
 //! The key is the rest of the path, percent-decoded to bytes. The body is the value, byte for byte.
 //! Standard headers describe the value: a strong `ETag` (RFC 9110, section 8.8.3), `Age` (RFC 9111,
 //! section 5.1), `Cache-Control`, and `Cache-Status` (RFC 9211). Errors are problem details (RFC
-//! 9457): they describe the fault of the request and nothing behind the proxy.
+//! 9457): they describe the fault of the request and nothing behind the proxy. A single range of
+//! bytes (RFC 9110, section 14) is sent from memory without a copy.
 
 use std::borrow::Cow;
-use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +20,8 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use super::cache_routes::is_cache_path;
-use super::headers::{
-    any_list_member, etag, insert_header, put_cache_headers, read_mode, weakly_matches,
-};
+use super::conditions::{Conditions, Verdict};
+use super::headers::{etag, insert_header, put_cache_headers, read_mode};
 use super::problem::RequestError;
 use super::request_head::{SimpleMethod, SimpleRequest};
 use super::service::{FastPathResult, Handler, ResponseWriter};
@@ -132,11 +132,15 @@ async fn respond<B>(http: &KeyHandler, request: &Request<B>, span: &Span) -> Res
     }
     let values = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
     let read_mode = read_mode(values(header::CACHE_CONTROL));
+    let is_get = request.method() == Method::GET;
+    let conditions = Conditions::of(is_get, |name| {
+        request.headers().get_all(name).iter().map(HeaderValue::as_bytes)
+    });
     let response = match http.read(escaped, request.uri().query(), read_mode, span).await {
-        Ok(answer) => http.response_for(&answer, values(header::IF_NONE_MATCH)),
+        Ok(answer) => http.response_for(&answer, &conditions),
         Err(problem) => problem.into_response(),
     };
-    if request.method() == Method::HEAD { without_body(response) } else { response.map(Body::from) }
+    if is_get { response.map(Body::from) } else { without_body(response) }
 }
 
 impl KeyHandler {
@@ -181,34 +185,35 @@ impl KeyHandler {
         now: Instant,
         to: ResponseWriter<'_>,
     ) -> FastPathResult {
-        let none_match = request.values("if-none-match");
-        let read_mode = read_mode(request.values("cache-control"));
+        // Nearly all requests have no field that affects the response.
+        let (read_mode, conditions) = if request.is_plain() {
+            (ReadMode::Default, None)
+        } else {
+            let conditions = Conditions::of(request.wants_body(), |name| request.values(name));
+            (read_mode(request.values("cache-control")), Some(conditions))
+        };
         let found = if read_mode == ReadMode::Default { self.proxy.lookup(key, now) } else { None };
         let Some(found) = found else {
-            // One list is equivalent to several headers.
-            let tags = none_match.collect::<Vec<_>>().join(&b',');
             let (http, key) = (Arc::clone(self), key.to_vec());
             return FastPathResult::Pending(Box::pin(async move {
                 match http.proxy.get(FrontEnd::Http, &key, read_mode, &Span::none()).await {
-                    Ok(answer) => http.response_for(&answer, iter::once(&*tags)),
+                    Ok(answer) => http.response_for(&answer, &conditions.unwrap_or_default()),
                     Err(error) => RequestError::Backend(error).into_response(),
                 }
             }));
         };
         self.proxy.count_key(key, now);
         let (outcome, rule) = (found.outcome, found.rule);
-        let status = match (found.entry.value(), found.freshness) {
-            (Some(value), Freshness::Fresh { remaining })
-                if none_match.clone().next().is_none() =>
-            {
-                self.write_fresh(value, remaining, found.age, to);
-                StatusCode::OK
-            }
-            _ => {
-                let response = self.response_for(&found, none_match);
-                to.write_response(&response);
-                response.status()
-            }
+        let status = if conditions.is_none()
+            && let Some(value) = found.entry.value()
+            && let Freshness::Fresh { remaining } = found.freshness
+        {
+            self.write_fresh(value, remaining, found.age, to);
+            StatusCode::OK
+        } else {
+            let response = self.response_for(&found, &conditions.unwrap_or_default());
+            to.write_response(&response);
+            response.status()
         };
         self.proxy.record(FrontEnd::Http, outcome, 1, now.elapsed());
         self.proxy.record_rule(rule, RuleOutcome::Read(outcome), 1);
@@ -227,7 +232,8 @@ impl KeyHandler {
         let mut digits = itoa::Buffer::new();
         to.write_head(
             b"HTTP/1.1 200 OK\r\ncontent-type: \
-                application/octet-stream\r\nx-content-type-options: nosniff\r\netag: ",
+                application/octet-stream\r\nx-content-type-options: nosniff\r\n\
+                accept-ranges: bytes\r\netag: ",
         );
         to.write_head(&etag(value));
         to.write_head(&self.after_etag);
@@ -238,35 +244,55 @@ impl KeyHandler {
         to.write_body(value.bytes, || value.to_bytes());
     }
 
-    fn response_for<'a>(
-        &self,
-        answer: &Answer,
-        none_match: impl Iterator<Item = &'a [u8]>,
-    ) -> Response<Bytes> {
+    fn response_for(&self, answer: &Answer, conditions: &Conditions) -> Response<Bytes> {
         let Some(value) = answer.entry.value() else {
             let mut response = RequestError::KeyNotFound.into_response();
             put_cache_headers(answer, response.headers_mut());
             return response;
         };
-        if any_list_member(none_match, |tag| weakly_matches(tag, &etag(value))) {
-            let mut response = Response::new(Bytes::new());
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            self.put_validators(answer, value, response.headers_mut());
-            return response;
+        let length = value.bytes.len();
+        let (status, body) = match conditions.judge(&etag(value), length) {
+            Verdict::Whole => (StatusCode::OK, value.to_bytes()),
+            Verdict::Part(part) => {
+                return self.partial_response(answer, value, part, conditions.continues());
+            }
+            Verdict::NotModified => (StatusCode::NOT_MODIFIED, Bytes::new()),
+            Verdict::Failed => return RequestError::ConditionFailed.into_response(),
+            Verdict::Unsatisfiable => return RequestError::Range { length }.into_response(),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if status == StatusCode::OK {
+            // Space for all headers, so that the map grows only once.
+            headers.reserve(HEADERS);
+            put_value_headers(headers);
+            headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         }
-        let mut response = Response::new(value.to_bytes());
-        // Space for all headers, so that the map grows only once.
-        response.headers_mut().reserve(HEADERS);
-        self.put_value_headers(answer, value, response.headers_mut());
+        self.put_validators(answer, value, headers);
         response
     }
 
-    /// Adds the headers of a response with the value. The sender of the body adds `Content-Length`.
-    fn put_value_headers(&self, answer: &Answer, value: Value<'_>, headers: &mut HeaderMap) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        // A value is plain data. Without this header a browser may guess another type.
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    /// Returns the response with a part of the value. A client that has the rest also has the
+    /// headers which describe it (RFC 9110, section 15.3.7).
+    fn partial_response(
+        &self,
+        answer: &Answer,
+        value: Value<'_>,
+        part: Range<usize>,
+        has_rest: bool,
+    ) -> Response<Bytes> {
+        let range = format!("bytes {}-{}/{}", part.start, part.end - 1, value.bytes.len());
+        let mut response = Response::new(value.to_bytes().slice(part));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let headers = response.headers_mut();
+        headers.reserve(HEADERS);
+        if !has_rest {
+            put_value_headers(headers);
+        }
+        insert_header(headers, header::CONTENT_RANGE, range.as_bytes());
         self.put_validators(answer, value, headers);
+        response
     }
 
     /// Adds the entity tag, `Cache-Control` and the cache headers.
@@ -277,8 +303,15 @@ impl KeyHandler {
     }
 }
 
+/// Adds the headers that describe a value. The sender of the body adds `Content-Length`.
+fn put_value_headers(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    // A value is plain data. Without this header a browser may guess another type.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
 /// The number of headers for which a response reserves space.
-const HEADERS: usize = 8;
+const HEADERS: usize = 9;
 
 /// Removes the body for a `HEAD` request (RFC 9110, section 9.3.2), and adds the length that it
 /// had.

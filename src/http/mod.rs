@@ -2,6 +2,7 @@
 
 mod admin;
 mod cache_routes;
+mod conditions;
 mod connection;
 mod fast_path;
 mod fragment_guard;

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::json;
 
+use super::headers::insert_header;
 use crate::access::AuthError;
 use crate::backend::BackendError;
 use crate::key::BadEscape;
@@ -63,9 +64,18 @@ pub(super) enum RequestError {
     Query,
     BadEscape(BadEscape),
     EmptyKey,
-    KeyTooLong { length: usize, max: ByteSize },
+    KeyTooLong {
+        length: usize,
+        max: ByteSize,
+    },
     NotAllowed,
     KeyNotFound,
+    /// The value is another one than `If-Match` names.
+    ConditionFailed,
+    /// The value of this length has no byte of the range.
+    Range {
+        length: usize,
+    },
     Backend(BackendError),
 }
 
@@ -102,6 +112,16 @@ impl RequestError {
             Self::KeyNotFound => {
                 ProblemType::new(StatusCode::NOT_FOUND, "no-such-key", "There is no such key")
             }
+            Self::ConditionFailed => ProblemType::new(
+                StatusCode::PRECONDITION_FAILED,
+                "condition-failed",
+                "The value is another one than If-Match names",
+            ),
+            Self::Range { .. } => ProblemType::new(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                "range",
+                "The value has no byte of the range",
+            ),
             Self::Backend(error) => backend_problem(error),
         }
     }
@@ -119,7 +139,8 @@ impl RequestError {
             Self::Backend(BackendError::Unavailable(code) | BackendError::ErrorReply(code)) => {
                 Some(format!("Redis replied: {code}"))
             }
-            Self::NotAllowed | Self::KeyNotFound | Self::Backend(_) => None,
+            Self::Range { length } => Some(format!("It has {length} bytes.")),
+            Self::NotAllowed | Self::KeyNotFound | Self::ConditionFailed | Self::Backend(_) => None,
         }
     }
 
@@ -127,6 +148,10 @@ impl RequestError {
         let mut response = self.problem_type().response(self.detail().as_deref());
         if response.status() == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        if let Self::Range { length } = self {
+            let range = format!("bytes */{length}");
+            insert_header(response.headers_mut(), header::CONTENT_RANGE, range.as_bytes());
         }
         response
     }

@@ -11,6 +11,8 @@ use std::ops::Range;
 
 use httparse::{Header, Request, Status};
 
+use super::conditions::is_condition;
+
 /// The maximum number of header fields of a simple request.
 const MAX_FIELDS: usize = 32;
 /// The maximum length of the bytes after the path that are remembered for the next request.
@@ -25,6 +27,8 @@ pub(super) struct HeadParser {
     /// The fields of the last simple request, as ranges of the bytes after its path.
     fields: Vec<Field>,
     framing: Framing,
+    /// Whether none of them affects the response.
+    is_plain: bool,
 }
 
 /// The length of the body of a simple request.
@@ -76,6 +80,7 @@ pub struct SimpleRequest<'a> {
     /// The bytes after the path.
     rest: &'a [u8],
     fields: &'a [Field],
+    is_plain: bool,
 }
 
 impl HeadParser {
@@ -124,13 +129,14 @@ impl HeadParser {
         behind: &'a [u8],
         length: usize,
     ) -> ParsedHead<'a> {
-        let fields = &self.fields;
+        let (fields, is_plain) = (&*self.fields, self.is_plain);
         let Framing::Length(body_length) = self.framing else {
-            let request = SimpleRequest { method, path, body_length: 0, body: &[], rest, fields };
+            let (body_length, body) = (0, &[][..]);
+            let request = SimpleRequest { method, path, body_length, body, rest, fields, is_plain };
             return ParsedHead::Simple(request, length);
         };
         let body = &behind[..body_length.min(behind.len())];
-        let request = SimpleRequest { method, path, body_length, body, rest, fields };
+        let request = SimpleRequest { method, path, body_length, body, rest, fields, is_plain };
         if body.len() == body_length {
             ParsedHead::Simple(request, length + body_length)
         } else {
@@ -167,6 +173,10 @@ impl HeadParser {
         self.framing = framing;
         self.fields.clear();
         self.fields.extend(headers.iter().map(field));
+        self.is_plain = headers.iter().all(|header| {
+            let name = header.name.as_bytes();
+            !name.eq_ignore_ascii_case(b"cache-control") && !is_condition(name)
+        });
         self.remembered.clear();
         let fits = rest.len() <= MAX_REMEMBERED;
         if fits {
@@ -207,6 +217,12 @@ impl SimpleRequest<'_> {
     /// Whether the response has a body, which a response to `HEAD` has not.
     pub fn wants_body(&self) -> bool {
         self.method != SimpleMethod::Head
+    }
+
+    /// Whether no field affects the response with a value: neither `Cache-Control` nor a condition
+    /// nor a range.
+    pub(super) fn is_plain(&self) -> bool {
+        self.is_plain
     }
 
     /// Returns the values of all fields with this name, which must be in lower case.

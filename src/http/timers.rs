@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::fragment_guard::RequestLines;
@@ -21,6 +22,8 @@ pub(super) struct ConnectionTimers {
     pub(super) in_flight: Arc<AtomicUsize>,
     is_draining: AtomicBool,
     is_closing: AtomicBool,
+    /// Whether no byte has moved for long, so that an empty buffer is freed.
+    is_silent: AtomicBool,
 }
 
 impl ConnectionTimers {
@@ -33,6 +36,7 @@ impl ConnectionTimers {
             in_flight: Arc::default(),
             is_draining: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
         }
     }
 
@@ -65,11 +69,22 @@ impl ConnectionTimers {
         self.is_closing.load(Relaxed)
     }
 
+    /// Whether no byte had moved for long at the last check.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_silent.load(Relaxed)
+    }
+
+    /// The connection is in use again.
+    pub(super) fn end_silence(&self) {
+        self.is_silent.store(false, Relaxed);
+    }
+
     /// Returns once the connection has been idle for too long, or a head has taken longer than
     /// `header_timeout`.
     pub(super) async fn expired(&self, limits: &Limits, header_timeout: Option<Duration>) {
         loop {
-            let idle = self.activity.last_transfer() + limits.idle_timeout;
+            let last = self.activity.last_transfer();
+            let idle = last + limits.idle_timeout;
             let head = self.activity.unconsumed_since().zip(header_timeout);
             let due = head.map_or(idle, |(since, timeout)| idle.min(since + timeout));
             let now = Instant::now();
@@ -77,7 +92,17 @@ impl ConnectionTimers {
             if due <= now && !in_flight {
                 return;
             }
-            let look = if in_flight { now + BUSY_RECHECK } else { due };
+            let silent_from = last + SILENCE;
+            if silent_from <= now && !in_flight && !self.is_silent() {
+                self.is_silent.store(true, Relaxed);
+                // The connection is polled before this function, so it is polled again.
+                yield_now().await;
+                continue;
+            }
+            let mut look = if in_flight { now + BUSY_RECHECK } else { due };
+            if silent_from > now {
+                look = look.min(silent_from);
+            }
             // A head may begin at any time, so no sleep exceeds the header timeout.
             sleep_until(header_timeout.map_or(look, |timeout| look.min(now + timeout))).await;
         }
@@ -108,6 +133,8 @@ impl ConnectionTimers {
     }
 }
 
+/// The time without a byte after which the buffers of a connection are freed.
+const SILENCE: Duration = Duration::from_secs(5);
 /// The time for which every connection still reads after the stop signal. A request may be in
 /// transit, or already received and unread.
 const DRAIN_GRACE: Duration = Duration::from_millis(50);

@@ -146,6 +146,10 @@ impl<S> TrackedIo<S> {
         Self { stream, activity, returned, inspector, lingering_close: Some(close) }
     }
 
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     fn record_write(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
         self.activity.set_write_blocked(written.is_pending());
         if let Poll::Ready(Ok(1..)) = written {

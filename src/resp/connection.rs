@@ -14,8 +14,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesOrdered;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::task::yield_now;
 use tokio::time::Instant;
@@ -23,6 +21,7 @@ use tokio::time::Instant;
 use super::dedicated::DedicatedConnection;
 use super::failure::write_failure;
 use super::fence::Fences;
+use super::flights::Flights;
 use super::info::InfoReply;
 use super::lifetime::{ConnState, End, Facts, Lifetime, end};
 use super::reply_queue::ReplyQueue;
@@ -43,12 +42,14 @@ pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) state: ConnState,
     pub(super) input: BytesMut,
+    /// The room for a read of commands of the usual size.
+    read_chunk: usize,
     pub(super) parser: RequestParser,
     output: WriteBuf,
     /// Whether every written byte is on its way. TLS may hold some back.
     is_flushed: bool,
     pub(super) replies: ReplyQueue,
-    pub(super) reads: FuturesOrdered<Task<FetchOutcome>>,
+    pub(super) flights: Flights,
     pub(super) redis: DedicatedConnection,
     pub(super) scanner: ReplyScanner,
     info: InfoReply,
@@ -68,6 +69,9 @@ pub(super) struct Connection {
     pub(super) turn: Turn,
 }
 
+/// Bytes read at once while the commands of a client are small. Most connections stay at this size,
+/// and keep no more memory while they are idle.
+const SMALL_CHUNK: usize = 2 << 10;
 /// Bytes read at once.
 const READ_CHUNK: usize = 16 << 10;
 /// Bytes read at once of a command that is forwarded as it arrives.
@@ -89,18 +93,25 @@ const MAX_REPLIES: usize = 1 << 18;
 /// Otherwise Redis, or a firewall on the way, would close it as idle.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Returns the room for the next read, behind `held` bytes of at most `most`.
+/// Returns the room for the next read, behind `held` bytes of at most `most`. It is `chunk` for
+/// commands of the usual size.
 ///
 /// A large command gets all of its room in one step. Otherwise the buffer would grow by doubling,
 /// which copies as many bytes as the command has.
-fn read_room(held: usize, most: usize, is_streaming: bool) -> usize {
+fn read_room(held: usize, most: usize, is_streaming: bool, chunk: usize) -> usize {
     if held >= LARGE_INPUT {
         most.saturating_sub(held).max(READ_CHUNK)
     } else if is_streaming {
         STREAM_CHUNK
     } else {
-        READ_CHUNK
+        chunk
     }
+}
+
+/// Closes the client's stream.
+async fn close(mut client: ClientStream, lifetime: Lifetime) {
+    let mut close = lifetime.lingering_close();
+    _ = poll_fn(|cx| close.poll(Pin::new(&mut client), cx)).await;
 }
 
 impl Connection {
@@ -109,11 +120,12 @@ impl Connection {
             client,
             state: ConnState::Commands,
             input: BytesMut::new(),
+            read_chunk: SMALL_CHUNK,
             parser: RequestParser::default(),
             output: WriteBuf::default(),
             is_flushed: true,
             replies: ReplyQueue::default(),
-            reads: FuturesOrdered::new(),
+            flights: Flights::default(),
             redis: DedicatedConnection::new(),
             scanner: ReplyScanner::default(),
             info: InfoReply::default(),
@@ -130,11 +142,14 @@ impl Connection {
         }
     }
 
-    pub(super) async fn run(mut self) {
-        poll_fn(|cx| self.poll(cx)).await;
-        let (mut client, lifetime) = self.into_client();
-        let mut close = lifetime.lingering_close();
-        _ = poll_fn(|cx| close.poll(Pin::new(&mut client), cx)).await;
+    /// Serves the client until the connection has ended.
+    pub(super) fn run(mut self) -> Task<()> {
+        // No `async fn`, which would store the connection twice.
+        Box::pin(async move {
+            poll_fn(|cx| self.poll(cx)).await;
+            let (client, lifetime) = self.into_client();
+            Box::pin(close(client, lifetime)).await;
+        })
     }
 
     /// Ends everything but the client's stream, the connection to Redis too.
@@ -170,7 +185,27 @@ impl Connection {
             }
             if !steps.contains(&Step::Progress) {
                 self.pass_close_on(cx);
-                return if self.is_over(cx) { Poll::Ready(()) } else { Poll::Pending };
+                if self.is_over(cx) {
+                    return Poll::Ready(());
+                }
+                if self.lifetime.is_silent() {
+                    self.release_buffers();
+                }
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Frees the buffers of a client that has been silent. Its next command allocates them again.
+    #[cold]
+    fn release_buffers(&mut self) {
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+            self.read_chunk = SMALL_CHUNK;
+        }
+        for output in [&mut self.output, &mut self.redis.out] {
+            if output.is_empty() {
+                *output = WriteBuf::default();
             }
         }
     }
@@ -318,7 +353,7 @@ impl Connection {
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Step {
         let mut step = Step::Idle;
         while self.replies.is_read_first() {
-            let Poll::Ready(Some(outcome)) = self.reads.poll_next_unpin(cx) else { return step };
+            let Poll::Ready(outcome) = self.flights.poll_first(cx) else { return step };
             step = Step::Progress;
             match outcome {
                 FetchOutcome::Reply(reply) => {
@@ -354,9 +389,10 @@ impl Connection {
             return Step::Idle;
         }
         let held = self.input.len();
-        if self.input.capacity() - held < READ_CHUNK / 2 {
+        if self.input.capacity() - held < self.read_chunk / 2 {
             let most = self.shared.settings.max_query_buffer.0 + READ_CHUNK;
-            self.input.reserve(read_room(held, most, self.parser.is_streaming()));
+            let is_streaming = self.parser.is_streaming();
+            self.input.reserve(read_room(held, most, is_streaming, self.read_chunk));
         }
         let read = pin!(self.client.read_buf(&mut self.input)).poll(cx);
         match read {
@@ -368,6 +404,10 @@ impl Connection {
             }
             Poll::Ready(Ok(1..)) if self.state == ConnState::Draining => self.input.clear(),
             Poll::Ready(Ok(1..)) => {
+                if self.input.len() == self.input.capacity() {
+                    // The client sends more than fits.
+                    self.read_chunk = READ_CHUNK;
+                }
                 let now = self.now();
                 self.lifetime.progressed(now);
             }
@@ -608,14 +648,15 @@ mod tests {
     fn large_command_gets_its_room_at_once() {
         const MOST: usize = 1 << 20;
         for (held, is_streaming, room) in [
-            (0, false, READ_CHUNK),
+            (0, false, SMALL_CHUNK),
             (0, true, STREAM_CHUNK),
-            (LARGE_INPUT - 1, false, READ_CHUNK),
+            (LARGE_INPUT - 1, false, SMALL_CHUNK),
             (LARGE_INPUT, false, MOST - LARGE_INPUT),
             (MOST, false, READ_CHUNK),
             (MOST + 1, true, READ_CHUNK),
         ] {
-            assert_eq!(read_room(held, MOST, is_streaming), room, "{held} {is_streaming}");
+            let found = read_room(held, MOST, is_streaming, SMALL_CHUNK);
+            assert_eq!(found, room, "{held} {is_streaming}");
         }
     }
 }

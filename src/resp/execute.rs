@@ -215,13 +215,13 @@ impl Connection {
                 let command = self.input.split_to(length).freeze();
                 self.replies.add_read(fetch.len(), fetch.keys());
                 let run = fetch.run(self.shared.front_end, self.shared.proxy.clone(), command);
-                self.reads.push_back(Box::pin(run));
+                self.flights.push(Box::pin(run));
             }
             Action::FetchReply(fetch) => {
                 let command = self.input.split_to(length).freeze();
                 self.replies.add_read(1, fetch.keys());
                 let run = fetch.run(self.shared.front_end, self.shared.proxy.clone(), command);
-                self.reads.push_back(Box::pin(run));
+                self.flights.push(Box::pin(run));
             }
             Action::BypassReply(kind, rules) => {
                 self.count_rules(&rules);

@@ -32,6 +32,10 @@ const DRAIN_GRACE: Duration = Duration::from_millis(50);
 /// One with a large value for a client that does not read may stall for longer, if room is not
 /// short.
 const CLOSE_GRACE: Duration = Duration::from_secs(30);
+/// The time without a byte after which the buffers of a connection are freed.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The interval between checks of a silent connection. It may have been in use in between.
+const SILENT_RECHECK: Duration = Duration::from_secs(60);
 /// The interval between looks at a connection with pending replies.
 const RECHECK: Duration = Duration::from_secs(1);
 
@@ -93,10 +97,15 @@ pub(super) fn end(state: ConnState, is_draining: bool, facts: Facts) -> End {
 pub(super) struct Lifetime {
     drain: PollOnWake<Task<()>>,
     is_draining: bool,
+    /// Zero means none.
     idle_timeout: Duration,
-    idle: Option<PollOnWake<Pin<Box<Sleep>>>>,
+    /// The time for the next check how long the client has been silent.
+    /// `None` without an idle timeout: a timer would cost each wake-up of the worker.
+    check: Option<PollOnWake<Pin<Box<Sleep>>>>,
     /// The time when a byte last came from the client, or was taken by it.
     last_progress: Instant,
+    /// Whether that was long ago, as the last check has found.
+    is_silent: bool,
     /// The time for the next check whether a closing connection has stalled for too long.
     close_timer: Option<Pin<Box<Sleep>>>,
     /// While it lives, the daemon waits for the connection.
@@ -106,6 +115,7 @@ pub(super) struct Lifetime {
 impl Lifetime {
     /// Timers of a new connection. An `idle_timeout` of zero means none.
     pub(super) fn new(idle_timeout: Duration, mut drain: Drain) -> Self {
+        let first_check = (!idle_timeout.is_zero()).then(|| SILENCE.min(idle_timeout));
         Self {
             drain_guard: drain.clone(),
             drain: PollOnWake::new(Box::pin(async move {
@@ -114,8 +124,9 @@ impl Lifetime {
             })),
             is_draining: false,
             idle_timeout,
-            idle: (!idle_timeout.is_zero()).then(|| PollOnWake::new(Box::pin(sleep(idle_timeout)))),
+            check: first_check.map(|check| PollOnWake::new(Box::pin(sleep(check)))),
             last_progress: Instant::now(),
+            is_silent: false,
             close_timer: None,
         }
     }
@@ -123,6 +134,13 @@ impl Lifetime {
     /// Bytes came from the client, or were taken by it.
     pub(super) fn progressed(&mut self, now: Instant) {
         self.last_progress = now;
+        self.is_silent = false;
+    }
+
+    /// Whether the client has been silent for so long that its buffers are freed.
+    #[inline]
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_silent
     }
 
     /// Returns the close of the client's stream. A reset would lose replies that the client has not
@@ -141,14 +159,17 @@ impl Lifetime {
 
     /// Whether the client has been silent for the idle timeout, and nothing is pending.
     pub(super) fn poll_idle(&mut self, is_quiet: bool, cx: &mut Context<'_>) -> bool {
-        let Some(idle) = &mut self.idle else { return false };
-        while idle.poll_unpin(cx).is_ready() {
+        let Some(check) = &mut self.check else { return false };
+        while check.poll_unpin(cx).is_ready() {
+            let now = Instant::now();
+            self.is_silent = self.last_progress + SILENCE <= now;
             let until = self.last_progress + self.idle_timeout;
-            if until <= Instant::now() && is_quiet {
+            if until <= now && is_quiet {
                 return true;
             }
-            let until = until.max(Instant::now() + RECHECK);
-            idle.update(|idle| idle.set(sleep_until(until)));
+            let next = now + if self.is_silent { SILENT_RECHECK } else { SILENCE };
+            let next = next.min(until.max(now + RECHECK));
+            check.update(|check| check.set(sleep_until(next)));
         }
         false
     }

@@ -18,6 +18,7 @@ mod dedicated;
 mod execute;
 mod failure;
 mod fence;
+mod flights;
 mod info;
 mod lifetime;
 mod local;
@@ -95,7 +96,7 @@ impl Service for Resp {
         stream: ClientStream,
         drain: Drain,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(Connection::new(stream, Arc::clone(&self.0), drain).run())
+        Connection::new(stream, Arc::clone(&self.0), drain).run()
     }
 
     fn overload_response(&self) -> Vec<u8> {

@@ -28,18 +28,29 @@ pub(super) struct ConnectionGuards {
 
 impl Accepted {
     /// Serves the connection. Runs on the worker, where the connection stays (invariant A2).
-    pub(super) async fn serve(self) {
-        let Self { stream, tls, service, drain, guards: _guards } = self;
+    pub(super) async fn serve(self: Box<Self>) {
+        let Self { stream, tls, service, drain, guards: _guards } = *self;
         // An error here means that the socket is closed already.
         let Ok(stream) = stream.attach() else { return };
-        let stream = match (stream, tls) {
-            (ClientStream::Tcp(stream), Some((tls, refused))) => {
-                tls.accept(stream, drain.clone(), &refused).await
-            }
-            (stream, _) => Some(stream),
+        let stream = match tls {
+            // The state of a handshake is large. Boxed, it takes no room after the handshake, and
+            // none without TLS.
+            Some(tls) => Box::pin(handshake(stream, tls, drain.clone())).await,
+            None => Some(stream),
         };
         if let Some(stream) = stream {
             service.serve(stream, drain).await;
         }
+    }
+}
+
+async fn handshake(
+    stream: ClientStream,
+    (tls, refused): (Tls, TlsRefusals),
+    drain: Drain,
+) -> Option<ClientStream> {
+    match stream {
+        ClientStream::Tcp(stream) => tls.accept(stream, drain, &refused).await,
+        other => Some(other),
     }
 }
