@@ -192,7 +192,7 @@ impl KeyHandler {
                 }
             }));
         };
-        self.proxy.count_key(key, now);
+        self.proxy.count_hit(key, &found, now);
         let (outcome, rule) = (found.outcome, found.rule);
         let status = match (found.entry.value(), found.freshness) {
             (Some(value), Freshness::Fresh { remaining })
