@@ -106,6 +106,11 @@ let
       "ttl"
     ];
     telemetry = [ "log_filter" ];
+    verify = [
+      "max_rate"
+      "on_stale"
+      "sample"
+    ];
   };
   settingsOfStart = lib.filterAttrs (_: keys: keys != { }) (
     lib.mapAttrs (

@@ -29,6 +29,7 @@ pub mod status;
 mod sync;
 pub mod telemetry;
 pub mod upstream;
+pub mod verify;
 pub mod warmup;
 
 /// The allocator of the program. A test compares its size classes with those that the cache counts.

@@ -22,6 +22,7 @@ use crate::protocol::Shape;
 use crate::telemetry::hot_keys::{HotKeys, TopKeys};
 use crate::telemetry::spans;
 use crate::upstream::Upstream;
+use crate::verify::{ReplySample, Settings as VerifySettings, Verifier};
 
 /// The upstream with its metrics, for both front ends. Clones share all of it.
 #[derive(Clone)]
@@ -30,6 +31,7 @@ pub struct Proxy {
     clock: CacheClock,
     metrics: Arc<Metrics>,
     hot_keys: HotKeys,
+    verifier: Verifier,
     draining: Arc<AtomicBool>,
 }
 
@@ -45,9 +47,17 @@ pub enum NotReady {
 }
 
 impl Proxy {
-    /// Creates a proxy in front of `upstream`.
+    /// Creates a proxy in front of `upstream`. No answer is verified.
     pub fn new(upstream: Upstream, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
-        Self { clock: upstream.clock(), upstream, metrics, hot_keys, draining: Arc::default() }
+        let (verifier, _) = Verifier::new(&VerifySettings::default());
+        let clock = upstream.clock();
+        Self { clock, upstream, metrics, hot_keys, verifier, draining: Arc::default() }
+    }
+
+    /// The same with answers from memory sampled by `verifier`.
+    #[must_use]
+    pub fn with_verifier(self, verifier: Verifier) -> Self {
+        Self { verifier, ..self }
     }
 
     /// Reads `key` from memory or from Redis, and counts the read. `span` is the span of the
@@ -76,6 +86,12 @@ impl Proxy {
             (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
         let outcome = answer.as_ref().map_or(Outcome::Error, |answer| answer.outcome);
+        if let Ok(answer) = &answer
+            && matches!(outcome, Outcome::Hit | Outcome::NegativeHit)
+            && self.verifier.is_sampled()
+        {
+            self.verifier.add_entry(&answer.entry, begun);
+        }
         let took = begun.elapsed();
         self.metrics.record_reads(front_end, outcome, 1, took);
         self.record_rule(rule.id, rule.outcome(outcome), 1);
@@ -224,9 +240,29 @@ impl Proxy {
         self.upstream.prefetch(keys);
     }
 
-    /// Counts a key of a [lookup](Self::lookup) for the list of hot keys.
-    pub fn count_key(&self, key: &[u8], now: Instant) {
+    /// Counts a key of a [lookup](Self::lookup) for the list of hot keys, and samples the answer to
+    /// be verified.
+    pub fn count_hit(&self, key: &[u8], answer: &Answer, now: Instant) {
         self.hot_keys.count(key, now);
+        if self.verifier.is_sampled() {
+            self.verifier.add_entry(&answer.entry, now);
+        }
+    }
+
+    /// Whether the reply to a read that memory answered is to be verified.
+    #[inline]
+    pub fn is_sampled(&self) -> bool {
+        self.verifier.is_sampled()
+    }
+
+    /// Samples a reply from memory to be verified.
+    pub fn verify_reply(&self, sample: ReplySample, now: Instant) {
+        self.verifier.add_reply(sample, now);
+    }
+
+    /// Returns the part of the answers from memory that is verified, from 0 to 1.
+    pub fn verified_part(&self) -> f64 {
+        self.verifier.sample()
     }
 
     /// Returns the `limit` keys that are read most, or `None` if keys are not counted.

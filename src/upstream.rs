@@ -1,23 +1,28 @@
 //! The upstream: one Redis with a cache, or the primaries of a cluster, each with its own cache.
 
+mod check;
+
 use std::sync::Arc;
 
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+pub(crate) use self::check::{Check, Details};
+use self::check::{CheckedReply, check_entry, check_reply};
+pub use self::check::{Comparison, Observations};
 use crate::backend::{
     self, Backend, BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult, ForwardReason,
     ReplyRequest,
 };
 use crate::cache::{
-    Answer, Cache, CacheClock, Coherence, FetchedReply, KeptReply, KeyState, LookupTime, LookupUse,
-    Outcome, Purge, ReadMode, RefreshResult, Refreshes, ReplyRead, ReplyResult, RuleMode, RuleRead,
-    Rules, Settings, Statistics,
+    Answer, Cache, CacheClock, Coherence, Entry, FetchedReply, KeptReply, KeyState, LookupTime,
+    LookupUse, Outcome, Purge, ReadMode, RefreshResult, Refreshes, Reply, ReplyRead, ReplyResult,
+    RuleMode, RuleRead, Rules, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;
 use crate::metrics::Node;
-use crate::protocol::{ReplyFrame, Shape};
+use crate::protocol::{MemberOrder, ReplyFrame, Shape};
 use crate::telemetry::spans;
 
 /// The Redis behind the proxy, with its cached values.
@@ -108,6 +113,52 @@ impl Upstream {
                 };
                 let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
                 shard.cache.refresh(key, fetch).await
+            }
+        }
+    }
+
+    /// Compares an entry that was served with Redis.
+    pub(crate) async fn check_entry(&self, entry: &Entry) -> Check {
+        match self {
+            Self::Standalone(cache, backend) => {
+                check_entry(cache, backend, entry, |key| backend.clone().fetch(key)).await
+            }
+            Self::Cluster(cluster) => {
+                let Ok(shard) = cluster.find_shard(entry.key()).await else {
+                    return Check::impossible();
+                };
+                let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
+                check_entry(&shard.cache, &shard.backend, entry, fetch).await
+            }
+        }
+    }
+
+    /// Compares a reply that was served with Redis. `basis` is the kept reply that it follows from.
+    pub(crate) async fn check_reply(
+        &self,
+        request: &ReplyRequest,
+        shape: Shape,
+        frame: &ReplyFrame,
+        basis: &Reply,
+        order: MemberOrder,
+    ) -> Check {
+        let checked = CheckedReply { read: read_of(request), frame, basis, order };
+        match self {
+            Self::Standalone(cache, backend) => {
+                let max = cache.max_reply(&request.keys);
+                let fetch =
+                    || async move { to_cache(backend.fetch_reply(request, max).await, shape) };
+                check_reply(cache, backend, &checked, fetch).await
+            }
+            Self::Cluster(cluster) => {
+                let keys = request.keys.iter().map(Key::as_bytes);
+                let Ok(Some(shard)) = cluster.find_shard_of_all(keys).await else {
+                    return Check::impossible();
+                };
+                let (max, at) = (shard.cache.max_reply(&request.keys), &shard);
+                let fetch =
+                    || async move { to_cache(cluster.fetch_reply(at, request, max).await, shape) };
+                check_reply(&shard.cache, &shard.backend, &checked, fetch).await
             }
         }
     }

@@ -11,6 +11,7 @@ mod credentials;
 mod dial;
 mod endpoint;
 mod error;
+mod events;
 mod expiry_check;
 mod fetch_command;
 mod hello;
@@ -18,6 +19,8 @@ mod liveness;
 mod multiplexed;
 mod node_client;
 mod outage;
+#[cfg(feature = "planted-faults")]
+mod planted_faults;
 mod probe;
 mod read_after_reset;
 mod reply_decoder;
@@ -51,6 +54,7 @@ use self::endpoint::Endpoint;
 pub use self::endpoint::EpochStream;
 pub use self::error::{BackendError, Redirect};
 use self::error::{NO_PERMISSION, unreachable};
+use self::events::Events;
 pub(crate) use self::fetch_command::Reply;
 use self::fetch_command::{FetchCommand, UnexpectedReply};
 use self::multiplexed::{Multiplexed, Replies, ValueRoom};
@@ -98,6 +102,7 @@ struct Shared {
     lease_renewed: watch::Receiver<Instant>,
     suspected: watch::Receiver<bool>,
     signals: Arc<SupervisorSignals>,
+    events: Arc<Events>,
     fetch_permits: Semaphore,
     fetches_queued: AtomicUsize,
     /// The number of reads that wait for a fence.
@@ -179,7 +184,7 @@ impl Backend {
             Arc::clone(&signals),
             Arc::clone(&metrics),
         );
-        let (supervisor, Published { state, lease_renewed, suspected }) = prepared;
+        let (supervisor, Published { state, lease_renewed, suspected, events }) = prepared;
         let shared = Shared {
             dialer,
             topology,
@@ -189,6 +194,7 @@ impl Backend {
             lease_renewed,
             suspected,
             signals,
+            events,
             fetches_queued: AtomicUsize::new(0),
             fences_queued: AtomicUsize::new(0),
             max_value,
@@ -363,6 +369,16 @@ impl Backend {
     /// Whether a fence for `since` would return at once.
     pub fn is_current(&self, since: Instant) -> bool {
         *self.0.lease_renewed.borrow() >= since
+    }
+
+    /// Returns the time since the cache was last known to reflect every write.
+    pub(crate) fn lease_age(&self) -> Duration {
+        self.0.lease_renewed.borrow().elapsed()
+    }
+
+    /// Returns the last events of the connection in words.
+    pub(crate) fn recent_events(&self) -> String {
+        self.0.events.text()
     }
 
     /// Returns the user and the database with which the proxy reads.

@@ -23,10 +23,13 @@ use tracing::field;
 use super::connector::{Connected, Connector, PRIMARY_CHANGED, TrackingGranted};
 use super::dial::Dialer;
 use super::error::{BackendError, auth_rejected, unreachable};
+use super::events::Events;
 use super::hello::drive_until;
 use super::liveness::{Liveness, renewal_interval};
 use super::multiplexed::{Multiplexed, UNEXPECTED_REPLY};
 use super::outage::Outage;
+#[cfg(feature = "planted-faults")]
+use super::planted_faults::PlantedFaults;
 use super::probe::{Probe, ProbeEnd, ProbeTiming};
 use super::rights::{self, KeyCheck, Rights, Rules};
 use super::server_commands::CommandNames;
@@ -56,6 +59,7 @@ pub(super) struct Published {
     pub(super) lease_renewed: watch::Receiver<Instant>,
     /// Whether Redis may be out of service: there is no connection, or a check is overdue.
     pub(super) suspected: watch::Receiver<bool>,
+    pub(super) events: Arc<Events>,
 }
 
 /// The minimum delay between two attempts, even if requests wait for a connection.
@@ -85,6 +89,7 @@ pub struct ConnectionSupervisor {
     lease_renewed: watch::Sender<Instant>,
     suspected: watch::Sender<bool>,
     signals: Arc<SupervisorSignals>,
+    events: Arc<Events>,
     metrics: Arc<Metrics>,
     /// The current outage. `None` while there is a connection, and before the first attempt.
     outage: Option<Outage>,
@@ -112,10 +117,12 @@ impl ConnectionSupervisor {
         let state = watch::Sender::new(ConnectionState::Connecting);
         let lease_renewed = watch::Sender::new(Instant::now());
         let suspected = watch::Sender::new(true);
+        let events = Arc::new(Events::new());
         let published = Published {
             state: state.subscribe(),
             lease_renewed: lease_renewed.subscribe(),
             suspected: suspected.subscribe(),
+            events: Arc::clone(&events),
         };
         let supervisor = Self {
             settings: settings.clone(),
@@ -129,6 +136,7 @@ impl ConnectionSupervisor {
             lease_renewed,
             suspected,
             signals,
+            events,
             metrics,
             outage: None,
             untracked_reported: false,
@@ -203,6 +211,7 @@ impl ConnectionSupervisor {
 
     /// Logs the connection, and the end of the outage before it.
     fn log_connected(&mut self, took: Duration) {
+        self.events.add("connected");
         let ended = self.outage.take();
         let outage = ended.as_ref().map(|ended| field::debug(ended.elapsed(Instant::now())));
         let failed_fetches =
@@ -222,6 +231,7 @@ impl ConnectionSupervisor {
 
     /// Starts a new lease, after the cache was cleared (invariant C1).
     fn on_tracking(&mut self, granted: TrackingGranted) {
+        self.events.add("tracking began");
         self.cache.start_tracking(granted.requested_at);
         // The cache is empty, so all fences that wait are satisfied.
         self.lease_renewed.send_replace(Instant::now());
@@ -247,6 +257,7 @@ impl ConnectionSupervisor {
     }
 
     fn on_disconnected(&mut self, error: &BackendError) {
+        self.events.add("lost");
         self.retract(error);
         if matches!(error, BackendError::AuthRejected(_)) {
             // Redis is reachable and replies, so this is no outage: no entry may be served stale,
@@ -295,7 +306,14 @@ impl ConnectionSupervisor {
         }
         let (cache, metrics, probe) =
             (self.cache.clone(), Arc::clone(&self.metrics), Arc::clone(&self.probe));
-        let handler = InvalidationHandler { cache, metrics, probe };
+        let handler = InvalidationHandler {
+            cache,
+            metrics,
+            probe,
+            events: Arc::clone(&self.events),
+            #[cfg(feature = "planted-faults")]
+            faults: PlantedFaults::from_env(),
+        };
         match self.connector.connect_tracked(handler, &self.names).await {
             Ok(connected) => {
                 connected

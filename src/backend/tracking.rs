@@ -14,7 +14,10 @@ use redis::{PushInfo, PushKind, Value};
 
 use super::command_query::query_server_commands;
 use super::error::BackendError;
+use super::events::Events;
 use super::multiplexed::Multiplexed;
+#[cfg(feature = "planted-faults")]
+use super::planted_faults::PlantedFaults;
 use super::probe::Probe;
 use super::server_commands::ServerCommands;
 use super::value::{field, text};
@@ -158,6 +161,9 @@ pub(super) struct InvalidationHandler {
     pub(super) cache: Cache<BackendError>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) probe: Arc<Probe>,
+    pub(super) events: Arc<Events>,
+    #[cfg(feature = "planted-faults")]
+    pub(super) faults: PlantedFaults,
 }
 
 impl InvalidationHandler {
@@ -166,12 +172,18 @@ impl InvalidationHandler {
             None => {}
             Some(Invalidated::All) => {
                 self.metrics.record_invalidations(Invalidation::All, 1);
+                self.events.add("flush");
                 self.cache.invalidate_all();
                 self.probe.on_flush();
             }
             Some(Invalidated::Keys(keys)) => {
                 self.metrics.record_invalidations(Invalidation::Key, keys.len());
+                self.events.add_push(keys.len());
                 for key in keys {
+                    #[cfg(feature = "planted-faults")]
+                    if self.faults.ignores_push() {
+                        continue;
+                    }
                     self.cache.invalidate(&key);
                     self.probe.on_invalidated(&key);
                 }

@@ -99,6 +99,11 @@ impl Lease {
         }
     }
 
+    /// Returns the time that is left of the lease at `clock`; the maximum in TTL mode.
+    pub(super) fn remaining(&self, clock: u64) -> Duration {
+        Duration::from_nanos(self.0.load(Acquire).saturating_sub(clock))
+    }
+
     /// Returns the guarantee that applies now, or after the next renewal if the lease has expired.
     pub(super) fn next_validity(&self) -> Validity {
         if self.0.load(Acquire) == TTL_ONLY { Validity::TtlOnly } else { Validity::Tracked }

@@ -12,6 +12,7 @@
 
 mod block_size;
 mod budget;
+mod check;
 mod entry;
 mod flight;
 mod in_flight;
@@ -42,6 +43,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use self::budget::Budget;
+pub use self::check::{Guarantee, Life};
 pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
 pub use self::in_flight::FetchedBytes;

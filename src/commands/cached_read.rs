@@ -104,8 +104,10 @@ impl<'a> CacheableRead<'a> {
         if self.has_many_keys() {
             let answers = self.arguments.skip(1).map(|key| lookup(key).map(Some));
             let answers = answers.collect::<Option<Vec<_>>>()?;
-            answers.iter().flatten().for_each(|answer| count(answer.outcome, answer.rule));
-            self.arguments.skip(1).for_each(|key| memory.count_key(key, now));
+            for (key, answer) in self.arguments.skip(1).zip(answers.iter().flatten()) {
+                count(answer.outcome, answer.rule);
+                memory.count_hit(key, answer, now);
+            }
             return Some(if self.class == Class::Mget {
                 CachedReply::Values(answers)
             } else {
@@ -116,7 +118,7 @@ impl<'a> CacheableRead<'a> {
         let part =
             if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
         count(answer.outcome, answer.rule);
-        memory.count_key(self.arguments.get(1), now);
+        memory.count_hit(self.arguments.get(1), &answer, now);
         Some(match (self.class, part) {
             (Class::Strlen, _) => CachedReply::Number(length(&answer)),
             (_, Some(part)) => CachedReply::Part(answer, part),

@@ -23,7 +23,10 @@ use crate::access::KeyAllowlist;
 use crate::backend::CacheIdentity;
 use crate::cache::{KeptReply, LookupTime, LookupUse, Outcome, RuleId, RuleMode, RuleRead};
 use crate::metrics::Kind;
-use crate::protocol::{Arguments, is_one_of, parse_integer, write_array_length, write_bulk};
+use crate::protocol::{
+    Arguments, ReplyFrame, is_one_of, parse_integer, write_array_length, write_bulk,
+};
+use crate::verify::ReplySample;
 
 /// The settings that decisions depend on.
 pub struct Policy {
@@ -265,6 +268,9 @@ fn choose_kept_read<M: Memory>(
     let name = reply_name(command);
     if let Some((reply, rule)) = find_kept(view, read, &name, LookupUse::Serve) {
         count(Outcome::Hit, rule);
+        if view.memory.is_sampled() {
+            sample_reply(view, read, &name);
+        }
         return Action::Reply(reply);
     }
     let may_fetch = view.memory.may_fetch_replies(read.command().may_write());
@@ -287,15 +293,34 @@ fn find_kept<M: Memory>(
     let reply = kept.map(|KeptReply { reply, rule }| {
         (CachedReply::kept(reply, read.kind(), read.time_unit(), view.now), rule)
     });
-    reply.or_else(|| derive(view, read, purpose))
+    reply.or_else(|| {
+        let (frame, kept) = derive(view, read, purpose)?;
+        Some((CachedReply::Derived(Box::new(frame), read.kind()), kept.rule))
+    })
 }
 
-/// Returns the reply to a read if it follows from the kept reply for the whole hash or set.
+/// Samples the reply that memory has for a read. It is looked up again, so that reply and basis are
+/// of one moment.
+#[cold]
+fn sample_reply<M: Memory>(view: &View<'_, M>, read: &KeptRead<'_>, name: &[u8]) {
+    let Some(order) = read.verified_order() else { return };
+    let (time, purpose) = (view.lookup_time, LookupUse::Serve);
+    let kept = view.memory.lookup_reply(name, read.first_key(), time, purpose);
+    let found = kept.map(|kept| (kept.reply.frame().clone(), kept.reply));
+    let derived = || derive(view, read, purpose).map(|(frame, kept)| (frame, kept.reply));
+    if let Some((frame, basis)) = found.or_else(derived) {
+        let (request, shape) = ReplyFetch::request_of(read, name.to_vec());
+        view.memory.verify_reply(ReplySample { request, shape, frame, basis, order }, view.now);
+    }
+}
+
+/// Returns the reply to a read if it follows from the kept reply for the whole hash or set, and
+/// that reply.
 fn derive<M: Memory>(
     view: &View<'_, M>,
     read: &KeptRead<'_>,
     purpose: LookupUse,
-) -> Option<(CachedReply, RuleId)> {
+) -> Option<(ReplyFrame, KeptReply)> {
     let max = view.memory.max_hash_fields();
     if max == 0 {
         return None;
@@ -305,7 +330,7 @@ fn derive<M: Memory>(
     let found =
         view.memory.lookup_whole(&name, read.first_key(), derived, view.lookup_time, purpose)?;
     let frame = read.derive(found.reply.frame().bytes(), max)?;
-    Some((CachedReply::Derived(Box::new(frame), read.kind()), found.rule))
+    Some((frame, found))
 }
 
 /// Decides about `INFO`. Its own section needs no Redis, unless only Redis knows whether the client
@@ -451,8 +476,8 @@ mod tests {
         Answer, Cache, Cancelled, Fetched, FetchedReply, KeyRule, ReadMode, ReplyRead, Settings,
     };
     use crate::key::Key;
+    use crate::protocol::Shape;
     use crate::protocol::tests::parsed;
-    use crate::protocol::{ReplyFrame, Shape};
 
     #[derive(Debug, Clone)]
     struct NoFetch;
@@ -512,7 +537,11 @@ mod tests {
         fn max_hash_fields(&self) -> usize {
             64
         }
-        fn count_key(&self, _: &[u8], _: Instant) {}
+        fn count_hit(&self, _: &[u8], _: &Answer, _: Instant) {}
+        fn is_sampled(&self) -> bool {
+            false
+        }
+        fn verify_reply(&self, _: ReplySample, _: Instant) {}
         fn may_fetch(&self) -> bool {
             self.may_fetch
         }

@@ -17,8 +17,8 @@ use super::derived::Derivation;
 use super::time_to_live::TimeUnit;
 use crate::metrics::Kind;
 use crate::protocol::{
-    Arguments, Nil, Protocol, ReplyFrame, Shape, is_one_of, parse_integer, write_array_length,
-    write_bulk,
+    Arguments, MemberOrder, Nil, Protocol, ReplyFrame, Shape, is_one_of, parse_integer,
+    write_array_length, write_bulk,
 };
 
 /// The most keys of one read. Redis replies to more of them at once.
@@ -73,6 +73,9 @@ struct Row {
     derivation: Option<Derivation>,
     /// The unit of a reply that is computed from the end of the key.
     time_unit: Option<TimeUnit>,
+    /// The meaning of the order of the members of its reply. `None`: two replies may differ though
+    /// nothing has changed.
+    order: Option<MemberOrder>,
 }
 
 /// The positions of the keys.
@@ -120,6 +123,7 @@ impl Row {
             is_opt_in: false,
             derivation: None,
             time_unit: None,
+            order: Some(MemberOrder::Given),
         }
     }
 
@@ -149,8 +153,19 @@ impl Row {
         Self { forbidden, ..self }
     }
 
+    /// A read that may write is not sent again to be compared.
     const fn may_write(self) -> Self {
-        Self { may_write: true, ..self }
+        Self { may_write: true, order: None, ..self }
+    }
+
+    /// A command that lists fields in an arbitrary order.
+    const fn unordered(self) -> Self {
+        Self { order: Some(MemberOrder::Arbitrary), ..self }
+    }
+
+    /// A command with replies that may differ although nothing has changed.
+    const fn varies(self) -> Self {
+        Self { order: None, ..self }
     }
 
     /// A command of a module.
@@ -163,7 +178,7 @@ impl Row {
     }
 
     const fn computed(self, unit: TimeUnit) -> Self {
-        Self { time_unit: Some(unit), ..self }
+        Self { time_unit: Some(unit), order: None, ..self }
     }
 
     fn has_arity(&self, count: usize) -> bool {
@@ -203,14 +218,18 @@ const TABLE: [Row; 64] = [
     Row::one("hexists", 3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::HasField),
     Row::one("hstrlen", 3, Kind::Hash).fields(FieldUse::Named).follows(Derivation::FieldLength),
     Row::one("hgetall", 2, Kind::Hash).fields(FieldUse::All),
-    Row::one("hkeys", 2, Kind::Hash).fields(FieldUse::All).follows(Derivation::Names),
-    Row::one("hvals", 2, Kind::Hash).fields(FieldUse::Unnamed).follows(Derivation::Values),
+    Row::one("hkeys", 2, Kind::Hash).fields(FieldUse::All).follows(Derivation::Names).unordered(),
+    Row::one("hvals", 2, Kind::Hash)
+        .fields(FieldUse::Unnamed)
+        .follows(Derivation::Values)
+        .unordered(),
     Row::one("hlen", 2, Kind::Hash).fields(FieldUse::Unnamed),
     Row::one("llen", 2, Kind::List),
     Row::one("lrange", 4, Kind::List),
     Row::one("lindex", 3, Kind::List),
     Row::one("lpos", -3, Kind::List),
-    Row::one("sort_ro", -2, Kind::List).forbids(&["by", "get", "store"]),
+    // Elements of equal weight have no order.
+    Row::one("sort_ro", -2, Kind::List).forbids(&["by", "get", "store"]).varies(),
     Row::one("scard", 2, Kind::Set).follows(Derivation::MemberCount),
     Row::one("smembers", 2, Kind::Set),
     Row::one("sismember", 3, Kind::Set).follows(Derivation::HasMember),
@@ -255,7 +274,7 @@ const TABLE: [Row; 64] = [
     Row::opt_in("json.strlen", -2),
     Row::opt_in("json.arrlen", -2),
     Row::opt_in("json.arrindex", -4),
-    Row::opt_in("json.objkeys", -2),
+    Row::opt_in("json.objkeys", -2).unordered(),
     Row::opt_in("json.objlen", -2),
 ];
 
@@ -384,6 +403,11 @@ impl<'a> KeptRead<'a> {
     /// does not follow, or if there are more than `max` fields or members.
     pub(super) fn derive(&self, whole: &[u8], max: usize) -> Option<ReplyFrame> {
         self.command.row().derivation?.apply(self.arguments, whole, max)
+    }
+
+    /// The meaning of the order of the members of its reply; `None` if a reply is not verified.
+    pub(super) fn verified_order(&self) -> Option<MemberOrder> {
+        self.command.row().order
     }
 
     /// The unit of its reply, if that is computed from the end of the key.

@@ -3,6 +3,7 @@
 use tokio::time::Instant;
 
 use crate::cache::{Answer, KeptReply, LookupTime, LookupUse, RuleId, RuleMode};
+use crate::verify::ReplySample;
 
 /// The part of the cache that a decision needs.
 pub trait Memory {
@@ -33,8 +34,12 @@ pub trait Memory {
     /// Whether replies are fetched to be kept.
     /// Not those to a command that may write, if no push would report its write.
     fn may_fetch_replies(&self, may_write: bool) -> bool;
-    /// Counts a read of a key among the hot keys.
-    fn count_key(&self, key: &[u8], now: Instant);
+    /// Counts a read of a key among the hot keys, and samples the answer to be verified.
+    fn count_hit(&self, key: &[u8], answer: &Answer, now: Instant);
+    /// Whether a reply from memory is to be verified.
+    fn is_sampled(&self) -> bool;
+    /// Samples a reply from memory to be verified.
+    fn verify_reply(&self, sample: ReplySample, now: Instant);
     /// Whether a fetch can succeed: not if Redis rejects the proxy's login.
     fn may_fetch(&self) -> bool;
 }

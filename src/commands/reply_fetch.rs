@@ -32,6 +32,14 @@ impl ReplyFetch {
     /// The fetch for a read of this rule. `name` are the bytes under which its reply is kept, and
     /// which are sent.
     pub(super) fn new(read: &KeptRead<'_>, name: Vec<u8>, rule: RuleRead) -> Self {
+        let (request, shape) = Self::request_of(read, name);
+        let may_write = read.command().may_write();
+        let (kind, time_unit) = (read.kind(), read.time_unit());
+        Self { request, shape, kind, may_write, time_unit, rule }
+    }
+
+    /// The request of Redis for a read, and the difference of its RESP2 form.
+    pub(super) fn request_of(read: &KeptRead<'_>, name: Vec<u8>) -> (ReplyRequest, Shape) {
         let fields = match read.fields() {
             Fields::None => RequestedFields::None,
             Fields::Named(names) => {
@@ -46,9 +54,7 @@ impl ReplyFetch {
             keys: read.keys().map(Key::from).collect(),
             fields,
         };
-        let may_write = read.command().may_write();
-        let (kind, time_unit) = (read.kind(), read.time_unit());
-        Self { request, shape: read.shape(), kind, may_write, time_unit, rule }
+        (request, read.shape())
     }
 
     /// The keys of the command.

@@ -23,7 +23,7 @@ pub use self::sample::initial_file;
 pub use self::schema::json_schema;
 pub use self::sources::{Sources, environment};
 use crate::settings::{self, RuleViolation, violations};
-use crate::{backend, cache, http, resp, rest, telemetry, warmup};
+use crate::{backend, cache, http, resp, rest, telemetry, verify, warmup};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub struct Config {
     pub cache: cache::Settings,
     /// `[warm]`: the keys that are fetched after a restart.
     pub warm: warmup::Settings,
+    /// `[verify]`: the comparison of answers from memory with Redis.
+    pub verify: verify::Settings,
     /// `[telemetry]`: logs and traces.
     pub telemetry: telemetry::Settings,
     /// `[daemon]`: the process.
@@ -111,6 +113,7 @@ impl Config {
             self.redis.violations(),
             self.cache.violations(),
             self.warm.violations(),
+            self.verify.violations(),
             self.daemon.violations(),
             violations([
                 (

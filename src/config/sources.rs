@@ -355,6 +355,7 @@ impl Config {
         let mut live = self.clone();
         live.cache = cache::Settings { coherence: self.cache.coherence, ..new.cache.clone() };
         live.telemetry.log_filter = new.telemetry.log_filter.clone();
+        live.verify = new.verify.clone();
         let old = Layer::from_config(&live);
         let differs =
             |key: &String, value: &Value| old.0.get(key).is_none_or(|old| old.kind != value.kind);

@@ -132,9 +132,31 @@ impl Screen {
             ])
         };
         let [hits, memory] = texts;
-        [("hits", ratio, hits), ("memory", share(bound.bytes, bound.max_bytes), memory)]
-            .map(line)
-            .into()
+        let mut lines: Vec<_> =
+            [("hits", ratio, hits), ("memory", share(bound.bytes, bound.max_bytes), memory)]
+                .map(line)
+                .into();
+        lines.extend(self.verified(snapshot));
+        lines
+    }
+
+    /// The comparisons with Redis, if there are any.
+    fn verified(&self, snapshot: &Snapshot) -> Option<Line<'_>> {
+        let verified = snapshot.verified;
+        let stale = format!("{} stale", count(verified.stale));
+        let stale = if verified.stale > 0 {
+            Span::styled(stale, self.style(Color::Red))
+        } else {
+            Span::raw(stale)
+        };
+        let (equal, changed) = (count(verified.equal), count(verified.changed));
+        verified.is_shown().then(|| {
+            Line::from(vec![
+                Span::raw(format!("verified  {equal} equal, {changed} changed, ")),
+                stale,
+                Span::raw(format!(", {} unknown", count(verified.unknown))),
+            ])
+        })
     }
 
     /// The table of reads by outcome, with bars in proportion to the most frequent.
@@ -238,9 +260,11 @@ impl Widget for &Screen {
         let outcomes =
             self.snapshot.as_ref().map_or(0, |snapshot| snapshot.reads.outcomes.len() + 2);
         let history = if area.height >= TALL { SPARKLINE } else { 0 };
+        let is_verified = self.snapshot.as_ref().is_some_and(|one| one.verified.is_shown());
+        let totals_height = if is_verified { 3 } else { 2 };
         let [head, totals, reads, sparkline, below] = Layout::vertical([
             Constraint::Length(2),
-            Constraint::Length(2),
+            Constraint::Length(totals_height),
             Constraint::Length(u16::try_from(outcomes).unwrap_or(u16::MAX)),
             Constraint::Length(history),
             Constraint::Fill(1),
@@ -352,6 +376,20 @@ mod tests {
             }
         }
         to_text(&screen, 1, 1);
+    }
+
+    #[test]
+    fn comparisons_are_shown() {
+        let mut screen = screen();
+        assert!(!to_text(&screen, 80, 24).contains("verified"));
+        let mut after = snapshot(160, 30, true);
+        (after.verified.equal, after.verified.stale) = (1234, 1);
+        screen.snapshot = Some(after);
+        for (width, height) in [(80, 24), (200, 60), (60, 24)] {
+            let text = to_text(&screen, width, height);
+            let line = "verified  1,234 equal, 0 changed, 1 stale, 0 unknown";
+            assert!(text.contains(line) && text.contains("10:00:00 redis"), "{text}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub(super) struct Snapshot {
     pub(super) uptime_seconds: u64,
     pub(super) state: State,
     pub(super) reads: Reads,
+    pub(super) verified: Verified,
     pub(super) memory: Vec<Store>,
     pub(super) memory_total: Bound,
     pub(super) connections: Vec<Connections>,
@@ -53,6 +54,25 @@ pub(super) struct Outcome {
     pub(super) reads: u64,
     pub(super) p50_seconds: Option<f64>,
     pub(super) p99_seconds: Option<f64>,
+}
+
+/// The answers from memory that were compared with Redis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct Verified {
+    /// The part of the answers that is compared, from 0 to 1.
+    pub(super) sample: f64,
+    pub(super) equal: u64,
+    pub(super) changed: u64,
+    pub(super) stale: u64,
+    pub(super) unknown: u64,
+}
+
+impl Verified {
+    /// Whether answers are compared, or were.
+    pub(super) fn is_shown(&self) -> bool {
+        self.sample > 0.0 || self.equal + self.changed + self.stale + self.unknown > 0
+    }
 }
 
 /// The contents of a store.
@@ -201,6 +221,10 @@ impl Snapshot {
                 events.push(format!("{} {} is gone", old.role, old.name));
             }
         }
+        let stale = self.verified.stale.saturating_sub(before.verified.stale);
+        if stale > 0 && !is_restart {
+            events.push(format!("{stale} stale from memory, found by verification"));
+        }
         let is_newer = self.last_reload.time > before.last_reload.time;
         if self.last_reload.applied && is_newer && !is_restart {
             events.push("a new configuration is in force".to_owned());
@@ -298,6 +322,12 @@ pub(super) mod tests {
         after = snapshot(110, 10, true);
         after.last_reload.time = 6.0;
         assert_eq!(after.events_since(&before, SECOND), ["a new configuration is in force"]);
+        after = snapshot(110, 10, true);
+        after.verified.stale = 2;
+        assert_eq!(
+            after.events_since(&before, SECOND),
+            ["2 stale from memory, found by verification"]
+        );
         // A start loads a configuration too.
         after = snapshot(0, 0, true);
         after.last_reload.time = 6.0;

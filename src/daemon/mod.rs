@@ -47,6 +47,7 @@ use crate::status::Status;
 use crate::telemetry::Telemetry;
 use crate::telemetry::hot_keys::HotKeys;
 use crate::upstream::Upstream;
+use crate::verify::{Samples, Verifier};
 use crate::warmup::{KeyFilter, Warmup};
 
 /// A daemon that has bound its listeners and does not accept yet.
@@ -66,6 +67,9 @@ pub struct Daemon {
     upstream: Upstream,
     /// `None` if no keys are saved for the next start.
     warm: Option<Warmup>,
+    verifier: Verifier,
+    /// `None` once they are being checked.
+    samples: Option<Samples>,
     metrics: Arc<Metrics>,
 }
 
@@ -117,7 +121,9 @@ impl Daemon {
         let source = upstream.clone();
         metrics.register_nodes(move || source.nodes())?;
         let hot_keys = HotKeys::with_warmup(config.admin.hotkeys, config.warm.keys_to_save());
-        let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys.clone());
+        let (verifier, samples) = Verifier::new(&config.verify);
+        let proxy = Proxy::new(upstream.clone(), Arc::clone(&metrics), hot_keys.clone())
+            .with_verifier(verifier.clone());
         let warm = (config.warm.keys_to_save() > 0)
             .then(|| warm(&config, &activated, hot_keys, proxy.clone()));
         let status = Status::new(proxy.clone(), Arc::clone(&metrics));
@@ -145,6 +151,8 @@ impl Daemon {
             proxy,
             upstream,
             warm,
+            verifier,
+            samples: Some(samples),
             metrics,
         })
     }
@@ -195,6 +203,10 @@ impl Daemon {
         }
         tasks.spawn(sweep(self.upstream.clone()));
         tasks.spawn(refresh::run(self.upstream.clone(), self.config.redis.max_fetches));
+        if let Some(samples) = self.samples.take() {
+            let (upstream, metrics) = (self.upstream.clone(), Arc::clone(&self.metrics));
+            tasks.spawn(self.verifier.clone().run(samples, upstream, metrics));
+        }
         tasks.spawn(self.status.clone().run());
         tasks.spawn(memory::return_freed_memory());
         if let Some(warm) = self.warm.clone() {
@@ -218,6 +230,7 @@ impl Daemon {
         match reloaded {
             Ok(Ok(ReloadOutcome { config, evicted, took })) => {
                 self.telemetry.set_filter(&config.telemetry.log_filter);
+                self.verifier.apply(&config.verify);
                 self.config = config;
                 self.metrics.record_config_reload();
                 let cache = &self.config.cache;

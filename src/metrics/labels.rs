@@ -188,6 +188,34 @@ impl Invalidation {
     }
 }
 
+/// The result of the comparison of an answer from memory with Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// Redis has the same value.
+    Equal,
+    /// The answer was no longer kept: its key has changed or ended meanwhile, or it was evicted.
+    Changed,
+    /// Redis has another value, and has pushed no change.
+    Stale,
+    /// The comparison was not possible.
+    Unknown,
+}
+
+impl Verified {
+    /// Every result.
+    pub const ALL: [Self; 4] = [Self::Equal, Self::Changed, Self::Stale, Self::Unknown];
+
+    /// Returns the name in labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Equal => "equal",
+            Self::Changed => "changed",
+            Self::Stale => "stale",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A node behind the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {

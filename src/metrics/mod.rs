@@ -23,6 +23,7 @@ use prometheus::{
 use self::exemplars::Exemplars;
 pub use self::labels::{
     BACKEND_ERROR_KINDS, FrontEnd, Invalidation, Kind, Node, REST_STATUSES, Redirect, RejectReason,
+    Verified,
 };
 pub use self::per_thread::BucketCounts;
 use self::per_thread::{DURATION_BUCKETS, DurationHistogram, PerThread, seconds};
@@ -65,6 +66,7 @@ pub struct Metrics {
     rest_streams: IntGauge,
     reloads: IntCounterVec,
     warmed: IntCounter,
+    verified: IntCounterVec,
     last_reload: Gauge,
     last_reload_successful: IntGauge,
 }
@@ -106,6 +108,7 @@ impl Metrics {
             )?,
             warmed: new
                 .counter("warmed_total", "Keys fetched because they were hot before the start.")?,
+            verified: new.verified()?,
             connections: new.gauges("connections", "Open client connections.", "front_end")?,
             connections_limit: new.gauges(
                 "connections_limit",
@@ -162,6 +165,9 @@ impl Metrics {
         }
         for status in REST_STATUSES {
             zero(&self.rest_requests, status);
+        }
+        for result in Verified::ALL {
+            zero(&self.verified, result.name());
         }
         for result in ["success", "failure"] {
             zero(&self.reloads, result);
@@ -263,6 +269,16 @@ impl Metrics {
     /// Counts a key that was fetched because it was hot before the start.
     pub fn record_warmed(&self) {
         self.warmed.inc();
+    }
+
+    /// Counts the comparison of an answer from memory with Redis.
+    pub fn record_verified(&self, result: Verified) {
+        self.verified.with_label_values(&[result.name()]).inc();
+    }
+
+    /// Returns the numbers of comparisons, in the order of [`Verified::ALL`].
+    pub fn verified(&self) -> [u64; Verified::ALL.len()] {
+        Verified::ALL.map(|result| self.verified.with_label_values(&[result.name()]).get())
     }
 
     /// Records the duration of a fetch that Redis answered. `trace` is its trace, if it is sampled.
@@ -569,6 +585,11 @@ impl Builder<'_> {
 
     fn counters(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntCounterVec> {
         self.add(IntCounterVec::new(options(name, help), &[label])?)
+    }
+
+    fn verified(&self) -> prometheus::Result<IntCounterVec> {
+        let help = "Answers from memory that were compared with Redis, by result.";
+        self.counters("verified_total", help, "result")
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {

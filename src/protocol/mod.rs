@@ -4,6 +4,7 @@
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
 mod encode;
+mod equivalence;
 mod inline;
 mod reply_frame;
 mod reply_scanner;
@@ -15,6 +16,8 @@ pub(crate) use self::encode::{
     write_array_length, write_bulk, write_bulk_length, write_error, write_integer, write_null,
     write_text,
 };
+pub use self::equivalence::MemberOrder;
+pub(crate) use self::equivalence::is_equivalent;
 pub use self::reply_frame::ReplyFrame;
 pub use self::reply_scanner::{InvalidReply, ReplyScanner, ReplySummary};
 pub use self::request::{

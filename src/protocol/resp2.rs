@@ -132,11 +132,11 @@ fn is_in_resp2(kind: u8) -> bool {
 }
 
 /// One element of a reply; of an aggregate only the header.
-struct Element<'a> {
-    kind: u8,
+pub(super) struct Element<'a> {
+    pub(super) kind: u8,
     /// The line behind the type, or the body behind the line.
-    text: &'a [u8],
-    bytes: &'a [u8],
+    pub(super) text: &'a [u8],
+    pub(super) bytes: &'a [u8],
 }
 
 impl Element<'_> {
@@ -148,7 +148,7 @@ impl Element<'_> {
 }
 
 /// The elements of a reply in the order of their bytes, up to the first bytes that are none.
-struct Elements<'a>(&'a [u8]);
+pub(super) struct Elements<'a>(pub(super) &'a [u8]);
 
 impl Elements<'_> {
     /// Skips the next `count` elements with their members.

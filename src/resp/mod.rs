@@ -53,6 +53,7 @@ use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
 use crate::proxy::Proxy;
 use crate::server::{Drain, Refusals, Service};
+use crate::verify::ReplySample;
 
 /// The front end.
 pub struct Resp(Arc<Shared>);
@@ -142,8 +143,16 @@ impl Memory for Proxy {
         Self::max_hash_fields(self)
     }
 
-    fn count_key(&self, key: &[u8], now: Instant) {
-        Self::count_key(self, key, now);
+    fn count_hit(&self, key: &[u8], answer: &Answer, now: Instant) {
+        Self::count_hit(self, key, answer, now);
+    }
+
+    fn is_sampled(&self) -> bool {
+        Self::is_sampled(self)
+    }
+
+    fn verify_reply(&self, sample: ReplySample, now: Instant) {
+        Self::verify_reply(self, sample, now);
     }
 
     fn may_fetch(&self) -> bool {

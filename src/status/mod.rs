@@ -18,7 +18,7 @@ use self::history::{History, INTERVAL, Sample, ratio};
 pub use self::info::info_section;
 use self::window::Window;
 use crate::cache::{Coherence, CoherenceMode, EvictionCause, KeyState, Outcome, Statistics};
-use crate::metrics::{BucketCounts, Metrics, Node, ReadTotals};
+use crate::metrics::{BucketCounts, Metrics, Node, ReadTotals, Verified};
 use crate::proxy::Proxy;
 
 /// The page at `/status`.
@@ -86,6 +86,7 @@ impl Status {
                 "hit_ratio": ratio(totals.from_memory, totals.all),
                 "outcomes": outcomes.map(outcome).collect::<Vec<_>>(),
             },
+            "verified": self.verified(),
             "memory": memory(&statistics),
             "memory_total": {
                 "bytes": statistics.memory.bytes, "max_bytes": statistics.memory.max,
@@ -98,6 +99,16 @@ impl Status {
             "last_reload": { "time": reload_time, "applied": reload_applied },
             "history": self.history.rates(),
         })
+    }
+
+    /// Returns the part of the answers from memory that is compared with Redis, and the numbers of
+    /// comparisons by result.
+    fn verified(&self) -> Value {
+        let mut verified = json!({ "sample": self.proxy.verified_part() });
+        for (result, count) in Verified::ALL.into_iter().zip(self.metrics.verified()) {
+            verified[result.name()] = count.into();
+        }
+        verified
     }
 
     /// Returns the reads by rule as JSON.

@@ -87,6 +87,11 @@ function show(status) {
   byId('saved').textContent = count(reads.from_memory);
   rows('outcomes', reads.outcomes.map((each) => [each.outcome, count(each.reads),
     text(perSecond(each.outcome, each.reads)), duration(each.p50_seconds), duration(each.p99_seconds)]));
+  const { verified } = status;
+  byId('verified').textContent = verified.sample > 0 || verified.stale > 0
+    ? `${count(verified.equal)} equal, ${count(verified.stale)} stale`
+    : 'off';
+  byId('verified').dataset.level = verified.stale > 0 ? 'down' : '';
   line('line-reads', 'Reads per second', history.reads, rate);
   line('line-ratio', 'Hit ratio', history.hit_ratio, percent, 1);
   line('line-bytes', 'Bytes in memory', history.bytes, bytes);

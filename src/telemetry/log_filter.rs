@@ -19,7 +19,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 44] = [
+const OWN_TARGETS: [&str; 45] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
@@ -63,6 +63,7 @@ const OWN_TARGETS: [&str; 44] = [
     "redis_proxy::telemetry::otlp",
     "redis_proxy::telemetry::span_queue",
     "redis_proxy::upstream",
+    "redis_proxy::verify",
     "redis_proxy::warmup",
 ];
 

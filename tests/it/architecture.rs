@@ -11,32 +11,32 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with those it may use.
-const ALLOWED: [(&str, &str); 25] = [
+const ALLOWED: [(&str, &str); 26] = [
     ("access", "settings"),
     ("backend", "cache key metrics net protocol settings sync telemetry"),
     ("cache", "key protocol settings sync telemetry"),
     ("cli", "settings"),
     ("client", "net settings"),
     ("cluster", "backend cache key metrics sync"),
-    ("commands", "access backend cache key metrics net protocol proxy settings telemetry"),
-    ("config", "access backend cache cli http resp rest settings telemetry warmup"),
+    ("commands", "access backend cache key metrics net protocol proxy settings telemetry verify"),
+    ("config", "access backend cache cli http resp rest settings telemetry verify warmup"),
     ("console", "client"),
     (
         "daemon",
         "access backend cache client cluster commands config http metrics proxy resp rest server \
             settings status telemetry \
-         upstream warmup",
+         upstream verify warmup",
     ),
     ("http", "access backend cache key metrics net proxy server settings status sync telemetry"),
     ("key", ""),
     ("metrics", "cache sync"),
     ("net", "sync"),
     ("protocol", ""),
-    ("proxy", "backend cache cluster metrics protocol telemetry upstream"),
+    ("proxy", "backend cache cluster metrics protocol telemetry upstream verify"),
     (
         "resp",
         "access backend cache cluster commands metrics net protocol proxy server settings status \
-         sync",
+         sync verify",
     ),
     (
         "rest",
@@ -48,6 +48,7 @@ const ALLOWED: [(&str, &str); 25] = [
     ("sync", ""),
     ("telemetry", "settings sync"),
     ("upstream", "backend cache cluster key metrics protocol telemetry"),
+    ("verify", "backend cache key metrics protocol settings upstream"),
     ("warmup", "proxy settings sync telemetry"),
 ];
 

@@ -45,4 +45,5 @@ mod systemd;
 mod tls;
 mod traces;
 mod tracking;
+mod verify;
 mod warmup;

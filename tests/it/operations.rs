@@ -268,7 +268,7 @@ fn panels_and_alerts_have_data_in_prometheus() {
     });
     assert!(silent.is_empty(), "without data: {silent:#?}");
     let alerts = prometheus.alerts();
-    assert_eq!(alerts.len(), 13, "{alerts:?}");
+    assert_eq!(alerts.len(), 14, "{alerts:?}");
     for (name, health, state) in alerts {
         assert_eq!((health.as_str(), state.as_str()), ("ok", "inactive"), "{name}");
     }

@@ -52,12 +52,15 @@ const SECONDS: u64 = 6;
 /// Seconds of a control run. Without faults, memory without invalidations is detected in this time.
 const CONTROL_SECONDS: u64 = 5;
 
-/// Nothing expires by age, so every value that is too old is a missed invalidation.
+/// Nothing expires by age, so every value that is too old is a missed invalidation. Answers are
+/// verified: one that is stale is an error in the log, which fails the soak.
 const TRACKING: &str = r#"
     cache.ttl = "1h"
     cache.negative_ttl = "1h"
     cache.coherence = "tracking"
     cache.coherence_timeout = "500ms"
+    verify.sample = 0.01
+    verify.max_rate = 1000
 "#;
 const TTL_ONLY: &str = r#"
     cache.ttl = "1h"

@@ -42,7 +42,7 @@ const SMALL_PAGES: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
 pub(super) const KEPT: [&str; 4] =
     ["hits of hashes", "hits of sets", "hits of sorted sets", "hits of several keys"];
 /// Counters of the proxy, by their name in the report.
-const FIGURES: [(&str, &str); 11] = [
+const FIGURES: [(&str, &str); 15] = [
     ("flights discarded", "fetches_discarded_total"),
     ("reconnects", "tracking_reconnects_total"),
     ("invalidations of a key", "invalidations_total{kind=\"key\"}"),
@@ -54,6 +54,10 @@ const FIGURES: [(&str, &str); 11] = [
     (KEPT[2], "reads_total{front_end=\"resp\",kind=\"zset\",outcome=\"hit\"}"),
     (KEPT[3], "reads_total{front_end=\"resp\",kind=\"multi\",outcome=\"hit\"}"),
     ("replies discarded", "replies_discarded_total"),
+    ("verified as equal", "verified_total{result=\"equal\"}"),
+    ("as changed", "verified_total{result=\"changed\"}"),
+    ("as unknown", "verified_total{result=\"unknown\"}"),
+    ("as stale", "verified_total{result=\"stale\"}"),
 ];
 
 pub(super) struct Plan {

@@ -135,6 +135,11 @@ impl<E: FetchError> Replies<E> {
         self.generation.swap(self.store.next_generation(), AcqRel)
     }
 
+    /// Returns the number of the generation.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
+    }
+
     /// Returns the counts. Those of the store are of all caches that share it.
     pub(super) fn statistics(&self) -> ReplyStatistics {
         let (entries, bytes) = self.store.size();
@@ -182,6 +187,11 @@ impl<E: FetchError> Replies<E> {
     pub(super) fn is_current(&self, note: &Note) -> bool {
         note.generation() == self.generation.load(Acquire)
             && note.is_unchanged(&self.store.counters)
+    }
+
+    /// Whether no key of `reply` has changed since its fetch.
+    pub(super) fn is_reply_current(&self, reply: &Reply) -> bool {
+        self.is_current(&reply.note)
     }
 
     /// Returns the reply to `command`, if it is valid at `now` by the terms of its keys. The caller
@@ -245,6 +255,30 @@ impl<E: FetchError> Replies<E> {
             _ => {}
         };
         guard.complete(keep, result.clone());
+    }
+}
+
+impl<E: FetchError> Replies<E> {
+    /// Completes the flight of a check: delivers the reply and keeps nothing.
+    pub(super) fn complete_check(
+        guard: FlightGuard<ReplyResult<E>, Note>,
+        fetched: &FetchedReply<E>,
+        requested_at: u64,
+        of: ReplyOf,
+    ) {
+        let note = guard.note().clone();
+        let reply = |frame: &ReplyFrame, expires_in| {
+            Arc::new(Reply::new(frame.clone(), requested_at, expires_in, of, note))
+        };
+        let result = match fetched {
+            FetchedReply::Keepable(frame, expires_in) => {
+                ReplyResult::Reply(reply(frame, *expires_in))
+            }
+            FetchedReply::Unkeepable(frame) => ReplyResult::Reply(reply(frame, None)),
+            FetchedReply::Forward | FetchedReply::TooLarge => ReplyResult::Forward,
+            FetchedReply::Failed(error) => ReplyResult::Failed(error.clone()),
+        };
+        guard.complete(|_, _| {}, result);
     }
 }
 
