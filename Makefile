@@ -2,7 +2,7 @@
 # target's text says plainly what it does, and the target leaves no process running.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test memory soak fuzz bench bench-parts instructions docs check deny sbom release reproducible compose-test nix-check systemd-check deb deb-check rpm schema chart chart-check notices release-check examples-check clean
+.PHONY: help run test memory soak fuzz bench bench-parts instructions docs check deny sbom release planted-faults reproducible compose-test nix-check systemd-check deb deb-check rpm schema chart chart-check notices release-check examples-check clean
 
 # The ports of `make run` on 127.0.0.1, for HTTP and for Redis clients: make run PORT=9000
 # RESP_PORT=9001
@@ -10,7 +10,7 @@ PORT ?= 8080
 RESP_PORT ?= 6380
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080 RESP_PORT=6380)
 	@scripts/run '$(PORT)' '$(RESP_PORT)'
@@ -20,6 +20,9 @@ test: ## Run every test: unit, documentation, orders of steps, a short soak, int
 
 memory: ## Read 5,000,000 small keys and 12,000 large values under bounds on memory, then flush: memory throughout and after (KEYS=5000000)
 	MEMORY_KEYS='$(or $(KEYS),5000000)' MEMORY_VALUES=12000 cargo test --locked --test it -- --nocapture --test-threads=1 small_keys many_large_values
+
+planted-faults: ## Plant faults in a build of its own: verification finds them within seconds
+	cargo test --locked --features planted-faults --test it verify::
 
 soak: ## Soak both front ends in faults: no wrong reply, no leak (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(PROXIES)'

@@ -54,6 +54,7 @@ redis-proxy.overrideAttrs (old: {
     "--test-threads=4"
     "--skip=cluster"
     "--skip=differential"
+    "--skip=idle::"
     "--skip=in_flight::"
     "--skip=keep_hot"
     "--skip=memory"
@@ -63,6 +64,7 @@ redis-proxy.overrideAttrs (old: {
     "--skip=rest::"
     "--skip=sentinel::"
     "--skip=under_load"
+    "--skip=verify::"
   ];
   # No second build and no debugger follows, so their data is not built.
   env = old.env or { } // {

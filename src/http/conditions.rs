@@ -2,8 +2,8 @@
 //! (RFC 9110, section 13) and ranges (section 14).
 //!
 //! Model: the fields are kept as they were sent, and judged once the value is known. A range that
-//! is not understood is ignored, and the whole value is sent, as the RFC allows. The same applies to
-//! several ranges: their parts would have to be framed.
+//! is not understood is ignored, and the whole value is sent, as the RFC allows. So are several
+//! ranges: their parts would have to be framed.
 
 use std::ops::Range;
 
