@@ -68,7 +68,8 @@ pub struct ReplyProbe {
 pub enum FetchedReply<E> {
     /// The reply, which may be kept until its first key or field expires (`None`: none does).
     Keepable(ReplyFrame, Option<Duration>),
-    /// The reply, for the readers that wait for it only.
+    /// The reply, for the readers that waited for it when it was requested. Its end is unknown, so a
+    /// field may have ended since then.
     Unkeepable(ReplyFrame),
     /// Each reader has to send the command itself.
     Forward,
@@ -239,7 +240,9 @@ impl<E: FetchError> Replies<E> {
             FetchedReply::Keepable(frame, expires_in) => {
                 (ReplyResult::Reply(reply(frame, expires_in)), true)
             }
-            FetchedReply::Unkeepable(frame) => (ReplyResult::Reply(reply(frame, None)), false),
+            FetchedReply::Unkeepable(frame) => {
+                (ReplyResult::Reply(reply(frame, Some(Duration::ZERO))), false)
+            }
             FetchedReply::Forward => (ReplyResult::Forward, false),
             FetchedReply::TooLarge => {
                 let until = now.saturating_add(as_nanos(OVERSIZED_PAUSE));
@@ -274,7 +277,9 @@ impl<E: FetchError> Replies<E> {
             FetchedReply::Keepable(frame, expires_in) => {
                 ReplyResult::Reply(reply(frame, *expires_in))
             }
-            FetchedReply::Unkeepable(frame) => ReplyResult::Reply(reply(frame, None)),
+            FetchedReply::Unkeepable(frame) => {
+                ReplyResult::Reply(reply(frame, Some(Duration::ZERO)))
+            }
             FetchedReply::Forward | FetchedReply::TooLarge => ReplyResult::Forward,
             FetchedReply::Failed(error) => ReplyResult::Failed(error.clone()),
         };

@@ -169,6 +169,21 @@ async fn reader_joins_only_a_current_flight() {
 }
 
 #[tokio::test]
+async fn follower_of_an_unkeepable_reply_fetches_again() {
+    let cache = cache();
+    let (reply, first) = begin(&cache).await;
+    let follower = tokio::spawn({
+        let cache = cache.clone();
+        async move { read(&cache, "its own").await }
+    });
+    tokio::task::yield_now().await;
+    assert!(reply.send(FetchedReply::Unkeepable(plain("once"))).is_ok());
+    assert_eq!(first.await.unwrap(), (Outcome::Miss, "once".to_owned()));
+    // A field may have ended between that request and this reader.
+    assert_eq!(follower.await.unwrap(), (Outcome::Miss, "its own".to_owned()));
+}
+
+#[tokio::test]
 async fn any_changed_key_ends_the_reply() {
     let cache = cache();
     let keys: [&[u8]; 3] = [b"a", b"b", b"c"];
