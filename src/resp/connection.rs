@@ -153,7 +153,8 @@ impl Connection {
     }
 
     /// Ends everything but the client's stream, the connection to Redis too.
-    fn into_client(self) -> (ClientStream, Lifetime) {
+    fn into_client(mut self) -> (ClientStream, Lifetime) {
+        self.drop_redis();
         (self.client, self.lifetime)
     }
 
@@ -237,8 +238,12 @@ impl Connection {
     /// Passes Redis's replies on.
     fn poll_replies(&mut self, cx: &mut Context<'_>) -> Step {
         let mut step = Step::Idle;
+        if self.replies.awaits_flush() && self.output.len() >= self.max_output() {
+            return self.close();
+        }
         while self.state != ConnState::Closed
-            && self.output.len() < CLIENT_HIGH_WATER
+            && (self.output.len() < CLIENT_HIGH_WATER || self.replies.awaits_flush())
+            && self.output.len() < self.max_output()
             && !self.turn.is_over()
             && !self.replies.is_read_first()
         {
@@ -283,8 +288,29 @@ impl Connection {
         Step::Progress
     }
 
+    /// The most bytes that may wait for the client. So many wait only before the reply to a command
+    /// that drops everything: until that is read, what is fetched may be of before.
+    fn max_output(&self) -> usize {
+        self.shared.settings.max_output_buffer.0
+    }
+
+    /// Drops everything from memory once Redis has run what it was sent, if the reply that would do
+    /// so does not come any more.
+    fn flush_at_end(&mut self) {
+        if !self.replies.awaits_flush() {
+            return;
+        }
+        let Some(end) = self.redis.run_to_end() else { return };
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            end.await;
+            shared.proxy.invalidate_all();
+        });
+    }
+
     /// Closes the connection to Redis, with everything that has arrived in part.
     pub(super) fn drop_redis(&mut self) {
+        self.flush_at_end();
         self.redis.close();
         self.scanner = ReplyScanner::default();
         self.info = InfoReply::default();

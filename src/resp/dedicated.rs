@@ -10,7 +10,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -90,6 +90,21 @@ impl DedicatedConnection {
 
     pub(super) fn open(&mut self, opening: Opening) {
         self.state = State::Opening(opening);
+    }
+
+    /// Closes the sending side. Returns a future that is ready when Redis has closed the other one,
+    /// so that it has run everything it will. Replies are discarded. `None` if it is not open.
+    pub(super) fn run_to_end(&mut self) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let State::Open(Opened { mut stream, permit }) =
+            std::mem::replace(&mut self.state, State::Closed)
+        else {
+            return None;
+        };
+        Some(async move {
+            _ = stream.shutdown().await;
+            _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            drop(permit);
+        })
     }
 
     /// Closes it, whatever its state.

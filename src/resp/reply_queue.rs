@@ -39,6 +39,8 @@ pub(super) struct ReplyQueue {
     /// Replies that may reflect a write that memory does not know.
     observing: usize,
     blocking: usize,
+    /// Replies that drop everything from memory.
+    flushes: usize,
     flights: usize,
     /// The keys of the reads that wait for flights.
     keys: PendingKeys,
@@ -140,6 +142,7 @@ impl ReplyQueue {
         relied_on_ttl: bool,
     ) {
         self.count_forwarded(&effect, |count| *count += 1);
+        self.flushes += usize::from(invalidations == Invalidations::All);
         let can_join = matches!(effect, SessionEffect::Neutral | SessionEffect::MayObserveWrite)
             && invalidations == Invalidations::None;
         if let Some(PendingReply::Forwarded(last)) = self.pending.back_mut()
@@ -152,6 +155,11 @@ impl ReplyQueue {
         }
         let run = ForwardedRun { count: 1, effect, invalidations, relied_on_ttl };
         self.pending.push_back(PendingReply::Forwarded(run));
+    }
+
+    /// Whether a reply from Redis is pending that drops everything from memory.
+    pub(super) fn awaits_flush(&self) -> bool {
+        self.flushes > 0
     }
 
     /// The read in front is forwarded, since its flight could not reply.
@@ -187,6 +195,7 @@ impl ReplyQueue {
             self.pending.pop_front();
         }
         self.count_forwarded(&taken.effect, |count| *count -= 1);
+        self.flushes -= usize::from(taken.invalidations == Invalidations::All);
         Some(taken)
     }
 
@@ -195,6 +204,7 @@ impl ReplyQueue {
         let Some(PendingReply::Forwarded(last)) = self.pending.back_mut() else { return };
         last.count -= 1;
         let effect = last.effect.clone();
+        self.flushes -= usize::from(last.invalidations == Invalidations::All);
         if last.count == 0 {
             self.pending.pop_back();
         }
@@ -213,7 +223,7 @@ impl ReplyQueue {
             self.ready += errors.len();
             *pending = PendingReply::Ready(errors);
         }
-        (self.observing, self.blocking) = (0, 0);
+        (self.observing, self.blocking, self.flushes) = (0, 0, 0);
         was_of_state
     }
 

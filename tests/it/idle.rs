@@ -43,7 +43,6 @@ fn assert_small<C>(proxy: &Proxy, front_end: &str, most: u64, open: impl Fn() ->
     await_metric(proxy, &series, f64::from(CONNECTIONS + 100));
     let each = || resident(proxy.pid()).saturating_sub(before) / u64::from(CONNECTIONS);
     let is_small = within(BOUND, || (each() <= most).then_some(()));
-    eprintln!("{front_end}: {} bytes for each idle connection", each());
     assert!(is_small.is_some(), "{front_end}: {} bytes for each, {most} are allowed", each());
     held
 }

@@ -36,6 +36,7 @@ mod pipelines;
 mod pubsub;
 mod read_your_writes;
 mod reply_protocols;
+mod swapdb;
 mod timeouts;
 mod transactions;
 mod ttl_mode;
