@@ -114,7 +114,7 @@ fn only_keys_that_were_read_since_are_fetched() {
     }
     write_and_await(&redis, &proxy, &["hot:once", "off:1", "see:1", "cold:1", "none"]);
     assert_eq!(refreshes(&proxy, "stored").to_string(), "1");
-    // The fence is hot by now; a refreshed key that nobody has read since is not.
+    // The fence is hot by now; a refreshed key without a read since then is not.
     set(&redis, "hot:1", "value");
     heat(&proxy, "hot:1");
     write_and_await(&redis, &proxy, &["hot:1"]);

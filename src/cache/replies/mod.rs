@@ -68,8 +68,8 @@ pub struct ReplyProbe {
 pub enum FetchedReply<E> {
     /// The reply, which may be kept until its first key or field expires (`None`: none does).
     Keepable(ReplyFrame, Option<Duration>),
-    /// The reply, for the readers that waited for it when it was requested. Its end is unknown, so a
-    /// field may have ended since then.
+    /// The reply, for the readers that waited when it was requested. Its end is unknown, so a field
+    /// may have ended since then.
     Unkeepable(ReplyFrame),
     /// Each reader has to send the command itself.
     Forward,

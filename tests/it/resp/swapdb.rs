@@ -1,4 +1,4 @@
-//! `SWAPDB` whose reply nobody reads.
+//! `SWAPDB` with a reply that its client does not read.
 //!
 //! Promise: Redis pushes nothing for `SWAPDB`, so the proxy drops everything when it is answered,
 //! also if the client does not read the answer, or is gone.
