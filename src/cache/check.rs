@@ -148,7 +148,7 @@ impl<E: FetchError> Cache<E> {
         let Joined::Leader(guard, _) = joined else { return None };
         let fetched = fetch().instrument(guard.span().clone()).await;
         let of = ReplyOf { name_index, keys: Arc::from(keys), requested_at };
-        Replies::complete_check(guard, &fetched, shared.clock(requested_at), of);
+        Replies::complete_check(guard, fetched.clone(), shared.clock(requested_at), of);
         Some(fetched)
     }
 }

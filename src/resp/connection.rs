@@ -242,7 +242,6 @@ impl Connection {
             return self.close();
         }
         while self.state != ConnState::Closed
-            && (self.output.len() < CLIENT_HIGH_WATER || self.replies.awaits_flush())
             && self.output.len() < self.max_output()
             && !self.turn.is_over()
             && !self.replies.is_read_first()
@@ -288,10 +287,14 @@ impl Connection {
         Step::Progress
     }
 
-    /// The most bytes that may wait for the client. So many wait only before the reply to a command
-    /// that drops everything: until that is read, what is fetched may be of before.
+    /// The most bytes from Redis that may wait for the client. There are more before the reply to a
+    /// command that drops everything: until that is read, what is fetched may be of before.
     fn max_output(&self) -> usize {
-        self.shared.settings.max_output_buffer.0
+        if self.replies.awaits_flush() {
+            self.shared.settings.max_output_buffer.0
+        } else {
+            CLIENT_HIGH_WATER
+        }
     }
 
     /// Drops everything from memory once Redis has run what it was sent, if the reply that would do

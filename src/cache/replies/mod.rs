@@ -90,6 +90,21 @@ pub enum ReplyResult<E> {
     Failed(E),
 }
 
+impl<E> FetchedReply<E> {
+    /// Returns the result for the readers of the flight, which noted `note` before the request.
+    fn into_result(self, requested_at: u64, of: ReplyOf, note: Note) -> ReplyResult<E> {
+        let reply = |frame, expires_in| {
+            ReplyResult::Reply(Arc::new(Reply::new(frame, requested_at, expires_in, of, note)))
+        };
+        match self {
+            Self::Keepable(frame, expires_in) => reply(frame, expires_in),
+            Self::Unkeepable(frame) => reply(frame, Some(Duration::ZERO)),
+            Self::Forward | Self::TooLarge => ReplyResult::Forward,
+            Self::Failed(error) => ReplyResult::Failed(error),
+        }
+    }
+}
+
 impl<E: FetchError> Replies<E> {
     pub(super) fn new(store: Arc<ReplyStore>) -> Self {
         let generation = AtomicU64::new(store.next_generation());
@@ -234,23 +249,12 @@ impl<E: FetchError> Replies<E> {
         if matches!(fetched, FetchedReply::Keepable(..) | FetchedReply::Unkeepable(_)) {
             self.proofs.add(of.name_index, note.generation());
         }
-        let reply =
-            |frame, expires_in| Arc::new(Reply::new(frame, requested_at, expires_in, of, note));
-        let (result, is_keepable) = match fetched {
-            FetchedReply::Keepable(frame, expires_in) => {
-                (ReplyResult::Reply(reply(frame, expires_in)), true)
-            }
-            FetchedReply::Unkeepable(frame) => {
-                (ReplyResult::Reply(reply(frame, Some(Duration::ZERO))), false)
-            }
-            FetchedReply::Forward => (ReplyResult::Forward, false),
-            FetchedReply::TooLarge => {
-                let until = now.saturating_add(as_nanos(OVERSIZED_PAUSE));
-                self.store.add_oversized(guard.key().as_bytes(), now, until);
-                (ReplyResult::Forward, false)
-            }
-            FetchedReply::Failed(error) => (ReplyResult::Failed(error), false),
-        };
+        if matches!(fetched, FetchedReply::TooLarge) {
+            let until = now.saturating_add(as_nanos(OVERSIZED_PAUSE));
+            self.store.add_oversized(guard.key().as_bytes(), now, until);
+        }
+        let is_keepable = matches!(fetched, FetchedReply::Keepable(..));
+        let result = fetched.into_result(requested_at, of, note);
         let keep = |command: &Key, note: &Note| match &result {
             ReplyResult::Reply(reply) if is_keepable && self.is_current(note) => {
                 self.store.insert(command.clone(), Arc::clone(reply));
@@ -265,24 +269,11 @@ impl<E: FetchError> Replies<E> {
     /// Completes the flight of a check: delivers the reply and keeps nothing.
     pub(super) fn complete_check(
         guard: FlightGuard<ReplyResult<E>, Note>,
-        fetched: &FetchedReply<E>,
+        fetched: FetchedReply<E>,
         requested_at: u64,
         of: ReplyOf,
     ) {
-        let note = guard.note().clone();
-        let reply = |frame: &ReplyFrame, expires_in| {
-            Arc::new(Reply::new(frame.clone(), requested_at, expires_in, of, note))
-        };
-        let result = match fetched {
-            FetchedReply::Keepable(frame, expires_in) => {
-                ReplyResult::Reply(reply(frame, *expires_in))
-            }
-            FetchedReply::Unkeepable(frame) => {
-                ReplyResult::Reply(reply(frame, Some(Duration::ZERO)))
-            }
-            FetchedReply::Forward | FetchedReply::TooLarge => ReplyResult::Forward,
-            FetchedReply::Failed(error) => ReplyResult::Failed(error.clone()),
-        };
+        let result = fetched.into_result(requested_at, of, guard.note().clone());
         guard.complete(|_, _| {}, result);
     }
 }

@@ -148,16 +148,19 @@ async fn changed_key_keeps_the_reply_out() {
     assert_eq!(kept(&cache), None);
 }
 
+/// Starts a reader that joins the current flight. It has joined once it waits.
+async fn follow(cache: &TestCache) -> tokio::task::JoinHandle<(Outcome, String)> {
+    let cache = cache.clone();
+    let follower = tokio::spawn(async move { read(&cache, "its own").await });
+    tokio::task::yield_now().await;
+    follower
+}
+
 #[tokio::test]
 async fn reader_joins_only_a_current_flight() {
     let cache = cache();
     let (reply, first) = begin(&cache).await;
-    let follower = tokio::spawn({
-        let cache = cache.clone();
-        async move { read(&cache, "its own").await }
-    });
-    // The follower has joined once it waits: the flight is still current.
-    tokio::task::yield_now().await;
+    let follower = follow(&cache).await;
     cache.invalidate(KEY);
     let (newer, second) = begin(&cache).await;
     assert!(newer.send(keepable("new")).is_ok());
@@ -172,11 +175,7 @@ async fn reader_joins_only_a_current_flight() {
 async fn follower_of_an_unkeepable_reply_fetches_again() {
     let cache = cache();
     let (reply, first) = begin(&cache).await;
-    let follower = tokio::spawn({
-        let cache = cache.clone();
-        async move { read(&cache, "its own").await }
-    });
-    tokio::task::yield_now().await;
+    let follower = follow(&cache).await;
     assert!(reply.send(FetchedReply::Unkeepable(plain("once"))).is_ok());
     assert_eq!(first.await.unwrap(), (Outcome::Miss, "once".to_owned()));
     // A field may have ended between that request and this reader.
