@@ -17,7 +17,7 @@ use redis_proxy::config::{self, Config, Problems, Sources};
 #[cfg(feature = "console")]
 use redis_proxy::console::{self, Source};
 use redis_proxy::daemon::health::{self, HealthCheck};
-use redis_proxy::daemon::{Daemon, ExitReason, StartError};
+use redis_proxy::daemon::{Daemon, ExitReason, StartError, return_memory_sooner};
 use redis_proxy::daemon::{explain, report};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::hot_keys::path_escape;
@@ -331,6 +331,7 @@ fn show(
 }
 
 fn serve(config: Config, sources: Sources) -> ExitCode {
+    return_memory_sooner();
     let format = config.telemetry.log_format;
     let telemetry = match Telemetry::start(&config.telemetry) {
         Ok(telemetry) => telemetry,

@@ -30,6 +30,7 @@ use tokio_stream::StreamExt as _;
 pub use self::bad_files::BadFiles;
 use self::fd_limit::fit_fd_limit;
 use self::listeners::Parts;
+pub use self::memory::return_memory_sooner;
 use self::reload::{Reload, ReloadOutcome, reload_finished};
 pub use self::shutdown::ExitReason;
 pub use self::start_error::StartError;
