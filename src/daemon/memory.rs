@@ -1,8 +1,9 @@
 //! The return of freed memory to the operating system.
 //!
-//! The allocator keeps freed memory for a tenth of a second, so that it can be used again. It returns
-//! what is left in the course of later allocations. An idle daemon makes too few, and would keep the memory
-//! of a full cache for as long as it stays idle after a flush. So the daemon makes them.
+//! The allocator keeps freed memory for a tenth of a second, so that it can be used again. It
+//! returns what is left in the course of later allocations. An idle daemon makes too few, and would
+//! keep the memory of a full cache for as long as it stays idle after a flush. So the daemon makes
+//! them.
 //!
 //! The allocator has a function for this purpose, but calling it is `unsafe`.
 
@@ -31,14 +32,14 @@ const VARIABLE: &str = "MIMALLOC_PURGE_DELAY";
 
 #[expect(
     unsafe_code,
-    reason = "the one exception: with mimalloc's delay of a second, replies that replace each other \
-              took 92.3 MB where 90.6 are allowed, and with 100 ms 80.2 to 82.6; no crate wraps the \
-              function, and a program cannot set the variable for itself"
+    reason = "the one exception: with mimalloc's delay of a second, replies that replace each \
+              other took up to 92.3 MB where 90.6 are allowed, and with 100 ms 84; no crate wraps \
+              the function, and a program cannot set the variable for itself"
 )]
 mod allocator {
-    use mimalloc as _; // so that it is linked
+    use std::ffi::{c_int, c_long};
 
-    use super::{c_int, c_long};
+    use mimalloc as _; // so that it is linked
 
     // SAFETY: the declaration is that of `mimalloc.h`. The function stores a number in a static.
     unsafe extern "C" {
@@ -46,8 +47,8 @@ mod allocator {
     }
 }
 
-/// Lets the allocator keep freed memory for a shorter time, unless its variable is set. To be called
-/// before other threads run, because they read the option.
+/// Lets the allocator keep freed memory for a shorter time, unless its variable is set. To be
+/// called before other threads run, because they read the option.
 pub fn return_memory_sooner() {
     if std::env::var_os(VARIABLE).is_none() {
         allocator::mi_option_set(PURGE_DELAY, DELAY);

@@ -18,8 +18,8 @@ use crate::support::{Proxy, RedisServer, within};
 const CONNECTIONS: u32 = 3_000;
 /// The longest time until the buffers are freed, and the allocator has returned the memory.
 const BOUND: Duration = Duration::from_secs(30);
-/// The most memory of an idle connection, in bytes. A build for tests takes 6,200 over HTTP and 7,700
-/// over RESP. A kept buffer would take 8 KiB more over HTTP, and 16 KiB over RESP.
+/// The most memory of an idle connection, in bytes. A build for tests takes 6,200 over HTTP and
+/// 7,700 over RESP. A kept buffer would take 8 KiB more over HTTP, and 16 KiB over RESP.
 const MOST_HTTP: u64 = 9_500;
 const MOST_RESP: u64 = 12_000;
 
@@ -58,8 +58,8 @@ fn open_resp(address: SocketAddr) -> RespClient {
     client
 }
 
-/// Starts a proxy with room for all connections. Each test has its own, because freed memory is used
-/// again.
+/// Starts a proxy with room for all connections. Each test has its own, because freed memory is
+/// used again.
 fn start() -> (RedisServer, Proxy) {
     allow_open_files();
     let redis = RedisServer::start();
