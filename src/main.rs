@@ -21,7 +21,7 @@ use redis_proxy::daemon::{Daemon, ExitReason, StartError, return_memory_sooner};
 use redis_proxy::daemon::{explain, report};
 use redis_proxy::server::BindError;
 use redis_proxy::telemetry::hot_keys::path_escape;
-use redis_proxy::telemetry::{self, LogFilter, LogFormat, Telemetry, TracesError};
+use redis_proxy::telemetry::{self, LogFilter, LogFormat, Telemetry};
 use tracing::field;
 
 /// The allocator. A cached read over HTTP allocates about a dozen times.
@@ -189,7 +189,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         matches!(error.downcast_ref(), Some(StartError::Bind(BindError::UnprotectedListener(_))));
     let wrong_collector = matches!(
         error.downcast_ref(),
-        Some(telemetry::StartError::Traces(TracesError::Exporter(_)))
+        Some(telemetry::StartError::Traces(reason)) if reason.is_configuration()
     );
     if wrong_file || unprotected || wrong_collector { CONFIG } else { FAILED }
 }

@@ -8,8 +8,11 @@ pub mod hot_keys;
 mod log_filter;
 mod log_format;
 mod log_writer;
+mod otel_variables;
+#[cfg_attr(not(feature = "otlp"), path = "no_otlp.rs")]
 mod otlp;
 mod settings;
+#[cfg(feature = "otlp")]
 mod span_queue;
 pub mod spans;
 
@@ -85,7 +88,7 @@ impl Telemetry {
             // evaluated.
             None => tracing_subscriber::registry().with(lines).try_init()?,
         }
-        for problem in otlp::invalid_variables(tracing.is_some()) {
+        for problem in otel_variables::invalid_variables(tracing.is_some()) {
             tracing::warn!(problem, "invalid environment variable ignored");
         }
         // It fails only if the subscriber is gone. Then no line is written either.

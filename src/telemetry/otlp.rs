@@ -1,7 +1,4 @@
-//! Export of traces over OTLP: the collector's address, the protocol and the sampling.
-//!
-//! A standard variable (`OTEL_*`) wins over the key of the configuration with the same meaning, as
-//! the environment does everywhere.
+//! Export of traces over OTLP: the exporter for the collector, the sampling and the resource.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +21,8 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use super::settings::{Protocol, Settings, Traces, variable};
+use super::otel_variables::is_enabled;
+use super::settings::{Protocol, Settings, variable};
 use super::span_queue::SpanQueue;
 
 /// The reason why traces cannot start.
@@ -39,6 +37,13 @@ pub enum TracesError {
     /// The system refuses a thread or an event queue.
     #[error("traces: {0}")]
     System(#[from] io::Error),
+}
+
+impl TracesError {
+    /// Returns whether the configuration is the reason, and not the system.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Exporter(_))
+    }
 }
 
 /// The export of spans to a collector.
@@ -97,56 +102,6 @@ impl TracePipeline {
 /// The longest time that the shutdown waits for spans.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-fn is_enabled(configured: Traces) -> bool {
-    if variable("OTEL_SDK_DISABLED").is_some_and(|disabled| disabled.eq_ignore_ascii_case("true")) {
-        return false;
-    }
-    match variable("OTEL_TRACES_EXPORTER").as_deref() {
-        Some("otlp") => true,
-        Some("none") => false,
-        _ => configured == Traces::Otlp,
-    }
-}
-
-/// Returns a text for each standard variable with an invalid value. The text names the value that
-/// is used instead. Without an exporter only the first one matters, which could have enabled it.
-pub(super) fn invalid_variables(is_enabled: bool) -> Vec<String> {
-    const CHOICES: [(&str, &[&str], &str); 4] = [
-        ("OTEL_TRACES_EXPORTER", &["otlp", "none"], "telemetry.traces decides"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", &PROTOCOLS, "telemetry.traces_protocol decides"),
-        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", &PROTOCOLS, "telemetry.traces_protocol decides"),
-        ("OTEL_TRACES_SAMPLER", &SAMPLERS, "every trace is taken that its caller has not left out"),
-    ];
-    let read = if is_enabled { &CHOICES[..] } else { &CHOICES[..1] };
-    let wrong = read.iter().filter_map(|(name, choices, instead)| {
-        let found = variable(name).filter(|value| !choices.contains(&value.as_str()))?;
-        Some(format!("{name}: found {found:?}, expected one of {}; {instead}", choices.join(", ")))
-    });
-    let ratio = variable("OTEL_TRACES_SAMPLER")
-        .filter(|sampler| is_enabled && sampler.ends_with("ratio"))
-        .and_then(|_| {
-            let given = variable("OTEL_TRACES_SAMPLER_ARG").unwrap_or_default();
-            let right = given.parse().is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio));
-            (!right).then(|| {
-                format!(
-                    "OTEL_TRACES_SAMPLER_ARG: found {given:?}, expected a number \
-            from 0 to 1; 1 is taken"
-                )
-            })
-        });
-    wrong.chain(ratio).collect()
-}
-
-const PROTOCOLS: [&str; 2] = ["grpc", "http/protobuf"];
-const SAMPLERS: [&str; 6] = [
-    "always_on",
-    "always_off",
-    "traceidratio",
-    "parentbased_always_on",
-    "parentbased_always_off",
-    "parentbased_traceidratio",
-];
-
 fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
     let base =
         Some(settings.traces_endpoint.0.trim_end_matches('/')).filter(|base| !base.is_empty());
@@ -181,6 +136,7 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
 /// The standard's default for one attempt to send a batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Returns the protocol to the collector, by the variables or else by the configuration.
 fn protocol(configured: Protocol) -> Protocol {
     let said = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]
         .into_iter()
