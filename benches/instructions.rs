@@ -44,6 +44,11 @@ fn main() -> anyhow::Result<()> {
         "resp-1" => ask(&rig, rig.resp(), &rig::resp_requests(1), 1, times),
         "resp-16" => ask(&rig, rig.resp(), &rig::resp_requests(16), 16, times),
         "resp-50" => ask(&rig, rig.resp(), &rig::resp_requests(50), 50, times),
+        "mget-100" => ask(&rig, rig.resp(), &rig::mget_requests(100), 100, times),
+        "hget" | "hgetall" => {
+            rig.keep_hashes();
+            ask(&rig, rig.resp(), &rig::hash_requests(&read.to_uppercase()), 1, times);
+        }
         "rest-1" => ask(&rig, rig.rest(), &rig::rest_requests(1), 1, times),
         "rest-50" => ask(&rig, rig.rest(), &rig::rest_requests(50), 50, times),
         _ => bail!("there is no read called {read}"),

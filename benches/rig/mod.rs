@@ -14,9 +14,14 @@ use std::time::Duration;
 use axum::Router;
 use bytes::{Bytes, BytesMut};
 use redis_proxy::backend::{self, Backend, BackendError};
-use redis_proxy::cache::{self, Cache, CoherenceMode, Fetched, ReadMode};
+use redis_proxy::cache::{
+    self, Cache, CoherenceMode, Fetched, FetchedReply, ReadMode, ReplyRead, ReplyResult,
+};
+use redis_proxy::commands::{Class, CommandTable};
+use redis_proxy::key::Key;
 use redis_proxy::metrics::{FrontEnd, Metrics};
 use redis_proxy::net::ClientStream;
+use redis_proxy::protocol::{ReplyFrame, Shape};
 use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
 use redis_proxy::rest::{self, Rest, WithRest};
@@ -41,6 +46,10 @@ pub(crate) const VALUE: &[u8] = &{
     value
 };
 const END: u8 = b'~';
+
+/// The number of kept hashes, and of the fields of each.
+const HASHES: usize = 1_000;
+const FIELDS: usize = 20;
 
 /// The default of `http.max_key`.
 const MAX_KEY: usize = 16 << 10;
@@ -98,6 +107,35 @@ impl Rig {
         self.runtime
             .block_on(self.cache.get_or_fetch(key, ReadMode::Default, fetch))
             .expect("a value");
+    }
+
+    /// Keeps all hashes, and one field of another hash, so that replies to `HGET` may be derived.
+    pub(crate) fn keep_hashes(&self) {
+        for number in 0..HASHES {
+            let mut fields = format!("%{FIELDS}\r\n").into_bytes();
+            (0..FIELDS).for_each(|field| {
+                fields.extend(bulk(&field_name(field)));
+                fields.extend(bulk(&field_value(field)));
+            });
+            self.keep("HGETALL", &[&key(number)], fields);
+        }
+        self.keep("HGET", &[b"other", b"field"], b"_\r\n".to_vec());
+    }
+
+    /// Keeps the reply to the command `name` with these arguments, of which the first is its key.
+    fn keep(&self, name: &str, arguments: &[&[u8]], reply: Vec<u8>) {
+        let Class::Kept(command) = CommandTable::new().find(name.as_bytes()).class else {
+            panic!("{name} is not kept")
+        };
+        let words: Vec<_> =
+            [name.as_bytes()].into_iter().chain(arguments.iter().copied()).collect();
+        let keys = [Key::from(arguments[0])];
+        let read =
+            ReplyRead { command: &request(&words), name_index: command.index(), keys: &keys };
+        let frame = ReplyFrame::new(reply.into(), Shape::default());
+        let fetch = || async { FetchedReply::Keepable(frame, None) };
+        let (_, result) = self.runtime.block_on(self.cache.get_or_fetch_reply(read, fetch));
+        assert!(matches!(result, ReplyResult::Reply(_)), "the reply to {name} is not kept");
     }
 
     /// Connects an HTTP client.
@@ -190,6 +228,51 @@ pub(crate) fn resp_requests(pipeline: usize) -> Vec<Vec<u8>> {
     let request = |number| [b"*2\r\n$3\r\nGET\r\n$16\r\n", &key(number)[..], b"\r\n"].concat();
     let requests: Vec<_> = scattered().take(KEYS).map(request).collect();
     requests.chunks(pipeline).filter(|batch| batch.len() == pipeline).map(<[_]>::concat).collect()
+}
+
+/// Returns `MGET`s of this many keys.
+pub(crate) fn mget_requests(number: usize) -> Vec<Vec<u8>> {
+    let keys: Vec<_> = scattered().take(KEYS).map(key).collect();
+    let read = |keys: &[Vec<u8>]| {
+        let words: Vec<_> =
+            [&b"MGET"[..]].into_iter().chain(keys.iter().map(Vec::as_slice)).collect();
+        request(&words)
+    };
+    keys.chunks(number).filter(|batch| batch.len() == number).map(read).collect()
+}
+
+/// Returns reads of kept hashes by the command `name`. One of a field reads the last one.
+pub(crate) fn hash_requests(name: &str) -> Vec<Vec<u8>> {
+    let last = field_name(FIELDS - 1);
+    let read = |number: usize| match name {
+        "HGET" => request(&[b"HGET", &key(number % HASHES), &last]),
+        _ => request(&[name.as_bytes(), &key(number % HASHES)]),
+    };
+    scattered().take(KEYS).map(read).collect()
+}
+
+/// Returns a command in RESP.
+fn request(words: &[&[u8]]) -> Vec<u8> {
+    let mut request = format!("*{}\r\n", words.len()).into_bytes();
+    words.iter().for_each(|word| request.extend(bulk(word)));
+    request
+}
+
+fn bulk(bytes: &[u8]) -> Vec<u8> {
+    [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
+}
+
+fn field_name(number: usize) -> Vec<u8> {
+    format!("field:{number:02}").into_bytes()
+}
+
+/// Returns the value of a field. Only that of the last field ends a reply.
+fn field_value(number: usize) -> Vec<u8> {
+    let mut value = vec![b'x'; 32];
+    if number == FIELDS - 1 {
+        value[31] = END;
+    }
+    value
 }
 
 /// Returns REST requests, each a pipeline of this many `GET`s, or with one a command by itself.

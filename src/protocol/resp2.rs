@@ -14,6 +14,7 @@
 use bytes::{BufMut as _, BytesMut};
 
 use super::encode::{write_array_length, write_bulk};
+use super::request::parse_digits;
 
 /// The nil of a reply in RESP2.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,12 +94,17 @@ pub fn write_resp2(frame: &[u8], shape: Shape, output: &mut BytesMut) {
 pub(crate) fn flat_members(frame: &[u8], max: usize) -> Option<Vec<&[u8]>> {
     let mut elements = Elements(frame);
     let first = elements.next().filter(|first| matches!(first.kind, b'%' | b'~'))?;
-    if number(first.text)? > max {
+    if parse_digits(first.text)? > max {
         return None;
     }
     let count = first.members();
-    let members = elements.map(|element| (element.kind == b'$').then_some(element.text));
-    let members: Vec<_> = members.collect::<Option<_>>()?;
+    let mut members = Vec::with_capacity(count);
+    for element in elements {
+        if element.kind != b'$' {
+            return None;
+        }
+        members.push(element.text);
+    }
     (members.len() == count).then_some(members)
 }
 
@@ -142,7 +148,7 @@ pub(super) struct Element<'a> {
 impl Element<'_> {
     /// The number of elements that follow as its members.
     fn members(&self) -> usize {
-        let length = number(self.text).unwrap_or(0);
+        let length = parse_digits(self.text).unwrap_or(0);
         if matches!(self.kind, b'%' | b'|') { length.saturating_mul(2) } else { length }
     }
 }
@@ -174,7 +180,7 @@ impl<'a> Iterator for Elements<'a> {
         let (kind, mut text) = (*kind, line(rest)?);
         let mut length = text.len() + 3;
         if matches!(kind, b'$' | b'=' | b'!')
-            && let Some(size) = number(text)
+            && let Some(size) = parse_digits(text)
         {
             text = self.0.get(length..)?.get(..size)?;
             length = length.checked_add(size)?.checked_add(2)?;
@@ -185,14 +191,18 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
+/// The number of bytes that are searched one by one for the end of a line.
+const SHORT: usize = 8;
+
 /// The line at the front, without its end.
 fn line(input: &[u8]) -> Option<&[u8]> {
+    // Most lines are a length of a few digits. For these the call of a vectorised search costs more
+    // than the search itself.
+    let short = input.iter().take(SHORT).position(|byte| *byte == b'\n');
+    if let Some(line) = short.and_then(|end| input[..end].strip_suffix(b"\r")) {
+        return Some(line);
+    }
     memchr::memchr_iter(b'\n', input).find_map(|end| input[..end].strip_suffix(b"\r"))
-}
-
-/// A length; `None` for that of a nil.
-fn number(text: &[u8]) -> Option<usize> {
-    str::from_utf8(text).ok()?.parse().ok()
 }
 
 #[cfg(test)]
