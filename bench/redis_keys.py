@@ -79,6 +79,35 @@ def write_collections(port, count):
             redis.ask("EVAL", WRITE_COLLECTIONS, 0, first, min(first + 1000, count))
 
 
+def raw_reply(port, words):
+    """The bytes of the reply to a command."""
+    with Connection(port) as redis:
+        redis.socket.sendall(encode(*words) + encode("PING"))
+        received = b""
+        while not received.endswith(PONG):
+            part = redis.stream.read1()
+            if not part:
+                raise ValueError("the connection was closed")
+            received += part
+        return received[: -len(PONG)]
+
+
+PONG = b"+PONG\r\n"
+
+
+def write_memcached(port, numbers, size):
+    """Writes values of `size` bytes to the keys of these numbers, with memcached's meta commands."""
+    with Connection(port) as memcached:
+        for first in range(numbers.start, numbers.stop, BATCH):
+            batch = range(first, min(first + BATCH, numbers.stop))
+            sets = (b"ms %s %d q\r\n%s\r\n" % (key(number).encode(), size, b"x" * size) for number in batch)
+            memcached.socket.sendall(b"".join(sets) + b"mn\r\n")
+            # It answers a quiet command only if that fails.
+            answer = memcached.stream.readline()
+            if answer != b"MN\r\n":
+                raise ValueError(f"writes of {batch} were answered {answer[:80]}")
+
+
 def write(port, numbers, size):
     """Writes values of `size` bytes to the keys of these numbers."""
     with Connection(port) as redis:
