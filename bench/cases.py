@@ -307,7 +307,7 @@ def rest(bench):
             """The limit with the body of a reply to so many reads."""
             one = b'{"result":"%s"}' % (b"x" * VALUE)
             body = one if reads == 1 else b"[%s]" % b",".join([one] * reads)
-            return by_rest(reads, stage.keep(contestants.start_bare_http(stage.directory, body)), "")
+            return by_rest(reads, stage.keep(contestants.start_bare_http(stage.directory, body)))
 
         runs = {BY_REST: by_rest(1), LIMIT: limit(1), BY_KEYS: (proxy, wrk(bench, proxy))}
         runs |= {name: (server, wrk(bench, server)) for name, server in stage.http([WEBDIS]).items()}
