@@ -122,6 +122,11 @@ def resp_reply(size):
     return b"$%d\r\n%s\r\n" % (size, b"x" * size)
 
 
+def string_of_length(length):
+    """A reply of about this length. It is no array, for which redis-benchmark would take the reply to its CONFIG."""
+    return resp_reply(max(0, length - len(f"${length}\r\n\r\n")))
+
+
 def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, connections=(2000, 2000)):
     """This proxy; `port` serves HTTP and `resp_port` Redis clients, each at most `connections`."""
     port, resp_port = free_port(), free_port()

@@ -427,7 +427,7 @@ def table(bench, case):
     if limit:
         # Of a rate, the limit is the larger one.
         pair = (lambda name: (limit, name)) if compared == "rate" else (lambda name: (name, limit))
-        more["x of the limit"] = lambda name: compare(bench, case, compared, *pair(name))
+        more["x of the limit"] = lambda name: "1" if name == limit else compare(bench, case, compared, *pair(name))
     if any(instructions(case, name) for name in names):
         more["instructions"] = lambda name: instructions(case, name)
     rows = []

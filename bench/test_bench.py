@@ -161,7 +161,7 @@ class Reporting(unittest.TestCase):
         heads, _, proxy, limit, twemproxy = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
         self.assertEqual(heads, ["", "CPU, µs a read", "ratio", "x of the limit", "instructions"])
         self.assertEqual(proxy, [PROXY, "6.60", "", "1.10", f"{report.counts()['resp-1']:,}"])
-        self.assertEqual(limit, [LIMIT, "6.00", "1.10", "1.00", ""])
+        self.assertEqual(limit, [LIMIT, "6.00", "1.10", "1", ""])
         self.assertEqual(twemproxy, [TWEMPROXY, "12.00", "0.55", "2.00", ""])
 
     def test_every_target_of_the_limit_is_printed_beside_its_aim(self):
