@@ -210,7 +210,7 @@ impl Clients {
                     LISTENER => self.accept(requests)?,
                     ORIGIN => origin.give_replies(&mut self.by_number, &mut buffer)?,
                     number => {
-                        self.take_requests(usize::try_from(number)?, &mut origin, &mut buffer)?
+                        self.take_requests(usize::try_from(number)?, &mut origin, &mut buffer)?;
                     }
                 }
             }

@@ -2,7 +2,7 @@
 //! waits for all replies, and sends the next.
 //!
 //! It is one thread with epoll, like redis-benchmark. It exists because redis-benchmark does not
-//! know memcached's protocol, and because memtier_benchmark mixes reads with writes.
+//! know memcached's protocol, and because `memtier_benchmark` mixes reads with writes.
 //!
 //! The rule: every value has the same size, so the length of each reply is known before it is there.
 
@@ -193,7 +193,7 @@ impl Connection {
         self.head = None;
         for _ in 0..plan.pipeline {
             self.turn += 1;
-            let is_write = plan.write_every > 0 && self.turn % plan.write_every == 0;
+            let is_write = plan.write_every > 0 && self.turn.is_multiple_of(plan.write_every);
             let command = if is_write { &plan.commands.write } else { &plan.commands.read };
             command.append(rand::rng().random_range(0..plan.keys), requests);
             self.expected += command.reply;
