@@ -30,7 +30,7 @@ soak: ## Soak both front ends in faults: no wrong reply, no leak (SECONDS=60 SEE
 fuzz: ## Run each fuzz target and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
 	@scripts/fuzz '$(SECONDS)' $(TARGET)
 
-bench: ## Measure side by side with nginx, Redis and others: bench/RESULTS.md (ROUNDS=5 QUICK=1 CASES='http resp'; CASES=policies TRACES=DIRECTORY)
+bench: ## Measure side by side with nginx, Redis and others: bench/RESULTS.md (ROUNDS=5 RUNS=3 QUICK=1 CASES='http resp' WITHOUT='nginx'; CASES=policies TRACES=DIRECTORY)
 	@python3 bench/run.py
 
 bench-parts: ## Time each part of a read by itself (criterion)

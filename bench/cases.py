@@ -15,12 +15,14 @@ from pathlib import Path
 import contestants
 import install
 import load
+import runs as repetition
 from contestants import (
-    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, WEBDIS,
-    WEBDIS_AS_PACKAGED,
+    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FIXED, NGINX_LRUCACHE,
+    PROGRAMS, PROXY, REDIS, TWEMPROXY, VALKEY, WEBDIS, WEBDIS_AS_PACKAGED,
 )
-from processes import CORES, LOADING, Failed, Pair, allow_open_files
-from redis_keys import Connection, encode, key, write, write_collections
+from processes import CORES, LOADING, SERVING, Failed, Pair, allow_open_files
+from quiet import Watch
+from redis_keys import Connection, encode, key, raw_reply, write, write_collections, write_memcached
 
 VALUE = 100
 # Keys that no cache has when they are read: more than any cache holds.
@@ -37,57 +39,111 @@ class Record:
     figures: dict
 
 
+# What no turn may raise to the whole run: the contestant is left out of the case.
+FAILURES = (Failed, OSError, ValueError, subprocess.TimeoutExpired)
+
+
 @dataclass
 class Bench:
-    """The duration and the number of rounds, and the results."""
+    """The duration and the number of rounds and runs, and the results."""
 
     rounds: int
     seconds: int
     is_quick: bool
+    # The most runs of a case.
+    runs: int = 1
+    # The programs that WITHOUT names.
+    without: frozenset = frozenset()
+    watch: Watch = None
     records: list = field(default_factory=list)
     left_out: list = field(default_factory=list)
+    # The contestants that did not start, and those without which nothing can be compared that failed later.
+    failures: list = field(default_factory=list)
+    # By case, the sentence about its runs.
+    agreements: dict = field(default_factory=dict)
 
     def add(self, case, name, round_, **figures):
         self.records.append(Record(case, name, round_, figures))
+
+    def repeat(self, case, run, figure="cpu"):
+        """Calls `run` with the numbers of its rounds until two runs agree, or as often as is allowed. If two agree, the
+        others are dropped."""
+        ratios = []
+        for number in range(self.runs):
+            if self.watch:
+                self.watch.look()
+            rounds = range(number * self.rounds, (number + 1) * self.rounds)
+            run(rounds)
+            ratios.append(repetition.ratios([one for one in self.of(case) if one.round in rounds], figure))
+            closest = repetition.closest(ratios)
+            if closest and closest[1] <= repetition.AGREEMENT:
+                kept = [number * self.rounds + place for number in closest[0] for place in range(self.rounds)]
+                self.records = [one for one in self.records if one.case != case or one.round in kept]
+                break
+        self.agreements[case] = repetition.sentence(len(ratios), closest)
+
+    def of(self, case):
+        return [one for one in self.records if one.case == case]
 
     def take_turns(self, case, runs):
         """Lets each of `runs`, a server and its load by name, take its turn in every round; one that fails is left out."""
         install.say(f"  {case}: {', '.join(runs)}")
         runs = dict(runs)
-        for round_ in range(self.rounds):
-            for name in rotated(runs, round_):
-                try:
-                    self.add(case, name, round_, **measured(*runs[name]))
-                except (Failed, OSError, ValueError, subprocess.TimeoutExpired) as error:
-                    self.leave_out(case, name, error)
-                    del runs[name]
-            if not runs:
-                return
+
+        def run(rounds):
+            for round_ in rounds:
+                for name in rotated(runs, round_):
+                    try:
+                        self.add(case, name, round_, **measured(*runs[name]))
+                    except FAILURES as error:
+                        self.leave_out(case, name, error)
+                        del runs[name]
+
+        self.repeat(case, run)
 
     def share_turns(self, case, servers, act):
         """Has `act` query all of `servers`, by name, in each round, in separate turns; one that fails is left out."""
         install.say(f"  {case}: {', '.join(servers)}")
         servers = dict(servers)
-        for round_ in range(self.rounds):
-            names = rotated(servers, round_)
-            before = {name: servers[name].cpu() for name in names}
-            for name, result in zip(names, act(names)):
-                if isinstance(result, Failed):
-                    self.leave_out(case, name, result)
-                    del servers[name]
-                else:
-                    self.add(case, name, round_, **figures(servers[name], before[name], result))
-            if not servers:
-                return
+
+        def run(rounds):
+            for round_ in rounds:
+                names = rotated(servers, round_)
+                before = {name: servers[name].cpu() for name in names}
+                for name, result in zip(names, act(names) if names else ()):
+                    if isinstance(result, Failed):
+                        self.leave_out(case, name, result)
+                        del servers[name]
+                    else:
+                        self.add(case, name, round_, **figures(servers[name], before[name], result))
+
+        self.repeat(case, run)
+
+    def wants(self, name):
+        """Whether the contestant takes part; one that WITHOUT names is listed in the report."""
+        if PROGRAMS.get(name) not in self.without:
+            return True
+        self.left_out.append(("all cases", name, "left out by name"))
+        return False
 
     def leave_out(self, case, name, reason):
+        """Leaves a contestant out of a case. The run fails if it is this proxy or the limit."""
         install.say(f"  {name} is left out of {case}: {reason}")
         self.left_out.append((case, name, str(reason).strip().splitlines()[-1]))
+        if name not in PROGRAMS:
+            self.failures.append((case, name))
+
+    def fail(self, name, reason):
+        """Leaves out a contestant that does not start, and with it fails the run."""
+        self.leave_out("all cases", name, reason)
+        self.failures.append(("all cases", name))
 
 
 def rotated(names, round_):
     """The names, rotated in each round, so that none always follows the same one."""
     names = list(names)
+    if not names:
+        return []
     return names[round_ % len(names) :] + names[: round_ % len(names)]
 
 
@@ -135,28 +191,41 @@ class Stage(ExitStack):
     def proxy(self, **options):
         return self.keep(contestants.start_proxy(self.directory, self.origin.port, **options))
 
+    def started(self, name, start):
+        """The contestant of this name by name, or nothing if it does not start or is left out by name."""
+        if not self.bench.wants(name):
+            return {}
+        try:
+            return {name: self.keep(start())}
+        except FAILURES as error:
+            self.bench.fail(name, error)
+            return {}
+
     def http(self, names):
-        """The contestants over HTTP of these names, except those that are not installed."""
+        """The contestants over HTTP of these names that start."""
         found = {}
         for name in names:
-            if not contestants.is_there(name):
-                self.bench.leave_out("all cases", name, "it could not be installed")
-                continue
-            try:
-                found[name] = self.keep(contestants.start_http(name, self.directory, self.origin.port, self.size))
-            except Failed as error:
-                self.bench.leave_out("all cases", name, error)
+            start = lambda: contestants.start_http(name, self.directory, self.origin.port, self.size)  # noqa: E731
+            found |= self.started(name, start)
         return found
 
+    def limit(self, cores=SERVING):
+        """The limit over RESP."""
+        return self.keep(contestants.start_bare_resp(self.directory, self.size, cores))
+
     def nginx_by_workers(self, counts):
-        """One nginx for each of these counts of worker processes, all with every core; none if nginx is not installed."""
+        """One nginx for each of these counts of worker processes, all with every core; none if nginx does not start."""
         found = []
-        for count in counts if contestants.is_there(NGINX_FIXED) else ():
+
+        def start(count):
             server = contestants.start_nginx(
                 NGINX_FIXED, self.directory, self.origin.port, self.size, set(CORES), count
             )
-            found.append(self.keep(server).wait_until(lambda: contestants.answers_http(server, self.size)))
-        return found
+            return server.wait_until(lambda: contestants.answers_http(server, self.size))
+
+        for count in counts:
+            found += self.started(NGINX_FIXED, lambda count=count: start(count)).values()
+        return found if len(found) == len(counts) else []
 
     def warm(self, servers, numbers):
         """Has each of `servers` that caches read these keys; those that cannot are left out."""
@@ -168,10 +237,24 @@ class Stage(ExitStack):
                 del servers[name]
 
     def twemproxy(self):
-        if not contestants.is_there(TWEMPROXY):
-            self.bench.leave_out("all cases", TWEMPROXY, "it could not be installed")
+        return self.started(TWEMPROXY, lambda: contestants.start_twemproxy(self.directory, self.origin.port))
+
+    def valkey(self, numbers):
+        """A Valkey with these keys, where its program is at hand."""
+        if not contestants.valkey_server():
+            self.bench.left_out.append(("all cases", VALKEY, "neither VALKEY_SERVER nor PATH has it"))
             return {}
-        return {TWEMPROXY: self.keep(contestants.start_twemproxy(self.directory, self.origin.port))}
+        found = self.started(VALKEY, lambda: contestants.start_redis(self.directory, name=VALKEY))
+        for server in found.values():
+            write(server.port, numbers, self.size)
+        return found
+
+    def memcached(self, numbers):
+        """A memcached with these keys."""
+        found = self.started(MEMCACHED, lambda: contestants.start_memcached(self.directory))
+        for server in found.values():
+            write_memcached(server.port, numbers, self.size)
+        return found
 
 
 CACHES = [PROXY, NGINX_LRUCACHE, FASTAPI_UVLOOP, FASTAPI, FASTAPI_AS_STARTED]
@@ -181,7 +264,8 @@ def http(bench):
     """Cached reads of 100 bytes over HTTP: by connections, then by hit ratio."""
     with Stage(bench, range(COLD.stop)) as stage:
         as_they_come = [WEBDIS_AS_PACKAGED, FASTAPI_AS_STARTED]
-        servers = stage.http([PROXY, NGINX_FIXED, NGINX_LRUCACHE, WEBDIS, FASTAPI, FASTAPI_UVLOOP, *as_they_come])
+        names = [PROXY, LIMIT, NGINX_FIXED, NGINX_LRUCACHE, WEBDIS, FASTAPI, FASTAPI_UVLOOP]
+        servers = stage.http([*names, *as_they_come])
         stage.warm(servers, range(load.KEYS))
         asked = {name: (server, wrk(bench, server)) for name, server in servers.items()}
         bench.take_turns(f"http 100 B, {load.CONNECTIONS} connections", asked)
@@ -191,7 +275,7 @@ def http(bench):
             asked = {name: (server, wrk(bench, server, connections)) for name, server in servers.items()}
             bench.take_turns(f"http 100 B, {connections} connections", asked)
         for ratio, every in ((99, 100), (90, 10)):
-            others = {name: load.Others(every, COLD) for name in CACHES if name in servers}
+            others = {name: load.Others(every, COLD) for name in (*CACHES, LIMIT) if name in servers}
             asked = {name: (servers[name], wrk(bench, servers[name], others=those)) for name, those in others.items()}
             bench.take_turns(f"http 100 B, {ratio} % hits", asked)
 
@@ -219,12 +303,19 @@ def rest(bench):
             token = contestants.REST_TOKEN
             return (server, lambda: load.wrk_rest(server, path, token, commands, bench.seconds))
 
-        runs = {BY_REST: by_rest(1), BY_KEYS: (proxy, wrk(bench, proxy))}
+        def limit(reads):
+            """The limit with the body of a reply to so many reads."""
+            one = b'{"result":"%s"}' % (b"x" * VALUE)
+            body = one if reads == 1 else b"[%s]" % b",".join([one] * reads)
+            return by_rest(reads, stage.keep(contestants.start_bare_http(stage.directory, body)))
+
+        runs = {BY_REST: by_rest(1), LIMIT: limit(1), BY_KEYS: (proxy, wrk(bench, proxy))}
         runs |= {name: (server, wrk(bench, server)) for name, server in stage.http([WEBDIS]).items()}
         bench.take_turns(REST_SINGLE, runs)
-        bridge = stage.keep(contestants.start_bridge(stage.directory, stage.origin.port))
-        runs = {BY_REST: by_rest(PIPELINE), BY_RESP: (proxy, gets(bench, proxy.resp_port, pipeline=PIPELINE))}
-        runs |= {BY_KEYS: (proxy, wrk(bench, proxy)), BRIDGE: by_rest(PIPELINE, bridge, "")}
+        runs = {BY_REST: by_rest(PIPELINE), LIMIT: limit(PIPELINE)}
+        runs |= {BY_RESP: (proxy, gets(bench, proxy.resp_port, pipeline=PIPELINE)), BY_KEYS: (proxy, wrk(bench, proxy))}
+        bridge = stage.started(BRIDGE, lambda: contestants.start_bridge(stage.directory, stage.origin.port))
+        runs |= {name: by_rest(PIPELINE, server, "") for name, server in bridge.items()}
         bench.take_turns(REST_PIPELINE, runs)
         add_resp_and_request(bench)
 
@@ -245,7 +336,7 @@ def http_large(bench):
     """Cached reads of larger values over HTTP."""
     for name_of_size, size, keys in (("4 KiB", 4096, load.KEYS), ("1 MiB", 1 << 20, 100)):
         with Stage(bench, range(keys), size) as stage:
-            servers = stage.http([PROXY, NGINX_LRUCACHE, WEBDIS, FASTAPI_UVLOOP])
+            servers = stage.http([PROXY, LIMIT, NGINX_LRUCACHE, WEBDIS, FASTAPI_UVLOOP])
             stage.warm(servers, range(keys))
             asked = {name: (server, wrk(bench, server, keys=keys)) for name, server in servers.items()}
             bench.take_turns(f"http {name_of_size}, 32 connections", asked)
@@ -258,8 +349,8 @@ def resp(bench):
         proxy, redis = stage.proxy(), stage.redis(keys)
         with Connection(proxy.resp_port) as client:
             client.read_all(keys, VALUE)
-        ports = {PROXY: (proxy, proxy.resp_port), REDIS: (redis, redis.port)}
-        ports |= {name: (server, server.port) for name, server in stage.twemproxy().items()}
+        others = {LIMIT: stage.limit(), REDIS: redis, **stage.valkey(keys), **stage.twemproxy()}
+        ports = {PROXY: (proxy, proxy.resp_port)} | {name: (server, server.port) for name, server in others.items()}
         for connections, pipeline in ((32, 1), (32, 16), (32, 64), (1, 1), (1000, 1)):
             runs = {name: (server, gets(bench, port, connections, pipeline)) for name, (server, port) in ports.items()}
             bench.take_turns(f"resp P={pipeline}, {connections} connections", runs)
@@ -288,14 +379,63 @@ def replies(bench):
             proxy = stage.proxy()
             # All of them are kept before they are counted, but for a few that chance leaves out.
             load.redis_benchmark(proxy.resp_port, 12 * load.KEYS, pipeline=16, read=read)
+            words = [word.replace("__rand_int__", f"{1:012d}") for word in read]
+            reply = contestants.string_of_length(len(raw_reply(redis.port, words)))
+            limit = stage.keep(contestants.start_bare(stage.directory, len(encode(*words)), reply))
             for pipeline in (1, 16, 64):
-                ports = {PROXY: (proxy, proxy.resp_port), REDIS: (redis, redis.port)}
+                ports = {PROXY: (proxy, proxy.resp_port), LIMIT: (limit, limit.port), REDIS: (redis, redis.port)}
                 runs = {name: (server, gets(bench, port, 32, pipeline, read=read)) for name, (server, port) in ports.items()}
                 bench.take_turns(replies_case(what, pipeline), runs)
 
 
 def replies_case(what, pipeline):
     return f"{what}, P={pipeline}"
+
+
+def caches(bench):
+    """Reads of 100 bytes from this proxy and from stores in memory, each in its own protocol, by one and the same load."""
+    keys = range(load.KEYS)
+    with Stage(bench, keys) as stage:
+        proxy = stage.proxy()
+        with Connection(proxy.resp_port) as client:
+            client.read_all(keys, VALUE)
+        servers = {LIMIT: stage.limit(), REDIS: stage.redis(keys), **stage.valkey(keys), **stage.memcached(keys)}
+        for pipeline in (1, 16, 64):
+            runs = {PROXY: (proxy, closed(bench, proxy.resp_port, pipeline=pipeline))}
+            for name, server in servers.items():
+                runs[name] = (server, closed(bench, server.port, pipeline=pipeline, is_meta=name == MEMCACHED))
+            bench.take_turns(caches_case(pipeline), runs)
+
+
+def caches_case(pipeline):
+    return f"one load for all, P={pipeline}"
+
+
+def closed(bench, port, **options):
+    return lambda: load.closed(port, bench.seconds, **options)
+
+
+# The defaults of memtier_benchmark: 4 threads of 50 connections, one SET for 10 GETs (its --ratio=1:10), random keys of equal
+# probability (--key-pattern=R:R), values of 32 bytes, no pipeline. Its keys would be 10,000,000, of which none is written
+# before, so that nearly all reads would find nothing; here they are as many as a cache holds, and all of them are written.
+MEMTIER = {"connections": 200, "keys": contestants.CAPACITY, "size": 32, "write_every": 11}
+MEMTIER_CASE = "as memtier_benchmark by default, 200 connections, 1 write for 10 reads"
+
+
+def memtier(bench):
+    """Reads and writes in the proportions of memtier_benchmark's defaults; the writes of the proxy go to the Redis behind."""
+    keys = range(MEMTIER["keys"])
+    with Stage(bench, keys, MEMTIER["size"]) as stage:
+        proxy = stage.proxy()
+        with Connection(proxy.resp_port) as client:
+            client.read_all(keys, MEMTIER["size"])
+        runs = {PROXY: (proxy, closed(bench, proxy.resp_port, **MEMTIER), stage.origin)}
+        # It cannot tell a write from a read, so it has reads only.
+        limit = stage.limit()
+        runs[LIMIT] = (limit, closed(bench, limit.port, **MEMTIER | {"write_every": 0}))
+        for name, server in {REDIS: stage.redis(keys), **stage.valkey(keys), **stage.memcached(keys)}.items():
+            runs[name] = (server, closed(bench, server.port, is_meta=name == MEMCACHED, **MEMTIER))
+        bench.take_turns(MEMTIER_CASE, runs)
 
 
 def gets(bench, port, connections=load.CONNECTIONS, pipeline=1, keys=load.KEYS, read=()):
@@ -329,16 +469,36 @@ def threads(bench):
         proxies = {THREADS[1]: one, THREADS[2]: two}
         nginx = stage.nginx_by_workers((1, 2, 1))
         runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
+        limits = [contestants.start_bare_http(stage.directory, b"x" * VALUE, set(CORES)), stage.limit(set(CORES))]
+        stage.keep(limits[0])
+        runs[LIMIT] = (limits[0], wrk(bench, limits[0]))
         # Tells whether the proxy or the machine causes the cost of a second thread.
         runs |= {name: (server, wrk(bench, server)) for name, server in zip(NGINX_WORKERS.values(), nginx)}
         bench.take_turns("threads, http", runs)
         for pipeline in (1, 16):
             runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
+            runs[LIMIT] = (limits[1], gets(bench, limits[1].port, 32, pipeline))
             bench.take_turns(f"threads, resp P={pipeline}", runs)
-        beside_processes(bench, (one, two, other), nginx)
+        beside_processes(bench, (one, two, other), nginx, limits)
+    threads_on_one_core(bench)
 
 
-def beside_processes(bench, proxies, nginx):
+ONE_CORE = "threads on one core, http"
+
+
+def threads_on_one_core(bench):
+    """One worker thread and two, both on one core, without the load."""
+    keys = range(load.KEYS)
+    with Stage(bench, keys) as stage:
+        proxies = {name: stage.proxy(workers=count) for count, name in THREADS.items()}
+        for proxy in proxies.values():
+            load.warm(proxy, keys)
+        runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
+        limit = stage.keep(contestants.start_bare_http(stage.directory, b"x" * VALUE))
+        bench.take_turns(ONE_CORE, runs | {LIMIT: (limit, wrk(bench, limit))})
+
+
+def beside_processes(bench, proxies, nginx, limits):
     """Two worker threads beside two processes of one, which share nothing but the machine. All have the same load, of two
     clients of half the connections each; two processes have one client each."""
     pairs = dict(zip((*THREADS.values(), PROCESSES), pairs_of(proxies)))
@@ -346,10 +506,15 @@ def beside_processes(bench, proxies, nginx):
     asked = pairs | dict(zip((*NGINX_WORKERS.values(), NGINX_PROCESSES), pairs_of(nginx)))
     # Half as long as elsewhere, because there are many of them.
     seconds = max(1, bench.seconds // 2)
+    asked[LIMIT] = (limits[0], limits[0])
     runs = {name: (Pair(pair), lambda pair=pair: load.wrk_twice(pair, seconds)) for name, pair in asked.items()}
     bench.take_turns("threads beside processes, http", runs)
     for pipeline in (1, 16):
-        runs = {name: (Pair(pair), gets_twice(pair, seconds, pipeline)) for name, pair in pairs.items()}
+        runs = {
+            name: (Pair(pair), gets_twice([server.resp_port for server in pair], seconds, pipeline))
+            for name, pair in pairs.items()
+        }
+        runs[LIMIT] = (limits[1], gets_twice([limits[1].port] * 2, seconds, pipeline))
         bench.take_turns(f"threads beside processes, resp P={pipeline}", runs)
 
 
@@ -361,8 +526,7 @@ def pairs_of(servers):
     return [(one, one), (two, two), (one, other)]
 
 
-def gets_twice(pair, seconds, pipeline):
-    ports = [server.resp_port for server in pair]
+def gets_twice(ports, seconds, pipeline):
     probe = load.redis_benchmark_twice(ports, 20_000 * pipeline, pipeline)
     reads = max(1000, int(probe.reads / probe.seconds * seconds))
     return lambda: load.redis_benchmark_twice(ports, reads, pipeline)
@@ -376,6 +540,7 @@ def keys(bench):
         for count, proxy in proxies.items():
             with Connection(proxy.resp_port) as client:
                 client.read_all(range(count), VALUE)
+        limit = stage.limit()
         for pipeline in (1, 16):
             runs = {
                 f"{PROXY}, {count:,} keys": (proxy, gets(bench, proxy.resp_port, 32, pipeline, count))
@@ -384,7 +549,11 @@ def keys(bench):
             for count in (counts[0], counts[-1]):
                 behind = gets(bench, stage.origin.port, 32, pipeline, count)
                 runs[f"{REDIS}, {count:,} of {counts[-1]:,} keys"] = (stage.origin, behind)
+            runs[LIMIT] = (limit, gets(bench, limit.port, 32, pipeline))
             bench.take_turns(f"keys, resp P={pipeline}", runs)
+
+
+MISSES_RESP, MISSES_HTTP = "misses, resp", "misses, http"
 
 
 def misses(bench):
@@ -392,17 +561,23 @@ def misses(bench):
     numbers = range(100_000 if bench.is_quick else 1_000_000)
     with Stage(bench, numbers) as stage:
         proxy = stage.proxy(capacity=len(numbers) // 100)
-        runs = {PROXY: (proxy, gets(bench, proxy.resp_port, keys=len(numbers)), stage.origin)}
-        for name, server in stage.twemproxy().items():
-            runs[name] = (server, gets(bench, server.port, keys=len(numbers)), stage.origin)
-        runs["straight"] = (stage.origin, gets(bench, stage.origin.port, keys=len(numbers)))
-        bench.take_turns("misses, resp", runs)
+        behind, keys = stage.origin, len(numbers)
+        limit = contestants.start_bare_forward(stage.directory, behind.port, VALUE)
+        ports = {PROXY: (proxy, proxy.resp_port), LIMIT_OF_FORWARDING: (stage.keep(limit), limit.port)}
+        ports |= {name: (server, server.port) for name, server in stage.twemproxy().items()}
+        # Not by redis-benchmark: the loop that forwards could not tell its CONFIG from a GET.
+        runs = {name: (server, closed(bench, port, keys=keys), behind) for name, (server, port) in ports.items()}
+        runs["straight"] = (behind, closed(bench, behind.port, keys=keys))
+        bench.take_turns(MISSES_RESP, runs)
         others = load.Others(1, numbers, len(numbers) // 2)
-        runs = {PROXY: (proxy, wrk(bench, proxy, keys=1, others=others), stage.origin)}
+        runs = {PROXY: (proxy, wrk(bench, proxy, keys=1, others=others), behind)}
+        limit = stage.keep(contestants.start_bare_http(stage.directory, b"x" * VALUE))
+        # It answers by itself: the least that the connections of the clients cost.
+        runs[LIMIT] = (limit, wrk(bench, limit, keys=1, others=load.Others(1, numbers, 0)))
         for name, server in stage.http([WEBDIS]).items():
             those = load.Others(1, numbers, len(numbers) // 2)
-            runs[name] = (server, wrk(bench, server, keys=1, others=those), stage.origin)
-        bench.take_turns("misses, http", runs)
+            runs[name] = (server, wrk(bench, server, keys=1, others=those), behind)
+        bench.take_turns(MISSES_HTTP, runs)
     churn(bench)
 
 
@@ -416,9 +591,13 @@ def churn(bench):
             for tasks in (32, 256):
                 case = churn_case(tasks, expiring)
                 install.say(f"  {case}")
-                for round_, rates in enumerate(load.straight(stage.origin.port, tasks, bench.seconds, bench.rounds)):
-                    for name, rate in zip(CHURN, rates):
-                        bench.add(case, name, round_, rate=rate)
+                bench.repeat(case, lambda rounds: churn_once(bench, case, stage.origin.port, tasks, rounds), "rate")
+
+
+def churn_once(bench, case, port, tasks, rounds):
+    for round_, rates in zip(rounds, load.straight(port, tasks, bench.seconds, len(rounds))):
+        for name, rate in zip(CHURN, rates):
+            bench.add(case, name, round_, rate=rate)
 
 
 def churn_case(tasks, expiring):
@@ -438,6 +617,7 @@ def memory(bench):
         before = empty.memory()
         write(empty.port, numbers, VALUE)
         weigh(bench, REDIS, empty, before, numbers)
+        bench.add("memory", BYTES_ALONE, 0, entry=len(key(0)) + VALUE)
         servers = stage.http([PROXY, NGINX_LRUCACHE] if bench.is_quick else [PROXY, NGINX_LRUCACHE, FASTAPI_UVLOOP])
         for name, server in servers.items():
             # The memory of serving itself is allocated before the keys are read.
@@ -447,12 +627,16 @@ def memory(bench):
             weigh(bench, name, server, before, numbers)
 
 
+# The limit of memory.
+BYTES_ALONE = "the limit: the bytes of key and value"
+
+
 def weigh(bench, name, server, before, numbers):
     bench.add("memory", name, 0, entry=(server.memory() - before) / len(numbers), memory=server.memory())
 
 
 # The most Redis clients here: each may need two of the 20,000 files that a process may often open.
-IDLE = 9_900
+IDLE = 9_700
 
 
 def idle(bench):
@@ -463,9 +647,10 @@ def idle(bench):
         resp_read = encode("GET", key(0))
         proxies = {front_end: stage.proxy(connections=limits) for front_end, limits in LIMITS.items()}
         redis = stage.redis(range(1))
-        runs = [(f"{PROXY}, HTTP", proxies["http"], proxies["http"].port, None)]
-        runs += [(f"{PROXY}, RESP", proxies["resp"], proxies["resp"].resp_port, resp_read)]
-        runs += [(REDIS, redis, redis.port, resp_read)]
+        runs = [(IDLE_NAMES[0], proxies["http"], proxies["http"].port, None)]
+        runs += [(IDLE_NAMES[1], proxies["resp"], proxies["resp"].resp_port, resp_read)]
+        limit = stage.limit()
+        runs += [(LIMIT, limit, limit.port, resp_read), (REDIS, redis, redis.port, resp_read)]
         runs += [(name, server, server.port, None) for name, server in stage.http([NGINX_LRUCACHE]).items()]
         for name, server, port, read in runs:
             read = read or http_read.format(server.path, server.suffix).encode()
@@ -475,6 +660,7 @@ def idle(bench):
                 bench.leave_out("idle", name, error)
 
 
+IDLE_NAMES = (f"{PROXY}, HTTP", f"{PROXY}, RESP")
 # Connections that the proxy admits, over HTTP and from Redis clients.
 LIMITS = {"http": (IDLE + 10, 10), "resp": (10, IDLE + 10)}
 
@@ -497,9 +683,24 @@ CASES = {
     "http_large": http_large,
     "resp": resp,
     "replies": replies,
+    "caches": caches,
+    "memtier": memtier,
     "threads": threads,
     "keys": keys,
     "misses": misses,
     "memory": memory,
     "idle": idle,
+}
+# The programs of each case, besides those of every case.
+NEEDS = {
+    "http": ["nginx", "webdis", "fastapi"],
+    "rest": ["webdis"],
+    "http_large": ["nginx", "webdis", "fastapi"],
+    "resp": ["twemproxy"],
+    "caches": ["memcached"],
+    "memtier": ["memcached"],
+    "threads": ["nginx"],
+    "misses": ["twemproxy", "webdis"],
+    "memory": ["nginx", "fastapi"],
+    "idle": ["nginx"],
 }

@@ -5,12 +5,15 @@ settings. Those that serve HTTP have `path`, the prefix of a key.
 """
 
 import json
+import os
+import shutil
+import socket
 import urllib.request
 from pathlib import Path
 
 import install
-from processes import SERVING, Server, free_port
-from redis_keys import Connection, key
+from processes import SERVING, Failed, Server, free_port
+from redis_keys import Connection, encode, key
 
 CAPACITY = 100_000
 PROXY = "this proxy"
@@ -23,8 +26,19 @@ FASTAPI_AS_STARTED = "FastAPI, as uvicorn starts it"
 FASTAPI_UVLOOP = "FastAPI, uvloop, httptools, no access log"
 REDIS = "redis-server"
 TWEMPROXY = "twemproxy"
+MEMCACHED = "memcached, meta commands"
+VALKEY = "valkey-server"
+# The least that a server costs, as bare.rs explains; the second forwards to a Redis.
+LIMIT = "the limit: a bare epoll loop"
+LIMIT_OF_FORWARDING = "the limit: a bare loop that forwards"
 # A bridge from HTTP to Redis with a round trip a command, as bridge.rs explains.
 BRIDGE = "bridge, one round trip a command"
+# The program of each contestant that WITHOUT can leave out.
+PROGRAMS = {
+    BRIDGE: "bridge", FASTAPI: "fastapi", FASTAPI_AS_STARTED: "fastapi", FASTAPI_UVLOOP: "fastapi", MEMCACHED: "memcached",
+    NGINX_FIXED: "nginx", NGINX_LRUCACHE: "nginx", TWEMPROXY: "twemproxy", VALKEY: "valkey", WEBDIS: "webdis",
+    WEBDIS_AS_PACKAGED: "webdis",
+}
 # The REST front end of this proxy.
 REST_PATH, REST_TOKEN = "/rest", "token-of-the-bench"
 
@@ -40,18 +54,77 @@ def answers_resp(server):
         return redis.ask("GET", key(0)) is not None
 
 
-def start_redis(directory, cores=SERVING):
-    """A redis-server, empty, with room in its tracking table for every key."""
+def start_redis(directory, cores=SERVING, name=REDIS):
+    """A redis-server, or a valkey-server, empty, with room in its tracking table for every key."""
     port = free_port()
-    command = [install.program("redis-server"), "--bind", "127.0.0.1", "--port", port, "--dir", directory]
+    program = valkey_server() if name == VALKEY else install.program("redis-server")
+    command = [program, "--bind", "127.0.0.1", "--port", port, "--dir", directory]
     command += ["--save", "", "--appendonly", "no", "--maxclients", 15000, "--tracking-table-max-keys", 0]
-    server = Server(REDIS, command, port, directory, cores)
+    server = Server(name, command, port, directory, cores)
 
     def is_up():
         with Connection(port, 2) as redis:
             return redis.ask("PING") == b"PONG"
 
     return server.wait_until(is_up)
+
+
+def valkey_server():
+    """The program that VALKEY_SERVER names, or valkey-server on PATH; None without either. No package is unpacked for it."""
+    return os.environ.get("VALKEY_SERVER") or shutil.which("valkey-server")
+
+
+def start_memcached(directory):
+    port = free_port()
+    command = [install.program("memcached"), "-l", "127.0.0.1", "-p", port, "-U", 0, "-t", 1, "-m", 1024, "-c", 4096]
+    # As root it wants a user, and the files here belong to root.
+    command += ["-u", "root"] if os.geteuid() == 0 else []
+    server = Server(MEMCACHED, command, port, directory, SERVING)
+
+    def is_up():
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(b"mn\r\n")
+            return connection.recv(16).startswith(b"MN")
+
+    return server.wait_until(is_up)
+
+
+BARE = install.TARGET / "release" / "examples" / "bare"
+
+
+def start_bare(directory, requests, reply, cores=SERVING):
+    """The limit: every request, counted by its length or by its "blank" line, is answered with `reply`."""
+    port = free_port()
+    file = directory / f"reply-{port}"
+    file.write_bytes(reply)
+    server = Server(LIMIT, [BARE, "answer", port, requests, file], port, directory, cores)
+    server.path = "/keys/"
+    return server.wait_until(lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close() is None)
+
+
+def start_bare_resp(directory, size, cores=SERVING):
+    return start_bare(directory, len(encode("GET", key(0))), resp_reply(size), cores)
+
+
+def start_bare_http(directory, body, cores=SERVING):
+    head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    return start_bare(directory, "blank", head + body, cores)
+
+
+def start_bare_forward(directory, origin, size):
+    port = free_port()
+    command = [BARE, "forward", port, len(encode("GET", key(0))), len(resp_reply(size)), origin]
+    server = Server(LIMIT_OF_FORWARDING, command, port, directory, SERVING)
+    return server.wait_until(lambda: answers_resp(server))
+
+
+def resp_reply(size):
+    return b"$%d\r\n%s\r\n" % (size, b"x" * size)
+
+
+def string_of_length(length):
+    """A reply of about this length. It is no array, for which redis-benchmark would take the reply to its CONFIG."""
+    return resp_reply(max(0, length - len(f"${length}\r\n\r\n")))
 
 
 def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, connections=(2000, 2000)):
@@ -122,13 +195,16 @@ def start_webdis(name, directory, origin):
 
 
 def packaged_webdis():
-    """The settings of the webdis package, as its unit starts it; None if they are not there.
+    """The settings of the webdis package, as its unit starts it.
 
     Those of Debian's webdis 0.1.9+dfsg-1.1 that matter here are "threads": 2, which share the one core then, and
     "verbosity": 3, which is all but the lines about each read; "acl" has two rules; there is no "pool_size".
     """
     paths = (root / "etc" / "webdis" / "webdis.json" for root in (install.ROOT, Path("/")))
-    return next((path for path in paths if path.exists()), None)
+    found = [path for path in paths if path.exists()]
+    if not found:
+        raise Failed("the settings of webdis's package are not there")
+    return found[0]
 
 
 # The flags of uvicorn. By default it writes a line of each read to standard output, which is a file
@@ -170,6 +246,8 @@ def start_http(name, directory, origin, size):
     """The contestant of this name, after a check of its replies; `size` is that of its values."""
     if name == PROXY:
         server = start_proxy(directory, origin)
+    elif name == LIMIT:
+        server = start_bare_http(directory, b"x" * size)
     elif name in (NGINX_FIXED, NGINX_LRUCACHE):
         server = start_nginx(name, directory, origin, size)
     elif name in (WEBDIS, WEBDIS_AS_PACKAGED):
@@ -177,14 +255,3 @@ def start_http(name, directory, origin, size):
     else:
         server = start_fastapi(name, directory, origin)
     return server.wait_until(lambda: answers_http(server, size))
-
-
-def is_there(name):
-    """Whether a contestant could be installed."""
-    if name in UVICORN:
-        return install.PYTHON.exists()
-    if name == WEBDIS_AS_PACKAGED and not packaged_webdis():
-        return False
-    programs = {NGINX_FIXED: "nginx", NGINX_LRUCACHE: "nginx", TWEMPROXY: "nutcracker"}
-    programs |= {WEBDIS: "webdis", WEBDIS_AS_PACKAGED: "webdis"}
-    return name not in programs or bool(install.is_there(programs[name]))

@@ -1,8 +1,8 @@
 """Installs the measured programs that are missing.
 
 Debian's packages are unpacked under target/tools/bench and not installed, so no service is started and the machine does
-not change. Python's packages go into a separate environment there. A program that cannot be had is left out of the
-measurement, and the report lists it.
+not change. Python's packages go into a separate environment there. The rule: a program that cannot be had fails the run,
+unless WITHOUT names it.
 """
 
 import os
@@ -24,9 +24,23 @@ PACKAGES = {
     "redis-benchmark": ["redis-server", "redis-tools"],
     "wrk": ["wrk"],
     "webdis": ["webdis"],
-    "nginx": ["nginx", "libnginx-mod-http-lua", "lua-resty-lrucache", "lua-nginx-redis"],
+    # With every module that its configuration loads: apt downloads no dependency that the machine has already.
+    "nginx": [
+        "nginx", "libnginx-mod-http-ndk", "libnginx-mod-http-lua", "lua-resty-core", "lua-resty-lrucache", "lua-nginx-redis",
+    ],
     "nutcracker": ["nutcracker"],
+    "memcached": ["memcached"],
 }
+# What nginx.conf loads from the unpacked packages: the machine's own may be of another nginx.
+NGINX_FILES = [
+    "usr/lib/nginx/modules/ndk_http_module.so",
+    "usr/lib/nginx/modules/ngx_http_lua_module.so",
+    "usr/share/lua/5.1/resty/core.lua",
+    "usr/share/lua/5.1/resty/lrucache.lua",
+    "usr/share/lua/5.1/nginx/redis.lua",
+]
+# The names by which WITHOUT leaves programs out of the measurement.
+NAMES = ["bridge", "fastapi", "memcached", "nginx", "twemproxy", "valkey", "webdis"]
 PYTHON_PACKAGES = ["fastapi", "uvicorn[standard]", "cachetools", "redis"]
 # Without these nothing can be measured at all.
 NEEDED = ["redis-server", "redis-benchmark", "wrk"]
@@ -50,8 +64,26 @@ def environment():
 
 
 def is_there(name):
-    # nginx counts only with its module, which the nginx of the machine may lack.
-    return program(name) and (name != "nginx" or any(ROOT.glob("usr/**/ngx_http_lua_module.so")))
+    """Whether the program can be started; nginx counts only with all that its configuration loads."""
+    if name == "fastapi":
+        return PYTHON.exists()
+    if name == "nginx":
+        return all((ROOT / "usr/sbin" / name).exists() and (ROOT / file).exists() for file in NGINX_FILES)
+    return bool(program({"twemproxy": "nutcracker"}.get(name, name)))
+
+
+def without(words):
+    """The names in WITHOUT, after a check of them."""
+    names = words.replace(",", " ").split()
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        sys.exit(f"WITHOUT: there is no {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    return set(names)
+
+
+def missing(names, left_out):
+    """Those of these programs that are not there although WITHOUT does not name them."""
+    return [name for name in names if name not in left_out and not is_there(name)]
 
 
 def quietly(*command):
@@ -98,15 +130,17 @@ def install_python():
         quietly(str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *PYTHON_PACKAGES)
 
 
-def install():
-    """Installs every missing program that can be had."""
+def install(names):
+    """Installs the missing programs that can be had, of these and of those that every measurement needs."""
     ROOT.mkdir(parents=True, exist_ok=True)
     LOG.write_text("")
-    missing = {tuple(packages) for name, packages in PACKAGES.items() if not is_there(name)}
-    if missing and shutil.which("apt-get") and apt("update"):
-        for packages in sorted(missing):
+    wanted = [{"twemproxy": "nutcracker"}.get(name, name) for name in names] + NEEDED
+    packages_of = {tuple(PACKAGES[name]) for name in wanted if name in PACKAGES and not is_there(name)}
+    if packages_of and shutil.which("apt-get") and apt("update"):
+        for packages in sorted(packages_of):
             unpack(packages)
-    install_python()
+    if "fastapi" in names:
+        install_python()
     lacking = [name for name in NEEDED if not program(name)]
     if lacking:
         sys.exit(f"This needs {', '.join(lacking)}; they could not be had here (the log: {LOG}).")

@@ -1,4 +1,4 @@
-"""The loads: wrk over HTTP, redis-benchmark and a client of this project over Redis's protocol.
+"""The loads: wrk over HTTP, redis-benchmark and a client of this project over the protocols of Redis and memcached.
 
 Each load runs on the core for loads, for a bounded time, and reports the number of reads and their latencies. A load with
 a failed read is no measurement.
@@ -176,6 +176,14 @@ def paced_result(line):
     reads, microseconds, p50, p99, p999, p99_of_slices = (int(word) for word in line.split())
     latency = {"p50": p50, "p99": p99, "p99.9": p999, "p99 of slices": p99_of_slices}
     return Result(reads, microseconds / 1e6, latency)
+
+
+def closed(port, seconds, connections=CONNECTIONS, pipeline=1, keys=KEYS, size=100, write_every=0, is_meta=False):
+    """GETs of random keys of one port, or with `is_meta` mg commands; one command in `write_every` writes. A latency is that
+    of a pipeline."""
+    command = [client(), "closed", int(is_meta), connections, pipeline, keys, size, write_every, seconds * 1000, port]
+    reads, microseconds, p50, p99, p999 = (int(word) for word in run(command, seconds).split())
+    return Result(reads, microseconds / 1e6, {"p50": p50, "p99": p99, "p99.9": p999})
 
 
 def straight(origin, tasks, seconds, rounds):

@@ -1,5 +1,5 @@
-//! The part of the load that ready-made tools do not have: GETs at a fixed rate, and misses beside
-//! the same reads straight over one link.
+//! The part of the load that ready-made tools do not have: GETs at a fixed rate, the same load for
+//! different protocols, and misses beside the same reads straight over one link.
 //!
 //! At a fixed rate a read is timed from when it was due, so a server that is late for one is
 //! charged for all that waited behind it. The client never sleeps: it has a core of its own, and a
@@ -13,6 +13,11 @@
 //! was counted and the lower quartile of its slices' 99th percentiles, in µs; or `failed` and why.
 //! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight, as
 //! pairs with the time to live over a tracked link, and through the cache.
+//! `load closed META CONNECTIONS PIPELINE KEYS SIZE WRITE_EVERY MS PORT`: pipelines of GETs of values
+//! of SIZE bytes, with META 1 by memcached's meta commands; prints the commands, the time and the
+//! 50th, 99th and 99.9th percentile of a pipeline's latency in µs.
+
+mod closed;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -33,6 +38,8 @@ use redis_proxy::upstream::Upstream;
 use tokio::runtime::{Builder, Handle};
 use tracing::Span;
 
+use self::closed::{Commands, Plan};
+
 /// The same as the daemon's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -43,7 +50,7 @@ fn main() -> anyhow::Result<()> {
         arguments.iter().skip(1).map(|word| word.parse()).collect::<Result<Vec<u64>, _>>()?;
     match (arguments.first().map(String::as_str), &numbers[..]) {
         (Some("paced"), [connections, keys, rate, turns, uncounted, slice, slices, ports @ ..]) => {
-            let plan = Plan {
+            let plan = PacedPlan {
                 keys: *keys,
                 between: Duration::from_secs(1)
                     .checked_div(u32::try_from(*rate)?)
@@ -64,12 +71,28 @@ fn main() -> anyhow::Result<()> {
                 *rounds,
             ))
         }
+        (
+            Some("closed"),
+            [meta, connections, pipeline, keys, size, write_every, milliseconds, port],
+        ) => {
+            let size = usize::try_from(*size)?;
+            let plan = Plan {
+                commands: if *meta == 1 { Commands::meta(size) } else { Commands::resp(size) },
+                connections: usize::try_from(*connections)?,
+                pipeline: usize::try_from(*pipeline)?,
+                keys: *keys,
+                write_every: usize::try_from(*write_every)?,
+                time: Duration::from_millis(*milliseconds),
+            };
+            let summary = closed::run(u16::try_from(*port)?, &plan)?;
+            Ok(writeln!(io::stdout(), "{}", summary.line())?)
+        }
         _ => anyhow::bail!("see the head of bench/load.rs for its arguments"),
     }
 }
 
 /// What a turn is.
-struct Plan {
+struct PacedPlan {
     keys: u64,
     between: Duration,
     uncounted: Duration,
@@ -81,7 +104,7 @@ struct Plan {
 fn take_turns(
     mut servers: Vec<anyhow::Result<Paced>>,
     turns: u64,
-    plan: &Plan,
+    plan: &PacedPlan,
 ) -> Vec<anyhow::Result<Paced>> {
     for _ in 0..turns {
         for server in &mut servers {
@@ -134,7 +157,7 @@ impl Paced {
     }
 
     /// Asks for all that is due in one turn, however late, and waits for all answers.
-    fn turn(&mut self, plan: &Plan) -> anyhow::Result<()> {
+    fn turn(&mut self, plan: &PacedPlan) -> anyhow::Result<()> {
         let begun = Instant::now();
         let counted = begun + plan.uncounted;
         let end = counted + plan.slice * u32::try_from(plan.slices)?;

@@ -3,6 +3,7 @@
 A key is `key:` and twelve digits, as in redis-benchmark, so 16 bytes.
 """
 
+import re
 import socket
 
 # The number of reads that are sent before their replies are awaited.
@@ -38,14 +39,15 @@ class Connection:
         return None if rest == b"-1" else self.stream.read(int(rest) + 2)[:-2]
 
     def read_all(self, numbers, size):
-        """Reads each of the keys; all values are of `size` bytes."""
-        expected = len(b"$%d\r\n" % size) + size + 2
+        """Reads each of the keys; all values are of `size` bytes, as `write` writes them."""
+        expected = b"$%d\r\n%s\r\n" % (size, b"x" * size)
         for first in range(numbers.start, numbers.stop, BATCH):
             batch = range(first, min(first + BATCH, numbers.stop))
             self.socket.sendall(b"".join(encode("GET", key(number)) for number in batch))
-            answers = self.stream.read(expected * len(batch))
-            if len(answers) != expected * len(batch) or answers[:1] != b"$":
-                raise ValueError(f"reads of {batch} were answered {answers[:80]}")
+            answers = self.stream.read(len(expected) * len(batch))
+            if answers != expected * len(batch):
+                error = re.search(rb"-[A-Z][^\r]*", answers)
+                raise ValueError(f"reads of {batch} were answered {error[0] if error else answers[:80]}")
 
 
 def encode(*words):
@@ -77,6 +79,35 @@ def write_collections(port, count):
     with Connection(port) as redis:
         for first in range(0, count, 1000):
             redis.ask("EVAL", WRITE_COLLECTIONS, 0, first, min(first + 1000, count))
+
+
+def raw_reply(port, words):
+    """The bytes of the reply to a command."""
+    with Connection(port) as redis:
+        redis.socket.sendall(encode(*words) + encode("PING"))
+        received = b""
+        while not received.endswith(PONG):
+            part = redis.stream.read1()
+            if not part:
+                raise ValueError("the connection was closed")
+            received += part
+        return received[: -len(PONG)]
+
+
+PONG = b"+PONG\r\n"
+
+
+def write_memcached(port, numbers, size):
+    """Writes values of `size` bytes to the keys of these numbers, with memcached's meta commands."""
+    with Connection(port) as memcached:
+        for first in range(numbers.start, numbers.stop, BATCH):
+            batch = range(first, min(first + BATCH, numbers.stop))
+            sets = (b"ms %s %d q\r\n%s\r\n" % (key(number).encode(), size, b"x" * size) for number in batch)
+            memcached.socket.sendall(b"".join(sets) + b"mn\r\n")
+            # It answers a quiet command only if that fails.
+            answer = memcached.stream.readline()
+            if answer != b"MN\r\n":
+                raise ValueError(f"writes of {batch} were answered {answer[:80]}")
 
 
 def write(port, numbers, size):

@@ -1,7 +1,8 @@
 """RESULTS.md: the measurements, in tables, and beside them the targets.
 
-The rule: every number in it was measured in this run. A ratio is that of two measurements of the same round. The report
-has the median of the ratios of all rounds, and their range.
+The rule: every number in it was measured in this run, but for the instructions of a read, which are those of
+benches/instructions.txt. A ratio is that of two measurements of the same round. The report has the median of the ratios of
+all rounds, and their range.
 """
 
 import os
@@ -14,11 +15,12 @@ from statistics import median
 
 import install
 from cases import (
-    BY_KEYS, BY_REST, CHURN, NGINX_PROCESSES, NGINX_WORKERS, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS,
-    churn_case, replies_case,
+    BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_NAMES, MISSES_HTTP, MISSES_RESP, NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE,
+    PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS, caches_case, churn_case, replies_case,
 )
 from contestants import (
-    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, NGINX_FIXED, NGINX_LRUCACHE, PROXY, REDIS, WEBDIS, WEBDIS_AS_PACKAGED,
+    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FIXED, NGINX_LRUCACHE,
+    PROXY, REDIS, TWEMPROXY, VALKEY, WEBDIS, WEBDIS_AS_PACKAGED, valkey_server,
 )
 from load import SLICE, TURN, UNCOUNTED
 from processes import LOADING, SERVING
@@ -26,12 +28,12 @@ from processes import LOADING, SERVING
 
 @dataclass
 class Target:
-    """A ratio of `this` to `other` with a limit and an aim; a floor is a lower limit."""
+    """A ratio of `this` to `other` with a limit and an aim; a floor is a lower limit. Without `other` it is a figure."""
 
     what: str
     case: str
     this: str
-    other: str
+    other: str | None
     must: float
     aim: float
     figure: str = "cpu"
@@ -75,7 +77,16 @@ def many_keys(pipeline):
 def churn(tasks, expiring=False):
     where = " and one key has a time to live" if expiring else ""
     what = f"reads/s of {tasks} readers where every read misses{where} : straight over one link"
-    return Target(what, churn_case(tasks, expiring), "through the cache", "straight over one link", 0.8, 1.0, "rate", is_floor=True)
+    return Target(what, churn_case(tasks, expiring), CHURN[2], CHURN[0], 0.8, 1.0, "rate", is_floor=True)
+
+
+def idle(name, must, aim):
+    return Target(f"idle connection, bytes: {name}", "idle", name, None, must, aim, "connection")
+
+
+def near(what, case, aim, limit=LIMIT):
+    """A ratio to the limit; its aim is that of the issue about the limit, which has times of one quiet machine."""
+    return Target(f"{what}, CPU : {limit}", case, PROXY, limit, aim, aim)
 
 
 TARGETS = [
@@ -98,8 +109,20 @@ TARGETS = [
     Target(f"REST, pipeline of 50, CPU a read : {BRIDGE}", REST_PIPELINE, BY_REST, BRIDGE, 0.2, 0.2),
     resp_late(20_000),
     resp_late(40_000),
+    near("HTTP hit, 32 connections", "http 100 B, 32 connections", 1.08),
+    near("HTTP hit, 1,000 connections", "http 100 B, 1000 connections", 1.03),
+    near("RESP hit, P=1", "resp P=1, 32 connections", 1.03),
+    near("RESP hit, P=16", "resp P=16, 32 connections", 1.11),
+    near("RESP hit, P=64", "resp P=64, 32 connections", 1.67),
+    Target("RESP miss, 32 clients, CPU : twemproxy", MISSES_RESP, PROXY, TWEMPROXY, 1.0, 1.0),
+    Target("HTTP miss, CPU : webdis, one thread, no log", MISSES_HTTP, PROXY, WEBDIS, 0.6, 0.6),
+    *(Target(f"RESP hit by one load, P={pipeline}, CPU : {MEMCACHED}", caches_case(pipeline), PROXY, MEMCACHED, 1.0, 1.0)
+      for pipeline in (1, 16, 64)),
+    idle(IDLE_NAMES[0], 4096, 4096),
+    idle(IDLE_NAMES[1], 6144, 6144),
     Target("memory an entry : redis-server", "memory", PROXY, REDIS, 2.0, 1.3, "entry"),
     two_threads("HTTP", "threads, http"),
+    two_threads("HTTP, both on one core", ONE_CORE),
     two_threads("RESP P=1", "threads, resp P=1"),
     two_threads("RESP P=16", "threads, resp P=16"),
     threads_apart("HTTP", "http"),
@@ -129,15 +152,59 @@ COLUMNS = {
 }
 
 
-def text(bench, seconds, load_before):
+# The row of a table that is the limit.
+LIMITS = (LIMIT, LIMIT_OF_FORWARDING, BYTES_ALONE, CHURN[0])
+# The counted reads of benches/instructions.txt, by case and row.
+COUNTED = {
+    ("http 100 B, 1 connections", PROXY): "http",
+    ("http 100 B, 32 connections", PROXY): "http",
+    ("http 100 B, 1000 connections", PROXY): "http",
+    ("resp P=1, 32 connections", PROXY): "resp-1",
+    ("resp P=1, 1 connections", PROXY): "resp-1",
+    ("resp P=1, 1000 connections", PROXY): "resp-1",
+    ("resp P=16, 32 connections", PROXY): "resp-16",
+    ("resp at 20000 reads/s", PROXY): "resp-1",
+    ("resp at 40000 reads/s", PROXY): "resp-1",
+    (caches_case(1), PROXY): "resp-1",
+    (caches_case(16), PROXY): "resp-16",
+    (REST_SINGLE, BY_REST): "rest-1",
+    (REST_SINGLE, BY_KEYS): "http",
+    (REST_PIPELINE, BY_REST): "rest-50",
+    (REST_PIPELINE, BY_RESP): "resp-50",
+    (REST_PIPELINE, BY_KEYS): "http",
+    ("threads, http", THREADS[1]): "http",
+    (ONE_CORE, THREADS[1]): "http",
+    ("threads, resp P=1", THREADS[1]): "resp-1",
+    ("threads, resp P=16", THREADS[1]): "resp-16",
+}
+
+
+def counts():
+    """The recorded instructions by read."""
+    lines = (install.PROJECT / "benches" / "instructions.txt").read_text().splitlines()
+    return {name: int(count) for name, count in (line.split() for line in lines if not line.startswith("#"))}
+
+
+def instructions(case, name):
+    """The recorded instructions of this row's reads, or an empty string."""
+    read = COUNTED.get((case, name))
+    return f"{counts()[read]:,}" if read else ""
+
+
+def text(bench, seconds):
     """The whole report."""
     cases = dict.fromkeys(record.case for record in bench.records)
-    parts = [HEAD.format(command=command(bench)), machine(bench, seconds, load_before), targets(bench), reasons(bench), READING]
-    parts += [f"## {case[0].upper()}{case[1:]}\n\n{table(bench, case)}" for case in cases]
+    parts = [HEAD.format(command=command(bench)), machine(bench, seconds), targets(bench), reasons(bench), READING]
+    parts += [section(bench, case) for case in cases]
     if bench.left_out:
         rows = [f"- {name}, in {case}: {reason}" for case, name, reason in dict.fromkeys(bench.left_out)]
         parts.append("## Left out\n\n" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"
+
+
+def section(bench, case):
+    note = bench.agreements.get(case)
+    return f"## {case[0].upper()}{case[1:]}\n\n{table(bench, case)}" + (f"\n\n{note}" if note else "")
 
 
 HEAD = """# Side by side
@@ -147,6 +214,15 @@ Written by `{command}`; do not edit. What is measured and how stands in the file
 READING = f"""In the tables the ratio is this proxy's CPU to the other's, round by round: the median, and the least and
 the most of all rounds. Below 1 this proxy costs less. The other figures are medians. wrk and redis-benchmark ask as
 fast as they are answered, so their latencies are those of a server (or a load) that has all it can do.
+
+"x of the limit" is the same of each row to the limit: an epoll loop (bare.rs) that parses nothing and answers each request with
+the same bytes. Where reads miss, the loop forwards, or answers by itself over HTTP; where only reads a second are measured, the
+limit is the reads over one connection without a cache; of memory, it is the bytes of key and value.
+
+Instructions are those of a read in user space, with the part of the client of scripts/instructions, as benches/instructions.txt
+records them: they do not depend on the machine's other load.
+
+A case is repeated until two runs agree: until the ratios of all its rows to its first one differ by at most 5 % between two runs.
 
 webdis and FastAPI are there both as they come, webdis with the settings of its package (more threads, on the one core) and
 uvicorn with its own (a line of log for each read), and with one thread and without logs.
@@ -167,19 +243,21 @@ either way, so its own ratio of this kind shows how much the latter is."""
 
 
 def command(bench):
-    return f"{'QUICK=1 ' if bench.is_quick else ''}ROUNDS={bench.rounds} make bench"
+    without = f"WITHOUT='{' '.join(sorted(bench.without))}' " if bench.without else ""
+    return f"{'QUICK=1 ' if bench.is_quick else ''}{without}ROUNDS={bench.rounds} RUNS={bench.runs} make bench"
 
 
-def machine(bench, seconds, load_before):
+def machine(bench, seconds):
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / (1 << 20)
     names = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
     return "\n".join([
         f"- Machine: {os.cpu_count()} processors ({model[1] if model else platform.machine()}), {memory:.0f} GiB,"
-        f" Linux {platform.release()}; load average {load_before:.1f} before and {os.getloadavg()[0]:.1f} after.",
+        f" Linux {platform.release()}.",
+        f"- How quiet it was: {bench.watch.text()}",
         f"- Servers on core {min(SERVING)}; the load, and the Redis behind a server, on core {max(LOADING)}; where two"
         " worker threads are measured, the servers on every core, and beside processes the load too.",
-        f"- {bench.rounds} rounds of about {bench.seconds} s for each contestant of a case,"
+        f"- {bench.rounds} rounds of about {bench.seconds} s for each contestant of a case, in at most {bench.runs} runs;"
         f" {seconds / 60:.0f} minutes in all.",
         f"- Versions: {names}.",
     ])
@@ -194,6 +272,8 @@ def versions():
         "nginx": ["nginx", "-v"],
         "webdis": ["ls", str(install.TOOLS / "apt" / "cache" / "archives")],
         "twemproxy": ["nutcracker", "--version"],
+        "memcached": ["memcached", "--version"],
+        "valkey-server": [valkey_server() or "valkey-server", "--version"],
         "wrk": ["wrk", "--version"],
         "Python": [str(install.PYTHON), "--version"],
     }
@@ -221,8 +301,15 @@ def output(*words):
 
 
 def targets(bench):
-    rows = [row(target, ratios(bench, target.case, target.figure, target.this, target.other)) for target in TARGETS]
+    rows = [row(target, figures_of(bench, target)) for target in TARGETS]
     return "## Targets\n\n" + markdown(["this : other", "must", "aim", "measured", ""], rows)
+
+
+def figures_of(bench, target):
+    """The figures that the target limits, by round."""
+    if target.other is None:
+        return list(values(bench, target.case, target.this, target.figure).values())
+    return ratios(bench, target.case, target.figure, target.this, target.other)
 
 
 REASONS = """## Where the time goes
@@ -235,13 +322,14 @@ own code took no time at all and the kernel's part stayed as it is; a server wit
 def reasons(bench):
     """The parts of each ratio of time."""
     rows = []
-    for target in (target for target in TARGETS if target.figure == "cpu"):
+    for target in (target for target in TARGETS if target.figure == "cpu" and target.other not in LIMITS):
         parts = [values(bench, target.case, name, figure) for name in (target.this, target.other) for figure in TIMES]
         if all(parts):
             cpu, kernel, others, others_kernel = (median(part.values()) for part in parts)
             times = [f"{microseconds:.2f}" for microseconds in (cpu, kernel, others, others_kernel)]
-            rows.append([target.what, *times, f"{kernel / others:.3f}", target.must])
-    heads = ["this : other", "this", "of it in the kernel", "other", "of it in the kernel", "floor", "must"]
+            counted = instructions(target.case, target.this)
+            rows.append([target.what, *times, f"{kernel / others:.3f}", target.must, counted])
+    heads = ["this : other", "this", "of it in the kernel", "other", "of it in the kernel", "floor", "must", "instructions of this"]
     return f"{REASONS}\n\n{markdown(heads, rows)}\n\n{other_reasons(bench)}"
 
 
@@ -322,7 +410,7 @@ def intervals(bench, case, name):
 
 def spread(numbers):
     """The median of figures with their range; small ones with more digits."""
-    form = "{:.3f}" if median(numbers) < 0.1 else "{:.2f}"
+    form = "{:,.0f}" if median(numbers) >= 100 else "{:.3f}" if median(numbers) < 0.1 else "{:.2f}"
     middle, low, high = (form.format(number) for number in (median(numbers), min(numbers), max(numbers)))
     return middle if len(numbers) == 1 else f"{middle} ({low} – {high})"
 
@@ -330,15 +418,28 @@ def spread(numbers):
 def table(bench, case):
     names = list(dict.fromkeys(one.name for one in bench.records if one.case == case))
     figures = [figure for figure in COLUMNS if any(values(bench, case, name, figure) for name in names)]
-    base = PROXY if PROXY in names else None
-    heads = [""] + [COLUMNS[figure][0] for figure in figures] + ([] if base is None else ["ratio"])
+    compared = "cpu" if "cpu" in figures else figures[0]
+    limit = next((name for name in LIMITS if name in names), None)
+    # The columns behind the figures: a heading, and the text for each row.
+    more = {}
+    if PROXY in names:
+        more["ratio"] = lambda name: "" if name == PROXY else compare(bench, case, compared, PROXY, name)
+    if limit:
+        # Of a rate, the limit is the larger one.
+        pair = (lambda name: (limit, name)) if compared == "rate" else (lambda name: (name, limit))
+        more["x of the limit"] = lambda name: "1" if name == limit else compare(bench, case, compared, *pair(name))
+    if any(instructions(case, name) for name in names):
+        more["instructions"] = lambda name: instructions(case, name)
     rows = []
     for name in names:
         row = [name] + [cell(figure, values(bench, case, name, figure)) for figure in figures]
-        figure = "cpu" if "cpu" in figures else figures[0]
-        compared = base is not None and name != base and ratios(bench, case, figure, base, name)
-        rows.append(row + ([] if base is None else [spread(compared) if compared else ""]))
-    return markdown(heads, rows)
+        rows.append(row + [column(name) for column in more.values()])
+    return markdown([""] + [COLUMNS[figure][0] for figure in figures] + list(more), rows)
+
+
+def compare(bench, case, figure, this, other):
+    found = ratios(bench, case, figure, this, other)
+    return spread(found) if found else ""
 
 
 def cell(figure, found):

@@ -39,8 +39,8 @@ redis-proxy.overrideAttrs (old: {
   doCheck = true;
   # The name that cargo itself takes.
   cargoCheckType = "dev";
-  # There are no examples in the documentation, and bench/load.rs is no test. For so few tests the
-  # optimisation costs more than it saves.
+  # There are no examples in the documentation, and `make test` runs the few tests in bench/. For so
+  # few tests the optimisation costs more than it saves.
   cargoTestFlags = [
     "--config=profile.dev.package.redis-proxy.opt-level=0"
     "--lib"

@@ -5,6 +5,7 @@ mod access;
 mod access_log;
 mod architecture;
 mod backend;
+mod bench;
 mod caching;
 mod cluster;
 mod config;
