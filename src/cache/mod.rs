@@ -107,7 +107,9 @@ struct Contents {
 }
 
 impl Contents {
-    /// Returns the answer of the entry for `key` if it is fresh at `now` by the terms of `rule`.
+    /// Returns the answer of the entry for `key` if it is fresh at `now`. `terms` returns its TTLs
+    /// and its rule. It is called with the entry at hand: during the search no register is free
+    /// for them.
     #[expect(clippy::inline_always, reason = "otherwise a hit costs 30 instructions more")]
     #[inline(always)]
     fn answer(
@@ -115,10 +117,10 @@ impl Contents {
         key: &[u8],
         now: u64,
         validity: Validity,
-        ttls: Ttls,
-        rule: RuleId,
+        terms: impl FnOnce() -> (Ttls, RuleId),
     ) -> Option<Answer> {
         let entry = self.get(key, now)?;
+        let (ttls, rule) = terms();
         let freshness = entry.freshness(now, ttls, validity);
         if !matches!(freshness, Freshness::Fresh { .. }) {
             return None;
@@ -663,11 +665,11 @@ impl<E: FetchError> Shared<E> {
         let validity = self.lease.validity(now);
         let contents = self.store.load();
         let Some(rules) = &contents.rules else {
-            return contents.answer(key, now, validity, self.ttls.get(), RuleId::NONE);
+            return contents.answer(key, now, validity, || (self.ttls.get(), RuleId::NONE));
         };
         let terms = rules.find(key);
         if terms.is_plain {
-            return contents.answer(key, now, validity, terms.ttls, terms.id);
+            return contents.answer(key, now, validity, || (terms.ttls, terms.id));
         }
         if terms.allows(purpose) {
             self.answer_by_rule(&contents, key, now, validity, terms)
@@ -687,7 +689,7 @@ impl<E: FetchError> Shared<E> {
         validity: Validity,
         terms: &Terms,
     ) -> Option<Answer> {
-        let answer = contents.answer(key, now, validity, terms.ttls, terms.id)?;
+        let answer = contents.answer(key, now, validity, || (terms.ttls, terms.id))?;
         if terms.refreshes {
             answer.entry.count_read();
             if answer.entry.is_due(now, terms.ttls, validity) && answer.entry.request_refresh() {

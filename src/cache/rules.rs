@@ -65,7 +65,7 @@ impl Terms {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RuleSet {
     /// The rules by the first byte of their prefix, in a list with the longest prefix first.
-    lists: Box<[RuleList; 256]>,
+    lists: [RuleList; 256],
     /// The terms of all other keys.
     others: Terms,
     /// The longest time for which a key may be served as stale.
@@ -100,16 +100,10 @@ impl PreparedRule {
         Self { head, mask, prefix: prefix.into(), terms, next }
     }
 
-    /// Whether a key begins with the prefix. `head` are the key's first bytes; `None` if it has
-    /// fewer.
+    /// Whether the head is only a part of the prefix.
     #[inline]
-    fn matches(&self, key: &[u8], head: Option<u64>) -> bool {
-        match head {
-            Some(head) if head & self.mask != self.head => false,
-            // A comparison of more bytes is a call.
-            Some(_) => self.prefix.len() <= HEAD || key.starts_with(&self.prefix),
-            None => key.starts_with(&self.prefix),
-        }
+    fn is_longer_than_head(&self) -> bool {
+        self.prefix.len() > HEAD
     }
 }
 
@@ -127,7 +121,7 @@ impl RuleSet {
         let all = prefixes.iter().map(|(_, terms)| terms).chain([&others]);
         let longest_stale_if_error = all.map(|terms| terms.ttls.stale_if_error).max().unwrap_or(0);
         prefixes.sort_by_key(|(prefix, _)| prefix.len());
-        let mut lists = Box::new([const { None }; 256]);
+        let mut lists = [const { None }; 256];
         // Each goes in front of those that are shorter.
         for (prefix, terms) in prefixes {
             let list = &mut lists[usize::from(prefix[0])];
@@ -139,14 +133,33 @@ impl RuleSet {
     /// Returns the terms of a key.
     #[inline]
     pub(super) fn find(&self, key: &[u8]) -> &Terms {
-        let Some(first) = key.first() else { return &self.others };
-        let head = key.first_chunk().map(|head| u64::from_ne_bytes(*head));
+        let Some(head @ [first, ..]) = key.first_chunk::<HEAD>() else {
+            let list = key.first().map(|first| &self.lists[usize::from(*first)]);
+            return list.map_or(&self.others, |list| self.find_by_bytes(list, key));
+        };
+        let head = u64::from_ne_bytes(*head);
         let mut list = &self.lists[usize::from(*first)];
         while let Some(rule) = list {
-            if rule.matches(key, head) {
+            if head & rule.mask == rule.head {
+                if rule.is_longer_than_head() {
+                    return self.find_by_bytes(list, key);
+                }
                 return &rule.terms;
             }
             list = &rule.next;
+        }
+        &self.others
+    }
+
+    /// Returns the terms of a key by the rest of a list. Apart, so that most searches contain no
+    /// call: they would have to save their registers for it.
+    #[inline(never)]
+    fn find_by_bytes<'a>(&'a self, mut rest: &'a RuleList, key: &[u8]) -> &'a Terms {
+        while let Some(rule) = rest {
+            if key.starts_with(&rule.prefix) {
+                return &rule.terms;
+            }
+            rest = &rule.next;
         }
         &self.others
     }
@@ -283,6 +296,32 @@ mod tests {
         // A short key is not taken for one with zeros behind it.
         let zeros = rules(vec![rule("a\0\0*", mode, None)]);
         assert_eq!([name(&zeros, "a\0"), name(&zeros, "a\0\0")], ["", "a\0\0*"]);
+    }
+
+    /// Returns the rule of a key as a search through all prefixes finds it.
+    fn longest<'a>(prefixes: &'a [String], key: &str) -> &'a str {
+        let fitting = prefixes.iter().filter(|prefix| key.starts_with(&prefix[..prefix.len() - 1]));
+        fitting.max_by_key(|prefix| prefix.len()).map_or("", |prefix| prefix)
+    }
+
+    #[test]
+    fn as_many_rules_as_allowed_are_told_apart() {
+        // One for each first byte; all with the same one, around the length of a head; and a mix.
+        let apart = (b'0'..).take(KeyRule::MOST).map(|first| format!("{}:*", char::from(first)));
+        let nested = (1..=KeyRule::MOST).map(|length| format!("{}*", "k".repeat(length)));
+        let mixed = (0..KeyRule::MOST).map(|at| format!("{}{:0>1$}*", at % 5, at % 16));
+        for prefixes in [apart.collect::<Vec<_>>(), nested.collect(), mixed.collect()] {
+            let own =
+                rules(prefixes.iter().map(|prefix| rule(prefix, RuleMode::Cache, None)).collect());
+            let stems = prefixes.iter().map(|prefix| prefix.trim_end_matches('*'));
+            let keys = stems.flat_map(|stem| {
+                let shorter = stem[..stem.len() - 1].to_owned();
+                [stem.to_owned(), format!("{stem}0"), format!("{stem}key:00000000"), shorter]
+            });
+            for key in keys {
+                assert_eq!(name(&own, &key), longest(&prefixes, &key), "{key:?}");
+            }
+        }
     }
 
     #[test]

@@ -33,21 +33,28 @@ pub(super) struct BatchTime {
 #[derive(Clone, Copy)]
 struct RuleRun {
     rule: RuleId,
-    /// The outcomes of the batch before the first of them.
-    before: Outcomes,
+    /// The reads of the batch that memory answered before the first of them, by outcome.
+    before: [u64; ANSWERED.len()],
 }
 
 type Outcomes = [u64; Outcome::ALL.len()];
+
+/// The outcomes of reads that memory answered. Others are counted where they are forwarded.
+const ANSWERED: [Outcome; 2] = [Outcome::Hit, Outcome::NegativeHit];
+
+fn answered(outcomes: &Outcomes) -> [u64; ANSWERED.len()] {
+    ANSWERED.map(|outcome| outcomes[outcome as usize])
+}
 
 impl RuleRun {
     /// Counts the run and begins another, of reads that are not among `outcomes` yet.
     #[cold]
     fn begin(&mut self, rule: RuleId, outcomes: &Outcomes, proxy: &Proxy) {
         self.record(outcomes, proxy);
-        (self.rule, self.before) = (rule, *outcomes);
+        (self.rule, self.before) = (rule, answered(outcomes));
     }
 
-    /// Counts those that memory answered. Others are counted where they are forwarded.
+    /// Counts those that memory answered.
     #[inline]
     fn record(&self, outcomes: &Outcomes, proxy: &Proxy) {
         if self.rule != RuleId::NONE {
@@ -56,8 +63,9 @@ impl RuleRun {
     }
 
     fn record_answered(&self, outcomes: &Outcomes, proxy: &Proxy) {
-        for outcome in [Outcome::Hit, Outcome::NegativeHit] {
-            let reads = outcomes[outcome as usize] - self.before[outcome as usize];
+        let counts = answered(outcomes).into_iter().zip(self.before);
+        for (outcome, (now, before)) in ANSWERED.into_iter().zip(counts) {
+            let reads = now - before;
             if reads > 0 {
                 proxy.record_rule(self.rule, RuleOutcome::Read(outcome), reads);
             }
@@ -69,7 +77,7 @@ impl Batch {
     /// No commands yet.
     pub(super) fn new(front_end: FrontEnd, begun: BatchTime) -> Self {
         let outcomes = [0; Outcome::ALL.len()];
-        let rule_reads = RuleRun { rule: RuleId::NONE, before: outcomes };
+        let rule_reads = RuleRun { rule: RuleId::NONE, before: answered(&outcomes) };
         Self { front_end, begun, outcomes, commands: (0, 0), kept_reads: None, rule_reads }
     }
 

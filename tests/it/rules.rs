@@ -558,3 +558,58 @@ mod cluster {
         assert_eq!(metric(&proxy, "cache_hits_total").to_string(), "12");
     }
 }
+
+mod commands_over_http {
+    use serde_json::json;
+
+    use super::*;
+    use crate::support::secret_file::SecretFile;
+
+    /// Returns the results of a request, which has run.
+    fn post(proxy: &Proxy, path: &str, body: &str) -> Value {
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\n\
+                Content-Length: {length}\r\n\r\n{body}"
+        );
+        let mut client = http::Client::connect(proxy.http());
+        client.send_raw(request.as_bytes());
+        let response = client.read_response();
+        assert_eq!(response.status, 200, "{response:?}");
+        serde_json::from_slice(&response.body).expect("JSON")
+    }
+
+    #[test]
+    fn rules_hold_for_rest() {
+        let (redis, file) = (RedisServer::start(), SecretFile::new("token\n"));
+        let more = rules(&[
+            "{ keys = \"off:*\", mode = \"off\" }",
+            "{ keys = \"see:*\", mode = \"observe\" }",
+            "{ keys = \"on:*\" }",
+        ]);
+        let rest = format!("rest.path = \"/rest\"\nrest.tokens_file = \"{}\"", file.name());
+        let proxy = proxy(&redis, &format!("{more}\n{rest}"));
+        for (key, fetches) in [("off:1", 4), ("see:1", 4), ("on:1", 1)] {
+            set(&redis, key, "value");
+            let get = format!(r#"["GET","{key}"]"#);
+            let gets = calls(&redis, "get", || {
+                for _ in 0..2 {
+                    let found = json!({"result": "value"});
+                    assert_eq!(post(&proxy, "/rest", &get), found);
+                    assert_eq!(post(&proxy, "/rest/pipeline", &format!("[{get}]")), json!([found]));
+                }
+            });
+            assert_eq!(gets, fetches, "{key}");
+        }
+        for (rule, outcome, expected) in [
+            ("off:*", "bypass", "4"),
+            ("see:*", "miss", "1"),
+            ("see:*", "would_hit", "3"),
+            ("on:*", "miss", "1"),
+            ("on:*", "hit", "3"),
+        ] {
+            let found = rule_reads(&proxy, rule, outcome).to_string();
+            assert_eq!(found, expected, "{rule} {outcome}");
+        }
+    }
+}

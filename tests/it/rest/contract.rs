@@ -208,6 +208,39 @@ fn bad_input_gets_its_error_in_json() {
     assert_eq!(json(&served.send("GET", "/rest/pipeline", &[FULL], "")).0, 405);
 }
 
+/// With the default limits.
+#[test]
+fn largest_requests_are_served_and_larger_ones_refused() {
+    let served = Served::start();
+    let most = 10 << 20;
+    let set = |size: usize| {
+        let around = r#"["SET","a",""]"#.len();
+        format!(r#"["SET","a","{}"]"#, "x".repeat(size - around))
+    };
+    let many = |count: usize| format!("[{}]", vec![r#"["PING"]"#; count].join(","));
+    let (opened, words) = ("[".repeat(most), "x".repeat(most));
+    let quoted = format!("[\"{}", "\\\"".repeat(most / 2 - 1));
+    for (path, body, code) in [
+        ("/rest", set(most), 200),
+        ("/rest", set(most + 1), 413),
+        ("/rest", words, 400),
+        ("/rest", opened.clone(), 400),
+        ("/rest/pipeline", opened.clone(), 400),
+        ("/rest/multi-exec", opened, 400),
+        ("/rest", quoted, 400),
+        ("/rest/pipeline", many(10_000), 200),
+        ("/rest/pipeline", many(10_001), 400),
+        ("/rest/pipeline", many(100_000), 400),
+        ("/rest/multi-exec", many(100_000), 400),
+    ] {
+        let (status, found) = served.post(path, &body);
+        let start = &body[..body.len().min(20)];
+        let is_text = code == 200 || found["error"].is_string();
+        assert!(status == code && is_text, "{path} {start} {}: {status}", body.len());
+        assert_eq!(served.post("/rest", r#"["STRLEN","a"]"#).1["result"], most - 14, "{start}");
+    }
+}
+
 #[test]
 fn head_that_is_refused_before_routing_gets_its_error_in_json() {
     let served = Served::start();
