@@ -121,7 +121,9 @@ class Starting(Quietly):
                 self.assertFalse(install.is_there("nginx"), file)
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
                 (root / file).touch()
-            self.assertTrue(install.is_there("nginx"))
+            for loads in (True, False):
+                with mock.patch.object(install, "nginx_loads", lambda: loads):
+                    self.assertIs(install.is_there("nginx"), loads)
 
 
 class Repeating(Quietly):
