@@ -146,6 +146,10 @@ class Repeating(Quietly):
         one, other = (runs.ratios([record for record in records if record.round == round_], "cpu") for round_ in (0, 1))
         self.assertEqual(runs.closest([one, other]), ((0, 1), 0.0))
 
+    def test_run_without_a_cost_is_not_compared(self):
+        self.assertIsNone(runs.difference({REDIS: 1.5}, {REDIS: 0.0}))
+        self.assertEqual(runs.difference({REDIS: 0.0}, {REDIS: 2.0}), 1.0)
+
     def test_one_run_agrees_with_nothing(self):
         self.assertIsNone(runs.closest([{REDIS: 1.5}]))
         self.assertEqual(runs.sentence(1, None), "One run.")
