@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -674,7 +675,23 @@ def held(server, port, read):
             connection.sendall(read)
             if not connection.recv(4096):
                 raise ConnectionError("the server hung up")
-        return {"connections": IDLE, "connection": (server.memory() - before) / IDLE}
+        return {"connections": IDLE, "connection": (settled(server) - before) / IDLE}
+
+
+# The seconds without less memory after which a server has returned its buffers, more than the proxy may take to look for them;
+# and the most of all seconds.
+STILL, PATIENCE = 12, 60
+
+
+def settled(server):
+    """The memory of a server that is silent, when it has not fallen for some seconds."""
+    least, since, end = server.memory(), time.monotonic(), time.monotonic() + PATIENCE
+    while time.monotonic() < min(end, since + STILL):
+        time.sleep(0.5)
+        # A change of a few pages is no return of buffers.
+        if (memory := server.memory()) < 0.99 * least:
+            least, since = memory, time.monotonic()
+    return least
 
 
 CASES = {

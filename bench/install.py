@@ -68,8 +68,16 @@ def is_there(name):
     if name == "fastapi":
         return PYTHON.exists()
     if name == "nginx":
-        return all((ROOT / "usr/sbin" / name).exists() and (ROOT / file).exists() for file in NGINX_FILES)
+        return all((ROOT / file).exists() for file in ["usr/sbin/nginx", *NGINX_FILES]) and nginx_loads()
     return bool(program({"twemproxy": "nutcracker"}.get(name, name)))
+
+
+def nginx_loads():
+    """Whether nginx finds the libraries of its modules: those that the machine had when it was unpacked may be gone."""
+    configuration = TOOLS / "nginx-test.conf"
+    modules = "".join(f"load_module {ROOT / file};\n" for file in NGINX_FILES if file.endswith(".so"))
+    configuration.write_text(f"{modules}pid nginx-test.pid;\nerror_log stderr;\nevents {{}}\n")
+    return quietly(program("nginx"), "-t", "-p", str(TOOLS), "-c", str(configuration), env=environment())
 
 
 def without(words):
@@ -86,10 +94,11 @@ def missing(names, left_out):
     return [name for name in names if name not in left_out and not is_there(name)]
 
 
-def quietly(*command):
+def quietly(*command, env=None):
     """Runs a command with its output in the log; returns whether it succeeded."""
     with LOG.open("a") as log:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=300).returncode == 0
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=300, env=env)
+    return done.returncode == 0
 
 
 def apt(*arguments):

@@ -85,7 +85,7 @@ def idle(name, must, aim):
 
 
 def near(what, case, aim, limit=LIMIT):
-    """A ratio to the limit; its aim is that of the issue about the limit, which has times of one quiet machine."""
+    """A ratio to the limit; its aim is a time on one quiet machine, divided by the limit's time there."""
     return Target(f"{what}, CPU : {limit}", case, PROXY, limit, aim, aim)
 
 

@@ -26,7 +26,8 @@ def ratios(records, figure):
 def difference(one, other):
     """The largest relative difference of two runs' ratios; None if they have none in common."""
     common = one.keys() & other.keys()
-    return max((abs(one[name] / other[name] - 1) for name in common), default=None)
+    # A turn in which the server got less than a tick of the clock has no cost.
+    return max((abs(one[name] / other[name] - 1) for name in common if other[name]), default=None)
 
 
 def closest(runs):

@@ -121,7 +121,9 @@ class Starting(Quietly):
                 self.assertFalse(install.is_there("nginx"), file)
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
                 (root / file).touch()
-            self.assertTrue(install.is_there("nginx"))
+            for loads in (True, False):
+                with mock.patch.object(install, "nginx_loads", lambda: loads):
+                    self.assertIs(install.is_there("nginx"), loads)
 
 
 class Repeating(Quietly):
@@ -143,6 +145,10 @@ class Repeating(Quietly):
         records = [Record("case", name, round_, {"cpu": cost * (1 + round_)}) for round_ in (0, 1) for name, cost in ((PROXY, 2), (REDIS, 3))]
         one, other = (runs.ratios([record for record in records if record.round == round_], "cpu") for round_ in (0, 1))
         self.assertEqual(runs.closest([one, other]), ((0, 1), 0.0))
+
+    def test_run_without_a_cost_is_not_compared(self):
+        self.assertIsNone(runs.difference({REDIS: 1.5}, {REDIS: 0.0}))
+        self.assertEqual(runs.difference({REDIS: 0.0}, {REDIS: 2.0}), 1.0)
 
     def test_one_run_agrees_with_nothing(self):
         self.assertIsNone(runs.closest([{REDIS: 1.5}]))
