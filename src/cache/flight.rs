@@ -38,6 +38,8 @@ pub(super) struct Flights<T, N = ()> {
     hasher: ahash::RandomState,
     next_number: atomic::AtomicU64,
     discarded: AtomicU64,
+    #[cfg(feature = "planted-faults")]
+    stores_closed: bool,
 }
 
 type Shard<T, N> = HashMap<Key, Flight<T, N>, ahash::RandomState>;
@@ -118,6 +120,8 @@ impl<T, N> Flights<T, N> {
             hasher,
             next_number: atomic::AtomicU64::new(0),
             discarded: AtomicU64::new(0),
+            #[cfg(feature = "planted-faults")]
+            stores_closed: super::planted_faults::closed_flights_store(),
         })
     }
 
@@ -250,6 +254,8 @@ impl<T, N> FlightGuard<T, N> {
         let mut shard = self.flights.shard(self.key.as_bytes());
         let open =
             shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
+        #[cfg(feature = "planted-faults")]
+        let open = open || self.flights.stores_closed;
         if open {
             store(&self.key, &self.note);
             shard.remove(self.key.as_bytes());

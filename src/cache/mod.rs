@@ -18,6 +18,8 @@ mod flight;
 mod in_flight;
 mod lease;
 mod lru;
+#[cfg(feature = "planted-faults")]
+mod planted_faults;
 mod policy;
 mod purge;
 mod read_buffer;

@@ -402,10 +402,10 @@ fn moved_slots_make_nothing_stale() {
     assert!(none(verified(&proxy, "stale")));
 }
 
-/// Returns whether the program has planted faults: the name of the variable that turns them on.
+/// Returns whether the program has planted faults: the prefix of the variables that turn them on.
 fn has_planted_faults() -> bool {
     let program = std::fs::read(env!("CARGO_BIN_EXE_redis-proxy")).expect("the program");
-    let name = ["PLANTED_FAULT", "IGNORED_PUSHES"].join("_");
+    let name = ["PLANTED", "FAULT_"].join("_");
     memchr::memmem::find(&program, name.as_bytes()).is_some()
 }
 

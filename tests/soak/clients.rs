@@ -20,8 +20,9 @@ use super::collections::CollectionRead;
 use super::history::{Moment, millis};
 use super::oracle::{Answer, Demand, Read, STALE};
 use super::readers::{second_look, tell, verdict};
+use super::record::{How, Seen};
 use super::report::Tally;
-use super::simulation::{HISTORIES, KEYS, Pace, Simulation, skewed};
+use super::simulation::{HISTORIES, KEYS, Pace, Simulation, name, skewed};
 use crate::support::resp_client::{RespClient, command, show};
 
 pub(super) const CLIENTS: usize = 3;
@@ -44,6 +45,7 @@ pub(super) fn talk(simulation: &Simulation, address: SocketAddr, number: usize) 
         heard: simulation.clock.now(),
         seen: vec![0; HISTORIES],
         connections: 0,
+        rivals: 0,
         written: 0,
         tally: Tally::default(),
     };
@@ -75,6 +77,8 @@ struct Client<'a> {
     seen: Vec<u64>,
     /// The number of earlier connections.
     connections: u64,
+    /// The number of earlier connections of the rival.
+    rivals: u64,
     /// The number of values written to own keys.
     written: u64,
     tally: Tally,
@@ -163,7 +167,18 @@ impl Client<'_> {
         }
     }
 
+    /// Returns the name of the session: a connection of this client.
+    fn session(&self) -> String {
+        format!("{}/{}", self.thread, self.connections)
+    }
+
+    fn record(&self, client: &str, key: &str, answer: &Answer, (began, ended): (Moment, Moment)) {
+        let (how, stale) = (How::Cached, None);
+        self.simulation.record.read(&Seen { client, key, answer, how, stale, began, ended });
+    }
+
     fn judge(&mut self, key: usize, mut read: Read) {
+        self.record(&self.session(), &name(key), &read.answer, (read.began, read.ended));
         let mut judged = verdict(self.simulation, key, &read, self.seen[key]);
         if judged.is_err() && self.simulation.conditions.may_be_stale(read.began, read.ended) {
             read.outcome = STALE;
@@ -192,24 +207,28 @@ impl Client<'_> {
         let key = format!("own/{kind}{thread}/{connection}/{number}");
         let value = format!("{key}#{}", self.written);
         let (set, get) = (own.set(&key, &value), own.get(&key));
+        let began = self.simulation.clock.now();
         if own == Own::Hash {
             self.rival.send(&get);
         }
-        let began = self.simulation.clock.now();
-        let received = if self.random.random_bool(0.5) {
-            self.wire.send([set, get].concat());
-            let set = self.read_write_reply();
-            (set, self.read_reply())
-        } else {
-            self.wire.send(set);
-            let set = self.read_write_reply();
+        let is_pipelined = self.random.random_bool(0.5);
+        self.wire.send(if is_pipelined { [set, get.clone()].concat() } else { set });
+        let written = self.read_write_reply();
+        let done = written.is_ok().then(|| self.simulation.clock.now());
+        self.simulation.record.own_write(&self.session(), (&key, &value), began, done);
+        // Later than the acknowledgement. At the same moment it would count as concurrent.
+        let call = if is_pipelined { began } else { self.simulation.clock.now() };
+        if !is_pipelined {
             self.wire.send(get);
-            (set, self.read_reply())
-        };
-        if own == Own::Hash && self.rival.try_answer().is_err() {
-            self.rival = RespClient::connect(self.address);
         }
+        let received = (written, self.read_reply());
         let ended = self.simulation.clock.now();
+        if let (Ok(()), ReadReply::Values(answers)) = &received {
+            self.record(&self.session(), &key, &answers[0], (call, ended));
+        }
+        if own == Own::Hash {
+            self.read_as_rival(&key, began);
+        }
         self.tally.own_writes += 1;
         self.tally.suffered(
             self.simulation,
@@ -235,6 +254,22 @@ impl Client<'_> {
                     );
                     self.simulation.violation(text);
                 }
+            }
+        }
+    }
+
+    /// Records the reply to the rival, which sent its read at this moment.
+    fn read_as_rival(&mut self, key: &str, began: Moment) {
+        match self.rival.try_answer() {
+            Ok(reply) if reply[0] != b'-' => {
+                let rival = format!("rival of {}/{}", self.thread, self.rivals);
+                let ended = self.simulation.clock.now();
+                self.record(&rival, key, &values(&reply)[0], (began, ended));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                self.rival = RespClient::connect(self.address);
+                self.rivals += 1;
             }
         }
     }

@@ -203,6 +203,9 @@ fn change(
         replacement(number, &begun, known, end).exec(connection)
     };
     let now = simulation.clock.now();
+    let done = outcome.is_ok().then_some((Found::Value, now));
+    let client = format!("collection writer {}", number % WRITERS);
+    simulation.record.change(&client, (effect, &begun), sent, done);
     let count = if outcome.is_ok() { &simulation.writes } else { &simulation.unacknowledged };
     count.fetch_add(1, Relaxed);
     let mut history = simulation.keys[KEYS + number].lock().unwrap();

@@ -67,6 +67,13 @@ impl Periods {
         periods.iter().rev().filter(overlap).map(|period| period.name).collect()
     }
 
+    /// Calls `visit` with each period, in the order of their beginning.
+    pub(super) fn each(&self, mut visit: impl FnMut(&'static str, Moment, Option<Moment>)) {
+        for Period { name, from, until } in &*self.0.lock().unwrap() {
+            visit(name, *from, *until);
+        }
+    }
+
     fn add(&self, name: &'static str, from: Moment, until: Moment) {
         self.0.lock().unwrap().push(Period { name, from, until: Some(until) });
     }

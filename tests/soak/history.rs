@@ -60,7 +60,7 @@ impl State {
 }
 
 /// The effect of a command on one key.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Effect {
     Value,
     Expiring(Duration),

@@ -23,14 +23,17 @@
 
 use std::time::Duration;
 
+mod checker;
 mod clients;
 mod collections;
 mod conditions;
 mod failover;
 mod faults;
 mod history;
+mod models;
 mod oracle;
 mod readers;
+mod record;
 mod report;
 mod resharding;
 mod resource_leaks;
@@ -62,6 +65,17 @@ const TRACKING: &str = r#"
     verify.sample = 0.01
     verify.max_rate = 1000
 "#;
+/// Without verification, which would find a planted fault first and drop what is stale.
+#[cfg(feature = "planted-faults")]
+const UNVERIFIED: &str = r#"
+    cache.ttl = "1h"
+    cache.negative_ttl = "1h"
+    cache.coherence = "tracking"
+    cache.coherence_timeout = "500ms"
+"#;
+/// Seconds in which a planted fault is found.
+#[cfg(feature = "planted-faults")]
+const PLANTED_SECONDS: u64 = 10;
 const TTL_ONLY: &str = r#"
     cache.ttl = "1h"
     cache.negative_ttl = "1h"
@@ -132,8 +146,32 @@ fn untracked_proxy_of_a_fleet_is_detected() {
     assert_too_old(&soak(&[TRACKING, TRACKING, TTL_ONLY], &[], CONTROL_SECONDS));
 }
 
+#[cfg(feature = "planted-faults")]
+#[test]
+fn planted_ignored_pushes_are_found() {
+    assert_too_old(&planted(("PLANTED_FAULT_IGNORED_PUSHES", "1000")));
+}
+
+#[cfg(feature = "planted-faults")]
+#[test]
+fn planted_stores_after_pushes_are_found() {
+    assert_too_old(&planted(("PLANTED_FAULT_CLOSED_FLIGHTS", "1")));
+}
+
+/// Runs the soak with a fault in the proxy, and none around it.
+#[cfg(feature = "planted-faults")]
+fn planted(fault: (&'static str, &'static str)) -> Report {
+    let (seed, duration) = (seed(), Duration::from_secs(PLANTED_SECONDS));
+    let (proxies, expected_log, environment) = (&[UNVERIFIED], &[], Some(fault));
+    let report = Plan { seed, duration, proxies, faults: &[], expected_log, environment }.run();
+    eprintln!("{}", report.text());
+    report
+}
+
+/// Asserts that neither judge has an objection.
 fn assert_no_violations(report: &Report) {
     assert_eq!(report.violations.len(), 0, "violations; the report is above");
+    assert_eq!(report.judgement.not_accepted(), 0, "the checker objects; the report is above");
 }
 
 /// Asserts that each kind of collection was read from memory. Otherwise the soak proves nothing of
@@ -145,7 +183,10 @@ fn assert_kept(report: &Report) {
     }
 }
 
+/// Asserts that both judges object to values that are too old, and to nothing of the harness.
 fn assert_too_old(report: &Report) {
+    assert!(report.judgement.rejected("bounded staleness") > 0, "the checker objects to nothing");
+    assert!(!report.judgement.is_of_harness(), "the harness is wrong; the report is above");
     let too_old = report.violations.iter().any(|violation| violation.contains("superseded"));
     assert!(too_old, "values that are too old were not detected");
     let wrong = report.violations.iter().find(|violation| violation.contains("harness"));
@@ -154,7 +195,8 @@ fn assert_too_old(report: &Report) {
 
 fn soak(proxies: &'static [&'static str], faults: &'static [Fault], seconds: u64) -> Report {
     let duration = Duration::from_secs(seconds);
-    let report = Plan { seed: seed(), duration, proxies, faults, expected_log: &[DOWN] }.run();
+    let (seed, expected_log, environment) = (seed(), &[DOWN], None);
+    let report = Plan { seed, duration, proxies, faults, expected_log, environment }.run();
     eprintln!("{}", report.text());
     report
 }

@@ -21,8 +21,9 @@ use redis::{Value, cmd};
 use super::collections::{COLLECTIONS, CollectionRead};
 use super::history::{Moment, millis};
 use super::oracle::{Answer, Breach, Demand, Read, STALE, Verdict, judge};
+use super::record::{How, Seen};
 use super::report::Tally;
-use super::simulation::{DirectConnection, KEYS, Pace, Simulation, skewed};
+use super::simulation::{DirectConnection, KEYS, Pace, Simulation, name, skewed};
 use crate::support::http::{Client, Response, key_path};
 use crate::support::serving::request;
 
@@ -140,6 +141,7 @@ impl Reader<'_> {
         };
         *self.tally.outcomes.entry(outcome).or_default() += 1;
         let read = Read { began, ended, answer, outcome, demand };
+        self.record(key, &read);
         self.check_stale(key, &read);
         match verdict(self.simulation, key, &read, self.seen[key]) {
             Ok(verdict) => {
@@ -150,6 +152,19 @@ impl Reader<'_> {
                 self.simulation.violation(tell(self.simulation, &self.thread, key, &read, &breach));
             }
         }
+    }
+
+    fn record(&self, key: usize, read: &Read) {
+        let how = if read.demand == Demand::Current { How::Current } else { How::Cached };
+        self.simulation.record.read(&Seen {
+            client: &self.thread,
+            key: &name(key),
+            answer: &read.answer,
+            how,
+            stale: Some(read.outcome == STALE),
+            began: read.began,
+            ended: read.ended,
+        });
     }
 
     /// Checks that a failed read has a fault as its cause.
@@ -244,6 +259,15 @@ pub(super) fn check_straight(simulation: &Simulation, key: usize, began: Moment,
         outcome: "straight",
         demand: Demand::Current,
     };
+    simulation.record.read(&Seen {
+        client: "straight reader",
+        key: &name(key),
+        answer: &read.answer,
+        how: How::Direct,
+        stale: None,
+        began,
+        ended: read.ended,
+    });
     let verdict = judge(&simulation.keys[key].lock().unwrap(), &read, 0, |_, _| Duration::ZERO);
     if let Err(breach) = verdict {
         let received = tell(simulation, "the harness, from Redis itself,", key, &read, &breach);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::checker::Judgement;
 use super::history::{Moment, millis};
 use super::oracle::Verdict;
 use super::resource_leaks::ResourceUse;
@@ -157,6 +158,8 @@ pub(super) struct Report {
     /// Figures of the proxy, by name.
     pub(super) figures: Vec<(&'static str, f64)>,
     pub(super) violations: Vec<String>,
+    /// The judgement of the independent checker.
+    pub(super) judgement: Judgement,
 }
 
 impl Report {
@@ -217,10 +220,11 @@ impl Report {
         let figures: Vec<_> =
             self.figures.iter().map(|(name, value)| format!("{name} {value}")).collect();
         _ = writeln!(text, "  the proxy   {}", figures.join(", "));
+        text.push_str(&self.judgement.text());
         for violation in self.violations.iter().take(MOST_TOLD) {
             _ = writeln!(text, "\n{violation}");
         }
-        if !self.violations.is_empty() {
+        if !self.violations.is_empty() || self.judgement.not_accepted() > 0 {
             _ = writeln!(text, "\nagain: make soak SECONDS={} SEED={}", seconds.max(1), self.seed);
         }
         text

@@ -68,6 +68,8 @@ pub(super) struct Plan {
     pub(super) faults: &'static [Fault],
     /// The log messages of faults.
     pub(super) expected_log: &'static [&'static str],
+    /// A variable for each proxy, such as one that plants a fault, and its value.
+    pub(super) environment: Option<(&'static str, &'static str)>,
 }
 
 impl Plan {
@@ -91,8 +93,11 @@ impl Plan {
             Self::config(self.proxies[number], &relays[number], capacity, grace)
         };
         let start_proxy = |number| {
-            let proxy = Proxy::builder(&config(number, CAPACITY, NO_GRACE))
-                .environment(SMALL_PAGES.0, SMALL_PAGES.1)
+            let builder = Proxy::builder(&config(number, CAPACITY, NO_GRACE))
+                .environment(SMALL_PAGES.0, SMALL_PAGES.1);
+            let planted = self.environment.into_iter();
+            let proxy = planted
+                .fold(builder, |builder, (name, value)| builder.environment(name, value))
                 .start();
             await_ready(&proxy);
             self.expected_log.iter().for_each(|part| proxy.expect_log(part));

@@ -18,9 +18,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::{Connection, RedisError, RedisResult};
 
+use super::checker;
 use super::collections::{self, COLLECTIONS};
-use super::conditions::{Clock, Conditions};
-use super::history::{Begun, Effect, Found, KeyHistory};
+use super::conditions::{BOUND_IN_PEACE, BOUND_IN_TROUBLE, Clock, Conditions};
+use super::history::{Begun, Effect, Found, KeyHistory, Moment};
+use super::record::{Claims, Record, micros};
 use super::report::{Recovery, Report, Tally};
 use super::resource_leaks::ResourceUse;
 use crate::support::redis_server;
@@ -33,6 +35,8 @@ pub(super) const HISTORIES: usize = KEYS + COLLECTIONS;
 const MOST_VIOLATIONS: usize = 20;
 const LOOK: Duration = Duration::from_millis(20);
 const CONNECT_AGAIN: Duration = Duration::from_millis(20);
+/// The prefix of the keys with a history, and that of the own keys of Redis clients.
+const PREFIXES: [&str; 2] = ["{soak}", "own/"];
 /// The delay beyond which a thread stops to catch up.
 const MOST_BEHIND: Duration = Duration::from_millis(100);
 
@@ -42,6 +46,7 @@ pub(super) struct Simulation {
     /// The histories of the strings, then those of the collections.
     pub(super) keys: Vec<Mutex<KeyHistory>>,
     pub(super) all: RwLock<()>,
+    pub(super) record: Record,
     pub(super) violations: Mutex<Vec<String>>,
     pub(super) writes: AtomicU64,
     pub(super) unacknowledged: AtomicU64,
@@ -56,13 +61,12 @@ pub(super) struct Simulation {
 
 impl Simulation {
     pub(super) fn new(seed: u64, socket: PathBuf) -> Self {
-        let strings = (0..KEYS).map(|number| format!("{{soak}}key/{number}"));
-        let names = strings.chain((0..COLLECTIONS).map(collections::name));
         Self {
             clock: Clock::start(),
             conditions: Conditions::default(),
-            keys: names.map(|name| Mutex::new(KeyHistory::new(name))).collect(),
+            keys: (0..HISTORIES).map(|index| Mutex::new(KeyHistory::new(name(index)))).collect(),
             all: RwLock::default(),
+            record: Record::begin(seed, claims()),
             violations: Mutex::default(),
             writes: AtomicU64::new(0),
             unacknowledged: AtomicU64::new(0),
@@ -137,6 +141,7 @@ impl Simulation {
             resource_use,
             figures,
             violations: self.violations.lock().unwrap().clone(),
+            judgement: checker::judge(self.record.finish(&self.conditions)),
         }
     }
 
@@ -149,21 +154,47 @@ impl Simulation {
     }
 
     /// Records that every key is about to be deleted; the caller holds `all` alone.
-    pub(super) fn begin_all(&self, by: &'static str) -> Vec<Begun> {
+    pub(super) fn begin_all(&self, by: &'static str) -> Removal {
         let sent = self.clock.now();
         let begin = |key: &Mutex<KeyHistory>| key.lock().unwrap().begin(by, Effect::Absence, sent);
-        self.keys.iter().map(begin).collect()
+        Removal { by, sent, begun: self.keys.iter().map(begin).collect() }
     }
 
     /// Records that every key is deleted, or that this is unknown.
-    pub(super) fn end_all(&self, begun: &[Begun], outcome: &RedisResult<()>) {
+    pub(super) fn end_all(&self, removal: &Removal, outcome: &RedisResult<()>) {
         let now = self.clock.now();
-        for (key, begun) in self.keys.iter().zip(begun) {
+        let done = outcome.is_ok().then_some(now);
+        // The own keys may be at other nodes of a cluster, which were not flushed.
+        for (prefix, done) in PREFIXES.iter().zip([done, None]) {
+            self.record.removal(removal.by, prefix, removal.sent, done);
+        }
+        for (key, begun) in self.keys.iter().zip(&removal.begun) {
             match outcome {
                 Ok(()) => key.lock().unwrap().done(begun, Found::Value, now),
                 Err(_) => key.lock().unwrap().lost(),
             }
         }
+    }
+}
+
+/// A removal of every key that is not yet acknowledged.
+pub(super) struct Removal {
+    by: &'static str,
+    sent: Moment,
+    begun: Vec<Begun>,
+}
+
+/// Returns the claims for a proxy with tracking, with the time that the oracle allows for threads
+/// that wait for the processor.
+fn claims() -> Claims {
+    Claims { push: micros(BOUND_IN_PEACE), lease: micros(BOUND_IN_TROUBLE), ttl: None }
+}
+
+/// Returns the key of the history with this index.
+pub(super) fn name(index: usize) -> String {
+    match index.checked_sub(KEYS) {
+        None => format!("{{soak}}key/{index}"),
+        Some(number) => collections::name(number),
     }
 }
 

@@ -15,7 +15,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use redis::{Cmd, Connection, RedisError, RedisResult, Value, cmd};
 
-use super::history::{Begun, Effect, Found, Known, digits};
+use super::history::{Begun, Effect, Found, Known, Moment, digits};
 use super::simulation::{DirectConnection, KEYS, Pace, Simulation, skewed};
 
 pub(super) const WRITERS: usize = 4;
@@ -154,7 +154,7 @@ pub(super) fn write(simulation: &Simulation, number: usize) {
             .collect();
         let write = Write::begin(simulation, numbers, &mut random);
         let outcome = perform(connection, write.operation, &write.begun, &thread);
-        write.end(simulation, &outcome);
+        write.end(simulation, &format!("writer {number}"), &outcome);
         if let Err(error) = outcome {
             door.close(&error);
         }
@@ -165,6 +165,8 @@ pub(super) fn write(simulation: &Simulation, number: usize) {
 struct Write {
     operation: Operation,
     numbers: Vec<usize>,
+    sent: Moment,
+    effects: Vec<Effect>,
     begun: Vec<Begun>,
 }
 
@@ -173,16 +175,21 @@ impl Write {
         let sent = simulation.clock.now();
         let known = simulation.keys[numbers[0]].lock().unwrap().known(sent);
         let operation = Operation::choose(random, known);
-        let note = |(number, effect): (&usize, Effect)| {
+        let note = |(number, effect): (&usize, &Effect)| {
             let mut history = simulation.keys[*number].lock().unwrap();
-            history.begin(operation.name(), effect, sent)
+            history.begin(operation.name(), *effect, sent)
         };
-        let begun = numbers.iter().zip(operation.effects(random)).map(note).collect();
-        Self { operation, numbers, begun }
+        let effects = operation.effects(random);
+        let begun = numbers.iter().zip(&effects).map(note).collect();
+        Self { operation, numbers, sent, effects, begun }
     }
 
-    fn end(&self, simulation: &Simulation, outcome: &RedisResult<Found>) {
+    fn end(&self, simulation: &Simulation, client: &str, outcome: &RedisResult<Found>) {
         let now = simulation.clock.now();
+        let done = outcome.as_ref().ok().map(|found| (*found, now));
+        for change in self.effects.iter().copied().zip(&self.begun) {
+            simulation.record.change(client, change, self.sent, done);
+        }
         let count = if outcome.is_ok() { &simulation.writes } else { &simulation.unacknowledged };
         count.fetch_add(1, Relaxed);
         for (number, begun) in self.numbers.iter().zip(&self.begun) {
