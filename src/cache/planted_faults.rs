@@ -68,7 +68,7 @@ impl<E: FetchError> Cache<E> {
         self.renew_lease(requested_at);
         let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
-            sleep(Duration::from_millis(1)).await;
+            sleep(Duration::from_millis(20)).await;
             shared.record_flush(shared.flights.hold_all(|| shared.replace_store()));
         });
     }

@@ -66,8 +66,8 @@ impl ClientStream {
     /// Deregisters the stream from its runtime.
     ///
     /// # Errors
-    /// `Unsupported` for a TLS stream, a buffer or a simulation, which never move. Otherwise the error of the
-    /// deregistration.
+    /// `Unsupported` for a stream that never moves: of TLS, a buffer or a simulation. Otherwise the
+    /// error of the deregistration.
     pub(crate) fn detach(self) -> io::Result<DetachedStream> {
         Ok(match self {
             Self::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),

@@ -17,7 +17,7 @@ use super::world::lock;
 /// The longest time that a client waits for a reply.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the reply to a command has to be.
+/// The reply that a command has to get.
 enum Expected {
     /// The content of these keys, of one or of several.
     One(Key),
@@ -36,6 +36,8 @@ struct Session {
     end: End,
     input: Vec<u8>,
     opened: Duration,
+    /// Whether the proxy was connected when the last commands were sent.
+    was_ready: bool,
     seen: BTreeMap<Key, usize>,
 }
 
@@ -118,12 +120,13 @@ impl Session {
     async fn open(stage: &Stage) -> Option<Self> {
         let end = stage.to_proxy.connect().await.ok()?;
         let opened = stage.world.now();
-        Some(Self { end, input: Vec::new(), opened, seen: BTreeMap::new() })
+        Some(Self { end, input: Vec::new(), opened, was_ready: false, seen: BTreeMap::new() })
     }
 
     /// Sends commands together, and judges their replies.
     async fn send(&mut self, stage: &Stage, steps: Vec<(Vec<u8>, Expected)>) -> Result<(), Ended> {
         let sent = stage.world.now();
+        self.was_ready = stage.proxy.ready().is_ok();
         let bytes: Vec<u8> = steps.iter().flat_map(|(command, _)| command.clone()).collect();
         self.end.write_all(&bytes).await.map_err(|_| Ended::Closed)?;
         for (command, expected) in steps {
@@ -239,7 +242,7 @@ impl Session {
     ) -> Result<(), String> {
         stage.counts.reads.fetch_add(1, Relaxed);
         let arrived = stage.world.now();
-        let (bound, may_be_stale) = stage.bound(sent);
+        let (bound, may_be_stale) = stage.bound(sent, self.was_ready);
         let seen = if may_be_stale { 0 } else { self.seen.get(key).copied().unwrap_or(0) };
         let read = Read { key, content, sent, arrived, seen, bound };
         let number = lock(&stage.history).judge(&read)?;

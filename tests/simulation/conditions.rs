@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::world::lock;
 
-/// What the present and past faults allow.
+/// The effects that the present and past faults allow.
 #[derive(Default)]
 pub(super) struct Conditions(Mutex<State>);
 

@@ -47,11 +47,11 @@ async fn cause_one(stage: &Stage) {
             path.hold(sides, world.instant(end));
         }
         4 => {
-            world.record(|| "fault: the links swallow everything".to_owned());
+            world.record(|| "fault: the links lose everything".to_owned());
             let seen = now + stage.plan.ping_interval + 2 * response_timeout + settle;
             stage.conditions.disturb(seen, seen + RECONNECT);
             stage.conditions.lose(now);
-            path.swallow();
+            path.lose();
         }
         5 => {
             let end = now + span;

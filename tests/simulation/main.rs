@@ -172,7 +172,7 @@ mod planted {
         Fault::LateFlight,
         Fault::RemoveBeforeClose,
         Fault::LeaseBeforeFlush,
-        Fault::IgnoredPushes(1000),
+        Fault::IgnoredPushes(50),
         Fault::NoFence,
     ];
 

@@ -57,7 +57,7 @@ pub(super) struct Model {
     clients: BTreeMap<u64, Client>,
     /// The clients that have read each key.
     readers: BTreeMap<Key, BTreeSet<u64>>,
-    /// The invalidations of the client whose command runs. They follow its reply. `None`: all keys.
+    /// The invalidations for the current client. They follow its reply. `None`: all keys.
     deferred: Vec<Option<Key>>,
     current: u64,
     next_client: u64,
@@ -65,7 +65,7 @@ pub(super) struct Model {
     changes: Vec<Change>,
 }
 
-/// What a command demands, and what it is.
+/// The facts about a command.
 struct Spec {
     name: &'static str,
     arity: i64,

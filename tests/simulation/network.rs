@@ -2,9 +2,9 @@
 //!
 //! Model: a path leads from one host to another. Each connection over it is a link of two pipes.
 //! Bytes are written in pieces, each of which arrives after a delay, behind all earlier pieces of
-//! its pipe. Pieces of different pipes overtake each other. A path can be slow, hold bytes in either
-//! direction, refuse connections, cut its links at any byte, or swallow everything that its links
-//! carry from then on.
+//! its pipe. Pieces of different pipes overtake each other. A path can be slow, hold bytes in
+//! either direction, refuse connections, cut its links at any byte, or lose everything that its
+//! links carry from then on.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -160,8 +160,8 @@ impl Path {
         }
     }
 
-    /// Swallows all that the present links carry, from now on. Neither end sees an end.
-    pub(super) fn swallow(&self) {
+    /// Loses all that the present links carry, from now on. Neither end sees an end.
+    pub(super) fn lose(&self) {
         for link in self.links() {
             for pipe in lock(&link).iter_mut() {
                 pipe.is_lost = true;

@@ -1,8 +1,9 @@
 //! The oracle: the history of each key, and the judgement of reads.
 //!
 //! Model: the life of a key is a sequence of states, each a text or an absence. A state begins when
-//! the model of Redis runs a command, or at its own end, to the nanosecond of virtual time. So there
-//! is no doubt to allow for, as there is with a real Redis. A reply may stand for each state with its content. It is
+//! the model of Redis runs a command, or at the end of a time to live, to the nanosecond of virtual
+//! time. So no doubt favours the proxy, as it must with a real Redis. A reply may stand for each
+//! state with its content. It is
 //! right if one of them
 //!
 //! - began before the reply arrived,

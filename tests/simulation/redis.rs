@@ -1,5 +1,5 @@
-//! The model of Redis as a host of the network: it accepts connections, runs commands, expires keys,
-//! stands still and restarts.
+//! The model of Redis as a host of the network: it accepts connections, runs commands, expires
+//! keys, stands still and restarts.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -34,7 +34,7 @@ struct Shared {
     model: Mutex<Model>,
     history: Arc<Mutex<History>>,
     wakers: Mutex<BTreeMap<u64, Waker>>,
-    /// Until then nothing runs.
+    /// The time until which nothing runs.
     stalled_until: Mutex<Option<Instant>>,
     /// The client of the writers, which write without a delay.
     writer: Mutex<u64>,

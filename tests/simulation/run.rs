@@ -1,4 +1,4 @@
-//! One simulation: the proxy, the model of Redis, clients and faults on one thread, in virtual time.
+//! One simulation: the proxy, the model of Redis, clients and faults, on one thread.
 //!
 //! The proxy is the one of the program: its supervisor, cache and RESP front end, built as the
 //! daemon builds them. Only the network is another.
@@ -41,7 +41,7 @@ const CLIENT_DELAY: (u64, u64) = (0, 3);
 const MAX_VALUE: usize = 1 << 20;
 const MAX_KEY: usize = 16 << 10;
 
-/// What one seed chooses for the whole simulation.
+/// The choices of a seed for the whole simulation.
 pub(super) struct Plan {
     /// The time of the faults.
     time: Duration,
@@ -91,7 +91,7 @@ impl Plan {
     }
 }
 
-/// What is counted in a simulation.
+/// The counts of a simulation.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) reads: AtomicU64,
@@ -100,7 +100,7 @@ pub(super) struct Counts {
     pub(super) faults: AtomicU64,
 }
 
-/// What clients and faults share.
+/// The parts that clients and faults share.
 #[derive(Clone)]
 pub(super) struct Stage(Arc<Parts>);
 
@@ -112,6 +112,7 @@ pub(super) struct Parts {
     pub(super) redis: Redis,
     pub(super) to_redis: Path,
     pub(super) to_proxy: Path,
+    pub(super) proxy: Proxy,
     pub(super) counts: Counts,
     texts: AtomicU64,
     breach: Mutex<Option<String>>,
@@ -139,15 +140,14 @@ impl Parts {
         self.texts.fetch_add(1, Relaxed).to_string().into_bytes()
     }
 
-    /// Returns the time for which a superseded value may still be read by a command that was sent at
-    /// `sent`, and whether stale values may be served.
-    pub(super) fn bound(&self, sent: Duration) -> (Duration, bool) {
-        let stale_if_error = self.plan.stale_if_error;
-        let may_be_stale = !stale_if_error.is_zero() && self.conditions.may_fail(sent);
-        if may_be_stale || self.conditions.may_be_late(sent) {
-            return (self.plan.coherence_timeout + stale_if_error, may_be_stale);
+    /// Returns the time for which a superseded value may still be read by a command of `sent`, and
+    /// whether stale values may be served. `was_ready`: the proxy was connected at that time.
+    pub(super) fn bound(&self, sent: Duration, was_ready: bool) -> (Duration, bool) {
+        if was_ready && !self.conditions.may_be_late(sent) {
+            return (longest(self.plan.delay), false);
         }
-        (longest(self.plan.delay), false)
+        let stale_if_error = self.plan.stale_if_error;
+        (self.plan.coherence_timeout + stale_if_error, !stale_if_error.is_zero())
     }
 
     pub(super) fn fail(&self, breach: String) {
@@ -203,6 +203,7 @@ async fn simulate(seed: u64, is_printed: bool) -> Outcome {
         redis,
         to_redis,
         to_proxy,
+        proxy: proxy.clone(),
         counts: Counts::default(),
         texts: AtomicU64::new(0),
         breach: Mutex::default(),

@@ -1,4 +1,4 @@
-//! What the parts of one simulation share: the time, chance, and the trace.
+//! The state that all parts of one simulation share: the time, chance, and the trace.
 //!
 //! The rule: every choice comes from one generator, and all parts run on one thread. So the seed
 //! decides everything, and the trace of two runs of a seed is the same.
