@@ -2,7 +2,7 @@
 # target's text says plainly what it does, and the target leaves no process running.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test memory soak verify fuzz bench bench-parts instructions docs check deny sbom release planted-faults reproducible compose-test nix-check systemd-check deb deb-check rpm schema chart chart-check notices release-check examples-check clean
+.PHONY: help run test memory soak verify simulate fuzz bench bench-parts instructions docs check deny sbom release planted-faults reproducible compose-test nix-check systemd-check deb deb-check rpm schema chart chart-check notices release-check examples-check clean
 
 # The ports of `make run` on 127.0.0.1, for HTTP and for Redis clients: make run PORT=9000
 # RESP_PORT=9001
@@ -15,21 +15,25 @@ help: ## Show this list
 run: ## Build the proxy and run it with a private Redis and sample keys until Ctrl-C (PORT=8080 RESP_PORT=6380)
 	@scripts/run '$(PORT)' '$(RESP_PORT)'
 
-test: ## Run every test: unit, documentation, orders of steps, a short soak, integration against real redis-servers
+test: ## Run every test: unit, documentation, orders of steps, a simulation, a short soak, integration against real redis-servers
 	@scripts/test
 
 memory: ## Read 5,000,000 small keys and 12,000 large values under bounds on memory, then flush: memory throughout and after (KEYS=5000000)
 	MEMORY_KEYS='$(or $(KEYS),5000000)' MEMORY_VALUES=12000 cargo test --locked --test it -- --nocapture --test-threads=1 small_keys many_large_values
 
-planted-faults: ## Plant faults in a build of its own: verification, the soak and the checker find them within seconds
+planted-faults: ## Plant faults in a build of its own: verification, the soak and the checker find them within seconds, the simulation within some seeds
 	cargo test --locked --features planted-faults --test it verify::
 	cargo test --locked --features planted-faults --test soak planted_
+	cargo test --locked --features planted-faults --test simulation -- --nocapture planted
 
 soak: ## Soak both front ends in faults: no wrong reply, no leak (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(PROXIES)'
 
 verify: ## Soak in faults, and have an independent checker judge the histories too (SECONDS=60 SEED=1 SERVER=redis-server MODE='standalone sentinel cluster')
 	@scripts/verify '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(MODE)'
+
+simulate: ## Simulate the proxy and Redis in virtual time for the first SEEDS seeds, or one with its events (SEEDS=1000, SEED=7)
+	SIMULATION_SEEDS='$(or $(SEEDS),1000)' SIMULATION_SEED='$(SEED)' cargo test --locked --test simulation -- --exact --nocapture seeds_hold
 
 fuzz: ## Run each fuzz target and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
 	@scripts/fuzz '$(SECONDS)' $(TARGET)

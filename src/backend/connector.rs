@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::address::{Address, ConnectionAddr};
 use super::command_query::confirm_untracked;
-use super::credentials::{Login, load_login};
+use super::credentials::{Login, is_in_file, load_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged};
 use super::error::{BackendError, REDIS_LOGIN, unreachable};
@@ -183,6 +183,10 @@ impl Connector {
     /// # Errors
     /// [`BackendError::Unreachable`] if the password file cannot be read.
     pub(super) async fn read_login(&mut self) -> Result<(), BackendError> {
+        if !is_in_file(&self.settings) {
+            self.login = load_login(&self.settings).map_err(|error| unreachable(&error))?;
+            return Ok(());
+        }
         let settings = self.settings.clone();
         let pending_login = self
             .pending_login

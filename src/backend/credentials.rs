@@ -12,6 +12,8 @@ use crate::settings::Secret;
 /// The user of a password without a user name.
 pub(super) const DEFAULT_USER: &str = "default";
 
+/// The variable with systemd's credential directory.
+const CREDENTIAL_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 /// The file in systemd's credential directory that holds the password.
 const CREDENTIAL: &str = "redis-password";
 
@@ -31,6 +33,13 @@ pub(super) fn load_login(settings: &Settings) -> Result<Option<Login>, PrepareEr
         if settings.username.is_empty() { &settings.url.username } else { &settings.username };
     let login = Login { username: username.clone(), password };
     Ok(if login.password.is_empty() && login.username.is_empty() { None } else { Some(login) })
+}
+
+/// Whether the password is in a file, which may be on a disk that hangs.
+pub(super) fn is_in_file(settings: &Settings) -> bool {
+    settings.password.is_empty()
+        && (!settings.password_file.as_os_str().is_empty()
+            || std::env::var_os(CREDENTIAL_DIRECTORY).is_some())
 }
 
 /// Returns the login to the sentinels, or `None` if neither user nor password is configured.
@@ -57,7 +66,7 @@ fn password(settings: &Settings) -> Result<Secret, PrepareError> {
     if !settings.password_file.as_os_str().is_empty() {
         return read_password("password_file", &settings.password_file);
     }
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+    let credential = std::env::var_os(CREDENTIAL_DIRECTORY)
         .map(|directory| Path::new(&directory).join(CREDENTIAL));
     match credential {
         Some(path) if path.exists() => read_password("password (systemd credential)", &path),

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::ConnectionAddr;
 use super::error::{BackendError, auth_rejected, unreachable};
+use super::network::Network;
 use super::read_after_reset::ReadAfterReset;
 use super::settings::Settings;
 use super::tls_error;
@@ -38,20 +39,27 @@ impl PrepareError {
     }
 }
 
-/// A stream to Redis: TCP, TLS or a unix socket.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A stream to Redis: TCP, TLS, a unix socket or a simulation.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Opens streams with the timeout and TLS settings of `[redis]`.
 pub(super) struct Dialer {
     timeout: Duration,
     tls: Option<TlsConnector>,
+    network: Network,
 }
 
 impl Dialer {
     pub(super) fn new(settings: &Settings) -> Result<Self, PrepareError> {
         let tls = if settings.uses_tls() { Some(tls_connector(settings)?) } else { None };
-        Ok(Self { timeout: settings.connect_timeout, tls })
+        Ok(Self { timeout: settings.connect_timeout, tls, network: Network::System })
+    }
+
+    /// The same, on another network.
+    #[must_use]
+    pub(super) fn on(self, network: Network) -> Self {
+        Self { network, ..self }
     }
 
     /// Returns the errors of all files that `settings` name for TLS.
@@ -82,6 +90,10 @@ impl Dialer {
         addr: &ConnectionAddr,
         attempt: usize,
     ) -> Result<Box<dyn Stream>, BackendError> {
+        if let Network::Simulated(network) = &self.network {
+            let stream = network.connect(addr).await.map_err(|error| unreachable(&error))?;
+            return Ok(Box::new(ReadAfterReset::new(stream)));
+        }
         let (host, port, tls) = match addr {
             ConnectionAddr::Unix(path) => {
                 let stream =

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::cache::planted_faults::{self, Fault};
+
 /// The variable with the number N: one in N pushed keys is ignored.
 const VARIABLE: &str = "PLANTED_FAULT_IGNORED_PUSHES";
 
@@ -18,9 +20,12 @@ struct Shared {
 }
 
 impl PlantedFaults {
-    /// Returns the faults that the environment asks for.
-    pub(super) fn from_env() -> Self {
-        let every = std::env::var(VARIABLE).ok().and_then(|number| number.parse().ok());
+    /// Returns the faults that are planted on this thread, or that the environment asks for.
+    pub(super) fn planted() -> Self {
+        let every = match planted_faults::planted() {
+            Some(Fault::IgnoredPushes(every)) => Some(every),
+            _ => std::env::var(VARIABLE).ok().and_then(|number| number.parse().ok()),
+        };
         Self(Arc::new(Shared { every: every.unwrap_or(0), pushes: AtomicU64::new(0) }))
     }
 
@@ -29,4 +34,9 @@ impl PlantedFaults {
         let Shared { every, pushes } = &*self.0;
         *every > 0 && pushes.fetch_add(1, Relaxed) % every == every - 1
     }
+}
+
+/// Whether a session's own writes need no fence.
+pub(super) fn is_no_fence() -> bool {
+    planted_faults::is_planted(Fault::NoFence)
 }

@@ -312,7 +312,7 @@ impl ConnectionSupervisor {
             probe,
             events: Arc::clone(&self.events),
             #[cfg(feature = "planted-faults")]
-            faults: PlantedFaults::from_env(),
+            faults: PlantedFaults::planted(),
         };
         match self.connector.connect_tracked(handler, &self.names).await {
             Ok(connected) => {

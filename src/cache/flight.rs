@@ -268,6 +268,16 @@ impl<T, N> FlightGuard<T, N> {
     }
 }
 
+#[cfg(feature = "planted-faults")]
+impl<T> FlightGuard<T> {
+    /// Opens the flight again.
+    pub(super) fn reopen(&self) {
+        let waiter = FlightWaiter(Arc::clone(&self.cell));
+        let flight = Flight { number: self.number, note: (), waiter, span: self.span.clone() };
+        self.flights.shard(self.key.as_bytes()).insert(self.key.clone(), flight);
+    }
+}
+
 impl<T, N> Drop for FlightGuard<T, N> {
     fn drop(&mut self) {
         if self.cell.value.get().is_some() {

@@ -19,7 +19,7 @@ mod in_flight;
 mod lease;
 mod lru;
 #[cfg(feature = "planted-faults")]
-mod planted_faults;
+pub mod planted_faults;
 mod policy;
 mod purge;
 mod read_buffer;
@@ -52,6 +52,8 @@ pub use self::in_flight::FetchedBytes;
 pub(crate) use self::in_flight::{Admission, COUNTED_MIN, InFlight, Reservation, Turn};
 use self::lease::Lease;
 pub use self::lease::{Coherence, Validity};
+#[cfg(feature = "planted-faults")]
+use self::planted_faults::Fault;
 pub use self::purge::{EntryState, KeyState, Purge};
 pub use self::recent::Invalidated;
 use self::recent::RecentInvalidations;
@@ -357,6 +359,10 @@ impl<E: FetchError> Cache<E> {
     ) where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
+        #[cfg(feature = "planted-faults")]
+        if planted_faults::is_planted(Fault::LateFlight) {
+            self.delay_flight(&guard);
+        }
         let shared = Arc::clone(&self.0);
         let requested_at = shared.clock(requested_at);
         let fetch = fetch(guard.key().clone()).instrument(guard.span().clone());
@@ -367,6 +373,10 @@ impl<E: FetchError> Cache<E> {
             if let Some(result) =
                 FlightResult::from_fetched(guard.key(), fetched, requested_at).await
             {
+                #[cfg(feature = "planted-faults")]
+                if planted_faults::is_planted(Fault::LateFlight) {
+                    guard.reopen();
+                }
                 shared.complete(guard, &result);
             }
         }));
@@ -390,6 +400,11 @@ impl<E: FetchError> Cache<E> {
     fn drop_key(&self, key: &[u8], cause: Invalidated) -> bool {
         let shared = &self.0;
         shared.replies.key_changed(key);
+        #[cfg(feature = "planted-faults")]
+        if planted_faults::is_planted(Fault::RemoveBeforeClose) {
+            self.remove_before_close(key);
+            return true;
+        }
         let removed = shared.flights.close(key, || shared.store.load().take(key));
         if removed.is_some() {
             shared.evictions.add(cause.eviction(), 1);
@@ -428,6 +443,10 @@ impl<E: FetchError> Cache<E> {
     /// old entries.
     pub fn start_tracking(&self, requested_at: Instant) {
         let shared = &self.0;
+        #[cfg(feature = "planted-faults")]
+        if planted_faults::is_planted(Fault::LeaseBeforeFlush) {
+            return self.lease_before_flush(requested_at);
+        }
         let was_tracking = shared.lease.next_validity() == Validity::Tracked;
         shared.lease.expire_at(0);
         shared.record_flush(if was_tracking {

@@ -1,9 +1,83 @@
-//! A fault for tests of the judges. It is in no release: the feature `planted-faults` compiles it.
+//! Faults for tests of verification and for the simulation. They are in no release: the feature
+//! `planted-faults` compiles them, and a test looks for one of their names in the program.
+//!
+//! On one thread nothing runs between two steps of the same function. So where the order of two
+//! steps is wrong, the second runs in a task of its own.
 
-/// The variable that turns the fault on, with any value.
-const VARIABLE: &str = "PLANTED_FAULT_CLOSED_FLIGHTS";
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::types::{EvictionCause, FetchError};
+use super::{Cache, FlightGuard, FlightResult};
+
+/// The variable that has a flight store its result although an invalidation has closed it.
+const CLOSED_FLIGHTS: &str = "PLANTED_FAULT_CLOSED_FLIGHTS";
 
 /// Whether a flight stores its result although an invalidation has closed it.
 pub(super) fn closed_flights_store() -> bool {
-    std::env::var_os(VARIABLE).is_some()
+    std::env::var_os(CLOSED_FLIGHTS).is_some()
+}
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A flight opens only when its fetch has its reply (invariant F1).
+    LateFlight,
+    /// An invalidation removes the entry before it closes the flight (invariant F2).
+    RemoveBeforeClose,
+    /// A lease begins before the store is emptied (invariant C1).
+    LeaseBeforeFlush,
+    /// One in so many pushed keys is ignored.
+    IgnoredPushes(u64),
+    /// A session's own writes need no fence (invariant R3).
+    NoFence,
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Fault>> = const { Cell::new(None) };
+}
+
+/// Plants a fault in all that runs on this thread, in the place of the last one.
+pub fn plant(fault: Option<Fault>) {
+    PLANTED.set(fault);
+}
+
+/// Returns the fault that is planted on this thread.
+pub(crate) fn planted() -> Option<Fault> {
+    PLANTED.get()
+}
+
+/// Whether this fault is planted on this thread.
+pub(crate) fn is_planted(fault: Fault) -> bool {
+    planted() == Some(fault)
+}
+
+impl<E: FetchError> Cache<E> {
+    /// Closes a flight that has just opened; [`FlightGuard::reopen`] opens it again.
+    pub(super) fn delay_flight(&self, guard: &FlightGuard<FlightResult<E>>) {
+        self.0.flights.close(guard.key().as_bytes(), || ());
+    }
+
+    /// Removes an entry, and closes its flight later.
+    pub(super) fn remove_before_close(&self, key: &[u8]) {
+        let shared = Arc::clone(&self.0);
+        if shared.flights.hold(key, || shared.store.load().remove(key)) {
+            shared.evictions.add(EvictionCause::Invalidated, 1);
+        }
+        let key = key.to_vec();
+        tokio::spawn(async move { shared.flights.close(&key, || ()) });
+    }
+
+    /// Starts a lease, and empties the store later.
+    pub(super) fn lease_before_flush(&self, requested_at: Instant) {
+        self.renew_lease(requested_at);
+        let shared = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(20)).await;
+            shared.record_flush(shared.flights.hold_all(|| shared.replace_store()));
+        });
+    }
 }

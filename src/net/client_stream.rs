@@ -1,9 +1,10 @@
-//! A client's stream: TCP, TLS over TCP, a unix socket, or a buffer of this process.
+//! A client's stream: TCP, TLS over TCP, a unix socket, a buffer of this process, or a simulation.
 //!
 //! An end of stream without TLS's `close_notify` counts as a normal end. The protocols inside mark
 //! the end of each request themselves. An attacker that cuts a connection therefore changes
 //! nothing: only complete requests are executed.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,6 +17,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::tcp;
 
+/// A stream of a simulated network.
+pub trait SimulatedStream: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug> SimulatedStream for S {}
+
 /// A client's stream.
 #[derive(Debug)]
 pub enum ClientStream {
@@ -27,6 +32,8 @@ pub enum ClientStream {
     Unix(UnixStream),
     /// A buffer, for a client in this process. Nothing is read from it.
     Local(BytesMut),
+    /// The client of a simulation.
+    Simulated(Box<dyn SimulatedStream>),
 }
 
 /// A stream that is registered with no runtime, so it can move to another thread.
@@ -41,7 +48,7 @@ impl ClientStream {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::Tls(stream) => stream.get_ref().0.peer_addr().ok(),
-            Self::Unix(_) | Self::Local(_) => None,
+            Self::Unix(_) | Self::Local(_) | Self::Simulated(_) => None,
         }
     }
 
@@ -49,7 +56,7 @@ impl ClientStream {
     pub(crate) fn is_local_peer(&self) -> bool {
         let stream = match self {
             Self::Unix(_) => return true,
-            Self::Local(_) => return false,
+            Self::Local(_) | Self::Simulated(_) => return false,
             Self::Tcp(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,
         };
@@ -59,13 +66,15 @@ impl ClientStream {
     /// Deregisters the stream from its runtime.
     ///
     /// # Errors
-    /// `Unsupported` for a TLS stream or a buffer, which never move. Otherwise the error of the
-    /// deregistration.
+    /// `Unsupported` for a stream that never moves: of TLS, a buffer or a simulation. Otherwise the
+    /// error of the deregistration.
     pub(crate) fn detach(self) -> io::Result<DetachedStream> {
         Ok(match self {
             Self::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
             // A TLS stream is created on the thread where it stays.
-            Self::Tls(_) | Self::Local(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Self::Tls(_) | Self::Local(_) | Self::Simulated(_) => {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
             Self::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
         })
     }
@@ -105,6 +114,7 @@ impl AsyncRead for ClientStream {
             },
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Local(_) => Poll::Pending,
+            Self::Simulated(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -124,6 +134,7 @@ impl AsyncWrite for ClientStream {
                 buffer.extend_from_slice(bytes);
                 Poll::Ready(Ok(bytes.len()))
             }
+            Self::Simulated(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -144,6 +155,7 @@ impl AsyncWrite for ClientStream {
                 }
                 Poll::Ready(Ok(buffer.len() - before))
             }
+            Self::Simulated(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -158,6 +170,7 @@ impl AsyncWrite for ClientStream {
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Local(_) => Poll::Ready(Ok(())),
+            Self::Simulated(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -167,6 +180,7 @@ impl AsyncWrite for ClientStream {
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Local(_) => Poll::Ready(Ok(())),
+            Self::Simulated(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -8,8 +8,8 @@ mod progress;
 pub(crate) mod tcp;
 mod write_buf;
 
-pub use self::client_stream::ClientStream;
 pub(crate) use self::client_stream::DetachedStream;
+pub use self::client_stream::{ClientStream, SimulatedStream};
 pub(crate) use self::lingering_close::LingeringClose;
 pub(crate) use self::poll_on_wake::PollOnWake;
 pub(crate) use self::progress::{Inspector, IoProgress, TrackedIo};

@@ -1,0 +1,27 @@
+//! The network of a backend: that of the system, or a simulated one.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::address::ConnectionAddr;
+use super::dial::Stream;
+
+/// A connection attempt.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// A network that a simulation brings.
+pub trait SimulatedNetwork: Send + Sync {
+    /// Connects to an address.
+    fn connect(&self, addr: &ConnectionAddr) -> Connecting;
+}
+
+/// The network of a backend.
+#[derive(Clone, Default)]
+pub enum Network {
+    /// The sockets of the system.
+    #[default]
+    System,
+    /// A simulation.
+    Simulated(Arc<dyn SimulatedNetwork>),
+}

@@ -1,0 +1,302 @@
+//! The clients: sessions that read and write through the proxy, and writers straight at Redis.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{sleep, timeout};
+
+use super::model::Key;
+use super::network::End;
+use super::oracle::Read;
+use super::resp::{Reply, command, take_reply};
+use super::run::Stage;
+use super::world::lock;
+
+/// The longest time that a client waits for a reply.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The reply that a command has to get.
+enum Expected {
+    /// The content of these keys, of one or of several.
+    One(Key),
+    Several(Vec<Key>),
+    Hash(Key),
+    /// A hash has this value in its only field that a client writes.
+    Written(Key, Vec<u8>),
+    Deleted(Key),
+    Any,
+    /// The results of a transaction.
+    Transaction(Vec<Expected>),
+}
+
+/// A connection to the proxy, and what it has seen.
+struct Session {
+    end: End,
+    input: Vec<u8>,
+    opened: Duration,
+    /// Whether the proxy was connected when the last commands were sent.
+    was_ready: bool,
+    seen: BTreeMap<Key, usize>,
+}
+
+/// The reason for the end of a session.
+enum Ended {
+    Closed,
+    Breach(String),
+}
+
+/// Reads and writes through the proxy for as long as the simulation runs.
+pub(super) async fn read_and_write(stage: Stage, number: u64) {
+    loop {
+        let Some(mut session) = Session::open(&stage).await else {
+            sleep(stage.world.duration(1, 50)).await;
+            continue;
+        };
+        for _ in 0..stage.world.between(1, 400) {
+            sleep(stage.world.duration(0, stage.plan.pause)).await;
+            let steps = steps(&stage);
+            match session.send(&stage, steps).await {
+                Ok(()) => {}
+                Err(Ended::Closed) => break,
+                Err(Ended::Breach(breach)) => {
+                    stage.fail(format!("client {number}: {breach}"));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Returns the next commands of a client, which it sends together.
+fn steps(stage: &Stage) -> Vec<(Vec<u8>, Expected)> {
+    let key = || stage.random_key();
+    let get = || {
+        let key = key();
+        (command(&[b"GET", &key]), Expected::One(key))
+    };
+    match stage.world.between(1, 100) {
+        1..=60 => vec![get()],
+        61..=70 => {
+            let keys: Vec<_> = (0..stage.world.between(1, 4)).map(|_| key()).collect();
+            let words: Vec<&[u8]> =
+                std::iter::once(&b"MGET"[..]).chain(keys.iter().map(|key| &key[..])).collect();
+            vec![(command(&words), Expected::Several(keys))]
+        }
+        71..=76 => vec![set(stage)],
+        77..=78 => {
+            let key = key();
+            vec![(command(&[b"DEL", &key]), Expected::Deleted(key))]
+        }
+        79..=81 => vec![set(stage), get(), get()],
+        82..=86 => {
+            let (read, written) = (get(), set(stage));
+            let results = Expected::Transaction(vec![read.1, written.1]);
+            let steps =
+                [command(&[b"MULTI"]), read.0, written.0].map(|command| (command, Expected::Any));
+            steps.into_iter().chain([(command(&[b"EXEC"]), results)]).collect()
+        }
+        87..=93 => {
+            let key = stage.random_hash();
+            vec![(command(&[b"HGETALL", &key]), Expected::Hash(key))]
+        }
+        _ => (0..stage.world.between(2, 6)).map(|_| get()).collect(),
+    }
+}
+
+fn set(stage: &Stage) -> (Vec<u8>, Expected) {
+    let (key, text) = (stage.random_key(), stage.next_text());
+    let millis = stage.world.between(1, stage.plan.life).to_string();
+    let words: &[&[u8]] = if stage.world.chance(20) {
+        &[b"SET", &key, &text, b"PX", millis.as_bytes()]
+    } else {
+        &[b"SET", &key, &text]
+    };
+    (command(words), Expected::Written(key, text))
+}
+
+impl Session {
+    async fn open(stage: &Stage) -> Option<Self> {
+        let end = stage.to_proxy.connect().await.ok()?;
+        let opened = stage.world.now();
+        Some(Self { end, input: Vec::new(), opened, was_ready: false, seen: BTreeMap::new() })
+    }
+
+    /// Sends commands together, and judges their replies.
+    async fn send(&mut self, stage: &Stage, steps: Vec<(Vec<u8>, Expected)>) -> Result<(), Ended> {
+        let sent = stage.world.now();
+        self.was_ready = stage.proxy.ready().is_ok();
+        let bytes: Vec<u8> = steps.iter().flat_map(|(command, _)| command.clone()).collect();
+        self.end.write_all(&bytes).await.map_err(|_| Ended::Closed)?;
+        for (command, expected) in steps {
+            let reply = match timeout(PATIENCE, self.reply()).await {
+                Ok(Some(reply)) => reply,
+                Ok(None) => return self.closed(stage, sent),
+                Err(_) if stage.conditions.has_lost_since(self.opened) => {
+                    return Err(Ended::Closed);
+                }
+                Err(_) => {
+                    return Err(Ended::Breach(format!("no reply to {}", command.escape_ascii())));
+                }
+            };
+            stage.world.record(|| format!("{} -> {reply:?}", command.escape_ascii()));
+            self.judge(stage, sent, &expected, &reply).map_err(Ended::Breach)?;
+        }
+        Ok(())
+    }
+
+    fn closed(&self, stage: &Stage, sent: Duration) -> Result<(), Ended> {
+        if stage.conditions.may_fail(sent) || stage.conditions.may_fail(stage.world.now()) {
+            return Err(Ended::Closed);
+        }
+        Err(Ended::Breach("the proxy closed a connection while nothing failed".to_owned()))
+    }
+
+    async fn reply(&mut self) -> Option<Reply> {
+        loop {
+            if let Some(reply) = take_reply(&mut self.input) {
+                return Some(reply);
+            }
+            let mut piece = [0; 16 << 10];
+            match self.end.read(&mut piece).await {
+                Ok(length @ 1..) => self.input.extend_from_slice(&piece[..length]),
+                _ => return None,
+            }
+        }
+    }
+
+    fn judge(
+        &mut self,
+        stage: &Stage,
+        sent: Duration,
+        expected: &Expected,
+        reply: &Reply,
+    ) -> Result<(), String> {
+        let now = stage.world.now();
+        if let Reply::Error(error) = reply {
+            let may_fail = stage.conditions.may_fail(sent) || stage.conditions.may_fail(now);
+            stage.counts.errors.fetch_add(1, Relaxed);
+            let error = error.escape_ascii();
+            return if may_fail {
+                Ok(())
+            } else {
+                Err(format!("an error while nothing failed: {error}"))
+            };
+        }
+        match (expected, reply) {
+            (Expected::One(key), Reply::Text(text)) => {
+                self.judge_read(stage, sent, key, Some(text))
+            }
+            (Expected::One(key), Reply::Null) => self.judge_read(stage, sent, key, None),
+            (Expected::Several(keys), Reply::Array(replies)) if keys.len() == replies.len() => {
+                keys.iter().zip(replies).try_for_each(|(key, reply)| match reply {
+                    Reply::Text(text) => self.judge_read(stage, sent, key, Some(text)),
+                    Reply::Null => self.judge_read(stage, sent, key, None),
+                    other => Err(format!("MGET returned {other:?}")),
+                })
+            }
+            (Expected::Hash(key), Reply::Array(fields)) => {
+                let mut pairs = Vec::new();
+                for pair in fields.chunks(2) {
+                    let [Reply::Text(name), Reply::Text(value)] = pair else {
+                        return Err(format!("HGETALL returned {fields:?}"));
+                    };
+                    pairs.push([&name[..], &value[..]].join(&b'='));
+                }
+                pairs.sort();
+                let content = (!pairs.is_empty()).then(|| pairs.join(&b' '));
+                self.judge_read(stage, sent, key, content.as_deref())
+            }
+            (Expected::Written(key, text), Reply::Simple(_)) => {
+                let number = lock(&stage.history).number_of(key, text);
+                let number = number.ok_or("a write was acknowledged that Redis has not run")?;
+                self.note(key, number);
+                Ok(())
+            }
+            (Expected::Deleted(key), Reply::Integer(_)) => {
+                let number = lock(&stage.history).since(key, sent, now);
+                // Without a state since then, the key was absent before.
+                self.note(key, number);
+                Ok(())
+            }
+            (Expected::Transaction(results), Reply::Array(replies))
+                if results.len() == replies.len() =>
+            {
+                results
+                    .iter()
+                    .zip(replies)
+                    .try_for_each(|(result, reply)| self.judge(stage, sent, result, reply))
+            }
+            (Expected::Any, _) => Ok(()),
+            (_, other) => Err(format!("a reply of the wrong kind: {other:?}")),
+        }
+    }
+
+    fn judge_read(
+        &mut self,
+        stage: &Stage,
+        sent: Duration,
+        key: &[u8],
+        content: Option<&[u8]>,
+    ) -> Result<(), String> {
+        stage.counts.reads.fetch_add(1, Relaxed);
+        let arrived = stage.world.now();
+        let (bound, may_be_stale) = stage.bound(sent, self.was_ready);
+        let seen = if may_be_stale { 0 } else { self.seen.get(key).copied().unwrap_or(0) };
+        let read = Read { key, content, sent, arrived, seen, bound };
+        let number = lock(&stage.history).judge(&read)?;
+        self.note(key, number);
+        Ok(())
+    }
+
+    fn note(&mut self, key: &[u8], number: usize) {
+        let seen = self.seen.entry(key.to_vec()).or_default();
+        *seen = number.max(*seen);
+    }
+}
+
+/// Changes keys straight at Redis for as long as the simulation runs.
+pub(super) async fn write(stage: Stage) {
+    loop {
+        sleep(stage.world.duration(0, stage.plan.write_pause)).await;
+        let (key, text) = (stage.random_key(), stage.next_text());
+        let millis = stage.world.between(1, stage.plan.life).to_string();
+        let hash = stage.random_hash();
+        let field = format!("f{}", stage.world.between(1, 3)).into_bytes();
+        let words: &[&[u8]] = match stage.world.between(1, 100) {
+            1..=55 => &[b"SET", &key, &text],
+            56..=67 => &[b"SET", &key, &text, b"PX", millis.as_bytes()],
+            68..=74 => &[b"DEL", &key],
+            75..=79 => &[b"PEXPIRE", &key, millis.as_bytes()],
+            80..=82 => &[b"PERSIST", &key],
+            83..=94 => &[b"HSET", &hash, &field, &text],
+            95..=97 => &[b"HDEL", &hash, &field],
+            98..=99 => &[b"DEL", &hash],
+            _ if stage.world.chance(10) => &[b"FLUSHALL"],
+            _ => &[b"PEXPIRE", &hash, millis.as_bytes()],
+        };
+        if stage.redis.write(words) {
+            stage.counts.writes.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Reads each key once more when all faults are over. Every read has to be answered, and right.
+pub(super) async fn read_all(stage: &Stage) -> Result<(), String> {
+    let mut session = Session::open(stage).await.ok_or("no connection after all faults")?;
+    let keys = lock(&stage.history).keys();
+    for key in keys {
+        let step = if key.starts_with(b"h") {
+            (command(&[b"HGETALL", &key]), Expected::Hash(key))
+        } else {
+            (command(&[b"GET", &key]), Expected::One(key))
+        };
+        match session.send(stage, vec![step]).await {
+            Ok(()) => {}
+            Err(Ended::Breach(breach)) => return Err(format!("after all faults: {breach}")),
+            Err(Ended::Closed) => return Err("the connection ended after all faults".to_owned()),
+        }
+    }
+    Ok(())
+}

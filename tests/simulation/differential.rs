@@ -1,0 +1,207 @@
+//! The model of Redis against a real redis-server.
+//!
+//! Promise: the model sends the same bytes as Redis, replies and pushes in their order.
+//!
+//! Three connections, with RESP2 or RESP3 and with or without tracking, send the same random
+//! commands to both, one at a time. The active expiry of the server is off, and a short life is over
+//! before the next command.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::thread::sleep;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::model::Model;
+use super::number;
+use super::resp::{Reply, command, take_reply};
+use crate::support::RedisServer;
+
+const SCRIPTS: u64 = 40;
+const COMMANDS: usize = 120;
+/// A short life of a key, in milliseconds. It is over before the next command, on both servers.
+const SHORT: &str = "2";
+const OVER: u64 = 5;
+/// The life of a key that does not expire during a script.
+const LONG: &str = "1000000";
+
+/// The two servers with their connections.
+struct Pair {
+    streams: Vec<UnixStream>,
+    model: Model,
+    clients: Vec<u64>,
+    now: u64,
+}
+
+impl Pair {
+    fn new(server: &RedisServer, connections: usize) -> Self {
+        let connect = |_| UnixStream::connect(server.socket()).expect("a connection");
+        let streams = (0..connections).map(connect).collect();
+        let mut model = Model::default();
+        let clients = (0..connections).map(|_| model.connect()).collect();
+        Self { streams, model, clients, now: 1_000_000 }
+    }
+
+    /// Sends a command on one connection, then `PING` on each. Returns what both servers sent.
+    fn send(&mut self, connection: usize, words: &[&[u8]]) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let all = 0..self.streams.len();
+        let pings = all.clone().filter(|other| *other != connection);
+        let order: Vec<(usize, Vec<Vec<u8>>)> =
+            std::iter::once((connection, words.iter().map(|word| word.to_vec()).collect()))
+                .chain(pings.map(|other| (other, vec![b"PING".to_vec()])))
+                .collect();
+        let (mut real, mut modelled) = (vec![Vec::new(); all.len()], vec![Vec::new(); all.len()]);
+        for (connection, words) in order {
+            let words: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
+            self.streams[connection].write_all(&command(&words)).expect("a request");
+            let owned: Vec<Vec<u8>> = words.iter().map(|word| word.to_vec()).collect();
+            self.model.run(self.clients[connection], &owned, self.now);
+            modelled[connection] = self.model.take_output(self.clients[connection]);
+            // A push may follow the reply, so the model says how much there is to read.
+            real[connection] = self.receive(connection, modelled[connection].len());
+        }
+        (real, modelled)
+    }
+
+    fn receive(&mut self, connection: usize, length: usize) -> Vec<u8> {
+        let mut received = vec![0; length];
+        let stream = &mut self.streams[connection];
+        stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+        let mut filled = 0;
+        while filled < length {
+            match stream.read(&mut received[filled..]) {
+                Ok(count @ 1..) => filled += count,
+                _ => break,
+            }
+        }
+        received.truncate(filled);
+        received
+    }
+}
+
+/// Returns the next random command.
+fn random_command(random: &mut StdRng) -> Vec<Vec<u8>> {
+    let text = |number: u64, prefix: &str| format!("{prefix}{number}").into_bytes();
+    let key = |random: &mut StdRng| text(random.random_range(1..5), "k");
+    let (one, two) = (key(random), key(random));
+    let value = text(random.random_range(0..1000), "v");
+    let field = text(random.random_range(1..3), "f");
+    let life = if random.random_bool(0.3) { SHORT } else { LONG }.as_bytes().to_vec();
+    let word = |text: &str| text.as_bytes().to_vec();
+    match random.random_range(0..34) {
+        0..=4 => vec![word("GET"), one],
+        5 => vec![word("MGET"), one, two],
+        6 => vec![word("EXISTS"), one, two],
+        7 => vec![word("STRLEN"), one],
+        8..=10 => vec![word("SET"), one, value],
+        11..=12 => vec![word("SET"), one, value, word("PX"), life],
+        13 => vec![word("SET"), one, value, word("KEEPTTL")],
+        14 => vec![word("DEL"), one, two],
+        15 => vec![word("UNLINK"), one],
+        16 => vec![word("PEXPIRE"), one, life],
+        17 => vec![word("PERSIST"), one],
+        18 => vec![word("MSET"), one, value.clone(), two, value],
+        19..=20 => vec![word("HSET"), one, field, value],
+        21 => vec![word("HDEL"), one, field],
+        22 => vec![word("HGETALL"), one],
+        23 => vec![word("HGET"), one, field],
+        24 => vec![word("HLEN"), one],
+        25 => vec![word("TYPE"), one],
+        26..=27 => vec![word("MULTI")],
+        28..=29 => vec![word("EXEC")],
+        30 => vec![word("DISCARD")],
+        31 if random.random_bool(0.3) => vec![word("FLUSHALL")],
+        31 => vec![word("ECHO"), value],
+        32 => vec![word("GET")],
+        _ => vec![word("EXPIRE"), one, word("-1")],
+    }
+}
+
+/// Returns bytes for a message, without the difference that times make.
+fn shown(all: &[Vec<u8>]) -> String {
+    all.iter().map(|bytes| bytes.escape_ascii().to_string()).collect::<Vec<_>>().join(" | ")
+}
+
+#[test]
+fn model_replies_and_pushes_as_redis_does() {
+    let server = RedisServer::builder().arguments(&["--enable-debug-command", "yes"]).start();
+    let first = number("REDIS_PROXY_TEST_SEED").unwrap_or(1);
+    let (mut commands, mut pushes) = (0, 0);
+    for seed in first..first + number("MODEL_SCRIPTS").unwrap_or(SCRIPTS) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut pair = Pair::new(&server, 3);
+        let (mut script, mut is_short) = (Vec::new(), false);
+        let mut first = vec![(0, "FLUSHALL"), (0, "DEBUG SET-ACTIVE-EXPIRE 0")];
+        for connection in 0..3 {
+            if random.random_bool(0.8) {
+                first.push((connection, "HELLO 3"));
+                first.push((connection, "CLIENT TRACKING ON"));
+            }
+        }
+        for (connection, text) in first {
+            let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
+            if text.starts_with("DEBUG") {
+                pair.streams[connection].write_all(&command(&words)).expect("a request");
+                assert_eq!(pair.receive(connection, 5), b"+OK\r\n");
+            } else if text.starts_with("HELLO") {
+                let real = hello(&mut pair.streams[connection]);
+                pair.model.run(
+                    pair.clients[connection],
+                    &words.iter().map(|word| word.to_vec()).collect::<Vec<_>>(),
+                    pair.now,
+                );
+                let mut modelled = pair.model.take_output(pair.clients[connection]);
+                assert_eq!(shape(&real), shape(&take_reply(&mut modelled).expect("a reply")));
+            } else {
+                let (real, modelled) = pair.send(connection, &words);
+                assert_eq!(shown(&real), shown(&modelled), "{text}");
+            }
+        }
+        for _ in 0..COMMANDS {
+            let (connection, words) = (random.random_range(0..3), random_command(&mut random));
+            let words: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
+            script.push(format!("{connection}: {}", words.join(&b' ').escape_ascii()));
+            let (real, modelled) = pair.send(connection, &words);
+            is_short |= words.contains(&SHORT.as_bytes());
+            if is_short && !real[connection].ends_with(b"+QUEUED\r\n") {
+                is_short = false;
+                sleep(Duration::from_millis(OVER));
+                pair.now += OVER;
+            }
+            commands += 1;
+            pushes += modelled
+                .iter()
+                .map(|bytes| bytes.windows(10).filter(|word| word == b"invalidate").count())
+                .sum::<usize>();
+            assert_eq!(
+                shown(&real),
+                shown(&modelled),
+                "REDIS_PROXY_TEST_SEED={seed} MODEL_SCRIPTS=1: redis-server on the left, after\n{}",
+                script.join("\n")
+            );
+        }
+    }
+    eprintln!("{commands} commands with {pushes} invalidations");
+    assert!(pushes > commands / 50, "{pushes} invalidations tell nothing");
+}
+
+fn hello(stream: &mut UnixStream) -> Reply {
+    stream.write_all(&command(&[b"HELLO", b"3"])).expect("a request");
+    let mut received = Vec::new();
+    loop {
+        let mut piece = [0; 1024];
+        let length = stream.read(&mut piece).expect("a reply");
+        received.extend_from_slice(&piece[..length]);
+        if let Some(reply) = take_reply(&mut received) {
+            return reply;
+        }
+    }
+}
+
+/// Returns the names of the fields of a map.
+fn shape(map: &Reply) -> Vec<Reply> {
+    let Reply::Array(parts) = map else { panic!("{map:?} is no map") };
+    parts.iter().step_by(2).cloned().collect()
+}

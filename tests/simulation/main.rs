@@ -1,0 +1,195 @@
+//! A simulation of the proxy against a model of Redis, in virtual time, decided by a seed.
+//!
+//! Promise: whatever the network and Redis do, and in whatever order, no read is older than
+//! documented, and a session reads its own writes.
+//!
+//! All parts run on one thread: the proxy's own supervisor, cache and RESP front end, a model of
+//! Redis, clients and an adversary. Time is tokio's paused clock: it jumps to the next timer when
+//! nothing else can run. So hours pass in seconds, and a seed repeats every step, which a test
+//! proves.
+//!
+//! `make simulate SEEDS=1000` runs many seeds, `make simulate SEED=7` one of them, with its events.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, which is what it should do, and shows what it prints"
+)]
+
+mod chance;
+mod clients;
+mod conditions;
+mod differential;
+mod faults;
+mod model;
+mod network;
+mod oracle;
+mod redis;
+mod resp;
+mod run;
+#[path = "../it/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the integration tests use the rest of the harness")]
+mod support;
+mod world;
+
+use std::ops::RangeInclusive;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use run::{Outcome, run};
+use world::lock;
+
+/// The seeds of a run without options.
+const SEEDS: u64 = 16;
+/// The variable with the seed of a process.
+const SEED: &str = "SIMULATION_SEED";
+/// The variable that makes a process run its seed.
+const CHILD: &str = "SIMULATION_CHILD";
+/// The test that runs the seed of its process, and the beginning of its line with the outcome.
+const CHILD_TEST: &str = "process_runs_its_seed";
+const OUTCOME: &str = "outcome: ";
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// Runs a seed in a process of its own, because a library may count in this one. `fault` is planted
+/// there.
+fn simulate(seed: u64, fault: &str) -> Outcome {
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", CHILD_TEST, "--nocapture", "--test-threads=1"])
+        .env(SEED, seed.to_string())
+        .env(CHILD, fault)
+        .output()
+        .expect("a process");
+    let text = String::from_utf8_lossy(&child.stdout);
+    let outcome = text.lines().find_map(|line| line.split_once(OUTCOME));
+    match outcome {
+        Some((_, json)) => serde_json::from_str(json).expect("an outcome"),
+        None => panic!("seed {seed}: {text}{}", String::from_utf8_lossy(&child.stderr)),
+    }
+}
+
+/// Runs seeds, each processor one at a time. Returns them with their outcomes.
+fn simulate_all(seeds: RangeInclusive<u64>, fault: &str) -> Vec<(u64, Outcome)> {
+    let (next, outcomes) = (AtomicU64::new(*seeds.start()), Mutex::new(Vec::new()));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Relaxed);
+            if !seeds.contains(&seed) {
+                return;
+            }
+            let outcome = simulate(seed, fault);
+            if let Some(breach) = outcome.breach.as_ref().filter(|_| fault.is_empty()) {
+                eprintln!("make simulate SEED={seed}: {breach}");
+            }
+            lock(&outcomes).push((seed, outcome));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let mut outcomes = outcomes.into_inner().expect("all outcomes");
+    outcomes.sort_by_key(|(seed, _)| *seed);
+    outcomes
+}
+
+/// Runs the seed of this process, if it was started for that.
+#[test]
+fn process_runs_its_seed() {
+    let Some(fault) = std::env::var_os(CHILD) else { return };
+    let seed = number(SEED).expect("a seed");
+    plant(fault.to_str().expect("a name"));
+    let outcome = run(seed, false);
+    println!("\n{OUTCOME}{}", serde_json::to_string(&outcome).expect("JSON"));
+}
+
+#[test]
+fn seeds_hold() {
+    if let Some(seed) = number(SEED) {
+        let outcome = run(seed, true);
+        eprintln!("{outcome:?}");
+        assert_eq!(outcome.breach, None);
+        return;
+    }
+    let begun = Instant::now();
+    let outcomes = simulate_all(1..=number("SIMULATION_SEEDS").unwrap_or(SEEDS), "");
+    let sum = |count: fn(&Outcome) -> u64| outcomes.iter().map(|(_, one)| count(one)).sum::<u64>();
+    let (reads, hits) = (sum(|one| one.reads), sum(|one| one.from_memory));
+    let time: Duration = outcomes.iter().map(|(_, one)| one.time).sum();
+    let (wall, hours) = (begun.elapsed().as_secs_f64(), time.as_secs_f64() / 3600.0);
+    eprintln!(
+        "{} seeds: {hours:.2} virtual hours in {wall:.1} s, {:.1} virtual hours a minute; {reads} \
+         reads, {hits} from memory, {} errors, {} writes at Redis, {} faults, {} events",
+        outcomes.len(),
+        hours * 60.0 / wall,
+        sum(|one| one.errors),
+        sum(|one| one.writes),
+        sum(|one| one.faults),
+        sum(|one| one.events),
+    );
+    let failed: Vec<_> =
+        outcomes.iter().filter(|(_, one)| one.breach.is_some()).map(|(seed, _)| seed).collect();
+    assert!(failed.is_empty(), "seeds {failed:?} failed");
+    assert!(hits > reads / 10, "{hits} of {reads} reads from memory tell nothing");
+}
+
+#[test]
+fn seed_repeats_its_trace() {
+    for seed in [1, 2, 3] {
+        let first = simulate(seed, "");
+        assert_eq!(first, simulate(seed, ""));
+        assert_ne!(first.trace, simulate(seed + 1, "").trace);
+        eprintln!("seed {seed}: {} events, trace {}", first.events, first.trace);
+    }
+}
+
+/// Plants the fault of this name.
+#[cfg(not(feature = "planted-faults"))]
+fn plant(name: &str) {
+    assert_eq!(name, "", "it needs the feature planted-faults");
+}
+
+#[cfg(feature = "planted-faults")]
+use planted::plant;
+
+/// With the feature `planted-faults`: each fault is found.
+#[cfg(feature = "planted-faults")]
+mod planted {
+    use redis_proxy::cache::planted_faults::{self, Fault};
+
+    use super::{Outcome, number, simulate_all};
+
+    /// The most seeds within which each fault has to be found.
+    const MOST: u64 = 20;
+    const FAULTS: [Fault; 5] = [
+        Fault::LateFlight,
+        Fault::RemoveBeforeClose,
+        Fault::LeaseBeforeFlush,
+        Fault::IgnoredPushes(50),
+        Fault::NoFence,
+    ];
+
+    pub(super) fn plant(name: &str) {
+        planted_faults::plant(FAULTS.into_iter().find(|fault| format!("{fault:?}") == name));
+    }
+
+    #[test]
+    fn planted_faults_are_found_within_some_seeds() {
+        let most = number("SIMULATION_SEEDS").unwrap_or(MOST);
+        for fault in FAULTS {
+            let outcomes = simulate_all(1..=most, &format!("{fault:?}"));
+            let breach = |(seed, one): &(u64, Outcome)| Some((*seed, one.breach.clone()?));
+            let found: Vec<_> = outcomes.iter().filter_map(breach).collect();
+            let (first, breach) =
+                found.first().unwrap_or_else(|| panic!("{fault:?} was not found"));
+            eprintln!("{fault:?}: in {} of {most} seeds, first in {first}: {breach}", found.len());
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The model of Redis as a host of the network: it accepts connections, runs commands, expires
+//! keys, stands still and restarts.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::model::Model;
+use super::network::End;
+use super::oracle::History;
+use super::resp::take_command;
+use super::world::{World, lock, ms};
+
+/// The interval of the active expiry.
+const EXPIRY_INTERVAL: Duration = ms(100);
+/// The chance in percent that one round of it deletes an expired key. The others stay until a
+/// command or a later round finds them.
+const EXPIRY_CHANCE: u64 = 40;
+/// The time of day at which a simulation begins, in milliseconds.
+const EPOCH: u64 = 1_700_000_000_000;
+
+#[derive(Clone)]
+pub(super) struct Redis(Arc<Shared>);
+
+struct Shared {
+    world: World,
+    model: Mutex<Model>,
+    history: Arc<Mutex<History>>,
+    wakers: Mutex<BTreeMap<u64, Waker>>,
+    /// The time until which nothing runs.
+    stalled_until: Mutex<Option<Instant>>,
+    /// The client of the writers, which write without a delay.
+    writer: Mutex<u64>,
+}
+
+impl Redis {
+    pub(super) fn start(
+        world: &World,
+        history: Arc<Mutex<History>>,
+        mut ends: mpsc::UnboundedReceiver<End>,
+    ) -> Self {
+        let mut model = Model::default();
+        let writer = Mutex::new(model.connect());
+        let redis = Self(Arc::new(Shared {
+            world: world.clone(),
+            model: Mutex::new(model),
+            history,
+            wakers: Mutex::default(),
+            stalled_until: Mutex::default(),
+            writer,
+        }));
+        let accepting = redis.clone();
+        tokio::spawn(async move {
+            while let Some(end) = ends.recv().await {
+                tokio::spawn(accepting.clone().serve(end));
+            }
+        });
+        tokio::spawn(redis.clone().expire());
+        redis
+    }
+
+    fn millis(&self) -> u64 {
+        EPOCH + u64::try_from(self.0.world.now().as_millis()).unwrap_or(0)
+    }
+
+    /// Runs a command of a writer. `false`: Redis stands still.
+    pub(super) fn write(&self, command: &[&[u8]]) -> bool {
+        if self.is_stalled().is_some() {
+            return false;
+        }
+        let writer = *lock(&self.0.writer);
+        self.run(writer, &command.iter().map(|word| word.to_vec()).collect::<Vec<_>>());
+        _ = lock(&self.0.model).take_output(writer);
+        true
+    }
+
+    fn is_stalled(&self) -> Option<Instant> {
+        lock(&self.0.stalled_until).filter(|until| *until > Instant::now())
+    }
+
+    /// Stands still until this time.
+    pub(super) fn stall(&self, until: Instant) {
+        *lock(&self.0.stalled_until) = Some(until);
+    }
+
+    /// Closes each client with this chance in percent.
+    pub(super) fn kill(&self, percent: u64) {
+        let clients: Vec<_> = lock(&self.0.wakers).keys().copied().collect();
+        for client in clients {
+            if self.0.world.chance(percent) {
+                lock(&self.0.model).disconnect(client);
+                self.wake(client);
+            }
+        }
+    }
+
+    /// Restarts, empty or with its data.
+    pub(super) fn restart(&self, is_empty: bool) {
+        let mut model = lock(&self.0.model);
+        if is_empty {
+            model.restart_empty()
+        } else {
+            model.restart()
+        }
+        *lock(&self.0.writer) = model.connect();
+        drop(model);
+        self.apply_changes();
+        for waker in std::mem::take(&mut *lock(&self.0.wakers)).into_values() {
+            waker.wake();
+        }
+    }
+
+    async fn expire(self) {
+        loop {
+            sleep(EXPIRY_INTERVAL).await;
+            if self.is_stalled().is_some() {
+                continue;
+            }
+            let now = self.millis();
+            let expired = lock(&self.0.model).expired(now);
+            for key in expired {
+                if self.0.world.chance(EXPIRY_CHANCE) {
+                    self.0.world.record(|| format!("expired {}", key.escape_ascii()));
+                    lock(&self.0.model).expire(&key, now);
+                }
+            }
+            self.wake_receivers();
+        }
+    }
+
+    fn run(&self, client: u64, command: &[Vec<u8>]) {
+        self.0.world.record(|| {
+            let words: Vec<_> =
+                command.iter().map(|word| word.escape_ascii().to_string()).collect();
+            format!("redis {client}: {}", words.join(" "))
+        });
+        lock(&self.0.model).run(client, command, self.millis());
+        self.apply_changes();
+        self.wake_receivers();
+    }
+
+    fn apply_changes(&self) {
+        let now = self.0.world.now();
+        for change in lock(&self.0.model).take_changes() {
+            // A key is still there in the millisecond of its end.
+            let expires_at = change.expires_at.map(|end| ms(end + 1 - EPOCH));
+            lock(&self.0.history).change(&change.key, change.content, expires_at, now);
+        }
+    }
+
+    fn wake_receivers(&self) {
+        for client in lock(&self.0.model).with_output() {
+            self.wake(client);
+        }
+    }
+
+    fn wake(&self, client: u64) {
+        lock(&self.0.wakers).remove(&client).into_iter().for_each(Waker::wake);
+    }
+
+    async fn serve(self, end: End) {
+        let client = lock(&self.0.model).connect();
+        let mut connection =
+            Connection { redis: self.clone(), client, end, input: Vec::new(), output: Vec::new() };
+        let mut stall = Box::pin(sleep_until(Instant::now()));
+        poll_fn(|cx| {
+            loop {
+                lock(&self.0.wakers).insert(client, cx.waker().clone());
+                let Some(until) = self.is_stalled() else { return connection.poll(cx) };
+                stall.as_mut().reset(until);
+                if stall.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await;
+        self.0.world.record(|| format!("redis {client}: closed"));
+        lock(&self.0.model).disconnect(client);
+        lock(&self.0.wakers).remove(&client);
+    }
+}
+
+struct Connection {
+    redis: Redis,
+    client: u64,
+    end: End,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Connection {
+    /// Runs what has arrived and sends what is there. Ready at the end of the connection.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut piece = [0; 16 << 10];
+        loop {
+            if !lock(&self.redis.0.model).is_connected(self.client) {
+                return Poll::Ready(());
+            }
+            self.output.extend(lock(&self.redis.0.model).take_output(self.client));
+            while !self.output.is_empty() {
+                match Pin::new(&mut self.end).poll_write(cx, &self.output) {
+                    Poll::Ready(Ok(written)) => drop(self.output.drain(..written)),
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => break,
+                }
+            }
+            let mut piece = ReadBuf::new(&mut piece);
+            match Pin::new(&mut self.end).poll_read(cx, &mut piece) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !piece.filled().is_empty() => {
+                    self.input.extend_from_slice(piece.filled());
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+            // As Redis does: all commands of what was read, with those of no other client between.
+            while let Some(command) = take_command(&mut self.input) {
+                self.redis.run(self.client, &command);
+            }
+        }
+    }
+}
