@@ -124,9 +124,11 @@ impl Rig {
 
     /// Keeps the reply to the command `name` with these arguments, of which the first is its key.
     fn keep(&self, name: &str, arguments: &[&[u8]], reply: Vec<u8>) {
-        let Class::Kept(command) = CommandTable::new().find(name.as_bytes()).class else {
-            panic!("{name} is not kept")
+        let kept = match CommandTable::new().find(name.as_bytes()).class {
+            Class::Kept(command) => Some(command),
+            _ => None,
         };
+        let command = kept.expect("a command whose reply is kept");
         let words: Vec<_> =
             [name.as_bytes()].into_iter().chain(arguments.iter().copied()).collect();
         let keys = [Key::from(arguments[0])];
@@ -254,7 +256,9 @@ pub(crate) fn hash_requests(name: &str) -> Vec<Vec<u8>> {
 /// Returns a command in RESP.
 fn request(words: &[&[u8]]) -> Vec<u8> {
     let mut request = format!("*{}\r\n", words.len()).into_bytes();
-    words.iter().for_each(|word| request.extend(bulk(word)));
+    for word in words {
+        request.extend(bulk(word));
+    }
     request
 }
 

@@ -1,7 +1,7 @@
 //! The program of `make bench`.
 //!
-//! Promise: it fails without one of its contestants, repeats a case until two runs agree, and prints
-//! each target beside its aim.
+//! Promise: it fails without one of its contestants, repeats a case until two runs agree, and
+//! prints each target beside its aim.
 
 use std::io::ErrorKind;
 use std::path::Path;

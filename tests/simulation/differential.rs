@@ -3,8 +3,8 @@
 //! Promise: the model sends the same bytes as Redis, replies and pushes in their order.
 //!
 //! Three connections, with RESP2 or RESP3 and with or without tracking, send the same random
-//! commands to both, one at a time. The active expiry of the server is off, and a short life is over
-//! before the next command.
+//! commands to both, one at a time. The active expiry of the server is off, and a short life is
+//! over before the next command.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -116,8 +116,8 @@ pub(super) fn is_legal<P: Promise>(part: &[Operation<P>]) -> Option<bool> {
     }
 }
 
-/// Returns the first read, by the end of the reads, with which a history is rejected; nothing if its
-/// changes alone are.
+/// Returns the first read, by the end of the reads, with which a history is rejected; nothing if
+/// its changes alone are.
 fn first_wrong<P: Promise>(mut part: Vec<Operation<P>>) -> Option<usize> {
     part.sort_by_key(|operation| operation.metadata.map(|_| operation.return_time));
     let changes = part.iter().filter(|operation| operation.metadata.is_none()).count();

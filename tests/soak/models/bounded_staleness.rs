@@ -13,8 +13,8 @@ use super::register::Register;
 use super::{Promise, histories};
 use crate::checker::history::{Key, Terms};
 
-/// The number of histories over which the reads of a key are spread. The promise is about each read by
-/// itself. Many reads at once would only be tried in all their combinations.
+/// The number of histories over which the reads of a key are spread. The promise is about each read
+/// by itself. Many reads at once would only be tried in all their combinations.
 const DEALT: usize = 6;
 
 #[derive(Clone, Debug)]
