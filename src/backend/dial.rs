@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -18,7 +17,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::ConnectionAddr;
 use super::error::{BackendError, auth_rejected, unreachable};
-use super::network::Network;
+use super::network::{Network, Stream};
 use super::read_after_reset::ReadAfterReset;
 use super::settings::Settings;
 use super::tls_error;
@@ -38,10 +37,6 @@ impl PrepareError {
         Self { key, path: path.to_owned(), problem: problem.to_string() }
     }
 }
-
-/// A stream to Redis: TCP, TLS, a unix socket or a simulation.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Opens streams with the timeout and TLS settings of `[redis]`.
 pub(super) struct Dialer {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 use super::address::Address;
-use super::dial::Stream;
+use super::network::Stream;
 
 /// The address of Redis, and the config epoch in which it is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]

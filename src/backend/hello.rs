@@ -9,12 +9,12 @@ use redis::{Cmd, ServerError, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::credentials::Login;
-use super::dial::Stream;
 use super::error::{
     BackendError, NO_PERMISSION, REDIS_LOGIN, auth_rejected, error_reply, is_final, login_error,
     unreachable,
 };
 use super::multiplexed::Multiplexed;
+use super::network::Stream;
 use super::tracking::TrackingError;
 
 /// The future that reads and writes the stream. It completes with the reason once the connection

@@ -4,8 +4,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use super::address::ConnectionAddr;
-use super::dial::Stream;
+
+/// A stream to Redis: TCP, TLS, a unix socket or a simulation.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// A connection attempt.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;

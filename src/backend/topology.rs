@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::dial::{Dialer, PrepareError, Stream};
+use super::dial::{Dialer, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged, EpochGuard, EpochStream, endpoint_changed};
 use super::error::{BackendError, unreachable};
+use super::network::Stream;
 use super::sentinel::Sentinels;
 use super::settings::{Mode, Settings};
 use crate::metrics::Node;

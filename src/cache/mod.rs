@@ -20,6 +20,8 @@ mod lease;
 mod lru;
 #[cfg(feature = "planted-faults")]
 pub mod planted_faults;
+#[cfg(feature = "planted-faults")]
+mod planted_orders;
 mod policy;
 mod purge;
 mod read_buffer;

@@ -28,7 +28,7 @@ fn seed() -> u64 {
     })
 }
 
-/// Returns a number of the sequence of a seed (SplitMix64).
+/// Returns a number of the sequence of a seed (`SplitMix64`).
 pub(super) fn number(seed: u64, index: u64) -> u64 {
     let mixed = seed.wrapping_mul(0xd134_2543_de82_ef95);
     let mixed = mixed.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -44,10 +44,9 @@ pub(super) fn number(seed: u64, index: u64) -> u64 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn getrandom(buffer: *mut u8, length: usize, _flags: u32) -> isize {
     for index in 0..length {
+        let [byte, ..] = number(seed(), DRAWN.replace(DRAWN.get() + 1)).to_le_bytes();
         // SAFETY: the caller grants as many bytes.
-        unsafe {
-            buffer.add(index).write(number(seed(), DRAWN.replace(DRAWN.get() + 1)).to_le_bytes()[0])
-        };
+        unsafe { buffer.add(index).write(byte) };
     }
     isize::try_from(length).unwrap_or(isize::MAX)
 }

@@ -132,7 +132,7 @@ impl Session {
         for (command, expected) in steps {
             let reply = match timeout(PATIENCE, self.reply()).await {
                 Ok(Some(reply)) => reply,
-                Ok(None) => return self.closed(stage, sent),
+                Ok(None) => return closed(stage, sent),
                 Err(_) if stage.conditions.has_lost_since(self.opened) => {
                     return Err(Ended::Closed);
                 }
@@ -146,22 +146,13 @@ impl Session {
         Ok(())
     }
 
-    fn closed(&self, stage: &Stage, sent: Duration) -> Result<(), Ended> {
-        if stage.conditions.may_fail(sent) || stage.conditions.may_fail(stage.world.now()) {
-            return Err(Ended::Closed);
-        }
-        Err(Ended::Breach("the proxy closed a connection while nothing failed".to_owned()))
-    }
-
     async fn reply(&mut self) -> Option<Reply> {
         loop {
             if let Some(reply) = take_reply(&mut self.input) {
                 return Some(reply);
             }
-            let mut piece = [0; 16 << 10];
-            match self.end.read(&mut piece).await {
-                Ok(length @ 1..) => self.input.extend_from_slice(&piece[..length]),
-                _ => return None,
+            if !matches!(self.end.read_buf(&mut self.input).await, Ok(1..)) {
+                return None;
             }
         }
     }
@@ -254,6 +245,14 @@ impl Session {
         let seen = self.seen.entry(key.to_vec()).or_default();
         *seen = number.max(*seen);
     }
+}
+
+/// The end of a connection, which is a breach while nothing fails.
+fn closed(stage: &Stage, sent: Duration) -> Result<(), Ended> {
+    if stage.conditions.may_fail(sent) || stage.conditions.may_fail(stage.world.now()) {
+        return Err(Ended::Closed);
+    }
+    Err(Ended::Breach("the proxy closed a connection while nothing failed".to_owned()))
 }
 
 /// Changes keys straight at Redis for as long as the simulation runs.

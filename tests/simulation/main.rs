@@ -15,7 +15,6 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::print_stdout,
-    clippy::unwrap_used,
     reason = "a test that panics has failed, which is what it should do, and shows what it prints"
 )]
 

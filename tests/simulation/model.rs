@@ -14,6 +14,7 @@
 //! eviction of keys, replication, sentinels and clusters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::mem::take;
 
 use super::resp::{Protocol, bulk};
@@ -234,11 +235,13 @@ impl Model {
         bulk(&mut self.client().output, text);
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "the last step of many commands")]
     fn integer(&mut self, number: i64) -> Outcome {
         self.write(format!(":{number}\r\n").as_bytes());
         Ok(())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "the last step of many commands")]
     fn ok(&mut self) -> Outcome {
         self.write(b"+OK\r\n");
         Ok(())
@@ -400,7 +403,7 @@ impl Model {
                 }
             }
             "hset" => {
-                if command.len() % 2 != 0 {
+                if !command.len().is_multiple_of(2) {
                     return Err(wrong_arity("hset"));
                 }
                 let pairs = command[2..].chunks(2);
@@ -501,7 +504,7 @@ impl Model {
     }
 
     fn mset(&mut self, command: &[Vec<u8>]) -> Outcome {
-        if command.len() % 2 == 0 {
+        if command.len().is_multiple_of(2) {
             return Err(wrong_arity("mset"));
         }
         for pair in command[1..].chunks(2) {
@@ -603,13 +606,14 @@ impl Model {
             ("ping", []) => self.write(b"+PONG\r\n"),
             ("ping" | "echo", [_]) => self.bulk(&command[1]),
             ("hello", rest) => return self.hello(rest),
-            ("auth", ["default", _]) => return self.ok(),
+            ("auth", ["default", _])
+            | ("select", ["0"])
+            | ("client", ["setname" | "no-evict", _]) => return self.ok(),
             ("auth", [_, _]) => {
                 return Err(
                     "WRONGPASS invalid username-password pair or user is disabled.".to_owned()
                 );
             }
-            ("select", ["0"]) | ("client", ["setname" | "no-evict", _]) => return self.ok(),
             ("client", ["id"]) => return self.integer(i64::try_from(self.current).unwrap_or(0)),
             ("client", ["tracking", state]) => return self.track(state),
             ("client", ["trackinginfo"]) => self.tracking_info(),
@@ -729,7 +733,8 @@ impl Model {
             let expiring = self.keys.values().filter(|entry| entry.expires_at.is_some()).count();
             text += if text.is_empty() { "# Keyspace\r\n" } else { "\r\n# Keyspace\r\n" };
             if !self.keys.is_empty() {
-                text += &format!("db0:keys={},expires={expiring},avg_ttl=0\r\n", self.keys.len());
+                let keys = self.keys.len();
+                _ = write!(text, "db0:keys={keys},expires={expiring},avg_ttl=0\r\n");
             }
         }
         if self.client().protocol == Protocol::Resp3 {
@@ -744,10 +749,10 @@ impl Model {
 fn check(command: &[Vec<u8>]) -> Result<&'static Spec, String> {
     let name = String::from_utf8_lossy(&command[0]).into_owned();
     let Some(spec) = Spec::find(&command[0]) else {
-        let arguments: String = command[1..]
-            .iter()
-            .map(|argument| format!("'{}' ", String::from_utf8_lossy(argument)))
-            .collect();
+        let mut arguments = String::new();
+        for argument in &command[1..] {
+            _ = write!(arguments, "'{}' ", String::from_utf8_lossy(argument));
+        }
         return Err(format!("ERR unknown command '{name}', with args beginning with: {arguments}"));
     };
     if spec.accepts(command.len()) { Ok(spec) } else { Err(wrong_arity(spec.name)) }

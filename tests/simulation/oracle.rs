@@ -25,19 +25,20 @@ struct State {
     expires_at: Option<Duration>,
 }
 
-#[derive(Default)]
 struct KeyHistory {
     states: Vec<State>,
     /// The number of states that are forgotten.
     forgotten: usize,
 }
 
-impl KeyHistory {
-    fn new() -> Self {
+impl Default for KeyHistory {
+    fn default() -> Self {
         let absent = State { content: None, begin: Duration::ZERO, end: None, expires_at: None };
         Self { states: vec![absent], forgotten: 0 }
     }
+}
 
+impl KeyHistory {
     /// Begins the absence of a value that has expired.
     fn settle(&mut self, now: Duration) {
         let last = self.states.last_mut().expect("a state");
@@ -82,7 +83,7 @@ impl History {
         expires_at: Option<Duration>,
         now: Duration,
     ) {
-        let history = self.0.entry(key.to_vec()).or_insert_with(KeyHistory::new);
+        let history = self.0.entry(key.to_vec()).or_default();
         history.settle(now);
         let last = history.states.last_mut().expect("a state");
         if last.content == content {
@@ -98,7 +99,7 @@ impl History {
     /// Returns the number of the first state that began at `moment` or later; otherwise that of the
     /// last one.
     pub(super) fn since(&mut self, key: &[u8], moment: Duration, now: Duration) -> usize {
-        let history = self.0.entry(key.to_vec()).or_insert_with(KeyHistory::new);
+        let history = self.0.entry(key.to_vec()).or_default();
         history.settle(now);
         let index = history.states.iter().position(|state| state.begin >= moment);
         history.forgotten + index.unwrap_or(history.states.len() - 1)
@@ -116,7 +117,7 @@ impl History {
     /// # Errors
     /// What is wrong with the reply.
     pub(super) fn judge(&mut self, read: &Read<'_>) -> Result<usize, String> {
-        let history = self.0.entry(read.key.to_vec()).or_insert_with(KeyHistory::new);
+        let history = self.0.entry(read.key.to_vec()).or_default();
         history.settle(read.arrived);
         let matching: Vec<_> = (history.forgotten..)
             .zip(&history.states)

@@ -105,9 +105,9 @@ impl Redis {
     pub(super) fn restart(&self, is_empty: bool) {
         let mut model = lock(&self.0.model);
         if is_empty {
-            model.restart_empty()
+            model.restart_empty();
         } else {
-            model.restart()
+            model.restart();
         }
         *lock(&self.0.writer) = model.connect();
         drop(model);
