@@ -1,5 +1,4 @@
-# Every test of the project, against a real redis-server, with the checks that only a debug build
-# has.
+# The integration tests, against a real redis-server, with the checks that only a debug build has.
 #
 # A test with a missing tool prints a line that begins with SKIPPED.
 {
@@ -39,19 +38,18 @@ redis-proxy.overrideAttrs (old: {
   doCheck = true;
   # The name that cargo itself takes.
   cargoCheckType = "dev";
-  # There are no examples in the documentation, and `make test` runs the few tests in bench/. For so
-  # few tests the optimisation costs more than it saves.
+  # The unit tests depend on nothing that differs here, and would build the program a second time.
+  # `make test` runs them, and the few tests in bench/. For so few tests the optimisation costs more
+  # than it saves.
   cargoTestFlags = [
     "--config=profile.dev.package.redis-proxy.opt-level=0"
-    "--lib"
-    "--bins"
     "--test=it"
   ];
   # The tests wait more than they compute. Those of failovers need servers that keep up with each
   # other, which a build machine does not promise. Those of memory and of random commands take most of
   # the time, and depend on the sandbox least. `make test` runs them all.
   checkFlags = [
-    "--test-threads=4"
+    "--test-threads=6"
     "--skip=cluster"
     "--skip=differential"
     "--skip=idle::"
@@ -70,8 +68,6 @@ redis-proxy.overrideAttrs (old: {
   env = old.env or { } // {
     CARGO_INCREMENTAL = "0";
     CARGO_PROFILE_DEV_DEBUG = "0";
-    # `make test` runs the soak longer.
-    SOAK_SECONDS = "5";
   };
   nativeCheckInputs = [
     curl
