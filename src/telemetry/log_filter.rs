@@ -253,6 +253,14 @@ mod tests {
         words.map(str::to_owned).collect()
     }
 
+    /// Returns the optional dependencies that the default features need.
+    fn default_dependencies(manifest: &Table) -> BTreeSet<String> {
+        let features = manifest["features"].as_table().unwrap();
+        let needed = words(features.get("default"));
+        let needed = needed.iter().flat_map(|feature| words(features.get(feature)));
+        needed.filter_map(|word| word.strip_prefix("dep:").map(str::to_owned)).collect()
+    }
+
     #[test]
     fn log_crates_are_those_of_the_build() {
         let lock: Table = source("Cargo.lock").parse().unwrap();
@@ -262,11 +270,14 @@ mod tests {
             let name = package["name"].as_str().unwrap().to_owned();
             needs.entry(name).or_default().extend(words(package.get("dependencies")));
         }
-        let linked = manifest["dependencies"].as_table().unwrap().iter();
-        let is_optional =
-            |value: &Value| value.get("optional").and_then(Value::as_bool).unwrap_or_default();
+        let of_default = default_dependencies(&manifest);
+        let is_linked = |(name, value): &(&String, &Value)| {
+            let optional = value.get("optional").and_then(Value::as_bool).unwrap_or_default();
+            !optional || of_default.contains(*name)
+        };
+        let dependencies = manifest["dependencies"].as_table().unwrap().iter();
         let mut open: Vec<_> =
-            linked.filter(|(_, value)| !is_optional(value)).map(|(name, _)| name.clone()).collect();
+            dependencies.filter(is_linked).map(|(name, _)| name.clone()).collect();
         let (mut seen, mut logging) = (BTreeSet::new(), BTreeSet::new());
         while let Some(name) = open.pop() {
             let needed = needs.get(&name).cloned().unwrap_or_default();
