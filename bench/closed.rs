@@ -37,7 +37,7 @@ pub(crate) struct Commands {
 }
 
 struct Command {
-    /// What precedes the digits of a key, and what follows them.
+    /// The bytes before the digits of a key, and those behind them.
     around: [Vec<u8>; 2],
     /// The length of its reply, and the begin of it.
     reply: usize,

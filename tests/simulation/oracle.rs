@@ -115,7 +115,7 @@ impl History {
     /// Judges a read. Returns the number of the oldest state that its reply may stand for.
     ///
     /// # Errors
-    /// What is wrong with the reply.
+    /// The fault of the reply.
     pub(super) fn judge(&mut self, read: &Read<'_>) -> Result<usize, String> {
         let history = self.0.entry(read.key.to_vec()).or_default();
         history.settle(read.arrived);
