@@ -34,6 +34,15 @@ fn client(proxy: &Proxy) -> RespClient {
     RespClient::connect(proxy.resp_address())
 }
 
+/// Compares the counts of rules and outcomes with the expected ones.
+#[track_caller]
+fn assert_rule_reads(proxy: &Proxy, expected: &[(&str, &str, &str)]) {
+    for (rule, outcome, expected) in expected {
+        let found = rule_reads(proxy, rule, outcome).to_string();
+        assert_eq!(found, *expected, "{rule} {outcome}");
+    }
+}
+
 fn rule_reads(proxy: &Proxy, rule: &str, outcome: &str) -> f64 {
     metric(proxy, &format!("rule_reads_total{{rule=\"{rule}\",outcome=\"{outcome}\"}}"))
 }
@@ -247,16 +256,16 @@ mod counts {
         let pipeline: Vec<u8> = order.iter().flat_map(|key| command(&["GET", *key])).collect();
         client.send(pipeline);
         client.answers(order.len());
-        for (rule, outcome, expected) in [
-            ("a:*", "hit", "3"),
-            ("a:*", "miss", "1"),
-            ("b:*", "hit", "4"),
-            ("b:*", "miss", "2"),
-            ("b:*", "negative_hit", "1"),
-        ] {
-            let found = rule_reads(&proxy, rule, outcome).to_string();
-            assert_eq!(found, expected, "{rule} {outcome}");
-        }
+        assert_rule_reads(
+            &proxy,
+            &[
+                ("a:*", "hit", "3"),
+                ("a:*", "miss", "1"),
+                ("b:*", "hit", "4"),
+                ("b:*", "miss", "2"),
+                ("b:*", "negative_hit", "1"),
+            ],
+        );
     }
 }
 
@@ -601,15 +610,15 @@ mod commands_over_http {
             });
             assert_eq!(gets, fetches, "{key}");
         }
-        for (rule, outcome, expected) in [
-            ("off:*", "bypass", "4"),
-            ("see:*", "miss", "1"),
-            ("see:*", "would_hit", "3"),
-            ("on:*", "miss", "1"),
-            ("on:*", "hit", "3"),
-        ] {
-            let found = rule_reads(&proxy, rule, outcome).to_string();
-            assert_eq!(found, expected, "{rule} {outcome}");
-        }
+        assert_rule_reads(
+            &proxy,
+            &[
+                ("off:*", "bypass", "4"),
+                ("see:*", "miss", "1"),
+                ("see:*", "would_hit", "3"),
+                ("on:*", "miss", "1"),
+                ("on:*", "hit", "3"),
+            ],
+        );
     }
 }
