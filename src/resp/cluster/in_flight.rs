@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::aggregate::Aggregate;
 use super::key_specs::Access;
-use super::routing::{error, unavailable};
+use super::routing::{error, slot_left, unavailable};
 use crate::cluster::NodeId;
 use crate::protocol::ReplySummary;
 
@@ -203,9 +203,6 @@ const OVERTAKEN: &str = "TRYAGAIN redis-proxy: the slot is moving, and a write s
 /// The error for the client: the nodes redirected the command for as long as a reply may take.
 const STILL_MOVING: &str =
     "TRYAGAIN redis-proxy: the slot is moving and no node runs the command; it has not run";
-/// The error for the client: its transaction or watch is bound to a node that the slot has left.
-const LEFT: &str =
-    "TRYAGAIN redis-proxy: the slot of the transaction has gone to another node; begin it again";
 
 impl Part {
     pub(super) fn new(
@@ -501,7 +498,7 @@ impl InFlight {
 
     /// A part that is bound to a node was rejected: no other node can run it.
     pub(super) fn fail_bound(&mut self, id: PartId) {
-        self.fail(id, error(LEFT));
+        self.fail(id, slot_left());
     }
 
     /// A rejected part is sent to `node`.

@@ -42,7 +42,7 @@ pub use self::key_specs::KeySpecs;
 use self::logins::Logins;
 use self::node::{Node, Received};
 use self::routing::{Route, crossslot, error, of_one_node, route, unavailable};
-use self::transaction::{Action, Input, Transaction, WatchReply};
+use self::transaction::{Action, Input, Keys, Transaction, WatchReply};
 use super::dedicated::Opened;
 use super::step::Step;
 use crate::backend::{BackendError, ConnectAs, EpochStream};
@@ -659,7 +659,7 @@ impl Router {
                 self.reply(reply, length);
             }
             Route::Slot(slot) if is_in_transaction => {
-                return self.go_in_transaction(Input::Keyed(self.cluster.owner(slot)), length);
+                return self.go_in_transaction(Input::Keyed(self.keys_of(slot)), length);
             }
             Route::Any if is_in_transaction => {
                 return self.go_in_transaction(Input::Keyless, length);
@@ -693,7 +693,7 @@ impl Router {
             Route::Discard => return self.go_in_transaction(Input::Discard, length),
             Route::Unwatch => return self.go_in_transaction(Input::Unwatch, length),
             Route::Watch(slot) => {
-                return self.go_in_transaction(Input::Watch(self.cluster.owner(slot)), length);
+                return self.go_in_transaction(Input::Watch(self.keys_of(slot)), length);
             }
             Route::Quit => {
                 self.reply(Bytes::from_static(b"+OK\r\n"), length);
@@ -704,6 +704,10 @@ impl Router {
             }
         }
         true
+    }
+
+    fn keys_of(&self, slot: u16) -> Keys {
+        Keys { slot, owner: self.cluster.owner(slot) }
     }
 
     /// A command that changes what the connection is, which it does when no reply is awaited.

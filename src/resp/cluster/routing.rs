@@ -53,6 +53,9 @@ pub(super) enum Route {
 
 /// Redis's own words.
 const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
+/// The error for a client whose transaction or watch is bound to a node that its slot has left.
+const SLOT_LEFT: &str =
+    "TRYAGAIN redis-proxy: the slot of the transaction has gone to another node; begin it again";
 
 /// Commands that concern one node, and the client cannot say which. Their tips do not help. Those
 /// of `CONFIG SET` or `SLOWLOG` request all nodes, including replicas, to which the router has no
@@ -116,6 +119,11 @@ pub(super) fn error(text: impl AsRef<[u8]>) -> Bytes {
 /// The error for keys of several slots in one command.
 pub(super) fn crossslot() -> Bytes {
     error(CROSSSLOT)
+}
+
+/// The error for keys whose node changed after the transaction or the watch began.
+pub(super) fn slot_left() -> Bytes {
+    error(SLOT_LEFT)
 }
 
 /// The error for a command that concerns one node.

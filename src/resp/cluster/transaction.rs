@@ -3,13 +3,14 @@
 //! Model: one node has to keep all commands of a transaction, and the first key says which. So
 //! `MULTI` is answered here, as are the commands without a key that follow it. With the first key,
 //! or with `EXEC`, the node becomes known. It is then sent `MULTI` and the commands kept until
-//! then. `WATCH` chooses the node before that.
+//! then. `WATCH` chooses the node before that. If the slot goes to another node meanwhile, the client
+//! has to begin again: the new node has neither the commands nor the watch.
 //!
 //! <https://redis.io/docs/latest/develop/interact/transactions/>
 
 use bytes::Bytes;
 
-use super::routing::{crossslot, error, unavailable};
+use super::routing::{crossslot, error, slot_left, unavailable};
 use crate::cluster::NodeId;
 
 /// The state of a client's transaction.
@@ -18,6 +19,8 @@ pub(super) struct Transaction {
     state: State,
     /// The node that watches keys for the client.
     watching: Option<NodeId>,
+    /// The slot of the first key, watched or in a command.
+    slot: Option<u16>,
     /// Whether the node has confirmed a `WATCH`.
     is_watch_confirmed: bool,
     /// Commands that no node knows of yet.
@@ -50,13 +53,20 @@ pub(super) enum Input {
     Exec,
     Discard,
     Unwatch,
-    /// `WATCH` of keys of one slot, which this node serves.
-    Watch(Option<NodeId>),
-    /// A command with keys of one slot, which this node serves.
-    Keyed(Option<NodeId>),
+    /// `WATCH` of keys of one slot.
+    Watch(Keys),
+    /// A command with keys of one slot.
+    Keyed(Keys),
     Keyless,
     /// A command that any node replies to with an error.
     Invalid,
+}
+
+/// The keys of a command: their slot, and the node that serves it now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Keys {
+    pub(super) slot: u16,
+    pub(super) owner: Option<NodeId>,
 }
 
 /// The next step for the command.
@@ -120,6 +130,7 @@ impl Transaction {
         self.is_watch_confirmed |= reply == WatchReply::Confirmed;
         if !self.is_watch_confirmed && !self.is_open() {
             self.watching = None;
+            self.slot = None;
         }
     }
 
@@ -148,12 +159,13 @@ impl Transaction {
                 (self.state, self.is_aborted) = (State::Begun, false);
                 Action::Reply(OK)
             }
-            Input::Watch(owner) => match owner {
+            Input::Watch(keys) => match keys.owner {
                 Some(owner) if self.watching.is_none_or(|watching| watching == owner) => {
                     self.watching = Some(owner);
+                    self.slot.get_or_insert(keys.slot);
                     Action::Watch(owner)
                 }
-                Some(_) => Action::Reply(crossslot()),
+                Some(_) => Action::Reply(self.other_node(keys.slot)),
                 None => Action::Reply(unavailable()),
             },
             Input::Unwatch => self.end_watch(),
@@ -176,10 +188,11 @@ impl Transaction {
                 self.is_aborted = true;
                 Action::SendAnywhere
             }
-            Input::Keyed(owner) if self.watching.is_none() || self.watching == owner => {
-                Action::Begin(owner)
+            Input::Keyed(keys) if self.watching.is_none() || self.watching == keys.owner => {
+                self.slot.get_or_insert(keys.slot);
+                Action::Begin(keys.owner)
             }
-            Input::Keyed(_) => self.refuse_slot(),
+            Input::Keyed(keys) => self.refuse(keys),
         }
     }
 
@@ -193,14 +206,20 @@ impl Transaction {
                 self.clear();
                 Action::Send(node)
             }
-            Input::Keyed(owner) if owner != Some(node) => self.refuse_slot(),
+            Input::Keyed(keys) if keys.owner != Some(node) => self.refuse(keys),
             _ => Action::Send(node),
         }
     }
 
-    fn refuse_slot(&mut self) -> Action {
+    fn refuse(&mut self, keys: Keys) -> Action {
         self.is_aborted = true;
-        Action::Reply(crossslot())
+        Action::Reply(self.other_node(keys.slot))
+    }
+
+    /// The error for keys that the transaction's node does not serve. Clients repeat a transaction
+    /// after `TRYAGAIN`. `CROSSSLOT` tells them that their keys can never be in one transaction.
+    fn other_node(&self, slot: u16) -> Bytes {
+        if self.slot == Some(slot) { slot_left() } else { crossslot() }
     }
 
     /// `UNWATCH`, or `DISCARD` before a node knows of the transaction; the reply is the same.
@@ -228,6 +247,11 @@ mod tests {
     const A: NodeId = NodeId::for_test(1);
     const B: NodeId = NodeId::for_test(2);
 
+    /// Keys of a slot that is the node's own.
+    fn keys_of(owner: NodeId) -> Keys {
+        Keys { slot: if owner == A { 1 } else { 2 }, owner: Some(owner) }
+    }
+
     fn begun(inputs: &[Input]) -> Transaction {
         let mut transaction = Transaction::default();
         for input in inputs {
@@ -247,30 +271,30 @@ mod tests {
         use Input::{Discard, Exec, Invalid, Keyed, Keyless, Multi, Unwatch, Watch};
         let ok = || Action::Reply(OK);
         let aborted = || Action::Reply(Bytes::from_static(ABORTED));
-        let at = |owner| Keyed(Some(owner));
-        let cases: [(&[Input], Input, Action); 22] = [
+        let at = |owner| Keyed(keys_of(owner));
+        let watch = |owner| Watch(keys_of(owner));
+        // The slot was B's.
+        let moved = || Keys { owner: Some(A), ..keys_of(B) };
+        let left = || Action::Reply(slot_left());
+        let cases: [(&[Input], Input, Action); 26] = [
             (&[], Multi, ok()),
             (&[], Exec, Action::SendAnywhere),
             (&[], Discard, Action::SendAnywhere),
             (&[], Unwatch, ok()),
-            (&[], Watch(Some(A)), Action::Watch(A)),
-            (&[Watch(Some(A))], Watch(Some(B)), Action::Reply(crossslot())),
-            (&[Watch(Some(A))], Unwatch, Action::SendInstead(A, UNWATCH)),
+            (&[], watch(A), Action::Watch(A)),
+            (&[watch(A)], watch(B), Action::Reply(crossslot())),
+            (&[watch(A)], Unwatch, Action::SendInstead(A, UNWATCH)),
             (&[Multi], Multi, Action::Reply(error("ERR MULTI calls can not be nested"))),
-            (
-                &[Multi],
-                Watch(Some(A)),
-                Action::Reply(error("ERR WATCH inside MULTI is not allowed")),
-            ),
+            (&[Multi], watch(A), Action::Reply(error("ERR WATCH inside MULTI is not allowed"))),
             (&[Multi], Keyless, Action::Keep),
             (&[Multi], at(B), Action::Begin(Some(B))),
             (&[Multi], Exec, Action::Reply(Bytes::from_static(b"*0\r\n"))),
             (&[Multi, Keyless], Exec, Action::Begin(Some(A))),
             (&[Multi, Invalid], Exec, aborted()),
             (&[Multi], Discard, ok()),
-            (&[Watch(Some(B)), Multi], Discard, Action::SendInstead(B, UNWATCH)),
-            (&[Watch(Some(B)), Multi], at(A), Action::Reply(crossslot())),
-            (&[Watch(Some(B)), Multi], Exec, Action::Begin(Some(B))),
+            (&[watch(B), Multi], Discard, Action::SendInstead(B, UNWATCH)),
+            (&[watch(B), Multi], at(A), Action::Reply(crossslot())),
+            (&[watch(B), Multi], Exec, Action::Begin(Some(B))),
             (&[Multi, at(B)], at(B), Action::Send(B)),
             (&[Multi, at(B)], at(A), Action::Reply(crossslot())),
             (
@@ -279,6 +303,14 @@ mod tests {
                 Action::ReplyBehind(B, DISCARD, Bytes::from_static(ABORTED)),
             ),
             (&[Multi, at(B)], Exec, Action::Send(B)),
+            (&[Multi, at(B)], Keyed(moved()), left()),
+            (
+                &[Multi, at(B), Keyed(moved())],
+                Exec,
+                Action::ReplyBehind(B, DISCARD, Bytes::from_static(ABORTED)),
+            ),
+            (&[watch(B)], Watch(moved()), left()),
+            (&[watch(B), Multi], Keyed(moved()), left()),
         ];
         for (before, input, expected) in cases {
             let found = begun(before).decide(input, Some(A));
@@ -318,7 +350,7 @@ mod tests {
         ] {
             let mut transaction = Transaction::default();
             for reply in replies {
-                transaction.decide(Input::Watch(Some(A)), None);
+                transaction.decide(Input::Watch(keys_of(A)), None);
                 transaction.watch_replied(*reply);
             }
             assert_eq!(transaction.is_bound_to(A), is_watching, "{replies:?}");

@@ -330,6 +330,25 @@ fn watch_survives_moves_of_other_slots() {
 }
 
 #[test]
+fn transaction_whose_slot_moved_is_to_be_tried_again() {
+    let stage = Stage::over(RedisCluster::of(3), &[], "");
+    let mut wire = stage.through();
+    let owner = stage.cluster.owner("{0}k");
+    assert_eq!(wire.reply_to("MULTI"), "+OK\\r\\n");
+    assert_eq!(wire.reply_to("SET {0}k mine"), "+QUEUED\\r\\n");
+    stage.cluster.move_slot(stage.cluster.slot("{0}k"), owner, (owner + 1) % 3);
+    // Until the map of the proxy is new, the old owner has to reply.
+    let refused = within(Duration::from_secs(10), || {
+        let reply = wire.reply_to("SET {0}k mine");
+        (!reply.starts_with("+QUEUED")).then_some(reply)
+    });
+    assert!(refused.as_ref().is_some_and(|reply| reply.starts_with("-TRYAGAIN")), "{refused:?}");
+    assert!(wire.reply_to("EXEC").starts_with("-EXECABORT"));
+    let received = ["MULTI", "SET {0}k mine", "EXEC"].map(|line| wire.reply_to(line));
+    assert_eq!(received[2], "*1\\r\\n+OK\\r\\n", "{received:?}");
+}
+
+#[test]
 fn unroutable_command_is_rejected_with_reason() {
     let stage = Stage::start();
     let mut wire = stage.through();
