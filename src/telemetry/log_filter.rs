@@ -1,16 +1,15 @@
 //! The filter of log lines, and the words that it may hold.
 //!
-//! Model: levels by target, separated by commas. `EnvFilter` accepts any word as a target. So a
+//! Model: levels by target, separated by commas. `Targets` accepts any word as a target. So a
 //! misspelt level, or a space in place of a comma, would be a target that no line has, and would
 //! silence the log. Here the levels and the targets are known. A word that is neither is an error,
 //! except for the name of another crate, which may be right in another build.
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// The filter of log lines: a level, or levels by module, in the syntax of
-/// `tracing_subscriber::EnvFilter` without spans.
+/// `tracing_subscriber::filter::Targets`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LogFilter(String);
@@ -92,8 +91,10 @@ impl Default for LogFilter {
 impl LogFilter {
     /// Returns the filter, with the HTTP/2 library silenced unless it is named. That library warns
     /// of errors of clients. Otherwise a client could fill the log.
-    pub(super) fn filter(&self) -> EnvFilter {
-        EnvFilter::new(format!("h2=off,{}", self.with_base_level()))
+    pub(super) fn filter(&self) -> Targets {
+        let directives = format!("h2=off,{}", self.with_base_level());
+        // They were parsed when the filter was made.
+        directives.parse().unwrap_or_default()
     }
 
     /// Returns the directives, with the default level for what they do not name. Otherwise
@@ -130,7 +131,7 @@ impl TryFrom<String> for LogFilter {
         if let Some(reason) = directives(&text).find_map(problem) {
             return wrong(&reason);
         }
-        if EnvFilter::try_new(directives(&text).collect::<Vec<_>>().join(",")).is_err() {
+        if directives(&text).collect::<Vec<_>>().join(",").parse::<Targets>().is_err() {
             return wrong("expected levels by module such as \"info,redis_proxy=debug\"");
         }
         Ok(Self(text))
@@ -187,7 +188,7 @@ fn word_problem(word: &str) -> String {
     format!("{word:?} is no level and no target; {hint}")
 }
 
-/// Whether `EnvFilter` takes the word as a level: a name in any case, or a number.
+/// Whether `Targets` takes the word as a level: a name in any case, or a number.
 fn is_level(word: &str) -> bool {
     !word.is_empty() && word.parse::<LevelFilter>().is_ok()
 }

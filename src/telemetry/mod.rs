@@ -20,10 +20,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, reload};
+use tracing_subscriber::{Layer as _, reload};
 
 pub use self::log_filter::LogFilter;
 use self::log_writer::LogWriter;
@@ -35,7 +35,7 @@ use self::spans::TARGET;
 /// The handle of the log and of the traces, if these are enabled. Clones share both.
 #[derive(Clone)]
 pub struct Telemetry {
-    set_filter: Arc<dyn Fn(EnvFilter) + Send + Sync>,
+    set_filter: Arc<dyn Fn(Targets) + Send + Sync>,
     tracing: Option<Arc<TracePipeline>>,
     writer: LogWriter,
 }
@@ -103,7 +103,7 @@ impl Telemetry {
         let unknown = filter.unknown_targets();
         if !unknown.is_empty() {
             // Otherwise the filter itself could suppress the warning.
-            (self.set_filter)(EnvFilter::new("warn"));
+            (self.set_filter)(Targets::new().with_default(LevelFilter::WARN));
             tracing::warn!(?unknown, "telemetry.log_filter names crates that log nothing here");
         }
         (self.set_filter)(filter.filter());
