@@ -67,7 +67,7 @@ const OWN_TARGETS: [&str; 45] = [
 ];
 
 /// The linked crates that log, by the names of their targets.
-const LOGGING_CRATES: [&str; 9] = [
+const LOGGING_CRATES: [&str; 8] = [
     "h2",
     "hyper_util",
     "mio",
@@ -76,7 +76,6 @@ const LOGGING_CRATES: [&str; 9] = [
     "tower",
     "tracing_log",
     "tracing_opentelemetry",
-    "tracing_subscriber",
 ];
 
 /// The similarity, from 0 to 1, below which no word is suggested for another.
