@@ -67,16 +67,8 @@ const OWN_TARGETS: [&str; 45] = [
 ];
 
 /// The linked crates that log, by the names of their targets.
-const LOGGING_CRATES: [&str; 8] = [
-    "h2",
-    "hyper_util",
-    "mio",
-    "rustls",
-    "tonic",
-    "tower",
-    "tracing_log",
-    "tracing_opentelemetry",
-];
+const LOGGING_CRATES: [&str; 8] =
+    ["h2", "hyper_util", "mio", "rustls", "tonic", "tower", "tracing_log", "tracing_opentelemetry"];
 
 /// The similarity, from 0 to 1, below which no word is suggested for another.
 const MIN_SIMILARITY: f64 = 0.75;

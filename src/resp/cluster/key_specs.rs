@@ -23,12 +23,12 @@ pub struct KeySpecs(HashMap<Box<[u8]>, CommandSpec>);
 pub(super) struct CommandSpec {
     /// The number of its arguments, the name included. Negative: the minimum.
     arity: i64,
-    /// Whether it changes nothing.
-    pub(super) is_read: bool,
-    /// Whether it may change a key, or be replicated.
-    pub(super) may_write: bool,
+    pub(super) access: Access,
     /// Whether Redis may wait with its reply.
     pub(super) may_block: bool,
+    /// Whether a transaction that contains it is aborted. Valkey has this flag for `MULTI` and
+    /// `WATCH`, which Redis rejects without an effect on the transaction.
+    pub(super) is_refused_in_multi: bool,
     pub(super) distribution: Distribution,
     specifications: Vec<Specification>,
     subcommands: KeySpecs,
@@ -170,13 +170,24 @@ fn read_command(value: &Value) -> Option<(Box<[u8]>, CommandSpec)> {
     let command = CommandSpec {
         arity: *arity,
         may_block: has(b"blocking"),
-        is_read: has(b"readonly"),
-        may_write: has(b"write") || has(b"may_replicate"),
+        is_refused_in_multi: has(b"no_multi"),
+        access: read_access(has),
         distribution: read_tips(tips, &specified),
         specifications: specified,
         subcommands: KeySpecs::read(subcommands),
     };
     Some((bytes(name)?.to_ascii_lowercase().into(), command))
+}
+
+/// Reads the access from the flags. A command that may be replicated may change keys.
+fn read_access(has: impl Fn(&[u8]) -> bool) -> Access {
+    if has(b"readonly") {
+        Access::Read
+    } else if has(b"write") || has(b"may_replicate") {
+        Access::Write
+    } else {
+        Access::None
+    }
 }
 
 /// Reads the request policy and the response policy.

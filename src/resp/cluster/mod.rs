@@ -623,8 +623,12 @@ impl Router {
         }
         let (route, access) = route(&self.terms.specs, arguments);
         let is_alone = !self.transaction.is_open();
-        let route = if is_alone { route } else { within_transaction(route, arguments) };
         let known = self.terms.specs.find(arguments);
+        let route = match known {
+            _ if is_alone => route,
+            Some(command) if command.is_refused_in_multi => refused_in_multi(route),
+            _ => within_transaction(route, arguments),
+        };
         if !(is_alone && known.is_some_and(|command| command.may_block)) {
             return self.go(route, access, length);
         }
@@ -666,6 +670,9 @@ impl Router {
             }
             Route::Invalid if is_in_transaction => {
                 return self.go_in_transaction(Input::Invalid, length);
+            }
+            Route::RefusedInMulti => {
+                return self.go_in_transaction(Input::RefusedInMulti, length);
             }
             Route::Slot(slot) => {
                 self.send_one(self.cluster.owner(slot), Some(slot), access, length);
@@ -874,6 +881,14 @@ fn within_transaction(route: Route, arguments: Arguments<'_>) -> Route {
             Route::Refused(of_one_node(arguments))
         }
         route => route,
+    }
+}
+
+/// The same route for a command that aborts a transaction, unless it is refused anyway.
+fn refused_in_multi(route: Route) -> Route {
+    match route {
+        Route::Refused(_) | Route::Invalid => route,
+        _ => Route::RefusedInMulti,
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) enum Route {
     Any,
     /// Any node, which replies with an error.
     Invalid,
+    /// None before the transaction has a node. A node that keeps the transaction refuses it.
+    RefusedInMulti,
     /// A command of its own to each slot, and how the replies become one.
     Split(Vec<(u16, Bytes)>, Aggregate),
     /// All primaries, and how the replies become one.
@@ -145,11 +147,7 @@ pub(super) fn unavailable() -> Bytes {
 /// The route of a command, and what it does to keys.
 pub(super) fn route(specs: &KeySpecs, arguments: Arguments<'_>) -> (Route, Access) {
     let known = specs.find(arguments);
-    let access = match known {
-        Some(command) if command.is_read => Access::Read,
-        Some(command) if !command.may_write => Access::None,
-        _ => Access::Write,
-    };
+    let access = known.map_or(Access::Write, |command| command.access);
     let name = arguments.get(0);
     let is_of_one = is_one_of(name, OF_ONE_NODE) || is_one_of(name, PARTLY_OF_ONE_NODE);
     // Any node replies what is wrong with it.

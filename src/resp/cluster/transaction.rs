@@ -60,6 +60,8 @@ pub(super) enum Input {
     Keyless,
     /// A command that any node replies to with an error.
     Invalid,
+    /// A command that aborts a transaction.
+    RefusedInMulti,
 }
 
 /// The keys of a command: their slot, and the node that serves it now.
@@ -93,6 +95,7 @@ pub(super) enum Action {
 
 /// Redis's own words.
 const ABORTED: &[u8] = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
+const REFUSED_IN_MULTI: &str = "ERR Command not allowed inside a transaction";
 const OK: Bytes = Bytes::from_static(b"+OK\r\n");
 const UNWATCH: &[u8] = b"UNWATCH\r\n";
 const DISCARD: &[u8] = b"DISCARD\r\n";
@@ -188,6 +191,10 @@ impl Transaction {
                 self.is_aborted = true;
                 Action::SendAnywhere
             }
+            Input::RefusedInMulti => {
+                self.is_aborted = true;
+                Action::Reply(error(REFUSED_IN_MULTI))
+            }
             Input::Keyed(keys) if self.watching.is_none() || self.watching == keys.owner => {
                 self.slot.get_or_insert(keys.slot);
                 Action::Begin(keys.owner)
@@ -268,7 +275,9 @@ mod tests {
 
     #[test]
     fn action_follows_from_state_and_command() {
-        use Input::{Discard, Exec, Invalid, Keyed, Keyless, Multi, Unwatch, Watch};
+        use Input::{
+            Discard, Exec, Invalid, Keyed, Keyless, Multi, RefusedInMulti, Unwatch, Watch,
+        };
         let ok = || Action::Reply(OK);
         let aborted = || Action::Reply(Bytes::from_static(ABORTED));
         let at = |owner| Keyed(keys_of(owner));
@@ -276,7 +285,7 @@ mod tests {
         // The slot was B's.
         let moved = || Keys { owner: Some(A), ..keys_of(B) };
         let left = || Action::Reply(slot_left());
-        let cases: [(&[Input], Input, Action); 26] = [
+        let cases: [(&[Input], Input, Action); 29] = [
             (&[], Multi, ok()),
             (&[], Exec, Action::SendAnywhere),
             (&[], Discard, Action::SendAnywhere),
@@ -291,6 +300,9 @@ mod tests {
             (&[Multi], Exec, Action::Reply(Bytes::from_static(b"*0\r\n"))),
             (&[Multi, Keyless], Exec, Action::Begin(Some(A))),
             (&[Multi, Invalid], Exec, aborted()),
+            (&[Multi], RefusedInMulti, Action::Reply(error(REFUSED_IN_MULTI))),
+            (&[Multi, RefusedInMulti], Exec, aborted()),
+            (&[Multi, at(B)], RefusedInMulti, Action::Send(B)),
             (&[Multi], Discard, ok()),
             (&[watch(B), Multi], Discard, Action::SendInstead(B, UNWATCH)),
             (&[watch(B), Multi], at(A), Action::Reply(crossslot())),
