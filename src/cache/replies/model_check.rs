@@ -291,6 +291,12 @@ impl World {
         self.cache.invalidate_all();
     }
 
+    /// Replaces the table of the change counters twice, as two reloads do.
+    fn resize_twice(&self) {
+        let counters = &self.cache.0.replies.store.counters;
+        assert!(counters.resize(0) && counters.resize(1 << 20));
+    }
+
     /// Loses the connection and makes a new one. Meanwhile another client writes, and nothing is
     /// pushed.
     fn reconnect(&self) {
@@ -370,6 +376,12 @@ fn random_orders_of_all_reply_operations_hold() {
         World::reconnect,
     ];
     orders::hold_at_random(move |background| run(RIGHT, background, World::read, acts));
+}
+
+#[test]
+fn new_counters_never_revive_a_changed_reply() {
+    let acts: &[Act] = &[World::resize_twice, World::read_twice, World::change_and_read];
+    holds(2, World::read, acts);
 }
 
 #[test]

@@ -54,9 +54,11 @@ impl Note {
     /// Whether no key has changed since.
     #[inline]
     pub(super) fn is_unchanged(&self, counters: &Counters) -> bool {
+        let table = counters.table();
+        let Some(table) = &*table else { return false };
         match &self.counts {
-            Counts::One(count) => counters.is_current(*count),
-            Counts::Many(counts) => counts.iter().all(|count| counters.is_current(*count)),
+            Counts::One(count) => table.is_current(*count),
+            Counts::Many(counts) => counts.iter().all(|count| table.is_current(*count)),
         }
     }
 

@@ -121,6 +121,10 @@ impl ReplyStore {
         self.budget.apply(settings);
         let bytes = self.budget.max_replies();
         if bytes != before {
+            if self.counters.resize(bytes) {
+                // They would not be served any more.
+                self.remove_where(EvictionCause::Resized, |_| true);
+            }
             let counters = self.counters.size_in_use();
             self.replies.set_capacity(bytes.saturating_sub(counters) as u64);
             self.count();

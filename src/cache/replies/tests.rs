@@ -292,6 +292,23 @@ async fn reply_memory_stays_within_its_bound() {
 }
 
 #[tokio::test]
+async fn replies_are_kept_after_a_change_of_their_bound() {
+    let with = |bound| Settings { max_reply_memory: ByteSize(bound), ..Settings::default() };
+    for (before, after) in [(64 << 20, 128 << 10), (0, 64 << 20), (1 << 10, 64 << 20)] {
+        let cache = cache_with(with(before));
+        read(&cache, "reply").await;
+        cache.apply(&with(after));
+        let outcomes = (read(&cache, "reply").await.0, read(&cache, "reply").await.0);
+        assert_eq!(outcomes, (Outcome::Miss, Outcome::Hit), "{before} to {after}");
+        let others = (0..1000_u32).map(u32::to_ne_bytes);
+        others.for_each(|other| cache.invalidate(&other));
+        let is_shared = after < 1 << 20; // few counters are for several keys
+        assert!(is_shared || read(&cache, "reply").await.0 == Outcome::Hit, "{before} to {after}");
+        assert!(cache.0.replies.store.size().1 <= after as u64);
+    }
+}
+
+#[tokio::test]
 async fn replies_count_against_the_bound_of_all_that_is_kept() {
     let cache = cache();
     let memory = || cache.statistics().memory.bytes;
