@@ -137,11 +137,6 @@ impl Config {
                     "http.listen",
                     "found a unix socket, expected host:port",
                 ),
-                (
-                    self.admin.listen.unix_path().is_some(),
-                    "admin.listen",
-                    "found a unix socket, expected host:port",
-                ),
             ]),
         ];
         own.concat()

@@ -85,7 +85,7 @@ impl TryFrom<String> for Listen {
         }
         Err(format!(
             "invalid value: string {text:?}, expected host:port such as \"127.0.0.1:8080\" or \
-                \"[::1]:8080\", or for resp unix:///path"
+                \"[::1]:8080\", or for resp and admin unix:///path"
         ))
     }
 }

@@ -9,7 +9,11 @@
     reason = "a test that panics has failed, which is what it should do"
 )]
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::support::cluster::RedisCluster;
 use crate::support::fault_stage::DOWN;
@@ -358,6 +362,25 @@ mod access {
         }
         assert_eq!(request(&proxy, "GET", "/cache/a:1", "scoped"), 200);
         assert_eq!(request(&proxy, "GET", "/cache/b:1", "scoped"), 403);
+    }
+
+    #[test]
+    fn peer_on_a_unix_socket_needs_no_token() {
+        let redis = RedisServer::start();
+        let directory = TempDir::new().expect("a directory");
+        let socket = directory.path().join("admin.sock");
+        let proxy = Proxy::builder(&config(&redis.url(), BASE).replace("admin.listen", "#"))
+            .argument("--set")
+            .argument(format!("admin.listen=unix://{}", socket.display()))
+            .start();
+        eventually("the value is kept", || is_hit(&proxy, "key").then_some(()));
+        let mut peer = UnixStream::connect(&socket).expect("the socket");
+        let request = "DELETE /cache/key HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        peer.write_all(request.as_bytes()).expect("a request");
+        let mut response = String::new();
+        peer.read_to_string(&mut response).expect("a response");
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        assert!(response.contains("\"purged\":1"), "{response}");
     }
 
     #[test]
