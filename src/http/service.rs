@@ -33,6 +33,7 @@ pub struct Limits {
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Returns the handler for the requests of one connection. Its clones share the state that it
     /// has of that connection, if any.
+    #[must_use]
     fn for_connection(&self) -> Self {
         self.clone()
     }
