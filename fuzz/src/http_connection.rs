@@ -88,6 +88,10 @@ type Routes = WithRest<Keys>;
 struct HyperAlone(Routes);
 
 impl Handler for HyperAlone {
+    fn for_connection(&self) -> Self {
+        Self(self.0.for_connection())
+    }
+
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         self.0.handle(request).await
     }
@@ -106,6 +110,10 @@ impl Handler for HyperAlone {
 struct FastAlone(Routes);
 
 impl Handler for FastAlone {
+    fn for_connection(&self) -> Self {
+        Self(self.0.for_connection())
+    }
+
     async fn handle(&self, _: Request<Incoming>) -> Response<Body> {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::IM_A_TEAPOT;

@@ -38,7 +38,8 @@ impl<R: Handler> Service for HttpService<R> {
         let needs_client = self.observer.is_logging() || self.auth.is_some();
         let client = if needs_client { stream.peer() } else { None };
         let close = LingeringClose::new(drain.quiet_time());
-        let mut fast_path = FastPath::new(stream, client, self.clone(), Arc::clone(&timers), close);
+        let http = self.for_connection();
+        let mut fast_path = FastPath::new(stream, client, http, Arc::clone(&timers), close);
         // No `async fn`, which would store each of its arguments twice.
         Box::pin(async move {
             let end = serve_simple(&mut fast_path, &timers, &limits, &drain).await;

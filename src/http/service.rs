@@ -31,6 +31,13 @@ pub struct Limits {
 
 /// A handler of requests.
 pub trait Handler: Clone + Send + Sync + 'static {
+    /// Returns the handler for the requests of one connection. Its clones share the state that it
+    /// has of that connection, if any.
+    #[must_use]
+    fn for_connection(&self) -> Self {
+        self.clone()
+    }
+
     /// Returns the response to `request`.
     fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 
@@ -90,6 +97,16 @@ impl<R: Handler> HttpService<R> {
         observer: Observer,
     ) -> Self {
         Self { handler, limits: Arc::new(limits), auth, observer }
+    }
+
+    /// Returns the service of one connection.
+    pub(super) fn for_connection(&self) -> Self {
+        Self {
+            handler: self.handler.for_connection(),
+            limits: Arc::clone(&self.limits),
+            auth: self.auth.clone(),
+            observer: self.observer.clone(),
+        }
     }
 
     /// Whether a simple request passes all checks that precede routing.

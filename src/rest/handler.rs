@@ -22,7 +22,7 @@ use super::rights::{Denied, StreamKind, stream_refusal};
 use super::run::RunError;
 use super::scripts::Scripts;
 use super::settings::Settings;
-use super::sync_token::{self, Progress, Seen, SyncTokens};
+use super::sync_token::{self, ConnectionWrites, Progress, Seen, SyncTokens};
 use crate::access::{FileError, Prepare, TokenFile, TokenRights, parse_bearer};
 use crate::http::{FastPathResult, Handler, ResponseWriter, SimpleRequest};
 use crate::metrics::{FrontEnd, RejectReason};
@@ -31,9 +31,9 @@ use crate::resp::{self, KeySpecs, LocalClients};
 use crate::server::Drain;
 use crate::telemetry::spans::{self, Route};
 
-/// The front end, at a path. Clones share it.
+/// The front end, at a path. Clones share it, and with it the writes of one connection.
 #[derive(Clone)]
-pub struct Rest(pub(super) Arc<Shared>, Mount);
+pub struct Rest(pub(super) Arc<Shared>, Mount, ConnectionWrites);
 
 /// The place of the front end on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl Rest {
             cors,
             names: crate::commands::names(),
         };
-        Ok(Self(Arc::new(shared), Mount::Root))
+        Ok(Self(Arc::new(shared), Mount::Root, ConnectionWrites::default()))
     }
 
     /// Returns the function that reads the tokens again at a reload.
@@ -130,7 +130,12 @@ impl Rest {
     /// Returns the front end below `rest.path`, if that is set.
     pub fn beside_others(&self) -> Option<Self> {
         let is_wanted = !self.0.settings.path.is_empty();
-        is_wanted.then(|| Self(Arc::clone(&self.0), Mount::Path))
+        is_wanted.then(|| Self(Arc::clone(&self.0), Mount::Path, ConnectionWrites::default()))
+    }
+
+    /// Returns the writes that a request with this token, which arrived at `now`, has to see.
+    pub(super) fn seen(&self, token: Option<&[u8]>, now: Instant) -> Seen {
+        self.0.sync_tokens.read(token, now, &self.2)
     }
 
     /// Returns the tokens, for other routes that they admit to.
@@ -183,6 +188,13 @@ impl<H> WithRest<H> {
 }
 
 impl<H: Handler> Handler for WithRest<H> {
+    fn for_connection(&self) -> Self {
+        Self {
+            rest: self.rest.as_ref().map(Handler::for_connection),
+            others: self.others.for_connection(),
+        }
+    }
+
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         match self.rest_for(request.uri().path()) {
             // Its future is large. Boxed, it does not enlarge that of a read.
@@ -224,6 +236,10 @@ impl<H: Handler> Handler for WithRest<H> {
 
 /// The front end on a listener of its own.
 impl Handler for Rest {
+    fn for_connection(&self) -> Self {
+        Self(Arc::clone(&self.0), self.1, ConnectionWrites::default())
+    }
+
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         self.layered(request).await
     }
@@ -346,7 +362,9 @@ impl Rest {
             }
         };
         self.0.proxy.record_rest_request(response.status().as_str());
-        let token = progress.token(&self.0.sync_tokens, Instant::now());
+        let now = Instant::now();
+        self.2.record(progress.last_write(now));
+        let token = progress.token(&self.0.sync_tokens, now);
         if let Some(token) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
             response.headers_mut().insert(sync_token::HEADER.clone(), token);
         }
@@ -364,7 +382,7 @@ impl Rest {
     ) -> Result<Response<Body>, Rejection> {
         let rights = self.authenticate(&head.headers, head.uri.query())?;
         let shown = head.headers.get(&sync_token::HEADER).map(HeaderValue::as_bytes);
-        let seen = self.0.sync_tokens.read(shown, Instant::now());
+        let seen = self.seen(shown, Instant::now());
         progress.begin(seen);
         let has_body = match head.method {
             Method::POST | Method::PUT => true,

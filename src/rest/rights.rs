@@ -67,6 +67,9 @@ const OF_OTHER_KEYS: [&str; 13] = [
     "sort",
     "spublish",
 ];
+/// The command whose keys are behind the word `STREAMS`, and whose group and consumer are any words
+/// in front of it.
+const XREADGROUP: &str = "xreadgroup";
 /// Commands of no class of their own that change the state of a connection.
 const STATEFUL: [&str; 3] = ["asking", "readonly", "readwrite"];
 
@@ -108,7 +111,7 @@ pub(super) fn refusal(
     }
     let is_allowed = !denied.has(info, words)
         && (!rights.is_read_only || is_read(info.class, words))
-        && (rights.keys.allows_all() || !is_one_of(&OF_OTHER_KEYS, name));
+        && (rights.keys.allows_all() || !hides_keys(words));
     (!is_allowed).then(|| Refusal::Command(shown(name)))
 }
 
@@ -136,6 +139,15 @@ pub(super) fn key_refusal<'a>(
         return Some(Refusal::Command(shown(name)));
     }
     (!keys.iter().all(|key| rights.keys.allows(key))).then_some(Refusal::Key)
+}
+
+/// Whether a command may use other keys than its key specification finds.
+fn hides_keys(words: Words<'_>) -> bool {
+    let name = words.get(0);
+    let is_streams = |word: &&[u8]| word.eq_ignore_ascii_case(b"streams");
+    // The specification takes the first `STREAMS`, which may be the name of the consumer.
+    let is_ambiguous = || words.iter().skip(1).filter(is_streams).count() > 1;
+    is_one_of(&OF_OTHER_KEYS, name) || (is_one_of(&[XREADGROUP], name) && is_ambiguous())
 }
 
 /// The command of a stream.
@@ -402,6 +414,8 @@ mod tests {
             ("HGETALL a:h", &[]),
             ("SET a:1 x", &["a:1"]),
             ("SUNIONSTORE a:1 a:2", &["a:1", "a:2"]),
+            ("XREADGROUP GROUP g c STREAMS a:s >", &["a:s"]),
+            ("XREAD STREAMS a:s a:streams 0 0", &["a:s", "a:streams"]),
             ("PING", &[]),
         ] {
             assert_eq!(found(line, keys), None, "{line}");
@@ -424,6 +438,8 @@ mod tests {
             ("SPUBLISH a:c m", &["a:c"]),
             ("DBSIZE", &[]),
             ("NONESUCH a:1", &[]),
+            ("XREADGROUP NOACK GROUP g streams STREAMS b >", &["STREAMS"]),
+            ("xreadgroup GROUP g c GROUP g Streams streams b >", &["streams"]),
         ] {
             let refusal = found(line, keys);
             assert!(matches!(refusal, Some(Refusal::Command(_))), "{line}: {refusal:?}");

@@ -40,7 +40,7 @@ impl Rest {
         let first = |name| request.values(name).next();
         let format =
             format(first(ENCODING).unwrap_or_default(), first(RESPONSE_FORMAT).unwrap_or_default());
-        let seen = self.0.sync_tokens.read(first(sync_token::NAME), now);
+        let seen = self.seen(first(sync_token::NAME), now);
         Some(Job { form, rights, format: format.ok()?, seen })
     }
 

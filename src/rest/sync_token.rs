@@ -9,10 +9,13 @@
 //! counts as a fence (invariant C2), so memory behind a later connection covers the time of a token
 //! from before it.
 //!
+//! Some clients send a token that is not the last one. So a request with the header also sees the
+//! writes of the requests before it on its HTTP connection.
+//!
 //! The rule that must not be broken: the token of a response is never older than that of its
 //! request. A client keeps only the last one.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -40,7 +43,7 @@ pub(super) struct SyncTokens {
 }
 
 /// The writes that a client has seen before a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) enum Seen {
     /// None.
     #[default]
@@ -70,16 +73,26 @@ impl SyncTokens {
         own
     }
 
-    /// Returns the writes that the token of a request at `now` names. `None` if it has no token.
-    pub(super) fn read(&self, token: Option<&[u8]>, now: Instant) -> Seen {
-        match token.filter(|token| !token.is_empty()).map(|token| self.parse(token)) {
-            None | Some(Some(0)) => Seen::Nothing,
-            Some(micros) => {
-                let at =
-                    micros.and_then(|micros| self.start.checked_add(Duration::from_micros(micros)));
-                Seen::Until(at.filter(|at| *at <= now).unwrap_or(now))
-            }
+    /// Returns the writes that a request at `now` has to see: those that its token names, and those
+    /// of its connection. `None` as its token: it has no such header and has to see none.
+    pub(super) fn read(
+        &self,
+        token: Option<&[u8]>,
+        now: Instant,
+        connection: &ConnectionWrites,
+    ) -> Seen {
+        // The header of a client that has no token yet is empty.
+        token.map_or(Seen::Nothing, |token| self.named(token, now).max(connection.seen()))
+    }
+
+    /// Returns the writes that a token names at `now`.
+    fn named(&self, token: &[u8], now: Instant) -> Seen {
+        let micros = if token.is_empty() { Some(0) } else { self.parse(token) };
+        if micros == Some(0) {
+            return Seen::Nothing;
         }
+        let at = micros.and_then(|micros| self.start.checked_add(Duration::from_micros(micros)));
+        Seen::Until(at.filter(|at| *at <= now).unwrap_or(now))
     }
 
     /// Returns the time of an own token, in microseconds of the clock.
@@ -118,6 +131,27 @@ impl SyncTokens {
     /// The authentication code. Two of them are compared in constant time.
     fn code(&self, named: &str) -> Hash {
         blake3::keyed_hash(&self.key, named.as_bytes())
+    }
+}
+
+/// The writes of the requests of one connection. Clones share them.
+///
+/// A client that sends the token of an earlier response than the last one would otherwise miss the
+/// write that it sent last.
+#[derive(Clone, Default)]
+pub(super) struct ConnectionWrites(Arc<Mutex<Option<Instant>>>);
+
+impl ConnectionWrites {
+    /// A request has ended. Its last reply that may reflect a write came at `last_write`.
+    pub(super) fn record(&self, last_write: Option<Instant>) {
+        if last_write.is_some() {
+            let mut latest = lock(&self.0);
+            *latest = latest.max(last_write);
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        lock(&self.0).map_or(Seen::Nothing, Seen::Until)
     }
 }
 
@@ -160,12 +194,18 @@ impl Progress {
         state.last_write = state.last_write.max(last_write);
     }
 
+    /// Returns the time at which the request may have written for the last time, as far as is known
+    /// at `now`.
+    pub(super) fn last_write(&self, now: Instant) -> Option<Instant> {
+        let State { is_running, last_write, .. } = *lock(&self.0);
+        // A command without a reply may have written something until now.
+        if is_running { Some(now) } else { last_write }
+    }
+
     /// Returns the token for the response at `now`. `None` if the request is not authenticated.
     pub(super) fn token(&self, tokens: &SyncTokens, now: Instant) -> Option<String> {
-        let State { seen, is_running, last_write } = *lock(&self.0);
-        // A command without a reply may have written something until now.
-        let last_write = if is_running { Some(now) } else { last_write };
-        seen.map(|seen| tokens.write(seen, last_write))
+        let seen = lock(&self.0).seen;
+        seen.map(|seen| tokens.write(seen, self.last_write(now)))
     }
 }
 
@@ -173,15 +213,20 @@ impl Progress {
 mod tests {
     use super::*;
 
+    /// The writes that a token names, on a connection without any.
+    fn read(tokens: &SyncTokens, token: Option<&str>, now: Instant) -> Seen {
+        tokens.read(token.map(str::as_bytes), now, &ConnectionWrites::default())
+    }
+
     #[test]
     fn token_is_never_older_than_what_was_seen() {
         let start = Instant::now();
         let tokens = SyncTokens::new([7; 32], start);
         let at = |micros| start + Duration::from_micros(micros);
-        let read = |token: &str| tokens.read(Some(token.as_bytes()), at(1_000_000));
-        assert_eq!(tokens.read(None, at(5)), Seen::Nothing);
-        assert_eq!(tokens.read(Some(b""), at(5)), Seen::Nothing);
-        assert_eq!(read(&tokens.write(Seen::Nothing, None)), Seen::Nothing);
+        let named = |token: &str| read(&tokens, Some(token), at(1_000_000));
+        assert_eq!(read(&tokens, None, at(5)), Seen::Nothing);
+        assert_eq!(read(&tokens, Some(""), at(5)), Seen::Nothing);
+        assert_eq!(named(&tokens.write(Seen::Nothing, None)), Seen::Nothing);
         for (seen, last_write, expected) in [
             (Seen::Nothing, Some(at(7)), at(7)),
             (Seen::Until(at(9)), None, at(9)),
@@ -190,8 +235,8 @@ mod tests {
             (Seen::Nothing, Some(at(7) + Duration::from_nanos(1)), at(8)),
         ] {
             let token = tokens.write(seen, last_write);
-            assert_eq!(read(&token), Seen::Until(expected), "{seen:?}");
-            assert_eq!(tokens.write(read(&token), None), token, "it changes on its way");
+            assert_eq!(named(&token), Seen::Until(expected), "{seen:?}");
+            assert_eq!(tokens.write(named(&token), None), token, "it changes on its way");
         }
     }
 
@@ -218,9 +263,37 @@ mod tests {
             "\u{e9}.a".to_owned(),
             "99999999999999999999999.a".to_owned(),
         ] {
-            assert_eq!(own.read(Some(token.as_bytes()), now), Seen::Until(now), "{token}");
+            assert_eq!(read(&own, Some(&token), now), Seen::Until(now), "{token}");
         }
-        assert_ne!(own.read(Some(good.as_bytes()), now), Seen::Until(now));
+        assert_ne!(read(&own, Some(&good), now), Seen::Until(now));
+    }
+
+    #[test]
+    fn older_token_sees_writes_of_connection() {
+        let start = Instant::now();
+        let (own, other) = (SyncTokens::new([7; 32], start), SyncTokens::new([8; 32], start));
+        let at = |millis| start + Duration::from_millis(millis);
+        let token = |tokens: &SyncTokens, last_write| tokens.write(Seen::Nothing, last_write);
+        let (none, older, newer) =
+            (token(&own, None), token(&own, Some(at(2))), token(&own, Some(at(5))));
+        let (connection, now) = (ConnectionWrites::default(), at(9));
+        let sees = |token: Option<&str>| own.read(token.map(str::as_bytes), now, &connection);
+        connection.record(None);
+        assert_eq!([sees(Some("")), sees(Some(&none))], [Seen::Nothing; 2]);
+        assert_eq!(sees(Some(&older)), Seen::Until(at(2)));
+        for last_write in [Some(at(3)), None, Some(at(1))] {
+            connection.clone().record(last_write);
+            for (token, expected) in [
+                (None, Seen::Nothing),
+                (Some(""), Seen::Until(at(3))),
+                (Some(&*none), Seen::Until(at(3))),
+                (Some(&older), Seen::Until(at(3))),
+                (Some(&newer), Seen::Until(at(5))),
+                (Some(&token(&other, None)), Seen::Until(now)),
+            ] {
+                assert_eq!(sees(token), expected, "{token:?} {last_write:?}");
+            }
+        }
     }
 
     #[test]
@@ -236,7 +309,9 @@ mod tests {
         assert_eq!(progress.token(&tokens, now), token(seen));
         progress.sent();
         assert_eq!(progress.token(&tokens, now), token(Seen::Until(now)));
+        assert_eq!(progress.last_write(now), Some(now));
         progress.finished(None);
+        assert_eq!(progress.last_write(now), None, "a read alone");
         assert_eq!(progress.token(&tokens, now), token(seen));
         progress.sent();
         let written = start + Duration::from_secs(3);

@@ -2,6 +2,8 @@
 //!
 //! The connection to Redis of one proxy is slowed, so that an invalidation takes a while. A read
 //! without the token may then return the old value, and does, which shows that the tests can fail.
+//!
+//! Promise: so does a request with an older token for the writes of its own HTTP connection.
 
 use std::time::Duration;
 
@@ -45,6 +47,32 @@ impl Sdk {
 
     fn get(&mut self, key: &str) -> Value {
         self.post("/rest", &format!(r#"["GET","{key}"]"#)).1["result"].clone()
+    }
+}
+
+/// A client that sends the token of the response before the last one, as some SDKs do.
+struct LateSdk {
+    sdk: Sdk,
+    last: String,
+}
+
+impl LateSdk {
+    fn new(proxy: &Proxy) -> Self {
+        Self { sdk: Sdk::new(proxy), last: String::new() }
+    }
+
+    fn post(&mut self, path: &str, body: &str) -> Value {
+        let (_, found) = self.sdk.post(path, body);
+        std::mem::swap(&mut self.sdk.token, &mut self.last);
+        found["result"].clone()
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        assert_eq!(self.post("/rest", &format!(r#"["SET","{key}","{value}"]"#)), "OK");
+    }
+
+    fn get(&mut self, key: &str) -> Value {
+        self.post("/rest", &format!(r#"["GET","{key}"]"#))
     }
 }
 
@@ -136,6 +164,37 @@ fn own_write_is_seen_by_the_token_of_the_same_proxy() {
         assert_eq!(found, number.to_string());
         assert_eq!(sdk.token, token);
     }
+}
+
+/// The relay passes single bytes slowly. So Redis's short reply to a write is here long before the
+/// invalidation.
+#[test]
+fn late_token_sees_writes_of_connection() {
+    let (redis, file) = (RedisServer::start(), SecretFile::new(TOKENS));
+    let relay = Relay::to_socket(redis.socket());
+    let proxy = start_rest(&format!("redis.url = \"{}\"", relay_url(&relay)), &file, "");
+    let (mut simple, mut general, mut apart) =
+        (LateSdk::new(&proxy), LateSdk::new(&proxy), LateSdk::new(&proxy));
+    // hyper serves this connection from now on.
+    general.sdk.post("/rest/get/general", "");
+    general.sdk.token.clear();
+    for (client, key) in [(&mut simple, "simple"), (&mut apart, "apart")] {
+        client.get(key);
+    }
+    relay.delay(Duration::from_millis(1));
+    relay.byte_at_a_time();
+    let mut old = 0;
+    for number in 1..=6 {
+        let text = number.to_string();
+        for (client, key) in [(&mut simple, "simple"), (&mut general, "general")] {
+            client.set(key, &text);
+            assert_eq!(client.get(key), text, "{key}");
+        }
+        apart.set("apart", &text);
+        apart.sdk.connection = Client::connect(proxy.http());
+        old += u32::from(apart.get("apart") != text);
+    }
+    assert!(old > 0, "no read over another connection was early enough to be old");
 }
 
 #[test]
