@@ -32,13 +32,18 @@ const TEXTS: &str = "(() => {
     };
 })()";
 
-/// The elements that reach beyond the right edge, and how far the page scrolls to the side.
-const OVERFLOW: &str = "[
-    document.documentElement.scrollWidth - innerWidth,
-    [...document.querySelectorAll('body *')]
-        .filter((each) => each.getBoundingClientRect().right > innerWidth + 1)
-        .map((each) => `${each.tagName}#${each.id}: ${each.textContent}`),
-]";
+/// The pixels by which the page is wider than its screen, and the elements that reach beyond it.
+/// On a phone `innerWidth` grows with the page, so it is no measure.
+fn overflow(browser: &mut Browser, width: u32) -> Value {
+    browser.evaluate(&format!(
+        "[
+            document.documentElement.scrollWidth - {width},
+            [...document.querySelectorAll('body *')]
+                .filter((each) => each.getBoundingClientRect().right > {width} + 1)
+                .map((each) => `${{each.tagName}}#${{each.id}}: ${{each.textContent}}`),
+        ]"
+    ))
+}
 
 /// Returns the page once it has this text at this key.
 #[track_caller]
@@ -159,8 +164,7 @@ fn page_fits_every_screen() {
         browser.resize(size, scheme);
         browser.open(&page_url(&proxy));
         await_text(&mut browser, "total", "36");
-        let overflow = browser.evaluate(OVERFLOW);
-        assert_eq!(overflow, json!([0, []]), "{name}");
+        assert_eq!(overflow(&mut browser, size.0), json!([0, []]), "{name}");
         let back = browser.evaluate("getComputedStyle(document.body).backgroundColor");
         assert_eq!(back == "rgb(255, 255, 255)", scheme == Scheme::Light, "{name}: {back}");
         save(&mut browser, name);
