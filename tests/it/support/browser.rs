@@ -1,7 +1,7 @@
 //! A Chromium without a window, for tests of the status page.
 //!
-//! Model: one tab. Commands of the DevTools protocol go through a pipe, as JSON with a zero byte at
-//! its end. Responses and events come back through another pipe. Events are kept for the test.
+//! Model: one tab. Commands of the `DevTools` protocol go through a pipe, as JSON with a zero byte
+//! at its end. Responses and events come back through another pipe. Events are kept for the test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
