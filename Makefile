@@ -2,7 +2,7 @@
 # target's text says plainly what it does, and the target leaves no process running.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test memory soak verify simulate fuzz bench bench-parts instructions docs check deny sbom release planted-faults reproducible compose-test nix-check systemd-check deb deb-check rpm schema chart chart-check notices release-check examples-check clean
+.PHONY: help run test page-check memory soak verify simulate fuzz bench bench-parts instructions docs check deny sbom release planted-faults reproducible compose-test nix-check systemd-check deb deb-check rpm rpm-check schema chart chart-check notices release-check examples-check clean
 
 # The ports of `make run` on 127.0.0.1, for HTTP and for Redis clients: make run PORT=9000
 # RESP_PORT=9001
@@ -17,6 +17,9 @@ run: ## Build the proxy and run it with a private Redis and sample keys until Ct
 
 test: ## Run every test: unit, documentation, orders of steps, a simulation, a short soak, integration against real redis-servers
 	@scripts/test
+
+page-check: ## Test the status page in Chromium, and write pictures of it and of top under target/screens (needs chromium, tmux)
+	@scripts/page-check
 
 memory: ## Read 5,000,000 small keys and 12,000 large values under bounds on memory, then flush: memory throughout and after (KEYS=5000000)
 	MEMORY_KEYS='$(or $(KEYS),5000000)' MEMORY_VALUES=12000 cargo test --locked --test it -- --nocapture --test-threads=1 small_keys many_large_values
@@ -87,7 +90,10 @@ deb: ## Build a Debian package (installs cargo-deb if missing)
 	@scripts/deb
 
 deb-check: ## Test the Debian package under a real systemd: install, init, reload, upgrade, purge (needs root, systemd-nspawn)
-	@scripts/deb-check
+	@scripts/package-check deb
+
+rpm-check: ## Test the RPM package under a real systemd: install, init, reload, upgrade, erase (needs root, systemd-nspawn, rpm)
+	@scripts/package-check rpm
 
 rpm: ## Build an RPM package (installs cargo-generate-rpm if missing)
 	@scripts/rpm

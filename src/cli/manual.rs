@@ -24,6 +24,28 @@ const EXIT_STATUS: Section = (
     ],
 );
 
+/// The environment of the commands that read the configuration.
+const ENVIRONMENT: Section = (
+    "ENVIRONMENT",
+    &[
+        ("REDIS_PROXY_CONFIG", "The configuration file, as --config."),
+        ("REDIS_PROXY_SECTION__KEY", "A key of the configuration, as redis-proxy(1) describes it."),
+    ],
+);
+
+const FILES: Section = (
+    "FILES",
+    &[(
+        "/etc/redis-proxy/redis-proxy.toml",
+        "The configuration of the packaged service. It is read here if --config or the environment \
+        names it.",
+    )],
+);
+
+/// The last section of each command's page.
+const SEE_ALSO: Section =
+    ("SEE ALSO", &[("redis-proxy(1)", "The program, its configuration and its signals.")]);
+
 /// The sections of the program's page.
 const PROGRAM: &[Section] = &[
     EXIT_STATUS,
@@ -101,6 +123,8 @@ const COMMANDS: &[(&str, &[Section])] = &[
     (
         "check",
         &[
+            ENVIRONMENT,
+            FILES,
             EXIT_STATUS,
             (
                 "EXAMPLES",
@@ -114,6 +138,8 @@ const COMMANDS: &[(&str, &[Section])] = &[
     (
         "explain",
         &[
+            ENVIRONMENT,
+            FILES,
             EXIT_STATUS,
             (
                 "EXAMPLES",
@@ -127,6 +153,8 @@ const COMMANDS: &[(&str, &[Section])] = &[
     (
         "health",
         &[
+            ENVIRONMENT,
+            FILES,
             EXIT_STATUS,
             (
                 "EXAMPLES",
@@ -140,6 +168,8 @@ const COMMANDS: &[(&str, &[Section])] = &[
     (
         "stat",
         &[
+            ENVIRONMENT,
+            FILES,
             EXIT_STATUS,
             (
                 "EXAMPLES",
@@ -156,8 +186,26 @@ const COMMANDS: &[(&str, &[Section])] = &[
     (
         "top",
         &[
+            (
+                "ENVIRONMENT",
+                &[
+                    ("REDIS_PROXY_CONFIG", "The configuration file, as --config."),
+                    (
+                        "REDIS_PROXY_SECTION__KEY",
+                        "A key of the configuration, as redis-proxy(1) describes it.",
+                    ),
+                    ("NO_COLOR", "If it is set and not empty, there are no colours."),
+                ],
+            ),
+            FILES,
             EXIT_STATUS,
-            ("ENVIRONMENT", &[("NO_COLOR", "If it is set and not empty, there are no colours.")]),
+            (
+                "SIGNALS",
+                &[(
+                    "SIGINT, SIGTERM, SIGHUP",
+                    "End it within a second. The terminal is as it was before.",
+                )],
+            ),
             (
                 "EXAMPLES",
                 &[
@@ -176,6 +224,7 @@ const COMMANDS: &[(&str, &[Section])] = &[
     (
         "init",
         &[
+            ENVIRONMENT,
             (
                 "FILES",
                 &[(
@@ -196,6 +245,8 @@ const COMMANDS: &[(&str, &[Section])] = &[
     (
         "report",
         &[
+            ENVIRONMENT,
+            FILES,
             EXIT_STATUS,
             (
                 "EXAMPLES",
@@ -208,31 +259,40 @@ const COMMANDS: &[(&str, &[Section])] = &[
     ),
     (
         "schema",
-        &[(
-            "EXAMPLES",
-            &[(
-                "redis-proxy schema > redis-proxy.schema.json",
-                "Editors check redis-proxy.toml with it if its first line is \
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[(
+                    "redis-proxy schema > redis-proxy.schema.json",
+                    "Editors check redis-proxy.toml with it if its first line is \
                 #:schema ./redis-proxy.schema.json",
-            )],
-        )],
+                )],
+            ),
+        ],
     ),
     (
         "man",
-        &[(
-            "EXAMPLES",
-            &[
-                ("redis-proxy man health | man -l -", "Shows a page."),
-                ("redis-proxy man --directory /usr/share/man/man1", "Installs all pages."),
-            ],
-        )],
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[
+                    ("redis-proxy man health | man -l -", "Shows a page."),
+                    ("redis-proxy man --directory /usr/share/man/man1", "Installs all pages."),
+                ],
+            ),
+        ],
     ),
     (
         "completions",
-        &[(
-            "EXAMPLES",
-            &[("redis-proxy completions bash", "Prints a script for /etc/bash_completion.d.")],
-        )],
+        &[
+            EXIT_STATUS,
+            (
+                "EXAMPLES",
+                &[("redis-proxy completions bash", "Prints a script for /etc/bash_completion.d.")],
+            ),
+        ],
     ),
 ];
 
@@ -252,7 +312,7 @@ pub fn write_manual(name: Option<&str>, out: &mut dyn Write) -> io::Result<bool>
         return Ok(false);
     };
     let sections = COMMANDS.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, own)| *own);
-    write_page(command.clone(), sections, out)?;
+    write_page(command.clone(), &[sections, &[SEE_ALSO]].concat(), out)?;
     Ok(true)
 }
 
@@ -320,7 +380,18 @@ mod tests {
         for name in names {
             let page = page(Some(name));
             assert!(page.contains(&format!(".TH redis-proxy-{name} 1")), "{page}");
-            assert!(page.contains("\n.SH EXAMPLES\n"), "{page}");
+            let reads_configuration = !["schema", "man", "completions"].contains(&name);
+            for (heading, is_there) in [
+                ("ENVIRONMENT", reads_configuration),
+                ("FILES", reads_configuration),
+                ("\"EXIT STATUS\"", true),
+                ("SIGNALS", name == "top"),
+                ("EXAMPLES", true),
+                ("\"SEE ALSO\"", true),
+            ] {
+                let has = page.contains(&format!("\n.SH {heading}\n"));
+                assert_eq!(has, is_there, "{heading}: {page}");
+            }
         }
     }
 

@@ -15,8 +15,8 @@ use super::snapshot::{Rates, Snapshot};
 const MAX_EVENTS: usize = 100;
 /// The height from which the reads of the last 15 minutes have a place.
 const TALL: u16 = 34;
-/// The height of that place.
-const SPARKLINE: u16 = 8;
+/// The least and the most height of that place.
+const SPARKLINE: (u16, u16) = (8, 16);
 /// The least lines of the events, with their title.
 const EVENT_LINES: u16 = 4;
 /// The longest bar, in columns.
@@ -70,7 +70,10 @@ impl Screen {
     }
 
     fn block<'a>(&self, title: &'a str) -> Block<'a> {
-        let title = Span::styled(title, Style::new().add_modifier(Modifier::BOLD));
+        let title = Line::from(vec![
+            Span::styled(title, Style::new().add_modifier(Modifier::BOLD)),
+            Span::raw(" "),
+        ]);
         Block::new().borders(Borders::TOP).border_style(self.style(Color::DarkGray)).title(title)
     }
 
@@ -259,7 +262,8 @@ impl Widget for &Screen {
     fn render(self, area: Rect, buffer: &mut Buffer) {
         let outcomes =
             self.snapshot.as_ref().map_or(0, |snapshot| snapshot.reads.outcomes.len() + 2);
-        let history = if area.height >= TALL { SPARKLINE } else { 0 };
+        let (least, most) = SPARKLINE;
+        let history = if area.height >= TALL { (area.height / 4).clamp(least, most) } else { 0 };
         let is_verified = self.snapshot.as_ref().is_some_and(|one| one.verified.is_shown());
         let totals_height = if is_verified { 3 } else { 2 };
         let [head, totals, reads, sparkline, below] = Layout::vertical([

@@ -55,11 +55,18 @@ function line(id, name, values, show, top) {
   const known = values.map((value, index) => [index, value]).filter(([, value]) => value !== null);
   const most = top || Math.max(1, ...known.map(([, value]) => value));
   const first = 180 - values.length;
-  const points = known.map(([index, value]) => `${first + index},${(39 - 38 * value / most).toFixed(2)}`);
+  // A gap without reads ends a part of the line. A part of one point is a dot, by its round ends.
+  const parts = known.map(([index, value], at) => {
+    const begins = at === 0 || known[at - 1][0] !== index - 1;
+    const point = `${first + index},${(39 - 38 * value / most).toFixed(2)}`;
+    return begins ? `M${point}h0` : `L${point}`;
+  });
   const drawing = byId(id);
-  drawing.firstElementChild.setAttribute('points', points.join(' '));
+  drawing.firstElementChild.setAttribute('d', parts.join(''));
   const last = known.length ? show(known[known.length - 1][1]) : 'no data yet';
-  drawing.setAttribute('aria-label', `${name}: now ${last}`);
+  const summary = known.length ? `${last}, at most ${show(Math.max(...known.map(([, value]) => value)))}` : last;
+  drawing.setAttribute('aria-label', `${name}: now ${summary}`);
+  drawing.previousElementSibling.lastElementChild.textContent = summary;
 }
 
 let previous = null;
@@ -94,8 +101,11 @@ function show(status) {
   byId('verified').dataset.level = verified.stale > 0 ? 'down' : '';
   line('line-reads', 'Reads per second', history.reads, rate);
   line('line-ratio', 'Hit ratio', history.hit_ratio, percent, 1);
-  line('line-bytes', 'Bytes in memory', history.bytes, bytes);
+  line('line-bytes', 'Bytes of entries', history.bytes, bytes);
   const total = status.memory_total;
+  byId('memory-now').textContent = bytes(total.bytes);
+  byId('memory-bound').textContent = bytes(total.max_bytes);
+  byId('memory-share').value = total.max_bytes ? total.bytes / total.max_bytes : 0;
   rows('memory', [...status.memory.map((each) => [each.store, count(each.entries), count(each.max_entries),
     bytes(each.bytes), bytes(each.max_bytes)]),
   ['all', '-', '-', bytes(total.bytes), bytes(total.max_bytes)]]);
@@ -106,7 +116,7 @@ function show(status) {
   byId('no-keys').hidden = status.hot_keys !== null;
   byId('keys-table').hidden = status.hot_keys === null;
   rows('keys', (status.hot_keys || []).map((each) => [each.key, count(each.reads)]));
-  const reload = new Date(status.last_reload.time * 1000).toISOString();
+  const reload = new Date(status.last_reload.time * 1000).toISOString().replace(/\.\d+Z$/, 'Z');
   byId('about').textContent = `Version ${status.version}, up for ${uptime(status.uptime_seconds)}. `
     + `Configuration of ${reload}${status.last_reload.applied ? '' : '; the last reload was refused'}.`;
 }

@@ -41,6 +41,7 @@ mod rules;
 mod sentinel;
 mod startup;
 mod status;
+mod status_page;
 mod support;
 mod systemd;
 mod tls;

@@ -119,6 +119,9 @@ fn only_probes_need_no_token() {
         "/metrics",
         "/hotkeys",
         "/hotkeys?top=1",
+        "/status",
+        "/status.json",
+        "/status.js",
         "/",
         "/nothing",
         "/livez/",
@@ -147,7 +150,7 @@ fn only_probes_need_no_token() {
     };
     assert_eq!(received(&[]), r#"{"status":"ready"}"#);
     assert!(received(&[FIRST]).contains("coherence"));
-    for path in ["/metrics", "/hotkeys", "/keys/greeting"] {
+    for path in ["/metrics", "/hotkeys", "/status", "/status.json", "/keys/greeting"] {
         assert_eq!(guarded.status(path, SECOND), 200, "{path}");
     }
     assert_eq!(guarded.status("/nothing", SECOND), 404);

@@ -1,5 +1,5 @@
-//! The clients of Redis that `scripts/clients` installs; without them a test that needs one reports
-//! that it is skipped.
+//! The clients of Redis and the other libraries that `scripts/clients` installs; without them a test
+//! that needs one reports that it is skipped.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +22,15 @@ pub(crate) fn python() -> Option<Command> {
 /// A node that finds node-redis and ioredis in the folder's `node_modules`.
 pub(crate) fn node() -> Option<Command> {
     installed("node", "a node with its clients")
+}
+
+/// The script of axe-core, which judges the accessibility of a page.
+pub(crate) fn axe() -> Option<String> {
+    let script = std::fs::read_to_string(folder().join("node_modules/axe-core/axe.min.js")).ok();
+    if script.is_none() {
+        skipped_without("axe-core", "scripts/clients installs it");
+    }
+    script
 }
 
 fn installed(program: &str, name: &str) -> Option<Command> {

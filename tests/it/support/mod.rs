@@ -14,6 +14,7 @@
 )]
 
 mod authority;
+pub(crate) mod browser;
 pub(crate) mod clients;
 pub(crate) mod cluster;
 pub(crate) mod collector;
